@@ -1,0 +1,361 @@
+"""Settings: every option, its default and its check, in one table; every door (Python, SQL, YAML, command line) leads here.
+
+An option has one name in two spellings: `batch_size` in Python, `batch.size` as a string key. Its line in `Settings` carries the
+default, the rule and the meaning; `OPTIONS` lists them for the command line and the docs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from beam_llm.errors import UsageError
+
+PROVIDERS = ("openai", "azure")
+MODES = ("online", "batch_api")
+RESPONSE_FORMATS = ("json", "xml", "delimited")
+
+BASE_URL_VARIABLES = {"openai": "OPENAI_BASE_URL", "azure": "AZURE_OPENAI_ENDPOINT"}
+KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "azure": "AZURE_OPENAI_API_KEY"}
+DEFAULT_BASE_URLS = {"openai": "https://api.openai.com/v1"}
+
+
+def _option(default: Any, meaning: str, **rule: Any) -> Any:
+    """One row of the table: default, meaning and rule (`kind`, `least`, `most`, `choices`, `also`)."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning, **rule})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All options of one use of a model, checked. Plain data: it is pickled into the pipeline and holds no secret.
+
+    Build it with `settings(...)` or `settings_from_options(...)`; the constructor alone checks nothing.
+    """
+
+    model: str = _option("", "which model: `openai:gpt-4.1-mini`, `azure:DEPLOYMENT`", kind="text")
+    prompt: str | None = _option(None, "Jinja2 template over the element's fields; `{{ element }}` is the whole", kind="text")
+    system_prompt: str | None = _option(None, "system-level instruction", kind="text")
+    output: Any = _option(str, "type of the answer: str, int, float, bool, Literal, Enum, list, pydantic model, JSON schema", kind="output")
+    batch_size: int | Literal["auto"] = _option(1, "most records in one prompt, or `auto`: as many as the model's window takes", kind="int", least=1, also=("auto",))
+    batch_timeout_ms: int = _option(1000, "longest wait before an incomplete prompt batch is sent (unbounded input)", kind="int", least=1)
+    batch_max_bytes: int | None = _option(None, "most UTF-8 bytes of records' texts in one prompt", kind="int", least=1)
+    batch_prompt_template: str | None = _option(None, "Jinja2 over `records`, each with `index`, `text` and its fields", kind="text")
+    response_format: str = _option("json", "shape of the reply: `json`, `xml`, `delimited`, or the dotted name of a parser", kind="format")
+    response_path: str | None = _option(None, "JSONPath or XPath to the answers; for `delimited` a regex with groups `index` and `value`", kind="text")
+    response_index_field: str = _option("index", "field that holds a record's index", kind="text")
+    response_value_field: str | None = _option(None, "field that holds a record's answer", kind="text")
+    max_retries: int = _option(3, "further tries of a failed call, and the bound on re-asking the same records", kind="int", least=0, most=20)
+    request_timeout_ms: int = _option(30_000, "timeout of one API call", kind="int", least=1)
+    call_deadline_ms: int = _option(120_000, "one call with all its retries and waits; keep it below a checkpoint's timeout", kind="int", least=1)
+    on_unparseable: str = _option("split", "a whole reply that can't be read: `split`, `retry`, `single`, `fail`", kind="choice", choices=("split", "retry", "single", "fail"))
+    api_key: str | None = _option(None, "reference to the key: `env:NAME`, `file:PATH`, `gcp-secret:projects/…`, or `none`", kind="secret")
+    base_url: str | None = _option(None, "where the API is, if not at the provider's own address", kind="text")
+    api_version: str | None = _option(None, "azure: the `api-version` of the older routes", kind="text")
+    mode: str = _option("online", "`online`: live calls; `batch_api`: the provider's batch API, half price", kind="choice", choices=MODES)
+    staging_location: str | None = _option(None, "batch_api: local folder or gs:// for files and ledger", kind="text")
+    max_concurrency: int = _option(64, "live calls in flight per worker process", kind="int", least=1, most=10_000)
+    requests_per_minute: float | None = _option(None, "budget of the whole job, divided by `rate_limit_shares`", kind="float", least=0.001)
+    tokens_per_minute: float | None = _option(None, "budget of the whole job, divided by `rate_limit_shares`", kind="float", least=1)
+    rate_limit_shares: int = _option(1, "worker processes that share the per-minute budgets", kind="int", least=1)
+    on_abort: str = _option("raise", "a bad key, an unknown model, a spent quota: `raise` fails the pipeline, `record` ends every further record as an error", kind="choice", choices=("raise", "record"))
+    on_leftover: str = _option("follow_up", "batch_api, records a job did not answer: `follow_up` (one more job, then live calls), `online`, `fail`", kind="choice", choices=("follow_up", "online", "fail"))
+    on_doubt: str = _option("record", "batch_api, a job that may exist but can't be found: `record` names the doubt in the error, `resubmit` asks again", kind="choice", choices=("record", "resubmit"))
+    retry_cancelled: bool = _option(False, "batch_api: ask again what a cancelled job left unanswered", kind="bool")
+    independent: bool = _option(False, "equal records (told apart by `record_id`) are asked separately", kind="bool")
+    fresh: str | None = _option(None, "batch_api: another string makes a new set of answers instead of re-using known ones", kind="text")
+    job_max_records: int | None = _option(None, "most requests in one job (default: the provider's limit)", kind="int", least=1)
+    job_max_bytes: int | None = _option(None, "most bytes in one job's file (default: the provider's limit)", kind="int", least=1_000)
+    job_max_tokens: int | None = _option(None, "most estimated input tokens in one job; keep it below your enqueued-token limit", kind="int", least=1)
+    job_max_wait_seconds: float = _option(300.0, "unbounded input: longest wait before an incomplete job is submitted", kind="float", least=0.05)
+    poll_seconds: float | None = _option(None, "pace of the polls (default: adaptive, 30 to 300 s)", kind="float", least=0.05)
+    job_deadline_hours: float | None = _option(None, "end of waiting for a job (default: the provider's window and an hour)", kind="float", least=0.0001)
+    lease_seconds: float = _option(120.0, "batch_api: how long a worker may hold a job it is submitting before another takes it over", kind="float", least=0.5)
+    list_lag_seconds: float = _option(60.0, "batch_api: how long a created job may stay invisible in the provider's list", kind="float", least=0.0)
+    waiting: str | None = _option(None, "how jobs are waited for: `loop` or `sdf` (default: by runner)", kind="choice", choices=("loop", "sdf"))
+    log_data: bool = _option(False, "texts of records and replies may appear in logs and error messages", kind="bool")
+    max_input_tokens: int | None = _option(None, "most input tokens of one prompt (default: the model's window less its answer)", kind="int", least=16)
+    context_window: int | None = _option(None, "the model's window in tokens (default: as published)", kind="int", least=64)
+    temperature: float | None = _option(None, "passed to the provider", kind="float", least=0.0, most=2.0)
+    max_output_tokens: int | None = _option(None, "most output tokens per record; multiplied by the records in a prompt", kind="int", least=1)
+    seed: int | None = _option(None, "passed to the provider", kind="int")
+    extra_body: Mapping[str, Any] | None = _option(None, "further request parameters, passed to the provider as they are", kind="json")
+    prices: Mapping[str, Any] | None = _option(None, "your own prices in dollars per million tokens: `input`, `output`, `cached`", kind="json")
+    record_id: str | None = _option(None, "field that identifies a record (default: its content)", kind="text")
+    output_field: str | None = _option(None, "emit rows: the element's fields, this field, and `<field>_error`", kind="text")
+
+    @property
+    def provider(self) -> str:
+        return self.model.partition(":")[0]
+
+    @property
+    def model_name(self) -> str:
+        return self.model.partition(":")[2]
+
+
+OPTIONS: dict[str, dataclasses.Field[Any]] = {option.name: option for option in dataclasses.fields(Settings)}
+
+
+def key_of(name: str) -> str:
+    """`batch_size` → `batch.size`."""
+    return name.replace("_", ".")
+
+
+def settings(model: str, **values: Any) -> Settings:
+    """Checks every value and fills in what depends on the environment (base URLs) or on other options.
+
+    Raises:
+      UsageError: names the option, its value, the rule and the fix.
+    """
+    checked = {name: _checked(name, value) for name, value in {"model": model, **values}.items()}
+    known = Settings(**{name: value for name, value in checked.items() if value is not None or name == "output"})
+    return _completed(known)
+
+
+def settings_from_options(options: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, **values: Any) -> Settings:
+    """Settings from string keys as in SQL's `WITH (…)`: `{"provider": "openai", "model": "gpt-4", "batch.size": "20"}`.
+
+    Args:
+      options: a model's defaults.
+      overrides: what one use changes; wins over `options`.
+      values: already typed values by Python name (an `output` class, say); win over both.
+    """
+    named = {_name_of(key): value for key, value in {**_provided(options), **_provided(overrides or {})}.items()}
+    named.update(values)
+    if "model" not in named:
+        raise UsageError('no model given: add "model", such as "openai:gpt-4.1-mini", or "provider" and "model"')
+    return settings(**named)
+
+
+def replaced(known: Settings, **changes: Any) -> Settings:
+    """The same settings with some changed, checked anew."""
+    values = {name: getattr(known, name) for name in OPTIONS}
+    return settings(**{**values, **changes})
+
+
+def _provided(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Joins `provider` and `model` into one value."""
+    options = dict(options)
+    provider = options.pop("provider", None)
+    model = options.get("model")
+    if provider is not None:
+        if model is None:
+            raise UsageError(f'"provider" is {provider!r} but "model" is missing: add it, such as "gpt-4.1-mini"')
+        prefix = f"{provider}:"
+        options["model"] = model if str(model).startswith(prefix) else prefix + str(model)
+    return options
+
+
+def _name_of(key: str) -> str:
+    name = key.strip().replace(".", "_").replace("-", "_").lower()
+    if name in OPTIONS:
+        return name
+    raise UsageError(_unknown(key, [key_of(option) for option in OPTIONS] + ["provider"]))
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    advice = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(sorted(known))}"
+    return f"unknown option {key!r}: {advice}"
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name not in OPTIONS:
+        raise UsageError(_unknown(name, list(OPTIONS)))
+    option = OPTIONS[name]
+    if value is None and name != "output":
+        return option.default
+    return _KINDS[option.metadata["kind"]](name, value, option.metadata)
+
+
+def _wrong(name: str, value: Any, rule: str, fix: str) -> UsageError:
+    return UsageError(f"{name} is {value!r}: {rule}; {fix}")
+
+
+def _number(name: str, value: Any, rule: Mapping[str, Any], convert: Callable[[Any], Any], noun: str) -> Any:
+    if isinstance(value, str) and value in rule.get("also", ()):
+        return value
+    try:
+        if isinstance(value, bool):
+            raise ValueError("a boolean")
+        number = convert(value)
+    except (TypeError, ValueError):
+        also = "".join(f" or {word!r}" for word in rule.get("also", ()))
+        raise _wrong(name, value, f"it has to be {noun}{also}", f"try {_example(name)}") from None
+    least, most = rule.get("least"), rule.get("most")
+    if (least is not None and number < least) or (most is not None and number > most):
+        bounds = f"at least {least:,}" if most is None else f"between {least:,} and {most:,}"
+        raise _wrong(name, value, f"it has to be {bounds}", f"try {_example(name)}")
+    return number
+
+
+def _example(name: str) -> str:
+    default = OPTIONS[name].default
+    return f"{key_of(name)}={default}" if default is not None else f"{key_of(name)}={OPTIONS[name].metadata.get('least') or 1}"
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError("not whole")
+    return int(value.replace("_", "")) if isinstance(value, str) else int(value)
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if number != number or number in (float("inf"), float("-inf")):
+        raise ValueError("not finite")
+    return number
+
+
+def _int(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
+    return _number(name, value, rule, _whole, "a whole number")
+
+
+def _float(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
+    return _number(name, value, rule, _finite, "a number")
+
+
+def _bool(name: str, value: Any, rule: Mapping[str, Any]) -> bool:
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise _wrong(name, value, "it has to be true or false", f"try {key_of(name)}=true")
+
+
+def _text(name: str, value: Any, rule: Mapping[str, Any]) -> str:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not isinstance(value, str):
+        raise _wrong(name, value, f"it has to be a string, not {type(value).__name__}", f"write {name}='…'")
+    return value
+
+
+def _choice(name: str, value: Any, rule: Mapping[str, Any]) -> str:
+    if value in rule["choices"]:
+        return str(value)
+    near = difflib.get_close_matches(str(value), rule["choices"], n=1)
+    raise _wrong(name, value, f"it has to be one of {', '.join(rule['choices'])}", f"try {near[0] if near else rule['choices'][0]!r}")
+
+
+_REFERENCE = re.compile(r"env:[A-Za-z_]\w*|file:.+|gcp-secret:projects/.+|none")
+
+
+def _secret(name: str, value: Any, rule: Mapping[str, Any]) -> str:
+    """Only references may ride in the graph. The value itself is never put into the message: it may be a key."""
+    if isinstance(value, str):
+        wrapped = re.fullmatch(r"\$\{([A-Za-z_]\w*)\}", value)
+        reference = f"env:{wrapped[1]}" if wrapped else value
+        if _REFERENCE.fullmatch(reference):
+            return reference
+    raise UsageError(
+        f"{name} holds a literal value: keys are given by reference, so that none is stored in the pipeline; "
+        "put the key into an environment variable and write 'env:NAME' (or 'file:PATH', 'gcp-secret:projects/…'; 'none' for servers without keys)"
+    )
+
+
+def _json(name: str, value: Any, rule: Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise _wrong(name, value, f"it has to be a JSON object ({error})", f"write {name}='{{\"…\": …}}'") from None
+    if not isinstance(value, Mapping):
+        raise _wrong(name, value, "it has to be a mapping", f"write {name}={{…}}")
+    return dict(value)
+
+
+def _format(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
+    """A built-in format, or a parser by dotted name or as a callable (which is kept by its dotted name if it has one)."""
+    if value in RESPONSE_FORMATS:
+        return value
+    if callable(value):
+        return value
+    if isinstance(value, str) and "." in value:
+        load_dotted(name, value)
+        return value
+    near = difflib.get_close_matches(str(value), RESPONSE_FORMATS, n=1)
+    raise _wrong(name, value, f"it has to be one of {', '.join(RESPONSE_FORMATS)} or the dotted name of a parser", f"try {near[0] if near else 'json'!r}")
+
+
+def load_dotted(name: str, dotted: str) -> Callable[..., Any]:
+    """The object that `package.module.name` names.
+
+    Raises:
+      UsageError: where there is no such module or object, or it can't be called.
+    """
+    module, _, attribute = dotted.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise _wrong(name, dotted, f"it can't be imported ({error})", "name a function as package.module.function") from None
+    if not callable(found):
+        raise _wrong(name, dotted, "it is not a function", "name a function as package.module.function")
+    return found  # type: ignore[no-any-return]
+
+
+_OUTPUT_WORDS = {"string": str, "integer": int, "number": float, "boolean": bool}
+
+
+def _output(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value in _OUTPUT_WORDS:
+        return _OUTPUT_WORDS[value]
+    if value.startswith("enum:"):
+        members = tuple(member for member in value[len("enum:") :].split("|") if member)
+        if not members:
+            raise _wrong(name, value, "an enum needs members", "write enum:positive|negative|neutral")
+        return Literal[members]
+    if value.lstrip().startswith("{"):
+        return _json(name, value, rule)
+    raise _wrong(name, value, "it has to be string, integer, number, boolean, enum:a|b|c or a JSON schema", "try 'enum:positive|negative|neutral'")
+
+
+_KINDS: dict[str, Callable[[str, Any, Mapping[str, Any]], Any]] = {
+    "int": _int,
+    "float": _float,
+    "bool": _bool,
+    "text": _text,
+    "choice": _choice,
+    "secret": _secret,
+    "json": _json,
+    "format": _format,
+    "output": _output,
+}
+
+
+def _completed(known: Settings) -> Settings:
+    """Rules between options, and what the environment says when the pipeline is built."""
+    provider, _, model = known.model.partition(":")
+    if provider not in PROVIDERS or not model:
+        hint = f"write 'openai:{known.model}'" if ":" not in known.model and known.model else "anything OpenAI-compatible is 'openai:NAME' with base_url"
+        raise UsageError(f"model is {known.model!r}: it has to be PROVIDER:MODEL with a provider out of {', '.join(PROVIDERS)}; {hint}")
+    if known.mode == "batch_api" and not known.staging_location:
+        raise UsageError("mode is 'batch_api' but staging_location is missing: name a local folder or gs://bucket/path that keeps files and ledger")
+    if known.independent and not known.record_id:
+        raise UsageError("independent is True but record_id is missing: name the field that tells equal records apart")
+    return dataclasses.replace(
+        known,
+        base_url=_base_url(known, provider),
+        api_key=known.api_key or f"env:{KEY_VARIABLES[provider]}",
+    )
+
+
+def _base_url(known: Settings, provider: str) -> str:
+    variable = BASE_URL_VARIABLES[provider]
+    url = known.base_url or os.environ.get(variable) or DEFAULT_BASE_URLS.get(provider)
+    if not url:
+        raise UsageError(f"base_url is missing for {provider}: give base_url='https://…' or set {variable}")
+    if not re.match(r"https?://[^/\s]+", url):
+        raise UsageError(f"base_url is {url!r}: it has to start with http:// or https://; write base_url='https://host/v1'")
+    if re.match(r"https?://[^/]*@", url):
+        raise UsageError("base_url holds a user name or password: those would be stored in the pipeline; give the key by api_key='env:NAME'")
+    return url.rstrip("/")

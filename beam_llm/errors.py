@@ -1,0 +1,133 @@
+"""What can go wrong, and what to do about it. The engine and the job driver match on four remedies, never on a status code.
+
+    LLMError ─┬─ UsageError            a setting, a file or an element is wrong; raised when the pipeline is built
+              ├─ PromptError           one element does not fit the prompt; that element's own error
+              ├─ LedgerError           the staging location cannot be trusted (format, atomic create, half-written)
+              └─ CallError ─┬─ Retryable      RETRY   try the same request again, after `retry_after_seconds`
+                            ├─ Rejected       SPLIT   the provider will not take this request; with one record in it: REJECT
+                            └─ Aborted        ABORT   no request will succeed: a bad key, an unknown model, a spent quota
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+
+class Remedy(enum.Enum):
+    """What the engine does about an error."""
+
+    RETRY = "retry"
+    SPLIT = "split"
+    REJECT = "reject"
+    ABORT = "abort"
+
+
+class Kind:
+    """Every value `error.kind` can have; a closed set."""
+
+    MISSING = "missing"
+    """The reply answered other records of its prompt but not this one."""
+    UNREADABLE = "unreadable"
+    """The reply could not be read at all."""
+    INVALID = "invalid"
+    """There was an answer, but it is not a value of `output`."""
+    REFUSED = "refused"
+    """The model refused, or the provider's content filter stopped the reply."""
+    TRUNCATED = "truncated"
+    """The reply ended at its token limit before this record's answer was complete."""
+    PROMPT = "prompt"
+    """The element does not fit the prompt: a field is missing, or the template failed on it."""
+    TOO_LARGE = "too_large"
+    """The record alone exceeds `max_input_tokens`; no call was made."""
+    REJECTED = "rejected"
+    """The provider refused the request (an HTTP 4xx that no retry mends)."""
+    RATE_LIMITED = "rate_limited"
+    """Still rate limited after the last retry or at the call's deadline."""
+    TIMED_OUT = "timed_out"
+    """No answer within `request_timeout_ms`, or none by the deadline of the job."""
+    UNAVAILABLE = "unavailable"
+    """The provider was unreachable or failing (5xx, dropped connections) until the last retry."""
+    EXPIRED = "expired"
+    """The batch job ended before it came to this record."""
+    CANCELLED = "cancelled"
+    """The batch job was cancelled before it came to this record."""
+    ABORTED = "aborted"
+    """Not asked, or not asked again: a bad key, an unknown model or a spent quota had ended all calls."""
+    DOUBTFUL = "doubtful"
+    """A batch job may or may not have been created and can't be found; nothing was submitted again."""
+    BUDGET = "budget"
+    """Stopped by a spending limit."""
+
+    ALL = (
+        MISSING, UNREADABLE, INVALID, REFUSED, TRUNCATED, PROMPT, TOO_LARGE, REJECTED, RATE_LIMITED,
+        TIMED_OUT, UNAVAILABLE, EXPIRED, CANCELLED, ABORTED, DOUBTFUL, BUDGET,
+    )  # fmt: skip
+
+
+class Failure(NamedTuple):
+    """Why a record has no value.
+
+    Attributes:
+      kind: one of `Kind.ALL`.
+      message: a sentence for a person; never holds a key, and a record's text only with `log_data`.
+      attempts: requests this record was part of; 0 where none was sent.
+    """
+
+    kind: str
+    message: str
+    attempts: int = 0
+
+    def __str__(self) -> str:
+        tries = f" (after {self.attempts} attempts)" if self.attempts > 1 else ""
+        return f"{self.kind}: {self.message}{tries}"
+
+
+class LLMError(Exception):
+    """Root of everything this package raises on purpose."""
+
+
+class UsageError(LLMError, ValueError):
+    """A setting or an input is wrong. The message names the value, the rule and the fix."""
+
+
+class PromptError(LLMError):
+    """One element does not fit the prompt template: a missing field, or an error inside the template."""
+
+
+class LedgerError(LLMError):
+    """The staging location can't be used or trusted: no atomic create, a newer format, a damaged object."""
+
+
+class CallError(LLMError):
+    """A request to the provider failed. `kind` is the record's error kind if nothing mends it."""
+
+    remedy = Remedy.RETRY
+
+    def __init__(self, kind: str, message: str, *, retry_after_seconds: float | None = None, status: int | None = None):
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.retry_after_seconds = retry_after_seconds
+        self.status = status
+
+
+class Retryable(CallError):
+    """The same request may succeed later: 408, 409, 429, 5xx, a timeout, a lost connection."""
+
+    remedy = Remedy.RETRY
+
+
+class Rejected(CallError):
+    """The provider refuses this request, and will again: a 4xx, a context too long, a record its filter stops.
+
+    With several records in the request the engine splits it to find the one at fault; alone, that record is rejected.
+    """
+
+    remedy = Remedy.SPLIT
+
+
+class Aborted(CallError):
+    """No request can succeed any more: 401, 403, an unknown model, a spent quota."""
+
+    remedy = Remedy.ABORT

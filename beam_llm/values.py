@@ -1,0 +1,177 @@
+"""The words of the package, as frozen values: what flows through it. No I/O, no third-party imports.
+
+    element ─ adapters ─► Record ─ batching ─► PromptBatch ─ task ─► Request ─ provider ─► Completion ─ task ─► Prediction
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from beam_llm.errors import Failure
+
+RECORD_KEY_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one element asks: the strings that its prompt varies by, and nothing of Beam.
+
+    Attributes:
+      inputs: the rendered texts this record puts into the prompt, one per varying part of the template.
+      tokens: estimated input tokens of `inputs`; an upper bound rather than a mean.
+      fields: the element's fields, only where a custom batch template needs them, else None.
+      record_id: the user's id as text, where `record_id` names a field, else None.
+    """
+
+    inputs: tuple[str, ...]
+    tokens: int
+    fields: Mapping[str, Any] | None = None
+    record_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """The 1…N records that share one prompt. Record i (0-based) is asked for, and answered, under index i + 1."""
+
+    records: tuple[Record, ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A provider-neutral ask. Equal content gives equal bytes in every process.
+
+    Attributes:
+      schema: JSON schema the reply must follow (strict), or None where the reply is free text.
+      max_output_tokens: of the whole reply (already multiplied by the records in it), or None.
+      extra: further parameters, passed to the provider as they are (`extra_body`).
+      input_tokens: estimated, for budgets and limits; not part of what is sent.
+    """
+
+    model: str
+    messages: tuple[Message, ...]
+    schema: Mapping[str, Any] | None = None
+    temperature: float | None = None
+    max_output_tokens: int | None = None
+    seed: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    input_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one reply, or a record's share of them. `cached_tokens` are part of `input_tokens`."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cached_tokens + other.cached_tokens,
+        )
+
+    def split(self, members: int) -> list[Usage]:
+        """Shares the tokens among `members` records; the shares add up to the whole (largest remainder)."""
+        shares = [_split_whole(total, members) for total in (self.input_tokens, self.output_tokens, self.cached_tokens)]
+        return [Usage(*share) for share in zip(*shares, strict=True)]
+
+
+def _split_whole(total: int, members: int) -> list[int]:
+    share, rest = divmod(total, members)
+    return [share + 1] * rest + [share] * (members - rest)
+
+
+class Pace(NamedTuple):
+    """What the provider's rate-limit headers said of the minute to come; None where it said nothing."""
+
+    remaining_requests: int | None = None
+    remaining_tokens: int | None = None
+    reset_requests_seconds: float | None = None
+    reset_tokens_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A provider-neutral reply to one Request.
+
+    Attributes:
+      text: the reply's text; None where there was none (a refusal, empty choices, null content).
+      finish_reason: `stop`, `length`, `content_filter`, … as the provider says it; `empty` where it sent no choice.
+      refusal: the model's own words of refusal, else None.
+    """
+
+    text: str | None
+    finish_reason: str
+    usage: Usage = Usage()
+    model: str = ""
+    request_id: str | None = None
+    refusal: str | None = None
+    pace: Pace | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one record of a prompt ends: the answer in JSON form, or why there is none. Knows no element.
+
+    `value` is what JSON knows (str, int, float, bool, None, list, dict), already validated against `output`; the typed
+    value is made from it where the Prediction is.
+
+    Attributes:
+      usage: this record's share of all replies it was part of (also of those that had to be asked again).
+      cost_usd: the share's price; None where the model's price is unknown; 0.0 where the answer was re-used.
+      reused: the answer was known already and nothing was paid for it now.
+    """
+
+    value: Any = None
+    failure: Failure | None = None
+    usage: Usage = Usage()
+    cost_usd: float | None = None
+    model: str = ""
+    request_id: str | None = None
+    finish_reason: str | None = None
+    reused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """How a record ends: its element, untouched, with a typed `value` or an `error`.
+
+    Attributes:
+      element: the input element as it came, `(key, value)` pairs included.
+      value: typed by `output`, or None where there is an error.
+      error: None, or what went wrong: `kind`, `message`, `attempts`.
+      usage: tokens that this record cost (its share of the prompts it was in).
+      cost_usd: price of that usage; None where the model has no known price; 0.0 where `reused`.
+      model: the model that answered, as the provider named it.
+      request_id: the provider's id of the reply.
+      finish_reason: why the reply ended.
+      reused: answered by an earlier, paid-for answer to the same question.
+    """
+
+    element: Any
+    value: Any = None
+    error: Failure | None = None
+    usage: Usage = Usage()
+    cost_usd: float | None = None
+    model: str = ""
+    request_id: str | None = None
+    finish_reason: str | None = None
+    reused: bool = False
+
+    @property
+    def key(self) -> Any:
+        """The key of a `(key, value)` element, else None."""
+        return self.element[0] if type(self.element) is tuple and len(self.element) == 2 else None
