@@ -1,0 +1,8 @@
+"""`python -m beam_llm …` is `beam-llm …`."""
+
+import sys
+
+from beam_llm.fronts.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

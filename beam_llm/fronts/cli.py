@@ -1,0 +1,374 @@
+"""The command line: `beam-llm …`, the same as `python -m beam_llm …`.
+
+Every option of `config.OPTIONS` is a flag here; its meaning and default come from there, its check too. Nothing heavy is imported before a
+command needs it: `--help` answers without Beam.
+
+Exit codes: 0 all records answered; 1 the command failed; 2 wrong usage; 3 finished, but some records ended as errors; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from beam_llm.config import OPTIONS, Settings, key_of, settings_from_options
+from beam_llm.errors import LLMError, UsageError
+
+ALL_ANSWERED, FAILED, WRONG_USAGE, SOME_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130
+
+_EXIT_CODES = "exit codes: 0 all records answered; 1 the command failed; 2 wrong usage; 3 finished, but some records ended as errors"
+_FLAG_NAMES = {"output": "--output-type"}
+_EVERY_COMMAND = ("model", "prompt", "system_prompt", "output", "batch_size", "mode", "staging_location", "api_key", "base_url", "output_field")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code. What stderr says about a failure is one line, unless `--debug`."""
+    code = _run(list(sys.argv[1:] if argv is None else argv))
+    if argv is None and code in (FAILED, INTERRUPTED):
+        # Beam's threads of a broken run would keep the process waiting for ever.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    own, beam_options = _split_at_dashes(arguments)
+    try:
+        chosen = build_parser().parse_args(own)
+        chosen.beam_options = beam_options
+    except SystemExit as stop:  # argparse has said why
+        return stop.code if isinstance(stop.code, int) else WRONG_USAGE
+    _quieten(chosen.debug)
+    try:
+        return int(chosen.run(chosen))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read our stdout has left
+        return FAILED
+    except (LLMError, OSError, KeyboardInterrupt) as error:
+        if chosen.debug:
+            traceback.print_exc()
+        print(f"{chosen.name}: {_said(error)}", file=sys.stderr)
+        return _exit_code(error)
+
+
+def _split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
+    if "--" not in arguments:
+        return arguments, []
+    at = arguments.index("--")
+    return arguments[:at], arguments[at + 1 :]
+
+
+def _exit_code(error: BaseException) -> int:
+    from beam_llm.fronts.predict import Interrupted
+
+    if isinstance(error, (KeyboardInterrupt, Interrupted)):
+        return INTERRUPTED
+    return WRONG_USAGE if isinstance(error, UsageError) else FAILED
+
+
+def _said(error: BaseException) -> str:
+    """The error in one line, with options spelled as flags."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped"
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = str(error) or type(error).__name__
+    return _as_flags(" ".join(text.split()))
+
+
+def _as_flags(text: str) -> str:
+    """`batch_size is 'x': …; try batch.size=1` → `--batch-size is 'x': …; try --batch-size=1`."""
+    for name in sorted(OPTIONS, key=len, reverse=True):
+        flag = _flag(name)
+        text = re.sub(rf"(?<![\w.'-]){re.escape(key_of(name))}=", f"{flag}=", text)
+        if "_" in name:
+            text = re.sub(rf"(?<![\w.'-]){name}\b", flag, text)
+        else:
+            text = re.sub(rf"^{name} (is|holds)\b", rf"{flag} \1", text)
+    return text
+
+
+def _quieten(debug: bool) -> None:
+    """Beam's own chatter is for its developers; a command's stderr is for its user."""
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr, force=True)
+    if not debug:
+        logging.getLogger().setLevel(logging.ERROR)  # "apitools not found": Beam logs it through the root logger
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+        logging.getLogger("beam_llm").setLevel(logging.WARNING)
+        warnings.simplefilter("ignore")
+
+
+# --- the parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line instead of the usage text; a flag nearly right is named."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, allow_abbrev=False, formatter_class=_Help, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        if message.endswith((": COMMAND", ": ACTION")):
+            self.print_help(sys.stderr)
+            self.exit(WRONG_USAGE)
+        found = re.match(r"unrecognized arguments: (\S+)", message)
+        if found:
+            message = f"unknown option {found[1]!r}{self._nearest(found[1])}"
+        self.exit(WRONG_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def _nearest(self, word: str) -> str:
+        near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, n=1)
+        return f": did you mean {near[0]!r}?" if near else ""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """A command's own parser complains about what it doesn't know: it knows its flags, the outer one doesn't."""
+        known, rest = super().parse_known_args(args, namespace)
+        if rest and self._subparsers is None:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return known, rest
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34, width=100)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="beam-llm", description="Language models over data in Apache Beam.", epilog=_EXIT_CODES)
+    parser.add_argument("--version", action="version", version=f"beam-llm {_version()}")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    _add_demo(commands)
+    _add_predict(commands)
+    _add_estimate(commands)
+    _add_jobs(commands)
+    _add_emulator(commands)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("beam-llm")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _command(commands: Any, name: str, run: str, text: str, **kwargs: Any) -> argparse.ArgumentParser:
+    """A command whose function is named `module:function`, imported when it runs."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=kwargs.pop("description", text), epilog=kwargs.pop("epilog", _EXIT_CODES))
+    parser.set_defaults(run=_lazily(run), name=parser.prog)
+    parser.add_argument("--debug", action="store_true", help="tracebacks and Beam's own messages")
+    return parser
+
+
+def _lazily(name: str) -> Callable[[argparse.Namespace], int]:
+    module, _, function = name.partition(":")
+
+    def run(chosen: argparse.Namespace) -> int:
+        return int(getattr(importlib.import_module(module), function)(chosen))
+
+    return run
+
+
+def _add_demo(commands: Any) -> None:
+    text = "real reviews through LLMPredict on an emulated provider, live and by batch API: no key, no cloud"
+    parser = _command(commands, "demo", "beam_llm.fronts.demo:main", text)
+    parser.add_argument("--records", type=_positive, default=2000, metavar="N", help="reviews to label (default: 2000, which is all there are)")
+    parser.add_argument("--batch-size", type=_positive, default=20, metavar="N", help="records in one prompt (default: 20)")
+    parser.add_argument("--output", metavar="DIR", help="folder for answers and staging (default: a new temporary folder)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_predict(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "predict",
+        "beam_llm.fronts.cli:_predict",
+        "files in, files out: every input field plus the model's answer",
+        description=(
+            "Asks a model about every record of the input files and writes the records with their answers.\n\n"
+            "  beam-llm predict reviews.jsonl --output labelled.jsonl --model openai:gpt-4.1-mini \\\n"
+            "    --prompt 'Sentiment of this review: {{ text }}' --output-type 'enum:positive|negative' --batch-size 20\n\n"
+            "The output has every input field, the answer (--output-field, default: answer) and <field>_error, in the\n"
+            "order of the input. Structured answers are JSON objects in .jsonl, JSON text in .csv, structs in .parquet.\n"
+            "It appears under its name when it is complete. A stopped run goes on where it was with the same command;\n"
+            "until then its answers are kept in OUT.partial-…/."
+        ),
+        epilog=f"{_EXIT_CODES}.\nWhat stands after -- goes to Beam, such as -- --runner=PrismRunner (default: --runner=FnApiRunner).",
+    )
+    _add_inputs(parser)
+    parser.add_argument("--output", required=True, metavar="OUT", help="file to write: .jsonl, .csv, .parquet, local or gs://; - is stdout")
+    parser.add_argument("--output-format", choices=("jsonl", "csv", "parquet"), help="where OUT's name doesn't tell (default for -: jsonl)")
+    parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    add_options(parser)
+
+
+def _add_estimate(commands: Any) -> None:
+    text = "what predict would cost: requests, tokens, cost and time at several batch sizes, without a call"
+    parser = _command(commands, "estimate", "beam_llm.fronts.estimate:main", text)
+    _add_inputs(parser)
+    parser.add_argument("--output-tokens", type=_positive, metavar="N", help="tokens of one answer (default: by --output-type)")
+    parser.add_argument("--latency-seconds", type=float, metavar="S", help="of one call (default: 0.5 and 1 per 60 output tokens)")
+    add_options(parser)
+
+
+def _add_emulator(commands: Any) -> None:
+    text = "an emulated provider on this machine, to try things; prints the variables to export"
+    parser = _command(commands, "emulator", "beam_llm.fronts.demo:emulator", text)
+    parser.add_argument("--port", type=int, default=0, metavar="N", help="default: a free one")
+    parser.add_argument("--faults", metavar="FILE", help="JSON file of scripted faults")
+    parser.add_argument("--latency-ms", type=float, default=0.0, metavar="MS", help="of a call (default: 0)")
+    parser.add_argument("--batch-seconds", type=float, default=1.0, metavar="S", help="how long a batch job takes (default: 1)")
+    parser.add_argument("--state", metavar="DIR", help="folder for files and jobs, to survive a restart")
+
+
+def _add_jobs(commands: Any) -> None:
+    parser = commands.add_parser("jobs", help="batch jobs in a staging location: look, collect, cancel, tidy", epilog=_EXIT_CODES)
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    staging: dict[str, Any] = {"required": True, "metavar": "DIR", "dest": "staging_location", "help": "staging location: local folder or gs://"}
+
+    def action(name: str, text: str) -> argparse.ArgumentParser:
+        made = _command(actions, name, f"beam_llm.fronts.jobs_cli:{name}", text)
+        made.add_argument("--staging", "--staging-location", **staging)
+        return made
+
+    action("ls", "all jobs, one a line").add_argument("--json", action="store_true", help="JSON lines")
+    action("show", "one job in full").add_argument("id", metavar="ID", help="number in the log, or the provider's job id")
+    attach = action("attach", "waits for jobs, collects them and writes their records with their answers")
+    attach.add_argument("ids", nargs="*", metavar="ID", help="numbers in the log or the provider's job ids (default: all)")
+    attach.add_argument("--output", required=True, metavar="OUT", help="file to write: .jsonl; - is stdout")
+    attach.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    add_options(attach, leave_out=("mode", "staging_location"))
+    cancel = action("cancel", "asks the provider to cancel a job; what it has finished is kept")
+    cancel.add_argument("id", metavar="ID", help="number in the log, or the provider's job id")
+    _add_provider(cancel)
+    cleanup = action("cleanup", "removes provider files and staging of finished jobs; asks first")
+    cleanup.add_argument("--yes", action="store_true", help="don't ask")
+    _add_provider(cleanup)
+
+
+def _add_provider(parser: argparse.ArgumentParser) -> None:
+    for name in ("model", "api_key", "base_url", "api_version"):
+        _add_option(parser, name)
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files of records: .jsonl, .csv, .parquet, globs, gs://; - is stdin")
+    parser.add_argument("--input-format", choices=("jsonl", "csv", "parquet"), help="where names don't tell (default for -: jsonl)")
+
+
+def add_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
+    """A flag for every option of the package, the common ones first."""
+    common = parser.add_argument_group("the question")
+    further = parser.add_argument_group("further options")
+    common.add_argument("--provider", help="the part of --model before the colon, where it is given apart")
+    for name in [*_EVERY_COMMAND, *(name for name in OPTIONS if name not in _EVERY_COMMAND)]:
+        if name not in leave_out:
+            _add_option(common if name in _EVERY_COMMAND else further, name)
+
+
+def _flag(name: str) -> str:
+    return _FLAG_NAMES.get(name, f"--{name.replace('_', '-')}")
+
+
+def _add_option(parser: Any, name: str) -> None:
+    """Values stay text here: `config` checks them, with one message for every door."""
+    option = OPTIONS[name]
+    flags = ["--staging", "--staging-location"] if name == "staging_location" else [_flag(name)]
+    meaning = option.metadata["meaning"].replace("`", "")
+    if option.default is not None and option.default != "" and name != "output" and "default" not in meaning:
+        meaning += f" (default: {option.default})"
+    if name == "output":
+        meaning = "string, integer, number, boolean, enum:a|b|c, a JSON schema, a file of one (.json), or package.module.Model (default: string)"
+    if name == "output_field":
+        meaning = "the answer's field; its error is in <field>_error (default: answer)"
+    wanted: dict[str, Any] = {"dest": f"option_{name}", "default": None, "help": meaning.replace("%", "%%")}
+    if option.metadata["kind"] == "bool":
+        parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **wanted)
+    else:
+        choices = option.metadata.get("choices")
+        parser.add_argument(*flags, metavar="|".join(choices) if choices else name.rpartition("_")[2].upper(), **wanted)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+# --- from flags to settings
+
+
+def chosen_settings(chosen: argparse.Namespace, **fixed: Any) -> Settings:
+    """The settings that the flags say, checked.
+
+    Raises:
+      UsageError: a value that `config` refuses.
+    """
+    named = {name: getattr(chosen, f"option_{name}", None) for name in OPTIONS}
+    given = {key_of(name): value for name, value in named.items() if value is not None}
+    if getattr(chosen, "provider", None):
+        given["provider"] = chosen.provider
+    elif "model" not in given:
+        raise UsageError("no model given: add --model, such as --model openai:gpt-4.1-mini")
+    if "output" in given:
+        given["output"] = output_type(given["output"])
+    return settings_from_options(given, **fixed)
+
+
+def output_type(text: str) -> Any:
+    """What `--output-type` names: a word or schema that `config` knows, a file of a JSON schema, or a Python type by its dotted name."""
+    if text.endswith(".json"):
+        try:
+            with open(text, "rb") as file:
+                return json.load(file)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--output-type names {text!r}, which is no readable JSON schema: {getattr(error, 'strerror', None) or error}") from None
+    if re.fullmatch(r"[A-Za-z_]\w*([.:][A-Za-z_]\w*)+", text) and not text.startswith("enum:"):
+        module, _, name = text.replace(":", ".").rpartition(".")
+        sys.path.insert(0, os.getcwd())  # a model beside the data, as `python -m` would find it
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"--output-type is {text!r}: it can't be imported ({error}); name a type as package.module.Model") from None
+        finally:
+            sys.path.pop(0)
+    return text
+
+
+# --- predict
+
+
+def _predict(chosen: argparse.Namespace) -> int:
+    from beam_llm.fronts.predict import Job, predict, summary
+
+    job = Job(
+        inputs=chosen.inputs,
+        output=chosen.output,
+        settings=chosen_settings(chosen),
+        input_format=chosen.input_format,
+        output_format=chosen.output_format,
+        beam_options=chosen.beam_options,
+        quiet=chosen.quiet,
+    )
+    report = predict(job)
+    if not chosen.quiet:
+        print(summary(job, report), file=sys.stderr)
+    if report.tally.failed:
+        print(f"{chosen.name}: {report.tally.failed:,} of {report.tally.records:,} records ended as errors: see {job.answer_field}_error", file=sys.stderr)
+        return SOME_ERRORS
+    return ALL_ANSWERED
+
+

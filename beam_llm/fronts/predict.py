@@ -1,0 +1,262 @@
+"""`beam-llm predict`: files in, the same records with their answers out. Plain Python around one pipeline; loads Beam only to run it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from beam_llm import events
+from beam_llm.config import Settings
+from beam_llm.errors import LLMError, PromptError, UsageError
+from beam_llm.fronts.files import Source, Survey, find_sources, format_of, identity, read_rows, refuse_overwriting, survey, write_rows
+from beam_llm.fronts.progress import Meter, ProgressLine, Tally, duration, plural
+from beam_llm.fronts.spool import Spool, folder_for
+from beam_llm.task import Task
+
+
+class RunError(LLMError):
+    """The pipeline failed; the message is the reason without Beam's wrapping."""
+
+
+class Interrupted(LLMError):
+    """Ctrl-C; the message says what is kept and how to go on."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One `predict` command.
+
+    Attributes:
+      settings: `output_field` is the answer's name.
+      beam_options: what stood after `--`.
+    """
+
+    inputs: Sequence[str]
+    output: str
+    settings: Settings
+    input_format: str | None = None
+    output_format: str | None = None
+    beam_options: Sequence[str] = ()
+    quiet: bool = False
+
+    @property
+    def answer_field(self) -> str:
+        return self.settings.output_field or "answer"
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a run ended.
+
+    Attributes:
+      tally: over all records of the output, answered by this run or, before it was stopped, by an earlier one.
+      already: records an earlier run had answered.
+      counters: Beam's, of this run.
+      seconds: of this run, from the first record's reading to the finished file.
+    """
+
+    tally: Tally
+    already: int
+    counters: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def predict(job: Job) -> Report:
+    """Runs the job; the output is complete when this returns.
+
+    Raises:
+      UsageError: wrong files, fields or options; nothing was asked.
+      DataError: an input that can't be read; nothing was asked.
+      RunError: the pipeline failed; what was answered is kept for the same command.
+      Interrupted: likewise, by Ctrl-C.
+    """
+    with _inputs(job) as (sources, found):
+        task = Task(job.settings)
+        check_prompt(task, sources)
+        if found.records:
+            _check_key(job.settings)
+        folder = folder_for(job.output, task.fingerprint + job.answer_field.encode(), [_identity(source) for source in sources])
+        spool = Spool(folder)
+        try:
+            return _ask_all(job, task, sources, found, spool)
+        finally:
+            spool.close()
+
+
+@contextmanager
+def _inputs(job: Job) -> Iterator[tuple[list[Source], Survey]]:
+    """The input files, looked through once; stdin as a temporary file."""
+    with tempfile.TemporaryDirectory(prefix="beam-llm-") as folder:
+        sources = list(_spooled_stdin(job, folder))
+        refuse_overwriting(job.output, sources)
+        format_of(job.output, job.output_format)
+        yield sources, survey(sources, (job.answer_field, f"{job.answer_field}_error"))
+
+
+def _spooled_stdin(job: Job, folder: str) -> Iterator[Source]:
+    if list(job.inputs) != ["-"]:
+        if "-" in job.inputs:
+            raise UsageError("'-' (stdin) can't be mixed with files")
+        yield from find_sources(job.inputs, job.input_format)
+        return
+    path = os.path.join(folder, "stdin")
+    with open(path, "wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    yield Source(path, format_of("-", job.input_format), "stdin")
+
+
+def _identity(source: Source) -> str:
+    """Stdin is the same input where its bytes are; a file where its name, size and time of change are."""
+    if not source.name:
+        return identity(source)
+    with open(source.path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_prompt(task: Task, sources: Sequence[Source]) -> None:
+    """Renders the first record, so that a prompt naming a field that isn't there ends before the first call.
+
+    Raises:
+      UsageError: names what is missing and the fields there are.
+    """
+    for source in sources:
+        row = next(read_rows(source), None)
+        if row is not None:
+            try:
+                task.record(row.fields, row.fields)
+            except PromptError as error:
+                known = ", ".join(row.fields) or "none"
+                raise UsageError(f"{error} (first record of {source}; its fields: {known})") from None
+            return
+
+
+def _check_key(settings: Settings) -> None:
+    """A key that isn't there is told at once, not by a worker's traceback."""
+    from beam_llm.providers.keys import resolve_key
+
+    resolve_key(settings.api_key)
+
+
+def _ask_all(job: Job, task: Task, sources: Sequence[Source], found: Survey, spool: Spool) -> Report:
+    done = spool.answers(found.records).done()
+    already = done.count(1)
+    meter = Meter(found.records, already)
+    counters: dict[str, int] = {}
+    if already < found.records:
+        if already and not job.quiet:
+            print(f"going on: {already:,} of {found.records:,} records were answered by an earlier run", file=sys.stderr)
+        counters = _run(job, list(_files(sources, found, done)), spool, meter)
+    index = spool.answers(found.records)
+    if index.missing():
+        raise RunError(f"the pipeline ended without an error, but {plural(index.missing(), 'record')} of {found.records:,} came back without an end")
+    write_rows(job.output, job.output_format, sources, found.columns, job.answer_field, task.output.schema, index.rows())
+    tally = Tally()
+    for kept in index.kept():
+        tally.add(kept)
+    spool.remove()
+    return Report(tally, already, counters, meter.seconds)
+
+
+def _files(sources: Sequence[Source], found: Survey, done: bytes) -> Iterator[tuple[int, Source, bytes]]:
+    first = 0
+    for source, count in zip(sources, found.counts, strict=True):
+        yield first, source, done[first : first + count]
+        first += count
+
+
+def _run(job: Job, files: list[tuple[int, Source, bytes]], spool: Spool, meter: Meter) -> dict[str, int]:
+    from beam_llm.fronts import pipeline
+
+    with events.listening(meter.hear), ProgressLine(meter.line, quiet=job.quiet), _stopped_by_interrupt(job, pipeline):
+        try:
+            counters = pipeline.run(job.settings, files, spool.folder, list(job.beam_options))
+        except KeyboardInterrupt:
+            raise Interrupted(_how_to_go_on(job, meter)) from None
+        except LLMError:
+            raise
+        except Exception as error:
+            if pipeline.stopping.is_set():
+                raise Interrupted(_how_to_go_on(job, meter)) from error
+            raise RunError(reason_of(error)) from error
+        if pipeline.stopping.is_set():
+            raise Interrupted(_how_to_go_on(job, meter))
+    return counters
+
+
+@contextmanager
+def _stopped_by_interrupt(job: Job, pipeline: Any) -> Iterator[None]:
+    """A live run's first Ctrl-C lets calls in flight finish, for they are paid; the next one, and a waiting job's first, ends at once."""
+    pipeline.stopping.clear()
+
+    def stop(number: int, frame: Any) -> None:
+        if job.settings.mode == "batch_api" or pipeline.stopping.is_set():
+            raise KeyboardInterrupt
+        pipeline.stopping.set()
+        print("\nstopping: waiting for the calls in flight, which are paid for; Ctrl-C again ends at once", file=sys.stderr)
+
+    try:
+        before = signal.signal(signal.SIGINT, stop)
+    except ValueError:  # not the main thread: there is no Ctrl-C to catch
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _how_to_go_on(job: Job, meter: Meter) -> str:
+    kept = f"stopped after {plural(meter.tally.records, 'answer')} of this run, which are kept"
+    if job.settings.mode == "batch_api":
+        return f"{kept}; submitted jobs go on at the provider and are in the ledger: the same command again goes on, nothing is paid twice"
+    return f"{kept}: the same command again goes on after them"
+
+
+_WRAPPED = re.compile(r"^beam_llm\.[\w.]+\.(\w+): (.*?)(?: \[while running .*)?$", re.MULTILINE)
+_LAST_LINE = re.compile(r"^([\w.]+(?:Error|Exception|Interrupt)\w*)(?:: (.*?))?(?: \[while running .*)?$", re.MULTILINE)
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason in one line: Beam hands a worker's exception on as the text of a traceback inside another exception."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, LLMError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = str(error)
+    ours = _WRAPPED.findall(text)
+    if ours:
+        return str(ours[0][1]).strip()
+    found = _LAST_LINE.findall(text)
+    if found:
+        kind, message = found[-1]
+        return f"{kind.rpartition('.')[2]}: {message}" if message else kind
+    return text.strip().splitlines()[-1] if text.strip() else type(error).__name__
+
+
+def summary(job: Job, report: Report) -> str:
+    """The run in a few lines, for stderr."""
+    tally = report.tally
+    lines = [f"records   {tally.records:,}" + (f" ({report.already:,} answered by an earlier run)" if report.already else "")]
+    if tally.failed:
+        lines.append(f"errors    {tally.failed:,}: " + ", ".join(f"{count:,} {kind}" for kind, count in tally.errors.most_common()))
+    lines.append(f"calls     {calls_of(report.counters)}")
+    lines.append(f"tokens    {tally.input_tokens:,} in, {tally.output_tokens:,} out" + (f" ({tally.cached_tokens:,} cached)" if tally.cached_tokens else ""))
+    lines.append(f"cost      {tally.cost()}" + (f" ({plural(tally.reused, 'answer')} re-used)" if tally.reused else ""))
+    lines.append(f"time      {duration(report.seconds)}")
+    lines.append(f"output    {'stdout' if job.output == '-' else job.output}")
+    return "\n".join(lines)
+
+
+def calls_of(counters: dict[str, int]) -> str:
+    retries = counters.get("retries", 0)
+    return f"{counters.get('requests', 0):,}" + (f" ({plural(retries, 'retry').replace('retrys', 'retries')})" if retries else "")

@@ -1,0 +1,186 @@
+"""What a person sees of a run: a progress line on stderr, plain aligned tables at its end. Listens to events; knows no Beam."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import IO, Any
+
+from beam_llm.fronts.spool import Kept
+
+LINE_SECONDS = 10.0
+_LIVE_SECONDS = 0.25
+WIDTH = 100
+
+
+class Tally:
+    """Sums over records' ends."""
+
+    def __init__(self) -> None:
+        self.records = 0
+        self.errors: Counter[str] = Counter()
+        self.reused = 0
+        self.input_tokens = 0
+        self.output_tokens = 0
+        self.cached_tokens = 0
+        self.cost_usd = 0.0
+        self.unpriced = 0
+
+    def add(self, kept: Kept) -> None:
+        self.records += 1
+        if kept.kind is not None:
+            self.errors[kept.kind] += 1
+        self.reused += kept.reused
+        self.input_tokens += kept.input_tokens
+        self.output_tokens += kept.output_tokens
+        self.cached_tokens += kept.cached_tokens
+        if kept.cost_usd is None:
+            self.unpriced += kept.input_tokens > 0
+        else:
+            self.cost_usd += kept.cost_usd
+
+    @property
+    def failed(self) -> int:
+        return self.errors.total()
+
+    def cost(self) -> str:
+        """The price in dollars, or why there is none."""
+        return "unknown (the model has no list price; give --prices)" if self.unpriced else dollars(self.cost_usd)
+
+
+class Meter:
+    """What is known of a run at this moment; hears the events of this process.
+
+    Args:
+      total: records to be answered.
+      already: of these, answered by an earlier run.
+    """
+
+    def __init__(self, total: int, already: int = 0, clock: Callable[[], float] = time.monotonic):
+        self.tally = Tally()
+        self._total = total
+        self._already = already
+        self._clock = clock
+        self._started = clock()
+        self._waiting: dict[str, Any] = {}
+
+    def hear(self, event: str, facts: dict[str, Any]) -> None:
+        if event == "kept":
+            self.tally.add(facts["kept"])
+        elif event == "waiting":
+            self._waiting = facts
+
+    @property
+    def seconds(self) -> float:
+        return self._clock() - self._started
+
+    def line(self) -> str:
+        """One line: records, errors, cost, time, and what the jobs do where there are any."""
+        done = self._already + self.tally.records
+        parts = [f"{done:,} of {self._total:,} records"]
+        if self.tally.failed:
+            parts.append(f"{self.tally.failed:,} errors")
+        if self.tally.input_tokens:
+            parts.append(f"{self.tally.input_tokens + self.tally.output_tokens:,} tokens")
+        if self.tally.cost_usd:
+            parts.append(dollars(self.tally.cost_usd))
+        parts.append(duration(self.seconds))
+        if 0 < self.tally.records and done < self._total:
+            parts.append(f"about {duration(self.seconds / self.tally.records * (self._total - done))} to go")
+        return ", ".join([*parts, *self._jobs()])
+
+    def _jobs(self) -> list[str]:
+        facts = self._waiting
+        if not facts:
+            return []
+        states = facts.get("states")
+        named = ", ".join(f"{count} {state}" for state, count in states.items()) if isinstance(states, dict) else str(states or "")
+        parts = [f"jobs: {facts.get('jobs', '?')}" + (f" ({named})" if named else "")]
+        if facts.get("total"):
+            parts.append(f"{facts.get('done') or 0:,} of {facts['total']:,} requests done")
+        if facts.get("oldest_seconds"):
+            parts.append(f"oldest {duration(facts['oldest_seconds'])}")
+        if facts.get("next_seconds"):
+            parts.append(f"next look in {duration(facts['next_seconds'])}")
+        return parts
+
+
+class ProgressLine:
+    """Shows a meter while a block runs: a live line on a terminal, else a line every ten seconds, nothing where `quiet`."""
+
+    def __init__(self, line: Callable[[], str], *, quiet: bool = False, stream: IO[str] | None = None, every_seconds: float | None = None):
+        self._line = line
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty()
+        self._every = every_seconds or (_LIVE_SECONDS if self._live else LINE_SECONDS)
+        self._quiet = quiet
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
+
+    def __enter__(self) -> ProgressLine:
+        if not self._quiet:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _show(self) -> None:
+        while not self._stopped.wait(self._every):
+            if self._live:
+                self._stream.write(f"\r\x1b[2K{shortened(self._line(), shutil.get_terminal_size().columns - 1)}")
+            else:
+                self._stream.write(f"{self._line()}\n")
+            self._stream.flush()
+        if self._live:
+            self._stream.write("\r\x1b[2K")
+            self._stream.flush()
+
+
+# --- words and tables
+
+
+def dollars(amount: float) -> str:
+    """`$12.34`; small amounts with enough digits to mean something."""
+    digits = 2 if amount >= 1 or amount == 0 else 4 if amount >= 0.01 else 6
+    return f"${amount:,.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def shortened(text: str, width: int) -> str:
+    """The text on one line, cut at `width` with an ellipsis."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence[int] = (0,), indent: str = "") -> str:
+    """Columns aligned by spaces: those numbered in `left` to the left, all others to the right."""
+    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = [
+        indent + "  ".join(cell.ljust(width) if column in left else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in cells
+    ]
+    lines.insert(1, indent + "  ".join("─" * width for width in widths))
+    return "\n".join(lines)

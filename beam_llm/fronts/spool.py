@@ -1,0 +1,198 @@
+"""Answers of a running `predict`, kept beside the output until all are there: what was paid for outlives a Ctrl-C, a kill, a lost network.
+
+A folder `OUT.partial-<name>/` holds one file per bundle, one line per answer, each with its record's ordinal (0-based, over all inputs).
+The name hashes the question and the inputs, so the same command again finds its own answers and another command never does. Lines may
+repeat (a bundle tried twice) or be cut (a kill): repeats are the same question's answers, and a cut line is no answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, NamedTuple
+
+import orjson
+
+from beam_llm.errors import LLMError
+from beam_llm.fronts.files import Answer, is_remote
+
+_FLUSH_SECONDS = 0.2
+_NOWHERE = -1
+
+
+class Kept(NamedTuple):
+    """One record's end, as the spool holds it. `value` is in JSON form."""
+
+    ordinal: int
+    value: Any
+    kind: str | None
+    error: str | None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    cost_usd: float | None = None
+    reused: bool = False
+
+
+def folder_for(output: str, question: bytes, identities: Iterable[str]) -> str:
+    """The spool's folder: beside the output; for stdout in the temporary folder.
+
+    Args:
+      question: everything that shapes an answer (a task's fingerprint).
+      identities: of the inputs; a changed file has other ordinals.
+    """
+    name = hashlib.sha256(b"\0".join([question, *(identity.encode() for identity in identities)])).hexdigest()[:12]
+    base = os.path.join(tempfile.gettempdir(), f"beam-llm-{os.getuid()}") if output == "-" else output
+    return f"{base}.partial-{name}"
+
+
+class SpoolFile:
+    """One bundle's file. Local files are flushed every 0.2 s; an object store has it when it is closed."""
+
+    def __init__(self, folder: str):
+        self._file = _create(folder, f"answers-{uuid.uuid4().hex}.jsonl")
+        self._flushed = time.monotonic()
+
+    def add(self, kept: Kept) -> None:
+        self._file.write(orjson.dumps(list(kept)) + b"\n")
+        if (now := time.monotonic()) - self._flushed > _FLUSH_SECONDS:
+            self._flushed = now
+            self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Spool:
+    """The folder as its command sees it.
+
+    Raises:
+      LLMError: another process is at work on the same output with the same question.
+    """
+
+    def __init__(self, folder: str):
+        self.folder = folder
+        self._lock: IO[bytes] | None = None
+        if not is_remote(folder):
+            os.makedirs(folder, exist_ok=True)
+            self._lock = _locked(os.path.join(folder, "lock"))
+
+    def answers(self, records: int) -> SpoolIndex:
+        """Where each record's best answer lies; reads all files once."""
+        index = SpoolIndex(records)
+        for path in sorted(_local_copies(self.folder)):
+            index.read(path)
+        return index
+
+    def remove(self) -> None:
+        """All of it: the output is written."""
+        self.close()
+        if is_remote(self.folder):
+            from apache_beam.io.filesystems import FileSystems
+
+            FileSystems.delete([found.path for found in FileSystems.match([f"{self.folder}/*"])[0].metadata_list])
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _locked(path: str) -> IO[bytes]:
+    import fcntl
+
+    file = open(path, "ab")  # noqa: SIM115: held open for as long as the command runs
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise LLMError("the same command is running already on this output: wait for it to end") from None
+    return file
+
+
+def _create(folder: str, name: str) -> IO[bytes]:
+    if is_remote(folder):
+        from apache_beam.io.filesystem import CompressionTypes
+        from apache_beam.io.filesystems import FileSystems
+
+        return FileSystems.create(f"{folder}/{name}", compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
+    return open(os.path.join(folder, name), "ab")
+
+
+def _local_copies(folder: str) -> Iterator[str]:
+    if not is_remote(folder):
+        yield from (os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".jsonl"))
+        return
+    from apache_beam.io.filesystems import FileSystems
+
+    copies = tempfile.mkdtemp(prefix="beam-llm-")
+    for number, found in enumerate(FileSystems.match([f"{folder}/*.jsonl"])[0].metadata_list):
+        path = os.path.join(copies, f"{number:08}.jsonl")
+        with FileSystems.open(found.path) as source, open(path, "wb") as target:
+            shutil.copyfileobj(source, target)
+        yield path
+
+
+class SpoolIndex:
+    """Ordinal → answer, by file and offset: 16 bytes a record, whatever the answers' size.
+
+    Args:
+      records: how many ordinals there are.
+    """
+
+    def __init__(self, records: int):
+        self._files: list[IO[bytes]] = []
+        self._file_of = array("q", [_NOWHERE]) * records
+        self._offset_of = array("q", [0]) * records
+        self._good = bytearray(records)
+
+    def read(self, path: str) -> None:
+        """Takes in a file's answers: a value is never replaced by an error."""
+        file = open(path, "rb")  # noqa: SIM115: answers are read from it later
+        self._files.append(file)
+        offset = 0
+        for line in file:
+            kept = _parse(line)
+            if kept is not None and 0 <= kept.ordinal < len(self._good) and (kept.error is None or not self._good[kept.ordinal]):
+                self._file_of[kept.ordinal] = len(self._files) - 1
+                self._offset_of[kept.ordinal] = offset
+                self._good[kept.ordinal] = kept.error is None
+            offset += len(line)
+
+    def done(self) -> bytes:
+        """One byte per record: 1 where it has a value and needn't be asked again."""
+        return bytes(self._good)
+
+    def missing(self) -> int:
+        """Records without any line, good or bad."""
+        return sum(file == _NOWHERE for file in self._file_of)
+
+    def kept(self) -> Iterator[Kept]:
+        """One per record, by ordinal. Call it where none is missing."""
+        for number, offset in zip(self._file_of, self._offset_of, strict=True):
+            file = self._files[number]
+            file.seek(offset)
+            kept = _parse(file.readline())
+            if kept is None:
+                raise LLMError(f"{file.name} changed while it was read")
+            yield kept
+
+    def rows(self) -> Iterator[Answer]:
+        return (Answer(kept.value, kept.error) for kept in self.kept())
+
+
+def _parse(line: bytes) -> Kept | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return Kept(*orjson.loads(line))
+    except (ValueError, TypeError):
+        return None
