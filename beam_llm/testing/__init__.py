@@ -1,0 +1,15 @@
+"""Shipped for tests: an emulated provider, a real HTTP server on loopback with scripted faults, that counts what it bills.
+
+    from beam_llm.testing import Emulator, Fault
+
+    with Emulator(faults=[Fault("rate_limit", probability=0.1)]) as emulator:
+        ...  # base_url=emulator.base_url, api_key=emulator.api_key
+
+`EmulatorProcess` is the same in its own process; `beam_llm.testing.plugin` has the pytest fixture `llm_emulator`.
+"""
+
+from beam_llm.testing.emulator import Emulator, EmulatorProcess, serve
+from beam_llm.testing.faults import Fault, load_faults
+from beam_llm.testing.options import EmulatorOptions
+
+__all__ = ["Emulator", "EmulatorOptions", "EmulatorProcess", "Fault", "load_faults", "serve"]

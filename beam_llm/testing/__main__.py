@@ -1,0 +1,7 @@
+"""`python -m beam_llm.testing`: the emulator alone."""
+
+import sys
+
+from beam_llm.testing.emulator import serve
+
+sys.exit(serve())

@@ -1,0 +1,134 @@
+"""Who was billed how often: per record and per request, live and batch apart; on disk, so that a killed emulator remembers.
+
+Live calls are one line each in an append-only log (written at once, not synced: it survives the process, not the power).
+A batch job's bill is one file, written beside its results before the job is seen to end, so it counts once or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+KEEP = ("texts", "digests", "off")
+
+
+class BilledCounter(Counter[str]):
+    """Record text → times billed. Where only digests are kept, a look-up by text still finds its count."""
+
+    def __missing__(self, key: str) -> int:
+        return self.get(digest_of(key), 0) if len(key) != 32 else 0
+
+    def times(self, text: str) -> int:
+        return self[text]
+
+
+def digest_of(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+class Billing:
+    """The emulator's book. Thread-safe.
+
+    Args:
+      folder: where the book is; made if missing.
+      keep: `texts`, `digests` (of many records: 35 bytes each on disk, none in memory for batch jobs) or `off`.
+    """
+
+    def __init__(self, folder: Path, keep: str = "texts") -> None:
+        if keep not in KEEP:
+            raise ValueError(f"billing={keep!r}: one of {', '.join(KEEP)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._keep = keep
+        self._lock = threading.Lock()
+        self.calls = 0
+        self.one_by_one = 0
+        self.input_tokens = 0
+        self.output_tokens = 0
+        self._live: Counter[str] = Counter()
+        self._live_requests: Counter[str] = Counter()
+        for line in _lines(folder / "live.log"):
+            self._count(line)
+        _cut_torn_line(folder / "live.log")
+        self._log = os.open(folder / "live.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def close(self) -> None:
+        os.close(self._log)
+
+    @property
+    def keeps(self) -> bool:
+        return self._keep != "off"
+
+    def names(self, texts: Sequence[str]) -> list[str]:
+        """What stands for the records in the book."""
+        return list(texts) if self._keep == "texts" else [digest_of(text) for text in texts]
+
+    def live(self, texts: Sequence[str], request: bytes, input_tokens: int, output_tokens: int) -> None:
+        """One live call whose answer was produced, whether or not it arrived."""
+        entry: list[Any] = [len(texts), input_tokens, output_tokens]
+        if self.keeps:
+            entry += [hashlib.blake2b(request, digest_size=16).hexdigest(), self.names(texts)]
+        with self._lock:
+            self._count(entry)
+            if self.keeps:
+                os.write(self._log, orjson.dumps(entry) + b"\n")
+
+    def _count(self, entry: Sequence[Any]) -> None:
+        self.calls += 1
+        self.one_by_one += entry[0]
+        self.input_tokens += entry[1]
+        self.output_tokens += entry[2]
+        if len(entry) > 3:
+            self._live_requests[entry[3]] += 1
+            self._live.update(entry[4])
+
+    def bill_path(self, batch_id: str) -> Path:
+        return self._folder / f"{batch_id}.bill"
+
+    def live_billed(self) -> BilledCounter:
+        with self._lock:
+            return BilledCounter(self._live)
+
+    def live_requests(self) -> Counter[str]:
+        with self._lock:
+            return Counter(self._live_requests)
+
+    def batch_billed(self, batch_ids: Iterable[str]) -> BilledCounter:
+        """Over the bills of finished jobs. Reads them anew: nothing of a million records stays in memory."""
+        billed = BilledCounter()
+        for entry in self._batch_entries(batch_ids):
+            billed.update(entry[4])
+        return billed
+
+    def batch_requests(self, batch_ids: Iterable[str]) -> Counter[str]:
+        return Counter(entry[3] for entry in self._batch_entries(batch_ids))
+
+    def _batch_entries(self, batch_ids: Iterable[str]) -> Iterator[Sequence[Any]]:
+        for batch_id in batch_ids:
+            yield from _lines(self.bill_path(batch_id))
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Ends the log at its last whole line: what a kill tore must not merge with the next entry."""
+    if not path.exists():
+        return
+    with open(path, "rb+") as file:
+        data = file.read()
+        file.truncate(data.rfind(b"\n") + 1)
+
+
+def _lines(path: Path) -> Iterator[Sequence[Any]]:
+    """The whole lines of a log; a torn last one is left out."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield orjson.loads(line)
