@@ -1,0 +1,13 @@
+"""Remote jobs: nothing paid twice, nothing lost.
+
+store.py      named objects, local or gs://           columns.py   binary columns, sealed by a digest
+parts.py      the records of a bundle                 manifest.py  which records, where they lie
+ledger.py     the log of intents, what is known       planner.py   known or new, which line, which job
+job.py        states and legal moves of one job       driver.py    step: go on from whatever the ledger says
+collect.py    result files → answers → outcomes       admin.py     look, cancel, tidy
+"""
+
+from beam_llm.jobs.parts import PartReader, PartRef, PartRow, write_part
+from beam_llm.jobs.store import open_store
+
+__all__ = ["PartReader", "PartRef", "PartRow", "open_store", "write_part"]

@@ -1,0 +1,126 @@
+"""The binary form of everything large in a staging location: named numpy columns behind a header, sealed by a digest.
+
+    "beam_llm" | version u32 | header length u32 | header JSON | padding | column | padding | column | … | sha256 of all before
+
+Small facts ride in the header. Rows of varying length lie in a second object beside it (`Rows`), found by a column of offsets, so
+that a million keys can be looked at without a byte of text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from beam_llm.errors import LedgerError
+from beam_llm.jobs.store import local_copy
+from beam_llm.protocols import Store
+
+FORMAT = 1
+KEY = np.dtype("S16")
+"""Keys compare and sort as 16 bytes. Never take a single item out of such an array: numpy strips trailing NULs (`key_at` does not)."""
+
+Array = npt.NDArray[Any]
+
+_MAGIC = b"beam_llm"
+_HEAD = struct.Struct("<8sII")
+_ALIGN = 16
+_DIGEST_BYTES = 32
+_WINDOW_BYTES = 1 << 16
+
+
+def pack(kind: str, columns: Mapping[str, Array], **facts: Any) -> bytes:
+    """One object's bytes: equal content gives equal bytes."""
+    plan = [[name, array.dtype.str, len(array)] for name, array in columns.items()]
+    header = orjson.dumps({"kind": kind, "columns": plan, **facts})
+    pieces: list[bytes | memoryview] = [_padded(_HEAD.pack(_MAGIC, FORMAT, len(header)) + header)]
+    for array in columns.values():
+        pieces.append(np.ascontiguousarray(array).tobytes())
+        pieces.append(b"\0" * (-array.nbytes % _ALIGN))
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return b"".join([*pieces, digest.digest()])
+
+
+def _padded(data: bytes) -> bytes:
+    return data + b"\0" * (-len(data) % _ALIGN)
+
+
+def unpack(kind: str, name: str, data: bytes | None) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Columns (views into `data`) and facts.
+
+    Raises:
+      LedgerError: the object is missing, half-written, damaged, of another kind, or of a newer format.
+    """
+    if data is None:
+        raise LedgerError(f"{name} is missing from the staging location")
+    if len(data) < _HEAD.size + _DIGEST_BYTES or not data.startswith(_MAGIC):
+        raise LedgerError(f"{name} is no object of this package, or was cut ({len(data)} bytes)")
+    _, version, header_bytes = _HEAD.unpack_from(data)
+    if version > FORMAT:
+        raise LedgerError(f"{name} has format {version}, this version of beam_llm reads up to {FORMAT}: upgrade beam_llm")
+    body = memoryview(data)[:-_DIGEST_BYTES]
+    if hashlib.sha256(body).digest() != data[-_DIGEST_BYTES:]:
+        raise LedgerError(f"{name} is damaged or was cut: its digest does not match")
+    facts = orjson.loads(body[_HEAD.size : _HEAD.size + header_bytes])
+    if facts["kind"] != kind:
+        raise LedgerError(f"{name} holds {facts['kind']}, not {kind}")
+    columns: dict[str, Array] = {}
+    at = _HEAD.size + header_bytes
+    for column, dtype, count in facts["columns"]:
+        at += -at % _ALIGN
+        columns[column] = np.frombuffer(body, dtype=dtype, count=count, offset=at)
+        at += columns[column].nbytes
+    return columns, facts
+
+
+def keys_array(data: bytes | bytearray) -> Array:
+    return np.frombuffer(data, dtype=KEY)
+
+
+def key_at(keys: Array, row: int) -> bytes:
+    """The whole 16 bytes of one key."""
+    return keys[row : row + 1].tobytes()
+
+
+def find(sorted_keys: Array, wanted: Array) -> Array:
+    """For each wanted key its position in `sorted_keys`, or -1."""
+    if not len(sorted_keys):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    positions = np.searchsorted(sorted_keys, wanted)
+    positions[positions == len(sorted_keys)] = 0
+    positions[sorted_keys[positions] != wanted] = -1
+    return positions
+
+
+class Rows:
+    """Reads ranges of an object of varying-length rows; nearly sequential reads cost one system call per 64 KB."""
+
+    def __init__(self, store: Store, name: str):
+        self._name = name
+        with local_copy(store, name) as path:
+            self._file = os.open(path, os.O_RDONLY)  # a temporary copy lives on, nameless, until this is closed
+        self.close = weakref.finalize(self, os.close, self._file)
+        self._window, self._start, self._end = b"", 0, 0
+
+    def read(self, start: int, end: int) -> bytes:
+        """Bytes [start, end).
+
+        Raises:
+          LedgerError: the object ends before.
+        """
+        if not self._start <= start <= end <= self._end:
+            near = self._start <= start <= self._end + _WINDOW_BYTES
+            self._window = os.pread(self._file, max(end - start, _WINDOW_BYTES if near else 0), start)
+            self._start, self._end = start, start + len(self._window)
+            if end > self._end:
+                raise LedgerError(f"{self._name} is cut: it ends at byte {self._end}, a row lies at {start} to {end}")
+        return self._window[start - self._start : end - self._start]

@@ -1,0 +1,199 @@
+"""Parts: the records of one bundle, put aside in the staging location so that only a small descriptor goes on through the pipeline.
+
+A part is two objects named by their content, so that a retried bundle meets its own earlier work:
+
+    parts/<hash>.rows      per record: its question (JSON), then its envelope (bytes of the transforms' coder)
+    parts/<hash>.index     columns: key, tokens, size, flags, offsets; written last, so a part with an index is whole
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import orjson
+
+from beam_llm.errors import Failure, LedgerError
+from beam_llm.jobs.columns import Array, Rows, keys_array, pack, unpack
+from beam_llm.jobs.store import temporary_file
+from beam_llm.protocols import Store
+from beam_llm.values import RECORD_KEY_BYTES, Record
+
+_FAILED, _DETAILED = 1, 2
+_NO_KEY = b"\0" * RECORD_KEY_BYTES
+_WRITE_BYTES = 1 << 20
+
+
+class PartRow(NamedTuple):
+    """One element: what it asks, or why it can't be asked, and what is needed to give it back."""
+
+    key: bytes
+    record: Record | None
+    envelope: bytes
+    failure: Failure | None
+
+
+class PartRef(NamedTuple):
+    """A part as it travels through the pipeline.
+
+    Attributes:
+      tokens: estimated input tokens of its records.
+      min_timestamp: the earliest element's, microseconds since the epoch.
+    """
+
+    name: str
+    rows: int
+    bytes: int
+    tokens: int
+    min_timestamp: int
+
+
+def write_part(store: Store, rows: Iterable[PartRow], min_timestamp: int) -> PartRef:
+    """Spools `rows` as one part. Memory: 37 bytes a row, whatever the rows hold.
+
+    Raises:
+      LedgerError: the store fails.
+    """
+    columns = _Columns()
+    with temporary_file() as path:
+        with open(path, "wb") as file:
+            digest = columns.spool(rows, file)
+        index = columns.packed(digest, min_timestamp)
+        name = hashlib.sha256(index).hexdigest()[:32]
+        if not _is_whole(store, name):
+            store.put_file(f"parts/{name}.rows", path)
+            store.put(f"parts/{name}.index", index)
+    return PartRef(name, len(columns.tokens), columns.starts[-1], sum(columns.tokens), min_timestamp)
+
+
+def _is_whole(store: Store, name: str) -> bool:
+    return f"parts/{name}.index" in set(store.list(f"parts/{name}"))
+
+
+class _Columns:
+    def __init__(self) -> None:
+        self.keys = bytearray()
+        self.tokens = array("I")
+        self.sizes = array("I")
+        self.flags = bytearray()
+        self.starts = array("Q", [0])
+        self.heads = array("I")
+
+    def spool(self, rows: Iterable[PartRow], file: IO[bytes]) -> bytes:
+        """Writes each row's bytes to `file`; returns their digest."""
+        digest, buffer, at = hashlib.sha256(), bytearray(), 0
+        for key, record, envelope, failure in rows:
+            question = self._add(key, record, failure)
+            buffer += question
+            buffer += envelope
+            at += len(question) + len(envelope)
+            self.heads.append(len(question))
+            self.starts.append(at)
+            if len(buffer) >= _WRITE_BYTES:
+                digest.update(buffer)
+                file.write(buffer)
+                buffer.clear()
+        digest.update(buffer)
+        file.write(buffer)
+        return digest.digest()
+
+    def _add(self, key: bytes, record: Record | None, failure: Failure | None) -> bytes:
+        if record is None or failure is not None:
+            return self._append(_NO_KEY, 0, 0, _FAILED, orjson.dumps(failure or Failure("prompt", "there is no record")))
+        if record.fields is None and record.record_id is None:
+            question, flags = orjson.dumps(record.inputs), 0
+        else:
+            # default=str: a field may be anything; what it renders as is what counts, and each run renders from this copy
+            question = orjson.dumps([record.inputs, record.fields and dict(record.fields), record.record_id], default=str)
+            flags = _DETAILED
+        # Texts stand in a JSON string inside a JSON line, so escaped twice: counted here, while they are at hand.
+        size = len(orjson.dumps(question.decode()))
+        return self._append(key, record.tokens, size, flags, question)
+
+    def _append(self, key: bytes, tokens: int, size: int, flags: int, question: bytes) -> bytes:
+        if len(key) != RECORD_KEY_BYTES:
+            raise ValueError(f"a record's key has {RECORD_KEY_BYTES} bytes, not {len(key)}")
+        self.keys += key
+        self.tokens.append(tokens)
+        self.sizes.append(size)
+        self.flags.append(flags)
+        return question
+
+    def packed(self, digest: bytes, min_timestamp: int) -> bytes:
+        columns: dict[str, Array] = {
+            "keys": keys_array(self.keys),
+            "tokens": np.frombuffer(self.tokens, dtype=np.uint32),
+            "sizes": np.frombuffer(self.sizes, dtype=np.uint32),
+            "flags": np.frombuffer(self.flags, dtype=np.uint8),
+            "starts": np.frombuffer(self.starts, dtype=np.uint64),
+            "heads": np.frombuffer(self.heads, dtype=np.uint32),
+        }
+        return pack("part", columns, rows=digest.hex(), min_timestamp=min_timestamp)
+
+
+class PartReader:
+    """A part's columns at once, its rows when asked for: sequentially or at random, never all in memory."""
+
+    def __init__(self, store: Store, name: str):
+        columns, self.facts = _read_index(store, name)
+        self._store, self._name = store, name
+        self.keys: Array = columns["keys"]
+        self.tokens: Array = columns["tokens"]
+        self.sizes: Array = columns["sizes"]
+        self.failed: Array = (columns["flags"] & _FAILED) != 0
+        self._flags: memoryview = columns["flags"].data
+        self._starts: memoryview = columns["starts"].data
+        self._heads: memoryview = columns["heads"].data
+        self._tokens: memoryview = columns["tokens"].data
+        self._rows: Rows | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def record(self, row: int) -> Record:
+        """What the row asks.
+
+        Raises:
+          LedgerError: it asks nothing (an early failure), or the part is damaged.
+        """
+        question = orjson.loads(self._question(row))
+        flags = self._flags[row]
+        if flags & _FAILED:
+            raise LedgerError(f"row {row} of part {self._name} has no record: {question}")
+        if flags & _DETAILED:
+            return Record(tuple(question[0]), self._tokens[row], question[1], question[2])
+        return Record(tuple(question), self._tokens[row])
+
+    def failure(self, row: int) -> Failure | None:
+        return Failure(*orjson.loads(self._question(row))) if self._flags[row] & _FAILED else None
+
+    def _question(self, row: int) -> bytes:
+        start = self._starts[row]
+        return self._read(start, start + self._heads[row])
+
+    def envelope(self, row: int) -> bytes:
+        return self._read(self._starts[row] + self._heads[row], self._starts[row + 1])
+
+    def envelopes(self, rows: Iterable[int]) -> Iterator[bytes]:
+        """Like `envelope`, for many; fastest in ascending order."""
+        starts, heads, read = self._starts, self._heads, self._read
+        for row in rows:
+            yield read(starts[row] + heads[row], starts[row + 1])
+
+    def _read(self, start: int, end: int) -> bytes:
+        if self._rows is None:
+            self._rows = Rows(self._store, f"parts/{self._name}.rows")
+        return self._rows.read(start, end)
+
+    def close(self) -> None:
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
+
+
+def _read_index(store: Store, name: str) -> tuple[dict[str, Array], dict[str, Any]]:
+    full_name = f"parts/{name}.index"
+    return unpack("part", full_name, store.get(full_name))
