@@ -1,0 +1,83 @@
+"""Fixtures for the real parts of tests/components; a part that can't be had skips its tests with the reason.
+
+Nothing is imported, fetched or started before a test asks for it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+from tests.components import Unavailable, required
+
+if TYPE_CHECKING:
+    from tests.components.flink import FlinkCluster
+    from tests.components.gcs import GcsServer
+
+T = TypeVar("T")
+
+
+def _get(part: str, make: Callable[[], T]) -> T:
+    try:
+        return make()
+    except Unavailable as reason:
+        if required(part):
+            raise
+        pytest.skip(f"{part} is not to be had: {reason}")
+
+
+@pytest.fixture
+def prism_options(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Pipeline flags that run a pipeline on Prism: one server for all tests, its workers threads of this process."""
+    from apache_beam.runners.portability.prism_runner import PrismRunner
+
+    from tests.components import prism
+
+    options = _get("prism", prism.prism_options)
+    monkeypatch.setattr(PrismRunner, "shared_handle", prism.OWN_HANDLE)
+    return options
+
+
+@pytest.fixture(scope="session")
+def _flink_session() -> Iterator[FlinkCluster]:
+    from tests.components.flink import FlinkCluster
+
+    with _get("flink", FlinkCluster) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def flink_cluster(_flink_session: FlinkCluster, request: pytest.FixtureRequest) -> Iterator[FlinkCluster]:
+    """A Flink cluster of separate processes, with no job and all slots free; started once per session."""
+    _flink_session.recover()
+    failed_before = request.session.testsfailed
+    yield _flink_session
+    if request.session.testsfailed > failed_before:
+        print(_flink_session.logs())
+    _flink_session.recover()
+
+
+@pytest.fixture(scope="session")
+def _gcs_session() -> Iterator[GcsServer]:
+    from tests.components.gcs import GcsServer
+
+    with _get("gcs", GcsServer) as server:
+        yield server
+
+
+@pytest.fixture
+def gcs_emulator(_gcs_session: GcsServer, monkeypatch: pytest.MonkeyPatch) -> GcsServer:
+    """A GCS server with real write preconditions; STORAGE_EMULATOR_HOST names it, for child processes too."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", _gcs_session.url)
+    return _gcs_session
+
+
+@pytest.fixture
+def gcs_location(gcs_emulator: GcsServer) -> str:
+    """`gs://bucket/prefix` in a bucket of this test's own."""
+    bucket = f"test-{uuid.uuid4().hex[:16]}"
+    gcs_emulator.make_bucket(bucket)
+    return f"gs://{bucket}/staging"
