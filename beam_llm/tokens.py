@@ -1,0 +1,119 @@
+"""How many tokens a text is, in steps: a bound that costs nothing, an estimate that costs a microsecond; exact with an extra.
+
+    tokens_at_most   UTF-8 bytes: no byte-pair vocabulary makes more tokens than bytes          ~0.1 µs
+    estimate_tokens  words, digits, punctuation and scripts, counted and weighted               ~1 µs + 10 ns a character
+    exact_tokens     the model's own vocabulary, where `beam_llm[tokens]` is installed         ~30 ns a character
+
+The weights were fitted by least squares with a heavy penalty for under-counting, against o200k_base, over prose in 30 languages,
+source code, JSON, URLs, logs, tables, ids, base64, digits and emoji (November 2026). `tests/test_tokens.py` holds the estimate
+to its promise: never more than 10 % below the truth.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable
+
+_UNBROKEN = b"a" * 16
+"""No word of prose but some German ones: more likely a key, a sequence or an encoding, at about half a token for each letter."""
+
+
+def tokens_at_most(text: str) -> int:
+    """A bound that no tokenizer exceeds: the text's UTF-8 bytes. Cheap enough to ask of everything."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def estimate_tokens(text: str) -> int:
+    """Input tokens of the text: an upper estimate, at most 10 % below the truth and usually some 25 % above it."""
+    if not text.isascii():
+        return _estimate_any_script(text.encode("utf-8", "surrogatepass"))
+    data = text.encode()
+    count = data.translate(_ASCII_CLASSES).count
+    # A word is a token with its space in front, and long ones are several; a digit run is one for each three digits.
+    tokens = 1.0 + 0.95 * count(b".a") + 1.15 * count(b"aaaaaa") + 4.0 * count(_UNBROKEN) + 2.0 * data.translate(_CASES).count(b"aA")
+    tokens += 0.37 * count(b"0") + 2.1 * count(b".0") + 1.7 * count(b"0a")
+    tokens += 0.49 * count(b".") - 0.37 * data.count(b" ") + 1.36 * count(b"\n")
+    return min(int(tokens), len(data))
+
+
+def _estimate_any_script(data: bytes) -> int:
+    """The same for other scripts in UTF-8: every lead byte names its script, and a script has its price per character."""
+    count = data.translate(_SCRIPT_CLASSES).count
+    tokens = 1.0 + 1.22 * count(b" a") + 0.85 * count(b"aaaaaa") + 4.0 * count(_UNBROKEN)
+    tokens += 0.36 * count(b"0") + 3.6 * count(b" 0") + 1.65 * count(b"0a")
+    tokens += 0.05 * count(b".") + 2.5 * count(b".a") + 1.15 * count(b".0") + 0.6 * count(b" .") + 1.0 * count(b"\n")
+    tokens += 1.9 * data.translate(_CASES).count(b"aA")
+    count = data.translate(_LEADS, _NOT_LEADS).count
+    for script, price in _SCRIPT_PRICES:
+        tokens += price * count(script)
+    if b"\xe1" in data:
+        tokens += 1.7 * len(_HARDLY_KNOWN.findall(data))
+    return min(int(tokens), len(data))
+
+
+def _table(classes: Iterable[tuple[Iterable[int], bytes]], rest: bytes) -> bytes:
+    """A translation table for `bytes.translate`: each byte value to its class."""
+    table = bytearray(rest * 256)
+    for values, name in classes:
+        for value in values:
+            table[value] = name[0]
+    return bytes(table)
+
+
+_LETTERS = (*range(ord("a"), ord("z") + 1), *range(ord("A"), ord("Z") + 1))
+_ASCII = [(_LETTERS, b"a"), (range(ord("0"), ord("9") + 1), b"0"), (b"\r\n\t", b"\n")]
+_ASCII_CLASSES = _table([*_ASCII, (b" ", b".")], b".")
+_CASES = _table([(range(ord("a"), ord("z") + 1), b"a"), (range(ord("A"), ord("Z") + 1), b"A")], b".")
+# In UTF-8, accented Latin (lead bytes up to CC, and E1 for Vietnamese) and all continuation bytes go on with a word.
+_SCRIPT_CLASSES = _table([(range(128), b"."), *_ASCII, (b" ", b" "), ((*range(0x80, 0xCD), 0xE1), b"a")], b"x")
+
+_SCRIPTS: dict[str, tuple[Iterable[int], float]] = {
+    "signs: § © °": ((0xC2,), 1.5),
+    "accented latin": (range(0xC3, 0xCD), 1.45),
+    "greek": (range(0xCD, 0xD0), 0.6),
+    "cyrillic": (range(0xD0, 0xD4), 0.52),
+    "hebrew, armenian": (range(0xD4, 0xD8), 0.64),
+    "arabic": (range(0xD8, 0xE0), 0.43),
+    "indic, thai": ((0xE0,), 0.67),
+    "vietnamese, georgian, burmese": ((0xE1,), 0.76),
+    "typographic": ((0xE2,), 2.25),
+    "kana": ((0xE3,), 0.95),
+    "han": (range(0xE4, 0xEA), 1.22),
+    "hangul": (range(0xEA, 0xEE), 1.0),
+    "full width": ((0xEE, 0xEF), 1.1),
+    "emoji": (range(0xF0, 0xF5), 2.45),
+}
+_LEADS = _table([(values, bytes([i])) for i, (values, _) in enumerate(_SCRIPTS.values())], b"\xff")
+_SCRIPT_PRICES = [(bytes([i]), price) for i, (_, price) in enumerate(_SCRIPTS.values())]
+_NOT_LEADS = bytes(range(0xC2))
+_HARDLY_KNOWN = re.compile(rb"\xe1[\x84-\xb7]")
+"""Ethiopic, Khmer, Cherokee and others, of which o200k_base knows little more than the bytes."""
+
+
+def exact_tokens(text: str, model: str = "") -> int | None:
+    """Tokens of the text in the model's own vocabulary; None where the extra `tokens` is not installed.
+
+    Args:
+      model: as the provider names it; one that the table below does not know is counted with o200k_base, the newest.
+    """
+    encode = _encoder(_vocabulary(model))
+    return None if encode is None else len(encode(text))
+
+
+def _vocabulary(model: str) -> str:
+    return "cl100k_base" if _OLDER_MODELS.match(model) else "o200k_base"
+
+
+_OLDER_MODELS = re.compile(r"(ft:)?(gpt-4(?![o.\d])|gpt-3\.5|gpt-35|text-embedding-)")
+"""Models from before gpt-4o. Source: the model table of tiktoken 0.14, read 2026-11."""
+
+
+@functools.cache
+def _encoder(vocabulary: str) -> Callable[[str], list[int]] | None:
+    """Loads the vocabulary once per process (0.2 s, 150 MB); None where there is none to load."""
+    try:
+        import bpe_openai
+    except ImportError:
+        return None
+    return bpe_openai.get_encoding(vocabulary).encode_ordinary  # type: ignore[no-any-return]
