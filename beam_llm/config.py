@@ -43,18 +43,38 @@ class Settings:
     prompt: str | None = _option(None, "Jinja2 template over the element's fields; `{{ element }}` is the whole", kind="text")
     system_prompt: str | None = _option(None, "system-level instruction", kind="text")
     output: Any = _option(str, "type of the answer: str, int, float, bool, Literal, Enum, list, pydantic model, JSON schema", kind="output")
-    batch_size: int | Literal["auto"] = _option(1, "most records in one prompt, or `auto`: as many as the model's window takes", kind="int", least=1, also=("auto",))
+    batch_size: int | Literal["auto"] = _option(
+        1, "most records in one prompt, or `auto`: as many as the model's window takes", kind="int", least=1, also=("auto",)
+    )
     batch_timeout_ms: int = _option(1000, "longest wait before an incomplete prompt batch is sent (unbounded input)", kind="int", least=1)
     batch_max_bytes: int | None = _option(None, "most UTF-8 bytes of records' texts in one prompt", kind="int", least=1)
+    batch_shards: int = _option(
+        1,
+        "buffers that form prompt batches side by side (unbounded input); more for over 10,000 records a second",
+        kind="int",
+        least=1,
+        most=1000,
+    )
     batch_prompt_template: str | None = _option(None, "Jinja2 over `records`, each with `index`, `text` and its fields", kind="text")
     response_format: str = _option("json", "shape of the reply: `json`, `xml`, `delimited`, or the dotted name of a parser", kind="format")
-    response_path: str | None = _option(None, "JSONPath or XPath to the answers; for `delimited` a regex with groups `index` and `value`", kind="text")
+    response_path: str | None = _option(
+        None, "JSONPath or XPath to the answers; for `delimited` a regex with groups `index` and `value`", kind="text"
+    )
     response_index_field: str = _option("index", "field that holds a record's index", kind="text")
     response_value_field: str | None = _option(None, "field that holds a record's answer", kind="text")
-    max_retries: int = _option(3, "further tries of a failed call, and the bound on re-asking the same records", kind="int", least=0, most=20)
+    max_retries: int = _option(
+        3, "further tries of a failed call, and the bound on re-asking the same records", kind="int", least=0, most=20
+    )
     request_timeout_ms: int = _option(30_000, "timeout of one API call", kind="int", least=1)
-    call_deadline_ms: int = _option(120_000, "one call with all its retries and waits; keep it below a checkpoint's timeout", kind="int", least=1)
-    on_unparseable: str = _option("split", "a whole reply that can't be read: `split`, `retry`, `single`, `fail`", kind="choice", choices=("split", "retry", "single", "fail"))
+    call_deadline_ms: int = _option(
+        120_000, "one call with all its retries and waits; keep it below a checkpoint's timeout", kind="int", least=1
+    )
+    on_unparseable: str = _option(
+        "split",
+        "a whole reply that can't be read: `split`, `retry`, `single`, `fail`",
+        kind="choice",
+        choices=("split", "retry", "single", "fail"),
+    )
     api_key: str | None = _option(None, "reference to the key: `env:NAME`, `file:PATH`, `gcp-secret:projects/…`, or `none`", kind="secret")
     base_url: str | None = _option(None, "where the API is, if not at the provider's own address", kind="text")
     api_version: str | None = _option(None, "azure: the `api-version` of the older routes", kind="text")
@@ -64,29 +84,62 @@ class Settings:
     requests_per_minute: float | None = _option(None, "budget of the whole job, divided by `rate_limit_shares`", kind="float", least=0.001)
     tokens_per_minute: float | None = _option(None, "budget of the whole job, divided by `rate_limit_shares`", kind="float", least=1)
     rate_limit_shares: int = _option(1, "worker processes that share the per-minute budgets", kind="int", least=1)
-    on_abort: str = _option("raise", "a bad key, an unknown model, a spent quota: `raise` fails the pipeline, `record` ends every further record as an error", kind="choice", choices=("raise", "record"))
-    on_leftover: str = _option("follow_up", "batch_api, records a job did not answer: `follow_up` (one more job, then live calls), `online`, `fail`", kind="choice", choices=("follow_up", "online", "fail"))
-    on_doubt: str = _option("record", "batch_api, a job that may exist but can't be found: `record` names the doubt in the error, `resubmit` asks again", kind="choice", choices=("record", "resubmit"))
+    on_abort: str = _option(
+        "raise",
+        "a bad key, an unknown model, a spent quota: `raise` fails the pipeline, `record` ends every further record as an error",
+        kind="choice",
+        choices=("raise", "record"),
+    )
+    on_leftover: str = _option(
+        "follow_up",
+        "batch_api, records a job did not answer: `follow_up` (one more job, then live calls), `online`, `fail`",
+        kind="choice",
+        choices=("follow_up", "online", "fail"),
+    )
+    on_doubt: str = _option(
+        "record",
+        "batch_api, a job that may exist but can't be found: `record` names the doubt in the error, `resubmit` asks again",
+        kind="choice",
+        choices=("record", "resubmit"),
+    )
     retry_cancelled: bool = _option(False, "batch_api: ask again what a cancelled job left unanswered", kind="bool")
     independent: bool = _option(False, "equal records (told apart by `record_id`) are asked separately", kind="bool")
     fresh: str | None = _option(None, "batch_api: another string makes a new set of answers instead of re-using known ones", kind="text")
     job_max_records: int | None = _option(None, "most requests in one job (default: the provider's limit)", kind="int", least=1)
     job_max_bytes: int | None = _option(None, "most bytes in one job's file (default: the provider's limit)", kind="int", least=1_000)
-    job_max_tokens: int | None = _option(None, "most estimated input tokens in one job; keep it below your enqueued-token limit", kind="int", least=1)
-    job_max_wait_seconds: float = _option(300.0, "unbounded input: longest wait before an incomplete job is submitted", kind="float", least=0.05)
+    job_max_tokens: int | None = _option(
+        None, "most estimated input tokens in one job; keep it below your enqueued-token limit", kind="int", least=1
+    )
+    job_max_wait_seconds: float = _option(
+        300.0, "unbounded input: longest wait before an incomplete job is submitted", kind="float", least=0.05
+    )
     poll_seconds: float | None = _option(None, "pace of the polls (default: adaptive, 30 to 300 s)", kind="float", least=0.05)
-    job_deadline_hours: float | None = _option(None, "end of waiting for a job (default: the provider's window and an hour)", kind="float", least=0.0001)
-    lease_seconds: float = _option(120.0, "batch_api: how long a worker may hold a job it is submitting before another takes it over", kind="float", least=0.5)
-    list_lag_seconds: float = _option(60.0, "batch_api: how long a created job may stay invisible in the provider's list", kind="float", least=0.0)
-    waiting: str | None = _option(None, "how jobs are waited for: `loop` or `sdf` (default: by runner)", kind="choice", choices=("loop", "sdf"))
+    job_deadline_hours: float | None = _option(
+        None, "end of waiting for a job (default: the provider's window and an hour)", kind="float", least=0.0001
+    )
+    lease_seconds: float = _option(
+        120.0, "batch_api: how long a worker may hold a job it is submitting before another takes it over", kind="float", least=0.5
+    )
+    list_lag_seconds: float = _option(
+        60.0, "batch_api: how long a created job may stay invisible in the provider's list", kind="float", least=0.0
+    )
+    waiting: str | None = _option(
+        None, "how jobs are waited for: `loop` or `sdf` (default: by runner)", kind="choice", choices=("loop", "sdf")
+    )
     log_data: bool = _option(False, "texts of records and replies may appear in logs and error messages", kind="bool")
-    max_input_tokens: int | None = _option(None, "most input tokens of one prompt (default: the model's window less its answer)", kind="int", least=16)
+    max_input_tokens: int | None = _option(
+        None, "most input tokens of one prompt (default: the model's window less its answer)", kind="int", least=16
+    )
     context_window: int | None = _option(None, "the model's window in tokens (default: as published)", kind="int", least=64)
     temperature: float | None = _option(None, "passed to the provider", kind="float", least=0.0, most=2.0)
-    max_output_tokens: int | None = _option(None, "most output tokens per record; multiplied by the records in a prompt", kind="int", least=1)
+    max_output_tokens: int | None = _option(
+        None, "most output tokens per record; multiplied by the records in a prompt", kind="int", least=1
+    )
     seed: int | None = _option(None, "passed to the provider", kind="int")
     extra_body: Mapping[str, Any] | None = _option(None, "further request parameters, passed to the provider as they are", kind="json")
-    prices: Mapping[str, Any] | None = _option(None, "your own prices in dollars per million tokens: `input`, `output`, `cached`", kind="json")
+    prices: Mapping[str, Any] | None = _option(
+        None, "your own prices in dollars per million tokens: `input`, `output`, `cached`", kind="json"
+    )
     record_id: str | None = _option(None, "field that identifies a record (default: its content)", kind="text")
     output_field: str | None = _option(None, "emit rows: the element's fields, this field, and `<field>_error`", kind="text")
 
@@ -282,7 +335,12 @@ def _format(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
         load_dotted(name, value)
         return value
     near = difflib.get_close_matches(str(value), RESPONSE_FORMATS, n=1)
-    raise _wrong(name, value, f"it has to be one of {', '.join(RESPONSE_FORMATS)} or the dotted name of a parser", f"try {near[0] if near else 'json'!r}")
+    raise _wrong(
+        name,
+        value,
+        f"it has to be one of {', '.join(RESPONSE_FORMATS)} or the dotted name of a parser",
+        f"try {near[0] if near else 'json'!r}",
+    )
 
 
 def load_dotted(name: str, dotted: str) -> Callable[..., Any]:
@@ -316,7 +374,9 @@ def _output(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
         return Literal[members]
     if value.lstrip().startswith("{"):
         return _json(name, value, rule)
-    raise _wrong(name, value, "it has to be string, integer, number, boolean, enum:a|b|c or a JSON schema", "try 'enum:positive|negative|neutral'")
+    raise _wrong(
+        name, value, "it has to be string, integer, number, boolean, enum:a|b|c or a JSON schema", "try 'enum:positive|negative|neutral'"
+    )
 
 
 _KINDS: dict[str, Callable[[str, Any, Mapping[str, Any]], Any]] = {
@@ -336,10 +396,16 @@ def _completed(known: Settings) -> Settings:
     """Rules between options, and what the environment says when the pipeline is built."""
     provider, _, model = known.model.partition(":")
     if provider not in PROVIDERS or not model:
-        hint = f"write 'openai:{known.model}'" if ":" not in known.model and known.model else "anything OpenAI-compatible is 'openai:NAME' with base_url"
+        hint = (
+            f"write 'openai:{known.model}'"
+            if ":" not in known.model and known.model
+            else "anything OpenAI-compatible is 'openai:NAME' with base_url"
+        )
         raise UsageError(f"model is {known.model!r}: it has to be PROVIDER:MODEL with a provider out of {', '.join(PROVIDERS)}; {hint}")
     if known.mode == "batch_api" and not known.staging_location:
-        raise UsageError("mode is 'batch_api' but staging_location is missing: name a local folder or gs://bucket/path that keeps files and ledger")
+        raise UsageError(
+            "mode is 'batch_api' but staging_location is missing: name a local folder or gs://bucket/path that keeps files and ledger"
+        )
     if known.independent and not known.record_id:
         raise UsageError("independent is True but record_id is missing: name the field that tells equal records apart")
     return dataclasses.replace(
@@ -357,5 +423,7 @@ def _base_url(known: Settings, provider: str) -> str:
     if not re.match(r"https?://[^/\s]+", url):
         raise UsageError(f"base_url is {url!r}: it has to start with http:// or https://; write base_url='https://host/v1'")
     if re.match(r"https?://[^/]*@", url):
-        raise UsageError("base_url holds a user name or password: those would be stored in the pipeline; give the key by api_key='env:NAME'")
+        raise UsageError(
+            "base_url holds a user name or password: those would be stored in the pipeline; give the key by api_key='env:NAME'"
+        )
     return url.rstrip("/")

@@ -1,11 +1,11 @@
 """What can go wrong, and what to do about it. The engine and the job driver match on four remedies, never on a status code.
 
-    LLMError ─┬─ UsageError            a setting, a file or an element is wrong; raised when the pipeline is built
-              ├─ PromptError           one element does not fit the prompt; that element's own error
-              ├─ LedgerError           the staging location cannot be trusted (format, atomic create, half-written)
-              └─ CallError ─┬─ Retryable      RETRY   try the same request again, after `retry_after_seconds`
-                            ├─ Rejected       SPLIT   the provider will not take this request; with one record in it: REJECT
-                            └─ Aborted        ABORT   no request will succeed: a bad key, an unknown model, a spent quota
+LLMError ─┬─ UsageError            a setting, a file or an element is wrong; raised when the pipeline is built
+          ├─ PromptError           one element does not fit the prompt; that element's own error
+          ├─ LedgerError           the staging location cannot be trusted (format, atomic create, half-written)
+          └─ CallError ─┬─ Retryable      RETRY   try the same request again, after `retry_after_seconds`
+                        ├─ Rejected       SPLIT   the provider will not take this request; with one record in it: REJECT
+                        └─ Aborted        ABORT   no request will succeed: a bad key, an unknown model, a spent quota
 """
 
 from __future__ import annotations

@@ -150,5 +150,3 @@ class Observer(Protocol):
 
     def __call__(self, event: str, /, **facts: Any) -> None:
         """`event` is a word such as `request`, `retry`, `outcome`, `job`; `facts` are numbers and short strings."""
-
-

@@ -1,6 +1,6 @@
 """The words of the package, as frozen values: what flows through it. No I/O, no third-party imports.
 
-    element ─ adapters ─► Record ─ batching ─► PromptBatch ─ task ─► Request ─ provider ─► Completion ─ task ─► Prediction
+element ─ adapters ─► Record ─ batching ─► PromptBatch ─ task ─► Request ─ provider ─► Completion ─ task ─► Prediction
 """
 
 from __future__ import annotations

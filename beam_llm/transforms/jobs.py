@@ -1,0 +1,333 @@
+"""Batch jobs in Beam: elements → parts → planned jobs → predictions. Wiring only; `beam_llm.jobs` knows how.
+
+"Spool parts"   records to staging, in the bundle; only small descriptors go on      SpoolParts
+"Plan jobs"     one planner: what is known, what is new, which job                   PlanJobs
+"Drive jobs"    step after step until every record has its outcome                   DriveInLoop | DriveAsSdf
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import apache_beam as beam
+from apache_beam import coders
+from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.window import GlobalWindow, WindowedValue
+from apache_beam.utils.timestamp import Duration, Timestamp
+
+from beam_llm import events
+from beam_llm.calls import Asked, borrow_engine, return_engine
+from beam_llm.config import Settings
+from beam_llm.errors import Failure
+from beam_llm.jobs import BatchJobRef, Driver, PartRef, PartRow, Ready, Waiting, drive_all, find_ref, open_store, plan, write_part
+from beam_llm.pricing import Prices
+from beam_llm.providers import connect, connect_batch
+from beam_llm.transforms.calls import Former, prediction_of
+from beam_llm.transforms.envelopes import EnvelopeCoder, EnvelopeReader, Envelopes
+from beam_llm.transforms.metrics import Meter
+from beam_llm.transforms.waiting import FINISHED, PACER, JobPositions, Position
+from beam_llm.values import Outcome, Record
+
+PART_ROWS = 50_000
+PART_BYTES = 32_000_000
+"""A part is written when either is reached: bounds the memory of a bundle, and keeps a million records to a few dozen objects."""
+
+
+class SpoolParts(beam.DoFn):
+    """Writes each bundle's records to part files named by their content; emits one PartRef per file, as a plain tuple."""
+
+    def __init__(self, settings: Settings, element_coder: coders.Coder, window_coder: coders.Coder):
+        self._settings = settings
+        self._coders = (element_coder, window_coder)
+
+    def setup(self) -> None:
+        self._store = open_store(str(self._settings.staging_location))
+        self._former = Former(self._settings)
+        self._envelopes = EnvelopeCoder(*self._coders)
+        self._envelopes.save(self._store)
+
+    def start_bundle(self) -> None:
+        self._arrivals = Envelopes()
+        self._rows: list[PartRow] = []
+        self._bytes = 0
+        self._oldest: Any = None
+
+    def process(self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam) -> Iterator[Any]:
+        envelope = self._arrivals.put(element, timestamp, window)
+        if envelope is not None:
+            self._spool(envelope)
+            if len(self._rows) >= PART_ROWS or self._bytes >= PART_BYTES:
+                yield self._write()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        last = self._arrivals.last()
+        if last is not None:
+            self._spool(last)
+        if self._rows:
+            yield self._write()
+
+    def _spool(self, envelope: Any) -> None:
+        record = self._former.record(envelope)
+        data = self._envelopes.encode(envelope)
+        if isinstance(record, Failure):
+            self._rows.append(PartRow(b"", None, data, record))
+        else:
+            self._rows.append(PartRow(self._former.task.key(record), record, data, None))
+        self._bytes += len(data)
+        if self._oldest is None or envelope.timestamp < self._oldest:
+            self._oldest = envelope.timestamp
+
+    def _write(self) -> WindowedValue:
+        oldest = Timestamp.of(self._oldest)
+        ref = write_part(self._store, self._rows, oldest.micros)
+        self._rows, self._bytes, self._oldest = [], 0, None
+        return WindowedValue(tuple(ref), oldest, [GlobalWindow()])
+
+
+class PlanJobs(beam.DoFn):
+    """All parts of a run in, one BatchJobRef per job out. One at a time: its only key."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+
+    def setup(self) -> None:
+        self._planner = Planner(self._settings)
+
+    def process(self, keyed: tuple[Any, Iterable[tuple]]) -> Iterator[Any]:
+        yield from self._planner.planned([PartRef(*part) for part in keyed[1]])
+
+
+class PlanAcrossBundles(beam.DoFn):
+    """Parts of an unbounded stream: kept until there is a job's worth of them, or `job_max_wait_seconds` after the first, then planned.
+
+    The same rules for timers as in FormAcrossBundles.
+    """
+
+    PARTS = BagStateSpec("parts_v1", coders.FastPrimitivesCoder())
+    KNOWN = ReadModifyWriteStateSpec("known_v1", coders.FastPrimitivesCoder())
+    DRAIN = TimerSpec("drain", TimeDomain.WATERMARK)
+    WAIT = TimerSpec("wait", TimeDomain.REAL_TIME)
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+
+    def setup(self) -> None:
+        self._planner = Planner(self._settings)
+
+    def process(
+        self,
+        keyed: tuple[Any, tuple],
+        parts: Any = beam.DoFn.StateParam(PARTS),
+        known: Any = beam.DoFn.StateParam(KNOWN),
+        drain: Any = beam.DoFn.TimerParam(DRAIN),
+        wait: Any = beam.DoFn.TimerParam(WAIT),
+    ) -> Iterator[Any]:
+        part = PartRef(*keyed[1])
+        rows, size, due, oldest = known.read() or (0, 0, time.time() + self._settings.job_max_wait_seconds, part.min_timestamp)
+        parts.add(tuple(part))
+        if rows == 0 or part.min_timestamp < oldest:
+            drain.set(GlobalWindow().max_timestamp())
+            wait.set(due)
+        held = (rows + part.rows, size + part.bytes, due, min(oldest, part.min_timestamp))
+        if self._planner.is_full(held[0], held[1]):
+            known.clear()
+            yield from self._take(parts)
+        else:
+            known.write(held)
+
+    @on_timer(WAIT)
+    def waited(self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN)) -> Iterator[Any]:
+        known.clear()
+        yield from self._take(parts)
+
+    @on_timer(DRAIN)
+    def drained(
+        self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN), wait: Any = beam.DoFn.TimerParam(WAIT)
+    ) -> Iterator[Any]:
+        known.clear()
+        wait.clear()
+        yield from self._take(parts)
+
+    def _take(self, parts: Any) -> Iterator[Any]:
+        held = [PartRef(*part) for part in parts.read()]
+        parts.clear()
+        if held:
+            yield from self._planner.planned(held)
+
+
+class Planner:
+    """Parts → refs, each at its job's minimum timestamp."""
+
+    def __init__(self, settings: Settings):
+        self._store = open_store(str(settings.staging_location))
+        self._former = Former(settings)
+        self._limits = connect_batch(settings).limits
+        self._records = (settings.job_max_records or self._limits.max_requests) * self._former.caps.records
+        self._bytes = settings.job_max_bytes or self._limits.max_bytes
+
+    def is_full(self, records: int, size: int) -> bool:
+        """Whether that many records, or bytes of them, fill a job."""
+        return records >= self._records or size >= self._bytes
+
+    def planned(self, parts: Sequence[PartRef]) -> Iterator[WindowedValue]:
+        refs = plan(self._store, self._former.task, self._former.caps, self._limits, parts, time)
+        events.tell("planned", records=sum(ref.records for ref in refs), jobs=sum(1 for ref in refs if ref.number))
+        for ref in refs:
+            yield WindowedValue(ref, Timestamp(micros=ref.min_timestamp), [GlobalWindow()])
+
+
+class Drive:
+    """A driver with all it needs, per DoFn instance, and the way from its answers to windowed Predictions."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._engine: Any = None
+        prices = Prices.of(settings)
+        self._live_cost = prices.cost_usd
+        self.store = open_store(str(settings.staging_location))
+        self.driver = Driver(settings, Former(settings).task, self.store, connect_batch(settings), self._ask, prices.cost_usd, time)
+        self._reader = EnvelopeReader(self.store)
+        self._meter = Meter()
+
+    def _ask(self, records: Sequence[Record]) -> Asked:
+        """Live calls for what jobs left over; most jobs leave nothing, so the engine is started only here."""
+        if self._engine is None:
+            self._engine = borrow_engine(self._settings, partial(connect, self._settings), self._live_cost)
+        asked: Asked = self._engine.submit(records).result()
+        self._meter.calls(len(records), asked.tally)
+        return asked
+
+    def emitted(self, answers: Iterable[tuple[bytes, Outcome]]) -> Iterator[WindowedValue]:
+        told: list[Outcome] = []
+        for data, outcome in answers:
+            envelope = self._reader.decode(data)
+            told.append(outcome)
+            if len(told) >= 1000:
+                self._tell(told)
+            yield envelope.around(prediction_of(envelope.element, outcome))
+        self._tell(told)
+
+    def _tell(self, outcomes: list[Outcome]) -> None:
+        self._meter.job_usage(outcomes)
+        self._meter.outcomes(outcomes)
+        outcomes.clear()
+
+    def close(self) -> None:
+        if self._engine is not None:
+            return_engine(self._engine)
+            self._engine = None
+
+
+class DriveInLoop(beam.DoFn):
+    """Waits for its bundle's jobs inside the bundle: for local runners, which lose or hurry a splittable DoFn's remainders."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+
+    def setup(self) -> None:
+        self._drive = Drive(self._settings)
+
+    def start_bundle(self) -> None:
+        self._refs: list[BatchJobRef] = []
+
+    def process(self, ref: BatchJobRef | str) -> None:
+        self._refs.append(resolved(self._drive.store, ref))
+
+    def finish_bundle(self) -> Iterator[Any]:
+        answers = drive_all(self._drive.driver, self._refs, time.sleep, _tell_waiting)
+        yield from self._drive.emitted((envelope, outcome) for _, envelope, outcome in answers)
+
+    def teardown(self) -> None:
+        self._drive.close()
+
+
+class DriveAsSdf(beam.DoFn):
+    """Waits for one job per element without holding a thread: looks, and if the job isn't done defers itself until the next look."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+
+    def setup(self) -> None:
+        self._drive = Drive(self._settings)
+
+    def process(
+        self,
+        ref: BatchJobRef | str,
+        tracker: Any = beam.DoFn.RestrictionParam(JobPositions()),
+        watermark: Any = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_provider()),
+    ) -> Iterator[Any]:
+        ref = resolved(self._drive.store, ref)
+        if watermark.current_watermark() is None:
+            watermark.set_watermark(Timestamp(micros=ref.min_timestamp))
+        position = Position(*tracker.current_restriction())
+        while position.phase != FINISHED:
+            if PACER.early((ref.number, ref.manifest), position.next_at):
+                tracker.defer_remainder(Duration.of(max(position.next_at - time.time(), 0.0)))
+                return
+            looked = self._drive.driver.step(ref, position.phase)
+            position = _after(position, looked)
+            if not tracker.try_claim(position):
+                return
+            if isinstance(looked, Ready):
+                yield from self._drive.emitted(looked.answers)
+            elif position.next_at > time.time():
+                _tell_waiting([(ref, looked)])
+                tracker.defer_remainder(Duration.of(position.next_at - time.time()))
+                return
+
+    def teardown(self) -> None:
+        self._drive.close()
+
+
+def _after(position: Position, looked: Ready | Waiting) -> Position:
+    if isinstance(looked, Waiting):
+        return Position(position.phase, looked.next_at)
+    return Position(FINISHED if looked.phase is None else looked.phase, 0.0)
+
+
+def resolved(store: Any, ref: Any) -> BatchJobRef:
+    """The ref itself, or the one that a bare job id names."""
+    return find_ref(store, ref) if isinstance(ref, str) else BatchJobRef(*ref)
+
+
+def _tell_waiting(waiting: Sequence[tuple[BatchJobRef, Waiting]]) -> None:
+    now = time.time()
+    events.tell(
+        "waiting",
+        jobs=len(waiting),
+        states=dict(Counter(looked.status for _, looked in waiting)),
+        done=sum(looked.done or 0 for _, looked in waiting),
+        total=sum(looked.total for _, looked in waiting),
+        next_seconds=max(min((looked.next_at for _, looked in waiting), default=now) - now, 0.0),
+    )
+
+
+class SubmitOnce(beam.DoFn):
+    """Drives each planned job up to its creation, or to the limit it has to queue behind, and emits its ref as it is then."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+
+    def setup(self) -> None:
+        self._drive = Drive(self._settings)
+
+    def process(self, ref: BatchJobRef) -> Iterator[BatchJobRef]:
+        ref = BatchJobRef(*ref)
+        while True:
+            looked = self._drive.driver.step(ref, 0)
+            if isinstance(looked, Ready):
+                yield ref._replace(state="done", job_id=self._drive.driver.job_id(ref.number))
+                return
+            if looked.job_id is not None or looked.status == "queued":
+                yield ref._replace(state="queued" if looked.job_id is None else "created", job_id=looked.job_id)
+                return
+            time.sleep(min(max(looked.next_at - time.time(), 0.0), 1.0))
+
+    def teardown(self) -> None:
+        self._drive.close()

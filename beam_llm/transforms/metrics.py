@@ -1,0 +1,86 @@
+"""Facts → Beam counters (namespace `beam_llm`) and listeners. Counters belong to the thread and step that posts them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from apache_beam.io.components.adaptive_throttler import ThrottlingSignaler
+from apache_beam.metrics import Metrics
+
+from beam_llm import events
+from beam_llm.calls import Tally
+from beam_llm.errors import Kind
+from beam_llm.values import Outcome
+
+NAMESPACE = "beam_llm"
+_TALLIED = ("requests", "retries", "splits", "single_requests", "input_tokens", "output_tokens", "cached_tokens")
+
+
+class Meter:
+    """Posts what happened. Built in a DoFn's `setup`, used on its thread.
+
+    Counters: records, errors, errors_<kind>, reused, cost_micro_usd, requests, retries, splits, single_requests, input_tokens,
+    output_tokens, cached_tokens, warnings_<what>, cumulativeThrottlingSeconds. Distributions: latency_ms, records_per_request.
+    """
+
+    def __init__(self) -> None:
+        names = ("records", "errors", "reused", "cost_micro_usd", *_TALLIED)
+        self._counters = {name: Metrics.counter(NAMESPACE, name) for name in names}
+        self._by_kind = {kind: Metrics.counter(NAMESPACE, f"errors_{kind}") for kind in Kind.ALL}
+        self._latency = Metrics.distribution(NAMESPACE, "latency_ms")
+        self._packed = Metrics.distribution(NAMESPACE, "records_per_request")
+        self._throttled = ThrottlingSignaler(NAMESPACE)
+        self._owed_seconds = 0.0
+
+    def calls(self, records: int, tally: Tally) -> None:
+        """Live requests made for one prompt batch of `records` records."""
+        for name in _TALLIED:
+            count = getattr(tally, name)
+            if count:
+                self._counters[name].inc(count)
+        for latency in tally.latency_ms:
+            self._latency.update(latency)
+        if tally.requests:
+            self._packed.update(records)
+        for what, count in tally.warnings.items():
+            Metrics.counter(NAMESPACE, f"warnings_{what}").inc(count)
+        self._owed_seconds += tally.throttled_seconds
+        if self._owed_seconds >= 1:
+            self._throttled.signal_throttled(int(self._owed_seconds))
+            self._owed_seconds %= 1
+
+    def outcomes(self, outcomes: Iterable[Outcome], requests: int = 0, retries: int = 0) -> None:
+        """Records that have ended."""
+        records = errors = reused = 0
+        micro_usd = 0.0
+        for outcome in outcomes:
+            records += 1
+            micro_usd += (outcome.cost_usd or 0.0) * 1e6
+            if outcome.failure is not None:
+                errors += 1
+                self._by_kind[outcome.failure.kind].inc()
+            elif outcome.reused:
+                reused += 1
+        self._post(records, errors, reused, micro_usd)
+        events.tell("answered", records=records, errors=errors, requests=requests, retries=retries, cost_usd=micro_usd / 1e6)
+
+    def _post(self, records: int, errors: int, reused: int, micro_usd: float) -> None:
+        self._counters["records"].inc(records)
+        if errors:
+            self._counters["errors"].inc(errors)
+        if reused:
+            self._counters["reused"].inc(reused)
+        if micro_usd:
+            self._counters["cost_micro_usd"].inc(round(micro_usd))
+
+    def job_usage(self, outcomes: Iterable[Outcome]) -> None:
+        """Tokens of answers that came by a batch job (live ones are counted per call)."""
+        totals = [0, 0, 0]
+        for outcome in outcomes:
+            usage = outcome.usage
+            totals[0] += usage.input_tokens
+            totals[1] += usage.output_tokens
+            totals[2] += usage.cached_tokens
+        for name, total in zip(("input_tokens", "output_tokens", "cached_tokens"), totals, strict=True):
+            if total:
+                self._counters[name].inc(total)

@@ -1,0 +1,227 @@
+"""`records | LLMPredict(...)`: one transform, two modes, and its two halves for batch jobs that are collected another day."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import apache_beam as beam
+from apache_beam import coders, pvalue
+from apache_beam.transforms.display import DisplayDataItem
+from apache_beam.transforms.trigger import AccumulationMode, Always
+from apache_beam.transforms.window import GlobalWindows, TimestampCombiner
+
+from beam_llm.config import OPTIONS, Settings, key_of, replaced, settings, settings_from_options
+from beam_llm.jobs import BatchJobRef, open_store
+from beam_llm.outputs import Output
+from beam_llm.providers import check
+from beam_llm.task import Task
+from beam_llm.transforms import runners
+from beam_llm.transforms.calls import AskTheModel, FormAcrossBundles, FormInBundles, shard_of
+from beam_llm.transforms.elements import RowShape
+from beam_llm.transforms.jobs import DriveAsSdf, DriveInLoop, PlanAcrossBundles, PlanJobs, SpoolParts, SubmitOnce
+from beam_llm.values import Prediction
+
+
+class _WithSettings(beam.PTransform):
+    """What all front doors share: checked settings, options by string keys, display data."""
+
+    def __init__(self, model: str, prompt: str | None = None, *, output: Any = str, label: str | None = None, **options: Any):
+        self._use(settings(model, prompt=prompt, output=output, **options))
+        super().__init__(label)
+
+    def _use(self, checked: Settings) -> None:
+        """Whatever is wrong with the settings is said here, before there is a pipeline."""
+        check(checked)
+        Task(checked)
+        if checked.mode == "batch_api":
+            open_store(str(checked.staging_location))
+        self._settings = checked
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, **values: Any) -> Any:
+        """The transform from string keys, as in SQL's `WITH (…)`.
+
+        Args:
+          options: a model's defaults: `{"provider": "openai", "model": "gpt-4", "batch.size": "20"}`.
+          overrides: what this use changes.
+          values: typed values by Python name, such as `output=Review`.
+
+        Raises:
+          UsageError: an unknown key (names the nearest known one) or a value that breaks its rule.
+        """
+        return cls._of(settings_from_options(options, overrides, **values))
+
+    @classmethod
+    def _of(cls, checked: Settings, **changes: Any) -> Any:
+        made = cls.__new__(cls)
+        made._use(replaced(checked, **changes) if changes else checked)
+        beam.PTransform.__init__(made)
+        return made
+
+    def display_data(self) -> dict[str, Any]:
+        """What the runner's page shows: options that differ from their defaults; prompts shortened, keys only as references."""
+        shown = {}
+        for name, option in OPTIONS.items():
+            value = getattr(self._settings, name)
+            if name == "model" or (value is not None and value != option.default):
+                text = value if isinstance(value, (int, float)) else str(getattr(value, "__name__", value))
+                shown[key_of(name)] = DisplayDataItem(
+                    text if not isinstance(text, str) else text[:200], label=option.metadata["meaning"][:80]
+                )
+        return shown
+
+    def default_label(self) -> str:
+        return f"{type(self).__name__}({self._settings.model_name})"
+
+
+class LLMPredict(_WithSettings):
+    """Asks a language model about every element; every element comes back, with a typed answer or a reason.
+
+    Args:
+      model: `"openai:gpt-4.1-mini"`, `"azure:DEPLOYMENT"`; anything OpenAI-compatible is `openai:` with a `base_url`.
+      prompt: a Jinja2 template over the element's fields; `{{ element }}` (the default) is the whole of it.
+      output: `str`, `int`, `float`, `bool`, `Literal`, an Enum, `list[…]`, a pydantic model, or a JSON schema.
+      options: every option of `beam_llm.config.Settings`, such as `batch_size=20` or `mode="batch_api"`.
+
+    Input: `beam.Row`, NamedTuple, dataclass, pydantic model, dict, str, or `(key, value)` pairs of them, bounded or unbounded.
+    Returns: one `Prediction` per element, at its timestamp and in its windows; with `output_field`, rows.
+
+    Raises:
+      UsageError: when built, for any option, template or type that can't work.
+
+    Live calls are at-least-once (a bundle that Beam repeats is asked again), output is exactly once. With `mode="batch_api"` a record is
+    never submitted again while an answer to it exists or may still come.
+    """
+
+    def expand(self, pcoll: pvalue.PCollection) -> pvalue.PCollection:
+        predictions = _predictions(pcoll, self._settings)
+        return _shaped(predictions, self._settings, pcoll.element_type)
+
+    def with_exception_handling(self, main_tag: str = "good", dead_letter_tag: str = "bad") -> beam.PTransform:
+        """Two outputs, `(good, bad)`: what was answered, and `(element, message, kind)` rows of what was not."""
+        return _Divided(self._settings, main_tag, dead_letter_tag)
+
+
+class SubmitBatchJobs(_WithSettings):
+    """Elements in, one `BatchJobRef` per batch job out, as soon as it is created (or queued behind a limit). Answers: `CollectBatchJobs`."""
+
+    def __init__(self, model: str, prompt: str | None = None, *, output: Any = str, **options: Any):
+        super().__init__(model, prompt, output=output, **{"mode": "batch_api", **options})
+
+    def expand(self, pcoll: pvalue.PCollection) -> pvalue.PCollection:
+        return _planned(pcoll, self._settings) | "Submit jobs" >> beam.ParDo(SubmitOnce(self._settings)).with_output_types(BatchJobRef)
+
+
+class CollectBatchJobs(_WithSettings):
+    """`BatchJobRef`s, or provider job ids as `str`, in; the predictions of their elements out. Today, next week, in another pipeline.
+
+    Takes the arguments its `SubmitBatchJobs` had: `staging_location` finds the elements, `prompt` and `output` read the answers.
+    """
+
+    def __init__(self, model: str, prompt: str | None = None, *, output: Any = str, **options: Any):
+        super().__init__(model, prompt, output=output, **{"mode": "batch_api", **options})
+
+    def expand(self, pcoll: pvalue.PCollection) -> pvalue.PCollection:
+        return _shaped(_driven(pcoll, self._settings), self._settings, Any)
+
+
+class _Divided(beam.PTransform):
+    """LLMPredict with its errors apart."""
+
+    def __init__(self, checked: Settings, main_tag: str, dead_letter_tag: str):
+        super().__init__()
+        self._settings = checked
+        self._tags = (main_tag, dead_letter_tag)
+
+    def default_label(self) -> str:
+        return f"LLMPredict({self._settings.model_name})"
+
+    def expand(self, pcoll: pvalue.PCollection) -> Any:
+        good_tag, bad_tag = self._tags
+        divided = _predictions(pcoll, self._settings) | "Divide" >> beam.ParDo(_Divide(bad_tag)).with_outputs(bad_tag, main=good_tag)
+        divided[good_tag].element_type = Prediction
+        good = _shaped(divided[good_tag], self._settings, pcoll.element_type)
+        return good, divided[bad_tag]
+
+
+class _Divide(beam.DoFn):
+    def __init__(self, bad_tag: str):
+        self._bad_tag = bad_tag
+
+    def process(self, prediction: Prediction) -> Any:
+        if prediction.error is None:
+            yield prediction
+        else:
+            yield pvalue.TaggedOutput(
+                self._bad_tag, beam.Row(element=prediction.element, message=prediction.error.message, kind=prediction.error.kind)
+            )
+
+
+def _predictions(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
+    """Elements → Predictions, in the elements' own windowing."""
+    runners.warn_of_lost_output(pcoll.pipeline)
+    if checked.mode == "batch_api":
+        driven = _driven(_planned(pcoll, checked), checked)
+        driven._windowing = pcoll.windowing
+        return driven
+    return _asked(pcoll, checked)
+
+
+def _asked(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
+    """Live calls. The shuffles spread work and protect paid answers from a failing sink; on local runners they would only cost."""
+    local = runners.is_local(pcoll.pipeline)
+    formed = _formed(pcoll, checked, local)
+    asked = formed | "Ask the model" >> beam.ParDo(AskTheModel(checked)).with_output_types(Prediction)
+    return asked if local else asked | "Keep what is paid for" >> beam.Reshuffle()
+
+
+def _formed(pcoll: pvalue.PCollection, checked: Settings, local: bool) -> pvalue.PCollection:
+    if pcoll.is_bounded:
+        spread = pcoll if local else pcoll | "Spread records" >> beam.Reshuffle()
+        return spread | "Form prompt batches" >> beam.ParDo(FormInBundles(checked)).with_output_types(Any)
+    coder = coders.registry.get_coder(pcoll.element_type)
+    keyed = pcoll | "Choose buffers" >> beam.Map(_with_shard, checked.batch_shards, coder).with_output_types(
+        tuple[int, pcoll.element_type or Any]
+    )
+    formed = keyed | "Form prompt batches" >> beam.ParDo(FormAcrossBundles(checked, coder)).with_output_types(bytes)
+    return formed if local else formed | "Spread prompt batches" >> beam.Reshuffle()
+
+
+def _with_shard(element: Any, shards: int, coder: coders.Coder) -> tuple[int, Any]:
+    return (shard_of(shards, coder, element) if shards > 1 else 0, element)
+
+
+def _planned(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
+    """Elements → BatchJobRefs. Records go to staging in their own bundle; only descriptors of a few bytes meet at the planner."""
+    coder = coders.registry.get_coder(pcoll.element_type)
+    window_coder = pcoll.windowing.windowfn.get_window_coder()
+    parts = pcoll | "Spool parts" >> beam.ParDo(SpoolParts(checked, coder, window_coder)).with_output_types(tuple[str, int, int, int, int])
+    # As in Beam's own Reshuffle: the elements' windows are inside the parts, so what groups the descriptors is one global window.
+    parts._windowing = beam.Windowing(
+        GlobalWindows(),
+        triggerfn=Always(),
+        accumulation_mode=AccumulationMode.DISCARDING,
+        timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
+    )
+    keyed = parts | "To one planner" >> beam.WithKeys(0).with_output_types(tuple[int, tuple[str, int, int, int, int]])
+    if pcoll.is_bounded:
+        return keyed | "Group parts" >> beam.GroupByKey() | "Plan jobs" >> beam.ParDo(PlanJobs(checked)).with_output_types(BatchJobRef)
+    return keyed | "Plan jobs" >> beam.ParDo(PlanAcrossBundles(checked)).with_output_types(BatchJobRef)
+
+
+def _driven(refs: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
+    how = DriveInLoop if runners.waiting_for(refs.pipeline, checked.waiting) == "loop" else DriveAsSdf
+    spread = refs if runners.is_local(refs.pipeline) else refs | "Spread jobs" >> beam.Reshuffle()
+    return spread | "Drive jobs" >> beam.ParDo(how(checked)).with_output_types(Prediction)
+
+
+def _shaped(predictions: pvalue.PCollection, checked: Settings, element_type: Any) -> pvalue.PCollection:
+    if checked.output_field is None:
+        return predictions
+    shape = RowShape(Output(checked.output), checked.output_field, element_type)
+    return predictions | "Shape rows" >> beam.Map(_row_of, shape).with_output_types(shape.type_hint)
+
+
+def _row_of(prediction: Prediction, shape: RowShape) -> Any:
+    return shape.row(prediction)

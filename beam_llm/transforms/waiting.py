@@ -1,0 +1,119 @@
+"""The splittable DoFn's side of waiting: a position that holds only the time of the next look, and a pacer for runners that hurry.
+
+A restriction is a `Position`; a look at the ledger claims the next one. Bounded (so a batch pipeline stays one, and a drain keeps it)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from apache_beam import coders
+from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
+from apache_beam.transforms.core import RestrictionProvider
+
+MAX_SLICE_SECONDS = 1.0
+FINISHED = -1
+
+
+class Position(NamedTuple):
+    """How far one job is. Checkpointed on every look: it stays this small.
+
+    Attributes:
+      phase: what `Driver.step` is asked for next; FINISHED when nothing is left.
+      next_at: seconds since the epoch before which there is nothing to see.
+    """
+
+    phase: int
+    next_at: float
+
+
+class JobTracker(RestrictionTracker):
+    """Claims are Positions to go on from. Splitting (a checkpoint) leaves the claimed position as the residual."""
+
+    def __init__(self, position: Position):
+        self._position = Position(*position)
+        self._stopped = False
+
+    def current_restriction(self) -> Position:
+        return self._position
+
+    def try_claim(self, position: Position) -> bool:
+        if self._stopped:
+            return False
+        self._position = position
+        return True
+
+    def try_split(self, fraction_of_remainder: float) -> tuple[Position, Position] | None:
+        """Only a checkpoint (fraction 0) splits: one job is one piece of work."""
+        if fraction_of_remainder != 0 or self._stopped or self._position.phase == FINISHED:
+            return None
+        residual, self._position = self._position, Position(FINISHED, 0.0)
+        self._stopped = True
+        return self._position, residual
+
+    def check_done(self) -> bool:
+        if self._position.phase != FINISHED:
+            raise ValueError(f"a job's restriction was left at {self._position} without a checkpoint")
+        return True
+
+    def current_progress(self) -> RestrictionProgress:
+        done = self._position.phase == FINISHED
+        return RestrictionProgress(completed=float(done), remaining=float(not done))
+
+    def is_bounded(self) -> bool:
+        return True
+
+
+class JobPositions(RestrictionProvider):
+    """One restriction per job."""
+
+    def initial_restriction(self, element: Any) -> Position:
+        return Position(0, 0.0)
+
+    def create_tracker(self, restriction: Position) -> JobTracker:
+        return JobTracker(restriction)
+
+    def restriction_size(self, element: Any, restriction: Position) -> int:
+        return 1
+
+    def restriction_coder(self) -> coders.Coder:
+        return coders.TupleCoder((coders.VarIntCoder(), coders.FloatCoder()))
+
+    def truncate(self, element: Any, restriction: Position) -> Position:
+        """A drain waits for paid work; Beam's default would only do so for trackers it knows."""
+        return Position(*restriction)
+
+
+class Pacer:
+    """Due times of this process's jobs. A runner that ignores the delay resumes at once: then a look sleeps here, not at the provider.
+
+    Sleeps are short slices, so that one waiting job keeps no other waiting and the runner gets the thread back.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.time, sleep: Callable[[float], None] = time.sleep):
+        self._now = now
+        self._sleep = sleep
+        self._due: dict[Any, float] = {}
+        self._lock = threading.Lock()
+
+    def early(self, job: Any, next_at: float) -> bool:
+        """Whether it is too early for a look; if so, sleeps until the earliest job of the process is due, at most a slice."""
+        now = self._now()
+        with self._lock:
+            if next_at <= now:
+                self._due.pop(job, None)
+                return False
+            self._due[job] = next_at
+            earliest = min(self._due.values())
+        self._sleep(min(max(earliest - now, 0.0), MAX_SLICE_SECONDS))
+        if self._now() < next_at:
+            return True
+        with self._lock:
+            self._due.pop(job, None)
+        return False
+
+
+PACER = Pacer()
+"""One per process: its module is imported, never pickled by value."""

@@ -1,0 +1,35 @@
+"""`python -m tests`: lint, format, types and tests, the same on a laptop and in CI. Arguments go to pytest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def main(arguments: list[str]) -> int:
+    checks = {
+        "lint": ["ruff", "check", "."],
+        "format": ["ruff", "format", "--check", "."],
+        "types": ["mypy"],
+        "tests": ["pytest", "-rs", *arguments],
+    }
+    failed = [name for name, command in checks.items() if not _passes(name, command)]
+    if failed:
+        print(f"failed: {', '.join(failed)}", flush=True)
+    return 1 if failed else 0
+
+
+def _passes(name: str, command: list[str]) -> bool:
+    started = time.monotonic()
+    print(f"== {name}: {' '.join(command)}", flush=True)
+    passed = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode == 0
+    print(f"== {name} {'passed' if passed else 'FAILED'} in {time.monotonic() - started:.0f} s", flush=True)
+    return passed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

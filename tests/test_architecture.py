@@ -1,0 +1,88 @@
+"""The import rule of the house, and what importing the package loads."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "beam_llm"
+
+# Lower rooms first. A room may import those below it and never one beside it or above.
+LAYERS = [
+    {"errors", "events"},
+    {"values"},
+    {"protocols"},
+    {"config", "tokens"},
+    {"outputs"},
+    {"prompts", "answers"},
+    {"task"},
+    {"pricing"},
+    {"batching"},
+    {"calls", "jobs", "providers"},
+    {"transforms"},
+    {"fronts"},
+]
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+ENTRANCES = {"__init__", "__main__"}
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def _modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if _room(path) not in ENTRANCES)
+
+
+def _rooms_used(path: Path) -> set[str]:
+    parts = {name.split(".")[1] for name in _imports(path) if name.startswith("beam_llm.")}
+    return {part for part in parts if part in LEVEL or part == "testing"} - {_room(path)}
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_imports_only_rooms_below_it(path):
+    room, used = _room(path), _rooms_used(path)
+    if room == "testing":
+        assert "fronts" not in used
+        return
+    assert room in LEVEL, f"{room} has no place in the layers: add it to LAYERS"
+    allowed_testing = {"testing"} if room == "fronts" else set()
+    wrong = {other for other in used - allowed_testing if other == "testing" or LEVEL[other] >= LEVEL[room]}
+    assert not wrong, f"{path.name} imports {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_beam_is_imported_by_transforms_and_fronts_only_and_sdks_in_their_own_file(path):
+    roots = {name.split(".")[0] for name in _imports(path)}
+    if _room(path) not in ("transforms", "fronts"):
+        assert "apache_beam" not in roots
+    if path.relative_to(PACKAGE) != Path("providers/openai.py"):
+        assert "openai" not in roots
+
+
+def test_importing_the_package_loads_no_beam_no_sdk_and_no_price_table():
+    code = "import sys, beam_llm; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"apache_beam", "openai", "genai_prices", "aiohttp", "google"} & set(loaded)
+
+
+def test_naming_the_transform_loads_no_sdk_and_no_price_table():
+    code = "import sys, beam_llm; beam_llm.LLMPredict; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "apache_beam" in loaded
+    assert not {"openai", "genai_prices"} & set(loaded)

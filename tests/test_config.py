@@ -1,0 +1,147 @@
+"""Options: one name in two spellings, checked once, whichever door they came through."""
+
+from __future__ import annotations
+
+import enum
+import pickle
+from typing import Literal
+
+import pytest
+
+from beam_llm.config import OPTIONS, key_of, replaced, settings, settings_from_options
+from beam_llm.errors import UsageError
+
+MODEL = "openai:gpt-4.1-mini"
+
+
+def test_the_defaults_are_those_of_the_proposal():
+    known = settings(MODEL)
+    assert (known.batch_size, known.batch_timeout_ms, known.max_retries, known.request_timeout_ms) == (1, 1000, 3, 30_000)
+    assert (known.response_format, known.response_index_field, known.mode, known.api_key) == (
+        "json",
+        "index",
+        "online",
+        "env:OPENAI_API_KEY",
+    )
+
+
+def test_string_keys_and_python_names_give_the_same_settings():
+    by_key = settings_from_options(
+        {"provider": "openai", "model": "gpt-4.1-mini", "batch.size": "20", "max.retries": "5", "log.data": "true"}
+    )
+    assert by_key == settings(MODEL, batch_size=20, max_retries=5, log_data=True)
+
+
+def test_overrides_win_over_a_models_defaults():
+    known = settings_from_options({"model": MODEL, "batch.size": "20", "system.prompt": "S"}, overrides={"batch.size": "50"})
+    assert (known.batch_size, known.system_prompt) == (50, "S")
+
+
+def test_every_option_has_a_key_and_a_meaning():
+    assert all(option.metadata["meaning"] and key_of(name).replace(".", "_") == name for name, option in OPTIONS.items())
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"batch_size": 0}, "batch_size is 0: it has to be at least 1"),
+        ({"batch_size": "many"}, "a whole number or 'auto'"),
+        ({"batch_size": True}, "a whole number"),
+        ({"batch_size": 2.5}, "a whole number"),
+        ({"max_retries": 99}, "between 0 and 20"),
+        ({"temperature": "nan"}, "a number"),
+        ({"mode": "batch"}, "one of online, batch_api; try 'batch_api'"),
+        ({"on_unparseable": "ignore"}, "one of split, retry, single, fail"),
+        ({"log_data": "maybe"}, "true or false"),
+        ({"response_format": "yaml"}, "json, xml, delimited or the dotted name"),
+        ({"response_format": "no.such.parser"}, "can't be imported"),
+        ({"response_format": "math.pi"}, "not a function"),
+        ({"extra_body": "[1]"}, "a mapping"),
+        ({"extra_body": "{"}, "a JSON object"),
+        ({"output": "enum:"}, "an enum needs members"),
+        ({"output": "text"}, "string, integer, number, boolean"),
+        ({"poll_seconds": 0.01}, "at least 0.05"),
+        ({"batch_sise": 2}, "did you mean 'batch_size'"),
+        ({"base_url": "localhost:80"}, "http:// or https://"),
+        ({"base_url": "https://user:pass@host/v1"}, "user name or password"),
+        ({"mode": "batch_api"}, "staging_location is missing"),
+        ({"independent": True}, "record_id is missing"),
+        ({"prompt": 3}, "a string, not int"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_value_is_refused_with_the_rule_and_the_fix(values, expected):
+    with pytest.raises(UsageError) as caught:
+        settings(MODEL, **values)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("model", ["gpt-4", "openai:", "cohere:command", ""])
+def test_a_model_is_provider_and_name(model):
+    with pytest.raises(UsageError, match="PROVIDER:MODEL"):
+        settings(model)
+
+
+def test_an_unknown_key_names_the_nearest_known_one():
+    with pytest.raises(UsageError, match="unknown option 'batch.sice': did you mean 'batch.size'"):
+        settings_from_options({"model": MODEL, "batch.sice": "2"})
+
+
+@pytest.mark.parametrize("key", ["sk-proj-abcdef0123456789", "Bearer x", "${NOT-A-NAME}"])
+def test_a_literal_key_is_refused_and_not_repeated(key):
+    with pytest.raises(UsageError) as caught:
+        settings(MODEL, api_key=key)
+    assert "env:NAME" in str(caught.value)
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("${MY_KEY}", "env:MY_KEY"), ("env:MY_KEY", "env:MY_KEY"), ("file:/run/secrets/k", "file:/run/secrets/k"), ("none", "none")],
+)
+def test_a_key_is_kept_as_a_reference(given, kept):
+    assert settings(MODEL, api_key=given).api_key == kept
+    assert settings_from_options({"model": MODEL, "api_key": given}).api_key == kept
+
+
+def test_the_base_url_is_read_when_the_pipeline_is_built(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1/")
+    known = settings(MODEL)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:2/v1")
+    assert known.base_url == "http://127.0.0.1:1/v1"
+    assert settings(MODEL, base_url="http://host/v1").base_url == "http://host/v1"
+
+
+def test_azure_needs_its_endpoint(monkeypatch):
+    monkeypatch.delenv("AZURE_OPENAI_ENDPOINT", raising=False)
+    with pytest.raises(UsageError, match="AZURE_OPENAI_ENDPOINT"):
+        settings("azure:deployment")
+
+
+@pytest.mark.parametrize(
+    ("text", "output"),
+    [
+        ("string", str),
+        ("integer", int),
+        ("number", float),
+        ("boolean", bool),
+        ("enum:a|b", Literal["a", "b"]),
+        ('{"type": "object"}', {"type": "object"}),
+    ],
+    ids=["string", "integer", "number", "boolean", "enum", "schema"],
+)
+def test_output_as_a_string_key(text, output):
+    assert settings(MODEL, output=text).output == output
+
+
+class Mood(enum.Enum):
+    UP = "up"
+
+
+def test_settings_ride_in_a_pickle_and_are_replaced_whole():
+    known = settings(MODEL, output=Mood, batch_size=4)
+    assert pickle.loads(pickle.dumps(known)) == known
+    assert replaced(known, batch_size=8).batch_size == 8
+    assert replaced(known, batch_size=8).output is Mood
+    with pytest.raises(UsageError):
+        replaced(known, batch_size=-1)
