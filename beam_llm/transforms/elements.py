@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import enum
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
 import apache_beam as beam
@@ -149,7 +150,7 @@ def _column(kind: Any) -> tuple[Any, Callable[[Any], Any]]:
         kinds = {type(member.value) for member in kind}
         if len(kinds) == 1 and kinds <= {str, int, float, bool}:
             return kinds.pop(), lambda member: member.value
-    if origin in (list, typing.List, Sequence) and arguments:  # noqa: UP006: users may write either
+    if origin in (list, collections.abc.Sequence) and arguments:
         item, convert = _column(arguments[0])
         return typing.Sequence[item], lambda values: [convert(value) for value in values]  # type: ignore[valid-type]
     if origin in (typing.Union, type(int | None)) and len(arguments) == 2 and type(None) in arguments:

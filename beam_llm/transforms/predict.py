@@ -104,7 +104,7 @@ class LLMPredict(_WithSettings):
 
 
 class SubmitBatchJobs(_WithSettings):
-    """Elements in, one `BatchJobRef` per batch job out, as soon as it is created (or queued behind a limit). Answers: `CollectBatchJobs`."""
+    """Elements in, one `BatchJobRef` per batch job out, as soon as it is created or queued behind a limit. See `CollectBatchJobs`."""
 
     def __init__(self, model: str, prompt: str | None = None, *, output: Any = str, **options: Any):
         super().__init__(model, prompt, output=output, **{"mode": "batch_api", **options})

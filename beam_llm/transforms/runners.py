@@ -33,8 +33,8 @@ def waiting_for(pipeline: Any, waiting: str | None) -> str:
     """
     if waiting == "sdf" and is_local(pipeline) and _workers(pipeline) > 1:
         raise UsageError(
-            f"waiting is 'sdf' and direct_num_workers is {_workers(pipeline)}: {runner_name(pipeline)} loses the remainders of a splittable DoFn "
-            "with several workers; leave waiting unset (it is 'loop' here) or set direct_num_workers=1"
+            f"waiting is 'sdf' and direct_num_workers is {_workers(pipeline)}: {runner_name(pipeline)} loses the remainders of a splittable "
+            "DoFn with several workers; leave waiting unset (it is 'loop' here) or set direct_num_workers=1"
         )
     return waiting or ("loop" if is_local(pipeline) else "sdf")
 
@@ -44,7 +44,7 @@ def _workers(pipeline: Any) -> int:
 
 
 def warn_of_lost_output(pipeline: Any) -> None:
-    """Flink with checkpoints but without --finish_bundle_before_checkpointing holds back, or loses, a bundle's output (Beam 2.77, Flink 1.19)."""
+    """Flink with checkpoints needs --finish_bundle_before_checkpointing: else a bundle's output is held back or lost (Beam 2.77, Flink 1.19)."""
     if is_local(pipeline) or "Flink" not in runner_name(pipeline) + str(pipeline.options.view_as(StandardOptions).runner):
         return
     options = {**pipeline.options.get_all_options(), **_unparsed(pipeline)}

@@ -1,0 +1,76 @@
+"""Batch jobs in two pipelines: submit today, collect tomorrow.
+
+    python -m pipelines.submit_then_collect submit --input reviews.jsonl --jobs jobs.txt --staging_location gs://bucket/llm
+    python -m pipelines.submit_then_collect collect --jobs jobs.txt --output labelled --staging_location gs://bucket/llm
+
+The file of job ids is all that the second pipeline needs: the elements come back from the staging location with their answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import apache_beam as beam
+import orjson
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam_llm import BatchJobRef, CollectBatchJobs, Prediction, SubmitBatchJobs
+from pipelines.reviews import PROMPT, Opinion, Review, parse
+
+
+def id_of(ref: BatchJobRef) -> str:
+    """The job's id; a job that still queues behind a limit has none yet and is known by its number."""
+    return ref.job_id or f"#{ref.number}"
+
+
+def to_line(prediction: Prediction) -> str:
+    opinion = prediction.value and prediction.value.model_dump()
+    error = prediction.error and str(prediction.error)
+    return orjson.dumps({"id": prediction.element.id, "opinion": opinion, "error": error, "cost_usd": prediction.cost_usd}).decode()
+
+
+def submit(pipeline: beam.Pipeline, arguments: argparse.Namespace, options: dict[str, Any]) -> None:
+    (
+        pipeline
+        | "Read reviews" >> beam.io.ReadFromText(arguments.input)
+        | "Parse" >> beam.Map(parse).with_output_types(Review)
+        | "Submit" >> SubmitBatchJobs(arguments.model, PROMPT, **options)
+        | "To ids" >> beam.Map(id_of)
+        | "Write ids" >> beam.io.WriteToText(arguments.jobs, shard_name_template="")
+    )
+
+
+def collect(pipeline: beam.Pipeline, arguments: argparse.Namespace, options: dict[str, Any]) -> None:
+    (
+        pipeline
+        | "Read ids" >> beam.io.ReadFromText(arguments.jobs)
+        | "Collect" >> CollectBatchJobs(arguments.model, PROMPT, **options)
+        | "To lines" >> beam.Map(to_line)
+        | "Write" >> beam.io.WriteToText(arguments.output, file_name_suffix=".jsonl")
+    )
+
+
+def run(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("step", choices=["submit", "collect"])
+    parser.add_argument("--input", help="submit: a file or pattern of .jsonl with id, text and rating")
+    parser.add_argument("--jobs", required=True, help="file of job ids, one a line")
+    parser.add_argument("--output", help="collect: prefix of the files to write")
+    parser.add_argument("--model", default="openai:gpt-4.1-mini")
+    parser.add_argument("--batch_size", default="20")
+    parser.add_argument("--staging_location", required=True)
+    parser.add_argument("--poll_seconds")
+    arguments, beam_arguments = parser.parse_known_args(argv)
+    options = {
+        "output": Opinion,
+        "batch_size": arguments.batch_size,
+        "staging_location": arguments.staging_location,
+        "poll_seconds": arguments.poll_seconds,
+    }
+    with beam.Pipeline(options=PipelineOptions(beam_arguments, pickle_library="cloudpickle")) as pipeline:
+        {"submit": submit, "collect": collect}[arguments.step](pipeline, arguments, options)
+
+
+if __name__ == "__main__":
+    run()
