@@ -196,9 +196,10 @@ def last_lines(text: str, count: int = 25) -> str:
     return "\n".join(line[:500] for line in text.strip().split("\n")[-count:])
 
 
-def tail(log: Path, count: int = 25) -> str:
-    """The last lines of a log, under its name."""
-    return f"--- {log.name}\n{last_lines(log.read_text(errors='replace'), count) if log.exists() else '(no log)'}"
+def tail(log: Path, count: int = 25, without: str | None = None) -> str:
+    """The last lines of a log under its name; `without`: only of the lines that don't contain this."""
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else ["(no log)"]
+    return f"--- {log.name}\n{last_lines(chr(10).join(line for line in lines if without is None or without not in line), count)}"
 
 
 def python_path() -> str:

@@ -153,6 +153,8 @@ appender.out.layout.type = PatternLayout
 appender.out.layout.pattern = %d{HH:mm:ss,SSS} %-5p %c{1} - %m%n
 """
 
+_ONE_LINE = "-Djava.util.logging.SimpleFormatter.format=%1$tT %4$s %2$s - %5$s%6$s%n"
+
 # Restarts for tests that kill: every attempt made while no TaskManager is there counts, hence hundreds.
 RESTARTS = ["--number_of_execution_retries=1000", "--execution_retry_delay=1000"]
 
@@ -302,8 +304,11 @@ class FlinkCluster:
         self._settle(cancel=True, seconds=seconds)
 
     def checkpoints(self, job_id: str) -> int:
-        """How many checkpoints of this job were completed."""
-        return int(self.rest(f"/jobs/{job_id}/checkpoints")["counts"]["completed"])
+        """How many checkpoints of this job were completed; 0 also while the job is only being set up."""
+        try:
+            return int(self.rest(f"/jobs/{job_id}/checkpoints")["counts"]["completed"])
+        except OSError:
+            return 0
 
     def rest(self, path: str, method: str = "GET") -> Any:
         """The JSON that Flink's REST interface answers."""
@@ -311,8 +316,8 @@ class FlinkCluster:
             return json.loads(reply.read() or b"null")
 
     def logs(self) -> str:
-        """The tails of all logs, for a failed test."""
-        return "\n".join(tail(log, 40) for log in sorted(self.folder.glob("*.log")))
+        """What is worth reading in the logs, for a failed test: the last lines that are no routine messages."""
+        return "\n".join(tail(log, 40, without=" INFO ") for log in sorted(self.folder.glob("*.log")))
 
     def recover(self) -> None:
         """Makes the cluster fit for the next test: nothing runs, a TaskManager with all its slots does."""
@@ -373,7 +378,7 @@ class FlinkCluster:
     def _start_job_server(self) -> Program:
         ports = ["--job-port", str(self._job_port), "--artifact-port", "0", "--expansion-port", "0"]
         where = ["--job-host", "localhost", "--flink-master", f"127.0.0.1:{self._rest_port}", "--artifacts-dir", f"{self.folder}/artifacts"]
-        return self._start("job-server", [*_JAVA, "-Xmx512m", "-jar", str(self._jar), *where, *ports])
+        return self._start("job-server", [*_JAVA, "-Xmx512m", _ONE_LINE, "-jar", str(self._jar), *where, *ports])
 
     def _start(self, name: str, command: list[str]) -> Program:
         program = Program(name, command, self.folder / f"{name}.log", env={"PYTHONPATH": python_path()}, cwd=self.folder)
@@ -387,7 +392,9 @@ class FlinkCluster:
         (self.folder / "conf" / "flink-conf.yaml").write_text(_CONFIGURATION.format(**values))
         (self.folder / "conf" / "log4j.properties").write_text(_LOG4J)
         worker = self.folder / "worker"
-        worker.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.components.flink_worker "$@"\n')
+        worker.write_text(
+            f'#!/bin/sh\nexec "{sys.executable}" -m tests.components.flink_worker "$@" >>"{self.folder}/python-workers.log" 2>&1\n'
+        )
         worker.chmod(0o755)
 
 
