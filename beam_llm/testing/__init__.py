@@ -11,5 +11,6 @@
 from beam_llm.testing.emulator import Emulator, EmulatorProcess, serve
 from beam_llm.testing.faults import Fault, load_faults
 from beam_llm.testing.options import EmulatorOptions
+from beam_llm.testing.sample import reviews, reviews_path
 
-__all__ = ["Emulator", "EmulatorOptions", "EmulatorProcess", "Fault", "load_faults", "serve"]
+__all__ = ["Emulator", "EmulatorOptions", "EmulatorProcess", "Fault", "load_faults", "reviews", "reviews_path", "serve"]

@@ -10,7 +10,7 @@ import hashlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,24 @@ class Billing:
         """What stands for the records in the book."""
         return list(texts) if self._keep == "texts" else [digest_of(text) for text in texts]
 
-    def live(self, texts: Sequence[str], request: bytes, input_tokens: int, output_tokens: int) -> None:
+    def live(self, texts: Sequence[str], request: Mapping[str, Any], input_tokens: int, output_tokens: int) -> None:
         """One live call whose answer was produced, whether or not it arrived."""
-        entry: list[Any] = [len(texts), input_tokens, output_tokens]
-        if self.keeps:
-            entry += [hashlib.blake2b(request, digest_size=16).hexdigest(), self.names(texts)]
+        entry = self._entry(texts, request, input_tokens, output_tokens)
         with self._lock:
             self._count(entry)
             if self.keeps:
                 os.write(self._log, orjson.dumps(entry) + b"\n")
+
+    def line(self, texts: Sequence[str], request: Mapping[str, Any], input_tokens: int, output_tokens: int) -> bytes:
+        """One line of a batch job's bill; empty where no book is kept."""
+        return orjson.dumps(self._entry(texts, request, input_tokens, output_tokens)) + b"\n" if self.keeps else b""
+
+    def _entry(self, texts: Sequence[str], request: Mapping[str, Any], input_tokens: int, output_tokens: int) -> list[Any]:
+        entry: list[Any] = [len(texts), input_tokens, output_tokens]
+        if self.keeps:
+            canonical = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
+            entry += [hashlib.blake2b(canonical, digest_size=16).hexdigest(), self.names(texts)]
+        return entry
 
     def _count(self, entry: Sequence[Any]) -> None:
         self.calls += 1

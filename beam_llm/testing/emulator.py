@@ -144,6 +144,11 @@ class Emulator:
         return list(self.service.requests)
 
     @property
+    def jobs(self) -> list[dict[str, Any]]:
+        """All batch jobs as the API shows them, oldest first."""
+        return self.service.batches.jobs
+
+    @property
     def most_in_flight(self) -> int:
         """The most live calls there were at once."""
         return self.service.limits.most_in_flight

@@ -17,11 +17,12 @@ from beam_llm.testing.batches import Batches
 from beam_llm.testing.billing import BilledCounter, Billing
 from beam_llm.testing.brain import Brain
 from beam_llm.testing.chat import Chat, prompt_tokens
-from beam_llm.testing.faults import STATUS_KINDS, Fault, FaultScript, chance
+from beam_llm.testing.connection import drop, garbage, pause
+from beam_llm.testing.faults import Fault, FaultScript, chance
 from beam_llm.testing.limits import Limits
 from beam_llm.testing.options import EmulatorOptions
 from beam_llm.testing.store import read_json, write_json
-from beam_llm.testing.wire import JSON, json_response, missing_key, scripted, server_error, unknown_model, unknown_route, wrong_key
+from beam_llm.testing.wire import json_response, missing_key, unknown_model, unknown_route, wrong_key
 
 _PREFIXES = ("/openai/v1", "/v1", "/openai")
 _DEPLOYMENTS = "/openai/deployments/"
@@ -44,6 +45,7 @@ class Service:
         self.script = FaultScript()
         self.batches = Batches(options, folder, self._chat, self.billing)
         self.set_faults(options.faults, counts=read_json(folder / "faults.json"))
+        self.batches.resume()
 
     def set_faults(self, faults: Sequence[Fault], counts: Any = None) -> None:
         """Another script; counts begin anew unless given."""
@@ -114,10 +116,10 @@ class Service:
         self.limits.in_flight += 1
         if refused is not None:
             return self._failed(refused.response({**headers, **self.limits.headers()}))
-        return await self._work(request, raw, body, number, headers, started)
+        return await self._work(request, body, number, headers, started)
 
     async def _work(
-        self, request: web.BaseRequest, raw: bytes, body: dict[str, Any], number: int, headers: dict[str, str], started: float
+        self, request: web.BaseRequest, body: dict[str, Any], number: int, headers: dict[str, str], started: float
     ) -> web.StreamResponse:
         question = self._chat.read(body)
         faults = self.script.strike("chat", question.texts) if self.script else ()
@@ -129,24 +131,19 @@ class Service:
         headers = {**headers, **self.limits.headers(), "openai-processing-ms": str(int((time.perf_counter() - started) * 1000))}
         if answer.error is not None:
             return self._failed(answer.error.response(headers))
-        self.billing.live(answer.texts, raw, answer.input_tokens, answer.output_tokens)
+        self.billing.live(answer.texts, body, answer.input_tokens, answer.output_tokens)
         if "drop_after" in kinds:
             return self._dropped(request)
         if "garbage_body" in kinds:
-            return web.Response(body=b'<html><body>upstream says {"id": "chatcmpl', headers=headers, content_type=JSON)
+            return garbage()
         return json_response(answer.body, headers=headers)
 
     async def _pause(self, faults: tuple[Fault, ...], number: int) -> None:
         seconds = self.options.latency_ms / 1000
         if self.options.jitter_ms:
             seconds += self.options.jitter_ms / 1000 * chance(self.options.seed, "latency", number)
-        for fault in faults:
-            if fault.kind == "hang":
-                seconds = fault.seconds or 3600.0
-            if fault.kind == "slow":
-                seconds += fault.seconds
-        if seconds > 0:
-            await asyncio.sleep(seconds)
+        if seconds or faults:
+            await pause(faults, seconds)
 
     def _headers(self, number: int) -> dict[str, str]:
         return {"x-request-id": f"req_{self._started}_{number}", "openai-version": "2020-10-01", "openai-organization": "org-emulator"}
@@ -207,18 +204,6 @@ class Service:
             book["live_requests"] = self.billing.live_requests()
             book["batch_requests"] = self.billing.batch_requests(self.batches.billed_ids())
         return book
-
-
-def drop(request: web.BaseRequest) -> web.Response:
-    """Closes the connection without an answer; what is returned goes nowhere."""
-    if request.transport is not None:
-        request.transport.abort()
-    return server_error(500).response()
-
-
-def status_fault(faults: Sequence[Fault]) -> web.Response | None:
-    """The answer of the first fault that is a status."""
-    return next((scripted(fault).response() for fault in faults if fault.kind in STATUS_KINDS), None)
 
 
 def local_path(path: str) -> tuple[str, str | None]:
