@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     own, beam_options = _split_at_dashes(arguments)
+    if own[:1] == ["emulator"]:  # it has a parser of its own
+        return _lazily("beam_llm.fronts.demo:emulator")(own[1:])
     try:
         chosen = build_parser().parse_args(own)
         chosen.beam_options = beam_options
@@ -173,10 +175,10 @@ def _command(commands: Any, name: str, run: str, text: str, **kwargs: Any) -> ar
     return parser
 
 
-def _lazily(name: str) -> Callable[[argparse.Namespace], int]:
+def _lazily(name: str) -> Callable[[Any], int]:
     module, _, function = name.partition(":")
 
-    def run(chosen: argparse.Namespace) -> int:
+    def run(chosen: Any) -> int:
         return int(getattr(importlib.import_module(module), function)(chosen))
 
     return run
@@ -225,13 +227,8 @@ def _add_estimate(commands: Any) -> None:
 
 
 def _add_emulator(commands: Any) -> None:
-    text = "an emulated provider on this machine, to try things; prints the variables to export"
-    parser = _command(commands, "emulator", "beam_llm.fronts.demo:emulator", text)
-    parser.add_argument("--port", type=int, default=0, metavar="N", help="default: a free one")
-    parser.add_argument("--faults", metavar="FILE", help="JSON file of scripted faults")
-    parser.add_argument("--latency-ms", type=float, default=0.0, metavar="MS", help="of a call (default: 0)")
-    parser.add_argument("--batch-seconds", type=float, default=1.0, metavar="S", help="how long a batch job takes (default: 1)")
-    parser.add_argument("--state", metavar="DIR", help="folder for files and jobs, to survive a restart")
+    """For the list of commands only: its arguments are the emulator's own business."""
+    commands.add_parser("emulator", help="an emulated provider on this machine, to try things; prints the variables to export")
 
 
 def _add_jobs(commands: Any) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.typehints import Dict, Tuple
 
 from beam_llm import events
-from beam_llm.config import Settings
+from beam_llm.config import OPTIONS, Settings
 from beam_llm.fronts.files import Source, read_rows
 from beam_llm.fronts.spool import Kept, SpoolFile
 from beam_llm.outputs import Output
@@ -81,27 +81,37 @@ def kept_of(prediction: Prediction, ordinal: int, output: Output) -> Kept:
     )
 
 
-def run(settings: Settings, files: list[tuple[int, Source, bytes]], spool: str, beam_options: list[str]) -> dict[str, int]:
-    """Reads, asks and keeps every record; returns the `beam_llm` counters by name.
+class Measured(NamedTuple):
+    """What Beam counted: the `beam_llm` counters by name, summed over steps, and the mean latency of live calls."""
+
+    counters: dict[str, int]
+    mean_latency_ms: float | None
+
+
+def run(settings: Settings, files: list[tuple[int, Source, bytes]], spool: str, beam_options: list[str]) -> Measured:
+    """Reads, asks and keeps every record.
 
     Args:
       files: per input file its first ordinal, what it is, and which of its records are done.
       spool: folder for the answers.
       beam_options: as on any Beam command line; without `--runner` it is Beam's FnApiRunner, in this process.
     """
-    options = PipelineOptions(with_runner(beam_options))
-    pipeline = beam.Pipeline(options=options)
-    values = {name: getattr(settings, name) for name in settings.__dataclass_fields__ if name != "output_field"}
+    pipeline = beam.Pipeline(options=PipelineOptions(with_runner(beam_options)))
     _ = (
         pipeline
         | "Name files" >> beam.Create(files, reshuffle=False)
         | "Read records" >> beam.ParDo(ReadRecords()).with_output_types(Tuple[int, Dict[str, Any]])
-        | "Ask" >> LLMPredict(values.pop("model"), values.pop("prompt"), output=values.pop("output"), **values)
+        | "Ask" >> LLMPredict(**asked(settings))
         | "Keep answers" >> beam.ParDo(KeepAnswers(spool, settings)).with_output_types(None)
     )
     result = pipeline.run()
     result.wait_until_finish()
-    return counters(result)
+    return measured(result)
+
+
+def asked(settings: Settings) -> dict[str, Any]:
+    """The settings as a transform's arguments; the answer's field is the front's business."""
+    return {name: getattr(settings, name) for name in OPTIONS if name != "output_field"}
 
 
 def with_runner(beam_options: list[str]) -> list[str]:
@@ -109,11 +119,17 @@ def with_runner(beam_options: list[str]) -> list[str]:
     return beam_options if chosen else ["--runner=FnApiRunner", *beam_options]
 
 
-def counters(result: Any) -> dict[str, int]:
-    """Sums of the package's counters, over all steps."""
-    found: dict[str, int] = {}
+def measured(result: Any) -> Measured:
+    counters: dict[str, int] = {}
     query = result.metrics().query(beam.metrics.MetricsFilter().with_namespace("beam_llm"))
     for metric in query["counters"]:
-        value = metric.committed if metric.committed is not None else metric.attempted
-        found[metric.key.metric.name] = found.get(metric.key.metric.name, 0) + int(value or 0)
-    return found
+        name = metric.key.metric.name
+        counters[name] = counters.get(name, 0) + int(_value(metric) or 0)
+    latencies = [_value(metric) for metric in query["distributions"] if metric.key.metric.name == "latency_ms"]
+    calls = sum(latency.count for latency in latencies)
+    return Measured(counters, sum(latency.sum for latency in latencies) / calls if calls else None)
+
+
+def _value(metric: Any) -> Any:
+    """Prism commits, and leaves `attempted` empty; the others have both."""
+    return metric.committed if metric.committed is not None else metric.attempted

@@ -17,9 +17,9 @@ from typing import Any
 from beam_llm import events
 from beam_llm.config import Settings
 from beam_llm.errors import LLMError, PromptError, UsageError
-from beam_llm.fronts.files import Source, Survey, find_sources, format_of, identity, read_rows, refuse_overwriting, survey, write_rows
+from beam_llm.fronts.files import Answer, Source, Survey, find_sources, format_of, identity, read_rows, refuse_overwriting, survey, write_rows
 from beam_llm.fronts.progress import Meter, ProgressLine, Tally, duration, plural
-from beam_llm.fronts.spool import Spool, folder_for
+from beam_llm.fronts.spool import Spool, SpoolIndex, folder_for
 from beam_llm.task import Task
 
 
@@ -62,12 +62,21 @@ class Report:
       already: records an earlier run had answered.
       counters: Beam's, of this run.
       seconds: of this run, from the first record's reading to the finished file.
+      mean_latency_ms: of a live call; None where there was none.
+      jobs: batch jobs whose answers were collected.
     """
 
     tally: Tally
     already: int
     counters: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    mean_latency_ms: float | None = None
+    jobs: int = 0
+
+    @property
+    def requests(self) -> int:
+        """Live calls, and lines of batch jobs."""
+        return self.counters.get("requests", 0)
 
 
 def predict(job: Job) -> Report:
@@ -79,7 +88,7 @@ def predict(job: Job) -> Report:
       RunError: the pipeline failed; what was answered is kept for the same command.
       Interrupted: likewise, by Ctrl-C.
     """
-    with _inputs(job) as (sources, found):
+    with inputs_of(job) as (sources, found):
         task = Task(job.settings)
         check_prompt(task, sources)
         if found.records:
@@ -93,7 +102,7 @@ def predict(job: Job) -> Report:
 
 
 @contextmanager
-def _inputs(job: Job) -> Iterator[tuple[list[Source], Survey]]:
+def inputs_of(job: Job) -> Iterator[tuple[list[Source], Survey]]:
     """The input files, looked through once; stdin as a temporary file."""
     with tempfile.TemporaryDirectory(prefix="beam-llm-") as folder:
         sources = list(_spooled_stdin(job, folder))
@@ -147,23 +156,34 @@ def _check_key(settings: Settings) -> None:
 
 
 def _ask_all(job: Job, task: Task, sources: Sequence[Source], found: Survey, spool: Spool) -> Report:
-    done = spool.answers(found.records).done()
+    with spool.answers(found.records) as earlier:
+        done = earlier.done()
     already = done.count(1)
     meter = Meter(found.records, already)
-    counters: dict[str, int] = {}
+    counters, latency = dict[str, int](), None
     if already < found.records:
         if already and not job.quiet:
             print(f"going on: {already:,} of {found.records:,} records were answered by an earlier run", file=sys.stderr)
-        counters = _run(job, list(_files(sources, found, done)), spool, meter)
-    index = spool.answers(found.records)
-    if index.missing():
-        raise RunError(f"the pipeline ended without an error, but {plural(index.missing(), 'record')} of {found.records:,} came back without an end")
-    write_rows(job.output, job.output_format, sources, found.columns, job.answer_field, task.output.schema, index.rows())
-    tally = Tally()
-    for kept in index.kept():
-        tally.add(kept)
+        counters, latency = _run(job, list(_files(sources, found, done)), spool, meter)
+    tally = _write(job, task, sources, found, spool)
     spool.remove()
-    return Report(tally, already, counters, meter.seconds)
+    return Report(tally, already, counters, meter.seconds, latency, meter.jobs)
+
+
+def _write(job: Job, task: Task, sources: Sequence[Source], found: Survey, spool: Spool) -> Tally:
+    """The output file, once every record has its end."""
+    tally = Tally()
+
+    def answers(index: SpoolIndex) -> Iterator[Answer]:
+        for kept in index.kept():
+            tally.add(kept)
+            yield Answer(kept.value, kept.error)
+
+    with spool.answers(found.records) as index:
+        if index.missing():
+            raise RunError(f"the pipeline ended without an error, but {plural(index.missing(), 'record')} of {found.records:,} came back without an end")
+        write_rows(job.output, job.output_format, sources, found.columns, job.answer_field, task.output.schema, answers(index))
+    return tally
 
 
 def _files(sources: Sequence[Source], found: Survey, done: bytes) -> Iterator[tuple[int, Source, bytes]]:
@@ -173,12 +193,12 @@ def _files(sources: Sequence[Source], found: Survey, done: bytes) -> Iterator[tu
         first += count
 
 
-def _run(job: Job, files: list[tuple[int, Source, bytes]], spool: Spool, meter: Meter) -> dict[str, int]:
+def _run(job: Job, files: list[tuple[int, Source, bytes]], spool: Spool, meter: Meter) -> tuple[dict[str, int], float | None]:
     from beam_llm.fronts import pipeline
 
     with events.listening(meter.hear), ProgressLine(meter.line, quiet=job.quiet), _stopped_by_interrupt(job, pipeline):
         try:
-            counters = pipeline.run(job.settings, files, spool.folder, list(job.beam_options))
+            measured = pipeline.run(job.settings, files, spool.folder, list(job.beam_options))
         except KeyboardInterrupt:
             raise Interrupted(_how_to_go_on(job, meter)) from None
         except LLMError:
@@ -189,7 +209,7 @@ def _run(job: Job, files: list[tuple[int, Source, bytes]], spool: Spool, meter: 
             raise RunError(reason_of(error)) from error
         if pipeline.stopping.is_set():
             raise Interrupted(_how_to_go_on(job, meter))
-    return counters
+    return measured.counters, measured.mean_latency_ms
 
 
 @contextmanager

@@ -62,6 +62,7 @@ class Meter:
 
     def __init__(self, total: int, already: int = 0, clock: Callable[[], float] = time.monotonic):
         self.tally = Tally()
+        self.jobs = 0
         self._total = total
         self._already = already
         self._clock = clock
@@ -71,6 +72,8 @@ class Meter:
     def hear(self, event: str, facts: dict[str, Any]) -> None:
         if event == "kept":
             self.tally.add(facts["kept"])
+        elif event == "planned":
+            self.jobs += facts["jobs"]
         elif event == "waiting":
             self._waiting = facts
 

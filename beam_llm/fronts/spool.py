@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 import orjson
 
 from beam_llm.errors import LLMError
-from beam_llm.fronts.files import Answer, is_remote
+from beam_llm.fronts.files import is_remote, open_bytes
 
 _FLUSH_SECONDS = 0.2
 _NOWHERE = -1
@@ -84,10 +84,11 @@ class Spool:
             self._lock = _locked(os.path.join(folder, "lock"))
 
     def answers(self, records: int) -> SpoolIndex:
-        """Where each record's best answer lies; reads all files once."""
+        """Each record's best answer; reads all files once. Use it in a `with` block."""
         index = SpoolIndex(records)
-        for path in sorted(_local_copies(self.folder)):
-            index.read(path)
+        for path in sorted(_files_in(self.folder)):
+            with open_bytes(path) as file:
+                index.take_in(file)
         return index
 
     def remove(self) -> None:
@@ -127,45 +128,43 @@ def _create(folder: str, name: str) -> IO[bytes]:
     return open(os.path.join(folder, name), "ab")
 
 
-def _local_copies(folder: str) -> Iterator[str]:
+def _files_in(folder: str) -> list[str]:
     if not is_remote(folder):
-        yield from (os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".jsonl"))
-        return
+        return [os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".jsonl")]
     from apache_beam.io.filesystems import FileSystems
 
-    copies = tempfile.mkdtemp(prefix="beam-llm-")
-    for number, found in enumerate(FileSystems.match([f"{folder}/*.jsonl"])[0].metadata_list):
-        path = os.path.join(copies, f"{number:08}.jsonl")
-        with FileSystems.open(found.path) as source, open(path, "wb") as target:
-            shutil.copyfileobj(source, target)
-        yield path
+    return [found.path for found in FileSystems.match([f"{folder}/*.jsonl"])[0].metadata_list]
 
 
 class SpoolIndex:
-    """Ordinal → answer, by file and offset: 16 bytes a record, whatever the answers' size.
+    """Ordinal → answer: the answers in one temporary file, and 9 bytes a record in memory, whatever the answers' size.
 
     Args:
       records: how many ordinals there are.
     """
 
     def __init__(self, records: int):
-        self._files: list[IO[bytes]] = []
-        self._file_of = array("q", [_NOWHERE]) * records
-        self._offset_of = array("q", [0]) * records
+        self._file = tempfile.TemporaryFile(prefix="beam-llm-")  # noqa: SIM115: closed by __exit__
+        self._end = 0
+        self._offset_of = array("q", [_NOWHERE]) * records
         self._good = bytearray(records)
 
-    def read(self, path: str) -> None:
-        """Takes in a file's answers: a value is never replaced by an error."""
-        file = open(path, "rb")  # noqa: SIM115: answers are read from it later
-        self._files.append(file)
-        offset = 0
-        for line in file:
+    def __enter__(self) -> SpoolIndex:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def take_in(self, lines: Iterable[bytes]) -> None:
+        """A spool file's answers: a value is never replaced by an error."""
+        for line in lines:
             kept = _parse(line)
-            if kept is not None and 0 <= kept.ordinal < len(self._good) and (kept.error is None or not self._good[kept.ordinal]):
-                self._file_of[kept.ordinal] = len(self._files) - 1
-                self._offset_of[kept.ordinal] = offset
-                self._good[kept.ordinal] = kept.error is None
-            offset += len(line)
+            if kept is None or not 0 <= kept.ordinal < len(self._good) or (kept.error is not None and self._good[kept.ordinal]):
+                continue
+            self._file.write(line)
+            self._offset_of[kept.ordinal] = self._end
+            self._end += len(line)
+            self._good[kept.ordinal] = kept.error is None
 
     def done(self) -> bytes:
         """One byte per record: 1 where it has a value and needn't be asked again."""
@@ -173,20 +172,13 @@ class SpoolIndex:
 
     def missing(self) -> int:
         """Records without any line, good or bad."""
-        return sum(file == _NOWHERE for file in self._file_of)
+        return self._offset_of.count(_NOWHERE)
 
     def kept(self) -> Iterator[Kept]:
         """One per record, by ordinal. Call it where none is missing."""
-        for number, offset in zip(self._file_of, self._offset_of, strict=True):
-            file = self._files[number]
-            file.seek(offset)
-            kept = _parse(file.readline())
-            if kept is None:
-                raise LLMError(f"{file.name} changed while it was read")
-            yield kept
-
-    def rows(self) -> Iterator[Answer]:
-        return (Answer(kept.value, kept.error) for kept in self.kept())
+        for offset in self._offset_of:
+            self._file.seek(offset)
+            yield Kept(*orjson.loads(self._file.readline()))
 
 
 def _parse(line: bytes) -> Kept | None:

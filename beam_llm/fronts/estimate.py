@@ -1,0 +1,182 @@
+"""`beam-llm estimate`: what `predict` would cost, at several batch sizes and by both ways, without a call and without Beam."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from beam_llm.batching import Batcher, caps_of
+from beam_llm.config import Settings, replaced
+from beam_llm.errors import PromptError
+from beam_llm.fronts.cli import ALL_ANSWERED, SOME_ERRORS, chosen_settings
+from beam_llm.fronts.files import Source, read_rows
+from beam_llm.fronts.predict import Job, check_prompt, inputs_of
+from beam_llm.fronts.progress import dollars, duration, plural, shortened, table
+from beam_llm.pricing import Prices
+from beam_llm.task import Task
+from beam_llm.tokens import estimate_tokens
+from beam_llm.values import Record, Usage
+
+BATCH_SIZES = (1, 5, 10, 20, 50)
+TEXT_ANSWER_TOKENS = 100
+STRING_FIELD_TOKENS = 20
+BASE_LATENCY_SECONDS = 0.5
+OUTPUT_TOKENS_PER_SECOND = 60.0
+BATCH_WINDOW = "≤ 24 h"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One line of the table. Costs are None where the model has no known price."""
+
+    batch_size: int | str
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    seconds_online: float
+    cost_online_usd: float | None
+    cost_batch_usd: float | None
+
+
+def main(chosen: argparse.Namespace) -> int:
+    checked = chosen_settings(chosen)
+    job = Job(inputs=chosen.inputs, output="-", settings=checked, input_format=chosen.input_format)
+    with inputs_of(job) as (sources, found):
+        task = Task(checked)
+        check_prompt(task, sources)
+        records, unusable = rendered(task, sources)
+    answer_tokens = chosen.output_tokens or tokens_of_answer(task.output.schema, text=task.output.is_text)
+    sizes = sorted({*BATCH_SIZES, *([checked.batch_size] if isinstance(checked.batch_size, int) else [])})
+    forecasts = [forecast(replaced(checked, batch_size=size), records, answer_tokens, chosen.latency_seconds) for size in sizes]
+    print(report(checked, found.records, forecasts, answer_tokens, chosen.latency_seconds))
+    if unusable:
+        print(f"{chosen.name}: {plural(unusable, 'record')} of {found.records:,} would end as errors: too large, or without a field of the prompt", file=sys.stderr)
+        return SOME_ERRORS
+    return ALL_ANSWERED
+
+
+def rendered(task: Task, sources: Sequence[Source]) -> tuple[list[Record], int]:
+    """The records as the prompt takes them, and how many it can't take."""
+    records: list[Record] = []
+    unusable = 0
+    for source in sources:
+        for row in read_rows(source):
+            try:
+                records.append(task.record(row.fields, row.fields))
+            except PromptError:
+                unusable += 1
+    return records, unusable
+
+
+def forecast(checked: Settings, records: Iterable[Record], answer_tokens: int, latency_seconds: float | None) -> Forecast:
+    """Forms the prompts exactly as a run would, and adds up what they hold.
+
+    Args:
+      answer_tokens: assumed, of one record's answer.
+      latency_seconds: of one call; None: by its output tokens.
+    """
+    task = Task(checked)
+    prices = Prices.of(checked)
+    batcher: Batcher[None] = Batcher(caps_of(checked, task.shared_tokens, prices.context_window))
+    requests = input_tokens = output_tokens = 0
+    latencies = 0.0
+
+    def close(batch: Sequence[tuple[Record, None]]) -> None:
+        nonlocal requests, input_tokens, output_tokens, latencies
+        answered = len(batch) * answer_tokens
+        requests += 1
+        input_tokens += task.render([record for record, _ in batch]).input_tokens
+        output_tokens += answered
+        latencies += latency_seconds or BASE_LATENCY_SECONDS + answered / OUTPUT_TOKENS_PER_SECOND
+
+    for record in records:
+        if not batcher.too_large(record):
+            for batch in batcher.add(record, None):
+                close(batch)
+    if last := batcher.flush():
+        close(last)
+    usage = Usage(input_tokens, output_tokens)
+    return Forecast(
+        checked.batch_size,
+        requests,
+        input_tokens,
+        output_tokens,
+        _seconds(checked, requests, input_tokens + output_tokens, latencies),
+        prices.cost_usd(usage),
+        prices.cost_usd(usage, True),
+    )
+
+
+def _seconds(checked: Settings, requests: int, tokens: int, latencies: float) -> float:
+    """Calls side by side, or the per-minute budgets where those are narrower. At least one call's time."""
+    if not requests:
+        return 0.0
+    rounds = math.ceil(requests / checked.max_concurrency)
+    bounds = [rounds * latencies / requests]
+    if checked.requests_per_minute:
+        bounds.append(requests / checked.requests_per_minute * 60)
+    if checked.tokens_per_minute:
+        bounds.append(tokens / checked.tokens_per_minute * 60)
+    return max(bounds)
+
+
+def tokens_of_answer(schema: Mapping[str, Any], *, text: bool = False) -> int:
+    """A guess at the output tokens of one answer: its smallest JSON form, 20 tokens for each free string, 100 for a free text."""
+    if text:
+        return TEXT_ANSWER_TOKENS
+    strings = 0
+
+    def sample(part: Mapping[str, Any]) -> str:
+        nonlocal strings
+        if "$ref" in part:
+            return sample(schema.get("$defs", {}).get(part["$ref"].rpartition("/")[2], {}))
+        if "enum" in part or "const" in part:
+            return max((f'"{member}"' for member in part.get("enum", [part.get("const")])), key=len)
+        if "anyOf" in part:
+            return max((sample(member) for member in part["anyOf"]), key=len)
+        kind = part.get("type")
+        if kind == "object":
+            return "{" + ",".join(f'"{name}":{sample(member)}' for name, member in part.get("properties", {}).items()) + "}"
+        if kind == "array":
+            return f"[{sample(part.get('items', {}))},{sample(part.get('items', {}))}]"
+        strings += kind not in ("integer", "number", "boolean", "null")
+        return {"integer": "10", "number": "0.75", "boolean": "false", "null": "null"}.get(str(kind), '""')
+
+    shape = sample(schema)
+    return estimate_tokens('{"index":10,"value":' + shape + "},") + strings * STRING_FIELD_TOKENS
+
+
+def report(checked: Settings, records: int, forecasts: Sequence[Forecast], answer_tokens: int, latency_seconds: float | None) -> str:
+    header = ("records a prompt", "requests", "input tokens", "output tokens*", "time online†", "cost online", "cost batch API")
+    rows = [
+        (
+            f"{line.batch_size}{'  ←' if line.batch_size == checked.batch_size else ''}",
+            f"{line.requests:,}",
+            f"{line.input_tokens:,}",
+            f"{line.output_tokens:,}",
+            duration(line.seconds_online),
+            _cost(line.cost_online_usd),
+            _cost(line.cost_batch_usd),
+        )
+        for line in forecasts
+    ]
+    latency = f"{latency_seconds:g} s" if latency_seconds else f"{BASE_LATENCY_SECONDS:g} s and 1 s per {OUTPUT_TOKENS_PER_SECOND:g} output tokens"
+    return "\n".join(
+        [
+            f"{plural(records, 'record')}, {checked.model}, prompt {shortened(checked.prompt or '{{ element }}', 60)!r}",
+            "",
+            table(header, rows),
+            "",
+            f"* assumed: {answer_tokens} tokens an answer; set --output-tokens",
+            f"† assumed: {latency} a call, {checked.max_concurrency} in flight; set --latency-seconds. Batch API: {BATCH_WINDOW}, often minutes",
+            "Input tokens are estimated on the high side. Equal records are counted each; the batch API asks them once.",
+        ]
+    )
+
+
+def _cost(amount: float | None) -> str:
+    return "unknown" if amount is None else dollars(amount)

@@ -1,0 +1,237 @@
+"""Files in, files out: formats, order, exactness, and what is never done to a file."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beam_llm.errors import LLMError, UsageError
+from beam_llm.fronts.files import Answer, DataError, arrow_type, find_sources, format_of, read_rows, refuse_overwriting, survey, write_rows
+from beam_llm.fronts.spool import Kept, Spool, SpoolFile, SpoolIndex, folder_for
+
+OPINION = {
+    "type": "object",
+    "properties": {"mood": {"enum": ["good", "bad"]}, "score": {"type": "number"}},
+    "required": ["mood", "score"],
+    "additionalProperties": False,
+}
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def through(inputs: list[str], output: Path, answers: list[Answer], schema: object = OPINION) -> None:
+    """Reads the inputs and writes them with the answers, as `predict` does."""
+    sources = find_sources(inputs)
+    write_rows(str(output), None, sources, survey(sources).columns, "answer", schema, iter(answers))  # type: ignore[arg-type]
+
+
+GOOD = Answer({"mood": "good", "score": 0.5}, None)
+BAD = Answer(None, "refused: no")
+
+
+def test_a_json_line_comes_back_byte_for_byte_with_its_answer_behind(tmp_path: Path) -> None:
+    line = '{"id": 12345678901234567890123, "t" : "caf\\u00e9\u2028\\n", "x": 1.0e2, "n": null}'
+    source = write(tmp_path / "in.jsonl", line + "\n")
+    through([source], tmp_path / "out.jsonl", [GOOD])
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == line[:-1] + ', "answer": {"mood":"good","score":0.5}, "answer_error": null}\n'
+
+
+def test_json_lines_are_split_on_newlines_only_and_blank_ones_are_skipped(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", '\ufeff{"a": "x\u2028y"}\r\n\n  \n{"a": 2}')
+    rows = list(read_rows(find_sources([source])[0]))
+    assert [(row.line, row.fields) for row in rows] == [(1, {"a": "x\u2028y"}), (4, {"a": 2})]
+
+
+def test_an_empty_object_is_a_record_too(tmp_path: Path) -> None:
+    through([write(tmp_path / "in.jsonl", "{}\n")], tmp_path / "out.jsonl", [BAD])
+    assert orjson.loads((tmp_path / "out.jsonl").read_bytes()) == {"answer": None, "answer_error": "refused: no"}
+
+
+def test_csv_in_and_out_keeps_quotes_newlines_and_commas(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.csv", 'id,text\n1,"a, ""b""\nc"\n2,\n')
+    through([source], tmp_path / "out.csv", [GOOD, BAD])
+    with open(tmp_path / "out.csv", newline="", encoding="utf-8") as file:
+        assert list(csv.DictReader(file)) == [
+            {"id": "1", "text": 'a, "b"\nc', "answer": '{"mood":"good","score":0.5}', "answer_error": ""},
+            {"id": "2", "text": "", "answer": "", "answer_error": "refused: no"},
+        ]
+
+
+def test_a_csv_of_several_json_lines_has_every_field_as_a_column(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", '{"a": true}\n{"b": {"c": [1]}}\n')
+    through([source], tmp_path / "out.csv", [Answer("x", None), Answer(1.5, None)], {"type": "string"})
+    assert (tmp_path / "out.csv").read_text() == 'a,b,answer,answer_error\ntrue,,x,\n,"{""c"":[1]}",1.5,\n'
+
+
+def test_parquet_keeps_its_columns_types_and_the_answer_is_a_struct(tmp_path: Path) -> None:
+    table = pa.table({"id": pa.array([1, None], pa.int16()), "at": pa.array([0, 1], pa.timestamp("ms", "UTC")), "text": ["a", "b"]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    through([str(tmp_path / "in.parquet")], tmp_path / "out.parquet", [GOOD, BAD])
+    written = pq.read_table(tmp_path / "out.parquet")
+    assert written.select(["id", "at", "text"]).equals(table)
+    assert written.schema.field("answer").type == pa.struct([("mood", pa.string()), ("score", pa.float64())])
+    assert written["answer"].to_pylist() == [GOOD.value, None]
+    assert written["answer_error"].to_pylist() == [None, "refused: no"]
+
+
+def test_parquet_from_json_lines_finds_column_types_and_writes_the_rest_as_json(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", '{"i": 1, "f": 1, "m": 1, "o": {"a": 1}}\n{"i": null, "f": 2.5, "m": "x"}\n')
+    through([source], tmp_path / "out.parquet", [GOOD, BAD])
+    written = pq.read_table(tmp_path / "out.parquet")
+    assert {name: str(written.schema.field(name).type) for name in "ifmo"} == {"i": "int64", "f": "double", "m": "string", "o": "string"}
+    assert written["m"].to_pylist() == ["1", "x"]
+    assert written["o"].to_pylist() == ['{"a":1}', None]
+
+
+def test_an_answer_without_a_column_type_is_json_text_in_parquet(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"u": {"anyOf": [{"type": "string"}, {"type": "integer"}]}}}
+    through([write(tmp_path / "in.jsonl", "{}\n")], tmp_path / "out.parquet", [Answer({"u": 3}, None)], schema)
+    assert pq.read_table(tmp_path / "out.parquet")["answer"].to_pylist() == ['{"u":3}']
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        pytest.param({"type": "integer"}, pa.int64(), id="integer"),
+        pytest.param({"enum": ["a", "b"]}, pa.string(), id="enum"),
+        pytest.param({"type": "array", "items": {"type": "number"}}, pa.list_(pa.float64()), id="list"),
+        pytest.param({"anyOf": [{"type": "integer"}, {"type": "null"}]}, pa.int64(), id="optional"),
+        pytest.param({"$ref": "#/$defs/A", "$defs": {"A": {"type": "boolean"}}}, pa.bool_(), id="reference"),
+        pytest.param({"type": "object"}, pa.string(), id="free object"),
+        pytest.param({}, pa.string(), id="anything"),
+    ],
+)
+def test_a_json_schema_has_a_column_type(schema: dict[str, object], expected: pa.DataType) -> None:
+    assert arrow_type(schema) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        pytest.param("in.jsonl", '{"a": 1}\n{"a": \n', "in.jsonl:2: not JSON", id="cut line"),
+        pytest.param("in.jsonl", '{"a": 1}\n\n[1]\n', "in.jsonl:3: not a JSON object", id="array"),
+        pytest.param("in.csv", "a,b\n1,2\n3\n", "in.csv:3: 1 values, but the header names 2 columns", id="short csv row"),
+        pytest.param("in.csv", "a,a\n1,2\n", "in.csv:1: the header names a column twice", id="column twice"),
+        pytest.param("in.parquet", "PAR", "in.parquet: not a parquet file", id="no parquet"),
+        pytest.param("in.jsonl", '{"a": 1}\n{"answer": 1}\n', "in.jsonl:2: the record has a field 'answer' already", id="taken name"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_where(tmp_path: Path, name: str, content: str, message: str) -> None:
+    source = write(tmp_path / name, content)
+    with pytest.raises(DataError) as caught:
+        survey(find_sources([source]), ["answer", "answer_error"])
+    assert message in str(caught.value)
+
+
+def test_globs_are_sorted_and_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl", "c.csv"):
+        write(tmp_path / name, "")
+    found = find_sources([str(tmp_path / "c.csv"), str(tmp_path / "*.jsonl"), str(tmp_path / "a.jsonl")])
+    assert [Path(source.path).name for source in found] == ["c.csv", "a.jsonl", "b.jsonl"]
+
+
+@pytest.mark.parametrize("pattern", ["nosuch.jsonl", "*.nosuch", "."])
+def test_a_pattern_without_files_is_an_error(pattern: str) -> None:
+    with pytest.raises(UsageError, match="no file|folder"):
+        find_sources([pattern])
+
+
+def test_a_format_is_told_by_name_or_given() -> None:
+    assert (format_of("x.NDJSON"), format_of("-"), format_of("x.txt", "csv")) == ("jsonl", "jsonl", "csv")
+    with pytest.raises(UsageError, match="can't tell the format"):
+        format_of("x.txt")
+
+
+def test_an_input_is_never_overwritten_not_even_by_another_name(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", "{}\n")
+    os.symlink(source, tmp_path / "link.jsonl")
+    with pytest.raises(UsageError, match="one of the inputs"):
+        refuse_overwriting(str(tmp_path / "link.jsonl"), find_sources([source]))
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    source, output = write(tmp_path / "in.jsonl", "{}\n{}\n"), tmp_path / "out.jsonl"
+    output.write_text("old")
+
+    def failing() -> Iterator[Answer]:
+        yield GOOD
+        raise RuntimeError("disk full")
+
+    sources = find_sources([source])
+    with pytest.raises(RuntimeError):
+        write_rows(str(output), None, sources, {}, "answer", OPINION, failing())
+    assert output.read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]
+
+
+# --- the spool
+
+
+def spooled(folder: str, *kept: Kept) -> None:
+    os.makedirs(folder, exist_ok=True)
+    file = SpoolFile(folder)
+    for one in kept:
+        file.add(one)
+    file.close()
+
+
+@contextmanager
+def opened(folder: str, records: int) -> Iterator[SpoolIndex]:
+    spool = Spool(folder)
+    with spool.answers(records) as index:
+        yield index
+    spool.close()
+
+
+def test_answers_come_back_by_record_whatever_their_order(tmp_path: Path) -> None:
+    folder = str(tmp_path / "spool")
+    spooled(folder, Kept(2, "c", None, None), Kept(0, {"a": 1}, None, None, 5, 6, 1, 0.5, True))
+    spooled(folder, Kept(1, None, "missing", "missing: x"))
+    with opened(folder, 3) as index:
+        assert index.missing() == 0
+        kept = list(index.kept())
+    assert kept[0] == Kept(0, {"a": 1}, None, None, 5, 6, 1, 0.5, True)
+    assert [(one.value, one.kind) for one in kept] == [({"a": 1}, None), (None, "missing"), ("c", None)]
+
+
+def test_an_error_never_replaces_an_answer_and_is_asked_again(tmp_path: Path) -> None:
+    folder = str(tmp_path / "spool")
+    spooled(folder, Kept(0, "good", None, None), Kept(0, None, "missing", "missing: x"), Kept(1, None, "missing", "missing: x"))
+    with opened(folder, 2) as index:
+        assert index.done() == b"\1\0"
+        assert [kept.value for kept in index.kept()] == ["good", None]
+
+
+def test_a_line_cut_by_a_kill_is_no_answer(tmp_path: Path) -> None:
+    folder = str(tmp_path / "spool")
+    spooled(folder, Kept(0, "a", None, None), Kept(1, "b", None, None))
+    path = next(Path(folder).glob("answers-*"))
+    path.write_bytes(path.read_bytes()[:-4])
+    with opened(folder, 2) as index:
+        assert (index.done(), index.missing()) == (b"\1\0", 1)
+
+
+def test_two_of_the_same_command_at_once_are_refused(tmp_path: Path) -> None:
+    first = Spool(str(tmp_path / "spool"))
+    with pytest.raises(LLMError, match="running already"):
+        Spool(str(tmp_path / "spool"))
+    first.close()
+    Spool(str(tmp_path / "spool")).remove()
+    assert not (tmp_path / "spool").exists()
+
+
+def test_another_question_or_input_has_another_folder() -> None:
+    folders = {folder_for("out.jsonl", question, inputs) for question, inputs in [(b"q", ["a"]), (b"q", ["b"]), (b"r", ["a"]), (b"q", ["a", "b"])]}
+    assert len(folders) == 4
+    assert folder_for("out.jsonl", b"q", ["a"]) == folder_for("out.jsonl", b"q", ["a"])
