@@ -52,7 +52,8 @@ class Request:
     """A provider-neutral ask. Equal content gives equal bytes in every process.
 
     Attributes:
-      schema: JSON schema the reply must follow (strict), or None where the reply is free text.
+      schema: JSON schema the reply must follow, or None where the reply is free text.
+      strict: whether the provider is to enforce the schema to the letter; False where its strict mode can't express it.
       max_output_tokens: of the whole reply (already multiplied by the records in it), or None.
       extra: further parameters, passed to the provider as they are (`extra_body`).
       input_tokens: estimated, for budgets and limits; not part of what is sent.
@@ -66,6 +67,7 @@ class Request:
     seed: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     input_tokens: int = 0
+    strict: bool = True
 
 
 @dataclass(frozen=True, slots=True)
