@@ -1,0 +1,39 @@
+"""Wire ⇄ words: one module per dialect. No Beam in here, and no policy: errors name their remedy, others act on it."""
+
+from __future__ import annotations
+
+from beam_llm.config import Settings
+from beam_llm.protocols import BatchProvider, CompletionProvider
+
+
+def check(settings: Settings) -> None:
+    """Whether the provider can do what the settings ask; for use when the pipeline is built. No key is looked up, nothing is called.
+
+    Raises:
+      UsageError: names the option and the fix.
+    """
+    from beam_llm.providers import openai
+
+    openai.check(settings)
+
+
+def connect(settings: Settings) -> CompletionProvider:
+    """A client for live calls. Call it on the worker, in the thread of the event loop that will use it.
+
+    Raises:
+      Aborted: where the API key can't be found.
+    """
+    from beam_llm.providers import openai
+
+    return openai.connect(settings)
+
+
+def connect_batch(settings: Settings) -> BatchProvider:
+    """A client for the provider's batch API. Call it on the worker.
+
+    Raises:
+      Aborted: where the API key can't be found.
+    """
+    from beam_llm.providers import openai
+
+    return openai.connect_batch(settings)

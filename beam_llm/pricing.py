@@ -1,0 +1,150 @@
+"""What a reply costs and how much a model takes: your own prices first, then the published ones (genai-prices, offline), else unknown.
+
+An unknown price is None, "unpriced", and never 0. The price table is large, so it is read on first use and not when imported.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from beam_llm.config import Settings
+from beam_llm.errors import UsageError
+from beam_llm.values import Usage
+
+BATCH_DISCOUNT = 0.5
+"""Price of the batch API as a share of the live price, at providers that halve every rate, and for your own prices by default."""
+
+HALVING_PROVIDERS = ("openai", "azure", "groq")
+"""Used where the price table has no batch price of a model. Source: the providers' price pages, 2026-11. Elsewhere: the live price."""
+
+LINEAR_UP_TO_TOKENS = 30_000
+"""No published tier starts below this prompt length (genai-prices 0.2.3: 32,000 at the earliest); longer prompts are priced exactly."""
+
+
+class Rates(NamedTuple):
+    """Dollars per token."""
+
+    input: float
+    output: float
+    cached: float
+
+
+class Prices:
+    """Prices and window of one model. Build it by `Prices.of(settings)`; cheap to ask, a microsecond a reply.
+
+    Attributes:
+      context_window: tokens of prompt and answer together; None where unknown.
+      source: `yours`, `published` or `unknown`.
+    """
+
+    def __init__(self, live: Rates | None, batch: Rates | None, context_window: int | None, published: Published | None, source: str):
+        self.context_window = context_window
+        self.source = source
+        self._live = live
+        self._batch = batch
+        self._published = published
+
+    @classmethod
+    def of(cls, settings: Settings) -> Prices:
+        """Raises UsageError where `prices` has an unknown key or a value that is no price."""
+        yours = _your_prices(settings)
+        published = _published(settings.model_name, settings.provider, settings.base_url or "")
+        window = settings.context_window or (published.context_window if published else None)
+        if yours is not None:
+            return cls(*yours, window, None, "yours")
+        if published is not None:
+            return cls(published.live, published.batch, window, published, "published")
+        return cls(None, None, window, None, "unknown")
+
+    def cost_usd(self, usage: Usage, batch: bool = False) -> float | None:
+        """The price of one whole reply in dollars; None where the model's price is unknown.
+
+        Long prompts may have a higher price per token, so price a reply first and share the sum out afterwards.
+        """
+        rates = self._batch if batch else self._live
+        if rates is None:
+            return None
+        if usage.input_tokens > LINEAR_UP_TO_TOKENS and self._published is not None:
+            return self._published.exact_usd(usage, batch)
+        uncached = usage.input_tokens - usage.cached_tokens
+        return uncached * rates.input + usage.cached_tokens * rates.cached + usage.output_tokens * rates.output
+
+
+_YOUR_KEYS = ("input", "output", "cached", "batch")
+
+
+def _your_prices(settings: Settings) -> tuple[Rates, Rates] | None:
+    """Live and batch rates out of the option `prices`: one table, or one for each model's name."""
+    prices: Any = settings.prices
+    if not prices:
+        return None
+    if any(isinstance(value, Mapping) for value in prices.values()):
+        prices = prices.get(settings.model_name) or prices.get(settings.model)
+        if prices is None:
+            return None
+    for key, value in prices.items():
+        if key not in _YOUR_KEYS or isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise UsageError(
+                f"prices has {key!r}: {value!r}: it has to be dollars per million tokens under 'input', 'output' and, if you like, 'cached', "
+                "and the batch API's share of them under 'batch'; write prices={'input': 0.4, 'output': 1.6, 'cached': 0.1, 'batch': 0.5}"
+            )
+    if "input" not in prices or "output" not in prices:
+        raise UsageError(f"prices is {prices!r}: it needs both 'input' and 'output', in dollars per million tokens")
+    live = Rates(*(prices[key] / 1e6 for key in ("input", "output")), prices.get("cached", prices["input"]) / 1e6)
+    share = prices.get("batch", BATCH_DISCOUNT)
+    return live, Rates(*(rate * share for rate in live))
+
+
+class Published:
+    """A model as genai-prices knows it."""
+
+    def __init__(self, model_id: str, provider_id: str, context_window: int | None):
+        self.model_id = model_id
+        self.provider_id = provider_id
+        self.context_window = context_window
+        self.live = self._rates(batch=False)
+        self.batch = self._rates(batch=True)
+
+    def exact_usd(self, usage: Usage, batch: bool) -> float:
+        """The price with tiers for long prompts."""
+        live = self._usd(usage, batch=False)
+        if not batch:
+            return float(live)
+        discounted = self._usd(usage, batch=True)
+        unlisted = discounted == live and self.provider_id in HALVING_PROVIDERS
+        return float(live * Decimal(BATCH_DISCOUNT) if unlisted else discounted)
+
+    def _rates(self, batch: bool) -> Rates:
+        many = 10_000  # a Decimal divides exactly, and no tier starts that low
+        asked = (Usage(input_tokens=many), Usage(output_tokens=many), Usage(input_tokens=many, cached_tokens=many))
+        return Rates(*(self.exact_usd(usage, batch) / many for usage in asked))
+
+    def _usd(self, usage: Usage, batch: bool) -> Decimal:
+        import genai_prices
+
+        calculation = genai_prices.calc_price(
+            genai_prices.Usage(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, cache_read_tokens=usage.cached_tokens),
+            self.model_id,
+            provider_id=self.provider_id,
+            price_context={"processing": "batch"} if batch else None,
+        )
+        return calculation.total_price
+
+
+@functools.lru_cache(maxsize=64)
+def _published(model: str, provider: str, base_url: str) -> Published | None:
+    """The model in the price table; by the address where that names a provider, else as the provider's own model."""
+    try:
+        from genai_prices.data_snapshot import get_snapshot
+    except ImportError:
+        return None
+    for place in ((None, base_url), (provider, None)):
+        try:
+            found_provider, found = get_snapshot().find_provider_model(model, None, *place)
+        except LookupError:
+            continue
+        return Published(model, found_provider.id, found.context_window)
+    return None

@@ -1,0 +1,63 @@
+"""From a reference to a key. References ride in the pipeline; keys are looked up where a client is made, on the worker, and never stored."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from beam_llm.errors import Aborted, Kind
+
+
+def resolve_key(reference: str | None) -> str | None:
+    """The key that the reference names; None for `none` (servers without keys).
+
+    Args:
+      reference: `env:NAME`, `file:PATH`, `gcp-secret:projects/P/secrets/S[/versions/V]`, or `none`.
+
+    Raises:
+      Aborted: where there is no such key. The message names the reference, never a value.
+    """
+    if reference is None or reference == "none":
+        return None
+    scheme, _, place = reference.partition(":")
+    key = _SCHEMES[scheme](reference, place).strip()
+    if not key:
+        raise _missing(reference, "it is empty")
+    if not key.isascii() or any(character.isspace() for character in key):
+        raise _missing(reference, "it holds a character that no key has (a line break, perhaps, or more than one line)")
+    return key
+
+
+def _missing(reference: str, reason: str) -> Aborted:
+    return Aborted(Kind.ABORTED, f"no API key at {reference!r}: {reason}")
+
+
+def _from_environment(reference: str, name: str) -> str:
+    value = os.environ.get(name)
+    if value is None:
+        raise _missing(reference, "the environment variable is not set on this worker; export it, or write api_key='none' for servers without keys")
+    return value
+
+
+def _from_file(reference: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _missing(reference, f"the file can't be read on this worker ({type(error).__name__})") from None
+
+
+def _from_secret_manager(reference: str, name: str) -> str:
+    """Google Secret Manager, with the worker's own credentials; the latest version where none is named."""
+    try:
+        from google.cloud import secretmanager
+    except ImportError:
+        raise _missing(reference, "Secret Manager's client is not installed; pip install 'beam-llm[gcp]'") from None
+    version = name if "/versions/" in name else f"{name}/versions/latest"
+    try:
+        reply = secretmanager.SecretManagerServiceClient().access_secret_version(request={"name": version})
+    except Exception as error:  # the client's own error tree, and its credentials library's: any of them means no key
+        raise _missing(reference, f"Secret Manager refused ({type(error).__name__})") from None
+    return str(reply.payload.data.decode("utf-8"))
+
+
+_SCHEMES = {"env": _from_environment, "file": _from_file, "gcp-secret": _from_secret_manager}
