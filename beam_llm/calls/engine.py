@@ -1,0 +1,487 @@
+"""Live calls: records in, one outcome each, whatever happens on the way.
+
+ask ─► render ─► gate (slot, pace, budgets) ─► provider ─► read ─► keep the good ─► policy.next_step for the rest
+                   ▲            │ RETRY: back off                                    │ again · halve · singles · fail
+                   └────────────┴────────────────────────────────────────────────────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from beam_llm.calls.endpoint import Endpoint
+from beam_llm.calls.policy import Next, Step, backoff_seconds, next_step
+from beam_llm.calls.runtime import LOOP_THREAD
+from beam_llm.calls.tally import Asked, Tally
+from beam_llm.config import Settings
+from beam_llm.errors import Aborted, CallError, Failure, Kind, PromptError, Remedy, Retryable
+from beam_llm.protocols import CompletionProvider
+from beam_llm.values import Completion, Outcome, Record, Request, Usage
+
+if TYPE_CHECKING:
+    from beam_llm.task import Reading, Task
+
+_logger = logging.getLogger(__name__)
+
+# A provider keeps its own timeout; this much later the engine stops one that does not.
+_GRACE_SECONDS = 1.0
+# Failures of single members that a further request may mend.
+_ASKED_AGAIN = frozenset({Kind.MISSING, Kind.INVALID, Kind.UNREADABLE, Kind.TRUNCATED})
+
+
+class _Deadline:
+    """When a call's time is up. Waits for our own slots and budgets move it: a low budget must not fail records by itself."""
+
+    __slots__ = ("at",)
+
+    def __init__(self, at: float):
+        self.at = at
+
+    def left(self) -> float:
+        return self.at - asyncio.get_running_loop().time()
+
+
+class _Ask:
+    """One ask under way: what is known of each record."""
+
+    __slots__ = ("aborted", "attempts", "failures", "last", "outcomes", "proven", "records", "suspect", "tally", "usages")
+
+    def __init__(self, records: Sequence[Record]):
+        count = len(records)
+        self.records = records
+        self.tally = Tally()
+        self.outcomes: list[Outcome | None] = [None] * count
+        self.failures: list[Failure | None] = [None] * count
+        self.attempts = [0] * count
+        self.usages: list[Usage | None] = [None] * count
+        self.last: list[Completion | None] = [None] * count
+        self.aborted: Aborted | None = None
+        self.proven = False  # a good answer has come
+        self.suspect = False  # let through by the breaker, no good answer yet
+
+    def fail(self, members: Sequence[int], failure: Failure, keep_known: bool = False) -> None:
+        """Notes why these have no answer, until a later request gives one."""
+        for member in members:
+            if not (keep_known and self.failures[member]):
+                self.failures[member] = failure
+
+
+class _Pending(Future[Asked]):
+    """The caller's end of an ask. Cancelling it cancels the call itself, on the loop."""
+
+    def __init__(self, records: Sequence[Record], loop: asyncio.AbstractEventLoop):
+        super().__init__()
+        self.records = records
+        self.task: asyncio.Task[None] | None = None
+        self._loop = loop
+
+    def cancel(self) -> bool:
+        if not super().cancel():
+            return False
+        try:
+            self._loop.call_soon_threadsafe(self._stop)
+        except RuntimeError:  # the loop has ended, and every call with it
+            _logger.debug("cancelled after the end of the loop")
+        return True
+
+    def _stop(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+
+class Engine:
+    """Asks the model for records: renders, limits, calls, retries, splits, reads.
+
+    Total: exactly one outcome per record, in order. The only exceptions are `Aborted` (with `on_abort="raise"`) and cancellation.
+    Engines are cheap handles; the session, the limits, the breaker and the abort latch belong to the endpoint they share.
+
+    Args:
+      connect: makes the provider; called on the loop, at the first call.
+      cost: price of a usage in dollars, None where unknown; linear, so that shares add up to the whole.
+      endpoint: shared by `borrow_engine`; None for one of its own.
+      task: the settings' task, None to build it.
+      rng: for jitter. Not the global generator: Beam reseeds that one.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        connect: Callable[[], CompletionProvider],
+        cost: Callable[[Usage], float | None],
+        *,
+        endpoint: Endpoint | None = None,
+        task: Task | None = None,
+        rng: random.Random | None = None,
+    ):
+        self.settings = settings
+        self.endpoint = endpoint or Endpoint(settings, connect)
+        self._task = task or _task_of(settings)
+        self._guard = self.endpoint.guard(self._task.fingerprint)
+        self._cost = cost
+        self._rng = rng or random.Random()
+        self._max_retries = settings.max_retries
+        self._request_seconds = settings.request_timeout_ms / 1000
+        self._deadline_seconds = settings.call_deadline_ms / 1000
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self._inbox: deque[_Pending] = deque()
+        self._drain_is_due = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # From any thread ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def submit(self, records: Sequence[Record]) -> Future[Asked]:
+        """Hands over one ask; returns at once. Cancelling the future cancels the call and frees its slot.
+
+        Raises:
+          RuntimeError: the engine was closed, or belongs to the process this one was forked from.
+        """
+        pending = _Pending(records, self._loop or self._start())
+        self._inbox.append(pending)
+        # One wake-up of the loop for all that is submitted until it wakes; each costs a system call.
+        if not self._drain_is_due:
+            self._drain_is_due = True
+            pending._loop.call_soon_threadsafe(self._drain)
+        if self._closed or self._pid != os.getpid():
+            pending.cancel()
+            raise RuntimeError("this engine is closed, or was made before a fork; borrow another")
+        return pending
+
+    def _start(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._closed or self._pid != os.getpid():
+                raise RuntimeError("this engine is closed, or was made before a fork; borrow another")
+            if self._loop is None:
+                self._loop = LOOP_THREAD.acquire()
+            return self._loop
+
+    def close(self) -> None:
+        """Cancels what is under way and waits until it is gone; the last engine of an endpoint closes its session, the last of the
+        process ends the loop's thread. Harmless to repeat. Never from the loop's own thread."""
+        with self._lock:
+            if self._closed or self._pid != os.getpid():
+                return
+            self._closed = True
+            loop = self._loop
+        if loop is not None:
+            asyncio.run_coroutine_threadsafe(self._shut(), loop).result()
+            LOOP_THREAD.release()
+
+    # On the loop ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def aclose(self) -> None:
+        """`close` for a caller that uses `ask` on its own loop."""
+        self._closed = True
+        await self._shut()
+
+    async def _shut(self) -> None:
+        for pending in self._inbox:
+            pending.cancel()
+        self._inbox.clear()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.endpoint.users -= 1
+        if self.endpoint.users <= 0:
+            await self.endpoint.close()
+
+    def _drain(self) -> None:
+        self._drain_is_due = False
+        while self._inbox:
+            pending = self._inbox.popleft()
+            if not pending.cancelled():
+                pending.task = task = asyncio.get_running_loop().create_task(self._serve(pending))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, pending: _Pending) -> None:
+        try:
+            asked = await self.ask(pending.records)
+        except asyncio.CancelledError:
+            Future.cancel(pending)
+            raise
+        except BaseException as error:
+            if pending.set_running_or_notify_cancel():
+                pending.set_exception(error)
+            return
+        if pending.set_running_or_notify_cancel():
+            pending.set_result(asked)
+
+    async def ask(self, records: Sequence[Record]) -> Asked:
+        """One outcome per record, in the records' order.
+
+        Raises:
+          Aborted: a bad key, an unknown model, a spent quota, with `on_abort="raise"`; every later ask raises it at once.
+        """
+        ask = _Ask(records)
+        completed = False
+        try:
+            if records:
+                deadline = _Deadline(asyncio.get_running_loop().time() + self._deadline_seconds)
+                await self._settle(ask, range(len(records)), self._max_retries, deadline)
+            completed = True
+        finally:
+            if ask.suspect:
+                if completed and ask.aborted is None:
+                    self._guard.fruitless()
+                else:
+                    self._guard.forget()
+        if ask.aborted is not None and self.settings.on_abort == "raise":
+            raise ask.aborted
+        return Asked([self._outcome(ask, member) for member in range(len(records))], ask.tally)
+
+    def _outcome(self, ask: _Ask, member: int) -> Outcome:
+        known = ask.outcomes[member]
+        if known is not None:
+            return known
+        failure = ask.failures[member] or Failure(Kind.UNAVAILABLE, "the record was not asked")
+        ask.tally.errors[failure.kind] += 1
+        usage, last = ask.usages[member] or Usage(), ask.last[member]
+        return Outcome(
+            failure=failure._replace(attempts=ask.attempts[member]),
+            usage=usage,
+            cost_usd=self._priced(usage),
+            model=last.model if last else "",
+            request_id=last.request_id if last else None,
+            finish_reason=last.finish_reason if last else None,
+        )
+
+    def _priced(self, usage: Usage) -> float | None:
+        try:
+            return self._cost(usage)
+        except Exception as error:
+            _logger.warning("the price of a reply is unknown: %s", _where(error))
+            return None
+
+    async def _settle(self, ask: _Ask, members: Sequence[int], left: int, deadline: _Deadline) -> None:
+        """Ends each member with an answer or a failure; never raises but for cancellation."""
+        try:
+            await self._rounds(ask, members, left, deadline)
+        except Exception as error:  # a bug of ours, or in what a user plugged in: still one outcome per record
+            _logger.exception("unexpected error while asking") if self.settings.log_data else _logger.error("unexpected %s", _where(error))
+            open_members = [member for member in members if ask.outcomes[member] is None]
+            ask.fail(open_members, Failure(Kind.UNAVAILABLE, f"unexpected {_where(error)}"), keep_known=True)
+
+    async def _rounds(self, ask: _Ask, members: Sequence[int], left: int, deadline: _Deadline) -> None:
+        while True:
+            count = len(members)
+            members, kind = await self._round(ask, members, deadline)
+            if not members:
+                return
+            step = next_step(
+                members=len(members),
+                answered=count - len(members),
+                kind=kind,
+                on_unparseable=self.settings.on_unparseable,
+                left=left,
+                max_retries=self._max_retries,
+            )
+            if step.next is Next.FAIL or not await self._may_go_on(ask, members, deadline):
+                return
+            if step.next is not Next.AGAIN:
+                await self._part(ask, members, step, deadline)
+                return
+            ask.tally.retries += 1
+            left = step.left
+
+    async def _part(self, ask: _Ask, members: Sequence[int], step: Step, deadline: _Deadline) -> None:
+        """Halves or singles, all at once; each waits for its own slot and has the time that is left."""
+        ask.tally.splits += 1
+        size = (len(members) + 1) // 2 if step.next is Next.HALVE else 1
+        parts = [members[start : start + size] for start in range(0, len(members), size)]
+        await asyncio.gather(*(self._settle(ask, part, step.left, _Deadline(deadline.at)) for part in parts))
+
+    async def _may_go_on(self, ask: _Ask, members: Sequence[int], deadline: _Deadline) -> bool:
+        """Asks the breaker, once per ask, where no good answer has come yet."""
+        if ask.proven or ask.suspect:
+            return True
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        ask.suspect = await self._guard.may_fall_back()
+        deadline.at += loop.time() - started
+        if not ask.suspect:
+            ask.tally.warnings["not_split"] += 1
+            for member in members:
+                failure = ask.failures[member]
+                if failure is not None:
+                    message = f"{failure.message}; not asked again: many prompts in a row got no good answer"
+                    ask.failures[member] = failure._replace(message=message)
+        return ask.suspect
+
+    async def _round(self, ask: _Ask, members: Sequence[int], deadline: _Deadline) -> tuple[Sequence[int], str]:
+        """One request with its retries. Returns those left without an answer that may be asked again, and why they have none."""
+        try:
+            request = self._rendered([ask.records[member] for member in members])
+        except PromptError as error:
+            ask.fail(members, Failure(Kind.PROMPT, str(error)))
+            return members, Kind.PROMPT
+        if deadline.left() <= 0:
+            ask.fail(members, Failure(Kind.TIMED_OUT, f"not answered within {self._deadline_seconds:g} s in all"), keep_known=True)
+            return members, Kind.TIMED_OUT
+        try:
+            completion = await self._completion(ask, members, request, deadline)
+        except CallError as error:
+            aborted = error.remedy is Remedy.ABORT
+            ask.fail(members, Failure(Kind.ABORTED if aborted else error.kind, error.message))
+            if aborted:
+                ask.aborted = Aborted(Kind.ABORTED, error.message, status=error.status)
+            return members, Kind.REJECTED if error.remedy is Remedy.SPLIT else Kind.UNAVAILABLE
+        return self._kept(ask, members, completion)
+
+    def _rendered(self, records: Sequence[Record]) -> Request:
+        try:
+            return self._task.render(records)
+        except PromptError:
+            raise
+        except Exception as error:
+            raise PromptError(f"the prompt can't be rendered: {_where(error)}") from error
+
+    async def _completion(self, ask: _Ask, members: Sequence[int], request: Request, deadline: _Deadline) -> Completion:
+        """The reply; RETRY errors are tried again up to `max_retries` times, within the deadline. Raises the last CallError."""
+        attempt = 0
+        while True:
+            try:
+                return await self._call(ask, members, request, deadline)
+            except CallError as error:
+                if error.remedy is not Remedy.RETRY or attempt >= self._max_retries:
+                    raise
+                wait = backoff_seconds(attempt, error.retry_after_seconds, deadline.left(), self._rng)
+                if wait is None:
+                    raise
+                if error.kind == Kind.RATE_LIMITED:
+                    ask.tally.throttled_seconds += wait
+            await asyncio.sleep(wait)
+            attempt += 1
+            ask.tally.retries += 1
+
+    async def _call(self, ask: _Ask, members: Sequence[int], request: Request, deadline: _Deadline) -> Completion:
+        """One request through the gate."""
+        endpoint, gate, tally = self.endpoint, self.endpoint.gate, ask.tally
+        endpoint.check()
+        tokens = endpoint.expected_tokens(request.input_tokens, request.max_output_tokens, len(members)) if gate.budget else 0.0
+        if gate.budget is not None and gate.budget.is_larger(tokens):
+            tally.warnings["larger_than_tokens_per_minute"] += 1
+        ticket = await gate.enter(tokens, tally.requests > 0)
+        try:
+            deadline.at += ticket.waited_seconds
+            tally.throttled_seconds += ticket.throttled_seconds
+            endpoint.check()
+            provider = endpoint.provider()
+            self._count(ask, members)
+            completion = await self._sent(provider, request, min(self._request_seconds, deadline.left()))
+            self._note(ask, members, completion, asyncio.get_running_loop().time() - ticket.sent_at)
+            gate.replied(ticket, completion.usage.input_tokens + completion.usage.output_tokens, completion.pace)
+        except CallError as error:
+            if error.kind == Kind.RATE_LIMITED:
+                gate.throttled(ticket)
+            if error.remedy is Remedy.ABORT:
+                endpoint.abort(error)
+            raise
+        finally:
+            gate.leave()
+        return completion
+
+    async def _sent(self, provider: CompletionProvider, request: Request, timeout_seconds: float) -> Completion:
+        """The provider's reply; whatever else it raises becomes a CallError."""
+        try:
+            async with asyncio.timeout(timeout_seconds + _GRACE_SECONDS):
+                return await provider.complete(request, timeout_seconds)
+        except CallError:
+            raise
+        except TimeoutError:
+            raise Retryable(Kind.TIMED_OUT, f"no reply within {timeout_seconds:g} s") from None
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise Retryable(Kind.UNAVAILABLE, "the provider's client cancelled the call") from error
+        except Exception as error:
+            # Only the error's name and place: its text might hold a header or a record.
+            raise Retryable(Kind.UNAVAILABLE, f"unexpected {_where(error)} in the provider") from error
+
+    @staticmethod
+    def _count(ask: _Ask, members: Sequence[int]) -> None:
+        ask.tally.requests += 1
+        ask.tally.single_requests += len(members) == 1
+        for member in members:
+            ask.attempts[member] += 1
+
+    def _note(self, ask: _Ask, members: Sequence[int], completion: Completion, seconds: float) -> None:
+        """A reply's tokens, whatever is in it: they are paid for. Each member gets its share."""
+        tally, usage = ask.tally, completion.usage
+        tally.latency_ms.append(round(seconds * 1000))
+        tally.input_tokens += usage.input_tokens
+        tally.output_tokens += usage.output_tokens
+        tally.cached_tokens += usage.cached_tokens
+        if self.endpoint.gate.budget is not None:
+            self.endpoint.learn(usage.output_tokens, len(members))
+        shares = usage.split(len(members)) if len(members) > 1 else (usage,)
+        for member, share in zip(members, shares, strict=True):
+            before = ask.usages[member]
+            ask.usages[member] = share if before is None else before + share
+            ask.last[member] = completion
+
+    def _kept(self, ask: _Ask, members: Sequence[int], completion: Completion) -> tuple[Sequence[int], str]:
+        """Keeps the good answers; returns the members left that may be asked again, and why (see `_round`)."""
+        values, failures, whole = self._read(ask, len(members), completion)
+        if values and (not ask.proven):
+            ask.proven = True
+            self._guard.good(ask.suspect)
+            ask.suspect = False
+        rest, kind = [], Kind.MISSING
+        for index, member in enumerate(members, 1):
+            if index in values:
+                ask.outcomes[member] = self._answered(values[index], ask.usages[member] or Usage(), completion)
+                continue
+            failure = failures.get(index) or whole or _missing(index, len(members), values)
+            ask.failures[member] = failure
+            if whole is not None or failure.kind in _ASKED_AGAIN:
+                rest.append(member)
+                kind = failure.kind
+        return rest, kind
+
+    def _answered(self, value: Any, usage: Usage, completion: Completion) -> Outcome:
+        return Outcome(value, None, usage, self._priced(usage), completion.model, completion.request_id, completion.finish_reason)
+
+    def _read(self, ask: _Ask, count: int, completion: Completion) -> tuple[dict[int, Any], dict[int, Failure], Failure | None]:
+        """The reading with its values in JSON form; a parser that fails makes the reply unreadable."""
+        try:
+            reading: Reading = self._task.read(count, completion)
+            dump = self._task.output.dump
+            values = {index: dump(value) for index, value in reading.values.items()}
+        except Exception as error:
+            return {}, {}, Failure(Kind.UNREADABLE, f"the reply can't be read: {_where(error)}")
+        if reading.warnings:
+            ask.tally.warnings.update(reading.warnings)
+        return values, reading.failures, reading.whole
+
+
+def _missing(index: int, count: int, values: dict[int, Any]) -> Failure:
+    got = ", ".join(str(known) for known in sorted(values)[:20]) or "none"
+    more = f" and {len(values) - 20} more" if len(values) > 20 else ""
+    return Failure(Kind.MISSING, f"answer {index} of {count} missing (asked for 1–{count}, got {got}{more})")
+
+
+def _where(error: BaseException) -> str:
+    """`ValueError at parser.py:12`: never the error's own text, which may hold a key or a record."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
+
+
+def _task_of(settings: Settings) -> Task:
+    from beam_llm.task import Task
+
+    return Task(settings)

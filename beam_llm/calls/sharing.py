@@ -1,0 +1,64 @@
+"""Engines by borrowing: every DoFn of a process that talks to the same endpoint shares its session, limits, breaker and latch."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable, Hashable
+
+from beam_llm.calls.endpoint import Endpoint, endpoint_key
+from beam_llm.calls.engine import Engine
+from beam_llm.config import Settings
+from beam_llm.protocols import CompletionProvider
+from beam_llm.values import Usage
+
+
+class _Endpoints:
+    """The endpoints in use by this process; a forked one starts with none."""
+
+    def __init__(self) -> None:
+        self.forget()
+        os.register_at_fork(after_in_child=self.forget)
+        atexit.register(self.close)
+
+    def forget(self) -> None:
+        self.lock = threading.Lock()
+        self.known: dict[Hashable, Endpoint] = {}
+        self.engines: set[Engine] = set()
+
+    def close(self) -> None:
+        """At the end of the process: a runner may skip teardown, and open sessions would complain."""
+        for engine in list(self.engines):
+            return_engine(engine)
+
+
+_ENDPOINTS = _Endpoints()
+
+
+def borrow_engine(settings: Settings, connect: Callable[[], CompletionProvider], cost: Callable[[Usage], float | None]) -> Engine:
+    """An engine on this process's endpoint for these settings. Give it back with `return_engine`, once.
+
+    Each borrower has its own engine (its own answer type, prices, retries); what costs or limits is shared. Nothing is connected
+    before the first call.
+    """
+    key = endpoint_key(settings)
+    with _ENDPOINTS.lock:
+        endpoint = _ENDPOINTS.known.get(key) or Endpoint(settings, connect)
+        engine = Engine(settings, connect, cost, endpoint=endpoint)
+        _ENDPOINTS.known[key] = endpoint
+        _ENDPOINTS.engines.add(engine)
+        endpoint.users += 1
+        engine._start()
+    return engine
+
+
+def return_engine(engine: Engine) -> None:
+    """Cancels the engine's own calls; the last one of an endpoint closes the session, the last of the process ends the thread."""
+    with _ENDPOINTS.lock:
+        if engine not in _ENDPOINTS.engines:
+            return
+        _ENDPOINTS.engines.discard(engine)
+        if engine.endpoint.users <= 1:
+            _ENDPOINTS.known.pop(endpoint_key(engine.settings), None)
+        engine.close()

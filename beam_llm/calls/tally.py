@@ -1,0 +1,59 @@
+"""What one ask did, for the caller to post on its own thread (Beam counters belong to a thread and a step)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from beam_llm.values import Outcome
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of one ask; additive.
+
+    Attributes:
+      requests: sent to the provider, retries included.
+      retries: requests sent again for the same records: after a failed call, or for want of an answer. A part of a split is none.
+      splits: times that records which shared a prompt were parted.
+      single_requests: those of `requests` that carried one record only.
+      input_tokens, output_tokens, cached_tokens: of all replies, also of those that could not be read.
+      throttled_seconds: waits because of a per-minute budget, a 429 or a window that 429s had narrowed.
+      latency_ms: one per reply.
+      warnings: by the reader's word (`unknown_index`, …), and `larger_than_tokens_per_minute`, `not_split` (the breaker was open).
+      errors: records that ended as errors, by kind.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    splits: int = 0
+    single_requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    throttled_seconds: float = 0.0
+    latency_ms: list[int] = field(default_factory=list)
+    warnings: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def merge(self, other: Tally) -> None:
+        """Adds the other's counts to these."""
+        self.requests += other.requests
+        self.retries += other.retries
+        self.splits += other.splits
+        self.single_requests += other.single_requests
+        self.input_tokens += other.input_tokens
+        self.output_tokens += other.output_tokens
+        self.cached_tokens += other.cached_tokens
+        self.throttled_seconds += other.throttled_seconds
+        self.latency_ms.extend(other.latency_ms)
+        self.warnings.update(other.warnings)
+        self.errors.update(other.errors)
+
+
+class Asked(NamedTuple):
+    """How an ask ended: one outcome per record, in the order asked, and what it took."""
+
+    outcomes: list[Outcome]
+    tally: Tally

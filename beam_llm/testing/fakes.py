@@ -1,0 +1,186 @@
+"""Fakes that behave: a provider with named failure knobs, a task that needs no model, and a loop whose hours pass at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import selectors
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from beam_llm.errors import CallError, Failure, Kind, Rejected, Retryable
+from beam_llm.values import Completion, Message, Pace, Record, Request, Usage
+
+T = TypeVar("T")
+
+
+def fake_record(text: str, tokens: int = 10) -> Record:
+    return Record((text,), tokens)
+
+
+@dataclass
+class FakeReading:
+    """What `task.Reading` holds, for a FakeTask."""
+
+    values: dict[int, Any] = field(default_factory=dict)
+    failures: dict[int, Failure] = field(default_factory=dict)
+    missing: tuple[int, ...] = ()
+    whole: Failure | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class _AnyJson:
+    def dump(self, value: Any) -> Any:
+        return value
+
+
+class FakeTask:
+    """Asks for every record's text in upper case: a request is a JSON list of texts, a reply a JSON object of answers by index."""
+
+    fingerprint = b"fake"
+    output = _AnyJson()
+
+    def render(self, records: Sequence[Record]) -> Request:
+        texts = [record.inputs[0] for record in records]
+        return Request("fake", (Message("user", json.dumps(texts)),), input_tokens=sum(record.tokens for record in records))
+
+    def read(self, count: int, completion: Completion) -> FakeReading:
+        if completion.refusal:
+            return FakeReading(whole=Failure(Kind.REFUSED, completion.refusal))
+        try:
+            answers = {int(index): value for index, value in json.loads(completion.text or "").items()}
+        except (ValueError, AttributeError):
+            kind = Kind.TRUNCATED if completion.finish_reason == "length" else Kind.UNREADABLE
+            return FakeReading(whole=Failure(kind, "the reply is not JSON"))
+        invalid = {i: Failure(Kind.INVALID, "not a string") for i, value in answers.items() if not isinstance(value, str)}
+        good = {i: value for i, value in answers.items() if i not in invalid}
+        return FakeReading(good, invalid, tuple(i for i in range(1, count + 1) if i not in answers))
+
+
+@dataclass
+class FakeProvider:
+    """Answers a FakeTask's requests, or does not, as its knobs say.
+
+    Attributes:
+      seconds: how long a call takes.
+      poison: what a poisoned record does to its request, by word: `rejected` (400), `unreadable`, `refused`, `cut`, `empty`
+        (a readable reply without answers), `missing` and `invalid` (only its own answer).
+      poisoned: which texts are poisoned.
+      script: what the first calls raise or return, in order; None answers normally.
+      always: raised by every call.
+      pace: rate-limit headers of every reply.
+      hang: never answers, whatever the timeout.
+      answers_at_most: records of one request that get an answer.
+      requests: what was asked, with the loop's time; every try counts.
+      peak: most requests under way at once.
+    """
+
+    seconds: float = 0.0
+    poison: str = "rejected"
+    poisoned: Callable[[str], bool] = lambda text: False
+    script: list[CallError | Completion | None] = field(default_factory=list)
+    always: Callable[[], Exception] | None = None
+    pace: Callable[[], Pace | None] = lambda: None
+    hang: bool = False
+    answers_at_most: int | None = None
+    requests: list[tuple[float, list[str]]] = field(default_factory=list)
+    replied: list[Usage] = field(default_factory=list)
+    in_flight: int = 0
+    peak: int = 0
+    closed: int = 0
+
+    async def complete(self, request: Request, timeout_seconds: float) -> Completion:
+        texts = json.loads(request.messages[-1].content)
+        self.requests.append((asyncio.get_running_loop().time(), texts))
+        self.in_flight += 1
+        self.peak = max(self.peak, self.in_flight)
+        try:
+            await self._work(timeout_seconds)
+            scripted = self.script.pop(0) if self.script else None
+            if isinstance(scripted, Exception):
+                raise scripted
+            reply = scripted or self._reply(texts)
+            self.replied.append(reply.usage)
+            return reply
+        finally:
+            self.in_flight -= 1
+
+    async def _work(self, timeout_seconds: float) -> None:
+        if self.hang:
+            await asyncio.Event().wait()
+        if self.seconds > timeout_seconds:
+            await asyncio.sleep(timeout_seconds)
+            raise Retryable(Kind.TIMED_OUT, f"no reply within {timeout_seconds:g} s")
+        if self.seconds:
+            await asyncio.sleep(self.seconds)
+        if self.always is not None:
+            raise self.always()
+
+    def _reply(self, texts: list[str]) -> Completion:
+        bad = {index for index, text in enumerate(texts, 1) if self.poisoned(text)}
+        usage = Usage(10 + sum(len(text) for text in texts), 3 * len(texts) + 1, len(texts) % 7)
+        if bad and self.poison == "rejected":
+            raise Rejected(Kind.REJECTED, "HTTP 400: poison", status=400)
+        if bad and self.poison in ("unreadable", "cut"):
+            return Completion('{"1": ', "length" if self.poison == "cut" else "stop", usage, "fake-1")
+        if bad and self.poison == "refused":
+            return Completion(None, "stop", usage, "fake-1", refusal="I can't help with that")
+        if bad and self.poison == "empty":
+            return Completion("{}", "stop", usage, "fake-1")
+        answers: dict[int, Any] = {index: text.upper() for index, text in enumerate(texts, 1)}
+        for index in bad:
+            answers[index] = 0
+            if self.poison == "missing":
+                del answers[index]
+        answers = dict(list(answers.items())[: self.answers_at_most])
+        return Completion(json.dumps(answers), "stop", usage, "fake-1", f"r{len(self.requests)}", pace=self.pace())
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+class StuckError(RuntimeError):
+    """Nothing on the virtual loop will ever happen again: a deadlock, found at once."""
+
+
+class _VirtualSelector(selectors.SelectSelector):
+    """Instead of waiting, moves the clock to the next timer."""
+
+    now = 1_000.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if ready or timeout == 0:
+            return ready
+        if timeout is None:
+            raise StuckError("every task waits, and no timer is set")
+        self.now += timeout
+        return ready
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop without waiting: `asyncio.sleep(3600)` returns at once, an hour later by `loop.time()`."""
+
+    def __init__(self) -> None:
+        self._virtual = _VirtualSelector()
+        super().__init__(self._virtual)
+
+    def time(self) -> float:
+        return self._virtual.now
+
+
+def run_virtually(main: Coroutine[Any, Any, T]) -> T:
+    """Runs to the end on a VirtualLoop.
+
+    Raises:
+      StuckError: everything waits for something that can't come.
+    """
+    loop = VirtualLoop()
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
