@@ -1,0 +1,165 @@
+"""`python -m tests.benchmarks [CASE…] [--rounds N]`: every figure of README, interleaved in one run, as ratios.
+
+Each measurement is a process of its own; ours and what it is compared with take turns, and medians are compared. The provider is the
+emulator, in its own process, with a scripted latency.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from beam_llm.testing import EmulatorProcess
+from tests.benchmarks.measured import make_input
+
+Run = dict[str, float]
+
+
+class Bench:
+    """Inputs, and measured runs against one emulator."""
+
+    def __init__(self, folder: Path, rounds: int):
+        self.folder = folder
+        self.rounds = rounds
+
+    def source(self, records: int) -> Path:
+        path = self.folder / f"reviews-{records}.jsonl"
+        make_input(path, records)
+        return path
+
+    def run(self, case: str, emulator: EmulatorProcess, records: int, **values: object) -> Run:
+        command = [sys.executable, "-m", "tests.benchmarks.measured", case, f"source={self.source(records)}"]
+        command += [f"{name}={value}" for name, value in values.items()]
+        environment = {**os.environ, **emulator.environment}
+        printed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+        result: Run = json.loads(printed.splitlines()[-1])
+        if result["lines"] < records:
+            raise SystemExit(f"{case}: {result['lines']} of {records} lines came out")
+        return result
+
+    def medians(self, emulator: EmulatorProcess, runs: dict[str, Callable[[], Run]]) -> dict[str, Run]:
+        """Every run once per round, in turn; the median of each figure."""
+        seen: dict[str, list[Run]] = {name: [] for name in runs}
+        for _ in range(self.rounds):
+            for name, run in runs.items():
+                seen[name].append(run())
+        return {name: {figure: statistics.median(r[figure] for r in rows) for figure in rows[0]} for name, rows in seen.items()}
+
+
+def _emulator(**options: object) -> EmulatorProcess:
+    return EmulatorProcess(fast=True, billing="off", **options)
+
+
+def _against_ideal(bench: Bench, name: str, latency_ms: int, batch: int, inflight: int, records: int = 10_000) -> None:
+    ideal = math.ceil(records / batch / inflight) * latency_ms / 1000
+    with _emulator(latency_ms=latency_ms) as emulator:
+        figures = bench.medians(
+            emulator,
+            {
+                "floor": lambda: bench.run("floor", emulator, records),
+                "ours": lambda: bench.run("predict", emulator, records, batch=batch, inflight=inflight),
+            },
+        )
+    ours, floor = figures["ours"]["wall"], figures["floor"]["wall"]
+    _print(name, f"wall {ours:.2f} s / (ideal {ideal:.2f} s + floor {floor:.2f} s)", ours / (ideal + floor), 1.20)
+
+
+def packed(bench: Bench) -> None:
+    _against_ideal(bench, "300 ms, 20 per call, 64 in flight, 10,000 records", 300, 20, 64)
+
+
+def singles(bench: Bench) -> None:
+    _against_ideal(bench, "200 ms, 1 per call, 256 in flight, 10,000 records", 200, 1, 256)
+
+
+def cpu_packed(bench: Bench) -> None:
+    records = 100_000
+    with _emulator() as emulator:
+        figures = bench.medians(
+            emulator,
+            {
+                "floor": lambda: bench.run("floor", emulator, records),
+                "ours": lambda: bench.run("predict", emulator, records, batch=20, inflight=64),
+            },
+        )
+    ours, floor = figures["ours"]["cpu"], figures["floor"]["cpu"]
+    _print("0 ms, 20 per call, 100,000 records: CPU", f"{ours:.2f} s / floor {floor:.2f} s", ours / floor, 2.5)
+
+
+def cpu_singles(bench: Bench) -> None:
+    records = 5_000
+    with _emulator() as emulator:
+        figures = bench.medians(
+            emulator,
+            {
+                "by hand": lambda: bench.run("openai_by_hand", emulator, records, inflight=64),
+                "aiohttp": lambda: bench.run("aiohttp_by_hand", emulator, records, inflight=64),
+                "ours": lambda: bench.run("predict", emulator, records, batch=1, inflight=64),
+            },
+        )
+    ours, by_hand, aiohttp = (figures[name]["cpu"] for name in ("ours", "by hand", "aiohttp"))
+    _print(
+        "0 ms, 1 per call, 5,000 records: CPU",
+        f"{ours:.2f} s / openai by hand {by_hand:.2f} s (aiohttp by hand {aiohttp:.2f} s)",
+        ours / by_hand,
+        0.30,
+    )
+
+
+def memory(bench: Bench) -> None:
+    with _emulator() as emulator:
+        small = bench.run("predict", emulator, 100_000, batch=20, inflight=64)["rss"]
+        large = bench.run("predict", emulator, 1_000_000, batch=20, inflight=64)["rss"]
+    print(
+        f"memory: 1,000,000 records {large:.0f} MB, 100,000 records {small:.0f} MB: +{large - small:.0f} MB (goal: at most +50 MB)",
+        flush=True,
+    )
+
+
+def batch_api(bench: Bench, records: int = 1_000_000) -> None:
+    with _emulator(batch_seconds=0.5) as emulator:
+        floor = bench.run("floor", emulator, records)
+        ours = bench.run("predict", emulator, records, batch=1, inflight=64, mode="batch_api")
+    beyond = (ours["cpu"] - floor["cpu"]) / records * 1e6
+    print(
+        f"batch API, {records:,} records, 1 per line: CPU {beyond:.1f} µs per record beyond Beam's read and write "
+        f"(ratio {ours['cpu'] / floor['cpu']:.2f}; goal: at most 25 µs), peak {ours['rss']:.0f} MB (goal: at most 400 MB), wall {ours['wall']:.0f} s",
+        flush=True,
+    )
+
+
+def _print(name: str, figures: str, ratio: float, goal: float) -> None:
+    print(f"{name}: {figures} = {ratio:.2f} (goal: at most {goal:.2f})", flush=True)
+
+
+CASES = {
+    "packed": packed,
+    "singles": singles,
+    "cpu_packed": cpu_packed,
+    "cpu_singles": cpu_singles,
+    "memory": memory,
+    "batch_api": batch_api,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("cases", nargs="*", help=f"out of {', '.join(CASES)}; default: the first four")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), arguments.rounds)
+        for case in arguments.cases or list(CASES)[:4]:
+            CASES[case](bench)
+
+
+if __name__ == "__main__":
+    main()

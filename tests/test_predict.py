@@ -1,0 +1,236 @@
+"""LLMPredict on a pipeline, both modes: what a user sees. The same expectations for both."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Literal, NamedTuple
+
+import apache_beam as beam
+import pydantic
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.transforms.window import FixedWindows, GlobalWindows, SlidingWindows, TimestampedValue
+from apache_beam.typehints.row_type import RowTypeConstraint
+
+from beam_llm import LLMPredict, Prediction, UsageError
+from beam_llm.testing import Emulator, Fault
+from tests.collecting import Collect
+
+PROMPT = "Classify the sentiment of this review:\n{{ text }}"
+Sentiment = Literal["positive", "negative", "neutral"]
+TEXTS = ["I love this phone, it is great", "terrible, awful, I hate it", "the box is blue", "wonderful and happy", "worst purchase, so bad"]
+SENTIMENTS = ["positive", "negative", "neutral", "positive", "negative"]
+
+
+class Named(NamedTuple):
+    id: int
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    id: int
+    text: str
+
+
+class Typed(pydantic.BaseModel):
+    id: int
+    text: str
+
+
+class Mood(enum.Enum):
+    POSITIVE = "positive"
+    NEGATIVE = "negative"
+    NEUTRAL = "neutral"
+
+
+class Opinion(pydantic.BaseModel):
+    sentiment: Sentiment
+    score: float
+
+
+@pytest.fixture
+def emulator():
+    with Emulator() as running:
+        yield running
+
+
+@pytest.fixture(params=["online", "batch_api"])
+def mode(request, tmp_path):
+    """Options of either mode; what is expected does not depend on which."""
+    return (
+        {"mode": "online"} if request.param == "online" else {"mode": "batch_api", "staging_location": str(tmp_path), "poll_seconds": 0.05}
+    )
+
+
+@pytest.fixture
+def options(emulator, mode, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", emulator.api_key)
+    monkeypatch.setenv("OPENAI_BASE_URL", emulator.base_url)
+    return {"output": Sentiment, **mode}
+
+
+def pipeline(*flags: str) -> beam.Pipeline:
+    return beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner", *flags], pickle_library="cloudpickle"))
+
+
+def collected(transform, elements=None, *flags: str, before=None) -> list:
+    """What a transform makes of the elements."""
+    rows = Collect()
+    elements = [{"id": number, "text": text} for number, text in enumerate(TEXTS)] if elements is None else elements
+    with pipeline(*flags) as p:
+        source = p | beam.Create(elements, reshuffle=False)
+        source = source if before is None else source | before
+        _ = source | transform | rows
+    return rows.found
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 20])
+def test_every_record_comes_back_with_its_own_answer(options, batch_size):
+    predictions = collected(LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=batch_size, **options))
+    assert {p.element["id"]: p.value for p in predictions} == dict(enumerate(SENTIMENTS))
+    assert len(predictions) == len(TEXTS)
+    assert all(p.error is None and p.usage.input_tokens > 0 and p.cost_usd > 0 and p.model for p in predictions)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda i, t: beam.Row(id=i, text=t),
+        Named,
+        lambda i, t: Plain(i, t),
+        lambda i, t: Typed(id=i, text=t),
+        lambda i, t: {"id": i, "text": t},
+        lambda i, t: (f"key{i}", {"id": i, "text": t}),
+    ],
+    ids=["Row", "NamedTuple", "dataclass", "pydantic", "dict", "keyed"],
+)
+def test_every_kind_of_element_is_taken_and_comes_back_untouched(options, make):
+    elements = [make(number, text) for number, text in enumerate(TEXTS)]
+    predictions = collected(LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=3, **options), elements)
+    for element, sentiment in zip(elements, SENTIMENTS, strict=True):
+        (found,) = [p for p in predictions if p.element == element or _fields(p.element) == _fields(element)]
+        assert found.value == sentiment
+
+
+def _fields(element):
+    return element._asdict() if hasattr(element, "_asdict") else element
+
+
+def test_a_string_is_its_own_prompt(options):
+    predictions = collected(LLMPredict("openai:gpt-4.1-mini", **options), TEXTS)
+    assert {p.element: p.value for p in predictions} == dict(zip(TEXTS, SENTIMENTS, strict=True))
+
+
+@pytest.mark.parametrize("output", [str, float, Mood, Opinion, list[str]], ids=["str", "float", "enum", "model", "list"])
+def test_answers_have_the_type_asked_for(options, output):
+    predictions = collected(LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=3, **{**options, "output": output}))
+    kind = list if output == list[str] else output
+    assert all(isinstance(p.value, kind) for p in predictions), predictions
+
+
+def test_a_field_missing_in_one_element_is_that_elements_error(options):
+    elements = [{"id": 0, "text": TEXTS[0]}, {"id": 1}, {"id": 2, "text": TEXTS[1]}]
+    predictions = {p.element["id"]: p for p in collected(LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=3, **options), elements)}
+    assert (predictions[0].value, predictions[2].value) == ("positive", "negative")
+    assert predictions[1].value is None
+    assert predictions[1].error.kind == "prompt"
+    assert "text" in predictions[1].error.message
+
+
+def test_rows_have_the_elements_fields_the_answer_and_its_error(options):
+    rows = collected(
+        LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=3, output_field="mood", **options), [Named(*pair) for pair in enumerate(TEXTS)]
+    )
+    assert sorted((row.id, row.text, row.mood, row.mood_error) for row in rows) == [
+        (number, text, mood, None) for number, (text, mood) in enumerate(zip(TEXTS, SENTIMENTS, strict=True))
+    ]
+
+
+def test_good_and_bad_come_apart(options):
+    good, bad = Collect(), Collect()
+    with pipeline() as p:
+        elements = p | beam.Create([{"id": 0, "text": TEXTS[0]}, {"id": 1}])
+        answered, failed = elements | LLMPredict("openai:gpt-4.1-mini", PROMPT, **options).with_exception_handling()
+        _ = answered | good, failed | bad
+    assert [p.value for p in good.found] == ["positive"]
+    assert [(row.element, row.kind) for row in bad.found] == [({"id": 1}, "prompt")]
+
+
+@pytest.mark.parametrize(
+    ("windows", "per_element"),
+    [(FixedWindows(10), 1), (SlidingWindows(30, 10), 3), (GlobalWindows(), 1)],
+    ids=["fixed", "sliding", "global"],
+)
+def test_windows_and_timestamps_survive(options, emulator, windows, per_element):
+    class Stamp(beam.DoFn):
+        def process(self, prediction, timestamp=beam.DoFn.TimestampParam, window=beam.DoFn.WindowParam):
+            yield prediction.element["id"], int(timestamp), str(window)
+
+    def stamped(elements):
+        return elements | beam.Map(lambda e: TimestampedValue(e, e["id"] * 7)) | beam.WindowInto(windows)
+
+    expected, seen = Collect(), Collect()
+    with pipeline() as p:
+        source = stamped(p | beam.Create([{"id": number, "text": text} for number, text in enumerate(TEXTS)]))
+        _ = source | beam.Map(Prediction) | "before" >> beam.ParDo(Stamp()) | expected
+        asked = source | LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=2, **options)
+        _ = asked | "after" >> beam.ParDo(Stamp()) | seen
+    assert sorted(seen.found) == sorted(expected.found)
+    assert len(seen.found) == per_element * len(TEXTS)
+    assert all(emulator.billed[text] == 1 for text in TEXTS), "a record in several windows is asked once"
+
+
+def test_it_works_after_a_group_by_key_and_twice_in_one_pipeline(options):
+    seen = Collect()
+    with pipeline() as p:
+        grouped = p | beam.Create([("a", "love"), ("a", "great"), ("b", "hate")]) | beam.GroupByKey()
+        rows = grouped | beam.MapTuple(lambda key, values: beam.Row(id=key, text=" ".join(sorted(values)))).with_output_types(
+            RowTypeConstraint.from_fields([("id", str), ("text", str)])
+        )
+        first = rows | LLMPredict("openai:gpt-4.1-mini", PROMPT, output_field="mood", **options)
+        second = first | "again" >> LLMPredict(
+            "openai:gpt-4.1", "Is this good?\n{{ text }} {{ mood }}", batch_size=2, output_field="again", **options
+        )
+        _ = second | seen
+    assert sorted((row.id, row.mood) for row in seen.found) == [("a", "positive"), ("b", "negative")]
+    assert all(row.again_error is None for row in seen.found)
+
+
+def test_a_bundle_that_runs_twice_gives_one_prediction_per_element(options, emulator, mode):
+    predictions = collected(LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=2, **options), None, "--direct_runner_bundle_repeat=2")
+    assert sorted(p.element["id"] for p in predictions) == [0, 1, 2, 3, 4]
+    if mode["mode"] == "batch_api":  # live calls promise less: a repeated bundle is asked again
+        assert all(emulator.billed[text] == 1 for text in TEXTS)
+
+
+def test_a_poisoned_record_costs_no_other_its_answer(options, monkeypatch, tmp_path):
+    with Emulator(faults=[Fault("poison", text="poison")]) as emulator:
+        monkeypatch.setenv("OPENAI_BASE_URL", emulator.base_url)
+        elements = [{"id": number, "text": text} for number, text in enumerate([*TEXTS, "this is poison"])]
+        predictions = collected(LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=6, **options), elements)
+    values = {p.element["id"]: p.value for p in predictions}
+    assert values == {**dict(enumerate(SENTIMENTS)), 5: None}
+    assert next(p.error.kind for p in predictions if p.error) == "rejected"
+
+
+def test_nothing_in_gives_nothing_out(options):
+    assert collected(LLMPredict("openai:gpt-4.1-mini", PROMPT, **options), []) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": "{{ text"}, "prompt"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"api_key": "sk-literal"}, "env:NAME"),
+        ({"output": object()}, "output"),
+        ({"response_path": "$[", "batch_size": 2}, "response_path"),
+        ({"mode": "batch_api", "staging_location": "s3://bucket/x"}, "staging_location"),
+    ],
+    ids=["template", "size", "key", "output", "path", "staging"],
+)
+def test_what_can_not_work_is_refused_before_there_is_a_pipeline(changes, message):
+    with pytest.raises(UsageError, match=message):
+        LLMPredict("openai:gpt-4.1-mini", **{"prompt": PROMPT, **changes})

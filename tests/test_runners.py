@@ -1,0 +1,152 @@
+"""The same pipeline file gives the same rows on every runner, live and through the batch API."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam_llm import LLMPredict
+from beam_llm.errors import UsageError
+from beam_llm.testing import Emulator
+from beam_llm.transforms import runners
+from pipelines import reviews_batch, submit_then_collect
+
+REVIEWS = [
+    {"id": f"r{number}", "text": f"{word} number {number}", "rating": rating}
+    for number, (word, rating) in enumerate([("great and lovely", 2.0), ("awful, I hate it", -2.0), ("it is blue", 0.0)] * 20)
+]
+EXPECTED = {r["id"]: {2.0: "positive", -2.0: "negative", 0.0: "neutral"}[r["rating"]] for r in REVIEWS}
+
+
+@pytest.fixture(scope="module")
+def emulator():
+    with Emulator() as running:
+        yield running
+
+
+@pytest.fixture
+def reviews(tmp_path, monkeypatch, emulator) -> Path:
+    monkeypatch.setenv("OPENAI_BASE_URL", emulator.base_url)
+    monkeypatch.setenv("OPENAI_API_KEY", emulator.api_key)
+    path = tmp_path / "reviews.jsonl"
+    path.write_text("\n".join(json.dumps(review) for review in REVIEWS) + "\n")
+    return path
+
+
+@pytest.fixture(params=["online", "batch_api"])
+def mode(request, tmp_path) -> list[str]:
+    if request.param == "online":
+        return ["--mode=online"]
+    return ["--mode=batch_api", f"--staging_location={tmp_path / 'staging'}", "--poll_seconds=0.05"]
+
+
+def rows(tmp_path: Path, prefix: str = "out") -> list[dict]:
+    return [json.loads(line) for path in tmp_path.glob(f"{prefix}-*") for line in path.read_text().splitlines()]
+
+
+def check(found: list[dict]) -> None:
+    assert len(found) == len(REVIEWS)
+    assert {row["id"]: row["opinion"]["sentiment"] for row in found} == EXPECTED
+    assert all(row["opinion_error"] is None and row["text"] for row in found)
+
+
+def run(reviews: Path, mode: list[str], flags: list[str]) -> None:
+    reviews_batch.run([f"--input={reviews}", f"--output={reviews.parent / 'out'}", "--batch_size=7", *mode, *flags])
+
+
+@pytest.mark.parametrize("runner", ["FnApiRunner", "DirectRunner", "BundleBasedDirectRunner"])
+def test_local_runners_agree(reviews, mode, runner, tmp_path):
+    run(reviews, mode, [f"--runner={runner}"])
+    check(rows(tmp_path))
+
+
+@pytest.mark.parametrize("workers", ["multi_threading", "multi_processing"])
+def test_several_workers_of_the_local_runner_lose_nothing(reviews, mode, workers, tmp_path):
+    run(reviews, mode, ["--runner=FnApiRunner", "--direct_num_workers=2", f"--direct_running_mode={workers}"])
+    check(rows(tmp_path))
+
+
+@pytest.mark.prism
+@pytest.mark.parametrize("how", ["batch", "streaming", "plain DirectRunner"])
+def test_prism_agrees(reviews, mode, how, prism_options, tmp_path):
+    flags = {
+        "batch": prism_options,
+        "streaming": [*prism_options, "--streaming"],
+        "plain DirectRunner": ["--runner=DirectRunner", *prism_options[1:]],
+    }
+    run(reviews, mode, flags[how])
+    check(rows(tmp_path))
+
+
+@pytest.mark.flink
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("how", ["batch", "streaming"])
+def test_flink_agrees(reviews, mode, how, flink_cluster, emulator, tmp_path):
+    flags = (
+        flink_cluster.batch_options(env=emulator.environment)
+        if how == "batch"
+        else flink_cluster.streaming_options(env=emulator.environment)
+    )
+    run(reviews, mode, flags)
+    check(rows(tmp_path))
+
+
+@pytest.mark.parametrize("mode", ["online", "batch_api"])
+def test_the_waiting_dofn_agrees_with_the_loop_on_the_local_runner(reviews, emulator, tmp_path, mode):
+    if mode == "online":
+        pytest.skip("live calls wait for no job")
+    from tests.collecting import Collect
+
+    kept = Collect()
+    with beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner"])) as p:
+        predict = LLMPredict(
+            "openai:gpt-4.1-mini",
+            "Sentiment of:\n{{ text }}",
+            mode=mode,
+            staging_location=str(tmp_path / "s"),
+            poll_seconds=0.05,
+            waiting="sdf",
+        )
+        _ = p | beam.Create(REVIEWS) | predict | kept
+    assert sorted(p.element["id"] for p in kept.found) == sorted(EXPECTED)
+
+
+def test_the_waiting_dofn_is_refused_where_its_remainders_get_lost(reviews, tmp_path):
+    p = beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner", "--direct_num_workers=2"]))
+    predict = LLMPredict("openai:gpt-4.1-mini", mode="batch_api", staging_location=str(tmp_path / "s"), waiting="sdf")
+    with pytest.raises(UsageError, match="loses the remainders"):
+        _ = p | beam.Create(["x"]) | predict
+
+
+def test_jobs_are_submitted_in_one_pipeline_and_collected_in_another(reviews, tmp_path):
+    common = [
+        f"--jobs={tmp_path / 'jobs.txt'}",
+        f"--staging_location={tmp_path / 'staging'}",
+        "--batch_size=7",
+        "--poll_seconds=0.05",
+        "--runner=FnApiRunner",
+    ]
+    submit_then_collect.run(["submit", f"--input={reviews}", *common])
+    (job_id,) = (tmp_path / "jobs.txt").read_text().split()
+    assert job_id.startswith("batch_")
+    submit_then_collect.run(["collect", f"--output={tmp_path / 'out'}", *common])
+    assert {row["id"]: row["opinion"]["sentiment"] for row in rows(tmp_path)} == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("flags", "warned"),
+    [
+        (["--runner=FlinkRunner", "--checkpointing_interval=1000"], True),
+        (["--runner=FlinkRunner", "--checkpointing_interval=1000", "--finish_bundle_before_checkpointing"], False),
+        (["--runner=FlinkRunner"], False),
+        (["--runner=FnApiRunner", "--checkpointing_interval=1000"], False),
+    ],
+    ids=["checkpoints without the flag", "with it", "no checkpoints", "not Flink"],
+)
+def test_checkpoints_without_finished_bundles_are_warned_of(flags, warned, caplog):
+    runners.warn_of_lost_output(beam.Pipeline(options=PipelineOptions(flags)))
+    assert ("finish_bundle_before_checkpointing" in caplog.text) == warned
