@@ -1,0 +1,454 @@
+"""What an answer has to be: a Python type or a JSON schema as one object that describes, checks, writes and reads values.
+
+    output=Review ─► Output ─┬─ schema      what the model is asked to follow
+                             ├─ validate    raw JSON value  ─► typed value, or ValueError with a short reason
+                             ├─ from_text   text of an XML or delimited reply ─► typed value
+                             └─ dump, load  typed value ⇄ JSON, for ledgers and shuffles
+
+Reasons never hold the value itself: they go into messages that may be logged.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import orjson
+import pydantic
+
+from beam_llm.errors import UsageError
+
+Schema = dict[str, Any]
+
+USABLE = "str, int, float, bool, Literal[…], an Enum, list[…], a pydantic model, a dataclass, a TypedDict or a JSON schema"
+
+_PLAIN: tuple[Any, ...] = (str, int, float, bool)
+_TYPES_OF_WORDS = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list[Any], "object": dict[str, Any]}
+
+
+class Output:
+    """One output type, ready to use.
+
+    Attributes:
+      schema: JSON schema of one answer. Where `strict`, every object in it is closed and requires all its properties;
+        shared definitions are in `$defs` at its root, and the root itself is never a `$ref`.
+      strict: whether `schema` fits OpenAI's strict mode; free-form dicts, tuples and `Any` do not.
+      is_text: output is `str`, so that a single record needs no schema.
+      is_object: an answer is a JSON object.
+      properties: names of the fields of an object answer that is closed; empty for all else.
+      python_type: what `validate` gives; for Beam's row types.
+
+    Args:
+      declared: the user's `output`.
+
+    Raises:
+      UsageError: where the type has no JSON form.
+    """
+
+    def __init__(self, declared: Any):
+        checker = _SchemaChecker(declared) if isinstance(declared, Mapping) else _TypeChecker(declared)
+        problems: list[str] = []
+        strict = strict_schema(checker.schema, problems, optional_is_null=isinstance(declared, Mapping))
+        self.declared = declared
+        self.strict = not problems
+        self.schema: Schema = strict if self.strict else checker.schema
+        self.is_text = declared is str
+        self.is_object = self.schema.get("type") == "object"
+        closed = self.is_object and not self.schema.get("additionalProperties")
+        self.properties: tuple[str, ...] = tuple(self.schema.get("properties", ())) if closed else ()
+        self.python_type = checker.python_type
+        self.validate: Callable[[Any], Any] = checker.validate
+        self.dump: Callable[[Any], Any] = checker.dump
+        self.load: Callable[[Any], Any] = checker.load
+        self._choices = _choices(self.schema)
+
+    def from_text(self, text: str) -> Any:
+        """The typed value that `text` spells: `3`, `positive`, `"positive"`, `{"sentiment": …}`.
+
+        A member of a Literal or Enum may differ in case where that leaves only one.
+
+        Raises:
+          ValueError: with a short reason that does not hold the text.
+        """
+        if self.is_text:
+            return text
+        text = text.strip()
+        raw = self._choices.get(text, self._choices.get(text.casefold(), _NOTHING))
+        if raw is not _NOTHING:
+            return self.validate(raw)
+        try:
+            return self.validate(orjson.loads(text))
+        except ValueError as error:
+            return self._from_plain_text(text, error)
+
+    def _from_plain_text(self, text: str, error: ValueError) -> Any:
+        """The text as a string value: a date, say, or a member of a union. The reason is that of JSON, if it was JSON."""
+        try:
+            return self.validate(text)
+        except ValueError as plain:
+            raise (plain if isinstance(error, orjson.JSONDecodeError) else error) from None
+
+
+_NOTHING = object()
+
+
+def _choices(schema: Schema) -> dict[str, Any]:
+    """Spelling → raw value for a schema that is a closed list of scalars; the exact spelling goes before the folded."""
+    members = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    exact: dict[str, Any] = {}
+    folded: dict[str, Any] = {}
+    for member in members:
+        spelling = member if isinstance(member, str) else orjson.dumps(member).decode()
+        exact.setdefault(spelling, member)
+        folded[spelling.casefold()] = _NOTHING if spelling.casefold() in folded else member
+    return {**{spelling: member for spelling, member in folded.items() if member is not _NOTHING}, **exact}
+
+
+# Python types ---------------------------------------------------------------------------------------------------------
+
+
+class _TypeChecker:
+    """A Python type, checked by pydantic in its lax mode: `"4"` is an int, `1.0` too, but `True` is no number."""
+
+    def __init__(self, declared: Any):
+        self.python_type = declared
+        self._adapter = _adapter(declared)
+        self.schema = _schema_of(declared, self._adapter)
+        self._validate_python = self._adapter.validate_python
+        self._names = frozenset(_property_names(self.schema))
+        self._is_text = declared is str
+        self._is_number = _is_number(self.schema)
+        self._number_fields = tuple(name for name, field in self.schema.get("properties", {}).items() if _is_number(field))
+        self._may_hold_nan = b'"number"' in orjson.dumps(self.schema) and declared is not float
+        self._is_plain = declared in _PLAIN or _is_plain_literal(declared)
+
+    def validate(self, raw: Any) -> Any:
+        if self._is_number:
+            _refuse_bool(raw)
+        elif self._is_text and type(raw) in (int, float):
+            return str(raw)
+        elif self._number_fields and type(raw) is dict:
+            for name in self._number_fields:
+                if type(raw.get(name)) is bool:
+                    raise ValueError(f"{name}: a boolean is not a number")
+        try:
+            value = self._validate_python(raw)
+        except pydantic.ValidationError as error:
+            raise ValueError(_reason(error, self._names)) from None
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        if self._may_hold_nan and not _is_finite(value):
+            raise ValueError("a number is not finite")
+        return value
+
+    def dump(self, value: Any) -> Any:
+        return value if self._is_plain else self._adapter.dump_python(value, mode="json", by_alias=True)
+
+    def load(self, data: Any) -> Any:
+        return data if self._is_plain else self._validate_python(data)
+
+
+def _refuse_bool(raw: Any) -> None:
+    if type(raw) is bool:
+        raise ValueError("a boolean is not a number")
+
+
+def _is_number(schema: Any) -> bool:
+    return isinstance(schema, dict) and schema.get("type") in ("integer", "number")
+
+
+def _is_plain_literal(declared: Any) -> bool:
+    members = typing.get_args(declared) if typing.get_origin(declared) is typing.Literal else ()
+    return bool(members) and all(type(member) in _PLAIN for member in members)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether no float inside is NaN or infinite: pydantic reads the string "nan" as one in a model's fields."""
+    kind = type(value)
+    if kind is float:
+        return math.isfinite(value)
+    if kind in (str, int, bool, types.NoneType):
+        return True
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(_is_finite, value))
+    return all(map(_is_finite, getattr(value, "__dict__", {}).values()))
+
+
+def _adapter(declared: Any) -> pydantic.TypeAdapter[Any]:
+    if declared is None or declared is Any or declared is object:
+        raise _unusable(declared, "any value would do")
+    try:
+        try:
+            return pydantic.TypeAdapter(declared, config=pydantic.ConfigDict(allow_inf_nan=False))
+        except pydantic.PydanticUserError as error:
+            if error.code != "type-adapter-config-unused":
+                raise
+            return pydantic.TypeAdapter(declared)
+    except (pydantic.PydanticUserError, pydantic.errors.PydanticUndefinedAnnotation, TypeError, NameError) as error:
+        raise _unusable(declared, str(error).partition("\n")[0]) from None
+
+
+def _schema_of(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
+    try:
+        described = _described(declared, adapter)
+    except (pydantic.PydanticUserError, pydantic.errors.PydanticInvalidForJsonSchema) as error:
+        raise _unusable(declared, str(error).partition("\n")[0]) from None
+    schema = _with_root(described)
+    if not schema or schema == {"type": "null"}:
+        raise _unusable(declared, "it leaves nothing to answer")
+    return schema
+
+
+def _described(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
+    if isinstance(declared, type) and issubclass(declared, tuple) and hasattr(declared, "_fields"):
+        # A NamedTuple's own schema is an array whose places have no names; models do better with fields, and pydantic takes both.
+        fields = typing.get_type_hints(declared, include_extras=True)
+        twin = typing.TypedDict(declared.__name__, fields)  # type: ignore[operator]
+        return pydantic.TypeAdapter(twin).json_schema()
+    return adapter.json_schema()
+
+
+def _unusable(declared: Any, why: str) -> UsageError:
+    return UsageError(f"output is {_short(declared)}: it can't be used as the type of an answer ({why}); use {USABLE}")
+
+
+def _short(declared: Any) -> str:
+    text = repr(declared)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _reason(error: pydantic.ValidationError, names: frozenset[str]) -> str:
+    """`sentiment: Input should be 'positive' or 'negative' (and 1 more)`, without the value that was wrong."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    first = problems[0]
+    # A reply's own keys (of a dict, or too many in a model) are data; and so may be what a user's validator says.
+    place = ".".join(str(part) if isinstance(part, int) or part in names else "…" for part in first["loc"])
+    said = "a validator refused it" if first["type"] in ("value_error", "assertion_error") else first["msg"]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{place}: {said}{more}" if place else f"{said}{more}"
+
+
+def _property_names(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from (name for name in node.get("properties", ()) if isinstance(name, str))
+        for child in node.values():
+            yield from _property_names(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _property_names(child)
+
+
+# JSON schemas ---------------------------------------------------------------------------------------------------------
+
+
+class _SchemaChecker:
+    """A JSON schema given as a dict, checked by `jsonschema`; values stay what JSON gives."""
+
+    def __init__(self, declared: Mapping[str, Any]):
+        given = _plain_schema(declared)
+        self._validator = _validator(given)
+        self.schema = _with_root(given)
+        self.python_type = _TYPES_OF_WORDS.get(str(self.schema.get("type")), Any)
+
+    def validate(self, raw: Any) -> Any:
+        problem = self._problem(raw)
+        if problem is None:
+            return raw
+        # Strict mode knows no optional property: each one is asked for and may be null, which means it is left out.
+        pruned = _without_nulls(self.schema, raw)
+        if pruned == raw or self._problem(pruned) is not None:
+            raise ValueError(problem)
+        return pruned
+
+    def _problem(self, raw: Any) -> str | None:
+        try:
+            error = next(iter(self._validator.iter_errors(raw)), None)
+        except RecursionError:
+            return "nested too deeply"
+        if error is not None:
+            return _schema_reason(error)
+        return None if _is_finite(raw) else "a number is not finite"
+
+    def dump(self, value: Any) -> Any:
+        return value
+
+    def load(self, data: Any) -> Any:
+        return data
+
+
+def _plain_schema(declared: Mapping[str, Any]) -> Schema:
+    try:
+        given = orjson.loads(orjson.dumps(dict(declared)))
+    except TypeError as error:
+        raise UsageError(f"output is a JSON schema that is no JSON ({error}); use strings, numbers, lists and dicts only") from None
+    if not given:
+        raise _unusable(declared, "it leaves nothing to answer")
+    return typing.cast(Schema, given)
+
+
+def _validator(given: Schema) -> Any:
+    try:
+        import jsonschema
+        import referencing
+    except ImportError:
+        raise UsageError("output is a JSON schema, which needs the package jsonschema: pip install 'beam-llm[schema]'") from None
+    kind = jsonschema.validators.validator_for(given, default=jsonschema.Draft202012Validator)
+    try:
+        kind.check_schema(given)
+    except jsonschema.SchemaError as error:
+        place = ".".join(map(str, error.absolute_path)) or "its root"
+        raise UsageError(f"output is not a valid JSON schema: {error.message} at {place}") from None
+    for reference in _references(given):
+        if not _resolves(given, reference):
+            raise UsageError(
+                f"output is a JSON schema with the reference {reference!r}, which leads nowhere in it; put its target into $defs"
+            )
+    # An empty registry: nothing is ever fetched from where a reference points.
+    return kind(given, registry=referencing.Registry())
+
+
+def _references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for child in node.values():
+            yield from _references(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _references(child)
+
+
+def _resolves(root: Schema, reference: str) -> bool:
+    return reference == "#" or (reference.startswith("#/") and isinstance(_resolved(root, reference), dict))
+
+
+def _resolved(root: Schema, reference: str) -> Any:
+    node: Any = root
+    for part in reference.removeprefix("#").split("/")[1:]:
+        if not isinstance(node, dict):
+            return None
+        node = node.get(part.replace("~1", "/").replace("~0", "~"))
+    return node
+
+
+def _schema_reason(error: Any) -> str:
+    """`score: breaks "maximum": 1`; `jsonschema`'s own message holds the value."""
+    place = ".".join(str(part) if isinstance(part, int) or part in _names_of(error) else "…" for part in error.absolute_path)
+    rule = orjson.dumps(error.validator_value).decode()
+    rule = rule if len(rule) <= 80 else rule[:77] + "…"
+    return f'{place + ": " if place else ""}breaks "{error.validator}": {rule}'
+
+
+def _names_of(error: Any) -> set[str]:
+    return {str(part) for part in error.absolute_schema_path}
+
+
+def _without_nulls(schema: Any, value: Any) -> Any:
+    """The value without the nulls of optional properties, at every depth the schema names."""
+    if not isinstance(schema, dict):
+        return value
+    if isinstance(value, list):
+        return [_without_nulls(schema.get("items"), item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    fields, required = schema.get("properties", {}), schema.get("required", ())
+    return {name: _without_nulls(fields.get(name), item) for name, item in value.items() if item is not None or name in required}
+
+
+# Strict mode ----------------------------------------------------------------------------------------------------------
+
+_KEPT = (
+    "type", "enum", "const", "description", "pattern", "format", "multipleOf", "minimum", "maximum",
+    "exclusiveMinimum", "exclusiveMaximum", "minItems", "maxItems",
+)  # fmt: skip
+"""Keywords of OpenAI's strict mode that hold no schema (developers' guide to structured outputs, 2026-11)."""
+
+_FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
+_BEYOND = ("allOf", "not", "if", "then", "else", "prefixItems", "patternProperties", "dependentSchemas", "contains", "propertyNames")
+
+
+def _with_root(given: Schema) -> Schema:
+    """The schema with definitions in `$defs` and no `$ref` at its root, which strict mode refuses."""
+    if "definitions" in given:
+        moved = orjson.loads(orjson.dumps(given).replace(b'"#/definitions/', b'"#/$defs/'))
+        given = {**moved, "$defs": {**moved.pop("definitions"), **moved.get("$defs", {})}}
+    if not str(given.get("$ref", "")).startswith("#/$defs/"):
+        return given
+    target = _resolved(given, given["$ref"])
+    return _with_root({**{key: value for key, value in given.items() if key != "$ref"}, **target}) if isinstance(target, dict) else given
+
+
+def strict_schema(schema: Schema, problems: list[str], *, optional_is_null: bool) -> Schema:
+    """The schema as OpenAI's strict mode takes it: closed objects, all properties required, unknown keywords dropped.
+
+    Dropped rules (lengths, defaults, titles) are still checked when the answer comes.
+
+    Args:
+      schema: as `_with_root` gives it.
+      problems: filled with a word for everything that strict mode can't express.
+      optional_is_null: an optional property may be answered with null; else the model has to give it a value.
+    """
+    strict = _Strict(problems, optional_is_null)
+    root = strict.node(schema)
+    if "$defs" in schema:
+        root["$defs"] = {name: strict.node(node) for name, node in schema["$defs"].items()}
+    return root
+
+
+class _Strict:
+    """One walk over a schema, with what it found to be beyond strict mode."""
+
+    def __init__(self, problems: list[str], optional_is_null: bool):
+        self.problems = problems
+        self.optional_is_null = optional_is_null
+
+    def node(self, node: Any) -> Schema:
+        if not isinstance(node, dict):
+            self.problems.append("an open schema")
+            return {}
+        if "$ref" in node:
+            return self._reference(node["$ref"])
+        if len(node.get("allOf", ())) == 1:
+            return self.node({**{key: value for key, value in node.items() if key != "allOf"}, **node["allOf"][0]})
+        self.problems.extend(word for word in _BEYOND if word in node)
+        strict = {key: node[key] for key in _KEPT if key in node and _is_taken(key, node[key])}
+        if "anyOf" in node or "oneOf" in node:
+            strict["anyOf"] = [self.node(member) for member in (*node.get("anyOf", ()), *node.get("oneOf", ()))]
+        if "items" in node or node.get("type") == "array":
+            strict["items"] = self.node(node.get("items"))
+        if node.get("type") == "object" or "properties" in node:
+            strict.update(self._object(node))
+        if not strict.keys() & {"type", "enum", "const", "anyOf"}:
+            self.problems.append("an open schema")
+        return strict
+
+    def _reference(self, reference: str) -> Schema:
+        if not reference.startswith("#/$defs/"):
+            self.problems.append(f"the reference {reference}")
+        return {"$ref": reference}
+
+    def _object(self, node: Schema) -> Schema:
+        fields = node.get("properties", {})
+        if node.get("additionalProperties") or not fields:
+            self.problems.append("an open object")
+        strict = {name: self.node(field) for name, field in fields.items()}
+        for name in strict:
+            if self.optional_is_null and name not in node.get("required", ()) and not _takes_null(strict[name]):
+                strict[name] = {"anyOf": [strict[name], {"type": "null"}]}
+        return {"type": "object", "properties": strict, "required": list(fields), "additionalProperties": False}
+
+
+def _is_taken(key: str, value: Any) -> bool:
+    if key == "format":
+        return value in _FORMATS
+    return not (key == "pattern" and "(?" in value)
+
+
+def _takes_null(schema: Schema) -> bool:
+    words = schema.get("type")
+    return words == "null" or (isinstance(words, list) and "null" in words) or any(map(_takes_null, schema.get("anyOf", ())))

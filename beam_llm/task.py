@@ -1,0 +1,475 @@
+"""One use of a model, compiled: records in, a request out; a completion in, answers by record out. Pure: no I/O, no clock.
+
+element ─ record() ─► Record ─ key() ─► its question's 16-byte name
+records ─ render() ─► Request            the same records give the same bytes in every process
+Completion ─ read() ─► Reading           what is certain, what is invalid, what is missing
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from beam_llm import prompts
+from beam_llm.answers import (
+    ANSWERS,
+    CustomReader,
+    DelimitedReader,
+    JsonReader,
+    Parser,
+    Reader,
+    Shape,
+    XmlReader,
+    list_indices,
+    match,
+    simple_path,
+)
+from beam_llm.config import RESPONSE_FORMATS, Settings, load_dotted
+from beam_llm.errors import Failure, Kind, PromptError, UsageError
+from beam_llm.outputs import Output, Schema
+from beam_llm.tokens import estimate_tokens
+from beam_llm.values import RECORD_KEY_BYTES, Completion, Message, Record, Request
+
+FINGERPRINT_VERSION = 1
+"""Changed only when the same settings must ask anew: every known answer becomes unknown by it."""
+
+ENVELOPE_TOKENS = 8
+"""What `Input 12: "…"` adds to a record's own text."""
+
+REPLY_TOKENS = 12
+"""What `{"index": 12, "value": …}, ` adds to an answer."""
+
+MESSAGE_TOKENS = 4
+"""What a message's role and borders cost (OpenAI cookbook, "How to count tokens", 2026-11)."""
+
+SHOWN_CHARACTERS = 120
+"""How much of a reply is shown in a message, with `log_data`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one reply says about the 1…n records of its prompt.
+
+    Every index of 1…n is in `values`, in `failures` or in `missing`, exactly one of them; with `whole`, all are missing.
+
+    Attributes:
+      values: index → typed, validated value.
+      failures: index → why its answer is none; `attempts` is 0, for the caller to fill.
+      missing: indices that the reply does not answer with certainty, ascending.
+      whole: why the reply gives nothing at all: unreadable, refused, truncated or empty; else None.
+      warnings: words for counters, sorted: `repaired`, `wrapped`, `truncated`, `zero_based`, `shifted_index`, `unknown_index`,
+        `duplicate_index`, `index_type`, `no_index`.
+    """
+
+    values: dict[int, Any]
+    failures: dict[int, Failure]
+    missing: tuple[int, ...]
+    whole: Failure | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class Task:
+    """Settings, compiled. Built once per process; not pickled.
+
+    Attributes:
+      settings: as given.
+      output: the compiled type of an answer.
+      fingerprint: digest of all that shapes an answer, except the record.
+      shared_tokens: estimated input tokens of a prompt without its records.
+
+    Raises:
+      UsageError: for an output, a template, a path or a parser that can't be used.
+    """
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.output = Output(settings.output)
+        self._template = prompts.PromptTemplate("{{ element }}" if settings.prompt is None else settings.prompt)
+        self._batch_template = prompts.BatchTemplate(settings.batch_prompt_template) if settings.batch_prompt_template is not None else None
+        self._format = settings.response_format if settings.response_format in RESPONSE_FORMATS else "custom"
+        self._shape = _shape(settings, self.output)
+        self._reader, self._typed = self._reading_tools()
+        self._asking = _Asking(settings, self.output, self._shape, self._reader, self._format, self._template)
+        self._extra = dict(settings.extra_body or {})
+        self.fingerprint = _fingerprint(settings, self.output)
+        self._hasher = hashlib.sha256(self.fingerprint)
+        self._may_batch = settings.batch_size != 1
+        self._record_tokens = ENVELOPE_TOKENS + 4 * (len(self._template.names) - 1) if self._may_batch else 0
+        self._quick_field = self._template.only_field if self._batch_template is None and settings.record_id is None else None
+        self._single_tokens, self._batch_tokens = self._asking.tokens(self._template.shared)
+        self.shared_tokens = max(self._single_tokens, self._batch_tokens) if self._may_batch else self._single_tokens
+
+    def _reading_tools(self) -> tuple[Reader, Callable[[Any], Any]]:
+        """The reader of replies, and what makes a typed value of an answer as that reader gives it."""
+        path, output = self.settings.response_path, self.output
+        if self._format == "json":
+            return JsonReader(self._shape, path), output.validate
+        if self._format == "xml":
+            return XmlReader(self._shape, path, output.schema), self._typed_xml
+        if self._format == "delimited":
+            return DelimitedReader(path), self._typed_line
+        return CustomReader(_parser(self.settings.response_format)), self._typed_custom
+
+    # Records
+
+    def record(self, fields: Mapping[str, Any], element: Any) -> Record:
+        """What one element asks.
+
+        Args:
+          fields: the element's fields by name; empty for a string.
+          element: the whole of it.
+
+        Raises:
+          PromptError: where the element does not fit the prompt.
+        """
+        name = self._quick_field
+        if name is not None:
+            # Most prompts: one field's text. Jinja would take longer than all the rest of a record's way together.
+            value = element if name == prompts.ELEMENT else fields.get(name)
+            if type(value) is str:
+                text = value if value.isascii() else prompts.clean(value)
+                return Record((text,), estimate_tokens(text) + self._record_tokens)
+        inputs = self._template.inputs(fields, element)
+        tokens = sum(map(estimate_tokens, inputs)) + self._record_tokens
+        needed = self._needed(fields, inputs) if self._batch_template is not None else None
+        return Record(inputs, tokens, needed, self._record_id(fields))
+
+    def _needed(self, fields: Mapping[str, Any], inputs: tuple[str, ...]) -> Mapping[str, Any] | None:
+        """The fields that the batch template wants; tried out on this record alone, so that its error stays its own."""
+        template = self._batch_template
+        assert template is not None
+        needed = template.needed(fields)
+        template.render([prompts.RecordView(1, self._text(inputs), needed)], "")
+        return needed
+
+    def _text(self, inputs: Sequence[str]) -> str:
+        return inputs[0] if len(inputs) == 1 else self._template.fill(inputs)
+
+    def _record_id(self, fields: Mapping[str, Any]) -> str | None:
+        name = self.settings.record_id
+        if name is None:
+            return None
+        if name not in fields:
+            raise PromptError(
+                f"record_id names the field {name!r}, which this element does not have; it has {', '.join(map(repr, fields)) or 'none'}"
+            )
+        return prompts.clean(str(prompts.show(fields[name])))
+
+    def key(self, record: Record) -> bytes:
+        """16 bytes that name the question: equal for equal content, in every process and at every batch size."""
+        hasher = self._hasher.copy()
+        inputs = record.inputs
+        if len(inputs) == 1:
+            hasher.update(inputs[0].encode())
+        else:
+            hasher.update(_framed(inputs))
+        if record.fields is not None:
+            hasher.update(_framed(["fields", orjson.dumps(record.fields, option=orjson.OPT_SORT_KEYS).decode()]))
+        if self.settings.independent and record.record_id is not None:
+            hasher.update(_framed(["id", record.record_id]))
+        return hasher.digest()[:RECORD_KEY_BYTES]
+
+    # Requests
+
+    def render(self, records: Sequence[Record]) -> Request:
+        """The request that asks about 1…n records; about one, what a person would send.
+
+        Raises:
+          PromptError: where a user's batch template fails on these records together.
+        """
+        is_single = self._is_single(len(records))
+        text = self._single_text(records[0]) if is_single else self._batch_text(records)
+        system = self.settings.system_prompt
+        messages = (Message("user", text),) if not system else (Message("system", system), Message("user", text))
+        return Request(
+            model=self.settings.model_name,
+            messages=messages,
+            schema=self._asking.single_schema if is_single else self._asking.batch_schema,
+            temperature=self.settings.temperature,
+            max_output_tokens=self._max_output_tokens(len(records), is_single),
+            seed=self.settings.seed,
+            extra=dict(self._extra),
+            input_tokens=(self._single_tokens if is_single else self._batch_tokens) + sum([record.tokens for record in records]),
+        )
+
+    def _is_single(self, count: int) -> bool:
+        """Whether the record goes without an envelope."""
+        if count != 1 or (self._batch_template is not None and self._may_batch):
+            return False
+        return self.output.is_text or self._format in ("json", "custom")
+
+    def _single_text(self, record: Record) -> str:
+        return self._template.fill(record.inputs) + self._asking.single_suffix
+
+    def _batch_text(self, records: Sequence[Record]) -> str:
+        if self._batch_template is not None and self._may_batch:
+            return self._templated(records)
+        envelope = self._asking.envelope
+        lines = [envelope(index, record.inputs) for index, record in enumerate(records, 1)]
+        return self._asking.prefix + "\n".join(lines)
+
+    def _templated(self, records: Sequence[Record]) -> str:
+        template, words = self._batch_template, self._asking.reply_words
+        assert template is not None
+        views = [prompts.RecordView(index, self._text(record.inputs), record.fields) for index, record in enumerate(records, 1)]
+        text = template.render(views, words)
+        return text if template.names_reply or not words else f"{text}\n\n{words}"
+
+    def _max_output_tokens(self, count: int, is_single: bool) -> int | None:
+        each = self.settings.max_output_tokens
+        if each is None:
+            return None
+        if is_single and (self.output.is_text or self.output.is_object or self._format == "custom"):
+            return each
+        return count * (each + REPLY_TOKENS)
+
+    # Replies
+
+    def read(self, count: int, completion: Completion) -> Reading:
+        """What the reply says about the `count` records of its prompt. Never raises for what a model may write."""
+        whole = _no_reply(completion)
+        if whole is not None:
+            return _nothing(count, whole)
+        text, is_cut = completion.text or "", completion.finish_reason == "length"
+        if self._is_single(count) and self._format != "custom":
+            return self._read_text(text, is_cut) if self.output.is_text else self._read_single(text, is_cut)
+        return self._read_batch(text, count, is_cut)
+
+    def _read_text(self, text: str, is_cut: bool) -> Reading:
+        if is_cut:
+            return _nothing(1, _cut())
+        return Reading({1: text}, {}, ())
+
+    def _read_batch(self, text: str, count: int, is_cut: bool) -> Reading:
+        try:
+            items, warnings = self._reader.find(text, count, is_cut)
+        except ValueError as error:
+            return _nothing(count, self._unreadable(f"the reply can't be read: {error}", text, is_cut))
+        answers = match(items, count, warnings)
+        values, failures = self._validated(answers)
+        if is_cut and len(answers) < count:
+            warnings.add("truncated")
+        if not answers:
+            seen = f"{len(items)} answers, none of them certain" if items else "no answers"
+            whole = self._unreadable(f"asked for {list_indices(range(1, count + 1))}, the reply holds {seen}", text, is_cut)
+            return _nothing(count, whole, warnings)
+        missing = () if len(answers) == count else tuple([index for index in range(1, count + 1) if index not in answers])
+        return Reading(values, failures, missing, None, tuple(sorted(warnings)))
+
+    def _validated(self, answers: Mapping[int, Any]) -> tuple[dict[int, Any], dict[int, Failure]]:
+        values: dict[int, Any] = {}
+        failures: dict[int, Failure] = {}
+        typed = self._typed
+        for index, answer in answers.items():
+            try:
+                values[index] = typed(answer)
+            except ValueError as error:
+                failures[index] = self._invalid(f"answer {index} is no value of output: {error}", answer)
+        return values, failures
+
+    def _read_single(self, text: str, is_cut: bool) -> Reading:
+        """One answer without an envelope: JSON as asked for, JSON with noise around it, or the bare value."""
+        assert isinstance(self._reader, JsonReader)
+        invalid: Failure | None = None
+        for value, warning in _readable(self._reader, text, is_cut):
+            try:
+                return Reading({1: self._unwrapped(value)}, {}, (), None, (warning,) if warning else ())
+            except ValueError as error:
+                invalid = invalid or self._invalid(f"the answer is no value of output: {error}", value)
+        if not is_cut:
+            try:
+                return Reading({1: self.output.from_text(text.strip().strip("`"))}, {}, (), None, ("wrapped",))
+            except ValueError:
+                pass
+        if invalid is not None:
+            return Reading({}, {1: invalid}, ())
+        return _nothing(1, self._unreadable("the reply can't be read: there is no value of output in it", text, is_cut))
+
+    def _unwrapped(self, value: Any) -> Any:
+        """The typed answer inside a JSON value that may be the answer, or an object or an envelope around it."""
+        output = self.output
+        is_bare = type(value) is not dict or (
+            output.is_object and (not output.properties or not value.keys().isdisjoint(output.properties))
+        )
+        if is_bare:
+            try:
+                return output.validate(value)
+            except ValueError:
+                if type(value) is not dict or not value.keys().isdisjoint(output.properties):
+                    raise
+        assert isinstance(self._reader, JsonReader)
+        answers = match(self._reader.items(value, 1), 1, set())
+        return output.validate(answers.get(1, value))
+
+    def _typed_xml(self, answer: Any) -> Any:
+        return self.output.from_text(answer.strip()) if isinstance(answer, str) else self.output.validate(answer)
+
+    def _typed_line(self, answer: str) -> Any:
+        try:
+            return self.output.from_text(answer)
+        except ValueError:
+            # A remark in the lines below; a number or a label is on the first.
+            return self.output.from_text(answer.strip().partition("\n")[0])
+
+    def _typed_custom(self, answer: Any) -> Any:
+        try:
+            return self.output.validate(answer)
+        except ValueError:
+            if not isinstance(answer, str):
+                raise
+            return self.output.from_text(answer)
+
+    # Failures
+
+    def _unreadable(self, message: str, text: str, is_cut: bool) -> Failure:
+        return _cut() if is_cut else Failure(Kind.UNREADABLE, message + self._datum(text))
+
+    def _invalid(self, message: str, answer: Any) -> Failure:
+        return Failure(Kind.INVALID, message + self._datum(answer))
+
+    def _datum(self, value: Any) -> str:
+        """The reply's own words, only where the user allows them in messages."""
+        if not self.settings.log_data:
+            return ""
+        shown = repr(value)
+        return f": {shown if len(shown) <= SHOWN_CHARACTERS else shown[:SHOWN_CHARACTERS] + '…'}"
+
+
+def _readable(reader: JsonReader, text: str, is_cut: bool) -> Any:
+    """`reader.values`, ended by what can't be repaired."""
+    values = reader.values(text, is_cut)
+    while True:
+        try:
+            yield next(values)
+        except (StopIteration, ValueError):
+            return
+
+
+def _no_reply(completion: Completion) -> Failure | None:
+    if completion.refusal:
+        return Failure(Kind.REFUSED, "the model refused to answer")
+    if completion.finish_reason == "content_filter":
+        return Failure(Kind.REFUSED, "the provider's content filter stopped the reply")
+    if completion.finish_reason == "empty":
+        return Failure(Kind.UNREADABLE, "the provider sent no choice")
+    if completion.text is None:
+        return _cut() if completion.finish_reason == "length" else Failure(Kind.UNREADABLE, "the reply has no text")
+    return None
+
+
+def _cut() -> Failure:
+    return Failure(Kind.TRUNCATED, "the reply ended at its token limit before an answer was complete; raise max_output_tokens")
+
+
+def _nothing(count: int, whole: Failure, warnings: set[str] | None = None) -> Reading:
+    return Reading({}, {}, tuple(range(1, count + 1)), whole, tuple(sorted(warnings or ())))
+
+
+def _shape(settings: Settings, output: Output) -> Shape:
+    index_field, value_field = settings.response_index_field, settings.response_value_field or "value"
+    if index_field == value_field:
+        raise UsageError(f"response_value_field is {value_field!r}, like response_index_field: an answer needs a field of its own")
+    is_flat = settings.response_value_field is None and index_field not in output.properties
+    return Shape(index_field, value_field, output.properties if is_flat else ())
+
+
+def _parser(declared: Any) -> Parser:
+    parser: Parser = declared if callable(declared) else load_dotted("response_format", declared)
+    return parser
+
+
+class _Asking:
+    """The words and schemas of a task's prompts, made once.
+
+    Attributes:
+      single_schema, batch_schema: of the reply to one, and to several records; None where none can be given.
+      single_suffix: what is added to the prompt of one record, where no schema says how to reply.
+      reply_words: how to reply to several records; empty where only the user knows.
+      prefix: the user message of several records, up to the first of them.
+      envelope: index and inputs → a record's line.
+    """
+
+    def __init__(self, settings: Settings, output: Output, shape: Shape, reader: Reader, kind: str, template: prompts.PromptTemplate):
+        self._settings = settings
+        keys = (simple_path(settings.response_path) if settings.response_path and kind == "json" else None) or [ANSWERS]
+        is_built_in = kind != "custom" and _finds_built_in(reader, kind, shape, keys)
+        needs_json = kind == "json" and not output.is_text
+        self.single_schema: Schema | None = prompts.single_schema(output, shape.value_field) if needs_json and output.strict else None
+        self.batch_schema: Schema | None = (
+            prompts.batch_schema(output, shape, keys) if kind == "json" and is_built_in and output.strict else None
+        )
+        self.single_suffix = "\n\n" + prompts.single_words(output, shape.value_field) if needs_json and not output.strict else ""
+        self.reply_words = _reply_words(kind, output, shape, keys) if is_built_in else ""
+        words = self.reply_words or "Give each answer together with its input's number."
+        self.prefix = "\n\n".join([*filter(None, [template.instruction]), f"{prompts.SEPARATELY}\n{words}", ""])
+        self.envelope = prompts.xml_envelope(template.names) if kind == "xml" else prompts.json_envelope(template.names)
+
+    def tokens(self, shared: str) -> tuple[int, int]:
+        """Estimated input tokens of a prompt of one, and of several records, without the records."""
+        system = estimate_tokens(self._settings.system_prompt) + MESSAGE_TOKENS if self._settings.system_prompt else 0
+        own = estimate_tokens(self._settings.batch_prompt_template) if self._settings.batch_prompt_template else 0
+        single = estimate_tokens(shared + self.single_suffix) + _schema_tokens(self.single_schema)
+        batch = max(estimate_tokens(self.prefix), own + estimate_tokens(self.reply_words)) + _schema_tokens(self.batch_schema)
+        return single + system + MESSAGE_TOKENS, batch + system + MESSAGE_TOKENS
+
+
+def _schema_tokens(schema: Schema | None) -> int:
+    return estimate_tokens(orjson.dumps(schema).decode()) if schema else 0
+
+
+def _reply_words(kind: str, output: Output, shape: Shape, keys: Sequence[str]) -> str:
+    if kind == "json":
+        return prompts.json_words(output, shape, keys)
+    return prompts.xml_words(output, shape) if kind == "xml" else prompts.delimited_words(output)
+
+
+def _finds_built_in(reader: Reader, kind: str, shape: Shape, keys: Sequence[str]) -> bool:
+    """Whether a reply of the built-in shape is read by the user's `response_path`; if not, only the user can ask for the right one."""
+    root: Any = [{shape.index_field: 1, shape.value_field: "x", **dict.fromkeys(shape.fields, "x")}]
+    for key in reversed(keys):
+        root = {key: root}
+    sample = {
+        "json": orjson.dumps(root).decode(),
+        "xml": f'<{ANSWERS}><answer {shape.index_field}="1">x</answer></{ANSWERS}>',
+        "delimited": "1|x",
+    }[kind]
+    try:
+        return [index for index, _ in reader.find(sample, 2, False).items] == [1]
+    except ValueError:
+        return False
+
+
+def _framed(texts: Sequence[str]) -> bytes:
+    """The texts as bytes from which they can be told apart."""
+    encoded = [text.encode() for text in texts]
+    return b"".join([b"%d:%b" % (len(text), text) for text in encoded])
+
+
+def _fingerprint(settings: Settings, output: Output) -> bytes:
+    """sha256 over all that shapes an answer except the record, its batch and the limits of calls."""
+    parser = settings.response_format
+    shaping = {
+        "version": FINGERPRINT_VERSION,
+        "model": settings.model,
+        "base_url": settings.base_url,
+        "parameters": [settings.temperature, settings.max_output_tokens, settings.seed, dict(settings.extra_body or {})],
+        "schema": None if output.is_text else output.schema,
+        "system_prompt": settings.system_prompt,
+        "prompt": settings.prompt,
+        "batch_prompt_template": settings.batch_prompt_template,
+        "response": [
+            f"{parser.__module__}.{parser.__qualname__}" if callable(parser) else parser,
+            settings.response_path,
+            settings.response_index_field,
+            settings.response_value_field,
+        ],
+        "fresh": settings.fresh,
+    }
+    try:
+        return hashlib.sha256(orjson.dumps(shaping, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)).digest()
+    except TypeError as error:
+        raise UsageError(f"extra_body can't be sent as JSON ({error}); use strings, numbers, lists and dicts only") from None
