@@ -1,0 +1,378 @@
+"""The command line as its user meets it: exit codes, one clear line for each mistake, files that are whole or not there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from beam_llm.config import OPTIONS
+from beam_llm.fronts.cli import main, output_type
+from beam_llm.fronts.files import DataError
+from beam_llm.fronts.predict import reason_of
+from beam_llm.fronts.progress import Meter, ProgressLine, dollars, duration, shortened, table
+from beam_llm.fronts.spool import Kept
+from beam_llm.testing import Emulator, Fault
+
+pytest_plugins = ["beam_llm.testing.plugin"]
+
+PROMPT = "Sentiment of this review: {{ text }}"
+MODEL = "openai:gpt-4.1-mini"
+MOODS = "enum:positive|negative|neutral"
+TEXTS = ("what a wonderful, excellent phone", "terrible, awful, the worst", "it has a screen")
+
+
+def reviews(folder: Path, count: int = 3, name: str = "in.jsonl") -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps({"id": i, "text": f"{TEXTS[i % 3]} {i}"}) + "\n" for i in range(count)))
+    return str(path)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def predict(*arguments: Any, prompt: str = PROMPT, model: str = MODEL) -> int:
+    return main(["predict", *map(str, arguments), "--model", model, "--prompt", prompt, "--quiet"])
+
+
+def run(*arguments: Any, emulator: Emulator | None = None, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """The real command in its own process."""
+    environment = {**os.environ, **(emulator.environment if emulator else {})}
+    command = [sys.executable, "-m", "beam_llm", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, **kwargs)
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """stderr, which has to be one line."""
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1, text
+    return text
+
+
+# --- the main job
+
+
+@pytest.mark.parametrize("mode", ["online", "batch_api"])
+def test_every_record_comes_back_in_its_place_with_its_answer(tmp_path: Path, llm_emulator: Emulator, mode: str) -> None:
+    more = ["--staging", tmp_path / "staging", "--poll-seconds", "0.05"] if mode == "batch_api" else []
+    code = predict(reviews(tmp_path, 50), "--output", tmp_path / "out.jsonl", "--output-type", MOODS, "--batch-size", 7, "--mode", mode, *more)
+    found = rows(tmp_path / "out.jsonl")
+    assert code == 0
+    assert [row["id"] for row in found] == list(range(50))
+    assert [row["answer"] for row in found[:3]] == ["positive", "negative", "neutral"]
+    assert {row["answer_error"] for row in found} == {None}
+    assert set(llm_emulator.billed.values()) == {1}
+    assert sorted(os.listdir(tmp_path)) == sorted(["in.jsonl", "out.jsonl", *(["staging"] if more else [])])
+
+
+def test_the_real_command_says_what_it_did_and_stdout_stays_clean(tmp_path: Path, llm_emulator: Emulator) -> None:
+    done = run("predict", reviews(tmp_path), "--output", tmp_path / "out.jsonl", "--model", MODEL, "--prompt", PROMPT, "--batch-size", "3", emulator=llm_emulator)
+    assert (done.returncode, done.stdout) == (0, "")
+    lines = dict(line.split(maxsplit=1) for line in done.stderr.splitlines())
+    assert lines["records"] == "3"
+    assert lines["calls"] == "1"
+    assert lines["cost"].startswith("$0.0")
+    assert lines["output"] == str(tmp_path / "out.jsonl")
+    assert set(lines) == {"records", "calls", "tokens", "cost", "time", "output"}
+
+
+def test_stdin_goes_to_stdout(tmp_path: Path, llm_emulator: Emulator) -> None:
+    text = Path(reviews(tmp_path)).read_text()
+    done = run("predict", "-", "--output", "-", "--model", MODEL, "--prompt", PROMPT, "--output-type", MOODS, "--quiet", emulator=llm_emulator, input=text)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [json.loads(line)["answer"] for line in done.stdout.splitlines()] == ["positive", "negative", "neutral"]
+
+
+def test_csv_parquet_and_globs_go_together(tmp_path: Path, llm_emulator: Emulator) -> None:
+    (tmp_path / "a.csv").write_text("text,n\nwonderful excellent,1\n")
+    assert predict(tmp_path / "a.csv", "--output", tmp_path / "b.parquet", "--output-type", MOODS, "--output-field", "mood") == 0
+    assert pq.read_table(tmp_path / "b.parquet").to_pylist() == [{"text": "wonderful excellent", "n": "1", "mood": "positive", "mood_error": None}]
+    assert predict(tmp_path / "b.par*", tmp_path / "a.csv", "--output", tmp_path / "c.csv", "--output-type", MOODS) == 0
+    with open(tmp_path / "c.csv", newline="") as file:
+        assert [(row["text"], row["answer"]) for row in csv.DictReader(file)] == [("wonderful excellent", "positive")] * 2
+
+
+def test_a_pydantic_model_beside_the_data_gives_json_objects(tmp_path: Path, llm_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_types.py").write_text(
+        "import typing, pydantic\nclass Mood(pydantic.BaseModel):\n    sentiment: typing.Literal['positive', 'negative', 'neutral']\n    score: float\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert predict(reviews(tmp_path), "--output", "out.jsonl", "--output-type", "my_types.Mood", "--batch-size", 3) == 0
+    answer = rows(tmp_path / "out.jsonl")[0]["answer"]
+    assert answer["sentiment"] == "positive"
+    assert answer["score"] > 0
+
+
+def test_an_empty_file_gives_an_empty_file_without_a_call(tmp_path: Path, llm_emulator: Emulator) -> None:
+    (tmp_path / "in.jsonl").write_text("")
+    assert predict(tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl") == 0
+    assert (tmp_path / "out.jsonl").read_text() == ""
+    assert llm_emulator.calls == 0
+
+
+# --- records that fail
+
+
+def test_records_that_fail_are_in_the_output_and_the_code_is_3(
+    tmp_path: Path, start_emulator: Callable[..., Emulator], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    emulator = start_emulator(faults=[Fault(kind="poison", text="worst 1")])
+    for name, value in emulator.environment.items():
+        monkeypatch.setenv(name, value)
+    assert predict(reviews(tmp_path), "--output", tmp_path / "out.jsonl", "--batch-size", 3) == 3
+    assert "1 of 3 records ended as errors" in said(capsys)
+    found = rows(tmp_path / "out.jsonl")
+    assert [row["answer"] is None for row in found] == [False, True, False]
+    assert found[1]["answer_error"].startswith("rejected: ")
+
+
+def test_a_field_that_one_record_lacks_is_that_records_error(tmp_path: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "fine"}\n{"txt": "typo"}\n')
+    assert predict(tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl") == 3
+    found = rows(tmp_path / "out.jsonl")
+    assert found[1] == {"txt": "typo", "answer": None, "answer_error": found[1]["answer_error"]}
+    assert found[1]["answer_error"].startswith("prompt: ")
+    capsys.readouterr()
+
+
+# --- mistakes: one line, a code, no call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        pytest.param(["nosuch.jsonl"], 2, "there is no file 'nosuch.jsonl'", id="missing file"),
+        pytest.param(["*.nosuch"], 2, "no file matches '*.nosuch'", id="empty glob"),
+        pytest.param(["in.jsonl", "--batch-size", "0"], 2, "--batch-size is '0'", id="bad value"),
+        pytest.param(["in.jsonl", "--batchsize", "3"], 2, "unknown option '--batchsize': did you mean '--batch-size'?", id="unknown option"),
+        pytest.param(["in.jsonl", "--api-key", "sk-secret"], 2, "--api-key holds a literal value", id="literal key"),
+        pytest.param(["in.jsonl", "--mode", "batch_api"], 2, "--staging-location is missing", id="batch without staging"),
+        pytest.param(["in.jsonl", "--output-type", "enum:"], 2, "an enum needs members", id="bad output type"),
+        pytest.param(["in.jsonl", "--output-type", "nosuch.Model"], 2, "can't be imported", id="unknown type"),
+        pytest.param(["in.jsonl", "--output", "in.jsonl"], 2, "is one of the inputs", id="overwriting"),
+        pytest.param(["in.jsonl", "--output", "nosuch/out.jsonl"], 2, "there is no folder 'nosuch'", id="no folder"),
+        pytest.param(["in.jsonl", "--output", "out.txt"], 2, "can't tell the format of 'out.txt'", id="unknown format"),
+        pytest.param(["in.jsonl", "--prompt", "{{ txet }}"], 2, "its fields: id, text", id="unknown field"),
+        pytest.param(["in.jsonl", "--output-field", "id"], 1, "in.jsonl:1: the record has a field 'id' already", id="taken field"),
+        pytest.param(["in.jsonl", "broken.jsonl"], 1, "broken.jsonl:2: not JSON", id="broken line"),
+        pytest.param(["in.jsonl", "--model", "gpt-4.1-mini"], 2, "openai:gpt-4.1-mini", id="model without provider"),
+        pytest.param(["in.jsonl", "--api-key", "env:NO_SUCH_KEY"], 1, "NO_SUCH_KEY", id="key that isn't there"),
+    ],
+)
+def test_a_mistake_is_one_line_and_costs_nothing(
+    tmp_path: Path, llm_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    reviews(tmp_path)
+    (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    defaults = {"--output": "out.jsonl", "--model": MODEL, "--prompt": PROMPT}
+    given = [part for name, value in defaults.items() if name not in arguments for part in (name, value)]
+    assert main(["predict", *arguments, *given]) == code
+    text = said(capsys)
+    assert line in text
+    assert "sk-secret" not in text
+    assert llm_emulator.calls == 0
+    assert sorted(os.listdir(tmp_path)) == ["broken.jsonl", "in.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [pytest.param({"keys": ("other",)}, "key", id="bad key"), pytest.param({"models": ("gpt-4.1",)}, "gpt-4.1-mini", id="unknown model")],
+)
+def test_what_no_call_can_mend_ends_the_command_with_one_line(
+    tmp_path: Path, start_emulator: Callable[..., Emulator], options: dict[str, Any], line: str
+) -> None:
+    emulator = start_emulator(**options)
+    environment = {**os.environ, "OPENAI_BASE_URL": emulator.base_url, "OPENAI_API_KEY": "sk-not-this-one" if "keys" in options else emulator.api_key}
+    command = [sys.executable, "-m", "beam_llm", "predict", reviews(tmp_path), "--output", str(tmp_path / "out.jsonl"), "--model", MODEL, "--prompt", PROMPT]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert line in done.stderr
+    assert "sk-not-this-one" not in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_debug_shows_where_it_happened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "nosuch.jsonl", "--output", "x.jsonl", "--model", MODEL, "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+# --- stopping and going on
+
+
+def start(*arguments: Any, emulator: Emulator) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "beam_llm", *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **emulator.environment})
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come to this"
+        time.sleep(0.02)
+
+
+def test_a_live_run_stopped_by_ctrl_c_goes_on_and_pays_nothing_twice(tmp_path: Path, start_emulator: Callable[..., Emulator]) -> None:
+    emulator = start_emulator(latency_ms=100)
+    command = ("predict", reviews(tmp_path, 200), "--output", tmp_path / "out.jsonl", "--model", MODEL, "--prompt", PROMPT, "--max-concurrency", 4)
+    process = start(*command, emulator=emulator)
+    wait_until(lambda: emulator.calls >= 20)
+    process.send_signal(signal.SIGINT)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command again goes on" in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "out.jsonl").exists()
+    answered = sum(emulator.billed.values())
+    assert 20 <= answered < 200
+    again = run(*command, emulator=emulator)
+    assert again.returncode == 0, again.stderr
+    assert f"going on: {answered} of 200 records" in again.stderr
+    assert [row["id"] for row in rows(tmp_path / "out.jsonl")] == list(range(200))
+    assert set(emulator.billed.values()) == {1}
+    assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_waiting_batch_job_stopped_by_ctrl_c_is_collected_by_the_same_command(tmp_path: Path, start_emulator: Callable[..., Emulator]) -> None:
+    emulator = start_emulator(batch_seconds=3)
+    command = ("predict", reviews(tmp_path, 10), "--output", tmp_path / "out.jsonl", "--model", MODEL, "--prompt", PROMPT)
+    command += ("--mode", "batch_api", "--staging", tmp_path / "staging", "--poll-seconds", 0.1)
+    process = start(*command, emulator=emulator)
+    wait_until(lambda: bool(emulator.ledger["jobs"]))
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command again goes on" in text
+    assert run(*command, emulator=emulator).returncode == 0
+    assert len(rows(tmp_path / "out.jsonl")) == 10
+    assert set(emulator.billed.values()) == {1}
+
+
+# --- help, version, names
+
+
+def test_help_answers_at_once_and_without_beam() -> None:
+    code = "import sys; from beam_llm.fronts.cli import main; main(['predict', '--help']); sys.exit('apache_beam' in sys.modules or 'openai' in sys.modules)"
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert time.monotonic() - started < 3  # 0.1 s on a quiet machine; importing Beam takes 4
+
+
+def test_no_command_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "predict" in capsys.readouterr().err
+
+
+def test_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("beam-llm ")
+
+
+def test_every_option_of_the_package_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--help"]) == 0
+    text = capsys.readouterr().out
+    flags = {"output": "--output-type", "staging_location": "--staging"}
+    assert [name for name in OPTIONS if flags.get(name, f"--{name.replace('_', '-')}") not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [pytest.param("integer", "integer", id="a word is config's business"), pytest.param("enum:a.b|c", "enum:a.b|c", id="dots in an enum"), pytest.param("builtins:int", int, id="a type")],
+)
+def test_output_types_by_name(text: str, expected: object) -> None:
+    assert output_type(text) == expected
+
+
+def test_an_output_type_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text('{"type": "integer"}')
+    assert output_type(str(tmp_path / "s.json")) == {"type": "integer"}
+
+
+# --- the estimate
+
+
+def test_an_estimate_makes_no_call_and_is_cheaper_by_batches(tmp_path: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", reviews(tmp_path, 100), "--model", MODEL, "--prompt", PROMPT, "--output-type", MOODS]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    by_size = {line[0]: line for line in lines if line and line[0] in {"1", "5", "10", "20", "50"} and "$" in "".join(line)}
+    assert list(by_size) == ["1", "5", "10", "20", "50"]
+    assert [line[-6 if "s" in line else -5] for line in by_size.values()]
+    assert float(by_size["20"][-1].strip("$")) == pytest.approx(float(by_size["20"][-2].strip("$")) / 2, rel=0.02)
+    assert llm_emulator.calls == 0
+
+
+# --- small parts
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        pytest.param(RuntimeError("Traceback …\nbeam_llm.errors.Aborted: no such key [while running 'Ask']\n"), "no such key", id="ours inside Beam's"),
+        pytest.param(RuntimeError("Traceback …\n  File x\nKeyError: 'a' [while running 'Ask']"), "KeyError: 'a'", id="a foreign one"),
+        pytest.param(DataError("in.jsonl:3: not JSON"), "in.jsonl:3: not JSON", id="ours itself"),
+        pytest.param(ValueError(""), "ValueError", id="one without words"),
+    ],
+)
+def test_the_reason_is_found_inside_beams_wrapping(error: Exception, reason: str) -> None:
+    assert reason_of(error) == reason
+
+
+def test_a_meter_counts_and_foresees() -> None:
+    now = [0.0]
+    meter = Meter(100, already=20, clock=lambda: now[0])
+    assert meter.line() == "20 of 100 records, 0.0 s"
+    now[0] = 10.0
+    for ordinal in range(40):
+        meter.hear("kept", {"kept": Kept(ordinal, None, "missing" if ordinal == 0 else None, None, 10, 5, 0, 0.001)})
+    meter.hear("waiting", {"jobs": 2, "states": {"in_progress": 1, "queued": 1}, "done": 3, "total": 9, "next_seconds": 30.0})
+    assert meter.line() == (
+        "60 of 100 records, 1 errors, 600 tokens, $0.0400, 10 s, about 10 s to go, jobs: 2 (1 in_progress, 1 queued), 3 of 9 requests done, next look in 30 s"
+    )
+
+
+class _Stream:
+    def __init__(self, terminal: bool):
+        self.text = ""
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("terminal", "quiet", "expected"),
+    [pytest.param(True, False, "\r\x1b[2Kworking", id="live"), pytest.param(False, False, "working\n", id="lines"), pytest.param(True, True, "", id="quiet")],
+)
+def test_progress_is_live_on_a_terminal_and_lines_elsewhere(terminal: bool, quiet: bool, expected: str) -> None:
+    stream = _Stream(terminal)
+    with ProgressLine(lambda: "working", quiet=quiet, stream=stream, every_seconds=0.01):  # type: ignore[arg-type]
+        if not quiet:
+            wait_until(lambda: expected in stream.text, 5)
+    assert stream.text == "" if quiet else expected in stream.text
+
+
+def test_words_for_numbers() -> None:
+    assert [dollars(0.000123), dollars(0.0123), dollars(1234.5), dollars(0)] == ["$0.000123", "$0.0123", "$1,234.50", "$0.00"]
+    assert [duration(0.44), duration(45), duration(185), duration(7800)] == ["0.4 s", "45 s", "3 min 05 s", "2 h 10 min"]
+    assert shortened("a\n b  c", 4) == "a b…"
+    assert table(["n", "v"], [("a", 1), ("bc", 10)]) == "n    v\n──  ──\na    1\nbc  10"
