@@ -1,0 +1,74 @@
+"""The circuit breaker of the fallback, as a table of what was asked, when, and what came of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from beam_llm.calls.breaker import Breaker, Verdict
+
+YES, WAIT, NO = Verdict.YES, Verdict.WAIT, Verdict.NO
+
+
+def fallen(breaker: Breaker, times: int, now: float = 0.0) -> None:
+    """So many prompt batches fell back, one after the other, in vain."""
+    for _ in range(times):
+        assert breaker.ask(now) is YES
+        breaker.fruitless(now)
+
+
+@pytest.mark.parametrize(
+    ("fruitless", "then", "now", "verdict"),
+    [
+        pytest.param(0, "", 0.0, YES, id="nothing happened yet"),
+        pytest.param(2, "", 0.0, YES, id="one below the threshold"),
+        pytest.param(3, "", 0.0, NO, id="at the threshold: open"),
+        pytest.param(3, "", 9.9, NO, id="cooling down"),
+        pytest.param(3, "", 10.0, YES, id="cooled down: a probe"),
+        pytest.param(3, "probe", 10.0, WAIT, id="one probe at a time"),
+        pytest.param(3, "probe fruitless", 10.1, NO, id="a fruitless probe opens again"),
+        pytest.param(3, "probe fruitless", 20.0, YES, id="and cools down again"),
+        pytest.param(3, "probe good", 10.1, YES, id="a good probe closes"),
+        pytest.param(3, "probe forgotten", 10.1, YES, id="a cancelled probe makes way for another"),
+        pytest.param(3, "good", 1.0, YES, id="a good answer to anyone closes at once"),
+        pytest.param(2, "good fallen fallen", 1.0, YES, id="a good answer starts the count anew"),
+    ],
+)
+def test_may_a_prompt_batch_fall_back(fruitless, then, now, verdict):
+    breaker = Breaker(threshold=3, cooldown_seconds=10.0)
+    fallen(breaker, fruitless)
+    steps = {
+        "probe": lambda: breaker.ask(10.0),
+        "fruitless": lambda: breaker.fruitless(10.0),
+        "good": lambda: breaker.good(suspect="probe" in then),
+        "forgotten": lambda: breaker.forget(),
+        "fallen": lambda: fallen(breaker, 1),
+    }
+    for step in then.split():
+        steps[step]()
+    assert breaker.ask(now) is verdict
+
+
+def test_batches_in_fallback_without_an_answer_are_suspects_and_one_too_many_waits():
+    breaker = Breaker(threshold=3)
+    assert [breaker.ask(0.0) for _ in range(5)] == [YES, YES, YES, WAIT, WAIT]
+
+
+def test_all_suspects_fruitless_opens_for_those_who_waited():
+    breaker = Breaker(threshold=3, cooldown_seconds=10.0)
+    assert [breaker.ask(0.0) for _ in range(4)] == [YES, YES, YES, WAIT]
+    for _ in range(3):
+        breaker.fruitless(1.0)
+    assert (breaker.ask(1.0), breaker.state) == (NO, "open")
+
+
+def test_one_suspect_with_a_good_answer_lets_the_waiting_go_on():
+    breaker = Breaker(threshold=3)
+    assert [breaker.ask(0.0) for _ in range(4)] == [YES, YES, YES, WAIT]
+    breaker.good(suspect=True)
+    assert [breaker.ask(0.0), breaker.ask(0.0)] == [YES, WAIT]
+
+
+def test_fruitless_ones_leave_room_for_fewer_suspects():
+    breaker = Breaker(threshold=3)
+    fallen(breaker, 2)
+    assert [breaker.ask(0.0), breaker.ask(0.0)] == [YES, WAIT]

@@ -1,0 +1,231 @@
+"""Budgets, the window, and the gate that joins them. Time is a number here; nothing sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beam_llm.calls.gate import Gate
+from beam_llm.calls.limits import Budget, Window, hold_seconds
+from beam_llm.testing.fakes import run_virtually
+from beam_llm.values import Pace
+
+
+def admitted(budget: Budget, arrivals: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """When each (pause before arrival, tokens) is admitted, first come first served: (time, tokens)."""
+    arrival = now = 0.0
+    done = []
+    for pause, tokens in arrivals:
+        arrival += pause
+        now = max(now, arrival)
+        while (due := budget.due(now, tokens)) > now:
+            now = due
+        budget.take(now, tokens)
+        done.append((now, tokens))
+    return done
+
+
+# Pauses in 64ths of a second, so that sums and differences of times are exact.
+arrival_lists = st.lists(
+    st.tuples(st.one_of(st.just(0.0), st.integers(0, 90 * 64).map(lambda ticks: ticks / 64)), st.integers(1, 400).map(float)),
+    min_size=1,
+    max_size=120,
+)
+
+
+@given(arrival_lists, st.integers(1, 30), st.integers(400, 3_000))
+def test_no_minute_holds_more_than_the_budget_of_requests_or_tokens(arrivals, requests_per_minute, tokens_per_minute):
+    done = admitted(Budget(requests_per_minute, tokens_per_minute), arrivals)
+    for start, _ in done:
+        minute = [tokens for time, tokens in done if start <= time and time - 60 < start]
+        assert len(minute) <= requests_per_minute
+        assert sum(minute) <= tokens_per_minute
+
+
+@given(arrival_lists, st.integers(1, 30), st.integers(400, 3_000))
+def test_whoever_waits_waits_because_the_minute_is_full(arrivals, requests_per_minute, tokens_per_minute):
+    done = admitted(Budget(requests_per_minute, tokens_per_minute), arrivals)
+    arrival = 0.0
+    for i, ((pause, tokens), (time, _)) in enumerate(zip(arrivals, done, strict=True)):
+        arrival += pause
+        earliest = max(arrival, done[i - 1][0] if i else 0.0)
+        if time > earliest:
+            just_before = math.nextafter(time, -math.inf)
+            minute = [taken for earlier, taken in done[:i] if earlier + 60 > just_before]
+            assert len(minute) >= requests_per_minute or sum(minute) + tokens > tokens_per_minute
+
+
+@pytest.mark.parametrize(
+    ("requests_per_minute", "tokens_per_minute", "tokens", "count"),
+    [
+        pytest.param(600, None, 1.0, 3_000, id="requests"),
+        pytest.param(None, 10_000, 100.0, 400, id="tokens"),
+        pytest.param(600, 10_000, 100.0, 400, id="tokens are the narrower"),
+        pytest.param(7, 10_000, 100.0, 50, id="requests are the narrower"),
+    ],
+)
+def test_a_queue_that_never_empties_wastes_less_than_one_interval(requests_per_minute, tokens_per_minute, tokens, count):
+    done = admitted(Budget(requests_per_minute, tokens_per_minute), [(0.0, tokens)] * count)
+    interval = max(60 / (requests_per_minute or math.inf), 60 * tokens / (tokens_per_minute or math.inf))
+    assert done[-1][0] < count * interval
+
+
+def test_a_request_above_the_token_budget_waits_for_an_empty_minute_and_then_goes():
+    budget = Budget(None, 100)
+    assert budget.is_larger(1_000)
+    assert admitted(budget, [(0.0, 50.0), (0.0, 1_000.0), (0.0, 1.0)]) == [(0.0, 50.0), (60.0, 1_000.0), (120.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("requests_per_minute", "times"),
+    [
+        pytest.param(0.5, [0.0, 120.0, 240.0], id="one in two minutes"),
+        pytest.param(1, [0.0, 60.0, 120.0], id="one a minute"),
+        pytest.param(2.9, [0.0, 0.0, 60.0], id="fractions are rounded down"),
+    ],
+)
+def test_small_budgets(requests_per_minute, times):
+    assert [time for time, _ in admitted(Budget(requests_per_minute, None), [(0.0, 1.0)] * 3)] == times
+
+
+@pytest.mark.parametrize(
+    ("used", "due"),
+    [pytest.param(10, 0.0, id="less than charged makes room at once"), pytest.param(100, 60.0, id="as charged"), pytest.param(150, 60.0, id="more")],
+)
+def test_the_budget_learns_what_a_request_really_took(used, due):
+    budget = Budget(None, 100)
+    budget.correct(budget.take(0.0, 100), used)
+    assert max(budget.due(0.0, 50), 0.0) == due
+
+
+def test_a_correction_that_comes_after_its_minute_changes_nothing():
+    budget = Budget(None, 100)
+    late = budget.take(0.0, 100)
+    assert budget.due(61.0, 100) <= 61.0
+    budget.correct(late, 5_000)
+    assert budget.due(61.0, 100) <= 61.0
+
+
+# The window ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_429_halves_the_window_down_to_one():
+    window = Window(64)
+    sizes = []
+    for second in range(1, 9):
+        window.throttled(sent_at=second - 0.5, now=float(second))
+        sizes.append(window.size)
+    assert sizes == [32, 16, 8, 4, 2, 1, 1, 1]
+
+
+def test_a_burst_of_429s_from_one_moment_halves_once():
+    window = Window(64)
+    for _ in range(64):
+        window.throttled(sent_at=1.0, now=2.0)
+    assert window.size == 32
+
+
+def test_a_window_of_successes_makes_room_for_one_more_up_to_the_most():
+    window = Window(8)
+    window.throttled(sent_at=1.0, now=2.0)
+    grown = [window.succeeded() for _ in range(4 + 5 + 6 + 7 + 50)]
+    assert [i + 1 for i, grew in enumerate(grown) if grew] == [4, 9, 15, 22]
+    assert window.size == 8
+
+
+@pytest.mark.parametrize(
+    ("pace", "seconds"),
+    [
+        pytest.param(Pace(), 0.0, id="nothing said"),
+        pytest.param(Pace(5, 1_000, 60.0, 60.0), 0.0, id="something left"),
+        pytest.param(Pace(0, 1_000, 2.5, 60.0), 2.5, id="requests used up"),
+        pytest.param(Pace(5, 0, 60.0, 0.8), 0.8, id="tokens used up"),
+        pytest.param(Pace(0, 0, 1.0, 7.0), 7.0, id="both used up"),
+        pytest.param(Pace(0, None, 86_400.0, None), 30.0, id="a day is capped"),
+        pytest.param(Pace(0, None, None, None), 0.0, id="no reset known"),
+    ],
+)
+def test_what_the_headers_ask_for(pace, seconds):
+    assert hold_seconds(pace) == seconds
+
+
+# The gate ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def held(gate: Gate, seconds: float, tokens: float = 1.0, follow_up: bool = False) -> float:
+    """Passes the gate for so long; returns when it was let in."""
+    ticket = await gate.enter(tokens, follow_up)
+    try:
+        await asyncio.sleep(seconds)
+        return ticket.sent_at - 1_000.0
+    finally:
+        gate.leave()
+
+
+def test_slots_are_given_in_order_and_follow_ups_go_first():
+    async def main() -> list[float]:
+        gate = Gate(Window(1), None)
+        return await asyncio.gather(held(gate, 1.0), held(gate, 1.0), held(gate, 1.0), held(gate, 1.0, follow_up=True))
+
+    assert run_virtually(main()) == [0.0, 2.0, 3.0, 1.0]
+
+
+@pytest.mark.parametrize("moment", [0.5, 1.0, 1.5], ids=["while waiting", "as the slot is handed over", "while holding"])
+def test_a_cancelled_caller_loses_no_slot(moment):
+    async def main() -> int:
+        gate = Gate(Window(1), None)
+        first, second = asyncio.create_task(held(gate, 1.0)), asyncio.create_task(held(gate, 1.0))
+        asyncio.get_running_loop().call_later(moment, second.cancel)
+        await asyncio.gather(first, second, return_exceptions=True)
+        assert second.cancelled()
+        await held(gate, 0.0)
+        return gate.in_flight
+
+    assert run_virtually(main()) == 0
+
+
+def test_cancelled_while_waiting_for_the_budget_gives_the_slot_back():
+    async def main() -> int:
+        gate = Gate(Window(2), Budget(1, None))
+        await held(gate, 0.0)
+        waiting = asyncio.create_task(held(gate, 0.0))
+        await asyncio.sleep(1)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        return gate.in_flight
+
+    assert run_virtually(main()) == 0
+
+
+def test_a_large_request_is_not_overtaken_by_small_ones_for_ever():
+    async def main() -> list[float]:
+        gate = Gate(Window(10), Budget(None, 100))
+        return await asyncio.gather(held(gate, 0.0, 60), held(gate, 0.0, 100), held(gate, 0.0, 1))
+
+    first, large, small = run_virtually(main())
+    assert (first, round(large), round(small)) == (0.0, 60, 120)
+
+
+def test_a_narrowed_window_lets_in_fewer():
+    async def main() -> list[float]:
+        gate = Gate(Window(4), None)
+        gate.throttled(await gate.enter(1, False))
+        gate.leave()
+        return await asyncio.gather(*(held(gate, 1.0) for _ in range(4)))
+
+    assert run_virtually(main()) == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_used_up_headers_hold_everyone_until_the_reset():
+    async def main() -> list[float]:
+        gate = Gate(Window(4), None)
+        ticket = await gate.enter(1, False)
+        gate.replied(ticket, 1, Pace(remaining_requests=0, reset_requests_seconds=5.0))
+        gate.leave()
+        return await asyncio.gather(held(gate, 0.0), held(gate, 0.0), held(gate, 0.0))
+
+    assert [round(time, 2) for time in run_virtually(main())] == [5.0, 5.0, 5.0]
