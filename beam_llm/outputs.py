@@ -123,6 +123,8 @@ class _TypeChecker:
         self._is_number = _is_number(self.schema)
         self._number_fields = tuple(name for name, field in self.schema.get("properties", {}).items() if _is_number(field))
         self._may_hold_nan = b'"number"' in orjson.dumps(self.schema) and declared is not float
+        properties = self.schema.get("properties", {})
+        self._needs_one_of = frozenset(properties) if properties and not self.schema.get("required") else None
         self._is_plain = declared in _PLAIN or _is_plain_literal(declared)
 
     def validate(self, raw: Any) -> Any:
@@ -134,6 +136,9 @@ class _TypeChecker:
             for name in self._number_fields:
                 if type(raw.get(name)) is bool:
                     raise ValueError(f"{name}: a boolean is not a number")
+        if self._needs_one_of is not None and type(raw) is dict and self._needs_one_of.isdisjoint(raw):
+            # Where every field has a default, any object would do, an error message too.
+            raise ValueError("it has none of the fields")
         try:
             value = self._validate_python(raw)
         except pydantic.ValidationError as error:
@@ -208,7 +213,7 @@ def _described(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
     if isinstance(declared, type) and issubclass(declared, tuple) and hasattr(declared, "_fields"):
         # A NamedTuple's own schema is an array whose places have no names; models do better with fields, and pydantic takes both.
         fields = typing.get_type_hints(declared, include_extras=True)
-        twin = typing.TypedDict(declared.__name__, fields)  # type: ignore[operator]
+        twin: Any = types.new_class(declared.__name__, (typing.TypedDict,), exec_body=lambda body: body.update(__annotations__=fields))
         return pydantic.TypeAdapter(twin).json_schema()
     return adapter.json_schema()
 

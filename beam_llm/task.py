@@ -15,22 +15,13 @@ from typing import Any
 import orjson
 
 from beam_llm import prompts
-from beam_llm.answers import (
-    ANSWERS,
-    CustomReader,
-    DelimitedReader,
-    JsonReader,
-    Parser,
-    Reader,
-    Shape,
-    XmlReader,
-    list_indices,
-    match,
-    simple_path,
-)
+from beam_llm.answers import CustomReader, Parser, Reader, Shape, list_indices, match
+from beam_llm.answers.json_reader import JsonReader
+from beam_llm.answers.text_readers import DelimitedReader, XmlReader
+from beam_llm.asking import Asking
 from beam_llm.config import RESPONSE_FORMATS, Settings, load_dotted
 from beam_llm.errors import Failure, Kind, PromptError, UsageError
-from beam_llm.outputs import Output, Schema
+from beam_llm.outputs import Output
 from beam_llm.tokens import estimate_tokens
 from beam_llm.values import RECORD_KEY_BYTES, Completion, Message, Record, Request
 
@@ -42,9 +33,6 @@ ENVELOPE_TOKENS = 8
 
 REPLY_TOKENS = 12
 """What `{"index": 12, "value": …}, ` adds to an answer."""
-
-MESSAGE_TOKENS = 4
-"""What a message's role and borders cost (OpenAI cookbook, "How to count tokens", 2026-11)."""
 
 SHOWN_CHARACTERS = 120
 """How much of a reply is shown in a message, with `log_data`."""
@@ -93,7 +81,7 @@ class Task:
         self._format = settings.response_format if settings.response_format in RESPONSE_FORMATS else "custom"
         self._shape = _shape(settings, self.output)
         self._reader, self._typed = self._reading_tools()
-        self._asking = _Asking(settings, self.output, self._shape, self._reader, self._format, self._template)
+        self._asking = Asking(settings, self.output, self._shape, self._reader, self._format, self._template)
         self._extra = dict(settings.extra_body or {})
         self.fingerprint = _fingerprint(settings, self.output)
         self._hasher = hashlib.sha256(self.fingerprint)
@@ -382,67 +370,6 @@ def _parser(declared: Any) -> Parser:
     return parser
 
 
-class _Asking:
-    """The words and schemas of a task's prompts, made once.
-
-    Attributes:
-      single_schema, batch_schema: of the reply to one, and to several records; None where none can be given.
-      single_suffix: what is added to the prompt of one record, where no schema says how to reply.
-      reply_words: how to reply to several records; empty where only the user knows.
-      prefix: the user message of several records, up to the first of them.
-      envelope: index and inputs → a record's line.
-    """
-
-    def __init__(self, settings: Settings, output: Output, shape: Shape, reader: Reader, kind: str, template: prompts.PromptTemplate):
-        self._settings = settings
-        keys = (simple_path(settings.response_path) if settings.response_path and kind == "json" else None) or [ANSWERS]
-        is_built_in = kind != "custom" and _finds_built_in(reader, kind, shape, keys)
-        needs_json = kind == "json" and not output.is_text
-        self.single_schema: Schema | None = prompts.single_schema(output, shape.value_field) if needs_json and output.strict else None
-        self.batch_schema: Schema | None = (
-            prompts.batch_schema(output, shape, keys) if kind == "json" and is_built_in and output.strict else None
-        )
-        self.single_suffix = "\n\n" + prompts.single_words(output, shape.value_field) if needs_json and not output.strict else ""
-        self.reply_words = _reply_words(kind, output, shape, keys) if is_built_in else ""
-        words = self.reply_words or "Give each answer together with its input's number."
-        self.prefix = "\n\n".join([*filter(None, [template.instruction]), f"{prompts.SEPARATELY}\n{words}", ""])
-        self.envelope = prompts.xml_envelope(template.names) if kind == "xml" else prompts.json_envelope(template.names)
-
-    def tokens(self, shared: str) -> tuple[int, int]:
-        """Estimated input tokens of a prompt of one, and of several records, without the records."""
-        system = estimate_tokens(self._settings.system_prompt) + MESSAGE_TOKENS if self._settings.system_prompt else 0
-        own = estimate_tokens(self._settings.batch_prompt_template) if self._settings.batch_prompt_template else 0
-        single = estimate_tokens(shared + self.single_suffix) + _schema_tokens(self.single_schema)
-        batch = max(estimate_tokens(self.prefix), own + estimate_tokens(self.reply_words)) + _schema_tokens(self.batch_schema)
-        return single + system + MESSAGE_TOKENS, batch + system + MESSAGE_TOKENS
-
-
-def _schema_tokens(schema: Schema | None) -> int:
-    return estimate_tokens(orjson.dumps(schema).decode()) if schema else 0
-
-
-def _reply_words(kind: str, output: Output, shape: Shape, keys: Sequence[str]) -> str:
-    if kind == "json":
-        return prompts.json_words(output, shape, keys)
-    return prompts.xml_words(output, shape) if kind == "xml" else prompts.delimited_words(output)
-
-
-def _finds_built_in(reader: Reader, kind: str, shape: Shape, keys: Sequence[str]) -> bool:
-    """Whether a reply of the built-in shape is read by the user's `response_path`; if not, only the user can ask for the right one."""
-    root: Any = [{shape.index_field: 1, shape.value_field: "x", **dict.fromkeys(shape.fields, "x")}]
-    for key in reversed(keys):
-        root = {key: root}
-    sample = {
-        "json": orjson.dumps(root).decode(),
-        "xml": f'<{ANSWERS}><answer {shape.index_field}="1">x</answer></{ANSWERS}>',
-        "delimited": "1|x",
-    }[kind]
-    try:
-        return [index for index, _ in reader.find(sample, 2, False).items] == [1]
-    except ValueError:
-        return False
-
-
 def _framed(texts: Sequence[str]) -> bytes:
     """The texts as bytes from which they can be told apart."""
     encoded = [text.encode() for text in texts]
@@ -451,7 +378,7 @@ def _framed(texts: Sequence[str]) -> bytes:
 
 def _fingerprint(settings: Settings, output: Output) -> bytes:
     """sha256 over all that shapes an answer except the record, its batch and the limits of calls."""
-    parser = settings.response_format
+    parser: Any = settings.response_format
     shaping = {
         "version": FINGERPRINT_VERSION,
         "model": settings.model,

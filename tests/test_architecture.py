@@ -19,6 +19,7 @@ LAYERS = [
     {"config", "tokens"},
     {"outputs"},
     {"prompts", "answers"},
+    {"asking"},
     {"task"},
     {"pricing"},
     {"batching"},

@@ -1,0 +1,176 @@
+"""Reply text in, answers by index out. Nothing here knows what was asked; `task` validates.
+
+    text ─► reader (JSON, XML, delimited, or a user's parser) ─► [(index as written, answer as written), …]
+         ─► match ─► {index: answer}, only where it is certain which record an answer belongs to
+
+Models break every format they are given. A reader climbs down a ladder (strict, then with the noise around it cut off, then what is
+whole in a damaged reply, then repair) and says by a warning how far it went. What it never does is to invent an answer: text that a
+record smuggled into a reply is not looked at once a reply is found to be damaged in front of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+ANSWERS = "answers"
+"""Name of the array in a reply's root object, and of the root element in XML."""
+
+Items = list[tuple[Any, Any]]
+Parser = Callable[[str, int], Any]
+
+
+class Shape(NamedTuple):
+    """How one record's answer stands in a reply.
+
+    Attributes:
+      index_field: field that holds the record's number.
+      value_field: field that holds the answer, where it isn't flat.
+      fields: names of the fields of a flat answer, which stand beside the index; empty where there is a value field.
+    """
+
+    index_field: str = "index"
+    value_field: str = "value"
+    fields: tuple[str, ...] = ()
+
+
+class Found(NamedTuple):
+    """What a reader saw: (index, answer) pairs as written, None for no index; and words for what was wrong with the reply."""
+
+    items: Items
+    warnings: set[str]
+
+
+class Reader(Protocol):
+    """One reply format."""
+
+    def find(self, text: str, count: int, cut: bool) -> Found:
+        """The answers in `text`, which were to be `count`; `cut`: the reply ended at its token limit.
+
+        Raises:
+          ValueError: where nothing in the text can be read.
+        """
+
+
+# Matching -------------------------------------------------------------------------------------------------------------
+
+
+def match(items: Items, count: int, warnings: set[str]) -> dict[int, Any]:
+    """Answers by record, 1…`count`; only those that are certain.
+
+    - An index written as a string or as `1.0` is that index.
+    - Equal answers under one index are one answer; different ones are none.
+    - 0…n-1, all n of them, are 1…n counted from zero. Any other run of n that is shifted, or a zero beside other indices, leaves it
+      open which answer is whose: none is taken.
+    - An answer without an index belongs to nobody, unless it is the only answer to the only record.
+
+    Args:
+      items: (index as written, answer) pairs.
+      count: how many records were asked about.
+      warnings: filled with `index_type`, `duplicate_index`, `zero_based`, `shifted_index`, `unknown_index`, `no_index`.
+    """
+    found: dict[int, Any] = {}
+    clashing: set[int] = set()
+    unindexed = []
+    for written, answer in items:
+        index = written if type(written) is int else _index(written, warnings)
+        if index is None:
+            unindexed.append(answer)
+        elif index not in found:
+            found[index] = answer
+        else:
+            warnings.add("duplicate_index")
+            if not same(found[index], answer):
+                clashing.add(index)
+    if unindexed:
+        warnings.add("no_index")
+        if count == 1 and len(items) == 1:
+            return {1: unindexed[0]}
+    if len(found) == count and not clashing and found.keys() == _indices(count):
+        return found
+    return {index: answer for index, answer in _placed(found, count, warnings).items() if index not in clashing}
+
+
+def _indices(count: int) -> set[int]:
+    return set(range(1, count + 1))
+
+
+def _placed(found: dict[int, Any], count: int, warnings: set[str]) -> dict[int, Any]:
+    """The answers under indices that were asked for; shifted ones moved where the shift is certain, dropped where it may be one."""
+    first = min(found, default=1)
+    is_run = len(found) == count and max(found, default=0) - first == count - 1
+    if is_run and first == 0:
+        warnings.add("zero_based")
+        return {index + 1: answer for index, answer in found.items()}
+    if 0 in found or (is_run and first > 1):
+        warnings.add("shifted_index")
+        return {}
+    known = {index: answer for index, answer in found.items() if 1 <= index <= count}
+    if len(known) < len(found):
+        warnings.add("unknown_index")
+    return known
+
+
+INDEX = re.compile(r"\s*(?:input\s*)?#?(\d{1,9})\.?\s*", re.IGNORECASE)
+
+
+def _index(written: Any, warnings: set[str]) -> int | None:
+    """The index that `"2"`, `2.0` or `"Input 2"` mean; None where it is none."""
+    if isinstance(written, float) and written.is_integer():
+        warnings.add("index_type")
+        return int(written)
+    if isinstance(written, str) and (found := INDEX.fullmatch(written)):
+        warnings.add("index_type")
+        return int(found[1])
+    return None
+
+
+def same(one: Any, other: Any) -> bool:
+    # 1, 1.0 and True are equal in Python, and are different answers.
+    return one == other and _spelled(one) == _spelled(other)
+
+
+def _spelled(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def list_indices(indices: Iterable[int]) -> str:
+    """`1, 2, 4–9`: indices as a person writes them."""
+    runs: list[list[int]] = []
+    for index in sorted(indices):
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ", ".join(_run(first, last) for first, last in runs) or "none"
+
+
+def _run(first: int, last: int) -> str:
+    if first == last:
+        return str(first)
+    return f"{first}, {last}" if last == first + 1 else f"{first}–{last}"
+
+
+def missing_message(index: int, count: int, got: Iterable[int]) -> str:
+    """`answer 3 of 5 missing (asked for 1–5, got 1, 2, 4, 5)`."""
+    return f"answer {index} of {count} missing (asked for {_run(1, count)}, got {list_indices(got)})"
+
+
+# A user's parser ------------------------------------------------------------------------------------------------------
+
+
+class CustomReader:
+    """A user's `parser(text, count)`, which gives a mapping or pairs of index and answer."""
+
+    def __init__(self, parser: Parser):
+        self._parser = parser
+
+    def find(self, text: str, count: int, cut: bool) -> Found:
+        try:
+            parsed = self._parser(text, count)
+            pairs = parsed.items() if isinstance(parsed, Mapping) else parsed
+            return Found([(index, answer) for index, answer in pairs], set())
+        except Exception as error:  # a user's function; whatever it trips over, the reply is not read
+            raise ValueError(f"its parser raised {type(error).__name__}") from error

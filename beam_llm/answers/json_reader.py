@@ -1,0 +1,272 @@
+"""JSON replies, in any of the shapes models give them; never a record that the model did not write."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import orjson
+
+from beam_llm.answers import ANSWERS, INDEX, Found, Items, Shape, same
+from beam_llm.errors import UsageError
+
+
+class JsonReader:
+    """JSON in any of the shapes models give it.
+
+    Args:
+      shape: how an answer stands in the reply.
+      path: JSONPath to the answers, or None for the built-in shape.
+
+    Raises:
+      UsageError: where `path` is no JSONPath.
+    """
+
+    def __init__(self, shape: Shape, path: str | None = None):
+        self._shape = shape
+        # `$` and `$[*]` say no more than the built-in search for the array does.
+        self._select = json_path(path) if path is not None and simple_path(path) != [] else None
+        index = re.escape(shape.index_field)
+        self._mentions = re.compile(rf"""["']?{index}["']?\s*:\s*["']?(\d+)""")
+        self._openings = re.compile(rf"""(?:^|[\[,\n])\s*\{{\s*["']?{index}["']?\s*:\s*["']?(\d+)""")
+
+    def find(self, text: str, count: int, cut: bool) -> Found:
+        try:
+            return Found(self.items(orjson.loads(text), count), set())
+        except ValueError:
+            return self._find_damaged(text, count, cut)
+
+    def values(self, text: str, cut: bool) -> Iterator[tuple[Any, str | None]]:
+        """Every JSON value that the reply to a single record may mean, likeliest first, each with a warning or None."""
+        try:
+            yield orjson.loads(text), None
+            return
+        except ValueError:
+            pass
+        if (fenced := _fenced(text)) is not None:
+            yield fenced, "wrapped"
+        whole, broken_at = _roots(text)
+        yield from ((value, "wrapped") for value in whole if value != fenced)
+        if broken_at is not None and not cut and text.rstrip().rstrip("`").rstrip().endswith(("}", "]")):
+            yield _repaired(text[broken_at:]), "repaired"
+
+    def answer(self, element: Any) -> Any:
+        """The answer inside one element of the reply, whose index is already taken out."""
+        if type(element) is not dict:
+            return element
+        shape = self._shape
+        if shape.fields:
+            is_nested = len(element) == 1 and shape.value_field in element and shape.value_field not in shape.fields
+            return element[shape.value_field] if is_nested else element
+        if shape.value_field in element:
+            return element[shape.value_field]
+        return next(iter(element.values())) if len(element) == 1 else element
+
+    def _find_damaged(self, text: str, count: int, cut: bool) -> Found:
+        if (fenced := _fenced(text)) is not None:
+            return Found(self.items(fenced, count), {"wrapped"})
+        whole, broken_at = _roots(text)
+        items = [item for value in whole for item in self.items(value, count)]
+        if broken_at is None:
+            if not whole:
+                raise ValueError("there is no JSON in it")
+            return Found(items, {"wrapped"})
+        items += [self._item(element) for element in _whole_elements(text, broken_at)]
+        mended = [] if items and cut else self._mend(text[broken_at:], count, cut)
+        warnings = {"wrapped" if not mended else "repaired"} if not cut else {"truncated"}
+        if not items and not mended:
+            raise ValueError("its JSON is damaged from the start")
+        return Found(items + self._new(mended, items), warnings | ({"repaired"} if mended else set()))
+
+    def _mend(self, text: str, count: int, cut: bool) -> Items:
+        """Repaired elements, of which only those are kept that the text opens, and mentions, once.
+
+        A repairer closes what was cut, and takes quoted text for structure: it makes records up.
+        """
+        try:
+            items = self.items(_repaired(text), count)
+        except ValueError:
+            return []
+        if cut or not text.rstrip().rstrip("`").rstrip().endswith(("}", "]")):
+            items = items[:-1]
+        if count == 1 and len(items) == 1 and items[0][0] is None:
+            return items
+        mentions, openings = self._mentions.findall(text), self._openings.findall(text)
+        return [item for item in items if mentions.count(str(item[0])) == openings.count(str(item[0])) == 1]
+
+    def _new(self, mended: Items, items: Items) -> Items:
+        """A mended element is the same as the whole one of its index, or else contradicts it; both are for `match` to see."""
+        return [item for item in mended if not any(item[0] == known[0] and same(item[1], known[1]) for known in items)]
+
+    def items(self, data: Any, count: int) -> Items:
+        """Pairs of index and answer from the reply's root."""
+        if self._select is not None and (selected := self._select(data)):
+            elements = selected[0] if len(selected) == 1 and isinstance(selected[0], list) else selected
+            return [self._item(element) for element in elements]
+        keyed = self._keyed(data)
+        if keyed is not None:
+            return [(key, self.answer(value)) for key, value in keyed.items()]
+        elements = self._elements(data)
+        # In place, and without a call per element: this is the loop that every good reply goes through.
+        index_field, answer = self._shape.index_field, self.answer
+        if self._shape.fields:
+            return [(e.pop(index_field, None), e if len(e) > 1 else answer(e)) if type(e) is dict else (None, e) for e in elements]
+        return [(e.pop(index_field, None), answer(e)) if type(e) is dict else (None, e) for e in elements]
+
+    def _item(self, element: Any) -> tuple[Any, Any]:
+        if type(element) is not dict:
+            return None, element
+        return element.pop(self._shape.index_field, None), self.answer(element)
+
+    def _keyed(self, data: Any) -> dict[str, Any] | None:
+        """Answers that the model wrote as `{"1": …, "2": …}`."""
+        for keyed in (data, data.get(ANSWERS)) if type(data) is dict else ():
+            if type(keyed) is dict and keyed and all(INDEX.fullmatch(key) for key in keyed):
+                return keyed
+        return None
+
+    def _elements(self, data: Any) -> list[Any]:
+        """The array of answers, wherever the model put it."""
+        if type(data) is list:
+            return data
+        if type(data) is not dict or self._shape.index_field in data:
+            return [data]
+        inner = data.get(ANSWERS)
+        if type(inner) is list:
+            return inner
+        arrays = [value for value in data.values() if self._is_array_of_answers(value)]
+        return arrays[0] if len(arrays) == 1 else [data]
+
+    def _is_array_of_answers(self, value: Any) -> bool:
+        return (
+            type(value) is list and bool(value) and all(type(element) is dict and self._shape.index_field in element for element in value)
+        )
+
+
+_FENCE = re.compile(r"```[\w-]*[ \t]*\n?(.*?)```", re.DOTALL)
+_ROOT = re.compile(r"""\{(?=\s*["'}\w])|\[(?=\s*[\[{"'\]])""")
+_INTO_ARRAY = re.compile(r"""\s*(?:\{\s*["']?[\w $.-]*["']?\s*:\s*)*\[""")
+_GAP = re.compile(r"[\s,]*")
+_DECODER = json.JSONDecoder()
+
+
+def _fenced(text: str) -> Any:
+    """The JSON inside the only code fence, or None."""
+    fences = _FENCE.findall(text)
+    if len(fences) != 1:
+        return None
+    try:
+        return orjson.loads(fences[0])
+    except ValueError:
+        return None
+
+
+def _decoded(text: str, start: int) -> tuple[Any, int]:
+    """One strict JSON value at `start`, and where it ends."""
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return without_surrogates(value), end
+
+
+def without_surrogates(value: Any) -> Any:
+    """The value with lone surrogates, which the standard library lets through, as U+FFFD."""
+    if type(value) is str:
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if type(value) is list:
+        return [without_surrogates(item) for item in value]
+    if type(value) is dict:
+        return {without_surrogates(key): without_surrogates(item) for key, item in value.items()}
+    return value
+
+
+def _roots(text: str) -> tuple[list[Any], int | None]:
+    """JSON values in prose, or one a line; and where the first damaged one starts, which ends the search."""
+    values: list[Any] = []
+    position = 0
+    while found := _ROOT.search(text, position):
+        try:
+            value, position = _decoded(text, found.start())
+        except ValueError:
+            return values, found.start()
+        values.append(value)
+    return values, None
+
+
+def _whole_elements(text: str, start: int) -> Iterator[Any]:
+    """The objects in front of the first damaged one, of an array that starts at or inside the object at `start`."""
+    into = _INTO_ARRAY.match(text, start)
+    if not into:
+        return
+    position = into.end()
+    while True:
+        position = _GAP.match(text, position).end()  # type: ignore[union-attr]
+        if not text.startswith("{", position):
+            return
+        try:
+            element, position = _decoded(text, position)
+        except ValueError:
+            return
+        yield element
+
+
+def _repaired(text: str) -> Any:
+    import json_repair
+
+    try:
+        return without_surrogates(json_repair.loads(text, skip_json_loads=True))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except Exception as error:  # a repairer of anything may trip over anything
+        raise ValueError(f"it can't be repaired ({type(error).__name__})") from None
+
+
+_SIMPLE_PATH = re.compile(r"\$((?:\.[A-Za-z_]\w*)*)(\[\*\])?")
+
+
+def json_path(path: str) -> Callable[[Any], list[Any]]:
+    """JSON value → the values at `path`, a JSONPath (RFC 9535).
+
+    Raises:
+      UsageError: where `path` is none.
+    """
+    keys = simple_path(path)
+    if keys is not None:
+        return lambda data: _walked(data, keys, path.endswith("[*]"))
+    import jsonpath
+
+    try:
+        compiled = jsonpath.compile(path)
+    except jsonpath.JSONPathError as error:
+        raise UsageError(
+            f"response_path is {path!r}: it is no JSONPath ({str(error).splitlines()[0]}); write '$[*]' or '$.results[*]'"
+        ) from None
+
+    def select(data: Any) -> list[Any]:
+        try:
+            return list(compiled.findall(data))
+        except jsonpath.JSONPathError:
+            return []
+
+    return select
+
+
+def simple_path(path: str) -> list[str] | None:
+    """The keys on the way to the array, where the path is only keys: `$.a.b[*]` → `["a", "b"]`; else None."""
+    found = _SIMPLE_PATH.fullmatch(path)
+    return [key for key in found[1].split(".") if key] if found else None
+
+
+def _walked(data: Any, keys: Sequence[str], is_each: bool) -> list[Any]:
+    for key in keys:
+        if not isinstance(data, dict) or key not in data:
+            return []
+        data = data[key]
+    if not is_each:
+        return [data]
+    if isinstance(data, dict):
+        return list(data.values())
+    return list(data) if isinstance(data, list) else []
