@@ -37,7 +37,7 @@ def prism_options(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     from tests.components import prism
 
     options = _get("prism", prism.prism_options)
-    monkeypatch.setattr(PrismRunner, "shared_handle", prism.OWN_HANDLE)
+    monkeypatch.setattr(PrismRunner, "shared_handle", prism.own_handle())
     return options
 
 

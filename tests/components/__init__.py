@@ -48,6 +48,9 @@ def require_tools(part: str, *tools: str) -> None:
         raise Unavailable(f"{part} needs {' and '.join(missing)} on PATH, and {cache_folder()} holds no finished copy")
 
 
+_refused: dict[str, str] = {}  # what this process tried in vain: a machine without network is to wait for that once, not in each test
+
+
 def build_once(name: str, build: Callable[[Path], None]) -> Path:
     """The cached folder `name`; where missing, `build(folder)` fills it aside and it is renamed when whole.
 
@@ -56,6 +59,8 @@ def build_once(name: str, build: Callable[[Path], None]) -> Path:
     finished = cache_folder() / name
     if finished.is_dir():
         return finished
+    if name in _refused:
+        raise Unavailable(_refused[name])
     with _locked(cache_folder() / f"{name}.lock"):
         if finished.is_dir():
             return finished
@@ -65,6 +70,9 @@ def build_once(name: str, build: Callable[[Path], None]) -> Path:
         try:
             build(aside)
             aside.rename(finished)
+        except Unavailable as reason:
+            _refused[name] = str(reason)
+            raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return finished

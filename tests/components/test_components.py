@@ -77,6 +77,7 @@ def test_a_streaming_job_on_flink_outlives_its_taskmanager(flink_cluster: FlinkC
     sample.build(pipeline, written, sample.CountPerWindow(), last_seconds=20)
     pipeline.run()
     wait_until(lambda: flink_cluster.jobs() and flink_cluster.checkpoints(next(iter(flink_cluster.jobs()))) >= 3, 60)
+    assert windows(sample.read(written)) != EXPECTED, "nothing was left to do when the TaskManager was to die"
     flink_cluster.kill_taskmanager()
     flink_cluster.start_taskmanager()
     wait_until(lambda: set(EXPECTED) <= set(windows(sample.read(written))), 120)
