@@ -1,0 +1,544 @@
+"""The engine under a virtual clock: every reply, every failure, and what each costs. No test here sleeps or waits."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from beam_llm.calls import Asked, Engine
+from beam_llm.calls.policy import Next, Step, backoff_seconds, next_step
+from beam_llm.config import settings
+from beam_llm.errors import Aborted, Kind, PromptError, Rejected, Retryable
+from beam_llm.testing.fakes import FakeProvider, FakeReading, FakeTask, fake_record, run_virtually
+from beam_llm.values import Completion, Pace, Usage
+
+
+def priced(usage: Usage) -> float:
+    return usage.input_tokens * 1e-6 + usage.output_tokens * 4e-6
+
+
+def engine_for(provider: FakeProvider, *, task: Any = None, cost: Callable[[Usage], float | None] = priced, **options: Any) -> Engine:
+    known = settings("openai:fake", base_url="http://localhost/v1", **options)
+    return Engine(known, lambda: provider, cost, task=task or FakeTask(), rng=random.Random(7))
+
+
+def ask_all(provider: FakeProvider, prompts: list[list[str]], together: bool = True, **options: Any) -> list[Asked]:
+    """Asks each list of texts as one prompt batch, all at once or one after the other, and closes."""
+
+    async def main() -> list[Asked]:
+        engine = engine_for(provider, **options)
+        asks = [engine.ask([fake_record(text) for text in texts]) for texts in prompts]
+        asked = await asyncio.gather(*asks) if together else [await ask for ask in asks]
+        await engine.aclose()
+        assert engine.endpoint.gate.in_flight == 0
+        return asked
+
+    return run_virtually(main())
+
+
+def ask(provider: FakeProvider, texts: list[str], **options: Any) -> Asked:
+    return ask_all(provider, [texts], **options)[0]
+
+
+def values(asked: Asked) -> list[Any]:
+    return [outcome.value for outcome in asked.outcomes]
+
+
+def kinds(asked: Asked) -> list[str | None]:
+    return [outcome.failure.kind if outcome.failure else None for outcome in asked.outcomes]
+
+
+def texts(count: int, bad: int | None = None) -> list[str]:
+    return ["bad" if i == bad else f"r{i}" for i in range(count)]
+
+
+def is_bad(text: str) -> bool:
+    return text.startswith("bad")
+
+
+def rate_limited(retry_after: float | None = None) -> Retryable:
+    return Retryable(Kind.RATE_LIMITED, "HTTP 429", status=429, retry_after_seconds=retry_after)
+
+
+def unavailable(retry_after: float | None = None) -> Retryable:
+    return Retryable(Kind.UNAVAILABLE, "HTTP 503", status=503, retry_after_seconds=retry_after)
+
+
+# The policy ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("members", "answered", "kind", "on_unparseable", "left", "step"),
+    [
+        pytest.param(2, 3, Kind.MISSING, "split", 0, Step(Next.AGAIN, 2), id="some missing: the rest again, anew"),
+        pytest.param(2, 3, Kind.INVALID, "fail", 0, Step(Next.AGAIN, 2), id="some invalid: the rest again, anew"),
+        pytest.param(2, 3, Kind.TRUNCATED, "split", 0, Step(Next.AGAIN, 2), id="some cut off: the rest again"),
+        pytest.param(4, 0, Kind.UNREADABLE, "split", 3, Step(Next.HALVE, 3), id="unreadable, split: halving is no retry"),
+        pytest.param(4, 0, Kind.UNREADABLE, "split", 0, Step(Next.HALVE, 0), id="unreadable, split, without retries"),
+        pytest.param(4, 0, Kind.UNREADABLE, "single", 3, Step(Next.SINGLES, 3), id="unreadable, single"),
+        pytest.param(4, 0, Kind.UNREADABLE, "retry", 3, Step(Next.AGAIN, 2), id="unreadable, retry"),
+        pytest.param(4, 0, Kind.UNREADABLE, "retry", 0, Step(Next.FAIL), id="unreadable, retry, none left"),
+        pytest.param(4, 0, Kind.UNREADABLE, "fail", 3, Step(Next.FAIL), id="unreadable, fail"),
+        pytest.param(4, 0, Kind.MISSING, "split", 3, Step(Next.HALVE, 3), id="all missing, split"),
+        pytest.param(4, 0, Kind.MISSING, "fail", 3, Step(Next.AGAIN, 2), id="all missing is not unreadable"),
+        pytest.param(4, 0, Kind.INVALID, "retry", 0, Step(Next.FAIL), id="all invalid, none left"),
+        pytest.param(1, 0, Kind.UNREADABLE, "split", 3, Step(Next.AGAIN, 2), id="alone: again"),
+        pytest.param(1, 0, Kind.UNREADABLE, "single", 1, Step(Next.AGAIN, 0), id="alone, single: again"),
+        pytest.param(1, 0, Kind.INVALID, "split", 0, Step(Next.FAIL), id="alone, none left"),
+        pytest.param(1, 0, Kind.UNREADABLE, "fail", 3, Step(Next.FAIL), id="alone, fail"),
+        pytest.param(4, 0, Kind.REFUSED, "fail", 0, Step(Next.HALVE, 0), id="refused: find the culprit"),
+        pytest.param(1, 0, Kind.REFUSED, "split", 3, Step(Next.FAIL), id="refused alone"),
+        pytest.param(4, 0, Kind.TRUNCATED, "retry", 3, Step(Next.HALVE, 3), id="cut with nothing: fewer at once"),
+        pytest.param(1, 0, Kind.TRUNCATED, "split", 3, Step(Next.FAIL), id="cut alone"),
+        pytest.param(4, 0, Kind.REJECTED, "fail", 3, Step(Next.HALVE, 3), id="rejected: find the culprit"),
+        pytest.param(1, 0, Kind.REJECTED, "split", 3, Step(Next.FAIL), id="rejected alone"),
+        pytest.param(4, 0, Kind.PROMPT, "split", 3, Step(Next.HALVE, 3), id="prompt fails: find the culprit"),
+        pytest.param(4, 0, Kind.UNAVAILABLE, "split", 3, Step(Next.FAIL), id="retries are used up"),
+        pytest.param(4, 0, Kind.TIMED_OUT, "split", 3, Step(Next.FAIL), id="the time is up"),
+    ],
+)
+def test_what_happens_to_the_records_left(members, answered, kind, on_unparseable, left, step):
+    assert next_step(members=members, answered=answered, kind=kind, on_unparseable=on_unparseable, left=left, max_retries=3) == step
+
+
+@given(st.integers(0, 30), st.none() | st.floats(0, 1e6), st.floats(0, 1e5), st.integers())
+def test_a_wait_is_honoured_capped_and_within_the_deadline(attempt, retry_after, left, seed):
+    wait = backoff_seconds(attempt, retry_after, left, random.Random(seed))
+    longest = min(8.0, 0.5 * 2.0**attempt) if retry_after is None else 1.1 * min(retry_after, 30.0)
+    if wait is None:
+        assert left <= max(longest, retry_after or 0.0)
+    else:
+        assert min(retry_after or 0.0, 30.0) <= wait <= longest
+        assert wait < left
+
+
+# Replies ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("count", [1, 2, 20])
+def test_a_complete_reply_is_distributed_in_one_request(count):
+    provider = FakeProvider()
+    asked = ask(provider, texts(count))
+    assert values(asked) == [text.upper() for text in texts(count)]
+    assert (asked.tally.requests, asked.tally.retries, asked.tally.splits) == (1, 0, 0)
+
+
+def test_no_records_no_call():
+    provider = FakeProvider()
+    assert (ask(provider, []).outcomes, provider.requests) == ([], [])
+
+
+def test_an_answer_carries_its_model_request_and_finish():
+    outcome = ask(FakeProvider(), ["a"]).outcomes[0]
+    assert (outcome.model, outcome.request_id, outcome.finish_reason) == ("fake-1", "r1", "stop")
+
+
+@pytest.mark.parametrize("poison", ["missing", "invalid"])
+def test_only_what_is_missing_or_invalid_is_asked_again(poison):
+    provider = FakeProvider(poison=poison, poisoned=is_bad)
+    asked = ask(provider, ["a", "bad", "c"], max_retries=2)
+    assert [sent for _, sent in provider.requests] == [["a", "bad", "c"], ["bad"], ["bad"]]
+    assert values(asked) == ["A", None, "C"]
+    failure = asked.outcomes[1].failure
+    assert (failure.kind, failure.attempts) == (poison, 3)
+
+
+def test_without_retries_a_missing_record_is_an_error_at_once():
+    provider = FakeProvider(poison="missing", poisoned=is_bad)
+    assert kinds(ask(provider, ["a", "bad"], max_retries=0)) == [None, Kind.MISSING]
+    assert len(provider.requests) == 1
+
+
+def test_a_missing_record_says_which_of_how_many():
+    asked = ask(FakeProvider(poison="missing", poisoned=is_bad), ["a", "b", "bad", "d"], max_retries=0)
+    assert asked.outcomes[2].failure.message == "answer 3 of 4 missing (asked for 1–4, got 1, 2, 4)"
+
+
+def test_a_model_that_answers_only_a_few_at_a_time_gets_through():
+    provider = FakeProvider(answers_at_most=3)
+    asked = ask(provider, texts(20), max_retries=1)
+    assert values(asked) == [text.upper() for text in texts(20)]
+    assert len(provider.requests) == math.ceil(20 / 3)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "sent"),
+    [
+        pytest.param("split", [4, 2, 2, 1, 1, 1, 1], id="split"),
+        pytest.param("single", [4, 1, 1, 1, 1, 1, 1], id="single"),
+        pytest.param("retry", [4, 4, 4], id="retry"),
+        pytest.param("fail", [4], id="fail"),
+    ],
+)
+def test_an_unreadable_reply(strategy, sent):
+    provider = FakeProvider(poison="unreadable", poisoned=is_bad)
+    asked = ask(provider, ["a", "bad", "c", "d"], max_retries=2, on_unparseable=strategy)
+    assert [len(records) for _, records in provider.requests] == sent
+    good = strategy in ("split", "single")
+    assert values(asked) == (["A", None, "C", "D"] if good else [None] * 4)
+    assert kinds(asked)[1] == Kind.UNREADABLE
+
+
+@pytest.mark.parametrize("max_retries", [0, 3])
+@pytest.mark.parametrize("poison", ["rejected", "unreadable", "refused", "cut", "empty", "missing", "invalid"])
+@pytest.mark.parametrize("count", [*range(2, 18), 31, 32, 33, 63, 64])
+def test_one_poisoned_record_costs_at_most_two_log_n_calls_and_its_retries(count, poison, max_retries):
+    for bad in {0, count // 3, count - 1}:
+        provider = FakeProvider(poison=poison, poisoned=is_bad)
+        asked = ask(provider, texts(count, bad), max_retries=max_retries)
+        assert len(provider.requests) - 1 <= 2 * math.ceil(math.log2(count)) + max_retries
+        assert values(asked) == [None if i == bad else f"R{i}" for i in range(count)]
+        assert asked.outcomes[bad].failure is not None
+
+
+@pytest.mark.parametrize(
+    ("poison", "kind"),
+    [
+        pytest.param("rejected", Kind.REJECTED, id="400"),
+        pytest.param("refused", Kind.REFUSED, id="refused"),
+        pytest.param("cut", Kind.TRUNCATED, id="cut at the token limit"),
+    ],
+)
+def test_what_no_retry_mends_is_not_retried(poison, kind):
+    provider = FakeProvider(poison=poison, poisoned=is_bad)
+    assert (kinds(ask(provider, ["bad"])), len(provider.requests)) == ([kind], 1)
+
+
+@pytest.mark.parametrize("records", [1, 5], ids=["alone", "among five"])
+def test_a_record_whose_prompt_fails_is_its_own_error_without_a_call(records):
+    class Picky(FakeTask):
+        def render(self, records):
+            if any(is_bad(record.inputs[0]) for record in records):
+                raise PromptError("the template failed")
+            return super().render(records)
+
+    provider = FakeProvider()
+    asked = ask(provider, texts(records, bad=0), task=Picky())
+    assert (kinds(asked)[0], asked.outcomes[0].failure.attempts) == (Kind.PROMPT, 0)
+    assert values(asked)[1:] == [f"R{i}" for i in range(1, records)]
+
+
+def test_a_parser_that_raises_makes_the_reply_unreadable_and_tells_no_text():
+    class Broken(FakeTask):
+        def read(self, count, completion):
+            raise ZeroDivisionError("secret text of a record")
+
+    asked = ask(FakeProvider(), ["a"], task=Broken(), max_retries=0)
+    assert kinds(asked) == [Kind.UNREADABLE]
+    assert "secret" not in asked.outcomes[0].failure.message
+
+
+def test_warnings_of_the_reader_are_counted():
+    class Warning(FakeTask):
+        def read(self, count, completion):
+            return FakeReading(super().read(count, completion).values, warnings=("unknown_index", "repaired", "repaired"))
+
+    assert ask(FakeProvider(), ["a"], task=Warning()).tally.warnings == {"unknown_index": 1, "repaired": 2}
+
+
+# Failed calls ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_failed_call_is_tried_again_and_counted():
+    provider = FakeProvider(script=[unavailable(), rate_limited(), None])
+    asked = ask(provider, ["a", "b"])
+    assert values(asked) == ["A", "B"]
+    assert (asked.tally.requests, asked.tally.retries, asked.tally.latency_ms) == (3, 2, [0])
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        pytest.param(rate_limited, Kind.RATE_LIMITED, id="429"),
+        pytest.param(unavailable, Kind.UNAVAILABLE, id="503"),
+        pytest.param(lambda: ConnectionResetError("…"), Kind.UNAVAILABLE, id="an error of the client library"),
+        pytest.param(lambda: TimeoutError(), Kind.TIMED_OUT, id="a bare timeout"),
+        pytest.param(asyncio.CancelledError, Kind.UNAVAILABLE, id="a cancellation that nobody asked for"),
+    ],
+)
+def test_after_the_last_retry_every_record_is_an_error(error, kind):
+    provider = FakeProvider(always=error)
+    asked = ask(provider, ["a", "b"], max_retries=2)
+    assert kinds(asked) == [kind, kind]
+    assert [outcome.failure.attempts for outcome in asked.outcomes] == [3, 3]
+    assert (len(provider.requests), asked.tally.errors) == (3, {kind: 2})
+
+
+def test_retry_after_is_waited_for():
+    provider = FakeProvider(script=[rate_limited(12.0)])
+    asked = ask(provider, ["a"])
+    assert 12.0 <= provider.requests[1][0] - provider.requests[0][0] <= 13.2
+    assert 12.0 <= asked.tally.throttled_seconds <= 13.2
+
+
+@pytest.mark.parametrize("error", [rate_limited, unavailable])
+def test_a_retry_after_of_114_hours_ends_the_call_at_once(error):
+    provider = FakeProvider(always=lambda: error(114 * 3600.0))
+    asked = ask(provider, ["a"])
+    assert (kinds(asked), len(provider.requests)) == ([error().kind], 1)
+
+
+def test_a_long_retry_after_is_capped():
+    provider = FakeProvider(script=[rate_limited(100.0)])
+    assert values(ask(provider, ["a"])) == ["A"]
+    assert 30.0 <= provider.requests[1][0] - provider.requests[0][0] <= 33.0
+
+
+def test_a_call_with_all_its_retries_and_parts_ends_by_its_deadline():
+    provider = FakeProvider(seconds=9.0, poison="unreadable", poisoned=lambda text: True)
+    asked = ask(provider, texts(16), call_deadline_ms=20_000, max_retries=20)
+    assert [time for time, _ in provider.requests] == [1_000.0] + [1_009.0] * 2 + [1_018.0] * 4
+    assert asked.outcomes[0].failure == (Kind.TIMED_OUT, "no reply within 2 s", 3)
+    assert len(asked.outcomes) == 16
+
+
+def test_a_provider_that_never_answers_is_stopped():
+    provider = FakeProvider(hang=True)
+    asked = ask(provider, ["a"], request_timeout_ms=2_000, max_retries=1)
+    assert kinds(asked) == [Kind.TIMED_OUT]
+    assert len(provider.requests) == 2
+
+
+def test_waiting_for_ones_own_budget_fails_no_record():
+    provider = FakeProvider(seconds=1.0)
+    asked = ask_all(provider, [["a"]] * 30, requests_per_minute=5, call_deadline_ms=3_000)
+    assert [values(one) for one in asked] == [["A"]] * 30
+    assert 5 * 60.0 <= provider.requests[-1][0] - 1_000.0 < 5 * 60.0 + 12.0
+
+
+def test_budgets_are_shared_out_among_worker_processes():
+    provider = FakeProvider()
+    ask_all(provider, [["a"]] * 6, requests_per_minute=6, rate_limit_shares=3)
+    assert [round(time - 1_000.0) for time, _ in provider.requests] == [0, 0, 60, 60, 120, 120]
+
+
+def test_a_prompt_above_the_token_budget_goes_and_warns():
+    asked = ask_all(FakeProvider(), [texts(20), ["a"]], tokens_per_minute=100)
+    assert [values(one)[0] for one in asked] == ["R0", "A"]
+    assert asked[0].tally.warnings == {"larger_than_tokens_per_minute": 1}
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=25), st.integers(1, 12), st.integers(60, 400))
+@hypothesis_settings(max_examples=40, deadline=None)
+def test_no_minute_sends_more_than_the_budget_even_with_retries_and_splits(sizes, requests_per_minute, tokens_per_minute):
+    provider = FakeProvider(seconds=0.3, poison="unreadable", poisoned=is_bad, script=[unavailable(), None, rate_limited()])
+    ask_all(
+        provider,
+        [texts(size, bad=0) for size in sizes],
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        max_retries=1,
+    )
+    times = [time for time, _ in provider.requests]
+    for start in times:
+        assert sum(start <= time < start + 59.99 for time in times) <= requests_per_minute
+
+
+def test_429s_narrow_the_window_and_successes_widen_it():
+    provider = FakeProvider(seconds=1.0, script=[rate_limited() for _ in range(16)])
+    ask_all(provider, [["a"]] * 200, max_concurrency=16)
+    by_second: dict[int, int] = {}
+    for time, _ in provider.requests:
+        by_second[int(time)] = by_second.get(int(time), 0) + 1
+    widest = [by_second[second] for second in sorted(by_second)]
+    assert widest[0] == 16
+    assert max(widest[1:3]) <= 8 + 1
+    assert max(widest[3:]) > 8 + 1
+
+
+def test_headers_that_say_nothing_is_left_hold_the_next_call():
+    provider = FakeProvider(pace=lambda: Pace(remaining_requests=0, reset_requests_seconds=4.0))
+    ask_all(provider, [["a"], ["b"]], together=False)
+    assert provider.requests[1][0] - provider.requests[0][0] == pytest.approx(4.0, abs=0.01)
+
+
+@pytest.mark.parametrize("most", [1, 3, 64])
+def test_requests_in_flight_are_bounded_with_the_parts_of_splits_counted(most):
+    provider = FakeProvider(seconds=1.0, poison="unreadable", poisoned=is_bad)
+    asked = ask_all(provider, [texts(16, bad=3)] * 10, max_concurrency=most, call_deadline_ms=3_600_000)
+    assert all(values(one).count(None) == 1 for one in asked)
+    assert provider.peak == min(most, 10 * 2)
+
+
+# Aborts ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def bad_key() -> Aborted:
+    return Aborted(Kind.ABORTED, "HTTP 401: the key of env:OPENAI_API_KEY is not accepted", status=401)
+
+
+def test_a_bad_key_raises_and_every_later_ask_raises_without_a_call():
+    async def main() -> list[str]:
+        provider = FakeProvider(always=bad_key)
+        engine = engine_for(provider)
+        reasons = []
+        for _ in range(3):
+            with pytest.raises(Aborted) as caught:
+                await engine.ask([fake_record("a")])
+            reasons.append(str(caught.value))
+        assert len(provider.requests) == 1
+        return reasons
+
+    assert run_virtually(main()) == ["HTTP 401: the key of env:OPENAI_API_KEY is not accepted"] * 3
+
+
+def test_on_abort_record_ends_every_further_record_without_a_call():
+    provider = FakeProvider(always=bad_key)
+    asked = ask_all(provider, [["a", "b"], ["c"]], together=False, on_abort="record")
+    assert [kinds(one) for one in asked] == [[Kind.ABORTED] * 2, [Kind.ABORTED]]
+    assert [one.outcomes[0].failure.attempts for one in asked] == [1, 0]
+    assert len(provider.requests) == 1
+
+
+def test_an_abort_in_mid_split_keeps_what_was_answered():
+    provider = FakeProvider(script=[None, bad_key()], answers_at_most=2)
+    asked = ask(provider, ["a", "b", "c"], on_abort="record")
+    assert (values(asked), kinds(asked)) == (["A", "B", None], [None, None, Kind.ABORTED])
+
+
+def test_a_provider_that_can_not_be_connected_is_an_abort():
+    def connect() -> FakeProvider:
+        raise ValueError("Bearer sk-123 is not a header")
+
+    async def main() -> str:
+        engine = Engine(settings("openai:x", base_url="http://localhost"), connect, priced, task=FakeTask())
+        with pytest.raises(Aborted) as caught:
+            await engine.ask([fake_record("a")])
+        return str(caught.value)
+
+    assert run_virtually(main()) == "cannot connect to the provider: ValueError"
+
+
+# The breaker ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_endpoint_that_answers_rubbish_is_not_billed_two_n_calls_per_prompt_batch():
+    provider = FakeProvider(seconds=0.3, poison="unreadable", poisoned=lambda text: True)
+    asked = ask_all(provider, [texts(20)] * 200)
+    assert [kinds(one) for one in asked] == [[Kind.UNREADABLE] * 20] * 200
+    everything = 20 * (1 + 3) + 19
+    assert len(provider.requests) <= 200 + 8 * everything
+    assert "not asked again" in asked[-1].outcomes[0].failure.message
+    assert asked[-1].tally.warnings == {"not_split": 1}
+
+
+def test_after_the_cool_down_a_probe_finds_the_endpoint_well_again():
+    provider = FakeProvider(poison="unreadable", poisoned=is_bad)
+
+    async def main() -> list[list[Any]]:
+        engine = engine_for(provider, max_retries=0)
+        for _ in range(8):
+            await engine.ask([fake_record("bad"), fake_record("bad")])
+        held_back = await engine.ask([fake_record("a"), fake_record("bad")])
+        await asyncio.sleep(30)
+        probed = await engine.ask([fake_record("a"), fake_record("bad")])
+        return [values(held_back), values(probed)]
+
+    assert run_virtually(main()) == [[None, None], ["A", None]]
+
+
+def test_a_good_first_reply_closes_an_open_breaker():
+    provider = FakeProvider(poison="unreadable", poisoned=is_bad)
+    rubbish, mixed, good = [["bad", "bad"]] * 8, [["a", "bad"]], [["a", "b"]]
+    asked = ask_all(provider, rubbish + good + mixed, together=False, max_retries=0)
+    assert values(asked[-1]) == ["A", None]
+
+
+def test_an_outage_is_no_matter_of_the_breaker():
+    provider = FakeProvider(always=unavailable)
+    asked = ask_all(provider, [["a", "b"]] * 20, together=False, max_retries=1)
+    assert {one.tally.requests for one in asked} == {2}
+
+
+# Cancellation, totals ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("moment", [0.5, 1.5, 2.5], ids=["in the call", "in the parts", "in the single records"])
+def test_a_cancelled_ask_frees_its_slots_and_ends_its_parts(moment):
+    async def main() -> int:
+        provider = FakeProvider(seconds=1.0, poison="unreadable", poisoned=is_bad)
+        engine = engine_for(provider, max_concurrency=2)
+        task = asyncio.create_task(engine.ask([fake_record(text) for text in texts(4, bad=0)]))
+        await asyncio.sleep(moment)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len(asyncio.all_tasks()) == 1
+        assert values(await engine.ask([fake_record("a")])) == ["A"]
+        return engine.endpoint.gate.in_flight
+
+    assert run_virtually(main()) == 0
+
+
+def test_a_cancelled_probe_does_not_keep_the_breaker_waiting():
+    async def main() -> list[Any]:
+        provider = FakeProvider(seconds=1.0, poison="unreadable", poisoned=is_bad)
+        engine = engine_for(provider, max_concurrency=100, max_retries=0)
+        stuck = [asyncio.create_task(engine.ask([fake_record("bad"), fake_record("bad")])) for _ in range(8)]
+        await asyncio.sleep(1.5)
+        for task in stuck:
+            task.cancel()
+        await asyncio.gather(*stuck, return_exceptions=True)
+        return values(await engine.ask([fake_record("a"), fake_record("bad")]))
+
+    assert run_virtually(main()) == ["A", None]
+
+
+scripted = st.one_of(
+    st.none(),
+    st.builds(rate_limited, st.none() | st.floats(0, 200)),
+    st.builds(unavailable),
+    st.builds(lambda: Rejected(Kind.REJECTED, "HTTP 400", status=400)),
+    st.builds(
+        Completion,
+        st.sampled_from(["", "{", "[]", "{}", '{"1": "X"}', '{"2": 5}', '{"1": "X", "99": "Y"}', None]),
+        st.sampled_from(["stop", "length", "content_filter"]),
+        st.builds(Usage, st.integers(0, 500), st.integers(0, 50), st.integers(0, 5)),
+    ),
+)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    script=st.lists(scripted, max_size=25),
+    strategy=st.sampled_from(["split", "retry", "single", "fail"]),
+    max_retries=st.integers(0, 3),
+    most=st.integers(1, 4),
+)
+@hypothesis_settings(max_examples=200, deadline=None)
+def test_every_record_ends_once_in_order_and_usage_adds_up_under_any_script(sizes, script, strategy, max_retries, most):
+    provider = FakeProvider(seconds=0.1, script=list(script))
+    prompts = [[f"p{p}r{i}" for i in range(size)] for p, size in enumerate(sizes)]
+    asked = ask_all(provider, prompts, on_unparseable=strategy, max_retries=max_retries, max_concurrency=most)
+    for prompt, one in zip(prompts, asked, strict=True):
+        assert len(one.outcomes) == len(prompt)
+        for text, outcome in zip(prompt, one.outcomes, strict=True):
+            assert (outcome.value is None) != (outcome.failure is None)
+            assert outcome.value in (None, text.upper(), "X")
+            assert outcome.failure is None or outcome.failure.kind in Kind.ALL
+        assert sum(one.tally.errors.values()) == sum(outcome.failure is not None for outcome in one.outcomes)
+    everything = [outcome for one in asked for outcome in one.outcomes]
+    assert sum((outcome.usage for outcome in everything), Usage()) == sum(provider.replied, Usage())
+    assert sum(one.tally.input_tokens for one in asked) == sum(usage.input_tokens for usage in provider.replied)
+    assert sum(one.tally.requests for one in asked) == len(provider.requests)
+    assert math.isclose(sum(outcome.cost_usd for outcome in everything), sum(map(priced, provider.replied)), abs_tol=1e-12)
+
+
+def test_an_unpriced_model_costs_none():
+    assert ask(FakeProvider(), ["a"], cost=lambda usage: None).outcomes[0].cost_usd is None
+
+
+def test_tallies_add_up():
+    provider = FakeProvider(poison="missing", poisoned=is_bad)
+    first, second = ask_all(provider, [["a", "bad"], ["b"]], max_retries=1, together=False)
+    first.tally.merge(second.tally)
+    assert (first.tally.requests, first.tally.retries, first.tally.single_requests) == (3, 1, 2)
+    assert (len(first.tally.latency_ms), first.tally.errors) == (3, {Kind.MISSING: 1})
