@@ -29,7 +29,18 @@ ALL_ANSWERED, FAILED, WRONG_USAGE, SOME_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130
 
 _EXIT_CODES = "exit codes: 0 all records answered; 1 the command failed; 2 wrong usage; 3 finished, but some records ended as errors"
 _FLAG_NAMES = {"output": "--output-type"}
-_EVERY_COMMAND = ("model", "prompt", "system_prompt", "output", "batch_size", "mode", "staging_location", "api_key", "base_url", "output_field")
+_EVERY_COMMAND = (
+    "model",
+    "prompt",
+    "system_prompt",
+    "output",
+    "batch_size",
+    "mode",
+    "staging_location",
+    "api_key",
+    "base_url",
+    "output_field",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +74,11 @@ def _run(arguments: list[str]) -> int:
             traceback.print_exc()
         print(f"{chosen.name}: {_said(error)}", file=sys.stderr)
         return _exit_code(error)
+    except Exception as error:  # a mistake of ours: still one line, and how to see more
+        if chosen.debug:
+            traceback.print_exc()
+        print(f"{chosen.name}: {type(error).__name__}: {_said(error)} (--debug shows where)", file=sys.stderr)
+        return FAILED
 
 
 def _split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -119,8 +135,8 @@ def _quieten(debug: bool) -> None:
 class _Parser(argparse.ArgumentParser):
     """One line instead of the usage text; a flag nearly right is named."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, allow_abbrev=False, formatter_class=_Help, **kwargs)
+    def __init__(self, **kwargs: Any):
+        super().__init__(**{**kwargs, "allow_abbrev": False, "formatter_class": _Help})
 
     def error(self, message: str) -> NoReturn:
         if message.endswith((": COMMAND", ": ACTION")):
@@ -169,7 +185,9 @@ def _version() -> str:
 
 def _command(commands: Any, name: str, run: str, text: str, **kwargs: Any) -> argparse.ArgumentParser:
     """A command whose function is named `module:function`, imported when it runs."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=kwargs.pop("description", text), epilog=kwargs.pop("epilog", _EXIT_CODES))
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=kwargs.pop("description", text), epilog=kwargs.pop("epilog", _EXIT_CODES)
+    )
     parser.set_defaults(run=_lazily(run), name=parser.prog)
     parser.add_argument("--debug", action="store_true", help="tracebacks and Beam's own messages")
     return parser
@@ -187,7 +205,9 @@ def _lazily(name: str) -> Callable[[Any], int]:
 def _add_demo(commands: Any) -> None:
     text = "real reviews through LLMPredict on an emulated provider, live and by batch API: no key, no cloud"
     parser = _command(commands, "demo", "beam_llm.fronts.demo:main", text)
-    parser.add_argument("--records", type=_positive, default=2000, metavar="N", help="reviews to label (default: 2000, which is all there are)")
+    parser.add_argument(
+        "--records", type=_positive, default=2000, metavar="N", help="reviews to label (default: 2000, which is all there are)"
+    )
     parser.add_argument("--batch-size", type=_positive, default=20, metavar="N", help="records in one prompt (default: 20)")
     parser.add_argument("--output", metavar="DIR", help="folder for answers and staging (default: a new temporary folder)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -234,7 +254,12 @@ def _add_emulator(commands: Any) -> None:
 def _add_jobs(commands: Any) -> None:
     parser = commands.add_parser("jobs", help="batch jobs in a staging location: look, collect, cancel, tidy", epilog=_EXIT_CODES)
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    staging: dict[str, Any] = {"required": True, "metavar": "DIR", "dest": "staging_location", "help": "staging location: local folder or gs://"}
+    staging: dict[str, Any] = {
+        "required": True,
+        "metavar": "DIR",
+        "dest": "staging_location",
+        "help": "staging location: local folder or gs://",
+    }
 
     def action(name: str, text: str) -> argparse.ArgumentParser:
         made = _command(actions, name, f"beam_llm.fronts.jobs_cli:{name}", text)
@@ -288,7 +313,9 @@ def _add_option(parser: Any, name: str) -> None:
     if option.default is not None and option.default != "" and name != "output" and "default" not in meaning:
         meaning += f" (default: {option.default})"
     if name == "output":
-        meaning = "string, integer, number, boolean, enum:a|b|c, a JSON schema, a file of one (.json), or package.module.Model (default: string)"
+        meaning = (
+            "string, integer, number, boolean, enum:a|b|c, a JSON schema, a file of one (.json), or package.module.Model (default: string)"
+        )
     if name == "output_field":
         meaning = "the answer's field; its error is in <field>_error (default: answer)"
     wanted: dict[str, Any] = {"dest": f"option_{name}", "default": None, "help": meaning.replace("%", "%%")}
@@ -332,7 +359,9 @@ def output_type(text: str) -> Any:
             with open(text, "rb") as file:
                 return json.load(file)
         except (OSError, ValueError) as error:
-            raise UsageError(f"--output-type names {text!r}, which is no readable JSON schema: {getattr(error, 'strerror', None) or error}") from None
+            raise UsageError(
+                f"--output-type names {text!r}, which is no readable JSON schema: {getattr(error, 'strerror', None) or error}"
+            ) from None
     if re.fullmatch(r"[A-Za-z_]\w*([.:][A-Za-z_]\w*)+", text) and not text.startswith("enum:"):
         module, _, name = text.replace(":", ".").rpartition(".")
         sys.path.insert(0, os.getcwd())  # a model beside the data, as `python -m` would find it
@@ -364,8 +393,9 @@ def _predict(chosen: argparse.Namespace) -> int:
     if not chosen.quiet:
         print(summary(job, report), file=sys.stderr)
     if report.tally.failed:
-        print(f"{chosen.name}: {report.tally.failed:,} of {report.tally.records:,} records ended as errors: see {job.answer_field}_error", file=sys.stderr)
+        print(
+            f"{chosen.name}: {report.tally.failed:,} of {report.tally.records:,} records ended as errors: see {job.answer_field}_error",
+            file=sys.stderr,
+        )
         return SOME_ERRORS
     return ALL_ANSWERED
-
-

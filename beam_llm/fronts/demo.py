@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -55,16 +55,32 @@ class Way:
 
     Attributes:
       scale: records of the whole demo per record asked; 1 where all were.
+      serial: stands for calls one after another.
     """
 
     title: str
     report: Report
     path: Path
     scale: float = 1.0
+    serial: bool = False
 
     @property
     def tally(self) -> Tally:
         return self.report.tally
+
+    @property
+    def cost_usd(self) -> float:
+        return self.tally.cost_usd * self.scale
+
+    @property
+    def seconds(self) -> float:
+        """Of the run; one after another: the mean latency measured, times the calls."""
+        if self.serial:
+            return (self.report.mean_latency_ms or 0.0) / 1000 * self.report.requests * self.scale
+        return self.report.seconds
+
+    def scaled(self, count: int) -> str:
+        return f"{round(count * self.scale):,}"
 
     def answers(self) -> list[dict[str, Any]]:
         return [orjson.loads(line) for line in self.path.read_bytes().splitlines()]
@@ -80,9 +96,17 @@ def main(chosen: argparse.Namespace) -> int:
     with Emulator(keys=(), latency_ms=LATENCY_MS, batch_seconds=JOB_SECONDS, faults=faults, keep_requests=0) as emulator:
         ask = _Asking(folder, emulator.base_url, chosen.quiet)
         size = chosen.batch_size
-        single = ask("one-by-one", "one by one*", "sample.jsonl", scale=records / min(records, ONE_BY_ONE_SAMPLE))
+        single = ask("one-by-one", "one by one*", "sample.jsonl", scale=records / min(records, ONE_BY_ONE_SAMPLE), serial=True)
         live = ask("live", f"live, {size} a call", "reviews.jsonl", batch_size=size)
-        staged = ask("batch-api", f"batch API, {size} a line", "reviews.jsonl", batch_size=size, mode="batch_api", staging_location=str(folder / "staging"), poll_seconds=0.2)
+        staged = ask(
+            "batch-api",
+            f"batch API, {size} a line",
+            "reviews.jsonl",
+            batch_size=size,
+            mode="batch_api",
+            staging_location=str(folder / "staging"),
+            poll_seconds=0.2,
+        )
     answers, others = live.answers(), staged.answers()
     differing = sum(a["answer"] != b["answer"] for a, b in zip(answers, others, strict=True))
     print(_figures([single, live, staged]))
@@ -116,66 +140,59 @@ class _Asking:
         self._base_url = base_url
         self._quiet = quiet
 
-    def __call__(self, name: str, title: str, file: str, *, scale: float = 1.0, **options: Any) -> Way:
+    def __call__(self, name: str, title: str, file: str, *, scale: float = 1.0, serial: bool = False, **options: Any) -> Way:
         path = self._folder / f"answers-{name}.jsonl"
         asked = settings(MODEL, prompt=PROMPT, output=Opinion, base_url=self._base_url, api_key="none", max_retries=5, **options)
         if not self._quiet:
             print(f"… {title}", file=sys.stderr, flush=True)
-        return Way(title, predict(Job([str(self._folder / file)], str(path), asked, quiet=self._quiet)), path, scale)
+        return Way(title, predict(Job([str(self._folder / file)], str(path), asked, quiet=self._quiet)), path, scale, serial)
 
 
 def _opening(records: int) -> str:
     return (
         f"{records:,} sentences from real product and film reviews, each rated by about 20 people.\n"
-        f"Asked of each: sentiment and score, as a typed answer, from {MODEL}\n"
-        f"at an emulator on this machine: no key, no network, no cost. It speaks OpenAI's API, takes {LATENCY_MS} ms a call, fails {2 * FAULT_PROBABILITY:.0%} of\n"
-        f"live calls on purpose, and answers with a rule-based scorer (VADER) in the model's place.\n"
+        f"Asked of each: its sentiment and a score, as a typed answer, from {MODEL}\n"
+        f"at an emulator of OpenAI's API on this machine: no key, no network, no cost. A call takes {LATENCY_MS} ms,\n"
+        f"{2 * FAULT_PROBABILITY:.0%} of live calls fail on purpose, and a rule-based scorer (VADER) answers in the model's place.\n"
     )
 
 
 def _figures(ways: Sequence[Way]) -> str:
+    def row(name: str, cell: Callable[[Way], str]) -> tuple[str, ...]:
+        return (name, *(cell(way) for way in ways))
+
     rows = [
-        ("records", [f"{round(way.tally.records * way.scale):,}" for way in ways]),
-        ("answered", [f"{round((way.tally.records - way.tally.failed) * way.scale):,}" for way in ways]),
-        ("calls", [_calls(way) for way in ways]),
-        ("retries", [f"{round(way.report.counters.get('retries', 0) * way.scale):,}" for way in ways]),
-        ("input tokens", [f"{round(way.tally.input_tokens * way.scale):,}" for way in ways]),
-        ("output tokens", [f"{round(way.tally.output_tokens * way.scale):,}" for way in ways]),
-        ("cost by list price", [dollars(way.tally.cost_usd * way.scale) for way in ways]),
-        ("time", [duration(_seconds(way)) for way in ways]),
+        row("records", lambda way: way.scaled(way.tally.records)),
+        row("answered", lambda way: way.scaled(way.tally.records - way.tally.failed)),
+        row("calls", _calls),
+        row("retries", lambda way: way.scaled(way.report.counters.get("retries", 0))),
+        row("input tokens", lambda way: way.scaled(way.tally.input_tokens)),
+        row("output tokens", lambda way: way.scaled(way.tally.output_tokens)),
+        row("cost by list price", lambda way: dollars(way.cost_usd)),
+        row("time", lambda way: duration(way.seconds)),
     ]
     note = f"* asked for the first {ways[0].tally.records:,} and scaled to all; its time is that of calls one after another."
-    return "\n".join([table(["", *(way.title for way in ways)], [(name, *cells) for name, cells in rows]), "", note])
+    return "\n".join([table(["", *(way.title for way in ways)], rows), "", note])
 
 
 def _calls(way: Way) -> str:
-    if way.report.jobs:
-        return f"{way.report.requests:,} in {way.report.jobs} job{'s' * (way.report.jobs != 1)}"
-    return f"{round(way.report.requests * way.scale):,}"
-
-
-def _seconds(way: Way) -> float:
-    """Of the run; where it stands for calls one after another, the mean latency times their number."""
-    if way.scale == 1.0 and way.report.jobs == 0 and way.report.mean_latency_ms is None:
-        return way.report.seconds
-    if way.title.startswith("one by one") and way.report.mean_latency_ms is not None:
-        return way.report.mean_latency_ms / 1000 * way.report.requests * way.scale
-    return way.report.seconds
+    jobs = way.report.jobs
+    return f"{way.scaled(way.report.requests)} in {jobs} job{'s' if jobs > 1 else ''}" if jobs else way.scaled(way.report.requests)
 
 
 def _comparison(single: Way, live: Way, staged: Way, differing: int) -> str:
-    calls = single.report.requests * single.scale / max(live.report.requests, 1)
-    cost = single.tally.cost_usd * single.scale
-    lines = [
-        f"Live:      {calls:.0f}x fewer calls than one by one, {_seconds(single) / live.report.seconds:.0f}x faster, {_saved(live.tally.cost_usd, cost)} less to pay.",
-        f"Batch API: {_saved(staged.tally.cost_usd, live.tally.cost_usd)} less again, {_saved(staged.tally.cost_usd, cost)} less than one by one. (A real job takes minutes to 24 h.)",
-        "Answers:   the same in both ways, all of them." if not differing else f"Answers:   {differing:,} differ between the two ways, and should not.",
-    ]
-    return "\n" + "\n".join(lines) + "\n"
+    fewer = single.report.requests * single.scale / max(live.report.requests, 1)
+    faster = single.seconds / live.seconds
+    same = "the same in both ways, all of them." if not differing else f"{differing:,} differ between the two ways, and should not."
+    return (
+        f"\nLive:      {fewer:.0f}x fewer calls than one by one, {faster:.0f}x faster, {_saved(live, single)} less to pay.\n"
+        f"Batch API: {_saved(staged, live)} less again, {_saved(staged, single)} less than one by one. (A real job takes minutes to 24 h.)\n"
+        f"Answers:   {same}\n"
+    )
 
 
-def _saved(now: float, before: float) -> str:
-    return f"{1 - now / before:.0%}" if before else "nothing"
+def _saved(way: Way, before: Way) -> str:
+    return f"{1 - way.cost_usd / before.cost_usd:.0%}" if before.cost_usd else "nothing"
 
 
 def _table_of_answers(answers: Sequence[dict[str, Any]]) -> str:
@@ -194,19 +211,23 @@ def _cells(row: dict[str, Any]) -> tuple[str, str]:
 def _agreement(answers: Sequence[dict[str, Any]]) -> str:
     """How far the labels are from the people's, who rated from -4 to 4."""
     answered = [row for row in answers if row["answer"]]
-    clear = [row for row in answered if abs(row["rating"]) >= CLEAR_RATING and row["answer"]["sentiment"] != "neutral"]
-    undecided = sum(abs(row["rating"]) >= CLEAR_RATING and row["answer"]["sentiment"] == "neutral" for row in answered)
-    agreeing = sum((row["answer"]["sentiment"] == "positive") == (row["rating"] > 0) for row in clear)
-    try:
-        linear = f"{correlation([row['answer']['score'] for row in answered], [row['rating'] for row in answered]):.2f}"
-    except StatisticsError:
-        linear = "undefined on so few"
-    share = f"{agreeing / len(clear):.0%}" if clear else "–"
+    clear = [row for row in answered if abs(row["rating"]) >= CLEAR_RATING]
+    decided = [row for row in clear if row["answer"]["sentiment"] != "neutral"]
+    agreeing = sum((row["answer"]["sentiment"] == "positive") == (row["rating"] > 0) for row in decided)
+    share = f"{agreeing / len(decided):.0%}" if decided else "none"
     return (
-        f"People rated {len(clear) + undecided:,} sentences clearly (by {CLEAR_RATING:g} or more, of 4). Of the {len(clear):,} that were labelled positive or negative,\n"
-        f"{share} have the people's sign; {undecided:,} were labelled neutral. Correlation of score and rating over all: {linear}.\n"
+        f"People rated {len(clear):,} sentences clearly (by {CLEAR_RATING:g} or more, of 4). {len(decided):,} of them were labelled positive or negative, and\n"
+        f"{share} of these with the people's sign; the other {len(clear) - len(decided):,} neutral. Correlation of score and rating: {_linear(answered)}.\n"
     )
 
 
+def _linear(answered: Sequence[dict[str, Any]]) -> str:
+    try:
+        return f"{correlation([row['answer']['score'] for row in answered], [row['rating'] for row in answered]):.2f}"
+    except StatisticsError:
+        return "undefined on so few"
+
+
 def _places(folder: Path, live: Way, staged: Way) -> str:
-    return f"answers   {live.path}\n          {staged.path}\nstaging   {folder / 'staging'}  (files and ledger; beam-llm jobs ls --staging {folder / 'staging'})"
+    staging = folder / "staging"
+    return f"answers   {live.path}\n          {staged.path}\nstaging   {staging}  (beam-llm jobs ls --staging {staging})"

@@ -34,6 +34,7 @@ class Forecast:
     """One line of the table. Costs are None where the model has no known price."""
 
     batch_size: int | str
+    too_large: int
     requests: int
     input_tokens: int
     output_tokens: int
@@ -53,8 +54,10 @@ def main(chosen: argparse.Namespace) -> int:
     sizes = sorted({*BATCH_SIZES, *([checked.batch_size] if isinstance(checked.batch_size, int) else [])})
     forecasts = [forecast(replaced(checked, batch_size=size), records, answer_tokens, chosen.latency_seconds) for size in sizes]
     print(report(checked, found.records, forecasts, answer_tokens, chosen.latency_seconds))
+    unusable += forecasts[0].too_large
     if unusable:
-        print(f"{chosen.name}: {plural(unusable, 'record')} of {found.records:,} would end as errors: too large, or without a field of the prompt", file=sys.stderr)
+        why = "too large, or without a field of the prompt"
+        print(f"{chosen.name}: {plural(unusable, 'record')} of {found.records:,} would end as errors: {why}", file=sys.stderr)
         return SOME_ERRORS
     return ALL_ANSWERED
 
@@ -81,8 +84,8 @@ def forecast(checked: Settings, records: Iterable[Record], answer_tokens: int, l
     """
     task = Task(checked)
     prices = Prices.of(checked)
-    batcher: Batcher[None] = Batcher(caps_of(checked, task.shared_tokens, prices.context_window))
-    requests = input_tokens = output_tokens = 0
+    batcher: Batcher[None] = Batcher(caps_of(checked, task.shared_tokens, prices.context_window), checked.model_name)
+    too_large = requests = input_tokens = output_tokens = 0
     latencies = 0.0
 
     def close(batch: Sequence[tuple[Record, None]]) -> None:
@@ -94,14 +97,17 @@ def forecast(checked: Settings, records: Iterable[Record], answer_tokens: int, l
         latencies += latency_seconds or BASE_LATENCY_SECONDS + answered / OUTPUT_TOKENS_PER_SECOND
 
     for record in records:
-        if not batcher.too_large(record):
-            for batch in batcher.add(record, None):
-                close(batch)
-    if last := batcher.flush():
-        close(last)
+        if batcher.too_large(record):
+            too_large += 1
+            continue
+        for batch in batcher.add(record, None):
+            close(batch)
+    for batch in batcher.flush():
+        close(batch)
     usage = Usage(input_tokens, output_tokens)
     return Forecast(
         checked.batch_size,
+        too_large,
         requests,
         input_tokens,
         output_tokens,
@@ -164,7 +170,11 @@ def report(checked: Settings, records: int, forecasts: Sequence[Forecast], answe
         )
         for line in forecasts
     ]
-    latency = f"{latency_seconds:g} s" if latency_seconds else f"{BASE_LATENCY_SECONDS:g} s and 1 s per {OUTPUT_TOKENS_PER_SECOND:g} output tokens"
+    latency = (
+        f"{latency_seconds:g} s"
+        if latency_seconds
+        else f"{BASE_LATENCY_SECONDS:g} s and 1 s per {OUTPUT_TOKENS_PER_SECOND:g} output tokens"
+    )
     return "\n".join(
         [
             f"{plural(records, 'record')}, {checked.model}, prompt {shortened(checked.prompt or '{{ element }}', 60)!r}",
@@ -172,7 +182,8 @@ def report(checked: Settings, records: int, forecasts: Sequence[Forecast], answe
             table(header, rows),
             "",
             f"* assumed: {answer_tokens} tokens an answer; set --output-tokens",
-            f"† assumed: {latency} a call, {checked.max_concurrency} in flight; set --latency-seconds. Batch API: {BATCH_WINDOW}, often minutes",
+            f"† assumed: {latency} a call, {checked.max_concurrency} in flight; set --latency-seconds",
+            f"The batch API takes {BATCH_WINDOW}, often minutes.",
             "Input tokens are estimated on the high side. Equal records are counted each; the batch API asks them once.",
         ]
     )

@@ -79,7 +79,9 @@ def format_of(path: str, given: str | None = None) -> str:
     """
     found = given or ("jsonl" if path == "-" else _SUFFIXES.get(Path(path).suffix.lower()))
     if found is None:
-        raise UsageError(f"can't tell the format of {path!r} by its name: it has to end in {', '.join(_SUFFIXES)}, or give --input-format / --output-format")
+        raise UsageError(
+            f"can't tell the format of {path!r}: its name has to end in {', '.join(_SUFFIXES)}, or give --input-format, --output-format"
+        )
     return found
 
 
@@ -135,7 +137,7 @@ def open_bytes(path: str) -> IO[bytes]:
         from apache_beam.io.filesystem import CompressionTypes
         from apache_beam.io.filesystems import FileSystems
 
-        return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
+        return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
     return open(path, "rb")
 
 
@@ -247,7 +249,9 @@ def refuse_overwriting(output: str, sources: Iterable[Source]) -> None:
     if output == "-":
         return
     for source in sources:
-        if output == source.path or (not is_remote(output) and os.path.exists(output) and os.path.exists(source.path) and os.path.samefile(output, source.path)):
+        if output == source.path or (
+            not is_remote(output) and os.path.exists(output) and os.path.exists(source.path) and os.path.samefile(output, source.path)
+        ):
             raise UsageError(f"the output {output!r} is one of the inputs: choose another name")
     if not is_remote(output):
         if os.path.isdir(output):
@@ -317,7 +321,10 @@ def _write_jsonl(file: IO[bytes], rows: Iterable[tuple[Row, Answer]], field: str
     for row, answer in rows:
         raw = row.raw if row.raw is not None else _json_bytes(row.fields)
         comma = b", " if len(row.fields) else b""
-        file.write(b'%s%s%s: %s, %s: %s}\n' % (raw[:-1].rstrip(), comma, answer_key, _json_bytes(answer.value), error_key, _json_bytes(answer.error)))
+        file.write(
+            b"%s%s%s: %s, %s: %s}\n"
+            % (raw[:-1].rstrip(), comma, answer_key, _json_bytes(answer.value), error_key, _json_bytes(answer.error))
+        )
 
 
 def _json_bytes(value: Any) -> bytes:

@@ -18,8 +18,6 @@ from beam_llm.outputs import Output
 from beam_llm.transforms.predict import LLMPredict
 from beam_llm.values import Prediction
 
-LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner", "BundleBasedDirectRunner")
-
 stopping = threading.Event()
 """Set by the first Ctrl-C of a live run: no further record is read, calls in flight are waited for."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import re
@@ -17,7 +18,18 @@ from typing import Any
 from beam_llm import events
 from beam_llm.config import Settings
 from beam_llm.errors import LLMError, PromptError, UsageError
-from beam_llm.fronts.files import Answer, Source, Survey, find_sources, format_of, identity, read_rows, refuse_overwriting, survey, write_rows
+from beam_llm.fronts.files import (
+    Answer,
+    Source,
+    Survey,
+    find_sources,
+    format_of,
+    identity,
+    read_rows,
+    refuse_overwriting,
+    survey,
+    write_rows,
+)
 from beam_llm.fronts.progress import Meter, ProgressLine, Tally, duration, plural
 from beam_llm.fronts.spool import Spool, SpoolIndex, folder_for
 from beam_llm.task import Task
@@ -91,7 +103,7 @@ def predict(job: Job) -> Report:
     with inputs_of(job) as (sources, found):
         task = Task(job.settings)
         check_prompt(task, sources)
-        if found.records:
+        if found.records and runs_here(job.beam_options):
             _check_key(job.settings)
         folder = folder_for(job.output, task.fingerprint + job.answer_field.encode(), [_identity(source) for source in sources])
         spool = Spool(folder)
@@ -148,6 +160,14 @@ def check_prompt(task: Task, sources: Sequence[Source]) -> None:
             return
 
 
+def runs_here(beam_options: Sequence[str]) -> bool:
+    """Whether the workers are in this process, so that what they need has to be here."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--runner", default="FnApiRunner")
+    chosen = parser.parse_known_args(list(beam_options))[0].runner
+    return chosen in ("FnApiRunner", "DirectRunner", "BundleBasedDirectRunner")
+
+
 def _check_key(settings: Settings) -> None:
     """A key that isn't there is told at once, not by a worker's traceback."""
     from beam_llm.providers.keys import resolve_key
@@ -181,7 +201,8 @@ def _write(job: Job, task: Task, sources: Sequence[Source], found: Survey, spool
 
     with spool.answers(found.records) as index:
         if index.missing():
-            raise RunError(f"the pipeline ended without an error, but {plural(index.missing(), 'record')} of {found.records:,} came back without an end")
+            lost = plural(index.missing(), "record")
+            raise RunError(f"the pipeline ended without an error, but {lost} of {found.records:,} came back without an end")
         write_rows(job.output, job.output_format, sources, found.columns, job.answer_field, task.output.schema, answers(index))
     return tally
 
@@ -270,7 +291,10 @@ def summary(job: Job, report: Report) -> str:
     if tally.failed:
         lines.append(f"errors    {tally.failed:,}: " + ", ".join(f"{count:,} {kind}" for kind, count in tally.errors.most_common()))
     lines.append(f"calls     {calls_of(report.counters)}")
-    lines.append(f"tokens    {tally.input_tokens:,} in, {tally.output_tokens:,} out" + (f" ({tally.cached_tokens:,} cached)" if tally.cached_tokens else ""))
+    lines.append(
+        f"tokens    {tally.input_tokens:,} in, {tally.output_tokens:,} out"
+        + (f" ({tally.cached_tokens:,} cached)" if tally.cached_tokens else "")
+    )
     lines.append(f"cost      {tally.cost()}" + (f" ({plural(tally.reused, 'answer')} re-used)" if tally.reused else ""))
     lines.append(f"time      {duration(report.seconds)}")
     lines.append(f"output    {'stdout' if job.output == '-' else job.output}")

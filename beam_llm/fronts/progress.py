@@ -92,7 +92,7 @@ class Meter:
         if self.tally.cost_usd:
             parts.append(dollars(self.tally.cost_usd))
         parts.append(duration(self.seconds))
-        if 0 < self.tally.records and done < self._total:
+        if self.tally.records and done < self._total:
             parts.append(f"about {duration(self.seconds / self.tally.records * (self._total - done))} to go")
         return ", ".join([*parts, *self._jobs()])
 
@@ -182,7 +182,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence[i
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = [
-        indent + "  ".join(cell.ljust(width) if column in left else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        indent
+        + "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in cells
     ]
     lines.insert(1, indent + "  ".join("─" * width for width in widths))

@@ -110,7 +110,7 @@ class Spool:
 def _locked(path: str) -> IO[bytes]:
     import fcntl
 
-    file = open(path, "ab")  # noqa: SIM115: held open for as long as the command runs
+    file = open(path, "ab")  # noqa: SIM115 - held open for as long as the command runs
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -124,7 +124,7 @@ def _create(folder: str, name: str) -> IO[bytes]:
         from apache_beam.io.filesystem import CompressionTypes
         from apache_beam.io.filesystems import FileSystems
 
-        return FileSystems.create(f"{folder}/{name}", compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
+        return FileSystems.create(f"{folder}/{name}", compression_type=CompressionTypes.UNCOMPRESSED)
     return open(os.path.join(folder, name), "ab")
 
 
@@ -144,7 +144,7 @@ class SpoolIndex:
     """
 
     def __init__(self, records: int):
-        self._file = tempfile.TemporaryFile(prefix="beam-llm-")  # noqa: SIM115: closed by __exit__
+        self._file = tempfile.TemporaryFile(prefix="beam-llm-")  # noqa: SIM115 - closed by __exit__
         self._end = 0
         self._offset_of = array("q", [_NOWHERE]) * records
         self._good = bytearray(records)
