@@ -1,6 +1,6 @@
 """When a prompt is full: by records, tokens and bytes. Plain Python over any stream of records; waiting is the transforms' part.
 
-    records ─ add ─► [ still open ] ─ a cap would be passed, or the last place is taken ─► closed prompt batches
+records ─ add ─► [ still open ] ─ a cap would be passed, or the last place is taken ─► closed prompt batches
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from beam_llm.values import Record
 
 AUTO_RECORDS = 100
 """Most records in one prompt with `batch_size="auto"`. Windows would take thousands, but long lists cost accuracy: answers depend
-on the place in the list (BatchPrompt, ICLR 2024: naive packing degrades from a few dozen on). A number in `batch_size` has no such bound."""
+on the place in the list (BatchPrompt, ICLR 2024: naive packing degrades from a few dozen on). A number in `batch_size` is not bounded."""
 
 UNKNOWN_WINDOW = 128_000
-"""Tokens of a model that no table knows. Too high only costs a call that is refused and split; too low would refuse good records unasked."""
+"""Tokens of a model that no table knows. Too high costs a call that is refused and split; too low would refuse good records unasked."""
 
 ANSWER_SHARE = 3
 """Without `max_output_tokens` a third of the window is left to the answer: what published models with a common window reserve (gpt-5:
@@ -85,12 +85,16 @@ class Batcher(Generic[T]):
       count: how a text is counted exactly, or None where that is not possible.
     """
 
-    __slots__ = ("_bytes", "_caps", "_count", "_exact", "_members", "_tokens")
+    __slots__ = ("_bytes", "_caps", "_count_text", "_exact", "_members", "_model", "_tokens")
 
     def __init__(self, caps: Caps, model: str = "", count: Callable[[str, str], int | None] = exact_tokens):
         self._caps = caps
-        self._count = lambda record: _counted(record, model, count)
-        self._open()
+        self._model = model
+        self._count_text = count
+        self._members: list[tuple[Record, T]] = []
+        self._tokens = 0
+        self._bytes = 0
+        self._exact = False
 
     def add(self, record: Record, carried: T) -> list[list[tuple[Record, T]]]:
         """Takes a record; returns the prompt batches that are full now, in order (none, one or two)."""
@@ -140,23 +144,20 @@ class Batcher(Generic[T]):
             self._exact = True
         return self._count(record)
 
-    def _open(self) -> None:
-        self._members: list[tuple[Record, T]] = []
-        self._tokens = self._bytes = 0
-        self._exact = False
+    def _count(self, record: Record) -> int:
+        """The record's tokens: exact where that is possible, and never more than its estimate."""
+        counts = [self._count_text(text, self._model) for text in record.inputs]
+        known = [tokens for tokens in counts if tokens is not None]
+        tokens = sum(known) if len(known) == len(counts) else record.tokens
+        return min(record.tokens, tokens) + RECORD_OVERHEAD_TOKENS
 
     def _close(self) -> list[tuple[Record, T]]:
         members = self._members
-        self._open()
+        self._members = []
+        self._tokens = self._bytes = 0
+        self._exact = False
         return members
 
 
 def _bytes_of(record: Record) -> int:
     return sum(len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in record.inputs)
-
-
-def _counted(record: Record, model: str, count: Callable[[str, str], int | None]) -> int:
-    """The record's tokens: exact where that is possible, and never more than its estimate."""
-    exact = [count(text, model) for text in record.inputs]
-    known = [tokens for tokens in exact if tokens is not None]
-    return (min(record.tokens, sum(known)) if len(known) == len(exact) else record.tokens) + RECORD_OVERHEAD_TOKENS

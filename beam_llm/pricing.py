@@ -88,12 +88,12 @@ def _your_prices(settings: Settings) -> tuple[Rates, Rates] | None:
     for key, value in prices.items():
         if key not in _YOUR_KEYS or isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
             raise UsageError(
-                f"prices has {key!r}: {value!r}: it has to be dollars per million tokens under 'input', 'output' and, if you like, 'cached', "
+                f"prices has {key!r}: {value!r}: it has to be dollars per million tokens under 'input', 'output' and, perhaps, 'cached', "
                 "and the batch API's share of them under 'batch'; write prices={'input': 0.4, 'output': 1.6, 'cached': 0.1, 'batch': 0.5}"
             )
     if "input" not in prices or "output" not in prices:
         raise UsageError(f"prices is {prices!r}: it needs both 'input' and 'output', in dollars per million tokens")
-    live = Rates(*(prices[key] / 1e6 for key in ("input", "output")), prices.get("cached", prices["input"]) / 1e6)
+    live = Rates(prices["input"] / 1e6, prices["output"] / 1e6, prices.get("cached", prices["input"]) / 1e6)
     share = prices.get("batch", BATCH_DISCOUNT)
     return live, Rates(*(rate * share for rate in live))
 

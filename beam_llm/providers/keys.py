@@ -1,4 +1,4 @@
-"""From a reference to a key. References ride in the pipeline; keys are looked up where a client is made, on the worker, and never stored."""
+"""From a reference to a key. References ride in the pipeline; keys are looked up on the worker, where a client is made."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def _missing(reference: str, reason: str) -> Aborted:
 def _from_environment(reference: str, name: str) -> str:
     value = os.environ.get(name)
     if value is None:
-        raise _missing(reference, "the environment variable is not set on this worker; export it, or write api_key='none' for servers without keys")
+        raise _missing(
+            reference, "the environment variable is not set on this worker; export it, or write api_key='none' for servers without keys"
+        )
     return value
 
 
@@ -49,7 +51,7 @@ def _from_file(reference: str, path: str) -> str:
 def _from_secret_manager(reference: str, name: str) -> str:
     """Google Secret Manager, with the worker's own credentials; the latest version where none is named."""
     try:
-        from google.cloud import secretmanager
+        from google.cloud import secretmanager  # type: ignore[import-untyped,unused-ignore]
     except ImportError:
         raise _missing(reference, "Secret Manager's client is not installed; pip install 'beam-llm[gcp]'") from None
     version = name if "/versions/" in name else f"{name}/versions/latest"
