@@ -137,12 +137,18 @@ class Batches:
             if not isinstance(body.get(name), str):
                 return WireError(400, f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name)
         if bare(body["endpoint"]) != "/chat/completions":
-            return WireError(400, f"Invalid value: '{body['endpoint']}'. Supported: '/v1/chat/completions'.", param="endpoint", code="invalid_value")
+            return WireError(
+                400, f"Invalid value: '{body['endpoint']}'. Supported: '/v1/chat/completions'.", param="endpoint", code="invalid_value"
+            )
         if body["completion_window"] != "24h":
-            return WireError(400, "Invalid value for 'completion_window': only '24h' is supported.", param="completion_window", code="invalid_value")
+            return WireError(
+                400, "Invalid value for 'completion_window': only '24h' is supported.", param="completion_window", code="invalid_value"
+            )
         meta = self.files.get(body["input_file_id"])
         if meta is None:
-            return WireError(400, f"Invalid file id '{body['input_file_id']}': no such file.", param="input_file_id", code="invalid_request")
+            return WireError(
+                400, f"Invalid file id '{body['input_file_id']}': no such file.", param="input_file_id", code="invalid_request"
+            )
         if meta["purpose"] != "batch":
             return WireError(400, "The input file's purpose must be 'batch'.", param="input_file_id", code="invalid_request")
         return _check_metadata(body.get("metadata"))
@@ -152,7 +158,8 @@ class Batches:
         first_line = _first_line(self.files.path(body["input_file_id"]))
         job: dict[str, Any] = {
             "id": job_id, "number": next(self._numbers), "created": time.time(), "status": "validating", "endpoint": body["endpoint"],
-            "input_file_id": body["input_file_id"], "metadata": body.get("metadata"), "model": None, "total": 0, "tokens": 0, "errors": None,
+            "input_file_id": body["input_file_id"], "metadata": body.get("metadata"), "model": None, "total": 0, "tokens": 0,
+            "errors": None,
             "result": None, "output_file_id": None, "error_file_id": None, "stamps": {},
             "faults": [fault.to_json() for fault in self.script.strike("job", (first_line,))],
         }  # fmt: skip
@@ -319,7 +326,7 @@ class Batches:
         if "in_progress_at" not in job["stamps"]:
             return 0
         spent = time.time() - job["stamps"]["in_progress_at"]
-        return min(job["total"], int(job["total"] * spent / max(self._options.stages[1], 1e-6)))
+        return min(int(job["total"]), int(job["total"] * spent / max(self._options.stages[1], 1e-6)))
 
     def _move(self, job: dict[str, Any], status: str) -> None:
         job["status"] = status
@@ -366,7 +373,13 @@ def _check_metadata(metadata: Any) -> WireError | None:
         return None
     fits = isinstance(metadata, dict) and len(metadata) <= _MOST_PAIRS
     fits = fits and all(isinstance(value, str) and len(key) <= _MOST_KEY and len(value) <= _MOST_VALUE for key, value in metadata.items())
-    return None if fits else WireError(400, "Invalid 'metadata': at most 16 pairs of strings, keys up to 64 and values up to 512 characters.", param="metadata")
+    return (
+        None
+        if fits
+        else WireError(
+            400, "Invalid 'metadata': at most 16 pairs of strings, keys up to 64 and values up to 512 characters.", param="metadata"
+        )
+    )
 
 
 def _first_line(path: Path) -> str:

@@ -149,7 +149,9 @@ class Brain:
             return lambda text: _padded(words_of(text)[:most], least, text)
         fill = self.filler(items, root, name, sentiment, depth + 1)
         # Several items about one text: each looks at the text under another number.
-        return lambda text: [fill(text if place == 0 else f"{text} {place + 1}") for place in range(max(least, min(most, 1 + hashed(text, name) % 3)))]
+        return lambda text: [
+            fill(text if place == 0 else f"{text} {place + 1}") for place in range(max(least, min(most, 1 + hashed(text, name) % 3)))
+        ]
 
     def _number(self, schema: Mapping[str, Any], name: str, whole: bool, sentiment: bool) -> Filler:
         least, most = _bounds(schema, whole)
@@ -160,14 +162,14 @@ class Brain:
             least, most = -1.0, 1.0
         low = least if least is not None else min(0, most if most is not None else 0)
         high = most if most is not None else low + 100
-        if sentiment:
-            share: Callable[[str], float] = lambda text: (self._compound(text) + 1) / 2
-        else:
-            share = lambda text: hashed(text, name) % 10_001 / 10_000
+        share = self._sentiment_share if sentiment else lambda text: hashed(text, name) % 10_001 / 10_000
         if whole:
             step = schema.get("multipleOf", 1)
             return lambda text: int(min(high, max(low, round((low + (high - low) * share(text)) / step) * step)))
         return lambda text: round(min(high, max(low, low + (high - low) * share(text))), 4)
+
+    def _sentiment_share(self, text: str) -> float:
+        return (self._compound(text) + 1) / 2
 
     def _string(self, schema: Mapping[str, Any], name: str, sentiment: bool) -> Filler:
         formatted = _FORMATS.get(schema.get("format", ""))

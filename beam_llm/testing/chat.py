@@ -121,7 +121,12 @@ def _check_format(form: Any) -> WireError | None:
         return None
     given = form.get("json_schema")
     if not isinstance(given, dict) or not given.get("name"):
-        return WireError(400, "Missing required parameter: 'response_format.json_schema.name'.", param="response_format.json_schema.name", code="missing_required_parameter")
+        return WireError(
+            400,
+            "Missing required parameter: 'response_format.json_schema.name'.",
+            param="response_format.json_schema.name",
+            code="missing_required_parameter",
+        )
     schema = given.get("schema")
     if not given.get("strict"):
         return None
@@ -130,7 +135,9 @@ def _check_format(form: Any) -> WireError | None:
         problem = "schema must be a JSON Schema of 'type: \"object\"'"
     if problem is None:
         return None
-    return WireError(400, f"Invalid schema for response_format '{given['name']}': {problem}.", param="response_format", code="invalid_json_schema")
+    return WireError(
+        400, f"Invalid schema for response_format '{given['name']}': {problem}.", param="response_format", code="invalid_json_schema"
+    )
 
 
 def strict_problem(schema: Any, place: tuple[str, ...]) -> str | None:
@@ -146,7 +153,7 @@ def strict_problem(schema: Any, place: tuple[str, ...]) -> str | None:
             return f"{where}, 'additionalProperties' is required to be supplied and to be false"
         missing = sorted(set(properties or {}) - set(schema.get("required", ())))
         if missing:
-            return f"{where}, 'required' is required to be supplied and to be an array including every key in properties. Missing '{missing[0]}'"
+            return f"{where}, 'required' is required to include every key in properties. Missing '{missing[0]}'"
     for word in ("properties", "$defs"):
         for name, part in (schema.get(word) or {}).items():
             if problem := strict_problem(part, (*place, word, name)):

@@ -43,7 +43,9 @@ class Emulator:
       options: as in `EmulatorOptions`.
     """
 
-    def __init__(self, *, state_dir: str | os.PathLike[str] | None = None, port: int = 0, faults: Sequence[Fault] = (), **options: Any) -> None:
+    def __init__(
+        self, *, state_dir: str | os.PathLike[str] | None = None, port: int = 0, faults: Sequence[Fault] = (), **options: Any
+    ) -> None:
         self.options = EmulatorOptions(faults=tuple(faults), **options)
         self.port = port
         self.api_key = self.options.keys[0] if self.options.keys else API_KEY
@@ -64,10 +66,13 @@ class Emulator:
         self._thread = threading.Thread(target=self._run, args=(ready,), name="llm-emulator", daemon=True)
         self._thread.start()
         ready.wait()
+        self._raise_failure()
+        return self
+
+    def _raise_failure(self) -> None:
         if self._failure is not None:
             self.close()
             raise self._failure
-        return self
 
     def close(self) -> None:
         """Stops listening, ends the thread; harmless twice."""
@@ -119,6 +124,11 @@ class Emulator:
     def ledger(self) -> dict[str, Any]:
         """The whole book, as `GET /_emulator/ledger` gives it."""
         return self.service.ledger()
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """The book's sums: cheap, however many records there are."""
+        return self.service.totals()
 
     @property
     def calls(self) -> int:
@@ -200,7 +210,9 @@ class EmulatorProcess:
       state_dir, port, faults, options: as in `Emulator`.
     """
 
-    def __init__(self, *, state_dir: str | os.PathLike[str] | None = None, port: int = 0, faults: Sequence[Fault] = (), **options: Any) -> None:
+    def __init__(
+        self, *, state_dir: str | os.PathLike[str] | None = None, port: int = 0, faults: Sequence[Fault] = (), **options: Any
+    ) -> None:
         self.options = EmulatorOptions(faults=tuple(faults), **options)
         self.port = port
         self.api_key = self.options.keys[0] if self.options.keys else API_KEY
@@ -270,12 +282,17 @@ class EmulatorProcess:
     @property
     def ledger(self) -> dict[str, Any]:
         """The whole book."""
-        return self._ask("/_emulator/ledger")
+        return dict(self._ask("/_emulator/ledger"))
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The book without its records: cheap at a million of them."""
-        return self._ask("/_emulator/ledger?summary")
+        """The book without its records, but with how many were billed twice."""
+        return dict(self._ask("/_emulator/ledger?summary"))
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """The book's sums: cheap, however many records there are."""
+        return dict(self._ask("/_emulator/totals"))
 
     @property
     def billed(self) -> BilledCounter:
@@ -284,11 +301,11 @@ class EmulatorProcess:
 
     @property
     def calls(self) -> int:
-        return int(self.summary["calls"])
+        return int(self.totals["calls"])
 
     @property
     def one_by_one(self) -> int:
-        return int(self.summary["live"]["records"])
+        return int(self.totals["live"]["records"])
 
     def set_faults(self, *faults: Fault) -> None:
         """Another script from now on, until it is started again."""
@@ -315,7 +332,9 @@ class EmulatorProcess:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="beam-llm emulator", description="The provider emulator: an OpenAI-compatible server on loopback; no key, no cost.")
+    parser = argparse.ArgumentParser(
+        prog="beam-llm emulator", description="The provider emulator: an OpenAI-compatible server on loopback; no key, no cost."
+    )
     parser.add_argument("--port", type=int, default=0, help="0 (default) picks a free one")
     parser.add_argument("--faults", metavar="FILE", help='JSON list of faults, such as [{"kind": "rate_limit", "probability": 0.05}]')
     parser.add_argument("--state-dir", metavar="DIR", help="keep files, jobs and the ledger here (default: a temporary folder)")
@@ -327,7 +346,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--requests-per-minute", type=float, help="answer 429 beyond it")
     parser.add_argument("--tokens-per-minute", type=float, help="answer 429 beyond it")
     parser.add_argument("--max-concurrency", type=int, help="answer 429 beyond so many calls at once")
-    parser.add_argument("--batch-seconds", type=_stages, default=2.0, help="how long a batch job takes: S, or VALIDATING,IN_PROGRESS,FINALIZING")
+    parser.add_argument(
+        "--batch-seconds", type=_stages, default=2.0, help="how long a batch job takes: S, or VALIDATING,IN_PROGRESS,FINALIZING"
+    )
     parser.add_argument("--cancel-seconds", type=float, default=0.1, help="how long a job is cancelling")
     parser.add_argument("--enqueued-token-limit", type=int, help="input tokens of all pending jobs together")
     parser.add_argument("--enqueued-limit-at", choices=("create", "validation"), default="validation")

@@ -1,19 +1,22 @@
-"""pytest fixtures. Put `pytest_plugins = ["beam_llm.testing.plugin"]` into your root `conftest.py`."""
+"""pytest fixtures, found by pytest once the package is installed. Nothing is imported before a test asks for one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from beam_llm.testing.emulator import Emulator
+if TYPE_CHECKING:
+    from beam_llm.testing.emulator import Emulator
 
 
 @pytest.fixture
 def llm_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     """An emulator without faults; `OPENAI_BASE_URL` and `OPENAI_API_KEY` lead to it."""
+    from beam_llm.testing.emulator import Emulator
+
     with Emulator() as emulator:
         for name, value in emulator.environment.items():
             monkeypatch.setenv(name, value)
@@ -23,6 +26,8 @@ def llm_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
 @pytest.fixture
 def start_emulator() -> Iterator[Callable[..., Emulator]]:
     """`start_emulator(faults=[…], latency_ms=…)`: as many as a test needs, closed at its end."""
+    from beam_llm.testing.emulator import Emulator
+
     with ExitStack() as stack:
 
         def start(**options: Any) -> Emulator:

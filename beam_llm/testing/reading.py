@@ -18,7 +18,9 @@ _XML_INPUT = re.compile(r'<input index="(\d+)"[^>]*>(.*?)</input>', re.DOTALL)
 _NUMBERED = re.compile(r"^[ \t]*\[?(\d+)[.):\]|][ \t]?", re.MULTILINE)
 _CHILD = re.compile(r"<([A-Za-z_][\w.-]*)>(.*?)</\1>", re.DOTALL)
 _DELIMITED = re.compile(r"\b1\s?\||(?:index|number)>?\s?\|", re.IGNORECASE)
-_WORD_LIST = re.compile(r"(?:one of|either|exactly one of)[:\s]+((?:[\"'`]?[\w -]+?[\"'`]?\s*(?:,|\bor\b|/|\|)\s*)+[\"'`]?[\w-]+[\"'`]?)", re.IGNORECASE)
+_WORD_LIST = re.compile(
+    r"(?:one of|either|exactly one of)[:\s]+((?:[\"'`]?[\w -]+?[\"'`]?\s*(?:,|\bor\b|/|\|)\s*)+[\"'`]?[\w-]+[\"'`]?)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def _words(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     for message in messages:
         content = message.get("content")
         if isinstance(content, list):
-            content = "\n".join(part.get("text", "") for part in content if isinstance(part, dict))
+            content = "\n".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
         content = content if isinstance(content, str) else ""
         if message.get("role") in ("system", "developer"):
             system.append(content)
@@ -176,8 +178,9 @@ def _many_in_words(texts: tuple[str, ...], hint: str, index_field: str) -> Quest
     place = _answer_list(schema) if schema else None
     if place is not None and schema is not None:
         return Question(texts, True, "json", place[1], schema, hint, _index_name(place[1]) or index_field, place[0], None)
-    example = re.search(r'\{\s*"%s":\s*1\s*,\s*"(\w+)":' % re.escape(index_field), hint)
-    list_field = re.search(r'\{\s*"(\w+)":\s*\[\s*\{\s*"%s"' % re.escape(index_field), hint)
+    name = re.escape(index_field)
+    example = re.search(rf'\{{\s*"{name}":\s*1\s*,\s*"(\w+)":', hint)
+    list_field = re.search(rf'\{{\s*"(\w+)":\s*\[\s*\{{\s*"{name}"', hint)
     value_field = example[1] if example else "value"
     return Question(texts, True, "json", schema, None, hint, index_field, list_field[1] if list_field else None, value_field)
 
@@ -226,7 +229,11 @@ def spoken_schema(hint: str) -> Mapping[str, Any] | None:
     words = _WORD_LIST.search(hint)
     if words:
         return {"enum": [word.strip(" \"'`") for word in re.split(r",|\bor\b|/|\|", words[1]) if word.strip(" \"'`")]}
-    for pattern, kind in ((r"\b(integer|whole number)\b", "integer"), (r"\bnumber\b(?! of| the)", "number"), (r"\btrue or false\b", "boolean")):
+    for pattern, kind in (
+        (r"\b(integer|whole number)\b", "integer"),
+        (r"\bnumber\b(?! of| the)", "number"),
+        (r"\btrue or false\b", "boolean"),
+    ):
         if re.search(pattern, hint):
             return {"type": kind}
     return None

@@ -68,7 +68,9 @@ class Service:
             return await self._complete(request, deployment)
         if path == "/models" and request.method == "GET":
             names = self.options.models or ("gpt-4.1-mini", "gpt-4.1", "gpt-4o-mini")
-            return json_response({"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "emulator"} for name in names]})
+            return json_response(
+                {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "emulator"} for name in names]}
+            )
         answer = await self.batches.handle(request, path)
         return answer if answer is not None else unknown_route(request.method, request.path).response()
 
@@ -162,6 +164,8 @@ class Service:
             loop = asyncio.get_running_loop()
             text = request.query.get("text")
             return json_response(await loop.run_in_executor(None, self.ledger, text, "summary" not in request.query))
+        if path == "/_emulator/totals":
+            return json_response(self.totals())
         if path == "/_emulator/faults" and request.method == "POST":
             self.set_faults([Fault.from_json(entry) for entry in orjson.loads(await request.read())])
         if path == "/_emulator/faults":
@@ -176,6 +180,17 @@ class Service:
         total.update(self.billing.batch_billed(self.batches.billed_ids()))
         return total
 
+    def totals(self) -> dict[str, Any]:
+        """The book's sums: cheap, however many records there are."""
+        live = {
+            "requests": self.billing.calls,
+            "records": self.billing.one_by_one,
+            "input_tokens": self.billing.input_tokens,
+            "output_tokens": self.billing.output_tokens,
+            "price_factor": 1.0,
+        }
+        return {"calls": self.calls, "errors": self.errors, "live": live, "batch": {**self.batches.totals(), "price_factor": 0.5}}
+
     def ledger(self, text: str | None = None, records: bool = True) -> dict[str, Any]:
         """The whole book, or one record's line of it."""
         live, batch = self.billing.live_billed(), self.billing.batch_billed(self.batches.billed_ids())
@@ -183,17 +198,8 @@ class Service:
             return {"text": text, "live": live[text], "batch": batch[text], "times": live[text] + batch[text]}
         both = BilledCounter(live)
         both.update(batch)
-        totals = self.batches.totals()
         book: dict[str, Any] = {
-            "calls": self.calls,
-            "live": {
-                "requests": self.billing.calls,
-                "records": self.billing.one_by_one,
-                "input_tokens": self.billing.input_tokens,
-                "output_tokens": self.billing.output_tokens,
-                "price_factor": 1.0,
-            },
-            "batch": {**totals, "price_factor": 0.5},
+            **self.totals(),
             "distinct_records": len(both),
             "most_times": max(both.values(), default=0),
             "billed_twice": sum(1 for times in both.values() if times > 1),

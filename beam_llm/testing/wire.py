@@ -54,7 +54,8 @@ def unknown_route(method: str, path: str) -> WireError:
 
 def too_many(what: str, model: Any, limit: float, used: float, wait_seconds: float) -> WireError:
     """429 of a limit: `what` is `requests per min (RPM)` and the like."""
-    message = f"Rate limit reached for {model} in organization org-emulator on {what}: Limit {limit:g}, Used {used:g}. Please try again in {wait_seconds:.3f}s."
+    figures = f"Limit {limit:g}, Used {used:g}. Please try again in {wait_seconds:.3f}s."
+    message = f"Rate limit reached for {model} in organization org-emulator on {what}: {figures}"
     kind = "tokens" if "TPM" in what else "requests"
     return WireError(429, message, kind, "rate_limit_exceeded", headers=retry_after(wait_seconds))
 
@@ -67,7 +68,8 @@ def retry_after(seconds: float | None) -> dict[str, str]:
 
 
 def token_limit(model: Any, limit: int | None) -> str:
-    return f"Enqueued token limit reached for {model} in organization org-emulator. Limit: {limit or 0:,} enqueued tokens. Please try again once some in_progress batches have been completed."
+    reached = f"Enqueued token limit reached for {model} in organization org-emulator. Limit: {limit or 0:,} enqueued tokens."
+    return f"{reached} Please try again once some in_progress batches have been completed."
 
 
 def scripted(fault: Fault, model: Any = "the model") -> WireError:

@@ -93,7 +93,9 @@ def _check_body(checked: Checked, number: int, body: Any, chat: Chat) -> None:
         if not chat.knows(model):
             checked.complain("model_not_found", f"The provided model '{model}' is not supported by the Batch API.", "body.model", number)
     elif model != checked.model:
-        checked.complain("model_mismatch", f"All requests of a batch must use one model; found '{model}' beside '{checked.model}'.", "body.model", number)
+        checked.complain(
+            "model_mismatch", f"All requests of a batch must use one model; found '{model}' beside '{checked.model}'.", "body.model", number
+        )
     if body.get("stream"):
         checked.complain("streaming_unsupported", "Chat Completions: streaming is not supported in the Batch API.", "body.stream", number)
 
