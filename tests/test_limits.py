@@ -94,7 +94,11 @@ def test_small_budgets(requests_per_minute, times):
 
 @pytest.mark.parametrize(
     ("used", "due"),
-    [pytest.param(10, 0.0, id="less than charged makes room at once"), pytest.param(100, 60.0, id="as charged"), pytest.param(150, 60.0, id="more")],
+    [
+        pytest.param(10, 0.0, id="less than charged makes room at once"),
+        pytest.param(100, 60.0, id="as charged"),
+        pytest.param(150, 60.0, id="more"),
+    ],
 )
 def test_the_budget_learns_what_a_request_really_took(used, due):
     budget = Budget(None, 100)

@@ -1,0 +1,257 @@
+"""Engines on the process's loop thread: sharing, cancelling, giving everything back. Real threads, but nothing depends on speed."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from typing import Any, Literal
+
+import pytest
+
+from beam_llm.calls import Asked, Engine, borrow_engine, return_engine
+from beam_llm.calls import engine as engine_module
+from beam_llm.calls.sharing import _ENDPOINTS
+from beam_llm.config import Settings, settings
+from beam_llm.errors import Aborted, Kind
+from beam_llm.testing.fakes import FakeProvider, FakeTask, fake_record
+from beam_llm.values import Usage
+
+THREAD = "beam-llm-calls"
+
+
+def free(usage: Usage) -> float:
+    return 0.0
+
+
+def declared(**options: Any) -> Settings:
+    return settings("openai:fake", **{"base_url": "http://localhost/v1", **options})
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == THREAD]
+
+
+def value(future: Future[Asked]) -> Any:
+    return future.result(timeout=30).outcomes[0].value
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for another thread; fails after half a minute."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.fixture(autouse=True)
+def _fake_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_task_of", lambda settings: FakeTask())
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Every test ends with no thread, no endpoint and no complaint of asyncio's."""
+    with caplog.at_level(logging.WARNING, "asyncio"):
+        yield
+        gc.collect()
+    assert threads() == []
+    assert (_ENDPOINTS.known, _ENDPOINTS.engines) == ({}, set())
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_two_worker_threads_share_one_session_and_one_limit():
+    provider = FakeProvider(seconds=0.002)
+    connected: list[FakeProvider] = []
+
+    def connect() -> FakeProvider:
+        connected.append(provider)
+        return provider
+
+    def work() -> None:
+        engine = borrow_engine(pickle.loads(pickle.dumps(declared(max_concurrency=3))), connect, free)
+        assert [value(future) for future in [engine.submit([fake_record("a")]) for _ in range(30)]] == ["A"] * 30
+        return_engine(engine)
+
+    holder = borrow_engine(declared(max_concurrency=3), connect, free)
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    until(lambda: len(threads()) == 1)
+    for worker in workers:
+        worker.join()
+    assert (len(connected), provider.peak, len(provider.requests), provider.closed) == (1, 3, 60, 0)
+    return_engine(holder)
+    assert provider.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("other", "shared"),
+    [
+        pytest.param({}, True, id="equal settings"),
+        pytest.param({"output": Literal["a", "b"], "prompt": "{{ text }}", "max_retries": 1}, True, id="another prompt and answer"),
+        pytest.param({"max_concurrency": 5}, False, id="another limit"),
+        pytest.param({"base_url": "http://localhost:8080/v1"}, False, id="another address"),
+        pytest.param({"api_key": "env:ANOTHER_KEY"}, False, id="another key"),
+    ],
+)
+def test_engines_of_one_endpoint_share_its_limits(other, shared):
+    first = borrow_engine(declared(), FakeProvider, free)
+    second = borrow_engine(declared(**other), FakeProvider, free)
+    assert (first.endpoint is second.endpoint) is shared
+    return_engine(first)
+    return_engine(second)
+
+
+def test_cancelling_the_future_cancels_the_call_and_frees_its_slot():
+    provider = FakeProvider(hang=True)
+    engine = borrow_engine(declared(max_concurrency=1), lambda: provider, free)
+    stuck = engine.submit([fake_record("a")])
+    until(lambda: provider.in_flight == 1)
+    provider.hang = False
+    assert stuck.cancel()
+    assert value(engine.submit([fake_record("b")])) == "B"
+    assert (provider.in_flight, engine.endpoint.gate.in_flight) == (0, 0)
+    return_engine(engine)
+
+
+def test_an_engine_that_goes_cancels_its_own_calls_and_leaves_those_of_others():
+    provider = FakeProvider(hang=True)
+    going = borrow_engine(declared(), lambda: provider, free)
+    staying = borrow_engine(declared(), lambda: provider, free)
+    doomed = [going.submit([fake_record("a")]) for _ in range(3)]
+    until(lambda: provider.in_flight == 3)
+    provider.hang, provider.seconds = False, 0.02
+    alive = staying.submit([fake_record("b")])
+    return_engine(going)
+    assert all(future.cancelled() for future in doomed)
+    assert value(alive) == "B"
+    return_engine(staying)
+    assert (provider.closed, provider.in_flight) == (1, 0)
+
+
+def test_a_closed_engine_takes_no_more_and_may_be_returned_twice():
+    engine = borrow_engine(declared(), FakeProvider, free)
+    return_engine(engine)
+    return_engine(engine)
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.submit([fake_record("a")])
+
+
+def test_an_engine_of_ones_own_needs_no_borrowing():
+    provider = FakeProvider()
+    engine = Engine(declared(), lambda: provider, free)
+    assert value(engine.submit([fake_record("a")])) == "A"
+    engine.close()
+    engine.close()
+    assert provider.closed == 1
+
+
+def test_an_abort_reaches_every_future():
+    provider = FakeProvider(always=lambda: Aborted(Kind.ABORTED, "HTTP 401", status=401))
+    engine = borrow_engine(declared(), lambda: provider, free)
+    for future in [engine.submit([fake_record("a")]) for _ in range(5)]:
+        with pytest.raises(Aborted, match="HTTP 401"):
+            future.result(timeout=30)
+    return_engine(engine)
+
+
+def test_an_engine_borrowed_anew_after_an_abort_tries_anew():
+    broken, repaired = FakeProvider(always=lambda: Aborted(Kind.ABORTED, "HTTP 401")), FakeProvider()
+    engine = borrow_engine(declared(), lambda: broken, free)
+    with pytest.raises(Aborted):
+        engine.submit([fake_record("a")]).result(timeout=30)
+    return_engine(engine)
+    engine = borrow_engine(declared(), lambda: repaired, free)
+    assert value(engine.submit([fake_record("a")])) == "A"
+    return_engine(engine)
+
+
+def test_many_threads_submitting_and_cancelling_lose_nothing():
+    provider = FakeProvider(seconds=0.001)
+    engine = borrow_engine(declared(max_concurrency=4), lambda: provider, free)
+    ended: list[str] = []
+
+    def work() -> None:
+        for i in range(50):
+            future = engine.submit([fake_record("a")])
+            if i % 3 == 0:
+                future.cancel()
+            try:
+                ended.append(value(future))
+            except CancelledError:
+                ended.append("cancelled")
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(ended) == 200
+    assert ended.count("A") >= 4 * 33
+    assert value(engine.submit([fake_record("b")])) == "B"
+    assert engine.endpoint.gate.in_flight == 0
+    return_engine(engine)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of forking with threads, which is the point here
+def test_a_forked_process_starts_with_no_engine_and_makes_its_own():
+    engine = borrow_engine(declared(), FakeProvider, free)
+    assert value(engine.submit([fake_record("a")])) == "A"
+    child = os.fork()
+    if child == 0:
+        os._exit(_in_the_child(engine))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert value(engine.submit([fake_record("b")])) == "B"
+    return_engine(engine)
+
+
+def _in_the_child(inherited: Engine) -> int:
+    try:
+        inherited.submit([fake_record("a")])
+        return 1
+    except RuntimeError:
+        pass
+    return_engine(inherited)
+    own = borrow_engine(declared(), FakeProvider, free)
+    answered = value(own.submit([fake_record("c")])) == "C"
+    return_engine(own)
+    return 0 if answered and threads() == [] else 2
+
+
+def test_a_process_that_returns_nothing_ends_quietly():
+    """A runner may skip teardown; sessions are closed all the same and asyncio has nothing to say."""
+    program = """
+import sys
+from beam_llm.calls import borrow_engine, engine
+from beam_llm.config import settings
+from beam_llm.testing.fakes import FakeProvider, FakeTask, fake_record
+engine._task_of = lambda settings: FakeTask()
+provider = FakeProvider(hang=True)
+provider.close = lambda: closed()
+async def closed(): print("closed")
+borrowed = borrow_engine(settings("openai:x", base_url="http://localhost"), lambda: provider, lambda usage: None)
+borrowed.submit([fake_record("a")])
+while not provider.in_flight: pass
+"""
+    ended = subprocess.run([sys.executable, "-X", "dev", "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "closed\n", "")
+
+
+def test_asks_in_a_loop_of_ones_own_leave_no_task():
+    async def main() -> set[asyncio.Task[Any]]:
+        engine = Engine(declared(), FakeProvider, free)
+        await asyncio.gather(*(engine.ask([fake_record("a")]) for _ in range(10)))
+        await engine.aclose()
+        return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+
+    assert asyncio.run(main()) == set()
