@@ -1,0 +1,108 @@
+"""What a reply costs: yours before published, unknown is None and never 0, the batch API's discount once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from beam_llm.config import settings
+from beam_llm.errors import UsageError
+from beam_llm.pricing import Prices
+from beam_llm.values import Usage
+
+YOURS = {"input": 2.0, "output": 8.0, "cached": 0.5}
+AZURE = {"base_url": "https://example.openai.azure.com"}
+
+
+@pytest.mark.parametrize(
+    ("usage", "batch", "dollars"),
+    [
+        (Usage(1_000_000, 0), False, 0.40),
+        (Usage(0, 1_000_000), False, 1.60),
+        (Usage(1_000, 1_000), False, 0.002),
+        (Usage(1_000, 0, cached_tokens=1_000), False, 0.0001),
+        (Usage(1_000, 1_000), True, 0.001),
+        (Usage(1_000_000, 100_000), True, 0.28),
+    ],
+    ids=["input", "output", "both", "cached", "batch", "batch, many"],
+)
+def test_published_prices_of_a_known_model(usage, batch, dollars):
+    assert Prices.of(settings("openai:gpt-4.1-mini")).cost_usd(usage, batch) == pytest.approx(dollars)
+
+
+@pytest.mark.parametrize("base_url", ["http://127.0.0.1:9/v1", "https://proxy.example.com/v1"])
+def test_a_proxy_or_emulator_has_the_prices_of_the_model_it_names(base_url):
+    assert Prices.of(settings("openai:gpt-4.1-mini", base_url=base_url)).cost_usd(Usage(1_000_000, 0)) == pytest.approx(0.40)
+
+
+def test_a_known_address_has_its_own_prices():
+    assert Prices.of(settings("openai:llama-3.1-8b-instant", base_url="https://api.groq.com/openai/v1")).cost_usd(Usage(1_000_000, 0)) > 0
+
+
+@pytest.mark.parametrize("model", ["openai:no-such-model", "azure:my-deployment"])
+def test_an_unknown_model_is_unpriced_and_not_free(model):
+    prices = Prices.of(settings(model, base_url="https://example.openai.azure.com"))
+    assert prices.cost_usd(Usage(1_000, 1_000)) is None
+    assert prices.cost_usd(Usage()) is None
+    assert prices.context_window is None
+
+
+@pytest.mark.parametrize(
+    "prices",
+    [YOURS, {"gpt-4.1-mini": YOURS, "other": {"input": 9, "output": 9}}, {"openai:gpt-4.1-mini": YOURS}],
+    ids=["one table", "by model", "by provider and model"],
+)
+def test_your_prices_win_over_published_ones(prices):
+    known = Prices.of(settings("openai:gpt-4.1-mini", prices=prices))
+    assert known.cost_usd(Usage(1_000_000, 1_000_000, cached_tokens=400_000)) == pytest.approx(0.6 * 2 + 0.4 * 0.5 + 8)
+
+
+def test_your_prices_for_other_models_leave_this_one_as_published():
+    assert Prices.of(settings("openai:gpt-4.1-mini", prices={"other": YOURS})).source == "published"
+
+
+@pytest.mark.parametrize(("prices", "share"), [(YOURS, 0.5), ({**YOURS, "batch": 0.8}, 0.8)], ids=["half by default", "yours"])
+def test_the_batch_discount_of_your_prices(prices, share):
+    known = Prices.of(settings("azure:mine", prices=prices, **AZURE))
+    assert known.cost_usd(Usage(1_000, 1_000), batch=True) == pytest.approx(share * known.cost_usd(Usage(1_000, 1_000)))
+
+
+def test_azure_halves_where_the_table_has_no_batch_price():
+    known = Prices.of(settings("azure:gpt-4.1-mini", **AZURE))
+    assert known.cost_usd(Usage(1_000, 0), batch=True) == pytest.approx(0.0002)
+
+
+def test_long_prompts_pay_the_tier_they_are_in():
+    known = Prices.of(settings("openai:gpt-5.4"))
+    short, long = known.cost_usd(Usage(200_000, 0)), known.cost_usd(Usage(400_000, 0))
+    assert long > 2.5 * short
+
+
+@pytest.mark.parametrize(
+    ("prices", "word"),
+    [
+        ({"input": 1}, "'output'"),
+        ({"inptu": 1, "output": 1}, "'inptu'"),
+        ({"input": -1, "output": 1}, "-1"),
+        ({"input": "1", "output": 1}, "'1'"),
+    ],
+    ids=["output missing", "unknown key", "negative", "text"],
+)
+def test_wrong_prices_are_named_with_the_way_to_write_them(prices, word):
+    with pytest.raises(UsageError, match="dollars per million tokens") as caught:
+        Prices.of(settings("openai:gpt-4.1-mini", prices=prices))
+    assert word in str(caught.value)
+
+
+def test_windows_are_published_and_yours_wins():
+    assert Prices.of(settings("openai:gpt-4o-mini")).context_window == 128_000
+    assert Prices.of(settings("openai:gpt-4o-mini", context_window=9_000)).context_window == 9_000
+
+
+def test_the_price_table_is_not_read_by_an_import():
+    modules = "beam_llm.pricing, beam_llm.batching, beam_llm.tokens, beam_llm.providers"
+    code = f"import {modules}, sys; print('genai_prices' in sys.modules, 'openai' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["False", "False"]
