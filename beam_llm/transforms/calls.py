@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from beam_llm.batching import Batcher, caps_of
 from beam_llm.calls import Asked, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, PromptError
+from beam_llm.outputs import Output
 from beam_llm.pricing import Prices
 from beam_llm.providers import connect
 from beam_llm.task import Task
@@ -241,6 +242,7 @@ class AskTheModel(beam.DoFn):
 
     def setup(self) -> None:
         prices = Prices.of(self._settings)
+        self._load = Output(self._settings.output).load
         self._engine = borrow_engine(self._settings, partial(connect, self._settings), prices.cost_usd)
         self._meter = Meter()
         self._running: dict[Future[Asked], FormedBatch] = {}
@@ -292,7 +294,7 @@ class AskTheModel(beam.DoFn):
     def _emit(self, formed: FormedBatch, outcomes: list[Outcome], requests: int = 0, retries: int = 0) -> Iterator[Any]:
         self._meter.outcomes(outcomes, requests, retries)
         for envelope, outcome in zip(formed.envelopes, outcomes, strict=True):
-            yield envelope.around(prediction_of(envelope.element, outcome))
+            yield envelope.around(prediction_of(envelope.element, outcome, self._load))
 
     def _cancel(self) -> None:
         for future in self._running:
@@ -300,10 +302,11 @@ class AskTheModel(beam.DoFn):
         self._running.clear()
 
 
-def prediction_of(element: Any, outcome: Outcome) -> Prediction:
+def prediction_of(element: Any, outcome: Outcome, load: Callable[[Any], Any]) -> Prediction:
+    """The element with its outcome; `load` makes the typed value."""
     return Prediction(
         element,
-        outcome.value,
+        None if outcome.failure is not None else load(outcome.value),
         outcome.failure,
         outcome.usage,
         outcome.cost_usd,

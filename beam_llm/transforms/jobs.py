@@ -28,6 +28,7 @@ from beam_llm.errors import Failure
 from beam_llm.jobs import BatchJobRef, Driver, PartRef, PartRow, Ready, Waiting, drive_all, find_ref, open_store, plan, write_part
 from beam_llm.pricing import Prices
 from beam_llm.providers import connect, connect_batch
+from beam_llm.task import Task
 from beam_llm.transforms.calls import Former, prediction_of
 from beam_llm.transforms.envelopes import EnvelopeCoder, EnvelopeReader, Envelopes
 from beam_llm.transforms.metrics import Meter
@@ -189,9 +190,11 @@ class Drive:
         self._settings = settings
         self._engine: Any = None
         prices = Prices.of(settings)
+        task = Task(settings)
+        self._load = task.output.load
         self._live_cost = prices.cost_usd
         self.store = open_store(str(settings.staging_location))
-        self.driver = Driver(settings, Former(settings).task, self.store, connect_batch(settings), self._ask, prices.cost_usd, time)
+        self.driver = Driver(settings, task, self.store, connect_batch(settings), self._ask, prices.cost_usd, time)
         self._reader = EnvelopeReader(self.store)
         self._meter = Meter()
 
@@ -210,7 +213,7 @@ class Drive:
             told.append(outcome)
             if len(told) >= 1000:
                 self._tell(told)
-            yield envelope.around(prediction_of(envelope.element, outcome))
+            yield envelope.around(prediction_of(envelope.element, outcome, self._load))
         self._tell(told)
 
     def _tell(self, outcomes: list[Outcome]) -> None:
