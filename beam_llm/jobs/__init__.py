@@ -7,7 +7,24 @@ job.py        states and legal moves of one job       driver.py    step: go on f
 collect.py    result files → answers → outcomes       admin.py     look, cancel, tidy
 """
 
+from beam_llm.jobs.driver import Driver, Ready, Waiting, drive_all
+from beam_llm.jobs.ledger import Ledger
 from beam_llm.jobs.parts import PartReader, PartRef, PartRow, write_part
+from beam_llm.jobs.planner import BatchJobRef, find_ref, plan
 from beam_llm.jobs.store import open_store
 
-__all__ = ["PartReader", "PartRef", "PartRow", "open_store", "write_part"]
+__all__ = [
+    "BatchJobRef",
+    "Driver",
+    "Ledger",
+    "PartReader",
+    "PartRef",
+    "PartRow",
+    "Ready",
+    "Waiting",
+    "drive_all",
+    "find_ref",
+    "open_store",
+    "plan",
+    "write_part",
+]

@@ -102,7 +102,7 @@ class _Columns:
 
     def _add(self, key: bytes, record: Record | None, failure: Failure | None) -> bytes:
         if record is None or failure is not None:
-            return self._append(_NO_KEY, 0, 0, _FAILED, orjson.dumps(failure or Failure("prompt", "there is no record")))
+            return self._append(_NO_KEY, 0, 0, _FAILED, orjson.dumps(tuple(failure or Failure("prompt", "there is no record"))))
         if record.fields is None and record.record_id is None:
             question, flags = orjson.dumps(record.inputs), 0
         else:

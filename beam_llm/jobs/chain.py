@@ -1,0 +1,113 @@
+"""The chain of a job: the job, the follow-up that asks for its leftovers, the live calls for what that leaves. Read-only.
+
+    job 7 ── left over ──► job 12 (follow_up of 7) ── left over ──► live calls, slice by slice
+
+Each link has outcomes of its own; a record ends in exactly one of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import orjson
+
+from beam_llm.jobs.columns import Array
+from beam_llm.jobs.job import ASK, FOLLOW_UP, folder
+from beam_llm.jobs.ledger import Ledger
+from beam_llm.jobs.outcomes import Outcomes
+from beam_llm.protocols import Store
+
+
+class Link(NamedTuple):
+    """Attributes:
+    number: of the job whose link it is; for live calls, of the job that left the records over.
+    done: what its end says (one document, or one per slice of live calls); empty while it is not finished.
+    """
+
+    number: int
+    live: bool
+    done: tuple[dict[str, Any], ...]
+
+    @property
+    def next(self) -> str | None:
+        """Where this link's leftovers go: FOLLOW_UP, ASK, or nowhere."""
+        return self.done[0].get("next") if self.done and not self.live else None
+
+
+def read_json(store: Store, name: str) -> dict[str, Any] | None:
+    data = store.get(name)
+    return None if data is None else dict(orjson.loads(data))
+
+
+def follow_up_number(store: Store, number: int) -> int | None:
+    found = read_json(store, folder(number) + "follow_up")
+    return None if found is None else int(found["number"])
+
+
+def slices(done: dict[str, Any]) -> int:
+    """How many slices the live calls for a job's leftovers are cut into."""
+    return -(-int(done["left_records"]) // int(done["slice"]))
+
+
+def finished_slices(store: Store, number: int) -> list[str]:
+    return sorted(store.list(folder(number) + "ask/done-"))
+
+
+class Chain:
+    """Where a job and what follows from it stand now."""
+
+    def __init__(self, ledger: Ledger, number: int):
+        self._store, self.number = ledger.store, number
+        self.links: list[Link] = [self._job(number)]
+        while (link := self._after(self.links[-1])) is not None:
+            self.links.append(link)
+
+    def _job(self, number: int) -> Link:
+        done = read_json(self._store, folder(number) + "done")
+        return Link(number, False, () if done is None else (done,))
+
+    def _after(self, link: Link) -> Link | None:
+        if link.next == FOLLOW_UP:
+            number = follow_up_number(self._store, link.number)
+            return Link(0, False, ()) if number is None else self._job(number)
+        if link.next == ASK:
+            return self._live(link)
+        return None
+
+    def _live(self, link: Link) -> Link:
+        names = finished_slices(self._store, link.number)
+        if len(names) < slices(link.done[0]):
+            return Link(link.number, True, ())
+        found = [read_json(self._store, name) for name in names]
+        return Link(link.number, True, tuple(doc for doc in found if doc is not None))
+
+    def finished_links(self) -> int:
+        return sum(1 for link in self.links if link.done)
+
+    def is_finished(self) -> bool:
+        return all(link.done for link in self.links)
+
+    @property
+    def job_id(self) -> str | None:
+        """The provider's id of the job itself (not of what followed)."""
+        names = sorted(self._store.list(folder(self.number) + "created-"))
+        found = read_json(self._store, names[-1]) if names else None
+        return None if found is None else str(found["job_id"])
+
+    def unpaid(self, kinds: frozenset[str]) -> list[Array]:
+        """Keys of records that ended with a failure of one of `kinds`."""
+        found = []
+        for doc in (doc for link in self.links for doc in link.done):
+            if any(doc["counts"].get(kind) for kind in kinds):
+                found.append(Outcomes(self._store, doc["outcomes"]).of_kinds(kinds))
+        return found
+
+    def totals(self) -> tuple[dict[str, int], float]:
+        """Records by kind of failure (`""`: answered), and what was paid in dollars, over all finished links."""
+        counts: dict[str, int] = {}
+        paid = 0.0
+        for doc in (doc for link in self.links for doc in link.done):
+            for kind, count in doc["counts"].items():
+                counts[kind] = counts.get(kind, 0) + count
+            paid += doc.get("cost_usd") or 0.0
+        return counts, paid

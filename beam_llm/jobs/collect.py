@@ -1,0 +1,308 @@
+"""Result files in, outcomes out: streamed, joined by `custom_id`, whatever their order, doubles, strangers and cuts.
+
+output file ─┐                              ┌─ ends here ─► outcomes
+             ├─ line ─► custom_id ─► record ┤
+error file ──┘          (no answer at all) ─┴─ left over ─► a follow-up, live calls, or its failure, as `on_leftover` says
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import IO, Any
+
+import numpy as np
+import orjson
+
+from beam_llm.errors import CallError, Failure, Kind, LedgerError, Rejected
+from beam_llm.jobs.columns import Array
+from beam_llm.jobs.job import ASK, FOLLOW_UP, folder
+from beam_llm.jobs.manifest import Manifest
+from beam_llm.jobs.outcomes import LEFT, Outcomes, OutcomeWriter
+from beam_llm.jobs.points import reached
+from beam_llm.jobs.store import temporary_file
+from beam_llm.protocols import BatchProvider, LineReply, Store
+from beam_llm.task import Task
+from beam_llm.values import Completion, Outcome, Usage
+
+Cost = Callable[[Usage, bool], float | None]
+
+_FINAL_ALONE = frozenset({Kind.REFUSED, Kind.REJECTED, Kind.TOO_LARGE})
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job ended, as far as lines without an answer are concerned.
+
+    Attributes:
+      word: for the ledger: the provider's status, or ours (`lost`, `refused`, `doubtful`, …).
+      failure: of a record whose line has no reply.
+      final: such records are not asked again.
+      faulty_lines: 0-based line → failure, where validation named lines.
+    """
+
+    word: str
+    failure: Failure
+    final: bool
+    faulty_lines: Mapping[int, Failure]
+
+
+class Collected:
+    """What was found in the files of one job, written down as it is read.
+
+    Args:
+      earlier: outcomes (failures, usage) of the same records in the job before, if this is a follow-up.
+      tries: requests of this chain that a record was part of before this job.
+    """
+
+    def __init__(
+        self, manifest: Manifest, task: Task, provider: BatchProvider, cost: Cost, ending: Ending, file: IO[bytes], earlier: Earlier
+    ):
+        self._manifest, self._task, self._provider, self._cost, self._ending = manifest, task, provider, cost, ending
+        self._earlier = earlier
+        assert manifest.line_starts is not None
+        self._starts: list[int] = manifest.line_starts.tolist()
+        self._line_of = {custom_id: line for line, custom_id in enumerate(manifest.custom_ids())}
+        self._answered = bytearray(len(self._starts) - 1)
+        self._errors: dict[int, Exception] = {}
+        self.outcomes = OutcomeWriter(manifest.keys, file)
+        self.left = bytearray(len(manifest))
+        self.regroup = bytearray(len(manifest))
+        self.facts: Counter[str] = Counter()
+        self.usage = Usage()
+        self.cost_usd: float | None = 0.0
+
+    def read_file(self, path: str) -> bool:
+        """Takes one result file. Returns whether its last line was cut."""
+        cut = False
+        with open(path, "rb") as file:
+            for line in file:  # a binary file's lines end at b"\n" and nowhere else
+                if line.isspace():
+                    continue
+                try:
+                    reply = self._provider.decode_line(line)
+                except ValueError:
+                    self.facts["unreadable_lines"] += 1
+                    cut = not line.endswith(b"\n")
+                    continue
+                self.facts["lines"] += 1
+                self._take(reply)
+        return cut
+
+    def _take(self, reply: LineReply) -> None:
+        line = self._line_of.get(reply.custom_id)
+        if line is None:
+            self.facts["unknown_ids"] += 1
+        elif self._answered[line]:
+            self.facts["duplicate_ids"] += 1
+        elif reply.completion is not None:
+            self._answered[line] = 1
+            self._errors.pop(line, None)
+            self._read(line, reply.completion)
+            if line == len(self._answered) // 2:
+                reached("collect.half")
+        elif line in self._errors:
+            self.facts["duplicate_ids"] += 1
+        else:
+            self._errors[line] = reply.error or Rejected(Kind.UNREADABLE, "the provider's error line says nothing")
+
+    def _read(self, line: int, completion: Completion) -> None:
+        """One answered line: an outcome for each of its records, final or left over."""
+        start, end = self._starts[line], self._starts[line + 1]
+        count = end - start
+        reading = self._task.read(count, completion)
+        paid = self._cost(completion.usage, True)
+        share = None if paid is None else paid / count
+        self._add_up(completion.usage, paid)
+        model, request_id, reason = completion.model, completion.request_id, completion.finish_reason
+        dump, values, whole = self._task.output.dump, reading.values, reading.whole
+        for index, usage in enumerate(completion.usage.split(count), 1):
+            position = start + index - 1
+            if index in values:
+                self._put(position, Outcome(dump(values[index]), None, usage, share, model, request_id, reason), final=True)
+                continue
+            failure = whole or reading.failures.get(index) or Failure(Kind.MISSING, f"answer {index} of {count} is missing from the reply")
+            outcome = Outcome(None, failure, usage, share, model, request_id, reason)
+            self.regroup[position] = 1
+            self._put(position, outcome, final=count == 1 and failure.kind in _FINAL_ALONE)
+
+    def _add_up(self, usage: Usage, paid: float | None) -> None:
+        self.usage += usage
+        self.cost_usd = None if paid is None or self.cost_usd is None else self.cost_usd + paid
+
+    def finish(self) -> None:
+        """Ends the records whose lines have no answer."""
+        for line, answered in enumerate(self._answered):
+            if answered:
+                continue
+            error = self._errors.get(line)
+            count = self._starts[line + 1] - self._starts[line]
+            failure, final, alone = self._unanswered(line, error, count)
+            for position in range(self._starts[line], self._starts[line + 1]):
+                self.regroup[position] = alone
+                self._put(position, Outcome(None, failure, cost_usd=0.0), final)
+
+    def _unanswered(self, line: int, error: Exception | None, count: int) -> tuple[Failure, bool, bool]:
+        """(why, whether that is final, whether its records are to be asked one by one)."""
+        ending = self._ending
+        fault = ending.faulty_lines.get(line)
+        if fault is not None:
+            return fault, count == 1, True
+        if error is None:
+            return ending.failure, ending.final, False
+        kind = error.kind if isinstance(error, CallError) else Kind.UNAVAILABLE
+        failure = Failure(kind, str(error) or kind, 1)
+        if kind in (Kind.EXPIRED, Kind.CANCELLED) or ending.final:
+            return ending.failure if kind in (Kind.EXPIRED, Kind.CANCELLED) else failure, ending.final, False
+        if isinstance(error, Rejected):
+            return failure, count == 1, True
+        return failure, False, False
+
+    def _put(self, position: int, outcome: Outcome, final: bool) -> None:
+        if not final:
+            self.left[position] = 1
+        self.outcomes.put(position, self._earlier.added(self._manifest, position, outcome))
+
+
+class Earlier:
+    """What the link before says of records that it left over: their usage is theirs, whoever answers them in the end."""
+
+    def __init__(self, store: Store | None = None, name: str | None = None):
+        self._known = Outcomes(store, name) if store is not None and name is not None else None
+
+    def added(self, manifest: Manifest, position: int, outcome: Outcome) -> Outcome:
+        failure = outcome.failure
+        if self._known is None:
+            if failure is None or failure.attempts:
+                return outcome
+            return replace(outcome, failure=failure._replace(attempts=1))
+        at = int(self._known.positions(manifest.keys[position : position + 1])[0])
+        before = self._known.outcome(at) if at >= 0 else Outcome()
+        tries = (before.failure.attempts if before.failure else 0) + max(failure.attempts if failure else 0, 1)
+        cost = None if outcome.cost_usd is None or before.cost_usd is None else outcome.cost_usd + before.cost_usd
+        return replace(
+            outcome,
+            usage=outcome.usage + before.usage,
+            cost_usd=cost,
+            failure=failure._replace(attempts=tries) if failure is not None else None,
+        )
+
+    def close(self) -> None:
+        if self._known is not None:
+            self._known.close()
+
+
+def next_step(on_leftover: str, is_follow_up: bool) -> str | None:
+    """Where leftovers go: one more job, then live calls, or nowhere."""
+    if on_leftover == "fail":
+        return None
+    return FOLLOW_UP if on_leftover == "follow_up" and not is_follow_up else ASK
+
+
+def store_end(
+    store: Store, number: int, manifest: Manifest, found: Collected, file: IO[bytes], path: str, goes_to: str | None, slice_size: int
+) -> dict[str, Any]:
+    """Writes outcomes, leftovers and, last, `done`. Returns what `done` says, be it ours or a quicker collector's."""
+    file.flush()
+    left = np.flatnonzero(np.frombuffer(found.left, dtype=np.uint8))
+    name = f"{folder(number)}answers-{uuid.uuid4().hex[:12]}"
+    reached("answers.before")
+    store.put_file(f"{name}.rows", path)
+    doc: dict[str, Any] = {"format": 1, "ended": found._ending.word, "outcomes": name, "next": None}
+    if len(left) and goes_to is not None:
+        doc |= _leftovers(store, name, manifest, found, left, goes_to, slice_size)
+    else:
+        index, doc["counts"] = found.outcomes.whole()
+        store.put(f"{name}.index", index)
+    doc |= {
+        "facts": dict(found.facts),
+        "usage": [found.usage.input_tokens, found.usage.output_tokens, found.usage.cached_tokens],
+        "cost_usd": found.cost_usd,
+    }
+    reached("done.before")
+    if not store.create(folder(number) + "done", orjson.dumps(doc)):
+        _remove(store, name)
+        kept = store.get(folder(number) + "done")
+        if kept is None:
+            raise LedgerError(f"{folder(number)}done can't be read back")
+        return dict(orjson.loads(kept))
+    reached("done.after")
+    return doc
+
+
+def _leftovers(store: Store, name: str, manifest: Manifest, found: Collected, left: Array, goes_to: str, slice_size: int) -> dict[str, Any]:
+    """Splits outcomes into those that stand and those that are passed on: two indexes over the same rows."""
+    mask = np.zeros(len(manifest), dtype=bool)
+    mask[left] = True
+    final_index, final_counts = found.outcomes.part(~mask)
+    left_index, _ = found.outcomes.part(mask)
+    store.put(f"{name}.index", final_index)
+    store.put(f"{name}{LEFT}.index", left_index)
+    passed_on = manifest.chosen(left, _regrouped(manifest, mask, np.frombuffer(found.regroup, dtype=np.uint8)))
+    return {
+        "next": goes_to,
+        "left": f"{name}{LEFT}",
+        "left_lines": passed_on.write(store),
+        "left_records": len(left),
+        "slice": slice_size,
+        "counts": final_counts,
+    }
+
+
+def _regrouped(manifest: Manifest, left: Array, alone: Array) -> Array:
+    """Lines of the follow-up: a line that was never answered stays as it is; where the line was at fault, each record has its own."""
+    assert manifest.line_starts is not None
+    starts, count = [0], 0
+    for start, end in pairwise(manifest.line_starts.tolist()):
+        members = np.flatnonzero(left[start:end]) + start
+        if not len(members):
+            continue
+        if alone[members].any():
+            starts.extend(range(count + 1, count + len(members) + 1))
+        else:
+            starts.append(count + len(members))
+        count += len(members)
+    return np.array(starts, dtype=np.uint32)
+
+
+def _remove(store: Store, name: str) -> None:
+    for ending in (".index", ".rows", f"{LEFT}.index"):
+        store.delete(name + ending)
+
+
+def ended_as(status: str, errors: Iterator[tuple[str, str, int | None]], past_deadline: bool) -> Ending:
+    """What a provider's terminal status means for lines without a reply."""
+    if past_deadline:
+        return Ending("deadline", Failure(Kind.TIMED_OUT, "the job had not come to this record by its deadline", 1), True, {})
+    if status == "cancelled":
+        return Ending(status, Failure(Kind.CANCELLED, "the job was cancelled before it came to this record", 1), True, {})
+    if status == "expired":
+        return Ending(status, Failure(Kind.EXPIRED, "the job expired before it came to this record", 1), False, {})
+    if status == "failed":
+        return _failed(list(errors))
+    return Ending(status, Failure(Kind.UNAVAILABLE, f"the job ended as {status} without an answer to this record", 1), False, {})
+
+
+_NOT_OURS = ("model_not_found", "billing", "quota", "permission", "unauthorized", "access")
+
+
+def _failed(errors: list[tuple[str, str, int | None]]) -> Ending:
+    """Validation failed: nothing ran. Where it names lines, those are at fault and the others can be asked again."""
+    code, message, _ = errors[0] if errors else ("failed", "the provider gave no reason", None)
+    said = f"the provider's validation failed: {code}: {message}"
+    if any(word in code for word in _NOT_OURS):
+        return Ending("failed", Failure(Kind.ABORTED, said, 1), True, {})
+    faulty = {
+        line - 1: Failure(Kind.REJECTED, f"line {line} failed the provider's validation: {error_code}: {text}", 1)
+        for error_code, text, line in errors
+        if line is not None
+    }
+    if faulty:
+        return Ending("failed", Failure(Kind.UNAVAILABLE, f"{said} (another record's line)", 1), False, faulty)
+    return Ending("failed", Failure(Kind.REJECTED, said, 1), True, {})
+
+
+__all__ = ["Collected", "Cost", "Earlier", "Ending", "ended_as", "next_step", "store_end", "temporary_file"]

@@ -1,0 +1,17 @@
+"""Named places in the life of a job where a process may be killed; tests watch them, nothing else does.
+
+planned parts ─► intent.before ─► intent.after ─► staged ─► uploaded ─► create.before ─► create.after ─► ack.after ─► waiting
+    ─► ended ─► collect.file (per result file) ─► collect.half ─► answers.before ─► done.before ─► done.after ─► output.half
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+watch: Callable[[str], None] | None = None
+"""Called with the point's name where set."""
+
+
+def reached(point: str) -> None:
+    if watch is not None:
+        watch(point)

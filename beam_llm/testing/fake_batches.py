@@ -1,0 +1,266 @@
+"""A batch provider in memory, with failure knobs: for tests of jobs that need neither HTTP nor real time.
+
+    fake = FakeBatches(clock); fake.answers_after = 5.0; fake.create_faults = ["lost"]; …; fake.billed[text] == 1
+
+It answers `re: <text>` to every record's text, alone or in a prompt of several, and bills each line that it answers.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from beam_llm.errors import CallError, Kind, Rejected, Retryable
+from beam_llm.protocols import BatchLimits, Clock, LineReply, RemoteJob
+from beam_llm.values import Completion, Request, Usage
+
+_INPUT = re.compile(r"^Input \d+: (.+)$", re.MULTILINE)
+
+
+class FakeClock:
+    """Time that passes only when told to."""
+
+    def __init__(self, now: float = 1_000_000.0):
+        self.now = now
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += max(seconds, 0.001)
+
+
+@dataclass
+class _Job:
+    job_id: str
+    file_id: str
+    fingerprint: str
+    created_at: float
+    status: str = "validating"
+    files: tuple[str, ...] = ()
+    errors: tuple[tuple[str, str, int | None], ...] = ()
+    completed: int = 0
+    failed: int = 0
+    cancel_at: float | None = None
+
+
+@dataclass
+class FakeBatches:
+    """A BatchProvider. Knobs are plain attributes, changed at will.
+
+    Attributes:
+      answers_after: seconds from a job's creation to its end.
+      create_faults: consumed one per create: `lost` (created, answer lost), `500` (not created, no clear answer), `429`, `refused`,
+        `queue` (accepted, then failed with token_limit_exceeded), `validation` (failed, line 1 at fault); "" is none.
+      most_jobs: further creates find the queue full.
+      list_lag: seconds until a created job is listed.
+      can_list: False: listing is refused; None: it fails.
+      unknown_until: until then every job is a 404.
+      expire_after, cancel_after: lines answered before the job expires or ends as cancelled; None: all.
+      spoil: (line index, line) → lines, applied to every result line.
+      tail: bytes after the last line of an output file.
+      refuse, garble: texts whose line is refused, or answered by no JSON.
+    """
+
+    clock: Clock
+    limits: BatchLimits = BatchLimits(50_000, 190_000_000, 86_400.0)
+    answers_after: float = 10.0
+    create_faults: list[str] = field(default_factory=list)
+    most_jobs: int | None = None
+    list_lag: float = 0.0
+    can_list: bool | None = True
+    unknown_until: float = 0.0
+    expire_after: int | None = None
+    cancel_after: int | None = None
+    drop_ids_every: int = 0
+    duplicate: bool = False
+    strangers: int = 0
+    shuffle: bool = True
+    tail: bytes = b""
+    stuck: bool = False
+    refuse: frozenset[str] = frozenset()
+    garble: frozenset[str] = frozenset()
+    polls_fail: int = 0
+    downloads_fail: int = 0
+    download_cuts: int = 0
+    uploads_fail: int = 0
+
+    def __post_init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.jobs: list[_Job] = []
+        self.billed: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        self._count = 0
+
+    # BatchProvider
+
+    def encode_line(self, custom_id: str, request: Request) -> bytes:
+        messages = [[message.role, message.content] for message in request.messages]
+        return orjson.dumps({"custom_id": custom_id, "messages": messages, "model": request.model})
+
+    def decode_line(self, line: bytes) -> LineReply:
+        facts = orjson.loads(line)
+        if "error" in facts:
+            kind, message = facts["error"]
+            error: CallError = Rejected(kind, message, status=400) if kind == Kind.REJECTED else Retryable(kind, message)
+            return LineReply(facts["custom_id"], None, error)
+        completion = Completion(facts["text"], "stop", Usage(*facts["usage"]), "fake-model", facts["custom_id"][:8])
+        return LineReply(facts["custom_id"], completion)
+
+    def upload(self, path: str) -> str:
+        self.calls["upload"] += 1
+        if self.uploads_fail:
+            self.uploads_fail -= 1
+            raise Retryable(Kind.UNAVAILABLE, "upload failed", status=500)
+        with open(path, "rb") as file:
+            return self._keep(file.read())
+
+    def create_job(self, file_id: str, fingerprint: str) -> RemoteJob:
+        self.calls["create"] += 1
+        fault = self.create_faults.pop(0) if self.create_faults else ""
+        active = sum(1 for job in self.jobs if self._moved(job).status not in ("completed", "failed", "expired", "cancelled"))
+        if fault == "429" or (self.most_jobs is not None and active >= self.most_jobs):
+            raise Retryable(Kind.RATE_LIMITED, "Enqueued token limit reached for fake-model", status=429)
+        if fault == "500":
+            raise Retryable(Kind.UNAVAILABLE, "internal error", status=500)
+        if fault == "refused":
+            raise Rejected(Kind.REJECTED, "invalid request", status=400)
+        if file_id not in self.files:
+            raise Rejected(Kind.REJECTED, f"No such File object: {file_id}", status=404)
+        job = _Job(self._new("batch"), file_id, fingerprint, self.clock.time())
+        if fault == "queue":
+            job.status, job.errors = "failed", (("token_limit_exceeded", "Enqueued token limit reached", None),)
+        if fault == "validation":
+            job.status, job.errors = "failed", (("invalid_request", "line is bad", 1),)
+        self.jobs.append(job)
+        if fault == "lost":
+            raise Retryable(Kind.UNAVAILABLE, "connection reset")
+        return self._seen(job)
+
+    def retrieve_job(self, job_id: str) -> RemoteJob:
+        self.calls["retrieve"] += 1
+        if self.polls_fail:
+            self.polls_fail -= 1
+            raise Retryable(Kind.UNAVAILABLE, "bad gateway", status=502)
+        if self.clock.time() < self.unknown_until:
+            raise Rejected(Kind.REJECTED, "no such batch", status=404)
+        for job in self.jobs:
+            if job.job_id == job_id:
+                return self._seen(self._moved(job))
+        raise Rejected(Kind.REJECTED, "no such batch", status=404)
+
+    def list_jobs(self) -> Iterator[RemoteJob]:
+        self.calls["list"] += 1
+        if self.can_list is False:
+            raise Rejected(Kind.REJECTED, "method not allowed", status=405)
+        if self.can_list is None:
+            raise Retryable(Kind.UNAVAILABLE, "bad gateway", status=502)
+        for job in sorted(self.jobs, key=lambda job: -job.created_at):
+            if self.clock.time() >= job.created_at + self.list_lag:
+                yield self._seen(self._moved(job))
+
+    def download(self, file_id: str, path: str) -> None:
+        self.calls["download"] += 1
+        if self.downloads_fail:
+            self.downloads_fail -= 1
+            raise Retryable(Kind.UNAVAILABLE, "bad gateway", status=502)
+        data = self.files[file_id]
+        if self.download_cuts:
+            self.download_cuts -= 1
+            data = data[: len(data) // 2]
+        with open(path, "wb") as file:
+            file.write(data)
+
+    def cancel_job(self, job_id: str) -> None:
+        self.calls["cancel"] += 1
+        for job in self.jobs:
+            if job.job_id == job_id and job.status not in ("completed", "failed", "expired", "cancelled"):
+                job.cancel_at = self.clock.time()
+
+    def delete_file(self, file_id: str) -> None:
+        self.files.pop(file_id, None)
+
+    # The other side
+
+    def _new(self, word: str) -> str:
+        self._count += 1
+        return f"{word}_{self._count:04d}"
+
+    def _keep(self, data: bytes) -> str:
+        file_id = self._new("file")
+        self.files[file_id] = data
+        return file_id
+
+    def _seen(self, job: _Job) -> RemoteJob:
+        total = self.files.get(job.file_id, b"").count(b"\n")
+        return RemoteJob(job.job_id, job.status, job.created_at, job.files, job.fingerprint, job.completed, job.failed, total, job.errors)
+
+    def _moved(self, job: _Job) -> _Job:
+        if job.status in ("completed", "failed", "expired", "cancelled"):
+            return job
+        job.status = "in_progress"
+        if job.cancel_at is not None:
+            self._run(job, self.cancel_after or 0, "cancelled", Kind.CANCELLED)
+        elif not self.stuck and self.clock.time() >= job.created_at + self.answers_after:
+            ends = self.cancel_after if self.cancel_after is not None else self.expire_after
+            word, kind = ("cancelled", Kind.CANCELLED) if self.cancel_after is not None else ("expired", Kind.EXPIRED)
+            self._run(job, ends, word if ends is not None else "completed", kind)
+        return job
+
+    def _run(self, job: _Job, answered: int | None, word: str, kind: str) -> None:
+        output, errors = [], []
+        for index, line in enumerate(self.files[job.file_id].split(b"\n")[:-1]):
+            request = orjson.loads(line)
+            texts = _texts(request)
+            if answered is not None and index >= answered:
+                errors.append({"custom_id": request["custom_id"], "error": [kind, word]})
+            elif any(text in self.refuse for text in texts):
+                errors.append({"custom_id": request["custom_id"], "error": [Kind.REJECTED, "refused by the provider"]})
+            elif self.drop_ids_every and index % self.drop_ids_every == 0:
+                continue
+            else:
+                self.billed.update(texts)
+                output.append(self._answer(request, texts))
+        rng = random.Random(job.job_id)
+        if self.duplicate:
+            output += [replace_text(line) for line in output]
+        output += [{"custom_id": f"stranger-{number}", "text": "?", "usage": [1, 1, 0]} for number in range(self.strangers)]
+        if self.shuffle and not self.duplicate:
+            rng.shuffle(output)
+        job.status, job.completed, job.failed = word, len(output), len(errors)
+        job.files = tuple(
+            self._keep(b"".join(orjson.dumps(line) + b"\n" for line in lines) + tail)
+            for lines, tail in ((output, self.tail), (errors, b""))
+        )
+
+    def _answer(self, request: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+        usage = [10 + sum(len(text) for text in texts), 3 * len(texts), 2]
+        if any(text in self.garble for text in texts):
+            return {"custom_id": request["custom_id"], "text": "I'd rather not count." if len(texts) > 1 else "", "usage": usage}
+        if _INPUT.search(request["messages"][-1][1]) is None:
+            return {"custom_id": request["custom_id"], "text": f"re: {texts[0]}", "usage": usage}
+        answers = [{"index": index, "value": f"re: {text}"} for index, text in enumerate(texts, 1)]
+        return {"custom_id": request["custom_id"], "text": orjson.dumps({"answers": answers}).decode(), "usage": usage}
+
+
+def replace_text(line: dict[str, Any]) -> dict[str, Any]:
+    """The same line once more with another answer, which must lose."""
+    return {**line, "text": "a second answer to one id"}
+
+
+def _texts(request: dict[str, Any]) -> list[str]:
+    content = request["messages"][-1][1]
+    found = [orjson.loads(text) for text in _INPUT.findall(content)]
+    return found or [content]
+
+
+__all__ = ["FakeBatches", "FakeClock"]
