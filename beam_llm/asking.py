@@ -130,31 +130,38 @@ def single_words(output: Output, value_field: str) -> str:
 
 def xml_words(output: Output, shape: Shape) -> str:
     """How to reply in XML: an element per answer, and in it one per field of an object."""
-    if shape.fields:
-        fields = output.schema["properties"]
-        answer = "".join(f"<{name}>{_xml_sketch(fields[name], output.schema)}</{name}>" for name in shape.fields)
-    else:
-        answer = _text_sketch(output)
+    fields = output.schema.get("properties", {})
+    answer = "".join(f"<{name}>{_xml_sketch(fields[name], output.schema)}</{name}>" for name in shape.fields) or "…"
     return (
-        "Reply with nothing but XML, one answer element per input with the input's number, and escape &, < and > in texts:\n"
-        f'<{ANSWERS}><answer {shape.index_field}="1">{answer}</answer>…</{ANSWERS}>'
+        "Reply with nothing but XML, one answer element per input under the same index, and escape &, < and > in texts:\n"
+        f'<{ANSWERS}><answer {shape.index_field}="1">{answer}</answer>…</{ANSWERS}>{_spoken_type(output)}'
     )
 
 
 def _xml_sketch(schema: Schema, root: Schema) -> str:
-    inner = sketch(schema, root)
-    return f"<item>{sketch(schema['items'], root)}</item>…" if schema.get("type") == "array" else inner.strip("<>")
+    return f"<item>{_bare_sketch(schema.get('items'), root)}</item>…" if schema.get("type") == "array" else _bare_sketch(schema, root)
+
+
+def _bare_sketch(schema: Any, root: Schema) -> str:
+    return sketch(schema, root).replace('"', "").replace("<", "").replace(">", "")
 
 
 def delimited_words(output: Output) -> str:
     """How to reply in lines of index and answer."""
-    return f"Reply with nothing but one line per input, its number and the answer, without line breaks in it:\n1|{_text_sketch(output)}"
+    return f"Reply with nothing but one line per input, its index and the answer, without line breaks inside:\n1|…\n2|…{_spoken_type(output)}"
 
 
-def _text_sketch(output: Output) -> str:
-    text = sketch(output.schema, output.schema)
-    is_words = "enum" in output.schema or "const" in output.schema or output.is_text
-    return text.replace('"', "").strip("<>") if is_words else text
+def _spoken_type(output: Output) -> str:
+    """What an answer is, where no schema goes beside the prompt; nothing for text."""
+    schema = output.schema
+    if output.is_text:
+        return ""
+    if "enum" in schema or "const" in schema:
+        return f"\nThe answer is one of: {sketch(schema, schema).replace(' | ', ', ')}."
+    plain = {"integer": "an integer", "number": "a number", "boolean": "true or false"}.get(str(schema.get("type")))
+    if plain and schema.keys() <= {"type", "title"}:
+        return f"\nThe answer is {plain}."
+    return f"\nThe answer follows this JSON schema: {orjson.dumps(schema).decode()}"
 
 
 def sketch(schema: Any, root: Schema, depth: int = 0) -> str:

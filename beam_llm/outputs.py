@@ -187,6 +187,8 @@ def _is_finite(value: Any) -> bool:
 def _adapter(declared: Any) -> pydantic.TypeAdapter[Any]:
     if declared is None or declared is Any or declared is object:
         raise _unusable(declared, "any value would do")
+    if isinstance(declared, (types.FunctionType, types.BuiltinFunctionType, types.MethodType)):
+        raise _unusable(declared, "it is a function")
     try:
         try:
             return pydantic.TypeAdapter(declared, config=pydantic.ConfigDict(allow_inf_nan=False))
@@ -212,9 +214,11 @@ def _schema_of(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
 def _described(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
     if isinstance(declared, type) and issubclass(declared, tuple) and hasattr(declared, "_fields"):
         # A NamedTuple's own schema is an array whose places have no names; models do better with fields, and pydantic takes both.
-        fields = typing.get_type_hints(declared, include_extras=True)
-        twin: Any = types.new_class(declared.__name__, (typing.TypedDict,), exec_body=lambda body: body.update(__annotations__=fields))
-        return pydantic.TypeAdapter(twin).json_schema()
+        defaults = getattr(declared, "_field_defaults", {})
+        fields: dict[str, Any] = {
+            name: (kind, defaults.get(name, ...)) for name, kind in typing.get_type_hints(declared, include_extras=True).items()
+        }
+        return pydantic.create_model(declared.__name__, **fields).model_json_schema()
     return adapter.json_schema()
 
 

@@ -8,6 +8,7 @@ Completion ─ read() ─► Reading           what is certain, what is invalid,
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -362,6 +363,9 @@ def _shape(settings: Settings, output: Output) -> Shape:
     if index_field == value_field:
         raise UsageError(f"response_value_field is {value_field!r}, like response_index_field: an answer needs a field of its own")
     is_flat = settings.response_value_field is None and index_field not in output.properties
+    if settings.response_format == "xml":
+        # Fields become elements, which not every name can be; JSON inside the answer then.
+        is_flat = is_flat and all(re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII) for name in output.properties)
     return Shape(index_field, value_field, output.properties if is_flat else ())
 
 

@@ -1,0 +1,286 @@
+"""What an answer may be, what the model is asked for, and which values are let through."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+from typing import Any, Literal, NamedTuple, Optional
+
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typing_extensions import TypedDict
+
+from beam_llm.errors import UsageError
+from beam_llm.outputs import Output
+
+
+class Color(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Review(pydantic.BaseModel):
+    sentiment: Literal["positive", "negative"]
+    score: float = 0.5
+    note: str | None = None
+
+
+class Node(pydantic.BaseModel):
+    name: str
+    children: list[Node]
+
+
+class Titled(pydantic.BaseModel):
+    title: str = pydantic.Field(description="what it says", max_length=5, default="x")
+
+
+class Picky(pydantic.BaseModel):
+    name: str
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _check(cls, name: str) -> str:
+        if name != "good":
+            raise ValueError(f"secret words: {name}")
+        return name
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: int
+
+
+class Place(NamedTuple):
+    city: str
+    zip: int
+
+
+class Movie(TypedDict):
+    year: int
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"sentiment": {"enum": ["positive", "negative"]}, "score": {"type": "number", "maximum": 1}, "note": {"type": "string"}},
+    "required": ["sentiment"],
+}
+
+FAMILY = Node(name="a", children=[Node(name="b", children=[])])
+
+GOOD: list[tuple[str, Any, Any, Any]] = [
+    ("text", str, "hello", "hello"),
+    ("a number where text was asked for", str, 5, "5"),
+    ("int", int, 3, 3),
+    ("int as text", int, "3", 3),
+    ("int as a whole float", int, 3.0, 3),
+    ("float", float, 1, 1.0),
+    ("bool", bool, True, True),
+    ("Literal", Literal["a", "b"], "b", "b"),
+    ("Literal of several types", Literal["a", 1, None], 1, 1),
+    ("Enum by value", Color, "red", Color.RED),
+    ("list", list[int], [1, "2"], [1, 2]),
+    ("Optional", Optional[int], None, None),
+    ("model", Review, {"sentiment": "positive", "score": 1}, Review(sentiment="positive", score=1.0)),
+    ("model with a field too many", Review, {"sentiment": "negative", "why": "x"}, Review(sentiment="negative")),
+    (
+        "recursive model",
+        Node,
+        {"name": "a", "children": [{"name": "b", "children": []}]},
+        Node(name="a", children=[Node(name="b", children=[])]),
+    ),
+    ("dataclass", Point, {"x": 1, "y": 2}, Point(1, 2)),
+    ("NamedTuple", Place, {"city": "Bonn", "zip": 1}, Place("Bonn", 1)),
+    ("TypedDict", Movie, {"year": 1999}, {"year": 1999}),
+    ("date", datetime.date, "2026-01-02", datetime.date(2026, 1, 2)),
+    ("JSON schema", SCHEMA, {"sentiment": "positive", "score": 0.5}, {"sentiment": "positive", "score": 0.5}),
+    ("JSON schema, null for what is optional", SCHEMA, {"sentiment": "positive", "note": None}, {"sentiment": "positive"}),
+    ("JSON schema of a scalar", {"type": "integer"}, 4, 4),
+]
+
+BAD: list[tuple[str, Any, Any, str]] = [
+    ("null for text", str, None, "valid string"),
+    ("an object for text", str, {"a": 1}, "valid string"),
+    ("True is no int", int, True, "a boolean is not a number"),
+    ("True is no float", float, False, "a boolean is not a number"),
+    ("True is no score", Review, {"sentiment": "positive", "score": True}, "score: a boolean is not a number"),
+    ("a fraction is no int", int, 3.5, "fractional part"),
+    ("NaN", float, float("nan"), "finite"),
+    ("NaN as text", float, "NaN", "finite"),
+    ("NaN in a field", Review, {"sentiment": "positive", "score": "nan"}, "not finite"),
+    ("infinity in a list", list[float], [1.0, float("inf")], "finite"),
+    ("not a member", Literal["a", "b"], "c", "'a' or 'b'"),
+    ("another case is another member", Literal["a", "b"], "A", "'a' or 'b'"),
+    ("not of the Enum", Color, "green", "'red' or 'blue'"),
+    ("a field is missing", Review, {"score": 1}, "sentiment: Field required"),
+    ("two fields are wrong", Review, {"sentiment": "x", "score": "y"}, "(and 1 more)"),
+    ("an error message for a model of defaults", Titled, {"error": "can't"}, "none of the fields"),
+    ("a list for a model", Review, [], "dict"),
+    ("JSON schema: too large", SCHEMA, {"sentiment": "positive", "score": 2}, 'score: breaks "maximum": 1'),
+    ("JSON schema: null for what is required", SCHEMA, {"sentiment": None}, 'sentiment: breaks "enum"'),
+    ("JSON schema: True is no integer", {"type": "integer"}, True, 'breaks "type"'),
+    ("JSON schema: NaN", {"type": "number"}, float("nan"), "not finite"),
+]
+
+
+@pytest.mark.parametrize(("declared", "raw", "value"), [row[1:] for row in GOOD], ids=[row[0] for row in GOOD])
+def test_a_fitting_answer_becomes_a_typed_value_and_survives_the_ledger(declared, raw, value):
+    output = Output(declared)
+    typed = output.validate(raw)
+    assert typed == value
+    assert type(typed) is type(value)
+    assert output.load(output.dump(typed)) == value
+
+
+@pytest.mark.parametrize(("declared", "raw", "reason"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_an_unfitting_answer_is_refused_with_a_short_reason(declared, raw, reason):
+    with pytest.raises(ValueError, match=r".") as caught:
+        Output(declared).validate(raw)
+    assert reason in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("declared", "raw"),
+    [
+        (int, "SECRET"),
+        (Literal["a"], "SECRET"),
+        (Color, "SECRET"),
+        (Picky, {"name": "SECRET"}),
+        (dict[str, int], {"SECRET": "x"}),
+        (datetime.date, "SECRET"),
+        (SCHEMA, {"sentiment": "SECRET"}),
+        ({"type": "object", "additionalProperties": {"type": "integer"}}, {"SECRET": "x"}),
+    ],
+    ids=str,
+)
+def test_a_reason_never_holds_what_the_model_wrote(declared, raw):
+    with pytest.raises(ValueError, match=r".") as caught:
+        Output(declared).validate(raw)
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("declared", "text", "value"),
+    [
+        (str, ' "as it is" ', ' "as it is" '),
+        (int, " 3 ", 3),
+        (float, "0.5", 0.5),
+        (bool, "true", True),
+        (bool, "Yes", True),
+        (Literal["positive", "negative"], "positive", "positive"),
+        (Literal["positive", "negative"], '"positive"', "positive"),
+        (Literal["positive", "negative"], "Positive", "positive"),
+        (Literal["a", "A"], "A", "A"),
+        (Literal[1, "b"], "1", 1),
+        (Literal["1", 1], "1", "1"),
+        (Color, "red", Color.RED),
+        (Color, "BLUE", Color.BLUE),
+        (list[int], "[1, 2]", [1, 2]),
+        (Optional[int], "null", None),
+        (Optional[Literal["a"]], "a", "a"),
+        (datetime.date, "2026-01-02", datetime.date(2026, 1, 2)),
+        (Review, '{"sentiment": "positive"}', Review(sentiment="positive")),
+        (SCHEMA, '{"sentiment": "positive"}', {"sentiment": "positive"}),
+    ],
+    ids=str,
+)
+def test_text_is_read_as_the_value_it_spells(declared, text, value):
+    assert Output(declared).from_text(text) == value
+
+
+@pytest.mark.parametrize(
+    ("declared", "text"),
+    [(int, "three"), (int, "true"), (float, "NaN"), (Literal["a", "A"], "á"), (Review, "positive"), (list[int], "1, 2"), (Color, "")],
+    ids=str,
+)
+def test_text_that_spells_no_value_is_refused(declared, text):
+    with pytest.raises(ValueError, match=r"."):
+        Output(declared).from_text(text)
+
+
+@given(st.sampled_from([int, float, bool, Literal["a", "b"], Color, Review, list[int], SCHEMA]), st.text())
+def test_any_text_gives_a_value_that_can_be_kept_or_a_value_error(declared, text):
+    output = Output(declared)
+    try:
+        value = output.from_text(text)
+    except ValueError:
+        return
+    assert output.load(output.dump(value)) == value
+
+
+def test_a_strict_schema_closes_objects_requires_all_and_drops_what_providers_refuse():
+    assert Output(Titled).schema == {
+        "type": "object",
+        "properties": {"title": {"type": "string", "description": "what it says"}},
+        "required": ["title"],
+        "additionalProperties": False,
+    }
+
+
+def test_a_recursive_model_has_its_root_written_out_and_its_definitions_beside_it():
+    schema = Output(Node).schema
+    assert schema["type"] == "object"
+    assert schema["properties"]["children"]["items"] == {"$ref": "#/$defs/Node"}
+    assert schema["$defs"]["Node"]["additionalProperties"] is False
+
+
+def test_an_optional_property_of_a_json_schema_may_be_null():
+    output = Output(SCHEMA)
+    assert output.strict
+    assert output.schema["required"] == ["sentiment", "score", "note"]
+    assert output.schema["properties"]["note"] == {"anyOf": [{"type": "string"}, {"type": "null"}]}
+
+
+@pytest.mark.parametrize(
+    ("declared", "strict", "is_object", "properties"),
+    [
+        (str, True, False, ()),
+        (Review, True, True, ("sentiment", "score", "note")),
+        (Place, True, True, ("city", "zip")),
+        (list[Review], True, False, ()),
+        (Review | Titled, True, False, ()),
+        (dict[str, int], False, True, ()),
+        (tuple[int, str], False, False, ()),
+        (list[Any], False, False, ()),
+        ({"type": "object"}, False, True, ()),
+        ({"properties": {"a": {"type": "integer"}}, "type": "object", "additionalProperties": True}, False, True, ()),
+        ({"definitions": {"A": {"type": "integer"}}, "type": "array", "items": {"$ref": "#/definitions/A"}}, True, False, ()),
+    ],
+    ids=str,
+)
+def test_what_strict_mode_can_not_express_is_known(declared, strict, is_object, properties):
+    output = Output(declared)
+    assert (output.strict, output.is_object, output.properties) == (strict, is_object, properties)
+
+
+@pytest.mark.parametrize(
+    ("declared", "word"),
+    [
+        (None, "any value would do"),
+        (Any, "any value would do"),
+        (object(), "object"),
+        (len, "a function"),
+        ({}, "nothing to answer"),
+        ({"type": "strin"}, "not a valid JSON schema"),
+        ({"$ref": "https://example.org/s.json"}, "leads nowhere"),
+        ({"$ref": "#/$defs/Missing"}, "leads nowhere"),
+        ({"type": object()}, "no JSON"),
+        (type("Opaque", (), {}), "Opaque"),
+    ],
+    ids=str,
+)
+def test_a_type_that_no_answer_can_have_is_refused_when_the_pipeline_is_built(declared, word):
+    with pytest.raises(UsageError, match="output") as caught:
+        Output(declared)
+    assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("declared", "python_type"), [(Color, Color), ({"type": "number"}, float), (SCHEMA, dict[str, Any]), ({"enum": [1]}, Any)], ids=str
+)
+def test_the_type_of_values_is_told_to_beam(declared, python_type):
+    assert Output(declared).python_type == python_type
