@@ -133,12 +133,12 @@ def test_a_burst_of_429s_from_one_moment_halves_once():
     assert window.size == 32
 
 
-def test_a_window_of_successes_makes_room_for_one_more_up_to_the_most():
-    window = Window(8)
+def test_after_a_cut_the_window_grows_fast_to_near_where_it_was_then_by_one_per_window_up_to_the_most():
+    window = Window(16)
     window.throttled(sent_at=1.0, now=2.0)
-    grown = [window.succeeded() for _ in range(4 + 5 + 6 + 7 + 50)]
-    assert [i + 1 for i, grew in enumerate(grown) if grew] == [4, 9, 15, 22]
-    assert window.size == 8
+    grown = [window.succeeded() for _ in range(6 + 14 + 15 + 50)]
+    assert [i + 1 for i, grew in enumerate(grown) if grew] == [1, 2, 3, 4, 5, 6, 6 + 14, 6 + 14 + 15]
+    assert window.size == 16
 
 
 @pytest.mark.parametrize(

@@ -270,7 +270,7 @@ class Engine:
         try:
             await self._rounds(ask, members, left, deadline)
         except Exception as error:  # a bug of ours, or in what a user plugged in: still one outcome per record
-            _logger.exception("unexpected error while asking") if self.settings.log_data else _logger.error("unexpected %s", _where(error))
+            _logger.error("unexpected %s", _where(error), exc_info=error if self.settings.log_data else None)
             open_members = [member for member in members if ask.outcomes[member] is None]
             ask.fail(open_members, Failure(Kind.UNAVAILABLE, f"unexpected {_where(error)}"), keep_known=True)
 
