@@ -104,7 +104,7 @@ def run_quietly(what: str, command: Sequence[str], *, cwd: Path, seconds: float,
 def go_install(part: str, module: str, folder: Path) -> None:
     """Builds a Go program from the module proxy into `folder`, without its debug tables."""
     command = ["go", "install", "-ldflags=-s -w", module]
-    run_quietly(f"building {part}", command, cwd=folder, seconds=900, env={"GOBIN": str(folder), "GOFLAGS": "-buildvcs=false"})
+    run_quietly(f"building {part}", command, cwd=folder, seconds=900, env={"GOBIN": str(folder)})
 
 
 @contextlib.contextmanager
@@ -120,7 +120,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 class Program:
-    """One started program in a process group of its own, with its output in a file.
+    """One started program in a process group of its own, with its output in a file. It ends with this process, however this one ends.
 
     Args:
         log: the file that takes its output (appended).
@@ -141,6 +141,10 @@ class Program:
                 start_new_session=True,
             )
 
+        # A shell that waits for the end of its input, which comes when this process is gone, even by kill -9.
+        epitaph = f"read line; kill -s KILL -- -{self.pid}"
+        self._watch = subprocess.Popen(["sh", "-c", epitaph], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+
     @property
     def pid(self) -> int:
         return self.process.pid
@@ -156,6 +160,8 @@ class Program:
     def stop(self) -> None:
         """Ends the program and everything in its process group."""
         stop_group(self.process)
+        self._watch.kill()
+        self._watch.communicate()
 
     def wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
         """Waits for `ready()`; where the program dies or the time is up, raises RuntimeError with the tail of its log."""

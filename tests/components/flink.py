@@ -34,6 +34,7 @@ from tests.components import (
     tail,
 )
 
+_HERE = Path(__file__).parent
 FLINK_VERSION = "1.19.3"
 BEAM_RUNNER_VERSION = "2.70.0"  # 2.77's job server is not on every Maven mirror; 2.70's runs pipelines of the 2.77 SDK
 JOB_SERVICE_VERSION = "2.65.0"
@@ -49,100 +50,6 @@ _JAVA = [
     *(f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in _OPENED.split()),
 ]
 _JAVA += ["--add-opens=java.base/sun.nio.ch=ALL-UNNAMED"]  # serial collector, first compiler only: short runs on two cores
-
-_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
-  <modelVersion>4.0.0</modelVersion>
-  <groupId>tests</groupId>
-  <artifactId>flink-job-server</artifactId>
-  <version>1</version>
-  <dependencyManagement>
-    <dependencies>
-      <dependency>
-        <groupId>org.apache.beam</groupId><artifactId>beam-runners-java-job-service</artifactId><version>{job_service}</version>
-      </dependency>
-      <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-jdk14</artifactId><version>2.0.16</version></dependency>
-    </dependencies>
-  </dependencyManagement>
-  <dependencies>
-    <dependency><groupId>org.apache.beam</groupId><artifactId>beam-runners-flink-1.19</artifactId><version>{runner}</version></dependency>
-    <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-jdk14</artifactId></dependency>
-  </dependencies>
-  <build>
-    <plugins>
-      <plugin>
-        <groupId>org.apache.maven.plugins</groupId><artifactId>maven-shade-plugin</artifactId><version>3.6.0</version>
-        <executions>
-          <execution>
-            <phase>package</phase>
-            <goals><goal>shade</goal></goals>
-            <configuration>
-              <createDependencyReducedPom>false</createDependencyReducedPom>
-              <filters>
-                <filter>
-                  <artifact>*:*</artifact>
-                  <excludes>
-                    <exclude>META-INF/*.SF</exclude><exclude>META-INF/*.DSA</exclude><exclude>META-INF/*.RSA</exclude>
-                  </excludes>
-                </filter>
-              </filters>
-              <transformers>
-                <transformer implementation="org.apache.maven.plugins.shade.resource.ServicesResourceTransformer"/>
-                <transformer implementation="org.apache.maven.plugins.shade.resource.AppendingTransformer">
-                  <resource>reference.conf</resource>
-                </transformer>
-                <transformer implementation="org.apache.maven.plugins.shade.resource.ManifestResourceTransformer">
-                  <mainClass>org.apache.beam.runners.flink.FlinkJobServerDriver</mainClass>
-                </transformer>
-              </transformers>
-            </configuration>
-          </execution>
-        </executions>
-      </plugin>
-    </plugins>
-  </build>
-</project>
-"""
-
-# No start scripts means no memory arithmetic: every size must be stated. `restart-strategy: none` lets a failing job fail; a test that
-# wants restarts passes RESTARTS.
-_CONFIGURATION = """
-jobmanager.rpc.address: 127.0.0.1
-jobmanager.bind-host: 127.0.0.1
-jobmanager.rpc.port: {rpc_port}
-rest.address: 127.0.0.1
-rest.bind-address: 127.0.0.1
-rest.port: {rest_port}
-jobmanager.memory.heap.size: 384m
-jobmanager.memory.off-heap.size: 128m
-jobmanager.memory.jvm-metaspace.size: 256m
-jobmanager.memory.jvm-overhead.min: 128m
-jobmanager.memory.jvm-overhead.max: 128m
-taskmanager.host: 127.0.0.1
-taskmanager.bind-host: 127.0.0.1
-taskmanager.numberOfTaskSlots: {slots}
-taskmanager.cpu.cores: 1.0
-taskmanager.memory.framework.heap.size: 128m
-taskmanager.memory.framework.off-heap.size: 128m
-taskmanager.memory.task.heap.size: 512m
-taskmanager.memory.task.off-heap.size: 64m
-taskmanager.memory.network.min: 96m
-taskmanager.memory.network.max: 96m
-taskmanager.memory.managed.size: 128m
-taskmanager.memory.jvm-metaspace.size: 256m
-taskmanager.memory.jvm-overhead.min: 128m
-taskmanager.memory.jvm-overhead.max: 128m
-parallelism.default: 1
-restart-strategy: none
-state.backend: hashmap
-state.checkpoints.dir: file://{folder}/checkpoints
-state.savepoints.dir: file://{folder}/savepoints
-heartbeat.interval: 2000
-heartbeat.timeout: 10000
-slot.request.timeout: 60000
-web.submit.enable: false
-io.tmp.dirs: {folder}/tmp
-classloader.check-leaked-classloader: false
-"""
 
 _LOG4J = """
 rootLogger.level = INFO
@@ -197,7 +104,9 @@ def _fetch_flink(folder: Path) -> None:
 
 
 def _shade_job_server(folder: Path) -> None:
-    (folder / "pom.xml").write_text(_POM.format(runner=BEAM_RUNNER_VERSION, job_service=JOB_SERVICE_VERSION))
+    (folder / "pom.xml").write_text(
+        (_HERE / "flink_job_server.pom.xml").read_text().format(runner=BEAM_RUNNER_VERSION, job_service=JOB_SERVICE_VERSION)
+    )
     run_quietly("building Beam's Flink job server", ["mvn", "-q", "-B", "package"], cwd=folder, seconds=900)
     (folder / "target" / "flink-job-server-1.jar").rename(folder / "job-server.jar")
     shutil.rmtree(folder / "target")
@@ -389,12 +298,11 @@ class FlinkCluster:
         (self.folder / "conf").mkdir()
         (self.folder / "tmp").mkdir()
         values = {"rpc_port": free_port(), "rest_port": self._rest_port, "slots": self._slots, "folder": self.folder}
-        (self.folder / "conf" / "flink-conf.yaml").write_text(_CONFIGURATION.format(**values))
+        (self.folder / "conf" / "flink-conf.yaml").write_text((_HERE / "flink_conf.yaml").read_text().format(**values))
         (self.folder / "conf" / "log4j.properties").write_text(_LOG4J)
         worker = self.folder / "worker"
-        worker.write_text(
-            f'#!/bin/sh\nexec "{sys.executable}" -m tests.components.flink_worker "$@" >>"{self.folder}/python-workers.log" 2>&1\n'
-        )
+        start = f'TMPDIR="{self.folder}/tmp" exec "{sys.executable}" -m tests.components.flink_worker "$@"'
+        worker.write_text(f'#!/bin/sh\n{start} >>"{self.folder}/python-workers.log" 2>&1\n')
         worker.chmod(0o755)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ from google.api_core.exceptions import PreconditionFailed
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
-from tests.components import sample
+from tests.components import REPOSITORY, sample
 from tests.components.flink import RESTARTS
 
 if TYPE_CHECKING:
@@ -62,14 +64,14 @@ def test_real_time_timers_run_on_prism(prism_options: list[str], tmp_path: Path)
 
 @pytest.mark.flink
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("counter", [sample.CountPerWindow(), sample.CountEarly()], ids=["event time", "real time"])
 @pytest.mark.parametrize("mode", ["batch", "streaming"])
-def test_the_sample_runs_on_flink(mode: str, counter: Any, flink_cluster: FlinkCluster, tmp_path: Path) -> None:
+def test_the_sample_with_both_kinds_of_timer_runs_on_flink(mode: str, flink_cluster: FlinkCluster, tmp_path: Path) -> None:
     flags = flink_cluster.batch_options() if mode == "batch" else flink_cluster.streaming_options()
-    assert windows(sample.run(flags, tmp_path / "lines", counter)) == EXPECTED
+    assert windows(sample.run(flags, tmp_path / "lines", sample.CountEarly())) == EXPECTED
 
 
 @pytest.mark.flink
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_streaming_job_on_flink_outlives_its_taskmanager(flink_cluster: FlinkCluster, tmp_path: Path) -> None:
     pipeline = beam.Pipeline(options=PipelineOptions(flink_cluster.streaming_options(checkpoint_ms=1000)))
@@ -86,6 +88,7 @@ def test_a_streaming_job_on_flink_outlives_its_taskmanager(flink_cluster: FlinkC
 
 
 @pytest.mark.flink
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_job_on_flink_outlives_its_python_worker(flink_cluster: FlinkCluster, tmp_path: Path) -> None:
     pipeline = beam.Pipeline(options=PipelineOptions([*flink_cluster.streaming_options(), *RESTARTS]))
@@ -96,6 +99,23 @@ def test_a_job_on_flink_outlives_its_python_worker(flink_cluster: FlinkCluster, 
         os.kill(pid, signal.SIGKILL)
     assert result.wait_until_finish() == "DONE"
     assert windows(sample.read(tmp_path / "lines")) == EXPECTED
+
+
+def test_a_started_program_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
+    code = """
+import pathlib, sys, time
+from tests.components import Program
+
+print(Program("sleeper", ["sleep", "60"], pathlib.Path(sys.argv[1])).pid, flush=True)
+time.sleep(60)
+"""
+    starter = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "log")], stdout=subprocess.PIPE, cwd=REPOSITORY, text=True)
+    with starter:
+        assert starter.stdout is not None
+        started = int(starter.stdout.readline())
+        assert alive(started)
+        starter.kill()
+    wait_until(lambda: not alive(started), 10)
 
 
 @pytest.mark.gcs
@@ -121,3 +141,9 @@ def wait_until(ready: Callable[[], object], seconds: float) -> None:
     while not ready():
         assert time.monotonic() < until, f"not so after {seconds:.0f} s"
         time.sleep(0.2)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be reaped doesn't."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
+    return state != "" and not state.startswith("Z")
