@@ -34,6 +34,9 @@ _logger = logging.getLogger(__name__)
 
 # A provider keeps its own timeout; this much later the engine stops one that does not.
 _GRACE_SECONDS = 1.0
+# How long `close` waits for cancelled calls; a client that swallows cancellation must not keep a worker from ending.
+_SHUT_SECONDS = 5.0
+_GONE = "this engine is closed, or was made before a fork; borrow another"
 # Failures of single members that a further request may mend.
 _ASKED_AGAIN = frozenset({Kind.MISSING, Kind.INVALID, Kind.UNREADABLE, Kind.TRUNCATED})
 
@@ -147,21 +150,23 @@ class Engine:
         Raises:
           RuntimeError: the engine was closed, or belongs to the process this one was forked from.
         """
+        if self._pid != os.getpid():
+            raise RuntimeError(_GONE)
         pending = _Pending(records, self._loop or self._start())
         self._inbox.append(pending)
         # One wake-up of the loop for all that is submitted until it wakes; each costs a system call.
         if not self._drain_is_due:
             self._drain_is_due = True
             pending._loop.call_soon_threadsafe(self._drain)
-        if self._closed or self._pid != os.getpid():
+        if self._closed:
             pending.cancel()
-            raise RuntimeError("this engine is closed, or was made before a fork; borrow another")
+            raise RuntimeError(_GONE)
         return pending
 
     def _start(self) -> asyncio.AbstractEventLoop:
         with self._lock:
-            if self._closed or self._pid != os.getpid():
-                raise RuntimeError("this engine is closed, or was made before a fork; borrow another")
+            if self._closed:
+                raise RuntimeError(_GONE)
             if self._loop is None:
                 self._loop = LOOP_THREAD.acquire()
             return self._loop
@@ -192,7 +197,8 @@ class Engine:
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks and (await asyncio.wait(tasks, timeout=_SHUT_SECONDS))[1]:
+            _logger.warning("some calls did not end within %g s of their cancellation", _SHUT_SECONDS)
         self.endpoint.users -= 1
         if self.endpoint.users <= 0:
             await self.endpoint.close()
@@ -380,7 +386,7 @@ class Engine:
             endpoint.check()
             provider = endpoint.provider()
             self._count(ask, members)
-            completion = await self._sent(provider, request, min(self._request_seconds, deadline.left()))
+            completion = await self._sent(provider, request, max(0.001, min(self._request_seconds, deadline.left())))
             self._note(ask, members, completion, asyncio.get_running_loop().time() - ticket.sent_at)
             gate.replied(ticket, completion.usage.input_tokens + completion.usage.output_tokens, completion.pace)
         except CallError as error:

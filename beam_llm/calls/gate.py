@@ -55,16 +55,14 @@ class Gate:
         ticket = Pass()
         if self.in_flight < self.window.size and not self._waiters:
             self.in_flight += 1
-            if self.budget is None and not self._hold_until:
-                ticket.sent_at = clock()
-                return ticket
         else:
             await self._slot(ticket, follow_up)
-        try:
-            await self._admission(ticket, tokens)
-        except BaseException:
-            self.leave()
-            raise
+        if self.budget is not None or self._hold_until:
+            try:
+                await self._admission(ticket, tokens)
+            except BaseException:
+                self.leave()
+                raise
         ticket.sent_at = clock()
         return ticket
 
