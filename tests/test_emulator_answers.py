@@ -13,7 +13,7 @@ from beam_llm.testing import Fault, reviews
 from beam_llm.testing.brain import Brain, compound
 from beam_llm.testing.faults import FaultScript
 from beam_llm.testing.limits import Limits, duration
-from beam_llm.testing.reading import read_question
+from beam_llm.testing.reading import read_question, spoken_choice
 
 INSTRUCTION = "Classify the sentiment of this review:"
 LABEL = {"type": "string", "enum": ["positive", "negative", "neutral"]}
@@ -129,6 +129,21 @@ def test_plainly_numbered_lines_of_a_custom_template_are_read() -> None:
 )
 def test_the_record_of_a_prompt_for_one(prompt: str, text: str) -> None:
     assert read_question({"messages": [{"role": "user", "content": prompt}]}).texts == (text,)
+
+
+@pytest.mark.parametrize(
+    ("words", "members"),
+    [
+        ("Classify as one of: good, bad, or ugly", ["good", "bad", "ugly"]),
+        ("Say either good or bad. Give no reason, ever.", ["good", "bad"]),
+        ("Choose one of these categories: billing, bug report.", ["billing", "bug report"]),
+        ('The answer is one of: "a, b", "c d".', ["a, b", "c d"]),
+        ("It is one of the best.", None),
+        ("Translate to French", None),
+    ],
+)
+def test_words_to_choose_from_are_understood(words: str, members: list[str] | None) -> None:
+    assert (spoken_choice(words) or {"enum": None})["enum"] == members
 
 
 def test_content_given_in_parts_is_read() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from beam_llm.testing.faults import Fault
-from beam_llm.testing.reading import Question, resolve
+from beam_llm.testing.reading import Question, resolve, spoken_choice
 
 Filler = Callable[[str], Any]
 
@@ -64,7 +64,8 @@ class Brain:
 
     def _filler(self, question: Question) -> Filler:
         sentiment = _SENTIMENT.search(question.hint) is not None
-        key = (orjson.dumps([question.schema, question.index_field if question.indexed else None]), sentiment)
+        choice = spoken_choice(question.hint)
+        key = (orjson.dumps([question.schema, question.index_field if question.indexed and question.root else None, choice]), sentiment)
         filler = self._fillers.get(key)
         if filler is None:
             if len(self._fillers) > 512:
@@ -74,13 +75,16 @@ class Brain:
 
     def _build(self, question: Question, sentiment: bool) -> Filler:
         schema = question.schema
+        choice = spoken_choice(question.hint)
         if schema is None:
-            return self._label if sentiment else extract
+            return self._enum(list(choice["enum"]), "value") if choice else self._label if sentiment else extract
         root = schema if question.indexed else (question.root or schema)
-        if question.indexed and question.index_field in schema.get("properties", {}):
+        if question.indexed and question.root is not None:
             rest = {name: part for name, part in schema["properties"].items() if name != question.index_field}
             if list(rest) == [question.value_field]:
-                return self.filler(rest[question.value_field], root, str(question.value_field), sentiment)
+                part = rest[question.value_field]
+                part = choice if choice and part.get("type") == "string" and "enum" not in part else part
+                return self.filler(part, root, str(question.value_field), sentiment)
             schema = {**schema, "properties": rest}
         return self.filler(schema, root, "value", sentiment)
 
@@ -135,6 +139,9 @@ class Brain:
             for name, part in schema.get("properties", {}).items()
             if depth < _MAX_DEPTH or name in schema.get("required", ())
         ]
+        if not fields and isinstance(schema.get("additionalProperties"), dict):
+            fill_any = self.filler(schema["additionalProperties"], root, "value", sentiment, depth + 1)
+            return lambda text: {word: fill_any(word) for word in words_of(text)[:2]}
         return lambda text: {name: fill(text) for name, fill in fields}
 
     def _array(self, schema: Mapping[str, Any], root: Mapping[str, Any], name: str, sentiment: bool, depth: int) -> Filler:
@@ -306,12 +313,16 @@ def _victims(fault: Fault, question: Question) -> set[int]:
 
 def _indexed_text(question: Question, entries: list[tuple[Any, Any]]) -> str:
     if question.shape == "xml":
-        lines = [f'<answer index="{index}">{html.escape(_plain(value), quote=False)}</answer>' for index, value in entries]
+        name = question.index_field
+        lines = [f'<answer {name}="{index}">{_xml(value, question.hint)}</answer>' for index, value in entries]
         return "<answers>\n" + "\n".join(lines) + "\n</answers>"
     if question.shape == "delimited":
         return "\n".join(f"{index}|{_plain(value)}" for index, value in entries)
     answers = [_entry(question, index, value) for index, value in entries]
-    return orjson.dumps({question.list_field: answers} if question.list_field is not None else answers).decode()
+    reply: Any = answers
+    for name in reversed(question.list_path):
+        reply = {name: reply}
+    return orjson.dumps(reply).decode()
 
 
 def _entry(question: Question, index: Any, value: Any) -> dict[str, Any]:
@@ -320,6 +331,19 @@ def _entry(question: Question, index: Any, value: Any) -> dict[str, Any]:
     if flat and (question.value_field is None or "properties" in schema):
         return {question.index_field: index, **value}
     return {question.index_field: index, question.value_field or "value": value}
+
+
+def _xml(value: Any, hint: str) -> str:
+    """An answer inside its element: fields as elements where the prompt's example has them so, else text or JSON."""
+    if isinstance(value, dict) and value and all(f"<{name}>" in hint for name in value):
+        return "".join(f"<{name}>{_xml_field(part)}</{name}>" for name, part in value.items())
+    return _xml_field(value)
+
+
+def _xml_field(value: Any) -> str:
+    if isinstance(value, list):
+        return "".join(f"<item>{_xml_field(part)}</item>" for part in value)
+    return html.escape(_plain(value), quote=False)
 
 
 def _plain(value: Any) -> str:

@@ -18,9 +18,15 @@ _XML_INPUT = re.compile(r'<input index="(\d+)"[^>]*>(.*?)</input>', re.DOTALL)
 _NUMBERED = re.compile(r"^[ \t]*\[?(\d+)[.):\]|][ \t]?", re.MULTILINE)
 _CHILD = re.compile(r"<([A-Za-z_][\w.-]*)>(.*?)</\1>", re.DOTALL)
 _DELIMITED = re.compile(r"\b1\s?\||(?:index|number)>?\s?\|", re.IGNORECASE)
-_WORD_LIST = re.compile(
-    r"(?:one of|either|exactly one of)[:\s]+((?:[\"'`]?[\w -]+?[\"'`]?\s*(?:,|\bor\b|/|\|)\s*)+[\"'`]?[\w-]+[\"'`]?)", re.IGNORECASE
+_WORD_LIST = re.compile(r"\b(?:one of|either)(?: the following| these)?:?\s+([^\n]+)", re.IGNORECASE)
+_REPLY_WORDS = re.compile(r"\n\n(?=(?:Reply|Answer|Respond) with\b)")
+_VERBS = (
+    "classify|rate|score|label|judge|decide|summari[sz]e|translate|extract|give|tell|answer|say|name|list|find|read|write|count|describe|"
+    "explain|detect|identify|determine|assess|evaluate|grade|tag|categori[sz]e|predict|guess|return|reply|analy[sz]e|you are|"
+    "is|are|does|do|what|which|how|who|why"
 )
+_ASKS = re.compile(rf"(?:please )?(?:{_VERBS})\b|.*(?:\?$|\b(?:following|below)\b)", re.IGNORECASE)
+_THIS = re.compile(r"[^\n]*\b(?:this|the|following)(?: \w+){0,3}: ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +40,8 @@ class Question:
       schema: of ONE answer, or None where any text will do.
       root: with a strict schema, the whole reply's schema.
       hint: the instruction's words.
-      index_field, list_field, value_field: names in a JSON reply; `list_field` None is a bare array; `value_field` None
-        puts an object answer's fields beside the index.
+      index_field, list_path, value_field: names in a reply; an empty `list_path` is a bare array; `value_field` None puts an
+        object answer's fields beside the index.
     """
 
     texts: tuple[str, ...]
@@ -45,7 +51,7 @@ class Question:
     root: Mapping[str, Any] | None
     hint: str
     index_field: str = "index"
-    list_field: str | None = None
+    list_path: tuple[str, ...] = ()
     value_field: str | None = "value"
 
 
@@ -58,20 +64,42 @@ def read_question(body: Mapping[str, Any]) -> Question:
         question = _many(found[0], f"{system}\n{found[1]}", root)
         if question is not None:
             return question
-    instruction, text = split_single(user)
     if root is not None:
+        instruction, text = split_single(user)
         return Question((text,), False, "json", root, root, f"{system}\n{instruction}")
-    return Question((text,), False, "text", None, None, f"{system}\n{instruction}")
+    asked, words = _without_reply_words(user)
+    instruction, text = split_single(asked)
+    schema = spoken_schema(words)
+    if schema is None:
+        return Question((text,), False, "text", None, None, f"{system}\n{instruction}")
+    named = re.search(r'\bThe "(\w+)" follows', words)
+    if named is not None:
+        schema = {"type": "object", "properties": {named[1]: schema}, "required": [named[1]], "$defs": schema.get("$defs", {})}
+    return Question((text,), False, "json", schema, schema, f"{system}\n{instruction}")
 
 
 def split_single(user: str) -> tuple[str, str]:
-    """Instruction and record of a prompt for one record: the record follows the first line that ends in a colon,
-    else the first line; a prompt of one line is the record itself."""
+    """Instruction and record of a prompt for one record.
+
+    The record follows the first line that ends in a colon; else `… this review: `; else a first line that asks for
+    something. A prompt that asks for nothing is the record itself.
+    """
     colon = user.find(":\n")
     if colon >= 0:
         return user[: colon + 1], user[colon + 2 :]
+    if _ASKS.match(user.partition("\n")[0]) is None:
+        return "", user
+    named = _THIS.match(user)
+    if named is not None:
+        return user[: named.end()].rstrip(), user[named.end() :]
     first, line_break, rest = user.partition("\n")
     return (first, rest) if line_break else ("", user)
+
+
+def _without_reply_words(text: str) -> tuple[str, str]:
+    """A prompt, and the paragraph at its end on how to reply."""
+    places = [match.start() for match in _REPLY_WORDS.finditer(text)]
+    return (text[: places[-1]], text[places[-1] :]) if places else (text, "")
 
 
 def _words(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
@@ -97,17 +125,24 @@ def _strict_schema(response_format: Any) -> Mapping[str, Any] | None:
 
 
 def _find_inputs(user: str) -> tuple[tuple[str, ...], str, bool] | None:
-    """(texts, instruction before them, whether the marks were our `Input`s), or None."""
+    """(texts, the words around them, whether the marks were our `Input`s), or None."""
+    user, after = _without_reply_words(user) if _REPLY_WORDS.search(user) and not _marks_end(user) else (user, "")
     if "<input index=" in user:
         tagged = [(int(match[1]), _xml_text(match[2]), match.start()) for match in _XML_INPUT.finditer(user)]
         run = _run(tagged)
         if run:
-            return tuple(text for _, text, _ in run), user[: run[0][2]], True
+            return tuple(text for _, text, _ in run), user[: run[0][2]] + after, True
     for mark, ours in ((_INPUT, True), (_NUMBERED, False)):
         run = _run(_marked(user, mark))
         if run and (ours or len(run) > 1):
-            return tuple(text for _, text, _ in run), user[: run[0][2]], ours
+            return tuple(text for _, text, _ in run), user[: run[0][2]] + after, ours
     return None
+
+
+def _marks_end(user: str) -> bool:
+    """Whether records come last, after any words on how to reply."""
+    last = user.rstrip().rpartition("\n")[2]
+    return _INPUT.match(last) is not None or last.endswith("</input>")
 
 
 def _marked(user: str, mark: re.Pattern[str]) -> list[tuple[int, str, int]]:
@@ -152,18 +187,10 @@ def _xml_text(content: str) -> str:
 
 def _many(texts: tuple[str, ...], hint: str, root: Mapping[str, Any] | None) -> Question | None:
     if root is not None:
-        place = _answer_list(root)
-        if place is None:
-            return None
-        list_field, items = place
-        index_field = _index_name(items)
-        if index_field is None:
-            return None
-        others = [name for name in items.get("properties", {}) if name != index_field]
-        alone = others[0] if len(others) == 1 else None
-        return Question(texts, True, "json", items, root, hint, index_field, list_field, alone)
-    if "<answer" in hint:
-        return Question(texts, True, "xml", spoken_schema(hint), None, hint)
+        return _many_by_schema(texts, hint, root)
+    tag = re.search(r'<answer (\w+)="1">', hint)
+    if tag is not None:
+        return Question(texts, True, "xml", spoken_schema(hint), None, hint, tag[1])
     if _DELIMITED.search(hint):
         return Question(texts, True, "delimited", spoken_schema(hint), None, hint)
     named = re.search(r'\{\s*"(\w+)":\s*(?:1|<?int)', hint)
@@ -172,28 +199,39 @@ def _many(texts: tuple[str, ...], hint: str, root: Mapping[str, Any] | None) -> 
     return _many_in_words(texts, hint, named[1] if named else "index")
 
 
+def _many_by_schema(texts: tuple[str, ...], hint: str, root: Mapping[str, Any]) -> Question | None:
+    place = _answer_list(root, root)
+    if place is None:
+        return None
+    list_path, items = place
+    index_field = _index_name(items)
+    others = [name for name in items["properties"] if name != index_field]
+    return Question(texts, True, "json", items, root, hint, index_field or "index", list_path, others[0] if len(others) == 1 else None)
+
+
 def _many_in_words(texts: tuple[str, ...], hint: str, index_field: str) -> Question:
     """A JSON reply asked for in words: the example's fields, or a schema written into the prompt."""
     schema = spoken_schema(hint)
-    place = _answer_list(schema) if schema else None
-    if place is not None and schema is not None:
-        return Question(texts, True, "json", place[1], schema, hint, _index_name(place[1]) or index_field, place[0], None)
+    if schema is not None and _answer_list(schema, schema) is not None:
+        return _many_by_schema(texts, hint, schema) or Question(texts, True, "json", schema, None, hint)
     name = re.escape(index_field)
     example = re.search(rf'\{{\s*"{name}":\s*1\s*,\s*"(\w+)":', hint)
-    list_field = re.search(rf'\{{\s*"(\w+)":\s*\[\s*\{{\s*"{name}"', hint)
+    around = re.search(rf'((?:\{{\s*"\w+":\s*)*)\[\s*\{{\s*"{name}"', hint)
+    list_path = tuple(re.findall(r'"(\w+)"', around[1])) if around else ()
     value_field = example[1] if example else "value"
-    return Question(texts, True, "json", schema, None, hint, index_field, list_field[1] if list_field else None, value_field)
+    is_flat = schema is not None and value_field in schema.get("properties", {})
+    return Question(texts, True, "json", schema, None, hint, index_field, list_path, None if is_flat else value_field)
 
 
-def _answer_list(root: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]] | None:
-    """(name of the array or None for a root array, schema of its items with the root's `$defs`)."""
-    defs = root.get("$defs")
-    candidates: list[tuple[str | None, Any]] = [(None, root)] if root.get("type") == "array" else list(root.get("properties", {}).items())
-    for name, schema in candidates:
-        if isinstance(schema, dict) and schema.get("type") == "array" and isinstance(schema.get("items"), dict):
-            items = resolve(schema["items"], root)
-            if _index_name(items) is not None:
-                return name, {**items, "$defs": defs} if defs else items
+def _answer_list(schema: Mapping[str, Any], root: Mapping[str, Any]) -> tuple[tuple[str, ...], Mapping[str, Any]] | None:
+    """(names that lead to the array of answers, schema of its items with the root's `$defs`)."""
+    if schema.get("type") == "array" and isinstance(schema.get("items"), dict):
+        items = resolve(schema["items"], root)
+        return ((), {**items, "$defs": root.get("$defs", {})}) if _index_name(items) is not None else None
+    for name, part in schema.get("properties", {}).items():
+        found = _answer_list(part, root) if isinstance(part, dict) else None
+        if found is not None:
+            return (name, *found[0]), found[1]
     return None
 
 
@@ -216,24 +254,46 @@ def resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, 
 
 
 @lru_cache(maxsize=256)
-def spoken_schema(hint: str) -> Mapping[str, Any] | None:
-    """What the words of an instruction say of one answer: a JSON schema written out, or a list of words to choose from."""
+def spoken_schema(words: str) -> Mapping[str, Any] | None:
+    """What the words of a prompt say of one answer: a JSON schema written out, words to choose from, or a type; the last of them."""
+    found = [_spoken_json(words), _spoken_words(words), *(_spoken_type(words, pattern, kind) for pattern, kind in _TYPES)]
+    return max(found, key=lambda place: place[0])[1]
+
+
+@lru_cache(maxsize=256)
+def spoken_choice(words: str) -> Mapping[str, Any] | None:
+    """`… one of: good, bad` in an instruction, as a schema."""
+    return _spoken_words(words)[1]
+
+
+_TYPES = ((r"\ban integer\b", "integer"), (r"\b(?:answer|value) is a number\b", "number"), (r"\btrue or false\b", "boolean"))
+_Spoken = tuple[int, Mapping[str, Any] | None]
+
+
+def _spoken_json(words: str) -> _Spoken:
     decoder = json.JSONDecoder()
-    for match in re.finditer(r"\{", hint):
+    for match in re.finditer(r"\{", words):
         try:
-            value, _ = decoder.raw_decode(hint, match.start())
+            value, _ = decoder.raw_decode(words, match.start())
         except ValueError:
             continue
         if isinstance(value, dict) and any(word in value for word in ("type", "properties", "enum", "anyOf", "$ref")):
-            return value
-    words = _WORD_LIST.search(hint)
-    if words:
-        return {"enum": [word.strip(" \"'`") for word in re.split(r",|\bor\b|/|\|", words[1]) if word.strip(" \"'`")]}
-    for pattern, kind in (
-        (r"\b(integer|whole number)\b", "integer"),
-        (r"\bnumber\b(?! of| the)", "number"),
-        (r"\btrue or false\b", "boolean"),
-    ):
-        if re.search(pattern, hint):
-            return {"type": kind}
-    return None
+            return match.start(), value
+    return -1, None
+
+
+def _spoken_words(words: str) -> _Spoken:
+    matches = list(_WORD_LIST.finditer(words))
+    if not matches:
+        return -1, None
+    listed = matches[-1][1]
+    quoted = ["".join(found) for found in re.findall(r"\"([^\"]+)\"|'([^']+)'|`([^`]+)`", listed)]
+    sentence = re.split(r"[.;](?:\s|$)", listed.rpartition(": ")[2] or listed)[0]
+    bare = [word.strip(" :") for word in re.split(r",(?:\s*(?:and|or)\b)?|\bor\b|/|\|", sentence) if word.strip(" :")]
+    members = quoted or bare
+    return (matches[-1].start(), {"enum": members}) if len(members) > 1 or quoted else (-1, None)
+
+
+def _spoken_type(words: str, pattern: str, kind: str) -> _Spoken:
+    matches = list(re.finditer(pattern, words))
+    return (matches[-1].start(), {"type": kind}) if matches else (-1, None)
