@@ -37,6 +37,7 @@ PROMPT = (
 LATENCY_MS = 300
 JOB_SECONDS = 1.5
 FAULT_PROBABILITY = 0.02
+SEED = 3
 ONE_BY_ONE_SAMPLE = 64
 CLEAR_RATING = 1.0
 SHOWN_ANSWERS = 8
@@ -93,7 +94,7 @@ def main(chosen: argparse.Namespace) -> int:
     records = _write_sample(folder, chosen.records)
     print(_opening(records), flush=True)
     faults = [Fault(kind=kind, probability=FAULT_PROBABILITY, where="chat") for kind in ("rate_limit", "server_error")]
-    with Emulator(keys=(), latency_ms=LATENCY_MS, batch_seconds=JOB_SECONDS, faults=faults, keep_requests=0) as emulator:
+    with Emulator(keys=(), latency_ms=LATENCY_MS, batch_seconds=JOB_SECONDS, faults=faults, keep_requests=0, seed=SEED) as emulator:
         ask = _Asking(folder, emulator.base_url, chosen.quiet)
         size = chosen.batch_size
         single = ask("one-by-one", "one by one*", "sample.jsonl", scale=records / min(records, ONE_BY_ONE_SAMPLE), serial=True)
@@ -184,9 +185,10 @@ def _comparison(single: Way, live: Way, staged: Way, differing: int) -> str:
     fewer = single.report.requests * single.scale / max(live.report.requests, 1)
     faster = single.seconds / live.seconds
     same = "the same in both ways, all of them." if not differing else f"{differing:,} differ between the two ways, and should not."
+    half, little = _saved(staged, live), _saved(staged, single)
     return (
         f"\nLive:      {fewer:.0f}x fewer calls than one by one, {faster:.0f}x faster, {_saved(live, single)} less to pay.\n"
-        f"Batch API: {_saved(staged, live)} less again, {_saved(staged, single)} less than one by one. (A real job takes minutes to 24 h.)\n"
+        f"Batch API: {half} less again, {little} less than one by one. (A real job takes minutes to a day.)\n"
         f"Answers:   {same}\n"
     )
 
@@ -216,8 +218,9 @@ def _agreement(answers: Sequence[dict[str, Any]]) -> str:
     agreeing = sum((row["answer"]["sentiment"] == "positive") == (row["rating"] > 0) for row in decided)
     share = f"{agreeing / len(decided):.0%}" if decided else "none"
     return (
-        f"People rated {len(clear):,} sentences clearly (by {CLEAR_RATING:g} or more, of 4). {len(decided):,} of them were labelled positive or negative, and\n"
-        f"{share} of these with the people's sign; the other {len(clear) - len(decided):,} neutral. Correlation of score and rating: {_linear(answered)}.\n"
+        f"People rated {len(clear):,} sentences clearly (by {CLEAR_RATING:g} or more, of 4). {len(decided):,} of them were labelled\n"
+        f"positive or negative, {share} of these with the people's sign; the other {len(clear) - len(decided):,} neutral.\n"
+        f"Correlation of score and rating over all: {_linear(answered)}.\n"
     )
 
 

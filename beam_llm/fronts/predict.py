@@ -32,6 +32,7 @@ from beam_llm.fronts.files import (
 )
 from beam_llm.fronts.progress import Meter, ProgressLine, Tally, duration, plural
 from beam_llm.fronts.spool import Spool, SpoolIndex, folder_for
+from beam_llm.jobs import Ledger, open_store
 from beam_llm.task import Task
 
 
@@ -75,7 +76,8 @@ class Report:
       counters: Beam's, of this run.
       seconds: of this run, from the first record's reading to the finished file.
       mean_latency_ms: of a live call; None where there was none.
-      jobs: batch jobs whose answers were collected.
+      jobs: batch jobs whose answers were collected; those of earlier runs too.
+      lines: requests in batch jobs that this run submitted.
     """
 
     tally: Tally
@@ -84,11 +86,12 @@ class Report:
     seconds: float = 0.0
     mean_latency_ms: float | None = None
     jobs: int = 0
+    lines: int = 0
 
     @property
     def requests(self) -> int:
-        """Live calls, and lines of batch jobs."""
-        return self.counters.get("requests", 0)
+        """Live calls, and requests in batch jobs."""
+        return self.counters.get("requests", 0) + self.lines
 
 
 def predict(job: Job) -> Report:
@@ -180,14 +183,33 @@ def _ask_all(job: Job, task: Task, sources: Sequence[Source], found: Survey, spo
         done = earlier.done()
     already = done.count(1)
     meter = Meter(found.records, already)
-    counters, latency = dict[str, int](), None
+    counters, latency, lines = dict[str, int](), None, 0
     if already < found.records:
         if already and not job.quiet:
             print(f"going on: {already:,} of {found.records:,} records were answered by an earlier run", file=sys.stderr)
+        last = _last_job(job.settings)
         counters, latency = _run(job, list(_files(sources, found, done)), spool, meter)
+        lines = _lines_since(last, job)
     tally = _write(job, task, sources, found, spool)
     spool.remove()
-    return Report(tally, already, counters, meter.seconds, latency, meter.jobs)
+    return Report(tally, already, counters, meter.seconds, latency, meter.jobs, lines)
+
+
+def _last_job(settings: Settings) -> int:
+    """Number of the ledger's newest entry; 0 where there is none, or no ledger."""
+    if settings.mode != "batch_api":
+        return 0
+    names = list(open_store(str(settings.staging_location)).list("log/"))
+    return int(names[-1].removeprefix("log/")) if names else 0
+
+
+def _lines_since(last: int, job: Job) -> int:
+    """Requests in the jobs that this run added to the ledger."""
+    if job.settings.mode != "batch_api":
+        return 0
+    ledger = Ledger(open_store(str(job.settings.staging_location)))
+    here = runs_here(job.beam_options)
+    return sum(intent.line_count for intent in ledger.intents(last) if ledger.appended_here(intent.number) or not here)
 
 
 def _write(job: Job, task: Task, sources: Sequence[Source], found: Survey, spool: Spool) -> Tally:
@@ -222,11 +244,12 @@ def _run(job: Job, files: list[tuple[int, Source, bytes]], spool: Spool, meter: 
             measured = pipeline.run(job.settings, files, spool.folder, list(job.beam_options))
         except KeyboardInterrupt:
             raise Interrupted(_how_to_go_on(job, meter)) from None
-        except LLMError:
-            raise
         except Exception as error:
+            # Beam makes a RuntimeError of a KeyboardInterrupt that meets a DoFn.
             if pipeline.stopping.is_set():
                 raise Interrupted(_how_to_go_on(job, meter)) from error
+            if isinstance(error, LLMError):
+                raise
             raise RunError(reason_of(error)) from error
         if pipeline.stopping.is_set():
             raise Interrupted(_how_to_go_on(job, meter))
@@ -239,9 +262,10 @@ def _stopped_by_interrupt(job: Job, pipeline: Any) -> Iterator[None]:
     pipeline.stopping.clear()
 
     def stop(number: int, frame: Any) -> None:
-        if job.settings.mode == "batch_api" or pipeline.stopping.is_set():
-            raise KeyboardInterrupt
+        first = not pipeline.stopping.is_set()
         pipeline.stopping.set()
+        if job.settings.mode == "batch_api" or not first:
+            raise KeyboardInterrupt
         print("\nstopping: waiting for the calls in flight, which are paid for; Ctrl-C again ends at once", file=sys.stderr)
 
     try:
@@ -290,7 +314,7 @@ def summary(job: Job, report: Report) -> str:
     lines = [f"records   {tally.records:,}" + (f" ({report.already:,} answered by an earlier run)" if report.already else "")]
     if tally.failed:
         lines.append(f"errors    {tally.failed:,}: " + ", ".join(f"{count:,} {kind}" for kind, count in tally.errors.most_common()))
-    lines.append(f"calls     {calls_of(report.counters)}")
+    lines.append(f"calls     {calls_of(report)}")
     lines.append(
         f"tokens    {tally.input_tokens:,} in, {tally.output_tokens:,} out"
         + (f" ({tally.cached_tokens:,} cached)" if tally.cached_tokens else "")
@@ -301,6 +325,8 @@ def summary(job: Job, report: Report) -> str:
     return "\n".join(lines)
 
 
-def calls_of(counters: dict[str, int]) -> str:
-    retries = counters.get("retries", 0)
-    return f"{counters.get('requests', 0):,}" + (f" ({plural(retries, 'retry').replace('retrys', 'retries')})" if retries else "")
+def calls_of(report: Report) -> str:
+    """`100`, `100 (2 retries)`, `100 in 1 batch job`, …"""
+    retries = report.counters.get("retries", 0)
+    jobs = f" in {plural(report.jobs, 'batch job')}" if report.jobs else ""
+    return f"{report.requests:,}{jobs}" + (f" ({retries:,} {'retry' if retries == 1 else 'retries'})" if retries else "")

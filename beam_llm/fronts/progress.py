@@ -86,7 +86,7 @@ class Meter:
         done = self._already + self.tally.records
         parts = [f"{done:,} of {self._total:,} records"]
         if self.tally.failed:
-            parts.append(f"{self.tally.failed:,} errors")
+            parts.append(plural(self.tally.failed, "error"))
         if self.tally.input_tokens:
             parts.append(f"{self.tally.input_tokens + self.tally.output_tokens:,} tokens")
         if self.tally.cost_usd:
