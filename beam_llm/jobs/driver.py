@@ -51,6 +51,9 @@ from beam_llm.values import Outcome, Record
 
 _LOG = logging.getLogger(__name__)
 
+_GIVEN_UP = ("not found", "doubt, resubmitted")
+"""Attempts closed for these reasons may have made a job all the same, which shows up later."""
+
 DOWNLOAD_TRIES = 3
 """A result file that is cut, or holds fewer lines than the job counted, is fetched again so often before it is taken as it is."""
 
@@ -102,6 +105,7 @@ class _Remote:
     failures: int = 0
     downloads: int = 0
     unknown_since: float | None = None
+    doubted: bool = False
     looked: Waiting | None = None
 
 
@@ -245,7 +249,9 @@ class Driver:
 
     def _remembered(self, number: int, where: Standing) -> _Remote:
         created = read_json(self._store, f"{folder(number)}created-{where.attempt:04d}") or {}
-        remote = _Remote(number, str(created["job_id"]), where.attempt, float(created["created_at"]))
+        closed = [read_json(self._store, f"{folder(number)}closed-{attempt:04d}") for attempt in range(where.attempt)]
+        doubted = any(doc is not None and doc["reason"] in _GIVEN_UP for doc in closed)
+        remote = _Remote(number, str(created["job_id"]), where.attempt, float(created["created_at"]), doubted=doubted)
         self._remotes[number] = remote
         self._leave_queue(number)
         return remote
@@ -420,9 +426,9 @@ class Driver:
             if isinstance(error, Aborted) and self._settings.on_abort == "raise":
                 raise
             return self._in_doubt(intent, attempt, since, error, total)
-        if found:
-            return self._adopt(intent, attempt, found, total)
         visible_at = since + self._settings.list_lag_seconds
+        if found and (now >= visible_at or any(job.fingerprint == f"{intent.fingerprint}-{attempt}" for job in found)):
+            return self._adopt(intent, attempt, found, total)
         if now < visible_at:
             return Waiting(min(visible_at, now + self._pace(number)), None, "doubt", None, total)
         self._close(number, attempt, "not found")
@@ -445,18 +451,43 @@ class Driver:
 
     def _adopt(self, intent: Intent, attempt: int, found: list[RemoteJob], total: int) -> Waiting:
         oldest, *younger = found
-        for job in younger:
-            _LOG.warning(
-                "job %d exists twice at the provider: keeping %s, cancelling the younger %s", intent.number, oldest.job_id, job.job_id
-            )
+        self._cancel_doubles(intent, oldest, younger)
+        reached("adopted")
+        return self._acknowledge(intent, attempt, oldest.job_id, total)
+
+    def _cancel_doubles(self, intent: Intent, kept: RemoteJob, others: list[RemoteJob]) -> None:
+        for job in others:
+            _LOG.warning("job %d exists twice at the provider: keeping %s, cancelling %s", intent.number, kept.job_id, job.job_id)
             try:
                 _translated(lambda: self._provider.cancel_job(job.job_id))  # noqa: B023 - called at once
             except CallError as error:
                 _LOG.warning("cancelling %s failed: %s", job.job_id, error.message)
-        if younger:
-            self._store.create(f"{folder(intent.number)}twice", orjson.dumps({"format": 1, "cancelled": [job.job_id for job in younger]}))
-        reached("adopted")
-        return self._acknowledge(intent, attempt, oldest.job_id, total)
+        if others:
+            doc = {"format": 1, "kept": kept.job_id, "cancelled": [job.job_id for job in others]}
+            self._store.create(f"{folder(intent.number)}twice", orjson.dumps(doc))
+
+    def _without_double(self, intent: Intent, remote: _Remote, job: RemoteJob) -> RemoteJob:
+        """Looks once whether an earlier attempt, given up as not found, made a job after all. The older stays, unless one has
+        ended already; then that one."""
+        try:
+            found = self._ours(intent)
+        except CallError as error:
+            _LOG.warning("job %d: can't look for a double: %s", intent.number, error.message)
+            return job
+        remote.doubted = False
+        if len(found) < 2:
+            return job
+        kept = next((other for other in found if other.status.lower() == "completed"), found[0])
+        self._cancel_doubles(intent, kept, [other for other in found if other.job_id != kept.job_id])
+        if kept.job_id == remote.job_id:
+            return job
+        self._close(intent.number, remote.attempt, "double", job_id=remote.job_id)
+        self._store.create(
+            f"{folder(intent.number)}created-{remote.attempt + 1:04d}",
+            orjson.dumps({"format": 1, "job_id": kept.job_id, "created_at": remote.created_at}),
+        )
+        remote.job_id, remote.attempt = kept.job_id, remote.attempt + 1
+        return kept
 
     def _in_doubt(self, intent: Intent, attempt: int, since: float, error: CallError, total: int) -> Waiting | dict[str, Any]:
         """The provider's jobs can't be listed. A clear refusal to list will not change; anything else may, until the deadline."""
@@ -482,6 +513,8 @@ class Driver:
         except CallError as error:
             return self._poll_failed(intent, remote, error, total)
         remote.failures, remote.unknown_since = 0, None
+        if remote.doubted and (job.status.lower() in TERMINAL or now >= remote.created_at + self._settings.list_lag_seconds):
+            job = self._without_double(intent, remote, job)
         status = job.status.lower()
         if status in TERMINAL:
             return self._ended(intent, remote, job, status, total)

@@ -43,18 +43,18 @@ def answers(store: Store, ref: BatchJobRef, links: Sequence[Link], last: bool) -
         wanted |= _nowhere(store, links[:-1], rows.keys, positions)
     paid_before = ref.reused >= len(links)
     first = np.zeros(len(rows), dtype=bool) if paid_before else _first_of_equals(rows.keys)
-    half = len(rows) // 2
+    left = (int(wanted.sum()) + 1) // 2
     try:
         for reader, members in _by_part(store, rows):
             chosen = members[wanted[members]]
-            for number, envelope, position, pays in zip(
-                chosen.tolist(),
+            for envelope, position, pays in zip(
                 reader.envelopes(rows.row[chosen].tolist()),
                 positions[chosen].tolist(),
                 first[chosen].tolist(),
                 strict=True,
             ):
-                if number == half:
+                left -= 1
+                if not left:
                     reached("output.half")
                 yield envelope, outcomes.outcome(position, pays)
     finally:

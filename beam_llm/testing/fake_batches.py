@@ -68,11 +68,11 @@ class FakeBatches:
       expire_after, cancel_after: lines answered before the job expires or ends as cancelled; None: all.
       spoil: (line index, line) → lines, applied to every result line.
       tail: bytes after the last line of an output file.
-      refuse, garble: texts whose line is refused, or answered by no JSON.
+      refuse, garble: texts whose line is refused, or answered by prose (by nothing at all where it is alone).
     """
 
     clock: Clock
-    limits: BatchLimits = BatchLimits(50_000, 190_000_000, 86_400.0)
+    limits: BatchLimits = field(default_factory=lambda: BatchLimits(50_000, 190_000_000, 86_400.0))
     answers_after: float = 10.0
     create_faults: list[str] = field(default_factory=list)
     most_jobs: int | None = None
@@ -245,7 +245,7 @@ class FakeBatches:
     def _answer(self, request: dict[str, Any], texts: list[str]) -> dict[str, Any]:
         usage = [10 + sum(len(text) for text in texts), 3 * len(texts), 2]
         if any(text in self.garble for text in texts):
-            return {"custom_id": request["custom_id"], "text": "I'd rather not count." if len(texts) > 1 else "", "usage": usage}
+            return {"custom_id": request["custom_id"], "text": "I'd rather not count." if len(texts) > 1 else None, "usage": usage}
         if _INPUT.search(request["messages"][-1][1]) is None:
             return {"custom_id": request["custom_id"], "text": f"re: {texts[0]}", "usage": usage}
         answers = [{"index": index, "value": f"re: {text}"} for index, text in enumerate(texts, 1)]

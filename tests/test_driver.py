@@ -1,0 +1,480 @@
+"""The driver: every state of a remote job, every fault and every kill ends in outcomes, and nothing is paid twice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from beam_llm.errors import Aborted, Failure, Kind, UsageError
+from beam_llm.jobs import PartRow, Ready, Waiting, drive_all, find_ref, open_store, plan, points, write_part
+from beam_llm.jobs.job import jitter, poll_interval
+from beam_llm.protocols import BatchLimits
+from beam_llm.task import Task
+from tests.batch_world import Killed, World, gathered, killing, wrong
+
+TEXTS = [f"review number {number}" for number in range(20)]
+
+
+@pytest.fixture
+def world(tmp_path: Any) -> World:
+    return World(str(tmp_path / "staging"))
+
+
+@pytest.fixture(autouse=True)
+def _unwatched() -> Iterator[None]:
+    yield
+    points.watch = None
+
+
+def shuffled(texts: list[str], seed: int = 1) -> list[str]:
+    return random.Random(seed).sample(texts, len(texts))
+
+
+def billed_twice(world: World) -> list[str]:
+    return [text for text, times in world.fake.billed.items() if times > 1]
+
+
+def kinds(found: dict[str, list[Any]]) -> set[str]:
+    return {outcome.failure.kind for outcomes in found.values() for outcome in outcomes if outcome.failure}
+
+
+# The way through
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 20, 64])
+def test_every_record_comes_back_once_with_its_own_answer(world: World, batch_size: int) -> None:
+    texts = [*TEXTS, TEXTS[3], TEXTS[3]]
+    found = world.run(texts, batch_size=batch_size)
+    assert not wrong(found, texts)
+    assert sum(world.fake.billed.values()) == len(TEXTS)
+
+
+def test_usage_and_cost_of_records_add_up_to_those_of_the_replies(world: World) -> None:
+    found = world.run([*TEXTS, TEXTS[0]], batch_size=7)
+    outcomes = [outcome for outcomes in found.values() for outcome in outcomes]
+    done = world.driver()._read_done(1)
+    assert [sum(o.usage.input_tokens for o in outcomes), sum(o.usage.output_tokens for o in outcomes)] == done["usage"][:2]
+    assert sum(o.cost_usd for o in outcomes) == pytest.approx(done["cost_usd"])
+
+
+def test_a_rerun_needs_no_provider_and_says_that_it_cost_nothing(world: World) -> None:
+    world.run(TEXTS, batch_size=4)
+    calls = dict(world.fake.calls)
+    world.restart()
+    found = world.run(shuffled(TEXTS), batch_size=7)
+    assert not wrong(found, TEXTS)
+    assert dict(world.fake.calls) == calls
+    assert all(outcome.reused and outcome.cost_usd == 0.0 for outcomes in found.values() for outcome in outcomes)
+
+
+def test_an_appended_input_pays_only_for_what_is_new(world: World) -> None:
+    world.run(TEXTS)
+    world.restart()
+    texts = [*TEXTS, "one more"]
+    assert not wrong(world.run(texts, per_part=3), texts)
+    assert not billed_twice(world)
+    assert world.fake.calls["create"] == 2
+
+
+def test_another_value_of_fresh_asks_anew(world: World) -> None:
+    world.run(TEXTS)
+    world.run(TEXTS, fresh="again")
+    assert set(world.fake.billed.values()) == {2}
+
+
+def test_120_000_lines_worth_of_records_become_three_jobs_in_scale(world: World) -> None:
+    world.fake.limits = BatchLimits(50, 190_000_000, 86_400.0)
+    texts = [f"text {number}" for number in range(120)]
+    assert not wrong(world.run(texts, per_part=11), texts)
+    assert world.fake.calls["create"] == 3
+
+
+def test_answers_of_a_job_come_out_when_it_is_done_not_when_all_are(world: World) -> None:
+    world.fake.limits = BatchLimits(10, 190_000_000, 86_400.0)
+    world.fake.most_jobs = 1
+    refs = world.plan(TEXTS)
+    came = [(ref.number, world.clock.now) for ref, _, _ in drive_all(world.driver(), refs, world.clock.sleep, lambda waiting: None)]
+    times = dict(came)
+    assert times[1] + world.fake.answers_after <= times[2]
+
+
+def test_elements_with_an_early_failure_come_out_with_it(world: World) -> None:
+    known = world.settings()
+    task, store = Task(known), open_store(world.location)
+    record = task.record({}, "good")
+    rows = [PartRow(task.key(record), record, b"good", None), PartRow(b"", None, b"bad", Failure(Kind.PROMPT, "no field 'text'"))]
+    part = write_part(store, rows, 5)
+    from beam_llm.batching import caps_of
+
+    refs = plan(store, task, caps_of(known, task.shared_tokens, None), world.fake.limits, [part], world.clock)
+    assert [(ref.number, ref.records, ref.min_timestamp) for ref in refs] == [(0, 1, 5), (1, 1, 5)]
+    found = gathered(drive_all(world.driver(), refs, world.clock.sleep, lambda waiting: None))
+    assert found["bad"][0].failure == Failure(Kind.PROMPT, "no field 'text'")
+    assert found["good"][0].value == "re: good"
+
+
+# Kills
+
+POINTS = [
+    "intent.before", "intent.after", "staged", "uploaded", "create.before", "create.after", "ack.after", "waiting", "ended",
+    "collect.file", "collect.half", "answers.before", "done.before", "done.after", "output.half",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_anywhere_a_rerun_pays_nothing_twice_and_loses_nothing(world: World, point: str) -> None:
+    points.watch = killing(point)
+    with pytest.raises(Killed):
+        world.run(TEXTS, batch_size=3)
+    points.watch = None
+    world.restart()
+    found = world.run(shuffled(TEXTS), per_part=4, batch_size=5)
+    assert not wrong(found, TEXTS)
+    assert not billed_twice(world)
+    assert sum(world.fake.billed.values()) == len(TEXTS)
+
+
+@pytest.mark.parametrize("point", ["follow_up.appended", "create.after", "done.before", "done.after", "output.half"])
+def test_killed_in_the_follow_up_a_rerun_pays_nothing_twice(world: World, point: str) -> None:
+    world.fake.expire_after = 2
+    points.watch = killing(point, 1 if point == "follow_up.appended" else 2)
+    with pytest.raises(Killed):
+        world.run(TEXTS, batch_size=3)
+    points.watch = None
+    world.restart()
+    world.fake.expire_after = None
+    found = world.run(shuffled(TEXTS), per_part=4, batch_size=5)
+    assert not wrong(found, TEXTS)
+    assert not billed_twice(world)
+
+
+def test_two_processes_with_one_input_pay_once(world: World) -> None:
+    first, second = world.plan(TEXTS, batch_size=3), world.plan(shuffled(TEXTS), per_part=5, batch_size=4)
+    drivers = [world.driver(), world.driver()]
+    found: list[dict[str, list[Any]]] = [{}, {}]
+    left = [list(first), list(second)]
+    while any(left):
+        for mine, driver, refs in zip(found, drivers, left, strict=True):
+            for ref in list(refs):
+                looked = driver.step(ref)
+                if isinstance(looked, Ready):
+                    refs.remove(ref)
+                    for envelope, outcome in looked.answers:
+                        mine.setdefault(envelope.decode(), []).append(outcome)
+        world.clock.sleep(0.5)
+    assert not wrong(found[0], TEXTS)
+    assert not wrong(found[1], TEXTS)
+    assert not billed_twice(world)
+    assert world.fake.calls["create"] == 1
+
+
+def test_the_lease_is_looked_at_once_more_before_the_create(world: World) -> None:
+    refs = world.plan(TEXTS)
+    driver, other = world.driver(), world.driver()
+
+    def overtaken(point: str) -> None:
+        if point == "uploaded":
+            points.watch = None
+            world.clock.now += 31  # the first sleeps past its lease; another takes over and creates
+            other.step(refs[0])
+
+    points.watch = overtaken
+    looked = driver.step(refs[0])
+    assert isinstance(looked, Waiting)
+    assert world.fake.calls["create"] == 1
+
+
+# Creates that give no clear answer
+
+
+@pytest.mark.parametrize(
+    "faults", [["lost"], ["500"], ["500", "500", "lost"], ["429"], ["429", "lost"], ["queue"], ["queue", "queue", "lost"]]
+)
+def test_a_create_is_adopted_or_made_again_but_never_paid_twice(world: World, faults: list[str]) -> None:
+    world.fake.create_faults = list(faults)
+    found = world.run(TEXTS, batch_size=3)
+    assert not wrong(found, TEXTS)
+    assert not billed_twice(world)
+    assert world.fake.calls["upload"] == 1
+
+
+def test_a_lost_create_is_found_although_the_list_lags(world: World) -> None:
+    world.fake.create_faults, world.fake.list_lag = ["lost"], 4.0
+    assert not wrong(world.run(TEXTS), TEXTS)
+    assert world.fake.calls["create"] == 1
+
+
+@pytest.mark.parametrize("second", ["lost", ""], ids=["both creates lost", "second create acknowledged"])
+def test_two_jobs_for_one_intent_keep_the_older_and_cancel_the_younger(world: World, second: str) -> None:
+    world.fake.create_faults, world.fake.list_lag = ["lost", second], 1_000.0  # far longer than list_lag_seconds allows for
+
+    def shown(point: str) -> None:
+        if point == "create.after" or (point == "create.before" and len(world.fake.jobs) == 1):
+            world.fake.list_lag = 0.0
+
+    points.watch = shown
+    found = world.run(TEXTS)
+    assert not wrong(found, TEXTS)
+    assert world.fake.calls["create"] == 2
+    assert [job.cancel_at is not None for job in world.fake.jobs] == [False, True]
+    assert not billed_twice(world)
+
+
+@pytest.mark.parametrize(("can_list", "seconds"), [(False, 60.0), (None, 800.0)], ids=["refused", "failing"])
+def test_a_doubt_that_cannot_be_resolved_is_named(world: World, can_list: bool | None, seconds: float) -> None:
+    world.fake.create_faults, world.fake.can_list = ["lost"], can_list
+    world.options["job_deadline_hours"] = 0.2
+    started = world.clock.now
+    found = world.run(TEXTS[:3])
+    assert kinds(found) == {Kind.DOUBTFUL}
+    assert world.clock.now - started < seconds
+    world.restart()
+    world.fake.can_list = True
+    assert kinds(world.run(TEXTS[:3])) == {Kind.DOUBTFUL}
+
+
+def test_a_doubt_is_submitted_again_where_the_user_says_so(world: World) -> None:
+    world.fake.create_faults, world.fake.can_list = ["500"], False
+    assert not wrong(world.run(TEXTS, on_doubt="resubmit"), TEXTS)
+
+
+def test_a_refused_create_ends_its_records_and_a_rerun_leaves_them(world: World) -> None:
+    world.fake.create_faults = ["refused"]
+    assert kinds(world.run(TEXTS)) == {Kind.REJECTED}
+    world.restart()
+    assert kinds(world.run(TEXTS)) == {Kind.REJECTED}
+    assert world.fake.calls["create"] == 1
+
+
+def test_an_uploaded_file_that_is_gone_is_uploaded_again(world: World) -> None:
+    world.fake.create_faults = ["429"]
+    refs = world.plan(TEXTS)
+    driver = world.driver()
+    driver.step(refs[0])
+    world.fake.files.clear()
+    assert not wrong(gathered(drive_all(driver, refs, world.clock.sleep, lambda waiting: None)), TEXTS)
+    assert world.fake.calls["upload"] == 2
+
+
+def test_jobs_behind_a_queue_limit_flow_through_one_after_the_other(world: World) -> None:
+    world.fake.limits, world.fake.most_jobs = BatchLimits(2, 190_000_000, 86_400.0), 1
+    statuses: set[str] = set()
+    refs = world.plan(TEXTS)
+    found = gathered(drive_all(world.driver(), refs, world.clock.sleep, lambda waiting: statuses.update(w.status for _, w in waiting)))
+    assert not wrong(found, TEXTS)
+    assert "queued" in statuses
+    assert world.fake.calls["upload"] == 10
+    assert world.fake.calls["create"] < 80  # only the first of the queue knocks
+
+
+def test_aborted_raises_or_is_recorded_and_asked_again_another_day(world: World) -> None:
+    def refuse(file_id: str, fingerprint: str) -> Any:
+        raise Aborted(Kind.ABORTED, "Incorrect API key", status=401)
+
+    create, world.fake.create_job = world.fake.create_job, refuse  # type: ignore[method-assign]
+    with pytest.raises(Aborted):
+        world.run(TEXTS)
+    assert kinds(world.run(TEXTS, on_abort="record")) == {Kind.ABORTED}
+    world.fake.create_job = create  # type: ignore[method-assign]
+    assert not wrong(world.run(TEXTS), TEXTS)
+
+
+# Ends of a job
+
+
+def test_an_expired_job_keeps_what_it_finished_and_the_rest_is_followed_up(world: World) -> None:
+    world.fake.expire_after = 5
+    driver, refs = world.driver(), world.plan(TEXTS)
+    found: dict[str, list[Any]] = {}
+    for _, envelope, outcome in drive_all(driver, refs, world.clock.sleep, lambda waiting: None):
+        found.setdefault(envelope.decode(), []).append(outcome)
+        if len(found) == 5:
+            world.fake.expire_after = None
+    assert not wrong(found, TEXTS)
+    assert world.fake.calls["create"] == 2
+    assert not world.asked
+    assert not billed_twice(world)
+
+
+def test_what_the_follow_up_leaves_is_asked_live_and_costs_add_up(world: World) -> None:
+    world.fake.garble = frozenset(TEXTS[:2])
+    found = world.run(TEXTS, batch_size=4)
+    assert not wrong(found, TEXTS)
+    assert sorted(world.asked) == TEXTS[:2]
+    batch = sum(world.driver()._read_done(number)["cost_usd"] for number in (1, 2))
+    paid = sum(outcome.cost_usd for outcomes in found.values() for outcome in outcomes)
+    assert paid == pytest.approx(batch + 0.5 * len(world.asked))
+
+
+@pytest.mark.parametrize(
+    ("on_leftover", "creates", "live"), [("follow_up", 2, 15), ("online", 1, 15), ("fail", 1, 0)], ids=["follow_up", "online", "fail"]
+)
+def test_leftovers_go_where_the_user_says(world: World, on_leftover: str, creates: int, live: int) -> None:
+    world.fake.expire_after = 5
+    world.options["on_leftover"] = on_leftover
+    found = world.run(TEXTS)
+    assert world.fake.calls["create"] == creates
+    assert len(world.asked) == (10 if on_leftover == "follow_up" else live)
+    assert kinds(found) == ({Kind.EXPIRED} if on_leftover == "fail" else set())
+    world.fake.expire_after = None
+    world.restart()
+    assert not wrong(world.run(TEXTS), TEXTS)  # what expired cost nothing and is asked again
+    assert not billed_twice(world)
+
+
+FILES: dict[str, Callable[[World], None]] = {
+    "lines shuffled": lambda world: setattr(world.fake, "shuffle", True),
+    "each line twice, the second time with another answer": lambda world: setattr(world.fake, "duplicate", True),
+    "lines nobody asked for": lambda world: setattr(world.fake, "strangers", 3),
+    "some lines without any answer": lambda world: setattr(world.fake, "drop_ids_every", 3),
+    "a last line that is cut": lambda world: setattr(world.fake, "tail", b'{"custom_id": "r-12'),
+    "blank lines": lambda world: setattr(world.fake, "tail", b"\n \n"),
+    "downloads that fail at first": lambda world: setattr(world.fake, "downloads_fail", 2),
+    "a download that is cut": lambda world: setattr(world.fake, "download_cuts", 1),
+    "polls that fail": lambda world: setattr(world.fake, "polls_fail", 4),
+    "uploads that fail": lambda world: setattr(world.fake, "uploads_fail", 2),
+    "a job unknown for a while": lambda world: setattr(world.fake, "unknown_until", world.clock.now + 8),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_whatever_the_files_look_like_every_record_has_its_answer(world: World, name: str, batch_size: int) -> None:
+    FILES[name](world)
+    found = world.run(TEXTS, batch_size=batch_size)
+    assert not wrong(found, TEXTS)
+    assert not billed_twice(world)
+    assert not kinds(found)
+
+
+def test_a_404_that_lasts_is_loss_and_its_records_are_followed_up(world: World) -> None:
+    refs = world.plan(TEXTS)
+    driver = world.driver()
+    driver.step(refs[0])
+    world.fake.jobs.clear()
+    assert not wrong(gathered(drive_all(driver, refs, world.clock.sleep, lambda waiting: None)), TEXTS)
+    assert world.fake.calls["create"] == 2
+
+
+def test_a_line_that_fails_validation_is_named_and_the_others_go_on(world: World) -> None:
+    world.fake.create_faults = ["validation"]
+    found = world.run(TEXTS)
+    failures = [outcome.failure for outcomes in found.values() for outcome in outcomes if outcome.failure]
+    assert [(failure.kind, "line 1" in failure.message) for failure in failures] == [(Kind.REJECTED, True)]
+    assert sum(world.fake.billed.values()) == len(TEXTS) - 1
+
+
+def test_one_refused_record_does_not_take_its_prompt_with_it(world: World) -> None:
+    world.fake.refuse = frozenset(TEXTS[:1])
+    found = world.run(TEXTS, batch_size=5)
+    assert [text for text, outcomes in found.items() if outcomes[0].failure] == TEXTS[:1]
+    assert found[TEXTS[0]][0].failure.kind == Kind.REJECTED
+    assert not billed_twice(world)
+
+
+def test_a_cancelled_job_keeps_what_is_finished_and_asks_the_rest_only_if_told_to(world: World) -> None:
+    world.fake.cancel_after = 6
+    found = world.run(TEXTS)
+    assert kinds(found) == {Kind.CANCELLED}
+    assert sum(1 for outcomes in found.values() if outcomes[0].failure is None) == 6
+    world.fake.cancel_after = None
+    world.restart()
+    assert kinds(world.run(TEXTS)) == {Kind.CANCELLED}
+    world.restart()
+    assert not wrong(world.run(TEXTS, retry_cancelled=True), TEXTS)
+    assert not billed_twice(world)
+
+
+def test_the_deadline_ends_the_wait_with_outcomes(world: World) -> None:
+    world.fake.stuck, world.options["job_deadline_hours"] = True, 0.1
+    started = world.clock.now
+    found = world.run(TEXTS)
+    assert kinds(found) == {Kind.TIMED_OUT}
+    assert 360 <= world.clock.now - started < 420
+    assert world.fake.calls["cancel"] == 1
+
+
+def test_words_that_nobody_knows_are_jobs_still_running(world: World) -> None:
+    moved = world.fake._moved
+
+    def strange(job: Any) -> Any:
+        job = moved(job)
+        return job if job.status == "completed" else type("Job", (), {**vars(job), "status": "SCHEDULING"})()
+
+    world.fake._moved = strange  # type: ignore[method-assign]
+    statuses: set[str] = set()
+    refs = world.plan(TEXTS)
+    found = gathered(drive_all(world.driver(), refs, world.clock.sleep, lambda waiting: statuses.update(w.status for _, w in waiting)))
+    assert not wrong(found, TEXTS)
+    assert "scheduling" in statuses
+
+
+# Pace
+
+
+def test_two_refs_of_one_job_poll_it_once_per_interval(world: World) -> None:
+    refs = world.plan(TEXTS)
+    again = world.plan(shuffled(TEXTS), per_part=3)
+    driver = world.driver()
+    for ref in (*refs, *again, *refs):
+        driver.step(ref)
+    world.clock.now += 1.2
+    for ref in (*refs, *again, *refs):
+        driver.step(ref)
+    assert world.fake.calls["retrieve"] == 1
+
+
+@pytest.mark.parametrize(("age", "pace"), [(0, 30), (299, 30), (1_000, 100), (3_000, 300), (80_000, 300)])
+def test_polls_grow_apart_with_a_jobs_age(world: World, age: float, pace: float) -> None:
+    settings = world.settings(poll_seconds=None)
+    assert 0.9 * pace <= poll_interval(settings, age, "7/1") <= 1.1 * pace
+
+
+def test_jitter_is_the_same_for_the_same_job_and_spread_over_jobs() -> None:
+    assert jitter("1/1") == jitter("1/1")
+    assert len({jitter(f"{number}/1") for number in range(50)}) > 30
+
+
+# Refs
+
+
+def test_a_bare_job_id_leads_to_the_submitted_elements(world: World) -> None:
+    refs = world.plan([*TEXTS, TEXTS[0]])
+    driver = world.driver()
+    driver.step(refs[0])
+    world.restart()
+    ref = find_ref(open_store(world.location), world.fake.jobs[0].job_id)
+    assert not wrong(gathered(drive_all(world.driver(), [ref], world.clock.sleep, lambda waiting: None)), [*TEXTS, TEXTS[0]])
+    with pytest.raises(UsageError, match="batch_9"):
+        find_ref(open_store(world.location), "batch_9")
+
+
+def test_a_job_made_for_another_prompt_is_not_collected_with_this_one(world: World) -> None:
+    refs = world.plan(TEXTS)
+    with pytest.raises(UsageError, match="another prompt"):
+        world.driver(prompt="Translate: {{ element }}").step(refs[0])
+
+
+def test_job_id_is_known_once_there_is_one(world: World) -> None:
+    refs = world.plan(TEXTS)
+    driver = world.driver()
+    assert driver.job_id(1) is None
+    driver.step(refs[0])
+    assert driver.job_id(1) == world.driver().job_id(1) == world.fake.jobs[0].job_id
+
+
+def test_staged_files_are_rebuilt_byte_for_byte_by_another_process(world: World, tmp_path: Any) -> None:
+    world.fake.uploads_fail = 1
+    refs = world.plan(TEXTS, batch_size=3)
+    store = open_store(world.location)
+    staged = []
+    for _ in range(2):
+        world.restart()
+        world.driver(batch_size=7).step(refs[0])
+        staged.append(store.get("jobs/00000000000000000001/input.jsonl"))
+        world.clock.now += 100
+    assert staged[0]
+    assert staged[0] == staged[1]
