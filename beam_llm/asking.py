@@ -35,7 +35,7 @@ class Asking:
     def __init__(self, settings: Settings, output: Output, shape: Shape, reader: Reader, kind: str, template: PromptTemplate):
         self._settings = settings
         keys = (simple_path(settings.response_path) if settings.response_path and kind == "json" else None) or [ANSWERS]
-        is_built_in = kind != "custom" and _finds_built_in(reader, kind, shape, keys)
+        is_built_in = _finds_built_in(reader, kind, settings.response_path, shape)
         needs_json = kind == "json" and not output.is_text
         self.single_schema: Schema | None = single_schema(output, shape.value_field) if needs_json and output.strict else None
         self.batch_schema: Schema | None = batch_schema(output, shape, keys) if kind == "json" and is_built_in and output.strict else None
@@ -64,18 +64,15 @@ def _reply_words(kind: str, output: Output, shape: Shape, keys: Sequence[str]) -
     return xml_words(output, shape) if kind == "xml" else delimited_words(output)
 
 
-def _finds_built_in(reader: Reader, kind: str, shape: Shape, keys: Sequence[str]) -> bool:
+def _finds_built_in(reader: Reader, kind: str, path: str | None, shape: Shape) -> bool:
     """Whether a reply of the built-in shape is read by the user's `response_path`; if not, only the user can ask for the right one."""
-    root: Any = [{shape.index_field: 1, shape.value_field: "x", **dict.fromkeys(shape.fields, "x")}]
-    for key in reversed(keys):
-        root = {key: root}
-    sample = {
-        "json": orjson.dumps(root).decode(),
-        "xml": f'<{ANSWERS}><answer {shape.index_field}="1">x</answer></{ANSWERS}>',
-        "delimited": "1|x",
-    }[kind]
+    if path is None:
+        return kind != "custom"
+    if kind == "json":
+        return simple_path(path) is not None
+    sample = {"xml": f'<{ANSWERS}><answer {shape.index_field}="1">x</answer></{ANSWERS}>', "delimited": "1|x"}.get(kind, "")
     try:
-        return [index for index, _ in reader.find(sample, 2, False).items] == [1]
+        return [index for index, _ in reader.find(sample, 1, False).items] == [1]
     except ValueError:
         return False
 
@@ -148,7 +145,9 @@ def _bare_sketch(schema: Any, root: Schema) -> str:
 
 def delimited_words(output: Output) -> str:
     """How to reply in lines of index and answer."""
-    return f"Reply with nothing but one line per input, its index and the answer, without line breaks inside:\n1|…\n2|…{_spoken_type(output)}"
+    return (
+        f"Reply with nothing but one line per input, its index and the answer, without line breaks inside:\n1|…\n2|…{_spoken_type(output)}"
+    )
 
 
 def _spoken_type(output: Output) -> str:

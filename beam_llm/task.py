@@ -267,6 +267,8 @@ class Task:
         for value, warning in _readable(self._reader, text, is_cut):
             try:
                 return Reading({1: self._unwrapped(value)}, {}, (), None, (warning,) if warning else ())
+            except LookupError:
+                continue
             except ValueError as error:
                 invalid = invalid or self._invalid(f"the answer is no value of output: {error}", value)
         if not is_cut:
@@ -279,20 +281,26 @@ class Task:
         return _nothing(1, self._unreadable("the reply can't be read: there is no value of output in it", text, is_cut))
 
     def _unwrapped(self, value: Any) -> Any:
-        """The typed answer inside a JSON value that may be the answer, or an object or an envelope around it."""
-        output = self.output
-        is_bare = type(value) is not dict or (
-            output.is_object and (not output.properties or not value.keys().isdisjoint(output.properties))
-        )
-        if is_bare:
+        """The typed answer inside a JSON value that may be the answer, or an object or an envelope around it.
+
+        Raises:
+          ValueError: it is there, and no value of output.
+          LookupError: it is not there.
+        """
+        refused: ValueError | None = None
+        if type(value) is not dict or self.output.is_object:
             try:
-                return output.validate(value)
-            except ValueError:
-                if type(value) is not dict or not value.keys().isdisjoint(output.properties):
-                    raise
+                return self.output.validate(value)
+            except ValueError as error:
+                refused = error
         assert isinstance(self._reader, JsonReader)
-        answers = match(self._reader.items(value, 1), 1, set())
-        return output.validate(answers.get(1, value))
+        items = self._reader.items(value, 1)
+        answers = match(items, 1, set())
+        if answers:
+            return self.output.validate(answers[1])
+        if refused is not None and items and all(index is None for index, _ in items):
+            raise refused
+        raise LookupError("no certain answer")
 
     def _typed_xml(self, answer: Any) -> Any:
         return self.output.from_text(answer.strip()) if isinstance(answer, str) else self.output.validate(answer)

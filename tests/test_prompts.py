@@ -24,7 +24,7 @@ class Color(enum.Enum):
     RED = "red"
 
 
-class TextColor(str, enum.Enum):
+class TextColor(str, enum.Enum):  # noqa: UP042 - what users have; a StrEnum would show itself
     RED = "red"
 
 

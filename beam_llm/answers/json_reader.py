@@ -49,7 +49,7 @@ class JsonReader:
             yield fenced, "wrapped"
         whole, broken_at = _roots(text)
         yield from ((value, "wrapped") for value in whole if value != fenced)
-        if broken_at is not None and not cut and text.rstrip().rstrip("`").rstrip().endswith(("}", "]")):
+        if broken_at is not None and not cut and _has_end(text):
             yield _repaired(text[broken_at:]), "repaired"
 
     def answer(self, element: Any) -> Any:
@@ -74,27 +74,31 @@ class JsonReader:
                 raise ValueError("there is no JSON in it")
             return Found(items, {"wrapped"})
         items += [self._item(element) for element in _whole_elements(text, broken_at)]
-        mended = [] if items and cut else self._mend(text[broken_at:], count, cut)
-        warnings = {"wrapped" if not mended else "repaired"} if not cut else {"truncated"}
-        if not items and not mended:
+        mended = self._new(self._mended(text[broken_at:], count, cut), items)
+        # Text that a record smuggled into a damaged reply may look like whole elements: no index that is written twice is believed.
+        certain = [item for item in items + mended if self._is_written_once(item, text)]
+        if not certain:
             raise ValueError("its JSON is damaged from the start")
-        return Found(items + self._new(mended, items), warnings | ({"repaired"} if mended else set()))
+        warnings = ({"truncated"} if cut else set()) | ({"repaired"} if mended else set())
+        return Found(certain, warnings or {"wrapped"})
 
-    def _mend(self, text: str, count: int, cut: bool) -> Items:
-        """Repaired elements, of which only those are kept that the text opens, and mentions, once.
+    def _mended(self, text: str, count: int, cut: bool) -> Items:
+        """Repaired elements. A repairer closes what was cut, and takes quoted text for structure: it makes records up.
 
-        A repairer closes what was cut, and takes quoted text for structure: it makes records up.
+        So the last one counts only where the reply has an end, and any only where the text opens an element for it.
         """
         try:
             items = self.items(_repaired(text), count)
         except ValueError:
             return []
-        if cut or not text.rstrip().rstrip("`").rstrip().endswith(("}", "]")):
+        if cut or not _has_end(text):
             items = items[:-1]
-        if count == 1 and len(items) == 1 and items[0][0] is None:
-            return items
-        mentions, openings = self._mentions.findall(text), self._openings.findall(text)
-        return [item for item in items if mentions.count(str(item[0])) == openings.count(str(item[0])) == 1]
+        opened = set(self._openings.findall(text))
+        is_alone = count == 1 and len(items) == 1
+        return [item for item in items if str(item[0]) in opened or (is_alone and item[0] is None)]
+
+    def _is_written_once(self, item: tuple[Any, Any], text: str) -> bool:
+        return item[0] is None or sum(written == str(item[0]) for written in self._mentions.findall(text)) <= 1
 
     def _new(self, mended: Items, items: Items) -> Items:
         """A mended element is the same as the whole one of its index, or else contradicts it; both are for `match` to see."""
@@ -146,7 +150,7 @@ class JsonReader:
 
 
 _FENCE = re.compile(r"```[\w-]*[ \t]*\n?(.*?)```", re.DOTALL)
-_ROOT = re.compile(r"""\{(?=\s*["'}\w])|\[(?=\s*[\[{"'\]])""")
+_ROOT = re.compile(r"""\{(?=\s*(?:["'}]|\w+\s*:))|\[(?=\s*[\[{"'\]])""")
 _INTO_ARRAY = re.compile(r"""\s*(?:\{\s*["']?[\w $.-]*["']?\s*:\s*)*\[""")
 _GAP = re.compile(r"[\s,]*")
 _DECODER = json.JSONDecoder()
@@ -213,6 +217,10 @@ def _whole_elements(text: str, start: int) -> Iterator[Any]:
         yield element
 
 
+def _has_end(text: str) -> bool:
+    return text.rstrip().rstrip("`").rstrip().endswith(("}", "]"))
+
+
 def _repaired(text: str) -> Any:
     import json_repair
 
@@ -222,6 +230,10 @@ def _repaired(text: str) -> Any:
         raise ValueError("nested too deeply") from None
     except Exception as error:  # a repairer of anything may trip over anything
         raise ValueError(f"it can't be repaired ({type(error).__name__})") from None
+
+
+def _no_path(path: str, why: str) -> UsageError:
+    return UsageError(f"response_path is {path!r}: it is no JSONPath ({why}); write '$[*]' or '$.results[*]'")
 
 
 _SIMPLE_PATH = re.compile(r"\$((?:\.[A-Za-z_]\w*)*)(\[\*\])?")
@@ -238,12 +250,12 @@ def json_path(path: str) -> Callable[[Any], list[Any]]:
         return lambda data: _walked(data, keys, path.endswith("[*]"))
     import jsonpath
 
+    if not path.startswith("$"):
+        raise _no_path(path, "it has to start with $")
     try:
         compiled = jsonpath.compile(path)
     except jsonpath.JSONPathError as error:
-        raise UsageError(
-            f"response_path is {path!r}: it is no JSONPath ({str(error).splitlines()[0]}); write '$[*]' or '$.results[*]'"
-        ) from None
+        raise _no_path(path, str(error).splitlines()[0]) from None
 
     def select(data: Any) -> list[Any]:
         try:
