@@ -33,7 +33,7 @@ from beam_llm.config import Settings
 from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable, UsageError
 from beam_llm.protocols import BatchLimits, LineReply, RemoteJob
 from beam_llm.providers.keys import resolve_key
-from beam_llm.providers.openai_wire import Dialect, completion_of, decode_reply, encode_body, error_of, pace_of, unreadable
+from beam_llm.providers.openai_wire import Dialect, completion_of, decode_reply, encode_body, error_of, pace_of, shown, unreadable
 from beam_llm.values import Completion, Request
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class OpenAIChat:
         session = self._session or self._open()
         try:
             async with session.post(
-                self._place.chat_url, data=body, timeout=self._timeout_of(timeout_seconds), proxy=self._proxy
+                self._place.chat_url, data=body, timeout=self._timeout_of(timeout_seconds), proxy=self._proxy, allow_redirects=False
             ) as response:
                 reply = await response.read()
         except TimeoutError as error:
@@ -170,7 +170,7 @@ class OpenAIChat:
                 Kind.UNAVAILABLE, f"no connection or a broken one ({type(error).__name__}) to {urlsplit(self._place.chat_url).netloc}"
             ) from error
         headers = response.headers
-        if response.status != 200:
+        if response.status >= 300:
             raise error_of(response.status, headers, reply, secret=self._key, log_data=self._log_data)
         return decode_reply(reply, headers.get("x-request-id"), pace_of(headers))
 
@@ -247,6 +247,7 @@ class OpenAIBatches:
         self._key = key
         self._log_data = log_data
         self._sleep = sleep
+        self._dialects: dict[str, Dialect] = {}
         self._line_middle = b'","method":"POST","url":"' + place.line_url.encode() + b'","body":'
 
     @functools.cached_property
@@ -270,7 +271,10 @@ class OpenAIBatches:
         """Raises ValueError where `custom_id` is not 1–64 characters of A–Z, a–z, 0–9, `_` and `-`."""
         if not _CUSTOM_ID.fullmatch(custom_id):
             raise ValueError(f"custom_id {custom_id!r} is not 1–64 characters of [A-Za-z0-9_-]")
-        body = encode_body(request, Dialect.of(request.model, self._place.at_openai))
+        dialect = self._dialects.get(request.model)
+        if dialect is None:  # a file can't learn from refusals, so that its bytes depend on model and host alone
+            dialect = self._dialects[request.model] = Dialect.of(request.model, self._place.at_openai)
+        body = encode_body(request, dialect)
         return b'{"custom_id":"' + custom_id.encode() + self._line_middle + body + b"}"
 
     def decode_line(self, line: bytes) -> LineReply:
@@ -360,19 +364,21 @@ class OpenAIBatches:
           CallError: with a 4xx as its `status` (429, `token_limit_exceeded`, …) there is no job; with any other, or None, there may be
             one all the same.
         """
-        with self._translating():
-            reply = self._client.batches.with_raw_response.create(
+        create = self._client.batches.with_raw_response.create
+        reply = self._once(
+            lambda: create(
                 input_file_id=file_id,
                 endpoint=self._place.line_url,  # type: ignore[arg-type]  # Azure's older API has its own
                 completion_window="24h",
                 metadata={FINGERPRINT: fingerprint},
             )
-            return remote_job(_object(reply.content))
+        )
+        return remote_job(_object(reply.content), self._log_data)
 
     def retrieve_job(self, job_id: str) -> RemoteJob:
         """Raises Rejected with status 404 where the provider does not know the job."""
         retrieve = self._client.batches.with_raw_response.retrieve
-        return self._harmless(lambda: remote_job(_object(retrieve(job_id).content)), missing=Rejected)
+        return self._harmless(lambda: remote_job(_object(retrieve(job_id).content), self._log_data), missing=Rejected)
 
     def list_jobs(self) -> Iterator[RemoteJob]:
         """All jobs this key can see, newest first, page by page."""
@@ -380,7 +386,7 @@ class OpenAIBatches:
         seen: set[str] = set()
         while True:
             page = self._page(after)
-            jobs = [remote_job(job) for job in page.get("data") or [] if isinstance(job, dict)]
+            jobs = [remote_job(job, self._log_data) for job in page.get("data") or [] if isinstance(job, dict)]
             fresh = [job for job in jobs if job.job_id not in seen]
             yield from fresh
             seen.update(job.job_id for job in fresh)
@@ -407,8 +413,7 @@ class OpenAIBatches:
         """
         for attempt in range(HARMLESS_TRIES):
             try:
-                with self._translating(missing):
-                    return verb()
+                return self._once(verb, missing)
             except Retryable as error:
                 wait = error.retry_after_seconds
                 if attempt == HARMLESS_TRIES - 1 or error.status in final or (wait or 0) > MOST_WAIT_SECONDS:
@@ -416,29 +421,25 @@ class OpenAIBatches:
                 self._sleep(wait if wait is not None else 0.5 * 2**attempt * random.uniform(0.5, 1.0))
         raise AssertionError("unreachable")
 
-    @contextlib.contextmanager
-    def _translating(self, missing: type[CallError] = Aborted) -> Iterator[None]:
-        """The SDK's errors, and its HTTP library's, as ours; most specific first."""
+    def _once(self, verb: Callable[[], R], missing: type[CallError] = Aborted) -> R:
+        """Does the verb; gives the SDK's errors, and its HTTP library's, as ours, most specific first."""
         import openai
 
         try:
-            yield
+            return verb()
         except openai.APIStatusError as error:
-            body = error.response.content if error.response.is_closed or error.response.is_stream_consumed else error.response.read()
+            body = error.response.content if error.response.is_stream_consumed else error.response.read()
             headers: Mapping[str, str] = error.response.headers
-            raise error_of(error.status_code, headers, body, secret=self._key, log_data=self._log_data, missing=missing) from error
+            found = error_of(error.status_code, headers, body, secret=self._key, log_data=self._log_data, missing=missing)
         except openai.APITimeoutError as error:
             raise Retryable(Kind.TIMED_OUT, "no answer in time") from error
-        except (openai.APIConnectionError, OSError) as error:
-            if isinstance(error, FileNotFoundError | PermissionError):
-                raise
+        except openai.APIConnectionError as error:
             raise Retryable(Kind.UNAVAILABLE, f"no connection or a broken one ({type(error.__cause__ or error).__name__})") from error
-        except CallError:
-            raise
         except Exception as error:
             if type(error).__module__.partition(".")[0] not in _HTTP_LIBRARIES:
                 raise
             raise Retryable(Kind.UNAVAILABLE, f"the connection broke while reading ({type(error).__name__})") from error
+        raise found  # out of the handler, because the SDK's own error may quote the key and would come along as its cause
 
 
 _HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2")
@@ -467,7 +468,7 @@ def _object(content: bytes, many: bool = False) -> dict[str, Any]:
     return found
 
 
-def remote_job(job: Mapping[str, Any]) -> RemoteJob:
+def remote_job(job: Mapping[str, Any], log_data: bool = False) -> RemoteJob:
     """A job as the provider shows it, whatever it leaves out or spells differently."""
     status = str(job.get("status") or "validating").lower()
     counts = job.get("request_counts")
@@ -483,7 +484,7 @@ def remote_job(job: Mapping[str, Any]) -> RemoteJob:
         completed=counts.get("completed"),
         failed=counts.get("failed"),
         total=counts.get("total"),
-        errors=tuple(_job_errors(job.get("errors") or job.get("error"))),
+        errors=tuple(_job_errors(job.get("errors") or job.get("error"), log_data)),
     )
 
 
@@ -497,12 +498,16 @@ def _seconds(moment: Any) -> float:
         return 0.0
 
 
-def _job_errors(errors: Any) -> Iterator[tuple[str, str, int | None]]:
+def _job_errors(errors: Any, log_data: bool) -> Iterator[tuple[str, str, int | None]]:
     """Code, message and 1-based line of each validation error."""
     found = errors.get("data") if isinstance(errors, dict) and "data" in errors else errors
     for error in found if isinstance(found, list) else [found] if found else []:
         if isinstance(error, dict):
             line = error.get("line")
-            yield str(error.get("code") or ""), str(error.get("message") or "")[:500], line if isinstance(line, int) else None
+            yield (
+                str(error.get("code") or ""),
+                shown(str(error.get("message") or ""), None, log_data),
+                line if isinstance(line, int) else None,
+            )
         else:
-            yield "", str(error)[:500], None
+            yield "", shown(str(error), None, log_data), None

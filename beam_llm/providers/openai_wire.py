@@ -185,6 +185,7 @@ def error_of(
     """Translates an HTTP error once, for everybody.
 
     Args:
+      status: a redirect counts as a wrong address: following it would carry the key elsewhere.
       body: the error's body, parsed or as bytes.
       secret: the key in use, to be taken out should the provider repeat it.
       log_data: whether the provider's sentence may be kept whole; it may quote a record.
@@ -193,9 +194,9 @@ def error_of(
     code, kind, param, sentence = _parts_of(body)
     words = {code.lower(), kind.lower()}
     named = " ".join(filter(None, (f"HTTP {status}", code or kind, f"({param})" if param else "")))
-    message = f"{named}: {_shown(sentence, secret, log_data)}" if sentence else named
+    message = f"{named}: {shown(sentence, secret, log_data)}" if sentence else named
     should_retry = headers.get("x-should-retry")
-    if words & _SPENT or status in (401, 403) or (words & _NO_MODEL and status < 500):
+    if words & _SPENT or status in (401, 403) or 300 <= status < 400 or (words & _NO_MODEL and status < 500):
         return Aborted(Kind.ABORTED, message, status=status)
     if status == 404:
         return missing(Kind.ABORTED if missing is Aborted else Kind.REJECTED, message, status=status)
@@ -234,7 +235,7 @@ _QUOTED = re.compile(r"'[^']{25,}'|\"[^\"]{25,}\"|`[^`]{25,}`")
 MOST_SHOWN = 200
 
 
-def _shown(sentence: str, secret: str | None, log_data: bool) -> str:
+def shown(sentence: str, secret: str | None, log_data: bool) -> str:
     """The provider's sentence without keys; and, unless data may be logged, short and without long quotations."""
     if secret:
         sentence = sentence.replace(secret, "[key]")
