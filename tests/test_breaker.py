@@ -39,7 +39,7 @@ def test_may_a_prompt_batch_fall_back(fruitless, then, now, verdict):
     steps = {
         "probe": lambda: breaker.ask(10.0),
         "fruitless": lambda: breaker.fruitless(10.0),
-        "good": lambda: breaker.good(suspect="probe" in then),
+        "good": lambda: breaker.good(),
         "forgotten": lambda: breaker.forget(),
         "fallen": lambda: fallen(breaker, 1),
     }
@@ -48,12 +48,12 @@ def test_may_a_prompt_batch_fall_back(fruitless, then, now, verdict):
     assert breaker.ask(now) is verdict
 
 
-def test_batches_in_fallback_without_an_answer_are_suspects_and_one_too_many_waits():
+def test_the_fallback_after_the_threshold_waits_for_the_verdict_on_those_under_way():
     breaker = Breaker(threshold=3)
     assert [breaker.ask(0.0) for _ in range(5)] == [YES, YES, YES, WAIT, WAIT]
 
 
-def test_all_suspects_fruitless_opens_for_those_who_waited():
+def test_all_of_them_fruitless_opens_for_those_who_waited():
     breaker = Breaker(threshold=3, cooldown_seconds=10.0)
     assert [breaker.ask(0.0) for _ in range(4)] == [YES, YES, YES, WAIT]
     for _ in range(3):
@@ -61,14 +61,30 @@ def test_all_suspects_fruitless_opens_for_those_who_waited():
     assert (breaker.ask(1.0), breaker.state) == (NO, "open")
 
 
-def test_one_suspect_with_a_good_answer_lets_the_waiting_go_on():
+def test_one_good_answer_lets_the_waiting_go_on():
     breaker = Breaker(threshold=3)
     assert [breaker.ask(0.0) for _ in range(4)] == [YES, YES, YES, WAIT]
-    breaker.good(suspect=True)
-    assert [breaker.ask(0.0), breaker.ask(0.0)] == [YES, WAIT]
+    breaker.good()
+    assert [breaker.ask(0.0) for _ in range(4)] == [YES, YES, YES, WAIT]
 
 
-def test_fruitless_ones_leave_room_for_fewer_suspects():
+def test_fruitless_ones_leave_room_for_fewer():
     breaker = Breaker(threshold=3)
     fallen(breaker, 2)
     assert [breaker.ask(0.0), breaker.ask(0.0)] == [YES, WAIT]
+
+
+def test_while_good_answers_keep_coming_no_fallback_waits():
+    breaker = Breaker(threshold=3)
+    verdicts = []
+    for _ in range(100):
+        verdicts.append(breaker.ask(0.0))
+        breaker.good()
+    assert verdicts == [YES] * 100
+
+
+def test_a_cancelled_fallback_makes_room():
+    breaker = Breaker(threshold=1)
+    assert [breaker.ask(0.0), breaker.ask(0.0)] == [YES, WAIT]
+    breaker.forget()
+    assert breaker.ask(0.0) is YES

@@ -8,8 +8,9 @@ a short outage into thousands of failed records.
       ▲                                                                                        │
       └── a good answer to anyone ◄── half-open: one batch may fall back, the others wait ◄────┘   (a fruitless probe: open again)
 
-With many calls in flight a count of finished batches comes too late: all of them would be falling back by then. So batches in
-fallback without a good answer yet are counted as suspects, and one that would be a suspect too many waits for the others' verdict.
+With many calls in flight a count of finished batches comes too late: all of them would be falling back by then. So only `threshold`
+fallbacks may begin after the last good answer to anyone; the next one waits for their verdict. While good answers keep coming, a few
+bad replies among many wait for nothing.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Breaker:
     def __init__(self, threshold: int = THRESHOLD, cooldown_seconds: float = COOLDOWN_SECONDS):
         self._threshold = threshold
         self._cooldown_seconds = cooldown_seconds
-        self._fruitless = 0
-        self._suspects = 0
+        self._begun = 0  # fallbacks since the last good answer, or since the breaker opened
+        self._fruitless = 0  # fallbacks that ended in vain since the last good answer
         self._opened_at: float | None = None
 
     @property
@@ -44,28 +45,27 @@ class Breaker:
         return "closed" if self._opened_at is None else "open"
 
     def ask(self, now: float) -> Verdict:
-        """May a prompt batch without a good answer fall back now? YES makes it a suspect until `good`, `fruitless` or `forget`."""
+        """May a prompt batch without a good answer fall back now? After a YES report `good`, `fruitless` or `forget`."""
         if self._opened_at is not None and now < self._opened_at + self._cooldown_seconds:
             return Verdict.NO
-        room = 1 if self._opened_at is not None else self._threshold - self._fruitless
-        if self._suspects >= room:
+        if self._begun >= (self._threshold if self._opened_at is None else 1):
             return Verdict.WAIT
-        self._suspects += 1
+        self._begun += 1
         return Verdict.YES
 
-    def good(self, suspect: bool) -> None:
-        """A good answer came; `suspect`: to a batch that had been let through."""
-        self._suspects -= suspect
+    def good(self) -> None:
+        """A good answer came, to whomever."""
+        self._begun = 0
         self._fruitless = 0
         self._opened_at = None
 
     def fruitless(self, now: float) -> None:
-        """A suspect's fallback is spent and nothing good came of it."""
-        self._suspects -= 1
+        """A fallback is spent and nothing good came of it."""
         self._fruitless += 1
         if self._opened_at is not None or self._fruitless >= self._threshold:
             self._opened_at = now
+            self._begun = 0
 
     def forget(self) -> None:
-        """A suspect was cancelled: no verdict."""
-        self._suspects -= 1
+        """A fallback was cancelled: no verdict, room for another."""
+        self._begun = max(0, self._begun - 1)

@@ -38,7 +38,7 @@ class Guard:
         self._waiters: list[asyncio.Future[None]] = []
 
     async def may_fall_back(self) -> bool:
-        """True makes the asker a suspect, which has to end with `good`, `fruitless` or `forget`."""
+        """After True, `good`, `fruitless` or `forget` has to follow."""
         loop = asyncio.get_running_loop()
         while (verdict := self.breaker.ask(loop.time())) is Verdict.WAIT:
             waiter = loop.create_future()
@@ -46,8 +46,8 @@ class Guard:
             await waiter
         return verdict is Verdict.YES
 
-    def good(self, suspect: bool) -> None:
-        self.breaker.good(suspect)
+    def good(self) -> None:
+        self.breaker.good()
         self._wake()
 
     def fruitless(self) -> None:

@@ -444,7 +444,7 @@ class Engine:
         values, failures, whole = self._read(ask, len(members), completion)
         if values and (not ask.proven):
             ask.proven = True
-            self._guard.good(ask.suspect)
+            self._guard.good()
             ask.suspect = False
         rest, kind = [], Kind.MISSING
         for index, member in enumerate(members, 1):
