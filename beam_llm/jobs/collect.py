@@ -25,7 +25,7 @@ from beam_llm.jobs.outcomes import LEFT, Outcomes, OutcomeWriter
 from beam_llm.jobs.points import reached
 from beam_llm.jobs.store import temporary_file
 from beam_llm.protocols import BatchProvider, LineReply, Store
-from beam_llm.task import Task
+from beam_llm.task import Reading, Task
 from beam_llm.values import Completion, Outcome, Usage
 
 Cost = Callable[[Usage, bool], float | None]
@@ -72,12 +72,17 @@ class Collected:
         self.left = bytearray(len(manifest))
         self.regroup = bytearray(len(manifest))
         self.facts: Counter[str] = Counter()
-        self.usage = Usage()
+        self._input_tokens = self._output_tokens = self._cached_tokens = 0
         self.cost_usd: float | None = 0.0
+
+    @property
+    def usage(self) -> tuple[int, int, int]:
+        """Input, output and cached tokens of all replies."""
+        return self._input_tokens, self._output_tokens, self._cached_tokens
 
     def read_file(self, path: str) -> bool:
         """Takes one result file. Returns whether its last line was cut."""
-        cut = False
+        cut, lines = False, 0
         with open(path, "rb") as file:
             for line in file:  # a binary file's lines end at b"\n" and nowhere else
                 if line.isspace():
@@ -88,8 +93,9 @@ class Collected:
                     self.facts["unreadable_lines"] += 1
                     cut = not line.endswith(b"\n")
                     continue
-                self.facts["lines"] += 1
+                lines += 1
                 self._take(reply)
+        self.facts["lines"] += lines
         return cut
 
     def _take(self, reply: LineReply) -> None:
@@ -111,26 +117,30 @@ class Collected:
 
     def _read(self, line: int, completion: Completion) -> None:
         """One answered line: an outcome for each of its records, final or left over."""
-        start, end = self._starts[line], self._starts[line + 1]
-        count = end - start
+        start = self._starts[line]
+        count = self._starts[line + 1] - start
         reading = self._task.read(count, completion)
         paid = self._cost(completion.usage, True)
-        share = None if paid is None else paid / count
+        cost = None if paid is None else paid / count
         self._add_up(completion.usage, paid)
         model, request_id, reason = completion.model, completion.request_id, completion.finish_reason
-        dump, values, whole = self._task.output.dump, reading.values, reading.whole
-        for index, usage in enumerate(completion.usage.split(count), 1):
+        dump, values = self._task.output.dump, reading.values
+        plain, put_row = self._earlier.is_empty, self.outcomes.put_row
+        for index, usage in enumerate(_shares(completion.usage, count), 1):
             position = start + index - 1
-            if index in values:
-                self._put(position, Outcome(dump(values[index]), None, usage, share, model, request_id, reason), final=True)
-                continue
-            failure = whole or reading.failures.get(index) or Failure(Kind.MISSING, f"answer {index} of {count} is missing from the reply")
-            outcome = Outcome(None, failure, usage, share, model, request_id, reason)
-            self.regroup[position] = 1
-            self._put(position, outcome, final=count == 1 and failure.kind in _FINAL_ALONE)
+            if index not in values:
+                outcome = Outcome(None, _failure_of(reading, index, count), Usage(*usage), cost, model, request_id, reason)
+                self.regroup[position] = 1
+                self._put(position, outcome, final=count == 1 and outcome.failure is not None and outcome.failure.kind in _FINAL_ALONE)
+            elif plain:  # by far the most: no objects on the way
+                put_row(position, (dump(values[index]), None, usage, cost, model, request_id, reason), 0)
+            else:
+                self._put(position, Outcome(dump(values[index]), None, Usage(*usage), cost, model, request_id, reason), final=True)
 
     def _add_up(self, usage: Usage, paid: float | None) -> None:
-        self.usage += usage
+        self._input_tokens += usage.input_tokens
+        self._output_tokens += usage.output_tokens
+        self._cached_tokens += usage.cached_tokens
         self.cost_usd = None if paid is None or self.cost_usd is None else self.cost_usd + paid
 
     def finish(self) -> None:
@@ -167,11 +177,27 @@ class Collected:
         self.outcomes.put(position, self._earlier.added(self._manifest, position, outcome))
 
 
+def _shares(usage: Usage, count: int) -> list[tuple[int, int, int]]:
+    """Like `Usage.split`, as plain tuples: this is done for every record of every job."""
+    if count == 1:
+        return [(usage.input_tokens, usage.output_tokens, usage.cached_tokens)]
+    return [(share.input_tokens, share.output_tokens, share.cached_tokens) for share in usage.split(count)]
+
+
+def _failure_of(reading: Reading, index: int, count: int) -> Failure:
+    missing = Failure(Kind.MISSING, f"answer {index} of {count} is missing from the reply")
+    return reading.whole or reading.failures.get(index) or missing
+
+
 class Earlier:
     """What the link before says of records that it left over: their usage is theirs, whoever answers them in the end."""
 
     def __init__(self, store: Store | None = None, name: str | None = None):
         self._known = Outcomes(store, name) if store is not None and name is not None else None
+
+    @property
+    def is_empty(self) -> bool:
+        return self._known is None
 
     def added(self, manifest: Manifest, position: int, outcome: Outcome) -> Outcome:
         failure = outcome.failure
@@ -219,7 +245,7 @@ def store_end(
         store.put(f"{name}.index", index)
     doc |= {
         "facts": dict(found.facts),
-        "usage": [found.usage.input_tokens, found.usage.output_tokens, found.usage.cached_tokens],
+        "usage": found.usage,
         "cost_usd": found.cost_usd,
     }
     reached("done.before")

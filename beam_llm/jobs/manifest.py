@@ -45,7 +45,10 @@ class Manifest:
         assert self.line_starts is not None
         data, starts = self.keys.tobytes(), self.line_starts.tolist()
         for start, end in itertools.pairwise(starts):
-            yield "r-" + hashlib.sha256(data[16 * start : 16 * end]).hexdigest()[:40]
+            if end == start + 1:
+                yield "r-" + data[16 * start : 16 * end].hex()
+            else:
+                yield "b-" + hashlib.sha256(data[16 * start : 16 * end]).hexdigest()[:40]
 
     def places(self) -> Iterator[tuple[str, int]]:
         """(part name, row) of each record."""

@@ -39,25 +39,25 @@ class OutcomeWriter:
 
     def put(self, position: int, outcome: Outcome) -> None:
         usage, failure = outcome.usage, outcome.failure
-        row = orjson.dumps(
-            (
-                outcome.value,
-                None if failure is None else tuple(failure),
-                (usage.input_tokens, usage.output_tokens, usage.cached_tokens),
-                outcome.cost_usd,
-                outcome.model,
-                outcome.request_id,
-                outcome.finish_reason,
-            )
+        row = (
+            outcome.value,
+            None if failure is None else tuple(failure),
+            (usage.input_tokens, usage.output_tokens, usage.cached_tokens),
+            outcome.cost_usd,
+            outcome.model,
+            outcome.request_id,
+            outcome.finish_reason,
         )
-        self._file.write(row)
-        self._starts[position] = self._at
-        self._lengths[position] = len(row)
-        self._codes[position] = _CODES[failure.kind] if failure is not None else 0
-        self._at += len(row)
+        self.put_row(position, row, _CODES[failure.kind] if failure is not None else 0)
 
-    def __contains__(self, position: int) -> bool:
-        return self._lengths[position] > 0
+    def put_row(self, position: int, row: tuple[Any, ...], code: int) -> None:
+        """An outcome as it is stored: value, failure, usage, cost, model, request id, finish reason; and its failure's code."""
+        data = orjson.dumps(row)
+        self._file.write(data)
+        self._starts[position] = self._at
+        self._lengths[position] = len(data)
+        self._codes[position] = code
+        self._at += len(data)
 
     def part(self, chosen: Array) -> tuple[bytes, dict[str, int]]:
         """The index object's bytes for the chosen positions (a mask), and their records by kind of failure; `""`: answered."""
