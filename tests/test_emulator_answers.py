@@ -284,6 +284,11 @@ def test_nth_and_times_count_the_calls_that_match() -> None:
     assert struck == [[], ["hang"], [], ["slow"], ["hang"], [], []]
 
 
+def test_after_lets_the_first_calls_through() -> None:
+    script = FaultScript([Fault("unauthorized", after=2)])
+    assert [len(script.strike("chat")) for _ in range(5)] == [0, 0, 1, 1, 1]
+
+
 def test_a_script_goes_on_counting_after_a_restart() -> None:
     saved: list[list[tuple[int, int]]] = []
     script = FaultScript([Fault("create_lost", times=1)], save=saved.append)

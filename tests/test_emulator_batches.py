@@ -473,6 +473,14 @@ def test_a_scripted_token_limit_fails_after_validation_once(start: Any) -> None:
     assert [wait(client, create(client, file_id).id).status for _ in range(2)] == ["failed", "completed"]
 
 
+def test_the_book_stays_readable_after_the_end() -> None:
+    with Emulator(batch_seconds=0) as emulator:
+        client = client_of(emulator)
+        wait(client, submit(client, "a", "b").id)
+    assert emulator.billed == {"a": 1, "b": 1}
+    assert sum(emulator.ledger["batch_requests"].values()) == 2
+
+
 @pytest.mark.parametrize("moment", ["validating", "in_progress", "finalizing", "cancelling", "completed"])
 def test_a_killed_emulator_goes_on_with_its_jobs_and_bills_each_line_once(tmp_path: Path, moment: str) -> None:
     with EmulatorProcess(state_dir=tmp_path, batch_seconds=(0.4, 0.4, 0.4), cancel_seconds=0.4) as emulator:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import pydantic
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from beam_llm.config import settings
 from beam_llm.task import Reading, Task
@@ -62,6 +64,9 @@ PROMPTS = {
 }
 
 
+CLASSIFY = Task(settings("openai:m", prompt=PROMPTS["colon"], output=Review, batch_size=10, api_key="none"))
+
+
 def asked(task: Task, records: list[Record]) -> tuple[Question, Reading]:
     """What the emulated model saw in the prompt, and what the task saw in its reply."""
     question = read_question(wire(task.render(records)))
@@ -97,6 +102,14 @@ def test_each_record_is_answered_alike_alone_and_among_others(prompt: str | None
         assert complete(alone), alone
         assert alone_question.texts == question.texts[number - 1 : number]
         assert alone.values[1] == together.values[number]
+
+
+@given(st.lists(st.text(max_size=60), min_size=2, max_size=5))
+def test_no_text_is_misread_or_breaks_out_of_its_place(texts: list[str]) -> None:
+    records = [CLASSIFY.record({"text": text}, text) for text in texts]
+    together = read_question(wire(CLASSIFY.render(records)))
+    alone = [read_question(wire(CLASSIFY.render([record]))).texts[0] for record in records]
+    assert together.texts == tuple(alone) == tuple(record.inputs[0] for record in records)
 
 
 @pytest.mark.parametrize(

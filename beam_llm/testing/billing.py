@@ -23,7 +23,7 @@ class BilledCounter(Counter[str]):
     """Record text → times billed. Where only digests are kept, a look-up by text still finds its count."""
 
     def __missing__(self, key: str) -> int:
-        return self.get(digest_of(key), 0) if len(key) != 32 else 0
+        return self.get(digest_of(key), 0)
 
     def times(self, text: str) -> int:
         return self[text]
@@ -54,6 +54,7 @@ class Billing:
         self.output_tokens = 0
         self._live: Counter[str] = Counter()
         self._live_requests: Counter[str] = Counter()
+        self._frozen: tuple[BilledCounter, Counter[str]] | None = None
         for line in _lines(folder / "live.log"):
             self._count(line)
         _cut_torn_line(folder / "live.log")
@@ -111,12 +112,21 @@ class Billing:
 
     def batch_billed(self, batch_ids: Iterable[str]) -> BilledCounter:
         """Over the bills of finished jobs. Reads them anew: nothing of a million records stays in memory."""
+        if self._frozen is not None:
+            return BilledCounter(self._frozen[0])
         billed = BilledCounter()
         for entry in self._batch_entries(batch_ids):
             billed.update(entry[4])
         return billed
 
+    def freeze(self, batch_ids: Sequence[str]) -> None:
+        """Takes the jobs' bills into memory, before their folder goes."""
+        if self._frozen is None:
+            self._frozen = self.batch_billed(batch_ids), self.batch_requests(batch_ids)
+
     def batch_requests(self, batch_ids: Iterable[str]) -> Counter[str]:
+        if self._frozen is not None:
+            return Counter(self._frozen[1])
         return Counter(entry[3] for entry in self._batch_entries(batch_ids))
 
     def _batch_entries(self, batch_ids: Iterable[str]) -> Iterator[Sequence[Any]]:

@@ -21,7 +21,7 @@ import orjson
 from aiohttp import web
 
 from beam_llm.testing.billing import BilledCounter
-from beam_llm.testing.faults import Fault, load_faults
+from beam_llm.testing.faults import KINDS, Fault, load_faults
 from beam_llm.testing.options import EmulatorOptions
 from beam_llm.testing.service import Service
 
@@ -82,6 +82,8 @@ class Emulator:
             self._thread.join()
             self._thread = None
         if self._given_dir is None and self._folder is not None:
+            if self._service is not None:
+                self._service.billing.freeze(self._service.batches.billed_ids())
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -333,7 +335,9 @@ class EmulatorProcess:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="beam-llm emulator", description="The provider emulator: an OpenAI-compatible server on loopback; no key, no cost."
+        prog="beam-llm emulator",
+        description="The provider emulator: an OpenAI-compatible server on loopback; no key, no cost.",
+        epilog=f"kinds of faults: {', '.join(KINDS)}",
     )
     parser.add_argument("--port", type=int, default=0, help="0 (default) picks a free one")
     parser.add_argument("--faults", metavar="FILE", help='JSON list of faults, such as [{"kind": "rate_limit", "probability": 0.05}]')

@@ -91,6 +91,7 @@ class Fault:
       where: an operation of `OPERATIONS`; by default those that `KINDS` names.
       probability: 0 … 1, seeded.
       nth: which of the matching calls, from 1 (a number or several); in a job, which line of the file.
+      after: only once so many matching calls have gone well: a key that is withdrawn, a quota that is spent.
       times: at most so often.
       text: a substring of one of the call's records (or, for `job` faults, of the input file's first line).
       pattern: a regular expression found in one of the call's records.
@@ -106,6 +107,7 @@ class Fault:
     where: str | None = None
     probability: float = 1.0
     nth: int | tuple[int, ...] | None = None
+    after: int = 0
     times: int | None = None
     text: str | None = None
     pattern: str | None = None
@@ -215,7 +217,7 @@ class FaultScript:
                 if self._strikes(place, fault, texts, salt, number):
                     self._fired[place] += 1
                     struck.append(fault)
-                counted = counted or fault.times is not None or fault.nth is not None
+                counted = counted or fault.times is not None or fault.nth is not None or fault.after > 0
             if counted and self._save is not None and operation != "line":
                 self._save(self.counts())
         return tuple(struck)
@@ -233,6 +235,8 @@ class FaultScript:
             return False
         self._seen[place] += 1
         if fault.times is not None and self._fired[place] >= fault.times:
+            return False
+        if self._seen[place] <= fault.after:
             return False
         if fault.nth is not None:
             wanted = (fault.nth,) if isinstance(fault.nth, int) else fault.nth

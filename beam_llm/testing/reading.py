@@ -59,7 +59,8 @@ def read_question(body: Mapping[str, Any]) -> Question:
     """Understands a chat-completions body. Never fails: a prompt it can't make out is one record."""
     system, user = _words(body.get("messages") or ())
     root = _strict_schema(body.get("response_format"))
-    found = _find_inputs(user)
+    may_be_many = root is None or _answer_list(root, root) is not None
+    found = _find_inputs(user) if may_be_many else None
     if found is not None:
         question = _many(found[0], f"{system}\n{found[1]}", root)
         if question is not None:
