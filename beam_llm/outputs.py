@@ -218,7 +218,7 @@ def _described(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
         fields: dict[str, Any] = {
             name: (kind, defaults.get(name, ...)) for name, kind in typing.get_type_hints(declared, include_extras=True).items()
         }
-        return pydantic.create_model(declared.__name__, **fields).model_json_schema()
+        return dict(pydantic.create_model(declared.__name__, **fields).model_json_schema())
     return adapter.json_schema()
 
 

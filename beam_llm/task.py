@@ -83,6 +83,7 @@ class Task:
         self._shape = _shape(settings, self.output)
         self._reader, self._typed = self._reading_tools()
         self._asking = Asking(settings, self.output, self._shape, self._reader, self._format, self._template)
+        self._batchless_tokens = _batchless_tokens(self._batch_template)
         self._extra = dict(settings.extra_body or {})
         self.fingerprint = _fingerprint(settings, self.output)
         self._hasher = hashlib.sha256(self.fingerprint)
@@ -124,16 +125,15 @@ class Task:
                 return Record((text,), estimate_tokens(text) + self._record_tokens)
         inputs = self._template.inputs(fields, element)
         tokens = sum(map(estimate_tokens, inputs)) + self._record_tokens
-        needed = self._needed(fields, inputs) if self._batch_template is not None else None
+        if self._batch_template is None:
+            return Record(inputs, tokens, None, self._record_id(fields))
+        needed = self._batch_template.needed(fields)
+        tokens = max(tokens, self._templated_tokens(self._batch_template, prompts.RecordView(1, self._text(inputs), needed)))
         return Record(inputs, tokens, needed, self._record_id(fields))
 
-    def _needed(self, fields: Mapping[str, Any], inputs: tuple[str, ...]) -> Mapping[str, Any] | None:
-        """The fields that the batch template wants; tried out on this record alone, so that its error stays its own."""
-        template = self._batch_template
-        assert template is not None
-        needed = template.needed(fields)
-        template.render([prompts.RecordView(1, self._text(inputs), needed)], "")
-        return needed
+    def _templated_tokens(self, template: prompts.BatchTemplate, view: prompts.RecordView) -> int:
+        """What a record adds to a prompt that a batch template writes; tried out on it alone, so that its error stays its own."""
+        return estimate_tokens(template.render([view], "")) - self._batchless_tokens
 
     def _text(self, inputs: Sequence[str]) -> str:
         return inputs[0] if len(inputs) == 1 else self._template.fill(inputs)
@@ -243,7 +243,7 @@ class Task:
         if is_cut and len(answers) < count:
             warnings.add("truncated")
         if not answers:
-            seen = f"{len(items)} answers, none of them certain" if items else "no answers"
+            seen = f"{len(items)} answer{'s' if len(items) > 1 else ''}, none of them certain" if items else "no answer"
             whole = self._unreadable(f"asked for {list_indices(range(1, count + 1))}, the reply holds {seen}", text, is_cut)
             return _nothing(count, whole, warnings)
         missing = () if len(answers) == count else tuple([index for index in range(1, count + 1) if index not in answers])
@@ -344,6 +344,14 @@ def _readable(reader: JsonReader, text: str, is_cut: bool) -> Any:
             yield next(values)
         except (StopIteration, ValueError):
             return
+
+
+def _batchless_tokens(template: prompts.BatchTemplate | None) -> int:
+    """Estimated tokens of a batch template's own text: what it writes about no record at all."""
+    try:
+        return estimate_tokens(template.render([], "")) if template is not None else 0
+    except PromptError:
+        return 0
 
 
 def _no_reply(completion: Completion) -> Failure | None:

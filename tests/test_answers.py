@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import orjson
 import pytest
@@ -150,6 +151,26 @@ def test_any_text_is_read_or_raises_a_value_error(text):
             except ValueError:
                 continue
             assert match(items, 3, warnings).keys() <= {1, 2, 3}
+
+
+PATHOLOGICAL = [
+    "{" + " " * 99_999,
+    '{"answers": [' + "\n" * 99_999,
+    "{ " * 50_000,
+    "[" * 99_999,
+    "```\n" * 25_000,
+    "<answer " * 12_000,
+    "&" * 99_999,
+]
+
+
+@pytest.mark.parametrize("text", PATHOLOGICAL, ids=lambda text: ascii(text[:14]))
+def test_a_model_that_repeats_itself_until_its_limit_costs_no_quadratic_time(text):
+    started = time.process_time()
+    for reader in (JsonReader(SHAPE), XmlReader(SHAPE, None, ANY), DelimitedReader()):
+        with pytest.raises(ValueError, match=r"."):
+            reader.find(text, 3, True)
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -310,8 +331,8 @@ def test_child_elements_become_the_fields_that_the_schema_names():
         "$defs": {"Who": {"type": "object", "properties": {"age": {"type": "integer"}}}},
     }
     text = (
-        '<answers><answer index="1"><sentiment>positive</sentiment><score>0.5</score><good>True</good><tags><item>1</item><item>b</item></tags>'
-        "<who><age>3</age></who><note>x</note><answer>42</answer></answer></answers>"
+        '<answers><answer index="1"><sentiment>positive</sentiment><score>0.5</score><good>True</good>'
+        "<tags><item>1</item><item>b</item></tags><who><age>3</age></who><note>x</note><answer>42</answer></answer></answers>"
     )
     matched, _ = read(XmlReader(Shape(fields=tuple(schema["properties"])), None, schema), text, 1)
     assert matched[1] == {

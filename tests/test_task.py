@@ -190,6 +190,12 @@ def test_a_batch_template_writes_the_prompt_and_the_reply_shape_is_added():
     assert user_text(task.render(records[:1])).startswith("Label each:\n1. ")
 
 
+def test_fields_that_a_batch_template_shows_count_as_tokens_of_the_record():
+    task = task_of(batch_prompt_template=TEMPLATE)
+    short, long = ({"text": "x", "lang": lang} for lang in ("en", "a language with a long name " * 20))
+    assert task.record(long, None).tokens > task.record(short, None).tokens + 100
+
+
 def test_a_batch_template_may_say_itself_where_the_reply_shape_goes():
     task = task_of(batch_prompt_template="{{ reply_format }}\n" + "{% for r in records %}{{ r.text }}{% endfor %}")
     text = user_text(task.render(records_of(task, "a", "b")))

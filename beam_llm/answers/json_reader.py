@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ class JsonReader:
         self._select = json_path(path) if path is not None and simple_path(path) != [] else None
         index = re.escape(shape.index_field)
         self._mentions = re.compile(rf"""["']?{index}["']?\s*:\s*["']?(\d+)""")
-        self._openings = re.compile(rf"""(?:^|[\[,\n])\s*\{{\s*["']?{index}["']?\s*:\s*["']?(\d+)""")
+        self._openings = re.compile(rf"""\{{\s*["']?{index}["']?\s*:\s*["']?(\d+)""")
 
     def find(self, text: str, count: int, cut: bool) -> Found:
         try:
@@ -76,7 +77,8 @@ class JsonReader:
         items += [self._item(element) for element in _whole_elements(text, broken_at)]
         mended = self._new(self._mended(text[broken_at:], count, cut), items)
         # Text that a record smuggled into a damaged reply may look like whole elements: no index that is written twice is believed.
-        certain = [item for item in items + mended if self._is_written_once(item, text)]
+        written = Counter(self._mentions.findall(text))
+        certain = [item for item in items + mended if written[str(item[0])] <= 1]
         if not certain:
             raise ValueError("its JSON is damaged from the start")
         warnings = ({"truncated"} if cut else set()) | ({"repaired"} if mended else set())
@@ -93,12 +95,9 @@ class JsonReader:
             return []
         if cut or not _has_end(text):
             items = items[:-1]
-        opened = set(self._openings.findall(text))
+        opened = {found[1] for found in self._openings.finditer(text) if _starts_element(text, found.start())}
         is_alone = count == 1 and len(items) == 1
         return [item for item in items if str(item[0]) in opened or (is_alone and item[0] is None)]
-
-    def _is_written_once(self, item: tuple[Any, Any], text: str) -> bool:
-        return item[0] is None or sum(written == str(item[0]) for written in self._mentions.findall(text)) <= 1
 
     def _new(self, mended: Items, items: Items) -> Items:
         """A mended element is the same as the whole one of its index, or else contradicts it; both are for `match` to see."""
@@ -151,7 +150,7 @@ class JsonReader:
 
 _FENCE = re.compile(r"```[\w-]*[ \t]*\n?(.*?)```", re.DOTALL)
 _ROOT = re.compile(r"""\{(?=\s*(?:["'}]|\w+\s*:))|\[(?=\s*[\[{"'\]])""")
-_INTO_ARRAY = re.compile(r"""\s*(?:\{\s*["']?[\w $.-]*["']?\s*:\s*)*\[""")
+_INTO_ARRAY = re.compile(r"""(?:\{\s*(?:"[^"\\\n]*"|'[^'\\\n]*'|\w+)\s*:\s*)*\[""")
 _GAP = re.compile(r"[\s,]*")
 _DECODER = json.JSONDecoder()
 
@@ -215,6 +214,16 @@ def _whole_elements(text: str, start: int) -> Iterator[Any]:
         except ValueError:
             return
         yield element
+
+
+def _starts_element(text: str, position: int) -> bool:
+    """Whether what stands in front of `position` lets an array's element start there: nothing, a line's end, `[` or `,`."""
+    position -= 1
+    while position >= 0 and text[position].isspace():
+        if text[position] == "\n":
+            return True
+        position -= 1
+    return position < 0 or text[position] in "[,"
 
 
 def _has_end(text: str) -> bool:

@@ -87,7 +87,7 @@ class XmlReader:
 
 # A bare "<" in an answer makes the whole document ill-formed; whole answer elements without another one inside are still certain.
 _WHOLE_ANSWER = re.compile(r"<answer(?=[\s>])(?:(?!<answer[\s>]).)*?</answer>", re.DOTALL)
-_DECLARATION = re.compile(r"<\?xml.*?\?>", re.DOTALL)
+_DECLARATION = re.compile(r"\A<\?xml.*?\?>", re.DOTALL)
 _BARE_AMPERSAND = re.compile(r"&(?!(?:amp|lt|gt|quot|apos|#\d{1,7}|#[xX][0-9a-fA-F]{1,6});)")
 _UNXML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
