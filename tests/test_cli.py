@@ -263,7 +263,7 @@ def test_what_no_call_can_mend_ends_the_command_with_one_line(
     assert done.stderr.count("\n") == 1, done.stderr
     assert line in done.stderr
     assert "sk-not-this-one" not in done.stderr
-    assert not (tmp_path / "out.jsonl").exists()
+    assert os.listdir(tmp_path) == ["in.jsonl"]
 
 
 def test_debug_shows_where_it_happened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

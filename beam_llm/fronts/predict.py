@@ -250,7 +250,7 @@ def _run(job: Job, files: list[tuple[int, Source, bytes]], spool: Spool, meter: 
                 raise Interrupted(_how_to_go_on(job, meter)) from error
             if isinstance(error, LLMError):
                 raise
-            raise RunError(reason_of(error)) from error
+            raise RunError(reason_of(error) + _kept_so_far(meter)) from error
         if pipeline.stopping.is_set():
             raise Interrupted(_how_to_go_on(job, meter))
     return measured.counters, measured.mean_latency_ms
@@ -277,6 +277,11 @@ def _stopped_by_interrupt(job: Job, pipeline: Any) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _kept_so_far(meter: Meter) -> str:
+    count = meter.tally.records
+    return f"; {plural(count, 'answer')} so far are kept: the same command again goes on after them" if count else ""
 
 
 def _how_to_go_on(job: Job, meter: Meter) -> str:

@@ -93,7 +93,6 @@ class Spool:
 
     def remove(self) -> None:
         """All of it: the output is written."""
-        self.close()
         if is_remote(self.folder):
             from apache_beam.io.filesystems import FileSystems
 
@@ -102,9 +101,13 @@ class Spool:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Lets go of the folder; one that holds no answer goes too."""
+        if self._lock is None:
+            return
+        if os.path.isdir(self.folder) and not any(os.path.getsize(path) for path in _files_in(self.folder)):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
+        self._lock = None
 
 
 def _locked(path: str) -> IO[bytes]:
