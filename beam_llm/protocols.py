@@ -10,7 +10,7 @@ from beam_llm.values import Completion, Request
 
 
 class Clock(Protocol):
-    """Time as a parameter. `beam_llm.calls.engine` and `jobs.driver` never read another."""
+    """Time as a parameter: the job driver reads no other. (Live calls read their event loop's.)"""
 
     def time(self) -> float:
         """Seconds since the epoch."""

@@ -15,9 +15,13 @@ from beam_llm.testing import Emulator
 from beam_llm.transforms import runners
 from pipelines import reviews_batch, submit_then_collect
 
+THINGS = ["phone", "lamp", "chair", "book", "radio", "table", "clock", "shirt", "camera", "bottle"]
+MOODS = [("great and lovely", 2.0), ("awful, I hate it", -2.0), ("it is blue", 0.0)]
 REVIEWS = [
-    {"id": f"r{number}", "text": f"{word} number {number}", "rating": rating}
-    for number, (word, rating) in enumerate([("great and lovely", 2.0), ("awful, I hate it", -2.0), ("it is blue", 0.0)] * 20)
+    {"id": f"{thing}-{colour}-{rating}", "text": f"the {colour} {thing}: {mood}", "rating": rating}
+    for thing in THINGS
+    for colour in ("red", "grey")
+    for mood, rating in MOODS
 ]
 EXPECTED = {r["id"]: {2.0: "positive", -2.0: "negative", 0.0: "neutral"}[r["rating"]] for r in REVIEWS}
 
@@ -142,10 +146,11 @@ def test_jobs_are_submitted_in_one_pipeline_and_collected_in_another(reviews, tm
     [
         (["--runner=FlinkRunner", "--checkpointing_interval=1000"], True),
         (["--runner=FlinkRunner", "--checkpointing_interval=1000", "--finish_bundle_before_checkpointing"], False),
+        (["--runner=PortableRunner", "--job_endpoint=localhost:8099", "--checkpointing_interval", "1000"], True),
         (["--runner=FlinkRunner"], False),
         (["--runner=FnApiRunner", "--checkpointing_interval=1000"], False),
     ],
-    ids=["checkpoints without the flag", "with it", "no checkpoints", "not Flink"],
+    ids=["checkpoints without the flag", "with it", "through a job server", "no checkpoints", "not Flink"],
 )
 def test_checkpoints_without_finished_bundles_are_warned_of(flags, warned, caplog):
     runners.warn_of_lost_output(beam.Pipeline(options=PipelineOptions(flags)))

@@ -51,7 +51,7 @@ class Former:
     def __init__(self, settings: Settings):
         self.task = Task(settings)
         self.caps = caps_of(settings, self.task.shared_tokens, Prices.of(settings).context_window)
-        self._batcher: Batcher[Envelope] = Batcher(self.caps)
+        self._batcher: Batcher[Envelope] = Batcher(self.caps, settings.model_name)
 
     def add(self, envelope: Envelope) -> list[FormedBatch]:
         """The batches that this element closes, or its failure."""
@@ -71,7 +71,7 @@ class Former:
         except PromptError as error:
             return Failure(Kind.PROMPT, str(error))
         if self._batcher.too_large(record):
-            return Failure(Kind.TOO_LARGE, self._batcher.too_large_message(record))
+            return self._batcher.too_large_failure(record)
         return record
 
 

@@ -1,64 +1,93 @@
-"""Which kind of runner a pipeline is built for, as far as a graph can know: facts about runners live here and nowhere else."""
+"""Which kind of runner a pipeline is built for, as far as a graph can know. Facts about runners live here and nowhere else (Beam 2.77)."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
-from apache_beam.options.pipeline_options import StandardOptions
+from apache_beam.options.pipeline_options import PortableOptions
 
 from beam_llm.errors import UsageError
 
-_LOCAL = {"DirectRunner", "SwitchingDirectRunner", "FnApiRunner", "BundleBasedDirectRunner", "InteractiveRunner"}
 _log = logging.getLogger("beam_llm")
 
+# By class name, so that no runner's module is imported for the question.
+_KINDS = {
+    "SwitchingDirectRunner": "local",
+    "BundleBasedDirectRunner": "local",
+    "DirectRunner": "local",
+    "FnApiRunner": "local",
+    "PrismRunner": "prism",
+    "FlinkRunner": "flink",
+    "DataflowRunner": "dataflow",
+    "SparkRunner": "spark",
+    "PortableRunner": "portable",
+}
 
-def runner_name(pipeline: Any) -> str:
-    """The class name of the pipeline's runner, such as `FnApiRunner` or `DataflowRunner`."""
-    name = type(pipeline.runner).__name__ if pipeline.runner is not None else ""
-    asked = pipeline.options.view_as(StandardOptions).runner
-    return name or str(asked or "DirectRunner").rpartition(".")[2]
+# A job server does not say what is behind it; these flags only Flink's understands.
+_FLINK_FLAGS = {
+    "checkpointing_interval",
+    "finish_bundle_before_checkpointing",
+    "max_bundle_time_mills",
+    "unaligned_checkpoint_enabled",
+    "shutdown_sources_after_idle_ms",
+    "number_of_execution_retries",
+    "flink_master",
+}
+
+
+def runner_kind(pipeline: Any) -> str:
+    """`local`, `prism`, `flink`, `dataflow`, `spark`, `portable` (some job server) or `unknown`."""
+    runner = getattr(pipeline.runner, "_underlying_runner", pipeline.runner)  # InteractiveRunner wraps the real one
+    kind = next((_KINDS[parent.__name__] for parent in type(runner).__mro__ if parent.__name__ in _KINDS), "unknown")
+    if kind != "portable":
+        return kind
+    if pipeline.options.view_as(PortableOptions).job_endpoint == "embed":
+        return "local"
+    return "flink" if _FLINK_FLAGS & _flags(pipeline).keys() else "portable"
 
 
 def is_local(pipeline: Any) -> bool:
     """Whether the pipeline runs in this process: where a Reshuffle only costs, and a deferred remainder may be lost or hurried."""
-    return runner_name(pipeline) in _LOCAL
+    return runner_kind(pipeline) == "local"
 
 
 def waiting_for(pipeline: Any, waiting: str | None) -> str:
     """How jobs are waited for: `loop` on the local runners, `sdf` on all others, unless the user says otherwise.
 
     Raises:
-      UsageError: `sdf` on a local runner with several workers, which loses remainders without a word (FnApiRunner, Beam 2.77).
+      UsageError: `sdf` on a local runner with several workers, which loses remainders without a word.
     """
-    if waiting == "sdf" and is_local(pipeline) and _workers(pipeline) > 1:
+    workers = int(_flags(pipeline).get("direct_num_workers") or 1)
+    if waiting == "sdf" and is_local(pipeline) and workers > 1:
         raise UsageError(
-            f"waiting is 'sdf' and direct_num_workers is {_workers(pipeline)}: {runner_name(pipeline)} loses the remainders of a splittable "
-            "DoFn with several workers; leave waiting unset (it is 'loop' here) or set direct_num_workers=1"
+            f"waiting is 'sdf' and direct_num_workers is {workers}: the local runner loses the remainders of a splittable DoFn with several "
+            "workers; leave waiting unset (it is 'loop' here) or set direct_num_workers=1"
         )
     return waiting or ("loop" if is_local(pipeline) else "sdf")
 
 
-def _workers(pipeline: Any) -> int:
-    return int(pipeline.options.get_all_options().get("direct_num_workers") or 1)
-
-
 def warn_of_lost_output(pipeline: Any) -> None:
-    """Flink with checkpoints needs --finish_bundle_before_checkpointing: else a bundle's output is held back or lost (Beam 2.77, Flink 1.19)."""
-    if is_local(pipeline) or "Flink" not in runner_name(pipeline) + str(pipeline.options.view_as(StandardOptions).runner):
-        return
-    options = {**pipeline.options.get_all_options(), **_unparsed(pipeline)}
-    interval = options.get("checkpointing_interval")
-    if interval not in (None, "-1", -1) and not options.get("finish_bundle_before_checkpointing"):
+    """Flink with checkpoints needs --finish_bundle_before_checkpointing: else a bundle's output is held back or lost (Flink 1.19)."""
+    flags = _flags(pipeline)
+    interval = _number(flags.get("checkpointing_interval"))
+    finishes = str(flags.get("finish_bundle_before_checkpointing")).lower() in ("true", "1")
+    if runner_kind(pipeline) in ("flink", "portable") and interval > 0 and not finishes:
         _log.warning(
-            "checkpointing_interval is %s without --finish_bundle_before_checkpointing: Flink then releases a bundle's output only when "
+            "checkpointing_interval is %d without --finish_bundle_before_checkpointing: Flink then releases a bundle's output only when "
             "the next bundle starts, or never; add the flag",
             interval,
         )
 
 
-def _unparsed(pipeline: Any) -> dict[str, Any]:
-    """Flags that Beam's Python does not know (a job server's own), as given."""
-    flags = [flag for flag in getattr(pipeline.options, "_flags", None) or [] if flag.startswith("--")]
-    pairs = (flag[2:].partition("=") for flag in flags)
-    return {name: value or True for name, _, value in pairs}
+def _flags(pipeline: Any) -> dict[str, Any]:
+    """All flags that were given, those of a job server included, which Beam's Python does not declare."""
+    found: dict[str, Any] = pipeline.options.get_all_options(drop_default=True, retain_unknown_options=True)
+    return found
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0.0
