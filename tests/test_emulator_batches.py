@@ -305,6 +305,13 @@ def test_line_faults_strike_their_line_only(start: Any, fault: Fault, outputs: l
     assert emulator.billed["one"] == 1
 
 
+def test_conflicting_lines_hold_two_valid_answers(start: Any) -> None:
+    _, client = start(Fault("line_conflicting"))
+    batch = wait(client, submit(client, "I love it").id)
+    answers = [reply["response"]["body"]["choices"][0]["message"]["content"] for reply in content(client, batch.output_file_id)]
+    assert answers == ["positive", "negative"]
+
+
 def test_faults_of_replies_strike_lines_too(start: Any) -> None:
     _, client = start(Fault("refusal", text="cursed"))
     batch = wait(client, submit(client, "cursed").id)

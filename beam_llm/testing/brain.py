@@ -45,6 +45,8 @@ class Brain:
     def reply(self, question: Question, faults: tuple[Fault, ...] = ()) -> str:
         """The reply's text, with such faults as concern its answers or its form."""
         values = self.values(question)
+        if any(fault.kind == "line_conflicting" for fault in faults):
+            values = [self.other_value(question, text, value) for text, value in zip(question.texts, values, strict=True)]
         if question.indexed:
             entries = list(enumerate(values, 1))
             for fault in faults:

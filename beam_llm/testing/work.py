@@ -207,7 +207,8 @@ def _answer_line(
         errors.write(_error_line(task, number, custom_id, error))
         result.failed += 1
         return
-    answer = answer_body(chat, body, faults, f"{task.batch_id}-{number}")
+    usual = tuple(fault for fault in faults if fault.kind != "line_conflicting")
+    answer = answer_body(chat, body, usual, f"{task.batch_id}-{number}")
     line = _reply_line(task, number, custom_id, answer)
     if answer.status != 200:
         errors.write(line)
@@ -222,7 +223,7 @@ def _answer_line(
     if "line_duplicate" in by_kind:
         output.write(line)
     if "line_conflicting" in by_kind:
-        other = answer_body(chat, body, (Fault("malformed_json"),), f"{task.batch_id}-{number}-again")
+        other = answer_body(chat, body, faults, f"{task.batch_id}-{number}-again")
         output.write(_reply_line(task, number, custom_id, other))
     if "line_unknown" in by_kind:
         output.write(_reply_line(task, number, f"unknown-{number}", answer))
