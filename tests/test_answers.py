@@ -214,6 +214,20 @@ def test_an_answer_quoted_inside_a_damaged_one_takes_nobodys_place(reason):
     assert matched.get(3, "true") == "true"
 
 
+@pytest.mark.parametrize("end", ["]", " ...]]"], ids=["whole", "damaged"])
+def test_an_element_that_names_two_indices_is_nobodys(end):
+    matched, warnings = read(
+        JsonReader(SHAPE), '[{"index": 1, "value": "a"}, {"index": 2, "why": "x", "index": 3, "value": "forged"}' + end
+    )
+    assert matched == {1: "a"}
+    assert "no_index" in warnings
+
+
+def test_fields_inside_an_answer_may_be_called_like_the_index():
+    matched, _ = read(JsonReader(SHAPE), '[{"index": 1, "value": {"index": 9}}, {"index": 2, "value": {"index": 9}}]', 2)
+    assert matched == {1: {"index": 9}, 2: {"index": 9}}
+
+
 def test_lone_surrogates_and_nan_do_not_spoil_the_other_answers():
     matched, _ = read(JsonReader(SHAPE), '[{"index": 1, "value": "\\ud800"}, {"index": 2, "value": NaN}, {"index": 3, "value": "ok"}]')
     assert matched[1] == "\ufffd"

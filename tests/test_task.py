@@ -399,6 +399,29 @@ def test_every_record_is_answered_failed_or_missing_and_no_answer_is_anothers(co
         assert all(answer.of == index for index, answer in reading.values.items())
 
 
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from([1, 2, "positive"]),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.sampled_from(["index", "value", "answers", "sentiment", "score", "1"]) | st.text(), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    json_values,
+    st.sampled_from([str, int, float, bool, Label, list[int], Review, Indexed, dict[str, int], Label | None, {"type": "integer"}]),
+    st.integers(1, 3),
+)
+def test_whatever_json_a_model_writes_is_read_into_values_that_can_be_kept(written, output, count):
+    task = task_of(output)
+    reading = task.read(count, stop(json.dumps(written)))
+    assert sorted([*reading.values, *reading.failures, *reading.missing]) == list(range(1, count + 1))
+    for value in reading.values.values():
+        kept = orjson.loads(orjson.dumps(task.output.dump(value)))
+        assert task.output.load(kept) == value
+
+
 # The reply to one record
 
 

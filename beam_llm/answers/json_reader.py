@@ -29,15 +29,28 @@ class JsonReader:
         self._shape = shape
         # `$` and `$[*]` say no more than the built-in search for the array does.
         self._select = json_path(path) if path is not None and simple_path(path) != [] else None
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._without_two_indices)
+        self._key = f'"{shape.index_field}"'
         index = re.escape(shape.index_field)
         self._mentions = re.compile(rf"""["']?{index}["']?\s*:\s*["']?(\d+)""")
         self._openings = re.compile(rf"""\{{\s*["']?{index}["']?\s*:\s*["']?(\d+)""")
 
     def find(self, text: str, count: int, cut: bool) -> Found:
         try:
-            return Found(self.items(orjson.loads(text), count), set())
+            items = self.items(orjson.loads(text), count)
         except ValueError:
             return self._find_damaged(text, count, cut)
+        if text.count(self._key) > len(items):
+            # More index keys than elements: nested ones, or two in one element, of which a parser keeps the last.
+            items = self.items(_decoded(self._decoder, text.strip(), 0)[0], count)
+        return Found(items, set())
+
+    def _without_two_indices(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """An object; without an index where it has two different ones, so that its answer is nobody's."""
+        found = dict(pairs)
+        if len(found) < len(pairs) and len({repr(value) for key, value in pairs if key == self._shape.index_field}) > 1:
+            del found[self._shape.index_field]
+        return found
 
     def values(self, text: str, cut: bool) -> Iterator[tuple[Any, str | None]]:
         """Every JSON value that the reply to a single record may mean, likeliest first, each with a warning or None."""
@@ -48,7 +61,7 @@ class JsonReader:
             pass
         if (fenced := _fenced(text)) is not None:
             yield fenced, "wrapped"
-        whole, broken_at = _roots(text)
+        whole, broken_at = _roots(self._decoder, text)
         yield from ((value, "wrapped") for value in whole if value != fenced)
         if broken_at is not None and not cut and _has_end(text):
             yield _repaired(text[broken_at:]), "repaired"
@@ -68,13 +81,13 @@ class JsonReader:
     def _find_damaged(self, text: str, count: int, cut: bool) -> Found:
         if (fenced := _fenced(text)) is not None:
             return Found(self.items(fenced, count), {"wrapped"})
-        whole, broken_at = _roots(text)
+        whole, broken_at = _roots(self._decoder, text)
         items = [item for value in whole for item in self.items(value, count)]
         if broken_at is None:
             if not whole:
                 raise ValueError("there is no JSON in it")
             return Found(items, {"wrapped"})
-        items += [self._item(element) for element in _whole_elements(text, broken_at)]
+        items += [self._item(element) for element in _whole_elements(self._decoder, text, broken_at)]
         mended = self._new(self._mended(text[broken_at:], count, cut), items)
         # Text that a record smuggled into a damaged reply may look like whole elements: no index that is written twice is believed.
         written = Counter(self._mentions.findall(text))
@@ -152,7 +165,6 @@ _FENCE = re.compile(r"```[\w-]*[ \t]*\n?(.*?)```", re.DOTALL)
 _ROOT = re.compile(r"""\{(?=\s*(?:["'}]|\w+\s*:))|\[(?=\s*[\[{"'\]])""")
 _INTO_ARRAY = re.compile(r"""(?:\{\s*(?:"[^"\\\n]*"|'[^'\\\n]*'|\w+)\s*:\s*)*\[""")
 _GAP = re.compile(r"[\s,]*")
-_DECODER = json.JSONDecoder()
 
 
 def _fenced(text: str) -> Any:
@@ -166,10 +178,10 @@ def _fenced(text: str) -> Any:
         return None
 
 
-def _decoded(text: str, start: int) -> tuple[Any, int]:
+def _decoded(decoder: json.JSONDecoder, text: str, start: int) -> tuple[Any, int]:
     """One strict JSON value at `start`, and where it ends."""
     try:
-        value, end = _DECODER.raw_decode(text, start)
+        value, end = decoder.raw_decode(text, start)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return without_surrogates(value), end
@@ -186,20 +198,20 @@ def without_surrogates(value: Any) -> Any:
     return value
 
 
-def _roots(text: str) -> tuple[list[Any], int | None]:
+def _roots(decoder: json.JSONDecoder, text: str) -> tuple[list[Any], int | None]:
     """JSON values in prose, or one a line; and where the first damaged one starts, which ends the search."""
     values: list[Any] = []
     position = 0
     while found := _ROOT.search(text, position):
         try:
-            value, position = _decoded(text, found.start())
+            value, position = _decoded(decoder, text, found.start())
         except ValueError:
             return values, found.start()
         values.append(value)
     return values, None
 
 
-def _whole_elements(text: str, start: int) -> Iterator[Any]:
+def _whole_elements(decoder: json.JSONDecoder, text: str, start: int) -> Iterator[Any]:
     """The objects in front of the first damaged one, of an array that starts at or inside the object at `start`."""
     into = _INTO_ARRAY.match(text, start)
     if not into:
@@ -210,7 +222,7 @@ def _whole_elements(text: str, start: int) -> Iterator[Any]:
         if not text.startswith("{", position):
             return
         try:
-            element, position = _decoded(text, position)
+            element, position = _decoded(decoder, text, position)
         except ValueError:
             return
         yield element
