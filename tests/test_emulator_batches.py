@@ -95,7 +95,7 @@ def test_files_are_uploaded_listed_read_and_deleted(start: Any) -> None:
 
 
 def test_a_job_goes_through_its_states_to_both_files(start: Any) -> None:
-    emulator, client = start(batch_seconds=(0.1, 0.2, 0.1))
+    emulator, client = start(batch_seconds=(0.3, 0.4, 0.3))
     bad = line("bad", body=body("bad", response_format={"type": "nonsense"}))
     batch = create(client, upload(client, *(line(text) for text in texts_of(20)), bad), metadata={"run": "7"})
     assert (batch.status, batch.metadata, batch.output_file_id, batch.request_counts.total) == ("validating", {"run": "7"}, None, 0)
@@ -256,7 +256,7 @@ def test_a_cancelled_job_keeps_and_bills_what_was_done(start: Any) -> None:
 
 
 def test_a_job_cancelled_at_once_did_nothing_and_an_ended_one_cannot_be(start: Any) -> None:
-    emulator, client = start(batch_seconds=(0.3, 0, 0))
+    emulator, client = start(batch_seconds=(0.6, 0, 0))
     early, late = submit(client, "early"), submit(client, "late")
     client.batches.cancel(early.id)
     assert (wait(client, early.id).status, wait(client, late.id).status) == ("cancelled", "completed")
@@ -406,12 +406,12 @@ def test_a_refused_create_has_not_created(start: Any, fault: Fault, error: type[
 
 
 def test_a_new_job_may_be_hidden_from_lists_and_from_retrieve_for_a_while(start: Any) -> None:
-    _, client = start(Fault("list_lag", seconds=0.4, nth=1), Fault("retrieve_missing", seconds=0.4, nth=2))
+    _, client = start(Fault("list_lag", seconds=1.0, nth=1), Fault("retrieve_missing", seconds=1.0, nth=2))
     lagging, missing = submit(client, "a"), submit(client, "b")
     assert [batch.id for batch in client.batches.list()] == [missing.id]
     with pytest.raises(openai.NotFoundError):
         client.batches.retrieve(missing.id)
-    time.sleep(0.5)
+    time.sleep(1.1)
     assert [batch.id for batch in client.batches.list()] == [missing.id, lagging.id]
     assert client.batches.retrieve(missing.id).id == missing.id
 
