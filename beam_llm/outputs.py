@@ -10,6 +10,7 @@ Reasons never hold the value itself: they go into messages that may be logged.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import types
 import typing
@@ -93,6 +94,8 @@ class Output:
 
 
 _NOTHING = object()
+_MOST_INTEGER = 2**63 - 1
+_UNUSABLE_NUMBER = "a number is not finite, or needs more than 64 bits"
 
 
 def _choices(schema: Schema) -> dict[str, Any]:
@@ -122,7 +125,8 @@ class _TypeChecker:
         self._is_text = declared is str
         self._is_number = _is_number(self.schema)
         self._number_fields = tuple(name for name, field in self.schema.get("properties", {}).items() if _is_number(field))
-        self._may_hold_nan = b'"number"' in orjson.dumps(self.schema) and declared is not float
+        words = orjson.dumps(self.schema)
+        self._has_numbers = b'"number"' in words or b'"integer"' in words
         properties = self.schema.get("properties", {})
         self._needs_one_of = frozenset(properties) if properties and not self.schema.get("required") else None
         self._is_plain = declared in _PLAIN or _is_plain_literal(declared)
@@ -145,8 +149,8 @@ class _TypeChecker:
             raise ValueError(_reason(error, self._names)) from None
         except RecursionError:
             raise ValueError("nested too deeply") from None
-        if self._may_hold_nan and not _is_finite(value):
-            raise ValueError("a number is not finite")
+        if self._has_numbers and not _has_usable_numbers(value):
+            raise ValueError(_UNUSABLE_NUMBER)
         return value
 
     def dump(self, value: Any) -> Any:
@@ -170,18 +174,27 @@ def _is_plain_literal(declared: Any) -> bool:
     return bool(members) and all(type(member) in _PLAIN for member in members)
 
 
-def _is_finite(value: Any) -> bool:
-    """Whether no float inside is NaN or infinite: pydantic reads the string "nan" as one in a model's fields."""
+def _has_usable_numbers(value: Any) -> bool:
+    """Whether no number inside is NaN, infinite or beyond 64 bits: JSON has no word for the first, ledgers and rows no room for the last.
+
+    pydantic reads the string "nan" as a number in a model's fields, and integers of any length.
+    """
     kind = type(value)
     if kind is float:
         return math.isfinite(value)
-    if kind in (str, int, bool, types.NoneType):
+    if kind is int:
+        return bool(-_MOST_INTEGER <= value <= _MOST_INTEGER)
+    if kind in (str, bool, types.NoneType):
         return True
     if isinstance(value, Mapping):
-        return all(map(_is_finite, value.values()))
+        return all(map(_has_usable_numbers, value.values()))
     if isinstance(value, (list, tuple, set, frozenset)):
-        return all(map(_is_finite, value))
-    return all(map(_is_finite, getattr(value, "__dict__", {}).values()))
+        return all(map(_has_usable_numbers, value))
+    if isinstance(value, pydantic.BaseModel):
+        return all(map(_has_usable_numbers, value.__dict__.values()))
+    if dataclasses.is_dataclass(value):
+        return all(_has_usable_numbers(getattr(value, field.name)) for field in dataclasses.fields(value))
+    return True
 
 
 def _adapter(declared: Any) -> pydantic.TypeAdapter[Any]:
@@ -281,7 +294,7 @@ class _SchemaChecker:
             return "nested too deeply"
         if error is not None:
             return _schema_reason(error)
-        return None if _is_finite(raw) else "a number is not finite"
+        return None if _has_usable_numbers(raw) else _UNUSABLE_NUMBER
 
     def dump(self, value: Any) -> Any:
         return value

@@ -17,7 +17,7 @@ import orjson
 
 from beam_llm import prompts
 from beam_llm.answers import CustomReader, Parser, Reader, Shape, list_indices, match
-from beam_llm.answers.json_reader import JsonReader
+from beam_llm.answers.json_reader import JsonReader, without_surrogates
 from beam_llm.answers.text_readers import DelimitedReader, XmlReader
 from beam_llm.asking import Asking
 from beam_llm.config import RESPONSE_FORMATS, Settings, load_dotted
@@ -313,6 +313,7 @@ class Task:
             return self.output.from_text(answer.strip().partition("\n")[0])
 
     def _typed_custom(self, answer: Any) -> Any:
+        answer = without_surrogates(answer)
         try:
             return self.output.validate(answer)
         except ValueError:

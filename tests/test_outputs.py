@@ -28,6 +28,11 @@ class Review(pydantic.BaseModel):
     note: str | None = None
 
 
+class Paint(pydantic.BaseModel):
+    color: Color
+    liters: float
+
+
 class Node(pydantic.BaseModel):
     name: str
     children: list[Node]
@@ -48,7 +53,7 @@ class Picky(pydantic.BaseModel):
         return name
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Point:
     x: int
     y: int
@@ -92,6 +97,7 @@ GOOD: list[tuple[str, Any, Any, Any]] = [
         {"name": "a", "children": [{"name": "b", "children": []}]},
         Node(name="a", children=[Node(name="b", children=[])]),
     ),
+    ("Enum and number in a model", Paint, {"color": "red", "liters": 2}, Paint(color=Color.RED, liters=2.0)),
     ("dataclass", Point, {"x": 1, "y": 2}, Point(1, 2)),
     ("NamedTuple", Place, {"city": "Bonn", "zip": 1}, Place("Bonn", 1)),
     ("TypedDict", Movie, {"year": 1999}, {"year": 1999}),
@@ -112,6 +118,8 @@ BAD: list[tuple[str, Any, Any, str]] = [
     ("NaN as text", float, "NaN", "finite"),
     ("NaN in a field", Review, {"sentiment": "positive", "score": "nan"}, "not finite"),
     ("infinity in a list", list[float], [1.0, float("inf")], "finite"),
+    ("beyond 64 bits", int, 2**63, "64 bits"),
+    ("beyond 64 bits as text", list[int], ["99999999999999999999"], "64 bits"),
     ("not a member", Literal["a", "b"], "c", "'a' or 'b'"),
     ("another case is another member", Literal["a", "b"], "A", "'a' or 'b'"),
     ("not of the Enum", Color, "green", "'red' or 'blue'"),
@@ -122,6 +130,7 @@ BAD: list[tuple[str, Any, Any, str]] = [
     ("JSON schema: too large", SCHEMA, {"sentiment": "positive", "score": 2}, 'score: breaks "maximum": 1'),
     ("JSON schema: null for what is required", SCHEMA, {"sentiment": None}, 'sentiment: breaks "enum"'),
     ("JSON schema: True is no integer", {"type": "integer"}, True, 'breaks "type"'),
+    ("JSON schema: beyond 64 bits", {"type": "integer"}, 2**64, "64 bits"),
     ("JSON schema: NaN", {"type": "number"}, float("nan"), "not finite"),
 ]
 

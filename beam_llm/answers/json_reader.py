@@ -29,7 +29,7 @@ class JsonReader:
         self._shape = shape
         # `$` and `$[*]` say no more than the built-in search for the array does.
         self._select = json_path(path) if path is not None and simple_path(path) != [] else None
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._without_two_indices)
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._without_two_indices, parse_int=_whole_number)
         self._key = f'"{shape.index_field}"'
         index = re.escape(shape.index_field)
         self._mentions = re.compile(rf"""["']?{index}["']?\s*:\s*["']?(\d+)""")
@@ -176,6 +176,11 @@ def _fenced(text: str) -> Any:
         return orjson.loads(fences[0])
     except ValueError:
         return None
+
+
+def _whole_number(digits: str) -> int | float:
+    """As orjson reads it: beyond 64 bits, a float."""
+    return int(digits) if len(digits) < 19 else orjson.loads(digits)
 
 
 def _decoded(decoder: json.JSONDecoder, text: str, start: int) -> tuple[Any, int]:
