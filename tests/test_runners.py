@@ -20,7 +20,7 @@ MOODS = [("great and lovely", 2.0), ("awful, I hate it", -2.0), ("it is blue", 0
 REVIEWS = [
     {"id": f"{thing}-{colour}-{rating}", "text": f"the {colour} {thing}: {mood}", "rating": rating}
     for thing in THINGS
-    for colour in ("red", "grey")
+    for colour in ("red", "brown")
     for mood, rating in MOODS
 ]
 EXPECTED = {r["id"]: {2.0: "positive", -2.0: "negative", 0.0: "neutral"}[r["rating"]] for r in REVIEWS}
