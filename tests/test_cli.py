@@ -19,8 +19,8 @@ import pytest
 from beam_llm.config import OPTIONS
 from beam_llm.fronts.cli import main, output_type
 from beam_llm.fronts.files import DataError
-from beam_llm.fronts.predict import reason_of
 from beam_llm.fronts.progress import Meter, ProgressLine, dollars, duration, shortened, table
+from beam_llm.fronts.running import reason_of
 from beam_llm.fronts.spool import Kept
 from beam_llm.testing import Emulator, Fault
 

@@ -39,7 +39,10 @@ def test_the_demo_labels_all_reviews_both_ways_within_a_minute(tmp_path: Path) -
     assert batch == pytest.approx(live / 2, rel=0.01)
     assert live < single / 2
     assert "the same in both ways, all of them" in done.stdout
-    ways = [[json.loads(line) for line in (tmp_path / "demo" / f"answers-{way}.jsonl").open()] for way in ("live", "batch-api")]
+    ways = [
+        [json.loads(line) for line in (tmp_path / "demo" / f"answers-{way}.jsonl").read_text().splitlines()]
+        for way in ("live", "batch-api")
+    ]
     assert [row["answer"] for row in ways[0]] == [row["answer"] for row in ways[1]]
     assert len(ways[0]) == 2000
     assert (tmp_path / "demo" / "staging").is_dir()

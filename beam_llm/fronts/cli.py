@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from beam_llm import __version__
 from beam_llm.config import OPTIONS, Settings, key_of, settings_from_options
 from beam_llm.errors import LLMError, UsageError
 
@@ -29,6 +29,7 @@ ALL_ANSWERED, FAILED, WRONG_USAGE, SOME_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130
 
 _EXIT_CODES = "exit codes: 0 all records answered; 1 the command failed; 2 wrong usage; 3 finished, but some records ended as errors"
 _FLAG_NAMES = {"output": "--output-type"}
+_METAVARS = {"int": "N", "float": "X", "json": "JSON", "secret": "REFERENCE"}
 _EVERY_COMMAND = (
     "model",
     "prompt",
@@ -89,7 +90,7 @@ def _split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _exit_code(error: BaseException) -> int:
-    from beam_llm.fronts.predict import Interrupted
+    from beam_llm.fronts.running import Interrupted
 
     if isinstance(error, (KeyboardInterrupt, Interrupted)):
         return INTERRUPTED
@@ -125,6 +126,7 @@ def _quieten(debug: bool) -> None:
     if not debug:
         logging.getLogger().setLevel(logging.ERROR)  # "apitools not found": Beam logs it through the root logger
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+        logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.WARNING)  # options after -- that it doesn't know
         logging.getLogger("beam_llm").setLevel(logging.WARNING)
         warnings.simplefilter("ignore")
 
@@ -166,7 +168,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="beam-llm", description="Language models over data in Apache Beam.", epilog=_EXIT_CODES)
-    parser.add_argument("--version", action="version", version=f"beam-llm {_version()}")
+    parser.add_argument("--version", action="version", version=f"beam-llm {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     _add_demo(commands)
     _add_predict(commands)
@@ -176,17 +178,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version("beam-llm")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
 def _command(commands: Any, name: str, run: str, text: str, **kwargs: Any) -> argparse.ArgumentParser:
     """A command whose function is named `module:function`, imported when it runs."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=kwargs.pop("description", text), epilog=kwargs.pop("epilog", _EXIT_CODES)
+        name,
+        usage=kwargs.pop("usage", None),
+        help=text,
+        description=kwargs.pop("description", text),
+        epilog=kwargs.pop("epilog", _EXIT_CODES),
     )
     parser.set_defaults(run=_lazily(run), name=parser.prog)
     parser.add_argument("--debug", action="store_true", help="tracebacks and Beam's own messages")
@@ -228,6 +227,7 @@ def _add_predict(commands: Any) -> None:
             "It appears under its name when it is complete. A stopped run goes on where it was with the same command;\n"
             "until then its answers are kept in OUT.partial-…/."
         ),
+        usage="beam-llm predict INPUT … --output OUT --model M --prompt P [option …] [-- Beam's options]",
         epilog=f"{_EXIT_CODES}.\nWhat stands after -- goes to Beam, such as -- --runner=PrismRunner (default: --runner=FnApiRunner).",
     )
     _add_inputs(parser)
@@ -318,12 +318,16 @@ def _add_option(parser: Any, name: str) -> None:
         )
     if name == "output_field":
         meaning = "the answer's field; its error is in <field>_error (default: answer)"
-    wanted: dict[str, Any] = {"dest": f"option_{name}", "default": None, "help": meaning.replace("%", "%%")}
+    wanted: dict[str, Any] = {"dest": f"option_{name}", "default": None, "help": _as_flags(meaning).replace("%", "%%")}
     if option.metadata["kind"] == "bool":
         parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **wanted)
     else:
         choices = option.metadata.get("choices")
-        parser.add_argument(*flags, metavar="|".join(choices) if choices else name.rpartition("_")[2].upper(), **wanted)
+        parser.add_argument(
+            *flags,
+            metavar="|".join(choices) if choices else _METAVARS.get(option.metadata["kind"], name.rpartition("_")[2].upper()),
+            **wanted,
+        )
 
 
 def _positive(text: str) -> int:

@@ -283,6 +283,12 @@ def write_rows(
         write(file, zip(rows, answers, strict=True), field, _Shape(sources, columns, schema))
 
 
+def write_json_lines(output: str, rows: Iterable[tuple[Row, Answer]], field: str) -> None:
+    """The same for records that come from no file: JSON lines, in the order of `rows`."""
+    with _finished_file(output) as file:
+        _write_jsonl(file, rows, field, None)
+
+
 class _Shape(NamedTuple):
     sources: Sequence[Source]
     columns: Mapping[str, set[type]]
@@ -316,7 +322,7 @@ def _finished_file(output: str) -> Iterator[IO[bytes]]:
                 os.unlink(aside)
 
 
-def _write_jsonl(file: IO[bytes], rows: Iterable[tuple[Row, Answer]], field: str, shape: _Shape) -> None:
+def _write_jsonl(file: IO[bytes], rows: Iterable[tuple[Row, Answer]], field: str, shape: _Shape | None) -> None:
     answer_key, error_key = (json.dumps(name).encode() for name in (field, f"{field}_error"))
     for row, answer in rows:
         raw = row.raw if row.raw is not None else _json_bytes(row.fields)

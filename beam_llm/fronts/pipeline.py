@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -13,13 +12,15 @@ from apache_beam.typehints import Dict, Tuple
 from beam_llm import events
 from beam_llm.config import OPTIONS, Settings
 from beam_llm.fronts.files import Source, read_rows
+from beam_llm.fronts.running import Measured, stopping
 from beam_llm.fronts.spool import Kept, SpoolFile
 from beam_llm.outputs import Output
-from beam_llm.transforms.predict import LLMPredict
+from beam_llm.transforms.elements import fields_of, is_keyed
+from beam_llm.transforms.predict import CollectBatchJobs, LLMPredict
 from beam_llm.values import Prediction
 
-stopping = threading.Event()
-"""Set by the first Ctrl-C of a live run: no further record is read, calls in flight are waited for."""
+NO_PLACE = 2**62
+"""Ordinal of records that had none: they come last, as they came."""
 
 
 class ReadRecords(beam.DoFn):
@@ -64,6 +65,18 @@ class KeepAnswers(beam.DoFn):
             self._file.close()
 
 
+class KeepRecords(KeepAnswers):
+    """Predictions of any element into the spool, with the element's fields. A record of `predict` keeps its place in the input."""
+
+    def process(self, element: Prediction) -> None:
+        if self._file is None:
+            self._file = SpoolFile(self._folder)
+        key, value = element.element if is_keyed(element.element) else (None, element.element)
+        kept = kept_of(element, key if type(key) is int else NO_PLACE, self._output)
+        self._file.add(kept, dict(fields_of(value)) or {"element": value})
+        events.tell("kept", kept=kept)
+
+
 def kept_of(prediction: Prediction, ordinal: int, output: Output) -> Kept:
     failure = prediction.error
     return Kept(
@@ -77,13 +90,6 @@ def kept_of(prediction: Prediction, ordinal: int, output: Output) -> Kept:
         prediction.cost_usd,
         prediction.reused,
     )
-
-
-class Measured(NamedTuple):
-    """What Beam counted: the `beam_llm` counters by name, summed over steps, and the mean latency of live calls."""
-
-    counters: dict[str, int]
-    mean_latency_ms: float | None
 
 
 def run(settings: Settings, files: list[tuple[int, Source, bytes]], spool: str, beam_options: list[str]) -> Measured:
@@ -101,6 +107,20 @@ def run(settings: Settings, files: list[tuple[int, Source, bytes]], spool: str, 
         | "Read records" >> beam.ParDo(ReadRecords()).with_output_types(Tuple[int, Dict[str, Any]])
         | "Ask" >> LLMPredict(**asked(settings))
         | "Keep answers" >> beam.ParDo(KeepAnswers(spool, settings)).with_output_types(None)
+    )
+    result = pipeline.run()
+    result.wait_until_finish()
+    return measured(result)
+
+
+def collect(settings: Settings, job_ids: list[str], spool: str, beam_options: list[str]) -> Measured:
+    """Waits for batch jobs that were submitted before, and keeps their records and answers."""
+    pipeline = beam.Pipeline(options=PipelineOptions(with_runner(beam_options)))
+    _ = (
+        pipeline
+        | "Name jobs" >> beam.Create(job_ids, reshuffle=False)
+        | "Collect" >> CollectBatchJobs(**asked(settings))
+        | "Keep records" >> beam.ParDo(KeepRecords(spool, settings)).with_output_types(None)
     )
     result = pipeline.run()
     result.wait_until_finish()

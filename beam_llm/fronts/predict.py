@@ -5,19 +5,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import re
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
-from beam_llm import events
 from beam_llm.config import Settings
-from beam_llm.errors import LLMError, PromptError, UsageError
+from beam_llm.errors import PromptError, UsageError
 from beam_llm.fronts.files import (
     Answer,
     Source,
@@ -30,18 +26,11 @@ from beam_llm.fronts.files import (
     survey,
     write_rows,
 )
-from beam_llm.fronts.progress import Meter, ProgressLine, Tally, duration, plural
+from beam_llm.fronts.progress import Meter, Tally, duration, plural
+from beam_llm.fronts.running import Measured, RunError, watched
 from beam_llm.fronts.spool import Spool, SpoolIndex, folder_for
 from beam_llm.jobs import Ledger, open_store
 from beam_llm.task import Task
-
-
-class RunError(LLMError):
-    """The pipeline failed; the message is the reason without Beam's wrapping."""
-
-
-class Interrupted(LLMError):
-    """Ctrl-C; the message says what is kept and how to go on."""
 
 
 @dataclass(frozen=True)
@@ -183,16 +172,16 @@ def _ask_all(job: Job, task: Task, sources: Sequence[Source], found: Survey, spo
         done = earlier.done()
     already = done.count(1)
     meter = Meter(found.records, already)
-    counters, latency, lines = dict[str, int](), None, 0
+    measured, lines = Measured({}, None), 0
     if already < found.records:
         if already and not job.quiet:
             print(f"going on: {already:,} of {found.records:,} records were answered by an earlier run", file=sys.stderr)
         last = _last_job(job.settings)
-        counters, latency = _run(job, list(_files(sources, found, done)), spool, meter)
+        measured = _run(job, list(_files(sources, found, done)), spool, meter)
         lines = _lines_since(last, job)
     tally = _write(job, task, sources, found, spool)
     spool.remove()
-    return Report(tally, already, counters, meter.seconds, latency, meter.jobs, lines)
+    return Report(tally, already, measured.counters, meter.seconds, measured.mean_latency_ms, meter.jobs, lines)
 
 
 def _last_job(settings: Settings) -> int:
@@ -236,81 +225,18 @@ def _files(sources: Sequence[Source], found: Survey, done: bytes) -> Iterator[tu
         first += count
 
 
-def _run(job: Job, files: list[tuple[int, Source, bytes]], spool: Spool, meter: Meter) -> tuple[dict[str, int], float | None]:
-    from beam_llm.fronts import pipeline
+def _run(job: Job, files: list[tuple[int, Source, bytes]], spool: Spool, meter: Meter) -> Measured:
+    def run() -> Measured:
+        from beam_llm.fronts import pipeline
 
-    with events.listening(meter.hear), ProgressLine(meter.line, quiet=job.quiet), _stopped_by_interrupt(job, pipeline):
-        try:
-            measured = pipeline.run(job.settings, files, spool.folder, list(job.beam_options))
-        except KeyboardInterrupt:
-            raise Interrupted(_how_to_go_on(job, meter)) from None
-        except Exception as error:
-            # Beam makes a RuntimeError of a KeyboardInterrupt that meets a DoFn.
-            if pipeline.stopping.is_set():
-                raise Interrupted(_how_to_go_on(job, meter)) from error
-            if isinstance(error, LLMError):
-                raise
-            raise RunError(reason_of(error) + _kept_so_far(meter)) from error
-        if pipeline.stopping.is_set():
-            raise Interrupted(_how_to_go_on(job, meter))
-    return measured.counters, measured.mean_latency_ms
+        return pipeline.run(job.settings, files, spool.folder, list(job.beam_options))
+
+    waits = job.settings.mode == "batch_api"
+    return watched(run, meter, go_on=_WAITING_JOBS if waits else _LIVE_CALLS, quiet=job.quiet, at_once=waits)
 
 
-@contextmanager
-def _stopped_by_interrupt(job: Job, pipeline: Any) -> Iterator[None]:
-    """A live run's first Ctrl-C lets calls in flight finish, for they are paid; the next one, and a waiting job's first, ends at once."""
-    pipeline.stopping.clear()
-
-    def stop(number: int, frame: Any) -> None:
-        first = not pipeline.stopping.is_set()
-        pipeline.stopping.set()
-        if job.settings.mode == "batch_api" or not first:
-            raise KeyboardInterrupt
-        print("\nstopping: waiting for the calls in flight, which are paid for; Ctrl-C again ends at once", file=sys.stderr)
-
-    try:
-        before = signal.signal(signal.SIGINT, stop)
-    except ValueError:  # not the main thread: there is no Ctrl-C to catch
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _kept_so_far(meter: Meter) -> str:
-    count = meter.tally.records
-    return f"; {plural(count, 'answer')} so far are kept: the same command again goes on after them" if count else ""
-
-
-def _how_to_go_on(job: Job, meter: Meter) -> str:
-    kept = f"stopped after {plural(meter.tally.records, 'answer')} of this run, which are kept"
-    if job.settings.mode == "batch_api":
-        return f"{kept}; submitted jobs go on at the provider and are in the ledger: the same command again goes on, nothing is paid twice"
-    return f"{kept}: the same command again goes on after them"
-
-
-_WRAPPED = re.compile(r"^beam_llm\.[\w.]+\.(\w+): (.*?)(?: \[while running .*)?$", re.MULTILINE)
-_LAST_LINE = re.compile(r"^([\w.]+(?:Error|Exception|Interrupt)\w*)(?:: (.*?))?(?: \[while running .*)?$", re.MULTILINE)
-
-
-def reason_of(error: BaseException) -> str:
-    """The reason in one line: Beam hands a worker's exception on as the text of a traceback inside another exception."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, LLMError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    text = str(error)
-    ours = _WRAPPED.findall(text)
-    if ours:
-        return str(ours[0][1]).strip()
-    found = _LAST_LINE.findall(text)
-    if found:
-        kind, message = found[-1]
-        return f"{kind.rpartition('.')[2]}: {message}" if message else kind
-    return text.strip().splitlines()[-1] if text.strip() else type(error).__name__
+_LIVE_CALLS = "the same command again goes on after them"
+_WAITING_JOBS = "submitted jobs go on at the provider and are in the ledger: the same command again goes on, nothing is paid twice"
 
 
 def summary(job: Job, report: Report) -> str:

@@ -14,7 +14,7 @@ import tempfile
 import time
 import uuid
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
 import orjson
@@ -59,8 +59,12 @@ class SpoolFile:
         self._file = _create(folder, f"answers-{uuid.uuid4().hex}.jsonl")
         self._flushed = time.monotonic()
 
-    def add(self, kept: Kept) -> None:
-        self._file.write(orjson.dumps(list(kept)) + b"\n")
+    def add(self, kept: Kept, fields: Mapping[str, Any] | None = None) -> None:
+        """Args:
+        fields: of the record, where they can't be had again from an input file.
+        """
+        line = list(kept) if fields is None else [*kept, fields]
+        self._file.write(orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS) + b"\n")
         if (now := time.monotonic()) - self._flushed > _FLUSH_SECONDS:
             self._flushed = now
             self._file.flush()
@@ -99,6 +103,7 @@ class Spool:
             FileSystems.delete([found.path for found in FileSystems.match([f"{self.folder}/*"])[0].metadata_list])
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
+        self.close()
 
     def close(self) -> None:
         """Lets go of the folder; one that holds no answer goes too."""
