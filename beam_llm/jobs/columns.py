@@ -42,7 +42,8 @@ def pack(kind: str, columns: Mapping[str, Array], **facts: Any) -> bytes:
     header = orjson.dumps({"kind": kind, "columns": plan, **facts})
     pieces: list[bytes | memoryview] = [_padded(_HEAD.pack(_MAGIC, FORMAT, len(header)) + header)]
     for array in columns.values():
-        pieces.append(np.ascontiguousarray(array).tobytes())
+        if len(array):
+            pieces.append(np.ascontiguousarray(array).view(np.uint8).data)
         pieces.append(b"\0" * (-array.nbytes % _ALIGN))
     digest = hashlib.sha256()
     for piece in pieces:

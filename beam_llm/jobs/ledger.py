@@ -2,7 +2,7 @@
 
     ledger.json            the format, and the ledger's own id
     log/<20 digits>        one intent per job, appended by an atomic create of the next number; never changed, never deleted
-    snapshots/<20 digits>  every key up to that number, sorted, with its job: so that the tail to read stays short
+    snapshots/<20 digits>  every key up to that number with its job, sorted: so that the tail to read stays short
     jobs/<20 digits>/…     what happened to each job since (`job.py`)
 
 It outlives every runner's checkpoint, which forgets exactly what was paid for after it.
@@ -20,7 +20,7 @@ import numpy as np
 import orjson
 
 from beam_llm.errors import LedgerError
-from beam_llm.jobs.columns import FORMAT, KEY, Array, find, pack, unpack
+from beam_llm.jobs.columns import FORMAT, KEY, Array, pack, unpack
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.protocols import Store
 
@@ -63,34 +63,65 @@ class Intent:
 
 
 class Known:
-    """Every key that a job was planned for, sorted, with the number of the last such job. Immutable; 20 bytes a key."""
+    """Every key that a job was planned for, with its job's number: 20 bytes a key, sorted, in a few levels (newest last).
 
-    def __init__(self, keys: Array, numbers: Array, last: int):
-        self.keys, self.numbers, self.last = keys, numbers, last
+    An entry is the key and the number in big-endian order, as one string of 20 bytes: numpy sorts those in place. Immutable.
+    """
+
+    def __init__(self, levels: tuple[Array, ...], last: int):
+        self.levels, self.last = levels, last
+
+    def __len__(self) -> int:
+        return sum(len(level) for level in self.levels)
 
     def jobs_of(self, keys: Array) -> Array:
-        """u32 per key: its job's number, 0 where there is none."""
-        positions = find(self.keys, keys)
-        found = positions >= 0
+        """u32 per key: the number of the last job planned for it, 0 where there is none."""
         numbers = np.zeros(len(keys), dtype=np.uint32)
-        numbers[found] = self.numbers[positions[found]]
+        for start in range(0, len(keys), _CHUNK):
+            chunk = keys[start : start + _CHUNK]
+            found = numbers[start : start + _CHUNK]
+            for level in reversed(self.levels):
+                _look_up(level, chunk, found)
         return numbers
 
-    def joined(self, keys: list[Array], numbers: list[Array], last: int) -> Known:
-        """With later entries, in log order; where a key has several jobs the last one stands."""
-        if not keys:
-            return Known(self.keys, self.numbers, last)
-        all_keys, all_numbers = np.concatenate([self.keys, *keys]), np.concatenate([self.numbers, *numbers])
-        order = np.argsort(all_keys, kind="stable")
-        all_keys, all_numbers = all_keys[order], all_numbers[order]
-        keep = np.ones(len(all_keys), dtype=bool)
-        keep[:-1] = all_keys[1:] != all_keys[:-1]
-        if keep.all():
-            return Known(all_keys, all_numbers, last)
-        return Known(all_keys[keep], all_numbers[keep], last)
+    def joined(self, run: Array, last: int) -> Known:
+        """With later entries. Levels of like size are merged, so that there are few."""
+        levels = [*self.levels]
+        if len(run):
+            run.sort()
+            levels.append(run)
+        while len(levels) > 1 and len(levels[-1]) * 2 > len(levels[-2]):
+            merged = np.concatenate(levels[-2:])
+            del levels[-2:]
+            merged.sort(kind="stable")
+            levels.append(merged)
+        return Known(tuple(levels), last)
 
 
-_NOTHING_KNOWN = Known(np.zeros(0, dtype=KEY), np.zeros(0, dtype=np.uint32), 0)
+_ENTRY = np.dtype("S20")
+_CHUNK = 1 << 16
+
+
+def entries_of(keys: Array, number: int, into: Array) -> None:
+    """Fills `into` with entries for `keys`."""
+    rows = into.view(np.uint8).reshape(-1, _ENTRY.itemsize)
+    rows[:, : KEY.itemsize] = np.ascontiguousarray(keys).view(np.uint8).reshape(-1, KEY.itemsize)
+    rows[:, KEY.itemsize :] = np.frombuffer(number.to_bytes(4, "big"), dtype=np.uint8)
+
+
+def _look_up(level: Array, keys: Array, numbers: Array) -> None:
+    """Fills in numbers that are still 0."""
+    open_keys = np.flatnonzero(numbers == 0)
+    if not len(open_keys) or not len(level):
+        return
+    wanted = keys[open_keys]
+    last_possible = np.empty(len(wanted), dtype=_ENTRY)
+    entries_of(wanted, 0xFFFFFFFF, last_possible)
+    positions = np.maximum(np.searchsorted(level, last_possible, side="right") - 1, 0)
+    candidates = level[positions].view(np.uint8).reshape(-1, _ENTRY.itemsize)
+    equal = np.ascontiguousarray(candidates[:, : KEY.itemsize]).view(KEY).reshape(-1) == wanted
+    found = np.ascontiguousarray(candidates[:, KEY.itemsize :]).view(">u4").reshape(-1)
+    numbers[open_keys[equal]] = found[equal]
 
 
 class Ledger:
@@ -142,24 +173,25 @@ class Ledger:
         """All that is known now. Kept per process, so that the next look reads only what was appended since."""
         with _lock:
             known = _known_here.get(self.id) or self._from_snapshot()
-            read_from = known.last
             known = self._with_tail(known)
             if known.last - self._snapshot_number() > SNAPSHOT_AFTER:
-                self._write_snapshot(known)
-            if known.last != read_from or self.id not in _known_here:
-                _known_here.clear()  # one ledger at a time: an index of many million keys is not kept twice
-                _known_here[self.id] = known
+                known = self._write_snapshot(known)
+            _known_here.clear()  # one ledger at a time: an index of many million keys is not kept twice
+            _known_here[self.id] = known
             return known
 
     def _with_tail(self, known: Known) -> Known:
-        keys, numbers, last = [], [], known.last
-        for intent in self.intents(known.last):
-            last = intent.number
-            if intent.root:
-                found = Manifest.read(self.store, intent.lines).keys
-                keys.append(found)
-                numbers.append(np.full(len(found), intent.number, dtype=np.uint32))
-        return known.joined(keys, numbers, last)
+        intents = list(self.intents(known.last))
+        if not intents:
+            return known
+        asked = [intent for intent in intents if intent.root]
+        run, at = np.zeros(sum(intent.records for intent in asked), dtype=_ENTRY), 0
+        for intent in asked:
+            keys = Manifest.read(self.store, intent.lines).keys
+            entries_of(keys, intent.number, run[at : at + len(keys)])
+            at += len(keys)
+            del keys  # a view that keeps a whole manifest in memory
+        return known.joined(run, intents[-1].number)
 
     def _snapshots(self) -> list[str]:
         return sorted(self.store.list("snapshots/"))
@@ -175,12 +207,17 @@ class Ledger:
                 columns, facts = unpack("snapshot", name, self.store.get(name))
             except LedgerError:
                 continue
-            return Known(columns["keys"], columns["numbers"], int(facts["last"]))
-        return _NOTHING_KNOWN
+            return Known((columns["entries"],), int(facts["last"]))
+        return Known((), 0)
 
-    def _write_snapshot(self, known: Known) -> None:
-        data = pack("snapshot", {"keys": known.keys, "numbers": known.numbers}, last=known.last)
-        self.store.create(f"snapshots/{known.last:020d}", data)
+    def _write_snapshot(self, known: Known) -> Known:
+        if len(known.levels) > 1:
+            entries = np.concatenate(known.levels)
+            entries.sort(kind="stable")
+            known = Known((entries,), known.last)
+        columns = {"entries": known.levels[0] if known.levels else np.zeros(0, dtype=_ENTRY)}
+        self.store.create(f"snapshots/{known.last:020d}", pack("snapshot", columns, last=known.last))
+        return known
 
 
 _lock = threading.Lock()

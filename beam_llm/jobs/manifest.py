@@ -61,7 +61,7 @@ class Manifest:
 
     def write(self, store: Store) -> str:
         """Stores it under the hash of its content; returns that name."""
-        columns = {"keys": self.keys, "part": self.part.astype("<u4"), "row": self.row.astype("<u4")}
+        columns = {"keys": self.keys, "part": self.part.astype("<u4", copy=False), "row": self.row.astype("<u4", copy=False)}
         if self.line_starts is not None:
             columns["line_starts"] = self.line_starts.astype("<u4")
         data = pack("manifest", columns, parts=self.parts)

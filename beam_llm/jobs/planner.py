@@ -9,7 +9,7 @@ Columns all the way: a few numpy passes per plan, nothing per record but those a
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -33,6 +33,8 @@ from beam_llm.task import Task
 from beam_llm.values import Record
 
 ALL_PHASES = 9
+_FEW_JOBS = 64
+"""Up to so many, looking for each one's rows takes less memory than sorting them, and no more time."""
 _FRAME_BYTES = 400
 """Of a JSONL line around its messages: custom_id, url, parameters; an estimate from above."""
 
@@ -79,9 +81,11 @@ class _Plan:
     def __init__(self, ledger: Ledger, task: Task, caps: Caps, limits: BatchLimits, parts: Sequence[PartRef], clock: Clock):
         self._ledger, self._task, self._caps, self._limits, self._clock = ledger, task, caps, limits, clock
         self._settings: Settings = task.settings
-        self._pool = _Pool.load(ledger.store, parts)
+        # By name: then equal parts give equal jobs in whatever order they come, and rows lie in a manifest's canonical order.
+        self._pool = _Pool(ledger.store, sorted(parts, key=lambda part: part.name))
         self._min_timestamp = min(part.min_timestamp for part in parts)
         self._chains: dict[int, Chain] = {}
+        self._rows_named: dict[int, str] = {}
 
     def refs(self) -> list[BatchJobRef]:
         reached("intent.before")
@@ -96,16 +100,11 @@ class _Plan:
         numbers = known.jobs_of(self._pool.keys)
         numbers[self._pool.failed] = 0
         for number in np.unique(numbers).tolist():
-            if number:
-                self._forget_unpaid(numbers, number)
+            unpaid = self._chain(number).unpaid(may_be_asked_again(self._settings)) if number else []
+            for again in unpaid:  # left without an answer by a finished job, at no cost: new once more
+                rows = np.flatnonzero(numbers == number)
+                numbers[rows[find(np.sort(again), self._pool.keys[rows]) >= 0]] = 0
         return numbers
-
-    def _forget_unpaid(self, numbers: Array, number: int) -> None:
-        """Records that a finished job left without an answer, at no cost, are new again."""
-        rows = np.flatnonzero(numbers == number)
-        keys = self._pool.keys[rows]
-        for again in self._chain(number).unpaid(may_be_asked_again(self._settings)):
-            numbers[rows[find(np.sort(again), keys) >= 0]] = 0
 
     def _chain(self, number: int) -> Chain:
         if number not in self._chains:
@@ -118,24 +117,19 @@ class _Plan:
         The loser of a race reads what came between, leaves to the winner what it claimed, and cuts the rest anew. Nothing was
         staged yet, so a lost race costs two small manifests.
         """
-        leaders = self._pool.leaders(np.flatnonzero((numbers == 0) & ~self._pool.failed))
+        leaders = self._pool.leaders(np.flatnonzero((numbers == 0) & ~self._pool.failed).astype(np.int32))
         distinct = np.unique(leaders.leader) if leaders.repeats else leaders.rows
         while len(distinct):
-            lines = self._lines(distinct)
-            lost = False
-            for first_line, end_line in pairwise(self._job_cuts(distinct, lines)):
-                members = distinct[lines[first_line] : lines[end_line]]
+            for cut in self._jobs(distinct):
+                members = distinct[cut.start : cut.end]
                 rows = leaders.rows_of(members)
-                line_starts = (lines[first_line : end_line + 1] - lines[first_line]).astype(np.uint32)
-                intent = self._intent(members, line_starts, rows)
-                signed = self._ledger.append(intent)
-                if signed is None:
-                    lost = True
+                intent = self._intent(members, cut, rows)
+                if self._ledger.append(intent) is None:
                     break
                 reached("intent.after")
-                self._last = intent.number
+                self._last, self._rows_named[intent.number] = intent.number, intent.rows
                 numbers[rows] = intent.number
-            if not lost:
+            else:
                 return
             self._leave_to_winner(distinct, numbers, leaders)
             distinct = distinct[numbers[distinct] == 0]
@@ -143,16 +137,16 @@ class _Plan:
     def _leave_to_winner(self, distinct: Array, numbers: Array, leaders: _Leaders) -> None:
         open_rows = distinct[numbers[distinct] == 0]
         known, seen = self._ledger.known(), self._last
-        claimed = known.jobs_of(self._pool.keys[open_rows])
+        claimed = known.jobs_of(self._pool.keys_of(open_rows))
         claimed[claimed <= seen] = 0  # an old job that is to be asked again, not a new claim
         self._last = known.last
         for number in np.unique(claimed).tolist():
             if number:
                 numbers[leaders.rows_of(open_rows[claimed == number])] = number
 
-    def _intent(self, members: Array, line_starts: Array, rows: Array) -> Intent:
+    def _intent(self, members: Array, cut: _Cut, rows: Array) -> Intent:
         pool, store = self._pool, self._ledger.store
-        lines = compact(pool.keys[members], pool.part_of(members), pool.row_of(members), pool.names, line_starts)
+        lines = compact(pool.keys_of(members), *pool.places_of(members), pool.names, cut.line_starts)
         return Intent(
             number=self._last + 1,
             kind=JOB,
@@ -160,8 +154,8 @@ class _Plan:
             lines=lines.write(store),
             rows=self._rows_manifest(rows),
             records=len(members),
-            line_count=len(line_starts) - 1,
-            tokens=int(pool.tokens[members].sum(dtype=np.int64)) + self._task.shared_tokens * (len(line_starts) - 1),
+            line_count=lines.lines,
+            tokens=cut.tokens,
             task=self._task.fingerprint.hex(),
             model=self._settings.model,
             host=host_of(self._settings),
@@ -171,46 +165,53 @@ class _Plan:
     def _rows_manifest(self, rows: Array) -> str:
         """This run's rows of one job in canonical order, so that the same rows always have the same manifest."""
         pool = self._pool
-        manifest = compact(pool.keys[rows], pool.part_of(rows), pool.row_of(rows), pool.names)
-        order = np.lexsort((manifest.row, manifest.part))
-        return replace(manifest, keys=manifest.keys[order], part=manifest.part[order], row=manifest.row[order]).write(self._ledger.store)
+        manifest = compact(pool.keys_of(rows), *pool.places_of(rows), pool.names)
+        part, row = manifest.part, manifest.row
+        if ((part[1:] > part[:-1]) | ((part[1:] == part[:-1]) & (row[1:] >= row[:-1]))).all():
+            return manifest.write(self._ledger.store)
+        order = np.lexsort((row, part))  # one part came twice: two bundles with the very same elements
+        return replace(manifest, keys=manifest.keys[order], part=part[order], row=row[order]).write(self._ledger.store)
 
-    def _lines(self, distinct: Array) -> Array:
-        """First record of each line, and the end."""
-        pool, caps = self._pool, self._caps
-        if caps.records == 1:
-            return np.arange(len(distinct) + 1, dtype=np.int64)
-        return cut_lines(pool.tokens[distinct], pool.sizes[distinct], caps)
-
-    def _job_cuts(self, distinct: Array, lines: Array) -> list[int]:
-        """First line of each job, and the end."""
-        settings, limits = self._settings, self._limits
+    def _jobs(self, distinct: Array) -> list[_Cut]:
+        """Cuts new records into lines, and lines into jobs."""
+        settings, limits, caps = self._settings, self._limits, self._caps
+        tokens, sizes = self._pool.weights(distinct)
+        lines = np.arange(len(distinct) + 1, dtype=np.int32) if caps.records == 1 else cut_lines(tokens, sizes, caps)
         frame, per_record = self._line_frame(distinct)
-        records = np.diff(lines)
-        sizes = _sums(self._pool.sizes[distinct], lines) + records * per_record + frame
-        tokens = _sums(self._pool.tokens[distinct], lines) + records * RECORD_OVERHEAD_TOKENS + self._task.shared_tokens
-        return cut_jobs(
+        if caps.records > 1:
+            tokens, sizes = (np.add.reduceat(column, lines[:-1]) for column in (tokens, sizes))
+        counts = np.diff(lines).astype(np.uint32)
+        sizes += counts * np.uint32(per_record) + np.uint32(frame)
+        tokens += counts * np.uint32(RECORD_OVERHEAD_TOKENS) + np.uint32(self._task.shared_tokens)
+        cuts = cut_jobs(
             sizes,
             tokens,
             max_requests=min(settings.job_max_records or limits.max_requests, limits.max_requests),
             max_bytes=min(settings.job_max_bytes or limits.max_bytes, limits.max_bytes),
             max_tokens=settings.job_max_tokens,
         )
+        return [
+            _Cut(int(lines[a]), int(lines[b]), (lines[a : b + 1] - lines[a]).astype(np.uint32), int(tokens[a:b].sum(dtype=np.int64)))
+            for a, b in pairwise(cuts)
+        ]
 
     def _line_frame(self, distinct: Array) -> tuple[int, int]:
         """Bytes of a line without its records' texts, and what each record adds beside its text; measured on one rendered record."""
-        record, size = self._pool.sample(int(distinct[0]), self._ledger.store)
+        record, size = self._pool.sample(int(distinct[0]))
         one, two, three = (_rendered_bytes(self._task, record, count) for count in (1, 2, 3))
         per_record = max(three - two - size, 0) + 24
         return max(one - size, two - 2 * size - per_record, 0) + _FRAME_BYTES, per_record
 
     def _refs_of(self, numbers: Array) -> list[BatchJobRef]:
+        found = np.unique(numbers).tolist()
+        if len(found) <= _FEW_JOBS:
+            return [self._ref(number, np.flatnonzero(numbers == number).astype(np.int32)) for number in found]
         order = np.argsort(numbers, kind="stable")
         cuts = np.flatnonzero(np.diff(numbers[order])) + 1
-        return [self._ref(int(numbers[rows[0]]), rows) for rows in np.split(order, cuts) if len(rows)]
+        return [self._ref(number, rows) for number, rows in zip(found, np.split(order, cuts), strict=True)]
 
     def _ref(self, number: int, rows: Array) -> BatchJobRef:
-        ledger, manifest = self._ledger, self._rows_manifest(rows)
+        ledger, manifest = self._ledger, self._rows_named.get(number) or self._rows_manifest(rows)
         model = ledger.intent(number).model if number else self._settings.model
         ref = BatchJobRef(None, len(rows), ledger.location, number, manifest, model, "planned", self._min_timestamp)
         if not number:
@@ -221,6 +222,15 @@ class _Plan:
             finished = ALL_PHASES  # this process's own earlier plan has the job, and reports what it costs
         state = "done" if chain.is_finished() else "created" if chain.job_id else "planned"
         return ref._replace(job_id=chain.job_id, state=state, reused=finished)
+
+
+class _Cut(NamedTuple):
+    """One job to be: its records, as a range of the new ones, and its lines, as a range of those."""
+
+    start: int
+    end: int
+    line_starts: Array
+    tokens: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,83 +245,107 @@ class _Leaders:
         """All rows led by `members`."""
         if not self.repeats:
             return members
-        return self.rows[np.isin(self.leader, members)]
+        found: Array = self.rows[np.isin(self.leader, members)]
+        return found
 
 
 class _Pool:
-    """The columns of all parts of a plan, one after the other: 29 bytes a record."""
+    """The keys of all parts of a plan, one part after the other: 17 bytes a record. What records weigh is read when asked for."""
 
-    def __init__(self, names: list[str], counts: Array):
-        total = int(counts.sum())
-        self.names = names
-        self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        self.keys = np.zeros(total, dtype=KEY)
-        self.tokens = np.zeros(total, dtype=np.uint32)
-        self.sizes = np.zeros(total, dtype=np.uint32)
-        self.failed = np.zeros(total, dtype=bool)
+    def __init__(self, store: Store, parts: Sequence[PartRef]):
+        self._store = store
+        self.names = [part.name for part in parts]
+        self.starts = np.cumsum([0, *(part.rows for part in parts)])
+        self.keys = np.zeros(self.starts[-1], dtype=KEY)
+        self.failed = np.zeros(self.starts[-1], dtype=bool)
+        for here, reader in self._readers():
+            self.keys[here], self.failed[here] = reader.keys, reader.failed
 
-    @staticmethod
-    def load(store: Store, parts: Sequence[PartRef]) -> _Pool:
-        pool = _Pool([part.name for part in parts], np.array([part.rows for part in parts], dtype=np.int64))
-        for number, part in enumerate(parts):
-            reader = PartReader(store, part.name)
-            here = slice(pool.starts[number], pool.starts[number + 1])
-            pool.keys[here], pool.tokens[here], pool.sizes[here] = reader.keys, reader.tokens, reader.sizes
-            pool.failed[here] = reader.failed
-        return pool
+    def _readers(self) -> Iterator[tuple[slice, PartReader]]:
+        for name, (start, end) in zip(self.names, pairwise(self.starts.tolist()), strict=True):
+            yield slice(start, end), PartReader(self._store, name)
 
-    def part_of(self, rows: Array) -> Array:
-        return (np.searchsorted(self.starts, rows, side="right") - 1).astype(np.uint32)
+    def weights(self, rows: Array) -> tuple[Array, Array]:
+        """Tokens and sizes of rows (ascending)."""
+        tokens, sizes = np.zeros(len(rows), dtype=np.uint32), np.zeros(len(rows), dtype=np.uint32)
+        for here, reader in self._readers():
+            start, end = np.searchsorted(rows, [here.start, here.stop])
+            inside = rows[start:end] - here.start
+            tokens[start:end], sizes[start:end] = reader.tokens[inside], reader.sizes[inside]
+        return tokens, sizes
 
-    def row_of(self, rows: Array) -> Array:
-        return (rows - self.starts[self.part_of(rows)]).astype(np.uint32)
+    def keys_of(self, rows: Array) -> Array:
+        """A view where the rows follow one another, as they mostly do: no second copy of a million keys."""
+        if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
+            return self.keys[rows[0] : rows[-1] + 1]
+        return self.keys[rows]
 
-    def sample(self, row: int, store: Store) -> tuple[Record, int]:
+    def places_of(self, rows: Array) -> tuple[Array, Array]:
+        """Part and row within it, u32 each, of ascending rows."""
+        part, row = np.zeros(len(rows), dtype=np.uint32), np.zeros(len(rows), dtype=np.uint32)
+        borders = np.searchsorted(rows, self.starts).tolist()
+        for number, (start, end) in enumerate(pairwise(borders)):
+            part[start:end] = number
+            row[start:end] = rows[start:end] - self.starts[number]
+        return part, row
+
+    def sample(self, row: int) -> tuple[Record, int]:
         """One record, and its size."""
-        part = int(self.part_of(np.array([row]))[0])
-        reader = PartReader(store, self.names[part])
+        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        reader, at = PartReader(self._store, self.names[part]), row - int(self.starts[part])
         try:
-            return reader.record(row - int(self.starts[part])), int(self.sizes[row])
+            return reader.record(at), int(reader.sizes[at])
         finally:
             reader.close()
 
     def leaders(self, rows: Array) -> _Leaders:
-        """Finds equal keys. Sorts by 8 of the 16 bytes, which halves time and memory, and looks at the others where those agree."""
-        keys = self.keys[rows] if len(rows) < len(self.keys) else self.keys
+        """Finds equal keys. Half a key tells almost all apart, at half the memory; only those it does not are looked at whole."""
+        keys = self.keys_of(rows)
         halves = np.ascontiguousarray(keys.view("<u8").reshape(-1, 2)[:, 0])
-        order = np.argsort(halves, kind="stable")
-        same = halves[order[1:]] == halves[order[:-1]]
-        del halves
+        halves.sort()
+        same = halves[1:] == halves[:-1]
         if not same.any():
             return _Leaders(rows, rows, False)
-        if not (keys[order[1:][same]] == keys[order[:-1][same]]).all():
-            order = np.argsort(keys, kind="stable")
-            same = keys[order[1:]] == keys[order[:-1]]
-        group_starts = np.concatenate([[True], ~same])
-        firsts = order[group_starts]
-        leader = np.empty(len(rows), dtype=np.int64)
-        leader[order] = firsts[np.cumsum(group_starts) - 1]
-        return _Leaders(rows, rows[leader], True)
+        repeated = np.unique(halves[1:][same])
+        suspects = np.flatnonzero(np.isin(keys.view("<u8").reshape(-1, 2)[:, 0], repeated))
+        _, first, group = np.unique(keys[suspects], return_index=True, return_inverse=True)
+        leader = rows.copy()
+        leader[suspects] = rows[suspects[first[group]]]
+        return _Leaders(rows, leader, True)
 
 
 def cut_lines(tokens: Array, sizes: Array, caps: Caps) -> Array:
     """Greedily fills prompts: first record of each line, and the end. A record that passes a cap alone has a line of its own."""
-    spent = np.cumsum(tokens, dtype=np.int64) + RECORD_OVERHEAD_TOKENS * np.arange(1, len(tokens) + 1)
-    token_sums = spent.tolist()
-    byte_sums = np.cumsum(sizes, dtype=np.int64).tolist() if caps.bytes is not None else None
-    starts, at, count = [0], 0, len(tokens)
-    spent_tokens = spent_bytes = 0
-    while at < count:
-        end = min(at + caps.records, count)
+    starts = [0]
+    step = max(_CHUNK, 2 * caps.records)  # Python's numbers take 40 bytes each, so only some at a time
+    while starts[-1] < len(tokens):
+        begin = starts[-1]
+        chunk = slice(begin, begin + step)
+        ends = _line_ends(tokens[chunk], sizes[chunk] if caps.bytes is not None else None, caps)
+        if begin + step < len(tokens):
+            ends.pop()  # the chunk's end is no border; its last line is filled anew
+        starts.extend(begin + end for end in ends)
+    return np.array(starts, dtype=np.int64)
+
+
+_CHUNK = 1 << 16
+
+
+def _line_ends(tokens: Array, sizes: Array | None, caps: Caps) -> list[int]:
+    token_sums = (np.cumsum(tokens, dtype=np.int64) + RECORD_OVERHEAD_TOKENS * np.arange(1, len(tokens) + 1)).tolist()
+    byte_sums = np.cumsum(sizes, dtype=np.int64).tolist() if sizes is not None else None
+    ends, at, spent_tokens, spent_bytes = [], 0, 0, 0
+    while at < len(token_sums):
+        end = min(at + caps.records, len(token_sums))
         if token_sums[end - 1] - spent_tokens > caps.tokens:
-            end = bisect_right(token_sums, spent_tokens + caps.tokens, at, end)
-        if byte_sums is not None and caps.bytes is not None and byte_sums[max(end, at + 1) - 1] - spent_bytes > caps.bytes:
-            end = bisect_right(byte_sums, spent_bytes + caps.bytes, at, max(end, at + 1))
-        at = max(end, at + 1)
+            end = max(bisect_right(token_sums, spent_tokens + caps.tokens, at, end), at + 1)
+        if byte_sums is not None and caps.bytes is not None and byte_sums[end - 1] - spent_bytes > caps.bytes:
+            end = max(bisect_right(byte_sums, spent_bytes + caps.bytes, at, end), at + 1)
+        at = end
         spent_tokens = token_sums[at - 1]
         spent_bytes = byte_sums[at - 1] if byte_sums is not None else 0
-        starts.append(at)
-    return np.array(starts, dtype=np.int64)
+        ends.append(at)
+    return ends
 
 
 def cut_jobs(sizes: Array, tokens: Array, *, max_requests: int, max_bytes: int, max_tokens: int | None) -> list[int]:
@@ -320,23 +354,15 @@ def cut_jobs(sizes: Array, tokens: Array, *, max_requests: int, max_bytes: int, 
     Args:
       sizes, tokens: of each line.
     """
-    byte_sums, token_sums = np.cumsum(sizes), np.cumsum(tokens)
-    cuts, at, count = [0], 0, len(sizes)
-    while at < count:
-        end = min(at + max_requests, count)
-        end = min(end, int(np.searchsorted(byte_sums, (byte_sums[at - 1] if at else 0) + max_bytes, side="right")))
+    cuts, at = [0], 0
+    while at < len(sizes):
+        taken = slice(at, at + max_requests)
+        count = int(np.searchsorted(np.cumsum(sizes[taken], dtype=np.int64), max_bytes, side="right"))
         if max_tokens is not None:
-            end = min(end, int(np.searchsorted(token_sums, (token_sums[at - 1] if at else 0) + max_tokens, side="right")))
-        at = max(end, at + 1)
+            count = min(count, int(np.searchsorted(np.cumsum(tokens[taken], dtype=np.int64), max_tokens, side="right")))
+        at += max(count, 1)
         cuts.append(at)
     return cuts
-
-
-def _sums(values: Array, starts: Array) -> Array:
-    """Sum per line."""
-    sums = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
-    found: Array = sums[starts[1:]] - sums[starts[:-1]]
-    return found
 
 
 def _rendered_bytes(task: Task, record: Record, count: int) -> int:
