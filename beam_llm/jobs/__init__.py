@@ -7,6 +7,7 @@ job.py        states and legal moves of one job       driver.py    step: go on f
 collect.py    result files → answers → outcomes       admin.py     look, cancel, tidy
 """
 
+from beam_llm.jobs.admin import Cleanup, JobView, cancel, cleanup, list_jobs, show
 from beam_llm.jobs.driver import Driver, Ready, Waiting, drive_all
 from beam_llm.jobs.ledger import Ledger
 from beam_llm.jobs.parts import PartReader, PartRef, PartRow, write_part
@@ -15,16 +16,22 @@ from beam_llm.jobs.store import open_store
 
 __all__ = [
     "BatchJobRef",
+    "Cleanup",
     "Driver",
+    "JobView",
     "Ledger",
     "PartReader",
     "PartRef",
     "PartRow",
     "Ready",
     "Waiting",
+    "cancel",
+    "cleanup",
     "drive_all",
     "find_ref",
+    "list_jobs",
     "open_store",
     "plan",
+    "show",
     "write_part",
 ]

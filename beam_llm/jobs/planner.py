@@ -386,7 +386,7 @@ def find_ref(store: Store, job_id: str) -> BatchJobRef:
       UsageError: no job in this staging location has that id.
     """
     ledger = Ledger(store)
-    number = _number_of(ledger, job_id)
+    number = number_of(ledger, job_id)
     intent = ledger.intent(number)
     while not intent.root:
         intent = ledger.intent(intent.parent)
@@ -395,7 +395,12 @@ def find_ref(store: Store, job_id: str) -> BatchJobRef:
     return BatchJobRef(chain.job_id, len(rows), ledger.location, intent.number, intent.rows, intent.model, "created", oldest)
 
 
-def _number_of(ledger: Ledger, job_id: str) -> int:
+def number_of(ledger: Ledger, job_id: str) -> int:
+    """The number of the job that the provider calls `job_id`.
+
+    Raises:
+      UsageError: there is none.
+    """
     store = ledger.store
     for name in store.list("jobs/"):
         if "/created-" in name:
