@@ -16,8 +16,6 @@ from typing import Any
 import apache_beam as beam
 from apache_beam import coders
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
-from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import Duration, Timestamp
 
@@ -102,64 +100,6 @@ class PlanJobs(beam.DoFn):
 
     def process(self, keyed: tuple[Any, Iterable[tuple]]) -> Iterator[Any]:
         yield from self._planner.planned([PartRef(*part) for part in keyed[1]])
-
-
-class PlanAcrossBundles(beam.DoFn):
-    """Parts of an unbounded stream: kept until there is a job's worth of them, or `job_max_wait_seconds` after the first, then planned.
-
-    The same rules for timers as in FormAcrossBundles.
-    """
-
-    PARTS = BagStateSpec("parts_v1", coders.FastPrimitivesCoder())
-    KNOWN = ReadModifyWriteStateSpec("known_v1", coders.FastPrimitivesCoder())
-    DRAIN = TimerSpec("drain", TimeDomain.WATERMARK)
-    WAIT = TimerSpec("wait", TimeDomain.REAL_TIME)
-
-    def __init__(self, settings: Settings):
-        self._settings = settings
-
-    def setup(self) -> None:
-        self._planner = Planner(self._settings)
-
-    def process(
-        self,
-        keyed: tuple[Any, tuple],
-        parts: Any = beam.DoFn.StateParam(PARTS),
-        known: Any = beam.DoFn.StateParam(KNOWN),
-        drain: Any = beam.DoFn.TimerParam(DRAIN),
-        wait: Any = beam.DoFn.TimerParam(WAIT),
-    ) -> Iterator[Any]:
-        part = PartRef(*keyed[1])
-        rows, size, due, oldest = known.read() or (0, 0, time.time() + self._settings.job_max_wait_seconds, part.min_timestamp)
-        parts.add(tuple(part))
-        if rows == 0 or part.min_timestamp < oldest:
-            drain.set(GlobalWindow().max_timestamp())
-            wait.set(due)
-        held = (rows + part.rows, size + part.bytes, due, min(oldest, part.min_timestamp))
-        if self._planner.is_full(held[0], held[1]):
-            known.clear()
-            yield from self._take(parts)
-        else:
-            known.write(held)
-
-    @on_timer(WAIT)
-    def waited(self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN)) -> Iterator[Any]:
-        known.clear()
-        yield from self._take(parts)
-
-    @on_timer(DRAIN)
-    def drained(
-        self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN), wait: Any = beam.DoFn.TimerParam(WAIT)
-    ) -> Iterator[Any]:
-        known.clear()
-        wait.clear()
-        yield from self._take(parts)
-
-    def _take(self, parts: Any) -> Iterator[Any]:
-        held = [PartRef(*part) for part in parts.read()]
-        parts.clear()
-        if held:
-            yield from self._planner.planned(held)
 
 
 class Planner:

@@ -17,9 +17,10 @@ from beam_llm.outputs import Output
 from beam_llm.providers import check
 from beam_llm.task import Task
 from beam_llm.transforms import runners
-from beam_llm.transforms.calls import AskTheModel, FormAcrossBundles, FormInBundles, shard_of
+from beam_llm.transforms.calls import AskTheModel, FormInBundles
 from beam_llm.transforms.elements import RowShape
-from beam_llm.transforms.jobs import DriveAsSdf, DriveInLoop, PlanAcrossBundles, PlanJobs, SpoolParts, SubmitOnce
+from beam_llm.transforms.jobs import DriveAsSdf, DriveInLoop, PlanJobs, SpoolParts, SubmitOnce
+from beam_llm.transforms.streaming import FormAcrossBundles, PlanAcrossBundles, shard_of
 from beam_llm.values import Prediction
 
 

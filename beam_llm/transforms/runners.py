@@ -61,8 +61,8 @@ def waiting_for(pipeline: Any, waiting: str | None) -> str:
     workers = int(_flags(pipeline).get("direct_num_workers") or 1)
     if waiting == "sdf" and is_local(pipeline) and workers > 1:
         raise UsageError(
-            f"waiting is 'sdf' and direct_num_workers is {workers}: the local runner loses the remainders of a splittable DoFn with several "
-            "workers; leave waiting unset (it is 'loop' here) or set direct_num_workers=1"
+            f"waiting is 'sdf' and direct_num_workers is {workers}: the local runner loses the remainders of a splittable DoFn with "
+            "several workers; leave waiting unset (it is 'loop' here) or set direct_num_workers=1"
         )
     return waiting or ("loop" if is_local(pipeline) else "sdf")
 
