@@ -337,6 +337,104 @@ def test_a_waiting_batch_job_stopped_by_ctrl_c_is_collected_by_the_same_command(
     assert set(emulator.billed.values()) == {1}
 
 
+# --- jobs
+
+
+@pytest.fixture
+def submitted(tmp_path: Path, llm_emulator: Emulator) -> list[str]:
+    """A finished batch job of 10 records in a staging location; the arguments that name its question."""
+    question = [
+        "--model",
+        MODEL,
+        "--prompt",
+        PROMPT,
+        "--output-type",
+        MOODS,
+        "--staging",
+        str(tmp_path / "staging"),
+        "--poll-seconds",
+        "0.05",
+    ]
+    assert (
+        main(["predict", reviews(tmp_path, 10), "--output", str(tmp_path / "out.jsonl"), "--mode", "batch_api", "--quiet", *question]) == 0
+    )
+    return question
+
+
+@pytest.mark.parametrize("named", [[], ["1"]], ids=["all", "by number"])
+def test_attach_writes_the_records_of_jobs_submitted_before(
+    tmp_path: Path, llm_emulator: Emulator, submitted: list[str], named: list[str]
+) -> None:
+    assert main(["jobs", "attach", *named, "--output", str(tmp_path / "again.jsonl"), "--quiet", *submitted]) == 0
+    assert rows(tmp_path / "again.jsonl") == rows(tmp_path / "out.jsonl")
+    assert set(llm_emulator.billed.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        pytest.param(["99"], "there is no job 99", id="unknown number"),
+        pytest.param(["batch_nosuch"], "batch_nosuch", id="unknown id"),
+    ],
+)
+def test_attach_to_a_job_that_is_not_there_is_one_line(
+    tmp_path: Path, submitted: list[str], capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
+) -> None:
+    assert main(["jobs", "attach", *arguments, "--output", str(tmp_path / "again.jsonl"), *submitted]) in (1, 2)
+    assert line in said(capsys)
+    assert not (tmp_path / "again.jsonl").exists()
+
+
+def test_attach_with_another_question_is_refused(tmp_path: Path, submitted: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    other = [part if part != PROMPT else "Topic: {{ text }}" for part in submitted]
+    assert main(["jobs", "attach", "--output", str(tmp_path / "again.jsonl"), *other]) != 0
+    said(capsys)
+
+
+def test_ls_and_show_say_what_the_ledger_knows(tmp_path: Path, submitted: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    staging = ["--staging", str(tmp_path / "staging")]
+    assert main(["jobs", "ls", "--json", *staging]) == 0
+    (job,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (job["state"], job["ended"], job["records"], job["answered"], job["lines"]) == ("done", "completed", 10, 10, 10)
+    assert main(["jobs", "ls", *staging]) == 0
+    header, _, line = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["no.", "job", "state"]
+    assert line.split()[:5] == ["1", job["job_id"], "completed", "10", "10"]
+    for name in ("1", job["job_id"]):
+        assert main(["jobs", "show", name, *staging]) == 0
+        assert f"job       {job['job_id']}" in capsys.readouterr().out
+
+
+def test_cancelling_a_job_that_has_ended_is_wrong_usage(tmp_path: Path, submitted: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["jobs", "cancel", "1", "--staging", str(tmp_path / "staging")]) == 2
+    assert "has ended (completed)" in said(capsys)
+
+
+def test_cleanup_asks_first_says_what_it_removes_and_keeps_the_answers(
+    tmp_path: Path, llm_emulator: Emulator, submitted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    staging = tmp_path / "staging"
+    assert main(["jobs", "cleanup", "--staging", str(staging)]) == 2  # nobody to ask
+    assert any(staging.glob("parts/*"))
+    capsys.readouterr()
+    assert main(["jobs", "cleanup", "--staging", str(staging), "--yes"]) == 0
+    assert "the texts and elements of 10 records" in capsys.readouterr().out
+    assert not any(staging.glob("parts/*"))
+    again = ["predict", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "again.jsonl"), "--mode", "batch_api", "--quiet"]
+    assert main([*again, *submitted]) == 0
+    assert rows(tmp_path / "again.jsonl") == rows(tmp_path / "out.jsonl")
+    assert set(llm_emulator.billed.values()) == {1}
+
+
+@pytest.mark.parametrize("action", [["ls"], ["show", "1"], ["cancel", "1"], ["cleanup"]], ids=lambda action: action[0])
+def test_a_place_without_a_ledger_is_wrong_usage_and_stays_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], action: list[str]
+) -> None:
+    assert main(["jobs", *action, "--staging", str(tmp_path / "nosuch")]) == 2
+    assert "there is no ledger in" in said(capsys)
+    assert os.listdir(tmp_path) == []
+
+
 # --- help, version, names
 
 
@@ -428,7 +526,7 @@ def test_a_meter_counts_and_foresees() -> None:
     meter.hear("waiting", {"jobs": 2, "states": {"in_progress": 1, "queued": 1}, "done": 3, "total": 9, "next_seconds": 30.0})
     assert meter.line() == (
         "60 of 100 records, 1 error, 600 tokens, $0.0400, 10 s, about 10 s to go, "
-        "jobs: 2 (1 in_progress, 1 queued), 3 of 9 requests done, next look in 30 s"
+        "jobs: 1 in_progress, 1 queued, 3 of 9 done, next look in 30 s"
     )
 
 

@@ -44,7 +44,9 @@ def test_a_json_line_comes_back_byte_for_byte_with_its_answer_behind(tmp_path: P
     line = '{"id": 12345678901234567890123, "t" : "caf\\u00e9\u2028\\n", "x": 1.0e2, "n": null}'
     source = write(tmp_path / "in.jsonl", line + "\n")
     through([source], tmp_path / "out.jsonl", [GOOD])
-    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == line[:-1] + ', "answer": {"mood":"good","score":0.5}, "answer_error": null}\n'
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == line[
+        :-1
+    ] + ', "answer": {"mood":"good","score":0.5}, "answer_error": null}\n'
 
 
 def test_json_lines_are_split_on_newlines_only_and_blank_ones_are_skipped(tmp_path: Path) -> None:
@@ -232,6 +234,8 @@ def test_two_of_the_same_command_at_once_are_refused(tmp_path: Path) -> None:
 
 
 def test_another_question_or_input_has_another_folder() -> None:
-    folders = {folder_for("out.jsonl", question, inputs) for question, inputs in [(b"q", ["a"]), (b"q", ["b"]), (b"r", ["a"]), (b"q", ["a", "b"])]}
+    folders = {
+        folder_for("out.jsonl", question, inputs) for question, inputs in [(b"q", ["a"]), (b"q", ["b"]), (b"r", ["a"]), (b"q", ["a", "b"])]
+    }
     assert len(folders) == 4
     assert folder_for("out.jsonl", b"q", ["a"]) == folder_for("out.jsonl", b"q", ["a"])

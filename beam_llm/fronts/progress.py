@@ -72,6 +72,7 @@ class Meter:
     def hear(self, event: str, facts: dict[str, Any]) -> None:
         if event == "kept":
             self.tally.add(facts["kept"])
+            self._waiting = {}  # what is known of jobs is old news; the next look tells anew
         elif event == "planned":
             self.jobs += facts["jobs"]
         elif event == "waiting":
@@ -84,7 +85,7 @@ class Meter:
     def line(self) -> str:
         """One line: records, errors, cost, time, and what the jobs do where there are any."""
         done = self._already + self.tally.records
-        parts = [f"{done:,} of {self._total:,} records"]
+        parts = [f"{done:,} of {self._total:,} records" if self._total else plural(done, "record")]
         if self.tally.failed:
             parts.append(plural(self.tally.failed, "error"))
         if self.tally.input_tokens:
@@ -100,15 +101,11 @@ class Meter:
         facts = self._waiting
         if not facts:
             return []
-        states = facts.get("states")
-        named = ", ".join(f"{count} {state}" for state, count in states.items()) if isinstance(states, dict) else str(states or "")
-        parts = [f"jobs: {facts.get('jobs', '?')}" + (f" ({named})" if named else "")]
-        if facts.get("total"):
-            parts.append(f"{facts.get('done') or 0:,} of {facts['total']:,} requests done")
+        states = ", ".join(f"{count:,} {state}" for state, count in facts["states"].items())
+        parts = [f"jobs: {states}, {facts.get('done') or 0:,} of {facts['total']:,} done"]
         if facts.get("oldest_seconds"):
             parts.append(f"oldest {duration(facts['oldest_seconds'])}")
-        if facts.get("next_seconds"):
-            parts.append(f"next look in {duration(facts['next_seconds'])}")
+        parts.append(f"next look in {duration(facts['next_seconds'])}")
         return parts
 
 

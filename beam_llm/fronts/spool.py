@@ -196,3 +196,18 @@ def _parse(line: bytes) -> Kept | None:
         return Kept(*orjson.loads(line))
     except (ValueError, TypeError):
         return None
+
+
+def records_in(folder: str) -> Iterator[tuple[Kept, dict[str, Any]]]:
+    """Answers that a local folder keeps with their records' fields, by ordinal; those with the same one as they came."""
+    places: list[tuple[int, int]] = []
+    with tempfile.TemporaryFile(prefix="beam-llm-") as together:
+        for path in sorted(_files_in(folder), key=os.path.getmtime):
+            with open(path, "rb") as lines:
+                for line in lines:
+                    places.append((orjson.loads(line)[0], together.tell()))
+                    together.write(line)
+        for _, offset in sorted(places):
+            together.seek(offset)
+            *kept, fields = orjson.loads(together.readline())
+            yield Kept(*kept), fields

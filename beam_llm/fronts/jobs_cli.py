@@ -1,0 +1,218 @@
+"""`beam-llm jobs ls | show | attach | cancel | cleanup`: what the ledger of a staging location knows, for people."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+
+import orjson
+
+from beam_llm.config import Settings, settings
+from beam_llm.errors import UsageError
+from beam_llm.fronts.cli import ALL_ANSWERED, FAILED, SOME_ERRORS, chosen_settings
+from beam_llm.fronts.files import Answer, Row, is_remote, refuse_overwriting, write_json_lines
+from beam_llm.fronts.progress import Meter, Tally, dollars, duration, plural, table
+from beam_llm.fronts.running import Measured, watched
+from beam_llm.fronts.spool import records_in
+from beam_llm.jobs import Cleanup, JobView, admin, open_store
+from beam_llm.protocols import BatchProvider, Store
+from beam_llm.providers import connect_batch
+
+
+def ls(chosen: argparse.Namespace) -> int:
+    """One line per job: a table, or JSON lines."""
+    jobs = admin.list_jobs(_store(chosen.staging_location))
+    if chosen.json:
+        for job in jobs:
+            print(orjson.dumps(job.as_dict()).decode())
+        return ALL_ANSWERED
+    if not jobs:
+        print(f"no jobs in {chosen.staging_location}")
+        return ALL_ANSWERED
+    header = ("no.", "job", "state", "records", "answered", "failed", "passed on", "requests", "cost", "age", "model")
+    print(table(header, [_line(job) for job in jobs], left=(1, 2, 10)))
+    return ALL_ANSWERED
+
+
+def _line(job: JobView) -> tuple[str, ...]:
+    done = job.state == "done"
+    counts = [f"{count:,}" if done else "" for count in (job.answered, job.failed, job.left)]
+    cost = dollars(job.cost_usd) if job.cost_usd is not None else "unknown" if done else ""
+    return (
+        str(job.number),
+        job.job_id or "–",
+        _state(job),
+        f"{job.records:,}",
+        *counts,
+        f"{job.lines:,}",
+        cost,
+        duration(max(time.time() - job.created_at, 0.0)),
+        job.model,
+    )
+
+
+def _state(job: JobView) -> str:
+    """`created` says what the ledger knows; the provider is not asked."""
+    follows = f" (follows {job.parent})" if job.kind == "follow_up" else ""
+    return (job.ended or job.state) + follows
+
+
+def show(chosen: argparse.Namespace) -> int:
+    """One job in full, and the jobs that asked again for what it left over."""
+    job, following = admin.show(_store(chosen.staging_location), chosen.id)
+    for view in (job, *following):
+        facts = {
+            "number": view.number,
+            "job": view.job_id or "not submitted yet",
+            "state": _state(view),
+            "model": f"{view.model} at {view.host}",
+            "planned": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(view.created_at)),
+            "records": f"{view.records:,} in {plural(view.lines, 'request')}, about {view.tokens:,} input tokens",
+            "attempts": view.attempts,
+            "answered": f"{view.answered:,}",
+            "failed": f"{view.failed:,}",
+            "passed on": f"{view.left:,}" + (f", to job {view.follow_up}" if view.follow_up else ""),
+            "cost": "unknown" if view.cost_usd is None else dollars(view.cost_usd),
+        }
+        if view.state != "done":
+            facts = {name: facts[name] for name in list(facts)[:7]}
+        print(
+            "\n".join(f"{name:<10}{value}" for name, value in facts.items()),
+            end="\n\n" if following and view is not following[-1] else "\n",
+        )
+    return ALL_ANSWERED
+
+
+def attach(chosen: argparse.Namespace) -> int:
+    """Waits for jobs, collects them, writes their records with their answers as JSON lines."""
+    checked = chosen_settings(chosen, mode="batch_api", staging_location=chosen.staging_location)
+    refuse_overwriting(chosen.output, [])
+    if chosen.output != "-" and not chosen.output.endswith((".jsonl", ".ndjson")):
+        raise UsageError(f"the output {chosen.output!r} has to be a .jsonl file, or - for stdout")
+    ids = _job_ids(_store(chosen.staging_location), chosen.ids)
+    folder = tempfile.mkdtemp(prefix="beam-llm-attach-")
+    try:
+        tally = _collected(chosen, checked, ids, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not chosen.quiet:
+        print(f"{plural(tally.records, 'record')} of {plural(len(ids), 'job')}, cost {tally.cost()}", file=sys.stderr)
+    if tally.failed:
+        print(f"{chosen.name}: {tally.failed:,} of {tally.records:,} records ended as errors", file=sys.stderr)
+        return SOME_ERRORS
+    return ALL_ANSWERED
+
+
+def _collected(chosen: argparse.Namespace, checked: Settings, ids: list[str], folder: str) -> Tally:
+    def run() -> Measured:
+        from beam_llm.fronts import pipeline
+
+        return pipeline.collect(checked, ids, folder, list(chosen.beam_options))
+
+    meter = Meter(0)
+    watched(run, meter, go_on="the jobs stay in the ledger, and the same command again collects them", quiet=chosen.quiet, at_once=True)
+    field = checked.output_field or "answer"
+    write_json_lines(chosen.output, _rows(folder), field)
+    return meter.tally
+
+
+def _rows(folder: str) -> Iterator[tuple[Row, Answer]]:
+    """In the order of the input they came from, where they came from one."""
+    for kept, fields in records_in(folder):
+        yield Row(0, fields, None), Answer(kept.value, kept.error)
+
+
+def _job_ids(store: Store, given: Sequence[str]) -> list[str]:
+    """Provider ids of the jobs named by number or id; of all that have one, where none is named. A follow-up comes with its job.
+
+    Raises:
+      UsageError: a job that isn't in the ledger, or has no id yet.
+    """
+    if not given:
+        return [job.job_id for job in admin.list_jobs(store) if job.job_id is not None and job.kind == "job"]
+    ids = dict.fromkeys(_job_id(admin.show(store, name)[0]) for name in given)
+    return list(ids)
+
+
+def _job_id(job: JobView) -> str:
+    if job.job_id is None:
+        raise UsageError(f"job {job.number} has not been submitted yet: run the command that planned it again")
+    return job.job_id
+
+
+def cancel(chosen: argparse.Namespace) -> int:
+    """Asks the provider to cancel a job."""
+    store = _store(chosen.staging_location)
+    job, _ = admin.show(store, chosen.id)
+    job_id = admin.cancel(store, _provider(chosen, job), chosen.id)
+    print(f"asked the provider to cancel {job_id}; what it has finished is kept and comes out of the next run or `beam-llm jobs attach`")
+    return ALL_ANSWERED
+
+
+def cleanup(chosen: argparse.Namespace) -> int:
+    """Removes what finished jobs no longer need, after saying what that is and asking."""
+    store = _store(chosen.staging_location)
+    jobs = admin.list_jobs(store)
+    provider = _provider(chosen, jobs[-1]) if jobs else None
+    would = admin.cleanup(store, provider, dry_run=True)
+    print(_removal(would))
+    if not would.names and not would.provider_files:
+        return ALL_ANSWERED
+    if not chosen.yes and not _agreed():
+        print("nothing was removed")
+        return ALL_ANSWERED
+    done = admin.cleanup(store, provider, dry_run=False)
+    print(f"removed {plural(len(done.names), 'staging object')} and {plural(len(done.provider_files) - len(done.failed), 'provider file')}")
+    for reason in done.failed:
+        print(f"{chosen.name}: {reason}", file=sys.stderr)
+    return FAILED if done.failed else ALL_ANSWERED
+
+
+def _removal(would: Cleanup) -> str:
+    if not would.names and not would.provider_files:
+        kept = f" ({plural(len(would.kept), 'job')} still open)" if would.kept else ""
+        return f"there is nothing to remove{kept}"
+    kept = f"\nNothing of the {plural(len(would.kept), 'job')} still open is touched." if would.kept else ""
+    return f"Of {plural(len(would.jobs), 'finished job')} this removes {would.texts}.{kept}"
+
+
+def _agreed() -> bool:
+    """Asks on the terminal.
+
+    Raises:
+      UsageError: there is nobody to ask.
+    """
+    if not sys.stdin.isatty():
+        raise UsageError("this removes files, and there is no terminal to ask on: add --yes")
+    return input("Remove them? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _store(location: str) -> Store:
+    """The staging location, which has to be there already.
+
+    Raises:
+      UsageError: there is no ledger.
+    """
+    if not is_remote(location) and not os.path.isfile(os.path.join(location, "ledger.json")):
+        raise UsageError(f"there is no ledger in {location!r}: name the staging location of a batch_api run")
+    return open_store(location)
+
+
+def _provider(chosen: argparse.Namespace, job: JobView) -> BatchProvider:
+    """The provider as the flags and the environment name it, for the model of a job.
+
+    Raises:
+      UsageError: it is another one than the ledger's.
+    """
+    flags = {name: getattr(chosen, f"option_{name}") for name in ("api_key", "base_url", "api_version")}
+    named: Settings = settings(chosen.option_model or job.model, **flags)
+    if (named.base_url or "").partition("://")[2].partition("/")[0] != job.host:
+        raise UsageError(
+            f"the jobs are at {job.host}, but base_url is {named.base_url!r}: give --base-url, or set the variable that the run had"
+        )
+    return connect_batch(named)
