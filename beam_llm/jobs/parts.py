@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -103,12 +103,11 @@ class _Columns:
     def _add(self, key: bytes, record: Record | None, failure: Failure | None) -> bytes:
         if record is None or failure is not None:
             return self._append(_NO_KEY, 0, 0, _FAILED, orjson.dumps(tuple(failure or Failure("prompt", "there is no record"))))
-        if record.fields is None and record.record_id is None:
-            question, flags = orjson.dumps(record.inputs), 0
-        else:
-            # default=str: a field may be anything; what it renders as is what counts, and each run renders from this copy
-            question = orjson.dumps([record.inputs, record.fields and dict(record.fields), record.record_id], default=str)
-            flags = _DETAILED
+        flags = 0 if record.fields is None and record.record_id is None else _DETAILED
+        try:
+            question = _question(record, record.inputs)
+        except TypeError:  # lone surrogates: no JSON, and no request, can hold them
+            question = _question(record, [text.encode("utf-8", "replace").decode() for text in record.inputs])
         # Texts stand in a JSON string inside a JSON line, so escaped twice: counted here, while they are at hand.
         size = len(orjson.dumps(question.decode()))
         return self._append(key, record.tokens, size, flags, question)
@@ -132,6 +131,13 @@ class _Columns:
             "heads": np.frombuffer(self.heads, dtype=np.uint32),
         }
         return pack("part", columns, rows=digest.hex(), min_timestamp=min_timestamp)
+
+
+def _question(record: Record, inputs: Sequence[str]) -> bytes:
+    if record.fields is None and record.record_id is None:
+        return orjson.dumps(inputs)
+    # default=str: a field may be anything; what it renders as is what counts, and each run renders from this copy
+    return orjson.dumps([inputs, record.fields and dict(record.fields), record.record_id], default=str)
 
 
 class PartReader:
