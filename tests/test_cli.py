@@ -22,10 +22,9 @@ from beam_llm.fronts.files import DataError
 from beam_llm.fronts.progress import Meter, ProgressLine, dollars, duration, shortened, table
 from beam_llm.fronts.running import reason_of
 from beam_llm.fronts.spool import Kept
-from beam_llm.testing import Emulator, Fault
+from beam_llm.testing import Emulator, Fault, plugin
 
-pytest_plugins = ["beam_llm.testing.plugin"]
-
+llm_emulator, start_emulator = plugin.llm_emulator, plugin.start_emulator  # also where the package is only on the path
 PROMPT = "Sentiment of this review: {{ text }}"
 MODEL = "openai:gpt-4.1-mini"
 MOODS = "enum:positive|negative|neutral"
@@ -403,6 +402,24 @@ def test_ls_and_show_say_what_the_ledger_knows(tmp_path: Path, submitted: list[s
     for name in ("1", job["job_id"]):
         assert main(["jobs", "show", name, *staging]) == 0
         assert f"job       {job['job_id']}" in capsys.readouterr().out
+
+
+def test_a_cancelled_job_gives_what_it_had_finished_and_errors_for_the_rest(
+    tmp_path: Path, start_emulator: Callable[..., Emulator]
+) -> None:
+    emulator = start_emulator(batch_seconds=5)
+    staging = tmp_path / "staging"
+    command = ("predict", reviews(tmp_path, 10), "--output", tmp_path / "out.jsonl", "--model", MODEL, "--prompt", PROMPT)
+    command += ("--mode", "batch_api", "--staging", staging, "--poll-seconds", 0.1, "--quiet")
+    code, _ = stopped_when(lambda: any(staging.glob("jobs/*/created-*")), *command, emulator=emulator)
+    assert code == 130
+    cancelled = run("jobs", "cancel", "1", "--staging", staging, emulator=emulator)
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert "what it has finished is kept" in cancelled.stdout
+    assert run(*command, emulator=emulator).returncode == 3
+    errors = [row["answer_error"] for row in rows(tmp_path / "out.jsonl")]
+    assert len(errors) == 10
+    assert {error.partition(":")[0] for error in errors if error} == {"cancelled"}
 
 
 def test_cancelling_a_job_that_has_ended_is_wrong_usage(tmp_path: Path, submitted: list[str], capsys: pytest.CaptureFixture[str]) -> None:
