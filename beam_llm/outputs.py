@@ -26,6 +26,7 @@ Schema = dict[str, Any]
 
 USABLE = "str, int, float, bool, Literal[…], an Enum, list[…], a pydantic model, a dataclass, a TypedDict or a JSON schema"
 
+_FLAT = ("string", "integer", "number", "boolean")
 _PLAIN: tuple[Any, ...] = (str, int, float, bool)
 _TYPES_OF_WORDS = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list[Any], "object": dict[str, Any]}
 
@@ -125,6 +126,7 @@ class _TypeChecker:
         self._is_text = declared is str
         self._is_number = _is_number(self.schema)
         self._number_fields = tuple(name for name, field in self.schema.get("properties", {}).items() if _is_number(field))
+        self._is_flat = all(field.get("type") in _FLAT for field in self.schema.get("properties", {}).values())
         words = orjson.dumps(self.schema)
         self._has_numbers = b'"number"' in words or b'"integer"' in words
         properties = self.schema.get("properties", {})
@@ -132,14 +134,13 @@ class _TypeChecker:
         self._is_plain = declared in _PLAIN or _is_plain_literal(declared)
 
     def validate(self, raw: Any) -> Any:
+        looks_usable = False
         if self._is_number:
             _refuse_bool(raw)
         elif self._is_text and type(raw) in (int, float):
             return str(raw)
         elif self._number_fields and type(raw) is dict:
-            for name in self._number_fields:
-                if type(raw.get(name)) is bool:
-                    raise ValueError(f"{name}: a boolean is not a number")
+            looks_usable = self._have_usable_numbers(raw) and self._is_flat
         if self._needs_one_of is not None and type(raw) is dict and self._needs_one_of.isdisjoint(raw):
             # Where every field has a default, any object would do, an error message too.
             raise ValueError("it has none of the fields")
@@ -149,9 +150,19 @@ class _TypeChecker:
             raise ValueError(_reason(error, self._names)) from None
         except RecursionError:
             raise ValueError("nested too deeply") from None
-        if self._has_numbers and not _has_usable_numbers(value):
+        if self._has_numbers and not looks_usable and not _has_usable_numbers(value):
             raise ValueError(_UNUSABLE_NUMBER)
         return value
+
+    def _have_usable_numbers(self, raw: dict[str, Any]) -> bool:
+        """The quick look before the thorough one: every number field holds a number of ordinary size. A boolean is refused here."""
+        usable = True
+        for name in self._number_fields:
+            number = raw.get(name)
+            if type(number) is bool:
+                raise ValueError(f"{name}: a boolean is not a number")
+            usable = usable and type(number) in (int, float) and -_MOST_INTEGER < number < _MOST_INTEGER
+        return usable
 
     def dump(self, value: Any) -> Any:
         return value if self._is_plain else self._adapter.dump_python(value, mode="json", by_alias=True)

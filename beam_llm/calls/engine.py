@@ -462,16 +462,14 @@ class Engine:
         return Outcome(value, None, usage, self._priced(usage), completion.model, completion.request_id, completion.finish_reason)
 
     def _read(self, ask: _Ask, count: int, completion: Completion) -> tuple[dict[int, Any], dict[int, Failure], Failure | None]:
-        """The reading with its values in JSON form; a parser that fails makes the reply unreadable."""
+        """The reading; a parser that fails makes the reply unreadable."""
         try:
             reading: Reading = self._task.read(count, completion)
-            dump = self._task.output.dump
-            values = {index: dump(value) for index, value in reading.values.items()}
         except Exception as error:
             return {}, {}, Failure(Kind.UNREADABLE, f"the reply can't be read: {_where(error)}")
         if reading.warnings:
             ask.tally.warnings.update(reading.warnings)
-        return values, reading.failures, reading.whole
+        return reading.values, reading.failures, reading.whole
 
 
 def _missing(index: int, count: int, values: dict[int, Any]) -> Failure:

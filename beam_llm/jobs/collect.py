@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import IO, Any
 
@@ -204,13 +204,12 @@ class Earlier:
         if self._known is None:
             if failure is None or failure.attempts:
                 return outcome
-            return replace(outcome, failure=failure._replace(attempts=1))
+            return outcome._replace(failure=failure._replace(attempts=1))
         at = int(self._known.positions(manifest.keys[position : position + 1])[0])
         before = self._known.outcome(at) if at >= 0 else Outcome()
         tries = (before.failure.attempts if before.failure else 0) + max(failure.attempts if failure else 0, 1)
         cost = None if outcome.cost_usd is None or before.cost_usd is None else outcome.cost_usd + before.cost_usd
-        return replace(
-            outcome,
+        return outcome._replace(
             usage=outcome.usage + before.usage,
             cost_usd=cost,
             failure=failure._replace(attempts=tries) if failure is not None else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +15,6 @@ from beam_llm.batching import Batcher, caps_of
 from beam_llm.calls import Asked, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, PromptError
-from beam_llm.outputs import Output
 from beam_llm.pricing import Prices
 from beam_llm.providers import connect
 from beam_llm.task import Task
@@ -78,7 +77,7 @@ def packed(formed: FormedBatch) -> Any:
     """A FormedBatch as bytes, at its first element's timestamp: Beam's window values pickle, and elements have passed their coder."""
     values = [envelope.around(envelope.element) for envelope in formed.envelopes]
     earliest = min(formed.envelopes, key=lambda envelope: envelope.timestamp)
-    return earliest.around(pickler.dumps((tuple(formed.records), values, tuple(formed.failures))))
+    return earliest.carrying(pickler.dumps((tuple(formed.records), values, tuple(formed.failures))))
 
 
 def unpacked(data: bytes) -> FormedBatch:
@@ -108,7 +107,7 @@ class FormInBundles(beam.DoFn):
     def finish_bundle(self) -> Iterator[Any]:
         last = self._arrivals.last()
         for formed in [*(self._former.add(last) if last is not None else ()), *self._former.flush()]:
-            yield formed.envelopes[0].around(formed)
+            yield formed.envelopes[0].carrying(formed)
 
 
 class AskTheModel(beam.DoFn):
@@ -124,7 +123,6 @@ class AskTheModel(beam.DoFn):
 
     def setup(self) -> None:
         prices = Prices.of(self._settings)
-        self._load = Output(self._settings.output).load
         self._engine = borrow_engine(self._settings, partial(connect, self._settings), prices.cost_usd)
         self._meter = Meter()
         self._running: dict[Future[Asked], FormedBatch] = {}
@@ -176,7 +174,7 @@ class AskTheModel(beam.DoFn):
     def _emit(self, formed: FormedBatch, outcomes: list[Outcome], requests: int = 0, retries: int = 0) -> Iterator[Any]:
         self._meter.outcomes(outcomes, requests, retries)
         for envelope, outcome in zip(formed.envelopes, outcomes, strict=True):
-            yield envelope.around(prediction_of(envelope.element, outcome, self._load))
+            yield envelope.around(prediction_of(envelope.element, outcome))
 
     def _cancel(self) -> None:
         for future in self._running:
@@ -184,11 +182,11 @@ class AskTheModel(beam.DoFn):
         self._running.clear()
 
 
-def prediction_of(element: Any, outcome: Outcome, load: Callable[[Any], Any]) -> Prediction:
-    """The element with its outcome; `load` makes the typed value."""
+def prediction_of(element: Any, outcome: Outcome) -> Prediction:
+    """The element with its outcome."""
     return Prediction(
         element,
-        None if outcome.failure is not None else load(outcome.value),
+        outcome.value,
         outcome.failure,
         outcome.usage,
         outcome.cost_usd,

@@ -131,7 +131,7 @@ class Drive:
         self._engine: Any = None
         prices = Prices.of(settings)
         task = Task(settings)
-        self._load = task.output.load
+        self._output = task.output
         self._live_cost = prices.cost_usd
         self.store = open_store(str(settings.staging_location))
         self.driver = Driver(settings, task, self.store, connect_batch(settings), self._ask, prices.cost_usd, time)
@@ -144,16 +144,21 @@ class Drive:
             self._engine = borrow_engine(self._settings, partial(connect, self._settings), self._live_cost)
         asked: Asked = self._engine.submit(records).result()
         self._meter.calls(len(records), asked.tally)
-        return asked
+        dump = self._output.dump
+        return asked._replace(outcomes=[o if o.failure is not None else o._replace(value=dump(o.value)) for o in asked.outcomes])
 
     def emitted(self, answers: Iterable[tuple[bytes, Outcome]]) -> Iterator[WindowedValue]:
+        """Windowed Predictions, with typed values; counted by the thousand."""
         told: list[Outcome] = []
+        load = self._output.load
         for data, outcome in answers:
             envelope = self._reader.decode(data)
             told.append(outcome)
             if len(told) >= 1000:
                 self._tell(told)
-            yield envelope.around(prediction_of(envelope.element, outcome, self._load))
+            if outcome.failure is None:
+                outcome = outcome._replace(value=load(outcome.value))
+            yield envelope.around(prediction_of(envelope.element, outcome))
         self._tell(told)
 
     def _tell(self, outcomes: list[Outcome]) -> None:
