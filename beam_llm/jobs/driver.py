@@ -373,7 +373,7 @@ class Driver:
         if isinstance(error, Aborted):
             self._close(number, attempt, "aborted")
             return self._aborted(intent, error)
-        if error.status == 429 or is_queue_limit(error.message):
+        if is_queue_limit(error.message) or (isinstance(error, Retryable) and _is_clear_no(error.status)):
             return self._queue_up(number, attempt, None, error, total)
         if isinstance(error, Rejected):
             self._close(number, attempt, "refused")
@@ -423,7 +423,7 @@ class Driver:
         try:
             found = self._ours(intent)
         except CallError as error:
-            if isinstance(error, Aborted) and self._settings.on_abort == "raise":
+            if isinstance(error, Aborted) and error.status != 404 and self._settings.on_abort == "raise":
                 raise
             return self._in_doubt(intent, attempt, since, error, total)
         visible_at = since + self._settings.list_lag_seconds
@@ -491,7 +491,7 @@ class Driver:
 
     def _in_doubt(self, intent: Intent, attempt: int, since: float, error: CallError, total: int) -> Waiting | dict[str, Any]:
         """The provider's jobs can't be listed. A clear refusal to list will not change; anything else may, until the deadline."""
-        refused = isinstance(error, Rejected)
+        refused = isinstance(error, Rejected | Aborted)
         patience = self._settings.list_lag_seconds if refused else deadline_seconds(self._settings, self._provider.limits.window_seconds)
         if self._time() < since + patience:
             return self._later(intent.number, error, "doubt", total)
@@ -699,6 +699,11 @@ def _records_done(intent: Intent, job: RemoteJob) -> int | None:
 
 def _expected_lines(job: RemoteJob) -> int:
     return (job.completed or 0) + (job.failed or 0) if job.result_files else 0
+
+
+def _is_clear_no(status: int | None) -> bool:
+    """Whether an HTTP status says for certain that nothing was created: the provider answered, and it was no fault of its own."""
+    return status is not None and 400 <= status < 500 and status != 408
 
 
 def _file_is_gone(error: CallError) -> bool:
