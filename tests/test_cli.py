@@ -156,6 +156,24 @@ def test_an_empty_file_gives_an_empty_file_without_a_call(tmp_path: Path, llm_em
     assert llm_emulator.calls == 0
 
 
+@pytest.mark.parametrize("mode", ["online", "batch_api"])
+def test_a_bucket_is_as_good_as_a_folder(
+    tmp_path: Path, llm_emulator: Emulator, gcs_location: str, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    from apache_beam.internal.gcp import auth
+    from apache_beam.io.filesystems import FileSystems
+
+    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)  # looking for credentials that aren't there takes 20 s
+    with FileSystems.create(f"{gcs_location}/in-1.jsonl") as file:
+        file.write(Path(reviews(tmp_path)).read_bytes())
+    more = ["--staging", f"{gcs_location}/llm", "--poll-seconds", "0.05"] if mode == "batch_api" else []
+    assert (
+        predict(f"{gcs_location}/in-*.jsonl", "--output", f"{gcs_location}/out.jsonl", "--output-type", MOODS, "--mode", mode, *more) == 0
+    )
+    with FileSystems.open(f"{gcs_location}/out.jsonl") as file:
+        assert [json.loads(line)["answer"] for line in file] == ["positive", "negative", "neutral"]
+
+
 # --- records that fail
 
 

@@ -11,7 +11,9 @@ import glob
 import io
 import json
 import os
+import shutil
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -301,25 +303,30 @@ def _finished_file(output: str) -> Iterator[IO[bytes]]:
     if output == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
-    elif is_remote(output):
-        from apache_beam.io.filesystem import CompressionTypes
-        from apache_beam.io.filesystems import FileSystems
-
-        # An object store shows an object when it is closed, whole.
-        with FileSystems.create(output, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        return
+    folder, name = (tempfile.gettempdir(), "output") if is_remote(output) else os.path.split(os.path.abspath(output))
+    aside = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(aside, "wb") as file:
             yield file
-    else:
-        folder, name = os.path.split(os.path.abspath(output))
-        aside = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            with open(aside, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
+            file.flush()
+            os.fsync(file.fileno())
+        if is_remote(output):
+            _upload(aside, output)
+        else:
             os.replace(aside, output)
-        finally:
-            if os.path.exists(aside):
-                os.unlink(aside)
+    finally:
+        if os.path.exists(aside):
+            os.unlink(aside)
+
+
+def _upload(path: str, output: str) -> None:
+    """An object store shows an object when it is closed; so one is opened only when all of it is there."""
+    from apache_beam.io.filesystem import CompressionTypes
+    from apache_beam.io.filesystems import FileSystems
+
+    with open(path, "rb") as source, FileSystems.create(output, compression_type=CompressionTypes.UNCOMPRESSED) as target:
+        shutil.copyfileobj(source, target, 1 << 20)
 
 
 def _write_jsonl(file: IO[bytes], rows: Iterable[tuple[Row, Answer]], field: str, shape: _Shape | None) -> None:

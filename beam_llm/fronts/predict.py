@@ -97,7 +97,8 @@ def predict(job: Job) -> Report:
         check_prompt(task, sources)
         if found.records and runs_here(job.beam_options):
             _check_key(job.settings)
-        folder = folder_for(job.output, task.fingerprint + job.answer_field.encode(), [_identity(source) for source in sources])
+        question = task.fingerprint + job.answer_field.encode()
+        folder = folder_for(job.output, question, [_identity(source) for source in sources], here=runs_here(job.beam_options))
         spool = Spool(folder)
         try:
             return _ask_all(job, task, sources, found, spool)

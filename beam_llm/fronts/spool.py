@@ -8,6 +8,7 @@ repeat (a bundle tried twice) or be cut (a kill): repeats are the same question'
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ import orjson
 from beam_llm.errors import LLMError
 from beam_llm.fronts.files import is_remote, open_bytes
 
+_log = logging.getLogger("beam_llm")
 _FLUSH_SECONDS = 0.2
 _NOWHERE = -1
 
@@ -40,15 +42,16 @@ class Kept(NamedTuple):
     reused: bool = False
 
 
-def folder_for(output: str, question: bytes, identities: Iterable[str]) -> str:
-    """The spool's folder: beside the output; for stdout in the temporary folder.
+def folder_for(output: str, question: bytes, identities: Iterable[str], *, here: bool = True) -> str:
+    """The spool's folder: beside the output; where that is stdout or remote, in the temporary folder.
 
     Args:
+      here: the workers are on this machine; else a remote output's spool has to be where they can write, beside it.
       question: everything that shapes an answer (a task's fingerprint).
       identities: of the inputs; a changed file has other ordinals.
     """
     name = hashlib.sha256(b"\0".join([question, *(identity.encode() for identity in identities)])).hexdigest()[:12]
-    base = os.path.join(tempfile.gettempdir(), f"beam-llm-{os.getuid()}") if output == "-" else output
+    base = os.path.join(tempfile.gettempdir(), f"beam-llm-{os.getuid()}") if output == "-" or (here and is_remote(output)) else output
     return f"{base}.partial-{name}"
 
 
@@ -100,7 +103,10 @@ class Spool:
         if is_remote(self.folder):
             from apache_beam.io.filesystems import FileSystems
 
-            FileSystems.delete([found.path for found in FileSystems.match([f"{self.folder}/*"])[0].metadata_list])
+            try:
+                FileSystems.delete([found.path for found in FileSystems.match([f"{self.folder}/*"])[0].metadata_list])
+            except Exception as error:  # whatever a file system raises: the output is written, and that is what counts
+                _log.warning("%s could not be removed: %s", self.folder, error)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.close()
