@@ -9,6 +9,7 @@ wall-clock times of several machines: leases are long compared with how far thos
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import socket
 import uuid
@@ -71,13 +72,13 @@ def _name(number: int, count: int) -> str:
 
 @functools.cache
 def _place() -> str:
-    """Where process ids mean the same: this boot of this machine, this process namespace; empty where that can't be told."""
+    """Where process ids mean the same: this boot of this machine, this process namespace, as a digest; empty where that can't be told."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.stat("/proc/self/ns/pid").st_ino
     except OSError:
         return ""
-    return f"{socket.gethostname()}/{boot}/{namespace}"
+    return hashlib.sha256(f"{socket.gethostname()}/{boot}/{namespace}".encode()).hexdigest()[:32]
 
 
 def _is_alive(process: int) -> bool:

@@ -1,0 +1,253 @@
+"""The ledger as an object on disk: formats, golden files, snapshots, damage, secrets; and what `beam-llm jobs` sees of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from beam_llm.errors import LedgerError, UsageError
+from beam_llm.jobs import Ledger, cancel, cleanup, find_ref, ledger, list_jobs, open_store, show
+from beam_llm.jobs.chain import Chain
+from beam_llm.jobs.manifest import Manifest
+from beam_llm.jobs.outcomes import Outcomes
+from beam_llm.protocols import BatchLimits
+from tests.batch_world import World, wrong
+
+TEXTS = [f"review number {number}" for number in range(20)]
+GOLDEN = Path(__file__).parent / "golden" / "ledger-v1"
+GOLDEN_TEXTS = [f"golden {number}" for number in range(6)]
+
+
+@pytest.fixture(params=["local", "gcs"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    return World(str(tmp_path / "staging") if request.param == "local" else request.getfixturevalue("gcs_location"))
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> World:
+    return World(str(tmp_path / "staging"))
+
+
+# The same life on every store
+
+
+def test_a_job_lives_through_on_every_store(world: World) -> None:
+    world.fake.create_faults, world.fake.expire_after = ["lost"], 4
+    found = world.run(TEXTS, batch_size=3)
+    assert not wrong(found, TEXTS)
+    assert max(world.fake.billed.values()) == 1
+    calls = dict(world.fake.calls)
+    world.restart()
+    assert not wrong(world.run(TEXTS[::-1], per_part=3), TEXTS)
+    assert dict(world.fake.calls) == calls
+
+
+def test_two_planners_race_on_every_store(world: World) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(3) as pool:
+        plans = list(pool.map(lambda part: world.plan(TEXTS[part * 4 : part * 4 + 12], batch_size=1 + part), range(3)))
+    assert sum(ref.records for refs in plans for ref in refs) == 36
+    known = Ledger(open_store(world.location))
+    keys = [Manifest.read(known.store, intent.lines).keys for intent in known.intents()]
+    assert len(np.unique(np.concatenate(keys))) == sum(len(some) for some in keys) == 20
+
+
+# Formats
+
+
+def test_todays_format_is_read_by_every_later_version(tmp_path: Path) -> None:
+    """The golden folder was written by the first version. It is never written anew: a change that can't read it is a new format."""
+    shutil.copytree(GOLDEN, tmp_path / "staging")
+    world = World(str(tmp_path / "staging"))
+    world.fake.create_job = None  # type: ignore[method-assign, assignment]  # everything is answered: nothing may be asked
+    found = world.run(GOLDEN_TEXTS)
+    assert not wrong(found, GOLDEN_TEXTS)
+    assert all(outcome.reused for outcomes in found.values() for outcome in outcomes)
+    views = list_jobs(open_store(world.location))
+    assert [(view.kind, view.state, view.ended, view.answered, view.left) for view in views] == [
+        ("job", "done", "expired", 4, 2),
+        ("follow_up", "done", "completed", 2, 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("ledger.json", b'{"format": 2, "id": "x"}', "format 2.*reads up to 1: upgrade"),
+        ("ledger.json", b'{"format": 1, "i', "ledger.json is damaged"),
+        ("log/00000000000000000001", b'{"format": 3}', "format 3.*reads up to 1"),
+        ("log/00000000000000000001", b"", "is damaged"),
+    ],
+    ids=["newer ledger", "half-written ledger", "newer entry", "half-written entry"],
+)
+def test_what_this_version_cannot_read_is_a_clear_error(local: World, name: str, content: bytes, complaint: str) -> None:
+    local.plan(TEXTS)
+    local.restart()
+    open_store(local.location).put(name, content)
+    with pytest.raises(LedgerError, match=complaint):
+        local.plan(TEXTS)
+
+
+def test_log_numbers_are_never_used_again(local: World) -> None:
+    for number in range(3):
+        local.plan([f"text {number}"])
+    assert [intent.number for intent in Ledger(open_store(local.location)).intents()] == [1, 2, 3]
+
+
+# Snapshots
+
+
+def test_a_snapshot_keeps_the_tail_short_and_knows_the_same(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "SNAPSHOT_AFTER", 3)
+    for start in range(6):
+        local.plan(TEXTS[start : start + 10])
+    store = open_store(local.location)
+    assert list(store.list("snapshots/"))
+    local.restart()
+    read: list[str] = []
+    original = Ledger._read
+    monkeypatch.setattr(Ledger, "_read", lambda self, name: read.append(name) or original(self, name))
+    known = Ledger(store).known()
+    assert len(read) <= 3
+    assert len(known) == 15
+
+
+@pytest.mark.parametrize("content", [b"", b"beam_llm\x01\0\0\0", None], ids=["empty", "cut", "cut in the middle"])
+def test_a_damaged_snapshot_is_passed_over(local: World, monkeypatch: pytest.MonkeyPatch, content: bytes | None) -> None:
+    monkeypatch.setattr(ledger, "SNAPSHOT_AFTER", 1)
+    local.plan(TEXTS[:5])
+    local.plan(TEXTS[:10])
+    local.plan(TEXTS[:15])
+    store = open_store(local.location)
+    name = list(store.list("snapshots/"))[-1]
+    store.put(name, content if content is not None else (store.get(name) or b"")[:-40])
+    local.restart()
+    assert [(ref.number, ref.records) for ref in local.plan(TEXTS[:15])] == [(1, 5), (2, 5), (3, 5)]
+
+
+# Secrets
+
+
+def test_neither_key_nor_query_of_the_base_url_is_in_the_staging_location(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    local.options |= {"api_key": "env:MY_KEY", "base_url": "http://127.0.0.1:1/v1?token=tok-secret"}
+    local.fake.expire_after = 3
+    local.run(TEXTS)
+    files = [path for path in Path(local.location).rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if b"secret" in path.read_bytes()]
+    assert Ledger(open_store(local.location)).intent(1).host == "127.0.0.1:1"
+
+
+# Seen from outside
+
+
+def test_jobs_are_listed_with_their_states(local: World) -> None:
+    local.fake.limits, local.fake.most_jobs = BatchLimits(8, 10**9, 86_400.0), 1
+    refs = local.plan(TEXTS)
+    driver, store = local.driver(), open_store(local.location)
+    assert [view.state for view in list_jobs(store)] == ["planned"] * 3
+    driver.step(refs[0])
+    driver.step(refs[1])
+    assert [(view.state, view.job_id) for view in list_jobs(store)] == [
+        ("created", local.fake.jobs[0].job_id),
+        ("queued", None),
+        ("planned", None),
+    ]
+    local.clock.now += 20
+    driver.step(refs[0])
+    view = list_jobs(store)[0]
+    assert (view.state, view.ended, view.answered, view.failed, view.records) == ("done", "completed", 8, 0, 8)
+    assert view.cost_usd
+    orjson.dumps(view.as_dict())
+
+
+def test_show_takes_numbers_and_ids_and_follows_the_chain(local: World) -> None:
+    local.fake.expire_after = 4
+    local.run(TEXTS)
+    store = open_store(local.location)
+    view, following = show(store, "1")
+    assert (view.left, view.follow_up, [other.number for other in following]) == (16, 2, [2])
+    assert show(store, local.fake.jobs[0].job_id)[0] == view
+    for unknown in ("77", "batch_x"):
+        with pytest.raises(UsageError, match=unknown):
+            show(store, unknown)
+
+
+def test_an_id_of_a_follow_up_leads_to_the_job_it_followed(local: World) -> None:
+    local.fake.expire_after = 4
+    local.run(TEXTS)
+    ref = find_ref(open_store(local.location), local.fake.jobs[1].job_id)
+    assert (ref.number, ref.records) == (1, 20)
+
+
+def test_cancel_asks_the_provider_and_says_what_it_cannot(local: World) -> None:
+    refs = local.plan(TEXTS)
+    store = open_store(local.location)
+    with pytest.raises(UsageError, match="planned"):
+        cancel(store, local.fake, "1")
+    driver = local.driver()
+    driver.step(refs[0])
+    assert cancel(store, local.fake, "1") == local.fake.jobs[0].job_id
+    assert local.fake.jobs[0].cancel_at is not None
+    local.clock.now += 5
+    driver.step(refs[0])
+    with pytest.raises(UsageError, match="has ended"):
+        cancel(store, local.fake, "1")
+
+
+def test_cleanup_takes_texts_of_finished_jobs_and_nothing_that_is_still_needed(local: World) -> None:
+    local.run(TEXTS)
+    unfinished = local.plan(["still to come", *TEXTS[:3]])
+    local.driver().step(unfinished[-1])
+    store = open_store(local.location)
+    before = set(store.list(""))
+    would = cleanup(store, local.fake)
+    assert set(store.list("")) == before
+    assert would.jobs == [1]
+    assert would.kept == [2]
+    assert "20 records" in would.texts
+    files = set(local.fake.files)
+    done = cleanup(store, local.fake, dry_run=False)
+    assert done.names == would.names
+    assert set(done.provider_files) <= files - set(local.fake.files)
+    assert len(done.provider_files) == 3
+    left = b"".join(store.get(name) or b"" for name in store.list("") if not name.startswith(("jobs/00000000000000000001/answers",)))
+    assert b"review number 7" not in left
+    local.restart()
+    texts = ["still to come", *TEXTS]
+    assert not wrong(local.run(texts), texts)
+    assert max(local.fake.billed.values()) == 1
+
+
+# Small things
+
+
+def test_outcomes_are_found_by_key_whatever_their_order(local: World) -> None:
+    local.run(TEXTS)
+    done = Chain(Ledger(open_store(local.location)), 1).links[0].done[0]
+    outcomes = Outcomes(open_store(local.location), done["outcomes"])
+    keys = Manifest.read(open_store(local.location), Ledger(open_store(local.location)).intent(1).lines).keys
+    assert sorted(outcomes.outcome(at).value for at in outcomes.positions(keys).tolist()) == sorted(f"re: {text}" for text in TEXTS)
+    assert len(outcomes.of_kinds(frozenset({""}))) == 20
+
+
+def write_golden() -> Any:
+    """How the golden folder was made, once: `python -c "from tests.test_ledger import write_golden; write_golden()"`."""
+    world = World(str(GOLDEN))
+    world.fake.expire_after = 4
+    for _, _, _ in _until_follow_up(world):
+        world.fake.expire_after = None
+    shutil.rmtree(GOLDEN / ".tmp")
+
+
+def _until_follow_up(world: World) -> Any:
+    from beam_llm.jobs import drive_all
+
+    return drive_all(world.driver(), world.plan(GOLDEN_TEXTS), world.clock.sleep, lambda waiting: None)
