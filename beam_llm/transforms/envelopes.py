@@ -35,6 +35,15 @@ class Envelope:
         """`value` at this element's timestamp, in this element's windows."""
         return WindowedValue(value, self.timestamp, self.windows)
 
+    def carrying(self, value: Any) -> WindowedValue:
+        """A parcel at this element's timestamp, in one of its windows: for what another DoFn opens.
+
+        One, because Beam multiplies the windows of every WindowedValue that a DoFn yields by the number of windows its *input* is in, if
+        the DoFn does not ask for the window (`common.py`, `windows *= len(windowed_input_element.windows)`; Beam 2.77): a parcel in three
+        windows would bring each of its elements three times.
+        """
+        return WindowedValue(value, self.timestamp, self.windows[:1])
+
 
 class Envelopes:
     """Puts elements into envelopes, one behind: the newest is held back until the next call shows another element."""
