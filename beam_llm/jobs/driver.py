@@ -67,6 +67,7 @@ class Waiting(NamedTuple):
       status: the provider's word, or `planned`, `queued`, `leased`, `doubt`, `asking`.
       done: records done so far, where the provider says.
       total: records of this run in the job.
+      since: when the remote job was created, seconds since the epoch; None where there is none yet.
     """
 
     next_at: float
@@ -74,6 +75,7 @@ class Waiting(NamedTuple):
     status: str
     done: int | None
     total: int
+    since: float | None = None
 
 
 class Ready(NamedTuple):
@@ -532,7 +534,7 @@ class Driver:
         return min(poll_interval(self._settings, 0.0, str(number)), 5.0)
 
     def _wait(self, remote: _Remote, pause: float, status: str, done: int | None, total: int) -> Waiting:
-        remote.looked = Waiting(self._time() + pause, remote.job_id, status, done, total)
+        remote.looked = Waiting(self._time() + pause, remote.job_id, status, done, total, remote.created_at)
         return remote.looked
 
     def _poll_failed(self, intent: Intent, remote: _Remote, error: CallError, total: int) -> Waiting | dict[str, Any]:
