@@ -244,7 +244,7 @@ def _starts_element(text: str, position: int) -> bool:
 
 
 def _has_end(text: str) -> bool:
-    """Whether the text was written to its end: closing brackets, and in front of them no `0.51 ...` with which models leave out the rest."""
+    """Whether the text was written to its end: closing brackets, and in front of them no dots with which models leave out the rest."""
     text = text.rstrip().rstrip("`").rstrip()
     return text.endswith(("}", "]")) and not text.rstrip("]} \t\r\n").endswith((".", "…"))
 
