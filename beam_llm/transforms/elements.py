@@ -5,14 +5,16 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import enum
+import keyword
+import types
 import typing
-from collections.abc import Callable, Mapping
-from typing import Any, Optional
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Optional
 
 import apache_beam as beam
-import orjson
 import pydantic
-from apache_beam.typehints import typehints
+import pydantic_core
+from apache_beam.typehints import schemas, typehints
 from apache_beam.typehints.row_type import RowTypeConstraint
 
 from beam_llm.errors import UsageError
@@ -56,17 +58,23 @@ def declared_fields(element_type: Any) -> list[tuple[str, Any]] | None:
     """Field names and types that a PCollection's element type declares; None where it declares none (dict, str, Any)."""
     if isinstance(element_type, RowTypeConstraint):
         return [(name, kind) for name, kind in element_type._fields]
-    if isinstance(element_type, type) and issubclass(element_type, pydantic.BaseModel):
-        return [(name, _native(field.annotation)) for name, field in element_type.model_fields.items()]
-    if isinstance(element_type, type) and (dataclasses.is_dataclass(element_type) or hasattr(element_type, "_fields")):
-        hints = typing.get_type_hints(element_type)
-        names = [f.name for f in dataclasses.fields(element_type)] if dataclasses.is_dataclass(element_type) else element_type._fields
-        return [(name, hints.get(name, Any)) for name in names]
-    return None
+    return _class_fields(element_type)
 
 
-def _native(annotation: Any) -> Any:
-    return Any if annotation is None else annotation
+def _class_fields(kind: Any) -> list[tuple[str, Any]] | None:
+    """Field names and types of a pydantic model, dataclass or NamedTuple; None of anything else."""
+    if not isinstance(kind, type):
+        return None
+    if issubclass(kind, pydantic.BaseModel):
+        return [(name, Any if field.annotation is None else field.annotation) for name, field in kind.model_fields.items()]
+    if dataclasses.is_dataclass(kind):
+        names: Iterable[str] = [field.name for field in dataclasses.fields(kind)]
+    elif issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        names = kind._fields
+    else:
+        return None
+    hints = typing.get_type_hints(kind)
+    return [(name, hints.get(name, Any)) for name in names]
 
 
 def split_type(element_type: Any) -> tuple[Any, Any]:
@@ -79,90 +87,209 @@ def split_type(element_type: Any) -> tuple[Any, Any]:
 class RowShape:
     """How Predictions become rows: the element's fields, then `<field>` and `<field>_error`.
 
+    Where the input's element type declares fields (Row, NamedTuple, dataclass, pydantic model), the rows have a schema made of types that
+    every SDK knows. A dict declares none: its row has the dict's keys and no schema (a key that is called like the answer is replaced).
+    Anything else is put under `element`.
+
     Args:
       output: what the answers are.
       field: the answer's name in the row.
-      element_type: the input's element type; where it declares fields, the rows have a schema.
+      element_type: the input's element type.
+
+    Raises:
+      UsageError: where `field` is taken, or can't be the name of a schema's field.
     """
 
     def __init__(self, output: Output, field: str, element_type: Any):
         self._field = field
         self._error_field = f"{field}_error"
-        self._convert = column_of(output)[1]
-        key_type, value_type = split_type(element_type)
-        self._names = declared_fields(value_type)
-        clash = {field, self._error_field} & {name for name, _ in self._names or ()}
-        if clash:
-            raise UsageError(f"output_field is {field!r}: the elements already have a field {sorted(clash)[0]!r}; choose another name")
-        self.type_hint = self._type_hint(output, key_type)
+        self._answer = column_of(output)
+        self._key_type, value_type = split_type(element_type)
+        self._columns = element_columns(value_type)
+        self._check_names()
+        self.type_hint = self._type_hint()
 
-    def _type_hint(self, output: Output, key_type: Any) -> Any:
-        if self._names is None:
-            return Any
-        row = RowTypeConstraint.from_fields([*self._names, (self._field, column_of(output)[0]), (self._error_field, Optional[str])])
-        return row if key_type is None else typehints.Tuple[key_type, row]
+    def _check_names(self) -> None:
+        if self._columns is None:
+            return
+        clash = {self._field, self._error_field} & self._columns.keys()
+        if clash:
+            raise UsageError(
+                f"output_field is {self._field!r}: the elements already have a field {sorted(clash)[0]!r}; choose another name"
+            )
+        if not self._field.isidentifier() or keyword.iskeyword(self._field) or self._field.startswith("_"):
+            raise UsageError(f"output_field is {self._field!r}: a schema's field is a name that begins with a letter; try 'answer'")
+
+    def _type_hint(self) -> Any:
+        if self._columns is None:
+            return Any if self._key_type is None else typehints.Tuple[self._key_type, Any]
+        fields = [(name, column.hint) for name, column in self._columns.items()]
+        row = RowTypeConstraint.from_fields([*fields, (self._field, self._answer.hint), (self._error_field, Optional[str])])
+        return row if self._key_type is None else typehints.Tuple[self._key_type, row]
 
     def row(self, prediction: Prediction) -> Any:
         """The row; a `(key, row)` pair where the element was keyed."""
         keyed = is_keyed(prediction.element)
         value = prediction.element[1] if keyed else prediction.element
-        fields = fields_of(value)
-        known = dict(fields) if self._names is None else {name: fields.get(name) for name, _ in self._names}
-        if not known and fields is _NO_FIELDS:
-            known = {"element": value}
-        answer = None if prediction.error is not None else self._convert(prediction.value)
-        known[self._field] = answer
+        known = dict(fields_of(value)) or {"element": value} if self._columns is None else _row_values(value, self._columns)
+        known[self._field] = None if prediction.error is not None else self._answer.convert(prediction.value)
         known[self._error_field] = None if prediction.error is None else str(prediction.error)
         row = beam.Row(**known)
         return (prediction.element[0], row) if keyed else row
 
 
-def column_of(output: Output) -> tuple[Any, Callable[[Any], Any]]:
-    """The Beam type of an answer's column (nullable) and how a typed value becomes one of it."""
-    hint, convert = _column(output.python_type)
-    return Optional[hint], convert
+class BadShape:
+    """How failed Predictions become rows: `element`, `message`, `kind`, with a schema where the element's type has one.
+
+    `element` is the element itself where it fits the schema as it is, else the row of its fields.
+    """
+
+    def __init__(self, element_type: Any):
+        self._columns = element_columns(element_type)
+        self._plain = self._columns is None or all(column.convert is _same for column in self._columns.values())
+        self.type_hint = RowTypeConstraint.from_fields([("element", self._hint(element_type)), ("message", str), ("kind", str)])
+
+    def _hint(self, element_type: Any) -> Any:
+        if self._columns is not None:
+            return RowTypeConstraint.from_fields([(name, column.hint) for name, column in self._columns.items()])
+        return element_type if element_type in _SCALARS else Any
+
+    def row(self, prediction: Prediction) -> Any:
+        element = prediction.element
+        if not self._plain and self._columns is not None:
+            element = beam.Row(**_row_values(element, self._columns))
+        assert prediction.error is not None
+        return beam.Row(element=element, message=prediction.error.message, kind=prediction.error.kind)
+
+
+# Columns --------------------------------------------------------------------------------------------------------------
+
+
+class Column(NamedTuple):
+    """A field of a row: its type in the schema, and how a value becomes one of it."""
+
+    hint: Any
+    convert: Callable[[Any], Any]
 
 
 def _same(value: Any) -> Any:
     return value
 
 
+_SCALARS = (str, int, float, bool, bytes)
+
+
+def column_of(output: Output) -> Column:
+    """The column of an answer, nullable: scalars stay, enums become their values, models rows, lists sequences, all else JSON text."""
+    column = _schema_column(output.declared) if isinstance(output.declared, Mapping) else _column(output.python_type, _json_column)
+    return Column(_nullable(column.hint), column.convert)
+
+
+def element_columns(element_type: Any) -> dict[str, Column] | None:
+    """The columns of an element's own fields, by name. What has no type in a schema stays as it is, under `Any`."""
+    fields = declared_fields(element_type)
+    return None if fields is None else {name: _none_stays(_column(kind, _field_column)) for name, kind in fields}
+
+
+def _row_values(value: Any, columns: Mapping[str, Column]) -> dict[str, Any]:
+    fields = fields_of(value)
+    return {name: column.convert(fields.get(name)) for name, column in columns.items()}
+
+
+def _nullable(hint: Any) -> Any:
+    return hint if hint is Any else Optional[hint]
+
+
+def _none_stays(column: Column) -> Column:
+    hint, convert = column
+    return column if convert is _same else Column(hint, lambda value: None if value is None else convert(value))
+
+
+def _json_column(kind: Any) -> Column:
+    return Column(str, _as_json)
+
+
 def _as_json(value: Any) -> str:
-    return orjson.dumps(value, default=_plain).decode()
+    """JSON text; the bare text of what JSON has no type for (a date, a UUID, a Decimal)."""
+    text = pydantic_core.to_json(value).decode()
+    return text if isinstance(value, str) or not text.startswith('"') else str(pydantic_core.from_json(text))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, pydantic.BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, enum.Enum):
-        return value.value
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+def _field_column(kind: Any) -> Column:
+    return Column(kind if _is_portable(kind) else Any, _same)
 
 
-def _column(kind: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """Scalars stay, enums become their values, models become rows, lists sequences; what has no schema becomes JSON text."""
-    if kind in (str, int, float, bool):
-        return kind, _same
+def _is_portable(kind: Any) -> bool:
+    """Whether every SDK has this type. Beam takes any tuple for an array of its first type, and an unknown type for a pickle."""
+    if typing.get_origin(kind) is tuple or isinstance(kind, typehints.TupleConstraint):
+        return False
+    try:
+        return "pythonsdk" not in str(schemas.typing_to_runner_api(kind))
+    except Exception:
+        return False  # whatever Beam's conversion makes of it: a bare `dict`, say, is a ValueError
+
+
+def _column(kind: Any, otherwise: Callable[[Any], Column], inside: tuple[Any, ...] = ()) -> Column:
+    """The column of a Python type; `otherwise` gives that of one that has no type in a schema. `inside`: the models around it."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Literal and len({type(member) for member in arguments}) == 1:
-        return type(arguments[0]), _same
+    if kind in _SCALARS:
+        return Column(kind, _same)
+    if origin is typing.Annotated:
+        return _column(arguments[0], otherwise, inside)
+    if origin is typing.Literal:
+        return Column(type(arguments[0]), _same) if _are_alike(arguments) else otherwise(kind)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        kinds = {type(member.value) for member in kind}
-        if len(kinds) == 1 and kinds <= {str, int, float, bool}:
-            return kinds.pop(), lambda member: member.value
+        values = [member.value for member in kind]
+        return Column(type(values[0]), _value_of) if _are_alike(values) else otherwise(kind)
     if origin in (list, collections.abc.Sequence) and arguments:
-        item, convert = _column(arguments[0])
-        return typing.Sequence[item], lambda values: [convert(value) for value in values]  # type: ignore[valid-type]
-    if origin in (typing.Union, type(int | None)) and len(arguments) == 2 and type(None) in arguments:
-        inner, convert = _column(next(a for a in arguments if a is not type(None)))
-        return Optional[inner], lambda value: None if value is None else convert(value)
-    if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
-        return _model_column(kind)
-    return str, _as_json
+        return _sequence(_column(arguments[0], otherwise, inside))
+    if origin in (typing.Union, types.UnionType) and len(arguments) == 2 and types.NoneType in arguments:
+        inner = _none_stays(_column(next(a for a in arguments if a is not types.NoneType), otherwise, inside))
+        return Column(_nullable(inner.hint), inner.convert)
+    fields = None if kind in inside else _class_fields(kind)
+    if fields:
+        return _row_column({name: _column(field, otherwise, (*inside, kind)) for name, field in fields})
+    return otherwise(kind)
 
 
-def _model_column(model: type[pydantic.BaseModel]) -> tuple[Any, Callable[[Any], Any]]:
-    columns = {name: _column(field.annotation) for name, field in model.model_fields.items()}
-    row = RowTypeConstraint.from_fields([(name, hint) for name, (hint, _) in columns.items()])
-    converters = [(name, convert) for name, (_, convert) in columns.items()]
-    return row, lambda value: beam.Row(**{name: convert(getattr(value, name)) for name, convert in converters})
+def _are_alike(values: Iterable[Any]) -> bool:
+    kinds = {type(value) for value in values}
+    return len(kinds) == 1 and kinds <= set(_SCALARS)
+
+
+def _value_of(member: Any) -> Any:
+    return member.value if isinstance(member, enum.Enum) else member
+
+
+def _sequence(item: Column) -> Column:
+    if item.convert is _same:
+        return Column(typing.Sequence[item.hint], _same)  # type: ignore[name-defined]
+    return Column(typing.Sequence[item.hint], lambda values: [item.convert(value) for value in values])  # type: ignore[name-defined]
+
+
+def _row_column(columns: Mapping[str, Column]) -> Column:
+    hint = RowTypeConstraint.from_fields([(name, column.hint) for name, column in columns.items()])
+    return Column(hint, lambda value: beam.Row(**{name: column.convert(getattr(value, name)) for name, column in columns.items()}))
+
+
+_COLUMN_OF_WORD = {
+    "string": Column(str, _same),
+    "integer": Column(int, int),  # JSON's 3.0 is an integer
+    "number": Column(float, float),
+    "boolean": Column(bool, _same),
+}
+
+
+def _schema_column(schema: Any) -> Column:
+    """The column of a JSON schema: scalars and arrays of them by their type, an object or a mixture as JSON text."""
+    words = schema.get("type") if isinstance(schema, Mapping) else None
+    if isinstance(words, list) and len(words) == 2 and "null" in words:
+        word = next(word for word in words if word != "null")
+        inner = _none_stays(_schema_column({**schema, "type": word}))
+        return Column(_nullable(inner.hint), inner.convert)
+    if words is None and isinstance(schema, Mapping) and _are_alike(schema.get("enum", ())):
+        return Column(type(schema["enum"][0]), _same)
+    if words == "array":
+        item = _schema_column(schema.get("items"))
+        return _json_column(schema) if item.convert is _as_json else _sequence(item)
+    return _COLUMN_OF_WORD.get(str(words), _json_column(schema))
