@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.internal import pickler
+from apache_beam.transforms.window import GlobalWindow, WindowedValue
 
 from beam_llm.batching import Batcher, caps_of
 from beam_llm.calls import Asked, borrow_engine, return_engine
@@ -19,7 +20,7 @@ from beam_llm.pricing import Prices
 from beam_llm.providers import connect
 from beam_llm.task import Task
 from beam_llm.transforms.elements import fields_of, is_keyed
-from beam_llm.transforms.envelopes import Envelope, Envelopes
+from beam_llm.transforms.envelopes import Envelope, Envelopes, oldest
 from beam_llm.transforms.metrics import Meter
 from beam_llm.values import Outcome, Prediction, Record
 
@@ -73,11 +74,14 @@ def _formed(batch: list[tuple[Record, Envelope]]) -> FormedBatch:
     return FormedBatch(records, envelopes)
 
 
-def packed(formed: FormedBatch) -> Any:
-    """A FormedBatch as bytes, at its first element's timestamp: Beam's window values pickle, and elements have passed their coder."""
+def packed(formed: FormedBatch) -> WindowedValue:
+    """A FormedBatch as bytes, for a shuffle, at its earliest element's timestamp in the global window; the elements' own are inside.
+
+    Pickled: Beam's window values pickle, and elements have passed their coder.
+    """
     values = [envelope.around(envelope.element) for envelope in formed.envelopes]
-    earliest = min(formed.envelopes, key=lambda envelope: envelope.timestamp)
-    return earliest.carrying(pickler.dumps((tuple(formed.records), values, tuple(formed.failures))))
+    data = pickler.dumps((tuple(formed.records), values, tuple(formed.failures)))
+    return WindowedValue(data, oldest(formed.envelopes), [GlobalWindow()])
 
 
 def unpacked(data: bytes) -> FormedBatch:

@@ -111,10 +111,11 @@ class Planner:
         self._limits = connect_batch(settings).limits
         self._records = (settings.job_max_records or self._limits.max_requests) * self._former.caps.records
         self._bytes = settings.job_max_bytes or self._limits.max_bytes
+        self._tokens = settings.job_max_tokens or float("inf")
 
-    def is_full(self, records: int, size: int) -> bool:
-        """Whether that many records, or bytes of them, fill a job."""
-        return records >= self._records or size >= self._bytes
+    def is_full(self, records: int, size: int, tokens: int) -> bool:
+        """Whether that many records, bytes or tokens of them, fill a job."""
+        return records >= self._records or size >= self._bytes or tokens >= self._tokens
 
     def planned(self, parts: Sequence[PartRef]) -> Iterator[WindowedValue]:
         refs = plan(self._store, self._former.task, self._former.caps, self._limits, parts, time)

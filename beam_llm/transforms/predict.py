@@ -17,10 +17,10 @@ from beam_llm.outputs import Output
 from beam_llm.providers import check
 from beam_llm.task import Task
 from beam_llm.transforms import runners
-from beam_llm.transforms.calls import AskTheModel, FormInBundles
+from beam_llm.transforms.calls import AskTheModel, FormedBatch, FormInBundles
 from beam_llm.transforms.elements import RowShape
 from beam_llm.transforms.jobs import DriveAsSdf, DriveInLoop, PlanJobs, SpoolParts, SubmitOnce
-from beam_llm.transforms.streaming import FormAcrossBundles, PlanAcrossBundles, shard_of
+from beam_llm.transforms.streaming import ChooseBuffers, FormAcrossBundles, PlanAcrossBundles, PlanWithoutClock
 from beam_llm.values import Prediction
 
 
@@ -174,6 +174,7 @@ def _asked(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
     local = runners.is_local(pcoll.pipeline)
     formed = _formed(pcoll, checked, local)
     asked = formed | "Ask the model" >> beam.ParDo(AskTheModel(checked)).with_output_types(Prediction)
+    asked._windowing = pcoll.windowing
     return asked if local else asked | "Keep what is paid for" >> beam.Reshuffle()
 
 
@@ -181,16 +182,23 @@ def _formed(pcoll: pvalue.PCollection, checked: Settings, local: bool) -> pvalue
     if pcoll.is_bounded:
         spread = pcoll if local else pcoll | "Spread records" >> beam.Reshuffle()
         return spread | "Form prompt batches" >> beam.ParDo(FormInBundles(checked)).with_output_types(Any)
-    coder = coders.registry.get_coder(pcoll.element_type)
-    keyed = pcoll | "Choose buffers" >> beam.Map(_with_shard, checked.batch_shards, coder).with_output_types(
-        tuple[int, pcoll.element_type or Any]
-    )
+    if not runners.keeps_time(pcoll):
+        return pcoll | "Form prompt batches" >> beam.ParDo(FormInBundles(checked)).with_output_types(FormedBatch)
+    coder = coders.WindowedValueCoder(coders.registry.get_coder(pcoll.element_type), pcoll.windowing.windowfn.get_window_coder())
+    keyed = pcoll | "Choose buffers" >> beam.ParDo(ChooseBuffers(checked.batch_shards, coder)).with_output_types(tuple[int, bytes])
+    _use_one_window(keyed)
     formed = keyed | "Form prompt batches" >> beam.ParDo(FormAcrossBundles(checked, coder)).with_output_types(bytes)
     return formed if local else formed | "Spread prompt batches" >> beam.Reshuffle()
 
 
-def _with_shard(element: Any, shards: int, coder: coders.Coder) -> tuple[int, Any]:
-    return (shard_of(shards, coder, element) if shards > 1 else 0, element)
+def _use_one_window(pcoll: pvalue.PCollection) -> None:
+    """For what carries its elements' windows inside: what groups it is one global window, as in Beam's own Reshuffle."""
+    pcoll._windowing = beam.Windowing(
+        GlobalWindows(),
+        triggerfn=Always(),
+        accumulation_mode=AccumulationMode.DISCARDING,
+        timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
+    )
 
 
 def _planned(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
@@ -198,17 +206,12 @@ def _planned(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection
     coder = coders.registry.get_coder(pcoll.element_type)
     window_coder = pcoll.windowing.windowfn.get_window_coder()
     parts = pcoll | "Spool parts" >> beam.ParDo(SpoolParts(checked, coder, window_coder)).with_output_types(tuple[str, int, int, int, int])
-    # As in Beam's own Reshuffle: the elements' windows are inside the parts, so what groups the descriptors is one global window.
-    parts._windowing = beam.Windowing(
-        GlobalWindows(),
-        triggerfn=Always(),
-        accumulation_mode=AccumulationMode.DISCARDING,
-        timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
-    )
+    _use_one_window(parts)
     keyed = parts | "To one planner" >> beam.WithKeys(0).with_output_types(tuple[int, tuple[str, int, int, int, int]])
     if pcoll.is_bounded:
         return keyed | "Group parts" >> beam.GroupByKey() | "Plan jobs" >> beam.ParDo(PlanJobs(checked)).with_output_types(BatchJobRef)
-    return keyed | "Plan jobs" >> beam.ParDo(PlanAcrossBundles(checked)).with_output_types(BatchJobRef)
+    planning = PlanAcrossBundles if runners.keeps_time(pcoll) else PlanWithoutClock
+    return keyed | "Plan jobs" >> beam.ParDo(planning(checked)).with_output_types(BatchJobRef)
 
 
 def _driven(refs: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from apache_beam.options.pipeline_options import PortableOptions
@@ -38,7 +39,7 @@ _FLINK_FLAGS = {
 
 def runner_kind(pipeline: Any) -> str:
     """`local`, `prism`, `flink`, `dataflow`, `spark`, `portable` (some job server) or `unknown`."""
-    runner = getattr(pipeline.runner, "_underlying_runner", pipeline.runner)  # InteractiveRunner wraps the real one
+    runner = _underlying(pipeline)
     kind = next((_KINDS[parent.__name__] for parent in type(runner).__mro__ if parent.__name__ in _KINDS), "unknown")
     if kind != "portable":
         return kind
@@ -47,9 +48,47 @@ def runner_kind(pipeline: Any) -> str:
     return "flink" if _FLINK_FLAGS & _flags(pipeline).keys() else "portable"
 
 
+def _underlying(pipeline: Any) -> Any:
+    return getattr(pipeline.runner, "_underlying_runner", pipeline.runner)  # InteractiveRunner wraps the real one
+
+
+def _is_a(runner: Any, name: str) -> bool:
+    return any(parent.__name__ == name for parent in type(runner).__mro__)
+
+
 def is_local(pipeline: Any) -> bool:
     """Whether the pipeline runs in this process: where a Reshuffle only costs, and a deferred remainder may be lost or hurried."""
     return runner_kind(pipeline) == "local"
+
+
+def keeps_time(pcoll: Any) -> bool:
+    """Whether an unbounded input may be buffered by a REAL_TIME timer.
+
+    FnApiRunner fires every timer at the end of its bundle. A plain DirectRunner picks its runner by the graph: one REAL_TIME timer
+    moves all of it to the BundleBasedDirectRunner, which can't run unbounded SDFs; so there is none, unless a TestStream or Pub/Sub has
+    moved it there already.
+    """
+    if not is_local(pcoll.pipeline):
+        return True
+    runner = _underlying(pcoll.pipeline)
+    if _is_a(runner, "BundleBasedDirectRunner"):
+        return True
+    return _is_a(runner, "SwitchingDirectRunner") and any(type(source).__name__ in _BUNDLE_BASED_SOURCES for source in _upstream(pcoll))
+
+
+_BUNDLE_BASED_SOURCES = {"TestStream", "ReadFromPubSub"}
+
+
+def _upstream(pcoll: Any) -> Iterator[Any]:
+    """All transforms that a PCollection comes from, composites included."""
+    todo, seen = [pcoll.producer], set()
+    while todo:
+        applied = todo.pop()
+        if applied is None or id(applied) in seen:
+            continue
+        seen.add(id(applied))
+        yield applied.transform
+        todo.extend([applied.parent, *(source.producer for source in applied.inputs if getattr(source, "producer", None) is not None)])
 
 
 def waiting_for(pipeline: Any, waiting: str | None) -> str:
@@ -58,6 +97,11 @@ def waiting_for(pipeline: Any, waiting: str | None) -> str:
     Raises:
       UsageError: `sdf` on a local runner with several workers, which loses remainders without a word.
     """
+    if waiting == "sdf" and _is_a(_underlying(pipeline), "BundleBasedDirectRunner"):
+        raise UsageError(
+            "waiting is 'sdf' and the runner is BundleBasedDirectRunner, which can't run a splittable DoFn that defers itself; "
+            "leave waiting unset (it is 'loop' here)"
+        )
     workers = int(_flags(pipeline).get("direct_num_workers") or 1)
     if waiting == "sdf" and is_local(pipeline) and workers > 1:
         raise UsageError(

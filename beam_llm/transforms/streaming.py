@@ -1,4 +1,16 @@
-"""Unbounded input: prompt batches, and jobs, formed across bundles with state and timers."""
+"""Unbounded input: prompt batches, and jobs, formed across bundles with state and timers.
+
+Buffers live in the one global window, with each element's own windows beside it: so an element in three sliding windows is asked once, a
+late element is never dropped (runners drop late input of a stateful DoFn in a window), and a prompt may be shared across windows.
+
+    element ─ ChooseBuffers ─► (shard, envelope) ─ FormAcrossBundles ─► prompt batches    full, batch_timeout_ms, a window's end, drain
+    part ───────────────────────────────────────── PlanAcrossBundles ─► jobs              full, job_max_wait_seconds, drain
+
+The output watermark is held at the oldest buffered element: a REAL_TIME timer holds it at the timestamp of the element that set it
+(`bundle_processor.py`, `hold_timestamp`; Beam 2.77 Python has no other hold), so an older element sets the timer again. The
+BundleBasedDirectRunner has no holds at all (`direct_userstate.py`: "TODO … add corresponding watermark holds"): there an answer may come
+behind the watermark; FnApiRunner fires every timer at once, so nothing is buffered there (`runners.keeps_time`).
+"""
 
 from __future__ import annotations
 
@@ -11,146 +23,231 @@ import apache_beam as beam
 from apache_beam import coders
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.window import GlobalWindow
+from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
+from beam_llm.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.config import Settings
 from beam_llm.errors import Failure
 from beam_llm.jobs import PartRef
 from beam_llm.transforms.calls import FormedBatch, Former, packed
-from beam_llm.transforms.envelopes import Envelope
+from beam_llm.transforms.envelopes import Envelope, Envelopes
 from beam_llm.transforms.jobs import Planner
 from beam_llm.values import Record
 
+STATE_CODER = coders.FastPrimitivesCoder()
+"""Of all state here: plain ints, floats, bytes and tuples of them, a format that Beam keeps."""
 
-class Buffered(NamedTuple):
-    """What a streaming buffer knows of its content. Part of the state format: append only.
 
-    Attributes:
-      count, tokens: of the records in the buffer.
-      due: seconds since the epoch at which an incomplete batch is sent.
-      oldest: micros, the smallest timestamp in the buffer, where the watermark is held.
+class ChooseBuffers(beam.DoFn):
+    """Elements → `(shard, envelope as bytes)` in the global window, once per element whatever windows it is in.
+
+    Args:
+      shards: how many buffers fill side by side; the same element goes to the same one in every process and every attempt.
+      coder: of the elements with their timestamps and windows.
     """
 
-    count: int
-    tokens: int
-    due: float
-    oldest: int
+    def __init__(self, shards: int, coder: coders.WindowedValueCoder):
+        self._shards = shards
+        self._coder = coder
+
+    def setup(self) -> None:
+        self._impl = self._coder.get_impl()
+
+    def start_bundle(self) -> None:
+        self._arrivals = Envelopes()
+
+    def process(self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam) -> Iterator[Any]:
+        envelope = self._arrivals.put(element, timestamp, window)
+        if envelope is not None:
+            yield self._keyed(envelope)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        last = self._arrivals.last()
+        if last is not None:
+            yield self._keyed(last)
+
+    def _keyed(self, envelope: Envelope) -> WindowedValue:
+        data = self._impl.encode(envelope.around(envelope.element))
+        return WindowedValue((zlib.crc32(data) % self._shards, data), envelope.timestamp, [GlobalWindow()])
 
 
-_EMPTY = Buffered(0, 0, 0.0, 0)
+class Buffered(NamedTuple):
+    """What a buffer of elements knows of its content. Part of the state format `v1`: fields are only ever appended.
+
+    Attributes:
+      count: records in the buffer.
+      tokens: of their texts and numbering, estimated from above.
+      size: UTF-8 bytes of their texts; 0 where no cap asks for it.
+      due: seconds since the epoch at which an incomplete batch is sent.
+      oldest: micros, the earliest timestamp in the buffer, where the watermark is held.
+      ends: micros, the earliest end of a window that an element is in: then an incomplete batch is sent, too.
+    """
+
+    count: int = 0
+    tokens: int = 0
+    size: int = 0
+    due: float = 0.0
+    oldest: int = 0
+    ends: int = 0
+
+    def overflows(self, record: Record, caps: Caps) -> bool:
+        """Whether the buffer has to be sent before it can take the record."""
+        return self.count > 0 and (
+            self.tokens + _tokens(record) > caps.tokens or (caps.bytes is not None and self.size + _size(record, caps) > caps.bytes)
+        )
+
+    def with_record(self, record: Record, caps: Caps, micros: int, ends: int, due: float) -> Buffered:
+        if not self.count:
+            return Buffered(1, _tokens(record), _size(record, caps), due, micros, ends)
+        return Buffered(
+            self.count + 1,
+            self.tokens + _tokens(record),
+            self.size + _size(record, caps),
+            self.due,
+            min(self.oldest, micros),
+            min(self.ends, ends),
+        )
 
 
-def shard_of(shards: int, coder: coders.Coder, element: Any) -> int:
-    """The same shard for the same element in every process and every attempt."""
-    return zlib.crc32(coder.encode(element)) % shards
+def _tokens(record: Record) -> int:
+    return record.tokens + RECORD_OVERHEAD_TOKENS
+
+
+def _size(record: Record, caps: Caps) -> int:
+    return 0 if caps.bytes is None else sum(len(text.encode("utf-8", "surrogatepass")) for text in record.inputs)
 
 
 class FormAcrossBundles(beam.DoFn):
-    """Prompt batches from an unbounded stream: buffered per key and window, sent when full, after `batch_timeout_ms`, or at the window's end.
+    """Prompt batches from an unbounded stream, sent when full, after `batch_timeout_ms`, at the first window's end, or at a drain.
 
-    Input `(shard, element)`; output pickled FormedBatches, so that a shuffle may follow. Only Bag and ReadModifyWrite state is used
-    (Prism and Flink have no other). A REAL_TIME timer is never cleared in its own callback (on Prism that would fire it for ever), and
-    is cleared at the window's end (on Flink a pending one keeps the job from ending); every callback may run twice.
+    Input from ChooseBuffers; output pickled FormedBatches in the global window, so that a shuffle may follow. Only Bag and
+    ReadModifyWrite state is used (Prism and Flink have no other). A REAL_TIME timer is never cleared in its own callback (on Prism that
+    would fire it for ever), and is cleared at the window's end (on Flink a pending one keeps the job from ending); every callback may run
+    twice. A timer that outlives its buffer, because the buffer was sent full, finds nothing or is set anew by the next element.
     """
 
-    BUFFER = BagStateSpec("buffer_v1", coders.FastPrimitivesCoder())
-    KNOWN = ReadModifyWriteStateSpec("known_v1", coders.FastPrimitivesCoder())
+    BUFFER = BagStateSpec("buffer_v1", STATE_CODER)
+    KNOWN = ReadModifyWriteStateSpec("known_v1", STATE_CODER)
     WINDOW_END = TimerSpec("window_end", TimeDomain.WATERMARK)
     WAIT = TimerSpec("wait", TimeDomain.REAL_TIME)
 
-    def __init__(self, settings: Settings, element_coder: coders.Coder):
+    def __init__(self, settings: Settings, coder: coders.WindowedValueCoder):
         self._settings = settings
-        self._element_coder = element_coder
+        self._coder = coder
 
     def setup(self) -> None:
         self._former = Former(self._settings)
+        self._impl = self._coder.get_impl()
         self._wait_seconds = self._settings.batch_timeout_ms / 1000
 
     def process(
         self,
-        keyed: tuple[int, Any],
-        timestamp: Any = beam.DoFn.TimestampParam,
-        window: Any = beam.DoFn.WindowParam,
+        keyed: tuple[int, bytes],
         buffer: Any = beam.DoFn.StateParam(BUFFER),
         known: Any = beam.DoFn.StateParam(KNOWN),
         window_end: Any = beam.DoFn.TimerParam(WINDOW_END),
         wait: Any = beam.DoFn.TimerParam(WAIT),
     ) -> Iterator[Any]:
-        element = keyed[1]
-        envelope = Envelope(element, timestamp, [window])
+        envelope = self._opened(keyed[1])
         record = self._former.record(envelope)
         if isinstance(record, Failure):
             yield packed(FormedBatch((), (envelope,), (record,)))
             return
-        held = Buffered(*(known.read() or _EMPTY))
-        if held.count and held.tokens + record.tokens > self._former.caps.tokens:
-            yield from self._take(buffer, window)
-            held = _EMPTY
-        buffer.add((self._element_coder.encode(element), Timestamp.of(timestamp).micros))
-        held = self._with(held, record, Timestamp.of(timestamp).micros, window_end, wait, window)
+        held = Buffered(*(known.read() or ()))
+        if held.overflows(record, self._former.caps):
+            yield from self._take(buffer)
+            held = Buffered()
+        buffer.add(keyed[1])
+        held = self._with(held, record, envelope, window_end, wait)
         if held.count >= self._former.caps.records:
-            yield from self._take(buffer, window)
+            yield from self._take(buffer)
             known.clear()
         else:
             known.write(tuple(held))
 
-    def _with(self, held: Buffered, record: Record, micros: int, window_end: Any, wait: Any, window: Any) -> Buffered:
-        """The buffer's new figures; sets the timers for its first record, and again for an older one, whose timestamp then holds the watermark."""
-        first = held.count == 0
-        due = time.time() + self._wait_seconds if first else held.due
-        if first or micros < held.oldest:
-            window_end.set(window.max_timestamp())
-            wait.set(due)
-        return Buffered(held.count + 1, held.tokens + record.tokens, due, micros if first else min(micros, held.oldest))
+    def _with(self, held: Buffered, record: Record, envelope: Envelope, window_end: Any, wait: Any) -> Buffered:
+        """The buffer's new figures. The timers are set for its first record, and again for an older one, whose timestamp then holds the
+        watermark, or one whose window ends earlier."""
+        micros = Timestamp.of(envelope.timestamp).micros
+        ends = min(window.max_timestamp().micros for window in envelope.windows)
+        new = held.with_record(record, self._former.caps, micros, ends, time.time() + self._wait_seconds)
+        if not held.count or new.oldest < held.oldest:
+            wait.set(new.due)
+        if not held.count or new.ends < held.ends:
+            window_end.set(Timestamp(micros=new.ends))
+        return new
 
     @on_timer(WAIT)
-    def waited(
-        self, window: Any = beam.DoFn.WindowParam, buffer: Any = beam.DoFn.StateParam(BUFFER), known: Any = beam.DoFn.StateParam(KNOWN)
-    ) -> Iterator[Any]:
+    def waited(self, buffer: Any = beam.DoFn.StateParam(BUFFER), known: Any = beam.DoFn.StateParam(KNOWN)) -> Iterator[Any]:
         known.clear()
-        yield from self._take(buffer, window)
+        yield from self._take(buffer)
 
     @on_timer(WINDOW_END)
     def ended(
         self,
-        window: Any = beam.DoFn.WindowParam,
         buffer: Any = beam.DoFn.StateParam(BUFFER),
         known: Any = beam.DoFn.StateParam(KNOWN),
         wait: Any = beam.DoFn.TimerParam(WAIT),
     ) -> Iterator[Any]:
         known.clear()
         wait.clear()
-        yield from self._take(buffer, window)
+        yield from self._take(buffer)
 
-    def _take(self, buffer: Any, window: Any) -> Iterator[Any]:
+    def _take(self, buffer: Any) -> Iterator[Any]:
         """All that is buffered, as prompt batches; nothing where the buffer is empty."""
         held = list(buffer.read())
         buffer.clear()
-        for data, micros in held:
-            envelope = Envelope(self._element_coder.decode(data), Timestamp(micros=micros), [window])
-            for formed in self._former.add(envelope):
+        for data in held:
+            for formed in self._former.add(self._opened(data)):
                 yield packed(formed)
         for formed in self._former.flush():
             yield packed(formed)
+
+    def _opened(self, data: bytes) -> Envelope:
+        value = self._impl.decode(data)
+        return Envelope(value.value, value.timestamp, list(value.windows))
+
+
+class Gathered(NamedTuple):
+    """What a planner knows of the parts it keeps. Part of the state format `v1`: fields are only ever appended.
+
+    Attributes:
+      rows, size, tokens: of all parts together; size in bytes.
+      due: seconds since the epoch at which an incomplete job is planned.
+      oldest: micros, the earliest timestamp in any part, where the watermark is held.
+    """
+
+    rows: int = 0
+    size: int = 0
+    tokens: int = 0
+    due: float = 0.0
+    oldest: int = 0
+
+    def with_part(self, part: PartRef, due: float) -> Gathered:
+        if not self.rows:
+            return Gathered(part.rows, part.bytes, part.tokens, due, part.min_timestamp)
+        return Gathered(
+            self.rows + part.rows, self.size + part.bytes, self.tokens + part.tokens, self.due, min(self.oldest, part.min_timestamp)
+        )
 
 
 class PlanAcrossBundles(beam.DoFn):
     """Parts of an unbounded stream: kept until there is a job's worth of them, or `job_max_wait_seconds` after the first, then planned.
 
-    The same rules for timers as in FormAcrossBundles.
+    The same rules for timers as in FormAcrossBundles. `batch_timeout_ms` does not matter here: it is the wait of one prompt.
     """
 
-    PARTS = BagStateSpec("parts_v1", coders.FastPrimitivesCoder())
-    KNOWN = ReadModifyWriteStateSpec("known_v1", coders.FastPrimitivesCoder())
+    PARTS = BagStateSpec("parts_v1", STATE_CODER)
+    KNOWN = ReadModifyWriteStateSpec("known_v1", STATE_CODER)
     DRAIN = TimerSpec("drain", TimeDomain.WATERMARK)
     WAIT = TimerSpec("wait", TimeDomain.REAL_TIME)
 
     def __init__(self, settings: Settings):
-        self._settings = settings
+        self._gather = Gather(settings)
 
     def setup(self) -> None:
-        self._planner = Planner(self._settings)
+        self._gather.setup()
 
     def process(
         self,
@@ -160,33 +257,81 @@ class PlanAcrossBundles(beam.DoFn):
         drain: Any = beam.DoFn.TimerParam(DRAIN),
         wait: Any = beam.DoFn.TimerParam(WAIT),
     ) -> Iterator[Any]:
-        part = PartRef(*keyed[1])
-        rows, size, due, oldest = known.read() or (0, 0, time.time() + self._settings.job_max_wait_seconds, part.min_timestamp)
-        parts.add(tuple(part))
-        if rows == 0 or part.min_timestamp < oldest:
+        before, held = self._gather.keep(PartRef(*keyed[1]), parts, known)
+        if not before.rows or held.oldest < before.oldest:
             drain.set(GlobalWindow().max_timestamp())
-            wait.set(due)
-        held = (rows + part.rows, size + part.bytes, due, min(oldest, part.min_timestamp))
-        if self._planner.is_full(held[0], held[1]):
-            known.clear()
-            yield from self._take(parts)
-        else:
-            known.write(held)
+            wait.set(held.due)
+        if self._gather.is_full(held):
+            yield from self._gather.take(parts, known)
 
     @on_timer(WAIT)
     def waited(self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN)) -> Iterator[Any]:
-        known.clear()
-        yield from self._take(parts)
+        yield from self._gather.take(parts, known)
 
     @on_timer(DRAIN)
     def drained(
         self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN), wait: Any = beam.DoFn.TimerParam(WAIT)
     ) -> Iterator[Any]:
-        known.clear()
         wait.clear()
-        yield from self._take(parts)
+        yield from self._gather.take(parts, known)
 
-    def _take(self, parts: Any) -> Iterator[Any]:
+
+class PlanWithoutClock(beam.DoFn):
+    """PlanAcrossBundles for local runners that have no usable REAL_TIME timer: the wait is looked at when a part arrives, and at the end.
+
+    On FnApiRunner every timer fires at the end of its bundle (Beam issue 35168): there each bundle of a stream becomes a job of its own.
+    """
+
+    PARTS = BagStateSpec("parts_v1", STATE_CODER)
+    KNOWN = ReadModifyWriteStateSpec("known_v1", STATE_CODER)
+    DRAIN = TimerSpec("drain", TimeDomain.WATERMARK)
+
+    def __init__(self, settings: Settings):
+        self._gather = Gather(settings)
+
+    def setup(self) -> None:
+        self._gather.setup()
+
+    def process(
+        self,
+        keyed: tuple[Any, tuple],
+        parts: Any = beam.DoFn.StateParam(PARTS),
+        known: Any = beam.DoFn.StateParam(KNOWN),
+        drain: Any = beam.DoFn.TimerParam(DRAIN),
+    ) -> Iterator[Any]:
+        _, held = self._gather.keep(PartRef(*keyed[1]), parts, known)
+        drain.set(GlobalWindow().max_timestamp())
+        if self._gather.is_full(held) or time.time() >= held.due:
+            yield from self._gather.take(parts, known)
+
+    @on_timer(DRAIN)
+    def drained(self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN)) -> Iterator[Any]:
+        yield from self._gather.take(parts, known)
+
+
+class Gather:
+    """What both planning DoFns do with their state."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+
+    def setup(self) -> None:
+        self._planner = Planner(self._settings)
+
+    def keep(self, part: PartRef, parts: Any, known: Any) -> tuple[Gathered, Gathered]:
+        """Adds a part; what was known before, and is now."""
+        before = Gathered(*(known.read() or ()))
+        held = before.with_part(part, time.time() + self._settings.job_max_wait_seconds)
+        parts.add(tuple(part))
+        known.write(tuple(held))
+        return before, held
+
+    def is_full(self, held: Gathered) -> bool:
+        return self._planner.is_full(held.rows, held.size, held.tokens)
+
+    def take(self, parts: Any, known: Any) -> Iterator[Any]:
+        """Plans all that is kept; nothing where nothing is."""
+        known.clear()
         held = [PartRef(*part) for part in parts.read()]
         parts.clear()
         if held:
