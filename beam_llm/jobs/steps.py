@@ -1,0 +1,56 @@
+"""What a step of a job gives back, and how a provider's errors come out of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+from beam_llm.errors import CallError, Kind, LedgerError, Retryable
+from beam_llm.protocols import RemoteJob
+from beam_llm.values import Outcome
+
+T = TypeVar("T")
+
+
+class Waiting(NamedTuple):
+    """Nothing to emit yet.
+
+    Attributes:
+      next_at: when to step again, seconds since the epoch.
+      job_id: the provider's id, once there is one.
+      status: the provider's word, or `planned`, `queued`, `leased`, `doubt`, `asking`.
+      done: records done so far, where the provider says.
+      total: records of this run in the job.
+      since: when the remote job was created, seconds since the epoch; None where there is none yet.
+    """
+
+    next_at: float
+    job_id: str | None
+    status: str
+    done: int | None
+    total: int
+    since: float | None = None
+
+
+class Ready(NamedTuple):
+    """(envelope, outcome) of every record that this phase answers; `phase` is the next one to step, None: the ref is finished."""
+
+    answers: Iterator[tuple[bytes, Outcome]]
+    phase: int | None
+
+
+def translated(call: Callable[[], T]) -> T:
+    """Whatever else a provider raises is taken for a fault that may pass: a wait must end in outcomes, not in a crash."""
+    try:
+        return call()
+    except (CallError, LedgerError):
+        raise
+    except Exception as error:
+        raise Retryable(Kind.UNAVAILABLE, f"{type(error).__name__}: {error}") from error
+
+
+def translated_iterator(jobs: Iterator[RemoteJob]) -> Iterator[RemoteJob]:
+    iterator = iter(jobs)
+    while page := translated(lambda: list(islice(iterator, 1))):
+        yield page[0]
