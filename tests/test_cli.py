@@ -296,7 +296,7 @@ def stopped_when(true: Callable[[], bool], *arguments: Any, emulator: Emulator) 
     command = [sys.executable, "-m", "beam_llm", *map(str, arguments)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **emulator.environment}) as process:
         try:
-            wait_until(true)
+            wait_until(lambda: true() or process.poll() is not None)
             process.send_signal(signal.SIGINT)
             return process.wait(timeout=60), process.communicate()[1]
         finally:

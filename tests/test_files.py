@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_llm.errors import LLMError, UsageError
-from beam_llm.fronts.files import Answer, DataError, arrow_type, find_sources, format_of, read_rows, refuse_overwriting, survey, write_rows
+from beam_llm.fronts.files import DataError, find_sources, format_of, read_rows, survey
 from beam_llm.fronts.spool import Kept, Spool, SpoolFile, SpoolIndex, folder_for
+from beam_llm.fronts.writers import Answer, arrow_type, refuse_overwriting, write_rows
 
 OPINION = {
     "type": "object",

@@ -10,6 +10,7 @@ The only part of the package, its tests aside, that uses `beam_llm.testing`.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -93,6 +94,9 @@ def main(chosen: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     records = _write_sample(folder, chosen.records)
     print(_opening(records), flush=True)
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(
+        filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1"])
+    )
     faults = [Fault(kind=kind, probability=FAULT_PROBABILITY, where="chat") for kind in ("rate_limit", "server_error")]
     with Emulator(keys=(), latency_ms=LATENCY_MS, batch_seconds=JOB_SECONDS, faults=faults, keep_requests=0, seed=SEED) as emulator:
         ask = _Asking(folder, emulator.base_url, chosen.quiet)

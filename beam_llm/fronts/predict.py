@@ -14,21 +14,11 @@ from dataclasses import dataclass, field
 
 from beam_llm.config import Settings
 from beam_llm.errors import PromptError, UsageError
-from beam_llm.fronts.files import (
-    Answer,
-    Source,
-    Survey,
-    find_sources,
-    format_of,
-    identity,
-    read_rows,
-    refuse_overwriting,
-    survey,
-    write_rows,
-)
+from beam_llm.fronts.files import Source, Survey, find_sources, format_of, identity, read_rows, survey
 from beam_llm.fronts.progress import Meter, Tally, duration, plural
 from beam_llm.fronts.running import Measured, RunError, watched
 from beam_llm.fronts.spool import Spool, SpoolIndex, folder_for
+from beam_llm.fronts.writers import Answer, refuse_overwriting, write_rows
 from beam_llm.jobs import Ledger, open_store
 from beam_llm.task import Task
 
