@@ -41,11 +41,11 @@ def fields_of(value: Any) -> Mapping[str, Any]:
 
 def _reader_of(kind: type) -> Callable[[Any], Mapping[str, Any]]:
     if issubclass(kind, Mapping):
-        return lambda value: value  # type: ignore[no-any-return]
+        return lambda value: value
     if issubclass(kind, beam.Row):
         return vars
     if issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        return lambda value: value._asdict()  # type: ignore[no-any-return]
+        return lambda value: value._asdict()
     if issubclass(kind, pydantic.BaseModel):
         return dict
     if dataclasses.is_dataclass(kind):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
 from apache_beam import coders, pvalue
 from apache_beam.transforms.display import DisplayDataItem
+from apache_beam.transforms.error_handling import ErrorHandler
 from apache_beam.transforms.trigger import AccumulationMode, Always
 from apache_beam.transforms.window import GlobalWindows, TimestampCombiner
 
@@ -18,10 +19,13 @@ from beam_llm.providers import check
 from beam_llm.task import Task
 from beam_llm.transforms import runners
 from beam_llm.transforms.calls import AskTheModel, FormedBatch, FormInBundles
-from beam_llm.transforms.elements import RowShape
+from beam_llm.transforms.coders import PredictionCoder
+from beam_llm.transforms.elements import BadShape, RowShape
 from beam_llm.transforms.jobs import DriveAsSdf, DriveInLoop, PlanJobs, SpoolParts, SubmitOnce
 from beam_llm.transforms.streaming import ChooseBuffers, FormAcrossBundles, PlanAcrossBundles, PlanWithoutClock
 from beam_llm.values import Prediction
+
+coders.registry.register_coder(Prediction, PredictionCoder)  # where a user's Map gives Predictions, too
 
 
 class _WithSettings(beam.PTransform):
@@ -61,16 +65,8 @@ class _WithSettings(beam.PTransform):
         return made
 
     def display_data(self) -> dict[str, Any]:
-        """What the runner's page shows: options that differ from their defaults; prompts shortened, keys only as references."""
-        shown = {}
-        for name, option in OPTIONS.items():
-            value = getattr(self._settings, name)
-            if name == "model" or (value is not None and value != option.default):
-                text = value if isinstance(value, (int, float)) else str(getattr(value, "__name__", value))
-                shown[key_of(name)] = DisplayDataItem(
-                    text if not isinstance(text, str) else text[:200], label=option.metadata["meaning"][:80]
-                )
-        return shown
+        """What the runner's page shows: the model and the options that were set; never a secret or a whole prompt."""
+        return _display_data(self._settings)
 
     def default_label(self) -> str:
         return f"{type(self).__name__}({self._settings.model_name})"
@@ -100,8 +96,16 @@ class LLMPredict(_WithSettings):
         return _shaped(predictions, self._settings, pcoll.element_type)
 
     def with_exception_handling(self, main_tag: str = "good", dead_letter_tag: str = "bad") -> beam.PTransform:
-        """Two outputs, `(good, bad)`: what was answered, and `(element, message, kind)` rows of what was not."""
-        return _Divided(self._settings, main_tag, dead_letter_tag)
+        """Two outputs, `good, bad = …`: what was answered, and rows of `element`, `message` and `kind` of what was not.
+
+        Args:
+          main_tag, dead_letter_tag: the outputs' names, for `result[tag]`.
+        """
+        return _Divided(self._settings, self.label, main_tag, dead_letter_tag)
+
+    def with_error_handler(self, error_handler: ErrorHandler) -> beam.PTransform:
+        """One output, what was answered; the rows of what was not go to Beam's `ErrorHandler`."""
+        return _Handled(self.with_exception_handling(), error_handler)
 
 
 class SubmitBatchJobs(_WithSettings):
@@ -130,33 +134,48 @@ class CollectBatchJobs(_WithSettings):
 class _Divided(beam.PTransform):
     """LLMPredict with its errors apart."""
 
-    def __init__(self, checked: Settings, main_tag: str, dead_letter_tag: str):
-        super().__init__()
+    def __init__(self, checked: Settings, label: str, main_tag: str, dead_letter_tag: str):
+        super().__init__(label)
         self._settings = checked
         self._tags = (main_tag, dead_letter_tag)
 
-    def default_label(self) -> str:
-        return f"LLMPredict({self._settings.model_name})"
+    def expand(self, pcoll: pvalue.PCollection) -> pvalue.DoOutputsTuple:
+        good, bad = self._tags
+        shape, bad_shape = _row_shape(self._settings, pcoll.element_type), BadShape(pcoll.element_type)
+        divide = beam.ParDo(_Divide(bad, shape, bad_shape)).with_output_types(
+            Prediction if shape is None else shape.type_hint, **{bad: bad_shape.type_hint}
+        )
+        return _predictions(pcoll, self._settings) | "Divide" >> divide.with_outputs(bad, main=good)
 
-    def expand(self, pcoll: pvalue.PCollection) -> Any:
-        good_tag, bad_tag = self._tags
-        divided = _predictions(pcoll, self._settings) | "Divide" >> beam.ParDo(_Divide(bad_tag)).with_outputs(bad_tag, main=good_tag)
-        divided[good_tag].element_type = Prediction
-        good = _shaped(divided[good_tag], self._settings, pcoll.element_type)
-        return good, divided[bad_tag]
+    def display_data(self) -> dict[str, Any]:
+        return _display_data(self._settings)
 
 
 class _Divide(beam.DoFn):
-    def __init__(self, bad_tag: str):
+    def __init__(self, bad_tag: str, shape: RowShape | None, bad_shape: BadShape):
         self._bad_tag = bad_tag
+        self._good_row = None if shape is None else shape.row
+        self._bad_row = bad_shape.row
 
-    def process(self, prediction: Prediction) -> Any:
-        if prediction.error is None:
-            yield prediction
+    def process(self, prediction: Prediction) -> Iterator[Any]:
+        if prediction.error is not None:
+            yield pvalue.TaggedOutput(self._bad_tag, self._bad_row(prediction))
         else:
-            yield pvalue.TaggedOutput(
-                self._bad_tag, beam.Row(element=prediction.element, message=prediction.error.message, kind=prediction.error.kind)
-            )
+            yield prediction if self._good_row is None else self._good_row(prediction)
+
+
+class _Handled(beam.PTransform):
+    """The errors go to a handler, which the user closes."""
+
+    def __init__(self, divided: _Divided, error_handler: ErrorHandler):
+        super().__init__(divided.label)
+        self._divided = divided
+        self._error_handler = error_handler
+
+    def expand(self, pcoll: pvalue.PCollection) -> pvalue.PCollection:
+        good, bad = pcoll | "Predict" >> self._divided
+        self._error_handler.add_error_pcollection(bad)
+        return good
 
 
 def _predictions(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
@@ -181,7 +200,7 @@ def _asked(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
 def _formed(pcoll: pvalue.PCollection, checked: Settings, local: bool) -> pvalue.PCollection:
     if pcoll.is_bounded:
         spread = pcoll if local else pcoll | "Spread records" >> beam.Reshuffle()
-        return spread | "Form prompt batches" >> beam.ParDo(FormInBundles(checked)).with_output_types(Any)
+        return spread | "Form prompt batches" >> beam.ParDo(FormInBundles(checked)).with_output_types(FormedBatch)
     if not runners.keeps_time(pcoll):
         return pcoll | "Form prompt batches" >> beam.ParDo(FormInBundles(checked)).with_output_types(FormedBatch)
     coder = coders.WindowedValueCoder(coders.registry.get_coder(pcoll.element_type), pcoll.windowing.windowfn.get_window_coder())
@@ -201,13 +220,17 @@ def _use_one_window(pcoll: pvalue.PCollection) -> None:
     )
 
 
+def _with_one_key(part: Any) -> tuple[int, Any]:
+    return 0, part
+
+
 def _planned(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
     """Elements → BatchJobRefs. Records go to staging in their own bundle; only descriptors of a few bytes meet at the planner."""
     coder = coders.registry.get_coder(pcoll.element_type)
     window_coder = pcoll.windowing.windowfn.get_window_coder()
     parts = pcoll | "Spool parts" >> beam.ParDo(SpoolParts(checked, coder, window_coder)).with_output_types(tuple[str, int, int, int, int])
     _use_one_window(parts)
-    keyed = parts | "To one planner" >> beam.WithKeys(0).with_output_types(tuple[int, tuple[str, int, int, int, int]])
+    keyed = parts | "To one planner" >> beam.Map(_with_one_key).with_output_types(tuple[int, tuple[str, int, int, int, int]])
     if pcoll.is_bounded:
         return keyed | "Group parts" >> beam.GroupByKey() | "Plan jobs" >> beam.ParDo(PlanJobs(checked)).with_output_types(BatchJobRef)
     planning = PlanAcrossBundles if runners.keeps_time(pcoll) else PlanWithoutClock
@@ -221,11 +244,43 @@ def _driven(refs: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
 
 
 def _shaped(predictions: pvalue.PCollection, checked: Settings, element_type: Any) -> pvalue.PCollection:
-    if checked.output_field is None:
+    shape = _row_shape(checked, element_type)
+    if shape is None:
         return predictions
-    shape = RowShape(Output(checked.output), checked.output_field, element_type)
     return predictions | "Shape rows" >> beam.Map(_row_of, shape).with_output_types(shape.type_hint)
+
+
+def _row_shape(checked: Settings, element_type: Any) -> RowShape | None:
+    return None if checked.output_field is None else RowShape(Output(checked.output), checked.output_field, element_type)
 
 
 def _row_of(prediction: Prediction, shape: RowShape) -> Any:
     return shape.row(prediction)
+
+
+# What the runner's page shows -----------------------------------------------------------------------------------------
+
+_SHOWN_CHARACTERS = 40
+
+
+def _display_data(checked: Settings) -> dict[str, Any]:
+    """Options that differ from their defaults, by string key: texts shortened, mappings by their keys, addresses without their query."""
+    shown = {}
+    for name, option in OPTIONS.items():
+        value = getattr(checked, name)
+        if name == "model" or (value is not None and value != option.default):
+            shown[key_of(name)] = DisplayDataItem(_shown(name, value), label=option.metadata["meaning"][:80])
+    return shown
+
+
+def _shown(name: str, value: Any) -> Any:
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return f"mapping of {', '.join(map(str, value))}"
+    if name == "base_url":
+        return str(value).partition("?")[0]
+    text = str(getattr(value, "__name__", value))
+    if name in ("prompt", "system_prompt", "batch_prompt_template"):
+        return f"{text[: min(_SHOWN_CHARACTERS, len(text) // 2)]}… ({len(text):,} characters)"
+    return text
