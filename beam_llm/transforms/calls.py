@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import queue
+import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
@@ -21,6 +22,7 @@ from beam_llm.providers import connect
 from beam_llm.task import Task
 from beam_llm.transforms.elements import fields_of, is_keyed
 from beam_llm.transforms.envelopes import Envelope, Envelopes, oldest
+from beam_llm.transforms.heap import HEAP
 from beam_llm.transforms.metrics import Meter
 from beam_llm.values import Outcome, Prediction, Record
 
@@ -114,11 +116,62 @@ class FormInBundles(beam.DoFn):
             yield formed.envelopes[0].carrying(formed)
 
 
+class InFlight:
+    """The prompt batches of one bundle that are with the engine.
+
+    Whoever is full waits until an eighth has landed, not one: a wake-up per reply would have two threads fight for the interpreter.
+
+    Args:
+      slots: calls that the engine makes at a time. Half as many again may be in flight: the next prompt is there when a slot falls free.
+    """
+
+    def __init__(self, slots: int):
+        self._most = slots + slots // 2 + 1
+        self._running: dict[Future[Asked], FormedBatch] = {}
+        self._landed: deque[Future[Asked]] = deque()
+        self._enough = threading.Event()
+        self._awaited = 0
+
+    def add(self, future: Future[Asked], formed: FormedBatch) -> None:
+        self._running[future] = formed
+        future.add_done_callback(self._land)
+
+    def _land(self, future: Future[Asked]) -> None:  # on the loop's thread
+        self._landed.append(future)
+        if len(self._running) - len(self._landed) <= self._awaited:
+            self._enough.set()
+
+    def landed(self, *, all_of_them: bool = False) -> Iterator[tuple[FormedBatch, Asked]]:
+        """Those that have landed, once there is no room for another; to the last one where `all_of_them`."""
+        if len(self._running) >= self._most or all_of_them:
+            while self._running:
+                self._wait_for(len(self._running) - max(len(self._running) // 8, 1))
+                while self._landed:
+                    future = self._landed.popleft()
+                    yield self._running.pop(future), future.result()
+                if not all_of_them:
+                    return
+
+    def _wait_for(self, at_most: int) -> None:
+        """Blocks until no more than `at_most` are in the air."""
+        self._awaited = at_most
+        self._enough.clear()
+        if len(self._running) - len(self._landed) > at_most:
+            self._enough.wait()
+
+    def cancel(self) -> None:
+        """Ends what is in the air; its slots are free at once."""
+        for future in list(self._running):
+            future.cancel()
+        self._running.clear()
+        self._landed.clear()
+
+
 class AskTheModel(beam.DoFn):
     """FormedBatches in, one Prediction per element out, each at its element's timestamp and in its windows.
 
-    A bounded number of prompt batches is in flight per bundle; what is finished goes out in the order of finishing, and with none
-    free `process` waits for whichever is first. That is the back-pressure: a slow API slows the bundle. Nothing outlives its bundle.
+    A bounded number of prompt batches is in flight per bundle; what is finished goes out in the order of finishing, and with no room
+    `process` waits. That is the back-pressure: a slow API slows the bundle. Nothing outlives its bundle.
     """
 
     def __init__(self, settings: Settings):
@@ -129,61 +182,48 @@ class AskTheModel(beam.DoFn):
         prices = Prices.of(self._settings)
         self._engine = borrow_engine(self._settings, partial(connect, self._settings), prices.cost_usd)
         self._meter = Meter()
-        self._running: dict[Future[Asked], FormedBatch] = {}
+        self._in_flight = InFlight(self._settings.max_concurrency)
+        HEAP.hold()
 
     def start_bundle(self) -> None:
-        self._cancel()
-        self._finished: queue.SimpleQueue[Future[Asked]] = queue.SimpleQueue()
+        self._in_flight.cancel()  # of a bundle that failed elsewhere
+        self._in_flight = InFlight(self._settings.max_concurrency)
 
     def process(self, formed: FormedBatch | bytes) -> Iterator[Any]:
         if isinstance(formed, bytes):
             formed = unpacked(formed)
         if formed.failures:
             yield from self._emit(formed, [Outcome(failure=failure) for failure in formed.failures])
-            return
-        future = self._engine.submit(formed.records)
-        self._running[future] = formed
-        future.add_done_callback(self._finished.put)
-        yield from self._drained(self._room)
-
-    @property
-    def _room(self) -> int:
-        # Half as many again as there are slots: the next prompt waits inside the engine when a slot falls free.
-        return self._settings.max_concurrency + self._settings.max_concurrency // 2 + 1
+        else:
+            self._in_flight.add(self._engine.submit(formed.records), formed)
+            yield from self._emitted(all_of_them=False)
 
     def finish_bundle(self) -> Iterator[Any]:
-        yield from self._drained(0)
+        yield from self._emitted(all_of_them=True)
 
     def teardown(self) -> None:
         if self._engine is not None:
-            self._cancel()
+            self._in_flight.cancel()
             return_engine(self._engine)
             self._engine = None
+            HEAP.release()
 
-    def _drained(self, room: int) -> Iterator[Any]:
-        """Emits what is finished; waits while more than `room` are in flight. A bundle that fails here takes its calls along."""
+    def _emitted(self, *, all_of_them: bool) -> Iterator[Any]:
+        """A bundle that fails here, or below here, takes its calls along."""
         done = False
         try:
-            while self._running and (len(self._running) > room or not self._finished.empty()):
-                future = self._finished.get()
-                formed = self._running.pop(future)
-                asked = future.result()
+            for formed, asked in self._in_flight.landed(all_of_them=all_of_them):
                 self._meter.calls(len(formed.records), asked.tally)
                 yield from self._emit(formed, asked.outcomes, asked.tally.requests, asked.tally.retries)
             done = True
         finally:
             if not done:
-                self._cancel()
+                self._in_flight.cancel()
 
     def _emit(self, formed: FormedBatch, outcomes: list[Outcome], requests: int = 0, retries: int = 0) -> Iterator[Any]:
         self._meter.outcomes(outcomes, requests, retries)
         for envelope, outcome in zip(formed.envelopes, outcomes, strict=True):
             yield envelope.around(prediction_of(envelope.element, outcome))
-
-    def _cancel(self) -> None:
-        for future in self._running:
-            future.cancel()
-        self._running.clear()
 
 
 def prediction_of(element: Any, outcome: Outcome) -> Prediction:

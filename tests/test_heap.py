@@ -1,0 +1,52 @@
+"""The collector's settings are changed while somebody works, and given back by the last."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from beam_llm.transforms.heap import _Heap
+
+
+@pytest.fixture
+def as_it_was():
+    before = gc.get_threshold(), gc.get_freeze_count()
+    yield before
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
+
+
+def test_the_first_holds_and_the_last_releases(as_it_was):
+    heap = _Heap()
+    heap.hold()
+    heap.hold()
+    assert gc.get_threshold()[0] > as_it_was[0][0]
+    assert gc.get_freeze_count() > 0
+    heap.release()
+    assert gc.get_freeze_count() > 0
+    heap.release()
+
+
+def test_what_somebody_else_has_set_is_left_alone(as_it_was):
+    gc.freeze()
+    gc.set_threshold(100_000, 5, 5)
+    try:
+        heap = _Heap()
+        heap.hold()
+        assert gc.get_threshold() == (100_000, 5, 5)
+        heap.release()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*as_it_was[0])
+
+
+def test_a_collector_that_is_off_stays_off(as_it_was):
+    gc.disable()
+    try:
+        heap = _Heap()
+        heap.hold()
+        heap.release()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
