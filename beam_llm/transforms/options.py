@@ -1,0 +1,59 @@
+"""The options of `LLMPredict` as a type, so that an editor knows and a type checker checks them. `beam_llm.config` says what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypedDict
+
+
+class Options(TypedDict, total=False):
+    """`LLMPredict(model, prompt, output=…, **options)`; a test keeps it in step with `config.Settings`."""
+
+    system_prompt: str | None
+    batch_size: int | Literal["auto"]
+    batch_timeout_ms: int
+    batch_max_bytes: int | None
+    batch_shards: int
+    batch_prompt_template: str | None
+    response_format: str | Callable[..., Any]
+    response_path: str | None
+    response_index_field: str
+    response_value_field: str | None
+    max_retries: int
+    request_timeout_ms: int
+    call_deadline_ms: int
+    on_unparseable: Literal["split", "retry", "single", "fail"]
+    api_key: str | None
+    base_url: str | None
+    api_version: str | None
+    mode: Literal["online", "batch_api"]
+    staging_location: str | None
+    max_concurrency: int
+    requests_per_minute: float | None
+    tokens_per_minute: float | None
+    rate_limit_shares: int
+    on_abort: Literal["raise", "record"]
+    on_leftover: Literal["follow_up", "online", "fail"]
+    on_doubt: Literal["record", "resubmit"]
+    retry_cancelled: bool
+    independent: bool
+    fresh: str | None
+    job_max_records: int | None
+    job_max_bytes: int | None
+    job_max_tokens: int | None
+    job_max_wait_seconds: float
+    poll_seconds: float | None
+    job_deadline_hours: float | None
+    lease_seconds: float
+    list_lag_seconds: float
+    waiting: Literal["loop", "sdf"] | None
+    log_data: bool
+    max_input_tokens: int | None
+    context_window: int | None
+    temperature: float | None
+    max_output_tokens: int | None
+    seed: int | None
+    extra_body: Mapping[str, Any] | None
+    prices: Mapping[str, Any] | None
+    record_id: str | None
+    output_field: str | None
