@@ -99,7 +99,9 @@ class PlanJobs(beam.DoFn):
         self._planner = Planner(self._settings)
 
     def process(self, keyed: tuple[Any, Iterable[tuple]]) -> Iterator[Any]:
-        yield from self._planner.planned([PartRef(*part) for part in keyed[1]])
+        parts = [PartRef(*part) for part in keyed[1]]
+        if parts:  # a trigger may fire an empty pane
+            yield from self._planner.planned(parts)
 
 
 class Planner:

@@ -12,6 +12,7 @@ from apache_beam.transforms.error_handling import ErrorHandler
 from apache_beam.transforms.trigger import AccumulationMode, Always
 from apache_beam.transforms.window import GlobalWindows, TimestampCombiner
 
+from beam_llm.batching import AUTO_RECORDS
 from beam_llm.config import OPTIONS, Settings, key_of, replaced, settings, settings_from_options
 from beam_llm.jobs import BatchJobRef, open_store
 from beam_llm.outputs import Output
@@ -22,7 +23,7 @@ from beam_llm.transforms.calls import AskTheModel, FormedBatch, FormInBundles
 from beam_llm.transforms.coders import PredictionCoder
 from beam_llm.transforms.elements import BadShape, RowShape
 from beam_llm.transforms.jobs import DriveAsSdf, DriveInLoop, PlanJobs, SpoolParts, SubmitOnce
-from beam_llm.transforms.streaming import ChooseBuffers, FormAcrossBundles, PlanAcrossBundles, PlanWithoutClock
+from beam_llm.transforms.streaming import ChooseBuffers, FormAcrossBundles, FormFromGroups, PlanAcrossBundles, flushed
 from beam_llm.values import Prediction
 
 coders.registry.register_coder(Prediction, PredictionCoder)  # where a user's Map gives Predictions, too
@@ -201,10 +202,19 @@ def _formed(pcoll: pvalue.PCollection, checked: Settings, local: bool) -> pvalue
     if pcoll.is_bounded:
         spread = pcoll if local else pcoll | "Spread records" >> beam.Reshuffle()
         return spread | "Form prompt batches" >> beam.ParDo(FormInBundles(checked)).with_output_types(FormedBatch)
-    if not runners.keeps_time(pcoll):
+    how = runners.buffers(pcoll)
+    if how == "bundles":
         return pcoll | "Form prompt batches" >> beam.ParDo(FormInBundles(checked)).with_output_types(FormedBatch)
     coder = coders.WindowedValueCoder(coders.registry.get_coder(pcoll.element_type), pcoll.windowing.windowfn.get_window_coder())
-    keyed = pcoll | "Choose buffers" >> beam.ParDo(ChooseBuffers(checked.batch_shards, coder)).with_output_types(tuple[int, bytes])
+    choosing = beam.ParDo(ChooseBuffers(checked.batch_shards, coder, by_window=how == "triggers"))
+    keyed = pcoll | "Choose buffers" >> choosing.with_output_types(tuple[int, bytes])
+    if how == "triggers":
+        most = AUTO_RECORDS if checked.batch_size == "auto" else int(checked.batch_size)
+        keyed._windowing = flushed(pcoll.windowing.windowfn, most, checked.batch_timeout_ms / 1000)
+        grouped = keyed | "Fill buffers" >> beam.GroupByKey()
+        formed = grouped | "Form prompt batches" >> beam.ParDo(FormFromGroups(checked, coder)).with_output_types(bytes)
+        _use_one_window(formed)
+        return formed
     _use_one_window(keyed)
     formed = keyed | "Form prompt batches" >> beam.ParDo(FormAcrossBundles(checked, coder)).with_output_types(bytes)
     return formed if local else formed | "Spread prompt batches" >> beam.Reshuffle()
@@ -231,10 +241,20 @@ def _planned(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection
     parts = pcoll | "Spool parts" >> beam.ParDo(SpoolParts(checked, coder, window_coder)).with_output_types(tuple[str, int, int, int, int])
     _use_one_window(parts)
     keyed = parts | "To one planner" >> beam.Map(_with_one_key).with_output_types(tuple[int, tuple[str, int, int, int, int]])
-    if pcoll.is_bounded:
-        return keyed | "Group parts" >> beam.GroupByKey() | "Plan jobs" >> beam.ParDo(PlanJobs(checked)).with_output_types(BatchJobRef)
-    planning = PlanAcrossBundles if runners.keeps_time(pcoll) else PlanWithoutClock
-    return keyed | "Plan jobs" >> beam.ParDo(planning(checked)).with_output_types(BatchJobRef)
+    how = "groups" if pcoll.is_bounded else runners.buffers(pcoll)
+    if how == "timers":
+        return keyed | "Plan jobs" >> beam.ParDo(PlanAcrossBundles(checked)).with_output_types(BatchJobRef)
+    if how == "triggers":
+        keyed._windowing = flushed(GlobalWindows(), checked.job_max_records or _MOST_PARTS, checked.job_max_wait_seconds)
+    grouped = keyed | "Each part" >> beam.Map(_alone) if how == "bundles" else keyed | "Group parts" >> beam.GroupByKey()
+    return grouped | "Plan jobs" >> beam.ParDo(PlanJobs(checked)).with_output_types(BatchJobRef)
+
+
+_MOST_PARTS = 1000
+
+
+def _alone(keyed: tuple[int, Any]) -> tuple[int, list[Any]]:
+    return keyed[0], [keyed[1]]
 
 
 def _driven(refs: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:

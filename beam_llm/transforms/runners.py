@@ -61,19 +61,18 @@ def is_local(pipeline: Any) -> bool:
     return runner_kind(pipeline) == "local"
 
 
-def keeps_time(pcoll: Any) -> bool:
-    """Whether an unbounded input may be buffered by a REAL_TIME timer.
+def buffers(pcoll: Any) -> str:
+    """How an unbounded input is gathered: by `timers`, by `triggers`, or only in its `bundles`; `streaming.py` says why.
 
-    FnApiRunner fires every timer at the end of its bundle. A plain DirectRunner picks its runner by the graph: one REAL_TIME timer
-    moves all of it to the BundleBasedDirectRunner, which can't run unbounded SDFs; so there is none, unless a TestStream or Pub/Sub has
-    moved it there already.
+    A plain DirectRunner picks its runner by the graph; a TestStream or Pub/Sub moves all of it to the BundleBasedDirectRunner.
     """
     if not is_local(pcoll.pipeline):
-        return True
+        return "timers"
     runner = _underlying(pcoll.pipeline)
-    if _is_a(runner, "BundleBasedDirectRunner"):
-        return True
-    return _is_a(runner, "SwitchingDirectRunner") and any(type(source).__name__ in _BUNDLE_BASED_SOURCES for source in _upstream(pcoll))
+    if _is_a(runner, "FnApiRunner") or _is_a(runner, "PortableRunner"):
+        return "bundles"
+    bundle_based = _is_a(runner, "BundleBasedDirectRunner") or any(type(t).__name__ in _BUNDLE_BASED_SOURCES for t in _upstream(pcoll))
+    return "triggers" if bundle_based else "bundles"
 
 
 _BUNDLE_BASED_SOURCES = {"TestStream", "ReadFromPubSub"}

@@ -1,29 +1,36 @@
-"""Unbounded input: prompt batches, and jobs, formed across bundles with state and timers.
-
-Buffers live in the one global window, with each element's own windows beside it: so an element in three sliding windows is asked once, a
-late element is never dropped (runners drop late input of a stateful DoFn in a window), and a prompt may be shared across windows.
+"""Unbounded input: prompt batches, and jobs, formed across bundles.
 
     element ─ ChooseBuffers ─► (shard, envelope) ─ FormAcrossBundles ─► prompt batches    full, batch_timeout_ms, a window's end, drain
     part ───────────────────────────────────────── PlanAcrossBundles ─► jobs              full, job_max_wait_seconds, drain
 
-The output watermark is held at the oldest buffered element: a REAL_TIME timer holds it at the timestamp of the element that set it
-(`bundle_processor.py`, `hold_timestamp`; Beam 2.77 Python has no other hold), so an older element sets the timer again. The
-BundleBasedDirectRunner has no holds at all (`direct_userstate.py`: "TODO … add corresponding watermark holds"): there an answer may come
-behind the watermark; FnApiRunner fires every timer at once, so nothing is buffered there (`runners.keeps_time`).
+Three ways, by runner (`runners.buffers`):
+
+timers    Prism, Flink, Dataflow and all others: the two DoFns above, with state. Buffers live in the one global window, each element's own
+          windows beside it: an element in three sliding windows is asked once, a late element is never dropped (runners drop late input
+          of a stateful DoFn in a window), and a prompt may be shared across windows. The output watermark is held at the oldest buffered
+          element: a REAL_TIME timer holds it at the timestamp of the element that set it (`bundle_processor.py`, `hold_timestamp`;
+          Beam 2.77 Python has no other hold), so an older element sets the timer again.
+triggers  BundleBasedDirectRunner (TestStream, Pub/Sub on a local runner): it has no watermark holds for timers (`direct_userstate.py`:
+          "TODO … add corresponding watermark holds"), but GroupByKey holds its elements; so a GroupByKey with the same rules as triggers.
+bundles   FnApiRunner and plain DirectRunner: FnApiRunner fires every timer and trigger at the end of its bundle (issue 35168), so that
+          nothing could be gathered; one REAL_TIME timer would move a DirectRunner pipeline to the BundleBasedDirectRunner, which can't run
+          unbounded sources. Prompts and jobs hold what their bundle holds.
 """
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam import coders
 from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.trigger import AccumulationMode, AfterAny, AfterCount, AfterProcessingTime, AfterWatermark
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.window import GlobalWindow, WindowedValue
+from apache_beam.transforms.window import GlobalWindow, TimestampCombiner, WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm.batching import RECORD_OVERHEAD_TOKENS, Caps
@@ -40,16 +47,18 @@ STATE_CODER = coders.FastPrimitivesCoder()
 
 
 class ChooseBuffers(beam.DoFn):
-    """Elements → `(shard, envelope as bytes)` in the global window, once per element whatever windows it is in.
+    """Elements → `(shard, envelope as bytes)`, once per element whatever windows it is in.
 
     Args:
       shards: how many buffers fill side by side; the same element goes to the same one in every process and every attempt.
       coder: of the elements with their timestamps and windows.
+      by_window: into the first of its windows to end, rather than into the global one.
     """
 
-    def __init__(self, shards: int, coder: coders.WindowedValueCoder):
+    def __init__(self, shards: int, coder: coders.WindowedValueCoder, *, by_window: bool = False):
         self._shards = shards
         self._coder = coder
+        self._by_window = by_window
 
     def setup(self) -> None:
         self._impl = self._coder.get_impl()
@@ -69,14 +78,15 @@ class ChooseBuffers(beam.DoFn):
 
     def _keyed(self, envelope: Envelope) -> WindowedValue:
         data = self._impl.encode(envelope.around(envelope.element))
-        return WindowedValue((zlib.crc32(data) % self._shards, data), envelope.timestamp, [GlobalWindow()])
+        window = min(envelope.windows, key=lambda window: window.max_timestamp()) if self._by_window else GlobalWindow()
+        return WindowedValue((zlib.crc32(data) % self._shards, data), envelope.timestamp, [window])
 
 
 class Buffered(NamedTuple):
     """What a buffer of elements knows of its content. Part of the state format `v1`: fields are only ever appended.
 
     Attributes:
-      count: records in the buffer.
+      records: in the buffer.
       tokens: of their texts and numbering, estimated from above.
       size: UTF-8 bytes of their texts; 0 where no cap asks for it.
       due: seconds since the epoch at which an incomplete batch is sent.
@@ -84,7 +94,7 @@ class Buffered(NamedTuple):
       ends: micros, the earliest end of a window that an element is in: then an incomplete batch is sent, too.
     """
 
-    count: int = 0
+    records: int = 0
     tokens: int = 0
     size: int = 0
     due: float = 0.0
@@ -93,15 +103,15 @@ class Buffered(NamedTuple):
 
     def overflows(self, record: Record, caps: Caps) -> bool:
         """Whether the buffer has to be sent before it can take the record."""
-        return self.count > 0 and (
+        return self.records > 0 and (
             self.tokens + _tokens(record) > caps.tokens or (caps.bytes is not None and self.size + _size(record, caps) > caps.bytes)
         )
 
     def with_record(self, record: Record, caps: Caps, micros: int, ends: int, due: float) -> Buffered:
-        if not self.count:
+        if not self.records:
             return Buffered(1, _tokens(record), _size(record, caps), due, micros, ends)
         return Buffered(
-            self.count + 1,
+            self.records + 1,
             self.tokens + _tokens(record),
             self.size + _size(record, caps),
             self.due,
@@ -149,7 +159,7 @@ class FormAcrossBundles(beam.DoFn):
         window_end: Any = beam.DoFn.TimerParam(WINDOW_END),
         wait: Any = beam.DoFn.TimerParam(WAIT),
     ) -> Iterator[Any]:
-        envelope = self._opened(keyed[1])
+        envelope = _opened(self._impl, keyed[1])
         record = self._former.record(envelope)
         if isinstance(record, Failure):
             yield packed(FormedBatch((), (envelope,), (record,)))
@@ -160,7 +170,7 @@ class FormAcrossBundles(beam.DoFn):
             held = Buffered()
         buffer.add(keyed[1])
         held = self._with(held, record, envelope, window_end, wait)
-        if held.count >= self._former.caps.records:
+        if held.records >= self._former.caps.records:
             yield from self._take(buffer)
             known.clear()
         else:
@@ -172,9 +182,9 @@ class FormAcrossBundles(beam.DoFn):
         micros = Timestamp.of(envelope.timestamp).micros
         ends = min(window.max_timestamp().micros for window in envelope.windows)
         new = held.with_record(record, self._former.caps, micros, ends, time.time() + self._wait_seconds)
-        if not held.count or new.oldest < held.oldest:
+        if not held.records or new.oldest < held.oldest:
             wait.set(new.due)
-        if not held.count or new.ends < held.ends:
+        if not held.records or new.ends < held.ends:
             window_end.set(Timestamp(micros=new.ends))
         return new
 
@@ -199,14 +209,51 @@ class FormAcrossBundles(beam.DoFn):
         held = list(buffer.read())
         buffer.clear()
         for data in held:
-            for formed in self._former.add(self._opened(data)):
+            for formed in self._former.add(_opened(self._impl, data)):
                 yield packed(formed)
         for formed in self._former.flush():
             yield packed(formed)
 
-    def _opened(self, data: bytes) -> Envelope:
-        value = self._impl.decode(data)
-        return Envelope(value.value, value.timestamp, list(value.windows))
+
+class FormFromGroups(beam.DoFn):
+    """Prompt batches from what a GroupByKey with `flushed` triggers gathered."""
+
+    def __init__(self, settings: Settings, coder: coders.WindowedValueCoder):
+        self._settings = settings
+        self._coder = coder
+
+    def setup(self) -> None:
+        self._former = Former(self._settings)
+        self._impl = self._coder.get_impl()
+
+    def process(self, grouped: tuple[int, Iterable[bytes]]) -> Iterator[Any]:
+        for data in grouped[1]:
+            for formed in self._former.add(_opened(self._impl, data)):
+                yield packed(formed)
+        for formed in self._former.flush():
+            yield packed(formed)
+
+
+def _opened(impl: Any, data: bytes) -> Envelope:
+    value = impl.decode(data)
+    return Envelope(value.value, value.timestamp, list(value.windows))
+
+
+def flushed(windowfn: Any, count: int, seconds: float) -> beam.Windowing:
+    """Groups that go on when `count` are there, `seconds` after the first, and at the window's end; late ones at once, never dropped.
+
+    Whole seconds, rounded up: Beam's AfterProcessingTime can't be written down otherwise (`trigger.py`, Beam 2.77).
+    """
+    return beam.Windowing(
+        windowfn,
+        triggerfn=AfterWatermark(early=AfterAny(AfterCount(count), AfterProcessingTime(math.ceil(seconds))), late=AfterCount(1)),
+        accumulation_mode=AccumulationMode.DISCARDING,
+        timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
+        allowed_lateness=_NEVER_TOO_LATE_SECONDS,
+    )
+
+
+_NEVER_TOO_LATE_SECONDS = 10**9
 
 
 class Gathered(NamedTuple):
@@ -244,10 +291,10 @@ class PlanAcrossBundles(beam.DoFn):
     WAIT = TimerSpec("wait", TimeDomain.REAL_TIME)
 
     def __init__(self, settings: Settings):
-        self._gather = Gather(settings)
+        self._settings = settings
 
     def setup(self) -> None:
-        self._gather.setup()
+        self._planner = Planner(self._settings)
 
     def process(
         self,
@@ -257,82 +304,33 @@ class PlanAcrossBundles(beam.DoFn):
         drain: Any = beam.DoFn.TimerParam(DRAIN),
         wait: Any = beam.DoFn.TimerParam(WAIT),
     ) -> Iterator[Any]:
-        before, held = self._gather.keep(PartRef(*keyed[1]), parts, known)
+        part = PartRef(*keyed[1])
+        before = Gathered(*(known.read() or ()))
+        held = before.with_part(part, time.time() + self._settings.job_max_wait_seconds)
+        parts.add(tuple(part))
         if not before.rows or held.oldest < before.oldest:
             drain.set(GlobalWindow().max_timestamp())
             wait.set(held.due)
-        if self._gather.is_full(held):
-            yield from self._gather.take(parts, known)
+        if self._planner.is_full(held.rows, held.size, held.tokens):
+            yield from self._take(parts, known)
+        else:
+            known.write(tuple(held))
 
     @on_timer(WAIT)
     def waited(self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN)) -> Iterator[Any]:
-        yield from self._gather.take(parts, known)
+        yield from self._take(parts, known)
 
     @on_timer(DRAIN)
     def drained(
         self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN), wait: Any = beam.DoFn.TimerParam(WAIT)
     ) -> Iterator[Any]:
         wait.clear()
-        yield from self._gather.take(parts, known)
+        yield from self._take(parts, known)
 
-
-class PlanWithoutClock(beam.DoFn):
-    """PlanAcrossBundles for local runners that have no usable REAL_TIME timer: the wait is looked at when a part arrives, and at the end.
-
-    On FnApiRunner every timer fires at the end of its bundle (Beam issue 35168): there each bundle of a stream becomes a job of its own.
-    """
-
-    PARTS = BagStateSpec("parts_v1", STATE_CODER)
-    KNOWN = ReadModifyWriteStateSpec("known_v1", STATE_CODER)
-    DRAIN = TimerSpec("drain", TimeDomain.WATERMARK)
-
-    def __init__(self, settings: Settings):
-        self._gather = Gather(settings)
-
-    def setup(self) -> None:
-        self._gather.setup()
-
-    def process(
-        self,
-        keyed: tuple[Any, tuple],
-        parts: Any = beam.DoFn.StateParam(PARTS),
-        known: Any = beam.DoFn.StateParam(KNOWN),
-        drain: Any = beam.DoFn.TimerParam(DRAIN),
-    ) -> Iterator[Any]:
-        _, held = self._gather.keep(PartRef(*keyed[1]), parts, known)
-        drain.set(GlobalWindow().max_timestamp())
-        if self._gather.is_full(held) or time.time() >= held.due:
-            yield from self._gather.take(parts, known)
-
-    @on_timer(DRAIN)
-    def drained(self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN)) -> Iterator[Any]:
-        yield from self._gather.take(parts, known)
-
-
-class Gather:
-    """What both planning DoFns do with their state."""
-
-    def __init__(self, settings: Settings):
-        self._settings = settings
-
-    def setup(self) -> None:
-        self._planner = Planner(self._settings)
-
-    def keep(self, part: PartRef, parts: Any, known: Any) -> tuple[Gathered, Gathered]:
-        """Adds a part; what was known before, and is now."""
-        before = Gathered(*(known.read() or ()))
-        held = before.with_part(part, time.time() + self._settings.job_max_wait_seconds)
-        parts.add(tuple(part))
-        known.write(tuple(held))
-        return before, held
-
-    def is_full(self, held: Gathered) -> bool:
-        return self._planner.is_full(held.rows, held.size, held.tokens)
-
-    def take(self, parts: Any, known: Any) -> Iterator[Any]:
+    def _take(self, parts: Any, known: Any) -> Iterator[Any]:
         """Plans all that is kept; nothing where nothing is."""
-        known.clear()
         held = [PartRef(*part) for part in parts.read()]
         parts.clear()
+        known.clear()
         if held:
             yield from self._planner.planned(held)
