@@ -285,7 +285,7 @@ def _bool(name: str, value: Any, rule: Mapping[str, Any]) -> bool:
 
 def _text(name: str, value: Any, rule: Mapping[str, Any]) -> str:
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        return str(os.fspath(value))
     if not isinstance(value, str):
         raise _wrong(name, value, f"it has to be a string, not {type(value).__name__}", f"write {name}='…'")
     return value
