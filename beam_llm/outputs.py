@@ -161,7 +161,7 @@ class _TypeChecker:
             number = raw.get(name)
             if type(number) is bool:
                 raise ValueError(f"{name}: a boolean is not a number")
-            usable = usable and type(number) in (int, float) and -_MOST_INTEGER < number < _MOST_INTEGER
+            usable = usable and isinstance(number, (int, float)) and -_MOST_INTEGER < number < _MOST_INTEGER
         return usable
 
     def dump(self, value: Any) -> Any:
