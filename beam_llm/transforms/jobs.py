@@ -129,8 +129,9 @@ class Planner:
 class Drive:
     """A driver with all it needs, per DoFn instance, and the way from its answers to windowed Predictions."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, *, collecting: bool = False):
         self._settings = settings
+        self._collecting = collecting
         self._engine: Any = None
         prices = Prices.of(settings)
         task = Task(settings)
@@ -161,7 +162,8 @@ class Drive:
                 self._tell(told)
             if outcome.failure is None:
                 outcome = outcome._replace(value=load(outcome.value))
-            yield envelope.around(prediction_of(envelope.element, outcome))
+            prediction = prediction_of(envelope.element, outcome)
+            yield WindowedValue(prediction, envelope.timestamp, [GlobalWindow()]) if self._collecting else envelope.around(prediction)
         self._tell(told)
 
     def _tell(self, outcomes: list[Outcome]) -> None:
@@ -178,11 +180,12 @@ class Drive:
 class DriveInLoop(beam.DoFn):
     """Waits for its bundle's jobs inside the bundle: for local runners, which lose or hurry a splittable DoFn's remainders."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, *, collecting: bool = False):
         self._settings = settings
+        self._collecting = collecting
 
     def setup(self) -> None:
-        self._drive = Drive(self._settings)
+        self._drive = Drive(self._settings, collecting=self._collecting)
 
     def start_bundle(self) -> None:
         self._refs: list[BatchJobRef] = []
@@ -201,11 +204,12 @@ class DriveInLoop(beam.DoFn):
 class DriveAsSdf(beam.DoFn):
     """Waits for one job per element without holding a thread: looks, and if the job isn't done defers itself until the next look."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, *, collecting: bool = False):
         self._settings = settings
+        self._collecting = collecting
 
     def setup(self) -> None:
-        self._drive = Drive(self._settings)
+        self._drive = Drive(self._settings, collecting=self._collecting)
 
     def process(
         self,

@@ -23,7 +23,7 @@ from beam_llm.transforms.calls import AskTheModel, FormedBatch, FormInBundles
 from beam_llm.transforms.coders import PredictionCoder
 from beam_llm.transforms.elements import BadShape, RowShape
 from beam_llm.transforms.jobs import DriveAsSdf, DriveInLoop, PlanJobs, SpoolParts, SubmitOnce
-from beam_llm.transforms.streaming import ChooseBuffers, FormAcrossBundles, FormFromGroups, PlanAcrossBundles, flushed
+from beam_llm.transforms.streaming import NEVER_TOO_LATE_SECONDS, ChooseBuffers, FormAcrossBundles, FormFromGroups, PlanAcrossBundles, flushed
 from beam_llm.values import Prediction
 
 coders.registry.register_coder(Prediction, PredictionCoder)  # where a user's Map gives Predictions, too
@@ -123,13 +123,15 @@ class CollectBatchJobs(_WithSettings):
     """`BatchJobRef`s, or provider job ids as `str`, in; the predictions of their elements out. Today, next week, in another pipeline.
 
     Takes the arguments its `SubmitBatchJobs` had: `staging_location` finds the elements, `prompt` and `output` read the answers.
+    Predictions have their elements' timestamps and are in the global window: the windows of another pipeline mean nothing here.
     """
 
     def __init__(self, model: str, prompt: str | None = None, *, output: Any = str, **options: Any):
         super().__init__(model, prompt, output=output, **{"mode": "batch_api", **options})
 
     def expand(self, pcoll: pvalue.PCollection) -> pvalue.PCollection:
-        return _shaped(_driven(pcoll, self._settings), self._settings, Any)
+        refs = pcoll | "Out of windows" >> beam.WindowInto(GlobalWindows())
+        return _shaped(_driven(refs, self._settings, collecting=True), self._settings, Any)
 
 
 class _Divided(beam.PTransform):
@@ -221,12 +223,16 @@ def _formed(pcoll: pvalue.PCollection, checked: Settings, local: bool) -> pvalue
 
 
 def _use_one_window(pcoll: pvalue.PCollection) -> None:
-    """For what carries its elements' windows inside: what groups it is one global window, as in Beam's own Reshuffle."""
+    """For what carries its elements' windows inside: what groups it is one global window, as in Beam's own Reshuffle.
+
+    Nothing is ever late in it: on the BundleBasedDirectRunner, what a timer sends at the end of time is behind the watermark.
+    """
     pcoll._windowing = beam.Windowing(
         GlobalWindows(),
         triggerfn=Always(),
         accumulation_mode=AccumulationMode.DISCARDING,
         timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
+        allowed_lateness=NEVER_TOO_LATE_SECONDS,
     )
 
 
@@ -257,10 +263,10 @@ def _alone(keyed: tuple[int, Any]) -> tuple[int, list[Any]]:
     return keyed[0], [keyed[1]]
 
 
-def _driven(refs: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
+def _driven(refs: pvalue.PCollection, checked: Settings, *, collecting: bool = False) -> pvalue.PCollection:
     how = DriveInLoop if runners.waiting_for(refs.pipeline, checked.waiting) == "loop" else DriveAsSdf
     spread = refs if runners.is_local(refs.pipeline) else refs | "Spread jobs" >> beam.Reshuffle()
-    return spread | "Drive jobs" >> beam.ParDo(how(checked)).with_output_types(Prediction)
+    return spread | "Drive jobs" >> beam.ParDo(how(checked, collecting=collecting)).with_output_types(Prediction)
 
 
 def _shaped(predictions: pvalue.PCollection, checked: Settings, element_type: Any) -> pvalue.PCollection:

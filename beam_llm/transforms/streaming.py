@@ -249,11 +249,11 @@ def flushed(windowfn: Any, count: int, seconds: float) -> beam.Windowing:
         triggerfn=AfterWatermark(early=AfterAny(AfterCount(count), AfterProcessingTime(math.ceil(seconds))), late=AfterCount(1)),
         accumulation_mode=AccumulationMode.DISCARDING,
         timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
-        allowed_lateness=_NEVER_TOO_LATE_SECONDS,
+        allowed_lateness=NEVER_TOO_LATE_SECONDS,
     )
 
 
-_NEVER_TOO_LATE_SECONDS = 10**9
+NEVER_TOO_LATE_SECONDS = 10**9
 
 
 class Gathered(NamedTuple):
