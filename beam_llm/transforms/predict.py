@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import typing
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar, Unpack
 
 import apache_beam as beam
 from apache_beam import coders, pvalue
@@ -13,7 +15,7 @@ from apache_beam.transforms.trigger import AccumulationMode, Always
 from apache_beam.transforms.window import GlobalWindows, TimestampCombiner
 
 from beam_llm.batching import AUTO_RECORDS
-from beam_llm.config import OPTIONS, Settings, key_of, replaced, settings, settings_from_options
+from beam_llm.config import OPTIONS, Settings, key_of, settings, settings_from_options
 from beam_llm.jobs import BatchJobRef, open_store
 from beam_llm.outputs import Output
 from beam_llm.providers import check
@@ -23,17 +25,39 @@ from beam_llm.transforms.calls import AskTheModel, FormedBatch, FormInBundles
 from beam_llm.transforms.coders import PredictionCoder
 from beam_llm.transforms.elements import BadShape, RowShape
 from beam_llm.transforms.jobs import DriveAsSdf, DriveInLoop, PlanJobs, SpoolParts, SubmitOnce
+from beam_llm.transforms.options import Options
 from beam_llm.transforms.streaming import NEVER_TOO_LATE_SECONDS, ChooseBuffers, FormAcrossBundles, FormFromGroups, PlanAcrossBundles, flushed
 from beam_llm.values import Prediction
 
 coders.registry.register_coder(Prediction, PredictionCoder)  # where a user's Map gives Predictions, too
 
 
+def _signature() -> inspect.Signature:
+    """All options with their types and defaults, for `help()`, notebooks and Beam YAML."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    hints = typing.get_type_hints(Options)
+    options = [inspect.Parameter(name, keyword, default=OPTIONS[name].default, annotation=hint) for name, hint in hints.items()]
+    return inspect.Signature(
+        [
+            inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str),
+            inspect.Parameter("prompt", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=str | None),
+            inspect.Parameter("output", keyword, default=str, annotation=Any),
+            inspect.Parameter("label", keyword, default=None, annotation=str | None),
+            *options,
+        ]
+    )
+
+
 class _WithSettings(beam.PTransform):
     """What all front doors share: checked settings, options by string keys, display data."""
 
-    def __init__(self, model: str, prompt: str | None = None, *, output: Any = str, label: str | None = None, **options: Any):
-        self._use(settings(model, prompt=prompt, output=output, **options))
+    __signature__ = _signature()
+    _FIXED: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(
+        self, model: str, prompt: str | None = None, *, output: Any = str, label: str | None = None, **options: Unpack[Options]
+    ) -> None:
+        self._use(settings(model, prompt=prompt, output=output, **{**options, **self._FIXED}))
         super().__init__(label)
 
     def _use(self, checked: Settings) -> None:
@@ -56,12 +80,8 @@ class _WithSettings(beam.PTransform):
         Raises:
           UsageError: an unknown key (names the nearest known one) or a value that breaks its rule.
         """
-        return cls._of(settings_from_options(options, overrides, **values))
-
-    @classmethod
-    def _of(cls, checked: Settings, **changes: Any) -> Any:
         made = cls.__new__(cls)
-        made._use(replaced(checked, **changes) if changes else checked)
+        made._use(settings_from_options(options, overrides, **{**values, **cls._FIXED}))
         beam.PTransform.__init__(made)
         return made
 
@@ -112,8 +132,7 @@ class LLMPredict(_WithSettings):
 class SubmitBatchJobs(_WithSettings):
     """Elements in, one `BatchJobRef` per batch job out, as soon as it is created or queued behind a limit. See `CollectBatchJobs`."""
 
-    def __init__(self, model: str, prompt: str | None = None, *, output: Any = str, **options: Any):
-        super().__init__(model, prompt, output=output, **{"mode": "batch_api", **options})
+    _FIXED: ClassVar[Mapping[str, Any]] = {"mode": "batch_api"}
 
     def expand(self, pcoll: pvalue.PCollection) -> pvalue.PCollection:
         return _planned(pcoll, self._settings) | "Submit jobs" >> beam.ParDo(SubmitOnce(self._settings)).with_output_types(BatchJobRef)
@@ -126,8 +145,7 @@ class CollectBatchJobs(_WithSettings):
     Predictions have their elements' timestamps and are in the global window: the windows of another pipeline mean nothing here.
     """
 
-    def __init__(self, model: str, prompt: str | None = None, *, output: Any = str, **options: Any):
-        super().__init__(model, prompt, output=output, **{"mode": "batch_api", **options})
+    _FIXED: ClassVar[Mapping[str, Any]] = {"mode": "batch_api"}
 
     def expand(self, pcoll: pvalue.PCollection) -> pvalue.PCollection:
         refs = pcoll | "Out of windows" >> beam.WindowInto(GlobalWindows())
