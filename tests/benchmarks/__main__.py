@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks [CASE…] [--rounds N]`: every figure of README, interleaved in one run, as ratios.
 
-Each measurement is a process of its own; ours and what it is compared with take turns, and medians are compared. The provider is the
-emulator, in its own process, with a scripted latency.
+Each measurement is a process of its own, measured whole, imports included; ours and what it is compared with take turns, and medians are
+compared. The provider is the emulator, in its own process, with a scripted latency.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Bench:
         self.rounds = rounds
 
     def source(self, records: int) -> Path:
-        path = self.folder / f"reviews-{records}.jsonl"
+        path = self.folder / f"reviews-{records}.txt"
         make_input(path, records)
         return path
 
@@ -39,8 +40,9 @@ class Bench:
         command = [sys.executable, "-m", "tests.benchmarks.measured", case, f"source={self.source(records)}"]
         command += [f"{name}={value}" for name, value in values.items()]
         environment = {**os.environ, **emulator.environment}
+        started = time.perf_counter()
         printed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
-        result: Run = json.loads(printed.splitlines()[-1])
+        result: Run = {**json.loads(printed.splitlines()[-1]), "wall": time.perf_counter() - started}
         if result["lines"] < records:
             raise SystemExit(f"{case}: {result['lines']} of {records} lines came out")
         return result

@@ -1,6 +1,6 @@
-"""One measured run, in a process of its own: `python -m tests.benchmarks.measured CASE KEY=VALUE…` prints one JSON line.
+"""One run, in a process of its own: `python -m tests.benchmarks.measured CASE KEY=VALUE…` prints one JSON line.
 
-Figures are of the run alone, after imports: wall seconds, CPU seconds of the process, peak RSS in MB.
+Figures are of the whole process, imports included, as a user pays them: CPU seconds and peak RSS in MB; the caller takes the wall time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import apache_beam as beam
 import pydantic
 from apache_beam.options.pipeline_options import PipelineOptions
 
-PROMPT = "Classify the sentiment of this review and score it from -1 to 1:\n{{ text }}"
+PROMPT = "Classify the sentiment of this review and score it from -1 to 1:\n{{ element }}"
 
 
 class Opinion(pydantic.BaseModel):
@@ -35,16 +35,12 @@ def make_input(path: Path, records: int) -> None:
     filler = "the picture was sharp but the sound came late, and the remote felt cheap in the hand while the menu took getting used to; "
     with open(path.with_suffix(".part"), "w", encoding="utf-8") as out:
         for number in range(records):
-            out.write(json.dumps({"id": number, "text": f"review {number}: {filler}{number % 97}"}) + "\n")
+            out.write(f"review {number}: {filler}{number % 97}\n")
     path.with_suffix(".part").rename(path)
 
 
 def _pipeline() -> beam.Pipeline:
     return beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner"], pickle_library="cloudpickle"))
-
-
-def _row(line: str) -> dict:
-    return json.loads(line)
 
 
 def floor(source: str, output: str) -> None:
@@ -62,7 +58,6 @@ def predict(source: str, output: str, batch: str, inflight: str, mode: str = "on
         (
             p
             | beam.io.ReadFromText(source)
-            | beam.Map(_row).with_output_types(dict)
             | LLMPredict("openai:gpt-4.1-mini", PROMPT, output=Opinion, batch_size=batch, max_concurrency=inflight, **batch_api)
             | beam.Map(_line)
             | beam.io.WriteToText(output)
@@ -70,7 +65,7 @@ def predict(source: str, output: str, batch: str, inflight: str, mode: str = "on
 
 
 def _line(prediction: object) -> str:
-    return f"{prediction.element['id']}\t{prediction.value.sentiment if prediction.value else prediction.error}"
+    return f"{prediction.value.sentiment if prediction.value else prediction.error}\t{prediction.element}"
 
 
 def openai_by_hand(source: str, output: str, inflight: str, records: str = "") -> None:
@@ -84,14 +79,10 @@ def openai_by_hand(source: str, output: str, inflight: str, records: str = "") -
         schema = {"type": "json_schema", "json_schema": {"name": "opinion", "strict": True, "schema": _strict()}}
 
         async def ask(line: str) -> str:
-            row = json.loads(line)
+            message = {"role": "user", "content": PROMPT.replace("{{ element }}", line.rstrip())}
             async with gate:
-                reply = await client.chat.completions.create(
-                    model="gpt-4.1-mini",
-                    messages=[{"role": "user", "content": PROMPT.replace("{{ text }}", row["text"])}],
-                    response_format=schema,
-                )
-            return f"{row['id']}\t{Opinion.model_validate_json(reply.choices[0].message.content).sentiment}"
+                reply = await client.chat.completions.create(model="gpt-4.1-mini", messages=[message], response_format=schema)
+            return f"{line.rstrip()}\t{Opinion.model_validate_json(reply.choices[0].message.content).sentiment}"
 
         with open(source, encoding="utf-8") as lines:
             answers = await asyncio.gather(*[ask(line) for line in lines])
@@ -115,12 +106,11 @@ def aiohttp_by_hand(source: str, output: str, inflight: str) -> None:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers) as session:
 
             async def ask(line: str) -> str:
-                row = orjson.loads(line)
-                message = {"role": "user", "content": PROMPT.replace("{{ text }}", row["text"])}
+                message = {"role": "user", "content": PROMPT.replace("{{ element }}", line.rstrip())}
                 body = orjson.dumps({"model": "gpt-4.1-mini", "messages": [message], "response_format": schema})
                 async with gate, session.post(url, data=body) as reply:
                     content = orjson.loads(await reply.read())["choices"][0]["message"]["content"]
-                return f"{row['id']}\t{orjson.loads(content)['sentiment']}"
+                return f"{line.rstrip()}\t{orjson.loads(content)['sentiment']}"
 
             with open(source, encoding="utf-8") as lines:
                 answers = await asyncio.gather(*[ask(line) for line in lines])
@@ -148,12 +138,10 @@ def main(arguments: list[str]) -> None:
         output = str(Path(folder) / "out")
         if values.get("mode") == "batch_api":
             values.setdefault("staging", str(Path(folder) / "staging"))
-        wall, cpu = time.perf_counter(), time.process_time()
         CASES[case](output=output, **values)
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         lines = sum(path.read_bytes().count(b"\n") + 1 for path in Path(folder).glob("out*"))
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"wall": wall, "cpu": cpu, "rss": rss, "lines": lines}))
+    print(json.dumps({"cpu": time.process_time(), "rss": rss, "lines": lines}))
 
 
 if __name__ == "__main__":
