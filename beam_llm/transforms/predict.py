@@ -26,7 +26,14 @@ from beam_llm.transforms.coders import PredictionCoder
 from beam_llm.transforms.elements import BadShape, RowShape
 from beam_llm.transforms.jobs import DriveAsSdf, DriveInLoop, PlanJobs, SpoolParts, SubmitOnce
 from beam_llm.transforms.options import Options
-from beam_llm.transforms.streaming import NEVER_TOO_LATE_SECONDS, ChooseBuffers, FormAcrossBundles, FormFromGroups, PlanAcrossBundles, flushed
+from beam_llm.transforms.streaming import (
+    NEVER_TOO_LATE_SECONDS,
+    ChooseBuffers,
+    FormAcrossBundles,
+    FormFromGroups,
+    PlanAcrossBundles,
+    flushed,
+)
 from beam_llm.values import Prediction
 
 coders.registry.register_coder(Prediction, PredictionCoder)  # where a user's Map gives Predictions, too
