@@ -10,6 +10,7 @@ import pytest
 from beam_llm import LLMPredict
 from beam_llm.answers import Shape
 from beam_llm.answers.json_reader import JsonReader
+from beam_llm.answers.text_readers import DelimitedReader, XmlReader
 from beam_llm.calls import policy
 from beam_llm.testing import Emulator, Fault
 from beam_llm.testing.brain import extract
@@ -38,6 +39,34 @@ def test_an_answer_left_out_by_an_ellipsis_is_not_taken_for_its_first_digits(end
     reader = JsonReader(Shape(fields=("sentiment", "score")))
     text = '{"answers":[{"index":1,"sentiment":"neutral","score":0.1},{"index":2,"sentiment":"positive","score":' + end
     assert [index for index, _ in reader.find(text, 2, False).items] == [1]
+
+
+@pytest.mark.parametrize(
+    "reader_and_text",
+    [
+        pytest.param(
+            (JsonReader(Shape(fields=("s",))), '{"answers" [{"index":0,"s":"a"},{"index":1,"s":"b"},{"index":2,"s":"c"}]}', False),
+            id="json-first-answer-lost",
+        ),
+        pytest.param(
+            (JsonReader(Shape(fields=("s",))), '{"answers":[{"index":2,"s":"c"},{"index":1,"s":"b"},{"index":0,"s', True), id="json-cut"
+        ),
+        pytest.param(
+            (
+                XmlReader(Shape(), None, {"type": "string"}),
+                '<answers><answer index="0">a < <b</answer><answer index="1">b</answer><answer index="2">c</answer></answers>',
+                False,
+            ),
+            id="xml-first-answer-ill-formed",
+        ),
+        pytest.param((DelimitedReader(), "2|c\n1|b\n0|a", True), id="delimited-cut"),
+    ],
+)
+def test_answers_counted_from_zero_are_nobodys_once_the_first_is_lost(reader_and_text):
+    """Twelve reviews got their neighbours' labels: what was left, 1 to 12 of 0 to 19, looked like a reply that lacks its end."""
+    reader, text, cut = reader_and_text
+    with pytest.raises(ValueError, match="first index"):
+        reader.find(text, 3, cut)
 
 
 # Met by others ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────

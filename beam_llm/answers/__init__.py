@@ -18,6 +18,10 @@ from typing import Any, NamedTuple, Protocol
 ANSWERS = "answers"
 """Name of the array in a reply's root object, and of the root element in XML."""
 
+NOT_FROM_ONE = "it is damaged, and the first index in it is not 1"
+"""Of a damaged reply it is not known what it lacks: one that counts from zero and has lost its first answer looks like one that lacks
+its last. So a reader believes what is left of a reply only where the reply began with answer 1."""
+
 Items = list[tuple[Any, Any]]
 Parser = Callable[[str, int], Any]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from beam_llm.answers import ANSWERS, INDEX, Found, Items, Shape, same
+from beam_llm.answers import ANSWERS, INDEX, NOT_FROM_ONE, Found, Items, Shape, same
 from beam_llm.errors import UsageError
 
 
@@ -87,6 +87,8 @@ class JsonReader:
             if not whole:
                 raise ValueError("there is no JSON in it")
             return Found(items, {"wrapped"})
+        if (first := self._mentions.search(text)) and int(first[1]) != 1:
+            raise ValueError(NOT_FROM_ONE)
         items += [self._item(element) for element in _whole_elements(self._decoder, text, broken_at)]
         mended = self._new(self._mended(text[broken_at:], count, cut), items)
         # Text that a record smuggled into a damaged reply may look like whole elements: no index that is written twice is believed.

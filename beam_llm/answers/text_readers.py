@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import orjson
 
-from beam_llm.answers import ANSWERS, INDEX, Found, Shape
+from beam_llm.answers import ANSWERS, INDEX, NOT_FROM_ONE, Found, Shape
 from beam_llm.errors import UsageError
 
 MOST_XML_CHARACTERS = 20_000_000
@@ -39,6 +39,8 @@ class XmlReader:
             raise UsageError("response_format is 'xml', which needs the package defusedxml: pip install 'beam-llm[xml]'") from None
         self._parse = safe.fromstring
         self._shape = shape
+        index = re.escape(shape.index_field)
+        self._mentions = re.compile(rf"""<answer\s[^<>]*?\b{index}\s*=\s*["']\s*(\d+)|<{index}>\s*(\d+)""")
         self._schema = schema
         self._path = xpath(path) if path is not None else None
 
@@ -50,6 +52,8 @@ class XmlReader:
         root = self._root(text)
         if root is not None:
             return Found([self._item(element) for element in self._elements(root)], set())
+        if (first := self._mentions.search(text)) and int(first[1] or first[2]) != 1:
+            raise ValueError(NOT_FROM_ONE)
         pieces = [] if self._path is not None else [self._root(piece) for piece in _WHOLE_ANSWER.findall(text)]
         items = [self._item(piece[0]) for piece in pieces if piece is not None]
         if not items:
@@ -182,6 +186,8 @@ class DelimitedReader:
             ends = [found.start() for found in matches[1:]] + [len(text)]
             items = [(int(found[1]), text[found.end() : end]) for found, end in zip(matches, ends, strict=True)]
             items = [(index, answer.strip()) for index, answer in [*items[:-1], (items[-1][0], _last(items[-1][1]))]]
+        if cut and items[0][0] != 1:
+            raise ValueError(NOT_FROM_ONE)
         # The last line of a reply that was cut looks like any other.
         return Found(items[:-1], {"truncated"}) if cut else Found(items, set())
 
