@@ -225,6 +225,13 @@ def test_two_jobs_for_one_intent_keep_the_older_and_cancel_the_younger(world: Wo
     assert not billed_twice(world)
 
 
+def test_a_list_that_lags_more_than_allowed_for_shows_the_double_before_it_is_paid(world: World) -> None:
+    world.fake.create_faults, world.fake.list_lag, world.fake.answers_after = ["lost"], 7.0, 60.0
+    assert not wrong(world.run(TEXTS), TEXTS)
+    assert [job.cancel_at is not None for job in world.fake.jobs] == [False, True]
+    assert not billed_twice(world)
+
+
 @pytest.mark.parametrize(("can_list", "seconds"), [(False, 60.0), (None, 800.0)], ids=["refused", "failing"])
 def test_a_doubt_that_cannot_be_resolved_is_named(world: World, can_list: bool | None, seconds: float) -> None:
     world.fake.create_faults, world.fake.can_list = ["lost"], can_list

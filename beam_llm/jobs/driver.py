@@ -220,18 +220,19 @@ class Driver:
         return remote
 
     def _without_double(self, intent: Intent, remote: _Remote, job: RemoteJob) -> RemoteJob:
-        """Looks once whether an earlier attempt, given up as not found, made a job after all. The older stays, unless one has
-        ended already; then that one."""
+        """Looks whether an earlier attempt, given up as not found, made a job after all. The older stays, unless one has ended
+        already; then that one. Looks again until the list shows the younger: only then would it show an older one, too."""
         try:
             found = self._submitter.ours(intent)
         except CallError as error:
             _LOG.warning("job %d: can't look for a double: %s", intent.number, error.message)
             return job
-        remote.doubted = False
-        if len(found) < 2:
+        remote.doubted = all(other.job_id != remote.job_id for other in found)
+        if all(other.job_id == remote.job_id for other in found):
             return job
         kept = next((other for other in found if other.status.lower() == "completed"), found[0])
-        self._submitter.cancel_doubles(intent, kept, [other for other in found if other.job_id != kept.job_id])
+        doubles = [other for other in [job, *found] if other.job_id != kept.job_id]
+        self._submitter.cancel_doubles(intent, kept, list({other.job_id: other for other in doubles}.values()))
         if kept.job_id == remote.job_id:
             return job
         self._submitter.close(intent.number, remote.attempt, "double", job_id=remote.job_id)
@@ -239,7 +240,7 @@ class Driver:
             f"{folder(intent.number)}created-{remote.attempt + 1:04d}",
             orjson.dumps({"format": 1, "job_id": kept.job_id, "created_at": remote.created_at}),
         )
-        remote.job_id, remote.attempt = kept.job_id, remote.attempt + 1
+        remote.job_id, remote.attempt, remote.doubted = kept.job_id, remote.attempt + 1, False
         return kept
 
     def _poll(self, intent: Intent, remote: _Remote, total: int) -> Waiting | dict[str, Any]:
