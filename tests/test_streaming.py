@@ -1,6 +1,7 @@
 """Unbounded input on local runners: when a prompt batch or a job goes out, where the watermark stands meanwhile, and what comes back.
 
-TestStreams run on the BundleBasedDirectRunner; tests of the timers themselves are in test_streaming_runners.py.
+TestStreams run on the BundleBasedDirectRunner, which gathers by triggers; the same tests run the state and timers of all other runners
+there, too, but for the watermark, which timers do not hold on this runner: test_streaming_runners.py shows that on real ones.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import apache_beam as beam
 import pytest
@@ -18,7 +20,7 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows, SlidingWi
 
 from beam_llm import LLMPredict, UsageError
 from beam_llm.testing import Emulator
-from beam_llm.transforms import runners
+from beam_llm.transforms import runners, streaming
 from pipelines import reviews_streaming
 from tests.collecting import Collect
 
@@ -47,6 +49,13 @@ def mode(request, tmp_path):
         "job_max_wait_seconds": 5,
         "batch_timeout_ms": 10,  # of no consequence for jobs
     }
+
+
+@pytest.fixture(params=["triggers", "timers"])
+def gathering(request, monkeypatch):
+    """Both ways to gather; a TestStream's clock begins at 0."""
+    monkeypatch.setattr(runners, "buffers", lambda pcoll: request.param)
+    monkeypatch.setattr(streaming, "time", SimpleNamespace(time=lambda: 0.0))
 
 
 def together(emulator: Emulator, mode: dict) -> list[int]:
@@ -118,7 +127,7 @@ SEVEN = [(f"text {n}", n) for n in range(7)]
     ],
     ids=["full by count", "more than one full at a time", "the wait is over", "the wait is the first's", "drained", "nothing"],
 )
-def test_what_goes_out_together_is_full_or_has_waited(emulator, mode, events, sizes):
+def test_what_goes_out_together_is_full_or_has_waited(emulator, gathering, mode, events, sizes):
     texts = [event[0] for event in (events[0] if events and isinstance(events[0], list) else events) if isinstance(event, tuple)]
     found = places(stream(*events), mode, GlobalWindows())
     assert sorted(element for element, _, _ in found) == sorted(texts)
@@ -126,14 +135,14 @@ def test_what_goes_out_together_is_full_or_has_waited(emulator, mode, events, si
     assert all(emulator.billed[text] == 1 for text in texts)
 
 
-def test_the_end_of_a_window_sends_what_is_there(emulator):
+def test_the_end_of_a_window_sends_what_is_there(emulator, gathering):
     mode = {"batch_size": 10, "batch_timeout_ms": 3_600_000}
     found = places(stream(("a", 1), ("b", 2), {"watermark": 10}, ("c", 12), {"watermark": 20}, ("d", 25)), mode)
     assert [element for element, _, _ in found] == ["a", "b", "c", "d"]
     assert together(emulator, mode) == [2, 1, 1]
 
 
-def test_a_prompt_goes_out_before_it_has_too_many_tokens(emulator):
+def test_a_prompt_goes_out_before_it_has_too_many_tokens(emulator, gathering):
     words = "very good indeed " * 30  # about 100 tokens
     mode = {"batch_size": 50, "max_input_tokens": 500}
     texts = [f"{n}: {words}" for n in range(8)]
@@ -145,7 +154,7 @@ def test_a_prompt_goes_out_before_it_has_too_many_tokens(emulator):
 
 
 @pytest.mark.parametrize("windows", [FixedWindows(10), SlidingWindows(30, 10), GlobalWindows()], ids=["fixed", "sliding", "global"])
-def test_windows_and_timestamps_survive(emulator, mode, windows):
+def test_windows_and_timestamps_survive(emulator, gathering, mode, windows):
     events = [("a", 1), ("b", 12.5), {"clock": 6}, ("c", 3), ("d", 26)]
     found, expected = places(stream(*events), mode, windows), Collect()
     with streaming_pipeline() as p:
@@ -172,19 +181,19 @@ def test_no_answer_is_late_because_it_waited_for_others(emulator, mode, events, 
     assert sorted(panes(stream(*events), mode)) == expected
 
 
-def test_a_late_element_is_answered_and_stays_in_its_window(emulator, mode):
+def test_a_late_element_is_answered_and_stays_in_its_window(emulator, gathering, mode):
     found = places(stream(("a", 1), {"watermark": 30}, ("late", 2), {"clock": 6}, ("b", 31)), mode)
     assert sorted(found) == [("a", 1.0, "[0.0, 10.0)"), ("b", 31.0, "[30.0, 40.0)"), ("late", 2.0, "[0.0, 10.0)")]
 
 
-def test_several_buffers_lose_nothing(emulator):
+def test_several_buffers_lose_nothing(emulator, gathering):
     mode = {"batch_size": 3, "batch_shards": 4}
     found = places(stream(*[(f"text {n}", n % 20) for n in range(40)]), mode)
     assert sorted(element for element, _, _ in found) == sorted(f"text {n}" for n in range(40))
     assert max(together(emulator, mode)) == 3
 
 
-def test_what_can_not_be_asked_comes_out_at_once_and_keeps_no_one(emulator, mode):
+def test_what_can_not_be_asked_comes_out_at_once_and_keeps_no_one(emulator, gathering, mode):
     found = Collect()
     with streaming_pipeline() as p:
         source = p | stream(*[({"text": "x"} if n else {}, n) for n in range(3)])

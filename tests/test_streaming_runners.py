@@ -1,0 +1,165 @@
+"""Unbounded input where timers are real: Prism, and a Flink cluster with checkpoints whose TaskManager is killed in mid-stream."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing import test_stream
+from apache_beam.transforms.periodicsequence import PeriodicImpulse
+from apache_beam.transforms.window import FixedWindows, GlobalWindows, SlidingWindows, TimestampedValue
+
+from beam_llm import LLMPredict
+from beam_llm.testing import Emulator
+from tests.collecting import Collect
+
+MODEL = "openai:gpt-4.1-mini"
+pytestmark = pytest.mark.filterwarnings("ignore:open_binary is deprecated")  # bpe_openai, when it loads its vocabulary
+
+
+@pytest.fixture
+def emulator(monkeypatch):
+    with Emulator() as running:
+        for name, value in running.environment.items():
+            monkeypatch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture(params=["online", "batch_api"])
+def mode(request, tmp_path):
+    """Options of either mode that let records wait for one another: ten of them, or a second."""
+    if request.param == "online":
+        return {"batch_size": 10, "batch_timeout_ms": 1000}
+    return {
+        "mode": "batch_api",
+        "staging_location": str(tmp_path / "staging"),
+        "poll_seconds": 0.05,
+        "job_max_records": 10,
+        "job_max_wait_seconds": 1,
+    }
+
+
+def sizes(emulator: Emulator, mode: dict) -> list[int]:
+    """How many records went out together, time after time: in a prompt, or in a job."""
+    if mode.get("mode") == "batch_api":
+        return [job["request_counts"]["total"] for job in emulator.jobs]
+    return [request["messages"][-1]["content"].count("\nInput ") or 1 for request in emulator.requests]
+
+
+class Pane(beam.DoFn):
+    def process(self, grouped, window=beam.DoFn.WindowParam, pane=beam.DoFn.PaneInfoParam):
+        yield int(window.start), sorted(grouped[1]), {0: "early", 1: "on time", 2: "late"}[int(pane.timing)]
+
+
+def pipeline(*flags: str) -> beam.Pipeline:
+    return beam.Pipeline(options=PipelineOptions([*flags, "--streaming"], pickle_library="cloudpickle"))
+
+
+@pytest.mark.prism
+@pytest.mark.parametrize("windows", [FixedWindows(10), GlobalWindows()], ids=["in windows", "in no windows"])
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([("a", 5), 5, ("b", 6), 25], [(5, ["a"], "on time"), (6, ["b"], "on time")]),
+        ([("a", 15), ("b", 3), 25], [(3, ["b"], "on time"), (15, ["a"], "on time")]),
+        ([("a", 15), 2, ("b", 3), 40], [(3, ["b"], "on time"), (15, ["a"], "on time")]),
+    ],
+    ids=["in order", "an older one joins a newer", "an older one later"],
+)
+def test_on_prism_no_answer_is_late_because_it_waited_for_others(emulator, mode, prism_options, windows, events, expected):
+    """The output watermark stands at the oldest element that waits: a GroupByKey in windows of a second drops nothing."""
+    made, found = test_stream.TestStream(), Collect()
+    for event in events:
+        made = made.advance_watermark_to(event) if isinstance(event, int) else made.add_elements([TimestampedValue(*event)])
+    if mode.get("mode") == "batch_api":
+        mode["waiting"] = "loop"  # Prism with a TestStream never resumes a DoFn that deferred itself: its processing time stands still
+    with pipeline(*prism_options) as p:
+        answers = p | made.advance_watermark_to_infinity() | beam.WindowInto(windows) | LLMPredict(MODEL, **mode)
+        seconds = answers | beam.Map(lambda p: (0, p.element)) | "seconds" >> beam.WindowInto(FixedWindows(1))
+        _ = seconds | beam.GroupByKey() | beam.ParDo(Pane()) | found
+    assert sorted(found.found) == expected
+    assert sum(sizes(emulator, mode)) == 2
+
+
+class Place(beam.DoFn):
+    def process(self, prediction, window=beam.DoFn.WindowParam):
+        yield prediction.element, int(window.start)
+
+
+@pytest.mark.prism
+def test_on_prism_records_wait_for_one_another_across_bundles(emulator, mode, prism_options):
+    found, grouped, start = Collect(), Collect(), time.time()
+    with pipeline(*prism_options) as p:
+        ticks = p | PeriodicImpulse(start, start + 3, 0.1) | beam.Map(lambda tick: f"text {round((tick - start) / 0.1)}")
+        answers = ticks | beam.WindowInto(SlidingWindows(30, 10)) | LLMPredict(MODEL, **mode)
+        _ = answers | beam.ParDo(Place()) | found
+        one_each = answers | "seconds" >> beam.WindowInto(FixedWindows(1)) | beam.Map(lambda p: (p.element, 1))
+        _ = one_each | beam.GroupByKey() | beam.ParDo(Pane()) | grouped
+    texts = {f"text {n}" for n in range(30)}
+    assert len(set(found.found)) == len(found.found)
+    assert Counter(element for element, _ in found.found) == dict.fromkeys(texts, 3), "each in its three windows"
+    assert all(emulator.billed[text] == 1 for text in texts), "and asked once"
+    assert max(sizes(emulator, mode)) >= 5
+    assert {timing for _, _, timing in grouped.found} == {"on time"}
+
+
+class ReadLines(beam.DoFn):
+    """Line after line of a local file, one per tick: the source's position is the tick, so that a replay reads the same."""
+
+    def process(self, tick, start: float, interval: float):
+        number = round((float(tick) - start) / interval)
+        yield f"text {number}"
+
+
+class Append(beam.DoFn):
+    """A sink that a killed worker's outputs survive in."""
+
+    def __init__(self, path: Path):
+        self._path = str(path)
+
+    def process(self, prediction):
+        with open(self._path, "a", encoding="utf-8") as out:
+            out.write(json.dumps([prediction.element, prediction.value, prediction.error and prediction.error.kind]) + "\n")
+
+
+def written(path: Path) -> list[list]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_until(what, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, f"not within {seconds:.0f} s"
+        time.sleep(0.1)
+
+
+def start_stream(flink_cluster, emulator, mode: dict, out: Path, records: int, interval: float):
+    flags = flink_cluster.streaming_options(checkpoint_ms=1000, env=emulator.environment)
+    start = time.time()
+    p = pipeline(*flags)
+    ticks = p | PeriodicImpulse(start, start + records * interval, interval) | beam.ParDo(ReadLines(), start, interval)
+    _ = ticks | beam.WindowInto(FixedWindows(5)) | LLMPredict(MODEL, **mode) | beam.ParDo(Append(out))
+    return p.run()
+
+
+@pytest.mark.flink
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_on_flink_a_taskmanager_killed_in_mid_stream_loses_no_record(flink_cluster, emulator, mode, tmp_path):
+    records, out = 120, tmp_path / "out.jsonl"
+    start_stream(flink_cluster, emulator, mode, out, records, 0.1)
+    wait_until(lambda: len(written(out)) >= 10, 90)
+    flink_cluster.kill_taskmanager()
+    flink_cluster.start_taskmanager()
+    wait_until(lambda: len({line[0] for line in written(out)}) >= records, 120)
+    found = written(out)
+    assert {line[0] for line in found} == {f"text {n}" for n in range(records)}
+    assert all(error is None for _, _, error in found)
+    assert max(sizes(emulator, mode)) >= 3
+    if mode.get("mode") == "batch_api":  # live calls promise less: what is replayed is asked again
+        assert all(emulator.billed[f"text {n}"] == 1 for n in range(records))
