@@ -29,6 +29,7 @@ from beam_llm.providers import connect, connect_batch
 from beam_llm.task import Task
 from beam_llm.transforms.calls import Former, prediction_of
 from beam_llm.transforms.envelopes import EnvelopeCoder, EnvelopeReader, Envelopes
+from beam_llm.transforms.heap import HEAP
 from beam_llm.transforms.metrics import Meter
 from beam_llm.transforms.waiting import FINISHED, PACER, JobPositions, Position
 from beam_llm.values import Outcome, Record
@@ -50,6 +51,10 @@ class SpoolParts(beam.DoFn):
         self._former = Former(self._settings)
         self._envelopes = EnvelopeCoder(*self._coders)
         self._envelopes.save(self._store)
+        HEAP.hold()
+
+    def teardown(self) -> None:
+        HEAP.release()
 
     def start_bundle(self) -> None:
         self._arrivals = Envelopes()
@@ -141,6 +146,7 @@ class Drive:
         self.driver = Driver(settings, task, self.store, connect_batch(settings), self._ask, prices.cost_usd, time)
         self._reader = EnvelopeReader(self.store)
         self._meter = Meter()
+        HEAP.hold()
 
     def _ask(self, records: Sequence[Record]) -> Asked:
         """Live calls for what jobs left over; most jobs leave nothing, so the engine is started only here."""
@@ -172,6 +178,7 @@ class Drive:
         outcomes.clear()
 
     def close(self) -> None:
+        HEAP.release()
         if self._engine is not None:
             return_engine(self._engine)
             self._engine = None
