@@ -14,6 +14,7 @@ from beam_llm.errors import UsageError
 from beam_llm.testing import Emulator
 from beam_llm.transforms import runners
 from pipelines import reviews_batch, submit_then_collect
+from tests.collecting import Collect
 
 THINGS = ["phone", "lamp", "chair", "book", "radio", "table", "clock", "shirt", "camera", "bottle"]
 MOODS = [("great and lovely", 2.0), ("awful, I hate it", -2.0), ("it is blue", 0.0)]
@@ -99,23 +100,11 @@ def test_flink_agrees(reviews, mode, how, flink_cluster, emulator, tmp_path):
     check(rows(tmp_path))
 
 
-@pytest.mark.parametrize("mode", ["online", "batch_api"])
-def test_the_waiting_dofn_agrees_with_the_loop_on_the_local_runner(reviews, emulator, tmp_path, mode):
-    if mode == "online":
-        pytest.skip("live calls wait for no job")
-    from tests.collecting import Collect
-
+def test_the_waiting_dofn_agrees_with_the_loop_on_the_local_runner(reviews, tmp_path):
     kept = Collect()
+    options = {"mode": "batch_api", "staging_location": str(tmp_path / "s"), "poll_seconds": 0.05, "waiting": "sdf"}
     with beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner"])) as p:
-        predict = LLMPredict(
-            "openai:gpt-4.1-mini",
-            "Sentiment of:\n{{ text }}",
-            mode=mode,
-            staging_location=str(tmp_path / "s"),
-            poll_seconds=0.05,
-            waiting="sdf",
-        )
-        _ = p | beam.Create(REVIEWS) | predict | kept
+        _ = p | beam.Create(REVIEWS) | LLMPredict("openai:gpt-4.1-mini", "Sentiment of:\n{{ text }}", **options) | kept
     assert sorted(p.element["id"] for p in kept.found) == sorted(EXPECTED)
 
 
