@@ -42,7 +42,7 @@ class Settings:
     model: str = _option("", "which model: `openai:gpt-4.1-mini`, `azure:DEPLOYMENT`", kind="text")
     prompt: str | None = _option(None, "Jinja2 template over the element's fields; `{{ element }}` is the whole", kind="text")
     system_prompt: str | None = _option(None, "system-level instruction", kind="text")
-    output: Any = _option(str, "type of the answer: str, int, float, bool, Literal, Enum, list, pydantic model, JSON schema", kind="output")
+    output: Any = _option(str, "type of the answer: str, int, float, bool, Literal, Enum, list, pydantic model, JSON schema", kind="output")  # noqa: RUF009  # a row of the table
     batch_size: int | Literal["auto"] = _option(
         1, "most records in one prompt, or `auto`: as many as the model's window takes", kind="int", least=1, also=("auto",)
     )
@@ -310,7 +310,8 @@ def _secret(name: str, value: Any, rule: Mapping[str, Any]) -> str:
             return reference
     raise UsageError(
         f"{name} holds a literal value: keys are given by reference, so that none is stored in the pipeline; "
-        "put the key into an environment variable and write 'env:NAME' (or 'file:PATH', 'gcp-secret:projects/…'; 'none' for servers without keys)"
+        "put the key into an environment variable and write 'env:NAME' (or 'file:PATH', 'gcp-secret:projects/…'; "
+        "'none' for servers without keys)"
     )
 
 

@@ -153,7 +153,7 @@ class Prediction:
     element: Any
     value: Any = None
     error: Failure | None = None
-    usage: Usage = Usage()
+    usage: Usage = Usage()  # noqa: RUF009  # immutable
     cost_usd: float | None = None
     model: str = ""
     request_id: str | None = None
