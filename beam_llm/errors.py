@@ -24,40 +24,43 @@ class Remedy(enum.Enum):
 
 
 class Kind:
-    """Every value `error.kind` can have; a closed set."""
+    """Every value `error.kind` can have; a closed set.
+
+    Attributes (each under its name in capitals):
+      missing: The reply answered other records of its prompt but not this one.
+      unreadable: The reply could not be read at all.
+      invalid: There was an answer, but it is not a value of `output`.
+      refused: The model refused, or the provider's content filter stopped the reply.
+      truncated: The reply ended at its token limit before this record's answer was complete.
+      prompt: The element does not fit the prompt: a field is missing, or the template failed on it.
+      too_large: The record alone exceeds `max_input_tokens`; no call was made.
+      rejected: The provider refused the request (an HTTP 4xx that no retry mends).
+      rate_limited: Still rate limited after the last retry or at the call's deadline.
+      timed_out: No answer within `request_timeout_ms`, or none by the deadline of the job.
+      unavailable: The provider was unreachable or failing (5xx, dropped connections) until the last retry.
+      expired: The batch job ended before it came to this record.
+      cancelled: The batch job was cancelled before it came to this record.
+      aborted: Not asked, or not asked again: a bad key, an unknown model or a spent quota had ended all calls.
+      doubtful: A batch job may or may not have been created and can't be found; nothing was submitted again.
+      budget: Stopped by a spending limit.
+    """
 
     MISSING = "missing"
-    """The reply answered other records of its prompt but not this one."""
     UNREADABLE = "unreadable"
-    """The reply could not be read at all."""
     INVALID = "invalid"
-    """There was an answer, but it is not a value of `output`."""
     REFUSED = "refused"
-    """The model refused, or the provider's content filter stopped the reply."""
     TRUNCATED = "truncated"
-    """The reply ended at its token limit before this record's answer was complete."""
     PROMPT = "prompt"
-    """The element does not fit the prompt: a field is missing, or the template failed on it."""
     TOO_LARGE = "too_large"
-    """The record alone exceeds `max_input_tokens`; no call was made."""
     REJECTED = "rejected"
-    """The provider refused the request (an HTTP 4xx that no retry mends)."""
     RATE_LIMITED = "rate_limited"
-    """Still rate limited after the last retry or at the call's deadline."""
     TIMED_OUT = "timed_out"
-    """No answer within `request_timeout_ms`, or none by the deadline of the job."""
     UNAVAILABLE = "unavailable"
-    """The provider was unreachable or failing (5xx, dropped connections) until the last retry."""
     EXPIRED = "expired"
-    """The batch job ended before it came to this record."""
     CANCELLED = "cancelled"
-    """The batch job was cancelled before it came to this record."""
     ABORTED = "aborted"
-    """Not asked, or not asked again: a bad key, an unknown model or a spent quota had ended all calls."""
     DOUBTFUL = "doubtful"
-    """A batch job may or may not have been created and can't be found; nothing was submitted again."""
     BUDGET = "budget"
-    """Stopped by a spending limit."""
 
     ALL = (
         MISSING, UNREADABLE, INVALID, REFUSED, TRUNCATED, PROMPT, TOO_LARGE, REJECTED, RATE_LIMITED,

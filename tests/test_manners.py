@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import pickletools
+import pydoc
 import subprocess
 import sys
 import typing
@@ -25,7 +26,8 @@ from apache_beam.transforms.error_handling import CollectingErrorHandler, ErrorH
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 from apache_beam.typehints.row_type import RowTypeConstraint
 
-from beam_llm import BatchJobRef, CollectBatchJobs, Failure, LLMPredict, Prediction, SubmitBatchJobs, Usage, UsageError
+import beam_llm
+from beam_llm import BatchJobRef, CollectBatchJobs, Failure, Kind, LLMPredict, Prediction, SubmitBatchJobs, Usage, UsageError
 from beam_llm.config import OPTIONS
 from beam_llm.testing import Emulator, Fault
 from beam_llm.transforms.coders import AnyObjectCoder, PredictionCoder
@@ -497,3 +499,11 @@ def test_classes_of_a_main_program_reach_the_workers_and_come_back(flags, emulat
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert sorted(out.read_text().split()) == ["0", "1", "negative", "positive"]
+
+
+def test_help_is_a_map_of_the_package_and_names_every_kind_of_error():
+    words = pydoc.render_doc(beam_llm, renderer=pydoc.plaintext)
+    assert [name for name in beam_llm.__all__ if name not in words] == []
+    assert "class LLMPredict(" in words
+    listed = [line.strip().partition(":")[0] for line in (Kind.__doc__ or "").split("\n") if line.startswith("      ")]
+    assert listed == list(Kind.ALL)
