@@ -81,6 +81,7 @@ class Place(NamedTuple):
       chat_url: full address of chat completions.
       base_url: what the SDK is given for files and batches.
       line_url: the `url` of a line in a batch file.
+      key_reference: where the key is kept, for error messages.
     """
 
     chat_url: str
@@ -88,9 +89,14 @@ class Place(NamedTuple):
     line_url: str
     azure: bool
     api_version: str | None
+    key_reference: str | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Place:
+        return cls._of(settings)._replace(key_reference=settings.api_key)
+
+    @classmethod
+    def _of(cls, settings: Settings) -> Place:
         base = (settings.base_url or "").rstrip("/")
         if settings.provider != "azure":
             return cls(f"{base}/chat/completions", base, "/v1/chat/completions", False, None)
@@ -171,7 +177,9 @@ class OpenAIChat:
             ) from error
         headers = response.headers
         if response.status >= 300:
-            raise error_of(response.status, headers, reply, secret=self._key, log_data=self._log_data)
+            raise error_of(
+                response.status, headers, reply, secret=self._key, key_reference=self._place.key_reference, log_data=self._log_data
+            )
         return decode_reply(reply, headers.get("x-request-id"), pace_of(headers))
 
     def _open(self) -> aiohttp.ClientSession:
@@ -304,7 +312,14 @@ class OpenAIBatches:
                 body = orjson.loads(body)
         status = response.get("status_code") or 200
         if status >= 400 or isinstance(body, str):
-            raise error_of(status if status >= 400 else 502, {}, body, secret=self._key, log_data=self._log_data)
+            raise error_of(
+                status if status >= 400 else 502,
+                {},
+                body,
+                secret=self._key,
+                key_reference=self._place.key_reference,
+                log_data=self._log_data,
+            )
         return completion_of(body, response.get("request_id"))
 
     def _line_error(self, response: Any, error: Any) -> CallError:
@@ -313,7 +328,12 @@ class OpenAIBatches:
         if error is None and status is None:
             return Retryable(Kind.MISSING, "the job's file has a line for this request, but neither an answer nor an error in it")
         found = error_of(
-            status if isinstance(status, int) and status >= 400 else 502, {}, {"error": error}, secret=self._key, log_data=self._log_data
+            status if isinstance(status, int) and status >= 400 else 502,
+            {},
+            {"error": error},
+            secret=self._key,
+            key_reference=self._place.key_reference,
+            log_data=self._log_data,
         )
         code = str(error.get("code") or "").lower() if isinstance(error, dict) else str(error or "").lower()
         ends = {"expired": Kind.EXPIRED, "cancelled": Kind.CANCELLED, "canceled": Kind.CANCELLED}
@@ -430,7 +450,15 @@ class OpenAIBatches:
         except openai.APIStatusError as error:
             body = error.response.content if error.response.is_stream_consumed else error.response.read()
             headers: Mapping[str, str] = error.response.headers
-            found = error_of(error.status_code, headers, body, secret=self._key, log_data=self._log_data, missing=missing)
+            found = error_of(
+                error.status_code,
+                headers,
+                body,
+                secret=self._key,
+                key_reference=self._place.key_reference,
+                log_data=self._log_data,
+                missing=missing,
+            )
         except openai.APITimeoutError as error:
             raise Retryable(Kind.TIMED_OUT, "no answer in time") from error
         except openai.APIConnectionError as error:

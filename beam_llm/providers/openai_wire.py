@@ -179,6 +179,7 @@ def error_of(
     body: Any,
     *,
     secret: str | None = None,
+    key_reference: str | None = None,
     log_data: bool = False,
     missing: type[CallError] = Aborted,
 ) -> CallError:
@@ -188,6 +189,7 @@ def error_of(
       status: a redirect counts as a wrong address: following it would carry the key elsewhere.
       body: the error's body, parsed or as bytes.
       secret: the key in use, to be taken out should the provider repeat it.
+      key_reference: where that key is kept, to be named where the provider refuses it.
       log_data: whether the provider's sentence may be kept whole; it may quote a record.
       missing: what a 404 means: for a chat call that the model or the address is wrong (Aborted), for a job that it is unknown (Rejected).
     """
@@ -196,6 +198,8 @@ def error_of(
     named = " ".join(filter(None, (f"HTTP {status}", code or kind, f"({param})" if param else "")))
     message = f"{named}: {shown(sentence, secret, log_data)}" if sentence else named
     should_retry = headers.get("x-should-retry")
+    if status in (401, 403) and key_reference:
+        message = f"{message} (api_key is {key_reference!r})"
     if words & _SPENT or status in (401, 403) or 300 <= status < 400 or (words & _NO_MODEL and status < 500):
         return Aborted(Kind.ABORTED, message, status=status)
     if status == 404:
