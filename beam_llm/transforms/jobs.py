@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import Duration, Timestamp
 
 from beam_llm import events
+from beam_llm.batching import RECORD_OVERHEAD_TOKENS
 from beam_llm.calls import Asked, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure
@@ -109,6 +111,11 @@ class PlanJobs(beam.DoFn):
             yield from self._planner.planned(parts)
 
 
+_FRAME_BYTES = 400
+_BYTES_PER_TOKEN = 4
+"""Of a JSONL line beside its texts: parameters and ids; the prompt's own words."""
+
+
 class Planner:
     """Parts → refs, each at its job's minimum timestamp."""
 
@@ -120,9 +127,13 @@ class Planner:
         self._bytes = settings.job_max_bytes or self._limits.max_bytes
         self._tokens = settings.job_max_tokens or float("inf")
 
-    def is_full(self, records: int, size: int, tokens: int) -> bool:
-        """Whether that many records, bytes or tokens of them, fill a job."""
-        return records >= self._records or size >= self._bytes or tokens >= self._tokens
+    def filled(self, records: int, size: int, tokens: int) -> float:
+        """The share of a job that so many records, bytes and tokens of texts fill; from above, with each line's frame and prompt."""
+        caps, shared = self._former.caps, self._former.task.shared_tokens
+        lines = math.ceil(records / caps.records)
+        size += lines * (_FRAME_BYTES + _BYTES_PER_TOKEN * shared)
+        tokens += lines * shared + records * RECORD_OVERHEAD_TOKENS
+        return max(records / self._records, size / self._bytes, tokens / self._tokens)
 
     def planned(self, parts: Sequence[PartRef]) -> Iterator[WindowedValue]:
         refs = plan(self._store, self._former.task, self._former.caps, self._limits, parts, time)

@@ -306,15 +306,24 @@ class PlanAcrossBundles(beam.DoFn):
     ) -> Iterator[Any]:
         part = PartRef(*keyed[1])
         before = Gathered(*(known.read() or ()))
-        held = before.with_part(part, time.time() + self._settings.job_max_wait_seconds)
+        held = self._with(before, part)
+        if before.rows and self._filled(held) > 1:
+            yield from self._take(parts, known)
+            before, held = Gathered(), self._with(Gathered(), part)
         parts.add(tuple(part))
         if not before.rows or held.oldest < before.oldest:
             drain.set(GlobalWindow().max_timestamp())
             wait.set(held.due)
-        if self._planner.is_full(held.rows, held.size, held.tokens):
+        if self._filled(held) >= 1:
             yield from self._take(parts, known)
         else:
             known.write(tuple(held))
+
+    def _with(self, held: Gathered, part: PartRef) -> Gathered:
+        return held.with_part(part, time.time() + self._settings.job_max_wait_seconds)
+
+    def _filled(self, held: Gathered) -> float:
+        return self._planner.filled(held.rows, held.size, held.tokens)
 
     @on_timer(WAIT)
     def waited(self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN)) -> Iterator[Any]:
