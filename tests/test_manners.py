@@ -419,6 +419,21 @@ def test_counters_of_jobs_tell_what_happened(emulator, tmp_path):
     assert counters.get("cost_micro_usd", 0) == 0
 
 
+@pytest.mark.parametrize(("batch_size", "requests"), [(1, 6), (2, 3)])
+def test_what_a_job_left_over_is_asked_live_in_prompts_of_the_usual_size_and_counted_once(emulator, tmp_path, batch_size, requests):
+    emulator.set_faults(Fault("expire", times=1, done=1))
+    kept = Collect()
+    p = pipeline()
+    reviews = p | beam.Create([f"good text {number}" for number in range(7)], reshuffle=False)
+    _ = reviews | LLMPredict(MODEL, mode="batch_api", batch_size=batch_size, on_leftover="online", **batch_options(tmp_path)) | kept
+    result = p.run()
+    result.wait_until_finish()
+    counters, _ = counted(result)
+    assert (counters["records"], counters["requests"], emulator.calls) == (7, requests, requests)
+    assert counters["input_tokens"] == sum(p.usage.input_tokens for p in kept.found)
+    assert counters["output_tokens"] == sum(p.usage.output_tokens for p in kept.found)
+
+
 def test_retries_are_counted_and_told_from_splits(emulator):
     emulator.set_faults(Fault("server_error", nth=1))
     p = pipeline()

@@ -22,7 +22,8 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 
 from beam_llm import events
 from beam_llm.batching import RECORD_OVERHEAD_TOKENS
-from beam_llm.calls import Asked, borrow_engine, return_engine
+from beam_llm.batching import Batcher, caps_of
+from beam_llm.calls import Asked, Tally, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure
 from beam_llm.jobs import BatchJobRef, Driver, PartRef, PartRow, Ready, Waiting, drive_all, find_ref, open_store, plan, write_part
@@ -153,6 +154,7 @@ class Drive:
         task = Task(settings)
         self._output = task.output
         self._live_cost = prices.cost_usd
+        self._caps = caps_of(settings, task.shared_tokens, prices.context_window)
         self.store = open_store(str(settings.staging_location))
         self.driver = Driver(settings, task, self.store, connect_batch(settings), self._ask, prices.cost_usd, time)
         self._reader = EnvelopeReader(self.store)
@@ -160,13 +162,22 @@ class Drive:
         HEAP.hold()
 
     def _ask(self, records: Sequence[Record]) -> Asked:
-        """Live calls for what jobs left over; most jobs leave nothing, so the engine is started only here."""
+        """Live calls for what jobs left over, in prompts of the usual size; most leave nothing, so the engine is started only here."""
         if self._engine is None:
             self._engine = borrow_engine(self._settings, partial(connect, self._settings), self._live_cost)
-        asked: Asked = self._engine.submit(records).result()
-        self._meter.calls(len(records), asked.tally)
-        dump = self._output.dump
-        return asked._replace(outcomes=[o if o.failure is not None else o._replace(value=dump(o.value)) for o in asked.outcomes])
+        batcher: Batcher[None] = Batcher(self._caps, self._settings.model_name)
+        closed = [batch for record in records for batch in batcher.add(record, None)] + batcher.flush()
+        futures = [self._engine.submit([record for record, _ in batch]) for batch in closed]
+        try:
+            answered, tally, dump = [future.result() for future in futures], Tally(), self._output.dump
+        finally:
+            for future in futures:
+                future.cancel()  # of those that are done, nothing
+        for batch, asked in zip(closed, answered, strict=True):
+            self._meter.calls(len(batch), asked.tally, tokens=False)  # its tokens are counted when its outcomes go out
+            tally.merge(asked.tally)
+        outcomes = [outcome for asked in answered for outcome in asked.outcomes]
+        return Asked([o if o.failure is not None else o._replace(value=dump(o.value)) for o in outcomes], tally)
 
     def emitted(self, answers: Iterable[tuple[bytes, Outcome]]) -> Iterator[WindowedValue]:
         """Windowed Predictions, with typed values; counted by the thousand."""

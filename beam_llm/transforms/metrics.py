@@ -32,9 +32,9 @@ class Meter:
         self._throttled = ThrottlingSignaler(NAMESPACE)
         self._owed_seconds = 0.0
 
-    def calls(self, records: int, tally: Tally) -> None:
-        """Live requests made for one prompt batch of `records` records."""
-        for name in _TALLIED:
+    def calls(self, records: int, tally: Tally, *, tokens: bool = True) -> None:
+        """Live requests made for one prompt batch of `records` records; `tokens` False where `job_usage` will count theirs."""
+        for name in _TALLIED if tokens else _TALLIED[:-3]:
             count = getattr(tally, name)
             if count:
                 self._counters[name].inc(count)
@@ -74,7 +74,7 @@ class Meter:
             self._counters["cost_micro_usd"].inc(round(micro_usd))
 
     def job_usage(self, outcomes: Iterable[Outcome]) -> None:
-        """Tokens of answers that came by a batch job (live ones are counted per call)."""
+        """Tokens of answers that came by a batch job, or by live calls for what it left over."""
         totals = [0, 0, 0]
         for outcome in outcomes:
             usage = outcome.usage
