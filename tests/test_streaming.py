@@ -153,6 +153,20 @@ def test_a_prompt_goes_out_before_it_has_too_many_tokens(emulator, gathering):
     assert 2 <= max(sizes) <= 4
 
 
+@pytest.mark.parametrize(
+    ("limit", "sizes"),
+    [({"job_max_records": 3}, [3, 3, 1]), ({"job_max_bytes": 4000}, [3, 3, 1]), ({"job_max_tokens": 400}, [3, 3, 1]), ({}, [7])],
+    ids=["records", "bytes", "tokens", "none"],
+)
+def test_a_job_goes_out_when_any_limit_is_reached(emulator, monkeypatch, tmp_path, limit, sizes):
+    monkeypatch.setattr(runners, "buffers", lambda pcoll: "timers")
+    mode = {"mode": "batch_api", "staging_location": str(tmp_path), "poll_seconds": 0.05, **limit}
+    texts = [f"{n}: " + "very good indeed " * 20 for n in range(7)]
+    found = places(stream(*[(text, 1) for text in texts]), mode)
+    assert sorted(element for element, _, _ in found) == texts
+    assert [job["request_counts"]["total"] for job in emulator.jobs] == sizes
+
+
 @pytest.mark.parametrize("windows", [FixedWindows(10), SlidingWindows(30, 10), GlobalWindows()], ids=["fixed", "sliding", "global"])
 def test_windows_and_timestamps_survive(emulator, gathering, mode, windows):
     events = [("a", 1), ("b", 12.5), {"clock": 6}, ("c", 3), ("d", 26)]

@@ -116,15 +116,19 @@ class ReadLines(beam.DoFn):
         yield f"text {number}"
 
 
-class Append(beam.DoFn):
+class AppendLine(beam.DoFn):
     """A sink that a killed worker's outputs survive in."""
 
     def __init__(self, path: Path):
         self._path = str(path)
 
-    def process(self, prediction):
+    def process(self, line):
         with open(self._path, "a", encoding="utf-8") as out:
-            out.write(json.dumps([prediction.element, prediction.value, prediction.error and prediction.error.kind]) + "\n")
+            out.write(json.dumps(line) + "\n")
+
+
+def line_of(prediction) -> list:
+    return [prediction.element, prediction.value, prediction.error and prediction.error.kind]
 
 
 def written(path: Path) -> list[list]:
@@ -143,8 +147,26 @@ def start_stream(flink_cluster, emulator, mode: dict, out: Path, records: int, i
     start = time.time()
     p = pipeline(*flags)
     ticks = p | PeriodicImpulse(start, start + records * interval, interval) | beam.ParDo(ReadLines(), start, interval)
-    _ = ticks | beam.WindowInto(FixedWindows(5)) | LLMPredict(MODEL, **mode) | beam.ParDo(Append(out))
+    _ = ticks | beam.WindowInto(FixedWindows(5)) | LLMPredict(MODEL, **mode) | beam.Map(line_of) | beam.ParDo(AppendLine(out))
     return p.run()
+
+
+@pytest.mark.flink
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_on_flink_a_stream_that_ends_ends_the_job_with_every_answer_on_time(flink_cluster, emulator, mode, tmp_path):
+    """A REAL_TIME timer that is left pending would keep the job from ending; a watermark that runs ahead would cost answers."""
+    out, start = tmp_path / "panes.jsonl", time.time()
+    with pipeline(*flink_cluster.streaming_options(env=emulator.environment), "--max_bundle_time_mills=200") as p:
+        ticks = p | PeriodicImpulse(start, start + 6, 0.2) | beam.ParDo(ReadLines(), start, 0.2)
+        answers = ticks | beam.WindowInto(SlidingWindows(30, 10)) | LLMPredict(MODEL, **mode)
+        one_each = answers | "seconds" >> beam.WindowInto(FixedWindows(1)) | beam.Map(lambda p: (p.element, 1))
+        _ = one_each | beam.GroupByKey() | beam.ParDo(Pane()) | beam.ParDo(AppendLine(out))
+    found = written(out)
+    assert {timing for _, _, timing in found} == {"on time"}
+    assert sum(len(ones) for _, ones, _ in found) in (30, 90), "each once, or once for each of its windows"
+    assert all(emulator.billed[f"text {n}"] == 1 for n in range(30))
+    assert max(sizes(emulator, mode)) >= 2
 
 
 @pytest.mark.flink
