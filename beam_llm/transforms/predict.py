@@ -273,6 +273,8 @@ def _planned(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection
     _use_one_window(parts)
     keyed = parts | "To one planner" >> beam.Map(_with_one_key).with_output_types(tuple[int, tuple[str, int, int, int, int]])
     how = "groups" if pcoll.is_bounded else runners.buffers(pcoll)
+    if how == "bundles":
+        runners.warn_of_small_jobs()
     if how == "timers":
         return keyed | "Plan jobs" >> beam.ParDo(PlanAcrossBundles(checked)).with_output_types(BatchJobRef)
     if how == "triggers":

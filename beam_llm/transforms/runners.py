@@ -123,6 +123,14 @@ def warn_of_lost_output(pipeline: Any) -> None:
         )
 
 
+def warn_of_small_jobs() -> None:
+    """FnApiRunner, also behind a plain DirectRunner, can't let parts of a stream wait for one another."""
+    _log.warning(
+        "unbounded input on a local runner: each of its bundles, often one element, becomes a batch job of its own and is waited for; "
+        "Prism, Flink and Dataflow gather job_max_wait_seconds' worth: use --runner=PrismRunner"
+    )
+
+
 def _flags(pipeline: Any) -> dict[str, Any]:
     """All flags that were given, those of a job server included, which Beam's Python does not declare."""
     found: dict[str, Any] = pipeline.options.get_all_options(drop_default=True, retain_unknown_options=True)
