@@ -405,8 +405,9 @@ def test_counters_of_jobs_tell_what_happened(emulator, tmp_path):
     _ = p | beam.Create(ELEMENTS, reshuffle=False) | predict | kept
     result = p.run()
     result.wait_until_finish()
-    counters, _ = counted(result)
+    counters, distributions = counted(result)
     assert (counters["records"], counters["errors"], counters["errors_prompt"]) == (5, 1, 1)
+    assert (counters["job_requests"], distributions["records_per_request"].max) == (2, 2)
     assert counters["input_tokens"] == sum(p.usage.input_tokens for p in kept.found) > 0
     assert counters["output_tokens"] == sum(p.usage.output_tokens for p in kept.found) > 0
     assert counters["cost_micro_usd"] == pytest.approx(sum(p.cost_usd for p in kept.found if p.cost_usd) * 1e6, abs=2)
@@ -429,7 +430,7 @@ def test_what_a_job_left_over_is_asked_live_in_prompts_of_the_usual_size_and_cou
     result = p.run()
     result.wait_until_finish()
     counters, _ = counted(result)
-    assert (counters["records"], counters["requests"], emulator.calls) == (7, requests, requests)
+    assert (counters["records"], counters["requests"], emulator.calls, counters["job_requests"]) == (7, requests, requests, 1)
     assert counters["input_tokens"] == sum(p.usage.input_tokens for p in kept.found)
     assert counters["output_tokens"] == sum(p.usage.output_tokens for p in kept.found)
 

@@ -21,8 +21,7 @@ from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import Duration, Timestamp
 
 from beam_llm import events
-from beam_llm.batching import RECORD_OVERHEAD_TOKENS
-from beam_llm.batching import Batcher, caps_of
+from beam_llm.batching import RECORD_OVERHEAD_TOKENS, Batcher, caps_of
 from beam_llm.calls import Asked, Tally, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure
@@ -159,6 +158,7 @@ class Drive:
         self.driver = Driver(settings, task, self.store, connect_batch(settings), self._ask, prices.cost_usd, time)
         self._reader = EnvelopeReader(self.store)
         self._meter = Meter()
+        self._live_ids: set[str | None] = {None}
         HEAP.hold()
 
     def _ask(self, records: Sequence[Record]) -> Asked:
@@ -177,6 +177,7 @@ class Drive:
             self._meter.calls(len(batch), asked.tally, tokens=False)  # its tokens are counted when its outcomes go out
             tally.merge(asked.tally)
         outcomes = [outcome for asked in answered for outcome in asked.outcomes]
+        self._live_ids.update(outcome.request_id for outcome in outcomes)
         return Asked([o if o.failure is not None else o._replace(value=dump(o.value)) for o in outcomes], tally)
 
     def emitted(self, answers: Iterable[tuple[bytes, Outcome]]) -> Iterator[WindowedValue]:
@@ -185,9 +186,9 @@ class Drive:
         load = self._output.load
         for data, outcome in answers:
             envelope = self._reader.decode(data)
-            told.append(outcome)
-            if len(told) >= 1000:
+            if len(told) >= 1000 and outcome.request_id != told[-1].request_id:  # a line's records are told together
                 self._tell(told)
+            told.append(outcome)
             if outcome.failure is None:
                 outcome = outcome._replace(value=load(outcome.value))
             prediction = prediction_of(envelope.element, outcome)
@@ -196,6 +197,7 @@ class Drive:
 
     def _tell(self, outcomes: list[Outcome]) -> None:
         self._meter.job_usage(outcomes)
+        self._meter.job_lines(outcomes, self._live_ids)
         self._meter.outcomes(outcomes)
         outcomes.clear()
 

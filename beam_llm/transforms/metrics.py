@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from itertools import groupby
 
 from apache_beam.io.components.adaptive_throttler import ThrottlingSignaler
 from apache_beam.metrics import Metrics
@@ -19,12 +20,14 @@ _TALLIED = ("requests", "retries", "splits", "single_requests", "input_tokens", 
 class Meter:
     """Posts what happened. Built in a DoFn's `setup`, used on its thread.
 
-    Counters: records, errors, errors_<kind>, reused, cost_micro_usd, requests, retries, splits, single_requests, input_tokens,
+    `requests` are live calls, retries included; `job_requests` the lines of batch jobs that were answered.
+
+    Counters: records, errors, errors_<kind>, reused, cost_micro_usd, job_requests, requests, retries, splits, single_requests, input_tokens,
     output_tokens, cached_tokens, warnings_<what>, cumulativeThrottlingSeconds. Distributions: latency_ms, records_per_request.
     """
 
     def __init__(self) -> None:
-        names = ("records", "errors", "reused", "cost_micro_usd", *_TALLIED)
+        names = ("records", "errors", "reused", "cost_micro_usd", "job_requests", *_TALLIED)
         self._counters = {name: Metrics.counter(NAMESPACE, name) for name in names}
         self._by_kind = {kind: Metrics.counter(NAMESPACE, f"errors_{kind}") for kind in Kind.ALL}
         self._latency = Metrics.distribution(NAMESPACE, "latency_ms")
@@ -72,6 +75,13 @@ class Meter:
             self._counters["reused"].inc(reused)
         if micro_usd:
             self._counters["cost_micro_usd"].inc(round(micro_usd))
+
+    def job_lines(self, outcomes: Iterable[Outcome], live: Container[str | None]) -> None:
+        """Lines of jobs that were answered now: runs of outcomes with one request id, those in `live` aside (counted as calls)."""
+        for request_id, members in groupby(outcome.request_id for outcome in outcomes if not outcome.reused):
+            if request_id not in live:
+                self._counters["job_requests"].inc()
+                self._packed.update(sum(1 for _ in members))
 
     def job_usage(self, outcomes: Iterable[Outcome]) -> None:
         """Tokens of answers that came by a batch job, or by live calls for what it left over."""
