@@ -279,13 +279,14 @@ def test_every_runner_gathers_as_it_can(runner, source, how):
 
 
 @pytest.mark.parametrize("runner", ["FnApiRunner", "DirectRunner"])
-def test_a_periodic_source_loses_nothing(emulator, mode, runner):
+def test_a_periodic_source_loses_nothing(emulator, mode, runner, caplog):
     found, start = Collect(), time.time()
     with streaming_pipeline(runner) as p:
         ticks = p | PeriodicImpulse(start, start + 1, 0.2) | beam.Map(lambda tick: f"text {round((tick - start) / 0.2)}")
         _ = ticks | beam.WindowInto(FixedWindows(1)) | LLMPredict(MODEL, **mode) | beam.Map(lambda p: p.element) | found
     assert sorted(found.found) == [f"text {n}" for n in range(5)]
     assert all(emulator.billed[text] == 1 for text in found.found)
+    assert ("a batch job of its own" in caplog.text) == (mode.get("mode") == "batch_api")
 
 
 def test_the_streaming_example_runs(emulator, tmp_path):
