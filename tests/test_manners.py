@@ -420,6 +420,18 @@ def test_counters_of_jobs_tell_what_happened(emulator, tmp_path):
     assert counters.get("cost_micro_usd", 0) == 0
 
 
+def test_calls_that_cost_a_fraction_of_a_micro_dollar_are_not_counted_as_nothing(emulator):
+    kept = Collect()
+    p = pipeline()
+    prices = {"input": 0.01, "output": 0.01}
+    _ = p | beam.Create([f"text {number}" for number in range(40)], reshuffle=False) | LLMPredict(MODEL, prices=prices) | kept
+    result = p.run()
+    result.wait_until_finish()
+    micro_usd = sum(p.cost_usd for p in kept.found) * 1e6
+    assert 0 < max(p.cost_usd for p in kept.found) * 1e6 < 0.5
+    assert micro_usd - 1 < counted(result)[0]["cost_micro_usd"] <= micro_usd
+
+
 @pytest.mark.parametrize(("batch_size", "requests"), [(1, 6), (2, 3)])
 def test_what_a_job_left_over_is_asked_live_in_prompts_of_the_usual_size_and_counted_once(emulator, tmp_path, batch_size, requests):
     emulator.set_faults(Fault("expire", times=1, done=1))

@@ -22,8 +22,8 @@ class Meter:
 
     `requests` are live calls, retries included; `job_requests` the lines of batch jobs that were answered.
 
-    Counters: records, errors, errors_<kind>, reused, cost_micro_usd, job_requests, requests, retries, splits, single_requests, input_tokens,
-    output_tokens, cached_tokens, warnings_<what>, cumulativeThrottlingSeconds. Distributions: latency_ms, records_per_request.
+    Counters: records, errors, errors_<kind>, reused, cost_micro_usd, job_requests, requests, retries, splits, single_requests,
+    input_tokens, output_tokens, cached_tokens, warnings_<what>, cumulativeThrottlingSeconds. Distributions: latency_ms, records_per_request.
     """
 
     def __init__(self) -> None:
@@ -34,6 +34,7 @@ class Meter:
         self._packed = Metrics.distribution(NAMESPACE, "records_per_request")
         self._throttled = ThrottlingSignaler(NAMESPACE)
         self._owed_seconds = 0.0
+        self._owed_micro_usd = 0.0
 
     def calls(self, records: int, tally: Tally, *, tokens: bool = True) -> None:
         """Live requests made for one prompt batch of `records` records; `tokens` False where `job_usage` will count theirs."""
@@ -73,8 +74,11 @@ class Meter:
             self._counters["errors"].inc(errors)
         if reused:
             self._counters["reused"].inc(reused)
-        if micro_usd:
-            self._counters["cost_micro_usd"].inc(round(micro_usd))
+        # A call may cost less than a micro-dollar: what is not whole yet is counted with the next.
+        self._owed_micro_usd += micro_usd
+        if self._owed_micro_usd >= 1:
+            self._counters["cost_micro_usd"].inc(int(self._owed_micro_usd))
+            self._owed_micro_usd %= 1
 
     def job_lines(self, outcomes: Iterable[Outcome], live: Container[str | None]) -> None:
         """Lines of jobs that were answered now: runs of outcomes with one request id, those in `live` aside (counted as calls)."""
