@@ -23,7 +23,8 @@ class Meter:
     `requests` are live calls, retries included; `job_requests` the lines of batch jobs that were answered.
 
     Counters: records, errors, errors_<kind>, reused, cost_micro_usd, job_requests, requests, retries, splits, single_requests,
-    input_tokens, output_tokens, cached_tokens, warnings_<what>, cumulativeThrottlingSeconds. Distributions: latency_ms, records_per_request.
+    input_tokens, output_tokens, cached_tokens, warnings_<what>, cumulativeThrottlingSeconds.
+    Distributions: latency_ms, records_per_request.
     """
 
     def __init__(self) -> None:
