@@ -113,6 +113,9 @@ class BatchProvider(Protocol):
     def delete_file(self, file_id: str) -> None:
         """Removes a provider file; harmless where it is gone."""
 
+    def close(self) -> None:
+        """Gives back connections; harmless to repeat."""
+
 
 class Store(Protocol):
     """The staging location: named objects, created at most once each where asked so.

@@ -256,6 +256,16 @@ def test_slots_sessions_and_threads_are_back_after_the_pipeline(ending):
 
 
 @needs_proc
+def test_connections_to_the_batch_api_are_back_too(tmp_path):
+    batch = {"mode": "batch_api", "staging_location": str(tmp_path), "poll_seconds": 0.05}
+    with Emulator(batch_seconds=0.02) as emulator:
+        _, sockets = _left()
+        collected(predict(emulator, batch_size=3, **batch), rows_of(["a", "b", "c", "d"]))
+        assert emulator.jobs
+        assert _settles(lambda: _left()[0] == [] and _left()[1] <= sockets), _left()
+
+
+@needs_proc
 def test_a_bundle_that_fails_cancels_its_calls(caplog):
     """A downstream step raises while calls hang: the pipeline fails at once, not when they time out."""
     caplog.set_level(logging.ERROR)

@@ -189,6 +189,9 @@ class FakeBatches:
     def delete_file(self, file_id: str) -> None:
         self.files.pop(file_id, None)
 
+    def close(self) -> None:
+        """Nothing to give back."""
+
     # The other side
 
     def settle(self) -> None:

@@ -155,7 +155,8 @@ class Drive:
         self._live_cost = prices.cost_usd
         self._caps = caps_of(settings, task.shared_tokens, prices.context_window)
         self.store = open_store(str(settings.staging_location))
-        self.driver = Driver(settings, task, self.store, connect_batch(settings), self._ask, prices.cost_usd, time)
+        self._provider = connect_batch(settings)
+        self.driver = Driver(settings, task, self.store, self._provider, self._ask, prices.cost_usd, time)
         self._reader = EnvelopeReader(self.store)
         self._meter = Meter()
         self._live_ids: set[str | None] = {None}
@@ -203,6 +204,7 @@ class Drive:
 
     def close(self) -> None:
         HEAP.release()
+        self._provider.close()
         if self._engine is not None:
             return_engine(self._engine)
             self._engine = None
