@@ -19,7 +19,7 @@ import orjson
 
 from beam_llm.errors import CallError, Failure, Kind, LedgerError, Rejected
 from beam_llm.jobs.columns import Array
-from beam_llm.jobs.job import ASK, FOLLOW_UP, folder
+from beam_llm.jobs.job import ASK, FOLLOW_UP, TERMINAL, folder
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import LEFT, Outcomes, OutcomeWriter
 from beam_llm.jobs.points import reached
@@ -299,7 +299,14 @@ def _remove(store: Store, name: str) -> None:
 
 
 def ended_as(status: str, errors: Iterator[tuple[str, str, int | None]], past_deadline: bool) -> Ending:
-    """What a provider's terminal status means for lines without a reply."""
+    """What a provider's terminal status means for lines without a reply.
+
+    Args:
+      status: at the deadline any status; one that isn't terminal leaves a doubt, as an answer may still come, and be paid for.
+    """
+    if past_deadline and status not in TERMINAL:
+        said = "the job neither ended nor was cancelled by its deadline, so an answer may yet be paid for; on_doubt='resubmit' asks again"
+        return Ending("deadline", Failure(Kind.DOUBTFUL, said, 1), True, {})
     if past_deadline:
         return Ending("deadline", Failure(Kind.TIMED_OUT, "the job had not come to this record by its deadline", 1), True, {})
     if status == "cancelled":

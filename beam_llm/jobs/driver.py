@@ -303,7 +303,7 @@ class Driver:
                 _LOG.warning("job %d: cancelling at its deadline failed: %s", intent.number, error.message)
         asked_at = float((read_json(self._store, name) or {}).get("at", now))
         if now >= asked_at + 2 * doubt_seconds(self._settings):
-            return self._collected(intent, remote, job, ended_as(job.status, iter(()), True), total)
+            return self._collected(intent, remote, job, ended_as(job.status.lower(), iter(()), True), total)
         return self._wait(
             remote, poll_interval(self._settings, 0.0, f"{intent.number}"), job.status.lower(), _records_done(intent, job), total
         )
