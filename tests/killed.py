@@ -29,6 +29,8 @@ MODEL = "openai:gpt-4.1-mini"
 PROMPT = "Classify the sentiment of this review:\n{{ text }}"
 MOODS = {"great and lovely": "positive", "awful, I hate it": "negative", "it is blue": "neutral"}
 THINGS = ("phone", "lamp", "chair", "book", "radio", "table", "clock", "shirt")
+KEY = "BEAM_LLM_KILLED_TESTS_KEY"
+os.environ[KEY] = "any-key"
 QUICK = {"poll_seconds": 0.05, "lease_seconds": 1.0, "list_lag_seconds": 0.3}
 CHILD_SECONDS = 60
 
@@ -95,10 +97,17 @@ def rows_of(run: Run) -> list[Row]:
     elements = [dict(extra, text=text) for text, extra in zip(run.texts, run.fields or [{}] * len(run.texts), strict=True)]
     kept = Collect()
     batch = {"staging_location": run.staging, **QUICK} if run.mode == "batch_api" else {}
-    options = {"output": "enum:positive|negative|neutral", "base_url": run.base_url, "api_key": "none", "batch_size": 3, "prompt": PROMPT}
+    options = {
+        "output": "enum:positive|negative|neutral",
+        "base_url": run.base_url,
+        "api_key": f"env:{KEY}",
+        "batch_size": 3,
+        "prompt": PROMPT,
+    }
     options |= {**batch, **run.options}
+    model = options.pop("model", MODEL)
     with beam.Pipeline(options=PipelineOptions(list(run.flags))) as p:
-        _ = p | beam.Create(elements) | LLMPredict(MODEL, mode=run.mode, **options) | kept
+        _ = p | beam.Create(elements) | LLMPredict(model, mode=run.mode, **options) | kept
     return [
         Row(e.element["text"], e.value, e.error and str(e.error.kind), e.error and e.error.message, e.reused, e.cost_usd)
         for e in kept.found
