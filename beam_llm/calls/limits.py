@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from beam_llm.values import Pace
 
 MINUTE = 60.0
-RESET_MOST_SECONDS = 30.0
+RESET_MOST_SECONDS = 2.0
+"""A header says when the whole minute is free again, not when the next request fits: longer holds would waste it, a 429 says more."""
 
 
 @dataclass(slots=True)
