@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
+import hypothesis
 import pytest
 
 from tests.components import Unavailable, required
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from tests.components.gcs import GcsServer
 
 T = TypeVar("T")
+
+# By default hypothesis fails an example that takes 200 ms once, which a busy machine does to any.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 
 def _get(part: str, make: Callable[[], T]) -> T:
