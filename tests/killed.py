@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import tempfile
 import time
 import urllib.request
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 
 MODEL = "openai:gpt-4.1-mini"
 PROMPT = "Classify the sentiment of this review:\n{{ text }}"
+MOOD = "enum:positive|negative|neutral"
 MOODS = {"great and lovely": "positive", "awful, I hate it": "negative", "it is blue": "neutral"}
 THINGS = ("phone", "lamp", "chair", "book", "radio", "table", "clock", "shirt")
 KEY = "BEAM_LLM_KILLED_TESTS_KEY"
@@ -86,6 +88,16 @@ class Run:
         return dataclasses.replace(self, **changes)
 
 
+@dataclass
+class Command:
+    """`beam-llm …`, killed as a `Run` is. Its rows are its exit code."""
+
+    arguments: Sequence[str]
+    kill: str | None = None
+    stop: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
 def rows_of(run: Run) -> list[Row]:
     """Runs the pipeline in this process; one row per prediction."""
     import apache_beam as beam
@@ -97,13 +109,7 @@ def rows_of(run: Run) -> list[Row]:
     elements = [dict(extra, text=text) for text, extra in zip(run.texts, run.fields or [{}] * len(run.texts), strict=True)]
     kept = Collect()
     batch = {"staging_location": run.staging, **QUICK} if run.mode == "batch_api" else {}
-    options = {
-        "output": "enum:positive|negative|neutral",
-        "base_url": run.base_url,
-        "api_key": f"env:{KEY}",
-        "batch_size": 3,
-        "prompt": PROMPT,
-    }
+    options = {"output": MOOD, "base_url": run.base_url, "api_key": f"env:{KEY}", "batch_size": 3, "prompt": PROMPT}
     options |= {**batch, **run.options}
     model = options.pop("model", MODEL)
     with beam.Pipeline(options=PipelineOptions(list(run.flags))) as p:
@@ -128,7 +134,7 @@ def complaints(rows: Sequence[Row], texts: Sequence[str], *, may_fail: Sequence[
 class Child:
     """A run in a process of its own."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run | Command) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="beam-llm-killed-")
         self._out = Path(self._folder.name)
         self._process = _children.Process(target=_child, args=(run, self._folder.name), daemon=True)
@@ -170,11 +176,11 @@ class Child:
         self._folder.cleanup()
 
 
-def start(run: Run) -> Child:
+def start(run: Run | Command) -> Child:
     return Child(run)
 
 
-def killed(run: Run) -> int | None:
+def killed(run: Run | Command) -> int | None:
     """Runs it to its end in a process of its own; its exit code, -9 after a kill."""
     child = start(run)
     code = child.ended()
@@ -222,17 +228,21 @@ _children = multiprocessing.get_context("forkserver")
 _children.set_forkserver_preload(["tests.killed_imports"])
 
 
-def _child(run: Run, folder: str) -> None:
+def _child(run: Run | Command, folder: str) -> None:
     from beam_llm.jobs import points
 
     os.environ.update(run.environment)
     os.dup2(os.open(f"{folder}/stderr", os.O_WRONLY | os.O_CREAT), 2)
     points.watch = _watch(run, folder)
+    if isinstance(run, Command):
+        from beam_llm.fronts.cli import main
+
+        sys.exit(main(list(run.arguments)))
     rows = rows_of(run)
     Path(folder, "rows.json").write_text(json.dumps(rows))
 
 
-def _watch(run: Run, folder: str) -> Callable[[str], None]:
+def _watch(run: Run | Command, folder: str) -> Callable[[str], None]:
     seen: Counter[str] = Counter()
 
     def watch(point: str) -> None:
