@@ -252,10 +252,23 @@ def test_a_test_stream_beside_bounded_input_costs_no_record(emulator, mode):
     assert streamed.found == ["a", "b"]
 
 
-def test_the_waiting_dofn_is_refused_where_it_can_not_wait(tmp_path):
-    p = beam.Pipeline(options=PipelineOptions(["--runner=BundleBasedDirectRunner"]))
+@pytest.mark.parametrize(
+    ("runner", "before"),
+    [
+        ("BundleBasedDirectRunner", beam.Create(["x"])),
+        ("DirectRunner", stream(("x", 1))),
+        ("DirectRunner", beam.Create([(0, "x")]) | beam.GroupIntoBatches(2) | beam.FlatMap(lambda batch: batch[1])),
+    ],
+    ids=["by name", "by a TestStream", "by a batcher"],
+)
+def test_the_waiting_dofn_is_refused_where_it_can_not_wait(tmp_path, runner, before):
+    p = beam.Pipeline(options=PipelineOptions([f"--runner={runner}"]))
     with pytest.raises(UsageError, match="BundleBasedDirectRunner"):
-        _ = p | beam.Create(["x"]) | LLMPredict(MODEL, mode="batch_api", staging_location=str(tmp_path), waiting="sdf")
+        _ = (
+            p
+            | before
+            | LLMPredict(MODEL, mode="batch_api", base_url="http://127.0.0.1:1/v1", staging_location=str(tmp_path), waiting="sdf")
+        )
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,7 @@ def _alone(keyed: tuple[int, Any]) -> tuple[int, list[Any]]:
 
 
 def _driven(refs: pvalue.PCollection, checked: Settings, *, collecting: bool = False) -> pvalue.PCollection:
-    how = DriveInLoop if runners.waiting_for(refs.pipeline, checked.waiting) == "loop" else DriveAsSdf
+    how = DriveInLoop if runners.waiting_for(refs, checked.waiting) == "loop" else DriveAsSdf
     spread = refs if runners.is_local(refs.pipeline) else refs | "Spread jobs" >> beam.Reshuffle()
     return spread | "Drive jobs" >> beam.ParDo(how(checked, collecting=collecting)).with_output_types(Prediction)
 

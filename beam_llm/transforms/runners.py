@@ -6,7 +6,10 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import apache_beam as beam
 from apache_beam.options.pipeline_options import PortableOptions
+from apache_beam.transforms import userstate
+from apache_beam.transforms.timeutil import TimeDomain
 
 from beam_llm.errors import UsageError
 
@@ -71,8 +74,23 @@ def buffers(pcoll: Any) -> str:
     runner = _underlying(pcoll.pipeline)
     if _is_a(runner, "FnApiRunner") or _is_a(runner, "PortableRunner"):
         return "bundles"
-    bundle_based = _is_a(runner, "BundleBasedDirectRunner") or any(type(t).__name__ in _BUNDLE_BASED_SOURCES for t in _upstream(pcoll))
-    return "triggers" if bundle_based else "bundles"
+    return "triggers" if _is_bundle_based(pcoll) else "bundles"
+
+
+def _is_bundle_based(pcoll: Any) -> bool:
+    """Whether the BundleBasedDirectRunner will run this, as far as can be seen upstream."""
+    runner = _underlying(pcoll.pipeline)
+    if _is_a(runner, "BundleBasedDirectRunner"):
+        return True
+    return _is_a(runner, "SwitchingDirectRunner") and any(map(_moves_to_bundle_based, _upstream(pcoll)))
+
+
+def _moves_to_bundle_based(transform: Any) -> bool:
+    """What `direct_runner.py` looks for: a TestStream, Pub/Sub, a REAL_TIME timer (GroupIntoBatches has one)."""
+    dofn = getattr(transform, "dofn", None)
+    if not isinstance(dofn, beam.DoFn) or not userstate.is_stateful_dofn(dofn):
+        return type(transform).__name__ in _BUNDLE_BASED_SOURCES
+    return any(timer.time_domain == TimeDomain.REAL_TIME for timer in userstate.get_dofn_specs(dofn)[1])
 
 
 _BUNDLE_BASED_SOURCES = {"TestStream", "ReadFromPubSub"}
@@ -90,16 +108,18 @@ def _upstream(pcoll: Any) -> Iterator[Any]:
         todo.extend([applied.parent, *(source.producer for source in applied.inputs if getattr(source, "producer", None) is not None)])
 
 
-def waiting_for(pipeline: Any, waiting: str | None) -> str:
+def waiting_for(pcoll: Any, waiting: str | None) -> str:
     """How jobs are waited for: `loop` on the local runners, `sdf` on all others, unless the user says otherwise.
 
     Raises:
       UsageError: `sdf` on a local runner with several workers, which loses remainders without a word.
     """
-    if waiting == "sdf" and _is_a(_underlying(pipeline), "BundleBasedDirectRunner"):
+    pipeline = pcoll.pipeline
+    if waiting == "sdf" and _is_bundle_based(pcoll):
         raise UsageError(
-            "waiting is 'sdf' and the runner is BundleBasedDirectRunner, which can't run a splittable DoFn that defers itself; "
-            "leave waiting unset (it is 'loop' here)"
+            "waiting is 'sdf' and the runner is the BundleBasedDirectRunner (where a TestStream or a REAL_TIME timer, such as "
+            "GroupIntoBatches has, moves a DirectRunner pipeline), which can't run a splittable DoFn that defers itself; leave waiting "
+            "unset (it is 'loop' here)"
         )
     workers = int(_flags(pipeline).get("direct_num_workers") or 1)
     if waiting == "sdf" and is_local(pipeline) and workers > 1:
