@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,8 @@ def test_a_cancelled_job_keeps_what_is_finished_and_the_rest_is_asked_only_if_to
         waiting = pool.submit(rows_of, first)
         wait_until(lambda: any(job["request_counts"]["completed"] for job in emulator.jobs))
         known = settings(MODEL, mode="batch_api", staging_location=str(tmp_path), base_url=emulator.base_url, api_key="none")
-        admin.cancel(open_store(str(tmp_path)), connect_batch(known), "1")
+        with closing(connect_batch(known)) as provider:
+            admin.cancel(open_store(str(tmp_path)), provider, "1")
         rows = waiting.result()
     answered = [row.text for row in rows if row.kind is None]
     assert 0 < len(answered) < len(TEXTS)

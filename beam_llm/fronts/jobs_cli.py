@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
@@ -150,7 +151,8 @@ def cancel(chosen: argparse.Namespace) -> int:
     """Asks the provider to cancel a job."""
     store = _store(chosen.staging_location)
     job, _ = admin.show(store, chosen.id)
-    job_id = admin.cancel(store, _provider(chosen, job), chosen.id)
+    with contextlib.closing(_provider(chosen, job)) as provider:
+        job_id = admin.cancel(store, provider, chosen.id)
     print(f"asked the provider to cancel {job_id}; what it has finished is kept and comes out of the next run or `beam-llm jobs attach`")
     return ALL_ANSWERED
 
@@ -159,7 +161,11 @@ def cleanup(chosen: argparse.Namespace) -> int:
     """Removes what finished jobs no longer need, after saying what that is and asking."""
     store = _store(chosen.staging_location)
     jobs = admin.list_jobs(store)
-    provider = _provider(chosen, jobs[-1]) if jobs else None
+    with contextlib.closing(_provider(chosen, jobs[-1])) if jobs else contextlib.nullcontext() as provider:
+        return _cleaned_up(chosen, store, provider)
+
+
+def _cleaned_up(chosen: argparse.Namespace, store: Store, provider: BatchProvider | None) -> int:
     would = admin.cleanup(store, provider, dry_run=True)
     print(_removal(would))
     if not would.names and not would.provider_files:
