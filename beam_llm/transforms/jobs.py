@@ -292,6 +292,7 @@ def _tell_waiting(waiting: Sequence[tuple[BatchJobRef, Waiting]]) -> None:
         states=dict(Counter(looked.status for _, looked in waiting)),
         done=sum(looked.done or 0 for _, looked in waiting),
         total=sum(looked.total for _, looked in waiting),
+        oldest_seconds=max((now - looked.since for _, looked in waiting if looked.since is not None), default=0.0),
         next_seconds=max(min((looked.next_at for _, looked in waiting), default=now) - now, 0.0),
     )
 
