@@ -252,7 +252,7 @@ class GcsStore:
         """The library repeats an upload whose answer was lost, and then the true winner gets the 412. So each create carries
         a nonce of its own in the object's metadata, which is read back to see who won."""
         from google.api_core.exceptions import PreconditionFailed
-        from google.cloud.storage.exceptions import InvalidResponse  # type: ignore[import-untyped]
+        from google.cloud.storage.exceptions import InvalidResponse
 
         blob, nonce = self._blob(name), uuid.uuid4().hex
         blob.metadata = {"creator": nonce}
@@ -318,10 +318,10 @@ class GcsStore:
 
 def _client() -> Any:
     from google.auth.credentials import AnonymousCredentials
-    from google.cloud import storage  # type: ignore[import-untyped]
+    from google.cloud import storage
 
     if os.environ.get("STORAGE_EMULATOR_HOST"):
-        return storage.Client(project="emulator", credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
+        return storage.Client(project="emulator", credentials=AnonymousCredentials())
     return storage.Client()
 
 

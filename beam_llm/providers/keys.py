@@ -51,7 +51,7 @@ def _from_file(reference: str, path: str) -> str:
 def _from_secret_manager(reference: str, name: str) -> str:
     """Google Secret Manager, with the worker's own credentials; the latest version where none is named."""
     try:
-        from google.cloud import secretmanager  # type: ignore[import-untyped,unused-ignore]
+        from google.cloud import secretmanager
     except ImportError:
         raise _missing(reference, "Secret Manager's client is not installed; pip install 'beam-llm[gcp]'") from None
     version = name if "/versions/" in name else f"{name}/versions/latest"
