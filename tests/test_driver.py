@@ -6,10 +6,11 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import orjson
 import pytest
 
 from beam_llm.errors import Aborted, Failure, Kind, UsageError
-from beam_llm.jobs import PartRow, Ready, Waiting, drive_all, find_ref, open_store, plan, points, write_part
+from beam_llm.jobs import PartRow, Ready, Waiting, drive_all, find_ref, list_jobs, open_store, plan, points, write_part
 from beam_llm.jobs.job import jitter, poll_interval
 from beam_llm.protocols import BatchLimits
 from beam_llm.task import Task
@@ -222,6 +223,7 @@ def test_two_jobs_for_one_intent_keep_the_older_and_cancel_the_younger(world: Wo
     assert not wrong(found, TEXTS)
     assert world.fake.calls["create"] == 2
     assert [job.cancel_at is not None for job in world.fake.jobs] == [False, True]
+    assert [job.doubles for job in list_jobs(open_store(world.location))] == [1]
     assert not billed_twice(world)
 
 
@@ -229,6 +231,22 @@ def test_a_list_that_lags_more_than_allowed_for_shows_the_double_before_it_is_pa
     world.fake.create_faults, world.fake.list_lag, world.fake.answers_after = ["lost"], 7.0, 60.0
     assert not wrong(world.run(TEXTS), TEXTS)
     assert [job.cancel_at is not None for job in world.fake.jobs] == [False, True]
+    assert not billed_twice(world)
+
+
+def test_a_job_that_another_process_cancelled_as_a_double_is_no_end(world: World) -> None:
+    (ref,), world.fake.cancel_after = world.plan(TEXTS), 0
+    driver, store, folder = world.driver(), open_store(world.location), "jobs/00000000000000000001/"
+    driver.step(ref)
+    driver.step(ref)
+    (younger,) = world.fake.jobs
+    older = world.fake.create_job(younger.file_id, younger.fingerprint)  # as one that turns up late in the list
+    world.fake.cancel_job(younger.job_id)
+    store.create(folder + "closed-0000", orjson.dumps({"format": 1, "reason": "double", "job_id": younger.job_id}))
+    store.create(folder + "created-0001", orjson.dumps({"format": 1, "job_id": older.job_id, "created_at": world.clock.now}))
+    found = gathered(drive_all(driver, [ref], world.clock.sleep, lambda waiting: None))
+    assert not wrong(found, TEXTS)
+    assert not kinds(found)
     assert not billed_twice(world)
 
 

@@ -77,7 +77,7 @@ def twice(staging: Path) -> int:
     return len(list(staging.glob("jobs/*/twice")))
 
 
-@pytest.mark.parametrize("point", ["intent.after", "staged", "uploaded"])
+@pytest.mark.parametrize("point", ["intent.after", "staged", "uploaded", "marked"])
 def test_a_process_that_sleeps_through_its_lease_creates_nothing(emulator: EmulatorProcess, tmp_path: Path, point: str) -> None:
     texts, before = reviews_of(f"asleep at {point}"), jobs_made(emulator)
     run = Run(emulator.base_url, str(tmp_path), texts)

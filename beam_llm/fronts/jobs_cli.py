@@ -75,7 +75,7 @@ def show(chosen: argparse.Namespace) -> int:
             "model": f"{view.model} at {view.host}",
             "planned": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(view.created_at)),
             "records": f"{view.records:,} in {plural(view.lines, 'request')}, about {view.tokens:,} input tokens",
-            "attempts": view.attempts,
+            "attempts": f"{view.attempts}" + (f" ({plural(view.doubles, 'double')} cancelled)" if view.doubles else ""),
             "answered": f"{view.answered:,}",
             "failed": f"{view.failed:,}",
             "passed on": f"{view.left:,}" + (f", to job {view.follow_up}" if view.follow_up else ""),

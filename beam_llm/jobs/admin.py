@@ -25,6 +25,7 @@ class JobView:
       ended: how it ended, in the provider's word or ours; None before.
       answered, failed: records that ended in this job; what it passed on is in `left`.
       left: records passed on to `follow_up`, or to live calls.
+      doubles: further remote jobs that were made for it, found, and cancelled.
       cost_usd: paid for this job's own replies; None where it isn't done or the price is unknown.
     """
 
@@ -46,6 +47,7 @@ class JobView:
     follow_up: int | None = None
     cost_usd: float | None = None
     attempts: int = 1
+    doubles: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -112,6 +114,7 @@ def _view(store: Store, intent: Intent) -> JobView:
         follow_up=follow_up_number(store, intent.number),
         cost_usd=done.get("cost_usd"),
         attempts=where.attempt + 1,
+        doubles=len((read_json(store, folder(intent.number) + "twice") or {}).get("cancelled", ())) if "twice" in names else 0,
     )
 
 

@@ -315,7 +315,13 @@ class Driver:
         if status == "failed" and is_queue_limit(said):
             self._remotes.pop(intent.number, None)
             return self._submitter.queue_up(intent.number, remote.attempt, remote.job_id, Retryable(Kind.RATE_LIMITED, said), total)
-        past_deadline = status == "cancelled" and standing(self._submitter.names(intent.number)).past_deadline
+        past_deadline = False
+        if status == "cancelled":
+            where = standing(self._submitter.names(intent.number))
+            if where.attempt != remote.attempt:  # another process found it to be a double, and keeps the other one
+                self._remotes.pop(intent.number, None)
+                return Waiting(self._time(), None, status, None, total)
+            past_deadline = where.past_deadline
         ending = ended_as(status, iter(job.errors), past_deadline)
         if ending.failure.kind == Kind.ABORTED and self._settings.on_abort == "raise":
             self._remotes.pop(intent.number, None)

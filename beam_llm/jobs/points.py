@@ -1,7 +1,8 @@
 """Named places in the life of a job where a process may be killed; tests watch them, nothing else does.
 
-planned parts ─► intent.before ─► intent.after ─► staged ─► uploaded ─► create.before ─► create.after ─► ack.after ─► waiting
-    ─► ended ─► collect.file (per result file) ─► collect.half ─► answers.before ─► done.before ─► done.after ─► output.half
+planned parts ─► intent.before ─► intent.after ─► staged ─► uploaded ─► marked ─► create.before ─► create.after ─► ack.after
+    ─► waiting ─► ended ─► collect.file (per result file) ─► collect.half ─► answers.before ─► done.before ─► done.after ─► output.half
+    ─► follow_up.appended; adopted: a job found in place of a lost acknowledgement
 """
 
 from __future__ import annotations

@@ -105,6 +105,7 @@ class Submitter:
         marker = orjson.dumps({"format": 1, "at": self._time(), "owner": self._leases.owner})
         if not self._store.create(f"{folder(number)}creating-{attempt:04d}", marker):
             return Waiting(self._time() + self.pace(number), None, "leased", None, total)
+        reached("marked")
         if not self._leases.is_mine(number):
             # Only this process may send this attempt's create, and it will not: so that is certain.
             self.close(number, attempt, "lease lost")
