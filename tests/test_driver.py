@@ -235,7 +235,7 @@ def test_a_list_that_lags_more_than_allowed_for_shows_the_double_before_it_is_pa
 
 
 def test_a_job_that_another_process_cancelled_as_a_double_is_no_end(world: World) -> None:
-    (ref,), world.fake.cancel_after = world.plan(TEXTS), 0
+    (ref,) = world.plan(TEXTS)
     driver, store, folder = world.driver(), open_store(world.location), "jobs/00000000000000000001/"
     driver.step(ref)
     driver.step(ref)
