@@ -343,7 +343,7 @@ class Engine:
             ask.fail(members, Failure(Kind.ABORTED if aborted else error.kind, error.message))
             if aborted:
                 ask.aborted = Aborted(Kind.ABORTED, error.message, status=error.status)
-            return members, Kind.REJECTED if error.remedy is Remedy.SPLIT else Kind.UNAVAILABLE
+            return members, Kind.REJECTED if error.remedy is Remedy.SPLIT or _is_too_slow(error, members) else Kind.UNAVAILABLE
         return self._kept(ask, members, completion)
 
     def _rendered(self, records: Sequence[Record]) -> Request:
@@ -361,7 +361,7 @@ class Engine:
             try:
                 return await self._call(ask, members, request, deadline)
             except CallError as error:
-                if error.remedy is not Remedy.RETRY or attempt >= self._max_retries:
+                if error.remedy is not Remedy.RETRY or attempt >= self._max_retries or (attempt and _is_too_slow(error, members)):
                     raise
                 wait = backoff_seconds(attempt, error.retry_after_seconds, deadline.left(), self._rng)
                 if wait is None:
@@ -476,6 +476,11 @@ def _missing(index: int, count: int, values: dict[int, Any]) -> Failure:
     got = ", ".join(str(known) for known in sorted(values)[:20]) or "none"
     more = f" and {len(values) - 20} more" if len(values) > 20 else ""
     return Failure(Kind.MISSING, f"answer {index} of {count} missing (asked for 1–{count}, got {got}{more})")
+
+
+def _is_too_slow(error: CallError, members: Sequence[int]) -> bool:
+    """Whether smaller prompts may be what helps: a long answer to many records takes longer than one request may."""
+    return error.kind == Kind.TIMED_OUT and len(members) > 1
 
 
 def _where(error: BaseException) -> str:

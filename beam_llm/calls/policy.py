@@ -7,7 +7,8 @@ nothing usable, `single`            each alone (no retry)           ask it again
 nothing usable, `retry`             the same again                  ask it again
 unreadable, `fail`                  an error each                   an error
 refused, cut, rejected, no prompt   halve, to find the culprit      an error
-rate limited, timed out, …          an error each: the retries are used up
+timed out twice                     halve: fewer answers take less  an error, after `max_retries`
+rate limited, unreachable, …        an error each: the retries are used up
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class FakeProvider:
     """Answers a FakeTask's requests, or does not, as its knobs say.
 
     Attributes:
-      seconds: how long a call takes.
+      seconds: how long a call takes; seconds_per_record: and how much longer for each record in it.
       poison: what a poisoned record does to its request, by word: `rejected` (400), `unreadable`, `refused`, `cut`, `empty`
         (a readable reply without answers), `missing` and `invalid` (only its own answer).
       poisoned: which texts are poisoned.
@@ -77,6 +77,7 @@ class FakeProvider:
     """
 
     seconds: float = 0.0
+    seconds_per_record: float = 0.0
     poison: str = "rejected"
     poisoned: Callable[[str], bool] = lambda text: False
     script: list[CallError | Completion | None] = field(default_factory=list)
@@ -96,7 +97,7 @@ class FakeProvider:
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
         try:
-            await self._work(timeout_seconds)
+            await self._work(self.seconds + self.seconds_per_record * len(texts), timeout_seconds)
             scripted = self.script.pop(0) if self.script else None
             if isinstance(scripted, Exception):
                 raise scripted
@@ -106,14 +107,14 @@ class FakeProvider:
         finally:
             self.in_flight -= 1
 
-    async def _work(self, timeout_seconds: float) -> None:
+    async def _work(self, seconds: float, timeout_seconds: float) -> None:
         if self.hang:
             await asyncio.Event().wait()
-        if self.seconds > timeout_seconds:
+        if seconds > timeout_seconds:
             await asyncio.sleep(timeout_seconds)
             raise Retryable(Kind.TIMED_OUT, f"no reply within {timeout_seconds:g} s")
-        if self.seconds:
-            await asyncio.sleep(self.seconds)
+        if seconds:
+            await asyncio.sleep(seconds)
         if self.always is not None:
             raise self.always()
 
