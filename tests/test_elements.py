@@ -81,7 +81,7 @@ def test_a_dict_declares_none():
         (Literal["a", "b"], "a", Optional[str], "a"),
         (Mood, Mood.UP, Optional[str], "up"),
         (list[Mood], [Mood.UP, Mood.DOWN], None, ["up", "down"]),
-        (Review, Review(sentiment="positive", score=0.5, tags=["t"]), None, beam.Row(sentiment="positive", score=0.5, tags=["t"])),
+        (Review, Review(sentiment="positive", score=0.5, tags=["t"]), None, ("positive", 0.5, ["t"])),
         ({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}, {"a": 1}, Optional[str], '{"a":1}'),
     ],
     ids=["str", "int", "literal", "enum", "list", "model", "schema"],

@@ -271,8 +271,12 @@ def test_rows_go_into_parquet_and_back(emulator, tmp_path, make, shuffle):
     assert next(row["mood_error"] for row in table.to_pylist() if row["id"] == 1).startswith("refused: ")
 
 
-@pytest.mark.parametrize("output", [str, int, float, bool, Mood, list[str], {"type": "array", "items": {"type": "number"}}], ids=str)
-def test_answers_of_every_flat_type_go_into_parquet(emulator, tmp_path, output):
+@pytest.mark.parametrize(
+    "output",
+    [str, int, float, bool, Mood, list[str], {"type": "array", "items": {"type": "number"}}, Aspect, list[Aspect], Review, Plain],
+    ids=str,
+)
+def test_answers_of_every_type_go_into_parquet(emulator, tmp_path, output):
     with pipeline() as p:
         _ = rows(p, output=output) | WriteToParquet(str(tmp_path / "out"))
     found = {row["id"]: row for row in pyarrow.parquet.read_table(next(tmp_path.glob("out*"))).to_pylist()}

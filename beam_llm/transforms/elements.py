@@ -268,8 +268,10 @@ def _sequence(item: Column) -> Column:
 
 
 def _row_column(columns: Mapping[str, Column]) -> Column:
+    """Rows inside rows are NamedTuples of their schema, as after a shuffle: what writes Parquet takes no `beam.Row` there."""
     hint = RowTypeConstraint.from_fields([(name, column.hint) for name, column in columns.items()])
-    return Column(hint, lambda value: beam.Row(**{name: column.convert(getattr(value, name)) for name, column in columns.items()}))
+    make = schemas.named_tuple_from_schema(schemas.schema_from_element_type(hint))
+    return Column(hint, lambda value: make(*[column.convert(getattr(value, name)) for name, column in columns.items()]))
 
 
 _COLUMN_OF_WORD = {
