@@ -40,7 +40,7 @@ def test_a_pipeline_and_its_rerun(run: tuple[Emulator, Run], tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("point", ["intent.after", "uploaded", "create.after", "collect.half", "done.after", "output.half"])
+@pytest.mark.parametrize("point", ["intent.after", "create.after", "collect.half"])
 def test_killed_and_run_again(run: tuple[Emulator, Run], point: str) -> None:
     emulator, first = run
     assert killed(first.replaced(kill=point)) == -signal.SIGKILL

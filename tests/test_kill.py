@@ -34,9 +34,9 @@ def has_created(staging: Path, jobs: int = 1) -> bool:
 
 # 24 records, 3 a line, 3 lines a job: 3 jobs, so that a kill finds jobs in every state. `#n`: the n-th time that the point is reached.
 POINTS = [
-    "intent.before", "intent.after", "intent.after#2", "staged", "staged#2", "uploaded", "marked", "create.before", "create.before#3",
-    "create.after", "create.after#2", "ack.after", "ack.after#3", "waiting", "ended", "collect.file", "collect.half", "answers.before",
-    "done.before", "done.before#2", "done.after", "output.half", "output.half#2",
+    "intent.before", "intent.after", "intent.after#2", "staged", "uploaded", "marked", "create.before", "create.before#3",
+    "create.after", "create.after#2", "ack.after", "waiting", "ended", "collect.file", "collect.half", "answers.before",
+    "done.before", "done.after", "output.half", "output.half#2",
 ]  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def answers(folder: Path, output: str = "out.jsonl") -> list[tuple[str, Any]]:
 RIGHT = [(text, expected(text)) for text in TEXTS]
 
 
-@pytest.mark.parametrize("point", ["intent.after", "create.after", "waiting", "collect.half", "done.after", "output.half"])
+@pytest.mark.parametrize("point", ["intent.after", "create.after", "waiting", "output.half"])
 def test_killed_and_started_again_it_goes_on(start_emulator: Start, folder: Path, point: str) -> None:
     emulator = start_emulator(batch_seconds=0.1)
     assert command(folder, emulator, kill=point) == -signal.SIGKILL
