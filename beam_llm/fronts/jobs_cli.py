@@ -60,7 +60,7 @@ def _line(job: JobView) -> tuple[str, ...]:
 
 def _state(job: JobView) -> str:
     """`created` says what the ledger knows; the provider is not asked."""
-    follows = f" (follows {job.parent})" if job.kind == "follow_up" else ""
+    follows = f" (follows {job.parent})" if job.parent else ""
     return (job.ended or job.state) + follows
 
 

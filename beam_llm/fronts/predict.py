@@ -20,6 +20,7 @@ from beam_llm.fronts.running import Measured, RunError, watched
 from beam_llm.fronts.spool import Spool, SpoolIndex, folder_for
 from beam_llm.fronts.writers import Answer, refuse_overwriting, write_rows
 from beam_llm.jobs import Ledger, open_store
+from beam_llm.jobs.ledger import REST
 from beam_llm.task import Task
 
 
@@ -189,7 +190,8 @@ def _lines_since(last: int, job: Job) -> int:
         return 0
     ledger = Ledger(open_store(str(job.settings.staging_location)))
     here = runs_here(job.beam_options)
-    return sum(intent.line_count for intent in ledger.intents(last) if ledger.appended_here(intent.number) or not here)
+    asked = (intent for intent in ledger.intents(last) if intent.kind != REST)  # a rest's are its parent's already
+    return sum(intent.line_count for intent in asked if ledger.appended_here(intent.number) or not here)
 
 
 def _write(job: Job, task: Task, sources: Sequence[Source], found: Survey, spool: Spool) -> Tally:

@@ -7,7 +7,8 @@ job.py        states and legal moves of one job      leases.py     who may submi
 driver.py     step: go on from what the ledger says  submit.py     from an intent to a remote job, and every doubt
 stage.py      the input file                         collect.py    result files → outcomes (outcomes.py)
 chain.py      job ─► follow-up ─► live calls         live.py       those calls; emit.py: back to this run's elements
-points.py     where tests kill                       admin.py      look, cancel, tidy
+narrow.py     jobs too large for the queue           points.py     where tests kill
+admin.py      look, cancel, tidy
 """
 
 from beam_llm.jobs.admin import Cleanup, JobView, cancel, cleanup, list_jobs, show

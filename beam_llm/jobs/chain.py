@@ -2,6 +2,10 @@
 
     job 7 ── left over ──► job 12 (follow_up of 7) ── left over ──► live calls, slice by slice
 
+A job that is larger than the provider's queue goes in several links, and what they leave over is asked for when all have ended:
+
+    job 7 ── not sent yet ──► job 9 (rest) ── not sent yet ──► job 10 (rest) ── left over by all three ──► job 12 (follow_up) ──► …
+
 Each link has outcomes of its own; a record ends in exactly one of them.
 """
 
@@ -12,7 +16,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from beam_llm.jobs.columns import Array
-from beam_llm.jobs.job import ASK, FOLLOW_UP, folder
+from beam_llm.jobs.job import ASK, FOLLOW_UP, REST, folder
 from beam_llm.jobs.ledger import Ledger
 from beam_llm.jobs.outcomes import Outcomes
 from beam_llm.protocols import Store
@@ -30,7 +34,7 @@ class Link(NamedTuple):
 
     @property
     def next(self) -> str | None:
-        """Where this link's leftovers go: FOLLOW_UP, ASK, or nowhere."""
+        """Where this link's leftovers go: REST, FOLLOW_UP, ASK, or nowhere."""
         return self.done[0].get("next") if self.done and not self.live else None
 
 
@@ -67,7 +71,7 @@ class Chain:
         return Link(number, False, () if done is None else (done,))
 
     def _after(self, link: Link) -> Link | None:
-        if link.next == FOLLOW_UP:
+        if link.next in (REST, FOLLOW_UP):
             number = follow_up_number(self._store, link.number)
             return Link(0, False, ()) if number is None else self._job(number)
         if link.next == ASK:

@@ -2,7 +2,8 @@
 
 output file ─┐                              ┌─ ends here ─► outcomes
              ├─ line ─► custom_id ─► record ┤
-error file ──┘          (no answer at all) ─┴─ left over ─► a follow-up, live calls, or its failure, as `on_leftover` says
+error file ──┘          (no answer at all) ─┼─ left over ─► a follow-up, live calls, or its failure, as `on_leftover` says
+                (not sent, the job is too large for the queue) ─► the rest, with what is left over behind it
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import orjson
 
 from beam_llm.errors import CallError, Failure, Kind, LedgerError, Rejected
 from beam_llm.jobs.columns import Array
-from beam_llm.jobs.job import ASK, FOLLOW_UP, TERMINAL, folder
+from beam_llm.jobs.job import ASK, FOLLOW_UP, REST, TERMINAL, folder
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import LEFT, Outcomes, OutcomeWriter
 from beam_llm.jobs.points import reached
 from beam_llm.jobs.store import temporary_file
 from beam_llm.protocols import BatchProvider, LineReply, Store
-from beam_llm.task import Reading, Task
+from beam_llm.task import NO_ANSWER, Reading, Task
 from beam_llm.values import Completion, Outcome, Usage
 
 Cost = Callable[[Usage, bool], float | None]
@@ -42,12 +43,19 @@ class Ending:
       failure: of a record whose line has no reply.
       final: such records are not asked again.
       faulty_lines: 0-based line → failure, where validation named lines.
+      sent: so many lines were sent, the first of the job's; None: all.
     """
 
     word: str
     failure: Failure
     final: bool
     faulty_lines: Mapping[int, Failure]
+    sent: int | None = None
+
+    @property
+    def is_of_all(self) -> bool:
+        """Whether lines that were not sent yet end with the job, too: they would fare alike, or their user has enough."""
+        return self.failure.kind in (Kind.ABORTED, Kind.CANCELLED) or self.word in ("refused", "queue")
 
 
 class Collected:
@@ -55,11 +63,19 @@ class Collected:
 
     Args:
       earlier: outcomes (failures, usage) of the same records in the job before, if this is a follow-up.
-      tries: requests of this chain that a record was part of before this job.
+      asked: the first so many lines are this job's; those behind them were left over before, and stay so. None: all are.
     """
 
     def __init__(
-        self, manifest: Manifest, task: Task, provider: BatchProvider, cost: Cost, ending: Ending, file: IO[bytes], earlier: Earlier
+        self,
+        manifest: Manifest,
+        task: Task,
+        provider: BatchProvider,
+        cost: Cost,
+        ending: Ending,
+        file: IO[bytes],
+        earlier: Earlier,
+        asked: int | None = None,
     ):
         self._manifest, self._task, self._provider, self._cost, self._ending = manifest, task, provider, cost, ending
         self._earlier = earlier
@@ -69,7 +85,10 @@ class Collected:
         self._answered = bytearray(len(self._starts) - 1)
         self._errors: dict[int, Exception] = {}
         self.outcomes = OutcomeWriter(manifest.keys, file)
+        self._asked = manifest.lines if asked is None else asked
+        self._sent = self._asked if ending.sent is None or ending.is_of_all else ending.sent
         self.left = bytearray(len(manifest))
+        self.unsent = bytearray(len(manifest))
         self.regroup = bytearray(len(manifest))
         self.facts: Counter[str] = Counter()
         self._input_tokens = self._output_tokens = self._cached_tokens = 0
@@ -119,10 +138,19 @@ class Collected:
         """One answered line: an outcome for each of its records, final or left over."""
         start = self._starts[line]
         count = self._starts[line + 1] - start
-        reading = self._task.read(count, completion)
         paid = self._cost(completion.usage, True)
-        cost = None if paid is None else paid / count
         self._add_up(completion.usage, paid)
+        value = self._task.plain_answer(completion) if count == 1 and self._earlier.is_empty else NO_ANSWER
+        if value is NO_ANSWER:
+            self._read_closely(start, count, completion, None if paid is None else paid / count)
+            return
+        _, reason, usage, model, request_id, *_ = completion  # by far the most: no objects on the way
+        self.outcomes.put_row(start, (self._task.output.dump(value), None, tuple(usage), paid, model, request_id, reason), 0)
+
+    def _read_closely(self, start: int, count: int, completion: Completion, cost: float | None) -> None:
+        reading = self._task.read(count, completion)
+        for warning in reading.warnings:
+            self.facts[f"warnings_{warning}"] += 1
         model, request_id, reason = completion.model, completion.request_id, completion.finish_reason
         dump, values = self._task.output.dump, reading.values
         plain, put_row = self._earlier.is_empty, self.outcomes.put_row
@@ -132,7 +160,7 @@ class Collected:
                 outcome = Outcome(None, _failure_of(reading, index, count), Usage(*usage), cost, model, request_id, reason)
                 self.regroup[position] = 1
                 self._put(position, outcome, final=count == 1 and outcome.failure is not None and outcome.failure.kind in _FINAL_ALONE)
-            elif plain:  # by far the most: no objects on the way
+            elif plain:
                 put_row(position, (dump(values[index]), None, usage, cost, model, request_id, reason), 0)
             else:
                 self._put(position, Outcome(dump(values[index]), None, Usage(*usage), cost, model, request_id, reason), final=True)
@@ -148,12 +176,23 @@ class Collected:
         for line, answered in enumerate(self._answered):
             if answered:
                 continue
+            if line >= self._asked or (line >= self._sent and line not in self._errors and line not in self._ending.faulty_lines):
+                self._keep(line)
+                continue
             error = self._errors.get(line)
             count = self._starts[line + 1] - self._starts[line]
             failure, final, alone = self._unanswered(line, error, count)
             for position in range(self._starts[line], self._starts[line + 1]):
                 self.regroup[position] = alone
                 self._put(position, Outcome(None, failure, cost_usd=0.0), final)
+
+    def _keep(self, line: int) -> None:
+        """A line that was not sent: passed on as it is, with what is known of its records from before."""
+        for position in range(self._starts[line], self._starts[line + 1]):
+            self.left[position], self.unsent[position] = 1, line < self._asked
+            before = self._earlier.outcome(self._manifest, position)
+            if before is not None:
+                self.outcomes.put(position, before)
 
     def _unanswered(self, line: int, error: Exception | None, count: int) -> tuple[Failure, bool, bool]:
         """(why, whether that is final, whether its records are to be asked one by one)."""
@@ -193,7 +232,8 @@ class Earlier:
     """What the link before says of records that it left over: their usage is theirs, whoever answers them in the end."""
 
     def __init__(self, store: Store | None = None, name: str | None = None):
-        self._known = Outcomes(store, name) if store is not None and name is not None else None
+        known = Outcomes(store, name) if store is not None and name is not None else None
+        self._known = known if known is not None and len(known) else None
 
     @property
     def is_empty(self) -> bool:
@@ -205,8 +245,7 @@ class Earlier:
             if failure is None or failure.attempts:
                 return outcome
             return outcome._replace(failure=failure._replace(attempts=1))
-        at = int(self._known.positions(manifest.keys[position : position + 1])[0])
-        before = self._known.outcome(at) if at >= 0 else Outcome()
+        before = self.outcome(manifest, position) or Outcome(cost_usd=0.0)
         tries = (before.failure.attempts if before.failure else 0) + max(failure.attempts if failure else 0, 1)
         cost = None if outcome.cost_usd is None or before.cost_usd is None else outcome.cost_usd + before.cost_usd
         return outcome._replace(
@@ -214,6 +253,11 @@ class Earlier:
             cost_usd=cost,
             failure=failure._replace(attempts=tries) if failure is not None else None,
         )
+
+    def outcome(self, manifest: Manifest, position: int) -> Outcome | None:
+        """What is known of a record; None for one that was not asked yet."""
+        at = -1 if self._known is None else int(self._known.positions(manifest.keys[position : position + 1])[0])
+        return self._known.outcome(at) if self._known is not None and at >= 0 else None
 
     def close(self) -> None:
         if self._known is not None:
@@ -232,13 +276,15 @@ def store_end(
 ) -> dict[str, Any]:
     """Writes outcomes, leftovers and, last, `done`. Returns what `done` says, be it ours or a quicker collector's."""
     file.flush()
-    left = np.flatnonzero(np.frombuffer(found.left, dtype=np.uint8))
+    unsent = np.frombuffer(found.unsent, dtype=np.bool_)
+    left = unsent if goes_to is None else np.frombuffer(found.left, dtype=np.bool_)
     name = f"{folder(number)}answers-{uuid.uuid4().hex[:12]}"
     reached("answers.before")
     store.put_file(f"{name}.rows", path)
     doc: dict[str, Any] = {"format": 1, "ended": found._ending.word, "outcomes": name, "next": None}
-    if len(left) and goes_to is not None:
-        doc |= _leftovers(store, name, manifest, found, left, goes_to, slice_size)
+    if left.any():
+        doc |= _leftovers(store, name, manifest, found, left, unsent)
+        doc |= {"next": REST if unsent.any() else goes_to, "slice": slice_size}
     else:
         index, doc["counts"] = found.outcomes.whole()
         store.put(f"{name}.index", index)
@@ -258,21 +304,25 @@ def store_end(
     return doc
 
 
-def _leftovers(store: Store, name: str, manifest: Manifest, found: Collected, left: Array, goes_to: str, slice_size: int) -> dict[str, Any]:
-    """Splits outcomes into those that stand and those that are passed on: two indexes over the same rows."""
-    mask = np.zeros(len(manifest), dtype=bool)
-    mask[left] = True
-    final_index, final_counts = found.outcomes.part(~mask)
-    left_index, _ = found.outcomes.part(mask)
+def _leftovers(store: Store, name: str, manifest: Manifest, found: Collected, left: Array, unsent: Array) -> dict[str, Any]:
+    """Splits outcomes into those that stand and those that are passed on: two indexes over the same rows.
+
+    Lines that were not sent go first, as they are; then what is left over of the others.
+    """
+    final_index, final_counts = found.outcomes.part(~left)
+    left_index, _ = found.outcomes.part(left)
     store.put(f"{name}.index", final_index)
     store.put(f"{name}{LEFT}.index", left_index)
-    passed_on = manifest.chosen(left, _regrouped(manifest, mask, np.frombuffer(found.regroup, dtype=np.uint8)))
+    regroup = np.frombuffer(found.regroup, dtype=np.uint8)
+    rest, others = (_regrouped(manifest, mask, regroup) for mask in (unsent, left & ~unsent))
+    positions = np.concatenate([np.flatnonzero(unsent), np.flatnonzero(left & ~unsent)])
+    passed_on = manifest.chosen(positions, np.concatenate([rest, others[1:] + rest[-1]]))
     return {
-        "next": goes_to,
+        "rest_lines": len(rest) - 1,
+        "rest_records": int(rest[-1]),
         "left": f"{name}{LEFT}",
         "left_lines": passed_on.write(store),
-        "left_records": len(left),
-        "slice": slice_size,
+        "left_records": len(positions),
         "counts": final_counts,
     }
 

@@ -24,6 +24,7 @@ from beam_llm.jobs.collect import Collected, Cost, Earlier, Ending, ended_as, ne
 from beam_llm.jobs.job import (
     ASK,
     FOLLOW_UP,
+    REST,
     TERMINAL,
     Standing,
     Where,
@@ -37,6 +38,7 @@ from beam_llm.jobs.job import (
 )
 from beam_llm.jobs.leases import Leases
 from beam_llm.jobs.ledger import FOLLOW_UP as FOLLOW_UP_KIND
+from beam_llm.jobs.ledger import REST as REST_KIND
 from beam_llm.jobs.ledger import Intent, Ledger
 from beam_llm.jobs.live import Ask, LiveCalls
 from beam_llm.jobs.manifest import Manifest
@@ -66,6 +68,7 @@ class _Remote:
     job_id: str
     attempt: int
     created_at: float
+    lines: int | None = None
     polls: int = 0
     failures: int = 0
     downloads: int = 0
@@ -80,6 +83,9 @@ class Driver:
     Args:
       ask: live calls for leftovers; blocks until all are answered.
       cost: price of a reply's usage; True: at the batch API's price.
+
+    Attributes:
+      counted: things worth counting, for the caller to post and clear: `jobs_twice`, `warnings_<what>` of replies.
     """
 
     def __init__(self, settings: Settings, task: Task, store: Store, provider: BatchProvider, ask: Ask, cost: Cost, clock: Clock):
@@ -88,9 +94,11 @@ class Driver:
         self._ledger = Ledger(store)
         leases = Leases(store, settings.lease_seconds, clock)
         self._submitter = Submitter(settings, task, store, provider, leases, clock)
+        self.counted = self._submitter.counted
         self._live = LiveCalls(settings, store, leases, ask, clock)
         self._remotes: dict[int, _Remote] = {}
         self._done: dict[int, dict[str, Any]] = {}
+        self._followed_by: dict[int, int] = {}
 
     def step(self, ref: BatchJobRef, phase: int = 0) -> Waiting | Ready:
         """Goes on with the job as far as it can without waiting.
@@ -139,30 +147,34 @@ class Driver:
         return link._replace(done=(done,))
 
     def _following(self, link: Link) -> Link:
-        if link.next == FOLLOW_UP:
-            number = follow_up_number(self._store, link.number)
-            return Link(self._append_follow_up(link) if number is None else number, False, ())
+        if link.next in (REST, FOLLOW_UP):
+            number = self._followed_by.get(link.number) or follow_up_number(self._store, link.number)
+            self._followed_by[link.number] = number = self._append_follow_up(link) if number is None else number
+            return Link(number, False, ())
         if link.next == ASK:
             return Link(link.number, True, ())
         raise LedgerError(f"job {link.number} left nothing over, there is no phase after it")
 
     def _append_follow_up(self, link: Link) -> int:
-        """One more job for what was left over. Of several that are appended at once the first to be named is the one; the others
-        are void: only the named one is ever stepped."""
+        """One more job for what was not sent or was left over. Of several that are appended at once the first to be named is the
+        one; the others are void: only the named one is ever stepped."""
         done, parent = link.done[0], self._ledger.intent(link.number)
         lines = Manifest.read(self._store, done["left_lines"])
+        is_rest = link.next == REST
+        records = int(done["rest_records"]) if is_rest else len(lines)
         last = max((intent.number for intent in self._ledger.intents(link.number)), default=link.number)
         while True:
             last += 1
             draft = replace(
                 parent,
                 number=last,
-                kind=FOLLOW_UP_KIND,
+                kind=REST_KIND if is_rest else FOLLOW_UP_KIND,
                 parent=link.number,
                 lines=done["left_lines"],
                 rows=done["left_lines"],
-                records=len(lines),
-                line_count=lines.lines,
+                records=records,
+                line_count=int(done["rest_lines"]) if is_rest else lines.lines,
+                tokens=parent.tokens * records // max(parent.records, 1),
                 created_at=self._time(),
             )
             if self._ledger.append(draft) is not None:
@@ -214,7 +226,8 @@ class Driver:
         created = read_json(self._store, f"{folder(number)}created-{where.attempt:04d}") or {}
         closed = [read_json(self._store, f"{folder(number)}closed-{attempt:04d}") for attempt in range(where.attempt)]
         doubted = any(doc is not None and doc["reason"] in _GIVEN_UP for doc in closed)
-        remote = _Remote(number, str(created["job_id"]), where.attempt, float(created["created_at"]), doubted=doubted)
+        job_id, created_at, lines = str(created["job_id"]), float(created["created_at"]), created.get("lines")
+        remote = _Remote(number, job_id, where.attempt, created_at, lines, doubted=doubted)
         self._remotes[number] = remote
         self._submitter.leave_queue(number)
         return remote
@@ -236,11 +249,10 @@ class Driver:
         if kept.job_id == remote.job_id:
             return job
         self._submitter.close(intent.number, remote.attempt, "double", job_id=remote.job_id)
-        self._store.create(
-            f"{folder(intent.number)}created-{remote.attempt + 1:04d}",
-            orjson.dumps({"format": 1, "job_id": kept.job_id, "created_at": remote.created_at}),
-        )
-        remote.job_id, remote.attempt, remote.doubted = kept.job_id, remote.attempt + 1, False
+        lines = self._submitter.lines_of(intent, kept)
+        doc = {"format": 1, "job_id": kept.job_id, "created_at": remote.created_at, "lines": lines}
+        self._store.create(f"{folder(intent.number)}created-{remote.attempt + 1:04d}", orjson.dumps(doc))
+        remote.job_id, remote.attempt, remote.doubted, remote.lines = kept.job_id, remote.attempt + 1, False, lines
         return kept
 
     def _poll(self, intent: Intent, remote: _Remote, total: int) -> Waiting | dict[str, Any]:
@@ -314,7 +326,7 @@ class Driver:
         said = "; ".join(f"{code}: {message}" for code, message, _ in job.errors)
         if status == "failed" and is_queue_limit(said):
             self._remotes.pop(intent.number, None)
-            return self._submitter.queue_up(intent.number, remote.attempt, remote.job_id, Retryable(Kind.RATE_LIMITED, said), total)
+            return self._submitter.queue_up(intent, remote.attempt, remote.job_id, Retryable(Kind.RATE_LIMITED, said), total)
         past_deadline = False
         if status == "cancelled":
             where = standing(self._submitter.names(intent.number))
@@ -322,6 +334,8 @@ class Driver:
                 self._remotes.pop(intent.number, None)
                 return Waiting(self._time(), None, status, None, total)
             past_deadline = where.past_deadline
+        if status == "completed":
+            self._submitter.went_through(intent, remote.lines)
         ending = ended_as(status, iter(job.errors), past_deadline)
         if ending.failure.kind == Kind.ABORTED and self._settings.on_abort == "raise":
             self._remotes.pop(intent.number, None)
@@ -347,13 +361,17 @@ class Driver:
         """
         manifest = Manifest.read(self._store, intent.lines)
         earlier = self._earlier(intent)
-        goes_to = next_step(self._settings.on_leftover, not intent.root)
+        goes_to = next_step(self._settings.on_leftover, self._ledger.is_second_try(intent))
+        if remote is not None:
+            ending = replace(ending, sent=remote.lines)
         try:
             with temporary_file() as path, open(path, "wb") as file:
-                found = Collected(manifest, self._task, self._provider, self._cost, ending, file, earlier)
+                found = Collected(manifest, self._task, self._provider, self._cost, ending, file, earlier, intent.line_count)
                 self._read_files(found, files, expected, remote.downloads if remote is not None else DOWNLOAD_TRIES)
                 found.finish()
-                return store_end(self._store, intent.number, manifest, found, file, path, goes_to, self._slice_size())
+                done = store_end(self._store, intent.number, manifest, found, file, path, goes_to, self._slice_size())
+                self.counted.update({fact: count for fact, count in done["facts"].items() if fact.startswith("warnings_")})
+                return done
         finally:
             earlier.close()
 

@@ -7,8 +7,9 @@ jobs/<number>/lease-<k>       k-th lease: who may submit, until when. Taken over
               created-<a>     the acknowledgement: the remote job's id
               closed-<a>      attempt a gave nothing, for certain; the next may begin (at `retry_at`)
               deadline-<a>    waiting has ended, cancellation was asked for
+              narrowed-<a>    from attempt a on only so many of its lines are sent (`narrow.py`)
               done            outcomes are stored; what is left over goes where it says
-              follow_up       number of the job that asks once more for what was left over
+              follow_up       number of the job that asks for what was not sent yet, or once more for what was left over
 
     FRESH ──creating──► DOUBT ──created──► ACKED ──done──► DONE
       ▲                   │                  │
@@ -27,7 +28,7 @@ from beam_llm.errors import Kind
 
 TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 QUEUE_WORDS = ("token_limit_exceeded", "enqueued token", "queue limit", "too many batches")
-FOLLOW_UP, ASK = "follow_up", "ask"
+REST, FOLLOW_UP, ASK = "rest", "follow_up", "ask"
 
 _UNPAID = frozenset({Kind.EXPIRED, Kind.RATE_LIMITED, Kind.TIMED_OUT, Kind.UNAVAILABLE, Kind.ABORTED, Kind.BUDGET})
 

@@ -24,7 +24,7 @@ from beam_llm.jobs.columns import FORMAT, KEY, Array, pack, unpack
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.protocols import Store
 
-JOB, FOLLOW_UP = "job", "follow_up"
+JOB, FOLLOW_UP, REST = "job", "follow_up", "rest"
 SNAPSHOT_AFTER = 50
 """Log entries read one by one before a snapshot is worth writing."""
 
@@ -34,8 +34,9 @@ class Intent:
     """What one log entry says: this job will be created, by whoever holds its lease.
 
     Attributes:
-      kind: `job`, or `follow_up`: what its `parent` left over, asked once more.
+      kind: `job`; `follow_up`: what its `parent` left over, asked once more; `rest`: what its parent was too large to send at once.
       lines: manifest of the records in prompt order, cut into lines.
+      line_count, records: of `lines`; of a `rest` only those to be sent, which come first: what is left over already lies behind them.
       rows: manifest of the elements that the run which planned it wants answered.
       task: hex digest of all that shapes the answers (`Task.fingerprint`).
       host: of the provider's base URL. No key, no query, no user name is ever here.
@@ -163,6 +164,12 @@ class Ledger:
         facts = _parsed(name, data)
         facts.pop("format")
         return Intent(**{field: facts[field] for field in Intent.__dataclass_fields__})
+
+    def is_second_try(self, intent: Intent) -> bool:
+        """Whether its records have been asked for before."""
+        while intent.kind == REST:
+            intent = self.intent(intent.parent)
+        return intent.kind == FOLLOW_UP
 
     def intents(self, after: int = 0) -> Iterator[Intent]:
         """Log entries from number `after` + 1 on, in order."""

@@ -76,6 +76,14 @@ class Manifest:
         columns, facts = unpack("manifest", full_name, store.get(full_name))
         return Manifest(columns["keys"], columns["part"], columns["row"], tuple(facts["parts"]), columns.get("line_starts"))
 
+    def first(self, lines: int) -> Manifest:
+        """Only the first so many lines: the same custom_ids, so the same requests."""
+        assert self.line_starts is not None
+        if lines >= self.lines:
+            return self
+        end = int(self.line_starts[lines])
+        return Manifest(self.keys[:end], self.part[:end], self.row[:end], self.parts, self.line_starts[: lines + 1])
+
     def chosen(self, records: Array, line_starts: Array | None = None) -> Manifest:
         """Only these records (positions), with only the parts they lie in."""
         return compact(self.keys[records], self.part[records], self.row[records], self.parts, line_starts)

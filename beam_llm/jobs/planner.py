@@ -26,13 +26,14 @@ from beam_llm.jobs.columns import KEY, Array, find
 from beam_llm.jobs.job import may_be_asked_again
 from beam_llm.jobs.ledger import JOB, Intent, Ledger
 from beam_llm.jobs.manifest import Manifest, compact
+from beam_llm.jobs.narrow import known_limit
 from beam_llm.jobs.parts import PartReader, PartRef
 from beam_llm.jobs.points import reached
 from beam_llm.protocols import BatchLimits, Clock, Store
 from beam_llm.task import Task
 from beam_llm.values import Record
 
-ALL_PHASES = 9
+ALL_PHASES = 1_000_000
 _FEW_JOBS = 64
 """Up to so many, looking for each one's rows takes less memory than sorting them, and no more time."""
 _FRAME_BYTES = 400
@@ -188,12 +189,16 @@ class _Plan:
             tokens,
             max_requests=min(settings.job_max_records or limits.max_requests, limits.max_requests),
             max_bytes=min(settings.job_max_bytes or limits.max_bytes, limits.max_bytes),
-            max_tokens=settings.job_max_tokens,
+            max_tokens=settings.job_max_tokens or self._learned_limit(),
         )
         return [
             _Cut(int(lines[a]), int(lines[b]), (lines[a : b + 1] - lines[a]).astype(np.uint32), int(tokens[a:b].sum(dtype=np.int64)))
             for a, b in pairwise(cuts)
         ]
+
+    def _learned_limit(self) -> int | None:
+        """Enqueued tokens beyond which an earlier job was refused: a larger one would have to be sent in several goes."""
+        return known_limit(self._ledger.store, host_of(self._settings), self._settings.model, self._clock.time())
 
     def _line_frame(self, distinct: Array) -> tuple[int, int]:
         """Bytes of a line without its records' texts, and what each record adds beside its text; measured on one rendered record."""

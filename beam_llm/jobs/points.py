@@ -2,7 +2,7 @@
 
 planned parts ─► intent.before ─► intent.after ─► staged ─► uploaded ─► marked ─► create.before ─► create.after ─► ack.after
     ─► waiting ─► ended ─► collect.file (per result file) ─► collect.half ─► answers.before ─► done.before ─► done.after ─► output.half
-    ─► follow_up.appended; adopted: a job found in place of a lost acknowledgement
+    ─► follow_up.appended; queued, narrowed, limit.noted: refused by a full queue; adopted: a job found in place of a lost acknowledgement
 """
 
 from __future__ import annotations

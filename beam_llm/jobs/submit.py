@@ -7,6 +7,9 @@ planned ─ lease ─ stage, upload ─ marker ─ look at the lease again ─ c
 from __future__ import annotations
 
 import logging
+import math
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -19,6 +22,7 @@ from beam_llm.jobs.job import Standing, Where, backoff, deadline_seconds, folder
 from beam_llm.jobs.leases import Leases
 from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
+from beam_llm.jobs.narrow import Narrower
 from beam_llm.jobs.points import reached
 from beam_llm.jobs.stage import Parts, write_input
 from beam_llm.jobs.steps import Waiting, translated, translated_iterator
@@ -28,14 +32,24 @@ from beam_llm.task import Task
 
 _LOG = logging.getLogger(__name__)
 
+LONG_WAIT_SECONDS = 600.0
+"""After so long behind the provider's limit a job says so."""
+
 
 class Submitter:
-    """Submits jobs, under leases. What it knows beyond the ledger is only when to try again."""
+    """Submits jobs, under leases. What it knows beyond the ledger is only when to try again.
+
+    Attributes:
+      counted: things worth counting that happened since someone last looked: `jobs_twice`.
+    """
 
     def __init__(self, settings: Settings, task: Task, store: Store, provider: BatchProvider, leases: Leases, clock: Clock):
         self._settings, self._task, self._store, self._provider = settings, task, store, provider
         self._leases, self._time = leases, clock.time
+        self._narrower = Narrower(settings, task, store, provider, clock)
+        self.counted: Counter[str] = Counter()
         self._queue: dict[int, float] = {}
+        self._queued_since: dict[int, float] = {}
         self._tries: dict[int, int] = {}
         self._due: dict[int, float] = {}
 
@@ -84,6 +98,11 @@ class Submitter:
     def leave_queue(self, number: int) -> None:
         """A job was taken or has ended: there may be room for the next."""
         self._queue.pop(number, None)
+        self._queued_since.pop(number, None)
+
+    def went_through(self, intent: Intent, lines: int | None) -> None:
+        """A job has ended well."""
+        self._narrower.went_through(intent, intent.line_count if lines is None else lines)
 
     def make_room(self) -> None:
         now = self._time()
@@ -93,16 +112,19 @@ class Submitter:
 
     def _create(self, intent: Intent, where: Standing, total: int) -> Waiting | Ending | None:
         number, attempt = intent.number, where.attempt
+        lines = self._narrower.lines(intent, attempt)
+        if isinstance(lines, Ending):
+            return lines
         try:
-            uploaded = self._uploaded(intent, where)
+            uploaded = self._uploaded(intent, where, lines)
         except CallError as error:
             return self._not_now(intent, error, total)
         if uploaded is None:
             failure = Failure(Kind.TOO_LARGE, "no line of this job fits the provider's limits")
-            return Ending("empty", failure, False, {})
+            return Ending("empty", failure, False, {}, lines)
         if self._leases.hold(number) is not None:
             return Waiting(self._time() + self.pace(number), None, "leased", None, total)
-        marker = orjson.dumps({"format": 1, "at": self._time(), "owner": self._leases.owner})
+        marker = orjson.dumps({"format": 1, "at": self._time(), "owner": self._leases.owner, "lines": lines})
         if not self._store.create(f"{folder(number)}creating-{attempt:04d}", marker):
             return Waiting(self._time() + self.pace(number), None, "leased", None, total)
         reached("marked")
@@ -116,17 +138,17 @@ class Submitter:
         except CallError as error:
             return self._not_created(intent, attempt, error, total)
         reached("create.after")
-        self._acknowledge(intent, attempt, job.job_id)
+        self._acknowledge(intent, attempt, job.job_id, lines)
         return None
 
-    def _uploaded(self, intent: Intent, where: Standing) -> str | None:
-        """The input file's id at the provider; None where no line fits."""
+    def _uploaded(self, intent: Intent, where: Standing, count: int) -> str | None:
+        """The id at the provider of a file with the job's first `count` lines; None where none of them fits."""
         number = intent.number
         if where.uploaded >= 0:
             known = read_json(self._store, f"{folder(number)}uploaded-{where.uploaded:04d}")
-            if known is not None:
+            if known is not None and known.get("lines", intent.line_count) == count:
                 return str(known["file_id"])
-        manifest, parts = Manifest.read(self._store, intent.lines), Parts(self._store)
+        manifest, parts = Manifest.read(self._store, intent.lines).first(count), Parts(self._store)
         with temporary_file() as path:
             try:
                 lines = write_input(path, manifest, parts, self._task, self._provider)
@@ -138,7 +160,8 @@ class Submitter:
             reached("staged")
             self._leases.hold(number)
             file_id = str(translated(lambda: self._provider.upload(path)))
-        self._store.create(f"{folder(number)}uploaded-{where.uploaded + 1:04d}", orjson.dumps({"format": 1, "file_id": file_id}))
+        doc = {"format": 1, "file_id": file_id, "lines": count}
+        self._store.create(f"{folder(number)}uploaded-{where.uploaded + 1:04d}", orjson.dumps(doc))
         reached("uploaded")
         return file_id
 
@@ -164,7 +187,7 @@ class Submitter:
             self.close(number, attempt, "aborted")
             return self._aborted(intent, error)
         if is_queue_limit(error.message) or (isinstance(error, Retryable) and _is_clear_no(error.status)):
-            return self.queue_up(number, attempt, None, error, total)
+            return self.queue_up(intent, attempt, None, error, total)
         if isinstance(error, Rejected):
             self.close(number, attempt, "refused")
             if _file_is_gone(error) and attempt < 3:
@@ -178,11 +201,25 @@ class Submitter:
         for name in list(self._store.list(folder(number) + "uploaded-")):
             self._store.delete(name)
 
-    def queue_up(self, number: int, attempt: int, job_id: str | None, error: CallError, total: int) -> Waiting:
+    def queue_up(self, intent: Intent, attempt: int, job_id: str | None, error: CallError, total: int) -> Waiting:
+        """The provider has no room for this job now: it gave nothing, and is tried again."""
+        number = intent.number
+        said = self._narrower.refused(intent, error.message) if is_queue_limit(error.message) else {}
         waiting = self._later(number, error, "queued", total)
-        self.close(number, attempt, "queue", retry_at=waiting.next_at, job_id=job_id)
+        self.close(number, attempt, "queue", retry_at=waiting.next_at, job_id=job_id, **said)
+        reached("queued")
         self._queue[number] = waiting.next_at
+        self._say_if_long(number, error)
         return waiting
+
+    def _say_if_long(self, number: int, error: CallError) -> None:
+        now = self._time()
+        waited = now - self._queued_since.setdefault(number, now)
+        if waited >= LONG_WAIT_SECONDS:
+            self._queued_since[number] = math.inf
+            _LOG.warning(
+                "job %d has waited %.0f min behind the provider's limit, and goes on waiting: %s", number, waited / 60, error.message
+            )
 
     def close(self, number: int, attempt: int, reason: str, **facts: Any) -> None:
         doc = {"format": 1, "reason": reason, "at": self._time(), **facts}
@@ -193,9 +230,9 @@ class Submitter:
             raise error
         return Ending("aborted", Failure(Kind.ABORTED, error.message, 1), True, {})
 
-    def _acknowledge(self, intent: Intent, attempt: int, job_id: str) -> None:
+    def _acknowledge(self, intent: Intent, attempt: int, job_id: str, lines: int) -> None:
         number = intent.number
-        doc = {"format": 1, "job_id": job_id, "created_at": self._time()}
+        doc = {"format": 1, "job_id": job_id, "created_at": self._time(), "lines": lines}
         self._store.create(f"{folder(number)}created-{attempt:04d}", orjson.dumps(doc))
         reached("ack.after")
         self._tries.pop(number, None)
@@ -211,7 +248,7 @@ class Submitter:
         except CallError as error:
             if isinstance(error, Aborted) and error.status != 404 and self._settings.on_abort == "raise":
                 raise
-            return self._in_doubt(intent, attempt, since, error, total)
+            return self._in_doubt(intent, attempt, marker, error, total)
         visible_at = since + self._settings.list_lag_seconds
         if found and (now >= visible_at or any(job.fingerprint == f"{intent.fingerprint}-{attempt}" for job in found)):
             self._adopt(intent, attempt, found)
@@ -240,7 +277,13 @@ class Submitter:
         oldest, *younger = found
         self.cancel_doubles(intent, oldest, younger)
         reached("adopted")
-        self._acknowledge(intent, attempt, oldest.job_id)
+        self._acknowledge(intent, attempt, oldest.job_id, self.lines_of(intent, oldest))
+
+    def lines_of(self, intent: Intent, job: RemoteJob) -> int:
+        """How many of the intent's lines one of its jobs was made with: an earlier attempt's may be more than the present one's."""
+        attempt = (job.fingerprint or "").rpartition("-")[2]
+        marker = read_json(self._store, f"{folder(intent.number)}creating-{int(attempt):04d}") if attempt.isdigit() else None
+        return int((marker or {}).get("lines", intent.line_count))
 
     def cancel_doubles(self, intent: Intent, kept: RemoteJob, others: list[RemoteJob]) -> None:
         for job in others:
@@ -251,10 +294,12 @@ class Submitter:
                 _LOG.warning("cancelling %s failed: %s", job.job_id, error.message)
         if others:
             doc = {"format": 1, "kept": kept.job_id, "cancelled": [job.job_id for job in others]}
-            self._store.create(f"{folder(intent.number)}twice", orjson.dumps(doc))
+            if self._store.create(f"{folder(intent.number)}twice", orjson.dumps(doc)):
+                self.counted["jobs_twice"] += 1
 
-    def _in_doubt(self, intent: Intent, attempt: int, since: float, error: CallError, total: int) -> Waiting | Ending | None:
+    def _in_doubt(self, intent: Intent, attempt: int, marker: Mapping[str, Any], error: CallError, total: int) -> Waiting | Ending | None:
         """The provider's jobs can't be listed. A clear refusal to list will not change; anything else may, until the deadline."""
+        since = float(marker.get("at", self._time()))
         refused = isinstance(error, Rejected | Aborted)
         patience = self._settings.list_lag_seconds if refused else deadline_seconds(self._settings, self._provider.limits.window_seconds)
         if self._time() < since + patience:
@@ -263,7 +308,7 @@ class Submitter:
             self.close(intent.number, attempt, "doubt, resubmitted")
             return Waiting(self._time(), None, "planned", None, total)
         failure = Failure(Kind.DOUBTFUL, f"a batch job may have been created, but can't be looked for: {error.message}", 1)
-        return Ending("doubtful", failure, True, {})
+        return Ending("doubtful", failure, True, {}, int(marker.get("lines", intent.line_count)))
 
     def names(self, number: int) -> list[str]:
         prefix = folder(number)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from beam_llm.errors import CallError, Kind, Rejected, Retryable
 from beam_llm.protocols import BatchLimits, Clock, LineReply, RemoteJob
 from beam_llm.values import Completion, Request, Usage
 
+_TERMINAL = ("completed", "failed", "expired", "cancelled")
 _INPUT = re.compile(r"^Input \d+: (.+)$", re.MULTILINE)
 
 
@@ -62,6 +63,8 @@ class FakeBatches:
       create_faults: consumed one per create: `lost` (created, answer lost), `500` (not created, no clear answer), `429`, `refused`,
         `queue` (accepted, then failed with token_limit_exceeded), `validation` (failed, line 1 at fault); "" is none.
       most_jobs: further creates find the queue full.
+      token_limit: enqueued tokens of all jobs under way, as `tokens_of` counts a line's texts; a job beyond it is refused at once
+        (`token_limit_at` is `create`) or fails as soon as it is looked at (`validation`). `token_limit_said`: the message names it.
       list_lag: seconds until a created job is listed.
       can_list: False: listing is refused; None: it fails.
       unknown_until: until then every job is a 404.
@@ -76,6 +79,10 @@ class FakeBatches:
     answers_after: float = 10.0
     create_faults: list[str] = field(default_factory=list)
     most_jobs: int | None = None
+    token_limit: int | None = None
+    token_limit_at: str = "create"
+    token_limit_said: bool = True
+    tokens_of: Callable[[Sequence[str]], int] = len
     list_lag: float = 0.0
     can_list: bool | None = True
     unknown_until: float = 0.0
@@ -127,7 +134,7 @@ class FakeBatches:
     def create_job(self, file_id: str, fingerprint: str) -> RemoteJob:
         self.calls["create"] += 1
         fault = self.create_faults.pop(0) if self.create_faults else ""
-        active = sum(1 for job in self.jobs if self._moved(job).status not in ("completed", "failed", "expired", "cancelled"))
+        active = sum(1 for job in self.jobs if self._moved(job).status not in _TERMINAL)
         if fault == "429" or (self.most_jobs is not None and active >= self.most_jobs):
             raise Retryable(Kind.RATE_LIMITED, "Enqueued token limit reached for fake-model", status=429)
         if fault == "500":
@@ -137,6 +144,11 @@ class FakeBatches:
         if file_id not in self.files:
             raise Rejected(Kind.REJECTED, f"No such File object: {file_id}", status=404)
         job = _Job(self._new("batch"), file_id, fingerprint, self.clock.time())
+        if self._is_over_limit(file_id):
+            limit = f". Limit: {self.token_limit:,} enqueued tokens." if self.token_limit_said else ""
+            if self.token_limit_at == "create":
+                raise Retryable(Kind.RATE_LIMITED, f"Enqueued token limit reached for fake-model{limit}", status=429)
+            job.status, job.errors = "failed", (("token_limit_exceeded", f"Enqueued token limit reached{limit}", None),)
         if fault == "queue":
             job.status, job.errors = "failed", (("token_limit_exceeded", "Enqueued token limit reached", None),)
         if fault == "validation":
@@ -145,6 +157,13 @@ class FakeBatches:
         if fault == "lost":
             raise Retryable(Kind.UNAVAILABLE, "connection reset")
         return self._seen(job)
+
+    def _is_over_limit(self, file_id: str) -> bool:
+        pending = [job.file_id for job in self.jobs if self._moved(job).status not in _TERMINAL]
+        return self.token_limit is not None and sum(map(self._tokens, [*pending, file_id])) > self.token_limit
+
+    def _tokens(self, file_id: str) -> int:
+        return sum(self.tokens_of(_texts(orjson.loads(line))) for line in self.files[file_id].split(b"\n")[:-1])
 
     def retrieve_job(self, job_id: str) -> RemoteJob:
         self.calls["retrieve"] += 1
@@ -183,7 +202,7 @@ class FakeBatches:
     def cancel_job(self, job_id: str) -> None:
         self.calls["cancel"] += 1
         for job in self.jobs:
-            if job.job_id == job_id and job.status not in ("completed", "failed", "expired", "cancelled"):
+            if job.job_id == job_id and job.status not in _TERMINAL:
                 job.cancel_at = self.clock.time()
 
     def delete_file(self, file_id: str) -> None:
@@ -213,7 +232,7 @@ class FakeBatches:
         return RemoteJob(job.job_id, job.status, job.created_at, job.files, job.fingerprint, job.completed, job.failed, total, job.errors)
 
     def _moved(self, job: _Job) -> _Job:
-        if job.status in ("completed", "failed", "expired", "cancelled"):
+        if job.status in _TERMINAL:
             return job
         job.status = "in_progress"
         if job.cancel_at is not None:

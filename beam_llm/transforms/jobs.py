@@ -196,7 +196,14 @@ class Drive:
             yield WindowedValue(prediction, envelope.timestamp, [GlobalWindow()]) if self._collecting else envelope.around(prediction)
         self._tell(told)
 
+    def step(self, ref: BatchJobRef, phase: int) -> Waiting | Ready:
+        """The driver's, and what it counted is posted."""
+        looked = self.driver.step(ref, phase)
+        self._meter.happened(self.driver.counted)
+        return looked
+
     def _tell(self, outcomes: list[Outcome]) -> None:
+        self._meter.happened(self.driver.counted)
         self._meter.job_usage(outcomes)
         self._meter.job_lines(outcomes, self._live_ids)
         self._meter.outcomes(outcomes)
@@ -258,7 +265,7 @@ class DriveAsSdf(beam.DoFn):
             if PACER.early((ref.number, ref.manifest), position.next_at):
                 tracker.defer_remainder(Duration.of(max(position.next_at - time.time(), 0.0)))
                 return
-            looked = self._drive.driver.step(ref, position.phase)
+            looked = self._drive.step(ref, position.phase)
             position = _after(position, looked)
             if not tracker.try_claim(position):
                 return
@@ -309,7 +316,7 @@ class SubmitOnce(beam.DoFn):
     def process(self, ref: BatchJobRef) -> Iterator[BatchJobRef]:
         ref = BatchJobRef(*ref)
         while True:
-            looked = self._drive.driver.step(ref, 0)
+            looked = self._drive.step(ref, 0)
             if isinstance(looked, Ready):
                 yield ref._replace(state="done", job_id=self._drive.driver.job_id(ref.number))
                 return

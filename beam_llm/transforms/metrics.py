@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterable
 from itertools import groupby
 
@@ -23,7 +24,8 @@ class Meter:
     `requests` are live calls, retries included; `job_requests` the lines of batch jobs that were answered.
 
     Counters: records, errors, errors_<kind>, reused, cost_micro_usd, job_requests, requests, retries, splits, single_requests,
-    input_tokens, output_tokens, cached_tokens, warnings_<what>, cumulativeThrottlingSeconds.
+    input_tokens, output_tokens, cached_tokens, warnings_<what> (of replies), jobs_twice (an intent for which two remote jobs were
+    found, the younger cancelled), cumulativeThrottlingSeconds.
     Distributions: latency_ms, records_per_request.
     """
 
@@ -80,6 +82,12 @@ class Meter:
         if self._owed_micro_usd >= 1:
             self._counters["cost_micro_usd"].inc(int(self._owed_micro_usd))
             self._owed_micro_usd %= 1
+
+    def happened(self, counted: Counter[str]) -> None:
+        """Posts what a driver counted, and clears it."""
+        for name, count in counted.items():
+            Metrics.counter(NAMESPACE, name).inc(count)
+        counted.clear()
 
     def job_lines(self, outcomes: Iterable[Outcome], live: Container[str | None]) -> None:
         """Lines of jobs that were answered now: runs of outcomes with one request id, those in `live` aside (counted as calls)."""

@@ -1,0 +1,470 @@
+"""Jobs behind a provider's limit on enqueued tokens: they wait, and one that can never fit goes in several links; nothing is paid twice.
+
+Real tokens are here what the package estimates, unless a test says otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from beam_llm.errors import Kind
+from beam_llm.jobs import BatchJobRef, Ledger, Ready, Waiting, drive_all, list_jobs, open_store, points
+from beam_llm.jobs.chain import Chain
+from beam_llm.jobs.narrow import LIMIT_SECONDS, known_limit, note_limit, stated_limit
+from beam_llm.jobs.submit import LONG_WAIT_SECONDS
+from beam_llm.protocols import BatchLimits
+from tests.batch_world import Killed, World, gathered, killing, wrong
+from tests.killed import Run, billed, complaints, once, reviews_of, rows_of
+from tests.test_driver import billed_twice, kinds, shuffled
+
+TEXTS = [f"review number {number:02d}" for number in range(20)]
+AT = ["create", "validation"]
+
+
+@pytest.fixture
+def world(tmp_path: Any) -> World:
+    return World(str(tmp_path / "staging"))
+
+
+@pytest.fixture(autouse=True)
+def _unwatched() -> Iterator[None]:
+    yield
+    points.watch = None
+
+
+def each_line(world: World, **changes: Any) -> int:
+    """Estimated tokens of a line with one of the texts."""
+    aside = World(world.location + "-aside")
+    aside.plan(TEXTS, **changes)
+    return next(Ledger(open_store(aside.location)).intents()).tokens // len(TEXTS)
+
+
+def limit_to(world: World, lines: float, **knobs: Any) -> None:
+    """The provider's queue holds so many one-record lines."""
+    each = each_line(world)
+    world.fake.token_limit, world.fake.tokens_of = int(lines * each), lambda texts: each * len(texts)
+    for knob, value in knobs.items():
+        setattr(world.fake, knob, value)
+
+
+def drive(world: World, refs: Sequence[BatchJobRef], seconds: float = 50_000.0, **changes: Any) -> dict[str, list[Any]]:
+    """To the end; fails where that takes longer than it may."""
+    until = world.clock.now + seconds
+
+    def look(waiting: Any) -> None:
+        assert world.clock.now < until, [looked for _, looked in waiting]
+
+    return gathered(drive_all(world.driver(**changes), refs, world.clock.sleep, look))
+
+
+def sizes(world: World) -> list[int]:
+    """Lines of each job that the provider took and ended."""
+    return [world.fake.files[job.file_id].count(b"\n") for job in world.fake.jobs if job.status != "failed"]
+
+
+# One job, too large
+
+
+@pytest.mark.parametrize("at", AT)
+def test_a_job_larger_than_the_limit_goes_in_links_that_fit(world: World, at: str) -> None:
+    limit_to(world, 4, token_limit_at=at)
+    found = drive(world, world.plan(TEXTS))
+    assert not wrong(found, TEXTS)
+    assert sizes(world) == [4] * 5
+    assert not billed_twice(world)
+    assert not world.asked
+    assert world.fake.calls["create"] <= 7  # one refusal teaches
+
+
+def test_answers_of_each_link_go_out_as_it_ends(world: World) -> None:
+    limit_to(world, 5)
+    refs, came = world.plan(TEXTS), {}
+    for _, envelope, _ in drive_all(world.driver(), refs, world.clock.sleep, lambda waiting: None):
+        came.setdefault(world.clock.now, []).append(envelope)
+    assert [len(answers) for answers in came.values()] == [5, 5, 5, 5]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_without_a_stated_limit_a_job_refused_alone_is_halved(world: World, batch_size: int) -> None:
+    limit_to(world, 6, token_limit_said=False)
+    found = drive(world, world.plan(TEXTS, batch_size=batch_size), batch_size=batch_size)
+    assert not wrong(found, TEXTS)
+    assert not billed_twice(world)
+    assert max(sizes(world)) * batch_size <= 6
+    assert world.fake.calls["create"] < 40
+
+
+def test_a_job_is_not_narrowed_while_others_fill_the_queue(world: World) -> None:
+    limit_to(world, 6, token_limit_said=False, answers_after=500.0)
+    world.fake.limits = BatchLimits(5, 190_000_000, 86_400.0)
+    assert not wrong(drive(world, world.plan(TEXTS)), TEXTS)
+    assert sizes(world) == [5, 5, 5, 5]
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.1], ids=["half the estimate", "a tenth above it"])
+def test_an_estimate_that_is_off_still_gets_through(world: World, factor: float) -> None:
+    limit_to(world, 7)
+    each = each_line(world)
+    world.fake.tokens_of = lambda texts: int(each * len(texts) * factor)
+    found = drive(world, world.plan(TEXTS))
+    assert not wrong(found, TEXTS)
+    assert not billed_twice(world)
+    assert len(sizes(world)) <= 7
+
+
+def test_many_jobs_each_too_large_flow_through(world: World) -> None:
+    limit_to(world, 2)
+    world.fake.limits = BatchLimits(5, 190_000_000, 86_400.0)
+    assert not wrong(drive(world, world.plan(TEXTS)), TEXTS)
+    assert not billed_twice(world)
+    assert max(sizes(world)) == 2
+    assert sum(sizes(world)) == len(TEXTS)
+
+
+# What a link leaves over
+
+
+@pytest.mark.parametrize(
+    ("on_leftover", "live", "failed"), [("follow_up", 2, 0), ("online", 2, 0), ("fail", 0, 2)], ids=["follow_up", "online", "fail"]
+)
+def test_only_what_was_sent_and_not_answered_is_a_leftover(world: World, on_leftover: str, live: int, failed: int) -> None:
+    limit_to(world, 4)
+    world.fake.garble = frozenset({TEXTS[0], TEXTS[13]})
+    found = drive(world, world.plan(TEXTS, on_leftover=on_leftover), on_leftover=on_leftover)
+    assert len(world.asked) == live
+    assert sum(1 for outcomes in found.values() if outcomes[0].failure) == failed
+    assert not wrong({text: outcomes for text, outcomes in found.items() if not outcomes[0].failure} | _failed(found), TEXTS)
+    once_more = 1 if on_leftover == "follow_up" else 0
+    assert {text: times for text, times in world.fake.billed.items() if times != 1} == ({TEXTS[0]: 2, TEXTS[13]: 2} if once_more else {})
+
+
+def _failed(found: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return {text: outcomes for text, outcomes in found.items() if outcomes[0].failure}
+
+
+def test_leftovers_of_all_links_are_asked_in_one_follow_up_and_their_usage_adds_up(world: World) -> None:
+    limit_to(world, 4)
+    world.fake.garble = frozenset({TEXTS[0], TEXTS[7], TEXTS[13]})
+    found = drive(world, world.plan(TEXTS))
+    assert sizes(world) == [4, 4, 4, 4, 4, 3]
+    assert [view.kind for view in list_jobs(open_store(world.location))] == ["job", *["rest"] * 4, "follow_up"]
+    ledger = Ledger(open_store(world.location))
+    batch = Chain(ledger, 1).totals()[1]
+    paid = sum(outcome.cost_usd for outcomes in found.values() for outcome in outcomes)
+    live = sum(0.5 for _ in world.asked)
+    assert paid == pytest.approx(batch)
+    assert paid > live > 0
+    assert [outcome.usage.output_tokens for outcome in found[TEXTS[0]]] == [3 + 3 + 1]  # the link's, the follow-up's, the live call's
+
+
+def test_a_follow_up_larger_than_the_limit_goes_in_links_too(world: World) -> None:
+    world.fake.expire_after = 3
+    refs, driver = world.plan(TEXTS), world.driver()
+    answers = drive_all(driver, refs, world.clock.sleep, lambda waiting: None)
+    found: dict[str, list[Any]] = {}
+    for _, envelope, outcome in answers:
+        found.setdefault(envelope.decode(), []).append(outcome)
+        if world.fake.token_limit is None:
+            world.fake.expire_after = None
+            limit_to(world, 6)
+    assert not wrong(found, TEXTS)
+    assert sizes(world) == [20, 6, 6, 5]
+    assert not billed_twice(world)
+    assert not world.asked
+
+
+def test_a_rest_of_a_follow_up_is_a_second_try_and_leaves_over_to_live_calls(world: World) -> None:
+    limit_to(world, 5)
+    world.fake.garble = frozenset(TEXTS[:8])
+    assert not wrong(drive(world, world.plan(TEXTS)), TEXTS)
+    assert sorted(world.asked) == TEXTS[:8]
+    assert max(world.fake.billed.values()) == 2
+    assert sizes(world) == [5, 5, 5, 5, 5, 3]
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "kind"),
+    [("cancel_after", 2, Kind.CANCELLED), ("create_faults", ["refused"], Kind.REJECTED)],
+    ids=["cancelled", "refused"],
+)
+def test_an_end_of_the_whole_job_ends_what_was_not_sent_too(world: World, knob: str, value: Any, kind: str) -> None:
+    limit_to(world, 4)
+    refs, driver = world.plan(TEXTS), world.driver()
+    driver.step(refs[0])
+    setattr(world.fake, knob, value)
+    found = gathered(drive_all(driver, refs, world.clock.sleep, lambda waiting: None))
+    assert kinds(found) == {kind}
+    assert {text for text in TEXTS if text in found} == set(TEXTS)
+    assert len(sizes(world)) <= 1
+
+
+def test_an_expired_link_keeps_what_it_finished_and_the_rest_goes_on(world: World) -> None:
+    limit_to(world, 8)
+    world.fake.expire_after = 5
+    refs, found = world.plan(TEXTS), {}
+    for _, envelope, outcome in drive_all(world.driver(), refs, world.clock.sleep, lambda waiting: None):
+        world.fake.expire_after = None
+        found.setdefault(envelope.decode(), []).append(outcome)
+    assert not wrong(found, TEXTS)
+    assert sizes(world) == [8, 8, 4, 3]
+    assert not billed_twice(world)
+
+
+# Kills and rivals
+
+KILLS = [("queued", 1), ("limit.noted", 1), ("narrowed", 1), ("narrowed", 3)] + [
+    (point, count)
+    for point in ("staged", "uploaded", "marked", "create.before", "create.after", "ack.after", "done.before", "done.after", "output.half")
+    for count in (2, 3)
+] + [("follow_up.appended", count) for count in (1, 3)]  # fmt: skip
+
+
+@pytest.mark.parametrize("at", AT)
+@pytest.mark.parametrize(("point", "count"), KILLS, ids=[f"{point}#{count}" for point, count in KILLS])
+def test_killed_anywhere_in_the_chain_a_rerun_pays_nothing_twice(world: World, point: str, count: int, at: str) -> None:
+    limit_to(world, 4, token_limit_at=at)
+    points.watch = killing(point, count)
+    with pytest.raises(Killed):
+        drive(world, world.plan(TEXTS, batch_size=1))
+    points.watch = None
+    world.restart()
+    found = drive(world, world.plan(shuffled(TEXTS), per_part=4, batch_size=2), batch_size=2)
+    assert not wrong(found, TEXTS)
+    assert not billed_twice(world)
+    assert not world.asked
+    assert max(sizes(world)) <= 4
+
+
+@pytest.mark.parametrize(("point", "count"), [("queued", 2), ("queued", 5), ("limit.noted", 1), ("limit.noted", 2), ("narrowed", 2)])
+def test_killed_while_the_limit_is_being_found_a_rerun_goes_on_finding_it(world: World, point: str, count: int) -> None:
+    limit_to(world, 4, token_limit_said=False)
+    points.watch = killing(point, count)
+    with pytest.raises(Killed):
+        drive(world, world.plan(TEXTS))
+    points.watch = None
+    world.restart()
+    assert not wrong(drive(world, world.plan(shuffled(TEXTS), per_part=4)), TEXTS)
+    assert not billed_twice(world)
+    assert world.fake.calls["create"] < 25
+
+
+@pytest.mark.parametrize("fault", ["lost", "500"])
+def test_a_narrowed_create_without_an_answer_is_adopted_or_made_again(world: World, fault: str) -> None:
+    limit_to(world, 4)
+    world.fake.create_faults = ["", fault, "", fault]
+    assert not wrong(drive(world, world.plan(TEXTS)), TEXTS)
+    assert not billed_twice(world)
+    assert sizes(world) == [4] * 5
+
+
+def test_a_refused_job_whose_answer_was_lost_is_adopted_and_narrowed(world: World) -> None:
+    limit_to(world, 4, token_limit_at="validation")
+    world.fake.create_faults = ["lost"]
+    assert not wrong(drive(world, world.plan(TEXTS)), TEXTS)
+    assert sizes(world) == [4] * 5
+    assert not billed_twice(world)
+
+
+def test_a_double_of_an_earlier_attempt_counts_with_the_lines_it_was_made_with(world: World) -> None:
+    """The whole job was created after all, its answer was lost and the list lagged; then the limit fell, and the job was narrowed."""
+    world.fake.create_faults, world.fake.list_lag, world.fake.answers_after = ["lost"], 40.0, 300.0
+    refs, driver = world.plan(TEXTS), world.driver()
+
+    def fallen(point: str) -> None:
+        if point == "marked" and world.fake.calls["create"] == 1:
+            limit_to(world, 24)
+            note_limit(open_store(world.location), "127.0.0.1:1", "fake-model", world.clock.now, stated=world.fake.token_limit // 6)
+
+    points.watch = fallen
+    found = gathered(drive_all(driver, refs, world.clock.sleep, lambda waiting: None))
+    assert not wrong(found, TEXTS)
+    assert not billed_twice(world)
+
+
+@pytest.mark.parametrize("at", AT)
+@pytest.mark.parametrize("said", [True, False], ids=["limit stated", "limit not stated"])
+def test_two_drivers_at_once_narrow_and_pay_once(world: World, at: str, said: bool) -> None:
+    limit_to(world, 4, token_limit_at=at, token_limit_said=said)
+    world.options["lease_seconds"] = 2.0
+    plans = [world.plan(TEXTS), world.plan(shuffled(TEXTS), per_part=5, batch_size=4)]
+    drivers, found = [world.driver(), world.driver(batch_size=4)], [{}, {}]
+    left: list[dict[int, tuple[BatchJobRef, int]]] = [{ref.number: (ref, 0) for ref in refs} for refs in plans]
+    for _ in range(5_000):
+        for mine, driver, open_refs in zip(found, drivers, left, strict=True):
+            for number, (ref, phase) in list(open_refs.items()):
+                looked = driver.step(ref, phase)
+                if isinstance(looked, Ready):
+                    for envelope, outcome in looked.answers:
+                        mine.setdefault(envelope.decode(), []).append(outcome)
+                    if looked.phase is None:
+                        del open_refs[number]
+                    else:
+                        open_refs[number] = (ref, looked.phase)
+        world.clock.sleep(0.7)
+        if not any(left):
+            break
+    assert not wrong(found[0], TEXTS)
+    assert not wrong(found[1], TEXTS)
+    assert not billed_twice(world)
+
+
+def test_another_driver_sends_the_same_prefix_byte_for_byte(world: World) -> None:
+    limit_to(world, 4)
+    refs = world.plan(TEXTS)
+    store, staged = open_store(world.location), []
+    points.watch = lambda point: staged.append(store.get("jobs/00000000000000000001/input.jsonl")) if point == "staged" else None
+    world.driver().step(refs[0])
+    for _ in range(2):
+        world.fake.uploads_fail = 1
+        world.clock.now += 100
+        world.driver().step(refs[0])
+    whole, *prefixes = staged
+    assert [data.count(b"\n") for data in staged] == [20, 4, 4]
+    assert prefixes[0] == prefixes[1] == b"".join(whole.splitlines(keepends=True)[:4])
+
+
+# What can't fit at all
+
+
+@pytest.mark.parametrize("at", AT)
+def test_a_record_larger_than_the_limit_ends_with_an_error_that_names_it(world: World, at: str) -> None:
+    texts = [*TEXTS[:3], "long " * 400, *TEXTS[3:6], "longer " * 400]
+    limit_to(world, 4, token_limit_at=at)
+    each = each_line(world)
+    world.fake.tokens_of = lambda asked: sum(each if len(text) < 50 else 100 * each for text in asked)
+    found = drive(world, world.plan(texts))
+    failures = {text[:6]: outcomes[0].failure for text, outcomes in found.items() if outcomes[0].failure}
+    assert {text: failure.kind for text, failure in failures.items()} == {"long l": Kind.TOO_LARGE, "longer": Kind.TOO_LARGE}
+    assert all(f"limit of {world.fake.token_limit:,} enqueued tokens" in failure.message for failure in failures.values())
+    assert not wrong(found, texts)
+    assert not world.asked
+    assert not billed_twice(world)
+
+
+def test_a_prompt_of_several_records_that_is_too_large_is_asked_record_by_record(world: World) -> None:
+    limit_to(world, 2)
+    world.options["batch_size"] = 10
+    found = drive(world, world.plan(TEXTS))
+    assert not wrong(found, TEXTS)
+    assert not kinds(found)
+    assert not billed_twice(world)
+    assert not world.asked
+
+
+def test_a_record_estimated_above_the_limit_is_tried_all_the_same(world: World) -> None:
+    limit_to(world, 1)
+    world.fake.token_limit = each_line(world) // 3
+    world.fake.tokens_of = lambda texts: world.fake.token_limit // len(texts)  # the estimate is three times the truth
+    assert not wrong(drive(world, world.plan(TEXTS)), TEXTS)
+
+
+def test_a_queue_that_takes_nothing_and_says_no_limit_ends_and_is_asked_again_another_day(world: World) -> None:
+    limit_to(world, 0, token_limit_said=False)
+    assert kinds(drive(world, world.plan(TEXTS))) == {Kind.RATE_LIMITED}
+    world.fake.token_limit = None
+    world.restart()
+    assert not wrong(drive(world, world.plan(TEXTS)), TEXTS)
+    assert not billed_twice(world)
+
+
+# What is learned
+
+
+def test_the_next_plan_cuts_jobs_to_the_limit_that_was_learned(world: World) -> None:
+    limit_to(world, 4)
+    drive(world, world.plan(TEXTS))
+    world.restart()
+    more = [f"another one {number:02d}" for number in range(12)]
+    creates = world.fake.calls["create"]
+    refs = world.plan(more)
+    assert [ref.records for ref in refs] == [4, 4, 4]
+    assert not wrong(drive(world, refs), more)
+    assert not any(view.kind == "rest" for view in list_jobs(open_store(world.location)) if view.number >= refs[0].number)
+    assert world.fake.calls["create"] >= creates + 3
+
+
+def test_a_number_of_the_users_own_stands_above_what_was_learned(world: World) -> None:
+    limit_to(world, 4)
+    drive(world, world.plan(TEXTS[:10]))
+    world.restart()
+    refs = world.plan(TEXTS[10:], job_max_tokens=1_000_000)
+    assert [ref.records for ref in refs] == [10]
+    assert not wrong(drive(world, refs, job_max_tokens=1_000_000), TEXTS[10:])
+
+
+def test_a_rerun_of_a_chain_needs_no_provider(world: World) -> None:
+    limit_to(world, 4)
+    drive(world, world.plan(TEXTS))
+    calls = dict(world.fake.calls)
+    world.restart()
+    found = drive(world, world.plan(shuffled(TEXTS), per_part=3, batch_size=7))
+    assert not wrong(found, TEXTS)
+    assert all(outcome.reused for outcomes in found.values() for outcome in outcomes)
+    assert dict(world.fake.calls) == calls
+
+
+@pytest.mark.parametrize(
+    ("message", "limit"),
+    [
+        ("Enqueued token limit reached for gpt-4.1 in organization org-1. Limit: 2,000,000 enqueued tokens. Please try", 2_000_000),
+        ("token_limit_exceeded: the limit is 90000 enqueued tokens", 90_000),
+        ("Enqueued token limit reached for fake-model", None),
+        ("Limit: 0 enqueued tokens.", None),
+        ("requested 5,000 tokens, try later", None),
+    ],
+)
+def test_the_limit_is_read_from_the_providers_sentence(message: str, limit: int | None) -> None:
+    assert stated_limit(message) == limit
+
+
+def test_what_was_learned_is_kept_for_a_week_and_a_new_limit_forgets_what_was_found_under_the_old(world: World) -> None:
+    store = open_store(world.location)
+    note_limit(store, "host", "model", 0.0, stated=100)
+    note_limit(store, "host", "model", 1.0, found=40)
+    assert known_limit(store, "host", "model", 2.0) == 40
+    assert known_limit(store, "host", "other", 2.0) is None
+    note_limit(store, "host", "model", 3.0, stated=100)
+    assert known_limit(store, "host", "model", 3.0) == 40
+    note_limit(store, "host", "model", 4.0, stated=900)
+    assert known_limit(store, "host", "model", 4.0) == 900
+    assert known_limit(store, "host", "model", 5.0 + LIMIT_SECONDS) is None
+
+
+# What is said
+
+
+def test_a_long_wait_is_said_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.fake.most_jobs, world.fake.can_list = 0, False  # whatever fills the queue can't be seen
+    refs, driver = world.plan(TEXTS), world.driver()
+    with caplog.at_level(logging.WARNING, "beam_llm"):
+        while world.clock.now < 1_000_000.0 + 3 * LONG_WAIT_SECONDS:
+            looked = driver.step(refs[0])
+            assert isinstance(looked, Waiting)
+            world.clock.now = looked.next_at
+    assert [record.message.count("waited") for record in caplog.records if "waited" in record.message] == [1]
+
+
+def test_doubles_and_warnings_are_counted(world: World) -> None:
+    world.fake.create_faults, world.fake.list_lag, world.fake.answers_after = ["lost"], 7.0, 60.0
+    refs, driver = world.plan(TEXTS), world.driver()
+    assert not wrong(gathered(drive_all(driver, refs, world.clock.sleep, lambda waiting: None)), TEXTS)
+    assert driver.counted["jobs_twice"] == 1
+
+
+# The whole pipeline, against the emulator
+
+
+@pytest.mark.parametrize("at", AT)
+def test_a_pipeline_whose_only_job_is_ten_times_the_limit_answers_every_record_once(start_emulator: Any, tmp_path: Any, at: str) -> None:
+    texts = reviews_of(f"queue {at}", 120)
+    emulator = start_emulator(batch_seconds=0.05, enqueued_token_limit=1_500, enqueued_limit_at=at)
+    rows = rows_of(Run(emulator.base_url, str(tmp_path / "staging"), texts))
+    assert not complaints(rows, texts)
+    assert billed(emulator, texts) == once(texts)
+    ended = [job for job in emulator.jobs if job["status"] == "completed"]
+    assert len(ended) > 5
+    assert [view.kind for view in list_jobs(open_store(str(tmp_path / "staging")))] == ["job", *["rest"] * (len(ended) - 1)]
