@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
         "lint": ["ruff", "check", "."],
         "format": ["ruff", "format", "--check", "."],
         "types": ["mypy"],
-        "tests": ["pytest", "-rs", *arguments],
+        "tests": ["pytest", "-rs", "-n", "2", "--dist", "loadgroup", *arguments],
     }
     failed = []
     for name, command in checks.items():

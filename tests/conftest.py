@@ -25,6 +25,14 @@ hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process has the Flink cluster, and starts with it: its tests take longest, the other process does the rest meanwhile."""
+    for item in items:
+        if item.get_closest_marker("flink"):
+            item.add_marker(pytest.mark.xdist_group("flink"))
+    items.sort(key=lambda item: item.get_closest_marker("flink") is None)
+
+
 def _get(part: str, make: Callable[[], T]) -> T:
     try:
         return make()

@@ -1,6 +1,6 @@
 """Kill -9 of a whole pipeline at every point of a job's life; then a run with the input shuffled and another batch size.
 
-By the emulator's book: billed twice 0. By the rerun's output: lost 0, wrong 0. `test_kill_matrix.py` does the same without Beam.
+By the emulator's book: billed twice 0. By the rerun's output: lost 0, wrong 0.
 """
 
 from __future__ import annotations

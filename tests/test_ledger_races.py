@@ -1,37 +1,25 @@
-"""Kill -9 at every point of a job's life, with the real client against the emulator; then a rerun, shuffled, with another batch size.
+"""Threads that plan and drive overlapping inputs at once, with the real client against the emulator, no Beam: each record is paid once.
 
-Without Beam: the planner and the driver alone, so that fifteen kills take seconds. Billed twice 0, lost 0, wrong 0.
+Processes that are killed or run beside each other: `test_kill.py`, `test_two_processes.py`.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from beam_llm.batching import caps_of
 from beam_llm.config import settings
-from beam_llm.jobs import Driver, PartRow, drive_all, open_store, plan, points, write_part
+from beam_llm.jobs import Driver, PartRow, drive_all, open_store, plan, write_part
 from beam_llm.providers import connect_batch
 from beam_llm.task import Task
 from beam_llm.values import Outcome
 
 TEXTS = [f"review number {number}: the {word} was good" for number, word in enumerate(["phone", "cable", "soup", "hotel"] * 6)]
-
-POINTS = [
-    "intent.before", "intent.after", "staged", "uploaded", "create.before", "create.after", "ack.after", "waiting", "ended",
-    "collect.file", "collect.half", "answers.before", "done.before", "done.after", "output.half",
-]  # fmt: skip
 
 
 def run(base_url: str, location: str, texts: list[str], batch_size: int) -> dict[str, list[Outcome]]:
@@ -74,32 +62,6 @@ def complaints(found: dict[str, list[Outcome]], texts: list[str]) -> list[str]:
     ]
 
 
-def child(emulator: Any, location: Path, point: str, texts: list[str] = TEXTS, batch_size: int = 3) -> subprocess.Popen[bytes]:
-    """The same run in a process of its own, which kills itself at `point`."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.test_kill_matrix", emulator.base_url, str(location), point, str(batch_size), *texts],
-        env={**os.environ, **emulator.environment},
-        cwd=Path(__file__).parent.parent,
-    )
-
-
-@pytest.mark.parametrize("point", POINTS)
-def test_killed_at_any_point_the_rerun_pays_nothing_twice(llm_emulator: Any, tmp_path: Path, point: str) -> None:
-    assert child(llm_emulator, tmp_path / "staging", point).wait(60) == -signal.SIGKILL
-    texts = random.Random(point).sample(TEXTS, len(TEXTS))
-    found = run(llm_emulator.base_url, str(tmp_path / "staging"), texts, batch_size=5)
-    assert not complaints(found, texts)
-    assert {text: llm_emulator.billed.times(text) for text in TEXTS} == dict.fromkeys(TEXTS, 1)
-
-
-def test_two_processes_with_the_same_input_pay_once(llm_emulator: Any, tmp_path: Path) -> None:
-    others = [child(llm_emulator, tmp_path / "staging", "never", TEXTS[::step], 2) for step in (1, -1)]
-    found = run(llm_emulator.base_url, str(tmp_path / "staging"), TEXTS, batch_size=4)
-    assert [other.wait(60) for other in others] == [0, 0]
-    assert not complaints(found, TEXTS)
-    assert {text: llm_emulator.billed.times(text) for text in TEXTS} == dict.fromkeys(TEXTS, 1)
-
-
 def test_many_threads_with_overlapping_inputs_pay_once(llm_emulator: Any, tmp_path: Path) -> None:
     def one(seed: int) -> list[str]:
         texts = random.Random(seed).sample(TEXTS, 12)
@@ -108,17 +70,3 @@ def test_many_threads_with_overlapping_inputs_pay_once(llm_emulator: Any, tmp_pa
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(one, range(4))) == [[], [], [], []]
     assert max(llm_emulator.billed.times(text) for text in TEXTS) == 1
-
-
-def _kill_at(point: str) -> Callable[[str], None]:
-    def watch(reached: str) -> None:
-        if reached == point:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return watch
-
-
-if __name__ == "__main__":
-    base_url, location, point, batch_size, *texts = sys.argv[1:]
-    points.watch = _kill_at(point)
-    sys.exit(1 if complaints(run(base_url, location, texts, int(batch_size)), texts) else 0)
