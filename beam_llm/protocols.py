@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from beam_llm.values import Completion, Request
 
@@ -68,8 +68,7 @@ class BatchLimits:
     window_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class LineReply:
+class LineReply(NamedTuple):
     """One line of a result file: the completion, or the error, of the request named `custom_id`."""
 
     custom_id: str
@@ -82,6 +81,9 @@ class BatchProvider(Protocol):
     """Remote jobs: plain verbs, no policy, blocking. Raises CallError like a CompletionProvider.
 
     `create_job` is never repeated by the provider's own client: a repeat may be a second paid job.
+
+    One with an attribute `texts_are_json_strings = True` promises that the text of a message is a JSON string in its line, as orjson
+    writes it, and that nothing else of the line depends on it: the package then builds a million alike lines from one.
     """
 
     limits: BatchLimits

@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -39,8 +38,11 @@ SHOWN_CHARACTERS = 120
 """How much of a reply is shown in a message, with `log_data`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+NO_ANSWER: Any = object()
+"""What `plain_answer` gives where there is none."""
+
+
+class Reading(NamedTuple):
     """What one reply says about the 1…n records of its prompt.
 
     Every index of 1…n is in `values`, in `failures` or in `missing`, exactly one of them; with `whole`, all are missing.
@@ -69,6 +71,7 @@ class Task:
       output: the compiled type of an answer.
       fingerprint: digest of all that shapes an answer, except the record.
       shared_tokens: estimated input tokens of a prompt without its records.
+      sends_one_text: requests about one record differ in nothing but its one text, which stands in the prompt as it is.
 
     Raises:
       UsageError: for an output, a template, a path or a parser that can't be used.
@@ -90,6 +93,8 @@ class Task:
         self._may_batch = settings.batch_size != 1
         self._record_tokens = ENVELOPE_TOKENS + 4 * (len(self._template.names) - 1) if self._may_batch else 0
         self._quick_field = self._template.only_field if self._batch_template is None and settings.record_id is None else None
+        self._answers_plainly = self._is_single(1) and (self.output.is_text or (self._format == "json" and self.output.is_object))
+        self.sends_one_text = self._is_single(1) and len(self._template.names) == 1
         self._single_tokens, self._batch_tokens = self._asking.tokens(self._template.shared)
         self.shared_tokens = max(self._single_tokens, self._batch_tokens) if self._may_batch else self._single_tokens
 
@@ -227,6 +232,22 @@ class Task:
         if self._is_single(count) and self._format != "custom":
             return self._read_text(text, is_cut) if self.output.is_text else self._read_single(text, is_cut)
         return self._read_batch(text, count, is_cut)
+
+    def plain_answer(self, completion: Completion) -> Any:
+        """The typed answer to a single record where the reply is nothing but what was asked for: what `read` gives, in half the time.
+
+        Returns:
+          NO_ANSWER for any other reply, good ones among them.
+        """
+        if completion.finish_reason != "stop" or completion.refusal or not self._answers_plainly:
+            return NO_ANSWER
+        text = completion.text
+        if text is None or self.output.is_text:
+            return NO_ANSWER if text is None else text
+        try:
+            return self.output.validate(orjson.loads(text))
+        except ValueError:
+            return NO_ANSWER
 
     def _read_text(self, text: str, is_cut: bool) -> Reading:
         if is_cut:

@@ -31,7 +31,9 @@ def estimate_tokens(text: str) -> int:
     data = text.encode()
     count = data.translate(_ASCII_CLASSES).count
     # A word is a token with its space in front, and long ones are several; a digit run is one for each three digits.
-    tokens = 1.0 + 0.95 * count(b".a") + 1.15 * count(b"aaaaaa") + 4.0 * count(_UNBROKEN) + 2.0 * data.translate(_CASES).count(b"aA")
+    tokens = 1.0 + 0.95 * count(b".a") + 1.15 * count(b"aaaaaa") + 4.0 * count(_UNBROKEN)
+    if not data.islower():
+        tokens += 2.0 * data.translate(_CASES).count(b"aA")
     digits = count(b"0")
     if digits:
         tokens += 0.37 * digits + 2.1 * count(b".0") + 1.7 * count(b"0a")

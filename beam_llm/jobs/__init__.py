@@ -14,7 +14,7 @@ admin.py      look, cancel, tidy
 from beam_llm.jobs.admin import Cleanup, JobView, cancel, cleanup, list_jobs, show
 from beam_llm.jobs.driver import Driver, drive_all
 from beam_llm.jobs.ledger import Ledger
-from beam_llm.jobs.parts import PartReader, PartRef, PartRow, write_part
+from beam_llm.jobs.parts import PartReader, PartRef, PartRow, PartWriter, write_part
 from beam_llm.jobs.planner import BatchJobRef, find_ref, plan
 from beam_llm.jobs.steps import Ready, Waiting
 from beam_llm.jobs.store import open_store
@@ -28,6 +28,7 @@ __all__ = [
     "PartReader",
     "PartRef",
     "PartRow",
+    "PartWriter",
     "Ready",
     "Waiting",
     "cancel",

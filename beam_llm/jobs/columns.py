@@ -103,14 +103,20 @@ def find(sorted_keys: Array, wanted: Array) -> Array:
 
 
 class Rows:
-    """Reads ranges of an object of varying-length rows; nearly sequential reads cost one system call per 64 KB."""
+    """Reads ranges of an object of varying-length rows; nearly sequential reads cost one system call per 64 KB.
 
-    def __init__(self, store: Store, name: str):
+    Args:
+      at_once_bytes: an object up to this size is read as a whole: for reads in any order.
+    """
+
+    def __init__(self, store: Store, name: str, at_once_bytes: int = 0):
         self._name = name
         with local_copy(store, name) as path:
             self._file = os.open(path, os.O_RDONLY)  # a temporary copy lives on, nameless, until this is closed
         self.close = weakref.finalize(self, os.close, self._file)
-        self._window, self._start, self._end = b"", 0, 0
+        is_small = os.fstat(self._file).st_size <= at_once_bytes
+        self._window = os.pread(self._file, at_once_bytes, 0) if is_small else b""
+        self._start, self._end = 0, len(self._window)
 
     def read(self, start: int, end: int) -> bytes:
         """Bytes [start, end).

@@ -47,16 +47,13 @@ def answers(store: Store, ref: BatchJobRef, links: Sequence[Link], last: bool) -
     try:
         for reader, members in _by_part(store, rows):
             chosen = members[wanted[members]]
-            for envelope, position, pays in zip(
-                reader.envelopes(rows.row[chosen].tolist()),
-                positions[chosen].tolist(),
-                first[chosen].tolist(),
-                strict=True,
-            ):
+            envelopes = reader.envelopes(rows.row[chosen].tolist())
+            found = outcomes.outcomes(positions[chosen].tolist(), first[chosen].tolist())
+            for answer in zip(envelopes, found, strict=True):
                 left -= 1
                 if not left:
                     reached("output.half")
-                yield envelope, outcomes.outcome(position, pays)
+                yield answer
     finally:
         outcomes.close()
 
@@ -110,7 +107,13 @@ class _Joined:
     def positions(self, keys: Array) -> Array:
         return find(self._keys, keys)
 
-    def outcome(self, position: int, pays: bool) -> Outcome:
+    def outcomes(self, positions: Sequence[int], pays: Sequence[bool]) -> Iterator[Outcome]:
+        """The outcome at each position; those that do not pay are re-used answers."""
+        if self._piece is None and min(positions, default=0) >= 0:
+            return self._pieces[0].many(positions, pays)
+        return (self._outcome(position, paying) for position, paying in zip(positions, pays, strict=True))
+
+    def _outcome(self, position: int, pays: bool) -> Outcome:
         if position < 0:
             return _UNANSWERED
         piece, row = self._pieces[0], position

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from beam_llm.values import Outcome, Usage
 
 LEFT = "-left"
 """`<name>-left.index` lists what was passed on; its rows lie in `<name>.rows` too."""
+
+_AT_ONCE_BYTES = 32_000_000
+"""Rows lie in the order of a result file, which is no order at all; those of a job of 50,000 short answers are 8 MB."""
 
 _KINDS = ("", *Kind.ALL)
 _CODES = {kind: code for code, kind in enumerate(_KINDS)}
@@ -113,12 +117,27 @@ class Outcomes:
         failed = Failure(*failure) if failure is not None else None
         return Outcome(value, failed, Usage(), 0.0, model, request_id, finish_reason, reused=True)
 
+    def many(self, positions: Sequence[int], pays: Sequence[bool]) -> Iterator[Outcome]:
+        """`outcome` where it pays, else `reused`, of each position: this is done for every record of every job."""
+        starts, lengths, read = self._starts, self._lengths, self._opened().read
+        for position, paying in zip(positions, pays, strict=True):
+            if not paying:
+                yield self.reused(position)
+                continue
+            start = starts[position]
+            value, failure, usage, cost, model, request_id, reason = orjson.loads(read(start, start + lengths[position]))
+            failed = Failure(*failure) if failure is not None else None
+            yield Outcome(value, failed, Usage(*usage), cost, model, request_id, reason)
+
     def row(self, position: int) -> list[Any]:
-        if self._rows is None:
-            self._rows = Rows(self._store, f"{self._name}.rows")
         start = self._starts[position]
-        found: list[Any] = orjson.loads(self._rows.read(start, start + self._lengths[position]))
+        found: list[Any] = orjson.loads(self._opened().read(start, start + self._lengths[position]))
         return found
+
+    def _opened(self) -> Rows:
+        if self._rows is None:
+            self._rows = Rows(self._store, f"{self._name}.rows", _AT_ONCE_BYTES)
+        return self._rows
 
     def close(self) -> None:
         if self._rows is not None:

@@ -9,6 +9,7 @@ A part is two objects named by their content, so that a retried bundle meets its
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
@@ -18,7 +19,6 @@ import orjson
 
 from beam_llm.errors import Failure, LedgerError
 from beam_llm.jobs.columns import Array, Rows, keys_array, pack, unpack
-from beam_llm.jobs.store import temporary_file
 from beam_llm.protocols import Store
 from beam_llm.values import RECORD_KEY_BYTES, Record
 
@@ -52,21 +52,74 @@ class PartRef(NamedTuple):
 
 
 def write_part(store: Store, rows: Iterable[PartRow], min_timestamp: int) -> PartRef:
-    """Spools `rows` as one part. Memory: 37 bytes a row, whatever the rows hold.
+    """Writes `rows` as one part.
 
     Raises:
       LedgerError: the store fails.
     """
-    columns = _Columns()
-    with temporary_file() as path:
-        with open(path, "wb") as file:
-            digest = columns.spool(rows, file)
-        index = columns.packed(digest, min_timestamp)
+    with PartWriter(store) as part:
+        for row in rows:
+            part.add(*row)
+        return part.finish(min_timestamp)
+
+
+class PartWriter:
+    """A part in the making, in a local file until it is finished. Memory: 37 bytes a row and a megabyte, whatever the rows hold."""
+
+    def __init__(self, store: Store):
+        self._store, self._columns = store, _Columns()
+        self._digest, self._buffer = hashlib.sha256(), bytearray()
+        self._file: IO[bytes] | None = None
+
+    def __len__(self) -> int:
+        return len(self._columns.tokens)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all rows so far."""
+        return self._columns.starts[-1]
+
+    def add(self, key: bytes, record: Record | None, envelope: bytes, failure: Failure | None = None) -> None:
+        """One row; see PartRow."""
+        buffer = self._buffer
+        buffer += self._columns.add(key, record, failure, len(envelope))
+        buffer += envelope
+        if len(buffer) >= _WRITE_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._file is None:
+            self._file = tempfile.NamedTemporaryFile(prefix="beam_llm-")  # noqa: SIM115  # closed, and gone, by `close`
+        self._digest.update(self._buffer)
+        self._file.write(self._buffer)
+        self._buffer.clear()
+
+    def finish(self, min_timestamp: int) -> PartRef:
+        """Stores the part, unless it is there already.
+
+        Args:
+          min_timestamp: of the earliest element, microseconds since the epoch.
+        """
+        self._flush()
+        assert self._file is not None
+        self._file.flush()
+        index = self._columns.packed(self._digest.digest(), min_timestamp)
         name = hashlib.sha256(index).hexdigest()[:32]
-        if not _is_whole(store, name):
-            store.put_file(f"parts/{name}.rows", path)
-            store.put(f"parts/{name}.index", index)
-    return PartRef(name, len(columns.tokens), columns.starts[-1], sum(columns.tokens), min_timestamp)
+        if not _is_whole(self._store, name):
+            self._store.put_file(f"parts/{name}.rows", self._file.name)
+            self._store.put(f"parts/{name}.index", index)
+        return PartRef(name, len(self), self.size_bytes, sum(self._columns.tokens), min_timestamp)
+
+    def close(self) -> None:
+        """Removes the local file; harmless to repeat."""
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def _is_whole(store: Store, name: str) -> bool:
@@ -82,44 +135,36 @@ class _Columns:
         self.starts = array("Q", [0])
         self.heads = array("I")
 
-    def spool(self, rows: Iterable[PartRow], file: IO[bytes]) -> bytes:
-        """Writes each row's bytes to `file`; returns their digest."""
-        digest, buffer, at = hashlib.sha256(), bytearray(), 0
-        for key, record, envelope, failure in rows:
-            question = self._add(key, record, failure)
-            buffer += question
-            buffer += envelope
-            at += len(question) + len(envelope)
-            self.heads.append(len(question))
-            self.starts.append(at)
-            if len(buffer) >= _WRITE_BYTES:
-                digest.update(buffer)
-                file.write(buffer)
-                buffer.clear()
-        digest.update(buffer)
-        file.write(buffer)
-        return digest.digest()
-
-    def _add(self, key: bytes, record: Record | None, failure: Failure | None) -> bytes:
+    def add(self, key: bytes, record: Record | None, failure: Failure | None, envelope_bytes: int) -> bytes:
+        """Notes a row; returns its question's bytes."""
         if record is None or failure is not None:
-            return self._append(_NO_KEY, 0, 0, _FAILED, orjson.dumps(tuple(failure or Failure("prompt", "there is no record"))))
+            question = orjson.dumps(tuple(failure or Failure("prompt", "there is no record")))
+            self._append(_NO_KEY, 0, 0, _FAILED)
+        else:
+            question = self._asked(key, record)
+        self.heads.append(len(question))
+        self.starts.append(self.starts[-1] + len(question) + envelope_bytes)
+        return question
+
+    def _asked(self, key: bytes, record: Record) -> bytes:
         flags = 0 if record.fields is None and record.record_id is None else _DETAILED
         try:
             question = _question(record, record.inputs)
         except TypeError:  # lone surrogates: no JSON, and no request, can hold them
             question = _question(record, [text.encode("utf-8", "replace").decode() for text in record.inputs])
-        # Texts stand in a JSON string inside a JSON line, so escaped twice: counted here, while they are at hand.
-        size = len(orjson.dumps(question.decode()))
-        return self._append(key, record.tokens, size, flags, question)
+        # Texts stand in a JSON string inside a JSON line, so escaped twice, and the second time only quotes and backslashes are left
+        # to escape: counted here, while they are at hand.
+        size = len(question) + question.count(b'"') + question.count(b"\\") + 2
+        self._append(key, record.tokens, size, flags)
+        return question
 
-    def _append(self, key: bytes, tokens: int, size: int, flags: int, question: bytes) -> bytes:
+    def _append(self, key: bytes, tokens: int, size: int, flags: int) -> None:
         if len(key) != RECORD_KEY_BYTES:
             raise ValueError(f"a record's key has {RECORD_KEY_BYTES} bytes, not {len(key)}")
         self.keys += key
         self.tokens.append(tokens)
         self.sizes.append(size)
         self.flags.append(flags)
-        return question
 
     def packed(self, digest: bytes, min_timestamp: int) -> bytes:
         columns: dict[str, Array] = {
@@ -172,6 +217,13 @@ class PartReader:
         if flags & _DETAILED:
             return Record(tuple(question[0]), self._tokens[row], question[1], question[2])
         return Record(tuple(question), self._tokens[row])
+
+    def quoted(self, row: int) -> bytes | None:
+        """What the row asks as a JSON string without its quotes, where that is one text and nothing else; else None."""
+        question = self._question(row)  # `["…"]`: inside of a JSON string no quote stands without a backslash
+        if self._flags[row] or b'","' in question or len(question) < len('[""]'):
+            return None
+        return question[2:-2]
 
     def failure(self, row: int) -> Failure | None:
         return Failure(*orjson.loads(self._question(row))) if self._flags[row] & _FAILED else None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import islice
+from typing import NamedTuple
 
 from beam_llm.errors import PromptError
 from beam_llm.jobs.manifest import Manifest
@@ -14,6 +16,7 @@ from beam_llm.task import Task
 from beam_llm.values import Record
 
 OPEN_PARTS = 8
+_WRITE_BYTES = 1 << 20
 
 
 class Parts:
@@ -32,12 +35,17 @@ class Parts:
         self._open.move_to_end(name)
         return found
 
-    def records(self, manifest: Manifest) -> Iterator[Record]:
-        """The manifest's records, in its order."""
+    def rows(self, manifest: Manifest) -> Iterator[tuple[PartReader, int]]:
+        """Where the manifest's records are, in its order."""
         name, reader = "", None
         for part, row in manifest.places():
             if reader is None or part != name:
                 name, reader = part, self.reader(part)
+            yield reader, row
+
+    def records(self, manifest: Manifest) -> Iterator[Record]:
+        """The manifest's records, in its order."""
+        for reader, row in self.rows(manifest):
             yield reader.record(row)
 
     def close(self) -> None:
@@ -52,21 +60,64 @@ def write_input(path: str, manifest: Manifest, parts: Parts, task: Task, provide
     The planner estimates sizes from above. Should a file pass the provider's limits all the same, it ends before the line that
     would: those lines get no answer in this job and go the way of its leftovers. So does a line that can't be rendered.
     """
-    starts = [] if manifest.line_starts is None else manifest.line_starts.tolist()
-    records = parts.records(manifest)
-    limits = provider.limits
+    max_requests, max_bytes = provider.limits.max_requests, provider.limits.max_bytes
     written = lines = 0
-    with open(path, "wb") as file:
-        for custom_id, start, end in zip(manifest.custom_ids(), starts, starts[1:], strict=False):
-            members = list(islice(records, end - start))
-            try:
-                line = provider.encode_line(custom_id, task.render(members))
-            except PromptError:  # a batch template that fails on these records together, though on none alone
-                continue
-            if lines == limits.max_requests or (lines and written + len(line) + 1 > limits.max_bytes):
+    with open(path, "wb", buffering=_WRITE_BYTES) as file:
+        for line in input_lines(manifest, parts, task, provider):
+            size = len(line) + 1
+            if lines == max_requests or (lines and written + size > max_bytes):
                 break
-            file.write(line)
-            file.write(b"\n")
-            written += len(line) + 1
+            file.write(line + b"\n")
+            written += size
             lines += 1
     return lines
+
+
+def input_lines(manifest: Manifest, parts: Parts, task: Task, provider: BatchProvider) -> Iterator[bytes]:
+    """The job's lines, without their newlines."""
+    frame = frame_of(task, provider) if manifest.lines == len(manifest) else None
+    if frame is None:
+        yield from _rendered(manifest, parts, task, provider)
+        return
+    for custom_id, (reader, row) in zip(manifest.custom_ids(), parts.rows(manifest), strict=True):
+        text = reader.quoted(row)
+        if text is None:
+            yield provider.encode_line(custom_id, task.render([reader.record(row)]))
+        else:
+            yield frame.line(custom_id, text)
+
+
+def _rendered(manifest: Manifest, parts: Parts, task: Task, provider: BatchProvider) -> Iterator[bytes]:
+    starts = [] if manifest.line_starts is None else manifest.line_starts.tolist()
+    records = parts.records(manifest)
+    for custom_id, start, end in zip(manifest.custom_ids(), starts, starts[1:], strict=False):
+        members = list(islice(records, end - start))
+        try:
+            yield provider.encode_line(custom_id, task.render(members))
+        except PromptError:  # a batch template that fails on these records together, though on none alone
+            continue
+
+
+class Frame(NamedTuple):
+    """What the lines of records that are asked one by one have in common: all but the id and the record's text."""
+
+    head: bytes
+    pieces: tuple[bytes, ...]
+
+    def line(self, custom_id: str, text: bytes) -> bytes:
+        """Byte for byte what `encode_line(custom_id, render([record]))` gives.
+
+        Args:
+          text: the record's, as a JSON string without its quotes; so it lies in its part.
+        """
+        return b"%b%b%b" % (self.head, custom_id.encode(), text.join(self.pieces))
+
+
+def frame_of(task: Task, provider: BatchProvider) -> Frame | None:
+    """Found by rendering a text that stands nowhere else; None where lines may differ in more than id and text."""
+    if not (getattr(provider, "texts_are_json_strings", False) and task.sends_one_text):
+        return None
+    custom_id, text = f"r-{uuid.uuid4().hex}", uuid.uuid4().hex
+    line = provider.encode_line(custom_id, task.render([Record((text,), 0)]))
+    head, _, rest = line.partition(custom_id.encode())
+    return Frame(head, tuple(rest.split(text.encode())))

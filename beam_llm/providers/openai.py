@@ -33,7 +33,17 @@ from beam_llm.config import Settings
 from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable, UsageError
 from beam_llm.protocols import BatchLimits, LineReply, RemoteJob
 from beam_llm.providers.keys import resolve_key
-from beam_llm.providers.openai_wire import Dialect, completion_of, decode_reply, encode_body, error_of, pace_of, shown, unreadable
+from beam_llm.providers.openai_wire import (
+    Dialect,
+    completion_of,
+    decode_reply,
+    encode_body,
+    error_of,
+    pace_of,
+    plain_line,
+    shown,
+    unreadable,
+)
 from beam_llm.values import Completion, Request
 
 if TYPE_CHECKING:
@@ -249,6 +259,7 @@ class OpenAIBatches:
     """
 
     limits = LIMITS
+    texts_are_json_strings = True
 
     def __init__(self, place: Place, key: str | None, *, log_data: bool = False, sleep: Callable[[float], None] = time.sleep):
         self._place = place
@@ -292,6 +303,9 @@ class OpenAIBatches:
           ValueError: where the line is cut or no reply at all.
         """
         payload = orjson.loads(line)
+        completion = plain_line(payload)
+        if completion is not None:
+            return LineReply(payload["custom_id"], completion)
         custom_id = payload.get("custom_id") if isinstance(payload, dict) else None
         if not isinstance(custom_id, str) or not custom_id:
             raise ValueError(f"a result line of {len(line):,} bytes has no custom_id")

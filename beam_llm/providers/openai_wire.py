@@ -121,6 +121,30 @@ def completion_of(payload: Any, request_id: str | None = None, pace: Pace | None
     return Completion(text, choice.get("finish_reason") or "stop", usage, model, request_id, message.get("refusal"), pace)
 
 
+def plain_line(payload: Any) -> Completion | None:
+    """The reply in a batch file's line that is as OpenAI writes it; what `completion_of` gives for its body, in half the time.
+
+    Returns:
+      None for a line with anything unusual about it, good or bad.
+    """
+    try:
+        response = payload["response"]
+        if response["status_code"] != 200 or not payload["custom_id"]:
+            return None
+        body = response["body"]
+        choice, usage = body["choices"][0], body["usage"]
+        message, details = choice["message"], usage["prompt_tokens_details"]
+        text, reason, model, request_id = message["content"], choice["finish_reason"], body["model"], response["request_id"]
+        tokens = Usage(usage["prompt_tokens"], usage["completion_tokens"], details["cached_tokens"])
+        is_text = type(text) is type(reason) is type(model) is type(request_id) is type(payload["custom_id"]) is str
+        is_counted = type(tokens[0]) is type(tokens[1]) is type(tokens[2]) is int
+    except (KeyError, TypeError, IndexError):
+        return None
+    if not (is_text and is_counted and reason and request_id):
+        return None
+    return Completion(text, reason, tokens, model, request_id, message.get("refusal"))
+
+
 def decode_reply(body: bytes, request_id: str | None = None, pace: Pace | None = None) -> Completion:
     """The bytes of a 200 as a Completion. Raises like `completion_of`."""
     try:

@@ -51,7 +51,7 @@ class Former:
 
     def add(self, envelope: Envelope) -> list[FormedBatch]:
         """The batches that this element closes, or its failure."""
-        record = self.record(envelope)
+        record = self.record(envelope.element)
         if isinstance(record, Failure):
             return [FormedBatch((), (envelope,), (record,))]
         return [_formed(batch) for batch in self._batcher.add(record, envelope)]
@@ -59,9 +59,9 @@ class Former:
     def flush(self) -> list[FormedBatch]:
         return [_formed(batch) for batch in self._batcher.flush()]
 
-    def record(self, envelope: Envelope) -> Record | Failure:
+    def record(self, element: Any) -> Record | Failure:
         """The element's record, or why it can't be one."""
-        value = envelope.element[1] if is_keyed(envelope.element) else envelope.element
+        value = element[1] if is_keyed(element) else element
         try:
             record = self.task.record(fields_of(value), value)
         except PromptError as error:

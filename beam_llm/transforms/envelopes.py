@@ -14,6 +14,7 @@ from apache_beam import coders
 from apache_beam.internal import pickler
 from apache_beam.transforms.window import WindowedValue
 from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN
 
 from beam_llm.errors import LedgerError
 from beam_llm.protocols import Store
@@ -83,8 +84,11 @@ class EnvelopeCoder:
         """Writes the coder once, so that `EnvelopeReader` finds it."""
         store.create(_coder_object(self.name), self._pickled)
 
-    def encode(self, envelope: Envelope) -> bytes:
-        return self.name + self._impl.encode(envelope.around(envelope.element))
+    def encode(self, arrived: WindowedValue) -> bytes:
+        """The element as it arrived, without its pane: that says how it came here, and must not make it another element."""
+        if arrived.pane_info is not PANE_INFO_UNKNOWN:
+            arrived = WindowedValue(arrived.value, arrived.timestamp, arrived.windows)
+        return self.name + self._impl.encode(arrived)
 
 
 class EnvelopeReader:
@@ -94,13 +98,13 @@ class EnvelopeReader:
         self._store = store
         self._impls: dict[bytes, Any] = {}
 
-    def decode(self, data: bytes) -> Envelope:
+    def decode(self, data: bytes) -> WindowedValue:
+        """The element with its timestamp and windows, by whose `with_value` an answer takes its place."""
         name = data[:CODER_NAME_BYTES]
         impl = self._impls.get(name)
         if impl is None:
             impl = self._impls[name] = self._load(name)
-        value = impl.decode(data[CODER_NAME_BYTES:])
-        return Envelope(value.value, value.timestamp, list(value.windows))
+        return impl.decode(data[CODER_NAME_BYTES:])
 
     def _load(self, name: bytes) -> Any:
         pickled = self._store.get(_coder_object(name))

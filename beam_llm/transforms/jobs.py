@@ -18,23 +18,23 @@ import apache_beam as beam
 from apache_beam import coders
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
-from apache_beam.utils.timestamp import Duration, Timestamp
+from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration, Timestamp
 
 from beam_llm import events
 from beam_llm.batching import RECORD_OVERHEAD_TOKENS, Batcher, caps_of
 from beam_llm.calls import Asked, Tally, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure
-from beam_llm.jobs import BatchJobRef, Driver, PartRef, PartRow, Ready, Waiting, drive_all, find_ref, open_store, plan, write_part
+from beam_llm.jobs import BatchJobRef, Driver, PartRef, PartWriter, Ready, Waiting, drive_all, find_ref, open_store, plan
 from beam_llm.pricing import Prices
 from beam_llm.providers import connect, connect_batch
 from beam_llm.task import Task
-from beam_llm.transforms.calls import Former, prediction_of
-from beam_llm.transforms.envelopes import EnvelopeCoder, EnvelopeReader, Envelopes
+from beam_llm.transforms.calls import Former
+from beam_llm.transforms.envelopes import EnvelopeCoder, EnvelopeReader
 from beam_llm.transforms.heap import HEAP
 from beam_llm.transforms.metrics import Meter
 from beam_llm.transforms.waiting import FINISHED, PACER, JobPositions, Position
-from beam_llm.values import Outcome, Record
+from beam_llm.values import Outcome, Prediction, Record
 
 PART_ROWS = 50_000
 PART_BYTES = 32_000_000
@@ -59,41 +59,35 @@ class SpoolParts(beam.DoFn):
         HEAP.release()
 
     def start_bundle(self) -> None:
-        self._arrivals = Envelopes()
-        self._rows: list[PartRow] = []
-        self._bytes = 0
-        self._oldest: Any = None
+        self._finished: list[PartRef] = []
+        self._begin_part()
 
-    def process(self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam) -> Iterator[Any]:
-        envelope = self._arrivals.put(element, timestamp, window)
-        if envelope is not None:
-            self._spool(envelope)
-            if len(self._rows) >= PART_ROWS or self._bytes >= PART_BYTES:
-                yield self._write()
+    def _begin_part(self) -> None:
+        self._part = PartWriter(self._store)
+        self._oldest_micros = MAX_TIMESTAMP.micros
+
+    def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam) -> None:
+        """Yields nothing: Beam would multiply it by the number of the element's windows (see `Envelope.carrying`)."""
+        record, envelope = self._former.record(element), self._envelopes.encode(arrived)
+        if isinstance(record, Failure):
+            self._part.add(b"", None, envelope, record)
+        else:
+            self._part.add(self._former.task.key(record), record, envelope)
+        if arrived.timestamp_micros < self._oldest_micros:
+            self._oldest_micros = arrived.timestamp_micros
+        if len(self._part) >= PART_ROWS or self._part.size_bytes >= PART_BYTES:
+            self._end_part()
+
+    def _end_part(self) -> None:
+        self._finished.append(self._part.finish(self._oldest_micros))
+        self._part.close()
+        self._begin_part()
 
     def finish_bundle(self) -> Iterator[Any]:
-        last = self._arrivals.last()
-        if last is not None:
-            self._spool(last)
-        if self._rows:
-            yield self._write()
-
-    def _spool(self, envelope: Any) -> None:
-        record = self._former.record(envelope)
-        data = self._envelopes.encode(envelope)
-        if isinstance(record, Failure):
-            self._rows.append(PartRow(b"", None, data, record))
-        else:
-            self._rows.append(PartRow(self._former.task.key(record), record, data, None))
-        self._bytes += len(data)
-        if self._oldest is None or envelope.timestamp < self._oldest:
-            self._oldest = envelope.timestamp
-
-    def _write(self) -> WindowedValue:
-        oldest = Timestamp.of(self._oldest)
-        ref = write_part(self._store, self._rows, oldest.micros)
-        self._rows, self._bytes, self._oldest = [], 0, None
-        return WindowedValue(tuple(ref), oldest, [GlobalWindow()])
+        if len(self._part):
+            self._end_part()
+        for ref in self._finished:
+            yield WindowedValue(tuple(ref), Timestamp(micros=ref.min_timestamp), [GlobalWindow()])
 
 
 class PlanJobs(beam.DoFn):
@@ -184,16 +178,20 @@ class Drive:
     def emitted(self, answers: Iterable[tuple[bytes, Outcome]]) -> Iterator[WindowedValue]:
         """Windowed Predictions, with typed values; counted by the thousand."""
         told: list[Outcome] = []
-        load = self._output.load
+        load, decode, collecting = self._output.load, self._reader.decode, self._collecting
         for data, outcome in answers:
-            envelope = self._reader.decode(data)
             if len(told) >= 1000 and outcome.request_id != told[-1].request_id:  # a line's records are told together
                 self._tell(told)
             told.append(outcome)
-            if outcome.failure is None:
-                outcome = outcome._replace(value=load(outcome.value))
-            prediction = prediction_of(envelope.element, outcome)
-            yield WindowedValue(prediction, envelope.timestamp, [GlobalWindow()]) if self._collecting else envelope.around(prediction)
+            envelope = decode(data)
+            value, failure, usage, cost, model, request_id, reason, reused = outcome
+            if failure is None:
+                value = load(value)
+            prediction = Prediction(envelope.value, value, failure, usage, cost, model, request_id, reason, reused)
+            if collecting:
+                yield WindowedValue(prediction, envelope.timestamp, [GlobalWindow()])
+            else:
+                yield envelope.with_value(prediction)
         self._tell(told)
 
     def step(self, ref: BatchJobRef, phase: int) -> Waiting | Ready:
@@ -204,8 +202,7 @@ class Drive:
 
     def _tell(self, outcomes: list[Outcome]) -> None:
         self._meter.happened(self.driver.counted)
-        self._meter.job_usage(outcomes)
-        self._meter.job_lines(outcomes, self._live_ids)
+        self._meter.job_answers(outcomes, self._live_ids)
         self._meter.outcomes(outcomes)
         outcomes.clear()
 

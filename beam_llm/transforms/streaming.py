@@ -160,7 +160,7 @@ class FormAcrossBundles(beam.DoFn):
         wait: Any = beam.DoFn.TimerParam(WAIT),
     ) -> Iterator[Any]:
         envelope = _opened(self._impl, keyed[1])
-        record = self._former.record(envelope)
+        record = self._former.record(envelope.element)
         if isinstance(record, Failure):
             yield packed(FormedBatch((), (envelope,), (record,)))
             return
