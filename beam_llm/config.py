@@ -250,7 +250,7 @@ def _number(name: str, value: Any, rule: Mapping[str, Any], convert: Callable[[A
 
 def _example(name: str) -> str:
     default = OPTIONS[name].default
-    return f"{key_of(name)}={default}" if default is not None else f"{key_of(name)}={OPTIONS[name].metadata.get('least') or 1}"
+    return f"{name}={default if default is not None else OPTIONS[name].metadata.get('least') or 1}"
 
 
 def _whole(value: Any) -> int:
@@ -280,7 +280,7 @@ def _bool(name: str, value: Any, rule: Mapping[str, Any]) -> bool:
         return value
     if isinstance(value, str) and value.lower() in words:
         return words[value.lower()]
-    raise _wrong(name, value, "it has to be true or false", f"try {key_of(name)}=true")
+    raise _wrong(name, value, "it has to be true or false", f"try {name}=True")
 
 
 def _text(name: str, value: Any, rule: Mapping[str, Any]) -> str:
@@ -327,10 +327,12 @@ def _json(name: str, value: Any, rule: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _format(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
-    """A built-in format, or a parser by dotted name or as a callable (which is kept by its dotted name if it has one)."""
+    """A built-in format, or a parser by dotted name or as a function."""
     if value in RESPONSE_FORMATS:
         return value
     if callable(value):
+        if not hasattr(value, "__qualname__"):  # its name stands for it where known answers are looked up
+            raise _wrong(name, value, "a parser has to have a name, which a partial or a callable object has not", "wrap it in a function")
         return value
     if isinstance(value, str) and "." in value:
         load_dotted(name, value)

@@ -50,7 +50,7 @@ class Prices:
     @classmethod
     def of(cls, settings: Settings) -> Prices:
         """Raises UsageError where `prices` has an unknown key or a value that is no price."""
-        yours = _your_prices(settings)
+        yours = your_prices(settings)
         published = _published(settings.model_name, settings.provider, settings.base_url or "")
         window = settings.context_window or (published.context_window if published else None)
         if yours is not None:
@@ -76,8 +76,12 @@ class Prices:
 _YOUR_KEYS = ("input", "output", "cached", "batch")
 
 
-def _your_prices(settings: Settings) -> tuple[Rates, Rates] | None:
-    """Live and batch rates out of the option `prices`: one table, or one for each model's name."""
+def your_prices(settings: Settings) -> tuple[Rates, Rates] | None:
+    """Live and batch rates out of the option `prices`: one table, or one for each model's name.
+
+    Raises:
+      UsageError: an unknown key, or a value that is no price.
+    """
     prices: Any = settings.prices
     if not prices:
         return None

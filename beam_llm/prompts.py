@@ -188,13 +188,18 @@ def _parsed(source: str, option: str) -> nodes.Template:
     return tree
 
 
+_EXAMPLES = {
+    "prompt": "Classify this review: {{ text }}",
+    "batch_prompt_template": "{% for record in records %}{{ record.index }}: {{ record.text }} {% endfor %}",
+}
+
+
 def _at(source: str, option: str, line: int, why: str) -> UsageError:
+    example = _EXAMPLES.get(option, _EXAMPLES["prompt"])
     lines = source.splitlines() or [""]
     text = lines[min(line, len(lines)) - 1].strip()
     shown = text if len(text) <= 80 else text[:77] + "…"
-    return UsageError(
-        f"{option}, line {line}: {why}: {shown!r}; it has to be a Jinja2 template, such as 'Classify this review: {{{{ text }}}}'"
-    )
+    return UsageError(f"{option}, line {line}: {why.rstrip('.')}: {shown!r}; it has to be a Jinja2 template, such as {example!r}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import pickle
 from typing import Literal
 
@@ -44,7 +45,7 @@ def test_every_option_has_a_key_and_a_meaning():
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"batch_size": 0}, "batch_size is 0: it has to be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0: it has to be at least 1; try batch_size=1"),
         ({"batch_size": "many"}, "a whole number or 'auto'"),
         ({"batch_size": True}, "a whole number"),
         ({"batch_size": 2.5}, "a whole number"),
@@ -56,6 +57,7 @@ def test_every_option_has_a_key_and_a_meaning():
         ({"response_format": "yaml"}, "json, xml, delimited or the dotted name"),
         ({"response_format": "no.such.parser"}, "can't be imported"),
         ({"response_format": "math.pi"}, "not a function"),
+        ({"response_format": functools.partial(int, base=10)}, "has to have a name"),
         ({"extra_body": "[1]"}, "a mapping"),
         ({"extra_body": "{"}, "a JSON object"),
         ({"output": "enum:"}, "an enum needs members"),

@@ -274,6 +274,26 @@ def test_the_halves_are_of_the_batch_api_whatever_door_they_came_through(kind, t
     assert kind.from_options({"model": MODEL, "staging.location": staging})._settings.mode == "batch_api"
 
 
+def test_a_wrong_price_is_refused_before_there_is_a_pipeline():
+    with pytest.raises(UsageError, match="prices has 'in': 1"):
+        LLMPredict("openai:gpt-4.1-mini", prices={"in": 1})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "is_warned"),
+    [
+        ("Classify {text}", {}, True),
+        ("Classify {{ text }}", {}, False),
+        (None, {}, False),
+        ("{% if long %}Shorten it{% endif %}", {}, False),
+        ("Tell a joke", {"independent": True, "record_id": "id"}, False),
+    ],
+)
+def test_a_prompt_without_a_field_is_warned_of(prompt, options, is_warned, caplog):
+    LLMPredict("openai:gpt-4.1-mini", prompt, **options)
+    assert ("names no field" in caplog.text) == is_warned
+
+
 def test_a_label_may_be_an_argument():
     assert LLMPredict(MODEL, label="Mine").label == "Mine"
     assert LLMPredict(MODEL, label="Mine").with_exception_handling().label == "Mine"

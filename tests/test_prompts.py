@@ -269,7 +269,7 @@ def test_a_batch_template_names_the_field_that_a_record_does_not_have():
 
 
 def test_a_batch_template_without_records_is_refused():
-    with pytest.raises(UsageError, match="never uses `records`"):
+    with pytest.raises(UsageError, match="never uses `records`.* such as .*for record in records"):
         BatchTemplate("Classify: {{ text }}")
 
 

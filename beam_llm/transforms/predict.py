@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Unpack
@@ -18,6 +19,8 @@ from beam_llm.batching import AUTO_RECORDS
 from beam_llm.config import OPTIONS, Settings, key_of, settings, settings_from_options
 from beam_llm.jobs import BatchJobRef, open_store
 from beam_llm.outputs import Output
+from beam_llm.pricing import your_prices
+from beam_llm.prompts import PromptTemplate
 from beam_llm.providers import check
 from beam_llm.task import Task
 from beam_llm.transforms import runners
@@ -37,6 +40,9 @@ from beam_llm.transforms.streaming import (
 from beam_llm.values import Prediction
 
 coders.registry.register_coder(Prediction, PredictionCoder)  # where a user's Map gives Predictions, too
+
+
+_log = logging.getLogger("beam_llm")
 
 
 def _signature() -> inspect.Signature:
@@ -71,6 +77,8 @@ class _WithSettings(beam.PTransform):
         """Whatever is wrong with the settings is said here, before there is a pipeline."""
         check(checked)
         Task(checked)
+        your_prices(checked)
+        _warn_of_one_prompt_for_all(checked)
         if checked.mode == "batch_api":
             open_store(str(checked.staging_location))
         self._settings = checked
@@ -98,6 +106,13 @@ class _WithSettings(beam.PTransform):
 
     def default_label(self) -> str:
         return f"{type(self).__name__}({self._settings.model_name})"
+
+
+def _warn_of_one_prompt_for_all(checked: Settings) -> None:
+    """`{text}` for `{{ text }}`, most often."""
+    is_own = checked.prompt is not None and checked.batch_prompt_template is None and not checked.independent
+    if is_own and not PromptTemplate(str(checked.prompt)).names:
+        _log.warning("the prompt names no field, so every element is asked the same: write {{ field }} or {{ element }} in it")
 
 
 class LLMPredict(_WithSettings):
