@@ -139,9 +139,9 @@ def main(arguments: list[str]) -> None:
         if values.get("mode") == "batch_api":
             values.setdefault("staging", str(Path(folder) / "staging"))
         CASES[case](output=output, **values)
+        cpu, rss = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         lines = sum(path.read_bytes().count(b"\n") + 1 for path in Path(folder).glob("out*"))
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"cpu": time.process_time(), "rss": rss, "lines": lines}))
+    print(json.dumps({"cpu": cpu, "rss": rss, "lines": lines}))
 
 
 if __name__ == "__main__":
