@@ -96,13 +96,16 @@ _HARDLY_KNOWN = re.compile(rb"\xe1[\x84-\xb7]")
 
 
 def exact_tokens(text: str, model: str = "") -> int | None:
-    """Tokens of the text in the model's own vocabulary; None where the extra `tokens` is not installed.
+    """Tokens of the text in the model's own vocabulary; None where the extra `tokens` is not installed, or refuses so long a text.
 
     Args:
       model: as the provider names it; one that the table below does not know is counted with o200k_base, the newest.
     """
     encode = _encoder(_vocabulary(model))
-    return None if encode is None else len(encode(text))
+    try:
+        return None if encode is None else len(encode(text))
+    except ValueError:  # bpe-openai 0.1.4 takes less than a million characters
+        return None
 
 
 def _vocabulary(model: str) -> str:

@@ -252,6 +252,10 @@ def test_exact_counts_are_made_with_the_models_own_vocabulary(model, text, token
     assert exact_tokens(text, model) == tokens
 
 
+def test_a_text_that_is_too_long_to_be_counted_has_no_exact_count():
+    assert exact_tokens("x" * 3_000_000, "gpt-4.1") is None
+
+
 def test_without_the_extra_there_is_no_exact_count(monkeypatch):
     monkeypatch.setattr("beam_llm.tokens._encoder", lambda vocabulary: None)
     assert exact_tokens("any text", "gpt-4.1") is None
