@@ -26,11 +26,12 @@ from beam_llm.jobs.outcomes import LEFT, Outcomes, OutcomeWriter
 from beam_llm.jobs.points import reached
 from beam_llm.jobs.store import temporary_file
 from beam_llm.protocols import BatchProvider, LineReply, Store
-from beam_llm.task import Reading, Task
+from beam_llm.task import NO_ANSWER, Reading, Task
 from beam_llm.values import Completion, Outcome, Usage
 
 Cost = Callable[[Usage, bool], float | None]
 
+_READ_BYTES = 1 << 20
 _FINAL_ALONE = frozenset({Kind.REFUSED, Kind.REJECTED, Kind.TOO_LARGE})
 
 
@@ -102,7 +103,7 @@ class Collected:
     def read_file(self, path: str) -> bool:
         """Takes one result file. Returns whether its last line was cut."""
         cut, lines = False, 0
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=_READ_BYTES) as file:
             for line in file:  # a binary file's lines end at b"\n" and nowhere else
                 if line.isspace():
                     continue
@@ -138,10 +139,17 @@ class Collected:
         """One answered line: an outcome for each of its records, final or left over."""
         start = self._starts[line]
         count = self._starts[line + 1] - start
-        reading = self._task.read(count, completion)
         paid = self._cost(completion.usage, True)
-        cost = None if paid is None else paid / count
         self._add_up(completion.usage, paid)
+        value = self._task.plain_answer(completion) if count == 1 and self._earlier.is_empty else NO_ANSWER
+        if value is NO_ANSWER:
+            self._read_closely(start, count, completion, None if paid is None else paid / count)
+            return
+        _, reason, usage, model, request_id, *_ = completion  # by far the most: no objects on the way
+        self.outcomes.put_row(start, (self._task.output.dump(value), None, tuple(usage), paid, model, request_id, reason), 0)
+
+    def _read_closely(self, start: int, count: int, completion: Completion, cost: float | None) -> None:
+        reading = self._task.read(count, completion)
         for warning in reading.warnings:
             self.facts[f"warnings_{warning}"] += 1
         model, request_id, reason = completion.model, completion.request_id, completion.finish_reason
@@ -153,7 +161,7 @@ class Collected:
                 outcome = Outcome(None, _failure_of(reading, index, count), Usage(*usage), cost, model, request_id, reason)
                 self.regroup[position] = 1
                 self._put(position, outcome, final=count == 1 and outcome.failure is not None and outcome.failure.kind in _FINAL_ALONE)
-            elif plain:  # by far the most: no objects on the way
+            elif plain:
                 put_row(position, (dump(values[index]), None, usage, cost, model, request_id, reason), 0)
             else:
                 self._put(position, Outcome(dump(values[index]), None, Usage(*usage), cost, model, request_id, reason), final=True)
