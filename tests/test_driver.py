@@ -309,6 +309,29 @@ def test_aborted_raises_or_is_recorded_and_asked_again_another_day(world: World)
     assert not wrong(world.run(TEXTS), TEXTS)
 
 
+def test_a_failed_run_leaves_no_lease_behind_that_the_corrected_one_would_wait_for(world: World) -> None:
+    def refuse(file_id: str, fingerprint: str) -> Any:
+        raise Aborted(Kind.ABORTED, "Incorrect API key", status=401)
+
+    create, world.fake.create_job = world.fake.create_job, refuse  # type: ignore[method-assign]
+    with pytest.raises(Aborted):
+        world.run(TEXTS, lease_seconds=1000)
+    world.fake.create_job = create  # type: ignore[method-assign]
+    started = world.clock.time()
+    assert not wrong(world.run(TEXTS, lease_seconds=1000), TEXTS)
+    assert world.clock.time() - started < 500
+
+
+def test_a_driver_that_is_closed_gives_its_leases_back(world: World) -> None:
+    (ref,) = world.plan(TEXTS)
+    first = world.driver(lease_seconds=1000)
+    first.step(ref)
+    first.close()
+    assert first.close() is None
+    second = world.driver(lease_seconds=1000)
+    assert second.step(ref).status != "leased"
+
+
 # Ends of a job
 
 

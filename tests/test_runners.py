@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 
 import apache_beam as beam
+import pyarrow.parquet
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_llm import LLMPredict
+from beam_llm import CollectBatchJobs, LLMPredict
 from beam_llm.errors import UsageError
 from beam_llm.testing import Emulator
 from beam_llm.transforms import runners
 from pipelines import reviews_batch, submit_then_collect
+from pipelines.reviews import PROMPT, Opinion, Review
 from tests.collecting import Collect
 
 THINGS = ["phone", "lamp", "chair", "book", "radio", "table", "clock", "shirt", "camera", "bottle"]
@@ -128,6 +130,22 @@ def test_jobs_are_submitted_in_one_pipeline_and_collected_in_another(reviews, tm
     assert job_id.startswith("batch_")
     submit_then_collect.run(["collect", f"--output={tmp_path / 'out'}", *common])
     assert {row["id"]: row["opinion"]["sentiment"] for row in rows(tmp_path)} == EXPECTED
+
+
+def test_collected_rows_have_a_schema_where_the_elements_type_is_told(reviews, tmp_path):
+    common = [
+        f"--jobs={tmp_path / 'jobs.txt'}",
+        f"--staging_location={tmp_path / 'staging'}",
+        "--poll_seconds=0.05",
+        "--runner=FnApiRunner",
+    ]
+    submit_then_collect.run(["submit", f"--input={reviews}", "--batch_size=7", *common])
+    options = {"output": Opinion, "staging_location": str(tmp_path / "staging"), "poll_seconds": 0.05, "output_field": "opinion"}
+    with beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner"])) as p:
+        rows = p | beam.Create(["#1"]) | CollectBatchJobs("openai:gpt-4.1-mini", PROMPT, **options).of_elements(Review)
+        _ = rows | beam.io.WriteToParquet(str(tmp_path / "rows"))
+    found = pyarrow.parquet.read_table(next(tmp_path.glob("rows*"))).to_pylist()
+    assert {row["id"]: row["opinion"]["sentiment"] for row in found} == EXPECTED
 
 
 @pytest.mark.parametrize(

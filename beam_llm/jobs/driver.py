@@ -92,7 +92,7 @@ class Driver:
         self._settings, self._task, self._provider, self._cost = settings, task, provider, cost
         self._store, self._time = store, clock.time
         self._ledger = Ledger(store)
-        leases = Leases(store, settings.lease_seconds, clock)
+        self._leases = leases = Leases(store, settings.lease_seconds, clock)
         self._submitter = Submitter(settings, task, store, provider, leases, clock)
         self.counted = self._submitter.counted
         self._live = LiveCalls(settings, store, leases, ask, clock)
@@ -113,6 +113,17 @@ class Driver:
         """
         if not ref.number:
             return Ready(emit.early_failures(self._store, ref), None)
+        try:
+            return self._step(ref, phase)
+        except Aborted:
+            self._leases.release()  # nothing is under way: the corrected run, or another worker, need not wait
+            raise
+
+    def close(self) -> None:
+        """Gives the leases back."""
+        self._leases.release()
+
+    def _step(self, ref: BatchJobRef, phase: int) -> Waiting | Ready:
         links: list[Link] = [Link(ref.number, False, ())]
         while True:
             looked = self._advance(links[-1], ref.records)

@@ -401,15 +401,20 @@ def find_ref(store: Store, job_id: str) -> BatchJobRef:
 
 
 def number_of(ledger: Ledger, job_id: str) -> int:
-    """The number of the job that the provider calls `job_id`.
+    """The number of the job that the provider calls `job_id`; `#3` is job number 3, which may have no id yet.
 
     Raises:
       UsageError: there is none.
     """
     store = ledger.store
+    if job_id.startswith("#") and job_id[1:].isdigit() and any(intent.number == int(job_id[1:]) for intent in ledger.intents()):
+        return int(job_id[1:])
+    jobs = 0
     for name in store.list("jobs/"):
         if "/created-" in name:
+            jobs += 1
             found = store.get(name)
             if found is not None and orjson.loads(found)["job_id"] == job_id:
                 return int(name.split("/")[1])
-    raise UsageError(f"no job in {ledger.location!r} has the id {job_id!r}; `beam-llm jobs ls` lists those there are")
+    where = "`beam-llm jobs ls` lists those there are" if jobs else "it holds no jobs at all: is it the one they were submitted with?"
+    raise UsageError(f"no job in the staging location {ledger.location!r} has the id {job_id!r}; {where}")

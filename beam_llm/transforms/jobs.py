@@ -208,6 +208,7 @@ class Drive:
 
     def close(self) -> None:
         HEAP.release()
+        self.driver.close()
         self._provider.close()
         if self._engine is not None:
             return_engine(self._engine)

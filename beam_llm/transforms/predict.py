@@ -165,13 +165,20 @@ class CollectBatchJobs(_WithSettings):
 
     Takes the arguments its `SubmitBatchJobs` had: `staging_location` finds the elements, `prompt` and `output` read the answers.
     Predictions have their elements' timestamps and are in the global window: the windows of another pipeline mean nothing here.
+    A job that still queues has no id yet; `#3` is job number 3.
     """
 
     _FIXED: ClassVar[Mapping[str, Any]] = {"mode": "batch_api"}
+    _element_type: Any = Any
+
+    def of_elements(self, element_type: Any) -> CollectBatchJobs:
+        """The same for elements of a known type: with `output_field` the rows have its fields, and so a schema."""
+        self._element_type = element_type
+        return self
 
     def expand(self, pcoll: pvalue.PCollection) -> pvalue.PCollection:
         refs = pcoll | "Out of windows" >> beam.WindowInto(GlobalWindows())
-        return _shaped(_driven(refs, self._settings, collecting=True), self._settings, Any)
+        return _shaped(_driven(refs, self._settings, collecting=True), self._settings, self._element_type)
 
 
 class _Divided(beam.PTransform):
