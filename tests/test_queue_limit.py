@@ -216,15 +216,18 @@ def test_an_expired_link_keeps_what_it_finished_and_the_rest_goes_on(world: Worl
 
 # Kills and rivals
 
-KILLS = [("queued", 1), ("limit.noted", 1), ("narrowed", 1), ("narrowed", 3)] + [
-    (point, count)
-    for point in ("staged", "uploaded", "marked", "create.before", "create.after", "ack.after", "done.before", "done.after", "output.half")
-    for count in (2, 3)
-] + [("follow_up.appended", count) for count in (1, 3)]  # fmt: skip
+KILLS = [
+    ("queued", 1), ("limit.noted", 1), ("narrowed", 1), ("narrowed", 3), ("staged", 2), ("uploaded", 2), ("marked", 2),
+    ("create.before", 3), ("create.after", 2), ("create.after", 4), ("ack.after", 1), ("ack.after", 3), ("answers.before", 2),
+    ("done.before", 2), ("done.after", 1), ("done.after", 3), ("output.half", 2), ("follow_up.appended", 1), ("follow_up.appended", 3),
+]  # fmt: skip
+AFTER_VALIDATION = ("queued", "narrowed", "create.after", "ack.after")
 
 
-@pytest.mark.parametrize("at", AT)
-@pytest.mark.parametrize(("point", "count"), KILLS, ids=[f"{point}#{count}" for point, count in KILLS])
+@pytest.mark.parametrize(
+    ("point", "count", "at"),
+    [(*kill, at) for kill in KILLS for at in AT if at == "create" or kill[0] in AFTER_VALIDATION],
+)
 def test_killed_anywhere_in_the_chain_a_rerun_pays_nothing_twice(world: World, point: str, count: int, at: str) -> None:
     limit_to(world, 4, token_limit_at=at)
     points.watch = killing(point, count)
@@ -249,7 +252,7 @@ def test_killed_while_the_limit_is_being_found_a_rerun_goes_on_finding_it(world:
     world.restart()
     assert not wrong(drive(world, world.plan(shuffled(TEXTS), per_part=4)), TEXTS)
     assert not billed_twice(world)
-    assert world.fake.calls["create"] < 25
+    assert world.fake.calls["create"] < 40
 
 
 @pytest.mark.parametrize("fault", ["lost", "500"])
@@ -353,6 +356,19 @@ def test_a_prompt_of_several_records_that_is_too_large_is_asked_record_by_record
     assert not kinds(found)
     assert not billed_twice(world)
     assert not world.asked
+
+
+def test_a_prompt_that_is_too_large_is_split_also_by_a_driver_that_estimates_it_lower(world: World) -> None:
+    limit_to(world, 2)
+    refs = world.plan(TEXTS, batch_size=10)
+    points.watch = killing("narrowed")
+    with pytest.raises(Killed):
+        drive(world, refs, batch_size=10)
+    points.watch = None
+    world.restart()
+    found = drive(world, world.plan(TEXTS))
+    assert not wrong(found, TEXTS)
+    assert not kinds(found)
 
 
 def test_a_record_estimated_above_the_limit_is_tried_all_the_same(world: World) -> None:

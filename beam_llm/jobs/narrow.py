@@ -1,7 +1,7 @@
 """Jobs that don't fit the provider's queue: how much of one may be sent, decided once and written down before it is sent.
 
     limits/<digest>              what is known of a model's limit on enqueued tokens
-    jobs/<number>/closed-<a>     of a refusal by the queue also: `limit` as stated, `alone`: nothing else was pending
+    jobs/<number>/closed-<a>     of a refusal by the queue also: `limit` as stated, `alone`: nothing else was pending (null: not known)
     jobs/<number>/narrowed-<a>   from attempt a on the job sends only its first `lines` lines; the rest is left to the next link
 
 A limit is on tokens, tokens here are estimates, and other jobs of the organization may be invisible. So narrowing is lavish (it costs
@@ -124,9 +124,9 @@ class Narrower:
             return fit.lines
         fit = self._reckoned(intent, fit)
         assert fit.tokens is not None
-        alone = sum(1 for _ in takewhile(lambda doc: doc["alone"], refusals))
+        alone = self._alone(refusals)
         if fit.lines == 1:
-            return self._single(intent, fit.tokens, stated, alone) if refusals else 1
+            return self._single(intent, fit.tokens, stated, alone, refusals[0]["alone"] is None) if refusals else 1
         if limit is not None and fit.tokens > limit:
             return self._narrowed(intent, attempt, fit, limit)
         if alone >= PATIENCE and (stated is None or fit.tokens > stated // 2):
@@ -153,13 +153,21 @@ class Narrower:
         return fit if fit.tokens is not None else fit._replace(tokens=int(self._line_tokens(intent).sum()))
 
     def _line_tokens(self, intent: Intent) -> Array:
-        return line_tokens(self._store, Manifest.read(self._store, intent.lines).first(intent.line_count), self._task)
+        return line_tokens(self._store, self._own_lines(intent), self._task)
+
+    def _own_lines(self, intent: Intent) -> Manifest:
+        return Manifest.read(self._store, intent.lines).first(intent.line_count)
 
     def _refusals(self, number: int, since: int, attempt: int) -> list[dict[str, Any]]:
         """Those of the latest attempts that the queue refused, newest first."""
         tried = range(attempt - 1, max(since, attempt - _LOOK_BACK) - 1, -1)
         docs = [read_json(self._store, f"{folder(number)}closed-{earlier:04d}") for earlier in tried]
         return [doc for doc in docs if doc is not None and "alone" in doc]
+
+    def _alone(self, refusals: list[dict[str, Any]]) -> int:
+        """How many of the last refusals in a row found nothing else pending; none, while a job may just not be listed yet."""
+        row = list(takewhile(lambda doc: doc["alone"], refusals))
+        return len(row) if row and row[0]["at"] - row[-1]["at"] >= self._settings.list_lag_seconds else 0
 
     def _limit(self, intent: Intent, stated: int | None) -> int | None:
         """What the last refusal said, and what the ledger knows; the latter only where the user has no number of their own."""
@@ -184,21 +192,31 @@ class Narrower:
         reached("narrowed")
         return self._newest(intent).lines
 
-    def _single(self, intent: Intent, tokens: int, stated: int | None, alone: int) -> int | Ending:
-        """One line, refused. It is too large for certain where its estimate is far above the limit, or it was refused again and again
-        with nothing else pending; so is then every other line of the job that is as large."""
-        if stated is not None and tokens > stated and (alone >= PATIENCE or tokens > 2 * stated):
-            sizes = self._line_tokens(intent)
-            faulty = {int(line): _too_large(int(sizes[line]), stated) for line in np.flatnonzero(sizes >= tokens)}
-            return Ending("too_large", _too_large(tokens, stated), True, faulty, 1)
-        if stated is None and alone >= 2 * PATIENCE:
+    def _single(self, intent: Intent, tokens: int, stated: int | None, alone: int, unseen: bool) -> int | Ending:
+        """One line, refused. It is too large where its estimate says so and it was refused again and again with nothing else pending
+        (`unseen`: where that can't be told, the estimate must say so by far). So is then every line as large, in tokens and records.
+
+        Prompts of several records are asked record by record; a record alone has its error.
+        """
+        own = self._own_lines(intent)
+        assert own.line_starts is not None
+        counts = np.diff(own.line_starts)
+        if stated is not None and tokens > stated and (alone >= PATIENCE or (tokens > 2 * stated and unseen)):
+            failure = _too_large(tokens, stated)
+        elif stated is None and alone >= 2 * PATIENCE:
             note_limit(self._store, intent.host, intent.model, self._time(), found=None)  # it was not the size
             said = f"the provider's queue refused even one request of about {tokens:,} tokens with nothing else pending, naming no limit"
-            return Ending("queue", Failure(Kind.RATE_LIMITED, said), True, {})
-        return 1
+            failure = Failure(Kind.RATE_LIMITED, said)
+            if counts[0] == 1:
+                return Ending("queue", failure, True, {})
+        else:
+            return 1
+        sizes = line_tokens(self._store, own, self._task)
+        as_large = np.flatnonzero((sizes >= sizes[0]) & (counts >= counts[0]))  # `tokens` may be another batch size's estimate
+        return Ending("too_large", failure, True, dict.fromkeys(as_large.tolist(), failure), 1)
 
-    def _is_alone(self, intent: Intent) -> bool:
-        """Whether the provider has no other job under way, as far as it lists them; False where that can't be told."""
+    def _is_alone(self, intent: Intent) -> bool | None:
+        """Whether the provider has no other job under way, as far as it lists them; None where that can't be told."""
         oldest = self._time() - deadline_seconds(self._settings, self._provider.limits.window_seconds) - 3600
         try:
             for job in translated_iterator(self._provider.list_jobs()):
@@ -207,7 +225,7 @@ class Narrower:
                 if job.status.lower() not in TERMINAL and not self._is_of_another_model(job, intent):
                     return False
         except CallError:
-            return False
+            return None
         return True
 
     def _is_of_another_model(self, job: RemoteJob, intent: Intent) -> bool:
