@@ -10,7 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, UsageError
-from beam_llm.tokens import exact_tokens
+from beam_llm.tokens import exact_tokens, utf8_bytes
 from beam_llm.values import Record
 
 AUTO_RECORDS = 100
@@ -160,4 +160,4 @@ class Batcher(Generic[T]):
 
 
 def _bytes_of(record: Record) -> int:
-    return sum(len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in record.inputs)
+    return sum(map(utf8_bytes, record.inputs))

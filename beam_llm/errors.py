@@ -1,10 +1,10 @@
-"""What can go wrong, and what to do about it. The engine and the job driver match on four remedies, never on a status code.
+"""What can go wrong, and what to do about it. The engine and the job driver match on three remedies, never on a status code.
 
 LLMError ─┬─ UsageError            a setting, a file or an element is wrong; raised when the pipeline is built
           ├─ PromptError           one element does not fit the prompt; that element's own error
           ├─ LedgerError           the staging location cannot be trusted (format, atomic create, half-written)
           └─ CallError ─┬─ Retryable      RETRY   try the same request again, after `retry_after_seconds`
-                        ├─ Rejected       SPLIT   the provider will not take this request; with one record in it: REJECT
+                        ├─ Rejected       SPLIT   the provider will not take this request; with one record in it, that one's error
                         └─ Aborted        ABORT   no request will succeed: a bad key, an unknown model, a spent quota
 """
 
@@ -19,7 +19,6 @@ class Remedy(enum.Enum):
 
     RETRY = "retry"
     SPLIT = "split"
-    REJECT = "reject"
     ABORT = "abort"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from beam_llm.values import Completion, Request
 
@@ -140,18 +140,8 @@ class Store(Protocol):
     def get_file(self, name: str, path: str) -> bool:
         """Streams the object to a local path; False where there is none."""
 
-    def get_range(self, name: str, start: int, end: int) -> bytes:
-        """Bytes [start, end) of an object that exists."""
-
     def list(self, prefix: str, start_after: str = "") -> Iterable[str]:
         """Names with the prefix that sort after `start_after`, in order."""
 
     def delete(self, name: str) -> None:
         """Removes the object; harmless where it is gone."""
-
-
-class Observer(Protocol):
-    """The one window through which facts leave: counters, logs and the progress line are small listeners."""
-
-    def __call__(self, event: str, /, **facts: Any) -> None:
-        """`event` is a word such as `request`, `retry`, `outcome`, `job`; `facts` are numbers and short strings."""

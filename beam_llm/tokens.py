@@ -1,6 +1,6 @@
 """How many tokens a text is, in steps: a bound that costs nothing, an estimate that costs a microsecond; exact with an extra.
 
-    tokens_at_most   UTF-8 bytes: no byte-pair vocabulary makes more tokens than bytes          ~0.1 µs
+    utf8_bytes       a bound: no byte-pair vocabulary makes more tokens than bytes               ~0.1 µs
     estimate_tokens  words, digits, punctuation and scripts, counted and weighted               ~1 µs + 10 ns a character
     exact_tokens     the model's own vocabulary, where `beam_llm[tokens]` is installed         ~30 ns a character
 
@@ -19,8 +19,8 @@ _UNBROKEN = b"a" * 16
 """No word of prose but some German ones: more likely a key, a sequence or an encoding, at about half a token for each letter."""
 
 
-def tokens_at_most(text: str) -> int:
-    """A bound that no tokenizer exceeds: the text's UTF-8 bytes. Cheap enough to ask of everything."""
+def utf8_bytes(text: str) -> int:
+    """The text's size in UTF-8: also a bound that no tokenizer exceeds. Cheap enough to ask of everything."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 

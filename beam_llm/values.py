@@ -2,7 +2,7 @@
 
 Made once per record or per reply, they are NamedTuples where it matters: a frozen dataclass takes four times as long to make.
 
-element ─ adapters ─► Record ─ batching ─► PromptBatch ─ task ─► Request ─ provider ─► Completion ─ task ─► Prediction
+element ─ transforms ─► Record(s) ─ task ─► Request ─ provider ─► Completion ─ task ─► Prediction
 """
 
 from __future__ import annotations
@@ -30,16 +30,6 @@ class Record(NamedTuple):
     tokens: int
     fields: Mapping[str, Any] | None = None
     record_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PromptBatch:
-    """The 1…N records that share one prompt. Record i (0-based) is asked for, and answered, under index i + 1."""
-
-    records: tuple[Record, ...]
-
-    def __len__(self) -> int:
-        return len(self.records)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,13 +67,6 @@ def test_put_replaces_the_whole_object(location: str, tmp_path: Path) -> None:
     assert (tmp_path / "copy").read_bytes() == b"short"
 
 
-def test_ranges_are_read_without_the_rest(location: str) -> None:
-    store = open_store(location)
-    store.put("a", bytes(range(100)))
-    assert store.get_range("a", 10, 13) == bytes([10, 11, 12])
-    assert store.get_range("a", 5, 5) == b""
-
-
 def test_names_are_listed_in_order_by_prefix_after_a_name(location: str) -> None:
     store = open_store(location)
     for name in ("log/2", "log/10", "log/1", "logs", "jobs/1/done", "jobs/1/ask/1"):

@@ -12,7 +12,7 @@ import uuid
 
 import pytest
 
-from beam_llm.tokens import estimate_tokens, exact_tokens, tokens_at_most
+from beam_llm.tokens import estimate_tokens, exact_tokens, utf8_bytes
 
 _DICE = random.Random(20261124)
 
@@ -229,8 +229,8 @@ def test_short_pieces_add_up_to_no_less_than_nine_tenths(name, truth):
 @pytest.mark.parametrize("name", SAMPLES)
 def test_the_bound_is_never_exceeded_by_the_truth_nor_by_the_estimate(name, truth):
     text = SAMPLES[name]
-    assert tokens_at_most(text) >= truth(text)
-    assert tokens_at_most(text) >= estimate_tokens(text)
+    assert utf8_bytes(text) >= truth(text)
+    assert utf8_bytes(text) >= estimate_tokens(text)
 
 
 def test_english_is_over_counted_by_less_than_a_third_so_that_prompts_fill_up(truth):
@@ -240,7 +240,7 @@ def test_english_is_over_counted_by_less_than_a_third_so_that_prompts_fill_up(tr
 @pytest.mark.parametrize(("text", "tokens"), [("", 0), ("a", 1), ("\ud800", 3)], ids=["empty", "one letter", "lone surrogate"])
 def test_odd_texts_have_a_count_too(text, tokens):
     assert estimate_tokens(text) <= tokens
-    assert tokens_at_most(text) == tokens
+    assert utf8_bytes(text) == tokens
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from beam_llm.answers import missing_message
 from beam_llm.calls.endpoint import Endpoint
 from beam_llm.calls.policy import Next, Step, backoff_seconds, next_step
 from beam_llm.calls.runtime import LOOP_THREAD
@@ -473,9 +474,7 @@ class Engine:
 
 
 def _missing(index: int, count: int, values: dict[int, Any]) -> Failure:
-    got = ", ".join(str(known) for known in sorted(values)[:20]) or "none"
-    more = f" and {len(values) - 20} more" if len(values) > 20 else ""
-    return Failure(Kind.MISSING, f"answer {index} of {count} missing (asked for 1–{count}, got {got}{more})")
+    return Failure(Kind.MISSING, missing_message(index, count, values))
 
 
 def _is_too_slow(error: CallError, members: Sequence[int]) -> bool:

@@ -12,7 +12,6 @@ from typing import IO, Any, NamedTuple
 
 from beam_llm.errors import LLMError, UsageError
 
-FORMATS = ("jsonl", "csv", "parquet")
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 PARQUET_ROWS = 1_000
 

@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 import orjson
 
+from beam_llm.answers import missing_message
 from beam_llm.errors import CallError, Failure, Kind, LedgerError, Rejected
 from beam_llm.jobs.columns import Array
 from beam_llm.jobs.job import ASK, FOLLOW_UP, REST, TERMINAL, folder
@@ -225,7 +226,7 @@ def _shares(usage: Usage, count: int) -> list[tuple[int, int, int]]:
 
 
 def _failure_of(reading: Reading, index: int, count: int) -> Failure:
-    missing = Failure(Kind.MISSING, f"answer {index} of {count} is missing from the reply")
+    missing = Failure(Kind.MISSING, missing_message(index, count, reading.values))
     return reading.whole or reading.failures.get(index) or missing
 
 

@@ -178,11 +178,6 @@ class LocalStore:
             return False
         return True
 
-    def get_range(self, name: str, start: int, end: int) -> bytes:
-        with open(self.path_of(name), "rb") as source:
-            source.seek(start)
-            return source.read(end - start)
-
     def list(self, prefix: str, start_after: str = "") -> Iterable[str]:
         folder = prefix.rpartition("/")[0]
         names = (name for name in self._walk(folder) if name.startswith(prefix) and name > start_after)
@@ -295,12 +290,6 @@ class GcsStore:
                 os.unlink(path)
             return False
         return True
-
-    def get_range(self, name: str, start: int, end: int) -> bytes:
-        if end <= start:
-            return b""
-        data: bytes = self._blob(name).download_as_bytes(start=start, end=end - 1)
-        return data
 
     def list(self, prefix: str, start_after: str = "") -> Iterable[str]:
         first = self._prefix + start_after if start_after else None

@@ -37,6 +37,7 @@ from beam_llm.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.config import Settings
 from beam_llm.errors import Failure
 from beam_llm.jobs import PartRef
+from beam_llm.tokens import utf8_bytes
 from beam_llm.transforms.calls import FormedBatch, Former, packed
 from beam_llm.transforms.envelopes import Envelope, Envelopes
 from beam_llm.transforms.jobs import Planner
@@ -125,7 +126,7 @@ def _tokens(record: Record) -> int:
 
 
 def _size(record: Record, caps: Caps) -> int:
-    return 0 if caps.bytes is None else sum(len(text.encode("utf-8", "surrogatepass")) for text in record.inputs)
+    return 0 if caps.bytes is None else sum(map(utf8_bytes, record.inputs))
 
 
 class FormAcrossBundles(beam.DoFn):
