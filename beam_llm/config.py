@@ -14,17 +14,32 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from beam_llm.errors import UsageError
 
-PROVIDERS = ("openai", "azure")
+
+class Provider(NamedTuple):
+    """A provider's row: all that has to be known of it before its module is imported.
+
+    Attributes:
+      module: has `check`, `connect` and, where there is a batch API, `connect_batch`.
+      key_variable, base_url_variable: of the environment.
+      base_url: where it is if nobody says otherwise; None: somebody has to.
+    """
+
+    module: str
+    key_variable: str
+    base_url_variable: str
+    base_url: str | None = None
+
+
+PROVIDERS = {
+    "openai": Provider("beam_llm.providers.openai", "OPENAI_API_KEY", "OPENAI_BASE_URL", "https://api.openai.com/v1"),
+    "azure": Provider("beam_llm.providers.openai", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
+}
 MODES = ("online", "batch_api")
 RESPONSE_FORMATS = ("json", "xml", "delimited")
-
-BASE_URL_VARIABLES = {"openai": "OPENAI_BASE_URL", "azure": "AZURE_OPENAI_ENDPOINT"}
-KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "azure": "AZURE_OPENAI_API_KEY"}
-DEFAULT_BASE_URLS = {"openai": "https://api.openai.com/v1"}
 
 
 def _option(default: Any, meaning: str, **rule: Any) -> Any:
@@ -399,11 +414,12 @@ def _completed(known: Settings) -> Settings:
     """Rules between options, and what the environment says when the pipeline is built."""
     provider, _, model = known.model.partition(":")
     if provider not in PROVIDERS or not model:
-        hint = (
-            f"write 'openai:{known.model}'"
-            if ":" not in known.model and known.model
-            else "anything OpenAI-compatible is 'openai:NAME' with base_url"
-        )
+        near = difflib.get_close_matches(provider, PROVIDERS, n=1)
+        hint = "anything OpenAI-compatible is 'openai:NAME' with base_url"
+        if near and model:
+            hint = f"did you mean '{near[0]}:{model}'?"
+        elif known.model and not model:
+            hint = f"write 'openai:{known.model}'"
         raise UsageError(f"model is {known.model!r}: it has to be PROVIDER:MODEL with a provider out of {', '.join(PROVIDERS)}; {hint}")
     if known.mode == "batch_api" and not known.staging_location:
         raise UsageError(
@@ -414,13 +430,13 @@ def _completed(known: Settings) -> Settings:
     return dataclasses.replace(
         known,
         base_url=_base_url(known, provider),
-        api_key=known.api_key or f"env:{KEY_VARIABLES[provider]}",
+        api_key=known.api_key or f"env:{PROVIDERS[provider].key_variable}",
     )
 
 
 def _base_url(known: Settings, provider: str) -> str:
-    variable = BASE_URL_VARIABLES[provider]
-    url = known.base_url or os.environ.get(variable) or DEFAULT_BASE_URLS.get(provider)
+    variable = PROVIDERS[provider].base_url_variable
+    url = known.base_url or os.environ.get(variable) or PROVIDERS[provider].base_url
     if not url:
         raise UsageError(f"base_url is missing for {provider}: give base_url='https://…' or set {variable}")
     if not re.match(r"https?://[^/\s]+", url):

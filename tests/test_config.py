@@ -84,6 +84,11 @@ def test_a_model_is_provider_and_name(model):
         settings(model)
 
 
+def test_a_misspelt_provider_names_the_nearest():
+    with pytest.raises(UsageError, match="did you mean 'openai:gpt-4'"):
+        settings("opnai:gpt-4")
+
+
 def test_an_unknown_key_names_the_nearest_known_one():
     with pytest.raises(UsageError, match="unknown option 'batch.sice': did you mean 'batch.size'"):
         settings_from_options({"model": MODEL, "batch.sice": "2"})

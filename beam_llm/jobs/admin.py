@@ -189,10 +189,13 @@ def cleanup(store: Store, provider: BatchProvider | None, dry_run: bool = True) 
     if provider is not None:
         for number in found.jobs:
             found.provider_files += _provider_files(store, provider, number, found)
+    parts = sum(".rows" in name for name in found.names)
+    inputs = sum(name.endswith("input.jsonl") for name in found.names)
     found.texts = (
-        f"the texts and elements of {found.records:,} records in {sum('.rows' in name for name in found.names)} part files, "
-        f"{sum(name.endswith('input.jsonl') for name in found.names)} input files with the prompts made of them, "
-        f"and {len(found.provider_files)} provider files (prompts and replies); answers stay, so that a re-run pays nothing again"
+        f"the texts and elements of {_several(found.records, 'record')} in {_several(parts, 'part file')}, "
+        f"{_several(inputs, 'input file')} with the prompts made of them, "
+        f"and {_several(len(found.provider_files), 'provider file')} (prompts and replies); "
+        "answers stay, so that a re-run pays nothing again"
     )
     if not dry_run:
         for file_id in found.provider_files:
@@ -277,3 +280,7 @@ class _Finder:
         if not any(first):
             return 0
         return int(known.jobs_of(keys_array(first))[0]) or None
+
+
+def _several(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from beam_llm.config import Settings
+import importlib
+from typing import Any
+
+from beam_llm.config import PROVIDERS, Settings
 from beam_llm.protocols import BatchProvider, CompletionProvider
 
 
@@ -12,9 +15,7 @@ def check(settings: Settings) -> None:
     Raises:
       UsageError: names the option and the fix.
     """
-    from beam_llm.providers import openai
-
-    openai.check(settings)
+    _module(settings).check(settings)
 
 
 def connect(settings: Settings) -> CompletionProvider:
@@ -23,9 +24,8 @@ def connect(settings: Settings) -> CompletionProvider:
     Raises:
       Aborted: where the API key can't be found.
     """
-    from beam_llm.providers import openai
-
-    return openai.connect(settings)
+    provider: CompletionProvider = _module(settings).connect(settings)
+    return provider
 
 
 def connect_batch(settings: Settings) -> BatchProvider:
@@ -34,6 +34,9 @@ def connect_batch(settings: Settings) -> BatchProvider:
     Raises:
       Aborted: where the API key can't be found.
     """
-    from beam_llm.providers import openai
+    provider: BatchProvider = _module(settings).connect_batch(settings)
+    return provider
 
-    return openai.connect_batch(settings)
+
+def _module(settings: Settings) -> Any:
+    return importlib.import_module(PROVIDERS[settings.provider].module)

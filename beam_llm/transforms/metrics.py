@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from itertools import groupby
@@ -17,6 +18,9 @@ from beam_llm.errors import Kind
 from beam_llm.values import Outcome
 
 NAMESPACE = "beam_llm"
+_log = logging.getLogger("beam_llm")
+_logged: set[str] = set()
+"""What this process has said once: a storm of odd replies is for the counters."""
 _TALLIED = ("requests", "retries", "splits", "single_requests", "input_tokens", "output_tokens", "cached_tokens")
 
 
@@ -51,8 +55,7 @@ class Meter:
             self._latency.update(latency)
         if tally.requests:
             self._packed.update(records)
-        for what, count in tally.warnings.items():
-            Metrics.counter(NAMESPACE, f"warnings_{what}").inc(count)
+        self.happened(Counter({f"warnings_{what}": count for what, count in tally.warnings.items()}))
         self._owed_seconds += tally.throttled_seconds
         if self._owed_seconds >= 1:
             self._throttled.signal_throttled(int(self._owed_seconds))
@@ -104,9 +107,12 @@ class Meter:
             self._update(self._packed, lines)
 
     def happened(self, counted: Counter[str]) -> None:
-        """Posts what a driver counted, and clears it."""
+        """Posts what an engine or a driver counted, and clears it; the first of each kind is logged, too."""
         for name, count in counted.items():
             Metrics.counter(NAMESPACE, name).inc(count)
+            if name.startswith("warnings_") and name not in _logged:
+                _logged.add(name)
+                _log.warning("a reply with %s: only what is certain in it is taken; counter %s counts more", name[len("warnings_") :], name)
         counted.clear()
 
     def _update(self, distribution: Any, values: Iterable[int]) -> None:
