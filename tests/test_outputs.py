@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from beam_llm.errors import UsageError
 from beam_llm.outputs import Output
+from tests.ids import shown
 
 
 class Color(enum.Enum):
@@ -164,7 +165,7 @@ def test_an_unfitting_answer_is_refused_with_a_short_reason(declared, raw, reaso
         (SCHEMA, {"sentiment": "SECRET"}),
         ({"type": "object", "additionalProperties": {"type": "integer"}}, {"SECRET": "x"}),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_a_reason_never_holds_what_the_model_wrote(declared, raw):
     with pytest.raises(ValueError, match=r".") as caught:
@@ -195,7 +196,7 @@ def test_a_reason_never_holds_what_the_model_wrote(declared, raw):
         (Review, '{"sentiment": "positive"}', Review(sentiment="positive")),
         (SCHEMA, '{"sentiment": "positive"}', {"sentiment": "positive"}),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_text_is_read_as_the_value_it_spells(declared, text, value):
     assert Output(declared).from_text(text) == value
@@ -204,7 +205,7 @@ def test_text_is_read_as_the_value_it_spells(declared, text, value):
 @pytest.mark.parametrize(
     ("declared", "text"),
     [(int, "three"), (int, "true"), (float, "NaN"), (Literal["a", "A"], "á"), (Review, "positive"), (list[int], "1, 2"), (Color, "")],
-    ids=str,
+    ids=shown,
 )
 def test_text_that_spells_no_value_is_refused(declared, text):
     with pytest.raises(ValueError, match=r"."):
@@ -259,7 +260,7 @@ def test_an_optional_property_of_a_json_schema_may_be_null():
         ({"properties": {"a": {"type": "integer"}}, "type": "object", "additionalProperties": True}, False, True, ()),
         ({"definitions": {"A": {"type": "integer"}}, "type": "array", "items": {"$ref": "#/definitions/A"}}, True, False, ()),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_what_strict_mode_can_not_express_is_known(declared, strict, is_object, properties):
     output = Output(declared)
@@ -280,7 +281,7 @@ def test_what_strict_mode_can_not_express_is_known(declared, strict, is_object, 
         ({"type": object()}, "no JSON"),
         (type("Opaque", (), {}), "Opaque"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_a_type_that_no_answer_can_have_is_refused_when_the_pipeline_is_built(declared, word):
     with pytest.raises(UsageError, match="output") as caught:
@@ -289,7 +290,7 @@ def test_a_type_that_no_answer_can_have_is_refused_when_the_pipeline_is_built(de
 
 
 @pytest.mark.parametrize(
-    ("declared", "python_type"), [(Color, Color), ({"type": "number"}, float), (SCHEMA, dict[str, Any]), ({"enum": [1]}, Any)], ids=str
+    ("declared", "python_type"), [(Color, Color), ({"type": "number"}, float), (SCHEMA, dict[str, Any]), ({"enum": [1]}, Any)], ids=shown
 )
 def test_the_type_of_values_is_told_to_beam(declared, python_type):
     assert Output(declared).python_type == python_type

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from beam_llm.errors import PromptError, UsageError
 from beam_llm.prompts import BatchTemplate, PromptTemplate, RecordView, clean, json_envelope, quote, show, xml_envelope
+from tests.ids import shown
 
 
 class Color(enum.Enum):
@@ -75,7 +76,7 @@ class RowLike:
         ({"b", "a"}, '["a","b"]'),
         ({"a": 2**70}, f'{{"a":{2**70}}}'),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_a_value_is_shown_as_a_person_would_write_it(value, shown):
     assert PromptTemplate("{{ x }}").inputs({"x": value}, None) == (shown,)

@@ -19,6 +19,7 @@ from beam_llm.config import settings
 from beam_llm.errors import Kind, PromptError, UsageError
 from beam_llm.task import REPLY_TOKENS, Task
 from beam_llm.values import Completion, Message
+from tests.ids import shown
 
 PROMPT = "Classify the sentiment of this review:\n{{ text }}"
 LABELS = ("positive", "negative", "neutral")
@@ -231,7 +232,7 @@ def test_the_proposals_own_example_works():
 @pytest.mark.parametrize(
     ("options", "root"),
     [({"response_path": "$.data.rows[*]"}, "data"), ({"response_path": "$[*]"}, "answers"), ({"response_path": "$..odd[0]"}, None)],
-    ids=str,
+    ids=shown,
 )
 def test_the_schema_puts_answers_where_the_path_looks_for_them(options, root):
     task = task_of(**options)
@@ -251,7 +252,7 @@ def test_the_schema_puts_answers_where_the_path_looks_for_them(options, root):
         ({"output": object()}, "output"),
         ({"extra_body": {"a": object()}}, "extra_body"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_what_can_not_work_is_refused_when_the_task_is_built(options, word):
     with pytest.raises(UsageError, match=word):
@@ -470,7 +471,7 @@ def test_the_reply_to_one_record_is_read_as_a_person_would(output, text, value):
         (Review, '{"error": "I can not"}', Kind.INVALID),
         (Review, "positive", None),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_the_reply_to_one_record_is_invalid_where_it_is_json_and_unreadable_where_it_is_not(output, text, kind):
     reading = task_of(output).read(1, stop(text))
@@ -562,7 +563,7 @@ def test_equal_content_is_one_question_and_any_other_content_another():
         {"response_value_field": "v"},
         {"fresh": "again"},
     ],
-    ids=str,
+    ids=shown,
 )
 def test_whatever_shapes_an_answer_makes_a_new_question(changes):
     known = {"model": "openai:gpt-4.1-mini", "prompt": PROMPT, "output": Label}
@@ -572,7 +573,7 @@ def test_whatever_shapes_an_answer_makes_a_new_question(changes):
 @pytest.mark.parametrize(
     "changes",
     [{"batch_size": 50}, {"max_retries": 1}, {"mode": "batch_api", "staging_location": "x"}, {"log_data": True}, {"record_id": "text"}],
-    ids=str,
+    ids=shown,
 )
 def test_what_shapes_no_answer_leaves_the_question_as_it_is(changes):
     task, changed = task_of(), task_of(**changes)
