@@ -29,11 +29,11 @@ def test_the_first_holds_and_the_last_releases(as_it_was):
 
 def test_what_somebody_else_has_set_is_left_alone(as_it_was):
     gc.freeze()
-    gc.set_threshold(100_000, 5, 5)
+    gc.set_threshold(200_000, 5, 5)
     try:
         heap = _Heap()
         heap.hold()
-        assert gc.get_threshold() == (100_000, 5, 5)
+        assert gc.get_threshold() == (200_000, 5, 5)
         heap.release()
         assert gc.get_freeze_count() > 0
     finally:

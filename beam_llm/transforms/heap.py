@@ -11,7 +11,8 @@ from __future__ import annotations
 import gc
 import threading
 
-_YOUNG = 20_000
+_YOUNG = 100_000
+"""More than the objects in flight: below that, each time they are replaced is one more round over all of them."""
 
 
 class _Heap:
