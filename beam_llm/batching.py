@@ -10,7 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, UsageError
-from beam_llm.tokens import exact_tokens, utf8_bytes
+from beam_llm.tokens import counted_tokens, utf8_bytes
 from beam_llm.values import Record
 
 AUTO_RECORDS = 100
@@ -77,17 +77,17 @@ def _answer_room(settings: Settings, records: int, window: int) -> int:
 class Batcher(Generic[T]):
     """Fills prompts greedily, in order, never beyond a cap. One per bundle or buffer; keeps at most one open prompt.
 
-    Token counts are the records' own estimates until they pass the cap; only then is the open prompt counted exactly, if the
-    extra `tokens` is installed, and goes on being filled up to the true limit.
+    Token counts are the records' own, from above, until they pass the cap; only then are the open prompt's texts counted, exactly where
+    the extra `tokens` is installed, and it goes on being filled up to the true limit.
 
     Args:
       model: whose vocabulary counts exactly; the plain model name.
-      count: how a text is counted exactly, or None where that is not possible.
+      count: how a text is counted then.
     """
 
     __slots__ = ("_bytes", "_caps", "_count_text", "_exact", "_members", "_model", "_tokens")
 
-    def __init__(self, caps: Caps, model: str = "", count: Callable[[str, str], int | None] = exact_tokens):
+    def __init__(self, caps: Caps, model: str = "", count: Callable[[str, str], int] = counted_tokens):
         self._caps = caps
         self._model = model
         self._count_text = count
@@ -145,11 +145,10 @@ class Batcher(Generic[T]):
         return self._count(record)
 
     def _count(self, record: Record) -> int:
-        """The record's tokens: exact where that is possible, and never more than its estimate."""
-        counts = [self._count_text(text, self._model) for text in record.inputs]
-        known = [tokens for tokens in counts if tokens is not None]
-        tokens = sum(known) if len(known) == len(counts) else record.tokens
-        return min(record.tokens, tokens) + RECORD_OVERHEAD_TOKENS
+        """The record's tokens as near to the truth as possible, and never more than `record.tokens`."""
+        if record.fields is not None:  # a batch template writes more than the inputs
+            return record.tokens + RECORD_OVERHEAD_TOKENS
+        return min(record.tokens, sum(self._count_text(text, self._model) for text in record.inputs)) + RECORD_OVERHEAD_TOKENS
 
     def _close(self) -> list[tuple[Record, T]]:
         members = self._members

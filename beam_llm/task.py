@@ -22,7 +22,7 @@ from beam_llm.asking import Asking
 from beam_llm.config import RESPONSE_FORMATS, Settings, load_dotted
 from beam_llm.errors import Failure, Kind, PromptError, UsageError
 from beam_llm.outputs import Output
-from beam_llm.tokens import estimate_tokens
+from beam_llm.tokens import estimate_tokens, tokens_of
 from beam_llm.values import RECORD_KEY_BYTES, Completion, Message, Record, Request
 
 FINGERPRINT_VERSION = 1
@@ -111,12 +111,13 @@ class Task:
 
     # Records
 
-    def record(self, fields: Mapping[str, Any], element: Any) -> Record:
+    def record(self, fields: Mapping[str, Any], element: Any, rough_bytes: int = 0) -> Record:
         """What one element asks.
 
         Args:
           fields: the element's fields by name; empty for a string.
           element: the whole of it.
+          rough_bytes: up to this size, `tokens` may be the size in bytes: a bound, which costs nothing, instead of an estimate.
 
         Raises:
           PromptError: where the element does not fit the prompt.
@@ -127,7 +128,7 @@ class Task:
             value = element if name == prompts.ELEMENT else fields.get(name)
             if type(value) is str:
                 text = value if value.isascii() else prompts.clean(value)
-                return Record((text,), estimate_tokens(text) + self._record_tokens)
+                return Record((text,), tokens_of(text, rough_bytes - self._record_tokens) + self._record_tokens)
         inputs = self._template.inputs(fields, element)
         tokens = sum(map(estimate_tokens, inputs)) + self._record_tokens
         if self._batch_template is None:

@@ -21,7 +21,7 @@ class Record(NamedTuple):
 
     Attributes:
       inputs: the rendered texts this record puts into the prompt, one per varying part of the template.
-      tokens: estimated input tokens of `inputs`; an upper bound rather than a mean.
+      tokens: estimated input tokens of `inputs`, an upper bound rather than a mean; where nothing hangs on it, their bytes.
       fields: the element's fields, only where a custom batch template needs them, else None.
       record_id: the user's id as text, where `record_id` names a field, else None.
     """
@@ -74,7 +74,12 @@ class Usage(NamedTuple):
     def split(self, members: int) -> list[Usage]:
         """Shares the tokens among `members` records; the shares add up to the whole (largest remainder)."""
         (inputs, more_in), (outputs, more_out), (cached, more_cached) = (divmod(total, members) for total in self)
-        return [Usage(inputs + (n < more_in), outputs + (n < more_out), cached + (n < more_cached)) for n in range(members)]
+        shares: list[Usage] = []
+        for end in sorted((more_in, more_out, more_cached, members)):  # up to each of these, all shares are the same
+            if (start := len(shares)) < end:
+                share = Usage(inputs + (start < more_in), outputs + (start < more_out), cached + (start < more_cached))
+                shares += [share] * (end - start)
+        return shares
 
 
 class Pace(NamedTuple):
@@ -124,8 +129,7 @@ class Outcome(NamedTuple):
     reused: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(NamedTuple):
     """How a record ends: its element, untouched, with a typed `value` or an `error`.
 
     Attributes:
@@ -143,7 +147,7 @@ class Prediction:
     element: Any
     value: Any = None
     error: Failure | None = None
-    usage: Usage = Usage()  # noqa: RUF009  # immutable
+    usage: Usage = Usage()
     cost_usd: float | None = None
     model: str = ""
     request_id: str | None = None

@@ -26,8 +26,12 @@ def fill(caps: Caps, records: list[Record], **options) -> list[list[Record]]:
     return [[one for one, _ in batch] for batch in batches]
 
 
-def no_exact_count(text: str, model: str) -> None:
-    return None
+def estimated(text: str, model: str) -> int:
+    return estimate_tokens(text)
+
+
+def no_better_count(text: str, model: str) -> int:
+    return 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -44,7 +48,7 @@ def no_exact_count(text: str, model: str) -> None:
     ids=["one by one", "by records", "by records, even", "by tokens", "exactly full", "too large for any", "nothing"],
 )
 def test_a_prompt_closes_at_the_first_cap_it_would_pass(caps, tokens, sizes):
-    assert [len(batch) for batch in fill(caps, [record(n) for n in tokens], count=no_exact_count)] == sizes
+    assert [len(batch) for batch in fill(caps, [record(n) for n in tokens], count=no_better_count)] == sizes
 
 
 def test_bytes_are_counted_as_utf8():
@@ -56,7 +60,7 @@ def test_bytes_are_counted_as_utf8():
     st.lists(st.tuples(st.integers(0, 60), st.text(max_size=30))), st.integers(1, 8), st.integers(20, 120), st.none() | st.integers(1, 60)
 )
 def test_no_cap_is_passed_by_any_prompt_of_several_records(texts, records, tokens, size):
-    for batch in fill(Caps(records, tokens, size), [record(n, text) for n, text in texts], count=no_exact_count):
+    for batch in fill(Caps(records, tokens, size), [record(n, text) for n, text in texts], count=no_better_count):
         assert len(batch) <= records
         if len(batch) > 1:
             assert sum(one.tokens + RECORD_OVERHEAD_TOKENS for one in batch) <= tokens
@@ -76,6 +80,20 @@ def test_below_the_limit_nothing_is_counted_exactly():
     assert len(fill(Caps(10, 10_000, None), [record(20)] * 30, count=never)) == 3
 
 
+def test_near_the_limit_bytes_give_way_to_estimates():
+    """A record's bytes are four times its tokens in English: prompts would be a quarter full."""
+    text = "the picture was sharp but the sound came late, and the remote felt cheap in the hand " * 4
+    rough, room = Record((text,), len(text)), 5 * (estimate_tokens(text) + RECORD_OVERHEAD_TOKENS)
+    assert room < 2 * len(text)
+    assert [len(batch) for batch in fill(Caps(20, room, None), [rough] * 10, count=estimated)] == [5, 5]
+
+
+def test_what_a_batch_template_writes_is_never_counted_by_the_inputs_alone():
+    templated = Record(("a",), 50, {"a": 1})
+    batches = fill(Caps(20, 3 * (50 + RECORD_OVERHEAD_TOKENS), None), [templated] * 6, count=lambda text, model: 1)
+    assert [len(batch) for batch in batches] == [3, 3]
+
+
 @pytest.mark.parametrize(
     ("caps", "one", "words"),
     [
@@ -85,7 +103,7 @@ def test_below_the_limit_nothing_is_counted_exactly():
     ids=["tokens", "bytes"],
 )
 def test_a_record_too_large_for_any_prompt_is_told_by_size_limit_and_remedy(caps, one, words):
-    batcher: Batcher[None] = Batcher(caps, count=no_exact_count)
+    batcher: Batcher[None] = Batcher(caps, count=no_better_count)
     assert batcher.too_large(one)
     failure = batcher.too_large_failure(one)
     assert failure.kind == Kind.TOO_LARGE
@@ -101,7 +119,7 @@ def test_a_record_that_only_the_estimate_finds_too_large_is_not():
 
 def test_a_text_larger_than_the_window_is_found_by_its_estimate():
     text = "word " * 50_000
-    batcher: Batcher[None] = Batcher(Caps(1, 40_000, None), count=no_exact_count)
+    batcher: Batcher[None] = Batcher(Caps(1, 40_000, None), count=no_better_count)
     assert batcher.too_large(Record((text,), estimate_tokens(text)))
 
 

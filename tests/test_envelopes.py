@@ -5,23 +5,31 @@ from __future__ import annotations
 import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.transforms.window import GlobalWindow, IntervalWindow, SlidingWindows, TimestampedValue
+from apache_beam.transforms.window import (
+    FixedWindows,
+    GlobalWindow,
+    GlobalWindows,
+    IntervalWindow,
+    Sessions,
+    SlidingWindows,
+    TimestampedValue,
+    WindowedValue,
+)
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm import LLMPredict
 from beam_llm.config import settings
 from beam_llm.testing import Emulator
-from beam_llm.transforms.calls import FormInBundles, packed
-from beam_llm.transforms.envelopes import Envelope, Envelopes
+from beam_llm.transforms.calls import form_in_bundles, packed, unpacked
+from beam_llm.transforms.envelopes import Arrivals
 from tests.collecting import Collect
 
-WINDOWS = [IntervalWindow(start, start + 30) for start in (0, 10, 20)]
+WINDOWS = tuple(IntervalWindow(start, start + 30) for start in (0, 10, 20))
+TEXT = settings("openai:fake-model", prompt="{{ element }}", base_url="http://127.0.0.1:1/v1", batch_size=5)
 
 
-def arrived(calls) -> list[tuple]:
-    arrivals = Envelopes()
-    envelopes = [arrivals.put(*call) for call in calls] + [arrivals.last()]
-    return [(e.element, int(e.timestamp), e.windows) for e in envelopes if e is not None]
+def in_windows(element, *windows) -> WindowedValue:
+    return WindowedValue(element, Timestamp(25), windows)
 
 
 @pytest.mark.parametrize(
@@ -35,19 +43,35 @@ def arrived(calls) -> list[tuple]:
     ids=["one in three windows", "two in one window", "the same object twice, in three windows", "the same object three times"],
 )
 def test_calls_for_one_element_are_joined_and_equal_elements_are_not(calls, expected):
-    assert arrived((element, Timestamp(25), window) for element, window in calls) == [(e, 25, windows) for e, windows in expected]
+    arrivals = Arrivals()
+    joined = [arrivals.put(in_windows(element, window)) for element, window in calls] + [arrivals.last()]
+    assert [(e.value, int(e.timestamp), tuple(e.windows)) for e in joined if e is not None] == [(e, 25, w) for e, w in expected]
 
 
 def test_a_parcel_of_elements_is_in_one_window_whatever_its_elements_are_in():
-    former = FormInBundles(settings("openai:fake-model", prompt="{{ element }}", base_url="http://127.0.0.1:1/v1", batch_size=5))
+    former = form_in_bundles(TEXT, SlidingWindows(30, 10))
     former.setup()
     former.start_bundle()
-    assert [list(former.process("a", Timestamp(25), window)) for window in WINDOWS] == [[], [], []]
+    assert [list(former.process("a", in_windows("a", window), window)) for window in WINDOWS] == [[], [], []]
     (parcel,) = former.finish_bundle()
-    assert parcel.windows == WINDOWS[:1]
-    assert parcel.value.envelopes[0].windows == WINDOWS
+    assert tuple(parcel.windows) == WINDOWS[:1]
+    assert parcel.value.elements[0].windows == WINDOWS
     assert packed(parcel.value).windows == [GlobalWindow()]
-    assert Envelope("a", Timestamp(25), WINDOWS).around("x").windows == WINDOWS
+    assert unpacked(packed(parcel.value).value) == parcel.value
+
+
+@pytest.mark.parametrize("windowfn", [GlobalWindows(), FixedWindows(30), Sessions(30)], ids=["global", "fixed", "sessions"])
+def test_an_element_that_is_put_in_several_windows_by_hand_waits_for_the_end_of_the_bundle(windowfn):
+    """Such windows' functions put none there, so their elements take the quick way: full prompts leave at once, but for these."""
+    former = form_in_bundles(TEXT, windowfn)
+    former.setup()
+    former.start_bundle()
+    assert [len(former.process("a", in_windows("a", WINDOWS[0]))) for _ in range(5)] == [0, 0, 0, 0, 1]
+    assert [len(former.process("b", in_windows("b", *WINDOWS))) for _ in range(6)] == [0] * 6
+    parcels = list(former.finish_bundle())
+    assert [len(parcel.value.elements) for parcel in parcels] == [5, 1]
+    assert all(tuple(parcel.windows) == WINDOWS[:1] for parcel in parcels)
+    assert all(element.windows == WINDOWS for parcel in parcels for element in parcel.value.elements)
 
 
 def test_answers_that_come_while_the_last_prompt_is_sent_are_not_multiplied_by_its_windows(monkeypatch):

@@ -11,21 +11,20 @@ from pathlib import Path
 import pytest
 from apache_beam import coders
 from apache_beam.transforms.userstate import get_dofn_specs
-from apache_beam.transforms.window import IntervalWindow, SlidingWindows
+from apache_beam.transforms.window import IntervalWindow, SlidingWindows, WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm.config import settings
 from beam_llm.jobs import BatchJobRef, PartRef
-from beam_llm.transforms.envelopes import Envelope
-from beam_llm.transforms.streaming import STATE_CODER, Buffered, FormAcrossBundles, Gathered, PlanAcrossBundles, _opened
+from beam_llm.transforms.streaming import STATE_CODER, Buffered, FormAcrossBundles, Gathered, PlanAcrossBundles
 from beam_llm.transforms.waiting import JobPositions, Position
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "state-v1" / "state.json").read_text())
 ENVELOPES = coders.WindowedValueCoder(coders.StrUtf8Coder(), SlidingWindows(30, 10).get_window_coder())
-ELEMENT = Envelope("größer", Timestamp(25), [IntervalWindow(start, start + 30) for start in (20, 10, 0)])
+ELEMENT = WindowedValue("größer", Timestamp(25), [IntervalWindow(start, start + 30) for start in (20, 10, 0)])
 
 STATE = {
-    "buffered element": (STATE_CODER, ENVELOPES.encode(ELEMENT.around(ELEMENT.element))),
+    "buffered element": (STATE_CODER, ENVELOPES.encode(ELEMENT)),
     "buffer's figures": (STATE_CODER, tuple(Buffered(3, 120, 0, 1_700_000_000.5, 25_000_000, 29_999_999))),
     "part": (STATE_CODER, tuple(PartRef("0123456789abcdef", 40, 12_345, 678, -1_000_000))),
     "parts' figures": (STATE_CODER, tuple(Gathered(40, 12_345, 678, 1_700_000_300.25, -1_000_000))),
@@ -42,9 +41,9 @@ def test_todays_state_is_written_as_ever_and_read_as_ever(what):
 
 
 def test_an_element_comes_out_of_old_state_with_its_windows():
-    envelope = _opened(ENVELOPES.get_impl(), STATE_CODER.decode(bytes.fromhex(GOLDEN["buffered element"])))
-    assert (envelope.element, envelope.timestamp) == ("größer", Timestamp(25))
-    assert sorted(envelope.windows) == sorted(ELEMENT.windows)
+    element = ENVELOPES.decode(STATE_CODER.decode(bytes.fromhex(GOLDEN["buffered element"])))
+    assert (element.value, element.timestamp) == ("größer", Timestamp(25))
+    assert sorted(element.windows) == sorted(ELEMENT.windows)
 
 
 @pytest.mark.parametrize(

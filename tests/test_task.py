@@ -197,6 +197,15 @@ def test_fields_that_a_batch_template_shows_count_as_tokens_of_the_record():
     assert task.record(long, None).tokens > task.record(short, None).tokens + 100
 
 
+def test_up_to_a_size_where_nothing_hangs_on_it_a_records_tokens_are_its_bytes():
+    """The estimate takes longer than all the rest of a record's way into its prompt."""
+    task, text = task_of(prompt="{{ text }}"), "größer " * 30
+    estimated, size = task.record({"text": text}, None).tokens, len(text.encode())
+    overhead = task.record({"text": ""}, None).tokens
+    assert estimated < size < task.record({"text": text}, None, size + overhead).tokens == size + overhead
+    assert task.record({"text": text}, None, size + overhead - 1).tokens == estimated
+
+
 def test_a_batch_template_may_say_itself_where_the_reply_shape_goes():
     task = task_of(batch_prompt_template="{{ reply_format }}\n" + "{% for r in records %}{{ r.text }}{% endfor %}")
     text = user_text(task.render(records_of(task, "a", "b")))

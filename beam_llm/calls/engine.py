@@ -8,6 +8,7 @@ ask ─► render ─► gate (slot, pace, budgets) ─► provider ─► read 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import random
@@ -448,9 +449,13 @@ class Engine:
             self._guard.good()
             ask.suspect = False
         rest, kind = [], Kind.MISSING
+        price = functools.cache(self._priced)  # shares of one reply are much alike
         for index, member in enumerate(members, 1):
             if index in values:
-                ask.outcomes[member] = self._answered(values[index], ask.usages[member] or Usage(), completion)
+                usage = ask.usages[member] or Usage()
+                ask.outcomes[member] = Outcome(
+                    values[index], None, usage, price(usage), completion.model, completion.request_id, completion.finish_reason
+                )
                 continue
             failure = failures.get(index) or whole or _missing(index, len(members), values)
             ask.failures[member] = failure
@@ -458,9 +463,6 @@ class Engine:
                 rest.append(member)
                 kind = failure.kind
         return rest, kind
-
-    def _answered(self, value: Any, usage: Usage, completion: Completion) -> Outcome:
-        return Outcome(value, None, usage, self._priced(usage), completion.model, completion.request_id, completion.finish_reason)
 
     def _read(self, ask: _Ask, count: int, completion: Completion) -> tuple[dict[int, Any], dict[int, Failure], Failure | None]:
         """The reading; a parser that fails makes the reply unreadable."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.internal import pickler
-from apache_beam.transforms.window import GlobalWindow, WindowedValue
+from apache_beam.transforms.window import FixedWindows, GlobalWindow, GlobalWindows, Sessions, WindowedValue
 
-from beam_llm.batching import Batcher, caps_of
+from beam_llm.batching import RECORD_OVERHEAD_TOKENS, Batcher, caps_of
 from beam_llm.calls import Asked, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, PromptError
@@ -21,23 +21,23 @@ from beam_llm.pricing import Prices
 from beam_llm.providers import connect
 from beam_llm.task import Task
 from beam_llm.transforms.elements import fields_of, is_keyed
-from beam_llm.transforms.envelopes import Envelope, Envelopes, oldest
+from beam_llm.transforms.envelopes import Arrivals, oldest, parcel
 from beam_llm.transforms.heap import HEAP
 from beam_llm.transforms.metrics import Meter
 from beam_llm.values import Outcome, Prediction, Record
 
 
 class FormedBatch(NamedTuple):
-    """Records that share one prompt, each with its envelope; or envelopes whose records failed before any call.
+    """Records that share one prompt, each with its element; or elements that failed before any call.
 
     Attributes:
       records: what to ask, empty where `failures` is not.
-      envelopes: one per record, or one per failure.
+      elements: as they arrived; one per record, or one per failure.
       failures: why these elements can't be asked.
     """
 
     records: tuple[Record, ...]
-    envelopes: tuple[Envelope, ...]
+    elements: tuple[WindowedValue, ...]
     failures: tuple[Failure, ...] = ()
 
 
@@ -47,14 +47,16 @@ class Former:
     def __init__(self, settings: Settings):
         self.task = Task(settings)
         self.caps = caps_of(settings, self.task.shared_tokens, Prices.of(settings).context_window)
-        self._batcher: Batcher[Envelope] = Batcher(self.caps, settings.model_name)
+        self._batcher: Batcher[WindowedValue] = Batcher(self.caps, settings.model_name)
+        self._rough_bytes = 0 if _counts_tokens(settings) else self.caps.tokens // self.caps.records - RECORD_OVERHEAD_TOKENS
 
-    def add(self, envelope: Envelope) -> list[FormedBatch]:
+    def add(self, arrived: WindowedValue) -> Sequence[FormedBatch]:
         """The batches that this element closes, or its failure."""
-        record = self.record(envelope.element)
+        record = self.record(arrived.value)
         if isinstance(record, Failure):
-            return [FormedBatch((), (envelope,), (record,))]
-        return [_formed(batch) for batch in self._batcher.add(record, envelope)]
+            return (FormedBatch((), (arrived,), (record,)),)
+        closed = self._batcher.add(record, arrived)
+        return [_formed(batch) for batch in closed] if closed else ()
 
     def flush(self) -> list[FormedBatch]:
         return [_formed(batch) for batch in self._batcher.flush()]
@@ -63,7 +65,7 @@ class Former:
         """The element's record, or why it can't be one."""
         value = element[1] if is_keyed(element) else element
         try:
-            record = self.task.record(fields_of(value), value)
+            record = self.task.record(fields_of(value), value, self._rough_bytes)
         except PromptError as error:
             return Failure(Kind.PROMPT, str(error))
         if self._batcher.too_large(record):
@@ -71,9 +73,14 @@ class Former:
         return record
 
 
-def _formed(batch: list[tuple[Record, Envelope]]) -> FormedBatch:
-    records, envelopes = zip(*batch, strict=True)
-    return FormedBatch(records, envelopes)
+def _counts_tokens(settings: Settings) -> bool:
+    """Whether every record's tokens matter: to a budget or to the size of a job. Else only those of records near a prompt's limit do."""
+    return settings.mode == "batch_api" or settings.tokens_per_minute is not None
+
+
+def _formed(batch: list[tuple[Record, WindowedValue]]) -> FormedBatch:
+    records, elements = zip(*batch, strict=True)
+    return FormedBatch(records, elements)
 
 
 def packed(formed: FormedBatch) -> WindowedValue:
@@ -81,18 +88,15 @@ def packed(formed: FormedBatch) -> WindowedValue:
 
     Pickled: Beam's window values pickle, and elements have passed their coder.
     """
-    values = [envelope.around(envelope.element) for envelope in formed.envelopes]
-    data = pickler.dumps((tuple(formed.records), values, tuple(formed.failures)))
-    return WindowedValue(data, oldest(formed.envelopes), [GlobalWindow()])
+    return WindowedValue(pickler.dumps(tuple(formed)), oldest(formed.elements), [GlobalWindow()])
 
 
 def unpacked(data: bytes) -> FormedBatch:
-    records, values, failures = pickler.loads(data)
-    return FormedBatch(records, tuple(Envelope(v.value, v.timestamp, list(v.windows)) for v in values), failures)
+    return FormedBatch(*pickler.loads(data))
 
 
 class FormInBundles(beam.DoFn):
-    """Prompt batches inside each bundle: no shuffle, no timer. For bounded input."""
+    """Prompt batches inside each bundle: no shuffle, no timer. For bounded input, whose elements are in one window each."""
 
     def __init__(self, settings: Settings):
         self._settings = settings
@@ -102,18 +106,46 @@ class FormInBundles(beam.DoFn):
 
     def start_bundle(self) -> None:
         self._former.flush()
-        self._arrivals = Envelopes()
+        self._kept: list[FormedBatch] = []
+
+    def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam) -> Iterable[FormedBatch]:
+        formed = self._former.add(arrived)
+        if formed and len(arrived.windows) != 1:  # somebody made it so by hand; `finish_bundle` may yield in any windows
+            self._kept.extend(formed)
+            return ()
+        return formed
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for formed in [*self._kept, *self._former.flush()]:
+            yield parcel(formed, formed.elements[0])
+
+
+class FormInBundlesByWindow(FormInBundles):
+    """The same where the windows' function may put an element in several: Beam shows each once per window, which costs a microsecond."""
+
+    def start_bundle(self) -> None:
+        super().start_bundle()
+        self._arrivals = Arrivals()
 
     def process(
-        self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
+        self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam, window: Any = beam.DoFn.WindowParam
     ) -> Iterable[FormedBatch]:
-        envelope = self._arrivals.put(element, timestamp, window)
-        return self._former.add(envelope) if envelope is not None else ()
+        joined = self._arrivals.put(arrived)
+        return self._former.add(joined) if joined is not None else ()
 
     def finish_bundle(self) -> Iterator[Any]:
         last = self._arrivals.last()
-        for formed in [*(self._former.add(last) if last is not None else ()), *self._former.flush()]:
-            yield formed.envelopes[0].carrying(formed)
+        if last is not None:
+            self._kept.extend(self._former.add(last))
+        yield from super().finish_bundle()
+
+
+def form_in_bundles(settings: Settings, windowfn: Any) -> FormInBundles:
+    """The quicker one where it does."""
+    return (FormInBundles if isinstance(windowfn, _ONE_WINDOW) else FormInBundlesByWindow)(settings)
+
+
+_ONE_WINDOW = (GlobalWindows, FixedWindows, Sessions)
 
 
 class InFlight:
@@ -179,11 +211,11 @@ class AskTheModel(beam.DoFn):
         self._engine: Any = None
 
     def setup(self) -> None:
+        HEAP.hold()
         prices = Prices.of(self._settings)
         self._engine = borrow_engine(self._settings, partial(connect, self._settings), prices.cost_usd)
         self._meter = Meter()
         self._in_flight = InFlight(self._settings.max_concurrency)
-        HEAP.hold()
 
     def start_bundle(self) -> None:
         self._in_flight.cancel()  # of a bundle that failed elsewhere
@@ -193,7 +225,7 @@ class AskTheModel(beam.DoFn):
         if isinstance(formed, bytes):
             formed = unpacked(formed)
         if formed.failures:
-            yield from self._emit(formed, [Outcome(failure=failure) for failure in formed.failures])
+            yield from self._predictions(formed, [Outcome(failure=failure) for failure in formed.failures])
         else:
             self._in_flight.add(self._engine.submit(formed.records), formed)
             yield from self._emitted(all_of_them=False)
@@ -214,28 +246,14 @@ class AskTheModel(beam.DoFn):
         try:
             for formed, asked in self._in_flight.landed(all_of_them=all_of_them):
                 self._meter.calls(len(formed.records), asked.tally)
-                yield from self._emit(formed, asked.outcomes, asked.tally.requests, asked.tally.retries)
+                yield from self._predictions(formed, asked.outcomes, asked.tally.requests, asked.tally.retries)
             done = True
         finally:
             if not done:
                 self._in_flight.cancel()
 
-    def _emit(self, formed: FormedBatch, outcomes: list[Outcome], requests: int = 0, retries: int = 0) -> Iterator[Any]:
+    def _predictions(self, formed: FormedBatch, outcomes: Sequence[Outcome], requests: int = 0, retries: int = 0) -> list[WindowedValue]:
+        """Each where its element was. An Outcome has the fields of a Prediction after the first."""
         self._meter.outcomes(outcomes, requests, retries)
-        for envelope, outcome in zip(formed.envelopes, outcomes, strict=True):
-            yield envelope.around(prediction_of(envelope.element, outcome))
-
-
-def prediction_of(element: Any, outcome: Outcome) -> Prediction:
-    """The element with its outcome."""
-    return Prediction(
-        element,
-        outcome.value,
-        outcome.failure,
-        outcome.usage,
-        outcome.cost_usd,
-        outcome.model,
-        outcome.request_id,
-        outcome.finish_reason,
-        outcome.reused,
-    )
+        pairs = zip(formed.elements, outcomes, strict=True)
+        return [arrived.with_value(Prediction(arrived.value, *outcome)) for arrived, outcome in pairs]

@@ -1,7 +1,8 @@
-"""What has to come back with an answer: the element, its timestamp and its windows, kept as they were.
+"""What has to come back with an answer: the element, its timestamp and its windows, as Beam's WindowedValue; and that as bytes.
 
-An element that is in several windows is one record, asked once. Beam shows a DoFn such an element once per window, one call after the
-other, with the same object; `Envelopes` joins those calls again.
+An element that is in several windows is one record, asked once. To a DoFn that asks for the window, Beam shows such an element once per
+window, one call after the other, with the same object; `Arrivals` joins those calls again. A DoFn that does not ask sees it once, but
+can't yield in its windows at that moment (see `parcel`).
 """
 
 from __future__ import annotations
@@ -22,49 +23,54 @@ from beam_llm.protocols import Store
 CODER_NAME_BYTES = 8
 
 
-class Envelope:
-    """One element with its timestamp and all windows it is in."""
+class Arrivals:
+    """Joins the calls for one element again, one behind: the newest is held back until the next call shows another element.
 
-    __slots__ = ("element", "timestamp", "windows")
-
-    def __init__(self, element: Any, timestamp: Any, windows: list[Any]):
-        self.element = element
-        self.timestamp = timestamp
-        self.windows = windows
-
-    def around(self, value: Any) -> WindowedValue:
-        """`value` at this element's timestamp, in this element's windows."""
-        return WindowedValue(value, self.timestamp, self.windows)
-
-    def carrying(self, value: Any) -> WindowedValue:
-        """A parcel at this element's timestamp, in one of its windows: for what another DoFn opens.
-
-        One, because Beam multiplies the windows of every WindowedValue that a DoFn yields by the number of windows its *input* is in, if
-        the DoFn does not ask for the window (`common.py`, `windows *= len(windowed_input_element.windows)`; Beam 2.77): a parcel in three
-        windows would bring each of its elements three times.
-        """
-        return WindowedValue(value, self.timestamp, self.windows[:1])
-
-
-class Envelopes:
-    """Puts elements into envelopes, one behind: the newest is held back until the next call shows another element."""
+    For a DoFn that asks for the window, and so sees an element once for each.
+    """
 
     def __init__(self) -> None:
-        self._held: Envelope | None = None
+        self._held: WindowedValue | None = None
 
-    def put(self, element: Any, timestamp: Any, window: Any) -> Envelope | None:
-        """The envelope that is complete now, if any."""
+    def put(self, arrived: WindowedValue) -> WindowedValue | None:
+        """The element that is complete now, in all its windows, if any.
+
+        Args:
+          arrived: an element in one window.
+        """
         held = self._held
-        if held is not None and held.element is element and held.timestamp == timestamp and window not in held.windows:
-            held.windows.append(window)
+        if held is not None and _are_one(held, arrived):
+            self._held = WindowedValue(held.value, held.timestamp, (*held.windows, *arrived.windows))
             return None
-        self._held = Envelope(element, timestamp, [window])
+        self._held = arrived
         return held
 
-    def last(self) -> Envelope | None:
+    def last(self) -> WindowedValue | None:
         """The one held back; there is none afterwards."""
         held, self._held = self._held, None
         return held
+
+
+def _are_one(held: WindowedValue, arrived: WindowedValue) -> bool:
+    is_same = held.value is arrived.value and held.timestamp_micros == arrived.timestamp_micros
+    return is_same and arrived.windows[0] not in held.windows
+
+
+def without_pane(arrived: WindowedValue) -> WindowedValue:
+    """The element as it arrived, without its pane: that says how it came here, and must not make it another element."""
+    if arrived.pane_info is PANE_INFO_UNKNOWN:
+        return arrived
+    return WindowedValue(arrived.value, arrived.timestamp, arrived.windows)
+
+
+def parcel(value: Any, first: WindowedValue) -> WindowedValue:
+    """Something for another DoFn to open, at its first element's timestamp and in one of its windows.
+
+    One, because Beam multiplies the windows of every WindowedValue that a DoFn yields by the number of windows its *input* is in, if
+    the DoFn does not ask for the window (`common.py`, `windows *= len(windowed_input_element.windows)`; Beam 2.77): a parcel in three
+    windows would bring each of its elements three times.
+    """
+    return WindowedValue(value, first.timestamp, first.windows[:1])
 
 
 class EnvelopeCoder:
@@ -85,10 +91,8 @@ class EnvelopeCoder:
         store.create(_coder_object(self.name), self._pickled)
 
     def encode(self, arrived: WindowedValue) -> bytes:
-        """The element as it arrived, without its pane: that says how it came here, and must not make it another element."""
-        if arrived.pane_info is not PANE_INFO_UNKNOWN:
-            arrived = WindowedValue(arrived.value, arrived.timestamp, arrived.windows)
-        return self.name + self._impl.encode(arrived)
+        """The element with its timestamp and windows."""
+        return self.name + self._impl.encode(without_pane(arrived))
 
 
 class EnvelopeReader:
@@ -117,6 +121,6 @@ def _coder_object(name: bytes) -> str:
     return f"coders/{name.hex()}"
 
 
-def oldest(envelopes: Iterable[Envelope]) -> Timestamp:
+def oldest(elements: Iterable[WindowedValue]) -> Timestamp:
     """The smallest timestamp, up to which the watermark has to be held back."""
-    return min(Timestamp.of(envelope.timestamp) for envelope in envelopes)
+    return min(arrived.timestamp for arrived in elements)

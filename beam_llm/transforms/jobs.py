@@ -67,7 +67,7 @@ class SpoolParts(beam.DoFn):
         self._oldest_micros = MAX_TIMESTAMP.micros
 
     def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam) -> None:
-        """Yields nothing: Beam would multiply it by the number of the element's windows (see `Envelope.carrying`)."""
+        """Yields nothing: Beam would multiply it by the number of the element's windows (see `parcel`)."""
         record, envelope = self._former.record(element), self._envelopes.encode(arrived)
         if isinstance(record, Failure):
             self._part.add(b"", None, envelope, record)

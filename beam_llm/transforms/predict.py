@@ -24,7 +24,7 @@ from beam_llm.prompts import PromptTemplate
 from beam_llm.providers import check
 from beam_llm.task import Task
 from beam_llm.transforms import runners
-from beam_llm.transforms.calls import AskTheModel, FormedBatch, FormInBundles
+from beam_llm.transforms.calls import AskTheModel, FormedBatch, form_in_bundles
 from beam_llm.transforms.coders import PredictionCoder
 from beam_llm.transforms.elements import BadShape, RowShape
 from beam_llm.transforms.jobs import DriveAsSdf, DriveInLoop, PlanJobs, SpoolParts, SubmitOnce
@@ -250,10 +250,14 @@ def _asked(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
 def _formed(pcoll: pvalue.PCollection, checked: Settings, local: bool) -> pvalue.PCollection:
     if pcoll.is_bounded:
         spread = pcoll if local else pcoll | "Spread records" >> beam.Reshuffle()
-        return spread | "Form prompt batches" >> beam.ParDo(FormInBundles(checked)).with_output_types(FormedBatch)
+        return spread | "Form prompt batches" >> beam.ParDo(form_in_bundles(checked, pcoll.windowing.windowfn)).with_output_types(
+            FormedBatch
+        )
     how = runners.buffers(pcoll)
     if how == "bundles":
-        return pcoll | "Form prompt batches" >> beam.ParDo(FormInBundles(checked)).with_output_types(FormedBatch)
+        return pcoll | "Form prompt batches" >> beam.ParDo(form_in_bundles(checked, pcoll.windowing.windowfn)).with_output_types(
+            FormedBatch
+        )
     coder = coders.WindowedValueCoder(coders.registry.get_coder(pcoll.element_type), pcoll.windowing.windowfn.get_window_coder())
     choosing = beam.ParDo(ChooseBuffers(checked.batch_shards, coder, by_window=how == "triggers"))
     keyed = pcoll | "Choose buffers" >> choosing.with_output_types(tuple[int, bytes])

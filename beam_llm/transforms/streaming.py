@@ -39,7 +39,7 @@ from beam_llm.errors import Failure
 from beam_llm.jobs import PartRef
 from beam_llm.tokens import utf8_bytes
 from beam_llm.transforms.calls import FormedBatch, Former, packed
-from beam_llm.transforms.envelopes import Envelope, Envelopes
+from beam_llm.transforms.envelopes import Arrivals, without_pane
 from beam_llm.transforms.jobs import Planner
 from beam_llm.values import Record
 
@@ -65,22 +65,22 @@ class ChooseBuffers(beam.DoFn):
         self._impl = self._coder.get_impl()
 
     def start_bundle(self) -> None:
-        self._arrivals = Envelopes()
+        self._arrivals = Arrivals()
 
-    def process(self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam) -> Iterator[Any]:
-        envelope = self._arrivals.put(element, timestamp, window)
-        if envelope is not None:
-            yield self._keyed(envelope)
+    def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam, window: Any = beam.DoFn.WindowParam) -> Iterator[Any]:
+        joined = self._arrivals.put(arrived)
+        if joined is not None:
+            yield self._keyed(joined)
 
     def finish_bundle(self) -> Iterator[Any]:
         last = self._arrivals.last()
         if last is not None:
             yield self._keyed(last)
 
-    def _keyed(self, envelope: Envelope) -> WindowedValue:
-        data = self._impl.encode(envelope.around(envelope.element))
-        window = min(envelope.windows, key=lambda window: window.max_timestamp()) if self._by_window else GlobalWindow()
-        return WindowedValue((zlib.crc32(data) % self._shards, data), envelope.timestamp, [window])
+    def _keyed(self, arrived: WindowedValue) -> WindowedValue:
+        data = self._impl.encode(without_pane(arrived))
+        window = min(arrived.windows, key=lambda window: window.max_timestamp()) if self._by_window else GlobalWindow()
+        return WindowedValue((zlib.crc32(data) % self._shards, data), arrived.timestamp, [window])
 
 
 class Buffered(NamedTuple):
@@ -160,29 +160,28 @@ class FormAcrossBundles(beam.DoFn):
         window_end: Any = beam.DoFn.TimerParam(WINDOW_END),
         wait: Any = beam.DoFn.TimerParam(WAIT),
     ) -> Iterator[Any]:
-        envelope = _opened(self._impl, keyed[1])
-        record = self._former.record(envelope.element)
+        arrived = self._impl.decode(keyed[1])
+        record = self._former.record(arrived.value)
         if isinstance(record, Failure):
-            yield packed(FormedBatch((), (envelope,), (record,)))
+            yield packed(FormedBatch((), (arrived,), (record,)))
             return
         held = Buffered(*(known.read() or ()))
         if held.overflows(record, self._former.caps):
             yield from self._take(buffer)
             held = Buffered()
         buffer.add(keyed[1])
-        held = self._with(held, record, envelope, window_end, wait)
+        held = self._with(held, record, arrived, window_end, wait)
         if held.records >= self._former.caps.records:
             yield from self._take(buffer)
             known.clear()
         else:
             known.write(tuple(held))
 
-    def _with(self, held: Buffered, record: Record, envelope: Envelope, window_end: Any, wait: Any) -> Buffered:
+    def _with(self, held: Buffered, record: Record, arrived: WindowedValue, window_end: Any, wait: Any) -> Buffered:
         """The buffer's new figures. The timers are set for its first record, and again for an older one, whose timestamp then holds the
         watermark, or one whose window ends earlier."""
-        micros = Timestamp.of(envelope.timestamp).micros
-        ends = min(window.max_timestamp().micros for window in envelope.windows)
-        new = held.with_record(record, self._former.caps, micros, ends, time.time() + self._wait_seconds)
+        ends = min(window.max_timestamp().micros for window in arrived.windows)
+        new = held.with_record(record, self._former.caps, arrived.timestamp_micros, ends, time.time() + self._wait_seconds)
         if not held.records or new.oldest < held.oldest:
             wait.set(new.due)
         if not held.records or new.ends < held.ends:
@@ -210,7 +209,7 @@ class FormAcrossBundles(beam.DoFn):
         held = list(buffer.read())
         buffer.clear()
         for data in held:
-            for formed in self._former.add(_opened(self._impl, data)):
+            for formed in self._former.add(self._impl.decode(data)):
                 yield packed(formed)
         for formed in self._former.flush():
             yield packed(formed)
@@ -229,15 +228,10 @@ class FormFromGroups(beam.DoFn):
 
     def process(self, grouped: tuple[int, Iterable[bytes]]) -> Iterator[Any]:
         for data in grouped[1]:
-            for formed in self._former.add(_opened(self._impl, data)):
+            for formed in self._former.add(self._impl.decode(data)):
                 yield packed(formed)
         for formed in self._former.flush():
             yield packed(formed)
-
-
-def _opened(impl: Any, data: bytes) -> Envelope:
-    value = impl.decode(data)
-    return Envelope(value.value, value.timestamp, list(value.windows))
 
 
 def flushed(windowfn: Any, count: int, seconds: float) -> beam.Windowing:
