@@ -64,6 +64,8 @@ class Output:
         self.python_type = checker.python_type
         self.validate: Callable[[Any], Any] = checker.validate
         self.dump: Callable[[Any], Any] = checker.dump
+        self.dump_json: Callable[[Any], bytes] = checker.dump_json
+        self.keeps_replies = checker.keeps_replies
         self.load: Callable[[Any], Any] = checker.load
         self._choices = _choices(self.schema)
 
@@ -125,6 +127,7 @@ class _TypeChecker:
         built = self._adapter.pydantic_complete
         self._validate_python = self._adapter.validator.validate_python if built else self._adapter.validate_python
         self._dump_python = self._adapter.serializer.to_python if built else self._adapter.dump_python
+        self._dump_json = self._adapter.serializer.to_json if built else self._adapter.dump_json
         self._names = frozenset(_property_names(self.schema))
         self._is_text = declared is str
         self._is_number = _is_number(self.schema)
@@ -135,6 +138,7 @@ class _TypeChecker:
         properties = self.schema.get("properties", {})
         self._needs_one_of = frozenset(properties) if properties and not self.schema.get("required") else None
         self._is_plain = declared in _PLAIN or _is_plain_literal(declared)
+        self.keeps_replies = not self._is_plain
 
     def validate(self, raw: Any) -> Any:
         looks_usable = False
@@ -162,13 +166,20 @@ class _TypeChecker:
         usable = True
         for name in self._number_fields:
             number = raw.get(name)
-            if type(number) is bool:
+            kind = type(number)
+            if kind is float or kind is int:
+                usable = usable and -_MOST_INTEGER < number < _MOST_INTEGER  # type: ignore[operator]
+            elif kind is bool:
                 raise ValueError(f"{name}: a boolean is not a number")
-            usable = usable and isinstance(number, (int, float)) and -_MOST_INTEGER < number < _MOST_INTEGER
+            else:
+                usable = False
         return usable
 
     def dump(self, value: Any) -> Any:
         return value if self._is_plain else self._dump_python(value, mode="json", by_alias=True)
+
+    def dump_json(self, value: Any) -> bytes:
+        return orjson.dumps(value) if self._is_plain else self._dump_json(value, by_alias=True)
 
     def load(self, data: Any) -> Any:
         return data if self._is_plain else self._validate_python(data)
@@ -289,6 +300,7 @@ class _SchemaChecker:
         given = _plain_schema(declared)
         self._validator = _validator(given)
         self.schema = _with_root(given)
+        self.keeps_replies = False
         self.python_type = _TYPES_OF_WORDS.get(str(self.schema.get("type")), Any)
 
     def validate(self, raw: Any) -> Any:
@@ -312,6 +324,9 @@ class _SchemaChecker:
 
     def dump(self, value: Any) -> Any:
         return value
+
+    def dump_json(self, value: Any) -> bytes:
+        return orjson.dumps(value)
 
     def load(self, data: Any) -> Any:
         return data

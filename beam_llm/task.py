@@ -22,7 +22,7 @@ from beam_llm.asking import Asking
 from beam_llm.config import RESPONSE_FORMATS, Settings, load_dotted
 from beam_llm.errors import Failure, Kind, PromptError, UsageError
 from beam_llm.outputs import Output
-from beam_llm.tokens import estimate_tokens, tokens_of
+from beam_llm.tokens import estimate_tokens
 from beam_llm.values import RECORD_KEY_BYTES, Completion, Message, Record, Request
 
 FINGERPRINT_VERSION = 1
@@ -36,10 +36,6 @@ REPLY_TOKENS = 12
 
 SHOWN_CHARACTERS = 120
 """How much of a reply is shown in a message, with `log_data`."""
-
-
-NO_ANSWER: Any = object()
-"""What `plain_answer` gives where there is none."""
 
 
 class Reading(NamedTuple):
@@ -71,6 +67,8 @@ class Task:
       output: the compiled type of an answer.
       fingerprint: digest of all that shapes an answer, except the record.
       shared_tokens: estimated input tokens of a prompt without its records.
+      answers_plainly: a reply to one record is what `plain_answer` takes.
+      texts: how many texts of each record a prompt shows.
       sends_one_text: requests about one record differ in nothing but its one text, which stands in the prompt as it is.
 
     Raises:
@@ -93,8 +91,9 @@ class Task:
         self._may_batch = settings.batch_size != 1
         self._record_tokens = ENVELOPE_TOKENS + 4 * (len(self._template.names) - 1) if self._may_batch else 0
         self._quick_field = self._template.only_field if self._batch_template is None and settings.record_id is None else None
-        self._answers_plainly = self._is_single(1) and (self.output.is_text or (self._format == "json" and self.output.is_object))
-        self.sends_one_text = self._is_single(1) and len(self._template.names) == 1
+        self.answers_plainly = self._is_single(1) and (self.output.is_text or (self._format == "json" and self.output.is_object))
+        self.texts = len(self._template.names)
+        self.sends_one_text = self._is_single(1) and self.texts == 1
         self._single_tokens, self._batch_tokens = self._asking.tokens(self._template.shared)
         self.shared_tokens = max(self._single_tokens, self._batch_tokens) if self._may_batch else self._single_tokens
 
@@ -111,13 +110,13 @@ class Task:
 
     # Records
 
-    def record(self, fields: Mapping[str, Any], element: Any, rough_bytes: int = 0) -> Record:
+    def record(self, fields: Mapping[str, Any], element: Any, count: Callable[[str], int] = estimate_tokens) -> Record:
         """What one element asks.
 
         Args:
           fields: the element's fields by name; empty for a string.
           element: the whole of it.
-          rough_bytes: up to this size, `tokens` may be the size in bytes: a bound, which costs nothing, instead of an estimate.
+          count: tokens of a text, from above.
 
         Raises:
           PromptError: where the element does not fit the prompt.
@@ -128,9 +127,9 @@ class Task:
             value = element if name == prompts.ELEMENT else fields.get(name)
             if type(value) is str:
                 text = value if value.isascii() else prompts.clean(value)
-                return Record((text,), tokens_of(text, rough_bytes - self._record_tokens) + self._record_tokens)
+                return Record((text,), count(text) + self._record_tokens)
         inputs = self._template.inputs(fields, element)
-        tokens = sum(map(estimate_tokens, inputs)) + self._record_tokens
+        tokens = sum(map(count, inputs)) + self._record_tokens
         if self._batch_template is None:
             return Record(inputs, tokens, None, self._record_id(fields))
         needed = self._batch_template.needed(fields)
@@ -234,21 +233,22 @@ class Task:
             return self._read_text(text, is_cut) if self.output.is_text else self._read_single(text, is_cut)
         return self._read_batch(text, count, is_cut)
 
-    def plain_answer(self, completion: Completion) -> Any:
-        """The typed answer to a single record where the reply is nothing but what was asked for: what `read` gives, in half the time.
+    def plain_answer(self, text: str) -> bytes | None:
+        """The answer to a single record, as JSON for `output.load`, where a reply that ended well is nothing but what was asked for.
+
+        What `read` and `output.dump_json` give, in half the time.
 
         Returns:
-          NO_ANSWER for any other reply, good ones among them.
+          None for any other reply, good ones among them.
         """
-        if completion.finish_reason != "stop" or completion.refusal or not self._answers_plainly:
-            return NO_ANSWER
-        text = completion.text
-        if text is None or self.output.is_text:
-            return NO_ANSWER if text is None else text
+        output = self.output
+        if output.is_text:
+            return orjson.dumps(text)
         try:
-            return self.output.validate(orjson.loads(text))
+            value = output.validate(orjson.loads(text))
         except ValueError:
-            return NO_ANSWER
+            return None
+        return text.encode() if output.keeps_replies else output.dump_json(value)
 
     def _read_text(self, text: str, is_cut: bool) -> Reading:
         if is_cut:

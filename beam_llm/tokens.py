@@ -25,10 +25,43 @@ def utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-def tokens_of(text: str, rough_bytes: int) -> int:
-    """The bound for texts up to `rough_bytes`, the estimate for longer ones."""
+def rough_tokens(text: str, up_to_bytes: int) -> int:
+    """The bound for texts up to a size, the estimate for longer ones."""
     size = utf8_bytes(text)
-    return size if size <= rough_bytes else estimate_tokens(text)
+    return size if size <= up_to_bytes else estimate_tokens(text)
+
+
+class SampledTokens:
+    """Estimates for many texts in a row, whose sum matters, at a third of the price.
+
+    The first 64 and then one in eight are estimated; the others, by their bytes, at the rate of those before them. Which ones depends on
+    nothing but their place, and never on a period that the texts may have (multiples of the golden ratio).
+
+    Args:
+      up_to_bytes: longer texts are always estimated.
+    """
+
+    _ALL = 64
+    _STRIDE, _MASK, _ONE_IN_EIGHT = 0x9E3779B1, 2**32 - 1, 2**29
+
+    def __init__(self, up_to_bytes: int):
+        self._up_to_bytes = up_to_bytes
+        self.restart()
+
+    def restart(self) -> None:
+        """As if no text had been seen: equal texts in equal order are counted equally."""
+        self._seen = 0
+        self._per_byte = 0.0
+
+    def __call__(self, text: str) -> int:
+        size = len(text) if text.isascii() else utf8_bytes(text)
+        self._seen = seen = self._seen + 1
+        if seen > self._ALL and size <= self._up_to_bytes and seen * self._STRIDE & self._MASK >= self._ONE_IN_EIGHT:
+            return int(size * self._per_byte) + 1
+        tokens = estimate_tokens(text)
+        if size:
+            self._per_byte += (tokens / size - self._per_byte) * (0.125 if seen > 8 else 1 / seen)
+        return tokens
 
 
 def estimate_tokens(text: str) -> int:

@@ -70,7 +70,7 @@ class World:
     def run(self, texts: Sequence[str], per_part: int = 7, **changes: Any) -> dict[str, list[Outcome]]:
         """The whole way, as a pipeline goes it; outcomes by text."""
         refs = self.plan(texts, per_part, **changes)
-        return gathered(drive_all(self.driver(**changes), refs, self.clock.sleep, lambda waiting: None))
+        return gathered(driven(self.driver(**changes), refs, self.clock.sleep, lambda waiting: None))
 
     def restart(self) -> None:
         """What a new process knows: nothing but the staging location."""
@@ -121,3 +121,10 @@ def killing(point: str, count: int = 1) -> Callable[[str], None]:
                 raise Killed(point)
 
     return watch
+
+
+def driven(*arguments: Any) -> Iterator[tuple[BatchJobRef, bytes, Outcome]]:
+    """`drive_all`, record by record."""
+    for ref, answers in drive_all(*arguments):
+        for envelope, outcome in answers:
+            yield ref, envelope, outcome

@@ -10,11 +10,11 @@ import orjson
 import pytest
 
 from beam_llm.errors import Aborted, Failure, Kind, UsageError
-from beam_llm.jobs import PartRow, Ready, Waiting, drive_all, find_ref, list_jobs, open_store, plan, points, write_part
+from beam_llm.jobs import PartRow, Ready, Waiting, find_ref, list_jobs, open_store, plan, points, write_part
 from beam_llm.jobs.job import jitter, poll_interval
 from beam_llm.protocols import BatchLimits
 from beam_llm.task import Task
-from tests.batch_world import Killed, World, gathered, killing, wrong
+from tests.batch_world import Killed, World, driven, gathered, killing, wrong
 
 TEXTS = [f"review number {number}" for number in range(20)]
 
@@ -99,7 +99,7 @@ def test_answers_of_a_job_come_out_when_it_is_done_not_when_all_are(world: World
     world.fake.limits = BatchLimits(10, 190_000_000, 86_400.0)
     world.fake.most_jobs = 1
     refs = world.plan(TEXTS)
-    came = [(ref.number, world.clock.now) for ref, _, _ in drive_all(world.driver(), refs, world.clock.sleep, lambda waiting: None)]
+    came = [(ref.number, world.clock.now) for ref, _, _ in driven(world.driver(), refs, world.clock.sleep, lambda waiting: None)]
     times = dict(came)
     assert times[1] + world.fake.answers_after <= times[2]
 
@@ -114,7 +114,7 @@ def test_elements_with_an_early_failure_come_out_with_it(world: World) -> None:
 
     refs = plan(store, task, caps_of(known, task.shared_tokens, None), world.fake.limits, [part], world.clock)
     assert [(ref.number, ref.records, ref.min_timestamp) for ref in refs] == [(0, 1, 5), (1, 1, 5)]
-    found = gathered(drive_all(world.driver(), refs, world.clock.sleep, lambda waiting: None))
+    found = gathered(driven(world.driver(), refs, world.clock.sleep, lambda waiting: None))
     assert found["bad"][0].failure == Failure(Kind.PROMPT, "no field 'text'")
     assert found["good"][0].value == "re: good"
 
@@ -244,7 +244,7 @@ def test_a_job_that_another_process_cancelled_as_a_double_is_no_end(world: World
     world.fake.cancel_job(younger.job_id)
     store.create(folder + "closed-0000", orjson.dumps({"format": 1, "reason": "double", "job_id": younger.job_id}))
     store.create(folder + "created-0001", orjson.dumps({"format": 1, "job_id": older.job_id, "created_at": world.clock.now}))
-    found = gathered(drive_all(driver, [ref], world.clock.sleep, lambda waiting: None))
+    found = gathered(driven(driver, [ref], world.clock.sleep, lambda waiting: None))
     assert not wrong(found, TEXTS)
     assert not kinds(found)
     assert not billed_twice(world)
@@ -282,7 +282,7 @@ def test_an_uploaded_file_that_is_gone_is_uploaded_again(world: World) -> None:
     driver = world.driver()
     driver.step(refs[0])
     world.fake.files.clear()
-    assert not wrong(gathered(drive_all(driver, refs, world.clock.sleep, lambda waiting: None)), TEXTS)
+    assert not wrong(gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None)), TEXTS)
     assert world.fake.calls["upload"] == 2
 
 
@@ -290,7 +290,7 @@ def test_jobs_behind_a_queue_limit_flow_through_one_after_the_other(world: World
     world.fake.limits, world.fake.most_jobs = BatchLimits(2, 190_000_000, 86_400.0), 1
     statuses: set[str] = set()
     refs = world.plan(TEXTS)
-    found = gathered(drive_all(world.driver(), refs, world.clock.sleep, lambda waiting: statuses.update(w.status for _, w in waiting)))
+    found = gathered(driven(world.driver(), refs, world.clock.sleep, lambda waiting: statuses.update(w.status for _, w in waiting)))
     assert not wrong(found, TEXTS)
     assert "queued" in statuses
     assert world.fake.calls["upload"] == 10
@@ -339,7 +339,7 @@ def test_an_expired_job_keeps_what_it_finished_and_the_rest_is_followed_up(world
     world.fake.expire_after = 5
     driver, refs = world.driver(), world.plan(TEXTS)
     found: dict[str, list[Any]] = {}
-    for _, envelope, outcome in drive_all(driver, refs, world.clock.sleep, lambda waiting: None):
+    for _, envelope, outcome in driven(driver, refs, world.clock.sleep, lambda waiting: None):
         found.setdefault(envelope.decode(), []).append(outcome)
         if len(found) == 5:
             world.fake.expire_after = None
@@ -405,7 +405,7 @@ def test_a_404_that_lasts_is_loss_and_its_records_are_followed_up(world: World) 
     driver = world.driver()
     driver.step(refs[0])
     world.fake.jobs.clear()
-    assert not wrong(gathered(drive_all(driver, refs, world.clock.sleep, lambda waiting: None)), TEXTS)
+    assert not wrong(gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None)), TEXTS)
     assert world.fake.calls["create"] == 2
 
 
@@ -457,7 +457,7 @@ def test_words_that_nobody_knows_are_jobs_still_running(world: World) -> None:
     world.fake._moved = strange  # type: ignore[method-assign]
     statuses: set[str] = set()
     refs = world.plan(TEXTS)
-    found = gathered(drive_all(world.driver(), refs, world.clock.sleep, lambda waiting: statuses.update(w.status for _, w in waiting)))
+    found = gathered(driven(world.driver(), refs, world.clock.sleep, lambda waiting: statuses.update(w.status for _, w in waiting)))
     assert not wrong(found, TEXTS)
     assert "scheduling" in statuses
 
@@ -497,7 +497,7 @@ def test_a_bare_job_id_leads_to_the_submitted_elements(world: World) -> None:
     driver.step(refs[0])
     world.restart()
     ref = find_ref(open_store(world.location), world.fake.jobs[0].job_id)
-    assert not wrong(gathered(drive_all(world.driver(), [ref], world.clock.sleep, lambda waiting: None)), [*TEXTS, TEXTS[0]])
+    assert not wrong(gathered(driven(world.driver(), [ref], world.clock.sleep, lambda waiting: None)), [*TEXTS, TEXTS[0]])
     with pytest.raises(UsageError, match="batch_9"):
         find_ref(open_store(world.location), "batch_9")
 

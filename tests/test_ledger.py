@@ -10,13 +10,14 @@ import numpy as np
 import orjson
 import pytest
 
-from beam_llm.errors import LedgerError, UsageError
+from beam_llm.errors import Failure, LedgerError, UsageError
 from beam_llm.jobs import Ledger, cancel, cleanup, find_ref, ledger, list_jobs, open_store, show
 from beam_llm.jobs.chain import Chain
 from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.outcomes import Outcomes
+from beam_llm.jobs.outcomes import Outcomes, OutcomeWriter
 from beam_llm.protocols import BatchLimits
-from tests.batch_world import World, wrong
+from beam_llm.values import Outcome, Usage
+from tests.batch_world import World, driven, wrong
 
 TEXTS = [f"review number {number}" for number in range(20)]
 GOLDEN = Path(__file__).parent / "golden" / "ledger-v1"
@@ -238,6 +239,39 @@ def test_outcomes_are_found_by_key_whatever_their_order(local: World) -> None:
     assert len(outcomes.of_kinds(frozenset({""}))) == 20
 
 
+ANSWERED = Outcome({"a": 1}, None, Usage(80, 12, 5), 1.5e-05, "gpt-4.1-mini", "req-1", "stop")
+OUTCOMES = {
+    "answered": ANSWERED,
+    "failed": Outcome(None, Failure("refused", "said „no“", 2), Usage(80, 0, 0), 1e-05, "gpt-4.1-mini", "req-2", "content_filter"),
+    "never asked": Outcome(None, Failure("prompt", "no field 'text'"), cost_usd=0.0),
+    "without a price": Outcome("text", None, Usage(1, 2, 0), None, "local", None, "length"),
+    "a value that is null": Outcome(None, None, Usage(1, 1, 1), 0.0, "m", "", None),
+    "as many tokens as nobody can have used": Outcome(1.5, None, Usage(2**40, -3, 7), None, "m", "i", "stop"),
+}
+
+
+@pytest.mark.parametrize("what", OUTCOMES)
+def test_an_outcome_comes_back_as_it_was(local: World, tmp_path: Path, what: str) -> None:
+    store, known = open_store(local.location), OUTCOMES[what]
+    keys = np.frombuffer(bytes(range(48)), dtype="S16")
+    with open(tmp_path / "rows", "wb") as file:
+        writer = OutcomeWriter(keys, file)
+        for position, outcome in ((1, ANSWERED), (2, ANSWERED), (1, known)):  # a later one replaces the earlier
+            writer.put(position, outcome)
+        writer.flush()
+    index, counts = writer.whole()
+    store.put("x.index", index)
+    store.put_file("x.rows", str(tmp_path / "rows"))
+    outcomes = Outcomes(store, "x")
+    assert outcomes.positions(keys).tolist() == [-1, 0, 1]
+    expected = known if known.usage.input_tokens < 2**32 else known._replace(usage=Usage(2**32 - 1, 0, 7))
+    assert list(outcomes.many([1, 0], [True, True])) == [ANSWERED, expected]
+    assert outcomes.outcome(0, pays=False) == expected._replace(usage=Usage(), cost_usd=0.0, reused=True)
+    kind = "" if known.failure is None else known.failure.kind
+    assert counts == {"": 2} if not kind else counts == {"": 1, kind: 1}
+    assert outcomes.of_kinds(frozenset({kind})).tolist() == [keys[1], keys[2]][: counts[kind]]
+
+
 def write_golden() -> Any:
     """How the golden folder was made, once: `python -c "from tests.test_ledger import write_golden; write_golden()"`."""
     world = World(str(GOLDEN))
@@ -248,6 +282,4 @@ def write_golden() -> Any:
 
 
 def _until_follow_up(world: World) -> Any:
-    from beam_llm.jobs import drive_all
-
-    return drive_all(world.driver(), world.plan(GOLDEN_TEXTS), world.clock.sleep, lambda waiting: None)
+    return driven(world.driver(), world.plan(GOLDEN_TEXTS), world.clock.sleep, lambda waiting: None)

@@ -14,10 +14,11 @@ from typing import Any
 
 from beam_llm.batching import caps_of
 from beam_llm.config import settings
-from beam_llm.jobs import Driver, PartRow, drive_all, open_store, plan, write_part
+from beam_llm.jobs import Driver, PartRow, open_store, plan, write_part
 from beam_llm.providers import connect_batch
 from beam_llm.task import Task
 from beam_llm.values import Outcome
+from tests.batch_world import driven
 
 TEXTS = [f"review number {number}: the {word} was good" for number, word in enumerate(["phone", "cable", "soup", "hotel"] * 6)]
 
@@ -46,7 +47,7 @@ def run(base_url: str, location: str, texts: list[str], batch_size: int) -> dict
     refs = plan(store, task, caps_of(known, task.shared_tokens, None), provider.limits, parts, time)
     driver = Driver(known, task, store, provider, no_live_calls, lambda usage, batch: 0.0, time)
     found: dict[str, list[Outcome]] = {}
-    for _, envelope, outcome in drive_all(driver, refs, time.sleep, lambda waiting: None):
+    for _, envelope, outcome in driven(driver, refs, time.sleep, lambda waiting: None):
         found.setdefault(envelope.decode(), []).append(outcome)
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -46,7 +47,7 @@ def test_what_goes_in_comes_out(store: Store) -> None:
         assert key_at(reader.keys, at) == ROWS[at].key
     assert reader.failure(4) == ROWS[4].failure
     assert reader.failure(0) is None
-    assert list(reader.envelopes(range(7))) == [row.envelope for row in ROWS]
+    assert list(reader.envelopes(np.arange(7))) == [row.envelope for row in ROWS]
     assert [reader.envelope(at) for at in (6, 0, 3)] == [ROWS[at].envelope for at in (6, 0, 3)]
     reader.close()
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from beam_llm.errors import Kind
-from beam_llm.jobs import BatchJobRef, Ledger, Ready, Waiting, drive_all, list_jobs, open_store, points
+from beam_llm.jobs import BatchJobRef, Ledger, Ready, Waiting, list_jobs, open_store, points
 from beam_llm.jobs.chain import Chain
 from beam_llm.jobs.narrow import LIMIT_SECONDS, known_limit, note_limit, stated_limit
 from beam_llm.jobs.submit import LONG_WAIT_SECONDS
 from beam_llm.protocols import BatchLimits
-from tests.batch_world import Killed, World, gathered, killing, wrong
+from tests.batch_world import Killed, World, driven, gathered, killing, wrong
 from tests.killed import Run, billed, complaints, once, reviews_of, rows_of
 from tests.test_driver import billed_twice, kinds, shuffled
 
@@ -58,7 +58,7 @@ def drive(world: World, refs: Sequence[BatchJobRef], seconds: float = 50_000.0, 
     def look(waiting: Any) -> None:
         assert world.clock.now < until, [looked for _, looked in waiting]
 
-    return gathered(drive_all(world.driver(**changes), refs, world.clock.sleep, look))
+    return gathered(driven(world.driver(**changes), refs, world.clock.sleep, look))
 
 
 def sizes(world: World) -> list[int]:
@@ -83,7 +83,7 @@ def test_a_job_larger_than_the_limit_goes_in_links_that_fit(world: World, at: st
 def test_answers_of_each_link_go_out_as_it_ends(world: World) -> None:
     limit_to(world, 5)
     refs, came = world.plan(TEXTS), {}
-    for _, envelope, _ in drive_all(world.driver(), refs, world.clock.sleep, lambda waiting: None):
+    for _, envelope, _ in driven(world.driver(), refs, world.clock.sleep, lambda waiting: None):
         came.setdefault(world.clock.now, []).append(envelope)
     assert [len(answers) for answers in came.values()] == [5, 5, 5, 5]
 
@@ -164,7 +164,7 @@ def test_leftovers_of_all_links_are_asked_in_one_follow_up_and_their_usage_adds_
 def test_a_follow_up_larger_than_the_limit_goes_in_links_too(world: World) -> None:
     world.fake.expire_after = 3
     refs, driver = world.plan(TEXTS), world.driver()
-    answers = drive_all(driver, refs, world.clock.sleep, lambda waiting: None)
+    answers = driven(driver, refs, world.clock.sleep, lambda waiting: None)
     found: dict[str, list[Any]] = {}
     for _, envelope, outcome in answers:
         found.setdefault(envelope.decode(), []).append(outcome)
@@ -196,7 +196,7 @@ def test_an_end_of_the_whole_job_ends_what_was_not_sent_too(world: World, knob: 
     refs, driver = world.plan(TEXTS), world.driver()
     driver.step(refs[0])
     setattr(world.fake, knob, value)
-    found = gathered(drive_all(driver, refs, world.clock.sleep, lambda waiting: None))
+    found = gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None))
     assert kinds(found) == {kind}
     assert {text for text in TEXTS if text in found} == set(TEXTS)
     assert len(sizes(world)) <= 1
@@ -206,7 +206,7 @@ def test_an_expired_link_keeps_what_it_finished_and_the_rest_goes_on(world: Worl
     limit_to(world, 8)
     world.fake.expire_after = 5
     refs, found = world.plan(TEXTS), {}
-    for _, envelope, outcome in drive_all(world.driver(), refs, world.clock.sleep, lambda waiting: None):
+    for _, envelope, outcome in driven(world.driver(), refs, world.clock.sleep, lambda waiting: None):
         world.fake.expire_after = None
         found.setdefault(envelope.decode(), []).append(outcome)
     assert not wrong(found, TEXTS)
@@ -283,7 +283,7 @@ def test_a_double_of_an_earlier_attempt_counts_with_the_lines_it_was_made_with(w
             note_limit(open_store(world.location), "127.0.0.1:1", "fake-model", world.clock.now, stated=world.fake.token_limit // 6)
 
     points.watch = fallen
-    found = gathered(drive_all(driver, refs, world.clock.sleep, lambda waiting: None))
+    found = gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None))
     assert not wrong(found, TEXTS)
     assert not billed_twice(world)
 
@@ -467,7 +467,7 @@ def test_a_long_wait_is_said_once(world: World, caplog: pytest.LogCaptureFixture
 def test_doubles_and_warnings_are_counted(world: World) -> None:
     world.fake.create_faults, world.fake.list_lag, world.fake.answers_after = ["lost"], 7.0, 60.0
     refs, driver = world.plan(TEXTS), world.driver()
-    assert not wrong(gathered(drive_all(driver, refs, world.clock.sleep, lambda waiting: None)), TEXTS)
+    assert not wrong(gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None)), TEXTS)
     assert driver.counted["jobs_twice"] == 1
 
 

@@ -56,7 +56,7 @@ def test_lines_are_those_that_the_provider_encodes(tmp_path_factory, prompt: str
         provider.encode_line(custom_id, task.render([reader.record(row)]))
         for row, custom_id in zip(manifest.row.tolist(), manifest.custom_ids(), strict=True)
     ]
-    assert list(input_lines(manifest, Parts(store), task, provider)) == expected
+    assert list(input_lines(manifest, Parts(store), task, provider)) == [line + b"\n" for line in expected]
 
 
 @pytest.mark.parametrize(

@@ -197,13 +197,12 @@ def test_fields_that_a_batch_template_shows_count_as_tokens_of_the_record():
     assert task.record(long, None).tokens > task.record(short, None).tokens + 100
 
 
-def test_up_to_a_size_where_nothing_hangs_on_it_a_records_tokens_are_its_bytes():
-    """The estimate takes longer than all the rest of a record's way into its prompt."""
-    task, text = task_of(prompt="{{ text }}"), "größer " * 30
-    estimated, size = task.record({"text": text}, None).tokens, len(text.encode())
-    overhead = task.record({"text": ""}, None).tokens
-    assert estimated < size < task.record({"text": text}, None, size + overhead).tokens == size + overhead
-    assert task.record({"text": text}, None, size + overhead - 1).tokens == estimated
+def test_a_records_tokens_are_counted_as_the_caller_says():
+    for prompt, texts in (("{{ text }}", 1), ("{{ text }} in {{ lang }}", 2)):
+        task = task_of(prompt=prompt)
+        assert task.texts == texts
+        counted = [task.record({"text": "größer", "lang": "de"}, None, count).tokens for count in (lambda text: 0, lambda text: 100)]
+        assert counted[1] - counted[0] == 100 * texts
 
 
 def test_a_batch_template_may_say_itself_where_the_reply_shape_goes():

@@ -12,7 +12,7 @@ import uuid
 
 import pytest
 
-from beam_llm.tokens import estimate_tokens, exact_tokens, utf8_bytes
+from beam_llm.tokens import SampledTokens, estimate_tokens, exact_tokens, rough_tokens, utf8_bytes
 
 _DICE = random.Random(20261124)
 
@@ -259,3 +259,40 @@ def test_a_text_that_is_too_long_to_be_counted_has_no_exact_count():
 def test_without_the_extra_there_is_no_exact_count(monkeypatch):
     monkeypatch.setattr("beam_llm.tokens._encoder", lambda vocabulary: None)
     assert exact_tokens("any text", "gpt-4.1") is None
+
+
+def texts_of(kind: str) -> list[str]:
+    """Two thousand texts: of one language after the other, of all in turn, or in no order."""
+    samples = list(SAMPLES.values())
+    if kind == "sorted":
+        return [sample[:200] for sample in samples for _ in range(2000 // len(samples))]
+    if kind == "in turns of eight":
+        return [(CHINESE if n % 8 else ENGLISH)[:200] for n in range(2000)]
+    return [text[_DICE.randrange(50) :][:200] for text in _DICE.choices(samples, k=2000)]
+
+
+@pytest.mark.parametrize("kind", ["sorted", "in turns of eight", "mixed"])
+def test_a_sample_is_enough_for_the_sum(kind):
+    texts = texts_of(kind)
+    count = SampledTokens(1000)
+    sampled, estimated = sum(map(count, texts)), sum(map(estimate_tokens, texts))
+    assert 0.9 < sampled / estimated < 1.15
+    first = [count(text) for text in texts]
+    count.restart()
+    again = [count(text) for text in texts]
+    assert again != first, "the rate was not forgotten"
+    count.restart()
+    assert [count(text) for text in texts] == again, "equal texts in equal order are counted equally"
+
+
+def test_few_texts_and_long_texts_are_all_estimated():
+    count = SampledTokens(100)
+    short, long = ["a b c " * n for n in range(1, 16)] * 4, ["word " * n for n in range(30, 60)]
+    assert [count(text) for text in [*short, *long]] == [estimate_tokens(text) for text in [*short, *long]]
+
+
+@pytest.mark.parametrize("up_to", [0, 10, 100])
+def test_a_rough_count_is_the_bound_up_to_a_size(up_to):
+    for text in ("größer", "größer " * 10, "x" * 100, ""):
+        size = len(text.encode())
+        assert rough_tokens(text, up_to) == (size if size <= up_to else estimate_tokens(text))

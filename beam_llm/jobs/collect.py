@@ -8,6 +8,7 @@ error file ──┘          (no answer at all) ─┼─ left over ─► a fo
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,7 @@ from beam_llm.jobs.outcomes import LEFT, Outcomes, OutcomeWriter
 from beam_llm.jobs.points import reached
 from beam_llm.jobs.store import temporary_file
 from beam_llm.protocols import BatchProvider, LineReply, Store
-from beam_llm.task import NO_ANSWER, Reading, Task
+from beam_llm.task import Reading, Task
 from beam_llm.values import Completion, Outcome, Usage
 
 Cost = Callable[[Usage, bool], float | None]
@@ -79,12 +80,16 @@ class Collected:
         earlier: Earlier,
         asked: int | None = None,
     ):
-        self._manifest, self._task, self._provider, self._cost, self._ending = manifest, task, provider, cost, ending
-        self._earlier = earlier
+        self._manifest, self._task, self._provider, self._ending, self._earlier = manifest, task, provider, ending, earlier
+        # Replies are much alike: labels and numbers are few, and so are the tokens they take.
+        self._cost = functools.lru_cache(1024)(lambda usage: cost(usage, True))
+        self._plain_answer = functools.lru_cache(1024)(task.plain_answer)
+        self._plainly = task.answers_plainly and earlier.is_empty
         assert manifest.line_starts is not None
         self._starts: list[int] = manifest.line_starts.tolist()
         self._line_of = {custom_id: line for line, custom_id in enumerate(manifest.custom_ids())}
         self._answered = bytearray(len(self._starts) - 1)
+        self._half = len(self._answered) // 2
         self._errors: dict[int, Exception] = {}
         self.outcomes = OutcomeWriter(manifest.keys, file)
         self._asked = manifest.lines if asked is None else asked
@@ -120,58 +125,57 @@ class Collected:
         return cut
 
     def _take(self, reply: LineReply) -> None:
-        line = self._line_of.get(reply.custom_id)
+        custom_id, completion, error = reply
+        line = self._line_of.get(custom_id)
         if line is None:
             self.facts["unknown_ids"] += 1
         elif self._answered[line]:
             self.facts["duplicate_ids"] += 1
-        elif reply.completion is not None:
+        elif completion is not None:
             self._answered[line] = 1
-            self._errors.pop(line, None)
-            self._read(line, reply.completion)
-            if line == len(self._answered) // 2:
+            if self._errors:
+                self._errors.pop(line, None)
+            self._read(line, completion)
+            if line == self._half:
                 reached("collect.half")
         elif line in self._errors:
             self.facts["duplicate_ids"] += 1
         else:
-            self._errors[line] = reply.error or Rejected(Kind.UNREADABLE, "the provider's error line says nothing")
+            self._errors[line] = error or Rejected(Kind.UNREADABLE, "the provider's error line says nothing")
 
     def _read(self, line: int, completion: Completion) -> None:
         """One answered line: an outcome for each of its records, final or left over."""
         start = self._starts[line]
         count = self._starts[line + 1] - start
-        paid = self._cost(completion.usage, True)
-        self._add_up(completion.usage, paid)
-        value = self._task.plain_answer(completion) if count == 1 and self._earlier.is_empty else NO_ANSWER
-        if value is NO_ANSWER:
+        text, reason, usage, model, request_id, refusal, _ = completion
+        paid = self._cost(usage)
+        self._input_tokens += usage[0]
+        self._output_tokens += usage[1]
+        self._cached_tokens += usage[2]
+        self.cost_usd = None if paid is None or self.cost_usd is None else self.cost_usd + paid
+        is_plain = self._plainly and count == 1 and reason == "stop" and text is not None and not refusal
+        value = self._plain_answer(text) if is_plain else None
+        if value is None:
             self._read_closely(start, count, completion, None if paid is None else paid / count)
-            return
-        _, reason, usage, model, request_id, *_ = completion  # by far the most: no objects on the way
-        self.outcomes.put_row(start, (self._task.output.dump(value), None, tuple(usage), paid, model, request_id, reason), 0)
+        else:  # by far the most: no objects on the way
+            self.outcomes.put_answer(start, value, usage, paid, model, request_id, reason)
 
     def _read_closely(self, start: int, count: int, completion: Completion, cost: float | None) -> None:
         reading = self._task.read(count, completion)
         for warning in reading.warnings:
             self.facts[f"warnings_{warning}"] += 1
-        model, request_id, reason = completion.model, completion.request_id, completion.finish_reason
-        dump, values = self._task.output.dump, reading.values
-        plain, put_row = self._earlier.is_empty, self.outcomes.put_row
-        for index, usage in enumerate(_shares(completion.usage, count), 1):
+        rest = completion.model, completion.request_id, completion.finish_reason
+        output, values = self._task.output, reading.values
+        for index, usage in enumerate(completion.usage.split(count), 1):
             position = start + index - 1
             if index not in values:
-                outcome = Outcome(None, _failure_of(reading, index, count), Usage(*usage), cost, model, request_id, reason)
+                outcome = Outcome(None, _failure_of(reading, index, count), usage, cost, *rest)
                 self.regroup[position] = 1
                 self._put(position, outcome, final=count == 1 and outcome.failure is not None and outcome.failure.kind in _FINAL_ALONE)
-            elif plain:
-                put_row(position, (dump(values[index]), None, usage, cost, model, request_id, reason), 0)
+            elif self._earlier.is_empty:
+                self.outcomes.put_answer(position, output.dump_json(values[index]), usage, cost, *rest)
             else:
-                self._put(position, Outcome(dump(values[index]), None, Usage(*usage), cost, model, request_id, reason), final=True)
-
-    def _add_up(self, usage: Usage, paid: float | None) -> None:
-        self._input_tokens += usage.input_tokens
-        self._output_tokens += usage.output_tokens
-        self._cached_tokens += usage.cached_tokens
-        self.cost_usd = None if paid is None or self.cost_usd is None else self.cost_usd + paid
+                self._put(position, Outcome(output.dump(values[index]), None, usage, cost, *rest), final=True)
 
     def finish(self) -> None:
         """Ends the records whose lines have no answer."""
@@ -216,13 +220,6 @@ class Collected:
         if not final:
             self.left[position] = 1
         self.outcomes.put(position, self._earlier.added(self._manifest, position, outcome))
-
-
-def _shares(usage: Usage, count: int) -> list[tuple[int, int, int]]:
-    """Like `Usage.split`, as plain tuples: this is done for every record of every job."""
-    if count == 1:
-        return [(usage.input_tokens, usage.output_tokens, usage.cached_tokens)]
-    return [(share.input_tokens, share.output_tokens, share.cached_tokens) for share in usage.split(count)]
 
 
 def _failure_of(reading: Reading, index: int, count: int) -> Failure:
@@ -274,10 +271,10 @@ def next_step(on_leftover: str, is_follow_up: bool) -> str | None:
 
 
 def store_end(
-    store: Store, number: int, manifest: Manifest, found: Collected, file: IO[bytes], path: str, goes_to: str | None, slice_size: int
+    store: Store, number: int, manifest: Manifest, found: Collected, path: str, goes_to: str | None, slice_size: int
 ) -> dict[str, Any]:
     """Writes outcomes, leftovers and, last, `done`. Returns what `done` says, be it ours or a quicker collector's."""
-    file.flush()
+    found.outcomes.flush()
     unsent = np.frombuffer(found.unsent, dtype=np.bool_)
     left = unsent if goes_to is None else np.frombuffer(found.left, dtype=np.bool_)
     name = f"{folder(number)}answers-{uuid.uuid4().hex[:12]}"

@@ -12,7 +12,7 @@ import hashlib
 import os
 import struct
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,15 @@ def unpack(kind: str, name: str, data: bytes | None) -> tuple[dict[str, Array], 
     return columns, facts
 
 
+_LETTERS = {"|S16": "16s", "|u1": "B", "<u4": "I", "<u8": "Q", "<f8": "d"}
+
+
+def packer_of(row: np.dtype[Any]) -> struct.Struct:
+    """Packs one row of a table that numpy later reads as columns: a tenth of what it takes to set items of arrays."""
+    assert row.names is not None
+    return struct.Struct("<" + "".join(_LETTERS[row[name].str] for name in row.names))
+
+
 def keys_array(data: bytes | bytearray) -> Array:
     return np.frombuffer(data, dtype=KEY)
 
@@ -125,9 +134,22 @@ class Rows:
           LedgerError: the object ends before.
         """
         if not self._start <= start <= end <= self._end:
-            near = self._start <= start <= self._end + _WINDOW_BYTES
-            self._window = os.pread(self._file, max(end - start, _WINDOW_BYTES if near else 0), start)
-            self._start, self._end = start, start + len(self._window)
-            if end > self._end:
-                raise LedgerError(f"{self._name} is cut: it ends at byte {self._end}, a row lies at {start} to {end}")
+            self._move(start, end)
         return self._window[start - self._start : end - self._start]
+
+    def ranges(self, starts: Iterable[int], ends: Iterable[int]) -> Iterator[bytes]:
+        """`read` for many ranges: what is done for every record of every job."""
+        window, first, last = self._window, self._start, self._end
+        for start, end in zip(starts, ends, strict=True):
+            if not first <= start <= end <= last:
+                self._move(start, end)
+                window, first, last = self._window, self._start, self._end
+            yield window[start - first : end - first]
+
+    def _move(self, start: int, end: int) -> None:
+        """Has the window begin at `start`, and hold what lies to `end`."""
+        near = self._start <= start <= self._end + _WINDOW_BYTES
+        self._window = os.pread(self._file, max(end - start, _WINDOW_BYTES if near else 0), start)
+        self._start, self._end = start, start + len(self._window)
+        if end > self._end:
+            raise LedgerError(f"{self._name} is cut: it ends at byte {self._end}, a row lies at {start} to {end}")

@@ -380,7 +380,7 @@ class Driver:
                 found = Collected(manifest, self._task, self._provider, self._cost, ending, file, earlier, intent.line_count)
                 self._read_files(found, files, expected, remote.downloads if remote is not None else DOWNLOAD_TRIES)
                 found.finish()
-                done = store_end(self._store, intent.number, manifest, found, file, path, goes_to, self._slice_size())
+                done = store_end(self._store, intent.number, manifest, found, path, goes_to, self._slice_size())
                 self.counted.update({fact: count for fact, count in done["facts"].items() if fact.startswith("warnings_")})
                 return done
         finally:
@@ -427,8 +427,8 @@ def drive_all(
     refs: Sequence[BatchJobRef],
     sleep: Callable[[float], None],
     progress: Callable[[Sequence[tuple[BatchJobRef, Waiting]]], None],
-) -> Iterator[tuple[BatchJobRef, bytes, Outcome]]:
-    """Steps all refs until every record of them has come out; yields each job's records as soon as it is done.
+) -> Iterator[tuple[BatchJobRef, Iterator[tuple[bytes, Outcome]]]]:
+    """Steps all refs until every record of them has come out; yields each job's (envelope, outcome) pairs as soon as it is done.
 
     Args:
       sleep: called with at most 1 s at a time, so that a kill or Ctrl-C is never far.
@@ -445,8 +445,7 @@ def drive_all(
                 waiting[index], due[index] = looked, looked.next_at
                 continue
             waiting.pop(index, None)
-            for envelope, outcome in looked.answers:
-                yield refs[index], envelope, outcome
+            yield refs[index], looked.answers
             if looked.phase is None:
                 del phases[index]
             else:

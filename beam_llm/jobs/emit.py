@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -43,17 +43,18 @@ def answers(store: Store, ref: BatchJobRef, links: Sequence[Link], last: bool) -
         wanted |= _nowhere(store, links[:-1], rows.keys, positions)
     paid_before = ref.reused >= len(links)
     first = np.zeros(len(rows), dtype=bool) if paid_before else _first_of_equals(rows.keys)
-    left = (int(wanted.sum()) + 1) // 2
+    left = (int(wanted.sum()) + 1) // 2 - 1
     try:
         for reader, members in _by_part(store, rows):
             chosen = members[wanted[members]]
-            envelopes = reader.envelopes(rows.row[chosen].tolist())
-            found = outcomes.outcomes(positions[chosen].tolist(), first[chosen].tolist())
-            for answer in zip(envelopes, found, strict=True):
-                left -= 1
-                if not left:
-                    reached("output.half")
-                yield answer
+            envelopes = reader.envelopes(rows.row[chosen])
+            found = outcomes.outcomes(positions[chosen], first[chosen])
+            pairs = zip(envelopes, found, strict=True)
+            if 0 <= left < len(chosen):
+                yield from itertools.islice(pairs, left)
+                reached("output.half")
+            yield from pairs
+            left -= len(chosen)
     finally:
         outcomes.close()
 
@@ -79,11 +80,8 @@ def _first_of_equals(keys: Array) -> Array:
 
 def _by_part(store: Store, rows: Manifest) -> Iterator[tuple[PartReader, Array]]:
     """Positions of the manifest's rows, part by part; one part open at a time."""
-    if not len(rows):
-        return
-    borders = np.flatnonzero(np.diff(rows.part.astype(np.int64))) + 1
-    for start, end in pairwise([0, *borders.tolist(), len(rows)]):
-        reader = PartReader(store, rows.parts[int(rows.part[start])])
+    for part, start, end in rows.runs():
+        reader = PartReader(store, part)
         try:
             yield reader, np.arange(start, end)
         finally:
@@ -95,9 +93,6 @@ class _Joined:
 
     def __init__(self, store: Store, link: Link):
         self._pieces = [Outcomes(store, doc["outcomes"]) for doc in link.done]
-        if len(self._pieces) == 1:
-            self._keys, self._piece, self._row = self._pieces[0].keys, None, None
-            return
         keys = np.concatenate([piece.keys for piece in self._pieces])
         order = np.argsort(keys, kind="stable")
         self._keys = keys[order]
@@ -107,19 +102,19 @@ class _Joined:
     def positions(self, keys: Array) -> Array:
         return find(self._keys, keys)
 
-    def outcomes(self, positions: Sequence[int], pays: Sequence[bool]) -> Iterator[Outcome]:
+    def outcomes(self, positions: Array, pays: Array) -> Iterator[Outcome]:
         """The outcome at each position; those that do not pay are re-used answers."""
-        if self._piece is None and min(positions, default=0) >= 0:
-            return self._pieces[0].many(positions, pays)
-        return (self._outcome(position, paying) for position, paying in zip(positions, pays, strict=True))
-
-    def _outcome(self, position: int, pays: bool) -> Outcome:
-        if position < 0:
-            return _UNANSWERED
-        piece, row = self._pieces[0], position
-        if self._piece is not None and self._row is not None:
-            piece, row = self._pieces[int(self._piece[position])], int(self._row[position])
-        return piece.outcome(row) if pays else piece.reused(row)
+        if not len(self._keys):
+            return itertools.repeat(_UNANSWERED, len(positions))
+        piece = np.where(positions < 0, len(self._pieces), self._piece[positions])
+        if not piece.any():
+            return self._pieces[0].many(self._row[positions].tolist(), pays.tolist())
+        streams: list[Iterator[Outcome]] = [
+            reader.many(self._row[positions[piece == number]].tolist(), pays[piece == number].tolist())
+            for number, reader in enumerate(self._pieces)
+        ]
+        streams.append(itertools.repeat(_UNANSWERED))
+        return (next(streams[number]) for number in piece.tolist())
 
     def close(self) -> None:
         for piece in self._pieces:

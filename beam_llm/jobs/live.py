@@ -74,7 +74,7 @@ class LiveCalls:
                 writer = OutcomeWriter(chosen.keys, file)
                 for position, outcome in enumerate(outcomes):
                     writer.put(position, earlier.added(chosen, position, outcome))
-                file.flush()
+                writer.flush()
                 name = f"{folder(number)}ask/{index:06d}-{uuid.uuid4().hex[:12]}"
                 self._store.put_file(f"{name}.rows", path)
                 packed, counts = writer.whole()

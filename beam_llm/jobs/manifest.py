@@ -54,11 +54,12 @@ class Manifest:
             else:
                 yield "b-" + hashlib.sha256(data[16 * start : 16 * end]).hexdigest()[:40]
 
-    def places(self) -> Iterator[tuple[str, int]]:
-        """(part name, row) of each record."""
-        parts = self.parts
-        for part, row in zip(self.part.tolist(), self.row.tolist(), strict=True):
-            yield parts[part], row
+    def runs(self) -> Iterator[tuple[str, int, int]]:
+        """Neighbours that lie in one part: (part name, position of the first, position after the last)."""
+        borders = np.flatnonzero(np.diff(self.part.astype(np.int64))) + 1
+        for start, end in itertools.pairwise([0, *borders.tolist(), len(self)]):
+            if start < end:
+                yield self.parts[int(self.part[start])], start, end
 
     def key(self, record: int) -> bytes:
         return key_at(self.keys, record)

@@ -1,12 +1,14 @@
 """How a job's records ended, in our own form, so that a re-run needs no provider.
 
-<name>.index   columns: key (sorted), kind of failure (0: answered), offset and length of the row
-<name>.rows    per record a JSON list: value, failure, usage, cost, model, request id, finish reason
+<name>.index   columns, one row per record, sorted by key: key, kind of failure (0: answered), offset and length of its text in the rows,
+               tokens (input, output, cached), cost (NaN: unknown), model and finish reason (numbers of the names among the facts)
+<name>.rows    per record a JSON list: value, request id, and the failure where there is one
 """
 
 from __future__ import annotations
 
-from array import array
+import math
+import struct
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
@@ -14,7 +16,7 @@ import numpy as np
 import orjson
 
 from beam_llm.errors import Failure, Kind
-from beam_llm.jobs.columns import Array, Rows, find, pack, unpack
+from beam_llm.jobs.columns import Array, Rows, find, pack, packer_of, unpack
 from beam_llm.protocols import Store
 from beam_llm.values import Outcome, Usage
 
@@ -24,75 +26,121 @@ LEFT = "-left"
 _AT_ONCE_BYTES = 32_000_000
 """Rows lie in the order of a result file, which is no order at all; those of a job of 50,000 short answers are 8 MB."""
 
+_MANY = 2000
+
 _KINDS = ("", *Kind.ALL)
 _CODES = {kind: code for code, kind in enumerate(_KINDS)}
+
+_ROW = np.dtype(
+    [
+        ("starts", "<u8"),
+        ("lengths", "<u4"),
+        ("input", "<u4"),
+        ("output", "<u4"),
+        ("cached", "<u4"),
+        ("cost", "<f8"),
+        ("models", "<u4"),
+        ("reasons", "<u4"),
+        ("codes", "u1"),
+    ]
+)
+_pack_row = packer_of(_ROW).pack_into
+_ROW_BYTES = _ROW.itemsize
+_WRITE_BYTES = 1 << 20
+_MOST_TOKENS = 2**32 - 1
 
 
 class OutcomeWriter:
     """Collects outcomes for known records, each by its position among `keys`; a later one for a position replaces the earlier.
 
-    Memory: 13 bytes a record and its key; the rows go to `file`.
+    Memory: 45 bytes a record and its key; the rows go to `file`, by the megabyte.
     """
 
     def __init__(self, keys: Array, file: IO[bytes]):
         self._keys, self._file = keys, file
-        self._starts = array("Q", bytes(8 * len(keys)))
-        self._lengths = array("I", bytes(4 * len(keys)))
-        self._codes = bytearray(len(keys))
+        self._table = bytearray(_ROW_BYTES * len(keys))
+        self._models = _Names()
+        self._reasons = _Names()
+        self._buffer = bytearray()
         self._at = 0
 
     def put(self, position: int, outcome: Outcome) -> None:
-        usage, failure = outcome.usage, outcome.failure
-        row = (
-            outcome.value,
-            None if failure is None else tuple(failure),
-            (usage.input_tokens, usage.output_tokens, usage.cached_tokens),
-            outcome.cost_usd,
-            outcome.model,
-            outcome.request_id,
-            outcome.finish_reason,
-        )
-        self.put_row(position, row, _CODES[failure.kind] if failure is not None else 0)
+        value, failure, usage, cost, model, request_id, reason, _ = outcome
+        if failure is None:
+            self.put_answer(position, orjson.dumps(value), usage, cost, model, request_id, reason)
+        else:
+            text = orjson.dumps((value, request_id, tuple(failure)))
+            self._put(position, text, usage, cost, model, reason, _CODES[failure.kind])
 
-    def put_row(self, position: int, row: tuple[Any, ...], code: int) -> None:
-        """An outcome as it is stored: value, failure, usage, cost, model, request id, finish reason; and its failure's code."""
-        data = orjson.dumps(row)
-        self._file.write(data)
-        self._starts[position] = self._at
-        self._lengths[position] = len(data)
-        self._codes[position] = code
-        self._at += len(data)
+    def put_answer(
+        self, position: int, value: bytes, usage: Usage, cost: float | None, model: str, request_id: str | None, reason: str | None
+    ) -> None:
+        """An outcome without a failure; `value` as JSON."""
+        self._put(position, b"[%b,%b]" % (value, orjson.dumps(request_id)), usage, cost, model, reason, 0)
+
+    def _put(self, position: int, text: bytes, usage: Usage, cost: float | None, model: str, reason: str | None, code: int) -> None:
+        size, known = len(text), math.nan if cost is None else cost
+        try:
+            tokens, sent, cached = usage
+            _pack_row(
+                self._table,
+                position * _ROW_BYTES,
+                self._at,
+                size,
+                tokens,
+                sent,
+                cached,
+                known,
+                self._models[model],
+                self._reasons[reason],
+                code,
+            )
+        except struct.error:  # no number of tokens that anybody can have used
+            self._put(position, text, Usage(*[min(max(int(n), 0), _MOST_TOKENS) for n in usage]), cost, model, reason, code)
+            return
+        self._buffer += text
+        self._at += size
+        if len(self._buffer) >= _WRITE_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """All rows so far are in the file."""
+        self._file.write(self._buffer)
+        self._file.flush()
+        self._buffer.clear()
 
     def part(self, chosen: Array) -> tuple[bytes, dict[str, int]]:
         """The index object's bytes for the chosen positions (a mask), and their records by kind of failure; `""`: answered."""
-        lengths = np.frombuffer(self._lengths, dtype=np.uint32)
-        filled = np.flatnonzero(chosen & (lengths > 0))
+        table = np.frombuffer(self._table, dtype=_ROW)
+        filled = np.flatnonzero(chosen & (table["lengths"] > 0))
         order = filled[np.argsort(self._keys[filled], kind="stable")]
-        codes = np.frombuffer(self._codes, dtype=np.uint8)[order]
-        columns = {
-            "keys": self._keys[order],
-            "codes": codes,
-            "starts": np.frombuffer(self._starts, dtype=np.uint64)[order],
-            "lengths": lengths[order],
-        }
-        counted = np.bincount(codes, minlength=len(_KINDS)).tolist()
-        return pack("outcomes", columns, kinds=_KINDS), {kind: count for kind, count in zip(_KINDS, counted, strict=True) if count}
+        columns = {"keys": self._keys[order], **{name: table[name][order] for name in _ROW.names or ()}}
+        counted = np.bincount(columns["codes"], minlength=len(_KINDS)).tolist()
+        counts = {kind: count for kind, count in zip(_KINDS, counted, strict=True) if count}
+        return pack("outcomes", columns, kinds=_KINDS, models=list(self._models), reasons=list(self._reasons)), counts
 
     def whole(self) -> tuple[bytes, dict[str, int]]:
         return self.part(np.ones(len(self._keys), dtype=bool))
+
+
+class _Names(dict[Any, int]):
+    """Names by number, in the order they were first met."""
+
+    def __missing__(self, name: Any) -> int:
+        self[name] = number = len(self)
+        return number
 
 
 class Outcomes:
     """Reads what an OutcomeWriter wrote: look up many keys at once, then one row at a time."""
 
     def __init__(self, store: Store, name: str):
-        columns, facts = unpack("outcomes", f"{name}.index", store.get(f"{name}.index"))
+        self._columns, facts = unpack("outcomes", f"{name}.index", store.get(f"{name}.index"))
         self._store, self._name = store, name.removesuffix(LEFT)
-        self.keys: Array = columns["keys"]
-        self._codes: Array = columns["codes"]
-        self._starts = columns["starts"].data
-        self._lengths = columns["lengths"].data
+        self.keys: Array = self._columns["keys"]
         self._kinds: list[str] = facts["kinds"]
+        self._models: list[str] = facts["models"]
+        self._reasons: list[str | None] = facts["reasons"]
         self._rows: Rows | None = None
 
     def __len__(self) -> int:
@@ -105,41 +153,38 @@ class Outcomes:
     def of_kinds(self, kinds: frozenset[str]) -> Array:
         """Keys of the records that failed so (`""`: that were answered)."""
         codes = [code for code, kind in enumerate(self._kinds) if kind in kinds]
-        return self.keys[np.isin(self._codes, codes)]
+        return self.keys[np.isin(self._columns["codes"], codes)]
 
-    def outcome(self, position: int) -> Outcome:
-        value, failure, usage, cost, model, request_id, finish_reason = self.row(position)
-        return Outcome(value, Failure(*failure) if failure is not None else None, Usage(*usage), cost, model, request_id, finish_reason)
-
-    def reused(self, position: int) -> Outcome:
-        """The same answer given once more: nothing is paid for it now."""
-        value, failure, _, _, model, request_id, finish_reason = self.row(position)
-        failed = Failure(*failure) if failure is not None else None
-        return Outcome(value, failed, Usage(), 0.0, model, request_id, finish_reason, reused=True)
+    def outcome(self, position: int, pays: bool = True) -> Outcome:
+        """How a record ended; without `pays` the same answer given once more: nothing is paid for it now."""
+        return next(self.many([position], [pays]))
 
     def many(self, positions: Sequence[int], pays: Sequence[bool]) -> Iterator[Outcome]:
-        """`outcome` where it pays, else `reused`, of each position: this is done for every record of every job."""
-        starts, lengths, read = self._starts, self._lengths, self._opened().read
-        for position, paying in zip(positions, pays, strict=True):
-            if not paying:
-                yield self.reused(position)
-                continue
-            start = starts[position]
-            value, failure, usage, cost, model, request_id, reason = orjson.loads(read(start, start + lengths[position]))
-            failed = Failure(*failure) if failure is not None else None
-            yield Outcome(value, failed, Usage(*usage), cost, model, request_id, reason)
-
-    def row(self, position: int) -> list[Any]:
-        start = self._starts[position]
-        found: list[Any] = orjson.loads(self._opened().read(start, start + self._lengths[position]))
-        return found
-
-    def _opened(self) -> Rows:
+        """`outcome` of each position: this is done for every record of every job, so column by column, some thousands at a time."""
         if self._rows is None:
             self._rows = Rows(self._store, f"{self._name}.rows", _AT_ONCE_BYTES)
-        return self._rows
+        for at in range(0, len(positions), _MANY):
+            yield from self._some(self._rows, np.array(positions[at : at + _MANY]), pays[at : at + _MANY])
+
+    def _some(self, rows: Rows, positions: Array, pays: Sequence[bool]) -> Iterator[Outcome]:
+        taken = {name: self._columns[name][positions] for name in _ROW.names or ()}
+        texts = rows.ranges(taken["starts"].tolist(), (taken["starts"] + taken["lengths"]).tolist())
+        rest = [taken[name].tolist() for name in ("input", "output", "cached", "cost", "models", "reasons")]
+        models, reasons, loads = self._models, self._reasons, orjson.loads
+        for text, paying, tokens, sent, cached, cost, model, reason in zip(texts, pays, *rest, strict=True):
+            found = loads(text)
+            value, request_id = found[0], found[1]
+            failure = Failure(*found[2]) if len(found) > 2 else None
+            if paying:
+                known = None if cost != cost else cost
+                yield Outcome(value, failure, Usage(tokens, sent, cached), known, models[model], request_id, reasons[reason])
+            else:
+                yield Outcome(value, failure, _NOTHING, 0.0, models[model], request_id, reasons[reason], True)
 
     def close(self) -> None:
         if self._rows is not None:
             self._rows.close()
             self._rows = None
+
+
+_NOTHING = Usage()

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import orjson
 
 from beam_llm.errors import Failure, LedgerError
-from beam_llm.jobs.columns import Array, Rows, keys_array, pack, unpack
+from beam_llm.jobs.columns import KEY, Array, Rows, pack, packer_of, unpack
 from beam_llm.protocols import Store
 from beam_llm.values import RECORD_KEY_BYTES, Record
 
 _FAILED, _DETAILED = 1, 2
+_ROW = np.dtype([("keys", KEY), ("tokens", "<u4"), ("sizes", "<u4"), ("flags", "u1"), ("starts", "<u8"), ("heads", "<u4")])
+_pack_row = packer_of(_ROW).pack
 _NO_KEY = b"\0" * RECORD_KEY_BYTES
 _WRITE_BYTES = 1 << 20
 
@@ -67,24 +68,34 @@ class PartWriter:
     """A part in the making, in a local file until it is finished. Memory: 37 bytes a row and a megabyte, whatever the rows hold."""
 
     def __init__(self, store: Store):
-        self._store, self._columns = store, _Columns()
+        self._store, self._table = store, bytearray()
         self._digest, self._buffer = hashlib.sha256(), bytearray()
         self._file: IO[bytes] | None = None
+        self.size_bytes = 0
+        """Of all rows so far."""
 
     def __len__(self) -> int:
-        return len(self._columns.tokens)
-
-    @property
-    def size_bytes(self) -> int:
-        """Of all rows so far."""
-        return self._columns.starts[-1]
+        return len(self._table) // _ROW.itemsize
 
     def add(self, key: bytes, record: Record | None, envelope: bytes, failure: Failure | None = None) -> None:
         """One row; see PartRow."""
-        buffer = self._buffer
-        buffer += self._columns.add(key, record, failure, len(envelope))
-        buffer += envelope
-        if len(buffer) >= _WRITE_BYTES:
+        if record is None or failure is not None:
+            question = orjson.dumps(tuple(failure or Failure("prompt", "there is no record")))
+            row = _pack_row(_NO_KEY, 0, 0, _FAILED, self.size_bytes, len(question))
+        elif len(key) != RECORD_KEY_BYTES:
+            raise ValueError(f"a record's key has {RECORD_KEY_BYTES} bytes, not {len(key)}")
+        else:
+            question = _question(record)
+            # Texts stand in a JSON string inside a JSON line, so escaped twice, and the second time only quotes and backslashes are
+            # left to escape: counted here, while they are at hand.
+            size = len(question) + question.count(b'"') + question.count(b"\\") + 2
+            flags = 0 if record.fields is None and record.record_id is None else _DETAILED
+            row = _pack_row(key, record.tokens, size, flags, self.size_bytes, len(question))
+        self._table += row
+        self._buffer += question
+        self._buffer += envelope
+        self.size_bytes += len(question) + len(envelope)
+        if len(self._buffer) >= _WRITE_BYTES:
             self._flush()
 
     def _flush(self) -> None:
@@ -103,12 +114,14 @@ class PartWriter:
         self._flush()
         assert self._file is not None
         self._file.flush()
-        index = self._columns.packed(self._digest.digest(), min_timestamp)
+        table = np.frombuffer(self._table, dtype=_ROW)
+        columns = {name: table[name] for name in _ROW.names or ()} | {"starts": np.append(table["starts"], np.uint64(self.size_bytes))}
+        index = pack("part", columns, rows=self._digest.hexdigest(), min_timestamp=min_timestamp)
         name = hashlib.sha256(index).hexdigest()[:32]
         if not _is_whole(self._store, name):
             self._store.put_file(f"parts/{name}.rows", self._file.name)
             self._store.put(f"parts/{name}.index", index)
-        return PartRef(name, len(self), self.size_bytes, sum(self._columns.tokens), min_timestamp)
+        return PartRef(name, len(self), self.size_bytes, int(table["tokens"].sum(dtype=np.int64)), min_timestamp)
 
     def close(self) -> None:
         """Removes the local file; harmless to repeat."""
@@ -126,59 +139,14 @@ def _is_whole(store: Store, name: str) -> bool:
     return f"parts/{name}.index" in set(store.list(f"parts/{name}"))
 
 
-class _Columns:
-    def __init__(self) -> None:
-        self.keys = bytearray()
-        self.tokens = array("I")
-        self.sizes = array("I")
-        self.flags = bytearray()
-        self.starts = array("Q", [0])
-        self.heads = array("I")
-
-    def add(self, key: bytes, record: Record | None, failure: Failure | None, envelope_bytes: int) -> bytes:
-        """Notes a row; returns its question's bytes."""
-        if record is None or failure is not None:
-            question = orjson.dumps(tuple(failure or Failure("prompt", "there is no record")))
-            self._append(_NO_KEY, 0, 0, _FAILED)
-        else:
-            question = self._asked(key, record)
-        self.heads.append(len(question))
-        self.starts.append(self.starts[-1] + len(question) + envelope_bytes)
-        return question
-
-    def _asked(self, key: bytes, record: Record) -> bytes:
-        flags = 0 if record.fields is None and record.record_id is None else _DETAILED
-        try:
-            question = _question(record, record.inputs)
-        except TypeError:  # lone surrogates: no JSON, and no request, can hold them
-            question = _question(record, [text.encode("utf-8", "replace").decode() for text in record.inputs])
-        # Texts stand in a JSON string inside a JSON line, so escaped twice, and the second time only quotes and backslashes are left
-        # to escape: counted here, while they are at hand.
-        size = len(question) + question.count(b'"') + question.count(b"\\") + 2
-        self._append(key, record.tokens, size, flags)
-        return question
-
-    def _append(self, key: bytes, tokens: int, size: int, flags: int) -> None:
-        if len(key) != RECORD_KEY_BYTES:
-            raise ValueError(f"a record's key has {RECORD_KEY_BYTES} bytes, not {len(key)}")
-        self.keys += key
-        self.tokens.append(tokens)
-        self.sizes.append(size)
-        self.flags.append(flags)
-
-    def packed(self, digest: bytes, min_timestamp: int) -> bytes:
-        columns: dict[str, Array] = {
-            "keys": keys_array(self.keys),
-            "tokens": np.frombuffer(self.tokens, dtype=np.uint32),
-            "sizes": np.frombuffer(self.sizes, dtype=np.uint32),
-            "flags": np.frombuffer(self.flags, dtype=np.uint8),
-            "starts": np.frombuffer(self.starts, dtype=np.uint64),
-            "heads": np.frombuffer(self.heads, dtype=np.uint32),
-        }
-        return pack("part", columns, rows=digest.hex(), min_timestamp=min_timestamp)
+def _question(record: Record) -> bytes:
+    try:
+        return _dumped(record, record.inputs)
+    except TypeError:  # lone surrogates: no JSON, and no request, can hold them
+        return _dumped(record, tuple([text.encode("utf-8", "replace").decode() for text in record.inputs]))
 
 
-def _question(record: Record, inputs: Sequence[str]) -> bytes:
+def _dumped(record: Record, inputs: tuple[str, ...]) -> bytes:
     if record.fields is None and record.record_id is None:
         return orjson.dumps(inputs)
     # default=str: a field may be anything; what it renders as is what counts, and each run renders from this copy
@@ -218,12 +186,13 @@ class PartReader:
             return Record(tuple(question[0]), self._tokens[row], question[1], question[2])
         return Record(tuple(question), self._tokens[row])
 
-    def quoted(self, row: int) -> bytes | None:
-        """What the row asks as a JSON string without its quotes, where that is one text and nothing else; else None."""
-        question = self._question(row)  # `["…"]`: inside of a JSON string no quote stands without a backslash
-        if self._flags[row] or b'","' in question or len(question) < len('[""]'):
-            return None
-        return question[2:-2]
+    def quoted(self, rows: Array) -> Iterator[bytes | None]:
+        """What each row asks as a JSON string without its quotes, where that is one text and nothing else; else None."""
+        starts, flags = np.asarray(self._starts)[rows], self._flags
+        questions = self._opened().ranges(starts.tolist(), (starts + np.asarray(self._heads)[rows]).tolist())
+        for row, question in zip(rows.tolist(), questions, strict=True):
+            # `["…"]`: inside of a JSON string no quote stands without a backslash
+            yield None if flags[row] or b'","' in question or len(question) < len('[""]') else question[2:-2]
 
     def failure(self, row: int) -> Failure | None:
         return Failure(*orjson.loads(self._question(row))) if self._flags[row] & _FAILED else None
@@ -235,16 +204,18 @@ class PartReader:
     def envelope(self, row: int) -> bytes:
         return self._read(self._starts[row] + self._heads[row], self._starts[row + 1])
 
-    def envelopes(self, rows: Iterable[int]) -> Iterator[bytes]:
+    def envelopes(self, rows: Array) -> Iterator[bytes]:
         """Like `envelope`, for many; fastest in ascending order."""
-        starts, heads, read = self._starts, self._heads, self._read
-        for row in rows:
-            yield read(starts[row] + heads[row], starts[row + 1])
+        starts = np.asarray(self._starts)
+        return self._opened().ranges((starts[rows] + np.asarray(self._heads)[rows]).tolist(), starts[rows + 1].tolist())
 
     def _read(self, start: int, end: int) -> bytes:
+        return self._opened().read(start, end)
+
+    def _opened(self) -> Rows:
         if self._rows is None:
             self._rows = Rows(self._store, f"parts/{self._name}.rows")
-        return self._rows.read(start, end)
+        return self._rows
 
     def close(self) -> None:
         if self._rows is not None:

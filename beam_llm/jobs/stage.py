@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 from beam_llm.errors import PromptError
+from beam_llm.jobs.columns import Array
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import PartReader
 from beam_llm.protocols import BatchProvider, Store
@@ -35,18 +36,15 @@ class Parts:
         self._open.move_to_end(name)
         return found
 
-    def rows(self, manifest: Manifest) -> Iterator[tuple[PartReader, int]]:
-        """Where the manifest's records are, in its order."""
-        name, reader = "", None
-        for part, row in manifest.places():
-            if reader is None or part != name:
-                name, reader = part, self.reader(part)
-            yield reader, row
+    def runs(self, manifest: Manifest) -> Iterator[tuple[PartReader, Array]]:
+        """Where the manifest's records are, in its order: parts, and rows in them."""
+        for part, start, end in manifest.runs():
+            yield self.reader(part), manifest.row[start:end]
 
     def records(self, manifest: Manifest) -> Iterator[Record]:
         """The manifest's records, in its order."""
-        for reader, row in self.rows(manifest):
-            yield reader.record(row)
+        for reader, rows in self.runs(manifest):
+            yield from map(reader.record, rows.tolist())
 
     def close(self) -> None:
         for reader in self._open.values():
@@ -64,27 +62,25 @@ def write_input(path: str, manifest: Manifest, parts: Parts, task: Task, provide
     written = lines = 0
     with open(path, "wb", buffering=_WRITE_BYTES) as file:
         for line in input_lines(manifest, parts, task, provider):
-            size = len(line) + 1
+            size = len(line)
             if lines == max_requests or (lines and written + size > max_bytes):
                 break
-            file.write(line + b"\n")
+            file.write(line)
             written += size
             lines += 1
     return lines
 
 
 def input_lines(manifest: Manifest, parts: Parts, task: Task, provider: BatchProvider) -> Iterator[bytes]:
-    """The job's lines, without their newlines."""
+    """The job's lines, with their newlines."""
     frame = frame_of(task, provider) if manifest.lines == len(manifest) else None
     if frame is None:
         yield from _rendered(manifest, parts, task, provider)
         return
-    for custom_id, (reader, row) in zip(manifest.custom_ids(), parts.rows(manifest), strict=True):
-        text = reader.quoted(row)
-        if text is None:
-            yield provider.encode_line(custom_id, task.render([reader.record(row)]))
-        else:
-            yield frame.line(custom_id, text)
+    custom_ids, line_of = manifest.custom_ids(), frame.line
+    for reader, rows in parts.runs(manifest):
+        for row, text, custom_id in zip(rows.tolist(), reader.quoted(rows), custom_ids, strict=False):
+            yield _line(task, provider, custom_id, [reader.record(row)]) if text is None else line_of(custom_id, text)
 
 
 def _rendered(manifest: Manifest, parts: Parts, task: Task, provider: BatchProvider) -> Iterator[bytes]:
@@ -93,24 +89,29 @@ def _rendered(manifest: Manifest, parts: Parts, task: Task, provider: BatchProvi
     for custom_id, start, end in zip(manifest.custom_ids(), starts, starts[1:], strict=False):
         members = list(islice(records, end - start))
         try:
-            yield provider.encode_line(custom_id, task.render(members))
+            yield _line(task, provider, custom_id, members)
         except PromptError:  # a batch template that fails on these records together, though on none alone
             continue
 
 
+def _line(task: Task, provider: BatchProvider, custom_id: str, records: Sequence[Record]) -> bytes:
+    return provider.encode_line(custom_id, task.render(records)) + b"\n"
+
+
 class Frame(NamedTuple):
-    """What the lines of records that are asked one by one have in common: all but the id and the record's text."""
+    """What the lines of records that are asked one by one have in common: head, id, middle, text, and what is around its repetitions."""
 
     head: bytes
-    pieces: tuple[bytes, ...]
+    middle: bytes
+    rest: tuple[bytes, ...]
 
     def line(self, custom_id: str, text: bytes) -> bytes:
-        """Byte for byte what `encode_line(custom_id, render([record]))` gives.
+        """Byte for byte what `encode_line(custom_id, render([record]))` gives, and the newline.
 
         Args:
           text: the record's, as a JSON string without its quotes; so it lies in its part.
         """
-        return b"%b%b%b" % (self.head, custom_id.encode(), text.join(self.pieces))
+        return b"".join((self.head, custom_id.encode(), self.middle, text, text.join(self.rest)))
 
 
 def frame_of(task: Task, provider: BatchProvider) -> Frame | None:
@@ -118,6 +119,7 @@ def frame_of(task: Task, provider: BatchProvider) -> Frame | None:
     if not (getattr(provider, "texts_are_json_strings", False) and task.sends_one_text):
         return None
     custom_id, text = f"r-{uuid.uuid4().hex}", uuid.uuid4().hex
-    line = provider.encode_line(custom_id, task.render([Record((text,), 0)]))
+    line = _line(task, provider, custom_id, [Record((text,), 0)])
     head, _, rest = line.partition(custom_id.encode())
-    return Frame(head, tuple(rest.split(text.encode())))
+    middle, *pieces = rest.split(text.encode())
+    return Frame(head, middle, tuple(pieces)) if pieces else None

@@ -21,7 +21,6 @@ from beam_llm.errors import LedgerError, UsageError
 from beam_llm.protocols import Store
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_\-.=]*")
-_COPY_BYTES = 1 << 20
 
 
 def open_store(location: str, *, probe: bool = True) -> Store:
@@ -132,8 +131,8 @@ class LocalStore:
 
     def put_file(self, name: str, path: str) -> None:
         with self._new_aside() as aside:
-            with open(path, "rb") as source, open(aside, "wb") as target:
-                shutil.copyfileobj(source, target, _COPY_BYTES)
+            shutil.copyfile(path, aside)
+            with open(aside, "rb") as target:
                 _sync(target)
             self._renamed(aside, name)
 

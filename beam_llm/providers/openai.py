@@ -302,10 +302,10 @@ class OpenAIBatches:
         Raises:
           ValueError: where the line is cut or no reply at all.
         """
+        plain = plain_line(line)
+        if plain is not None:
+            return plain
         payload = orjson.loads(line)
-        completion = plain_line(payload)
-        if completion is not None:
-            return LineReply(payload["custom_id"], completion)
         custom_id = payload.get("custom_id") if isinstance(payload, dict) else None
         if not isinstance(custom_id, str) or not custom_id:
             raise ValueError(f"a result line of {len(line):,} bytes has no custom_id")

@@ -11,11 +11,13 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import orjson
 
 from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
+from beam_llm.protocols import LineReply
 from beam_llm.values import Completion, Pace, Request, Usage
 
 JSON_SCHEMA, JSON_OBJECT, WORDS = "json_schema", "json_object", "words"
@@ -121,28 +123,67 @@ def completion_of(payload: Any, request_id: str | None = None, pace: Pace | None
     return Completion(text, choice.get("finish_reason") or "stop", usage, model, request_id, message.get("refusal"), pace)
 
 
-def plain_line(payload: Any) -> Completion | None:
-    """The reply in a batch file's line that is as OpenAI writes it; what `completion_of` gives for its body, in half the time.
+# What of a batch file's line is read, where it is as OpenAI writes it.
+
+
+class _Message(msgspec.Struct, gc=False):
+    content: str
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    message: _Message
+    finish_reason: str
+
+
+class _PromptTokens(msgspec.Struct, gc=False):
+    cached_tokens: int
+
+
+class _Tokens(msgspec.Struct, gc=False):
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: _PromptTokens
+
+
+class _Body(msgspec.Struct, gc=False):
+    model: str
+    choices: list[_Choice]
+    usage: _Tokens
+
+
+class _Response(msgspec.Struct, gc=False):
+    status_code: Literal[200]
+    request_id: Annotated[str, msgspec.Meta(min_length=1)]
+    body: _Body
+
+
+class _Line(msgspec.Struct, gc=False):
+    custom_id: Annotated[str, msgspec.Meta(min_length=1)]
+    response: _Response
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+
+
+def plain_line(line: bytes) -> LineReply | None:
+    """A line of a batch's result file that is as OpenAI writes it; what `completion_of` gives for its body, in a third of the time.
 
     Returns:
       None for a line with anything unusual about it, good or bad.
     """
     try:
-        response = payload["response"]
-        if response["status_code"] != 200 or not payload["custom_id"]:
-            return None
-        body = response["body"]
-        choice, usage = body["choices"][0], body["usage"]
-        message, details = choice["message"], usage["prompt_tokens_details"]
-        text, reason, model, request_id = message["content"], choice["finish_reason"], body["model"], response["request_id"]
-        tokens = Usage(usage["prompt_tokens"], usage["completion_tokens"], details["cached_tokens"])
-        is_text = type(text) is type(reason) is type(model) is type(request_id) is type(payload["custom_id"]) is str
-        is_counted = type(tokens[0]) is type(tokens[1]) is type(tokens[2]) is int
-    except (KeyError, TypeError, IndexError):
+        found = _decode_line(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    if not (is_text and is_counted and reason and request_id):
+    body = found.response.body
+    if not body.choices or not body.choices[0].finish_reason:
         return None
-    return Completion(text, reason, tokens, model, request_id, message.get("refusal"))
+    choice, tokens = body.choices[0], body.usage
+    usage = Usage(tokens.prompt_tokens, tokens.completion_tokens, tokens.prompt_tokens_details.cached_tokens)
+    message = choice.message
+    completion = Completion(message.content, choice.finish_reason, usage, body.model, found.response.request_id, message.refusal)
+    return LineReply(found.custom_id, completion)
 
 
 def decode_reply(body: bytes, request_id: str | None = None, pace: Pace | None = None) -> Completion:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from beam_llm.errors import Failure, Kind, PromptError
 from beam_llm.pricing import Prices
 from beam_llm.providers import connect
 from beam_llm.task import Task
+from beam_llm.tokens import SampledTokens, estimate_tokens, rough_tokens
 from beam_llm.transforms.elements import fields_of, is_keyed
 from beam_llm.transforms.envelopes import Arrivals, oldest, parcel
 from beam_llm.transforms.heap import HEAP
@@ -42,13 +43,28 @@ class FormedBatch(NamedTuple):
 
 
 class Former:
-    """Elements → FormedBatches, in plain Python: what both forming DoFns do."""
+    """Elements → FormedBatches, in plain Python: what all forming DoFns do.
 
-    def __init__(self, settings: Settings):
+    Args:
+      for_jobs: the records' tokens are added up to the size of a job. For live calls they matter with `tokens_per_minute`, else only
+        where a prompt comes near its limit; there the batcher counts again.
+    """
+
+    def __init__(self, settings: Settings, *, for_jobs: bool = False):
         self.task = Task(settings)
         self.caps = caps_of(settings, self.task.shared_tokens, Prices.of(settings).context_window)
         self._batcher: Batcher[WindowedValue] = Batcher(self.caps, settings.model_name)
-        self._rough_bytes = 0 if _counts_tokens(settings) else self.caps.tokens // self.caps.records - RECORD_OVERHEAD_TOKENS
+        # As many bytes as this, and the most records of a prompt together can't pass its limit in tokens.
+        share = self.caps.tokens // self.caps.records // max(self.task.texts, 1) - 4 * RECORD_OVERHEAD_TOKENS
+        self._sampled = SampledTokens(share)
+        self._count: Callable[[str], int] = self._sampled if for_jobs else partial(rough_tokens, up_to_bytes=share)
+        if settings.tokens_per_minute is not None:
+            self._count = estimate_tokens
+
+    def restart(self) -> None:
+        """As if no record had been seen."""
+        self._sampled.restart()
+        self._batcher.flush()
 
     def add(self, arrived: WindowedValue) -> Sequence[FormedBatch]:
         """The batches that this element closes, or its failure."""
@@ -65,17 +81,12 @@ class Former:
         """The element's record, or why it can't be one."""
         value = element[1] if is_keyed(element) else element
         try:
-            record = self.task.record(fields_of(value), value, self._rough_bytes)
+            record = self.task.record(fields_of(value), value, self._count)
         except PromptError as error:
             return Failure(Kind.PROMPT, str(error))
         if self._batcher.too_large(record):
             return self._batcher.too_large_failure(record)
         return record
-
-
-def _counts_tokens(settings: Settings) -> bool:
-    """Whether every record's tokens matter: to a budget or to the size of a job. Else only those of records near a prompt's limit do."""
-    return settings.mode == "batch_api" or settings.tokens_per_minute is not None
 
 
 def _formed(batch: list[tuple[Record, WindowedValue]]) -> FormedBatch:
@@ -105,7 +116,7 @@ class FormInBundles(beam.DoFn):
         self._former = Former(self._settings)
 
     def start_bundle(self) -> None:
-        self._former.flush()
+        self._former.restart()
         self._kept: list[FormedBatch] = []
 
     def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam) -> Iterable[FormedBatch]:

@@ -101,14 +101,20 @@ class EnvelopeReader:
     def __init__(self, store: Store):
         self._store = store
         self._impls: dict[bytes, Any] = {}
+        self._name = b""
+        self._decode: Any = None
 
     def decode(self, data: bytes) -> WindowedValue:
         """The element with its timestamp and windows, by whose `with_value` an answer takes its place."""
-        name = data[:CODER_NAME_BYTES]
-        impl = self._impls.get(name)
-        if impl is None:
-            impl = self._impls[name] = self._load(name)
-        return impl.decode(data[CODER_NAME_BYTES:])
+        if data[:CODER_NAME_BYTES] != self._name:
+            self._turn_to(data[:CODER_NAME_BYTES])
+        return self._decode(data[CODER_NAME_BYTES:])
+
+    def _turn_to(self, name: bytes) -> None:
+        """Neighbours have one coder, nearly always."""
+        if name not in self._impls:
+            self._impls[name] = self._load(name)
+        self._name, self._decode = name, self._impls[name].decode
 
     def _load(self, name: bytes) -> Any:
         pickled = self._store.get(_coder_object(name))

@@ -50,7 +50,7 @@ class SpoolParts(beam.DoFn):
 
     def setup(self) -> None:
         self._store = open_store(str(self._settings.staging_location))
-        self._former = Former(self._settings)
+        self._former = Former(self._settings, for_jobs=True)
         self._envelopes = EnvelopeCoder(*self._coders)
         self._envelopes.save(self._store)
         HEAP.hold()
@@ -63,6 +63,7 @@ class SpoolParts(beam.DoFn):
         self._begin_part()
 
     def _begin_part(self) -> None:
+        self._former.restart()
         self._part = PartWriter(self._store)
         self._oldest_micros = MAX_TIMESTAMP.micros
 
@@ -183,15 +184,15 @@ class Drive:
             if len(told) >= 1000 and outcome.request_id != told[-1].request_id:  # a line's records are told together
                 self._tell(told)
             told.append(outcome)
-            envelope = decode(data)
+            arrived = decode(data)
             value, failure, usage, cost, model, request_id, reason, reused = outcome
             if failure is None:
                 value = load(value)
-            prediction = Prediction(envelope.value, value, failure, usage, cost, model, request_id, reason, reused)
+            prediction = Prediction(arrived.value, value, failure, usage, cost, model, request_id, reason, reused)
             if collecting:
-                yield WindowedValue(prediction, envelope.timestamp, [GlobalWindow()])
+                yield WindowedValue(prediction, arrived.timestamp, [GlobalWindow()])
             else:
-                yield envelope.with_value(prediction)
+                yield arrived.with_value(prediction)
         self._tell(told)
 
     def step(self, ref: BatchJobRef, phase: int) -> Waiting | Ready:
@@ -232,8 +233,8 @@ class DriveInLoop(beam.DoFn):
         self._refs.append(resolved(self._drive.store, ref))
 
     def finish_bundle(self) -> Iterator[Any]:
-        answers = drive_all(self._drive.driver, self._refs, time.sleep, _tell_waiting)
-        yield from self._drive.emitted((envelope, outcome) for _, envelope, outcome in answers)
+        for _, answers in drive_all(self._drive.driver, self._refs, time.sleep, _tell_waiting):
+            yield from self._drive.emitted(answers)
 
     def teardown(self) -> None:
         self._drive.close()

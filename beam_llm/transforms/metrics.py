@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from itertools import groupby
 from typing import Any
 
@@ -61,20 +61,15 @@ class Meter:
             self._throttled.signal_throttled(int(self._owed_seconds))
             self._owed_seconds %= 1
 
-    def outcomes(self, outcomes: Iterable[Outcome], requests: int = 0, retries: int = 0) -> None:
+    def outcomes(self, outcomes: Sequence[Outcome], requests: int = 0, retries: int = 0) -> None:
         """Records that have ended."""
-        records = errors = reused = 0
-        micro_usd = 0.0
-        for outcome in outcomes:
-            records += 1
-            micro_usd += (outcome.cost_usd or 0.0) * 1e6
-            if outcome.failure is not None:
-                errors += 1
-                self._by_kind[outcome.failure.kind].inc()
-            elif outcome.reused:
-                reused += 1
-        self._post(records, errors, reused, micro_usd)
-        events.tell("answered", records=records, errors=errors, requests=requests, retries=retries, cost_usd=micro_usd / 1e6)
+        failures = [outcome.failure for outcome in outcomes if outcome.failure is not None]
+        for failure in failures:
+            self._by_kind[failure.kind].inc()
+        reused = sum([outcome.reused for outcome in outcomes if outcome.failure is None])
+        cost_usd = sum([outcome.cost_usd or 0.0 for outcome in outcomes])
+        self._post(len(outcomes), len(failures), reused, cost_usd * 1e6)
+        events.tell("answered", records=len(outcomes), errors=len(failures), requests=requests, retries=retries, cost_usd=cost_usd)
 
     def _post(self, records: int, errors: int, reused: int, micro_usd: float) -> None:
         self._counters["records"].inc(records)
@@ -88,7 +83,7 @@ class Meter:
             self._counters["cost_micro_usd"].inc(int(self._owed_micro_usd))
             self._owed_micro_usd %= 1
 
-    def job_answers(self, outcomes: Sequence[Outcome], live: Container[str | None]) -> None:
+    def job_answers(self, outcomes: Sequence[Outcome], live: Set[str | None]) -> None:
         """Tokens of answers that came by a batch job, or by live calls for what it left over; and the lines of jobs that they were in.
 
         A line is a run of outcomes with one request id; those in `live` were counted as calls.
@@ -97,11 +92,12 @@ class Meter:
         for name, total in zip(("input_tokens", "output_tokens", "cached_tokens"), totals, strict=False):
             if total:
                 self._counters[name].inc(total)
-        lines = [
-            sum(1 for _ in members)
-            for request_id, members in groupby([outcome.request_id for outcome in outcomes if not outcome.reused])
-            if request_id not in live
-        ]
+        request_ids = [outcome.request_id for outcome in outcomes if not outcome.reused]
+        alone = set(request_ids)
+        if len(alone) == len(request_ids) and alone.isdisjoint(live):  # one record per line, as in most jobs
+            lines = [1] * len(request_ids)
+        else:
+            lines = [sum(1 for _ in members) for request_id, members in groupby(request_ids) if request_id not in live]
         if lines:
             self._counters["job_requests"].inc(len(lines))
             self._update(self._packed, lines)
