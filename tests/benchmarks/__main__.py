@@ -142,6 +142,10 @@ def batch_api(bench: Bench, records: int = 1_000_000) -> None:
     )
 
 
+def planning(bench: Bench, records: int = 2_000_000) -> None:
+    subprocess.run([sys.executable, "-m", "tests.benchmarks.planning", str(records)], check=True)
+
+
 def proposal(bench: Bench, records: int = 10_000, sample: int = 500) -> None:
     """The proposal's table: 10,000 real reviews, one by one at 200 ms a call (a sample, scaled) against 20 per call at 300 ms."""
     source = bench.folder / f"reviews-{records}.txt"
@@ -186,12 +190,15 @@ CASES = {
     "cpu_singles": cpu_singles,
     "memory": memory,
     "batch_api": batch_api,
+    "planning": planning,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("cases", nargs="*", help=f"out of {', '.join(CASES)}; default: all but memory and batch_api, which take minutes")
+    parser.add_argument(
+        "cases", nargs="*", help=f"out of {', '.join(CASES)}; default: all but memory, batch_api and planning, which take minutes"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
