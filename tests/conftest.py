@@ -15,6 +15,7 @@ import pytest
 from tests.components import Unavailable, required
 
 if TYPE_CHECKING:
+    from beam_llm.testing import Emulator
     from tests.components.flink import FlinkCluster
     from tests.components.gcs import GcsServer
 
@@ -40,6 +41,12 @@ def _get(part: str, make: Callable[[], T]) -> T:
         if required(part):
             raise
         pytest.skip(f"{part} is not to be had: {reason}")
+
+
+@pytest.fixture
+def emulator(llm_emulator: Emulator) -> Emulator:
+    """The one that the environment leads to."""
+    return llm_emulator
 
 
 @pytest.fixture

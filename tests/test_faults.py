@@ -24,8 +24,6 @@ from tests.collecting import Collect
 from tests.live import MODEL, PROMPT, Opinion, distinct_texts, opinions_of
 from tests.test_predict import collected, pipeline
 
-pytestmark = pytest.mark.filterwarnings("ignore:open_binary is deprecated")  # bpe_openai, when it loads its vocabulary
-
 KEY = "sk-sentinel-77aa"
 QUIET = {"api_key": "env:THE_KEY"}
 

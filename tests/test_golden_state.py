@@ -16,7 +16,9 @@ from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm.config import settings
 from beam_llm.jobs import BatchJobRef, PartRef
-from beam_llm.transforms.streaming import STATE_CODER, Buffered, FormAcrossBundles, Gathered, PlanAcrossBundles
+from beam_llm.transforms.coders import STATE_CODER
+from beam_llm.transforms.planning import Gathered, PlanAcrossBundles
+from beam_llm.transforms.streaming import Buffered, FormAcrossBundles
 from beam_llm.transforms.waiting import JobPositions, Position
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "state-v1" / "state.json").read_text())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import apache_beam as beam
 import pydantic
@@ -16,27 +15,12 @@ from apache_beam.typehints.row_type import RowTypeConstraint
 from beam_llm import LLMPredict, Prediction, UsageError
 from beam_llm.testing import Emulator, Fault
 from tests.collecting import Collect
+from tests.element_classes import Named, Plain, Typed
 
 PROMPT = "Classify the sentiment of this review:\n{{ text }}"
 Sentiment = Literal["positive", "negative", "neutral"]
 TEXTS = ["I love this phone, it is great", "terrible, awful, I hate it", "the box is blue", "wonderful and happy", "worst purchase, so bad"]
 SENTIMENTS = ["positive", "negative", "neutral", "positive", "negative"]
-
-
-class Named(NamedTuple):
-    id: int
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Plain:
-    id: int
-    text: str
-
-
-class Typed(pydantic.BaseModel):
-    id: int
-    text: str
 
 
 class Mood(enum.Enum):
@@ -48,12 +32,6 @@ class Mood(enum.Enum):
 class Opinion(pydantic.BaseModel):
     sentiment: Sentiment
     score: float
-
-
-@pytest.fixture
-def emulator():
-    with Emulator() as running:
-        yield running
 
 
 @pytest.fixture(params=["online", "batch_api"])

@@ -8,7 +8,7 @@ import enum
 import json
 import uuid
 from decimal import Decimal
-from typing import Annotated, Any, Literal, NamedTuple, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import apache_beam as beam
 import pyarrow.parquet
@@ -27,26 +27,11 @@ from beam_llm.outputs import Output
 from beam_llm.testing import Emulator, Fault
 from beam_llm.transforms.elements import BadShape, RowShape
 from tests.collecting import Collect
+from tests.element_classes import Named, Plain, Typed
 
 PROMPT = "Classify the sentiment of this review:\n{{ text }}"
 TEXTS = ["I love this, great", "this is poison", "awful, I hate it"]
 Sentiment = Literal["positive", "negative", "neutral"]
-
-
-class Named(NamedTuple):
-    id: int
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Plain:
-    id: int
-    text: str
-
-
-class Typed(pydantic.BaseModel):
-    id: int
-    text: str
 
 
 class Mood(enum.Enum):

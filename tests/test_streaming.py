@@ -19,21 +19,12 @@ from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, SlidingWindows, TimestampedValue
 
 from beam_llm import LLMPredict, UsageError
-from beam_llm.testing import Emulator
-from beam_llm.transforms import runners, streaming
+from beam_llm.transforms import planning, runners, streaming
 from pipelines import reviews_streaming
 from tests.collecting import Collect
+from tests.streams import Pane, together
 
 MODEL = "openai:gpt-4.1-mini"
-pytestmark = pytest.mark.filterwarnings("ignore:open_binary is deprecated")  # bpe_openai, when it loads its vocabulary
-
-
-@pytest.fixture
-def emulator(monkeypatch):
-    with Emulator() as running:
-        for name, value in running.environment.items():
-            monkeypatch.setenv(name, value)
-        yield running
 
 
 @pytest.fixture(params=["online", "batch_api"])
@@ -55,24 +46,13 @@ def mode(request, tmp_path):
 def gathering(request, monkeypatch):
     """Both ways to gather; a TestStream's clock begins at 0."""
     monkeypatch.setattr(runners, "buffers", lambda pcoll: request.param)
-    monkeypatch.setattr(streaming, "time", SimpleNamespace(time=lambda: 0.0))
-
-
-def together(emulator: Emulator, mode: dict) -> list[int]:
-    """How many records went out together, time after time: in a prompt, or in a job."""
-    if mode.get("mode") == "batch_api":
-        return [job["request_counts"]["total"] for job in emulator.jobs]
-    return [emulator.requests[n]["messages"][-1]["content"].count("\nInput ") or 1 for n in range(len(emulator.requests))]
+    for module in (streaming, planning):
+        monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: 0.0))
 
 
 class Place(beam.DoFn):
     def process(self, prediction, timestamp=beam.DoFn.TimestampParam, window=beam.DoFn.WindowParam):
         yield prediction.element, float(timestamp), str(window)
-
-
-class Pane(beam.DoFn):
-    def process(self, grouped, window=beam.DoFn.WindowParam, pane=beam.DoFn.PaneInfoParam):
-        yield int(window.start), sorted(grouped[1]), {0: "early", 1: "on time", 2: "late"}[int(pane.timing)]
 
 
 def stream(*events) -> test_stream.TestStream:

@@ -15,19 +15,10 @@ from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, SlidingWindows, TimestampedValue
 
 from beam_llm import LLMPredict
-from beam_llm.testing import Emulator
 from tests.collecting import Collect
+from tests.streams import Pane, together
 
 MODEL = "openai:gpt-4.1-mini"
-pytestmark = pytest.mark.filterwarnings("ignore:open_binary is deprecated")  # bpe_openai, when it loads its vocabulary
-
-
-@pytest.fixture
-def emulator(monkeypatch):
-    with Emulator() as running:
-        for name, value in running.environment.items():
-            monkeypatch.setenv(name, value)
-        yield running
 
 
 @pytest.fixture(params=["online", "batch_api"])
@@ -42,18 +33,6 @@ def mode(request, tmp_path):
         "job_max_records": 10,
         "job_max_wait_seconds": 1,
     }
-
-
-def sizes(emulator: Emulator, mode: dict) -> list[int]:
-    """How many records went out together, time after time: in a prompt, or in a job."""
-    if mode.get("mode") == "batch_api":
-        return [job["request_counts"]["total"] for job in emulator.jobs]
-    return [request["messages"][-1]["content"].count("\nInput ") or 1 for request in emulator.requests]
-
-
-class Pane(beam.DoFn):
-    def process(self, grouped, window=beam.DoFn.WindowParam, pane=beam.DoFn.PaneInfoParam):
-        yield int(window.start), sorted(grouped[1]), {0: "early", 1: "on time", 2: "late"}[int(pane.timing)]
 
 
 def pipeline(*flags: str) -> beam.Pipeline:
@@ -83,7 +62,7 @@ def test_on_prism_no_answer_is_late_because_it_waited_for_others(emulator, mode,
         seconds = answers | beam.Map(lambda p: (0, p.element)) | "seconds" >> beam.WindowInto(FixedWindows(1))
         _ = seconds | beam.GroupByKey() | beam.ParDo(Pane()) | found
     assert sorted(found.found) == expected
-    assert sum(sizes(emulator, mode)) == 2
+    assert sum(together(emulator, mode)) == 2
 
 
 class Place(beam.DoFn):
@@ -104,7 +83,7 @@ def test_on_prism_records_wait_for_one_another_across_bundles(emulator, mode, pr
     assert len(set(found.found)) == len(found.found)
     assert Counter(element for element, _ in found.found) == dict.fromkeys(texts, 3), "each in its three windows"
     assert all(emulator.billed[text] == 1 for text in texts), "and asked once"
-    assert max(sizes(emulator, mode)) >= 5
+    assert max(together(emulator, mode)) >= 5
     assert {timing for _, _, timing in grouped.found} == {"on time"}
 
 
@@ -166,7 +145,7 @@ def test_on_flink_a_stream_that_ends_ends_the_job_with_every_answer_on_time(flin
     assert {timing for _, _, timing in found} == {"on time"}
     assert sum(len(ones) for _, ones, _ in found) in (30, 90), "each once, or once for each of its windows"
     assert all(emulator.billed[f"text {n}"] == 1 for n in range(30))
-    assert max(sizes(emulator, mode)) >= 2
+    assert max(together(emulator, mode)) >= 2
 
 
 @pytest.mark.flink
@@ -182,6 +161,6 @@ def test_on_flink_a_taskmanager_killed_in_mid_stream_loses_no_record(flink_clust
     found = written(out)
     assert {line[0] for line in found} == {f"text {n}" for n in range(records)}
     assert all(error is None for _, _, error in found)
-    assert max(sizes(emulator, mode)) >= 3
+    assert max(together(emulator, mode)) >= 3
     if mode.get("mode") == "batch_api":  # live calls promise less: what is replayed is asked again
         assert all(emulator.billed[f"text {n}"] == 1 for n in range(records))

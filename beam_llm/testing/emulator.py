@@ -25,7 +25,34 @@ _MOST_BODY_BYTES = 64 * 2**20
 _SHUTDOWN_SECONDS = 0.2
 
 
-class Emulator:
+class Address:
+    """Where an emulator is to be found, in whatever process it runs.
+
+    Attributes:
+      port: 0 before it was started on a free one.
+      api_key: one that it takes.
+    """
+
+    port: int
+    api_key: str
+
+    @property
+    def url(self) -> str:
+        """The server's root, also Azure's endpoint."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def base_url(self) -> str:
+        """What goes into `base_url` or `OPENAI_BASE_URL`."""
+        return f"{self.url}/v1"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that lead an OpenAI client here."""
+        return {"OPENAI_BASE_URL": self.base_url, "OPENAI_API_KEY": self.api_key}
+
+
+class Emulator(Address):
     """A provider on loopback, in a thread of this process.
 
         with Emulator(faults=[Fault("rate_limit", probability=0.1)]) as emulator:
@@ -90,21 +117,6 @@ class Emulator:
         """Until `close` or Ctrl-C."""
         while self._thread is not None and self._thread.is_alive():
             self._thread.join(timeout=0.5)
-
-    @property
-    def url(self) -> str:
-        """The server's root, also Azure's endpoint."""
-        return f"http://{HOST}:{self.port}"
-
-    @property
-    def base_url(self) -> str:
-        """What goes into `base_url` or `OPENAI_BASE_URL`."""
-        return f"{self.url}/v1"
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Variables that lead an OpenAI client here."""
-        return {"OPENAI_BASE_URL": self.base_url, "OPENAI_API_KEY": self.api_key}
 
     @property
     def service(self) -> Service:

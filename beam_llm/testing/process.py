@@ -17,12 +17,12 @@ from typing import Any, Self
 import orjson
 
 from beam_llm.testing.billing import BilledCounter
-from beam_llm.testing.emulator import API_KEY, HOST
+from beam_llm.testing.emulator import API_KEY, HOST, Address
 from beam_llm.testing.faults import Fault
 from beam_llm.testing.options import EmulatorOptions
 
 
-class EmulatorProcess:
+class EmulatorProcess(Address):
     """A provider on loopback, in a process of its own.
 
         with EmulatorProcess(state_dir=folder) as emulator:
@@ -90,19 +90,6 @@ class EmulatorProcess:
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None else None
-
-    @property
-    def url(self) -> str:
-        return f"http://{HOST}:{self.port}"
-
-    @property
-    def base_url(self) -> str:
-        return f"{self.url}/v1"
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Variables that lead an OpenAI client here."""
-        return {"OPENAI_BASE_URL": self.base_url, "OPENAI_API_KEY": self.api_key}
 
     @property
     def ledger(self) -> dict[str, Any]:

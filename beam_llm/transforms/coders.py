@@ -1,4 +1,4 @@
-"""How Predictions cross a shuffle: their plain parts as they are, values and elements by whatever of Python can carry them."""
+"""How Predictions cross a shuffle: their plain parts as they are, values and elements by whatever of Python can carry them. And state."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from apache_beam.internal import pickler
 
 from beam_llm.errors import Failure
 from beam_llm.values import Prediction, Usage
+
+STATE_CODER = coders.FastPrimitivesCoder()
+"""Of all state in this package: plain ints, floats, bytes and tuples of them, a format that Beam keeps."""
 
 
 class AnyObjectCoder(coders.Coder):

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,11 +20,11 @@ from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration, Timestamp
 
 from beam_llm import events
-from beam_llm.batching import RECORD_OVERHEAD_TOKENS, Batcher, caps_of
+from beam_llm.batching import Batcher, caps_of
 from beam_llm.calls import Asked, Tally, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure
-from beam_llm.jobs import BatchJobRef, Driver, PartRef, PartWriter, Ready, Waiting, drive_all, find_ref, open_store, plan
+from beam_llm.jobs import BatchJobRef, Driver, PartRef, PartWriter, Ready, Waiting, drive_all, find_ref, open_store
 from beam_llm.pricing import Prices
 from beam_llm.providers import connect, connect_batch
 from beam_llm.task import Task
@@ -89,52 +88,6 @@ class SpoolParts(beam.DoFn):
             self._end_part()
         for ref in self._finished:
             yield WindowedValue(tuple(ref), Timestamp(micros=ref.min_timestamp), [GlobalWindow()])
-
-
-class PlanJobs(beam.DoFn):
-    """All parts of a run in, one BatchJobRef per job out. One at a time: its only key."""
-
-    def __init__(self, settings: Settings):
-        self._settings = settings
-
-    def setup(self) -> None:
-        self._planner = Planner(self._settings)
-
-    def process(self, keyed: tuple[Any, Iterable[tuple]]) -> Iterator[Any]:
-        parts = [PartRef(*part) for part in keyed[1]]
-        if parts:  # a trigger may fire an empty pane
-            yield from self._planner.planned(parts)
-
-
-_FRAME_BYTES = 400
-_BYTES_PER_TOKEN = 4
-"""Of a JSONL line beside its texts: parameters and ids; the prompt's own words."""
-
-
-class Planner:
-    """Parts → refs, each at its job's minimum timestamp."""
-
-    def __init__(self, settings: Settings):
-        self._store = open_store(str(settings.staging_location))
-        self._former = Former(settings)
-        self._limits = connect_batch(settings).limits
-        self._records = (settings.job_max_records or self._limits.max_requests) * self._former.caps.records
-        self._bytes = settings.job_max_bytes or self._limits.max_bytes
-        self._tokens = settings.job_max_tokens or float("inf")
-
-    def filled(self, records: int, size: int, tokens: int) -> float:
-        """The share of a job that so many records, bytes and tokens of texts fill; from above, with each line's frame and prompt."""
-        caps, shared = self._former.caps, self._former.task.shared_tokens
-        lines = math.ceil(records / caps.records)
-        size += lines * (_FRAME_BYTES + _BYTES_PER_TOKEN * shared)
-        tokens += lines * shared + records * RECORD_OVERHEAD_TOKENS
-        return max(records / self._records, size / self._bytes, tokens / self._tokens)
-
-    def planned(self, parts: Sequence[PartRef]) -> Iterator[WindowedValue]:
-        refs = plan(self._store, self._former.task, self._former.caps, self._limits, parts, time)
-        events.tell("planned", records=sum(ref.records for ref in refs), jobs=sum(1 for ref in refs if ref.number))
-        for ref in refs:
-            yield WindowedValue(ref, Timestamp(micros=ref.min_timestamp), [GlobalWindow()])
 
 
 class Drive:

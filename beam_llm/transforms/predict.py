@@ -6,37 +6,24 @@ import inspect
 import logging
 import typing
 from collections.abc import Iterator, Mapping
+from types import ModuleType
 from typing import Any, ClassVar, Unpack
 
 import apache_beam as beam
 from apache_beam import coders, pvalue
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.error_handling import ErrorHandler
-from apache_beam.transforms.trigger import AccumulationMode, Always
-from apache_beam.transforms.window import GlobalWindows, TimestampCombiner
 
-from beam_llm.batching import AUTO_RECORDS
 from beam_llm.config import OPTIONS, Settings, key_of, settings, settings_from_options
-from beam_llm.jobs import BatchJobRef, open_store
 from beam_llm.outputs import Output
 from beam_llm.pricing import your_prices
 from beam_llm.prompts import PromptTemplate
 from beam_llm.providers import check
 from beam_llm.task import Task
-from beam_llm.transforms import runners
-from beam_llm.transforms.calls import AskTheModel, FormedBatch, form_in_bundles
+from beam_llm.transforms import live_steps, runners
 from beam_llm.transforms.coders import PredictionCoder
 from beam_llm.transforms.elements import BadShape, RowShape
-from beam_llm.transforms.jobs import DriveAsSdf, DriveInLoop, PlanJobs, SpoolParts, SubmitOnce
 from beam_llm.transforms.options import Options
-from beam_llm.transforms.streaming import (
-    NEVER_TOO_LATE_SECONDS,
-    ChooseBuffers,
-    FormAcrossBundles,
-    FormFromGroups,
-    PlanAcrossBundles,
-    flushed,
-)
 from beam_llm.values import Prediction
 
 coders.registry.register_coder(Prediction, PredictionCoder)  # where a user's Map gives Predictions, too
@@ -80,6 +67,8 @@ class _WithSettings(beam.PTransform):
         your_prices(checked)
         _warn_of_one_prompt_for_all(checked)
         if checked.mode == "batch_api":
+            from beam_llm.jobs import open_store
+
             open_store(str(checked.staging_location))
         self._settings = checked
 
@@ -157,7 +146,7 @@ class SubmitBatchJobs(_WithSettings):
     _FIXED: ClassVar[Mapping[str, Any]] = {"mode": "batch_api"}
 
     def expand(self, pcoll: pvalue.PCollection) -> pvalue.PCollection:
-        return _planned(pcoll, self._settings) | "Submit jobs" >> beam.ParDo(SubmitOnce(self._settings)).with_output_types(BatchJobRef)
+        return _job_steps().submitted(pcoll, self._settings)
 
 
 class CollectBatchJobs(_WithSettings):
@@ -177,8 +166,7 @@ class CollectBatchJobs(_WithSettings):
         return self
 
     def expand(self, pcoll: pvalue.PCollection) -> pvalue.PCollection:
-        refs = pcoll | "Out of windows" >> beam.WindowInto(GlobalWindows())
-        return _shaped(_driven(refs, self._settings, collecting=True), self._settings, self._element_type)
+        return _shaped(_job_steps().collected(pcoll, self._settings), self._settings, self._element_type)
 
 
 class _Divided(beam.PTransform):
@@ -228,98 +216,19 @@ class _Handled(beam.PTransform):
         return good
 
 
+def _job_steps() -> ModuleType:
+    """Loaded only where there are jobs: live calls start 50 ms sooner."""
+    from beam_llm.transforms import job_steps
+
+    return job_steps
+
+
 def _predictions(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
     """Elements → Predictions, in the elements' own windowing."""
     runners.warn_of_lost_output(pcoll.pipeline)
     if checked.mode == "batch_api":
-        driven = _driven(_planned(pcoll, checked), checked)
-        driven._windowing = pcoll.windowing
-        return driven
-    return _asked(pcoll, checked)
-
-
-def _asked(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
-    """Live calls. The shuffles spread work and protect paid answers from a failing sink; on local runners they would only cost."""
-    local = runners.is_local(pcoll.pipeline)
-    formed = _formed(pcoll, checked, local)
-    asked = formed | "Ask the model" >> beam.ParDo(AskTheModel(checked)).with_output_types(Prediction)
-    asked._windowing = pcoll.windowing
-    return asked if local else asked | "Keep what is paid for" >> beam.Reshuffle()
-
-
-def _formed(pcoll: pvalue.PCollection, checked: Settings, local: bool) -> pvalue.PCollection:
-    if pcoll.is_bounded:
-        spread = pcoll if local else pcoll | "Spread records" >> beam.Reshuffle()
-        return spread | "Form prompt batches" >> beam.ParDo(form_in_bundles(checked, pcoll.windowing.windowfn)).with_output_types(
-            FormedBatch
-        )
-    how = runners.buffers(pcoll)
-    if how == "bundles":
-        return pcoll | "Form prompt batches" >> beam.ParDo(form_in_bundles(checked, pcoll.windowing.windowfn)).with_output_types(
-            FormedBatch
-        )
-    coder = coders.WindowedValueCoder(coders.registry.get_coder(pcoll.element_type), pcoll.windowing.windowfn.get_window_coder())
-    choosing = beam.ParDo(ChooseBuffers(checked.batch_shards, coder, by_window=how == "triggers"))
-    keyed = pcoll | "Choose buffers" >> choosing.with_output_types(tuple[int, bytes])
-    if how == "triggers":
-        most = AUTO_RECORDS if checked.batch_size == "auto" else int(checked.batch_size)
-        keyed._windowing = flushed(pcoll.windowing.windowfn, most, checked.batch_timeout_ms / 1000)
-        grouped = keyed | "Fill buffers" >> beam.GroupByKey()
-        formed = grouped | "Form prompt batches" >> beam.ParDo(FormFromGroups(checked, coder)).with_output_types(bytes)
-        _use_one_window(formed)
-        return formed
-    _use_one_window(keyed)
-    formed = keyed | "Form prompt batches" >> beam.ParDo(FormAcrossBundles(checked, coder)).with_output_types(bytes)
-    return formed if local else formed | "Spread prompt batches" >> beam.Reshuffle()
-
-
-def _use_one_window(pcoll: pvalue.PCollection) -> None:
-    """For what carries its elements' windows inside: what groups it is one global window, as in Beam's own Reshuffle.
-
-    Nothing is ever late in it: on the BundleBasedDirectRunner, what a timer sends at the end of time is behind the watermark.
-    """
-    pcoll._windowing = beam.Windowing(
-        GlobalWindows(),
-        triggerfn=Always(),
-        accumulation_mode=AccumulationMode.DISCARDING,
-        timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
-        allowed_lateness=NEVER_TOO_LATE_SECONDS,
-    )
-
-
-def _with_one_key(part: Any) -> tuple[int, Any]:
-    return 0, part
-
-
-def _planned(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
-    """Elements → BatchJobRefs. Records go to staging in their own bundle; only descriptors of a few bytes meet at the planner."""
-    coder = coders.registry.get_coder(pcoll.element_type)
-    window_coder = pcoll.windowing.windowfn.get_window_coder()
-    parts = pcoll | "Spool parts" >> beam.ParDo(SpoolParts(checked, coder, window_coder)).with_output_types(tuple[str, int, int, int, int])
-    _use_one_window(parts)
-    keyed = parts | "To one planner" >> beam.Map(_with_one_key).with_output_types(tuple[int, tuple[str, int, int, int, int]])
-    how = "groups" if pcoll.is_bounded else runners.buffers(pcoll)
-    if how == "bundles":
-        runners.warn_of_small_jobs()
-    if how == "timers":
-        return keyed | "Plan jobs" >> beam.ParDo(PlanAcrossBundles(checked)).with_output_types(BatchJobRef)
-    if how == "triggers":
-        keyed._windowing = flushed(GlobalWindows(), checked.job_max_records or _MOST_PARTS, checked.job_max_wait_seconds)
-    grouped = keyed | "Each part" >> beam.Map(_alone) if how == "bundles" else keyed | "Group parts" >> beam.GroupByKey()
-    return grouped | "Plan jobs" >> beam.ParDo(PlanJobs(checked)).with_output_types(BatchJobRef)
-
-
-_MOST_PARTS = 1000
-
-
-def _alone(keyed: tuple[int, Any]) -> tuple[int, list[Any]]:
-    return keyed[0], [keyed[1]]
-
-
-def _driven(refs: pvalue.PCollection, checked: Settings, *, collecting: bool = False) -> pvalue.PCollection:
-    how = DriveInLoop if runners.waiting_for(refs, checked.waiting) == "loop" else DriveAsSdf
-    spread = refs if runners.is_local(refs.pipeline) else refs | "Spread jobs" >> beam.Reshuffle()
-    return spread | "Drive jobs" >> beam.ParDo(how(checked, collecting=collecting)).with_output_types(Prediction)
+        return _job_steps().answered(pcoll, checked)
+    return live_steps.asked(pcoll, checked)
 
 
 def _shaped(predictions: pvalue.PCollection, checked: Settings, element_type: Any) -> pvalue.PCollection:

@@ -1,7 +1,6 @@
-"""Unbounded input: prompt batches, and jobs, formed across bundles.
+"""Unbounded input: prompt batches formed across bundles. (Jobs: `planning.PlanAcrossBundles`, by the same rules.)
 
     element ─ ChooseBuffers ─► (shard, envelope) ─ FormAcrossBundles ─► prompt batches    full, batch_timeout_ms, a window's end, drain
-    part ───────────────────────────────────────── PlanAcrossBundles ─► jobs              full, job_max_wait_seconds, drain
 
 Three ways, by runner (`runners.buffers`):
 
@@ -19,7 +18,6 @@ bundles   FnApiRunner and plain DirectRunner: FnApiRunner fires every timer and 
 
 from __future__ import annotations
 
-import math
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -28,23 +26,18 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam import coders
 from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.trigger import AccumulationMode, AfterAny, AfterCount, AfterProcessingTime, AfterWatermark
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.window import GlobalWindow, TimestampCombiner, WindowedValue
+from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.config import Settings
 from beam_llm.errors import Failure
-from beam_llm.jobs import PartRef
 from beam_llm.tokens import utf8_bytes
 from beam_llm.transforms.calls import FormedBatch, Former, packed
+from beam_llm.transforms.coders import STATE_CODER
 from beam_llm.transforms.envelopes import Arrivals, without_pane
-from beam_llm.transforms.jobs import Planner
 from beam_llm.values import Record
-
-STATE_CODER = coders.FastPrimitivesCoder()
-"""Of all state here: plain ints, floats, bytes and tuples of them, a format that Beam keeps."""
 
 
 class ChooseBuffers(beam.DoFn):
@@ -232,109 +225,3 @@ class FormFromGroups(beam.DoFn):
                 yield packed(formed)
         for formed in self._former.flush():
             yield packed(formed)
-
-
-def flushed(windowfn: Any, count: int, seconds: float) -> beam.Windowing:
-    """Groups that go on when `count` are there, `seconds` after the first, and at the window's end; late ones at once, never dropped.
-
-    Whole seconds, rounded up: Beam's AfterProcessingTime can't be written down otherwise (`trigger.py`, Beam 2.77).
-    """
-    return beam.Windowing(
-        windowfn,
-        triggerfn=AfterWatermark(early=AfterAny(AfterCount(count), AfterProcessingTime(math.ceil(seconds))), late=AfterCount(1)),
-        accumulation_mode=AccumulationMode.DISCARDING,
-        timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
-        allowed_lateness=NEVER_TOO_LATE_SECONDS,
-    )
-
-
-NEVER_TOO_LATE_SECONDS = 10**9
-
-
-class Gathered(NamedTuple):
-    """What a planner knows of the parts it keeps. Part of the state format `v1`: fields are only ever appended.
-
-    Attributes:
-      rows, size, tokens: of all parts together; size in bytes.
-      due: seconds since the epoch at which an incomplete job is planned.
-      oldest: micros, the earliest timestamp in any part, where the watermark is held.
-    """
-
-    rows: int = 0
-    size: int = 0
-    tokens: int = 0
-    due: float = 0.0
-    oldest: int = 0
-
-    def with_part(self, part: PartRef, due: float) -> Gathered:
-        if not self.rows:
-            return Gathered(part.rows, part.bytes, part.tokens, due, part.min_timestamp)
-        return Gathered(
-            self.rows + part.rows, self.size + part.bytes, self.tokens + part.tokens, self.due, min(self.oldest, part.min_timestamp)
-        )
-
-
-class PlanAcrossBundles(beam.DoFn):
-    """Parts of an unbounded stream: kept until there is a job's worth of them, or `job_max_wait_seconds` after the first, then planned.
-
-    The same rules for timers as in FormAcrossBundles. `batch_timeout_ms` does not matter here: it is the wait of one prompt.
-    """
-
-    PARTS = BagStateSpec("parts_v1", STATE_CODER)
-    KNOWN = ReadModifyWriteStateSpec("known_v1", STATE_CODER)
-    DRAIN = TimerSpec("drain", TimeDomain.WATERMARK)
-    WAIT = TimerSpec("wait", TimeDomain.REAL_TIME)
-
-    def __init__(self, settings: Settings):
-        self._settings = settings
-
-    def setup(self) -> None:
-        self._planner = Planner(self._settings)
-
-    def process(
-        self,
-        keyed: tuple[Any, tuple],
-        parts: Any = beam.DoFn.StateParam(PARTS),
-        known: Any = beam.DoFn.StateParam(KNOWN),
-        drain: Any = beam.DoFn.TimerParam(DRAIN),
-        wait: Any = beam.DoFn.TimerParam(WAIT),
-    ) -> Iterator[Any]:
-        part = PartRef(*keyed[1])
-        before = Gathered(*(known.read() or ()))
-        held = self._with(before, part)
-        if before.rows and self._filled(held) > 1:
-            yield from self._take(parts, known)
-            before, held = Gathered(), self._with(Gathered(), part)
-        parts.add(tuple(part))
-        if not before.rows or held.oldest < before.oldest:
-            drain.set(GlobalWindow().max_timestamp())
-            wait.set(held.due)
-        if self._filled(held) >= 1:
-            yield from self._take(parts, known)
-        else:
-            known.write(tuple(held))
-
-    def _with(self, held: Gathered, part: PartRef) -> Gathered:
-        return held.with_part(part, time.time() + self._settings.job_max_wait_seconds)
-
-    def _filled(self, held: Gathered) -> float:
-        return self._planner.filled(held.rows, held.size, held.tokens)
-
-    @on_timer(WAIT)
-    def waited(self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN)) -> Iterator[Any]:
-        yield from self._take(parts, known)
-
-    @on_timer(DRAIN)
-    def drained(
-        self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN), wait: Any = beam.DoFn.TimerParam(WAIT)
-    ) -> Iterator[Any]:
-        wait.clear()
-        yield from self._take(parts, known)
-
-    def _take(self, parts: Any, known: Any) -> Iterator[Any]:
-        """Plans all that is kept; nothing where nothing is."""
-        held = [PartRef(*part) for part in parts.read()]
-        parts.clear()
-        known.clear()
-        if held:
-            yield from self._planner.planned(held)

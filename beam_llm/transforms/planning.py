@@ -1,0 +1,157 @@
+"""From parts to planned jobs: all parts of a bounded run at once (PlanJobs), or those of a stream, job by job (PlanAcrossBundles)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.window import GlobalWindow, WindowedValue
+from apache_beam.utils.timestamp import Timestamp
+
+from beam_llm import events
+from beam_llm.batching import RECORD_OVERHEAD_TOKENS
+from beam_llm.config import Settings
+from beam_llm.jobs import PartRef, open_store, plan
+from beam_llm.providers import connect_batch
+from beam_llm.transforms.calls import Former
+from beam_llm.transforms.coders import STATE_CODER
+
+
+class PlanJobs(beam.DoFn):
+    """All parts of a run in, one BatchJobRef per job out. One at a time: its only key."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+
+    def setup(self) -> None:
+        self._planner = Planner(self._settings)
+
+    def process(self, keyed: tuple[Any, Iterable[tuple]]) -> Iterator[Any]:
+        parts = [PartRef(*part) for part in keyed[1]]
+        if parts:  # a trigger may fire an empty pane
+            yield from self._planner.planned(parts)
+
+
+_FRAME_BYTES = 400
+_BYTES_PER_TOKEN = 4
+"""Of a JSONL line beside its texts: parameters and ids; the prompt's own words."""
+
+
+class Planner:
+    """Parts → refs, each at its job's minimum timestamp."""
+
+    def __init__(self, settings: Settings):
+        self._store = open_store(str(settings.staging_location))
+        self._former = Former(settings)
+        self._limits = connect_batch(settings).limits
+        self._records = (settings.job_max_records or self._limits.max_requests) * self._former.caps.records
+        self._bytes = settings.job_max_bytes or self._limits.max_bytes
+        self._tokens = settings.job_max_tokens or float("inf")
+
+    def filled(self, records: int, size: int, tokens: int) -> float:
+        """The share of a job that so many records, bytes and tokens of texts fill; from above, with each line's frame and prompt."""
+        caps, shared = self._former.caps, self._former.task.shared_tokens
+        lines = math.ceil(records / caps.records)
+        size += lines * (_FRAME_BYTES + _BYTES_PER_TOKEN * shared)
+        tokens += lines * shared + records * RECORD_OVERHEAD_TOKENS
+        return max(records / self._records, size / self._bytes, tokens / self._tokens)
+
+    def planned(self, parts: Sequence[PartRef]) -> Iterator[WindowedValue]:
+        refs = plan(self._store, self._former.task, self._former.caps, self._limits, parts, time)
+        events.tell("planned", records=sum(ref.records for ref in refs), jobs=sum(1 for ref in refs if ref.number))
+        for ref in refs:
+            yield WindowedValue(ref, Timestamp(micros=ref.min_timestamp), [GlobalWindow()])
+
+
+class Gathered(NamedTuple):
+    """What a planner knows of the parts it keeps. Part of the state format `v1`: fields are only ever appended.
+
+    Attributes:
+      rows, size, tokens: of all parts together; size in bytes.
+      due: seconds since the epoch at which an incomplete job is planned.
+      oldest: micros, the earliest timestamp in any part, where the watermark is held.
+    """
+
+    rows: int = 0
+    size: int = 0
+    tokens: int = 0
+    due: float = 0.0
+    oldest: int = 0
+
+    def with_part(self, part: PartRef, due: float) -> Gathered:
+        if not self.rows:
+            return Gathered(part.rows, part.bytes, part.tokens, due, part.min_timestamp)
+        return Gathered(
+            self.rows + part.rows, self.size + part.bytes, self.tokens + part.tokens, self.due, min(self.oldest, part.min_timestamp)
+        )
+
+
+class PlanAcrossBundles(beam.DoFn):
+    """Parts of an unbounded stream: kept until there is a job's worth of them, or `job_max_wait_seconds` after the first, then planned.
+
+    The same rules for timers as in FormAcrossBundles. `batch_timeout_ms` does not matter here: it is the wait of one prompt.
+    """
+
+    PARTS = BagStateSpec("parts_v1", STATE_CODER)
+    KNOWN = ReadModifyWriteStateSpec("known_v1", STATE_CODER)
+    DRAIN = TimerSpec("drain", TimeDomain.WATERMARK)
+    WAIT = TimerSpec("wait", TimeDomain.REAL_TIME)
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+
+    def setup(self) -> None:
+        self._planner = Planner(self._settings)
+
+    def process(
+        self,
+        keyed: tuple[Any, tuple],
+        parts: Any = beam.DoFn.StateParam(PARTS),
+        known: Any = beam.DoFn.StateParam(KNOWN),
+        drain: Any = beam.DoFn.TimerParam(DRAIN),
+        wait: Any = beam.DoFn.TimerParam(WAIT),
+    ) -> Iterator[Any]:
+        part = PartRef(*keyed[1])
+        before = Gathered(*(known.read() or ()))
+        held = self._with(before, part)
+        if before.rows and self._filled(held) > 1:
+            yield from self._take(parts, known)
+            before, held = Gathered(), self._with(Gathered(), part)
+        parts.add(tuple(part))
+        if not before.rows or held.oldest < before.oldest:
+            drain.set(GlobalWindow().max_timestamp())
+            wait.set(held.due)
+        if self._filled(held) >= 1:
+            yield from self._take(parts, known)
+        else:
+            known.write(tuple(held))
+
+    def _with(self, held: Gathered, part: PartRef) -> Gathered:
+        return held.with_part(part, time.time() + self._settings.job_max_wait_seconds)
+
+    def _filled(self, held: Gathered) -> float:
+        return self._planner.filled(held.rows, held.size, held.tokens)
+
+    @on_timer(WAIT)
+    def waited(self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN)) -> Iterator[Any]:
+        yield from self._take(parts, known)
+
+    @on_timer(DRAIN)
+    def drained(
+        self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN), wait: Any = beam.DoFn.TimerParam(WAIT)
+    ) -> Iterator[Any]:
+        wait.clear()
+        yield from self._take(parts, known)
+
+    def _take(self, parts: Any, known: Any) -> Iterator[Any]:
+        """Plans all that is kept; nothing where nothing is."""
+        held = [PartRef(*part) for part in parts.read()]
+        parts.clear()
+        known.clear()
+        if held:
+            yield from self._planner.planned(held)
