@@ -64,7 +64,6 @@ class Output:
         self.python_type = checker.python_type
         self.validate: Callable[[Any], Any] = checker.validate
         self.dump: Callable[[Any], Any] = checker.dump
-        self.dump_json: Callable[[Any], bytes] = checker.dump_json
         self.keeps_replies = checker.keeps_replies
         self.load: Callable[[Any], Any] = checker.load
         self._choices = _choices(self.schema)
@@ -77,18 +76,23 @@ class Output:
         Raises:
           ValueError: with a short reason that does not hold the text.
         """
+        return self.spelled(text)[0]
+
+    def spelled(self, text: str) -> tuple[Any, Any]:
+        """Like `from_text`, and with the value the JSON that `validate` made it of."""
         if self.is_text:
-            return text
+            return text, text
         text = text.strip()
         raw = self._choices.get(text, self._choices.get(text.casefold(), _NOTHING))
         if raw is not _NOTHING:
-            return self.validate(raw)
+            return self.validate(raw), raw
         try:
-            return self.validate(orjson.loads(text))
+            raw = orjson.loads(text)
+            return self.validate(raw), raw
         except ValueError as error:
-            return self._from_plain_text(text, error)
+            return self._plain_text(text, error), text
 
-    def _from_plain_text(self, text: str, error: ValueError) -> Any:
+    def _plain_text(self, text: str, error: ValueError) -> Any:
         """The text as a string value: a date, say, or a member of a union. The reason is that of JSON, if it was JSON."""
         try:
             return self.validate(text)
@@ -127,7 +131,6 @@ class _TypeChecker:
         built = self._adapter.pydantic_complete
         self._validate_python = self._adapter.validator.validate_python if built else self._adapter.validate_python
         self._dump_python = self._adapter.serializer.to_python if built else self._adapter.dump_python
-        self._dump_json = self._adapter.serializer.to_json if built else self._adapter.dump_json
         self._names = frozenset(_property_names(self.schema))
         self._is_text = declared is str
         self._is_number = _is_number(self.schema)
@@ -177,9 +180,6 @@ class _TypeChecker:
 
     def dump(self, value: Any) -> Any:
         return value if self._is_plain else self._dump_python(value, mode="json", by_alias=True)
-
-    def dump_json(self, value: Any) -> bytes:
-        return orjson.dumps(value) if self._is_plain else self._dump_json(value, by_alias=True)
 
     def load(self, data: Any) -> Any:
         return data if self._is_plain else self._validate_python(data)
@@ -324,9 +324,6 @@ class _SchemaChecker:
 
     def dump(self, value: Any) -> Any:
         return value
-
-    def dump_json(self, value: Any) -> bytes:
-        return orjson.dumps(value)
 
     def load(self, data: Any) -> Any:
         return data

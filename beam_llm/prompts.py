@@ -55,8 +55,10 @@ def show(value: Any) -> Any:
 
 def plain(value: Any) -> Any:
     """The value as JSON knows it: rows become dicts, timestamps strings."""
-    if value is None or type(value) in (str, int, bool):
+    if value is None or type(value) in (str, bool):
         return value
+    if type(value) is int:
+        return value if -(2**63) <= value < 2**64 else str(value)  # what JSON, and so the ledger, has room for
     return orjson.loads(orjson.dumps(value, default=_simpler, option=_JSON_OPTIONS))
 
 

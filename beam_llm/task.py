@@ -50,6 +50,7 @@ class Reading(NamedTuple):
       whole: why the reply gives nothing at all: unreadable, refused, truncated or empty; else None.
       warnings: words for counters, sorted: `repaired`, `wrapped`, `truncated`, `zero_based`, `shifted_index`, `unknown_index`,
         `duplicate_index`, `index_type`, `no_index`.
+      raws: index → the JSON that the value was made of.
     """
 
     values: dict[int, Any]
@@ -57,6 +58,7 @@ class Reading(NamedTuple):
     missing: tuple[int, ...]
     whole: Failure | None = None
     warnings: tuple[str, ...] = ()
+    raws: Mapping[int, Any] = {}
 
 
 class Task:
@@ -97,11 +99,11 @@ class Task:
         self._single_tokens, self._batch_tokens = self._asking.tokens(self._template.shared)
         self.shared_tokens = max(self._single_tokens, self._batch_tokens) if self._may_batch else self._single_tokens
 
-    def _reading_tools(self) -> tuple[Reader, Callable[[Any], Any]]:
-        """The reader of replies, and what makes a typed value of an answer as that reader gives it."""
+    def _reading_tools(self) -> tuple[Reader, Callable[[Any], tuple[Any, Any]]]:
+        """The reader of replies, and what makes a typed value, and its JSON, of an answer as that reader gives it."""
         path, output = self.settings.response_path, self.output
         if self._format == "json":
-            return JsonReader(self._shape, path), output.validate
+            return JsonReader(self._shape, path), self._typed_json
         if self._format == "xml":
             return XmlReader(self._shape, path, output.schema), self._typed_xml
         if self._format == "delimited":
@@ -156,15 +158,13 @@ class Task:
     def key(self, record: Record) -> bytes:
         """16 bytes that name the question: equal for equal content, in every process and at every batch size."""
         hasher = self._hasher.copy()
-        inputs = record.inputs
-        if len(inputs) == 1:
-            hasher.update(inputs[0].encode())
-        else:
-            hasher.update(_framed(inputs))
+        parts = list(record.inputs)
         if record.fields is not None:
-            hasher.update(_framed(["fields", orjson.dumps(record.fields, option=orjson.OPT_SORT_KEYS).decode()]))
+            parts += ["fields", orjson.dumps(record.fields, option=orjson.OPT_SORT_KEYS).decode()]
         if self.settings.independent and record.record_id is not None:
-            hasher.update(_framed(["id", record.record_id]))
+            parts += ["id", record.record_id]
+        # A text alone needs no frame; which of the two it is, is the same for all records of one task.
+        hasher.update(parts[0].encode() if len(parts) == 1 else _framed(parts))
         return hasher.digest()[:RECORD_KEY_BYTES]
 
     # Requests
@@ -236,7 +236,7 @@ class Task:
     def plain_answer(self, text: str) -> bytes | None:
         """The answer to a single record, as JSON for `output.load`, where a reply that ended well is nothing but what was asked for.
 
-        What `read` and `output.dump_json` give, in half the time.
+        What `read` and `stored` give, in half the time.
 
         Returns:
           None for any other reply, good ones among them.
@@ -248,12 +248,12 @@ class Task:
             value = output.validate(orjson.loads(text))
         except ValueError:
             return None
-        return text.encode() if output.keeps_replies else output.dump_json(value)
+        return text.encode() if output.keeps_replies else orjson.dumps(value)
 
     def _read_text(self, text: str, is_cut: bool) -> Reading:
         if is_cut:
             return _nothing(1, _cut())
-        return Reading({1: text}, {}, ())
+        return Reading({1: text}, {}, (), raws={1: text})
 
     def _read_batch(self, text: str, count: int, is_cut: bool) -> Reading:
         try:
@@ -261,49 +261,74 @@ class Task:
         except ValueError as error:
             return _nothing(count, self._unreadable(f"the reply can't be read: {error}", text, is_cut))
         answers = match(items, count, warnings)
-        values, failures = self._validated(answers)
+        values, failures, raws = self._validated(answers)
         if is_cut and len(answers) < count:
             warnings.add("truncated")
+        if not items and count == 1 and not is_cut:
+            return _nothing(1, _no_answer(), warnings)
         if not answers:
             seen = f"{len(items)} answer{'s' if len(items) > 1 else ''}, none of them certain" if items else "no answer"
             whole = self._unreadable(f"asked for {list_indices(range(1, count + 1))}, the reply holds {seen}", text, is_cut)
             return _nothing(count, whole, warnings)
         missing = () if len(answers) == count else tuple([index for index in range(1, count + 1) if index not in answers])
-        return Reading(values, failures, missing, None, tuple(sorted(warnings)))
+        return Reading(values, failures, missing, None, tuple(sorted(warnings)), raws)
 
-    def _validated(self, answers: Mapping[int, Any]) -> tuple[dict[int, Any], dict[int, Failure]]:
+    def _validated(self, answers: Mapping[int, Any]) -> tuple[dict[int, Any], dict[int, Failure], Mapping[int, Any]]:
+        """Values, failures and the values' JSON, by index."""
         values: dict[int, Any] = {}
         failures: dict[int, Failure] = {}
-        typed = self._typed
+        raws: dict[int, Any] = {}
+        is_json, validate, typed = self._format == "json", self.output.validate, self._typed
         for index, answer in answers.items():
             try:
-                values[index] = typed(answer)
+                if is_json:
+                    values[index] = validate(answer)
+                else:
+                    values[index], raws[index] = typed(answer)
             except ValueError as error:
                 failures[index] = self._invalid(f"answer {index} is no value of output: {error}", answer)
-        return values, failures
+        return values, failures, answers if is_json else raws
+
+    def stored(self, reading: Reading, index: int) -> Any:
+        """The answer in the form of which `output.load` makes the same value again, whatever validators the output's class has."""
+        if self.output.keeps_replies:
+            raw = reading.raws[index]
+            try:
+                orjson.dumps(raw)
+                return raw
+            except TypeError:  # a custom parser may give what is no JSON
+                pass
+        return self.output.dump(reading.values[index])
 
     def _read_single(self, text: str, is_cut: bool) -> Reading:
         """One answer without an envelope: JSON as asked for, JSON with noise around it, or the bare value."""
         assert isinstance(self._reader, JsonReader)
         invalid: Failure | None = None
+        blank: Failure | None = None
         for value, warning in _readable(self._reader, text, is_cut):
+            if _is_blank(value) and not is_cut:
+                blank = _no_answer()
             try:
-                return Reading({1: self._unwrapped(value)}, {}, (), None, (warning,) if warning else ())
+                typed, raw = self._unwrapped(value)
+                return Reading({1: typed}, {}, (), None, (warning,) if warning else (), {1: raw})
             except LookupError:
                 continue
             except ValueError as error:
                 invalid = invalid or self._invalid(f"the answer is no value of output: {error}", value)
         if not is_cut:
             try:
-                return Reading({1: self.output.from_text(text.strip().strip("`"))}, {}, (), None, ("wrapped",))
+                typed, raw = self.output.spelled(text.strip().strip("`"))
+                return Reading({1: typed}, {}, (), None, ("wrapped",), {1: raw})
             except ValueError:
                 pass
+        if blank is not None:
+            return _nothing(1, blank)
         if invalid is not None:
             return Reading({}, {1: invalid}, ())
         return _nothing(1, self._unreadable("the reply can't be read: there is no value of output in it", text, is_cut))
 
-    def _unwrapped(self, value: Any) -> Any:
-        """The typed answer inside a JSON value that may be the answer, or an object or an envelope around it.
+    def _unwrapped(self, value: Any) -> tuple[Any, Any]:
+        """The typed answer, and its JSON, inside a JSON value that may be the answer, or an object or an envelope around it.
 
         Raises:
           ValueError: it is there, and no value of output.
@@ -312,36 +337,39 @@ class Task:
         refused: ValueError | None = None
         if type(value) is not dict or self.output.is_object:
             try:
-                return self.output.validate(value)
+                return self.output.validate(value), value
             except ValueError as error:
                 refused = error
         assert isinstance(self._reader, JsonReader)
         items = self._reader.items(value, 1)
         answers = match(items, 1, set())
         if answers:
-            return self.output.validate(answers[1])
+            return self.output.validate(answers[1]), answers[1]
         if refused is not None and items and all(index is None for index, _ in items):
             raise refused
         raise LookupError("no certain answer")
 
-    def _typed_xml(self, answer: Any) -> Any:
-        return self.output.from_text(answer.strip()) if isinstance(answer, str) else self.output.validate(answer)
+    def _typed_json(self, answer: Any) -> tuple[Any, Any]:
+        return self.output.validate(answer), answer
 
-    def _typed_line(self, answer: str) -> Any:
+    def _typed_xml(self, answer: Any) -> tuple[Any, Any]:
+        return self.output.spelled(answer.strip()) if isinstance(answer, str) else self._typed_json(answer)
+
+    def _typed_line(self, answer: str) -> tuple[Any, Any]:
         try:
-            return self.output.from_text(answer)
+            return self.output.spelled(answer)
         except ValueError:
             # A remark in the lines below; a number or a label is on the first.
-            return self.output.from_text(answer.strip().partition("\n")[0])
+            return self.output.spelled(answer.strip().partition("\n")[0])
 
-    def _typed_custom(self, answer: Any) -> Any:
+    def _typed_custom(self, answer: Any) -> tuple[Any, Any]:
         answer = without_surrogates(answer)
         try:
-            return self.output.validate(answer)
+            return self._typed_json(answer)
         except ValueError:
             if not isinstance(answer, str):
                 raise
-            return self.output.from_text(answer)
+            return self.output.spelled(answer)
 
     # Failures
 
@@ -387,6 +415,17 @@ def _no_reply(completion: Completion) -> Failure | None:
     if completion.text is None:
         return _cut() if completion.finish_reason == "length" else Failure(Kind.UNREADABLE, "the reply has no text")
     return None
+
+
+def _no_answer() -> Failure:
+    return Failure(Kind.MISSING, "the reply to this record alone holds no answer")
+
+
+def _is_blank(value: Any) -> bool:
+    """`null`, `{}`, `[]`, `{"answers": []}`: JSON with nothing in it."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return value is None or (isinstance(value, list) and all(map(_is_blank, value)))
 
 
 def _cut() -> Failure:

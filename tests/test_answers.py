@@ -311,7 +311,7 @@ def test_an_xml_reply_cut_anywhere_gives_only_whole_answers(length):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "no answer", "<answers></answers>", BOMB.replace("</answer>", ""), "<a>" * 50_000, '<answer index="1">open'],
+    ["", "no answer", BOMB.replace("</answer>", ""), "<a>" * 50_000, '<answer index="1">open'],
     ids=lambda t: t[:20],
 )
 def test_xml_without_answers_raises_a_value_error(text):

@@ -268,12 +268,13 @@ def test_a_doubt_is_submitted_again_where_the_user_says_so(world: World) -> None
     assert not wrong(world.run(TEXTS, on_doubt="resubmit"), TEXTS)
 
 
-def test_a_refused_create_ends_its_records_and_a_rerun_leaves_them(world: World) -> None:
+def test_a_refused_create_ends_its_records_and_the_next_run_asks_again_because_nothing_was_paid(world: World) -> None:
     world.fake.create_faults = ["refused"]
     assert kinds(world.run(TEXTS)) == {Kind.REJECTED}
     world.restart()
-    assert kinds(world.run(TEXTS)) == {Kind.REJECTED}
-    assert world.fake.calls["create"] == 1
+    assert not wrong(world.run(TEXTS), TEXTS)
+    assert world.fake.calls["create"] == 2
+    assert not billed_twice(world)
 
 
 def test_an_uploaded_file_that_is_gone_is_uploaded_again(world: World) -> None:
@@ -398,6 +399,13 @@ def test_whatever_the_files_look_like_every_record_has_its_answer(world: World, 
     assert not wrong(found, TEXTS)
     assert not billed_twice(world)
     assert not kinds(found)
+
+
+def test_results_that_can_not_be_read_leave_a_doubt_at_the_deadline(world: World) -> None:
+    world.fake.downloads_fail = 10**9
+    found = world.run(TEXTS, job_deadline_hours=0.1)
+    assert kinds(found) == {Kind.DOUBTFUL}
+    assert world.fake.calls["create"] == 1
 
 
 def test_a_404_that_lasts_is_loss_and_its_records_are_followed_up(world: World) -> None:

@@ -85,6 +85,7 @@ FILES = {
     "no counts": Fault("null_counts"),
     "downloads cut": Fault("content_cut", times=2),
     "downloads failing": Fault("server_error", where="content", times=2),
+    "results denied for a while": Fault("poison", where="content", times=6),
     "uploads cut": Fault("upload_cut", times=2),
     "uploads failing": Fault("server_error", where="upload", times=2),
     "creates failing": Fault("server_error", where="create", times=2),
@@ -103,7 +104,16 @@ def test_whatever_happens_to_files_and_jobs_every_record_is_answered(start_emula
     assert not complaints(rows_of(run(emulator, tmp_path)), TEXTS)
 
 
-UNPAID = ["downloads cut", "uploads cut", "creates in conflict", "creates lost", "polls failing", "a 404 for a while", "no counts"]
+UNPAID = [
+    "downloads cut",
+    "results denied for a while",
+    "uploads cut",
+    "creates in conflict",
+    "creates lost",
+    "polls failing",
+    "a 404 for a while",
+    "no counts",
+]
 
 
 @pytest.mark.parametrize("name", UNPAID)

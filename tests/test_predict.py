@@ -49,6 +49,36 @@ def options(emulator, mode, monkeypatch):
     return {"output": Sentiment, **mode}
 
 
+class Lenient:
+    class Rated(pydantic.BaseModel):
+        score: float
+
+
+class Strict:
+    class Rated(pydantic.BaseModel):
+        score: float
+
+        @pydantic.field_validator("score")
+        @classmethod
+        def is_allowed(cls, score: float) -> float:
+            if score < 0:
+                raise ValueError("too low")
+            return score
+
+
+def test_an_answer_that_a_stricter_class_no_longer_takes_is_one_records_error(emulator, tmp_path):
+    """The schema is the same, so it is the same question, and paid for."""
+    ask = {"mode": "batch_api", "staging_location": str(tmp_path), "poll_seconds": 0.05, "base_url": emulator.base_url}
+    first, again = (
+        collected(LLMPredict("openai:gpt-4.1-mini", "Rate: {{ element }}", output=output, **ask), TEXTS)
+        for output in (Lenient.Rated, Strict.Rated)
+    )
+    assert [p.error for p in first] == [None] * 5
+    assert {p.element: p.error and p.error.kind for p in again} == {p.element: "invalid" if p.value.score < 0 else None for p in first}
+    assert {p.error.kind for p in again if p.error} == {"invalid"}
+    assert len(emulator.jobs) == 1
+
+
 def pipeline(*flags: str) -> beam.Pipeline:
     return beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner", *flags], pickle_library="cloudpickle"))
 

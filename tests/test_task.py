@@ -205,6 +205,61 @@ def test_a_records_tokens_are_counted_as_the_caller_says():
         assert counted[1] - counted[0] == 100 * texts
 
 
+class Halved(pydantic.BaseModel):
+    score: float
+
+    @pydantic.field_validator("score")
+    @classmethod
+    def halve(cls, score: float) -> float:
+        return score / 2
+
+
+class Computed(pydantic.BaseModel, extra="forbid"):
+    score: float
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def twice(self) -> float:
+        return 2 * self.score
+
+
+class Renamed(pydantic.BaseModel):
+    score: float = pydantic.Field(validation_alias="score", serialization_alias="points")
+
+
+class Hidden(pydantic.BaseModel):
+    score: float = pydantic.Field(exclude=True)
+
+
+@pytest.mark.parametrize("output", [Halved, Computed, Renamed, Hidden])
+@pytest.mark.parametrize(
+    ("response_format", "text"),
+    [
+        ("json", '{"score": 0.5}'),
+        ("json", 'Sure: {"score": 0.5}'),
+        ("json", '{"answers": [{"index": 1, "score": 0.5}, {"index": 2, "score": 0.5}]}'),
+        ("xml", '<answers><answer index="1"><score>0.5</score></answer></answers>'),
+        ("delimited", '1|{"score": 0.5}'),
+    ],
+    ids=["json alone", "wrapped", "json", "xml", "delimited"],
+)
+def test_what_is_stored_of_an_answer_makes_the_same_value_again(output, response_format, text):
+    """Whatever the class does to what it is made of, and however it writes itself down: it is made once more of what was read first."""
+    task, count = task_of(output=output, response_format=response_format), 2 if '"index": 2' in text else 1
+    reading = task.read(count, stop(text))
+    assert len(reading.values) == count
+    for index, value in reading.values.items():
+        assert task.output.load(json.loads(json.dumps(task.stored(reading, index)))) == value
+    if text.startswith("{") and count == 1:
+        assert task.output.load(json.loads(task.plain_answer(text) or "")) == reading.values[1]
+
+
+def test_no_two_records_share_a_key_whatever_their_texts_and_ids_hold():
+    task = task_of(prompt="{{ text }}", independent=True, record_id="k")
+    records = [task.record(fields, None) for fields in ({"text": "A2:id9:xx", "k": "1"}, {"text": "A", "k": "xx2:id1:1"})]
+    assert task.key(records[0]) != task.key(records[1])
+
+
 def test_a_batch_template_may_say_itself_where_the_reply_shape_goes():
     task = task_of(batch_prompt_template="{{ reply_format }}\n" + "{% for r in records %}{{ r.text }}{% endfor %}")
     text = user_text(task.render(records_of(task, "a", "b")))

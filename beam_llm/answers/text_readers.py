@@ -64,9 +64,9 @@ class XmlReader:
         # An answer may have a field called "answer": the outermost ones are meant.
         paths = (self._path,) if self._path is not None else (f"./{ANSWERS}/answer", "./answer", ".//answer")
         found = next((elements for path in paths if (elements := root.findall(path))), None)
-        if found is None:
+        if found is None and root.find(f"./{ANSWERS}") is None:
             raise ValueError("there is no answer element in it")
-        return found
+        return found or []
 
     def _root(self, text: str) -> ElementTree.Element | None:
         """A document whose root holds what the text holds; None where it is not well-formed, or dangerous."""

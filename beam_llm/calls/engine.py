@@ -114,6 +114,7 @@ class Engine:
       cost: price of a usage in dollars, None where unknown; linear, so that shares add up to the whole.
       endpoint: shared by `borrow_engine`; None for one of its own.
       task: the settings' task, None to build it.
+      storing: outcomes hold answers as `Task.stored` gives them, for the ledger, and not typed.
       rng: for jitter. Not the global generator: Beam reseeds that one.
     """
 
@@ -125,12 +126,14 @@ class Engine:
         *,
         endpoint: Endpoint | None = None,
         task: Task | None = None,
+        storing: bool = False,
         rng: random.Random | None = None,
     ):
         self.settings = settings
         self.endpoint = endpoint or Endpoint(settings, connect)
         self._task = task or _task_of(settings)
         self._guard = self.endpoint.guard(self._task.fingerprint)
+        self._storing = storing
         self._cost = cost
         self._rng = rng or random.Random()
         self._max_retries = settings.max_retries
@@ -472,7 +475,8 @@ class Engine:
             return {}, {}, Failure(Kind.UNREADABLE, f"the reply can't be read: {_where(error)}")
         if reading.warnings:
             ask.tally.warnings.update(reading.warnings)
-        return reading.values, reading.failures, reading.whole
+        values = {i: self._task.stored(reading, i) for i in reading.values} if self._storing else reading.values
+        return values, reading.failures, reading.whole
 
 
 def _missing(index: int, count: int, values: dict[int, Any]) -> Failure:

@@ -36,7 +36,9 @@ class _Endpoints:
 _ENDPOINTS = _Endpoints()
 
 
-def borrow_engine(settings: Settings, connect: Callable[[], CompletionProvider], cost: Callable[[Usage], float | None]) -> Engine:
+def borrow_engine(
+    settings: Settings, connect: Callable[[], CompletionProvider], cost: Callable[[Usage], float | None], *, storing: bool = False
+) -> Engine:
     """An engine on this process's endpoint for these settings. Give it back with `return_engine`, once.
 
     Each borrower has its own engine (its own answer type, prices, retries); what costs or limits is shared. Nothing is connected
@@ -45,7 +47,7 @@ def borrow_engine(settings: Settings, connect: Callable[[], CompletionProvider],
     key = endpoint_key(settings)
     with _ENDPOINTS.lock:
         endpoint = _ENDPOINTS.known.get(key) or Endpoint(settings, connect)
-        engine = Engine(settings, connect, cost, endpoint=endpoint)
+        engine = Engine(settings, connect, cost, endpoint=endpoint, storing=storing)
         _ENDPOINTS.known[key] = endpoint
         _ENDPOINTS.engines.add(engine)
         endpoint.users += 1

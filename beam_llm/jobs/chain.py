@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from beam_llm.errors import Kind
 from beam_llm.jobs.columns import Array
 from beam_llm.jobs.job import ASK, FOLLOW_UP, REST, folder
 from beam_llm.jobs.ledger import Ledger
@@ -99,11 +100,13 @@ class Chain:
         return None if found is None else str(found["job_id"])
 
     def unpaid(self, kinds: frozenset[str]) -> list[Array]:
-        """Keys of records that ended with a failure of one of `kinds`."""
+        """Keys of records that ended with a failure of one of `kinds`, or with their job: one that was refused as a whole, as for a full
+        file storage, was never run."""
         found = []
         for doc in (doc for link in self.links for doc in link.done):
-            if any(doc["counts"].get(kind) for kind in kinds):
-                found.append(Outcomes(self._store, doc["outcomes"]).of_kinds(kinds))
+            these = kinds | {Kind.REJECTED} if doc.get("ended") == "refused" else kinds
+            if any(doc["counts"].get(kind) for kind in these):
+                found.append(Outcomes(self._store, doc["outcomes"]).of_kinds(these))
         return found
 
     def totals(self) -> tuple[dict[str, int], float]:

@@ -102,6 +102,11 @@ class Collected:
         self.cost_usd: float | None = 0.0
 
     @property
+    def any_reply(self) -> bool:
+        """Whether any line has one."""
+        return any(self._answered)
+
+    @property
     def usage(self) -> tuple[int, int, int]:
         """Input, output and cached tokens of all replies."""
         return self._input_tokens, self._output_tokens, self._cached_tokens
@@ -165,17 +170,14 @@ class Collected:
         for warning in reading.warnings:
             self.facts[f"warnings_{warning}"] += 1
         rest = completion.model, completion.request_id, completion.finish_reason
-        output, values = self._task.output, reading.values
         for index, usage in enumerate(completion.usage.split(count), 1):
             position = start + index - 1
-            if index not in values:
+            if index not in reading.values:
                 outcome = Outcome(None, _failure_of(reading, index, count), usage, cost, *rest)
                 self.regroup[position] = 1
                 self._put(position, outcome, final=count == 1 and outcome.failure is not None and outcome.failure.kind in _FINAL_ALONE)
-            elif self._earlier.is_empty:
-                self.outcomes.put_answer(position, output.dump_json(values[index]), usage, cost, *rest)
             else:
-                self._put(position, Outcome(output.dump(values[index]), None, usage, cost, *rest), final=True)
+                self._put(position, Outcome(self._task.stored(reading, index), None, usage, cost, *rest), final=True)
 
     def finish(self) -> None:
         """Ends the records whose lines have no answer."""

@@ -34,6 +34,7 @@ from beam_llm.jobs.job import (
     folder,
     is_queue_limit,
     poll_interval,
+    settle_seconds,
     standing,
 )
 from beam_llm.jobs.leases import Leases
@@ -56,7 +57,6 @@ _LOG = logging.getLogger(__name__)
 _GIVEN_UP = ("not found", "doubt, resubmitted")
 """Attempts closed for these reasons may have made a job all the same, which shows up later."""
 
-DOWNLOAD_TRIES = 3
 """A result file that is cut, or holds fewer lines than the job counted, is fetched again so often before it is taken as it is."""
 
 
@@ -72,6 +72,7 @@ class _Remote:
     polls: int = 0
     failures: int = 0
     downloads: int = 0
+    unread_since: float | None = None
     unknown_since: float | None = None
     doubted: bool = False
     looked: Waiting | None = None
@@ -301,7 +302,8 @@ class Driver:
         if isinstance(error, Rejected) and error.status == 404:
             remote.unknown_since = remote.unknown_since if remote.unknown_since is not None else now
             if now - remote.unknown_since >= doubt_seconds(self._settings):
-                lost = Failure(Kind.UNAVAILABLE, f"the provider no longer knows job {remote.job_id}", 1)
+                self._submitter.cancel(remote.job_id)  # should the provider know it after all
+                lost = Failure(Kind.DOUBTFUL, f"the provider no longer knows job {remote.job_id}, which it had taken", 1)
                 return self._end(intent, remote, Ending("lost", lost, False, {}), [])
         elif now >= remote.created_at + self._deadline() + doubt_seconds(self._settings):
             return self._end(intent, remote, ended_as("", iter(()), True), [])
@@ -320,12 +322,9 @@ class Driver:
         name = f"{folder(intent.number)}deadline-{remote.attempt:04d}"
         now = self._time()
         if self._store.create(name, orjson.dumps({"format": 1, "at": now})):
-            try:
-                translated(lambda: self._provider.cancel_job(remote.job_id))
-            except CallError as error:
-                _LOG.warning("job %d: cancelling at its deadline failed: %s", intent.number, error.message)
+            self._submitter.cancel(remote.job_id)
         asked_at = float((read_json(self._store, name) or {}).get("at", now))
-        if now >= asked_at + 2 * doubt_seconds(self._settings):
+        if now >= asked_at + settle_seconds(self._settings):
             return self._collected(intent, remote, job, ended_as(job.status.lower(), iter(()), True), total)
         return self._wait(
             remote, poll_interval(self._settings, 0.0, f"{intent.number}"), job.status.lower(), _records_done(intent, job), total
@@ -355,20 +354,32 @@ class Driver:
         return self._collected(intent, remote, job, ending, total)
 
     def _collected(self, intent: Intent, remote: _Remote, job: RemoteJob, ending: Ending, total: int) -> Waiting | dict[str, Any]:
+        """Ends the job with what its result files hold. One that is denied, missing, or short of what the job counts is doubted for
+        minutes; one that can't be had for any other reason is waited for up to the deadline, and then leaves a doubt."""
         try:
             return self._end(intent, remote, ending, list(job.result_files), _expected_lines(job))
         except CallError as error:
             if isinstance(error, Aborted) and self._settings.on_abort == "raise":
                 raise
+            now = self._time()
+            remote.unread_since = remote.unread_since if remote.unread_since is not None else now
+            if isinstance(error, Rejected) and now >= remote.unread_since + doubt_seconds(self._settings):
+                return self._end(intent, remote, ending, list(job.result_files))
+            if now >= remote.created_at + self._deadline() + doubt_seconds(self._settings):
+                said = f"job {remote.job_id} has ended as {ending.word}, but its results can't be read: {error.message}"
+                return self._end(intent, remote, Ending("unread", Failure(Kind.DOUBTFUL, said, 1), True, {}), list(job.result_files))
             remote.downloads += 1
             pause = backoff(self._settings, remote.downloads - 1, f"{intent.number}/d{remote.downloads}")
             return self._wait(remote, pause, job.status.lower(), None, total)
 
-    def _end(self, intent: Intent, remote: _Remote | None, ending: Ending, files: list[str], expected: int = 0) -> dict[str, Any]:
+    def _end(self, intent: Intent, remote: _Remote | None, ending: Ending, files: list[str], expected: int | None = None) -> dict[str, Any]:
         """Reads the result files, if any, and writes down how every record of the job ended.
 
+        Args:
+          expected: so many lines have to be in the files; None: whatever is there is all there will be.
+
         Raises:
-          CallError: a file can't be read yet, or is not whole; to be tried again.
+          CallError: with `expected`, a file can't be read yet, or is not whole; to be tried again.
         """
         manifest = Manifest.read(self._store, intent.lines)
         earlier = self._earlier(intent)
@@ -378,7 +389,7 @@ class Driver:
         try:
             with temporary_file() as path, open(path, "wb") as file:
                 found = Collected(manifest, self._task, self._provider, self._cost, ending, file, earlier, intent.line_count)
-                self._read_files(found, files, expected, remote.downloads if remote is not None else DOWNLOAD_TRIES)
+                self._read_files(found, files, expected)
                 found.finish()
                 done = store_end(self._store, intent.number, manifest, found, path, goes_to, self._slice_size())
                 self.counted.update({fact: count for fact, count in done["facts"].items() if fact.startswith("warnings_")})
@@ -392,24 +403,27 @@ class Driver:
         return Earlier(self._store, self._read_done(intent.parent)["left"])
 
     def _slice_size(self) -> int:
+        """Records of leftovers that are asked by live calls between two writes: one round of calls. A kill can have them asked again."""
         batch = self._settings.batch_size if isinstance(self._settings.batch_size, int) else 20
-        return max(200, min(4 * self._settings.max_concurrency * batch, 5000))
+        return max(20, min(self._settings.max_concurrency * batch, 5000))
 
-    def _read_files(self, found: Collected, files: list[str], expected: int, tries: int) -> None:
+    def _read_files(self, found: Collected, files: list[str], expected: int | None) -> None:
         cut = False
         for file_id in files:
             with temporary_file() as path:
                 try:
                     translated(lambda: self._provider.download(file_id, path))  # noqa: B023 - called at once
-                except Rejected as error:
-                    if tries < DOWNLOAD_TRIES:
+                except CallError as error:
+                    if expected is not None:
                         raise
                     _LOG.warning("result file %s can't be read: %s", file_id, error.message)
                     continue
                 reached("collect.file")
                 cut = found.read_file(path) or cut
-        if tries < DOWNLOAD_TRIES and (cut or found.facts["lines"] < expected):
-            raise Retryable(Kind.UNAVAILABLE, f"result files hold {found.facts['lines']} whole lines of {expected}")
+        lines = found.facts["lines"]
+        if expected is not None and (cut or lines < expected or (expected and not found.any_reply)):
+            which = "whole lines" if found.any_reply else "lines, but no reply"
+            raise Rejected(Kind.UNAVAILABLE, f"its files hold {lines} {which}, and {expected} are counted")
 
 
 def _records_done(intent: Intent, job: RemoteJob) -> int | None:
@@ -419,7 +433,8 @@ def _records_done(intent: Intent, job: RemoteJob) -> int | None:
 
 
 def _expected_lines(job: RemoteJob) -> int:
-    return (job.completed or 0) + (job.failed or 0) if job.result_files else 0
+    """What has to be in the files of an ended job: what is paid for. Lines that failed are not always listed."""
+    return (job.completed or 0) if job.status.lower() in ("completed", "expired", "cancelled") else 0
 
 
 def drive_all(

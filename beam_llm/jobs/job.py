@@ -113,10 +113,19 @@ def jitter(seed: str) -> float:
 
 
 def doubt_seconds(settings: Settings) -> float:
-    """How long a provider's 404 for a job it had acknowledged is doubted (it happens on live jobs) before it is believed."""
-    if settings.poll_seconds is None:
-        return 300.0
-    return min(max(10 * settings.poll_seconds, 1.0), 300.0)
+    """How long the provider is doubted when it denies what it has acknowledged: a job, or a finished job's results. Both happen.
+
+    Minutes; ten seconds where polls are less than one apart, which is for tests.
+    """
+    return 300.0 if settings.poll_seconds is None or settings.poll_seconds >= 1 else QUICK_DOUBT_SECONDS
+
+
+QUICK_DOUBT_SECONDS = 10.0
+
+
+def settle_seconds(settings: Settings) -> float:
+    """How long a job that was cancelled at its deadline is given to say what it has finished."""
+    return 600.0 if settings.poll_seconds is None else min(max(20 * settings.poll_seconds, 2.0), 600.0)
 
 
 def deadline_seconds(settings: Settings, window_seconds: float) -> float:

@@ -288,14 +288,18 @@ class Submitter:
     def cancel_doubles(self, intent: Intent, kept: RemoteJob, others: list[RemoteJob]) -> None:
         for job in others:
             _LOG.warning("job %d exists twice at the provider: keeping %s, cancelling %s", intent.number, kept.job_id, job.job_id)
-            try:
-                translated(lambda: self._provider.cancel_job(job.job_id))  # noqa: B023 - called at once
-            except CallError as error:
-                _LOG.warning("cancelling %s failed: %s", job.job_id, error.message)
+            self.cancel(job.job_id)
         if others:
             doc = {"format": 1, "kept": kept.job_id, "cancelled": [job.job_id for job in others]}
             if self._store.create(f"{folder(intent.number)}twice", orjson.dumps(doc)):
                 self.counted["jobs_twice"] += 1
+
+    def cancel(self, job_id: str) -> None:
+        """As far as the provider lets it be cancelled."""
+        try:
+            translated(lambda: self._provider.cancel_job(job_id))
+        except CallError as error:
+            _LOG.warning("cancelling %s failed: %s", job_id, error.message)
 
     def _in_doubt(self, intent: Intent, attempt: int, marker: Mapping[str, Any], error: CallError, total: int) -> Waiting | Ending | None:
         """The provider's jobs can't be listed. A clear refusal to list will not change; anything else may, until the deadline."""

@@ -23,7 +23,7 @@ from beam_llm import events
 from beam_llm.batching import Batcher, caps_of
 from beam_llm.calls import Asked, Tally, borrow_engine, return_engine
 from beam_llm.config import Settings
-from beam_llm.errors import Failure
+from beam_llm.errors import Failure, Kind
 from beam_llm.jobs import BatchJobRef, Driver, PartRef, PartWriter, Ready, Waiting, drive_all, find_ref, open_store
 from beam_llm.pricing import Prices
 from beam_llm.providers import connect, connect_batch
@@ -113,12 +113,12 @@ class Drive:
     def _ask(self, records: Sequence[Record]) -> Asked:
         """Live calls for what jobs left over, in prompts of the usual size; most leave nothing, so the engine is started only here."""
         if self._engine is None:
-            self._engine = borrow_engine(self._settings, partial(connect, self._settings), self._live_cost)
+            self._engine = borrow_engine(self._settings, partial(connect, self._settings), self._live_cost, storing=True)
         batcher: Batcher[None] = Batcher(self._caps, self._settings.model_name)
         closed = [batch for record in records for batch in batcher.add(record, None)] + batcher.flush()
         futures = [self._engine.submit([record for record, _ in batch]) for batch in closed]
         try:
-            answered, tally, dump = [future.result() for future in futures], Tally(), self._output.dump
+            answered, tally = [future.result() for future in futures], Tally()
         finally:
             for future in futures:
                 future.cancel()  # of those that are done, nothing
@@ -127,7 +127,7 @@ class Drive:
             tally.merge(asked.tally)
         outcomes = [outcome for asked in answered for outcome in asked.outcomes]
         self._live_ids.update(outcome.request_id for outcome in outcomes)
-        return Asked([o if o.failure is not None else o._replace(value=dump(o.value)) for o in outcomes], tally)
+        return Asked(outcomes, tally)
 
     def emitted(self, answers: Iterable[tuple[bytes, Outcome]]) -> Iterator[WindowedValue]:
         """Windowed Predictions, with typed values; counted by the thousand."""
@@ -136,11 +136,15 @@ class Drive:
         for data, outcome in answers:
             if len(told) >= 1000 and outcome.request_id != told[-1].request_id:  # a line's records are told together
                 self._tell(told)
-            told.append(outcome)
             arrived = decode(data)
             value, failure, usage, cost, model, request_id, reason, reused = outcome
             if failure is None:
-                value = load(value)
+                try:
+                    value = load(value)
+                except ValueError:  # of a model whose validators were made stricter: what was paid for stays, and others come out
+                    value, failure = None, Failure(Kind.INVALID, "the stored answer is no value of output any more", 1)
+                    outcome = outcome._replace(value=None, failure=failure)
+            told.append(outcome)
             prediction = Prediction(arrived.value, value, failure, usage, cost, model, request_id, reason, reused)
             if collecting:
                 yield WindowedValue(prediction, arrived.timestamp, [GlobalWindow()])
