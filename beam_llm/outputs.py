@@ -416,6 +416,9 @@ _KEPT = (
 )  # fmt: skip
 """Keywords of OpenAI's strict mode that hold no schema (developers' guide to structured outputs, 2026-11)."""
 
+_TOLD = ("minLength", "maxLength", "pattern", "format", "uniqueItems")
+"""What strict mode does not enforce goes to the model in words, as part of the description; the answer is held to it all the same."""
+
 _FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
 _BEYOND = ("allOf", "not", "if", "then", "else", "prefixItems", "patternProperties", "dependentSchemas", "contains", "propertyNames")
 
@@ -434,7 +437,7 @@ def _with_root(given: Schema) -> Schema:
 def strict_schema(schema: Schema, problems: list[str], *, optional_is_null: bool) -> Schema:
     """The schema as OpenAI's strict mode takes it: closed objects, all properties required, unknown keywords dropped.
 
-    Dropped rules (lengths, defaults, titles) are still checked when the answer comes.
+    Rules that strict mode has no word for (lengths, some patterns) become part of the description, and are checked when the answer comes.
 
     Args:
       schema: as `_with_root` gives it.
@@ -465,6 +468,9 @@ class _Strict:
             return self.node({**{key: value for key, value in node.items() if key != "allOf"}, **node["allOf"][0]})
         self.problems.extend(word for word in _BEYOND if word in node)
         strict = {key: node[key] for key in _KEPT if key in node and _is_taken(key, node[key])}
+        told = [f"{key} {node[key]}" for key in _TOLD if key in node and key not in strict]
+        if told:
+            strict["description"] = "; ".join(filter(None, [node.get("description"), *told]))
         if "anyOf" in node or "oneOf" in node:
             strict["anyOf"] = [self.node(member) for member in (*node.get("anyOf", ()), *node.get("oneOf", ()))]
         if "items" in node or node.get("type") == "array":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import enum
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, NoReturn
@@ -70,6 +71,8 @@ def _slow_json(value: Any) -> str:
 
 def _simpler(value: Any) -> Any:
     """What stands for a value that JSON has no word for; duck-typed, so that no Beam or pydantic is imported here."""
+    if inspect.isroutine(value) or isinstance(value, type):
+        raise TypeError(f"{value.__qualname__} is a method or a class, not a value; a field of that name is reached as element['name']")
     for method in ("model_dump", "as_dict", "_asdict", "to_dict"):
         if callable(found := getattr(value, method, None)):
             return found()

@@ -143,7 +143,8 @@ class Task:
         return estimate_tokens(template.render([view], "")) - self._batchless_tokens
 
     def _text(self, inputs: Sequence[str]) -> str:
-        return inputs[0] if len(inputs) == 1 else self._template.fill(inputs)
+        """The record's own prompt, as a batch template sees it."""
+        return self._template.fill(inputs)
 
     def _record_id(self, fields: Mapping[str, Any]) -> str | None:
         name = self.settings.record_id

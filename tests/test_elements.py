@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Literal, NamedTuple, Optional
+from typing import Any, Literal, NamedTuple, Optional
 
 import apache_beam as beam
 import pydantic
 import pytest
 from apache_beam.typehints.row_type import RowTypeConstraint
 
+from beam_llm.config import settings
 from beam_llm.errors import Failure, UsageError
 from beam_llm.outputs import Output
+from beam_llm.transforms.calls import Former
 from beam_llm.transforms.elements import RowShape, declared_fields, fields_of, is_keyed
 from beam_llm.values import Prediction
 
@@ -42,6 +44,28 @@ class Review(pydantic.BaseModel):
     sentiment: Literal["positive", "negative"]
     score: float
     tags: list[str]
+
+
+@dataclasses.dataclass
+class LateField:
+    id: int
+    text: str = dataclasses.field(init=False)
+
+
+def test_an_element_whose_fields_can_not_be_read_is_its_own_error():
+    failure = Former(settings("openai:m", prompt="{{ text }}", base_url="http://127.0.0.1:1/v1")).record(LateField(1))
+    assert failure == ("prompt", "the fields of this LateField can't be read: AttributeError", 0)
+    assert RowShape(Output(str), "answer", Any).row(Prediction(LateField(1), None, failure)).answer is None
+
+
+def test_keys_that_are_no_strings_become_names_of_fields():
+    row = RowShape(Output(str), "answer", Any).row(Prediction({1: "a", "text": "x"}, "y"))
+    assert row.as_dict() == {"1": "a", "text": "x", "answer": "y", "answer_error": None}
+
+
+def test_the_answer_can_not_take_the_place_of_the_element():
+    with pytest.raises(UsageError, match="output_field is 'element'"):
+        RowShape(Output(str), "element", str)
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,19 @@ def test_a_limit_of_requests_per_minute_is_kept_by_waiting(monkeypatch):
     assert len(predictions) == 80
 
 
-@pytest.mark.parametrize("kind", ["drop_before", "drop_after", "server_error", "garbage_body"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_body_that_is_no_reply_is_like_any_other_reply_that_can_not_be_read(no_waiting, batch_size):
+    """One record that the server chokes on costs the others nothing: the prompt is halved, down to it."""
+    texts = distinct_texts(8)
+    with Emulator(faults=[Fault("garbage_body", text=texts[2])]) as emulator:
+        predictions = collected(predict(emulator, batch_size=batch_size, max_retries=2), rows_of(texts))
+        assert emulator.calls <= 8 / batch_size + 2 * math.log2(batch_size) + 2
+    assert {p.element["text"]: p.error and p.error.kind for p in predictions} == {
+        text: Kind.UNREADABLE if text == texts[2] else None for text in texts
+    }
+
+
+@pytest.mark.parametrize("kind", ["drop_before", "drop_after", "server_error"])
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_connections_that_break_and_servers_that_fail_are_asked_again(no_waiting, kind, batch_size):
     texts = distinct_texts(8)

@@ -222,10 +222,10 @@ def test_any_text_gives_a_value_that_can_be_kept_or_a_value_error(declared, text
     assert output.load(output.dump(value)) == value
 
 
-def test_a_strict_schema_closes_objects_requires_all_and_drops_what_providers_refuse():
+def test_a_strict_schema_closes_objects_requires_all_and_says_in_words_what_providers_refuse():
     assert Output(Titled).schema == {
         "type": "object",
-        "properties": {"title": {"type": "string", "description": "what it says"}},
+        "properties": {"title": {"type": "string", "description": "what it says; maxLength 5"}},
         "required": ["title"],
         "additionalProperties": False,
     }

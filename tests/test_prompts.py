@@ -185,6 +185,14 @@ def test_what_gives_another_text_each_time_is_not_there():
         PromptTemplate("{{ lipsum() }}").inputs({"text": "x"}, None)
 
 
+@pytest.mark.parametrize("source", ["{{ element.items }}", "{{ element.text.upper }}"])
+def test_a_method_is_no_value(source):
+    """It would be shown by its address in memory, another one in each process."""
+    fields = {"text": "a", "items": 3}
+    with pytest.raises(PromptError, match="TypeError"):
+        PromptTemplate(source).inputs(fields, fields)
+
+
 # Envelopes
 
 HOSTILE = [

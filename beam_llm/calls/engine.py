@@ -348,6 +348,8 @@ class Engine:
             ask.fail(members, Failure(Kind.ABORTED if aborted else error.kind, error.message))
             if aborted:
                 ask.aborted = Aborted(Kind.ABORTED, error.message, status=error.status)
+            if error.kind == Kind.UNREADABLE:  # a 200 whose body is no reply: like any other reply that can't be read
+                return members, Kind.UNREADABLE
             return members, Kind.REJECTED if error.remedy is Remedy.SPLIT or _is_too_slow(error, members) else Kind.UNAVAILABLE
         return self._kept(ask, members, completion)
 
@@ -366,7 +368,8 @@ class Engine:
             try:
                 return await self._call(ask, members, request, deadline)
             except CallError as error:
-                if error.remedy is not Remedy.RETRY or attempt >= self._max_retries or (attempt and _is_too_slow(error, members)):
+                gives_up = attempt >= self._max_retries or (attempt and _is_too_slow(error, members))
+                if error.remedy is not Remedy.RETRY or error.kind == Kind.UNREADABLE or gives_up:
                     raise
                 wait = backoff_seconds(attempt, error.retry_after_seconds, deadline.left(), self._rng)
                 if wait is None:

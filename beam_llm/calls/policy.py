@@ -22,6 +22,7 @@ from beam_llm.errors import Kind
 BACKOFF_FIRST_SECONDS = 0.5
 BACKOFF_MOST_SECONDS = 8.0
 RETRY_AFTER_MOST_SECONDS = 30.0
+RETRY_AFTER_SENSIBLE_SECONDS = 600.0
 
 _ONE_TO_BLAME = frozenset({Kind.REFUSED, Kind.TRUNCATED, Kind.REJECTED, Kind.PROMPT, Kind.TOO_LARGE})
 _ASKABLE_AGAIN = frozenset({Kind.MISSING, Kind.INVALID, Kind.UNREADABLE})
@@ -71,13 +72,11 @@ def _again(left: int) -> Step:
 def backoff_seconds(attempt: int, retry_after_seconds: float | None, left_seconds: float, rng: random.Random) -> float | None:
     """The wait before retry number `attempt` (from 0), or None where no time is left for it.
 
-    Full jitter below 0.5·2^attempt s (at most 8 s). A `Retry-After` is honoured up to 30 s, with a tenth of jitter on top; one
-    beyond what is left of the call's deadline ends the call at once: 114 h were once obeyed elsewhere (openai-dotnet#404).
+    Full jitter below 0.5·2^attempt s (at most 8 s). A `Retry-After` is honoured up to 30 s, with a tenth of jitter on top; one of more
+    than ten minutes is passed over: 114 h were once obeyed elsewhere (openai-dotnet#404).
     """
-    if retry_after_seconds is None:
+    if retry_after_seconds is None or retry_after_seconds > RETRY_AFTER_SENSIBLE_SECONDS:
         wait = rng.uniform(0.0, min(BACKOFF_MOST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0**attempt))
-    elif retry_after_seconds >= left_seconds:
-        return None
     else:
         wait = min(max(retry_after_seconds, 0.0), RETRY_AFTER_MOST_SECONDS) * rng.uniform(1.0, 1.1)
     return wait if wait < left_seconds else None

@@ -81,7 +81,11 @@ class Former:
         """The element's record, or why it can't be one."""
         value = element[1] if is_keyed(element) else element
         try:
-            record = self.task.record(fields_of(value), value, self._count)
+            fields = fields_of(value)
+        except Exception as error:  # whatever a user's class does in its attributes
+            return Failure(Kind.PROMPT, f"the fields of this {type(value).__name__} can't be read: {type(error).__name__}")
+        try:
+            record = self.task.record(fields, value, self._count)
         except PromptError as error:
             return Failure(Kind.PROMPT, str(error))
         if self._batcher.too_large(record):

@@ -106,10 +106,12 @@ class RowShape:
         self._answer = column_of(output)
         self._key_type, value_type = split_type(element_type)
         self._columns = element_columns(value_type)
-        self._check_names()
+        self._check_names(value_type)
         self.type_hint = self._type_hint()
 
-    def _check_names(self) -> None:
+    def _check_names(self, value_type: Any) -> None:
+        if self._columns is None and value_type in _SCALARS and self._field == "element":
+            raise UsageError("output_field is 'element': that is the field of the element itself; choose another name")
         if self._columns is None:
             return
         clash = {self._field, self._error_field} & self._columns.keys()
@@ -131,7 +133,7 @@ class RowShape:
         """The row; a `(key, row)` pair where the element was keyed."""
         keyed = is_keyed(prediction.element)
         value = prediction.element[1] if keyed else prediction.element
-        known = dict(fields_of(value)) or {"element": value} if self._columns is None else _row_values(value, self._columns)
+        known = _known_values(value) if self._columns is None else _row_values(value, self._columns)
         known[self._field] = None if prediction.error is not None else self._answer.convert(prediction.value)
         known[self._error_field] = None if prediction.error is None else str(prediction.error)
         row = beam.Row(**known)
@@ -189,6 +191,15 @@ def element_columns(element_type: Any) -> dict[str, Column] | None:
     """The columns of an element's own fields, by name. What has no type in a schema stays as it is, under `Any`."""
     fields = declared_fields(element_type)
     return None if fields is None else {name: _none_stays(_column(kind, _field_column)) for name, kind in fields}
+
+
+def _known_values(value: Any) -> dict[str, Any]:
+    """The fields of an element without a schema."""
+    try:
+        fields = fields_of(value)
+    except Exception:  # then it has an error, which says so
+        fields = {}
+    return {str(name): field for name, field in fields.items()} or {"element": value}
 
 
 def _row_values(value: Any, columns: Mapping[str, Column]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from apache_beam import coders, pvalue
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.error_handling import ErrorHandler
 
+from beam_llm.batching import caps_of
 from beam_llm.config import OPTIONS, Settings, key_of, settings, settings_from_options
 from beam_llm.outputs import Output
 from beam_llm.pricing import your_prices
@@ -63,7 +64,9 @@ class _WithSettings(beam.PTransform):
     def _use(self, checked: Settings) -> None:
         """Whatever is wrong with the settings is said here, before there is a pipeline."""
         check(checked)
-        Task(checked)
+        task = Task(checked)
+        if checked.max_input_tokens or checked.context_window:
+            caps_of(checked, task.shared_tokens, checked.context_window)
         your_prices(checked)
         _warn_of_one_prompt_for_all(checked)
         if checked.mode == "batch_api":
