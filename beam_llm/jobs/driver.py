@@ -246,13 +246,12 @@ class Driver:
 
     def _without_double(self, intent: Intent, remote: _Remote, job: RemoteJob) -> RemoteJob:
         """Looks whether an earlier attempt, given up as not found, made a job after all. The older stays, unless one has ended
-        already; then that one. Looks again until the list shows the younger: only then would it show an older one, too."""
+        already; then that one. Looks again at every poll: a list may show an older one later than the younger."""
         try:
             found = self._submitter.ours(intent)
         except CallError as error:
             _LOG.warning("job %d: can't look for a double: %s", intent.number, error.message)
             return job
-        remote.doubted = all(other.job_id != remote.job_id for other in found)
         if all(other.job_id == remote.job_id for other in found):
             return job
         kept = next((other for other in found if other.status.lower() == "completed"), found[0])

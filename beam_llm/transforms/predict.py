@@ -157,7 +157,8 @@ class CollectBatchJobs(_WithSettings):
 
     Takes the arguments its `SubmitBatchJobs` had: `staging_location` finds the elements, `prompt` and `output` read the answers.
     Predictions have their elements' timestamps and are in the global window: the windows of another pipeline mean nothing here.
-    A job that still queues has no id yet; `#3` is job number 3.
+    A job that still queues has no id yet; `#3` is job number 3. An id stands for the elements of the run that created the job: a later run
+    with the same records has refs of its own, and elements that failed before any call are in no job, only behind their ref.
     """
 
     _FIXED: ClassVar[Mapping[str, Any]] = {"mode": "batch_api"}
