@@ -12,7 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, SlidingWindows, TimestampedValue
 from apache_beam.typehints.row_type import RowTypeConstraint
 
-from beam_llm import LLMPredict, Prediction, UsageError
+from beam_llm import CollectBatchJobs, LedgerError, LLMPredict, Prediction, SubmitBatchJobs, UsageError
 from beam_llm.testing import Emulator, Fault
 from tests.collecting import Collect
 from tests.element_classes import Named, Plain, Typed
@@ -243,3 +243,20 @@ def test_nothing_in_gives_nothing_out(options):
 def test_what_can_not_work_is_refused_before_there_is_a_pipeline(changes, message):
     with pytest.raises(UsageError, match=message):
         LLMPredict("openai:gpt-4.1-mini", **{"prompt": PROMPT, **changes})
+
+
+@pytest.mark.parametrize("build", [LLMPredict, SubmitBatchJobs, CollectBatchJobs], ids=lambda build: build.__name__)
+@pytest.mark.parametrize(
+    ("ledger", "complaint"),
+    [(b'{"format": 99, "id": "x"}', "format 99.*reads up to 1: upgrade"), (b'{"format": 1, "i', "ledger.json is damaged")],
+    ids=["newer", "half-written"],
+)
+def test_a_ledger_that_can_not_be_read_is_refused_before_there_is_a_pipeline(tmp_path, build, ledger, complaint):
+    (tmp_path / "ledger.json").write_bytes(ledger)
+    with pytest.raises(LedgerError, match=complaint):
+        build("openai:gpt-4.1-mini", PROMPT, mode="batch_api", staging_location=str(tmp_path))
+
+
+def test_building_leaves_a_staging_location_without_a_ledger_as_it_is(tmp_path):
+    LLMPredict("openai:gpt-4.1-mini", PROMPT, mode="batch_api", staging_location=str(tmp_path))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

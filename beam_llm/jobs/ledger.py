@@ -243,6 +243,17 @@ def _log_name(number: int) -> str:
     return f"log/{number:020d}"
 
 
+def check_format(store: Store) -> None:
+    """Looks whether this version can read the location's ledger, if it has one; writes nothing.
+
+    Raises:
+      LedgerError: its format is newer, or `ledger.json` is damaged.
+    """
+    data = store.get("ledger.json")
+    if data is not None:
+        _parsed("ledger.json", data)
+
+
 def _opened(store: Store) -> str:
     data = store.get("ledger.json")
     if data is None:
