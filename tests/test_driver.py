@@ -104,6 +104,33 @@ def test_answers_of_a_job_come_out_when_it_is_done_not_when_all_are(world: World
     assert times[1] + world.fake.answers_after <= times[2]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "done"),
+    [(TEXTS, 11), (TEXTS[:8], 4), (TEXTS[:3], 1), (TEXTS * 2, 22)],
+    ids=["all of the job's", "some of the job's", "few of the job's", "each twice"],
+)
+def test_progress_counts_the_records_of_this_run_not_those_of_the_job(world: World, wanted: list[str], done: int) -> None:
+    first, driver = world.plan(TEXTS), world.driver()
+    driver.step(first[0])
+    (ref,) = world.plan(wanted)
+    world.fake.jobs[0].completed, world.fake.jobs[0].failed = 10, 1
+    world.clock.now += 2
+    looks = [driver.step(ref), driver.step(first[0]), driver.step(ref)]  # the later ones are of the same poll
+    assert [(look.done, look.total) for look in looks if isinstance(look, Waiting)] == [
+        (done, len(wanted)),
+        (11, 20),
+        (done, len(wanted)),
+    ]
+
+
+@pytest.mark.parametrize("lines", [1, 3, 7, 50_000])
+def test_progress_gives_whole_records_back_and_says_all_only_at_the_end(lines: int) -> None:
+    looks = [Waiting(0.0, None, "", Waiting.part(count, lines), lines).done for count in range(0, lines + 1, max(lines // 7, 1))]
+    assert looks == list(range(0, lines + 1, max(lines // 7, 1)))
+    assert Waiting(0.0, None, "", Waiting.part(lines + 3, lines), 40).done == 40
+    assert Waiting(0.0, None, "", Waiting.part(lines - 1, lines), 40).done < 40  # type: ignore[operator]
+
+
 def test_elements_with_an_early_failure_come_out_with_it(world: World) -> None:
     known = world.settings()
     task, store = Task(known), open_store(world.location)

@@ -426,9 +426,10 @@ class Driver:
 
 
 def _records_done(intent: Intent, job: RemoteJob) -> int | None:
+    """As `Waiting.done_ppb`: the refs that wait for a job differ in their records, but not in the part of them that is done."""
     if job.completed is None or not intent.line_count:
         return None
-    return min((job.completed + (job.failed or 0)) * intent.records // intent.line_count, intent.records)
+    return Waiting.part(job.completed + (job.failed or 0), intent.line_count)
 
 
 def _expected_lines(job: RemoteJob) -> int:
