@@ -404,8 +404,37 @@ def test_attach_to_a_job_that_is_not_there_is_one_line(
 
 def test_attach_with_another_question_is_refused(tmp_path: Path, submitted: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     other = [part if part != PROMPT else "Topic: {{ text }}" for part in submitted]
-    assert main(["jobs", "attach", "--output", str(tmp_path / "again.jsonl"), *other]) != 0
-    said(capsys)
+    assert main(["jobs", "attach", "--output", str(tmp_path / "again.jsonl"), *other]) == 2
+    assert "1 job found, but none made with this model, prompt" in said(capsys)
+
+
+OTHER = "Topic: {{ text }}"
+
+
+@pytest.fixture
+def two_prompts(tmp_path: Path, submitted: list[str]) -> list[str]:
+    """Two more jobs in the same staging location, of another prompt; the arguments that name the first job's question."""
+    other = [OTHER if part == PROMPT else part for part in submitted]
+    for number in (1, 2):
+        name = reviews(tmp_path, 4 * number, f"other-{number}.jsonl")
+        assert main(["predict", name, "--output", str(tmp_path / f"topics-{number}.jsonl"), "--mode", "batch_api", "--quiet", *other]) == 0
+    return submitted
+
+
+def test_attach_collects_the_jobs_of_its_own_question_and_says_how_many_it_left(
+    tmp_path: Path, llm_emulator: Emulator, two_prompts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["jobs", "attach", "--output", str(tmp_path / "again.jsonl"), "--quiet", *two_prompts]) == 0
+    assert "left 2 jobs of other prompts" in said(capsys)
+    assert rows(tmp_path / "again.jsonl") == rows(tmp_path / "out.jsonl")
+
+
+def test_attach_to_a_named_job_of_another_question_is_refused(
+    tmp_path: Path, two_prompts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["jobs", "attach", "2", "--output", str(tmp_path / "again.jsonl"), "--quiet", *two_prompts]) == 2
+    assert "job 2" in said(capsys)
+    assert not (tmp_path / "again.jsonl").exists()
 
 
 def test_ls_and_show_say_what_the_ledger_knows(tmp_path: Path, submitted: list[str], capsys: pytest.CaptureFixture[str]) -> None:

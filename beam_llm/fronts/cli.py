@@ -269,7 +269,9 @@ def _add_jobs(commands: Any) -> None:
     action("ls", "all jobs, one a line").add_argument("--json", action="store_true", help="JSON lines")
     action("show", "one job in full").add_argument("id", metavar="ID", help="number in the log, or the provider's job id")
     attach = action("attach", "waits for jobs, collects them and writes their records with their answers")
-    attach.add_argument("ids", nargs="*", metavar="ID", help="numbers in the log or the provider's job ids (default: all)")
+    attach.add_argument(
+        "ids", nargs="*", metavar="ID", help="numbers in the log or job ids (default: all of this prompt, model and output)"
+    )
     attach.add_argument("--output", required=True, metavar="OUT", help="file to write: .jsonl; - is stdout")
     attach.add_argument("--quiet", action="store_true", help="no progress and no summary")
     add_options(attach, leave_out=("mode", "staging_location"))

@@ -24,6 +24,7 @@ from beam_llm.fronts.writers import Answer, refuse_overwriting, write_json_lines
 from beam_llm.jobs import Cleanup, JobView, admin, open_store
 from beam_llm.protocols import BatchProvider, Store
 from beam_llm.providers import connect_batch
+from beam_llm.task import Task
 
 
 def ls(chosen: argparse.Namespace) -> int:
@@ -96,7 +97,9 @@ def attach(chosen: argparse.Namespace) -> int:
     refuse_overwriting(chosen.output, [])
     if chosen.output != "-" and not chosen.output.endswith((".jsonl", ".ndjson")):
         raise UsageError(f"the output {chosen.output!r} has to be a .jsonl file, or - for stdout")
-    ids = _job_ids(_store(chosen.staging_location), chosen.ids)
+    ids, left = _job_ids(_store(chosen.staging_location), chosen.ids, Task(checked).fingerprint.hex())
+    if left:
+        print(f"{chosen.name}: left {plural(left, 'job')} of other prompts, models or outputs", file=sys.stderr)
     folder = tempfile.mkdtemp(prefix="beam-llm-attach-")
     try:
         tally = _collected(chosen, checked, ids, folder)
@@ -129,16 +132,28 @@ def _rows(folder: str) -> Iterator[tuple[Row, Answer]]:
         yield Row(0, fields, None), Answer(kept.value, kept.error)
 
 
-def _job_ids(store: Store, given: Sequence[str]) -> list[str]:
-    """Provider ids of the jobs named by number or id; of all that have one, where none is named. A follow-up comes with its job.
+def _job_ids(store: Store, given: Sequence[str], task: str) -> tuple[list[str], int]:
+    """Provider ids of the jobs named by number or id. A follow-up comes with its job.
+
+    Args:
+      task: hex digest of the task, all of whose jobs that have an id are meant where none is named.
+
+    Returns:
+      The ids, and how many jobs of other tasks were left.
 
     Raises:
-      UsageError: a job that isn't in the ledger, or has no id yet.
+      UsageError: a job that isn't in the ledger, or has no id yet; or there are only jobs of other tasks.
     """
-    if not given:
-        return [job.job_id for job in admin.list_jobs(store) if job.job_id is not None and job.kind == "job"]
-    ids = dict.fromkeys(_job_id(admin.show(store, name)[0]) for name in given)
-    return list(ids)
+    if given:
+        return list(dict.fromkeys(_job_id(admin.show(store, name)[0]) for name in given)), 0
+    jobs = [job for job in admin.list_jobs(store) if job.job_id is not None and job.kind == "job"]
+    ids = [str(job.job_id) for job in jobs if job.task == task]
+    if jobs and not ids:
+        raise UsageError(
+            f"{plural(len(jobs), 'job')} found, but none made with this model, prompt, output and parameters: "
+            "collect them with the arguments they were submitted with"
+        )
+    return ids, len(jobs) - len(ids)
 
 
 def _job_id(job: JobView) -> str:

@@ -27,6 +27,7 @@ class JobView:
       left: records passed on to `follow_up`, or to live calls.
       doubles: further remote jobs that were made for it, found, and cancelled.
       cost_usd: paid for this job's own replies; None where it isn't done or the price is unknown.
+      task: hex digest of all that shapes the answers, as `Task.fingerprint`.
     """
 
     number: int
@@ -48,6 +49,7 @@ class JobView:
     cost_usd: float | None = None
     attempts: int = 1
     doubles: int = 0
+    task: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -115,6 +117,7 @@ def _view(store: Store, intent: Intent) -> JobView:
         cost_usd=done.get("cost_usd"),
         attempts=where.attempt + 1,
         doubles=len((read_json(store, folder(intent.number) + "twice") or {}).get("cancelled", ())) if "twice" in names else 0,
+        task=intent.task,
     )
 
 
