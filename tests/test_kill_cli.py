@@ -124,6 +124,21 @@ def test_killed_then_cancelled_the_finished_part_is_kept_and_the_rest_asked_only
     assert billed(emulator, TEXTS) == once(TEXTS)
 
 
+def test_cancelling_a_job_that_the_provider_has_completed_says_so_and_it_is_collected(
+    start_emulator: Start, folder: Path, led: Callable[[Emulator], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    emulator = start_emulator(batch_seconds=0.1)
+    led(emulator)
+    assert command(folder, emulator, kill="waiting") == -signal.SIGKILL
+    wait_until(lambda: emulator.jobs[0]["status"] == "completed")
+    assert jobs("cancel", "1", folder=folder) == 2
+    captured = capsys.readouterr()
+    assert f"{emulator.jobs[0]['id']} had already ended: completed" in captured.err
+    assert "asked the provider" not in captured.out
+    assert command(folder, emulator) == 0
+    assert answers(folder) == RIGHT
+
+
 def test_after_a_cleanup_the_next_run_still_pays_nothing(
     start_emulator: Start, folder: Path, led: Callable[[Emulator], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -203,6 +203,17 @@ def test_cancel_asks_the_provider_and_says_what_it_cannot(local: World) -> None:
         cancel(store, local.fake, "1")
 
 
+@pytest.mark.parametrize("ended", ["completed", "expired", "cancelled"])
+def test_cancelling_what_has_ended_at_the_provider_says_how(local: World, ended: str) -> None:
+    local.fake.expire_after, local.fake.cancel_after = {"expired": (4, None), "cancelled": (None, 4)}.get(ended, (None, None))
+    (ref,) = local.plan(TEXTS)
+    local.driver().step(ref)
+    local.clock.now += local.fake.answers_after
+    with pytest.raises(UsageError, match=f"{local.fake.jobs[0].job_id} had already ended: {ended}"):
+        cancel(open_store(local.location), local.fake, "1")
+    assert not local.fake.calls["cancel"]
+
+
 def test_cleanup_takes_texts_of_finished_jobs_and_nothing_that_is_still_needed(local: World) -> None:
     local.run(TEXTS)
     unfinished = local.plan(["still to come", *TEXTS[:3]])

@@ -8,7 +8,7 @@ from typing import Any
 from beam_llm.errors import CallError, LedgerError, UsageError
 from beam_llm.jobs.chain import Chain, follow_up_number, read_json
 from beam_llm.jobs.columns import key_at, keys_array
-from beam_llm.jobs.job import Standing, Where, folder, standing
+from beam_llm.jobs.job import TERMINAL, Standing, Where, folder, standing
 from beam_llm.jobs.ledger import Intent, Ledger
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import PartReader
@@ -144,7 +144,8 @@ def cancel(store: Store, provider: BatchProvider, job: str) -> str:
     """Asks the provider to cancel a job; what it has finished is kept, and collected by whoever waits for it. Returns its id.
 
     Raises:
-      UsageError: there is no such job, it was not submitted yet, or it has ended.
+      UsageError: there is no such job, it was not submitted yet, or it has ended, here or at the provider.
+      CallError: the provider doesn't know the job, or can't be reached.
     """
     number = resolved(store, job)
     view = _view(store, Ledger(store).intent(number))
@@ -152,6 +153,9 @@ def cancel(store: Store, provider: BatchProvider, job: str) -> str:
         raise UsageError(f"job {number} has ended ({view.ended}); there is nothing to cancel")
     if view.job_id is None or view.state != "created":
         raise UsageError(f"job {number} is {view.state}: the provider does not have it yet, so there is nothing to cancel")
+    status = provider.retrieve_job(view.job_id).status.lower()
+    if status in TERMINAL:
+        raise UsageError(f"{view.job_id} had already ended: {status}; the next run or `beam-llm jobs attach` collects it")
     provider.cancel_job(view.job_id)
     return view.job_id
 
