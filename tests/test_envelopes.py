@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import apache_beam as beam
 import pytest
+from apache_beam.coders import StrUtf8Coder
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.window import (
     FixedWindows,
@@ -19,9 +20,11 @@ from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm import LLMPredict
 from beam_llm.config import settings
+from beam_llm.errors import LedgerError
+from beam_llm.jobs.store import LocalStore
 from beam_llm.testing import Emulator
 from beam_llm.transforms.calls import form_in_bundles, packed, unpacked
-from beam_llm.transforms.envelopes import Arrivals
+from beam_llm.transforms.envelopes import Arrivals, EnvelopeCoder, EnvelopeReader
 from tests.collecting import Collect
 
 WINDOWS = tuple(IntervalWindow(start, start + 30) for start in (0, 10, 20))
@@ -46,6 +49,21 @@ def test_calls_for_one_element_are_joined_and_equal_elements_are_not(calls, expe
     arrivals = Arrivals()
     joined = [arrivals.put(in_windows(element, window)) for element, window in calls] + [arrivals.last()]
     assert [(e.value, int(e.timestamp), tuple(e.windows)) for e in joined if e is not None] == [(e, 25, w) for e, w in expected]
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 1.0], ids=["zero-length", "half", "whole"])
+def test_a_coder_that_was_cut_is_an_error_that_names_it(tmp_path, part):
+    store, coder = LocalStore(str(tmp_path)), EnvelopeCoder(StrUtf8Coder(), FixedWindows(30).get_window_coder())
+    coder.save(store)
+    (name,) = store.list("coders/")
+    whole = store.get(name)
+    store.put(name, whole[: int(len(whole) * part)])
+    reader, envelope = EnvelopeReader(store), coder.encode(in_windows("a", *WINDOWS))
+    if part == 1.0:
+        assert reader.decode(envelope) == in_windows("a", *WINDOWS)
+        return
+    with pytest.raises(LedgerError, match=f"{name} is damaged or was cut"):
+        reader.decode(envelope)
 
 
 def test_a_parcel_of_elements_is_in_one_window_whatever_its_elements_are_in():

@@ -95,6 +95,44 @@ def test_what_this_version_cannot_read_is_a_clear_error(local: World, name: str,
         local.plan(TEXTS)
 
 
+def _rerun(world: World) -> object:
+    return world.run(TEXTS)
+
+
+def _list(world: World) -> object:
+    return list_jobs(open_store(world.location))
+
+
+def _tidy(world: World) -> object:
+    return cleanup(open_store(world.location), world.fake)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5], ids=["zero-length", "half"])
+@pytest.mark.parametrize(
+    ("word", "is_done", "use"),
+    [
+        ("created-0000", False, _rerun),
+        ("created-0000", False, _list),
+        ("created-0000", True, _list),
+        ("created-0000", True, _tidy),
+        ("done", True, _rerun),
+        ("done", True, _list),
+        ("done", True, _tidy),
+    ],
+)
+def test_a_cut_document_of_a_job_is_an_error_that_names_it(local: World, word: str, is_done: bool, use: Any, part: float) -> None:
+    driver, refs = local.driver(), local.plan(TEXTS)
+    driver.step(refs[0])
+    if is_done:
+        local.run(TEXTS)
+    store, name = open_store(local.location), f"jobs/00000000000000000001/{word}"
+    whole = store.get(name) or b""
+    store.put(name, whole[: int(len(whole) * part)])
+    local.restart()
+    with pytest.raises(LedgerError, match=f"{name} is damaged or was cut"):
+        use(local)
+
+
 def test_log_numbers_are_never_used_again(local: World) -> None:
     for number in range(3):
         local.plan([f"text {number}"])

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from beam_llm.errors import Kind
+from beam_llm.errors import Kind, LedgerError
 from beam_llm.jobs.columns import Array
 from beam_llm.jobs.job import ASK, FOLLOW_UP, REST, folder
 from beam_llm.jobs.ledger import Ledger
@@ -40,8 +40,18 @@ class Link(NamedTuple):
 
 
 def read_json(store: Store, name: str) -> dict[str, Any] | None:
+    """The document, or None where there is none.
+
+    Raises:
+      LedgerError: it was cut, or is damaged.
+    """
     data = store.get(name)
-    return None if data is None else dict(orjson.loads(data))
+    if data is None:
+        return None
+    try:
+        return dict(orjson.loads(data))
+    except (ValueError, TypeError) as error:
+        raise LedgerError(f"{name} is damaged or was cut ({len(data)} bytes): {error}") from error
 
 
 def follow_up_number(store: Store, number: int) -> int | None:

@@ -83,7 +83,7 @@ class EnvelopeCoder:
     def __init__(self, element_coder: coders.Coder, window_coder: coders.Coder):
         self._coder = coders.WindowedValueCoder(element_coder, window_coder)
         self._pickled = pickler.dumps(self._coder)
-        self.name = hashlib.sha256(self._pickled).digest()[:CODER_NAME_BYTES]
+        self.name = _named(self._pickled)
         self._impl = self._coder.get_impl()
 
     def save(self, store: Store) -> None:
@@ -120,7 +120,13 @@ class EnvelopeReader:
         pickled = self._store.get(_coder_object(name))
         if pickled is None:
             raise LedgerError(f"the staging location lacks {_coder_object(name)}: the elements' coder, without which they can't be read")
+        if _named(pickled) != name:
+            raise LedgerError(f"{_coder_object(name)} is damaged or was cut ({len(pickled)} bytes): its digest does not match its name")
         return pickler.loads(pickled).get_impl()
+
+
+def _named(pickled: bytes) -> bytes:
+    return hashlib.sha256(pickled).digest()[:CODER_NAME_BYTES]
 
 
 def _coder_object(name: bytes) -> str:
