@@ -71,6 +71,16 @@ def test_csv_in_and_out_keeps_quotes_newlines_and_commas(tmp_path: Path) -> None
         ]
 
 
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"], ids=repr)
+def test_a_cell_of_several_lines_comes_back_equal_whatever_ends_them(tmp_path: Path, end: str) -> None:
+    cell = f"line one{end}line two"
+    (tmp_path / "in.csv").write_bytes(f'id,text\n1,"{cell}"\n'.encode())
+    through([str(tmp_path / "in.csv")], tmp_path / "out.csv", [Answer(cell, cell)], {"type": "string"})
+    with open(tmp_path / "out.csv", newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["id", "text", "answer", "answer_error"], ["1", cell, cell, cell]]
+    assert (tmp_path / "out.csv").read_bytes().startswith(b"id,text,answer,answer_error\n1,")
+
+
 def test_a_csv_of_several_json_lines_has_every_field_as_a_column(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", '{"a": true}\n{"b": {"c": [1]}}\n')
     through([source], tmp_path / "out.csv", [Answer("x", None), Answer(1.5, None)], {"type": "string"})

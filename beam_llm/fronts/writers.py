@@ -140,9 +140,19 @@ def _cell(value: Any) -> Any:
     return _json_bytes(value).decode().strip('"') if not isinstance(value, (dict, list)) else _json_bytes(value).decode()
 
 
+class _Lines:
+    """Ends a `csv.writer`'s lines with `\\n`; told to do so itself, Python before 3.11.9 leaves a `\\r` unquoted (gh-67044)."""
+
+    def __init__(self, text: io.TextIOWrapper):
+        self._text = text
+
+    def write(self, line: str) -> None:
+        self._text.write(line.removesuffix("\r\n") + "\n")
+
+
 def _write_csv(file: IO[bytes], rows: Iterable[tuple[Row, Answer]], field: str, shape: _Shape) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-    lines = csv.writer(text, lineterminator="\n")
+    lines = csv.writer(_Lines(text), lineterminator="\r\n")
     names = list(shape.columns)
     lines.writerow([*names, field, f"{field}_error"])
     for row, answer in rows:
