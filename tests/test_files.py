@@ -34,7 +34,7 @@ def write(path: Path, text: str) -> str:
 def through(inputs: list[str], output: Path, answers: list[Answer], schema: object = OPINION) -> None:
     """Reads the inputs and writes them with the answers, as `predict` does."""
     sources = find_sources(inputs)
-    write_rows(str(output), None, sources, survey(sources).columns, "answer", schema, iter(answers))  # type: ignore[arg-type]
+    write_rows(str(output), None, sources, survey(sources).columns, "answer", schema, lambda: iter(answers))  # type: ignore[arg-type]
 
 
 GOOD = Answer({"mood": "good", "score": 0.5}, None)
@@ -105,6 +105,58 @@ def test_parquet_from_json_lines_finds_column_types_and_writes_the_rest_as_json(
     assert {name: str(written.schema.field(name).type) for name in "ifmo"} == {"i": "int64", "f": "double", "m": "string", "o": "string"}
     assert written["m"].to_pylist() == ["1", "x"]
     assert written["o"].to_pylist() == ['{"a":1}', None]
+
+
+BIG, BEYOND_FLOAT = 2**64 - 1, 2**53 + 1
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "written"),
+    [
+        pytest.param([-(2**63), 2**63 - 1], "int64", None, id="64 bits"),
+        pytest.param([BIG, 0, None], "uint64", None, id="unsigned 64 bits"),
+        pytest.param([BIG, -1], "string", [str(BIG), "-1"], id="both"),
+        pytest.param([2**53, 1.5], "double", None, id="exact as fractions"),
+        pytest.param([BEYOND_FLOAT, 1.5], "string", [str(BEYOND_FLOAT), "1.5"], id="inexact as fractions"),
+        pytest.param([-BEYOND_FLOAT, 1.5], "string", [str(-BEYOND_FLOAT), "1.5"], id="negative and inexact"),
+        pytest.param([BIG, "x", True], "string", [str(BIG), "x", "true"], id="beside text"),
+        pytest.param([[BIG], {"a": -1}], "string", [f"[{BIG}]", '{"a":-1}'], id="nested"),
+    ],
+)
+def test_a_parquet_column_holds_every_value_of_its_field_exactly(
+    tmp_path: Path, values: list[object], kind: str, written: list[str] | None
+) -> None:
+    source = write(tmp_path / "in.jsonl", "".join(f"{orjson.dumps({'v': value}).decode()}\n" for value in values))
+    through([source], tmp_path / "out.parquet", [GOOD] * len(values))
+    column = pq.read_table(tmp_path / "out.parquet")["v"]
+    assert (str(column.type), column.to_pylist()) == (kind, written or values)
+
+
+def test_a_column_that_only_some_parquet_files_have_is_empty_in_the_others(tmp_path: Path) -> None:
+    pq.write_table(pa.table([[1]], pa.schema([pa.field("id", pa.int64(), nullable=False)])), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["b"]}), tmp_path / "b.parquet")
+    through([str(tmp_path / "*.parquet")], tmp_path / "out.parquet", [GOOD, BAD])
+    assert pq.read_table(tmp_path / "out.parquet", columns=["id", "text"]).to_pylist() == [
+        {"id": 1, "text": None},
+        {"id": None, "text": "b"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "text"),
+    [
+        pytest.param({"type": "number"}, 2**60 + 1, str(2**60 + 1), id="number beyond a fraction's"),
+        pytest.param({"type": "integer"}, 1e19, "1e+19", id="whole number beyond 64 bits"),
+        pytest.param({"type": "object", "properties": {"u": {"enum": ["a", 1]}}}, {"u": 1}, '{"u":1}', id="field of several types"),
+        pytest.param({"type": "object", "properties": {}}, {}, "{}", id="object without fields"),
+        pytest.param({"$ref": "#/$defs/N", "$defs": {"N": {"type": "array", "items": {"$ref": "#/$defs/N"}}}}, [[]], "[[]]", id="tree"),
+    ],
+)
+def test_an_answer_that_its_column_type_cannot_hold_makes_the_column_json_text(
+    tmp_path: Path, schema: dict[str, object], value: object, text: str
+) -> None:
+    through([write(tmp_path / "in.jsonl", "{}\n{}\n")], tmp_path / "out.parquet", [Answer(value, None), BAD], schema)
+    assert pq.read_table(tmp_path / "out.parquet")["answer"].to_pylist() == [text, None]
 
 
 def test_an_answer_without_a_column_type_is_json_text_in_parquet(tmp_path: Path) -> None:
@@ -183,7 +235,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: 
 
     sources = find_sources([source])
     with pytest.raises(RuntimeError):
-        write_rows(str(output), None, sources, {}, "answer", OPINION, failing())
+        write_rows(str(output), None, sources, {}, "answer", OPINION, failing)
     assert output.read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]
 

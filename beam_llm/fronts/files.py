@@ -6,7 +6,8 @@ import csv
 import glob
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -39,16 +40,45 @@ class Row(NamedTuple):
     raw: bytes | None
 
 
+@dataclass(slots=True)
+class Column:
+    """What a field's values are.
+
+    Attributes:
+      types: their Python types.
+      least, most: between them and 0 are all its integers.
+    """
+
+    types: set[type] = field(default_factory=set)
+    least: int = 0
+    most: int = 0
+
+    def add(self, value: Any) -> None:
+        self.types.add(type(value))
+        if type(value) is int:
+            if value > self.most:
+                self.most = value
+            elif value < self.least:
+                self.least = value
+
+
+def column_of(values: Iterable[Any]) -> Column:
+    column = Column()
+    for value in values:
+        column.add(value)
+    return column
+
+
 class Survey(NamedTuple):
     """What one look at all inputs found, before anything is paid.
 
     Attributes:
       counts: records per source.
-      columns: every field met, in order of first appearance, with the Python types of its values.
+      columns: every field met, in order of first appearance.
     """
 
     counts: tuple[int, ...]
-    columns: dict[str, set[type]]
+    columns: dict[str, Column]
 
     @property
     def records(self) -> int:
@@ -146,17 +176,17 @@ def survey(sources: Sequence[Source], taken: Sequence[str] = ()) -> Survey:
     Raises:
       DataError: a line that can't be read, or one that has a field of a `taken` name.
     """
-    columns: dict[str, set[type]] = {}
+    columns: dict[str, Column] = {}
     counts = []
     for source in sources:
         count = 0
         for row in read_rows(source):
             count += 1
             for name, value in row.fields.items():
-                if (types := columns.get(name)) is None:
+                if (column := columns.get(name)) is None:
                     _refuse_taken(source, row, name, taken)
-                    types = columns[name] = set()
-                types.add(type(value))
+                    column = columns[name] = Column()
+                column.add(value)
         counts.append(count)
     return Survey(tuple(counts), columns)
 

@@ -17,7 +17,7 @@ from beam_llm.errors import PromptError, UsageError
 from beam_llm.fronts.files import Source, Survey, find_sources, format_of, identity, read_rows, survey
 from beam_llm.fronts.progress import Meter, Tally, duration, plural
 from beam_llm.fronts.running import Measured, RunError, watched
-from beam_llm.fronts.spool import Spool, SpoolIndex, folder_for
+from beam_llm.fronts.spool import Spool, folder_for
 from beam_llm.fronts.writers import Answer, refuse_overwriting, write_rows
 from beam_llm.jobs import Ledger, open_store
 from beam_llm.jobs.ledger import REST
@@ -198,16 +198,16 @@ def _write(job: Job, task: Task, sources: Sequence[Source], found: Survey, spool
     """The output file, once every record has its end."""
     tally = Tally()
 
-    def answers(index: SpoolIndex) -> Iterator[Answer]:
-        for kept in index.kept():
-            tally.add(kept)
-            yield Answer(kept.value, kept.error)
+    def answers() -> Iterator[Answer]:
+        return (Answer(kept.value, kept.error) for kept in index.kept())
 
     with spool.answers(found.records) as index:
         if index.missing():
             lost = plural(index.missing(), "record")
             raise RunError(f"the pipeline ended without an error, but {lost} of {found.records:,} came back without an end")
-        write_rows(job.output, job.output_format, sources, found.columns, job.answer_field, task.output.schema, answers(index))
+        for kept in index.kept():
+            tally.add(kept)
+        write_rows(job.output, job.output_format, sources, found.columns, job.answer_field, task.output.schema, answers)
     return tally
 
 

@@ -13,12 +13,12 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
 from beam_llm.errors import UsageError
-from beam_llm.fronts.files import PARQUET_ROWS, Row, Source, format_of, is_remote, open_bytes, read_rows
+from beam_llm.fronts.files import PARQUET_ROWS, Column, Row, Source, column_of, format_of, is_remote, open_bytes, read_rows
 
 
 class Answer(NamedTuple):
@@ -48,10 +48,10 @@ def write_rows(
     output: str,
     given_format: str | None,
     sources: Sequence[Source],
-    columns: Mapping[str, set[type]],
+    columns: Mapping[str, Column],
     field: str,
     schema: Mapping[str, Any] | None,
-    answers: Iterator[Answer],
+    answers: Callable[[], Iterator[Answer]],
 ) -> None:
     """Writes every input row, in input order, with its answer and its error, under the final name in one step.
 
@@ -59,12 +59,12 @@ def write_rows(
       columns: what `survey` found.
       field: name of the answer; the error is `<field>_error`.
       schema: JSON schema of the answer, for parquet's column type.
-      answers: one per row, in the same order.
+      answers: gives one per row, in the same order; called twice where their column's type depends on them.
     """
     write = {"jsonl": _write_jsonl, "csv": _write_csv, "parquet": _write_parquet}[format_of(output, given_format)]
     rows = (row for source in sources for row in read_rows(source))
     with _finished_file(output) as file:
-        write(file, zip(rows, answers, strict=True), field, _Shape(sources, columns, schema))
+        write(file, zip(rows, answers(), strict=True), field, _Shape(sources, columns, schema, answers))
 
 
 def write_json_lines(output: str, rows: Iterable[tuple[Row, Answer]], field: str) -> None:
@@ -75,8 +75,9 @@ def write_json_lines(output: str, rows: Iterable[tuple[Row, Answer]], field: str
 
 class _Shape(NamedTuple):
     sources: Sequence[Source]
-    columns: Mapping[str, set[type]]
+    columns: Mapping[str, Column]
     schema: Mapping[str, Any] | None
+    answers: Callable[[], Iterator[Answer]]
 
 
 @contextmanager
@@ -166,8 +167,8 @@ def _write_parquet(file: IO[bytes], rows: Iterable[tuple[Row, Answer]], field: s
     import pyarrow.parquet as pq
 
     known = _parquet_fields(shape.sources)
-    inputs = [known.get(name) or pa.field(name, _arrow_of(types)) for name, types in shape.columns.items()]
-    answer_type = arrow_type(shape.schema) if shape.schema else pa.string()
+    inputs = [known.get(name) or pa.field(name, _arrow_of(column)) for name, column in shape.columns.items()]
+    answer_type = _answer_type(shape)
     schema = pa.schema([*inputs, pa.field(field, answer_type), pa.field(f"{field}_error", pa.string())])
     as_text = {name for name in shape.columns if name not in known and pa.types.is_string(schema.field(name).type)}
     answer_as_text = pa.types.is_string(answer_type)
@@ -179,6 +180,21 @@ def _write_parquet(file: IO[bytes], rows: Iterable[tuple[Row, Answer]], field: s
                 for row, answer in part
             ]
             writer.write_table(pa.Table.from_pylist(records, schema=schema))
+
+
+def _answer_type(shape: _Shape) -> Any:
+    """The schema's column type, or text where an answer does not fit it: a `number` of 2⁶⁰, a field of strings and integers."""
+    import pyarrow as pa
+
+    declared = arrow_type(shape.schema) if shape.schema else pa.string()
+    if pa.types.is_string(declared):
+        return declared
+    try:
+        for part in _chunks((answer.value for answer in shape.answers()), PARQUET_ROWS):
+            pa.array(part, declared)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return pa.string()
+    return declared
 
 
 def _chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -207,30 +223,42 @@ def _parquet_fields(sources: Sequence[Source]) -> dict[str, Any]:
         merged = pa.unify_schemas(schemas)
     except pa.ArrowException:
         return {}
-    return {column.name: column for column in merged}
+    lacking = {column.name for column in merged if any(column.name not in schema.names for schema in schemas)}
+    return {column.name: column.with_nullable(True) if column.name in lacking else column for column in merged}
 
 
-def _arrow_of(types: set[type]) -> Any:
-    """A column's type by its values': one plain type, integers beside fractions as fractions, all else as text."""
+_EXACT_IN_FLOAT = 2**53
+
+
+def _arrow_of(column: Column) -> Any:
+    """A column's type by its values', which it holds exactly: one plain type, integers beside fractions as fractions, all else as text."""
     import pyarrow as pa
 
-    plain = types - {type(None)}
+    plain = column.types - {type(None)}
     if plain == {bool}:
         return pa.bool_()
     if plain == {int}:
-        return pa.int64()
-    if plain and plain <= {int, float}:
+        return _arrow_integer(column)
+    if plain == {float} or (plain == {int, float} and column.least >= -_EXACT_IN_FLOAT and column.most <= _EXACT_IN_FLOAT):
         return pa.float64()
     return pa.string()
 
 
+def _arrow_integer(column: Column) -> Any:
+    import pyarrow as pa
+
+    if column.least >= -(2**63) and column.most < 2**63:
+        return pa.int64()
+    return pa.uint64() if column.least >= 0 and column.most < 2**64 else pa.string()
+
+
 def arrow_type(schema: Mapping[str, Any]) -> Any:
-    """A JSON schema's column type: plain types, lists and objects of them; what has none (unions, free objects) is JSON text."""
+    """A JSON schema's column type: plain types, lists and objects of them; what has none (unions, free objects, trees) is JSON text."""
     import pyarrow as pa
 
     try:
         return _arrow_schema(schema, schema.get("$defs", {}))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return pa.string()
 
 
@@ -241,7 +269,7 @@ def _arrow_schema(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> 
         return _arrow_schema(definitions[schema["$ref"].rpartition("/")[2]], definitions)
     if "enum" in schema or "const" in schema:
         members = schema.get("enum", [schema.get("const")])
-        return _arrow_of({type(member) for member in members})
+        return _arrow_of(column_of(members))
     if "anyOf" in schema:
         (only,) = [member for member in schema["anyOf"] if member.get("type") != "null"]  # columns are nullable anyway
         return _arrow_schema(only, definitions)
@@ -249,5 +277,8 @@ def _arrow_schema(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> 
     if kind == "array":
         return pa.list_(_arrow_schema(schema["items"], definitions))
     if kind == "object":
-        return pa.struct([pa.field(name, _arrow_schema(member, definitions)) for name, member in schema["properties"].items()])
+        fields = [pa.field(name, _arrow_schema(member, definitions)) for name, member in schema["properties"].items()]
+        if not fields:
+            raise ValueError("parquet has no struct without fields")
+        return pa.struct(fields)
     return {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}[kind]
