@@ -190,15 +190,32 @@ def test_records_that_fail_are_in_the_output_and_the_code_is_3(
     assert found[1]["answer_error"].startswith("refused: ")
 
 
+LACKS, HAS = {"txt": "typo"}, {"text": "fine"}
+
+
+@pytest.mark.parametrize("records", [[HAS, LACKS], [LACKS, HAS]], ids=["second", "first"])
 def test_a_field_that_one_record_lacks_is_that_records_error(
+    tmp_path: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str], records: list[dict[str, str]]
+) -> None:
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert predict(tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl") == 3
+    found = {next(iter(row)): row for row in rows(tmp_path / "out.jsonl")}
+    assert found["txt"] == {**LACKS, "answer": None, "answer_error": found["txt"]["answer_error"]}
+    assert found["txt"]["answer_error"].startswith("prompt: ")
+    assert found["text"]["answer_error"] is None
+    assert llm_emulator.calls == 1
+    capsys.readouterr()
+
+
+def test_a_prompt_of_fields_that_no_record_has_all_of_gives_records_errors(
     tmp_path: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "in.jsonl").write_text('{"text": "fine"}\n{"txt": "typo"}\n')
-    assert predict(tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl") == 3
-    found = rows(tmp_path / "out.jsonl")
-    assert found[1] == {"txt": "typo", "answer": None, "answer_error": found[1]["answer_error"]}
-    assert found[1]["answer_error"].startswith("prompt: ")
-    capsys.readouterr()
+    (tmp_path / "in.jsonl").write_text('{"text": "fine"}\n{"title": "Phone"}\n')
+    arguments = (tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
+    assert predict(*arguments, prompt="{{ title }}: {{ text }}") == 3
+    assert predict(*arguments, prompt="{{ title }}: {{ txet }}") == 2
+    assert "'txet'" in capsys.readouterr().err
+    assert llm_emulator.calls == 0
 
 
 # --- mistakes: one line, a code, no call
@@ -220,7 +237,7 @@ def test_a_field_that_one_record_lacks_is_that_records_error(
         pytest.param(["in.jsonl", "--output", "in.jsonl"], 2, "is one of the inputs", id="overwriting"),
         pytest.param(["in.jsonl", "--output", "nosuch/out.jsonl"], 2, "there is no folder 'nosuch'", id="no folder"),
         pytest.param(["in.jsonl", "--output", "out.txt"], 2, "can't tell the format of 'out.txt'", id="unknown format"),
-        pytest.param(["in.jsonl", "--prompt", "{{ txet }}"], 2, "its fields: id, text", id="unknown field"),
+        pytest.param(["in.jsonl", "--prompt", "{{ txet }}"], 2, "fields of the input: id, text", id="unknown field"),
         pytest.param(["in.jsonl", "--output-field", "id"], 1, "in.jsonl:1: the record has a field 'id' already", id="taken field"),
         pytest.param(["in.jsonl", "broken.jsonl"], 1, "broken.jsonl:2: not JSON", id="broken line"),
         pytest.param(["in.jsonl", "--model", "gpt-4.1-mini"], 2, "openai:gpt-4.1-mini", id="model without provider"),

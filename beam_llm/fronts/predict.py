@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from beam_llm.config import Settings
 from beam_llm.errors import PromptError, UsageError
@@ -128,20 +129,26 @@ def _identity(source: Source) -> str:
 
 
 def check_prompt(task: Task, sources: Sequence[Source]) -> None:
-    """Renders the first record, so that a prompt naming a field that isn't there ends before the first call.
+    """Looks for a record that fits the prompt, so that a prompt naming a field that isn't there ends before the first call.
 
     Raises:
-      UsageError: names what is missing and the fields there are.
+      UsageError: no record fits, nor would all their fields together; names what is missing and the fields there are.
     """
-    for source in sources:
-        row = next(read_rows(source), None)
-        if row is not None:
-            try:
-                task.record(row.fields, row.fields)
-            except PromptError as error:
-                known = ", ".join(row.fields) or "none"
-                raise UsageError(f"{error} (first record of {source}; its fields: {known})") from None
+    together: dict[str, Any] | None = None
+    for row in (row for source in sources for row in read_rows(source)):
+        if _misfit(task, row.fields) is None:
             return
+        together = {**(together or {}), **row.fields}
+    if together is not None and (error := _misfit(task, together)):
+        raise UsageError(f"{error} (no record fits; fields of the input: {', '.join(together) or 'none'})")
+
+
+def _misfit(task: Task, fields: dict[str, Any]) -> PromptError | None:
+    try:
+        task.record(fields, fields)
+    except PromptError as error:
+        return error
+    return None
 
 
 def runs_here(beam_options: Sequence[str]) -> bool:
