@@ -159,6 +159,31 @@ def test_an_answer_that_its_column_type_cannot_hold_makes_the_column_json_text(
     assert pq.read_table(tmp_path / "out.parquet")["answer"].to_pylist() == [text, None]
 
 
+def test_a_csv_file_of_a_header_only_keeps_its_columns(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.csv", "id,text\n")
+    through([source], tmp_path / "out.csv", [])
+    through([source], tmp_path / "out.parquet", [])
+    assert (tmp_path / "out.csv").read_text() == "id,text,answer,answer_error\n"
+    assert pq.read_schema(tmp_path / "out.parquet").names == ["id", "text", "answer", "answer_error"]
+
+
+def test_a_parquet_file_without_rows_keeps_its_columns_and_their_types(tmp_path: Path) -> None:
+    schema = pa.schema([("id", pa.int16()), ("at", pa.timestamp("ms", "UTC"))])
+    pq.write_table(schema.empty_table(), tmp_path / "in.parquet")
+    through([str(tmp_path / "in.parquet")], tmp_path / "out.parquet", [])
+    through([str(tmp_path / "in.parquet")], tmp_path / "out.csv", [])
+    written = pq.read_schema(tmp_path / "out.parquet")
+    assert [written.field(name) for name in schema.names] == list(schema)
+    assert written.names == ["id", "at", "answer", "answer_error"]
+    assert (tmp_path / "out.csv").read_text() == "id,at,answer,answer_error\n"
+
+
+def test_an_empty_file_beside_a_full_one_adds_its_columns(tmp_path: Path) -> None:
+    full, empty = write(tmp_path / "a.jsonl", '{"id": 1}\n'), write(tmp_path / "b.csv", "text,id\n")
+    through([full, empty], tmp_path / "out.csv", [BAD])
+    assert (tmp_path / "out.csv").read_text() == "id,text,answer,answer_error\n1,,,refused: no\n"
+
+
 def test_an_answer_without_a_column_type_is_json_text_in_parquet(tmp_path: Path) -> None:
     schema = {"type": "object", "properties": {"u": {"anyOf": [{"type": "string"}, {"type": "integer"}]}}}
     through([write(tmp_path / "in.jsonl", "{}\n")], tmp_path / "out.parquet", [Answer({"u": 3}, None)], schema)
@@ -190,6 +215,7 @@ def test_a_json_schema_has_a_column_type(schema: dict[str, object], expected: pa
         pytest.param("in.csv", "a,a\n1,2\n", "in.csv:1: the header names a column twice", id="column twice"),
         pytest.param("in.parquet", "PAR", "in.parquet: not a parquet file", id="no parquet"),
         pytest.param("in.jsonl", '{"a": 1}\n{"answer": 1}\n', "in.jsonl:2: the record has a field 'answer' already", id="taken name"),
+        pytest.param("in.csv", "a,answer\n", "in.csv: the file has a field 'answer' already", id="taken name in a header"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_where(tmp_path: Path, name: str, content: str, message: str) -> None:

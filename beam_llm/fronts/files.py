@@ -7,6 +7,7 @@ import glob
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -74,7 +75,7 @@ class Survey(NamedTuple):
 
     Attributes:
       counts: records per source.
-      columns: every field met, in order of first appearance.
+      columns: every field met or named by a file's own header, in order of first appearance.
     """
 
     counts: tuple[int, ...]
@@ -174,26 +175,29 @@ def survey(sources: Sequence[Source], taken: Sequence[str] = ()) -> Survey:
       taken: field names the output adds; no input may have them.
 
     Raises:
-      DataError: a line that can't be read, or one that has a field of a `taken` name.
+      DataError: a line that can't be read, or a field of a `taken` name.
     """
     columns: dict[str, Column] = {}
     counts = []
     for source in sources:
         count = 0
+        for name in _HEADERS[source.format](source):
+            _refuse_taken(f"{source}: the file", name, taken)
+            columns.setdefault(name, Column())
         for row in read_rows(source):
             count += 1
             for name, value in row.fields.items():
                 if (column := columns.get(name)) is None:
-                    _refuse_taken(source, row, name, taken)
+                    _refuse_taken(f"{source}:{row.line}: the record", name, taken)
                     column = columns[name] = Column()
                 column.add(value)
         counts.append(count)
     return Survey(tuple(counts), columns)
 
 
-def _refuse_taken(source: Source, row: Row, name: str, taken: Sequence[str]) -> None:
+def _refuse_taken(place: str, name: str, taken: Sequence[str]) -> None:
     if name in taken:
-        raise DataError(f"{source}:{row.line}: the record has a field {name!r} already: choose another --output-field")
+        raise DataError(f"{place} has a field {name!r} already: choose another --output-field")
 
 
 def _read_jsonl(source: Source) -> Iterator[Row]:
@@ -213,10 +217,13 @@ def _read_jsonl(source: Source) -> Iterator[Row]:
             yield Row(number, fields, raw)
 
 
+def _csv_header(source: Source) -> list[str]:
+    with _csv_lines(source) as lines:
+        return next(_csv_rows(source, lines), [])
+
+
 def _read_csv(source: Source) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)
-    with open_bytes(source.path) as file:
-        lines = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+    with _csv_lines(source) as lines:
         header = next(_csv_rows(source, lines), [])
         if len(set(header)) < len(header):
             raise DataError(f"{source}:1: the header names a column twice: {', '.join(header)}")
@@ -226,6 +233,13 @@ def _read_csv(source: Source) -> Iterator[Row]:
             if len(values) != len(header):
                 raise DataError(f"{source}:{lines.line_num}: {len(values)} values, but the header names {len(header)} columns")
             yield Row(lines.line_num, dict(zip(header, values, strict=True)), None)
+
+
+@contextmanager
+def _csv_lines(source: Source) -> Iterator[Any]:
+    csv.field_size_limit(2**31 - 1)
+    with io.TextIOWrapper(open_bytes(source.path), encoding="utf-8-sig", newline="") as text:
+        yield csv.reader(text)
 
 
 def _csv_rows(source: Source, lines: Any) -> Iterator[list[str]]:
@@ -238,18 +252,27 @@ def _csv_rows(source: Source, lines: Any) -> Iterator[list[str]]:
             raise DataError(f"{source}:{lines.line_num + 1}: not CSV in UTF-8: {error}") from None
 
 
-def _read_parquet(source: Source) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _parquet_header(source: Source) -> list[str]:
     with open_bytes(source.path) as file:
-        try:
-            table = pq.ParquetFile(file)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{source}: not a parquet file: {error}") from None
-        rows = (fields for part in table.iter_batches(PARQUET_ROWS) for fields in part.to_pylist())
+        return list(_parquet(source, file).schema_arrow.names)
+
+
+def _read_parquet(source: Source) -> Iterator[Row]:
+    with open_bytes(source.path) as file:
+        rows = (fields for part in _parquet(source, file).iter_batches(PARQUET_ROWS) for fields in part.to_pylist())
         for number, fields in enumerate(rows, 1):
             yield Row(number, fields, None)
 
 
+def _parquet(source: Source, file: IO[bytes]) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{source}: not a parquet file: {error}") from None
+
+
 _READERS: dict[str, Callable[[Source], Iterator[Row]]] = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}
+_HEADERS: dict[str, Callable[[Source], list[str]]] = {"jsonl": lambda source: [], "csv": _csv_header, "parquet": _parquet_header}
