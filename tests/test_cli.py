@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+import beam_llm
 from beam_llm.config import OPTIONS
 from beam_llm.fronts.cli import main, output_type
 from beam_llm.fronts.files import DataError
@@ -147,6 +148,24 @@ class Mood(pydantic.BaseModel):
     answer = rows(tmp_path / "out.jsonl")[0]["answer"]
     assert answer["sentiment"] == "positive"
     assert answer["score"] > 0
+
+
+def test_the_console_script_finds_a_parser_beside_the_data(tmp_path: Path, llm_emulator: Emulator) -> None:
+    (tmp_path / "my_parsers.py").write_text("def first(text, count):\n    return {1: 'parsed'}\n")
+    script = tmp_path / "bin" / "beam-llm"  # Python puts its folder on the path, not the current one
+    script.parent.mkdir()
+    script.write_text("import sys\nfrom beam_llm.fronts.cli import main\nsys.exit(main())\n")
+    command = ["predict", reviews(tmp_path), "--output", "out.jsonl", "--model", MODEL, "--prompt", PROMPT, "--quiet"]
+    done = subprocess.run(
+        [sys.executable, str(script), *command, "--response-format", "my_parsers.first"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(beam_llm.__file__).parent.parent), **llm_emulator.environment},
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [row["answer"] for row in rows(tmp_path / "out.jsonl")] == ["parsed"] * 3
 
 
 def test_an_empty_file_gives_an_empty_file_without_a_call(tmp_path: Path, llm_emulator: Emulator) -> None:

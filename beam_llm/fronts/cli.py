@@ -18,7 +18,8 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from beam_llm import __version__
@@ -355,7 +356,18 @@ def chosen_settings(chosen: argparse.Namespace, **fixed: Any) -> Settings:
         raise UsageError("no model given: add --model, such as --model openai:gpt-4.1-mini")
     if "output" in given:
         given["output"] = output_type(given["output"])
-    return settings_from_options(given, **fixed)
+    with _importing_from_here():
+        return settings_from_options(given, **fixed)
+
+
+@contextmanager
+def _importing_from_here() -> Iterator[None]:
+    """A parser or a type beside the data is found, as by `python -m`; the console script's `sys.path` has no current folder."""
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.remove("")
 
 
 def output_type(text: str) -> Any:
@@ -370,13 +382,11 @@ def output_type(text: str) -> Any:
             ) from None
     if re.fullmatch(r"[A-Za-z_]\w*([.:][A-Za-z_]\w*)+", text) and not text.startswith("enum:"):
         module, _, name = text.replace(":", ".").rpartition(".")
-        sys.path.insert(0, os.getcwd())  # a model beside the data, as `python -m` would find it
         try:
-            return getattr(importlib.import_module(module), name)
+            with _importing_from_here():
+                return getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
             raise UsageError(f"--output-type is {text!r}: it can't be imported ({error}); name a type as package.module.Model") from None
-        finally:
-            sys.path.pop(0)
     return text
 
 
