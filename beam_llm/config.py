@@ -386,15 +386,25 @@ def _output(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
     if value in _OUTPUT_WORDS:
         return _OUTPUT_WORDS[value]
     if value.startswith("enum:"):
-        members = tuple(member for member in value[len("enum:") :].split("|") if member)
-        if not members:
-            raise _wrong(name, value, "an enum needs members", "write enum:positive|negative|neutral")
-        return Literal[members]
+        return Literal[_members(name, value)]
     if value.lstrip().startswith("{"):
         return _json(name, value, rule)
     raise _wrong(
         name, value, "it has to be string, integer, number, boolean, enum:a|b|c or a JSON schema", "try 'enum:positive|negative|neutral'"
     )
+
+
+def _members(name: str, value: str) -> tuple[str, ...]:
+    fix = "write enum:positive|negative|neutral"
+    members = tuple(member.strip() for member in value[len("enum:") :].split("|"))
+    if not any(members):
+        raise _wrong(name, value, "an enum needs members", fix)
+    if not all(members):
+        raise _wrong(name, value, f"member {members.index('') + 1} of the enum is empty", fix)
+    repeated = next((member for member in members if members.count(member) > 1), None)
+    if repeated is not None:
+        raise _wrong(name, value, f"the enum has the member {repeated!r} twice", fix)
+    return members
 
 
 _KINDS: dict[str, Callable[[str, Any, Mapping[str, Any]], Any]] = {

@@ -61,6 +61,10 @@ def test_every_option_has_a_key_and_a_meaning():
         ({"extra_body": "[1]"}, "a mapping"),
         ({"extra_body": "{"}, "a JSON object"),
         ({"output": "enum:"}, "an enum needs members"),
+        ({"output": "enum: | "}, "an enum needs members"),
+        ({"output": "enum:a| |b"}, "member 2 of the enum is empty; write enum:positive|negative|neutral"),
+        ({"output": "enum:a|b|"}, "member 3 of the enum is empty"),
+        ({"output": "enum:a|b| a"}, "the enum has the member 'a' twice"),
         ({"output": "text"}, "string, integer, number, boolean"),
         ({"poll_seconds": 0.01}, "at least 0.05"),
         ({"batch_sise": 2}, "did you mean 'batch_size'"),
@@ -133,9 +137,10 @@ def test_azure_needs_its_endpoint(monkeypatch):
         ("number", float),
         ("boolean", bool),
         ("enum:a|b", Literal["a", "b"]),
+        ("enum: a | not b ", Literal["a", "not b"]),
         ('{"type": "object"}', {"type": "object"}),
     ],
-    ids=["string", "integer", "number", "boolean", "enum", "schema"],
+    ids=["string", "integer", "number", "boolean", "enum", "blanks", "schema"],
 )
 def test_output_as_a_string_key(text, output):
     assert settings(MODEL, output=text).output == output
