@@ -191,14 +191,17 @@ def settings_from_options(options: Mapping[str, Any], overrides: Mapping[str, An
 
     Args:
       options: a model's defaults.
-      overrides: what one use changes; wins over `options`.
+      overrides: what one use changes; wins over `options`. Provider and model may be changed apart.
       values: already typed values by Python name (an `output` class, say); win over both.
     """
-    named = {_name_of(key): value for key, value in {**_provided(options), **_provided(overrides or {})}.items()}
-    named.update(values)
-    if "model" not in named:
+    layers = [{_name_of(key): value for key, value in layer.items()} for layer in (options, overrides or {})]
+    named = {name: value for layer in [*layers, values] for name, value in _parted(layer).items()}
+    provider, model = named.pop("provider", None), named.pop("model", None)
+    if model is None:
+        if provider is not None:
+            raise UsageError(f'"provider" is {provider!r} but "model" is missing: add it, such as "gpt-4.1-mini"')
         raise UsageError('no model given: add "model", such as "openai:gpt-4.1-mini", or "provider" and "model"')
-    return settings(**named)
+    return settings(model if provider is None else f"{provider}:{model}", **named)
 
 
 def replaced(known: Settings, **changes: Any) -> Settings:
@@ -207,22 +210,21 @@ def replaced(known: Settings, **changes: Any) -> Settings:
     return settings(**{**values, **changes})
 
 
-def _provided(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Joins `provider` and `model` into one value."""
-    options = dict(options)
-    provider = options.pop("provider", None)
-    model = options.get("model")
-    if provider is not None:
-        if model is None:
-            raise UsageError(f'"provider" is {provider!r} but "model" is missing: add it, such as "gpt-4.1-mini"')
-        prefix = f"{provider}:"
-        options["model"] = model if str(model).startswith(prefix) else prefix + str(model)
-    return options
+def _parted(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with `provider` and `model` apart: `openai:gpt-4` names both, `ft:gpt-4:org` a model only; None is not given."""
+    provider, model = layer.get("provider"), layer.get("model")
+    if isinstance(model, str):
+        prefix, _, rest = model.partition(":")
+        if prefix == provider or (provider is None and prefix in PROVIDERS):
+            provider, model = prefix, rest
+    given = {"provider": provider, "model": model}
+    others = {name: value for name, value in layer.items() if name not in given}
+    return others | {name: value for name, value in given.items() if value is not None}
 
 
 def _name_of(key: str) -> str:
     name = key.strip().replace(".", "_").replace("-", "_").lower()
-    if name in OPTIONS:
+    if name in OPTIONS or name == "provider":
         return name
     raise UsageError(_unknown(key, [key_of(option) for option in OPTIONS] + ["provider"]))
 

@@ -38,6 +38,42 @@ def test_overrides_win_over_a_models_defaults():
     assert (known.batch_size, known.system_prompt) == (50, "S")
 
 
+@pytest.mark.parametrize(
+    ("options", "overrides", "model"),
+    [
+        ({"provider": "openai", "model": "gpt-4"}, {"model": "gpt-4.1-mini"}, "openai:gpt-4.1-mini"),
+        ({"provider": "openai", "model": "gpt-4"}, {"provider": "azure"}, "azure:gpt-4"),
+        ({"provider": "openai", "model": "gpt-4"}, {"model": "azure:x"}, "azure:x"),
+        ({"provider": "openai", "model": "gpt-4"}, {"provider": "azure", "model": "x"}, "azure:x"),
+        ({"model": "openai:gpt-4"}, {"model": "gpt-4.1-mini"}, "openai:gpt-4.1-mini"),
+        ({"model": "openai:gpt-4"}, {"provider": "azure"}, "azure:gpt-4"),
+        ({"provider": "openai"}, {"model": "ft:gpt-4.1-mini:org::id"}, "openai:ft:gpt-4.1-mini:org::id"),
+        ({"provider": "openai", "model": "openai:gpt-4"}, {}, "openai:gpt-4"),
+        ({"Provider": "openai", "MODEL": "gpt-4"}, {"provider": None}, "openai:gpt-4"),
+    ],
+    ids=[
+        "model", "provider", "provider within the model", "both", "model of a whole name", "provider of a whole name",
+        "model alone below", "provider twice", "other case",
+    ],
+)  # fmt: skip
+def test_provider_and_model_are_overridden_apart_or_together(options, overrides, model):
+    assert settings_from_options(options, {**overrides, "base.url": "http://x"}).model == model
+
+
+def test_a_typed_model_wins_over_provider_and_model():
+    assert settings_from_options({"provider": "azure", "model": "x"}, model=MODEL).model == MODEL
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"provider": "openai"}, '"model" is missing'), ({}, "no model given"), ({"model": "gpt-4"}, "PROVIDER:MODEL")],
+    ids=["provider only", "neither", "model only"],
+)
+def test_a_model_that_no_layer_completes_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        settings_from_options(options, {"batch.size": "2"})
+
+
 def test_every_option_has_a_key_and_a_meaning():
     assert all(option.metadata["meaning"] and key_of(name).replace(".", "_") == name for name, option in OPTIONS.items())
 
