@@ -285,13 +285,13 @@ class Driver:
             return self._past_deadline(intent, remote, job, total)
         remote.polls += 1
         pause = poll_interval(self._settings, now - remote.created_at, f"{intent.number}/{remote.polls}")
-        return self._wait(remote, pause, status, _records_done(intent, job), total)
+        return self._wait(remote, pause, status, _part_done(intent, job), total)
 
     def _deadline(self) -> float:
         return deadline_seconds(self._settings, self._provider.limits.window_seconds)
 
-    def _wait(self, remote: _Remote, pause: float, status: str, done: int | None, total: int) -> Waiting:
-        remote.looked = Waiting(self._time() + pause, remote.job_id, status, done, total, remote.created_at)
+    def _wait(self, remote: _Remote, pause: float, status: str, part: float | None, total: int) -> Waiting:
+        remote.looked = Waiting(self._time() + pause, remote.job_id, status, part, total, remote.created_at)
         return remote.looked
 
     def _poll_failed(self, intent: Intent, remote: _Remote, error: CallError, total: int) -> Waiting | dict[str, Any]:
@@ -326,7 +326,7 @@ class Driver:
         if now >= asked_at + settle_seconds(self._settings):
             return self._collected(intent, remote, job, ended_as(job.status.lower(), iter(()), True), total)
         return self._wait(
-            remote, poll_interval(self._settings, 0.0, f"{intent.number}"), job.status.lower(), _records_done(intent, job), total
+            remote, poll_interval(self._settings, 0.0, f"{intent.number}"), job.status.lower(), _part_done(intent, job), total
         )
 
     def _ended(self, intent: Intent, remote: _Remote, job: RemoteJob, status: str, total: int) -> Waiting | dict[str, Any]:
@@ -425,11 +425,11 @@ class Driver:
             raise Rejected(Kind.UNAVAILABLE, f"its files hold {lines} {which}, and {expected} are counted")
 
 
-def _records_done(intent: Intent, job: RemoteJob) -> int | None:
-    """As `Waiting.done_ppb`: the refs that wait for a job differ in their records, but not in the part of them that is done."""
+def _part_done(intent: Intent, job: RemoteJob) -> float | None:
+    """The refs that wait for a job differ in their records, but not in the part of them that is done."""
     if job.completed is None or not intent.line_count:
         return None
-    return Waiting.part(job.completed + (job.failed or 0), intent.line_count)
+    return min((job.completed + (job.failed or 0)) / intent.line_count, 1.0)
 
 
 def _expected_lines(job: RemoteJob) -> int:

@@ -12,8 +12,6 @@ from beam_llm.values import Outcome
 
 T = TypeVar("T")
 
-_WHOLE = 1_000_000_000
-
 
 class Waiting(NamedTuple):
     """Nothing to emit yet.
@@ -22,7 +20,7 @@ class Waiting(NamedTuple):
       next_at: when to step again, seconds since the epoch.
       job_id: the provider's id, once there is one.
       status: the provider's word, or `planned`, `queued`, `leased`, `doubt`, `asking`.
-      done_ppb: the part of the job's lines that is done, in billionths, where the provider says.
+      part: of the job's lines that is done, 0 to 1, where the provider says.
       total: records of this run in the job, which may be fewer than the job has, or more.
       since: when the remote job was created, seconds since the epoch; None where there is none yet.
     """
@@ -30,19 +28,14 @@ class Waiting(NamedTuple):
     next_at: float
     job_id: str | None
     status: str
-    done_ppb: int | None
+    part: float | None
     total: int
     since: float | None = None
 
     @property
     def done(self) -> int | None:
         """Records of this run done so far: as large a part of them as of the job."""
-        return None if self.done_ppb is None else self.total * self.done_ppb // _WHOLE
-
-    @staticmethod
-    def part(done: int, lines: int) -> int:
-        """`done_ppb` of a job with so many lines done; rounded up, so that `done` gives whole records back."""
-        return min(-(-done * _WHOLE // lines), _WHOLE)
+        return None if self.part is None else int(self.total * self.part + 1e-6)
 
 
 class Ready(NamedTuple):
