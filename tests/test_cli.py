@@ -319,6 +319,30 @@ def test_what_no_call_can_mend_ends_the_command_with_one_line(
     assert os.listdir(tmp_path) == ["in.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("stream", "arguments", "line"),
+    [
+        pytest.param("stdin", ["-", "--output", "out.jsonl"], "stdin is closed: pipe records into the command, or name a file", id="stdin"),
+        pytest.param("stdout", ["in.jsonl", "--output", "-"], "stdout is closed: name a file", id="stdout"),
+    ],
+)
+def test_a_closed_stream_is_wrong_usage_in_plain_words(
+    tmp_path: Path,
+    llm_emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stream: str,
+    arguments: list[str],
+    line: str,
+) -> None:
+    reviews(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, stream, None)  # what `<&-` and `>&-` make of it
+    assert predict(*arguments) == 2
+    assert line in said(capsys)
+    assert llm_emulator.calls == 0
+
+
 def test_debug_shows_where_it_happened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "nosuch.jsonl", "--output", "x.jsonl", "--model", MODEL, "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
@@ -511,10 +535,17 @@ def test_cancelling_a_job_that_has_ended_is_wrong_usage(tmp_path: Path, submitte
 
 
 def test_cleanup_asks_first_says_what_it_removes_and_keeps_the_answers(
-    tmp_path: Path, llm_emulator: Emulator, submitted: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    llm_emulator: Emulator,
+    submitted: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     staging = tmp_path / "staging"
     assert main(["jobs", "cleanup", "--staging", str(staging)]) == 2  # nobody to ask
+    with monkeypatch.context() as closed:
+        closed.setattr(sys, "stdin", None)
+        assert main(["jobs", "cleanup", "--staging", str(staging)]) == 2
     assert any(staging.glob("parts/*"))
     capsys.readouterr()
     assert main(["jobs", "cleanup", "--staging", str(staging), "--yes"]) == 0

@@ -209,7 +209,7 @@ def _agreed() -> bool:
     Raises:
       UsageError: there is nobody to ask.
     """
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError("this removes files, and there is no terminal to ask on: add --yes")
     return input("Remove them? [y/N] ").strip().lower() in ("y", "yes")
 

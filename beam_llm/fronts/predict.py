@@ -114,6 +114,8 @@ def _spooled_stdin(job: Job, folder: str) -> Iterator[Source]:
             raise UsageError("'-' (stdin) can't be mixed with files")
         yield from find_sources(job.inputs, job.input_format)
         return
+    if sys.stdin is None:
+        raise UsageError("the input is '-' (stdin), but stdin is closed: pipe records into the command, or name a file")
     path = os.path.join(folder, "stdin")
     with open(path, "wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)

@@ -29,8 +29,10 @@ class Answer(NamedTuple):
 
 
 def refuse_overwriting(output: str, sources: Iterable[Source]) -> None:
-    """Raises UsageError where the output is one of the inputs, or can't be a file."""
+    """Raises UsageError where the output is one of the inputs, can't be a file, or is a closed stdout."""
     if output == "-":
+        if sys.stdout is None:
+            raise UsageError("the output is '-' (stdout), but stdout is closed: name a file")
         return
     for source in sources:
         if output == source.path or (
