@@ -21,6 +21,7 @@ import orjson
 
 from beam_llm.answers import missing_message
 from beam_llm.errors import CallError, Failure, Kind, LedgerError, Rejected
+from beam_llm.jobs.chain import read_json
 from beam_llm.jobs.columns import Array
 from beam_llm.jobs.job import ASK, FOLLOW_UP, REST, TERMINAL, folder
 from beam_llm.jobs.manifest import Manifest
@@ -297,10 +298,10 @@ def store_end(
     reached("done.before")
     if not store.create(folder(number) + "done", orjson.dumps(doc)):
         _remove(store, name)
-        kept = store.get(folder(number) + "done")
+        kept = read_json(store, folder(number) + "done")
         if kept is None:
             raise LedgerError(f"{folder(number)}done can't be read back")
-        return dict(orjson.loads(kept))
+        return kept
     reached("done.after")
     return doc
 

@@ -21,7 +21,7 @@ import orjson
 from beam_llm.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.jobs.chain import Chain
+from beam_llm.jobs.chain import Chain, read_json
 from beam_llm.jobs.columns import KEY, Array, find
 from beam_llm.jobs.job import may_be_asked_again
 from beam_llm.jobs.ledger import JOB, Intent, Ledger
@@ -413,8 +413,8 @@ def number_of(ledger: Ledger, job_id: str) -> int:
     for name in store.list("jobs/"):
         if "/created-" in name:
             jobs += 1
-            found = store.get(name)
-            if found is not None and orjson.loads(found)["job_id"] == job_id:
+            found = read_json(store, name)
+            if found is not None and found["job_id"] == job_id:
                 return int(name.split("/")[1])
     where = "`beam-llm jobs ls` lists those there are" if jobs else "it holds no jobs at all: is it the one they were submitted with?"
     raise UsageError(f"no job in the staging location {ledger.location!r} has the id {job_id!r}; {where}")
