@@ -285,7 +285,6 @@ def test_a_doubt_that_cannot_be_resolved_is_named(world: World, can_list: bool |
     assert kinds(found) == {Kind.DOUBTFUL}
     assert world.clock.now - started < seconds
     world.restart()
-    world.fake.can_list = True
     assert kinds(world.run(TEXTS[:3])) == {Kind.DOUBTFUL}
 
 
@@ -431,6 +430,30 @@ def test_results_that_can_not_be_read_leave_a_doubt_at_the_deadline(world: World
     world.fake.downloads_fail = 10**9
     found = world.run(TEXTS, job_deadline_hours=0.1)
     assert kinds(found) == {Kind.DOUBTFUL}
+    assert world.fake.calls["create"] == 1
+
+
+@pytest.mark.parametrize("what", ["results that could not be read", "a create that could not be looked for"])
+@pytest.mark.parametrize("on_doubt", ["record", "resubmit"])
+def test_a_doubt_ends_when_the_answers_are_there_after_all(world: World, what: str, on_doubt: str) -> None:
+    """They are paid for: a later run gives them, with what they cost, before anything is asked again."""
+    if what.startswith("results"):
+        world.fake.downloads_fail = 10**9
+    else:
+        world.fake.create_faults, world.fake.can_list = ["lost"], False
+    assert kinds(world.run(TEXTS, job_deadline_hours=0.1)) == {Kind.DOUBTFUL}
+    world.fake.downloads_fail, world.fake.can_list = 0, True
+    world.clock.now += 60
+    world.restart()
+    found = world.run(TEXTS, job_deadline_hours=0.1)
+    assert not wrong(found, TEXTS)
+    assert not kinds(found)
+    assert not billed_twice(world)
+    assert not any(outcome.reused for outcomes in found.values() for outcome in outcomes)
+    world.restart()
+    again = world.run(TEXTS, job_deadline_hours=0.1, on_doubt=on_doubt)
+    assert not wrong(again, TEXTS)
+    assert all(outcome.reused for outcomes in again.values() for outcome in outcomes)
     assert world.fake.calls["create"] == 1
 
 

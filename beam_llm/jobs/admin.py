@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from beam_llm.errors import CallError, LedgerError, UsageError
-from beam_llm.jobs.chain import Chain, follow_up_number, read_json
+from beam_llm.jobs.chain import Chain, follow_up_number, read_done, read_json
 from beam_llm.jobs.columns import key_at, keys_array
 from beam_llm.jobs.job import TERMINAL, Standing, Where, folder, standing
 from beam_llm.jobs.ledger import Intent, Ledger
@@ -95,7 +95,7 @@ def resolved(store: Store, job: str) -> int:
 def _view(store: Store, intent: Intent) -> JobView:
     names = _names(store, intent.number)
     where = standing(names)
-    done = read_json(store, folder(intent.number) + "done") or {}
+    done = read_done(store, intent.number) or {}
     counts: dict[str, int] = done.get("counts", {})
     return JobView(
         number=intent.number,

@@ -54,6 +54,26 @@ def read_json(store: Store, name: str) -> dict[str, Any] | None:
         raise LedgerError(f"{name} is damaged or was cut ({len(data)} bytes): {error}") from error
 
 
+AGAIN = "done-again"
+"""How a job ended after all, where its first end was a doubt; stands in place of `done`."""
+
+_IN_DOUBT = ("deadline", "unread", "lost", "doubtful")
+
+
+def read_done(store: Store, number: int) -> dict[str, Any] | None:
+    """How a job ended; None where it has not."""
+    return read_json(store, folder(number) + AGAIN) or read_json(store, folder(number) + "done")
+
+
+def may_end_again(done: dict[str, Any]) -> bool:
+    """Whether answers may still come, or be there by now, of a job that was ended without them; nobody asked for them elsewhere."""
+    return done["ended"] in _IN_DOUBT and done["next"] is None
+
+
+def _gave_nothing(done: dict[str, Any]) -> bool:
+    return may_end_again(done) and not done["counts"].get("")
+
+
 def follow_up_number(store: Store, number: int) -> int | None:
     found = read_json(store, folder(number) + "follow_up")
     return None if found is None else int(found["number"])
@@ -78,7 +98,7 @@ class Chain:
             self.links.append(link)
 
     def _job(self, number: int) -> Link:
-        done = read_json(self._store, folder(number) + "done")
+        done = read_done(self._store, number)
         return Link(number, False, () if done is None else (done,))
 
     def _after(self, link: Link) -> Link | None:
@@ -97,7 +117,8 @@ class Chain:
         return Link(link.number, True, tuple(doc for doc in found if doc is not None))
 
     def finished_links(self) -> int:
-        return sum(1 for link in self.links if link.done)
+        """Those whose answers earlier runs have given and paid for; not one that ended in doubt and without any."""
+        return sum(1 for link in self.links if link.done and (link.live or not _gave_nothing(link.done[0])))
 
     def is_finished(self) -> bool:
         return all(link.done for link in self.links)

@@ -274,9 +274,9 @@ def next_step(on_leftover: str, is_follow_up: bool) -> str | None:
 
 
 def store_end(
-    store: Store, number: int, manifest: Manifest, found: Collected, path: str, goes_to: str | None, slice_size: int
+    store: Store, number: int, manifest: Manifest, found: Collected, path: str, goes_to: str | None, slice_size: int, document: str = "done"
 ) -> dict[str, Any]:
-    """Writes outcomes, leftovers and, last, `done`. Returns what `done` says, be it ours or a quicker collector's."""
+    """Writes outcomes, leftovers and, last, `document`. Returns what it says, be it ours or a quicker collector's."""
     found.outcomes.flush()
     unsent = np.frombuffer(found.unsent, dtype=np.bool_)
     left = unsent if goes_to is None else np.frombuffer(found.left, dtype=np.bool_)
@@ -296,11 +296,11 @@ def store_end(
         "cost_usd": found.cost_usd,
     }
     reached("done.before")
-    if not store.create(folder(number) + "done", orjson.dumps(doc)):
+    if not store.create(folder(number) + document, orjson.dumps(doc)):
         _remove(store, name)
-        kept = read_json(store, folder(number) + "done")
+        kept = read_json(store, folder(number) + document)
         if kept is None:
-            raise LedgerError(f"{folder(number)}done can't be read back")
+            raise LedgerError(f"{folder(number)}{document} can't be read back")
         return kept
     reached("done.after")
     return doc

@@ -19,7 +19,7 @@ import orjson
 from beam_llm.config import Settings
 from beam_llm.errors import Aborted, CallError, Failure, Kind, LedgerError, Rejected, Retryable, UsageError
 from beam_llm.jobs import emit
-from beam_llm.jobs.chain import Link, follow_up_number, read_json
+from beam_llm.jobs.chain import AGAIN, Link, follow_up_number, may_end_again, read_done, read_json
 from beam_llm.jobs.collect import Collected, Cost, Earlier, Ending, ended_as, next_step, store_end
 from beam_llm.jobs.job import (
     ASK,
@@ -205,7 +205,7 @@ class Driver:
         while remote is None:
             where = standing(self._submitter.names(number))
             if where.where is Where.DONE:
-                return self._read_done(number)
+                return self._ended_again(intent, where, self._read_done(number))
             if where.where is Where.ACKED:
                 remote = self._remembered(number, where)
                 continue
@@ -229,10 +229,31 @@ class Driver:
         return intent
 
     def _read_done(self, number: int) -> dict[str, Any]:
-        done = read_json(self._store, folder(number) + "done")
+        done = read_done(self._store, number)
         if done is None:
             raise LedgerError(f"{folder(number)}done is missing")
         return done
+
+    def _ended_again(self, intent: Intent, where: Standing, done: dict[str, Any]) -> dict[str, Any]:
+        """How the job ended; one that ended in doubt is looked at once more, for by now its answers, which are paid for, may be there."""
+        if not may_end_again(done):
+            return done
+        created = read_json(self._store, f"{folder(intent.number)}created-{where.attempt:04d}")
+        try:
+            job = self._found_late(intent, created)
+            if job is None or job.status.lower() not in TERMINAL or not job.result_files:
+                return done
+            remote = _Remote(intent.number, job.job_id, where.attempt, job.created_at, (created or {}).get("lines"))
+            nothing = Failure(Kind.UNAVAILABLE, f"the job ended late, as {job.status}, and without an answer to this record", 1)
+            return self._end(intent, remote, Ending("late", nothing, True, {}), list(job.result_files), _expected_lines(job), AGAIN)
+        except CallError as error:
+            _LOG.warning("job %d ended in doubt, and can't be looked at again: %s", intent.number, error.message)
+            return done
+
+    def _found_late(self, intent: Intent, created: dict[str, Any] | None) -> RemoteJob | None:
+        if created is not None:
+            return translated(lambda: self._provider.retrieve_job(str(created["job_id"])))
+        return next(iter(self._submitter.ours(intent)), None)
 
     def _remembered(self, number: int, where: Standing) -> _Remote:
         created = read_json(self._store, f"{folder(number)}created-{where.attempt:04d}") or {}
@@ -371,7 +392,15 @@ class Driver:
             pause = backoff(self._settings, remote.downloads - 1, f"{intent.number}/d{remote.downloads}")
             return self._wait(remote, pause, job.status.lower(), None, total)
 
-    def _end(self, intent: Intent, remote: _Remote | None, ending: Ending, files: list[str], expected: int | None = None) -> dict[str, Any]:
+    def _end(
+        self,
+        intent: Intent,
+        remote: _Remote | None,
+        ending: Ending,
+        files: list[str],
+        expected: int | None = None,
+        document: str = "done",
+    ) -> dict[str, Any]:
         """Reads the result files, if any, and writes down how every record of the job ended.
 
         Args:
@@ -390,7 +419,7 @@ class Driver:
                 found = Collected(manifest, self._task, self._provider, self._cost, ending, file, earlier, intent.line_count)
                 self._read_files(found, files, expected)
                 found.finish()
-                done = store_end(self._store, intent.number, manifest, found, path, goes_to, self._slice_size())
+                done = store_end(self._store, intent.number, manifest, found, path, goes_to, self._slice_size(), document)
                 self.counted.update({fact: count for fact, count in done["facts"].items() if fact.startswith("warnings_")})
                 return done
         finally:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -184,10 +185,12 @@ def stop_group(process: subprocess.Popen[str] | subprocess.Popen[bytes], grace_s
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that was free a moment ago, and that no system gives to who asks for any: what is started meanwhile can't get it."""
+    for port in random.Random().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            return port
+    raise RuntimeError("no free port among a hundred between 20,000 and 32,000")
 
 
 def listening(port: int) -> bool:
