@@ -49,9 +49,10 @@ class KeepAnswers(beam.DoFn):
 
     def setup(self) -> None:
         self._output = Output(self._settings.output)
+        self._file: SpoolFile | None = None
 
     def start_bundle(self) -> None:
-        self._file: SpoolFile | None = None
+        self._close()  # of a bundle that failed
 
     def process(self, element: Prediction) -> None:
         if self._file is None:
@@ -61,8 +62,15 @@ class KeepAnswers(beam.DoFn):
         events.tell("kept", kept=kept)
 
     def finish_bundle(self) -> None:
+        self._close()
+
+    def teardown(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._file is not None:
             self._file.close()
+            self._file = None
 
 
 class KeepRecords(KeepAnswers):
