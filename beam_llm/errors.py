@@ -133,3 +133,8 @@ class Aborted(CallError):
     """No request can succeed any more: 401, 403, an unknown model, a spent quota."""
 
     remedy = Remedy.ABORT
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 record`, `1,234 records`: how messages count."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -2,7 +2,7 @@
 
     output=Review ─► Output ─┬─ schema      what the model is asked to follow
                              ├─ validate    raw JSON value  ─► typed value, or ValueError with a short reason
-                             ├─ from_text   text of an XML or delimited reply ─► typed value
+                             ├─ spelled     text of an XML or delimited reply ─► typed value
                              └─ dump, load  typed value ⇄ JSON, for ledgers and shuffles
 
 Reasons never hold the value itself: they go into messages that may be logged.
@@ -68,18 +68,14 @@ class Output:
         self.load: Callable[[Any], Any] = checker.load
         self._choices = _choices(self.schema)
 
-    def from_text(self, text: str) -> Any:
-        """The typed value that `text` spells: `3`, `positive`, `"positive"`, `{"sentiment": …}`.
+    def spelled(self, text: str) -> tuple[Any, Any]:
+        """The typed value, and the JSON that it was made of, that `text` spells: `3`, `positive`, `"positive"`, `{"sentiment": …}`.
 
         A member of a Literal or Enum may differ in case where that leaves only one.
 
         Raises:
           ValueError: with a short reason that does not hold the text.
         """
-        return self.spelled(text)[0]
-
-    def spelled(self, text: str) -> tuple[Any, Any]:
-        """Like `from_text`, and with the value the JSON that `validate` made it of."""
         if self.is_text:
             return text, text
         text = text.strip()

@@ -135,16 +135,12 @@ class Task:
         if self._batch_template is None:
             return Record(inputs, tokens, None, self._record_id(fields))
         needed = self._batch_template.needed(fields)
-        tokens = max(tokens, self._templated_tokens(self._batch_template, prompts.RecordView(1, self._text(inputs), needed)))
+        tokens = max(tokens, self._templated_tokens(self._batch_template, prompts.RecordView(1, self._template.fill(inputs), needed)))
         return Record(inputs, tokens, needed, self._record_id(fields))
 
     def _templated_tokens(self, template: prompts.BatchTemplate, view: prompts.RecordView) -> int:
         """What a record adds to a prompt that a batch template writes; tried out on it alone, so that its error stays its own."""
         return estimate_tokens(template.render([view], "")) - self._batchless_tokens
-
-    def _text(self, inputs: Sequence[str]) -> str:
-        """The record's own prompt, as a batch template sees it."""
-        return self._template.fill(inputs)
 
     def _record_id(self, fields: Mapping[str, Any]) -> str | None:
         name = self.settings.record_id
@@ -210,7 +206,7 @@ class Task:
     def _templated(self, records: Sequence[Record]) -> str:
         template, words = self._batch_template, self._asking.reply_words
         assert template is not None
-        views = [prompts.RecordView(index, self._text(record.inputs), record.fields) for index, record in enumerate(records, 1)]
+        views = [prompts.RecordView(index, self._template.fill(record.inputs), record.fields) for index, record in enumerate(records, 1)]
         text = template.render(views, words)
         return text if template.names_reply or not words else f"{text}\n\n{words}"
 

@@ -54,7 +54,7 @@ class SampledTokens:
         self._per_byte = 0.0
 
     def __call__(self, text: str) -> int:
-        size = len(text) if text.isascii() else utf8_bytes(text)
+        size = utf8_bytes(text)
         self._seen = seen = self._seen + 1
         if seen > self._ALL and size <= self._up_to_bytes and seen * self._STRIDE & self._MASK >= self._ONE_IN_EIGHT:
             return int(size * self._per_byte) + 1

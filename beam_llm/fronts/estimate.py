@@ -11,11 +11,11 @@ from typing import Any
 
 from beam_llm.batching import Batcher, caps_of
 from beam_llm.config import Settings, replaced
-from beam_llm.errors import PromptError
+from beam_llm.errors import PromptError, plural
 from beam_llm.fronts.cli import ALL_ANSWERED, SOME_ERRORS, chosen_settings
 from beam_llm.fronts.files import Source, read_rows
 from beam_llm.fronts.predict import Job, check_prompt, inputs_of
-from beam_llm.fronts.progress import dollars, duration, plural, shortened, table
+from beam_llm.fronts.progress import dollars, duration, shortened, table
 from beam_llm.pricing import Prices
 from beam_llm.task import Task
 from beam_llm.tokens import estimate_tokens

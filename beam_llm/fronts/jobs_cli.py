@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 import orjson
 
 from beam_llm.config import Settings, settings
-from beam_llm.errors import UsageError
+from beam_llm.errors import UsageError, plural
 from beam_llm.fronts.cli import ALL_ANSWERED, FAILED, SOME_ERRORS, chosen_settings
 from beam_llm.fronts.files import Row, is_remote
-from beam_llm.fronts.progress import Meter, Tally, dollars, duration, plural, table
+from beam_llm.fronts.progress import Meter, Tally, dollars, duration, table
 from beam_llm.fronts.running import Measured, watched
 from beam_llm.fronts.spool import records_in
 from beam_llm.fronts.writers import Answer, refuse_overwriting, write_json_lines

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from beam_llm.config import Settings
-from beam_llm.errors import PromptError, UsageError
+from beam_llm.errors import PromptError, UsageError, plural
 from beam_llm.fronts.files import Source, Survey, find_sources, format_of, identity, read_rows, survey
-from beam_llm.fronts.progress import Meter, Tally, duration, plural
+from beam_llm.fronts.progress import Meter, Tally, duration
 from beam_llm.fronts.running import Measured, RunError, watched
 from beam_llm.fronts.spool import Spool, folder_for
 from beam_llm.fronts.writers import Answer, refuse_overwriting, write_rows

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import IO, Any
 
+from beam_llm.errors import plural
 from beam_llm.fronts.spool import Kept
 
 LINE_SECONDS = 10.0
@@ -168,10 +169,6 @@ def shortened(text: str, width: int) -> str:
     """The text on one line, cut at `width` with an ellipsis."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence[int] = (0,), indent: str = "") -> str:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from beam_llm import events
-from beam_llm.errors import LLMError
-from beam_llm.fronts.progress import Meter, ProgressLine, plural
+from beam_llm.errors import LLMError, plural
+from beam_llm.fronts.progress import Meter, ProgressLine
 
 stopping = threading.Event()
 """Set by the first Ctrl-C: no further record is read; calls in flight are waited for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from beam_llm.errors import CallError, LedgerError, UsageError
+from beam_llm.errors import CallError, LedgerError, UsageError, plural
 from beam_llm.jobs.chain import Chain, follow_up_number, read_done, read_json
 from beam_llm.jobs.columns import key_at, keys_array
 from beam_llm.jobs.job import TERMINAL, Standing, Where, folder, standing
@@ -199,9 +199,9 @@ def cleanup(store: Store, provider: BatchProvider | None, dry_run: bool = True) 
     parts = sum(".rows" in name for name in found.names)
     inputs = sum(name.endswith("input.jsonl") for name in found.names)
     found.texts = (
-        f"the texts and elements of {_several(found.records, 'record')} in {_several(parts, 'part file')}, "
-        f"{_several(inputs, 'input file')} with the prompts made of them, "
-        f"and {_several(len(found.provider_files), 'provider file')} (prompts and replies); "
+        f"the texts and elements of {plural(found.records, 'record')} in {plural(parts, 'part file')}, "
+        f"{plural(inputs, 'input file')} with the prompts made of them, "
+        f"and {plural(len(found.provider_files), 'provider file')} (prompts and replies); "
         "answers stay, so that a re-run pays nothing again"
     )
     if not dry_run:
@@ -287,7 +287,3 @@ class _Finder:
         if not any(first):
             return 0
         return int(known.jobs_of(keys_array(first))[0]) or None
-
-
-def _several(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

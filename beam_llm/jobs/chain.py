@@ -62,7 +62,8 @@ _IN_DOUBT = ("deadline", "unread", "lost", "doubtful")
 
 def read_done(store: Store, number: int) -> dict[str, Any] | None:
     """How a job ended; None where it has not."""
-    return read_json(store, folder(number) + AGAIN) or read_json(store, folder(number) + "done")
+    done = read_json(store, folder(number) + "done")
+    return (read_json(store, folder(number) + AGAIN) or done) if done is not None and may_end_again(done) else done
 
 
 def may_end_again(done: dict[str, Any]) -> bool:
