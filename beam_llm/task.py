@@ -23,7 +23,7 @@ from beam_llm.config import RESPONSE_FORMATS, Settings, load_dotted
 from beam_llm.errors import Failure, Kind, PromptError, UsageError
 from beam_llm.outputs import Output
 from beam_llm.tokens import estimate_tokens
-from beam_llm.values import RECORD_KEY_BYTES, Completion, Message, Record, Request
+from beam_llm.values import RECORD_KEY_BYTES, Completion, Finish, Message, Record, Request
 
 FINGERPRINT_VERSION = 1
 """Changed only when the same settings must ask anew: every known answer becomes unknown by it."""
@@ -225,7 +225,7 @@ class Task:
         whole = _no_reply(completion)
         if whole is not None:
             return _nothing(count, whole)
-        text, is_cut = completion.text or "", completion.finish_reason == "length"
+        text, is_cut = completion.text or "", completion.finish is Finish.LENGTH
         if self._is_single(count) and self._format != "custom":
             return self._read_text(text, is_cut) if self.output.is_text else self._read_single(text, is_cut)
         return self._read_batch(text, count, is_cut)
@@ -405,12 +405,12 @@ def _batchless_tokens(template: prompts.BatchTemplate | None) -> int:
 def _no_reply(completion: Completion) -> Failure | None:
     if completion.refusal:
         return Failure(Kind.REFUSED, "the model refused to answer")
-    if completion.finish_reason == "content_filter":
+    if completion.finish is Finish.FILTERED:
         return Failure(Kind.REFUSED, "the provider's content filter stopped the reply")
-    if completion.finish_reason == "empty":
+    if completion.finish is Finish.EMPTY and completion.text is None:
         return Failure(Kind.UNREADABLE, "the provider sent no choice")
     if completion.text is None:
-        return _cut() if completion.finish_reason == "length" else Failure(Kind.UNREADABLE, "the reply has no text")
+        return _cut() if completion.finish is Finish.LENGTH else Failure(Kind.UNREADABLE, "the reply has no text")
     return None
 
 

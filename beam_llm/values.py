@@ -7,6 +7,7 @@ element ─ transforms ─► Record(s) ─ task ─► Request ─ provider ─
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -91,22 +92,43 @@ class Pace(NamedTuple):
     reset_tokens_seconds: float | None = None
 
 
+class Finish(enum.Enum):
+    """How a reply ended, whatever word the provider has for it. A closed set: each provider maps its own words onto it."""
+
+    STOP = "stop"
+    """The model came to an end of its own."""
+    LENGTH = "length"
+    """Cut at its token limit."""
+    FILTERED = "filtered"
+    """Stopped by the provider's filter."""
+    REFUSED = "refused"
+    """The model declined to answer."""
+    EMPTY = "empty"
+    """No text at all: no choice, or only thoughts or tool calls."""
+    FAILED = "failed"
+    """The provider says that something went wrong; what there is of the text is half an answer."""
+    OTHER = "other"
+    """A word that we don't know. A valid answer counts, half of one does not."""
+
+
 class Completion(NamedTuple):
     """A provider-neutral reply to one Request.
 
     Attributes:
       text: the reply's text; None where there was none (a refusal, empty choices, null content).
-      finish_reason: `stop`, `length`, `content_filter`, … as the provider says it; `empty` where it sent no choice.
+      finish: how it ended, in our words.
+      finish_reason: how it ended, in the provider's own.
       refusal: the model's own words of refusal, else None.
     """
 
     text: str | None
-    finish_reason: str
+    finish: Finish = Finish.STOP
     usage: Usage = Usage()
     model: str = ""
     request_id: str | None = None
     refusal: str | None = None
     pace: Pace | None = None
+    finish_reason: str = ""
 
 
 class Outcome(NamedTuple):

@@ -70,7 +70,7 @@ CLASSIFY = Task(settings("openai:m", prompt=PROMPTS["colon"], output=Review, bat
 def asked(task: Task, records: list[Record]) -> tuple[Question, Reading]:
     """What the emulated model saw in the prompt, and what the task saw in its reply."""
     question = read_question(wire(task.render(records)))
-    return question, task.read(len(records), Completion(Brain().reply(question), "stop"))
+    return question, task.read(len(records), Completion(Brain().reply(question)))
 
 
 def wire(request: Request) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from beam_llm.protocols import BatchProvider, CompletionProvider
 from beam_llm.providers import openai as provider
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai_wire import Dialect, duration_seconds, encode_body, error_of, pace_of, retry_after_seconds
-from beam_llm.values import Completion, Message, Pace, Request, Usage
+from beam_llm.values import Completion, Finish, Message, Pace, Request, Usage
 
 KEY = "sk-test-0123456789abcdef"
 SCHEMA = {"type": "object", "properties": {"value": {"type": "string"}}, "required": ["value"], "additionalProperties": False}
@@ -193,27 +193,27 @@ def test_usage_model_and_pace_are_read(server):
     }
     server.says((200, reply(), headers))
     assert call(server) == Completion(
-        "fine", "stop", Usage(20, 5, 16), "gpt-4.1-mini-2025-04-14", "req_9", None, Pace(499, 29_000, 0.12, 360.0)
+        "fine", Finish.STOP, Usage(20, 5, 16), "gpt-4.1-mini-2025-04-14", "req_9", None, Pace(499, 29_000, 0.12, 360.0), "stop"
     )
 
 
 @pytest.mark.parametrize(
     ("body", "text", "finish", "refusal"),
     [
-        (reply(finish="length"), "fine", "length", None),
-        (reply(None, refusal="I can't."), None, "stop", "I can't."),
-        (reply(None, "content_filter"), None, "content_filter", None),
-        ({**reply(), "choices": []}, None, "empty", None),
-        ({**reply(), "choices": None}, None, "empty", None),
-        (reply([{"type": "text", "text": "fi"}, {"type": "text", "text": "ne"}]), "fine", "stop", None),
-        ({**reply(), "usage": None}, "fine", "stop", None),
+        (reply(finish="length"), "fine", Finish.LENGTH, None),
+        (reply(None, refusal="I can't."), None, Finish.STOP, "I can't."),
+        (reply(None, "content_filter"), None, Finish.FILTERED, None),
+        ({**reply(), "choices": []}, None, Finish.EMPTY, None),
+        ({**reply(), "choices": None}, None, Finish.EMPTY, None),
+        (reply([{"type": "text", "text": "fi"}, {"type": "text", "text": "ne"}]), "fine", Finish.STOP, None),
+        ({**reply(), "usage": None}, "fine", Finish.STOP, None),
     ],
     ids=["cut", "refused", "filtered, null content", "no choices", "null choices", "content in parts", "null usage"],
 )
 def test_unusual_replies_are_completions_too(server, body, text, finish, refusal):
     server.says(body)
     got = call(server)
-    assert (got.text, got.finish_reason, got.refusal) == (text, finish, refusal)
+    assert (got.text, got.finish, got.refusal) == (text, finish, refusal)
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"", b"[]", b"null", b'{"ok":true}', b'{"choices":[null]}', b'{"choices":"x"}', b'{"choi'])

@@ -17,7 +17,7 @@ from beam_llm.task import Task
 from beam_llm.testing.brain import Brain
 from beam_llm.testing.chat import Chat
 from beam_llm.testing.faults import Fault
-from beam_llm.values import Record, Request, Usage
+from beam_llm.values import Finish, Record, Request, Usage
 from tests.live import MODEL, PROMPT, Opinion, opinions_of
 
 FORMATS = ["json", "xml", "delimited"]
@@ -80,7 +80,7 @@ def test_whatever_is_wrong_with_a_reply_no_record_gets_anothers_answer(texts, re
     at=st.floats(0, 1),
     junk=st.sampled_from(["", "<", '"', "}", "x", "]]", "&", "\n\n", "</answer>"]),
     keep=st.floats(0.05, 1),
-    finish=st.sampled_from(["stop", "length"]),
+    finish=st.sampled_from([Finish.STOP, Finish.LENGTH]),
 )
 @settings(max_examples=400, deadline=None)
 def test_a_damaged_reply_that_counts_from_zero_moves_no_answer(count, response_format, at, junk, keep, finish):
@@ -93,7 +93,7 @@ def test_a_damaged_reply_that_counts_from_zero_moves_no_answer(count, response_f
     place = first + int((len(whole) - first) * at)
     text = (whole[:place] + junk + whole[place:])[: max(first, int(len(whole) * keep))]
     expected = opinions_of(texts, fast=True)
-    found = task.read(count, completion._replace(text=text, finish_reason=finish)).values
+    found = task.read(count, completion._replace(text=text, finish=finish)).values
     moved = {index: value for index, value in found.items() if index < count and value == expected[texts[index]]}
     assert moved == {}
 

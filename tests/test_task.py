@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from beam_llm.config import settings
 from beam_llm.errors import Kind, PromptError, UsageError
+from beam_llm.providers.openai_wire import finish_of
 from beam_llm.task import REPLY_TOKENS, Task
-from beam_llm.values import Completion, Message
+from beam_llm.values import Completion, Finish, Message
 from tests.ids import shown
 
 PROMPT = "Classify the sentiment of this review:\n{{ text }}"
@@ -49,7 +50,7 @@ def user_text(request: Any) -> str:
 
 
 def stop(text: str | None, finish_reason: str = "stop", **rest: Any) -> Completion:
-    return Completion(text, finish_reason, **rest)
+    return Completion(text, finish_of(finish_reason), finish_reason=finish_reason, **rest)
 
 
 # What is sent
@@ -418,7 +419,7 @@ def test_an_answer_that_is_no_value_is_that_records_failure_and_no_others(respon
         (stop("I am sorry, SECRET I can't do that."), Kind.UNREADABLE),
         (stop("", "stop"), Kind.UNREADABLE),
         (stop(None, "stop"), Kind.UNREADABLE),
-        (stop(None, "empty"), Kind.UNREADABLE),
+        (Completion(None, Finish.EMPTY), Kind.UNREADABLE),
         (stop(None, "stop", refusal="SECRET no"), Kind.REFUSED),
         (stop("SECRET", "content_filter"), Kind.REFUSED),
         (stop(None, "content_filter"), Kind.REFUSED),

@@ -30,7 +30,7 @@ from beam_llm.jobs.points import reached
 from beam_llm.jobs.store import temporary_file
 from beam_llm.protocols import BatchProvider, LineReply, Store
 from beam_llm.task import Reading, Task
-from beam_llm.values import Completion, Outcome, Usage
+from beam_llm.values import Completion, Finish, Outcome, Usage
 
 Cost = Callable[[Usage, bool], float | None]
 
@@ -153,18 +153,18 @@ class Collected:
         """One answered line: an outcome for each of its records, final or left over."""
         start = self._starts[line]
         count = self._starts[line + 1] - start
-        text, reason, usage, model, request_id, refusal, _ = completion
+        text, finish, usage, model, request_id, refusal, _, word = completion
         paid = self._cost(usage)
         self._input_tokens += usage[0]
         self._output_tokens += usage[1]
         self._cached_tokens += usage[2]
         self.cost_usd = None if paid is None or self.cost_usd is None else self.cost_usd + paid
-        is_plain = self._plainly and count == 1 and reason == "stop" and text is not None and not refusal
+        is_plain = self._plainly and count == 1 and finish is Finish.STOP and text is not None and not refusal
         value = self._plain_answer(text) if is_plain else None
         if value is None:
             self._read_closely(start, count, completion, None if paid is None else paid / count)
         else:  # by far the most: no objects on the way
-            self.outcomes.put_answer(start, value, usage, paid, model, request_id, reason)
+            self.outcomes.put_answer(start, value, usage, paid, model, request_id, word)
 
     def _read_closely(self, start: int, count: int, completion: Completion, cost: float | None) -> None:
         reading = self._task.read(count, completion)

@@ -18,7 +18,7 @@ import orjson
 
 from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
 from beam_llm.protocols import LineReply
-from beam_llm.values import Completion, Pace, Request, Usage
+from beam_llm.values import Completion, Finish, Pace, Request, Usage
 
 JSON_SCHEMA, JSON_OBJECT, WORDS = "json_schema", "json_object", "words"
 MAX_COMPLETION_TOKENS, MAX_TOKENS = "max_completion_tokens", "max_tokens"
@@ -100,6 +100,20 @@ def _without_surrogates(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+_FINISHES = {
+    "stop": Finish.STOP,
+    "length": Finish.LENGTH,
+    "content_filter": Finish.FILTERED,
+    "tool_calls": Finish.EMPTY,
+    "function_call": Finish.EMPTY,
+}
+"""What `finish_reason` means (OpenAI's API reference, chat completions)."""
+
+
+def finish_of(word: str) -> Finish:
+    return _FINISHES.get(word, Finish.OTHER)
+
+
 def completion_of(payload: Any, request_id: str | None = None, pace: Pace | None = None) -> Completion:
     """The reply in words.
 
@@ -114,13 +128,14 @@ def completion_of(payload: Any, request_id: str | None = None, pace: Pace | None
     model, request_id = payload.get("model") or "", request_id or payload.get("id")
     choices = payload["choices"]
     if not choices:
-        return Completion(None, "empty", usage, model, request_id, None, pace)
+        return Completion(None, Finish.EMPTY, usage, model, request_id, None, pace)
     choice = choices[0]
     message = choice.get("message") or {}
     text = message.get("content")
     if text is not None and not isinstance(text, str):
         text = "".join(part.get("text") or "" for part in text if isinstance(part, dict))
-    return Completion(text, choice.get("finish_reason") or "stop", usage, model, request_id, message.get("refusal"), pace)
+    word = choice.get("finish_reason") or "stop"
+    return Completion(text, finish_of(word), usage, model, request_id, message.get("refusal"), pace, word)
 
 
 # What of a batch file's line is read, where it is as OpenAI writes it.
@@ -182,7 +197,8 @@ def plain_line(line: bytes) -> LineReply | None:
     choice, tokens = body.choices[0], body.usage
     usage = Usage(tokens.prompt_tokens, tokens.completion_tokens, tokens.prompt_tokens_details.cached_tokens)
     message = choice.message
-    completion = Completion(message.content, choice.finish_reason, usage, body.model, found.response.request_id, message.refusal)
+    word = choice.finish_reason
+    completion = Completion(message.content, finish_of(word), usage, body.model, found.response.request_id, message.refusal, None, word)
     return LineReply(found.custom_id, completion)
 
 

@@ -18,7 +18,7 @@ import orjson
 
 from beam_llm.errors import CallError, Kind, Rejected, Retryable
 from beam_llm.protocols import BatchLimits, Clock, LineReply, RemoteJob
-from beam_llm.values import Completion, Request, Usage
+from beam_llm.values import Completion, Finish, Request, Usage
 
 _TERMINAL = ("completed", "failed", "expired", "cancelled")
 _INPUT = re.compile(r"^Input \d+: (.+)$", re.MULTILINE)
@@ -120,7 +120,7 @@ class FakeBatches:
             kind, message = facts["error"]
             error: CallError = Rejected(kind, message, status=400) if kind == Kind.REJECTED else Retryable(kind, message)
             return LineReply(facts["custom_id"], None, error)
-        completion = Completion(facts["text"], "stop", Usage(*facts["usage"]), "fake-model", facts["custom_id"][:8])
+        completion = Completion(facts["text"], Finish.STOP, Usage(*facts["usage"]), "fake-model", facts["custom_id"][:8])
         return LineReply(facts["custom_id"], completion)
 
     def upload(self, path: str) -> str:

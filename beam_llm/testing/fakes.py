@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from beam_llm.errors import CallError, Failure, Kind, Rejected, Retryable
-from beam_llm.values import Completion, Message, Pace, Record, Request, Usage
+from beam_llm.values import Completion, Finish, Message, Pace, Record, Request, Usage
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class FakeTask:
         try:
             answers = {int(index): value for index, value in json.loads(completion.text or "").items()}
         except (ValueError, AttributeError):
-            kind = Kind.TRUNCATED if completion.finish_reason == "length" else Kind.UNREADABLE
+            kind = Kind.TRUNCATED if completion.finish is Finish.LENGTH else Kind.UNREADABLE
             return FakeReading(whole=Failure(kind, "the reply is not JSON"))
         invalid = {i: Failure(Kind.INVALID, "not a string") for i, value in answers.items() if not isinstance(value, str)}
         good = {i: value for i, value in answers.items() if i not in invalid}
@@ -124,18 +124,19 @@ class FakeProvider:
         if bad and self.poison == "rejected":
             raise Rejected(Kind.REJECTED, "HTTP 400: poison", status=400)
         if bad and self.poison in ("unreadable", "cut"):
-            return Completion('{"1": ', "length" if self.poison == "cut" else "stop", usage, "fake-1")
+            return Completion('{"1": ', Finish.LENGTH if self.poison == "cut" else Finish.STOP, usage, "fake-1")
         if bad and self.poison == "refused":
-            return Completion(None, "stop", usage, "fake-1", refusal="I can't help with that")
+            return Completion(None, Finish.STOP, usage, "fake-1", refusal="I can't help with that")
         if bad and self.poison == "empty":
-            return Completion("{}", "stop", usage, "fake-1")
+            return Completion("{}", Finish.STOP, usage, "fake-1")
         answers: dict[int, Any] = {index: text.upper() for index, text in enumerate(texts, 1)}
         for index in bad:
             answers[index] = 0
             if self.poison == "missing":
                 del answers[index]
         answers = dict(list(answers.items())[: self.answers_at_most])
-        return Completion(json.dumps(answers), "stop", usage, "fake-1", f"r{len(self.requests)}", pace=self.pace())
+        request_id = f"r{len(self.requests)}"
+        return Completion(json.dumps(answers), Finish.STOP, usage, "fake-1", request_id, pace=self.pace(), finish_reason="stop")
 
     async def close(self) -> None:
         self.closed += 1
