@@ -18,7 +18,9 @@ from typing import Any, Literal
 import pytest
 
 from beam_llm.calls import Asked, Engine, borrow_engine, return_engine
+from beam_llm.calls import endpoint as endpoint_module
 from beam_llm.calls import engine as engine_module
+from beam_llm.calls import runtime as runtime_module
 from beam_llm.calls.sharing import _ENDPOINTS
 from beam_llm.config import Settings, settings
 from beam_llm.errors import Aborted, Kind
@@ -245,6 +247,43 @@ while not provider.in_flight: pass
 """
     ended = subprocess.run([sys.executable, "-X", "dev", "-c", program], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "closed\n", "")
+
+
+def test_a_client_that_never_lets_go_keeps_nobody(monkeypatch, caplog):
+    monkeypatch.setattr(endpoint_module, "_CLOSE_SECONDS", 0.05)
+    provider = FakeProvider()
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(provider, "close", never)
+    engine = borrow_engine(declared(), lambda: provider, free)
+    assert value(engine.submit([fake_record("a")])) == "A"
+    return_engine(engine)
+    assert "not waited for: TimeoutError" in caplog.text
+
+
+def test_a_loop_that_hangs_keeps_no_worker_from_ending(monkeypatch, caplog):
+    monkeypatch.setattr(engine_module, "_CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(runtime_module, "_JOIN_SECONDS", 0.05)
+    blocked, goes_on = threading.Event(), threading.Event()
+
+    class Blocking(FakeProvider):
+        async def complete(self, request, timeout_seconds):
+            blocked.set()
+            goes_on.wait(30)  # on the loop: nothing else runs there
+            return await super().complete(request, timeout_seconds)
+
+    engine = borrow_engine(declared(), Blocking, free)
+    engine.submit([fake_record("a")])
+    blocked.wait(30)
+    return_engine(engine)
+    assert "did not end within" in caplog.text
+    other = borrow_engine(declared(), FakeProvider, free)
+    assert value(other.submit([fake_record("b")])) == "B"
+    return_engine(other)
+    goes_on.set()
+    until(lambda: threads() == [])
 
 
 def test_asks_in_a_loop_of_ones_own_leave_no_task():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Hashable
 
 from beam_llm.calls.breaker import Breaker, Verdict
@@ -13,6 +14,8 @@ from beam_llm.errors import Aborted, CallError, Kind, LLMError
 from beam_llm.protocols import CompletionProvider
 
 _OUTPUT_MEMORY = 0.1  # weight of the newest reply in the mean of output tokens per record
+_LATELY_SECONDS = 60.0  # a rate limit counts by the minute: who was answered within one is limited, not shut out
+_CLOSE_SECONDS = 5.0
 
 
 def endpoint_key(settings: Settings) -> Hashable:
@@ -66,7 +69,7 @@ class Guard:
 
 
 class Endpoint:
-    """Lives on one event loop; `users` counts the engines that use it (see runtime.py)."""
+    """Lives on one event loop; `users` counts the engines that have borrowed it (see sharing.py)."""
 
     def __init__(self, settings: Settings, connect: Callable[[], CompletionProvider]):
         self.users = 0
@@ -76,6 +79,7 @@ class Endpoint:
         self._abort: Aborted | None = None
         self._guards: dict[bytes, Guard] = {}
         self._output_per_record = 0.0
+        self._answered_at = -math.inf
 
     def guard(self, fingerprint: bytes) -> Guard:
         """The breaker of one task's calls."""
@@ -120,11 +124,20 @@ class Endpoint:
         weight = _OUTPUT_MEMORY if self._output_per_record else 1.0
         self._output_per_record += weight * (per_record - self._output_per_record)
 
+    def answered(self) -> None:
+        """A reply came, to whomever."""
+        self._answered_at = asyncio.get_running_loop().time()
+
+    def answers_lately(self) -> bool:
+        """Whether anybody was answered within the last minute."""
+        return asyncio.get_running_loop().time() - self._answered_at < _LATELY_SECONDS
+
     async def close(self) -> None:
-        """Gives back the session."""
+        """Gives back the session; a client that does not let go is left behind."""
         provider, self._provider = self._provider, None
         if provider is not None:
-            await provider.close()
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await provider.close()
 
 
 def _budget(settings: Settings) -> Budget | None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from beam_llm.answers import missing_message
 from beam_llm.calls.endpoint import Endpoint
-from beam_llm.calls.policy import Next, Step, backoff_seconds, next_step
+from beam_llm.calls.policy import Again, Next, Step, next_step, next_try
 from beam_llm.calls.runtime import LOOP_THREAD
 from beam_llm.calls.tally import Asked, Tally
 from beam_llm.config import Settings
@@ -38,18 +38,25 @@ _logger = logging.getLogger(__name__)
 _GRACE_SECONDS = 1.0
 # How long `close` waits for cancelled calls; a client that swallows cancellation must not keep a worker from ending.
 _SHUT_SECONDS = 5.0
+# How long `close` waits for the loop to do so; a loop that hangs must not hang its process as well.
+_CLOSE_SECONDS = 2 * _SHUT_SECONDS + 2.0
 _GONE = "this engine is closed, or was made before a fork; borrow another"
 # Failures of single members that a further request may mend.
 _ASKED_AGAIN = frozenset({Kind.MISSING, Kind.INVALID, Kind.UNREADABLE, Kind.TRUNCATED})
 
 
 class _Deadline:
-    """When a call's time is up. Waits for our own slots and budgets move it: a low budget must not fail records by itself."""
+    """When a call's time is up. Waits for our own slots and budgets move it: a low budget must not fail records by itself.
 
-    __slots__ = ("at",)
+    Attributes:
+      waited: the last request was put off by the server until there was no time left.
+    """
+
+    __slots__ = ("at", "waited")
 
     def __init__(self, at: float):
         self.at = at
+        self.waited = False
 
     def left(self) -> float:
         return self.at - asyncio.get_running_loop().time()
@@ -184,8 +191,13 @@ class Engine:
                 return
             self._closed = True
             loop = self._loop
-        if loop is not None:
-            asyncio.run_coroutine_threadsafe(self._shut(), loop).result()
+        if loop is None:
+            return
+        try:
+            asyncio.run_coroutine_threadsafe(self._shut(), loop).result(_CLOSE_SECONDS)
+        except Exception as error:  # the process goes on, or ends: whoever closes can do nothing about it
+            _logger.warning("the calls' end was not waited for: %s", _where(error))
+        finally:
             LOOP_THREAD.release()
 
     # On the loop ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -204,7 +216,6 @@ class Engine:
             task.cancel()
         if tasks and (await asyncio.wait(tasks, timeout=_SHUT_SECONDS))[1]:
             _logger.warning("some calls did not end within %g s of their cancellation", _SHUT_SECONDS)
-        self.endpoint.users -= 1
         if self.endpoint.users <= 0:
             await self.endpoint.close()
 
@@ -345,12 +356,13 @@ class Engine:
             completion = await self._completion(ask, members, request, deadline)
         except CallError as error:
             aborted = error.remedy is Remedy.ABORT
-            ask.fail(members, Failure(Kind.ABORTED if aborted else error.kind, error.message))
+            message = _advice(error, len(members), deadline.waited)
+            ask.fail(members, Failure(Kind.ABORTED if aborted else error.kind, message))
             if aborted:
                 ask.aborted = Aborted(Kind.ABORTED, error.message, status=error.status)
             if error.kind == Kind.UNREADABLE:  # a 200 whose body is no reply: like any other reply that can't be read
                 return members, Kind.UNREADABLE
-            return members, Kind.REJECTED if error.remedy is Remedy.SPLIT or _is_too_slow(error, members) else Kind.UNAVAILABLE
+            return members, Kind.REJECTED if error.remedy is Remedy.SPLIT or _is_too_slow(error, members, 1) else Kind.UNAVAILABLE
         return self._kept(ask, members, completion)
 
     def _rendered(self, records: Sequence[Record]) -> Request:
@@ -362,23 +374,41 @@ class Engine:
             raise PromptError(f"the prompt can't be rendered: {_where(error)}") from error
 
     async def _completion(self, ask: _Ask, members: Sequence[int], request: Request, deadline: _Deadline) -> Completion:
-        """The reply; RETRY errors are tried again up to `max_retries` times, within the deadline. Raises the last CallError."""
-        attempt = 0
+        """The reply; RETRY errors are sent again as `policy.next_try` says, within the deadline. Raises the last CallError."""
+        tries = waits = 0
         while True:
             try:
                 return await self._call(ask, members, request, deadline)
             except CallError as error:
-                gives_up = attempt >= self._max_retries or (attempt and _is_too_slow(error, members))
-                if error.remedy is not Remedy.RETRY or error.kind == Kind.UNREADABLE or gives_up:
+                again = self._again(error, members, tries, waits, deadline)
+                if again is None:
+                    deadline.waited = waits > 0
                     raise
-                wait = backoff_seconds(attempt, error.retry_after_seconds, deadline.left(), self._rng)
-                if wait is None:
-                    raise
-                if error.kind == Kind.RATE_LIMITED:
-                    ask.tally.throttled_seconds += wait
-            await asyncio.sleep(wait)
-            attempt += 1
-            ask.tally.retries += 1
+                self._count_again(ask, error, again)
+            await asyncio.sleep(again.seconds)
+            tries, waits = tries + (not again.is_wait), waits + again.is_wait
+
+    def _again(self, error: CallError, members: Sequence[int], tries: int, waits: int, deadline: _Deadline) -> Again | None:
+        """How the call is sent again; None where it is not, or where fewer records at once are what may help."""
+        if error.remedy is not Remedy.RETRY or error.kind == Kind.UNREADABLE or _is_too_slow(error, members, tries):
+            return None
+        return next_try(
+            error,
+            tries=tries,
+            waits=waits,
+            max_retries=self._max_retries,
+            left_seconds=deadline.left(),
+            others_get_answers=self.endpoint.answers_lately(),
+            rng=self._rng,
+        )
+
+    @staticmethod
+    def _count_again(ask: _Ask, error: CallError, again: Again) -> None:
+        if error.kind == Kind.RATE_LIMITED or again.is_wait:
+            ask.tally.throttled_seconds += again.seconds
+        if again.is_wait:
+            ask.tally.waits += 1
+        ask.tally.retries += 1
 
     async def _call(self, ask: _Ask, members: Sequence[int], request: Request, deadline: _Deadline) -> Completion:
         """One request through the gate."""
@@ -395,11 +425,14 @@ class Engine:
             provider = endpoint.provider()
             self._count(ask, members)
             completion = await self._sent(provider, request, max(0.001, min(self._request_seconds, deadline.left())))
+            endpoint.answered()
             self._note(ask, members, completion, asyncio.get_running_loop().time() - ticket.sent_at)
             gate.replied(ticket, completion.usage.input_tokens + completion.usage.output_tokens, completion.pace)
         except CallError as error:
             if error.kind == Kind.RATE_LIMITED:
                 gate.throttled(ticket)
+            elif error.kind == Kind.TIMED_OUT:
+                tally.timeouts += 1
             if error.remedy is Remedy.ABORT:
                 endpoint.abort(error)
             raise
@@ -486,9 +519,22 @@ def _missing(index: int, count: int, values: dict[int, Any]) -> Failure:
     return Failure(Kind.MISSING, missing_message(index, count, values))
 
 
-def _is_too_slow(error: CallError, members: Sequence[int]) -> bool:
-    """Whether smaller prompts may be what helps: a long answer to many records takes longer than one request may."""
-    return error.kind == Kind.TIMED_OUT and len(members) > 1
+def _is_too_slow(error: CallError, members: Sequence[int], tries: int) -> bool:
+    """Whether smaller prompts may be what helps: a long answer to many records takes longer than one request may.
+
+    Our own timeout says so at once; a gateway's 408 or 504 may be an outage of moments, and gets one more try.
+    """
+    return error.kind == Kind.TIMED_OUT and len(members) > 1 and (error.status is None or tries > 0)
+
+
+def _advice(error: CallError, members: int, waited: bool) -> str:
+    """The error's message, with the options that would have helped."""
+    if error.kind == Kind.TIMED_OUT:
+        smaller = ", a smaller batch_size" if members > 1 else ""
+        return f"{error.message}; a longer request_timeout_ms{smaller} or a limit on the answer (max_output_tokens) may help"
+    if waited:
+        return f"{error.message}; waited for it until the call's deadline: raise call_deadline_ms, or set requests_per_minute"
+    return error.message
 
 
 def _where(error: BaseException) -> str:

@@ -7,8 +7,11 @@ nothing usable, `single`            each alone (no retry)           ask it again
 nothing usable, `retry`             the same again                  ask it again
 unreadable, `fail`                  an error each                   an error
 refused, cut, rejected, no prompt   halve, to find the culprit      an error
-timed out twice                     halve: fewer answers take less  an error, after `max_retries`
-rate limited, unreachable, …        an error each: the retries are used up
+timed out                           halve: fewer answers take less  an error, after `max_retries`
+rate limited, unreachable, …        an error each: retries or time are used up
+
+A failed call is sent again by `next_try`: as a try, of which there are `max_retries`, or as a wait, which only the call's
+deadline bounds. A server that says when to come back is not failing; it is asking us to wait.
 """
 
 from __future__ import annotations
@@ -17,12 +20,19 @@ import enum
 import random
 from typing import NamedTuple
 
-from beam_llm.errors import Kind
+from beam_llm.errors import CallError, Kind
 
 BACKOFF_FIRST_SECONDS = 0.5
 BACKOFF_MOST_SECONDS = 8.0
 RETRY_AFTER_MOST_SECONDS = 30.0
 RETRY_AFTER_SENSIBLE_SECONDS = 600.0
+
+PATIENT_WAITS = 4
+"""Waits in a row that last as long as the server said; later ones last at least as long as a backoff, or a server that says
+"in 10 ms" for ever would be asked thousands of times."""
+
+_BUSY = frozenset({429, 498, 503, 529})
+"""Statuses of a server that takes this request, only not now. 498: Groq's flex capacity."""
 
 _ONE_TO_BLAME = frozenset({Kind.REFUSED, Kind.TRUNCATED, Kind.REJECTED, Kind.PROMPT, Kind.TOO_LARGE})
 _ASKABLE_AGAIN = frozenset({Kind.MISSING, Kind.INVALID, Kind.UNREADABLE})
@@ -69,14 +79,61 @@ def _again(left: int) -> Step:
     return Step(Next.AGAIN, left - 1) if left > 0 else Step(Next.FAIL)
 
 
+class Again(NamedTuple):
+    """How a failed call is sent again.
+
+    Attributes:
+      seconds: the pause before it.
+      is_wait: it uses up time only, not one of `max_retries`.
+    """
+
+    seconds: float
+    is_wait: bool
+
+
+def next_try(
+    error: CallError,
+    *,
+    tries: int,
+    waits: int,
+    max_retries: int,
+    left_seconds: float,
+    others_get_answers: bool,
+    rng: random.Random,
+) -> Again | None:
+    """How a call that failed with a retryable error is sent again, or None where it is given up.
+
+    Args:
+      tries, waits: how often it was sent again so far, of each sort.
+      left_seconds: until the call's deadline.
+      others_get_answers: whether the endpoint has answered anybody lately. A 429 without a time is about pace then, and waiting
+        will do; where nobody is answered, it counts as a try.
+    """
+    says_when = sensible_retry_after(error.retry_after_seconds) is not None
+    is_wait = (says_when and error.status in _BUSY) or (error.kind == Kind.RATE_LIMITED and (says_when or others_get_answers))
+    if not is_wait and tries >= max_retries:
+        return None
+    seconds = backoff_seconds(waits if is_wait else tries, error.retry_after_seconds, left_seconds, rng)
+    if seconds is not None and is_wait and waits >= PATIENT_WAITS:
+        least = min(BACKOFF_MOST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** (waits - PATIENT_WAITS)) * rng.uniform(0.5, 1.0)
+        seconds = max(seconds, least)
+    return Again(seconds, is_wait) if seconds is not None and seconds < left_seconds else None
+
+
+def sensible_retry_after(seconds: float | None) -> float | None:
+    """The time a server asked for, or None where it asked for none that can be meant (114 h: openai-dotnet#404)."""
+    return seconds if seconds is not None and seconds <= RETRY_AFTER_SENSIBLE_SECONDS else None
+
+
 def backoff_seconds(attempt: int, retry_after_seconds: float | None, left_seconds: float, rng: random.Random) -> float | None:
     """The wait before retry number `attempt` (from 0), or None where no time is left for it.
 
-    Full jitter below 0.5·2^attempt s (at most 8 s). A `Retry-After` is honoured up to 30 s, with a tenth of jitter on top; one of more
-    than ten minutes is passed over: 114 h were once obeyed elsewhere (openai-dotnet#404).
+    Full jitter below 0.5·2^attempt s (at most 8 s). A `Retry-After` is honoured up to 30 s, with a tenth of jitter on top; one of
+    more than ten minutes is passed over.
     """
-    if retry_after_seconds is None or retry_after_seconds > RETRY_AFTER_SENSIBLE_SECONDS:
-        wait = rng.uniform(0.0, min(BACKOFF_MOST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0**attempt))
+    asked = sensible_retry_after(retry_after_seconds)
+    if asked is None:
+        wait = rng.uniform(0.0, min(BACKOFF_MOST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** min(attempt, 10)))
     else:
-        wait = min(max(retry_after_seconds, 0.0), RETRY_AFTER_MOST_SECONDS) * rng.uniform(1.0, 1.1)
+        wait = min(max(asked, 0.0), RETRY_AFTER_MOST_SECONDS) * rng.uniform(1.0, 1.1)
     return wait if wait < left_seconds else None

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
+
+_logger = logging.getLogger(__name__)
+
+_JOIN_SECONDS = 5.0
 
 
 class LoopThread:
@@ -34,15 +39,18 @@ class LoopThread:
             return self._loop
 
     def release(self) -> None:
-        """One user fewer; the last one waits until the thread has ended."""
+        """One user fewer; the last one waits until the thread has ended, a loop that hangs is left to the process's end."""
         with self._lock:
             self._users -= 1
             if self._users or self._loop is None or self._thread is None:
                 return
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
+        # Outside of the lock: who comes meanwhile starts a thread of its own.
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(_JOIN_SECONDS)
+        if thread.is_alive():
+            _logger.warning("the thread of live calls did not end within %g s", _JOIN_SECONDS)
 
     @staticmethod
     def _run(loop: asyncio.AbstractEventLoop) -> None:

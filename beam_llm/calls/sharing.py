@@ -56,11 +56,16 @@ def borrow_engine(
 
 
 def return_engine(engine: Engine) -> None:
-    """Cancels the engine's own calls; the last one of an endpoint closes the session, the last of the process ends the thread."""
+    """Cancels the engine's own calls; the last one of an endpoint closes the session, the last of the process ends the thread.
+
+    Waits for both, but not for ever, and not under the lock: others may borrow meanwhile, a new endpoint where this was the last.
+    """
     with _ENDPOINTS.lock:
         if engine not in _ENDPOINTS.engines:
             return
         _ENDPOINTS.engines.discard(engine)
-        if engine.endpoint.users <= 1:
-            _ENDPOINTS.known.pop(endpoint_key(engine.settings), None)
-        engine.close()
+        engine.endpoint.users -= 1
+        key = endpoint_key(engine.settings)
+        if engine.endpoint.users <= 0 and _ENDPOINTS.known.get(key) is engine.endpoint:
+            del _ENDPOINTS.known[key]
+    engine.close()

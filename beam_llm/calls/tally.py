@@ -16,6 +16,8 @@ class Tally:
     Attributes:
       requests: sent to the provider, retries included.
       retries: requests sent again for the same records: after a failed call, or for want of an answer. A part of a split is none.
+      waits: those of `retries` that came after a pause for which the server had asked; they use up time, but no `max_retries`.
+      timeouts: requests without a reply in time.
       splits: times that records which shared a prompt were parted.
       single_requests: those of `requests` that carried one record only.
       input_tokens, output_tokens, cached_tokens: of all replies, also of those that could not be read.
@@ -27,6 +29,8 @@ class Tally:
 
     requests: int = 0
     retries: int = 0
+    waits: int = 0
+    timeouts: int = 0
     splits: int = 0
     single_requests: int = 0
     input_tokens: int = 0
@@ -41,6 +45,8 @@ class Tally:
         """Adds the other's counts to these."""
         self.requests += other.requests
         self.retries += other.retries
+        self.waits += other.waits
+        self.timeouts += other.timeouts
         self.splits += other.splits
         self.single_requests += other.single_requests
         self.input_tokens += other.input_tokens

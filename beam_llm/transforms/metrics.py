@@ -21,7 +21,9 @@ NAMESPACE = "beam_llm"
 _log = logging.getLogger("beam_llm")
 _logged: set[str] = set()
 """What this process has said once: a storm of odd replies is for the counters."""
-_TALLIED = ("requests", "retries", "splits", "single_requests", "input_tokens", "output_tokens", "cached_tokens")
+_TALLIED = (
+    "requests", "retries", "waits", "timeouts", "splits", "single_requests", "input_tokens", "output_tokens", "cached_tokens",
+)  # fmt: skip
 
 
 class Meter:
@@ -29,9 +31,10 @@ class Meter:
 
     `requests` are live calls, retries included; `job_requests` the lines of batch jobs that were answered.
 
-    Counters: records, errors, errors_<kind>, reused, cost_micro_usd, job_requests, requests, retries, splits, single_requests,
-    input_tokens, output_tokens, cached_tokens, warnings_<what> (of replies), jobs_twice (an intent for which two remote jobs were
-    found, the younger cancelled), cumulativeThrottlingSeconds.
+    Counters: records, errors, errors_<kind>, reused, cost_micro_usd, job_requests, requests, retries, waits (of `retries`, those
+    for which the server had asked), timeouts, splits, single_requests, input_tokens, output_tokens, cached_tokens,
+    warnings_<what> (of replies), jobs_twice (an intent for which two remote jobs were found, the younger cancelled),
+    cumulativeThrottlingSeconds.
     Distributions: latency_ms, records_per_request.
     """
 

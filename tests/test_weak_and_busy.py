@@ -1,0 +1,37 @@
+"""Live calls against a server that is busy, or a model that is weak, over a real socket: what is lost, and what it costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from beam_llm.calls import Asked
+from beam_llm.testing import Emulator, Fault
+from tests.live import ask_all, distinct_texts
+
+
+def answered(asked: list[Asked]) -> int:
+    return sum(outcome.failure is None for one in asked for outcome in one.outcomes)
+
+
+def prompts(count: int, size: int) -> list[list[str]]:
+    texts = distinct_texts(count * size)
+    return [texts[start : start + size] for start in range(0, count * size, size)]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(Fault("rate_limit", probability=0.35, retry_after=0.02), id="429"),
+        pytest.param(Fault("server_error", status=503, probability=0.35, retry_after=0.02), id="503"),
+        pytest.param(Fault("server_error", status=529, probability=0.35, retry_after=0.02), id="529"),
+    ],
+)
+def test_a_server_that_puts_off_a_third_of_all_calls_loses_no_record_with_default_settings(fault: Fault):
+    with Emulator(faults=[fault], fast=True, keys=()) as emulator:
+        asked = ask_all(emulator, prompts(150, 2))
+    assert answered(asked) == 300
+    tallies: list[Any] = [one.tally for one in asked]
+    assert sum(tally.waits for tally in tallies) > 40
+    assert max(tally.waits for tally in tallies) > 1
