@@ -23,7 +23,7 @@ class Provider(NamedTuple):
     """A provider's row: all that has to be known of it before its module is imported.
 
     Attributes:
-      module: has `check`, `connect` and, where there is a batch API, `connect_batch`.
+      module: has `check`, `connect`, `encode` and, where there is a batch API, `connect_batch`.
       key_variable, base_url_variable: of the environment.
       base_url: where it is if nobody says otherwise; None: somebody has to.
     """

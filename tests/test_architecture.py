@@ -24,6 +24,7 @@ LAYERS = [
     {"pricing"},
     {"batching"},
     {"calls", "jobs", "providers"},
+    {"preview"},
     {"transforms"},
     {"fronts"},
 ]

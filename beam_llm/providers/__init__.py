@@ -6,7 +6,9 @@ import importlib
 from typing import Any
 
 from beam_llm.config import PROVIDERS, Settings
+from beam_llm.errors import UsageError
 from beam_llm.protocols import BatchProvider, CompletionProvider
+from beam_llm.values import Request
 
 
 def check(settings: Settings) -> None:
@@ -15,7 +17,10 @@ def check(settings: Settings) -> None:
     Raises:
       UsageError: names the option and the fix.
     """
-    _module(settings).check(settings)
+    module = _module(settings)
+    if settings.mode == "batch_api" and not hasattr(module, "connect_batch"):
+        raise UsageError(f"mode is 'batch_api' but {settings.provider}: has no batch API here; use mode='online'")
+    module.check(settings)
 
 
 def connect(settings: Settings) -> CompletionProvider:
@@ -36,6 +41,12 @@ def connect_batch(settings: Settings) -> BatchProvider:
     """
     provider: BatchProvider = _module(settings).connect_batch(settings)
     return provider
+
+
+def encode(settings: Settings, request: Request) -> bytes:
+    """The body that `connect`'s client would send for a request; for a person to see. No key is looked up, nothing is called."""
+    body: bytes = _module(settings).encode(settings, request)
+    return body
 
 
 def _module(settings: Settings) -> Any:

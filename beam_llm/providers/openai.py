@@ -84,6 +84,12 @@ def connect_batch(settings: Settings) -> OpenAIBatches:
     return OpenAIBatches(Place.of(settings), resolve_key(settings.api_key), log_data=settings.log_data)
 
 
+def encode(settings: Settings, request: Request) -> bytes:
+    """The body of a request as it would be sent first; see `providers.encode`."""
+    place = Place.of(settings)
+    return encode_body(request, dialect_of(place, settings.model_name))
+
+
 class Place(NamedTuple):
     """Where an API is: addresses and how it wants the key.
 
