@@ -106,12 +106,12 @@ class Steps(PipelineVisitor):
 
 # A running job is updated by its labels: a change here breaks `--update` of every job that runs, and belongs into CHANGELOG.md.
 LABELS = {
-    ("online", "bounded", "FnApiRunner"): ["Form prompt batches", "Ask the model"],
+    ("online", "bounded", "FnApiRunner"): ["Form prompt batches", "Ask the model", "Deliver"],
     ("online", "bounded", "PrismRunner"): ["Spread records", "Form prompt batches", "Ask the model", "Keep what is paid for"],
     ("online", "unbounded", "PrismRunner"): [
         "Choose buffers", "Form prompt batches", "Spread prompt batches", "Ask the model", "Keep what is paid for",
     ],
-    ("batch_api", "bounded", "FnApiRunner"): ["Spool parts", "To one planner", "Group parts", "Plan jobs", "Drive jobs"],
+    ("batch_api", "bounded", "FnApiRunner"): ["Spool parts", "To one planner", "Group parts", "Plan jobs", "Drive jobs", "Deliver"],
     ("batch_api", "bounded", "PrismRunner"): ["Spool parts", "To one planner", "Group parts", "Plan jobs", "Spread jobs", "Drive jobs"],
     ("batch_api", "unbounded", "PrismRunner"): ["Spool parts", "To one planner", "Plan jobs", "Spread jobs", "Drive jobs"],
 }  # fmt: skip
@@ -153,7 +153,7 @@ def test_submitting_and_collecting_have_labels_too(tmp_path):
     assert Steps(p).own == ["Spool parts", "To one planner", "Group parts", "Plan jobs", "Submit jobs"]
     assert refs.element_type is BatchJobRef
     _ = refs | CollectBatchJobs(MODEL, PROMPT, base_url="http://127.0.0.1:9/v1", **batch_options(tmp_path))
-    assert Steps(p).own[-1] == "Drive jobs"
+    assert Steps(p).own[-2:] == ["Drive jobs", "Deliver"]
 
 
 @pytest.mark.parametrize("output_field", [None, "mood"])

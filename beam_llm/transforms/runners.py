@@ -130,6 +130,13 @@ def waiting_for(pcoll: Any, waiting: str | None) -> str:
     return waiting or ("loop" if is_local(pipeline) else "sdf")
 
 
+def emits_in_finish_bundle(predictions: Any, mode: str, waiting: str | None) -> bool:
+    """Whether the step that asked is the last one and ends its bundle with output: elsewhere a shuffle or a splittable DoFn does not."""
+    if mode == "batch_api":
+        return waiting_for(predictions, waiting) == "loop"
+    return is_local(predictions.pipeline)
+
+
 def warn_of_lost_output(pipeline: Any) -> None:
     """Flink with checkpoints needs --finish_bundle_before_checkpointing: else a bundle's output is held back or lost (Flink 1.19)."""
     flags = _flags(pipeline)
