@@ -11,6 +11,7 @@ LLMError ─┬─ UsageError            a setting, a file or an element is wron
 from __future__ import annotations
 
 import enum
+import re
 from typing import NamedTuple
 
 
@@ -136,5 +137,26 @@ class Aborted(CallError):
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 record`, `1,234 records`: how messages count."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """`1 record`, `1,234 records`, `2 retries`: how messages count."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {noun[:-1]}ies" if noun.endswith(("ry", "ply")) else f"{count:,} {noun}s"
+
+
+# Control characters (C0, DEL, C1), line and paragraph separators, marks that turn the direction of writing, invisible tags, and lone
+# surrogates, which no terminal's encoding takes.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def printable(text: str) -> str:
+    r"""Text of others as one harmless line: what could steer a terminal, forge a line or hide is written as `\x1b`, `\n`, `\u202e`.
+
+    For everything that is shown or logged and was written elsewhere: a server's message, a file's name, a model's answer.
+    """
+    return text if text.isascii() and text.isprintable() else _UNPRINTABLE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")

@@ -36,6 +36,7 @@ REPLY_TOKENS = 12
 
 SHOWN_CHARACTERS = 120
 """How much of a reply is shown in a message, with `log_data`."""
+TO_SEE_IT = " (log_data=True, or --log-data, shows it)"
 
 
 class Reading(NamedTuple):
@@ -371,7 +372,7 @@ class Task:
     # Failures
 
     def _unreadable(self, message: str, text: str, is_cut: bool) -> Failure:
-        return _cut() if is_cut else Failure(Kind.UNREADABLE, message + self._datum(text))
+        return _cut() if is_cut else Failure(Kind.UNREADABLE, message + (self._datum(text) or TO_SEE_IT))
 
     def _invalid(self, message: str, answer: Any) -> Failure:
         return Failure(Kind.INVALID, message + self._datum(answer))

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "beam_llm"
 
 # Lower rooms first. A room may import those below it and never one beside it or above.
 LAYERS = [
-    {"errors", "events"},
-    {"values"},
+    {"errors"},
+    {"events", "values"},
     {"protocols"},
     {"config", "tokens"},
     {"outputs"},

@@ -514,7 +514,7 @@ def test_ls_and_show_say_what_the_ledger_knows(tmp_path: Path, submitted: list[s
 def test_a_cancelled_job_gives_what_it_had_finished_and_errors_for_the_rest(
     tmp_path: Path, start_emulator: Callable[..., Emulator]
 ) -> None:
-    emulator = start_emulator(batch_seconds=5)
+    emulator = start_emulator(batch_seconds=60)
     staging = tmp_path / "staging"
     command = ("predict", reviews(tmp_path, 10), "--output", tmp_path / "out.jsonl", "--model", MODEL, "--prompt", PROMPT)
     command += ("--mode", "batch_api", "--staging", staging, "--poll-seconds", 0.1, "--quiet")

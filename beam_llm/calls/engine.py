@@ -26,6 +26,7 @@ from beam_llm.calls.runtime import LOOP_THREAD
 from beam_llm.calls.tally import Asked, Tally
 from beam_llm.config import Settings
 from beam_llm.errors import Aborted, CallError, Failure, Kind, PromptError, Remedy, Retryable
+from beam_llm.events import ACTIVITY
 from beam_llm.protocols import CompletionProvider
 from beam_llm.values import Completion, Outcome, Record, Request, Usage
 
@@ -316,6 +317,7 @@ class Engine:
                 await self._part(ask, members, step, deadline)
                 return
             ask.tally.retries += 1
+            ACTIVITY.retries += 1
             left = step.left
 
     async def _part(self, ask: _Ask, members: Sequence[int], step: Step, deadline: _Deadline) -> None:
@@ -408,7 +410,9 @@ class Engine:
             ask.tally.throttled_seconds += again.seconds
         if again.is_wait:
             ask.tally.waits += 1
+            ACTIVITY.waits += 1
         ask.tally.retries += 1
+        ACTIVITY.retries += 1
 
     async def _call(self, ask: _Ask, members: Sequence[int], request: Request, deadline: _Deadline) -> Completion:
         """One request through the gate."""
@@ -418,6 +422,7 @@ class Engine:
         if gate.budget is not None and gate.budget.is_larger(tokens):
             tally.warnings["larger_than_tokens_per_minute"] += 1
         ticket = await gate.enter(tokens, tally.requests > 0)
+        ACTIVITY.in_flight += 1
         try:
             deadline.at += ticket.waited_seconds
             tally.throttled_seconds += ticket.throttled_seconds
@@ -433,10 +438,12 @@ class Engine:
                 gate.throttled(ticket)
             elif error.kind == Kind.TIMED_OUT:
                 tally.timeouts += 1
+                ACTIVITY.timeouts += 1
             if error.remedy is Remedy.ABORT:
                 endpoint.abort(error)
             raise
         finally:
+            ACTIVITY.in_flight -= 1
             gate.leave()
         return completion
 

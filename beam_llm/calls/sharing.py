@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Hashable
 
+from beam_llm import events
 from beam_llm.calls.endpoint import Endpoint, endpoint_key
 from beam_llm.calls.engine import Engine
 from beam_llm.config import Settings
@@ -68,4 +69,7 @@ def return_engine(engine: Engine) -> None:
         key = endpoint_key(engine.settings)
         if engine.endpoint.users <= 0 and _ENDPOINTS.known.get(key) is engine.endpoint:
             del _ENDPOINTS.known[key]
+        is_last = not _ENDPOINTS.engines
     engine.close()
+    if is_last:
+        events.tell("ended")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from typing import Any, NoReturn
 
 from beam_llm import __version__
 from beam_llm.config import OPTIONS, Settings, key_of, settings_from_options
-from beam_llm.errors import LLMError, UsageError
+from beam_llm.errors import LLMError, UsageError, printable
 
 ALL_ANSWERED, FAILED, WRONG_USAGE, SOME_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -47,6 +48,8 @@ _EVERY_COMMAND = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code. What stderr says about a failure is one line, unless `--debug`."""
+    if argv is None:
+        _take_any_character()
     code = _run(list(sys.argv[1:] if argv is None else argv))
     if argv is None and code in (FAILED, INTERRUPTED):
         # Beam's threads of a broken run would keep the process waiting for ever.
@@ -54,6 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _take_any_character() -> None:
+    """A terminal that is not Unicode shows an escape in place of `…`; it doesn't end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: list[str]) -> int:
@@ -72,15 +82,19 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read our stdout has left
         return FAILED
     except (LLMError, OSError, KeyboardInterrupt) as error:
-        if chosen.debug:
-            traceback.print_exc()
-        print(f"{chosen.name}: {_said(error)}", file=sys.stderr)
+        _print_failure(chosen, in_one_line(error))
         return _exit_code(error)
     except Exception as error:  # a mistake of ours: still one line, and how to see more
-        if chosen.debug:
-            traceback.print_exc()
-        print(f"{chosen.name}: {type(error).__name__}: {_said(error)} (--debug shows where)", file=sys.stderr)
+        _print_failure(chosen, f"{type(error).__name__}: {in_one_line(error)} (--debug shows where)")
         return FAILED
+
+
+def _print_failure(chosen: argparse.Namespace, reason: str) -> None:
+    """One line; before it, with `--debug`, the traceback of the exception at hand."""
+    if chosen.debug:
+        for line in traceback.format_exc().splitlines():
+            print(printable(line), file=sys.stderr)
+    print(f"{chosen.name}: {reason}", file=sys.stderr)
 
 
 def _split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -98,15 +112,15 @@ def _exit_code(error: BaseException) -> int:
     return WRONG_USAGE if isinstance(error, UsageError) else FAILED
 
 
-def _said(error: BaseException) -> str:
-    """The error in one line, with options spelled as flags."""
+def in_one_line(error: BaseException) -> str:
+    """The error in one line that a terminal shows as it is, with options spelled as flags."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped"
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         text = str(error) or type(error).__name__
-    return _as_flags(" ".join(text.split()))
+    return printable(_as_flags(" ".join(text.split())))
 
 
 def _as_flags(text: str) -> str:
@@ -123,7 +137,9 @@ def _as_flags(text: str) -> str:
 
 def _quieten(debug: bool) -> None:
     """Beam's own chatter is for its developers; a command's stderr is for its user."""
-    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr, force=True)
+    from beam_llm.fronts.progress import LogLines
+
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, handlers=[LogLines()], force=True)
     if not debug:
         logging.getLogger().setLevel(logging.ERROR)  # "apitools not found": Beam logs it through the root logger
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
@@ -148,7 +164,7 @@ class _Parser(argparse.ArgumentParser):
         found = re.match(r"unrecognized arguments: (\S+)", message)
         if found:
             message = f"unknown option {found[1]!r}{self._nearest(found[1])}"
-        self.exit(WRONG_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(WRONG_USAGE, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
     def _nearest(self, word: str) -> str:
         near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, n=1)
@@ -234,7 +250,8 @@ def _add_predict(commands: Any) -> None:
     _add_inputs(parser)
     parser.add_argument("--output", required=True, metavar="OUT", help="file to write: .jsonl, .csv, .parquet, local or gs://; - is stdout")
     parser.add_argument("--output-format", choices=("jsonl", "csv", "parquet"), help="where OUT's name doesn't tell (default for -: jsonl)")
-    parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    parser.add_argument("--summary", metavar="FILE.json", help="how the run ended, as JSON: counts, errors with messages, warnings, cost")
+    parser.add_argument("--quiet", action="store_true", help="no progress and no summary on stderr")
     add_options(parser)
 
 
@@ -394,7 +411,11 @@ def output_type(text: str) -> Any:
 
 
 def _predict(chosen: argparse.Namespace) -> int:
-    from beam_llm.fronts.predict import Job, predict, summary
+    from beam_llm.fronts.predict import Job, predict
+    from beam_llm.fronts.summary import check_summary_path, summary, write_summary
+
+    if chosen.summary is not None:
+        check_summary_path(chosen.summary)
 
     job = Job(
         inputs=chosen.inputs,
@@ -406,6 +427,8 @@ def _predict(chosen: argparse.Namespace) -> int:
         quiet=chosen.quiet,
     )
     report = predict(job)
+    if chosen.summary is not None:
+        write_summary(chosen.summary, job, report)
     if not chosen.quiet:
         print(summary(job, report), file=sys.stderr)
     if report.tally.failed:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import orjson
 
 from beam_llm.config import Settings, settings
-from beam_llm.errors import UsageError, plural
+from beam_llm.errors import UsageError, plural, printable
 from beam_llm.fronts.cli import ALL_ANSWERED, FAILED, SOME_ERRORS, chosen_settings
 from beam_llm.fronts.files import Row, is_remote
 from beam_llm.fronts.progress import Meter, Tally, dollars, duration, table
@@ -35,7 +35,7 @@ def ls(chosen: argparse.Namespace) -> int:
             print(orjson.dumps(job.as_dict()).decode())
         return ALL_ANSWERED
     if not jobs:
-        print(f"no jobs in {chosen.staging_location}")
+        print(printable(f"no jobs in {chosen.staging_location}"))
         return ALL_ANSWERED
     header = ("no.", "job", "state", "records", "answered", "failed", "passed on", "requests", "cost", "age", "model")
     print(table(header, [_line(job) for job in jobs], left=(1, 2, 10)))
@@ -85,7 +85,7 @@ def show(chosen: argparse.Namespace) -> int:
         if view.state != "done":
             facts = {name: facts[name] for name in list(facts)[:7]}
         print(
-            "\n".join(f"{name:<10}{value}" for name, value in facts.items()),
+            "\n".join(printable(f"{name:<10}{value}") for name, value in facts.items()),
             end="\n\n" if following and view is not following[-1] else "\n",
         )
     return ALL_ANSWERED
@@ -168,7 +168,8 @@ def cancel(chosen: argparse.Namespace) -> int:
     job, _ = admin.show(store, chosen.id)
     with contextlib.closing(_provider(chosen, job)) as provider:
         job_id = admin.cancel(store, provider, chosen.id)
-    print(f"asked the provider to cancel {job_id}; what it has finished is kept and comes out of the next run or `beam-llm jobs attach`")
+    kept = "what it has finished is kept and comes out of the next run or `beam-llm jobs attach`"
+    print(f"asked the provider to cancel {printable(job_id)}; {kept}")
     return ALL_ANSWERED
 
 
@@ -191,7 +192,7 @@ def _cleaned_up(chosen: argparse.Namespace, store: Store, provider: BatchProvide
     done = admin.cleanup(store, provider, dry_run=False)
     print(f"removed {plural(len(done.names), 'staging object')} and {plural(len(done.provider_files) - len(done.failed), 'provider file')}")
     for reason in done.failed:
-        print(f"{chosen.name}: {reason}", file=sys.stderr)
+        print(printable(f"{chosen.name}: {reason}"), file=sys.stderr)
     return FAILED if done.failed else ALL_ANSWERED
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from beam_llm.config import Settings
 from beam_llm.errors import PromptError, UsageError, plural
 from beam_llm.fronts.files import Source, Survey, find_sources, format_of, identity, read_rows, survey
-from beam_llm.fronts.progress import Meter, Tally, duration
+from beam_llm.fronts.progress import Meter, Tally
 from beam_llm.fronts.running import Measured, RunError, watched
 from beam_llm.fronts.spool import Spool, folder_for
 from beam_llm.fronts.writers import Answer, refuse_overwriting, write_rows
@@ -239,27 +239,3 @@ def _run(job: Job, files: list[tuple[int, Source, bytes]], spool: Spool, meter: 
 
 _LIVE_CALLS = "the same command again goes on after them"
 _WAITING_JOBS = "submitted jobs go on at the provider and are in the ledger: the same command again goes on, nothing is paid twice"
-
-
-def summary(job: Job, report: Report) -> str:
-    """The run in a few lines, for stderr."""
-    tally = report.tally
-    lines = [f"records   {tally.records:,}" + (f" ({report.already:,} answered by an earlier run)" if report.already else "")]
-    if tally.failed:
-        lines.append(f"errors    {tally.failed:,}: " + ", ".join(f"{count:,} {kind}" for kind, count in tally.errors.most_common()))
-    lines.append(f"calls     {calls_of(report)}")
-    lines.append(
-        f"tokens    {tally.input_tokens:,} in, {tally.output_tokens:,} out"
-        + (f" ({tally.cached_tokens:,} cached)" if tally.cached_tokens else "")
-    )
-    lines.append(f"cost      {tally.cost()}" + (f" ({plural(tally.reused, 'answer')} re-used)" if tally.reused else ""))
-    lines.append(f"time      {duration(report.seconds)}")
-    lines.append(f"output    {'stdout' if job.output == '-' else job.output}")
-    return "\n".join(lines)
-
-
-def calls_of(report: Report) -> str:
-    """`100`, `100 (2 retries)`, `100 in 1 batch job`, …"""
-    retries = report.counters.get("retries", 0)
-    jobs = f" in {plural(report.jobs, 'batch job')}" if report.jobs else ""
-    return f"{report.requests:,}{jobs}" + (f" ({retries:,} {'retry' if retries == 1 else 'retries'})" if retries else "")

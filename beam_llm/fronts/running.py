@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 from beam_llm import events
 from beam_llm.errors import LLMError, plural
-from beam_llm.fronts.progress import Meter, ProgressLine
+from beam_llm.fronts.progress import Meter, ProgressLine, write_line
 
 stopping = threading.Event()
 """Set by the first Ctrl-C: no further record is read; calls in flight are waited for."""
@@ -76,7 +75,7 @@ def _stopped_by_ctrl_c(at_once: bool) -> Iterator[None]:
         stopping.set()
         if at_once or not first:
             raise KeyboardInterrupt
-        print("\nstopping: waiting for the calls in flight, which are paid for; Ctrl-C again ends at once", file=sys.stderr)
+        write_line("stopping: waiting for the calls in flight, which are paid for; Ctrl-C again ends at once")
 
     try:
         before = signal.signal(signal.SIGINT, stop)

@@ -171,6 +171,8 @@ class Drive:
         if self._engine is not None:
             return_engine(self._engine)
             self._engine = None
+        else:
+            events.tell("ended")
 
 
 class DriveInLoop(beam.DoFn):

@@ -111,7 +111,7 @@ class Meter:
             Metrics.counter(NAMESPACE, name).inc(count)
             if name.startswith("warnings_") and name not in _logged:
                 _logged.add(name)
-                _log.warning("a reply with %s: only what is certain in it is taken; counter %s counts more", name[len("warnings_") :], name)
+                _log.warning("%s; the counter %s counts more", events.warning_in_words(name.removeprefix("warnings_")), name)
         counted.clear()
 
     def _update(self, distribution: Any, values: Iterable[int]) -> None:
