@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import sys
+import types
 from typing import Literal
 
 import apache_beam as beam
@@ -13,6 +15,7 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows, SlidingWi
 from apache_beam.typehints.row_type import RowTypeConstraint
 
 from beam_llm import CollectBatchJobs, LedgerError, LLMPredict, Prediction, SubmitBatchJobs, UsageError
+from beam_llm.config import PROVIDERS, Provider
 from beam_llm.testing import Emulator, Fault
 from tests.collecting import Collect
 from tests.element_classes import Named, Plain, Typed
@@ -257,6 +260,38 @@ def test_a_ledger_that_can_not_be_read_is_refused_before_there_is_a_pipeline(tmp
         build("openai:gpt-4.1-mini", PROMPT, mode="batch_api", staging_location=str(tmp_path))
 
 
-def test_building_leaves_a_staging_location_without_a_ledger_as_it_is(tmp_path):
-    LLMPredict("openai:gpt-4.1-mini", PROMPT, mode="batch_api", staging_location=str(tmp_path))
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+@pytest.mark.parametrize("build", [LLMPredict, SubmitBatchJobs, CollectBatchJobs], ids=lambda build: build.__name__)
+@pytest.mark.parametrize("is_there", [True, False], ids=["there", "absent"])
+def test_building_writes_nothing_to_a_staging_location(tmp_path, build, is_there):
+    folder = tmp_path / "staging"
+    if is_there:
+        folder.mkdir()
+    build("openai:gpt-4.1-mini", PROMPT, mode="batch_api", staging_location=str(folder))
+    assert list(tmp_path.rglob("*")) == ([folder] if is_there else [])
+
+
+def test_building_needs_no_credentials_for_a_bucket(monkeypatch):
+    from google.cloud import storage
+
+    def refuse(*_, **__):
+        raise AssertionError("a client was made")
+
+    monkeypatch.setattr(storage, "Client", refuse)
+    LLMPredict("openai:gpt-4.1-mini", PROMPT, mode="batch_api", staging_location="gs://bucket/path")
+
+
+def test_a_file_in_the_place_of_the_staging_folder_is_refused_before_there_is_a_pipeline(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for location in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(LedgerError, match="is not a folder"):
+            LLMPredict("openai:gpt-4.1-mini", PROMPT, mode="batch_api", staging_location=str(location))
+
+
+def test_a_provider_without_a_batch_api_is_refused_before_there_is_a_pipeline(monkeypatch, tmp_path):
+    live_only = types.ModuleType("live_only")
+    live_only.check = lambda settings: None
+    monkeypatch.setitem(sys.modules, "live_only", live_only)
+    monkeypatch.setitem(PROVIDERS, "small", Provider("live_only", "SMALL_KEY", "SMALL_URL", "http://127.0.0.1:9/v1"))
+    LLMPredict("small:model", PROMPT)
+    with pytest.raises(UsageError, match=r"small: has no batch API here; use mode='online'"):
+        LLMPredict("small:model", PROMPT, mode="batch_api", staging_location=str(tmp_path / "staging"))

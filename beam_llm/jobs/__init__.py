@@ -13,7 +13,7 @@ admin.py      look, cancel, tidy
 
 from beam_llm.jobs.admin import Cleanup, JobView, cancel, cleanup, list_jobs, show
 from beam_llm.jobs.driver import Driver, drive_all
-from beam_llm.jobs.ledger import Ledger, check_format
+from beam_llm.jobs.ledger import Ledger, check_format, check_location
 from beam_llm.jobs.parts import PartReader, PartRef, PartRow, PartWriter, write_part
 from beam_llm.jobs.planner import BatchJobRef, find_ref, plan
 from beam_llm.jobs.steps import Ready, Waiting
@@ -33,6 +33,7 @@ __all__ = [
     "Waiting",
     "cancel",
     "check_format",
+    "check_location",
     "cleanup",
     "drive_all",
     "find_ref",

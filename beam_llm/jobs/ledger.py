@@ -22,6 +22,7 @@ import orjson
 from beam_llm.errors import LedgerError
 from beam_llm.jobs.columns import FORMAT, KEY, Array, pack, unpack
 from beam_llm.jobs.manifest import Manifest
+from beam_llm.jobs.store import LocalStore, store_at
 from beam_llm.protocols import Store
 
 JOB, FOLLOW_UP, REST = "job", "follow_up", "rest"
@@ -241,6 +242,19 @@ def forget() -> None:
 
 def _log_name(number: int) -> str:
     return f"log/{number:020d}"
+
+
+def check_location(location: str) -> None:
+    """What can be known of a staging location without writing to it, and without credentials; for use when a pipeline is built.
+
+    Raises:
+      UsageError: there is no store for such a location.
+      LedgerError: something that is not a folder is in its place, or its ledger can't be read (local folders only).
+    """
+    store = store_at(location)
+    if isinstance(store, LocalStore):
+        store.check()
+        check_format(store)
 
 
 def check_format(store: Store) -> None:

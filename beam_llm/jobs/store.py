@@ -24,17 +24,16 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_\-.=]*")
 
 
 def open_store(location: str, *, probe: bool = True) -> Store:
-    """The store at `location`: a local folder (made if absent) or `gs://bucket/path`.
+    """The store at `location`: a local folder (made if absent) or `gs://bucket/path`. For workers: nothing of it is needed before.
 
     Args:
-      probe: try once per process and location whether an exclusive create is one; workers that open what the pipeline's
-        construction has probed may leave it out.
+      probe: try once per process and location whether an exclusive create is one.
 
     Raises:
       UsageError: there is no store for such a location.
       LedgerError: the location can't be written, or has no atomic create (two creators of one name would both win).
     """
-    store = _store_at(location)
+    store = store_at(location)
     if probe and location not in _probed:
         _probe(store, location)
         _probed.add(location)
@@ -44,7 +43,8 @@ def open_store(location: str, *, probe: bool = True) -> Store:
 _probed: set[str] = set()
 
 
-def _store_at(location: str) -> Store:
+def store_at(location: str) -> Store:
+    """The same, untouched: nothing is made, tried or asked for."""
     scheme, separator, _ = location.partition("://")
     if not separator:
         return LocalStore(location)
@@ -95,10 +95,16 @@ class LocalStore:
         self.location = location
         self._root = Path(location).expanduser().absolute()
         self._aside = self._root / ".tmp"
-        try:
-            self._aside.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LedgerError(f"staging location {location!r} can't be used: {error}") from error
+
+    def check(self) -> None:
+        """Looks whether the folder is one, or can become one; writes nothing.
+
+        Raises:
+          LedgerError: something else is in its place.
+        """
+        there = next(path for path in (self._root, *self._root.parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise LedgerError(f"staging location {self.location!r} can't be used: {str(there)!r} is not a folder")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (LocalStore, (self.location,))

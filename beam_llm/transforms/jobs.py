@@ -24,7 +24,7 @@ from beam_llm.batching import Batcher, caps_of
 from beam_llm.calls import Asked, Tally, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind
-from beam_llm.jobs import BatchJobRef, Driver, PartRef, PartWriter, Ready, Waiting, drive_all, find_ref, open_store
+from beam_llm.jobs import BatchJobRef, Driver, PartRef, PartWriter, Ready, Waiting, check_format, drive_all, find_ref, open_store
 from beam_llm.pricing import Prices
 from beam_llm.providers import connect, connect_batch
 from beam_llm.task import Task
@@ -49,6 +49,7 @@ class SpoolParts(beam.DoFn):
 
     def setup(self) -> None:
         self._store = open_store(str(self._settings.staging_location))
+        check_format(self._store)
         self._former = Former(self._settings, for_jobs=True)
         self._envelopes = EnvelopeCoder(*self._coders)
         self._envelopes.save(self._store)

@@ -72,9 +72,9 @@ class _WithSettings(beam.PTransform):
         your_prices(checked)
         _warn_of_one_prompt_for_all(checked)
         if checked.mode == "batch_api":
-            from beam_llm.jobs import check_format, open_store
+            from beam_llm.jobs import check_location
 
-            check_format(open_store(str(checked.staging_location)))
+            check_location(str(checked.staging_location))
         self._settings = checked
 
     @classmethod
@@ -123,7 +123,8 @@ class LLMPredict(_WithSettings):
 
     Raises:
       UsageError: when built, for any option, template or type that can't work.
-      LedgerError: when built, for a staging location that can't be used: no atomic create, or a ledger of a newer format.
+      LedgerError: when built, for a staging location that is not a folder or has a ledger of a newer format. Nothing is written to it
+        before the pipeline runs; then one without atomic create is refused.
 
     Live calls are at-least-once (a bundle that Beam repeats is asked again), output is exactly once. With `mode="batch_api"` a record is
     never submitted again while an answer to it exists or may still come.
