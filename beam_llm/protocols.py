@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from beam_llm.errors import CallError, Kind, Rejected
 from beam_llm.values import Completion, Request
 
 
@@ -68,12 +70,42 @@ class BatchLimits:
     window_seconds: float
 
 
+class LineEnd(enum.Enum):
+    """How a line without a completion ended by its own word, which goes before the job's.
+
+    A job may read `completed` and hold lines that its provider cancelled.
+    """
+
+    REJECTED = "rejected"
+    """The provider refuses it and will again: final where one record is in it, else its records are asked one by one."""
+    EXPIRED = "expired"
+    """The provider did not come to it in time; nothing is paid, and it may be asked again."""
+    CANCELLED = "cancelled"
+    """Somebody ended it: it is not asked again by itself."""
+    FAILED = "failed"
+    """Anything else; it may go better another time."""
+
+
 class LineReply(NamedTuple):
-    """One line of a result file: the completion, or the error, of the request named `custom_id`."""
+    """One line of a result file: the completion, or the error, of the request named `custom_id`.
+
+    Attributes:
+      end: how the line ended, where it has an error.
+    """
 
     custom_id: str
     completion: Completion | None = None
     error: Exception | None = None
+    end: LineEnd | None = None
+
+    @staticmethod
+    def failed(custom_id: str, error: CallError) -> LineReply:
+        """A line with an error, whose end follows from the error's kind and remedy."""
+        if error.kind in (Kind.EXPIRED, Kind.CANCELLED):
+            end = LineEnd(error.kind)
+        else:
+            end = LineEnd.REJECTED if isinstance(error, Rejected) else LineEnd.FAILED
+        return LineReply(custom_id, None, error, end)
 
 
 @runtime_checkable

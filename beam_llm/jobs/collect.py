@@ -9,6 +9,7 @@ error file ──┘          (no answer at all) ─┼─ left over ─► a fo
 from __future__ import annotations
 
 import functools
+import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ import numpy as np
 import orjson
 
 from beam_llm.answers import missing_message
-from beam_llm.errors import CallError, Failure, Kind, LedgerError, Rejected
+from beam_llm.errors import CallError, Failure, Kind, LedgerError, Rejected, Retryable
 from beam_llm.jobs.chain import read_json
 from beam_llm.jobs.columns import Array
 from beam_llm.jobs.job import ASK, FOLLOW_UP, REST, TERMINAL, folder
@@ -28,13 +29,17 @@ from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import LEFT, Outcomes, OutcomeWriter
 from beam_llm.jobs.points import reached
 from beam_llm.jobs.store import temporary_file
-from beam_llm.protocols import BatchProvider, LineReply, Store
+from beam_llm.protocols import BatchProvider, LineEnd, LineReply, Store
 from beam_llm.task import Reading, Task
 from beam_llm.values import Completion, Finish, Outcome, Usage
 
 Cost = Callable[[Usage, bool], float | None]
 
 _READ_BYTES = 1 << 20
+MOST_LINE_BYTES = 64_000_000
+"""Of one line of a result file that is taken into memory."""
+_CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([A-Za-z0-9_-]{1,64})"')
+"""Inside of a JSON string the quotes have backslashes, so this is found where it is a field, and nowhere else."""
 _FINAL_ALONE = frozenset({Kind.REFUSED, Kind.REJECTED, Kind.TOO_LARGE})
 
 
@@ -91,7 +96,7 @@ class Collected:
         self._line_of = {custom_id: line for line, custom_id in enumerate(manifest.custom_ids())}
         self._answered = bytearray(len(self._starts) - 1)
         self._half = len(self._answered) // 2
-        self._errors: dict[int, Exception] = {}
+        self._errors: dict[int, LineReply] = {}
         self.outcomes = OutcomeWriter(manifest.keys, file)
         self._asked = manifest.lines if asked is None else asked
         self._sent = self._asked if ending.sent is None or ending.is_of_all else ending.sent
@@ -110,44 +115,64 @@ class Collected:
     @property
     def usage(self) -> tuple[int, int, int]:
         """Input, output and cached tokens of all replies."""
-        return self._input_tokens, self._output_tokens, self._cached_tokens
+        return _tokens(self._input_tokens), _tokens(self._output_tokens), _tokens(self._cached_tokens)
 
     def read_file(self, path: str) -> bool:
-        """Takes one result file. Returns whether its last line was cut."""
+        """Takes one result file. Returns whether its last line was cut.
+
+        Whatever stands in a line is the trouble of its own records: nothing raises but the ledger and the disk.
+        """
         cut, lines = False, 0
-        with open(path, "rb", buffering=_READ_BYTES) as file:
-            for line in file:  # a binary file's lines end at b"\n" and nowhere else
-                if line.isspace():
-                    continue
-                try:
-                    reply = self._provider.decode_line(line)
-                except ValueError:
-                    self.facts["unreadable_lines"] += 1
-                    cut = not line.endswith(b"\n")
-                    continue
-                lines += 1
-                self._take(reply)
+        for line in result_lines(path):
+            if line.isspace():
+                continue
+            try:
+                reply = self._provider.decode_line(line)
+                number = self._line_of.get(reply.custom_id)
+            except Exception as error:
+                cut = self._take_unreadable(line, error)
+                lines += not cut
+                continue
+            lines += 1
+            if number is None:
+                self.facts["unknown_ids"] += 1
+            else:
+                self._take(number, reply)
         self.facts["lines"] += lines
         return cut
 
-    def _take(self, reply: LineReply) -> None:
-        custom_id, completion, error = reply
-        line = self._line_of.get(custom_id)
-        if line is None:
-            self.facts["unknown_ids"] += 1
-        elif self._answered[line]:
+    def _take_unreadable(self, line: bytes, error: Exception) -> bool:
+        """A line that is no reply: its records' error, where it can be seen whose it is. Returns whether it was cut."""
+        self.facts["unreadable_lines"] += 1
+        is_long = len(line) >= MOST_LINE_BYTES
+        if not is_long and not line.endswith(b"\n"):
+            return True
+        found = _CUSTOM_ID.search(line)
+        number = self._line_of.get(found[1].decode()) if found else None
+        if number is not None:
+            self._take(number, LineReply.failed("", _unreadable_line(line, error, is_long)))
+        return False
+
+    def _take(self, line: int, reply: LineReply) -> None:
+        completion = reply.completion
+        if self._answered[line]:
             self.facts["duplicate_ids"] += 1
         elif completion is not None:
             self._answered[line] = 1
             if self._errors:
                 self._errors.pop(line, None)
-            self._read(line, completion)
+            try:
+                self._read(line, completion)
+            except LedgerError:
+                raise
+            except Exception as error:
+                self._put_unreadable(line, error)
             if line == self._half:
                 reached("collect.half")
         elif line in self._errors:
             self.facts["duplicate_ids"] += 1
         else:
-            self._errors[line] = error or Rejected(Kind.UNREADABLE, "the provider's error line says nothing")
+            self._errors[line] = reply
 
     def _read(self, line: int, completion: Completion) -> None:
         """One answered line: an outcome for each of its records, final or left over."""
@@ -155,16 +180,25 @@ class Collected:
         count = self._starts[line + 1] - start
         text, finish, usage, model, request_id, refusal, _, word = completion
         paid = self._cost(usage)
-        self._input_tokens += usage[0]
-        self._output_tokens += usage[1]
-        self._cached_tokens += usage[2]
-        self.cost_usd = None if paid is None or self.cost_usd is None else self.cost_usd + paid
         is_plain = self._plainly and count == 1 and finish is Finish.STOP and text is not None and not refusal
         value = self._plain_answer(text) if is_plain else None
         if value is None:
             self._read_closely(start, count, completion, None if paid is None else paid / count)
         else:  # by far the most: no objects on the way
             self.outcomes.put_answer(start, value, usage, paid, model, request_id, word)
+        self._input_tokens += usage[0]
+        self._output_tokens += usage[1]
+        self._cached_tokens += usage[2]
+        self.cost_usd = None if paid is None or self.cost_usd is None else self.cost_usd + paid
+
+    def _put_unreadable(self, line: int, error: Exception) -> None:
+        """Ends the records of a reply that something in it, or in the user's own class, made impossible to read or to keep."""
+        self.facts["unreadable_replies"] += 1
+        # A foreign exception's words may quote the record, or a key.
+        failure = Failure(Kind.UNREADABLE, f"the reply can't be read or kept ({type(error).__name__})", 1)
+        for position in range(self._starts[line], self._starts[line + 1]):
+            self.regroup[position] = 1
+            self._put(position, Outcome(None, failure), final=False)
 
     def _read_closely(self, start: int, count: int, completion: Completion, cost: float | None) -> None:
         reading = self._task.read(count, completion)
@@ -188,9 +222,8 @@ class Collected:
             if line >= self._asked or (line >= self._sent and line not in self._errors and line not in self._ending.faulty_lines):
                 self._keep(line)
                 continue
-            error = self._errors.get(line)
             count = self._starts[line + 1] - self._starts[line]
-            failure, final, alone = self._unanswered(line, error, count)
+            failure, final, alone = self._unanswered(line, self._errors.get(line), count)
             for position in range(self._starts[line], self._starts[line + 1]):
                 self.regroup[position] = alone
                 self._put(position, Outcome(None, failure, cost_usd=0.0), final)
@@ -203,26 +236,59 @@ class Collected:
             if before is not None:
                 self.outcomes.put(position, before)
 
-    def _unanswered(self, line: int, error: Exception | None, count: int) -> tuple[Failure, bool, bool]:
-        """(why, whether that is final, whether its records are to be asked one by one)."""
+    def _unanswered(self, line: int, reply: LineReply | None, count: int) -> tuple[Failure, bool, bool]:
+        """(why, whether that is final, whether its records are to be asked one by one). A line's own end goes before the job's."""
         ending = self._ending
         fault = ending.faulty_lines.get(line)
         if fault is not None:
             return fault, count == 1, True
-        if error is None:
+        if reply is None:
             return ending.failure, ending.final, False
-        kind = error.kind if isinstance(error, CallError) else Kind.UNAVAILABLE
-        failure = Failure(kind, str(error) or kind, 1)
-        if kind in (Kind.EXPIRED, Kind.CANCELLED) or ending.final:
-            return ending.failure if kind in (Kind.EXPIRED, Kind.CANCELLED) else failure, ending.final, False
-        if isinstance(error, Rejected):
-            return failure, count == 1, True
-        return failure, False, False
+        failure, end = _failure_in(reply), reply.end
+        if end in (LineEnd.EXPIRED, LineEnd.CANCELLED):
+            if ending.word == "deadline":  # it was our own cancellation
+                return ending.failure, ending.final, False
+            return failure, ending.final or end is LineEnd.CANCELLED, False
+        if ending.final:
+            return failure, True, False
+        return (failure, count == 1, True) if end is LineEnd.REJECTED else (failure, False, False)
 
     def _put(self, position: int, outcome: Outcome, final: bool) -> None:
         if not final:
             self.left[position] = 1
         self.outcomes.put(position, self._earlier.added(self._manifest, position, outcome))
+
+
+def result_lines(path: str) -> Iterator[bytes]:
+    """The lines of a result file, which end at b"\\n" and nowhere else; of one that is too long only the beginning."""
+    with open(path, "rb", buffering=_READ_BYTES) as file:
+        for line in iter(functools.partial(file.readline, MOST_LINE_BYTES), b""):
+            yield line
+            while len(line) == MOST_LINE_BYTES and not line.endswith(b"\n"):
+                line = file.readline(MOST_LINE_BYTES)
+
+
+def _unreadable_line(line: bytes, error: Exception, is_long: bool) -> CallError:
+    if is_long:  # another would be as long
+        return Rejected(Kind.UNREADABLE, f"its result line is longer than {MOST_LINE_BYTES:,} bytes, so that it was not read")
+    return Retryable(Kind.UNREADABLE, f"its result line of {len(line):,} bytes can't be read ({type(error).__name__})")
+
+
+def _failure_in(reply: LineReply) -> Failure:
+    """What the provider says of a line without a completion, in its words where there are any."""
+    error = reply.error
+    if error is None:
+        return Failure(Kind.UNREADABLE, "the provider's error line says nothing", 1)
+    kind = error.kind if isinstance(error, CallError) else Kind.UNAVAILABLE
+    return Failure(kind, str(error) or kind, 1)
+
+
+def _tokens(count: Any) -> int:
+    """A sum of what a provider counted, as a number that JSON can hold."""
+    try:
+        return min(max(int(count), 0), 2**53)
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def _failure_of(reading: Reading, index: int, count: int) -> Failure:

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 import orjson
 
-from beam_llm.errors import Failure, Kind
+from beam_llm.errors import Failure, Kind, LedgerError
 from beam_llm.jobs.columns import Array, Rows, find, pack, packer_of, unpack
 from beam_llm.protocols import Store
 from beam_llm.values import Outcome, Usage
@@ -69,8 +69,9 @@ class OutcomeWriter:
         if failure is None:
             self.put_answer(position, orjson.dumps(value), usage, cost, model, request_id, reason)
         else:
-            text = orjson.dumps((value, request_id, tuple(failure)))
-            self._put(position, text, usage, cost, model, reason, _CODES[failure.kind])
+            known = failure if failure.kind in _CODES else failure._replace(kind=Kind.UNAVAILABLE)
+            text = _failed_row(value, request_id, known)
+            self._put(position, text, usage, cost, model, reason, _CODES[known.kind])
 
     def put_answer(
         self, position: int, value: bytes, usage: Usage, cost: float | None, model: str, request_id: str | None, reason: str | None
@@ -104,9 +105,16 @@ class OutcomeWriter:
             self.flush()
 
     def flush(self) -> None:
-        """All rows so far are in the file."""
-        self._file.write(self._buffer)
-        self._file.flush()
+        """All rows so far are in the file.
+
+        Raises:
+          LedgerError: they can't be written.
+        """
+        try:
+            self._file.write(self._buffer)
+            self._file.flush()
+        except OSError as error:
+            raise LedgerError(f"outcomes can't be written to a temporary file: {error}") from error
         self._buffer.clear()
 
     def part(self, chosen: Array) -> tuple[bytes, dict[str, int]]:
@@ -117,7 +125,8 @@ class OutcomeWriter:
         columns = {"keys": self._keys[order], **{name: table[name][order] for name in _ROW.names or ()}}
         counted = np.bincount(columns["codes"], minlength=len(_KINDS)).tolist()
         counts = {kind: count for kind, count in zip(_KINDS, counted, strict=True) if count}
-        return pack("outcomes", columns, kinds=_KINDS, models=list(self._models), reasons=list(self._reasons)), counts
+        names = {"models": self._models.as_json(), "reasons": self._reasons.as_json()}
+        return pack("outcomes", columns, kinds=_KINDS, **names), counts
 
     def whole(self) -> tuple[bytes, dict[str, int]]:
         return self.part(np.ones(len(self._keys), dtype=bool))
@@ -129,6 +138,22 @@ class _Names(dict[Any, int]):
     def __missing__(self, name: Any) -> int:
         self[name] = number = len(self)
         return number
+
+    def as_json(self) -> list[str | None]:
+        """The names, whatever a provider took for one."""
+        return [None if name is None else _encodable(str(name)) for name in self]
+
+
+def _failed_row(value: Any, request_id: str | None, failure: Failure) -> bytes:
+    try:
+        return orjson.dumps((value, request_id, tuple(failure)))
+    except TypeError:  # words of a server's that JSON can't hold
+        return orjson.dumps((None, None, (failure.kind, _encodable(str(failure.message)), failure.attempts)))
+
+
+def _encodable(text: str) -> str:
+    """The text without lone surrogates, which JSON can't hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 class Outcomes:

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import os
 import random
 import re
@@ -319,11 +320,11 @@ class OpenAIBatches:
         try:
             if isinstance(response, dict) and response.get("body") is not None:
                 return LineReply(custom_id, self._answer(response))
-            return LineReply(custom_id, error=self._line_error(response, payload.get("error")))
+            return LineReply.failed(custom_id, self._line_error(response, payload.get("error")))
         except CallError as error:
-            return LineReply(custom_id, error=error)
+            return LineReply.failed(custom_id, error)
         except (AttributeError, KeyError, TypeError, IndexError):
-            return LineReply(custom_id, error=unreadable("the reply is no chat completion"))
+            return LineReply.failed(custom_id, unreadable("the reply is no chat completion"))
 
     def _answer(self, response: dict[str, Any]) -> Completion:
         body = response["body"]
@@ -426,7 +427,7 @@ class OpenAIBatches:
         seen: set[str] = set()
         while True:
             page = self._page(after)
-            jobs = [remote_job(job, self._log_data) for job in page.get("data") or [] if isinstance(job, dict)]
+            jobs = list(_listed(page.get("data"), self._log_data))
             fresh = [job for job in jobs if job.job_id not in seen]
             yield from fresh
             seen.update(job.job_id for job in fresh)
@@ -516,34 +517,67 @@ def _object(content: bytes, many: bool = False) -> dict[str, Any]:
     return found
 
 
+def _listed(jobs: Any, log_data: bool) -> Iterator[RemoteJob]:
+    """The jobs of a page; one that can't be read is passed over."""
+    for job in jobs if isinstance(jobs, list) else []:
+        if isinstance(job, dict):
+            with contextlib.suppress(CallError):
+                yield remote_job(job, log_data)
+
+
 def remote_job(job: Mapping[str, Any], log_data: bool = False) -> RemoteJob:
-    """A job as the provider shows it, whatever it leaves out or spells differently."""
+    """A job as the provider shows it, whatever it leaves out, spells differently or has of another type.
+
+    Raises:
+      Retryable: it has no id that can be asked for.
+    """
+    job_id = _id(job.get("id"))
+    if job_id is None:
+        raise unreadable("the answer has no usable job id")
     status = str(job.get("status") or "validating").lower()
     counts = job.get("request_counts")
     counts = counts if isinstance(counts, dict) else {}
     metadata = job.get("metadata")
-    files = (job.get("output_file_id"), job.get("error_file_id"))
+    fingerprint = metadata.get(FINGERPRINT) if isinstance(metadata, dict) else None
+    files = (_id(job.get("output_file_id")), _id(job.get("error_file_id")))
     return RemoteJob(
-        job_id=str(job["id"]),
+        job_id=job_id,
         status=_STATUSES.get(status, status),
         created_at=_seconds(job.get("created_at")),
-        result_files=tuple(str(file) for file in files if file),
-        fingerprint=metadata.get(FINGERPRINT) if isinstance(metadata, dict) else None,
-        completed=counts.get("completed"),
-        failed=counts.get("failed"),
-        total=counts.get("total"),
+        result_files=tuple(file for file in files if file is not None),
+        fingerprint=fingerprint if isinstance(fingerprint, str) else None,
+        completed=_count(counts.get("completed")),
+        failed=_count(counts.get("failed")),
+        total=_count(counts.get("total")),
         errors=tuple(_job_errors(job.get("errors") or job.get("error"), log_data)),
     )
 
 
+_ID = re.compile(r"(?!\.+$)[\w.:=@+-]{1,256}", re.ASCII)
+"""Ids become parts of addresses: nothing that could lead to another one."""
+
+
+def _id(found: Any) -> str | None:
+    is_id = isinstance(found, str | int) and not isinstance(found, bool) and _ID.fullmatch(str(found))
+    return str(found) if is_id else None
+
+
+def _count(found: Any) -> int | None:
+    """A number of requests, also where it is written as text or as a float; None where it is none."""
+    try:
+        number = None if isinstance(found, bool) else int(found)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if number is not None and 0 <= number < 2**31 else None
+
+
 def _seconds(moment: Any) -> float:
     """A time as a number or as ISO 8601; 0.0 where it is neither."""
-    if isinstance(moment, int | float):
-        return float(moment)
     try:
-        return datetime.fromisoformat(str(moment)).timestamp()
-    except ValueError:
+        seconds = float(moment) if isinstance(moment, int | float) else datetime.fromisoformat(str(moment)).timestamp()
+    except (ValueError, OverflowError, OSError):
         return 0.0
+    return seconds if math.isfinite(seconds) else 0.0
 
 
 def _job_errors(errors: Any, log_data: bool) -> Iterator[tuple[str, str, int | None]]:
@@ -555,7 +589,7 @@ def _job_errors(errors: Any, log_data: bool) -> Iterator[tuple[str, str, int | N
             yield (
                 str(error.get("code") or ""),
                 shown(str(error.get("message") or ""), None, log_data),
-                line if isinstance(line, int) else None,
+                _count(line),
             )
         else:
             yield "", shown(str(error), None, log_data), None

@@ -119,7 +119,7 @@ class FakeBatches:
         if "error" in facts:
             kind, message = facts["error"]
             error: CallError = Rejected(kind, message, status=400) if kind == Kind.REJECTED else Retryable(kind, message)
-            return LineReply(facts["custom_id"], None, error)
+            return LineReply.failed(facts["custom_id"], error)
         completion = Completion(facts["text"], Finish.STOP, Usage(*facts["usage"]), "fake-model", facts["custom_id"][:8])
         return LineReply(facts["custom_id"], completion)
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -142,8 +143,9 @@ class Drive:
             if failure is None:
                 try:
                     value = load(value)
-                except ValueError:  # of a model whose validators were made stricter: what was paid for stays, and others come out
-                    value, failure = None, Failure(Kind.INVALID, "the stored answer is no value of output any more", 1)
+                except Exception as error:  # a class whose validators changed since, or raise anything: its record's error alone
+                    reason = "" if isinstance(error, ValueError) else f" ({type(error).__name__})"
+                    value, failure = None, Failure(Kind.INVALID, f"the stored answer is not a value of output any more{reason}", 1)
                     outcome = outcome._replace(value=None, failure=failure)
             told.append(outcome)
             prediction = Prediction(arrived.value, value, failure, usage, cost, model, request_id, reason, reused)
@@ -166,14 +168,16 @@ class Drive:
         outcomes.clear()
 
     def close(self) -> None:
-        HEAP.release()
-        self.driver.close()
-        self._provider.close()
-        if self._engine is not None:
-            return_engine(self._engine)
-            self._engine = None
-        else:
-            events.tell("ended")
+        """Gives everything back, whatever of it fails."""
+        with contextlib.ExitStack() as closing:  # last in, first out
+            closing.callback(HEAP.release)
+            if self._engine is not None:
+                closing.callback(return_engine, self._engine)
+                self._engine = None
+            else:
+                closing.callback(events.tell, "ended")
+            closing.callback(self._provider.close)
+            closing.callback(self.driver.close)
 
 
 class DriveInLoop(beam.DoFn):
