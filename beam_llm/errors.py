@@ -4,8 +4,13 @@ LLMError ─┬─ UsageError            a setting, a file or an element is wron
           ├─ PromptError           one element does not fit the prompt; that element's own error
           ├─ LedgerError           the staging location cannot be trusted (format, atomic create, half-written)
           └─ CallError ─┬─ Retryable      RETRY   try the same request again, after `retry_after_seconds`
+                        │    └─ QueueFull         jobs under way fill the provider's queue; later there is room
                         ├─ Rejected       SPLIT   the provider will not take this request; with one record in it, that one's error
-                        └─ Aborted        ABORT   no request will succeed: a bad key, an unknown model, a spent quota
+                        │    ├─ UnknownJob        the provider doesn't know the job
+                        │    └─ InputGone         the staged input of a job is not there any more: stage it anew
+                        ├─ Aborted        ABORT   no request will succeed: a bad key, an unknown model, a spent quota
+                        ├─ NotCreated             a create that certainly made no job; its `reason` is one of those above
+                        └─ CannotTell             whether a job was created can't be found out
 """
 
 from __future__ import annotations
@@ -130,10 +135,58 @@ class Rejected(CallError):
     remedy = Remedy.SPLIT
 
 
+class QueueFull(Retryable):
+    """The jobs under way fill the provider's queue. Nothing is wrong with this one: later there is room.
+
+    Attributes:
+      limit_tokens: input tokens that all jobs in the queue may have together; None where the provider doesn't say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit_tokens: int | None = None,
+        retry_after_seconds: float | None = None,
+        status: int | None = None,
+    ):
+        super().__init__(Kind.RATE_LIMITED, message, retry_after_seconds=retry_after_seconds, status=status)
+        self.limit_tokens = limit_tokens
+
+
+class UnknownJob(Rejected):
+    """The provider doesn't know the job. It may be young: some know a job only a while after its create."""
+
+
+class InputGone(Rejected):
+    """The staged input of a job is not at the provider any more: it expired, or was deleted. Staging it anew mends that."""
+
+
 class Aborted(CallError):
     """No request can succeed any more: 401, 403, an unknown model, a spent quota."""
 
     remedy = Remedy.ABORT
+
+
+class NotCreated(CallError):
+    """A create that made no job, for certain: the provider has answered, and said no.
+
+    A create that raises anything else may have made one.
+
+    Attributes:
+      reason: why: QueueFull, another Retryable, InputGone, another Rejected, or Aborted.
+    """
+
+    def __init__(self, reason: CallError):
+        super().__init__(reason.kind, reason.message, status=reason.status)
+        self.reason = reason
+
+
+class CannotTell(CallError):
+    """Whether a job exists can't be found out, and looking again won't change that: a doubt, and not a no."""
+
+    def __init__(self, message: str, *, status: int | None = None):
+        super().__init__(Kind.DOUBTFUL, message, status=status)
 
 
 def plural(count: int, noun: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from beam_llm.errors import CallError, Kind, Rejected
-from beam_llm.values import Completion, Request
+from beam_llm.values import Completion, JobState, Request
 
 
 class Clock(Protocol):
@@ -41,33 +42,69 @@ class RemoteJob:
     """A provider's batch job as last seen.
 
     Attributes:
-      status: `validating`, `in_progress`, `finalizing`, `completed`, `failed`, `expired`, `cancelling`, `cancelled`; any
-        other word is a job still running.
-      created_at: seconds since the epoch, 0.0 where unknown.
-      result_files: provider file ids to read, in every terminal state (outputs, then errors); may be empty.
-      fingerprint: what we put into the job's metadata, or None.
+      state: where it stands.
+      word: the provider's own word for that, for people.
+      created_at: seconds since the epoch by the provider's clock, 0.0 where unknown.
+      result_files: provider file ids to read, once it has ended (outputs, then errors); may be empty.
+      name: what it was created as, empty for jobs of others; None where the provider shows no name.
+      staged: the staged input it was created from; None where the provider doesn't show it.
       completed, failed, total: request counts; None where the provider does not say.
       errors: validation errors, (code, message, 1-based line or None).
+      cause: why it failed as a whole, where the provider says so in a way that has a remedy: QueueFull, InputGone, Aborted.
     """
 
     job_id: str
-    status: str
+    state: JobState
+    word: str = ""
     created_at: float = 0.0
     result_files: tuple[str, ...] = ()
-    fingerprint: str | None = None
+    name: str | None = None
+    staged: str | None = None
     completed: int | None = None
     failed: int | None = None
     total: int | None = None
     errors: tuple[tuple[str, str, int | None], ...] = ()
+    cause: CallError | None = None
+
+
+class Recovery(enum.Enum):
+    """How a job is found again whose create got no answer, surest first.
+
+    Attributes:
+      TOKEN: the create may be repeated: the provider makes one job for one name.
+      CONTAINER: a job is a named thing, empty at first: look for it before anything is put in.
+      METADATA: jobs are listed with the name we gave them.
+      LABEL: jobs are listed with a display name, or only with the input they were made of.
+      NONE: not at all.
+    """
+
+    TOKEN = "token"
+    CONTAINER = "container"
+    METADATA = "metadata"
+    LABEL = "label"
+    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """How large one job may be at the provider, and how long it may run."""
+class BatchTraits:
+    """What a provider's batch API can do, as data.
+
+    Attributes:
+      max_requests, max_bytes: of one job.
+      window_seconds: how long a job may run.
+      create_seconds: after so long a create that was sent has made its job, or never will.
+      min_requests: of one job.
+      recovery: how a lost create is found again.
+      caveats: sentences for users, shown before money is spent.
+    """
 
     max_requests: int
     max_bytes: int
-    window_seconds: float
+    window_seconds: float = 86_400.0
+    create_seconds: float = 120.0
+    min_requests: int = 1
+    recovery: Recovery = Recovery.METADATA
+    caveats: tuple[str, ...] = ()
 
 
 class LineEnd(enum.Enum):
@@ -112,13 +149,13 @@ class LineReply(NamedTuple):
 class BatchProvider(Protocol):
     """Remote jobs: plain verbs, no policy, blocking. Raises CallError like a CompletionProvider.
 
-    `create_job` is never repeated by the provider's own client: a repeat may be a second paid job.
+    A job's way: `stage` its lines, `create` it, `look` until it has ended. Where a create's answer was lost, `find`.
 
     One with an attribute `texts_are_json_strings = True` promises that the text of a message is a JSON string in its line, as orjson
     writes it, and that nothing else of the line depends on it: the package then builds a million alike lines from one.
     """
 
-    limits: BatchLimits
+    traits: BatchTraits
 
     def encode_line(self, custom_id: str, request: Request) -> bytes:
         """One line of the job's input file, without the newline; the same bytes for the same request."""
@@ -126,26 +163,62 @@ class BatchProvider(Protocol):
     def decode_line(self, line: bytes) -> LineReply:
         """One line of a result file. Raises ValueError where the line is no reply at all (cut, not JSON)."""
 
-    def upload(self, path: str) -> str:
-        """Uploads a local input file; returns the provider's file id. Harmless to repeat."""
+    def stage(self, lines: Path, name: str) -> str | None:
+        """Puts a job's lines where `create` takes them from. Harmless to repeat.
 
-    def create_job(self, file_id: str, fingerprint: str) -> RemoteJob:
-        """Creates the job, once. Raises Retryable where the answer was lost or the provider was busy."""
+        Returns:
+          What names them there (a file id, a URI); None where `create` sends the lines itself.
+        """
 
-    def retrieve_job(self, job_id: str) -> RemoteJob:
-        """Raises Rejected with status 404 where the provider does not know the job."""
+    def create(self, name: str, staged: str | None, lines: Path | None) -> RemoteJob:
+        """Creates the job, in one try: a repeat may be a second paid job.
 
-    def list_jobs(self) -> Iterator[RemoteJob]:
-        """All jobs this key can see, newest first, page by page."""
+        Args:
+          name: of this attempt; what it begins with, up to its last `-`, is common to all attempts at the same job.
+          staged: as `stage` named it.
+          lines: the local file, where `staged` is None.
+
+        Raises:
+          NotCreated: there is no job, for certain.
+          Exception: any other: there may be one.
+        """
+
+    def find(self, name: str, staged: str | None, since: float) -> Sequence[RemoteJob]:
+        """All jobs that were created under a name that begins with `name` and a `-`, or from the input `staged`, in any state.
+
+        Args:
+          since: none of them is older, in seconds since the epoch by the provider's clock.
+
+        Raises:
+          CannotTell: the provider can't say, now or later, that there is no further one.
+          CallError: it can't be asked now.
+        """
+
+    def pending(self) -> Sequence[RemoteJob]:
+        """Jobs that have not ended, whoever made them, as far as the provider shows them; perhaps only the first it comes across.
+
+        Raises:
+          CallError: CannotTell, or as for `find`.
+        """
+
+    def look(self, job_id: str) -> RemoteJob:
+        """The job as it is now.
+
+        Raises:
+          UnknownJob: the provider doesn't know it (yet, or any more).
+        """
 
     def download(self, file_id: str, path: str) -> None:
         """Streams a result file to a local path. Harmless to repeat."""
 
-    def cancel_job(self, job_id: str) -> None:
+    def cancel(self, job_id: str) -> None:
         """Asks for cancellation; harmless where the job has ended."""
 
     def delete_file(self, file_id: str) -> None:
         """Removes a provider file; harmless where it is gone."""
+
+    def now(self) -> float | None:
+        """The provider's own time, seconds since the epoch; None where it is not known. Machines differ by hours, it doesn't."""
 
     def close(self) -> None:
         """Gives back connections; harmless to repeat."""

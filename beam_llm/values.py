@@ -151,6 +151,24 @@ class Outcome(NamedTuple):
     reused: bool = False
 
 
+class JobState(enum.Enum):
+    """Where a remote job stands; each provider maps its own words, and a word that it doesn't know is RUNNING.
+
+    `has_ended` is true of the last four: nothing will change any more, and result files may be read.
+    """
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+    @property
+    def has_ended(self) -> bool:
+        return self not in (JobState.WAITING, JobState.RUNNING)
+
+
 class Prediction(NamedTuple):
     """How a record ends: its element, untouched, with a typed `value` or an `error`.
 

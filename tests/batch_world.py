@@ -65,7 +65,7 @@ class World:
         known = self.settings(**changes)
         task = Task(known)
         parts = self.spool(texts, per_part, **changes)
-        return plan(open_store(self.location), task, caps_of(known, task.shared_tokens, None), self.fake.limits, parts, self.clock)
+        return plan(open_store(self.location), task, caps_of(known, task.shared_tokens, None), self.fake.traits, parts, self.clock)
 
     def run(self, texts: Sequence[str], per_part: int = 7, **changes: Any) -> dict[str, list[Outcome]]:
         """The whole way, as a pipeline goes it; outcomes by text."""

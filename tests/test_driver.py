@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
 
-from beam_llm.errors import Aborted, Failure, Kind, UsageError
+from beam_llm.errors import Aborted, Failure, Kind, NotCreated, UsageError
 from beam_llm.jobs import PartRow, Ready, Waiting, find_ref, list_jobs, open_store, plan, points, write_part
 from beam_llm.jobs.job import jitter, poll_interval
-from beam_llm.protocols import BatchLimits
+from beam_llm.protocols import BatchTraits
 from beam_llm.task import Task
 from tests.batch_world import Killed, World, driven, gathered, killing, wrong
 
@@ -89,14 +90,14 @@ def test_another_value_of_fresh_asks_anew(world: World) -> None:
 
 
 def test_120_000_lines_worth_of_records_become_three_jobs_in_scale(world: World) -> None:
-    world.fake.limits = BatchLimits(50, 190_000_000, 86_400.0)
+    world.fake.traits = BatchTraits(50, 190_000_000, create_seconds=0)
     texts = [f"text {number}" for number in range(120)]
     assert not wrong(world.run(texts, per_part=11), texts)
     assert world.fake.calls["create"] == 3
 
 
 def test_answers_of_a_job_come_out_when_it_is_done_not_when_all_are(world: World) -> None:
-    world.fake.limits = BatchLimits(10, 190_000_000, 86_400.0)
+    world.fake.traits = BatchTraits(10, 190_000_000, create_seconds=0)
     world.fake.most_jobs = 1
     refs = world.plan(TEXTS)
     came = [(ref.number, world.clock.now) for ref, _, _ in driven(world.driver(), refs, world.clock.sleep, lambda waiting: None)]
@@ -138,7 +139,7 @@ def test_elements_with_an_early_failure_come_out_with_it(world: World) -> None:
     part = write_part(store, rows, 5)
     from beam_llm.batching import caps_of
 
-    refs = plan(store, task, caps_of(known, task.shared_tokens, None), world.fake.limits, [part], world.clock)
+    refs = plan(store, task, caps_of(known, task.shared_tokens, None), world.fake.traits, [part], world.clock)
     assert [(ref.number, ref.records, ref.min_timestamp) for ref in refs] == [(0, 1, 5), (1, 1, 5)]
     found = gathered(driven(world.driver(), refs, world.clock.sleep, lambda waiting: None))
     assert found["bad"][0].failure == Failure(Kind.PROMPT, "no field 'text'")
@@ -266,8 +267,8 @@ def test_a_job_that_another_process_cancelled_as_a_double_is_no_end(world: World
     driver.step(ref)
     driver.step(ref)
     (younger,) = world.fake.jobs
-    older = world.fake.create_job(younger.file_id, younger.fingerprint)  # as one that turns up late in the list
-    world.fake.cancel_job(younger.job_id)
+    older = world.fake.create(younger.name, younger.file_id)  # as one that turns up late in the list
+    world.fake.cancel(younger.job_id)
     store.create(folder + "closed-0000", orjson.dumps({"format": 1, "reason": "double", "job_id": younger.job_id}))
     store.create(folder + "created-0001", orjson.dumps({"format": 1, "job_id": older.job_id, "created_at": world.clock.now}))
     found = gathered(driven(driver, [ref], world.clock.sleep, lambda waiting: None))
@@ -313,7 +314,7 @@ def test_an_uploaded_file_that_is_gone_is_uploaded_again(world: World) -> None:
 
 
 def test_jobs_behind_a_queue_limit_flow_through_one_after_the_other(world: World) -> None:
-    world.fake.limits, world.fake.most_jobs = BatchLimits(2, 190_000_000, 86_400.0), 1
+    world.fake.traits, world.fake.most_jobs = BatchTraits(2, 190_000_000, create_seconds=0), 1
     statuses: set[str] = set()
     refs = world.plan(TEXTS)
     found = gathered(driven(world.driver(), refs, world.clock.sleep, lambda waiting: statuses.update(w.status for _, w in waiting)))
@@ -324,25 +325,25 @@ def test_jobs_behind_a_queue_limit_flow_through_one_after_the_other(world: World
 
 
 def test_aborted_raises_or_is_recorded_and_asked_again_another_day(world: World) -> None:
-    def refuse(file_id: str, fingerprint: str) -> Any:
-        raise Aborted(Kind.ABORTED, "Incorrect API key", status=401)
+    def refuse(name: str, staged: str | None, lines: Any) -> Any:
+        raise NotCreated(Aborted(Kind.ABORTED, "Incorrect API key", status=401))
 
-    create, world.fake.create_job = world.fake.create_job, refuse  # type: ignore[method-assign]
+    create, world.fake.create = world.fake.create, refuse  # type: ignore[method-assign]
     with pytest.raises(Aborted):
         world.run(TEXTS)
     assert kinds(world.run(TEXTS, on_abort="record")) == {Kind.ABORTED}
-    world.fake.create_job = create  # type: ignore[method-assign]
+    world.fake.create = create  # type: ignore[method-assign]
     assert not wrong(world.run(TEXTS), TEXTS)
 
 
 def test_a_failed_run_leaves_no_lease_behind_that_the_corrected_one_would_wait_for(world: World) -> None:
-    def refuse(file_id: str, fingerprint: str) -> Any:
-        raise Aborted(Kind.ABORTED, "Incorrect API key", status=401)
+    def refuse(name: str, staged: str | None, lines: Any) -> Any:
+        raise NotCreated(Aborted(Kind.ABORTED, "Incorrect API key", status=401))
 
-    create, world.fake.create_job = world.fake.create_job, refuse  # type: ignore[method-assign]
+    create, world.fake.create = world.fake.create, refuse  # type: ignore[method-assign]
     with pytest.raises(Aborted):
         world.run(TEXTS, lease_seconds=1000)
-    world.fake.create_job = create  # type: ignore[method-assign]
+    world.fake.create = create  # type: ignore[method-assign]
     started = world.clock.time()
     assert not wrong(world.run(TEXTS, lease_seconds=1000), TEXTS)
     assert world.clock.time() - started < 500
@@ -509,7 +510,7 @@ def test_words_that_nobody_knows_are_jobs_still_running(world: World) -> None:
 
     def strange(job: Any) -> Any:
         job = moved(job)
-        return job if job.status == "completed" else type("Job", (), {**vars(job), "status": "SCHEDULING"})()
+        return job if job.state.has_ended else replace(job, word="scheduling")
 
     world.fake._moved = strange  # type: ignore[method-assign]
     statuses: set[str] = set()

@@ -15,7 +15,7 @@ from beam_llm.jobs import Ledger, cancel, cleanup, find_ref, ledger, list_jobs, 
 from beam_llm.jobs.chain import Chain
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import Outcomes, OutcomeWriter
-from beam_llm.protocols import BatchLimits
+from beam_llm.protocols import BatchTraits
 from beam_llm.values import Outcome, Usage
 from tests.batch_world import World, driven, wrong
 
@@ -66,7 +66,7 @@ def test_todays_format_is_read_by_every_later_version(tmp_path: Path) -> None:
     """The golden folder was written by the first version. It is never written anew: a change that can't read it is a new format."""
     shutil.copytree(GOLDEN, tmp_path / "staging")
     world = World(str(tmp_path / "staging"))
-    world.fake.create_job = None  # type: ignore[method-assign, assignment]  # everything is answered: nothing may be asked
+    world.fake.create = None  # type: ignore[method-assign, assignment]  # everything is answered: nothing may be asked
     found = world.run(GOLDEN_TEXTS)
     assert not wrong(found, GOLDEN_TEXTS)
     assert all(outcome.reused for outcomes in found.values() for outcome in outcomes)
@@ -188,7 +188,7 @@ def test_neither_key_nor_query_of_the_base_url_is_in_the_staging_location(local:
 
 
 def test_jobs_are_listed_with_their_states(local: World) -> None:
-    local.fake.limits, local.fake.most_jobs = BatchLimits(8, 10**9, 86_400.0), 1
+    local.fake.traits, local.fake.most_jobs = BatchTraits(8, 10**9, create_seconds=0), 1
     refs = local.plan(TEXTS)
     driver, store = local.driver(), open_store(local.location)
     assert [view.state for view in list_jobs(store)] == ["planned"] * 3

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from beam_llm.jobs import points
-from beam_llm.protocols import BatchLimits
+from beam_llm.protocols import BatchTraits
 from tests.batch_world import Killed, World, killing, wrong
 
 POINTS = [
@@ -30,7 +30,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def begin(self, limit: int, on_leftover: str) -> None:
         self.folder = tempfile.mkdtemp(prefix="beam-llm-machine-")
         self.world = World(self.folder, options={"on_leftover": on_leftover})
-        self.world.fake.limits = BatchLimits(limit, 190_000_000, 86_400.0)
+        self.world.fake.traits = BatchTraits(limit, 190_000_000, create_seconds=0)
         self.answered: set[str] = set()
 
     @rule(

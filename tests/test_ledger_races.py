@@ -44,7 +44,7 @@ def run(base_url: str, location: str, texts: list[str], batch_size: int) -> dict
         return [PartRow(task.key(record), record, text.encode(), None) for record, text in zip(records, some, strict=True)]
 
     parts = [write_part(store, rows(texts[start : start + 7]), 0) for start in range(0, len(texts), 7)]
-    refs = plan(store, task, caps_of(known, task.shared_tokens, None), provider.limits, parts, time)
+    refs = plan(store, task, caps_of(known, task.shared_tokens, None), provider.traits, parts, time)
     driver = Driver(known, task, store, provider, no_live_calls, lambda usage, batch: 0.0, time)
     found: dict[str, list[Outcome]] = {}
     for _, envelope, outcome in driven(driver, refs, time.sleep, lambda waiting: None):

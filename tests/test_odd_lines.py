@@ -51,11 +51,12 @@ def job_of(job: RemoteJob) -> dict[str, Any]:
     counts = {"completed": job.completed, "failed": job.failed, "total": job.total}
     return {
         "id": job.job_id,
-        "status": job.status,
+        "status": job.word,
         "created_at": job.created_at,
         "output_file_id": files[0],
         "error_file_id": files[1],
-        "metadata": {"beam_llm": job.fingerprint},
+        "input_file_id": job.staged,
+        "metadata": {"beam_llm": job.name},
         "request_counts": counts,
         "errors": None,
     }

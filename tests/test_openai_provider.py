@@ -20,12 +20,24 @@ from aiohttp import web
 
 from beam_llm import providers
 from beam_llm.config import settings
-from beam_llm.errors import Aborted, CallError, Kind, Rejected, Remedy, Retryable, UsageError
+from beam_llm.errors import (
+    Aborted,
+    CallError,
+    CannotTell,
+    InputGone,
+    Kind,
+    NotCreated,
+    QueueFull,
+    Rejected,
+    Remedy,
+    Retryable,
+    UsageError,
+)
 from beam_llm.protocols import BatchProvider, CompletionProvider
 from beam_llm.providers import openai as provider
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai_wire import Dialect, duration_seconds, encode_body, error_of, pace_of, retry_after_seconds
-from beam_llm.values import Completion, Finish, Message, Pace, Request, Usage
+from beam_llm.values import Completion, Finish, JobState, Message, Pace, Request, Usage
 
 KEY = "sk-test-0123456789abcdef"
 SCHEMA = {"type": "object", "properties": {"value": {"type": "string"}}, "required": ["value"], "additionalProperties": False}
@@ -507,28 +519,43 @@ def test_providers_have_the_shape_of_their_protocols(batches):
 
 def test_a_job_is_created_once_with_our_fingerprint_as_its_only_metadata(server, batches):
     server.says(JOB)
-    job = batches.create_job("file-1", "abc")
-    assert (job.job_id, job.status, job.fingerprint, job.completed, job.failed, job.total) == ("batch_1", "in_progress", "abc", 3, 1, 9)
+    job = batches.create("abc", "file-1")
+    assert (job.job_id, job.state, job.name, job.completed, job.failed, job.total) == ("batch_1", JobState.RUNNING, "abc", 3, 1, 9)
     assert server.bodies == [
         {"input_file_id": "file-1", "endpoint": "/v1/chat/completions", "completion_window": "24h", "metadata": {"beam_llm": "abc"}}
     ]
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "kind"),
-    [
-        (500, wrong(), Kind.UNAVAILABLE),
-        (409, wrong(), Kind.UNAVAILABLE),
-        (429, wrong(), Kind.RATE_LIMITED),
-        (400, wrong("token_limit_exceeded", "Enqueued token limit reached"), Kind.RATE_LIMITED),
-        (200, b"<html>", Kind.UNREADABLE),
-    ],
-)
-def test_a_create_that_fails_is_never_repeated_here(server, batches, status, body, kind):
+@pytest.mark.parametrize(("status", "body"), [(500, wrong()), (408, wrong()), (503, b""), (200, b"<html>")])
+def test_a_create_without_a_clear_answer_is_neither_repeated_nor_called_a_no(server, batches, status, body):
     server.says((status, body))
     with pytest.raises(Retryable) as caught:
-        batches.create_job("file-1", "abc")
-    assert (caught.value.kind, caught.value.status) == (kind, status)
+        batches.create("abc-0", "file-1")
+    assert caught.value.status == status
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason", "kind"),
+    [
+        (409, wrong(), Retryable, Kind.UNAVAILABLE),
+        (429, wrong(), Retryable, Kind.RATE_LIMITED),
+        (429, wrong(None, "Enqueued token limit reached. Limit: 90,000 enqueued tokens."), QueueFull, Kind.RATE_LIMITED),
+        (400, wrong("token_limit_exceeded", "Enqueued token limit reached"), QueueFull, Kind.RATE_LIMITED),
+        (400, wrong(None, "Invalid file id 'file-1': no such file."), InputGone, Kind.REJECTED),
+        (404, wrong(None, "No such File object: file-1"), InputGone, Kind.REJECTED),
+        (400, wrong(None, "The file 'file-1' has expired."), InputGone, Kind.REJECTED),
+        (400, wrong(None, "The endpoint is not supported"), Rejected, Kind.REJECTED),
+        (401, wrong("invalid_api_key"), Aborted, Kind.ABORTED),
+        (429, wrong("insufficient_quota"), Aborted, Kind.ABORTED),
+    ],
+)
+def test_a_refused_create_is_a_certain_no_with_its_reason(server, batches, status, body, reason, kind):
+    server.says((status, body))
+    with pytest.raises(NotCreated) as caught:
+        batches.create("abc-0", "file-1")
+    assert (type(caught.value.reason), caught.value.reason.kind) == (reason, kind)
+    assert getattr(caught.value.reason, "limit_tokens", None) == (90_000 if "Limit:" in str(body) else None)
     assert len(server.seen) == 1
 
 
@@ -539,7 +566,7 @@ def test_a_create_whose_answer_is_lost_has_no_status(server, batches):
 
     server.answer = drop
     with pytest.raises(Retryable) as caught:
-        batches.create_job("file-1", "abc")
+        batches.create("abc", "file-1")
     assert caught.value.status is None
     assert len(server.seen) == 1
 
@@ -548,20 +575,20 @@ def test_harmless_verbs_are_tried_four_times_and_wait_as_told(server, batches):
     waits: list[float] = []
     batches._sleep = waits.append
     server.says((500, wrong()), (429, wrong(), {"retry-after": "3"}), (503, b""), JOB)
-    assert batches.retrieve_job("batch_1").job_id == "batch_1"
+    assert batches.look("batch_1").job_id == "batch_1"
     assert waits[1] == 3.0
     assert all(wait <= 2 for wait in (waits[0], waits[2]))
     server.seen.clear()
     server.says((500, wrong()))
     with pytest.raises(Retryable):
-        batches.retrieve_job("batch_1")
+        batches.look("batch_1")
     assert len(server.seen) == 4
 
 
 def test_a_wait_of_hours_is_handed_on_instead_of_slept(server, batches):
     server.says((429, wrong(), {"retry-after": "410400"}))
     with pytest.raises(Retryable) as caught:
-        batches.retrieve_job("batch_1")
+        batches.look("batch_1")
     assert caught.value.retry_after_seconds == 410_400
     assert len(server.seen) == 1
 
@@ -569,11 +596,11 @@ def test_a_wait_of_hours_is_handed_on_instead_of_slept(server, batches):
 def test_an_unknown_job_is_rejected_with_404_and_a_bad_key_aborts(server, batches):
     server.says((404, wrong(None, "No batch found")))
     with pytest.raises(Rejected) as caught:
-        batches.retrieve_job("batch_x")
+        batches.look("batch_x")
     assert caught.value.status == 404
     server.says((401, wrong("invalid_api_key", f"Incorrect API key provided: {KEY}")))
     with pytest.raises(Aborted) as bad:
-        batches.retrieve_job("batch_x")
+        batches.look("batch_x")
     assert KEY not in "".join(traceback.format_exception(bad.value))
     assert bad.value.__cause__ is None
     assert bad.value.__context__ is None
@@ -582,14 +609,16 @@ def test_an_unknown_job_is_rejected_with_404_and_a_bad_key_aborts(server, batche
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"status": "COMPLETED", "request_counts": None}, {"status": "completed", "total": None}),
-        ({"status": "PROGRESS"}, {"status": "in_progress"}),
-        ({"status": "canceled"}, {"status": "cancelled"}),
-        ({"status": "scheduling"}, {"status": "scheduling"}),
+        ({"status": "COMPLETED", "request_counts": None}, {"state": JobState.COMPLETED, "word": "completed", "total": None}),
+        ({"status": "PROGRESS"}, {"state": JobState.RUNNING}),
+        ({"status": "canceled"}, {"state": JobState.CANCELLED}),
+        ({"status": "scheduling"}, {"state": JobState.RUNNING, "word": "scheduling"}),
         ({"request_counts": {"total": None, "completed": None}}, {"total": None, "completed": None, "failed": None}),
         ({"created_at": "2026-11-22T10:00:00Z"}, {"created_at": 1795341600.0}),
         ({"created_at": None}, {"created_at": 0.0}),
-        ({"metadata": None}, {"fingerprint": None}),
+        ({"metadata": None}, {"name": None}),
+        ({"metadata": {"team": "x"}}, {"name": ""}),
+        ({"input_file_id": "file-7"}, {"staged": "file-7"}),
         ({"output_file_id": "o", "error_file_id": "e"}, {"result_files": ("o", "e")}),
         ({"error_file_id": "e"}, {"result_files": ("e",)}),
         ({"error": "went wrong"}, {"errors": (("", "went wrong", None),)}),
@@ -599,30 +628,42 @@ def test_an_unknown_job_is_rejected_with_404_and_a_bad_key_aborts(server, batche
 )
 def test_jobs_are_read_whatever_the_server_leaves_out_or_spells_differently(server, batches, changes, expected):
     server.says({**JOB, **changes})
-    job = batches.retrieve_job("batch_1")
+    job = batches.look("batch_1")
     assert {name: getattr(job, name) for name in expected} == expected
 
 
-def test_jobs_are_listed_over_all_pages(server, batches):
+def test_a_lost_job_is_looked_for_over_all_pages(server, batches):
     def paged(request: web.Request, body: bytes) -> web.Response:
         start = int(request.rel_url.query.get("after", "b0")[1:])
-        jobs = [{**JOB, "id": f"b{i}"} for i in range(start + 1, min(start + 100, 250) + 1)]
+        jobs = [{**JOB, "id": f"b{i}", "metadata": {"beam_llm": f"mine-{i}"}} for i in range(start + 1, min(start + 100, 250) + 1)]
         return web.json_response({"object": "list", "data": jobs, "has_more": start + 100 < 250})
 
     server.answer = paged
-    assert [job.job_id for job in batches.list_jobs()] == [f"b{i}" for i in range(1, 251)]
+    assert len(batches.find("mine", None, 0.0)) == 250
+    assert [job.job_id for job in batches.find("mine-249", None, 0.0)] == []
+    assert len(batches.pending()) == 250
 
 
-@pytest.mark.parametrize("page", [{"data": [JOB], "has_more": True}, [JOB]], ids=["after is ignored", "a bare list"])
+LISTED = {**JOB, "metadata": {"beam_llm": "abc-0"}}
+
+
+@pytest.mark.parametrize("page", [{"data": [LISTED], "has_more": True}, [LISTED]], ids=["after is ignored", "a bare list"])
 def test_a_list_that_never_moves_on_ends(server, batches, page):
     server.says(page)
-    assert [job.job_id for job in batches.list_jobs()] == ["batch_1"]
+    assert [job.job_id for job in batches.find("abc", None, 0.0)] == ["batch_1"]
+
+
+@pytest.mark.parametrize("status", [400, 404, 405])
+def test_a_server_that_does_not_list_jobs_can_not_tell(server, batches, status):
+    server.says((status, wrong()))
+    with pytest.raises(CannotTell):
+        batches.find("abc", "file-1", 0.0)
 
 
 def test_an_upload_carries_the_whole_file_under_a_jsonl_name_and_is_repeated_from_its_start(server, batches, tmp_path):
     (tmp_path / "part.tmp").write_bytes(b'{"a":1}\n' * 1000)
     server.says((500, wrong()), {"id": "file-9"})
-    assert batches.upload(str(tmp_path / "part.tmp")) == "file-9"
+    assert batches.stage(tmp_path / "part.tmp", "part") == "file-9"
     for _, path, _, body in server.seen:
         assert path == "/v1/files"
         assert body.count(b'{"a":1}\n') == 1000
@@ -671,7 +712,7 @@ def test_a_missing_file_is_rejected_with_404(server, batches, tmp_path):
 @pytest.mark.parametrize("status", [404, 409])
 def test_cancelling_what_has_ended_is_harmless(server, batches, status):
     server.says((status, wrong(None, "Cannot cancel a batch with status 'completed'.")))
-    batches.cancel_job("batch_1")
+    batches.cancel("batch_1")
     assert len(server.seen) == 1
 
 
@@ -740,7 +781,7 @@ def test_azures_older_api_has_its_own_line_url_and_addresses(server):
     batches = providers.connect_batch(settings("azure:mine", base_url=server.url, api_version="2024-10-21"))
     assert json.loads(batches.encode_line("r-1", REQUEST))["url"] == "/chat/completions"
     server.says(JOB)
-    batches.create_job("file-1", "abc")
+    batches.create("abc", "file-1")
     batches.close()
     assert server.seen[0][1] == "/openai/batches?api-version=2024-10-21"
     assert server.seen[0][2]["api-key"] == KEY

@@ -18,7 +18,7 @@ from beam_llm.jobs.columns import keys_array
 from beam_llm.jobs.ledger import Intent, Known, entries_of
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.planner import cut_jobs, cut_lines
-from beam_llm.protocols import BatchLimits
+from beam_llm.protocols import BatchTraits
 from tests.batch_world import World
 
 TEXTS = [f"review number {number}" for number in range(20)]
@@ -128,7 +128,7 @@ def test_independent_records_are_asked_separately_and_equal_ones_are_not(world: 
         task, store = Task(known), open_store(world.location)
         records = [task.record({"text": "same", "id": number}, None) for number in range(3)]
         part = write_part(store, [PartRow(task.key(record), record, b"", None) for record in records], 0)
-        ref = plan(store, task, caps_of(known, task.shared_tokens, None), world.fake.limits, [part], world.clock)[-1]
+        ref = plan(store, task, caps_of(known, task.shared_tokens, None), world.fake.traits, [part], world.clock)[-1]
         assert ref.records == 3
         assert Ledger(store).intent(ref.number).records == distinct
 
@@ -178,7 +178,7 @@ def test_the_loser_of_a_race_leaves_to_the_winner_what_it_claimed(world: World, 
 
 
 def test_jobs_that_another_pipeline_wins_in_between_shift_only_the_numbers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.fake.limits = BatchLimits(5, 10**9, 86_400.0)
+    world.fake.traits = BatchTraits(5, 10**9, create_seconds=0)
     append, count = Ledger.append, [0]
 
     def overtaken(self: Ledger, intent: Intent) -> Intent | None:

@@ -14,9 +14,11 @@ import pytest
 from beam_llm.errors import Kind
 from beam_llm.jobs import BatchJobRef, Ledger, Ready, Waiting, list_jobs, open_store, points
 from beam_llm.jobs.chain import Chain
-from beam_llm.jobs.narrow import LIMIT_SECONDS, known_limit, note_limit, stated_limit
+from beam_llm.jobs.narrow import LIMIT_SECONDS, known_limit, note_limit
 from beam_llm.jobs.submit import LONG_WAIT_SECONDS
-from beam_llm.protocols import BatchLimits
+from beam_llm.protocols import BatchTraits
+from beam_llm.providers.openai import stated_limit
+from beam_llm.values import JobState
 from tests.batch_world import Killed, World, driven, gathered, killing, wrong
 from tests.killed import Run, billed, complaints, once, reviews_of, rows_of
 from tests.test_driver import billed_twice, kinds, shuffled
@@ -63,7 +65,7 @@ def drive(world: World, refs: Sequence[BatchJobRef], seconds: float = 50_000.0, 
 
 def sizes(world: World) -> list[int]:
     """Lines of each job that the provider took and ended."""
-    return [world.fake.files[job.file_id].count(b"\n") for job in world.fake.jobs if job.status != "failed"]
+    return [world.fake.files[job.file_id].count(b"\n") for job in world.fake.jobs if job.state is not JobState.FAILED]
 
 
 # One job, too large
@@ -100,7 +102,7 @@ def test_without_a_stated_limit_a_job_refused_alone_is_halved(world: World, batc
 
 def test_a_job_is_not_narrowed_while_others_fill_the_queue(world: World) -> None:
     limit_to(world, 6, token_limit_said=False, answers_after=500.0)
-    world.fake.limits = BatchLimits(5, 190_000_000, 86_400.0)
+    world.fake.traits = BatchTraits(5, 190_000_000, create_seconds=0)
     assert not wrong(drive(world, world.plan(TEXTS)), TEXTS)
     assert sizes(world) == [5, 5, 5, 5]
 
@@ -118,7 +120,7 @@ def test_an_estimate_that_is_off_still_gets_through(world: World, factor: float)
 
 def test_many_jobs_each_too_large_flow_through(world: World) -> None:
     limit_to(world, 2)
-    world.fake.limits = BatchLimits(5, 190_000_000, 86_400.0)
+    world.fake.traits = BatchTraits(5, 190_000_000, create_seconds=0)
     assert not wrong(drive(world, world.plan(TEXTS)), TEXTS)
     assert not billed_twice(world)
     assert max(sizes(world)) == 2

@@ -8,7 +8,7 @@ from typing import Any
 from beam_llm.errors import CallError, LedgerError, UsageError, plural
 from beam_llm.jobs.chain import Chain, follow_up_number, read_done, read_json
 from beam_llm.jobs.columns import key_at, keys_array
-from beam_llm.jobs.job import TERMINAL, Standing, Where, folder, standing
+from beam_llm.jobs.job import Standing, Where, folder, standing
 from beam_llm.jobs.ledger import Intent, Ledger
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import PartReader
@@ -153,10 +153,10 @@ def cancel(store: Store, provider: BatchProvider, job: str) -> str:
         raise UsageError(f"job {number} has ended ({view.ended}); there is nothing to cancel")
     if view.job_id is None or view.state != "created":
         raise UsageError(f"job {number} is {view.state}: the provider does not have it yet, so there is nothing to cancel")
-    status = provider.retrieve_job(view.job_id).status.lower()
-    if status in TERMINAL:
-        raise UsageError(f"{view.job_id} had already ended: {status}; the next run or `beam-llm jobs attach` collects it")
-    provider.cancel_job(view.job_id)
+    remote = provider.look(view.job_id)
+    if remote.state.has_ended:
+        raise UsageError(f"{view.job_id} had already ended: {remote.state.value}; the next run or `beam-llm jobs attach` collects it")
+    provider.cancel(view.job_id)
     return view.job_id
 
 
@@ -227,7 +227,7 @@ def _provider_files(store: Store, provider: BatchProvider, number: int, found: C
     job_id = _job_id(store, number)
     if job_id is not None:
         try:
-            files += provider.retrieve_job(job_id).result_files
+            files += provider.look(job_id).result_files
         except CallError as error:
             found.failed.append(f"result files of {job_id}: {error.message}")
     return files

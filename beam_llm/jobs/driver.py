@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from beam_llm.config import Settings
-from beam_llm.errors import Aborted, CallError, Failure, Kind, LedgerError, Rejected, Retryable, UsageError
+from beam_llm.errors import Aborted, CallError, Failure, InputGone, Kind, LedgerError, QueueFull, Rejected, UnknownJob, UsageError
 from beam_llm.jobs import emit
 from beam_llm.jobs.chain import AGAIN, Link, follow_up_number, may_end_again, read_done, read_json
 from beam_llm.jobs.collect import Collected, Cost, Earlier, Ending, ended_as, next_step, store_end
@@ -25,14 +25,12 @@ from beam_llm.jobs.job import (
     ASK,
     FOLLOW_UP,
     REST,
-    TERMINAL,
     Standing,
     Where,
     backoff,
     deadline_seconds,
     doubt_seconds,
     folder,
-    is_queue_limit,
     poll_interval,
     settle_seconds,
     standing,
@@ -50,14 +48,12 @@ from beam_llm.jobs.store import temporary_file
 from beam_llm.jobs.submit import Submitter
 from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store
 from beam_llm.task import Task
-from beam_llm.values import Outcome
+from beam_llm.values import JobState, Outcome
 
 _LOG = logging.getLogger(__name__)
 
 _GIVEN_UP = ("not found", "doubt, resubmitted")
 """Attempts closed for these reasons may have made a job all the same, which shows up later."""
-
-"""A result file that is cut, or holds fewer lines than the job counted, is fetched again so often before it is taken as it is."""
 
 
 @dataclass
@@ -241,10 +237,10 @@ class Driver:
         created = read_json(self._store, f"{folder(intent.number)}created-{where.attempt:04d}")
         try:
             job = self._found_late(intent, created)
-            if job is None or job.status.lower() not in TERMINAL or not job.result_files:
+            if job is None or not job.state.has_ended or not job.result_files:
                 return done
             remote = _Remote(intent.number, job.job_id, where.attempt, job.created_at, (created or {}).get("lines"))
-            nothing = Failure(Kind.UNAVAILABLE, f"the job ended late, as {job.status}, and without an answer to this record", 1)
+            nothing = Failure(Kind.UNAVAILABLE, f"the job ended late, as {job.state.value}, and without an answer to this record", 1)
             return self._end(intent, remote, Ending("late", nothing, True, {}), list(job.result_files), _expected_lines(job), AGAIN)
         except CallError as error:
             _LOG.warning("job %d ended in doubt, and can't be looked at again: %s", intent.number, error.message)
@@ -252,7 +248,7 @@ class Driver:
 
     def _found_late(self, intent: Intent, created: dict[str, Any] | None) -> RemoteJob | None:
         if created is not None:
-            return translated(lambda: self._provider.retrieve_job(str(created["job_id"])))
+            return translated(lambda: self._provider.look(str(created["job_id"])))
         return next(iter(self._submitter.ours(intent)), None)
 
     def _remembered(self, number: int, where: Standing) -> _Remote:
@@ -275,7 +271,7 @@ class Driver:
             return job
         if all(other.job_id == remote.job_id for other in found):
             return job
-        kept = next((other for other in found if other.status.lower() == "completed"), found[0])
+        kept = next((other for other in found if other.state is JobState.COMPLETED), found[0])
         doubles = [other for other in [job, *found] if other.job_id != kept.job_id]
         self._submitter.cancel_doubles(intent, kept, list({other.job_id: other for other in doubles}.values()))
         if kept.job_id == remote.job_id:
@@ -293,23 +289,22 @@ class Driver:
             return remote.looked._replace(total=total)  # one poll per job and interval, however many refs wait for it
         reached("waiting")
         try:
-            job = translated(lambda: self._provider.retrieve_job(remote.job_id))
+            job = translated(lambda: self._provider.look(remote.job_id))
         except CallError as error:
             return self._poll_failed(intent, remote, error, total)
         remote.failures, remote.unknown_since = 0, None
-        if remote.doubted and (job.status.lower() in TERMINAL or now >= remote.created_at + self._settings.list_lag_seconds):
+        if remote.doubted and (job.state.has_ended or now >= remote.created_at + self._settings.list_lag_seconds):
             job = self._without_double(intent, remote, job)
-        status = job.status.lower()
-        if status in TERMINAL:
-            return self._ended(intent, remote, job, status, total)
+        if job.state.has_ended:
+            return self._ended(intent, remote, job, total)
         if now >= remote.created_at + self._deadline():
             return self._past_deadline(intent, remote, job, total)
         remote.polls += 1
         pause = poll_interval(self._settings, now - remote.created_at, f"{intent.number}/{remote.polls}")
-        return self._wait(remote, pause, status, _part_done(intent, job), total)
+        return self._wait(remote, pause, job.word, _part_done(intent, job), total)
 
     def _deadline(self) -> float:
-        return deadline_seconds(self._settings, self._provider.limits.window_seconds)
+        return deadline_seconds(self._settings, self._provider.traits.window_seconds)
 
     def _wait(self, remote: _Remote, pause: float, status: str, part: float | None, total: int) -> Waiting:
         remote.looked = Waiting(self._time() + pause, remote.job_id, status, part, total, remote.created_at)
@@ -319,7 +314,7 @@ class Driver:
         now = self._time()
         if isinstance(error, Aborted) and self._settings.on_abort == "raise":
             raise error
-        if isinstance(error, Rejected) and error.status == 404:
+        if isinstance(error, UnknownJob):
             remote.unknown_since = remote.unknown_since if remote.unknown_since is not None else now
             if now - remote.unknown_since >= doubt_seconds(self._settings):
                 self._submitter.cancel(remote.job_id)  # should the provider know it after all
@@ -345,28 +340,28 @@ class Driver:
             self._submitter.cancel(remote.job_id)
         asked_at = float((read_json(self._store, name) or {}).get("at", now))
         if now >= asked_at + settle_seconds(self._settings):
-            return self._collected(intent, remote, job, ended_as(job.status.lower(), iter(()), True), total)
-        return self._wait(
-            remote, poll_interval(self._settings, 0.0, f"{intent.number}"), job.status.lower(), _part_done(intent, job), total
-        )
+            return self._collected(intent, remote, job, ended_as(job.state.value, iter(()), True), total)
+        return self._wait(remote, poll_interval(self._settings, 0.0, f"{intent.number}"), job.word, _part_done(intent, job), total)
 
-    def _ended(self, intent: Intent, remote: _Remote, job: RemoteJob, status: str, total: int) -> Waiting | dict[str, Any]:
+    def _ended(self, intent: Intent, remote: _Remote, job: RemoteJob, total: int) -> Waiting | dict[str, Any]:
         reached("ended")
         self._submitter.make_room()
-        said = "; ".join(f"{code}: {message}" for code, message, _ in job.errors)
-        if status == "failed" and is_queue_limit(said):
+        if isinstance(job.cause, QueueFull):
             self._remotes.pop(intent.number, None)
-            return self._submitter.queue_up(intent, remote.attempt, remote.job_id, Retryable(Kind.RATE_LIMITED, said), total)
+            return self._submitter.queue_up(intent, remote.attempt, remote.job_id, job.cause, total)
+        if isinstance(job.cause, InputGone) and self._submitter.stage_anew(intent.number, remote.attempt, job.staged, job_id=remote.job_id):
+            self._remotes.pop(intent.number, None)
+            return Waiting(self._time(), None, "planned", None, total)
         past_deadline = False
-        if status == "cancelled":
+        if job.state is JobState.CANCELLED:
             where = standing(self._submitter.names(intent.number))
             if where.attempt != remote.attempt:  # another process found it to be a double, and keeps the other one
                 self._remotes.pop(intent.number, None)
-                return Waiting(self._time(), None, status, None, total)
+                return Waiting(self._time(), None, job.word, None, total)
             past_deadline = where.past_deadline
-        if status == "completed":
+        if job.state is JobState.COMPLETED:
             self._submitter.went_through(intent, remote.lines)
-        ending = ended_as(status, iter(job.errors), past_deadline)
+        ending = ended_as(job.state.value, iter(job.errors), past_deadline)
         if ending.failure.kind == Kind.ABORTED and self._settings.on_abort == "raise":
             self._remotes.pop(intent.number, None)
             self._submitter.close(intent.number, remote.attempt, "aborted", job_id=remote.job_id)
@@ -390,7 +385,7 @@ class Driver:
                 return self._end(intent, remote, Ending("unread", Failure(Kind.DOUBTFUL, said, 1), True, {}), list(job.result_files))
             remote.downloads += 1
             pause = backoff(self._settings, remote.downloads - 1, f"{intent.number}/d{remote.downloads}")
-            return self._wait(remote, pause, job.status.lower(), None, total)
+            return self._wait(remote, pause, job.word, None, total)
 
     def _end(
         self,
@@ -463,7 +458,7 @@ def _part_done(intent: Intent, job: RemoteJob) -> float | None:
 
 def _expected_lines(job: RemoteJob) -> int:
     """What has to be in the files of an ended job: what is paid for. Lines that failed are not always listed."""
-    return (job.completed or 0) if job.status.lower() in ("completed", "expired", "cancelled") else 0
+    return (job.completed or 0) if job.state in (JobState.COMPLETED, JobState.EXPIRED, JobState.CANCELLED) else 0
 
 
 def drive_all(

@@ -27,7 +27,6 @@ from beam_llm.config import Settings
 from beam_llm.errors import Kind
 
 TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
-QUEUE_WORDS = ("token_limit_exceeded", "enqueued token", "queue limit", "too many batches")
 REST, FOLLOW_UP, ASK = "rest", "follow_up", "ask"
 
 _UNPAID = frozenset({Kind.EXPIRED, Kind.RATE_LIMITED, Kind.TIMED_OUT, Kind.UNAVAILABLE, Kind.ABORTED, Kind.BUDGET})
@@ -131,9 +130,3 @@ def settle_seconds(settings: Settings) -> float:
 def deadline_seconds(settings: Settings, window_seconds: float) -> float:
     """From a job's creation to the end of waiting: as set, else the provider's window and an hour."""
     return settings.job_deadline_hours * 3600 if settings.job_deadline_hours is not None else window_seconds + 3600
-
-
-def is_queue_limit(message: str) -> bool:
-    """Whether the words say that jobs in flight fill the provider's queue: nothing is wrong with this one."""
-    lower = message.lower()
-    return any(word in lower for word in QUEUE_WORDS)

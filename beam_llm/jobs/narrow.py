@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -21,16 +20,16 @@ import orjson
 
 from beam_llm.batching import RECORD_OVERHEAD_TOKENS
 from beam_llm.config import Settings
-from beam_llm.errors import CallError, Failure, Kind
+from beam_llm.errors import CallError, Failure, Kind, QueueFull
 from beam_llm.jobs.chain import read_json
 from beam_llm.jobs.collect import Ending
 from beam_llm.jobs.columns import Array
-from beam_llm.jobs.job import TERMINAL, deadline_seconds, folder
+from beam_llm.jobs.job import folder
 from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import PartReader
 from beam_llm.jobs.points import reached
-from beam_llm.jobs.steps import translated_iterator
+from beam_llm.jobs.steps import translated
 from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store
 from beam_llm.task import Task
 
@@ -41,13 +40,6 @@ PATIENCE = 3
 _LOOK_BACK = 12
 LIMIT_SECONDS = 7 * 86_400.0
 """So long a limit is believed: organizations are moved to higher tiers, and nobody tells the ledger."""
-_STATED = re.compile(r"limit(?: is| of|:)?\s+(\d[\d,._]*)\s+(?:enqueued\s+|batch\s+)*tokens", re.IGNORECASE)
-
-
-def stated_limit(message: str) -> int | None:
-    """Enqueued tokens that the provider's sentence allows ("Limit: 2,000,000 enqueued tokens."), if it says."""
-    found = _STATED.search(message)
-    return (int(re.sub(r"\D", "", found[1])) or None) if found else None
 
 
 def known_limit(store: Store, host: str, model: str, now: float) -> int | None:
@@ -107,9 +99,9 @@ class Narrower:
     def __init__(self, settings: Settings, task: Task, store: Store, provider: BatchProvider, clock: Clock):
         self._settings, self._task, self._store, self._provider, self._time = settings, task, store, provider, clock.time
 
-    def refused(self, intent: Intent, message: str) -> dict[str, Any]:
+    def refused(self, intent: Intent, error: QueueFull) -> dict[str, Any]:
         """What the ledger is to remember of a refusal by the queue."""
-        limit = stated_limit(message)
+        limit = error.limit_tokens
         if limit is not None:
             note_limit(self._store, intent.host, intent.model, self._time(), stated=limit)
         return {"limit": limit, "alone": self._is_alone(intent)}
@@ -217,20 +209,15 @@ class Narrower:
 
     def _is_alone(self, intent: Intent) -> bool | None:
         """Whether the provider has no other job under way, as far as it lists them; None where that can't be told."""
-        oldest = self._time() - deadline_seconds(self._settings, self._provider.limits.window_seconds) - 3600
         try:
-            for job in translated_iterator(self._provider.list_jobs()):
-                if 0.0 < job.created_at < oldest:
-                    return True
-                if job.status.lower() not in TERMINAL and not self._is_of_another_model(job, intent):
-                    return False
+            pending = translated(self._provider.pending)
         except CallError:
             return None
-        return True
+        return all(self._is_of_another_model(job, intent) for job in pending)
 
     def _is_of_another_model(self, job: RemoteJob, intent: Intent) -> bool:
         """Limits are per model. Of jobs that are not this ledger's, the model is not known."""
-        ledger, _, rest = (job.fingerprint or "").partition("-")
+        ledger, _, rest = (job.name or "").partition("-")
         number = rest.partition("-")[0]
         if ledger != intent.fingerprint.partition("-")[0] or not number.isdigit():
             return False

@@ -29,7 +29,7 @@ from beam_llm.jobs.manifest import Manifest, compact
 from beam_llm.jobs.narrow import known_limit
 from beam_llm.jobs.parts import PartReader, PartRef
 from beam_llm.jobs.points import reached
-from beam_llm.protocols import BatchLimits, Clock, Store
+from beam_llm.protocols import BatchTraits, Clock, Store
 from beam_llm.task import Task
 from beam_llm.values import Record
 
@@ -64,7 +64,7 @@ class BatchJobRef(NamedTuple):
     reused: int = 0
 
 
-def plan(store: Store, task: Task, caps: Caps, limits: BatchLimits, parts: Sequence[PartRef], clock: Clock) -> list[BatchJobRef]:
+def plan(store: Store, task: Task, caps: Caps, traits: BatchTraits, parts: Sequence[PartRef], clock: Clock) -> list[BatchJobRef]:
     """Finds or plans a job for every record of `parts`. Planning the same parts again finds what was planned, and gives the same refs.
 
     Returns:
@@ -75,12 +75,12 @@ def plan(store: Store, task: Task, caps: Caps, limits: BatchLimits, parts: Seque
     """
     if not parts:
         return []
-    return _Plan(Ledger(store), task, caps, limits, parts, clock).refs()
+    return _Plan(Ledger(store), task, caps, traits, parts, clock).refs()
 
 
 class _Plan:
-    def __init__(self, ledger: Ledger, task: Task, caps: Caps, limits: BatchLimits, parts: Sequence[PartRef], clock: Clock):
-        self._ledger, self._task, self._caps, self._limits, self._clock = ledger, task, caps, limits, clock
+    def __init__(self, ledger: Ledger, task: Task, caps: Caps, traits: BatchTraits, parts: Sequence[PartRef], clock: Clock):
+        self._ledger, self._task, self._caps, self._traits, self._clock = ledger, task, caps, traits, clock
         self._settings: Settings = task.settings
         # By name: then equal parts give equal jobs in whatever order they come, and rows lie in a manifest's canonical order.
         self._pool = _Pool(ledger.store, sorted(parts, key=lambda part: part.name))
@@ -175,7 +175,7 @@ class _Plan:
 
     def _jobs(self, distinct: Array) -> list[_Cut]:
         """Cuts new records into lines, and lines into jobs."""
-        settings, limits, caps = self._settings, self._limits, self._caps
+        settings, traits, caps = self._settings, self._traits, self._caps
         tokens, sizes = self._pool.weights(distinct)
         lines = np.arange(len(distinct) + 1, dtype=np.int32) if caps.records == 1 else cut_lines(tokens, sizes, caps)
         frame, per_record = self._line_frame(distinct)
@@ -187,8 +187,8 @@ class _Plan:
         cuts = cut_jobs(
             sizes,
             tokens,
-            max_requests=min(settings.job_max_records or limits.max_requests, limits.max_requests),
-            max_bytes=min(settings.job_max_bytes or limits.max_bytes, limits.max_bytes),
+            max_requests=min(settings.job_max_records or traits.max_requests, traits.max_requests),
+            max_bytes=min(settings.job_max_bytes or traits.max_bytes, traits.max_bytes),
             max_tokens=settings.job_max_tokens or self._learned_limit(),
         )
         return [

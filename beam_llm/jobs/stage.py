@@ -58,7 +58,7 @@ def write_input(path: str, manifest: Manifest, parts: Parts, task: Task, provide
     The planner estimates sizes from above. Should a file pass the provider's limits all the same, it ends before the line that
     would: those lines get no answer in this job and go the way of its leftovers. So does a line that can't be rendered.
     """
-    max_requests, max_bytes = provider.limits.max_requests, provider.limits.max_bytes
+    max_requests, max_bytes = provider.traits.max_requests, provider.traits.max_bytes
     written = lines = 0
     with open(path, "wb", buffering=_WRITE_BYTES) as file:
         for line in input_lines(manifest, parts, task, provider):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from beam_llm.errors import CallError, Kind, LedgerError, Retryable
-from beam_llm.protocols import RemoteJob
 from beam_llm.values import Outcome
 
 T = TypeVar("T")
@@ -53,9 +51,3 @@ def translated(call: Callable[[], T]) -> T:
         raise
     except Exception as error:
         raise Retryable(Kind.UNAVAILABLE, f"{type(error).__name__}: {error}") from error
-
-
-def translated_iterator(jobs: Iterator[RemoteJob]) -> Iterator[RemoteJob]:
-    iterator = iter(jobs)
-    while page := translated(lambda: list(islice(iterator, 1))):
-        yield page[0]

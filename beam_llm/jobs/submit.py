@@ -9,23 +9,24 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import orjson
 
 from beam_llm.config import Settings
-from beam_llm.errors import Aborted, CallError, Failure, Kind, Rejected, Retryable
+from beam_llm.errors import Aborted, CallError, CannotTell, Failure, InputGone, Kind, NotCreated, QueueFull, Rejected
 from beam_llm.jobs.chain import read_json
 from beam_llm.jobs.collect import Ending
-from beam_llm.jobs.job import Standing, Where, backoff, deadline_seconds, folder, is_queue_limit, poll_interval, standing
+from beam_llm.jobs.job import Standing, Where, backoff, deadline_seconds, folder, poll_interval, standing
 from beam_llm.jobs.leases import Leases
 from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.narrow import Narrower
 from beam_llm.jobs.points import reached
 from beam_llm.jobs.stage import Parts, write_input
-from beam_llm.jobs.steps import Waiting, translated, translated_iterator
+from beam_llm.jobs.steps import Waiting, translated
 from beam_llm.jobs.store import temporary_file
 from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store
 from beam_llm.task import Task
@@ -34,6 +35,17 @@ _LOG = logging.getLogger(__name__)
 
 LONG_WAIT_SECONDS = 600.0
 """After so long behind the provider's limit a job says so."""
+
+
+INPUT_GONE = "input gone"
+
+
+class _Staged(NamedTuple):
+    """A job's first `lines` lines, by the provider's name for them or, where there is none, in the file that goes along with the create."""
+
+    file_id: str | None
+    lines: int
+    path: Path | None
 
 
 class Submitter:
@@ -111,62 +123,94 @@ class Submitter:
             self._due.pop(number, None)
 
     def _create(self, intent: Intent, where: Standing, total: int) -> Waiting | Ending | None:
-        number, attempt = intent.number, where.attempt
-        lines = self._narrower.lines(intent, attempt)
+        lines = self._narrower.lines(intent, where.attempt)
         if isinstance(lines, Ending):
             return lines
-        try:
-            uploaded = self._uploaded(intent, where, lines)
-        except CallError as error:
-            return self._not_now(intent, error, total)
-        if uploaded is None:
-            failure = Failure(Kind.TOO_LARGE, "no line of this job fits the provider's limits")
-            return Ending("empty", failure, False, {}, lines)
-        if self._leases.hold(number) is not None:
-            return Waiting(self._time() + self.pace(number), None, "leased", None, total)
-        marker = orjson.dumps({"format": 1, "at": self._time(), "owner": self._leases.owner, "lines": lines})
-        if not self._store.create(f"{folder(number)}creating-{attempt:04d}", marker):
-            return Waiting(self._time() + self.pace(number), None, "leased", None, total)
-        reached("marked")
-        if not self._leases.is_mine(number):
-            # Only this process may send this attempt's create, and it will not: so that is certain.
-            self.close(number, attempt, "lease lost")
-            return Waiting(self._time() + self.pace(number), None, "leased", None, total)
-        reached("create.before")
-        try:
-            job = translated(lambda: self._provider.create_job(uploaded, f"{intent.fingerprint}-{attempt}"))
-        except CallError as error:
-            return self._not_created(intent, attempt, error, total)
-        reached("create.after")
-        self._acknowledge(intent, attempt, job.job_id, lines)
-        return None
-
-    def _uploaded(self, intent: Intent, where: Standing, count: int) -> str | None:
-        """The id at the provider of a file with the job's first `count` lines; None where none of them fits."""
-        number = intent.number
-        if where.uploaded >= 0:
-            known = read_json(self._store, f"{folder(number)}uploaded-{where.uploaded:04d}")
-            if known is not None and known.get("lines", intent.line_count) == count:
-                return str(known["file_id"])
-        manifest, parts = Manifest.read(self._store, intent.lines).first(count), Parts(self._store)
         with temporary_file() as path:
             try:
-                lines = write_input(path, manifest, parts, self._task, self._provider)
-            finally:
-                parts.close()
-            if not lines:
-                return None
-            self._store.put_file(f"{folder(number)}input.jsonl", path)
-            reached("staged")
-            self._leases.hold(number)
-            file_id = str(translated(lambda: self._provider.upload(path)))
+                staged = self._staged(intent, where, lines, Path(path))
+            except CallError as error:
+                return self._not_staged(intent, error, total)
+            if staged is None:
+                failure = Failure(Kind.TOO_LARGE, "no line of this job fits the provider's limits")
+                return Ending("empty", failure, False, {}, lines)
+            if not self._mark(intent, where.attempt, staged):
+                return Waiting(self._time() + self.pace(intent.number), None, "leased", None, total)
+            return self._send(intent, where.attempt, staged, total)
+
+    def _staged(self, intent: Intent, where: Standing, count: int, path: Path) -> _Staged | None:
+        """The job's first `count` lines where the provider takes them from; None where none of them fits its limits.
+
+        Args:
+          path: where they may be written on the way.
+        """
+        number = intent.number
+        known = self._newest_upload(intent, where)
+        if known is not None and known.lines == count:
+            return known
+        manifest, parts = Manifest.read(self._store, intent.lines).first(count), Parts(self._store)
+        try:
+            lines = write_input(str(path), manifest, parts, self._task, self._provider)
+        finally:
+            parts.close()
+        if not lines:
+            return None
+        self._store.put_file(f"{folder(number)}input.jsonl", str(path))
+        reached("staged")
+        self._leases.hold(number)
+        file_id = translated(lambda: self._provider.stage(path, f"{intent.fingerprint}-{where.attempt}"))
+        if file_id is None:
+            return _Staged(None, count, path)
         doc = {"format": 1, "file_id": file_id, "lines": count}
         self._store.create(f"{folder(number)}uploaded-{where.uploaded + 1:04d}", orjson.dumps(doc))
         reached("uploaded")
-        return file_id
+        return _Staged(file_id, count, None)
 
-    def _not_now(self, intent: Intent, error: CallError, total: int) -> Waiting | Ending | None:
-        """The upload failed: nothing was created."""
+    def _newest_upload(self, intent: Intent, where: Standing) -> _Staged | None:
+        """The input staged last, unless the attempt before has found it gone."""
+        if where.uploaded < 0:
+            return None
+        doc = read_json(self._store, f"{folder(intent.number)}uploaded-{where.uploaded:04d}")
+        closed = self._closed(intent.number, where.attempt - 1)
+        if doc is None or (closed.get("reason") == INPUT_GONE and closed.get("file_id") == doc["file_id"]):
+            return None
+        return _Staged(str(doc["file_id"]), int(doc.get("lines", intent.line_count)), None)
+
+    def _closed(self, number: int, attempt: int) -> Mapping[str, Any]:
+        """Why an attempt gave nothing; empty where it was not closed."""
+        return (read_json(self._store, f"{folder(number)}closed-{attempt:04d}") if attempt >= 0 else None) or {}
+
+    def _mark(self, intent: Intent, attempt: int, staged: _Staged) -> bool:
+        """Writes down, before it is sent, that a create may be: whoever finds this has to look for its job. False: it may not be sent."""
+        number = intent.number
+        if self._leases.hold(number) is not None:
+            return False
+        doc = {"format": 1, "at": self._time(), "owner": self._leases.owner, "lines": staged.lines, "file_id": staged.file_id}
+        if not self._store.create(f"{folder(number)}creating-{attempt:04d}", orjson.dumps(doc)):
+            return False
+        reached("marked")
+        if self._leases.is_mine(number):
+            return True
+        # Only this process may send this attempt's create, and it will not: so that is certain.
+        self.close(number, attempt, "lease lost")
+        return False
+
+    def _send(self, intent: Intent, attempt: int, staged: _Staged, total: int) -> Waiting | Ending | None:
+        name = f"{intent.fingerprint}-{attempt}"
+        reached("create.before")
+        try:
+            job = translated(lambda: self._provider.create(name, staged.file_id, staged.path))
+        except NotCreated as no:
+            return self._not_created(intent, attempt, staged, no.reason, total)
+        except CallError as error:
+            _LOG.warning("job %d: create got no clear answer (%s); looking for it before anything else", intent.number, error.message)
+            return Waiting(self._time() + self.pace(intent.number), None, "doubt", None, total)
+        reached("create.after")
+        self._acknowledge(intent, attempt, job.job_id, staged.lines)
+        return None
+
+    def _not_staged(self, intent: Intent, error: CallError, total: int) -> Waiting | Ending | None:
+        """Staging failed: nothing was created."""
         if isinstance(error, Aborted):
             return self._aborted(intent, error)
         if isinstance(error, Rejected):
@@ -180,33 +224,34 @@ class Submitter:
         self._due[number] = self._time() + pause
         return Waiting(self._due[number], None, status, None, total)
 
-    def _not_created(self, intent: Intent, attempt: int, error: CallError, total: int) -> Waiting | Ending | None:
-        """Tells a certain no from a doubt. Only an answer of the provider's that says no is one."""
+    def _not_created(self, intent: Intent, attempt: int, staged: _Staged, error: CallError, total: int) -> Waiting | Ending | None:
+        """The provider has said no, for certain."""
         number = intent.number
         if isinstance(error, Aborted):
             self.close(number, attempt, "aborted")
             return self._aborted(intent, error)
-        if is_queue_limit(error.message) or (isinstance(error, Retryable) and _is_clear_no(error.status)):
-            return self.queue_up(intent, attempt, None, error, total)
+        if isinstance(error, InputGone) and self.stage_anew(number, attempt, staged.file_id):
+            return Waiting(self._time(), None, "planned", None, total)
         if isinstance(error, Rejected):
             self.close(number, attempt, "refused")
-            if _file_is_gone(error) and attempt < 3:
-                self._forget_upload(number)
-                return Waiting(self._time(), None, "planned", None, total)
             return Ending("refused", Failure(Kind.REJECTED, error.message, 1), True, {})
-        _LOG.warning("job %d: create got no clear answer (%s); looking for it before anything else", number, error.message)
-        return Waiting(self._time() + self.pace(number), None, "doubt", None, total)
+        return self.queue_up(intent, attempt, None, error, total)
 
-    def _forget_upload(self, number: int) -> None:
-        for name in list(self._store.list(folder(number) + "uploaded-")):
-            self._store.delete(name)
+    def stage_anew(self, number: int, attempt: int, file_id: str | None, **facts: Any) -> bool:
+        """Closes an attempt whose staged input the provider has lost; False where it loses one after the other."""
+        before = [self._closed(number, earlier).get("reason") for earlier in range(max(attempt - 3, 0), attempt)]
+        if file_id is None or before.count(INPUT_GONE) == 3:
+            return False
+        _LOG.info("job %d: its staged input is gone at the provider, and is staged anew", number)
+        self.close(number, attempt, INPUT_GONE, file_id=file_id, **facts)
+        return True
 
     def queue_up(self, intent: Intent, attempt: int, job_id: str | None, error: CallError, total: int) -> Waiting:
         """The provider has no room for this job now: it gave nothing, and is tried again."""
         number = intent.number
-        said = self._narrower.refused(intent, error.message) if is_queue_limit(error.message) else {}
+        refusal = self._narrower.refused(intent, error) if isinstance(error, QueueFull) else {}
         waiting = self._later(number, error, "queued", total)
-        self.close(number, attempt, "queue", retry_at=waiting.next_at, job_id=job_id, **said)
+        self.close(number, attempt, "queue", retry_at=waiting.next_at, job_id=job_id, **refusal)
         reached("queued")
         self._queue[number] = waiting.next_at
         self._say_if_long(number, error)
@@ -246,11 +291,11 @@ class Submitter:
         try:
             found = self.ours(intent)
         except CallError as error:
-            if isinstance(error, Aborted) and error.status != 404 and self._settings.on_abort == "raise":
+            if isinstance(error, Aborted) and self._settings.on_abort == "raise":
                 raise
             return self._in_doubt(intent, attempt, marker, error, total)
         visible_at = since + self._settings.list_lag_seconds
-        if found and (now >= visible_at or any(job.fingerprint == f"{intent.fingerprint}-{attempt}" for job in found)):
+        if found and (now >= visible_at or any(job.name == f"{intent.fingerprint}-{attempt}" for job in found)):
             self._adopt(intent, attempt, found)
             return None
         if now < visible_at:
@@ -259,19 +304,18 @@ class Submitter:
         return Waiting(now, None, "planned", None, total)
 
     def ours(self, intent: Intent) -> list[RemoteJob]:
-        """The provider's jobs with this intent's fingerprint, oldest first, without those that are known to have given nothing."""
-        closed = {
-            doc.get("job_id")
-            for name in self._store.list(folder(intent.number) + "closed-")
-            if (doc := read_json(self._store, name)) is not None
-        }
-        found = []
-        for job in translated_iterator(self._provider.list_jobs()):
-            if 0.0 < job.created_at < intent.created_at - 3600:
-                break  # newest first: nothing older can be ours
-            if (job.fingerprint or "").startswith(intent.fingerprint + "-") and job.job_id not in closed:
-                found.append(job)
-        return sorted(found, key=lambda job: (job.created_at, job.job_id))
+        """The provider's jobs of this intent, oldest first, without those that are known to have given nothing."""
+        number = intent.number
+        attempts = range(standing(self.names(number)).attempt + 1)
+        closed = {self._closed(number, attempt).get("job_id") for attempt in attempts}
+        markers = [read_json(self._store, f"{folder(number)}creating-{attempt:04d}") or {} for attempt in attempts]
+        since = min((float(doc["at"]) for doc in markers if "at" in doc), default=intent.created_at)
+        found: dict[str, RemoteJob] = {}
+        for staged in {doc.get("file_id") for doc in markers if doc} or {None}:
+            for job in translated(lambda: self._provider.find(intent.fingerprint, staged, since)):  # noqa: B023 - called at once
+                if job.job_id not in closed:
+                    found[job.job_id] = job
+        return sorted(found.values(), key=lambda job: (job.created_at, job.job_id))
 
     def _adopt(self, intent: Intent, attempt: int, found: list[RemoteJob]) -> None:
         oldest, *younger = found
@@ -281,9 +325,18 @@ class Submitter:
 
     def lines_of(self, intent: Intent, job: RemoteJob) -> int:
         """How many of the intent's lines one of its jobs was made with: an earlier attempt's may be more than the present one's."""
-        attempt = (job.fingerprint or "").rpartition("-")[2]
-        marker = read_json(self._store, f"{folder(intent.number)}creating-{int(attempt):04d}") if attempt.isdigit() else None
-        return int((marker or {}).get("lines", intent.line_count))
+        attempt = (job.name or "").rpartition("-")[2]
+        name = f"{folder(intent.number)}creating-{attempt.zfill(4)}"
+        doc: Mapping[str, Any] | None = read_json(self._store, name) if attempt.isdigit() else None
+        if doc is None and job.staged is not None:
+            doc = next((upload for upload in self._uploads(intent.number) if upload["file_id"] == job.staged), None)
+        return int((doc or {}).get("lines", intent.line_count))
+
+    def _uploads(self, number: int) -> Iterator[Mapping[str, Any]]:
+        for name in self._store.list(folder(number) + "uploaded-"):
+            doc = read_json(self._store, name)
+            if doc is not None:
+                yield doc
 
     def cancel_doubles(self, intent: Intent, kept: RemoteJob, others: list[RemoteJob]) -> None:
         for job in others:
@@ -297,15 +350,15 @@ class Submitter:
     def cancel(self, job_id: str) -> None:
         """As far as the provider lets it be cancelled."""
         try:
-            translated(lambda: self._provider.cancel_job(job_id))
+            translated(lambda: self._provider.cancel(job_id))
         except CallError as error:
             _LOG.warning("cancelling %s failed: %s", job_id, error.message)
 
     def _in_doubt(self, intent: Intent, attempt: int, marker: Mapping[str, Any], error: CallError, total: int) -> Waiting | Ending | None:
         """The provider's jobs can't be listed. A clear refusal to list will not change; anything else may, until the deadline."""
         since = float(marker.get("at", self._time()))
-        refused = isinstance(error, Rejected | Aborted)
-        patience = self._settings.list_lag_seconds if refused else deadline_seconds(self._settings, self._provider.limits.window_seconds)
+        refused = isinstance(error, CannotTell | Rejected | Aborted)
+        patience = self._settings.list_lag_seconds if refused else deadline_seconds(self._settings, self._provider.traits.window_seconds)
         if self._time() < since + patience:
             return self._later(intent.number, error, "doubt", total)
         if self._settings.on_doubt == "resubmit":
@@ -322,13 +375,3 @@ class Submitter:
     def pace(self, number: int) -> float:
         """Seconds to the next look at something that changes soon: a lease, a list."""
         return min(poll_interval(self._settings, 0.0, str(number)), 5.0)
-
-
-def _is_clear_no(status: int | None) -> bool:
-    """Whether an HTTP status says for certain that nothing was created: the provider answered, and it was no fault of its own."""
-    return status is not None and 400 <= status < 500 and status != 408
-
-
-def _file_is_gone(error: CallError) -> bool:
-    lower = error.message.lower()
-    return "file" in lower and (error.status == 404 or "not found" in lower or "no such" in lower or "does not exist" in lower)

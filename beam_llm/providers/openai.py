@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
@@ -22,8 +23,10 @@ import random
 import re
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -31,8 +34,21 @@ import aiohttp
 import orjson
 
 from beam_llm.config import Settings
-from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable, UsageError
-from beam_llm.protocols import BatchLimits, LineReply, RemoteJob
+from beam_llm.errors import (
+    Aborted,
+    CallError,
+    CannotTell,
+    InputGone,
+    Kind,
+    NotCreated,
+    QueueFull,
+    Rejected,
+    Retryable,
+    UnknownJob,
+    UsageError,
+)
+from beam_llm.protocols import BatchTraits, LineReply, Recovery, RemoteJob
+from beam_llm.providers.job_search import find_jobs
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai_wire import (
     Dialect,
@@ -45,15 +61,23 @@ from beam_llm.providers.openai_wire import (
     shown,
     unreadable,
 )
-from beam_llm.values import Completion, Request
+from beam_llm.values import Completion, JobState, Request
 
 if TYPE_CHECKING:
     import openai
 
 _log = logging.getLogger(__name__)
 
-LIMITS = BatchLimits(max_requests=50_000, max_bytes=190_000_000, window_seconds=86_400)
-"""Source: OpenAI's batch guide, read 2026-11-22: 50,000 requests and 200 MB a file (kept below by 5 %), 24 h. Azure's are the same."""
+TRAITS = BatchTraits(max_requests=50_000, max_bytes=190_000_000, window_seconds=86_400, create_seconds=120, recovery=Recovery.METADATA)
+"""Source: OpenAI's batch guide, read 2026-11-22: 50,000 requests and 200 MB a file (kept below by 5 %), 24 h. Azure's are the same.
+A create is given up after a minute; what has then reached the server is given another."""
+
+LIKE_TRAITS = dataclasses.replace(
+    TRAITS,
+    recovery=Recovery.LABEL,
+    caveats=("whether this server lists jobs with their metadata, or only with their input file, shows when a create gets no answer",),
+)
+"""Of servers that speak the dialect."""
 
 OURS = ("model", "messages", "stream", "n")
 """Request fields that `extra_body` may not set."""
@@ -231,27 +255,33 @@ _CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 FINGERPRINT = "beam_llm"
 """Key of the job's metadata under which a lost job is found again."""
 
-_STATUSES = {
-    "progress": "in_progress",
-    "running": "in_progress",
-    "processing": "in_progress",
-    "queued": "validating",
-    "pending": "validating",
-    "created": "validating",
-    "success": "completed",
-    "succeeded": "completed",
-    "ended": "completed",
-    "error": "failed",
-    "timeout_exceeded": "expired",
-    "cancellation_requested": "cancelling",
-    "canceling": "cancelling",
-    "canceled": "cancelled",
+_STATES = {
+    "validating": JobState.WAITING,
+    "queued": JobState.WAITING,
+    "pending": JobState.WAITING,
+    "created": JobState.WAITING,
+    "completed": JobState.COMPLETED,
+    "success": JobState.COMPLETED,
+    "succeeded": JobState.COMPLETED,
+    "ended": JobState.COMPLETED,
+    "failed": JobState.FAILED,
+    "error": JobState.FAILED,
+    "expired": JobState.EXPIRED,
+    "timeout_exceeded": JobState.EXPIRED,
+    "cancelled": JobState.CANCELLED,
+    "canceled": JobState.CANCELLED,
 }
-"""Other servers' words (Together, Novita, Mistral) for OpenAI's eight. An unknown one is kept: a job still running."""
+"""OpenAI's words, and other servers' (Together, Novita, Mistral). Any other is a job still running."""
+
+_QUEUE_WORDS = ("token_limit_exceeded", "enqueued token", "queue limit", "too many batches")
+_QUEUE_LIMIT = re.compile(r"limit(?: is| of|:)?\s+(\d[\d,._]*)\s+(?:enqueued\s+|batch\s+)*tokens", re.IGNORECASE)
+_GONE_WORDS = ("not found", "no such", "does not exist", "was deleted", "expired")
+_SPENT_WORDS = ("model_not_found", "billing", "quota", "permission", "unauthorized", "access")
 
 UPLOAD_TIMEOUT_SECONDS = 600.0
 CONTROL_TIMEOUT_SECONDS = 60.0
 HARMLESS_TRIES = 4
+PENDING_PAGES = 10
 MOST_WAIT_SECONDS = 60.0
 """Of one wait between tries of a verb that is harmless to repeat; a server that asks for more is asked again by the driver's next step."""
 
@@ -265,10 +295,10 @@ class OpenAIBatches:
       sleep: how waits between tries are spent.
     """
 
-    limits = LIMITS
     texts_are_json_strings = True
 
     def __init__(self, place: Place, key: str | None, *, log_data: bool = False, sleep: Callable[[float], None] = time.sleep):
+        self.traits = TRAITS if place.at_openai else LIKE_TRAITS
         self._place = place
         self._key = key
         self._log_data = log_data
@@ -365,12 +395,12 @@ class OpenAIBatches:
 
     # -- files
 
-    def upload(self, path: str) -> str:
-        """Uploads a local input file, streamed; returns the provider's file id."""
+    def stage(self, lines: Path, name: str) -> str:
+        """Uploads a job's lines, streamed; returns the provider's file id."""
 
         def once() -> str:
-            with open(path, "rb") as file:
-                named = (os.path.basename(path).rsplit(".", 1)[0] + ".jsonl", file)  # servers look at the extension
+            with open(lines, "rb") as file:
+                named = (f"{name}.jsonl", file)  # servers look at the extension
                 reply = self._client.with_options(timeout=UPLOAD_TIMEOUT_SECONDS).files.with_raw_response.create(
                     file=named, purpose="batch"
                 )
@@ -398,51 +428,76 @@ class OpenAIBatches:
 
     # -- jobs
 
-    def create_job(self, file_id: str, fingerprint: str) -> RemoteJob:
+    def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
         """Creates the job, in one try.
 
         Raises:
-          CallError: with a 4xx as its `status` (429, `token_limit_exceeded`, …) there is no job; with any other, or None, there may be
-            one all the same.
+          NotCreated: the server has answered, and it was no fault of its own (a 4xx, but for a time-out).
+          CallError: there may be a job all the same.
         """
         create = self._client.batches.with_raw_response.create
-        reply = self._once(
-            lambda: create(
-                input_file_id=file_id,
-                endpoint=self._place.line_url,  # type: ignore[arg-type]  # Azure's older API has its own
-                completion_window="24h",
-                metadata={FINGERPRINT: fingerprint},
+        try:
+            reply = self._once(
+                lambda: create(
+                    input_file_id=str(staged),
+                    endpoint=self._place.line_url,  # type: ignore[arg-type]  # Azure's older API has its own
+                    completion_window="24h",
+                    metadata={FINGERPRINT: name},
+                )
             )
-        )
-        return remote_job(_object(reply.content), self._log_data)
+        except CallError as error:
+            if error.status is None or not 300 <= error.status < 500 or error.status == 408:
+                raise
+            refused = error
+        else:
+            return remote_job(_object(reply.content), self._log_data)
+        raise NotCreated(_reason(refused)) from refused
 
-    def retrieve_job(self, job_id: str) -> RemoteJob:
-        """Raises Rejected with status 404 where the provider does not know the job."""
+    def look(self, job_id: str) -> RemoteJob:
+        """Raises UnknownJob where the provider does not know the job."""
         retrieve = self._client.batches.with_raw_response.retrieve
-        return self._harmless(lambda: remote_job(_object(retrieve(job_id).content), self._log_data), missing=Rejected)
+        return self._harmless(lambda: remote_job(_object(retrieve(job_id).content), self._log_data), missing=UnknownJob)
 
-    def list_jobs(self) -> Iterator[RemoteJob]:
-        """All jobs this key can see, newest first, page by page."""
+    def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
+        """Jobs with that name in their metadata, or that input file.
+
+        Raises:
+          CannotTell: jobs can't be listed here, or the list doesn't show what is looked for.
+        """
+        return find_jobs(self._pages(), name, staged, since, keeps_names=self.traits.recovery is Recovery.METADATA)
+
+    def pending(self) -> list[RemoteJob]:
+        """Jobs under way among the first thousand; what is further on has ended long ago where the newest come first."""
+        return [job for page in islice(self._pages(), PENDING_PAGES) for job in page if not job.state.has_ended]
+
+    def _pages(self) -> Iterator[Sequence[RemoteJob]]:
+        """All jobs this key can see, page by page."""
         after: str | None = None
-        seen: set[str] = set()
         while True:
             page = self._page(after)
             jobs = list(_listed(page.get("data"), self._log_data))
-            fresh = [job for job in jobs if job.job_id not in seen]
-            yield from fresh
-            seen.update(job.job_id for job in fresh)
-            if not page.get("has_more") or not fresh:  # some servers ignore `after` and would send the first page for ever
+            yield jobs
+            if not page.get("has_more") or not jobs:
                 return
             after = jobs[-1].job_id
 
     def _page(self, after: str | None) -> dict[str, Any]:
         options: dict[str, Any] = {"limit": 100} if after is None else {"limit": 100, "after": after}
-        return self._harmless(lambda: _object(self._client.batches.with_raw_response.list(**options).content, many=True))
+        list_jobs = self._client.batches.with_raw_response.list
+        try:
+            return self._harmless(lambda: _object(list_jobs(**options).content, many=True), missing=Rejected)
+        except Rejected as error:
+            refused = error
+        raise CannotTell(f"jobs can't be listed here: {refused.message}", status=refused.status) from refused
 
-    def cancel_job(self, job_id: str) -> None:
+    def cancel(self, job_id: str) -> None:
         """Asks for cancellation; harmless where the job has ended or is not known."""
         with _ignoring(404, 409):
-            self._harmless(lambda: self._client.batches.with_raw_response.cancel(job_id), missing=Rejected, final=(409,))
+            self._harmless(lambda: self._client.batches.with_raw_response.cancel(job_id), missing=UnknownJob, final=(409,))
+
+    def now(self) -> float | None:
+        """Not known yet."""
+        return None
 
     # -- errors
 
@@ -517,6 +572,32 @@ def _object(content: bytes, many: bool = False) -> dict[str, Any]:
     return found
 
 
+def _reason(error: CallError) -> CallError:
+    """Why a create was refused, as an error that has a remedy."""
+    if _says_queue_full(error.message):
+        wait = error.retry_after_seconds
+        return QueueFull(error.message, limit_tokens=stated_limit(error.message), retry_after_seconds=wait, status=error.status)
+    if error.status in (400, 404) and _says_input_gone(error.message, error.status):
+        return InputGone(Kind.REJECTED, error.message, status=error.status)
+    return error
+
+
+def _says_queue_full(message: str) -> bool:
+    lower = message.lower()
+    return any(word in lower for word in _QUEUE_WORDS)
+
+
+def _says_input_gone(message: str, status: int | None) -> bool:
+    lower = message.lower()
+    return "file" in lower and (status == 404 or any(word in lower for word in _GONE_WORDS))
+
+
+def stated_limit(message: str) -> int | None:
+    """Enqueued tokens that the provider's sentence allows ("Limit: 2,000,000 enqueued tokens."), if it says."""
+    found = _QUEUE_LIMIT.search(message)
+    return (int(re.sub(r"\D", "", found[1])) or None) if found else None
+
+
 def _listed(jobs: Any, log_data: bool) -> Iterator[RemoteJob]:
     """The jobs of a page; one that can't be read is passed over."""
     for job in jobs if isinstance(jobs, list) else []:
@@ -534,22 +615,28 @@ def remote_job(job: Mapping[str, Any], log_data: bool = False) -> RemoteJob:
     job_id = _id(job.get("id"))
     if job_id is None:
         raise unreadable("the answer has no usable job id")
-    status = str(job.get("status") or "validating").lower()
+    word = str(job.get("status") or "validating").lower()[:100]
+    state = _STATES.get(word, JobState.RUNNING)
     counts = job.get("request_counts")
     counts = counts if isinstance(counts, dict) else {}
     metadata = job.get("metadata")
-    fingerprint = metadata.get(FINGERPRINT) if isinstance(metadata, dict) else None
+    metadata = metadata if isinstance(metadata, dict) else {}
+    name = metadata.get(FINGERPRINT)
+    errors = tuple(_job_errors(job.get("errors") or job.get("error"), log_data))
     files = (_id(job.get("output_file_id")), _id(job.get("error_file_id")))
     return RemoteJob(
         job_id=job_id,
-        status=_STATUSES.get(status, status),
+        state=state,
+        word=word,
         created_at=_seconds(job.get("created_at")),
         result_files=tuple(file for file in files if file is not None),
-        fingerprint=fingerprint if isinstance(fingerprint, str) else None,
+        name=None if not metadata else name if isinstance(name, str) else "",
+        staged=_id(job.get("input_file_id")),
         completed=_count(counts.get("completed")),
         failed=_count(counts.get("failed")),
         total=_count(counts.get("total")),
-        errors=tuple(_job_errors(job.get("errors") or job.get("error"), log_data)),
+        errors=errors,
+        cause=_cause(errors) if state is JobState.FAILED else None,
     )
 
 
@@ -569,6 +656,21 @@ def _count(found: Any) -> int | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if number is not None and 0 <= number < 2**31 else None
+
+
+def _cause(errors: Sequence[tuple[str, str, int | None]]) -> CallError | None:
+    """Why a job failed as a whole, where there is something to be done about it."""
+    said = "; ".join(f"{code}: {message}" for code, message, _ in errors)
+    if _says_queue_full(said):
+        return QueueFull(said, limit_tokens=stated_limit(said))
+    if not errors:
+        return None
+    code, _, line = errors[0]
+    if any(word in code for word in _SPENT_WORDS):
+        return Aborted(Kind.ABORTED, f"the provider's validation failed: {said}")
+    if line is None and _says_input_gone(said, None):
+        return InputGone(Kind.REJECTED, f"the provider's validation failed: {said}")
+    return None
 
 
 def _seconds(moment: Any) -> float:

@@ -10,17 +10,18 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import orjson
 
-from beam_llm.errors import CallError, Kind, Rejected, Retryable
-from beam_llm.protocols import BatchLimits, Clock, LineReply, RemoteJob
-from beam_llm.values import Completion, Finish, Request, Usage
+from beam_llm.errors import CallError, CannotTell, InputGone, Kind, NotCreated, QueueFull, Rejected, Retryable, UnknownJob
+from beam_llm.protocols import BatchTraits, Clock, LineReply, RemoteJob
+from beam_llm.providers.job_search import find_jobs
+from beam_llm.values import Completion, Finish, JobState, Request, Usage
 
-_TERMINAL = ("completed", "failed", "expired", "cancelled")
 _INPUT = re.compile(r"^Input \d+: (.+)$", re.MULTILINE)
 
 
@@ -44,14 +45,20 @@ class FakeClock:
 class _Job:
     job_id: str
     file_id: str
-    fingerprint: str
+    name: str
     created_at: float
-    status: str = "validating"
+    state: JobState = JobState.WAITING
+    word: str = ""
+    cause: CallError | None = None
     files: tuple[str, ...] = ()
     errors: tuple[tuple[str, str, int | None], ...] = ()
     completed: int = 0
     failed: int = 0
     cancel_at: float | None = None
+
+    def fail(self, cause: CallError) -> None:
+        self.state, self.cause = JobState.FAILED, cause
+        self.errors = (("token_limit_exceeded", cause.message, None),)
 
 
 @dataclass
@@ -75,7 +82,7 @@ class FakeBatches:
     """
 
     clock: Clock
-    limits: BatchLimits = field(default_factory=lambda: BatchLimits(50_000, 190_000_000, 86_400.0))
+    traits: BatchTraits = field(default_factory=lambda: BatchTraits(50_000, 190_000_000, 86_400.0, create_seconds=0.0))
     answers_after: float = 10.0
     create_faults: list[str] = field(default_factory=list)
     most_jobs: int | None = None
@@ -123,69 +130,74 @@ class FakeBatches:
         completion = Completion(facts["text"], Finish.STOP, Usage(*facts["usage"]), "fake-model", facts["custom_id"][:8])
         return LineReply(facts["custom_id"], completion)
 
-    def upload(self, path: str) -> str:
+    def stage(self, lines: Path, name: str) -> str:
         self.calls["upload"] += 1
         if self.uploads_fail:
             self.uploads_fail -= 1
             raise Retryable(Kind.UNAVAILABLE, "upload failed", status=500)
-        with open(path, "rb") as file:
+        with open(lines, "rb") as file:
             return self._keep(file.read())
 
-    def create_job(self, file_id: str, fingerprint: str) -> RemoteJob:
+    def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
         self.calls["create"] += 1
         fault = self.create_faults.pop(0) if self.create_faults else ""
-        active = sum(1 for job in self.jobs if self._moved(job).status not in _TERMINAL)
+        active = sum(1 for job in self.jobs if not self._moved(job).state.has_ended)
         if fault == "429" or (self.most_jobs is not None and active >= self.most_jobs):
-            raise Retryable(Kind.RATE_LIMITED, "Enqueued token limit reached for fake-model", status=429)
+            raise NotCreated(QueueFull("Enqueued token limit reached for fake-model", status=429))
         if fault == "500":
             raise Retryable(Kind.UNAVAILABLE, "internal error", status=500)
         if fault == "refused":
-            raise Rejected(Kind.REJECTED, "invalid request", status=400)
-        if file_id not in self.files:
-            raise Rejected(Kind.REJECTED, f"No such File object: {file_id}", status=404)
-        job = _Job(self._new("batch"), file_id, fingerprint, self.clock.time())
-        if self._is_over_limit(file_id):
-            limit = f". Limit: {self.token_limit:,} enqueued tokens." if self.token_limit_said else ""
+            raise NotCreated(Rejected(Kind.REJECTED, "invalid request", status=400))
+        if staged not in self.files:
+            raise NotCreated(InputGone(Kind.REJECTED, f"No such File object: {staged}", status=404))
+        job = _Job(self._new("batch"), staged, name, self.clock.time())
+        if self._is_over_limit(staged):
+            full = QueueFull("Enqueued token limit reached", limit_tokens=self.token_limit if self.token_limit_said else None)
             if self.token_limit_at == "create":
-                raise Retryable(Kind.RATE_LIMITED, f"Enqueued token limit reached for fake-model{limit}", status=429)
-            job.status, job.errors = "failed", (("token_limit_exceeded", f"Enqueued token limit reached{limit}", None),)
+                raise NotCreated(full)
+            job.fail(full)
         if fault == "queue":
-            job.status, job.errors = "failed", (("token_limit_exceeded", "Enqueued token limit reached", None),)
+            job.fail(QueueFull("Enqueued token limit reached"))
         if fault == "validation":
-            job.status, job.errors = "failed", (("invalid_request", "line is bad", 1),)
+            job.state, job.errors = JobState.FAILED, (("invalid_request", "line is bad", 1),)
         self.jobs.append(job)
         if fault == "lost":
             raise Retryable(Kind.UNAVAILABLE, "connection reset")
         return self._seen(job)
 
     def _is_over_limit(self, file_id: str) -> bool:
-        pending = [job.file_id for job in self.jobs if self._moved(job).status not in _TERMINAL]
+        pending = [job.file_id for job in self.jobs if not self._moved(job).state.has_ended]
         return self.token_limit is not None and sum(map(self._tokens, [*pending, file_id])) > self.token_limit
 
     def _tokens(self, file_id: str) -> int:
         return sum(self.tokens_of(_texts(orjson.loads(line))) for line in self.files[file_id].split(b"\n")[:-1])
 
-    def retrieve_job(self, job_id: str) -> RemoteJob:
+    def look(self, job_id: str) -> RemoteJob:
         self.calls["retrieve"] += 1
         if self.polls_fail:
             self.polls_fail -= 1
             raise Retryable(Kind.UNAVAILABLE, "bad gateway", status=502)
         if self.clock.time() < self.unknown_until:
-            raise Rejected(Kind.REJECTED, "no such batch", status=404)
+            raise UnknownJob(Kind.REJECTED, "no such batch", status=404)
         for job in self.jobs:
             if job.job_id == job_id:
                 return self._seen(self._moved(job))
-        raise Rejected(Kind.REJECTED, "no such batch", status=404)
+        raise UnknownJob(Kind.REJECTED, "no such batch", status=404)
 
-    def list_jobs(self) -> Iterator[RemoteJob]:
+    def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
+        return find_jobs([self._listed()], name, staged, since, keeps_names=True)
+
+    def pending(self) -> list[RemoteJob]:
+        return [job for job in self._listed() if not job.state.has_ended]
+
+    def _listed(self) -> list[RemoteJob]:
         self.calls["list"] += 1
         if self.can_list is False:
-            raise Rejected(Kind.REJECTED, "method not allowed", status=405)
+            raise CannotTell("method not allowed", status=405)
         if self.can_list is None:
             raise Retryable(Kind.UNAVAILABLE, "bad gateway", status=502)
-        for job in sorted(self.jobs, key=lambda job: -job.created_at):
-            if self.clock.time() >= job.created_at + self.list_lag:
-                yield self._seen(self._moved(job))
+        newest_first = sorted(self.jobs, key=lambda job: -job.created_at)
+        return [self._seen(self._moved(job)) for job in newest_first if self.clock.time() >= job.created_at + self.list_lag]
 
     def download(self, file_id: str, path: str) -> None:
         self.calls["download"] += 1
@@ -199,14 +211,17 @@ class FakeBatches:
         with open(path, "wb") as file:
             file.write(data)
 
-    def cancel_job(self, job_id: str) -> None:
+    def cancel(self, job_id: str) -> None:
         self.calls["cancel"] += 1
         for job in self.jobs:
-            if job.job_id == job_id and job.status not in _TERMINAL:
+            if job.job_id == job_id and not job.state.has_ended:
                 job.cancel_at = self.clock.time()
 
     def delete_file(self, file_id: str) -> None:
         self.files.pop(file_id, None)
+
+    def now(self) -> float | None:
+        return self.clock.time()
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -229,27 +244,40 @@ class FakeBatches:
 
     def _seen(self, job: _Job) -> RemoteJob:
         total = self.files.get(job.file_id, b"").count(b"\n")
-        return RemoteJob(job.job_id, job.status, job.created_at, job.files, job.fingerprint, job.completed, job.failed, total, job.errors)
+        return RemoteJob(
+            job_id=job.job_id,
+            state=job.state,
+            word=job.word or job.state.value,
+            created_at=job.created_at,
+            result_files=job.files,
+            name=job.name,
+            staged=job.file_id,
+            completed=job.completed,
+            failed=job.failed,
+            total=total,
+            errors=job.errors,
+            cause=job.cause,
+        )
 
     def _moved(self, job: _Job) -> _Job:
-        if job.status in _TERMINAL:
+        if job.state.has_ended:
             return job
-        job.status = "in_progress"
+        job.state = JobState.RUNNING
         if job.cancel_at is not None:
-            self._run(job, self.cancel_after or 0, "cancelled", Kind.CANCELLED)
+            self._run(job, self.cancel_after or 0, JobState.CANCELLED, Kind.CANCELLED)
         elif not self.stuck and self.clock.time() >= job.created_at + self.answers_after:
             ends = self.cancel_after if self.cancel_after is not None else self.expire_after
-            word, kind = ("cancelled", Kind.CANCELLED) if self.cancel_after is not None else ("expired", Kind.EXPIRED)
-            self._run(job, ends, word if ends is not None else "completed", kind)
+            early = (JobState.CANCELLED, Kind.CANCELLED) if self.cancel_after is not None else (JobState.EXPIRED, Kind.EXPIRED)
+            self._run(job, ends, early[0] if ends is not None else JobState.COMPLETED, early[1])
         return job
 
-    def _run(self, job: _Job, answered: int | None, word: str, kind: str) -> None:
+    def _run(self, job: _Job, answered: int | None, state: JobState, kind: str) -> None:
         output, errors = [], []
         for index, line in enumerate(self.files[job.file_id].split(b"\n")[:-1]):
             request = orjson.loads(line)
             texts = _texts(request)
             if answered is not None and index >= answered:
-                errors.append({"custom_id": request["custom_id"], "error": [kind, word]})
+                errors.append({"custom_id": request["custom_id"], "error": [kind, state.value]})
             elif any(text in self.refuse for text in texts):
                 errors.append({"custom_id": request["custom_id"], "error": [Kind.REJECTED, "refused by the provider"]})
             elif self.drop_ids_every and index % self.drop_ids_every == 0:
@@ -263,7 +291,7 @@ class FakeBatches:
         output += [{"custom_id": f"stranger-{number}", "text": "?", "usage": [1, 1, 0]} for number in range(self.strangers)]
         if self.shuffle and not self.duplicate:
             rng.shuffle(output)
-        job.status, job.completed, job.failed = word, len(output), len(errors)
+        job.state, job.completed, job.failed = state, len(output), len(errors)
         job.files = tuple(
             self._keep(b"".join(orjson.dumps(line) + b"\n" for line in lines) + tail)
             for lines, tail in ((output, self.tail), (errors, b""))

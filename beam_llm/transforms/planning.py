@@ -48,9 +48,9 @@ class Planner:
     def __init__(self, settings: Settings):
         self._store = open_store(str(settings.staging_location))
         self._former = Former(settings)
-        self._limits = connect_batch(settings).limits
-        self._records = (settings.job_max_records or self._limits.max_requests) * self._former.caps.records
-        self._bytes = settings.job_max_bytes or self._limits.max_bytes
+        self._traits = connect_batch(settings).traits
+        self._records = (settings.job_max_records or self._traits.max_requests) * self._former.caps.records
+        self._bytes = settings.job_max_bytes or self._traits.max_bytes
         self._tokens = settings.job_max_tokens or float("inf")
 
     def filled(self, records: int, size: int, tokens: int) -> float:
@@ -62,7 +62,7 @@ class Planner:
         return max(records / self._records, size / self._bytes, tokens / self._tokens)
 
     def planned(self, parts: Sequence[PartRef]) -> Iterator[WindowedValue]:
-        refs = plan(self._store, self._former.task, self._former.caps, self._limits, parts, time)
+        refs = plan(self._store, self._former.task, self._former.caps, self._traits, parts, time)
         events.tell("planned", records=sum(ref.records for ref in refs), jobs=sum(1 for ref in refs if ref.number))
         for ref in refs:
             yield WindowedValue(ref, Timestamp(micros=ref.min_timestamp), [GlobalWindow()])

@@ -44,7 +44,7 @@ def main(records: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         use = settings("openai:gpt-4.1-mini", prompt="{{ element }}", mode="batch_api", staging_location=folder)
         store, task = open_store(folder), Task(use)
-        caps, limits = caps_of(use, task.shared_tokens, None), connect_batch(use).limits
+        caps, limits = caps_of(use, task.shared_tokens, None), connect_batch(use).traits
         written = list(parts(store, records))
         plan(store, task, caps, limits, [], time)
         for what in (f"plan of {records:,} new records", f"the same as a new process, {records:,} keys against {records:,} known"):

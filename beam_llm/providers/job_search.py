@@ -1,0 +1,78 @@
+"""Finding the jobs of one name in a provider's list: labelled or not, newest first or not, with an end or without.
+
+A wrong "there is none" is paid for, so it is only given where the list shows what would tell our job from the others, and was seen to
+its end, or beyond the time before which our job can't have been created.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from beam_llm.errors import CannotTell, plural
+from beam_llm.protocols import RemoteJob
+
+MOST_PAGES = 100
+"""Of one search: 10,000 jobs where a page holds 100."""
+SLACK_SECONDS = 86_400.0
+"""A job that is older than its marker by less may be ours: for two clocks of one provider, and for markers by a wrong clock."""
+
+
+def find_jobs(pages: Iterable[Sequence[RemoteJob]], name: str, staged: str | None, since: float, *, keeps_names: bool) -> list[RemoteJob]:
+    """What `BatchProvider.find` promises, from the pages of a list.
+
+    Args:
+      keeps_names: it is known of the provider that jobs are listed with their names, newest first.
+
+    Raises:
+      CannotTell: none was found, and that proves nothing.
+    """
+    found: dict[str, RemoteJob] = {}
+    seen = _Seen(since)
+    for page in pages:
+        if not seen.add(page) or (keeps_names and seen.is_past):
+            break
+        for job in page:
+            if (job.name or "").startswith(name + "-") or (staged is not None and job.staged == staged):
+                found[job.job_id] = job
+    if not found:
+        seen.prove_absence(keeps_names)
+    return sorted(found.values(), key=lambda job: (job.created_at, job.job_id))
+
+
+class _Seen:
+    """What a list has shown so far."""
+
+    def __init__(self, since: float):
+        self._oldest_possible = since - SLACK_SECONDS
+        self._ids: set[str] = set()
+        self._last = math.inf
+        self._is_newest_first = True
+        self._shows_names = False
+        self._candidates = self._pages = 0
+        self._is_cut = False
+
+    def add(self, page: Sequence[RemoteJob]) -> bool:
+        """Returns whether to go on: some servers send the first page for ever, or always another one."""
+        fresh = [job for job in page if job.job_id not in self._ids]
+        self._pages += 1
+        self._is_cut = self._pages > MOST_PAGES or (bool(page) and not fresh)
+        for job in fresh:
+            self._ids.add(job.job_id)
+            self._is_newest_first &= 0.0 < job.created_at <= self._last
+            self._last = job.created_at
+            self._shows_names |= job.name is not None
+            self._candidates += not 0.0 < job.created_at < self._oldest_possible
+        return bool(fresh) and not self._is_cut
+
+    @property
+    def is_past(self) -> bool:
+        """Whether what comes now is too old to be ours."""
+        return self._is_newest_first and self._last < self._oldest_possible
+
+    def prove_absence(self, keeps_names: bool) -> None:
+        """Raises CannotTell where the list may have held our job unrecognized, or further on."""
+        if self._is_cut and not self.is_past:
+            raise CannotTell(f"the provider's list of jobs has no end within {plural(self._pages, 'page')}")
+        if self._candidates and not (keeps_names or self._shows_names):
+            raise CannotTell(f"none of the {plural(self._candidates, 'job')} in the provider's list shows what it was created as")
