@@ -138,6 +138,12 @@ class Settings:
     list_lag_seconds: float = _option(
         60.0, "batch_api: how long a created job may stay invisible in the provider's list", kind="float", least=0.0
     )
+    allow_pickle: bool = _option(
+        False,
+        "batch_api: elements of classes that only pickle can carry are read back from the staging location by other runs than their own; "
+        "whoever can write there can then run code here",
+        kind="bool",
+    )
     waiting: str | None = _option(
         None, "how jobs are waited for: `loop` or `sdf` (default: by runner)", kind="choice", choices=("loop", "sdf")
     )

@@ -58,7 +58,7 @@ def test_a_coder_that_was_cut_is_an_error_that_names_it(tmp_path, part):
     (name,) = store.list("coders/")
     whole = store.get(name)
     store.put(name, whole[: int(len(whole) * part)])
-    reader, envelope = EnvelopeReader(store), coder.encode(in_windows("a", *WINDOWS))
+    reader, envelope = EnvelopeReader(store), coder.open().encode(in_windows("a", *WINDOWS))
     if part == 1.0:
         assert reader.decode(envelope) == in_windows("a", *WINDOWS)
         return

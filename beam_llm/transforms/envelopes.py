@@ -7,10 +7,13 @@ can't yield in its windows at that moment (see `parcel`).
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import typing
 from collections.abc import Iterable
 from typing import Any
 
+import orjson
 from apache_beam import coders
 from apache_beam.internal import pickler
 from apache_beam.transforms.window import WindowedValue
@@ -19,6 +22,7 @@ from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN
 
 from beam_llm.errors import LedgerError
 from beam_llm.protocols import Store
+from beam_llm.transforms.plain_coders import NeedsPickle, build_coder, describe_coder, plain
 
 CODER_NAME_BYTES = 8
 
@@ -76,57 +80,106 @@ def parcel(value: Any, first: WindowedValue) -> WindowedValue:
 class EnvelopeCoder:
     """Envelopes as bytes that another pipeline can open: each begins with the name of its coder, which lies in the staging location.
 
+    Made where the pipeline is built, and part of its graph: what its own run reads, it reads with the coders it was built with.
+
     Args:
-      coder: of the elements and their windows.
+      element_coder, window_coder: of the elements and their windows.
     """
 
     def __init__(self, element_coder: coders.Coder, window_coder: coders.Coder):
-        self._coder = coders.WindowedValueCoder(element_coder, window_coder)
-        self._pickled = pickler.dumps(self._coder)
-        self.name = _named(self._pickled)
-        self._impl = self._coder.get_impl()
+        self._coder = coders.WindowedValueCoder(plain(element_coder), window_coder)
+        self._document = _document(element_coder, window_coder, self._coder)
+        self.name = _named(self._document)
 
     def save(self, store: Store) -> None:
         """Writes the coder once, so that `EnvelopeReader` finds it."""
-        store.create(_coder_object(self.name), self._pickled)
+        store.create(_coder_object(self.name), self._document)
+
+    def open(self) -> EnvelopeImpl:
+        """What encodes and decodes: of a process, not to be pickled."""
+        return EnvelopeImpl(self.name, self._coder.get_impl())
+
+
+class EnvelopeImpl:
+    """An EnvelopeCoder at work."""
+
+    def __init__(self, name: bytes, impl: Any):
+        self.name = name
+        self._encode = impl.encode
+        self.decode = impl.decode
+        """Of an envelope without its coder's name."""
 
     def encode(self, arrived: WindowedValue) -> bytes:
         """The element with its timestamp and windows."""
-        return self.name + self._impl.encode(without_pane(arrived))
+        return self.name + bytes(self._encode(without_pane(arrived)))
 
 
 class EnvelopeReader:
-    """Opens envelopes by whatever coder they name."""
+    """Opens envelopes by whatever coder they name.
 
-    def __init__(self, store: Store):
-        self._store = store
-        self._impls: dict[bytes, Any] = {}
+    Args:
+      own: this pipeline's coder, for the envelopes of its own run. Any other is built from its description in the staging location, and
+        runs nothing.
+      allow_pickle: also elements and coders that only pickle can carry are read: whoever can write to the location can run code here.
+    """
+
+    def __init__(self, store: Store, own: EnvelopeCoder | None = None, *, allow_pickle: bool = False):
+        self._store, self._allow_pickle = store, allow_pickle
+        self._decoders: dict[bytes, Any] = {} if own is None else {own.name: own.open().decode}
         self._name = b""
         self._decode: Any = None
 
     def decode(self, data: bytes) -> WindowedValue:
-        """The element with its timestamp and windows, by whose `with_value` an answer takes its place."""
+        """The element with its timestamp and windows, by whose `with_value` an answer takes its place.
+
+        Raises:
+          LedgerError: the element can't be read, or only by pickle.
+        """
         if data[:CODER_NAME_BYTES] != self._name:
             self._turn_to(data[:CODER_NAME_BYTES])
-        return self._decode(data[CODER_NAME_BYTES:])
+        try:
+            return self._decode(data[CODER_NAME_BYTES:])
+        except LedgerError:
+            raise
+        except Exception as error:
+            raise LedgerError(f"an element in the staging location can't be read ({type(error).__name__})") from error
 
     def _turn_to(self, name: bytes) -> None:
         """Neighbours have one coder, nearly always."""
-        if name not in self._impls:
-            self._impls[name] = self._load(name)
-        self._name, self._decode = name, self._impls[name].decode
+        if name not in self._decoders:
+            self._decoders[name] = self._load(name).get_impl().decode
+        self._name, self._decode = name, self._decoders[name]
 
-    def _load(self, name: bytes) -> Any:
-        pickled = self._store.get(_coder_object(name))
-        if pickled is None:
-            raise LedgerError(f"the staging location lacks {_coder_object(name)}: the elements' coder, without which they can't be read")
-        if _named(pickled) != name:
-            raise LedgerError(f"{_coder_object(name)} is damaged or was cut ({len(pickled)} bytes): its digest does not match its name")
-        return pickler.loads(pickled).get_impl()
+    def _load(self, name: bytes) -> coders.Coder:
+        object_name = _coder_object(name)
+        document = self._store.get(object_name)
+        if document is None:
+            raise LedgerError(f"the staging location lacks {object_name}: the elements' coder, without which they can't be read")
+        if _named(document) != name:
+            raise LedgerError(f"{object_name} is damaged or was cut ({len(document)} bytes): its digest does not match its name")
+        try:
+            return _built(orjson.loads(document), self._allow_pickle)
+        except (ValueError, KeyError, TypeError) as error:
+            raise LedgerError(f"{object_name} does not describe a coder: {error}") from error
 
 
-def _named(pickled: bytes) -> bytes:
-    return hashlib.sha256(pickled).digest()[:CODER_NAME_BYTES]
+def _document(element_coder: coders.Coder, window_coder: coders.Coder, whole: coders.Coder) -> bytes:
+    element, window = describe_coder(element_coder), describe_coder(window_coder)
+    if element is None or window is None:
+        return orjson.dumps({"format": 1, "pickled": base64.b64encode(pickler.dumps(whole)).decode()})
+    return orjson.dumps({"format": 1, "element": element, "window": window})
+
+
+def _built(document: Any, allow_pickle: bool) -> coders.Coder:
+    if "pickled" in document:
+        if not allow_pickle:
+            raise NeedsPickle()
+        return typing.cast(coders.Coder, pickler.loads(base64.b64decode(document["pickled"])))
+    return coders.WindowedValueCoder(build_coder(document["element"], allow_pickle), build_coder(document["window"]))
+
+
+def _named(document: bytes) -> bytes:
+    return hashlib.sha256(document).digest()[:CODER_NAME_BYTES]
 
 
 def _coder_object(name: bytes) -> str:

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import apache_beam as beam
-from apache_beam import coders
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration, Timestamp
@@ -44,16 +43,16 @@ PART_BYTES = 32_000_000
 class SpoolParts(beam.DoFn):
     """Writes each bundle's records to part files named by their content; emits one PartRef per file, as a plain tuple."""
 
-    def __init__(self, settings: Settings, element_coder: coders.Coder, window_coder: coders.Coder):
+    def __init__(self, settings: Settings, envelopes: EnvelopeCoder):
         self._settings = settings
-        self._coders = (element_coder, window_coder)
+        self._coder = envelopes
 
     def setup(self) -> None:
         self._store = open_store(str(self._settings.staging_location))
         check_format(self._store)
         self._former = Former(self._settings, for_jobs=True)
-        self._envelopes = EnvelopeCoder(*self._coders)
-        self._envelopes.save(self._store)
+        self._envelopes = self._coder.open()
+        self._coder.save(self._store)
         HEAP.hold()
 
     def teardown(self) -> None:
@@ -93,11 +92,15 @@ class SpoolParts(beam.DoFn):
 
 
 class Drive:
-    """A driver with all it needs, per DoFn instance, and the way from its answers to windowed Predictions."""
+    """A driver with all it needs, per DoFn instance, and the way from its answers to windowed Predictions.
 
-    def __init__(self, settings: Settings, *, collecting: bool = False):
+    Args:
+      envelopes: the coder of this run's own elements; None: it collects those of other runs, into the global window.
+    """
+
+    def __init__(self, settings: Settings, envelopes: EnvelopeCoder | None = None):
         self._settings = settings
-        self._collecting = collecting
+        self._collecting = envelopes is None
         self._engine: Any = None
         prices = Prices.of(settings)
         task = Task(settings)
@@ -107,7 +110,7 @@ class Drive:
         self.store = open_store(str(settings.staging_location))
         self._provider = connect_batch(settings)
         self.driver = Driver(settings, task, self.store, self._provider, self._ask, prices.cost_usd, time)
-        self._reader = EnvelopeReader(self.store)
+        self._reader = EnvelopeReader(self.store, envelopes, allow_pickle=settings.allow_pickle)
         self._meter = Meter()
         self._live_ids: set[str | None] = {None}
         HEAP.hold()
@@ -183,12 +186,12 @@ class Drive:
 class DriveInLoop(beam.DoFn):
     """Waits for its bundle's jobs inside the bundle: for local runners, which lose or hurry a splittable DoFn's remainders."""
 
-    def __init__(self, settings: Settings, *, collecting: bool = False):
+    def __init__(self, settings: Settings, envelopes: EnvelopeCoder | None = None):
         self._settings = settings
-        self._collecting = collecting
+        self._coder = envelopes
 
     def setup(self) -> None:
-        self._drive = Drive(self._settings, collecting=self._collecting)
+        self._drive = Drive(self._settings, self._coder)
 
     def start_bundle(self) -> None:
         self._refs: list[BatchJobRef] = []
@@ -207,12 +210,12 @@ class DriveInLoop(beam.DoFn):
 class DriveAsSdf(beam.DoFn):
     """Waits for one job per element without holding a thread: looks, and if the job isn't done defers itself until the next look."""
 
-    def __init__(self, settings: Settings, *, collecting: bool = False):
+    def __init__(self, settings: Settings, envelopes: EnvelopeCoder | None = None):
         self._settings = settings
-        self._collecting = collecting
+        self._coder = envelopes
 
     def setup(self) -> None:
-        self._drive = Drive(self._settings, collecting=self._collecting)
+        self._drive = Drive(self._settings, self._coder)
 
     def process(
         self,

@@ -46,6 +46,7 @@ class Options(TypedDict, total=False):
     job_deadline_hours: float | None
     lease_seconds: float
     list_lag_seconds: float
+    allow_pickle: bool
     waiting: Literal["loop", "sdf"] | None
     log_data: bool
     max_input_tokens: int | None

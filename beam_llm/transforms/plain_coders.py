@@ -1,0 +1,281 @@
+"""Elements in a staging location: coders as JSON descriptions, values without pickle, as far as JSON or a Beam schema can hold them.
+
+A pickle runs what its author wants. Whoever may write to a staging location must not be able to run code in the pipelines that read
+it, so a coder is rebuilt from a description of a few words, and what it reads is built of plain values:
+
+    ["tuple", "str", "primitives"]   describe_coder ⇄ build_coder, out of the table below and nothing else
+
+Pickle stays for elements of the user's own classes. It is read by the run that wrote it, which knows its parts by their digests, and
+by others only with `allow_pickle`.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import uuid
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import apache_beam as beam
+from apache_beam import coders
+from apache_beam.coders import coder_impl
+from apache_beam.coders.coders import DecimalCoder, FastCoder, GlobalWindowCoder, IntervalWindowCoder, ListCoder, NullableCoder
+from apache_beam.coders.row_coder import RowCoder
+from apache_beam.portability.api import schema_pb2
+from apache_beam.utils.timestamp import Timestamp
+
+from beam_llm.errors import LedgerError
+from beam_llm.transforms.coders import AnyObjectCoder
+
+_LEAVES: dict[str, type[coders.Coder]] = {
+    "str": coders.StrUtf8Coder,
+    "bytes": coders.BytesCoder,
+    "int": coders.VarIntCoder,
+    "float": coders.FloatCoder,
+    "bool": coders.BooleanCoder,
+    "decimal": DecimalCoder,
+    "timestamp": coders.TimestampCoder,
+    "global window": GlobalWindowCoder,
+    "interval window": IntervalWindowCoder,
+}
+_WORDS = {kind: word for word, kind in _LEAVES.items()}
+_NESTED: dict[str, type[coders.Coder]] = {
+    "tuple": coders.TupleCoder,
+    "iterable": coders.IterableCoder,
+    "list": ListCoder,
+    "nullable": NullableCoder,
+}
+_NESTED_WORDS = {kind: word for word, kind in _NESTED.items()}
+
+_LOGICAL = frozenset(
+    f"beam:logical_type:{name}:v1"
+    for name in (
+        *("micros_instant", "millis_instant", "nanos_instant", "date", "fixed_decimal", "decimal"),
+        *("fixed_bytes", "var_bytes", "fixed_char", "var_char"),
+    )
+)
+"""Of Beam's own logical types those that are data. Others are code: a Python callable's is its source, a Python object's its pickle."""
+
+
+def plain(coder: coders.Coder) -> coders.Coder:
+    """The same coder, which writes plain values where Beam's would pickle them: large integers, decimals, dates, rows."""
+    if type(coder) is coders.FastPrimitivesCoder:
+        return coders.FastPrimitivesCoder(_PlainValueCoder())
+    if type(coder) is coders.TupleCoder:
+        return coders.TupleCoder([plain(component) for component in coder.coders()])
+    return coder
+
+
+def describe_coder(coder: coders.Coder) -> Any:
+    """What `build_coder` makes a coder from that reads the same bytes; JSON. None where only pickle can carry this one."""
+    kind = type(coder)
+    if kind in _WORDS:
+        return _WORDS[kind]
+    if kind is coders.FastPrimitivesCoder:
+        return "primitives"
+    if kind is RowCoder:
+        return _described_row(coder)
+    if kind not in _NESTED_WORDS:
+        return None
+    inner = [describe_coder(component) for component in _components(coder)]
+    return None if None in inner else [_NESTED_WORDS[kind], *inner]
+
+
+def _components(coder: Any) -> list[coders.Coder]:
+    if type(coder) is coders.TupleCoder:
+        return list(coder.coders())
+    return [coder._value_coder if type(coder) is NullableCoder else coder._elem_coder]
+
+
+def _described_row(coder: Any) -> Any:
+    if not all(_is_data(field.type) for field in coder.schema.fields):
+        return None
+    return ["row", base64.b64encode(coder.schema.SerializeToString(deterministic=True)).decode()]
+
+
+def build_coder(description: Any, allow_pickle: bool = False) -> coders.Coder:
+    """The coder that a description names. It runs nothing, whatever it reads, unless `allow_pickle`.
+
+    Raises:
+      ValueError: the description names something else than the coders of plain data.
+    """
+    if isinstance(description, str) and description in _LEAVES:
+        return _LEAVES[description]()
+    if description == "primitives":
+        return coders.FastPrimitivesCoder(_PlainValueCoder()) if allow_pickle else _PlainPrimitivesCoder()
+    if not isinstance(description, list) or not description:
+        raise ValueError("it is not a description of a coder")
+    word, *rest = description
+    if word == "row" and len(rest) == 1:
+        return _built_row(rest[0])
+    if word == "tuple":
+        return coders.TupleCoder([build_coder(inner, allow_pickle) for inner in rest])
+    if word in _NESTED and len(rest) == 1:
+        return _NESTED[word](build_coder(rest[0], allow_pickle))
+    raise ValueError("it names a coder that is not of plain data")
+
+
+def _built_row(encoded: Any) -> coders.Coder:
+    schema = schema_pb2.Schema()
+    try:
+        schema.ParseFromString(base64.b64decode(encoded))
+    except Exception as error:
+        raise ValueError("its schema can't be read") from error
+    if not all(_is_data(field.type) for field in schema.fields):
+        raise ValueError("its schema has fields that are not plain data")
+    schema.ClearField("options")
+    for field in schema.fields:
+        field.ClearField("options")
+    return RowCoder(schema)
+
+
+def _is_data(kind: Any) -> bool:
+    """Whether values of a schema's field are data alone, at every depth."""
+    word = kind.WhichOneof("type_info")
+    if word == "atomic_type":
+        return True
+    if word in ("array_type", "iterable_type"):
+        return _is_data(getattr(kind, word).element_type)
+    if word == "map_type":
+        return _is_data(kind.map_type.key_type) and _is_data(kind.map_type.value_type)
+    if word == "row_type":
+        return all(_is_data(field.type) for field in kind.row_type.schema.fields)
+    return word == "logical_type" and kind.logical_type.urn in _LOGICAL
+
+
+# Values -----------------------------------------------------------------------------------------------------------------
+
+
+class _PlainValueCoder(coders.Coder):
+    """What FastPrimitivesCoder does not know: a tag and text for plain values, pickle for all else.
+
+    A pickle begins with its protocol mark, or with a letter or digit (Beam's pickler writes base64), so tags are control characters.
+    """
+
+    def encode(self, value: Any) -> bytes:
+        if type(value) is beam.Row:
+            return _ROW + bytes(_PRIMITIVES.encode(value.as_dict()))
+        write = _WRITERS.get(type(value))
+        tagged = write(value) if write is not None else None
+        return bytes(_PICKLES.encode(value)) if tagged is None else tagged
+
+    def decode(self, encoded: bytes) -> Any:
+        if encoded[:1] == _ROW:
+            return beam.Row(**_PRIMITIVES.decode(encoded[1:]))
+        read = _READERS.get(encoded[:1])
+        return _PICKLES.decode(encoded) if read is None else read(encoded[1:])
+
+    def is_deterministic(self) -> bool:
+        return False
+
+
+_NONE, _INT, _FLOAT, _BYTES, _TEXT, _LIST, _TUPLE, _DICT, _SET, _BOOL, _TAGGED = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 255
+"""Tags of Beam's FastPrimitivesCoder, which its compiled module keeps to itself (`coder_impl.py`, Beam 2.50 to 2.77)."""
+
+
+class _PlainPrimitives(coder_impl.StreamCoderImpl):
+    """Reads what FastPrimitivesCoder and `_PlainValueCoder` write, but for pickles. Beam's own decoder takes some in any case."""
+
+    def decode_from_stream(self, stream: Any, nested: bool) -> Any:
+        tag = stream.read_byte()
+        if tag in (_LIST, _TUPLE, _SET):
+            items = [self.decode_from_stream(stream, True) for _ in range(_count(stream))]
+            return items if tag == _LIST else tuple(items) if tag == _TUPLE else set(items)
+        if tag == _DICT:
+            pairs = range(_count(stream))
+            return {self.decode_from_stream(stream, True): self.decode_from_stream(stream, True) for _ in pairs}
+        if tag == _TAGGED:
+            return self._decode_tagged(_taken(stream, nested))
+        return self._decode_scalar(tag, stream, nested)
+
+    def _decode_scalar(self, tag: int, stream: Any, nested: bool) -> Any:
+        if tag == _NONE:
+            return None
+        if tag == _INT:
+            return stream.read_var_int64()
+        if tag == _FLOAT:
+            return stream.read_bigendian_double()
+        if tag == _BOOL:
+            return bool(stream.read_byte())
+        if tag == _BYTES:
+            return _taken(stream, nested)
+        if tag == _TEXT:
+            return _taken(stream, nested).decode()
+        raise NeedsPickle()
+
+    def _decode_tagged(self, data: bytes) -> Any:
+        if data[:1] == _ROW:
+            return beam.Row(**self.decode_from_stream(coder_impl.create_InputStream(data[1:]), False))
+        if data[:1] not in _READERS:
+            raise NeedsPickle()
+        return _READERS[data[:1]](data[1:])
+
+    def encode_to_stream(self, value: Any, stream: Any, nested: bool) -> None:
+        raise NotImplementedError("this one only reads")
+
+
+def _count(stream: Any) -> int:
+    """A number of items or bytes to come. Beam's compiled stream does not look where its bytes end."""
+    count = int(stream.read_var_int64())
+    if not 0 <= count <= stream.size():
+        raise ValueError("it is cut")
+    return count
+
+
+def _taken(stream: Any, nested: bool) -> bytes:
+    return bytes(stream.read(_count(stream) if nested else stream.size()))
+
+
+class _PlainPrimitivesCoder(FastCoder):
+    def _create_impl(self) -> Any:
+        return _PlainPrimitives()
+
+    def is_deterministic(self) -> bool:
+        return False
+
+
+class NeedsPickle(LedgerError):
+    """An element in the staging location is of a class that only pickle can carry."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the elements in the staging location are of a class that only pickle can carry, and whoever can write there could run "
+            "code here through it: set allow_pickle=True if you trust all who can, or use elements of plain types (dicts, rows, strings)"
+        )
+
+
+_PICKLES = AnyObjectCoder()
+_PRIMITIVES = coders.FastPrimitivesCoder(_PlainValueCoder())
+_ROW = b"\x0b"
+
+
+def _instant(value: datetime.datetime) -> bytes | None:
+    """Only zones that the text names exactly."""
+    if value.tzinfo is not None and value.tzinfo is not datetime.UTC:
+        return None
+    return b"\x03" + bytes([value.fold]) + value.replace(fold=0).isoformat().encode()
+
+
+_WRITERS: dict[type, Callable[[Any], bytes | None]] = {
+    int: lambda value: b"\x01" + format(value, "x").encode(),  # in hexadecimal: Python limits the decimal digits it reads
+    Decimal: lambda value: b"\x02" + str(value).encode(),
+    datetime.datetime: _instant,
+    datetime.date: lambda value: b"\x04" + value.isoformat().encode(),
+    datetime.time: lambda value: None if value.tzinfo or value.fold else b"\x05" + value.isoformat().encode(),
+    datetime.timedelta: lambda value: b"\x06" + f"{value.days} {value.seconds} {value.microseconds}".encode(),
+    uuid.UUID: lambda value: b"\x07" + value.bytes,
+    Timestamp: lambda value: b"\x08" + str(value.micros).encode(),
+}
+
+_READERS: dict[bytes, Callable[[bytes], Any]] = {
+    b"\x01": lambda data: int(data, 16),
+    b"\x02": lambda data: Decimal(data.decode()),
+    b"\x03": lambda data: datetime.datetime.fromisoformat(data[1:].decode()).replace(fold=data[0]),
+    b"\x04": lambda data: datetime.date.fromisoformat(data.decode()),
+    b"\x05": lambda data: datetime.time.fromisoformat(data.decode()),
+    b"\x06": lambda data: datetime.timedelta(*map(int, data.split())),
+    b"\x07": lambda data: uuid.UUID(bytes=data),
+    b"\x08": lambda data: Timestamp(micros=int(data)),
+}
