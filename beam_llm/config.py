@@ -38,6 +38,8 @@ PROVIDERS = {
     "openai": Provider("beam_llm.providers.openai", "OPENAI_API_KEY", "OPENAI_BASE_URL", "https://api.openai.com/v1"),
     "azure": Provider("beam_llm.providers.openai", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
 }
+AUTO_CALLS = 512
+"""Most calls in flight with `max_concurrency="auto"`."""
 MODES = ("online", "batch_api")
 RESPONSE_FORMATS = ("json", "xml", "delimited")
 
@@ -95,7 +97,14 @@ class Settings:
     api_version: str | None = _option(None, "azure: the `api-version` of the older routes", kind="text")
     mode: str = _option("online", "`online`: live calls; `batch_api`: the provider's batch API, half price", kind="choice", choices=MODES)
     staging_location: str | None = _option(None, "batch_api: local folder or gs:// for files and ledger", kind="text")
-    max_concurrency: int = _option(64, "live calls in flight per worker process", kind="int", least=1, most=10_000)
+    max_concurrency: int | Literal["auto"] = _option(
+        "auto",
+        f"live calls in flight per worker process: a number, or `auto`: starts at 16 and finds its own size up to {AUTO_CALLS}",
+        kind="int",
+        least=1,
+        most=10_000,
+        also=("auto",),
+    )
     requests_per_minute: float | None = _option(None, "budget of the whole job, divided by `rate_limit_shares`", kind="float", least=0.001)
     tokens_per_minute: float | None = _option(None, "budget of the whole job, divided by `rate_limit_shares`", kind="float", least=1)
     rate_limit_shares: int = _option(1, "worker processes that share the per-minute budgets", kind="int", least=1)
@@ -167,6 +176,11 @@ class Settings:
     @property
     def provider(self) -> str:
         return self.model.partition(":")[0]
+
+    @property
+    def usual_calls(self) -> int:
+        """Calls in flight, for what is reckoned ahead of them; with `auto` a guess."""
+        return 64 if self.max_concurrency == "auto" else self.max_concurrency
 
     @property
     def model_name(self) -> str:

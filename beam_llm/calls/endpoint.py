@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable, Hashable
 
 from beam_llm.calls.breaker import Breaker, Verdict
+from beam_llm.calls.controller import AutoWindow, Limit
 from beam_llm.calls.gate import Gate
 from beam_llm.calls.limits import Budget, Window
-from beam_llm.config import Settings
+from beam_llm.config import AUTO_CALLS, Settings
 from beam_llm.errors import Aborted, CallError, Kind, LLMError
 from beam_llm.protocols import CompletionProvider
 
@@ -73,7 +74,7 @@ class Endpoint:
 
     def __init__(self, settings: Settings, connect: Callable[[], CompletionProvider]):
         self.users = 0
-        self.gate = Gate(Window(settings.max_concurrency), _budget(settings))
+        self.gate = Gate(_window(settings), _budget(settings))
         self._connect = connect
         self._provider: CompletionProvider | None = None
         self._abort: Aborted | None = None
@@ -138,6 +139,12 @@ class Endpoint:
         if provider is not None:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await provider.close()
+
+
+def _window(settings: Settings) -> Window | AutoWindow:
+    if settings.max_concurrency != "auto":
+        return Window(settings.max_concurrency)
+    return AutoWindow(Limit(most=AUTO_CALLS, timeout_seconds=settings.request_timeout_ms / 1000))
 
 
 def _budget(settings: Settings) -> Budget | None:

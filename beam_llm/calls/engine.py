@@ -176,6 +176,11 @@ class Engine:
             raise RuntimeError(_GONE)
         return pending
 
+    def useful_asks(self) -> int:
+        """How many asks under way keep every slot busy: the next one is there when a slot falls free, or when slots double."""
+        slots = self.endpoint.gate.window.slots
+        return 2 * slots + 1 if self.settings.max_concurrency == "auto" else slots + slots // 2 + 1
+
     def _start(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._closed:
@@ -439,6 +444,7 @@ class Engine:
             elif error.kind == Kind.TIMED_OUT:
                 tally.timeouts += 1
                 ACTIVITY.timeouts += 1
+                gate.timed_out(ticket)
             if error.remedy is Remedy.ABORT:
                 endpoint.abort(error)
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+from beam_llm.calls.controller import AutoWindow
 from beam_llm.calls.limits import Admission, Budget, Window, hold_seconds
 from beam_llm.values import Pace
 
@@ -36,7 +37,7 @@ class Gate:
     Lives on one event loop.
     """
 
-    def __init__(self, window: Window, budget: Budget | None):
+    def __init__(self, window: Window | AutoWindow, budget: Budget | None):
         self.window = window
         self.budget = budget
         self.in_flight = 0
@@ -73,20 +74,31 @@ class Gate:
 
     def replied(self, ticket: Pass, tokens: int, pace: Pace | None) -> None:
         """A reply came: the window may grow, the budget learns what was used, and the headers may ask to hold."""
-        if self.window.succeeded():
+        now = asyncio.get_running_loop().time()
+        if self.window.succeeded(ticket.sent_at, now, bool(self._waiters)):
             self._wake()
         if self.budget is not None and ticket.admission is not None and tokens:
             self.budget.correct(ticket.admission, tokens)
         if pace is not None and (hold := hold_seconds(pace)):
-            self._hold_until = max(self._hold_until, asyncio.get_running_loop().time() + hold)
+            self._hold_until = max(self._hold_until, now + hold)
 
     def throttled(self, ticket: Pass) -> None:
         """A 429 came."""
         self.window.throttled(ticket.sent_at, asyncio.get_running_loop().time())
+        self._wake()
+
+    def timed_out(self, ticket: Pass) -> None:
+        """No reply came in time."""
+        self.window.timed_out(ticket.sent_at, asyncio.get_running_loop().time())
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for a slot."""
+        return len(self._waiters)
 
     async def _slot(self, ticket: Pass, follow_up: bool) -> None:
         loop = asyncio.get_running_loop()
-        started, narrowed = loop.time(), self.window.size < self.window.most
+        started, narrowed = loop.time(), self.window.is_narrowed
         waiter = loop.create_future()
         if follow_up:
             self._waiters.appendleft(waiter)

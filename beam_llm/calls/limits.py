@@ -102,6 +102,19 @@ class Window:
         self._successes = 0
         self._cut_at = -math.inf
 
+    @property
+    def slots(self) -> int:
+        """Calls that may be in flight."""
+        return self.size
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether 429s are why there are not more."""
+        return self.size < self.most
+
+    def timed_out(self, sent_at: float, now: float) -> None:
+        """A call without a reply in time: says nothing against a size that a user has chosen."""
+
     def throttled(self, sent_at: float, now: float) -> None:
         """A 429. Requests sent before the last cut say nothing about the window after it, so a burst of 429s halves once."""
         if sent_at < self._cut_at:
@@ -111,8 +124,8 @@ class Window:
         self._successes = 0
         self._cut_at = now
 
-    def succeeded(self) -> bool:
-        """A reply; True where the window has grown."""
+    def succeeded(self, sent_at: float = 0.0, now: float = 0.0, wanted: bool = True) -> bool:
+        """A reply; True where the window has grown. When it was sent, and whether others wait, matters to an AutoWindow only."""
         if self.size >= self.most:
             return False
         self._successes += 1

@@ -121,7 +121,7 @@ def _seconds(checked: Settings, requests: int, tokens: int, latencies: float) ->
     """Calls side by side, or the per-minute budgets where those are narrower. At least one call's time."""
     if not requests:
         return 0.0
-    rounds = math.ceil(requests / checked.max_concurrency)
+    rounds = math.ceil(requests / checked.usual_calls)
     bounds = [rounds * latencies / requests]
     if checked.requests_per_minute:
         bounds.append(requests / checked.requests_per_minute * 60)
@@ -182,7 +182,7 @@ def report(checked: Settings, records: int, forecasts: Sequence[Forecast], answe
             table(header, rows),
             "",
             f"* assumed: {answer_tokens} tokens an answer; set --output-tokens",
-            f"† assumed: {latency} a call, {checked.max_concurrency} in flight; set --latency-seconds",
+            f"† assumed: {latency} a call, {checked.usual_calls} in flight; set --latency-seconds",
             f"The batch API takes {BATCH_WINDOW}, often minutes.",
             "Input tokens are estimated on the high side. Equal records are counted each; the batch API asks them once.",
         ]

@@ -428,7 +428,7 @@ class Driver:
     def _slice_size(self) -> int:
         """Records of leftovers that are asked by live calls between two writes: one round of calls. A kill can have them asked again."""
         batch = self._settings.batch_size if isinstance(self._settings.batch_size, int) else 20
-        return max(20, min(self._settings.max_concurrency * batch, 5000))
+        return max(20, min(self._settings.usual_calls * batch, 5000))
 
     def _read_files(self, found: Collected, files: list[str], expected: int | None) -> None:
         cut = False

@@ -169,11 +169,11 @@ class InFlight:
     Whoever is full waits until an eighth has landed, not one: a wake-up per reply would have two threads fight for the interpreter.
 
     Args:
-      slots: calls that the engine makes at a time. Half as many again may be in flight: the next prompt is there when a slot falls free.
+      most: how many may be with the engine; asked anew each time, for the engine may find that it can make more calls at a time.
     """
 
-    def __init__(self, slots: int):
-        self._most = slots + slots // 2 + 1
+    def __init__(self, most: Callable[[], int]):
+        self._most = most
         self._running: dict[Future[Asked], FormedBatch] = {}
         self._landed: deque[Future[Asked]] = deque()
         self._enough = threading.Event()
@@ -190,7 +190,7 @@ class InFlight:
 
     def landed(self, *, all_of_them: bool = False) -> Iterator[tuple[FormedBatch, Asked]]:
         """Those that have landed, once there is no room for another; to the last one where `all_of_them`."""
-        if len(self._running) >= self._most or all_of_them:
+        if len(self._running) >= self._most() or all_of_them:
             while self._running:
                 self._wait_for(len(self._running) - max(len(self._running) // 8, 1))
                 while self._landed:
@@ -230,11 +230,11 @@ class AskTheModel(beam.DoFn):
         prices = Prices.of(self._settings)
         self._engine = borrow_engine(self._settings, partial(connect, self._settings), prices.cost_usd)
         self._meter = Meter()
-        self._in_flight = InFlight(self._settings.max_concurrency)
+        self._in_flight = InFlight(self._engine.useful_asks)
 
     def start_bundle(self) -> None:
         self._in_flight.cancel()  # of a bundle that failed elsewhere
-        self._in_flight = InFlight(self._settings.max_concurrency)
+        self._in_flight = InFlight(self._engine.useful_asks)
 
     def process(self, formed: FormedBatch | bytes) -> Iterator[Any]:
         if isinstance(formed, bytes):

@@ -28,7 +28,7 @@ class Options(TypedDict, total=False):
     api_version: str | None
     mode: Literal["online", "batch_api"]
     staging_location: str | None
-    max_concurrency: int
+    max_concurrency: int | Literal["auto"]
     requests_per_minute: float | None
     tokens_per_minute: float | None
     rate_limit_shares: int

@@ -1,0 +1,283 @@
+"""How many calls may be in flight with `max_concurrency="auto"`: a pure function of what was seen, and rules that have names.
+
+    replies, 429s, timeouts ─ AutoWindow ─► Observation ─ decide ─► (Limit, name of the rule that fired)
+
+A round is as many ends of calls as may be in flight; after each the rules are looked at in order, and the first that fires decides:
+
+    unhelpful     half the size made 429s no rarer per call: they are not about how many are in flight; back to the size before
+    throttled     more than a twentieth were 429s: cut by their share, at most to a half
+    timed_out     more than a tenth timed out: halve
+    slower        latency nearly doubled and answers per second hardly grew: we wait in the server's queue; a quarter less
+    few_429s      some 429s, too few for a cut: stay
+    pardoned      shortly after `unhelpful`: stay
+    near_timeout  replies take half their timeout: stay
+    unused        nobody waited for a slot: more of them would tell us nothing
+    doubled       nothing has gone wrong yet: twice as many
+    regained      a quarter more, up to seven eighths of the size at which the last cut by 429s came
+    stepped       a sixteenth more, and one
+
+It starts low and doubles, so that a small server is not met by hundreds of calls and a large one is used within seconds: 500 calls of
+300 ms take 1.8 s this way, and 2.4 s at a fixed 64. What it is not: a rate limiter. Budgets per minute are `requests_per_minute` and
+`tokens_per_minute`; and a fixed `max_concurrency` never comes here.
+
+The shape, `decide(observation, limit)` with rules that name themselves, is that of saturate's controller (davanstrien/saturate, read
+2026-11); the ramp with its slow start is like inspect_ai's adaptive connections.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from collections.abc import Callable
+from typing import NamedTuple
+
+from beam_llm.config import AUTO_CALLS
+
+START = 16
+LEAST = 1
+
+THROTTLED_SHARE = 0.05
+TIMED_OUT_SHARE = 0.1
+SLOWER = 1.8
+GAIN = 1.2
+HELPED = 1.3
+"""What a slot has to answer more at half the size for cuts to have helped: 429s of too many calls in flight get rarer with fewer."""
+PARDON_ROUNDS = 50
+NEAR_TIMEOUT = 0.5
+
+_logger = logging.getLogger(__name__)
+
+
+class Observation(NamedTuple):
+    """What a round showed.
+
+    Attributes:
+      answered, throttled, timed_out: calls that ended so.
+      seconds: how long the round took.
+      latency_seconds: the median reply's; 0.0 without any.
+      wanted: whether a call waited for a slot.
+    """
+
+    answered: int
+    throttled: int = 0
+    timed_out: int = 0
+    seconds: float = 1.0
+    latency_seconds: float = 0.0
+    wanted: bool = True
+
+    @property
+    def throttled_share(self) -> float:
+        return self.throttled / max(1, self.answered + self.throttled)
+
+    @property
+    def timed_out_share(self) -> float:
+        return self.timed_out / max(1, self.answered + self.timed_out)
+
+    @property
+    def rate(self) -> float:
+        """Answers per second."""
+        return self.answered / max(self.seconds, 1e-9)
+
+
+class Limit(NamedTuple):
+    """How many may be in flight, and what the next decision has to know of the earlier ones.
+
+    Attributes:
+      size: calls that may be in flight.
+      timeout_seconds: of one call.
+      leaping: nothing has gone wrong so far.
+      base_seconds: latency at the quickest; 0.0 before the first reply.
+      base_rate: most answers per second so far.
+      uncut_size, uncut_yield: before the first of a series of cuts by 429s: size, and answers per second and slot.
+      ceiling: below the size of the last cut by 429s; 0 without one.
+      pardoned: rounds in which 429s cut nothing.
+    """
+
+    size: int = START
+    most: int = AUTO_CALLS
+    least: int = LEAST
+    timeout_seconds: float = math.inf
+    leaping: bool = True
+    base_seconds: float = 0.0
+    base_rate: float = 0.0
+    uncut_size: int = 0
+    uncut_yield: float = 0.0
+    ceiling: int = 0
+    pardoned: int = 0
+
+    def sized(self, size: float) -> Limit:
+        return self._replace(size=max(self.least, min(self.most, int(size))))
+
+
+def decide(observation: Observation, limit: Limit) -> tuple[Limit, str]:
+    """The limit of the next round, and the name of the rule that gave it."""
+    limit = _learned(observation, limit)._replace(pardoned=max(0, limit.pardoned - 1))
+    for name, rule in RULES:
+        decided = rule(observation, limit)
+        if decided is not None:
+            return decided, name
+    raise AssertionError("the last rule always fires")
+
+
+def _learned(seen: Observation, limit: Limit) -> Limit:
+    """Latency at its lowest and rate at its highest; the first round sets both."""
+    if not seen.answered:
+        return limit
+    base = min(limit.base_seconds or seen.latency_seconds, seen.latency_seconds)
+    return limit._replace(base_seconds=base, base_rate=limit.base_rate or seen.rate)
+
+
+def _unhelpful(seen: Observation, limit: Limit) -> Limit | None:
+    if seen.throttled_share <= THROTTLED_SHARE or limit.size > limit.uncut_size // 2:
+        return None
+    if not seen.answered or seen.rate / limit.size >= HELPED * limit.uncut_yield:
+        return None
+    return limit.sized(limit.uncut_size)._replace(pardoned=PARDON_ROUNDS)
+
+
+def _throttled(seen: Observation, limit: Limit) -> Limit | None:
+    if limit.pardoned or seen.throttled_share <= THROTTLED_SHARE:
+        return None
+    if limit.size >= limit.uncut_size:
+        limit = limit._replace(uncut_size=limit.size, uncut_yield=seen.rate / limit.size)
+    cut = limit.sized(limit.size * max(0.5, 1 - seen.throttled_share))
+    return cut._replace(leaping=False, ceiling=limit.size * 7 // 8)
+
+
+def _timed_out(seen: Observation, limit: Limit) -> Limit | None:
+    if seen.timed_out_share <= TIMED_OUT_SHARE:
+        return None
+    return limit.sized(limit.size // 2)._replace(leaping=False, ceiling=0)
+
+
+def _slower(seen: Observation, limit: Limit) -> Limit | None:
+    if seen.latency_seconds < SLOWER * limit.base_seconds or seen.rate >= GAIN * limit.base_rate:
+        return None
+    # The base moves half-way: where records have become longer, not the queue, the next rounds are not cut as well.
+    base = math.sqrt(limit.base_seconds * seen.latency_seconds)
+    return limit.sized(limit.size * 3 // 4)._replace(leaping=False, base_seconds=base, base_rate=seen.rate, ceiling=0)
+
+
+def _few_429s(seen: Observation, limit: Limit) -> Limit | None:
+    return limit._replace(leaping=False) if seen.throttled and not limit.pardoned else None
+
+
+def _pardoned(seen: Observation, limit: Limit) -> Limit | None:
+    return limit if limit.pardoned else None
+
+
+def _near_timeout(seen: Observation, limit: Limit) -> Limit | None:
+    return limit if seen.latency_seconds > NEAR_TIMEOUT * limit.timeout_seconds else None
+
+
+def _unused(seen: Observation, limit: Limit) -> Limit | None:
+    return None if seen.wanted else limit
+
+
+def _doubled(seen: Observation, limit: Limit) -> Limit | None:
+    return _grown(seen, limit.sized(limit.size * 2)) if limit.leaping else None
+
+
+def _regained(seen: Observation, limit: Limit) -> Limit | None:
+    if limit.size >= limit.ceiling:
+        return None
+    return _grown(seen, limit.sized(min(limit.ceiling, limit.size + 1 + limit.size // 4)))
+
+
+def _stepped(seen: Observation, limit: Limit) -> Limit | None:
+    return _grown(seen, limit.sized(limit.size + 1 + limit.size // 16))
+
+
+def _grown(seen: Observation, limit: Limit) -> Limit:
+    """A larger size has to bring more answers than the best so far."""
+    return limit._replace(base_rate=max(limit.base_rate, seen.rate))
+
+
+Rule = Callable[[Observation, Limit], Limit | None]
+
+RULES: tuple[tuple[str, Rule], ...] = (
+    ("unhelpful", _unhelpful),
+    ("throttled", _throttled),
+    ("timed_out", _timed_out),
+    ("slower", _slower),
+    ("few_429s", _few_429s),
+    ("pardoned", _pardoned),
+    ("near_timeout", _near_timeout),
+    ("unused", _unused),
+    ("doubled", _doubled),
+    ("regained", _regained),
+    ("stepped", _stepped),
+)
+
+
+class AutoWindow:
+    """The window of requests in flight that finds its own size: gathers rounds and has them decided.
+
+    Attributes:
+      rule: the rule that fired last, empty before the first round.
+    """
+
+    def __init__(self, limit: Limit | None = None):
+        self.limit = limit or Limit()
+        self.rule = ""
+        self._cut_at = -math.inf
+        self._wanted = False  # a call has waited for a slot in this round
+        self._begin(None)
+
+    @property
+    def size(self) -> int:
+        """Calls that may be in flight now. The slot of a refused call stays empty until its round ends: filled again at once, it would
+        be refused again at once, and a few calls too many would look like a storm."""
+        return max(1, self.limit.size - self._throttled)
+
+    @property
+    def slots(self) -> int:
+        """Calls that may be in flight, those whose slot is kept empty for a moment among them."""
+        return self.limit.size
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether 429s, not a beginning, are why there are not more."""
+        return self.rule in ("throttled", "few_429s")
+
+    def succeeded(self, sent_at: float, now: float, wanted: bool) -> bool:
+        """A reply; True where the window has grown."""
+        before = self.size
+        self._latencies.append(now - sent_at)
+        self._wanted = self._wanted or wanted
+        self._ended(sent_at, now)
+        return self.size > before
+
+    def throttled(self, sent_at: float, now: float) -> None:
+        """A 429. Requests sent before the last cut say nothing about the window after it, so a burst of 429s cuts once."""
+        if sent_at > self._cut_at:
+            self._throttled += 1
+            self._ended(sent_at, now)
+
+    def timed_out(self, sent_at: float, now: float) -> None:
+        """A call without a reply in time; as `throttled`."""
+        if sent_at > self._cut_at:
+            self._timed_out += 1
+            self._ended(sent_at, now)
+
+    def _begin(self, now: float | None) -> None:
+        self._began = now
+        self._latencies: list[float] = []
+        self._throttled = self._timed_out = 0
+        self._wanted = False
+
+    def _ended(self, sent_at: float, now: float) -> None:
+        if self._began is None:
+            self._began = sent_at
+        if len(self._latencies) + self._throttled + self._timed_out < max(self.limit.size, START // 2):
+            return
+        latency = statistics.median(self._latencies) if self._latencies else 0.0
+        seen = Observation(len(self._latencies), self._throttled, self._timed_out, now - self._began, latency, self._wanted)
+        before = self.limit.size
+        self.limit, self.rule = decide(seen, self.limit)
+        if self.limit.size != before:
+            _logger.debug("calls in flight: %d, were %d (%s)", self.limit.size, before, self.rule)
+        if self.limit.size < before:
+            self._cut_at = now
+        self._begin(now)
