@@ -188,14 +188,23 @@ def test_connections_that_break_and_servers_that_fail_are_asked_again(no_waiting
     assert counters["retries"] == 2
 
 
-@pytest.mark.parametrize("kind", ["drop_before", "server_error", "rate_limit"])
+@pytest.mark.parametrize("kind", ["drop_before", "server_error"])
 def test_what_keeps_failing_is_an_error_with_its_attempts(no_waiting, kind):
-    with Emulator(faults=[Fault(kind, text="bad luck", **({"retry_after": 0.01} if kind == "rate_limit" else {}))]) as emulator:
+    with Emulator(faults=[Fault(kind, text="bad luck")]) as emulator:
         predictions = collected(predict(emulator, max_retries=2), rows_of(["good", "bad luck"]))
     (failed,) = [p for p in predictions if p.error]
     assert failed.element["text"] == "bad luck"
     assert (failed.value, failed.error.attempts) == (None, 3)
-    assert failed.error.kind == (Kind.RATE_LIMITED if kind == "rate_limit" else Kind.UNAVAILABLE)
+    assert failed.error.kind == Kind.UNAVAILABLE
+
+
+def test_what_is_put_off_again_and_again_is_an_error_at_its_deadline():
+    with Emulator(faults=[Fault("rate_limit", text="bad luck", retry_after=0.05)]) as emulator:
+        predictions = collected(predict(emulator, max_retries=0, call_deadline_ms=1_000), rows_of(["good", "bad luck"]))
+    (failed,) = [p for p in predictions if p.error]
+    assert (failed.element["text"], failed.error.kind) == ("bad luck", Kind.RATE_LIMITED)
+    assert failed.error.attempts > 3
+    assert "call_deadline_ms" in failed.error.message
 
 
 def test_a_call_that_hangs_is_timed_out_and_the_others_do_not_wait_for_it(no_waiting):

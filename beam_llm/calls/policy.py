@@ -31,6 +31,9 @@ PATIENT_WAITS = 4
 """Waits in a row that last as long as the server said; later ones last at least as long as a backoff, or a server that says
 "in 10 ms" for ever would be asked thousands of times."""
 
+PATIENT_429S = 12
+"""Waits for 429s that name no time; with backoff they take half a minute."""
+
 _BUSY = frozenset({429, 498, 503, 529})
 """Statuses of a server that takes this request, only not now. 498: Groq's flex capacity."""
 
@@ -106,11 +109,12 @@ def next_try(
     Args:
       tries, waits: how often it was sent again so far, of each sort.
       left_seconds: until the call's deadline.
-      others_get_answers: whether the endpoint has answered anybody lately. A 429 without a time is about pace then, and waiting
-        will do; where nobody is answered, it counts as a try.
+      others_get_answers: whether the endpoint has answered anybody lately. A 429 without a time is about pace then, and the first
+        `PATIENT_429S` of them are waits; where nobody is answered, it counts as a try.
     """
-    says_when = sensible_retry_after(error.retry_after_seconds) is not None
-    is_wait = (says_when and error.status in _BUSY) or (error.kind == Kind.RATE_LIMITED and (says_when or others_get_answers))
+    asked = error.retry_after_seconds
+    says_when = sensible_retry_after(asked) is not None and (error.status in _BUSY or error.kind == Kind.RATE_LIMITED)
+    is_wait = says_when or (asked is None and error.kind == Kind.RATE_LIMITED and others_get_answers and waits < PATIENT_429S)
     if not is_wait and tries >= max_retries:
         return None
     seconds = backoff_seconds(waits if is_wait else tries, error.retry_after_seconds, left_seconds, rng)
