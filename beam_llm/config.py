@@ -153,6 +153,17 @@ class Settings:
         "whoever can write there can then run code here",
         kind="bool",
     )
+    max_reply_bytes: int = _option(
+        20_000_000, "most bytes of one reply, unpacked: of a live call, of a line of a result file", kind="int", least=10_000
+    )
+    max_file_bytes: int = _option(2_000_000_000, "batch_api: most bytes of one result file, unpacked", kind="int", least=10_000)
+    max_list_pages: int = _option(100, "batch_api: most pages (of 100 jobs) of the provider's list that are read", kind="int", least=1)
+    control_timeout_ms: int = _option(
+        60_000, "batch_api: one call about a job (create, look, cancel), with its tries and to its last byte", kind="int", least=1
+    )
+    transfer_timeout_ms: int = _option(
+        1_800_000, "batch_api: one upload or download, with its tries and to its last byte", kind="int", least=1
+    )
     waiting: str | None = _option(
         None, "how jobs are waited for: `loop` or `sdf` (default: by runner)", kind="choice", choices=("loop", "sdf")
     )

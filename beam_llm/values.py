@@ -119,6 +119,7 @@ class Completion(NamedTuple):
       finish: how it ended, in our words.
       finish_reason: how it ended, in the provider's own.
       refusal: the model's own words of refusal, else None.
+      service_tier: the tier that the provider says it was served in (`default`, `flex`, `priority`), which decides its price.
     """
 
     text: str | None
@@ -129,6 +130,7 @@ class Completion(NamedTuple):
     refusal: str | None = None
     pace: Pace | None = None
     finish_reason: str = ""
+    service_tier: str | None = None
 
 
 class Outcome(NamedTuple):

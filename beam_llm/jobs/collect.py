@@ -178,7 +178,7 @@ class Collected:
         """One answered line: an outcome for each of its records, final or left over."""
         start = self._starts[line]
         count = self._starts[line + 1] - start
-        text, finish, usage, model, request_id, refusal, _, word = completion
+        text, finish, usage, model, request_id, refusal, _, word, _ = completion
         paid = self._cost(usage)
         is_plain = self._plainly and count == 1 and finish is Finish.STOP and text is not None and not refusal
         value = self._plain_answer(text) if is_plain else None

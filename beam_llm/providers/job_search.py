@@ -12,23 +12,30 @@ from collections.abc import Iterable, Sequence
 from beam_llm.errors import CannotTell, plural
 from beam_llm.protocols import RemoteJob
 
-MOST_PAGES = 100
-"""Of one search: 10,000 jobs where a page holds 100."""
 SLACK_SECONDS = 86_400.0
 """A job that is older than its marker by less may be ours: for two clocks of one provider, and for markers by a wrong clock."""
 
 
-def find_jobs(pages: Iterable[Sequence[RemoteJob]], name: str, staged: str | None, since: float, *, keeps_names: bool) -> list[RemoteJob]:
+def find_jobs(
+    pages: Iterable[Sequence[RemoteJob]],
+    name: str,
+    staged: str | None,
+    since: float,
+    *,
+    keeps_names: bool,
+    most_pages: int = 100,
+) -> list[RemoteJob]:
     """What `BatchProvider.find` promises, from the pages of a list.
 
     Args:
       keeps_names: it is known of the provider that jobs are listed with their names, newest first.
+      most_pages: that are read.
 
     Raises:
       CannotTell: none was found, and that proves nothing.
     """
     found: dict[str, RemoteJob] = {}
-    seen = _Seen(since)
+    seen = _Seen(since, most_pages)
     for page in pages:
         if not seen.add(page) or (keeps_names and seen.is_past):
             break
@@ -43,7 +50,8 @@ def find_jobs(pages: Iterable[Sequence[RemoteJob]], name: str, staged: str | Non
 class _Seen:
     """What a list has shown so far."""
 
-    def __init__(self, since: float):
+    def __init__(self, since: float, most_pages: int):
+        self._most_pages = most_pages
         self._oldest_possible = since - SLACK_SECONDS
         self._ids: set[str] = set()
         self._last = math.inf
@@ -56,7 +64,7 @@ class _Seen:
         """Returns whether to go on: some servers send the first page for ever, or always another one."""
         fresh = [job for job in page if job.job_id not in self._ids]
         self._pages += 1
-        self._is_cut = self._pages > MOST_PAGES or (bool(page) and not fresh)
+        self._is_cut = self._pages > self._most_pages or (bool(page) and not fresh)
         for job in fresh:
             self._ids.add(job.job_id)
             self._is_newest_first &= 0.0 < job.created_at <= self._last

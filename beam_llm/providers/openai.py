@@ -1,7 +1,7 @@
 """OpenAI, Azure OpenAI, and every server that speaks their dialect: live calls and the batch API.
 
-Live calls go over one aiohttp session with orjson (113 µs of CPU a call; the SDK's client takes 2,200). Files and batches, where speed
-does not matter, go through the SDK, with its own retries off: a repeated create may be a second paid job.
+Everything goes over aiohttp with orjson (113 µs of CPU a live call, where the SDK's client takes 2,200), under the bounds of
+`http.py`. Nothing is repeated that may have been done: a repeated create may be a second paid job.
 
 | | OpenAI and compatible | Azure |
 |---|---|---|
@@ -13,22 +13,20 @@ does not matter, go through the SDK, with its own retries off: a repeated create
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import logging
-import math
 import os
 import random
 import re
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from urllib.parse import quote, urlsplit
+from typing import IO, Any, NamedTuple, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
 import orjson
@@ -48,23 +46,25 @@ from beam_llm.errors import (
     UsageError,
 )
 from beam_llm.protocols import BatchTraits, LineReply, Recovery, RemoteJob
+from beam_llm.providers import http
+from beam_llm.providers.http import Bounds
 from beam_llm.providers.job_search import find_jobs
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai_wire import (
     Dialect,
-    completion_of,
+    ErrorContext,
     decode_reply,
     encode_body,
     error_of,
+    line_reply,
+    loads,
     pace_of,
-    plain_line,
     shown,
     unreadable,
+    word,
 )
+from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, JobState, Request
-
-if TYPE_CHECKING:
-    import openai
 
 _log = logging.getLogger(__name__)
 
@@ -101,12 +101,18 @@ def check(settings: Settings) -> None:
 def connect(settings: Settings) -> OpenAIChat:
     """A client for live calls; see `providers.connect`."""
     place = Place.of(settings)
-    return OpenAIChat(place, resolve_key(settings.api_key), dialect_of(place, settings.model_name), log_data=settings.log_data)
+    return OpenAIChat(
+        place,
+        resolve_key(settings.api_key),
+        dialect_of(place, settings.model_name),
+        log_data=settings.log_data,
+        bounds=Bounds.of(settings),
+    )
 
 
 def connect_batch(settings: Settings) -> OpenAIBatches:
     """A client for the batch API; see `providers.connect_batch`."""
-    return OpenAIBatches(Place.of(settings), resolve_key(settings.api_key), log_data=settings.log_data)
+    return OpenAIBatches(Place.of(settings), resolve_key(settings.api_key), log_data=settings.log_data, bounds=Bounds.of(settings))
 
 
 def encode(settings: Settings, request: Request) -> bytes:
@@ -120,7 +126,7 @@ class Place(NamedTuple):
 
     Attributes:
       chat_url: full address of chat completions.
-      base_url: what the SDK is given for files and batches.
+      base_url: what the paths of files and batches are put behind.
       line_url: the `url` of a line in a batch file.
       key_reference: where the key is kept, for error messages.
     """
@@ -146,13 +152,22 @@ class Place(NamedTuple):
             return cls(f"{endpoint}/openai/v1/chat/completions", f"{endpoint}/openai/v1", "/v1/chat/completions", True, None)
         deployment = f"{endpoint}/openai/deployments/{quote(settings.model_name, safe='')}"
         chat_url = f"{deployment}/chat/completions?api-version={quote(settings.api_version)}"
-        return cls(chat_url, endpoint, "/chat/completions", True, settings.api_version)
+        return cls(chat_url, f"{endpoint}/openai", "/chat/completions", True, settings.api_version)
+
+    def url(self, path: str, **query: str) -> str:
+        """The address of a path of the files and batches API."""
+        if self.api_version is not None:
+            query["api-version"] = self.api_version
+        return f"{self.base_url}{path}" + (f"?{urlencode(query)}" if query else "")
 
     @property
     def at_openai(self) -> bool:
         """Whether OpenAI's own newest rules hold there."""
-        host = urlsplit(self.chat_url).hostname or ""
-        return self.azure or host == "openai.com" or host.endswith(".openai.com")
+        return self.azure or self.host == "openai.com" or self.host.endswith(".openai.com")
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.chat_url).hostname or ""
 
     def headers(self, key: str | None) -> dict[str, str]:
         """The key as this place wants it, and OpenAI's organization and project, where the environment names them as for its SDK."""
@@ -163,6 +178,8 @@ class Place(NamedTuple):
                     named[header] = os.environ[variable]
         return named
 
+
+_DEFAULT_BOUNDS = Bounds()
 
 _dialects: dict[tuple[str, str], Dialect] = {}
 
@@ -175,13 +192,14 @@ def dialect_of(place: Place, model: str) -> Dialect:
 class OpenAIChat:
     """Live calls (a CompletionProvider). Made anywhere, used and closed on one event loop."""
 
-    def __init__(self, place: Place, key: str | None, dialect: Dialect, *, log_data: bool = False):
+    def __init__(self, place: Place, key: str | None, dialect: Dialect, *, log_data: bool = False, bounds: Bounds = _DEFAULT_BOUNDS):
         self._place = place
         self._key = key
         self._dialect = dialect
-        self._log_data = log_data
+        self._context = ErrorContext(key, place.key_reference, log_data)
+        self._most_bytes = bounds.reply_bytes
         self._session: aiohttp.ClientSession | None = None
-        self._proxy = _proxy_for(place.chat_url)
+        self._proxy = http.proxy_for(place.chat_url)
         self._timeout_of = functools.lru_cache(maxsize=64)(lambda seconds: aiohttp.ClientTimeout(total=seconds))
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
@@ -191,45 +209,68 @@ class OpenAIChat:
         Raises:
           CallError: Retryable, Rejected or Aborted.
         """
+        dialect = self._dialect
         while True:
-            form = (self._dialect.reply_format, self._dialect.tokens_field)
-            try:
-                return await self._post(encode_body(request, self._dialect), timeout_seconds)
-            except (Rejected, Aborted) as error:
-                if (self._dialect.reply_format, self._dialect.tokens_field) == form:  # else another call has learned it meanwhile
-                    if not self._dialect.learn(error):
-                        raise
-                    _log.warning(
-                        "%s: from now on %s and %s are used", error.message, self._dialect.reply_format, self._dialect.tokens_field
-                    )
+            form = (dialect.reply_format, dialect.tokens_field)
+            status, headers, reply = await self._post(encode_body(request, dialect), timeout_seconds)
+            if status < 300:
+                dialect.works = True
+                return decode_reply(reply, headers.get("x-request-id"), pace_of(headers), self._context)
+            error = error_of(status, headers, reply, **self._context._asdict())
+            if (dialect.reply_format, dialect.tokens_field) == form:  # else another call has learned it meanwhile
+                if not dialect.learn(error, reply[:4000].decode("utf-8", "replace")):
+                    return await self._in_simpler_form(request, timeout_seconds, error)
+                self._announce(error)
 
-    async def _post(self, body: bytes, timeout_seconds: float) -> Completion:
+    async def _in_simpler_form(self, request: Request, timeout_seconds: float, error: CallError) -> Completion:
+        """One trial without a schema where a server has done nothing but fail with it: some refuse it with a bare 500.
+
+        Raises:
+          CallError: `error`, where that is no explanation or the trial fails too.
+        """
+        dialect = self._dialect
+        simpler = dialect.simpler(request, error)
+        if simpler is None:
+            raise error
+        status, headers, reply = await self._post(encode_body(request, simpler), timeout_seconds)
+        if status >= 300:
+            raise error
+        if dialect.reply_format != simpler.reply_format and dialect.step_down():
+            self._announce(error)
+        return decode_reply(reply, headers.get("x-request-id"), pace_of(headers), self._context)
+
+    def _announce(self, error: CallError) -> None:
+        _log.warning("%s: from now on %s and %s are used", error.message, self._dialect.reply_format, self._dialect.tokens_field)
+
+    def unenforced(self, request: Request) -> bool:
+        """To be called with a request whose reply ended well and is no JSON, although `request.schema` was sent with it: from now on
+        the schema is put into words as well.
+
+        Returns:
+          Whether the same question would now be asked in another form.
+        """
+        if request.schema is None or not self._dialect.unenforced():
+            return False
+        _log.warning("%s does not keep to the JSON schema that it is sent: from now on it is asked in words, too", self._place.host)
+        return True
+
+    async def _post(self, body: bytes, timeout_seconds: float) -> tuple[int, Mapping[str, str], bytes]:
         session = self._session or self._open()
         try:
             async with session.post(
                 self._place.chat_url, data=body, timeout=self._timeout_of(timeout_seconds), proxy=self._proxy, allow_redirects=False
             ) as response:
-                reply = await response.read()
+                return response.status, response.headers, await http.read_body(response, self._most_bytes)
         except TimeoutError as error:
             raise Retryable(Kind.TIMED_OUT, f"no answer within {timeout_seconds:g} s") from error
+        except http.TooLarge:
+            raise unreadable(f"the reply is larger than {self._most_bytes:,} bytes (max_reply_bytes)") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise Retryable(
-                Kind.UNAVAILABLE, f"no connection or a broken one ({type(error).__name__}) to {urlsplit(self._place.chat_url).netloc}"
-            ) from error
-        headers = response.headers
-        if response.status >= 300:
-            raise error_of(
-                response.status, headers, reply, secret=self._key, key_reference=self._place.key_reference, log_data=self._log_data
-            )
-        return decode_reply(reply, headers.get("x-request-id"), pace_of(headers))
+            raise http.broken(error, self._place.chat_url) from None
 
     def _open(self) -> aiohttp.ClientSession:
-        """The session belongs to the loop it is first used on. The engine limits concurrency, so the connector does not."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ttl_dns_cache=300),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"Content-Type": "application/json", "User-Agent": "beam-llm", **self._place.headers(self._key)},
-        )
+        """The session belongs to the loop it is first used on."""
+        self._session = http.session({"Content-Type": "application/json", **self._place.headers(self._key)})
         return self._session
 
     async def close(self) -> None:
@@ -238,14 +279,6 @@ class OpenAIChat:
         if session is not None:
             await session.close()
             await asyncio.sleep(0)  # lets transports run their closing callbacks, else they warn when the loop ends
-
-
-def _proxy_for(url: str) -> str | None:
-    """The proxy that the environment names for the address, looked up once: aiohttp's own look-up would cost every call."""
-    parts = urlsplit(url)
-    if urllib.request.proxy_bypass(parts.netloc):
-        return None
-    return urllib.request.getproxies().get(parts.scheme)
 
 
 # ------------------------------------------------------------------------------------------------------------- batch API
@@ -278,8 +311,6 @@ _QUEUE_LIMIT = re.compile(r"limit(?: is| of|:)?\s+(\d[\d,._]*)\s+(?:enqueued\s+|
 _GONE_WORDS = ("not found", "no such", "does not exist", "was deleted", "expired")
 _SPENT_WORDS = ("model_not_found", "billing", "quota", "permission", "unauthorized", "access")
 
-UPLOAD_TIMEOUT_SECONDS = 600.0
-CONTROL_TIMEOUT_SECONDS = 60.0
 HARMLESS_TRIES = 4
 PENDING_PAGES = 10
 MOST_WAIT_SECONDS = 60.0
@@ -293,35 +324,44 @@ class OpenAIBatches:
 
     Args:
       sleep: how waits between tries are spent.
+      clock: seconds that never go back, for the time that a verb and its tries may take.
     """
 
     texts_are_json_strings = True
 
-    def __init__(self, place: Place, key: str | None, *, log_data: bool = False, sleep: Callable[[float], None] = time.sleep):
+    def __init__(
+        self,
+        place: Place,
+        key: str | None,
+        *,
+        log_data: bool = False,
+        bounds: Bounds = _DEFAULT_BOUNDS,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.traits = TRAITS if place.at_openai else LIKE_TRAITS
         self._place = place
         self._key = key
         self._log_data = log_data
+        self._context = ErrorContext(key, place.key_reference, log_data)
+        self._bounds = bounds
         self._sleep = sleep
+        self._clock = clock
         self._dialects: dict[str, Dialect] = {}
         self._line_middle = b'","method":"POST","url":"' + place.line_url.encode() + b'","body":'
 
     @functools.cached_property
-    def _client(self) -> openai.OpenAI:
-        import openai
+    def _headers(self) -> dict[str, str]:
+        return self._place.headers(self._key or "none")  # some servers without keys want to see one all the same
 
-        options: dict[str, Any] = {"api_key": self._key or "none", "max_retries": 0, "timeout": CONTROL_TIMEOUT_SECONDS}
-        if self._place.api_version is not None:
-            return openai.AzureOpenAI(azure_endpoint=self._place.base_url, api_version=self._place.api_version, **options)
-        return openai.OpenAI(base_url=self._place.base_url, default_headers=self._place.headers(self._key), **options)
+    @functools.cached_property
+    def _proxy(self) -> str | None:
+        return http.proxy_for(self._place.base_url)
 
     def close(self) -> None:
-        """Gives back connections."""
-        if "_client" in self.__dict__:
-            self._client.close()
-            del self.__dict__["_client"]
+        """Nothing is held between calls."""
 
-    # -- lines: a million of them, so no SDK models here
+    # -- lines: a million of them
 
     def encode_line(self, custom_id: str, request: Request) -> bytes:
         """Raises ValueError where `custom_id` is not 1–64 characters of A–Z, a–z, 0–9, `_` and `-`."""
@@ -339,92 +379,41 @@ class OpenAIBatches:
         Raises:
           ValueError: where the line is cut or no reply at all.
         """
-        plain = plain_line(line)
-        if plain is not None:
-            return plain
-        payload = orjson.loads(line)
-        custom_id = payload.get("custom_id") if isinstance(payload, dict) else None
-        if not isinstance(custom_id, str) or not custom_id:
-            raise ValueError(f"a result line of {len(line):,} bytes has no custom_id")
-        response = payload.get("response")
-        try:
-            if isinstance(response, dict) and response.get("body") is not None:
-                return LineReply(custom_id, self._answer(response))
-            return LineReply.failed(custom_id, self._line_error(response, payload.get("error")))
-        except CallError as error:
-            return LineReply.failed(custom_id, error)
-        except (AttributeError, KeyError, TypeError, IndexError):
-            return LineReply.failed(custom_id, unreadable("the reply is no chat completion"))
-
-    def _answer(self, response: dict[str, Any]) -> Completion:
-        body = response["body"]
-        if isinstance(body, str):  # Mistral's error rows, and all rows of some servers
-            with contextlib.suppress(ValueError):
-                body = orjson.loads(body)
-        status = response.get("status_code") or 200
-        if status >= 400 or isinstance(body, str):
-            raise error_of(
-                status if status >= 400 else 502,
-                {},
-                body,
-                secret=self._key,
-                key_reference=self._place.key_reference,
-                log_data=self._log_data,
-            )
-        return completion_of(body, response.get("request_id"))
-
-    def _line_error(self, response: Any, error: Any) -> CallError:
-        """The error of a line without a body: outside of HTTP (`batch_expired`, …), or a bare status, or nothing at all."""
-        status = response.get("status_code") if isinstance(response, dict) else None
-        if error is None and status is None:
-            return Retryable(Kind.MISSING, "the job's file has a line for this request, but neither an answer nor an error in it")
-        found = error_of(
-            status if isinstance(status, int) and status >= 400 else 502,
-            {},
-            {"error": error},
-            secret=self._key,
-            key_reference=self._place.key_reference,
-            log_data=self._log_data,
-        )
-        code = str(error.get("code") or "").lower() if isinstance(error, dict) else str(error or "").lower()
-        ends = {"expired": Kind.EXPIRED, "cancelled": Kind.CANCELLED, "canceled": Kind.CANCELLED}
-        for word, kind in ends.items():
-            if word in code:
-                return Retryable(kind, found.message.removeprefix("HTTP 502 "))
-        return found
+        return line_reply(line, self._context)
 
     # -- files
 
     def stage(self, lines: Path, name: str) -> str:
         """Uploads a job's lines, streamed; returns the provider's file id."""
 
-        def once() -> str:
+        def once(seconds: float) -> str:
             with open(lines, "rb") as file:
-                named = (f"{name}.jsonl", file)  # servers look at the extension
-                reply = self._client.with_options(timeout=UPLOAD_TIMEOUT_SECONDS).files.with_raw_response.create(
-                    file=named, purpose="batch"
-                )
-            return str(_object(reply.content)["id"])
+                form = aiohttp.FormData({"purpose": "batch"})
+                form.add_field("file", file, filename=f"{name}.jsonl", content_type="application/octet-stream")
+                file_id = _identifier(self._object("POST", "/files", seconds, data=form).get("id"), self._key)
+            if file_id is None:
+                raise unreadable("the answer has no usable file id")
+            return file_id
 
-        return self._harmless(once)
+        return self._harmless(once, self._bounds.transfer_seconds)
 
     def download(self, file_id: str, path: str) -> None:
         """Streams a file to `path` and checks its length where the server told one."""
-        self._harmless(lambda: self._download_once(file_id, path), missing=Rejected)
+        self._harmless(lambda seconds: self._download_once(file_id, path, seconds), self._bounds.transfer_seconds)
 
-    def _download_once(self, file_id: str, path: str) -> None:
-        files = self._client.with_options(timeout=UPLOAD_TIMEOUT_SECONDS).files.with_streaming_response
-        with files.content(file_id) as reply, open(path, "wb") as file:
-            for chunk in reply.iter_bytes(1 << 20):
-                file.write(chunk)
-            told, encoded = reply.headers.get("content-length"), reply.headers.get("content-encoding", "identity")
-            if told is not None and encoded == "identity" and int(told) != file.tell():
-                raise Retryable(Kind.UNAVAILABLE, f"file {file_id} was cut: {file.tell():,} of {int(told):,} bytes")
+    def _download_once(self, file_id: str, path: str, seconds: float | None = None) -> None:
+        with open(path, "wb") as file:
+            path_of_content = f"/files/{_in_path(file_id)}/content"
+            seconds = seconds or self._bounds.transfer_seconds
+            answer = self._call("GET", path_of_content, seconds, missing=Rejected, into=file)
+            length, encoded = answer.headers.get("content-length"), answer.headers.get("content-encoding", "identity")
+            if length is not None and encoded == "identity" and length != str(file.tell()):
+                raise Retryable(Kind.UNAVAILABLE, f"file {file_id} was cut: {file.tell():,} of {length[:20]} bytes")
 
     def delete_file(self, file_id: str) -> None:
         """Removes a provider file; harmless where it is gone."""
         with _ignoring(404):
-            self._harmless(lambda: self._client.files.with_raw_response.delete(file_id), missing=Rejected)
+            self._harmless(lambda seconds: self._call("DELETE", f"/files/{_in_path(file_id)}", seconds, missing=Rejected))
 
     # -- jobs
 
@@ -435,28 +424,29 @@ class OpenAIBatches:
           NotCreated: the server has answered, and it was no fault of its own (a 4xx, but for a time-out).
           CallError: there may be a job all the same.
         """
-        create = self._client.batches.with_raw_response.create
+        body = {
+            "input_file_id": str(staged),
+            "endpoint": self._place.line_url,
+            "completion_window": "24h",
+            "metadata": {FINGERPRINT: name},
+        }
         try:
-            reply = self._once(
-                lambda: create(
-                    input_file_id=str(staged),
-                    endpoint=self._place.line_url,  # type: ignore[arg-type]  # Azure's older API has its own
-                    completion_window="24h",
-                    metadata={FINGERPRINT: name},
-                )
-            )
+            created = self._object("POST", "/batches", self._bounds.control_seconds, data=orjson.dumps(body))
         except CallError as error:
             if error.status is None or not 300 <= error.status < 500 or error.status == 408:
                 raise
             refused = error
         else:
-            return remote_job(_object(reply.content), self._log_data)
+            return self._job(created)
         raise NotCreated(_reason(refused)) from refused
 
     def look(self, job_id: str) -> RemoteJob:
         """Raises UnknownJob where the provider does not know the job."""
-        retrieve = self._client.batches.with_raw_response.retrieve
-        return self._harmless(lambda: remote_job(_object(retrieve(job_id).content), self._log_data), missing=UnknownJob)
+        path = f"/batches/{_in_path(job_id)}"
+        return self._harmless(lambda seconds: self._job(self._object("GET", path, seconds, missing=UnknownJob)))
+
+    def _job(self, job: Mapping[str, Any]) -> RemoteJob:
+        return remote_job(job, self._log_data, self._key)
 
     def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
         """Jobs with that name in their metadata, or that input file.
@@ -464,7 +454,8 @@ class OpenAIBatches:
         Raises:
           CannotTell: jobs can't be listed here, or the list doesn't show what is looked for.
         """
-        return find_jobs(self._pages(), name, staged, since, keeps_names=self.traits.recovery is Recovery.METADATA)
+        keeps_names = self.traits.recovery is Recovery.METADATA
+        return find_jobs(self._pages(), name, staged, since, keeps_names=keeps_names, most_pages=self._bounds.list_pages)
 
     def pending(self) -> list[RemoteJob]:
         """Jobs under way among the first thousand; what is further on has ended long ago where the newest come first."""
@@ -475,101 +466,133 @@ class OpenAIBatches:
         after: str | None = None
         while True:
             page = self._page(after)
-            jobs = list(_listed(page.get("data"), self._log_data))
+            jobs = list(self._listed(page.get("data")))
             yield jobs
             if not page.get("has_more") or not jobs:
                 return
             after = jobs[-1].job_id
 
+    def _listed(self, jobs: Any) -> Iterator[RemoteJob]:
+        """The jobs of a page; one that can't be read is passed over."""
+        for job in jobs if isinstance(jobs, list) else []:
+            if isinstance(job, dict):
+                with suppress(CallError):
+                    yield self._job(job)
+
     def _page(self, after: str | None) -> dict[str, Any]:
-        options: dict[str, Any] = {"limit": 100} if after is None else {"limit": 100, "after": after}
-        list_jobs = self._client.batches.with_raw_response.list
+        query = {"limit": "100"} if after is None else {"limit": "100", "after": after}
         try:
-            return self._harmless(lambda: _object(list_jobs(**options).content, many=True), missing=Rejected)
+            return self._harmless(lambda seconds: self._object("GET", "/batches", seconds, query=query, missing=Rejected, many=True))
         except Rejected as error:
             refused = error
         raise CannotTell(f"jobs can't be listed here: {refused.message}", status=refused.status) from refused
 
     def cancel(self, job_id: str) -> None:
         """Asks for cancellation; harmless where the job has ended or is not known."""
+        path = f"/batches/{_in_path(job_id)}/cancel"
         with _ignoring(404, 409):
-            self._harmless(lambda: self._client.batches.with_raw_response.cancel(job_id), missing=UnknownJob, final=(409,))
+            self._harmless(lambda seconds: self._call("POST", path, seconds, missing=UnknownJob), final=(409,))
 
     def now(self) -> float | None:
         """Not known yet."""
         return None
 
-    # -- errors
+    # -- calls
 
-    def _harmless(self, verb: Callable[[], R], *, missing: type[CallError] = Aborted, final: tuple[int, ...] = ()) -> R:
+    def _harmless(self, verb: Callable[[float], R], seconds: float | None = None, *, final: tuple[int, ...] = ()) -> R:
         """Tries a verb that is harmless to repeat up to four times, with growing, jittered waits.
 
         Args:
+          verb: is given the seconds that it may take: at most half of what is left, so that one answer may get lost.
+          seconds: of all tries together; default: those of a control call.
           final: statuses that are not tried again.
         """
+        seconds = self._bounds.control_seconds if seconds is None else seconds
+        end = self._clock() + seconds
         for attempt in range(HARMLESS_TRIES):
+            left = end - self._clock()
             try:
-                return self._once(verb, missing)
+                return verb(min(seconds / 2, left))
             except Retryable as error:
                 wait = error.retry_after_seconds
-                if attempt == HARMLESS_TRIES - 1 or error.status in final or (wait or 0) > MOST_WAIT_SECONDS:
+                if wait is None:
+                    wait = 0.5 * 2**attempt * random.uniform(0.5, 1.0)
+                is_last = attempt == HARMLESS_TRIES - 1 or end - self._clock() - wait < 1.0
+                if is_last or error.status in final or wait > MOST_WAIT_SECONDS:
                     raise
-                self._sleep(wait if wait is not None else 0.5 * 2**attempt * random.uniform(0.5, 1.0))
+                self._sleep(wait)
         raise AssertionError("unreachable")
 
-    def _once(self, verb: Callable[[], R], missing: type[CallError] = Aborted) -> R:
-        """Does the verb; gives the SDK's errors, and its HTTP library's, as ours, most specific first."""
-        import openai
-
+    def _object(
+        self,
+        method: str,
+        path: str,
+        seconds: float,
+        *,
+        data: Any = None,
+        query: Mapping[str, str] | None = None,
+        missing: type[CallError] = Aborted,
+        many: bool = False,
+    ) -> dict[str, Any]:
+        """The JSON object of an answer; a bare list of jobs becomes one page."""
+        content = self._call(method, path, seconds, data=data, query=query, missing=missing).body
         try:
-            return verb()
-        except openai.APIStatusError as error:
-            body = error.response.content if error.response.is_stream_consumed else error.response.read()
-            headers: Mapping[str, str] = error.response.headers
-            found = error_of(
-                error.status_code,
-                headers,
-                body,
-                secret=self._key,
-                key_reference=self._place.key_reference,
-                log_data=self._log_data,
-                missing=missing,
-            )
-        except openai.APITimeoutError as error:
-            raise Retryable(Kind.TIMED_OUT, "no answer in time") from error
-        except openai.APIConnectionError as error:
-            raise Retryable(Kind.UNAVAILABLE, f"no connection or a broken one ({type(error.__cause__ or error).__name__})") from error
-        except Exception as error:
-            if type(error).__module__.partition(".")[0] not in _HTTP_LIBRARIES:
-                raise
-            raise Retryable(Kind.UNAVAILABLE, f"the connection broke while reading ({type(error).__name__})") from error
-        raise found  # out of the handler, because the SDK's own error may quote the key and would come along as its cause
+            found = loads(content)
+        except ValueError:
+            raise unreadable(f"the answer of {len(content):,} bytes is not JSON") from None
+        if many and isinstance(found, list):
+            return {"data": found}
+        if not isinstance(found, dict) or not (many or found.get("id")):
+            raise unreadable("the answer is not what the API promises")
+        return found
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        seconds: float,
+        *,
+        missing: type[CallError] = Aborted,
+        query: Mapping[str, str] | None = None,
+        data: Any = None,
+        into: IO[bytes] | None = None,
+    ) -> http.Answer:
+        bounds, headers = self._bounds, self._headers
+        if isinstance(data, bytes):
+            headers = {**headers, "Content-Type": "application/json"}
+        most = bounds.reply_bytes if into is None else bounds.file_bytes
+        url = self._place.url(path, **query or {})
+        try:
+            answer = http.call(method, url, headers, seconds=seconds, most=most, data=data, into=into, proxy=self._proxy)
+        except http.TooLarge:
+            if into is None:
+                raise unreadable(f"the answer is larger than {most:,} bytes (max_reply_bytes)") from None
+            raise Rejected(Kind.TOO_LARGE, f"the result file is larger than {most:,} bytes (max_file_bytes)") from None
+        if answer.status >= 300:
+            raise error_of(answer.status, answer.headers, answer.body, **self._context._asdict(), missing=missing)
+        return answer
 
 
-_HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2")
-"""What the SDK is built on, by version; it lets their errors through while a body is streamed. None of them is imported here."""
+def _in_path(name: str) -> str:
+    """An id as part of an address, which it can't lead away from."""
+    if not _ID.fullmatch(name):
+        raise UnknownJob(Kind.REJECTED, f"{name[:80]!r} is not an id", status=404)
+    return quote(name, safe="")
 
 
-@contextlib.contextmanager
+def _identifier(value: Any, key: str | None) -> str | None:
+    """An id that the server gives out and will be asked by; None where it is none, or repeats the key, which would then be stored."""
+    is_id = isinstance(value, str | int) and not isinstance(value, bool) and _ID.fullmatch(str(value))
+    return str(value) if is_id and not redactor_of(key).touches(str(value)) else None
+
+
+@contextmanager
 def _ignoring(*statuses: int) -> Iterator[None]:
     try:
         yield
     except CallError as error:
         if error.status not in statuses:
             raise
-
-
-def _object(content: bytes, many: bool = False) -> dict[str, Any]:
-    """The JSON object of a reply; a bare list of jobs becomes one page."""
-    try:
-        found = orjson.loads(content)
-    except ValueError:
-        raise unreadable(f"the answer of {len(content):,} bytes is not JSON") from None
-    if many and isinstance(found, list):
-        return {"data": found}
-    if not isinstance(found, dict) or not (many or found.get("id")):
-        raise unreadable("the answer is not what the API promises")
-    return found
 
 
 def _reason(error: CallError) -> CallError:
@@ -598,40 +621,32 @@ def stated_limit(message: str) -> int | None:
     return (int(re.sub(r"\D", "", found[1])) or None) if found else None
 
 
-def _listed(jobs: Any, log_data: bool) -> Iterator[RemoteJob]:
-    """The jobs of a page; one that can't be read is passed over."""
-    for job in jobs if isinstance(jobs, list) else []:
-        if isinstance(job, dict):
-            with contextlib.suppress(CallError):
-                yield remote_job(job, log_data)
-
-
-def remote_job(job: Mapping[str, Any], log_data: bool = False) -> RemoteJob:
+def remote_job(job: Mapping[str, Any], log_data: bool = False, key: str | None = None) -> RemoteJob:
     """A job as the provider shows it, whatever it leaves out, spells differently or has of another type.
 
     Raises:
       Retryable: it has no id that can be asked for.
     """
-    job_id = _id(job.get("id"))
+    job_id = _identifier(job.get("id"), key)
     if job_id is None:
         raise unreadable("the answer has no usable job id")
-    word = str(job.get("status") or "validating").lower()[:100]
-    state = _STATES.get(word, JobState.RUNNING)
+    status = redactor_of(key).identifier(word(job.get("status"))[:100]).lower() or "validating"
+    state = _STATES.get(status, JobState.RUNNING)
     counts = job.get("request_counts")
     counts = counts if isinstance(counts, dict) else {}
     metadata = job.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     name = metadata.get(FINGERPRINT)
-    errors = tuple(_job_errors(job.get("errors") or job.get("error"), log_data))
-    files = (_id(job.get("output_file_id")), _id(job.get("error_file_id")))
+    errors = tuple(_job_errors(job.get("errors") or job.get("error"), log_data, key))
+    files = (_identifier(job.get(name), key) for name in ("output_file_id", "error_file_id"))
     return RemoteJob(
         job_id=job_id,
         state=state,
-        word=word,
+        word=status,
         created_at=_seconds(job.get("created_at")),
         result_files=tuple(file for file in files if file is not None),
         name=None if not metadata else name if isinstance(name, str) else "",
-        staged=_id(job.get("input_file_id")),
+        staged=_identifier(job.get("input_file_id"), key),
         completed=_count(counts.get("completed")),
         failed=_count(counts.get("failed")),
         total=_count(counts.get("total")),
@@ -642,11 +657,6 @@ def remote_job(job: Mapping[str, Any], log_data: bool = False) -> RemoteJob:
 
 _ID = re.compile(r"(?!\.+$)[\w.:=@+-]{1,256}", re.ASCII)
 """Ids become parts of addresses: nothing that could lead to another one."""
-
-
-def _id(found: Any) -> str | None:
-    is_id = isinstance(found, str | int) and not isinstance(found, bool) and _ID.fullmatch(str(found))
-    return str(found) if is_id else None
 
 
 def _count(found: Any) -> int | None:
@@ -673,25 +683,38 @@ def _cause(errors: Sequence[tuple[str, str, int | None]]) -> CallError | None:
     return None
 
 
+_MOST_ERRORS = 100
+_LAST_SECOND = 2.0**33
+"""In the year 2242: a larger number counts milliseconds."""
+
+
 def _seconds(moment: Any) -> float:
     """A time as a number or as ISO 8601; 0.0 where it is neither."""
-    try:
-        seconds = float(moment) if isinstance(moment, int | float) else datetime.fromisoformat(str(moment)).timestamp()
-    except (ValueError, OverflowError, OSError):
+    if isinstance(moment, bool):
         return 0.0
-    return seconds if math.isfinite(seconds) else 0.0
+    try:
+        seconds = float(moment)
+    except (TypeError, ValueError, OverflowError):
+        seconds = _iso_seconds(moment)
+    if _LAST_SECOND <= seconds < _LAST_SECOND * 1000:
+        seconds /= 1000
+    return seconds if 0 <= seconds < _LAST_SECOND else 0.0
 
 
-def _job_errors(errors: Any, log_data: bool) -> Iterator[tuple[str, str, int | None]]:
+def _iso_seconds(moment: Any) -> float:
+    try:
+        found = datetime.fromisoformat(moment)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+
+
+def _job_errors(errors: Any, log_data: bool, key: str | None) -> Iterator[tuple[str, str, int | None]]:
     """Code, message and 1-based line of each validation error."""
     found = errors.get("data") if isinstance(errors, dict) and "data" in errors else errors
-    for error in found if isinstance(found, list) else [found] if found else []:
+    for error in found[:_MOST_ERRORS] if isinstance(found, list) else [found] if found else []:
         if isinstance(error, dict):
-            line = error.get("line")
-            yield (
-                str(error.get("code") or ""),
-                shown(str(error.get("message") or ""), None, log_data),
-                _count(line),
-            )
+            code = redactor_of(key).identifier(word(error.get("code"))[:80])
+            yield code, shown(word(error.get("message")), key, log_data), _count(error.get("line"))
         else:
-            yield "", shown(str(error), None, log_data), None
+            yield "", shown(word(error), key, log_data), None

@@ -5,10 +5,10 @@ Spoken by OpenAI, Azure OpenAI and everything compatible. What the compatible on
 
 from __future__ import annotations
 
-import email.utils
+import contextlib
+import json
 import math
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -16,9 +16,42 @@ from typing import Annotated, Any, Literal
 import msgspec
 import orjson
 
-from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
+from beam_llm.errors import CallError, Kind, Retryable
 from beam_llm.protocols import LineReply
+from beam_llm.providers.openai_errors import (
+    ErrorContext,
+    duration_seconds,
+    error_of,
+    pace_of,
+    retry_after_seconds,
+    shown,
+    status_in,
+    status_of,
+    word,
+)
+from beam_llm.redaction import Redactor, redactor_of
 from beam_llm.values import Completion, Finish, Pace, Request, Usage
+
+__all__ = [
+    "Dialect",
+    "ErrorContext",
+    "completion_of",
+    "decode_reply",
+    "duration_seconds",
+    "encode_body",
+    "error_of",
+    "finish_of",
+    "line_reply",
+    "loads",
+    "pace_of",
+    "plain_line",
+    "retry_after_seconds",
+    "shown",
+    "token_count",
+    "unreadable",
+    "usage_of",
+    "word",
+]
 
 JSON_SCHEMA, JSON_OBJECT, WORDS = "json_schema", "json_object", "words"
 MAX_COMPLETION_TOKENS, MAX_TOKENS = "max_completion_tokens", "max_tokens"
@@ -33,28 +66,34 @@ class Dialect:
     """What one endpoint takes: how a reply's shape can be asked for, and how its length is limited.
 
     It starts from what the model's name and the host tell and learns from refusals: an endpoint that takes no JSON schema is asked for
-    a JSON object, then in words alone.
+    a JSON object, then in words alone. One that takes a schema and doesn't follow it gets it in words as well.
     """
 
     reply_format: str = JSON_SCHEMA
     tokens_field: str = MAX_TOKENS
+    is_enforced: bool = False
+    works: bool = False
+    failures: int = 0
 
     @classmethod
     def of(cls, model: str, at_openai: bool) -> Dialect:
         """OpenAI and Azure want `max_completion_tokens` (newer models refuse the old name); other servers often know only the old one."""
         reply_format = JSON_OBJECT if _WITHOUT_SCHEMA.match(model) else WORDS if _WITHOUT_JSON.match(model) else JSON_SCHEMA
-        return cls(reply_format, MAX_COMPLETION_TOKENS if at_openai else MAX_TOKENS)
+        return cls(reply_format, MAX_COMPLETION_TOKENS if at_openai else MAX_TOKENS, at_openai)
 
-    def learn(self, error: CallError) -> bool:
-        """Whether the refusal was about the request's form and another form is left to try."""
-        if error.status not in (400, 404, 422):
+    def learn(self, error: CallError, text: str | None = None) -> bool:
+        """Whether the refusal was about the request's form and another form is left to try.
+
+        Args:
+          text: the server's own words, where `error` holds them shortened. They count more than the status: a schema is refused with
+            a 400 or 422 by most, with a 500 or 501 by some.
+        """
+        if error.status is None or error.status < 400 or error.status in _NOT_ABOUT_THE_FORM:
             return False
-        text = error.message
-        if "response_format" in text or "json_schema" in text or "json_object" in text:
-            if self.reply_format != WORDS:
-                self.reply_format = JSON_OBJECT if self.reply_format == JSON_SCHEMA else WORDS
-                return True
-        elif MAX_COMPLETION_TOKENS in text or MAX_TOKENS in text:
+        text = (error.message if text is None else text)[:4000]
+        if _ABOUT_THE_SHAPE.search(text) or (error.status >= 500 and _ABOUT_A_GRAMMAR.search(text)):
+            return self.step_down()
+        if MAX_COMPLETION_TOKENS in text or MAX_TOKENS in text:
             refused = re.compile(
                 rf"(nsupported|nknown|nrecognized|xtra|not permitted).*{self.tokens_field}|{self.tokens_field}.*(not supported|xtra)"
             )
@@ -62,6 +101,32 @@ class Dialect:
                 self.tokens_field = MAX_COMPLETION_TOKENS if self.tokens_field == MAX_TOKENS else MAX_TOKENS
                 return True
         return False
+
+    def simpler(self, request: Request, error: CallError) -> Dialect | None:
+        """A form to try where a server has only failed so far: after two bare 500s to a schema; None else."""
+        if self.works or self.is_enforced or request.schema is None or error.status not in (500, 501) or self.reply_format == WORDS:
+            return None
+        self.failures += 1
+        if self.failures not in (2, 6):
+            return None
+        return Dialect(JSON_OBJECT if self.reply_format == JSON_SCHEMA else WORDS, self.tokens_field)
+
+    def step_down(self) -> bool:
+        """Asks for the reply's shape in a simpler way from now on; False where there is none."""
+        if self.reply_format == WORDS:
+            return False
+        self.reply_format = JSON_OBJECT if self.reply_format == JSON_SCHEMA else WORDS
+        self.works, self.failures = False, 0
+        return True
+
+    def unenforced(self) -> bool:
+        """A schema was sent and the reply is no JSON: from now on the schema is put into words too. Whether that changes anything."""
+        return self.reply_format == JSON_SCHEMA and not self.is_enforced and self.step_down()
+
+
+_NOT_ABOUT_THE_FORM = (401, 403, 408, 413, 429, 502, 503, 504)
+_ABOUT_THE_SHAPE = re.compile("response_format|json_schema|json_object")
+_ABOUT_A_GRAMMAR = re.compile(r"schema|grammar|guided|structured.?output|constrained", re.IGNORECASE)
 
 
 def encode_body(request: Request, dialect: Dialect) -> bytes:
@@ -100,76 +165,290 @@ def _without_surrogates(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-_FINISHES = {
-    "stop": Finish.STOP,
-    "length": Finish.LENGTH,
-    "content_filter": Finish.FILTERED,
-    "tool_calls": Finish.EMPTY,
-    "function_call": Finish.EMPTY,
+_NO_CONTEXT = ErrorContext()
+
+
+# Replies -------------------------------------------------------------------------------------------------------------------
+
+_ENDS: dict[Finish, str] = {
+    Finish.STOP: "stop end_turn eos eos_token stop_sequence stop_token stop_str end_of_text complete completed finish finished done end",
+    Finish.LENGTH: "length max_tokens model_length max_length max_output_tokens max_completion_tokens max_new_tokens token_limit"
+    " truncated incomplete model_context_window_exceeded context_length_exceeded length_limit",
+    Finish.FILTERED: "content_filter content_filtered filtered safety sensitive prohibited_content blocklist blocked recitation spii"
+    " guardrail guardrails guardrail_intervened moderation content_policy content_policy_violation image_safety language",
+    Finish.REFUSED: "refusal refused",
+    Finish.EMPTY: "tool_calls tool_call tool_use function_call",
+    Finish.FAILED: "error abort aborted fail failed failure cancelled canceled cancel interrupted disconnect disconnected timeout"
+    " timed_out time_limit insufficient_system_resource insufficient_system_resources network_error server_error internal_error"
+    " internal_server_error provider_error upstream_error exception oom out_of_memory overloaded unexpected_tool_call"
+    " malformed_function_call malformed_response malformed_tool_call repetition",
 }
-"""What `finish_reason` means (OpenAI's API reference, chat completions)."""
+"""What servers write for a reply's end: OpenAI, Azure, Mistral (`model_length`), DeepSeek (`insufficient_system_resource`), vLLM
+(`abort`), OpenRouter (`error`), z.ai (`sensitive`), and Anthropic's, Gemini's and Bedrock's words where a proxy hands them through.
+Source: their API references, read 2026-11."""
+
+_FINISHES = {name: finish for finish, names in _ENDS.items() for name in names.split()}
 
 
-def finish_of(word: str) -> Finish:
-    return _FINISHES.get(word, Finish.OTHER)
+def finish_of(name: Any) -> Finish:
+    """How a reply ended, by the provider's word for it; OTHER for one that nobody has told us of."""
+    if not isinstance(name, str):
+        return Finish.OTHER
+    found = _FINISHES.get(name)
+    if found is None:  # `MAX_TOKENS`, `FinishReason.STOP`, `content-filter`
+        plain = name[:80].strip().rpartition(".")[2].lower().replace("-", "_").replace(" ", "_")
+        found = _FINISHES.get(plain, Finish.OTHER)
+    return found
 
 
-def completion_of(payload: Any, request_id: str | None = None, pace: Pace | None = None) -> Completion:
-    """The reply in words.
+def completion_of(payload: Any, request_id: Any = None, pace: Pace | None = None, context: ErrorContext = _NO_CONTEXT) -> Completion:
+    """The reply in words. Every field is read as far as it can be; one of another type counts as absent.
 
     Raises:
       CallError: where it is an error in the guise of a reply (some proxies answer 200 with one), or no chat completion at all.
     """
-    if not isinstance(payload, dict) or "choices" not in payload:
-        if isinstance(payload, dict) and payload.get("error"):
-            raise error_of(_status_in(payload["error"]), {}, payload)
+    if not isinstance(payload, dict):
         raise unreadable("the reply is no chat completion")
-    usage = usage_of(payload.get("usage"))
-    model, request_id = payload.get("model") or "", request_id or payload.get("id")
-    choices = payload["choices"]
-    if not choices:
-        return Completion(None, Finish.EMPTY, usage, model, request_id, None, pace)
-    choice = choices[0]
-    message = choice.get("message") or {}
-    text = message.get("content")
-    if text is not None and not isinstance(text, str):
-        text = "".join(part.get("text") or "" for part in text if isinstance(part, dict))
-    word = choice.get("finish_reason") or "stop"
-    return Completion(text, finish_of(word), usage, model, request_id, message.get("refusal"), pace, word)
+    redactor = redactor_of(context.secret)
+    choices = payload.get("choices")
+    choice = _first_choice(choices)
+    if choice is None:
+        _raise_error_in(payload, context)
+        if choices or "choices" not in payload:
+            raise unreadable("the reply is no chat completion")
+    choice = choice or {}
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        message = {"content": choice.get("text") if message is None else message}
+    text = text_of(message.get("content"))
+    if text is not None:
+        text = redactor.in_answer(text)
+    if not text:
+        _raise_error_in(choice, context)
+    reason = choice.get("finish_reason")
+    refusal = message.get("refusal")
+    refusal = redactor(clean(refusal)) if isinstance(refusal, str) and refusal else None
+    return Completion(
+        text,
+        _finish(reason, text or refusal, bool(choice.get("error"))),
+        usage_of(payload.get("usage")),
+        _name(payload.get("model"), redactor) or "",
+        _name(request_id, redactor) or _name(payload.get("id"), redactor),
+        refusal,
+        pace,
+        (_name(reason, redactor) or "stop") if choice else "",
+        service_tier=_name(payload.get("service_tier"), redactor),
+    )
 
 
-# What of a batch file's line is read, where it is as OpenAI writes it.
+def _first_choice(choices: Any) -> dict[str, Any] | None:
+    if isinstance(choices, dict):  # a server that sends one choice bare
+        return choices if "message" in choices or "text" in choices else None
+    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+        return choices[0]
+    if isinstance(choices, list) and choices:
+        raise unreadable("the reply is no chat completion")
+    return None
+
+
+def _finish(reason: Any, text: str | None, has_error: bool) -> Finish:
+    """A word that is missing is `stop`. Where no text is, nothing was answered, whatever good word stands for it."""
+    finish = Finish.STOP if reason is None or reason == "" else finish_of(reason)
+    if has_error and finish in (Finish.STOP, Finish.OTHER):
+        return Finish.FAILED
+    if finish is Finish.EMPTY and text:  # words before a tool's call are no answer for sure
+        return Finish.OTHER
+    return Finish.EMPTY if not text and finish in (Finish.STOP, Finish.OTHER) else finish
+
+
+def _raise_error_in(payload: Mapping[str, Any], context: ErrorContext) -> None:
+    """Raises the error that stands where an answer should: OpenRouter's `error`, vLLM's `object: error`, FastAPI's `detail`."""
+    error = payload.get("error")
+    if not error:
+        names = ("message", "detail") if payload.get("object") == "error" or "choices" not in payload else ()
+        if not any(payload.get(name) and not isinstance(payload[name], dict) for name in names):
+            return
+        error = payload
+    raise error_of(status_in(error) or 502, {}, {"error": error}, **context._asdict())
+
+
+_THOUGHTS = ("reasoning", "thinking", "thought", "redacted_thinking", "reasoning_content", "summary")
+_DEEPEST = 8
+
+
+def text_of(content: Any, depth: int = 0) -> str | None:
+    """A message's text: a string, or the parts of it that are no thoughts; None where there is none.
+
+    Args:
+      depth: how many lists and objects it is in; below eight nothing is read.
+    """
+    if content is None or isinstance(content, str):
+        return clean(content) if content else content
+    if depth > _DEEPEST:
+        return None
+    if isinstance(content, list) and any(map(_is_part, content)):
+        texts = [text for part in content if (text := text_of(part, depth + 1)) is not None]
+        return "".join(texts) if texts else None
+    if isinstance(content, dict) and (depth or _is_part(content)):
+        if content.get("type") in _THOUGHTS or content.get("thought") is True:
+            return None
+        return text_of(next((content[name] for name in ("text", "content", "value") if name in content), None), depth + 1)
+    return "false" if content is False else word(content) or None  # an answer that the server has parsed already
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, (str, list)) or (isinstance(value, dict) and ("type" in value or "text" in value))
+
+
+def clean(text: str) -> str:
+    """The text without lone surrogates, which only a lenient reading of JSON lets through."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return _without_surrogates(text)
+    return text
+
+
+def _name(value: Any, redactor: Redactor) -> str | None:
+    """An id, a model or a word as a server gives it, if it is a text or a number."""
+    if isinstance(value, str) and value:
+        return redactor.identifier(clean(value[:400]))
+    return str(value) if type(value) is int and abs(value) < 10**30 else None
+
+
+def unreadable(message: str) -> Retryable:
+    return Retryable(Kind.UNREADABLE, message, status=200)
+
+
+MOST_TOKENS = 20_000_000
+"""Of one reply: twice the largest window on sale. A larger count is a mistake, and would put budgets out for hours."""
+
+
+def token_count(value: Any) -> int:
+    """Tokens as a number, whatever a server writes for one: 0 for nothing, at most `MOST_TOKENS`."""
+    if type(value) is int:
+        return min(max(value, 0), MOST_TOKENS)
+    if isinstance(value, str) and len(value) <= 40:
+        try:
+            value = float(value)
+        except ValueError:
+            return 0
+    if isinstance(value, float) and math.isfinite(value):
+        return int(min(max(value, 0), MOST_TOKENS))
+    return 0
+
+
+def usage_of(usage: Any) -> Usage:
+    """Tokens as billed; 0 where the server does not say."""
+    if not isinstance(usage, dict):
+        return Usage()
+    inputs, details = token_count(usage.get("prompt_tokens")), usage.get("prompt_tokens_details")
+    cached = token_count(details.get("cached_tokens")) if isinstance(details, dict) else 0
+    return Usage(inputs, token_count(usage.get("completion_tokens")), min(cached, inputs))
+
+
+def decode_reply(body: bytes, request_id: str | None = None, pace: Pace | None = None, context: ErrorContext = _NO_CONTEXT) -> Completion:
+    """The bytes of a 200 as a Completion. Raises like `completion_of`."""
+    redactor = redactor_of(context.secret)
+    request_id = redactor.identifier(request_id) if request_id else None
+    if not redactor.touches_bytes(body):
+        completion = _plain_reply(body, request_id, pace)
+        if completion is not None:
+            return completion
+    try:
+        payload = loads(body)
+    except ValueError:
+        raise unreadable(_no_json(body)) from None
+    try:
+        return completion_of(payload, request_id, pace, context)
+    except _ODD:
+        raise unreadable("the reply is no chat completion") from None
+
+
+_ODD = (AttributeError, KeyError, TypeError, IndexError, ValueError, OverflowError, RecursionError)
+"""The last guard: what the readers of single fields did not think of is an error of that reply, and of no other."""
+
+
+def _no_json(body: bytes) -> str:
+    """What came instead, where that tells more than that it isn't JSON."""
+    start = body[:2000].lstrip(b"\xef\xbb\xbf \r\n\t")
+    if start.startswith((b"data:", b"event:")):
+        return "the reply is a stream of events, which was not asked for: take `stream` off where the server or a proxy is set up"
+    if start[:1] == b"<":
+        title = re.search(rb"<title[^>]{0,100}>([^<]{1,80})", start, re.IGNORECASE)
+        named = f" titled {shown(title[1].decode('utf-8', 'replace'), None, False)!r}" if title else ""
+        return f"the reply is a web page{named}, not JSON: base_url may be wrong, or a proxy asks to sign in"
+    return f"the reply's body of {len(body):,} bytes is not JSON"
+
+
+# JSON that is not to the letter -------------------------------------------------------------------------------------------
+
+
+def loads(data: bytes | str) -> Any:
+    """The JSON value; what strict parsers refuse and people do write gets a second look: half an emoji, NaN, Infinity, a byte order
+    mark, control characters and broken UTF-8 in strings, numbers without end. It may have been paid for.
+
+    Raises:
+      ValueError: where it is no JSON for that either, or nested too deeply.
+    """
+    try:
+        return orjson.loads(data)
+    except ValueError:
+        pass
+    text = data if isinstance(data, str) else data.decode("utf-8-sig", "replace")
+    try:
+        return _lenient.decode(text.strip(" \r\n\t\0"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= 20 else math.inf
+
+
+_lenient = json.JSONDecoder(strict=False, parse_int=_integer, parse_constant=lambda name: None)
+
+
+# What comes as OpenAI writes it, read in half the time --------------------------------------------------------------------
+
+
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
+_ShortName = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 
 class _Message(msgspec.Struct, gc=False):
-    content: str
-    refusal: str | None = None
+    content: Annotated[str, msgspec.Meta(min_length=1)]
+    refusal: None = None
 
 
 class _Choice(msgspec.Struct, gc=False):
     message: _Message
     finish_reason: str
+    error: None = None
 
 
 class _PromptTokens(msgspec.Struct, gc=False):
-    cached_tokens: int
+    cached_tokens: _Tokens | None = None
 
 
-class _Tokens(msgspec.Struct, gc=False):
-    prompt_tokens: int
-    completion_tokens: int
-    prompt_tokens_details: _PromptTokens
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: _Tokens
+    completion_tokens: _Tokens
+    prompt_tokens_details: _PromptTokens | None = None
 
 
 class _Body(msgspec.Struct, gc=False):
-    model: str
-    choices: list[_Choice]
-    usage: _Tokens
+    model: _ShortName
+    choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
+    usage: _Usage
+    id: _ShortName | None = None
+    service_tier: _ShortName | None = None
 
 
 class _Response(msgspec.Struct, gc=False):
     status_code: Literal[200]
-    request_id: Annotated[str, msgspec.Meta(min_length=1)]
+    request_id: _ShortName
     body: _Body
 
 
@@ -179,226 +458,102 @@ class _Line(msgspec.Struct, gc=False):
 
 
 _decode_line = msgspec.json.Decoder(_Line).decode
+_decode_body = msgspec.json.Decoder(_Body).decode
+_UNUSUAL = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_PLAIN_FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH}
 
 
-def plain_line(line: bytes) -> LineReply | None:
+def _plain_completion(body: _Body, request_id: str | None, pace: Pace | None) -> Completion | None:
+    choice, tokens = body.choices[0], body.usage
+    finish = _PLAIN_FINISHES.get(choice.finish_reason)
+    details = tokens.prompt_tokens_details
+    cached = details.cached_tokens or 0 if details is not None else 0
+    if finish is None or cached > tokens.prompt_tokens:
+        return None
+    usage = Usage(tokens.prompt_tokens, tokens.completion_tokens, cached)
+    text = choice.message.content
+    return Completion(text, finish, usage, body.model, request_id, None, pace, choice.finish_reason, body.service_tier)
+
+
+def _plain_reply(data: bytes, request_id: str | None, pace: Pace | None) -> Completion | None:
+    try:
+        body = _decode_body(data)
+    except _UNUSUAL:
+        return None
+    return _plain_completion(body, request_id or body.id, pace)
+
+
+def plain_line(line: bytes, redactor: Redactor | None = None) -> LineReply | None:
     """A line of a batch's result file that is as OpenAI writes it; what `completion_of` gives for its body, in a third of the time.
+
+    Args:
+      redactor: of the key in use, where the line may repeat it.
 
     Returns:
       None for a line with anything unusual about it, good or bad.
     """
+    if redactor is not None and redactor.touches_bytes(line):
+        return None
     try:
         found = _decode_line(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except _UNUSUAL:
         return None
-    body = found.response.body
-    if not body.choices or not body.choices[0].finish_reason:
+    response = found.response
+    name = response.request_id
+    if redactor is not None and not name.islower() and redactor.touches(name):  # an encoded key has capitals
         return None
-    choice, tokens = body.choices[0], body.usage
-    usage = Usage(tokens.prompt_tokens, tokens.completion_tokens, tokens.prompt_tokens_details.cached_tokens)
-    message = choice.message
-    word = choice.finish_reason
-    completion = Completion(message.content, finish_of(word), usage, body.model, found.response.request_id, message.refusal, None, word)
-    return LineReply(found.custom_id, completion)
+    completion = _plain_completion(response.body, response.request_id, None)
+    return None if completion is None else LineReply(found.custom_id, completion)
 
 
-def decode_reply(body: bytes, request_id: str | None = None, pace: Pace | None = None) -> Completion:
-    """The bytes of a 200 as a Completion. Raises like `completion_of`."""
-    try:
-        payload = orjson.loads(body)
-    except ValueError:
-        raise unreadable(f"the reply's body of {len(body):,} bytes is not JSON") from None
-    try:
-        return completion_of(payload, request_id, pace)
-    except (AttributeError, KeyError, TypeError, IndexError):
-        raise unreadable("the reply is no chat completion") from None
+# Lines of a batch's result file --------------------------------------------------------------------------------------------
 
 
-def unreadable(message: str) -> Retryable:
-    return Retryable(Kind.UNREADABLE, message, status=200)
+def line_reply(line: bytes, context: ErrorContext = _NO_CONTEXT) -> LineReply:
+    """One line: success lines, error lines of every known shape, and lines without any answer.
 
-
-def usage_of(usage: Any) -> Usage:
-    """Tokens as billed; 0 where the server does not say."""
-    if not isinstance(usage, dict):
-        return Usage()
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0, cached or 0)
-
-
-def _status_in(error: Any) -> int:
-    """The HTTP status that an error body names in its code; 502 where it names none."""
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, int) and 400 <= code < 600 else 502
-
-
-# ---------------------------------------------------------------------------------------------------------------- errors
-
-_SPENT = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated", "access_terminated"}
-_NO_MODEL = {"model_not_found", "deploymentnotfound", "invalid_model", "model_not_available"}
-_FILTERED = {"content_filter", "content_policy_violation", "responsibleaipolicyviolation", "invalid_prompt", "moderation_blocked"}
-_TOO_LONG = {"context_length_exceeded", "string_above_max_length", "request_too_large", "tokens_limit_reached"}
-_TOO_LONG_WORDS = re.compile(
-    r"maximum context length|context.{0,20}(exceed|too long|too large)|request too large|prompt is too long", re.IGNORECASE
-)
-_RETRYABLE = {
-    408: Kind.TIMED_OUT,
-    409: Kind.UNAVAILABLE,
-    425: Kind.UNAVAILABLE,
-    429: Kind.RATE_LIMITED,
-    498: Kind.RATE_LIMITED,
-    504: Kind.TIMED_OUT,
-    524: Kind.TIMED_OUT,
-}
-"""498: Groq's flex capacity. 529, overloaded, goes with the other 5xx."""
-
-
-def error_of(
-    status: int,
-    headers: Mapping[str, str],
-    body: Any,
-    *,
-    secret: str | None = None,
-    key_reference: str | None = None,
-    log_data: bool = False,
-    missing: type[CallError] = Aborted,
-) -> CallError:
-    """Translates an HTTP error once, for everybody.
-
-    Args:
-      status: a redirect counts as a wrong address: following it would carry the key elsewhere.
-      body: the error's body, parsed or as bytes.
-      secret: the key in use, to be taken out should the provider repeat it.
-      key_reference: where that key is kept, to be named where the provider refuses it.
-      log_data: whether the provider's sentence may be kept whole; it may quote a record.
-      missing: what a 404 means: for a chat call that the model or the address is wrong (Aborted), for a job that it is unknown (Rejected).
+    Raises:
+      ValueError: where the line is cut or no reply at all.
     """
-    code, kind, param, sentence = _parts_of(body)
-    words = {code.lower(), kind.lower()}
-    named = " ".join(filter(None, (f"HTTP {status}", code or kind, f"({param})" if param else "")))
-    message = f"{named}: {shown(sentence, secret, log_data)}" if sentence else named
-    should_retry = headers.get("x-should-retry")
-    if status in (401, 403) and key_reference:
-        message = f"{message} (api_key is {key_reference!r})"
-    if words & _SPENT or status in (401, 403) or 300 <= status < 400 or (words & _NO_MODEL and status < 500):
-        return Aborted(Kind.ABORTED, message, status=status)
-    if status == 404:
-        return missing(Kind.ABORTED if missing is Aborted else Kind.REJECTED, message, status=status)
-    if words & _TOO_LONG or status == 413 or (status in (400, 429) and _TOO_LONG_WORDS.search(sentence)):
-        return Rejected(Kind.TOO_LARGE, message, status=status)
-    if words & _FILTERED:
-        return Rejected(Kind.REFUSED, message, status=status)
-    retryable = status in _RETRYABLE or status >= 500 or "token_limit_exceeded" in words
-    if should_retry == "true" or (retryable and should_retry != "false"):
-        wait = retry_after_seconds(headers)
-        fallback = Kind.RATE_LIMITED if "token_limit_exceeded" in words else Kind.UNAVAILABLE
-        return Retryable(_RETRYABLE.get(status, fallback), message, retry_after_seconds=wait, status=status)
-    return Rejected(Kind.REJECTED, message, status=status)
-
-
-def _parts_of(body: Any) -> tuple[str, str, str, str]:
-    """Code, type, parameter and sentence of an error body, whatever its shape; empty strings where it has none."""
-    if isinstance(body, bytes):
-        try:
-            body = orjson.loads(body)
-        except ValueError:
-            body = body[:2000].decode("utf-8", "replace")
-    if isinstance(body, list) and body:
-        body = body[0]
-    error = body.get("error", body) if isinstance(body, dict) else body
-    if not isinstance(error, dict):
-        return "", "", "", "" if error is None else str(error)
-    inner = error.get("innererror")
-    code = (inner.get("code") if isinstance(inner, dict) else None) or error.get("code")
-    sentence = error.get("message") or error.get("detail") or ""
-    return str(code or ""), str(error.get("type") or ""), str(error.get("param") or ""), str(sentence)
-
-
-_KEYS = re.compile(r"\b(?:sk|pk|rk|key|gsk|api)[-_][\w*.…-]{3,}|Bearer\s+\S+|[^\s'\"]*\*{3,}[^\s'\"]*")
-_QUOTED = re.compile(r"'[^']{25,}'|\"[^\"]{25,}\"|`[^`]{25,}`")
-MOST_SHOWN = 200
-
-
-def shown(sentence: str, secret: str | None, log_data: bool) -> str:
-    """The provider's sentence without keys; and, unless data may be logged, short and without long quotations."""
-    if secret:
-        sentence = sentence.replace(secret, "[key]")
-    sentence = " ".join(_KEYS.sub("[key]", sentence).split())
-    if log_data:
-        return sentence[:2000]
-    sentence = _QUOTED.sub("'…'", sentence)
-    return sentence if len(sentence) <= MOST_SHOWN else sentence[: MOST_SHOWN - 1] + "…"
-
-
-# ------------------------------------------------------------------------------------------------------------ rate limits
-
-
-def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """How long the provider asks to wait, uncapped; None where it does not say.
-
-    `retry-after-ms` first, then `retry-after` (seconds or an HTTP date), then the reset of whichever budget is spent.
-    """
-    milliseconds = _number(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return milliseconds / 1000
-    after = headers.get("retry-after")
-    if after:
-        seconds = _number(after)
-        return seconds if seconds is not None else _until(after)
-    pace = pace_of(headers)
-    if pace is None:
-        return None
-    budgets = ((pace.remaining_requests, pace.reset_requests_seconds), (pace.remaining_tokens, pace.reset_tokens_seconds))
-    spent = [reset for remaining, reset in budgets if remaining == 0 and reset is not None]
-    return max(spent) if spent else None
-
-
-def _number(value: str | None) -> float | None:
-    try:
-        number = float(value) if value else math.nan
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and number >= 0 else None
-
-
-def _until(date: str) -> float | None:
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(date).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
-def pace_of(headers: Mapping[str, str]) -> Pace | None:
-    """The `x-ratelimit-*` headers; None where there are none."""
-    requests, tokens = headers.get("x-ratelimit-remaining-requests"), headers.get("x-ratelimit-remaining-tokens")
-    if requests is None and tokens is None:
-        return None
-    return Pace(
-        _whole(requests),
-        _whole(tokens),
-        duration_seconds(headers.get("x-ratelimit-reset-requests")),
-        duration_seconds(headers.get("x-ratelimit-reset-tokens")),
-    )
-
-
-def _whole(value: str | None) -> int | None:
-    number = _number(value)
-    return None if number is None else int(number)
-
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
-_UNIT_SECONDS = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-
-
-def duration_seconds(text: str | None) -> float | None:
-    """`6m0s`, `12ms`, `1h2m3.5s`, or plain seconds; None where it is none of these."""
-    if not text:
-        return None
-    plain = _number(text)
+    plain = plain_line(line, redactor_of(context.secret))
     if plain is not None:
         return plain
-    parts = _DURATION.findall(text)
-    if "".join(number + unit for number, unit in parts) != text:
-        return None
-    return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    payload = loads(line)
+    custom_id = payload.get("custom_id") if isinstance(payload, dict) else None
+    if not isinstance(custom_id, str) or not custom_id:
+        raise ValueError(f"a result line of {len(line):,} bytes has no custom_id")
+    try:
+        response = payload.get("response")
+        if isinstance(response, dict) and response.get("body") is not None:
+            return LineReply(custom_id, _answer(response, context))
+        return LineReply.failed(custom_id, _line_error(response, payload.get("error"), context))
+    except CallError as error:
+        return LineReply.failed(custom_id, error)
+    except _ODD:
+        return LineReply.failed(custom_id, unreadable("the reply is no chat completion"))
+
+
+def _answer(response: dict[str, Any], context: ErrorContext) -> Completion:
+    body = response["body"]
+    if isinstance(body, str):  # Mistral's error rows, and all rows of some servers
+        with contextlib.suppress(ValueError):
+            body = loads(body)
+    status = status_of(response.get("status_code")) or 200
+    if status >= 400 or isinstance(body, str):
+        raise error_of(status if status >= 400 else 502, {}, body, **context._asdict())
+    return completion_of(body, response.get("request_id"), None, context)
+
+
+def _line_error(response: Any, error: Any, context: ErrorContext) -> CallError:
+    """The error of a line without a body: outside of HTTP (`batch_expired`, …), or a bare status, or nothing at all."""
+    status = status_of(response.get("status_code")) if isinstance(response, dict) else None
+    if error is None and status is None:
+        return Retryable(Kind.MISSING, "the job's file has a line for this request, but neither an answer nor an error in it")
+    named = status if status is not None and status >= 400 else None
+    found = error_of(named or 502, {}, {"error": error}, **context._asdict())
+    code = word(error.get("code") if isinstance(error, dict) else error).lower()
+    ends = {"expired": Kind.EXPIRED, "cancelled": Kind.CANCELLED, "canceled": Kind.CANCELLED}
+    for end, kind in ends.items():
+        if end in code:
+            return Retryable(kind, found.message.removeprefix("HTTP 502 "))
+    return found

@@ -47,6 +47,11 @@ class Options(TypedDict, total=False):
     lease_seconds: float
     list_lag_seconds: float
     allow_pickle: bool
+    max_reply_bytes: int
+    max_file_bytes: int
+    max_list_pages: int
+    control_timeout_ms: int
+    transfer_timeout_ms: int
     waiting: Literal["loop", "sdf"] | None
     log_data: bool
     max_input_tokens: int | None

@@ -1,0 +1,243 @@
+"""HTTP with bounds, for one origin: no redirect is followed, no body is read beyond its limit (decoded), no call outlasts its time."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+import urllib.request
+import zlib
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from typing import IO, Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+import yarl
+
+from beam_llm.config import Settings
+from beam_llm.errors import CallError, Kind, Retryable
+
+T = TypeVar("T")
+
+ACCEPT_ENCODING = "gzip, deflate"
+MOST_ERROR_BYTES = 65_536
+"""Of an error's body: enough for any sentence."""
+_CHUNK = 1 << 18
+
+
+class Bounds(NamedTuple):
+    """What a server may cost us at most; the options of the same names say what each is.
+
+    Attributes:
+      reply_bytes: of one body, decoded: a reply, or the answer to a control call.
+      file_bytes: of one result file, decoded.
+      list_pages: of one list of jobs.
+      control_seconds: of one control call (create, look, list a page, cancel), its repetitions included.
+      transfer_seconds: of one upload or download, its repetitions included.
+    """
+
+    reply_bytes: int = 20_000_000
+    file_bytes: int = 2_000_000_000
+    list_pages: int = 100
+    control_seconds: float = 60.0
+    transfer_seconds: float = 1_800.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Bounds:
+        return cls(
+            settings.max_reply_bytes,
+            settings.max_file_bytes,
+            settings.max_list_pages,
+            settings.control_timeout_ms / 1000,
+            settings.transfer_timeout_ms / 1000,
+        )
+
+
+class TooLarge(Exception):
+    """A body that is larger than its limit."""
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def session(headers: Mapping[str, str]) -> aiohttp.ClientSession:
+    """A session that keeps no cookies and leaves decoding to `chunks`. The engine limits concurrency, so the connector does not."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ttl_dns_cache=300),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        headers={"User-Agent": "beam-llm", "Accept-Encoding": ACCEPT_ENCODING, **headers},
+    )
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for the address, looked up once: aiohttp's own look-up would cost every call."""
+    parts = urlsplit(url)
+    if urllib.request.proxy_bypass(parts.netloc):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
+
+
+# Bodies --------------------------------------------------------------------------------------------------------------------
+
+
+async def read_body(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """The decoded body. Of an error's body only the start is read; of a good one all.
+
+    Raises:
+      TooLarge: where a good body is larger than `most`.
+    """
+    is_error = response.status >= 300
+    limit = min(most, MOST_ERROR_BYTES) if is_error else most
+    if not is_error and (response.content_length or 0) > limit:
+        raise TooLarge
+    parts, size = [], 0
+    async for chunk in chunks(response):
+        size += len(chunk)
+        parts.append(chunk)
+        if size > limit:
+            response.close()
+            if is_error:
+                break
+            raise TooLarge
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """The body as it comes, decoded in small pieces: a compressed bomb is never in memory as a whole."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding in ("", "identity"):
+        async for data in response.content.iter_any():
+            yield data
+        return
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise Retryable(Kind.UNREADABLE, f"the reply has an encoding that was not asked for: {encoding[:20]!r}", status=200)
+    decoder: Any = None
+    async for data in response.content.iter_any():
+        if decoder is None:
+            decoder = _decoder(encoding, data)
+        while data:
+            try:
+                yield decoder.decompress(data, _CHUNK)
+            except zlib.error:
+                raise Retryable(Kind.UNREADABLE, "the reply's compressed body is damaged", status=200) from None
+            data = decoder.unconsumed_tail
+    if decoder is not None and not decoder.eof:
+        raise Retryable(Kind.UNAVAILABLE, "the reply's compressed body was cut")
+
+
+def _decoder(encoding: str, start: bytes) -> Any:
+    """`deflate` comes with a zlib header or, from some servers, without."""
+    is_raw = encoding == "deflate" and start[0] & 0x0F != 8
+    return zlib.decompressobj(-zlib.MAX_WBITS if is_raw else zlib.MAX_WBITS | 32)
+
+
+# Calls that block ----------------------------------------------------------------------------------------------------------
+
+
+def call(
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    *,
+    seconds: float,
+    most: int,
+    data: Any = None,
+    into: IO[bytes] | None = None,
+    proxy: str | None = None,
+) -> Answer:
+    """One request, within `seconds` from name look-up to the last byte.
+
+    Args:
+      most: bytes of a good body.
+      data: bytes, or a form; a file in it is streamed.
+      into: where a good body is streamed to, instead of into the answer.
+
+    Raises:
+      Retryable: where there is no answer, or a broken one; `status` is None where the server may have done what was asked.
+      TooLarge: where a good body is larger than `most`.
+    """
+    return _run(_call(method, url, headers, seconds, most, data, into, proxy))
+
+
+async def _call(
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    seconds: float,
+    most: int,
+    data: Any,
+    into: IO[bytes] | None,
+    proxy: str | None,
+) -> Answer:
+    try:
+        async with asyncio.timeout(seconds), session(headers) as opened:
+            sent = opened.request(
+                method,
+                yarl.URL(url, encoded=True),
+                data=data,
+                proxy=proxy,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=None),
+            )
+            async with sent as response:
+                if into is None or response.status >= 300:
+                    return Answer(response.status, response.headers, await read_body(response, most))
+                await _stream(response, into, most)
+                return Answer(response.status, response.headers, b"")
+    except TimeoutError as error:
+        raise Retryable(Kind.TIMED_OUT, f"no whole answer within {seconds:g} s") from error
+    except (aiohttp.ClientError, ConnectionError, ssl.SSLError) as error:  # not every OSError: the disk may be full
+        raise broken(error, url) from None
+
+
+async def _stream(response: aiohttp.ClientResponse, into: IO[bytes], most: int) -> None:
+    size = 0
+    async for chunk in chunks(response):
+        size += len(chunk)
+        if size > most:
+            response.close()
+            raise TooLarge
+        into.write(chunk)
+
+
+def broken(error: BaseException, url: str) -> CallError:
+    """Only the error's name is shown: its text may hold a header."""
+    host = urlsplit(url).netloc.rpartition("@")[2]
+    return Retryable(Kind.UNAVAILABLE, f"no connection or a broken one ({type(error).__name__}) to {host}")
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """The result, from a loop of its own: a control call is rare, and nothing is left open or running after it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _run_here(work)
+    found: list[T | BaseException] = []  # a notebook's thread has a loop already
+
+    def run() -> None:
+        try:
+            found.append(_run_here(work))
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
+
+
+def _run_here(work: Coroutine[Any, Any, T]) -> T:
+    """Like `asyncio.run`, but it does not wait for a name look-up that hangs in a thread."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(work)
+    finally:
+        loop.run_until_complete(asyncio.sleep(0))  # lets transports run their closing callbacks
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()

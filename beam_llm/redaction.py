@@ -1,0 +1,200 @@
+"""Keeps API keys, and what garbles a terminal, out of texts that others wrote and we show, log or store.
+
+A server may repeat a key anywhere: in its sentence, an error's code, an id. So a finished text is searched, not one field
+of it. The key is found whole or in pieces, in any case, with anything between its letters, and encoded for a URL, as
+base64 or in hexadecimal:
+
+    redactor = redactor_of("sk-1234567890abcdef")
+    redactor("Incorrect API key provided: sk-12345678…")      # Incorrect API key provided: [key]…
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import re
+from collections.abc import Iterable
+
+from beam_llm.errors import printable
+
+MASK = "[key]"
+
+MOST_READ = 4_000
+"""Characters of a text that are looked at and kept: it is cut first, so that the time of the search has a bound."""
+
+_PIECE = 10
+"""So many letters and digits in a row of a key are taken for it (of a short key: half of it). Fewer would match ordinary
+words wherever a key is made of such."""
+
+_ENCODED_PIECE = 14
+"""The same for the encoded forms, which carry less in each letter."""
+
+_SECRET_LENGTH = 8
+"""A key with fewer letters and digits is what people give servers without keys (`none`, `EMPTY`, `test`): only the word
+itself is taken out, and none below four characters."""
+
+
+class Redactor:
+    """Takes one key, and whatever looks like another, out of texts. Linear in the length of what it reads.
+
+    Args:
+      secret: the key in use; None where there is none.
+    """
+
+    def __init__(self, secret: str | None):
+        secret = secret or ""
+        letters = _squeeze(secret)
+        self._word = re.compile(rf"(?<!\w){re.escape(secret)}(?!\w)") if len(secret) >= 4 else None
+        self._pieces: list[tuple[int, frozenset[str]]] = []
+        self._needles: tuple[str, ...] = ()
+        self._line_needles: tuple[bytes, ...] = ()
+        self._half = 0
+        self._halves: frozenset[str] = frozenset()
+        if len(letters) < _SECRET_LENGTH:
+            return
+        encoded = _encodings(secret)
+        own = min(_PIECE, _least_in_half(secret))
+        self._pieces = [
+            (own, _windows([letters], own)),
+            (_ENCODED_PIECE, _windows(map(_squeeze, encoded), _ENCODED_PIECE)),
+        ]
+        own_needles = _needles(secret)
+        cased = [needle for form in (secret.lower(), secret.upper()) for needle in _needles(form)]
+        others = [needle for form in encoded for needle in _needles(form)]
+        self._needles = tuple(dict.fromkeys([*own_needles, *cased, *others]))
+        self._line_needles = tuple(needle.encode() for needle in own_needles)
+        self._half = len(secret) // 2
+        self._halves = _windows([secret], self._half)
+
+    def __call__(self, text: str) -> str:
+        """The text, cut to `MOST_READ` characters, with `[key]` for keys and escapes for characters that don't print."""
+        text = text[:MOST_READ]
+        if self._word is not None:
+            text = self._word.sub(MASK, text)
+        for size, pieces in self._pieces:
+            text = _masked(text, size, pieces)
+        return printable(" ".join(_without_shapes(text).split()))
+
+    def touches(self, text: str) -> bool:
+        """Whether half of the key or more is in the text, plain or encoded. Quick: for ids and names, one a reply."""
+        return any(map(text.__contains__, self._needles))
+
+    def touches_bytes(self, data: bytes) -> bool:
+        """Whether half of the key or more may be in these bytes of JSON: some 0.1 µs, for every line of a result file."""
+        for needle in self._line_needles:
+            if needle in data:
+                return True
+        return b"\\u00" in data and _ESCAPED_ASCII.search(data) is not None
+
+    def in_answer(self, text: str) -> str:
+        """A model's text: data, so that only the plain key, or a plain half of it, is taken out."""
+        if not self._half or not self.touches(text):
+            return text
+        size = self._half
+        starts = [i for i in range(len(text) - size + 1) if text[i : i + size] in self._halves]
+        return _replaced(text, [(start, start + size) for start in starts])
+
+    def identifier(self, text: str, most: int = 200) -> str:
+        """An id or a name as a server gives it: short, printable, and without the key."""
+        text = text[:most]
+        return self(text) if not text.isprintable() or self.touches(text) else text
+
+
+@functools.lru_cache(maxsize=64)
+def redactor_of(secret: str | None) -> Redactor:
+    """The redactor of a key, made once."""
+    return Redactor(secret)
+
+
+_known: list[str | None] = [None]
+
+
+def remember(secret: str) -> None:
+    """From now on `redact` takes this key out, whoever calls it."""
+    if secret not in _known:
+        _known.append(secret)
+
+
+def redact(text: str) -> str:
+    """The text without any key that this process has looked up: for messages whose origin is not known."""
+    for secret in _known:
+        text = redactor_of(secret)(text)
+    return text
+
+
+# How the key is found ------------------------------------------------------------------------------------------------------
+
+
+def _encodings(secret: str) -> list[str]:
+    """The key as it looks inside of a URL, of base64 (where it may start at any of three bits) and of hexadecimal."""
+    data = secret.encode("utf-8", "surrogatepass")
+    found = [data.hex(), "".join(c if c.isalnum() else "".join(f"%{byte:02X}" for byte in c.encode()) for c in secret)]
+    for offset, before in enumerate((0, 2, 3)):
+        encoded = base64.b64encode(b"\0" * offset + data).decode().rstrip("=")
+        found.append(encoded[before : len(encoded) - 1])  # what its neighbours have no part in
+    return [form for form in found if form != secret]
+
+
+def _needles(form: str) -> tuple[str, str]:
+    """Two pieces of the text, one of which is in any half of it."""
+    half = len(form) // 2
+    size = max(1, (3 * half - len(form) + 1) // 2)
+    return form[half - size : half], form[len(form) - half :][:size]
+
+
+def _least_in_half(secret: str) -> int:
+    """The fewest letters and digits that any half of the key has, but at least four."""
+    half = len(secret) // 2
+    return max(4, min(len(_squeeze(secret[i : i + half])) for i in range(len(secret) - half + 1)))
+
+
+def _squeeze(text: str) -> str:
+    return "".join(filter(str.isalnum, text)).lower()
+
+
+def _windows(forms: Iterable[str], size: int) -> frozenset[str]:
+    return frozenset(form[i : i + size] for form in forms for i in range(len(form) - size + 1))
+
+
+def _masked(text: str, size: int, pieces: frozenset[str]) -> str:
+    """The text with every run of letters and digits that is one of the pieces masked, whatever stands between its letters."""
+    where = [i for i, character in enumerate(text) if character.isalnum()]
+    letters = "".join([text[i].lower()[0] for i in where])
+    spans = [(where[i], where[i + size - 1] + 1) for i in range(len(letters) - size + 1) if letters[i : i + size] in pieces]
+    return _replaced(text, spans)
+
+
+def _replaced(text: str, spans: list[tuple[int, int]]) -> str:
+    """The text with `[key]` for each run of overlapping spans, which are in order."""
+    if not spans:
+        return text
+    parts, done = [], 0
+    start, end = spans[0]
+    for first, last in [*spans[1:], (len(text) + 1, 0)]:
+        if first > end:
+            parts += [text[done:start], MASK]
+            done, start = end, first
+        end = max(end, last) if first <= len(text) else end
+    return "".join([*parts, text[done:]])
+
+
+_ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")
+
+_SHAPES = re.compile(
+    r"\b(?P<sure>(?:sk|pk|rk|gsk|xai|ghp|hf)[-_][\w*.…-]{3,}|AIza[\w-]{10,}|eyJ[\w-]{10,}[\w.-]*)"
+    r"|\b(?:key|api)[-_][\w*.…-]{3,}"
+    r"|Bearer\s+\S{8,}"
+)
+_WORD = re.compile(r"[^\s'\"]+")
+
+
+def _without_shapes(text: str) -> str:
+    """Without what looks like somebody's key: by its first letters, after `Bearer`, or with stars in it."""
+    text = _SHAPES.sub(_shape, text)
+    return _WORD.sub(lambda word: MASK if "***" in word[0] else word[0], text) if "***" in text else text
+
+
+def _shape(found: re.Match[str]) -> str:
+    """`api_key` and `key-value` are words; with a digit in it, it may be a key."""
+    is_key = found["sure"] or found[0].startswith("Bearer") or any(map(str.isdigit, found[0])) or "*" in found[0]
+    return MASK if is_key else found[0]
