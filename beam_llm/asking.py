@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -21,14 +22,32 @@ SEPARATELY = "Each input below stands for itself: answer each one separately. Wh
 """What stands between the instruction and the reply's shape in every prompt of several records."""
 
 
+KEY_TOKENS = 12
+"""What one more record adds to a keyed schema: `"12":{"$ref":"#/$defs/a"},` and `"12",`."""
+
+MOST_PROPERTIES = 5_000
+"""Properties in a strict schema (OpenAI, guide to structured outputs, "Supported schemas", 2026-11)."""
+
+MOST_CHARACTERS = 120_000
+"""Characters of all names and enum values of a strict schema together (the same page)."""
+
+_MOST_SCHEMAS_KEPT = 256
+
+
 class Asking:
-    """The words and schemas of a task's prompts, made once.
+    """The words and schemas of a task's prompts.
+
+    The reply to several records has one of two shapes. Where the provider enforces schemas and the user has
+    not chosen a shape, it is an object with one required key per record: the grammar then leaves no way to
+    skip, repeat, invent or shift a number, and `"1":"positive"` is half as long as
+    `{"index":1,"value":"positive"}`. Else it is the array of numbered answers, which any model can be told.
 
     Attributes:
-      single_schema, batch_schema: of the reply to one, and to several records; None where none can be given.
+      single_schema: of the reply to one record; None where none can be given.
       single_suffix: what is added to the prompt of one record, where no schema says how to reply.
-      reply_words: how to reply to several records; empty where only the user knows.
-      prefix: the user message of several records, up to the first of them.
+      keyed: whether replies to several records are keyed where the provider enforces their schema.
+      reply_words: how to reply to several records, as an array; empty where only the user knows.
+      keyed_words: the same for keyed replies.
       envelope: index and inputs → a record's line.
     """
 
@@ -38,11 +57,17 @@ class Asking:
         is_built_in = _finds_built_in(reader, kind, settings.response_path, shape)
         needs_json = kind == "json" and not output.is_text
         self.single_schema: Schema | None = single_schema(output, shape.value_field) if needs_json and output.strict else None
-        self.batch_schema: Schema | None = batch_schema(output, shape, keys) if kind == "json" and is_built_in and output.strict else None
+        self._can_batch = kind == "json" and is_built_in and output.strict
+        self.keyed = self._can_batch and _has_default_shape(settings)
+        self._output, self._shape, self._keys = output, shape, keys
+        self._schemas: dict[tuple[int, bool], Schema | None] = {}
         self.single_suffix = "\n\n" + single_words(output, shape.value_field) if needs_json and not output.strict else ""
         self.reply_words = _reply_words(kind, output, shape, keys) if is_built_in else ""
-        words = self.reply_words or "Give each answer together with its input's number."
-        self.prefix = "\n\n".join([*filter(None, [template.instruction]), f"{SEPARATELY}\n{words}", ""])
+        self.keyed_words = keyed_words(output) if self.keyed else ""
+        self._prefixes = [
+            "\n\n".join([*filter(None, [template.instruction]), f"{SEPARATELY}\n{words}", ""])
+            for words in (self.reply_words or _UNKNOWN_SHAPE, self.keyed_words)
+        ]
         self.envelope = xml_envelope(template.names) if kind == "xml" else json_envelope(template.names)
 
     def tokens(self, shared: str) -> tuple[int, int]:
@@ -50,8 +75,77 @@ class Asking:
         system = estimate_tokens(self._settings.system_prompt) + MESSAGE_TOKENS if self._settings.system_prompt else 0
         own = estimate_tokens(self._settings.batch_prompt_template) if self._settings.batch_prompt_template else 0
         single = estimate_tokens(shared + self.single_suffix) + _schema_tokens(self.single_schema)
-        batch = max(estimate_tokens(self.prefix), own + estimate_tokens(self.reply_words)) + _schema_tokens(self.batch_schema)
-        return single + system + MESSAGE_TOKENS, batch + system + MESSAGE_TOKENS
+        words = max(estimate_tokens(self.prefix(False)), own + estimate_tokens(self.reply_words))
+        schema = self.batch_schema(0, self.keyed) if self._can_batch else None
+        return single + system + MESSAGE_TOKENS, words + _schema_tokens(schema) + system + MESSAGE_TOKENS
+
+    def keys_replies(self, count: int, enforced: bool) -> bool:
+        """Whether the reply to `count` records is to be an object with a key for each."""
+        return self.keyed and enforced and count + self._own_properties <= MOST_PROPERTIES and self._fits(count)
+
+    @functools.cached_property
+    def _own_properties(self) -> int:
+        return sum(1 for _ in _names(self._output.schema))
+
+    @functools.cached_property
+    def _own_characters(self) -> int:
+        return sum(map(len, _names(self._output.schema))) + sum(map(len, _members(self._output.schema)))
+
+    def _fits(self, count: int) -> bool:
+        return self._own_characters + count * len(str(count)) <= MOST_CHARACTERS
+
+    def prefix(self, keyed: bool) -> str:
+        """The user message of several records, up to the first of them."""
+        return self._prefixes[keyed]
+
+    def batch_schema(self, count: int, keyed: bool) -> Schema | None:
+        """Schema of the reply to `count` records; None where none can be given.
+
+        One dict per shape and count, so that the provider, which compiles every schema it has not seen, meets
+        few of them.
+        """
+        if not self._can_batch:
+            return None
+        known = self._schemas.get((count, keyed))
+        if known is None:
+            if len(self._schemas) >= _MOST_SCHEMAS_KEPT:
+                self._schemas.clear()
+            made = keyed_schema(self._output, count) if keyed else batch_schema(self._output, self._shape, self._keys, count)
+            known = self._schemas[count, keyed] = made
+        return known
+
+
+_UNKNOWN_SHAPE = "Give each answer together with its input's number."
+
+
+def _has_default_shape(settings: Settings) -> bool:
+    """Whether the user has left the shape of replies to us."""
+    return settings.response_path is None and settings.response_value_field is None and settings.response_index_field == "index"
+
+
+def _names(schema: Any) -> Iterator[str]:
+    """Every property's and definition's name in a schema."""
+    if isinstance(schema, list):
+        for part in schema:
+            yield from _names(part)
+    elif isinstance(schema, dict):
+        for word, part in schema.items():
+            if word in ("properties", "$defs") and isinstance(part, dict):
+                yield from part
+                yield from _names(list(part.values()))
+            else:
+                yield from _names(part)
+
+
+def _members(schema: Any) -> Iterator[str]:
+    """Every enum value in a schema, as text."""
+    if isinstance(schema, list):
+        for part in schema:
+            yield from _members(part)
+    elif isinstance(schema, dict):
+        for word, part in schema.items():
+            yield from map(str, part if word == "enum" else [part] if word == "const" else ())
+            yield from _members(part)
 
 
 def _schema_tokens(schema: Schema | None) -> int:
@@ -82,14 +176,40 @@ def single_schema(output: Output, value_field: str) -> Schema:
     return output.schema if output.is_object else _around(output.schema, (value_field,))
 
 
-def batch_schema(output: Output, shape: Shape, keys: Sequence[str]) -> Schema:
-    """Schema of the reply to several records: an array of answers with their indices, under `keys` from the root."""
+def keyed_schema(output: Output, count: int) -> Schema:
+    """Schema of a keyed reply: `{"1": answer, …, "n": answer}`, the answer's type once in `$defs`."""
+    definitions = output.schema.get("$defs", {})
+    name = "a"
+    while name in definitions:
+        name += "a"
+    keys = [str(index) for index in range(1, count + 1)]
+    return {
+        "type": "object",
+        "properties": {key: {"$ref": f"#/$defs/{name}"} for key in keys},
+        "required": keys,
+        "additionalProperties": False,
+        "$defs": {name: {key: value for key, value in output.schema.items() if key != "$defs"}, **definitions},
+    }
+
+
+def keyed_words(output: Output) -> str:
+    """How to write a keyed reply; a sketch is enough beside the schema that enforces it."""
+    return f'Reply with nothing but JSON, each answer under its number:\n{{"1": {sketch(output.schema, output.schema)}, "2": …}}'
+
+
+def batch_schema(output: Output, shape: Shape, keys: Sequence[str], count: int) -> Schema:
+    """Schema of the reply to several records: an array of answers with their indices, under `keys` from the root.
+
+    Args:
+      count: of the answers; 0 leaves it open.
+    """
     answer = {key: value for key, value in output.schema.items() if key != "$defs"}
     own = answer["properties"] if shape.fields else {shape.value_field: answer}
     properties = {shape.index_field: {"type": "integer"}, **own}
     item = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
     definitions = {"$defs": output.schema["$defs"]} if "$defs" in output.schema else {}
-    return _around({"type": "array", "items": item, **definitions}, keys)
+    number = {"minItems": count, "maxItems": count} if count else {}
+    return _around({"type": "array", "items": item, **number, **definitions}, keys)
 
 
 def _around(schema: Schema, keys: Sequence[str]) -> Schema:

@@ -30,6 +30,19 @@ RECORD_OVERHEAD_TOKENS = 9
 T = TypeVar("T")
 
 
+def common_count(count: int) -> int:
+    """The largest of a few counts that is at most `count`: 1…16, then every fourth, sixteenth, sixty-fourth.
+
+    A provider compiles every schema it has not seen, which costs the first call some seconds, and the schema of
+    a keyed reply depends on how many records it answers. So a prompt that is full by its tokens or bytes is
+    closed at one of these counts; the few records above it go into the next prompt.
+    """
+    for most, step in ((16, 1), (64, 4), (256, 16)):
+        if count <= most:
+            return count - count % step
+    return count - count % 64
+
+
 class Caps(NamedTuple):
     """How much one prompt may hold.
 
@@ -97,15 +110,15 @@ class Batcher(Generic[T]):
         self._exact = False
 
     def add(self, record: Record, carried: T) -> list[list[tuple[Record, T]]]:
-        """Takes a record; returns the prompt batches that are full now, in order (none, one or two)."""
+        """Takes a record; returns the prompt batches that are full now, in order; mostly none or one."""
         closed = []
         caps = self._caps
         size = 0 if caps.bytes is None else _bytes_of(record)
         tokens = record.tokens + RECORD_OVERHEAD_TOKENS
         if self._tokens + tokens > caps.tokens or self._exact:
             tokens = self._refined(record)
-        if self._members and (self._tokens + tokens > caps.tokens or (caps.bytes is not None and self._bytes + size > caps.bytes)):
-            closed.append(self._close())
+        while self._members and (self._tokens + tokens > caps.tokens or (caps.bytes is not None and self._bytes + size > caps.bytes)):
+            closed.append(self._close_at_common_count())
         self._tokens += tokens
         self._bytes += size
         self._members.append((record, carried))
@@ -149,6 +162,17 @@ class Batcher(Generic[T]):
         if record.fields is not None:  # a batch template writes more than the inputs
             return record.tokens + RECORD_OVERHEAD_TOKENS
         return min(record.tokens, sum(self._count_text(text, self._model) for text in record.inputs)) + RECORD_OVERHEAD_TOKENS
+
+    def _close_at_common_count(self) -> list[tuple[Record, T]]:
+        """Closes the open prompt at a count that many prompts have; what is above it stays open."""
+        kept = common_count(len(self._members))
+        above = self._members[kept:]
+        closed = self._close()[:kept]
+        self._members = above
+        self._exact = bool(above)
+        self._tokens = sum(self._count(record) for record, _ in above)
+        self._bytes = 0 if self._caps.bytes is None else sum(_bytes_of(record) for record, _ in above)
+        return closed
 
     def _close(self) -> list[tuple[Record, T]]:
         members = self._members

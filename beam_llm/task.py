@@ -18,7 +18,7 @@ from beam_llm import prompts
 from beam_llm.answers import CustomReader, Parser, Reader, Shape, list_indices, match
 from beam_llm.answers.json_reader import JsonReader, without_surrogates
 from beam_llm.answers.text_readers import DelimitedReader, XmlReader
-from beam_llm.asking import Asking
+from beam_llm.asking import KEY_TOKENS, Asking
 from beam_llm.config import RESPONSE_FORMATS, Settings, load_dotted
 from beam_llm.errors import Failure, Kind, PromptError, UsageError
 from beam_llm.outputs import Output
@@ -92,7 +92,8 @@ class Task:
         self.fingerprint = _fingerprint(settings, self.output)
         self._hasher = hashlib.sha256(self.fingerprint)
         self._may_batch = settings.batch_size != 1
-        self._record_tokens = ENVELOPE_TOKENS + 4 * (len(self._template.names) - 1) if self._may_batch else 0
+        envelope_tokens = ENVELOPE_TOKENS + 4 * (len(self._template.names) - 1) + (KEY_TOKENS if self._asking.keyed else 0)
+        self._record_tokens = envelope_tokens if self._may_batch else 0
         self._quick_field = self._template.only_field if self._batch_template is None and settings.record_id is None else None
         self.answers_plainly = self._is_single(1) and (self.output.is_text or (self._format == "json" and self.output.is_object))
         self.texts = len(self._template.names)
@@ -167,22 +168,28 @@ class Task:
 
     # Requests
 
-    def render(self, records: Sequence[Record]) -> Request:
+    def render(self, records: Sequence[Record], enforced: bool = True) -> Request:
         """The request that asks about 1…n records; about one, what a person would send.
+
+        Args:
+          enforced: the provider holds replies to their schema. Where it does not, several records' answers are
+            asked for as an array of numbered ones, which can be read when it is not quite as asked.
 
         Raises:
           PromptError: where a user's batch template fails on these records together.
         """
-        is_single = self._is_single(len(records))
-        text = self._single_text(records[0]) if is_single else self._batch_text(records)
+        count = len(records)
+        is_single = self._is_single(count)
+        keyed = not is_single and self._asking.keys_replies(count, enforced)
+        text = self._single_text(records[0]) if is_single else self._batch_text(records, keyed)
         system = self.settings.system_prompt
         messages = (Message("user", text),) if not system else (Message("system", system), Message("user", text))
         return Request(
             model=self.settings.model_name,
             messages=messages,
-            schema=self._asking.single_schema if is_single else self._asking.batch_schema,
+            schema=self._asking.single_schema if is_single else self._asking.batch_schema(count, keyed),
             temperature=self.settings.temperature,
-            max_output_tokens=self._max_output_tokens(len(records), is_single),
+            max_output_tokens=self._max_output_tokens(count, is_single),
             seed=self.settings.seed,
             extra=dict(self._extra),
             input_tokens=(self._single_tokens if is_single else self._batch_tokens) + sum([record.tokens for record in records]),
@@ -197,15 +204,15 @@ class Task:
     def _single_text(self, record: Record) -> str:
         return self._template.fill(record.inputs) + self._asking.single_suffix
 
-    def _batch_text(self, records: Sequence[Record]) -> str:
+    def _batch_text(self, records: Sequence[Record], keyed: bool) -> str:
         if self._batch_template is not None and self._may_batch:
-            return self._templated(records)
+            return self._templated(records, self._asking.keyed_words if keyed else self._asking.reply_words)
         envelope = self._asking.envelope
         lines = [envelope(index, record.inputs) for index, record in enumerate(records, 1)]
-        return self._asking.prefix + "\n".join(lines)
+        return self._asking.prefix(keyed) + "\n".join(lines)
 
-    def _templated(self, records: Sequence[Record]) -> str:
-        template, words = self._batch_template, self._asking.reply_words
+    def _templated(self, records: Sequence[Record], words: str) -> str:
+        template = self._batch_template
         assert template is not None
         views = [prompts.RecordView(index, self._template.fill(record.inputs), record.fields) for index, record in enumerate(records, 1)]
         text = template.render(views, words)
@@ -442,7 +449,7 @@ def _shape(settings: Settings, output: Output) -> Shape:
     if settings.response_format == "xml":
         # Fields become elements, which not every name can be; JSON inside the answer then.
         is_flat = is_flat and all(re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII) for name in output.properties)
-    return Shape(index_field, value_field, output.properties if is_flat else ())
+    return Shape(index_field, value_field, output.properties if is_flat else (), output.is_object)
 
 
 def _parser(declared: Any) -> Parser:

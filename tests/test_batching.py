@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_llm.batching import AUTO_RECORDS, RECORD_OVERHEAD_TOKENS, UNKNOWN_WINDOW, Batcher, Caps, caps_of
+from beam_llm.batching import AUTO_RECORDS, RECORD_OVERHEAD_TOKENS, UNKNOWN_WINDOW, Batcher, Caps, caps_of, common_count
 from beam_llm.config import settings
 from beam_llm.errors import Kind, UsageError
 from beam_llm.tokens import estimate_tokens
@@ -145,3 +145,16 @@ def test_caps_come_from_the_window_less_the_answer_and_the_shared_part(options, 
 def test_a_prompt_that_leaves_no_room_for_a_record_is_an_error_with_both_numbers():
     with pytest.raises(UsageError, match=r"5,000 tokens.*max_input_tokens allows 4,000"):
         caps_of(settings("openai:any", max_input_tokens=4_000), 5_000, None)
+
+
+def test_prompts_that_are_full_by_tokens_have_one_of_a_few_counts():
+    sizes = {len(batch) for batch in fill(Caps(100, 1000, None), [record(3 + n * 7 % 23) for n in range(2000)], count=no_better_count)[:-1]}
+    assert sizes <= {20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 64, 80, 96}
+    assert len(sizes) > 1
+
+
+@given(st.integers(1, 10_000))
+def test_a_common_count_is_at_most_the_count_and_misses_little_of_it(count):
+    common = common_count(count)
+    assert count * 0.75 <= common <= count
+    assert common == common_count(common)

@@ -36,7 +36,9 @@ def test_the_demo_labels_all_reviews_both_ways_within_a_minute(tmp_path: Path) -
     assert number(cells["calls"][1]) == 100 + number(cells["retries"][1])
     assert cells["calls"][2] == "100 in 1 job"
     single, live, batch = (number(cell) for cell in cells["cost by list price"])
-    assert batch == pytest.approx(live / 2, rel=0.01)
+    # A little less than half: some prompts are long enough for the cache, and the live run was there before.
+    assert batch == pytest.approx(live / 2, rel=0.03)
+    assert batch <= live / 2
     assert live < single / 2
     assert "the same in both ways, all of them" in done.stdout
     ways = [

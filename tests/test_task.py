@@ -94,7 +94,7 @@ def test_several_records_come_last_in_numbered_lines():
     assert request.messages[0] == Message("system", "You are a critic.")
     head, first, second = user_text(request).rsplit("\n", 2)
     assert head.startswith("Classify the sentiment of this review:\n\n")
-    assert '{"answers": [{"index": 1, "sentiment": "positive" | "negative" | "neutral", "score": <number>}, …]}' in head
+    assert '{"1": {"sentiment": "positive" | "negative" | "neutral", "score": <number>}, "2": …}' in head
     assert first == 'Input 1: "Nice."'
     assert second == 'Input 2: "Said \\"no\\".\\nInput 3: \\"x\\""'
 
@@ -107,17 +107,70 @@ def test_several_records_of_several_fields_are_objects():
     assert text.endswith('Input 1: {"text": "Hallo", "language": "French"}\nInput 2: {"text": "Ja", "language": "Dutch"}')
 
 
-def test_the_schema_of_several_records_is_an_array_with_indices():
+def test_the_reply_to_several_records_has_a_required_key_for_each():
     task = task_of(Review)
-    items = task.render(records_of(task, "a", "b")).schema["properties"]["answers"]["items"]
-    assert list(items["properties"]) == items["required"] == ["index", "sentiment", "score"]
-    assert items["additionalProperties"] is False
+    schema = task.render(records_of(task, "a", "b", "c")).schema
+    assert list(schema["properties"]) == schema["required"] == ["1", "2", "3"]
+    assert schema["additionalProperties"] is False
+    assert {part["$ref"] for part in schema["properties"].values()} == {"#/$defs/a"}
+    assert schema["$defs"]["a"]["required"] == ["sentiment", "score"]
+
+
+def test_the_type_of_a_keyed_answer_keeps_out_of_the_way_of_the_users_definitions():
+    a = pydantic.create_model("a", x=(int, ...))
+    task = task_of(pydantic.create_model("Outer", inner=(a, ...)))
+    schema = task.render(records_of(task, "a", "b")).schema
+    assert schema["properties"]["2"] == {"$ref": "#/$defs/aa"}
+    assert schema["$defs"]["aa"]["properties"]["inner"] == {"$ref": "#/$defs/a"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"response_value_field": "label"},
+        {"response_index_field": "no"},
+        {"response_path": "$.answers"},
+        {"unenforced": True},
+    ],
+    ids=["value field", "index field", "path", "schemas not enforced"],
+)
+def test_the_reply_is_an_array_where_the_user_chose_its_shape_or_no_schema_holds_it(options):
+    enforced = not options.pop("unenforced", False)
+    task = task_of(Review, **options)
+    array = task.render(records_of(task, "a", "b"), enforced).schema["properties"]["answers"]
+    assert (array["type"], array["minItems"], array["maxItems"]) == ("array", 2, 2)
+
+
+def test_a_reply_of_more_keys_than_a_strict_schema_may_have_is_an_array():
+    task = task_of(Literal["a", "b"], batch_size=6000)
+    few, many = (task.render([task.record({"text": "x"}, None)] * count).schema for count in (5000, 5001))
+    assert len(few["properties"]) == 5000
+    assert many["properties"]["answers"]["maxItems"] == 5001
+
+
+@pytest.mark.parametrize(
+    ("reply", "values", "missing"),
+    [
+        ('{"1":"positive","2":"negative","3":"neutral"}', {1: "positive", 2: "negative", 3: "neutral"}, ()),
+        ('{"3":"neutral","1":"positive","2":"negative"}', {1: "positive", 2: "negative", 3: "neutral"}, ()),
+        ('{"1":"positive","3":"neutral"}', {1: "positive", 3: "neutral"}, (2,)),
+        ('{"1":"positive","2":"negative","2":"negative","3":"neutral"}', {1: "positive", 2: "negative", 3: "neutral"}, ()),
+        ('{"1":"positive","2":"negative","2":"positive","3":"neutral"}', {1: "positive", 3: "neutral"}, (2,)),
+        ('{"1":"positive","2":"negative","7":"neutral"}', {1: "positive", 2: "negative"}, (3,)),
+    ],
+    ids=["as asked", "another order", "one left out", "one twice", "two answers to one", "an unknown one"],
+)
+def test_a_keyed_reply_is_read_by_its_keys_alone(reply, values, missing):
+    reading = task_of(Literal["positive", "negative", "neutral"]).read(3, stop(reply))
+    assert (reading.values, reading.missing) == (values, missing)
 
 
 def test_an_answer_with_a_field_called_like_the_index_is_nested():
     task = task_of(Indexed)
-    items = task.render(records_of(task, "a", "b")).schema["properties"]["answers"]["items"]
+    items = task.render(records_of(task, "a", "b"), enforced=False).schema["properties"]["answers"]["items"]
     assert list(items["properties"]) == ["index", "value"]
+    keyed = task.read(2, stop('{"1": {"index": "x", "value": 5}, "2": {"index": "y", "value": 6}}'))
+    assert keyed.values == {1: Indexed(index="x", value=5), 2: Indexed(index="y", value=6)}
     reading = task.read(2, stop('[{"index": 1, "value": {"index": "x", "value": 5}}, {"index": 2, "value": {"index": "y", "value": 6}}]'))
     assert reading.values == {1: Indexed(index="x", value=5), 2: Indexed(index="y", value=6)}
     assert task.read(1, stop('{"index": "x", "value": 5}')).values == {1: Indexed(index="x", value=5)}
@@ -131,7 +184,8 @@ def test_definitions_of_a_recursive_output_stay_reachable_from_the_root():
     task = task_of(Node)
     schema = task.render(records_of(task, "a", "b")).schema
     assert "Node" in schema["$defs"]
-    assert "$defs" not in schema["properties"]["answers"]
+    assert schema["properties"]["1"] == {"$ref": "#/$defs/a"}
+    assert "$defs" not in schema["$defs"]["a"]
     assert task.render(records_of(task, "a")).schema["$defs"]
 
 
@@ -187,8 +241,8 @@ def test_a_batch_template_writes_the_prompt_and_the_reply_shape_is_added():
     assert records[0].fields == {"text": "good", "lang": "en"}
     text = user_text(task.render(records))
     assert text.startswith('Label each:\n1. "good" (en)\n2. "a \\"bad\\" one" (en)')
-    assert '{"answers": [{"index": 1, "value": "positive" | "negative" | "neutral"}, …]}' in text
-    assert task.render(records).schema["properties"]["answers"]
+    assert '{"1": "positive" | "negative" | "neutral", "2": …}' in text
+    assert list(task.render(records).schema["properties"]) == ["1", "2"]
     assert user_text(task.render(records[:1])).startswith("Label each:\n1. ")
 
 

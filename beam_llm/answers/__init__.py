@@ -33,11 +33,13 @@ class Shape(NamedTuple):
       index_field: field that holds the record's number.
       value_field: field that holds the answer, where it isn't flat.
       fields: names of the fields of a flat answer, which stand beside the index; empty where there is a value field.
+      is_object: an answer is an object, so that under a key of its own it needs nothing around it.
     """
 
     index_field: str = "index"
     value_field: str = "value"
     fields: tuple[str, ...] = ()
+    is_object: bool = False
 
 
 class Found(NamedTuple):

@@ -13,6 +13,8 @@ import orjson
 from beam_llm.answers import ANSWERS, INDEX, NOT_FROM_ONE, Found, Items, Shape, same
 from beam_llm.errors import UsageError
 
+_NUMBERED_KEY = re.compile(r'"\d{1,9}"\s*:')
+
 
 class JsonReader:
     """JSON in any of the shapes models give it.
@@ -37,17 +39,28 @@ class JsonReader:
 
     def find(self, text: str, count: int, cut: bool) -> Found:
         try:
-            items = self.items(orjson.loads(text), count)
+            data = orjson.loads(text)
         except ValueError:
             return self._find_damaged(text, count, cut)
+        keyed = self._keyed(data)
+        if keyed is not None and len(_NUMBERED_KEY.findall(text)) > len(keyed):
+            # A parser keeps the last of two equal keys.
+            return Found(self.items(_decoded(self._decoder, text.strip(), 0)[0], count), {"duplicate_index"})
+        items = self.items(data, count)
         if text.count(self._key) > len(items):
             # More index keys than elements: nested ones, or two in one element, of which a parser keeps the last.
             items = self.items(_decoded(self._decoder, text.strip(), 0)[0], count)
         return Found(items, set())
 
     def _without_two_indices(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """An object; without an index where it has two different ones, so that its answer is nobody's."""
+        """An object; without an index where it has two different ones, so that its answer is nobody's.
+
+        The same for answers that are written under one number twice, and are not the same.
+        """
         found = dict(pairs)
+        if len(found) < len(pairs):
+            for key in {key for key, value in pairs if INDEX.fullmatch(key) and not same(found[key], value)}:
+                del found[key]
         if len(found) < len(pairs) and len({repr(value) for key, value in pairs if key == self._shape.index_field}) > 1:
             del found[self._shape.index_field]
         return found
@@ -125,7 +138,8 @@ class JsonReader:
             return [self._item(element) for element in elements]
         keyed = self._keyed(data)
         if keyed is not None:
-            return [(key, self.answer(value)) for key, value in keyed.items()]
+            as_written = self._shape.is_object and not self._shape.fields
+            return [(int(key) if key.isdecimal() else key, value if as_written else self.answer(value)) for key, value in keyed.items()]
         elements = self._elements(data)
         # In place, and without a call per element: this is the loop that every good reply goes through.
         index_field, answer = self._shape.index_field, self.answer

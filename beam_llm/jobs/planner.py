@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import orjson
 
-from beam_llm.batching import RECORD_OVERHEAD_TOKENS, Caps
+from beam_llm.batching import RECORD_OVERHEAD_TOKENS, Caps, common_count
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
 from beam_llm.jobs.chain import Chain, read_json
@@ -342,10 +342,13 @@ def _line_ends(tokens: Array, sizes: Array | None, caps: Caps) -> list[int]:
     ends, at, spent_tokens, spent_bytes = [], 0, 0, 0
     while at < len(token_sums):
         end = min(at + caps.records, len(token_sums))
+        wanted = end
         if token_sums[end - 1] - spent_tokens > caps.tokens:
             end = max(bisect_right(token_sums, spent_tokens + caps.tokens, at, end), at + 1)
         if byte_sums is not None and caps.bytes is not None and byte_sums[end - 1] - spent_bytes > caps.bytes:
             end = max(bisect_right(byte_sums, spent_bytes + caps.bytes, at, end), at + 1)
+        if end < wanted:
+            end = at + common_count(end - at)
         at = end
         spent_tokens = token_sums[at - 1]
         spent_bytes = byte_sums[at - 1] if byte_sums is not None else 0

@@ -143,6 +143,8 @@ def _check_format(form: Any) -> WireError | None:
     problem = strict_problem(schema, ()) if isinstance(schema, dict) else "schema must be an object"
     if problem is None and isinstance(schema, dict) and schema.get("type") != "object":
         problem = "schema must be a JSON Schema of 'type: \"object\"'"
+    if problem is None and isinstance(schema, dict):
+        problem = _size_problem(schema)
     if problem is None:
         return None
     return WireError(
@@ -169,6 +171,34 @@ def strict_problem(schema: Any, place: tuple[str, ...]) -> str | None:
             if problem := strict_problem(part, (*place, word, name)):
                 return problem
     return next((problem for word in ("items", "anyOf") if (problem := strict_problem(schema.get(word), (*place, word)))), None)
+
+
+def _size_problem(schema: Mapping[str, Any]) -> str | None:
+    """The limits of strict schemas: 5,000 properties, 120,000 characters of names and values, 1,000 enum values."""
+    properties, characters, members = _sizes(schema)
+    if properties > 5_000:
+        return f"Expected at most 5000 total object properties, but got {properties}"
+    if characters > 120_000:
+        return f"Expected at most 120000 characters in total for property names, definition names and enum values, but got {characters}"
+    return f"Expected at most 1000 enum values in total, but got {members}" if members > 1_000 else None
+
+
+def _sizes(node: Any) -> tuple[int, int, int]:
+    """Properties, characters of names and values, and enum values in a schema."""
+    if isinstance(node, list):
+        sizes = [_sizes(part) for part in node]
+    elif isinstance(node, dict):
+        sizes = [_sizes(part) for word, part in node.items() if word not in ("properties", "$defs")]
+        for word in ("properties", "$defs"):
+            named = node.get(word) or {}
+            sizes.append((len(named) if word == "properties" else 0, sum(map(len, named)), 0))
+            sizes += [_sizes(part) for part in named.values()]
+        members = node.get("enum") or ([node["const"]] if "const" in node else [])
+        sizes.append((0, sum(len(str(member)) for member in members), len(members) if "enum" in node else 0))
+    else:
+        return 0, 0, 0
+    totals = [sum(column) for column in zip(*sizes, strict=True)] or [0, 0, 0]
+    return totals[0], totals[1], totals[2]
 
 
 def _choice(words: str, finish: str, kinds: set[str]) -> dict[str, Any]:

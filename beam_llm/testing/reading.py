@@ -42,6 +42,7 @@ class Question:
       hint: the instruction's words.
       index_field, list_path, value_field: names in a reply; an empty `list_path` is a bare array; `value_field` None puts an
         object answer's fields beside the index.
+      keyed: the reply is one object, each answer under its number.
     """
 
     texts: tuple[str, ...]
@@ -53,13 +54,14 @@ class Question:
     index_field: str = "index"
     list_path: tuple[str, ...] = ()
     value_field: str | None = "value"
+    keyed: bool = False
 
 
 def read_question(body: Mapping[str, Any]) -> Question:
     """Understands a chat-completions body. Never fails: a prompt it can't make out is one record."""
     system, user = _words(body.get("messages") or ())
     root = _strict_schema(body.get("response_format"))
-    may_be_many = root is None or _answer_list(root, root) is not None
+    may_be_many = root is None or _answer_list(root, root) is not None or _keyed_answer(root) is not None
     found = _find_inputs(user) if may_be_many else None
     if found is not None:
         question = _many(found[0], f"{system}\n{found[1]}", root)
@@ -201,19 +203,46 @@ def _many(texts: tuple[str, ...], hint: str, root: Mapping[str, Any] | None) -> 
 
 
 def _many_by_schema(texts: tuple[str, ...], hint: str, root: Mapping[str, Any]) -> Question | None:
+    keyed = _keyed_answer(root)
+    if keyed is not None:
+        return Question(_held(texts, len(root["properties"]), len(root["properties"])), True, "json", keyed, root, hint, keyed=True)
     place = _answer_list(root, root)
     if place is None:
         return None
     list_path, items = place
+    texts = _held(texts, *_bounds_of(root, list_path))
     index_field = _index_name(items)
     others = [name for name in items["properties"] if name != index_field]
     return Question(texts, True, "json", items, root, hint, index_field or "index", list_path, others[0] if len(others) == 1 else None)
 
 
+def _held(texts: tuple[str, ...], least: int, most: int | None) -> tuple[str, ...]:
+    """As many texts as the schema asks answers for: a grammar stops at the last, and makes the model write on before it."""
+    return texts[:most] + ("",) * (least - len(texts))
+
+
+def _bounds_of(root: Mapping[str, Any], list_path: tuple[str, ...]) -> tuple[int, int | None]:
+    array: Mapping[str, Any] = root
+    for name in list_path:
+        array = array["properties"][name]
+    return array.get("minItems", 0), array.get("maxItems")
+
+
+def _keyed_answer(root: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The schema of one answer, where the whole reply is an object with a key for each of 1…n."""
+    properties = root.get("properties")
+    if not isinstance(properties, dict) or list(properties) != [str(index) for index in range(1, len(properties) + 1)]:
+        return None
+    kinds = list(properties.values())
+    if not kinds or any(kind != kinds[0] for kind in kinds) or not isinstance(kinds[0], dict):
+        return None
+    return {**resolve(kinds[0], root), "$defs": root.get("$defs", {})}
+
+
 def _many_in_words(texts: tuple[str, ...], hint: str, index_field: str) -> Question:
     """A JSON reply asked for in words: the example's fields, or a schema written into the prompt."""
     schema = spoken_schema(hint)
-    if schema is not None and _answer_list(schema, schema) is not None:
+    if schema is not None and (_answer_list(schema, schema) is not None or _keyed_answer(schema) is not None):
         return _many_by_schema(texts, hint, schema) or Question(texts, True, "json", schema, None, hint)
     name = re.escape(index_field)
     example = re.search(rf'\{{\s*"{name}":\s*1\s*,\s*"(\w+)":', hint)

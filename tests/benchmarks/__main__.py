@@ -17,10 +17,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
+
+import orjson
 
 from beam_llm.config import settings
+from beam_llm.fronts.demo import PROMPT, Opinion
 from beam_llm.pricing import Prices
+from beam_llm.providers.openai_wire import Dialect, encode_body
+from beam_llm.task import Task
 from beam_llm.testing import EmulatorProcess, reviews
+from beam_llm.testing.brain import Brain
+from beam_llm.testing.reading import read_question
+from beam_llm.tokens import counted_tokens
 from beam_llm.values import Usage
 from tests.benchmarks.measured import make_input
 
@@ -170,6 +179,22 @@ def proposal(bench: Bench, records: int = 10_000, sample: int = 500) -> None:
     )
 
 
+def output_tokens(bench: Bench, records: int = 200, batch: int = 20) -> None:
+    """What answers cost in output tokens (o200k), keyed and as an array, for a label and for the demo's type."""
+    texts = [review["text"] for review in reviews()[:records]]
+    goals: dict[str, tuple[Any, float]] = {"a label": (Literal["positive", "negative", "neutral"], 0.55), "the demo's type": (Opinion, 0.9)}
+    for name, (output, goal) in goals.items():
+        task = Task(settings("openai:gpt-4.1-mini", prompt=PROMPT, output=output, batch_size=batch, api_key="none"))
+        asked = [task.record({"text": text}, None) for text in texts]
+        spent = {}
+        for shape, enforced in (("keyed", True), ("array", False)):
+            requests = [task.render(asked[start : start + batch], enforced) for start in range(0, records, batch)]
+            bodies = [orjson.loads(encode_body(request, Dialect())) for request in requests]
+            spent[shape] = sum(counted_tokens(Brain().reply(read_question(body)), "gpt-4.1-mini") for body in bodies) / records
+        figures = f"{spent['keyed']:.2f} per record / as an array {spent['array']:.2f}"
+        _print(f"output tokens of {name}, {batch} per call", figures, spent["keyed"] / spent["array"], goal)
+
+
 def _spent(emulator: EmulatorProcess, scale: float) -> dict[str, float]:
     """Calls and list price of what the emulator has answered."""
     totals = emulator.totals
@@ -183,6 +208,7 @@ def _print(name: str, figures: str, ratio: float, goal: float) -> None:
 
 
 CASES = {
+    "output_tokens": output_tokens,
     "proposal": proposal,
     "packed": packed,
     "singles": singles,
@@ -203,7 +229,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments.rounds)
-        for case in arguments.cases or list(CASES)[:5]:
+        for case in arguments.cases or list(CASES)[:6]:
             CASES[case](bench)
 
 
