@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from typing import Any, Literal
 
 import pydantic
@@ -327,3 +329,18 @@ def test_the_sample_is_2000_reviews_with_ratings() -> None:
     assert len(sample) == 2000
     assert len({review["id"] for review in sample}) == 2000
     assert all(set(review) == {"id", "text", "rating"} and -4 <= review["rating"] <= 4 for review in sample)
+
+
+def test_without_the_scorer_answers_are_checksums_that_still_follow_the_schema():
+    script = (
+        "import sys; sys.modules['vaderSentiment.vaderSentiment'] = None\n"
+        "from beam_llm.testing.brain import Brain, knows_sentiment\n"
+        "from beam_llm.testing.reading import Question\n"
+        "kind = {'type': 'object', 'properties': {'sentiment': {'enum': ['good', 'bad']}, 'reason': {'type': 'string'}}}\n"
+        "questions = [Question((text,), False, 'json', kind, kind, 'Judge the sentiment') for text in ('I love it', 'I hate it')]\n"
+        "print(knows_sentiment(), *[Brain().reply(question) for question in questions], sep='\\n')\n"
+    )
+    runs = {subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout for _ in range(2)}
+    (knows, *replies) = runs.pop().splitlines()
+    assert (knows, runs) == ("False", set())
+    assert all(json.loads(reply)["sentiment"] in ("good", "bad") for reply in replies)

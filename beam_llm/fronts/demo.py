@@ -28,6 +28,7 @@ from beam_llm.fronts.cli import ALL_ANSWERED, FAILED, SOME_ERRORS
 from beam_llm.fronts.predict import Job, Report, predict
 from beam_llm.fronts.progress import WIDTH, Tally, dollars, duration, shortened, table
 from beam_llm.testing import Emulator, Fault, serve
+from beam_llm.testing.brain import knows_sentiment
 
 MODEL = "openai:gpt-4.1-mini"
 PROMPT = (
@@ -153,12 +154,18 @@ class _Asking:
         return Way(title, predict(Job([str(self._folder / file)], str(path), asked, quiet=self._quiet)), path, scale, serial)
 
 
+def _scorer() -> str:
+    if knows_sentiment():
+        return "and a rule-based scorer (VADER)"
+    return "and, as VADER is missing (pip install 'beam-llm[demo]'), a checksum"
+
+
 def _opening(records: int) -> str:
     return (
         f"{records:,} sentences from real product and film reviews, each rated by about 20 people.\n"
         f"Asked of each: its sentiment and a score, as a typed answer, from {MODEL}\n"
         f"at an emulator of OpenAI's API on this machine: no key, no network, no cost. A call takes {LATENCY_MS} ms,\n"
-        f"{2 * FAULT_PROBABILITY:.0%} of live calls fail on purpose, and a rule-based scorer (VADER) answers in the model's place.\n"
+        f"{2 * FAULT_PROBABILITY:.0%} of live calls fail on purpose, {_scorer()} answers in the model's place.\n"
     )
 
 

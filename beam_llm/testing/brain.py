@@ -1,6 +1,7 @@
 """What the emulated model answers: values that follow the schema and mean something, the same text always the same answer.
 
-Sentiment is scored by VADER (C. J. Hutto and E. Gilbert, ICWSM 2014); what has nothing to do with sentiment is a hash of the text.
+Sentiment is scored by VADER (C. J. Hutto and E. Gilbert, ICWSM 2014), which the extra `demo` installs; without it, and for what has
+nothing to do with sentiment, an answer is a checksum of the text.
 """
 
 from __future__ import annotations
@@ -202,20 +203,29 @@ class Brain:
 
 @lru_cache(maxsize=1 << 17)
 def compound(text: str) -> float:
-    """VADER's compound score, -1 … 1."""
-    score: float = _analyzer().polarity_scores(text)["compound"]
-    return score
+    """VADER's compound score, -1 … 1; a checksum where VADER is not installed."""
+    analyzer = _analyzer()
+    return _checksum_compound(text) if analyzer is None else float(analyzer.polarity_scores(text)["compound"])
+
+
+def knows_sentiment() -> bool:
+    """Whether labels mean something: VADER is installed."""
+    return _analyzer() is not None
 
 
 @lru_cache(maxsize=1)
 def _analyzer() -> Any:
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
+    """VADER, or None without the extra `demo`."""
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError:
+        return None
     return SentimentIntensityAnalyzer()
 
 
 def _valence(word: str) -> float:
-    return float(_analyzer().lexicon.get(word, 0.0))
+    analyzer = _analyzer()
+    return _checksum_compound(word) if analyzer is None else float(analyzer.lexicon.get(word, 0.0))
 
 
 def _checksum_compound(text: str) -> float:
