@@ -24,6 +24,10 @@ LINEAR_UP_TO_TOKENS = 30_000
 """No published tier starts below this prompt length (genai-prices 0.2.3: 32,000 at the earliest); longer prompts are priced exactly."""
 
 
+TIERS = ("flex", "priority", "fast")
+"""Service tiers with prices of their own, as a reply names them; all others (`default`, `scale`, …) pay the usual price."""
+
+
 class Rates(NamedTuple):
     """Dollars per token."""
 
@@ -59,18 +63,45 @@ class Prices:
             return cls(published.live, published.batch, window, published, "published")
         return cls(None, None, window, None, "unknown")
 
-    def cost_usd(self, usage: Usage, batch: bool = False) -> float | None:
+    def cost_usd(self, usage: Usage, batch: bool = False, service_tier: str | None = None) -> float | None:
         """The price of one whole reply in dollars; None where the model's price is unknown.
 
         Long prompts may have a higher price per token, so price a reply first and share the sum out afterwards.
+
+        Args:
+          batch: the reply came by the batch API.
+          service_tier: what the reply says it was served as; your own prices are taken for all.
         """
         rates = self._batch if batch else self._live
         if rates is None:
             return None
-        if usage.input_tokens > LINEAR_UP_TO_TOKENS and self._published is not None:
-            return self._published.exact_usd(usage, batch)
+        published = self._published
+        if published is not None and (usage.input_tokens > LINEAR_UP_TO_TOKENS or service_tier in TIERS):
+            return published.exact_usd(usage, batch, service_tier)
         uncached = usage.input_tokens - usage.cached_tokens
         return uncached * rates.input + usage.cached_tokens * rates.cached + usage.output_tokens * rates.output
+
+
+class LaterPrices:
+    """`Prices.of(settings)`, made when first asked for: the table takes a third of a second to read, and the first reply is time enough.
+
+    Reading it twice, from two threads at once, does no harm.
+    """
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+
+    @functools.cached_property
+    def _prices(self) -> Prices:
+        return Prices.of(self._settings)
+
+    def load(self) -> None:
+        """Has them ready."""
+        _ = self._prices
+
+    def cost_usd(self, usage: Usage, batch: bool = False, service_tier: str | None = None) -> float | None:
+        """As `Prices.cost_usd`."""
+        return self._prices.cost_usd(usage, batch, service_tier)
 
 
 _YOUR_KEYS = ("input", "output", "cached", "batch")
@@ -112,12 +143,11 @@ class Published:
         self.live = self._rates(batch=False)
         self.batch = self._rates(batch=True)
 
-    def exact_usd(self, usage: Usage, batch: bool) -> float:
-        """The price with tiers for long prompts."""
-        live = self._usd(usage, batch=False)
+    def exact_usd(self, usage: Usage, batch: bool, service_tier: str | None = None) -> float:
+        """The price with tiers for long prompts, and of the service tier."""
         if not batch:
-            return float(live)
-        discounted = self._usd(usage, batch=True)
+            return float(self._usd(usage, {"service_tier": service_tier} if service_tier and service_tier in TIERS else None))
+        live, discounted = self._usd(usage, None), self._usd(usage, {"processing": "batch"})
         unlisted = discounted == live and self.provider_id in HALVING_PROVIDERS
         return float(live * Decimal(BATCH_DISCOUNT) if unlisted else discounted)
 
@@ -126,14 +156,14 @@ class Published:
         asked = (Usage(input_tokens=many), Usage(output_tokens=many), Usage(input_tokens=many, cached_tokens=many))
         return Rates(*(self.exact_usd(usage, batch) / many for usage in asked))
 
-    def _usd(self, usage: Usage, batch: bool) -> Decimal:
+    def _usd(self, usage: Usage, context: Mapping[str, str] | None) -> Decimal:
         import genai_prices
 
         calculation = genai_prices.calc_price(
             genai_prices.Usage(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, cache_read_tokens=usage.cached_tokens),
             self.model_id,
             provider_id=self.provider_id,
-            price_context={"processing": "batch"} if batch else None,
+            price_context=context,
         )
         return calculation.total_price
 

@@ -608,6 +608,34 @@ def test_every_record_ends_once_in_order_and_usage_adds_up_under_any_script(size
     assert math.isclose(sum(outcome.cost_usd for outcome in everything), sum(map(priced, provider.replied)), abs_tol=1e-12)
 
 
+def test_a_reply_is_priced_whole_and_shared_out_afterwards():
+    """As with tiers for long prompts: what is above them costs more than the sum of its parts."""
+
+    def tiered(usage: Usage) -> float:
+        return usage.input_tokens * (2.0 if usage.input_tokens > 20 else 1.0)
+
+    provider = FakeProvider()
+    asked = ask(provider, ["a" * 10, "b" * 10, "c" * 10], cost=tiered)
+    (reply,) = provider.replied
+    assert tiered(reply) == 2.0 * reply.input_tokens
+    assert sum(outcome.cost_usd for outcome in asked.outcomes) == pytest.approx(tiered(reply))
+
+
+def test_a_reply_is_priced_by_the_tier_that_it_names():
+    reply = Completion('{"1": "A", "2": "B"}', usage=Usage(10, 10), service_tier="flex")
+    asked = ask(
+        FakeProvider(script=[reply]), ["a", "b"], cost=lambda usage, service_tier="standard": 1.0 if service_tier == "flex" else 2.0
+    )
+    assert [outcome.cost_usd for outcome in asked.outcomes] == [0.5, 0.5]
+
+
+def test_what_answers_cost_also_counts_the_replies_that_could_not_be_read():
+    provider = FakeProvider(poison="missing", poisoned=is_bad)
+    asked = ask(provider, ["a", "bad"], max_retries=2)
+    assert sum(outcome.cost_usd for outcome in asked.outcomes) == pytest.approx(sum(map(priced, provider.replied)))
+    assert asked.outcomes[1].cost_usd > asked.outcomes[0].cost_usd
+
+
 def test_an_unpriced_model_costs_none():
     assert ask(FakeProvider(), ["a"], cost=lambda usage: None).outcomes[0].cost_usd is None
 

@@ -9,7 +9,7 @@ import pytest
 
 from beam_llm.config import settings
 from beam_llm.errors import UsageError
-from beam_llm.pricing import Prices
+from beam_llm.pricing import LaterPrices, Prices
 from beam_llm.values import Usage
 
 YOURS = {"input": 2.0, "output": 8.0, "cached": 0.5}
@@ -78,6 +78,34 @@ def test_long_prompts_pay_the_tier_they_are_in():
     known = Prices.of(settings("openai:gpt-5.4"))
     short, long = known.cost_usd(Usage(200_000, 0)), known.cost_usd(Usage(400_000, 0))
     assert long > 2.5 * short
+
+
+@pytest.mark.parametrize(
+    ("tier", "dollars"),
+    [
+        pytest.param(None, 0.25, id="none named"),
+        pytest.param("default", 0.25, id="default"),
+        pytest.param("a new word", 0.25, id="unknown"),
+        pytest.param("flex", 0.125, id="flex"),
+        pytest.param("priority", 0.5, id="priority"),
+    ],
+)
+def test_the_tier_in_which_a_reply_was_served_decides_its_price(tier, dollars):
+    known = Prices.of(settings("openai:gpt-5.4"))
+    assert known.cost_usd(Usage(100_000, 0), service_tier=tier) == pytest.approx(dollars)
+    few = Usage(1_000, 0)
+    assert known.cost_usd(few, service_tier=tier) == pytest.approx(dollars / 100)
+
+
+def test_your_own_prices_hold_in_every_tier():
+    known = Prices.of(settings("openai:gpt-5.4", prices=YOURS))
+    assert known.cost_usd(Usage(1_000, 0), service_tier="flex") == known.cost_usd(Usage(1_000, 0))
+
+
+def test_prices_that_are_loaded_later_are_the_same():
+    known, usage = settings("openai:gpt-4.1-mini"), Usage(1_000, 100)
+    assert LaterPrices(known).cost_usd(usage) == Prices.of(known).cost_usd(usage)
+    assert LaterPrices(known).cost_usd(usage, True) == Prices.of(known).cost_usd(usage, True)
 
 
 @pytest.mark.parametrize(

@@ -286,6 +286,36 @@ def test_a_loop_that_hangs_keeps_no_worker_from_ending(monkeypatch, caplog):
     until(lambda: threads() == [])
 
 
+def test_what_is_not_needed_before_the_first_reply_is_got_ready_while_that_is_awaited():
+    provider, ready = FakeProvider(), threading.Event()
+    order: list[str] = []
+
+    def prepare() -> None:
+        order.append("asked" if provider.requests else "not asked")
+        ready.set()
+
+    def cost(usage: Usage) -> float:
+        assert ready.is_set()
+        return 1.0
+
+    engine = borrow_engine(declared(), lambda: provider, cost, prepare=prepare)
+    futures = [engine.submit([fake_record("a")]) for _ in range(5)]
+    assert [future.result(timeout=30).outcomes[0].cost_usd for future in futures] == [1.0] * 5
+    assert order == ["asked"]
+    return_engine(engine)
+
+
+def test_prices_that_can_not_be_got_ready_cost_no_answer(caplog):
+    def prepare() -> None:
+        raise ValueError("the text of a price table")
+
+    engine = borrow_engine(declared(), FakeProvider, free, prepare=prepare)
+    assert value(engine.submit([fake_record("a")])) == "A"
+    return_engine(engine)
+    assert "not ready: ValueError" in caplog.text
+    assert "price table" not in caplog.text
+
+
 def test_asks_in_a_loop_of_ones_own_leave_no_task():
     async def main() -> set[asyncio.Task[Any]]:
         engine = Engine(declared(), FakeProvider, free)

@@ -8,11 +8,11 @@ ask ─► render ─► gate (slot, pace, budgets) ─► provider ─► read 
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import os
 import random
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,6 +27,7 @@ from beam_llm.calls.tally import Asked, Tally
 from beam_llm.config import Settings
 from beam_llm.errors import Aborted, CallError, Failure, Kind, PromptError, Remedy, Retryable
 from beam_llm.events import ACTIVITY
+from beam_llm.pricing import TIERS
 from beam_llm.protocols import CompletionProvider
 from beam_llm.values import Completion, Outcome, Record, Request, Usage
 
@@ -37,6 +38,8 @@ _logger = logging.getLogger(__name__)
 
 # A provider keeps its own timeout; this much later the engine stops one that does not.
 _GRACE_SECONDS = 1.0
+# So long after the first request begins what is not needed before the first reply.
+_PREPARE_AFTER_SECONDS = 0.05
 # How long `close` waits for cancelled calls; a client that swallows cancellation must not keep a worker from ending.
 _SHUT_SECONDS = 5.0
 # How long `close` waits for the loop to do so; a loop that hangs must not hang its process as well.
@@ -66,17 +69,18 @@ class _Deadline:
 class _Ask:
     """One ask under way: what is known of each record."""
 
-    __slots__ = ("aborted", "attempts", "failures", "last", "outcomes", "proven", "records", "suspect", "tally", "usages")
+    __slots__ = ("aborted", "answers", "attempts", "bills", "failures", "last", "proven", "records", "suspect", "tally", "usages")
 
     def __init__(self, records: Sequence[Record]):
         count = len(records)
         self.records = records
         self.tally = Tally()
-        self.outcomes: list[Outcome | None] = [None] * count
+        self.answers: list[tuple[Any, Completion] | None] = [None] * count
         self.failures: list[Failure | None] = [None] * count
         self.attempts = [0] * count
         self.usages: list[Usage | None] = [None] * count
         self.last: list[Completion | None] = [None] * count
+        self.bills: list[tuple[Sequence[int], Completion]] = []  # every reply, with those who share its price
         self.aborted: Aborted | None = None
         self.proven = False  # a good answer has come
         self.suspect = False  # let through by the breaker, no good answer yet
@@ -119,7 +123,8 @@ class Engine:
 
     Args:
       connect: makes the provider; called on the loop, at the first call.
-      cost: price of a usage in dollars, None where unknown; linear, so that shares add up to the whole.
+      cost: price of a reply's usage in dollars, None where unknown; called with `service_tier=` where the reply names one of its own.
+      prepare: gets ready what `cost` needs, if that takes long: called once, in a thread, while the first request is on its way.
       endpoint: shared by `borrow_engine`; None for one of its own.
       task: the settings' task, None to build it.
       storing: outcomes hold answers as `Task.stored` gives them, for the ledger, and not typed.
@@ -130,8 +135,9 @@ class Engine:
         self,
         settings: Settings,
         connect: Callable[[], CompletionProvider],
-        cost: Callable[[Usage], float | None],
+        cost: Callable[..., float | None],
         *,
+        prepare: Callable[[], None] | None = None,
         endpoint: Endpoint | None = None,
         task: Task | None = None,
         storing: bool = False,
@@ -143,6 +149,8 @@ class Engine:
         self._guard = self.endpoint.guard(self._task.fingerprint)
         self._storing = storing
         self._cost = cost
+        self._prepare = prepare
+        self._preparing: asyncio.Future[None] | None = None
         self._rng = rng or random.Random()
         self._max_retries = settings.max_retries
         self._request_seconds = settings.request_timeout_ms / 1000
@@ -268,30 +276,54 @@ class Engine:
                     self._guard.forget()
         if ask.aborted is not None and self.settings.on_abort == "raise":
             raise ask.aborted
-        return Asked([self._outcome(ask, member) for member in range(len(records))], ask.tally)
+        if ask.bills:
+            await self._prepared()
+        costs = self._costs(ask)
+        return Asked([self._outcome(ask, member, costs[member]) for member in range(len(records))], ask.tally)
 
-    def _outcome(self, ask: _Ask, member: int) -> Outcome:
-        known = ask.outcomes[member]
-        if known is not None:
-            return known
-        failure = ask.failures[member] or Failure(Kind.UNAVAILABLE, "the record was not asked")
+    def _outcome(self, ask: _Ask, member: int, cost_usd: float | None) -> Outcome:
+        usage, answer = ask.usages[member] or Usage(), ask.answers[member]
+        if answer is not None:
+            value, completion = answer
+            return Outcome(value, None, usage, cost_usd, completion.model, completion.request_id, completion.finish_reason)
+        failure, last = ask.failures[member] or Failure(Kind.UNAVAILABLE, "the record was not asked"), ask.last[member]
         ask.tally.errors[failure.kind] += 1
-        usage, last = ask.usages[member] or Usage(), ask.last[member]
         return Outcome(
             failure=failure._replace(attempts=ask.attempts[member]),
             usage=usage,
-            cost_usd=self._priced(usage),
+            cost_usd=cost_usd,
             model=last.model if last else "",
             request_id=last.request_id if last else None,
             finish_reason=last.finish_reason if last else None,
         )
 
-    def _priced(self, usage: Usage) -> float | None:
+    def _costs(self, ask: _Ask) -> list[float | None]:
+        """What each record paid: an equal share of every reply that it was part of, each reply priced as a whole."""
+        nothing = self._priced(Usage(), None) if not ask.bills else 0.0
+        costs: list[float | None] = [nothing] * len(ask.records)
+        for members, completion in ask.bills:
+            paid = self._priced(completion.usage, completion.service_tier)
+            share = None if paid is None else paid / len(members)
+            for member in members:
+                before = costs[member]
+                costs[member] = None if share is None or before is None else before + share
+        return costs
+
+    def _priced(self, usage: Usage, service_tier: str | None) -> float | None:
         try:
-            return self._cost(usage)
+            return self._cost(usage, service_tier=service_tier) if service_tier in TIERS else self._cost(usage)
         except Exception as error:
             _logger.warning("the price of a reply is unknown: %s", _where(error))
             return None
+
+    async def _prepared(self) -> None:
+        """Waits for what `prepare` gets ready; it was begun with the first request, and nobody waits for it in a slot."""
+        if self._preparing is not None:
+            try:
+                await asyncio.shield(self._preparing)
+            except Exception as error:
+                _logger.warning("not ready: %s", _where(error))
+            self._preparing = None
 
     async def _settle(self, ask: _Ask, members: Sequence[int], left: int, deadline: _Deadline) -> None:
         """Ends each member with an answer or a failure; never raises but for cancellation."""
@@ -299,7 +331,7 @@ class Engine:
             await self._rounds(ask, members, left, deadline)
         except Exception as error:  # a bug of ours, or in what a user plugged in: still one outcome per record
             _logger.error("unexpected %s", _where(error), exc_info=error if self.settings.log_data else None)
-            open_members = [member for member in members if ask.outcomes[member] is None]
+            open_members = [member for member in members if ask.answers[member] is None]
             ask.fail(open_members, Failure(Kind.UNAVAILABLE, f"unexpected {_where(error)}"), keep_known=True)
 
     async def _rounds(self, ask: _Ask, members: Sequence[int], left: int, deadline: _Deadline) -> None:
@@ -434,6 +466,8 @@ class Engine:
             endpoint.check()
             provider = endpoint.provider()
             self._count(ask, members)
+            if self._prepare is not None:
+                self._begin_to_prepare()
             completion = await self._sent(provider, request, max(0.001, min(self._request_seconds, deadline.left())))
             endpoint.answered()
             self._note(ask, members, completion, asyncio.get_running_loop().time() - ticket.sent_at)
@@ -452,6 +486,17 @@ class Engine:
             ACTIVITY.in_flight -= 1
             gate.leave()
         return completion
+
+    def _begin_to_prepare(self) -> None:
+        """Once, and a moment after the first request: until then the interpreter is needed for sending."""
+        prepare, self._prepare = self._prepare, None
+        assert prepare is not None
+
+        def later() -> None:
+            time.sleep(_PREPARE_AFTER_SECONDS)
+            prepare()
+
+        self._preparing = asyncio.get_running_loop().run_in_executor(None, later)
 
     async def _sent(self, provider: CompletionProvider, request: Request, timeout_seconds: float) -> Completion:
         """The provider's reply; whatever else it raises becomes a CallError."""
@@ -481,6 +526,7 @@ class Engine:
     def _note(self, ask: _Ask, members: Sequence[int], completion: Completion, seconds: float) -> None:
         """A reply's tokens, whatever is in it: they are paid for. Each member gets its share."""
         tally, usage = ask.tally, completion.usage
+        ask.bills.append((members, completion))
         tally.latency_ms.append(round(seconds * 1000))
         tally.input_tokens += usage.input_tokens
         tally.output_tokens += usage.output_tokens
@@ -501,13 +547,9 @@ class Engine:
             self._guard.good()
             ask.suspect = False
         rest, kind = [], Kind.MISSING
-        price = functools.cache(self._priced)  # shares of one reply are much alike
         for index, member in enumerate(members, 1):
             if index in values:
-                usage = ask.usages[member] or Usage()
-                ask.outcomes[member] = Outcome(
-                    values[index], None, usage, price(usage), completion.model, completion.request_id, completion.finish_reason
-                )
+                ask.answers[member] = values[index], completion
                 continue
             failure = failures.get(index) or whole or _missing(index, len(members), values)
             ask.failures[member] = failure

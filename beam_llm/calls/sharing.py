@@ -12,7 +12,6 @@ from beam_llm.calls.endpoint import Endpoint, endpoint_key
 from beam_llm.calls.engine import Engine
 from beam_llm.config import Settings
 from beam_llm.protocols import CompletionProvider
-from beam_llm.values import Usage
 
 
 class _Endpoints:
@@ -38,7 +37,12 @@ _ENDPOINTS = _Endpoints()
 
 
 def borrow_engine(
-    settings: Settings, connect: Callable[[], CompletionProvider], cost: Callable[[Usage], float | None], *, storing: bool = False
+    settings: Settings,
+    connect: Callable[[], CompletionProvider],
+    cost: Callable[..., float | None],
+    *,
+    prepare: Callable[[], None] | None = None,
+    storing: bool = False,
 ) -> Engine:
     """An engine on this process's endpoint for these settings. Give it back with `return_engine`, once.
 
@@ -48,7 +52,7 @@ def borrow_engine(
     key = endpoint_key(settings)
     with _ENDPOINTS.lock:
         endpoint = _ENDPOINTS.known.get(key) or Endpoint(settings, connect)
-        engine = Engine(settings, connect, cost, endpoint=endpoint, storing=storing)
+        engine = Engine(settings, connect, cost, prepare=prepare, endpoint=endpoint, storing=storing)
         _ENDPOINTS.known[key] = endpoint
         _ENDPOINTS.engines.add(engine)
         endpoint.users += 1

@@ -17,7 +17,7 @@ from beam_llm.batching import RECORD_OVERHEAD_TOKENS, Batcher, caps_of
 from beam_llm.calls import Asked, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, PromptError
-from beam_llm.pricing import Prices
+from beam_llm.pricing import LaterPrices, Prices
 from beam_llm.providers import connect
 from beam_llm.task import Task
 from beam_llm.tokens import SampledTokens, estimate_tokens, rough_tokens
@@ -227,8 +227,8 @@ class AskTheModel(beam.DoFn):
 
     def setup(self) -> None:
         HEAP.hold()
-        prices = Prices.of(self._settings)
-        self._engine = borrow_engine(self._settings, partial(connect, self._settings), prices.cost_usd)
+        prices = LaterPrices(self._settings)
+        self._engine = borrow_engine(self._settings, partial(connect, self._settings), prices.cost_usd, prepare=prices.load)
         self._meter = Meter()
         self._in_flight = InFlight(self._engine.useful_asks)
 
