@@ -24,7 +24,11 @@ class Clock(Protocol):
 
 @runtime_checkable
 class CompletionProvider(Protocol):
-    """Live calls. Lives on one event loop; made, used and closed there."""
+    """Live calls. Lives on one event loop; made, used and closed there.
+
+    One with an attribute `enforces_schemas` that is False says that replies are not held to their request's schema, as far as is known
+    by now: several records' answers are asked for in a shape that can be read when it is not quite as asked.
+    """
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
         """One call, no retries of its own.

@@ -56,8 +56,8 @@ def ask(emulator: Any, texts: Sequence[str], **options: Any) -> Asked:
     return ask_all(emulator, [texts], **options)[0]
 
 
-def ask_all(emulator: Any, batches: Sequence[Sequence[str]], **options: Any) -> list[Asked]:
-    """Several prompt batches, all at once, through one engine."""
+def ask_all(emulator: Any, batches: Sequence[Sequence[str]], at_once: bool = True, **options: Any) -> list[Asked]:
+    """Several prompt batches through one engine, all at once or one after another."""
     values = {"prompt": PROMPT, "output": Opinion, "batch_size": 20, "base_url": emulator.base_url, "api_key": "none", **options}
     known = settings(MODEL, **values)
     task = Task(known)
@@ -66,7 +66,7 @@ def ask_all(emulator: Any, batches: Sequence[Sequence[str]], **options: Any) -> 
     async def main() -> list[Asked]:
         engine = Engine(known, partial(connect, known), Prices.of(known).cost_usd, task=task)
         try:
-            return await asyncio.gather(*(engine.ask(one) for one in records))
+            return await asyncio.gather(*(engine.ask(one) for one in records)) if at_once else [await engine.ask(one) for one in records]
         finally:
             await engine.aclose()
 

@@ -35,3 +35,13 @@ def test_a_server_that_puts_off_a_third_of_all_calls_loses_no_record_with_defaul
     tallies: list[Any] = [one.tally for one in asked]
     assert sum(tally.waits for tally in tallies) > 40
     assert max(tally.waits for tally in tallies) > 1
+
+
+def test_a_server_without_schemas_is_asked_for_numbered_answers_once_that_is_known():
+    refusal = Fault("server_error", status=400, message="response_format: json_schema is not supported", times=1)
+    with Emulator(faults=[refusal], fast=True, keys=()) as emulator:
+        asked = ask_all(emulator, prompts(2, 3), at_once=False)
+        _, learned, later = [body["messages"][-1]["content"] for body in emulator.requests]
+    assert answered(asked) == 6
+    assert '{"1": {"sentiment": ' in learned
+    assert '{"answers": [{"index": 1, "sentiment": ' in later

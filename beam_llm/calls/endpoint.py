@@ -88,6 +88,11 @@ class Endpoint:
             self._guards[fingerprint] = Guard(Breaker())
         return self._guards[fingerprint]
 
+    @property
+    def enforces_schemas(self) -> bool:
+        """Whether the provider holds replies to their schema; taken for granted until it was seen not to."""
+        return bool(getattr(self._provider, "enforces_schemas", True))
+
     def provider(self) -> CompletionProvider:
         """The provider, connected at the first call.
 

@@ -406,7 +406,7 @@ class Engine:
 
     def _rendered(self, records: Sequence[Record]) -> Request:
         try:
-            return self._task.render(records)
+            return self._task.render(records, self.endpoint.enforces_schemas)
         except PromptError:
             raise
         except Exception as error:

@@ -51,6 +51,7 @@ from beam_llm.providers.http import Bounds
 from beam_llm.providers.job_search import find_jobs
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai_wire import (
+    JSON_SCHEMA,
     Dialect,
     ErrorContext,
     decode_reply,
@@ -241,6 +242,11 @@ class OpenAIChat:
 
     def _announce(self, error: CallError) -> None:
         _log.warning("%s: from now on %s and %s are used", error.message, self._dialect.reply_format, self._dialect.tokens_field)
+
+    @property
+    def enforces_schemas(self) -> bool:
+        """Whether the schema goes to the server as such, and not in words."""
+        return self._dialect.reply_format == JSON_SCHEMA
 
     def unenforced(self, request: Request) -> bool:
         """To be called with a request whose reply ended well and is no JSON, although `request.schema` was sent with it: from now on

@@ -82,7 +82,7 @@ class Brain:
         if schema is None:
             return self._enum(list(choice["enum"]), "value") if choice else self._label if sentiment else extract
         root = schema if question.indexed else (question.root or schema)
-        if question.keyed:
+        if question.keyed and schema is not None:
             part = choice if choice and schema.get("type") == "string" and "enum" not in schema else schema
             return self.filler(part, schema, "value", sentiment)
         if question.indexed and question.root is not None:

@@ -41,7 +41,7 @@ class FakeTask:
     fingerprint = b"fake"
     output = _AnyJson()
 
-    def render(self, records: Sequence[Record]) -> Request:
+    def render(self, records: Sequence[Record], enforced: bool = True) -> Request:
         texts = [record.inputs[0] for record in records]
         return Request("fake", (Message("user", json.dumps(texts)),), input_tokens=sum(record.tokens for record in records))
 

@@ -196,6 +196,9 @@ def _many(texts: tuple[str, ...], hint: str, root: Mapping[str, Any] | None) -> 
         return Question(texts, True, "xml", spoken_schema(hint), None, hint, tag[1])
     if _DELIMITED.search(hint):
         return Question(texts, True, "delimited", spoken_schema(hint), None, hint)
+    if re.search(r'\{"1": ', hint):
+        schema = spoken_schema(hint)
+        return (schema and _many_by_schema(texts, hint, schema)) or Question(texts, True, "json", schema, None, hint, keyed=True)
     named = re.search(r'\{\s*"(\w+)":\s*(?:1|<?int)', hint)
     if named is None and "index" not in hint.lower():
         return None
