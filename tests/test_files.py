@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -14,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_llm.errors import LLMError, UsageError
-from beam_llm.fronts.files import DataError, find_sources, format_of, read_rows, survey
+from beam_llm.fronts.files import find_sources, format_of, read_rows, survey
+from beam_llm.fronts.records import DataError, digest_of
 from beam_llm.fronts.spool import Kept, Spool, SpoolFile, SpoolIndex, folder_for
-from beam_llm.fronts.writers import Answer, arrow_type, refuse_overwriting, write_rows
+from beam_llm.fronts.writers import Answer, Target, arrow_type, refuse_overwriting, write_rows
 
 OPINION = {
     "type": "object",
@@ -34,7 +36,9 @@ def write(path: Path, text: str) -> str:
 def through(inputs: list[str], output: Path, answers: list[Answer], schema: object = OPINION) -> None:
     """Reads the inputs and writes them with the answers, as `predict` does."""
     sources = find_sources(inputs)
-    write_rows(str(output), None, sources, survey(sources).columns, "answer", schema, lambda: iter(answers))  # type: ignore[arg-type]
+    found = survey(sources)
+    target = Target(str(output), replaces=True)
+    write_rows(target, sources, found.columns, found.digests, "answer", schema, lambda: iter(answers))  # type: ignore[arg-type]
 
 
 GOOD = Answer({"mood": "good", "score": 0.5}, None)
@@ -248,7 +252,7 @@ def test_an_input_is_never_overwritten_not_even_by_another_name(tmp_path: Path) 
     source = write(tmp_path / "in.jsonl", "{}\n")
     os.symlink(source, tmp_path / "link.jsonl")
     with pytest.raises(UsageError, match="one of the inputs"):
-        refuse_overwriting(str(tmp_path / "link.jsonl"), find_sources([source]))
+        refuse_overwriting(Target(str(tmp_path / "link.jsonl"), replaces=True), find_sources([source]))
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -261,55 +265,67 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: 
 
     sources = find_sources([source])
     with pytest.raises(RuntimeError):
-        write_rows(str(output), None, sources, {}, "answer", OPINION, failing)
+        write_rows(Target(str(output), replaces=True), sources, {}, survey(sources).digests, "answer", OPINION, failing)
     assert output.read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]
 
 
 # --- the spool
 
+RECORDS = [{"id": number} for number in range(3)]
 
-def spooled(folder: str, *kept: Kept) -> None:
+
+def digests(records: Sequence[dict[str, object]]) -> bytes:
+    return b"".join(map(digest_of, records))
+
+
+def kept(ordinal: int, value: object, error: str | None = None, record: dict[str, object] | None = None) -> Kept:
+    kind = error and error.partition(":")[0]
+    return Kept(ordinal, value, kind, error, digest=digest_of(record or RECORDS[ordinal]).hex())
+
+
+def spooled(folder: str, *answers: Kept, definition: str = "") -> None:
     os.makedirs(folder, exist_ok=True)
-    file = SpoolFile(folder)
-    for one in kept:
+    file = SpoolFile(folder, definition)
+    for one in answers:
         file.add(one)
     file.close()
 
 
 @contextmanager
-def opened(folder: str, records: int) -> Iterator[SpoolIndex]:
+def opened(folder: str, records: Sequence[dict[str, object]], **how: Any) -> Iterator[SpoolIndex]:
     spool = Spool(folder)
-    with spool.answers(records) as index:
+    with spool.answers(digests(records), **how) as index:
         yield index
     spool.close()
 
 
 def test_answers_come_back_by_record_whatever_their_order(tmp_path: Path) -> None:
     folder = str(tmp_path / "spool")
-    spooled(folder, Kept(2, "c", None, None), Kept(0, {"a": 1}, None, None, 5, 6, 1, 0.5, True))
-    spooled(folder, Kept(1, None, "missing", "missing: x"))
-    with opened(folder, 3) as index:
+    whole = Kept(0, {"a": 1}, None, None, 5, 6, 1, 0.5, True, digest_of(RECORDS[0]).hex())
+    spooled(folder, kept(2, "c"), whole)
+    spooled(folder, kept(1, None, "missing: x"))
+    with opened(folder, RECORDS) as index:
         assert index.missing() == 0
-        kept = list(index.kept())
-    assert kept[0] == Kept(0, {"a": 1}, None, None, 5, 6, 1, 0.5, True)
-    assert [(one.value, one.kind) for one in kept] == [({"a": 1}, None), (None, "missing"), ("c", None)]
+        found = list(index.kept())
+    assert found[0] == whole
+    assert [(one.value, one.kind) for one in found] == [({"a": 1}, None), (None, "missing"), ("c", None)]
 
 
 def test_an_error_never_replaces_an_answer_and_is_asked_again(tmp_path: Path) -> None:
     folder = str(tmp_path / "spool")
-    spooled(folder, Kept(0, "good", None, None), Kept(0, None, "missing", "missing: x"), Kept(1, None, "missing", "missing: x"))
-    with opened(folder, 2) as index:
+    spooled(folder, kept(0, "good"), kept(0, None, "missing: x"), kept(1, None, "missing: x"))
+    with opened(folder, RECORDS[:2]) as index:
         assert index.done() == b"\1\0"
-        assert [kept.value for kept in index.kept()] == ["good", None]
+        assert [one.value for one in index.kept()] == ["good", None]
 
 
 def test_a_line_cut_by_a_kill_is_no_answer(tmp_path: Path) -> None:
     folder = str(tmp_path / "spool")
-    spooled(folder, Kept(0, "a", None, None), Kept(1, "b", None, None))
+    spooled(folder, kept(0, "a"), kept(1, "b"))
     path = next(Path(folder).glob("answers-*"))
     path.write_bytes(path.read_bytes()[:-4])
-    with opened(folder, 2) as index:
+    with opened(folder, RECORDS[:2]) as index:
         assert (index.done(), index.missing()) == (b"\1\0", 1)
 
 

@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 from beam_llm import __version__
 from beam_llm.config import OPTIONS, Settings, key_of, settings_from_options
 from beam_llm.errors import LLMError, UsageError, printable
+from beam_llm.leftovers import remove_scratch
 
 ALL_ANSWERED, FAILED, WRONG_USAGE, SOME_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = _run(list(sys.argv[1:] if argv is None else argv))
     if argv is None and code in (FAILED, INTERRUPTED):
         # Beam's threads of a broken run would keep the process waiting for ever.
+        remove_scratch()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -250,6 +252,13 @@ def _add_predict(commands: Any) -> None:
     _add_inputs(parser)
     parser.add_argument("--output", required=True, metavar="OUT", help="file to write: .jsonl, .csv, .parquet, local or gs://; - is stdout")
     parser.add_argument("--output-format", choices=("jsonl", "csv", "parquet"), help="where OUT's name doesn't tell (default for -: jsonl)")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--force", action="store_true", help="replace an OUT that exists; without it nothing is asked then")
+    existing.add_argument("--retry-errors", action="store_true", help="ask only the records that ended as errors in an OUT that exists")
+    csv_cells = parser.add_mutually_exclusive_group()
+    safe = "a text that a spreadsheet would run as a formula gets a ' before it, in every cell of a .csv (default: in answers' cells)"
+    csv_cells.add_argument("--csv-safe", dest="csv_safe", action="store_const", const="all", default="answers", help=safe)
+    csv_cells.add_argument("--csv-unsafe", dest="csv_safe", action="store_const", const="none", help="in no cell")
     parser.add_argument("--summary", metavar="FILE.json", help="how the run ended, as JSON: counts, errors with messages, warnings, cost")
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary on stderr")
     add_options(parser)
@@ -291,6 +300,7 @@ def _add_jobs(commands: Any) -> None:
         "ids", nargs="*", metavar="ID", help="numbers in the log or job ids (default: all of this prompt, model and output)"
     )
     attach.add_argument("--output", required=True, metavar="OUT", help="file to write: .jsonl; - is stdout")
+    attach.add_argument("--force", action="store_true", help="replace an OUT that exists")
     attach.add_argument("--quiet", action="store_true", help="no progress and no summary")
     add_options(attach, leave_out=("mode", "staging_location"))
     cancel = action("cancel", "asks the provider to cancel a job; what it has finished is kept")
@@ -307,8 +317,11 @@ def _add_provider(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files of records: .jsonl, .csv, .parquet, globs, gs://; - is stdin")
+    files = "files of records: .jsonl, .csv (also .gz), .parquet, globs, gs://; - is stdin"
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help=files)
     parser.add_argument("--input-format", choices=("jsonl", "csv", "parquet"), help="where names don't tell (default for -: jsonl)")
+    bad = "a line that can't be read: error ends the command and names file and line; skip leaves it out, counted (default: error)"
+    parser.add_argument("--on-bad-line", choices=("error", "skip"), default="error", help=bad)
 
 
 def add_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
@@ -425,6 +438,10 @@ def _predict(chosen: argparse.Namespace) -> int:
         output_format=chosen.output_format,
         beam_options=chosen.beam_options,
         quiet=chosen.quiet,
+        force=chosen.force,
+        retry_errors=chosen.retry_errors,
+        skips_bad_lines=chosen.on_bad_line == "skip",
+        csv_safe=chosen.csv_safe,
     )
     report = predict(job)
     if chosen.summary is not None:

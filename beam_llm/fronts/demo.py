@@ -151,7 +151,7 @@ class _Asking:
         asked = settings(MODEL, prompt=PROMPT, output=Opinion, base_url=self._base_url, api_key="none", max_retries=5, **options)
         if not self._quiet:
             print(f"… {title}", file=sys.stderr, flush=True)
-        return Way(title, predict(Job([str(self._folder / file)], str(path), asked, quiet=self._quiet)), path, scale, serial)
+        return Way(title, predict(Job([str(self._folder / file)], str(path), asked, quiet=self._quiet, force=True)), path, scale, serial)
 
 
 def _scorer() -> str:

@@ -13,9 +13,10 @@ from beam_llm.batching import Batcher, caps_of
 from beam_llm.config import Settings, replaced
 from beam_llm.errors import PromptError, plural
 from beam_llm.fronts.cli import ALL_ANSWERED, SOME_ERRORS, chosen_settings
-from beam_llm.fronts.files import Source, read_rows
+from beam_llm.fronts.files import read_rows
 from beam_llm.fronts.predict import Job, check_prompt, inputs_of
 from beam_llm.fronts.progress import dollars, duration, shortened, table
+from beam_llm.fronts.records import Source
 from beam_llm.pricing import Prices
 from beam_llm.task import Task
 from beam_llm.tokens import estimate_tokens
@@ -45,8 +46,10 @@ class Forecast:
 
 def main(chosen: argparse.Namespace) -> int:
     checked = chosen_settings(chosen)
-    job = Job(inputs=chosen.inputs, output="-", settings=checked, input_format=chosen.input_format)
-    with inputs_of(job) as (sources, found):
+    job = Job(
+        inputs=chosen.inputs, output="-", settings=checked, input_format=chosen.input_format, skips_bad_lines=chosen.on_bad_line == "skip"
+    )
+    with inputs_of(job, writes=False) as (sources, found):
         task = Task(checked)
         check_prompt(task, sources)
         records, unusable = rendered(task, sources)

@@ -1,44 +1,26 @@
-"""Files of records: `.jsonl`, `.csv`, `.parquet`, globs, and what Beam's file systems reach (`gs://`), as plain generators over `Row`s."""
+"""Files of records: `.jsonl`, `.csv`, `.parquet`, globs, and what Beam's file systems reach (`gs://`), as plain generators over `Row`s.
+
+Lines of text may be gzipped (`.jsonl.gz`). A file is known by its records' content, never by its name or its time of change.
+"""
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 import os
+import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from beam_llm.errors import LLMError, UsageError
+from beam_llm.errors import UsageError, plural
+from beam_llm.fronts.parquet import parquet_header, read_parquet
+from beam_llm.fronts.records import DIGEST_BYTES, DataError, OnBadLine, Row, Source, digest_of, is_remote
+from beam_llm.fronts.text_files import csv_header, read_csv, read_jsonl
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-PARQUET_ROWS = 1_000
-
-
-class DataError(LLMError):
-    """A file's content is not what its format says; the message names file and line."""
-
-
-class Source(NamedTuple):
-    """One input file and how to read it. `name` is what messages call it, where that isn't its path."""
-
-    path: str
-    format: str
-    name: str = ""
-
-    def __str__(self) -> str:
-        return self.name or self.path
-
-
-class Row(NamedTuple):
-    """One record of a file. `raw` is its JSON line without the newline, where the file has such lines, else None."""
-
-    line: int
-    fields: dict[str, Any]
-    raw: bytes | None
+_UNREAD_SUFFIXES = (".bz2", ".xz", ".zst", ".zip", ".lz4", ".7z", ".tar", ".tgz")
 
 
 @dataclass(slots=True)
@@ -76,27 +58,56 @@ class Survey(NamedTuple):
     Attributes:
       counts: records per source.
       columns: every field met or named by a file's own header, in order of first appearance.
+      digests: 16 bytes per record, in order: what each of them was at that time.
+      bad_lines: how many were skipped.
+      first_bad: why the first of them was.
     """
 
     counts: tuple[int, ...]
     columns: dict[str, Column]
+    digests: bytes
+    bad_lines: int = 0
+    first_bad: str = ""
 
     @property
     def records(self) -> int:
         return sum(self.counts)
 
+    def digest(self, ordinal: int) -> bytes:
+        return self.digests[ordinal * DIGEST_BYTES : (ordinal + 1) * DIGEST_BYTES]
+
+
+def each_digest(digests: bytes) -> Iterator[bytes]:
+    return (digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES))
+
+
+def changes_between(before: bytes, after: bytes) -> str:
+    """What became of the records from one look at the inputs to the next, in words; empty where they are the same in the same order."""
+    if before == after:
+        return ""
+    old, new = Counter(each_digest(before)), Counter(each_digest(after))
+    gone, added = (old - new).total(), (new - old).total()
+    parts = [f"{plural(added, 'record')} new" if added else "", f"{plural(gone, 'record')} gone" if gone else ""]
+    return ", ".join(filter(None, parts)) or "the same records in another order"
+
 
 def format_of(path: str, given: str | None = None) -> str:
-    """The format by name, or by `given`.
+    """The format by name, or by `given`. A name may end in `.gz`, except for parquet, which is compressed inside.
 
     Raises:
-      UsageError: the name says nothing and nothing was given.
+      UsageError: the name says nothing and nothing was given, or says a compression that can't be read.
     """
-    found = given or ("jsonl" if path == "-" else _SUFFIXES.get(Path(path).suffix.lower()))
+    name = path.lower()
+    if name.endswith(_UNREAD_SUFFIXES):
+        raise UsageError(f"{path!r} is compressed in a way that can't be read here: unpack it, or pack it by gzip (.jsonl.gz, .csv.gz)")
+    found = given or ("jsonl" if path == "-" else _SUFFIXES.get(Path(name.removesuffix(".gz")).suffix))
     if found is None:
         raise UsageError(
-            f"can't tell the format of {path!r}: its name has to end in {', '.join(_SUFFIXES)}, or give --input-format, --output-format"
+            f"can't tell the format of {path!r}: its name has to end in {', '.join(_SUFFIXES)} (or .jsonl.gz, .csv.gz), "
+            "or give --input-format, --output-format"
         )
+    if found == "parquet" and name.endswith(".gz"):
+        raise UsageError(f"{path!r} is parquet inside gzip, which can't be read: unpack it (parquet is compressed inside)")
     return found
 
 
@@ -110,8 +121,13 @@ def find_sources(patterns: Sequence[str], given: str | None = None) -> list[Sour
     return [Source(path, format_of(path, given)) for path in paths]
 
 
-def is_remote(path: str) -> bool:
-    return "://" in path
+def is_special(path: str) -> bool:
+    """Whether it is a pipe or a device, which can be read or written once only."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _matches(pattern: str) -> list[str]:
@@ -136,36 +152,42 @@ def _remote_matches(pattern: str) -> list[str]:
     return sorted(found.path for found in FileSystems.match([pattern])[0].metadata_list)
 
 
-def identity(source: Source) -> str:
-    """A string that changes when the file does: name, size and time of change (remote files: name and size)."""
-    if is_remote(source.path):
-        from apache_beam.io.filesystems import FileSystems
-
-        return f"{source.path} {FileSystems.match([source.path])[0].metadata_list[0].size_in_bytes}"
-    stat = os.stat(source.path)
-    return f"{os.path.realpath(source.path)} {stat.st_size} {stat.st_mtime_ns}"
-
-
-def open_bytes(path: str) -> IO[bytes]:
-    """A file to read, local or remote, never decompressed behind our back."""
-    if is_remote(path):
-        from apache_beam.io.filesystem import CompressionTypes
-        from apache_beam.io.filesystems import FileSystems
-
-        return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-    return open(path, "rb")
-
-
 # --- reading
 
 
-def read_rows(source: Source) -> Iterator[Row]:
+def read_rows(source: Source, on_bad: OnBadLine | None = None) -> Iterator[Row]:
     """Every record of the file, in order.
 
+    Args:
+      on_bad: called for a line that can't be read; by default the source says whether that is raised or skipped.
+
     Raises:
-      DataError: a line that can't be read; names file and line.
+      DataError: a line that can't be read; names file, line and, where there is one, the column.
     """
-    return _READERS[source.format](source)
+    return _READERS[source.format](source, on_bad or (_skip if source.skips_bad_lines else _raise))
+
+
+def _raise(error: DataError) -> None:
+    raise error
+
+
+def _skip(error: DataError) -> None:
+    pass
+
+
+class _BadLines:
+    """Counts lines that can't be read, and remembers why the first can't; or raises at the first."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = ""
+
+    def handler(self, source: Source) -> OnBadLine:
+        return self._add if source.skips_bad_lines else _raise
+
+    def _add(self, error: DataError) -> None:
+        self.count += 1
+        self.first = self.first or str(error)
 
 
 def survey(sources: Sequence[Source], taken: Sequence[str] = ()) -> Survey:
@@ -178,21 +200,24 @@ def survey(sources: Sequence[Source], taken: Sequence[str] = ()) -> Survey:
       DataError: a line that can't be read, or a field of a `taken` name.
     """
     columns: dict[str, Column] = {}
+    digests = bytearray()
     counts = []
+    bad = _BadLines()
     for source in sources:
         count = 0
         for name in _HEADERS[source.format](source):
             _refuse_taken(f"{source}: the file", name, taken)
             columns.setdefault(name, Column())
-        for row in read_rows(source):
+        for row in read_rows(source, bad.handler(source)):
             count += 1
+            digests += digest_of(row.fields)
             for name, value in row.fields.items():
                 if (column := columns.get(name)) is None:
                     _refuse_taken(f"{source}:{row.line}: the record", name, taken)
                     column = columns[name] = Column()
                 column.add(value)
         counts.append(count)
-    return Survey(tuple(counts), columns)
+    return Survey(tuple(counts), columns, bytes(digests), bad.count, bad.first)
 
 
 def _refuse_taken(place: str, name: str, taken: Sequence[str]) -> None:
@@ -200,79 +225,5 @@ def _refuse_taken(place: str, name: str, taken: Sequence[str]) -> None:
         raise DataError(f"{place} has a field {name!r} already: choose another --output-field")
 
 
-def _read_jsonl(source: Source) -> Iterator[Row]:
-    import orjson
-
-    with open_bytes(source.path) as file:
-        for number, line in enumerate(file, 1):
-            raw = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
-            if not raw:
-                continue
-            try:
-                fields = orjson.loads(raw)
-            except ValueError as error:
-                raise DataError(f"{source}:{number}: not JSON: {error}") from None
-            if type(fields) is not dict:
-                raise DataError(f'{source}:{number}: not a JSON object: write records as {{"field": …}}, one per line')
-            yield Row(number, fields, raw)
-
-
-def _csv_header(source: Source) -> list[str]:
-    with _csv_lines(source) as lines:
-        return next(_csv_rows(source, lines), [])
-
-
-def _read_csv(source: Source) -> Iterator[Row]:
-    with _csv_lines(source) as lines:
-        header = next(_csv_rows(source, lines), [])
-        if len(set(header)) < len(header):
-            raise DataError(f"{source}:1: the header names a column twice: {', '.join(header)}")
-        for values in _csv_rows(source, lines):
-            if not values:
-                continue
-            if len(values) != len(header):
-                raise DataError(f"{source}:{lines.line_num}: {len(values)} values, but the header names {len(header)} columns")
-            yield Row(lines.line_num, dict(zip(header, values, strict=True)), None)
-
-
-@contextmanager
-def _csv_lines(source: Source) -> Iterator[Any]:
-    csv.field_size_limit(2**31 - 1)
-    with io.TextIOWrapper(open_bytes(source.path), encoding="utf-8-sig", newline="") as text:
-        yield csv.reader(text)
-
-
-def _csv_rows(source: Source, lines: Any) -> Iterator[list[str]]:
-    while True:
-        try:
-            yield next(lines)
-        except StopIteration:
-            return
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{source}:{lines.line_num + 1}: not CSV in UTF-8: {error}") from None
-
-
-def _parquet_header(source: Source) -> list[str]:
-    with open_bytes(source.path) as file:
-        return list(_parquet(source, file).schema_arrow.names)
-
-
-def _read_parquet(source: Source) -> Iterator[Row]:
-    with open_bytes(source.path) as file:
-        rows = (fields for part in _parquet(source, file).iter_batches(PARQUET_ROWS) for fields in part.to_pylist())
-        for number, fields in enumerate(rows, 1):
-            yield Row(number, fields, None)
-
-
-def _parquet(source: Source, file: IO[bytes]) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{source}: not a parquet file: {error}") from None
-
-
-_READERS: dict[str, Callable[[Source], Iterator[Row]]] = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}
-_HEADERS: dict[str, Callable[[Source], list[str]]] = {"jsonl": lambda source: [], "csv": _csv_header, "parquet": _parquet_header}
+_READERS: dict[str, Callable[[Source, OnBadLine], Iterator[Row]]] = {"jsonl": read_jsonl, "csv": read_csv, "parquet": read_parquet}
+_HEADERS: dict[str, Callable[[Source], list[str]]] = {"jsonl": lambda source: [], "csv": csv_header, "parquet": parquet_header}

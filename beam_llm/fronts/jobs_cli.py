@@ -16,12 +16,13 @@ import orjson
 from beam_llm.config import Settings, settings
 from beam_llm.errors import UsageError, plural, printable
 from beam_llm.fronts.cli import ALL_ANSWERED, FAILED, SOME_ERRORS, chosen_settings
-from beam_llm.fronts.files import Row, is_remote
 from beam_llm.fronts.progress import Meter, Tally, dollars, duration, table
+from beam_llm.fronts.records import Row, is_remote
 from beam_llm.fronts.running import Measured, watched
 from beam_llm.fronts.spool import records_in
-from beam_llm.fronts.writers import Answer, refuse_overwriting, write_json_lines
+from beam_llm.fronts.writers import Answer, Target, refuse_overwriting, write_json_lines
 from beam_llm.jobs import Cleanup, JobView, admin, open_store
+from beam_llm.leftovers import remove_leftovers, scratch_folder
 from beam_llm.protocols import BatchProvider, Store
 from beam_llm.providers import connect_batch
 from beam_llm.task import Task
@@ -94,13 +95,13 @@ def show(chosen: argparse.Namespace) -> int:
 def attach(chosen: argparse.Namespace) -> int:
     """Waits for jobs, collects them, writes their records with their answers as JSON lines."""
     checked = chosen_settings(chosen, mode="batch_api", staging_location=chosen.staging_location)
-    refuse_overwriting(chosen.output, [])
+    refuse_overwriting(_target(chosen), [])
     if chosen.output != "-" and not chosen.output.endswith((".jsonl", ".ndjson")):
         raise UsageError(f"the output {chosen.output!r} has to be a .jsonl file, or - for stdout")
     ids, left = _job_ids(_store(chosen.staging_location), chosen.ids, Task(checked).fingerprint.hex())
     if left:
         print(f"{chosen.name}: left {plural(left, 'job')} of other prompts, models or outputs", file=sys.stderr)
-    folder = tempfile.mkdtemp(prefix="beam-llm-attach-")
+    folder = tempfile.mkdtemp(dir=scratch_folder())
     try:
         tally = _collected(chosen, checked, ids, folder)
     finally:
@@ -113,6 +114,10 @@ def attach(chosen: argparse.Namespace) -> int:
     return ALL_ANSWERED
 
 
+def _target(chosen: argparse.Namespace) -> Target:
+    return Target(chosen.output, "jsonl", replaces=chosen.force)
+
+
 def _collected(chosen: argparse.Namespace, checked: Settings, ids: list[str], folder: str) -> Tally:
     def run() -> Measured:
         from beam_llm.fronts import pipeline
@@ -122,7 +127,7 @@ def _collected(chosen: argparse.Namespace, checked: Settings, ids: list[str], fo
     meter = Meter(0)
     watched(run, meter, go_on="the jobs stay in the ledger, and the same command again collects them", quiet=chosen.quiet, at_once=True)
     field = checked.output_field or "answer"
-    write_json_lines(chosen.output, _rows(folder), field)
+    write_json_lines(_target(chosen), _rows(folder), field)
     return meter.tally
 
 
@@ -174,7 +179,9 @@ def cancel(chosen: argparse.Namespace) -> int:
 
 
 def cleanup(chosen: argparse.Namespace) -> int:
-    """Removes what finished jobs no longer need, after saying what that is and asking."""
+    """Removes what finished jobs no longer need, after saying what that is and asking; temporary files of killed runs without."""
+    if left := remove_leftovers():
+        print(f"removed the temporary files of {plural(left, 'killed run')} on this machine")
     store = _store(chosen.staging_location)
     jobs = admin.list_jobs(store)
     with contextlib.closing(_provider(chosen, jobs[-1])) if jobs else contextlib.nullcontext() as provider:

@@ -11,10 +11,13 @@ from apache_beam.typehints import Dict, Tuple
 
 from beam_llm import events
 from beam_llm.config import OPTIONS, Settings
-from beam_llm.fronts.files import Source, read_rows
+from beam_llm.fronts.definitions import definition_of
+from beam_llm.fronts.files import read_rows
+from beam_llm.fronts.records import DIGEST_BYTES, Row, Source, digest_of
 from beam_llm.fronts.running import Measured, stopping
 from beam_llm.fronts.spool import Kept, SpoolFile
 from beam_llm.outputs import Output
+from beam_llm.prompts import clean
 from beam_llm.transforms.elements import fields_of, is_keyed
 from beam_llm.transforms.predict import CollectBatchJobs, LLMPredict
 from beam_llm.values import Prediction
@@ -24,19 +27,47 @@ NO_PLACE = 2**62
 
 
 class ReadRecords(beam.DoFn):
-    """(first ordinal, Source, done) in, (ordinal, fields) out, for every record that `done` doesn't mark."""
+    """(first ordinal, Source, done) in, (place, fields) out, for every record that `done` doesn't mark.
 
-    def process(self, element: tuple[int, Source, bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+    A place is the record's ordinal and the digest of what was read there and then: the answer's way back to its record, and proof that
+    this record was asked about. It is a string, for which every coder has a form.
+    """
+
+    def process(self, element: tuple[int, Source, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
         first, source, done = element
         for number, row in enumerate(read_rows(Source(*source))):
             if stopping.is_set():
                 return
             if not (number < len(done) and done[number]):
-                yield first + number, row.fields
+                yield f"{first + number} {digest_of(row.fields).hex()}", _encodable(row)
+
+
+def _encodable(row: Row) -> dict[str, Any]:
+    """The fields without halves of characters, which no coder takes and no prompt shows; only JSON can spell such."""
+    if row.raw is None or not (b"\\ud" in row.raw or b"\\uD" in row.raw):
+        return row.fields
+    return {clean(name): _cleaned(value) for name, value in row.fields.items()}
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {clean(name): _cleaned(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return list(map(_cleaned, value))
+    return clean(value) if isinstance(value, str) else value
+
+
+def place_of(key: Any) -> tuple[int, str]:
+    """Ordinal and digest of a record of `predict`; of any other `NO_PLACE` and none."""
+    if type(key) is str:
+        ordinal, _, digest = key.partition(" ")
+        if len(digest) == 2 * DIGEST_BYTES and ordinal.isdecimal():
+            return int(ordinal), digest
+    return (key if type(key) is int else NO_PLACE), ""  # jobs of earlier versions have the ordinal alone
 
 
 class KeepAnswers(beam.DoFn):
-    """Predictions of `(ordinal, fields)` elements into the spool, one file per bundle. Emits nothing.
+    """Predictions of `(place, fields)` elements into the spool, one file per bundle. Emits nothing.
 
     Args:
       folder: of the spool.
@@ -49,6 +80,7 @@ class KeepAnswers(beam.DoFn):
 
     def setup(self) -> None:
         self._output = Output(self._settings.output)
+        self._definition = definition_of(self._settings.output)
         self._file: SpoolFile | None = None
 
     def start_bundle(self) -> None:
@@ -56,8 +88,8 @@ class KeepAnswers(beam.DoFn):
 
     def process(self, element: Prediction) -> None:
         if self._file is None:
-            self._file = SpoolFile(self._folder)
-        kept = kept_of(element, element.element[0], self._output)
+            self._file = SpoolFile(self._folder, self._definition)
+        kept = kept_of(element, *place_of(element.element[0]), self._output)
         self._file.add(kept)
         events.tell("kept", kept=kept)
 
@@ -78,14 +110,14 @@ class KeepRecords(KeepAnswers):
 
     def process(self, element: Prediction) -> None:
         if self._file is None:
-            self._file = SpoolFile(self._folder)
+            self._file = SpoolFile(self._folder, self._definition)
         key, value = element.element if is_keyed(element.element) else (None, element.element)
-        kept = kept_of(element, key if type(key) is int else NO_PLACE, self._output)
+        kept = kept_of(element, *place_of(key), self._output)
         self._file.add(kept, dict(fields_of(value)) or {"element": value})
         events.tell("kept", kept=kept)
 
 
-def kept_of(prediction: Prediction, ordinal: int, output: Output) -> Kept:
+def kept_of(prediction: Prediction, ordinal: int, digest: str, output: Output) -> Kept:
     failure = prediction.error
     return Kept(
         ordinal,
@@ -97,6 +129,7 @@ def kept_of(prediction: Prediction, ordinal: int, output: Output) -> Kept:
         prediction.usage.cached_tokens,
         prediction.cost_usd,
         prediction.reused,
+        digest,
     )
 
 
@@ -112,7 +145,7 @@ def run(settings: Settings, files: list[tuple[int, Source, bytes]], spool: str, 
     _ = (
         pipeline
         | "Name files" >> beam.Create(files, reshuffle=False)
-        | "Read records" >> beam.ParDo(ReadRecords()).with_output_types(Tuple[int, Dict[str, Any]])
+        | "Read records" >> beam.ParDo(ReadRecords()).with_output_types(Tuple[str, Dict[str, Any]])
         | "Ask" >> LLMPredict(**asked(settings))
         | "Keep answers" >> beam.ParDo(KeepAnswers(spool, settings)).with_output_types(None)
     )

@@ -10,18 +10,33 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import IO, Any
 
-from beam_llm.config import Settings
+from beam_llm.config import Settings, replaced
 from beam_llm.errors import PromptError, UsageError, plural
-from beam_llm.fronts.files import Source, Survey, find_sources, format_of, identity, read_rows, survey
-from beam_llm.fronts.progress import Meter, Tally
+from beam_llm.fronts.definitions import definition_of, rechecker
+from beam_llm.fronts.files import Survey, changes_between, find_sources, format_of, is_special, read_rows, survey
+from beam_llm.fronts.progress import Meter, Tally, write_line
+from beam_llm.fronts.records import Source, is_remote
+from beam_llm.fronts.retry import Earlier, content_name, earlier_answers, ends_in
 from beam_llm.fronts.running import Measured, RunError, watched
-from beam_llm.fronts.spool import Spool, folder_for
-from beam_llm.fronts.writers import Answer, refuse_overwriting, write_rows
+from beam_llm.fronts.spool import Spool, SpoolIndex, folder_for
+from beam_llm.fronts.writers import (
+    ANSWERS,
+    Answer,
+    InputChanged,
+    Target,
+    is_there,
+    parquet_fields,
+    refuse_overwriting,
+    same_rows,
+    write_rows,
+    written_schema,
+)
 from beam_llm.jobs import Ledger, open_store
 from beam_llm.jobs.ledger import REST
+from beam_llm.leftovers import scratch_folder
 from beam_llm.task import Task
 
 
@@ -32,6 +47,10 @@ class Job:
     Attributes:
       settings: `output_field` is the answer's name.
       beam_options: what stood after `--`.
+      force: an output that exists is replaced.
+      retry_errors: of an output that exists, only the records that ended as errors are asked, and it is replaced.
+      skips_bad_lines: lines that can't be read are left out and counted, instead of ending the command.
+      csv_safe: see `Target`.
     """
 
     inputs: Sequence[str]
@@ -41,10 +60,18 @@ class Job:
     output_format: str | None = None
     beam_options: Sequence[str] = ()
     quiet: bool = False
+    force: bool = False
+    retry_errors: bool = False
+    skips_bad_lines: bool = False
+    csv_safe: str = ANSWERS
 
     @property
     def answer_field(self) -> str:
         return self.settings.output_field or "answer"
+
+    @property
+    def target(self) -> Target:
+        return Target(self.output, self.output_format, self.force or self.retry_errors, self.csv_safe)
 
 
 @dataclass(frozen=True)
@@ -59,6 +86,7 @@ class Report:
       mean_latency_ms: of a live call; None where there was none.
       jobs: batch jobs whose answers were collected; those of earlier runs too.
       lines: requests in batch jobs that this run submitted.
+      bad_lines: of the input, skipped; `first_bad` says why the first of them was.
     """
 
     tally: Tally
@@ -68,6 +96,8 @@ class Report:
     mean_latency_ms: float | None = None
     jobs: int = 0
     lines: int = 0
+    bad_lines: int = 0
+    first_bad: str = ""
 
     @property
     def requests(self) -> int:
@@ -84,48 +114,99 @@ def predict(job: Job) -> Report:
       RunError: the pipeline failed; what was answered is kept for the same command.
       Interrupted: likewise, by Ctrl-C.
     """
+    if job.retry_errors:
+        job = _retrying(job)
     with inputs_of(job) as (sources, found):
         task = Task(job.settings)
         check_prompt(task, sources)
         if found.records and runs_here(job.beam_options):
             _check_key(job.settings)
         question = task.fingerprint + job.answer_field.encode()
-        folder = folder_for(job.output, question, [_identity(source) for source in sources], here=runs_here(job.beam_options))
+        folder = folder_for(job.output, question, list(map(_name, sources)), here=runs_here(job.beam_options))
         spool = Spool(folder)
         try:
-            return _ask_all(job, task, sources, found, spool)
+            return _ask_all(job, _Work(job, task, sources, found, spool))
         finally:
             spool.close()
 
 
+def _retrying(job: Job) -> Job:
+    """The job with a name of its own for the answers of a batch run: the ledger knows the old ones, and asks nothing paid twice.
+
+    Raises:
+      UsageError: there is no output with errors to retry.
+    """
+    if job.force:
+        raise UsageError("--force asks all records anew, --retry-errors only those that ended as errors: give one of them")
+    if job.output == "-" or not is_there(job.output):
+        raise UsageError(f"--retry-errors goes through an existing output, and there is none at {job.output!r}")
+    if job.settings.mode != "batch_api":
+        return job
+    fresh = ":".join(filter(None, [job.settings.fresh, f"retry-{content_name(job.target)}"]))
+    return replace(job, settings=replaced(job.settings, fresh=fresh))
+
+
 @contextmanager
-def inputs_of(job: Job) -> Iterator[tuple[list[Source], Survey]]:
-    """The input files, looked through once; stdin as a temporary file."""
-    with tempfile.TemporaryDirectory(prefix="beam-llm-") as folder:
-        sources = list(_spooled_stdin(job, folder))
-        refuse_overwriting(job.output, sources)
-        format_of(job.output, job.output_format)
+def inputs_of(job: Job, *, writes: bool = True) -> Iterator[tuple[list[Source], Survey]]:
+    """The input files, looked through once; stdin and pipes as temporary files.
+
+    Args:
+      writes: there will be an output, which has to be able to hold them.
+    """
+    copies: list[str] = []
+    try:
+        sources = [source._replace(skips_bad_lines=job.skips_bad_lines) for source in _readable_sources(job, copies)]
+        if writes:
+            refuse_overwriting(job.target._replace(replaces=True), sources)
+            _refuse_finished(job)
+            keeps_bytes = format_of(job.output, job.output_format) == "parquet" and parquet_fields(sources)
+            sources = [source._replace(as_text=not keeps_bytes) for source in sources]
         yield sources, survey(sources, (job.answer_field, f"{job.answer_field}_error"))
+    finally:
+        for path in copies:
+            os.unlink(path)
 
 
-def _spooled_stdin(job: Job, folder: str) -> Iterator[Source]:
+def _refuse_finished(job: Job) -> None:
+    if job.target.replaces or job.output == "-" or not is_there(job.output):
+        return
+    ends = ends_in(job.target, job.answer_field)
+    state = f"is finished: {plural(ends[0], 'record')}, {ends[1]:,} of them errors" if ends else "exists already"
+    raise UsageError(
+        f"the output {job.output!r} {state}. Nothing was asked: --retry-errors asks only the records that ended as errors, "
+        "--force asks all and replaces it"
+    )
+
+
+def _readable_sources(job: Job, copies: list[str]) -> Iterator[Source]:
+    """The sources; those that can be read only once as copies, whose paths are added to `copies`."""
     if list(job.inputs) != ["-"]:
         if "-" in job.inputs:
             raise UsageError("'-' (stdin) can't be mixed with files")
-        yield from find_sources(job.inputs, job.input_format)
+        for source in find_sources(job.inputs, job.input_format):
+            if is_remote(source.path) or not is_special(source.path):
+                yield source
+                continue
+            with open(source.path, "rb") as pipe:
+                yield source._replace(path=_copy(pipe, copies), name=source.path)
         return
     if sys.stdin is None:
         raise UsageError("the input is '-' (stdin), but stdin is closed: pipe records into the command, or name a file")
-    path = os.path.join(folder, "stdin")
-    with open(path, "wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
-    yield Source(path, format_of("-", job.input_format), "stdin")
+    yield Source(_copy(sys.stdin.buffer, copies), format_of("-", job.input_format), "stdin")
 
 
-def _identity(source: Source) -> str:
-    """Stdin is the same input where its bytes are; a file where its name, size and time of change are."""
+def _copy(stream: IO[bytes], copies: list[str]) -> str:
+    descriptor, path = tempfile.mkstemp(dir=scratch_folder())
+    copies.append(path)
+    with os.fdopen(descriptor, "wb") as file:
+        shutil.copyfileobj(stream, file, 1 << 20)
+    return path
+
+
+def _name(source: Source) -> str:
+    """Stdin and a pipe are the same input where their bytes are; a file where it has the same name, whatever is in it by now."""
     if not source.name:
-        return identity(source)
+        return source.path if is_remote(source.path) else os.path.realpath(source.path)
     with open(source.path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -168,9 +249,54 @@ def _check_key(settings: Settings) -> None:
     resolve_key(settings.api_key)
 
 
-def _ask_all(job: Job, task: Task, sources: Sequence[Source], found: Survey, spool: Spool) -> Report:
-    with spool.answers(found.records) as earlier:
-        done = earlier.done()
+@dataclass
+class _Work:
+    """A job under way.
+
+    Attributes:
+      found: what the last look at the inputs found.
+    """
+
+    job: Job
+    task: Task
+    sources: Sequence[Source]
+    found: Survey
+    spool: Spool
+    earlier: Earlier | None = None
+
+    def __post_init__(self) -> None:
+        self.definition = definition_of(self.task.settings.output)
+        self.check = rechecker(self.task.output)
+        self.look_at_output()
+
+    def look_at_output(self) -> None:
+        if self.job.retry_errors:
+            holds = self.job.settings.mode == "batch_api" and self.job.settings.on_doubt != "resubmit"
+            target, field = self.job.target, self.job.answer_field
+            self.earlier = earlier_answers(target, field, self.sources, self.found, holds_doubtful=holds)
+
+    def answers(self) -> SpoolIndex:
+        """Every record's best answer so far: of earlier runs, of this one, and of the output whose errors are retried."""
+        index = self.spool.answers(self.found.digests, self.definition, self.check)
+        if self.earlier is not None:
+            self.earlier.fill(index)
+        return index
+
+    def done(self) -> bytes:
+        """One byte per record: 1 where it isn't to be asked."""
+        with self.answers() as index:
+            if index.unfit:
+                write_line(f"{plural(index.unfit, 'kept answer')} made by an earlier version of the output type: asked again")
+            done = bytearray(index.done())
+        for ordinal in self.earlier.held if self.earlier else ():
+            done[ordinal] = 1
+        return bytes(done)
+
+
+def _ask_all(job: Job, run: _Work) -> Report:
+    _tell_changes(run)
+    done = run.done()
+    found = run.found
     already = done.count(1)
     meter = Meter(found.records, already)
     measured, lines = Measured({}, None), 0
@@ -178,11 +304,22 @@ def _ask_all(job: Job, task: Task, sources: Sequence[Source], found: Survey, spo
         if already and not job.quiet:
             print(f"going on: {already:,} of {found.records:,} records were answered by an earlier run", file=sys.stderr)
         last = _last_job(job.settings)
-        measured = _run(job, list(_files(sources, found, done)), spool, meter)
+        measured = _run(job, list(_files(run.sources, found, done)), run.spool, meter)
         lines = _lines_since(last, job)
-    tally = _write(job, task, sources, found, spool)
-    spool.remove()
-    return Report(tally, already, measured.counters, meter.seconds, measured.mean_latency_ms, meter.jobs, lines)
+    tally = _write(run)
+    run.spool.remove()
+    return Report(
+        tally, already, measured.counters, meter.seconds, measured.mean_latency_ms, meter.jobs, lines, found.bad_lines, found.first_bad
+    )
+
+
+def _tell_changes(run: _Work) -> None:
+    """What became of the records since an earlier run: a line of its own, also where `quiet`, for it decides what is asked."""
+    before = run.spool.note_inputs(run.found.digests)
+    if before is not None and (changes := changes_between(before, run.found.digests)):
+        write_line(f"the input has changed since an earlier run: {changes}; answers go with their records")
+    if run.earlier is not None and (changes := run.earlier.changes()):
+        write_line(f"the input is not that of {run.job.output}: {changes}")
 
 
 def _last_job(settings: Settings) -> int:
@@ -203,21 +340,56 @@ def _lines_since(last: int, job: Job) -> int:
     return sum(intent.line_count for intent in asked if ledger.appended_here(intent.number) or not here)
 
 
-def _write(job: Job, task: Task, sources: Sequence[Source], found: Survey, spool: Spool) -> Tally:
-    """The output file, once every record has its end."""
+def _write(run: _Work) -> Tally:
+    """The output file, once every record has its end. An input that has changed meanwhile is looked at once more.
+
+    Raises:
+      InputChanged: it has records that were not asked, or it goes on changing.
+    """
+    try:
+        return _write_once(run)
+    except InputChanged as changed:
+        job, before = run.job, run.found.digests
+        run.found = survey(run.sources, (job.answer_field, f"{job.answer_field}_error"))
+        run.look_at_output()
+        what = f"{changed}: {changes_between(before, run.found.digests) or 'and back again'}"
+        run.spool.note_inputs(run.found.digests)
+        with run.answers() as index:
+            if missing := index.missing():
+                raise InputChanged(
+                    f"{what}. {plural(missing, 'record')} not asked yet; all answers are kept: the same command again asks these alone"
+                ) from None
+        write_line(f"{what}; answers go with their records")
+        return _write_once(run)
+
+
+def _write_once(run: _Work) -> Tally:
+    job, found = run.job, run.found
     tally = Tally()
 
     def answers() -> Iterator[Answer]:
         return (Answer(kept.value, kept.error) for kept in index.kept())
 
-    with spool.answers(found.records) as index:
+    with run.answers() as index:
         if index.missing():
-            lost = plural(index.missing(), "record")
-            raise RunError(f"the pipeline ended without an error, but {lost} of {found.records:,} came back without an end")
+            _refuse_lost(run, index.missing())
         for kept in index.kept():
             tally.add(kept)
-        write_rows(job.output, job.output_format, sources, found.columns, job.answer_field, task.output.schema, answers)
+        schema = written_schema(run.task.output)
+        write_rows(job.target, run.sources, found.columns, found.digests, job.answer_field, schema, answers)
     return tally
+
+
+def _refuse_lost(run: _Work, missing: int) -> None:
+    """Records without an end: the input was changed before they were read, or something is wrong with this package.
+
+    Raises:
+      InputChanged, RunError: which of the two.
+    """
+    for _ in same_rows(run.sources, run.found.digests):
+        pass
+    lost = plural(missing, "record")
+    raise RunError(f"the pipeline ended without an error, but {lost} of {run.found.records:,} came back without an end")
 
 
 def _files(sources: Sequence[Source], found: Survey, done: bytes) -> Iterator[tuple[int, Source, bytes]]:

@@ -10,9 +10,9 @@ import orjson
 
 from beam_llm.errors import UsageError, plural, printable
 from beam_llm.events import warning_in_words
-from beam_llm.fronts.files import is_remote
 from beam_llm.fronts.predict import Job, Report
 from beam_llm.fronts.progress import Tally, duration, shortened, tried_again
+from beam_llm.fronts.records import is_remote
 
 FORMAT = 1
 _MESSAGE_WIDTH = 300
@@ -23,6 +23,8 @@ def summary(job: Job, report: Report) -> str:
     """The run in a few lines, for stderr."""
     tally = report.tally
     lines = [f"records   {tally.records:,}" + (f" ({report.already:,} answered by an earlier run)" if report.already else "")]
+    if report.bad_lines:
+        lines.append(f"skipped   {plural(report.bad_lines, 'line')} that can't be read, the first: {report.first_bad}")
     lines += _labelled("errors", [f"{tally.failed:,}", *_errors(tally)] if tally.failed else [])
     lines += _labelled("warnings", list(warnings_of(report.counters)))
     lines.append(f"calls     {calls_of(report)}")
@@ -76,6 +78,7 @@ def as_json(job: Job, report: Report) -> dict[str, Any]:
         "answered_before": report.already,
         "reused": tally.reused,
         "failed": tally.failed,
+        "skipped_lines": report.bad_lines,
         "errors": {kind: _error(tally, kind, count) for kind, count in tally.errors.most_common()},
         "warnings": {name.removeprefix(_WARNINGS): count for name, count in counters.items() if name.startswith(_WARNINGS)},
         "requests": report.requests,
