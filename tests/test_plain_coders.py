@@ -207,3 +207,11 @@ def test_a_users_own_coder_needs_pickle_for_others_alone(tmp_path: Path) -> None
 def test_a_description_is_the_same_in_every_process() -> None:
     assert describe_coder(coders.registry.get_coder(typehints.Tuple[str, typing.Any])) == ["tuple", "str", "primitives"]
     assert EnvelopeCoder(ANY, GLOBAL).name == EnvelopeCoder(coders.FastPrimitivesCoder(), GLOBAL).name
+
+
+def test_dicts_of_a_declared_type_need_no_pickle():
+    coder = plain(coders.registry.get_coder(typehints.Tuple[str, typehints.Dict[str, typing.Any]]))
+    description = describe_coder(coder)
+    assert description == ["tuple", "str", ["map", "str", "primitives"]]
+    element = ("7", {"text": "a", "n": 2**70, "day": datetime.date(2026, 1, 2)})
+    assert build_coder(description).decode(coder.encode(element)) == element

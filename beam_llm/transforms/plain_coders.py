@@ -21,7 +21,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam import coders
 from apache_beam.coders import coder_impl
-from apache_beam.coders.coders import DecimalCoder, FastCoder, GlobalWindowCoder, IntervalWindowCoder, ListCoder, NullableCoder
+from apache_beam.coders.coders import DecimalCoder, FastCoder, GlobalWindowCoder, IntervalWindowCoder, ListCoder, MapCoder, NullableCoder
 from apache_beam.coders.row_coder import RowCoder
 from apache_beam.portability.api import schema_pb2
 from apache_beam.utils.timestamp import Timestamp
@@ -65,6 +65,8 @@ def plain(coder: coders.Coder) -> coders.Coder:
         return coders.FastPrimitivesCoder(_PlainValueCoder())
     if type(coder) is coders.TupleCoder:
         return coders.TupleCoder([plain(component) for component in coder.coders()])
+    if type(coder) is MapCoder:
+        return MapCoder(*map(plain, _components(coder)))
     return coder
 
 
@@ -77,15 +79,17 @@ def describe_coder(coder: coders.Coder) -> Any:
         return "primitives"
     if kind is RowCoder:
         return _described_row(coder)
-    if kind not in _NESTED_WORDS:
+    if kind not in _NESTED_WORDS and kind is not MapCoder:
         return None
     inner = [describe_coder(component) for component in _components(coder)]
-    return None if None in inner else [_NESTED_WORDS[kind], *inner]
+    return None if None in inner else [_NESTED_WORDS.get(kind, "map"), *inner]
 
 
 def _components(coder: Any) -> list[coders.Coder]:
     if type(coder) is coders.TupleCoder:
         return list(coder.coders())
+    if type(coder) is MapCoder:
+        return [coder._key_coder, coder._value_coder]
     return [coder._value_coder if type(coder) is NullableCoder else coder._elem_coder]
 
 
@@ -112,6 +116,8 @@ def build_coder(description: Any, allow_pickle: bool = False) -> coders.Coder:
         return _built_row(rest[0])
     if word == "tuple":
         return coders.TupleCoder([build_coder(inner, allow_pickle) for inner in rest])
+    if word == "map" and len(rest) == 2:
+        return MapCoder(*(build_coder(inner, allow_pickle) for inner in rest))
     if word in _NESTED and len(rest) == 1:
         return _NESTED[word](build_coder(rest[0], allow_pickle))
     raise ValueError("it names a coder that is not of plain data")
