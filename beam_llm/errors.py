@@ -198,7 +198,7 @@ def plural(count: int, noun: str) -> str:
 
 # Control characters (C0, DEL, C1), line and paragraph separators, marks that turn the direction of writing, invisible tags, and lone
 # surrogates, which no terminal's encoding takes.
-_UNPRINTABLE = re.compile(
+UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
@@ -208,7 +208,7 @@ def printable(text: str) -> str:
 
     For everything that is shown or logged and was written elsewhere: a server's message, a file's name, a model's answer.
     """
-    return text if text.isascii() and text.isprintable() else _UNPRINTABLE.sub(_escaped, text)
+    return text if text.isascii() and text.isprintable() else UNPRINTABLE.sub(_escaped, text)
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -134,7 +136,7 @@ def test_the_progress_line_tells_of_calls_in_flight_retries_and_timeouts(monkeyp
     assert meter.line() == "0 of 10 records, 0.0 s"
     for name, value in {"in_flight": 12, "retries": 11, "waits": ACTIVITY.waits + 3, "timeouts": ACTIVITY.timeouts + 2}.items():
         monkeypatch.setattr(ACTIVITY, name, value)
-    assert meter.line() == "0 of 10 records, 0.0 s, 12 calls in flight, 1 retry, 3 waits for a busy server, 2 timeouts"
+    assert meter.line() == "0 of 10 records, 0.0 s, 12 in flight, 1 retry, 3 waits, 2 timeouts"
 
 
 def test_calls_that_time_out_and_are_tried_again_are_counted(
@@ -218,3 +220,88 @@ def test_an_unreadable_reply_says_how_to_see_it(start: Callable[..., Any], capsy
     assert predict("--output-type", "enum:a|b", "--max-retries", 0) == 3
     assert "unreadable" in (text := capsys.readouterr().err)
     assert "log_data=True, or --log-data, shows it" in text
+
+
+# --- the first requests, without a call
+
+
+def test_the_shown_requests_are_the_ones_that_a_run_sends(
+    start: Callable[..., Any], start_emulator: Callable[..., Emulator], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start_emulator()
+    for name, value in emulator.environment.items():
+        monkeypatch.setenv(name, value)
+    Path("in.jsonl").write_text("".join(json.dumps({"text": f"fine {n}\x9b \u202e"}) + "\n" for n in range(7)))
+    question = ["--prompt", "Mood of: {{ text }}", "--output-type", "enum:good|bad", "--batch-size", "3"]
+    asked = ["predict", "in.jsonl", "--model", MODEL, *question]
+    assert main([*asked, "--show", "2"]) == 0
+    assert emulator.calls == 0
+    text = capsys.readouterr().out
+    assert is_harmless(text)
+    shown = [json.loads(part) for part in text.replace("\n}\n{", "\n}\0{").split("\0")]
+    assert [request["records"] for request in shown] == [3, 3]
+    assert "good" in json.dumps(shown[0]["reply_schema"])
+    assert main([*asked, "--output", "out.jsonl", "--quiet"]) == 0
+    for request in shown:
+        assert request["request"] in emulator.requests
+
+
+def test_a_record_that_can_t_be_asked_is_shown_with_its_reason(start: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    predict = start()
+    Path("in.jsonl").write_text('{"text": "fine"}\n{"txt": "odd"}\n')
+    assert predict("--show", 5) == 3
+    out = capsys.readouterr().out
+    assert "does not have" in out
+    assert not Path("out.jsonl").exists()
+
+
+def test_without_an_output_there_is_advice(start: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    start()
+    assert main(["predict", "in.jsonl", "--model", MODEL, "--prompt", "{{ text }}"]) == 2
+    assert "add --output" in capsys.readouterr().err
+
+
+# --- streams that nobody reads
+
+
+class Gone:
+    """A stderr whose reader has left."""
+
+    def isatty(self) -> bool:
+        return False
+
+    def write(self, text: str) -> None:
+        raise BrokenPipeError
+
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("stderr", [None, Gone()], ids=["closed", "reader left"])
+def test_a_run_that_nobody_watches_is_finished(start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, stderr: object) -> None:
+    predict = start(Fault("poison", text="phone 1"))
+    monkeypatch.setattr("sys.stderr", stderr)
+    assert predict() == 3
+    assert len(Path("out.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_full_disk_behind_stdout_is_one_line(start: Callable[..., Any]) -> None:
+    start()
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "beam_llm", "predict", "in.jsonl", "--model", MODEL, "--prompt", "{{ text }}"]
+        done = subprocess.run([*command, "--output", "-", "--quiet"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "No space left" in done.stderr
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "nan", "inf", "soon"])
+def test_a_latency_is_a_number_above_0(start: Callable[..., Any], capsys: pytest.CaptureFixture[str], number: str) -> None:
+    start()
+    assert main(["estimate", "in.jsonl", "--model", MODEL, "--latency-seconds", number]) == 2
+    assert f"{number!r} is not a number above 0" in capsys.readouterr().err
+
+
+def test_an_emulator_s_port_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["emulator", "--port", "70000"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1

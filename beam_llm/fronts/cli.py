@@ -21,12 +21,15 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from beam_llm import __version__
 from beam_llm.config import OPTIONS, Settings, key_of, settings_from_options
 from beam_llm.errors import LLMError, UsageError, printable
 from beam_llm.leftovers import remove_scratch
+
+if TYPE_CHECKING:
+    from beam_llm.fronts.predict import Job, Report
 
 ALL_ANSWERED, FAILED, WRONG_USAGE, SOME_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -71,13 +74,24 @@ def _take_any_character() -> None:
 def _run(arguments: list[str]) -> int:
     own, beam_options = _split_at_dashes(arguments)
     if own[:1] == ["emulator"]:  # it has a parser of its own
-        return _lazily("beam_llm.fronts.demo:emulator")(own[1:])
+        return _exit_code_of(argparse.Namespace(name="beam-llm emulator", debug=False, run=lambda _: _emulator(own[1:])))
     try:
         chosen = build_parser().parse_args(own)
         chosen.beam_options = beam_options
     except SystemExit as stop:  # argparse has said why
         return stop.code if isinstance(stop.code, int) else WRONG_USAGE
     _quieten(chosen.debug)
+    return _exit_code_of(chosen)
+
+
+def _emulator(arguments: Sequence[str]) -> int:
+    from beam_llm.fronts.demo import emulator
+
+    return emulator(arguments)
+
+
+def _exit_code_of(chosen: argparse.Namespace) -> int:
+    """Runs the command; what it raises becomes one line on stderr and an exit code."""
     try:
         return int(chosen.run(chosen))
     except BrokenPipeError:
@@ -93,10 +107,11 @@ def _run(arguments: list[str]) -> int:
 
 def _print_failure(chosen: argparse.Namespace, reason: str) -> None:
     """One line; before it, with `--debug`, the traceback of the exception at hand."""
-    if chosen.debug:
-        for line in traceback.format_exc().splitlines():
-            print(printable(line), file=sys.stderr)
-    print(f"{chosen.name}: {reason}", file=sys.stderr)
+    from beam_llm.fronts.progress import write_line
+
+    for line in traceback.format_exc().splitlines() if chosen.debug else ():
+        write_line(line)
+    write_line(f"{chosen.name}: {reason}")
 
 
 def _split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -119,7 +134,7 @@ def in_one_line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "stopped"
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        text = f"{error.filename or 'reading or writing a stream'}: {error.strerror}"
     else:
         text = str(error) or type(error).__name__
     return printable(_as_flags(" ".join(text.split())))
@@ -250,7 +265,7 @@ def _add_predict(commands: Any) -> None:
         epilog=f"{_EXIT_CODES}.\nWhat stands after -- goes to Beam, such as -- --runner=PrismRunner (default: --runner=FnApiRunner).",
     )
     _add_inputs(parser)
-    parser.add_argument("--output", required=True, metavar="OUT", help="file to write: .jsonl, .csv, .parquet, local or gs://; - is stdout")
+    parser.add_argument("--output", metavar="OUT", help="file to write: .jsonl, .csv, .parquet, local or gs://; - is stdout")
     parser.add_argument("--output-format", choices=("jsonl", "csv", "parquet"), help="where OUT's name doesn't tell (default for -: jsonl)")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--force", action="store_true", help="replace an OUT that exists; without it nothing is asked then")
@@ -259,6 +274,7 @@ def _add_predict(commands: Any) -> None:
     safe = "a text that a spreadsheet would run as a formula gets a ' before it, in every cell of a .csv (default: in answers' cells)"
     csv_cells.add_argument("--csv-safe", dest="csv_safe", action="store_const", const="all", default="answers", help=safe)
     csv_cells.add_argument("--csv-unsafe", dest="csv_safe", action="store_const", const="none", help="in no cell")
+    parser.add_argument("--show", type=_positive, metavar="N", help="print the first N requests as they would be sent; no call is made")
     parser.add_argument("--summary", metavar="FILE.json", help="how the run ended, as JSON: counts, errors with messages, warnings, cost")
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary on stderr")
     add_options(parser)
@@ -269,7 +285,9 @@ def _add_estimate(commands: Any) -> None:
     parser = _command(commands, "estimate", "beam_llm.fronts.estimate:main", text)
     _add_inputs(parser)
     parser.add_argument("--output-tokens", type=_positive, metavar="N", help="tokens of one answer (default: by --output-type)")
-    parser.add_argument("--latency-seconds", type=float, metavar="S", help="of one call (default: 0.5 and 1 per 60 output tokens)")
+    parser.add_argument(
+        "--latency-seconds", type=_positive_number, metavar="S", help="of one call (default: 0.5 and 1 per 60 output tokens)"
+    )
     add_options(parser)
 
 
@@ -365,8 +383,18 @@ def _add_option(parser: Any, name: str) -> None:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _positive_number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
 
 
 # --- from flags to settings
@@ -408,7 +436,7 @@ def output_type(text: str) -> Any:
                 return json.load(file)
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"--output-type names {text!r}, which is no readable JSON schema: {getattr(error, 'strerror', None) or error}"
+                f"--output-type names {text!r}, which is not a readable JSON schema: {getattr(error, 'strerror', None) or error}"
             ) from None
     if re.fullmatch(r"[A-Za-z_]\w*([.:][A-Za-z_]\w*)+", text) and not text.startswith("enum:"):
         module, _, name = text.replace(":", ".").rpartition(".")
@@ -425,14 +453,15 @@ def output_type(text: str) -> Any:
 
 def _predict(chosen: argparse.Namespace) -> int:
     from beam_llm.fronts.predict import Job, predict
-    from beam_llm.fronts.summary import check_summary_path, summary, write_summary
+    from beam_llm.fronts.summary import check_summary_path, write_summary
 
+    if chosen.output is None and chosen.show is None:
+        raise UsageError("no output given: add --output, such as --output answers.jsonl; or --show 3, to see the first requests only")
     if chosen.summary is not None:
         check_summary_path(chosen.summary)
-
     job = Job(
         inputs=chosen.inputs,
-        output=chosen.output,
+        output=chosen.output or "-",
         settings=chosen_settings(chosen),
         input_format=chosen.input_format,
         output_format=chosen.output_format,
@@ -443,15 +472,29 @@ def _predict(chosen: argparse.Namespace) -> int:
         skips_bad_lines=chosen.on_bad_line == "skip",
         csv_safe=chosen.csv_safe,
     )
+    if chosen.show is not None:
+        return _show(job, chosen.show)
     report = predict(job)
     if chosen.summary is not None:
         write_summary(chosen.summary, job, report)
-    if not chosen.quiet:
-        print(summary(job, report), file=sys.stderr)
-    if report.tally.failed:
-        print(
-            f"{chosen.name}: {report.tally.failed:,} of {report.tally.records:,} records ended as errors: see {job.answer_field}_error",
-            file=sys.stderr,
-        )
-        return SOME_ERRORS
-    return ALL_ANSWERED
+    return _report(chosen, job, report)
+
+
+def _show(job: Job, most: int) -> int:
+    from beam_llm.fronts.show import show
+
+    return SOME_ERRORS if show(job, most) else ALL_ANSWERED
+
+
+def _report(chosen: argparse.Namespace, job: Job, report: Report) -> int:
+    """What the run did, on stderr, and the command's exit code."""
+    from beam_llm.fronts.progress import write_line
+    from beam_llm.fronts.summary import summary
+
+    for line in summary(job, report).split("\n") if not chosen.quiet else ():
+        write_line(line)
+    tally = report.tally
+    if not tally.failed:
+        return ALL_ANSWERED
+    write_line(f"{chosen.name}: {tally.failed:,} of {tally.records:,} records ended as errors: see {job.answer_field}_error")
+    return SOME_ERRORS

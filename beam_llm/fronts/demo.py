@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ import pydantic
 from beam_llm.config import settings
 from beam_llm.fronts.cli import ALL_ANSWERED, FAILED, SOME_ERRORS
 from beam_llm.fronts.predict import Job, Report, predict
-from beam_llm.fronts.progress import WIDTH, Tally, dollars, duration, shortened, table
+from beam_llm.fronts.progress import WIDTH, Tally, dollars, duration, shortened, table, write_line
 from beam_llm.testing import Emulator, Fault, serve
 from beam_llm.testing.brain import knows_sentiment
 
@@ -150,7 +149,7 @@ class _Asking:
         path = self._folder / f"answers-{name}.jsonl"
         asked = settings(MODEL, prompt=PROMPT, output=Opinion, base_url=self._base_url, api_key="none", max_retries=5, **options)
         if not self._quiet:
-            print(f"… {title}", file=sys.stderr, flush=True)
+            write_line(f"… {title}")
         return Way(title, predict(Job([str(self._folder / file)], str(path), asked, quiet=self._quiet, force=True)), path, scale, serial)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from beam_llm.errors import PromptError, plural
 from beam_llm.fronts.cli import ALL_ANSWERED, SOME_ERRORS, chosen_settings
 from beam_llm.fronts.files import read_rows
 from beam_llm.fronts.predict import Job, check_prompt, inputs_of
-from beam_llm.fronts.progress import dollars, duration, shortened, table
+from beam_llm.fronts.progress import dollars, duration, shortened, table, write_line
 from beam_llm.fronts.records import Source
 from beam_llm.pricing import Prices
 from beam_llm.task import Task
@@ -60,7 +59,7 @@ def main(chosen: argparse.Namespace) -> int:
     unusable += forecasts[0].too_large
     if unusable:
         why = "too large, or without a field of the prompt"
-        print(f"{chosen.name}: {plural(unusable, 'record')} of {found.records:,} would end as errors: {why}", file=sys.stderr)
+        write_line(f"{chosen.name}: {plural(unusable, 'record')} of {found.records:,} would end as errors: {why}")
         return SOME_ERRORS
     return ALL_ANSWERED
 

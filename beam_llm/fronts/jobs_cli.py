@@ -16,7 +16,7 @@ import orjson
 from beam_llm.config import Settings, settings
 from beam_llm.errors import UsageError, plural, printable
 from beam_llm.fronts.cli import ALL_ANSWERED, FAILED, SOME_ERRORS, chosen_settings
-from beam_llm.fronts.progress import Meter, Tally, dollars, duration, table
+from beam_llm.fronts.progress import Meter, Tally, dollars, duration, table, write_line
 from beam_llm.fronts.records import Row, is_remote
 from beam_llm.fronts.running import Measured, watched
 from beam_llm.fronts.spool import records_in
@@ -100,16 +100,16 @@ def attach(chosen: argparse.Namespace) -> int:
         raise UsageError(f"the output {chosen.output!r} has to be a .jsonl file, or - for stdout")
     ids, left = _job_ids(_store(chosen.staging_location), chosen.ids, Task(checked).fingerprint.hex())
     if left:
-        print(f"{chosen.name}: left {plural(left, 'job')} of other prompts, models or outputs", file=sys.stderr)
+        write_line(f"{chosen.name}: left {plural(left, 'job')} of other prompts, models or outputs")
     folder = tempfile.mkdtemp(dir=scratch_folder())
     try:
         tally = _collected(chosen, checked, ids, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if not chosen.quiet:
-        print(f"{plural(tally.records, 'record')} of {plural(len(ids), 'job')}, cost {tally.cost()}", file=sys.stderr)
+        write_line(f"{plural(tally.records, 'record')} of {plural(len(ids), 'job')}, cost {tally.cost()}")
     if tally.failed:
-        print(f"{chosen.name}: {tally.failed:,} of {tally.records:,} records ended as errors", file=sys.stderr)
+        write_line(f"{chosen.name}: {tally.failed:,} of {tally.records:,} records ended as errors")
         return SOME_ERRORS
     return ALL_ANSWERED
 
@@ -199,7 +199,7 @@ def _cleaned_up(chosen: argparse.Namespace, store: Store, provider: BatchProvide
     done = admin.cleanup(store, provider, dry_run=False)
     print(f"removed {plural(len(done.names), 'staging object')} and {plural(len(done.provider_files) - len(done.failed), 'provider file')}")
     for reason in done.failed:
-        print(printable(f"{chosen.name}: {reason}"), file=sys.stderr)
+        write_line(f"{chosen.name}: {reason}")
     return FAILED if done.failed else ALL_ANSWERED
 
 

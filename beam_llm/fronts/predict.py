@@ -302,7 +302,7 @@ def _ask_all(job: Job, run: _Work) -> Report:
     measured, lines = Measured({}, None), 0
     if already < found.records:
         if already and not job.quiet:
-            print(f"going on: {already:,} of {found.records:,} records were answered by an earlier run", file=sys.stderr)
+            write_line(f"going on: {already:,} of {found.records:,} records were answered by an earlier run")
         last = _last_job(job.settings)
         measured = _run(job, list(_files(run.sources, found, done)), run.spool, meter)
         lines = _lines_since(last, job)

@@ -5,6 +5,8 @@ Whatever was written elsewhere (a server's words, file names, answers) is shown 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import re
 import shutil
@@ -126,24 +128,26 @@ class Meter:
         parts = [f"{done:,} of {self._total:,} records" if self._total else plural(done, "record")]
         if self.tally.failed:
             parts.append(plural(self.tally.failed, "error"))
-        if self.tally.input_tokens:
-            parts.append(f"{self.tally.input_tokens + self.tally.output_tokens:,} tokens")
-        if self.tally.cost_usd:
-            parts.append(dollars(self.tally.cost_usd))
         parts.append(duration(self.seconds))
         if self.tally.records and done < self._total:
             parts.append(f"about {duration(self.seconds / self.tally.records * (self._total - done))} to go")
-        return printable(", ".join([*parts, *self._calls(), *self._jobs()]))
+        return printable(", ".join([*parts, *self._calls(), *self._jobs(), *self._spent()]))
+
+    def _spent(self) -> list[str]:
+        parts = [dollars(self.tally.cost_usd)] if self.tally.cost_usd else []
+        if tokens := self.tally.input_tokens + self.tally.output_tokens:
+            parts.append(f"{tokens:,} tokens")
+        return parts
 
     def _calls(self) -> list[str]:
         """Live calls of this process: those on their way now, and what went wrong since the run began."""
         now, before = ACTIVITY.snapshot(), self._before
-        parts = [f"{plural(now.in_flight, 'call')} in flight"] if now.in_flight else []
+        parts = [f"{now.in_flight:,} in flight"] if now.in_flight else []
         return parts + tried_again(now.retries - before.retries, now.waits - before.waits, now.timeouts - before.timeouts)
 
     def _jobs(self) -> list[str]:
         facts = self._waiting
-        if not facts:
+        if not facts or not facts["states"]:
             return []
         states = ", ".join(f"{count:,} {state}" for state, count in facts["states"].items())
         parts = [f"jobs: {states}, {facts.get('done') or 0:,} of {facts['total']:,} done"]
@@ -163,10 +167,10 @@ class ProgressLine:
 
     def __init__(self, line: Callable[[], str], *, quiet: bool = False, stream: IO[str] | None = None, every_seconds: float | None = None):
         self._line = line
-        self._stream = stream or sys.stderr
+        self._stream = stream or sys.stderr or io.StringIO()  # stderr is None where it was closed
         self._live = self._stream.isatty()
         self._every = every_seconds or (_LIVE_SECONDS if self._live else LINE_SECONDS)
-        self._quiet = quiet
+        self._quiet = quiet or isinstance(self._stream, io.StringIO)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
 
@@ -193,7 +197,7 @@ class ProgressLine:
             self._write(_CLEARED)
 
     def _write(self, text: str) -> None:
-        with _STDERR:
+        with _STDERR, contextlib.suppress(OSError):  # nobody reads it any more
             self._stream.write(text)
             self._stream.flush()
 
@@ -203,9 +207,12 @@ _STDERR = threading.RLock()  # reentrant: Ctrl-C may come while its own thread w
 
 
 def write_line(text: str) -> None:
-    """A line of its own on stderr, above the live line where there is one; control characters of others are escaped."""
+    """A line of its own on stderr, above the live line where there is one; control characters of others are escaped.
+
+    Who reads stderr may have left: what was paid for is finished all the same.
+    """
     shown = ProgressLine._shown
-    with _STDERR:
+    with _STDERR, contextlib.suppress(OSError, AttributeError):  # AttributeError: stderr is closed, and so None
         if shown is not None and shown._live:
             sys.stderr.write(_CLEARED)
         sys.stderr.write(f"{printable(text)}\n")
@@ -235,10 +242,9 @@ def dollars(amount: float) -> str:
 
 
 def tried_again(retries: int, waits: int, timeouts: int) -> list[str]:
-    """`2 retries`, `3 waits for a busy server`, `1 timeout`: those that there are. Waits are among the retries as counted."""
+    """`2 retries`, `3 waits`, `1 timeout`: those that there are. Waits for a busy server are among the retries as counted."""
     counts = {"retry": retries - waits, "wait": waits, "timeout": timeouts}
-    texts = {noun: plural(count, noun) for noun, count in counts.items() if count > 0}
-    return [f"{text} for a busy server" if noun == "wait" else text for noun, text in texts.items()]
+    return [plural(count, noun) for noun, count in counts.items() if count > 0]
 
 
 def duration(seconds: float) -> str:

@@ -62,7 +62,10 @@ def watched(run: Callable[[], Measured], meter: Meter, *, go_on: str, quiet: boo
 
 
 def _kept(meter: Meter, go_on: str) -> str:
-    return f"stopped after {plural(meter.tally.records, 'answer')} of this run, which are kept: {go_on}"
+    answers = meter.tally.records - meter.tally.failed
+    if not answers:
+        return f"stopped before the first answer: {go_on}"
+    return f"stopped after {plural(answers, 'answer')} of this run, which {'is' if answers == 1 else 'are'} kept: {go_on}"
 
 
 @contextmanager

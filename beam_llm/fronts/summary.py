@@ -59,10 +59,13 @@ def warnings_of(counters: dict[str, int]) -> Iterator[str]:
 
 
 def calls_of(report: Report) -> str:
-    """`100`, `100 (2 retries)`, `100 in 1 batch job`, …"""
+    """`100`, `100 (2 retries)`, `100 in 1 batch job`, `100 in 1 batch job and 3 live`, …"""
     jobs = f" in {plural(report.jobs, 'batch job')}" if report.jobs else ""
+    live = report.requests - report.lines
+    if jobs and live:
+        jobs += f" and {live:,} live"
     further = ", ".join(tried_again(*(report.counters.get(name, 0) for name in ("retries", "waits", "timeouts"))))
-    return f"{report.requests:,}{jobs}" + (f" ({further})" if further else "")
+    return f"{report.lines if jobs else report.requests:,}{jobs}" + (f" ({further})" if further else "")
 
 
 def as_json(job: Job, report: Report) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
     emulator = Emulator(state_dir=given.state_dir, port=given.port, faults=faults, **_options(given))
     try:
         emulator.start()
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the latter: no such port
         print(f"beam-llm emulator: {error}", file=sys.stderr)
         return 1
     _announce(emulator.environment)
