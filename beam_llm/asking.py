@@ -11,8 +11,9 @@ import orjson
 from beam_llm.answers import ANSWERS, Reader, Shape
 from beam_llm.answers.json_reader import simple_path
 from beam_llm.config import Settings
-from beam_llm.outputs import Output, Schema
+from beam_llm.outputs import Output
 from beam_llm.prompts import PromptTemplate, json_envelope, quote, xml_envelope
+from beam_llm.schemas import Schema
 from beam_llm.tokens import estimate_tokens
 
 MESSAGE_TOKENS = 4

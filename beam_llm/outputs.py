@@ -11,6 +11,7 @@ Reasons never hold the value itself: they go into messages that may be logged.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -21,8 +22,18 @@ import orjson
 import pydantic
 
 from beam_llm.errors import UsageError
-
-Schema = dict[str, Any]
+from beam_llm.fitting import Fit, fit
+from beam_llm.schemas import (
+    Schema,
+    inner_schema,
+    leaves_nothing,
+    references,
+    resolves,
+    says_nothing,
+    strict_schema,
+    with_root,
+    without_booleans,
+)
 
 USABLE = "str, int, float, bool, Literal[…], an Enum, list[…], a pydantic model, a dataclass, a TypedDict or a JSON schema"
 
@@ -117,23 +128,19 @@ def _choices(schema: Schema) -> dict[str, Any]:
 
 
 class _TypeChecker:
-    """A Python type, checked by pydantic in its lax mode: `"4"` is an int, `1.0` too, but `True` is no number."""
+    """A Python type, checked by pydantic by JSON's rules: `"4"` is an int unless the type is strict, `1.0` too, `True` is no number."""
 
     def __init__(self, declared: Any):
         self.python_type = declared
         self._adapter = _adapter(declared)
         self.schema = _schema_of(declared, self._adapter)
-        # The adapter's own methods add half a microsecond to these; one that is not built yet has neither.
-        built = self._adapter.pydantic_complete
-        self._validate_python = self._adapter.validator.validate_python if built else self._adapter.validate_python
-        self._dump_python = self._adapter.serializer.to_python if built else self._adapter.dump_python
+        self._validate, self._dump = _tools_of(self._adapter)
         self._names = frozenset(_property_names(self.schema))
         self._is_text = declared is str
         self._is_number = _is_number(self.schema)
         self._number_fields = tuple(name for name, field in self.schema.get("properties", {}).items() if _is_number(field))
         self._is_flat = all(field.get("type") in _FLAT for field in self.schema.get("properties", {}).values())
-        words = orjson.dumps(self.schema)
-        self._has_numbers = b'"number"' in words or b'"integer"' in words
+        self._has_numbers = _names_numbers(self.schema)
         properties = self.schema.get("properties", {})
         self._needs_one_of = frozenset(properties) if properties and not self.schema.get("required") else None
         self._is_plain = declared in _PLAIN or _is_plain_literal(declared)
@@ -151,14 +158,24 @@ class _TypeChecker:
             # Where every field has a default, any object would do, an error message too.
             raise ValueError("it has none of the fields")
         try:
-            value = self._validate_python(raw)
-        except pydantic.ValidationError as error:
-            raise ValueError(_reason(error, self._names)) from None
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-        if self._has_numbers and not looks_usable and not _has_usable_numbers(value):
-            raise ValueError(_UNUSABLE_NUMBER)
+            value = self._validate(raw)
+            if self._has_numbers and not looks_usable:
+                self._refuse_odd_numbers(value, raw)
+        except Exception as error:  # a validator of the user's class may raise anything; it is this record's trouble
+            raise self._reason(error) from None
         return value
+
+    def _refuse_odd_numbers(self, value: Any, raw: Any) -> None:
+        if not _has_usable_numbers(value):
+            raise _Odd(_UNUSABLE_NUMBER)
+        if _holds_boolean(raw) and fit(raw, self.schema, self.schema) is Fit.BOOLEAN_AS_NUMBER:
+            raise _Odd(_NO_NUMBER)
+
+    def _reason(self, error: Exception) -> ValueError:
+        """In short, and without the value that was wrong, which a foreign error's text may hold."""
+        if isinstance(error, pydantic.ValidationError):
+            return ValueError(_reason(error, self._names))
+        return error if isinstance(error, _Odd) else ValueError(_failed(error))
 
     def _have_usable_numbers(self, raw: dict[str, Any]) -> bool:
         """The quick look before the thorough one: every number field holds a number of ordinary size. A boolean is refused here."""
@@ -169,25 +186,91 @@ class _TypeChecker:
             if kind is float or kind is int:
                 usable = usable and -_MOST_INTEGER < number < _MOST_INTEGER  # type: ignore[operator]
             elif kind is bool:
-                raise ValueError(f"{name}: a boolean is not a number")
+                raise ValueError(f"{name}: {_NO_NUMBER}")
             else:
                 usable = False
         return usable
 
     def dump(self, value: Any) -> Any:
-        return value if self._is_plain else self._dump_python(value, mode="json", by_alias=True)
+        if self._is_plain:
+            return value
+        try:
+            return self._dump(value)
+        except Exception as error:  # a serializer of the user's class, too
+            raise ValueError(f"it can't be written as JSON: {_failed(error)}") from None
 
     def load(self, data: Any) -> Any:
-        return data if self._is_plain else self._validate_python(data)
+        if self._is_plain:
+            return data
+        try:
+            return self._validate(data)
+        except Exception as error:  # as in `validate`
+            raise self._reason(error) from None
+
+
+class _Odd(ValueError):
+    """A reason of ours, in place of a validator's."""
+
+
+_TOO_DEEP = "nested too deeply"
+_NO_NUMBER = "a boolean is not a number"
+
+
+def _failed(error: Exception) -> str:
+    """The kind of the error only: its text may hold the answer."""
+    return _TOO_DEEP if isinstance(error, RecursionError) else f"the type's own code raised {type(error).__name__}"
+
+
+def _tools_of(adapter: pydantic.TypeAdapter[Any]) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """What makes a value of JSON, and JSON of a value.
+
+    A strict type takes a date or an Enum from JSON's text, but not from the same string in Python, so its answers are
+    validated as JSON text. For all others the way through Python is the quicker one, and the rules are the same.
+    """
+    # The adapter's own methods add half a microsecond to these; one that is not built yet has neither.
+    built = adapter.pydantic_complete
+    from_python = adapter.validator.validate_python if built else adapter.validate_python
+    to_python = adapter.serializer.to_python if built else adapter.dump_python
+    dump = functools.partial(to_python, mode="json", by_alias=True)
+    if not (built and _is_strict(adapter.core_schema)):
+        return from_python, dump
+    from_json = adapter.validator.validate_json
+
+    def validate(raw: Any) -> Any:
+        if not _has_usable_numbers(raw):
+            raise _Odd(_UNUSABLE_NUMBER)
+        try:
+            return from_json(orjson.dumps(raw))
+        except TypeError:  # a parser of the user's may give what JSON has no word for
+            return from_python(raw)
+
+    return validate, dump
+
+
+def _is_strict(node: Any) -> bool:
+    """Whether pydantic was told somewhere in this type to take nothing but the exact kind of value."""
+    if isinstance(node, dict):
+        return node.get("strict") is True or any(_is_strict(child) for key, child in node.items() if key != "metadata")
+    return isinstance(node, (list, tuple)) and any(map(_is_strict, node))
 
 
 def _refuse_bool(raw: Any) -> None:
     if type(raw) is bool:
-        raise ValueError("a boolean is not a number")
+        raise ValueError(_NO_NUMBER)
 
 
 def _is_number(schema: Any) -> bool:
     return isinstance(schema, dict) and schema.get("type") in ("integer", "number")
+
+
+def _names_numbers(node: Any) -> bool:
+    """Whether a number may stand somewhere in an answer, by its type or as a fixed word."""
+    if isinstance(node, dict):
+        words = [node.get("const"), *node.get("enum", ())] if isinstance(node.get("enum", []), list) else []
+        kinds = node.get("type")
+        is_number = any(kind in ("integer", "number") for kind in ([kinds] if isinstance(kinds, str) else kinds or ()))
+        return is_number or any(type(word) in (int, float) for word in words) or any(map(_names_numbers, node.values()))
+    return isinstance(node, list) and any(map(_names_numbers, node))
 
 
 def _is_plain_literal(declared: Any) -> bool:
@@ -218,6 +301,13 @@ def _has_usable_numbers(value: Any) -> bool:
     return True
 
 
+def _holds_boolean(raw: Any) -> bool:
+    kind = type(raw)
+    if kind is dict:
+        return any(map(_holds_boolean, raw.values()))
+    return any(map(_holds_boolean, raw)) if kind is list else kind is bool
+
+
 def _adapter(declared: Any) -> pydantic.TypeAdapter[Any]:
     if declared is None or declared is Any or declared is object:
         raise _unusable(declared, "any value would do")
@@ -230,19 +320,25 @@ def _adapter(declared: Any) -> pydantic.TypeAdapter[Any]:
             if error.code != "type-adapter-config-unused":
                 raise
             return pydantic.TypeAdapter(declared)
-    except (pydantic.PydanticUserError, pydantic.errors.PydanticUndefinedAnnotation, TypeError, NameError) as error:
-        raise _unusable(declared, str(error).partition("\n")[0]) from None
+    except Exception as error:  # whatever a user's class does when it is looked at
+        raise _unusable(declared, _first_line(error)) from None
 
 
 def _schema_of(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
     try:
         described = _described(declared, adapter)
-    except (pydantic.PydanticUserError, pydantic.errors.PydanticInvalidForJsonSchema) as error:
-        raise _unusable(declared, str(error).partition("\n")[0]) from None
-    schema = _with_root(described)
-    if not schema or schema == {"type": "null"}:
+        schema = with_root(without_booleans(described))
+    except Exception as error:  # as above
+        raise _unusable(declared, _first_line(error)) from None
+    if says_nothing(schema):
+        raise _unusable(declared, "any value would do")
+    if leaves_nothing(schema) or (schema.get("type") == "object" and schema.get("properties") == {}):
         raise _unusable(declared, "it leaves nothing to answer")
     return schema
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _described(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
@@ -261,7 +357,10 @@ def _unusable(declared: Any, why: str) -> UsageError:
 
 
 def _short(declared: Any) -> str:
-    text = repr(declared)
+    try:
+        text = repr(declared)
+    except Exception:  # of the user's own class
+        text = f"a {type(declared).__name__}"
     return text if len(text) <= 80 else text[:77] + "…"
 
 
@@ -295,11 +394,21 @@ class _SchemaChecker:
     def __init__(self, declared: Mapping[str, Any]):
         given = _plain_schema(declared)
         self._validator = _validator(given)
-        self.schema = _with_root(given)
+        self.schema = _saying(with_root(given))
         self.keeps_replies = False
         self.python_type = _TYPES_OF_WORDS.get(str(self.schema.get("type")), Any)
 
     def validate(self, raw: Any) -> Any:
+        try:
+            return self._checked(raw)
+        except RecursionError:
+            raise ValueError(_TOO_DEEP) from None
+        except ValueError:
+            raise
+        except Exception as error:  # of jsonschema's arithmetic on odd numbers
+            raise ValueError(f"it can't be checked: {type(error).__name__}") from None
+
+    def _checked(self, raw: Any) -> Any:
         problem = self._problem(raw)
         if problem is None:
             return raw
@@ -310,10 +419,7 @@ class _SchemaChecker:
         return pruned
 
     def _problem(self, raw: Any) -> str | None:
-        try:
-            error = next(iter(self._validator.iter_errors(raw)), None)
-        except RecursionError:
-            return "nested too deeply"
+        error = next(iter(self._validator.iter_errors(raw)), None)
         if error is not None:
             return _schema_reason(error)
         return None if _has_usable_numbers(raw) else _UNUSABLE_NUMBER
@@ -329,10 +435,33 @@ def _plain_schema(declared: Mapping[str, Any]) -> Schema:
     try:
         given = orjson.loads(orjson.dumps(dict(declared)))
     except TypeError as error:
-        raise UsageError(f"output is a JSON schema that is no JSON ({error}); use strings, numbers, lists and dicts only") from None
+        raise UsageError(f"output is a JSON schema that is not JSON ({error}); use strings, numbers, lists and dicts only") from None
     if not given:
         raise _unusable(declared, "it leaves nothing to answer")
-    return typing.cast(Schema, given)
+    wrapped = inner_schema(given)
+    if wrapped is not None:
+        raise UsageError(f"output is a provider's wrapper around a JSON schema, not the schema: write output=…{wrapped}")
+    return typing.cast(Schema, without_booleans(given))
+
+
+_EXAMPLE = '{"type": "object", "properties": {"stars": {"type": "integer"}}, "required": ["stars"]}'
+
+
+def _saying(given: Schema) -> Schema:
+    """The schema itself.
+
+    Raises:
+      UsageError: every answer would fit it, or none.
+    """
+    if says_nothing(given):
+        keys = ", ".join(map(repr, list(given)[:5])) or "nothing"
+        raise UsageError(
+            f"output is a dict with {keys} and no keyword of JSON schema, so that every reply would be a good answer: "
+            f"give a schema, not an example, such as {_EXAMPLE}"
+        )
+    if leaves_nothing(given):
+        raise _unusable(given, "it leaves nothing to answer")
+    return given
 
 
 def _validator(given: Schema) -> Any:
@@ -346,38 +475,14 @@ def _validator(given: Schema) -> Any:
         kind.check_schema(given)
     except jsonschema.SchemaError as error:
         place = ".".join(map(str, error.absolute_path)) or "its root"
-        raise UsageError(f"output is not a valid JSON schema: {error.message} at {place}") from None
-    for reference in _references(given):
-        if not _resolves(given, reference):
+        raise UsageError(f"output is not a valid JSON schema: {error.message} at {place}; one looks like {_EXAMPLE}") from None
+    for reference in references(given):
+        if not resolves(given, reference):
             raise UsageError(
                 f"output is a JSON schema with the reference {reference!r}, which leads nowhere in it; put its target into $defs"
             )
     # An empty registry: nothing is ever fetched from where a reference points.
     return kind(given, registry=referencing.Registry())
-
-
-def _references(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        if isinstance(node.get("$ref"), str):
-            yield node["$ref"]
-        for child in node.values():
-            yield from _references(child)
-    elif isinstance(node, list):
-        for child in node:
-            yield from _references(child)
-
-
-def _resolves(root: Schema, reference: str) -> bool:
-    return reference == "#" or (reference.startswith("#/") and isinstance(_resolved(root, reference), dict))
-
-
-def _resolved(root: Schema, reference: str) -> Any:
-    node: Any = root
-    for part in reference.removeprefix("#").split("/")[1:]:
-        if not isinstance(node, dict):
-            return None
-        node = node.get(part.replace("~1", "/").replace("~0", "~"))
-    return node
 
 
 def _schema_reason(error: Any) -> str:
@@ -402,103 +507,3 @@ def _without_nulls(schema: Any, value: Any) -> Any:
         return value
     fields, required = schema.get("properties", {}), schema.get("required", ())
     return {name: _without_nulls(fields.get(name), item) for name, item in value.items() if item is not None or name in required}
-
-
-# Strict mode ----------------------------------------------------------------------------------------------------------
-
-_KEPT = (
-    "type", "enum", "const", "description", "pattern", "format", "multipleOf", "minimum", "maximum",
-    "exclusiveMinimum", "exclusiveMaximum", "minItems", "maxItems",
-)  # fmt: skip
-"""Keywords of OpenAI's strict mode that hold no schema (developers' guide to structured outputs, 2026-11)."""
-
-_TOLD = ("minLength", "maxLength", "pattern", "format", "uniqueItems")
-"""What strict mode does not enforce goes to the model in words, as part of the description; the answer is held to it all the same."""
-
-_FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
-_BEYOND = ("allOf", "not", "if", "then", "else", "prefixItems", "patternProperties", "dependentSchemas", "contains", "propertyNames")
-
-
-def _with_root(given: Schema) -> Schema:
-    """The schema with definitions in `$defs` and no `$ref` at its root, which strict mode refuses."""
-    if "definitions" in given:
-        moved = orjson.loads(orjson.dumps(given).replace(b'"#/definitions/', b'"#/$defs/'))
-        given = {**moved, "$defs": {**moved.pop("definitions"), **moved.get("$defs", {})}}
-    if not str(given.get("$ref", "")).startswith("#/$defs/"):
-        return given
-    target = _resolved(given, given["$ref"])
-    return _with_root({**{key: value for key, value in given.items() if key != "$ref"}, **target}) if isinstance(target, dict) else given
-
-
-def strict_schema(schema: Schema, problems: list[str], *, optional_is_null: bool) -> Schema:
-    """The schema as OpenAI's strict mode takes it: closed objects, all properties required, unknown keywords dropped.
-
-    Rules that strict mode has no word for (lengths, some patterns) become part of the description, and are checked when the answer comes.
-
-    Args:
-      schema: as `_with_root` gives it.
-      problems: filled with a word for everything that strict mode can't express.
-      optional_is_null: an optional property may be answered with null; else the model has to give it a value.
-    """
-    strict = _Strict(problems, optional_is_null)
-    root = strict.node(schema)
-    if "$defs" in schema:
-        root["$defs"] = {name: strict.node(node) for name, node in schema["$defs"].items()}
-    return root
-
-
-class _Strict:
-    """One walk over a schema, with what it found to be beyond strict mode."""
-
-    def __init__(self, problems: list[str], optional_is_null: bool):
-        self.problems = problems
-        self.optional_is_null = optional_is_null
-
-    def node(self, node: Any) -> Schema:
-        if not isinstance(node, dict):
-            self.problems.append("an open schema")
-            return {}
-        if "$ref" in node:
-            return self._reference(node["$ref"])
-        if len(node.get("allOf", ())) == 1:
-            return self.node({**{key: value for key, value in node.items() if key != "allOf"}, **node["allOf"][0]})
-        self.problems.extend(word for word in _BEYOND if word in node)
-        strict = {key: node[key] for key in _KEPT if key in node and _is_taken(key, node[key])}
-        told = [f"{key} {node[key]}" for key in _TOLD if key in node and key not in strict]
-        if told:
-            strict["description"] = "; ".join(filter(None, [node.get("description"), *told]))
-        if "anyOf" in node or "oneOf" in node:
-            strict["anyOf"] = [self.node(member) for member in (*node.get("anyOf", ()), *node.get("oneOf", ()))]
-        if "items" in node or node.get("type") == "array":
-            strict["items"] = self.node(node.get("items"))
-        if node.get("type") == "object" or "properties" in node:
-            strict.update(self._object(node))
-        if not strict.keys() & {"type", "enum", "const", "anyOf"}:
-            self.problems.append("an open schema")
-        return strict
-
-    def _reference(self, reference: str) -> Schema:
-        if not reference.startswith("#/$defs/"):
-            self.problems.append(f"the reference {reference}")
-        return {"$ref": reference}
-
-    def _object(self, node: Schema) -> Schema:
-        fields = node.get("properties", {})
-        if node.get("additionalProperties") or not fields:
-            self.problems.append("an open object")
-        strict = {name: self.node(field) for name, field in fields.items()}
-        for name in strict:
-            if self.optional_is_null and name not in node.get("required", ()) and not _takes_null(strict[name]):
-                strict[name] = {"anyOf": [strict[name], {"type": "null"}]}
-        return {"type": "object", "properties": strict, "required": list(fields), "additionalProperties": False}
-
-
-def _is_taken(key: str, value: Any) -> bool:
-    if key == "format":
-        return value in _FORMATS
-    return not (key == "pattern" and "(?" in value)
-
-
-def _takes_null(schema: Schema) -> bool:
-    words = schema.get("type")
-    return words == "null" or (isinstance(words, list) and "null" in words) or any(map(_takes_null, schema.get("anyOf", ())))

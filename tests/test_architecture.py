@@ -17,6 +17,8 @@ LAYERS = [
     {"events", "values", "redaction"},
     {"protocols"},
     {"config", "tokens"},
+    {"schemas"},
+    {"fitting"},
     {"outputs"},
     {"prompts", "answers"},
     {"asking"},

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
-from typing import Any, Literal, NamedTuple, Optional
+import functools
+from typing import Annotated, Any, Literal, NamedTuple, Optional
 
 import pydantic
 import pytest
@@ -13,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import TypedDict
 
+from beam_llm.config import settings
 from beam_llm.errors import UsageError
 from beam_llm.outputs import Output
+from beam_llm.task import Task
 from tests.ids import shown
 
 
@@ -69,6 +72,69 @@ class Movie(TypedDict):
     year: int
 
 
+class Trip(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+    starts: datetime.datetime
+    nights: int
+    paint: Color = Color.RED
+    stops: tuple[str, ...] = ()
+
+
+class HalfStrict(pydantic.BaseModel):
+    sure: Annotated[int, pydantic.Strict()]
+    roughly: int
+
+
+class Bulb(pydantic.BaseModel):
+    kind: Literal["bulb"]
+    watts: int
+
+
+class Switch(pydantic.BaseModel):
+    kind: Literal["switch"]
+    watts: bool
+
+
+class House(pydantic.BaseModel):
+    parts: list[Annotated[Bulb | Switch, pydantic.Field(discriminator="kind")]]
+    rooms: dict[str, float] = {}
+    floors: int | str = 1
+    flag: bool | int = 0
+
+
+class Torn(pydantic.BaseModel):
+    """Its own code fails in a way that pydantic does not expect."""
+
+    word: str
+
+    @pydantic.field_validator("word")
+    @classmethod
+    def _torn(cls, word: str) -> str:
+        match word:
+            case "key":
+                raise KeyError(word)
+            case "loop":
+                return cls._torn(word)
+            case "stop":
+                raise StopIteration(word)
+            case "assert":
+                raise AssertionError(word)
+        return word
+
+    @pydantic.field_serializer("word")
+    def _written(self, word: str) -> int:
+        return {"good": 1}[word]
+
+
+class Named(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(populate_by_name=True)
+    full_name: str = pydantic.Field(alias="fullName")
+
+    @pydantic.computed_field
+    def initial(self) -> str:
+        return self.full_name[:1]
+
+
 SCHEMA = {
     "type": "object",
     "properties": {"sentiment": {"enum": ["positive", "negative"]}, "score": {"type": "number", "maximum": 1}, "note": {"type": "string"}},
@@ -103,6 +169,20 @@ GOOD: list[tuple[str, Any, Any, Any]] = [
     ("NamedTuple", Place, {"city": "Bonn", "zip": 1}, Place("Bonn", 1)),
     ("TypedDict", Movie, {"year": 1999}, {"year": 1999}),
     ("date", datetime.date, "2026-01-02", datetime.date(2026, 1, 2)),
+    (
+        "strict model by JSON's rules",
+        Trip,
+        {"starts": "2027-03-04T05:06:07Z", "nights": 3, "paint": "blue", "stops": ["Bonn"]},
+        Trip(starts=datetime.datetime(2027, 3, 4, 5, 6, 7, tzinfo=datetime.UTC), nights=3, paint=Color.BLUE, stops=("Bonn",)),
+    ),
+    ("one strict field", HalfStrict, {"sure": 1, "roughly": "2"}, HalfStrict(sure=1, roughly=2)),
+    (
+        "booleans where they belong",
+        House,
+        {"parts": [{"kind": "switch", "watts": True}, {"kind": "bulb", "watts": 60}], "flag": True},
+        House(parts=[Switch(kind="switch", watts=True), Bulb(kind="bulb", watts=60)], flag=True),
+    ),
+    ("alias and computed field", Named, {"fullName": "Ada"}, Named(fullName="Ada")),
     ("JSON schema", SCHEMA, {"sentiment": "positive", "score": 0.5}, {"sentiment": "positive", "score": 0.5}),
     ("JSON schema, null for what is optional", SCHEMA, {"sentiment": "positive", "note": None}, {"sentiment": "positive"}),
     ("JSON schema of a scalar", {"type": "integer"}, 4, 4),
@@ -114,6 +194,22 @@ BAD: list[tuple[str, Any, Any, str]] = [
     ("True is no int", int, True, "a boolean is not a number"),
     ("True is no float", float, False, "a boolean is not a number"),
     ("True is no score", Review, {"sentiment": "positive", "score": True}, "score: a boolean is not a number"),
+    ("True is no item", list[int], [1, True], "a boolean is not a number"),
+    ("True is no float in a dict", House, {"parts": [], "rooms": {"hall": True}}, "a boolean is not a number"),
+    ("True is neither int nor str", House, {"parts": [], "floors": True}, "a boolean is not a number"),
+    ("True in a union's member", House, {"parts": [{"kind": "bulb", "watts": True}]}, "a boolean is not a number"),
+    ("True in a recursive place", dict[str, list[Point]], {"a": [{"x": 1, "y": False}]}, "a boolean is not a number"),
+    ("True is no optional int", Optional[int], True, "a boolean is not a number"),
+    ("True is no 1", Literal[1, "b"], True, "a boolean is not a number"),
+    ("True in a tuple", tuple[int, str], [True, "a"], "a boolean is not a number"),
+    ("a strict int as text", Trip, {"starts": "2027-03-04T05:06:07Z", "nights": "3"}, "nights: Input should be a valid integer"),
+    ("a strict field as text", HalfStrict, {"sure": "1", "roughly": "2"}, "sure: Input should be a valid integer"),
+    ("NaN in a strict model", Trip, {"starts": "2027-03-04T05:06:07Z", "nights": float("nan")}, "not finite"),
+    ("a validator's KeyError", Torn, {"word": "key"}, "the type's own code raised KeyError"),
+    ("a validator's endless recursion", Torn, {"word": "loop"}, "nested too deeply"),
+    ("a validator's StopIteration", Torn, {"word": "stop"}, "the type's own code raised"),
+    ("a validator's assertion", Torn, {"word": "assert"}, "a validator refused it"),
+    ("JSON schema: for ever nested", {"type": "array"}, functools.reduce(lambda inner, _: [inner], range(3000), 1), "nested too deeply"),
     ("a fraction is no int", int, 3.5, "fractional part"),
     ("NaN", float, float("nan"), "finite"),
     ("NaN as text", float, "NaN", "finite"),
@@ -278,7 +374,7 @@ def test_what_strict_mode_can_not_express_is_known(declared, strict, is_object, 
         ({"type": "strin"}, "not a valid JSON schema"),
         ({"$ref": "https://example.org/s.json"}, "leads nowhere"),
         ({"$ref": "#/$defs/Missing"}, "leads nowhere"),
-        ({"type": object()}, "no JSON"),
+        ({"type": object()}, "not JSON"),
         (type("Opaque", (), {}), "Opaque"),
     ],
     ids=shown,
@@ -287,6 +383,92 @@ def test_a_type_that_no_answer_can_have_is_refused_when_the_pipeline_is_built(de
     with pytest.raises(UsageError, match="output") as caught:
         Output(declared)
     assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("declared", "advice"),
+    [
+        ({"name": "r", "strict": True, "schema": SCHEMA}, 'write output=…["schema"]'),
+        ({"type": "json_schema", "json_schema": {"name": "r", "schema": SCHEMA}}, 'write output=…["json_schema"]["schema"]'),
+        ({"type": "function", "function": {"name": "f", "parameters": SCHEMA}}, 'write output=…["function"]["parameters"]'),
+        ({"name": "tool", "input_schema": SCHEMA}, 'write output=…["input_schema"]'),
+        ({"city": "Bonn", "people": 330_000}, "give a schema, not an example"),
+        ({"title": "Review", "description": "what a buyer says"}, "give a schema, not an example"),
+        ({"type": "review", "stars": 5}, "one looks like"),
+        ({"items": ["pen", "ink"]}, "one looks like"),
+        ({"anyOf": [{"type": "string"}, {}]}, "give a schema, not an example"),
+        ({"type": "object", "additionalProperties": False}, "nothing to answer"),
+        ({"type": "string", "pattern": r"\p{Lu}+"}, "is not a 'regex'"),
+        ({"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}}, "leads nowhere"),
+        (type("Empty", (pydantic.BaseModel,), {}), "nothing to answer"),
+        (Optional[Any], "any value would do"),
+    ],
+    ids=shown,
+)
+def test_a_schema_that_says_nothing_of_answers_is_refused_with_advice(declared, advice):
+    with pytest.raises(UsageError, match="output") as caught:
+        Output(declared)
+    assert advice in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"properties": {"a": {"type": "integer"}}},
+        {"type": "object", "properties": {"schema": {"type": "string"}, "name": {"type": "string"}}, "required": ["schema"]},
+        {"allOf": [True, {"type": "integer"}]},
+        {"type": "object", "properties": {"a": True, "b": False}, "required": ["a"]},
+        {"oneOf": [{"const": 1}, {"type": "string"}]},
+        {"type": "object"},
+        dict[str, Any],
+    ],
+    ids=shown,
+)
+@pytest.mark.parametrize("response_format", ["json", "xml", "delimited"])
+def test_a_schema_that_says_something_is_taken_in_every_format(declared, response_format):
+    known = settings("openai:m", output=declared, response_format=response_format, batch_size=2, base_url="http://127.0.0.1:9/v1")
+    task = Task(known)
+    assert task.render([task.record({}, "a"), task.record({}, "b")]).messages
+
+
+def test_a_class_that_can_not_even_be_shown_is_refused_in_words():
+    class Shy(type):
+        def __repr__(cls) -> str:
+            raise RuntimeError("do not look")
+
+    with pytest.raises(UsageError, match="output is a Shy"):
+        Output(Shy("Hidden", (), {}))
+
+
+def test_an_answer_whose_class_can_not_write_it_is_a_value_error():
+    output = Output(Torn)
+    typed = output.validate({"word": "fine"})
+    with pytest.raises(ValueError, match="can't be written as JSON: the type's own code raised") as caught:
+        output.dump(typed)
+    assert "fine" not in str(caught.value)
+
+
+def test_a_stored_answer_is_checked_by_the_class_as_it_is_now():
+    class Loose(pydantic.BaseModel):
+        rank: int
+
+    class Tight(pydantic.BaseModel):
+        rank: int
+
+        @pydantic.field_validator("rank")
+        @classmethod
+        def _table(cls, rank: int) -> int:
+            return {1: 10, 2: 20}[rank]
+
+    stored = [{"rank": 1}, {"rank": 3}]
+    assert [Output(Loose).load(data).rank for data in stored] == [1, 3]
+    assert Output(Tight).load(stored[0]).rank == 10
+    with pytest.raises(ValueError, match="KeyError"):
+        Output(Tight).load(stored[1])
+
+
+def test_aliases_and_computed_fields_are_written():
+    assert Output(Named).dump(Named(fullName="Ada")) == {"fullName": "Ada", "initial": "A"}
 
 
 @pytest.mark.parametrize(
