@@ -11,6 +11,7 @@ from apache_beam.typehints import Dict, Tuple
 
 from beam_llm import events
 from beam_llm.config import OPTIONS, Settings
+from beam_llm.errors import Failure, Kind
 from beam_llm.fronts.definitions import definition_of
 from beam_llm.fronts.files import read_rows
 from beam_llm.fronts.records import DIGEST_BYTES, Row, Source, digest_of
@@ -118,10 +119,15 @@ class KeepRecords(KeepAnswers):
 
 
 def kept_of(prediction: Prediction, ordinal: int, digest: str, output: Output) -> Kept:
-    failure = prediction.error
+    value, failure = None, prediction.error
+    if failure is None:
+        try:
+            value = output.dump(prediction.value)
+        except ValueError as error:  # of the class's own serializer: this record's error, and paid for
+            failure = Failure(Kind.INVALID, f"the answer has no place in a file: {error}", 1)
     return Kept(
         ordinal,
-        None if failure is not None else output.dump(prediction.value),
+        value,
         None if failure is None else failure.kind,
         None if failure is None else str(failure),
         prediction.usage.input_tokens,
