@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import orjson
 
 from beam_llm import prompts
-from beam_llm.answers import CustomReader, Parser, Reader, Shape, list_indices, match
-from beam_llm.answers.json_reader import JsonReader, without_surrogates
+from beam_llm.answers import TOO_DEEP, CustomReader, Found, Parser, Reader, Shape, Unusable, is_deep, list_indices, match, may_be_deep, same
+from beam_llm.answers.json_reader import JsonReader, unfenced, without_surrogates
 from beam_llm.answers.text_readers import DelimitedReader, XmlReader
+from beam_llm.answers.thoughts import may_hold_thoughts, without_thoughts
 from beam_llm.asking import KEY_TOKENS, Asking
 from beam_llm.config import RESPONSE_FORMATS, Settings, load_dotted
 from beam_llm.errors import Failure, Kind, PromptError, UsageError
@@ -229,7 +230,13 @@ class Task:
     # Replies
 
     def read(self, count: int, completion: Completion) -> Reading:
-        """What the reply says about the `count` records of its prompt. Never raises for what a model may write."""
+        """What the reply says about the `count` records of its prompt. Never raises, whatever a model writes or a user's class does."""
+        try:
+            return self._read(count, completion)
+        except Exception as error:  # a guard: one reply's trouble is its records', whoever else waits for the caller
+            return _nothing(count, Failure(Kind.UNREADABLE, f"the reply can't be read: {type(error).__name__}"))
+
+    def _read(self, count: int, completion: Completion) -> Reading:
         whole = _no_reply(completion)
         if whole is not None:
             return _nothing(count, whole)
@@ -248,24 +255,27 @@ class Task:
         """
         output = self.output
         if output.is_text:
-            return orjson.dumps(text)
+            return None if not text or text.isspace() or may_hold_thoughts(text) else orjson.dumps(text)
+        if may_be_deep(text):
+            return None
         try:
             value = output.validate(orjson.loads(text))
-        except ValueError:
+        except Exception:  # a user's validator may raise anything; `read` says what
             return None
         return text.encode() if output.keeps_replies else orjson.dumps(value)
 
     def _read_text(self, text: str, is_cut: bool) -> Reading:
-        if is_cut:
-            return _nothing(1, _cut())
+        text = without_thoughts(text)
+        if is_cut or not text or text.isspace():
+            return _nothing(1, _cut() if is_cut else _no_answer())
         return Reading({1: text}, {}, (), raws={1: text})
 
     def _read_batch(self, text: str, count: int, is_cut: bool) -> Reading:
         try:
-            items, warnings = self._reader.find(text, count, is_cut)
+            items, warnings = self._found(text, count, is_cut)
         except ValueError as error:
-            return _nothing(count, self._unreadable(f"the reply can't be read: {error}", text, is_cut))
-        answers = match(items, count, warnings)
+            return self._bare(text, count, is_cut) or _nothing(count, self._unreadable(f"the reply can't be read: {error}", text, is_cut))
+        answers = match(items, count, warnings, is_cut)
         values, failures, raws = self._validated(answers)
         if is_cut and len(answers) < count:
             warnings.add("truncated")
@@ -278,6 +288,21 @@ class Task:
         missing = () if len(answers) == count else tuple([index for index in range(1, count + 1) if index not in answers])
         return Reading(values, failures, missing, None, tuple(sorted(warnings)), raws)
 
+    def _found(self, text: str, count: int, is_cut: bool) -> Found:
+        if self._format == "custom":
+            text = without_thoughts(text)
+        return self._reader.find(text, count, is_cut)
+
+    def _bare(self, text: str, count: int, is_cut: bool) -> Reading | None:
+        """The answer to a single record without anything around it; of free text it can't be told whether it is one."""
+        if count != 1 or is_cut or self._format == "custom" or self.output.is_text:
+            return None
+        try:
+            value, raw = self.output.spelled(unfenced(without_thoughts(text)))
+        except Exception:  # a user's validator may raise anything
+            return None
+        return Reading({1: value}, {}, (), None, ("no_index",), {1: raw})
+
     def _validated(self, answers: Mapping[int, Any]) -> tuple[dict[int, Any], dict[int, Failure], Mapping[int, Any]]:
         """Values, failures and the values' JSON, by index."""
         values: dict[int, Any] = {}
@@ -286,12 +311,14 @@ class Task:
         is_json, validate, typed = self._format == "json", self.output.validate, self._typed
         for index, answer in answers.items():
             try:
-                if is_json:
+                if type(answer) is Unusable:
+                    failures[index] = Failure(Kind.INVALID, f"answer {index} is not a value of output: {answer.reason}")
+                elif is_json:
                     values[index] = validate(answer)
                 else:
                     values[index], raws[index] = typed(answer)
-            except ValueError as error:
-                failures[index] = self._invalid(f"answer {index} is no value of output: {error}", answer)
+            except Exception as error:  # a user's validator may raise anything
+                failures[index] = self._invalid(f"answer {index} is not a value of output: {_reason(error)}", answer)
         return values, failures, answers if is_json else raws
 
     def stored(self, reading: Reading, index: int) -> Any:
@@ -306,33 +333,38 @@ class Task:
         return self.output.dump(reading.values[index])
 
     def _read_single(self, text: str, is_cut: bool) -> Reading:
-        """One answer without an envelope: JSON as asked for, JSON with noise around it, or the bare value."""
+        """One answer without an envelope: JSON as asked for, JSON with noise around it, or the bare value.
+
+        Two different answers in one reply are none: one may be a draft, or an example.
+        """
         assert isinstance(self._reader, JsonReader)
+        found: Reading | None = None
         invalid: Failure | None = None
-        blank: Failure | None = None
-        for value, warning in _readable(self._reader, text, is_cut):
-            if _is_blank(value) and not is_cut:
-                blank = _no_answer()
+        is_blank = False
+        for value, warning in self._reader.values(text, is_cut):
+            is_blank = is_blank or (_is_blank(value) and not is_cut)
             try:
-                typed, raw = self._unwrapped(value)
-                return Reading({1: typed}, {}, (), None, (warning,) if warning else (), {1: raw})
+                typed, raw = self._unwrapped(value, text)
             except LookupError:
                 continue
-            except ValueError as error:
-                invalid = invalid or self._invalid(f"the answer is no value of output: {error}", value)
-        if not is_cut:
-            try:
-                typed, raw = self.output.spelled(text.strip().strip("`"))
-                return Reading({1: typed}, {}, (), None, ("wrapped",), {1: raw})
-            except ValueError:
-                pass
-        if blank is not None:
-            return _nothing(1, blank)
+            except Exception as error:  # a user's validator may raise anything
+                invalid = invalid or self._invalid(f"the answer is not a value of output: {_reason(error)}", value)
+                continue
+            if found is None:
+                found = Reading({1: typed}, {}, (), None, (warning,) if warning else (), {1: raw})
+            elif not same(found.raws[1], raw):
+                return _nothing(1, self._unreadable("the reply holds two different answers", text, is_cut))
+        if found is not None:
+            return found
+        if bare := self._bare(text, 1, is_cut):
+            return bare._replace(warnings=("wrapped",))
+        if is_blank:
+            return _nothing(1, _no_answer())
         if invalid is not None:
             return Reading({}, {1: invalid}, ())
         return _nothing(1, self._unreadable("the reply can't be read: there is no value of output in it", text, is_cut))
 
-    def _unwrapped(self, value: Any) -> tuple[Any, Any]:
+    def _unwrapped(self, value: Any, text: str) -> tuple[Any, Any]:
         """The typed answer, and its JSON, inside a JSON value that may be the answer, or an object or an envelope around it.
 
         Raises:
@@ -340,6 +372,8 @@ class Task:
           LookupError: it is not there.
         """
         refused: ValueError | None = None
+        if may_be_deep(text) and is_deep(value):
+            raise ValueError(TOO_DEEP.reason)
         if type(value) is not dict or self.output.is_object:
             try:
                 return self.output.validate(value), value
@@ -379,7 +413,11 @@ class Task:
     # Failures
 
     def _unreadable(self, message: str, text: str, is_cut: bool) -> Failure:
-        return _cut() if is_cut else Failure(Kind.UNREADABLE, message + (self._datum(text) or TO_SEE_IT))
+        if is_cut:
+            return _cut()
+        if not without_thoughts(text).strip():
+            return _no_answer()
+        return Failure(Kind.UNREADABLE, message + (self._datum(text) or TO_SEE_IT))
 
     def _invalid(self, message: str, answer: Any) -> Failure:
         return Failure(Kind.INVALID, message + self._datum(answer))
@@ -392,16 +430,6 @@ class Task:
         return f": {shown if len(shown) <= SHOWN_CHARACTERS else shown[:SHOWN_CHARACTERS] + '…'}"
 
 
-def _readable(reader: JsonReader, text: str, is_cut: bool) -> Any:
-    """`reader.values`, ended by what can't be repaired."""
-    values = reader.values(text, is_cut)
-    while True:
-        try:
-            yield next(values)
-        except (StopIteration, ValueError):
-            return
-
-
 def _batchless_tokens(template: prompts.BatchTemplate | None) -> int:
     """Estimated tokens of a batch template's own text: what it writes about no record at all."""
     try:
@@ -411,19 +439,26 @@ def _batchless_tokens(template: prompts.BatchTemplate | None) -> int:
 
 
 def _no_reply(completion: Completion) -> Failure | None:
-    if completion.refusal:
+    finish = completion.finish
+    if completion.refusal or finish is Finish.REFUSED:
         return Failure(Kind.REFUSED, "the model refused to answer")
-    if completion.finish is Finish.FILTERED:
+    if finish is Finish.FILTERED:
         return Failure(Kind.REFUSED, "the provider's content filter stopped the reply")
-    if completion.finish is Finish.EMPTY and completion.text is None:
-        return Failure(Kind.UNREADABLE, "the provider sent no choice")
-    if completion.text is None:
-        return _cut() if completion.finish is Finish.LENGTH else Failure(Kind.UNREADABLE, "the reply has no text")
+    if finish is Finish.FAILED:
+        word = f" ({completion.finish_reason[:40]!r})" if completion.finish_reason else ""
+        return Failure(Kind.UNREADABLE, f"the provider says that the reply failed{word}; what there is of it is not an answer")
+    if not completion.text or completion.text.isspace():
+        return _cut() if finish is Finish.LENGTH else _no_answer()
     return None
 
 
 def _no_answer() -> Failure:
-    return Failure(Kind.MISSING, "the reply to this record alone holds no answer")
+    return Failure(Kind.MISSING, "the reply is empty, or holds no answer at all")
+
+
+def _reason(error: Exception) -> str:
+    """What may be said of a value that was refused: a reason of ours, or no more than the name of a user's exception."""
+    return str(error) if isinstance(error, ValueError) else f"its class raised {type(error).__name__}"
 
 
 def _is_blank(value: Any) -> bool:

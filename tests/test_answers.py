@@ -51,7 +51,7 @@ def read(reader, text, count=3, cut=False):
         ([(1, 1), (1, True), (2, 2)], 2, {2: 2}, {"duplicate_index"}),
         ([(1, "a"), (2, "b"), (1, "x"), (1, "a")], 2, {2: "b"}, {"duplicate_index"}),
         ([(1, "a"), (99, "x"), (-1, "y")], 3, {1: "a"}, {"unknown_index"}),
-        ([(1, "a"), (2, "b"), (3, "c"), (4, "d")], 3, {1: "a", 2: "b", 3: "c"}, {"unknown_index"}),
+        ([(1, "a"), (2, "b"), (3, "c"), (4, "d")], 3, {}, {"unknown_index"}),
         ([(None, "a"), (None, "b")], 2, {}, {"no_index"}),
         ([(None, "a")], 2, {}, {"no_index"}),
         ([(None, "a")], 1, {1: "a"}, {"no_index"}),

@@ -41,7 +41,7 @@ def test_a_double_is_counted_once(start_emulator: Any, tmp_path: Path) -> None:
     assert billed(emulator, TEXTS) == once(TEXTS)
 
 
-@pytest.mark.parametrize(("fault", "warning"), [("zero_based", "zero_based"), ("unknown_index", "unknown_index")])
+@pytest.mark.parametrize(("fault", "warning"), [("zero_based", "zero_based"), ("duplicate", "duplicate_index")])
 def test_warnings_of_batch_replies_are_counted_as_those_of_live_ones(start_emulator: Any, tmp_path: Path, fault: str, warning: str) -> None:
     emulator = start_emulator(faults=[Fault(fault)], batch_seconds=0.05)
     jobs = counters_of(emulator, tmp_path)

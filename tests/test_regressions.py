@@ -129,7 +129,6 @@ def test_shuffled_missing_duplicated_and_unknown_answers_at_once(response_format
         Fault("missing", text=texts[3], times=1),
         Fault("conflicting", text=texts[9], times=1),
         Fault("duplicate", text=texts[11], times=1),
-        Fault("unknown_index"),
         Fault("shuffled"),
         Fault("string_index"),
     ]

@@ -413,8 +413,12 @@ CASES: dict[str, Any] = {
         lambda t: {i: v for i, v in t.items() if i > 1},
         {"duplicate_index"},
     ),
-    "one unknown": (lambda t: [*t.items(), (len(t) + 50, "positive")], lambda t: t, {"unknown_index"}),
-    "too many": (lambda t: [*t.items(), (len(t) + 1, "positive"), (len(t) + 2, "neutral")], lambda t: t, {"unknown_index"}),
+    "one unknown": (
+        lambda t: [*list(t.items())[:-1], (len(t) + 50, "positive")],
+        lambda t: {i: v for i, v in t.items() if i < len(t)},
+        {"unknown_index"},
+    ),
+    "too many": (lambda t: [*t.items(), (len(t) + 1, "positive"), (len(t) + 2, "neutral")], lambda t: {}, {"unknown_index"}),
     "none": (lambda t: [], lambda t: {}, set()),
 }
 
@@ -471,9 +475,9 @@ def test_an_answer_that_is_no_value_is_that_records_failure_and_no_others(respon
     ("completion", "kind"),
     [
         (stop("I am sorry, SECRET I can't do that."), Kind.UNREADABLE),
-        (stop("", "stop"), Kind.UNREADABLE),
-        (stop(None, "stop"), Kind.UNREADABLE),
-        (Completion(None, Finish.EMPTY), Kind.UNREADABLE),
+        (stop("", "stop"), Kind.MISSING),
+        (stop(None, "stop"), Kind.MISSING),
+        (Completion(None, Finish.EMPTY), Kind.MISSING),
         (stop(None, "stop", refusal="SECRET no"), Kind.REFUSED),
         (stop("SECRET", "content_filter"), Kind.REFUSED),
         (stop(None, "content_filter"), Kind.REFUSED),
@@ -548,7 +552,6 @@ def test_whatever_json_a_model_writes_is_read_into_values_that_can_be_kept(writt
     ("output", "text", "value"),
     [
         (str, ' As it is.\n{"a": 1} ', ' As it is.\n{"a": 1} '),
-        (str, "", ""),
         (Label, '{"value": "positive"}', "positive"),
         (Label, '{"sentiment": "positive"}', "positive"),
         (Label, '"positive"', "positive"),

@@ -15,6 +15,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+LONG_REPLY_CHARACTERS = 100_000
+"""A longer reply may take longer to read (a good one 1 ms, damage up to 0.2 s, per 100,000 characters) than an event loop
+that others wait for should stand still: it is read in a thread."""
+
+MAX_DEPTH = 64
+"""Levels of objects and arrays inside an answer. More is no answer: whatever keeps values and passes them on has bounds, too."""
+
 ANSWERS = "answers"
 """Name of the array in a reply's root object, and of the root element in XML."""
 
@@ -42,6 +49,18 @@ class Shape(NamedTuple):
     is_object: bool = False
 
 
+class Unusable:
+    """An answer that stands under its index and can't be a value, whatever `output` is; `reason` says why."""
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str):
+        self.reason = reason
+
+
+TOO_DEEP = Unusable(f"nested more than {MAX_DEPTH} levels deep")
+
+
 class Found(NamedTuple):
     """What a reader saw: (index, answer) pairs as written, None for no index; and words for what was wrong with the reply."""
 
@@ -60,22 +79,50 @@ class Reader(Protocol):
         """
 
 
+# Depth ----------------------------------------------------------------------------------------------------------------
+
+
+def may_be_deep(text: str) -> bool:
+    """Whether JSON text has brackets enough for a value that is too deep: a quick look."""
+    return len(text) > 2 * MAX_DEPTH and text.count("[") + text.count("{") > MAX_DEPTH
+
+
+def is_deep(value: Any) -> bool:
+    """Whether dicts and lists are nested more than `MAX_DEPTH` levels deep. Without recursion, which is what it is to spare others."""
+    level = [value] if type(value) in (dict, list) else []
+    for _ in range(MAX_DEPTH):
+        if not level:
+            return False
+        inner = [child for node in level for child in (node.values() if type(node) is dict else node)]
+        level = [child for child in inner if type(child) in (dict, list)]
+    return bool(level)
+
+
+def shallow(items: Items) -> Items:
+    """The items, with `TOO_DEEP` for an answer that is too deep."""
+    if not is_deep([answer for _, answer in items]):
+        return items
+    return [(index, TOO_DEEP if is_deep(answer) else answer) for index, answer in items]
+
+
 # Matching -------------------------------------------------------------------------------------------------------------
 
 
-def match(items: Items, count: int, warnings: set[str]) -> dict[int, Any]:
-    """Answers by record, 1…`count`; only those that are certain.
+def match(items: Items, count: int, warnings: set[str], cut: bool = False) -> dict[int, Any]:
+    """Answers by record, 1…`count`; only those that are certain. An index is believed as it is written, or not at all.
 
     - An index written as a string or as `1.0` is that index.
     - Equal answers under one index are one answer; different ones are none.
-    - 0…n-1, all n of them, are 1…n counted from zero. Any other run of n that is shifted, or a zero beside other indices, leaves it
-      open which answer is whose: none is taken.
+    - 0, 1, … n-1, all n of them in this order and nothing else, are 1…n counted from zero. Any other zero, or an index beyond n
+      where nothing stands under 1, leaves it open which answer is whose: none is taken.
+    - More answers than records, or a cut reply with an index that nobody asked for: the model has lost count, none is taken.
     - An answer without an index belongs to nobody, unless it is the only answer to the only record.
 
     Args:
       items: (index as written, answer) pairs.
       count: how many records were asked about.
       warnings: filled with `index_type`, `duplicate_index`, `zero_based`, `shifted_index`, `unknown_index`, `no_index`.
+      cut: the reply ended at its token limit.
     """
     found: dict[int, Any] = {}
     clashing: set[int] = set()
@@ -94,29 +141,35 @@ def match(items: Items, count: int, warnings: set[str]) -> dict[int, Any]:
         warnings.add("no_index")
         if count == 1 and len(items) == 1:
             return {1: unindexed[0]}
-    if len(found) == count and not clashing and found.keys() == _indices(count):
+    if len(found) == count and not clashing and not unindexed and found.keys() == _indices(count):
         return found
-    return {index: answer for index, answer in _placed(found, count, warnings).items() if index not in clashing}
+    if len(items) == count and list(found) == list(range(count)) and not cut:
+        warnings.add("zero_based")
+        return {index + 1: answer for index, answer in found.items()}
+    answers = len(found) + sum(not _is_empty(answer) for answer in unindexed)
+    if _has_lost_count(found, answers, count, warnings, cut):
+        return {}
+    return {index: answer for index, answer in found.items() if index not in clashing and 1 <= index <= count}
 
 
 def _indices(count: int) -> set[int]:
     return set(range(1, count + 1))
 
 
-def _placed(found: dict[int, Any], count: int, warnings: set[str]) -> dict[int, Any]:
-    """The answers under indices that were asked for; shifted ones moved where the shift is certain, dropped where it may be one."""
-    first = min(found, default=1)
-    is_run = len(found) == count and max(found, default=0) - first == count - 1
-    if is_run and first == 0:
-        warnings.add("zero_based")
-        return {index + 1: answer for index, answer in found.items()}
-    if 0 in found or (is_run and first > 1):
+def _has_lost_count(found: Mapping[int, Any], answers: int, count: int, warnings: set[str], cut: bool) -> bool:
+    """Whether the model numbers otherwise than it was asked to, as far as the indices tell."""
+    is_surplus = answers > count
+    if all(1 <= index <= count for index in found):
+        return is_surplus
+    if 0 in found or 1 not in found:
         warnings.add("shifted_index")
-        return {}
-    known = {index: answer for index, answer in found.items() if 1 <= index <= count}
-    if len(known) < len(found):
-        warnings.add("unknown_index")
-    return known
+        return True
+    warnings.add("unknown_index")
+    return is_surplus or cut
+
+
+def _is_empty(answer: Any) -> bool:
+    return answer is None or (type(answer) in (str, list, dict) and not answer)
 
 
 INDEX = re.compile(r"\s*(?:input\s*)?#?(\d{1,9})\.?\s*", re.IGNORECASE)
@@ -177,6 +230,6 @@ class CustomReader:
         try:
             parsed = self._parser(text, count)
             pairs = parsed.items() if isinstance(parsed, Mapping) else parsed
-            return Found([(index, answer) for index, answer in pairs], set())
+            return Found(shallow([(index, answer) for index, answer in pairs]), set())
         except Exception as error:  # a user's function; whatever it trips over, the reply is not read
             raise ValueError(f"its parser raised {type(error).__name__}") from error

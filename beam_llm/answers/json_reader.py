@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import orjson
 
-from beam_llm.answers import ANSWERS, INDEX, NOT_FROM_ONE, Found, Items, Shape, same
+from beam_llm.answers import ANSWERS, INDEX, NOT_FROM_ONE, Found, Items, Shape, may_be_deep, shallow
+from beam_llm.answers.lenient import Damaged, LenientReader, Pairs
+from beam_llm.answers.thoughts import without_thoughts
 from beam_llm.errors import UsageError
 
-_NUMBERED_KEY = re.compile(r'"\d{1,9}"\s*:')
+MOST_VALUES = 20_000
+"""More values in one reply than any prompt asks for: a model that repeats itself until it is stopped."""
 
 
 class JsonReader:
@@ -31,53 +35,45 @@ class JsonReader:
         self._shape = shape
         # `$` and `$[*]` say no more than the built-in search for the array does.
         self._select = json_path(path) if path is not None and simple_path(path) != [] else None
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._without_two_indices, parse_int=_whole_number)
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_whole_number)
         self._key = f'"{shape.index_field}"'
-        index = re.escape(shape.index_field)
-        self._mentions = re.compile(rf"""["']?{index}["']?\s*:\s*["']?(\d+)""")
-        self._openings = re.compile(rf"""\{{\s*["']?{index}["']?\s*:\s*["']?(\d+)""")
+        self._mentions = re.compile(rf"""["']?{re.escape(shape.index_field)}["']?\s*:\s*["']?(\d{{1,9}})""")
+        self._as_written = shape.is_object and not shape.fields
+
+    # Good replies
 
     def find(self, text: str, count: int, cut: bool) -> Found:
         try:
             data = orjson.loads(text)
         except ValueError:
-            return self._find_damaged(text, count, cut)
-        keyed = self._keyed(data)
-        if keyed is not None and len(_NUMBERED_KEY.findall(text)) > len(keyed):
-            # A parser keeps the last of two equal keys.
-            return Found(self.items(_decoded(self._decoder, text.strip(), 0)[0], count), {"duplicate_index"})
-        items = self.items(data, count)
-        if text.count(self._key) > len(items):
-            # More index keys than elements: nested ones, or two in one element, of which a parser keeps the last.
-            items = self.items(_decoded(self._decoder, text.strip(), 0)[0], count)
-        return Found(items, set())
+            return self._find_damaged(without_thoughts(text), count, cut)
+        keyed = self._keyed(data, count) if self._select is None else None
+        if keyed is not None:
+            if text.count(":") > _keys_in(data, keyed):
+                # More colons than keys: texts with colons, or a key that is written twice, of which a parser keeps the last.
+                keyed = self._keyed(self._decoded(text.strip(), 0)[0], count) or {}
+            items = self._keyed_items(keyed, count)
+        else:
+            items = self.items(data, count)
+            if text.count(self._key) > len(items):
+                # More index keys than elements: nested ones, or two in one element, of which a parser keeps the last.
+                items = self.items(self._decoded(text.strip(), 0)[0], count)
+        return Found(shallow(items) if may_be_deep(text) else items, set())
 
-    def _without_two_indices(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """An object; without an index where it has two different ones, so that its answer is nobody's.
-
-        The same for answers that are written under one number twice, and are not the same.
-        """
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            for key in {key for key, value in pairs if INDEX.fullmatch(key) and not same(found[key], value)}:
-                del found[key]
-        if len(found) < len(pairs) and len({repr(value) for key, value in pairs if key == self._shape.index_field}) > 1:
-            del found[self._shape.index_field]
-        return found
-
-    def values(self, text: str, cut: bool) -> Iterator[tuple[Any, str | None]]:
-        """Every JSON value that the reply to a single record may mean, likeliest first, each with a warning or None."""
-        try:
-            yield orjson.loads(text), None
-            return
-        except ValueError:
-            pass
-        if (fenced := _fenced(text)) is not None:
-            yield fenced, "wrapped"
-        whole, broken_at = _roots(self._decoder, text)
-        yield from ((value, "wrapped") for value in whole if value != fenced)
-        if broken_at is not None and not cut and _has_end(text):
-            yield _repaired(text[broken_at:]), "repaired"
+    def items(self, data: Any, count: int) -> Items:
+        """Pairs of index and answer from the reply's root."""
+        if self._select is not None and (selected := self._select(data)):
+            elements = selected[0] if len(selected) == 1 and isinstance(selected[0], list) else selected
+            return [self._item(element) for element in elements]
+        keyed = self._keyed(data, count)
+        if keyed is not None:
+            return self._keyed_items(keyed, count)
+        elements = self._elements(data)
+        # In place, and without a call per element: this is the loop that every good reply goes through.
+        index_field, answer = self._shape.index_field, self.answer
+        if self._shape.fields:
+            return [(e.pop(index_field, None), e if len(e) > 1 else answer(e)) if type(e) is dict else (None, e) for e in elements]
+        return [(e.pop(index_field, None), answer(e)) if type(e) is dict else (None, e) for e in elements]
 
     def answer(self, element: Any) -> Any:
         """The answer inside one element of the reply, whose index is already taken out."""
@@ -91,79 +87,16 @@ class JsonReader:
             return element[shape.value_field]
         return next(iter(element.values())) if len(element) == 1 else element
 
-    def _find_damaged(self, text: str, count: int, cut: bool) -> Found:
-        if (fenced := _fenced(text)) is not None:
-            return Found(self.items(fenced, count), {"wrapped"})
-        whole, broken_at = _roots(self._decoder, text)
-        items = [item for value in whole for item in self.items(value, count)]
-        if broken_at is None:
-            if not whole:
-                raise ValueError("there is no JSON in it")
-            return Found(items, {"wrapped"})
-        if (first := self._mentions.search(text)) and int(first[1]) != 1:
-            raise ValueError(NOT_FROM_ONE)
-        items += [self._item(element) for element in _whole_elements(self._decoder, text, broken_at)]
-        mended = self._new(self._mended(text[broken_at:], count, cut), items)
-        # Text that a record smuggled into a damaged reply may look like whole elements: no index that is written twice is believed.
-        written = Counter(self._mentions.findall(text))
-        certain = [item for item in items + mended if written[str(item[0])] <= 1]
-        if not certain:
-            raise ValueError("its JSON is damaged from the start")
-        warnings = ({"truncated"} if cut else set()) | ({"repaired"} if mended else set())
-        return Found(certain, warnings or {"wrapped"})
-
-    def _mended(self, text: str, count: int, cut: bool) -> Items:
-        """Repaired elements. A repairer closes what was cut, and takes quoted text for structure: it makes records up.
-
-        So the last one counts only where the reply has an end, and any only where the text opens an element for it.
-        """
-        try:
-            items = self.items(_repaired(text), count)
-        except ValueError:
-            return []
-        if cut or not _has_end(text):
-            items = items[:-1]
-        opened = {found[1] for found in self._openings.finditer(text) if _starts_element(text, found.start())}
-        is_alone = count == 1 and len(items) == 1
-        return [item for item in items if str(item[0]) in opened or (is_alone and item[0] is None)]
-
-    def _new(self, mended: Items, items: Items) -> Items:
-        """A mended element is the same as the whole one of its index, or else contradicts it; both are for `match` to see."""
-        return [item for item in mended if not any(item[0] == known[0] and same(item[1], known[1]) for known in items)]
-
-    def items(self, data: Any, count: int) -> Items:
-        """Pairs of index and answer from the reply's root."""
-        if self._select is not None and (selected := self._select(data)):
-            elements = selected[0] if len(selected) == 1 and isinstance(selected[0], list) else selected
-            return [self._item(element) for element in elements]
-        keyed = self._keyed(data)
-        if keyed is not None:
-            as_written = self._shape.is_object and not self._shape.fields
-            return [(int(key) if key.isdecimal() else key, value if as_written else self.answer(value)) for key, value in keyed.items()]
-        elements = self._elements(data)
-        # In place, and without a call per element: this is the loop that every good reply goes through.
-        index_field, answer = self._shape.index_field, self.answer
-        if self._shape.fields:
-            return [(e.pop(index_field, None), e if len(e) > 1 else answer(e)) if type(e) is dict else (None, e) for e in elements]
-        return [(e.pop(index_field, None), answer(e)) if type(e) is dict else (None, e) for e in elements]
-
     def _item(self, element: Any) -> tuple[Any, Any]:
-        if type(element) is not dict:
+        if not isinstance(element, dict):
             return None, element
         return element.pop(self._shape.index_field, None), self.answer(element)
-
-    def _keyed(self, data: Any) -> dict[str, Any] | None:
-        """Answers that the model wrote as `{"1": …, "2": …}`."""
-        for keyed in (data, data.get(ANSWERS)) if type(data) is dict else ():
-            if type(keyed) is dict and keyed and all(INDEX.fullmatch(key) for key in keyed):
-                return keyed
-        return None
 
     def _elements(self, data: Any) -> list[Any]:
         """The array of answers, wherever the model put it."""
         if type(data) is list:
             return data
-        if type(data) is not dict or self._shape.index_field in data:
+        if not isinstance(data, dict) or self._shape.index_field in data:
             return [data]
         inner = data.get(ANSWERS)
         if type(inner) is list:
@@ -176,36 +109,287 @@ class JsonReader:
             type(value) is list and bool(value) and all(type(element) is dict and self._shape.index_field in element for element in value)
         )
 
+    # Answers under numbers
 
-_FENCE = re.compile(r"```[\w-]*[ \t]*\n?(.*?)```", re.DOTALL)
+    def _keyed(self, data: Any, count: int) -> dict[str, Any] | None:
+        """Answers that the model wrote as `{"1": …, "2": …}`; of other names beside all that were asked for, nothing."""
+        if not isinstance(data, dict):
+            return None
+        for keyed in (data, data.get(ANSWERS)):
+            if not isinstance(keyed, dict) or not keyed:
+                continue
+            if keyed.keys() == _numbers(count).keys() or all(map(INDEX.fullmatch, keyed)):
+                return keyed
+            if keyed.keys() >= _numbers(count).keys():
+                return _Twice([(key, value) for key, value in _pairs(keyed) if INDEX.fullmatch(key)])
+        return None
+
+    def _keyed_items(self, keyed: dict[str, Any], count: int) -> Items:
+        number, field, as_written = _numbers(count).get, self._shape.index_field, self._as_written
+        return [
+            (number(key, key), value)
+            if as_written or type(value) is not dict
+            else (number(key, key) if field not in value or _says(value.pop(field), key) else None, self.answer(value))
+            for key, value in _pairs(keyed)
+        ]
+
+    def _object(self, pairs: Pairs) -> dict[str, Any]:
+        """An object; without an index where it has two different ones, so that its answer is nobody's."""
+        found = dict(pairs)
+        if len(found) == len(pairs):
+            return found
+        if all(INDEX.fullmatch(key) for key in found):
+            return _Twice(pairs)
+        if len({repr(value) for key, value in pairs if key == self._shape.index_field}) > 1:
+            del found[self._shape.index_field]
+        return found
+
+    def _decoded(self, text: str, start: int) -> tuple[Any, int]:
+        """One strict JSON value at `start`, and where it ends."""
+        try:
+            value, end = self._decoder.raw_decode(text, start)
+            return without_surrogates(value), end
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+
+    # Replies with noise around them, and damaged ones
+
+    def values(self, text: str, cut: bool) -> Iterator[tuple[Any, str | None]]:
+        """Every JSON value that the reply to a single record may mean, each with a warning or None."""
+        try:
+            yield orjson.loads(text), None
+            return
+        except ValueError:
+            text = without_thoughts(text).strip()
+        try:
+            roots, broken_at = self._roots(text)
+        except ValueError:
+            return
+        if cut and not text.startswith(("{", "[", "```")):
+            return  # what the model says in front of its answer may hold a draft, and the answer may be what is missing
+        yield from ((value, "wrapped") for value in roots)
+        if broken_at is not None and not cut:
+            try:
+                yield self._mended_root(text, broken_at), "repaired"
+            except ValueError:
+                return
+
+    def _roots(self, text: str) -> tuple[list[Any], int | None]:
+        """JSON values in prose, or one a line; and where the first damaged one starts, which ends the search.
+
+        What stands in the only code fence is meant, so that damage around it is part of the talk.
+        """
+        fence = _only_fence(text)
+        if fence is None:
+            return self._scanned(text)
+        start, end = fence
+        try:
+            fenced = orjson.loads(text[start:end])
+        except ValueError:
+            return self._scanned(text)
+        return [*self._scanned(text[:start])[0], fenced, *self._scanned(text[end:])[0]], None
+
+    def _scanned(self, text: str) -> tuple[list[Any], int | None]:
+        values: list[Any] = []
+        position = 0
+        while found := _ROOT.search(text, position):
+            try:
+                value, position = self._decoded(text, found.start())
+            except ValueError:
+                return values, found.start()
+            values.append(value)
+            if len(values) > MOST_VALUES:
+                raise ValueError(f"there are more than {MOST_VALUES:,} JSON values in it")
+        return values, None
+
+    def _mended_root(self, text: str, start: int) -> Any:
+        """The value at `start`, and all that follows is talk.
+
+        Raises:
+          ValueError: where that is not certain.
+        """
+        found = LenientReader(text, self._shape.index_field, self._object).read(start)
+        rest = text[found.end :].strip(" \t\r\n`")
+        if _ROOT.search(rest) or (rest and found.guessed):
+            raise Damaged("more than one reading")
+        return found.value
+
+    def _find_damaged(self, text: str, count: int, cut: bool) -> Found:
+        roots, broken_at = self._roots(text)
+        groups = [self.items(root, count) for root in roots]
+        # Beside numbered answers, a value without a number is part of the talk.
+        numbered = [group for group in groups if any(index is not None for index, _ in group)]
+        items = [item for group in numbered or groups for item in group]
+        if broken_at is None:
+            if not roots:
+                raise ValueError("there is no JSON in it")
+            return Found(shallow(items), {"wrapped"})
+        keyed = _INTO_KEYED.match(text, broken_at)
+        mentions = (_NUMBER_KEY if keyed[1] else _BARE_NUMBER_KEY) if keyed else self._mentions
+        if (first := mentions.search(text)) and first[1].lstrip("0") != "1":
+            raise ValueError(NOT_FROM_ONE)
+        walk = _Walk(self, text, cut)
+        items += walk.fields(keyed.end()) if keyed else walk.elements(broken_at)
+        # Text that a record smuggled into a damaged reply may look like whole elements: no index that is written twice is believed.
+        written = Counter(mentions.findall(text))
+        certain = [item for item in items if written[str(item[0])] <= 1]
+        if not certain:
+            raise ValueError("its JSON is damaged from the start")
+        warnings = ({"truncated"} if cut else set()) | ({"repaired"} if walk.has_mended else set())
+        return Found(shallow(certain), warnings or {"wrapped"})
+
+
+class _Walk:
+    """The answers in front of the damage, one by one, and those in it that can be read in one way only."""
+
+    def __init__(self, reader: JsonReader, text: str, cut: bool):
+        self._reader, self._text, self._cut = reader, text, cut
+        self._lenient = LenientReader(text, reader._shape.index_field, reader._object)
+        self._is_strict = True
+        self._guessed: list[int] = []
+        self.has_mended = False
+
+    def elements(self, start: int) -> Items:
+        """Of an array that starts at or inside the object at `start`, or of objects one after another."""
+        position, in_array = _into_array(self._text, start)
+        items: Items = []
+        while True:
+            position = _GAP.match(self._text, position).end()  # type: ignore[union-attr]  # it matches nothing, too
+            found = self._value(position, len(items), "") if self._text.startswith("{", position) else None
+            if found is None:
+                break
+            value, position = found
+            items.append(self._reader._item(value))
+            if len(items) > MOST_VALUES:
+                raise ValueError(f"it is damaged, with more than {MOST_VALUES:,} elements")
+        return self._certain(items, position, "]" if in_array else "")
+
+    def fields(self, start: int) -> Items:
+        """Of an object whose keys are the indices."""
+        text, position = self._text, start
+        items: Items = []
+        while key := _ANY_NUMBER_KEY.match(text, position):
+            found = self._value(key.end(), len(items), "object")
+            if found is None:
+                break
+            value, end = found
+            end = self._lenient.gap(end)
+            if text[end : end + 1] not in (",", "}") or end == len(text):
+                break  # a number may have more digits behind the cut
+            items += self._reader._keyed_items({key[1]: value}, 1)
+            position = self._lenient.gap(end + 1) if text[end] == "," else end
+        items = [(None if index is None else int(index), answer) for index, answer in items]
+        return self._certain(items, position, "}")
+
+    def _value(self, at: int, number: int, inside: str) -> tuple[Any, int] | None:
+        if self._is_strict:
+            try:
+                return self._reader._decoded(self._text, at)
+            except ValueError:
+                self._is_strict = False  # trying it for every element would be quadratic: the error counts the lines in front
+        try:
+            value, end, guessed = self._lenient.read(at, inside == "object")
+        except ValueError:
+            return None
+        if not inside and not self._is_followed(end):
+            return None
+        if guessed:
+            self._guessed.append(number)
+        self.has_mended = True
+        return value, end
+
+    def _is_followed(self, end: int) -> bool:
+        """Whether an element may end here, as far as what comes next tells."""
+        after = self._lenient.gap(end)
+        if after == len(self._text):
+            return not self._cut
+        return self._text[after] in ",]{}`" or "\n" in self._text[end:after]
+
+    def _certain(self, items: Items, end: int, closing: str) -> Items:
+        """Without those whose end was guessed, unless all that follows up to the reply's end bears it out."""
+        rest = self._text[end:].lstrip(" \t\r\n,")
+        is_clean = rest.startswith(closing) and not self._cut and not _STRUCTURE.search(rest.lstrip("]} \t\r\n`"))
+        if is_clean or not self._guessed:
+            return items
+        return [item for number, item in enumerate(items) if number not in self._guessed]
+
+
+class _Twice(dict[str, Any]):
+    """An object of answers under numbers, one of which is written twice. `pairs` are all of them."""
+
+    def __init__(self, pairs: Pairs):
+        super().__init__(pairs)
+        self.pairs = pairs
+
+
+def _pairs(keyed: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    return keyed.pairs if type(keyed) is _Twice else keyed.items()
+
+
+@lru_cache(256)
+def _numbers(count: int) -> dict[str, int]:
+    """`"1"` → 1, … as keyed replies are asked for."""
+    return {str(index): index for index in range(1, count + 1)}
+
+
+def _keys_in(data: Any, keyed: dict[str, Any]) -> int:
+    """How many keys were parsed, of objects inside answers those of the first level."""
+    outer = 0 if keyed is data else len(data)
+    return outer + len(keyed) + sum([len(value) for value in keyed.values() if type(value) is dict])
+
+
+def _says(index: Any, key: str) -> bool:
+    """Whether the index inside an answer is the key that it stands under."""
+    return type(index) in (int, str) and str(index) == key
+
+
 _ROOT = re.compile(r"""\{(?=\s*(?:["'}]|\w+\s*:))|\[(?=\s*[\[{"'\]])""")
-_INTO_ARRAY = re.compile(r"""(?:\{\s*(?:"[^"\\\n]*"|'[^'\\\n]*'|\w+)\s*:\s*)*\[""")
 _GAP = re.compile(r"[\s,]*")
+_STEP = re.compile(r"""\{\s*(?:"[^"\\\n]{0,100}"|'[^'\\\n]{0,100}'|\w{1,100})\s*:\s*(?=[\[{])""")
+_INTO_KEYED = re.compile(rf"""\{{\s*(?:["']?{ANSWERS}["']?\s*:\s*\{{\s*)?(?=(["'])?\d{{1,9}}["']?\s*:)""")
+_NUMBER_KEY = re.compile(r"""["'](\d{1,9})["']\s*:""")
+_BARE_NUMBER_KEY = re.compile(r"""(?<![\w"'\\])(\d{1,9})\s*:""")
+_ANY_NUMBER_KEY = re.compile(r"""["']?(\d{1,9})["']?\s*:\s*""")
+_STRUCTURE = re.compile(r"""[{}\[\]"]""")
+_FENCE_LABEL = re.compile(r"[\w-]{0,20}\s*")
+_MOST_STEPS = 8
 
 
-def _fenced(text: str) -> Any:
-    """The JSON inside the only code fence, or None."""
-    fences = _FENCE.findall(text)
-    if len(fences) != 1:
+def _into_array(text: str, position: int) -> tuple[int, bool]:
+    """Where the elements start, and whether that is inside an array: `{"data": {"answers": [` may be in front of them."""
+    start = position
+    for _ in range(_MOST_STEPS):
+        if text.startswith("[", position):
+            return position + 1, True
+        step = _STEP.match(text, position)
+        if not step:
+            break
+        position = step.end()
+    return start, False
+
+
+def _only_fence(text: str) -> tuple[int, int] | None:
+    """Where the content of the only code fence starts and ends."""
+    start = text.find("```")
+    end = text.find("```", start + 3) if start >= 0 else -1
+    if end < 0 or text.find("```", end + 3) >= 0:
         return None
-    try:
-        return orjson.loads(fences[0])
-    except ValueError:
-        return None
+    return min(_FENCE_LABEL.match(text, start + 3).end(), end), end  # type: ignore[union-attr]  # it matches nothing, too
+
+
+def unfenced(text: str) -> str:
+    """What a reply that is one code fence and nothing else holds; any other reply as it is."""
+    text = text.strip()
+    fence = _only_fence(text)
+    if fence is None or not text.startswith("```") or not text.endswith("```"):
+        return text.strip("`").strip()
+    label, _, content = text[3 : fence[1]].partition("\n")
+    return (content if content.strip() and not label.strip()[20:] and " " not in label.strip() else text[3 : fence[1]]).strip()
 
 
 def _whole_number(digits: str) -> int | float:
     """As orjson reads it: beyond 64 bits, a float."""
     return int(digits) if len(digits) < 19 else orjson.loads(digits)
-
-
-def _decoded(decoder: json.JSONDecoder, text: str, start: int) -> tuple[Any, int]:
-    """One strict JSON value at `start`, and where it ends."""
-    try:
-        value, end = decoder.raw_decode(text, start)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    return without_surrogates(value), end
 
 
 def without_surrogates(value: Any) -> Any:
@@ -216,64 +400,9 @@ def without_surrogates(value: Any) -> Any:
         return [without_surrogates(item) for item in value]
     if type(value) is dict:
         return {without_surrogates(key): without_surrogates(item) for key, item in value.items()}
+    if type(value) is _Twice:
+        return _Twice([(without_surrogates(key), without_surrogates(item)) for key, item in value.pairs])
     return value
-
-
-def _roots(decoder: json.JSONDecoder, text: str) -> tuple[list[Any], int | None]:
-    """JSON values in prose, or one a line; and where the first damaged one starts, which ends the search."""
-    values: list[Any] = []
-    position = 0
-    while found := _ROOT.search(text, position):
-        try:
-            value, position = _decoded(decoder, text, found.start())
-        except ValueError:
-            return values, found.start()
-        values.append(value)
-    return values, None
-
-
-def _whole_elements(decoder: json.JSONDecoder, text: str, start: int) -> Iterator[Any]:
-    """The objects in front of the first damaged one, of an array that starts at or inside the object at `start`."""
-    into = _INTO_ARRAY.match(text, start)
-    if not into:
-        return
-    position = into.end()
-    while True:
-        position = _GAP.match(text, position).end()  # type: ignore[union-attr]
-        if not text.startswith("{", position):
-            return
-        try:
-            element, position = _decoded(decoder, text, position)
-        except ValueError:
-            return
-        yield element
-
-
-def _starts_element(text: str, position: int) -> bool:
-    """Whether what stands in front of `position` lets an array's element start there: nothing, a line's end, `[` or `,`."""
-    position -= 1
-    while position >= 0 and text[position].isspace():
-        if text[position] == "\n":
-            return True
-        position -= 1
-    return position < 0 or text[position] in "[,"
-
-
-def _has_end(text: str) -> bool:
-    """Whether the text was written to its end: closing brackets, and in front of them no dots with which models leave out the rest."""
-    text = text.rstrip().rstrip("`").rstrip()
-    return text.endswith(("}", "]")) and not text.rstrip("]} \t\r\n").endswith((".", "…"))
-
-
-def _repaired(text: str) -> Any:
-    import json_repair
-
-    try:
-        return without_surrogates(json_repair.loads(text, skip_json_loads=True))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    except Exception as error:  # a repairer of anything may trip over anything
-        raise ValueError(f"it can't be repaired ({type(error).__name__})") from None
 
 
 def _no_path(path: str, why: str) -> UsageError:
@@ -304,7 +433,7 @@ def json_path(path: str) -> Callable[[Any], list[Any]]:
     def select(data: Any) -> list[Any]:
         try:
             return list(compiled.findall(data))
-        except jsonpath.JSONPathError:
+        except (jsonpath.JSONPathError, RecursionError):
             return []
 
     return select

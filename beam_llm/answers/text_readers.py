@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 from xml.etree import ElementTree
 
 import orjson
 
-from beam_llm.answers import ANSWERS, INDEX, NOT_FROM_ONE, Found, Shape
+from beam_llm.answers import ANSWERS, INDEX, MAX_DEPTH, NOT_FROM_ONE, TOO_DEEP, Found, Items, Shape, Unusable, same
+from beam_llm.answers.thoughts import without_thoughts
 from beam_llm.errors import UsageError
 
 MOST_XML_CHARACTERS = 20_000_000
@@ -40,25 +42,52 @@ class XmlReader:
         self._parse = safe.fromstring
         self._shape = shape
         index = re.escape(shape.index_field)
-        self._mentions = re.compile(rf"""<answer\s[^<>]*?\b{index}\s*=\s*["']\s*(\d+)|<{index}>\s*(\d+)""")
+        some = r"\s{0,20}"
+        attribute = rf"""<answer\s[^<>]{{0,200}}?\b{index}{some}={some}["']{some}(\d{{1,9}})"""
+        self._mentions = re.compile(rf"{attribute}|<{index}>{some}(\d{{1,9}})")
         self._schema = schema
         self._path = xpath(path) if path is not None else None
 
     def find(self, text: str, count: int, cut: bool) -> Found:
         if len(text) > MOST_XML_CHARACTERS:
             raise ValueError(f"it is XML of {len(text):,} characters, of which at most {MOST_XML_CHARACTERS:,} are read")
+        text = without_thoughts(text, leading_only=True)
         if self._path is None:
             text = _trimmed(text, rf"<{ANSWERS}[\s>]|<answer[\s>]", (f"</{ANSWERS}>", "</answer>"))
         root = self._root(text)
         if root is not None:
-            return Found([self._item(element) for element in self._elements(root)], set())
-        if (first := self._mentions.search(text)) and int(first[1] or first[2]) != 1:
+            return Found(self._items(root), set())
+        return Found(self._pieces(text), {"truncated" if cut else "repaired"})
+
+    def _items(self, root: ElementTree.Element) -> Items:
+        """The answers of a well-formed reply. An index inside another answer is believed as little as the answer that holds it."""
+        elements = self._elements(root)
+        nested = {id(element): self._nested(element) for element in elements} if self._path is None else {}
+        inside = {index for indices in nested.values() for index in indices}
+        items = [(self._item(element), bool(nested.get(id(element)))) for element in elements]
+        return [item for item, holds_another in items if not holds_another and item[0] not in inside]
+
+    def _nested(self, element: ElementTree.Element) -> list[int | None]:
+        """The indices of answers inside an answer; a field may be called "answer", but has no index."""
+        inner = [child for child in element.iter("answer") if child is not element]
+        return [_number(child.get(self._shape.index_field)) for child in inner if child.get(self._shape.index_field) is not None]
+
+    def _pieces(self, text: str) -> Items:
+        """What is certain in a reply that is not well-formed: answers that are whole, and inside no other one.
+
+        A bare "<" in an answer damages the document, not the answers beside it. But an answer that quotes another one looks
+        like two, so no index that is written twice, anywhere in the reply, is believed.
+        """
+        mentions = [(one or other).lstrip("0") for one, other in self._mentions.findall(text)]
+        if mentions and mentions[0] != "1":
             raise ValueError(NOT_FROM_ONE)
-        pieces = [] if self._path is not None else [self._root(piece) for piece in _WHOLE_ANSWER.findall(text)]
-        items = [self._item(piece[0]) for piece in pieces if piece is not None]
+        roots = [self._root(piece) for piece in _outermost_answers(text)] if self._path is None else []
+        written = Counter(mentions)
+        found = [self._item(root[0]) for root in roots if root is not None and not self._nested(root[0])]
+        items = [(index, answer) for index, answer in found if written[str(index)] <= 1]
         if not items:
-            raise ValueError("it is no well-formed XML")
-        return Found(items, {"truncated" if cut else "repaired"})
+            raise ValueError("it is not well-formed XML")
+        return items
 
     def _elements(self, root: ElementTree.Element) -> list[ElementTree.Element]:
         # An answer may have a field called "answer": the outermost ones are meant.
@@ -78,19 +107,44 @@ class XmlReader:
             return None
 
     def _item(self, element: ElementTree.Element) -> tuple[Any, Any]:
-        index = element.get(self._shape.index_field)
-        if index is None and self._shape.index_field not in self._shape.fields:
-            child = element.find(self._shape.index_field)
-            if child is not None:
-                index = "".join(child.itertext())
+        field = self._shape.index_field
+        written = {element.get(field)} - {None}
+        if field not in self._shape.fields and not (written and self._shape.is_object):
+            for child in element.findall(field):
+                written.add("".join(child.itertext()).strip())
                 element.remove(child)
         inner = element.find(self._shape.value_field) if not self._shape.fields else None
-        number = INDEX.fullmatch(index or "")
-        return int(number[1]) if number else None, xml_value(element if inner is None else inner, self._schema, self._schema)
+        numbers = {_number(index) for index in written}
+        return numbers.pop() if len(numbers) == 1 else None, self._answer(element if inner is None else inner)
+
+    def _answer(self, element: ElementTree.Element) -> Any:
+        level = [element]
+        for _ in range(MAX_DEPTH):
+            level = [child for node in level for child in node]
+        if level:
+            return TOO_DEEP
+        try:
+            return xml_value(element, self._schema, self._schema)
+        except ValueError as error:
+            return Unusable(str(error))
 
 
-# A bare "<" in an answer makes the whole document ill-formed; whole answer elements without another one inside are still certain.
-_WHOLE_ANSWER = re.compile(r"<answer(?=[\s>])(?:(?!<answer[\s>]).)*?</answer>", re.DOTALL)
+def _outermost_answers(text: str) -> list[str]:
+    """Answer elements that are whole, with no other one inside, and in none that is open."""
+    pieces: list[str] = []
+    depth, start = 0, 0
+    for tag in _ANSWER_TAG.finditer(text):
+        if tag[0] != "</answer>":
+            # An empty element opens nothing.
+            depth, start = (depth + 1, tag.start() if depth == 0 else -1) if not tag[0].endswith("/>") else (depth, start)
+            continue
+        if depth == 1 and start >= 0:
+            pieces.append(text[start : tag.end()])
+        depth = max(depth - 1, 0)
+    return pieces
+
+
+_ANSWER_TAG = re.compile(r"<answer(?:\s[^<>]{0,1000})?>|</answer>")
 _DECLARATION = re.compile(r"\A<\?xml.*?\?>", re.DOTALL)
 _BARE_AMPERSAND = re.compile(r"&(?!(?:amp|lt|gt|quot|apos|#\d{1,7}|#[xX][0-9a-fA-F]{1,6});)")
 _UNXML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -105,12 +159,22 @@ def _trimmed(text: str, opening: str, closings: tuple[str, ...]) -> str:
 
 
 def xml_value(element: ElementTree.Element, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
-    """An element as the JSON value that `schema` says it is; text stays text where the schema says no more."""
+    """An element as the JSON value that `schema` says it is; text stays text where the schema says no more.
+
+    Raises:
+      ValueError: where one of the schema's fields is written twice, and not the same.
+    """
     schema = _meant(schema, root)
     kind = schema.get("type")
     if len(element) and (kind == "object" or kind is None):
         fields = schema.get("properties", {})
-        return {child.tag: xml_value(child, fields.get(child.tag, {}), root) for child in element}
+        value: dict[str, Any] = {}
+        for child in element:
+            one = xml_value(child, fields.get(child.tag, {}), root)
+            if child.tag in fields and child.tag in value and not same(value[child.tag], one):
+                raise ValueError(f"the field {child.tag} is written twice")
+            value[child.tag] = one
+        return value
     if len(element) and kind == "array":
         return [xml_value(child, schema.get("items", {}), root) for child in element]
     text = "".join(element.itertext())
@@ -164,10 +228,12 @@ def xpath(path: str) -> str:
 
 
 class DelimitedReader:
-    """One line per record, `1|positive`. An answer's text may go on over lines that start with no index.
+    """One line per record, `1|positive`; a list (`1. positive`, `1: …`, `1) …`, `Input 1: …`) and a table are read, too.
+
+    An answer's text may go on over lines that don't look as if they had an index.
 
     Args:
-      path: a regular expression with groups `index` and `value`, or None for the built-in form.
+      path: a regular expression with groups `index` and `value`, or None for the built-in forms.
 
     Raises:
       UsageError: where `path` is no such expression.
@@ -177,22 +243,101 @@ class DelimitedReader:
         self._pattern = _delimited_pattern(path) if path is not None else None
 
     def find(self, text: str, count: int, cut: bool) -> Found:
-        matches = list((self._pattern or _LINE).finditer(text))
-        if not matches:
-            raise ValueError("there is no line of the form index|answer in it")
+        text = without_thoughts(text)
         if self._pattern is not None:
-            items = [(_number(found["index"]), found["value"]) for found in matches]
+            matches = self._pattern.finditer(text)
+            lines = [_Line(_number(found["index"]), [found["value"]]) for found in matches if found["value"] is not None]
         else:
-            ends = [found.start() for found in matches[1:]] + [len(text)]
-            items = [(int(found[1]), text[found.end() : end]) for found, end in zip(matches, ends, strict=True)]
-            items = [(index, answer.strip()) for index, answer in [*items[:-1], (items[-1][0], _last(items[-1][1]))]]
-        if cut and items[0][0] != 1:
+            lines = _numbered_lines(text, count)
+        if not lines:
+            raise ValueError("there is no line of the form index|answer in it")
+        if cut and lines[0].index != 1:
             raise ValueError(NOT_FROM_ONE)
-        # The last line of a reply that was cut looks like any other.
-        return Found(items[:-1], {"truncated"}) if cut else Found(items, set())
+        if cut:
+            lines = lines[:-1]  # the last line of a reply that was cut looks like any other
+        items = [(line.index, "\n".join(line.texts)) for line in lines if line.is_certain]
+        if self._pattern is None:
+            if not cut and items and lines[-1].is_certain:
+                items[-1] = items[-1][0], _last(items[-1][1])
+            items = [(index, answer.strip()) for index, answer in items]
+        return Found(items, {"truncated"} if cut else set())
 
 
-_LINE = re.compile(r"^[ \t]*(?:[-*][ \t]+)?(?:[Ii]nput[ \t]*)?(\d{1,9})[ \t]*\|", re.MULTILINE)
+class _Line:
+    """An answer under way: its index, its lines so far, and whether they are certainly all of it."""
+
+    __slots__ = ("index", "is_certain", "is_row", "texts")
+
+    def __init__(self, index: int | None, texts: list[str], is_row: bool = False):
+        self.index = index
+        self.texts = texts
+        self.is_certain = True
+        self.is_row = is_row
+
+
+_WORD = r"(?:input|record|item|answer|entry|row|line|number|no\.?)"
+_BEFORE = rf"[ \t]{{0,40}}[^\w\n|]{{0,12}}(?:{_WORD}[^\w\n|]{{0,3}})?(?<![-+.,])"
+_PIPED = re.compile(rf"{_BEFORE}(\d{{1,9}})[^\w\n|]{{0,12}}\|", re.IGNORECASE)
+_ROW = re.compile(rf"[ \t]{{0,40}}\|{_BEFORE}(\d{{1,9}})[^\w\n|]{{0,12}}\|", re.IGNORECASE)
+_LISTED = re.compile(
+    rf"[ \t]{{0,40}}(?:[-*•][ \t]+)?[*_(\[#`]{{0,4}}(?:{_WORD}[ \t]{{0,3}}#?)?(?<![-+.,])(\d{{1,9}})[*_`]{{0,4}}"
+    r"(?:[ \t]{0,2}(?:[.:](?!\d)|[)\]][.:]?)|[ \t]{1,3}[-–—=>]{1,3}(?=[ \t]))[*_`]{0,4}[ \t]*",
+    re.IGNORECASE,
+)
+_PERHAPS = re.compile(rf"{_BEFORE}(\d{{1,9}})(?![\d.,]*\d)", re.IGNORECASE)
+
+
+def _numbered_lines(text: str, count: int) -> list[_Line]:
+    """The answers of a reply in one of the built-in forms, as they are written."""
+    lines = text.split("\n")
+    marks = [_mark(line) for line in lines]
+    is_list = not any(mark is not None and mark[1] != _LISTED for mark in marks)
+    if not is_list:
+        # A line like a list's may belong to an answer's text; only an index that was asked for makes it one that counts.
+        marks = [mark if mark and (mark[1] != _LISTED or 1 <= mark[0] <= count) else None for mark in marks]
+    return _joined(lines, marks, count, is_list)
+
+
+_Mark = tuple[int, re.Pattern[str], int]
+"""A line's index, the form it is written in, and where the answer starts."""
+
+
+def _mark(line: str) -> _Mark | None:
+    for form in (_PIPED, _ROW, _LISTED) if "|" in line else (_LISTED,):
+        if found := form.match(line):
+            return int(found[1]), form, found.end()
+    return None
+
+
+def _joined(lines: list[str], marks: list[_Mark | None], count: int, is_list: bool) -> list[_Line]:
+    """Marked lines with those that go on from them.
+
+    A line of a list inside an answer looks like the next answer. So it ends the answer in front of it; and where its index
+    does not go on from there, the answer in front is not certain any more. Nor is it where a line may be that of a record
+    which has no other.
+    """
+    indices = {mark[0] for mark in marks if mark}
+    seen: set[int] = set()
+    found: list[_Line] = []
+    for line, mark in zip(lines, marks, strict=True):
+        if mark is not None:
+            index, form, start = mark
+            if found and form is _LISTED and index <= (found[-1].index or 0) and (index in seen or not is_list):
+                found[-1].is_certain = False
+            seen.add(index)
+            is_row = form is _ROW
+            found.append(_Line(index, [line[start:].strip().removesuffix("|") if is_row else line[start:]], is_row))
+        elif found:
+            _go_on(found[-1], line, count, indices)
+    return found
+
+
+def _go_on(before: _Line, line: str, count: int, indices: set[int]) -> None:
+    other = _PERHAPS.match(line)
+    if other and 1 <= int(other[1]) <= count and int(other[1]) not in indices:
+        before.is_certain = False
+    if not before.is_row:
+        before.texts.append(line)
 
 
 def _last(answer: str) -> str:

@@ -1,0 +1,96 @@
+"""A reply without the thoughts that a reasoning model writes in front of it.
+
+Servers that know their model send its thoughts in a field of their own; the others leave them in the text, between tags
+that each family of models spells in its own way. A draft in there must never be taken for the answer.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+_NAME = r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning|reflection|scratchpad|inner_monologue|chain_of_thought)"
+_CLOSINGS = {
+    "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<|start_thinking|>": "<|end_thinking|>",
+    "[think]": "[/think]",
+    "◁think▷": "◁/think▷",
+}
+"""Pairs that are not spelled like XML: OpenThinker, Cohere, Mistral, Kimi (their chat templates, 2026-11)."""
+
+_OPENING = re.compile(rf"<({_NAME})(?:\s[^<>]{{0,80}})?>|" + "|".join(map(re.escape, _CLOSINGS)), re.IGNORECASE)
+_CLOSING = re.compile(rf"</{_NAME}\s*>|" + "|".join(map(re.escape, _CLOSINGS.values())), re.IGNORECASE)
+_FINAL = "<|channel|>final<|message|>"
+"""Where the answer of gpt-oss starts, when a server passes its channels on as they are."""
+
+_LOOK_BACK = 40
+"""So many characters in front of a tag are looked at: enough to see that it starts a line, few enough to stay linear."""
+
+
+def may_hold_thoughts(text: str) -> bool:
+    """Whether it pays to look closer: a quick look that is right for nearly every reply."""
+    return "<" in text or "[THINK]" in text or "◁think▷" in text
+
+
+def without_thoughts(text: str, leading_only: bool = False) -> str:
+    """The text behind, before and between the thoughts; the very same text where there are none.
+
+    Thoughts without an end go to the end of the text. An end without a beginning, which a chat template has put into the
+    prompt, ends thoughts that began with the text.
+
+    Args:
+      leading_only: only thoughts that the text starts with. Elements of an XML answer may have the names of the tags.
+    """
+    if not may_hold_thoughts(text):
+        return text
+    head = text.lstrip()[: len("<|start|>assistant") + len(_FINAL)]
+    if head.startswith(("<|channel|>", "<|start|>")):
+        return text.rpartition(_FINAL)[2].removesuffix("<|return|>").removesuffix("<|end|>") if _FINAL in text else ""
+    rest = _without_pairs(text, leading_only)
+    if not leading_only and rest.lstrip()[:1] not in ("{", "[", '"', "<"):
+        rest = _behind_lone_closing(rest)
+    return text if len(rest) == len(text) else rest.strip()
+
+
+def _without_pairs(text: str, leading_only: bool) -> str:
+    kept: list[str] = []
+    kept_from = position = 0
+    endless: set[str] = set()  # closings that do not come any more: looked for once each, however often a tag is repeated
+    while found := _OPENING.search(text, position):
+        start, position = found.span()
+        if leading_only and text[kept_from:start].strip():
+            break
+        before = text[max(kept_from, start - _LOOK_BACK) : start]
+        if before.endswith(_QUOTES):
+            continue
+        closing = _closing_of(found)
+        end = closing.search(text, position) if closing.pattern not in endless else None
+        if end is None:
+            endless.add(closing.pattern)
+            if before.rpartition("\n")[2].strip():
+                continue  # a tag that the text speaks of
+        kept.append(text[kept_from:start])
+        kept_from = position = end.end() if end else len(text)
+    return "".join([*kept, text[kept_from:]])
+
+
+_QUOTES = ("`", '"', "'")
+
+
+def _closing_of(opening: re.Match[str]) -> re.Pattern[str]:
+    return _closing_pattern(f"</{opening[1].lower()}>" if opening[1] else _CLOSINGS[opening[0].lower()])
+
+
+@lru_cache(64)
+def _closing_pattern(closing: str) -> re.Pattern[str]:
+    return re.compile(re.escape(closing), re.IGNORECASE)
+
+
+def _behind_lone_closing(text: str) -> str:
+    """What follows a closing tag that stands at a line's start or end, or behind a sentence; elsewhere the text speaks of it."""
+    answer_from = 0
+    for found in _CLOSING.finditer(text):
+        before, after = text[max(0, found.start() - _LOOK_BACK) : found.start()], text[found.end() : found.end() + 1]
+        if not before.rpartition("\n")[2].strip() or before.endswith((".", "!", "?", "…")) or after in ("", "\n", "\r"):
+            answer_from = found.end()
+    return text[answer_from:]
