@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from beam_llm.errors import UsageError
 
@@ -217,15 +218,26 @@ def settings(model: str, **values: Any) -> Settings:
     return _completed(known)
 
 
-def settings_from_options(options: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, **values: Any) -> Settings:
+def settings_from_options(
+    options: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    allow_code: bool = False,
+    **values: Any,
+) -> Settings:
     """Settings from string keys as in SQL's `WITH (…)`: `{"provider": "openai", "model": "gpt-4", "batch.size": "20"}`.
 
     Args:
       options: a model's defaults.
       overrides: what one use changes; wins over `options`. Provider and model may be changed apart.
+      allow_code: whether `options` and `overrides` may name a parser by its dotted name. They may come from a file or a query of
+        somebody else, and a name is enough to run whatever this machine can import. No option can give this permission.
       values: already typed values by Python name (an `output` class, say); win over both.
     """
-    layers = [{_name_of(key): value for key, value in layer.items()} for layer in (options, overrides or {})]
+    layers = [_by_name(layer) for layer in (options, overrides or {})]
+    if not allow_code:
+        for layer in layers:
+            _refuse_code(layer)
     named = {name: value for layer in [*layers, values] for name, value in _parted(layer).items()}
     provider, model = named.pop("provider", None), named.pop("model", None)
     if model is None:
@@ -253,7 +265,24 @@ def _parted(layer: Mapping[str, Any]) -> dict[str, Any]:
     return others | {name: value for name, value in given.items() if value is not None}
 
 
+def _by_name(layer: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(layer, Mapping):
+        raise UsageError(f"options have to be a mapping of names to values, not {type(layer).__name__}")
+    return {_name_of(key): value for key, value in layer.items()}
+
+
+def _refuse_code(layer: Mapping[str, Any]) -> None:
+    parser = layer.get("response_format")
+    if isinstance(parser, str) and "." in parser:
+        raise UsageError(
+            f"response_format is {parser!r}: options given as text can't name code; give the parser from Python, "
+            "or allow it: allow_code=True, --allow-code"
+        )
+
+
 def _name_of(key: str) -> str:
+    if not isinstance(key, str):
+        raise UsageError(f"an option's name has to be a string, not {key!r}")
     name = key.strip().replace(".", "_").replace("-", "_").lower()
     if name in OPTIONS or name == "provider":
         return name
@@ -276,7 +305,8 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def _wrong(name: str, value: Any, rule: str, fix: str) -> UsageError:
-    return UsageError(f"{name} is {value!r}: {rule}; {fix}")
+    value = repr(value)
+    return UsageError(f"{name} is {value if len(value) <= 200 else value[:199] + '…'}: {rule}; {fix}")
 
 
 def _number(name: str, value: Any, rule: Mapping[str, Any], convert: Callable[[Any], Any], noun: str) -> Any:
@@ -286,7 +316,7 @@ def _number(name: str, value: Any, rule: Mapping[str, Any], convert: Callable[[A
         if isinstance(value, bool):
             raise ValueError("a boolean")
         number = convert(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         also = "".join(f" or {word!r}" for word in rule.get("also", ()))
         raise _wrong(name, value, f"it has to be {noun}{also}", f"try {_example(name)}") from None
     least, most = rule.get("least"), rule.get("most")
@@ -336,6 +366,11 @@ def _text(name: str, value: Any, rule: Mapping[str, Any]) -> str:
         return str(os.fspath(value))
     if not isinstance(value, str):
         raise _wrong(name, value, f"it has to be a string, not {type(value).__name__}", f"write {name}='…'")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        where = f"character {error.start + 1:,} is half of one (a lone surrogate), which can't be sent"
+        raise _wrong(name, value, where, "take it out, or write text.encode('utf-8', 'replace').decode()") from None
     return value
 
 
@@ -367,7 +402,7 @@ def _json(name: str, value: Any, rule: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _wrong(name, value, f"it has to be a JSON object ({error})", f"write {name}='{{\"…\": …}}'") from None
     if not isinstance(value, Mapping):
         raise _wrong(name, value, "it has to be a mapping", f"write {name}={{…}}")
@@ -403,8 +438,10 @@ def load_dotted(name: str, dotted: str) -> Callable[..., Any]:
     module, _, attribute = dotted.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise _wrong(name, dotted, f"it can't be imported ({error})", "name a function as package.module.function") from None
+    except Exception as error:  # a module runs when it is imported, and may raise anything
+        raise _wrong(
+            name, dotted, f"it can't be imported ({type(error).__name__}: {error})", "name a function as package.module.function"
+        ) from None
     if not callable(found):
         raise _wrong(name, dotted, "it is not a function", "name a function as package.module.function")
     return found  # type: ignore[no-any-return]
@@ -461,6 +498,10 @@ def _completed(known: Settings) -> Settings:
         hint = "anything OpenAI-compatible is 'openai:NAME' with base_url"
         if near and model:
             hint = f"did you mean '{near[0]}:{model}'?"
+        elif provider in PROVIDERS:
+            hint = f"name a model, such as '{provider}:gpt-4.1-mini'"
+        elif (slash := known.model.partition("/"))[0] in PROVIDERS and slash[2]:
+            hint = f"write '{slash[0]}:{slash[2]}'"
         elif known.model and not model:
             hint = f"write 'openai:{known.model}'"
         raise UsageError(f"model is {known.model!r}: it has to be PROVIDER:MODEL with a provider out of {', '.join(PROVIDERS)}; {hint}")
@@ -482,10 +523,18 @@ def _base_url(known: Settings, provider: str) -> str:
     url = known.base_url or os.environ.get(variable) or PROVIDERS[provider].base_url
     if not url:
         raise UsageError(f"base_url is missing for {provider}: give base_url='https://…' or set {variable}")
-    if not re.match(r"https?://[^/\s]+", url):
-        raise UsageError(f"base_url is {url!r}: it has to start with http:// or https://; write base_url='https://host/v1'")
-    if re.match(r"https?://[^/]*@", url):
+    if re.match(r"[^/]*//[^/]*@", url):  # looked at first, for it must not be shown
         raise UsageError(
             "base_url holds a user name or password: those would be stored in the pipeline; give the key by api_key='env:NAME'"
+        )
+    try:
+        is_address = re.fullmatch(r"https?://[^/\s?#]+[^\s?#]*", url) is not None and urlsplit(url).port != 0
+    except ValueError:  # no such port, or half of an IPv6 address
+        is_address = False
+    if not is_address:
+        shown = re.split(r"[?#]", url)[0]
+        raise UsageError(
+            f"base_url is {shown!r}: it has to be an address with http:// or https:// and without spaces, ? or #; "
+            "write base_url='https://host/v1'"
         )
     return url.rstrip("/")

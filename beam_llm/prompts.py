@@ -17,9 +17,10 @@ from typing import Any, NoReturn
 
 import jinja2
 import orjson
-from jinja2 import nodes, sandbox
+from jinja2 import nodes
 
 from beam_llm.errors import PromptError, UsageError
+from beam_llm.sandbox import BoundedEnvironment, bounded
 
 ELEMENT = "element"
 
@@ -160,9 +161,9 @@ def xml_envelope(names: Sequence[str]) -> Callable[[int, Sequence[str]], str]:
 # Templates ------------------------------------------------------------------------------------------------------------
 
 
-def _environment() -> sandbox.ImmutableSandboxedEnvironment:
-    """Sandboxed and strict, without what gives another text each time: a prompt is a function of its record."""
-    environment = sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, finalize=show)
+def _environment() -> BoundedEnvironment:
+    """Sandboxed, bounded and strict, without what gives another text each time: a prompt is a function of its record."""
+    environment = BoundedEnvironment(undefined=jinja2.StrictUndefined, finalize=show)
     environment.filters.pop("random")
     environment.globals.pop("lipsum")
     return environment
@@ -242,7 +243,7 @@ class PromptTemplate:
         self._is_simple = all(isinstance(node, nodes.Output) for node in tree.body)
         if self._is_simple:
             for node in (child for output in tree.body for child in output.iter_child_nodes()):
-                self._add(node)
+                self._add(node, source, option)
         self.names = tuple(part.name for part in self._parts) if self._is_simple else ("input",)
         self.shared = "".join(piece for piece in self._pieces if isinstance(piece, str))
         self.instruction = self._instruction()
@@ -250,11 +251,14 @@ class PromptTemplate:
         self._fields = plain_names if self._is_simple and len(plain_names) == len(self._parts) else None
         self.only_field = plain_names[0] if self._fields is not None and len(plain_names) == 1 else None
 
-    def _add(self, node: nodes.Node) -> None:
+    def _add(self, node: nodes.Node, source: str, option: str) -> None:
         if isinstance(node, nodes.TemplateData):
             self._pieces.append(node.data)
         elif not isinstance(node, nodes.Name) and node.find(nodes.Name) is None:
-            self._pieces.append(clean(_expression(node).render()))
+            try:
+                self._pieces.append(clean(_expression(node).render()))
+            except Exception as error:  # `{{ 1/0 }}`: the same for every record
+                raise _at(source, option, node.lineno, f"it can't be rendered: {error}") from None
         else:
             self._pieces.append(self._part_number(node))
 
@@ -291,7 +295,7 @@ class PromptTemplate:
             variables = {**fields, ELEMENT: element}
             if self._is_simple:
                 return tuple([clean(part.expression.render(variables)) for part in self._parts])
-            return (clean(self._whole.render(variables)),)
+            return (clean(bounded(self._whole.generate, variables)),)
         except Exception as error:  # a template runs the element's own methods, which may raise anything
             _refuse(error, fields)
 
@@ -405,6 +409,6 @@ class BatchTemplate:
           PromptError: where the template fails on one of the records.
         """
         try:
-            return clean(self._template.render(records=views, reply_format=reply_format))
+            return clean(bounded(self._template.generate, records=views, reply_format=reply_format))
         except Exception as error:  # see PromptTemplate.inputs
             _refuse(error, views[0].as_dict() if views else {})

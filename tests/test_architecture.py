@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "beam_llm"
 # Lower rooms first. A room may import those below it and never one beside it or above.
 LAYERS = [
     {"errors", "leftovers"},
-    {"events", "values", "redaction"},
+    {"events", "values", "redaction", "sandbox"},
     {"protocols"},
     {"config", "tokens"},
     {"schemas"},

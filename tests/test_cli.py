@@ -157,7 +157,7 @@ def test_the_console_script_finds_a_parser_beside_the_data(tmp_path: Path, llm_e
     script.write_text("import sys\nfrom beam_llm.fronts.cli import main\nsys.exit(main())\n")
     command = ["predict", reviews(tmp_path), "--output", "out.jsonl", "--model", MODEL, "--prompt", PROMPT, "--quiet"]
     done = subprocess.run(
-        [sys.executable, str(script), *command, "--response-format", "my_parsers.first"],
+        [sys.executable, str(script), *command, "--response-format", "my_parsers.first", "--allow-code"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

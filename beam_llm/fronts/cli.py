@@ -350,6 +350,9 @@ def add_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) 
     for name in [*_EVERY_COMMAND, *(name for name in OPTIONS if name not in _EVERY_COMMAND)]:
         if name not in leave_out:
             _add_option(common if name in _EVERY_COMMAND else further, name)
+    further.add_argument(
+        "--allow-code", action="store_true", help="--response-format may name a parser of yours, as package.module.function"
+    )
 
 
 def _flag(name: str) -> str:
@@ -415,7 +418,7 @@ def chosen_settings(chosen: argparse.Namespace, **fixed: Any) -> Settings:
     if "output" in given:
         given["output"] = output_type(given["output"])
     with _importing_from_here():
-        return settings_from_options(given, **fixed)
+        return settings_from_options(given, allow_code=getattr(chosen, "allow_code", False), **fixed)
 
 
 @contextmanager

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import stat
 
 from beam_llm.errors import Aborted, Kind
+from beam_llm.redaction import remember
+
+MOST_KEY_CHARACTERS = 16_384
+"""The longest tokens of clouds are a few thousand characters."""
 
 
 def resolve_key(reference: str | None) -> str | None:
@@ -23,8 +27,11 @@ def resolve_key(reference: str | None) -> str | None:
     key = _SCHEMES[scheme](reference, place).strip()
     if not key:
         raise _missing(reference, "it is empty")
-    if not key.isascii() or any(character.isspace() for character in key):
+    if len(key) > MOST_KEY_CHARACTERS:
+        raise _missing(reference, f"it is longer than {MOST_KEY_CHARACTERS:,} characters, which no key is")
+    if not key.isascii() or not key.isprintable() or " " in key:
         raise _missing(reference, "it holds a character that no key has (a line break, perhaps, or more than one line)")
+    remember(key)
     return key
 
 
@@ -43,8 +50,11 @@ def _from_environment(reference: str, name: str) -> str:
 
 def _from_file(reference: str, path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a device or a pipe may have no end, or never begin
+            raise _missing(reference, "it is not a regular file")
+        with open(path, encoding="utf-8") as file:
+            return file.read(MOST_KEY_CHARACTERS + 100)
+    except (OSError, ValueError) as error:
         raise _missing(reference, f"the file can't be read on this worker ({type(error).__name__})") from None
 
 

@@ -223,9 +223,9 @@ def completion_of(payload: Any, request_id: Any = None, pace: Pace | None = None
     text = text_of(message.get("content"))
     if text is not None:
         text = redactor.in_answer(text)
-    if not text:
-        _raise_error_in(choice, context)
     reason = choice.get("finish_reason")
+    if not text and (not reason or finish_of(reason) in (Finish.STOP, Finish.OTHER, Finish.FAILED)):
+        _raise_error_in(choice, context)
     refusal = message.get("refusal")
     refusal = redactor(clean(refusal)) if isinstance(refusal, str) and refusal else None
     return Completion(
@@ -269,7 +269,12 @@ def _raise_error_in(payload: Mapping[str, Any], context: ErrorContext) -> None:
         if not any(payload.get(name) and not isinstance(payload[name], dict) for name in names):
             return
         error = payload
-    raise error_of(status_in(error) or 502, {}, {"error": error}, **context._asdict())
+    status = status_in(error)
+    found = error_of(status or 502, {}, {"error": error}, **context._asdict())
+    if status is None:  # as a server's own failure, which it is, but without a status that nobody sent
+        found.message = found.message.replace("HTTP 502", "an error in place of a reply", 1)
+        found.args = (found.message,)
+    raise found
 
 
 _THOUGHTS = ("reasoning", "thinking", "thought", "redacted_thinking", "reasoning_content", "summary")

@@ -78,19 +78,27 @@ class _WithSettings(beam.PTransform):
         self._settings = checked
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, **values: Any) -> Any:
+    def from_options(
+        cls,
+        options: Mapping[str, Any],
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        allow_code: bool = False,
+        **values: Any,
+    ) -> Any:
         """The transform from string keys, as in SQL's `WITH (…)`.
 
         Args:
           options: a model's defaults: `{"provider": "openai", "model": "gpt-4", "batch.size": "20"}`.
           overrides: what this use changes.
+          allow_code: whether these may name a parser (`response.format`) by its dotted name: to name code is to run it.
           values: typed values by Python name, such as `output=Review`.
 
         Raises:
           UsageError: an unknown key (names the nearest known one) or a value that breaks its rule.
         """
         made = cls.__new__(cls)
-        made._use(settings_from_options(options, overrides, **{**values, **cls._FIXED}))
+        made._use(settings_from_options(options, overrides, allow_code=allow_code, **{**values, **cls._FIXED}))
         beam.PTransform.__init__(made)
         return made
 
