@@ -34,6 +34,9 @@ _SECRET_LENGTH = 8
 itself is taken out, and none below four characters."""
 
 
+_MOST_NAMES = 1_000
+
+
 class Redactor:
     """Takes one key, and whatever looks like another, out of texts. Linear in the length of what it reads.
 
@@ -48,6 +51,7 @@ class Redactor:
         self._pieces: list[tuple[int, frozenset[str]]] = []
         self._needles: tuple[str, ...] = ()
         self._line_needles: tuple[bytes, ...] = ()
+        self._clean_names: set[str] = set()
         self._half = 0
         self._halves: frozenset[str] = frozenset()
         if len(letters) < _SECRET_LENGTH:
@@ -85,6 +89,15 @@ class Redactor:
             if needle in data:
                 return True
         return b"\\u00" in data and _ESCAPED_ASCII.search(data) is not None
+
+    def leaves(self, name: str) -> bool:
+        """Whether a name stays as it is; for the few that stand in every reply: the model's, the tier's."""
+        if name in self._clean_names:
+            return True
+        is_clean = self.identifier(name) == name
+        if is_clean and len(self._clean_names) < _MOST_NAMES:
+            self._clean_names.add(name)
+        return is_clean
 
     def in_answer(self, text: str) -> str:
         """A model's text: data, so that only the plain key, or a plain half of it, is taken out."""
@@ -183,7 +196,7 @@ _ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")
 _SHAPES = re.compile(
     r"\b(?P<sure>(?:sk|pk|rk|gsk|xai|ghp|hf)[-_][\w*.…-]{3,}|AIza[\w-]{10,}|eyJ[\w-]{10,}[\w.-]*)"
     r"|\b(?:key|api)[-_][\w*.…-]{3,}"
-    r"|Bearer\s+\S{8,}"
+    r"|Bearer\s+[^\s,;'\"]{8,}"
 )
 _WORD = re.compile(r"[^\s'\"]+")
 

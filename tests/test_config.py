@@ -193,3 +193,65 @@ def test_settings_ride_in_a_pickle_and_are_replaced_whole():
     assert replaced(known, batch_size=8).output is Mood
     with pytest.raises(UsageError):
         replaced(known, batch_size=-1)
+
+
+# What options given as text can't do ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("parser", ["os.system", "my_parsers.first", "subprocess.call"])
+@pytest.mark.parametrize("door", ["options", "overrides"])
+def test_text_options_can_not_name_code_and_nothing_is_imported(parser, door, tmp_path, monkeypatch):
+    (tmp_path / "my_parsers.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = {"options": {"model": MODEL}, "overrides": {}}
+    options[door] = {**options[door], "response.format": parser}
+    with pytest.raises(UsageError, match="allow_code"):
+        settings_from_options(**options)
+
+
+def test_python_may_name_a_parser_and_so_may_text_with_permission():
+    assert settings(MODEL, response_format="json.loads").response_format == "json.loads"
+    assert settings_from_options({"model": MODEL}, response_format="json.loads").response_format == "json.loads"
+    allowed = settings_from_options({"model": MODEL, "response.format": "json.loads"}, allow_code=True)
+    assert allowed.response_format == "json.loads"
+
+
+@pytest.mark.parametrize("key", ["allow.code", "allow_code"])
+def test_the_permission_itself_is_no_option(key):
+    with pytest.raises(UsageError, match="unknown option"):
+        settings_from_options({"model": MODEL, key: "true", "response.format": "json.loads"})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model": "openai/gpt-4.1-mini"}, "write 'openai:gpt-4.1-mini'"),
+        ({"model": "azure:"}, "such as 'azure:"),
+        ({"prompt": "half \ud83d {{ text }}"}, "character 6 is half of one"),
+        ({"temperature": 10**400}, "a number"),
+        ({"extra_body": "[" * 100_000}, "JSON object"),
+        ({"base_url": "http://[::1/v1"}, "an address"),
+        ({"base_url": "http://host:99999/v1"}, "an address"),
+        ({"base_url": "http://host/v1\nX-Evil: 1"}, "an address"),
+        ({"base_url": "http://host/v1?key=1"}, "an address"),
+        ({"prompt": "x" * 100_000 + "\ud800"}, "half of one"),
+    ],
+    ids=["slash", "no model", "half a character", "huge number", "deep JSON", "half an address", "port", "line", "query", "long"],
+)
+def test_mistakes_are_usage_errors_with_advice_that_fits(values, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        settings(**{"model": MODEL, **values})
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("url", ["ftp://me:pass77@host/v1", "https://me:pass77@host/v1"])
+def test_a_password_in_an_address_is_not_shown(url):
+    with pytest.raises(UsageError) as caught:
+        settings(MODEL, base_url=url)
+    assert "pass77" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [None, [("model", MODEL)], {7: "x"}])
+def test_options_of_another_kind_are_refused(options):
+    with pytest.raises(UsageError):
+        settings_from_options(options)

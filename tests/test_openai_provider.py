@@ -815,6 +815,27 @@ def test_what_can_not_be_a_key_is_refused_without_being_shown(monkeypatch, conte
     assert "schlüssel" not in str(caught.value)
 
 
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/dev"])
+def test_a_key_is_only_read_from_a_file_that_has_an_end(path):
+    with pytest.raises(Aborted, match="regular file"):
+        resolve_key(f"file:{path}")
+
+
+def test_a_file_that_is_too_long_for_a_key_is_not_one_nor_read_to_its_end(tmp_path):
+    with open(tmp_path / "key", "wb") as file:
+        file.truncate(10**12)  # a hole: nothing on the disk, a terabyte to whoever reads it
+    with pytest.raises(Aborted, match="longer than"):
+        resolve_key(f"file:{tmp_path / 'key'}")
+
+
+@pytest.mark.parametrize("content", ["a\0b", "a\x1b[31mb", "a\x7fb"])
+def test_a_key_of_characters_that_no_header_takes_is_refused(monkeypatch, content):
+    path = content
+    monkeypatch.setattr("beam_llm.providers.keys._SCHEMES", {"file": lambda reference, place: path})
+    with pytest.raises(Aborted, match="a character that no key has"):
+        resolve_key("file:key")
+
+
 def test_none_is_no_key():
     assert resolve_key("none") is None
     assert resolve_key(None) is None

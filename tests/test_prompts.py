@@ -8,6 +8,8 @@ import decimal
 import enum
 import json
 import re
+import time
+import tracemalloc
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -292,3 +294,50 @@ def test_a_batch_template_without_records_is_refused():
 )
 def test_only_fields_that_a_batch_template_may_read_are_carried(source, needed):
     assert BatchTemplate(source).needed({"id": 1, "day": datetime.date(2026, 1, 2), "name": "id"}) == needed
+
+
+# What a template may cost ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+BOMBS = {
+    "a text times a number": "{{ text * 10**9 }}",
+    "a list times a number": "{{ ([text] * 10**9)|length }}",
+    "padding": "{{ text.rjust(2000000000) }}",
+    "padding by a filter": "{{ text|center(width=2000000000) }}",
+    "a width in a format": "{{ '{:<2000000000}'.format(text) }}",
+    "the same unbound": "{{ ('{:<2000000000}'|attr('format'))(text) }}",
+    "a width in a percent format": "{{ '%2000000000s' % text }}",
+    "a width beside a percent format": "{{ '%*s' % (2000000000, text) }}",
+    "doubling by ~": "{% set n = namespace(s=text) %}{% for i in range(90) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
+    "doubling by +": "{% set n = namespace(s=text) %}{% for i in range(90) %}{% set n.s = n.s + n.s %}{% endfor %}{{ n.s }}",
+    "replacing nothing": "{{ (text * 9999).replace('', 'x' * 99999) }}",
+    "joining": "{{ ('x' * 99999).join(text * 9999) }}",
+    "loops in loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ text }}",
+    "output in a loop": "{% for i in range(99999) %}{{ 'y' * 999 }}{% endfor %}{{ text }}",
+    "a power": "{{ text|length ** 1000000000 }}",
+    "a range": "{{ range(10**9)|list|length }}{{ text }}",
+    "rounding": "{{ (1.5)|round(10**9) }}{{ text }}",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_template_that_would_fill_memory_or_never_end_is_that_elements_error(bomb):
+    tracemalloc.start()
+    started = time.process_time()
+    try:
+        with pytest.raises((PromptError, UsageError)):
+            PromptTemplate(BOMBS[bomb]).inputs({"text": "hello"}, None)
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - started < 30
+
+
+def test_ordinary_loops_and_texts_are_as_ever():
+    source = "{% for word in words %}{{ loop.index }}/{{ loop.length }} {{ word ~ '!' }}{% if not loop.last %}, {% endif %}{% endfor %}"
+    assert PromptTemplate(source).inputs({"words": ["a", "b"]}, None) == ("1/2 a!, 2/2 b!",)
+    assert PromptTemplate("{{ text * 3 }} {{ '%5.1f' % price }}").inputs({"text": "ab", "price": 2.25}, None) == ("ababab", "  2.2")
+
+
+def test_a_constant_that_can_not_be_rendered_is_told_when_the_template_is_made():
+    with pytest.raises(UsageError, match="can't be rendered"):
+        PromptTemplate("{{ 1/0 }} {{ text }}")

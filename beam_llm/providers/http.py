@@ -130,8 +130,8 @@ async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 
 def _decoder(encoding: str, start: bytes) -> Any:
-    """`deflate` comes with a zlib header or, from some servers, without."""
-    is_raw = encoding == "deflate" and start[0] & 0x0F != 8
+    """`deflate` comes with a zlib header, from some servers without, from others it is gzip."""
+    is_raw = encoding == "deflate" and start[0] & 0x0F != 8 and not start.startswith(b"\x1f\x8b")
     return zlib.decompressobj(-zlib.MAX_WBITS if is_raw else zlib.MAX_WBITS | 32)
 
 

@@ -17,13 +17,14 @@ from urllib.parse import urlsplit
 import orjson
 
 from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
-from beam_llm.redaction import redactor_of
+from beam_llm.redaction import MOST_READ, redactor_of
 from beam_llm.values import Pace
 
 MOST_SHOWN = 200
 """Characters of a provider's message that are kept, unless data may be logged."""
 
 _MOST_NAME = 80
+_MOST_READ_NAME = 400
 _MOST_COUNT = 10**12
 _MOST_SECONDS = 30 * 86_400.0
 
@@ -137,7 +138,7 @@ def status_of(value: Any) -> int | None:
 
 
 def _parts_of(body: Any) -> tuple[str, str, str, str]:
-    """Code, type, parameter and sentence of an error body, whatever its shape; empty strings where it has none."""
+    """Code, type, parameter and sentence of an error body, whatever its shape, cut; empty strings where it has none."""
     if isinstance(body, bytes):
         try:
             body = orjson.loads(body)
@@ -150,11 +151,12 @@ def _parts_of(body: Any) -> tuple[str, str, str, str]:
         nested = body.get("error")
         error = body if nested is None or (nested == "" and len(body) > 1) else nested
     if not isinstance(error, dict):
-        return "", "", "", word(error)
+        return "", "", "", word(error)[:MOST_READ]
     inner = error.get("innererror")
     code = (inner.get("code") if isinstance(inner, dict) else None) or error.get("code")
     sentence = error.get("message") or error.get("detail") or error.get("msg") or ""
-    return word(code), word(error.get("type")), word(error.get("param")), word(sentence)
+    code, kind, param = (word(value)[:_MOST_READ_NAME] for value in (code, error.get("type"), error.get("param")))
+    return code, kind, param, word(sentence)[:MOST_READ]
 
 
 def word(value: Any) -> str:

@@ -291,7 +291,7 @@ def text_of(content: Any, depth: int = 0) -> str | None:
         return clean(content) if content else content
     if depth > _DEEPEST:
         return None
-    if isinstance(content, list) and any(map(_is_part, content)):
+    if isinstance(content, list) and (not content or any(map(_is_part, content))):
         texts = [text for part in content if (text := text_of(part, depth + 1)) is not None]
         return "".join(texts) if texts else None
     if isinstance(content, dict) and (depth or _is_part(content)):
@@ -358,7 +358,7 @@ def decode_reply(body: bytes, request_id: str | None = None, pace: Pace | None =
     redactor = redactor_of(context.secret)
     request_id = redactor.identifier(request_id) if request_id else None
     if not redactor.touches_bytes(body):
-        completion = _plain_reply(body, request_id, pace)
+        completion = _plain_reply(body, request_id, pace, redactor)
         if completion is not None:
             return completion
     try:
@@ -468,24 +468,28 @@ _UNUSUAL = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _PLAIN_FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH}
 
 
-def _plain_completion(body: _Body, request_id: str | None, pace: Pace | None) -> Completion | None:
+def _plain_completion(body: _Body, request_id: str | None, pace: Pace | None, redactor: Redactor | None) -> Completion | None:
     choice, tokens = body.choices[0], body.usage
     finish = _PLAIN_FINISHES.get(choice.finish_reason)
     details = tokens.prompt_tokens_details
     cached = details.cached_tokens or 0 if details is not None else 0
     if finish is None or cached > tokens.prompt_tokens:
         return None
+    if redactor is not None:
+        tier = body.service_tier
+        if not redactor.leaves(body.model) or (tier is not None and not redactor.leaves(tier)):
+            return None
     usage = Usage(tokens.prompt_tokens, tokens.completion_tokens, cached)
     text = choice.message.content
     return Completion(text, finish, usage, body.model, request_id, None, pace, choice.finish_reason, body.service_tier)
 
 
-def _plain_reply(data: bytes, request_id: str | None, pace: Pace | None) -> Completion | None:
+def _plain_reply(data: bytes, request_id: str | None, pace: Pace | None, redactor: Redactor) -> Completion | None:
     try:
         body = _decode_body(data)
     except _UNUSUAL:
         return None
-    return _plain_completion(body, request_id or body.id, pace)
+    return _plain_completion(body, request_id or redactor.identifier(body.id or "") or None, pace, redactor)
 
 
 def plain_line(line: bytes, redactor: Redactor | None = None) -> LineReply | None:
@@ -507,7 +511,7 @@ def plain_line(line: bytes, redactor: Redactor | None = None) -> LineReply | Non
     name = response.request_id
     if redactor is not None and not name.islower() and redactor.touches(name):  # an encoded key has capitals
         return None
-    completion = _plain_completion(response.body, response.request_id, None)
+    completion = _plain_completion(response.body, response.request_id, None, redactor)
     return None if completion is None else LineReply(found.custom_id, completion)
 
 
