@@ -65,7 +65,7 @@ WARNINGS = {
     "duplicate_index": ("reply", "with two answers to one number"),
     "index_type": ("reply", "with numbers written as text"),
     "no_index": ("reply", "with answers that had no number"),
-    "not_split": ("prompt", "not asked again: many in a row had got no good answer"),
+    "not_split": ("prompt", "not asked again: others had got no good answer either"),
     "larger_than_tokens_per_minute": ("request", "larger than tokens_per_minute"),
 }
 """What a counter `warnings_<name>` counts: a noun, and what was the matter."""

@@ -9,6 +9,13 @@ from beam_llm.calls.breaker import Breaker, Verdict
 YES, WAIT, NO = Verdict.YES, Verdict.WAIT, Verdict.NO
 
 
+def proven(**options: float) -> Breaker:
+    """A breaker of an endpoint that has given a good answer before."""
+    breaker = Breaker(**options)
+    breaker.good()
+    return breaker
+
+
 def fallen(breaker: Breaker, times: int, now: float = 0.0) -> None:
     """So many prompt batches fell back, one after the other, in vain."""
     for _ in range(times):
@@ -34,7 +41,7 @@ def fallen(breaker: Breaker, times: int, now: float = 0.0) -> None:
     ],
 )
 def test_may_a_prompt_batch_fall_back(fruitless, then, now, verdict):
-    breaker = Breaker(threshold=3, cooldown_seconds=10.0)
+    breaker = proven(threshold=3, cooldown_seconds=10.0)
     fallen(breaker, fruitless)
     steps = {
         "probe": lambda: breaker.ask(10.0),
@@ -49,12 +56,12 @@ def test_may_a_prompt_batch_fall_back(fruitless, then, now, verdict):
 
 
 def test_the_fallback_after_the_threshold_waits_for_the_verdict_on_those_under_way():
-    breaker = Breaker(threshold=3)
+    breaker = proven(threshold=3)
     assert [breaker.ask(0.0) for _ in range(5)] == [YES, YES, YES, WAIT, WAIT]
 
 
 def test_all_of_them_fruitless_opens_for_those_who_waited():
-    breaker = Breaker(threshold=3, cooldown_seconds=10.0)
+    breaker = proven(threshold=3, cooldown_seconds=10.0)
     assert [breaker.ask(0.0) for _ in range(4)] == [YES, YES, YES, WAIT]
     for _ in range(3):
         breaker.fruitless(1.0)
@@ -62,20 +69,20 @@ def test_all_of_them_fruitless_opens_for_those_who_waited():
 
 
 def test_one_good_answer_lets_the_waiting_go_on():
-    breaker = Breaker(threshold=3)
+    breaker = proven(threshold=3)
     assert [breaker.ask(0.0) for _ in range(4)] == [YES, YES, YES, WAIT]
     breaker.good()
     assert [breaker.ask(0.0) for _ in range(4)] == [YES, YES, YES, WAIT]
 
 
 def test_fruitless_ones_leave_room_for_fewer():
-    breaker = Breaker(threshold=3)
+    breaker = proven(threshold=3)
     fallen(breaker, 2)
     assert [breaker.ask(0.0), breaker.ask(0.0)] == [YES, WAIT]
 
 
 def test_while_good_answers_keep_coming_no_fallback_waits():
-    breaker = Breaker(threshold=3)
+    breaker = proven(threshold=3)
     verdicts = []
     for _ in range(100):
         verdicts.append(breaker.ask(0.0))
@@ -84,7 +91,29 @@ def test_while_good_answers_keep_coming_no_fallback_waits():
 
 
 def test_a_cancelled_fallback_makes_room():
-    breaker = Breaker(threshold=1)
+    breaker = proven(threshold=1)
     assert [breaker.ask(0.0), breaker.ask(0.0)] == [YES, WAIT]
     breaker.forget()
     assert breaker.ask(0.0) is YES
+
+
+# Before the first good answer ----------------------------------------------------------------------------------------------
+
+
+def test_before_the_first_good_answer_one_prompt_falls_back_and_the_others_wait():
+    breaker = Breaker(threshold=8)
+    assert [breaker.ask(0.0) for _ in range(4)] == [YES, WAIT, WAIT, WAIT]
+    breaker.fruitless(1.0)
+    assert (breaker.ask(1.0), breaker.state) == (NO, "open")
+
+
+def test_the_first_good_answer_lets_all_the_others_fall_back():
+    breaker = Breaker(threshold=3)
+    assert [breaker.ask(0.0), breaker.ask(0.0)] == [YES, WAIT]
+    breaker.good()
+    assert [breaker.ask(0.0) for _ in range(4)] == [YES, YES, YES, WAIT]
+
+
+@pytest.mark.parametrize(("prompts", "calls"), [(1, 5), (5, 5), (7, 7), (8, 8), (500, 8)])
+def test_how_many_calls_the_one_may_make(prompts, calls):
+    assert Breaker().calls_before_proof(prompts) == calls

@@ -299,7 +299,7 @@ def test_a_long_retry_after_is_capped(seconds):
 def test_a_call_with_all_its_retries_and_parts_ends_by_its_deadline():
     provider = FakeProvider(seconds=9.0, poison="unreadable", poisoned=lambda text: True)
     asked = ask(provider, texts(16), call_deadline_ms=20_000, max_retries=20)
-    assert [time for time, _ in provider.requests] == [1_000.0] + [1_009.0] * 2 + [1_018.0] * 4
+    assert [time for time, _ in provider.requests] == [1_000.0] + [1_009.0] * 2 + [1_018.0] * 2
     assert asked.outcomes[0].failure.kind == Kind.TIMED_OUT
     assert asked.outcomes[0].failure.message.startswith("no reply within 2 s; ")
     assert len(asked.outcomes) == 16
@@ -496,14 +496,36 @@ def test_a_provider_that_can_not_be_connected_is_an_abort():
 # The breaker ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_endpoint_that_answers_rubbish_is_not_billed_two_n_calls_per_prompt_batch():
-    provider = FakeProvider(seconds=0.3, poison="unreadable", poisoned=lambda text: True)
-    asked = ask_all(provider, [texts(20)] * 200)
-    assert [kinds(one) for one in asked] == [[Kind.UNREADABLE] * 20] * 200
-    everything = 20 * (1 + 3) + 19
-    assert len(provider.requests) <= 200 + 8 * everything
+@pytest.mark.parametrize("max_retries", [0, 3, 20])
+@pytest.mark.parametrize(("prompts", "size"), [(5, 20), (8, 5), (9, 1), (40, 3), (200, 20)])
+@pytest.mark.parametrize("poison", ["unreadable", "empty", "cut", "refused"])
+def test_rubbish_from_the_start_costs_at_most_twice_the_calls(poison, prompts, size, max_retries):
+    provider = FakeProvider(seconds=0.3, poison=poison, poisoned=lambda text: True)
+    asked = ask_all(provider, [texts(size)] * prompts, max_retries=max_retries)
+    assert all(kind is not None for one in asked for kind in kinds(one))
+    assert len(provider.requests) <= 2 * prompts
+
+
+def test_rubbish_from_the_start_is_named_in_the_error():
+    asked = ask_all(FakeProvider(poison="unreadable", poisoned=lambda text: True), [texts(20)] * 20)
     assert "not asked again" in asked[-1].outcomes[0].failure.message
     assert asked[-1].tally.warnings == {"not_split": 1}
+
+
+def test_an_endpoint_that_begins_to_answer_rubbish_is_not_billed_two_n_calls_per_prompt_batch():
+    provider = FakeProvider(seconds=0.3, poison="unreadable", poisoned=is_bad)
+    asked = ask_all(provider, [["a"], *[["bad"] * 20] * 200], together=True, max_concurrency=64)
+    assert [kinds(one) for one in asked[1:]] == [[Kind.UNREADABLE] * 20] * 200
+    everything = 20 * (1 + 3) + 19
+    assert len(provider.requests) <= 201 + 8 * everything
+
+
+@pytest.mark.parametrize("size", [4, 16, 20])
+@pytest.mark.parametrize("bad", [{0}, {0, 3}, {1, 2}], ids=str)
+def test_a_first_prompt_with_some_bad_records_still_answers_the_others(size, bad):
+    provider = FakeProvider(poison="unreadable", poisoned=is_bad)
+    asked = ask(provider, ["bad" if i in bad else f"r{i}" for i in range(size)], max_retries=1)
+    assert [value is None for value in values(asked)] == [i in bad for i in range(size)]
 
 
 def test_after_the_cool_down_a_probe_finds_the_endpoint_well_again():
@@ -511,8 +533,7 @@ def test_after_the_cool_down_a_probe_finds_the_endpoint_well_again():
 
     async def main() -> list[list[Any]]:
         engine = engine_for(provider, max_retries=0)
-        for _ in range(8):
-            await engine.ask([fake_record("bad"), fake_record("bad")])
+        await engine.ask([fake_record("bad"), fake_record("bad")])
         held_back = await engine.ask([fake_record("a"), fake_record("bad")])
         await asyncio.sleep(30)
         probed = await engine.ask([fake_record("a"), fake_record("bad")])

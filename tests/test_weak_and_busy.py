@@ -45,3 +45,12 @@ def test_a_server_without_schemas_is_asked_for_numbered_answers_once_that_is_kno
     assert answered(asked) == 6
     assert '{"1": {"sentiment": ' in learned
     assert '{"answers": [{"index": 1, "sentiment": ' in later
+
+
+@pytest.mark.parametrize("kind", ["garbage_body", "null_content", "refusal"])
+@pytest.mark.parametrize(("count", "size"), [(5, 20), (40, 5), (12, 1)])
+def test_rubbish_from_the_start_costs_at_most_twice_the_calls(kind: str, count: int, size: int):
+    with Emulator(faults=[Fault(kind)], fast=True, keys=()) as emulator:
+        asked = ask_all(emulator, prompts(count, size))
+        assert answered(asked) == 0
+        assert emulator.calls <= 2 * count

@@ -39,6 +39,7 @@ class Guard:
 
     def __init__(self, breaker: Breaker):
         self.breaker = breaker
+        self.prompts = 0  # prompt batches begun
         self._waiters: list[asyncio.Future[None]] = []
 
     async def may_fall_back(self) -> bool:

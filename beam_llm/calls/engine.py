@@ -69,7 +69,10 @@ class _Deadline:
 class _Ask:
     """One ask under way: what is known of each record."""
 
-    __slots__ = ("aborted", "answers", "attempts", "bills", "failures", "last", "proven", "records", "suspect", "tally", "usages")
+    __slots__ = (
+        "aborted", "answers", "attempts", "bills", "calls_left", "failures", "last", "news", "proven", "records", "suspect", "tally",
+        "under_way", "usages",
+    )  # fmt: skip
 
     def __init__(self, records: Sequence[Record]):
         count = len(records)
@@ -84,6 +87,16 @@ class _Ask:
         self.aborted: Aborted | None = None
         self.proven = False  # a good answer has come
         self.suspect = False  # let through by the breaker, no good answer yet
+        self.calls_left = 0  # of a suspect, while nobody has got a good answer
+        self.under_way = 0  # requests, with their retries
+        self.news: asyncio.Event | None = None  # one of them has ended; only where a part waits for that
+
+    def ended(self) -> None:
+        """A request has, and what came of it is known."""
+        self.under_way -= 1
+        if self.news is not None:
+            self.news.set()
+            self.news = None
 
     def fail(self, members: Sequence[int], failure: Failure, keep_known: bool = False) -> None:
         """Notes why these have no answer, until a later request gives one."""
@@ -262,6 +275,7 @@ class Engine:
           Aborted: a bad key, an unknown model, a spent quota, with `on_abort="raise"`; every later ask raises it at once.
         """
         ask = _Ask(records)
+        self._guard.prompts += 1
         completed = False
         try:
             if records:
@@ -337,7 +351,11 @@ class Engine:
     async def _rounds(self, ask: _Ask, members: Sequence[int], left: int, deadline: _Deadline) -> None:
         while True:
             count = len(members)
-            members, kind = await self._round(ask, members, deadline)
+            ask.under_way += 1
+            try:
+                members, kind = await self._round(ask, members, deadline)
+            finally:
+                ask.ended()
             if not members:
                 return
             step = next_step(
@@ -350,6 +368,10 @@ class Engine:
             )
             if step.next is Next.FAIL or not await self._may_go_on(ask, members, deadline):
                 return
+            if not await self._affords(ask, _calls_of(step, members)):
+                members = await self._one_alone(ask, members, deadline)
+                if not members:
+                    return
             if step.next is not Next.AGAIN:
                 await self._part(ask, members, step, deadline)
                 return
@@ -372,14 +394,47 @@ class Engine:
         started = loop.time()
         ask.suspect = await self._guard.may_fall_back()
         deadline.at += loop.time() - started
+        ask.calls_left = self._guard.breaker.calls_before_proof(self._guard.prompts)
         if not ask.suspect:
-            ask.tally.warnings["not_split"] += 1
-            for member in members:
-                failure = ask.failures[member]
-                if failure is not None:
-                    message = f"{failure.message}; not asked again: many prompts in a row got no good answer"
-                    ask.failures[member] = failure._replace(message=message)
+            self._give_up(ask, members)
         return ask.suspect
+
+    async def _affords(self, ask: _Ask, calls: int) -> bool:
+        """Whether the ask may make so many calls more; it may make any number once somebody has got a good answer.
+
+        Where there are too few, other parts of the same prompt may bring that answer, and are waited for.
+        """
+        while not (ask.proven or self._guard.breaker.is_proven):
+            if ask.calls_left >= calls:
+                ask.calls_left -= calls
+                return True
+            if not ask.under_way:
+                await asyncio.sleep(0)  # parts that were begun just now count from their first step on
+            if not ask.under_way:
+                return ask.proven
+            ask.news = ask.news or asyncio.Event()
+            await ask.news.wait()
+        return True
+
+    async def _one_alone(self, ask: _Ask, members: Sequence[int], deadline: _Deadline) -> Sequence[int]:
+        """What is left of the members to be asked again: where there are no calls for all of them, one has to show that it is worth it."""
+        if len(members) > 1 and await self._affords(ask, 1):
+            ask.tally.splits += 1
+            await self._settle(ask, members[:1], 0, _Deadline(deadline.at))
+            members = members[1:]
+            if await self._affords(ask, 1):
+                return members
+        self._give_up(ask, members)
+        return ()
+
+    @staticmethod
+    def _give_up(ask: _Ask, members: Sequence[int]) -> None:
+        ask.tally.warnings["not_split"] += 1
+        for member in members:
+            failure = ask.failures[member]
+            if failure is not None:
+                message = f"{failure.message}; not asked again: nor did other prompts get a good answer"
+                ask.failures[member] = failure._replace(message=message)
 
     async def _round(self, ask: _Ask, members: Sequence[int], deadline: _Deadline) -> tuple[Sequence[int], str]:
         """One request with its retries. Returns those left without an answer that may be asked again, and why they have none."""
@@ -572,6 +627,11 @@ class Engine:
 
 def _missing(index: int, count: int, values: dict[int, Any]) -> Failure:
     return Failure(Kind.MISSING, missing_message(index, count, values))
+
+
+def _calls_of(step: Step, members: Sequence[int]) -> int:
+    """How many calls a step begins with."""
+    return {Next.AGAIN: 1, Next.HALVE: 2}.get(step.next, len(members))
 
 
 def _is_too_slow(error: CallError, members: Sequence[int], tries: int) -> bool:
