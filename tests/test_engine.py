@@ -216,10 +216,10 @@ def test_what_no_retry_mends_is_not_retried(poison, kind):
 @pytest.mark.parametrize("records", [1, 5], ids=["alone", "among five"])
 def test_a_record_whose_prompt_fails_is_its_own_error_without_a_call(records):
     class Picky(FakeTask):
-        def render(self, records):
+        def render(self, records, *args, **more):
             if any(is_bad(record.inputs[0]) for record in records):
                 raise PromptError("the template failed")
-            return super().render(records)
+            return super().render(records, *args, **more)
 
     provider = FakeProvider()
     asked = ask(provider, texts(records, bad=0), task=Picky())
