@@ -293,7 +293,9 @@ class SpoolIndex:
         """The record that an answer belongs to: the one in its old place, where that is the same still, else an equal one elsewhere."""
         digest = bytes.fromhex(kept.digest)
         start = kept.ordinal * DIGEST_BYTES
-        if 0 <= kept.ordinal < len(self._good) and self._digests[start : start + DIGEST_BYTES] == digest:
+        is_there = 0 <= kept.ordinal < len(self._good) and self._digests[start : start + DIGEST_BYTES] == digest
+        # Once records were found in other places, this one may have got the answer of an equal one: then this answer is that one's.
+        if is_there and not (self._good[kept.ordinal] and self._ordinals_of is not None):
             return kept.ordinal
         queues = self._equal_records(digest)
         if queues is None:

@@ -18,6 +18,7 @@ import orjson
 
 from beam_llm.errors import Failure, LedgerError
 from beam_llm.jobs.columns import KEY, Array, Rows, pack, packer_of, unpack
+from beam_llm.leftovers import scratch_folder
 from beam_llm.protocols import Store
 from beam_llm.values import RECORD_KEY_BYTES, Record
 
@@ -100,7 +101,7 @@ class PartWriter:
 
     def _flush(self) -> None:
         if self._file is None:
-            self._file = tempfile.NamedTemporaryFile(prefix="beam_llm-")  # noqa: SIM115  # closed, and gone, by `close`
+            self._file = tempfile.NamedTemporaryFile(dir=scratch_folder())  # noqa: SIM115  # closed, and gone, by `close`
         self._digest.update(self._buffer)
         self._file.write(self._buffer)
         self._buffer.clear()

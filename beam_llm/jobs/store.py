@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from beam_llm.errors import LedgerError, UsageError
+from beam_llm.leftovers import scratch_folder
 from beam_llm.protocols import Store
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_\-.=]*")
@@ -341,7 +342,7 @@ def local_copy(store: Store, name: str) -> Iterator[str]:
 @contextlib.contextmanager
 def temporary_file() -> Iterator[str]:
     """A path for a local file that is gone afterwards."""
-    descriptor, path = tempfile.mkstemp(prefix="beam_llm-")
+    descriptor, path = tempfile.mkstemp(dir=scratch_folder())
     os.close(descriptor)
     try:
         yield path
