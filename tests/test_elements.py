@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import enum
+import json
+import types
 from typing import Any, Literal, NamedTuple, Optional
 
 import apache_beam as beam
 import pydantic
 import pytest
 from apache_beam.typehints.row_type import RowTypeConstraint
+from typing_extensions import TypedDict
 
 from beam_llm.config import settings
 from beam_llm.errors import Failure, UsageError
 from beam_llm.outputs import Output
 from beam_llm.transforms.calls import Former
 from beam_llm.transforms.elements import RowShape, declared_fields, fields_of, is_keyed
-from beam_llm.values import Prediction
+from beam_llm.values import Prediction, Record
 
 
 class Named(NamedTuple):
@@ -46,6 +50,18 @@ class Review(pydantic.BaseModel):
     tags: list[str]
 
 
+DAY = datetime.date(2027, 5, 6)
+
+
+class Invoice(pydantic.BaseModel):
+    number: int = pydantic.Field(alias="invoiceNo")
+    day: datetime.date
+
+    @pydantic.computed_field
+    def year(self) -> int:
+        return self.day.year
+
+
 @dataclasses.dataclass
 class LateField:
     id: int
@@ -58,9 +74,114 @@ def test_an_element_whose_fields_can_not_be_read_is_its_own_error():
     assert RowShape(Output(str), "answer", Any).row(Prediction(LateField(1), None, failure)).answer is None
 
 
-def test_keys_that_are_no_strings_become_names_of_fields():
-    row = RowShape(Output(str), "answer", Any).row(Prediction({1: "a", "text": "x"}, "y"))
-    assert row.as_dict() == {"1": "a", "text": "x", "answer": "y", "answer_error": None}
+@pytest.mark.parametrize(
+    "element",
+    [{"text": "x", "self": 1}, {1: "a", "text": "x"}, {"not a name": [1]}, {}, types.MappingProxyType({"a": None})],
+    ids=str,
+)
+def test_a_dict_comes_back_as_a_dict_with_its_own_keys(element):
+    row = RowShape(Output(str), "answer", Any).row(Prediction(element, "y"))
+    assert type(row) is dict
+    assert row == {**element, "answer": "y", "answer_error": None}
+    assert "answer" not in element
+
+
+@pytest.mark.parametrize(
+    ("output", "value", "plain"),
+    [
+        (Review, Review(sentiment="positive", score=1.5, tags=["x"]), {"sentiment": "positive", "score": 1.5, "tags": ["x"]}),
+        (list[Invoice], [Invoice(invoiceNo=7, day=DAY)], [{"invoiceNo": 7, "day": "2027-05-06", "year": 2027}]),
+        (datetime.date, DAY, "2027-05-06"),
+        (Mood, Mood.DOWN, "down"),
+        (dict[str, Mood], {"a": Mood.UP}, {"a": "up"}),
+    ],
+    ids=["model", "models in a list", "date", "enum", "dict"],
+)
+def test_a_dicts_answer_is_plain_json_models_as_dicts(output, value, plain):
+    row = RowShape(Output(output), "answer", dict).row(Prediction({"id": 1}, value))
+    assert json.loads(json.dumps(row)) == {"id": 1, "answer": plain, "answer_error": None}
+
+
+def test_a_computed_field_is_a_field_of_elements_and_of_answers():
+    invoice = Invoice(invoiceNo=7, day=DAY)
+    assert fields_of(invoice) == {"number": 7, "day": DAY, "year": 2027}
+    assert declared_fields(Invoice) == [("number", int), ("day", datetime.date), ("year", int)]
+    row = RowShape(Output(Invoice), "answer", Invoice).row(Prediction(invoice, invoice))
+    assert (row.number, row.year) == (7, 2027)
+    assert (row.answer.number, row.answer.year) == (7, 2027)
+
+
+@pytest.mark.parametrize(
+    ("element", "field"),
+    [({"answer": 1}, "answer"), ({"answer_error": 1}, "answer_error"), (("k", {"answer": 1}), "answer"), (beam.Row(answer=1), "answer")],
+    ids=["answer", "error", "keyed", "row"],
+)
+def test_an_element_with_a_field_of_the_answers_name_is_its_own_error_and_not_asked(element, field):
+    known = settings("openai:m", prompt="{{ element }}", output_field="answer", base_url="http://127.0.0.1:1/v1")
+    failure = Former(known).record(element)
+    assert (failure.kind, failure.attempts) == ("prompt", 0)
+    assert f"already has a field {field!r}" in failure.message
+    found = RowShape(Output(str), "answer", Any).row(Prediction(element, None, failure))
+    row = found[1] if is_keyed(element) else found
+    assert "already has" in (row["answer_error"] if isinstance(row, dict) else row.answer_error)
+
+
+def test_an_answer_collected_under_a_name_that_is_taken_is_an_error_and_takes_nothing_silently():
+    row = RowShape(Output(str), "text", Any).row(Prediction({"text": "mine"}, "an answer"))
+    assert row["text_error"].startswith("prompt: output_field is 'text'")
+
+
+class Movie(TypedDict):
+    title: str
+
+
+def test_a_typed_dict_with_the_answers_name_is_refused_when_built():
+    with pytest.raises(UsageError, match="already has a field 'title'"):
+        RowShape(Output(str), "title", Movie)
+
+
+class Moody(pydantic.BaseModel):
+    word: str
+
+    @pydantic.computed_field
+    def shout(self) -> str:
+        return {"hello": "HELLO"}[self.word]
+
+    def __repr__(self) -> str:
+        raise RuntimeError("not today")
+
+
+@pytest.mark.parametrize("element", [{"id": 1}, Named(1, "a"), "a"], ids=["dict", "row", "text"])
+def test_an_answer_that_its_own_class_can_not_write_is_that_records_error(element):
+    shape = RowShape(Output(Moody), "answer", type(element) if type(element) is Named else Any)
+    value, failure = shape.cell(Prediction(element, Moody(word="bye")))
+    assert (value, failure.kind) == (None, "invalid")
+    row = shape.row(Prediction(element, Moody(word="bye")))
+    assert "has no place in a row" in (row["answer_error"] if isinstance(row, dict) else row.answer_error)
+    assert shape.cell(Prediction(element, Moody(word="hello")))[1] is None
+
+
+class Sulky(dict):
+    def get(self, name: str, default: Any = None) -> Any:
+        raise LookupError(name)
+
+    def __repr__(self) -> str:
+        raise OSError("no")
+
+
+class Silent:
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("prompt", ["{{ text }}", "{{ text }} {{ element }}", "{% if text %}{{ element }}{% endif %}"])
+@pytest.mark.parametrize("element", [Sulky(text="a"), {"text": Silent()}, Moody(word="bye"), Silent()], ids=lambda e: type(e).__name__)
+def test_an_element_whose_own_code_fails_never_raises(element, prompt):
+    known = settings("openai:m", prompt=prompt, record_id="text", base_url="http://127.0.0.1:1/v1")
+    record = Former(known).record(element)
+    assert isinstance(record, (Failure, Record))
+    if not isinstance(element, Sulky):  # which can be read without `get`
+        assert record.kind == "prompt"
 
 
 def test_the_answer_can_not_take_the_place_of_the_element():
@@ -128,9 +249,9 @@ def test_a_failed_record_is_a_row_with_its_reason():
 
 def test_the_key_comes_back_beside_the_row():
     key, row = RowShape(Output(str), "answer", None).row(Prediction(("k", {"text": "a"}), "x"))
-    assert (key, row.text, row.answer) == ("k", "a", "x")
+    assert (key, row) == ("k", {"text": "a", "answer": "x", "answer_error": None})
 
 
 def test_an_output_field_that_is_taken_is_refused_when_built():
-    with pytest.raises(UsageError, match="already have a field 'text'"):
+    with pytest.raises(UsageError, match="already has a field 'text'"):
         RowShape(Output(str), "text", Named)

@@ -21,7 +21,7 @@ from beam_llm.pricing import LaterPrices, Prices
 from beam_llm.providers import connect
 from beam_llm.task import Task
 from beam_llm.tokens import SampledTokens, estimate_tokens, rough_tokens
-from beam_llm.transforms.elements import fields_of, is_keyed
+from beam_llm.transforms.elements import fields_of, is_keyed, name_clash, taken_names
 from beam_llm.transforms.envelopes import Arrivals, oldest, parcel
 from beam_llm.transforms.heap import HEAP
 from beam_llm.transforms.metrics import Meter
@@ -56,6 +56,8 @@ class Former:
         self._batcher: Batcher[WindowedValue] = Batcher(self.caps, settings.model_name)
         # As many bytes as this, and the most records of a prompt together can't pass its limit in tokens.
         share = self.caps.tokens // self.caps.records // max(self.task.texts, 1) - 4 * RECORD_OVERHEAD_TOKENS
+        self._output_field = settings.output_field
+        self._taken = taken_names(settings.output_field)
         self._sampled = SampledTokens(share)
         self._count: Callable[[str], int] = self._sampled if for_jobs else partial(rough_tokens, up_to_bytes=share)
         if settings.tokens_per_minute is not None:
@@ -84,13 +86,21 @@ class Former:
             fields = fields_of(value)
         except Exception as error:  # whatever a user's class does in its attributes
             return Failure(Kind.PROMPT, f"the fields of this {type(value).__name__} can't be read: {type(error).__name__}")
+        if self._taken and not self._taken.isdisjoint(fields or _ELEMENT_ALONE):
+            return name_clash(str(self._output_field), fields or _ELEMENT_ALONE)  # type: ignore[return-value]
         try:
             record = self.task.record(fields, value, self._count)
+            if self._batcher.too_large(record):
+                return self._batcher.too_large_failure(record)
         except PromptError as error:
             return Failure(Kind.PROMPT, str(error))
-        if self._batcher.too_large(record):
-            return self._batcher.too_large_failure(record)
+        except Exception as error:  # as above: of a Mapping of the user's own, say
+            return Failure(Kind.PROMPT, f"this {type(value).__name__} can't be put into the prompt: {type(error).__name__}")
         return record
+
+
+_ELEMENT_ALONE = ("element",)
+"""What a row of something without fields has in place of them."""
 
 
 def _formed(batch: list[tuple[Record, WindowedValue]]) -> FormedBatch:

@@ -16,8 +16,9 @@ import pydantic
 import pydantic_core
 from apache_beam.typehints import schemas, typehints
 from apache_beam.typehints.row_type import RowTypeConstraint
+from typing_extensions import is_typeddict
 
-from beam_llm.errors import UsageError
+from beam_llm.errors import Failure, Kind, UsageError
 from beam_llm.outputs import Output
 from beam_llm.values import Prediction
 
@@ -47,7 +48,8 @@ def _reader_of(kind: type) -> Callable[[Any], Mapping[str, Any]]:
     if issubclass(kind, tuple) and hasattr(kind, "_fields"):
         return lambda value: value._asdict()
     if issubclass(kind, pydantic.BaseModel):
-        return dict
+        computed = tuple(kind.model_computed_fields)
+        return (lambda value: {**dict(value), **{name: getattr(value, name) for name in computed}}) if computed else dict
     if dataclasses.is_dataclass(kind):
         names = [field.name for field in dataclasses.fields(kind)]
         return lambda value: {name: getattr(value, name) for name in names}
@@ -66,7 +68,8 @@ def _class_fields(kind: Any) -> list[tuple[str, Any]] | None:
     if not isinstance(kind, type):
         return None
     if issubclass(kind, pydantic.BaseModel):
-        return [(name, Any if field.annotation is None else field.annotation) for name, field in kind.model_fields.items()]
+        declared = [(name, Any if field.annotation is None else field.annotation) for name, field in kind.model_fields.items()]
+        return [*declared, *((name, field.return_type) for name, field in kind.model_computed_fields.items())]
     if dataclasses.is_dataclass(kind):
         names: Iterable[str] = [field.name for field in dataclasses.fields(kind)]
     elif issubclass(kind, tuple) and hasattr(kind, "_fields"):
@@ -84,11 +87,25 @@ def split_type(element_type: Any) -> tuple[Any, Any]:
     return None, element_type
 
 
+def taken_names(output_field: str | None) -> frozenset[str]:
+    """The names that an answer takes in a row; none where there are no rows."""
+    return frozenset() if output_field is None else frozenset((output_field, f"{output_field}_error"))
+
+
+def name_clash(output_field: str, names: Iterable[Any]) -> Failure | None:
+    """The error of an element that has a field of the answer's name; None where it has none."""
+    taken = sorted(taken_names(output_field).intersection(names))
+    return Failure(Kind.PROMPT, f"output_field is {output_field!r}: {_TAKEN.format(taken[0])}") if taken else None
+
+
+_TAKEN = "the element already has a field {!r}; choose another name"
+
+
 class RowShape:
     """How Predictions become rows: the element's fields, then `<field>` and `<field>_error`.
 
     Where the input's element type declares fields (Row, NamedTuple, dataclass, pydantic model), the rows have a schema made of types that
-    every SDK knows. A dict declares none: its row has the dict's keys and no schema (a key that is called like the answer is replaced).
+    every SDK knows. A dict gives a dict, with the answer as plain JSON (models as dicts), as `json.dumps`, BigQuery and Parquet take it.
     Anything else is put under `element`.
 
     Args:
@@ -104,40 +121,72 @@ class RowShape:
         self._field = field
         self._error_field = f"{field}_error"
         self._answer = column_of(output)
+        self._dump = output.dump
         self._key_type, value_type = split_type(element_type)
         self._columns = element_columns(value_type)
         self._check_names(value_type)
-        self.type_hint = self._type_hint()
+        self.type_hint = self._type_hint(value_type)
 
     def _check_names(self, value_type: Any) -> None:
         if self._columns is None and value_type in _SCALARS and self._field == "element":
             raise UsageError("output_field is 'element': that is the field of the element itself; choose another name")
-        if self._columns is None:
-            return
-        clash = {self._field, self._error_field} & self._columns.keys()
-        if clash:
-            raise UsageError(
-                f"output_field is {self._field!r}: the elements already have a field {sorted(clash)[0]!r}; choose another name"
-            )
-        if not self._field.isidentifier() or keyword.iskeyword(self._field) or self._field.startswith("_"):
+        names = self._columns if self._columns is not None else _dict_names(value_type)
+        clash = name_clash(self._field, names)
+        if clash is not None:
+            raise UsageError(clash.message)
+        if self._columns is not None and not _is_field_name(self._field):
             raise UsageError(f"output_field is {self._field!r}: a schema's field is a name that begins with a letter; try 'answer'")
 
-    def _type_hint(self) -> Any:
-        if self._columns is None:
-            return Any if self._key_type is None else typehints.Tuple[self._key_type, Any]
-        fields = [(name, column.hint) for name, column in self._columns.items()]
-        row = RowTypeConstraint.from_fields([*fields, (self._field, self._answer.hint), (self._error_field, Optional[str])])
+    def _type_hint(self, value_type: Any) -> Any:
+        row = _dict_hint(value_type)
+        if self._columns is not None:
+            fields = [(name, column.hint) for name, column in self._columns.items()]
+            row = RowTypeConstraint.from_fields([*fields, (self._field, self._answer.hint), (self._error_field, Optional[str])])
         return row if self._key_type is None else typehints.Tuple[self._key_type, row]
+
+    def cell(self, prediction: Prediction) -> tuple[Any, Failure | None]:
+        """The answer as it stands in a row, or why none does: for a failed record, or an answer that its own class can't write."""
+        if prediction.error is not None:
+            return None, prediction.error
+        value = prediction.element[1] if is_keyed(prediction.element) else prediction.element
+        clash = name_clash(self._field, _known_values(value)) if self._columns is None else None
+        if clash is not None:
+            return None, clash
+        convert = self._dump if self._columns is None and isinstance(value, Mapping) else self._answer.convert
+        try:
+            return convert(prediction.value), None
+        except Exception as error:  # a property or a serializer of the user's class may raise anything
+            return None, Failure(Kind.INVALID, f"the answer has no place in a row: {type(error).__name__}", 1)
 
     def row(self, prediction: Prediction) -> Any:
         """The row; a `(key, row)` pair where the element was keyed."""
         keyed = is_keyed(prediction.element)
         value = prediction.element[1] if keyed else prediction.element
+        answer, failure = self.cell(prediction)
         known = _known_values(value) if self._columns is None else _row_values(value, self._columns)
-        known[self._field] = None if prediction.error is not None else self._answer.convert(prediction.value)
-        known[self._error_field] = None if prediction.error is None else str(prediction.error)
-        row = beam.Row(**known)
+        known[self._field] = answer
+        known[self._error_field] = None if failure is None else str(failure)
+        row = known if self._columns is None and isinstance(value, Mapping) else _new_row(known)
         return (prediction.element[0], row) if keyed else row
+
+
+def _dict_names(value_type: Any) -> Iterable[str]:
+    return typing.get_type_hints(value_type) if is_typeddict(value_type) else ()
+
+
+def _dict_hint(value_type: Any) -> Any:
+    """The type of a dict with an answer in it, where the elements are known to be dicts."""
+    if isinstance(value_type, typehints.DictConstraint) and value_type.key_type is str:
+        return typehints.Dict[str, Any]
+    is_dict = isinstance(value_type, typehints.DictConstraint) or value_type is dict or is_typeddict(value_type)
+    return typehints.Dict[Any, Any] if is_dict else Any
+
+
+def _new_row(values: Mapping[str, Any]) -> beam.Row:
+    """`beam.Row(**values)`, also of a field called `self`."""
+    row = beam.Row()
+    row.__dict__.update(values)
+    return row
 
 
 class BadShape:
@@ -159,7 +208,7 @@ class BadShape:
     def row(self, prediction: Prediction) -> Any:
         element = prediction.element
         if not self._plain and self._columns is not None:
-            element = beam.Row(**_row_values(element, self._columns))
+            element = _new_row(_row_values(element, self._columns))
         assert prediction.error is not None
         return beam.Row(element=element, message=prediction.error.message, kind=prediction.error.kind)
 
@@ -194,17 +243,20 @@ def element_columns(element_type: Any) -> dict[str, Column] | None:
 
 
 def _known_values(value: Any) -> dict[str, Any]:
-    """The fields of an element without a schema."""
+    """The fields of an element without a schema; a new dict, of a dict with its own keys."""
     try:
-        fields = fields_of(value)
+        fields = dict(fields_of(value))
     except Exception:  # then it has an error, which says so
         fields = {}
-    return {str(name): field for name, field in fields.items()} or {"element": value}
+    return fields if fields or isinstance(value, Mapping) else {"element": value}
 
 
 def _row_values(value: Any, columns: Mapping[str, Column]) -> dict[str, Any]:
-    fields = fields_of(value)
-    return {name: column.convert(fields.get(name)) for name, column in columns.items()}
+    try:
+        fields = fields_of(value)
+        return {name: column.convert(fields.get(name)) for name, column in columns.items()}
+    except Exception:  # then it has an error, which says so
+        return dict.fromkeys(columns)
 
 
 def _nullable(hint: Any) -> Any:
@@ -258,9 +310,14 @@ def _column(kind: Any, otherwise: Callable[[Any], Column], inside: tuple[Any, ..
         inner = _none_stays(_column(next(a for a in arguments if a is not types.NoneType), otherwise, inside))
         return Column(_nullable(inner.hint), inner.convert)
     fields = None if kind in inside else _class_fields(kind)
-    if fields:
+    if fields and all(_is_field_name(name) for name, _ in fields):
         return _row_column({name: _column(field, otherwise, (*inside, kind)) for name, field in fields})
     return otherwise(kind)
+
+
+def _is_field_name(name: str) -> bool:
+    """Whether a schema's NamedTuple can have a field of that name."""
+    return name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("_")
 
 
 def _are_alike(values: Iterable[Any]) -> bool:

@@ -224,14 +224,16 @@ class _Divided(beam.PTransform):
 class _Divide(beam.DoFn):
     def __init__(self, bad_tag: str, shape: RowShape | None, bad_shape: BadShape):
         self._bad_tag = bad_tag
-        self._good_row = None if shape is None else shape.row
+        self._shape = shape
         self._bad_row = bad_shape.row
 
     def process(self, prediction: Prediction) -> Iterator[Any]:
-        if prediction.error is not None:
-            yield pvalue.TaggedOutput(self._bad_tag, self._bad_row(prediction))
+        shape = self._shape
+        failure = prediction.error if shape is None else shape.cell(prediction)[1]
+        if failure is not None:
+            yield pvalue.TaggedOutput(self._bad_tag, self._bad_row(prediction._replace(value=None, error=failure)))
         else:
-            yield prediction if self._good_row is None else self._good_row(prediction)
+            yield prediction if shape is None else shape.row(prediction)
 
 
 class _Handled(beam.PTransform):
