@@ -169,12 +169,13 @@ class Task:
 
     # Requests
 
-    def render(self, records: Sequence[Record], enforced: bool = True) -> Request:
+    def render(self, records: Sequence[Record], enforced: bool = True, note: str = "") -> Request:
         """The request that asks about 1…n records; about one, what a person would send.
 
         Args:
           enforced: the provider holds replies to their schema. Where it does not, several records' answers are
             asked for as an array of numbered ones, which can be read when it is not quite as asked.
+          note: a sentence to add, where the same was asked before and the reply was no good.
 
         Raises:
           PromptError: where a user's batch template fails on these records together.
@@ -183,6 +184,8 @@ class Task:
         is_single = self._is_single(count)
         keyed = not is_single and self._asking.keys_replies(count, enforced)
         text = self._single_text(records[0]) if is_single else self._batch_text(records, keyed)
+        if note:
+            text = f"{text}\n\n{note}"
         system = self.settings.system_prompt
         messages = (Message("user", text),) if not system else (Message("system", system), Message("user", text))
         return Request(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from beam_llm.calls import Asked, Engine
-from beam_llm.calls.policy import Next, Step, backoff_seconds, next_step
+from beam_llm.calls import engine as engine_module
+from beam_llm.calls.policy import Next, Step, backoff_seconds, next_step, reminder
 from beam_llm.config import settings
 from beam_llm.errors import Aborted, Kind, PromptError, Rejected, Retryable
 from beam_llm.testing.fakes import FakeProvider, FakeReading, FakeTask, fake_record, run_virtually
@@ -331,6 +334,100 @@ def test_a_timeout_names_the_options_that_help():
     message = ask(FakeProvider(hang=True), ["a"], max_retries=0).outcomes[0].failure.message
     assert "request_timeout_ms" in message
     assert "max_output_tokens" in message
+
+
+# The same again, and yet not the same -------------------------------------------------------------------------------------
+
+
+CERTAIN = [{"temperature": 0.0}, {"seed": 3}, {"extra_body": {"seed": 3}}, {"temperature": 0.0, "seed": 1}]
+
+
+@pytest.mark.parametrize("options", CERTAIN, ids=str)
+@pytest.mark.parametrize("strategy", ["split", "retry", "single"])
+@pytest.mark.parametrize("poison", ["unreadable", "missing", "invalid", "empty"])
+def test_the_same_bytes_are_not_sent_again_where_the_same_reply_would_come(options, strategy, poison):
+    provider = FakeProvider(poison=poison, poisoned=is_bad)
+    ask_all(provider, [texts(5, bad=2)], max_retries=4, on_unparseable=strategy, **options)
+    assert len(provider.sent) > 4
+    assert len({request.messages for request in provider.sent}) == len(provider.sent)
+
+
+def test_a_re_ask_says_what_was_wrong():
+    provider = FakeProvider(poison="empty", poisoned=lambda text: True)
+    ask(provider, ["a", "b"], temperature=0.0, on_unparseable="retry", max_retries=2)
+    notes = [request.messages[0].content for request in provider.sent[1:]]
+    assert notes == [
+        "Answer with care, this is asked for the 2nd time: answer 1 of 2 was missing.",
+        "Answer with care, this is asked for the 3rd time: answer 1 of 2 was missing.",
+    ]
+
+
+def test_where_chance_is_in_the_answers_the_prompt_stays_as_the_user_wrote_it():
+    provider = FakeProvider(poison="missing", poisoned=is_bad)
+    ask(provider, ["a", "bad"], temperature=0.7)
+    assert all(len(request.messages) == 1 for request in provider.sent)
+
+
+def test_after_a_failed_call_the_same_request_is_sent_at_any_temperature():
+    provider = FakeProvider(script=[unavailable(), rate_limited()])
+    ask(provider, ["a"], temperature=0.0)
+    assert len({request.messages for request in provider.sent}) == 1
+
+
+@pytest.mark.parametrize(
+    ("kinds_", "time", "words"),
+    [
+        ([Kind.MISSING], 2, "2nd time: the answer was missing"),
+        ([Kind.UNREADABLE] * 3, 3, "3rd time: the last reply could not be read"),
+        ([Kind.UNREADABLE, Kind.INVALID], 11, "11th time: answer 2 of 2 was not a value of the type"),
+        ([Kind.TRUNCATED], 21, "21st time: the reply was too long"),
+    ],
+)
+def test_what_a_reminder_says(kinds_, time, words):
+    assert words in reminder(kinds_, time)
+
+
+# Long replies, and servers that ignore a schema ----------------------------------------------------------------------------
+
+
+def test_a_long_reply_is_read_in_another_thread(monkeypatch):
+    monkeypatch.setattr(engine_module, "LONG_REPLY_CHARACTERS", 20)
+    readers = []
+
+    class Noting(FakeTask):
+        def read(self, count, completion):
+            readers.append(threading.current_thread() is threading.main_thread())
+            return super().read(count, completion)
+
+    async def main():
+        engine = engine_for(FakeProvider(), task=Noting())
+        short, long = await engine.ask([fake_record("a")]), await engine.ask([fake_record("a" * 50)])
+        await engine.aclose()
+        return values(short) + values(long)
+
+    assert asyncio.run(main()) == ["A", "A" * 50]
+    assert readers == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "has_schema", "is_told"),
+    [
+        pytest.param("surely: A", True, True, id="prose in place of JSON"),
+        pytest.param("surely: A", False, False, id="no schema was sent"),
+        pytest.param("[1, 2]", True, False, id="JSON, if not what was asked for"),
+        pytest.param("", True, False, id="nothing at all"),
+    ],
+)
+def test_a_provider_is_told_of_replies_that_ignore_the_schema(text, has_schema, is_told):
+    class WithSchema(FakeTask):
+        def render(self, records, *args, **more):
+            request = super().render(records, *args, **more)
+            return dataclasses.replace(request, schema={"type": "object"} if has_schema else None)
+
+    provider, told = FakeProvider(script=[Completion(text)]), []
+    provider.unenforced = told.append  # type: ignore[attr-defined]
+    assert values(ask(provider, ["a"], task=WithSchema(), max_output_tokens=50)) == ["A"]
+    assert (told == [provider.sent[0]]) is is_told
 
 
 # Waits that the server asks for -----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 
 from beam_llm.calls import Asked
 from beam_llm.testing import Emulator, Fault
-from tests.live import ask_all, distinct_texts
+from tests.live import ask_all, distinct_texts, opinions_of
 
 
 def answered(asked: list[Asked]) -> int:
@@ -54,3 +54,13 @@ def test_rubbish_from_the_start_costs_at_most_twice_the_calls(kind: str, count: 
         asked = ask_all(emulator, prompts(count, size))
         assert answered(asked) == 0
         assert emulator.calls <= 2 * count
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_note_in_a_repeated_prompt_changes_no_answer(size: int):
+    (texts,) = prompts(1, size)
+    with Emulator(faults=[Fault("null_content", nth=(1, 2))], fast=True, keys=()) as emulator:
+        (asked,) = ask_all(emulator, [texts], temperature=0.0, on_unparseable="retry")
+        notes = ["Answer with care" in str(body["messages"]) for body in emulator.requests]
+    assert notes == [False, True, True]
+    assert {text: outcome.value for text, outcome in zip(texts, asked.outcomes, strict=True)} == opinions_of(texts, fast=True)

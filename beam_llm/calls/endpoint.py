@@ -6,6 +6,8 @@ import asyncio
 import math
 from collections.abc import Callable, Hashable
 
+import orjson
+
 from beam_llm.calls.breaker import Breaker, Verdict
 from beam_llm.calls.controller import AutoWindow, Limit
 from beam_llm.calls.gate import Gate
@@ -13,6 +15,7 @@ from beam_llm.calls.limits import Budget, Window
 from beam_llm.config import AUTO_CALLS, Settings
 from beam_llm.errors import Aborted, CallError, Kind, LLMError
 from beam_llm.protocols import CompletionProvider
+from beam_llm.values import Completion, Finish, Request
 
 _OUTPUT_MEMORY = 0.1  # weight of the newest reply in the mean of output tokens per record
 _LATELY_SECONDS = 60.0  # a rate limit counts by the minute: who was answered within one is limited, not shut out
@@ -120,6 +123,16 @@ class Endpoint:
         """Raises Aborted where all calls have been ended; a fresh one each time, for a traceback belongs to one raise."""
         if self._abort is not None:
             raise Aborted(Kind.ABORTED, self._abort.message, status=self._abort.status)
+
+    def unenforced(self, request: Request, completion: Completion) -> None:
+        """A reply that is not JSON came to a request that had a schema: a provider that can ask in words does so from now on."""
+        tell = getattr(self._provider, "unenforced", None)
+        if tell is None or completion.finish is not Finish.STOP or not completion.text:
+            return
+        try:
+            orjson.loads(completion.text)
+        except ValueError:
+            tell(request)
 
     def expected_tokens(self, input_tokens: int, max_output_tokens: int | None, records: int) -> float:
         """What a request will count for: its input, and the most it may answer or, where nobody said, what answers have taken so far."""

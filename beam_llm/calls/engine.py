@@ -8,6 +8,7 @@ ask ─► render ─► gate (slot, pace, budgets) ─► provider ─► read 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import random
@@ -19,9 +20,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from beam_llm.answers import missing_message
+from beam_llm.answers import LONG_REPLY_CHARACTERS, missing_message
 from beam_llm.calls.endpoint import Endpoint
-from beam_llm.calls.policy import Again, Next, Step, next_step, next_try
+from beam_llm.calls.policy import Again, Next, Step, next_step, next_try, reminder
+from beam_llm.calls.reply_limit import default_limit
 from beam_llm.calls.runtime import LOOP_THREAD
 from beam_llm.calls.tally import Asked, Tally
 from beam_llm.config import Settings
@@ -29,7 +31,7 @@ from beam_llm.errors import Aborted, CallError, Failure, Kind, PromptError, Reme
 from beam_llm.events import ACTIVITY
 from beam_llm.pricing import TIERS
 from beam_llm.protocols import CompletionProvider
-from beam_llm.values import Completion, Outcome, Record, Request, Usage
+from beam_llm.values import Completion, Finish, Outcome, Record, Request, Usage
 
 if TYPE_CHECKING:
     from beam_llm.task import Reading, Task
@@ -46,6 +48,7 @@ _SHUT_SECONDS = 5.0
 _CLOSE_SECONDS = 2 * _SHUT_SECONDS + 2.0
 _GONE = "this engine is closed, or was made before a fork; borrow another"
 # Failures of single members that a further request may mend.
+_LIMITS = frozenset({"max_tokens", "max_completion_tokens"})
 _ASKED_AGAIN = frozenset({Kind.MISSING, Kind.INVALID, Kind.UNREADABLE, Kind.TRUNCATED})
 
 
@@ -103,6 +106,27 @@ class _Ask:
         for member in members:
             if not (keep_known and self.failures[member]):
                 self.failures[member] = failure
+
+
+class _Way:
+    """How a set of records is asked, round after round.
+
+    Attributes:
+      time: how often this set has been asked, with replies that were no good.
+      note: what is added to the prompt.
+      limits: whether the reply gets our own limit, where the user gave none.
+      limit: that limit in the last request that had one, else None.
+      was_cut: the last reply reached it.
+    """
+
+    __slots__ = ("limit", "limits", "note", "time", "was_cut")
+
+    def __init__(self) -> None:
+        self.time = 1
+        self.note = ""
+        self.limits = True
+        self.limit: int | None = None
+        self.was_cut = False
 
 
 class _Pending(Future[Asked]):
@@ -168,6 +192,9 @@ class Engine:
         self._max_retries = settings.max_retries
         self._request_seconds = settings.request_timeout_ms / 1000
         self._deadline_seconds = settings.call_deadline_ms / 1000
+        self._limits_replies = settings.max_output_tokens is None and not _LIMITS & set(settings.extra_body or {})
+        self._limit_is_right = False  # without it, replies ran on all the same
+        self._repeats_itself = _repeats_itself(settings)
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -349,15 +376,20 @@ class Engine:
             ask.fail(open_members, Failure(Kind.UNAVAILABLE, f"unexpected {_where(error)}"), keep_known=True)
 
     async def _rounds(self, ask: _Ask, members: Sequence[int], left: int, deadline: _Deadline) -> None:
+        way = _Way()
         while True:
             count = len(members)
             ask.under_way += 1
             try:
-                members, kind = await self._round(ask, members, deadline)
+                members, kind = await self._round(ask, members, way, deadline)
             finally:
                 ask.ended()
             if not members:
                 return
+            if way.was_cut and self._limits_replies and not self._limit_is_right:
+                way.limits = False  # once: perhaps the limit was wrong, and not the reply
+                self._count_re_ask(ask)
+                continue
             step = next_step(
                 members=len(members),
                 answered=count - len(members),
@@ -375,9 +407,25 @@ class Engine:
             if step.next is not Next.AGAIN:
                 await self._part(ask, members, step, deadline)
                 return
-            ask.tally.retries += 1
-            ACTIVITY.retries += 1
+            self._count_re_ask(ask)
             left = step.left
+            if len(members) == count:
+                way.time += 1
+                way.note = self._reminder(ask, members, way.time)
+            else:
+                way = _Way()
+
+    @staticmethod
+    def _count_re_ask(ask: _Ask) -> None:
+        ask.tally.retries += 1
+        ACTIVITY.retries += 1
+
+    def _reminder(self, ask: _Ask, members: Sequence[int], time: int) -> str:
+        """What makes the next request another one, where the same reply would have to come to the same bytes."""
+        if not self._repeats_itself:
+            return ""
+        failures = [ask.failures[member] for member in members]
+        return reminder([failure.kind if failure else Kind.UNREADABLE for failure in failures], time)
 
     async def _part(self, ask: _Ask, members: Sequence[int], step: Step, deadline: _Deadline) -> None:
         """Halves or singles, all at once; each waits for its own slot and has the time that is left."""
@@ -436,10 +484,11 @@ class Engine:
                 message = f"{failure.message}; not asked again: nor did other prompts get a good answer"
                 ask.failures[member] = failure._replace(message=message)
 
-    async def _round(self, ask: _Ask, members: Sequence[int], deadline: _Deadline) -> tuple[Sequence[int], str]:
+    async def _round(self, ask: _Ask, members: Sequence[int], way: _Way, deadline: _Deadline) -> tuple[Sequence[int], str]:
         """One request with its retries. Returns those left without an answer that may be asked again, and why they have none."""
+        way.was_cut = False
         try:
-            request = self._rendered([ask.records[member] for member in members])
+            request = self._rendered([ask.records[member] for member in members], way)
         except PromptError as error:
             ask.fail(members, Failure(Kind.PROMPT, str(error)))
             return members, Kind.PROMPT
@@ -456,16 +505,35 @@ class Engine:
                 ask.aborted = Aborted(Kind.ABORTED, error.message, status=error.status)
             if error.kind == Kind.UNREADABLE:  # a 200 whose body is no reply: like any other reply that can't be read
                 return members, Kind.UNREADABLE
+            if not way.limits and error.kind == Kind.TIMED_OUT:
+                self._limit_is_right = True
             return members, Kind.REJECTED if error.remedy is Remedy.SPLIT or _is_too_slow(error, members, 1) else Kind.UNAVAILABLE
-        return self._kept(ask, members, completion)
+        self._learn_from(completion, way)
+        return await self._kept(ask, members, request, completion)
 
-    def _rendered(self, records: Sequence[Record]) -> Request:
+    def _rendered(self, records: Sequence[Record], way: _Way) -> Request:
+        enforced = self.endpoint.enforces_schemas
         try:
-            return self._task.render(records, self.endpoint.enforces_schemas)
+            request = self._task.render(records, enforced, note=way.note) if way.note else self._task.render(records, enforced)
         except PromptError:
             raise
         except Exception as error:
             raise PromptError(f"the prompt can't be rendered: {_where(error)}") from error
+        if not (way.limits and self._limits_replies and request.schema is not None):
+            return request
+        way.limit = default_limit(self._task.output.schema, len(records), request.model)
+        return request if way.limit is None else dataclasses.replace(request, max_output_tokens=way.limit)
+
+    def _learn_from(self, completion: Completion, way: _Way) -> None:
+        """Whether our own limit fits this model: one that thinks before it answers needs more, and shows it where it has none."""
+        is_cut = completion.finish is Finish.LENGTH
+        way.was_cut = is_cut and way.limits and way.limit is not None
+        if way.limits or way.limit is None:
+            return
+        if is_cut:
+            self._limit_is_right = True
+        elif completion.usage.output_tokens > way.limit:
+            self._limits_replies = False
 
     async def _completion(self, ask: _Ask, members: Sequence[int], request: Request, deadline: _Deadline) -> Completion:
         """The reply; RETRY errors are sent again as `policy.next_try` says, within the deadline. Raises the last CallError."""
@@ -510,7 +578,7 @@ class Engine:
         """One request through the gate."""
         endpoint, gate, tally = self.endpoint, self.endpoint.gate, ask.tally
         endpoint.check()
-        tokens = endpoint.expected_tokens(request.input_tokens, request.max_output_tokens, len(members)) if gate.budget else 0.0
+        tokens = endpoint.expected_tokens(request.input_tokens, self._most_output(request), len(members)) if gate.budget else 0.0
         if gate.budget is not None and gate.budget.is_larger(tokens):
             tally.warnings["larger_than_tokens_per_minute"] += 1
         ticket = await gate.enter(tokens, tally.requests > 0)
@@ -553,6 +621,10 @@ class Engine:
 
         self._preparing = asyncio.get_running_loop().run_in_executor(None, later)
 
+    def _most_output(self, request: Request) -> int | None:
+        """What the user lets a reply take; our own limit is far above what replies do take."""
+        return request.max_output_tokens if self.settings.max_output_tokens is not None else None
+
     async def _sent(self, provider: CompletionProvider, request: Request, timeout_seconds: float) -> Completion:
         """The provider's reply; whatever else it raises becomes a CallError."""
         try:
@@ -594,9 +666,11 @@ class Engine:
             ask.usages[member] = share if before is None else before + share
             ask.last[member] = completion
 
-    def _kept(self, ask: _Ask, members: Sequence[int], completion: Completion) -> tuple[Sequence[int], str]:
+    async def _kept(self, ask: _Ask, members: Sequence[int], request: Request, completion: Completion) -> tuple[Sequence[int], str]:
         """Keeps the good answers; returns the members left that may be asked again, and why (see `_round`)."""
-        values, failures, whole = self._read(ask, len(members), completion)
+        values, failures, whole = await self._read(ask, len(members), completion)
+        if whole is not None and whole.kind == Kind.UNREADABLE and request.schema is not None:
+            self.endpoint.unenforced(request, completion)
         if values and (not ask.proven):
             ask.proven = True
             self._guard.good()
@@ -613,10 +687,13 @@ class Engine:
                 kind = failure.kind
         return rest, kind
 
-    def _read(self, ask: _Ask, count: int, completion: Completion) -> tuple[dict[int, Any], dict[int, Failure], Failure | None]:
-        """The reading; a parser that fails makes the reply unreadable."""
+    async def _read(self, ask: _Ask, count: int, completion: Completion) -> tuple[dict[int, Any], dict[int, Failure], Failure | None]:
+        """The reading; a parser that fails makes the reply unreadable. A long reply is read in a thread: the loop has others to serve."""
         try:
-            reading: Reading = self._task.read(count, completion)
+            if completion.text is not None and len(completion.text) > LONG_REPLY_CHARACTERS:
+                reading: Reading = await asyncio.to_thread(self._task.read, count, completion)
+            else:
+                reading = self._task.read(count, completion)
         except Exception as error:
             return {}, {}, Failure(Kind.UNREADABLE, f"the reply can't be read: {_where(error)}")
         if reading.warnings:
@@ -657,6 +734,12 @@ def _where(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"
+
+
+def _repeats_itself(settings: Settings) -> bool:
+    """Whether the same request has to get the same reply, or is meant to."""
+    extra = settings.extra_body or {}
+    return 0 in (settings.temperature, extra.get("temperature")) or settings.seed is not None or extra.get("seed") is not None
 
 
 def _task_of(settings: Settings) -> Task:

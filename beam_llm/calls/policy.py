@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import enum
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from beam_llm.errors import CallError, Kind
@@ -76,6 +77,30 @@ def next_step(*, members: int, answered: int, kind: str, on_unparseable: str, le
     if members > 1 and on_unparseable == "single":
         return Step(Next.SINGLES, left)
     return _again(left)
+
+
+_WRONG = {
+    Kind.MISSING: "{answer} was missing",
+    Kind.INVALID: "{answer} was not a value of the type that is asked for",
+    Kind.TRUNCATED: "the reply was too long and was cut off",
+}
+
+
+def reminder(kinds: Sequence[str], time: int) -> str:
+    """What is added to a prompt that is asked again word for word: with it a model without chance in it writes something else.
+
+    Args:
+      kinds: what was wrong with the answer to each of the prompt's records.
+      time: of asking; 2 for the first re-ask.
+    """
+    wrong = next((place for place, kind in enumerate(kinds, 1) if kind in _WRONG), 1)
+    answer = "the answer" if len(kinds) == 1 else f"answer {wrong} of {len(kinds)}"
+    reason = _WRONG.get(kinds[wrong - 1], "the last reply could not be read").format(answer=answer)
+    return f"Answer with care, this is asked for the {time}{_ordinal(time)} time: {reason}."
+
+
+def _ordinal(number: int) -> str:
+    return "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
 
 
 def _again(left: int) -> Step:

@@ -41,9 +41,10 @@ class FakeTask:
     fingerprint = b"fake"
     output = _AnyJson()
 
-    def render(self, records: Sequence[Record], enforced: bool = True) -> Request:
+    def render(self, records: Sequence[Record], enforced: bool = True, note: str = "") -> Request:
         texts = [record.inputs[0] for record in records]
-        return Request("fake", (Message("user", json.dumps(texts)),), input_tokens=sum(record.tokens for record in records))
+        notes = (Message("system", note),) if note else ()
+        return Request("fake", (*notes, Message("user", json.dumps(texts))), input_tokens=sum(record.tokens for record in records))
 
     def read(self, count: int, completion: Completion) -> FakeReading:
         if completion.refusal:
@@ -73,6 +74,7 @@ class FakeProvider:
       hang: never answers, whatever the timeout.
       answers_at_most: records of one request that get an answer.
       requests: what was asked, with the loop's time; every try counts.
+      sent: the requests themselves.
       peak: most requests under way at once.
     """
 
@@ -86,6 +88,7 @@ class FakeProvider:
     hang: bool = False
     answers_at_most: int | None = None
     requests: list[tuple[float, list[str]]] = field(default_factory=list)
+    sent: list[Request] = field(default_factory=list)
     replied: list[Usage] = field(default_factory=list)
     in_flight: int = 0
     peak: int = 0
@@ -94,6 +97,7 @@ class FakeProvider:
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
         texts = json.loads(request.messages[-1].content)
         self.requests.append((asyncio.get_running_loop().time(), texts))
+        self.sent.append(request)
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
         try:

@@ -20,6 +20,8 @@ _CHILD = re.compile(r"<([A-Za-z_][\w.-]*)>(.*?)</\1>", re.DOTALL)
 _DELIMITED = re.compile(r"\b1\s?\||(?:index|number)>?\s?\|", re.IGNORECASE)
 _WORD_LIST = re.compile(r"\b(?:one of|either)(?: the following| these)?:?\s+([^\n]+)", re.IGNORECASE)
 _REPLY_WORDS = re.compile(r"\n\n(?=(?:Reply|Answer|Respond) with\b)")
+_CARE = re.compile(r"\n\nAnswer with care, [^\n]*\Z")
+"""What stands after a prompt that is asked again."""
 _VERBS = (
     "classify|rate|score|label|judge|decide|summari[sz]e|translate|extract|give|tell|answer|say|name|list|find|read|write|count|describe|"
     "explain|detect|identify|determine|assess|evaluate|grade|tag|categori[sz]e|predict|guess|return|reply|analy[sz]e|you are|"
@@ -117,7 +119,7 @@ def _words(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
             system.append(content)
         elif message.get("role") == "user":
             user = content
-    return "\n".join(system), user
+    return "\n".join(system), _CARE.sub("", user)
 
 
 def _strict_schema(response_format: Any) -> Mapping[str, Any] | None:

@@ -1,0 +1,54 @@
+"""How long a reply can be at most, where the type of an answer says so: a model that runs on is cut, and not paid for and waited for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from beam_llm.tokens import estimate_tokens
+
+NUMBER_TOKENS = 16
+BASE_TOKENS = 128
+PER_RECORD_TOKENS = 24
+GENEROSITY = 3
+"""What a model may write more than its longest answer: line breaks, spaces, another spelling of the same JSON."""
+
+_THINKS = re.compile(r"(^|/)o\d|gpt-5|gpt-oss|reason|think|-r1|qwq|magistral|grok-[34]|gemini-[23]\.?5", re.IGNORECASE)
+"""Models whose limit counts their thoughts as well. Others that think are found out by their first reply."""
+
+
+def default_limit(schema: Any, records: int, model: str) -> int | None:
+    """Most output tokens of a reply to so many records where nobody gave a limit, or None where there is none to give.
+
+    Args:
+      schema: of one answer.
+    """
+    longest = longest_answer(schema) if isinstance(schema, Mapping) else None
+    if longest is None or _THINKS.search(model):
+        return None
+    return BASE_TOKENS + records * (PER_RECORD_TOKENS + GENEROSITY * longest)
+
+
+def longest_answer(schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> int | None:
+    """Tokens of the longest value: of words to choose from, booleans, numbers; None for everything that may be of any length.
+
+    Args:
+      root: where `$defs` are; by default the schema itself.
+    """
+    root = schema if root is None else root
+    reference = schema.get("$ref")
+    if isinstance(reference, str):
+        schema = root.get("$defs", {}).get(reference.rpartition("/")[2], {})
+    choices = schema.get("enum") or ([schema["const"]] if "const" in schema else None)
+    if choices:
+        return max(estimate_tokens(str(choice)) for choice in choices) + 2
+    if schema.get("type") in ("boolean", "null"):
+        return 2
+    if schema.get("type") in ("integer", "number"):
+        return NUMBER_TOKENS
+    either = schema.get("anyOf")
+    if isinstance(either, list) and either:
+        lengths = [longest_answer(part, root) if isinstance(part, Mapping) else None for part in either]
+        return max(length for length in lengths if length is not None) if None not in lengths else None
+    return None
