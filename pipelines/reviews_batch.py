@@ -31,6 +31,7 @@ def run(argv: list[str] | None = None) -> beam.runners.runner.PipelineResult:
     parser.add_argument("--output", required=True, help="prefix of the files to write")
     parser.add_argument("--model", default="openai:gpt-4.1-mini")
     parser.add_argument("--batch_size", default="20")
+    parser.add_argument("--api_key", help="a reference, such as env:NAME or gcp-secret:projects/…")
     parser.add_argument("--mode", default="online", choices=["online", "batch_api"])
     parser.add_argument("--staging_location")
     parser.add_argument("--poll_seconds")
@@ -49,6 +50,7 @@ def run(argv: list[str] | None = None) -> beam.runners.runner.PipelineResult:
             batch_size=arguments.batch_size,
             mode=arguments.mode,
             staging_location=arguments.staging_location,
+            api_key=arguments.api_key,
             poll_seconds=arguments.poll_seconds,
             output_field="opinion",
         )

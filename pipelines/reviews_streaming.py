@@ -46,6 +46,7 @@ def run(argv: list[str] | None = None) -> beam.runners.runner.PipelineResult:
     parser.add_argument("--output", required=True, help="prefix of the files to write")
     parser.add_argument("--model", default="openai:gpt-4.1-mini")
     parser.add_argument("--batch_size", default="20")
+    parser.add_argument("--api_key", help="a reference, such as env:NAME or gcp-secret:projects/…")
     parser.add_argument("--batch_timeout_ms", default="1000")
     parser.add_argument("--per_second", type=float, default=20.0)
     parser.add_argument("--seconds", type=float, default=10.0, help="how long to replay")
@@ -61,7 +62,14 @@ def run(argv: list[str] | None = None) -> beam.runners.runner.PipelineResult:
         | "Replay" >> beam.ParDo(ReplayLines(arguments.input)).with_output_types(Review)
         | "Minutes" >> beam.WindowInto(FixedWindows(60))
         | "Ask for opinions"
-        >> LLMPredict(arguments.model, PROMPT, output=Opinion, batch_size=arguments.batch_size, batch_timeout_ms=arguments.batch_timeout_ms)
+        >> LLMPredict(
+            arguments.model,
+            PROMPT,
+            output=Opinion,
+            batch_size=arguments.batch_size,
+            batch_timeout_ms=arguments.batch_timeout_ms,
+            api_key=arguments.api_key,
+        )
         | "Sentiment" >> beam.Map(sentiment_of)
         | "Count" >> beam.combiners.Count.PerElement()
         | "To lines" >> beam.MapTuple(lambda sentiment, count: f"{sentiment}\t{count}")

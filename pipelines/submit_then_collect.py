@@ -59,6 +59,7 @@ def run(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", help="collect: prefix of the files to write")
     parser.add_argument("--model", default="openai:gpt-4.1-mini")
     parser.add_argument("--batch_size", default="20")
+    parser.add_argument("--api_key", help="a reference, such as env:NAME or gcp-secret:projects/…")
     parser.add_argument("--staging_location", required=True)
     parser.add_argument("--poll_seconds")
     arguments, beam_arguments = parser.parse_known_args(argv)
@@ -66,6 +67,7 @@ def run(argv: list[str] | None = None) -> None:
         "output": Opinion,
         "batch_size": arguments.batch_size,
         "staging_location": arguments.staging_location,
+        "api_key": arguments.api_key,
         "poll_seconds": arguments.poll_seconds,
     }
     with beam.Pipeline(options=PipelineOptions(beam_arguments, pickle_library="cloudpickle")) as pipeline:

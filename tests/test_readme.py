@@ -1,16 +1,30 @@
-"""README's Python runs as it stands there."""
+"""What README and pipelines/README say to type runs as it stands there: the Python, the YAML, and the options of the commands."""
 
 from __future__ import annotations
 
+import json
+import logging
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
 import pytest
+from apache_beam.io.filebasedsource import FileBasedSource
+from apache_beam.options.pipeline_options import PipelineOptions
 
+from beam_llm.errors import Kind
+from beam_llm.fronts.cli import build_parser
 from beam_llm.testing import Emulator
+from pipelines import reviews_batch, reviews_streaming
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README, RECIPES = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "pipelines/README.md"))
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def run(block: str) -> dict[str, Any]:
@@ -19,15 +33,106 @@ def run(block: str) -> dict[str, Any]:
     return names
 
 
-def test_there_is_no_snippet_that_is_not_run():
-    assert len(BLOCKS) == 2
+FIRST, LOCAL, COUNTERS, TESTING = blocks(README, "python")
+(NOTEBOOK,) = blocks(RECIPES, "python")
+(YAML,) = blocks(RECIPES, "yaml")
+
+
+@pytest.fixture
+def reviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that commands and snippets run in, with a file of reviews."""
+    rows = [{"id": n, "text": text} for n, text in enumerate(["I love it, it is great", "It broke, I hate it"])]
+    (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def test_the_first_pipeline_answers(llm_emulator: Emulator, capfd: pytest.CaptureFixture[str]):
-    run(BLOCKS[0])
+    run(FIRST)
     assert re.findall(r"^(\d) sentiment='(\w+)' .* None$", capfd.readouterr().out, re.MULTILINE) == [("1", "positive"), ("2", "negative")]
 
 
+def test_a_local_server_needs_no_key(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with Emulator(keys=()) as server:  # one that takes any client, as these do
+        run(LOCAL.replace("http://localhost:8080/v1", server.base_url))
+    assert sorted(capfd.readouterr().out.splitlines()) == ["I love it → positive", "It broke, I hate it → negative"]
+
+
+def test_counters_are_found_by_name(llm_emulator: Emulator, capfd: pytest.CaptureFixture[str]):
+    counters = run(COUNTERS)["counters"]
+    assert capfd.readouterr().out.startswith("2 0 2 ")
+    described = README.partition("`records`, `errors`")[2].partition("distributions")[0]
+    assert set(counters) - {"records"} <= set(re.findall(r"`(\w+)`", described))
+
+
+def test_every_kind_of_error_has_advice():
+    rows = README.partition("| `kind` | what helps |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert {kind for row in rows for kind in re.findall(r"`(\w+)`", row.split("|")[1])} == set(Kind.ALL)
+
+
 def test_the_snippet_for_tests_is_a_test(monkeypatch: pytest.MonkeyPatch):
-    (test,) = [value for name, value in run(BLOCKS[1]).items() if name.startswith("test_")]
+    (test,) = [value for name, value in run(TESTING).items() if name.startswith("test_")]
     test(monkeypatch)
+
+
+def test_the_notebook_s_cells_run(reviews: Path, llm_emulator: Emulator, capfd: pytest.CaptureFixture[str]):
+    labelled = run(NOTEBOOK)["labelled"]
+    assert sorted(labelled["sentiment"]) == ["negative", "positive"]
+    assert "I love it" in capfd.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")  # Beam's YAML side has some of its own
+def test_the_yaml_pipeline_runs(reviews: Path, llm_emulator: Emulator):
+    main = pytest.importorskip("apache_beam.yaml.main", reason="needs apache-beam[yaml]")
+    pytest.importorskip("quickjs", reason="needs apache-beam[yaml]")
+    (reviews / "reviews.yaml").write_text(YAML)
+    main.run([command_with("apache_beam.yaml.main")[-1]])
+    rows = [json.loads(line) for path in reviews.glob("labelled.jsonl*") for line in path.read_text().splitlines()]
+    assert {row["id"]: row["sentiment"] for row in rows} == {0: "positive", 1: "negative"}
+    assert {row["sentiment_error"] for row in rows} == {None}
+
+
+# --- commands
+
+
+def command_with(word: str) -> list[str]:
+    """The arguments of the one command in pipelines/README that runs this module."""
+    lines = [line for block in blocks(RECIPES, "bash") for line in block.splitlines() if word in line]
+    (line,) = lines
+    return shlex.split(line)[3:]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(reviews_batch, "DataflowRunner"), (reviews_streaming, "FlinkRunner")], ids=["Dataflow", "Flink"]
+)
+def test_the_command_for_a_cluster_is_taken_by_beam(
+    module: Any, name: str, reviews: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    if name == "DataflowRunner":
+        pytest.importorskip("apitools", reason="Dataflow needs apache-beam[gcp]")
+    built: list[beam.Pipeline] = []
+
+    class Result:
+        def wait_until_finish(self) -> None:
+            pass
+
+    monkeypatch.setattr(FileBasedSource, "_validate", lambda self: None)  # it would look into the bucket
+    monkeypatch.setattr(beam.Pipeline, "run", lambda self, *args, **kwargs: built.append(self) or Result())
+    arguments = command_with(module.__name__)
+    module.run(arguments)
+    (pipeline,) = built
+    assert type(pipeline.runner).__name__ == name
+    assert pipeline.to_runner_api().components.transforms
+    with caplog.at_level(logging.WARNING):
+        PipelineOptions([part for part in arguments if part.startswith("--") and "=" in part]).get_all_options()
+    assert "Unparseable" not in caplog.text
+
+
+def test_the_commands_of_the_command_line_are_understood():
+    written = [line.partition("  #")[0].strip() for block in blocks(README, "bash") for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for line in written if line.startswith("beam-llm ") and "emulator" not in line]
+    assert len(commands) >= 6
+    question = ["reviews.jsonl", "--output", "labelled.jsonl", "--model", "openai:gpt-4.1-mini", "--prompt", "{{ text }}"]
+    for command in commands:
+        build_parser().parse_args([part for given in command for part in (question if given == "…" else [given])])

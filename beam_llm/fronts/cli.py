@@ -284,6 +284,8 @@ def _add_estimate(commands: Any) -> None:
     text = "what predict would cost: requests, tokens, cost and time at several batch sizes, without a call"
     parser = _command(commands, "estimate", "beam_llm.fronts.estimate:main", text)
     _add_inputs(parser)
+    for name in ("--output", "--output-format"):
+        parser.add_argument(name, metavar="…", help="as for predict; nothing is written")
     parser.add_argument("--output-tokens", type=_positive, metavar="N", help="tokens of one answer (default: by --output-type)")
     parser.add_argument(
         "--latency-seconds", type=_positive_number, metavar="S", help="of one call (default: 0.5 and 1 per 60 output tokens)"
