@@ -79,3 +79,29 @@ def test_a_due_time_within_the_slice_is_waited_for():
     pacer = Pacer(lambda: time.now, time.sleep)
     assert not pacer.early("a", 100.5)
     assert time.slept == [0.5]
+
+
+def test_due_times_of_jobs_that_were_resumed_elsewhere_do_not_make_others_spin():
+    time = Time()
+    pacer = Pacer(lambda: time.now, time.sleep)
+    for job in range(5):
+        assert pacer.early(job, 103.5 + job)
+    time.now, time.slept = 200.0, []
+    for _ in range(4):
+        assert pacer.early("mine", 300.0)
+    assert time.slept == [1.0] * 4
+
+
+def test_a_job_that_is_due_now_ends_the_sleep_of_others_without_a_spin():
+    time = Time()
+    pacer = Pacer(lambda: time.now, time.sleep)
+    assert pacer.early("soon", 101.5)
+    time.now, time.slept = 101.75, []
+    assert pacer.early("late", 200.0)
+    assert 0 < time.slept[0] < 0.1
+
+
+def test_a_look_that_a_clock_set_back_would_put_off_for_a_day_is_made_now():
+    time = Time()
+    assert not Pacer(lambda: time.now, time.sleep).early("a", 100.0 + 86_400.0)
+    assert time.slept == []

@@ -14,6 +14,9 @@ from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.transforms.core import RestrictionProvider
 
 MAX_SLICE_SECONDS = 1.0
+MIN_SLICE_SECONDS = 0.01
+LONGEST_WAIT_SECONDS = 6 * 3600.0
+"""No look is put off for longer: a later time is one of a clock that was set since."""
 FINISHED = -1
 
 
@@ -102,12 +105,14 @@ class Pacer:
         """Whether it is too early for a look; if so, sleeps until the earliest job of the process is due, at most a slice."""
         now = self._now()
         with self._lock:
-            if next_at <= now:
+            # A runner may resume a job in another process: what was due here long ago is nobody's any more.
+            self._due = {other: due for other, due in self._due.items() if due > now - MAX_SLICE_SECONDS}
+            if not now < next_at <= now + LONGEST_WAIT_SECONDS:
                 self._due.pop(job, None)
                 return False
             self._due[job] = next_at
             earliest = min(self._due.values())
-        self._sleep(min(max(earliest - now, 0.0), MAX_SLICE_SECONDS))
+        self._sleep(min(max(earliest - now, MIN_SLICE_SECONDS), MAX_SLICE_SECONDS))
         if self._now() < next_at:
             return True
         with self._lock:
