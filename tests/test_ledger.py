@@ -139,6 +139,59 @@ def test_log_numbers_are_never_used_again(local: World) -> None:
     assert [intent.number for intent in Ledger(open_store(local.location)).intents()] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("lost", [1, 2, 3], ids=["first", "one between", "last"])
+def test_the_number_of_a_lost_entry_goes_to_no_other_job_and_its_records_are_not_paid_again(local: World, lost: int) -> None:
+    for number in range(3):
+        local.run([f"text {number}"])
+    store, name = open_store(local.location), f"log/{lost:020d}"
+    store.delete(name)
+    local.restart()
+    for texts in (["text 0", "text 1", "text 2"], ["something new"]):
+        with pytest.raises(LedgerError, match=f"{name} is missing .*restore it"):
+            local.run(texts)
+    assert store.get(name) is None
+    assert local.fake.calls["create"] == 3
+
+
+def test_an_entry_that_lies_under_another_number_is_damage(local: World) -> None:
+    local.plan(["text 0"])
+    local.plan(["text 1"])
+    store = open_store(local.location)
+    store.put("log/00000000000000000002", store.get("log/00000000000000000001") or b"")
+    local.restart()
+    with pytest.raises(LedgerError, match="log/00000000000000000002 is damaged: it is about job 1"):
+        local.plan(["text 2"])
+
+
+DOCUMENTS = {
+    "uploaded-0000": "file_id",
+    "created-0000": "job_id",
+    "lease-0000": "expires_at",
+    "done": "outcomes",
+}
+
+
+@pytest.mark.parametrize("word", DOCUMENTS)
+@pytest.mark.parametrize("damage", ["newer format", "no format", "format is text", "a member is missing", "a list"])
+def test_a_document_of_a_job_is_read_only_where_its_format_is_known_and_it_is_whole(local: World, word: str, damage: str) -> None:
+    local.fake.uploads_fail = 1 if word == "lease-0000" else 0
+    driver, refs = local.driver(), local.plan(TEXTS)
+    local.fake.create_faults = ["429"] if word == "uploaded-0000" else []
+    driver.step(refs[0])
+    if word == "done":
+        local.run(TEXTS)
+    store, name = open_store(local.location), f"jobs/00000000000000000001/{word}"
+    doc = orjson.loads(store.get(name) or b"")
+    doc |= {"newer format": {"format": 7}, "format is text": {"format": "1"}}.get(damage, {})
+    left_out = {"no format": "format", "a member is missing": DOCUMENTS[word]}.get(damage)
+    doc.pop(left_out, None)
+    store.put(name, orjson.dumps([doc] if damage == "a list" else doc))
+    local.restart()
+    local.clock.now += 20
+    with pytest.raises(LedgerError, match=name):
+        local.run(TEXTS)
+
+
 # Snapshots
 
 

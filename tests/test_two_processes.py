@@ -117,7 +117,7 @@ def test_a_provider_slower_to_list_than_allowed_for_makes_a_second_job_which_is_
     slow_emulator.set_faults(Fault("create_lost", nth=1), Fault("list_lag", seconds=1.2))
     texts, before = reviews_of("listed too late"), jobs_made(slow_emulator)
     try:
-        assert not complaints(rerun(Run(slow_emulator.base_url, str(tmp_path), texts, {"list_lag_seconds": 1.0})), texts)
+        assert not complaints(rerun(Run(slow_emulator.base_url, str(tmp_path), texts, {"list_lag_seconds": 0.5})), texts)
     finally:
         slow_emulator.set_faults()
     assert sorted(job["status"] for job in last_jobs(slow_emulator)[before:]) == ["cancelled", "completed"]

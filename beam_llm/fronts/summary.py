@@ -54,6 +54,10 @@ def warnings_of(counters: dict[str, int]) -> Iterator[str]:
     for name, count in sorted(counters.items(), key=lambda item: -item[1]):
         if count and name.startswith(_WARNINGS):
             yield warning_in_words(name.removeprefix(_WARNINGS), count)
+    if doubts := counters.get("jobs_in_doubt", 0):
+        yield f"{plural(doubts, 'create')} of a batch job without a clear answer: looked for among the provider's jobs before anything else"
+    if again := counters.get("jobs_resubmitted", 0):
+        yield f"{plural(again, 'job')} submitted again in doubt (on_doubt='resubmit'): may be paid twice"
     if twice := counters.get("jobs_twice", 0):
         yield f"{plural(twice, 'job')} found twice at the provider: the younger was cancelled, and may have cost something"
 
@@ -90,6 +94,8 @@ def as_json(job: Job, report: Report) -> dict[str, Any]:
         "timeouts": counters.get("timeouts", 0),
         "jobs": report.jobs,
         "jobs_twice": counters.get("jobs_twice", 0),
+        "jobs_in_doubt": counters.get("jobs_in_doubt", 0),
+        "jobs_resubmitted": counters.get("jobs_resubmitted", 0),
         "doubtful": tally.errors.get("doubtful", 0),
         "input_tokens": tally.input_tokens,
         "output_tokens": tally.output_tokens,

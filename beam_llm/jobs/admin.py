@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from beam_llm.errors import CallError, LedgerError, UsageError, plural
-from beam_llm.jobs.chain import Chain, follow_up_number, read_done, read_json
+from beam_llm.jobs.chain import Chain, follow_up_number, read_done
 from beam_llm.jobs.columns import key_at, keys_array
+from beam_llm.jobs.documents import read_json
 from beam_llm.jobs.job import Standing, Where, folder, standing
 from beam_llm.jobs.ledger import Intent, Ledger
 from beam_llm.jobs.manifest import Manifest

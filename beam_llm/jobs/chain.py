@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import orjson
-
-from beam_llm.errors import Kind, LedgerError
+from beam_llm.errors import Kind
 from beam_llm.jobs.columns import Array
+from beam_llm.jobs.documents import read_json
 from beam_llm.jobs.job import ASK, FOLLOW_UP, REST, folder
 from beam_llm.jobs.ledger import Ledger
 from beam_llm.jobs.outcomes import Outcomes
@@ -37,21 +36,6 @@ class Link(NamedTuple):
     def next(self) -> str | None:
         """Where this link's leftovers go: REST, FOLLOW_UP, ASK, or nowhere."""
         return self.done[0].get("next") if self.done and not self.live else None
-
-
-def read_json(store: Store, name: str) -> dict[str, Any] | None:
-    """The document, or None where there is none.
-
-    Raises:
-      LedgerError: it was cut, or is damaged.
-    """
-    data = store.get(name)
-    if data is None:
-        return None
-    try:
-        return dict(orjson.loads(data))
-    except (ValueError, TypeError) as error:
-        raise LedgerError(f"{name} is damaged or was cut ({len(data)} bytes): {error}") from error
 
 
 AGAIN = "done-again"

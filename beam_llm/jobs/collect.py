@@ -22,8 +22,8 @@ import orjson
 
 from beam_llm.answers import missing_message
 from beam_llm.errors import CallError, Failure, Kind, LedgerError, Rejected, Retryable
-from beam_llm.jobs.chain import read_json
 from beam_llm.jobs.columns import Array
+from beam_llm.jobs.documents import read_json
 from beam_llm.jobs.job import ASK, FOLLOW_UP, REST, TERMINAL, folder
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import LEFT, Outcomes, OutcomeWriter

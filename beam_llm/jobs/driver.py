@@ -10,6 +10,7 @@ Nothing here blocks for long: a step is one control-plane action or one collecti
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,12 +20,15 @@ import orjson
 from beam_llm.config import Settings
 from beam_llm.errors import Aborted, CallError, Failure, InputGone, Kind, LedgerError, QueueFull, Rejected, UnknownJob, UsageError
 from beam_llm.jobs import emit
-from beam_llm.jobs.chain import AGAIN, Link, follow_up_number, may_end_again, read_done, read_json
+from beam_llm.jobs.chain import AGAIN, Link, follow_up_number, may_end_again, read_done
+from beam_llm.jobs.clocks import SharedClock
 from beam_llm.jobs.collect import Collected, Cost, Earlier, Ending, ended_as, next_step, store_end
+from beam_llm.jobs.documents import read_json
 from beam_llm.jobs.job import (
     ASK,
     FOLLOW_UP,
     REST,
+    SHORTEST_PAUSE_SECONDS,
     Standing,
     Where,
     backoff,
@@ -45,15 +49,12 @@ from beam_llm.jobs.planner import BatchJobRef
 from beam_llm.jobs.points import reached
 from beam_llm.jobs.steps import Ready, Waiting, translated
 from beam_llm.jobs.store import temporary_file
-from beam_llm.jobs.submit import Submitter
+from beam_llm.jobs.submit import GIVEN_UP, Submitter
 from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store
 from beam_llm.task import Task
 from beam_llm.values import JobState, Outcome
 
 _LOG = logging.getLogger(__name__)
-
-_GIVEN_UP = ("not found", "doubt, resubmitted")
-"""Attempts closed for these reasons may have made a job all the same, which shows up later."""
 
 
 @dataclass
@@ -72,6 +73,7 @@ class _Remote:
     unknown_since: float | None = None
     doubted: bool = False
     looked: Waiting | None = None
+    due: float = 0.0
 
 
 class Driver:
@@ -82,15 +84,18 @@ class Driver:
       cost: price of a reply's usage; True: at the batch API's price.
 
     Attributes:
-      counted: things worth counting, for the caller to post and clear: `jobs_twice`, `warnings_<what>` of replies.
+      counted: things worth counting, for the caller to post and clear: `jobs_twice`, `jobs_in_doubt`, `jobs_resubmitted`,
+        `warnings_<what>` of replies.
     """
 
     def __init__(self, settings: Settings, task: Task, store: Store, provider: BatchProvider, ask: Ask, cost: Cost, clock: Clock):
         self._settings, self._task, self._provider, self._cost = settings, task, provider, cost
-        self._store, self._time = store, clock.time
+        shared = SharedClock(provider, clock)
+        self._store, self._clock, self._time = store, clock, shared.time
+        self._here = shared.here
         self._ledger = Ledger(store)
-        self._leases = leases = Leases(store, settings.lease_seconds, clock)
-        self._submitter = Submitter(settings, task, store, provider, leases, clock)
+        self._leases = leases = Leases(store, settings.lease_seconds, shared)
+        self._submitter = Submitter(settings, task, store, provider, leases, clock, shared)
         self.counted = self._submitter.counted
         self._live = LiveCalls(settings, store, leases, ask, clock)
         self._remotes: dict[int, _Remote] = {}
@@ -119,6 +124,14 @@ class Driver:
     def close(self) -> None:
         """Gives the leases back."""
         self._leases.release()
+
+    def monotonic(self) -> float:
+        """Seconds that never go back, by which waits are measured."""
+        return self._clock.monotonic()
+
+    def due(self, waiting: Waiting) -> float:
+        """When to step again, by `monotonic`."""
+        return self._clock.monotonic() + waiting.next_at - self._clock.time()
 
     def _step(self, ref: BatchJobRef, phase: int) -> Waiting | Ready:
         links: list[Link] = [Link(ref.number, False, ())]
@@ -170,7 +183,9 @@ class Driver:
         lines = Manifest.read(self._store, done["left_lines"])
         is_rest = link.next == REST
         records = int(done["rest_records"]) if is_rest else len(lines)
-        last = max((intent.number for intent in self._ledger.intents(link.number)), default=link.number)
+        numbers = [intent.number for intent in self._ledger.intents(link.number)]
+        self._ledger.check_complete(link.number, numbers)
+        last = numbers[-1] if numbers else link.number
         while True:
             last += 1
             draft = replace(
@@ -254,7 +269,7 @@ class Driver:
     def _remembered(self, number: int, where: Standing) -> _Remote:
         created = read_json(self._store, f"{folder(number)}created-{where.attempt:04d}") or {}
         closed = [read_json(self._store, f"{folder(number)}closed-{attempt:04d}") for attempt in range(where.attempt)]
-        doubted = any(doc is not None and doc["reason"] in _GIVEN_UP for doc in closed)
+        doubted = any(doc is not None and doc["reason"] in GIVEN_UP for doc in closed)
         job_id, created_at, lines = str(created["job_id"]), float(created["created_at"]), created.get("lines")
         remote = _Remote(number, job_id, where.attempt, created_at, lines, doubted=doubted)
         self._remotes[number] = remote
@@ -272,9 +287,9 @@ class Driver:
         if all(other.job_id == remote.job_id for other in found):
             return job
         kept = next((other for other in found if other.state is JobState.COMPLETED), found[0])
-        doubles = [other for other in [job, *found] if other.job_id != kept.job_id]
-        self._submitter.cancel_doubles(intent, kept, list({other.job_id: other for other in doubles}.values()))
-        if kept.job_id == remote.job_id:
+        ids = [other.job_id for other in found]
+        doubles = [job_id for job_id in dict.fromkeys([remote.job_id, *ids]) if job_id != kept.job_id]
+        if not self._submitter.settle_doubles(intent.number, kept.job_id, doubles) or kept.job_id == remote.job_id:
             return job
         self._submitter.close(intent.number, remote.attempt, "double", job_id=remote.job_id)
         lines = self._submitter.lines_of(intent, kept)
@@ -285,8 +300,11 @@ class Driver:
 
     def _poll(self, intent: Intent, remote: _Remote, total: int) -> Waiting | dict[str, Any]:
         now = self._time()
-        if remote.looked is not None and now < remote.looked.next_at:
-            return remote.looked._replace(total=total)  # one poll per job and interval, however many refs wait for it
+        pause = remote.due - self._clock.monotonic()
+        if remote.looked is not None and pause > SHORTEST_PAUSE_SECONDS:
+            return remote.looked._replace(
+                next_at=self._clock.time() + pause, total=total
+            )  # one poll per job and interval, however many refs wait for it
         reached("waiting")
         try:
             job = translated(lambda: self._provider.look(remote.job_id))
@@ -307,7 +325,8 @@ class Driver:
         return deadline_seconds(self._settings, self._provider.traits.window_seconds)
 
     def _wait(self, remote: _Remote, pause: float, status: str, part: float | None, total: int) -> Waiting:
-        remote.looked = Waiting(self._time() + pause, remote.job_id, status, part, total, remote.created_at)
+        remote.due, now = self._clock.monotonic() + pause, self._clock.time()
+        remote.looked = Waiting(now + pause, remote.job_id, status, part, total, self._here(remote.created_at))
         return remote.looked
 
     def _poll_failed(self, intent: Intent, remote: _Remote, error: CallError, total: int) -> Waiting | dict[str, Any]:
@@ -351,13 +370,13 @@ class Driver:
             return self._submitter.queue_up(intent, remote.attempt, remote.job_id, job.cause, total)
         if isinstance(job.cause, InputGone) and self._submitter.stage_anew(intent.number, remote.attempt, job.staged, job_id=remote.job_id):
             self._remotes.pop(intent.number, None)
-            return Waiting(self._time(), None, "planned", None, total)
+            return Waiting(self._clock.time(), None, "planned", None, total)
         past_deadline = False
         if job.state is JobState.CANCELLED:
             where = standing(self._submitter.names(intent.number))
             if where.attempt != remote.attempt:  # another process found it to be a double, and keeps the other one
                 self._remotes.pop(intent.number, None)
-                return Waiting(self._time(), None, job.word, None, total)
+                return Waiting(self._clock.time(), None, job.word, None, total)
             past_deadline = where.past_deadline
         if job.state is JobState.COMPLETED:
             self._submitter.went_through(intent, remote.lines)
@@ -474,23 +493,23 @@ def drive_all(
       progress: called after each round with the refs still waited for.
     """
     phases: dict[int, int] = dict.fromkeys(range(len(refs)), 0)
-    due: dict[int, float] = dict.fromkeys(phases, 0.0)
+    due: dict[int, float] = dict.fromkeys(phases, -math.inf)
     waiting: dict[int, Waiting] = {}
     while phases:
-        now = driver._time()
+        now = driver.monotonic()
         for index in [index for index in phases if due[index] <= now]:
             looked = driver.step(refs[index], phases[index])
             if isinstance(looked, Waiting):
-                waiting[index], due[index] = looked, looked.next_at
+                waiting[index], due[index] = looked, driver.due(looked)
                 continue
             waiting.pop(index, None)
             yield refs[index], looked.answers
             if looked.phase is None:
                 del phases[index]
             else:
-                phases[index], due[index] = looked.phase, 0.0
+                phases[index], due[index] = looked.phase, -math.inf
         if phases:
             progress([(refs[index], waiting[index]) for index in phases if index in waiting])
-            pause = min(due[index] for index in phases) - driver._time()
+            pause = min(due[index] for index in phases) - driver.monotonic()
             if pause > 0:
                 sleep(min(pause, 1.0))

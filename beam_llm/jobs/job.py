@@ -25,11 +25,16 @@ from dataclasses import dataclass
 
 from beam_llm.config import Settings
 from beam_llm.errors import Kind
+from beam_llm.protocols import BatchTraits
 
 TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 REST, FOLLOW_UP, ASK = "rest", "follow_up", "ask"
 
 _UNPAID = frozenset({Kind.EXPIRED, Kind.RATE_LIMITED, Kind.TIMED_OUT, Kind.UNAVAILABLE, Kind.ABORTED, Kind.BUDGET})
+
+
+SHORTEST_PAUSE_SECONDS = 0.001
+"""What is left of a pause below that is none: seconds since the epoch have no finer parts than a quarter of a microsecond."""
 
 
 class Where(enum.Enum):
@@ -120,6 +125,16 @@ def doubt_seconds(settings: Settings) -> float:
 
 
 QUICK_DOUBT_SECONDS = 10.0
+
+
+def visible_seconds(settings: Settings, traits: BatchTraits) -> float:
+    """So long after it may have been sent, a create has made a job and the provider's list shows it, or it never will.
+
+    Where polls are less than a second apart, which is for tests, creates are taken to be as quick as lists are.
+    """
+    quick = settings.poll_seconds is not None and settings.poll_seconds < 1
+    create_seconds = min(traits.create_seconds, settings.list_lag_seconds) if quick else traits.create_seconds
+    return create_seconds + settings.list_lag_seconds
 
 
 def settle_seconds(settings: Settings) -> float:

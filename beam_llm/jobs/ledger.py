@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import orjson
 
 from beam_llm.errors import LedgerError
 from beam_llm.jobs.columns import FORMAT, KEY, Array, pack, unpack
+from beam_llm.jobs.documents import parsed
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.store import LocalStore, store_at
 from beam_llm.protocols import Store
@@ -162,8 +162,9 @@ class Ledger:
         data = self.store.get(name)
         if data is None:
             raise LedgerError(f"{name} is missing from the staging location {self.location!r}")
-        facts = _parsed(name, data)
-        facts.pop("format")
+        facts = parsed(name, data)
+        if facts["number"] != _number_of(name):
+            raise LedgerError(f"{name} is damaged: it is about job {facts['number']}")
         return Intent(**{field: facts[field] for field in Intent.__dataclass_fields__})
 
     def is_second_try(self, intent: Intent) -> bool:
@@ -175,7 +176,27 @@ class Ledger:
     def intents(self, after: int = 0) -> Iterator[Intent]:
         """Log entries from number `after` + 1 on, in order."""
         for name in self.store.list("log/", _log_name(after) if after else ""):
-            yield self.intent(int(name.removeprefix("log/")))
+            yield self.intent(_number_of(name))
+
+    def check_complete(self, after: int, numbers: Sequence[int]) -> None:
+        """Looks whether an entry behind number `after` was lost: its number must not be given away again, and what it asked for is
+        paid for.
+
+        Args:
+          numbers: of the entries that there are, in order.
+
+        Raises:
+          LedgerError: names the lost one.
+        """
+        last = numbers[-1] if numbers else after
+        lost = sorted(set(range(after + 1, last + 1)).difference(numbers))
+        later = next(iter(self.store.list("jobs/", f"jobs/{last:020d}0")), None)  # "0" comes right behind "/"
+        for number in [*lost, *([int(later.split("/")[1])] if later is not None else [])]:
+            if self.store.get(_log_name(number)) is None:  # else it was written while we looked
+                raise LedgerError(
+                    f"{_log_name(number)} is missing from the staging location {self.location!r}, so which records job {number} has "
+                    "been paid for is not known: restore it, or go on in another staging location"
+                )
 
     def known(self) -> Known:
         """All that is known now. Kept per process, so that the next look reads only what was appended since."""
@@ -190,6 +211,7 @@ class Ledger:
 
     def _with_tail(self, known: Known) -> Known:
         intents = list(self.intents(known.last))
+        self.check_complete(known.last, [intent.number for intent in intents])
         if not intents:
             return known
         asked = [intent for intent in intents if intent.root]
@@ -244,6 +266,13 @@ def _log_name(number: int) -> str:
     return f"log/{number:020d}"
 
 
+def _number_of(name: str) -> int:
+    number = name.removeprefix("log/")
+    if not (number.isascii() and number.isdigit()):
+        raise LedgerError(f"{name} is not an entry of a ledger's log")
+    return int(number)
+
+
 def check_location(location: str) -> None:
     """What can be known of a staging location without writing to it, and without credentials; for use when a pipeline is built.
 
@@ -265,7 +294,7 @@ def check_format(store: Store) -> None:
     """
     data = store.get("ledger.json")
     if data is not None:
-        _parsed("ledger.json", data)
+        parsed("ledger.json", data)
 
 
 def _opened(store: Store) -> str:
@@ -275,15 +304,4 @@ def _opened(store: Store) -> str:
         data = store.get("ledger.json")
     if data is None:
         raise LedgerError(f"staging location {getattr(store, 'location', '')!r}: ledger.json can't be read back")
-    return str(_parsed("ledger.json", data)["id"])
-
-
-def _parsed(name: str, data: bytes) -> dict[str, Any]:
-    try:
-        facts = orjson.loads(data)
-        version = facts["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise LedgerError(f"{name} is damaged: {error}") from error
-    if version > FORMAT:
-        raise LedgerError(f"{name} has format {version}, this version of beam_llm reads up to {FORMAT}: upgrade beam_llm")
-    return dict(facts)
+    return str(parsed("ledger.json", data)["id"])

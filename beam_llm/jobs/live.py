@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import orjson
 
 from beam_llm.config import Settings
-from beam_llm.jobs.chain import Link, finished_slices, read_json, slices
+from beam_llm.jobs.chain import Link, finished_slices, slices
 from beam_llm.jobs.collect import Earlier
+from beam_llm.jobs.documents import read_json
 from beam_llm.jobs.job import folder, poll_interval
 from beam_llm.jobs.leases import Leases
 from beam_llm.jobs.manifest import Manifest

@@ -21,9 +21,9 @@ import orjson
 from beam_llm.batching import RECORD_OVERHEAD_TOKENS
 from beam_llm.config import Settings
 from beam_llm.errors import CallError, Failure, Kind, QueueFull
-from beam_llm.jobs.chain import read_json
 from beam_llm.jobs.collect import Ending
 from beam_llm.jobs.columns import Array
+from beam_llm.jobs.documents import read_json
 from beam_llm.jobs.job import folder
 from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest

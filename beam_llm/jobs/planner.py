@@ -21,8 +21,9 @@ import orjson
 from beam_llm.batching import RECORD_OVERHEAD_TOKENS, Caps, common_count
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.jobs.chain import Chain, read_json
+from beam_llm.jobs.chain import Chain
 from beam_llm.jobs.columns import KEY, Array, find
+from beam_llm.jobs.documents import read_json
 from beam_llm.jobs.job import may_be_asked_again
 from beam_llm.jobs.ledger import JOB, Intent, Ledger
 from beam_llm.jobs.manifest import Manifest, compact

@@ -1,6 +1,6 @@
 """Named places in the life of a job where a process may be killed; tests watch them, nothing else does.
 
-planned parts ─► intent.before ─► intent.after ─► staged ─► uploaded ─► marked ─► create.before ─► create.after ─► ack.after
+planned parts ─► intent.before ─► intent.after ─► staged ─► uploaded ─► marked ─► create.before ─► create.sent ─► create.after ─► ack.after
     ─► waiting ─► ended ─► collect.file (per result file) ─► collect.half ─► answers.before ─► done.before ─► done.after ─► output.half
     ─► follow_up.appended; queued, narrowed, limit.noted: refused by a full queue; adopted: a job found in place of a lost acknowledgement
 """

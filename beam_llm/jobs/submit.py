@@ -17,9 +17,20 @@ import orjson
 
 from beam_llm.config import Settings
 from beam_llm.errors import Aborted, CallError, CannotTell, Failure, InputGone, Kind, NotCreated, QueueFull, Rejected
-from beam_llm.jobs.chain import read_json
+from beam_llm.jobs.clocks import SharedClock
 from beam_llm.jobs.collect import Ending
-from beam_llm.jobs.job import Standing, Where, backoff, deadline_seconds, folder, poll_interval, standing
+from beam_llm.jobs.documents import read_document, read_json
+from beam_llm.jobs.job import (
+    SHORTEST_PAUSE_SECONDS,
+    Standing,
+    Where,
+    backoff,
+    deadline_seconds,
+    folder,
+    poll_interval,
+    standing,
+    visible_seconds,
+)
 from beam_llm.jobs.leases import Leases
 from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
@@ -30,14 +41,21 @@ from beam_llm.jobs.steps import Waiting, translated
 from beam_llm.jobs.store import temporary_file
 from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store
 from beam_llm.task import Task
+from beam_llm.values import JobState
 
 _LOG = logging.getLogger(__name__)
 
+LONGEST_PAUSE_SECONDS = 400.0
+"""No pause between tries is longer, whatever a document by another machine's clock says."""
 LONG_WAIT_SECONDS = 600.0
 """After so long behind the provider's limit a job says so."""
 
 
 INPUT_GONE = "input gone"
+GIVEN_UP = ("not found", "doubt, resubmitted")
+"""Attempts closed for these reasons may have made a job all the same, which shows up later."""
+MOST_AGE_SECONDS = 30 * 86_400.0
+"""Of a job that is adopted; an older time is taken for a mistake."""
 
 
 class _Staged(NamedTuple):
@@ -52,18 +70,21 @@ class Submitter:
     """Submits jobs, under leases. What it knows beyond the ledger is only when to try again.
 
     Attributes:
-      counted: things worth counting that happened since someone last looked: `jobs_twice`.
+      counted: things worth counting that happened since someone last looked: `jobs_twice`, `jobs_in_doubt`, `jobs_resubmitted`.
     """
 
-    def __init__(self, settings: Settings, task: Task, store: Store, provider: BatchProvider, leases: Leases, clock: Clock):
+    def __init__(
+        self, settings: Settings, task: Task, store: Store, provider: BatchProvider, leases: Leases, clock: Clock, shared: SharedClock
+    ):
         self._settings, self._task, self._store, self._provider = settings, task, store, provider
-        self._leases, self._time = leases, clock.time
-        self._narrower = Narrower(settings, task, store, provider, clock)
+        self._leases, self._time, self._monotonic, self._shared = leases, clock.time, clock.monotonic, shared
+        self._narrower = Narrower(settings, task, store, provider, shared)
         self.counted: Counter[str] = Counter()
         self._queue: dict[int, float] = {}
         self._queued_since: dict[int, float] = {}
         self._tries: dict[int, int] = {}
         self._due: dict[int, float] = {}
+        self._doubts: dict[tuple[int, int], float] = {}
 
     def submit(self, intent: Intent, where: Standing, total: int) -> Waiting | Ending | None:
         """Goes on with an intent that has no acknowledgement, under its lease.
@@ -74,35 +95,37 @@ class Submitter:
         Raises:
           Aborted: no call can succeed, and `on_abort` is `raise`.
         """
-        number, now = intent.number, self._time()
-        if now < self._due.get(number, 0.0):
-            return Waiting(self._due[number], None, "queued" if number in self._queue else "doubt", None, total)
+        number = intent.number
+        pause = self._due.get(number, -math.inf) - self._monotonic()
+        if pause > SHORTEST_PAUSE_SECONDS:
+            return Waiting(self._time() + pause, None, "queued" if number in self._queue else "doubt", None, total)
         free_at = self._leases.hold(number)
         if free_at is not None:
+            now = self._time()
             return Waiting(max(min(free_at, now + self.pace(number)), now + 0.01), None, "leased", None, total)
         where = standing(self.names(number))  # what the last holder did before its lease ran out
         if where.where in (Where.DONE, Where.ACKED):
             return None
         if where.where is Where.DOUBT:
             return self._resolve(intent, where.attempt, total)
-        queued = self._queued_until(intent, where)
-        if queued is not None:
-            return Waiting(queued, None, "queued", None, total)
+        pause = self._queued_seconds(intent, where)
+        if pause > SHORTEST_PAUSE_SECONDS:
+            return Waiting(self._time() + pause, None, "queued", None, total)
         return self._create(intent, where, total)
 
-    def _queued_until(self, intent: Intent, where: Standing) -> float | None:
-        """When to try again, where the provider's queue was full. Only the first of the queue tries; the others wait behind it."""
-        number, now = intent.number, self._time()
+    def _queued_seconds(self, intent: Intent, where: Standing) -> float:
+        """How long to wait where the provider's queue was full. Only the first of the queue tries; the others wait behind it."""
+        number, now = intent.number, self._monotonic()
         if where.attempt and number not in self._queue:
-            closed = read_json(self._store, f"{folder(number)}closed-{where.attempt - 1:04d}") or {}
+            closed = self._closed(number, where.attempt - 1)
             if closed.get("reason") == "queue":
-                self._queue[number] = float(closed.get("retry_at", 0.0))
+                left = float(closed.get("retry_at", 0.0)) - self._shared.time()
+                self._queue[number] = now + min(max(left, 0.0), LONGEST_PAUSE_SECONDS)
         grace = 2 * self._longest_backoff()
         ahead = [at for other, at in self._queue.items() if other < number and now < at + grace]
         if ahead:
-            return max(min(ahead), now) + self.pace(number)
-        due = self._queue.get(number, 0.0)
-        return due if now < due else None
+            return max(min(ahead) - now, 0.0) + self.pace(number)
+        return self._queue.get(number, now) - now
 
     def _longest_backoff(self) -> float:
         return backoff(self._settings, 12, "") * 1.2
@@ -117,7 +140,7 @@ class Submitter:
         self._narrower.went_through(intent, intent.line_count if lines is None else lines)
 
     def make_room(self) -> None:
-        now = self._time()
+        now = self._monotonic()
         for number in self._queue:
             self._queue[number] = now
             self._due.pop(number, None)
@@ -134,7 +157,11 @@ class Submitter:
             if staged is None:
                 failure = Failure(Kind.TOO_LARGE, "no line of this job fits the provider's limits")
                 return Ending("empty", failure, False, {}, lines)
-            if not self._mark(intent, where.attempt, staged):
+            try:
+                may_send = self._mark(intent, where.attempt, staged)
+            except CallError as error:
+                return self._later(intent.number, error, "planned", total)
+            if not may_send:
                 return Waiting(self._time() + self.pace(intent.number), None, "leased", None, total)
             return self._send(intent, where.attempt, staged, total)
 
@@ -185,8 +212,13 @@ class Submitter:
         number = intent.number
         if self._leases.hold(number) is not None:
             return False
-        doc = {"format": 1, "at": self._time(), "owner": self._leases.owner, "lines": staged.lines, "file_id": staged.file_id}
-        if not self._store.create(f"{folder(number)}creating-{attempt:04d}", orjson.dumps(doc)):
+        late = self._late_acknowledgement(number)
+        if late is not None:
+            lines = self.lines_of(intent, late)
+            if self._claim(number, attempt, lines, late.staged, adopts=late.job_id):
+                self._acknowledge(intent, attempt, late, lines)
+            return False
+        if not self._claim(number, attempt, staged.lines, staged.file_id):
             return False
         reached("marked")
         if self._leases.is_mine(number):
@@ -195,19 +227,46 @@ class Submitter:
         self.close(number, attempt, "lease lost")
         return False
 
+    def _claim(self, number: int, attempt: int, lines: int, file_id: str | None, **facts: Any) -> bool:
+        """Makes an attempt this process's: only it may send its create. False where another has it."""
+        shared = self._shared.provider_time() is not None
+        doc = {"format": 1, "at": self._shared.time(), "shared": shared, "owner": self._leases.owner, "lines": lines, "file_id": file_id}
+        return self._store.create(f"{folder(number)}creating-{attempt:04d}", orjson.dumps({**doc, **facts}))
+
     def _send(self, intent: Intent, attempt: int, staged: _Staged, total: int) -> Waiting | Ending | None:
         name = f"{intent.fingerprint}-{attempt}"
         reached("create.before")
         try:
-            job = translated(lambda: self._provider.create(name, staged.file_id, staged.path))
+            try:
+                job = translated(lambda: self._provider.create(name, staged.file_id, staged.path))
+            finally:
+                reached("create.sent")
         except NotCreated as no:
             return self._not_created(intent, attempt, staged, no.reason, total)
         except CallError as error:
             _LOG.warning("job %d: create got no clear answer (%s); looking for it before anything else", intent.number, error.message)
+            self._count_doubt(intent.number, attempt)
             return Waiting(self._time() + self.pace(intent.number), None, "doubt", None, total)
         reached("create.after")
-        self._acknowledge(intent, attempt, job.job_id, staged.lines)
+        self._acknowledge(intent, attempt, job, staged.lines)
+        if self._closed(intent.number, attempt):
+            self._rejoin(intent, attempt, job, staged)
         return None
+
+    def _rejoin(self, intent: Intent, attempt: int, job: RemoteJob, staged: _Staged) -> None:
+        """While this process slept in its create, another gave the attempt up. The job is kept as the next attempt's where that one is
+        still free, and cancelled where it is not."""
+        number, following = intent.number, attempt + 1
+        while (closed := self._closed(number, following)) and closed.get("reason") in ("lease lost", "aborted"):
+            following += 1  # of these it is certain that they made no job
+        if self._claim(number, following, staged.lines, staged.file_id, adopts=job.job_id):
+            self._acknowledge(intent, following, job, staged.lines)
+            return
+        marker = read_document(self._store, f"{folder(number)}creating-{following:04d}")
+        if marker is not None and marker.get("adopts") == job.job_id:
+            return  # the other has seen the late acknowledgement
+        if self.settle_doubles(number, None, [job.job_id]):
+            _LOG.warning("job %d: another process has taken it over while this one was asleep in its create", number)
 
     def _not_staged(self, intent: Intent, error: CallError, total: int) -> Waiting | Ending | None:
         """Staging failed: nothing was created."""
@@ -221,8 +280,8 @@ class Submitter:
         tries = self._tries[number] = self._tries.get(number, 0) + 1
         pause = max(backoff(self._settings, tries - 1, f"{number}/{tries}"), min(error.retry_after_seconds or 0.0, 300.0))
         _LOG.info("job %d: %s; next try in %.1f s", number, error.message, pause)
-        self._due[number] = self._time() + pause
-        return Waiting(self._due[number], None, status, None, total)
+        self._due[number] = self._monotonic() + pause
+        return Waiting(self._time() + pause, None, status, None, total)
 
     def _not_created(self, intent: Intent, attempt: int, staged: _Staged, error: CallError, total: int) -> Waiting | Ending | None:
         """The provider has said no, for certain."""
@@ -251,14 +310,15 @@ class Submitter:
         number = intent.number
         refusal = self._narrower.refused(intent, error) if isinstance(error, QueueFull) else {}
         waiting = self._later(number, error, "queued", total)
-        self.close(number, attempt, "queue", retry_at=waiting.next_at, job_id=job_id, **refusal)
+        pause = self._due[number] - self._monotonic()
+        self.close(number, attempt, "queue", retry_at=self._shared.time() + pause, job_id=job_id, **refusal)
         reached("queued")
-        self._queue[number] = waiting.next_at
+        self._queue[number] = self._due[number]
         self._say_if_long(number, error)
         return waiting
 
     def _say_if_long(self, number: int, error: CallError) -> None:
-        now = self._time()
+        now = self._monotonic()
         waited = now - self._queued_since.setdefault(number, now)
         if waited >= LONG_WAIT_SECONDS:
             self._queued_since[number] = math.inf
@@ -267,7 +327,7 @@ class Submitter:
             )
 
     def close(self, number: int, attempt: int, reason: str, **facts: Any) -> None:
-        doc = {"format": 1, "reason": reason, "at": self._time(), **facts}
+        doc = {"format": 1, "reason": reason, "at": self._shared.time(), **facts}
         self._store.create(f"{folder(number)}closed-{attempt:04d}", orjson.dumps(doc))
 
     def _aborted(self, intent: Intent, error: Aborted) -> Ending:
@@ -275,53 +335,91 @@ class Submitter:
             raise error
         return Ending("aborted", Failure(Kind.ABORTED, error.message, 1), True, {})
 
-    def _acknowledge(self, intent: Intent, attempt: int, job_id: str, lines: int) -> None:
+    def _acknowledge(self, intent: Intent, attempt: int, job: RemoteJob, lines: int) -> None:
         number = intent.number
-        doc = {"format": 1, "job_id": job_id, "created_at": self._time(), "lines": lines}
+        doc = {"format": 1, "job_id": job.job_id, "created_at": self._created_at(job), "lines": lines}
         self._store.create(f"{folder(number)}created-{attempt:04d}", orjson.dumps(doc))
         reached("ack.after")
         self._tries.pop(number, None)
         self._due.pop(number, None)
 
+    def _created_at(self, job: RemoteJob) -> float:
+        """As the provider says, where that can be."""
+        now = self._shared.time()
+        return job.created_at if 0.0 <= now - job.created_at <= MOST_AGE_SECONDS else now
+
+    def _late_acknowledgement(self, number: int) -> RemoteJob | None:
+        """The job of an attempt that was given up before the process that had sent its create came back with the answer."""
+        for name in self.names(number):
+            word, _, attempt = name.partition("-")
+            if word == "created" and self._closed(number, int(attempt)).get("reason") in GIVEN_UP:
+                found = read_document(self._store, folder(number) + name)
+                job = None if found is None else translated(lambda: self._provider.look(found.text("job_id")))  # noqa: B023
+                if job is not None and job.state is not JobState.CANCELLED:
+                    return job
+        return None
+
+    def _count_doubt(self, number: int, attempt: int) -> float:
+        """Counts a create without a clear answer, once. Returns how long this process has known of it, in seconds."""
+        now = self._monotonic()
+        if (number, attempt) not in self._doubts:
+            self._doubts[number, attempt] = now
+            self.counted["jobs_in_doubt"] += 1
+        return now - self._doubts[number, attempt]
+
+    def _doubted_seconds(self, number: int, attempt: int, marker: Mapping[str, Any]) -> float:
+        """At least so long ago the create was sent, if it ever was."""
+        watched = self._count_doubt(number, attempt)
+        if not (marker.get("shared") and self._shared.provider_time() is not None):
+            return watched  # two machines' clocks: what can be compared is what was seen here
+        return max(watched, self._shared.time() - float(marker["at"]))
+
     def _resolve(self, intent: Intent, attempt: int, total: int) -> Waiting | Ending | None:
         """A create was sent, or may have been, and its answer is not known: look for the job among the provider's."""
-        number, now = intent.number, self._time()
-        marker = read_json(self._store, f"{folder(number)}creating-{attempt:04d}") or {}
-        since = float(marker.get("at", now))
+        number = intent.number
+        marker: Mapping[str, Any] = read_document(self._store, f"{folder(number)}creating-{attempt:04d}") or {}
         try:
             found = self.ours(intent)
         except CallError as error:
             if isinstance(error, Aborted) and self._settings.on_abort == "raise":
                 raise
             return self._in_doubt(intent, attempt, marker, error, total)
-        visible_at = since + self._settings.list_lag_seconds
-        if found and (now >= visible_at or any(job.name == f"{intent.fingerprint}-{attempt}" for job in found)):
+        left = visible_seconds(self._settings, self._provider.traits) - self._doubted_seconds(number, attempt, marker)
+        name, staged = f"{intent.fingerprint}-{attempt}", marker.get("file_id")
+        if found and (left <= 0 or any(job.name == name or (not job.name and job.staged == staged) for job in found)):
             self._adopt(intent, attempt, found)
             return None
-        if now < visible_at:
-            return Waiting(min(visible_at, now + self.pace(number)), None, "doubt", None, total)
-        self.close(number, attempt, "not found")
-        return Waiting(now, None, "planned", None, total)
+        if left > 0:
+            return Waiting(self._time() + min(left, self.pace(number)), None, "doubt", None, total)
+        if standing(self.names(number)).where is Where.DOUBT:  # else its process came back meanwhile
+            self.close(number, attempt, "not found")
+        return Waiting(self._time(), None, "planned", None, total)
 
     def ours(self, intent: Intent) -> list[RemoteJob]:
         """The provider's jobs of this intent, oldest first, without those that are known to have given nothing."""
-        number = intent.number
-        attempts = range(standing(self.names(number)).attempt + 1)
-        closed = {self._closed(number, attempt).get("job_id") for attempt in attempts}
-        markers = [read_json(self._store, f"{folder(number)}creating-{attempt:04d}") or {} for attempt in attempts]
-        since = min((float(doc["at"]) for doc in markers if "at" in doc), default=intent.created_at)
+        names = self.names(intent.number)
+        attempts = {name.partition("-")[2] for name in names if name.startswith("creating-")}
+        closed = {attempt: self._closed(intent.number, int(attempt)) for attempt in attempts}
+        given_up = self._given_up(intent.number)
+        without = {doc.get("job_id") for doc in closed.values()} | given_up
+        open_attempts = [attempt for attempt, doc in closed.items() if not doc or doc["reason"] in GIVEN_UP]
+        markers = [read_json(self._store, f"{folder(intent.number)}creating-{attempt}") or {} for attempt in sorted(open_attempts)]
+        since = min((float(doc["at"]) for doc in markers if doc), default=intent.created_at)
         found: dict[str, RemoteJob] = {}
-        for staged in {doc.get("file_id") for doc in markers if doc} or {None}:
+        for staged in {doc.get("file_id") for doc in markers} or {None}:
             for job in translated(lambda: self._provider.find(intent.fingerprint, staged, since)):  # noqa: B023 - called at once
-                if job.job_id not in closed:
+                if job.job_id not in without:
                     found[job.job_id] = job
+                elif job.job_id in given_up and not job.state.has_ended and not job.word.startswith("cancel"):
+                    self.cancel(job.job_id)
         return sorted(found.values(), key=lambda job: (job.created_at, job.job_id))
 
     def _adopt(self, intent: Intent, attempt: int, found: list[RemoteJob]) -> None:
         oldest, *younger = found
-        self.cancel_doubles(intent, oldest, younger)
+        if younger:
+            self.settle_doubles(intent.number, oldest.job_id, [job.job_id for job in younger])
         reached("adopted")
-        self._acknowledge(intent, attempt, oldest.job_id, self.lines_of(intent, oldest))
+        self._acknowledge(intent, attempt, oldest, self.lines_of(intent, oldest))
 
     def lines_of(self, intent: Intent, job: RemoteJob) -> int:
         """How many of the intent's lines one of its jobs was made with: an earlier attempt's may be more than the present one's."""
@@ -338,14 +436,30 @@ class Submitter:
             if doc is not None:
                 yield doc
 
-    def cancel_doubles(self, intent: Intent, kept: RemoteJob, others: list[RemoteJob]) -> None:
-        for job in others:
-            _LOG.warning("job %d exists twice at the provider: keeping %s, cancelling %s", intent.number, kept.job_id, job.job_id)
-            self.cancel(job.job_id)
-        if others:
-            doc = {"format": 1, "kept": kept.job_id, "cancelled": [job.job_id for job in others]}
-            if self._store.create(f"{folder(intent.number)}twice", orjson.dumps(doc)):
-                self.counted["jobs_twice"] += 1
+    def settle_doubles(self, number: int, kept: str | None, given_up: list[str]) -> bool:
+        """Cancels all but one of several jobs for one intent.
+
+        Args:
+          kept: None: the one that another process has made, whatever its id.
+
+        Returns:
+          False where it is written already that others stay; then nothing is cancelled.
+        """
+        doc = {"format": 1, "kept": kept, "cancelled": given_up}
+        if self._store.create(f"{folder(number)}twice", orjson.dumps(doc)):
+            self.counted["jobs_twice"] += 1
+        elif kept in self._given_up(number) or not set(given_up).isdisjoint({self._kept(number)}):
+            return False
+        for job_id in given_up:
+            _LOG.warning("job %d exists twice at the provider: keeping %s, cancelling %s", number, kept or "the other", job_id)
+            self.cancel(job_id)
+        return True
+
+    def _given_up(self, number: int) -> set[str]:
+        return set((read_json(self._store, f"{folder(number)}twice") or {}).get("cancelled", ()))
+
+    def _kept(self, number: int) -> str | None:
+        return (read_json(self._store, f"{folder(number)}twice") or {}).get("kept")
 
     def cancel(self, job_id: str) -> None:
         """As far as the provider lets it be cancelled."""
@@ -355,17 +469,18 @@ class Submitter:
             _LOG.warning("cancelling %s failed: %s", job_id, error.message)
 
     def _in_doubt(self, intent: Intent, attempt: int, marker: Mapping[str, Any], error: CallError, total: int) -> Waiting | Ending | None:
-        """The provider's jobs can't be listed. A clear refusal to list will not change; anything else may, until the deadline."""
-        since = float(marker.get("at", self._time()))
-        refused = isinstance(error, CannotTell | Rejected | Aborted)
-        patience = self._settings.list_lag_seconds if refused else deadline_seconds(self._settings, self._provider.traits.window_seconds)
-        if self._time() < since + patience:
-            return self._later(intent.number, error, "doubt", total)
+        """The job can't be looked for. Where the provider can't tell, that will not change; anything else may, until the deadline."""
+        number, traits = intent.number, self._provider.traits
+        settled = isinstance(error, CannotTell | Rejected | Aborted)
+        patience = visible_seconds(self._settings, traits) if settled else deadline_seconds(self._settings, traits.window_seconds)
+        if self._doubted_seconds(number, attempt, marker) < patience:
+            return self._later(number, error, "doubt", total)
         if self._settings.on_doubt == "resubmit":
-            self.close(intent.number, attempt, "doubt, resubmitted")
+            self.close(number, attempt, "doubt, resubmitted")
+            self.counted["jobs_resubmitted"] += 1
             return Waiting(self._time(), None, "planned", None, total)
-        failure = Failure(Kind.DOUBTFUL, f"a batch job may have been created, but can't be looked for: {error.message}", 1)
-        return Ending("doubtful", failure, True, {}, int(marker.get("lines", intent.line_count)))
+        message = f"a batch job may have been created, but can't be looked for: {error.message}"
+        return Ending("doubtful", Failure(Kind.DOUBTFUL, message, 1), True, {}, int(marker.get("lines", intent.line_count)))
 
     def names(self, number: int) -> list[str]:
         prefix = folder(number)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from beam_llm.errors import CannotTell, plural
 from beam_llm.protocols import RemoteJob
 
-SLACK_SECONDS = 86_400.0
+SLACK_SECONDS = 2 * 86_400.0
 """A job that is older than its marker by less may be ours: for two clocks of one provider, and for markers by a wrong clock."""
 
 

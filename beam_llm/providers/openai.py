@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
@@ -71,7 +72,7 @@ _log = logging.getLogger(__name__)
 
 TRAITS = BatchTraits(max_requests=50_000, max_bytes=190_000_000, window_seconds=86_400, create_seconds=120, recovery=Recovery.METADATA)
 """Source: OpenAI's batch guide, read 2026-11-22: 50,000 requests and 200 MB a file (kept below by 5 %), 24 h. Azure's are the same.
-A create is given up after a minute; what has then reached the server is given another."""
+A create is given up after a minute (`control_timeout_ms`); what has then reached the server is given another."""
 
 LIKE_TRAITS = dataclasses.replace(
     TRAITS,
@@ -317,6 +318,9 @@ _QUEUE_LIMIT = re.compile(r"limit(?: is| of|:)?\s+(\d[\d,._]*)\s+(?:enqueued\s+|
 _GONE_WORDS = ("not found", "no such", "does not exist", "was deleted", "expired")
 _SPENT_WORDS = ("model_not_found", "billing", "quota", "permission", "unauthorized", "access")
 
+TIME_SECONDS = 10.0
+"""For the question what time it is."""
+MOST_CLOCK_ERROR_SECONDS = 2 * 86_400.0
 HARMLESS_TRIES = 4
 PENDING_PAGES = 10
 MOST_WAIT_SECONDS = 60.0
@@ -325,12 +329,19 @@ MOST_WAIT_SECONDS = 60.0
 R = TypeVar("R")
 
 
+def _steady() -> float:
+    """Seconds that never go back, and that a suspended machine counts too where its system has such a clock."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
 class OpenAIBatches:
     """Remote jobs (a BatchProvider), blocking. Harmless verbs are tried four times; a create is tried once.
 
     Args:
       sleep: how waits between tries are spent.
-      clock: seconds that never go back, for the time that a verb and its tries may take.
+      clock: seconds that never go back, for the time that a verb and its tries may take, and for the server's time since it told it.
+      wall: this machine's time.
     """
 
     texts_are_json_strings = True
@@ -343,9 +354,14 @@ class OpenAIBatches:
         log_data: bool = False,
         bounds: Bounds = _DEFAULT_BOUNDS,
         sleep: Callable[[float], None] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = _steady,
+        wall: Callable[[], float] = time.time,
     ):
-        self.traits = TRAITS if place.at_openai else LIKE_TRAITS
+        traits = TRAITS if place.at_openai else LIKE_TRAITS
+        self.traits = dataclasses.replace(traits, create_seconds=2 * bounds.control_seconds)
+        self._ahead: float | None = None
+        self._has_asked_time = False
+        self._wall = wall
         self._place = place
         self._key = key
         self._log_data = log_data
@@ -500,8 +516,21 @@ class OpenAIBatches:
             self._harmless(lambda seconds: self._call("POST", path, seconds, missing=UnknownJob), final=(409,))
 
     def now(self) -> float | None:
-        """Not known yet."""
-        return None
+        """By the `Date` of the first answer and the seconds since; where there was none yet, the server is asked for one, once."""
+        if self._ahead is None and not self._has_asked_time:
+            self._has_asked_time = True
+            with suppress(CallError):
+                self._call("GET", "/models", TIME_SECONDS)
+        return None if self._ahead is None else self._clock() + self._ahead
+
+    def _note_time(self, date: str | None) -> None:
+        """One that is days off this machine's is not believed: it would end every wait."""
+        try:
+            told = parsedate_to_datetime(date or "").timestamp()
+        except (ValueError, TypeError, OverflowError):
+            return
+        if self._ahead is None and abs(told - self._wall()) <= MOST_CLOCK_ERROR_SECONDS:
+            self._ahead = told - self._clock()
 
     # -- calls
 
@@ -574,6 +603,7 @@ class OpenAIBatches:
             if into is None:
                 raise unreadable(f"the answer is larger than {most:,} bytes (max_reply_bytes)") from None
             raise Rejected(Kind.TOO_LARGE, f"the result file is larger than {most:,} bytes (max_file_bytes)") from None
+        self._note_time(answer.headers.get("date"))
         if answer.status >= 300:
             raise error_of(answer.status, answer.headers, answer.body, **self._context._asdict(), missing=missing)
         return answer

@@ -24,8 +24,8 @@ from aiohttp import web
 
 from beam_llm.testing.billing import Billing
 from beam_llm.testing.chat import Chat
-from beam_llm.testing.connection import after_work, before_work
-from beam_llm.testing.faults import Fault, FaultScript
+from beam_llm.testing.connection import after_work, before_work, drop
+from beam_llm.testing.faults import Fault, FaultScript, chance
 from beam_llm.testing.files import Files, page
 from beam_llm.testing.options import EmulatorOptions
 from beam_llm.testing.store import read_json, write_json
@@ -47,6 +47,7 @@ class Batches:
         self.script = FaultScript()
         self.files = Files(options, folder / "files", lambda operation: self.script.strike(operation))
         self._options = options
+        self._time = options.clock
         self._folder = folder / "batches"
         self._folder.mkdir(exist_ok=True)
         self._chat = chat
@@ -113,6 +114,7 @@ class Batches:
         faults = self.script.strike("create", (raw.decode("utf-8", "replace"),))
         if (refused := await before_work(request, [fault for fault in faults if fault.kind not in ("slow", "hang")])) is not None:
             return refused
+        late = next((fault.seconds for fault in faults if fault.kind == "create_late"), None)
         try:
             body = orjson.loads(raw)
         except orjson.JSONDecodeError:
@@ -124,8 +126,10 @@ class Batches:
                 error = WireError(429, token_limit(checked.model, self._options.enqueued_token_limit), "tokens", "token_limit_exceeded")
         if error is not None:
             return error.response()
-        job = self._new_job(body)
+        job = self._new_job(body, late or 0.0)
         self._start(job)
+        if late is not None:  # the client has long given up when it is made
+            return drop(request)
         # A slow create has created: what the client's timeout loses is the answer.
         await before_work(request, [fault for fault in faults if fault.kind in ("slow", "hang")])
         return after_work(request, faults) or json_response(self._shown(job))
@@ -153,11 +157,12 @@ class Batches:
             return WireError(400, "The input file's purpose must be 'batch'.", param="input_file_id", code="invalid_request")
         return _check_metadata(body.get("metadata"))
 
-    def _new_job(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _new_job(self, body: dict[str, Any], late_seconds: float = 0.0) -> dict[str, Any]:
         job_id = f"batch_{uuid.uuid4().hex[:24]}"
         first_line = _first_line(self.files.path(body["input_file_id"]))
         job: dict[str, Any] = {
-            "id": job_id, "number": next(self._numbers), "created": time.time(), "status": "validating", "endpoint": body["endpoint"],
+            "id": job_id, "number": next(self._numbers), "created": self._time() + late_seconds, "status": "validating",
+            "endpoint": body["endpoint"],
             "input_file_id": body["input_file_id"], "metadata": body.get("metadata"), "model": None, "total": 0, "tokens": 0,
             "errors": None,
             "result": None, "output_file_id": None, "error_file_id": None, "stamps": {},
@@ -170,16 +175,23 @@ class Batches:
     async def _list(self, request: web.BaseRequest) -> web.StreamResponse:
         if (refused := await before_work(request, self.script.strike("list"))) is not None:
             return refused
-        now = time.time()
-        visible = [job for job in reversed(self._jobs.values()) if not _hidden(job, "list_lag", now)]
-        return page(visible, request.query.get("after"), request.query.get("limit"), 20, 100, self._shown)
+        after, limit = request.query.get("after"), request.query.get("limit")
+        now = self._time()
+        visible = [job for job in reversed(self._jobs.values()) if now >= job["created"] and not _hidden(job, "list_lag", now)]
+        if not self._options.list_ends and (after is not None or not visible):
+            return json_response(_older_page(after or "", now))
+        if self._options.list_order == "oldest":
+            visible.reverse()
+        elif self._options.list_order == "shuffled":
+            visible.sort(key=lambda job: chance(self._options.seed, job["number"]))
+        return page(visible, after, limit, 20, 100, self._shown, page_size=self._options.list_page, ends=self._options.list_ends)
 
     async def _retrieve(self, request: web.BaseRequest, batch_id: str) -> web.StreamResponse:
         faults = self.script.strike("retrieve", (batch_id,))
         if (refused := await before_work(request, faults)) is not None:
             return refused
         job = self._jobs.get(batch_id)
-        if job is None or _hidden(job, "retrieve_missing", time.time()):
+        if job is None or _hidden(job, "retrieve_missing", self._time()):
             return _no_batch(batch_id).response()
         return after_work(request, faults) or json_response(self._shown(job))
 
@@ -257,15 +269,19 @@ class Batches:
         if job["result"] is None:
             self._take_in(job, await self._in_worker(self._answer, job, job["done_at_cancel"], False))
             self._save(job)
-        await asyncio.sleep(max(0.0, job["stamps"]["cancelling_at"] + self._options.cancel_seconds - time.time()))
+        await asyncio.sleep(max(0.0, job["stamps"]["cancelling_at"] + self._options.cancel_seconds - self._time()))
         self._move(job, "cancelled")
 
     async def _cancelled_by(self, job: dict[str, Any], end: float) -> bool:
         """Sleeps until `end`; True at once where the job is cancelled before."""
-        try:
-            await asyncio.wait_for(self._cancels[job["id"]].wait(), max(0.0, end - time.time()))
-        except TimeoutError:
-            return False
+        event = self._cancels[job["id"]]
+        while not event.is_set():
+            left = end - self._time()
+            try:
+                await asyncio.wait_for(event.wait(), max(0.0, left if self._time is time.time else min(left, 0.01)))
+            except TimeoutError:
+                if left <= 0.0 or self._time is time.time:
+                    return False
         return True
 
     async def _in_worker(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -325,12 +341,12 @@ class Batches:
             return int(job["result"]["completed"] + job["result"]["failed"])
         if "in_progress_at" not in job["stamps"]:
             return 0
-        spent = time.time() - job["stamps"]["in_progress_at"]
+        spent = self._time() - job["stamps"]["in_progress_at"]
         return min(int(job["total"]), int(job["total"] * spent / max(self._options.stages[1], 1e-6)))
 
     def _move(self, job: dict[str, Any], status: str) -> None:
         job["status"] = status
-        job["stamps"].setdefault(f"{status}_at", time.time())
+        job["stamps"].setdefault(f"{status}_at", self._time())
         self._save(job)
 
     def _save(self, job: dict[str, Any]) -> None:
@@ -347,7 +363,7 @@ class Batches:
             "endpoint": job["endpoint"],
             "model": job["model"],
             "errors": {"object": "list", "data": job["errors"]} if job["errors"] else None,
-            "input_file_id": job["input_file_id"],
+            "input_file_id": job["input_file_id"] if self._options.inputs_shown else None,
             "completion_window": "24h",
             "status": status,
             "output_file_id": job["output_file_id"] if over else None,
@@ -357,7 +373,7 @@ class Batches:
             **{name: int(job["stamps"][name]) if name in job["stamps"] else None for name in _STAMPS},
             "request_counts": self._counts(job),
             "usage": _usage(job["result"]) if over else None,
-            "metadata": job["metadata"],
+            "metadata": job["metadata"] if self._options.names_kept else None,
         }
 
     def _counts(self, job: dict[str, Any]) -> dict[str, int | None]:
@@ -412,6 +428,13 @@ def _scripted_errors(job: dict[str, Any], checked: Checked) -> list[dict[str, An
 
 def _token_limit_error(model: str | None, limit: int | None) -> dict[str, Any]:
     return {"code": "token_limit_exceeded", "message": token_limit(model, limit), "param": None, "line": None}
+
+
+def _older_page(after: str, now: float) -> dict[str, Any]:
+    """A page of a list without end: one job of others, older than that of the page before."""
+    depth = int(after.rpartition("_")[2]) + 1 if after.startswith("batch_older_") else 1
+    older = {"id": f"batch_older_{depth}", "object": "batch", "status": "completed", "created_at": int(now) - depth, "metadata": None}
+    return {"object": "list", "data": [older], "first_id": older["id"], "last_id": older["id"], "has_more": True}
 
 
 def _no_batch(batch_id: str) -> WireError:

@@ -64,6 +64,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "upload_cut": ("upload",),
     "content_cut": ("content",),
     "create_lost": ("create",),
+    "create_late": ("create",),
     "token_limit_at_create": ("create",),
     "validation": ("job",),
     "token_limit": ("job",),
@@ -98,7 +99,8 @@ class Fault:
       status: HTTP status, where the kind leaves a choice (`server_error`: 500, 502, 503, 529; `rate_limit` on create: 409).
       code, message: of the error body, in place of the usual ones; for `status_word` the word is `message`.
       retry_after: seconds; None sends no such header.
-      seconds: how long: `slow`, `hang`, `list_lag`, `retrieve_missing`; `status_word` and `stuck` (0: for ever).
+      seconds: how long: `slow`, `hang`, `list_lag`, `retrieve_missing`; `create_late`: the connection breaks, and the job is made so
+        much later; `status_word` and `stuck` (0: for ever).
       lines: 1-based line numbers a `validation` fault complains about.
       done: of an expired job, how many lines were done: a number, or a share below 1.
     """

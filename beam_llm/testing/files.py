@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +41,10 @@ class Files:
         return self._folder / f"{file_id}.bin"
 
     def get(self, file_id: str) -> dict[str, Any] | None:
-        return self._files.get(file_id)
+        meta, seconds = self._files.get(file_id), self._options.file_seconds
+        if meta is not None and meta["purpose"] == "batch" and seconds is not None and self._options.clock() >= meta["made_at"] + seconds:
+            return None
+        return meta
 
     def part_path(self, name: str) -> Path:
         """Where a body is written aside."""
@@ -53,8 +55,8 @@ class Files:
         size = part.stat().st_size
         os.replace(part, self.path(file_id))
         meta = {
-            "id": file_id, "object": "file", "bytes": size, "created_at": int(time.time()), "filename": filename,
-            "purpose": purpose, "status": "processed", "made_at": time.time(),
+            "id": file_id, "object": "file", "bytes": size, "created_at": int(self._options.clock()), "filename": filename,
+            "purpose": purpose, "status": "processed", "made_at": self._options.clock(),
         }  # fmt: skip
         write_json(self._folder / f"{file_id}.json", meta)
         self._files[file_id] = meta
@@ -184,15 +186,29 @@ def no_file(file_id: str) -> WireError:
 
 
 def page(
-    items: list[dict[str, Any]], after: str | None, limit: str | None, default: int, most: int, show: Callable[[dict[str, Any]], Any]
+    items: list[dict[str, Any]],
+    after: str | None,
+    limit: str | None,
+    default: int,
+    most: int,
+    show: Callable[[dict[str, Any]], Any],
+    *,
+    page_size: int | None = None,
+    ends: bool = True,
 ) -> web.Response:
-    """One page of a list, OpenAI's cursor style."""
+    """One page of a list, OpenAI's cursor style.
+
+    Args:
+      page_size: no page is larger, whatever is asked for.
+      ends: False: there is always a further page.
+    """
     try:
         size = int(limit) if limit is not None else default
     except ValueError:
         size = 0
     if not 1 <= size <= most:
         return WireError(400, f"Invalid 'limit': expected an integer between 1 and {most}.", param="limit").response()
+    size = min(size, page_size or size)
     start = 0
     if after is not None:
         places = [place for place, item in enumerate(items) if item["id"] == after]
@@ -206,6 +222,6 @@ def page(
             "data": [show(item) for item in chosen],
             "first_id": chosen[0]["id"] if chosen else None,
             "last_id": chosen[-1]["id"] if chosen else None,
-            "has_more": start + size < len(items),
+            "has_more": start + size < len(items) or not ends,
         }
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from beam_llm.testing.faults import Fault
@@ -25,6 +27,13 @@ class EmulatorOptions:
       billing: `texts`, `digests` or `off`: how records are kept in the book.
       keep_requests: how many of the last live bodies `Emulator.requests` holds.
       seed: of faults and of the order of result files.
+      clock: what time it is here: `created_at`, the `Date` of answers, and how late a job is listed. Work takes real time all the same.
+      names_kept: whether jobs are shown with their metadata; some servers of the dialect drop it.
+      inputs_shown: whether jobs are shown with their `input_file_id`.
+      list_order: `newest`, `oldest` or `shuffled`.
+      list_page: most jobs on a page.
+      list_ends: False: every page promises a further one, and there is one, of jobs that are older and older.
+      file_seconds: how long an uploaded file is kept; None: for ever.
     """
 
     faults: tuple[Fault, ...] = ()
@@ -45,6 +54,13 @@ class EmulatorOptions:
     billing: str = "texts"
     keep_requests: int = 200
     seed: int = 0
+    clock: Callable[[], float] = time.time
+    names_kept: bool = True
+    inputs_shown: bool = True
+    list_order: str = "newest"
+    list_page: int = 100
+    list_ends: bool = True
+    file_seconds: float | None = None
 
     @property
     def stages(self) -> tuple[float, float, float]:

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Sequence
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,16 @@ class Service:
             return await self._complete(request, deployment)
         if path == "/models" and request.method == "GET":
             names = self.options.models or ("gpt-4.1-mini", "gpt-4.1", "gpt-4o-mini")
-            return json_response(
-                {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "emulator"} for name in names]}
-            )
+            models = [{"id": name, "object": "model", "created": 0, "owned_by": "emulator"} for name in names]
+            return self._dated(json_response({"object": "list", "data": models}))
         answer = await self.batches.handle(request, path)
-        return answer if answer is not None else unknown_route(request.method, request.path).response()
+        return self._dated(answer if answer is not None else unknown_route(request.method, request.path).response())
+
+    def _dated(self, answer: web.StreamResponse) -> web.StreamResponse:
+        """With the time it is here; the server would take the machine's."""
+        if not answer.prepared:
+            answer.headers["Date"] = formatdate(self.options.clock(), usegmt=True)
+        return answer
 
     def _check_key(self, request: web.BaseRequest) -> web.Response | None:
         if self.options.keys == ():
