@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import inspect
 import logging
 import os
 import random
@@ -160,7 +161,8 @@ class Engine:
 
     Args:
       connect: makes the provider; called on the loop, at the first call.
-      cost: price of a reply's usage in dollars, None where unknown; called with `service_tier=` where the reply names one of its own.
+      cost: price of a reply's usage in dollars, None where unknown; if it takes a `service_tier`, it is given the
+        one that a reply names.
       prepare: gets ready what `cost` needs, if that takes long: called once, in a thread, while the first request is on its way.
       endpoint: shared by `borrow_engine`; None for one of its own.
       task: the settings' task, None to build it.
@@ -186,6 +188,7 @@ class Engine:
         self._guard = self.endpoint.guard(self._task.fingerprint)
         self._storing = storing
         self._cost = cost
+        self._prices_tiers = "service_tier" in inspect.signature(cost).parameters
         self._prepare = prepare
         self._preparing: asyncio.Future[None] | None = None
         self._rng = rng or random.Random()
@@ -352,7 +355,8 @@ class Engine:
 
     def _priced(self, usage: Usage, service_tier: str | None) -> float | None:
         try:
-            return self._cost(usage, service_tier=service_tier) if service_tier in TIERS else self._cost(usage)
+            by_tier = service_tier in TIERS and self._prices_tiers
+            return self._cost(usage, service_tier=service_tier) if by_tier else self._cost(usage)
         except Exception as error:
             _logger.warning("the price of a reply is unknown: %s", _where(error))
             return None
