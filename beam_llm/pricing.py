@@ -82,6 +82,25 @@ class Prices:
         return uncached * rates.input + usage.cached_tokens * rates.cached + usage.output_tokens * rates.output
 
 
+_WINDOWS = {
+    "gpt-4.1": 1_000_000,
+    "gpt-4.1-mini": 1_000_000,
+    "gpt-4.1-nano": 1_000_000,
+    "gpt-4o": 128_000,
+    "gpt-4o-mini": 128_000,
+    "gpt-5": 400_000,
+    "gpt-5-mini": 400_000,
+    "gpt-5-nano": 400_000,
+}
+"""Windows of the most used models, as the price table has them: prompts can be formed before that is read (a third of a second)."""
+
+
+def window_of(settings: Settings) -> int | None:
+    """`Prices.of(settings).context_window`, for the most used models without reading the price table."""
+    usual = _WINDOWS.get(settings.model_name) if settings.provider == "openai" else None
+    return settings.context_window or usual or Prices.of(settings).context_window
+
+
 class LaterPrices:
     """`Prices.of(settings)`, made when first asked for: the table takes a third of a second to read, and the first reply is time enough.
 

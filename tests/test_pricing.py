@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
+from beam_llm import pricing
 from beam_llm.config import settings
 from beam_llm.errors import UsageError
-from beam_llm.pricing import LaterPrices, Prices
+from beam_llm.pricing import LaterPrices, Prices, window_of
 from beam_llm.values import Usage
 
 YOURS = {"input": 2.0, "output": 8.0, "cached": 0.5}
@@ -127,6 +128,37 @@ def test_wrong_prices_are_named_with_the_way_to_write_them(prices, word):
 def test_windows_are_published_and_yours_wins():
     assert Prices.of(settings("openai:gpt-4o-mini")).context_window == 128_000
     assert Prices.of(settings("openai:gpt-4o-mini", context_window=9_000)).context_window == 9_000
+
+
+@pytest.mark.parametrize("model", pricing._WINDOWS)
+def test_windows_known_without_the_price_table_are_those_in_it(model):
+    known = settings(f"openai:{model}")
+    assert window_of(known) == Prices.of(known).context_window
+
+
+def test_a_window_of_your_own_goes_before_a_known_one():
+    assert window_of(settings("openai:gpt-4o-mini", context_window=9_000)) == 9_000
+
+
+def test_windows_of_other_models_are_looked_up():
+    assert window_of(settings("openai:gpt-5.4")) == Prices.of(settings("openai:gpt-5.4")).context_window
+    assert window_of(settings("openai:no-such-model")) is None
+
+
+def test_prompts_of_a_usual_model_are_formed_before_the_price_table_is_read():
+    code = """
+import sys
+from beam_llm.config import settings
+from beam_llm.transforms.calls import AskTheModel, Former
+known = settings("openai:gpt-4.1-mini", batch_size=5, api_key="none", base_url="http://127.0.0.1:9/v1")
+Former(known)
+step = AskTheModel(known)
+step.setup()
+print("genai_prices" in sys.modules)
+step.teardown()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["False"]
 
 
 def test_the_price_table_is_not_read_by_an_import():

@@ -17,7 +17,7 @@ from beam_llm.batching import RECORD_OVERHEAD_TOKENS, Batcher, caps_of
 from beam_llm.calls import Asked, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, PromptError
-from beam_llm.pricing import LaterPrices, Prices
+from beam_llm.pricing import LaterPrices, window_of
 from beam_llm.providers import connect
 from beam_llm.task import Task
 from beam_llm.tokens import SampledTokens, estimate_tokens, rough_tokens
@@ -52,7 +52,7 @@ class Former:
 
     def __init__(self, settings: Settings, *, for_jobs: bool = False):
         self.task = Task(settings)
-        self.caps = caps_of(settings, self.task.shared_tokens, Prices.of(settings).context_window)
+        self.caps = caps_of(settings, self.task.shared_tokens, window_of(settings))
         self._batcher: Batcher[WindowedValue] = Batcher(self.caps, settings.model_name)
         # As many bytes as this, and the most records of a prompt together can't pass its limit in tokens.
         share = self.caps.tokens // self.caps.records // max(self.task.texts, 1) - 4 * RECORD_OVERHEAD_TOKENS
