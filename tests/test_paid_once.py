@@ -309,3 +309,46 @@ def test_an_input_that_is_gone_again_and_again_ends_with_the_providers_words(sit
     found = here.run()
     assert kinds(found) == {Kind.REJECTED}
     assert "no such file" in str(found[TEXTS[0]][0].failure)
+
+
+def test_an_input_that_is_gone_when_the_taken_job_is_validated_is_staged_anew(site: Any) -> None:
+    here = site(batch_seconds=(40.0, 0.0, 0.0))
+
+    def watch(point: str) -> None:
+        if point == "ack.after":
+            points.watch = None
+            (job,) = here.emulator.jobs
+            OpenAIBatches(Place.of(here.settings()), "any-key").delete_file(job["input_file_id"])
+
+    points.watch = watch
+    assert good(here.run())
+    assert [job["status"] for job in here.emulator.jobs] == ["failed", "completed"]
+    assert here.paid == ONCE
+
+
+# Without a time that all agree on
+
+
+@pytest.mark.parametrize("off_seconds", [-9 * DAY, 9 * DAY])
+def test_where_the_providers_time_can_not_be_believed_a_doubt_is_watched_for_as_long_as_it_may_last(site: Any, off_seconds: float) -> None:
+    here = site(Fault("create_late", seconds=80.0, times=1), Fault("list_lag", seconds=50.0))
+    points.watch = killing("create.sent")
+    with pytest.raises(Killed):
+        here.run(-off_seconds)
+    points.watch = None
+    assert good(here.run(off_seconds))
+    assert len(here.emulator.jobs) == 1
+    assert here.paid == ONCE
+
+
+def test_a_lease_of_a_machine_that_is_days_off_is_watched_before_it_is_taken_over(site: Any) -> None:
+    here = site()
+    past, future = Machine(here.clock, -9 * DAY), Machine(here.clock, 9 * DAY)
+    first, second = here.driver(past)._leases, here.driver(future)._leases
+    assert first.hold(1) is None
+    for seconds in (0, 60, 55):
+        here.clock.now += seconds
+        assert second.hold(1) is not None
+    here.clock.now += 6
+    assert second.hold(1) is None
+    assert not first.is_mine(1)

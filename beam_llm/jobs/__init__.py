@@ -4,6 +4,7 @@ store.py      named objects, local or gs://          columns.py    binary column
 parts.py      the records of a bundle                manifest.py   which records, where they lie
 ledger.py     the log of intents, what is known      planner.py    known or new, which line, which job
 job.py        states and legal moves of one job      leases.py     who may submit it
+documents.py  small documents, checked               clocks.py     the time that machines agree on
 driver.py     step: go on from what the ledger says  submit.py     from an intent to a remote job, and every doubt
 stage.py      the input file                         collect.py    result files → outcomes (outcomes.py)
 chain.py      job ─► follow-up ─► live calls         live.py       those calls; emit.py: back to this run's elements
