@@ -17,7 +17,7 @@ from pydantic import BaseModel, field_validator
 
 from beam_llm.config import Settings
 from beam_llm.errors import Kind, Rejected, Retryable
-from beam_llm.jobs import collect, points
+from beam_llm.jobs import points
 from beam_llm.protocols import LineEnd, LineReply, RemoteJob
 from beam_llm.providers.openai import OpenAIBatches, Place, remote_job
 from beam_llm.testing.fake_batches import FakeBatches, FakeClock
@@ -203,18 +203,17 @@ def test_a_validator_that_raises_anything_ends_its_own_record(tmp_path: Path) ->
         world.restart()
 
 
-def test_a_line_that_is_too_long_is_its_records_error_and_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "MOST_LINE_BYTES", 2_000)
-    world = odd_world(str(tmp_path))
-    world.fake.spoil_line = lambda line: spoiled(line, ("id",), b'"' + b"x" * 9_000 + b'"')
+def test_a_line_that_is_too_long_is_its_records_error_and_is_not_asked_again(tmp_path: Path) -> None:
+    world = odd_world(str(tmp_path), max_reply_bytes=20_000)
+    world.fake.spoil_line = lambda line: spoiled(line, ("id",), b'"' + b"x" * 90_000 + b'"')
     found = world.run(TEXTS)
     everybody_came_out(found)
-    world.fake.spoil_line = lambda line: orjson.dumps({"custom_id": line["custom_id"], "x": "y" * 9_000})
-    other = odd_world(str(tmp_path / "other"))
+    world.fake.spoil_line = lambda line: orjson.dumps({"custom_id": line["custom_id"], "x": "y" * 90_000})
+    other = odd_world(str(tmp_path / "other"), max_reply_bytes=20_000)
     other.fake.spoil_line = world.fake.spoil_line
     (outcome,) = other.run(TEXTS)[ODD]
     assert outcome.failure is not None
-    assert (outcome.failure.kind, "longer than 2,000 bytes" in outcome.failure.message) == (Kind.UNREADABLE, True)
+    assert (outcome.failure.kind, "larger than 20,000 bytes" in outcome.failure.message) == (Kind.UNREADABLE, True)
     assert other.fake.calls["create"] == 1
 
 

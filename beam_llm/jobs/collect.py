@@ -36,8 +36,6 @@ from beam_llm.values import Completion, Finish, Outcome, Usage
 Cost = Callable[[Usage, bool], float | None]
 
 _READ_BYTES = 1 << 20
-MOST_LINE_BYTES = 64_000_000
-"""Of one line of a result file that is taken into memory."""
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([A-Za-z0-9_-]{1,64})"')
 """Inside of a JSON string the quotes have backslashes, so this is found where it is a field, and nowhere else."""
 _FINAL_ALONE = frozenset({Kind.REFUSED, Kind.REJECTED, Kind.TOO_LARGE})
@@ -89,6 +87,7 @@ class Collected:
         self._manifest, self._task, self._provider, self._ending, self._earlier = manifest, task, provider, ending, earlier
         # Replies are much alike: labels and numbers are few, and so are the tokens they take.
         self._cost = functools.lru_cache(1024)(lambda usage: cost(usage, True))
+        self._most_bytes = task.settings.max_reply_bytes
         self._plain_answer = functools.lru_cache(1024)(task.plain_answer)
         self._plainly = task.answers_plainly and earlier.is_empty
         assert manifest.line_starts is not None
@@ -123,7 +122,7 @@ class Collected:
         Whatever stands in a line is the trouble of its own records: nothing raises but the ledger and the disk.
         """
         cut, lines = False, 0
-        for line in result_lines(path):
+        for line in result_lines(path, self._most_bytes):
             if line.isspace():
                 continue
             try:
@@ -144,13 +143,13 @@ class Collected:
     def _take_unreadable(self, line: bytes, error: Exception) -> bool:
         """A line that is no reply: its records' error, where it can be seen whose it is. Returns whether it was cut."""
         self.facts["unreadable_lines"] += 1
-        is_long = len(line) >= MOST_LINE_BYTES
+        is_long = len(line) >= self._most_bytes
         if not is_long and not line.endswith(b"\n"):
             return True
         found = _CUSTOM_ID.search(line)
         number = self._line_of.get(found[1].decode()) if found else None
         if number is not None:
-            self._take(number, LineReply.failed("", _unreadable_line(line, error, is_long)))
+            self._take(number, LineReply.failed("", _unreadable_line(line, error, self._most_bytes)))
         return False
 
     def _take(self, line: int, reply: LineReply) -> None:
@@ -259,18 +258,18 @@ class Collected:
         self.outcomes.put(position, self._earlier.added(self._manifest, position, outcome))
 
 
-def result_lines(path: str) -> Iterator[bytes]:
+def result_lines(path: str, most_bytes: int) -> Iterator[bytes]:
     """The lines of a result file, which end at b"\\n" and nowhere else; of one that is too long only the beginning."""
     with open(path, "rb", buffering=_READ_BYTES) as file:
-        for line in iter(functools.partial(file.readline, MOST_LINE_BYTES), b""):
+        for line in iter(functools.partial(file.readline, most_bytes), b""):
             yield line
-            while len(line) == MOST_LINE_BYTES and not line.endswith(b"\n"):
-                line = file.readline(MOST_LINE_BYTES)
+            while len(line) == most_bytes and not line.endswith(b"\n"):
+                line = file.readline(most_bytes)
 
 
-def _unreadable_line(line: bytes, error: Exception, is_long: bool) -> CallError:
-    if is_long:  # another would be as long
-        return Rejected(Kind.UNREADABLE, f"its result line is longer than {MOST_LINE_BYTES:,} bytes, so that it was not read")
+def _unreadable_line(line: bytes, error: Exception, most_bytes: int) -> CallError:
+    if len(line) >= most_bytes:  # another would be as long
+        return Rejected(Kind.UNREADABLE, f"its result line is larger than {most_bytes:,} bytes (max_reply_bytes): it was not read")
     return Retryable(Kind.UNREADABLE, f"its result line of {len(line):,} bytes can't be read ({type(error).__name__})")
 
 
