@@ -458,13 +458,70 @@ def test_a_doubt_ends_when_the_answers_are_there_after_all(world: World, what: s
     assert world.fake.calls["create"] == 1
 
 
-def test_a_404_that_lasts_is_loss_and_its_records_are_followed_up(world: World) -> None:
+@pytest.mark.parametrize(("on_doubt", "creates", "ends"), [("record", 1, {Kind.DOUBTFUL}), ("resubmit", 2, set())])
+def test_a_job_that_its_provider_denies_for_long_is_doubtful_and_asked_again_only_where_the_user_says_so(
+    world: World, on_doubt: str, creates: int, ends: set[str]
+) -> None:
     refs = world.plan(TEXTS)
-    driver = world.driver()
+    driver = world.driver(on_doubt=on_doubt)
     driver.step(refs[0])
-    world.fake.jobs.clear()
-    assert not wrong(gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None)), TEXTS)
-    assert world.fake.calls["create"] == 2
+    hidden, world.fake.jobs = world.fake.jobs, []
+    assert kinds(gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None))) == ends
+    assert world.fake.calls["create"] == creates
+    if on_doubt == "record":
+        world.fake.jobs = hidden
+        world.restart()
+        assert not wrong(world.run(TEXTS), TEXTS)
+        assert not billed_twice(world)
+
+
+LATE: dict[str, Callable[[World, bool], None]] = {
+    "denied": lambda world, late: setattr(world.fake, "denies_files", late),
+    "not named by the job": lambda world, late: setattr(world.fake, "hides_files", late),
+    "short": lambda world, late: setattr(world.fake, "shows_lines", 3 if late else None),
+    "cut in its last line": lambda world, late: setattr(world.fake, "cuts_bytes", 5 if late else 0),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_results_that_come_hours_late_are_waited_for_and_not_asked_again(world: World, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    LATE[name](world, True)
+    refs = world.plan(TEXTS)
+    comes_at = world.clock.now + 9_000
+
+    def sleep(seconds: float) -> None:
+        world.clock.sleep(max(seconds, 30.0))
+        if world.clock.now >= comes_at:
+            LATE[name](world, False)
+
+    seen: set[str] = set()
+    steps = driven(world.driver(), refs, sleep, lambda waiting: seen.update(looked.status for _, looked in waiting))
+    found = gathered(steps)
+    assert not wrong(found, TEXTS)
+    assert not kinds(found)
+    assert (world.fake.calls["create"], world.asked, "results late" in seen) == (1, [], True)
+    assert caplog.text.count("its results can't be read") == 1
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_results_that_never_come_are_doubtful_at_the_deadline_whatever_came_is_kept_and_a_later_run_gets_the_rest(
+    world: World, name: str
+) -> None:
+    LATE[name](world, True)
+    found = world.run(TEXTS, job_deadline_hours=0.5)
+    assert kinds(found) == {Kind.DOUBTFUL}
+    answered = [text for text, (outcome,) in found.items() if outcome.failure is None]
+    assert len(answered) == {"short": 3, "cut in its last line": 19}.get(name, 0)
+    assert (world.fake.calls["create"], world.asked) == (1, [])
+    LATE[name](world, False)
+    world.restart()
+    assert not wrong(world.run(TEXTS, job_deadline_hours=0.5), TEXTS)
+    assert not billed_twice(world)
+
+
+def test_lines_of_strangers_and_doubles_do_not_make_up_for_a_missing_one(world: World) -> None:
+    world.fake.shows_lines, world.fake.repeats_lines = 10, True
+    assert kinds(world.run(TEXTS, job_deadline_hours=0.5)) == {Kind.DOUBTFUL}
 
 
 def test_a_line_that_fails_validation_is_named_and_the_others_go_on(world: World) -> None:

@@ -79,8 +79,6 @@ FILES = {
     "lines twice": Fault("line_duplicate", probability=0.5),
     "lines twice, differently": Fault("line_conflicting", probability=0.5),
     "lines of strangers": Fault("line_unknown", probability=0.5),
-    "last line cut": Fault("cut_last_line"),
-    "no output file": Fault("output_missing", nth=1),
     "an empty error file": Fault("empty_error_file"),
     "no counts": Fault("null_counts"),
     "downloads cut": Fault("content_cut", times=2),
@@ -102,6 +100,15 @@ FILES = {
 def test_whatever_happens_to_files_and_jobs_every_record_is_answered(start_emulator: Start, tmp_path: Path, fault: Fault) -> None:
     emulator = start_emulator(faults=[fault], batch_seconds=0.05)
     assert not complaints(rows_of(run(emulator, tmp_path)), TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["cut_last_line", "output_missing"])
+def test_answers_that_never_come_are_doubtful_and_nothing_is_paid_twice(start_emulator: Start, tmp_path: Path, kind: str) -> None:
+    emulator = start_emulator(faults=[Fault(kind, nth=1)], batch_seconds=0.05)
+    rows = rows_of(run(emulator, tmp_path, job_deadline_hours=SOON))
+    assert not complaints(rows, TEXTS, may_fail=TEXTS)
+    assert {row.kind for row in rows if row.kind} == {"doubtful"}
+    assert (len(emulator.jobs), emulator.calls, billed(emulator, TEXTS)) == (1, 0, once(TEXTS))
 
 
 UNPAID = [

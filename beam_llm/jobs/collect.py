@@ -96,6 +96,7 @@ class Collected:
         self._answered = bytearray(len(self._starts) - 1)
         self._half = len(self._answered) // 2
         self._errors: dict[int, LineReply] = {}
+        self._nobodys = 0
         self.outcomes = OutcomeWriter(manifest.keys, file)
         self._asked = manifest.lines if asked is None else asked
         self._sent = self._asked if ending.sent is None or ending.is_of_all else ending.sent
@@ -107,9 +108,14 @@ class Collected:
         self.cost_usd: float | None = 0.0
 
     @property
-    def any_reply(self) -> bool:
-        """Whether any line has one."""
-        return any(self._answered)
+    def replies(self) -> int:
+        """Lines of the job that have one."""
+        return sum(self._answered)
+
+    @property
+    def lines(self) -> int:
+        """Lines of the job that came back, good or bad; also those of which one can't see whose they are."""
+        return self.replies + len(self._errors) + self._nobodys
 
     @property
     def usage(self) -> tuple[int, int, int]:
@@ -148,7 +154,9 @@ class Collected:
             return True
         found = _CUSTOM_ID.search(line)
         number = self._line_of.get(found[1].decode()) if found else None
-        if number is not None:
+        if number is None:
+            self._nobodys += 1
+        else:
             self._take(number, LineReply.failed("", _unreadable_line(line, error, self._most_bytes)))
         return False
 

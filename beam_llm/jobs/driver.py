@@ -18,7 +18,19 @@ from typing import Any
 import orjson
 
 from beam_llm.config import Settings
-from beam_llm.errors import Aborted, CallError, Failure, InputGone, Kind, LedgerError, QueueFull, Rejected, UnknownJob, UsageError
+from beam_llm.errors import (
+    Aborted,
+    CallError,
+    Failure,
+    InputGone,
+    Kind,
+    LedgerError,
+    QueueFull,
+    Rejected,
+    Retryable,
+    UnknownJob,
+    UsageError,
+)
 from beam_llm.jobs import emit
 from beam_llm.jobs.chain import AGAIN, Link, follow_up_number, may_end_again, read_done
 from beam_llm.jobs.clocks import SharedClock
@@ -70,6 +82,7 @@ class _Remote:
     failures: int = 0
     downloads: int = 0
     unread_since: float | None = None
+    is_late: bool = False
     unknown_since: float | None = None
     doubted: bool = False
     looked: Waiting | None = None
@@ -256,7 +269,7 @@ class Driver:
                 return done
             remote = _Remote(intent.number, job.job_id, where.attempt, job.created_at, (created or {}).get("lines"))
             nothing = Failure(Kind.UNAVAILABLE, f"the job ended late, as {job.state.value}, and without an answer to this record", 1)
-            return self._end(intent, remote, Ending("late", nothing, True, {}), list(job.result_files), _expected_lines(job), AGAIN)
+            return self._end(intent, remote, Ending("late", nothing, True, {}), list(job.result_files), job, AGAIN)
         except CallError as error:
             _LOG.warning("job %d ended in doubt, and can't be looked at again: %s", intent.number, error.message)
             return done
@@ -337,8 +350,9 @@ class Driver:
             remote.unknown_since = remote.unknown_since if remote.unknown_since is not None else now
             if now - remote.unknown_since >= doubt_seconds(self._settings):
                 self._submitter.cancel(remote.job_id)  # should the provider know it after all
-                lost = Failure(Kind.DOUBTFUL, f"the provider no longer knows job {remote.job_id}, which it had taken", 1)
-                return self._end(intent, remote, Ending("lost", lost, False, {}), [])
+                reason = f"the provider no longer knows job {remote.job_id}, which it had taken; on_doubt='resubmit' asks again"
+                may_be_paid = self._settings.on_doubt != "resubmit"
+                return self._end(intent, remote, Ending("lost", Failure(Kind.DOUBTFUL, reason, 1), may_be_paid, {}), [])
         elif now >= remote.created_at + self._deadline() + doubt_seconds(self._settings):
             return self._end(intent, remote, ended_as("", iter(()), True), [])
         remote.failures += 1
@@ -388,23 +402,38 @@ class Driver:
         return self._collected(intent, remote, job, ending, total)
 
     def _collected(self, intent: Intent, remote: _Remote, job: RemoteJob, ending: Ending, total: int) -> Waiting | dict[str, Any]:
-        """Ends the job with what its result files hold. One that is denied, missing, or short of what the job counts is doubted for
-        minutes; one that can't be had for any other reason is waited for up to the deadline, and then leaves a doubt."""
+        """Ends the job with what its result files hold.
+
+        Files that are denied, missing, or short of what the job counts as done hold answers that are paid for: they are waited for up
+        to the deadline, and leave a doubt then, which nobody asks again by itself.
+        """
         try:
-            return self._end(intent, remote, ending, list(job.result_files), _expected_lines(job))
+            return self._end(intent, remote, ending, list(job.result_files), job)
         except CallError as error:
             if isinstance(error, Aborted) and self._settings.on_abort == "raise":
                 raise
-            now = self._time()
-            remote.unread_since = remote.unread_since if remote.unread_since is not None else now
-            if isinstance(error, Rejected) and now >= remote.unread_since + doubt_seconds(self._settings):
-                return self._end(intent, remote, ending, list(job.result_files))
-            if now >= remote.created_at + self._deadline() + doubt_seconds(self._settings):
-                said = f"job {remote.job_id} has ended as {ending.word}, but its results can't be read: {error.message}"
-                return self._end(intent, remote, Ending("unread", Failure(Kind.DOUBTFUL, said, 1), True, {}), list(job.result_files))
+            until = remote.created_at + self._deadline() + doubt_seconds(self._settings)
+            if self._time() >= until:
+                reason = f"job {remote.job_id} has ended as {ending.word}, but its results can't be read: {error.message}"
+                in_doubt = Ending("unread", Failure(Kind.DOUBTFUL, reason, 1), True, {})
+                return self._end(intent, remote, in_doubt, list(job.result_files))
+            self._warn_if_late(intent, remote, error, until)
             remote.downloads += 1
             pause = backoff(self._settings, remote.downloads - 1, f"{intent.number}/d{remote.downloads}")
-            return self._wait(remote, pause, job.word, None, total)
+            return self._wait(remote, pause, "results late", None, total)
+
+    def _warn_if_late(self, intent: Intent, remote: _Remote, error: CallError, until: float) -> None:
+        """Once per job: minutes without results are more than the delay that is usual."""
+        now = self._time()
+        remote.unread_since = remote.unread_since if remote.unread_since is not None else now
+        if remote.is_late or now < remote.unread_since + doubt_seconds(self._settings):
+            return
+        remote.is_late = True
+        _LOG.warning(
+            "job %d (%s) has ended, but its results can't be read: %s. They are paid for, and waited for %.1f h more "
+            "(job_deadline_hours); then records without an answer are doubtful, and not asked again",
+            intent.number, remote.job_id, error.message, (until - now) / 3600,
+        )  # fmt: skip
 
     def _end(
         self,
@@ -412,16 +441,16 @@ class Driver:
         remote: _Remote | None,
         ending: Ending,
         files: list[str],
-        expected: int | None = None,
+        counted: RemoteJob | None = None,
         document: str = "done",
     ) -> dict[str, Any]:
         """Reads the result files, if any, and writes down how every record of the job ended.
 
         Args:
-          expected: so many lines have to be in the files; None: whatever is there is all there will be.
+          counted: what it counts as done has to be in the files; None: whatever is there is all there will be.
 
         Raises:
-          CallError: with `expected`, a file can't be read yet, or is not whole; to be tried again.
+          CallError: with `counted`, a file can't be read yet, or is not whole; to be tried again.
         """
         manifest = Manifest.read(self._store, intent.lines)
         earlier = self._earlier(intent)
@@ -431,7 +460,7 @@ class Driver:
         try:
             with temporary_file() as path, open(path, "wb") as file:
                 found = Collected(manifest, self._task, self._provider, self._cost, ending, file, earlier, intent.line_count)
-                self._read_files(found, files, expected)
+                self._read_files(found, files, counted)
                 found.finish()
                 done = store_end(self._store, intent.number, manifest, found, path, goes_to, self._slice_size(), document)
                 self.counted.update({fact: count for fact, count in done["facts"].items() if fact.startswith("warnings_")})
@@ -449,23 +478,33 @@ class Driver:
         batch = self._settings.batch_size if isinstance(self._settings.batch_size, int) else 20
         return max(20, min(self._settings.usual_calls * batch, 5000))
 
-    def _read_files(self, found: Collected, files: list[str], expected: int | None) -> None:
+    def _read_files(self, found: Collected, files: list[str], counted: RemoteJob | None) -> None:
         cut = False
         for file_id in files:
             with temporary_file() as path:
                 try:
                     translated(lambda: self._provider.download(file_id, path))  # noqa: B023 - called at once
                 except CallError as error:
-                    if expected is not None:
+                    if counted is not None:
                         raise
                     _LOG.warning("result file %s can't be read: %s", file_id, error.message)
                     continue
                 reached("collect.file")
                 cut = found.read_file(path) or cut
-        lines = found.facts["lines"]
-        if expected is not None and (cut or lines < expected or (expected and not found.any_reply)):
-            which = "whole lines" if found.any_reply else "lines, but no reply"
-            raise Rejected(Kind.UNAVAILABLE, f"its files hold {lines} {which}, and {expected} are counted")
+        if counted is not None and _is_short(found, cut, counted):
+            raise Retryable(
+                Kind.UNAVAILABLE, f"its files hold {found.replies} replies and {found.lines} lines of {counted.completed} counted"
+            )
+
+
+def _is_short(found: Collected, cut: bool, job: RemoteJob) -> bool:
+    """Whether there has to be more in the files of an ended job than was found. Lines that failed are not always listed, and some
+    servers count them as completed."""
+    if job.state not in (JobState.COMPLETED, JobState.EXPIRED, JobState.CANCELLED):
+        return False
+    if job.completed is None:
+        return job.state is JobState.COMPLETED and (cut or not found.lines)
+    return found.replies < job.completed and found.lines < job.completed + (job.failed or 0)
 
 
 def _part_done(intent: Intent, job: RemoteJob) -> float | None:
@@ -473,11 +512,6 @@ def _part_done(intent: Intent, job: RemoteJob) -> float | None:
     if job.completed is None or not intent.line_count:
         return None
     return min((job.completed + (job.failed or 0)) / intent.line_count, 1.0)
-
-
-def _expected_lines(job: RemoteJob) -> int:
-    """What has to be in the files of an ended job: what is paid for. Lines that failed are not always listed."""
-    return (job.completed or 0) if job.state in (JobState.COMPLETED, JobState.EXPIRED, JobState.CANCELLED) else 0
 
 
 def drive_all(

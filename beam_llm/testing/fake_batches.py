@@ -78,6 +78,8 @@ class FakeBatches:
       expire_after, cancel_after: lines answered before the job expires or ends as cancelled; None: all.
       spoil: (line index, line) → lines, applied to every result line.
       tail: bytes after the last line of an output file.
+      denies_files, hides_files: result files are a 404, or the ended job names none.
+      shows_lines, cuts_bytes: result files hold only their first lines, or lack their last bytes; repeats_lines: each line twice.
       refuse, garble: texts whose line is refused, or answered by prose (by nothing at all where it is alone).
     """
 
@@ -106,6 +108,11 @@ class FakeBatches:
     polls_fail: int = 0
     downloads_fail: int = 0
     download_cuts: int = 0
+    denies_files: bool = False
+    hides_files: bool = False
+    shows_lines: int | None = None
+    repeats_lines: bool = False
+    cuts_bytes: int = 0
     uploads_fail: int = 0
 
     def __post_init__(self) -> None:
@@ -204,7 +211,11 @@ class FakeBatches:
         if self.downloads_fail:
             self.downloads_fail -= 1
             raise Retryable(Kind.UNAVAILABLE, "bad gateway", status=502)
-        data = self.files[file_id]
+        if self.denies_files:
+            raise Rejected(Kind.REJECTED, f"No such File object: {file_id}", status=404)
+        lines = self.files[file_id].splitlines(keepends=True)[: self.shows_lines]
+        data = b"".join(lines * 2 if self.repeats_lines else lines)
+        data = data[: len(data) - self.cuts_bytes]
         if self.download_cuts:
             self.download_cuts -= 1
             data = data[: len(data) // 2]
@@ -249,7 +260,7 @@ class FakeBatches:
             state=job.state,
             word=job.word or job.state.value,
             created_at=job.created_at,
-            result_files=job.files,
+            result_files=() if self.hides_files else job.files,
             name=job.name,
             staged=job.file_id,
             completed=job.completed,
