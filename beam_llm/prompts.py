@@ -8,6 +8,7 @@ n records     instruction, how to reply, then one envelope per record, which its
 from __future__ import annotations
 
 import base64
+import copy
 import dataclasses
 import enum
 import inspect
@@ -28,6 +29,10 @@ ELEMENT = "element"
 # Values as text -------------------------------------------------------------------------------------------------------
 
 _JSON_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_SUBCLASS
+
+
+class NotAValue(TypeError):
+    """Something that no prompt can show; the message says what, and holds nothing of its content."""
 
 
 def show(value: Any) -> Any:
@@ -73,7 +78,7 @@ def _slow_json(value: Any) -> str:
 def _simpler(value: Any) -> Any:
     """What stands for a value that JSON has no word for; duck-typed, so that no Beam or pydantic is imported here."""
     if inspect.isroutine(value) or isinstance(value, type):
-        raise TypeError(f"{value.__qualname__} is a method or a class, not a value; a field of that name is reached as element['name']")
+        raise NotAValue(f"{value.__qualname__} is a method or a class, not a value, and the element has no field of that name")
     for method in ("model_dump", "as_dict", "_asdict", "to_dict"):
         if callable(found := getattr(value, method, None)):
             return found()
@@ -92,7 +97,7 @@ def _simpler(value: Any) -> Any:
     kind: Any = type(value)
     if kind.__str__ is not object.__str__ or kind.__repr__ is not object.__repr__:
         return str(value)
-    raise TypeError(f"a {type(value).__name__} has no JSON form")
+    raise NotAValue(f"a value of type {type(value).__name__} has no JSON form")
 
 
 def _bytes_text(data: bytes) -> str:
@@ -161,9 +166,24 @@ def xml_envelope(names: Sequence[str]) -> Callable[[int, Sequence[str]], str]:
 # Templates ------------------------------------------------------------------------------------------------------------
 
 
-def _environment() -> BoundedEnvironment:
+_MARK = "\0"
+_SELF = "field_called_self"
+
+
+class _FieldsFirst(BoundedEnvironment):
+    """To whom `order.items` is the field, where there is one, and dict's method only in `order.items()`. See `_compiled`."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if attribute[:1] == _MARK:
+            attribute = attribute[1:]
+            if isinstance(obj, Mapping) and attribute in obj:
+                return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
+def _environment() -> _FieldsFirst:
     """Sandboxed, bounded and strict, without what gives another text each time: a prompt is a function of its record."""
-    environment = BoundedEnvironment(undefined=jinja2.StrictUndefined, finalize=show)
+    environment = _FieldsFirst(undefined=jinja2.StrictUndefined, finalize=show)
     environment.filters.pop("random")
     environment.globals.pop("lipsum")
     return environment
@@ -192,6 +212,28 @@ def _parsed(source: str, option: str) -> nodes.Template:
         if attribute.attr.startswith("_"):
             raise _at(source, option, attribute.lineno, f"{attribute.attr!r} is private and can't be read")
     return tree
+
+
+def _compiled(tree: nodes.Template) -> jinja2.Template:
+    """The tree as a template in which names are the data's: `self` is a field, not Jinja's own, and so is whatever is not called."""
+    tree = copy.deepcopy(tree)
+    called = {id(call.node) for call in tree.find_all(nodes.Call)}
+    for attribute in tree.find_all(nodes.Getattr):
+        if id(attribute) not in called:
+            attribute.attr = _MARK + attribute.attr
+    for name in tree.find_all(nodes.Name):
+        if name.name == "self":
+            name.name = _SELF
+    tree.set_environment(_ENVIRONMENT)
+    code = _ENVIRONMENT.compile(tree)
+    return jinja2.Template.from_code(_ENVIRONMENT, code, _ENVIRONMENT.make_globals(None))
+
+
+def _variables(fields: Mapping[str, Any], element: Any) -> dict[str, Any]:
+    variables = {**fields, ELEMENT: element}
+    if "self" in fields:
+        variables[_SELF] = fields["self"]
+    return variables
 
 
 _EXAMPLES = {
@@ -237,7 +279,7 @@ class PromptTemplate:
 
     def __init__(self, source: str, option: str = "prompt"):
         tree = _parsed(source, option)
-        self._whole = _ENVIRONMENT.from_string(source)
+        self._whole = _compiled(tree)
         self._parts: list[_Part] = []
         self._pieces: list[str | int] = []
         self._is_simple = all(isinstance(node, nodes.Output) for node in tree.body)
@@ -292,7 +334,7 @@ class PromptTemplate:
         try:
             if self._fields is not None:
                 return tuple([clean(str(show(element if name == ELEMENT else fields[name]))) for name in self._fields])
-            variables = {**fields, ELEMENT: element}
+            variables = _variables(fields, element)
             if self._is_simple:
                 return tuple([clean(part.expression.render(variables)) for part in self._parts])
             return (clean(bounded(self._whole.generate, variables)),)
@@ -308,10 +350,7 @@ class PromptTemplate:
 
 def _expression(node: nodes.Node) -> jinja2.Template:
     """`{{ expression }}` alone, compiled."""
-    tree = nodes.Template([nodes.Output([node], lineno=1)], lineno=1)
-    tree.set_environment(_ENVIRONMENT)
-    code = _ENVIRONMENT.compile(tree)
-    return jinja2.Template.from_code(_ENVIRONMENT, code, _ENVIRONMENT.make_globals(None))
+    return _compiled(nodes.Template([nodes.Output([node], lineno=1)], lineno=1))
 
 
 def _name(node: nodes.Node) -> str:
@@ -337,8 +376,8 @@ def _refuse(error: Exception, fields: Mapping[str, Any]) -> NoReturn:
         raise PromptError(_missing(str(error.args[0]), fields)) from None
     undefined = re.fullmatch(r"'(\w+)' is undefined", str(error)) if isinstance(error, jinja2.UndefinedError) else None
     if undefined:
-        raise PromptError(_missing(undefined[1], fields)) from None
-    if isinstance(error, (jinja2.UndefinedError, jinja2.exceptions.SecurityError)):
+        raise PromptError(_missing("self" if undefined[1] == _SELF else undefined[1], fields)) from None
+    if isinstance(error, (jinja2.UndefinedError, jinja2.exceptions.SecurityError, NotAValue)):
         raise PromptError(f"the prompt does not fit this element: {error}") from None
     raise PromptError(f"the prompt failed on this element with {type(error).__name__}") from error
 
@@ -382,7 +421,7 @@ class BatchTemplate:
 
     def __init__(self, source: str, option: str = "batch_prompt_template"):
         tree = _parsed(source, option)
-        self._template = _ENVIRONMENT.from_string(source)
+        self._template = _compiled(tree)
         loaded = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"}
         if "records" not in loaded:
             raise _at(source, option, 1, "it never uses `records`, so that no record would be in the prompt")

