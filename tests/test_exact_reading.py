@@ -87,6 +87,7 @@ BROKEN = [
     pytest.param("in.jsonl", b'{"a": 1}\r\n\r\n{"a": "\xe9t\xe9"}\n', "in.jsonl:3: not UTF-8: byte 0xe9 in column 8", id="latin 1"),
     pytest.param("in.jsonl", b'{"a": 1}\n{"a": 2} {"a": 3}\n', "in.jsonl:2: not JSON: Extra data (column 10)", id="two on a line"),
     pytest.param("in.jsonl", b"\n" + b"[" * 3000 + b"\n", "in.jsonl:2: not JSON", id="nested deeply"),
+    pytest.param("in.jsonl", b'{"a": 1}\n{"a": %s}\n' % (b"9" * 5000), "in.jsonl:2: not JSON that can be read", id="endless number"),
     pytest.param("in.csv", b'a,b\n1,"x\n2,y\n3,z\n', "in.csv:2: not CSV: the quote in column 3 is never closed", id="unclosed quote"),
     pytest.param(
         "in.csv",

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
@@ -125,7 +125,8 @@ def predict(job: Job) -> Report:
         folder = folder_for(job.output, question, list(map(_name, sources)), here=runs_here(job.beam_options))
         spool = Spool(folder)
         try:
-            return _ask_all(job, _Work(job, task, sources, found, spool))
+            with closing(_Work(job, task, sources, found, spool)) as work:
+                return _ask_all(job, work)
         finally:
             spool.close()
 
@@ -269,7 +270,12 @@ class _Work:
         self.check = rechecker(self.task.output)
         self.look_at_output()
 
+    def close(self) -> None:
+        if self.earlier is not None:
+            self.earlier.close()
+
     def look_at_output(self) -> None:
+        self.close()
         if self.job.retry_errors:
             holds = self.job.settings.mode == "batch_api" and self.job.settings.on_doubt != "resubmit"
             target, field = self.job.target, self.job.answer_field

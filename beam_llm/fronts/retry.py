@@ -39,6 +39,9 @@ class Earlier(NamedTuple):
         self.lines.seek(0)
         index.take_in(self.lines)
 
+    def close(self) -> None:
+        self.lines.close()
+
     def changes(self) -> str:
         """How the input differs from the output's, in words; empty where it doesn't."""
         new = f"{plural(self.new, 'record')} new, to be asked too" if self.new else ""
@@ -86,7 +89,7 @@ def earlier_answers(target: Target, field: str, sources: Sequence[Source], found
     places: defaultdict[bytes, deque[int]] = defaultdict(deque)
     for ordinal, form in enumerate(_forms_of_input(format_of(target.path, target.format), sources, found.columns)):
         places[form].append(ordinal)
-    lines: IO[bytes] = tempfile.TemporaryFile(prefix="beam-llm-")  # noqa: SIM115 - goes with its last user
+    lines: IO[bytes] = tempfile.TemporaryFile(prefix="beam-llm-")  # noqa: SIM115 - closed by `Earlier.close`
     held: list[int] = []
     rows = gone = 0
     for ended in _ended(target, field):

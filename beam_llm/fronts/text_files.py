@@ -18,7 +18,7 @@ import orjson
 
 from beam_llm.fronts.records import DataError, OnBadLine, Row, Source, open_bytes
 
-LINE_BYTES = 1 << 28
+LINE_BYTES = 1 << 26
 """The longest line. No model reads a thousandth of it; without a bound a gzipped gigabyte of nothing would fill the memory."""
 
 _GZIP = b"\x1f\x8b"
@@ -34,6 +34,7 @@ _NOT_TEXT = {
 _DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
 _LONG_NUMBER = re.compile(rb"\d{19}")
 _BAD_BYTE = re.compile("[\udc80-\udcff]")
+_EXACT = frozenset([str, int, bool, type(None)])
 _EXACT_INTEGER = float(2**63)
 
 
@@ -57,60 +58,60 @@ def _damaged(source: Source, line: int, error: Exception) -> DataError:
 
 
 def read_jsonl(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
-    with _opened(source) as file:
-        for number, line in _numbered(source, file, on_bad):
-            raw = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
-            if not raw:
-                continue
-            try:
-                fields = orjson.loads(raw)
-            except ValueError:
-                try:
-                    fields = _second_look(raw)
-                except ValueError as error:
-                    on_bad(DataError(f"{source}:{number}: {error}"))
-                    continue
-            if type(fields) is not dict:
-                on_bad(DataError(f'{source}:{number}: not a JSON object: write records as {{"field": …}}, one per line'))
-                continue
-            if _may_be_rounded(fields) and _LONG_NUMBER.search(raw):
-                fields = json.loads(raw)
-            yield Row(number, fields, raw)
-
-
-def _numbered(source: Source, file: IO[bytes], on_bad: OnBadLine) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, split at `\\n` only."""
     number, is_rest = 0, False
-    lines = iter(functools.partial(file.readline, LINE_BYTES), b"")
+    with _opened(source) as file:
+        try:
+            for line in iter(functools.partial(file.readline, LINE_BYTES), b""):  # split at \n only; a longer line comes in pieces
+                if is_rest:
+                    is_rest = not line.endswith(b"\n")
+                    continue
+                number += 1
+                raw = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
+                if not raw:
+                    continue
+                if len(line) == LINE_BYTES and not line.endswith(b"\n"):
+                    is_rest = True
+                    on_bad(DataError(f"{source}:{number}: the line is longer than {LINE_BYTES >> 20} MB"))
+                    continue
+                try:
+                    yield Row(number, _fields(raw), raw)
+                except _Unreadable as error:
+                    on_bad(DataError(f"{source}:{number}: {error}"))
+        except _DAMAGED as error:
+            raise _damaged(source, number, error) from None
+
+
+class _Unreadable(ValueError):
+    """Why a line can't be read."""
+
+
+def _fields(raw: bytes) -> dict[str, Any]:
     try:
-        for line in lines:
-            if is_rest:
-                is_rest = not line.endswith(b"\n")
-                continue
-            number += 1
-            if len(line) == LINE_BYTES and not line.endswith(b"\n"):
-                on_bad(DataError(f"{source}:{number}: the line is longer than {LINE_BYTES >> 20} MB"))
-                is_rest = True
-                continue
-            yield number, line
-    except _DAMAGED as error:
-        raise _damaged(source, number, error) from None
+        fields = orjson.loads(raw)
+    except ValueError:
+        fields = _second_look(raw)
+    if type(fields) is not dict:
+        raise _Unreadable('not a JSON object: write records as {"field": …}, one per line')
+    if not _EXACT.issuperset(map(type, fields.values())) and _may_be_rounded(fields) and _LONG_NUMBER.search(raw):
+        fields = _second_look(raw)
+    return fields
 
 
 def _second_look(raw: bytes) -> Any:
     """What Python's own, slower reader makes of a line: it knows NaN, Infinity, half a character and integers of any size.
 
     Raises:
-      ValueError: it isn't JSON for that one either; says why, and the column.
+      _Unreadable: it isn't JSON for that one either; says why, and the column.
     """
     try:
         return json.loads(raw.decode())
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: byte 0x{raw[error.start]:02x} in column {error.start + 1}") from None
+        raise _Unreadable(f"not UTF-8: byte 0x{raw[error.start]:02x} in column {error.start + 1}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} (column {error.colno})") from None
-    except RecursionError:
-        raise ValueError("not JSON that can be read: nested too deeply") from None
+        raise _Unreadable(f"not JSON: {error.msg} (column {error.colno})") from None
+    except (RecursionError, ValueError) as error:  # Python makes no integer of more than 4,300 digits
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else "a number in it has too many digits"
+        raise _Unreadable(f"not JSON that can be read: {why}") from None
 
 
 def _may_be_rounded(fields: dict[str, Any]) -> bool:
