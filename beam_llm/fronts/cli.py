@@ -259,7 +259,8 @@ def _add_predict(commands: Any) -> None:
             "The output has every input field, the answer (--output-field, default: answer) and <field>_error, in the\n"
             "order of the input. Structured answers are JSON objects in .jsonl, JSON text in .csv, structs in .parquet.\n"
             "It appears under its name when it is complete. A stopped run goes on where it was with the same command;\n"
-            "until then its answers are kept in OUT.partial-…/."
+            "until then its answers are kept in OUT.partial-…/, each with its record's content: when the input changes,\n"
+            "answers go with their records, and only new ones are asked."
         ),
         usage="beam-llm predict INPUT … --output OUT --model M --prompt P [option …] [-- Beam's options]",
         epilog=f"{_EXIT_CODES}.\nWhat stands after -- goes to Beam, such as -- --runner=PrismRunner (default: --runner=FnApiRunner).",
