@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from beam_llm.batching import Batcher, caps_of
+from beam_llm.calls.reply_limit import as_first_sent
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, PromptError
 from beam_llm.pricing import Prices
@@ -84,5 +85,7 @@ def _request(settings: Settings, task: Task, batch: Sequence[tuple[Record, Any]]
         request = task.render([record for record, _ in batch])
     except PromptError as error:  # of a batch template on these records together
         return RequestPreview({}, None, elements, Failure(Kind.PROMPT, str(error)))
+    if settings.mode == "online":
+        request = as_first_sent(request, settings, task.output.schema, len(batch))
     body = orjson.loads(encode(settings, request))
     return RequestPreview(body, request.schema, elements)

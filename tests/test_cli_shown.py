@@ -305,3 +305,21 @@ def test_a_latency_is_a_number_above_0(start: Callable[..., Any], capsys: pytest
 def test_an_emulator_s_port_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["emulator", "--port", "70000"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_estimate_s_answers_take_the_tokens_that_a_run_takes(
+    start: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Labels are short: what stands around each is most of a reply, and is shorter in prompts of several."""
+    predict = start()
+    Path("in.jsonl").write_text("".join(json.dumps({"text": f"fine phone {n}"}) + "\n" for n in range(40)))
+    question = ["in.jsonl", "--model", MODEL, "--prompt", "Mood of: {{ text }}", "--output-type", "enum:positive|negative|neutral"]
+    assert main(["estimate", *question, "--json"]) == 0
+    foreseen = {line["batch_size"]: line for line in json.loads(capsys.readouterr().out)["by_batch_size"]}
+    for size in (1, 20):
+        more = ["--batch-size", size, "--output-type", "enum:positive|negative|neutral", "--summary", "how.json"]
+        assert predict(*more, "--quiet", "--force") == 0
+        found = json.loads((tmp_path / "how.json").read_text())
+        assert found["requests"] == foreseen[size]["requests"]
+        assert 0.6 < found["output_tokens"] / foreseen[size]["output_tokens"] <= 1.1
+        assert 0.5 < found["input_tokens"] / foreseen[size]["input_tokens"] <= 1.1

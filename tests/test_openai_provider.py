@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import gzip
 import json
 import logging
@@ -488,53 +487,6 @@ def test_a_length_that_is_too_large_is_not_mistaken_for_an_unknown_name(server):
     with pytest.raises(Rejected):
         call(server)
     assert len(server.seen) == 1
-
-
-def test_a_server_that_fails_without_a_word_at_every_schema_is_asked_without_one(server):
-    def answer(request: web.Request, body: bytes) -> web.StreamResponse:
-        has_schema = "json_schema" in str(json.loads(body).get("response_format"))
-        return web.Response(status=500, text="Internal Server Error") if has_schema else web.json_response(reply('{"value": "x"}'))
-
-    async def calls() -> list[str | None]:
-        chat = providers.connect(settings("openai:weak-model", base_url=server.url + "/v1"))
-        found: list[str | None] = []
-        try:
-            for _ in range(4):
-                try:
-                    found.append((await chat.complete(REQUEST, 10)).text)
-                except Retryable:
-                    found.append(None)
-        finally:
-            await chat.close()
-        return found
-
-    server.answer = answer
-    assert asyncio.run(calls()) == [None, '{"value": "x"}', '{"value": "x"}', '{"value": "x"}']
-    assert len(server.seen) == 5, "one refusal, another with its trial, and then only what it takes"
-
-
-def test_a_server_that_ignores_the_schema_gets_it_in_words_from_then_on(server):
-    async def calls() -> list[bool]:
-        chat = providers.connect(settings("openai:chatty-model", base_url=server.url + "/v1"))
-        try:
-            await chat.complete(REQUEST, 10)
-            told = [chat.unenforced(dataclasses.replace(REQUEST, schema=None)), chat.unenforced(REQUEST), chat.unenforced(REQUEST)]
-            await chat.complete(REQUEST, 10)
-        finally:
-            await chat.close()
-        return told
-
-    assert asyncio.run(calls()) == [False, True, False]
-    before, after = server.bodies
-    assert "JSON schema" not in str(before["messages"])
-    assert "JSON schema" in after["messages"][0]["content"]
-
-
-def test_the_tier_that_served_a_reply_is_kept(server):
-    server.says({**reply(), "service_tier": "flex"})
-    assert call(server).service_tier == "flex"
-    server.says({**reply(), "service_tier": ["flex"]})
-    assert call(server).service_tier is None
 
 
 # ---------------------------------------------------------------------------------------------------------------- batches

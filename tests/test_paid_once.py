@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import orjson
 import pytest
 
 from beam_llm.batching import caps_of
@@ -294,37 +293,6 @@ def test_who_wakes_up_before_the_other_has_sent_its_create_keeps_what_it_made(si
     assert good(here.run())
     assert len(here.emulator.jobs) == 1
     assert here.counted("jobs_twice") == 0
-
-
-def test_who_wakes_up_while_the_other_waits_for_room_in_the_queue_keeps_what_it_made(site: Any) -> None:
-    here = site()
-
-    def gives_it_up_and_is_refused() -> None:
-        driver = here.driver(Machine(here.clock))
-        driver._submitter.close(1, 0, "not found")
-        store = open_store(here.location)
-        store.create("jobs/00000000000000000001/creating-0001", orjson.dumps({"format": 1, "at": here.clock.now, "lines": 9}))
-        driver._submitter.close(1, 1, "queue", retry_at=here.clock.now + 300.0)
-
-    asleep(here, gives_it_up_and_is_refused)
-    assert good(here.run())
-    assert len(here.emulator.jobs) == 1
-
-
-def test_an_acknowledgement_that_comes_late_is_found_before_another_create_is_sent(site: Any) -> None:
-    """The process died behind it, so it could not take the next attempt itself."""
-    here = site(Fault("list_lag", seconds=HOUR))
-
-    def gives_it_up() -> None:
-        here.driver(Machine(here.clock))._submitter.close(1, 0, "not found")
-        points.watch = killing("ack.after")
-
-    asleep(here, gives_it_up)
-    with pytest.raises(Killed):
-        here.run()
-    points.watch = None
-    assert good(here.run())
-    assert len(here.emulator.jobs) == 1
 
 
 # Inputs that are gone

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from beam_llm.answers import LONG_REPLY_CHARACTERS, missing_message
 from beam_llm.calls.endpoint import Endpoint
 from beam_llm.calls.policy import Again, Next, Step, next_step, next_try, reminder
-from beam_llm.calls.reply_limit import default_limit
+from beam_llm.calls.reply_limit import default_limit, gives_limits
 from beam_llm.calls.runtime import LOOP_THREAD
 from beam_llm.calls.tally import Asked, Tally
 from beam_llm.config import Settings
@@ -49,7 +49,6 @@ _SHUT_SECONDS = 5.0
 _CLOSE_SECONDS = 2 * _SHUT_SECONDS + 2.0
 _GONE = "this engine is closed, or was made before a fork; borrow another"
 # Failures of single members that a further request may mend.
-_LIMITS = frozenset({"max_tokens", "max_completion_tokens"})
 _ASKED_AGAIN = frozenset({Kind.MISSING, Kind.INVALID, Kind.UNREADABLE, Kind.TRUNCATED})
 
 
@@ -195,7 +194,7 @@ class Engine:
         self._max_retries = settings.max_retries
         self._request_seconds = settings.request_timeout_ms / 1000
         self._deadline_seconds = settings.call_deadline_ms / 1000
-        self._limits_replies = settings.max_output_tokens is None and not _LIMITS & set(settings.extra_body or {})
+        self._limits_replies = gives_limits(settings)
         self._limit_is_right = False  # without it, replies ran on all the same
         self._repeats_itself = _repeats_itself(settings)
         self._pid = os.getpid()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from beam_llm.config import Settings
 from beam_llm.tokens import estimate_tokens
+from beam_llm.values import Request
 
 NUMBER_TOKENS = 16
 BASE_TOKENS = 128
@@ -16,6 +19,22 @@ GENEROSITY = 3
 
 _THINKS = re.compile(r"(^|/)o\d|gpt-5|gpt-oss|reason|think|-r1|qwq|magistral|grok-[34]|gemini-[23]\.?5", re.IGNORECASE)
 """Models whose limit counts their thoughts as well. Others that think are found out by their first reply."""
+
+
+_LIMITS = frozenset({"max_tokens", "max_completion_tokens"})
+
+
+def gives_limits(settings: Settings) -> bool:
+    """Whether live calls may send a limit of ours: nobody has given one."""
+    return settings.max_output_tokens is None and not _LIMITS & set(settings.extra_body or {})
+
+
+def as_first_sent(request: Request, settings: Settings, schema: Any, records: int) -> Request:
+    """The request as a live call sends it first: with the default limit, where there is one to give. `schema`: of one answer."""
+    if not gives_limits(settings) or request.schema is None:
+        return request
+    limit = default_limit(schema, records, request.model)
+    return request if limit is None else dataclasses.replace(request, max_output_tokens=limit)
 
 
 def default_limit(schema: Any, records: int, model: str) -> int | None:

@@ -285,6 +285,7 @@ def _add_estimate(commands: Any) -> None:
     text = "what predict would cost: requests, tokens, cost and time at several batch sizes, without a call"
     parser = _command(commands, "estimate", "beam_llm.fronts.estimate:main", text)
     _add_inputs(parser)
+    parser.add_argument("--json", action="store_true", help="the table as JSON")
     for name in ("--output", "--output-format"):
         parser.add_argument(name, metavar="…", help="as for predict; nothing is written")
     parser.add_argument("--output-tokens", type=_positive, metavar="N", help="tokens of one answer (default: by --output-type)")

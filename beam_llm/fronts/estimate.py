@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import orjson
 
 from beam_llm.batching import Batcher, caps_of
 from beam_llm.config import Settings, replaced
@@ -18,15 +20,37 @@ from beam_llm.fronts.progress import dollars, duration, shortened, table, write_
 from beam_llm.fronts.records import Source
 from beam_llm.pricing import Prices
 from beam_llm.task import Task
-from beam_llm.tokens import estimate_tokens
-from beam_llm.values import Record, Usage
+from beam_llm.tokens import counted_tokens
+from beam_llm.values import Record, Request, Usage
 
 BATCH_SIZES = (1, 5, 10, 20, 50)
 TEXT_ANSWER_TOKENS = 100
 STRING_FIELD_TOKENS = 20
 BASE_LATENCY_SECONDS = 0.5
 OUTPUT_TOKENS_PER_SECOND = 60.0
+_SAMPLE = 20
 BATCH_WINDOW = "≤ 24 h"
+
+
+class AnswerTokens(NamedTuple):
+    """Output tokens of one answer, by the shape of its reply.
+
+    Attributes:
+      alone: of a prompt of one record.
+      keyed: `"12":…`, where the provider enforces that form.
+      numbered: `{"index":12,"value":…}`.
+    """
+
+    alone: float
+    keyed: float
+    numbered: float
+
+    def of(self, request: Request, records: int) -> int:
+        """All answers of this request."""
+        if records == 1:
+            return round(self.alone)
+        is_keyed = request.schema is not None and "1" in request.schema.get("properties", {})
+        return round(records * (self.keyed if is_keyed else self.numbered))
 
 
 @dataclass(frozen=True)
@@ -51,11 +75,19 @@ def main(chosen: argparse.Namespace) -> int:
     with inputs_of(job, writes=False) as (sources, found):
         task = Task(checked)
         check_prompt(task, sources)
-        records, unusable = rendered(task, sources)
-    answer_tokens = chosen.output_tokens or tokens_of_answer(task.output.schema, text=task.output.is_text)
+        alone, unusable = rendered(Task(replaced(checked, batch_size=1)), sources)
+        several, _ = rendered(Task(replaced(checked, batch_size=2)), sources)  # each with what stands around it
+    given = chosen.output_tokens
+    answer_tokens = AnswerTokens(given, given, given) if given else tokens_of_answer(task.output.schema, text=task.output.is_text)
     sizes = sorted({*BATCH_SIZES, *([checked.batch_size] if isinstance(checked.batch_size, int) else [])})
-    forecasts = [forecast(replaced(checked, batch_size=size), records, answer_tokens, chosen.latency_seconds) for size in sizes]
-    print(report(checked, found.records, forecasts, answer_tokens, chosen.latency_seconds))
+    forecasts = [
+        forecast(replaced(checked, batch_size=size), alone if size == 1 else several, answer_tokens, chosen.latency_seconds)
+        for size in sizes
+    ]
+    if chosen.json:
+        print(orjson.dumps(as_json(checked, found.records, forecasts), option=orjson.OPT_INDENT_2).decode())
+    else:
+        print(report(checked, found.records, forecasts, answer_tokens, chosen.latency_seconds))
     unusable += forecasts[0].too_large
     if unusable:
         why = "too large, or without a field of the prompt"
@@ -77,11 +109,11 @@ def rendered(task: Task, sources: Sequence[Source]) -> tuple[list[Record], int]:
     return records, unusable
 
 
-def forecast(checked: Settings, records: Iterable[Record], answer_tokens: int, latency_seconds: float | None) -> Forecast:
+def forecast(checked: Settings, records: Iterable[Record], answer_tokens: AnswerTokens, latency_seconds: float | None) -> Forecast:
     """Forms the prompts exactly as a run would, and adds up what they hold.
 
     Args:
-      answer_tokens: assumed, of one record's answer.
+      answer_tokens: assumed.
       latency_seconds: of one call; None: by its output tokens.
     """
     task = Task(checked)
@@ -92,9 +124,10 @@ def forecast(checked: Settings, records: Iterable[Record], answer_tokens: int, l
 
     def close(batch: Sequence[tuple[Record, None]]) -> None:
         nonlocal requests, input_tokens, output_tokens, latencies
-        answered = len(batch) * answer_tokens
+        request = task.render([record for record, _ in batch])
+        answered = answer_tokens.of(request, len(batch))
         requests += 1
-        input_tokens += task.render([record for record, _ in batch]).input_tokens
+        input_tokens += request.input_tokens
         output_tokens += answered
         latencies += latency_seconds or BASE_LATENCY_SECONDS + answered / OUTPUT_TOKENS_PER_SECOND
 
@@ -132,10 +165,10 @@ def _seconds(checked: Settings, requests: int, tokens: int, latencies: float) ->
     return max(bounds)
 
 
-def tokens_of_answer(schema: Mapping[str, Any], *, text: bool = False) -> int:
+def tokens_of_answer(schema: Mapping[str, Any], *, text: bool = False) -> AnswerTokens:
     """A guess at the output tokens of one answer: its smallest JSON form, 20 tokens for each free string, 100 for a free text."""
     if text:
-        return TEXT_ANSWER_TOKENS
+        return AnswerTokens(TEXT_ANSWER_TOKENS, TEXT_ANSWER_TOKENS, TEXT_ANSWER_TOKENS)
     strings = 0
 
     def sample(part: Mapping[str, Any]) -> str:
@@ -155,10 +188,21 @@ def tokens_of_answer(schema: Mapping[str, Any], *, text: bool = False) -> int:
         return {"integer": "10", "number": "0.75", "boolean": "false", "null": "null"}.get(str(kind), '""')
 
     shape = sample(schema)
-    return estimate_tokens('{"index":10,"value":' + shape + "},") + strings * STRING_FIELD_TOKENS
+    free = strings * STRING_FIELD_TOKENS
+    several = range(1, _SAMPLE + 1)  # a token may reach from one answer into the next
+    keyed = counted_tokens("".join(f'"{number}":{shape},' for number in several)) / _SAMPLE
+    numbered = counted_tokens("".join(f'{{"index":{number},"value":{shape}}},' for number in several)) / _SAMPLE
+    return AnswerTokens(counted_tokens(f'{{"value":{shape}}}') + free, keyed + free, numbered + free)
 
 
-def report(checked: Settings, records: int, forecasts: Sequence[Forecast], answer_tokens: int, latency_seconds: float | None) -> str:
+def as_json(checked: Settings, records: int, forecasts: Sequence[Forecast]) -> dict[str, Any]:
+    """The table for programs."""
+    return {"model": checked.model, "records": records, "by_batch_size": [asdict(line) for line in forecasts]}
+
+
+def report(
+    checked: Settings, records: int, forecasts: Sequence[Forecast], answer_tokens: AnswerTokens, latency_seconds: float | None
+) -> str:
     header = ("records a prompt", "requests", "input tokens", "output tokens*", "time online†", "cost online", "cost batch API")
     rows = [
         (
@@ -183,12 +227,17 @@ def report(checked: Settings, records: int, forecasts: Sequence[Forecast], answe
             "",
             table(header, rows),
             "",
-            f"* assumed: {answer_tokens} tokens an answer; set --output-tokens",
+            f"* assumed: {_range(answer_tokens)} tokens an answer; set --output-tokens",
             f"† assumed: {latency} a call, {checked.usual_calls} in flight; set --latency-seconds",
             f"The batch API takes {BATCH_WINDOW}, often minutes.",
             "Input tokens are estimated on the high side. Equal records are counted each; the batch API asks them once.",
         ]
     )
+
+
+def _range(tokens: AnswerTokens) -> str:
+    least, most = (f"{count:.0f}" for count in (min(tokens), max(tokens)))
+    return least if least == most else f"{least} to {most} (by the form of the reply)"
 
 
 def _cost(amount: float | None) -> str:

@@ -257,15 +257,14 @@ class Submitter:
         """While this process slept in its create, another gave the attempt up. The job is kept as the next attempt's where that one is
         still free, and cancelled where it is not."""
         number, following = intent.number, attempt + 1
-        while (closed := self._closed(number, following)) and closed["reason"] not in (*GIVEN_UP, "double"):
+        while (closed := self._closed(number, following)) and closed.get("reason") in ("lease lost", "aborted"):
             following += 1  # of these it is certain that they made no job
-        if "done" not in self.names(number):
-            if self._claim(number, following, staged.lines, staged.file_id, adopts=job.job_id):
-                self._acknowledge(intent, following, job, staged.lines)
-                return
-            marker = read_document(self._store, f"{folder(number)}creating-{following:04d}")
-            if marker is not None and marker.get("adopts") == job.job_id:
-                return  # the other has seen the late acknowledgement
+        if self._claim(number, following, staged.lines, staged.file_id, adopts=job.job_id):
+            self._acknowledge(intent, following, job, staged.lines)
+            return
+        marker = read_document(self._store, f"{folder(number)}creating-{following:04d}")
+        if marker is not None and marker.get("adopts") == job.job_id:
+            return  # the other has seen the late acknowledgement
         if self.settle_doubles(number, None, [job.job_id]):
             _LOG.warning("job %d: another process has taken it over while this one was asleep in its create", number)
 
@@ -351,13 +350,12 @@ class Submitter:
 
     def _late_acknowledgement(self, number: int) -> RemoteJob | None:
         """The job of an attempt that was given up before the process that had sent its create came back with the answer."""
-        given_up = self._given_up(number)
         for name in self.names(number):
             word, _, attempt = name.partition("-")
             if word == "created" and self._closed(number, int(attempt)).get("reason") in GIVEN_UP:
                 found = read_document(self._store, folder(number) + name)
                 job = None if found is None else translated(lambda: self._provider.look(found.text("job_id")))  # noqa: B023
-                if job is not None and job.job_id not in given_up and job.state is not JobState.CANCELLED:
+                if job is not None and job.state is not JobState.CANCELLED:
                     return job
         return None
 

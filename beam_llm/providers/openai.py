@@ -421,12 +421,12 @@ class OpenAIBatches:
 
     def download(self, file_id: str, path: str) -> None:
         """Streams a file to `path` and checks its length where the server told one."""
-        self._harmless(lambda seconds: self._download_once(file_id, path), self._bounds.transfer_seconds)
+        self._harmless(lambda seconds: self._download_once(file_id, path, seconds), self._bounds.transfer_seconds)
 
-    def _download_once(self, file_id: str, path: str) -> None:
+    def _download_once(self, file_id: str, path: str, seconds: float | None = None) -> None:
         with open(path, "wb") as file:
             path_of_content = f"/files/{_in_path(file_id)}/content"
-            seconds = self._bounds.transfer_seconds / 2  # as `_harmless` would give it
+            seconds = seconds or self._bounds.transfer_seconds
             answer = self._call("GET", path_of_content, seconds, missing=Rejected, into=file)
             length, encoded = answer.headers.get("content-length"), answer.headers.get("content-encoding", "identity")
             if length is not None and encoded == "identity" and length != str(file.tell()):

@@ -68,7 +68,7 @@ def error_of(
         sentence = _redirected(headers.get("location"))
     name = (code or kind)[:_MOST_NAME]
     named = " ".join(filter(None, (f"HTTP {status}", name, f"({param[:_MOST_NAME]})" if param else "")))
-    message = shown(f"{named}: {sentence}" if sentence.strip() else named, secret, log_data)
+    message = shown(f"{named}: {sentence}" if sentence else named, secret, log_data)
     if status in (401, 403) and key_reference:
         message = f"{message} (api_key is {key_reference!r})"
     if words & _SPENT or status in (401, 403) or is_redirect or (words & _NO_MODEL and status < 500):
