@@ -97,7 +97,7 @@ def test_rows_that_are_cut_are_noticed_when_read(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     name = write_part(store, ROWS, 0).name
     store.put(f"parts/{name}.rows", (store.get(f"parts/{name}.rows") or b"")[:50])
-    with pytest.raises(LedgerError, match="is cut"):
+    with pytest.raises(LedgerError, match="damaged or was cut"):
         PartReader(store, name).envelope(6)
 
 

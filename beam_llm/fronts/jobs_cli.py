@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import orjson
 
@@ -191,7 +192,7 @@ def cleanup(chosen: argparse.Namespace) -> int:
 def _cleaned_up(chosen: argparse.Namespace, store: Store, provider: BatchProvider | None) -> int:
     would = admin.cleanup(store, provider, dry_run=True)
     print(_removal(would))
-    if not would.names and not would.provider_files:
+    if not would.names and not would.provider_files and not would.leftovers:
         return ALL_ANSWERED
     if not chosen.yes and not _agreed():
         print("nothing was removed")
@@ -204,6 +205,8 @@ def _cleaned_up(chosen: argparse.Namespace, store: Store, provider: BatchProvide
 
 
 def _removal(would: Cleanup) -> str:
+    if would.leftovers:
+        return f"{plural(len(would.leftovers), 'file')} of killed processes go. {_removal(replace(would, leftovers=[]))}"
     if not would.names and not would.provider_files:
         kept = f" ({plural(len(would.kept), 'job')} still open)" if would.kept else ""
         return f"there is nothing to remove{kept}"

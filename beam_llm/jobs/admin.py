@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from beam_llm.errors import CallError, LedgerError, UsageError, plural
@@ -14,6 +15,7 @@ from beam_llm.jobs.ledger import Intent, Ledger
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import PartReader
 from beam_llm.jobs.planner import number_of
+from beam_llm.jobs.store import LocalStore
 from beam_llm.protocols import BatchProvider, Store
 
 
@@ -96,7 +98,7 @@ def resolved(store: Store, job: str) -> int:
 def _view(store: Store, intent: Intent) -> JobView:
     names = _names(store, intent.number)
     where = standing(names)
-    done = read_done(store, intent.number) or {}
+    done = read_done(store, intent) or {}
     counts: dict[str, int] = done.get("counts", {})
     return JobView(
         number=intent.number,
@@ -170,6 +172,7 @@ class Cleanup:
       kept: jobs that are not finished: nothing of theirs is touched.
       names: staging objects.
       provider_files: ids at the provider, input and result files.
+      leftovers: files that killed processes were writing to a local location.
       texts: a sentence on what those held.
       failed: provider files that could not be removed, and why.
     """
@@ -178,6 +181,7 @@ class Cleanup:
     kept: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     provider_files: list[str] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
     records: int = 0
     texts: str = ""
     failed: list[str] = field(default_factory=list)
@@ -205,7 +209,11 @@ def cleanup(store: Store, provider: BatchProvider | None, dry_run: bool = True) 
         f"and {plural(len(found.provider_files), 'provider file')} (prompts and replies); "
         "answers stay, so that a re-run pays nothing again"
     )
+    if isinstance(store, LocalStore):
+        found.leftovers = store.leftovers()
     if not dry_run:
+        for path in found.leftovers:
+            Path(path).unlink(missing_ok=True)
         for file_id in found.provider_files:
             _delete_file(provider, file_id, found)
         for name in found.names:

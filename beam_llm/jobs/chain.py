@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from beam_llm.errors import Kind
+from beam_llm.errors import Kind, LedgerError
 from beam_llm.jobs.columns import Array
 from beam_llm.jobs.documents import read_json
 from beam_llm.jobs.job import ASK, FOLLOW_UP, REST, folder
-from beam_llm.jobs.ledger import Ledger
+from beam_llm.jobs.ledger import Intent, Ledger
 from beam_llm.jobs.outcomes import Outcomes
 from beam_llm.protocols import Store
 
@@ -44,10 +44,22 @@ AGAIN = "done-again"
 _IN_DOUBT = ("deadline", "unread", "lost", "doubtful")
 
 
-def read_done(store: Store, number: int) -> dict[str, Any] | None:
-    """How a job ended; None where it has not."""
-    done = read_json(store, folder(number) + "done")
-    return (read_json(store, folder(number) + AGAIN) or done) if done is not None and may_end_again(done) else done
+def read_done(store: Store, intent: Intent) -> dict[str, Any] | None:
+    """How a job ended; None where it has not.
+
+    Raises:
+      LedgerError: it is about another job, whose number this one was given by a log that lost an entry.
+    """
+    done = _own_end(store, intent, "done")
+    return (_own_end(store, intent, AGAIN) or done) if done is not None and may_end_again(done) else done
+
+
+def _own_end(store: Store, intent: Intent, document: str) -> dict[str, Any] | None:
+    name = folder(intent.number) + document
+    done = read_json(store, name)
+    if done is not None and done["intent"] != intent.fingerprint:
+        raise LedgerError(f"{name} is of another job than log/{intent.number:020d}: one of them was lost or replaced")
+    return done
 
 
 def may_end_again(done: dict[str, Any]) -> bool:
@@ -77,13 +89,13 @@ class Chain:
     """Where a job and what follows from it stand now."""
 
     def __init__(self, ledger: Ledger, number: int):
-        self._store, self.number = ledger.store, number
+        self._ledger, self._store, self.number = ledger, ledger.store, number
         self.links: list[Link] = [self._job(number)]
         while (link := self._after(self.links[-1])) is not None:
             self.links.append(link)
 
     def _job(self, number: int) -> Link:
-        done = read_done(self._store, number)
+        done = read_done(self._store, self._ledger.intent(number))
         return Link(number, False, () if done is None else (done,))
 
     def _after(self, link: Link) -> Link | None:

@@ -25,6 +25,7 @@ from beam_llm.errors import CallError, Failure, Kind, LedgerError, Rejected, Ret
 from beam_llm.jobs.columns import Array
 from beam_llm.jobs.documents import read_json
 from beam_llm.jobs.job import ASK, FOLLOW_UP, REST, TERMINAL, folder
+from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import LEFT, Outcomes, OutcomeWriter
 from beam_llm.jobs.points import reached
@@ -347,16 +348,24 @@ def next_step(on_leftover: str, is_follow_up: bool) -> str | None:
 
 
 def store_end(
-    store: Store, number: int, manifest: Manifest, found: Collected, path: str, goes_to: str | None, slice_size: int, document: str = "done"
+    store: Store,
+    intent: Intent,
+    manifest: Manifest,
+    found: Collected,
+    path: str,
+    goes_to: str | None,
+    slice_size: int,
+    document: str = "done",
 ) -> dict[str, Any]:
     """Writes outcomes, leftovers and, last, `document`. Returns what it says, be it ours or a quicker collector's."""
     found.outcomes.flush()
     unsent = np.frombuffer(found.unsent, dtype=np.bool_)
     left = unsent if goes_to is None else np.frombuffer(found.left, dtype=np.bool_)
-    name = f"{folder(number)}answers-{uuid.uuid4().hex[:12]}"
+    name = f"{folder(intent.number)}answers-{uuid.uuid4().hex[:12]}"
     reached("answers.before")
     store.put_file(f"{name}.rows", path)
-    doc: dict[str, Any] = {"format": 1, "ended": found._ending.word, "outcomes": name, "next": None}
+    doc: dict[str, Any] = {"format": 1, "intent": intent.fingerprint, "outcomes": name}
+    doc |= {"ended": found._ending.word, "next": None}
     if left.any():
         doc |= _leftovers(store, name, manifest, found, left, unsent)
         doc |= {"next": REST if unsent.any() else goes_to, "slice": slice_size}
@@ -369,11 +378,11 @@ def store_end(
         "cost_usd": found.cost_usd,
     }
     reached("done.before")
-    if not store.create(folder(number) + document, orjson.dumps(doc)):
+    if not store.create(folder(intent.number) + document, orjson.dumps(doc)):
         _remove(store, name)
-        kept = read_json(store, folder(number) + document)
+        kept = read_json(store, folder(intent.number) + document)
         if kept is None:
-            raise LedgerError(f"{folder(number)}{document} can't be read back")
+            raise LedgerError(f"{folder(intent.number)}{document} can't be read back")
         return kept
     reached("done.after")
     return doc

@@ -55,6 +55,23 @@ def _padded(data: bytes) -> bytes:
     return data + b"\0" * (-len(data) % _ALIGN)
 
 
+def content_name(data: bytes) -> str:
+    """What an object that is named by its content is called."""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def unpack_named(kind: str, folder: str, name: str, data: bytes | None) -> tuple[dict[str, Array], dict[str, Any]]:
+    """`unpack` of an object that is named by its content, `<folder>/<name>.<ending>`: no other can be put in its place.
+
+    Who has the name, from the pipeline itself, has what was written under it, or an error.
+    """
+    full_name = f"{folder}/{name}"
+    found = unpack(kind, full_name, data)
+    if data is not None and content_name(data) != name.partition(".")[0]:
+        raise LedgerError(f"{full_name} is another object than it was written as: its digest does not match its name")
+    return found
+
+
 def unpack(kind: str, name: str, data: bytes | None) -> tuple[dict[str, Array], dict[str, Any]]:
     """Columns (views into `data`) and facts.
 
@@ -115,14 +132,24 @@ class Rows:
     """Reads ranges of an object of varying-length rows; nearly sequential reads cost one system call per 64 KB.
 
     Args:
+      digest: sha256 of the whole object in hexadecimal, as its index says; it is looked at before anything is read.
       at_once_bytes: an object up to this size is read as a whole: for reads in any order.
+
+    Raises:
+      LedgerError: the object is missing, or is not what its index says.
     """
 
-    def __init__(self, store: Store, name: str, at_once_bytes: int = 0):
+    def __init__(self, store: Store, name: str, digest: str, at_once_bytes: int = 0):
         self._name = name
         with local_copy(store, name) as path:
             self._file = os.open(path, os.O_RDONLY)  # a temporary copy lives on, nameless, until this is closed
         self.close = weakref.finalize(self, os.close, self._file)
+        with open(self._file, "rb", buffering=0, closefd=False) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != digest:
+            raise LedgerError(
+                f"{name} in {getattr(store, 'location', 'the staging location')!r} is damaged or was cut: its digest does not match"
+            )
         is_small = os.fstat(self._file).st_size <= at_once_bytes
         self._window = os.pread(self._file, at_once_bytes, 0) if is_small else b""
         self._start, self._end = 0, len(self._window)

@@ -253,7 +253,7 @@ class Driver:
         return intent
 
     def _read_done(self, number: int) -> dict[str, Any]:
-        done = read_done(self._store, number)
+        done = read_done(self._store, self._ledger.intent(number))
         if done is None:
             raise LedgerError(f"{folder(number)}done is missing")
         return done
@@ -462,7 +462,7 @@ class Driver:
                 found = Collected(manifest, self._task, self._provider, self._cost, ending, file, earlier, intent.line_count)
                 self._read_files(found, files, counted)
                 found.finish()
-                done = store_end(self._store, intent.number, manifest, found, path, goes_to, self._slice_size(), document)
+                done = store_end(self._store, intent, manifest, found, path, goes_to, self._slice_size(), document)
                 self.counted.update({fact: count for fact, count in done["facts"].items() if fact.startswith("warnings_")})
                 return done
         finally:

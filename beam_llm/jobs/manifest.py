@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from beam_llm.jobs.columns import Array, key_at, pack, unpack
+from beam_llm.jobs.columns import Array, content_name, key_at, pack, unpack_named
 from beam_llm.protocols import Store
 
 
@@ -70,15 +70,17 @@ class Manifest:
         if self.line_starts is not None:
             columns["line_starts"] = self.line_starts.astype("<u4")
         data = pack("manifest", columns, parts=self.parts)
-        name = hashlib.sha256(data).hexdigest()[:32]
-        store.create(f"manifests/{name}.manifest", data)
+        name = content_name(data)
+        full_name = f"manifests/{name}.manifest"
+        if not store.create(full_name, data) and store.get(full_name) != data:
+            store.put(full_name, data)  # it was damaged
         return name
 
     @staticmethod
     def read(store: Store, name: str) -> Manifest:
         """Raises LedgerError where it is missing or damaged."""
         full_name = f"manifests/{name}.manifest"
-        columns, facts = unpack("manifest", full_name, store.get(full_name))
+        columns, facts = unpack_named("manifest", "manifests", f"{name}.manifest", store.get(full_name))
         return Manifest(columns["keys"], columns["part"], columns["row"], tuple(facts["parts"]), columns.get("line_starts"))
 
     def first(self, lines: int) -> Manifest:

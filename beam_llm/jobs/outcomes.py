@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 from collections.abc import Iterator, Sequence
@@ -62,6 +63,7 @@ class OutcomeWriter:
         self._models = _Names()
         self._reasons = _Names()
         self._buffer = bytearray()
+        self._digest = hashlib.sha256()
         self._at = 0
 
     def put(self, position: int, outcome: Outcome) -> None:
@@ -110,6 +112,7 @@ class OutcomeWriter:
         Raises:
           LedgerError: they can't be written.
         """
+        self._digest.update(self._buffer)
         try:
             self._file.write(self._buffer)
             self._file.flush()
@@ -118,7 +121,7 @@ class OutcomeWriter:
         self._buffer.clear()
 
     def part(self, chosen: Array) -> tuple[bytes, dict[str, int]]:
-        """The index object's bytes for the chosen positions (a mask), and their records by kind of failure; `""`: answered."""
+        """Once all rows are flushed: the index object for the chosen positions (a mask), and records by kind; `""`: answered."""
         table = np.frombuffer(self._table, dtype=_ROW)
         filled = np.flatnonzero(chosen & (table["lengths"] > 0))
         order = filled[np.argsort(self._keys[filled], kind="stable")]
@@ -126,7 +129,7 @@ class OutcomeWriter:
         counted = np.bincount(columns["codes"], minlength=len(_KINDS)).tolist()
         counts = {kind: count for kind, count in zip(_KINDS, counted, strict=True) if count}
         names = {"models": self._models.as_json(), "reasons": self._reasons.as_json()}
-        return pack("outcomes", columns, kinds=_KINDS, **names), counts
+        return pack("outcomes", columns, kinds=_KINDS, rows=self._digest.hexdigest(), **names), counts
 
     def whole(self) -> tuple[bytes, dict[str, int]]:
         return self.part(np.ones(len(self._keys), dtype=bool))
@@ -163,6 +166,7 @@ class Outcomes:
         self._columns, facts = unpack("outcomes", f"{name}.index", store.get(f"{name}.index"))
         self._store, self._name = store, name.removesuffix(LEFT)
         self.keys: Array = self._columns["keys"]
+        self._sealed = str(facts["rows"])
         self._kinds: list[str] = facts["kinds"]
         self._models: list[str] = facts["models"]
         self._reasons: list[str | None] = facts["reasons"]
@@ -187,7 +191,7 @@ class Outcomes:
     def many(self, positions: Sequence[int], pays: Sequence[bool]) -> Iterator[Outcome]:
         """`outcome` of each position: this is done for every record of every job, so column by column, some thousands at a time."""
         if self._rows is None:
-            self._rows = Rows(self._store, f"{self._name}.rows", _AT_ONCE_BYTES)
+            self._rows = Rows(self._store, f"{self._name}.rows", self._sealed, _AT_ONCE_BYTES)
         for at in range(0, len(positions), _MANY):
             yield from self._some(self._rows, np.array(positions[at : at + _MANY]), pays[at : at + _MANY])
 

@@ -17,7 +17,8 @@ import numpy as np
 import orjson
 
 from beam_llm.errors import Failure, LedgerError
-from beam_llm.jobs.columns import KEY, Array, Rows, pack, packer_of, unpack
+from beam_llm.jobs.columns import KEY, Array, Rows, content_name, pack, packer_of, unpack_named
+from beam_llm.jobs.store import holds
 from beam_llm.leftovers import scratch_folder
 from beam_llm.protocols import Store
 from beam_llm.values import RECORD_KEY_BYTES, Record
@@ -118,8 +119,8 @@ class PartWriter:
         table = np.frombuffer(self._table, dtype=_ROW)
         columns = {name: table[name] for name in _ROW.names or ()} | {"starts": np.append(table["starts"], np.uint64(self.size_bytes))}
         index = pack("part", columns, rows=self._digest.hexdigest(), min_timestamp=min_timestamp)
-        name = hashlib.sha256(index).hexdigest()[:32]
-        if not _is_whole(self._store, name):
+        name = content_name(index)
+        if not (self._store.get(f"parts/{name}.index") == index and holds(self._store, f"parts/{name}.rows", self._file.name)):
             self._store.put_file(f"parts/{name}.rows", self._file.name)
             self._store.put(f"parts/{name}.index", index)
         return PartRef(name, len(self), self.size_bytes, int(table["tokens"].sum(dtype=np.int64)), min_timestamp)
@@ -134,10 +135,6 @@ class PartWriter:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _is_whole(store: Store, name: str) -> bool:
-    return f"parts/{name}.index" in set(store.list(f"parts/{name}"))
 
 
 def _question(record: Record) -> bytes:
@@ -215,7 +212,7 @@ class PartReader:
 
     def _opened(self) -> Rows:
         if self._rows is None:
-            self._rows = Rows(self._store, f"parts/{self._name}.rows")
+            self._rows = Rows(self._store, f"parts/{self._name}.rows", str(self.facts["rows"]))
         return self._rows
 
     def close(self) -> None:
@@ -226,4 +223,4 @@ class PartReader:
 
 def _read_index(store: Store, name: str) -> tuple[dict[str, Array], dict[str, Any]]:
     full_name = f"parts/{name}.index"
-    return unpack("part", full_name, store.get(full_name))
+    return unpack_named("part", "parts", f"{name}.index", store.get(full_name))

@@ -7,9 +7,11 @@ nobody needs any more. No rename, no compare-and-swap, no append (GCS emulators 
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
 import re
 import shutil
+import stat
 import tempfile
 import threading
 import uuid
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from beam_llm.errors import LedgerError, UsageError
-from beam_llm.leftovers import scratch_folder
+from beam_llm.leftovers import lock_file, scratch_folder, unlocked
 from beam_llm.protocols import Store
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_\-.=]*")
@@ -90,12 +92,32 @@ def checked_name(name: str) -> str:
 
 
 class LocalStore:
-    """A folder. Objects are written aside, fsynced, then linked (create) or renamed (put) into place: never seen half-written."""
+    """A folder. Objects are written aside, fsynced, then linked (create) or renamed (put) into place: never seen half-written.
+
+    What it makes there is the user's own (0700, 0600): it holds prompts and answers.
+
+    Raises:
+      LedgerError: the folder belongs to another user, or anybody may write into it: its answers could be forged.
+    """
 
     def __init__(self, location: str):
         self.location = location
         self._root = Path(location).expanduser().absolute()
         self._aside = self._root / ".tmp"
+        self._check_owner()
+
+    def _check_owner(self) -> None:
+        try:
+            found = os.stat(self._root)
+        except OSError:  # not there yet
+            return
+        if found.st_uid not in (os.geteuid(), 0):
+            raise LedgerError(
+                f"staging location {self.location!r} belongs to another user (uid {found.st_uid}), who could forge answers in it: "
+                "name a folder of your own"
+            )
+        if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+            raise LedgerError(f"staging location {self.location!r} can be written by anybody: chmod o-w, or name another folder")
 
     def check(self) -> None:
         """Looks whether the folder is one, or can become one; writes nothing.
@@ -150,17 +172,31 @@ class LocalStore:
         _sync_folder(target)
 
     def _make_parent(self, target: str) -> None:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        _make_folder(os.path.dirname(target))
 
     @contextlib.contextmanager
     def _new_aside(self) -> Iterator[str]:
-        self._aside.mkdir(parents=True, exist_ok=True)
+        """A new private file, locked while it is written, so that `leftovers` tells it from those of killed processes."""
+        _make_folder(str(self._aside))
         aside = str(self._aside / f"{os.getpid()}-{uuid.uuid4().hex}")
+        lock = lock_file(aside)
         try:
             yield aside
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(aside)
+            if lock is not None:
+                os.close(lock)
+
+    def leftovers(self) -> list[str]:
+        """Paths of files that killed processes were writing."""
+        found = []
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._aside) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError), unlocked(entry.path) as is_dead:
+                    if is_dead:
+                        found.append(entry.path)
+        return found
 
     @contextlib.contextmanager
     def _written(self, data: bytes) -> Iterator[str]:
@@ -206,6 +242,17 @@ class LocalStore:
     def delete(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(self.path_of(name))
+
+
+def _make_folder(path: str) -> None:
+    """Makes the folder, and those above it, private."""
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for folder in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
 
 
 def _sync(file: Any) -> None:
@@ -349,6 +396,16 @@ def temporary_file() -> Iterator[str]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+
+
+def holds(store: Store, name: str, path: str) -> bool:
+    """Whether the object is there with the local file's bytes; of a remote one only whether it is there."""
+    if isinstance(store, LocalStore):
+        try:
+            return filecmp.cmp(store.path_of(name), path, shallow=False)
+        except FileNotFoundError:
+            return False
+    return name in set(store.list(name))
 
 
 def missing(store: Store, name: str) -> LedgerError:
