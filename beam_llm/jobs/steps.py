@@ -50,4 +50,5 @@ def translated(call: Callable[[], T]) -> T:
     except (CallError, LedgerError):
         raise
     except Exception as error:
-        raise Retryable(Kind.UNAVAILABLE, f"{type(error).__name__}: {error}") from error
+        # Without its words, which may hold a key or a record; the cause has them.
+        raise Retryable(Kind.UNAVAILABLE, f"the provider's code failed ({type(error).__name__})") from error
