@@ -16,7 +16,9 @@ LLMError ─┬─ UsageError            a setting, a file or an element is wron
 from __future__ import annotations
 
 import enum
+import os
 import re
+import traceback
 from typing import NamedTuple
 
 
@@ -194,6 +196,13 @@ def plural(count: int, noun: str) -> str:
     if count == 1:
         return f"1 {noun}"
     return f"{count:,} {noun[:-1]}ies" if noun.endswith(("ry", "ply")) else f"{count:,} {noun}s"
+
+
+def where_of(error: BaseException) -> str:
+    """`ValueError at parser.py:12`: what may be kept and logged of a foreign error. Its own text may hold a key or a record."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
 
 
 # Control characters (C0, DEL, C1), line and paragraph separators, marks that turn the direction of writing, invisible tags, and lone

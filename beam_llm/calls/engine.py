@@ -15,7 +15,6 @@ import os
 import random
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -28,7 +27,7 @@ from beam_llm.calls.reply_limit import default_limit, gives_limits
 from beam_llm.calls.runtime import LOOP_THREAD
 from beam_llm.calls.tally import Asked, Tally
 from beam_llm.config import Settings
-from beam_llm.errors import Aborted, CallError, Failure, Kind, PromptError, Remedy, Retryable
+from beam_llm.errors import Aborted, CallError, Failure, Kind, PromptError, Remedy, Retryable, where_of
 from beam_llm.events import ACTIVITY
 from beam_llm.pricing import TIERS
 from beam_llm.protocols import CompletionProvider
@@ -252,7 +251,7 @@ class Engine:
         try:
             asyncio.run_coroutine_threadsafe(self._shut(), loop).result(_CLOSE_SECONDS)
         except Exception as error:  # the process goes on, or ends: whoever closes can do nothing about it
-            _logger.warning("the calls' end was not waited for: %s", _where(error))
+            _logger.warning("the calls' end was not waited for: %s", where_of(error))
         finally:
             LOOP_THREAD.release()
 
@@ -357,7 +356,7 @@ class Engine:
             by_tier = service_tier in TIERS and self._prices_tiers
             return self._cost(usage, service_tier=service_tier) if by_tier else self._cost(usage)
         except Exception as error:
-            _logger.warning("the price of a reply is unknown: %s", _where(error))
+            _logger.warning("the price of a reply is unknown: %s", where_of(error))
             return None
 
     async def _prepared(self) -> None:
@@ -366,7 +365,7 @@ class Engine:
             try:
                 await asyncio.shield(self._preparing)
             except Exception as error:
-                _logger.warning("not ready: %s", _where(error))
+                _logger.warning("not ready: %s", where_of(error))
             self._preparing = None
 
     async def _settle(self, ask: _Ask, members: Sequence[int], left: int, deadline: _Deadline) -> None:
@@ -374,9 +373,9 @@ class Engine:
         try:
             await self._rounds(ask, members, left, deadline)
         except Exception as error:  # a bug of ours, or in what a user plugged in: still one outcome per record
-            _logger.error("unexpected %s", _where(error), exc_info=error if self.settings.log_data else None)
+            _logger.error("unexpected %s", where_of(error), exc_info=error if self.settings.log_data else None)
             open_members = [member for member in members if ask.answers[member] is None]
-            ask.fail(open_members, Failure(Kind.UNAVAILABLE, f"unexpected {_where(error)}"), keep_known=True)
+            ask.fail(open_members, Failure(Kind.UNAVAILABLE, f"unexpected {where_of(error)}"), keep_known=True)
 
     async def _rounds(self, ask: _Ask, members: Sequence[int], left: int, deadline: _Deadline) -> None:
         way = _Way()
@@ -521,7 +520,7 @@ class Engine:
         except PromptError:
             raise
         except Exception as error:
-            raise PromptError(f"the prompt can't be rendered: {_where(error)}") from error
+            raise PromptError(f"the prompt can't be rendered: {where_of(error)}") from error
         if not (way.limits and self._limits_replies and request.schema is not None):
             return request
         way.limit = default_limit(self._task.output.schema, len(records), request.model)
@@ -644,7 +643,7 @@ class Engine:
             raise Retryable(Kind.UNAVAILABLE, "the provider's client cancelled the call") from error
         except Exception as error:
             # Only the error's name and place: its text might hold a header or a record.
-            raise Retryable(Kind.UNAVAILABLE, f"unexpected {_where(error)} in the provider") from error
+            raise Retryable(Kind.UNAVAILABLE, f"unexpected {where_of(error)} in the provider") from error
 
     @staticmethod
     def _count(ask: _Ask, members: Sequence[int]) -> None:
@@ -698,7 +697,7 @@ class Engine:
             else:
                 reading = self._task.read(count, completion)
         except Exception as error:
-            return {}, {}, Failure(Kind.UNREADABLE, f"the reply can't be read: {_where(error)}")
+            return {}, {}, Failure(Kind.UNREADABLE, f"the reply can't be read: {where_of(error)}")
         if reading.warnings:
             ask.tally.warnings.update(reading.warnings)
         values = {i: self._task.stored(reading, i) for i in reading.values} if self._storing else reading.values
@@ -730,13 +729,6 @@ def _advice(error: CallError, members: int, waited: bool) -> str:
     if waited:
         return f"{error.message}; waited for it until the call's deadline: raise call_deadline_ms, or set requests_per_minute"
     return error.message
-
-
-def _where(error: BaseException) -> str:
-    """`ValueError at parser.py:12`: never the error's own text, which may hold a key or a record."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{place}"
 
 
 def _repeats_itself(settings: Settings) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
-from beam_llm.errors import CallError, Kind, LedgerError, Retryable
+from beam_llm.errors import CallError, Kind, LedgerError, Retryable, where_of
 from beam_llm.values import Outcome
 
 T = TypeVar("T")
@@ -51,4 +51,4 @@ def translated(call: Callable[[], T]) -> T:
         raise
     except Exception as error:
         # Without its words, which may hold a key or a record; the cause has them.
-        raise Retryable(Kind.UNAVAILABLE, f"the provider's code failed ({type(error).__name__})") from error
+        raise Retryable(Kind.UNAVAILABLE, f"the provider's code failed ({where_of(error)})") from error
