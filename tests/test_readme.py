@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import pyarrow.parquet as pq
 import pytest
 from apache_beam.io.filebasedsource import FileBasedSource
+from apache_beam.io.gcp.bigquery_tools import RowAsDictJsonCoder
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_llm.errors import Kind
@@ -33,7 +35,7 @@ def run(block: str) -> dict[str, Any]:
     return names
 
 
-FIRST, LOCAL, COUNTERS, TESTING = blocks(README, "python")
+FIRST, LOCAL, TABLES, COUNTERS, TESTING = blocks(README, "python")
 (NOTEBOOK,) = blocks(RECIPES, "python")
 (YAML,) = blocks(RECIPES, "yaml")
 
@@ -57,6 +59,34 @@ def test_a_local_server_needs_no_key(monkeypatch: pytest.MonkeyPatch, capfd: pyt
     with Emulator(keys=()) as server:  # one that takes any client, as these do
         run(LOCAL.replace("http://localhost:8080/v1", server.base_url))
     assert sorted(capfd.readouterr().out.splitlines()) == ["I love it → positive", "It broke, I hate it → negative"]
+
+
+class BigQueryJson(beam.PTransform):
+    """Does to rows what BigQuery's file loads do: their own coder writes them as JSON; here into a local file."""
+
+    def __init__(self, table: str, schema: str):
+        super().__init__()
+        self.columns = {name for name, _, _ in (column.partition(":") for column in schema.split(","))}
+
+    def expand(self, rows: beam.PCollection) -> Any:
+        columns = self.columns
+
+        def encoded(row: Any) -> str:
+            data = RowAsDictJsonCoder().encode(row)
+            assert set(json.loads(data)) == columns
+            return data.decode()
+
+        return rows | beam.Map(encoded) | beam.io.WriteToText("bigquery", file_name_suffix=".json")
+
+
+def test_rows_of_answers_are_what_parquet_and_bigquery_take(reviews: Path, llm_emulator: Emulator, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(beam.io, "WriteToBigQuery", BigQueryJson)
+    run(TABLES)
+    expected = {"I love it": "positive", "It broke, I hate it": "negative"}
+    (path,) = reviews.glob("labelled*")
+    assert {row["text"]: row["mood"] for row in pq.read_table(path).to_pylist()} == expected
+    lines = [json.loads(line) for path in reviews.glob("bigquery*") for line in path.read_text().splitlines()]
+    assert {row["text"]: row["mood"] for row in lines} == expected
 
 
 def test_counters_are_found_by_name(llm_emulator: Emulator, capfd: pytest.CaptureFixture[str]):
