@@ -357,7 +357,7 @@ def test_a_bare_500_to_every_schema_is_tried_without_it_a_few_times_only():
     request = Request("m", (Message("user", "x"),), {"type": "object"})
     error = error_of(500, {}, b"Internal Server Error")
     tried = [dialect.simpler(request, error) is not None for _ in range(20)]
-    assert (tried[0], tried[1], sum(tried)) == (False, True, 2)
+    assert [number for number, one in enumerate(tried, 1) if one] == [4, 12]
     dialect.works = True
     assert dialect.simpler(request, error) is None
 

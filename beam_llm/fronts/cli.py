@@ -27,6 +27,7 @@ from beam_llm import __version__
 from beam_llm.config import OPTIONS, Settings, key_of, settings_from_options
 from beam_llm.errors import LLMError, UsageError, printable
 from beam_llm.leftovers import remove_scratch
+from beam_llm.redaction import redact
 
 if TYPE_CHECKING:
     from beam_llm.fronts.predict import Job, Report
@@ -137,7 +138,7 @@ def in_one_line(error: BaseException) -> str:
         text = f"{error.filename or 'reading or writing a stream'}: {error.strerror}"
     else:
         text = str(error) or type(error).__name__
-    return printable(_as_flags(" ".join(text.split())))
+    return printable(_as_flags(" ".join(redact(text).split())))
 
 
 def _as_flags(text: str) -> str:

@@ -225,7 +225,8 @@ class OpenAIChat:
                 self._announce(error)
 
     async def _in_simpler_form(self, request: Request, timeout_seconds: float, error: CallError) -> Completion:
-        """One trial without a schema where a server has done nothing but fail with it: some refuse it with a bare 500.
+        """One trial without a schema where a server has done nothing but fail with it: some refuse it with a bare 500. It is
+        learned from where the schema fails once more after it.
 
         Raises:
           CallError: `error`, where that is no explanation or the trial fails too.
@@ -234,11 +235,16 @@ class OpenAIChat:
         simpler = dialect.simpler(request, error)
         if simpler is None:
             raise error
-        status, headers, reply = await self._post(encode_body(request, simpler), timeout_seconds)
-        if status >= 300:
+        found = await self._post(encode_body(request, simpler), timeout_seconds)
+        if found[0] >= 300:
             raise error
-        if dialect.reply_format != simpler.reply_format and dialect.step_down():
+        again = await self._post(encode_body(request, dialect), timeout_seconds)
+        if again[0] < 300:  # a server that has recovered, and nothing to be learned
+            dialect.works = True
+            found = again
+        elif dialect.reply_format != simpler.reply_format and dialect.step_down():
             self._announce(error)
+        _, headers, reply = found
         return decode_reply(reply, headers.get("x-request-id"), pace_of(headers), self._context)
 
     def _announce(self, error: CallError) -> None:

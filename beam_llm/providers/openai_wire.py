@@ -103,11 +103,11 @@ class Dialect:
         return False
 
     def simpler(self, request: Request, error: CallError) -> Dialect | None:
-        """A form to try where a server has only failed so far: after two bare 500s to a schema; None else."""
+        """A form to try where a server has only failed so far: after four bare 500s to a schema, and after twelve; None else."""
         if self.works or self.is_enforced or request.schema is None or error.status not in (500, 501) or self.reply_format == WORDS:
             return None
         self.failures += 1
-        if self.failures not in (2, 6):
+        if self.failures not in (4, 12):
             return None
         return Dialect(JSON_OBJECT if self.reply_format == JSON_SCHEMA else WORDS, self.tokens_field)
 
