@@ -127,9 +127,9 @@ class JsonReader:
     def _keyed_items(self, keyed: dict[str, Any], count: int) -> Items:
         number, field, as_written = _numbers(count).get, self._shape.index_field, self._as_written
         return [
-            (number(key, key), value)
+            (number(key) or _number(key), value)
             if as_written or type(value) is not dict
-            else (number(key, key) if field not in value or _says(value.pop(field), key) else None, self.answer(value))
+            else ((number(key) or _number(key)) if field not in value or _says(value.pop(field), key) else None, self.answer(value))
             for key, value in _pairs(keyed)
         ]
 
@@ -330,6 +330,10 @@ def _pairs(keyed: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
 def _numbers(count: int) -> dict[str, int]:
     """`"1"` → 1, … as keyed replies are asked for."""
     return {str(index): index for index in range(1, count + 1)}
+
+
+def _number(key: str) -> int | str:
+    return int(key) if key.isascii() and key.isdecimal() else key
 
 
 def _keys_in(data: Any, keyed: dict[str, Any]) -> int:

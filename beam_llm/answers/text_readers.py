@@ -93,7 +93,10 @@ class XmlReader:
         # An answer may have a field called "answer": the outermost ones are meant.
         paths = (self._path,) if self._path is not None else (f"./{ANSWERS}/answer", "./answer", ".//answer")
         found = next((elements for path in paths if (elements := root.findall(path))), None)
-        if found is None and root.find(f"./{ANSWERS}") is None:
+        outer = root.find(f"./{ANSWERS}")
+        if found is None and outer is not None and self._path is None and (len(outer) or (outer.text or "").strip()):
+            return [outer]  # the answer itself: of the only record, or of nobody
+        if found is None and outer is None:
             raise ValueError("there is no answer element in it")
         return found or []
 
@@ -255,16 +258,18 @@ class DelimitedReader:
             raise ValueError(NOT_FROM_ONE)
         if cut:
             lines = lines[:-1]  # the last line of a reply that was cut looks like any other
-        items = [(line.index, "\n".join(line.texts)) for line in lines if line.is_certain]
+        doubtful = {line.index for line in lines if not line.is_certain}
+        items = [(line.index, "\n".join(line.texts)) for line in lines if line.index not in doubtful]
         if self._pattern is None:
-            if not cut and items and lines[-1].is_certain:
+            if not cut and items and lines[-1].index not in doubtful:
                 items[-1] = items[-1][0], _last(items[-1][1])
             items = [(index, answer.strip()) for index, answer in items]
         return Found(items, {"truncated"} if cut else set())
 
 
 class _Line:
-    """An answer under way: its index, its lines so far, and whether they are certainly all of it."""
+    """An answer under way: its index, its lines so far, and whether they are certainly all of it. Nothing with an index that
+    has one doubtful line is believed."""
 
     __slots__ = ("index", "is_certain", "is_row", "texts")
 
@@ -276,7 +281,8 @@ class _Line:
 
 
 _WORD = r"(?:input|record|item|answer|entry|row|line|number|no\.?)"
-_BEFORE = rf"[ \t]{{0,40}}[^\w\n|]{{0,12}}(?:{_WORD}[^\w\n|]{{0,3}})?(?<![-+.,])"
+_DECORATION = rf"[ \t]{{0,40}}[^\w\n|]{{0,12}}(?:{_WORD}[^\w\n|]{{0,3}})?"
+_BEFORE = rf"{_DECORATION}(?<![-+.,])"
 _PIPED = re.compile(rf"{_BEFORE}(\d{{1,9}})[^\w\n|]{{0,12}}\|", re.IGNORECASE)
 _ROW = re.compile(rf"[ \t]{{0,40}}\|{_BEFORE}(\d{{1,9}})[^\w\n|]{{0,12}}\|", re.IGNORECASE)
 _LISTED = re.compile(
@@ -284,7 +290,7 @@ _LISTED = re.compile(
     r"(?:[ \t]{0,2}(?:[.:](?!\d)|[)\]][.:]?)|[ \t]{1,3}[-–—=>]{1,3}(?=[ \t]))[*_`]{0,4}[ \t]*",
     re.IGNORECASE,
 )
-_PERHAPS = re.compile(rf"{_BEFORE}(\d{{1,9}})(?![\d.,]*\d)", re.IGNORECASE)
+_PERHAPS = re.compile(rf"{_DECORATION}(\d{{1,9}})(?![\d.,]*\d)", re.IGNORECASE)
 
 
 def _numbered_lines(text: str, count: int) -> list[_Line]:
@@ -313,8 +319,8 @@ def _joined(lines: list[str], marks: list[_Mark | None], count: int, is_list: bo
     """Marked lines with those that go on from them.
 
     A line of a list inside an answer looks like the next answer. So it ends the answer in front of it; and where its index
-    does not go on from there, the answer in front is not certain any more. Nor is it where a line may be that of a record
-    which has no other.
+    does not go on from there, the answer in front is not certain any more. A line that starts with the number of a record
+    which has no other line is read into no answer: it may be that record's.
     """
     indices = {mark[0] for mark in marks if mark}
     seen: set[int] = set()
@@ -327,17 +333,20 @@ def _joined(lines: list[str], marks: list[_Mark | None], count: int, is_list: bo
             seen.add(index)
             is_row = form is _ROW
             found.append(_Line(index, [line[start:].strip().removesuffix("|") if is_row else line[start:]], is_row))
-        elif found:
-            _go_on(found[-1], line, count, indices)
+        elif found and (number := _strange_number(line, count, indices)):
+            found[-1].is_certain &= number == (found[-1].index or 0) + 1
+            found.append(_Line(None, []))
+            found[-1].is_certain = False
+        elif found and not found[-1].is_row:
+            found[-1].texts.append(line)
     return found
 
 
-def _go_on(before: _Line, line: str, count: int, indices: set[int]) -> None:
-    other = _PERHAPS.match(line)
-    if other and 1 <= int(other[1]) <= count and int(other[1]) not in indices:
-        before.is_certain = False
-    if not before.is_row:
-        before.texts.append(line)
+def _strange_number(line: str, count: int, indices: set[int]) -> int:
+    """The number that the line starts with, where that is a record's without a line of its own; else 0."""
+    found = _PERHAPS.match(line)
+    number = int(found[1]) if found else 0
+    return number if 1 <= number <= count and number not in indices else 0
 
 
 def _last(answer: str) -> str:
