@@ -243,7 +243,7 @@ class Task:
         whole = _no_reply(completion)
         if whole is not None:
             return _nothing(count, whole)
-        text, is_cut = completion.text or "", completion.finish is Finish.LENGTH
+        text, is_cut = _usable(completion.text or ""), completion.finish is Finish.LENGTH
         if self._is_single(count) and self._format != "custom":
             return self._read_text(text, is_cut) if self.output.is_text else self._read_single(text, is_cut)
         return self._read_batch(text, count, is_cut)
@@ -257,11 +257,11 @@ class Task:
           None for any other reply, good ones among them.
         """
         output = self.output
-        if output.is_text:
-            return None if not text or text.isspace() or may_hold_thoughts(text) else orjson.dumps(text)
-        if may_be_deep(text):
+        if not text or text.isspace() or may_be_deep(text) or (output.is_text and may_hold_thoughts(text)):
             return None
         try:
+            if output.is_text:
+                return orjson.dumps(text)
             value = output.validate(orjson.loads(text))
         except Exception:  # a user's validator may raise anything; `read` says what
             return None
@@ -298,7 +298,7 @@ class Task:
 
     def _bare(self, text: str, count: int, is_cut: bool) -> Reading | None:
         """The answer to a single record without anything around it; of free text it can't be told whether it is one."""
-        if count != 1 or is_cut or self._format == "custom" or self.output.is_text:
+        if count != 1 or is_cut or self._format == "custom" or self.output.is_text or may_be_deep(text):
             return None
         try:
             value, raw = self.output.spelled(unfenced(without_thoughts(text)))
@@ -318,6 +318,8 @@ class Task:
                     failures[index] = Failure(Kind.INVALID, f"answer {index} is not a value of output: {answer.reason}")
                 elif is_json:
                     values[index] = validate(answer)
+                elif type(answer) is str and may_be_deep(answer) and not self.output.is_text:
+                    failures[index] = self._invalid(f"answer {index} is not a value of output: {TOO_DEEP.reason}", answer)
                 else:
                     values[index], raws[index] = typed(answer)
             except Exception as error:  # a user's validator may raise anything
@@ -453,6 +455,17 @@ def _no_reply(completion: Completion) -> Failure | None:
     if not completion.text or completion.text.isspace():
         return _cut() if finish is Finish.LENGTH else _no_answer()
     return None
+
+
+def _usable(text: str) -> str:
+    """The text without lone surrogates, which nothing that keeps or sends it can take."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return str(without_surrogates(text))
 
 
 def _no_answer() -> Failure:

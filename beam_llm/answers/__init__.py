@@ -22,6 +22,9 @@ that others wait for should stand still: it is read in a thread."""
 MAX_DEPTH = 64
 """Levels of objects and arrays inside an answer. More is no answer: whatever keeps values and passes them on has bounds, too."""
 
+MOST_VALUES = 20_000
+"""More answers in a damaged reply than any prompt asks for: a model that repeats itself until it is stopped."""
+
 ANSWERS = "answers"
 """Name of the array in a reply's root object, and of the root element in XML."""
 

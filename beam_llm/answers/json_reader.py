@@ -11,13 +11,10 @@ from typing import Any
 
 import orjson
 
-from beam_llm.answers import ANSWERS, INDEX, NOT_FROM_ONE, Found, Items, Shape, may_be_deep, shallow
+from beam_llm.answers import ANSWERS, INDEX, MOST_VALUES, NOT_FROM_ONE, Found, Items, Shape, may_be_deep, same, shallow
 from beam_llm.answers.lenient import Damaged, LenientReader, Pairs
 from beam_llm.answers.thoughts import without_thoughts
 from beam_llm.errors import UsageError
-
-MOST_VALUES = 20_000
-"""More values in one reply than any prompt asks for: a model that repeats itself until it is stopped."""
 
 
 class JsonReader:
@@ -144,6 +141,15 @@ class JsonReader:
             del found[self._shape.index_field]
         return found
 
+    def lenient(self, text: str) -> LenientReader:
+        return LenientReader(text, self._shape.index_field, self._object_without_losses)
+
+    def _object_without_losses(self, pairs: Pairs) -> dict[str, Any]:
+        found = self._object(pairs)
+        if type(found) is dict and any(key in found and not same(found[key], value) for key, value in pairs):
+            raise Damaged("a field that is written twice, and not the same")
+        return found
+
     def _decoded(self, text: str, start: int) -> tuple[Any, int]:
         """One strict JSON value at `start`, and where it ends."""
         try:
@@ -208,7 +214,7 @@ class JsonReader:
         Raises:
           ValueError: where that is not certain.
         """
-        found = LenientReader(text, self._shape.index_field, self._object).read(start)
+        found = self.lenient(text).read(start)
         rest = text[found.end :].strip(" \t\r\n`")
         if _ROOT.search(rest) or (rest and found.guessed):
             raise Damaged("more than one reading")
@@ -244,7 +250,7 @@ class _Walk:
 
     def __init__(self, reader: JsonReader, text: str, cut: bool):
         self._reader, self._text, self._cut = reader, text, cut
-        self._lenient = LenientReader(text, reader._shape.index_field, reader._object)
+        self._lenient = reader.lenient(text)
         self._is_strict = True
         self._guessed: list[int] = []
         self.has_mended = False
@@ -274,7 +280,7 @@ class _Walk:
                 break
             value, end = found
             end = self._lenient.gap(end)
-            if text[end : end + 1] not in (",", "}") or end == len(text):
+            if text[end : end + 1] not in (",", "}", '"', "'"):
                 break  # a number may have more digits behind the cut
             items += self._reader._keyed_items({key[1]: value}, 1)
             position = self._lenient.gap(end + 1) if text[end] == "," else end

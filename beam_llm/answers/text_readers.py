@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import orjson
 
-from beam_llm.answers import ANSWERS, INDEX, MAX_DEPTH, NOT_FROM_ONE, TOO_DEEP, Found, Items, Shape, Unusable, same
+from beam_llm.answers import ANSWERS, INDEX, MAX_DEPTH, MOST_VALUES, NOT_FROM_ONE, TOO_DEEP, Found, Items, Shape, Unusable, same
 from beam_llm.answers.thoughts import without_thoughts
 from beam_llm.errors import UsageError
 
@@ -294,9 +294,15 @@ _PERHAPS = re.compile(rf"{_DECORATION}(\d{{1,9}})(?![\d.,]*\d)", re.IGNORECASE)
 
 
 def _numbered_lines(text: str, count: int) -> list[_Line]:
-    """The answers of a reply in one of the built-in forms, as they are written."""
+    """The answers of a reply in one of the built-in forms, as they are written.
+
+    Raises:
+      ValueError: where they are too many to be answers.
+    """
     lines = text.split("\n")
     marks = [_mark(line) for line in lines]
+    if len(marks) - marks.count(None) > MOST_VALUES:
+        raise ValueError(f"there are more than {MOST_VALUES:,} answers in it")
     is_list = not any(mark is not None and mark[1] != _LISTED for mark in marks)
     if not is_list:
         # A line like a list's may belong to an answer's text; only an index that was asked for makes it one that counts.
