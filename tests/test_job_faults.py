@@ -71,6 +71,18 @@ def test_every_record_has_its_own_answer_or_its_reason_in_both_modes(
     assert {row.text: row.kind for row in rows if row.kind} == (dict.fromkeys(CURSED, kind) if kind else {})
 
 
+def test_a_script_strikes_the_same_lines_of_jobs_in_every_run(start_emulator: Start, tmp_path: Path) -> None:
+    """Also where ids and ports are others: a test that meets a script must meet the same one tomorrow."""
+    failed = []
+    for name in ("one", "two"):
+        emulator = start_emulator(faults=[Fault("truncated", probability=0.5)], batch_seconds=0.05)
+        rows = rows_of(run(emulator, tmp_path / name, batch_size=1, on_leftover="fail"))
+        failed.append({row.text for row in rows if row.kind})
+        ledgers.forget()
+    assert failed[0] == failed[1]
+    assert 0 < len(failed[0]) < len(TEXTS)
+
+
 # Jobs: their files
 
 FILES = {

@@ -308,6 +308,7 @@ class Batches:
             in_order=_fault(job, "input_order") is not None,
             cut=_fault(job, "cut_last_line") is not None,
             seed=self._options.seed,
+            place=list(self._jobs).index(job_id),
         )
         return answer_file(task, self._chat, self._billing, self.script, lambda: self._closing)
 

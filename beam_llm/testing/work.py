@@ -121,6 +121,7 @@ class Assignment:
     """One job's work.
 
     Attributes:
+      place: of the job among all, in the order of their creation. Ids are random, so a script that met them would strike anew each run.
       done: how many lines are answered; the others are `expired` lines or, where that is False, nothing.
       in_order: result lines in the order of the input, which no provider promises.
       cut: the output's last line is cut.
@@ -136,6 +137,7 @@ class Assignment:
     in_order: bool
     cut: bool
     seed: int
+    place: int
 
 
 def answer_file(task: Assignment, chat: Chat, billing: Billing, script: FaultScript, stopped: Callable[[], bool]) -> Result:
@@ -182,7 +184,7 @@ def _line_faults(script: FaultScript, task: Assignment, chat: Chat, request: dic
     if not script.has("line"):
         return ()
     texts = chat.read(request["body"]).texts if chat.check(request["body"]) is None else ()
-    return script.strike("line", texts, f"{task.batch_id} {request['custom_id']}", number)
+    return script.strike("line", texts, f"{task.place} {texts or request['custom_id']}", number)
 
 
 def _answer_line(
