@@ -20,12 +20,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from beam_llm.answers import LONG_REPLY_CHARACTERS, missing_message
+from beam_llm.answers import LONG_REPLY_CHARACTERS
+from beam_llm.calls.ask import Ask, Deadline, Way, advice, calls_of, is_too_slow, missing, repeats_itself
 from beam_llm.calls.endpoint import Endpoint
 from beam_llm.calls.policy import Again, Next, Step, next_step, next_try, reminder
 from beam_llm.calls.reply_limit import default_limit, gives_limits
 from beam_llm.calls.runtime import LOOP_THREAD
-from beam_llm.calls.tally import Asked, Tally
+from beam_llm.calls.tally import Asked
 from beam_llm.config import Settings
 from beam_llm.errors import Aborted, CallError, Failure, Kind, PromptError, Remedy, Retryable, where_of
 from beam_llm.events import ACTIVITY
@@ -49,83 +50,6 @@ _CLOSE_SECONDS = 2 * _SHUT_SECONDS + 2.0
 _GONE = "this engine is closed, or was made before a fork; borrow another"
 # Failures of single members that a further request may mend.
 _ASKED_AGAIN = frozenset({Kind.MISSING, Kind.INVALID, Kind.UNREADABLE, Kind.TRUNCATED})
-
-
-class _Deadline:
-    """When a call's time is up. Waits for our own slots and budgets move it: a low budget must not fail records by itself.
-
-    Attributes:
-      waited: the last request was put off by the server until there was no time left.
-    """
-
-    __slots__ = ("at", "waited")
-
-    def __init__(self, at: float):
-        self.at = at
-        self.waited = False
-
-    def left(self) -> float:
-        return self.at - asyncio.get_running_loop().time()
-
-
-class _Ask:
-    """One ask under way: what is known of each record."""
-
-    __slots__ = (
-        "aborted", "answers", "attempts", "bills", "calls_left", "failures", "last", "news", "proven", "records", "suspect", "tally",
-        "under_way", "usages",
-    )  # fmt: skip
-
-    def __init__(self, records: Sequence[Record]):
-        count = len(records)
-        self.records = records
-        self.tally = Tally()
-        self.answers: list[tuple[Any, Completion] | None] = [None] * count
-        self.failures: list[Failure | None] = [None] * count
-        self.attempts = [0] * count
-        self.usages: list[Usage | None] = [None] * count
-        self.last: list[Completion | None] = [None] * count
-        self.bills: list[tuple[Sequence[int], Completion]] = []  # every reply, with those who share its price
-        self.aborted: Aborted | None = None
-        self.proven = False  # a good answer has come
-        self.suspect = False  # let through by the breaker, no good answer yet
-        self.calls_left = 0  # of a suspect, while nobody has got a good answer
-        self.under_way = 0  # requests, with their retries
-        self.news: asyncio.Event | None = None  # one of them has ended; only where a part waits for that
-
-    def ended(self) -> None:
-        """A request has, and what came of it is known."""
-        self.under_way -= 1
-        if self.news is not None:
-            self.news.set()
-            self.news = None
-
-    def fail(self, members: Sequence[int], failure: Failure, keep_known: bool = False) -> None:
-        """Notes why these have no answer, until a later request gives one."""
-        for member in members:
-            if not (keep_known and self.failures[member]):
-                self.failures[member] = failure
-
-
-class _Way:
-    """How a set of records is asked, round after round.
-
-    Attributes:
-      time: how often this set has been asked, with replies that were no good.
-      note: what is added to the prompt.
-      limits: whether the reply gets our own limit, where the user gave none.
-      limit: that limit in the last request that had one, else None.
-      was_cut: the last reply reached it.
-    """
-
-    __slots__ = ("limit", "limits", "note", "time", "was_cut")
-
-    def __init__(self) -> None:
-        self.time = 1
-        self.note = ""
-        self.limits = True
-        self.limit: int | None = None
-        self.was_cut = False
 
 
 class _Pending(Future[Asked]):
@@ -195,7 +119,7 @@ class Engine:
         self._deadline_seconds = settings.call_deadline_ms / 1000
         self._limits_replies = gives_limits(settings)
         self._limit_is_right = False  # without it, replies ran on all the same
-        self._repeats_itself = _repeats_itself(settings)
+        self._repeats_itself = repeats_itself(settings)
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -302,12 +226,12 @@ class Engine:
         Raises:
           Aborted: a bad key, an unknown model, a spent quota, with `on_abort="raise"`; every later ask raises it at once.
         """
-        ask = _Ask(records)
+        ask = Ask(records)
         self._guard.prompts += 1
         completed = False
         try:
             if records:
-                deadline = _Deadline(asyncio.get_running_loop().time() + self._deadline_seconds)
+                deadline = Deadline(asyncio.get_running_loop().time() + self._deadline_seconds)
                 await self._settle(ask, range(len(records)), self._max_retries, deadline)
             completed = True
         finally:
@@ -323,7 +247,7 @@ class Engine:
         costs = self._costs(ask)
         return Asked([self._outcome(ask, member, costs[member]) for member in range(len(records))], ask.tally)
 
-    def _outcome(self, ask: _Ask, member: int, cost_usd: float | None) -> Outcome:
+    def _outcome(self, ask: Ask, member: int, cost_usd: float | None) -> Outcome:
         usage, answer = ask.usages[member] or Usage(), ask.answers[member]
         if answer is not None:
             value, completion = answer
@@ -339,7 +263,7 @@ class Engine:
             finish_reason=last.finish_reason if last else None,
         )
 
-    def _costs(self, ask: _Ask) -> list[float | None]:
+    def _costs(self, ask: Ask) -> list[float | None]:
         """What each record paid: an equal share of every reply that it was part of, each reply priced as a whole."""
         nothing = self._priced(Usage(), None) if not ask.bills else 0.0
         costs: list[float | None] = [nothing] * len(ask.records)
@@ -368,7 +292,7 @@ class Engine:
                 _logger.warning("not ready: %s", where_of(error))
             self._preparing = None
 
-    async def _settle(self, ask: _Ask, members: Sequence[int], left: int, deadline: _Deadline) -> None:
+    async def _settle(self, ask: Ask, members: Sequence[int], left: int, deadline: Deadline) -> None:
         """Ends each member with an answer or a failure; never raises but for cancellation."""
         try:
             await self._rounds(ask, members, left, deadline)
@@ -377,8 +301,8 @@ class Engine:
             open_members = [member for member in members if ask.answers[member] is None]
             ask.fail(open_members, Failure(Kind.UNAVAILABLE, f"unexpected {where_of(error)}"), keep_known=True)
 
-    async def _rounds(self, ask: _Ask, members: Sequence[int], left: int, deadline: _Deadline) -> None:
-        way = _Way()
+    async def _rounds(self, ask: Ask, members: Sequence[int], left: int, deadline: Deadline) -> None:
+        way = Way()
         while True:
             count = len(members)
             ask.under_way += 1
@@ -402,7 +326,7 @@ class Engine:
             )
             if step.next is Next.FAIL or not await self._may_go_on(ask, members, deadline):
                 return
-            if not await self._affords(ask, _calls_of(step, members)):
+            if not await self._affords(ask, calls_of(step, members)):
                 members = await self._one_alone(ask, members, deadline)
                 if not members:
                     return
@@ -415,28 +339,28 @@ class Engine:
                 way.time += 1
                 way.note = self._reminder(ask, members, way.time)
             else:
-                way = _Way()
+                way = Way()
 
     @staticmethod
-    def _count_re_ask(ask: _Ask) -> None:
+    def _count_re_ask(ask: Ask) -> None:
         ask.tally.retries += 1
         ACTIVITY.retries += 1
 
-    def _reminder(self, ask: _Ask, members: Sequence[int], time: int) -> str:
+    def _reminder(self, ask: Ask, members: Sequence[int], time: int) -> str:
         """What makes the next request another one, where the same reply would have to come to the same bytes."""
         if not self._repeats_itself:
             return ""
         failures = [ask.failures[member] for member in members]
         return reminder([failure.kind if failure else Kind.UNREADABLE for failure in failures], time)
 
-    async def _part(self, ask: _Ask, members: Sequence[int], step: Step, deadline: _Deadline) -> None:
+    async def _part(self, ask: Ask, members: Sequence[int], step: Step, deadline: Deadline) -> None:
         """Halves or singles, all at once; each waits for its own slot and has the time that is left."""
         ask.tally.splits += 1
         size = (len(members) + 1) // 2 if step.next is Next.HALVE else 1
         parts = [members[start : start + size] for start in range(0, len(members), size)]
-        await asyncio.gather(*(self._settle(ask, part, step.left, _Deadline(deadline.at)) for part in parts))
+        await asyncio.gather(*(self._settle(ask, part, step.left, Deadline(deadline.at)) for part in parts))
 
-    async def _may_go_on(self, ask: _Ask, members: Sequence[int], deadline: _Deadline) -> bool:
+    async def _may_go_on(self, ask: Ask, members: Sequence[int], deadline: Deadline) -> bool:
         """Asks the breaker, once per ask, where no good answer has come yet."""
         if ask.proven or ask.suspect:
             return True
@@ -449,7 +373,7 @@ class Engine:
             self._give_up(ask, members)
         return ask.suspect
 
-    async def _affords(self, ask: _Ask, calls: int) -> bool:
+    async def _affords(self, ask: Ask, calls: int) -> bool:
         """Whether the ask may make so many calls more; it may make any number once somebody has got a good answer.
 
         Where there are too few, other parts of the same prompt may bring that answer, and are waited for.
@@ -466,11 +390,11 @@ class Engine:
             await ask.news.wait()
         return True
 
-    async def _one_alone(self, ask: _Ask, members: Sequence[int], deadline: _Deadline) -> Sequence[int]:
+    async def _one_alone(self, ask: Ask, members: Sequence[int], deadline: Deadline) -> Sequence[int]:
         """What is left of the members to be asked again: where there are no calls for all of them, one has to show that it is worth it."""
         if len(members) > 1 and await self._affords(ask, 1):
             ask.tally.splits += 1
-            await self._settle(ask, members[:1], 0, _Deadline(deadline.at))
+            await self._settle(ask, members[:1], 0, Deadline(deadline.at))
             members = members[1:]
             if await self._affords(ask, 1):
                 return members
@@ -478,7 +402,7 @@ class Engine:
         return ()
 
     @staticmethod
-    def _give_up(ask: _Ask, members: Sequence[int]) -> None:
+    def _give_up(ask: Ask, members: Sequence[int]) -> None:
         ask.tally.warnings["not_split"] += 1
         for member in members:
             failure = ask.failures[member]
@@ -486,7 +410,7 @@ class Engine:
                 message = f"{failure.message}; not asked again: nor did other prompts get a good answer"
                 ask.failures[member] = failure._replace(message=message)
 
-    async def _round(self, ask: _Ask, members: Sequence[int], way: _Way, deadline: _Deadline) -> tuple[Sequence[int], str]:
+    async def _round(self, ask: Ask, members: Sequence[int], way: Way, deadline: Deadline) -> tuple[Sequence[int], str]:
         """One request with its retries. Returns those left without an answer that may be asked again, and why they have none."""
         way.was_cut = False
         try:
@@ -501,7 +425,7 @@ class Engine:
             completion = await self._completion(ask, members, request, deadline)
         except CallError as error:
             aborted = error.remedy is Remedy.ABORT
-            message = _advice(error, len(members), deadline.waited)
+            message = advice(error, len(members), deadline.waited)
             ask.fail(members, Failure(Kind.ABORTED if aborted else error.kind, message))
             if aborted:
                 ask.aborted = Aborted(Kind.ABORTED, error.message, status=error.status)
@@ -509,11 +433,11 @@ class Engine:
                 return members, Kind.UNREADABLE
             if not way.limits and error.kind == Kind.TIMED_OUT:
                 self._limit_is_right = True
-            return members, Kind.REJECTED if error.remedy is Remedy.SPLIT or _is_too_slow(error, members, 1) else Kind.UNAVAILABLE
+            return members, Kind.REJECTED if error.remedy is Remedy.SPLIT or is_too_slow(error, members, 1) else Kind.UNAVAILABLE
         self._learn_from(completion, way)
         return await self._kept(ask, members, request, completion)
 
-    def _rendered(self, records: Sequence[Record], way: _Way) -> Request:
+    def _rendered(self, records: Sequence[Record], way: Way) -> Request:
         enforced = self.endpoint.enforces_schemas
         try:
             request = self._task.render(records, enforced, note=way.note) if way.note else self._task.render(records, enforced)
@@ -526,7 +450,7 @@ class Engine:
         way.limit = default_limit(self._task.output.schema, len(records), request.model)
         return request if way.limit is None else dataclasses.replace(request, max_output_tokens=way.limit)
 
-    def _learn_from(self, completion: Completion, way: _Way) -> None:
+    def _learn_from(self, completion: Completion, way: Way) -> None:
         """Whether our own limit fits this model: one that thinks before it answers needs more, and shows it where it has none."""
         is_cut = completion.finish is Finish.LENGTH
         way.was_cut = is_cut and way.limits and way.limit is not None
@@ -537,7 +461,7 @@ class Engine:
         elif completion.usage.output_tokens > way.limit:
             self._limits_replies = False
 
-    async def _completion(self, ask: _Ask, members: Sequence[int], request: Request, deadline: _Deadline) -> Completion:
+    async def _completion(self, ask: Ask, members: Sequence[int], request: Request, deadline: Deadline) -> Completion:
         """The reply; RETRY errors are sent again as `policy.next_try` says, within the deadline. Raises the last CallError."""
         tries = waits = 0
         while True:
@@ -552,9 +476,9 @@ class Engine:
             await asyncio.sleep(again.seconds)
             tries, waits = tries + (not again.is_wait), waits + again.is_wait
 
-    def _again(self, error: CallError, members: Sequence[int], tries: int, waits: int, deadline: _Deadline) -> Again | None:
+    def _again(self, error: CallError, members: Sequence[int], tries: int, waits: int, deadline: Deadline) -> Again | None:
         """How the call is sent again; None where it is not, or where fewer records at once are what may help."""
-        if error.remedy is not Remedy.RETRY or error.kind == Kind.UNREADABLE or _is_too_slow(error, members, tries):
+        if error.remedy is not Remedy.RETRY or error.kind == Kind.UNREADABLE or is_too_slow(error, members, tries):
             return None
         return next_try(
             error,
@@ -567,7 +491,7 @@ class Engine:
         )
 
     @staticmethod
-    def _count_again(ask: _Ask, error: CallError, again: Again) -> None:
+    def _count_again(ask: Ask, error: CallError, again: Again) -> None:
         if error.kind == Kind.RATE_LIMITED or again.is_wait:
             ask.tally.throttled_seconds += again.seconds
         if again.is_wait:
@@ -576,7 +500,7 @@ class Engine:
         ask.tally.retries += 1
         ACTIVITY.retries += 1
 
-    async def _call(self, ask: _Ask, members: Sequence[int], request: Request, deadline: _Deadline) -> Completion:
+    async def _call(self, ask: Ask, members: Sequence[int], request: Request, deadline: Deadline) -> Completion:
         """One request through the gate."""
         endpoint, gate, tally = self.endpoint, self.endpoint.gate, ask.tally
         endpoint.check()
@@ -646,13 +570,13 @@ class Engine:
             raise Retryable(Kind.UNAVAILABLE, f"unexpected {where_of(error)} in the provider") from error
 
     @staticmethod
-    def _count(ask: _Ask, members: Sequence[int]) -> None:
+    def _count(ask: Ask, members: Sequence[int]) -> None:
         ask.tally.requests += 1
         ask.tally.single_requests += len(members) == 1
         for member in members:
             ask.attempts[member] += 1
 
-    def _note(self, ask: _Ask, members: Sequence[int], completion: Completion, seconds: float) -> None:
+    def _note(self, ask: Ask, members: Sequence[int], completion: Completion, seconds: float) -> None:
         """A reply's tokens, whatever is in it: they are paid for. Each member gets its share."""
         tally, usage = ask.tally, completion.usage
         ask.bills.append((members, completion))
@@ -668,7 +592,7 @@ class Engine:
             ask.usages[member] = share if before is None else before + share
             ask.last[member] = completion
 
-    async def _kept(self, ask: _Ask, members: Sequence[int], request: Request, completion: Completion) -> tuple[Sequence[int], str]:
+    async def _kept(self, ask: Ask, members: Sequence[int], request: Request, completion: Completion) -> tuple[Sequence[int], str]:
         """Keeps the good answers; returns the members left that may be asked again, and why (see `_round`)."""
         values, failures, whole = await self._read(ask, len(members), completion)
         if whole is not None and whole.kind == Kind.UNREADABLE and request.schema is not None:
@@ -682,14 +606,14 @@ class Engine:
             if index in values:
                 ask.answers[member] = values[index], completion
                 continue
-            failure = failures.get(index) or whole or _missing(index, len(members), values)
+            failure = failures.get(index) or whole or missing(index, len(members), values)
             ask.failures[member] = failure
             if whole is not None or failure.kind in _ASKED_AGAIN:
                 rest.append(member)
                 kind = failure.kind
         return rest, kind
 
-    async def _read(self, ask: _Ask, count: int, completion: Completion) -> tuple[dict[int, Any], dict[int, Failure], Failure | None]:
+    async def _read(self, ask: Ask, count: int, completion: Completion) -> tuple[dict[int, Any], dict[int, Failure], Failure | None]:
         """The reading; a parser that fails makes the reply unreadable. A long reply is read in a thread: the loop has others to serve."""
         try:
             if completion.text is not None and len(completion.text) > LONG_REPLY_CHARACTERS:
@@ -702,39 +626,6 @@ class Engine:
             ask.tally.warnings.update(reading.warnings)
         values = {i: self._task.stored(reading, i) for i in reading.values} if self._storing else reading.values
         return values, reading.failures, reading.whole
-
-
-def _missing(index: int, count: int, values: dict[int, Any]) -> Failure:
-    return Failure(Kind.MISSING, missing_message(index, count, values))
-
-
-def _calls_of(step: Step, members: Sequence[int]) -> int:
-    """How many calls a step begins with."""
-    return {Next.AGAIN: 1, Next.HALVE: 2}.get(step.next, len(members))
-
-
-def _is_too_slow(error: CallError, members: Sequence[int], tries: int) -> bool:
-    """Whether smaller prompts may be what helps: a long answer to many records takes longer than one request may.
-
-    Our own timeout says so at once; a gateway's 408 or 504 may be an outage of moments, and gets one more try.
-    """
-    return error.kind == Kind.TIMED_OUT and len(members) > 1 and (error.status is None or tries > 0)
-
-
-def _advice(error: CallError, members: int, waited: bool) -> str:
-    """The error's message, with the options that would have helped."""
-    if error.kind == Kind.TIMED_OUT:
-        smaller = ", a smaller batch_size" if members > 1 else ""
-        return f"{error.message}; a longer request_timeout_ms{smaller} or a limit on the answer (max_output_tokens) may help"
-    if waited:
-        return f"{error.message}; waited for it until the call's deadline: raise call_deadline_ms, or set requests_per_minute"
-    return error.message
-
-
-def _repeats_itself(settings: Settings) -> bool:
-    """Whether the same request has to get the same reply, or is meant to."""
-    extra = settings.extra_body or {}
-    return 0 in (settings.temperature, extra.get("temperature")) or settings.seed is not None or extra.get("seed") is not None
 
 
 def _task_of(settings: Settings) -> Task:
