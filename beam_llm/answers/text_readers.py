@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree import ElementTree
 
-import orjson
-
-from beam_llm.answers import ANSWERS, INDEX, MAX_DEPTH, MOST_VALUES, NOT_FROM_ONE, TOO_DEEP, Found, Items, Shape, Unusable, same
+from beam_llm.answers import ANSWERS, INDEX, MAX_DEPTH, MOST_VALUES, NOT_FROM_ONE, TOO_DEEP, Found, Items, Shape, Unusable
 from beam_llm.answers.thoughts import without_thoughts
+from beam_llm.answers.xml_values import xml_value
 from beam_llm.errors import UsageError
 
 MOST_XML_CHARACTERS = 20_000_000
@@ -45,7 +44,7 @@ class XmlReader:
         some = r"\s{0,20}"
         attribute = rf"""<answer\s[^<>]{{0,200}}?\b{index}{some}={some}["']{some}(\d{{1,9}})"""
         self._mentions = re.compile(rf"{attribute}|<{index}>{some}(\d{{1,9}})")
-        self._schema = schema
+        self._schema = dict(schema)
         self._path = xpath(path) if path is not None else None
 
     def find(self, text: str, count: int, cut: bool) -> Found:
@@ -159,56 +158,6 @@ def _trimmed(text: str, opening: str, closings: tuple[str, ...]) -> str:
     start = found.start() if found else 0
     ends = [text.rfind(closing) + len(closing) for closing in closings if closing in text[start:]]
     return text[start : max(ends)] if ends else text[start:]
-
-
-def xml_value(element: ElementTree.Element, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
-    """An element as the JSON value that `schema` says it is; text stays text where the schema says no more.
-
-    Raises:
-      ValueError: where one of the schema's fields is written twice, and not the same.
-    """
-    schema = _meant(schema, root)
-    kind = schema.get("type")
-    if len(element) and (kind == "object" or kind is None):
-        fields = schema.get("properties", {})
-        value: dict[str, Any] = {}
-        for child in element:
-            one = xml_value(child, fields.get(child.tag, {}), root)
-            if child.tag in fields and child.tag in value and not same(value[child.tag], one):
-                raise ValueError(f"the field {child.tag} is written twice")
-            value[child.tag] = one
-        return value
-    if len(element) and kind == "array":
-        return [xml_value(child, schema.get("items", {}), root) for child in element]
-    text = "".join(element.itertext())
-    if kind == "array" and not text.strip():
-        return []
-    if kind in ("integer", "number", "boolean", "object", "array", "null"):
-        try:
-            return orjson.loads(text.strip().lower() if kind == "boolean" else text)
-        except ValueError:
-            return None if not text.strip() and "null" in _kinds(schema) else text
-    return text
-
-
-def _meant(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema behind a reference or a union with null."""
-    for _ in range(20):
-        if "$ref" in schema:
-            schema = root.get("$defs", {}).get(str(schema["$ref"]).rpartition("/")[2], {})
-        elif "anyOf" in schema:
-            members = [member for member in schema["anyOf"] if member.get("type") != "null"]
-            if len(members) != 1:
-                return {}
-            schema = members[0]
-        else:
-            return schema
-    return {}
-
-
-def _kinds(schema: Mapping[str, Any]) -> list[str]:
-    kind = schema.get("type")
-    return kind if isinstance(kind, list) else [str(kind)]
 
 
 def xpath(path: str) -> str:
