@@ -50,7 +50,7 @@ class Redactor:
         self._word = re.compile(rf"(?<!\w){re.escape(secret)}(?!\w)") if len(secret) >= 4 else None
         self._pieces: list[tuple[int, frozenset[str]]] = []
         self._needles: tuple[str, ...] = ()
-        self._line_needles: tuple[bytes, ...] = ()
+        self._own_needles: tuple[str, ...] = ()
         self._clean_names: set[str] = set()
         self._half = 0
         self._halves: frozenset[str] = frozenset()
@@ -66,7 +66,7 @@ class Redactor:
         cased = [needle for form in (secret.lower(), secret.upper()) for needle in _needles(form)]
         others = [needle for form in encoded for needle in _needles(form)]
         self._needles = tuple(dict.fromkeys([*own_needles, *cased, *others]))
-        self._line_needles = tuple(needle.encode() for needle in own_needles)
+        self._own_needles = own_needles
         self._half = len(secret) // 2
         self._halves = _windows([secret], self._half)
 
@@ -83,12 +83,12 @@ class Redactor:
         """Whether half of the key or more is in the text, plain or encoded. Quick: for ids and names, one a reply."""
         return any(map(text.__contains__, self._needles))
 
-    def touches_bytes(self, data: bytes) -> bool:
-        """Whether half of the key or more may be in these bytes of JSON: some 0.1 µs, for every line of a result file."""
-        for needle in self._line_needles:
-            if needle in data:
+    def touches_plainly(self, text: str) -> bool:
+        """Whether half of the key may be in the text as it is; for the text and the id of every reply."""
+        for needle in self._own_needles:  # noqa: SIM110  # a third of the time of any()
+            if needle in text:
                 return True
-        return b"\\u00" in data and _ESCAPED_ASCII.search(data) is not None
+        return False
 
     def leaves(self, name: str) -> bool:
         """Whether a name stays as it is; for the few that stand in every reply: the model's, the tier's."""
@@ -190,8 +190,6 @@ def _replaced(text: str, spans: list[tuple[int, int]]) -> str:
         end = max(end, last) if first <= len(text) else end
     return "".join([*parts, text[done:]])
 
-
-_ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")
 
 _SHAPES = re.compile(
     r"\b(?P<sure>(?:sk|pk|rk|gsk|xai|ghp|hf)[-_][\w*.…-]{3,}|AIza[\w-]{10,}|eyJ[\w-]{10,}[\w.-]*)"

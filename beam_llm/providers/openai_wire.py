@@ -357,10 +357,9 @@ def decode_reply(body: bytes, request_id: str | None = None, pace: Pace | None =
     """The bytes of a 200 as a Completion. Raises like `completion_of`."""
     redactor = redactor_of(context.secret)
     request_id = redactor.identifier(request_id) if request_id else None
-    if not redactor.touches_bytes(body):
-        completion = _plain_reply(body, request_id, pace, redactor)
-        if completion is not None:
-            return completion
+    completion = _plain_reply(body, request_id, pace, redactor)
+    if completion is not None:
+        return completion
     try:
         payload = loads(body)
     except ValueError:
@@ -476,12 +475,20 @@ def _plain_completion(body: _Body, request_id: str | None, pace: Pace | None, re
     if finish is None or cached > tokens.prompt_tokens:
         return None
     if redactor is not None:
+        if redactor.touches_plainly(choice.message.content):
+            return None
         tier = body.service_tier
         if not redactor.leaves(body.model) or (tier is not None and not redactor.leaves(tier)):
             return None
     usage = Usage(tokens.prompt_tokens, tokens.completion_tokens, cached)
     text = choice.message.content
     return Completion(text, finish, usage, body.model, request_id, None, pace, choice.finish_reason, body.service_tier)
+
+
+def _is_plain_name(name: str, redactor: Redactor) -> bool:
+    if name.islower():  # so that no encoding of the key is in it: those have capitals
+        return name.isprintable() and not redactor.touches_plainly(name)
+    return redactor.identifier(name) == name
 
 
 def _plain_reply(data: bytes, request_id: str | None, pace: Pace | None, redactor: Redactor) -> Completion | None:
@@ -501,15 +508,13 @@ def plain_line(line: bytes, redactor: Redactor | None = None) -> LineReply | Non
     Returns:
       None for a line with anything unusual about it, good or bad.
     """
-    if redactor is not None and redactor.touches_bytes(line):
-        return None
     try:
         found = _decode_line(line)
     except _UNUSUAL:
         return None
     response = found.response
     name = response.request_id
-    if redactor is not None and not name.islower() and redactor.touches(name):  # an encoded key has capitals
+    if redactor is not None and not _is_plain_name(name, redactor):
         return None
     completion = _plain_completion(response.body, response.request_id, None, redactor)
     return None if completion is None else LineReply(found.custom_id, completion)
