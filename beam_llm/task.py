@@ -379,9 +379,12 @@ class Task:
         refused: ValueError | None = None
         if may_be_deep(text) and is_deep(value):
             raise ValueError(TOO_DEEP.reason)
-        if type(value) is not dict or self.output.is_object:
+        # A list of objects that have an index of their own looks like an envelope: what stands where it was asked for goes before.
+        is_wrapped = not self.output.is_object and type(value) is dict and value.keys() == {self._shape.value_field}
+        if type(value) is not dict or self.output.is_object or is_wrapped:
+            answer = value[self._shape.value_field] if is_wrapped else value
             try:
-                return self.output.validate(value), value
+                return self.output.validate(answer), answer
             except ValueError as error:
                 refused = error
         assert isinstance(self._reader, JsonReader)
@@ -389,7 +392,7 @@ class Task:
         answers = match(items, 1, set())
         if answers:
             return self.output.validate(answers[1]), answers[1]
-        if refused is not None and items and all(index is None for index, _ in items):
+        if refused is not None and (is_wrapped or (items and all(index is None for index, _ in items))):
             raise refused
         raise LookupError("no certain answer")
 

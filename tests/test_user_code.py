@@ -126,3 +126,18 @@ def test_a_field_that_is_taken_costs_its_record_and_no_call(ask, emulator):
         _ = bad | beam.Map(lambda row: row.element) | bad_seen
     assert [row["text"] for row in good_seen.found] == ["one"]
     assert sorted(element["text"] for element in bad_seen.found) == ["three", "two"]
+
+
+class Stanza(pydantic.BaseModel):
+    index: int
+    value: str
+    line_count: int = 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("response_format", ["json", "xml", "delimited"])
+@pytest.mark.parametrize("output", [list[Stanza], list[list[Stanza]], Stanza], ids=["list", "nested", "model"])
+def test_a_list_of_models_with_an_index_of_their_own_is_an_answer(emulator, batch_size, response_format, output):
+    options = {"base_url": emulator.base_url, "batch_size": batch_size, "response_format": response_format}
+    found = answered(WORDS, LLMPredict("openai:gpt-4.1-mini", "Stanzas of: {{ element }}", output=output, **options))
+    assert [p.error for p in found] == [None] * len(WORDS)
