@@ -226,9 +226,9 @@ def test_a_damaged_snapshot_is_passed_over(local: World, monkeypatch: pytest.Mon
 # Secrets
 
 
-def test_neither_key_nor_query_of_the_base_url_is_in_the_staging_location(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_key_nor_path_of_the_base_url_is_in_the_staging_location(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
-    local.options |= {"api_key": "env:MY_KEY", "base_url": "http://127.0.0.1:1/v1?token=tok-secret"}
+    local.options |= {"api_key": "env:MY_KEY", "base_url": "http://127.0.0.1:1/tok-secret/v1"}
     local.fake.expire_after = 3
     local.run(TEXTS)
     files = [path for path in Path(local.location).rglob("*") if path.is_file()]
