@@ -602,8 +602,8 @@ def test_no_reply_takes_more_than_linear_time_from_50_kB_to_5_MB(name):
     seconds = 0.0
     for size in (50_000, 500_000, 5_000_000):
         before, seconds = seconds, seconds_of(task, make(size))
-        assert seconds < 30 * max(before, size / 5_000_000 * 0.5)
-    assert seconds < 40
+        assert seconds < (30 * max(before, 0.02) if before else 10)
+    assert seconds < 60
 
 
 def test_a_long_reply_is_read_off_the_loop():
