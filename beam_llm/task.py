@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
+import pydantic_core
 
 from beam_llm import prompts
 from beam_llm.answers import TOO_DEEP, CustomReader, Found, Parser, Reader, Shape, Unusable, is_deep, list_indices, match, may_be_deep, same
@@ -412,11 +413,16 @@ class Task:
     def _typed_custom(self, answer: Any) -> tuple[Any, Any]:
         answer = without_surrogates(answer)
         try:
-            return self._typed_json(answer)
+            typed, raw = self._typed_json(answer)
         except ValueError:
             if not isinstance(answer, str):
                 raise
-            return self.output.spelled(answer)
+            typed, raw = self.output.spelled(answer)
+        try:
+            orjson.dumps(raw)
+        except TypeError:  # what can't be written has to be found here, at its record
+            raw = _plain_or(raw, lambda: self.output.dump(typed))
+        return typed, raw
 
     # Failures
 
@@ -444,6 +450,14 @@ def _batchless_tokens(template: prompts.BatchTemplate | None) -> int:
         return estimate_tokens(template.render([], "")) if template is not None else 0
     except PromptError:
         return 0
+
+
+def _plain_or(raw: Any, otherwise: Callable[[], Any]) -> Any:
+    """What a user's parser gave, as JSON: bytes become text, sets lists; else what its class writes."""
+    try:
+        return pydantic_core.to_jsonable_python(raw)
+    except Exception:  # whatever a user's object does
+        return otherwise()
 
 
 def _no_reply(completion: Completion) -> Failure | None:

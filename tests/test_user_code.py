@@ -141,3 +141,28 @@ def test_a_list_of_models_with_an_index_of_their_own_is_an_answer(emulator, batc
     options = {"base_url": emulator.base_url, "batch_size": batch_size, "response_format": response_format}
     found = answered(WORDS, LLMPredict("openai:gpt-4.1-mini", "Stanzas of: {{ element }}", output=output, **options))
     assert [p.error for p in found] == [None] * len(WORDS)
+
+
+def positive_bytes(text: str, count: int) -> dict:
+    return {index: {"sentiment": b"positive"} for index in range(1, count + 1)}
+
+
+class Opaque:
+    """What pydantic takes for a model's fields, and JSON has no word for."""
+
+    sentiment = "negative"
+
+
+def opaque(text: str, count: int) -> dict:
+    return {index: Opaque() for index in range(1, count + 1)}
+
+
+class FromAttributes(Unwritable):
+    model_config = pydantic.ConfigDict(from_attributes=True)
+
+
+@pytest.mark.parametrize(("parser", "kind"), [(positive_bytes, None), (opaque, "invalid")], ids=["writable", "not"])
+def test_a_parser_may_give_what_is_not_json_and_what_can_not_be_kept_is_an_error(ask, parser, kind):
+    options = {**ask, "output": FromAttributes, "response_format": parser, "batch_size": 4, "max_retries": 0}
+    found = answered(WORDS, LLMPredict("openai:gpt-4.1-mini", "{{ element }}", **options))
+    assert [p.error and p.error.kind for p in found] == [kind] * len(WORDS)
