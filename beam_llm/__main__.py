@@ -2,7 +2,7 @@
 
 import sys
 
-from beam_llm.fronts.cli import main
+from beam_llm.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

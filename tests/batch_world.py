@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from beam_llm.batching import caps_of
 from beam_llm.config import Settings, settings
 from beam_llm.jobs import BatchJobRef, Driver, PartRef, PartRow, drive_all, open_store, plan, write_part
 from beam_llm.jobs import ledger as ledgers
-from beam_llm.task import Task
+from beam_llm.prompting.batching import caps_of
+from beam_llm.prompting.chat_task import Task
 from beam_llm.testing.fake_batches import FakeBatches, FakeClock
 from beam_llm.values import Outcome, Record, Usage
 

@@ -1,4 +1,4 @@
-"""A whole pipeline in a process of its own that kills or stops itself at a named point (`beam_llm.jobs.points`). For tests that kill.
+"""A whole pipeline in a process of its own that kills or stops itself at a named point (`beam_llm.jobs.failpoints`). For tests that kill.
 
     run = start(Run(base_url, staging, texts, kill="create.after#2"))    # kill -9 when that point is reached the second time
     assert run.ended() == -SIGKILL
@@ -229,13 +229,13 @@ _children.set_forkserver_preload(["tests.killed_imports"])
 
 
 def _child(run: Run | Command, folder: str) -> None:
-    from beam_llm.jobs import points
+    from beam_llm.jobs import failpoints as points
 
     os.environ.update(run.environment)
     os.dup2(os.open(f"{folder}/stderr", os.O_WRONLY | os.O_CREAT), 2)
     points.watch = _watch(run, folder)
     if isinstance(run, Command):
-        from beam_llm.fronts.cli import main
+        from beam_llm.cli.main import main
 
         sys.exit(main(list(run.arguments)))
     rows = rows_of(run)

@@ -5,8 +5,8 @@ import apache_beam.runners.portability.fn_api_runner
 import openai
 
 import beam_llm
-import beam_llm.fronts.cli
-import beam_llm.fronts.pipeline
+import beam_llm.cli.main
+import beam_llm.cli.pipeline
 import beam_llm.transforms.predict
 import tests.collecting
 import tests.killed

@@ -13,10 +13,10 @@ import pydantic
 from beam_llm.calls import Asked, Engine
 from beam_llm.config import settings
 from beam_llm.pricing import Prices
+from beam_llm.prompting.chat_task import Task
 from beam_llm.providers import connect
-from beam_llm.task import Task
-from beam_llm.testing.brain import Brain
-from beam_llm.testing.reading import read_question
+from beam_llm.testing.emulator.brain import Brain
+from beam_llm.testing.emulator.reading import read_question
 from beam_llm.testing.sample import reviews
 
 MODEL = "openai:gpt-4.1-mini"

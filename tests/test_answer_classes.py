@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 import pydantic
 import pytest
 
-from beam_llm.fronts import pipeline
-from beam_llm.fronts.cli import main
-from beam_llm.fronts.definitions import definition_of, rechecker
-from beam_llm.fronts.files import Survey, find_sources, survey
-from beam_llm.fronts.records import digest_of
-from beam_llm.fronts.retry import earlier_answers
-from beam_llm.fronts.spool import Spool, SpoolFile
-from beam_llm.fronts.writers import Answer, Target, write_rows, written_schema
-from beam_llm.outputs import Output
+from beam_llm.cli import pipeline
+from beam_llm.cli.definitions import definition_of, rechecker
+from beam_llm.cli.files import Survey, find_sources, survey
+from beam_llm.cli.main import main
+from beam_llm.cli.records import digest_of
+from beam_llm.cli.retry import earlier_answers
+from beam_llm.cli.spool import Spool, SpoolFile
+from beam_llm.cli.writers import Answer, Target, write_rows, written_schema
+from beam_llm.prompting.output_types import Output
 from beam_llm.testing import Emulator, plugin
 
 llm_emulator = plugin.llm_emulator

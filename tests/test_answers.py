@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_llm.answers import CustomReader, Shape, list_indices, match, missing_message
-from beam_llm.answers.json_reader import JsonReader, json_path
-from beam_llm.answers.text_readers import DelimitedReader, XmlReader
 from beam_llm.errors import UsageError
+from beam_llm.prompting.readers import CustomReader, Shape, list_indices, match, missing_message
+from beam_llm.prompting.readers.json_reader import JsonReader, json_path
+from beam_llm.prompting.readers.text_readers import DelimitedReader, XmlReader
 
 SHAPE = Shape()
 FLAT = Shape(fields=("sentiment", "reason"))

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_llm.batching import AUTO_RECORDS, RECORD_OVERHEAD_TOKENS, UNKNOWN_WINDOW, Batcher, Caps, caps_of, common_count
 from beam_llm.config import settings
 from beam_llm.errors import Kind, UsageError
-from beam_llm.tokens import estimate_tokens
+from beam_llm.prompting.batching import AUTO_RECORDS, RECORD_OVERHEAD_TOKENS, UNKNOWN_WINDOW, Batcher, Caps, caps_of, common_count
+from beam_llm.prompting.tokens import estimate_tokens
 from beam_llm.values import Record
 
 

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import beam_llm
+from beam_llm.cli.files import DataError
+from beam_llm.cli.main import main, output_type
+from beam_llm.cli.progress import Meter, ProgressLine, dollars, duration, shortened, table
+from beam_llm.cli.running import reason_of
+from beam_llm.cli.spool import Kept
 from beam_llm.config import OPTIONS
-from beam_llm.fronts.cli import main, output_type
-from beam_llm.fronts.files import DataError
-from beam_llm.fronts.progress import Meter, ProgressLine, dollars, duration, shortened, table
-from beam_llm.fronts.running import reason_of
-from beam_llm.fronts.spool import Kept
 from beam_llm.testing import Emulator, Fault, plugin
 
 llm_emulator, start_emulator = plugin.llm_emulator, plugin.start_emulator  # also where the package is only on the path
@@ -154,7 +154,7 @@ def test_the_console_script_finds_a_parser_beside_the_data(tmp_path: Path, llm_e
     (tmp_path / "my_parsers.py").write_text("def first(text, count):\n    return {1: 'parsed'}\n")
     script = tmp_path / "bin" / "beam-llm"  # Python puts its folder on the path, not the current one
     script.parent.mkdir()
-    script.write_text("import sys\nfrom beam_llm.fronts.cli import main\nsys.exit(main())\n")
+    script.write_text("import sys\nfrom beam_llm.cli.main import main\nsys.exit(main())\n")
     command = ["predict", reviews(tmp_path), "--output", "out.jsonl", "--model", MODEL, "--prompt", PROMPT, "--quiet"]
     done = subprocess.run(
         [sys.executable, str(script), *command, "--response-format", "my_parsers.first", "--allow-code"],
@@ -572,7 +572,7 @@ def test_a_place_without_a_ledger_is_wrong_usage_and_stays_as_it_is(
 
 def test_help_answers_at_once_and_without_beam() -> None:
     heavy = "{'apache_beam', 'openai', 'pydantic', 'aiohttp'} & set(sys.modules)"
-    code = f"import sys; from beam_llm.fronts.cli import main; main(['predict', '--help']); sys.exit(bool({heavy}))"
+    code = f"import sys; from beam_llm.cli.main import main; main(['predict', '--help']); sys.exit(bool({heavy}))"
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0

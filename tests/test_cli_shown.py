@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
+from beam_llm.cli.main import main
+from beam_llm.cli.predict import Job, Report
+from beam_llm.cli.progress import LogLines, Meter, ProgressLine, Tally, table
+from beam_llm.cli.spool import Kept
+from beam_llm.cli.summary import summary
 from beam_llm.errors import printable
 from beam_llm.events import ACTIVITY
-from beam_llm.fronts.cli import main
-from beam_llm.fronts.predict import Job, Report
-from beam_llm.fronts.progress import LogLines, Meter, ProgressLine, Tally, table
-from beam_llm.fronts.spool import Kept
-from beam_llm.fronts.summary import summary
 from beam_llm.testing import Emulator, Fault, plugin
 
 llm_emulator, start_emulator = plugin.llm_emulator, plugin.start_emulator

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from beam_llm.fronts.cli import main
+from beam_llm.cli.main import main
 
 
 def figures(text: str) -> dict[str, list[str]]:

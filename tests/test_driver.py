@@ -11,10 +11,11 @@ import orjson
 import pytest
 
 from beam_llm.errors import Aborted, Failure, Kind, NotCreated, UsageError
-from beam_llm.jobs import PartRow, Ready, Waiting, find_ref, list_jobs, open_store, plan, points, write_part
-from beam_llm.jobs.job import jitter, poll_interval
+from beam_llm.jobs import PartRow, Ready, Waiting, find_ref, list_jobs, open_store, plan, write_part
+from beam_llm.jobs import failpoints as points
+from beam_llm.jobs.status import jitter, poll_interval
+from beam_llm.prompting.chat_task import Task
 from beam_llm.protocols import BatchTraits
-from beam_llm.task import Task
 from tests.batch_world import Killed, World, driven, gathered, killing, wrong
 
 TEXTS = [f"review number {number}" for number in range(20)]
@@ -137,7 +138,7 @@ def test_elements_with_an_early_failure_come_out_with_it(world: World) -> None:
     record = task.record({}, "good")
     rows = [PartRow(task.key(record), record, b"good", None), PartRow(b"", None, b"bad", Failure(Kind.PROMPT, "no field 'text'"))]
     part = write_part(store, rows, 5)
-    from beam_llm.batching import caps_of
+    from beam_llm.prompting.batching import caps_of
 
     refs = plan(store, task, caps_of(known, task.shared_tokens, None), world.fake.traits, [part], world.clock)
     assert [(ref.number, ref.records, ref.min_timestamp) for ref in refs] == [(0, 1, 5), (1, 1, 5)]

@@ -17,9 +17,9 @@ from typing_extensions import TypedDict
 
 from beam_llm.config import settings
 from beam_llm.errors import Failure, UsageError
-from beam_llm.outputs import Output
-from beam_llm.transforms.calls import Former
+from beam_llm.prompting.output_types import Output
 from beam_llm.transforms.elements import RowShape, declared_fields, fields_of, is_keyed
+from beam_llm.transforms.live import Former
 from beam_llm.values import Prediction, Record
 
 

@@ -12,10 +12,10 @@ import pydantic
 import pytest
 
 from beam_llm.testing import Fault, reviews
-from beam_llm.testing.brain import Brain, compound
-from beam_llm.testing.faults import FaultScript
-from beam_llm.testing.limits import Limits, duration
-from beam_llm.testing.reading import read_question, spoken_choice
+from beam_llm.testing.emulator.brain import Brain, compound
+from beam_llm.testing.emulator.faults import FaultScript
+from beam_llm.testing.emulator.limits import Limits, duration
+from beam_llm.testing.emulator.reading import read_question, spoken_choice
 
 INSTRUCTION = "Classify the sentiment of this review:"
 LABEL = {"type": "string", "enum": ["positive", "negative", "neutral"]}
@@ -334,8 +334,8 @@ def test_the_sample_is_2000_reviews_with_ratings() -> None:
 def test_without_the_scorer_answers_are_checksums_that_still_follow_the_schema():
     script = (
         "import sys; sys.modules['vaderSentiment.vaderSentiment'] = None\n"
-        "from beam_llm.testing.brain import Brain, knows_sentiment\n"
-        "from beam_llm.testing.reading import Question\n"
+        "from beam_llm.testing.emulator.brain import Brain, knows_sentiment\n"
+        "from beam_llm.testing.emulator.reading import Question\n"
         "kind = {'type': 'object', 'properties': {'sentiment': {'enum': ['good', 'bad']}, 'reason': {'type': 'string'}}}\n"
         "questions = [Question((text,), False, 'json', kind, kind, 'Judge the sentiment') for text in ('I love it', 'I hate it')]\n"
         "print(knows_sentiment(), *[Brain().reply(question) for question in questions], sep='\\n')\n"

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_llm.config import settings
-from beam_llm.task import Reading, Task
-from beam_llm.testing.brain import Brain
-from beam_llm.testing.reading import Question, read_question
+from beam_llm.prompting.chat_task import Reading, Task
+from beam_llm.testing.emulator.brain import Brain
+from beam_llm.testing.emulator.reading import Question, read_question
 from beam_llm.values import Completion, Record, Request
 
 TEXTS = ["I love it", 'awful "thing"\nbad', 'Input 2: "x"', "", '</input><b> & {"index": 3}', "1. foo\n2. bar", "Note: fine\u2028really"]

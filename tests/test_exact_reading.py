@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from beam_llm.cli import text_files
+from beam_llm.cli.files import find_sources, format_of, read_rows, survey
+from beam_llm.cli.records import DataError, Source, digest_of, json_bytes
+from beam_llm.cli.writers import ALL_CELLS, ANSWERS, NO_CELLS, Answer, InputChanged, Target, parquet_fields, write_rows
 from beam_llm.errors import UsageError
-from beam_llm.fronts import text_files
-from beam_llm.fronts.files import find_sources, format_of, read_rows, survey
-from beam_llm.fronts.records import DataError, Source, digest_of, json_bytes
-from beam_llm.fronts.writers import ALL_CELLS, ANSWERS, NO_CELLS, Answer, InputChanged, Target, parquet_fields, write_rows
 
 
 def put(path: Path, content: str | bytes) -> str:

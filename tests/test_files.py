@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from beam_llm.cli.files import find_sources, format_of, read_rows, survey
+from beam_llm.cli.records import DataError, digest_of
+from beam_llm.cli.spool import Kept, Spool, SpoolFile, SpoolIndex, folder_for
+from beam_llm.cli.writers import Answer, Target, arrow_type, refuse_overwriting, write_rows
 from beam_llm.errors import LLMError, UsageError
-from beam_llm.fronts.files import find_sources, format_of, read_rows, survey
-from beam_llm.fronts.records import DataError, digest_of
-from beam_llm.fronts.spool import Kept, Spool, SpoolFile, SpoolIndex, folder_for
-from beam_llm.fronts.writers import Answer, Target, arrow_type, refuse_overwriting, write_rows
 
 OPINION = {
     "type": "object",

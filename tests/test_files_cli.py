@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from beam_llm import leftovers
+from beam_llm.cli import pipeline
+from beam_llm.cli.main import main
+from beam_llm.cli.records import digest_of
+from beam_llm.cli.spool import Kept, Spool
 from beam_llm.errors import LLMError
-from beam_llm.fronts import pipeline
-from beam_llm.fronts.cli import main
-from beam_llm.fronts.records import digest_of
-from beam_llm.fronts.spool import Kept, Spool
 from beam_llm.testing import Emulator, Fault, plugin
 from tests.killed import wait_until
 
@@ -250,7 +250,7 @@ def test_retrying_errors_asks_these_alone(
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    from beam_llm.fronts.files import find_sources, read_rows
+    from beam_llm.cli.files import find_sources, read_rows
 
     (source,) = find_sources([str(path)])
     return [row.fields for row in read_rows(source)]

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from beam_llm.transforms.heap import _Heap
+from beam_llm.transforms.gc_tuning import _Heap
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from beam_llm.answers import LONG_REPLY_CHARACTERS, MAX_DEPTH, is_deep
-from beam_llm.answers.lenient import Damaged, LenientReader
-from beam_llm.answers.thoughts import without_thoughts
 from beam_llm.config import settings as checked
 from beam_llm.errors import Kind
-from beam_llm.task import Reading, Task
+from beam_llm.prompting.chat_task import Reading, Task
+from beam_llm.prompting.readers import LONG_REPLY_CHARACTERS, MAX_DEPTH, is_deep
+from beam_llm.prompting.readers.lenient import Damaged, LenientReader
+from beam_llm.prompting.readers.thoughts import without_thoughts
 from beam_llm.testing.fakes import FakeProvider
 from beam_llm.values import Completion, Finish
 from tests.test_engine import ask

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from beam_llm.fronts.cli import main
+from beam_llm.cli.main import main
 from beam_llm.testing import Emulator
 from tests.killed import MODEL, MOOD, PROMPT, Command, billed, expected, killed, once, reviews_of, wait_until
 

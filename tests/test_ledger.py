@@ -12,7 +12,7 @@ import pytest
 
 from beam_llm.errors import Failure, LedgerError, UsageError
 from beam_llm.jobs import Ledger, cancel, cleanup, find_ref, ledger, list_jobs, open_store, show
-from beam_llm.jobs.chain import Chain
+from beam_llm.jobs.job_tree import Chain
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import Outcomes, OutcomeWriter
 from beam_llm.protocols import BatchTraits

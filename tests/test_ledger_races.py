@@ -12,11 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from beam_llm.batching import caps_of
 from beam_llm.config import settings
 from beam_llm.jobs import Driver, PartRow, open_store, plan, write_part
+from beam_llm.prompting.batching import caps_of
+from beam_llm.prompting.chat_task import Task
 from beam_llm.providers import connect_batch
-from beam_llm.task import Task
 from beam_llm.values import Outcome
 from tests.batch_world import driven
 

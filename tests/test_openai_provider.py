@@ -34,9 +34,9 @@ from beam_llm.errors import (
     UsageError,
 )
 from beam_llm.protocols import BatchProvider, CompletionProvider
-from beam_llm.providers import openai as provider
 from beam_llm.providers.keys import resolve_key
-from beam_llm.providers.openai_wire import Dialect, duration_seconds, encode_body, error_of, pace_of, retry_after_seconds
+from beam_llm.providers.openai import batches as provider
+from beam_llm.providers.openai.wire import Dialect, duration_seconds, encode_body, error_of, pace_of, retry_after_seconds
 from beam_llm.values import Completion, Finish, JobState, Message, Pace, Request, Usage
 
 KEY = "sk-test-0123456789abcdef"

@@ -16,8 +16,8 @@ from typing_extensions import TypedDict
 
 from beam_llm.config import settings
 from beam_llm.errors import UsageError
-from beam_llm.outputs import Output
-from beam_llm.task import Task
+from beam_llm.prompting.chat_task import Task
+from beam_llm.prompting.output_types import Output
 from tests.ids import shown
 
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from beam_llm.batching import caps_of
 from beam_llm.config import settings
 from beam_llm.errors import Kind
-from beam_llm.jobs import Driver, PartRow, drive_all, open_store, plan, points, write_part
+from beam_llm.jobs import Driver, PartRow, drive_all, open_store, plan, write_part
+from beam_llm.jobs import failpoints as points
 from beam_llm.jobs import ledger as ledgers
+from beam_llm.prompting.batching import caps_of
+from beam_llm.prompting.chat_task import Task
 from beam_llm.providers.http import Bounds
-from beam_llm.providers.openai import OpenAIBatches, Place
-from beam_llm.task import Task
+from beam_llm.providers.openai.batches import OpenAIBatches, Place
 from beam_llm.testing import Emulator, Fault
 from beam_llm.testing.fake_batches import FakeClock
 from beam_llm.values import Outcome, Usage

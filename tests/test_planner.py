@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_llm.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.jobs import Ledger, open_store
 from beam_llm.jobs.columns import keys_array
 from beam_llm.jobs.ledger import Intent, Known, entries_of
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.planner import cut_jobs, cut_lines
+from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.protocols import BatchTraits
 from tests.batch_world import World
 
@@ -119,9 +119,9 @@ def test_overlapping_inputs_share_what_they_have_in_common(world: World) -> None
 
 
 def test_independent_records_are_asked_separately_and_equal_ones_are_not(world: World) -> None:
-    from beam_llm.batching import caps_of
     from beam_llm.jobs import PartRow, plan, write_part
-    from beam_llm.task import Task
+    from beam_llm.prompting.batching import caps_of
+    from beam_llm.prompting.chat_task import Task
 
     for independent, distinct in ((False, 1), (True, 3)):
         known = world.settings(prompt="{{ text }}", record_id="id", independent=independent)

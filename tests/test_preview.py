@@ -11,9 +11,9 @@ import pytest
 
 from beam_llm import LLMPredict
 from beam_llm.config import settings
-from beam_llm.preview import preview
-from beam_llm.providers import openai
+from beam_llm.providers.openai import batches as openai
 from beam_llm.testing import Emulator
+from beam_llm.transforms.preview import preview
 from beam_llm.values import Request
 
 NOWHERE = "http://127.0.0.1:9/v1"

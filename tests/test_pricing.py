@@ -149,7 +149,7 @@ def test_prompts_of_a_usual_model_are_formed_before_the_price_table_is_read():
     code = """
 import sys
 from beam_llm.config import settings
-from beam_llm.transforms.calls import AskTheModel, Former
+from beam_llm.transforms.live import AskTheModel, Former
 known = settings("openai:gpt-4.1-mini", batch_size=5, api_key="none", base_url="http://127.0.0.1:9/v1")
 Former(known)
 step = AskTheModel(known)
@@ -162,7 +162,7 @@ step.teardown()
 
 
 def test_the_price_table_is_not_read_by_an_import():
-    modules = "beam_llm.pricing, beam_llm.batching, beam_llm.tokens, beam_llm.providers"
+    modules = "beam_llm.pricing, beam_llm.prompting.batching, beam_llm.prompting.tokens, beam_llm.providers"
     code = f"import {modules}, sys; print('genai_prices' in sys.modules, 'openai' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["False", "False"]

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_llm.errors import PromptError, UsageError
-from beam_llm.prompts import BatchTemplate, PromptTemplate, RecordView, clean, json_envelope, quote, show, xml_envelope
+from beam_llm.prompting.templates import BatchTemplate, PromptTemplate, RecordView, clean, json_envelope, quote, show, xml_envelope
 from tests.ids import shown
 
 

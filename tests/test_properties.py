@@ -10,13 +10,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from beam_llm.answers.json_reader import JsonReader
 from beam_llm.config import settings as checked
-from beam_llm.providers.openai_wire import Dialect, completion_of, encode_body
-from beam_llm.task import Task
-from beam_llm.testing.brain import Brain
-from beam_llm.testing.chat import Chat
-from beam_llm.testing.faults import Fault
+from beam_llm.prompting.chat_task import Task
+from beam_llm.prompting.readers.json_reader import JsonReader
+from beam_llm.providers.openai.wire import Dialect, completion_of, encode_body
+from beam_llm.testing.emulator.brain import Brain
+from beam_llm.testing.emulator.chat import Chat
+from beam_llm.testing.emulator.faults import Fault
 from beam_llm.values import Finish, Record, Request, Usage
 from tests.live import MODEL, PROMPT, Opinion, opinions_of
 

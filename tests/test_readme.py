@@ -16,8 +16,8 @@ from apache_beam.io.filebasedsource import FileBasedSource
 from apache_beam.io.gcp.bigquery_tools import RowAsDictJsonCoder
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from beam_llm.cli.main import build_parser
 from beam_llm.errors import Kind
-from beam_llm.fronts.cli import build_parser
 from beam_llm.testing import Emulator
 from pipelines import reviews_batch, reviews_streaming
 

@@ -11,8 +11,8 @@ import pytest
 from beam_llm.calls.reply_limit import default_limit, longest_answer
 from beam_llm.config import settings
 from beam_llm.errors import Kind
-from beam_llm.outputs import Output
-from beam_llm.task import Task
+from beam_llm.prompting.chat_task import Task
+from beam_llm.prompting.output_types import Output
 from beam_llm.testing.fakes import FakeProvider
 from beam_llm.values import Completion, Finish, Usage
 from tests.test_engine import ask, ask_all, kinds, values

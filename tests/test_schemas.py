@@ -24,7 +24,7 @@ from apache_beam.typehints.schemas import named_fields_to_schema, schema_from_el
 from typing_extensions import TypedDict
 
 from beam_llm import Failure, LLMPredict, Prediction, UsageError
-from beam_llm.outputs import Output
+from beam_llm.prompting.output_types import Output
 from beam_llm.testing import Emulator, Fault
 from beam_llm.transforms.elements import BadShape, RowShape
 from tests.collecting import Collect

@@ -13,7 +13,7 @@ import pytest
 
 from beam_llm.errors import LedgerError
 from beam_llm.jobs import admin, open_store
-from beam_llm.jobs.store import LocalStore
+from beam_llm.stores import LocalStore
 from tests.batch_world import World, wrong
 
 TEXTS = [f"question {number}" for number in range(9)]

@@ -20,7 +20,7 @@ import pytest
 from beam_llm.calls import Asked, Engine, borrow_engine, return_engine
 from beam_llm.calls import endpoint as endpoint_module
 from beam_llm.calls import engine as engine_module
-from beam_llm.calls import runtime as runtime_module
+from beam_llm.calls import loop_thread as runtime_module
 from beam_llm.calls.sharing import _ENDPOINTS
 from beam_llm.config import Settings, settings
 from beam_llm.errors import Aborted, Kind

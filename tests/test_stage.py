@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from beam_llm.config import settings
 from beam_llm.jobs import PartRow, open_store, write_part
+from beam_llm.jobs.input_file import Parts, frame_of, input_lines
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import PartReader
-from beam_llm.jobs.stage import Parts, frame_of, input_lines
+from beam_llm.prompting.chat_task import Task
 from beam_llm.providers import connect_batch
-from beam_llm.task import Task
 
 
 class Opinion(pydantic.BaseModel):

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from beam_llm import stores
 from beam_llm.errors import LedgerError, UsageError
 from beam_llm.jobs import open_store
-from beam_llm.jobs import store as stores
-from beam_llm.jobs.store import LocalStore, checked_name, local_copy
+from beam_llm.stores import LocalStore, checked_name, local_copy
 
 
 @pytest.fixture(params=["local", "gcs"])

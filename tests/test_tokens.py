@@ -12,7 +12,7 @@ import uuid
 
 import pytest
 
-from beam_llm.tokens import SampledTokens, estimate_tokens, exact_tokens, rough_tokens, utf8_bytes
+from beam_llm.prompting.tokens import SampledTokens, estimate_tokens, exact_tokens, rough_tokens, utf8_bytes
 
 _DICE = random.Random(20261124)
 
@@ -257,7 +257,7 @@ def test_a_text_that_is_too_long_to_be_counted_has_no_exact_count():
 
 
 def test_without_the_extra_there_is_no_exact_count(monkeypatch):
-    monkeypatch.setattr("beam_llm.tokens._encoder", lambda vocabulary: None)
+    monkeypatch.setattr("beam_llm.prompting.tokens._encoder", lambda vocabulary: None)
     assert exact_tokens("any text", "gpt-4.1") is None
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from beam_llm.errors import CallError, Kind
 from beam_llm.protocols import RemoteJob
-from beam_llm.providers.openai import remote_job
-from beam_llm.providers.openai_wire import (
+from beam_llm.providers.openai.batches import remote_job
+from beam_llm.providers.openai.wire import (
     MOST_TOKENS,
     Dialect,
     completion_of,

@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 import pydantic
 import pytest
 
-from beam_llm.answers.xml_values import xml_value
 from beam_llm.config import settings
-from beam_llm.fitting import Fit, fit
-from beam_llm.outputs import Output
-from beam_llm.task import Task
+from beam_llm.prompting.chat_task import Task
+from beam_llm.prompting.fitting import Fit, fit
+from beam_llm.prompting.output_types import Output
+from beam_llm.prompting.readers.xml_values import xml_value
 from beam_llm.values import Completion, Finish
 from tests.ids import shown
 

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from beam_llm.answers import missing_message
 from beam_llm.calls.policy import Next, Step
 from beam_llm.calls.tally import Tally
 from beam_llm.config import Settings
 from beam_llm.errors import Aborted, CallError, Failure, Kind
+from beam_llm.prompting.readers import missing_message
 from beam_llm.values import Completion, Record, Usage
 
 

@@ -20,22 +20,22 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from beam_llm.answers import LONG_REPLY_CHARACTERS
 from beam_llm.calls.ask import Ask, Deadline, Way, advice, calls_of, is_too_slow, missing, repeats_itself
 from beam_llm.calls.endpoint import Endpoint
+from beam_llm.calls.loop_thread import LOOP_THREAD
 from beam_llm.calls.policy import Again, Next, Step, next_step, next_try, reminder
 from beam_llm.calls.reply_limit import default_limit, gives_limits
-from beam_llm.calls.runtime import LOOP_THREAD
 from beam_llm.calls.tally import Asked
 from beam_llm.config import Settings
 from beam_llm.errors import Aborted, CallError, Failure, Kind, PromptError, Remedy, Retryable, where_of
 from beam_llm.events import ACTIVITY
 from beam_llm.pricing import TIERS
+from beam_llm.prompting.readers import LONG_REPLY_CHARACTERS
 from beam_llm.protocols import CompletionProvider
 from beam_llm.values import Completion, Finish, Outcome, Record, Request, Usage
 
 if TYPE_CHECKING:
-    from beam_llm.task import Reading, Task
+    from beam_llm.prompting.chat_task import Reading, Task
 
 _logger = logging.getLogger(__name__)
 
@@ -629,6 +629,6 @@ class Engine:
 
 
 def _task_of(settings: Settings) -> Task:
-    from beam_llm.task import Task
+    from beam_llm.prompting.chat_task import Task
 
     return Task(settings)

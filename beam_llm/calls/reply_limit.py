@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from beam_llm.config import Settings
-from beam_llm.tokens import estimate_tokens
+from beam_llm.prompting.tokens import estimate_tokens
 from beam_llm.values import Request
 
 NUMBER_TOKENS = 16

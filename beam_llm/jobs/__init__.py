@@ -18,7 +18,7 @@ from beam_llm.jobs.ledger import Ledger, check_format, check_location
 from beam_llm.jobs.parts import PartReader, PartRef, PartRow, PartWriter, write_part
 from beam_llm.jobs.planner import BatchJobRef, find_ref, plan
 from beam_llm.jobs.steps import Ready, Waiting
-from beam_llm.jobs.store import open_store
+from beam_llm.stores import open_store
 
 __all__ = [
     "BatchJobRef",

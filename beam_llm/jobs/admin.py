@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from beam_llm.errors import CallError, LedgerError, UsageError, plural
-from beam_llm.jobs.chain import Chain, follow_up_number, read_done
 from beam_llm.jobs.columns import key_at, keys_array
 from beam_llm.jobs.documents import read_json
-from beam_llm.jobs.job import Standing, Where, folder, standing
+from beam_llm.jobs.job_tree import Chain, follow_up_number, read_done
 from beam_llm.jobs.ledger import Intent, Ledger
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import PartReader
 from beam_llm.jobs.planner import number_of
-from beam_llm.jobs.store import LocalStore
+from beam_llm.jobs.status import Standing, Where, folder, standing
 from beam_llm.protocols import BatchProvider, Store
+from beam_llm.stores import LocalStore
 
 
 @dataclass(frozen=True)

@@ -20,18 +20,18 @@ from typing import IO, Any
 import numpy as np
 import orjson
 
-from beam_llm.answers import missing_message
 from beam_llm.errors import CallError, Failure, Kind, LedgerError, Rejected, Retryable
 from beam_llm.jobs.columns import Array
 from beam_llm.jobs.documents import read_json
-from beam_llm.jobs.job import ASK, FOLLOW_UP, REST, TERMINAL, folder
+from beam_llm.jobs.failpoints import reached
 from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import LEFT, Outcomes, OutcomeWriter
-from beam_llm.jobs.points import reached
-from beam_llm.jobs.store import temporary_file
+from beam_llm.jobs.status import ASK, FOLLOW_UP, REST, TERMINAL, folder
+from beam_llm.prompting.chat_task import Reading, Task
+from beam_llm.prompting.readers import missing_message
 from beam_llm.protocols import BatchProvider, LineEnd, LineReply, Store
-from beam_llm.task import Reading, Task
+from beam_llm.stores import temporary_file
 from beam_llm.values import Completion, Finish, Outcome, Usage
 
 Cost = Callable[[Usage, bool], float | None]

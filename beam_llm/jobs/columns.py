@@ -20,8 +20,8 @@ import numpy.typing as npt
 import orjson
 
 from beam_llm.errors import LedgerError
-from beam_llm.jobs.store import local_copy
 from beam_llm.protocols import Store
+from beam_llm.stores import local_copy
 
 FORMAT = 1
 KEY = np.dtype("S16")

@@ -31,12 +31,20 @@ from beam_llm.errors import (
     UnknownJob,
     UsageError,
 )
-from beam_llm.jobs import emit
-from beam_llm.jobs.chain import AGAIN, Link, follow_up_number, may_end_again, read_done
+from beam_llm.jobs import join as emit
 from beam_llm.jobs.clocks import SharedClock
 from beam_llm.jobs.collect import Collected, Cost, Earlier, Ending, ended_as, next_step, store_end
 from beam_llm.jobs.documents import read_json
-from beam_llm.jobs.job import (
+from beam_llm.jobs.failpoints import reached
+from beam_llm.jobs.job_tree import AGAIN, Link, follow_up_number, may_end_again, read_done
+from beam_llm.jobs.leases import Leases
+from beam_llm.jobs.ledger import FOLLOW_UP as FOLLOW_UP_KIND
+from beam_llm.jobs.ledger import REST as REST_KIND
+from beam_llm.jobs.ledger import Intent, Ledger
+from beam_llm.jobs.live_leftovers import Ask, LiveCalls
+from beam_llm.jobs.manifest import Manifest
+from beam_llm.jobs.planner import BatchJobRef
+from beam_llm.jobs.status import (
     ASK,
     FOLLOW_UP,
     REST,
@@ -51,19 +59,11 @@ from beam_llm.jobs.job import (
     settle_seconds,
     standing,
 )
-from beam_llm.jobs.leases import Leases
-from beam_llm.jobs.ledger import FOLLOW_UP as FOLLOW_UP_KIND
-from beam_llm.jobs.ledger import REST as REST_KIND
-from beam_llm.jobs.ledger import Intent, Ledger
-from beam_llm.jobs.live import Ask, LiveCalls
-from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.planner import BatchJobRef
-from beam_llm.jobs.points import reached
 from beam_llm.jobs.steps import Ready, Waiting, translated
-from beam_llm.jobs.store import temporary_file
 from beam_llm.jobs.submit import GIVEN_UP, Submitter
+from beam_llm.prompting.chat_task import Task
 from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store
-from beam_llm.task import Task
+from beam_llm.stores import temporary_file
 from beam_llm.values import JobState, Outcome
 
 _LOG = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import orjson
 
 from beam_llm.jobs.clocks import SharedClock
 from beam_llm.jobs.documents import read_document
-from beam_llm.jobs.job import folder
+from beam_llm.jobs.status import folder
 from beam_llm.protocols import Store
 
 

@@ -22,8 +22,8 @@ from beam_llm.errors import LedgerError
 from beam_llm.jobs.columns import FORMAT, KEY, Array, pack, unpack
 from beam_llm.jobs.documents import parsed
 from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.store import LocalStore, store_at
 from beam_llm.protocols import Store
+from beam_llm.stores import LocalStore, store_at
 
 JOB, FOLLOW_UP, REST = "job", "follow_up", "rest"
 SNAPSHOT_AFTER = 50

@@ -18,9 +18,9 @@ import orjson
 
 from beam_llm.errors import Failure, LedgerError
 from beam_llm.jobs.columns import KEY, Array, Rows, content_name, pack, packer_of, unpack_named
-from beam_llm.jobs.store import holds
 from beam_llm.leftovers import scratch_folder
 from beam_llm.protocols import Store
+from beam_llm.stores import holds
 from beam_llm.values import RECORD_KEY_BYTES, Record
 
 _FAILED, _DETAILED = 1, 2

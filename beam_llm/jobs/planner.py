@@ -18,20 +18,20 @@ from urllib.parse import urlsplit
 import numpy as np
 import orjson
 
-from beam_llm.batching import RECORD_OVERHEAD_TOKENS, Caps, common_count
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.jobs.chain import Chain
 from beam_llm.jobs.columns import KEY, Array, find
 from beam_llm.jobs.documents import read_json
-from beam_llm.jobs.job import may_be_asked_again
+from beam_llm.jobs.failpoints import reached
+from beam_llm.jobs.job_tree import Chain
 from beam_llm.jobs.ledger import JOB, Intent, Ledger
 from beam_llm.jobs.manifest import Manifest, compact
-from beam_llm.jobs.narrow import known_limit
 from beam_llm.jobs.parts import PartReader, PartRef
-from beam_llm.jobs.points import reached
+from beam_llm.jobs.queue_limit import known_limit
+from beam_llm.jobs.status import may_be_asked_again
+from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps, common_count
+from beam_llm.prompting.chat_task import Task
 from beam_llm.protocols import BatchTraits, Clock, Store
-from beam_llm.task import Task
 from beam_llm.values import Record
 
 ALL_PHASES = 1_000_000

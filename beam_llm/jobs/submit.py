@@ -20,7 +20,13 @@ from beam_llm.errors import Aborted, CallError, CannotTell, Failure, InputGone, 
 from beam_llm.jobs.clocks import SharedClock
 from beam_llm.jobs.collect import Ending
 from beam_llm.jobs.documents import read_document, read_json
-from beam_llm.jobs.job import (
+from beam_llm.jobs.failpoints import reached
+from beam_llm.jobs.input_file import Parts, write_input
+from beam_llm.jobs.leases import Leases
+from beam_llm.jobs.ledger import Intent
+from beam_llm.jobs.manifest import Manifest
+from beam_llm.jobs.queue_limit import Narrower
+from beam_llm.jobs.status import (
     SHORTEST_PAUSE_SECONDS,
     Standing,
     Where,
@@ -31,16 +37,10 @@ from beam_llm.jobs.job import (
     standing,
     visible_seconds,
 )
-from beam_llm.jobs.leases import Leases
-from beam_llm.jobs.ledger import Intent
-from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.narrow import Narrower
-from beam_llm.jobs.points import reached
-from beam_llm.jobs.stage import Parts, write_input
 from beam_llm.jobs.steps import Waiting, translated
-from beam_llm.jobs.store import temporary_file
+from beam_llm.prompting.chat_task import Task
 from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store
-from beam_llm.task import Task
+from beam_llm.stores import temporary_file
 from beam_llm.values import JobState
 
 _LOG = logging.getLogger(__name__)

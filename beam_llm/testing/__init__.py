@@ -8,11 +8,11 @@
 `EmulatorProcess` is the same in its own process; `beam_llm.testing.plugin` has the pytest fixture `llm_emulator`.
 """
 
-from beam_llm.testing.command import serve
-from beam_llm.testing.emulator import Emulator
-from beam_llm.testing.faults import Fault, load_faults
-from beam_llm.testing.options import EmulatorOptions
-from beam_llm.testing.process import EmulatorProcess
+from beam_llm.testing.emulator.command import serve
+from beam_llm.testing.emulator.faults import Fault, load_faults
+from beam_llm.testing.emulator.options import EmulatorOptions
+from beam_llm.testing.emulator.process import EmulatorProcess
+from beam_llm.testing.emulator.server import Emulator
 from beam_llm.testing.sample import reviews, reviews_path
 
 __all__ = ["Emulator", "EmulatorOptions", "EmulatorProcess", "Fault", "load_faults", "reviews", "reviews_path", "serve"]

@@ -2,6 +2,6 @@
 
 import sys
 
-from beam_llm.testing.command import serve
+from beam_llm.testing.emulator.command import serve
 
 sys.exit(serve())

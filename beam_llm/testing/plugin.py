@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from beam_llm.testing.emulator import Emulator
+    from beam_llm.testing.emulator.server import Emulator
 
 
 @pytest.fixture
 def llm_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     """An emulator without faults; `OPENAI_BASE_URL` and `OPENAI_API_KEY` lead to it."""
-    from beam_llm.testing.emulator import Emulator
+    from beam_llm.testing.emulator.server import Emulator
 
     with Emulator() as emulator:
         for name, value in emulator.environment.items():
@@ -26,7 +26,7 @@ def llm_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
 @pytest.fixture
 def start_emulator() -> Iterator[Callable[..., Emulator]]:
     """`start_emulator(faults=[…], latency_ms=…)`: as many as a test needs, closed at its end."""
-    from beam_llm.testing.emulator import Emulator
+    from beam_llm.testing.emulator.server import Emulator
 
     with ExitStack() as stack:
 

@@ -19,7 +19,7 @@ from apache_beam.typehints.row_type import RowTypeConstraint
 from typing_extensions import is_typeddict
 
 from beam_llm.errors import Failure, Kind, UsageError
-from beam_llm.outputs import Output
+from beam_llm.prompting.output_types import Output
 from beam_llm.values import Prediction
 
 _NO_FIELDS: Mapping[str, Any] = {}

@@ -11,8 +11,8 @@ from apache_beam.transforms.window import GlobalWindows
 from beam_llm.config import Settings
 from beam_llm.jobs import BatchJobRef
 from beam_llm.transforms import runners
+from beam_llm.transforms.driving import DriveAsSdf, DriveInLoop, SpoolParts, SubmitOnce
 from beam_llm.transforms.envelopes import EnvelopeCoder
-from beam_llm.transforms.jobs import DriveAsSdf, DriveInLoop, SpoolParts, SubmitOnce
 from beam_llm.transforms.planning import PlanAcrossBundles, PlanJobs
 from beam_llm.transforms.windowing import flushed, use_one_window
 from beam_llm.values import Prediction

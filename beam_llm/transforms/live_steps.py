@@ -5,10 +5,10 @@ from __future__ import annotations
 import apache_beam as beam
 from apache_beam import coders, pvalue
 
-from beam_llm.batching import AUTO_RECORDS
 from beam_llm.config import Settings
+from beam_llm.prompting.batching import AUTO_RECORDS
 from beam_llm.transforms import runners
-from beam_llm.transforms.calls import AskTheModel, FormedBatch, form_in_bundles
+from beam_llm.transforms.live import AskTheModel, FormedBatch, form_in_bundles
 from beam_llm.transforms.streaming import ChooseBuffers, FormAcrossBundles, FormFromGroups
 from beam_llm.transforms.windowing import flushed, use_one_window
 from beam_llm.values import Prediction

@@ -14,12 +14,12 @@ from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm import events
-from beam_llm.batching import RECORD_OVERHEAD_TOKENS
 from beam_llm.config import Settings
 from beam_llm.jobs import PartRef, open_store, plan
+from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS
 from beam_llm.providers import connect_batch
-from beam_llm.transforms.calls import Former
 from beam_llm.transforms.coders import STATE_CODER
+from beam_llm.transforms.live import Former
 
 
 class PlanJobs(beam.DoFn):

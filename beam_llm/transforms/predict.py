@@ -14,19 +14,19 @@ from apache_beam import coders, pvalue
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.error_handling import ErrorHandler
 
-from beam_llm.batching import caps_of
 from beam_llm.config import OPTIONS, Settings, key_of, settings, settings_from_options
-from beam_llm.outputs import Output
-from beam_llm.preview import RequestPreview, preview
 from beam_llm.pricing import your_prices
-from beam_llm.prompts import PromptTemplate
+from beam_llm.prompting.batching import caps_of
+from beam_llm.prompting.chat_task import Task
+from beam_llm.prompting.output_types import Output
+from beam_llm.prompting.templates import PromptTemplate
 from beam_llm.providers import check
-from beam_llm.task import Task
 from beam_llm.transforms import live_steps, runners
-from beam_llm.transforms.calls import Former
 from beam_llm.transforms.coders import PredictionCoder
 from beam_llm.transforms.elements import BadShape, RowShape
+from beam_llm.transforms.live import Former
 from beam_llm.transforms.options import Options
+from beam_llm.transforms.preview import RequestPreview, preview
 from beam_llm.values import Prediction
 
 coders.registry.register_coder(Prediction, PredictionCoder)  # where a user's Map gives Predictions, too

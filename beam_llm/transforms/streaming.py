@@ -30,13 +30,13 @@ from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateS
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
-from beam_llm.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.config import Settings
 from beam_llm.errors import Failure
-from beam_llm.tokens import utf8_bytes
-from beam_llm.transforms.calls import FormedBatch, Former, packed
+from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps
+from beam_llm.prompting.tokens import utf8_bytes
 from beam_llm.transforms.coders import STATE_CODER
 from beam_llm.transforms.envelopes import Arrivals, without_pane
+from beam_llm.transforms.live import FormedBatch, Former, packed
 from beam_llm.values import Record
 
 

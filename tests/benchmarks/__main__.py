@@ -21,15 +21,15 @@ from typing import Any, Literal
 
 import orjson
 
+from beam_llm.cli.demo import PROMPT, Opinion
 from beam_llm.config import settings
-from beam_llm.fronts.demo import PROMPT, Opinion
 from beam_llm.pricing import Prices
-from beam_llm.providers.openai_wire import Dialect, encode_body
-from beam_llm.task import Task
+from beam_llm.prompting.chat_task import Task
+from beam_llm.prompting.tokens import counted_tokens
+from beam_llm.providers.openai.wire import Dialect, encode_body
 from beam_llm.testing import EmulatorProcess, reviews
-from beam_llm.testing.brain import Brain
-from beam_llm.testing.reading import read_question
-from beam_llm.tokens import counted_tokens
+from beam_llm.testing.emulator.brain import Brain
+from beam_llm.testing.emulator.reading import read_question
 from beam_llm.values import Usage
 from tests.benchmarks.measured import make_input
 

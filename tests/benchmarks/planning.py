@@ -14,13 +14,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from beam_llm.batching import caps_of
 from beam_llm.config import settings
 from beam_llm.jobs import Ledger, PartRef, ledger, open_store, plan
 from beam_llm.jobs.parts import PartWriter
+from beam_llm.prompting.batching import caps_of
+from beam_llm.prompting.chat_task import Task
 from beam_llm.protocols import Store
 from beam_llm.providers import connect_batch
-from beam_llm.task import Task
 from beam_llm.values import Record
 
 PART_ROWS = 50_000

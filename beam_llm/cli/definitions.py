@@ -1,0 +1,84 @@
+"""Whether the Python class of an answer is still the one that earlier answers were made with, and what becomes of those if not."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pydantic
+
+from beam_llm.prompting.output_types import Output
+
+_FOREIGN = ("builtins", "typing", "types", "enum", "abc", "dataclasses", "pydantic", "typing_extensions")
+
+
+def definition_of(declared: Any) -> str:
+    """A short name that changes with the source of the modules whose classes an output type is made of.
+
+    The schema, which the question's own name holds, doesn't tell of a mended validator or serializer.
+    """
+    hasher = hashlib.sha256()
+    for module in sorted({kind.__module__ for kind in _classes(declared, set())}):
+        hasher.update(module.encode() + b"\0" + _source(module) + b"\0")
+    return hasher.hexdigest()[:12]
+
+
+def _classes(declared: Any, seen: set[int]) -> Iterator[type]:
+    """Classes of the user's in a type: itself, its bases, and those of its fields."""
+    if id(declared) in seen:
+        return
+    seen.add(id(declared))
+    for part in typing.get_args(declared):
+        yield from _classes(part, seen)
+    if not isinstance(declared, type):
+        return
+    for kind in declared.__mro__:
+        if kind.__module__.partition(".")[0] not in _FOREIGN:
+            yield kind
+    for hint in _field_types(declared):
+        yield from _classes(hint, seen)
+
+
+def _field_types(kind: type) -> list[Any]:
+    if issubclass(kind, pydantic.BaseModel):
+        return [field.annotation for field in kind.model_fields.values()]
+    if dataclasses.is_dataclass(kind) or typing.is_typeddict(kind):
+        try:
+            return list(typing.get_type_hints(kind).values())
+        except (NameError, TypeError):  # a name that only a type checker sees
+            return []
+    return []
+
+
+def _source(module: str) -> bytes:
+    try:
+        return inspect.getsource(sys.modules[module]).encode("utf-8", "surrogatepass")
+    except (KeyError, OSError, TypeError):  # typed at a prompt, or built in
+        return b""
+
+
+def rechecker(output: Output) -> Callable[[Any], Any]:
+    """Makes of an answer's JSON, as an earlier class wrote it, what the present class writes.
+
+    The function raises ValueError where that isn't certain: the answer is refused, or comes out differently each time it is read and
+    written, as with a serializer that multiplies. Then it has to be asked again.
+    """
+
+    def once(value: Any) -> Any:
+        try:
+            return output.dump(output.validate(value))
+        except Exception as error:  # whatever a user's validator or serializer raises
+            raise ValueError(f"{type(error).__name__}") from None
+
+    def check(value: Any) -> Any:
+        fresh = once(value)
+        if once(fresh) != fresh:
+            raise ValueError("it reads back as another value")
+        return fresh
+
+    return check

@@ -1,0 +1,246 @@
+"""`beam-llm demo`: the main job on the embedded emulator, live and by batch API, with every figure it shows measured on the spot.
+
+    sample reviews ─┬─ one by one (the first 64)  ─┐
+                    ├─ live, 20 a call            ─┼─ predict ─► answers-*.jsonl ─► figures, comparison, agreement with people
+                    └─ batch API, 20 a line       ─┘
+
+The only part of the package, its tests aside, that uses `beam_llm.testing`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from statistics import StatisticsError, correlation
+from typing import Any, Literal
+
+import orjson
+import pydantic
+
+from beam_llm.cli.main import ALL_ANSWERED, FAILED, SOME_ERRORS
+from beam_llm.cli.predict import Job, Report, predict
+from beam_llm.cli.progress import WIDTH, Tally, dollars, duration, shortened, table, write_line
+from beam_llm.config import settings
+from beam_llm.testing import Emulator, Fault, serve
+from beam_llm.testing.emulator.brain import knows_sentiment
+
+MODEL = "openai:gpt-4.1-mini"
+PROMPT = (
+    "You read what customers and film-goers write. Judge the sentiment of this sentence from a review: is the writer's opinion positive, "
+    "negative or neutral? Add a score from -1 (as negative as can be) over 0 (neutral) to 1 (as positive as can be). Judge the sentence by "
+    "itself, as the writer meant it: {{ text }}"
+)
+LATENCY_MS = 300
+JOB_SECONDS = 1.5
+FAULT_PROBABILITY = 0.02
+SEED = 3
+ONE_BY_ONE_SAMPLE = 64
+CLEAR_RATING = 1.0
+SHOWN_ANSWERS = 8
+
+
+class Opinion(pydantic.BaseModel):
+    """What the demo asks for."""
+
+    sentiment: Literal["positive", "negative", "neutral"]
+    score: float
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of asking, as it went.
+
+    Attributes:
+      scale: records of the whole demo per record asked; 1 where all were.
+      serial: stands for calls one after another.
+    """
+
+    title: str
+    report: Report
+    path: Path
+    scale: float = 1.0
+    serial: bool = False
+
+    @property
+    def tally(self) -> Tally:
+        return self.report.tally
+
+    @property
+    def cost_usd(self) -> float:
+        return self.tally.cost_usd * self.scale
+
+    @property
+    def seconds(self) -> float:
+        """Of the run; one after another: the mean latency measured, times the calls."""
+        if self.serial:
+            return (self.report.mean_latency_ms or 0.0) / 1000 * self.report.requests * self.scale
+        return self.report.seconds
+
+    def scaled(self, count: int) -> str:
+        return f"{round(count * self.scale):,}"
+
+    def answers(self) -> list[dict[str, Any]]:
+        return [orjson.loads(line) for line in self.path.read_bytes().splitlines()]
+
+
+def main(chosen: argparse.Namespace) -> int:
+    """Runs the demo. Exit code 1 where the two ways' answers differ: they must not."""
+    folder = Path(chosen.output or tempfile.mkdtemp(prefix="beam-llm-demo-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    records = _write_sample(folder, chosen.records)
+    print(_opening(records), flush=True)
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(
+        filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1"])
+    )
+    faults = [Fault(kind=kind, probability=FAULT_PROBABILITY, where="chat") for kind in ("rate_limit", "server_error")]
+    with Emulator(keys=(), latency_ms=LATENCY_MS, batch_seconds=JOB_SECONDS, faults=faults, keep_requests=0, seed=SEED) as emulator:
+        ask = _Asking(folder, emulator.base_url, chosen.quiet)
+        size = chosen.batch_size
+        single = ask("one-by-one", "one by one*", "sample.jsonl", scale=records / min(records, ONE_BY_ONE_SAMPLE), serial=True)
+        live = ask("live", f"live, {size} a call", "reviews.jsonl", batch_size=size)
+        staged = ask(
+            "batch-api",
+            f"batch API, {size} a line",
+            "reviews.jsonl",
+            batch_size=size,
+            mode="batch_api",
+            staging_location=str(folder / "staging"),
+            poll_seconds=0.2,
+        )
+    answers, others = live.answers(), staged.answers()
+    differing = sum(a["answer"] != b["answer"] for a, b in zip(answers, others, strict=True))
+    print(_figures([single, live, staged]))
+    print(_comparison(single, live, staged, differing))
+    print(_table_of_answers(answers))
+    print(_agreement(answers))
+    print(_places(folder, live, staged))
+    if live.tally.failed or staged.tally.failed:
+        return SOME_ERRORS
+    return FAILED if differing else ALL_ANSWERED
+
+
+def emulator(arguments: Sequence[str]) -> int:
+    """`beam-llm emulator …`: the provider emulator alone, until Ctrl-C."""
+    return serve(arguments)
+
+
+def _write_sample(folder: Path, most: int) -> int:
+    """The shipped reviews, and the few of them that are asked one by one, as files; returns how many there are."""
+    lines = (resources.files("beam_llm.testing") / "data" / "reviews.jsonl").read_bytes().splitlines(keepends=True)[:most]
+    (folder / "reviews.jsonl").write_bytes(b"".join(lines))
+    (folder / "sample.jsonl").write_bytes(b"".join(lines[:ONE_BY_ONE_SAMPLE]))
+    return len(lines)
+
+
+class _Asking:
+    """Runs `predict` on files of the demo's folder."""
+
+    def __init__(self, folder: Path, base_url: str, quiet: bool):
+        self._folder = folder
+        self._base_url = base_url
+        self._quiet = quiet
+
+    def __call__(self, name: str, title: str, file: str, *, scale: float = 1.0, serial: bool = False, **options: Any) -> Way:
+        path = self._folder / f"answers-{name}.jsonl"
+        asked = settings(MODEL, prompt=PROMPT, output=Opinion, base_url=self._base_url, api_key="none", max_retries=5, **options)
+        if not self._quiet:
+            write_line(f"… {title}")
+        return Way(title, predict(Job([str(self._folder / file)], str(path), asked, quiet=self._quiet, force=True)), path, scale, serial)
+
+
+def _scorer() -> str:
+    if knows_sentiment():
+        return "and a rule-based scorer (VADER)"
+    return "and, as VADER is missing (pip install 'beam-llm[demo]'), a checksum"
+
+
+def _opening(records: int) -> str:
+    return (
+        f"{records:,} sentences from real product and film reviews, each rated by about 20 people.\n"
+        f"Asked of each: its sentiment and a score, as a typed answer, from {MODEL}\n"
+        f"at an emulator of OpenAI's API on this machine: no key, no network, no cost. A call takes {LATENCY_MS} ms,\n"
+        f"{2 * FAULT_PROBABILITY:.0%} of live calls fail on purpose, {_scorer()} answers in the model's place.\n"
+    )
+
+
+def _figures(ways: Sequence[Way]) -> str:
+    def row(name: str, cell: Callable[[Way], str]) -> tuple[str, ...]:
+        return (name, *(cell(way) for way in ways))
+
+    rows = [
+        row("records", lambda way: way.scaled(way.tally.records)),
+        row("answered", lambda way: way.scaled(way.tally.records - way.tally.failed)),
+        row("calls", _calls),
+        row("retries", lambda way: way.scaled(way.report.counters.get("retries", 0))),
+        row("input tokens", lambda way: way.scaled(way.tally.input_tokens)),
+        row("output tokens", lambda way: way.scaled(way.tally.output_tokens)),
+        row("cost by list price", lambda way: dollars(way.cost_usd)),
+        row("time", lambda way: duration(way.seconds)),
+    ]
+    note = f"* asked for the first {ways[0].tally.records:,} and scaled to all; its time is that of calls one after another."
+    return "\n".join([table(["", *(way.title for way in ways)], rows), "", note])
+
+
+def _calls(way: Way) -> str:
+    jobs = way.report.jobs
+    return f"{way.scaled(way.report.requests)} in {jobs} job{'s' if jobs > 1 else ''}" if jobs else way.scaled(way.report.requests)
+
+
+def _comparison(single: Way, live: Way, staged: Way, differing: int) -> str:
+    fewer = single.report.requests * single.scale / max(live.report.requests, 1)
+    faster = single.seconds / live.seconds
+    same = "the same in both ways, all of them." if not differing else f"{differing:,} differ between the two ways, and should not."
+    half, little = _saved(staged, live), _saved(staged, single)
+    return (
+        f"\nLive:      {fewer:.0f}x fewer calls than one by one, {faster:.0f}x faster, {_saved(live, single)} less to pay.\n"
+        f"Batch API: {half} less again, {little} less than one by one. (A real job takes minutes to a day.)\n"
+        f"Answers:   {same}\n"
+    )
+
+
+def _saved(way: Way, before: Way) -> str:
+    return f"{1 - way.cost_usd / before.cost_usd:.0%}" if before.cost_usd else "nothing"
+
+
+def _table_of_answers(answers: Sequence[dict[str, Any]]) -> str:
+    chosen = answers[:: max(len(answers) // SHOWN_ANSWERS, 1)][:SHOWN_ANSWERS]
+    header = ("review", "people", "sentiment", "score")
+    tail_width = 36
+    rows = [(shortened(row["text"], WIDTH - tail_width), f"{row['rating']:+.2f}", *_cells(row)) for row in chosen]
+    return table(header, rows, left=(0, 2)) + "\n"
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, str]:
+    answer = row["answer"]
+    return (answer["sentiment"], f"{answer['score']:+.2f}") if answer else (row["answer_error"].partition(":")[0], "")
+
+
+def _agreement(answers: Sequence[dict[str, Any]]) -> str:
+    """How far the labels are from the people's, who rated from -4 to 4."""
+    answered = [row for row in answers if row["answer"]]
+    clear = [row for row in answered if abs(row["rating"]) >= CLEAR_RATING]
+    decided = [row for row in clear if row["answer"]["sentiment"] != "neutral"]
+    agreeing = sum((row["answer"]["sentiment"] == "positive") == (row["rating"] > 0) for row in decided)
+    share = f"{agreeing / len(decided):.0%}" if decided else "none"
+    return (
+        f"People rated {len(clear):,} sentences clearly (by {CLEAR_RATING:g} or more, of 4). {len(decided):,} of them were labelled\n"
+        f"positive or negative, {share} of these with the people's sign; the other {len(clear) - len(decided):,} neutral.\n"
+        f"Correlation of score and rating over all: {_linear(answered)}.\n"
+    )
+
+
+def _linear(answered: Sequence[dict[str, Any]]) -> str:
+    try:
+        return f"{correlation([row['answer']['score'] for row in answered], [row['rating'] for row in answered]):.2f}"
+    except StatisticsError:
+        return "undefined on so few"
+
+
+def _places(folder: Path, live: Way, staged: Way) -> str:
+    staging = folder / "staging"
+    return f"answers   {live.path}\n          {staged.path}\nstaging   {staging}  (beam-llm jobs ls --staging {staging})"

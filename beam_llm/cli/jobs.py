@@ -1,0 +1,251 @@
+"""`beam-llm jobs ls | show | attach | cancel | cleanup`: what the ledger of a staging location knows, for people."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import orjson
+
+from beam_llm.cli.main import ALL_ANSWERED, FAILED, SOME_ERRORS, chosen_settings
+from beam_llm.cli.progress import Meter, Tally, dollars, duration, table, write_line
+from beam_llm.cli.records import Row, is_remote
+from beam_llm.cli.running import Measured, watched
+from beam_llm.cli.spool import records_in
+from beam_llm.cli.writers import Answer, Target, refuse_overwriting, write_json_lines
+from beam_llm.config import Settings, settings
+from beam_llm.errors import UsageError, plural, printable
+from beam_llm.jobs import Cleanup, JobView, admin, open_store
+from beam_llm.leftovers import remove_leftovers, scratch_folder
+from beam_llm.prompting.chat_task import Task
+from beam_llm.protocols import BatchProvider, Store
+from beam_llm.providers import connect_batch
+
+
+def ls(chosen: argparse.Namespace) -> int:
+    """One line per job: a table, or JSON lines."""
+    jobs = admin.list_jobs(_store(chosen.staging_location))
+    if chosen.json:
+        for job in jobs:
+            print(orjson.dumps(job.as_dict()).decode())
+        return ALL_ANSWERED
+    if not jobs:
+        print(printable(f"no jobs in {chosen.staging_location}"))
+        return ALL_ANSWERED
+    header = ("no.", "job", "state", "records", "answered", "failed", "passed on", "requests", "cost", "age", "model")
+    print(table(header, [_line(job) for job in jobs], left=(1, 2, 10)))
+    return ALL_ANSWERED
+
+
+def _line(job: JobView) -> tuple[str, ...]:
+    done = job.state == "done"
+    counts = [f"{count:,}" if done else "" for count in (job.answered, job.failed, job.left)]
+    cost = dollars(job.cost_usd) if job.cost_usd is not None else "unknown" if done else ""
+    return (
+        str(job.number),
+        job.job_id or "–",
+        _state(job),
+        f"{job.records:,}",
+        *counts,
+        f"{job.lines:,}",
+        cost,
+        duration(max(time.time() - job.created_at, 0.0)),
+        job.model,
+    )
+
+
+def _state(job: JobView) -> str:
+    """`created` says what the ledger knows; the provider is not asked."""
+    follows = f" (follows {job.parent})" if job.parent else ""
+    return (job.ended or job.state) + follows
+
+
+def show(chosen: argparse.Namespace) -> int:
+    """One job in full, and the jobs that asked again for what it left over."""
+    job, following = admin.show(_store(chosen.staging_location), chosen.id)
+    for view in (job, *following):
+        facts = {
+            "number": view.number,
+            "job": view.job_id or "not submitted yet",
+            "state": _state(view),
+            "model": f"{view.model} at {view.host}",
+            "planned": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(view.created_at)),
+            "records": f"{view.records:,} in {plural(view.lines, 'request')}, about {view.tokens:,} input tokens",
+            "attempts": f"{view.attempts}" + (f" ({plural(view.doubles, 'double')} cancelled)" if view.doubles else ""),
+            "answered": f"{view.answered:,}",
+            "failed": f"{view.failed:,}",
+            "passed on": f"{view.left:,}" + (f", to job {view.follow_up}" if view.follow_up else ""),
+            "cost": "unknown" if view.cost_usd is None else dollars(view.cost_usd),
+        }
+        if view.state != "done":
+            facts = {name: facts[name] for name in list(facts)[:7]}
+        print(
+            "\n".join(printable(f"{name:<10}{value}") for name, value in facts.items()),
+            end="\n\n" if following and view is not following[-1] else "\n",
+        )
+    return ALL_ANSWERED
+
+
+def attach(chosen: argparse.Namespace) -> int:
+    """Waits for jobs, collects them, writes their records with their answers as JSON lines."""
+    checked = chosen_settings(chosen, mode="batch_api", staging_location=chosen.staging_location)
+    refuse_overwriting(_target(chosen), [])
+    if chosen.output != "-" and not chosen.output.endswith((".jsonl", ".ndjson")):
+        raise UsageError(f"the output {chosen.output!r} has to be a .jsonl file, or - for stdout")
+    ids, left = _job_ids(_store(chosen.staging_location), chosen.ids, Task(checked).fingerprint.hex())
+    if left:
+        write_line(f"{chosen.name}: left {plural(left, 'job')} of other prompts, models or outputs")
+    folder = tempfile.mkdtemp(dir=scratch_folder())
+    try:
+        tally = _collected(chosen, checked, ids, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not chosen.quiet:
+        write_line(f"{plural(tally.records, 'record')} of {plural(len(ids), 'job')}, cost {tally.cost()}")
+    if tally.failed:
+        write_line(f"{chosen.name}: {tally.failed:,} of {tally.records:,} records ended as errors")
+        return SOME_ERRORS
+    return ALL_ANSWERED
+
+
+def _target(chosen: argparse.Namespace) -> Target:
+    return Target(chosen.output, "jsonl", replaces=chosen.force)
+
+
+def _collected(chosen: argparse.Namespace, checked: Settings, ids: list[str], folder: str) -> Tally:
+    def run() -> Measured:
+        from beam_llm.cli import pipeline
+
+        return pipeline.collect(checked, ids, folder, list(chosen.beam_options))
+
+    meter = Meter(0)
+    watched(run, meter, go_on="the jobs stay in the ledger, and the same command again collects them", quiet=chosen.quiet, at_once=True)
+    field = checked.output_field or "answer"
+    write_json_lines(_target(chosen), _rows(folder), field)
+    return meter.tally
+
+
+def _rows(folder: str) -> Iterator[tuple[Row, Answer]]:
+    """In the order of the input they came from, where they came from one."""
+    for kept, fields in records_in(folder):
+        yield Row(0, fields, None), Answer(kept.value, kept.error)
+
+
+def _job_ids(store: Store, given: Sequence[str], task: str) -> tuple[list[str], int]:
+    """Provider ids of the jobs named by number or id. A follow-up comes with its job.
+
+    Args:
+      task: hex digest of the task, all of whose jobs that have an id are meant where none is named.
+
+    Returns:
+      The ids, and how many jobs of other tasks were left.
+
+    Raises:
+      UsageError: a job that isn't in the ledger, or has no id yet; or there are only jobs of other tasks.
+    """
+    if given:
+        return list(dict.fromkeys(_job_id(admin.show(store, name)[0]) for name in given)), 0
+    jobs = [job for job in admin.list_jobs(store) if job.job_id is not None and job.kind == "job"]
+    ids = [str(job.job_id) for job in jobs if job.task == task]
+    if jobs and not ids:
+        raise UsageError(
+            f"{plural(len(jobs), 'job')} found, but none made with this model, prompt, output and parameters: "
+            "collect them with the arguments they were submitted with"
+        )
+    return ids, len(jobs) - len(ids)
+
+
+def _job_id(job: JobView) -> str:
+    if job.job_id is None:
+        raise UsageError(f"job {job.number} has not been submitted yet: run the command that planned it again")
+    return job.job_id
+
+
+def cancel(chosen: argparse.Namespace) -> int:
+    """Asks the provider to cancel a job."""
+    store = _store(chosen.staging_location)
+    job, _ = admin.show(store, chosen.id)
+    with contextlib.closing(_provider(chosen, job)) as provider:
+        job_id = admin.cancel(store, provider, chosen.id)
+    kept = "what it has finished is kept and comes out of the next run or `beam-llm jobs attach`"
+    print(f"asked the provider to cancel {printable(job_id)}; {kept}")
+    return ALL_ANSWERED
+
+
+def cleanup(chosen: argparse.Namespace) -> int:
+    """Removes what finished jobs no longer need, after saying what that is and asking; temporary files of killed runs without."""
+    if left := remove_leftovers():
+        print(f"removed the temporary files of {plural(left, 'killed run')} on this machine")
+    store = _store(chosen.staging_location)
+    jobs = admin.list_jobs(store)
+    with contextlib.closing(_provider(chosen, jobs[-1])) if jobs else contextlib.nullcontext() as provider:
+        return _cleaned_up(chosen, store, provider)
+
+
+def _cleaned_up(chosen: argparse.Namespace, store: Store, provider: BatchProvider | None) -> int:
+    would = admin.cleanup(store, provider, dry_run=True)
+    print(_removal(would))
+    if not would.names and not would.provider_files and not would.leftovers:
+        return ALL_ANSWERED
+    if not chosen.yes and not _agreed():
+        print("nothing was removed")
+        return ALL_ANSWERED
+    done = admin.cleanup(store, provider, dry_run=False)
+    print(f"removed {plural(len(done.names), 'staging object')} and {plural(len(done.provider_files) - len(done.failed), 'provider file')}")
+    for reason in done.failed:
+        write_line(f"{chosen.name}: {reason}")
+    return FAILED if done.failed else ALL_ANSWERED
+
+
+def _removal(would: Cleanup) -> str:
+    if would.leftovers:
+        return f"{plural(len(would.leftovers), 'file')} of killed processes go. {_removal(replace(would, leftovers=[]))}"
+    if not would.names and not would.provider_files:
+        kept = f" ({plural(len(would.kept), 'job')} still open)" if would.kept else ""
+        return f"there is nothing to remove{kept}"
+    kept = f"\nNothing of the {plural(len(would.kept), 'job')} still open is touched." if would.kept else ""
+    return f"Of {plural(len(would.jobs), 'finished job')} this removes {would.texts}.{kept}"
+
+
+def _agreed() -> bool:
+    """Asks on the terminal.
+
+    Raises:
+      UsageError: there is nobody to ask.
+    """
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError("this removes files, and there is no terminal to ask on: add --yes")
+    return input("Remove them? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _store(location: str) -> Store:
+    """The staging location, which has to be there already.
+
+    Raises:
+      UsageError: there is no ledger.
+    """
+    if not is_remote(location) and not os.path.isfile(os.path.join(location, "ledger.json")):
+        raise UsageError(f"there is no ledger in {location!r}: name the staging location of a batch_api run")
+    return open_store(location)
+
+
+def _provider(chosen: argparse.Namespace, job: JobView) -> BatchProvider:
+    """The provider as the flags and the environment name it, for the model of a job.
+
+    Raises:
+      UsageError: it is another one than the ledger's.
+    """
+    flags = {name: getattr(chosen, f"option_{name}") for name in ("api_key", "base_url", "api_version")}
+    named: Settings = settings(chosen.option_model or job.model, **flags)
+    if (named.base_url or "").partition("://")[2].partition("/")[0] != job.host:
+        raise UsageError(
+            f"the jobs are at {job.host}, but base_url is {named.base_url!r}: give --base-url, or set the variable that the run had"
+        )
+    return connect_batch(named)

@@ -1,0 +1,230 @@
+"""Reader of parquet files: values as Python has them, and never less than the file holds.
+
+Binary columns come as text where they are UTF-8 (Spark and Impala write text so). Times of nanoseconds come as `datetime`s where those
+hold them, else as ISO text with nine digits: Arrow itself refuses them, or gives pandas' types where pandas is installed.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from beam_llm.cli.records import DataError, OnBadLine, Row, Source, open_bytes, text_of
+
+PARQUET_ROWS = 1_000
+
+
+def parquet_header(source: Source) -> list[str]:
+    return list(parquet_schema(source).names)
+
+
+def parquet_schema(source: Source) -> Any:
+    """The file's Arrow schema.
+
+    Raises:
+      DataError: not a parquet file, or two columns of one name.
+    """
+    with _opened(source) as file:
+        return file.schema_arrow
+
+
+def read_parquet(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
+    number = 0
+    for batch in _batches(source):
+        for fields in rows_of(source, batch, number):
+            number += 1
+            if source.as_text and (name := _name_of_bytes(fields)):
+                on_bad(
+                    DataError(
+                        f"{source}, row {number}: column {name!r} holds bytes that are not text in UTF-8: "
+                        "only a .parquet output of .parquet inputs with equal columns keeps them"
+                    )
+                )
+                continue
+            yield Row(number, fields, None, batch)
+
+
+def rows_of(source: Source, batch: Any, before: int = 0) -> list[dict[str, Any]]:
+    """The rows of an Arrow batch or table as dicts.
+
+    Args:
+      before: rows of the file that came before, for messages.
+    """
+    columns = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            columns.append(_values(column))
+        except (ValueError, OverflowError, TypeError, NotImplementedError) as error:
+            where = f"rows {before + 1:,} to {before + batch.num_rows:,}"
+            raise DataError(f"{source}, {where}: column {name!r} holds a value that Python can't: {error}") from None
+    names = batch.schema.names
+    if not names:
+        return [{} for _ in range(batch.num_rows)]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _batches(source: Source) -> Iterator[Any]:
+    import pyarrow as pa
+
+    with _opened(source) as file:
+        count = 0
+        try:
+            for batch in file.iter_batches(PARQUET_ROWS):
+                yield batch
+                count += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{source}: the parquet data is damaged after row {count:,}: {error}") from None
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with open_bytes(source.path) as file:
+        try:
+            opened = pq.ParquetFile(file)
+            names: Sequence[str] = opened.schema_arrow.names
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{source}: not a parquet file: {error}") from None
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise DataError(f"{source}: {', '.join(map(repr, twice))} is the name of two columns: rename one")
+        yield opened
+
+
+def _name_of_bytes(fields: dict[str, Any]) -> str | None:
+    """The first column with a value that is, or holds, bytes."""
+    for name, value in fields.items():
+        kind = type(value)
+        if kind is bytes or ((kind is dict or kind is list or kind is tuple) and _holds_bytes(value)):
+            return name
+    return None
+
+
+def _holds_bytes(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_bytes, value.values()))
+    return any(map(_holds_bytes, value)) if isinstance(value, (list, tuple)) else isinstance(value, bytes)
+
+
+# --- Arrow's values as Python's
+
+
+def _values(column: Any) -> list[Any]:
+    """The column's values; `to_pylist`, except for nanoseconds and binary text at any depth."""
+    import pyarrow.types as kinds
+
+    kind = column.type
+    if not _needs_care(kind):
+        return list(column.to_pylist())
+    if hasattr(column, "combine_chunks"):
+        column = column.combine_chunks()
+    if hasattr(column, "storage"):
+        return _values(column.storage)
+    if kinds.is_dictionary(kind):
+        return _values(column.dictionary_decode())
+    if kinds.is_struct(kind):
+        return _structs(column)
+    if kinds.is_map(kind):
+        return [_text_within(value) for value in column.to_pylist()]
+    if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind):
+        return _nested(column, _values(column.flatten()))
+    if _is_binary(kind):
+        return [None if value is None else text_of(value) for value in column.to_pylist()]
+    return _times(column)
+
+
+def _needs_care(kind: Any) -> bool:
+    import pyarrow.types as kinds
+
+    if hasattr(kind, "storage_type"):
+        return _needs_care(kind.storage_type)
+    if kinds.is_dictionary(kind):
+        return _needs_care(kind.value_type)
+    if kinds.is_nested(kind):
+        return any(_needs_care(kind.field(i).type) for i in range(kind.num_fields))
+    return _is_binary(kind) or (kinds.is_temporal(kind) and getattr(kind, "unit", "") == "ns")
+
+
+def _is_binary(kind: Any) -> bool:
+    import pyarrow.types as kinds
+
+    return bool(kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_fixed_size_binary(kind) or kinds.is_binary_view(kind))
+
+
+def _text_within(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _text_within(member) for key, member in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_text_within, value))
+    return text_of(value) if isinstance(value, bytes) else value
+
+
+def _structs(column: Any) -> list[Any]:
+    names = [column.type.field(i).name for i in range(column.type.num_fields)]
+    members = zip(*(_values(child) for child in column.flatten()), strict=True)
+    valid = column.is_valid().to_pylist()
+    return [dict(zip(names, values, strict=True)) if one else None for one, values in zip(valid, members, strict=True)]
+
+
+def _nested(column: Any, flat: list[Any]) -> list[Any]:
+    """The lists of a list column, cut from all their members in a row; a null list has none."""
+    valid = column.is_valid().to_pylist()
+    lists: list[Any] = []
+    at = 0
+    for index, one in enumerate(valid):
+        if not one:
+            lists.append(None)
+            continue
+        size = len(column[index])
+        lists.append(flat[at : at + size])
+        at += size
+    return lists
+
+
+def _times(column: Any) -> list[Any]:
+    """Of nanoseconds since the epoch, since midnight, or as such."""
+    import pyarrow as pa
+    import pyarrow.types as kinds
+
+    if kinds.is_timestamp(column.type):
+        show = _timestamps(column.type)
+    else:
+        show = _time_of_day if kinds.is_time(column.type) else _duration
+    return [None if value is None else show(value) for value in column.cast(pa.int64()).to_pylist()]
+
+
+def _timestamps(kind: Any) -> Callable[[int], Any]:
+    import pyarrow as pa
+
+    zone = None if kind.tz is None else pa.scalar(0, pa.timestamp("s", kind.tz)).as_py().tzinfo
+    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+    def show(value: int) -> Any:
+        moment = epoch + datetime.timedelta(microseconds=value // 1000)
+        moment = moment.replace(tzinfo=None) if zone is None else moment.astimezone(zone)
+        return moment if value % 1000 == 0 else _with_nanoseconds(moment, value)
+
+    return show
+
+
+def _time_of_day(value: int) -> Any:
+    time = (datetime.datetime.min + datetime.timedelta(microseconds=value // 1000)).time()
+    return time if value % 1000 == 0 else _with_nanoseconds(time, value)
+
+
+def _with_nanoseconds(moment: Any, value: int) -> str:
+    text = moment.isoformat(timespec="microseconds")
+    end = text.rindex(".") + 7
+    return f"{text[:end]}{value % 1000:03d}{text[end:]}"
+
+
+def _duration(value: int) -> Any:
+    if value % 1000 == 0:
+        return datetime.timedelta(microseconds=value // 1000)
+    seconds, rest = divmod(value, 10**9)
+    return f"{datetime.timedelta(seconds=seconds)}.{rest:09d}"

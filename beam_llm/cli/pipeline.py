@@ -1,0 +1,200 @@
+"""The Beam side of `predict`: read, ask, keep. Imported only when a pipeline really runs, for it loads Beam."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.typehints import Dict, Tuple
+
+from beam_llm import events
+from beam_llm.cli.definitions import definition_of
+from beam_llm.cli.files import read_rows
+from beam_llm.cli.records import DIGEST_BYTES, Row, Source, digest_of
+from beam_llm.cli.running import Measured, stopping
+from beam_llm.cli.spool import Kept, SpoolFile
+from beam_llm.config import OPTIONS, Settings
+from beam_llm.errors import Failure, Kind
+from beam_llm.prompting.output_types import Output
+from beam_llm.prompting.templates import clean
+from beam_llm.transforms.elements import fields_of, is_keyed
+from beam_llm.transforms.predict import CollectBatchJobs, LLMPredict
+from beam_llm.values import Prediction
+
+NO_PLACE = 2**62
+"""Ordinal of records that had none: they come last, as they came."""
+
+
+class ReadRecords(beam.DoFn):
+    """(first ordinal, Source, done) in, (place, fields) out, for every record that `done` doesn't mark.
+
+    A place is the record's ordinal and the digest of what was read there and then: the answer's way back to its record, and proof that
+    this record was asked about. It is a string, for which every coder has a form.
+    """
+
+    def process(self, element: tuple[int, Source, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
+        first, source, done = element
+        for number, row in enumerate(read_rows(Source(*source))):
+            if stopping.is_set():
+                return
+            if not (number < len(done) and done[number]):
+                yield f"{first + number} {digest_of(row.fields).hex()}", _encodable(row)
+
+
+def _encodable(row: Row) -> dict[str, Any]:
+    """The fields without halves of characters, which no coder takes and no prompt shows; only JSON can spell such."""
+    if row.raw is None or not (b"\\ud" in row.raw or b"\\uD" in row.raw):
+        return row.fields
+    return {clean(name): _cleaned(value) for name, value in row.fields.items()}
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {clean(name): _cleaned(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return list(map(_cleaned, value))
+    return clean(value) if isinstance(value, str) else value
+
+
+def place_of(key: Any) -> tuple[int, str]:
+    """Ordinal and digest of a record of `predict`; of any other `NO_PLACE` and none."""
+    if type(key) is str:
+        ordinal, _, digest = key.partition(" ")
+        if len(digest) == 2 * DIGEST_BYTES and ordinal.isdecimal():
+            return int(ordinal), digest
+    return (key if type(key) is int else NO_PLACE), ""  # jobs of earlier versions have the ordinal alone
+
+
+class KeepAnswers(beam.DoFn):
+    """Predictions of `(place, fields)` elements into the spool, one file per bundle. Emits nothing.
+
+    Args:
+      folder: of the spool.
+      settings: its `output` turns typed values into JSON.
+    """
+
+    def __init__(self, folder: str, settings: Settings):
+        self._folder = folder
+        self._settings = settings
+
+    def setup(self) -> None:
+        self._output = Output(self._settings.output)
+        self._definition = definition_of(self._settings.output)
+        self._file: SpoolFile | None = None
+
+    def start_bundle(self) -> None:
+        self._close()  # of a bundle that failed
+
+    def process(self, element: Prediction) -> None:
+        if self._file is None:
+            self._file = SpoolFile(self._folder, self._definition)
+        kept = kept_of(element, *place_of(element.element[0]), self._output)
+        self._file.add(kept)
+        events.tell("kept", kept=kept)
+
+    def finish_bundle(self) -> None:
+        self._close()
+
+    def teardown(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class KeepRecords(KeepAnswers):
+    """Predictions of any element into the spool, with the element's fields. A record of `predict` keeps its place in the input."""
+
+    def process(self, element: Prediction) -> None:
+        if self._file is None:
+            self._file = SpoolFile(self._folder, self._definition)
+        key, value = element.element if is_keyed(element.element) else (None, element.element)
+        kept = kept_of(element, *place_of(key), self._output)
+        self._file.add(kept, dict(fields_of(value)) or {"element": value})
+        events.tell("kept", kept=kept)
+
+
+def kept_of(prediction: Prediction, ordinal: int, digest: str, output: Output) -> Kept:
+    value, failure = None, prediction.error
+    if failure is None:
+        try:
+            value = output.dump(prediction.value)
+        except ValueError as error:  # of the class's own serializer: this record's error, and paid for
+            failure = Failure(Kind.INVALID, f"the answer has no place in a file: {error}", 1)
+    return Kept(
+        ordinal,
+        value,
+        None if failure is None else failure.kind,
+        None if failure is None else str(failure),
+        prediction.usage.input_tokens,
+        prediction.usage.output_tokens,
+        prediction.usage.cached_tokens,
+        prediction.cost_usd,
+        prediction.reused,
+        digest,
+    )
+
+
+def run(settings: Settings, files: list[tuple[int, Source, bytes]], spool: str, beam_options: list[str]) -> Measured:
+    """Reads, asks and keeps every record.
+
+    Args:
+      files: per input file its first ordinal, what it is, and which of its records are done.
+      spool: folder for the answers.
+      beam_options: as on any Beam command line; without `--runner` it is Beam's FnApiRunner, in this process.
+    """
+    pipeline = beam.Pipeline(options=PipelineOptions(with_runner(beam_options)))
+    _ = (
+        pipeline
+        | "Name files" >> beam.Create(files, reshuffle=False)
+        | "Read records" >> beam.ParDo(ReadRecords()).with_output_types(Tuple[str, Dict[str, Any]])
+        | "Ask" >> LLMPredict(**asked(settings))
+        | "Keep answers" >> beam.ParDo(KeepAnswers(spool, settings)).with_output_types(None)
+    )
+    result = pipeline.run()
+    result.wait_until_finish()
+    return measured(result)
+
+
+def collect(settings: Settings, job_ids: list[str], spool: str, beam_options: list[str]) -> Measured:
+    """Waits for batch jobs that were submitted before, and keeps their records and answers."""
+    pipeline = beam.Pipeline(options=PipelineOptions(with_runner(beam_options)))
+    _ = (
+        pipeline
+        | "Name jobs" >> beam.Create(job_ids, reshuffle=False)
+        | "Collect" >> CollectBatchJobs(**asked(settings))
+        | "Keep records" >> beam.ParDo(KeepRecords(spool, settings)).with_output_types(None)
+    )
+    result = pipeline.run()
+    result.wait_until_finish()
+    return measured(result)
+
+
+def asked(settings: Settings) -> dict[str, Any]:
+    """The settings as a transform's arguments; the answer's field is the front's business."""
+    return {name: getattr(settings, name) for name in OPTIONS if name != "output_field"}
+
+
+def with_runner(beam_options: list[str]) -> list[str]:
+    chosen = any(option.partition("=")[0] == "--runner" for option in beam_options)
+    return beam_options if chosen else ["--runner=FnApiRunner", *beam_options]
+
+
+def measured(result: Any) -> Measured:
+    counters: dict[str, int] = {}
+    query = result.metrics().query(beam.metrics.MetricsFilter().with_namespace("beam_llm"))
+    for metric in query["counters"]:
+        name = metric.key.metric.name
+        counters[name] = counters.get(name, 0) + int(_value(metric) or 0)
+    latencies = [_value(metric) for metric in query["distributions"] if metric.key.metric.name == "latency_ms"]
+    calls = sum(latency.count for latency in latencies)
+    return Measured(counters, sum(latency.sum for latency in latencies) / calls if calls else None)
+
+
+def _value(metric: Any) -> Any:
+    """Prism commits, and leaves `attempted` empty; the others have both."""
+    return metric.committed if metric.committed is not None else metric.attempted

@@ -1,0 +1,150 @@
+"""`predict --retry-errors`: the answers of an existing output, joined to the input's records by content, so that only the rest is asked."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any, NamedTuple
+
+import orjson
+
+from beam_llm.cli.files import Column, Survey, format_of, read_rows
+from beam_llm.cli.parquet import PARQUET_ROWS, rows_of
+from beam_llm.cli.records import DataError, Source, digest_of, json_bytes, open_bytes
+from beam_llm.cli.spool import Kept, SpoolIndex, spool_line
+from beam_llm.cli.writers import Target, cell, chunks, parquet_fields, python_table, unsafe_cell
+from beam_llm.errors import Kind, UsageError, plural
+
+_DOUBTFUL = f"{Kind.DOUBTFUL}: "
+
+
+class Earlier(NamedTuple):
+    """What an existing output says of the input's records.
+
+    Attributes:
+      lines: its answers, and of `held` the errors, as a spool's lines, with the ordinals that their records have in the input now.
+      held: ordinals of records that may be paid for already, and are not to be asked again by this.
+      gone: its records that the input doesn't have.
+      new: the input's records that it doesn't have.
+    """
+
+    lines: IO[bytes]
+    held: list[int]
+    gone: int
+    new: int
+
+    def fill(self, index: SpoolIndex) -> None:
+        self.lines.seek(0)
+        index.take_in(self.lines)
+
+    def close(self) -> None:
+        self.lines.close()
+
+    def changes(self) -> str:
+        """How the input differs from the output's, in words; empty where it doesn't."""
+        new = f"{plural(self.new, 'record')} new, to be asked too" if self.new else ""
+        gone = f"{plural(self.gone, 'record')} gone" if self.gone else ""
+        return ", ".join(filter(None, [new, gone]))
+
+
+class _Ended(NamedTuple):
+    """A row of the output: what it was before it had an answer, and how it ended."""
+
+    form: bytes
+    value: Any
+    error: str | None
+
+
+def ends_in(target: Target, field: str) -> tuple[int, int] | None:
+    """How many records an existing output has, and how many of them ended as errors; None where it isn't one of this command's."""
+    try:
+        errors = [ended.error is not None for ended in _ended(target, field)]
+    except (DataError, UsageError, OSError):
+        return None
+    return len(errors), sum(errors)
+
+
+def content_name(target: Target) -> str:
+    """A short name of the output's content."""
+    with open_bytes(target.path) as file:
+        hasher = hashlib.sha256()
+        while part := file.read(1 << 20):
+            hasher.update(part)
+    return hasher.hexdigest()[:12]
+
+
+def earlier_answers(target: Target, field: str, sources: Sequence[Source], found: Survey, *, holds_doubtful: bool) -> Earlier:
+    """Joins an existing output to the input by the records' content.
+
+    Args:
+      field: of the answer; the error is in `<field>_error`.
+      holds_doubtful: records whose job is in doubt are left as they are.
+
+    Raises:
+      UsageError: the file isn't an output with these fields, or has no record of the input.
+      DataError: it can't be read.
+    """
+    places: defaultdict[bytes, deque[int]] = defaultdict(deque)
+    for ordinal, form in enumerate(_forms_of_input(format_of(target.path, target.format), sources, found.columns)):
+        places[form].append(ordinal)
+    lines: IO[bytes] = tempfile.TemporaryFile(prefix="beam-llm-")  # noqa: SIM115 - closed by `Earlier.close`
+    held: list[int] = []
+    rows = gone = 0
+    for ended in _ended(target, field):
+        rows += 1
+        if not (ordinals := places.get(ended.form)):
+            gone += 1
+            continue
+        ordinal = ordinals.popleft()
+        digest = found.digest(ordinal).hex()
+        if ended.error is None:
+            lines.write(spool_line(Kept(ordinal, ended.value, None, None, digest=digest)))
+        elif holds_doubtful and ended.error.startswith(_DOUBTFUL):
+            held.append(ordinal)
+            lines.write(spool_line(Kept(ordinal, None, Kind.DOUBTFUL, ended.error, digest=digest)))
+    if rows and gone == rows:
+        raise UsageError(f"none of the records of {target.path!r} is in the input: is it this input's output? --force asks all")
+    return Earlier(lines, held, gone, sum(map(len, places.values())))
+
+
+def _ended(target: Target, field: str) -> Iterator[_Ended]:
+    """The rows of an existing output.
+
+    Raises:
+      UsageError: a row without the fields of an answer.
+    """
+    source = Source(target.path, format_of(target.path, target.format))
+    error_field = f"{field}_error"
+    for row in read_rows(source):
+        fields = row.fields
+        if field not in fields or error_field not in fields:
+            raise UsageError(f"{target.path!r} is not an output with the fields {field!r} and {error_field!r} (row {row.line})")
+        value, error = fields.pop(field), fields.pop(error_field)
+        if source.format == "csv":
+            yield _Ended(digest_of(list(map(unsafe_cell, fields.values()))), unsafe_cell(value), error or None)
+        else:
+            yield _Ended(digest_of(fields), value, error)
+
+
+def _forms_of_input(kind: str, sources: Sequence[Source], columns: Mapping[str, Column]) -> Iterator[bytes]:
+    """Of every input record what `_ended` gives for it once it has been through a file of that format."""
+    rows = (row for source in sources for row in read_rows(source))
+    if kind == "jsonl":
+        for row in rows:
+            yield digest_of(row.fields if row.raw is not None else orjson.loads(json_bytes(row.fields)))
+    elif kind == "csv":
+        for row in rows:
+            yield digest_of([_as_read(cell(row.fields.get(name))) for name in columns])
+    elif names := list(parquet_fields(sources)):
+        for row in rows:
+            yield digest_of({name: row.fields.get(name) for name in names})
+    else:
+        for part in chunks(rows, PARQUET_ROWS):
+            for fields in rows_of(sources[0], python_table(part, columns)):
+                yield digest_of(fields)
+
+
+def _as_read(value: Any) -> str:
+    return "" if value is None else str(unsafe_cell(value)).encode("utf-8", "backslashreplace").decode()

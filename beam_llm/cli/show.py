@@ -1,0 +1,52 @@
+"""`beam-llm predict INPUT … --show N`: the first requests as JSON, exactly as they would be sent; no call is made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import orjson
+
+from beam_llm.cli.files import read_rows
+from beam_llm.cli.predict import Job, check_prompt, inputs_of
+from beam_llm.cli.records import Source
+from beam_llm.errors import UNPRINTABLE
+from beam_llm.prompting.chat_task import Task
+from beam_llm.transforms.preview import RequestPreview, preview
+
+
+def show(job: Job, most: int) -> int:
+    """Prints up to `most` requests, each with its replies' schema; returns how many records among them can't be asked.
+
+    Raises:
+      UsageError: as `predict` would: wrong files, fields or options.
+    """
+    unusable = 0
+    with inputs_of(job, writes=False) as (sources, _):
+        check_prompt(Task(job.settings), sources)
+        for request in preview(job.settings, _elements(sources), most):
+            unusable += request.error is not None
+            print(in_json(_shown(request)))
+    return unusable
+
+
+def _elements(sources: Sequence[Source]) -> Iterator[dict[str, Any]]:
+    return (row.fields for source in sources for row in read_rows(source))
+
+
+def _shown(request: RequestPreview) -> dict[str, Any]:
+    if request.error is not None:
+        return {"error": str(request.error), "record": request.elements[0]}
+    return {"records": len(request.elements), "request": request.body, "reply_schema": request.schema}
+
+
+def in_json(value: Any) -> str:
+    """Indented JSON in which nothing steers a terminal: it stays the same JSON."""
+    text = orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
+    return "\n".join(UNPRINTABLE.sub(_json_escape, line) for line in text.split("\n"))
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    units = found[0].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))

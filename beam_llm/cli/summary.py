@@ -1,0 +1,131 @@
+"""How a `predict` run ended: in a few lines for a person, and as JSON for a program (`--summary FILE.json`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from beam_llm.cli.predict import Job, Report
+from beam_llm.cli.progress import Tally, duration, shortened, tried_again
+from beam_llm.cli.records import is_remote
+from beam_llm.errors import UsageError, plural, printable
+from beam_llm.events import warning_in_words
+
+FORMAT = 1
+_MESSAGE_WIDTH = 300
+_WARNINGS = "warnings_"
+
+
+def summary(job: Job, report: Report) -> str:
+    """The run in a few lines, for stderr."""
+    tally = report.tally
+    lines = [f"records   {tally.records:,}" + (f" ({report.already:,} answered by an earlier run)" if report.already else "")]
+    if report.bad_lines:
+        lines.append(f"skipped   {plural(report.bad_lines, 'line')} that can't be read, the first: {report.first_bad}")
+    lines += _labelled("errors", [f"{tally.failed:,}", *_errors(tally)] if tally.failed else [])
+    lines += _labelled("warnings", list(warnings_of(report.counters)))
+    lines.append(f"calls     {calls_of(report)}")
+    cached = f" ({tally.cached_tokens:,} cached)" if tally.cached_tokens else ""
+    lines.append(f"tokens    {tally.input_tokens:,} in, {tally.output_tokens:,} out{cached}")
+    lines.append(f"cost      {tally.cost()}" + (f" ({plural(tally.reused, 'answer')} re-used)" if tally.reused else ""))
+    lines.append(f"time      {duration(report.seconds)}")
+    lines.append(f"output    {'stdout' if job.output == '-' else job.output}")
+    return "\n".join(map(printable, lines))
+
+
+def _labelled(label: str, texts: list[str]) -> list[str]:
+    """One text a line, the label before the first."""
+    return [f"{label if number == 0 else '':<10}{text}" for number, text in enumerate(texts)]
+
+
+def _errors(tally: Tally) -> Iterator[str]:
+    """`8 rate_limited: HTTP 429 …`; where not all of a kind read like that, how many do."""
+    for kind, count in tally.errors.most_common():
+        alike, message = tally.messages[kind].most_frequent()
+        share = "" if alike == count else f", {alike:,} of them"
+        yield shortened(f"{count:,} {kind}{share}: {message}", _MESSAGE_WIDTH)
+
+
+def warnings_of(counters: dict[str, int]) -> Iterator[str]:
+    """What was odd though no record failed by it, in words, the most frequent first."""
+    for name, count in sorted(counters.items(), key=lambda item: -item[1]):
+        if count and name.startswith(_WARNINGS):
+            yield warning_in_words(name.removeprefix(_WARNINGS), count)
+    if doubts := counters.get("jobs_in_doubt", 0):
+        yield f"{plural(doubts, 'create')} of a batch job without a clear answer: looked for among the provider's jobs before anything else"
+    if again := counters.get("jobs_resubmitted", 0):
+        yield f"{plural(again, 'job')} submitted again in doubt (on_doubt='resubmit'): may be paid twice"
+    if twice := counters.get("jobs_twice", 0):
+        yield f"{plural(twice, 'job')} found twice at the provider: the younger was cancelled, and may have cost something"
+
+
+def calls_of(report: Report) -> str:
+    """`100`, `100 (2 retries)`, `100 in 1 batch job`, `100 in 1 batch job and 3 live`, …"""
+    jobs = f" in {plural(report.jobs, 'batch job')}" if report.jobs else ""
+    live = report.requests - report.lines
+    if jobs and live:
+        jobs += f" and {live:,} live"
+    further = ", ".join(tried_again(*(report.counters.get(name, 0) for name in ("retries", "waits", "timeouts"))))
+    return f"{report.lines if jobs else report.requests:,}{jobs}" + (f" ({further})" if further else "")
+
+
+def as_json(job: Job, report: Report) -> dict[str, Any]:
+    """The same as plain data. Counts are of this run where they are of calls, of the output where they are of records."""
+    tally, counters = report.tally, report.counters
+    return {
+        "format": FORMAT,
+        "model": job.settings.model,
+        "mode": job.settings.mode,
+        "output": job.output,
+        "records": tally.records,
+        "answered": tally.records - tally.failed,
+        "answered_before": report.already,
+        "reused": tally.reused,
+        "failed": tally.failed,
+        "skipped_lines": report.bad_lines,
+        "errors": {kind: _error(tally, kind, count) for kind, count in tally.errors.most_common()},
+        "warnings": {name.removeprefix(_WARNINGS): count for name, count in counters.items() if name.startswith(_WARNINGS)},
+        "requests": report.requests,
+        "retries": counters.get("retries", 0),
+        "waits": counters.get("waits", 0),
+        "timeouts": counters.get("timeouts", 0),
+        "jobs": report.jobs,
+        "jobs_twice": counters.get("jobs_twice", 0),
+        "jobs_in_doubt": counters.get("jobs_in_doubt", 0),
+        "jobs_resubmitted": counters.get("jobs_resubmitted", 0),
+        "doubtful": tally.errors.get("doubtful", 0),
+        "input_tokens": tally.input_tokens,
+        "output_tokens": tally.output_tokens,
+        "cached_tokens": tally.cached_tokens,
+        "cost_usd": None if tally.unpriced else tally.cost_usd,
+        "seconds": report.seconds,
+        "mean_latency_ms": report.mean_latency_ms,
+        "counters": counters,
+    }
+
+
+def _error(tally: Tally, kind: str, count: int) -> dict[str, Any]:
+    alike, message = tally.messages[kind].most_frequent()
+    return {"records": count, "most_frequent": message, "most_frequent_records": alike}
+
+
+def check_summary_path(path: str) -> None:
+    """Raises UsageError where no file can be there, before anything is paid."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if is_remote(path):
+        raise UsageError(f"--summary is {path!r}: name a local file")
+    if not os.path.isdir(folder):
+        raise UsageError(f"there is no folder {folder!r} for --summary: create it first")
+    if os.path.isdir(path):
+        raise UsageError(f"--summary is {path!r}, which is a folder: name a file in it")
+
+
+def write_summary(path: str, job: Job, report: Report) -> None:
+    """Under its name in one step, as the output is."""
+    aside = f"{path}.{os.getpid()}.tmp"
+    with open(aside, "wb") as file:
+        file.write(orjson.dumps(as_json(job, report), option=orjson.OPT_INDENT_2) + b"\n")
+    os.replace(aside, path)

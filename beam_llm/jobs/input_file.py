@@ -1,0 +1,125 @@
+"""The input file of a job, built from manifest and parts: the same bytes for the same job, in every process, whenever it is asked for."""
+
+from __future__ import annotations
+
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from beam_llm.errors import PromptError
+from beam_llm.jobs.columns import Array
+from beam_llm.jobs.manifest import Manifest
+from beam_llm.jobs.parts import PartReader
+from beam_llm.prompting.chat_task import Task
+from beam_llm.protocols import BatchProvider, Store
+from beam_llm.values import Record
+
+OPEN_PARTS = 8
+_WRITE_BYTES = 1 << 20
+
+
+class Parts:
+    """Open part readers, a few at a time."""
+
+    def __init__(self, store: Store, most: int = OPEN_PARTS):
+        self._store, self._most = store, most
+        self._open: OrderedDict[str, PartReader] = OrderedDict()
+
+    def reader(self, name: str) -> PartReader:
+        found = self._open.get(name)
+        if found is None:
+            found = self._open[name] = PartReader(self._store, name)
+            if len(self._open) > self._most:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(name)
+        return found
+
+    def runs(self, manifest: Manifest) -> Iterator[tuple[PartReader, Array]]:
+        """Where the manifest's records are, in its order: parts, and rows in them."""
+        for part, start, end in manifest.runs():
+            yield self.reader(part), manifest.row[start:end]
+
+    def records(self, manifest: Manifest) -> Iterator[Record]:
+        """The manifest's records, in its order."""
+        for reader, rows in self.runs(manifest):
+            yield from map(reader.record, rows.tolist())
+
+    def close(self) -> None:
+        for reader in self._open.values():
+            reader.close()
+        self._open.clear()
+
+
+def write_input(path: str, manifest: Manifest, parts: Parts, task: Task, provider: BatchProvider) -> int:
+    """Writes the JSONL file of a job; returns the number of lines in it.
+
+    The planner estimates sizes from above. Should a file pass the provider's limits all the same, it ends before the line that
+    would: those lines get no answer in this job and go the way of its leftovers. So does a line that can't be rendered.
+    """
+    max_requests, max_bytes = provider.traits.max_requests, provider.traits.max_bytes
+    written = lines = 0
+    with open(path, "wb", buffering=_WRITE_BYTES) as file:
+        for line in input_lines(manifest, parts, task, provider):
+            size = len(line)
+            if lines == max_requests or (lines and written + size > max_bytes):
+                break
+            file.write(line)
+            written += size
+            lines += 1
+    return lines
+
+
+def input_lines(manifest: Manifest, parts: Parts, task: Task, provider: BatchProvider) -> Iterator[bytes]:
+    """The job's lines, with their newlines."""
+    frame = frame_of(task, provider) if manifest.lines == len(manifest) else None
+    if frame is None:
+        yield from _rendered(manifest, parts, task, provider)
+        return
+    custom_ids, line_of = manifest.custom_ids(), frame.line
+    for reader, rows in parts.runs(manifest):
+        for row, text, custom_id in zip(rows.tolist(), reader.quoted(rows), custom_ids, strict=False):
+            yield _line(task, provider, custom_id, [reader.record(row)]) if text is None else line_of(custom_id, text)
+
+
+def _rendered(manifest: Manifest, parts: Parts, task: Task, provider: BatchProvider) -> Iterator[bytes]:
+    starts = [] if manifest.line_starts is None else manifest.line_starts.tolist()
+    records = parts.records(manifest)
+    for custom_id, start, end in zip(manifest.custom_ids(), starts, starts[1:], strict=False):
+        members = list(islice(records, end - start))
+        try:
+            yield _line(task, provider, custom_id, members)
+        except PromptError:  # a batch template that fails on these records together, though on none alone
+            continue
+
+
+def _line(task: Task, provider: BatchProvider, custom_id: str, records: Sequence[Record]) -> bytes:
+    return provider.encode_line(custom_id, task.render(records)) + b"\n"
+
+
+class Frame(NamedTuple):
+    """What the lines of records that are asked one by one have in common: head, id, middle, text, and what is around its repetitions."""
+
+    head: bytes
+    middle: bytes
+    rest: tuple[bytes, ...]
+
+    def line(self, custom_id: str, text: bytes) -> bytes:
+        """Byte for byte what `encode_line(custom_id, render([record]))` gives, and the newline.
+
+        Args:
+          text: the record's, as a JSON string without its quotes; so it lies in its part.
+        """
+        return b"".join((self.head, custom_id.encode(), self.middle, text, text.join(self.rest)))
+
+
+def frame_of(task: Task, provider: BatchProvider) -> Frame | None:
+    """Found by rendering a text that stands nowhere else; None where lines may differ in more than id and text."""
+    if not (getattr(provider, "texts_are_json_strings", False) and task.sends_one_text):
+        return None
+    custom_id, text = f"r-{uuid.uuid4().hex}", uuid.uuid4().hex
+    line = _line(task, provider, custom_id, [Record((text,), 0)])
+    head, _, rest = line.partition(custom_id.encode())
+    middle, *pieces = rest.split(text.encode())
+    return Frame(head, middle, tuple(pieces)) if pieces else None

@@ -1,0 +1,186 @@
+"""When a prompt is full: by records, tokens and bytes. Plain Python over any stream of records; waiting is the transforms' part.
+
+records ─ add ─► [ still open ] ─ a cap would be passed, or the last place is taken ─► closed prompt batches
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+
+from beam_llm.config import Settings
+from beam_llm.errors import Failure, Kind, UsageError
+from beam_llm.prompting.tokens import counted_tokens, utf8_bytes
+from beam_llm.values import Record
+
+AUTO_RECORDS = 100
+"""Most records in one prompt with `batch_size="auto"`. Windows would take thousands, but long lists cost accuracy: answers depend
+on the place in the list (BatchPrompt, ICLR 2024: naive packing degrades from a few dozen on). A number in `batch_size` is not bounded."""
+
+UNKNOWN_WINDOW = 128_000
+"""Tokens of a model that no table knows. Too high costs a call that is refused and split; too low would refuse good records unasked."""
+
+ANSWER_SHARE = 3
+"""Without `max_output_tokens` a third of the window is left to the answer: what published models with a common window reserve (gpt-5:
+128,000 of 400,000), and at least what records and their answers of like length need."""
+
+RECORD_OVERHEAD_TOKENS = 9
+"""What a record costs beside its text: `Input 123: "…"` and the line break."""
+
+T = TypeVar("T")
+
+
+def common_count(count: int) -> int:
+    """The largest of a few counts that is at most `count`: 1…16, then every fourth, sixteenth, sixty-fourth.
+
+    A provider compiles every schema it has not seen, which costs the first call some seconds, and the schema of
+    a keyed reply depends on how many records it answers. So a prompt that is full by its tokens or bytes is
+    closed at one of these counts; the few records above it go into the next prompt.
+    """
+    for most, step in ((16, 1), (64, 4), (256, 16)):
+        if count <= most:
+            return count - count % step
+    return count - count % 64
+
+
+class Caps(NamedTuple):
+    """How much one prompt may hold.
+
+    Attributes:
+      records: most records.
+      tokens: most input tokens of the records together, their numbering included; the shared part is taken off already.
+      bytes: most UTF-8 bytes of the records' texts together, or None.
+    """
+
+    records: int
+    tokens: int
+    bytes: int | None
+
+
+def caps_of(settings: Settings, shared_tokens: int, window: int | None) -> Caps:
+    """The caps that settings and the model's window give.
+
+    Args:
+      shared_tokens: input tokens of the prompt without records (instruction, schema, system prompt).
+      window: tokens of the model's context window; None where unknown.
+
+    Raises:
+      UsageError: where the prompt alone leaves no room for any record.
+    """
+    window = settings.context_window or window or UNKNOWN_WINDOW
+    records = AUTO_RECORDS if settings.batch_size == "auto" else settings.batch_size
+    if settings.batch_size == "auto" and settings.max_output_tokens:
+        records = max(1, min(records, window // ANSWER_SHARE // settings.max_output_tokens))
+    limit = settings.max_input_tokens or window - _answer_room(settings, records, window)
+    if limit - shared_tokens <= RECORD_OVERHEAD_TOKENS:
+        source = "max_input_tokens" if settings.max_input_tokens else f"the model's window of {window:,} less its answer"
+        raise UsageError(
+            f"the prompt without any record has about {shared_tokens:,} tokens, and {source} allows {limit:,}: "
+            "shorten prompt or schema, or raise max_input_tokens or context_window"
+        )
+    return Caps(records, limit - shared_tokens, settings.batch_max_bytes)
+
+
+def _answer_room(settings: Settings, records: int, window: int) -> int:
+    """Tokens kept free for the reply; never more than half the window, so that a large `max_output_tokens` still leaves a prompt."""
+    wanted = settings.max_output_tokens * records if settings.max_output_tokens else window // ANSWER_SHARE
+    return min(wanted, window // 2)
+
+
+class Batcher(Generic[T]):
+    """Fills prompts greedily, in order, never beyond a cap. One per bundle or buffer; keeps at most one open prompt.
+
+    Token counts are the records' own, from above, until they pass the cap; only then are the open prompt's texts counted, exactly where
+    the extra `tokens` is installed, and it goes on being filled up to the true limit.
+
+    Args:
+      model: whose vocabulary counts exactly; the plain model name.
+      count: how a text is counted then.
+    """
+
+    __slots__ = ("_bytes", "_caps", "_count_text", "_exact", "_members", "_model", "_tokens")
+
+    def __init__(self, caps: Caps, model: str = "", count: Callable[[str, str], int] = counted_tokens):
+        self._caps = caps
+        self._model = model
+        self._count_text = count
+        self._members: list[tuple[Record, T]] = []
+        self._tokens = 0
+        self._bytes = 0
+        self._exact = False
+
+    def add(self, record: Record, carried: T) -> list[list[tuple[Record, T]]]:
+        """Takes a record; returns the prompt batches that are full now, in order; mostly none or one."""
+        closed = []
+        caps = self._caps
+        size = 0 if caps.bytes is None else _bytes_of(record)
+        tokens = record.tokens + RECORD_OVERHEAD_TOKENS
+        if self._tokens + tokens > caps.tokens or self._exact:
+            tokens = self._refined(record)
+        while self._members and (self._tokens + tokens > caps.tokens or (caps.bytes is not None and self._bytes + size > caps.bytes)):
+            closed.append(self._close_at_common_count())
+        self._tokens += tokens
+        self._bytes += size
+        self._members.append((record, carried))
+        if len(self._members) >= caps.records:
+            closed.append(self._close())
+        return closed
+
+    def flush(self) -> list[list[tuple[Record, T]]]:
+        """The prompt that is still open, if it holds anything."""
+        return [self._close()] if self._members else []
+
+    def __len__(self) -> int:
+        """Records in the open prompt."""
+        return len(self._members)
+
+    def too_large(self, record: Record) -> bool:
+        """Whether the record alone passes a cap, so that no prompt can hold it."""
+        if record.tokens + RECORD_OVERHEAD_TOKENS > self._caps.tokens and self._count(record) > self._caps.tokens:
+            return True
+        return self._caps.bytes is not None and _bytes_of(record) > self._caps.bytes
+
+    def too_large_failure(self, record: Record) -> Failure:
+        """Says how large the record is, what would fit, and what to do."""
+        if self._caps.bytes is not None and _bytes_of(record) > self._caps.bytes:
+            return Failure(Kind.TOO_LARGE, f"the record has {_bytes_of(record):,} bytes; batch_max_bytes allows {self._caps.bytes:,}")
+        return Failure(
+            Kind.TOO_LARGE,
+            f"the record has about {self._count(record):,} tokens; beside the rest of the prompt {self._caps.tokens:,} fit. "
+            "Shorten the text, or raise max_input_tokens or context_window",
+        )
+
+    def _refined(self, record: Record) -> int:
+        """The record's tokens counted exactly where possible, and the open prompt's with it, once."""
+        if not self._exact:
+            self._tokens = sum(self._count(member) for member, _ in self._members)
+            self._exact = True
+        return self._count(record)
+
+    def _count(self, record: Record) -> int:
+        """The record's tokens as near to the truth as possible, and never more than `record.tokens`."""
+        if record.fields is not None:  # a batch template writes more than the inputs
+            return record.tokens + RECORD_OVERHEAD_TOKENS
+        return min(record.tokens, sum(self._count_text(text, self._model) for text in record.inputs)) + RECORD_OVERHEAD_TOKENS
+
+    def _close_at_common_count(self) -> list[tuple[Record, T]]:
+        """Closes the open prompt at a count that many prompts have; what is above it stays open."""
+        kept = common_count(len(self._members))
+        above = self._members[kept:]
+        closed = self._close()[:kept]
+        self._members = above
+        self._exact = bool(above)
+        self._tokens = sum(self._count(record) for record, _ in above)
+        self._bytes = 0 if self._caps.bytes is None else sum(_bytes_of(record) for record, _ in above)
+        return closed
+
+    def _close(self) -> list[tuple[Record, T]]:
+        members = self._members
+        self._members = []
+        self._tokens = self._bytes = 0
+        self._exact = False
+        return members
+
+
+def _bytes_of(record: Record) -> int:
+    return sum(map(utf8_bytes, record.inputs))

@@ -1,0 +1,117 @@
+"""Whether JSON can be what a schema says, as far as its shape and its fixed words tell: for unions, and for booleans in a number's place.
+
+A validator says whether a value fits; this says of which member of a union it is one, before anything is converted.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from beam_llm.prompting.schemas import Schema, resolved
+
+
+class Fit(enum.Enum):
+    """How a value and a schema go together; the larger number is the better fit."""
+
+    OTHER = 0
+    """Another shape, or another fixed word: the value is meant for another schema."""
+
+    BOOLEAN_AS_NUMBER = 1
+    """It would fit, but for a boolean where a number has to be."""
+
+    GOOD = 2
+
+
+_MOST_REFERENCES = 20
+_KINDS: dict[type, str] = {dict: "object", list: "array", bool: "boolean"}
+
+
+def fit(raw: Any, schema: Mapping[str, Any], root: Schema) -> Fit:
+    """How well `raw`, as JSON gives it, fits. Numbers and strings may stand for one another (`"4"`): only fixed words tell them apart.
+
+    Args:
+      root: where the schema's references lead.
+    """
+    return _Fitting(root).fit(raw, schema)
+
+
+class _Fitting:
+    """One value's look at a schema. Each part of it is compared once with each schema, however often unions meet it: linear."""
+
+    def __init__(self, root: Schema):
+        self._root = root
+        self._known: dict[tuple[int, int], Fit] = {}
+
+    def fit(self, raw: Any, schema: Mapping[str, Any]) -> Fit:
+        if not isinstance(raw, (dict, list)):
+            return self._fit(raw, schema)
+        pair = (id(raw), id(schema))
+        if pair not in self._known:
+            self._known[pair] = self._fit(raw, schema)
+        return self._known[pair]
+
+    def _fit(self, raw: Any, schema: Mapping[str, Any]) -> Fit:
+        schema = meant(schema, self._root)
+        members = [member for word in ("anyOf", "oneOf") for member in schema.get(word, ())]
+        if members:
+            return max((self.fit(raw, member) for member in members), key=_by_value)
+        if "const" in schema or "enum" in schema:
+            return _fit_of_word(raw, words_of(schema))
+        kinds = kinds_of(schema)
+        if kinds and type(raw) in _KINDS and _KINDS[type(raw)] not in kinds:
+            is_number = type(raw) is bool and not {"integer", "number"}.isdisjoint(kinds)
+            return Fit.BOOLEAN_AS_NUMBER if is_number else Fit.OTHER
+        if isinstance(raw, dict):
+            return self._fit_of_object(raw, schema)
+        return self._fit_of_list(raw, schema) if isinstance(raw, list) else Fit.GOOD
+
+    def _fit_of_object(self, raw: dict[str, Any], schema: Mapping[str, Any]) -> Fit:
+        fields, others = schema.get("properties", {}), schema.get("additionalProperties")
+        if any(name not in raw for name in schema.get("required", ())):
+            return Fit.OTHER
+        pairs = [(value, fields.get(name, others)) for name, value in raw.items()]
+        return _worst(self.fit(value, field) for value, field in pairs if isinstance(field, dict))
+
+    def _fit_of_list(self, raw: list[Any], schema: Mapping[str, Any]) -> Fit:
+        first, others = schema.get("prefixItems", []), schema.get("items")
+        pairs = [(item, first[place] if place < len(first) else others) for place, item in enumerate(raw)]
+        return _worst(self.fit(item, member) for item, member in pairs if isinstance(member, dict))
+
+
+def _by_value(found: Fit) -> int:
+    return int(found.value)
+
+
+def _fit_of_word(raw: Any, words: Iterable[Any]) -> Fit:
+    if any(word == raw and isinstance(word, bool) == isinstance(raw, bool) for word in words):
+        return Fit.GOOD
+    return Fit.BOOLEAN_AS_NUMBER if isinstance(raw, bool) and raw in words else Fit.OTHER
+
+
+def _worst(found: Iterable[Fit]) -> Fit:
+    """Of several parts: a boolean in a number's place counts, whatever else is wrong; validators judge the rest."""
+    seen = set(found)
+    return next((one for one in (Fit.BOOLEAN_AS_NUMBER, Fit.OTHER) if one in seen), Fit.GOOD)
+
+
+def meant(schema: Mapping[str, Any], root: Schema) -> Mapping[str, Any]:
+    """The schema behind references."""
+    for _ in range(_MOST_REFERENCES):
+        if "$ref" not in schema:
+            return schema
+        target = root if schema["$ref"] == "#" else resolved(root, str(schema["$ref"]))
+        schema = target if isinstance(target, dict) else {}
+    return {}
+
+
+def words_of(schema: Mapping[str, Any]) -> list[Any]:
+    """The fixed words of which an answer is one; empty where there are none."""
+    return list(schema["enum"]) if "enum" in schema else [schema["const"]] if "const" in schema else []
+
+
+def kinds_of(schema: Mapping[str, Any]) -> tuple[str, ...]:
+    """The JSON types that the schema names; empty where it names none."""
+    kinds = schema.get("type", ())
+    return (kinds,) if isinstance(kinds, str) else tuple(kinds)

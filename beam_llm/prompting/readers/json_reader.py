@@ -1,0 +1,467 @@
+"""JSON replies, in any of the shapes models give them; never a record that the model did not write."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+from beam_llm.errors import UsageError
+from beam_llm.prompting.readers import ANSWERS, INDEX, MOST_VALUES, NOT_FROM_ONE, Found, Items, Shape, may_be_deep, same, shallow
+from beam_llm.prompting.readers.lenient import Damaged, LenientReader, Pairs
+from beam_llm.prompting.readers.thoughts import without_thoughts
+
+
+class JsonReader:
+    """JSON in any of the shapes models give it.
+
+    Args:
+      shape: how an answer stands in the reply.
+      path: JSONPath to the answers, or None for the built-in shape.
+
+    Raises:
+      UsageError: where `path` is no JSONPath.
+    """
+
+    def __init__(self, shape: Shape, path: str | None = None):
+        self._shape = shape
+        # `$` and `$[*]` say no more than the built-in search for the array does.
+        self._select = json_path(path) if path is not None and simple_path(path) != [] else None
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_whole_number)
+        self._key = f'"{shape.index_field}"'
+        self._mentions = re.compile(rf"""["']?{re.escape(shape.index_field)}["']?\s*:\s*["']?(\d{{1,9}})""")
+        self._as_written = shape.is_object and not shape.fields
+
+    # Good replies
+
+    def find(self, text: str, count: int, cut: bool) -> Found:
+        try:
+            data = orjson.loads(text)
+        except ValueError:
+            return self._find_damaged(without_thoughts(text), count, cut)
+        keyed = self._keyed(data, count) if self._select is None else None
+        if keyed is not None:
+            if text.count(":") > _keys_in(data, keyed):
+                # More colons than keys: texts with colons, or a key that is written twice, of which a parser keeps the last.
+                keyed = self._keyed(self._decoded(text.strip(), 0)[0], count) or {}
+            items = self._keyed_items(keyed, count)
+        else:
+            items = self.items(data, count)
+            if text.count(self._key) > len(items):
+                # More index keys than elements: nested ones, or two in one element, of which a parser keeps the last.
+                items = self.items(self._decoded(text.strip(), 0)[0], count)
+        return Found(shallow(items) if may_be_deep(text) else items, set())
+
+    def items(self, data: Any, count: int) -> Items:
+        """Pairs of index and answer from the reply's root."""
+        if self._select is not None and (selected := self._select(data)):
+            elements = selected[0] if len(selected) == 1 and isinstance(selected[0], list) else selected
+            return [self._item(element) for element in elements]
+        keyed = self._keyed(data, count)
+        if keyed is not None:
+            return self._keyed_items(keyed, count)
+        elements = self._elements(data)
+        # In place, and without a call per element: this is the loop that every good reply goes through.
+        index_field, answer = self._shape.index_field, self.answer
+        if self._shape.fields:
+            return [(e.pop(index_field, None), e if len(e) > 1 else answer(e)) if type(e) is dict else (None, e) for e in elements]
+        return [(e.pop(index_field, None), answer(e)) if type(e) is dict else (None, e) for e in elements]
+
+    def answer(self, element: Any) -> Any:
+        """The answer inside one element of the reply, whose index is already taken out."""
+        if type(element) is not dict:
+            return element
+        shape = self._shape
+        if shape.fields:
+            is_nested = len(element) == 1 and shape.value_field in element and shape.value_field not in shape.fields
+            return element[shape.value_field] if is_nested else element
+        if shape.value_field in element:
+            return element[shape.value_field]
+        return next(iter(element.values())) if len(element) == 1 else element
+
+    def _item(self, element: Any) -> tuple[Any, Any]:
+        if not isinstance(element, dict):
+            return None, element
+        return element.pop(self._shape.index_field, None), self.answer(element)
+
+    def _elements(self, data: Any) -> list[Any]:
+        """The array of answers, wherever the model put it."""
+        if type(data) is list:
+            return data
+        if not isinstance(data, dict) or self._shape.index_field in data:
+            return [data]
+        inner = data.get(ANSWERS)
+        if type(inner) is list:
+            return inner
+        arrays = [value for value in data.values() if self._is_array_of_answers(value)]
+        return arrays[0] if len(arrays) == 1 else [data]
+
+    def _is_array_of_answers(self, value: Any) -> bool:
+        return (
+            type(value) is list and bool(value) and all(type(element) is dict and self._shape.index_field in element for element in value)
+        )
+
+    # Answers under numbers
+
+    def _keyed(self, data: Any, count: int) -> dict[str, Any] | None:
+        """Answers that the model wrote as `{"1": …, "2": …}`; of other names beside all that were asked for, nothing."""
+        if not isinstance(data, dict):
+            return None
+        for keyed in (data, data.get(ANSWERS)):
+            if not isinstance(keyed, dict) or not keyed:
+                continue
+            if keyed.keys() == _numbers(count).keys() or all(map(INDEX.fullmatch, keyed)):
+                return keyed
+            if keyed.keys() >= _numbers(count).keys():
+                return _Twice([(key, value) for key, value in _pairs(keyed) if INDEX.fullmatch(key)])
+        return None
+
+    def _keyed_items(self, keyed: dict[str, Any], count: int) -> Items:
+        number, field, as_written = _numbers(count).get, self._shape.index_field, self._as_written
+        return [
+            (number(key) or _number(key), value)
+            if as_written or type(value) is not dict
+            else ((number(key) or _number(key)) if field not in value or _says(value.pop(field), key) else None, self.answer(value))
+            for key, value in _pairs(keyed)
+        ]
+
+    def _object(self, pairs: Pairs) -> dict[str, Any]:
+        """An object; without an index where it has two different ones, so that its answer is nobody's."""
+        found = dict(pairs)
+        if len(found) == len(pairs):
+            return found
+        if all(INDEX.fullmatch(key) for key in found):
+            return _Twice(pairs)
+        if len({repr(value) for key, value in pairs if key == self._shape.index_field}) > 1:
+            del found[self._shape.index_field]
+        return found
+
+    def lenient(self, text: str) -> LenientReader:
+        return LenientReader(text, self._shape.index_field, self._object_without_losses)
+
+    def _object_without_losses(self, pairs: Pairs) -> dict[str, Any]:
+        found = self._object(pairs)
+        if type(found) is dict and any(key in found and not same(found[key], value) for key, value in pairs):
+            raise Damaged("a field that is written twice, and not the same")
+        return found
+
+    def _decoded(self, text: str, start: int) -> tuple[Any, int]:
+        """One strict JSON value at `start`, and where it ends."""
+        try:
+            value, end = self._decoder.raw_decode(text, start)
+            return without_surrogates(value), end
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+
+    # Replies with noise around them, and damaged ones
+
+    def values(self, text: str, cut: bool) -> Iterator[tuple[Any, str | None]]:
+        """Every JSON value that the reply to a single record may mean, each with a warning or None."""
+        try:
+            yield orjson.loads(text), None
+            return
+        except ValueError:
+            text = without_thoughts(text).strip()
+        try:
+            roots, broken_at = self._roots(text)
+        except ValueError:
+            return
+        if cut and not text.startswith(("{", "[", "```")):
+            return  # what the model says in front of its answer may hold a draft, and the answer may be what is missing
+        yield from ((value, "wrapped") for value in roots)
+        if broken_at is not None and not cut:
+            try:
+                yield self._mended_root(text, broken_at), "repaired"
+            except ValueError:
+                return
+
+    def _roots(self, text: str) -> tuple[list[Any], int | None]:
+        """JSON values in prose, or one a line; and where the first damaged one starts, which ends the search.
+
+        What stands in the only code fence is meant, so that damage around it is part of the talk.
+        """
+        fence = _only_fence(text)
+        if fence is None:
+            return self._scanned(text)
+        start, end = fence
+        try:
+            fenced = orjson.loads(text[start:end])
+        except ValueError:
+            return self._scanned(text)
+        return [*self._scanned(text[:start])[0], fenced, *self._scanned(text[end:])[0]], None
+
+    def _scanned(self, text: str) -> tuple[list[Any], int | None]:
+        values: list[Any] = []
+        position = 0
+        while found := _ROOT.search(text, position):
+            try:
+                value, position = self._decoded(text, found.start())
+            except ValueError:
+                return values, found.start()
+            values.append(value)
+            if len(values) > MOST_VALUES:
+                raise ValueError(f"there are more than {MOST_VALUES:,} JSON values in it")
+        return values, None
+
+    def _mended_root(self, text: str, start: int) -> Any:
+        """The value at `start`, and all that follows is talk.
+
+        Raises:
+          ValueError: where that is not certain.
+        """
+        found = self.lenient(text).read(start)
+        rest = text[found.end :].strip(" \t\r\n`")
+        if _ROOT.search(rest) or (rest and found.guessed):
+            raise Damaged("more than one reading")
+        return found.value
+
+    def _find_damaged(self, text: str, count: int, cut: bool) -> Found:
+        roots, broken_at = self._roots(text)
+        groups = [self.items(root, count) for root in roots]
+        # Beside numbered answers, a value without a number is part of the talk.
+        numbered = [group for group in groups if any(index is not None for index, _ in group)]
+        items = [item for group in numbered or groups for item in group]
+        if broken_at is None:
+            if not roots:
+                raise ValueError("there is no JSON in it")
+            return Found(shallow(items), {"wrapped"})
+        keyed = _INTO_KEYED.match(text, broken_at)
+        mentions = (_NUMBER_KEY if keyed[1] else _BARE_NUMBER_KEY) if keyed else self._mentions
+        if (first := mentions.search(text)) and first[1].lstrip("0") != "1":
+            raise ValueError(NOT_FROM_ONE)
+        walk = _Walk(self, text, cut)
+        items += walk.fields(keyed.end()) if keyed else walk.elements(broken_at)
+        # Text that a record smuggled into a damaged reply may look like whole elements: no index that is written twice is believed.
+        written = Counter(mentions.findall(text))
+        certain = [item for item in items if written[str(item[0])] <= 1]
+        if not certain:
+            raise ValueError("its JSON is damaged from the start")
+        warnings = ({"truncated"} if cut else set()) | ({"repaired"} if walk.has_mended else set())
+        return Found(shallow(certain), warnings or {"wrapped"})
+
+
+class _Walk:
+    """The answers in front of the damage, one by one, and those in it that can be read in one way only."""
+
+    def __init__(self, reader: JsonReader, text: str, cut: bool):
+        self._reader, self._text, self._cut = reader, text, cut
+        self._lenient = reader.lenient(text)
+        self._is_strict = True
+        self._guessed: list[int] = []
+        self.has_mended = False
+
+    def elements(self, start: int) -> Items:
+        """Of an array that starts at or inside the object at `start`, or of objects one after another."""
+        position, in_array = _into_array(self._text, start)
+        items: Items = []
+        while True:
+            position = _GAP.match(self._text, position).end()  # type: ignore[union-attr]  # it matches nothing, too
+            found = self._value(position, len(items), "") if self._text.startswith("{", position) else None
+            if found is None:
+                break
+            value, position = found
+            items.append(self._reader._item(value))
+            if len(items) > MOST_VALUES:
+                raise ValueError(f"it is damaged, with more than {MOST_VALUES:,} elements")
+        return self._certain(items, position, "]" if in_array else "")
+
+    def fields(self, start: int) -> Items:
+        """Of an object whose keys are the indices."""
+        text, position = self._text, start
+        items: Items = []
+        while key := _ANY_NUMBER_KEY.match(text, position):
+            found = self._value(key.end(), len(items), "object")
+            if found is None:
+                break
+            value, end = found
+            end = self._lenient.gap(end)
+            if text[end : end + 1] not in (",", "}", '"', "'"):
+                break  # a number may have more digits behind the cut
+            items += self._reader._keyed_items({key[1]: value}, 1)
+            position = self._lenient.gap(end + 1) if text[end] == "," else end
+        items = [(None if index is None else int(index), answer) for index, answer in items]
+        return self._certain(items, position, "}")
+
+    def _value(self, at: int, number: int, inside: str) -> tuple[Any, int] | None:
+        if self._is_strict:
+            try:
+                return self._reader._decoded(self._text, at)
+            except ValueError:
+                self._is_strict = False  # trying it for every element would be quadratic: the error counts the lines in front
+        try:
+            value, end, guessed = self._lenient.read(at, inside == "object")
+        except ValueError:
+            return None
+        if not inside and not self._is_followed(end):
+            return None
+        if guessed:
+            self._guessed.append(number)
+        self.has_mended = True
+        return value, end
+
+    def _is_followed(self, end: int) -> bool:
+        """Whether an element may end here, as far as what comes next tells."""
+        after = self._lenient.gap(end)
+        if after == len(self._text):
+            return not self._cut
+        return self._text[after] in ",]{}`" or "\n" in self._text[end:after]
+
+    def _certain(self, items: Items, end: int, closing: str) -> Items:
+        """Without those whose end was guessed, unless all that follows up to the reply's end bears it out."""
+        rest = self._text[end:].lstrip(" \t\r\n,")
+        is_clean = rest.startswith(closing) and not self._cut and not _STRUCTURE.search(rest.lstrip("]} \t\r\n`"))
+        if is_clean or not self._guessed:
+            return items
+        return [item for number, item in enumerate(items) if number not in self._guessed]
+
+
+class _Twice(dict[str, Any]):
+    """An object of answers under numbers, one of which is written twice. `pairs` are all of them."""
+
+    def __init__(self, pairs: Pairs):
+        super().__init__(pairs)
+        self.pairs = pairs
+
+
+def _pairs(keyed: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    return keyed.pairs if type(keyed) is _Twice else keyed.items()
+
+
+@lru_cache(256)
+def _numbers(count: int) -> dict[str, int]:
+    """`"1"` → 1, … as keyed replies are asked for."""
+    return {str(index): index for index in range(1, count + 1)}
+
+
+def _number(key: str) -> int | str:
+    return int(key) if key.isascii() and key.isdecimal() else key
+
+
+def _keys_in(data: Any, keyed: dict[str, Any]) -> int:
+    """How many keys were parsed, of objects inside answers those of the first level."""
+    outer = 0 if keyed is data else len(data)
+    return outer + len(keyed) + sum([len(value) for value in keyed.values() if type(value) is dict])
+
+
+def _says(index: Any, key: str) -> bool:
+    """Whether the index inside an answer is the key that it stands under."""
+    return type(index) in (int, str) and str(index) == key
+
+
+_ROOT = re.compile(r"""\{(?=\s*(?:["'}]|\w+\s*:))|\[(?=\s*[\[{"'\]])""")
+_GAP = re.compile(r"[\s,]*")
+_STEP = re.compile(r"""\{\s*(?:"[^"\\\n]{0,100}"|'[^'\\\n]{0,100}'|\w{1,100})\s*:\s*(?=[\[{])""")
+_INTO_KEYED = re.compile(rf"""\{{\s*(?:["']?{ANSWERS}["']?\s*:\s*\{{\s*)?(?=(["'])?\d{{1,9}}["']?\s*:)""")
+_NUMBER_KEY = re.compile(r"""["'](\d{1,9})["']\s*:""")
+_BARE_NUMBER_KEY = re.compile(r"""(?<![\w"'\\])(\d{1,9})\s*:""")
+_ANY_NUMBER_KEY = re.compile(r"""["']?(\d{1,9})["']?\s*:\s*""")
+_STRUCTURE = re.compile(r"""[{}\[\]"]""")
+_FENCE_LABEL = re.compile(r"[\w-]{0,20}\s*")
+_MOST_STEPS = 8
+
+
+def _into_array(text: str, position: int) -> tuple[int, bool]:
+    """Where the elements start, and whether that is inside an array: `{"data": {"answers": [` may be in front of them."""
+    start = position
+    for _ in range(_MOST_STEPS):
+        if text.startswith("[", position):
+            return position + 1, True
+        step = _STEP.match(text, position)
+        if not step:
+            break
+        position = step.end()
+    return start, False
+
+
+def _only_fence(text: str) -> tuple[int, int] | None:
+    """Where the content of the only code fence starts and ends."""
+    start = text.find("```")
+    end = text.find("```", start + 3) if start >= 0 else -1
+    if end < 0 or text.find("```", end + 3) >= 0:
+        return None
+    return min(_FENCE_LABEL.match(text, start + 3).end(), end), end  # type: ignore[union-attr]  # it matches nothing, too
+
+
+def unfenced(text: str) -> str:
+    """What a reply that is one code fence and nothing else holds; any other reply as it is."""
+    text = text.strip()
+    fence = _only_fence(text)
+    if fence is None or not text.startswith("```") or not text.endswith("```"):
+        return text.strip("`").strip()
+    label, _, content = text[3 : fence[1]].partition("\n")
+    return (content if content.strip() and not label.strip()[20:] and " " not in label.strip() else text[3 : fence[1]]).strip()
+
+
+def _whole_number(digits: str) -> int | float:
+    """As orjson reads it: beyond 64 bits, a float."""
+    return int(digits) if len(digits) < 19 else orjson.loads(digits)
+
+
+def without_surrogates(value: Any) -> Any:
+    """The value with lone surrogates, which the standard library lets through, as U+FFFD."""
+    if type(value) is str:
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if type(value) is list:
+        return [without_surrogates(item) for item in value]
+    if type(value) is dict:
+        return {without_surrogates(key): without_surrogates(item) for key, item in value.items()}
+    if type(value) is _Twice:
+        return _Twice([(without_surrogates(key), without_surrogates(item)) for key, item in value.pairs])
+    return value
+
+
+def _no_path(path: str, why: str) -> UsageError:
+    return UsageError(f"response_path is {path!r}: it is no JSONPath ({why}); write '$[*]' or '$.results[*]'")
+
+
+_SIMPLE_PATH = re.compile(r"\$((?:\.[A-Za-z_]\w*)*)(\[\*\])?")
+
+
+def json_path(path: str) -> Callable[[Any], list[Any]]:
+    """JSON value → the values at `path`, a JSONPath (RFC 9535).
+
+    Raises:
+      UsageError: where `path` is none.
+    """
+    keys = simple_path(path)
+    if keys is not None:
+        return lambda data: _walked(data, keys, path.endswith("[*]"))
+    import jsonpath
+
+    if not path.startswith("$"):
+        raise _no_path(path, "it has to start with $")
+    try:
+        compiled = jsonpath.compile(path)
+    except jsonpath.JSONPathError as error:
+        raise _no_path(path, str(error).splitlines()[0]) from None
+
+    def select(data: Any) -> list[Any]:
+        try:
+            return list(compiled.findall(data))
+        except (jsonpath.JSONPathError, RecursionError):
+            return []
+
+    return select
+
+
+def simple_path(path: str) -> list[str] | None:
+    """The keys on the way to the array, where the path is only keys: `$.a.b[*]` → `["a", "b"]`; else None."""
+    found = _SIMPLE_PATH.fullmatch(path)
+    return [key for key in found[1].split(".") if key] if found else None
+
+
+def _walked(data: Any, keys: Sequence[str], is_each: bool) -> list[Any]:
+    for key in keys:
+        if not isinstance(data, dict) or key not in data:
+            return []
+        data = data[key]
+    if not is_each:
+        return [data]
+    if isinstance(data, dict):
+        return list(data.values())
+    return list(data) if isinstance(data, list) else []

@@ -1,0 +1,121 @@
+"""XML elements as the JSON values that a schema says they are: XML knows no numbers, no lists, and no members of a union."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+from xml.etree import ElementTree
+
+import orjson
+
+from beam_llm.prompting.fitting import Fit, fit, kinds_of, meant, words_of
+from beam_llm.prompting.readers import same
+
+Schema = Mapping[str, Any]
+Root = dict[str, Any]
+
+_MOST_UNIONS = 20
+_TYPES: dict[str, tuple[type, ...]] = {
+    "integer": (int, float),
+    "number": (int, float),
+    "boolean": (bool,),
+    "object": (dict,),
+    "array": (list,),
+    "null": (type(None),),
+}
+
+
+def xml_value(element: ElementTree.Element, schema: Schema, root: Root) -> Any:
+    """An element as the JSON value that `schema` says it is; text stays text where the schema says no more.
+
+    Args:
+      root: where the schema's references lead.
+
+    Raises:
+      ValueError: where one of the schema's fields is written twice, and not the same.
+    """
+    members = list(_members(schema, root))
+    return _with_children(element, members, root) if len(element) else _leaf("".join(element.itertext()), members, root)
+
+
+def _members(schema: Schema, root: Root, depth: int = 0) -> Iterator[Schema]:
+    """What the value may be: the members of unions, one for each type."""
+    schema = meant(schema, root)
+    inner = [member for word in ("anyOf", "oneOf") for member in schema.get(word, ())]
+    if inner and depth < _MOST_UNIONS:
+        for member in inner:
+            yield from _members(member, root, depth + 1)
+    elif isinstance(schema.get("type"), list):
+        yield from ({**schema, "type": kind} for kind in kinds_of(schema))
+    else:
+        yield schema
+
+
+def _with_children(element: ElementTree.Element, members: list[Schema], root: Root) -> Any:
+    objects = [member for member in members if member.get("type", "object") == "object" and not words_of(member)]
+    if not objects:
+        array = next((member for member in members if member.get("type") == "array"), None)
+        if array is None:
+            return "".join(element.itertext())
+        return [xml_value(child, array.get("items", {}), root) for child in element]
+    fields = next((one for one in objects if _may_be(element, one, root)), objects[0]).get("properties", {})
+    value: dict[str, Any] = {}
+    for child in element:
+        one = xml_value(child, fields.get(child.tag, {}), root)
+        if child.tag in fields and child.tag in value and not same(value[child.tag], one):
+            raise ValueError(f"the field {child.tag} is written twice")
+        value[child.tag] = one
+    return value
+
+
+def _may_be(element: ElementTree.Element, member: Schema, root: Root) -> bool:
+    """Whether an object has the fields and the fixed words of this member. Looks no deeper, which would take for ever in a recursive
+    union."""
+    texts = {child.tag: "".join(child.itertext()) for child in element if not len(child)}
+    tags = {child.tag for child in element}
+    if not tags.issuperset(member.get("required", ())):
+        return False
+    fields = {tag: meant(member.get("properties", {}).get(tag, {}), root) for tag in texts}
+    words = {tag: words_of(field) for tag, field in fields.items()}
+    return all(not words[tag] or _word(text, words[tag]) is not _NONE for tag, text in texts.items())
+
+
+_NONE = object()
+
+
+def _word(text: str, words: list[Any]) -> Any:
+    """The fixed word that the text spells; an exact string goes before a number."""
+    exact = [word for word in words if isinstance(word, str) and word in (text, text.strip())]
+    spelled = [word for word in words if not isinstance(word, str) and orjson.dumps(word).decode() == text.strip().lower()]
+    return next(iter([*exact, *spelled]), _NONE)
+
+
+def _leaf(text: str, members: list[Schema], root: Root) -> Any:
+    """A text as the first member that it can be; those that take any text come last, but an empty text is theirs."""
+    if not text.strip() and any(map(_takes_any_text, members)):
+        return text
+    for member in sorted(members, key=_takes_any_text):
+        value = _leaf_of(text, member, root)
+        if value is not _NONE:
+            return value
+    return text
+
+
+def _takes_any_text(member: Schema) -> bool:
+    return member.get("type", "string") == "string" and not words_of(member)
+
+
+def _leaf_of(text: str, member: Schema, root: Root) -> Any:
+    kind, words = member.get("type", "string"), words_of(member)
+    if words:
+        return _word(text, words)
+    if kind == "string":
+        return text
+    if not text.strip() and kind in ("array", "null"):
+        return [] if kind == "array" else None
+    try:
+        value = orjson.loads(text.strip().lower() if kind == "boolean" else text)
+    except ValueError:
+        return _NONE
+    is_kind = type(value) in _TYPES.get(kind, ())
+    return value if is_kind and fit(value, member, root) is Fit.GOOD else _NONE

@@ -1,0 +1,453 @@
+"""Jinja2 templates and the words around records: fields in, the text of a prompt out.
+
+one record    the rendered template, and nothing else
+n records     instruction, how to reply, then one envelope per record, which its text can't break out of:
+              Input 1: "…"      or      <input index="1">…</input>
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import dataclasses
+import enum
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any, NoReturn
+
+import jinja2
+import orjson
+from jinja2 import nodes
+
+from beam_llm.errors import PromptError, UsageError
+from beam_llm.prompting.sandbox import BoundedEnvironment, bounded
+
+ELEMENT = "element"
+
+
+# Values as text -------------------------------------------------------------------------------------------------------
+
+_JSON_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_SUBCLASS
+
+
+class NotAValue(TypeError):
+    """Something that no prompt can show; the message says what, and holds nothing of its content."""
+
+
+def show(value: Any) -> Any:
+    """A value as a prompt shows it: a string as itself, None as nothing, everything else as compact JSON.
+
+    Jinja's `finalize`: an undefined variable passes through, so that StrictUndefined can refuse it.
+
+    Raises:
+      TypeError: for a value with no JSON form, which would be shown as an address in memory.
+    """
+    if isinstance(value, enum.Enum):
+        return show(value.value)
+    if isinstance(value, (str, jinja2.Undefined)):
+        return value
+    if value is None:
+        return ""
+    if type(value) is int:
+        return str(value)
+    try:
+        text = orjson.dumps(value, default=_simpler, option=_JSON_OPTIONS).decode()
+    except TypeError:
+        # A lone surrogate, or an int beyond 64 bits.
+        text = _slow_json(value)
+    # A date, a Decimal: a string in JSON, and shown as one.
+    return orjson.loads(text) if text.startswith('"') else text
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON knows it: rows become dicts, timestamps strings."""
+    if value is None or type(value) in (str, bool):
+        return value
+    if type(value) is int:
+        return value if -(2**63) <= value < 2**64 else str(value)  # what JSON, and so the ledger, has room for
+    return orjson.loads(orjson.dumps(value, default=_simpler, option=_JSON_OPTIONS))
+
+
+def _slow_json(value: Any) -> str:
+    import json
+
+    return json.dumps(value, default=_simpler, ensure_ascii=False, separators=(",", ":"))
+
+
+def _simpler(value: Any) -> Any:
+    """What stands for a value that JSON has no word for; duck-typed, so that no Beam or pydantic is imported here."""
+    if inspect.isroutine(value) or isinstance(value, type):
+        raise NotAValue(f"{value.__qualname__} is a method or a class, not a value, and the element has no field of that name")
+    for method in ("model_dump", "as_dict", "_asdict", "to_dict"):
+        if callable(found := getattr(value, method, None)):
+            return found()
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Set):
+        return sorted(value, key=repr)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return _bytes_text(bytes(value))
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, (int, float)):
+        return value.__int__() if isinstance(value, int) else value.__float__()
+    if isinstance(value, Iterable):
+        return list(value)
+    kind: Any = type(value)
+    if kind.__str__ is not object.__str__ or kind.__repr__ is not object.__repr__:
+        return str(value)
+    raise NotAValue(f"a value of type {type(value).__name__} has no JSON form")
+
+
+def _bytes_text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(data).decode()
+
+
+def clean(text: str) -> str:
+    """The text as UTF-8 can carry it: a lone surrogate, which no provider takes, becomes U+FFFD."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+# Envelopes ------------------------------------------------------------------------------------------------------------
+
+
+def quote(text: str) -> str:
+    """A JSON string on one line: every character that some reader takes for a line break is escaped."""
+    quoted = orjson.dumps(text).decode()
+    return quoted if quoted.isascii() else _one_line(quoted)
+
+
+def _one_line(quoted: str) -> str:
+    for mark, escape in (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085")):
+        if mark in quoted:
+            quoted = quoted.replace(mark, escape)
+    return quoted
+
+
+_UNXML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+
+
+def xml_text(text: str) -> str:
+    """The text as XML character data; characters that XML has no form for become U+FFFD."""
+    return _UNXML.sub("\ufffd", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+
+
+def json_envelope(names: Sequence[str]) -> Callable[[int, Sequence[str]], str]:
+    """`Input 1: "…"` for one varying part, `Input 1: {"title": "…", "text": "…"}` for several."""
+    if len(names) == 1:
+        return lambda index, inputs: f"Input {index}: {quote(inputs[0])}"
+    keys = [f"{quote(name)}: " for name in names]
+    return lambda index, inputs: f"Input {index}: {{{', '.join([key + quote(text) for key, text in zip(keys, inputs, strict=True)])}}}"
+
+
+def xml_envelope(names: Sequence[str]) -> Callable[[int, Sequence[str]], str]:
+    """`<input index="1">…</input>`, with an element per varying part where there are several."""
+    if len(names) == 1:
+        return lambda index, inputs: f'<input index="{index}">{xml_text(inputs[0])}</input>'
+    tags = [re.sub(r"[^\w-]|^(?=[\d-])", "_", name, flags=re.ASCII) for name in names]
+
+    def envelope(index: int, inputs: Sequence[str]) -> str:
+        parts = "".join(f"<{tag}>{xml_text(text)}</{tag}>" for tag, text in zip(tags, inputs, strict=True))
+        return f'<input index="{index}">{parts}</input>'
+
+    return envelope
+
+
+# Templates ------------------------------------------------------------------------------------------------------------
+
+
+_MARK = "\0"
+_SELF = "field_called_self"
+
+
+class _FieldsFirst(BoundedEnvironment):
+    """To whom `order.items` is the field, where there is one, and dict's method only in `order.items()`. See `_compiled`."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if attribute[:1] == _MARK:
+            attribute = attribute[1:]
+            if isinstance(obj, Mapping) and attribute in obj:
+                return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
+def _environment() -> _FieldsFirst:
+    """Sandboxed, bounded and strict, without what gives another text each time: a prompt is a function of its record."""
+    environment = _FieldsFirst(undefined=jinja2.StrictUndefined, finalize=show)
+    environment.filters.pop("random")
+    environment.globals.pop("lipsum")
+    return environment
+
+
+_ENVIRONMENT = _environment()
+_FORBIDDEN = (nodes.Include, nodes.Extends, nodes.Import, nodes.FromImport)
+
+
+def _parsed(source: str, option: str) -> nodes.Template:
+    """The template's tree.
+
+    Raises:
+      UsageError: where it is no template, naming option and line.
+    """
+    try:
+        tree = _ENVIRONMENT.parse(source)
+        _ENVIRONMENT.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise _at(source, option, error.lineno, error.message or "not a template") from None
+    except (jinja2.TemplateError, RecursionError) as error:
+        raise _at(source, option, 1, str(error) or "nested too deeply") from None
+    for node in tree.find_all(_FORBIDDEN):
+        raise _at(source, option, node.lineno, "a prompt can't load other templates")
+    for attribute in tree.find_all(nodes.Getattr):
+        if attribute.attr.startswith("_"):
+            raise _at(source, option, attribute.lineno, f"{attribute.attr!r} is private and can't be read")
+    return tree
+
+
+def _compiled(tree: nodes.Template) -> jinja2.Template:
+    """The tree as a template in which names are the data's: `self` is a field, not Jinja's own, and so is whatever is not called."""
+    tree = copy.deepcopy(tree)
+    called = {id(call.node) for call in tree.find_all(nodes.Call)}
+    for attribute in tree.find_all(nodes.Getattr):
+        if id(attribute) not in called:
+            attribute.attr = _MARK + attribute.attr
+    for name in tree.find_all(nodes.Name):
+        if name.name == "self":
+            name.name = _SELF
+    tree.set_environment(_ENVIRONMENT)
+    code = _ENVIRONMENT.compile(tree)
+    return jinja2.Template.from_code(_ENVIRONMENT, code, _ENVIRONMENT.make_globals(None))
+
+
+def _variables(fields: Mapping[str, Any], element: Any) -> dict[str, Any]:
+    variables = {**fields, ELEMENT: element}
+    if "self" in fields:
+        variables[_SELF] = fields["self"]
+    return variables
+
+
+_EXAMPLES = {
+    "prompt": "Classify this review: {{ text }}",
+    "batch_prompt_template": "{% for record in records %}{{ record.index }}: {{ record.text }} {% endfor %}",
+}
+
+
+def _at(source: str, option: str, line: int, why: str) -> UsageError:
+    example = _EXAMPLES.get(option, _EXAMPLES["prompt"])
+    lines = source.splitlines() or [""]
+    text = lines[min(line, len(lines)) - 1].strip()
+    shown = text if len(text) <= 80 else text[:77] + "…"
+    return UsageError(f"{option}, line {line}: {why.rstrip('.')}: {shown!r}; it has to be a Jinja2 template, such as {example!r}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Part:
+    """One varying part of a simple template: the name it goes by, and how its text is made from an element."""
+
+    name: str
+    field: str | None
+    node: nodes.Node
+    expression: jinja2.Template
+
+
+class PromptTemplate:
+    """The user's prompt, compiled: what varies from record to record, and the text around it.
+
+    A *simple* template has only text and `{{ … }}`; its inputs are the outputs' texts, and its instruction is the text around
+    them. Of any other (`{% if … %}`) the whole rendering is the one input, and the instruction is empty.
+
+    Attributes:
+      names: what each input is called in a prompt of several records.
+      instruction: the text that all records share, each varying part as `<name>`.
+      shared: the text that all records share, without the varying parts; for counting tokens.
+      only_field: the field whose text is the only input, where that is all there is to do; None otherwise. Like the other names
+        of fields here it may be `element`, which stands for the whole.
+
+    Raises:
+      UsageError: where `source` is no template.
+    """
+
+    def __init__(self, source: str, option: str = "prompt"):
+        tree = _parsed(source, option)
+        self._whole = _compiled(tree)
+        self._parts: list[_Part] = []
+        self._pieces: list[str | int] = []
+        self._is_simple = all(isinstance(node, nodes.Output) for node in tree.body)
+        if self._is_simple:
+            for node in (child for output in tree.body for child in output.iter_child_nodes()):
+                self._add(node, source, option)
+        self.names = tuple(part.name for part in self._parts) if self._is_simple else ("input",)
+        self.shared = "".join(piece for piece in self._pieces if isinstance(piece, str))
+        self.instruction = self._instruction()
+        plain_names = [part.field for part in self._parts if part.field is not None]
+        self._fields = plain_names if self._is_simple and len(plain_names) == len(self._parts) else None
+        self.only_field = plain_names[0] if self._fields is not None and len(plain_names) == 1 else None
+
+    def _add(self, node: nodes.Node, source: str, option: str) -> None:
+        if isinstance(node, nodes.TemplateData):
+            self._pieces.append(node.data)
+        elif not isinstance(node, nodes.Name) and node.find(nodes.Name) is None:
+            try:
+                self._pieces.append(clean(_expression(node).render()))
+            except Exception as error:  # `{{ 1/0 }}`: the same for every record
+                raise _at(source, option, node.lineno, f"it can't be rendered: {error}") from None
+        else:
+            self._pieces.append(self._part_number(node))
+
+    def _part_number(self, node: nodes.Node) -> int:
+        """An expression that stands twice in the template is one input."""
+        for number, known in enumerate(self._parts):
+            if known.node == node:
+                return number
+        field = node.name if isinstance(node, nodes.Name) else None
+        self._parts.append(_Part(self._free_name(_name(node)), field, node, _expression(node)))
+        return len(self._parts) - 1
+
+    def _free_name(self, name: str) -> str:
+        taken = {part.name for part in self._parts}
+        return next(free for free in (name, *(f"{name}_{number}" for number in range(2, len(taken) + 3))) if free not in taken)
+
+    def _instruction(self) -> str:
+        pieces = self._pieces
+        if pieces and isinstance(pieces[-1], str) and not pieces[-1].strip():
+            pieces = pieces[:-1]
+        if pieces and len(self._parts) == 1 and pieces.count(0) == 1 and pieces[-1] == 0:
+            pieces = pieces[:-1]
+        return "".join(piece if isinstance(piece, str) else f"<{self._parts[piece].name}>" for piece in pieces).strip()
+
+    def inputs(self, fields: Mapping[str, Any], element: Any) -> tuple[str, ...]:
+        """The texts by which this element's prompt differs from others'.
+
+        Raises:
+          PromptError: for a missing field, or where the template fails on this element.
+        """
+        try:
+            if self._fields is not None:
+                return tuple([clean(str(show(element if name == ELEMENT else fields[name]))) for name in self._fields])
+            variables = _variables(fields, element)
+            if self._is_simple:
+                return tuple([clean(part.expression.render(variables)) for part in self._parts])
+            return (clean(bounded(self._whole.generate, variables)),)
+        except Exception as error:  # a template runs the element's own methods, which may raise anything
+            _refuse(error, fields)
+
+    def fill(self, inputs: Sequence[str]) -> str:
+        """The prompt of one record, as a person would send it."""
+        if not self._is_simple:
+            return inputs[0]
+        return "".join([piece if isinstance(piece, str) else inputs[piece] for piece in self._pieces])
+
+
+def _expression(node: nodes.Node) -> jinja2.Template:
+    """`{{ expression }}` alone, compiled."""
+    return _compiled(nodes.Template([nodes.Output([node], lineno=1)], lineno=1))
+
+
+def _name(node: nodes.Node) -> str:
+    """What a person would call the expression: `review.text|trim` is `review.text`."""
+    if isinstance(node, nodes.Name):
+        return "input" if node.name == ELEMENT else node.name
+    if isinstance(node, nodes.Getattr):
+        return _dotted(node.node, node.attr)
+    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const):
+        return _dotted(node.node, str(node.arg.value))
+    if isinstance(node, nodes.Filter) and node.node is not None:
+        return _name(node.node)
+    return "input"
+
+
+def _dotted(owner: nodes.Node, name: str) -> str:
+    return name if isinstance(owner, nodes.Name) and owner.name == ELEMENT else f"{_name(owner)}.{name}"
+
+
+def _refuse(error: Exception, fields: Mapping[str, Any]) -> NoReturn:
+    """Turns what a template raised into the element's own error, without the element's texts."""
+    if isinstance(error, KeyError) and error.args and error.args[0] not in fields:
+        raise PromptError(_missing(str(error.args[0]), fields)) from None
+    undefined = re.fullmatch(r"'(\w+)' is undefined", str(error)) if isinstance(error, jinja2.UndefinedError) else None
+    if undefined:
+        raise PromptError(_missing("self" if undefined[1] == _SELF else undefined[1], fields)) from None
+    if isinstance(error, (jinja2.UndefinedError, jinja2.exceptions.SecurityError, NotAValue)):
+        raise PromptError(f"the prompt does not fit this element: {error}") from None
+    raise PromptError(f"the prompt failed on this element with {type(error).__name__}") from error
+
+
+def _missing(name: str, fields: Mapping[str, Any]) -> str:
+    if not fields:
+        return f"the prompt names the field {name!r}, but the element has no fields; use {{{{ element }}}} for the whole of it"
+    return f"the prompt names the field {name!r}, which this element does not have; it has {', '.join(map(repr, fields))}"
+
+
+class RecordView:
+    """A record as a batch template sees it: `record.index`, `record.text`, and the element's fields."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, index: int, text: str, fields: Mapping[str, Any] | None):
+        self._values = {"text": text, **(fields or {}), "index": index}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(f"a record without the field {name!r}") from None
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(self._values)
+
+
+class BatchTemplate:
+    """The user's own way of putting several records into a prompt: Jinja2 over `records`.
+
+    Attributes:
+      names_reply: the template says itself, by `{{ reply_format }}`, where the reply's shape is explained.
+
+    Raises:
+      UsageError: where `source` is no template.
+    """
+
+    def __init__(self, source: str, option: str = "batch_prompt_template"):
+        tree = _parsed(source, option)
+        self._template = _compiled(tree)
+        loaded = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"}
+        if "records" not in loaded:
+            raise _at(source, option, 1, "it never uses `records`, so that no record would be in the prompt")
+        self.names_reply = "reply_format" in loaded
+        self._needed = {node.attr for node in tree.find_all(nodes.Getattr)}
+        self._needed |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+        self._needs_all = any(not isinstance(node.arg, (nodes.Const, nodes.Slice)) for node in tree.find_all(nodes.Getitem))
+
+    def needed(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that this template may read, as plain JSON values; the others shape no prompt.
+
+        Raises:
+          PromptError: for a value with no JSON form.
+        """
+        try:
+            return {name: plain(value) for name, value in fields.items() if self._needs_all or name in self._needed}
+        except (TypeError, ValueError) as error:
+            raise PromptError(f"a field of this element has no JSON form: {type(error).__name__}") from None
+
+    def render(self, views: Sequence[RecordView], reply_format: str) -> str:
+        """The whole user message.
+
+        Raises:
+          PromptError: where the template fails on one of the records.
+        """
+        try:
+            return clean(bounded(self._template.generate, records=views, reply_format=reply_format))
+        except Exception as error:  # see PromptTemplate.inputs
+            _refuse(error, views[0].as_dict() if views else {})

@@ -1,0 +1,1 @@
+"""OpenAI, Azure OpenAI, and servers that speak their dialect."""

@@ -1,0 +1,1 @@
+"""A provider on loopback, with scripted faults, that counts what it bills."""

@@ -1,0 +1,392 @@
+"""What the emulated model answers: values that follow the schema and mean something, the same text always the same answer.
+
+Sentiment is scored by VADER (C. J. Hutto and E. Gilbert, ICWSM 2014), which the extra `demo` installs; without it, and for what has
+nothing to do with sentiment, an answer is a checksum of the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+from beam_llm.testing.emulator.faults import Fault
+from beam_llm.testing.emulator.reading import Question, resolve, spoken_choice
+
+Filler = Callable[[str], Any]
+
+_WORD = re.compile(r"[^\W\d_][\w'-]*")
+_SENTIMENT = re.compile(r"sentiment|polarity|positive|negative|mood|tone|satisf|opinion|stars?\b|rat(?:e|ing)\b|scor", re.IGNORECASE)
+_SCORE = re.compile(r"scor|rating|stars?\b|sentiment|polarity|compound|valence", re.IGNORECASE)
+_MAX_DEPTH = 6
+
+
+class Brain:
+    """Answers records. Stateless but for caches, so any thread may ask.
+
+    Args:
+      fast: labels from a checksum instead of the scorer: constant time, for benchmarks.
+    """
+
+    def __init__(self, fast: bool = False) -> None:
+        self._compound: Callable[[str], float] = _checksum_compound if fast else compound
+        self._fillers: dict[tuple[bytes, bool], Filler] = {}
+
+    def values(self, question: Question) -> list[Any]:
+        """One answer per record; an indexed object answer comes without its index."""
+        fill = self._filler(question)
+        return [fill(text) for text in question.texts]
+
+    def reply(self, question: Question, faults: tuple[Fault, ...] = ()) -> str:
+        """The reply's text, with such faults as concern its answers or its form."""
+        values = self.values(question)
+        if any(fault.kind == "line_conflicting" for fault in faults):
+            values = [self.other_value(question, text, value) for text, value in zip(question.texts, values, strict=True)]
+        if question.indexed:
+            entries = list(enumerate(values, 1))
+            for fault in faults:
+                entries = _changed(entries, fault, question, self)
+            text = _indexed_text(question, entries)
+        else:
+            text = _single_text(question, values[0], faults)
+        for fault in faults:
+            text = _spoilt(text, fault)
+        return text
+
+    def other_value(self, question: Question, text: str, value: Any) -> Any:
+        """A valid answer to the record other than `value`, where the schema knows one."""
+        fill = self._filler(question)
+        tries = (fill(opposite + text) for opposite in ("terrible awful horrible ", "wonderful excellent love ", "x ", "y ", "z ", "1 "))
+        return next((found for found in tries if found != value), value)
+
+    def _filler(self, question: Question) -> Filler:
+        sentiment = _SENTIMENT.search(question.hint) is not None
+        choice = spoken_choice(question.hint)
+        key = (orjson.dumps([question.schema, question.index_field if question.indexed and question.root else None, choice]), sentiment)
+        filler = self._fillers.get(key)
+        if filler is None:
+            if len(self._fillers) > 512:
+                self._fillers.clear()
+            filler = self._fillers[key] = self._build(question, sentiment)
+        return filler
+
+    def _build(self, question: Question, sentiment: bool) -> Filler:
+        schema = question.schema
+        choice = spoken_choice(question.hint)
+        if schema is None:
+            return self._enum(list(choice["enum"]), "value") if choice else self._label if sentiment else extract
+        root = schema if question.indexed else (question.root or schema)
+        if question.keyed and schema is not None:
+            part = choice if choice and schema.get("type") == "string" and "enum" not in schema else schema
+            return self.filler(part, schema, "value", sentiment)
+        if question.indexed and question.root is not None:
+            rest = {name: part for name, part in schema["properties"].items() if name != question.index_field}
+            if list(rest) == [question.value_field]:
+                part = rest[question.value_field]
+                part = choice if choice and part.get("type") == "string" and "enum" not in part else part
+                return self.filler(part, root, str(question.value_field), sentiment)
+            schema = {**schema, "properties": rest}
+        return self.filler(schema, root, "value", sentiment)
+
+    def _label(self, text: str) -> str:
+        score = self._compound(text)
+        return "positive" if score >= 0.05 else "negative" if score <= -0.05 else "neutral"
+
+    def filler(self, schema: Mapping[str, Any], root: Mapping[str, Any], name: str, sentiment: bool, depth: int = 0) -> Filler:
+        """A function from a record's text to an instance of the schema.
+
+        Args:
+          name: the field's name, which says what it means.
+          sentiment: whether the instruction asks for sentiment; counts for unnamed fields.
+        """
+        schema = _simplified(schema, root, depth)
+        if "const" in schema:
+            return lambda text: schema["const"]
+        if schema.get("enum"):
+            return self._enum(list(schema["enum"]), name)
+        kind = schema.get("type")
+        means_sentiment = _SCORE.search(name) is not None or (sentiment and name in ("value", "answer", "result"))
+        if kind == "object" or "properties" in schema:
+            return self._object(schema, root, sentiment, depth)
+        if kind == "array":
+            return self._array(schema, root, name, sentiment, depth)
+        if kind in ("integer", "number"):
+            return self._number(schema, name, kind == "integer", means_sentiment)
+        if kind == "boolean":
+            positive = re.search(r"positive|recommend|good|happy|satisf", name, re.IGNORECASE) is not None or means_sentiment
+            return (lambda text: self._compound(text) >= 0.05) if positive else (lambda text: hashed(text, name) % 2 == 0)
+        if kind == "null":
+            return lambda text: None
+        return self._string(schema, name, means_sentiment)
+
+    def _enum(self, members: list[Any], name: str) -> Filler:
+        by_word = {str(member).lower(): member for member in members}
+        if "positive" in by_word and "negative" in by_word:
+            return lambda text: self._sentiment_member(text, by_word)
+        return lambda text: members[hashed(text, name) % len(members)]
+
+    def _sentiment_member(self, text: str, by_word: Mapping[str, Any]) -> Any:
+        label = self._label(text)
+        if label in by_word:
+            return by_word[label]
+        if "mixed" in by_word:
+            return by_word["mixed"]
+        return by_word["positive" if self._compound(text) >= 0 else "negative"]
+
+    def _object(self, schema: Mapping[str, Any], root: Mapping[str, Any], sentiment: bool, depth: int) -> Filler:
+        fields = [
+            (name, self.filler(part, root, name, sentiment, depth + 1))
+            for name, part in schema.get("properties", {}).items()
+            if depth < _MAX_DEPTH or name in schema.get("required", ())
+        ]
+        if not fields and isinstance(schema.get("additionalProperties"), dict):
+            fill_any = self.filler(schema["additionalProperties"], root, "value", sentiment, depth + 1)
+            return lambda text: {word: fill_any(word) for word in words_of(text)[:2]}
+        return lambda text: {name: fill(text) for name, fill in fields}
+
+    def _array(self, schema: Mapping[str, Any], root: Mapping[str, Any], name: str, sentiment: bool, depth: int) -> Filler:
+        least = schema.get("minItems", 0)
+        most = max(least, min(schema.get("maxItems", 3), least + 3))
+        if depth >= _MAX_DEPTH:
+            most = least
+        if "items" not in schema or most == 0:
+            return lambda text: []
+        items = _simplified(schema["items"], root, depth)
+        if items.get("type") == "string" and not items.get("enum"):
+            return lambda text: _padded(words_of(text)[:most], least, text)
+        fill = self.filler(items, root, name, sentiment, depth + 1)
+        # Several items about one text: each looks at the text under another number.
+        return lambda text: [
+            fill(text if place == 0 else f"{text} {place + 1}") for place in range(max(least, min(most, 1 + hashed(text, name) % 3)))
+        ]
+
+    def _number(self, schema: Mapping[str, Any], name: str, whole: bool, sentiment: bool) -> Filler:
+        least, most = _bounds(schema, whole)
+        stars = sentiment and whole and least is None and most is None
+        if stars:
+            least, most = 1, 5
+        elif sentiment and least is None and most is None:
+            least, most = -1.0, 1.0
+        low = least if least is not None else min(0, most if most is not None else 0)
+        high = most if most is not None else low + 100
+        share = self._sentiment_share if sentiment else lambda text: hashed(text, name) % 10_001 / 10_000
+        if whole:
+            step = schema.get("multipleOf", 1)
+            return lambda text: int(min(high, max(low, round((low + (high - low) * share(text)) / step) * step)))
+        return lambda text: round(min(high, max(low, low + (high - low) * share(text))), 4)
+
+    def _sentiment_share(self, text: str) -> float:
+        return (self._compound(text) + 1) / 2
+
+    def _string(self, schema: Mapping[str, Any], name: str, sentiment: bool) -> Filler:
+        formatted = _FORMATS.get(schema.get("format", ""))
+        if formatted is not None:
+            return lambda text: formatted(hashed(text, name))
+        least, most = schema.get("minLength", 0), schema.get("maxLength", 200)
+        if sentiment and name in ("value", "answer", "result", "sentiment", "label", "polarity"):
+            return self._label
+        if re.search(r"reason|why|explan|evidence|because", name, re.IGNORECASE):
+            return lambda text: _fitted(f'says "{self.strongest(text)}"', least, most)
+        return lambda text: _fitted(extract(text), least, most)
+
+    def strongest(self, text: str) -> str:
+        """The word of the text that says most."""
+        words = words_of(text)
+        return max(words, key=lambda word: abs(_valence(word.lower())), default=text.strip()[:20])
+
+
+@lru_cache(maxsize=1 << 17)
+def compound(text: str) -> float:
+    """VADER's compound score, -1 … 1; a checksum where VADER is not installed."""
+    analyzer = _analyzer()
+    return _checksum_compound(text) if analyzer is None else float(analyzer.polarity_scores(text)["compound"])
+
+
+def knows_sentiment() -> bool:
+    """Whether labels mean something: VADER is installed."""
+    return _analyzer() is not None
+
+
+@lru_cache(maxsize=1)
+def _analyzer() -> Any:
+    """VADER, or None without the extra `demo`."""
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError:
+        return None
+    return SentimentIntensityAnalyzer()
+
+
+def _valence(word: str) -> float:
+    analyzer = _analyzer()
+    return _checksum_compound(word) if analyzer is None else float(analyzer.lexicon.get(word, 0.0))
+
+
+def _checksum_compound(text: str) -> float:
+    return zlib.crc32(text.encode("utf-8", "surrogatepass")) % 2001 / 1000 - 1
+
+
+def hashed(text: str, name: str) -> int:
+    """A number that only depends on a record's text and the field it is for."""
+    digest = hashlib.blake2b(f"{name}\0{text}".encode("utf-8", "surrogatepass"), digest_size=6).digest()
+    return int.from_bytes(digest, "big")
+
+
+def words_of(text: str) -> list[str]:
+    """The text's words, each once, in order."""
+    return list(dict.fromkeys(_WORD.findall(text)))
+
+
+def extract(text: str) -> str:
+    """A short answer drawn from the text: its first words."""
+    return " ".join(text.split()[:6])[:80] or "(nothing to say)"
+
+
+_FORMATS: dict[str, Callable[[int], str]] = {
+    "date": lambda number: f"20{number % 30:02d}-{number % 12 + 1:02d}-{number % 28 + 1:02d}",
+    "date-time": lambda number: f"20{number % 30:02d}-{number % 12 + 1:02d}-{number % 28 + 1:02d}T{number % 24:02d}:00:00Z",
+    "time": lambda number: f"{number % 24:02d}:{number % 60:02d}:00Z",
+    "duration": lambda number: f"P{number % 30 + 1}D",
+    "email": lambda number: f"user{number % 10_000}@example.com",
+    "uri": lambda number: f"https://example.com/{number % 10_000}",
+    "uuid": lambda number: f"00000000-0000-4000-8000-{number % 10**12:012d}",
+    "hostname": lambda number: f"host{number % 10_000}.example.com",
+    "ipv4": lambda number: f"192.0.2.{number % 256}",
+    "ipv6": lambda number: f"2001:db8::{number % 65_536:x}",
+}
+
+
+def _simplified(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int) -> Mapping[str, Any]:
+    """Without references and choices: of alternatives the first that isn't null (in a deep recursion: null, if allowed)."""
+    schema = resolve(schema, root)
+    for word in ("anyOf", "oneOf", "allOf"):
+        if schema.get(word):
+            choices = [resolve(choice, root) for choice in schema[word]]
+            nulls = [choice for choice in choices if choice.get("type") == "null"]
+            others = [choice for choice in choices if choice.get("type") != "null"]
+            return _simplified(nulls[0] if nulls and (depth >= _MAX_DEPTH or not others) else others[0], root, depth)
+    kind = schema.get("type")
+    if isinstance(kind, list):
+        return {**schema, "type": next((word for word in kind if word != "null"), "null")}
+    return schema
+
+
+def _bounds(schema: Mapping[str, Any], whole: bool) -> tuple[float | None, float | None]:
+    """Inclusive bounds; exclusive ones are moved inwards."""
+    inwards = 1 if whole else 1e-3
+    least, most = schema.get("minimum"), schema.get("maximum")
+    if schema.get("exclusiveMinimum") is not None:
+        least = schema["exclusiveMinimum"] + inwards
+    if schema.get("exclusiveMaximum") is not None:
+        most = schema["exclusiveMaximum"] - inwards
+    return least, most
+
+
+def _padded(words: list[str], least: int, text: str) -> list[str]:
+    return words + [f"{extract(text)} {place}" for place in range(len(words), least)]
+
+
+def _fitted(text: str, least: int, most: int) -> str:
+    return text[:most].ljust(least, ".")
+
+
+def _changed(entries: list[tuple[Any, Any]], fault: Fault, question: Question, brain: Brain) -> list[tuple[Any, Any]]:
+    """The answers after a fault that concerns answers. A fault that names a text strikes those records, else one of them."""
+    kind = fault.kind
+    if kind == "shuffled":
+        return sorted(entries, key=lambda entry: hashed(str(entry[0]), "shuffle"))
+    if kind == "zero_based":
+        return [(index - 1, value) for index, value in entries]
+    if kind == "string_index":
+        return [(str(index), value) for index, value in entries]
+    if kind == "unknown_index":
+        return [*entries, (len(question.texts) + 7, entries[0][1])] if entries else entries
+    if kind not in ("missing", "duplicate", "conflicting", "invalid_value"):
+        return entries
+    victims = _victims(fault, question)
+    if kind == "missing":
+        return [entry for entry in entries if entry[0] not in victims]
+    if kind == "invalid_value":
+        return [(index, {"not": ["what", "was", "asked"]} if index in victims else value) for index, value in entries]
+    again = [(index, value) for index, value in entries if index in victims]
+    if kind == "conflicting":
+        again = [(index, brain.other_value(question, question.texts[index - 1], value)) for index, value in again]
+    return [*entries, *again]
+
+
+def _victims(fault: Fault, question: Question) -> set[int]:
+    if fault.reads_text:
+        return {index for index, text in enumerate(question.texts, 1) if fault.matches(text)}
+    return {1 + hashed("\0".join(question.texts), fault.kind) % len(question.texts)}
+
+
+def _indexed_text(question: Question, entries: list[tuple[Any, Any]]) -> str:
+    if question.shape == "xml":
+        name = question.index_field
+        lines = [f'<answer {name}="{index}">{_xml(value, question.hint)}</answer>' for index, value in entries]
+        return "<answers>\n" + "\n".join(lines) + "\n</answers>"
+    if question.shape == "delimited":
+        return "\n".join(f"{index}|{_plain(value)}" for index, value in entries)
+    if question.keyed:  # by hand: a server that enforces nothing may write a key twice
+        return "{" + ",".join(f'"{index}":{orjson.dumps(value).decode()}' for index, value in entries) + "}"
+    answers = [_entry(question, index, value) for index, value in entries]
+    reply: Any = answers
+    for name in reversed(question.list_path):
+        reply = {name: reply}
+    return orjson.dumps(reply).decode()
+
+
+def _entry(question: Question, index: Any, value: Any) -> dict[str, Any]:
+    schema = question.schema or {}
+    flat = isinstance(value, dict) and question.value_field not in schema.get("properties", {}) and question.index_field not in value
+    if flat and (question.value_field is None or "properties" in schema):
+        return {question.index_field: index, **value}
+    return {question.index_field: index, question.value_field or "value": value}
+
+
+def _xml(value: Any, hint: str) -> str:
+    """An answer inside its element: fields as elements where the prompt's example has them so, else text or JSON."""
+    if isinstance(value, dict) and value and all(f"<{name}>" in hint for name in value):
+        return "".join(f"<{name}>{_xml_field(part)}</{name}>" for name, part in value.items())
+    return _xml_field(value)
+
+
+def _xml_field(value: Any) -> str:
+    if isinstance(value, list):
+        return "".join(f"<item>{_xml_field(part)}</item>" for part in value)
+    return html.escape(_plain(value), quote=False)
+
+
+def _plain(value: Any) -> str:
+    """An answer as text on one line; what isn't text is JSON."""
+    return " ".join(value.split()) if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _single_text(question: Question, value: Any, faults: tuple[Fault, ...]) -> str:
+    kinds = {fault.kind for fault in faults}
+    if question.shape == "text":
+        return str(value)
+    if "missing" in kinds:
+        return "{}"
+    if "invalid_value" in kinds:
+        value = {name: {"not": ["what", "was", "asked"]} for name in value} if isinstance(value, dict) else {"not": "asked"}
+    return orjson.dumps(value).decode()
+
+
+def _spoilt(text: str, fault: Fault) -> str:
+    """The reply's text after a fault that concerns its form."""
+    if fault.kind == "malformed_json":
+        return text[: len(text) * 2 // 3].replace('":', '" ', 1) + " ...]]"
+    if fault.kind == "truncated":
+        return text[: max(1, len(text) * 3 // 5)]
+    if fault.kind == "prose":
+        return f"Sure! Here is what I found:\n\n{text}\n\nLet me know if you need anything else."
+    if fault.kind == "fence":
+        return f"```json\n{text}\n```"
+    return text

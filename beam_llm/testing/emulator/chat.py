@@ -1,0 +1,240 @@
+"""One chat completion: body in, body out. The same code answers live calls and the lines of batch jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from beam_llm.testing.emulator.brain import Brain
+from beam_llm.testing.emulator.faults import STATUS_KINDS, Fault
+from beam_llm.testing.emulator.reading import Question, read_question
+from beam_llm.testing.emulator.wire import WireError, scripted
+
+_CACHE_FROM_TOKENS = 1024
+_NO_TEXT = frozenset({"empty_choices", "null_content", "refusal", "content_filter"})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one request came to. A rejected one was not billed and has no tokens.
+
+    Attributes:
+      texts: the records that were in it.
+      body: of the reply, OpenAI's chat completion or error object.
+    """
+
+    texts: tuple[str, ...]
+    status: int
+    body: dict[str, Any]
+    input_tokens: int = 0
+    output_tokens: int = 0
+    error: WireError | None = None
+
+
+class Chat:
+    """The emulated model behind `/chat/completions`.
+
+    Args:
+      models: names it knows; None knows all.
+    """
+
+    def __init__(self, brain: Brain, models: tuple[str, ...] | None = None) -> None:
+        self._brain = brain
+        self._models = models
+        self._prefixes: set[bytes] = set()
+        self._good_forms: set[bytes] = set()
+
+    def check(self, body: Any) -> WireError | None:
+        """What OpenAI rejects before any work."""
+        if not isinstance(body, dict):
+            return WireError(400, "We could not parse the JSON body of your request.")
+        if not isinstance(body.get("model"), str) or not body["model"]:
+            return WireError(400, "you must provide a model parameter")
+        if not isinstance(body.get("messages"), list) or not body["messages"]:
+            return WireError(400, "Missing required parameter: 'messages'.", code="missing_required_parameter", param="messages")
+        if body.get("metadata") is not None and not body.get("store"):
+            return WireError(400, "The 'metadata' parameter is only allowed when 'store' is enabled.", param="metadata")
+        form = body.get("response_format")
+        return self._check_form(form) if form is not None else None
+
+    def _check_form(self, form: Any) -> WireError | None:
+        """Looks at each form once: a job has the same one on every line."""
+        key = orjson.dumps(form)
+        if key in self._good_forms:
+            return None
+        error = _check_format(form)
+        if error is None and len(self._good_forms) < 10_000:
+            self._good_forms.add(key)
+        return error
+
+    def knows(self, model: Any) -> bool:
+        return self._models is None or model in self._models
+
+    def read(self, body: Mapping[str, Any]) -> Question:
+        return read_question(body)
+
+    def answer(self, body: Mapping[str, Any], question: Question, faults: tuple[Fault, ...] = (), reply_id: str = "") -> Answer:
+        """Answers a checked request.
+
+        Args:
+          reply_id: makes the reply's id; equal ids and bodies give equal replies, but for the time.
+        """
+        for fault in faults:
+            if fault.kind in STATUS_KINDS:
+                error = scripted(fault, body["model"])
+                return Answer(question.texts, error.status, error.body, error=error)
+        words = self._brain.reply(question, faults)
+        kinds = {fault.kind for fault in faults}
+        most = body.get("max_completion_tokens") or body.get("max_tokens")
+        finish = "length" if "truncated" in kinds else "stop"
+        if most is not None and tokens_of(words) > most:
+            words, finish = words[: 4 * most], "length"
+        choice = _choice(words, finish, kinds)
+        prompt = prompt_tokens(body)
+        output = tokens_of(words) if not kinds & _NO_TEXT else 3
+        body_out = {
+            "id": f"chatcmpl-{reply_id}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": body["model"],
+            "choices": [] if "empty_choices" in kinds else [choice],
+            "usage": _usage(prompt, output, self._cached(body, prompt)),
+            "service_tier": "default",
+            "system_fingerprint": "fp_emulator",
+        }
+        return Answer(question.texts, 200, body_out, prompt, output)
+
+    def _cached(self, body: Mapping[str, Any], tokens: int) -> int:
+        """Prompts of 1,024 tokens and more are cached by their first 1,024, in steps of 128."""
+        if tokens < _CACHE_FROM_TOKENS:
+            return 0
+        words = orjson.dumps([body["model"], body.get("response_format"), body["messages"]])
+        prefix = hashlib.blake2b(words[: 4 * _CACHE_FROM_TOKENS], digest_size=12).digest()
+        if prefix in self._prefixes:
+            return _CACHE_FROM_TOKENS
+        if len(self._prefixes) > 10_000:
+            self._prefixes.clear()
+        self._prefixes.add(prefix)
+        return 0
+
+
+def _check_format(form: Any) -> WireError | None:
+    kind = form.get("type") if isinstance(form, dict) else None
+    if kind not in ("text", "json_object", "json_schema"):
+        return WireError(400, f"Invalid value for 'response_format.type': {kind!r}.", param="response_format.type", code="invalid_value")
+    if kind != "json_schema":
+        return None
+    given = form.get("json_schema")
+    if not isinstance(given, dict) or not given.get("name"):
+        return WireError(
+            400,
+            "Missing required parameter: 'response_format.json_schema.name'.",
+            param="response_format.json_schema.name",
+            code="missing_required_parameter",
+        )
+    schema = given.get("schema")
+    if not given.get("strict"):
+        return None
+    problem = strict_problem(schema, ()) if isinstance(schema, dict) else "schema must be an object"
+    if problem is None and isinstance(schema, dict) and schema.get("type") != "object":
+        problem = "schema must be a JSON Schema of 'type: \"object\"'"
+    if problem is None and isinstance(schema, dict):
+        problem = _size_problem(schema)
+    if problem is None:
+        return None
+    return WireError(
+        400, f"Invalid schema for response_format '{given['name']}': {problem}.", param="response_format", code="invalid_json_schema"
+    )
+
+
+def strict_problem(schema: Any, place: tuple[str, ...]) -> str | None:
+    """Why OpenAI would refuse a strict schema: an object that is open or has optional properties, at any depth."""
+    if isinstance(schema, list):
+        return next((problem for part in schema if (problem := strict_problem(part, place))), None)
+    if not isinstance(schema, dict):
+        return None
+    properties = schema.get("properties")
+    where = f"In context=({', '.join(repr(step) for step in place)})"
+    if schema.get("type") == "object":
+        if schema.get("additionalProperties") is not False:
+            return f"{where}, 'additionalProperties' is required to be supplied and to be false"
+        missing = sorted(set(properties or {}) - set(schema.get("required", ())))
+        if missing:
+            return f"{where}, 'required' is required to include every key in properties. Missing '{missing[0]}'"
+    for word in ("properties", "$defs"):
+        for name, part in (schema.get(word) or {}).items():
+            if problem := strict_problem(part, (*place, word, name)):
+                return problem
+    return next((problem for word in ("items", "anyOf") if (problem := strict_problem(schema.get(word), (*place, word)))), None)
+
+
+def _size_problem(schema: Mapping[str, Any]) -> str | None:
+    """The limits of strict schemas: 5,000 properties, 120,000 characters of names and values, 1,000 enum values."""
+    properties, characters, members = _sizes(schema)
+    if properties > 5_000:
+        return f"Expected at most 5000 total object properties, but got {properties}"
+    if characters > 120_000:
+        return f"Expected at most 120000 characters in total for property names, definition names and enum values, but got {characters}"
+    return f"Expected at most 1000 enum values in total, but got {members}" if members > 1_000 else None
+
+
+def _sizes(node: Any) -> tuple[int, int, int]:
+    """Properties, characters of names and values, and enum values in a schema."""
+    if isinstance(node, list):
+        sizes = [_sizes(part) for part in node]
+    elif isinstance(node, dict):
+        sizes = [_sizes(part) for word, part in node.items() if word not in ("properties", "$defs")]
+        for word in ("properties", "$defs"):
+            named = node.get(word) or {}
+            sizes.append((len(named) if word == "properties" else 0, sum(map(len, named)), 0))
+            sizes += [_sizes(part) for part in named.values()]
+        members = node.get("enum") or ([node["const"]] if "const" in node else [])
+        sizes.append((0, sum(len(str(member)) for member in members), len(members) if "enum" in node else 0))
+    else:
+        return 0, 0, 0
+    totals = [sum(column) for column in zip(*sizes, strict=True)] or [0, 0, 0]
+    return totals[0], totals[1], totals[2]
+
+
+def _choice(words: str, finish: str, kinds: set[str]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": words, "refusal": None, "annotations": []}
+    if "refusal" in kinds:
+        message.update(content=None, refusal="I'm sorry, I can't help with that.")
+    if "content_filter" in kinds:
+        message.update(content=None)
+        finish = "content_filter"
+    if "null_content" in kinds:
+        message.update(content=None)
+    return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+
+
+def _usage(prompt: int, output: int, cached: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": output,
+        "total_tokens": prompt + output,
+        "prompt_tokens_details": {"cached_tokens": cached, "audio_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
+    }
+
+
+def tokens_of(text: str) -> int:
+    """About four bytes a token, as in English."""
+    return (len(text.encode("utf-8", "surrogatepass")) + 3) // 4
+
+
+def prompt_tokens(body: Mapping[str, Any]) -> int:
+    """Messages, their frames and the schema."""
+    total = 3
+    for message in body["messages"]:
+        content = message.get("content")
+        if isinstance(content, list):
+            content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
+        total += 4 + tokens_of(content or "")
+    form = body.get("response_format")
+    return total + (len(orjson.dumps(form)) // 4 if form else 0)

@@ -1,0 +1,227 @@
+"""`/files`: upload, list, retrieve, content, delete. Bodies are streamed: none is ever in memory whole."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import BodyPartReader, web
+
+from beam_llm.testing.emulator.connection import after_work, before_work, drop
+from beam_llm.testing.emulator.faults import Fault
+from beam_llm.testing.emulator.options import EmulatorOptions
+from beam_llm.testing.emulator.small_files import read_json, write_json
+from beam_llm.testing.emulator.wire import WireError, json_response
+
+_CHUNK_BYTES = 2**18
+Strike = Callable[[str], tuple[Fault, ...]]
+
+
+class Files:
+    """The provider's files: a JSON beside each body.
+
+    Args:
+      strike: the faults of an operation.
+    """
+
+    def __init__(self, options: EmulatorOptions, folder: Path, strike: Strike) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._options = options
+        self._strike = strike
+        for leftover in folder.glob(".*.part"):
+            leftover.unlink(missing_ok=True)
+        known = [read_json(path) for path in folder.glob("*.json")]
+        self._files: dict[str, dict[str, Any]] = {meta["id"]: meta for meta in sorted(known, key=lambda meta: meta["made_at"])}
+
+    def path(self, file_id: str) -> Path:
+        return self._folder / f"{file_id}.bin"
+
+    def get(self, file_id: str) -> dict[str, Any] | None:
+        meta, seconds = self._files.get(file_id), self._options.file_seconds
+        if meta is not None and meta["purpose"] == "batch" and seconds is not None and self._options.clock() >= meta["made_at"] + seconds:
+            return None
+        return meta
+
+    def part_path(self, name: str) -> Path:
+        """Where a body is written aside."""
+        return self._folder / f".{name}.part"
+
+    def add(self, file_id: str, filename: str, purpose: str, part: Path) -> dict[str, Any]:
+        """Takes a finished part in. Overwrites an equal id: the same work done again after a kill."""
+        size = part.stat().st_size
+        os.replace(part, self.path(file_id))
+        meta = {
+            "id": file_id, "object": "file", "bytes": size, "created_at": int(self._options.clock()), "filename": filename,
+            "purpose": purpose, "status": "processed", "made_at": self._options.clock(),
+        }  # fmt: skip
+        write_json(self._folder / f"{file_id}.json", meta)
+        self._files[file_id] = meta
+        return meta
+
+    async def handle(self, request: web.BaseRequest, path: str) -> web.StreamResponse | None:
+        """The answer to a request under `/files`, None for another route."""
+        _, _, rest = path.partition("/files")
+        file_id, _, tail = rest.lstrip("/").partition("/")
+        match request.method, bool(file_id), tail:
+            case "POST", False, "":
+                return await self._upload(request)
+            case "GET", False, "":
+                return await self._list(request)
+            case "GET", True, "":
+                return await self._retrieve(request, file_id)
+            case "GET", True, "content":
+                return await self._content(request, file_id)
+            case "DELETE", True, "":
+                return await self._delete(request, file_id)
+        return None
+
+    async def _upload(self, request: web.BaseRequest) -> web.StreamResponse:
+        faults = self._strike("upload")
+        part = self.part_path(uuid.uuid4().hex)
+        try:
+            return await self._uploaded(request, faults, part)
+        finally:
+            part.unlink(missing_ok=True)
+
+    async def _uploaded(self, request: web.BaseRequest, faults: tuple[Fault, ...], part: Path) -> web.StreamResponse:
+        if not request.content_type.startswith("multipart/"):
+            return WireError(400, "Expected a multipart/form-data body.").response()
+        filename, purpose, size = None, None, 0
+        cut = any(fault.kind == "upload_cut" for fault in faults)
+        async for field in await request.multipart():
+            if not isinstance(field, BodyPartReader):
+                continue
+            if field.name == "purpose":
+                purpose = await field.text()
+            elif field.name == "file":
+                filename = field.filename or "file"
+                size = await self._receive(field, part, cut)
+        if cut:
+            return drop(request)
+        if (refused := await before_work(request, faults)) is not None:
+            return refused
+        if filename is None or purpose is None:
+            name = "file" if filename is None else "purpose"
+            return WireError(400, f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name).response()
+        if size > self._options.max_file_bytes:
+            return WireError(413, "File is too large.", code="file_too_large").response()
+        meta = self.add(f"file-{uuid.uuid4().hex[:24]}", filename, purpose, part)
+        return after_work(request, faults) or json_response(shown(meta))
+
+    async def _receive(self, field: BodyPartReader, part: Path, cut: bool) -> int:
+        """Streams the body to disk; what is beyond the limit is read but not kept."""
+        size = 0
+        with open(part, "wb") as file:
+            while chunk := await field.read_chunk(_CHUNK_BYTES):
+                size += len(chunk)
+                if size <= self._options.max_file_bytes:
+                    file.write(chunk)
+                if cut:
+                    break
+        return size
+
+    async def _list(self, request: web.BaseRequest) -> web.StreamResponse:
+        if (refused := await before_work(request, self._strike("file"))) is not None:
+            return refused
+        query = request.query
+        metas = [meta for meta in self._files.values() if query.get("purpose") in (None, meta["purpose"])]
+        if query.get("order", "desc") == "desc":
+            metas.reverse()
+        return page(metas, query.get("after"), query.get("limit"), 10_000, 10_000, shown)
+
+    async def _retrieve(self, request: web.BaseRequest, file_id: str) -> web.StreamResponse:
+        if (refused := await before_work(request, self._strike("file"))) is not None:
+            return refused
+        meta = self.get(file_id)
+        return json_response(shown(meta)) if meta is not None else no_file(file_id).response()
+
+    async def _delete(self, request: web.BaseRequest, file_id: str) -> web.StreamResponse:
+        if (refused := await before_work(request, self._strike("delete"))) is not None:
+            return refused
+        if self._files.pop(file_id, None) is None:
+            return no_file(file_id).response()
+        (self._folder / f"{file_id}.json").unlink(missing_ok=True)
+        self.path(file_id).unlink(missing_ok=True)
+        return json_response({"id": file_id, "object": "file", "deleted": True})
+
+    async def _content(self, request: web.BaseRequest, file_id: str) -> web.StreamResponse:
+        faults = self._strike("content")
+        if (refused := await before_work(request, faults)) is not None:
+            return refused
+        meta = self.get(file_id)
+        if meta is None:
+            return no_file(file_id).response()
+        cut = any(fault.kind == "content_cut" for fault in faults)
+        return await self._send(request, self.path(file_id), meta["bytes"], cut)
+
+    async def _send(self, request: web.BaseRequest, path: Path, size: int, cut: bool) -> web.StreamResponse:
+        """Streams a body; one that is to be cut breaks off half-way, its length promised in full."""
+        response = web.StreamResponse(headers={"content-type": "application/octet-stream"})
+        response.content_length = size
+        await response.prepare(request)
+        left = size // 2 if cut else size
+        with open(path, "rb") as file:
+            while left > 0 and (chunk := file.read(min(_CHUNK_BYTES, left))):
+                await response.write(chunk)
+                left -= len(chunk)
+        if cut:
+            if request.transport is not None:
+                request.transport.close()
+            return response
+        await response.write_eof()
+        return response
+
+
+def shown(meta: dict[str, Any]) -> dict[str, Any]:
+    """The file object as the API shows it."""
+    return {name: value for name, value in meta.items() if name != "made_at"} | {"status_details": None, "expires_at": None}
+
+
+def no_file(file_id: str) -> WireError:
+    return WireError(404, f"No such File object: {file_id}", param="id")
+
+
+def page(
+    items: list[dict[str, Any]],
+    after: str | None,
+    limit: str | None,
+    default: int,
+    most: int,
+    show: Callable[[dict[str, Any]], Any],
+    *,
+    page_size: int | None = None,
+    ends: bool = True,
+) -> web.Response:
+    """One page of a list, OpenAI's cursor style.
+
+    Args:
+      page_size: no page is larger, whatever is asked for.
+      ends: False: there is always a further page.
+    """
+    try:
+        size = int(limit) if limit is not None else default
+    except ValueError:
+        size = 0
+    if not 1 <= size <= most:
+        return WireError(400, f"Invalid 'limit': expected an integer between 1 and {most}.", param="limit").response()
+    size = min(size, page_size or size)
+    start = 0
+    if after is not None:
+        places = [place for place, item in enumerate(items) if item["id"] == after]
+        if not places:
+            return WireError(400, f"No object with id '{after}'.", param="after").response()
+        start = places[0] + 1
+    chosen = items[start : start + size]
+    return json_response(
+        {
+            "object": "list",
+            "data": [show(item) for item in chosen],
+            "first_id": chosen[0]["id"] if chosen else None,
+            "last_id": chosen[-1]["id"] if chosen else None,
+            "has_more": start + size < len(items) or not ends,
+        }
+    )

@@ -1,0 +1,99 @@
+"""The emulated provider's limits on live calls: requests and tokens per minute, calls at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from beam_llm.testing.emulator.wire import WireError, too_many
+
+
+class Bucket:
+    """A minute's budget that refills steadily: at most `per_minute` at once, then `per_minute / 60` a second."""
+
+    def __init__(self, per_minute: float, clock: Callable[[], float]) -> None:
+        self.limit = per_minute
+        self._clock = clock
+        self._left = per_minute
+        self._at = clock()
+
+    def left(self) -> float:
+        now = self._clock()
+        self._left = min(self.limit, self._left + (now - self._at) * self.limit / 60)
+        self._at = now
+        return self._left
+
+    def wait_seconds(self, amount: float) -> float:
+        """Until `amount` can be taken; 0.0 where it can be now."""
+        return max(0.0, (min(amount, self.limit) - self.left()) * 60 / self.limit)
+
+    def take(self, amount: float) -> None:
+        self._left -= amount
+
+    def reset_seconds(self) -> float:
+        return (self.limit - self.left()) * 60 / self.limit
+
+
+class Limits:
+    """All limits of the live endpoint. One event loop uses it.
+
+    Args:
+      requests_per_minute, tokens_per_minute: None is no limit; headers then show a large one.
+      max_concurrency: calls at once.
+    """
+
+    def __init__(
+        self,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        max_concurrency: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._requests = Bucket(requests_per_minute, clock) if requests_per_minute else None
+        self._tokens = Bucket(tokens_per_minute, clock) if tokens_per_minute else None
+        self._max_concurrency = max_concurrency
+        self.in_flight = 0
+        self.most_in_flight = 0
+
+    def admit(self, model: Any, tokens: int) -> WireError | None:
+        """Takes a call's share, or says why not. Both budgets or neither."""
+        if self._max_concurrency is not None and self.in_flight >= self._max_concurrency:
+            return too_many("concurrent requests", model, self._max_concurrency, self.in_flight, 0.05)
+        for bucket, amount, what in ((self._requests, 1, "requests per min (RPM)"), (self._tokens, tokens, "tokens per min (TPM)")):
+            if bucket is not None and (wait := bucket.wait_seconds(amount)) > 0:
+                return too_many(what, model, bucket.limit, bucket.limit - bucket.left(), wait)
+        if self._requests is not None:
+            self._requests.take(1)
+        if self._tokens is not None:
+            self._tokens.take(tokens)
+        return None
+
+    def headers(self) -> dict[str, str]:
+        """`x-ratelimit-*` as OpenAI sends them; resets are durations such as `12ms` or `1m2.5s`."""
+        if self._requests is None and self._tokens is None:
+            return _UNLIMITED
+        return {**_shown("requests", self._requests, 10_000), **_shown("tokens", self._tokens, 30_000_000)}
+
+
+def _shown(what: str, bucket: Bucket | None, otherwise: int) -> dict[str, str]:
+    limit = bucket.limit if bucket else otherwise
+    left = bucket.left() if bucket else otherwise - 1
+    reset = bucket.reset_seconds() if bucket else 0.006
+    return {
+        f"x-ratelimit-limit-{what}": str(int(limit)),
+        f"x-ratelimit-remaining-{what}": str(max(0, int(left))),
+        f"x-ratelimit-reset-{what}": duration(reset),
+    }
+
+
+def duration(seconds: float) -> str:
+    """`0.012` → `12ms`, `1` → `1s`, `62.5` → `1m2.5s`."""
+    if seconds < 1:
+        return f"{max(0, round(seconds * 1000))}ms"
+    minutes, rest = divmod(seconds, 60)
+    shown = f"{rest:.3f}".rstrip("0").rstrip(".")
+    return f"{int(minutes)}m{shown}s" if minutes else f"{shown}s"
+
+
+_UNLIMITED = {**_shown("requests", None, 10_000), **_shown("tokens", None, 30_000_000)}

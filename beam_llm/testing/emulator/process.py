@@ -1,0 +1,161 @@
+"""The emulator in a process of its own: for benchmarks, and for tests that kill it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+
+from beam_llm.testing.emulator.billing import BilledCounter
+from beam_llm.testing.emulator.faults import Fault
+from beam_llm.testing.emulator.options import EmulatorOptions
+from beam_llm.testing.emulator.server import API_KEY, HOST, Address
+
+
+class EmulatorProcess(Address):
+    """A provider on loopback, in a process of its own.
+
+        with EmulatorProcess(state_dir=folder) as emulator:
+            emulator.kill()      # kill -9
+            emulator.restart()   # same folder, same port
+
+    It ends with its parent, however that ends.
+
+    Args:
+      state_dir, port, faults, options: as in `Emulator`.
+    """
+
+    def __init__(
+        self, *, state_dir: str | os.PathLike[str] | None = None, port: int = 0, faults: Sequence[Fault] = (), **options: Any
+    ) -> None:
+        self.options = EmulatorOptions(faults=tuple(faults), **options)
+        self.port = port
+        self.api_key = self.options.keys[0] if self.options.keys else API_KEY
+        self._given_dir = state_dir
+        self.state_dir = Path(state_dir) if state_dir is not None else None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Self:
+        """Listens when it returns. Raises OSError where it could not start."""
+        if self.state_dir is None:
+            self.state_dir = Path(tempfile.mkdtemp(prefix="llm-emulator-"))
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        faults = self.state_dir / "script.json"
+        faults.write_bytes(orjson.dumps([fault.to_json() for fault in self.options.faults]))
+        command = [sys.executable, "-m", "beam_llm.testing", "--state-dir", str(self.state_dir), "--port", str(self.port)]
+        command += ["--faults", str(faults), "--parent", str(os.getpid()), *arguments_of(self.options)]
+        paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().decode()
+        if "http://" not in line:
+            self.close()
+            raise OSError(f"the emulator did not start: {line.strip() or 'no output'}")
+        self.port = int(line.split(f"{HOST}:")[1].split("/")[0])
+        return self
+
+    def kill(self) -> None:
+        """kill -9; nothing is tidied up in it."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> Self:
+        """Kills it if it lives, and starts it on the same folder and port."""
+        self.kill()
+        return self.start()
+
+    def close(self) -> None:
+        """Stops it, waits for it, and removes its folder unless that was given."""
+        self._end(signal.SIGTERM)
+        if self._given_dir is None and self.state_dir is not None:
+            shutil.rmtree(self.state_dir, ignore_errors=True)
+            self.state_dir = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def ledger(self) -> dict[str, Any]:
+        """The whole book."""
+        return dict(self._ask("/_emulator/ledger"))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The book without its records, but with how many were billed twice."""
+        return dict(self._ask("/_emulator/ledger?summary"))
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """The book's sums: cheap, however many records there are."""
+        return dict(self._ask("/_emulator/totals"))
+
+    @property
+    def billed(self) -> BilledCounter:
+        """Record text → how many times it was billed, live and batch together."""
+        return BilledCounter(self.ledger["records"])
+
+    @property
+    def calls(self) -> int:
+        return int(self.totals["calls"])
+
+    @property
+    def one_by_one(self) -> int:
+        return int(self.totals["live"]["records"])
+
+    def set_faults(self, *faults: Fault) -> None:
+        """Another script from now on, until it is started again."""
+        self._ask("/_emulator/faults", orjson.dumps([fault.to_json() for fault in faults]))
+
+    def _ask(self, path: str, data: bytes | None = None) -> Any:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(urllib.request.Request(self.url + path, data=data), timeout=120) as answer:
+            return orjson.loads(answer.read())
+
+    def _end(self, with_signal: int) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.poll() is None:
+            process.send_signal(with_signal)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+FLAGS = ("fast",)
+VALUES = (
+    "latency_ms", "jitter_ms", "requests_per_minute", "tokens_per_minute", "max_concurrency", "cancel_seconds", "enqueued_token_limit",
+    "enqueued_limit_at", "max_batch_requests", "max_file_bytes", "billing", "seed",
+)  # fmt: skip
+
+
+def arguments_of(options: EmulatorOptions) -> list[str]:
+    """The options as command-line arguments; the inverse of `command._options`."""
+    arguments = [f"--{name.replace('_', '-')}" for name in FLAGS if getattr(options, name)]
+    for name in VALUES:
+        if getattr(options, name) is not None:
+            arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    arguments += ["--batch-seconds", ",".join(str(seconds) for seconds in options.stages)]
+    arguments += [part for key in options.keys or () for part in ("--key", key)] + ["--any-client"] * (options.keys == ())
+    return arguments + [part for model in options.models or () for part in ("--model", model)]

@@ -1,0 +1,205 @@
+"""The emulator as an object of this process; `process.py` has it in one of its own, `command.py` on the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import web
+
+from beam_llm.testing.emulator.billing import BilledCounter
+from beam_llm.testing.emulator.faults import Fault
+from beam_llm.testing.emulator.options import EmulatorOptions
+from beam_llm.testing.emulator.service import Service
+
+HOST = "127.0.0.1"
+API_KEY = "emulator-key"
+_MOST_BODY_BYTES = 64 * 2**20
+_SHUTDOWN_SECONDS = 0.2
+
+
+class Address:
+    """Where an emulator is to be found, in whatever process it runs.
+
+    Attributes:
+      port: 0 before it was started on a free one.
+      api_key: one that it takes.
+    """
+
+    port: int
+    api_key: str
+
+    @property
+    def url(self) -> str:
+        """The server's root, also Azure's endpoint."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def base_url(self) -> str:
+        """What goes into `base_url` or `OPENAI_BASE_URL`."""
+        return f"{self.url}/v1"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that lead an OpenAI client here."""
+        return {"OPENAI_BASE_URL": self.base_url, "OPENAI_API_KEY": self.api_key}
+
+
+class Emulator(Address):
+    """A provider on loopback, in a thread of this process.
+
+        with Emulator(faults=[Fault("rate_limit", probability=0.1)]) as emulator:
+            client = openai.OpenAI(base_url=emulator.base_url, api_key=emulator.api_key)
+
+    Args:
+      state_dir: where files, jobs and the book are kept; None: a temporary folder, removed at the end.
+      port: 0 picks a free one.
+      options: as in `EmulatorOptions`.
+    """
+
+    def __init__(
+        self, *, state_dir: str | os.PathLike[str] | None = None, port: int = 0, faults: Sequence[Fault] = (), **options: Any
+    ) -> None:
+        self.options = EmulatorOptions(faults=tuple(faults), **options)
+        self.port = port
+        self.api_key = self.options.keys[0] if self.options.keys else API_KEY
+        self._given_dir = state_dir
+        self._folder: Path | None = None
+        self._service: Service | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def start(self) -> Self:
+        """Listens when it returns. Raises OSError where the port is taken."""
+        self._folder = Path(self._given_dir) if self._given_dir is not None else Path(tempfile.mkdtemp(prefix="llm-emulator-"))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        ready = threading.Event()
+        self._failure = None
+        self._thread = threading.Thread(target=self._run, args=(ready,), name="llm-emulator", daemon=True)
+        self._thread.start()
+        ready.wait()
+        self._raise_failure()
+        return self
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            self.close()
+            raise self._failure
+
+    def close(self) -> None:
+        """Stops listening, ends the thread; harmless twice."""
+        if self._thread is not None:
+            if self._loop is not None and self._stop is not None and self._thread.is_alive():
+                self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+            self._thread = None
+        if self._given_dir is None and self._folder is not None:
+            if self._service is not None:
+                self._service.billing.freeze(self._service.batches.billed_ids())
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def wait(self) -> None:
+        """Until `close` or Ctrl-C."""
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(timeout=0.5)
+
+    @property
+    def service(self) -> Service:
+        assert self._service is not None, "the emulator was not started"
+        return self._service
+
+    @property
+    def billed(self) -> BilledCounter:
+        """Record text → how many times it was billed, live and batch together."""
+        return self.service.billed()
+
+    @property
+    def ledger(self) -> dict[str, Any]:
+        """The whole book, as `GET /_emulator/ledger` gives it."""
+        return self.service.ledger()
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """The book's sums: cheap, however many records there are."""
+        return self.service.totals()
+
+    @property
+    def calls(self) -> int:
+        """Chat completions asked for, failed ones included; of this life of the emulator."""
+        return self.service.calls
+
+    @property
+    def one_by_one(self) -> int:
+        """How many calls the live answers would have taken, one record each."""
+        return self.service.billing.one_by_one
+
+    @property
+    def input_tokens(self) -> int:
+        return self.service.billing.input_tokens
+
+    @property
+    def output_tokens(self) -> int:
+        return self.service.billing.output_tokens
+
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        """The last live bodies, oldest first."""
+        return list(self.service.requests)
+
+    @property
+    def jobs(self) -> list[dict[str, Any]]:
+        """All batch jobs as the API shows them, oldest first."""
+        return self.service.batches.jobs
+
+    @property
+    def most_in_flight(self) -> int:
+        """The most live calls there were at once."""
+        return self.service.limits.most_in_flight
+
+    def set_faults(self, *faults: Fault) -> None:
+        """Another script from now on; none ends all faults."""
+        self.service.set_faults(faults)
+
+    def _run(self, ready: threading.Event) -> None:
+        try:
+            asyncio.run(self._serve(ready))
+        except BaseException as error:  # The starting thread raises it.
+            self._failure = error
+        finally:
+            ready.set()
+
+    async def _serve(self, ready: threading.Event) -> None:
+        assert self._folder is not None
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        service = self._service = Service(self.options, self._folder)
+        server = web.Server(service.handle, request_factory=_request, access_log=None)
+        runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_SECONDS, access_log=None)
+        try:
+            await runner.setup()
+            site = web.TCPSite(runner, HOST, self.port, backlog=4096, reuse_address=True)
+            await site.start()
+            self.port = runner.addresses[0][1]
+            ready.set()
+            await self._stop.wait()
+        finally:
+            await runner.cleanup()
+            await service.close()
+
+
+def _request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+    return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop(), client_max_size=_MOST_BODY_BYTES)

@@ -1,0 +1,109 @@
+"""OpenAI's error bodies and JSON responses, as bytes. Source: reference of api.openai.com error codes, read 2026-11-22."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import orjson
+from aiohttp import web
+
+from beam_llm.testing.emulator.faults import Fault
+
+JSON = "application/json"
+
+
+class WireError(NamedTuple):
+    """An HTTP error answer. `headers` are extra."""
+
+    status: int
+    message: str
+    type: str = "invalid_request_error"
+    code: str | None = None
+    param: str | None = None
+    headers: Mapping[str, str] = {}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def response(self, headers: Mapping[str, str] | None = None) -> web.Response:
+        return json_response(self.body, self.status, {**(headers or {}), **self.headers})
+
+
+def json_response(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.Response(body=orjson.dumps(data), status=status, headers=headers, content_type=JSON)
+
+
+def missing_key() -> WireError:
+    return WireError(401, "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth.")
+
+
+def wrong_key() -> WireError:
+    return WireError(401, "Incorrect API key provided. You can find your API key in your account settings.", code="invalid_api_key")
+
+
+def unknown_model(model: Any) -> WireError:
+    message = f"The model `{model}` does not exist or you do not have access to it."
+    return WireError(404, message, code="model_not_found")
+
+
+def unknown_route(method: str, path: str) -> WireError:
+    return WireError(404, f"Invalid URL ({method} {path})")
+
+
+def too_many(what: str, model: Any, limit: float, used: float, wait_seconds: float) -> WireError:
+    """429 of a limit: `what` is `requests per min (RPM)` and the like."""
+    figures = f"Limit {limit:g}, Used {used:g}. Please try again in {wait_seconds:.3f}s."
+    message = f"Rate limit reached for {model} in organization org-emulator on {what}: {figures}"
+    kind = "tokens" if "TPM" in what else "requests"
+    return WireError(429, message, kind, "rate_limit_exceeded", headers=retry_after(wait_seconds))
+
+
+def retry_after(seconds: float | None) -> dict[str, str]:
+    """Both headers: whole seconds, rounded up, and milliseconds."""
+    if seconds is None:
+        return {}
+    return {"retry-after": str(max(0, -int(-seconds // 1))), "retry-after-ms": str(round(seconds * 1000))}
+
+
+def token_limit(model: Any, limit: int | None) -> str:
+    reached = f"Enqueued token limit reached for {model} in organization org-emulator. Limit: {limit or 0:,} enqueued tokens."
+    return f"{reached} Please try again once some in_progress batches have been completed."
+
+
+def scripted(fault: Fault, model: Any = "the model") -> WireError:
+    """The error body of a fault that is an HTTP status."""
+    usual = _scripted(fault, model)
+    return usual._replace(
+        status=fault.status or usual.status,
+        message=fault.message or usual.message,
+        code=fault.code or usual.code,
+        headers={**usual.headers, **retry_after(fault.retry_after)},
+    )
+
+
+def _scripted(fault: Fault, model: Any) -> WireError:
+    match fault.kind:
+        case "rate_limit":
+            return WireError(429, f"Rate limit reached for {model} in organization org-emulator.", "requests", "rate_limit_exceeded")
+        case "insufficient_quota":
+            message = "You exceeded your current quota, please check your plan and billing details."
+            return WireError(429, message, "insufficient_quota", "insufficient_quota")
+        case "unauthorized":
+            return wrong_key()
+        case "forbidden":
+            return WireError(403, "You are not allowed to use this model from this project.", code="permission_denied")
+        case "model_not_found":
+            return unknown_model(model)
+        case "poison":
+            return WireError(400, "Invalid prompt: your prompt was flagged.", code="invalid_prompt")
+        case "token_limit_at_create":
+            return WireError(429, token_limit(model, None), "tokens", "token_limit_exceeded")
+        case _:
+            return server_error(fault.status or 500)
+
+
+def server_error(status: int) -> WireError:
+    messages = {502: "Bad gateway.", 503: "The engine is currently overloaded, please try again later.", 529: "Overloaded."}
+    return WireError(status, messages.get(status, "The server had an error while processing your request."), "server_error")

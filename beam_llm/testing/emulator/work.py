@@ -1,0 +1,256 @@
+"""What a batch job does with its file: check every line, then answer them. Plain functions, run in a worker thread."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from beam_llm.testing.emulator.billing import Billing
+from beam_llm.testing.emulator.chat import Answer, Chat, prompt_tokens
+from beam_llm.testing.emulator.faults import Fault, FaultScript
+
+_MOST_ERRORS = 50
+EXPIRED = {"code": "batch_expired", "message": "This request could not be executed before the completion window expired."}
+
+
+class Stopped(Exception):
+    """The emulator is closing; the work is done again in its next life."""
+
+
+@dataclass(slots=True)
+class Checked:
+    """A file, validated.
+
+    Attributes:
+      errors: OpenAI's `errors.data`; empty where the file is good.
+      tokens: input tokens of all lines; 0 where nobody asked.
+    """
+
+    lines: int = 0
+    model: str | None = None
+    tokens: int = 0
+    errors: list[dict[str, Any]] = field(default_factory=list)
+
+    def complain(self, code: str, message: str, param: str | None, line: int | None) -> None:
+        if len(self.errors) < _MOST_ERRORS:
+            self.errors.append({"code": code, "message": message, "param": param, "line": line})
+
+
+def check_file(path: Path, endpoint: str, chat: Chat, most_lines: int, count_tokens: bool) -> Checked:
+    """Validates like OpenAI: JSON lines, a unique `custom_id` each, one model, the job's endpoint, not too many."""
+    checked = Checked()
+    seen: set[bytes] = set()
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            checked.lines = number
+            if number <= most_lines:
+                _check_line(checked, number, line, endpoint, chat, seen, count_tokens)
+    if checked.lines == 0:
+        checked.complain("empty_file", "The input file is empty.", None, None)
+    if checked.lines > most_lines:
+        checked.complain("too_many_tasks", f"The input file has {checked.lines} requests; at most {most_lines} are allowed.", None, None)
+    return checked
+
+
+def _check_line(checked: Checked, number: int, line: bytes, endpoint: str, chat: Chat, seen: set[bytes], count_tokens: bool) -> None:
+    try:
+        request = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        request = None
+    if not isinstance(request, dict):
+        checked.complain("invalid_json_line", "This line is not parseable as valid JSON.", None, number)
+        return
+    for name in ("custom_id", "method", "url", "body"):
+        if not request.get(name):
+            checked.complain("missing_required_parameter", f"Missing required parameter: '{name}'.", name, number)
+            return
+    custom_id = str(request["custom_id"]).encode()
+    digest = custom_id if len(custom_id) < 40 else hashlib.blake2b(custom_id, digest_size=16).digest()
+    if digest in seen:
+        checked.complain("duplicate_custom_id", f"The custom_id '{request['custom_id']}' is used more than once.", "custom_id", number)
+    seen.add(digest)
+    if request["method"] != "POST" or bare(request["url"]) != bare(endpoint):
+        checked.complain("invalid_url", f"The URL provided for this request does not match the batch endpoint {endpoint}.", "url", number)
+    _check_body(checked, number, request["body"], chat)
+    if count_tokens and chat.check(request["body"]) is None:
+        checked.tokens += prompt_tokens(request["body"])
+
+
+def _check_body(checked: Checked, number: int, body: Any, chat: Chat) -> None:
+    model = body.get("model") if isinstance(body, dict) else None
+    if not isinstance(model, str):
+        checked.complain("invalid_request", "The request body has no model.", "body.model", number)
+        return
+    if checked.model is None:
+        checked.model = model
+        if not chat.knows(model):
+            checked.complain("model_not_found", f"The provided model '{model}' is not supported by the Batch API.", "body.model", number)
+    elif model != checked.model:
+        checked.complain(
+            "model_mismatch", f"All requests of a batch must use one model; found '{model}' beside '{checked.model}'.", "body.model", number
+        )
+    if body.get("stream"):
+        checked.complain("streaming_unsupported", "Chat Completions: streaming is not supported in the Batch API.", "body.stream", number)
+
+
+def bare(url: str) -> str:
+    """Without the version: `/v1/chat/completions` and Azure's `/chat/completions` are one."""
+    return url.removeprefix("/v1")
+
+
+@dataclass(slots=True)
+class Result:
+    """What a job came to, beside its files."""
+
+    completed: int = 0
+    failed: int = 0
+    records: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One job's work.
+
+    Attributes:
+      place: of the job among all, in the order of their creation. Ids are random, so a script that met them would strike anew each run.
+      done: how many lines are answered; the others are `expired` lines or, where that is False, nothing.
+      in_order: result lines in the order of the input, which no provider promises.
+      cut: the output's last line is cut.
+    """
+
+    batch_id: str
+    source: Path
+    output: Path
+    errors: Path
+    bill: Path
+    done: int
+    expired: bool
+    in_order: bool
+    cut: bool
+    seed: int
+    place: int
+
+
+def answer_file(task: Assignment, chat: Chat, billing: Billing, script: FaultScript, stopped: Callable[[], bool]) -> Result:
+    """Answers the lines into the task's files, which the caller then takes in together. The same task gives the same files.
+
+    Lines are taken in a shuffled order, so results are shuffled without being held in memory.
+    """
+    result = Result()
+    with open(task.output, "wb") as output, open(task.errors, "wb") as errors, open(task.bill, "wb") as bill:
+        for place, (number, line) in enumerate(_lines(task)):
+            if place % 500 == 0 and stopped():
+                raise Stopped
+            request = orjson.loads(line)
+            if place >= task.done:
+                if task.expired:
+                    errors.write(_error_line(task, number, request["custom_id"], EXPIRED))
+                    result.failed += 1
+                continue
+            faults = _line_faults(script, task, chat, request, number)
+            _answer_line(task, number, request, chat, faults, billing, result, (output, errors, bill))
+    if task.cut:
+        _cut(task.output)
+    return result
+
+
+def _lines(task: Assignment) -> Iterator[tuple[int, bytes]]:
+    """(1-based number, line), shuffled unless they are to stay in order."""
+    if task.source.stat().st_size == 0:
+        return
+    with open(task.source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        starts, start = [0], data.find(b"\n") + 1
+        while 0 < start < len(data):
+            starts.append(start)
+            start = data.find(b"\n", start) + 1
+        numbers = list(range(len(starts)))
+        if not task.in_order:
+            random.Random(f"{task.seed}{task.batch_id}").shuffle(numbers)
+        starts.append(len(data))
+        for number in numbers:
+            yield number + 1, data[starts[number] : starts[number + 1]]
+
+
+def _line_faults(script: FaultScript, task: Assignment, chat: Chat, request: dict[str, Any], number: int) -> tuple[Fault, ...]:
+    if not script.has("line"):
+        return ()
+    texts = chat.read(request["body"]).texts if chat.check(request["body"]) is None else ()
+    return script.strike("line", texts, f"{task.place} {texts or request['custom_id']}", number)
+
+
+def _answer_line(
+    task: Assignment,
+    number: int,
+    request: dict[str, Any],
+    chat: Chat,
+    faults: tuple[Fault, ...],
+    billing: Billing,
+    result: Result,
+    files: tuple[Any, Any, Any],
+) -> None:
+    output, errors, bill = files
+    custom_id, body = request["custom_id"], request["body"]
+    by_kind = {fault.kind: fault for fault in faults}
+    if "line_missing" in by_kind:
+        result.failed += 1
+        return
+    if "line_error" in by_kind:
+        fault = by_kind["line_error"]
+        error = {"code": fault.code or "server_error", "message": fault.message or "The server had an error while processing your request."}
+        errors.write(_error_line(task, number, custom_id, error))
+        result.failed += 1
+        return
+    usual = tuple(fault for fault in faults if fault.kind != "line_conflicting")
+    answer = answer_body(chat, body, usual, f"{task.batch_id}-{number}")
+    line = _reply_line(task, number, custom_id, answer)
+    if answer.status != 200:
+        errors.write(line)
+        result.failed += 1
+        return
+    output.write(line)
+    result.completed += 1
+    result.records += len(answer.texts)
+    result.input_tokens += answer.input_tokens
+    result.output_tokens += answer.output_tokens
+    bill.write(billing.line(answer.texts, body, answer.input_tokens, answer.output_tokens))
+    if "line_duplicate" in by_kind:
+        output.write(line)
+    if "line_conflicting" in by_kind:
+        other = answer_body(chat, body, faults, f"{task.batch_id}-{number}-again")
+        output.write(_reply_line(task, number, custom_id, other))
+    if "line_unknown" in by_kind:
+        output.write(_reply_line(task, number, f"unknown-{number}", answer))
+
+
+def answer_body(chat: Chat, body: dict[str, Any], faults: tuple[Fault, ...], reply_id: str) -> Answer:
+    """A line's request, checked and answered."""
+    error = chat.check(body)
+    if error is not None:
+        return Answer((), error.status, error.body, error=error)
+    return chat.answer(body, chat.read(body), faults, reply_id)
+
+
+def _reply_line(task: Assignment, number: int, custom_id: str, answer: Answer) -> bytes:
+    response = {"status_code": answer.status, "request_id": f"req-{task.batch_id}-{number}", "body": answer.body}
+    return orjson.dumps({"id": f"batch_req_{task.batch_id}-{number}", "custom_id": custom_id, "response": response, "error": None}) + b"\n"
+
+
+def _error_line(task: Assignment, number: int, custom_id: str, error: dict[str, Any]) -> bytes:
+    return orjson.dumps({"id": f"batch_req_{task.batch_id}-{number}", "custom_id": custom_id, "response": None, "error": error}) + b"\n"
+
+
+def _cut(path: Path) -> None:
+    """Takes the second half of the last line away."""
+    with open(path, "rb+") as file:
+        data = file.read()
+        last = data.rstrip(b"\n").rfind(b"\n") + 1
+        file.truncate(last + (len(data) - last) // 2)

@@ -1,0 +1,91 @@
+"""The requests that records would be asked with, without a call: what `.preview(…)` and `predict --show` give.
+
+for request in LLMPredict("openai:gpt-4.1-mini", "Label: {{ text }}", batch_size=20).preview(rows, n=2):
+    print(request.body["messages"], request.schema)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import orjson
+
+from beam_llm.calls.reply_limit import as_first_sent
+from beam_llm.config import Settings
+from beam_llm.errors import Failure, Kind, PromptError
+from beam_llm.pricing import Prices
+from beam_llm.prompting.batching import Batcher, caps_of
+from beam_llm.prompting.chat_task import Task
+from beam_llm.providers import encode
+from beam_llm.values import Record
+
+RecordOf = Callable[[Any], Record | Failure]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPreview:
+    """One request, byte for byte what would be sent; or one element that no request can be made of.
+
+    Attributes:
+      body: the JSON body of the request; empty where there is an `error`.
+      schema: the JSON schema that the reply has to follow; None where it is free text.
+      elements: what the request asks about, in its order.
+      error: why this element can't be asked; None nearly always.
+    """
+
+    body: dict[str, Any]
+    schema: Mapping[str, Any] | None
+    elements: tuple[Any, ...]
+    error: Failure | None = None
+
+
+def preview(settings: Settings, elements: Iterable[Any], n: int = 3, record_of: RecordOf | None = None) -> list[RequestPreview]:
+    """The first `n` requests that a run over `elements` would make, as far as prompts fill up in this order.
+
+    Reads no more elements than these requests need, looks up no key and calls nothing. What a server makes a run change
+    afterwards (a refused schema, a prompt that is split) can't be seen.
+
+    Args:
+      elements: dicts of fields, unless `record_of` knows better.
+      n: most requests.
+      record_of: the record that an element asks, or why it can't ask any.
+    """
+    return list(islice(_previews(settings, elements, record_of), n))
+
+
+def _previews(settings: Settings, elements: Iterable[Any], record_of: RecordOf | None) -> Iterable[RequestPreview]:
+    task = Task(settings)
+    caps = caps_of(settings, task.shared_tokens, Prices.of(settings).context_window)
+    batcher: Batcher[Any] = Batcher(caps, settings.model_name)
+    read = record_of or (lambda fields: _record_of_fields(task, fields))
+    for element in elements:
+        record = read(element)
+        if isinstance(record, Record) and batcher.too_large(record):
+            record = batcher.too_large_failure(record)
+        if isinstance(record, Failure):
+            yield RequestPreview({}, None, (element,), record)
+        else:
+            yield from (_request(settings, task, batch) for batch in batcher.add(record, element))
+    yield from (_request(settings, task, batch) for batch in batcher.flush())
+
+
+def _record_of_fields(task: Task, fields: Mapping[str, Any]) -> Record | Failure:
+    try:
+        return task.record(fields, fields)
+    except PromptError as error:
+        return Failure(Kind.PROMPT, str(error))
+
+
+def _request(settings: Settings, task: Task, batch: Sequence[tuple[Record, Any]]) -> RequestPreview:
+    elements = tuple(element for _, element in batch)
+    try:
+        request = task.render([record for record, _ in batch])
+    except PromptError as error:  # of a batch template on these records together
+        return RequestPreview({}, None, elements, Failure(Kind.PROMPT, str(error)))
+    if settings.mode == "online":
+        request = as_first_sent(request, settings, task.output.schema, len(batch))
+    body = orjson.loads(encode(settings, request))
+    return RequestPreview(body, request.schema, elements)
