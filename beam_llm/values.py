@@ -33,6 +33,20 @@ class Record(NamedTuple):
     record_id: str | None = None
 
 
+class PromptBatch(NamedTuple):
+    """The 1…n records that share one prompt, each with the element it came from; or elements that failed before any call.
+
+    Attributes:
+      records: what to ask; empty where there are `failures`.
+      elements: what the records were made of, in whatever wrapping their pipeline has for them; one per record, or one per failure.
+      failures: why these elements can't be asked.
+    """
+
+    records: tuple[Record, ...]
+    elements: tuple[Any, ...]
+    failures: tuple[Failure, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     role: str

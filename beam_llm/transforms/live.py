@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.internal import pickler
@@ -25,25 +25,11 @@ from beam_llm.transforms.elements import fields_of, is_keyed, name_clash, taken_
 from beam_llm.transforms.envelopes import Arrivals, oldest, parcel
 from beam_llm.transforms.gc_tuning import HEAP
 from beam_llm.transforms.metrics import Meter
-from beam_llm.values import Outcome, Prediction, Record
-
-
-class FormedBatch(NamedTuple):
-    """Records that share one prompt, each with its element; or elements that failed before any call.
-
-    Attributes:
-      records: what to ask, empty where `failures` is not.
-      elements: as they arrived; one per record, or one per failure.
-      failures: why these elements can't be asked.
-    """
-
-    records: tuple[Record, ...]
-    elements: tuple[WindowedValue, ...]
-    failures: tuple[Failure, ...] = ()
+from beam_llm.values import Outcome, Prediction, PromptBatch, Record
 
 
 class Former:
-    """Elements → FormedBatches, in plain Python: what all forming DoFns do.
+    """Elements → prompt batches, in plain Python: what all forming DoFns do.
 
     Args:
       for_jobs: the records' tokens are added up to the size of a job. For live calls they matter with `tokens_per_minute`, else only
@@ -68,15 +54,15 @@ class Former:
         self._sampled.restart()
         self._batcher.flush()
 
-    def add(self, arrived: WindowedValue) -> Sequence[FormedBatch]:
+    def add(self, arrived: WindowedValue) -> Sequence[PromptBatch]:
         """The batches that this element closes, or its failure."""
         record = self.record(arrived.value)
         if isinstance(record, Failure):
-            return (FormedBatch((), (arrived,), (record,)),)
+            return (PromptBatch((), (arrived,), (record,)),)
         closed = self._batcher.add(record, arrived)
         return [_formed(batch) for batch in closed] if closed else ()
 
-    def flush(self) -> list[FormedBatch]:
+    def flush(self) -> list[PromptBatch]:
         return [_formed(batch) for batch in self._batcher.flush()]
 
     def record(self, element: Any) -> Record | Failure:
@@ -103,21 +89,21 @@ _ELEMENT_ALONE = ("element",)
 """What a row of something without fields has in place of them."""
 
 
-def _formed(batch: list[tuple[Record, WindowedValue]]) -> FormedBatch:
+def _formed(batch: list[tuple[Record, WindowedValue]]) -> PromptBatch:
     records, elements = zip(*batch, strict=True)
-    return FormedBatch(records, elements)
+    return PromptBatch(records, elements)
 
 
-def packed(formed: FormedBatch) -> WindowedValue:
-    """A FormedBatch as bytes, for a shuffle, at its earliest element's timestamp in the global window; the elements' own are inside.
+def packed(formed: PromptBatch) -> WindowedValue:
+    """A PromptBatch as bytes, for a shuffle, at its earliest element's timestamp in the global window; the elements' own are inside.
 
     Pickled: Beam's window values pickle, and elements have passed their coder.
     """
     return WindowedValue(pickler.dumps(tuple(formed)), oldest(formed.elements), [GlobalWindow()])
 
 
-def unpacked(data: bytes) -> FormedBatch:
-    return FormedBatch(*pickler.loads(data))
+def unpacked(data: bytes) -> PromptBatch:
+    return PromptBatch(*pickler.loads(data))
 
 
 class FormInBundles(beam.DoFn):
@@ -131,9 +117,9 @@ class FormInBundles(beam.DoFn):
 
     def start_bundle(self) -> None:
         self._former.restart()
-        self._kept: list[FormedBatch] = []
+        self._kept: list[PromptBatch] = []
 
-    def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam) -> Iterable[FormedBatch]:
+    def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam) -> Iterable[PromptBatch]:
         formed = self._former.add(arrived)
         if formed and len(arrived.windows) != 1:  # somebody made it so by hand; `finish_bundle` may yield in any windows
             self._kept.extend(formed)
@@ -154,7 +140,7 @@ class FormInBundlesByWindow(FormInBundles):
 
     def process(
         self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam, window: Any = beam.DoFn.WindowParam
-    ) -> Iterable[FormedBatch]:
+    ) -> Iterable[PromptBatch]:
         joined = self._arrivals.put(arrived)
         return self._former.add(joined) if joined is not None else ()
 
@@ -184,12 +170,12 @@ class InFlight:
 
     def __init__(self, most: Callable[[], int]):
         self._most = most
-        self._running: dict[Future[Asked], FormedBatch] = {}
+        self._running: dict[Future[Asked], PromptBatch] = {}
         self._landed: deque[Future[Asked]] = deque()
         self._enough = threading.Event()
         self._awaited = 0
 
-    def add(self, future: Future[Asked], formed: FormedBatch) -> None:
+    def add(self, future: Future[Asked], formed: PromptBatch) -> None:
         self._running[future] = formed
         future.add_done_callback(self._land)
 
@@ -198,7 +184,7 @@ class InFlight:
         if len(self._running) - len(self._landed) <= self._awaited:
             self._enough.set()
 
-    def landed(self, *, all_of_them: bool = False) -> Iterator[tuple[FormedBatch, Asked]]:
+    def landed(self, *, all_of_them: bool = False) -> Iterator[tuple[PromptBatch, Asked]]:
         """Those that have landed, once there is no room for another; to the last one where `all_of_them`."""
         if len(self._running) >= self._most() or all_of_them:
             while self._running:
@@ -225,7 +211,7 @@ class InFlight:
 
 
 class AskTheModel(beam.DoFn):
-    """FormedBatches in, one Prediction per element out, each at its element's timestamp and in its windows.
+    """prompt batches in, one Prediction per element out, each at its element's timestamp and in its windows.
 
     A bounded number of prompt batches is in flight per bundle; what is finished goes out in the order of finishing, and with no room
     `process` waits. That is the back-pressure: a slow API slows the bundle. Nothing outlives its bundle.
@@ -246,7 +232,7 @@ class AskTheModel(beam.DoFn):
         self._in_flight.cancel()  # of a bundle that failed elsewhere
         self._in_flight = InFlight(self._engine.useful_asks)
 
-    def process(self, formed: FormedBatch | bytes) -> Iterator[Any]:
+    def process(self, formed: PromptBatch | bytes) -> Iterator[Any]:
         if isinstance(formed, bytes):
             formed = unpacked(formed)
         if formed.failures:
@@ -277,7 +263,7 @@ class AskTheModel(beam.DoFn):
             if not done:
                 self._in_flight.cancel()
 
-    def _predictions(self, formed: FormedBatch, outcomes: Sequence[Outcome], requests: int = 0, retries: int = 0) -> list[WindowedValue]:
+    def _predictions(self, formed: PromptBatch, outcomes: Sequence[Outcome], requests: int = 0, retries: int = 0) -> list[WindowedValue]:
         """Each where its element was. An Outcome has the fields of a Prediction after the first."""
         self._meter.outcomes(outcomes, requests, retries)
         pairs = zip(formed.elements, outcomes, strict=True)

@@ -8,10 +8,10 @@ from apache_beam import coders, pvalue
 from beam_llm.config import Settings
 from beam_llm.prompting.batching import AUTO_RECORDS
 from beam_llm.transforms import runners
-from beam_llm.transforms.live import AskTheModel, FormedBatch, form_in_bundles
+from beam_llm.transforms.live import AskTheModel, form_in_bundles
 from beam_llm.transforms.streaming import ChooseBuffers, FormAcrossBundles, FormFromGroups
 from beam_llm.transforms.windowing import flushed, use_one_window
-from beam_llm.values import Prediction
+from beam_llm.values import Prediction, PromptBatch
 
 
 def asked(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
@@ -49,4 +49,4 @@ def _formed(pcoll: pvalue.PCollection, checked: Settings, local: bool) -> pvalue
 
 def _formed_in_bundles(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
     forming = beam.ParDo(form_in_bundles(checked, pcoll.windowing.windowfn))
-    return pcoll | "Form prompt batches" >> forming.with_output_types(FormedBatch)
+    return pcoll | "Form prompt batches" >> forming.with_output_types(PromptBatch)

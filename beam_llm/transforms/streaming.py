@@ -36,8 +36,8 @@ from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.prompting.tokens import utf8_bytes
 from beam_llm.transforms.coders import STATE_CODER
 from beam_llm.transforms.envelopes import Arrivals, without_pane
-from beam_llm.transforms.live import FormedBatch, Former, packed
-from beam_llm.values import Record
+from beam_llm.transforms.live import Former, packed
+from beam_llm.values import PromptBatch, Record
 
 
 class ChooseBuffers(beam.DoFn):
@@ -125,7 +125,7 @@ def _size(record: Record, caps: Caps) -> int:
 class FormAcrossBundles(beam.DoFn):
     """Prompt batches from an unbounded stream, sent when full, after `batch_timeout_ms`, at the first window's end, or at a drain.
 
-    Input from ChooseBuffers; output pickled FormedBatches in the global window, so that a shuffle may follow. Only Bag and
+    Input from ChooseBuffers; output pickled prompt batches in the global window, so that a shuffle may follow. Only Bag and
     ReadModifyWrite state is used (Prism and Flink have no other). A REAL_TIME timer is never cleared in its own callback (on Prism that
     would fire it for ever), and is cleared at the window's end (on Flink a pending one keeps the job from ending); every callback may run
     twice. A timer that outlives its buffer, because the buffer was sent full, finds nothing or is set anew by the next element.
@@ -156,7 +156,7 @@ class FormAcrossBundles(beam.DoFn):
         arrived = self._impl.decode(keyed[1])
         record = self._former.record(arrived.value)
         if isinstance(record, Failure):
-            yield packed(FormedBatch((), (arrived,), (record,)))
+            yield packed(PromptBatch((), (arrived,), (record,)))
             return
         held = Buffered(*(known.read() or ()))
         if held.overflows(record, self._former.caps):
