@@ -110,16 +110,39 @@ class LedgerError(LLMError):
 
 
 class CallError(LLMError):
-    """A request to the provider failed. `kind` is the record's error kind if nothing mends it."""
+    """A request to the provider failed.
+
+    Attributes:
+      kind: the record's error kind if nothing mends it.
+      message: a sentence for a person.
+      retry_after_seconds: when the server says to come back; None where it doesn't say.
+      status: the provider's number for it, for people only. What it means is said by the other attributes.
+      is_throttle: the server takes this request, only not now: we are too fast, or it is busy. By default, where `kind` is
+        `rate_limited`.
+    """
 
     remedy = Remedy.RETRY
 
-    def __init__(self, kind: str, message: str, *, retry_after_seconds: float | None = None, status: int | None = None):
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        *,
+        retry_after_seconds: float | None = None,
+        status: int | None = None,
+        is_throttle: bool | None = None,
+    ):
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.retry_after_seconds = retry_after_seconds
         self.status = status
+        self.is_throttle = kind == Kind.RATE_LIMITED if is_throttle is None else is_throttle
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether no server said so: we gave up waiting, or could not reach it."""
+        return self.status is None
 
 
 class Retryable(CallError):

@@ -433,11 +433,10 @@ def test_a_provider_is_told_of_replies_that_ignore_the_schema(text, has_schema, 
 # Waits that the server asks for -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [429, 503, 529])
-def test_a_server_that_says_when_to_come_back_uses_up_no_retries(status):
+@pytest.mark.parametrize("kind", [Kind.RATE_LIMITED, Kind.UNAVAILABLE], ids=["we are too fast", "it is overloaded"])
+def test_a_server_that_says_when_to_come_back_uses_up_no_retries(kind):
     def busy():
-        kind = Kind.RATE_LIMITED if status == 429 else Kind.UNAVAILABLE
-        return Retryable(kind, f"HTTP {status}", status=status, retry_after_seconds=2.0)
+        return Retryable(kind, "come back", retry_after_seconds=2.0, is_throttle=True)
 
     provider = FakeProvider(script=[busy() for _ in range(7)])
     asked = ask(provider, ["a", "b"], max_retries=0)

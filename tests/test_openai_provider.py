@@ -294,6 +294,16 @@ def test_every_http_error_names_its_remedy_and_kind(server, status, body, header
 
 
 @pytest.mark.parametrize(
+    ("status", "is_throttle"), [(429, True), (498, True), (503, True), (529, True), (500, False), (504, False), (400, False)]
+)
+def test_an_error_says_whether_the_server_only_has_no_time_now(server, status, is_throttle):
+    server.says((status, wrong(), {}))
+    with pytest.raises(CallError) as caught:
+        call(server)
+    assert caught.value.is_throttle is is_throttle
+
+
+@pytest.mark.parametrize(
     ("headers", "seconds"),
     [
         ({"retry-after-ms": "300", "retry-after": "9"}, 0.3),

@@ -103,9 +103,9 @@ def calls_of(step: Step, members: Sequence[int]) -> int:
 def is_too_slow(error: CallError, members: Sequence[int], tries: int) -> bool:
     """Whether smaller prompts may be what helps: a long answer to many records takes longer than one request may.
 
-    Our own timeout says so at once; a gateway's 408 or 504 may be an outage of moments, and gets one more try.
+    Our own timeout shows it at once; a gateway's may be an outage of moments, and gets one more try.
     """
-    return error.kind == Kind.TIMED_OUT and len(members) > 1 and (error.status is None or tries > 0)
+    return error.kind == Kind.TIMED_OUT and len(members) > 1 and (error.is_ours or tries > 0)
 
 
 def advice(error: CallError, members: int, waited: bool) -> str:

@@ -35,9 +35,6 @@ PATIENT_WAITS = 4
 PATIENT_429S = 12
 """Waits for 429s that name no time; with backoff they take half a minute."""
 
-_BUSY = frozenset({429, 498, 503, 529})
-"""Statuses of a server that takes this request, only not now. 498: Groq's flex capacity."""
-
 _ONE_TO_BLAME = frozenset({Kind.REFUSED, Kind.TRUNCATED, Kind.REJECTED, Kind.PROMPT, Kind.TOO_LARGE})
 _ASKABLE_AGAIN = frozenset({Kind.MISSING, Kind.INVALID, Kind.UNREADABLE})
 
@@ -138,7 +135,7 @@ def next_try(
         `PATIENT_429S` of them are waits; where nobody is answered, it counts as a try.
     """
     asked = error.retry_after_seconds
-    says_when = sensible_retry_after(asked) is not None and (error.status in _BUSY or error.kind == Kind.RATE_LIMITED)
+    says_when = error.is_throttle and sensible_retry_after(asked) is not None
     is_wait = says_when or (asked is None and error.kind == Kind.RATE_LIMITED and others_get_answers and waits < PATIENT_429S)
     if not is_wait and tries >= max_retries:
         return None

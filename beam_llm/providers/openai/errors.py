@@ -88,8 +88,13 @@ def _by_status(status: int, headers: Mapping[str, str], words: set[str], message
     should_retry = headers.get("x-should-retry")
     if should_retry == "true" or (retryable and should_retry != "false"):
         fallback = Kind.RATE_LIMITED if is_queue_full else Kind.UNAVAILABLE
-        wait = retry_after_seconds(headers)
-        return Retryable(_RETRYABLE.get(status, fallback), message, retry_after_seconds=wait, status=status)
+        return Retryable(
+            _RETRYABLE.get(status, fallback),
+            message,
+            retry_after_seconds=retry_after_seconds(headers),
+            status=status,
+            is_throttle=status in _BUSY or is_queue_full,
+        )
     return Rejected(Kind.REJECTED, message, status=status)
 
 
@@ -110,6 +115,8 @@ _RETRYABLE = {
     524: Kind.TIMED_OUT,
 }
 """498: Groq's flex capacity. 529, overloaded, goes with the other 5xx."""
+_BUSY = frozenset({429, 498, 503, 529})
+"""Statuses of a server that takes this request, only not now."""
 
 
 def _redirected(location: str | None) -> str:
