@@ -229,16 +229,31 @@ class BatchProvider(Protocol):
 
 
 class Store(Protocol):
-    """The staging location: named objects, created at most once each where asked so.
+    """The staging location: named objects of bytes, shared by every worker and every later run.
 
-    Names are relative, `/`-separated. A name that was seen complete never changes content unless written by `put`.
+        store.create("log/7", b"mine")     # True for exactly one of all who try, anywhere
+        store.read("log/7", 1, 3)          # b"in"
+
+    What everything rests on: `create` is atomic; whoever reads an object sees all of it or none; what was written is seen by all
+    from then on, in lists too. An object never changes but by `put`, and only by another `put` of the same name.
+
+    Names are relative and `/`-separated; segments are of letters, digits, `_`, `-`, `.` and `=`, up to 200 characters, and don't begin
+    with a dot. No name is the folder of another one. Any other name raises ValueError. Failures that a name is not at fault for raise
+    the store's own exceptions; nothing is silently left undone.
+
+    A store is pickled by its location, and used by several threads at once.
+
+    Attributes:
+      location: what it was opened by; for people, and for opening it elsewhere.
     """
+
+    location: str
 
     def create(self, name: str, data: bytes) -> bool:
         """Creates the object atomically; False where one exists. Of many racers exactly one gets True."""
 
     def put(self, name: str, data: bytes) -> None:
-        """Writes or replaces the object, whole or not at all."""
+        """Writes or replaces the object, all of it or nothing."""
 
     def put_file(self, name: str, path: str) -> None:
         """Like `put`, streamed from a local file."""
@@ -247,10 +262,26 @@ class Store(Protocol):
         """The object's bytes, or None where there is none."""
 
     def get_file(self, name: str, path: str) -> bool:
-        """Streams the object to a local path; False where there is none."""
+        """Streams the object to a local path; False, and no file there, where there is none."""
+
+    def read(self, name: str, start: int, end: int) -> bytes | None:
+        """Bytes [start, end) of the object, fewer where it ends before; None where there is none. Costs what it returns."""
 
     def list(self, prefix: str, start_after: str = "") -> Iterable[str]:
-        """Names with the prefix that sort after `start_after`, in order."""
+        """Names with the prefix that sort after `start_after`, in the order of their characters."""
 
     def delete(self, name: str) -> None:
         """Removes the object; harmless where it is gone."""
+
+    def path_of(self, name: str) -> Path | None:
+        """Where the object lies, or would lie, as a local file that may be read in place; None where objects are not local files."""
+
+    def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
+        """Removes what killed processes left half-written, of which no list shows anything; spares what is being written.
+
+        Args:
+          dry_run: nothing is removed.
+
+        Returns:
+          What it removes, for people.
+        """

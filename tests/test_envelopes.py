@@ -21,7 +21,7 @@ from apache_beam.utils.timestamp import Timestamp
 from beam_llm import LLMPredict
 from beam_llm.config import settings
 from beam_llm.errors import LedgerError
-from beam_llm.stores import LocalStore
+from beam_llm.stores.local import LocalStore
 from beam_llm.testing import Emulator
 from beam_llm.transforms.envelopes import Arrivals, EnvelopeCoder, EnvelopeReader
 from beam_llm.transforms.live import form_in_bundles, packed, unpacked

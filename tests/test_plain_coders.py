@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_llm.errors import LedgerError
-from beam_llm.stores import LocalStore
+from beam_llm.stores.local import LocalStore
 from beam_llm.transforms.envelopes import EnvelopeCoder, EnvelopeReader
 from beam_llm.transforms.plain_coders import NeedsPickle, build_coder, describe_coder, plain
 from tests.element_classes import Plain

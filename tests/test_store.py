@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
+import signal
+import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from beam_llm import stores
 from beam_llm.errors import LedgerError, UsageError
-from beam_llm.jobs import open_store
-from beam_llm.stores import LocalStore, checked_name, local_copy
+from beam_llm.stores import local_copy, open_store
+from beam_llm.stores.local import LocalStore
+from beam_llm.stores.names import valid_name
 
 
 @pytest.fixture(params=["local", "gcs"])
@@ -86,7 +91,7 @@ def test_a_store_travels_by_its_location(location: str) -> None:
 @pytest.mark.parametrize("name", ["", "/a", "../a", "a/../b", "a//b", "a/", ".hidden", "a\\b", "a b", "ü"])
 def test_names_that_could_leave_the_location_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="staging object"):
-        checked_name(name)
+        valid_name(name)
 
 
 @pytest.mark.parametrize(
@@ -126,15 +131,70 @@ def test_a_file_system_without_hard_links_is_a_clear_error(tmp_path: Path, monke
 def test_nothing_half_written_is_ever_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(str(tmp_path / "staging"))
 
-    def die(file: Any) -> None:
+    def die(file: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stores, "_sync", die)
+    monkeypatch.setattr(os, "fsync", die)
     for write in (store.create, store.put):
         with pytest.raises(KeyboardInterrupt):
             write("log/1", b"x" * 1000)
     assert store.get("log/1") is None
     assert list(store.list("")) == []
+
+
+KILLED_AT_SYNC = """
+import os, signal, sys
+from beam_llm.stores import open_store
+store = open_store(sys.argv[1], probe=False)
+os.umask(0)
+os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+store.put_file("a", sys.argv[3]) if sys.argv[2] == "put_file" else getattr(store, sys.argv[2])("a", b"a prompt")
+"""
+
+
+@pytest.mark.parametrize("verb", ["create", "put", "put_file"])
+def test_what_a_killed_writer_leaves_is_its_users_alone_and_is_swept(tmp_path: Path, verb: str) -> None:
+    folder, source = tmp_path / "staging", tmp_path / "source"
+    source.write_bytes(b"a prompt")
+    child = subprocess.run([sys.executable, "-c", KILLED_AT_SYNC, str(folder), verb, str(source)])
+    assert child.returncode == -signal.SIGKILL
+    (left,) = (folder / ".tmp").iterdir()
+    assert stat.S_IMODE(left.stat().st_mode) == 0o600
+    store = open_store(str(folder))
+    assert store.sweep(dry_run=True) == [str(left)] == store.sweep()
+    assert list((folder / ".tmp").iterdir()) == []
+    assert store.sweep() == []
+
+
+def test_a_file_swept_before_it_is_locked_does_not_come_into_being_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, flock, swept = open_store(str(tmp_path / "staging")), fcntl.flock, []
+
+    def sweep_first(file: int, operation: int) -> None:
+        if not swept:
+            swept.append(True)  # before, or it would be called for ever
+            swept[0] = open_store(str(tmp_path / "staging")).sweep()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", sweep_first)
+    assert store.create("a", b"a prompt")
+    assert len(swept[0]) == 1
+    assert store.get("a") == b"a prompt"
+    assert stat.S_IMODE((tmp_path / "staging" / "a").stat().st_mode) == 0o600
+    assert list((tmp_path / "staging" / ".tmp").iterdir()) == []
+
+
+def test_a_store_of_another_package_is_found_by_its_scheme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "other_package-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[beam_llm.stores]\nother = other_store:open_other\n")
+    (tmp_path / "other_store.py").write_text(
+        "from beam_llm.stores.local import LocalStore\n\n"
+        f"def open_other(location):\n    return LocalStore(location.replace('other:/', {str(tmp_path)!r}))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert open_store("other://staging").create("a", b"1")
+    assert (tmp_path / "staging" / "a").read_bytes() == b"1"
 
 
 def test_the_winner_whose_answer_was_lost_is_told_that_it_won(gcs_location: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from beam_llm.errors import CallError, LedgerError, UsageError, plural
@@ -16,7 +15,6 @@ from beam_llm.jobs.parts import PartReader
 from beam_llm.jobs.planner import number_of
 from beam_llm.jobs.status import Standing, Where, folder, standing
 from beam_llm.protocols import BatchProvider, Store
-from beam_llm.stores import LocalStore
 
 
 @dataclass(frozen=True)
@@ -209,11 +207,8 @@ def cleanup(store: Store, provider: BatchProvider | None, dry_run: bool = True) 
         f"and {plural(len(found.provider_files), 'provider file')} (prompts and replies); "
         "answers stay, so that a re-run pays nothing again"
     )
-    if isinstance(store, LocalStore):
-        found.leftovers = store.leftovers()
+    found.leftovers = list(store.sweep(dry_run=dry_run))
     if not dry_run:
-        for path in found.leftovers:
-            Path(path).unlink(missing_ok=True)
         for file_id in found.provider_files:
             _delete_file(provider, file_id, found)
         for name in found.names:

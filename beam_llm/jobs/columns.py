@@ -147,9 +147,7 @@ class Rows:
         with open(self._file, "rb", buffering=0, closefd=False) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != digest:
-            raise LedgerError(
-                f"{name} in {getattr(store, 'location', 'the staging location')!r} is damaged or was cut: its digest does not match"
-            )
+            raise LedgerError(f"{name} in {store.location!r} is damaged or was cut: its digest does not match")
         is_small = os.fstat(self._file).st_size <= at_once_bytes
         self._window = os.pread(self._file, at_once_bytes, 0) if is_small else b""
         self._start, self._end = 0, len(self._window)

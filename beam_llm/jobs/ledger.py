@@ -23,7 +23,7 @@ from beam_llm.jobs.columns import FORMAT, KEY, Array, pack, unpack
 from beam_llm.jobs.documents import parsed
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.protocols import Store
-from beam_llm.stores import LocalStore, store_at
+from beam_llm.stores import store_at
 
 JOB, FOLLOW_UP, REST = "job", "follow_up", "rest"
 SNAPSHOT_AFTER = 50
@@ -135,7 +135,7 @@ class Ledger:
 
     def __init__(self, store: Store):
         self.store = store
-        self.location: str = getattr(store, "location", "")
+        self.location = store.location
         self.id = _opened(store)
         self._intents: dict[int, Intent] = {}
 
@@ -281,8 +281,7 @@ def check_location(location: str) -> None:
       LedgerError: something that is not a folder is in its place, or its ledger can't be read (local folders only).
     """
     store = store_at(location)
-    if isinstance(store, LocalStore):
-        store.check()
+    if store.path_of("ledger.json") is not None:  # else looking would need credentials
         check_format(store)
 
 

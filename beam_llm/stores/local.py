@@ -1,0 +1,218 @@
+"""A staging store that is a folder, shared by processes of one machine or by machines that mount it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from beam_llm.errors import LedgerError
+from beam_llm.leftovers import lock_file, unlocked
+from beam_llm.stores.names import is_name, valid_name
+
+_LOCK_TRIES = 3
+
+
+class LocalStore:
+    """A folder. Objects are written aside, synced, then linked (create) or renamed (put) into place: never seen half-written.
+
+    What it makes there is the user's own (0700, 0600): it holds prompts and answers.
+
+    Args:
+      location: the folder, with or without `file://`; made at the first write.
+
+    Raises:
+      LedgerError: the location is not a folder; it belongs to another user, or anybody may write into it: its answers could be
+        forged.
+    """
+
+    def __init__(self, location: str):
+        self.location = location
+        self._root = Path(location.removeprefix("file://")).expanduser().absolute()
+        self._aside = f"{self._root}/.tmp"
+        self._check_folder()
+        self._check_owner()
+
+    def _check_folder(self) -> None:
+        there = next(path for path in (self._root, *self._root.parents) if os.path.lexists(path))
+        if not os.path.isdir(there):
+            raise LedgerError(f"staging location {self.location!r} can't be used: {str(there)!r} is not a folder")
+
+    def _check_owner(self) -> None:
+        try:
+            found = os.stat(self._root)
+        except OSError:  # not there yet
+            return
+        if found.st_uid not in (os.geteuid(), 0):
+            raise LedgerError(
+                f"staging location {self.location!r} belongs to another user (uid {found.st_uid}), "
+                "who could forge answers in it: name a folder of your own"
+            )
+        if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+            raise LedgerError(f"staging location {self.location!r} can be written by anybody: chmod o-w, or name another folder")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (LocalStore, (self.location,))
+
+    def path_of(self, name: str) -> Path:
+        """Where the object lies, or would."""
+        return Path(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{valid_name(name)}"
+
+    def create(self, name: str, data: bytes) -> bool:
+        target = self._path(name)
+        with self._written(data) as aside:
+            _make_folder(os.path.dirname(target))
+            try:
+                # Not O_EXCL on the name itself: a reader would see the object before it is complete.
+                os.link(aside, target)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                raise LedgerError(
+                    f"staging location {self.location!r}: its file system can't create a file atomically "
+                    f"by hard link ({error}); use another folder or gs://"
+                ) from error
+        _sync_folder(target)
+        return True
+
+    def put(self, name: str, data: bytes) -> None:
+        target = self._path(name)
+        with self._written(data) as aside:
+            _rename(aside, target)
+
+    def put_file(self, name: str, path: str) -> None:
+        target = self._path(name)
+        with self._file_aside() as (aside, file):
+            with open(path, "rb") as source:
+                shutil.copyfileobj(source, file, 1 << 20)
+            _sync(file)
+            _rename(aside, target)
+
+    @contextlib.contextmanager
+    def _written(self, data: bytes) -> Iterator[str]:
+        with self._file_aside() as (aside, file):
+            file.write(data)
+            _sync(file)
+            yield aside
+
+    @contextlib.contextmanager
+    def _file_aside(self) -> Iterator[tuple[str, IO[bytes]]]:
+        """A new private file, locked while it is written, so that `sweep` tells it from those of killed processes."""
+        path, descriptor = self._new_aside()
+        with open(descriptor, "wb") as file:  # closing it, last of all, lets go of the lock
+            try:
+                yield path, file
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+
+    def _new_aside(self) -> tuple[str, int]:
+        """Written through the descriptor alone: opened by its name, a file that was swept in the moment between making and
+        locking it would come into being a second time, readable by all."""
+        _make_folder(self._aside)
+        for _ in range(_LOCK_TRIES):
+            path = f"{self._aside}/{os.getpid()}-{uuid.uuid4().hex}"
+            descriptor = lock_file(path)
+            if descriptor is not None:
+                return path, descriptor
+        # A file system without locks: nothing is swept there either.
+        path = f"{self._aside}/{os.getpid()}-{uuid.uuid4().hex}"
+        return path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+
+    def get(self, name: str) -> bytes | None:
+        try:
+            with open(self._path(name), "rb") as source:
+                return source.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def get_file(self, name: str, path: str) -> bool:
+        try:
+            shutil.copyfile(self._path(name), path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def read(self, name: str, start: int, end: int) -> bytes | None:
+        try:
+            with open(self._path(name), "rb") as source:
+                source.seek(start)
+                return source.read(max(end - start, 0))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def list(self, prefix: str, start_after: str = "") -> Sequence[str]:
+        folder = prefix.rpartition("/")[0]
+        if folder and not is_name(folder):  # `../`, say: no object's name begins so
+            return []
+        names = (name for name in self._walk(folder) if name.startswith(prefix) and name > start_after)
+        return sorted(names)
+
+    def _walk(self, folder: str) -> Iterator[str]:
+        try:
+            entries = list(os.scandir(self._root / folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for entry in entries:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._walk(name)
+            else:
+                yield name
+
+    def delete(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(self._path(name))
+
+    def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
+        """Paths of the files that killed processes were writing."""
+        found = []
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._aside) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError), unlocked(entry.path) as is_dead:
+                    if is_dead:
+                        found.append(entry.path)
+                        if not dry_run:
+                            os.unlink(entry.path)
+        return found
+
+
+def _rename(aside: str, target: str) -> None:
+    _make_folder(os.path.dirname(target))
+    os.replace(aside, target)
+    _sync_folder(target)
+
+
+def _make_folder(path: str) -> None:
+    """Makes the folder, and those above it, private."""
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for folder in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(path: str) -> None:
+    """A new name survives a power cut only once its folder is synced too."""
+    descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

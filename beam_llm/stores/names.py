@@ -1,0 +1,23 @@
+"""What an object may be called: so that its name is a path in any store, and none that leads out of it."""
+
+from __future__ import annotations
+
+import re
+
+_SEGMENT = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_\-.=]*")
+
+
+def is_name(name: str) -> bool:
+    """Whether `name` is a relative path of plain segments, none of them hidden."""
+    return all(_SEGMENT.fullmatch(segment) for segment in name.split("/"))
+
+
+def valid_name(name: str) -> str:
+    """`name` itself.
+
+    Raises:
+      ValueError: it could leave the staging location or name a hidden file.
+    """
+    if is_name(name):
+        return name
+    raise ValueError(f"{name!r} can't name a staging object: relative, segments of letters, digits, '_', '-', '.', '='")
