@@ -6,6 +6,7 @@ Neither knows the other's code, so that they agree says that a prompt says what 
 from __future__ import annotations
 
 import enum
+import json
 from typing import Any, Literal
 
 import pydantic
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from beam_llm.config import settings
 from beam_llm.prompting.chat_task import Reading, Task
+from beam_llm.providers.openai.wire import JSON_OBJECT, JSON_SCHEMA, Dialect, encode_body
 from beam_llm.testing.emulator.brain import Brain
 from beam_llm.testing.emulator.reading import Question, read_question
 from beam_llm.values import Completion, Record, Request
@@ -102,6 +104,20 @@ def test_each_record_is_answered_alike_alone_and_among_others(prompt: str | None
         assert complete(alone), alone
         assert alone_question.texts == question.texts[number - 1 : number]
         assert alone.values[1] == together.values[number]
+
+
+@pytest.mark.parametrize("is_sent", [True, False], ids=["sent and told", "told only"])
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("output", [Review, Literal["positive", "negative"], Free], ids=["model", "literal", "not strict"])
+def test_a_schema_that_is_told_in_the_system_message_is_followed(output: Any, count: int, is_sent: bool) -> None:
+    task = Task(settings("openai:m", prompt=PROMPTS["colon"], output=output, batch_size=10, api_key="none"))
+    request = task.render(records_of(task)[:count], False)
+    if request.schema is None:
+        return
+    dialect = Dialect(JSON_SCHEMA, also_in_words=True) if is_sent else Dialect(JSON_OBJECT)
+    question = read_question(json.loads(encode_body(request, dialect)))
+    assert question.texts == tuple(TEXTS[:count])
+    assert complete(task.read(count, Completion(Brain().reply(question))))
 
 
 @given(st.lists(st.text(max_size=60), min_size=2, max_size=5))

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -305,8 +306,18 @@ def test_a_list_of_jobs_without_end_can_not_tell(serve):
 # Ids -----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("job_id", ["../files/file-1", "b?x=1", "a/b", "", "..", "b\r\nX: y", "b#"])
+@pytest.mark.parametrize("job_id", ["../files/file-1", "b?x=1", "a/b", "b\r\nX: y", "b#", "b%2F..", "https://elsewhere/b"])
 def test_an_id_leads_to_no_other_address(serve, job_id):
+    server = serve(sends(body(b'{"id": "batch_1"}')))
+    batches(server).look(job_id)
+    ((method, path, headers),) = server.seen
+    assert (method, path.rpartition("/")[0]) == ("GET", "/v1/batches")
+    assert unquote(path.rpartition("/")[2]) == job_id
+    assert "x" not in headers
+
+
+@pytest.mark.parametrize("job_id", ["", ".", "..", "b" * 10_000])
+def test_what_can_not_be_an_id_is_not_asked_for(serve, job_id):
     server = serve(sends(body(b'{"id": "batch_1"}')))
     with pytest.raises(UnknownJob):
         batches(server).look(job_id)

@@ -536,6 +536,34 @@ def test_a_job_is_created_once_with_our_fingerprint_as_its_only_metadata(server,
     ]
 
 
+@pytest.mark.parametrize(
+    ("odd", "quoted"),
+    [
+        ("a/../b?c#d", "a%2F..%2Fb%3Fc%23d"),
+        ("b\x1b[31m\r\nX: y", "b%1B%5B31m%0D%0AX%3A%20y"),
+        ("job 7 ü", "job%207%20%C3%BC"),
+        (41, "41"),
+        ("...", "..."),
+    ],
+    ids=str,
+)
+def test_a_job_whose_id_has_odd_characters_is_asked_for_by_that_id(server, batches, odd, quoted):
+    server.says({**JOB, "id": odd})
+    created = batches.create("abc-0", "file-1")
+    assert batches.look(created.job_id).job_id == str(odd)
+    batches.cancel(created.job_id)
+    assert [path for _, path, _, _ in server.seen] == ["/v1/batches", f"/v1/batches/{quoted}", f"/v1/batches/{quoted}/cancel"]
+
+
+@pytest.mark.parametrize(
+    "useless", ["", None, True, ["batch_1"], {"id": 1}, "x" * 5_000, "..", ".", "half \ud83d"], ids=lambda value: repr(value)[:20]
+)
+def test_an_id_that_no_address_can_hold_leaves_the_job_in_doubt(server, batches, useless):
+    server.says((200, json.dumps({**JOB, "id": useless}).encode()))
+    with pytest.raises(Retryable):
+        batches.create("abc-0", "file-1")
+
+
 @pytest.mark.parametrize(("status", "body"), [(500, wrong()), (408, wrong()), (503, b""), (200, b"<html>")])
 def test_a_create_without_a_clear_answer_is_neither_repeated_nor_called_a_no(server, batches, status, body):
     server.says((status, body))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from beam_llm.errors import CallError, LedgerError, UsageError, plural
+from beam_llm.errors import CallError, LedgerError, UsageError, plural, printable
 from beam_llm.jobs.columns import key_at, keys_array
 from beam_llm.jobs.documents import read_json
 from beam_llm.jobs.job_tree import Chain, follow_up_number, read_done
@@ -156,7 +156,8 @@ def cancel(store: Store, provider: BatchProvider, job: str) -> str:
         raise UsageError(f"job {number} is {view.state}: the provider does not have it yet, so there is nothing to cancel")
     remote = provider.look(view.job_id)
     if remote.state.has_ended:
-        raise UsageError(f"{view.job_id} had already ended: {remote.state.value}; the next run or `beam-llm jobs attach` collects it")
+        ended = f"{printable(view.job_id)} had already ended: {remote.state.value}"
+        raise UsageError(f"{ended}; the next run or `beam-llm jobs attach` collects it")
     provider.cancel(view.job_id)
     return view.job_id
 
@@ -233,7 +234,7 @@ def _provider_files(store: Store, provider: BatchProvider, number: int, found: C
         try:
             files += provider.look(job_id).result_files
         except CallError as error:
-            found.failed.append(f"result files of {job_id}: {error.message}")
+            found.failed.append(f"result files of {printable(job_id)}: {error.message}")
     return files
 
 

@@ -30,6 +30,7 @@ from beam_llm.errors import (
     Retryable,
     UnknownJob,
     UsageError,
+    printable,
 )
 from beam_llm.jobs import join as emit
 from beam_llm.jobs.clocks import SharedClock
@@ -350,7 +351,7 @@ class Driver:
             remote.unknown_since = remote.unknown_since if remote.unknown_since is not None else now
             if now - remote.unknown_since >= doubt_seconds(self._settings):
                 self._submitter.cancel(remote.job_id)  # should the provider know it after all
-                reason = f"the provider no longer knows job {remote.job_id}, which it had taken; on_doubt='resubmit' asks again"
+                reason = f"the provider no longer knows job {printable(remote.job_id)}, which it had taken; on_doubt='resubmit' asks again"
                 may_be_paid = self._settings.on_doubt != "resubmit"
                 return self._end(intent, remote, Ending("lost", Failure(Kind.DOUBTFUL, reason, 1), may_be_paid, {}), [])
         elif now >= remote.created_at + self._deadline() + doubt_seconds(self._settings):
@@ -414,7 +415,7 @@ class Driver:
                 raise
             until = remote.created_at + self._deadline() + doubt_seconds(self._settings)
             if self._time() >= until:
-                reason = f"job {remote.job_id} has ended as {ending.word}, but its results can't be read: {error.message}"
+                reason = f"job {printable(remote.job_id)} has ended as {ending.word}, but its results can't be read: {error.message}"
                 in_doubt = Ending("unread", Failure(Kind.DOUBTFUL, reason, 1), True, {})
                 return self._end(intent, remote, in_doubt, list(job.result_files))
             self._warn_if_late(intent, remote, error, until)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from beam_llm.config import Settings
-from beam_llm.errors import Aborted, CallError, CannotTell, Failure, InputGone, Kind, NotCreated, QueueFull, Rejected
+from beam_llm.errors import Aborted, CallError, CannotTell, Failure, InputGone, Kind, NotCreated, QueueFull, Rejected, printable
 from beam_llm.jobs.clocks import SharedClock
 from beam_llm.jobs.collect import Ending
 from beam_llm.jobs.documents import read_document, read_json
@@ -451,7 +451,9 @@ class Submitter:
         elif kept in self._given_up(number) or not set(given_up).isdisjoint({self._kept(number)}):
             return False
         for job_id in given_up:
-            _LOG.warning("job %d exists twice at the provider: keeping %s, cancelling %s", number, kept or "the other", job_id)
+            _LOG.warning(
+                "job %d exists twice at the provider: keeping %s, cancelling %s", number, printable(kept or "the other"), printable(job_id)
+            )
             self.cancel(job_id)
         return True
 
@@ -466,7 +468,7 @@ class Submitter:
         try:
             translated(lambda: self._provider.cancel(job_id))
         except CallError as error:
-            _LOG.warning("cancelling %s failed: %s", job_id, error.message)
+            _LOG.warning("cancelling %s failed: %s", printable(job_id), error.message)
 
     def _in_doubt(self, intent: Intent, attempt: int, marker: Mapping[str, Any], error: CallError, total: int) -> Waiting | Ending | None:
         """The job can't be looked for. Where the provider can't tell, that will not change; anything else may, until the deadline."""

@@ -52,7 +52,6 @@ from beam_llm.providers.http import Bounds
 from beam_llm.providers.job_search import find_jobs
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai.wire import (
-    JSON_SCHEMA,
     Dialect,
     ErrorContext,
     decode_reply,
@@ -252,12 +251,12 @@ class OpenAIChat:
 
     @property
     def enforces_schemas(self) -> bool:
-        """Whether the schema goes to the server as such, and not in words."""
-        return self._dialect.reply_format == JSON_SCHEMA
+        """Whether replies are held to the schema that is sent; False from the first reply on that was not."""
+        return self._dialect.enforces_schemas
 
     def unenforced(self, request: Request) -> bool:
         """To be called with a request whose reply ended well and is no JSON, although `request.schema` was sent with it: from now on
-        the schema is put into words as well.
+        the schema is put into words as well as being sent.
 
         Returns:
           Whether the same question would now be asked in another form.
@@ -436,7 +435,7 @@ class OpenAIBatches:
             answer = self._call("GET", path_of_content, seconds, missing=Rejected, into=file)
             length, encoded = answer.headers.get("content-length"), answer.headers.get("content-encoding", "identity")
             if length is not None and encoded == "identity" and length != str(file.tell()):
-                raise Retryable(Kind.UNAVAILABLE, f"file {file_id} was cut: {file.tell():,} of {length[:20]} bytes")
+                raise Retryable(Kind.UNAVAILABLE, f"file {file_id!r} was cut: {file.tell():,} of {length[:20]} bytes")
 
     def delete_file(self, file_id: str) -> None:
         """Removes a provider file; harmless where it is gone."""
@@ -616,16 +615,30 @@ class OpenAIBatches:
 
 
 def _in_path(name: str) -> str:
-    """An id as part of an address, which it can't lead away from."""
-    if not _ID.fullmatch(name):
+    """An id as part of an address, which it can't lead away from: quoted, whatever is in it."""
+    if not _is_id(name):
         raise UnknownJob(Kind.REJECTED, f"{name[:80]!r} is not an id", status=404)
     return quote(name, safe="")
 
 
 def _identifier(value: Any, key: str | None) -> str | None:
-    """An id that the server gives out and will be asked by; None where it is none, or repeats the key, which would then be stored."""
-    is_id = isinstance(value, str | int) and not isinstance(value, bool) and _ID.fullmatch(str(value))
-    return str(value) if is_id and not redactor_of(key).touches(str(value)) else None
+    """An id that the server gives out and will be asked by; None where it is none, or repeats the key, which would then be stored.
+
+    An id with odd characters is one all the same: the job behind it is paid for.
+    """
+    name = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    return name if _is_id(name) and not redactor_of(key).touches(name) else None
+
+
+def _is_id(name: str) -> bool:
+    """Whether it can stand in an address: `.` and `..` lead away from it even when quoted, and half a character is none."""
+    if not 0 < len(name) <= MOST_ID_CHARACTERS or name in (".", ".."):
+        return False
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -697,8 +710,8 @@ def remote_job(job: Mapping[str, Any], log_data: bool = False, key: str | None =
     )
 
 
-_ID = re.compile(r"(?!\.+$)[\w.:=@+-]{1,256}", re.ASCII)
-"""Ids become parts of addresses: nothing that could lead to another one."""
+MOST_ID_CHARACTERS = 512
+"""Of an id that a server gives out; longer ones are not ids, and addresses of thousands of characters are refused."""
 
 
 def _count(found: Any) -> int | None:

@@ -67,11 +67,20 @@ class Dialect:
 
     It starts from what the model's name and the host tell and learns from refusals: an endpoint that takes no JSON schema is asked for
     a JSON object, then in words alone. One that takes a schema and doesn't follow it gets it in words as well.
+
+    Attributes:
+      reply_format: the `type` of `response_format`, or `words` for none.
+      tokens_field: the parameter that limits a reply's length.
+      is_enforced: the endpoint is known to hold replies to their schema, so that nothing is learned from one that isn't JSON.
+      also_in_words: the schema is sent and put into a system message besides. That costs some tokens and never an answer: one damaged
+        reply may come from a server that does enforce schemas, and goes on doing so.
+      works, failures: whether anything but failures came in this form, and how many of them.
     """
 
     reply_format: str = JSON_SCHEMA
     tokens_field: str = MAX_TOKENS
     is_enforced: bool = False
+    also_in_words: bool = False
     works: bool = False
     failures: int = 0
 
@@ -119,9 +128,17 @@ class Dialect:
         self.works, self.failures = False, 0
         return True
 
+    @property
+    def enforces_schemas(self) -> bool:
+        """Whether replies are held to the schema that is sent, as far as is known by now."""
+        return self.reply_format == JSON_SCHEMA and not self.also_in_words
+
     def unenforced(self) -> bool:
-        """A schema was sent and the reply is no JSON: from now on the schema is put into words too. Whether that changes anything."""
-        return self.reply_format == JSON_SCHEMA and not self.is_enforced and self.step_down()
+        """A schema was sent and the reply is not JSON: from now on the schema is put into words, too. Whether that changes anything."""
+        if self.is_enforced or not self.enforces_schemas:
+            return False
+        self.also_in_words = True
+        return True
 
 
 _NOT_ABOUT_THE_FORM = (401, 403, 408, 413, 429, 502, 503, 504)
@@ -153,6 +170,7 @@ def _ask_for_shape(body: dict[str, Any], request: Request, dialect: Dialect) -> 
     if dialect.reply_format == JSON_SCHEMA:
         wrapped = {"name": "reply", "strict": request.strict, "schema": request.schema}
         body["response_format"] = {"type": JSON_SCHEMA, JSON_SCHEMA: wrapped}
+    if dialect.enforces_schemas:
         return
     words = "Reply with JSON only, without any other text, following this JSON schema:\n" + orjson.dumps(request.schema).decode()
     body["messages"].insert(0, {"role": "system", "content": words})

@@ -20,6 +20,7 @@ _CHILD = re.compile(r"<([A-Za-z_][\w.-]*)>(.*?)</\1>", re.DOTALL)
 _DELIMITED = re.compile(r"\b1\s?\||(?:index|number)>?\s?\|", re.IGNORECASE)
 _WORD_LIST = re.compile(r"\b(?:one of|either)(?: the following| these)?:?\s+([^\n]+)", re.IGNORECASE)
 _REPLY_WORDS = re.compile(r"\n\n(?=(?:Reply|Answer|Respond) with\b)")
+_TOLD_SCHEMA = re.compile(r"[^\n]*\bJSON schema:\s*(?=\{)")
 _CARE = re.compile(r"\n\nAnswer with care, [^\n]*\Z")
 """What stands after a prompt that is asked again."""
 _VERBS = (
@@ -62,7 +63,8 @@ class Question:
 def read_question(body: Mapping[str, Any]) -> Question:
     """Understands a chat-completions body. Never fails: a prompt it can't make out is one record."""
     system, user = _words(body.get("messages") or ())
-    root = _strict_schema(body.get("response_format"))
+    system, told = _without_told_schema(system)
+    root = _strict_schema(body.get("response_format")) or told
     may_be_many = root is None or _answer_list(root, root) is not None or _keyed_answer(root) is not None
     found = _find_inputs(user) if may_be_many else None
     if found is not None:
@@ -120,6 +122,17 @@ def _words(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
         elif message.get("role") == "user":
             user = content
     return "\n".join(system), _CARE.sub("", user)
+
+
+def _without_told_schema(system: str) -> tuple[str, Mapping[str, Any] | None]:
+    """System text, and the schema of the whole reply that was written out in it."""
+    for match in _TOLD_SCHEMA.finditer(system):
+        try:
+            schema, end = json.JSONDecoder().raw_decode(system, match.end())
+        except ValueError:
+            continue
+        return system[: match.start()] + system[end:], schema
+    return system, None
 
 
 def _strict_schema(response_format: Any) -> Mapping[str, Any] | None:
