@@ -16,6 +16,8 @@ from beam_llm.leftovers import lock_file, unlocked
 from beam_llm.stores.names import is_name, valid_name
 
 _LOCK_TRIES = 3
+_NO_SUCH_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""A folder of objects is no object itself, and an object no folder."""
 
 
 class LocalStore:
@@ -131,13 +133,13 @@ class LocalStore:
         try:
             with open(self._path(name), "rb") as source:
                 return source.read()
-        except (FileNotFoundError, NotADirectoryError):
+        except _NO_SUCH_FILE:
             return None
 
     def get_file(self, name: str, path: str) -> bool:
         try:
             shutil.copyfile(self._path(name), path)
-        except (FileNotFoundError, NotADirectoryError):
+        except _NO_SUCH_FILE:
             return False
         return True
 
@@ -146,7 +148,7 @@ class LocalStore:
             with open(self._path(name), "rb") as source:
                 source.seek(start)
                 return source.read(max(end - start, 0))
-        except (FileNotFoundError, NotADirectoryError):
+        except _NO_SUCH_FILE:
             return None
 
     def list(self, prefix: str, start_after: str = "") -> Sequence[str]:
@@ -159,7 +161,7 @@ class LocalStore:
     def _walk(self, folder: str) -> Iterator[str]:
         try:
             entries = list(os.scandir(self._root / folder))
-        except (FileNotFoundError, NotADirectoryError):
+        except _NO_SUCH_FILE:
             return
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
@@ -171,7 +173,7 @@ class LocalStore:
                 yield name
 
     def delete(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with contextlib.suppress(*_NO_SUCH_FILE):
             os.unlink(self._path(name))
 
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:

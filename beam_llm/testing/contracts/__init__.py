@@ -1,0 +1,15 @@
+"""What a store or a provider promises, as tests to inherit: `pytest` runs them on yours.
+
+    from beam_llm.testing.contracts import StoreContract
+
+    class TestMyStore(StoreContract):
+        def store(self):
+            return MyStore(f"my://bucket/{uuid.uuid4().hex}")
+
+Each suite says in its docstring what a subclass has to give. The package's own stores, providers and fakes pass them too. Needs
+pytest, which the rest of `beam_llm.testing` does not.
+"""
+
+from beam_llm.testing.contracts.stores import StoreContract
+
+__all__ = ["StoreContract"]
