@@ -6,10 +6,10 @@ import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from beam_llm.errors import CallError, Kind, Rejected
-from beam_llm.values import Completion, JobState, Request
+from beam_llm.values import Completion, JobState, Pace, Request
 
 
 class Clock(Protocol):
@@ -226,6 +226,69 @@ class BatchProvider(Protocol):
 
     def close(self) -> None:
         """Gives back connections; harmless to repeat."""
+
+
+@dataclass(slots=True)
+class Admission:
+    """The right to send one request now, as a Limiter gives it.
+
+    Attributes:
+      sent_at: when it was given, by the event loop's clock.
+      waited_seconds: for it, in all.
+      throttled_seconds: of these, for a budget or because the provider asks for less; the rest was for other calls to end.
+      exceeds_budget: the request alone has more tokens than a whole minute may have.
+      charge: whatever the limiter needs to know again; nobody else looks at it.
+    """
+
+    sent_at: float = 0.0
+    waited_seconds: float = 0.0
+    throttled_seconds: float = 0.0
+    exceeds_budget: bool = False
+    charge: Any = None
+
+
+class Limiter(Protocol):
+    """When the next live request may be sent: so many in flight, so many requests and tokens a minute. Lives on one event loop.
+
+    Each request is admitted, then perhaps one of `settle`, `throttled`, `timed_out`, and in any case released:
+
+        admission = await limiter.admit(tokens)
+        try:
+            reply = await send()
+            limiter.settle(admission, reply.tokens, reply.pace)
+        finally:
+            limiter.release(admission)
+
+    One that keeps its budgets in a shared database, for all workers of a job, is another class with these methods.
+    """
+
+    @property
+    def slots(self) -> int:
+        """How many requests may be in flight at this moment; it may change with every reply."""
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether `tokens` plays a part; where it doesn't, nobody has to estimate them."""
+
+    async def admit(self, tokens: float, *, is_follow_up: bool = False) -> Admission:
+        """Waits until a request may be sent.
+
+        Args:
+          tokens: estimated, of prompt and answer.
+          is_follow_up: it belongs to an ask that has sent before. These go first, so that the oldest asks end first.
+        """
+
+    def settle(self, admission: Admission, tokens: int, pace: Pace | None) -> None:
+        """A reply came: what it really took, and what the provider's headers say about the minute to come."""
+
+    def throttled(self, admission: Admission, retry_after_seconds: float | None) -> None:
+        """The provider refused the request because we are too fast."""
+
+    def timed_out(self, admission: Admission) -> None:
+        """No reply came in time."""
+
+    def release(self, admission: Admission) -> None:
+        """The request has ended, in whatever way; another may take its place."""
 
 
 class Store(Protocol):

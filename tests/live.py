@@ -64,7 +64,7 @@ def ask_all(emulator: Any, batches: Sequence[Sequence[str]], at_once: bool = Tru
     records = [[task.record({"text": text}, text) for text in texts] for texts in batches]
 
     async def main() -> list[Asked]:
-        engine = Engine(known, partial(connect, known), Prices.of(known).cost_usd, task=task)
+        engine = Engine(known, task, partial(connect, known), Prices.of(known).cost_usd)
         try:
             return await asyncio.gather(*(engine.ask(one) for one in records)) if at_once else [await engine.ask(one) for one in records]
         finally:

@@ -33,7 +33,7 @@ def seen(answered: int = 40, throttled: int = 0, timed_out: int = 0, **more: flo
         pytest.param(seen(answered=1), LATER._replace(size=1), 2, "stepped", id="from one to two"),
         pytest.param(seen(wanted=False), FRESH, 40, "unused", id="nobody waits: stay"),
         pytest.param(seen(latency_seconds=16.0), FRESH, 40, "near_timeout", id="half the timeout: stay"),
-        pytest.param(seen(39, 1), FRESH, 40, "few_429s", id="one 429 in forty: stay"),
+        pytest.param(seen(39, 1), FRESH, 40, "few_refusals", id="one 429 in forty: stay"),
         pytest.param(seen(30, 10), FRESH, 30, "throttled", id="a quarter were 429s: a quarter less"),
         pytest.param(seen(2, 38), FRESH, 20, "throttled", id="nearly all were 429s: half"),
         pytest.param(seen(0, 40), FRESH._replace(size=1), 1, "throttled", id="never below one"),
@@ -133,7 +133,7 @@ class Course:
 
     async def _run(self, server: Server, records: int) -> tuple[float, int]:
         known = settings("openai:fake", base_url="http://localhost/v1")
-        engine = Engine(known, lambda: server, lambda usage: 0.0, task=FakeTask(), rng=random.Random(2))
+        engine = Engine(known, FakeTask(), lambda: server, lambda usage: 0.0, rng=random.Random(2))
         clock = asyncio.get_running_loop().time
         started, asks = clock(), set[asyncio.Task]()
         while records or asks:
@@ -145,7 +145,7 @@ class Course:
                 self.lost += asked.outcomes[0].failure is not None
                 self.timeouts += asked.tally.timeouts
         await engine.aclose()
-        return clock() - started, engine.endpoint.gate.window.slots
+        return clock() - started, engine.endpoint.limiter.slots
 
 
 def test_a_server_without_limits_is_used_within_seconds():
@@ -180,7 +180,7 @@ def test_a_fixed_number_is_left_alone():
 
     async def main() -> int:
         known = settings("openai:fake", base_url="http://localhost/v1", max_concurrency=7)
-        engine = Engine(known, lambda: provider, lambda usage: 0.0, task=FakeTask())
+        engine = Engine(known, FakeTask(), lambda: provider, lambda usage: 0.0)
         await asyncio.gather(*(engine.ask([fake_record("a")]) for _ in range(50)))
         await engine.aclose()
         return engine.useful_asks()

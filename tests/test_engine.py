@@ -16,7 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from beam_llm.calls import Asked, Engine
-from beam_llm.calls import engine as engine_module
+from beam_llm.calls import ask as ask_module
 from beam_llm.calls.policy import Next, Step, backoff_seconds, next_step, reminder
 from beam_llm.config import settings
 from beam_llm.errors import Aborted, Kind, PromptError, Rejected, Retryable
@@ -30,7 +30,7 @@ def priced(usage: Usage) -> float:
 
 def engine_for(provider: FakeProvider, *, task: Any = None, cost: Callable[[Usage], float | None] = priced, **options: Any) -> Engine:
     known = settings("openai:fake", base_url="http://localhost/v1", **options)
-    return Engine(known, lambda: provider, cost, task=task or FakeTask(), rng=random.Random(7))
+    return Engine(known, task or FakeTask(), lambda: provider, cost, rng=random.Random(7))
 
 
 def ask_all(provider: FakeProvider, prompts: list[list[str]], together: bool = True, **options: Any) -> list[Asked]:
@@ -41,7 +41,7 @@ def ask_all(provider: FakeProvider, prompts: list[list[str]], together: bool = T
         asks = [engine.ask([fake_record(text) for text in texts]) for texts in prompts]
         asked = await asyncio.gather(*asks) if together else [await ask for ask in asks]
         await engine.aclose()
-        assert engine.endpoint.gate.in_flight == 0
+        assert engine.endpoint.limiter.in_flight == 0
         return asked
 
     return run_virtually(main())
@@ -391,7 +391,7 @@ def test_what_a_reminder_says(kinds_, time, words):
 
 
 def test_a_long_reply_is_read_in_another_thread(monkeypatch):
-    monkeypatch.setattr(engine_module, "LONG_REPLY_CHARACTERS", 20)
+    monkeypatch.setattr(ask_module, "LONG_REPLY_CHARACTERS", 20)
     readers = []
 
     class Noting(FakeTask):
@@ -581,7 +581,7 @@ def test_a_provider_that_can_not_be_connected_is_an_abort():
         raise ValueError("Bearer sk-123 is not a header")
 
     async def main() -> str:
-        engine = Engine(settings("openai:x", base_url="http://localhost"), connect, priced, task=FakeTask())
+        engine = Engine(settings("openai:x", base_url="http://localhost"), FakeTask(), connect, priced)
         with pytest.raises(Aborted) as caught:
             await engine.ask([fake_record("a")])
         return str(caught.value)
@@ -666,7 +666,7 @@ def test_a_cancelled_ask_frees_its_slots_and_ends_its_parts(moment):
             await task
         assert len(asyncio.all_tasks()) == 1
         assert values(await engine.ask([fake_record("a")])) == ["A"]
-        return engine.endpoint.gate.in_flight
+        return engine.endpoint.limiter.in_flight
 
     assert run_virtually(main()) == 0
 

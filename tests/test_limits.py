@@ -1,4 +1,4 @@
-"""Budgets, the window, and the gate that joins them. Time is a number here; nothing sleeps."""
+"""Budgets, the window, and the limiter that joins them. Time is a number here; nothing sleeps."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_llm.calls.gate import Gate
-from beam_llm.calls.limits import Budget, Window, hold_seconds
+from beam_llm.calls.limiter import Budget, LocalLimiter, Window, hold_seconds
 from beam_llm.testing.fakes import run_virtually
 from beam_llm.values import Pace
 
@@ -114,10 +113,7 @@ def test_a_correction_that_comes_after_its_minute_changes_nothing():
     assert budget.due(61.0, 100) <= 61.0
 
 
-# The window ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_429_halves_the_window_down_to_one():
+def test_a_refusal_halves_the_window_down_to_one():
     window = Window(64)
     sizes = []
     for second in range(1, 9):
@@ -126,7 +122,7 @@ def test_a_429_halves_the_window_down_to_one():
     assert sizes == [32, 16, 8, 4, 2, 1, 1, 1]
 
 
-def test_a_burst_of_429s_from_one_moment_halves_once():
+def test_a_burst_of_refusals_from_one_moment_halves_once():
     window = Window(64)
     for _ in range(64):
         window.throttled(sent_at=1.0, now=2.0)
@@ -157,23 +153,20 @@ def test_what_the_headers_ask_for(pace, seconds):
     assert hold_seconds(pace) == seconds
 
 
-# The gate ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def held(gate: Gate, seconds: float, tokens: float = 1.0, follow_up: bool = False) -> float:
-    """Passes the gate for so long; returns when it was let in."""
-    ticket = await gate.enter(tokens, follow_up)
+async def held(limiter: LocalLimiter, seconds: float, tokens: float = 1.0, is_follow_up: bool = False) -> float:
+    """Sends for so long; returns when it was admitted."""
+    admission = await limiter.admit(tokens, is_follow_up=is_follow_up)
     try:
         await asyncio.sleep(seconds)
-        return ticket.sent_at - 1_000.0
+        return admission.sent_at - 1_000.0
     finally:
-        gate.leave()
+        limiter.release(admission)
 
 
 def test_slots_are_given_in_order_and_follow_ups_go_first():
     async def main() -> list[float]:
-        gate = Gate(Window(1), None)
-        return await asyncio.gather(held(gate, 1.0), held(gate, 1.0), held(gate, 1.0), held(gate, 1.0, follow_up=True))
+        limiter = LocalLimiter(Window(1))
+        return await asyncio.gather(held(limiter, 1.0), held(limiter, 1.0), held(limiter, 1.0), held(limiter, 1.0, is_follow_up=True))
 
     assert run_virtually(main()) == [0.0, 2.0, 3.0, 1.0]
 
@@ -181,34 +174,34 @@ def test_slots_are_given_in_order_and_follow_ups_go_first():
 @pytest.mark.parametrize("moment", [0.5, 1.0, 1.5], ids=["while waiting", "as the slot is handed over", "while holding"])
 def test_a_cancelled_caller_loses_no_slot(moment):
     async def main() -> int:
-        gate = Gate(Window(1), None)
-        first, second = asyncio.create_task(held(gate, 1.0)), asyncio.create_task(held(gate, 1.0))
+        limiter = LocalLimiter(Window(1))
+        first, second = asyncio.create_task(held(limiter, 1.0)), asyncio.create_task(held(limiter, 1.0))
         asyncio.get_running_loop().call_later(moment, second.cancel)
         await asyncio.gather(first, second, return_exceptions=True)
         assert second.cancelled()
-        await held(gate, 0.0)
-        return gate.in_flight
+        await held(limiter, 0.0)
+        return limiter.in_flight
 
     assert run_virtually(main()) == 0
 
 
 def test_cancelled_while_waiting_for_the_budget_gives_the_slot_back():
     async def main() -> int:
-        gate = Gate(Window(2), Budget(1, None))
-        await held(gate, 0.0)
-        waiting = asyncio.create_task(held(gate, 0.0))
+        limiter = LocalLimiter(Window(2), Budget(1, None))
+        await held(limiter, 0.0)
+        waiting = asyncio.create_task(held(limiter, 0.0))
         await asyncio.sleep(1)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        return gate.in_flight
+        return limiter.in_flight
 
     assert run_virtually(main()) == 0
 
 
 def test_a_large_request_is_not_overtaken_by_small_ones_for_ever():
     async def main() -> list[float]:
-        gate = Gate(Window(10), Budget(None, 100))
-        return await asyncio.gather(held(gate, 0.0, 60), held(gate, 0.0, 100), held(gate, 0.0, 1))
+        limiter = LocalLimiter(Window(10), Budget(None, 100))
+        return await asyncio.gather(held(limiter, 0.0, 60), held(limiter, 0.0, 100), held(limiter, 0.0, 1))
 
     first, large, small = run_virtually(main())
     assert (first, round(large), round(small)) == (0.0, 60, 120)
@@ -216,20 +209,21 @@ def test_a_large_request_is_not_overtaken_by_small_ones_for_ever():
 
 def test_a_narrowed_window_lets_in_fewer():
     async def main() -> list[float]:
-        gate = Gate(Window(4), None)
-        gate.throttled(await gate.enter(1, False))
-        gate.leave()
-        return await asyncio.gather(*(held(gate, 1.0) for _ in range(4)))
+        limiter = LocalLimiter(Window(4))
+        refused = await limiter.admit(1)
+        limiter.throttled(refused, 0.5)
+        limiter.release(refused)
+        return await asyncio.gather(*(held(limiter, 1.0) for _ in range(4)))
 
     assert run_virtually(main()) == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_used_up_headers_hold_everyone_until_the_reset():
     async def main() -> list[float]:
-        gate = Gate(Window(4), None)
-        ticket = await gate.enter(1, False)
-        gate.replied(ticket, 1, Pace(remaining_requests=0, reset_requests_seconds=1.8))
-        gate.leave()
-        return await asyncio.gather(held(gate, 0.0), held(gate, 0.0), held(gate, 0.0))
+        limiter = LocalLimiter(Window(4))
+        admission = await limiter.admit(1)
+        limiter.settle(admission, 1, Pace(remaining_requests=0, reset_requests_seconds=1.8))
+        limiter.release(admission)
+        return await asyncio.gather(held(limiter, 0.0), held(limiter, 0.0), held(limiter, 0.0))
 
     assert [round(time, 2) for time in run_virtually(main())] == [1.8, 1.8, 1.8]

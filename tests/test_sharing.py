@@ -55,11 +55,6 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _fake_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_task_of", lambda settings: FakeTask())
-
-
-@pytest.fixture(autouse=True)
 def _nothing_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Every test ends with no thread, no endpoint and no complaint of asyncio's."""
     with caplog.at_level(logging.WARNING, "asyncio"):
@@ -79,11 +74,11 @@ def test_two_worker_threads_share_one_session_and_one_limit():
         return provider
 
     def work() -> None:
-        engine = borrow_engine(pickle.loads(pickle.dumps(declared(max_concurrency=3))), connect, free)
+        engine = borrow_engine(pickle.loads(pickle.dumps(declared(max_concurrency=3))), FakeTask(), connect, free)
         assert [value(future) for future in [engine.submit([fake_record("a")]) for _ in range(30)]] == ["A"] * 30
         return_engine(engine)
 
-    holder = borrow_engine(declared(max_concurrency=3), connect, free)
+    holder = borrow_engine(declared(max_concurrency=3), FakeTask(), connect, free)
     workers = [threading.Thread(target=work) for _ in range(2)]
     for worker in workers:
         worker.start()
@@ -106,8 +101,8 @@ def test_two_worker_threads_share_one_session_and_one_limit():
     ],
 )
 def test_engines_of_one_endpoint_share_its_limits(other, shared):
-    first = borrow_engine(declared(), FakeProvider, free)
-    second = borrow_engine(declared(**other), FakeProvider, free)
+    first = borrow_engine(declared(), FakeTask(), FakeProvider, free)
+    second = borrow_engine(declared(**other), FakeTask(), FakeProvider, free)
     assert (first.endpoint is second.endpoint) is shared
     return_engine(first)
     return_engine(second)
@@ -115,20 +110,20 @@ def test_engines_of_one_endpoint_share_its_limits(other, shared):
 
 def test_cancelling_the_future_cancels_the_call_and_frees_its_slot():
     provider = FakeProvider(hang=True)
-    engine = borrow_engine(declared(max_concurrency=1), lambda: provider, free)
+    engine = borrow_engine(declared(max_concurrency=1), FakeTask(), lambda: provider, free)
     stuck = engine.submit([fake_record("a")])
     until(lambda: provider.in_flight == 1)
     provider.hang = False
     assert stuck.cancel()
     assert value(engine.submit([fake_record("b")])) == "B"
-    assert (provider.in_flight, engine.endpoint.gate.in_flight) == (0, 0)
+    assert (provider.in_flight, engine.endpoint.limiter.in_flight) == (0, 0)
     return_engine(engine)
 
 
 def test_an_engine_that_goes_cancels_its_own_calls_and_leaves_those_of_others():
     provider = FakeProvider(hang=True)
-    going = borrow_engine(declared(), lambda: provider, free)
-    staying = borrow_engine(declared(), lambda: provider, free)
+    going = borrow_engine(declared(), FakeTask(), lambda: provider, free)
+    staying = borrow_engine(declared(), FakeTask(), lambda: provider, free)
     doomed = [going.submit([fake_record("a")]) for _ in range(3)]
     until(lambda: provider.in_flight == 3)
     provider.hang, provider.seconds = False, 0.02
@@ -141,7 +136,7 @@ def test_an_engine_that_goes_cancels_its_own_calls_and_leaves_those_of_others():
 
 
 def test_a_closed_engine_takes_no_more_and_may_be_returned_twice():
-    engine = borrow_engine(declared(), FakeProvider, free)
+    engine = borrow_engine(declared(), FakeTask(), FakeProvider, free)
     return_engine(engine)
     return_engine(engine)
     with pytest.raises(RuntimeError, match="closed"):
@@ -150,7 +145,7 @@ def test_a_closed_engine_takes_no_more_and_may_be_returned_twice():
 
 def test_an_engine_of_ones_own_needs_no_borrowing():
     provider = FakeProvider()
-    engine = Engine(declared(), lambda: provider, free)
+    engine = Engine(declared(), FakeTask(), lambda: provider, free)
     assert value(engine.submit([fake_record("a")])) == "A"
     engine.close()
     engine.close()
@@ -159,7 +154,7 @@ def test_an_engine_of_ones_own_needs_no_borrowing():
 
 def test_an_abort_reaches_every_future():
     provider = FakeProvider(always=lambda: Aborted(Kind.ABORTED, "HTTP 401", status=401))
-    engine = borrow_engine(declared(), lambda: provider, free)
+    engine = borrow_engine(declared(), FakeTask(), lambda: provider, free)
     for future in [engine.submit([fake_record("a")]) for _ in range(5)]:
         with pytest.raises(Aborted, match="HTTP 401"):
             future.result(timeout=30)
@@ -168,18 +163,18 @@ def test_an_abort_reaches_every_future():
 
 def test_an_engine_borrowed_anew_after_an_abort_tries_anew():
     broken, repaired = FakeProvider(always=lambda: Aborted(Kind.ABORTED, "HTTP 401")), FakeProvider()
-    engine = borrow_engine(declared(), lambda: broken, free)
+    engine = borrow_engine(declared(), FakeTask(), lambda: broken, free)
     with pytest.raises(Aborted):
         engine.submit([fake_record("a")]).result(timeout=30)
     return_engine(engine)
-    engine = borrow_engine(declared(), lambda: repaired, free)
+    engine = borrow_engine(declared(), FakeTask(), lambda: repaired, free)
     assert value(engine.submit([fake_record("a")])) == "A"
     return_engine(engine)
 
 
 def test_many_threads_submitting_and_cancelling_lose_nothing():
     provider = FakeProvider(seconds=0.001)
-    engine = borrow_engine(declared(max_concurrency=4), lambda: provider, free)
+    engine = borrow_engine(declared(max_concurrency=4), FakeTask(), lambda: provider, free)
     ended: list[str] = []
 
     def work() -> None:
@@ -200,14 +195,14 @@ def test_many_threads_submitting_and_cancelling_lose_nothing():
     assert len(ended) == 200
     assert ended.count("A") >= 4 * 33
     assert value(engine.submit([fake_record("b")])) == "B"
-    assert engine.endpoint.gate.in_flight == 0
+    assert engine.endpoint.limiter.in_flight == 0
     return_engine(engine)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of forking with threads, which is the point here
 def test_a_forked_process_starts_with_no_engine_and_makes_its_own():
-    engine = borrow_engine(declared(), FakeProvider, free)
+    engine = borrow_engine(declared(), FakeTask(), FakeProvider, free)
     assert value(engine.submit([fake_record("a")])) == "A"
     child = os.fork()
     if child == 0:
@@ -224,7 +219,7 @@ def _in_the_child(inherited: Engine) -> int:
     except RuntimeError:
         pass
     return_engine(inherited)
-    own = borrow_engine(declared(), FakeProvider, free)
+    own = borrow_engine(declared(), FakeTask(), FakeProvider, free)
     answered = value(own.submit([fake_record("c")])) == "C"
     return_engine(own)
     return 0 if answered and threads() == [] else 2
@@ -233,17 +228,16 @@ def _in_the_child(inherited: Engine) -> int:
 def test_a_process_that_returns_nothing_ends_quietly():
     """A runner may skip teardown; sessions are closed all the same and asyncio has nothing to say."""
     program = """
-import sys
-from beam_llm.calls import borrow_engine, engine
+import time
+from beam_llm.calls import borrow_engine
 from beam_llm.config import settings
 from beam_llm.testing.fakes import FakeProvider, FakeTask, fake_record
-engine._task_of = lambda settings: FakeTask()
 provider = FakeProvider(hang=True)
 provider.close = lambda: closed()
 async def closed(): print("closed")
-borrowed = borrow_engine(settings("openai:x", base_url="http://localhost"), lambda: provider, lambda usage: None)
+borrowed = borrow_engine(settings("openai:x", base_url="http://localhost"), FakeTask(), lambda: provider, lambda usage: None)
 borrowed.submit([fake_record("a")])
-while not provider.in_flight: pass
+while not provider.in_flight: time.sleep(0.001)
 """
     ended = subprocess.run([sys.executable, "-X", "dev", "-c", program], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "closed\n", "")
@@ -257,7 +251,7 @@ def test_a_client_that_never_lets_go_keeps_nobody(monkeypatch, caplog):
         await asyncio.Event().wait()
 
     monkeypatch.setattr(provider, "close", never)
-    engine = borrow_engine(declared(), lambda: provider, free)
+    engine = borrow_engine(declared(), FakeTask(), lambda: provider, free)
     assert value(engine.submit([fake_record("a")])) == "A"
     return_engine(engine)
     assert "not waited for: TimeoutError" in caplog.text
@@ -274,12 +268,12 @@ def test_a_loop_that_hangs_keeps_no_worker_from_ending(monkeypatch, caplog):
             goes_on.wait(30)  # on the loop: nothing else runs there
             return await super().complete(request, timeout_seconds)
 
-    engine = borrow_engine(declared(), Blocking, free)
+    engine = borrow_engine(declared(), FakeTask(), Blocking, free)
     engine.submit([fake_record("a")])
     blocked.wait(30)
     return_engine(engine)
     assert "did not end within" in caplog.text
-    other = borrow_engine(declared(), FakeProvider, free)
+    other = borrow_engine(declared(), FakeTask(), FakeProvider, free)
     assert value(other.submit([fake_record("b")])) == "B"
     return_engine(other)
     goes_on.set()
@@ -298,7 +292,7 @@ def test_what_is_not_needed_before_the_first_reply_is_got_ready_while_that_is_aw
         assert ready.is_set()
         return 1.0
 
-    engine = borrow_engine(declared(), lambda: provider, cost, prepare=prepare)
+    engine = borrow_engine(declared(), FakeTask(), lambda: provider, cost, prepare=prepare)
     futures = [engine.submit([fake_record("a")]) for _ in range(5)]
     assert [future.result(timeout=30).outcomes[0].cost_usd for future in futures] == [1.0] * 5
     assert order == ["asked"]
@@ -309,7 +303,7 @@ def test_prices_that_can_not_be_got_ready_cost_no_answer(caplog):
     def prepare() -> None:
         raise ValueError("the text of a price table")
 
-    engine = borrow_engine(declared(), FakeProvider, free, prepare=prepare)
+    engine = borrow_engine(declared(), FakeTask(), FakeProvider, free, prepare=prepare)
     assert value(engine.submit([fake_record("a")])) == "A"
     return_engine(engine)
     assert "not ready: ValueError" in caplog.text
@@ -318,7 +312,7 @@ def test_prices_that_can_not_be_got_ready_cost_no_answer(caplog):
 
 def test_asks_in_a_loop_of_ones_own_leave_no_task():
     async def main() -> set[asyncio.Task[Any]]:
-        engine = Engine(declared(), FakeProvider, free)
+        engine = Engine(declared(), FakeTask(), FakeProvider, free)
         await asyncio.gather(*(engine.ask([fake_record("a")]) for _ in range(10)))
         await engine.aclose()
         return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]

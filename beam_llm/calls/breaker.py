@@ -1,8 +1,8 @@
 """The circuit breaker of the fallback: an endpoint that answers rubbish must not be billed 2n calls per prompt batch.
 
 What it guards is only the fallback (halving, single calls, re-asks) of prompt batches that have had *no* good answer yet. The first
-request of a batch always goes out, and retries after 429, 5xx and lost connections are not its business: failing those fast would turn
-a short outage into thousands of failed records.
+request of a batch always goes out, and retries after refusals, failures of the server and lost connections are not its business:
+failing those fast would turn a short outage into thousands of failed records.
 
     closed ── `threshold` prompt batches in a row fell back and got not one good answer ──► open (no fallback, for `cooldown_seconds`)
       ▲                                                                                        │
@@ -18,6 +18,7 @@ bad replies among many wait for nothing.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 
 THRESHOLD = 8
@@ -80,3 +81,108 @@ class Breaker:
     def forget(self) -> None:
         """A fallback was cancelled: no verdict, room for another."""
         self._begun = max(0, self._begun - 1)
+
+
+class Guard:
+    """A Breaker whose WAIT is an actual wait. One per task and endpoint, so that another prompt's success hides no rubbish."""
+
+    def __init__(self, breaker: Breaker):
+        self.breaker = breaker
+        self.prompts = 0  # prompt batches begun
+        self._waiters: list[asyncio.Future[None]] = []
+
+    async def may_fall_back(self) -> bool:
+        """After True, `good`, `fruitless` or `forget` has to follow."""
+        loop = asyncio.get_running_loop()
+        while (verdict := self.breaker.ask(loop.time())) is Verdict.WAIT:
+            waiter = loop.create_future()
+            self._waiters.append(waiter)
+            await waiter
+        return verdict is Verdict.YES
+
+    def good(self) -> None:
+        """A good answer came, to whomever."""
+        self.breaker.good()
+        self._wake()
+
+    def fruitless(self) -> None:
+        """A fallback is spent and nothing good came of it."""
+        self.breaker.fruitless(asyncio.get_running_loop().time())
+        self._wake()
+
+    def forget(self) -> None:
+        """A fallback was cancelled."""
+        self.breaker.forget()
+        self._wake()
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class Fallback:
+    """What one prompt batch may spend on halves, single records and re-asks while it has no good answer yet.
+
+    Its parts share it: a good answer to one of them frees all.
+    """
+
+    def __init__(self, guard: Guard):
+        guard.prompts += 1
+        self._guard = guard
+        self._has_answer = False
+        self._is_let_through = False  # by the breaker, which waits for a verdict
+        self._calls_left = 0  # while nobody has got a good answer
+        self._under_way = 0  # requests, with their retries
+        self._news: asyncio.Event | None = None  # one of them has ended; only where a part waits for that
+
+    def begin(self) -> None:
+        """A request is sent, by whichever part."""
+        self._under_way += 1
+
+    def end(self) -> None:
+        """It has ended, and what came of it is known."""
+        self._under_way -= 1
+        if self._news is not None:
+            self._news.set()
+            self._news = None
+
+    def on_answer(self) -> None:
+        """A record got a good answer."""
+        if not self._has_answer:
+            self._has_answer = True
+            self._is_let_through = False
+            self._guard.good()
+
+    async def may_begin(self) -> bool:
+        """Asks the breaker, once; True from then on. Waits where it wants to see first how others fare."""
+        if not (self._has_answer or self._is_let_through):
+            self._is_let_through = await self._guard.may_fall_back()
+            self._calls_left = self._guard.breaker.calls_before_proof(self._guard.prompts)
+        return self._has_answer or self._is_let_through
+
+    async def affords(self, calls: int) -> bool:
+        """Whether so many calls more may be made: any number once somebody has got a good answer.
+
+        Where there are too few, other parts of the same prompt may bring that answer, and are waited for.
+        """
+        while not (self._has_answer or self._guard.breaker.is_proven):
+            if self._calls_left >= calls:
+                self._calls_left -= calls
+                return True
+            if not self._under_way:
+                await asyncio.sleep(0)  # parts that were begun just now count from their first step on
+            if not self._under_way:
+                return self._has_answer
+            self._news = self._news or asyncio.Event()
+            await self._news.wait()
+        return True
+
+    def close(self, *, is_verdict: bool) -> None:
+        """The ask is over. `is_verdict`: it came to its own end, so that having no answer says something about the endpoint."""
+        if self._is_let_through:
+            if is_verdict:
+                self._guard.fruitless()
+            else:
+                self._guard.forget()

@@ -1,19 +1,19 @@
 """How many calls may be in flight with `max_concurrency="auto"`: a pure function of what was seen, and rules that have names.
 
-    replies, 429s, timeouts ─ AutoWindow ─► Observation ─ decide ─► (Limit, name of the rule that fired)
+    replies, refusals, timeouts ─ AutoWindow ─► Observation ─ decide ─► (Limit, name of the rule that fired)
 
 A round is as many ends of calls as may be in flight; after each the rules are looked at in order, and the first that fires decides:
 
-    unhelpful     half the size made 429s no rarer per call: they are not about how many are in flight; back to the size before
-    throttled     more than a twentieth were 429s: cut by their share, at most to a half
+    unhelpful     half the size made refusals no rarer per call: they are not about how many are in flight; back to the size before
+    throttled     more than a twentieth were refused: cut by their share, at most to a half
     timed_out     more than a tenth timed out: halve
     slower        latency nearly doubled and answers per second hardly grew: we wait in the server's queue; a quarter less
-    few_429s      some 429s, too few for a cut: stay
+    few_refusals  some refusals, too few for a cut: stay
     pardoned      shortly after `unhelpful`: stay
     near_timeout  replies take half their timeout: stay
     unused        nobody waited for a slot: more of them would tell us nothing
     doubled       nothing has gone wrong yet: twice as many
-    regained      a quarter more, up to seven eighths of the size at which the last cut by 429s came
+    regained      a quarter more, up to seven eighths of the size at which the last cut by refusals came
     stepped       a sixteenth more, and one
 
 It starts low and doubles, so that a small server is not met by hundreds of calls and a large one is used within seconds: 500 calls of
@@ -42,7 +42,7 @@ TIMED_OUT_SHARE = 0.1
 SLOWER = 1.8
 GAIN = 1.2
 HELPED = 1.3
-"""What a slot has to answer more at half the size for cuts to have helped: 429s of too many calls in flight get rarer with fewer."""
+"""What a slot has to answer more at half the size for cuts to have helped: refusals of too many calls in flight get rarer with fewer."""
 PARDON_ROUNDS = 50
 NEAR_TIMEOUT = 0.5
 
@@ -89,9 +89,9 @@ class Limit(NamedTuple):
       leaping: nothing has gone wrong so far.
       base_seconds: latency at the quickest; 0.0 before the first reply.
       base_rate: most answers per second so far.
-      uncut_size, uncut_yield: before the first of a series of cuts by 429s: size, and answers per second and slot.
-      ceiling: below the size of the last cut by 429s; 0 without one.
-      pardoned: rounds in which 429s cut nothing.
+      uncut_size, uncut_yield: before the first of a series of cuts by refusals: size, and answers per second and slot.
+      ceiling: below the size of the last cut by refusals; 0 without one.
+      pardoned: rounds in which refusals cut nothing.
     """
 
     size: int = START
@@ -159,7 +159,7 @@ def _slower(seen: Observation, limit: Limit) -> Limit | None:
     return limit.sized(limit.size * 3 // 4)._replace(leaping=False, base_seconds=base, base_rate=seen.rate, ceiling=0)
 
 
-def _few_429s(seen: Observation, limit: Limit) -> Limit | None:
+def _few_refusals(seen: Observation, limit: Limit) -> Limit | None:
     return limit._replace(leaping=False) if seen.throttled and not limit.pardoned else None
 
 
@@ -201,7 +201,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("throttled", _throttled),
     ("timed_out", _timed_out),
     ("slower", _slower),
-    ("few_429s", _few_429s),
+    ("few_refusals", _few_refusals),
     ("pardoned", _pardoned),
     ("near_timeout", _near_timeout),
     ("unused", _unused),
@@ -238,8 +238,8 @@ class AutoWindow:
 
     @property
     def is_narrowed(self) -> bool:
-        """Whether 429s, not a beginning, are why there are not more."""
-        return self.rule in ("throttled", "few_429s")
+        """Whether refusals, not a beginning, are why there are not more."""
+        return self.rule in ("throttled", "few_refusals")
 
     def succeeded(self, sent_at: float, now: float, wanted: bool) -> bool:
         """A reply; True where the window has grown."""
@@ -250,7 +250,7 @@ class AutoWindow:
         return self.size > before
 
     def throttled(self, sent_at: float, now: float) -> None:
-        """A 429. Requests sent before the last cut say nothing about the window after it, so a burst of 429s cuts once."""
+        """A refusal. Requests sent before the last cut say nothing about the window after it, so a burst of refusals cuts once."""
         if sent_at > self._cut_at:
             self._throttled += 1
             self._ended(sent_at, now)

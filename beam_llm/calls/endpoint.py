@@ -1,4 +1,4 @@
-"""What all calls of a process to one endpoint share: the session, the gate, the breakers, and the latch that ends them all."""
+"""What all calls of a process to one endpoint share: the session, the limiter, the breakers, and the latch that ends them all."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from collections.abc import Callable, Hashable
 
 import orjson
 
-from beam_llm.calls.breaker import Breaker, Verdict
-from beam_llm.calls.controller import AutoWindow, Limit
-from beam_llm.calls.gate import Gate
-from beam_llm.calls.limits import Budget, Window
-from beam_llm.config import AUTO_CALLS, Settings
+from beam_llm.calls.breaker import Breaker, Guard
+from beam_llm.calls.limiter import limiter_of
+from beam_llm.config import Settings
 from beam_llm.errors import Aborted, CallError, Kind, LLMError
-from beam_llm.protocols import CompletionProvider
+from beam_llm.protocols import CompletionProvider, Limiter
 from beam_llm.values import Completion, Finish, Request
 
 _OUTPUT_MEMORY = 0.1  # weight of the newest reply in the mean of output tokens per record
@@ -37,48 +35,17 @@ def endpoint_key(settings: Settings) -> Hashable:
     )
 
 
-class Guard:
-    """A Breaker whose WAIT is an actual wait. One per task and endpoint, so that another prompt's success hides no rubbish."""
-
-    def __init__(self, breaker: Breaker):
-        self.breaker = breaker
-        self.prompts = 0  # prompt batches begun
-        self._waiters: list[asyncio.Future[None]] = []
-
-    async def may_fall_back(self) -> bool:
-        """After True, `good`, `fruitless` or `forget` has to follow."""
-        loop = asyncio.get_running_loop()
-        while (verdict := self.breaker.ask(loop.time())) is Verdict.WAIT:
-            waiter = loop.create_future()
-            self._waiters.append(waiter)
-            await waiter
-        return verdict is Verdict.YES
-
-    def good(self) -> None:
-        self.breaker.good()
-        self._wake()
-
-    def fruitless(self) -> None:
-        self.breaker.fruitless(asyncio.get_running_loop().time())
-        self._wake()
-
-    def forget(self) -> None:
-        self.breaker.forget()
-        self._wake()
-
-    def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-
 class Endpoint:
-    """Lives on one event loop; `users` counts the engines that have borrowed it (see sharing.py)."""
+    """Lives on one event loop; `users` counts the engines that have borrowed it (see sharing.py).
 
-    def __init__(self, settings: Settings, connect: Callable[[], CompletionProvider]):
+    Args:
+      connect: makes the provider; called on the loop, at the first call.
+      limiter: by default one that knows this process alone, as the settings say.
+    """
+
+    def __init__(self, settings: Settings, connect: Callable[[], CompletionProvider], limiter: Limiter | None = None):
         self.users = 0
-        self.gate = Gate(_window(settings), _budget(settings))
+        self.limiter = limiter or limiter_of(settings)
         self._connect = connect
         self._provider: CompletionProvider | None = None
         self._abort: Aborted | None = None
@@ -135,11 +102,18 @@ class Endpoint:
             tell(request)
 
     def expected_tokens(self, input_tokens: int, max_output_tokens: int | None, records: int) -> float:
-        """What a request will count for: its input, and the most it may answer or, where nobody said, what answers have taken so far."""
+        """What a request will count for: its input, and the most it may answer or, without a limit, what answers have taken so far.
+
+        0.0 where the limiter doesn't count tokens.
+        """
+        if not self.limiter.counts_tokens:
+            return 0.0
         return input_tokens + (max_output_tokens if max_output_tokens is not None else self._output_per_record * records)
 
     def learn(self, output_tokens: int, records: int) -> None:
         """A reply's length, for `expected_tokens`."""
+        if not self.limiter.counts_tokens:
+            return
         per_record = output_tokens / records
         weight = _OUTPUT_MEMORY if self._output_per_record else 1.0
         self._output_per_record += weight * (per_record - self._output_per_record)
@@ -158,18 +132,3 @@ class Endpoint:
         if provider is not None:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await provider.close()
-
-
-def _window(settings: Settings) -> Window | AutoWindow:
-    if settings.max_concurrency != "auto":
-        return Window(settings.max_concurrency)
-    return AutoWindow(Limit(most=AUTO_CALLS, timeout_seconds=settings.request_timeout_ms / 1000))
-
-
-def _budget(settings: Settings) -> Budget | None:
-    """This process's share of the job's budgets."""
-    shares = settings.rate_limit_shares
-    requests, tokens = settings.requests_per_minute, settings.tokens_per_minute
-    if requests is None and tokens is None:
-        return None
-    return Budget(None if requests is None else requests / shares, None if tokens is None else tokens / shares)

@@ -32,8 +32,8 @@ PATIENT_WAITS = 4
 """Waits in a row that last as long as the server said; later ones last at least as long as a backoff, or a server that says
 "in 10 ms" for ever would be asked thousands of times."""
 
-PATIENT_429S = 12
-"""Waits for 429s that name no time; with backoff they take half a minute."""
+PATIENT_REFUSALS = 12
+"""Waits after refusals that name no time; with backoff they take half a minute."""
 
 _ONE_TO_BLAME = frozenset({Kind.REFUSED, Kind.TRUNCATED, Kind.REJECTED, Kind.PROMPT, Kind.TOO_LARGE})
 _ASKABLE_AGAIN = frozenset({Kind.MISSING, Kind.INVALID, Kind.UNREADABLE})
@@ -131,12 +131,12 @@ def next_try(
     Args:
       tries, waits: how often it was sent again so far, of each sort.
       left_seconds: until the call's deadline.
-      others_get_answers: whether the endpoint has answered anybody lately. A 429 without a time is about pace then, and the first
-        `PATIENT_429S` of them are waits; where nobody is answered, it counts as a try.
+      others_get_answers: whether the endpoint has answered anybody lately. A refusal without a time is about pace then, and the first
+        `PATIENT_REFUSALS` of them are waits; where nobody is answered, it counts as a try.
     """
     asked = error.retry_after_seconds
     says_when = error.is_throttle and sensible_retry_after(asked) is not None
-    is_wait = says_when or (asked is None and error.kind == Kind.RATE_LIMITED and others_get_answers and waits < PATIENT_429S)
+    is_wait = says_when or (asked is None and error.kind == Kind.RATE_LIMITED and others_get_answers and waits < PATIENT_REFUSALS)
     if not is_wait and tries >= max_retries:
         return None
     seconds = backoff_seconds(waits if is_wait else tries, error.retry_after_seconds, left_seconds, rng)

@@ -20,8 +20,31 @@ GENEROSITY = 3
 _THINKS = re.compile(r"(^|/)o\d|gpt-5|gpt-oss|reason|think|-r1|qwq|magistral|grok-[34]|gemini-[23]\.?5", re.IGNORECASE)
 """Models whose limit counts their thoughts as well. Others that think are found out by their first reply."""
 
-
 _LIMITS = frozenset({"max_tokens", "max_completion_tokens"})
+
+
+class ReplyLimits:
+    """Whether requests get a limit of ours, and what replies have shown about it. One per engine.
+
+    Attributes:
+      is_given: requests get one. Ends where a reply without it was longer and good: the model thinks before it answers.
+      is_right: replies without it ran on all the same; one that is cut is cut for good reason.
+    """
+
+    def __init__(self, settings: Settings):
+        self.is_given = gives_limits(settings)
+        self.is_right = False
+
+    def may_be_wrong(self) -> bool:
+        """Whether a reply that was cut by our limit should be asked for once without it."""
+        return self.is_given and not self.is_right
+
+    def learn_without(self, limit: int, *, was_cut: bool, output_tokens: int) -> None:
+        """A reply to a request without our `limit`, after one with it had been cut."""
+        if was_cut:
+            self.is_right = True
+        elif output_tokens > limit:
+            self.is_given = False
 
 
 def gives_limits(settings: Settings) -> bool:

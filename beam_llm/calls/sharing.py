@@ -6,12 +6,16 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
 
 from beam_llm import events
 from beam_llm.calls.endpoint import Endpoint, endpoint_key
 from beam_llm.calls.engine import Engine
 from beam_llm.config import Settings
 from beam_llm.protocols import CompletionProvider
+
+if TYPE_CHECKING:
+    from beam_llm.prompting.chat_task import Task
 
 
 class _Endpoints:
@@ -38,6 +42,7 @@ _ENDPOINTS = _Endpoints()
 
 def borrow_engine(
     settings: Settings,
+    task: Task,
     connect: Callable[[], CompletionProvider],
     cost: Callable[..., float | None],
     *,
@@ -46,17 +51,17 @@ def borrow_engine(
 ) -> Engine:
     """An engine on this process's endpoint for these settings. Give it back with `return_engine`, once.
 
-    Each borrower has its own engine (its own answer type, prices, retries); what costs or limits is shared. Nothing is connected
-    before the first call.
+    Each borrower has its own engine (its own task, prices, retries); what costs or limits is shared. Nothing is connected before the
+    first call.
     """
     key = endpoint_key(settings)
     with _ENDPOINTS.lock:
         endpoint = _ENDPOINTS.known.get(key) or Endpoint(settings, connect)
-        engine = Engine(settings, connect, cost, prepare=prepare, endpoint=endpoint, storing=storing)
+        engine = Engine(settings, task, connect, cost, prepare=prepare, endpoint=endpoint, storing=storing)
         _ENDPOINTS.known[key] = endpoint
         _ENDPOINTS.engines.add(engine)
         endpoint.users += 1
-        engine._start()
+        engine.start()
     return engine
 
 

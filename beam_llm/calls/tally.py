@@ -21,7 +21,7 @@ class Tally:
       splits: times that records which shared a prompt were parted.
       single_requests: those of `requests` that carried one record only.
       input_tokens, output_tokens, cached_tokens: of all replies, also of those that could not be read.
-      throttled_seconds: waits because of a per-minute budget, a 429 or a window that 429s had narrowed.
+      throttled_seconds: waits because of a per-minute budget, a refusal or a window that refusals had narrowed.
       latency_ms: one per reply.
       warnings: by the reader's word (`unknown_index`, …), and `larger_than_tokens_per_minute`, `not_split` (the breaker was open).
       errors: records that ended as errors, by kind.

@@ -104,6 +104,7 @@ class Drive:
         self._engine: Any = None
         prices = Prices.of(settings)
         task = Task(settings)
+        self._task = task
         self._output = task.output
         self._live_cost = prices.cost_usd
         self._caps = caps_of(settings, task.shared_tokens, prices.context_window)
@@ -118,7 +119,7 @@ class Drive:
     def _ask(self, records: Sequence[Record]) -> Asked:
         """Live calls for what jobs left over, in prompts of the usual size; most leave nothing, so the engine is started only here."""
         if self._engine is None:
-            self._engine = borrow_engine(self._settings, partial(connect, self._settings), self._live_cost, storing=True)
+            self._engine = borrow_engine(self._settings, self._task, partial(connect, self._settings), self._live_cost, storing=True)
         batcher: Batcher[None] = Batcher(self._caps, self._settings.model_name)
         closed = [batch for record in records for batch in batcher.add(record, None)] + batcher.flush()
         futures = [self._engine.submit([record for record, _ in batch]) for batch in closed]

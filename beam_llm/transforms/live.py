@@ -224,7 +224,8 @@ class AskTheModel(beam.DoFn):
     def setup(self) -> None:
         HEAP.hold()
         prices = LaterPrices(self._settings)
-        self._engine = borrow_engine(self._settings, partial(connect, self._settings), prices.cost_usd, prepare=prices.load)
+        task = Task(self._settings)
+        self._engine = borrow_engine(self._settings, task, partial(connect, self._settings), prices.cost_usd, prepare=prices.load)
         self._meter = Meter()
         self._in_flight = InFlight(self._engine.useful_asks)
 

@@ -1,0 +1,69 @@
+"""What replies cost: each priced as a whole, for long prompts may be dearer by the token, and then shared among its records."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from beam_llm.errors import where_of
+from beam_llm.pricing import TIERS
+from beam_llm.values import Completion
+
+_logger = logging.getLogger(__name__)
+
+# So long after the first request begins what is not needed before the first reply.
+_PREPARE_AFTER_SECONDS = 0.05
+
+
+class Billing:
+    """The prices of one engine's replies. Lives on its event loop.
+
+    Args:
+      cost: price of a reply's usage in dollars, None where unknown; one that takes a `service_tier` is given what a reply names.
+      prepare: gets ready what `cost` needs, if that takes long.
+    """
+
+    def __init__(self, cost: Callable[..., float | None], prepare: Callable[[], None] | None):
+        self._cost = cost
+        self._prices_tiers = "service_tier" in inspect.signature(cost).parameters
+        self._prepare = prepare
+        self._preparing: asyncio.Future[None] | None = None
+
+    def begin(self) -> None:
+        """A request is on its way: time to prepare, once, in a thread.
+
+        A moment later, for until the request is sent the interpreter is needed for that.
+        """
+        if self._prepare is None:
+            return
+        prepare, self._prepare = self._prepare, None
+
+        def later() -> None:
+            time.sleep(_PREPARE_AFTER_SECONDS)
+            prepare()
+
+        self._preparing = asyncio.get_running_loop().run_in_executor(None, later)
+
+    async def ready(self) -> None:
+        """Waits for what `prepare` gets ready. Call it when the replies are there: then nobody waits for it in a slot."""
+        if self._preparing is None:
+            return
+        try:
+            await asyncio.shield(self._preparing)
+        except Exception as error:
+            _logger.warning("not ready: %s", where_of(error))
+        self._preparing = None
+
+    def price_usd(self, completion: Completion) -> float | None:
+        """The price of one whole reply; None where it is unknown."""
+        tier = completion.service_tier
+        named: dict[str, Any] = {"service_tier": tier} if tier in TIERS and self._prices_tiers else {}
+        try:
+            return self._cost(completion.usage, **named)
+        except Exception as error:
+            _logger.warning("the price of a reply is unknown: %s", where_of(error))
+            return None

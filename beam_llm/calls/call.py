@@ -1,0 +1,171 @@
+"""One request, sent until it is answered or given up: through the limiter, with retries and waits, within the deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from beam_llm.calls.policy import Again, next_try
+from beam_llm.calls.state import AskContext, Deadline, Member
+from beam_llm.calls.tally import Tally
+from beam_llm.errors import CallError, Kind, Remedy, Retryable, where_of
+from beam_llm.events import ACTIVITY
+from beam_llm.protocols import Admission, CompletionProvider
+from beam_llm.values import Completion, Request
+
+# A provider keeps its own timeout; this much later one is stopped that does not.
+_GRACE_SECONDS = 1.0
+
+
+class Call:
+    """One request with its retries.
+
+    Attributes:
+      tries: how often it was sent again after a failure.
+      waits: how often because the server had asked to come back; these use up time, but no `max_retries`.
+    """
+
+    __slots__ = ("_context", "_deadline", "_members", "_request", "_tally", "tries", "waits")
+
+    def __init__(self, context: AskContext, members: Sequence[Member], request: Request, deadline: Deadline, tally: Tally):
+        self._context = context
+        self._members = members
+        self._request = request
+        self._deadline = deadline
+        self._tally = tally
+        self.tries = 0
+        self.waits = 0
+
+    async def completion(self) -> Completion:
+        """The reply.
+
+        Raises:
+          CallError: the last one, where `policy.next_try` gives up.
+        """
+        while True:
+            try:
+                return await self._send()
+            except CallError as error:
+                again = self._again(error)
+                if again is None:
+                    raise
+                self._count_again(error, again)
+            await asyncio.sleep(again.seconds)
+            if again.is_wait:
+                self.waits += 1
+            else:
+                self.tries += 1
+
+    def _again(self, error: CallError) -> Again | None:
+        """How it is sent again; None where it is not, or where fewer records at once are what may help."""
+        if error.remedy is not Remedy.RETRY or error.kind == Kind.UNREADABLE or is_too_slow(error, len(self._members), self.tries):
+            return None
+        context = self._context
+        return next_try(
+            error,
+            tries=self.tries,
+            waits=self.waits,
+            max_retries=context.settings.max_retries,
+            left_seconds=self._deadline.left(),
+            others_get_answers=context.endpoint.answers_lately(),
+            rng=context.rng,
+        )
+
+    def _count_again(self, error: CallError, again: Again) -> None:
+        tally = self._tally
+        if error.kind == Kind.RATE_LIMITED or again.is_wait:
+            tally.throttled_seconds += again.seconds
+        if again.is_wait:
+            tally.waits += 1
+            ACTIVITY.waits += 1
+        tally.retries += 1
+        ACTIVITY.retries += 1
+
+    async def _send(self) -> Completion:
+        """Once, through the limiter."""
+        endpoint, limiter = self._context.endpoint, self._context.endpoint.limiter
+        endpoint.check()
+        tokens = endpoint.expected_tokens(self._request.input_tokens, self._most_output(), len(self._members))
+        admission = await limiter.admit(tokens, is_follow_up=self._tally.requests > 0)
+        ACTIVITY.in_flight += 1
+        try:
+            self._on_admitted(admission)
+            endpoint.check()
+            provider = endpoint.provider()
+            self._count_request()
+            self._context.billing.begin()
+            completion = await self._ask(provider)
+            self._on_reply(admission, completion)
+        except CallError as error:
+            self._on_error(admission, error)
+            raise
+        finally:
+            ACTIVITY.in_flight -= 1
+            limiter.release(admission)
+        return completion
+
+    async def _ask(self, provider: CompletionProvider) -> Completion:
+        """The provider's reply; whatever else it raises becomes a CallError."""
+        request_seconds = self._context.settings.request_timeout_ms / 1000
+        timeout_seconds = max(0.001, min(request_seconds, self._deadline.left()))
+        try:
+            async with asyncio.timeout(timeout_seconds + _GRACE_SECONDS):
+                return await provider.complete(self._request, timeout_seconds)
+        except CallError:
+            raise
+        except TimeoutError:
+            raise Retryable(Kind.TIMED_OUT, f"no reply within {timeout_seconds:g} s") from None
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise Retryable(Kind.UNAVAILABLE, "the provider's client cancelled the call") from error
+        except Exception as error:
+            # Only the error's name and place: its text might hold a header or a record.
+            raise Retryable(Kind.UNAVAILABLE, f"unexpected {where_of(error)} in the provider") from error
+
+    def _most_output(self) -> int | None:
+        """What the user lets a reply take; our own limit is far above what replies do take."""
+        return self._request.max_output_tokens if self._context.settings.max_output_tokens is not None else None
+
+    def _on_admitted(self, admission: Admission) -> None:
+        self._deadline.at += admission.waited_seconds
+        self._tally.throttled_seconds += admission.throttled_seconds
+        if admission.exceeds_budget:
+            self._tally.warnings["larger_than_tokens_per_minute"] += 1
+
+    def _count_request(self) -> None:
+        self._tally.requests += 1
+        self._tally.single_requests += len(self._members) == 1
+        for member in self._members:
+            member.attempts += 1
+
+    def _on_reply(self, admission: Admission, completion: Completion) -> None:
+        endpoint, tally, usage = self._context.endpoint, self._tally, completion.usage
+        endpoint.answered()
+        seconds = asyncio.get_running_loop().time() - admission.sent_at
+        tally.latency_ms.append(round(seconds * 1000))
+        tally.input_tokens += usage.input_tokens
+        tally.output_tokens += usage.output_tokens
+        tally.cached_tokens += usage.cached_tokens
+        endpoint.learn(usage.output_tokens, len(self._members))
+        endpoint.limiter.settle(admission, usage.input_tokens + usage.output_tokens, completion.pace)
+
+    def _on_error(self, admission: Admission, error: CallError) -> None:
+        endpoint = self._context.endpoint
+        if error.kind == Kind.RATE_LIMITED:
+            endpoint.limiter.throttled(admission, error.retry_after_seconds)
+        elif error.kind == Kind.TIMED_OUT:
+            self._tally.timeouts += 1
+            ACTIVITY.timeouts += 1
+            endpoint.limiter.timed_out(admission)
+        if error.remedy is Remedy.ABORT:
+            endpoint.abort(error)
+
+
+def is_too_slow(error: CallError, members: int, tries: int) -> bool:
+    """Whether smaller prompts may be what helps: a long answer to many records takes longer than one request may.
+
+    Our own timeout shows it at once; a gateway's may be an outage of moments, and gets one more try.
+    """
+    return error.kind == Kind.TIMED_OUT and members > 1 and (error.is_ours or tries > 0)

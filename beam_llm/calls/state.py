@@ -1,0 +1,92 @@
+"""What is known while records are asked: of each record, of the time that is left, and what all asks of an engine share."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from beam_llm.calls.billing import Billing
+from beam_llm.calls.breaker import Guard
+from beam_llm.calls.endpoint import Endpoint
+from beam_llm.calls.reply_limit import ReplyLimits
+from beam_llm.config import Settings
+from beam_llm.errors import Failure, Kind
+from beam_llm.values import Completion, Outcome, Record, Usage
+
+if TYPE_CHECKING:
+    from beam_llm.prompting.chat_task import Task
+
+
+@dataclass(slots=True)
+class AskContext:
+    """What all asks of one engine share.
+
+    Attributes:
+      guard: the breaker of this task's fallback.
+      storing: outcomes hold answers as the ledger keeps them, and not typed.
+      rng: for jitter.
+    """
+
+    settings: Settings
+    task: Task
+    endpoint: Endpoint
+    guard: Guard
+    reply_limits: ReplyLimits
+    billing: Billing
+    storing: bool
+    rng: random.Random
+
+
+class Deadline:
+    """When a call's time is up. Waits for our own slots and budgets move it: a low budget must not fail records by itself."""
+
+    __slots__ = ("at",)
+
+    def __init__(self, at: float):
+        self.at = at
+
+    def left(self) -> float:
+        """Seconds until then, negative after it."""
+        return self.at - asyncio.get_running_loop().time()
+
+
+class Member:
+    """One record of an ask, and what is known of it.
+
+    Attributes:
+      is_answered: `value` is its answer.
+      failure: why it has none, as far as is known now.
+      attempts: requests it was part of.
+      usage: its share of all replies it was part of; cost_usd: of their price, None where one is unknown.
+      last: the last reply it was part of: the one with its answer, where it has one.
+    """
+
+    __slots__ = ("attempts", "cost_usd", "failure", "is_answered", "last", "record", "usage", "value")
+
+    def __init__(self, record: Record):
+        self.record = record
+        self.is_answered = False
+        self.value: Any = None
+        self.failure: Failure | None = None
+        self.attempts = 0
+        self.usage: Usage | None = None
+        self.cost_usd: float | None = 0.0
+        self.last: Completion | None = None
+
+    def outcome(self) -> Outcome:
+        """How it ended."""
+        failure, last = None, self.last
+        if not self.is_answered:
+            failure = self.failure or Failure(Kind.UNAVAILABLE, "the record was not asked")
+            failure = failure._replace(attempts=self.attempts)
+        return Outcome(
+            value=self.value,
+            failure=failure,
+            usage=self.usage or Usage(),
+            cost_usd=self.cost_usd,
+            model=last.model if last else "",
+            request_id=last.request_id if last else None,
+            finish_reason=last.finish_reason if last else None,
+        )
