@@ -36,8 +36,8 @@ class Provider(NamedTuple):
 
 
 PROVIDERS = {
-    "openai": Provider("beam_llm.providers.openai.batches", "OPENAI_API_KEY", "OPENAI_BASE_URL", "https://api.openai.com/v1"),
-    "azure": Provider("beam_llm.providers.openai.batches", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
+    "openai": Provider("beam_llm.providers.openai", "OPENAI_API_KEY", "OPENAI_BASE_URL", "https://api.openai.com/v1"),
+    "azure": Provider("beam_llm.providers.openai", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
 }
 AUTO_CALLS = 512
 """Most calls in flight with `max_concurrency="auto"`."""

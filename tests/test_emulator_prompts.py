@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from beam_llm.config import settings
 from beam_llm.prompting.chat_task import Reading, Task
-from beam_llm.providers.openai.wire import JSON_OBJECT, JSON_SCHEMA, Dialect, encode_body
+from beam_llm.providers.openai.dialect import JSON_OBJECT, JSON_SCHEMA, Dialect
+from beam_llm.providers.openai.wire import encode_body
 from beam_llm.testing.emulator.brain import Brain
 from beam_llm.testing.emulator.reading import Question, read_question
 from beam_llm.values import Completion, Record, Request

@@ -19,7 +19,9 @@ from beam_llm.config import Settings
 from beam_llm.errors import Kind, Rejected, Retryable
 from beam_llm.jobs import failpoints as points
 from beam_llm.protocols import LineEnd, LineReply, RemoteJob
-from beam_llm.providers.openai.batches import OpenAIBatches, Place, remote_job
+from beam_llm.providers.openai.batches import OpenAIBatches
+from beam_llm.providers.openai.job_objects import remote_job
+from beam_llm.providers.openai.place import Place
 from beam_llm.testing.fake_batches import FakeBatches, FakeClock
 from beam_llm.values import Outcome
 from tests.batch_world import World

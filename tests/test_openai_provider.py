@@ -34,9 +34,12 @@ from beam_llm.errors import (
     UsageError,
 )
 from beam_llm.protocols import BatchProvider, CompletionProvider
+from beam_llm.providers.errors import error_of
 from beam_llm.providers.keys import resolve_key
-from beam_llm.providers.openai import batches as provider
-from beam_llm.providers.openai.wire import Dialect, duration_seconds, encode_body, error_of, pace_of, retry_after_seconds
+from beam_llm.providers.openai import place as provider
+from beam_llm.providers.openai.dialect import Dialect
+from beam_llm.providers.openai.wire import encode_body
+from beam_llm.providers.pace import duration_seconds, pace_of, retry_after_seconds
 from beam_llm.values import Completion, Finish, JobState, Message, Pace, Request, Usage
 
 KEY = "sk-test-0123456789abcdef"
@@ -116,7 +119,7 @@ def _environment(monkeypatch):
     monkeypatch.setenv("AZURE_OPENAI_API_KEY", KEY)
     for name in ("OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    provider._dialects.clear()
+    provider.known_dialects.clear()
 
 
 def call(server: Server, request: Request = REQUEST, timeout: float = 10, model: str = "openai:gpt-4.1-mini", **options: Any) -> Completion:

@@ -16,7 +16,8 @@ from beam_llm.jobs import ledger as ledgers
 from beam_llm.prompting.batching import caps_of
 from beam_llm.prompting.chat_task import Task
 from beam_llm.providers.http import Bounds
-from beam_llm.providers.openai.batches import OpenAIBatches, Place
+from beam_llm.providers.openai.batches import OpenAIBatches
+from beam_llm.providers.openai.place import Place
 from beam_llm.testing import Emulator, Fault
 from beam_llm.testing.fake_batches import FakeClock
 from beam_llm.values import Outcome, Usage

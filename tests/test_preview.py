@@ -11,7 +11,9 @@ import pytest
 
 from beam_llm import LLMPredict
 from beam_llm.config import settings
-from beam_llm.providers.openai import batches as openai
+from beam_llm.providers import openai
+from beam_llm.providers.openai import chat
+from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.testing import Emulator
 from beam_llm.transforms.preview import preview
 from beam_llm.values import Request
@@ -29,12 +31,13 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The bodies that a run sends, in the order of sending."""
     bodies: list[bytes] = []
 
-    def encode_body(request: Request, dialect: openai.Dialect) -> bytes:
+    def encode_body(request: Request, dialect: Dialect) -> bytes:
         bodies.append(plain(request, dialect))
         return bodies[-1]
 
     plain = openai.encode_body
     monkeypatch.setattr(openai, "encode_body", encode_body)
+    monkeypatch.setattr(chat, "encode_body", encode_body)
     return bodies
 
 

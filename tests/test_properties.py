@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from beam_llm.config import settings as checked
 from beam_llm.prompting.chat_task import Task
 from beam_llm.prompting.readers.json_reader import JsonReader
-from beam_llm.providers.openai.wire import Dialect, completion_of, encode_body
+from beam_llm.providers.openai.dialect import Dialect
+from beam_llm.providers.openai.wire import completion_of, encode_body
 from beam_llm.testing.emulator.brain import Brain
 from beam_llm.testing.emulator.chat import Chat
 from beam_llm.testing.emulator.faults import Fault

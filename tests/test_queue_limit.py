@@ -18,7 +18,7 @@ from beam_llm.jobs.job_tree import Chain
 from beam_llm.jobs.queue_limit import LIMIT_SECONDS, known_limit, note_limit
 from beam_llm.jobs.submit import LONG_WAIT_SECONDS
 from beam_llm.protocols import BatchTraits
-from beam_llm.providers.openai.batches import stated_limit
+from beam_llm.providers.openai.job_objects import stated_limit
 from beam_llm.values import JobState
 from tests.batch_world import Killed, World, driven, gathered, killing, wrong
 from tests.killed import Run, billed, complaints, once, reviews_of, rows_of

@@ -12,9 +12,11 @@ import pytest
 from beam_llm import providers
 from beam_llm.config import settings
 from beam_llm.errors import CallError, Kind
+from beam_llm.providers.errors import ErrorContext, error_of
 from beam_llm.providers.keys import resolve_key
-from beam_llm.providers.openai.batches import remote_job
-from beam_llm.providers.openai.wire import ErrorContext, decode_reply, error_of, line_reply
+from beam_llm.providers.openai.job_objects import remote_job
+from beam_llm.providers.openai.lines import line_reply
+from beam_llm.providers.openai.wire import decode_reply
 from beam_llm.redaction import MASK, Redactor, redact, redactor_of
 
 KEYS = ["sk-proj-Ab3dEf6hIj9lMn2pQr5tUv8xYz1", "f00dcafe8badbeef1337c0de5ca1ab1e", "Pq+7/x=Lm_9.Wz~3kT", "correcthorse42"]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from beam_llm.config import settings
 from beam_llm.errors import Kind, PromptError, UsageError
 from beam_llm.prompting.chat_task import REPLY_TOKENS, Task
-from beam_llm.providers.openai.wire import finish_of
+from beam_llm.providers.finishes import finish_of
 from beam_llm.values import Completion, Finish, Message
 from tests.ids import shown
 

@@ -13,21 +13,15 @@ from hypothesis import strategies as st
 
 from beam_llm.errors import CallError, Kind
 from beam_llm.protocols import RemoteJob
-from beam_llm.providers.openai.batches import remote_job
-from beam_llm.providers.openai.wire import (
-    MOST_TOKENS,
-    Dialect,
-    completion_of,
-    decode_reply,
-    error_of,
-    finish_of,
-    line_reply,
-    pace_of,
-    plain_line,
-    retry_after_seconds,
-    token_count,
-    usage_of,
-)
+from beam_llm.providers.errors import error_of
+from beam_llm.providers.finishes import finish_of
+from beam_llm.providers.openai.dialect import Dialect
+from beam_llm.providers.openai.job_objects import remote_job
+from beam_llm.providers.openai.lines import line_reply
+from beam_llm.providers.openai.plain import plain_line
+from beam_llm.providers.openai.wire import completion_of, decode_reply, usage_of
+from beam_llm.providers.pace import pace_of, retry_after_seconds
+from beam_llm.providers.typed import MOST_TOKENS, token_count
 from beam_llm.values import Completion, Finish, Message, Request, Usage
 
 scalars = (

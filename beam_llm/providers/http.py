@@ -53,6 +53,9 @@ class Bounds(NamedTuple):
         )
 
 
+DEFAULT_BOUNDS = Bounds()
+
+
 class TooLarge(Exception):
     """A body that is larger than its limit."""
 

@@ -26,7 +26,8 @@ from beam_llm.config import settings
 from beam_llm.pricing import Prices
 from beam_llm.prompting.chat_task import Task
 from beam_llm.prompting.tokens import counted_tokens
-from beam_llm.providers.openai.wire import Dialect, encode_body
+from beam_llm.providers.openai.dialect import Dialect
+from beam_llm.providers.openai.wire import encode_body
 from beam_llm.testing import EmulatorProcess, reviews
 from beam_llm.testing.emulator.brain import Brain
 from beam_llm.testing.emulator.reading import read_question

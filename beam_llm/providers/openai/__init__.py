@@ -1,1 +1,62 @@
-"""OpenAI, Azure OpenAI, and servers that speak their dialect."""
+"""OpenAI, Azure OpenAI, and every server that speaks their dialect: live calls and the batch API.
+
+chat.py       live calls                place.py        addresses, keys, hosts
+batches.py    the batch API             job_objects.py  a job as a server shows it
+wire.py       requests and replies      plain.py        the same, quickly, where nothing is unusual
+dialect.py    what an endpoint takes    lines.py        lines of result files
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from beam_llm.config import Settings
+from beam_llm.errors import UsageError
+from beam_llm.providers.http import Bounds
+from beam_llm.providers.keys import resolve_key
+from beam_llm.providers.openai.batches import OpenAIBatches
+from beam_llm.providers.openai.chat import OpenAIChat
+from beam_llm.providers.openai.place import Place, dialect_of
+from beam_llm.providers.openai.wire import encode_body
+from beam_llm.values import Request
+
+OURS = ("model", "messages", "stream", "n")
+"""Request fields that `extra_body` may not set."""
+
+
+def check(settings: Settings) -> None:
+    """Raises UsageError where the settings ask for what this dialect does not have."""
+    if settings.api_version and settings.provider != "azure":
+        raise UsageError(
+            f"api_version is {settings.api_version!r}: only azure: has versions of its API; leave it out for {settings.provider}:"
+        )
+    for field in settings.extra_body or {}:
+        if field in OURS:
+            raise UsageError(f"extra_body sets {field!r}, which this package decides itself: leave it out")
+    try:
+        orjson.dumps(settings.extra_body)
+    except TypeError as error:
+        raise UsageError(f"extra_body can't be sent as JSON ({error}): use strings, numbers, booleans, lists and mappings") from None
+
+
+def connect(settings: Settings) -> OpenAIChat:
+    """A client for live calls; see `providers.connect`."""
+    place = Place.of(settings)
+    return OpenAIChat(
+        place,
+        resolve_key(settings.api_key),
+        dialect_of(place, settings.model_name),
+        log_data=settings.log_data,
+        bounds=Bounds.of(settings),
+    )
+
+
+def connect_batch(settings: Settings) -> OpenAIBatches:
+    """A client for the batch API; see `providers.connect_batch`."""
+    return OpenAIBatches(Place.of(settings), resolve_key(settings.api_key), log_data=settings.log_data, bounds=Bounds.of(settings))
+
+
+def encode(settings: Settings, request: Request) -> bytes:
+    """The body of a request as it would be sent first; see `providers.encode`."""
+    place = Place.of(settings)
+    return encode_body(request, dialect_of(place, settings.model_name))

@@ -1,0 +1,125 @@
+"""Live calls of the chat-completions dialect."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Mapping
+
+import aiohttp
+
+from beam_llm.errors import CallError, Kind, Retryable
+from beam_llm.providers import http
+from beam_llm.providers.errors import ErrorContext, error_of, unreadable
+from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
+from beam_llm.providers.openai.dialect import Dialect
+from beam_llm.providers.openai.place import Place
+from beam_llm.providers.openai.wire import decode_reply, encode_body
+from beam_llm.providers.pace import pace_of
+from beam_llm.values import Completion, Request
+
+_log = logging.getLogger(__name__)
+
+
+class OpenAIChat:
+    """Live calls (a CompletionProvider). Made anywhere, used and closed on one event loop."""
+
+    def __init__(self, place: Place, key: str | None, dialect: Dialect, *, log_data: bool = False, bounds: Bounds = DEFAULT_BOUNDS):
+        self._place = place
+        self._key = key
+        self._dialect = dialect
+        self._context = ErrorContext(key, place.key_reference, log_data)
+        self._most_bytes = bounds.reply_bytes
+        self._session: aiohttp.ClientSession | None = None
+        self._proxy = http.proxy_for(place.chat_url)
+        self._timeout_of = functools.lru_cache(maxsize=64)(lambda seconds: aiohttp.ClientTimeout(total=seconds))
+
+    async def complete(self, request: Request, timeout_seconds: float) -> Completion:
+        """One call within `timeout_seconds`, connecting and reading included. Asked again at once only in another form of the same
+        question, where the endpoint refuses the form (see `Dialect`).
+
+        Raises:
+          CallError: Retryable, Rejected or Aborted.
+        """
+        dialect = self._dialect
+        while True:
+            form = (dialect.reply_format, dialect.tokens_field)
+            status, headers, reply = await self._post(encode_body(request, dialect), timeout_seconds)
+            if status < 300:
+                dialect.works = True
+                return decode_reply(reply, headers.get("x-request-id"), pace_of(headers), self._context)
+            error = error_of(status, headers, reply, **self._context._asdict())
+            if (dialect.reply_format, dialect.tokens_field) == form:  # else another call has learned it meanwhile
+                if not dialect.learn(error, reply[:4000].decode("utf-8", "replace")):
+                    return await self._in_simpler_form(request, timeout_seconds, error)
+                self._announce(error)
+
+    async def _in_simpler_form(self, request: Request, timeout_seconds: float, error: CallError) -> Completion:
+        """One trial without a schema where a server has done nothing but fail with it: some refuse it with a bare 500. It is
+        learned from where the schema fails once more after it.
+
+        Raises:
+          CallError: `error`, where that is no explanation or the trial fails too.
+        """
+        dialect = self._dialect
+        simpler = dialect.simpler(request, error)
+        if simpler is None:
+            raise error
+        found = await self._post(encode_body(request, simpler), timeout_seconds)
+        if found[0] >= 300:
+            raise error
+        again = await self._post(encode_body(request, dialect), timeout_seconds)
+        if again[0] < 300:  # a server that has recovered, and nothing to be learned
+            dialect.works = True
+            found = again
+        elif dialect.reply_format != simpler.reply_format and dialect.step_down():
+            self._announce(error)
+        _, headers, reply = found
+        return decode_reply(reply, headers.get("x-request-id"), pace_of(headers), self._context)
+
+    def _announce(self, error: CallError) -> None:
+        _log.warning("%s: from now on %s and %s are used", error.message, self._dialect.reply_format, self._dialect.tokens_field)
+
+    @property
+    def enforces_schemas(self) -> bool:
+        """Whether replies are held to the schema that is sent; False from the first reply on that was not."""
+        return self._dialect.enforces_schemas
+
+    def unenforced(self, request: Request) -> bool:
+        """To be called with a request whose reply ended well and is no JSON, although `request.schema` was sent with it: from now on
+        the schema is put into words as well as being sent.
+
+        Returns:
+          Whether the same question would now be asked in another form.
+        """
+        if request.schema is None or not self._dialect.unenforced():
+            return False
+        _log.warning("%s does not keep to the JSON schema that it is sent: from now on it is asked in words, too", self._place.host)
+        return True
+
+    async def _post(self, body: bytes, timeout_seconds: float) -> tuple[int, Mapping[str, str], bytes]:
+        session = self._session or self._open()
+        try:
+            async with session.post(
+                self._place.chat_url, data=body, timeout=self._timeout_of(timeout_seconds), proxy=self._proxy, allow_redirects=False
+            ) as response:
+                return response.status, response.headers, await http.read_body(response, self._most_bytes)
+        except TimeoutError as error:
+            raise Retryable(Kind.TIMED_OUT, f"no answer within {timeout_seconds:g} s") from error
+        except http.TooLarge:
+            raise unreadable(f"the reply is larger than {self._most_bytes:,} bytes (max_reply_bytes)") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise http.broken(error, self._place.chat_url) from None
+
+    def _open(self) -> aiohttp.ClientSession:
+        """The session belongs to the loop it is first used on."""
+        self._session = http.session({"Content-Type": "application/json", **self._place.headers(self._key)})
+        return self._session
+
+    async def close(self) -> None:
+        """Gives back connections; harmless when done twice."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+            await asyncio.sleep(0)  # lets transports run their closing callbacks, else they warn when the loop ends

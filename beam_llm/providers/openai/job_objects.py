@@ -1,0 +1,138 @@
+"""A batch job as the dialect's servers show it, and why one failed or was refused: read, whatever is in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from beam_llm.errors import Aborted, CallError, InputGone, Kind, QueueFull
+from beam_llm.protocols import RemoteJob
+from beam_llm.providers.errors import shown, unreadable
+from beam_llm.providers.ids import identifier_of
+from beam_llm.providers.typed import count_of, seconds_of, word
+from beam_llm.redaction import redactor_of
+from beam_llm.values import JobState
+
+FINGERPRINT = "beam_llm"
+"""Key of the job's metadata under which a lost job is found again."""
+
+
+_STATES = {
+    "validating": JobState.WAITING,
+    "queued": JobState.WAITING,
+    "pending": JobState.WAITING,
+    "created": JobState.WAITING,
+    "completed": JobState.COMPLETED,
+    "success": JobState.COMPLETED,
+    "succeeded": JobState.COMPLETED,
+    "ended": JobState.COMPLETED,
+    "failed": JobState.FAILED,
+    "error": JobState.FAILED,
+    "expired": JobState.EXPIRED,
+    "timeout_exceeded": JobState.EXPIRED,
+    "cancelled": JobState.CANCELLED,
+    "canceled": JobState.CANCELLED,
+}
+"""OpenAI's words, and other servers' (Together, Novita, Mistral). Any other is a job still running."""
+
+
+_QUEUE_WORDS = ("token_limit_exceeded", "enqueued token", "queue limit", "too many batches")
+
+
+_QUEUE_LIMIT = re.compile(r"limit(?: is| of|:)?\s+(\d[\d,._]*)\s+(?:enqueued\s+|batch\s+)*tokens", re.IGNORECASE)
+
+
+_GONE_WORDS = ("not found", "no such", "does not exist", "was deleted", "expired")
+
+
+_SPENT_WORDS = ("model_not_found", "billing", "quota", "permission", "unauthorized", "access")
+
+
+def remote_job(job: Mapping[str, Any], log_data: bool = False, key: str | None = None) -> RemoteJob:
+    """A job as the provider shows it, whatever it leaves out, spells differently or has of another type.
+
+    Raises:
+      Retryable: it has no id that can be asked for.
+    """
+    job_id = identifier_of(job.get("id"), key)
+    if job_id is None:
+        raise unreadable("the answer has no usable job id")
+    status = redactor_of(key).identifier(word(job.get("status"))[:100]).lower() or "validating"
+    state = _STATES.get(status, JobState.RUNNING)
+    counts = job.get("request_counts")
+    counts = counts if isinstance(counts, dict) else {}
+    metadata = job.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    name = metadata.get(FINGERPRINT)
+    errors = tuple(_job_errors(job.get("errors") or job.get("error"), log_data, key))
+    files = (identifier_of(job.get(name), key) for name in ("output_file_id", "error_file_id"))
+    return RemoteJob(
+        job_id=job_id,
+        state=state,
+        word=status,
+        created_at=seconds_of(job.get("created_at")),
+        result_files=tuple(file for file in files if file is not None),
+        name=None if not metadata else name if isinstance(name, str) else "",
+        staged=identifier_of(job.get("input_file_id"), key),
+        completed=count_of(counts.get("completed")),
+        failed=count_of(counts.get("failed")),
+        total=count_of(counts.get("total")),
+        errors=errors,
+        cause=_cause(errors) if state is JobState.FAILED else None,
+    )
+
+
+def _cause(errors: Sequence[tuple[str, str, int | None]]) -> CallError | None:
+    """Why a job failed as a whole, where there is something to be done about it."""
+    said = "; ".join(f"{code}: {message}" for code, message, _ in errors)
+    if _says_queue_full(said):
+        return QueueFull(said, limit_tokens=stated_limit(said))
+    if not errors:
+        return None
+    code, _, line = errors[0]
+    if any(word in code for word in _SPENT_WORDS):
+        return Aborted(Kind.ABORTED, f"the provider's validation failed: {said}")
+    if line is None and _says_input_gone(said, None):
+        return InputGone(Kind.REJECTED, f"the provider's validation failed: {said}")
+    return None
+
+
+_MOST_ERRORS = 100
+
+
+def _job_errors(errors: Any, log_data: bool, key: str | None) -> Iterator[tuple[str, str, int | None]]:
+    """Code, message and 1-based line of each validation error."""
+    found = errors.get("data") if isinstance(errors, dict) and "data" in errors else errors
+    for error in found[:_MOST_ERRORS] if isinstance(found, list) else [found] if found else []:
+        if isinstance(error, dict):
+            code = redactor_of(key).identifier(word(error.get("code"))[:80])
+            yield code, shown(word(error.get("message")), key, log_data), count_of(error.get("line"))
+        else:
+            yield "", shown(word(error), key, log_data), None
+
+
+def reason_of(error: CallError) -> CallError:
+    """Why a create was refused, as an error that has a remedy."""
+    if _says_queue_full(error.message):
+        wait = error.retry_after_seconds
+        return QueueFull(error.message, limit_tokens=stated_limit(error.message), retry_after_seconds=wait, status=error.status)
+    if error.status in (400, 404) and _says_input_gone(error.message, error.status):
+        return InputGone(Kind.REJECTED, error.message, status=error.status)
+    return error
+
+
+def _says_queue_full(message: str) -> bool:
+    lower = message.lower()
+    return any(word in lower for word in _QUEUE_WORDS)
+
+
+def _says_input_gone(message: str, status: int | None) -> bool:
+    lower = message.lower()
+    return "file" in lower and (status == 404 or any(word in lower for word in _GONE_WORDS))
+
+
+def stated_limit(message: str) -> int | None:
+    """Enqueued tokens that the provider's sentence allows ("Limit: 2,000,000 enqueued tokens."), if it says."""
+    found = _QUEUE_LIMIT.search(message)
+    return (int(re.sub(r"\D", "", found[1])) or None) if found else None

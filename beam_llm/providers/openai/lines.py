@@ -1,0 +1,65 @@
+"""Lines of a batch's result file: answers, errors of every known shape, and lines that hold neither."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from beam_llm.errors import CallError, Kind, Retryable
+from beam_llm.protocols import LineReply
+from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, unreadable
+from beam_llm.providers.openai.plain import plain_line
+from beam_llm.providers.openai.wire import ODD_SHAPE, completion_of
+from beam_llm.providers.typed import loads, status_of, word
+from beam_llm.redaction import redactor_of
+from beam_llm.values import Completion
+
+
+def line_reply(line: bytes, context: ErrorContext = NO_CONTEXT) -> LineReply:
+    """One line: success lines, error lines of every known shape, and lines without any answer.
+
+    Raises:
+      ValueError: where the line is cut or no reply at all.
+    """
+    plain = plain_line(line, redactor_of(context.secret))
+    if plain is not None:
+        return plain
+    payload = loads(line)
+    custom_id = payload.get("custom_id") if isinstance(payload, dict) else None
+    if not isinstance(custom_id, str) or not custom_id:
+        raise ValueError(f"a result line of {len(line):,} bytes has no custom_id")
+    try:
+        response = payload.get("response")
+        if isinstance(response, dict) and response.get("body") is not None:
+            return LineReply(custom_id, _answer(response, context))
+        return LineReply.failed(custom_id, _line_error(response, payload.get("error"), context))
+    except CallError as error:
+        return LineReply.failed(custom_id, error)
+    except ODD_SHAPE:
+        return LineReply.failed(custom_id, unreadable("the reply is no chat completion"))
+
+
+def _answer(response: dict[str, Any], context: ErrorContext) -> Completion:
+    body = response["body"]
+    if isinstance(body, str):  # Mistral's error rows, and all rows of some servers
+        with contextlib.suppress(ValueError):
+            body = loads(body)
+    status = status_of(response.get("status_code")) or 200
+    if status >= 400 or isinstance(body, str):
+        raise error_of(status if status >= 400 else 502, {}, body, **context._asdict())
+    return completion_of(body, response.get("request_id"), None, context)
+
+
+def _line_error(response: Any, error: Any, context: ErrorContext) -> CallError:
+    """The error of a line without a body: outside of HTTP (`batch_expired`, …), or a bare status, or nothing at all."""
+    status = status_of(response.get("status_code")) if isinstance(response, dict) else None
+    if error is None and status is None:
+        return Retryable(Kind.MISSING, "the job's file has a line for this request, but neither an answer nor an error in it")
+    named = status if status is not None and status >= 400 else None
+    found = error_of(named or 502, {}, {"error": error}, **context._asdict())
+    code = word(error.get("code") if isinstance(error, dict) else error).lower()
+    ends = {"expired": Kind.EXPIRED, "cancelled": Kind.CANCELLED, "canceled": Kind.CANCELLED}
+    for end, kind in ends.items():
+        if end in code:
+            return Retryable(kind, found.message.removeprefix("HTTP 502 "))
+    return found

@@ -1,0 +1,84 @@
+"""Where an API of this dialect is, how it wants its key, and which hosts are OpenAI's own.
+
+| | OpenAI and compatible | Azure |
+|---|---|---|
+| address | `{base_url}/chat/completions` | `{endpoint}/openai/v1/…`, with `api_version` `{endpoint}/openai/deployments/{deployment}/…` |
+| key | `Authorization: Bearer` | `api-key` |
+| reply's length | openai.com: `max_completion_tokens`; elsewhere `max_tokens` | `max_completion_tokens` |
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+from urllib.parse import quote, urlencode, urlsplit
+
+from beam_llm.config import Settings
+from beam_llm.providers.openai.dialect import Dialect
+
+
+class Place(NamedTuple):
+    """Where an API is: addresses and how it wants the key.
+
+    Attributes:
+      chat_url: full address of chat completions.
+      base_url: what the paths of files and batches are put behind.
+      line_url: the `url` of a line in a batch file.
+      key_reference: where the key is kept, for error messages.
+    """
+
+    chat_url: str
+    base_url: str
+    line_url: str
+    azure: bool
+    api_version: str | None
+    key_reference: str | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Place:
+        return cls._of(settings)._replace(key_reference=settings.api_key)
+
+    @classmethod
+    def _of(cls, settings: Settings) -> Place:
+        base = (settings.base_url or "").rstrip("/")
+        if settings.provider != "azure":
+            return cls(f"{base}/chat/completions", base, "/v1/chat/completions", False, None)
+        endpoint = re.sub(r"/openai(/v1)?$", "", base)
+        if settings.api_version is None:
+            return cls(f"{endpoint}/openai/v1/chat/completions", f"{endpoint}/openai/v1", "/v1/chat/completions", True, None)
+        deployment = f"{endpoint}/openai/deployments/{quote(settings.model_name, safe='')}"
+        chat_url = f"{deployment}/chat/completions?api-version={quote(settings.api_version)}"
+        return cls(chat_url, f"{endpoint}/openai", "/chat/completions", True, settings.api_version)
+
+    def url(self, path: str, **query: str) -> str:
+        """The address of a path of the files and batches API."""
+        if self.api_version is not None:
+            query["api-version"] = self.api_version
+        return f"{self.base_url}{path}" + (f"?{urlencode(query)}" if query else "")
+
+    @property
+    def at_openai(self) -> bool:
+        """Whether OpenAI's own newest rules hold there."""
+        return self.azure or self.host == "openai.com" or self.host.endswith(".openai.com")
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.chat_url).hostname or ""
+
+    def headers(self, key: str | None) -> dict[str, str]:
+        """The key as this place wants it, and OpenAI's organization and project, where the environment names them as for its SDK."""
+        named = {} if key is None else {"api-key": key} if self.azure else {"Authorization": f"Bearer {key}"}
+        if self.at_openai and not self.azure:
+            for header, variable in (("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID")):
+                if os.environ.get(variable):
+                    named[header] = os.environ[variable]
+        return named
+
+
+known_dialects: dict[tuple[str, str], Dialect] = {}
+
+
+def dialect_of(place: Place, model: str) -> Dialect:
+    """What this process knows of the endpoint's ways; shared, so that a refusal is learned from once."""
+    return known_dialects.setdefault((place.chat_url, model), Dialect.of(model, place.at_openai))

@@ -1,0 +1,133 @@
+"""Fields of a server's JSON, each read as far as it can be: one of another type than promised counts as absent, never as an error.
+
+Nothing in here raises for what a server sends, but `loads` for bytes that are not JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from beam_llm.redaction import Redactor
+
+
+def word(value: Any) -> str:
+    """A text for a value of any type, as JSON where it isn't one; empty where there is none, or none that fits."""
+    if isinstance(value, str):
+        return value
+    if value is None or value is False:
+        return ""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # nested too deeply, or beyond 64 bits
+        return ""
+
+
+def status_of(value: Any) -> int | None:
+    """An HTTP status as a number or in digits; None where it is neither."""
+    if isinstance(value, str) and len(value) == 3 and value.isdecimal():
+        value = int(value)
+    return value if type(value) is int and 100 <= value < 600 else None
+
+
+MOST_TOKENS = 20_000_000
+"""Of one reply: twice the largest window on sale. A larger count is a mistake, and would put budgets out for hours."""
+
+
+def token_count(value: Any) -> int:
+    """Tokens as a number, whatever a server writes for one: 0 for nothing, at most `MOST_TOKENS`."""
+    if type(value) is int:
+        return min(max(value, 0), MOST_TOKENS)
+    if isinstance(value, str) and len(value) <= 40:
+        try:
+            value = float(value)
+        except ValueError:
+            return 0
+    if isinstance(value, float) and math.isfinite(value):
+        return int(min(max(value, 0), MOST_TOKENS))
+    return 0
+
+
+def count_of(found: Any) -> int | None:
+    """A number of requests, also where it is written as text or as a float; None where it is none."""
+    try:
+        number = None if isinstance(found, bool) else int(found)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if number is not None and 0 <= number < 2**31 else None
+
+
+_LAST_SECOND = 2.0**33
+"""In the year 2242: a larger number counts milliseconds."""
+
+
+def seconds_of(moment: Any) -> float:
+    """A time as a number or as ISO 8601; 0.0 where it is neither."""
+    if isinstance(moment, bool):
+        return 0.0
+    try:
+        seconds = float(moment)
+    except (TypeError, ValueError, OverflowError):
+        seconds = _iso_seconds(moment)
+    if _LAST_SECOND <= seconds < _LAST_SECOND * 1000:
+        seconds /= 1000
+    return seconds if 0 <= seconds < _LAST_SECOND else 0.0
+
+
+def _iso_seconds(moment: Any) -> float:
+    try:
+        found = datetime.fromisoformat(moment)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+
+
+def clean(text: str) -> str:
+    """The text without lone surrogates, which only a lenient reading of JSON lets through."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return without_surrogates(text)
+    return text
+
+
+def without_surrogates(text: str) -> str:
+    """JSON has no lone surrogates; they become U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def name_of(value: Any, redactor: Redactor) -> str | None:
+    """An id, a model or a word as a server gives it, if it is a text or a number."""
+    if isinstance(value, str) and value:
+        return redactor.identifier(clean(value[:400]))
+    return str(value) if type(value) is int and abs(value) < 10**30 else None
+
+
+def loads(data: bytes | str) -> Any:
+    """The JSON value; what strict parsers refuse and people do write gets a second look: half an emoji, NaN, Infinity, a byte order
+    mark, control characters and broken UTF-8 in strings, numbers without end. It may have been paid for.
+
+    Raises:
+      ValueError: where it is no JSON for that either, or nested too deeply.
+    """
+    try:
+        return orjson.loads(data)
+    except ValueError:
+        pass
+    text = data if isinstance(data, str) else data.decode("utf-8-sig", "replace")
+    try:
+        return _lenient.decode(text.strip(" \r\n\t\0"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= 20 else math.inf
+
+
+_lenient = json.JSONDecoder(strict=False, parse_int=_integer, parse_constant=lambda name: None)
