@@ -7,7 +7,7 @@
     Settings                               every option with its default and meaning (`beam_llm.config`)
     beam_llm.testing                       the emulator and fakes, for your tests too
 
-Importing this loads neither Beam nor a provider's SDK; the transforms are loaded when they are first named.
+Importing this loads nothing else: each name is looked up in its module when it is first used.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from beam_llm.config import Settings
-from beam_llm.errors import Aborted, CallError, Failure, Kind, LedgerError, LLMError, PromptError, UsageError
-from beam_llm.values import Prediction, Record, Usage
-
 if TYPE_CHECKING:
+    from beam_llm.config import Settings
+    from beam_llm.errors import Aborted, CallError, Failure, Kind, LedgerError, LLMError, PromptError, UsageError
     from beam_llm.jobs import BatchJobRef
     from beam_llm.transforms.predict import CollectBatchJobs, LLMPredict, SubmitBatchJobs
+    from beam_llm.values import Prediction, Record, Usage
 
 __version__ = "0.1.0"
 
@@ -44,12 +43,23 @@ __all__ = [
     "UsageError",
 ]
 
-_LAZY = {
-    "BatchJobRef": "beam_llm.jobs",
-    "CollectBatchJobs": "beam_llm.transforms.predict",
-    "LLMPredict": "beam_llm.transforms.predict",
-    "SubmitBatchJobs": "beam_llm.transforms.predict",
+_ROOMS = {
+    "beam_llm.config": ("Settings",),
+    "beam_llm.errors": (
+        "Aborted",
+        "CallError",
+        "Failure",
+        "Kind",
+        "LLMError",
+        "LedgerError",
+        "PromptError",
+        "UsageError",
+    ),
+    "beam_llm.jobs": ("BatchJobRef",),
+    "beam_llm.transforms.predict": ("CollectBatchJobs", "LLMPredict", "SubmitBatchJobs"),
+    "beam_llm.values": ("Prediction", "Record", "Usage"),
 }
+_LAZY = {name: room for room, names in _ROOMS.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

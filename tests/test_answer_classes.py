@@ -16,14 +16,16 @@ import pyarrow.parquet as pq
 import pydantic
 import pytest
 
-from beam_llm.cli import pipeline
-from beam_llm.cli.definitions import definition_of, rechecker
-from beam_llm.cli.files import Survey, find_sources, survey
+from beam_llm.cli.definitions import definition_of, rechecker, written_schema
+from beam_llm.cli.files.records import Answer, digest_of
+from beam_llm.cli.files.sources import find_sources
+from beam_llm.cli.files.survey import Survey, survey
+from beam_llm.cli.files.target import Target
+from beam_llm.cli.files.writers import write_rows
 from beam_llm.cli.main import main
-from beam_llm.cli.records import digest_of
-from beam_llm.cli.retry import earlier_answers
+from beam_llm.cli.retry import prior_answers
 from beam_llm.cli.spool import Spool, SpoolFile
-from beam_llm.cli.writers import Answer, Target, write_rows, written_schema
+from beam_llm.cli.stored import StoredAnswer
 from beam_llm.prompting.output_types import Output
 from beam_llm.testing import Emulator, plugin
 
@@ -153,16 +155,16 @@ def test_an_answer_of_an_earlier_class_is_checked_anew(tmp_path: Path, load: Any
     digest = digest_of({})
     spool = Spool(str(tmp_path / "spool"))
     file = SpoolFile(spool.folder, "earlier")
-    file.add(pipeline.Kept(0, kept, None, None, digest=digest.hex()))
+    file.add(StoredAnswer(0, kept, None, None, digest=digest.hex()))
     file.close()
     check = rechecker(Output(load(shown, most).Grade))
     with spool.answers(digest, "present", check) as index:
         assert index.done() == bytes([now is not None])
         assert index.unfit == (now is None)
         if now is not None:
-            assert next(index.kept()).value == now
+            assert next(index.answers()).value == now
     with spool.answers(digest, "earlier", check) as index:  # the class it was made with is not asked
-        assert next(index.kept()).value == kept
+        assert next(index.answers()).value == kept
     spool.close()
 
 
@@ -177,7 +179,7 @@ def test_records_in_doubt_are_not_asked_again_by_a_retry(tmp_path: Path) -> None
     sources = find_sources([str(tmp_path / "in.jsonl")])
     target = Target(str(tmp_path / "out.jsonl"))
     for holds, held in ((True, [1]), (False, [])):
-        with contextlib.closing(earlier_answers(target, "answer", sources, survey(sources), holds_doubtful=holds)) as earlier:
+        with contextlib.closing(prior_answers(target, "answer", sources, survey(sources), holds_doubtful=holds)) as earlier:
             assert earlier.held == held
             assert earlier.changes() == ""
 

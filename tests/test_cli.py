@@ -17,11 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import beam_llm
-from beam_llm.cli.files import DataError
-from beam_llm.cli.main import main, output_type
-from beam_llm.cli.progress import Meter, ProgressLine, dollars, duration, shortened, table
+from beam_llm.cli.files.records import DataError
+from beam_llm.cli.flags import output_type
+from beam_llm.cli.main import main
+from beam_llm.cli.progress import Meter, ProgressLine
 from beam_llm.cli.running import reason_of
-from beam_llm.cli.spool import Kept
+from beam_llm.cli.stored import StoredAnswer
+from beam_llm.cli.words import dollars, duration, shortened, table
 from beam_llm.config import OPTIONS
 from beam_llm.testing import Emulator, Fault, plugin
 
@@ -654,7 +656,7 @@ def test_a_meter_counts_and_foresees() -> None:
     assert meter.line() == "20 of 100 records, 0.0 s"
     now[0] = 10.0
     for ordinal in range(40):
-        meter.hear("kept", {"kept": Kept(ordinal, None, "missing" if ordinal == 0 else None, None, 10, 5, 0, 0.001)})
+        meter.hear("stored", {"answer": StoredAnswer(ordinal, None, "missing" if ordinal == 0 else None, None, 10, 5, 0, 0.001)})
     meter.hear("waiting", {"jobs": 2, "states": {"in_progress": 1, "queued": 1}, "done": 3, "total": 9, "next_seconds": 30.0})
     assert meter.line() == (
         "60 of 100 records, 1 error, 10 s, about 10 s to go, "

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from beam_llm.cli.main import main
-from beam_llm.cli.predict import Job, Report
-from beam_llm.cli.progress import LogLines, Meter, ProgressLine, Tally, table
-from beam_llm.cli.spool import Kept
+from beam_llm.cli.predict_command import PredictCommand, Report
+from beam_llm.cli.progress import LogLines, Meter, ProgressLine
+from beam_llm.cli.stored import StoredAnswer
 from beam_llm.cli.summary import summary
+from beam_llm.cli.tally import Tally
+from beam_llm.cli.words import table
 from beam_llm.errors import printable
 from beam_llm.events import ACTIVITY
 from beam_llm.testing import Emulator, Fault, plugin
@@ -144,7 +146,7 @@ def test_calls_that_time_out_and_are_tried_again_are_counted(
 ) -> None:
     before = ACTIVITY.snapshot()
     predict = start(Fault("hang", nth=2, seconds=30.0))
-    assert predict("--request-timeout-ms", 300, "--summary", "how.json") == 0
+    assert predict("--request-timeout-ms", 2000, "--summary", "how.json") == 0
     after = ACTIVITY.snapshot()
     assert (after.timeouts - before.timeouts, after.retries - before.retries, after.in_flight) == (1, 1, 0)
     assert "calls     4 (1 retry, 1 timeout)" in capsys.readouterr().err
@@ -155,11 +157,11 @@ def test_calls_that_time_out_and_are_tried_again_are_counted(
 def tally_of(*errors: tuple[str, str]) -> Tally:
     tally = Tally()
     for ordinal, (kind, message) in enumerate(errors):
-        tally.add(Kept(ordinal, None, kind, f"{kind}: {message}"))
+        tally.add(StoredAnswer(ordinal, None, kind, f"{kind}: {message}"))
     return tally
 
 
-JOB = Job(["in.jsonl"], "out.jsonl", settings=None)  # type: ignore[arg-type]
+JOB = PredictCommand(["in.jsonl"], "out.jsonl", settings=None)  # type: ignore[arg-type]
 
 
 def test_the_summary_shows_the_most_frequent_message_of_each_kind() -> None:

@@ -16,10 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_llm.cli import text_files
-from beam_llm.cli.files import find_sources, format_of, read_rows, survey
-from beam_llm.cli.records import DataError, Source, digest_of, json_bytes
-from beam_llm.cli.writers import ALL_CELLS, ANSWERS, NO_CELLS, Answer, InputChanged, Target, parquet_fields, write_rows
+from beam_llm.cli.files import text_files
+from beam_llm.cli.files.csv_cells import ALL_CELLS, ANSWERS, NO_CELLS
+from beam_llm.cli.files.parquet_reader import parquet_fields
+from beam_llm.cli.files.records import Answer, DataError, Source, digest_of, json_bytes
+from beam_llm.cli.files.sources import find_sources, format_of, read_rows
+from beam_llm.cli.files.survey import survey
+from beam_llm.cli.files.target import Target
+from beam_llm.cli.files.writers import InputChanged, write_rows
 from beam_llm.errors import UsageError
 
 

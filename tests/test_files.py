@@ -14,10 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_llm.cli.files import find_sources, format_of, read_rows, survey
-from beam_llm.cli.records import DataError, digest_of
-from beam_llm.cli.spool import Kept, Spool, SpoolFile, SpoolIndex, folder_for
-from beam_llm.cli.writers import Answer, Target, arrow_type, refuse_overwriting, write_rows
+from beam_llm.cli.files.arrow_types import arrow_type
+from beam_llm.cli.files.records import Answer, DataError, digest_of
+from beam_llm.cli.files.sources import find_sources, format_of, read_rows
+from beam_llm.cli.files.survey import survey
+from beam_llm.cli.files.target import Target, refuse_overwriting
+from beam_llm.cli.files.writers import write_rows
+from beam_llm.cli.spool import Spool, SpoolFile, folder_for
+from beam_llm.cli.spool_index import SpoolIndex
+from beam_llm.cli.stored import StoredAnswer
 from beam_llm.errors import LLMError, UsageError
 
 OPINION = {
@@ -279,12 +284,12 @@ def digests(records: Sequence[dict[str, object]]) -> bytes:
     return b"".join(map(digest_of, records))
 
 
-def kept(ordinal: int, value: object, error: str | None = None, record: dict[str, object] | None = None) -> Kept:
+def kept(ordinal: int, value: object, error: str | None = None, record: dict[str, object] | None = None) -> StoredAnswer:
     kind = error and error.partition(":")[0]
-    return Kept(ordinal, value, kind, error, digest=digest_of(record or RECORDS[ordinal]).hex())
+    return StoredAnswer(ordinal, value, kind, error, digest=digest_of(record or RECORDS[ordinal]).hex())
 
 
-def spooled(folder: str, *answers: Kept, definition: str = "") -> None:
+def spooled(folder: str, *answers: StoredAnswer, definition: str = "") -> None:
     os.makedirs(folder, exist_ok=True)
     file = SpoolFile(folder, definition)
     for one in answers:
@@ -302,12 +307,12 @@ def opened(folder: str, records: Sequence[dict[str, object]], **how: Any) -> Ite
 
 def test_answers_come_back_by_record_whatever_their_order(tmp_path: Path) -> None:
     folder = str(tmp_path / "spool")
-    whole = Kept(0, {"a": 1}, None, None, 5, 6, 1, 0.5, True, digest_of(RECORDS[0]).hex())
+    whole = StoredAnswer(0, {"a": 1}, None, None, 5, 6, 1, 0.5, True, digest_of(RECORDS[0]).hex())
     spooled(folder, kept(2, "c"), whole)
     spooled(folder, kept(1, None, "missing: x"))
     with opened(folder, RECORDS) as index:
         assert index.missing() == 0
-        found = list(index.kept())
+        found = list(index.answers())
     assert found[0] == whole
     assert [(one.value, one.kind) for one in found] == [({"a": 1}, None), (None, "missing"), ("c", None)]
 
@@ -317,7 +322,7 @@ def test_an_error_never_replaces_an_answer_and_is_asked_again(tmp_path: Path) ->
     spooled(folder, kept(0, "good"), kept(0, None, "missing: x"), kept(1, None, "missing: x"))
     with opened(folder, RECORDS[:2]) as index:
         assert index.done() == b"\1\0"
-        assert [one.value for one in index.kept()] == ["good", None]
+        assert [one.value for one in index.answers()] == ["good", None]
 
 
 def test_a_line_cut_by_a_kill_is_no_answer(tmp_path: Path) -> None:

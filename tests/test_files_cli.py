@@ -19,9 +19,10 @@ import pytest
 
 from beam_llm import leftovers
 from beam_llm.cli import pipeline
+from beam_llm.cli.files.records import digest_of
 from beam_llm.cli.main import main
-from beam_llm.cli.records import digest_of
-from beam_llm.cli.spool import Kept, Spool
+from beam_llm.cli.spool import Spool, SpoolFile
+from beam_llm.cli.stored import StoredAnswer
 from beam_llm.errors import LLMError
 from beam_llm.testing import Emulator, Fault, plugin
 from tests.killed import wait_until
@@ -149,12 +150,12 @@ def test_equal_records_each_keep_an_answer_when_others_come_between(tmp_path: Pa
     twin, other = {"text": "same"}, {"text": "other"}
 
     def line(ordinal: int, record: dict[str, str], value: str) -> bytes:
-        return json.dumps([*Kept(ordinal, value, None, None, digest=digest_of(record).hex())]).encode() + b"\n"
+        return json.dumps([*StoredAnswer(ordinal, value, None, None, digest=digest_of(record).hex())]).encode() + b"\n"
 
     spool = Spool(str(tmp_path / "spool"))
     lines = [line(0, twin, "a"), line(1, twin, "b"), line(2, other, "c")]
     with spool.answers(b"".join(map(digest_of, [other, twin, {"text": "new"}, twin, twin]))) as index:
-        index.take_in(lines)
+        index.add_lines(lines)
         assert index.done() == bytes([1, 1, 0, 1, 0])
         assert index.missing() == 2
     spool.close()
@@ -250,7 +251,7 @@ def test_retrying_errors_asks_these_alone(
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    from beam_llm.cli.files import find_sources, read_rows
+    from beam_llm.cli.files.sources import find_sources, read_rows
 
     (source,) = find_sources([str(path)])
     return [row.fields for row in read_rows(source)]
@@ -341,7 +342,7 @@ def test_a_spool_is_its_users_alone(tmp_path: Path) -> None:
     try:
         spool = Spool(str(tmp_path / "spool"))
         spool.note_inputs(digest_of({}))
-        pipeline.SpoolFile(spool.folder).close()
+        SpoolFile(spool.folder).close()
     finally:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "spool").stat().st_mode) == 0o700
@@ -366,7 +367,7 @@ def test_answers_of_another_user_are_never_believed(tmp_path: Path, what: str) -
     folder = tmp_path / "spool"
     place = tmp_path / "theirs" if what == "link" else folder
     place.mkdir()
-    forged = Kept(0, "forged", None, None, digest=digest_of({}).hex())
+    forged = StoredAnswer(0, "forged", None, None, digest=digest_of({}).hex())
     (place / "answers--x.jsonl").write_text(json.dumps([*forged]) + "\n")
     os.chown(place / "answers--x.jsonl", 65534, 65534)
     if what == "folder":

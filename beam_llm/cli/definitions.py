@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pydantic
@@ -82,3 +82,13 @@ def rechecker(output: Output) -> Callable[[Any], Any]:
         return fresh
 
     return check
+
+
+def written_schema(output: Output) -> dict[str, Any]:
+    """JSON schema of answers as they are written: with aliases for writing, and computed fields, which the model isn't asked for."""
+    if isinstance(output.declared, Mapping):
+        return output.schema
+    try:
+        return pydantic.TypeAdapter(output.declared).json_schema(mode="serialization")
+    except (pydantic.errors.PydanticUserError, TypeError, ValueError):
+        return {}

@@ -22,11 +22,14 @@ from typing import Any, Literal
 import orjson
 import pydantic
 
-from beam_llm.cli.main import ALL_ANSWERED, FAILED, SOME_ERRORS
-from beam_llm.cli.predict import Job, Report, predict
-from beam_llm.cli.progress import WIDTH, Tally, dollars, duration, shortened, table, write_line
+from beam_llm.cli.exit_codes import ALL_ANSWERED, FAILED, SOME_ERRORS
+from beam_llm.cli.predict import predict
+from beam_llm.cli.predict_command import PredictCommand, Report
+from beam_llm.cli.progress import write_line
+from beam_llm.cli.tally import Tally
+from beam_llm.cli.words import TABLE_WIDTH, dollars, duration, shortened, table
 from beam_llm.config import settings
-from beam_llm.testing import Emulator, Fault, serve
+from beam_llm.testing import Emulator, Fault
 from beam_llm.testing.emulator.brain import knows_sentiment
 
 MODEL = "openai:gpt-4.1-mini"
@@ -124,11 +127,6 @@ def main(chosen: argparse.Namespace) -> int:
     return FAILED if differing else ALL_ANSWERED
 
 
-def emulator(arguments: Sequence[str]) -> int:
-    """`beam-llm emulator …`: the provider emulator alone, until Ctrl-C."""
-    return serve(arguments)
-
-
 def _write_sample(folder: Path, most: int) -> int:
     """The shipped reviews, and the few of them that are asked one by one, as files; returns how many there are."""
     lines = (resources.files("beam_llm.testing") / "data" / "reviews.jsonl").read_bytes().splitlines(keepends=True)[:most]
@@ -147,10 +145,16 @@ class _Asking:
 
     def __call__(self, name: str, title: str, file: str, *, scale: float = 1.0, serial: bool = False, **options: Any) -> Way:
         path = self._folder / f"answers-{name}.jsonl"
-        asked = settings(MODEL, prompt=PROMPT, output=Opinion, base_url=self._base_url, api_key="none", max_retries=5, **options)
+        question = settings(MODEL, prompt=PROMPT, output=Opinion, base_url=self._base_url, api_key="none", max_retries=5, **options)
         if not self._quiet:
             write_line(f"… {title}")
-        return Way(title, predict(Job([str(self._folder / file)], str(path), asked, quiet=self._quiet, force=True)), path, scale, serial)
+        return Way(
+            title,
+            predict(PredictCommand([str(self._folder / file)], str(path), question, quiet=self._quiet, force=True)),
+            path,
+            scale,
+            serial,
+        )
 
 
 def _scorer() -> str:
@@ -211,7 +215,7 @@ def _table_of_answers(answers: Sequence[dict[str, Any]]) -> str:
     chosen = answers[:: max(len(answers) // SHOWN_ANSWERS, 1)][:SHOWN_ANSWERS]
     header = ("review", "people", "sentiment", "score")
     tail_width = 36
-    rows = [(shortened(row["text"], WIDTH - tail_width), f"{row['rating']:+.2f}", *_cells(row)) for row in chosen]
+    rows = [(shortened(row["text"], TABLE_WIDTH - tail_width), f"{row['rating']:+.2f}", *_cells(row)) for row in chosen]
     return table(header, rows, left=(0, 2)) + "\n"
 
 

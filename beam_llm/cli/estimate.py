@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from beam_llm.cli.files import read_rows
-from beam_llm.cli.main import ALL_ANSWERED, SOME_ERRORS, chosen_settings
-from beam_llm.cli.predict import Job, check_prompt, inputs_of
-from beam_llm.cli.progress import dollars, duration, shortened, table, write_line
-from beam_llm.cli.records import Source
+from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
+from beam_llm.cli.files.records import Source
+from beam_llm.cli.files.sources import read_rows
+from beam_llm.cli.flags import chosen_settings
+from beam_llm.cli.inputs import check_prompt, inputs_of
+from beam_llm.cli.predict_command import PredictCommand
+from beam_llm.cli.progress import write_line
+from beam_llm.cli.words import dollars, duration, shortened, table
 from beam_llm.config import Settings, replaced
 from beam_llm.errors import PromptError, plural
 from beam_llm.pricing import Prices
@@ -68,26 +71,30 @@ class Forecast:
 
 
 def main(chosen: argparse.Namespace) -> int:
-    checked = chosen_settings(chosen)
-    job = Job(
-        inputs=chosen.inputs, output="-", settings=checked, input_format=chosen.input_format, skips_bad_lines=chosen.on_bad_line == "skip"
+    settings = chosen_settings(chosen)
+    command = PredictCommand(
+        inputs=chosen.inputs,
+        output="-",
+        settings=settings,
+        input_format=chosen.input_format,
+        skips_bad_lines=chosen.on_bad_line == "skip",
     )
-    with inputs_of(job, writes=False) as (sources, found):
-        task = Task(checked)
+    with inputs_of(command, writes=False) as (sources, found):
+        task = Task(settings)
         check_prompt(task, sources)
-        alone, unusable = rendered(Task(replaced(checked, batch_size=1)), sources)
-        several, _ = rendered(Task(replaced(checked, batch_size=2)), sources)  # each with what stands around it
+        alone, unusable = rendered(Task(replaced(settings, batch_size=1)), sources)
+        several, _ = rendered(Task(replaced(settings, batch_size=2)), sources)  # each with what stands around it
     given = chosen.output_tokens
     answer_tokens = AnswerTokens(given, given, given) if given else tokens_of_answer(task.output.schema, text=task.output.is_text)
-    sizes = sorted({*BATCH_SIZES, *([checked.batch_size] if isinstance(checked.batch_size, int) else [])})
+    sizes = sorted({*BATCH_SIZES, *([settings.batch_size] if isinstance(settings.batch_size, int) else [])})
     forecasts = [
-        forecast(replaced(checked, batch_size=size), alone if size == 1 else several, answer_tokens, chosen.latency_seconds)
+        forecast(replaced(settings, batch_size=size), alone if size == 1 else several, answer_tokens, chosen.latency_seconds)
         for size in sizes
     ]
     if chosen.json:
-        print(orjson.dumps(as_json(checked, found.records, forecasts), option=orjson.OPT_INDENT_2).decode())
+        print(orjson.dumps(as_json(settings, found.records, forecasts), option=orjson.OPT_INDENT_2).decode())
     else:
-        print(report(checked, found.records, forecasts, answer_tokens, chosen.latency_seconds))
+        print(report(settings, found.records, forecasts, answer_tokens, chosen.latency_seconds))
     unusable += forecasts[0].too_large
     if unusable:
         why = "too large, or without a field of the prompt"
@@ -109,16 +116,16 @@ def rendered(task: Task, sources: Sequence[Source]) -> tuple[list[Record], int]:
     return records, unusable
 
 
-def forecast(checked: Settings, records: Iterable[Record], answer_tokens: AnswerTokens, latency_seconds: float | None) -> Forecast:
+def forecast(settings: Settings, records: Iterable[Record], answer_tokens: AnswerTokens, latency_seconds: float | None) -> Forecast:
     """Forms the prompts exactly as a run would, and adds up what they hold.
 
     Args:
       answer_tokens: assumed.
       latency_seconds: of one call; None: by its output tokens.
     """
-    task = Task(checked)
-    prices = Prices.of(checked)
-    batcher: Batcher[None] = Batcher(caps_of(checked, task.shared_tokens, prices.context_window), checked.model_name)
+    task = Task(settings)
+    prices = Prices.of(settings)
+    batcher: Batcher[None] = Batcher(caps_of(settings, task.shared_tokens, prices.context_window), settings.model_name)
     too_large = requests = input_tokens = output_tokens = 0
     latencies = 0.0
 
@@ -141,27 +148,27 @@ def forecast(checked: Settings, records: Iterable[Record], answer_tokens: Answer
         close(batch)
     usage = Usage(input_tokens, output_tokens)
     return Forecast(
-        checked.batch_size,
+        settings.batch_size,
         too_large,
         requests,
         input_tokens,
         output_tokens,
-        _seconds(checked, requests, input_tokens + output_tokens, latencies),
+        _seconds(settings, requests, input_tokens + output_tokens, latencies),
         prices.cost_usd(usage),
         prices.cost_usd(usage, True),
     )
 
 
-def _seconds(checked: Settings, requests: int, tokens: int, latencies: float) -> float:
+def _seconds(settings: Settings, requests: int, tokens: int, latencies: float) -> float:
     """Calls side by side, or the per-minute budgets where those are narrower. At least one call's time."""
     if not requests:
         return 0.0
-    rounds = math.ceil(requests / checked.usual_calls)
+    rounds = math.ceil(requests / settings.usual_calls)
     bounds = [rounds * latencies / requests]
-    if checked.requests_per_minute:
-        bounds.append(requests / checked.requests_per_minute * 60)
-    if checked.tokens_per_minute:
-        bounds.append(tokens / checked.tokens_per_minute * 60)
+    if settings.requests_per_minute:
+        bounds.append(requests / settings.requests_per_minute * 60)
+    if settings.tokens_per_minute:
+        bounds.append(tokens / settings.tokens_per_minute * 60)
     return max(bounds)
 
 
@@ -195,18 +202,18 @@ def tokens_of_answer(schema: Mapping[str, Any], *, text: bool = False) -> Answer
     return AnswerTokens(counted_tokens(f'{{"value":{shape}}}') + free, keyed + free, numbered + free)
 
 
-def as_json(checked: Settings, records: int, forecasts: Sequence[Forecast]) -> dict[str, Any]:
+def as_json(settings: Settings, records: int, forecasts: Sequence[Forecast]) -> dict[str, Any]:
     """The table for programs."""
-    return {"model": checked.model, "records": records, "by_batch_size": [asdict(line) for line in forecasts]}
+    return {"model": settings.model, "records": records, "by_batch_size": [asdict(line) for line in forecasts]}
 
 
 def report(
-    checked: Settings, records: int, forecasts: Sequence[Forecast], answer_tokens: AnswerTokens, latency_seconds: float | None
+    settings: Settings, records: int, forecasts: Sequence[Forecast], answer_tokens: AnswerTokens, latency_seconds: float | None
 ) -> str:
     header = ("records a prompt", "requests", "input tokens", "output tokens*", "time online†", "cost online", "cost batch API")
     rows = [
         (
-            f"{line.batch_size}{'  ←' if line.batch_size == checked.batch_size else ''}",
+            f"{line.batch_size}{'  ←' if line.batch_size == settings.batch_size else ''}",
             f"{line.requests:,}",
             f"{line.input_tokens:,}",
             f"{line.output_tokens:,}",
@@ -223,12 +230,12 @@ def report(
     )
     return "\n".join(
         [
-            f"{plural(records, 'record')}, {checked.model}, prompt {shortened(checked.prompt or '{{ element }}', 60)!r}",
+            f"{plural(records, 'record')}, {settings.model}, prompt {shortened(settings.prompt or '{{ element }}', 60)!r}",
             "",
             table(header, rows),
             "",
             f"* assumed: {_range(answer_tokens)} tokens an answer; set --output-tokens",
-            f"† assumed: {latency} a call, {checked.usual_calls} in flight; set --latency-seconds",
+            f"† assumed: {latency} a call, {settings.usual_calls} in flight; set --latency-seconds",
             f"The batch API takes {BATCH_WINDOW}, often minutes.",
             "Input tokens are estimated on the high side. Equal records are counted each; the batch API asks them once.",
         ]

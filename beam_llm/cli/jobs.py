@@ -14,13 +14,18 @@ from dataclasses import replace
 
 import orjson
 
-from beam_llm.cli.main import ALL_ANSWERED, FAILED, SOME_ERRORS, chosen_settings
-from beam_llm.cli.progress import Meter, Tally, dollars, duration, table, write_line
-from beam_llm.cli.records import Row, is_remote
+from beam_llm import config
+from beam_llm.cli.exit_codes import ALL_ANSWERED, FAILED, SOME_ERRORS
+from beam_llm.cli.files.records import Answer, Row, is_remote
+from beam_llm.cli.files.target import Target, refuse_overwriting
+from beam_llm.cli.files.writers import write_json_lines
+from beam_llm.cli.flags import chosen_settings
+from beam_llm.cli.progress import Meter, write_line
 from beam_llm.cli.running import Measured, watched
 from beam_llm.cli.spool import records_in
-from beam_llm.cli.writers import Answer, Target, refuse_overwriting, write_json_lines
-from beam_llm.config import Settings, settings
+from beam_llm.cli.tally import Tally
+from beam_llm.cli.words import dollars, duration, table
+from beam_llm.config import Settings
 from beam_llm.errors import UsageError, plural, printable
 from beam_llm.jobs import Cleanup, JobView, admin, open_store
 from beam_llm.leftovers import remove_leftovers, scratch_folder
@@ -95,16 +100,16 @@ def show(chosen: argparse.Namespace) -> int:
 
 def attach(chosen: argparse.Namespace) -> int:
     """Waits for jobs, collects them, writes their records with their answers as JSON lines."""
-    checked = chosen_settings(chosen, mode="batch_api", staging_location=chosen.staging_location)
+    settings = chosen_settings(chosen, mode="batch_api", staging_location=chosen.staging_location)
     refuse_overwriting(_target(chosen), [])
     if chosen.output != "-" and not chosen.output.endswith((".jsonl", ".ndjson")):
         raise UsageError(f"the output {chosen.output!r} has to be a .jsonl file, or - for stdout")
-    ids, left = _job_ids(_store(chosen.staging_location), chosen.ids, Task(checked).fingerprint.hex())
+    ids, left = _job_ids(_store(chosen.staging_location), chosen.ids, Task(settings).fingerprint.hex())
     if left:
         write_line(f"{chosen.name}: left {plural(left, 'job')} of other prompts, models or outputs")
     folder = tempfile.mkdtemp(dir=scratch_folder())
     try:
-        tally = _collected(chosen, checked, ids, folder)
+        tally = _collected(chosen, settings, ids, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if not chosen.quiet:
@@ -119,23 +124,23 @@ def _target(chosen: argparse.Namespace) -> Target:
     return Target(chosen.output, "jsonl", replaces=chosen.force)
 
 
-def _collected(chosen: argparse.Namespace, checked: Settings, ids: list[str], folder: str) -> Tally:
+def _collected(chosen: argparse.Namespace, settings: Settings, ids: list[str], folder: str) -> Tally:
     def run() -> Measured:
         from beam_llm.cli import pipeline
 
-        return pipeline.collect(checked, ids, folder, list(chosen.beam_options))
+        return pipeline.collect(settings, ids, folder, list(chosen.beam_options))
 
     meter = Meter(0)
     watched(run, meter, go_on="the jobs stay in the ledger, and the same command again collects them", quiet=chosen.quiet, at_once=True)
-    field = checked.output_field or "answer"
+    field = settings.output_field or "answer"
     write_json_lines(_target(chosen), _rows(folder), field)
     return meter.tally
 
 
 def _rows(folder: str) -> Iterator[tuple[Row, Answer]]:
     """In the order of the input they came from, where they came from one."""
-    for kept, fields in records_in(folder):
-        yield Row(0, fields, None), Answer(kept.value, kept.error)
+    for answer, fields in records_in(folder):
+        yield Row(0, fields, None), Answer(answer.value, answer.error)
 
 
 def _job_ids(store: Store, given: Sequence[str], task: str) -> tuple[list[str], int]:
@@ -243,7 +248,7 @@ def _provider(chosen: argparse.Namespace, job: JobView) -> BatchProvider:
       UsageError: it is another one than the ledger's.
     """
     flags = {name: getattr(chosen, f"option_{name}") for name in ("api_key", "base_url", "api_version")}
-    named: Settings = settings(chosen.option_model or job.model, **flags)
+    named = config.settings(chosen.option_model or job.model, **flags)
     if (named.base_url or "").partition("://")[2].partition("/")[0] != job.host:
         raise UsageError(
             f"the jobs are at {job.host}, but base_url is {named.base_url!r}: give --base-url, or set the variable that the run had"

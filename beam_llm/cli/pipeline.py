@@ -1,4 +1,4 @@
-"""The Beam side of `predict`: read, ask, keep. Imported only when a pipeline really runs, for it loads Beam."""
+"""The Beam side of `predict`: read, ask, store. Imported only when a pipeline really runs, for it loads Beam."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from apache_beam.typehints import Dict, Tuple
 
 from beam_llm import events
 from beam_llm.cli.definitions import definition_of
-from beam_llm.cli.files import read_rows
-from beam_llm.cli.records import DIGEST_BYTES, Row, Source, digest_of
+from beam_llm.cli.files.records import DIGEST_BYTES, Row, Source, digest_of
+from beam_llm.cli.files.sources import read_rows
 from beam_llm.cli.running import Measured, stopping
-from beam_llm.cli.spool import Kept, SpoolFile
+from beam_llm.cli.spool import SpoolFile
+from beam_llm.cli.stored import StoredAnswer
 from beam_llm.config import OPTIONS, Settings
 from beam_llm.errors import Failure, Kind
 from beam_llm.prompting.output_types import Output
@@ -67,7 +68,7 @@ def place_of(key: Any) -> tuple[int, str]:
     return (key if type(key) is int else NO_PLACE), ""  # jobs of earlier versions have the ordinal alone
 
 
-class KeepAnswers(beam.DoFn):
+class StoreAnswers(beam.DoFn):
     """Predictions of `(place, fields)` elements into the spool, one file per bundle. Emits nothing.
 
     Args:
@@ -90,9 +91,9 @@ class KeepAnswers(beam.DoFn):
     def process(self, element: Prediction) -> None:
         if self._file is None:
             self._file = SpoolFile(self._folder, self._definition)
-        kept = kept_of(element, *place_of(element.element[0]), self._output)
-        self._file.add(kept)
-        events.tell("kept", kept=kept)
+        answer = to_stored(element, *place_of(element.element[0]), self._output)
+        self._file.add(answer)
+        events.tell("stored", answer=answer)
 
     def finish_bundle(self) -> None:
         self._close()
@@ -106,41 +107,42 @@ class KeepAnswers(beam.DoFn):
             self._file = None
 
 
-class KeepRecords(KeepAnswers):
+class StoreRecords(StoreAnswers):
     """Predictions of any element into the spool, with the element's fields. A record of `predict` keeps its place in the input."""
 
     def process(self, element: Prediction) -> None:
         if self._file is None:
             self._file = SpoolFile(self._folder, self._definition)
         key, value = element.element if is_keyed(element.element) else (None, element.element)
-        kept = kept_of(element, *place_of(key), self._output)
-        self._file.add(kept, dict(fields_of(value)) or {"element": value})
-        events.tell("kept", kept=kept)
+        answer = to_stored(element, *place_of(key), self._output)
+        self._file.add(answer, dict(fields_of(value)) or {"element": value})
+        events.tell("stored", answer=answer)
 
 
-def kept_of(prediction: Prediction, ordinal: int, digest: str, output: Output) -> Kept:
+def to_stored(prediction: Prediction, ordinal: int, digest: str, output: Output) -> StoredAnswer:
+    """How a record ended, in the form that files keep; an answer that its own class can't write is an error."""
     value, failure = None, prediction.error
     if failure is None:
         try:
             value = output.dump(prediction.value)
         except ValueError as error:  # of the class's own serializer: this record's error, and paid for
             failure = Failure(Kind.INVALID, f"the answer has no place in a file: {error}", 1)
-    return Kept(
+    return StoredAnswer(
         ordinal,
         value,
-        None if failure is None else failure.kind,
-        None if failure is None else str(failure),
-        prediction.usage.input_tokens,
-        prediction.usage.output_tokens,
-        prediction.usage.cached_tokens,
-        prediction.cost_usd,
-        prediction.reused,
-        digest,
+        kind=None if failure is None else failure.kind,
+        error=None if failure is None else str(failure),
+        input_tokens=prediction.usage.input_tokens,
+        output_tokens=prediction.usage.output_tokens,
+        cached_tokens=prediction.usage.cached_tokens,
+        cost_usd=prediction.cost_usd,
+        reused=prediction.reused,
+        digest=digest,
     )
 
 
 def run(settings: Settings, files: list[tuple[int, Source, bytes]], spool: str, beam_options: list[str]) -> Measured:
-    """Reads, asks and keeps every record.
+    """Reads, asks and stores every record.
 
     Args:
       files: per input file its first ordinal, what it is, and which of its records are done.
@@ -152,39 +154,41 @@ def run(settings: Settings, files: list[tuple[int, Source, bytes]], spool: str, 
         pipeline
         | "Name files" >> beam.Create(files, reshuffle=False)
         | "Read records" >> beam.ParDo(ReadRecords()).with_output_types(Tuple[str, Dict[str, Any]])
-        | "Ask" >> LLMPredict(**asked(settings))
-        | "Keep answers" >> beam.ParDo(KeepAnswers(spool, settings)).with_output_types(None)
+        | "Ask" >> LLMPredict(**transform_options(settings))
+        | "Store answers" >> beam.ParDo(StoreAnswers(spool, settings)).with_output_types(None)
     )
     result = pipeline.run()
     result.wait_until_finish()
-    return measured(result)
+    return read_metrics(result)
 
 
 def collect(settings: Settings, job_ids: list[str], spool: str, beam_options: list[str]) -> Measured:
-    """Waits for batch jobs that were submitted before, and keeps their records and answers."""
+    """Waits for batch jobs that were submitted before, and stores their records and answers."""
     pipeline = beam.Pipeline(options=PipelineOptions(with_runner(beam_options)))
     _ = (
         pipeline
         | "Name jobs" >> beam.Create(job_ids, reshuffle=False)
-        | "Collect" >> CollectBatchJobs(**asked(settings))
-        | "Keep records" >> beam.ParDo(KeepRecords(spool, settings)).with_output_types(None)
+        | "Collect" >> CollectBatchJobs(**transform_options(settings))
+        | "Store records" >> beam.ParDo(StoreRecords(spool, settings)).with_output_types(None)
     )
     result = pipeline.run()
     result.wait_until_finish()
-    return measured(result)
+    return read_metrics(result)
 
 
-def asked(settings: Settings) -> dict[str, Any]:
-    """The settings as a transform's arguments; the answer's field is the front's business."""
+def transform_options(settings: Settings) -> dict[str, Any]:
+    """The settings as a transform's arguments; the answer's field is the command's business."""
     return {name: getattr(settings, name) for name in OPTIONS if name != "output_field"}
 
 
 def with_runner(beam_options: list[str]) -> list[str]:
+    """The options, with Beam's FnApiRunner, which is in this process, where they name no runner."""
     chosen = any(option.partition("=")[0] == "--runner" for option in beam_options)
     return beam_options if chosen else ["--runner=FnApiRunner", *beam_options]
 
 
-def measured(result: Any) -> Measured:
+def read_metrics(result: Any) -> Measured:
+    """What Beam counted in the `beam_llm` namespace."""
     counters: dict[str, int] = {}
     query = result.metrics().query(beam.metrics.MetricsFilter().with_namespace("beam_llm"))
     for metric in query["counters"]:

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress line on stderr, plain aligned tables at its end. Listens to events; knows no Beam.
+"""What a person sees of a run while it works: a progress line on stderr. Listens to events; knows no Beam.
 
 Whatever was written elsewhere (a server's words, file names, answers) is shown with its control characters escaped: see `printable`.
 """
@@ -8,87 +8,22 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import re
 import shutil
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import IO, Any
 
-from beam_llm.cli.spool import Kept
+from beam_llm.cli.tally import Tally
+from beam_llm.cli.words import dollars, duration, shortened, tried_again
 from beam_llm.errors import plural, printable
 from beam_llm.events import ACTIVITY
 
 LINE_SECONDS = 10.0
+
+
 _LIVE_SECONDS = 0.25
-WIDTH = 100
-
-
-class Messages:
-    """Messages of one kind of error, counted by their wording: those that differ in numbers and quotations only are one."""
-
-    MOST_WORDINGS = 200  # what comes later is counted in no group; the frequent ones come early
-
-    def __init__(self) -> None:
-        self._groups: dict[str, tuple[int, str]] = {}
-
-    def add(self, message: str) -> None:
-        wording = _PARTICULARS.sub("#", message)
-        count, example = self._groups.get(wording, (0, message))
-        if count or len(self._groups) < self.MOST_WORDINGS:
-            self._groups[wording] = (count + 1, example)
-
-    def most_frequent(self) -> tuple[int, str]:
-        """How many had the most frequent wording, and the first of them as it stood."""
-        return max(self._groups.values(), key=lambda group: group[0], default=(0, ""))
-
-
-_PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,]*")
-_ATTEMPTS = re.compile(r" \(after \d+ attempts\)$")
-
-
-def _without_frame(kind: str, error: str) -> str:
-    """`missing: no answer (after 3 attempts)` → `no answer`."""
-    return _ATTEMPTS.sub("", error.removeprefix(f"{kind}: "))
-
-
-class Tally:
-    """Sums over records' ends."""
-
-    def __init__(self) -> None:
-        self.records = 0
-        self.errors: Counter[str] = Counter()
-        self.messages: dict[str, Messages] = {}
-        self.reused = 0
-        self.input_tokens = 0
-        self.output_tokens = 0
-        self.cached_tokens = 0
-        self.cost_usd = 0.0
-        self.unpriced = 0
-
-    def add(self, kept: Kept) -> None:
-        self.records += 1
-        if kept.kind is not None:
-            self.errors[kept.kind] += 1
-            self.messages.setdefault(kept.kind, Messages()).add(_without_frame(kept.kind, kept.error or ""))
-        self.reused += kept.reused
-        self.input_tokens += kept.input_tokens
-        self.output_tokens += kept.output_tokens
-        self.cached_tokens += kept.cached_tokens
-        if kept.cost_usd is None:
-            self.unpriced += kept.input_tokens > 0
-        else:
-            self.cost_usd += kept.cost_usd
-
-    @property
-    def failed(self) -> int:
-        return self.errors.total()
-
-    def cost(self) -> str:
-        """The price in dollars, or why there is none."""
-        return "unknown (the model has no list price; give --prices)" if self.unpriced else dollars(self.cost_usd)
 
 
 class Meter:
@@ -110,9 +45,9 @@ class Meter:
         self._before = ACTIVITY.snapshot()
 
     def hear(self, event: str, facts: dict[str, Any]) -> None:
-        if event == "kept":
-            self.tally.add(facts["kept"])
-            self._waiting = {}  # what is known of jobs is old news; the next look tells anew
+        if event == "stored":
+            self.tally.add(facts["answer"])
+            self._waiting = {}  # what is known of jobs is old news; the next poll says anew
         elif event == "planned":
             self.jobs += facts["jobs"]
         elif event == "waiting":
@@ -203,6 +138,8 @@ class ProgressLine:
 
 
 _CLEARED = "\r\x1b[2K"
+
+
 _STDERR = threading.RLock()  # reentrant: Ctrl-C may come while its own thread writes
 
 
@@ -230,51 +167,3 @@ class LogLines(logging.Handler):
                     write_line(line)
         except Exception:
             self.handleError(record)
-
-
-# --- words and tables
-
-
-def dollars(amount: float) -> str:
-    """`$12.34`; small amounts with enough digits to mean something."""
-    digits = 2 if amount >= 1 or amount == 0 else 4 if amount >= 0.01 else 6
-    return f"${amount:,.{digits}f}"
-
-
-def tried_again(retries: int, waits: int, timeouts: int) -> list[str]:
-    """`2 retries`, `3 waits`, `1 timeout`: those that there are. Waits for a busy server are among the retries as counted."""
-    counts = {"retry": retries - waits, "wait": waits, "timeout": timeouts}
-    return [plural(count, noun) for noun, count in counts.items() if count > 0]
-
-
-def duration(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02} s"
-    return f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def shortened(text: str, width: int) -> str:
-    """The text on one line, escaped, cut at `width` with an ellipsis."""
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= width else line[: width - 1] + "…"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence[int] = (0,), indent: str = "") -> str:
-    """Columns aligned by spaces: those numbered in `left` to the left, all others to the right. Cells are escaped."""
-    cells = [[printable(str(cell)) for cell in row] for row in (header, *rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    lines = [
-        indent
-        + "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
-    lines.insert(1, indent + "  ".join("─" * width for width in widths))
-    return "\n".join(lines)

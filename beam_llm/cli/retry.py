@@ -10,17 +10,21 @@ from typing import IO, Any, NamedTuple
 
 import orjson
 
-from beam_llm.cli.files import Column, Survey, format_of, read_rows
-from beam_llm.cli.parquet import PARQUET_ROWS, rows_of
-from beam_llm.cli.records import DataError, Source, digest_of, json_bytes, open_bytes
-from beam_llm.cli.spool import Kept, SpoolIndex, spool_line
-from beam_llm.cli.writers import Target, cell, chunks, parquet_fields, python_table, unsafe_cell
+from beam_llm.cli.files.csv_cells import cell, unsafe_cell
+from beam_llm.cli.files.parquet_reader import PARQUET_ROWS, parquet_fields, rows_of
+from beam_llm.cli.files.parquet_writer import chunks, python_table
+from beam_llm.cli.files.records import DataError, Source, digest_of, json_bytes, open_bytes
+from beam_llm.cli.files.sources import format_of, read_rows
+from beam_llm.cli.files.survey import Column, Survey
+from beam_llm.cli.files.target import Target
+from beam_llm.cli.spool_index import SpoolIndex
+from beam_llm.cli.stored import StoredAnswer, stored_line
 from beam_llm.errors import Kind, UsageError, plural
 
 _DOUBTFUL = f"{Kind.DOUBTFUL}: "
 
 
-class Earlier(NamedTuple):
+class PriorAnswers(NamedTuple):
     """What an existing output says of the input's records.
 
     Attributes:
@@ -37,7 +41,7 @@ class Earlier(NamedTuple):
 
     def fill(self, index: SpoolIndex) -> None:
         self.lines.seek(0)
-        index.take_in(self.lines)
+        index.add_lines(self.lines)
 
     def close(self) -> None:
         self.lines.close()
@@ -57,7 +61,7 @@ class _Ended(NamedTuple):
     error: str | None
 
 
-def ends_in(target: Target, field: str) -> tuple[int, int] | None:
+def count_ends(target: Target, field: str) -> tuple[int, int] | None:
     """How many records an existing output has, and how many of them ended as errors; None where it isn't one of this command's."""
     try:
         errors = [ended.error is not None for ended in _ended(target, field)]
@@ -75,7 +79,7 @@ def content_name(target: Target) -> str:
     return hasher.hexdigest()[:12]
 
 
-def earlier_answers(target: Target, field: str, sources: Sequence[Source], found: Survey, *, holds_doubtful: bool) -> Earlier:
+def prior_answers(target: Target, field: str, sources: Sequence[Source], found: Survey, *, holds_doubtful: bool) -> PriorAnswers:
     """Joins an existing output to the input by the records' content.
 
     Args:
@@ -89,7 +93,7 @@ def earlier_answers(target: Target, field: str, sources: Sequence[Source], found
     places: defaultdict[bytes, deque[int]] = defaultdict(deque)
     for ordinal, form in enumerate(_forms_of_input(format_of(target.path, target.format), sources, found.columns)):
         places[form].append(ordinal)
-    lines: IO[bytes] = tempfile.TemporaryFile(prefix="beam-llm-")  # noqa: SIM115 - closed by `Earlier.close`
+    lines: IO[bytes] = tempfile.TemporaryFile(prefix="beam-llm-")  # noqa: SIM115 - closed by `PriorAnswers.close`
     held: list[int] = []
     rows = gone = 0
     for ended in _ended(target, field):
@@ -100,13 +104,13 @@ def earlier_answers(target: Target, field: str, sources: Sequence[Source], found
         ordinal = ordinals.popleft()
         digest = found.digest(ordinal).hex()
         if ended.error is None:
-            lines.write(spool_line(Kept(ordinal, ended.value, None, None, digest=digest)))
+            lines.write(stored_line(StoredAnswer(ordinal, ended.value, None, None, digest=digest)))
         elif holds_doubtful and ended.error.startswith(_DOUBTFUL):
             held.append(ordinal)
-            lines.write(spool_line(Kept(ordinal, None, Kind.DOUBTFUL, ended.error, digest=digest)))
+            lines.write(stored_line(StoredAnswer(ordinal, None, Kind.DOUBTFUL, ended.error, digest=digest)))
     if rows and gone == rows:
         raise UsageError(f"none of the records of {target.path!r} is in the input: is it this input's output? --force asks all")
-    return Earlier(lines, held, gone, sum(map(len, places.values())))
+    return PriorAnswers(lines, held, gone, sum(map(len, places.values())))
 
 
 def _ended(target: Target, field: str) -> Iterator[_Ended]:

@@ -8,24 +8,25 @@ from typing import Any
 
 import orjson
 
-from beam_llm.cli.files import read_rows
-from beam_llm.cli.predict import Job, check_prompt, inputs_of
-from beam_llm.cli.records import Source
+from beam_llm.cli.files.records import Source
+from beam_llm.cli.files.sources import read_rows
+from beam_llm.cli.inputs import check_prompt, inputs_of
+from beam_llm.cli.predict_command import PredictCommand
 from beam_llm.errors import UNPRINTABLE
 from beam_llm.prompting.chat_task import Task
 from beam_llm.transforms.preview import RequestPreview, preview
 
 
-def show(job: Job, most: int) -> int:
+def show(command: PredictCommand, most: int) -> int:
     """Prints up to `most` requests, each with its replies' schema; returns how many records among them can't be asked.
 
     Raises:
       UsageError: as `predict` would: wrong files, fields or options.
     """
     unusable = 0
-    with inputs_of(job, writes=False) as (sources, _):
-        check_prompt(Task(job.settings), sources)
-        for request in preview(job.settings, _elements(sources), most):
+    with inputs_of(command, writes=False) as (sources, _):
+        check_prompt(Task(command.settings), sources)
+        for request in preview(command.settings, _elements(sources), most):
             unusable += request.error is not None
             print(in_json(_shown(request)))
     return unusable

@@ -8,9 +8,10 @@ from typing import Any
 
 import orjson
 
-from beam_llm.cli.predict import Job, Report
-from beam_llm.cli.progress import Tally, duration, shortened, tried_again
-from beam_llm.cli.records import is_remote
+from beam_llm.cli.files.records import is_remote
+from beam_llm.cli.predict_command import PredictCommand, Report
+from beam_llm.cli.tally import Tally
+from beam_llm.cli.words import duration, shortened, tried_again
 from beam_llm.errors import UsageError, plural, printable
 from beam_llm.events import warning_in_words
 
@@ -19,7 +20,7 @@ _MESSAGE_WIDTH = 300
 _WARNINGS = "warnings_"
 
 
-def summary(job: Job, report: Report) -> str:
+def summary(command: PredictCommand, report: Report) -> str:
     """The run in a few lines, for stderr."""
     tally = report.tally
     lines = [f"records   {tally.records:,}" + (f" ({report.already:,} answered by an earlier run)" if report.already else "")]
@@ -32,7 +33,7 @@ def summary(job: Job, report: Report) -> str:
     lines.append(f"tokens    {tally.input_tokens:,} in, {tally.output_tokens:,} out{cached}")
     lines.append(f"cost      {tally.cost()}" + (f" ({plural(tally.reused, 'answer')} re-used)" if tally.reused else ""))
     lines.append(f"time      {duration(report.seconds)}")
-    lines.append(f"output    {'stdout' if job.output == '-' else job.output}")
+    lines.append(f"output    {'stdout' if command.output == '-' else command.output}")
     return "\n".join(map(printable, lines))
 
 
@@ -72,14 +73,14 @@ def calls_of(report: Report) -> str:
     return f"{report.lines if jobs else report.requests:,}{jobs}" + (f" ({further})" if further else "")
 
 
-def as_json(job: Job, report: Report) -> dict[str, Any]:
+def as_json(command: PredictCommand, report: Report) -> dict[str, Any]:
     """The same as plain data. Counts are of this run where they are of calls, of the output where they are of records."""
     tally, counters = report.tally, report.counters
     return {
         "format": FORMAT,
-        "model": job.settings.model,
-        "mode": job.settings.mode,
-        "output": job.output,
+        "model": command.settings.model,
+        "mode": command.settings.mode,
+        "output": command.output,
         "records": tally.records,
         "answered": tally.records - tally.failed,
         "answered_before": report.already,
@@ -123,9 +124,9 @@ def check_summary_path(path: str) -> None:
         raise UsageError(f"--summary is {path!r}, which is a folder: name a file in it")
 
 
-def write_summary(path: str, job: Job, report: Report) -> None:
+def write_summary(path: str, command: PredictCommand, report: Report) -> None:
     """Under its name in one step, as the output is."""
     aside = f"{path}.{os.getpid()}.tmp"
     with open(aside, "wb") as file:
-        file.write(orjson.dumps(as_json(job, report), option=orjson.OPT_INDENT_2) + b"\n")
+        file.write(orjson.dumps(as_json(command, report), option=orjson.OPT_INDENT_2) + b"\n")
     os.replace(aside, path)

@@ -1,4 +1,4 @@
-"""Reader of parquet files: values as Python has them, and never less than the file holds.
+"""Arrow's values as Python's.
 
 Binary columns come as text where they are UTF-8 (Spark and Impala write text so). Times of nanoseconds come as `datetime`s where those
 hold them, else as ISO text with nine digits: Arrow itself refuses them, or gives pandas' types where pandas is installed.
@@ -7,114 +7,13 @@ hold them, else as ISO text with nine digits: Arrow itself refuses them, or give
 from __future__ import annotations
 
 import datetime
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-from beam_llm.cli.records import DataError, OnBadLine, Row, Source, open_bytes, text_of
-
-PARQUET_ROWS = 1_000
+from beam_llm.cli.files.records import text_of
 
 
-def parquet_header(source: Source) -> list[str]:
-    return list(parquet_schema(source).names)
-
-
-def parquet_schema(source: Source) -> Any:
-    """The file's Arrow schema.
-
-    Raises:
-      DataError: not a parquet file, or two columns of one name.
-    """
-    with _opened(source) as file:
-        return file.schema_arrow
-
-
-def read_parquet(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
-    number = 0
-    for batch in _batches(source):
-        for fields in rows_of(source, batch, number):
-            number += 1
-            if source.as_text and (name := _name_of_bytes(fields)):
-                on_bad(
-                    DataError(
-                        f"{source}, row {number}: column {name!r} holds bytes that are not text in UTF-8: "
-                        "only a .parquet output of .parquet inputs with equal columns keeps them"
-                    )
-                )
-                continue
-            yield Row(number, fields, None, batch)
-
-
-def rows_of(source: Source, batch: Any, before: int = 0) -> list[dict[str, Any]]:
-    """The rows of an Arrow batch or table as dicts.
-
-    Args:
-      before: rows of the file that came before, for messages.
-    """
-    columns = []
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            columns.append(_values(column))
-        except (ValueError, OverflowError, TypeError, NotImplementedError) as error:
-            where = f"rows {before + 1:,} to {before + batch.num_rows:,}"
-            raise DataError(f"{source}, {where}: column {name!r} holds a value that Python can't: {error}") from None
-    names = batch.schema.names
-    if not names:
-        return [{} for _ in range(batch.num_rows)]
-    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-
-
-def _batches(source: Source) -> Iterator[Any]:
-    import pyarrow as pa
-
-    with _opened(source) as file:
-        count = 0
-        try:
-            for batch in file.iter_batches(PARQUET_ROWS):
-                yield batch
-                count += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{source}: the parquet data is damaged after row {count:,}: {error}") from None
-
-
-@contextmanager
-def _opened(source: Source) -> Iterator[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with open_bytes(source.path) as file:
-        try:
-            opened = pq.ParquetFile(file)
-            names: Sequence[str] = opened.schema_arrow.names
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{source}: not a parquet file: {error}") from None
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            raise DataError(f"{source}: {', '.join(map(repr, twice))} is the name of two columns: rename one")
-        yield opened
-
-
-def _name_of_bytes(fields: dict[str, Any]) -> str | None:
-    """The first column with a value that is, or holds, bytes."""
-    for name, value in fields.items():
-        kind = type(value)
-        if kind is bytes or ((kind is dict or kind is list or kind is tuple) and _holds_bytes(value)):
-            return name
-    return None
-
-
-def _holds_bytes(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_holds_bytes, value.values()))
-    return any(map(_holds_bytes, value)) if isinstance(value, (list, tuple)) else isinstance(value, bytes)
-
-
-# --- Arrow's values as Python's
-
-
-def _values(column: Any) -> list[Any]:
+def python_values(column: Any) -> list[Any]:
     """The column's values; `to_pylist`, except for nanoseconds and binary text at any depth."""
     import pyarrow.types as kinds
 
@@ -124,15 +23,15 @@ def _values(column: Any) -> list[Any]:
     if hasattr(column, "combine_chunks"):
         column = column.combine_chunks()
     if hasattr(column, "storage"):
-        return _values(column.storage)
+        return python_values(column.storage)
     if kinds.is_dictionary(kind):
-        return _values(column.dictionary_decode())
+        return python_values(column.dictionary_decode())
     if kinds.is_struct(kind):
         return _structs(column)
     if kinds.is_map(kind):
         return [_text_within(value) for value in column.to_pylist()]
     if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind):
-        return _nested(column, _values(column.flatten()))
+        return _nested(column, python_values(column.flatten()))
     if _is_binary(kind):
         return [None if value is None else text_of(value) for value in column.to_pylist()]
     return _times(column)
@@ -166,7 +65,7 @@ def _text_within(value: Any) -> Any:
 
 def _structs(column: Any) -> list[Any]:
     names = [column.type.field(i).name for i in range(column.type.num_fields)]
-    members = zip(*(_values(child) for child in column.flatten()), strict=True)
+    members = zip(*(python_values(child) for child in column.flatten()), strict=True)
     valid = column.is_valid().to_pylist()
     return [dict(zip(names, values, strict=True)) if one else None for one, values in zip(valid, members, strict=True)]
 

@@ -1,0 +1,22 @@
+"""The arguments of `beam-llm estimate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from beam_llm.cli.flags import add_inputs, add_options
+from beam_llm.cli.parser import add_command, positive, positive_number
+
+
+def add_parser(commands: Any) -> None:
+    text = "what predict would cost: requests, tokens, cost and time at several batch sizes, without a call"
+    parser = add_command(commands, "estimate", "beam_llm.cli.estimate:main", text)
+    add_inputs(parser)
+    parser.add_argument("--json", action="store_true", help="the table as JSON")
+    for name in ("--output", "--output-format"):
+        parser.add_argument(name, metavar="…", help="as for predict; nothing is written")
+    tokens = "tokens of one answer (default: by --output-type)"
+    parser.add_argument("--output-tokens", type=positive, metavar="N", help=tokens)
+    latency = "of one call (default: 0.5 and 1 per 60 output tokens)"
+    parser.add_argument("--latency-seconds", type=positive_number, metavar="S", help=latency)
+    add_options(parser)

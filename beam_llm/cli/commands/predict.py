@@ -1,0 +1,113 @@
+"""`beam-llm predict`: its arguments, and what a person hears of the run."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from beam_llm.cli.exit_codes import ALL_ANSWERED, IN_WORDS, SOME_ERRORS
+from beam_llm.cli.flags import add_inputs, add_options, chosen_settings
+from beam_llm.cli.parser import add_command, positive
+from beam_llm.errors import UsageError
+
+if TYPE_CHECKING:
+    from beam_llm.cli.predict_command import PredictCommand, Report
+
+_DESCRIPTION = """Asks a model about every record of the input files and writes the records with their answers.
+
+  beam-llm predict reviews.jsonl --output labelled.jsonl --model openai:gpt-4.1-mini \\
+    --prompt 'Sentiment of this review: {{ text }}' --output-type 'enum:positive|negative' --batch-size 20
+
+The output has every input field, the answer (--output-field, default: answer) and <field>_error, in the
+order of the input. Structured answers are JSON objects in .jsonl, JSON text in .csv, structs in .parquet.
+It appears under its name when it is complete. A stopped run goes on where it was with the same command;
+until then its answers are kept in OUT.partial-…/, each with its record's content: when the input changes,
+answers go with their records, and only new ones are asked."""
+_EPILOG = f"""{IN_WORDS}.
+What stands after -- goes to Beam, such as -- --runner=PrismRunner (default: --runner=FnApiRunner)."""
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "predict",
+        f"{__name__}:run",
+        "files in, files out: every input field plus the model's answer",
+        description=_DESCRIPTION,
+        usage="beam-llm predict INPUT … --output OUT --model M --prompt P [option …] [-- Beam's options]",
+        epilog=_EPILOG,
+    )
+    add_inputs(parser)
+    _add_output(parser)
+    show = "print the first N requests as they would be sent; no call is made"
+    parser.add_argument("--show", type=positive, metavar="N", help=show)
+    summary = "how the run ended, as JSON: counts, errors with messages, warnings, cost"
+    parser.add_argument("--summary", metavar="FILE.json", help=summary)
+    parser.add_argument("--quiet", action="store_true", help="no progress and no summary on stderr")
+    add_options(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    output = "file to write: .jsonl, .csv, .parquet, local or gs://; - is stdout"
+    parser.add_argument("--output", metavar="OUT", help=output)
+    formats = "where OUT's name doesn't tell (default for -: jsonl)"
+    parser.add_argument("--output-format", choices=("jsonl", "csv", "parquet"), help=formats)
+    existing = parser.add_mutually_exclusive_group()
+    force = "replace an OUT that exists; without it nothing is asked then"
+    existing.add_argument("--force", action="store_true", help=force)
+    retry = "ask only the records that ended as errors in an OUT that exists"
+    existing.add_argument("--retry-errors", action="store_true", help=retry)
+    cells = parser.add_mutually_exclusive_group()
+    safe = "a text that a spreadsheet would run as a formula gets a ' before it, in every cell of a .csv (default: in answers' cells)"
+    cells.add_argument("--csv-safe", action="store_const", const="all", default="answers", help=safe)
+    cells.add_argument("--csv-unsafe", dest="csv_safe", action="store_const", const="none", help="in no cell")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    from beam_llm.cli.predict import predict
+    from beam_llm.cli.show import show
+    from beam_llm.cli.summary import check_summary_path, write_summary
+
+    if chosen.output is None and chosen.show is None:
+        raise UsageError("no output given: add --output, such as --output answers.jsonl; or --show 3, to see the first requests only")
+    if chosen.summary is not None:
+        check_summary_path(chosen.summary)
+    command = _command(chosen)
+    if chosen.show is not None:
+        return SOME_ERRORS if show(command, chosen.show) else ALL_ANSWERED
+    report = predict(command)
+    if chosen.summary is not None:
+        write_summary(chosen.summary, command, report)
+    return _report(chosen, command, report)
+
+
+def _command(chosen: argparse.Namespace) -> PredictCommand:
+    from beam_llm.cli.predict_command import PredictCommand
+
+    return PredictCommand(
+        inputs=chosen.inputs,
+        output=chosen.output or "-",
+        settings=chosen_settings(chosen),
+        input_format=chosen.input_format,
+        output_format=chosen.output_format,
+        beam_options=chosen.beam_options,
+        quiet=chosen.quiet,
+        force=chosen.force,
+        retry_errors=chosen.retry_errors,
+        skips_bad_lines=chosen.on_bad_line == "skip",
+        csv_safe=chosen.csv_safe,
+    )
+
+
+def _report(chosen: argparse.Namespace, command: PredictCommand, report: Report) -> int:
+    """What the run did, on stderr, and the command's exit code."""
+    from beam_llm.cli.progress import write_line
+    from beam_llm.cli.summary import summary
+
+    for line in summary(command, report).split("\n") if not chosen.quiet else ():
+        write_line(line)
+    tally = report.tally
+    if not tally.failed:
+        return ALL_ANSWERED
+    write_line(f"{chosen.name}: {tally.failed:,} of {tally.records:,} records ended as errors: see {command.answer_field}_error")
+    return SOME_ERRORS

@@ -1,0 +1,102 @@
+"""Reader of JSON lines, plain or gzipped: every record exactly, or an error that names file, line and column.
+
+Of a key that stands twice in one object the last value counts, as for Python, orjson, pandas and jq; the line itself is passed on to a
+`.jsonl` output as it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from beam_llm.cli.files import text_files
+from beam_llm.cli.files.records import DataError, OnBadLine, Row, Source
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LONG_NUMBER = re.compile(rb"\d{19}")
+
+
+_EXACT = frozenset([str, int, bool, type(None)])
+
+
+_EXACT_INTEGER = float(2**63)
+
+
+def read_jsonl(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
+    number, is_rest = 0, False
+    with text_files.opened(source) as file:
+        try:
+            # Split at \n only; a line longer than LINE_BYTES comes in pieces.
+            for line in iter(functools.partial(file.readline, text_files.LINE_BYTES), b""):
+                if is_rest:
+                    is_rest = not line.endswith(b"\n")
+                    continue
+                number += 1
+                raw = line.removeprefix(_BYTE_ORDER_MARK).strip() if number == 1 else line.strip()
+                if not raw:
+                    continue
+                if len(line) == text_files.LINE_BYTES and not line.endswith(b"\n"):
+                    is_rest = True
+                    on_bad(functools.partial(_too_long, source, number))
+                    continue
+                try:
+                    yield Row(number, _fields(raw), raw)
+                except _Unreadable as error:
+                    on_bad(functools.partial(_unreadable, source, number, error))
+        except text_files.DAMAGED as error:
+            raise text_files.damaged(source, number, error) from None
+
+
+def _too_long(source: Source, number: int) -> DataError:
+    return DataError(f"{source}:{number}: the line is longer than {text_files.LINE_BYTES >> 20} MB")
+
+
+def _unreadable(source: Source, number: int, error: Exception) -> DataError:
+    return DataError(f"{source}:{number}: {error}")
+
+
+class _Unreadable(ValueError):
+    """Why a line can't be read."""
+
+
+def _fields(raw: bytes) -> dict[str, Any]:
+    try:
+        fields = orjson.loads(raw)
+    except ValueError:
+        fields = _second_look(raw)
+    if type(fields) is not dict:
+        raise _Unreadable('not a JSON object: write records as {"field": …}, one per line')
+    if not _EXACT.issuperset(map(type, fields.values())) and _may_be_rounded(fields) and _LONG_NUMBER.search(raw):
+        fields = _second_look(raw)
+    return fields
+
+
+def _second_look(raw: bytes) -> Any:
+    """What Python's own, slower reader makes of a line: it knows NaN, Infinity, half a character and integers of any size.
+
+    Raises:
+      _Unreadable: it isn't JSON for that one either; says why, and the column.
+    """
+    try:
+        return json.loads(raw.decode())
+    except UnicodeDecodeError as error:
+        raise _Unreadable(f"not UTF-8: byte 0x{raw[error.start]:02x} in column {error.start + 1}") from None
+    except json.JSONDecodeError as error:
+        raise _Unreadable(f"not JSON: {error.msg} (column {error.colno})") from None
+    except (RecursionError, ValueError) as error:  # Python makes no integer of more than 4,300 digits
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else "a number in it has too many digits"
+        raise _Unreadable(f"not JSON that can be read: {why}") from None
+
+
+def _may_be_rounded(fields: dict[str, Any]) -> bool:
+    """Whether orjson may have made a fraction of an integer: it does so beyond 64 bits."""
+    for value in fields.values():
+        kind = type(value)
+        if kind is dict or kind is list or (kind is float and not -_EXACT_INTEGER < value < _EXACT_INTEGER):
+            return True
+    return False

@@ -1,0 +1,125 @@
+"""Reader of parquet files: values as Python has them, and never less than the file holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from beam_llm.cli.files.arrow_values import python_values
+from beam_llm.cli.files.records import DataError, OnBadLine, Row, Source, open_bytes
+
+PARQUET_ROWS = 1_000
+
+
+def parquet_header(source: Source) -> list[str]:
+    return list(parquet_schema(source).names)
+
+
+def parquet_schema(source: Source) -> Any:
+    """The file's Arrow schema.
+
+    Raises:
+      DataError: not a parquet file, or two columns of one name.
+    """
+    with _opened(source) as file:
+        return file.schema_arrow
+
+
+def parquet_fields(sources: Sequence[Source]) -> dict[str, Any]:
+    """The columns of parquet inputs with their own types, where every input is parquet and they agree."""
+    import pyarrow as pa
+
+    if any(source.format != "parquet" for source in sources):
+        return {}
+    schemas = [parquet_schema(source) for source in sources]
+    try:
+        merged = pa.unify_schemas(schemas)
+    except pa.ArrowException:
+        return {}
+    lacking = {column.name for column in merged if any(column.name not in schema.names for schema in schemas)}
+    return {column.name: column.with_nullable(True) if column.name in lacking else column for column in merged}
+
+
+def read_parquet(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
+    number = 0
+    for batch in _batches(source):
+        for fields in rows_of(source, batch, number):
+            number += 1
+            if source.as_text and (name := _name_of_bytes(fields)):
+                on_bad(partial(_holds_no_text, source, number, name))
+                continue
+            yield Row(number, fields, None, batch)
+
+
+def _holds_no_text(source: Source, number: int, name: str) -> DataError:
+    return DataError(
+        f"{source}, row {number}: column {name!r} holds bytes that are not text in UTF-8: "
+        "only a .parquet output of .parquet inputs with equal columns keeps them"
+    )
+
+
+def rows_of(source: Source, batch: Any, before: int = 0) -> list[dict[str, Any]]:
+    """The rows of an Arrow batch or table as dicts.
+
+    Args:
+      before: rows of the file that came before, for messages.
+    """
+    columns = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            columns.append(python_values(column))
+        except (ValueError, OverflowError, TypeError, NotImplementedError) as error:
+            where = f"rows {before + 1:,} to {before + batch.num_rows:,}"
+            raise DataError(f"{source}, {where}: column {name!r} holds a value that Python can't: {error}") from None
+    names = batch.schema.names
+    if not names:
+        return [{} for _ in range(batch.num_rows)]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _batches(source: Source) -> Iterator[Any]:
+    import pyarrow as pa
+
+    with _opened(source) as file:
+        count = 0
+        try:
+            for batch in file.iter_batches(PARQUET_ROWS):
+                yield batch
+                count += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{source}: the parquet data is damaged after row {count:,}: {error}") from None
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with open_bytes(source.path) as file:
+        try:
+            opened = pq.ParquetFile(file)
+            names: Sequence[str] = opened.schema_arrow.names
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{source}: not a parquet file: {error}") from None
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise DataError(f"{source}: {', '.join(map(repr, twice))} is the name of two columns: rename one")
+        yield opened
+
+
+def _name_of_bytes(fields: dict[str, Any]) -> str | None:
+    """The first column with a value that is, or holds, bytes."""
+    for name, value in fields.items():
+        kind = type(value)
+        if kind is bytes or ((kind is dict or kind is list or kind is tuple) and _holds_bytes(value)):
+            return name
+    return None
+
+
+def _holds_bytes(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_bytes, value.values()))
+    return any(map(_holds_bytes, value)) if isinstance(value, (list, tuple)) else isinstance(value, bytes)

@@ -1,0 +1,133 @@
+"""One look through all inputs before anything is paid: how many records, which fields, and what each record was.
+
+A file is known by its records' content, never by its name or its time of change.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from beam_llm.cli.files.records import DIGEST_BYTES, DataError, OnBadLine, Source, digest_of, raise_bad_line
+from beam_llm.cli.files.sources import header_of, read_rows
+from beam_llm.errors import plural
+
+
+@dataclass(slots=True)
+class Column:
+    """What a field's values are.
+
+    Attributes:
+      types: their Python types.
+      least, most: between them and 0 are all its integers.
+    """
+
+    types: set[type] = field(default_factory=set)
+    least: int = 0
+    most: int = 0
+
+    def add(self, value: Any) -> None:
+        self.types.add(type(value))
+        if type(value) is int:
+            if value > self.most:
+                self.most = value
+            elif value < self.least:
+                self.least = value
+
+
+def column_of(values: Iterable[Any]) -> Column:
+    column = Column()
+    for value in values:
+        column.add(value)
+    return column
+
+
+class Survey(NamedTuple):
+    """What one look at all inputs found, before anything is paid.
+
+    Attributes:
+      counts: records per source.
+      columns: every field met or named by a file's own header, in order of first appearance.
+      digests: 16 bytes per record, in order: what each of them was at that time.
+      bad_lines: how many were skipped.
+      first_bad: why the first of them was.
+    """
+
+    counts: tuple[int, ...]
+    columns: dict[str, Column]
+    digests: bytes
+    bad_lines: int = 0
+    first_bad: str = ""
+
+    @property
+    def records(self) -> int:
+        return sum(self.counts)
+
+    def digest(self, ordinal: int) -> bytes:
+        return self.digests[ordinal * DIGEST_BYTES : (ordinal + 1) * DIGEST_BYTES]
+
+
+def survey(sources: Sequence[Source], taken: Sequence[str] = ()) -> Survey:
+    """Reads every input once, so that a broken line or a clash of names is met before the first call is paid.
+
+    Args:
+      taken: field names the output adds; no input may have them.
+
+    Raises:
+      DataError: a line that can't be read, or a field of a `taken` name.
+    """
+    columns: dict[str, Column] = {}
+    digests = bytearray()
+    counts = []
+    bad = _BadLines()
+    for source in sources:
+        count = 0
+        for name in header_of(source):
+            _refuse_taken(f"{source}: the file", name, taken)
+            columns.setdefault(name, Column())
+        for row in read_rows(source, bad.handler(source)):
+            count += 1
+            digests += digest_of(row.fields)
+            for name, value in row.fields.items():
+                if (column := columns.get(name)) is None:
+                    _refuse_taken(f"{source}:{row.line}: the record", name, taken)
+                    column = columns[name] = Column()
+                column.add(value)
+        counts.append(count)
+    return Survey(tuple(counts), columns, bytes(digests), bad.count, bad.first)
+
+
+def _refuse_taken(place: str, name: str, taken: Sequence[str]) -> None:
+    if name in taken:
+        raise DataError(f"{place} has a field {name!r} already: choose another --output-field")
+
+
+class _BadLines:
+    """Counts lines that can't be read, and remembers why the first can't; or raises at the first."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = ""
+
+    def handler(self, source: Source) -> OnBadLine:
+        return self._add if source.skips_bad_lines else raise_bad_line
+
+    def _add(self, describe: Callable[[], DataError]) -> None:
+        self.count += 1
+        self.first = self.first or str(describe())
+
+
+def each_digest(digests: bytes) -> Iterator[bytes]:
+    return (digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES))
+
+
+def changes_between(before: bytes, after: bytes) -> str:
+    """What became of the records from one look at the inputs to the next, in words; empty where they are the same in the same order."""
+    if before == after:
+        return ""
+    old, new = Counter(each_digest(before)), Counter(each_digest(after))
+    gone, added = (old - new).total(), (new - old).total()
+    parts = [f"{plural(added, 'record')} new" if added else "", f"{plural(gone, 'record')} gone" if gone else ""]
+    return ", ".join(filter(None, parts)) or "the same records in another order"

@@ -1,0 +1,158 @@
+"""The package's options as flags, and flags as settings.
+
+Every option of `config.OPTIONS` is a flag: its meaning and default come from there, and its check too. Values stay text until then, so
+that one message serves every door.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from beam_llm.config import OPTIONS, Settings, key_of, settings_from_options
+from beam_llm.errors import UsageError
+
+_FLAG_NAMES = {"output": "--output-type"}
+_METAVARS = {"int": "N", "float": "X", "json": "JSON", "secret": "REFERENCE"}
+_COMMON = (
+    "model",
+    "prompt",
+    "system_prompt",
+    "output",
+    "batch_size",
+    "mode",
+    "staging_location",
+    "api_key",
+    "base_url",
+    "output_field",
+)
+_MEANINGS = {
+    "output": (
+        "string, integer, number, boolean, enum:a|b|c, a JSON schema, a file of one (.json), or package.module.Model (default: string)"
+    ),
+    "output_field": "the answer's field; its error is in <field>_error (default: answer)",
+}
+"""Of options that a command line takes in its own way."""
+
+
+def add_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
+    """Adds a flag for every option of the package, the common ones first."""
+    common = parser.add_argument_group("the question")
+    further = parser.add_argument_group("further options")
+    common.add_argument("--provider", help="the part of --model before the colon, where it is given apart")
+    for name in [*_COMMON, *(name for name in OPTIONS if name not in _COMMON)]:
+        if name not in leave_out:
+            add_option(common if name in _COMMON else further, name)
+    further.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="--response-format may name a parser of yours, as package.module.function",
+    )
+
+
+def add_option(parser: Any, name: str) -> None:
+    """Adds one option's flag."""
+    rule = OPTIONS[name].metadata
+    flags = ["--staging", "--staging-location"] if name == "staging_location" else [flag_of(name)]
+    wanted: dict[str, Any] = {"dest": f"option_{name}", "default": None, "help": _help(name)}
+    if rule["kind"] == "bool":
+        parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **wanted)
+        return
+    word = _METAVARS.get(rule["kind"], name.rpartition("_")[2].upper())
+    parser.add_argument(*flags, metavar="|".join(rule.get("choices", ())) or word, **wanted)
+
+
+def _help(name: str) -> str:
+    option = OPTIONS[name]
+    meaning = _MEANINGS.get(name) or str(option.metadata["meaning"]).replace("`", "")
+    if option.default is not None and option.default != "" and "default" not in meaning:
+        meaning += f" (default: {option.default})"
+    return as_flags(meaning).replace("%", "%%")
+
+
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say what is read, and how."""
+    files = "files of records: .jsonl, .csv (also .gz), .parquet, globs, gs://; - is stdin"
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help=files)
+    formats = "where names don't tell (default for -: jsonl)"
+    parser.add_argument("--input-format", choices=("jsonl", "csv", "parquet"), help=formats)
+    bad = "a line that can't be read: error ends the command and names file and line; skip leaves it out, counted (default: error)"
+    parser.add_argument("--on-bad-line", choices=("error", "skip"), default="error", help=bad)
+
+
+def add_provider(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where jobs are, and with which key."""
+    for name in ("model", "api_key", "base_url", "api_version"):
+        add_option(parser, name)
+
+
+def flag_of(name: str) -> str:
+    """`batch_size` → `--batch-size`."""
+    return _FLAG_NAMES.get(name, f"--{name.replace('_', '-')}")
+
+
+def as_flags(text: str) -> str:
+    """`batch_size is 'x': …; try batch.size=1` → `--batch-size is 'x': …; try --batch-size=1`."""
+    for name in sorted(OPTIONS, key=len, reverse=True):
+        flag = flag_of(name)
+        text = re.sub(rf"(?<![\w.'-]){re.escape(key_of(name))}=", f"{flag}=", text)
+        if "_" in name:
+            text = re.sub(rf"(?<![\w.'-]){name}\b", flag, text)
+        else:
+            text = re.sub(rf"^{name} (is|holds)\b", rf"{flag} \1", text)
+    return text
+
+
+def chosen_settings(chosen: argparse.Namespace, **fixed: Any) -> Settings:
+    """The settings that the flags say, checked.
+
+    Raises:
+      UsageError: a value that `config` refuses.
+    """
+    named = {name: getattr(chosen, f"option_{name}", None) for name in OPTIONS}
+    given = {key_of(name): value for name, value in named.items() if value is not None}
+    if getattr(chosen, "provider", None):
+        given["provider"] = chosen.provider
+    elif "model" not in given:
+        raise UsageError("no model given: add --model, such as --model openai:gpt-4.1-mini")
+    if "output" in given:
+        # A dotted name is looked up here alone: the command line is its user's own, options from elsewhere are not.
+        given["output"] = output_type(given["output"])
+    with _importing_from_here():
+        return settings_from_options(given, allow_code=getattr(chosen, "allow_code", False), **fixed)
+
+
+@contextmanager
+def _importing_from_here() -> Iterator[None]:
+    """A parser or a type beside the data is found, as by `python -m`: a console script's `sys.path` has no current folder."""
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.remove("")
+
+
+def output_type(text: str) -> Any:
+    """What `--output-type` names: a word or schema that `config` knows, a file of a JSON schema, or a Python type by its dotted name."""
+    if text.endswith(".json"):
+        try:
+            with open(text, "rb") as file:
+                return json.load(file)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"--output-type names {text!r}, which is not a readable JSON schema: {getattr(error, 'strerror', None) or error}"
+            ) from None
+    if re.fullmatch(r"[A-Za-z_]\w*([.:][A-Za-z_]\w*)+", text) and not text.startswith("enum:"):
+        module, _, name = text.replace(":", ".").rpartition(".")
+        try:
+            with _importing_from_here():
+                return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"--output-type is {text!r}: it can't be imported ({error}); name a type as package.module.Model") from None
+    return text

@@ -1,0 +1,111 @@
+"""The input of `predict`, `estimate` and `--show`: files, stdin and pipes, looked through once before anything is paid."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
+
+from beam_llm.cli.files.parquet_reader import parquet_fields
+from beam_llm.cli.files.records import Source, is_remote
+from beam_llm.cli.files.sources import find_sources, format_of, is_special, read_rows
+from beam_llm.cli.files.survey import Survey, survey
+from beam_llm.cli.files.target import is_there, refuse_overwriting
+from beam_llm.cli.predict_command import PredictCommand
+from beam_llm.cli.retry import count_ends
+from beam_llm.errors import PromptError, UsageError, plural
+from beam_llm.leftovers import scratch_folder
+from beam_llm.prompting.chat_task import Task
+
+
+@contextmanager
+def inputs_of(command: PredictCommand, *, writes: bool = True) -> Iterator[tuple[list[Source], Survey]]:
+    """The input files, looked through once; stdin and pipes as temporary files.
+
+    Args:
+      writes: there will be an output, which has to be able to hold them.
+    """
+    copies: list[str] = []
+    try:
+        sources = [source._replace(skips_bad_lines=command.skips_bad_lines) for source in _readable_sources(command, copies)]
+        if writes:
+            refuse_overwriting(command.target._replace(replaces=True), sources)
+            _refuse_finished(command)
+            keeps_bytes = format_of(command.output, command.output_format) == "parquet" and parquet_fields(sources)
+            sources = [source._replace(as_text=not keeps_bytes) for source in sources]
+        yield sources, survey(sources, (command.answer_field, f"{command.answer_field}_error"))
+    finally:
+        for path in copies:
+            os.unlink(path)
+
+
+def _refuse_finished(command: PredictCommand) -> None:
+    if command.target.replaces or command.output == "-" or not is_there(command.output):
+        return
+    ends = count_ends(command.target, command.answer_field)
+    state = f"is finished: {plural(ends[0], 'record')}, {ends[1]:,} of them errors" if ends else "exists already"
+    raise UsageError(
+        f"the output {command.output!r} {state}. Nothing was asked: --retry-errors asks only the records that ended as errors, "
+        "--force asks all and replaces it"
+    )
+
+
+def _readable_sources(command: PredictCommand, copies: list[str]) -> Iterator[Source]:
+    """The sources; those that can be read only once as copies, whose paths are added to `copies`."""
+    if list(command.inputs) != ["-"]:
+        if "-" in command.inputs:
+            raise UsageError("'-' (stdin) can't be mixed with files")
+        for source in find_sources(command.inputs, command.input_format):
+            if is_remote(source.path) or not is_special(source.path):
+                yield source
+                continue
+            with open(source.path, "rb") as pipe:
+                yield source._replace(path=_copy(pipe, copies), name=source.path)
+        return
+    if sys.stdin is None:
+        raise UsageError("the input is '-' (stdin), but stdin is closed: pipe records into the command, or name a file")
+    yield Source(_copy(sys.stdin.buffer, copies), format_of("-", command.input_format), "stdin")
+
+
+def _copy(stream: IO[bytes], copies: list[str]) -> str:
+    descriptor, path = tempfile.mkstemp(dir=scratch_folder())
+    copies.append(path)
+    with os.fdopen(descriptor, "wb") as file:
+        shutil.copyfileobj(stream, file, 1 << 20)
+    return path
+
+
+def name_of(source: Source) -> str:
+    """Stdin and a pipe are the same input where their bytes are; a file where it has the same name, whatever is in it by now."""
+    if not source.name:
+        return source.path if is_remote(source.path) else os.path.realpath(source.path)
+    with open(source.path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_prompt(task: Task, sources: Sequence[Source]) -> None:
+    """Looks for a record that fits the prompt, so that a prompt naming a field that isn't there ends before the first call.
+
+    Raises:
+      UsageError: no record fits, nor would all their fields together; names what is missing and the fields there are.
+    """
+    together: dict[str, Any] | None = None
+    for row in (row for source in sources for row in read_rows(source)):
+        if _misfit(task, row.fields) is None:
+            return
+        together = {**(together or {}), **row.fields}
+    if together is not None and (error := _misfit(task, together)):
+        raise UsageError(f"{error} (no record fits; fields of the input: {', '.join(together) or 'none'})")
+
+
+def _misfit(task: Task, fields: dict[str, Any]) -> PromptError | None:
+    try:
+        task.record(fields, fields)
+    except PromptError as error:
+        return error
+    return None

@@ -1,0 +1,76 @@
+"""One `beam-llm predict` command as data, and how its run ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from beam_llm.cli.files.csv_cells import ANSWERS
+from beam_llm.cli.files.target import Target
+from beam_llm.cli.tally import Tally
+from beam_llm.config import Settings
+
+
+@dataclass(frozen=True)
+class PredictCommand:
+    """One `predict` command: which files, what is asked, and what may become of an output that exists.
+
+    Attributes:
+      settings: `output_field` is the answer's name.
+      beam_options: what stood after `--`.
+      force: an output that exists is replaced.
+      retry_errors: of an output that exists, only the records that ended as errors are asked, and it is replaced.
+      skips_bad_lines: lines that can't be read are left out and counted, instead of ending the command.
+      csv_safe: see `Target`.
+    """
+
+    inputs: Sequence[str]
+    output: str
+    settings: Settings
+    input_format: str | None = None
+    output_format: str | None = None
+    beam_options: Sequence[str] = ()
+    quiet: bool = False
+    force: bool = False
+    retry_errors: bool = False
+    skips_bad_lines: bool = False
+    csv_safe: str = ANSWERS
+
+    @property
+    def answer_field(self) -> str:
+        return self.settings.output_field or "answer"
+
+    @property
+    def target(self) -> Target:
+        return Target(self.output, self.output_format, self.force or self.retry_errors, self.csv_safe)
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a run ended.
+
+    Attributes:
+      tally: over all records of the output, answered by this run or, before it was stopped, by an earlier one.
+      already: records an earlier run had answered.
+      counters: Beam's, of this run.
+      seconds: of this run, from the first record's reading to the finished file.
+      mean_latency_ms: of a live call; None where there was none.
+      jobs: batch jobs whose answers were collected; those of earlier runs too.
+      lines: requests in batch jobs that this run submitted.
+      bad_lines: of the input, skipped; `first_bad` says why the first of them was.
+    """
+
+    tally: Tally
+    already: int
+    counters: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    mean_latency_ms: float | None = None
+    jobs: int = 0
+    lines: int = 0
+    bad_lines: int = 0
+    first_bad: str = ""
+
+    @property
+    def requests(self) -> int:
+        """Live calls, and requests in batch jobs."""
+        return self.counters.get("requests", 0) + self.lines

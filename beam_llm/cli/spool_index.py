@@ -1,0 +1,107 @@
+"""Each record's best answer out of a spool's files."""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+
+import orjson
+
+from beam_llm.cli.files.records import DIGEST_BYTES
+from beam_llm.cli.files.survey import each_digest
+from beam_llm.cli.stored import Check, StoredAnswer, parse_line, stored_line
+
+_NOWHERE = -1
+
+
+class SpoolIndex:
+    """Record → answer: the answers in one temporary file, and 9 bytes a record in memory, whatever their size.
+
+    Args:
+      digests: of the records, 16 bytes each.
+
+    Attributes:
+      unfit: answers that the present output type refuses; their records count as not answered.
+    """
+
+    def __init__(self, digests: bytes):
+        records = len(digests) // DIGEST_BYTES
+        self._file = tempfile.TemporaryFile(prefix="beam-llm-")  # noqa: SIM115 - closed by __exit__
+        self._end = 0
+        self._digests = digests
+        self._ordinals_of: dict[bytes, tuple[deque[int], deque[int]]] | None = None
+        self._offset_of = array("q", [_NOWHERE]) * records
+        self._good = bytearray(records)
+        self.unfit = 0
+
+    def __enter__(self) -> SpoolIndex:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add_lines(self, lines: Iterable[bytes], check: Check | None = None) -> None:
+        """Takes a spool file's answers: a value is never replaced by an error, and an answer goes to no record but its own."""
+        for line in lines:
+            answer = parse_line(line)
+            if answer is None or (ordinal := self._ordinal(answer)) is None:
+                continue
+            if answer.error is not None and self._good[ordinal]:
+                continue
+            if check is not None and answer.error is None:
+                try:
+                    line = stored_line(answer._replace(value=check(answer.value)))
+                except ValueError:
+                    self.unfit += 1
+                    continue
+            self._file.write(line)
+            self._offset_of[ordinal] = self._end
+            self._end += len(line)
+            self._good[ordinal] = answer.error is None
+
+    def _ordinal(self, answer: StoredAnswer) -> int | None:
+        """The record that an answer belongs to: the one in its old place, where that is the same still, else an equal one elsewhere."""
+        digest = bytes.fromhex(answer.digest)
+        start = answer.ordinal * DIGEST_BYTES
+        is_there = 0 <= answer.ordinal < len(self._good) and self._digests[start : start + DIGEST_BYTES] == digest
+        # Once records were found in other places, this one may have got the answer of an equal one:
+        # then this answer is that one's.
+        if is_there and not (self._good[answer.ordinal] and self._ordinals_of is not None):
+            return answer.ordinal
+        queues = self._equal_records(digest)
+        if queues is None:
+            return None
+        if answer.error is None:
+            queue = queues[0]
+            while queue and self._good[queue[0]]:
+                queue.popleft()
+        else:
+            queue = queues[1]
+            while queue and self._offset_of[queue[0]] != _NOWHERE:
+                queue.popleft()
+        return queue[0] if queue else None
+
+    def _equal_records(self, digest: bytes) -> tuple[deque[int], deque[int]] | None:
+        """Ordinals of the records of a digest, twice: the first to be cut to those without a value, the other to those without a line."""
+        if self._ordinals_of is None:  # only where a record is not where it was
+            self._ordinals_of = defaultdict(lambda: (deque(), deque()))
+            for ordinal, one in enumerate(each_digest(self._digests)):
+                for queue in self._ordinals_of[one]:
+                    queue.append(ordinal)
+        return self._ordinals_of.get(digest)
+
+    def done(self) -> bytes:
+        """One byte per record: 1 where it has a value and needn't be asked again."""
+        return bytes(self._good)
+
+    def missing(self) -> int:
+        """Records without any line, good or bad."""
+        return self._offset_of.count(_NOWHERE)
+
+    def answers(self) -> Iterator[StoredAnswer]:
+        """One per record, by ordinal. Call it where none is missing."""
+        for ordinal, offset in enumerate(self._offset_of):
+            self._file.seek(offset)
+            yield StoredAnswer(*orjson.loads(self._file.readline()))._replace(ordinal=ordinal)

@@ -1,0 +1,58 @@
+"""How one record ended, as a spool's files keep it: one JSON line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import orjson
+
+from beam_llm.cli.files.records import json_bytes
+
+Check = Callable[[Any], Any]
+"""Makes of an answer's JSON what it has to be by now, or raises ValueError."""
+
+
+class StoredAnswer(NamedTuple):
+    """How one record ended, as a spool's files hold it.
+
+    A tuple, for its line is a JSON array: names would be half of the bytes of a label's line.
+
+    Attributes:
+      ordinal: the record's place in the input when it was asked, from 0 over all files.
+      value: the answer in JSON form, or None where there is an error.
+      kind: of the error (`beam_llm.Kind`), or None.
+      error: its message.
+      digest: of the record's content, in hex: the answer belongs to the record that has it, wherever that is by now.
+    """
+
+    ordinal: int
+    value: Any
+    kind: str | None
+    error: str | None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    cost_usd: float | None = None
+    reused: bool = False
+    digest: str = ""
+
+
+def stored_line(answer: StoredAnswer) -> bytes:
+    """The answer's line, with its newline."""
+    try:
+        return orjson.dumps(list(answer), default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # half a character, which orjson refuses
+        return json_bytes(list(answer)) + b"\n"
+
+
+def parse_line(line: bytes) -> StoredAnswer | None:
+    """The answer of a line, or None where the line is not complete: a killed process leaves such."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        answer = StoredAnswer(*orjson.loads(line))
+        bytes.fromhex(answer.digest)
+    except (ValueError, TypeError):
+        return None
+    return answer if type(answer.ordinal) is int else None

@@ -1,0 +1,76 @@
+"""Sums over how records ended: for the progress line, the summary, and the demo's figures."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from beam_llm.cli.stored import StoredAnswer
+from beam_llm.cli.words import dollars
+
+
+class Tally:
+    """Sums over how records ended."""
+
+    def __init__(self) -> None:
+        self.records = 0
+        self.errors: Counter[str] = Counter()
+        self.messages: dict[str, Messages] = {}
+        self.reused = 0
+        self.input_tokens = 0
+        self.output_tokens = 0
+        self.cached_tokens = 0
+        self.cost_usd = 0.0
+        self.unpriced = 0
+
+    def add(self, answer: StoredAnswer) -> None:
+        self.records += 1
+        if answer.kind is not None:
+            self.errors[answer.kind] += 1
+            self.messages.setdefault(answer.kind, Messages()).add(_without_frame(answer.kind, answer.error or ""))
+        self.reused += answer.reused
+        self.input_tokens += answer.input_tokens
+        self.output_tokens += answer.output_tokens
+        self.cached_tokens += answer.cached_tokens
+        if answer.cost_usd is None:
+            self.unpriced += answer.input_tokens > 0
+        else:
+            self.cost_usd += answer.cost_usd
+
+    @property
+    def failed(self) -> int:
+        return self.errors.total()
+
+    def cost(self) -> str:
+        """The price in dollars, or why there is none."""
+        return "unknown (the model has no list price; give --prices)" if self.unpriced else dollars(self.cost_usd)
+
+
+class Messages:
+    """Messages of one kind of error, counted by their wording: those that differ in numbers and quotations only are one."""
+
+    MOST_WORDINGS = 200  # what comes later is counted in no group; the frequent ones come early
+
+    def __init__(self) -> None:
+        self._groups: dict[str, tuple[int, str]] = {}
+
+    def add(self, message: str) -> None:
+        wording = _PARTICULARS.sub("#", message)
+        count, example = self._groups.get(wording, (0, message))
+        if count or len(self._groups) < self.MOST_WORDINGS:
+            self._groups[wording] = (count + 1, example)
+
+    def most_frequent(self) -> tuple[int, str]:
+        """How many had the most frequent wording, and the first of them as it stood."""
+        return max(self._groups.values(), key=lambda group: group[0], default=(0, ""))
+
+
+_PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,]*")
+
+
+_ATTEMPTS = re.compile(r" \(after \d+ attempts\)$")
+
+
+def _without_frame(kind: str, error: str) -> str:
+    """`missing: no answer (after 3 attempts)` → `no answer`."""
+    return _ATTEMPTS.sub("", error.removeprefix(f"{kind}: "))

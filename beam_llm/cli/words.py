@@ -1,0 +1,55 @@
+"""Numbers, times, money and tables as a person reads them. What others wrote is shown with its control characters escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from beam_llm.errors import plural, printable
+
+TABLE_WIDTH = 100
+
+
+def dollars(amount: float) -> str:
+    """`$12.34`; small amounts with enough digits to mean something."""
+    digits = 2 if amount >= 1 or amount == 0 else 4 if amount >= 0.01 else 6
+    return f"${amount:,.{digits}f}"
+
+
+def tried_again(retries: int, waits: int, timeouts: int) -> list[str]:
+    """`2 retries`, `3 waits`, `1 timeout`: those that there are. Waits for a busy server are among the retries as counted."""
+    counts = {"retry": retries - waits, "wait": waits, "timeout": timeouts}
+    return [plural(count, noun) for noun, count in counts.items() if count > 0]
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def shortened(text: str, width: int) -> str:
+    """The text on one line, escaped, cut at `width` with an ellipsis."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence[int] = (0,), indent: str = "") -> str:
+    """Columns aligned by spaces: those numbered in `left` to the left, all others to the right. Cells are escaped."""
+    cells = [[printable(str(cell)) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = [
+        indent
+        + "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    lines.insert(1, indent + "  ".join("─" * width for width in widths))
+    return "\n".join(lines)
