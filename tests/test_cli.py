@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,16 +16,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.options.pipeline_options import StandardOptions
 
 import beam_llm
 from beam_llm.cli.files.records import DataError
 from beam_llm.cli.flags import output_type
 from beam_llm.cli.main import main
+from beam_llm.cli.pipeline import pipeline_options
 from beam_llm.cli.progress import Meter, ProgressLine
 from beam_llm.cli.running import reason_of
 from beam_llm.cli.stored import StoredAnswer
 from beam_llm.cli.words import dollars, duration, shortened, table
 from beam_llm.config import OPTIONS
+from beam_llm.errors import UsageError
 from beam_llm.testing import Emulator, Fault, plugin
 
 llm_emulator, start_emulator = plugin.llm_emulator, plugin.start_emulator  # also where the package is only on the path
@@ -567,6 +571,32 @@ def test_a_place_without_a_ledger_is_wrong_usage_and_stays_as_it_is(
     assert main(["jobs", *action, "--staging", str(tmp_path / "nosuch")]) == 2
     assert "there is no ledger in" in said(capsys)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        pytest.param(["--direct_num_worker=2"], "no option --direct_num_worker", id="unknown, with a near one"),
+        pytest.param(["--runner=PrismRunner", "--paralelism", "2"], "did you mean --parallelism?", id="of another runner"),
+        pytest.param(["--direct_num_workers=many"], "invalid int value: 'many'", id="a value that isn't one"),
+    ],
+)
+def test_what_beam_would_ignore_or_answer_with_all_its_options_is_wrong_usage_in_one_line(options: list[str], reason: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(reason)) as refused:
+        pipeline_options(options)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "runner"),
+    [
+        pytest.param([], "FnApiRunner", id="none"),
+        pytest.param(["--runner=PrismRunner", "--job_name=a"], "PrismRunner", id="known"),
+        pytest.param(["--runner=FlinkRunner", "--only_its_job_server_knows"], "FlinkRunner", id="a job server's own"),
+    ],
+)
+def test_options_that_beam_or_a_job_server_may_know_are_passed_on(options: list[str], runner: str) -> None:
+    assert pipeline_options(options).view_as(StandardOptions).runner == runner
 
 
 # --- help, version, names

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import io
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.typehints import Dict, Tuple
 
 from beam_llm import events
@@ -17,7 +20,7 @@ from beam_llm.cli.running import Measured, stopping
 from beam_llm.cli.spool import SpoolFile
 from beam_llm.cli.stored import StoredAnswer
 from beam_llm.config import OPTIONS, Settings
-from beam_llm.errors import Failure, Kind
+from beam_llm.errors import Failure, Kind, UsageError
 from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.templates import clean
 from beam_llm.transforms.elements import fields_of, is_keyed
@@ -149,7 +152,7 @@ def run(settings: Settings, files: list[tuple[int, Source, bytes]], spool: str, 
       spool: folder for the answers.
       beam_options: as on any Beam command line; without `--runner` it is Beam's FnApiRunner, in this process.
     """
-    pipeline = beam.Pipeline(options=PipelineOptions(with_runner(beam_options)))
+    pipeline = beam.Pipeline(options=pipeline_options(beam_options))
     _ = (
         pipeline
         | "Name files" >> beam.Create(files, reshuffle=False)
@@ -164,7 +167,7 @@ def run(settings: Settings, files: list[tuple[int, Source, bytes]], spool: str, 
 
 def collect(settings: Settings, job_ids: list[str], spool: str, beam_options: list[str]) -> Measured:
     """Waits for batch jobs that were submitted before, and stores their records and answers."""
-    pipeline = beam.Pipeline(options=PipelineOptions(with_runner(beam_options)))
+    pipeline = beam.Pipeline(options=pipeline_options(beam_options))
     _ = (
         pipeline
         | "Name jobs" >> beam.Create(job_ids, reshuffle=False)
@@ -181,10 +184,44 @@ def transform_options(settings: Settings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in OPTIONS if name != "output_field"}
 
 
-def with_runner(beam_options: list[str]) -> list[str]:
-    """The options, with Beam's FnApiRunner, which is in this process, where they name no runner."""
-    chosen = any(option.partition("=")[0] == "--runner" for option in beam_options)
-    return beam_options if chosen else ["--runner=FnApiRunner", *beam_options]
+def pipeline_options(beam_options: list[str]) -> PipelineOptions:
+    """What stood after `--`, for Beam; without `--runner` it is the FnApiRunner, in this process.
+
+    Beam itself only logs an option that it doesn't know, and runs without it.
+
+    Raises:
+      UsageError: an option that this runner can't know.
+    """
+    options = PipelineOptions([_DEFAULT_RUNNER, *beam_options])  # of an option given twice the last one counts
+    with _refused_in_one_line():
+        runner = options.view_as(StandardOptions).runner
+        if runner.rpartition(".")[2] in _KNOWN_BY_A_SERVER:
+            return options
+        given = options.get_all_options(retain_unknown_options=True)
+    known = PipelineOptions([]).get_all_options()
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f": did you mean --{near[0]}?" if near else ""
+            raise UsageError(f"Beam has no option --{name} (after --){hint}")
+    return options
+
+
+@contextmanager
+def _refused_in_one_line() -> Iterator[None]:
+    """Beam answers a value that it can't read with its 150 options and the end of the process."""
+    printed = io.StringIO()
+    try:
+        with redirect_stderr(printed):
+            yield
+    except SystemExit:
+        reason = printed.getvalue().strip().rpartition("error: ")[2]
+        raise UsageError(f"Beam's options (after --): {reason or 'not taken by Beam'}") from None
+
+
+_DEFAULT_RUNNER = "--runner=FnApiRunner"
+_KNOWN_BY_A_SERVER = ("FlinkRunner", "SparkRunner", "PortableRunner", "InteractiveRunner")
+"""Runners that ask a job server for further options: nobody here can tell which are wrong."""
 
 
 def read_metrics(result: Any) -> Measured:
