@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from beam_llm.errors import CallError, Failure, Kind, Rejected, Retryable
+from beam_llm.errors import Aborted, CallError, Failure, Kind, Rejected, Retryable
 from beam_llm.values import Completion, Finish, Message, Pace, Record, Request, Usage
 
 T = TypeVar("T")
@@ -144,6 +144,20 @@ class FakeProvider:
 
     async def close(self) -> None:
         self.closed += 1
+
+
+_KINDS = {408: Kind.TIMED_OUT, 413: Kind.TOO_LARGE, 429: Kind.RATE_LIMITED, 504: Kind.TIMED_OUT}
+
+
+def status_error(status: int, message: str = "", retry_after_seconds: float | None = None) -> CallError:
+    """What a provider makes of an HTTP status, for `FakeProvider.script` and `always`."""
+    text = f"HTTP {status}: {message}" if message else f"HTTP {status}"
+    if status in (401, 403, 404):
+        return Aborted(Kind.ABORTED, text, status=status)
+    if status in (408, 409, 429) or status >= 500:
+        kind, throttled = _KINDS.get(status, Kind.UNAVAILABLE), status in (429, 503, 529)
+        return Retryable(kind, text, retry_after_seconds=retry_after_seconds, status=status, is_throttle=throttled)
+    return Rejected(_KINDS.get(status, Kind.REJECTED), text, status=status)
 
 
 class StuckError(RuntimeError):

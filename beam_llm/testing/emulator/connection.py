@@ -46,6 +46,15 @@ def garbage() -> web.Response:
     return web.Response(body=b'<html><body>upstream says {"id": "chatcmpl', content_type=JSON)
 
 
+async def flood(request: web.BaseRequest) -> web.StreamResponse:
+    """200, and a JSON string without an end, for as long as somebody reads it."""
+    response = web.StreamResponse(headers={"content-type": JSON})
+    await response.prepare(request)
+    await response.write(b'{"id": "chatcmpl-')
+    while True:  # writing fails where the reader has gone
+        await response.write(b"0" * 65_536)
+
+
 async def pause(faults: Sequence[Fault], seconds: float = 0.0) -> None:
     """Sleeps as long as the faults say, after the usual `seconds`."""
     for fault in faults:

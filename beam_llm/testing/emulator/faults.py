@@ -36,6 +36,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "hang": ("chat",),
     "slow": ("chat",),
     "garbage_body": ("chat",),
+    "endless_body": ("chat",),
     # The reply's form.
     "malformed_json": _ANSWERS,
     "prose": _ANSWERS,

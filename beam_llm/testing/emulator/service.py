@@ -18,7 +18,7 @@ from beam_llm.testing.emulator.batches import Batches
 from beam_llm.testing.emulator.billing import BilledCounter, Billing
 from beam_llm.testing.emulator.brain import Brain
 from beam_llm.testing.emulator.chat import Chat, prompt_tokens
-from beam_llm.testing.emulator.connection import drop, garbage, pause
+from beam_llm.testing.emulator.connection import drop, flood, garbage, pause
 from beam_llm.testing.emulator.faults import Fault, FaultScript, chance
 from beam_llm.testing.emulator.limits import Limits
 from beam_llm.testing.emulator.options import EmulatorOptions
@@ -144,6 +144,8 @@ class Service:
             return self._dropped(request)
         if "garbage_body" in kinds:
             return garbage()
+        if "endless_body" in kinds:
+            return await flood(request)
         return json_response(answer.body, headers=headers)
 
     async def _pause(self, faults: tuple[Fault, ...], number: int) -> None:

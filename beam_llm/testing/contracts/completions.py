@@ -1,0 +1,338 @@
+"""What every provider of live calls promises: `protocols.CompletionProvider`, promise by promise.
+
+from beam_llm import config, providers
+from beam_llm.testing import Emulator
+from beam_llm.testing.contracts import CompletionProviderContract
+from beam_llm.testing.contracts.completions import emulator_fault
+
+class TestMyDialect(CompletionProviderContract):
+    @pytest.fixture(autouse=True)
+    def _server(self):
+        with Emulator(keys=(self.key,)) as self.emulator:
+            yield
+
+    def provider(self):
+        return providers.connect(config.settings("openai:m", base_url=self.emulator.base_url, api_key=self.key))
+
+    def arrange(self, situation):
+        self.emulator.set_faults(*emulator_fault(situation))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import enum
+import time
+import traceback
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import pytest
+
+from beam_llm.errors import CallError, Kind, Remedy
+from beam_llm.protocols import CompletionProvider
+from beam_llm.testing.emulator.faults import Fault
+from beam_llm.values import Completion, Finish, Message, Pace, Request, Usage
+
+TIMEOUT_SECONDS = 60.0
+
+
+class Does(enum.Enum):
+    """What a provider's server may do with a call."""
+
+    ANSWER = "answer"
+    """It answers, and the model came to its end."""
+    CUT = "cut"
+    """The reply ends at its token limit."""
+    REFUSE = "refuse"
+    """The model declines."""
+    FILTER = "filter"
+    """The provider's filter stops the reply."""
+    SAY_NOTHING = "say nothing"
+    """A reply without any text."""
+    FAIL = "fail"
+    """An error with `Situation.status` and `Situation.message`."""
+    GARBLE = "garble"
+    """Success, with a body that can't be read."""
+    FLOOD = "flood"
+    """Success, with a body that does not end."""
+    HANG_UP = "hang up"
+    """The connection breaks before there is an answer."""
+    BE_SILENT = "be silent"
+    """No answer comes."""
+
+
+class Situation(NamedTuple):
+    """What the server does with every call from now on.
+
+    Attributes:
+      status: as HTTP has it, where it fails; a provider without HTTP gives the error that comes closest.
+      message: the server's words to it.
+      retry_after_seconds: when it says to come back; None where it doesn't say.
+    """
+
+    does: Does
+    status: int = 0
+    message: str = ""
+    retry_after_seconds: float | None = None
+
+
+REMEDIES = {
+    400: Remedy.SPLIT,
+    413: Remedy.SPLIT,
+    422: Remedy.SPLIT,
+    401: Remedy.ABORT,
+    403: Remedy.ABORT,
+    404: Remedy.ABORT,
+    408: Remedy.RETRY,
+    409: Remedy.RETRY,
+    429: Remedy.RETRY,
+    500: Remedy.RETRY,
+    502: Remedy.RETRY,
+    503: Remedy.RETRY,
+    504: Remedy.RETRY,
+    529: Remedy.RETRY,
+}
+"""What an error's status comes to, where its message says nothing else. 404: of a model or an address."""
+
+
+class CompletionProviderContract:
+    """Subclass it under a name that begins with `Test`, and override `provider` and `arrange`.
+
+    Attributes:
+      key: what the provider is to authenticate with; no error may show it.
+      key_reference: where it is found, as `api_key` wants it.
+      impossible: what the server can't be brought to do, or never does; those promises are skipped.
+    """
+
+    key = "sk-contract-0123456789abcdefghij"
+    key_reference = "env:CONTRACT_API_KEY"
+    impossible: frozenset[Does] = frozenset()
+
+    @pytest.fixture(autouse=True)
+    def _key_in_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CONTRACT_API_KEY", self.key)
+
+    def provider(self) -> CompletionProvider:
+        """A new client with `key`; called inside the event loop that it is used on. At most 1 MB of a reply is to be read."""
+        raise NotImplementedError(f"{type(self).__name__} must override provider()")
+
+    def arrange(self, situation: Situation) -> None:
+        """Has the server do so with every call from now on."""
+        raise NotImplementedError(f"{type(self).__name__} must override arrange()")
+
+    def request(self) -> Request:
+        """A question that the server can answer."""
+        return Request("contract-model", (Message("system", "Be brief."), Message("user", "How are you?")), input_tokens=10)
+
+    # Replies
+
+    def test_an_answer_is_a_text_that_came_to_its_end(self) -> None:
+        completion = self._complete(Does.ANSWER)
+        assert type(completion.text) is str
+        assert completion.text
+        assert completion.finish is Finish.STOP
+        assert completion.refusal is None
+
+    def test_a_cut_reply_says_so(self) -> None:
+        assert self._complete(Does.CUT).finish is Finish.LENGTH
+
+    def test_a_filtered_reply_says_so(self) -> None:
+        assert self._complete(Does.FILTER).finish is Finish.FILTERED
+
+    def test_a_refusal_is_no_answer(self) -> None:
+        completion = self._complete(Does.REFUSE)
+        assert completion.finish is Finish.REFUSED or completion.refusal
+
+    def test_a_reply_without_text_has_none(self) -> None:
+        completion = self._complete(Does.SAY_NOTHING)
+        assert completion.finish is Finish.EMPTY
+        assert not completion.text
+
+    @pytest.mark.parametrize("does", [Does.ANSWER, Does.CUT, Does.FILTER, Does.REFUSE, Does.SAY_NOTHING], ids=lambda does: does.value)
+    def test_whatever_a_reply_says_it_is_of_the_right_types(self, does: Does) -> None:
+        completion = self._complete(does)
+        assert type(completion) is Completion
+        assert type(completion.finish) is Finish
+        assert type(completion.usage) is Usage
+        assert all(type(tokens) is int and tokens >= 0 for tokens in completion.usage)
+        assert completion.usage.cached_tokens <= completion.usage.input_tokens
+        for text in (completion.text, completion.request_id, completion.refusal, completion.service_tier):
+            assert text is None or type(text) is str
+        assert type(completion.model) is type(completion.finish_reason) is str
+        assert completion.pace is None or type(completion.pace) is Pace
+
+    def test_an_answer_is_paid_for(self) -> None:
+        usage = self._complete(Does.ANSWER).usage
+        assert usage.input_tokens > 0
+        assert usage.output_tokens > 0
+
+    def test_asking_leaves_the_request_as_it_was(self) -> None:
+        self._arrange(Situation(Does.ANSWER))
+        request = self.request()
+        before = copy.deepcopy(request)
+        asyncio.run(self._ask(request))
+        assert request == before
+
+    def test_one_client_has_many_calls_under_way(self) -> None:
+        self._arrange(Situation(Does.ANSWER))
+
+        async def ask_many() -> list[Completion]:
+            provider = self.provider()
+            try:
+                return await asyncio.gather(*(provider.complete(self.request(), TIMEOUT_SECONDS) for _ in range(20)))
+            finally:
+                await provider.close()
+
+        assert [completion.finish for completion in asyncio.run(ask_many())] == [Finish.STOP] * 20
+
+    # Errors
+
+    @pytest.mark.parametrize(("status", "remedy"), REMEDIES.items())
+    def test_an_error_names_its_remedy(self, status: int, remedy: Remedy) -> None:
+        error = self._fail(Situation(Does.FAIL, status, "something is wrong"))
+        assert error.remedy is remedy
+
+    @pytest.mark.parametrize("status", REMEDIES)
+    def test_no_error_shows_the_key_though_the_server_repeats_it(self, status: int) -> None:
+        error = self._fail(Situation(Does.FAIL, status, f"{self.key} is not what I'd like; and once more: Bearer {self.key}."))
+        assert not [text for text in _all_texts(error) if self.key in text]
+
+    def test_too_many_calls_are_a_throttle(self) -> None:
+        error = self._fail(Situation(Does.FAIL, 429, "slow down"))
+        assert error.is_throttle
+        assert error.kind == Kind.RATE_LIMITED
+
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_an_overloaded_server_says_when_to_come_back(self, status: int) -> None:
+        error = self._fail(Situation(Does.FAIL, status, "overloaded", 7.0))
+        assert error.remedy is Remedy.RETRY
+        assert error.retry_after_seconds == 7.0
+        assert error.is_throttle
+        assert self._fail(Situation(Does.FAIL, status, "overloaded")).retry_after_seconds is None
+
+    def test_a_body_that_cant_be_read_is_tried_again(self) -> None:
+        error = self._fail(Situation(Does.GARBLE))
+        assert (error.remedy, error.kind) == (Remedy.RETRY, Kind.UNREADABLE)
+
+    def test_a_broken_connection_is_tried_again(self) -> None:
+        error = self._fail(Situation(Does.HANG_UP))
+        assert (error.remedy, error.kind) == (Remedy.RETRY, Kind.UNAVAILABLE)
+        assert error.is_ours
+
+    def test_of_a_reply_without_end_only_so_much_is_read(self) -> None:
+        assert self._fail(Situation(Does.FLOOD)).kind in (Kind.UNREADABLE, Kind.TOO_LARGE)
+
+    def test_silence_ends_at_the_timeout(self) -> None:
+        started = time.monotonic()
+        error = self._fail(Situation(Does.BE_SILENT), 0.2)
+        assert (error.remedy, error.kind) == (Remedy.RETRY, Kind.TIMED_OUT)
+        assert error.is_ours
+        assert time.monotonic() - started < TIMEOUT_SECONDS / 2
+
+    @pytest.mark.parametrize("does", [Does.GARBLE, Does.HANG_UP, Does.BE_SILENT], ids=lambda does: does.value)
+    def test_after_an_error_the_client_goes_on(self, does: Does) -> None:
+        self._arrange(Situation(does))
+
+        async def ask_twice() -> Completion:
+            provider = self.provider()
+            try:
+                with pytest.raises(CallError):
+                    await provider.complete(self.request(), 0.2 if does is Does.BE_SILENT else TIMEOUT_SECONDS)
+                self._arrange(Situation(Does.ANSWER))
+                return await provider.complete(self.request(), TIMEOUT_SECONDS)
+            finally:
+                await provider.close()
+
+        assert asyncio.run(ask_twice()).finish is Finish.STOP
+
+    # Ends
+
+    def test_a_cancelled_call_ends_at_once_and_the_client_goes_on(self) -> None:
+        self._arrange(Situation(Does.BE_SILENT))
+
+        async def cancel() -> Completion:
+            provider = self.provider()
+            try:
+                call = asyncio.ensure_future(provider.complete(self.request(), TIMEOUT_SECONDS))
+                await asyncio.wait([call], timeout=0.1)
+                call.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await asyncio.wait_for(call, TIMEOUT_SECONDS / 2)
+                self._arrange(Situation(Does.ANSWER))
+                return await provider.complete(self.request(), TIMEOUT_SECONDS)
+            finally:
+                await provider.close()
+
+        assert asyncio.run(cancel()).finish is Finish.STOP
+
+    @pytest.mark.parametrize("used", [False, True], ids=["never used", "used"])
+    def test_closing_twice_is_harmless(self, used: bool) -> None:
+        self._arrange(Situation(Does.ANSWER))
+
+        async def close_twice() -> None:
+            provider = self.provider()
+            if used:
+                await provider.complete(self.request(), TIMEOUT_SECONDS)
+            await provider.close()
+            await provider.close()
+
+        asyncio.run(close_twice())
+
+    # How it is asked
+
+    def _arrange(self, situation: Situation) -> None:
+        if situation.does in self.impossible:
+            pytest.skip(f"this provider's server does not {situation.does.value}")
+        self.arrange(situation)
+
+    def _complete(self, does: Does) -> Completion:
+        self._arrange(Situation(does))
+        return asyncio.run(self._ask(self.request()))
+
+    def _fail(self, situation: Situation, timeout_seconds: float = TIMEOUT_SECONDS) -> CallError:
+        self._arrange(situation)
+        with pytest.raises(CallError) as caught:
+            asyncio.run(self._ask(self.request(), timeout_seconds))
+        return caught.value
+
+    async def _ask(self, request: Request, timeout_seconds: float = TIMEOUT_SECONDS) -> Completion:
+        provider = self.provider()
+        try:
+            return await provider.complete(request, timeout_seconds)
+        finally:
+            await provider.close()
+
+
+def emulator_fault(situation: Situation) -> Iterable[Fault]:
+    """The situation as a script of `beam_llm.testing.Emulator`."""
+    if situation.does is Does.ANSWER:
+        return ()
+    if situation.does is Does.FAIL:
+        status, message = situation.status, situation.message
+        return (Fault("server_error", status=status, message=message, retry_after=situation.retry_after_seconds),)
+    return (Fault(_FAULTS[situation.does]),)
+
+
+_FAULTS = {
+    Does.CUT: "truncated",
+    Does.REFUSE: "refusal",
+    Does.FILTER: "content_filter",
+    Does.SAY_NOTHING: "empty_choices",
+    Does.GARBLE: "garbage_body",
+    Does.FLOOD: "endless_body",
+    Does.HANG_UP: "drop_before",
+    Does.BE_SILENT: "hang",
+}
+
+
+def _all_texts(error: BaseException) -> list[str]:
+    """Whatever a log may show of an error, with what it came from."""
+    texts = traceback.format_exception(error)
+    seen: list[BaseException] = []
+    while error not in seen:
+        seen.append(error)
+        texts += [str(error), repr(error), *map(repr, error.args), *map(repr, vars(error).values())]
+        error = error.__cause__ or error.__context__ or error
+    return texts
