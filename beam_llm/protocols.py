@@ -212,14 +212,21 @@ class BatchProvider(Protocol):
           UnknownJob: the provider doesn't know it (yet, or any more).
         """
 
-    def download(self, file_id: str, path: str) -> None:
-        """Streams a result file to a local path. Harmless to repeat."""
+    def fetch(self, job: RemoteJob, path: Path) -> None:
+        """Writes every result line of an ended job, good and bad, into one local file. Harmless to repeat.
+
+        Lines end with a newline and come in any order; a line that was cut comes last, without one. How much a server may send
+        is bounded.
+
+        Raises:
+          CallError: not all of it can be read; the file holds what can.
+        """
 
     def cancel(self, job_id: str) -> None:
         """Asks for cancellation; harmless where the job has ended."""
 
-    def delete_file(self, file_id: str) -> None:
-        """Removes a provider file; harmless where it is gone."""
+    def forget(self, job: RemoteJob | None, staged: str | None) -> None:
+        """Removes what the provider keeps of a job: its results (`job`), its staged input (`staged`). Harmless where that is gone."""
 
     def now(self) -> float | None:
         """The provider's own time, seconds since the epoch; None where it is not known. Machines differ by hours, it doesn't."""

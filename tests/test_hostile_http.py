@@ -20,7 +20,8 @@ import pytest
 from beam_llm import providers
 from beam_llm.config import settings
 from beam_llm.errors import Aborted, CallError, CannotTell, Kind, Rejected, Retryable, UnknownJob
-from beam_llm.values import Message, Request
+from beam_llm.protocols import RemoteJob
+from beam_llm.values import JobState, Message, Request
 
 KEY = "sk-hostile-77aa88bb99cc00dd"
 REQUEST = Request("m", (Message("user", "How are you?"),))
@@ -120,14 +121,15 @@ def lines_file(tmp_path: Path) -> Path:
     return path
 
 
+ENDED = RemoteJob("batch_1", JobState.COMPLETED, result_files=("file-1",))
 VERBS: dict[str, Callable[[Any, Path], Any]] = {
     "stage": lambda client, tmp: client.stage(lines_file(tmp), "job-1"),
     "create": lambda client, tmp: client.create("job-1", "file-1", None),
     "look": lambda client, tmp: client.look("batch_1"),
     "find": lambda client, tmp: client.find("job", "file-1", 0.0),
-    "download": lambda client, tmp: client.download("file-1", str(tmp / "results")),
+    "fetch": lambda client, tmp: client.fetch(ENDED, tmp / "results"),
     "cancel": lambda client, tmp: client.cancel("batch_1"),
-    "delete_file": lambda client, tmp: client.delete_file("file-1"),
+    "forget": lambda client, tmp: client.forget(None, "file-1"),
 }
 
 
@@ -218,7 +220,7 @@ def test_a_compressed_bomb_is_not_unpacked_beyond_the_bound(serve, encoding):
 def test_a_result_file_is_not_unpacked_beyond_the_bound(serve, tmp_path):
     server = serve(sends(body(BOMB, b"Content-Encoding: gzip")))
     with pytest.raises(Rejected, match=r"max_file_bytes") as caught:
-        batches(server, max_file_bytes=5_000_000).download("file-1", str(tmp_path / "results"))
+        batches(server, max_file_bytes=5_000_000).fetch(ENDED, tmp_path / "results")
     assert caught.value.kind == Kind.TOO_LARGE
     assert len(server.seen) == 1
     assert (tmp_path / "results").stat().st_size <= 5_000_000

@@ -33,7 +33,7 @@ from beam_llm.errors import (
     Retryable,
     UsageError,
 )
-from beam_llm.protocols import BatchProvider, CompletionProvider
+from beam_llm.protocols import BatchProvider, CompletionProvider, RemoteJob
 from beam_llm.providers.errors import error_of
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai import place as provider
@@ -712,19 +712,48 @@ def test_an_upload_carries_the_whole_file_under_a_jsonl_name_and_is_repeated_fro
         assert b"batch" in body
 
 
+def ended(*files: str) -> RemoteJob:
+    return RemoteJob("batch_1", JobState.COMPLETED, result_files=files)
+
+
+@pytest.mark.parametrize(
+    ("output", "errors", "whole"),
+    [
+        (b"a\nb\n", b"c\n", b"a\nb\nc\n"),
+        (b"a\nb", b"c\n", b"a\nc\nb"),
+        (b"a\n", b"c", b"a\nc"),
+        (b"cut", b"", b"cut"),
+        (b"", b"c\n", b"c\n"),
+        (b"a\n" + b"x" * 3_000_000, b"c\n", b"a\nc\n" + b"x" * 65_536),
+    ],
+    ids=["whole", "output cut", "errors cut", "nothing but a cut line", "empty output", "a long cut line"],
+)
+def test_results_are_one_file_whose_cut_line_is_its_last(server, batches, tmp_path, output, errors, whole):
+    server.says((200, output), (200, errors))
+    batches.fetch(ended("file-1", "file-2"), tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == whole
+
+
+def test_what_can_be_read_of_the_results_is_there_when_a_file_is_missing(server, batches, tmp_path):
+    server.says((404, wrong()), (200, b"c\n"))
+    with pytest.raises(Rejected):
+        batches.fetch(ended("file-1", "file-2"), tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == b"c\n"
+
+
 def test_a_download_is_streamed_to_a_file(server, batches, tmp_path):
     content = b'{"x":"y"}\n' * 200_000
     server.says((200, content))
-    batches.download("file-1", str(tmp_path / "out"))
+    batches.fetch(ended("file-1"), tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == content
     server.says((200, b""))
-    batches.download("file-1", str(tmp_path / "out"))
+    batches.fetch(ended("file-1"), tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == b""
 
 
 def test_a_compressed_download_is_whole_too(server, batches, tmp_path):
     server.says((200, gzip.compress(b"line\n" * 1000), {"Content-Encoding": "gzip"}))
-    batches.download("file-1", str(tmp_path / "out"))
+    batches.fetch(ended("file-1"), tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == b"line\n" * 1000
 
 
@@ -738,7 +767,7 @@ def test_a_download_that_is_cut_is_tried_again_and_then_an_error(server, batches
 
     server.answer = cut
     with pytest.raises(Retryable) as caught:
-        batches.download("file-1", str(tmp_path / "out"))
+        batches.fetch(ended("file-1"), tmp_path / "out")
     assert caught.value.kind == Kind.UNAVAILABLE
     assert len(server.seen) == 4
 
@@ -746,7 +775,7 @@ def test_a_download_that_is_cut_is_tried_again_and_then_an_error(server, batches
 def test_a_missing_file_is_rejected_with_404(server, batches, tmp_path):
     server.says((404, wrong()))
     with pytest.raises(Rejected) as caught:
-        batches.download("file-1", str(tmp_path / "out"))
+        batches.fetch(ended("file-1"), tmp_path / "out")
     assert caught.value.status == 404
 
 
@@ -759,7 +788,7 @@ def test_cancelling_what_has_ended_is_harmless(server, batches, status):
 
 def test_deleting_what_is_gone_is_harmless(server, batches):
     server.says((404, wrong()))
-    batches.delete_file("file-1")
+    batches.forget(None, "file-1")
 
 
 def line(**parts: Any) -> bytes:

@@ -320,7 +320,7 @@ def test_an_input_that_is_gone_when_the_taken_job_is_validated_is_staged_anew(si
         if point == "ack.after":
             points.watch = None
             (job,) = here.emulator.jobs
-            OpenAIBatches(Place.of(here.settings()), "any-key").delete_file(job["input_file_id"])
+            OpenAIBatches(Place.of(here.settings()), "any-key").forget(None, job["input_file_id"])
 
     points.watch = watch
     assert good(here.run())

@@ -14,7 +14,7 @@ from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import PartReader
 from beam_llm.jobs.planner import number_of
 from beam_llm.jobs.status import Standing, Where, folder, standing
-from beam_llm.protocols import BatchProvider, Store
+from beam_llm.protocols import BatchProvider, RemoteJob, Store
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,7 @@ class Cleanup:
       kept: jobs that are not finished: nothing of theirs is touched.
       names: staging objects.
       provider_files: ids at the provider, input and result files.
+      remote: the same as `BatchProvider.forget` takes it: (job, staged input).
       leftovers: files that killed processes were writing to a local location.
       texts: a sentence on what those held.
       failed: provider files that could not be removed, and why.
@@ -180,6 +181,7 @@ class Cleanup:
     kept: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     provider_files: list[str] = field(default_factory=list)
+    remote: list[tuple[RemoteJob | None, str | None]] = field(default_factory=list, repr=False)
     leftovers: list[str] = field(default_factory=list)
     records: int = 0
     texts: str = ""
@@ -199,7 +201,7 @@ def cleanup(store: Store, provider: BatchProvider | None, dry_run: bool = True) 
     found = _Finder(store).found()
     if provider is not None:
         for number in found.jobs:
-            found.provider_files += _provider_files(store, provider, number, found)
+            _find_remote(store, provider, number, found)
     parts = sum(".rows" in name for name in found.names)
     inputs = sum(name.endswith("input.jsonl") for name in found.names)
     found.texts = (
@@ -210,32 +212,35 @@ def cleanup(store: Store, provider: BatchProvider | None, dry_run: bool = True) 
     )
     found.leftovers = list(store.sweep(dry_run=dry_run))
     if not dry_run:
-        for file_id in found.provider_files:
-            _delete_file(provider, file_id, found)
+        for job, staged in found.remote:
+            _forget(provider, job, staged, found)
         for name in found.names:
             store.delete(name)
     return found
 
 
-def _delete_file(provider: BatchProvider | None, file_id: str, found: Cleanup) -> None:
+def _forget(provider: BatchProvider | None, job: RemoteJob | None, staged: str | None, found: Cleanup) -> None:
     try:
         if provider is not None:
-            provider.delete_file(file_id)
+            provider.forget(job, staged)
     except CallError as error:
-        found.failed.append(f"{file_id}: {error.message}")
+        found.failed.append(f"{staged or f'results of {job and job.job_id}'}: {error.message}")
 
 
-def _provider_files(store: Store, provider: BatchProvider, number: int, found: Cleanup) -> list[str]:
-    files = []
+def _find_remote(store: Store, provider: BatchProvider, number: int, found: Cleanup) -> None:
     for name in store.list(folder(number) + "uploaded-"):
-        files.append(str((read_json(store, name) or {})["file_id"]))
+        staged = str((read_json(store, name) or {})["file_id"])
+        found.provider_files.append(staged)
+        found.remote.append((None, staged))
     job_id = _job_id(store, number)
     if job_id is not None:
         try:
-            files += provider.look(job_id).result_files
+            job = provider.look(job_id)
         except CallError as error:
             found.failed.append(f"result files of {printable(job_id)}: {error.message}")
-    return files
+        else:
+            found.provider_files += job.result_files
+            found.remote.append((job, None))
 
 
 class _Finder:

@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -238,7 +239,7 @@ class Driver:
             if isinstance(looked, Waiting):
                 return looked
             if looked is not None:
-                return self._end(intent, None, looked, [])
+                return self._end(intent, None, looked)
             submitted = True
         if submitted:
             return self._wait(remote, poll_interval(self._settings, 0.0, f"{number}/0"), "validating", None, total)
@@ -270,7 +271,7 @@ class Driver:
                 return done
             remote = _Remote(intent.number, job.job_id, where.attempt, job.created_at, (created or {}).get("lines"))
             nothing = Failure(Kind.UNAVAILABLE, f"the job ended late, as {job.state.value}, and without an answer to this record", 1)
-            return self._end(intent, remote, Ending("late", nothing, True, {}), list(job.result_files), job, AGAIN)
+            return self._end(intent, remote, Ending("late", nothing, True, {}), job, True, AGAIN)
         except CallError as error:
             _LOG.warning("job %d ended in doubt, and can't be looked at again: %s", intent.number, error.message)
             return done
@@ -353,9 +354,9 @@ class Driver:
                 self._submitter.cancel(remote.job_id)  # should the provider know it after all
                 reason = f"the provider no longer knows job {printable(remote.job_id)}, which it had taken; on_doubt='resubmit' asks again"
                 may_be_paid = self._settings.on_doubt != "resubmit"
-                return self._end(intent, remote, Ending("lost", Failure(Kind.DOUBTFUL, reason, 1), may_be_paid, {}), [])
+                return self._end(intent, remote, Ending("lost", Failure(Kind.DOUBTFUL, reason, 1), may_be_paid, {}))
         elif now >= remote.created_at + self._deadline() + doubt_seconds(self._settings):
-            return self._end(intent, remote, ended_as("", iter(()), True), [])
+            return self._end(intent, remote, ended_as("", iter(()), True))
         remote.failures += 1
         if isinstance(error, Rejected):
             pause = poll_interval(self._settings, now - remote.created_at, f"{intent.number}/{remote.failures}")
@@ -409,7 +410,7 @@ class Driver:
         to the deadline, and leave a doubt then, which nobody asks again by itself.
         """
         try:
-            return self._end(intent, remote, ending, list(job.result_files), job)
+            return self._end(intent, remote, ending, job, True)
         except CallError as error:
             if isinstance(error, Aborted) and self._settings.on_abort == "raise":
                 raise
@@ -417,7 +418,7 @@ class Driver:
             if self._time() >= until:
                 reason = f"job {printable(remote.job_id)} has ended as {ending.word}, but its results can't be read: {error.message}"
                 in_doubt = Ending("unread", Failure(Kind.DOUBTFUL, reason, 1), True, {})
-                return self._end(intent, remote, in_doubt, list(job.result_files))
+                return self._end(intent, remote, in_doubt, job)
             self._warn_if_late(intent, remote, error, until)
             remote.downloads += 1
             pause = backoff(self._settings, remote.downloads - 1, f"{intent.number}/d{remote.downloads}")
@@ -441,17 +442,18 @@ class Driver:
         intent: Intent,
         remote: _Remote | None,
         ending: Ending,
-        files: list[str],
-        counted: RemoteJob | None = None,
+        job: RemoteJob | None = None,
+        is_whole: bool = False,
         document: str = "done",
     ) -> dict[str, Any]:
         """Reads the result files, if any, and writes down how every record of the job ended.
 
         Args:
-          counted: what it counts as done has to be in the files; None: whatever is there is all there will be.
+          job: whose results are read; None: there are none.
+          is_whole: what it counts as done has to be among them; else whatever is there is all there will be.
 
         Raises:
-          CallError: with `counted`, a file can't be read yet, or is not whole; to be tried again.
+          CallError: with `is_whole`, they can't be read yet, or not whole; to be tried again.
         """
         manifest = Manifest.read(self._store, intent.lines)
         earlier = self._earlier(intent)
@@ -461,7 +463,7 @@ class Driver:
         try:
             with temporary_file() as path, open(path, "wb") as file:
                 found = Collected(manifest, self._task, self._provider, self._cost, ending, file, earlier, intent.line_count)
-                self._read_files(found, files, counted)
+                self._read_results(found, job, is_whole)
                 found.finish()
                 done = store_end(self._store, intent, manifest, found, path, goes_to, self._slice_size(), document)
                 self.counted.update({fact: count for fact, count in done["facts"].items() if fact.startswith("warnings_")})
@@ -479,23 +481,20 @@ class Driver:
         batch = self._settings.batch_size if isinstance(self._settings.batch_size, int) else 20
         return max(20, min(self._settings.usual_calls * batch, 5000))
 
-    def _read_files(self, found: Collected, files: list[str], counted: RemoteJob | None) -> None:
-        cut = False
-        for file_id in files:
-            with temporary_file() as path:
-                try:
-                    translated(lambda: self._provider.download(file_id, path))  # noqa: B023 - called at once
-                except CallError as error:
-                    if counted is not None:
-                        raise
-                    _LOG.warning("result file %s can't be read: %s", file_id, error.message)
-                    continue
-                reached("collect.file")
-                cut = found.read_file(path) or cut
-        if counted is not None and _is_short(found, cut, counted):
-            raise Retryable(
-                Kind.UNAVAILABLE, f"its files hold {found.replies} replies and {found.lines} lines of {counted.completed} counted"
-            )
+    def _read_results(self, found: Collected, job: RemoteJob | None, is_whole: bool) -> None:
+        if job is None:
+            return
+        with temporary_file() as path:
+            try:
+                translated(lambda: self._provider.fetch(job, Path(path)))
+            except CallError as error:
+                if is_whole:
+                    raise
+                _LOG.warning("the results of %s can't all be read: %s", job.job_id, error.message)
+            reached("collect.file")
+            cut = found.read_file(path)
+        if is_whole and _is_short(found, cut, job):
+            raise Retryable(Kind.UNAVAILABLE, f"its files hold {found.replies} replies and {found.lines} lines of {job.completed} counted")
 
 
 def _is_short(found: Collected, cut: bool, job: RemoteJob) -> bool:

@@ -206,21 +206,28 @@ class FakeBatches:
         newest_first = sorted(self.jobs, key=lambda job: -job.created_at)
         return [self._seen(self._moved(job)) for job in newest_first if self.clock.time() >= job.created_at + self.list_lag]
 
-    def download(self, file_id: str, path: str) -> None:
+    def fetch(self, job: RemoteJob, path: Path) -> None:
         self.calls["download"] += 1
         if self.downloads_fail:
             self.downloads_fail -= 1
             raise Retryable(Kind.UNAVAILABLE, "bad gateway", status=502)
-        if self.denies_files:
-            raise Rejected(Kind.REJECTED, f"No such File object: {file_id}", status=404)
+        lines: list[bytes] = []
+        for file_id in job.result_files:
+            if self.denies_files:
+                raise Rejected(Kind.REJECTED, f"No such File object: {file_id}", status=404)
+            lines += self._shown(file_id)
+        if self.download_cuts:
+            self.download_cuts -= 1
+        lines.sort(key=lambda line: not line.endswith(b"\n"))  # what was cut comes last
+        with open(path, "wb") as file:
+            file.writelines(lines)
+
+    def _shown(self, file_id: str) -> list[bytes]:
+        """What there is to be read of a result file now."""
         lines = self.files[file_id].splitlines(keepends=True)[: self.shows_lines]
         data = b"".join(lines * 2 if self.repeats_lines else lines)
         data = data[: len(data) - self.cuts_bytes]
-        if self.download_cuts:
-            self.download_cuts -= 1
-            data = data[: len(data) // 2]
-        with open(path, "wb") as file:
-            file.write(data)
+        return (data[: len(data) // 2] if self.download_cuts else data).splitlines(keepends=True)
 
     def cancel(self, job_id: str) -> None:
         self.calls["cancel"] += 1
@@ -228,8 +235,9 @@ class FakeBatches:
             if job.job_id == job_id and not job.state.has_ended:
                 job.cancel_at = self.clock.time()
 
-    def delete_file(self, file_id: str) -> None:
-        self.files.pop(file_id, None)
+    def forget(self, job: RemoteJob | None, staged: str | None) -> None:
+        for file_id in (*(job.result_files if job is not None else ()), staged):
+            self.files.pop(file_id or "", None)
 
     def now(self) -> float | None:
         return self.clock.time()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import random
 import re
 import time
@@ -161,23 +162,51 @@ class OpenAIBatches:
 
         return self._harmless(once, self._bounds.transfer_seconds)
 
-    def download(self, file_id: str, path: str) -> None:
-        """Streams a file to `path` and checks its length where the server told one."""
-        self._harmless(lambda seconds: self._download_once(file_id, path, seconds), self._bounds.transfer_seconds)
+    def fetch(self, job: RemoteJob, path: Path) -> None:
+        """Streams the output file and the error file of a job into one, and checks their lengths where the server told them.
 
-    def _download_once(self, file_id: str, path: str, seconds: float | None = None) -> None:
-        with open(path, "wb") as file:
-            path_of_content = f"/files/{in_path(file_id)}/content"
-            seconds = seconds or self._bounds.transfer_seconds
-            answer = self._call("GET", path_of_content, seconds, missing=Rejected, into=file)
+        Raises:
+          CallError: a file can't be read, or is not whole; what can be read is at `path`.
+        """
+        failed: CallError | None = None
+        cut = b""
+        with open(path, "w+b") as file:
+            for file_id in job.result_files:
+                start = file.seek(0, os.SEEK_END)
+                try:
+                    self._fetch_file(file_id, file, start)
+                except CallError as error:
+                    failed = failed or error
+                    file.truncate(start)
+                    continue
+                cut += _cut_line(file, start)
+            file.seek(0, os.SEEK_END)
+            file.write(cut)
+        if failed is not None:
+            raise failed
+
+    def _fetch_file(self, file_id: str, file: IO[bytes], start: int) -> None:
+        """Writes one result file behind `start`."""
+
+        def once(seconds: float) -> None:
+            file.seek(start)
+            file.truncate()
+            answer = self._call("GET", f"/files/{in_path(file_id)}/content", seconds, missing=Rejected, into=file)
             length, encoded = answer.headers.get("content-length"), answer.headers.get("content-encoding", "identity")
-            if length is not None and encoded == "identity" and length != str(file.tell()):
-                raise Retryable(Kind.UNAVAILABLE, f"file {file_id!r} was cut: {file.tell():,} of {length[:20]} bytes")
+            written = file.tell() - start
+            if length is not None and encoded == "identity" and length != str(written):
+                raise Retryable(Kind.UNAVAILABLE, f"file {file_id!r} was cut: {written:,} of {length[:20]} bytes")
 
-    def delete_file(self, file_id: str) -> None:
-        """Removes a provider file; harmless where it is gone."""
-        with _ignoring(404):
-            self._harmless(lambda seconds: self._call("DELETE", f"/files/{in_path(file_id)}", seconds, missing=Rejected))
+        self._harmless(once, self._bounds.transfer_seconds)
+
+    def forget(self, job: RemoteJob | None, staged: str | None) -> None:
+        """Removes a job's result files, and an input file; harmless where they are gone."""
+        for file_id in (*(job.result_files if job is not None else ()), *([staged] if staged is not None else [])):
+            with _ignoring(404):
+                self._delete_file(file_id)
+
+    def _delete_file(self, file_id: str) -> None:
+        self._harmless(lambda seconds: self._call("DELETE", f"/files/{in_path(file_id)}", seconds, missing=Rejected))
 
     # -- jobs
 
@@ -349,6 +378,30 @@ class OpenAIBatches:
         if answer.status >= 300:
             raise error_of(answer.status, answer.headers, answer.body, **self._context._asdict(), missing=missing)
         return answer
+
+
+_MOST_CUT_BYTES = 1 << 16
+"""That are kept of a line that was cut: nobody will read it, it only tells that something is missing."""
+
+
+def _cut_line(file: IO[bytes], start: int) -> bytes:
+    """Takes what stands behind the last newline off a file's end: another file's lines may follow there.
+
+    Args:
+      start: where the part begins that is looked at.
+    """
+    end = at = file.seek(0, os.SEEK_END)
+    newline = -1
+    while at > start and newline < 0:
+        step = min(at - start, 1 << 20)
+        at -= step
+        file.seek(at)
+        newline = file.read(step).rfind(b"\n")
+    begin = at + newline + 1 if newline >= 0 else start
+    file.seek(begin)
+    cut = file.read(min(end - begin, _MOST_CUT_BYTES))
+    file.truncate(begin)
+    return cut
 
 
 @contextmanager
