@@ -33,6 +33,12 @@ def test_jobs_of_the_name_and_of_the_input_are_found_oldest_first():
     assert find(listed[:1], listed[1:]) == ["same input and name", "b", "c"]
 
 
+@pytest.mark.parametrize("keeps_names", [True, False])
+def test_a_job_is_found_on_the_page_on_which_those_begin_that_are_too_old(keeps_names: bool):
+    assert find([job("ours", name="ours-0"), job("old", LONG_AGO, "theirs")], keeps_names=keeps_names) == ["ours"]
+    assert find([job("new", name="")], [job("ours", name="ours-0"), job("old", LONG_AGO, "")], keeps_names=keeps_names) == ["ours"]
+
+
 NOTHING: dict[str, tuple[list[list[RemoteJob]], bool]] = {
     "an empty list": ([[]], True),
     "names of others": ([[job("a", name="")]], True),

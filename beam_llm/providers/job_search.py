@@ -37,11 +37,12 @@ def find_jobs(
     found: dict[str, RemoteJob] = {}
     seen = _Seen(since, most_pages)
     for page in pages:
-        if not seen.add(page) or (keeps_names and seen.is_past):
-            break
-        for job in page:
+        goes_on = seen.add(page)
+        for job in page:  # also of the last page: ours may stand before those that are too old
             if (job.name or "").startswith(name + "-") or (staged is not None and job.staged == staged):
                 found[job.job_id] = job
+        if not goes_on or (keeps_names and seen.is_past):
+            break
     if not found:
         seen.prove_absence(keeps_names)
     return sorted(found.values(), key=lambda job: (job.created_at, job.job_id))
