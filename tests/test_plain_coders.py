@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import pickle
+import sys
 import typing
 import uuid
 from decimal import Decimal
@@ -27,8 +28,9 @@ from hypothesis import strategies as st
 from beam_llm.errors import LedgerError
 from beam_llm.stores.local import LocalStore
 from beam_llm.transforms.envelopes import EnvelopeCoder, EnvelopeReader
+from beam_llm.transforms.named_classes import fields_of, made_of
 from beam_llm.transforms.plain_coders import NeedsPickle, build_coder, describe_coder, plain
-from tests.element_classes import Plain
+from tests.element_classes import Named, Plain, Typed
 
 FIXED, GLOBAL = FixedWindows(30).get_window_coder(), GlobalWindows().get_window_coder()
 ANY = coders.registry.get_coder(typing.Any)
@@ -174,11 +176,48 @@ def test_beams_own_pickled_types_are_refused(tag: int) -> None:
 
 
 def test_elements_of_a_users_class_are_read_by_their_own_run_and_by_others_only_where_allowed(tmp_path: Path) -> None:
-    ticket = Plain(1, "a")
+    ticket = Ticket(1)
     with pytest.raises(NeedsPickle):
         crossed(tmp_path, ANY, ticket)
     assert crossed(tmp_path, ANY, ticket, allow_pickle=True) == ticket
     assert crossed(tmp_path, ANY, ticket, own=EnvelopeCoder(ANY, FIXED)) == ticket
+
+
+class Ticket:
+    """What only pickle can carry: nothing says which attributes make it up."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ticket) and self.number == other.number
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("element", [Named(1, "a"), Plain(2, "b"), Typed(id=3, text="c"), ("k", {"x": [Named(4, "d")]})])
+def test_instances_of_named_fields_cross_without_pickle(tmp_path: Path, element: Any) -> None:
+    for reader in ({}, {"own": EnvelopeCoder(ANY, FIXED)}, {"allow_pickle": True}):
+        found = crossed(tmp_path, ANY, element, **reader)
+        assert (found, type(found)) == (element, type(element))
+
+
+def test_an_instance_of_a_class_that_is_not_loaded_comes_back_as_a_row_and_loads_nothing() -> None:
+    row = made_of("antigravity", "Anything", {"id": 1, "text": "a"})
+    assert row == beam.Row(id=1, text="a")
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize("name", [("os", "system"), ("subprocess", "Popen"), ("builtins", "int"), ("tests.element_classes", "Named")])
+def test_a_name_of_anything_but_a_class_of_just_these_fields_makes_a_row(name: tuple[str, str]) -> None:
+    assert made_of(*name, {"args": "x"}) == beam.Row(args="x")
+
+
+def test_an_instance_with_more_than_its_fields_is_not_taken_apart() -> None:
+    odd = Plain(1, "a")
+    object.__setattr__(odd, "more", 2)
+    assert fields_of(odd) is None
+    assert fields_of(Ticket(1)) is None
 
 
 class OddWindows(coders.Coder):

@@ -5,7 +5,8 @@ it, so a coder is rebuilt from a description of a few words, and what it reads i
 
     ["tuple", "str", "primitives"]   describe_coder ⇄ build_coder, out of the table below and nothing else
 
-Pickle stays for elements of the user's own classes. It is read by the run that wrote it, which knows its parts by their digests, and
+Instances of classes of named fields (NamedTuples, dataclasses, pydantic models) are written as these (named_classes.py). Pickle stays
+for all other classes of the user's own. It is read by the run that wrote it, which knows its parts by their digests, and
 by others only with `allow_pickle`.
 """
 
@@ -28,6 +29,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm.errors import LedgerError
 from beam_llm.transforms.coders import AnyObjectCoder
+from beam_llm.transforms.named_classes import fields_of, made_of
 
 _LEAVES: dict[str, type[coders.Coder]] = {
     "str": coders.StrUtf8Coder,
@@ -164,12 +166,14 @@ class _PlainValueCoder(coders.Coder):
         if type(value) is beam.Row:
             return _ROW + bytes(_PRIMITIVES.encode(value.as_dict()))
         write = _WRITERS.get(type(value))
-        tagged = write(value) if write is not None else None
+        tagged = write(value) if write is not None else _named(value)
         return bytes(_PICKLES.encode(value)) if tagged is None else tagged
 
     def decode(self, encoded: bytes) -> Any:
         if encoded[:1] == _ROW:
             return beam.Row(**_PRIMITIVES.decode(encoded[1:]))
+        if encoded[:1] == _NAMED:
+            return made_of(*_PRIMITIVES.decode(encoded[1:]), load=True)
         read = _READERS.get(encoded[:1])
         return _PICKLES.decode(encoded) if read is None else read(encoded[1:])
 
@@ -214,6 +218,8 @@ class _PlainPrimitives(coder_impl.StreamCoderImpl):
     def _decode_tagged(self, data: bytes) -> Any:
         if data[:1] == _ROW:
             return beam.Row(**self.decode_from_stream(coder_impl.create_InputStream(data[1:]), False))
+        if data[:1] == _NAMED:
+            return made_of(*self.decode_from_stream(coder_impl.create_InputStream(data[1:]), False))
         if data[:1] not in _READERS:
             raise NeedsPickle()
         return _READERS[data[:1]](data[1:])
@@ -248,13 +254,21 @@ class NeedsPickle(LedgerError):
     def __init__(self) -> None:
         super().__init__(
             "the elements in the staging location are of a class that only pickle can carry, and whoever can write there could run "
-            "code here through it: set allow_pickle=True if you trust all who can, or use elements of plain types (dicts, rows, strings)"
+            "code here through it: set allow_pickle=True if you trust all who can, or use dicts, rows, NamedTuples or dataclasses"
         )
 
 
 _PICKLES = AnyObjectCoder()
 _PRIMITIVES = coders.FastPrimitivesCoder(_PlainValueCoder())
-_ROW = b"\x0b"
+_ROW, _NAMED = b"\x0b", b"\x0c"
+
+
+def _named(value: Any) -> bytes | None:
+    """An instance of a class of named fields; None for all else."""
+    fields = fields_of(value)
+    if fields is None:
+        return None
+    return _NAMED + bytes(_PRIMITIVES.encode((type(value).__module__, type(value).__qualname__, fields)))
 
 
 def _instant(value: datetime.datetime) -> bytes | None:
