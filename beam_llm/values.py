@@ -210,6 +210,24 @@ class Prediction(NamedTuple):
     finish_reason: str | None = None
     reused: bool = False
 
+    @classmethod
+    def of(cls, element: Any, value: Any, outcome: Outcome) -> Prediction:
+        """How the record of `element` ended, with the typed `value` of its outcome.
+
+        By name, which costs 0.2 µs more than by position: a field that one of the two gets must not move the others.
+        """
+        return cls(
+            element,
+            value,
+            error=outcome.failure,
+            usage=outcome.usage,
+            cost_usd=outcome.cost_usd,
+            model=outcome.model,
+            request_id=outcome.request_id,
+            finish_reason=outcome.finish_reason,
+            reused=outcome.reused,
+        )
+
     @property
     def key(self) -> Any:
         """The key of a `(key, value)` element, else None."""

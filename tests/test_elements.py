@@ -18,8 +18,9 @@ from typing_extensions import TypedDict
 from beam_llm.config import settings
 from beam_llm.errors import Failure, UsageError
 from beam_llm.prompting.output_types import Output
-from beam_llm.transforms.elements import RowShape, declared_fields, fields_of, is_keyed
-from beam_llm.transforms.live import Former
+from beam_llm.transforms.fields import declared_fields, fields_of, is_keyed
+from beam_llm.transforms.forming import RecordReader
+from beam_llm.transforms.rows import RowShape
 from beam_llm.values import Prediction, Record
 
 
@@ -69,7 +70,7 @@ class LateField:
 
 
 def test_an_element_whose_fields_can_not_be_read_is_its_own_error():
-    failure = Former(settings("openai:m", prompt="{{ text }}", base_url="http://127.0.0.1:1/v1")).record(LateField(1))
+    failure = RecordReader(settings("openai:m", prompt="{{ text }}", base_url="http://127.0.0.1:1/v1")).record(LateField(1))
     assert failure == ("prompt", "the fields of this LateField can't be read: AttributeError", 0)
     assert RowShape(Output(str), "answer", Any).row(Prediction(LateField(1), None, failure)).answer is None
 
@@ -118,7 +119,7 @@ def test_a_computed_field_is_a_field_of_elements_and_of_answers():
 )
 def test_an_element_with_a_field_of_the_answers_name_is_its_own_error_and_not_asked(element, field):
     known = settings("openai:m", prompt="{{ element }}", output_field="answer", base_url="http://127.0.0.1:1/v1")
-    failure = Former(known).record(element)
+    failure = RecordReader(known).record(element)
     assert (failure.kind, failure.attempts) == ("prompt", 0)
     assert f"already has a field {field!r}" in failure.message
     found = RowShape(Output(str), "answer", Any).row(Prediction(element, None, failure))
@@ -178,7 +179,7 @@ class Silent:
 @pytest.mark.parametrize("element", [Sulky(text="a"), {"text": Silent()}, Moody(word="bye"), Silent()], ids=lambda e: type(e).__name__)
 def test_an_element_whose_own_code_fails_never_raises(element, prompt):
     known = settings("openai:m", prompt=prompt, record_id="text", base_url="http://127.0.0.1:1/v1")
-    record = Former(known).record(element)
+    record = RecordReader(known).record(element)
     assert isinstance(record, (Failure, Record))
     if not isinstance(element, Sulky):  # which can be read without `get`
         assert record.kind == "prompt"

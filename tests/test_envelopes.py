@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import apache_beam as beam
 import pytest
-from apache_beam.coders import StrUtf8Coder
+from apache_beam.coders import StrUtf8Coder, WindowedValueCoder
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.window import (
     FixedWindows,
@@ -20,11 +20,13 @@ from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm import LLMPredict
 from beam_llm.config import settings
-from beam_llm.errors import LedgerError
+from beam_llm.errors import Failure, LedgerError
 from beam_llm.stores.local import LocalStore
 from beam_llm.testing import Emulator
 from beam_llm.transforms.envelopes import Arrivals, EnvelopeCoder, EnvelopeReader
-from beam_llm.transforms.live import form_in_bundles, packed, unpacked
+from beam_llm.transforms.forming import form_in_bundles
+from beam_llm.transforms.forming_streams import BufferedRecord, OpenPromptBatches, pack
+from beam_llm.values import Record
 from tests.collecting import Collect
 
 WINDOWS = tuple(IntervalWindow(start, start + 30) for start in (0, 10, 20))
@@ -74,8 +76,28 @@ def test_a_parcel_of_elements_is_in_one_window_whatever_its_elements_are_in():
     (parcel,) = former.finish_bundle()
     assert tuple(parcel.windows) == WINDOWS[:1]
     assert parcel.value.elements[0].windows == WINDOWS
-    assert packed(parcel.value).windows == [GlobalWindow()]
-    assert unpacked(packed(parcel.value).value) == parcel.value
+
+
+@pytest.mark.parametrize(
+    ("record", "failure"),
+    [(Record(("a",), 7), None), (Record(("a", "ß"), 7, {"n": 1.5, "of": ["x"]}, "r-1"), None), (None, Failure("prompt", "why", 2))],
+    ids=["a text", "fields and an id", "a failure"],
+)
+def test_a_packed_prompt_batch_is_in_one_window_and_its_elements_are_in_their_own(record, failure):
+    coder = WindowedValueCoder(StrUtf8Coder(), SlidingWindows(30, 10).get_window_coder())
+    members = [
+        BufferedRecord(coder.encode(WindowedValue(text, Timestamp(at), WINDOWS)), at * 1_000_000, *(record or ()))
+        for text, at in (("a", 27), ("b", 25))[: 1 if failure else 2]
+    ]
+    packed = pack(members, failure)
+    assert (packed.windows, packed.timestamp) == ([GlobalWindow()], Timestamp(27 if failure else 25))
+    opening = OpenPromptBatches(coder)
+    opening.setup()
+    (batch,) = opening.process(packed.value)
+    assert batch[::2] == (((), (failure,)) if failure else ((record,) * 2, ()))
+    assert [(e.value, e.timestamp, sorted(e.windows)) for e in batch.elements] == [
+        (text, Timestamp(at), sorted(WINDOWS)) for text, at in (("a", 27), ("b", 25))[: len(members)]
+    ]
 
 
 @pytest.mark.parametrize("windowfn", [GlobalWindows(), FixedWindows(30), Sessions(30)], ids=["global", "fixed", "sessions"])

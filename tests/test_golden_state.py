@@ -17,8 +17,8 @@ from apache_beam.utils.timestamp import Timestamp
 from beam_llm.config import settings
 from beam_llm.jobs import BatchJobRef, PartRef
 from beam_llm.transforms.coders import STATE_CODER
+from beam_llm.transforms.forming_streams import Buffered, BufferedRecord, FormAcrossBundles
 from beam_llm.transforms.planning import Gathered, PlanAcrossBundles
-from beam_llm.transforms.streaming import Buffered, FormAcrossBundles
 from beam_llm.transforms.waiting import JobPositions, Position
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "state-v1" / "state.json").read_text())
@@ -26,7 +26,10 @@ ENVELOPES = coders.WindowedValueCoder(coders.StrUtf8Coder(), SlidingWindows(30, 
 ELEMENT = WindowedValue("größer", Timestamp(25), [IntervalWindow(start, start + 30) for start in (20, 10, 0)])
 
 STATE = {
-    "buffered element": (STATE_CODER, ENVELOPES.encode(ELEMENT)),
+    "buffered element": (
+        STATE_CODER,
+        tuple(BufferedRecord(ENVELOPES.encode(ELEMENT), 25_000_000, ("größer",), 3, {"text": "größer", "n": 1.5}, "r-1")),
+    ),
     "buffer's figures": (STATE_CODER, tuple(Buffered(3, 120, 0, 1_700_000_000.5, 25_000_000, 29_999_999))),
     "part": (STATE_CODER, tuple(PartRef("0123456789abcdef", 40, 12_345, 678, -1_000_000))),
     "parts' figures": (STATE_CODER, tuple(Gathered(40, 12_345, 678, 1_700_000_300.25, -1_000_000))),
@@ -43,15 +46,22 @@ def test_todays_state_is_written_as_ever_and_read_as_ever(what):
 
 
 def test_an_element_comes_out_of_old_state_with_its_windows():
-    element = ENVELOPES.decode(STATE_CODER.decode(bytes.fromhex(GOLDEN["buffered element"])))
+    buffered = BufferedRecord(*STATE_CODER.decode(bytes.fromhex(GOLDEN["buffered element"])))
+    element = ENVELOPES.decode(buffered.envelope)
     assert (element.value, element.timestamp) == ("größer", Timestamp(25))
     assert sorted(element.windows) == sorted(ELEMENT.windows)
 
 
 @pytest.mark.parametrize(
     ("kind", "what", "known"),
-    [(Buffered, "buffer's figures", 6), (Gathered, "parts' figures", 5), (PartRef, "part", 5), (Position, "job's position", 2)],
-    ids=["buffer", "parts", "part", "position"],
+    [
+        (BufferedRecord, "buffered element", 6),
+        (Buffered, "buffer's figures", 6),
+        (Gathered, "parts' figures", 5),
+        (PartRef, "part", 5),
+        (Position, "job's position", 2),
+    ],
+    ids=["record", "buffer", "parts", "part", "position"],
 )
 def test_new_fields_come_last_and_have_defaults(kind, what, known):
     """What was written with `known` fields is still enough to make the value of today."""

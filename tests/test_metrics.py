@@ -14,7 +14,7 @@ def test_an_odd_reply_is_logged_once_and_counted_always(caplog: pytest.LogCaptur
     meter = metrics.Meter()
     for _ in range(3):
         counted = Counter({"warnings_unknown_index": 2, "jobs_twice": 0})
-        meter.happened(counted)
+        meter.post(counted)
         assert not counted
     assert [record.getMessage() for record in caplog.records] == [
         "a reply with answers to numbers that were not asked; the counter warnings_unknown_index counts more"

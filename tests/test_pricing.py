@@ -149,10 +149,11 @@ def test_prompts_of_a_usual_model_are_formed_before_the_price_table_is_read():
     code = """
 import sys
 from beam_llm.config import settings
-from beam_llm.transforms.live import AskTheModel, Former
+from beam_llm.transforms.forming import PromptBatcher
+from beam_llm.transforms.live import CallModel
 known = settings("openai:gpt-4.1-mini", batch_size=5, api_key="none", base_url="http://127.0.0.1:9/v1")
-Former(known)
-step = AskTheModel(known)
+PromptBatcher(known)
+step = CallModel(known)
 step.setup()
 print("genai_prices" in sys.modules)
 step.teardown()

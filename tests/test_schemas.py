@@ -26,7 +26,7 @@ from typing_extensions import TypedDict
 from beam_llm import Failure, LLMPredict, Prediction, UsageError
 from beam_llm.prompting.output_types import Output
 from beam_llm.testing import Emulator, Fault
-from beam_llm.transforms.elements import BadShape, RowShape
+from beam_llm.transforms.rows import BadShape, RowShape
 from tests.collecting import Collect
 from tests.element_classes import Named, Plain, Typed
 

@@ -19,7 +19,8 @@ from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, SlidingWindows, TimestampedValue
 
 from beam_llm import LLMPredict, UsageError
-from beam_llm.transforms import planning, runners, streaming
+from beam_llm.transforms import forming_streams, planning, runners
+from beam_llm.transforms.runners import Gathering
 from pipelines import reviews_streaming
 from tests.collecting import Collect
 from tests.streams import Pane, together
@@ -45,8 +46,8 @@ def mode(request, tmp_path):
 @pytest.fixture(params=["triggers", "timers"])
 def gathering(request, monkeypatch):
     """Both ways to gather; a TestStream's clock begins at 0."""
-    monkeypatch.setattr(runners, "buffers", lambda pcoll: request.param)
-    for module in (streaming, planning):
+    monkeypatch.setattr(runners, "gathering", lambda pcoll: Gathering(request.param))
+    for module in (forming_streams, planning):
         monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: 0.0))
 
 
@@ -139,7 +140,7 @@ def test_a_prompt_goes_out_before_it_has_too_many_tokens(emulator, gathering):
     ids=["records", "bytes", "tokens", "none"],
 )
 def test_a_job_goes_out_when_any_limit_is_reached(emulator, monkeypatch, tmp_path, limit, sizes):
-    monkeypatch.setattr(runners, "buffers", lambda pcoll: "timers")
+    monkeypatch.setattr(runners, "gathering", lambda pcoll: Gathering.TIMERS)
     mode = {"mode": "batch_api", "staging_location": str(tmp_path), "poll_seconds": 0.05, **limit}
     texts = [f"{n}: " + "very good indeed " * 20 for n in range(7)]
     found = places(stream(*[(text, 1) for text in texts]), mode)
@@ -265,7 +266,7 @@ def test_the_waiting_dofn_is_refused_where_it_can_not_wait(tmp_path, runner, bef
 )
 def test_every_runner_gathers_as_it_can(runner, source, how):
     p = beam.Pipeline(options=PipelineOptions([f"--runner={runner}"]))
-    assert runners.buffers(p | source | beam.Map(str)) == how
+    assert runners.gathering(p | source | beam.Map(str)) is Gathering(how)
 
 
 # Sources that take their time ----------------------------------------------------------------------------------------

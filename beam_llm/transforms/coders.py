@@ -6,15 +6,13 @@ import pickle
 from typing import Any
 
 from apache_beam import coders
-from apache_beam.coders.coder_impl import CallbackCoderImpl
-from apache_beam.coders.coders import FastCoder
-from apache_beam.internal import pickler
 
 from beam_llm.errors import Failure
+from beam_llm.transforms.beam_internals import dumps_by_value, loads
 from beam_llm.values import Prediction, Usage
 
 STATE_CODER = coders.FastPrimitivesCoder()
-"""Of all state in this package: plain ints, floats, bytes and tuples of them, a format that Beam keeps."""
+"""Of all state in this package: plain numbers, strings, bytes, tuples and dicts of them, a format that Beam keeps."""
 
 
 class AnyObjectCoder(coders.Coder):
@@ -28,11 +26,10 @@ class AnyObjectCoder(coders.Coder):
         try:
             return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
         except (pickle.PicklingError, AttributeError, TypeError):
-            return bytes(pickler.dumps(value))
+            return dumps_by_value(value)
 
     def decode(self, encoded: bytes) -> Any:
-        # Beam's pickler compresses and then writes base64, which never begins with pickle's protocol mark.
-        return pickle.loads(encoded) if encoded[:1] == pickle.PROTO else pickler.loads(encoded)
+        return loads(encoded)
 
     def is_deterministic(self) -> bool:
         return False
@@ -47,15 +44,17 @@ class AnyObjectCoder(coders.Coder):
         return hash(type(self))
 
 
-class PredictionCoder(FastCoder):
+class PredictionCoder(coders.Coder):
     """A Prediction as a tuple of its fields. Not deterministic (elements need not be), so no key of a GroupByKey."""
 
     def __init__(self) -> None:
         self._fields = coders.FastPrimitivesCoder(AnyObjectCoder())
 
-    def _create_impl(self) -> Any:
-        impl = self._fields.get_impl()
-        return CallbackCoderImpl(lambda prediction: impl.encode(_parts(prediction)), lambda data: _whole(impl.decode(data)))
+    def encode(self, value: Prediction) -> bytes:
+        return bytes(self._fields.encode(_to_parts(value)))
+
+    def decode(self, encoded: bytes) -> Prediction:
+        return _from_parts(self._fields.decode(encoded))
 
     def is_deterministic(self) -> bool:
         return False
@@ -70,12 +69,13 @@ class PredictionCoder(FastCoder):
         return hash(type(self))
 
 
-def _parts(p: Prediction) -> tuple[Any, ...]:
+def _to_parts(p: Prediction) -> tuple[Any, ...]:
     error = None if p.error is None else tuple(p.error)
     usage = (p.usage.input_tokens, p.usage.output_tokens, p.usage.cached_tokens)
     return p.element, p.value, error, usage, p.cost_usd, p.model, p.request_id, p.finish_reason, p.reused
 
 
-def _whole(parts: tuple[Any, ...]) -> Prediction:
+def _from_parts(parts: tuple[Any, ...]) -> Prediction:
+    """By position: the order of `_to_parts` is the format."""
     element, value, error, usage, *rest = parts
     return Prediction(element, value, None if error is None else Failure(*error), Usage(*usage), *rest)

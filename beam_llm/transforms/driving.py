@@ -1,8 +1,6 @@
-"""Batch jobs in Beam: elements → parts → planned jobs → predictions. Wiring only; `beam_llm.jobs` knows how.
+"""Batch jobs → Predictions: step after step until every record of a job has its outcome. Wiring only; `beam_llm.jobs` knows how.
 
-"Spool parts"   records to staging, in the bundle; only small descriptors go on      SpoolParts
-"Plan jobs"     one planner: what is known, what is new, which job                   PlanJobs
-"Drive jobs"    step after step until every record has its outcome                   DriveInLoop | DriveAsSdf
+A local runner waits in a loop inside the bundle (DriveInLoop), others in a splittable DoFn that holds no thread meanwhile (DriveAsSdf).
 """
 
 from __future__ import annotations
@@ -15,84 +13,54 @@ from functools import partial
 from typing import Any
 
 import apache_beam as beam
+from apache_beam import pvalue
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
-from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration, Timestamp
+from apache_beam.utils.timestamp import Duration, Timestamp
 
 from beam_llm import events
 from beam_llm.calls import Asked, Tally, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind
-from beam_llm.jobs import BatchJobRef, Driver, PartRef, PartWriter, Ready, Waiting, check_format, drive_all, find_ref, open_store
+from beam_llm.jobs import BatchJobRef, Driver, Ready, Waiting, drive_all, find_ref, open_store
 from beam_llm.pricing import Prices
-from beam_llm.prompting.batching import Batcher, caps_of
-from beam_llm.prompting.chat_task import Task
+from beam_llm.prompting.batching import Batcher
 from beam_llm.providers import connect, connect_batch
+from beam_llm.transforms import runners
+from beam_llm.transforms.beam_internals import set_windowing
 from beam_llm.transforms.envelopes import EnvelopeCoder, EnvelopeReader
-from beam_llm.transforms.gc_tuning import HEAP
-from beam_llm.transforms.live import Former
+from beam_llm.transforms.forming import task_and_caps
+from beam_llm.transforms.gc_tuning import QUIET_GC
 from beam_llm.transforms.metrics import Meter
 from beam_llm.transforms.waiting import FINISHED, PACER, JobPositions, Position
 from beam_llm.values import Outcome, Prediction, Record
 
-PART_ROWS = 50_000
-PART_BYTES = 32_000_000
-"""A part is written when either is reached: bounds the memory of a bundle, and keeps a million records to a few dozen objects."""
 
+class DriveJobs(beam.PTransform):
+    """BatchJobRefs → Predictions.
 
-class SpoolParts(beam.DoFn):
-    """Writes each bundle's records to part files named by their content; emits one PartRef per file, as a plain tuple."""
+    Args:
+      envelopes: the coder of this run's own elements; None: the refs are those of other runs, and their elements go to the global window.
+      windowing: of this run's own elements, which their Predictions have again.
+    """
 
-    def __init__(self, settings: Settings, envelopes: EnvelopeCoder):
+    def __init__(self, settings: Settings, envelopes: EnvelopeCoder | None = None, windowing: beam.Windowing | None = None):
+        super().__init__()
         self._settings = settings
-        self._coder = envelopes
+        self._envelopes = envelopes
+        self._windowing = windowing
 
-    def setup(self) -> None:
-        self._store = open_store(str(self._settings.staging_location))
-        check_format(self._store)
-        self._former = Former(self._settings, for_jobs=True)
-        self._envelopes = self._coder.open()
-        self._coder.save(self._store)
-        HEAP.hold()
-
-    def teardown(self) -> None:
-        HEAP.release()
-
-    def start_bundle(self) -> None:
-        self._finished: list[PartRef] = []
-        self._begin_part()
-
-    def _begin_part(self) -> None:
-        self._former.restart()
-        self._part = PartWriter(self._store)
-        self._oldest_micros = MAX_TIMESTAMP.micros
-
-    def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam) -> None:
-        """Yields nothing: Beam would multiply it by the number of the element's windows (see `parcel`)."""
-        record, envelope = self._former.record(element), self._envelopes.encode(arrived)
-        if isinstance(record, Failure):
-            self._part.add(b"", None, envelope, record)
-        else:
-            self._part.add(self._former.task.key(record), record, envelope)
-        if arrived.timestamp_micros < self._oldest_micros:
-            self._oldest_micros = arrived.timestamp_micros
-        if len(self._part) >= PART_ROWS or self._part.size_bytes >= PART_BYTES:
-            self._end_part()
-
-    def _end_part(self) -> None:
-        self._finished.append(self._part.finish(self._oldest_micros))
-        self._part.close()
-        self._begin_part()
-
-    def finish_bundle(self) -> Iterator[Any]:
-        if len(self._part):
-            self._end_part()
-        for ref in self._finished:
-            yield WindowedValue(tuple(ref), Timestamp(micros=ref.min_timestamp), [GlobalWindow()])
+    def expand(self, refs: pvalue.PCollection) -> pvalue.PCollection:
+        kind = DriveInLoop if runners.waiting_for(refs, self._settings.waiting) == "loop" else DriveAsSdf
+        if not runners.is_local(refs.pipeline):
+            refs = refs | "Spread jobs" >> beam.Reshuffle()
+        driving = beam.ParDo(kind(self._settings, self._envelopes)).with_output_types(Prediction)
+        predictions = refs | "Drive" >> driving
+        return predictions if self._windowing is None else set_windowing(predictions, self._windowing)
 
 
-class Drive:
-    """A driver with all it needs, per DoFn instance, and the way from its answers to windowed Predictions.
+class JobRunner:
+    """A job driver with all it needs, one per DoFn instance, and the way from its answers to windowed Predictions.
 
     Args:
       envelopes: the coder of this run's own elements; None: it collects those of other runs, into the global window.
@@ -103,18 +71,16 @@ class Drive:
         self._collecting = envelopes is None
         self._engine: Any = None
         prices = Prices.of(settings)
-        task = Task(settings)
-        self._task = task
-        self._output = task.output
+        self._task, self._caps = task_and_caps(settings)
+        self._output = self._task.output
         self._live_cost = prices.cost_usd
-        self._caps = caps_of(settings, task.shared_tokens, prices.context_window)
         self.store = open_store(str(settings.staging_location))
         self._provider = connect_batch(settings)
-        self.driver = Driver(settings, task, self.store, self._provider, self._ask, prices.cost_usd, time)
+        self.driver = Driver(settings, self._task, self.store, self._provider, self._ask, prices.cost_usd, time)
         self._reader = EnvelopeReader(self.store, envelopes, allow_pickle=settings.allow_pickle)
         self._meter = Meter()
         self._live_ids: set[str | None] = {None}
-        HEAP.hold()
+        QUIET_GC.acquire()
 
     def _ask(self, records: Sequence[Record]) -> Asked:
         """Live calls for what jobs left over, in prompts of the usual size; most leave nothing, so the engine is started only here."""
@@ -135,38 +101,43 @@ class Drive:
         self._live_ids.update(outcome.request_id for outcome in outcomes)
         return Asked(outcomes, tally)
 
-    def emitted(self, answers: Iterable[tuple[bytes, Outcome]]) -> Iterator[WindowedValue]:
+    def predictions(self, answers: Iterable[tuple[bytes, Outcome]]) -> Iterator[WindowedValue]:
         """Windowed Predictions, with typed values; counted by the thousand."""
-        told: list[Outcome] = []
-        load, decode, collecting = self._output.load, self._reader.decode, self._collecting
+        uncounted: list[Outcome] = []
+        decode, collecting = self._reader.decode, self._collecting
         for data, outcome in answers:
-            if len(told) >= 1000 and outcome.request_id != told[-1].request_id:  # a line's records are told together
-                self._tell(told)
+            # The records of a line are counted together.
+            if len(uncounted) >= 1000 and outcome.request_id != uncounted[-1].request_id:
+                self._count(uncounted)
             arrived = decode(data)
-            value, failure, usage, cost, model, request_id, reason, reused = outcome
-            if failure is None:
-                try:
-                    value = load(value)
-                except Exception as error:  # a class whose validators changed since, or raise anything: its record's error alone
-                    reason = "" if isinstance(error, ValueError) else f" ({type(error).__name__})"
-                    value, failure = None, Failure(Kind.INVALID, f"the stored answer is not a value of output any more{reason}", 1)
-                    outcome = outcome._replace(value=None, failure=failure)
-            told.append(outcome)
-            prediction = Prediction(arrived.value, value, failure, usage, cost, model, request_id, reason, reused)
+            value, outcome = self._load(outcome)
+            uncounted.append(outcome)
+            prediction = Prediction.of(arrived.value, value, outcome)
             if collecting:
                 yield WindowedValue(prediction, arrived.timestamp, [GlobalWindow()])
             else:
                 yield arrived.with_value(prediction)
-        self._tell(told)
+        self._count(uncounted)
+
+    def _load(self, outcome: Outcome) -> tuple[Any, Outcome]:
+        """The typed value of what the ledger keeps; none, and the reason, where today's class refuses it."""
+        if outcome.failure is not None:
+            return None, outcome
+        try:
+            return self._output.load(outcome.value), outcome
+        except Exception as error:  # a class whose validators changed since, or raise anything: its record's error alone
+            reason = "" if isinstance(error, ValueError) else f" ({type(error).__name__})"
+            failure = Failure(Kind.INVALID, f"the stored answer is not a value of output any more{reason}", 1)
+            return None, outcome._replace(value=None, failure=failure)
 
     def step(self, ref: BatchJobRef, phase: int) -> Waiting | Ready:
-        """The driver's, and what it counted is posted."""
-        looked = self.driver.step(ref, phase)
-        self._meter.happened(self.driver.counted)
-        return looked
+        """The driver's next step with a job; what it counted is posted."""
+        result = self.driver.step(ref, phase)
+        self._meter.post(self.driver.counted)
+        return result
 
-    def _tell(self, outcomes: list[Outcome]) -> None:
-        self._meter.happened(self.driver.counted)
+    def _count(self, outcomes: list[Outcome]) -> None:
+        self._meter.post(self.driver.counted)
         self._meter.job_answers(outcomes, self._live_ids)
         self._meter.outcomes(outcomes)
         outcomes.clear()
@@ -174,7 +145,7 @@ class Drive:
     def close(self) -> None:
         """Gives everything back, whatever of it fails."""
         with contextlib.ExitStack() as closing:  # last in, first out
-            closing.callback(HEAP.release)
+            closing.callback(QUIET_GC.release)
             if self._engine is not None:
                 closing.callback(return_engine, self._engine)
                 self._engine = None
@@ -192,20 +163,20 @@ class DriveInLoop(beam.DoFn):
         self._coder = envelopes
 
     def setup(self) -> None:
-        self._drive = Drive(self._settings, self._coder)
+        self._jobs = JobRunner(self._settings, self._coder)
 
     def start_bundle(self) -> None:
         self._refs: list[BatchJobRef] = []
 
     def process(self, ref: BatchJobRef | str) -> None:
-        self._refs.append(resolved(self._drive.store, ref))
+        self._refs.append(resolve(self._jobs.store, ref))
 
     def finish_bundle(self) -> Iterator[Any]:
-        for _, answers in drive_all(self._drive.driver, self._refs, time.sleep, _tell_waiting):
-            yield from self._drive.emitted(answers)
+        for _, answers in drive_all(self._jobs.driver, self._refs, time.sleep, _report_waiting):
+            yield from self._jobs.predictions(answers)
 
     def teardown(self) -> None:
-        self._drive.close()
+        self._jobs.close()
 
 
 class DriveAsSdf(beam.DoFn):
@@ -216,7 +187,7 @@ class DriveAsSdf(beam.DoFn):
         self._coder = envelopes
 
     def setup(self) -> None:
-        self._drive = Drive(self._settings, self._coder)
+        self._jobs = JobRunner(self._settings, self._coder)
 
     def process(
         self,
@@ -224,7 +195,7 @@ class DriveAsSdf(beam.DoFn):
         tracker: Any = beam.DoFn.RestrictionParam(JobPositions()),
         watermark: Any = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_provider()),
     ) -> Iterator[Any]:
-        ref = resolved(self._drive.store, ref)
+        ref = resolve(self._jobs.store, ref)
         if watermark.current_watermark() is None:
             watermark.set_watermark(Timestamp(micros=ref.min_timestamp))
         position = Position(*tracker.current_restriction())
@@ -232,43 +203,54 @@ class DriveAsSdf(beam.DoFn):
             if PACER.early((ref.number, ref.manifest), position.next_at):
                 tracker.defer_remainder(Duration.of(max(position.next_at - time.time(), 0.0)))
                 return
-            looked = self._drive.step(ref, position.phase)
-            position = _after(position, looked)
+            result = self._jobs.step(ref, position.phase)
+            position = _after(position, result)
             if not tracker.try_claim(position):
                 return
-            if isinstance(looked, Ready):
-                yield from self._drive.emitted(looked.answers)
+            if isinstance(result, Ready):
+                yield from self._jobs.predictions(result.answers)
             elif position.next_at > time.time():
-                _tell_waiting([(ref, looked)])
+                _report_waiting([(ref, result)])
                 tracker.defer_remainder(Duration.of(position.next_at - time.time()))
                 return
 
     def teardown(self) -> None:
-        self._drive.close()
+        self._jobs.close()
 
 
-def _after(position: Position, looked: Ready | Waiting) -> Position:
-    if isinstance(looked, Waiting):
-        return Position(position.phase, looked.next_at)
-    return Position(FINISHED if looked.phase is None else looked.phase, 0.0)
+def _after(position: Position, result: Ready | Waiting) -> Position:
+    if isinstance(result, Waiting):
+        return Position(position.phase, result.next_at)
+    return Position(FINISHED if result.phase is None else result.phase, 0.0)
 
 
-def resolved(store: Any, ref: Any) -> BatchJobRef:
+def resolve(store: Any, ref: Any) -> BatchJobRef:
     """The ref itself, or the one that a bare job id names."""
     return find_ref(store, ref) if isinstance(ref, str) else BatchJobRef(*ref)
 
 
-def _tell_waiting(waiting: Sequence[tuple[BatchJobRef, Waiting]]) -> None:
+def _report_waiting(waiting: Sequence[tuple[BatchJobRef, Waiting]]) -> None:
     now = time.time()
     events.tell(
         "waiting",
         jobs=len(waiting),
-        states=dict(Counter(looked.status for _, looked in waiting)),
-        done=sum(looked.done or 0 for _, looked in waiting),
-        total=sum(looked.total for _, looked in waiting),
-        oldest_seconds=max((now - looked.since for _, looked in waiting if looked.since is not None), default=0.0),
-        next_seconds=max(min((looked.next_at for _, looked in waiting), default=now) - now, 0.0),
+        states=dict(Counter(result.status for _, result in waiting)),
+        done=sum(result.done or 0 for _, result in waiting),
+        total=sum(result.total for _, result in waiting),
+        oldest_seconds=max((now - result.since for _, result in waiting if result.since is not None), default=0.0),
+        next_seconds=max(min((result.next_at for _, result in waiting), default=now) - now, 0.0),
     )
+
+
+class SubmitJobs(beam.PTransform):
+    """Planned BatchJobRefs → the same of jobs that are created, or queue."""
+
+    def __init__(self, settings: Settings):
+        super().__init__()
+        self._settings = settings
+
+    def expand(self, refs: pvalue.PCollection) -> pvalue.PCollection:
+        return refs | "Submit" >> beam.ParDo(SubmitOnce(self._settings)).with_output_types(BatchJobRef)
 
 
 class SubmitOnce(beam.DoFn):
@@ -278,19 +260,19 @@ class SubmitOnce(beam.DoFn):
         self._settings = settings
 
     def setup(self) -> None:
-        self._drive = Drive(self._settings)
+        self._jobs = JobRunner(self._settings)
 
     def process(self, ref: BatchJobRef) -> Iterator[BatchJobRef]:
         ref = BatchJobRef(*ref)
         while True:
-            looked = self._drive.step(ref, 0)
-            if isinstance(looked, Ready):
-                yield ref._replace(state="done", job_id=self._drive.driver.job_id(ref.number))
+            result = self._jobs.step(ref, 0)
+            if isinstance(result, Ready):
+                yield ref._replace(state="done", job_id=self._jobs.driver.job_id(ref.number))
                 return
-            if looked.job_id is not None or looked.status == "queued":
-                yield ref._replace(state="queued" if looked.job_id is None else "created", job_id=looked.job_id)
+            if result.job_id is not None or result.status == "queued":
+                yield ref._replace(state="queued" if result.job_id is None else "created", job_id=result.job_id)
                 return
-            time.sleep(min(max(looked.next_at - time.time(), 0.0), 1.0))
+            time.sleep(min(max(result.next_at - time.time(), 0.0), 1.0))
 
     def teardown(self) -> None:
-        self._drive.close()
+        self._jobs.close()

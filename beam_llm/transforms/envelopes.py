@@ -2,26 +2,27 @@
 
 An element that is in several windows is one record, asked once. To a DoFn that asks for the window, Beam shows such an element once per
 window, one call after the other, with the same object; `Arrivals` joins those calls again. A DoFn that does not ask sees it once, but
-can't yield in its windows at that moment (see `parcel`).
+can't yield in its windows at that moment (see `in_one_window`). What is on its way meanwhile is in windows that tell nothing of its
+elements': `one_window`, or `flushed_windowing` where it is grouped.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import typing
-from collections.abc import Iterable
 from typing import Any
 
+import apache_beam as beam
 import orjson
-from apache_beam import coders
-from apache_beam.internal import pickler
-from apache_beam.transforms.window import WindowedValue
-from apache_beam.utils.timestamp import Timestamp
-from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN
+from apache_beam import coders, pvalue
+from apache_beam.transforms.trigger import AccumulationMode, AfterAny, AfterCount, AfterProcessingTime, AfterWatermark, Always
+from apache_beam.transforms.window import GlobalWindows, TimestampCombiner, WindowedValue
 
 from beam_llm.errors import LedgerError
 from beam_llm.protocols import Store
+from beam_llm.transforms.beam_internals import dumps_by_value, is_same_element, loads, without_pane
 from beam_llm.transforms.plain_coders import NeedsPickle, build_coder, describe_coder, plain
 
 CODER_NAME_BYTES = 8
@@ -43,7 +44,7 @@ class Arrivals:
           arrived: an element in one window.
         """
         held = self._held
-        if held is not None and _are_one(held, arrived):
+        if held is not None and is_same_element(held, arrived):
             self._held = WindowedValue(held.value, held.timestamp, (*held.windows, *arrived.windows))
             return None
         self._held = arrived
@@ -55,26 +56,36 @@ class Arrivals:
         return held
 
 
-def _are_one(held: WindowedValue, arrived: WindowedValue) -> bool:
-    is_same = held.value is arrived.value and held.timestamp_micros == arrived.timestamp_micros
-    return is_same and arrived.windows[0] not in held.windows
+NEVER_TOO_LATE_SECONDS = 10**9
 
 
-def without_pane(arrived: WindowedValue) -> WindowedValue:
-    """The element as it arrived, without its pane: that says how it came here, and must not make it another element."""
-    if arrived.pane_info is PANE_INFO_UNKNOWN:
-        return arrived
-    return WindowedValue(arrived.value, arrived.timestamp, arrived.windows)
+def one_window() -> beam.Windowing:
+    """The windowing of what carries its elements' windows inside: one global window, as in Beam's own Reshuffle.
 
-
-def parcel(value: Any, first: WindowedValue) -> WindowedValue:
-    """Something for another DoFn to open, at its first element's timestamp and in one of its windows.
-
-    One, because Beam multiplies the windows of every WindowedValue that a DoFn yields by the number of windows its *input* is in, if
-    the DoFn does not ask for the window (`common.py`, `windows *= len(windowed_input_element.windows)`; Beam 2.77): a parcel in three
-    windows would bring each of its elements three times.
+    Nothing is ever late in it: on the BundleBasedDirectRunner, what a timer sends at the end of time is behind the watermark.
     """
-    return WindowedValue(value, first.timestamp, first.windows[:1])
+    return beam.Windowing(
+        GlobalWindows(),
+        triggerfn=Always(),
+        accumulation_mode=AccumulationMode.DISCARDING,
+        timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
+        allowed_lateness=NEVER_TOO_LATE_SECONDS,
+    )
+
+
+def flushed_windowing(windowfn: Any, count: int, seconds: float) -> beam.Windowing:
+    """Groups that go on when `count` are there, `seconds` after the first, and at the window's end; late ones at once, never dropped.
+
+    Whole seconds, rounded up: Beam's AfterProcessingTime can't be written down otherwise (`trigger.py`, to_runner_api).
+    """
+    early = AfterAny(AfterCount(count), AfterProcessingTime(math.ceil(seconds)))
+    return beam.Windowing(
+        windowfn,
+        triggerfn=AfterWatermark(early=early, late=AfterCount(1)),
+        accumulation_mode=AccumulationMode.DISCARDING,
+        timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
+        allowed_lateness=NEVER_TOO_LATE_SECONDS,
+    )
 
 
 class EnvelopeCoder:
@@ -90,6 +101,12 @@ class EnvelopeCoder:
         self._coder = coders.WindowedValueCoder(plain(element_coder), window_coder)
         self._document = _document(element_coder, window_coder, self._coder)
         self.name = _named(self._document)
+
+    @classmethod
+    def of(cls, elements: pvalue.PCollection) -> EnvelopeCoder:
+        """The coder for the elements of a PCollection."""
+        window_coder = elements.windowing.windowfn.get_window_coder()
+        return cls(coders.registry.get_coder(elements.element_type), window_coder)
 
     def save(self, store: Store) -> None:
         """Writes the coder once, so that `EnvelopeReader` finds it."""
@@ -166,7 +183,7 @@ class EnvelopeReader:
 def _document(element_coder: coders.Coder, window_coder: coders.Coder, whole: coders.Coder) -> bytes:
     element, window = describe_coder(element_coder), describe_coder(window_coder)
     if element is None or window is None:
-        return orjson.dumps({"format": 1, "pickled": base64.b64encode(pickler.dumps(whole)).decode()})
+        return orjson.dumps({"format": 1, "pickled": base64.b64encode(dumps_by_value(whole)).decode()})
     return orjson.dumps({"format": 1, "element": element, "window": window})
 
 
@@ -174,7 +191,7 @@ def _built(document: Any, allow_pickle: bool) -> coders.Coder:
     if "pickled" in document:
         if not allow_pickle:
             raise NeedsPickle()
-        return typing.cast(coders.Coder, pickler.loads(base64.b64decode(document["pickled"])))
+        return typing.cast(coders.Coder, loads(base64.b64decode(document["pickled"])))
     return coders.WindowedValueCoder(build_coder(document["element"], allow_pickle), build_coder(document["window"]))
 
 
@@ -184,8 +201,3 @@ def _named(document: bytes) -> bytes:
 
 def _coder_object(name: bytes) -> str:
     return f"coders/{name.hex()}"
-
-
-def oldest(elements: Iterable[WindowedValue]) -> Timestamp:
-    """The smallest timestamp, up to which the watermark has to be held back."""
-    return min(arrived.timestamp for arrived in elements)

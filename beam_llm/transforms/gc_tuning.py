@@ -15,14 +15,16 @@ _YOUNG = 100_000
 """More than the objects in flight: below that, each time they are replaced is one more round over all of them."""
 
 
-class _Heap:
+class QuietGc:
+    """The collector's settings of a process while it has users; reference-counted."""
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
         self._thresholds: tuple[int, int, int] | None = None
         self._frozen = False
 
-    def hold(self) -> None:
+    def acquire(self) -> None:
         """Counts one more user; the first changes the collector's settings, unless somebody else has made them."""
         with self._lock:
             self._users += 1
@@ -50,5 +52,5 @@ class _Heap:
                 self._frozen = False
 
 
-HEAP = _Heap()
+QUIET_GC = QuietGc()
 """One per process."""

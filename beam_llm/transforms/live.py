@@ -1,168 +1,57 @@
-"""Live calls in Beam: elements → prompt batches → predictions. Wiring only; the engine calls, the batcher batches."""
+"""Prompt batches → Predictions by live calls. Wiring only: the engine in `beam_llm.calls` calls."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.internal import pickler
-from apache_beam.transforms.window import FixedWindows, GlobalWindow, GlobalWindows, Sessions, WindowedValue
+from apache_beam import pvalue
+from apache_beam.transforms.window import WindowedValue
 
-from beam_llm.calls import Asked, borrow_engine, return_engine
+from beam_llm.calls import Asked, Tally, borrow_engine, return_engine
 from beam_llm.config import Settings
-from beam_llm.errors import Failure, Kind, PromptError
-from beam_llm.pricing import LaterPrices, window_of
-from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Batcher, caps_of
+from beam_llm.pricing import LaterPrices
 from beam_llm.prompting.chat_task import Task
-from beam_llm.prompting.tokens import SampledTokens, estimate_tokens, rough_tokens
 from beam_llm.providers import connect
-from beam_llm.transforms.elements import fields_of, is_keyed, name_clash, taken_names
-from beam_llm.transforms.envelopes import Arrivals, oldest, parcel
-from beam_llm.transforms.gc_tuning import HEAP
+from beam_llm.transforms import runners
+from beam_llm.transforms.beam_internals import set_windowing
+from beam_llm.transforms.gc_tuning import QUIET_GC
 from beam_llm.transforms.metrics import Meter
-from beam_llm.values import Outcome, Prediction, PromptBatch, Record
+from beam_llm.values import Outcome, Prediction, PromptBatch
 
 
-class Former:
-    """Elements → prompt batches, in plain Python: what all forming DoFns do.
+class AskTheModel(beam.PTransform):
+    """PromptBatches → Predictions.
+
+    A shuffle behind it keeps paid answers from a sink that fails; on local runners it would only cost.
 
     Args:
-      for_jobs: the records' tokens are added up to the size of a job. For live calls they matter with `tokens_per_minute`, else only
-        where a prompt comes near its limit; there the batcher counts again.
+      windowing: of the elements, which their Predictions have again.
     """
 
-    def __init__(self, settings: Settings, *, for_jobs: bool = False):
-        self.task = Task(settings)
-        self.caps = caps_of(settings, self.task.shared_tokens, window_of(settings))
-        self._batcher: Batcher[WindowedValue] = Batcher(self.caps, settings.model_name)
-        # As many bytes as this, and the most records of a prompt together can't pass its limit in tokens.
-        share = self.caps.tokens // self.caps.records // max(self.task.texts, 1) - 4 * RECORD_OVERHEAD_TOKENS
-        self._output_field = settings.output_field
-        self._taken = taken_names(settings.output_field)
-        self._sampled = SampledTokens(share)
-        self._count: Callable[[str], int] = self._sampled if for_jobs else partial(rough_tokens, up_to_bytes=share)
-        if settings.tokens_per_minute is not None:
-            self._count = estimate_tokens
-
-    def restart(self) -> None:
-        """As if no record had been seen."""
-        self._sampled.restart()
-        self._batcher.flush()
-
-    def add(self, arrived: WindowedValue) -> Sequence[PromptBatch]:
-        """The batches that this element closes, or its failure."""
-        record = self.record(arrived.value)
-        if isinstance(record, Failure):
-            return (PromptBatch((), (arrived,), (record,)),)
-        closed = self._batcher.add(record, arrived)
-        return [_formed(batch) for batch in closed] if closed else ()
-
-    def flush(self) -> list[PromptBatch]:
-        return [_formed(batch) for batch in self._batcher.flush()]
-
-    def record(self, element: Any) -> Record | Failure:
-        """The element's record, or why it can't be one."""
-        value = element[1] if is_keyed(element) else element
-        try:
-            fields = fields_of(value)
-        except Exception as error:  # whatever a user's class does in its attributes
-            return Failure(Kind.PROMPT, f"the fields of this {type(value).__name__} can't be read: {type(error).__name__}")
-        if self._taken and not self._taken.isdisjoint(fields or _ELEMENT_ALONE):
-            return name_clash(str(self._output_field), fields or _ELEMENT_ALONE)  # type: ignore[return-value]
-        try:
-            record = self.task.record(fields, value, self._count)
-            if self._batcher.too_large(record):
-                return self._batcher.too_large_failure(record)
-        except PromptError as error:
-            return Failure(Kind.PROMPT, str(error))
-        except Exception as error:  # as above: of a Mapping of the user's own, say
-            return Failure(Kind.PROMPT, f"this {type(value).__name__} can't be put into the prompt: {type(error).__name__}")
-        return record
-
-
-_ELEMENT_ALONE = ("element",)
-"""What a row of something without fields has in place of them."""
-
-
-def _formed(batch: list[tuple[Record, WindowedValue]]) -> PromptBatch:
-    records, elements = zip(*batch, strict=True)
-    return PromptBatch(records, elements)
-
-
-def packed(formed: PromptBatch) -> WindowedValue:
-    """A PromptBatch as bytes, for a shuffle, at its earliest element's timestamp in the global window; the elements' own are inside.
-
-    Pickled: Beam's window values pickle, and elements have passed their coder.
-    """
-    return WindowedValue(pickler.dumps(tuple(formed)), oldest(formed.elements), [GlobalWindow()])
-
-
-def unpacked(data: bytes) -> PromptBatch:
-    return PromptBatch(*pickler.loads(data))
-
-
-class FormInBundles(beam.DoFn):
-    """Prompt batches inside each bundle: no shuffle, no timer. For bounded input, whose elements are in one window each."""
-
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, windowing: beam.Windowing):
+        super().__init__()
         self._settings = settings
+        self._windowing = windowing
 
-    def setup(self) -> None:
-        self._former = Former(self._settings)
-
-    def start_bundle(self) -> None:
-        self._former.restart()
-        self._kept: list[PromptBatch] = []
-
-    def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam) -> Iterable[PromptBatch]:
-        formed = self._former.add(arrived)
-        if formed and len(arrived.windows) != 1:  # somebody made it so by hand; `finish_bundle` may yield in any windows
-            self._kept.extend(formed)
-            return ()
-        return formed
-
-    def finish_bundle(self) -> Iterator[Any]:
-        for formed in [*self._kept, *self._former.flush()]:
-            yield parcel(formed, formed.elements[0])
-
-
-class FormInBundlesByWindow(FormInBundles):
-    """The same where the windows' function may put an element in several: Beam shows each once per window, which costs a microsecond."""
-
-    def start_bundle(self) -> None:
-        super().start_bundle()
-        self._arrivals = Arrivals()
-
-    def process(
-        self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam, window: Any = beam.DoFn.WindowParam
-    ) -> Iterable[PromptBatch]:
-        joined = self._arrivals.put(arrived)
-        return self._former.add(joined) if joined is not None else ()
-
-    def finish_bundle(self) -> Iterator[Any]:
-        last = self._arrivals.last()
-        if last is not None:
-            self._kept.extend(self._former.add(last))
-        yield from super().finish_bundle()
-
-
-def form_in_bundles(settings: Settings, windowfn: Any) -> FormInBundles:
-    """The quicker one where it does."""
-    return (FormInBundles if isinstance(windowfn, _ONE_WINDOW) else FormInBundlesByWindow)(settings)
-
-
-_ONE_WINDOW = (GlobalWindows, FixedWindows, Sessions)
+    def expand(self, batches: pvalue.PCollection) -> pvalue.PCollection:
+        calling = beam.ParDo(CallModel(self._settings)).with_output_types(Prediction)
+        predictions = set_windowing(batches | "Call" >> calling, self._windowing)
+        if runners.is_local(batches.pipeline):
+            return predictions
+        return predictions | "Keep what is paid for" >> beam.Reshuffle()
 
 
 class InFlight:
     """The prompt batches of one bundle that are with the engine.
 
-    Whoever is full waits until an eighth has landed, not one: a wake-up per reply would have two threads fight for the interpreter.
+    When full, `landed` waits for an eighth of the calls rather than for one: a wake-up per reply would have two threads fight for the
+    interpreter.
 
     Args:
       most: how many may be with the engine; asked anew each time, for the engine may find that it can make more calls at a time.
@@ -175,8 +64,8 @@ class InFlight:
         self._enough = threading.Event()
         self._awaited = 0
 
-    def add(self, future: Future[Asked], formed: PromptBatch) -> None:
-        self._running[future] = formed
+    def add(self, future: Future[Asked], batch: PromptBatch) -> None:
+        self._running[future] = batch
         future.add_done_callback(self._land)
 
     def _land(self, future: Future[Asked]) -> None:  # on the loop's thread
@@ -210,8 +99,8 @@ class InFlight:
         self._landed.clear()
 
 
-class AskTheModel(beam.DoFn):
-    """prompt batches in, one Prediction per element out, each at its element's timestamp and in its windows.
+class CallModel(beam.DoFn):
+    """PromptBatches in, one Prediction per element out, each at its element's timestamp and in its windows.
 
     A bounded number of prompt batches is in flight per bundle; what is finished goes out in the order of finishing, and with no room
     `process` waits. That is the back-pressure: a slow API slows the bundle. Nothing outlives its bundle.
@@ -222,7 +111,7 @@ class AskTheModel(beam.DoFn):
         self._engine: Any = None
 
     def setup(self) -> None:
-        HEAP.hold()
+        QUIET_GC.acquire()
         prices = LaterPrices(self._settings)
         task = Task(self._settings)
         self._engine = borrow_engine(self._settings, task, partial(connect, self._settings), prices.cost_usd, prepare=prices.load)
@@ -233,39 +122,39 @@ class AskTheModel(beam.DoFn):
         self._in_flight.cancel()  # of a bundle that failed elsewhere
         self._in_flight = InFlight(self._engine.useful_asks)
 
-    def process(self, formed: PromptBatch | bytes) -> Iterator[Any]:
-        if isinstance(formed, bytes):
-            formed = unpacked(formed)
-        if formed.failures:
-            yield from self._predictions(formed, [Outcome(failure=failure) for failure in formed.failures])
+    def process(self, batch: PromptBatch) -> Iterator[Any]:
+        if batch.failures:
+            yield from self._predictions(batch, [Outcome(failure=failure) for failure in batch.failures], Tally())
         else:
-            self._in_flight.add(self._engine.submit(formed.records), formed)
-            yield from self._emitted(all_of_them=False)
+            self._in_flight.add(self._engine.submit(batch.records), batch)
+            yield from self._finished(all_of_them=False)
 
     def finish_bundle(self) -> Iterator[Any]:
-        yield from self._emitted(all_of_them=True)
+        yield from self._finished(all_of_them=True)
 
     def teardown(self) -> None:
         if self._engine is not None:
             self._in_flight.cancel()
             return_engine(self._engine)
             self._engine = None
-            HEAP.release()
+            QUIET_GC.release()
 
-    def _emitted(self, *, all_of_them: bool) -> Iterator[Any]:
+    def _finished(self, *, all_of_them: bool) -> Iterator[Any]:
         """A bundle that fails here, or below here, takes its calls along."""
         done = False
         try:
-            for formed, asked in self._in_flight.landed(all_of_them=all_of_them):
-                self._meter.calls(len(formed.records), asked.tally)
-                yield from self._predictions(formed, asked.outcomes, asked.tally.requests, asked.tally.retries)
+            for batch, asked in self._in_flight.landed(all_of_them=all_of_them):
+                self._meter.calls(len(batch.records), asked.tally)
+                yield from self._predictions(batch, asked.outcomes, asked.tally)
             done = True
         finally:
             if not done:
                 self._in_flight.cancel()
 
-    def _predictions(self, formed: PromptBatch, outcomes: Sequence[Outcome], requests: int = 0, retries: int = 0) -> list[WindowedValue]:
-        """Each where its element was. An Outcome has the fields of a Prediction after the first."""
-        self._meter.outcomes(outcomes, requests, retries)
-        pairs = zip(formed.elements, outcomes, strict=True)
-        return [arrived.with_value(Prediction(arrived.value, *outcome)) for arrived, outcome in pairs]
+    def _predictions(self, batch: PromptBatch, outcomes: Sequence[Outcome], tally: Tally) -> list[WindowedValue]:
+        """Each where its element was."""
+        self._meter.outcomes(outcomes, tally.requests, tally.retries)
+        return [
+            arrived.with_value(Prediction.of(arrived.value, outcome.value, outcome))
+            for arrived, outcome in zip(batch.elements, outcomes, strict=True)
+        ]

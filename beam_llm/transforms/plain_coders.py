@@ -21,13 +21,23 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam import coders
-from apache_beam.coders import coder_impl
-from apache_beam.coders.coders import DecimalCoder, FastCoder, GlobalWindowCoder, IntervalWindowCoder, ListCoder, MapCoder, NullableCoder
-from apache_beam.coders.row_coder import RowCoder
-from apache_beam.portability.api import schema_pb2
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm.errors import LedgerError
+from beam_llm.transforms.beam_internals import (
+    DecimalCoder,
+    FastCoder,
+    GlobalWindowCoder,
+    IntervalWindowCoder,
+    ListCoder,
+    MapCoder,
+    NullableCoder,
+    PrimitiveTag,
+    RowCoder,
+    coder_impl,
+    component_coders,
+    schema_pb2,
+)
 from beam_llm.transforms.coders import AnyObjectCoder
 from beam_llm.transforms.named_classes import fields_of, made_of
 
@@ -68,7 +78,7 @@ def plain(coder: coders.Coder) -> coders.Coder:
     if type(coder) is coders.TupleCoder:
         return coders.TupleCoder([plain(component) for component in coder.coders()])
     if type(coder) is MapCoder:
-        return MapCoder(*map(plain, _components(coder)))
+        return MapCoder(*map(plain, component_coders(coder)))
     return coder
 
 
@@ -83,16 +93,8 @@ def describe_coder(coder: coders.Coder) -> Any:
         return _described_row(coder)
     if kind not in _NESTED_WORDS and kind is not MapCoder:
         return None
-    inner = [describe_coder(component) for component in _components(coder)]
+    inner = [describe_coder(component) for component in component_coders(coder)]
     return None if None in inner else [_NESTED_WORDS.get(kind, "map"), *inner]
-
-
-def _components(coder: Any) -> list[coders.Coder]:
-    if type(coder) is coders.TupleCoder:
-        return list(coder.coders())
-    if type(coder) is MapCoder:
-        return [coder._key_coder, coder._value_coder]
-    return [coder._value_coder if type(coder) is NullableCoder else coder._elem_coder]
 
 
 def _described_row(coder: Any) -> Any:
@@ -153,9 +155,6 @@ def _is_data(kind: Any) -> bool:
     return word == "logical_type" and kind.logical_type.urn in _LOGICAL
 
 
-# Values -----------------------------------------------------------------------------------------------------------------
-
-
 class _PlainValueCoder(coders.Coder):
     """What FastPrimitivesCoder does not know: a tag and text for plain values, pickle for all else.
 
@@ -181,37 +180,33 @@ class _PlainValueCoder(coders.Coder):
         return False
 
 
-_NONE, _INT, _FLOAT, _BYTES, _TEXT, _LIST, _TUPLE, _DICT, _SET, _BOOL, _TAGGED = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 255
-"""Tags of Beam's FastPrimitivesCoder, which its compiled module keeps to itself (`coder_impl.py`, Beam 2.50 to 2.77)."""
-
-
 class _PlainPrimitives(coder_impl.StreamCoderImpl):
     """Reads what FastPrimitivesCoder and `_PlainValueCoder` write, but for pickles. Beam's own decoder takes some in any case."""
 
     def decode_from_stream(self, stream: Any, nested: bool) -> Any:
         tag = stream.read_byte()
-        if tag in (_LIST, _TUPLE, _SET):
+        if tag in (PrimitiveTag.LIST, PrimitiveTag.TUPLE, PrimitiveTag.SET):
             items = [self.decode_from_stream(stream, True) for _ in range(_count(stream))]
-            return items if tag == _LIST else tuple(items) if tag == _TUPLE else set(items)
-        if tag == _DICT:
+            return items if tag == PrimitiveTag.LIST else tuple(items) if tag == PrimitiveTag.TUPLE else set(items)
+        if tag == PrimitiveTag.DICT:
             pairs = range(_count(stream))
             return {self.decode_from_stream(stream, True): self.decode_from_stream(stream, True) for _ in pairs}
-        if tag == _TAGGED:
+        if tag == PrimitiveTag.OTHER:
             return self._decode_tagged(_taken(stream, nested))
         return self._decode_scalar(tag, stream, nested)
 
     def _decode_scalar(self, tag: int, stream: Any, nested: bool) -> Any:
-        if tag == _NONE:
+        if tag == PrimitiveTag.NONE:
             return None
-        if tag == _INT:
+        if tag == PrimitiveTag.INT:
             return stream.read_var_int64()
-        if tag == _FLOAT:
+        if tag == PrimitiveTag.FLOAT:
             return stream.read_bigendian_double()
-        if tag == _BOOL:
+        if tag == PrimitiveTag.BOOL:
             return bool(stream.read_byte())
-        if tag == _BYTES:
+        if tag == PrimitiveTag.BYTES:
             return _taken(stream, nested)
-        if tag == _TEXT:
+        if tag == PrimitiveTag.TEXT:
             return _taken(stream, nested).decode()
         raise NeedsPickle()
 

@@ -1,4 +1,4 @@
-"""From parts to planned jobs: all parts of a bounded run at once (PlanJobs), or those of a stream, job by job (PlanAcrossBundles)."""
+"""Parts → planned jobs: all parts of a bounded run at once (PlanParts), or those of a stream, job by job (PlanAcrossBundles)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,61 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+from apache_beam import pvalue
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.window import GlobalWindow, WindowedValue
+from apache_beam.transforms.window import GlobalWindow, GlobalWindows, WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm import events
 from beam_llm.config import Settings
-from beam_llm.jobs import PartRef, open_store, plan
+from beam_llm.jobs import BatchJobRef, PartRef, open_store, plan
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS
 from beam_llm.providers import connect_batch
+from beam_llm.transforms import runners
+from beam_llm.transforms.beam_internals import set_windowing
 from beam_llm.transforms.coders import STATE_CODER
-from beam_llm.transforms.live import Former
+from beam_llm.transforms.envelopes import flushed_windowing
+from beam_llm.transforms.forming import task_and_caps
+from beam_llm.transforms.runners import Gathering
+from beam_llm.transforms.spooling import PlainPartRef
+
+_MOST_PARTS = 1000
+"""In one plan where parts are gathered by triggers, unless `job_max_records` says less."""
 
 
-class PlanJobs(beam.DoFn):
+class PlanJobs(beam.PTransform):
+    """PlainPartRefs → one BatchJobRef per job, from one planner: only it can tell that two records are the same question."""
+
+    def __init__(self, settings: Settings):
+        super().__init__()
+        self._settings = settings
+
+    def expand(self, parts: pvalue.PCollection) -> pvalue.PCollection:
+        keyed = parts | "To one planner" >> beam.Map(_with_one_key).with_output_types(tuple[int, PlainPartRef])
+        gathering = None if parts.is_bounded else runners.gathering(parts)
+        if gathering is Gathering.TIMERS:
+            return keyed | "Plan" >> beam.ParDo(PlanAcrossBundles(self._settings)).with_output_types(BatchJobRef)
+        if gathering is Gathering.BUNDLES:
+            runners.warn_of_small_jobs()
+            grouped = keyed | "Each part" >> beam.Map(_alone)
+        else:
+            if gathering is Gathering.TRIGGERS:
+                most = self._settings.job_max_records or _MOST_PARTS
+                set_windowing(keyed, flushed_windowing(GlobalWindows(), most, self._settings.job_max_wait_seconds))
+            grouped = keyed | "Group parts" >> beam.GroupByKey()
+        return grouped | "Plan" >> beam.ParDo(PlanParts(self._settings)).with_output_types(BatchJobRef)
+
+
+def _with_one_key(part: Any) -> tuple[int, Any]:
+    return 0, part
+
+
+def _alone(keyed: tuple[int, Any]) -> tuple[int, list[Any]]:
+    return keyed[0], [keyed[1]]
+
+
+class PlanParts(beam.DoFn):
     """All parts of a run in, one BatchJobRef per job out. One at a time: its only key."""
 
     def __init__(self, settings: Settings):
@@ -47,22 +87,22 @@ class Planner:
 
     def __init__(self, settings: Settings):
         self._store = open_store(str(settings.staging_location))
-        self._former = Former(settings)
+        self._task, self._caps = task_and_caps(settings)
         self._traits = connect_batch(settings).traits
-        self._records = (settings.job_max_records or self._traits.max_requests) * self._former.caps.records
+        self._records = (settings.job_max_records or self._traits.max_requests) * self._caps.records
         self._bytes = settings.job_max_bytes or self._traits.max_bytes
         self._tokens = settings.job_max_tokens or float("inf")
 
     def filled(self, records: int, size: int, tokens: int) -> float:
         """The share of a job that so many records, bytes and tokens of texts fill; from above, with each line's frame and prompt."""
-        caps, shared = self._former.caps, self._former.task.shared_tokens
+        caps, shared = self._caps, self._task.shared_tokens
         lines = math.ceil(records / caps.records)
         size += lines * (_FRAME_BYTES + _BYTES_PER_TOKEN * shared)
         tokens += lines * shared + records * RECORD_OVERHEAD_TOKENS
         return max(records / self._records, size / self._bytes, tokens / self._tokens)
 
     def planned(self, parts: Sequence[PartRef]) -> Iterator[WindowedValue]:
-        refs = plan(self._store, self._former.task, self._former.caps, self._traits, parts, time)
+        refs = plan(self._store, self._task, self._caps, self._traits, parts, time)
         events.tell("planned", records=sum(ref.records for ref in refs), jobs=sum(1 for ref in refs if ref.number))
         for ref in refs:
             yield WindowedValue(ref, Timestamp(micros=ref.min_timestamp), [GlobalWindow()])

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import typing
-from collections.abc import Iterable, Iterator, Mapping
-from types import ModuleType
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Unpack
 
 import apache_beam as beam
 from apache_beam import coders, pvalue
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.error_handling import ErrorHandler
+from apache_beam.transforms.window import GlobalWindows
 
-from beam_llm.config import OPTIONS, Settings, key_of, settings, settings_from_options
+from beam_llm import config
+from beam_llm.config import OPTIONS, Settings, key_of, settings_from_options
 from beam_llm.pricing import your_prices
 from beam_llm.prompting.batching import caps_of
 from beam_llm.prompting.chat_task import Task
-from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.templates import PromptTemplate
 from beam_llm.providers import check
-from beam_llm.transforms import live_steps, runners
+from beam_llm.transforms import runners
 from beam_llm.transforms.coders import PredictionCoder
-from beam_llm.transforms.elements import BadShape, RowShape
-from beam_llm.transforms.live import Former
+from beam_llm.transforms.delivering import deliver, divide
+from beam_llm.transforms.envelopes import EnvelopeCoder
+from beam_llm.transforms.forming import FormPromptBatches, RecordReader
+from beam_llm.transforms.forming_streams import FormFromStream
+from beam_llm.transforms.live import AskTheModel
 from beam_llm.transforms.options import Options
 from beam_llm.transforms.preview import RequestPreview, preview
 from beam_llm.values import Prediction
@@ -52,7 +56,7 @@ def _signature() -> inspect.Signature:
 
 
 class _WithSettings(beam.PTransform):
-    """What all front doors share: checked settings, options by string keys, display data."""
+    """What all front doors share: settings, options by string keys, display data."""
 
     __signature__ = _signature()
     _FIXED: ClassVar[Mapping[str, Any]] = {}
@@ -60,22 +64,22 @@ class _WithSettings(beam.PTransform):
     def __init__(
         self, model: str, prompt: str | None = None, *, output: Any = str, label: str | None = None, **options: Unpack[Options]
     ) -> None:
-        self._use(settings(model, prompt=prompt, output=output, **{**options, **self._FIXED}))
+        self._use(config.settings(model, prompt=prompt, output=output, **{**options, **self._FIXED}))
         super().__init__(label)
 
-    def _use(self, checked: Settings) -> None:
+    def _use(self, settings: Settings) -> None:
         """Whatever is wrong with the settings is said here, before there is a pipeline."""
-        check(checked)
-        task = Task(checked)
-        if checked.max_input_tokens or checked.context_window:
-            caps_of(checked, task.shared_tokens, checked.context_window)
-        your_prices(checked)
-        _warn_of_one_prompt_for_all(checked)
-        if checked.mode == "batch_api":
+        check(settings)
+        task = Task(settings)
+        if settings.max_input_tokens or settings.context_window:
+            caps_of(settings, task.shared_tokens, settings.context_window)
+        your_prices(settings)
+        _warn_of_one_prompt_for_all(settings)
+        if settings.mode == "batch_api":
             from beam_llm.jobs import check_location
 
-            check_location(str(checked.staging_location))
-        self._settings = checked
+            check_location(str(settings.staging_location))
+        self._settings = settings
 
     @classmethod
     def from_options(
@@ -110,10 +114,10 @@ class _WithSettings(beam.PTransform):
         return f"{type(self).__name__}({self._settings.model_name})"
 
 
-def _warn_of_one_prompt_for_all(checked: Settings) -> None:
+def _warn_of_one_prompt_for_all(settings: Settings) -> None:
     """`{text}` for `{{ text }}`, most often."""
-    is_own = checked.prompt is not None and checked.batch_prompt_template is None and not checked.independent
-    if is_own and not PromptTemplate(str(checked.prompt)).names:
+    is_own = settings.prompt is not None and settings.batch_prompt_template is None and not settings.independent
+    if is_own and not PromptTemplate(str(settings.prompt)).names:
         _log.warning("the prompt names no field, so every element is asked the same: write {{ field }} or {{ element }} in it")
 
 
@@ -138,17 +142,44 @@ class LLMPredict(_WithSettings):
     never submitted again while an answer to it exists or may still come.
     """
 
-    def expand(self, pcoll: pvalue.PCollection) -> pvalue.PCollection:
-        predictions = _predictions(pcoll, self._settings)
-        return _shaped(predictions, self._settings, pcoll.element_type)
+    _tags: tuple[str, str] | None = None
+    """The outputs' names, where good and bad ones go apart."""
 
-    def with_exception_handling(self, main_tag: str = "good", dead_letter_tag: str = "bad") -> beam.PTransform:
+    def expand(self, elements: pvalue.PCollection) -> Any:
+        settings = self._settings
+        runners.warn_of_lost_output(elements.pipeline)
+        if settings.mode == "online":
+            predictions = (
+                elements
+                | "Form prompt batches" >> (FormPromptBatches(settings) if elements.is_bounded else FormFromStream(settings))
+                | "Ask the model" >> AskTheModel(settings, elements.windowing)
+            )
+        else:
+            # Loaded only where there are jobs: live calls start 50 ms sooner.
+            from beam_llm.transforms.driving import DriveJobs
+            from beam_llm.transforms.planning import PlanJobs
+            from beam_llm.transforms.spooling import SpoolParts
+
+            envelopes = EnvelopeCoder.of(elements)
+            predictions = (
+                elements
+                | "Spool parts" >> SpoolParts(settings, envelopes)
+                | "Plan jobs" >> PlanJobs(settings)
+                | "Drive jobs" >> DriveJobs(settings, envelopes, elements.windowing)
+            )
+        if self._tags is not None:
+            return divide(predictions, settings, elements.element_type, *self._tags)
+        return deliver(predictions, settings, elements.element_type)
+
+    def with_exception_handling(self, main_tag: str = "good", dead_letter_tag: str = "bad") -> LLMPredict:
         """Two outputs, `good, bad = …`: what was answered, and rows of `element`, `message` and `kind` of what was not.
 
         Args:
           main_tag, dead_letter_tag: the outputs' names, for `result[tag]`.
         """
-        return _Divided(self._settings, self.label, main_tag, dead_letter_tag)
+        divided = copy.copy(self)
+        divided._tags = (main_tag, dead_letter_tag)
+        return divided
 
     def preview(self, elements: Iterable[Any], n: int = 3) -> list[RequestPreview]:
         """The first `n` requests exactly as they would be sent, and the schemas of their replies; no call is made.
@@ -163,8 +194,7 @@ class LLMPredict(_WithSettings):
           `RequestPreview`s: `body` (the JSON that is sent), `schema` (None for free text), `elements` (whom it asks about), and for an
           element that can't be asked its `error`.
         """
-        former = Former(self._settings)
-        return preview(self._settings, elements, n, former.record)
+        return preview(self._settings, elements, n, RecordReader(self._settings).record)
 
     def with_error_handler(self, error_handler: ErrorHandler) -> beam.PTransform:
         """One output, what was answered; the rows of what was not go to Beam's `ErrorHandler`."""
@@ -176,8 +206,17 @@ class SubmitBatchJobs(_WithSettings):
 
     _FIXED: ClassVar[Mapping[str, Any]] = {"mode": "batch_api"}
 
-    def expand(self, pcoll: pvalue.PCollection) -> pvalue.PCollection:
-        return _job_steps().submitted(pcoll, self._settings)
+    def expand(self, elements: pvalue.PCollection) -> pvalue.PCollection:
+        from beam_llm.transforms.driving import SubmitJobs
+        from beam_llm.transforms.planning import PlanJobs
+        from beam_llm.transforms.spooling import SpoolParts
+
+        return (
+            elements
+            | "Spool parts" >> SpoolParts(self._settings, EnvelopeCoder.of(elements))
+            | "Plan jobs" >> PlanJobs(self._settings)
+            | "Submit jobs" >> SubmitJobs(self._settings)
+        )
 
 
 class CollectBatchJobs(_WithSettings):
@@ -197,49 +236,17 @@ class CollectBatchJobs(_WithSettings):
         self._element_type = element_type
         return self
 
-    def expand(self, pcoll: pvalue.PCollection) -> pvalue.PCollection:
-        return _shaped(_job_steps().collected(pcoll, self._settings), self._settings, self._element_type)
+    def expand(self, refs: pvalue.PCollection) -> pvalue.PCollection:
+        from beam_llm.transforms.driving import DriveJobs
 
-
-class _Divided(beam.PTransform):
-    """LLMPredict with its errors apart."""
-
-    def __init__(self, checked: Settings, label: str, main_tag: str, dead_letter_tag: str):
-        super().__init__(label)
-        self._settings = checked
-        self._tags = (main_tag, dead_letter_tag)
-
-    def expand(self, pcoll: pvalue.PCollection) -> pvalue.DoOutputsTuple:
-        good, bad = self._tags
-        shape, bad_shape = _row_shape(self._settings, pcoll.element_type), BadShape(pcoll.element_type)
-        divide = beam.ParDo(_Divide(bad, shape, bad_shape)).with_output_types(
-            Prediction if shape is None else shape.type_hint, **{bad: bad_shape.type_hint}
-        )
-        return _predictions(pcoll, self._settings) | "Divide" >> divide.with_outputs(bad, main=good)
-
-    def display_data(self) -> dict[str, Any]:
-        return _display_data(self._settings)
-
-
-class _Divide(beam.DoFn):
-    def __init__(self, bad_tag: str, shape: RowShape | None, bad_shape: BadShape):
-        self._bad_tag = bad_tag
-        self._shape = shape
-        self._bad_row = bad_shape.row
-
-    def process(self, prediction: Prediction) -> Iterator[Any]:
-        shape = self._shape
-        failure = prediction.error if shape is None else shape.cell(prediction)[1]
-        if failure is not None:
-            yield pvalue.TaggedOutput(self._bad_tag, self._bad_row(prediction._replace(value=None, error=failure)))
-        else:
-            yield prediction if shape is None else shape.row(prediction)
+        predictions = refs | "Out of windows" >> beam.WindowInto(GlobalWindows()) | "Drive jobs" >> DriveJobs(self._settings)
+        return deliver(predictions, self._settings, self._element_type)
 
 
 class _Handled(beam.PTransform):
     """The errors go to a handler, which the user closes."""
 
-    def __init__(self, divided: _Divided, error_handler: ErrorHandler):
+    def __init__(self, divided: LLMPredict, error_handler: ErrorHandler):
         super().__init__(divided.label)
         self._divided = divided
         self._error_handler = error_handler
@@ -250,61 +257,14 @@ class _Handled(beam.PTransform):
         return good
 
 
-def _job_steps() -> ModuleType:
-    """Loaded only where there are jobs: live calls start 50 ms sooner."""
-    from beam_llm.transforms import job_steps
-
-    return job_steps
-
-
-def _predictions(pcoll: pvalue.PCollection, checked: Settings) -> pvalue.PCollection:
-    """Elements → Predictions, in the elements' own windowing."""
-    runners.warn_of_lost_output(pcoll.pipeline)
-    if checked.mode == "batch_api":
-        return _job_steps().answered(pcoll, checked)
-    return live_steps.asked(pcoll, checked)
-
-
-def _shaped(predictions: pvalue.PCollection, checked: Settings, element_type: Any) -> pvalue.PCollection:
-    """Predictions, or rows of them, by a step that works element by element where the one that asked does not.
-
-    Beam flushes the elements that wait before a batching consumer (`process_batch`: data frames, WriteToCsv, Beam YAML) right before it
-    calls a step's `finish_bundle`, and what that emits is lost to the consumer (`operations.py`, DoOperation.finish; Beam 2.77). A step
-    in between is finished later, when all is there.
-    """
-    shape = _row_shape(checked, element_type)
-    if shape is not None:
-        return predictions | "Shape rows" >> beam.Map(_row_of, shape).with_output_types(shape.type_hint)
-    if runners.emits_in_finish_bundle(predictions, checked.mode, checked.waiting):
-        return predictions | "Deliver" >> beam.ParDo(_Deliver()).with_output_types(Prediction)
-    return predictions
-
-
-class _Deliver(beam.DoFn):
-    """A tuple costs 0.5 µs an element; a generator or `beam.Map` half as much again."""
-
-    def process(self, prediction: Prediction) -> tuple[Prediction]:
-        return (prediction,)
-
-
-def _row_shape(checked: Settings, element_type: Any) -> RowShape | None:
-    return None if checked.output_field is None else RowShape(Output(checked.output), checked.output_field, element_type)
-
-
-def _row_of(prediction: Prediction, shape: RowShape) -> Any:
-    return shape.row(prediction)
-
-
-# What the runner's page shows -----------------------------------------------------------------------------------------
-
 _SHOWN_CHARACTERS = 40
 
 
-def _display_data(checked: Settings) -> dict[str, Any]:
+def _display_data(settings: Settings) -> dict[str, Any]:
     """Options that differ from their defaults, by string key: texts shortened, mappings by their keys, addresses without their query."""
     shown = {}
     for name, option in OPTIONS.items():
-        value = getattr(checked, name)
+        value = getattr(settings, name)
         if name == "model" or (value is not None and value != option.default):
             shown[key_of(name)] = DisplayDataItem(_shown(name, value), label=option.metadata["meaning"][:80])
     return shown

@@ -16,10 +16,10 @@ import orjson
 from beam_llm.calls.reply_limit import as_first_sent
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, PromptError
-from beam_llm.pricing import Prices
-from beam_llm.prompting.batching import Batcher, caps_of
+from beam_llm.prompting.batching import Batcher
 from beam_llm.prompting.chat_task import Task
 from beam_llm.providers import encode
+from beam_llm.transforms.forming import task_and_caps
 from beam_llm.values import Record
 
 RecordOf = Callable[[Any], Record | Failure]
@@ -57,8 +57,7 @@ def preview(settings: Settings, elements: Iterable[Any], n: int = 3, record_of: 
 
 
 def _previews(settings: Settings, elements: Iterable[Any], record_of: RecordOf | None) -> Iterable[RequestPreview]:
-    task = Task(settings)
-    caps = caps_of(settings, task.shared_tokens, Prices.of(settings).context_window)
+    task, caps = task_and_caps(settings)
     batcher: Batcher[Any] = Batcher(caps, settings.model_name)
     read = record_of or (lambda fields: _record_of_fields(task, fields))
     for element in elements:

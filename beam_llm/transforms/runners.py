@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import enum
 import logging
-from collections.abc import Iterator
 from typing import Any
 
-import apache_beam as beam
 from apache_beam.options.pipeline_options import PortableOptions
-from apache_beam.transforms import userstate
-from apache_beam.transforms.timeutil import TimeDomain
 
 from beam_llm.errors import UsageError
+from beam_llm.transforms.beam_internals import (
+    has_real_time_timer,
+    is_a_runner,
+    runner_names,
+    underlying_runner,
+    upstream_transforms,
+)
 
 _log = logging.getLogger("beam_llm")
+
+
+class Gathering(enum.Enum):
+    """How elements of a stream wait for one another; `forming_streams.py` says which runner can do what, and why."""
+
+    TIMERS = "timers"
+    TRIGGERS = "triggers"
+    BUNDLES = "bundles"
+
 
 # By class name, so that no runner's module is imported for the question.
 _KINDS = {
@@ -42,8 +55,8 @@ _FLINK_FLAGS = {
 
 def runner_kind(pipeline: Any) -> str:
     """`local`, `prism`, `flink`, `dataflow`, `spark`, `portable` (some job server) or `unknown`."""
-    runner = _underlying(pipeline)
-    kind = next((_KINDS[parent.__name__] for parent in type(runner).__mro__ if parent.__name__ in _KINDS), "unknown")
+    names = runner_names(underlying_runner(pipeline))
+    kind = next((_KINDS[name] for name in names if name in _KINDS), "unknown")
     if kind != "portable":
         return kind
     if pipeline.options.view_as(PortableOptions).job_endpoint == "embed":
@@ -51,61 +64,38 @@ def runner_kind(pipeline: Any) -> str:
     return "flink" if _FLINK_FLAGS & _flags(pipeline).keys() else "portable"
 
 
-def _underlying(pipeline: Any) -> Any:
-    return getattr(pipeline.runner, "_underlying_runner", pipeline.runner)  # InteractiveRunner wraps the real one
-
-
-def _is_a(runner: Any, name: str) -> bool:
-    return any(parent.__name__ == name for parent in type(runner).__mro__)
-
-
 def is_local(pipeline: Any) -> bool:
     """Whether the pipeline runs in this process: where a Reshuffle only costs, and a deferred remainder may be lost or hurried."""
     return runner_kind(pipeline) == "local"
 
 
-def buffers(pcoll: Any) -> str:
-    """How an unbounded input is gathered: by `timers`, by `triggers`, or only in its `bundles`; `streaming.py` says why.
+def gathering(pcoll: Any) -> Gathering:
+    """How the runner of an unbounded PCollection can gather its elements.
 
     A plain DirectRunner picks its runner by the graph; a TestStream or Pub/Sub moves all of it to the BundleBasedDirectRunner.
     """
     if not is_local(pcoll.pipeline):
-        return "timers"
-    runner = _underlying(pcoll.pipeline)
-    if _is_a(runner, "FnApiRunner") or _is_a(runner, "PortableRunner"):
-        return "bundles"
-    return "triggers" if _is_bundle_based(pcoll) else "bundles"
+        return Gathering.TIMERS
+    runner = underlying_runner(pcoll.pipeline)
+    if is_a_runner(runner, "FnApiRunner") or is_a_runner(runner, "PortableRunner"):
+        return Gathering.BUNDLES
+    return Gathering.TRIGGERS if _is_bundle_based(pcoll) else Gathering.BUNDLES
 
 
 def _is_bundle_based(pcoll: Any) -> bool:
     """Whether the BundleBasedDirectRunner will run this, as far as can be seen upstream."""
-    runner = _underlying(pcoll.pipeline)
-    if _is_a(runner, "BundleBasedDirectRunner"):
+    runner = underlying_runner(pcoll.pipeline)
+    if is_a_runner(runner, "BundleBasedDirectRunner"):
         return True
-    return _is_a(runner, "SwitchingDirectRunner") and any(map(_moves_to_bundle_based, _upstream(pcoll)))
+    return is_a_runner(runner, "SwitchingDirectRunner") and any(map(_moves_to_bundle_based, upstream_transforms(pcoll)))
 
 
 def _moves_to_bundle_based(transform: Any) -> bool:
     """What `direct_runner.py` looks for: a TestStream, Pub/Sub, a REAL_TIME timer (GroupIntoBatches has one)."""
-    dofn = getattr(transform, "dofn", None)
-    if not isinstance(dofn, beam.DoFn) or not userstate.is_stateful_dofn(dofn):
-        return type(transform).__name__ in _BUNDLE_BASED_SOURCES
-    return any(timer.time_domain == TimeDomain.REAL_TIME for timer in userstate.get_dofn_specs(dofn)[1])
+    return type(transform).__name__ in _BUNDLE_BASED_SOURCES or has_real_time_timer(getattr(transform, "dofn", None))
 
 
 _BUNDLE_BASED_SOURCES = {"TestStream", "ReadFromPubSub"}
-
-
-def _upstream(pcoll: Any) -> Iterator[Any]:
-    """All transforms that a PCollection comes from, composites included."""
-    todo, seen = [pcoll.producer], set()
-    while todo:
-        applied = todo.pop()
-        if applied is None or id(applied) in seen:
-            continue
-        seen.add(id(applied))
-        yield applied.transform
-        todo.extend([applied.parent, *(source.producer for source in applied.inputs if getattr(source, "producer", None) is not None)])
 
 
 def waiting_for(pcoll: Any, waiting: str | None) -> str:

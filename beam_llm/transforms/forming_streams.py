@@ -1,8 +1,9 @@
-"""Unbounded input: prompt batches formed across bundles. (Jobs: `planning.PlanAcrossBundles`, by the same rules.)
+"""Elements of a stream → prompt batches, formed across bundles. (Jobs: `planning.PlanAcrossBundles`, by the same rules.)
 
-    element ─ ChooseBuffers ─► (shard, envelope) ─ FormAcrossBundles ─► prompt batches    full, batch_timeout_ms, a window's end, drain
+    element ─ ChooseBuffers ─► (shard, envelope) ─ FormAcrossBundles ─► bytes ─ OpenPromptBatches ─► PromptBatch
 
-Three ways, by runner (`runners.buffers`):
+A batch goes out when it is full, after `batch_timeout_ms`, at a window's end, at a drain. An element is rendered once: its record lies in
+the buffer beside its envelope, and nobody opens the envelope before the model is asked. Three ways, by runner (`runners.gathering`):
 
 timers    Prism, Flink, Dataflow and all others: the two DoFns above, with state. Buffers live in the one global window, each element's own
           windows beside it: an element in three sliding windows is asked once, a late element is never dropped (runners drop late input
@@ -20,11 +21,11 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-from apache_beam import coders
+from apache_beam import coders, pvalue
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
@@ -32,12 +33,48 @@ from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm.config import Settings
 from beam_llm.errors import Failure
-from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps
+from beam_llm.prompting.batching import AUTO_RECORDS, RECORD_OVERHEAD_TOKENS, Batcher, Caps
 from beam_llm.prompting.tokens import utf8_bytes
+from beam_llm.transforms import runners
+from beam_llm.transforms.beam_internals import set_windowing, without_pane
 from beam_llm.transforms.coders import STATE_CODER
-from beam_llm.transforms.envelopes import Arrivals, without_pane
-from beam_llm.transforms.live import Former, packed
+from beam_llm.transforms.envelopes import Arrivals, flushed_windowing, one_window
+from beam_llm.transforms.forming import RecordReader, form_in_bundles
+from beam_llm.transforms.runners import Gathering
 from beam_llm.values import PromptBatch, Record
+
+
+class FormFromStream(beam.PTransform):
+    """Elements of an unbounded PCollection → PromptBatches, gathered as the pipeline's runner can."""
+
+    def __init__(self, settings: Settings):
+        super().__init__()
+        self._settings = settings
+
+    def expand(self, elements: pvalue.PCollection) -> pvalue.PCollection:
+        gathering = runners.gathering(elements)
+        if gathering is Gathering.BUNDLES:
+            forming = beam.ParDo(form_in_bundles(self._settings, elements.windowing.windowfn))
+            return elements | "Form" >> forming.with_output_types(PromptBatch)
+        windowfn = elements.windowing.windowfn
+        coder = coders.WindowedValueCoder(coders.registry.get_coder(elements.element_type), windowfn.get_window_coder())
+        by_triggers = gathering is Gathering.TRIGGERS
+        choosing = ChooseBuffers(self._settings.batch_shards, coder, by_window=by_triggers)
+        keyed = elements | "Choose buffers" >> beam.ParDo(choosing).with_output_types(tuple[int, bytes])
+        batches = self._by_triggers(keyed, windowfn, coder) if by_triggers else self._by_timers(keyed, coder)
+        return batches | "Open prompt batches" >> beam.ParDo(OpenPromptBatches(coder)).with_output_types(PromptBatch)
+
+    def _by_timers(self, keyed: pvalue.PCollection, coder: coders.Coder) -> pvalue.PCollection:
+        filling = beam.ParDo(FormAcrossBundles(self._settings, coder)).with_output_types(bytes)
+        batches = set_windowing(keyed, one_window()) | "Fill buffers" >> filling
+        return batches if runners.is_local(keyed.pipeline) else batches | "Spread prompt batches" >> beam.Reshuffle()
+
+    def _by_triggers(self, keyed: pvalue.PCollection, windowfn: Any, coder: coders.Coder) -> pvalue.PCollection:
+        size = self._settings.batch_size
+        most = AUTO_RECORDS if size == "auto" else int(size)
+        set_windowing(keyed, flushed_windowing(windowfn, most, self._settings.batch_timeout_ms / 1000))
+        forming = beam.ParDo(FormFromGroups(self._settings, coder)).with_output_types(bytes)
+        return set_windowing(keyed | "Fill buffers" >> beam.GroupByKey() | "Form" >> forming, one_window())
 
 
 class ChooseBuffers(beam.DoFn):
@@ -55,7 +92,7 @@ class ChooseBuffers(beam.DoFn):
         self._by_window = by_window
 
     def setup(self) -> None:
-        self._impl = self._coder.get_impl()
+        self._encode = self._coder.get_impl().encode
 
     def start_bundle(self) -> None:
         self._arrivals = Arrivals()
@@ -71,9 +108,72 @@ class ChooseBuffers(beam.DoFn):
             yield self._keyed(last)
 
     def _keyed(self, arrived: WindowedValue) -> WindowedValue:
-        data = self._impl.encode(without_pane(arrived))
+        data = self._encode(without_pane(arrived))
         window = min(arrived.windows, key=lambda window: window.max_timestamp()) if self._by_window else GlobalWindow()
         return WindowedValue((zlib.crc32(data) % self._shards, data), arrived.timestamp, [window])
+
+
+class BufferedRecord(NamedTuple):
+    """An element in a buffer: as it arrived, and the record that it asks. Part of the state format `v1`: fields are only ever appended.
+
+    Attributes:
+      envelope: the element with its timestamp and windows, as bytes.
+      micros: its timestamp.
+      inputs, tokens, fields, record_id: its Record's; all plain values.
+    """
+
+    envelope: bytes
+    micros: int
+    inputs: tuple[str, ...] = ()
+    tokens: int = 0
+    fields: Mapping[str, Any] | None = None
+    record_id: str | None = None
+
+    @property
+    def record(self) -> Record:
+        return Record(self.inputs, self.tokens, self.fields, self.record_id)
+
+
+def pack(members: Sequence[BufferedRecord], failure: Failure | None = None) -> WindowedValue:
+    """A prompt batch as bytes, for a shuffle, at its earliest element's timestamp in the global window; the elements' own are inside.
+
+    Args:
+      failure: why its only element can't be asked.
+    """
+    data = STATE_CODER.encode((tuple(map(tuple, members)), None if failure is None else tuple(failure)))
+    return WindowedValue(data, Timestamp(micros=min(member.micros for member in members)), [GlobalWindow()])
+
+
+class OpenPromptBatches(beam.DoFn):
+    """What `pack` made → PromptBatches, with their elements as they arrived."""
+
+    def __init__(self, coder: coders.WindowedValueCoder):
+        self._coder = coder
+
+    def setup(self) -> None:
+        self._decode = self._coder.get_impl().decode
+
+    def process(self, data: bytes) -> tuple[PromptBatch]:
+        packed, failure = STATE_CODER.decode(data)
+        members = [BufferedRecord(*member) for member in packed]
+        elements = tuple(self._decode(member.envelope) for member in members)
+        if failure is not None:
+            return (PromptBatch((), elements, (Failure(*failure),)),)
+        return (PromptBatch(tuple(member.record for member in members), elements),)
+
+
+class _Packer:
+    """Records of buffers or groups → packed prompt batches."""
+
+    def __init__(self, caps: Caps, model: str):
+        self._batcher: Batcher[BufferedRecord] = Batcher(caps, model)
+
+    def pack_all(self, members: Iterable[BufferedRecord]) -> Iterator[WindowedValue]:
+        for member in members:
+            for batch in self._batcher.add(member.record, member):
+                yield pack([buffered for _, buffered in batch])
+        for batch in self._batcher.flush():
+            yield pack([buffered for _, buffered in batch])
 
 
 class Buffered(NamedTuple):
@@ -125,7 +225,7 @@ def _size(record: Record, caps: Caps) -> int:
 class FormAcrossBundles(beam.DoFn):
     """Prompt batches from an unbounded stream, sent when full, after `batch_timeout_ms`, at the first window's end, or at a drain.
 
-    Input from ChooseBuffers; output pickled prompt batches in the global window, so that a shuffle may follow. Only Bag and
+    Input from ChooseBuffers; output packed prompt batches in the global window, so that a shuffle may follow. Only Bag and
     ReadModifyWrite state is used (Prism and Flink have no other). A REAL_TIME timer is never cleared in its own callback (on Prism that
     would fire it for ever), and is cleared at the window's end (on Flink a pending one keeps the job from ending); every callback may run
     twice. A timer that outlives its buffer, because the buffer was sent full, finds nothing or is set anew by the next element.
@@ -141,8 +241,9 @@ class FormAcrossBundles(beam.DoFn):
         self._coder = coder
 
     def setup(self) -> None:
-        self._former = Former(self._settings)
-        self._impl = self._coder.get_impl()
+        self._reader = RecordReader(self._settings)
+        self._packer = _Packer(self._reader.caps, self._settings.model_name)
+        self._decode = self._coder.get_impl().decode
         self._wait_seconds = self._settings.batch_timeout_ms / 1000
 
     def process(
@@ -153,18 +254,18 @@ class FormAcrossBundles(beam.DoFn):
         window_end: Any = beam.DoFn.TimerParam(WINDOW_END),
         wait: Any = beam.DoFn.TimerParam(WAIT),
     ) -> Iterator[Any]:
-        arrived = self._impl.decode(keyed[1])
-        record = self._former.record(arrived.value)
+        arrived, caps = self._decode(keyed[1]), self._reader.caps
+        record = self._reader.record(arrived.value)
         if isinstance(record, Failure):
-            yield packed(PromptBatch((), (arrived,), (record,)))
+            yield pack([BufferedRecord(keyed[1], arrived.timestamp_micros)], record)
             return
         held = Buffered(*(known.read() or ()))
-        if held.overflows(record, self._former.caps):
+        if held.overflows(record, caps):
             yield from self._take(buffer)
             held = Buffered()
-        buffer.add(keyed[1])
+        buffer.add((keyed[1], arrived.timestamp_micros, *record))
         held = self._with(held, record, arrived, window_end, wait)
-        if held.records >= self._former.caps.records:
+        if held.records >= caps.records:
             yield from self._take(buffer)
             known.clear()
         else:
@@ -174,7 +275,7 @@ class FormAcrossBundles(beam.DoFn):
         """The buffer's new figures. The timers are set for its first record, and again for an older one, whose timestamp then holds the
         watermark, or one whose window ends earlier."""
         ends = min(window.max_timestamp().micros for window in arrived.windows)
-        new = held.with_record(record, self._former.caps, arrived.timestamp_micros, ends, time.time() + self._wait_seconds)
+        new = held.with_record(record, self._reader.caps, arrived.timestamp_micros, ends, time.time() + self._wait_seconds)
         if not held.records or new.oldest < held.oldest:
             wait.set(new.due)
         if not held.records or new.ends < held.ends:
@@ -199,29 +300,30 @@ class FormAcrossBundles(beam.DoFn):
 
     def _take(self, buffer: Any) -> Iterator[Any]:
         """All that is buffered, as prompt batches; nothing where the buffer is empty."""
-        held = list(buffer.read())
+        held = [BufferedRecord(*member) for member in buffer.read()]
         buffer.clear()
-        for data in held:
-            for formed in self._former.add(self._impl.decode(data)):
-                yield packed(formed)
-        for formed in self._former.flush():
-            yield packed(formed)
+        yield from self._packer.pack_all(held)
 
 
 class FormFromGroups(beam.DoFn):
-    """Prompt batches from what a GroupByKey with `flushed` triggers gathered."""
+    """Packed prompt batches from what a GroupByKey with `flushed_windowing` gathered."""
 
     def __init__(self, settings: Settings, coder: coders.WindowedValueCoder):
         self._settings = settings
         self._coder = coder
 
     def setup(self) -> None:
-        self._former = Former(self._settings)
-        self._impl = self._coder.get_impl()
+        self._reader = RecordReader(self._settings)
+        self._packer = _Packer(self._reader.caps, self._settings.model_name)
+        self._decode = self._coder.get_impl().decode
 
     def process(self, grouped: tuple[int, Iterable[bytes]]) -> Iterator[Any]:
-        for data in grouped[1]:
-            for formed in self._former.add(self._impl.decode(data)):
-                yield packed(formed)
-        for formed in self._former.flush():
-            yield packed(formed)
+        members = []
+        for envelope in grouped[1]:
+            arrived = self._decode(envelope)
+            record = self._reader.record(arrived.value)
+            if isinstance(record, Failure):
+                yield pack([BufferedRecord(envelope, arrived.timestamp_micros)], record)
+            else:
+                members.append(BufferedRecord(envelope, arrived.timestamp_micros, *record))
+        yield from self._packer.pack_all(members)

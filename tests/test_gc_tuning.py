@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from beam_llm.transforms.gc_tuning import _Heap
+from beam_llm.transforms.gc_tuning import QuietGc
 
 
 @pytest.fixture
@@ -17,24 +17,24 @@ def as_it_was():
 
 
 def test_the_first_holds_and_the_last_releases(as_it_was):
-    heap = _Heap()
-    heap.hold()
-    heap.hold()
+    quiet_gc = QuietGc()
+    quiet_gc.acquire()
+    quiet_gc.acquire()
     assert gc.get_threshold()[0] > as_it_was[0][0]
     assert gc.get_freeze_count() > 0
-    heap.release()
+    quiet_gc.release()
     assert gc.get_freeze_count() > 0
-    heap.release()
+    quiet_gc.release()
 
 
 def test_what_somebody_else_has_set_is_left_alone(as_it_was):
     gc.freeze()
     gc.set_threshold(200_000, 5, 5)
     try:
-        heap = _Heap()
-        heap.hold()
+        quiet_gc = QuietGc()
+        quiet_gc.acquire()
         assert gc.get_threshold() == (200_000, 5, 5)
-        heap.release()
+        quiet_gc.release()
         assert gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()
@@ -44,9 +44,9 @@ def test_what_somebody_else_has_set_is_left_alone(as_it_was):
 def test_a_collector_that_is_off_stays_off(as_it_was):
     gc.disable()
     try:
-        heap = _Heap()
-        heap.hold()
-        heap.release()
+        quiet_gc = QuietGc()
+        quiet_gc.acquire()
+        quiet_gc.release()
         assert not gc.isenabled()
     finally:
         gc.enable()

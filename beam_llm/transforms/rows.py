@@ -1,9 +1,8 @@
-"""Elements as Beam knows them ⇄ fields as a prompt knows them, and the rows that go out."""
+"""Predictions → the rows that go out: an element's fields with its answer, or with its error."""
 
 from __future__ import annotations
 
 import collections.abc
-import dataclasses
 import enum
 import keyword
 import types
@@ -12,93 +11,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Optional
 
 import apache_beam as beam
-import pydantic
 import pydantic_core
-from apache_beam.typehints import schemas, typehints
-from apache_beam.typehints.row_type import RowTypeConstraint
+from apache_beam.typehints import typehints
 from typing_extensions import is_typeddict
 
 from beam_llm.errors import Failure, Kind, UsageError
 from beam_llm.prompting.output_types import Output
+from beam_llm.transforms.beam_internals import is_portable_type, new_row, row_type, tuple_class_of
+from beam_llm.transforms.fields import declared_fields, fields_of, fields_of_class, is_keyed, name_clash, split_type
 from beam_llm.values import Prediction
-
-_NO_FIELDS: Mapping[str, Any] = {}
-_readers: dict[type, Callable[[Any], Mapping[str, Any]]] = {}
-
-
-def is_keyed(element: Any) -> bool:
-    """Whether an element is a `(key, value)` pair; a NamedTuple of two fields is not."""
-    return type(element) is tuple and len(element) == 2
-
-
-def fields_of(value: Any) -> Mapping[str, Any]:
-    """The fields of a Row, NamedTuple, dataclass, pydantic model or dict by name; of anything else none."""
-    kind = type(value)
-    read = _readers.get(kind)
-    if read is None:
-        read = _readers[kind] = _reader_of(kind)
-    return read(value)
-
-
-def _reader_of(kind: type) -> Callable[[Any], Mapping[str, Any]]:
-    if issubclass(kind, Mapping):
-        return lambda value: value
-    if issubclass(kind, beam.Row):
-        return vars
-    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        return lambda value: value._asdict()
-    if issubclass(kind, pydantic.BaseModel):
-        computed = tuple(kind.model_computed_fields)
-        return (lambda value: {**dict(value), **{name: getattr(value, name) for name in computed}}) if computed else dict
-    if dataclasses.is_dataclass(kind):
-        names = [field.name for field in dataclasses.fields(kind)]
-        return lambda value: {name: getattr(value, name) for name in names}
-    return lambda value: _NO_FIELDS
-
-
-def declared_fields(element_type: Any) -> list[tuple[str, Any]] | None:
-    """Field names and types that a PCollection's element type declares; None where it declares none (dict, str, Any)."""
-    if isinstance(element_type, RowTypeConstraint):
-        return [(name, kind) for name, kind in element_type._fields]
-    return _class_fields(element_type)
-
-
-def _class_fields(kind: Any) -> list[tuple[str, Any]] | None:
-    """Field names and types of a pydantic model, dataclass or NamedTuple; None of anything else."""
-    if not isinstance(kind, type):
-        return None
-    if issubclass(kind, pydantic.BaseModel):
-        declared = [(name, Any if field.annotation is None else field.annotation) for name, field in kind.model_fields.items()]
-        return [*declared, *((name, field.return_type) for name, field in kind.model_computed_fields.items())]
-    if dataclasses.is_dataclass(kind):
-        names: Iterable[str] = [field.name for field in dataclasses.fields(kind)]
-    elif issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        names = kind._fields
-    else:
-        return None
-    hints = typing.get_type_hints(kind)
-    return [(name, hints.get(name, Any)) for name in names]
-
-
-def split_type(element_type: Any) -> tuple[Any, Any]:
-    """(key type, value type) of a keyed element type, else (None, the type itself)."""
-    if isinstance(element_type, typehints.TupleConstraint) and len(element_type.tuple_types) == 2:
-        return element_type.tuple_types[0], element_type.tuple_types[1]
-    return None, element_type
-
-
-def taken_names(output_field: str | None) -> frozenset[str]:
-    """The names that an answer takes in a row; none where there are no rows."""
-    return frozenset() if output_field is None else frozenset((output_field, f"{output_field}_error"))
-
-
-def name_clash(output_field: str, names: Iterable[Any]) -> Failure | None:
-    """The error of an element that has a field of the answer's name; None where it has none."""
-    taken = sorted(taken_names(output_field).intersection(names))
-    return Failure(Kind.PROMPT, f"output_field is {output_field!r}: {_TAKEN.format(taken[0])}") if taken else None
-
-
-_TAKEN = "the element already has a field {!r}; choose another name"
 
 
 class RowShape:
@@ -141,7 +62,7 @@ class RowShape:
         row = _dict_hint(value_type)
         if self._columns is not None:
             fields = [(name, column.hint) for name, column in self._columns.items()]
-            row = RowTypeConstraint.from_fields([*fields, (self._field, self._answer.hint), (self._error_field, Optional[str])])
+            row = row_type([*fields, (self._field, self._answer.hint), (self._error_field, Optional[str])])
         return row if self._key_type is None else typehints.Tuple[self._key_type, row]
 
     def cell(self, prediction: Prediction) -> tuple[Any, Failure | None]:
@@ -166,7 +87,7 @@ class RowShape:
         known = _known_values(value) if self._columns is None else _row_values(value, self._columns)
         known[self._field] = answer
         known[self._error_field] = None if failure is None else str(failure)
-        row = known if self._columns is None and isinstance(value, Mapping) else _new_row(known)
+        row = known if self._columns is None and isinstance(value, Mapping) else new_row(known)
         return (prediction.element[0], row) if keyed else row
 
 
@@ -182,13 +103,6 @@ def _dict_hint(value_type: Any) -> Any:
     return typehints.Dict[Any, Any] if is_dict else Any
 
 
-def _new_row(values: Mapping[str, Any]) -> beam.Row:
-    """`beam.Row(**values)`, also of a field called `self`."""
-    row = beam.Row()
-    row.__dict__.update(values)
-    return row
-
-
 class BadShape:
     """How failed Predictions become rows: `element`, `message`, `kind`, with a schema where the element's type has one.
 
@@ -198,22 +112,19 @@ class BadShape:
     def __init__(self, element_type: Any):
         self._columns = element_columns(element_type)
         self._plain = self._columns is None or all(column.convert is _same for column in self._columns.values())
-        self.type_hint = RowTypeConstraint.from_fields([("element", self._hint(element_type)), ("message", str), ("kind", str)])
+        self.type_hint = row_type([("element", self._hint(element_type)), ("message", str), ("kind", str)])
 
     def _hint(self, element_type: Any) -> Any:
         if self._columns is not None:
-            return RowTypeConstraint.from_fields([(name, column.hint) for name, column in self._columns.items()])
+            return row_type([(name, column.hint) for name, column in self._columns.items()])
         return element_type if element_type in _SCALARS else Any
 
     def row(self, prediction: Prediction) -> Any:
         element = prediction.element
         if not self._plain and self._columns is not None:
-            element = _new_row(_row_values(element, self._columns))
+            element = new_row(_row_values(element, self._columns))
         assert prediction.error is not None
         return beam.Row(element=element, message=prediction.error.message, kind=prediction.error.kind)
-
-
-# Columns --------------------------------------------------------------------------------------------------------------
 
 
 class Column(NamedTuple):
@@ -286,10 +197,7 @@ def _is_portable(kind: Any) -> bool:
     """Whether every SDK has this type. Beam takes any tuple for an array of its first type, and an unknown type for a pickle."""
     if typing.get_origin(kind) is tuple or isinstance(kind, typehints.TupleConstraint):
         return False
-    try:
-        return "pythonsdk" not in str(schemas.typing_to_runner_api(kind))
-    except Exception:
-        return False  # whatever Beam's conversion makes of it: a bare `dict`, say, is a ValueError
+    return is_portable_type(kind)
 
 
 def _column(kind: Any, otherwise: Callable[[Any], Column], inside: tuple[Any, ...] = ()) -> Column:
@@ -309,7 +217,7 @@ def _column(kind: Any, otherwise: Callable[[Any], Column], inside: tuple[Any, ..
     if origin in (typing.Union, types.UnionType) and len(arguments) == 2 and types.NoneType in arguments:
         inner = _none_stays(_column(next(a for a in arguments if a is not types.NoneType), otherwise, inside))
         return Column(_nullable(inner.hint), inner.convert)
-    fields = None if kind in inside else _class_fields(kind)
+    fields = None if kind in inside else fields_of_class(kind)
     if fields and all(_is_field_name(name) for name, _ in fields):
         return _row_column({name: _column(field, otherwise, (*inside, kind)) for name, field in fields})
     return otherwise(kind)
@@ -336,9 +244,9 @@ def _sequence(item: Column) -> Column:
 
 
 def _row_column(columns: Mapping[str, Column]) -> Column:
-    """Rows inside rows are NamedTuples of their schema, as after a shuffle: what writes Parquet takes no `beam.Row` there."""
-    hint = RowTypeConstraint.from_fields([(name, column.hint) for name, column in columns.items()])
-    make = schemas.named_tuple_from_schema(schemas.schema_from_element_type(hint))
+    """Rows inside rows are NamedTuples of their schema, as after a shuffle (see `tuple_class_of`)."""
+    hint = row_type([(name, column.hint) for name, column in columns.items()])
+    make = tuple_class_of(hint)
     return Column(hint, lambda value: make(*[column.convert(getattr(value, name)) for name, column in columns.items()]))
 
 

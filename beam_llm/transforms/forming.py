@@ -1,0 +1,179 @@
+"""Elements → prompt batches, inside each bundle: no shuffle, no timer. (Across bundles: `forming_streams.py`.)"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import apache_beam as beam
+from apache_beam import pvalue
+from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions, WindowedValue
+
+from beam_llm.config import Settings
+from beam_llm.errors import Failure, Kind, PromptError
+from beam_llm.pricing import window_of
+from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Batcher, Caps, caps_of
+from beam_llm.prompting.chat_task import Task
+from beam_llm.prompting.tokens import SampledTokens, estimate_tokens, rough_tokens
+from beam_llm.transforms import runners
+from beam_llm.transforms.beam_internals import in_one_window
+from beam_llm.transforms.envelopes import Arrivals
+from beam_llm.transforms.fields import fields_of, is_keyed, name_clash, taken_names
+from beam_llm.values import PromptBatch, Record
+
+
+class FormPromptBatches(beam.PTransform):
+    """Elements of a bounded PCollection → PromptBatches.
+
+    Their records are spread over the workers first, where there are several: a file read in one piece would keep one of them busy.
+    """
+
+    def __init__(self, settings: Settings):
+        super().__init__()
+        self._settings = settings
+
+    def expand(self, elements: pvalue.PCollection) -> pvalue.PCollection:
+        if not runners.is_local(elements.pipeline):
+            elements = elements | "Spread records" >> beam.Reshuffle()
+        forming = beam.ParDo(form_in_bundles(self._settings, elements.windowing.windowfn))
+        return elements | "Form" >> forming.with_output_types(PromptBatch)
+
+
+def form_in_bundles(settings: Settings, windowfn: Any) -> FormInBundles:
+    """The DoFn that forms prompt batches of what a bundle holds: a faster one where each element is in exactly one window."""
+    return (FormInBundles if isinstance(windowfn, _ONE_WINDOW) else FormInBundlesByWindow)(settings)
+
+
+_ONE_WINDOW = (GlobalWindows, FixedWindows, Sessions)
+
+
+def task_and_caps(settings: Settings) -> tuple[Task, Caps]:
+    """What is asked, and how much one prompt of it may hold."""
+    task = Task(settings)
+    return task, caps_of(settings, task.shared_tokens, window_of(settings))
+
+
+class RecordReader:
+    """Elements → Records, in plain Python: what every step does that sees elements first.
+
+    Args:
+      for_jobs: the records' tokens are added up to the size of a job. For live calls they matter with `tokens_per_minute`, else only
+        where a prompt comes near its limit; there the batcher counts again.
+    """
+
+    def __init__(self, settings: Settings, *, for_jobs: bool = False):
+        self.task, self.caps = task_and_caps(settings)
+        self._limits: Batcher[None] = Batcher(self.caps, settings.model_name)
+        # As many bytes as this, and the most records of a prompt together can't pass its limit in tokens.
+        share = self.caps.tokens // self.caps.records // max(self.task.texts, 1) - 4 * RECORD_OVERHEAD_TOKENS
+        self._output_field = settings.output_field
+        self._taken = taken_names(settings.output_field)
+        self._sampled = SampledTokens(share)
+        self._count: Callable[[str], int] = self._sampled if for_jobs else partial(rough_tokens, up_to_bytes=share)
+        if settings.tokens_per_minute is not None:
+            self._count = estimate_tokens
+
+    def restart(self) -> None:
+        """As if no record had been seen, so that a repeated bundle counts like its first try."""
+        self._sampled.restart()
+
+    def record(self, element: Any) -> Record | Failure:
+        """The element's record, or why it can't be one."""
+        value = element[1] if is_keyed(element) else element
+        try:
+            fields = fields_of(value)
+        except Exception as error:  # whatever a user's class does in its attributes
+            return Failure(Kind.PROMPT, f"the fields of this {type(value).__name__} can't be read: {type(error).__name__}")
+        if self._taken and not self._taken.isdisjoint(fields or _ELEMENT_ALONE):
+            return name_clash(str(self._output_field), fields or _ELEMENT_ALONE)  # type: ignore[return-value]
+        try:
+            record = self.task.record(fields, value, self._count)
+            if self._limits.too_large(record):
+                return self._limits.too_large_failure(record)
+        except PromptError as error:
+            return Failure(Kind.PROMPT, str(error))
+        except Exception as error:  # as above: of a Mapping of the user's own, say
+            return Failure(Kind.PROMPT, f"this {type(value).__name__} can't be put into the prompt: {type(error).__name__}")
+        return record
+
+
+_ELEMENT_ALONE = ("element",)
+"""What a row of something without fields has in place of them."""
+
+
+class PromptBatcher:
+    """Elements → PromptBatches, in plain Python; at most one batch is open."""
+
+    def __init__(self, settings: Settings):
+        self._reader = RecordReader(settings)
+        self._batcher: Batcher[WindowedValue] = Batcher(self._reader.caps, settings.model_name)
+
+    def restart(self) -> None:
+        """As if no element had been seen."""
+        self._reader.restart()
+        self._batcher.flush()
+
+    def add(self, arrived: WindowedValue) -> Sequence[PromptBatch]:
+        """The batches that this element closes, or its failure."""
+        record = self._reader.record(arrived.value)
+        if isinstance(record, Failure):
+            return (PromptBatch((), (arrived,), (record,)),)
+        closed = self._batcher.add(record, arrived)
+        return [_to_prompt_batch(batch) for batch in closed] if closed else ()
+
+    def flush(self) -> list[PromptBatch]:
+        """The batch that is still open, if any."""
+        return [_to_prompt_batch(batch) for batch in self._batcher.flush()]
+
+
+def _to_prompt_batch(batch: list[tuple[Record, WindowedValue]]) -> PromptBatch:
+    records, elements = zip(*batch, strict=True)
+    return PromptBatch(records, elements)
+
+
+class FormInBundles(beam.DoFn):
+    """Prompt batches of what a bundle holds, for elements that are in one window each."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+
+    def setup(self) -> None:
+        self._batcher = PromptBatcher(self._settings)
+
+    def start_bundle(self) -> None:
+        self._batcher.restart()
+        self._for_the_end: list[PromptBatch] = []
+
+    def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam) -> Iterable[PromptBatch]:
+        batches = self._batcher.add(arrived)
+        # An element that somebody put in several windows by hand: what is yielded here would be multiplied by their number,
+        # what `finish_bundle` yields is not (see `in_one_window`).
+        if batches and len(arrived.windows) != 1:
+            self._for_the_end.extend(batches)
+            return ()
+        return batches
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for batch in [*self._for_the_end, *self._batcher.flush()]:
+            yield in_one_window(batch, batch.elements[0])
+
+
+class FormInBundlesByWindow(FormInBundles):
+    """The same where the windows' function may put an element in several: Beam shows each once per window, which costs a microsecond."""
+
+    def start_bundle(self) -> None:
+        super().start_bundle()
+        self._arrivals = Arrivals()
+
+    def process(
+        self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam, window: Any = beam.DoFn.WindowParam
+    ) -> Iterable[PromptBatch]:
+        joined = self._arrivals.put(arrived)
+        return self._batcher.add(joined) if joined is not None else ()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        last = self._arrivals.last()
+        if last is not None:
+            self._for_the_end.extend(self._batcher.add(last))
+        yield from super().finish_bundle()

@@ -1,0 +1,90 @@
+"""Elements → parts in the staging location, in their own bundle: only a few bytes per part go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam import pvalue
+from apache_beam.transforms.window import GlobalWindow, WindowedValue
+from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
+
+from beam_llm.config import Settings
+from beam_llm.errors import Failure
+from beam_llm.jobs import PartRef, PartWriter, check_format, open_store
+from beam_llm.transforms.beam_internals import set_windowing
+from beam_llm.transforms.envelopes import EnvelopeCoder, one_window
+from beam_llm.transforms.forming import RecordReader
+from beam_llm.transforms.gc_tuning import QUIET_GC
+
+PlainPartRef = tuple[str, int, int, int, int]
+"""A PartRef's fields, which every runner carries as plain values."""
+
+PART_ROWS = 50_000
+PART_BYTES = 32_000_000
+"""A part is written when either is reached: bounds the memory of a bundle, and keeps a million records to a few dozen objects."""
+
+
+class SpoolParts(beam.PTransform):
+    """Elements → one PlainPartRef per part file, in the global window; the elements' own windows are in the file."""
+
+    def __init__(self, settings: Settings, envelopes: EnvelopeCoder):
+        super().__init__()
+        self._settings = settings
+        self._envelopes = envelopes
+
+    def expand(self, elements: pvalue.PCollection) -> pvalue.PCollection:
+        writing = beam.ParDo(WriteParts(self._settings, self._envelopes))
+        return set_windowing(elements | "Write" >> writing.with_output_types(PlainPartRef), one_window())
+
+
+class WriteParts(beam.DoFn):
+    """Writes each bundle's records to part files named by their content; emits one PartRef per file, as a plain tuple."""
+
+    def __init__(self, settings: Settings, envelopes: EnvelopeCoder):
+        self._settings = settings
+        self._coder = envelopes
+
+    def setup(self) -> None:
+        self._store = open_store(str(self._settings.staging_location))
+        check_format(self._store)
+        self._reader = RecordReader(self._settings, for_jobs=True)
+        self._envelopes = self._coder.open()
+        self._coder.save(self._store)
+        QUIET_GC.acquire()
+
+    def teardown(self) -> None:
+        QUIET_GC.release()
+
+    def start_bundle(self) -> None:
+        self._finished: list[PartRef] = []
+        self._begin_part()
+
+    def _begin_part(self) -> None:
+        self._reader.restart()
+        self._part = PartWriter(self._store)
+        self._oldest_micros = MAX_TIMESTAMP.micros
+
+    def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam) -> None:
+        """Yields nothing: Beam would multiply it by the number of the element's windows (see `in_one_window`)."""
+        record, envelope = self._reader.record(element), self._envelopes.encode(arrived)
+        if isinstance(record, Failure):
+            self._part.add(b"", None, envelope, record)
+        else:
+            self._part.add(self._reader.task.key(record), record, envelope)
+        if arrived.timestamp_micros < self._oldest_micros:
+            self._oldest_micros = arrived.timestamp_micros
+        if len(self._part) >= PART_ROWS or self._part.size_bytes >= PART_BYTES:
+            self._end_part()
+
+    def _end_part(self) -> None:
+        self._finished.append(self._part.finish(self._oldest_micros))
+        self._part.close()
+        self._begin_part()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        if len(self._part):
+            self._end_part()
+        for ref in self._finished:
+            yield WindowedValue(tuple(ref), Timestamp(micros=ref.min_timestamp), [GlobalWindow()])
