@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from beam_llm.cli.progress import Meter, ProgressLine
 from beam_llm.cli.running import reason_of
 from beam_llm.cli.stored import StoredAnswer
 from beam_llm.cli.words import dollars, duration, shortened, table
-from beam_llm.config import OPTIONS
+from beam_llm.config import OPTIONS, settings_from_options
 from beam_llm.errors import UsageError
 from beam_llm.testing import Emulator, Fault, plugin
 
@@ -377,6 +378,22 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+def test_ctrl_c_while_the_command_is_being_loaded_shows_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'beam_llm.cli.flags':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+    )
+    package = Path(beam_llm.__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{package}"}
+    command = [sys.executable, "-m", "beam_llm", "predict", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "beam-llm: stopped\n")
+
+
 def test_a_live_run_stopped_by_ctrl_c_goes_on_and_pays_nothing_twice(tmp_path: Path, start_emulator: Callable[..., Emulator]) -> None:
     emulator = start_emulator(latency_ms=100)
     command = (
@@ -597,6 +614,13 @@ def test_what_beam_would_ignore_or_answer_with_all_its_options_is_wrong_usage_in
 )
 def test_options_that_beam_or_a_job_server_may_know_are_passed_on(options: list[str], runner: str) -> None:
     assert pipeline_options(options).view_as(StandardOptions).runner == runner
+
+
+@pytest.mark.parametrize("allow_code", [False, True], ids=["as it is", "with leave for code"])
+def test_a_type_by_its_dotted_name_is_the_command_line_s_own_and_no_option_of_a_model(allow_code: bool) -> None:
+    assert output_type("collections.OrderedDict") is OrderedDict
+    with pytest.raises(UsageError, match="output is 'collections.OrderedDict'"):
+        settings_from_options({"model": MODEL, "output": "collections.OrderedDict"}, allow_code=allow_code)
 
 
 # --- help, version, names

@@ -35,8 +35,8 @@ def run(block: str) -> dict[str, Any]:
     return names
 
 
-FIRST, LOCAL, TABLES, COUNTERS, TESTING = blocks(README, "python")
-(NOTEBOOK,) = blocks(RECIPES, "python")
+(FIRST,) = blocks(README, "python")
+LOCAL, TABLES, COUNTERS, TESTING, NOTEBOOK = blocks(RECIPES, "python")
 (YAML,) = blocks(RECIPES, "yaml")
 
 
@@ -92,12 +92,12 @@ def test_rows_of_answers_are_what_parquet_and_bigquery_take(reviews: Path, llm_e
 def test_counters_are_found_by_name(llm_emulator: Emulator, capfd: pytest.CaptureFixture[str]):
     counters = run(COUNTERS)["counters"]
     assert capfd.readouterr().out.startswith("2 0 2 ")
-    described = README.partition("`records`, `errors`")[2].partition("distributions")[0]
+    described = RECIPES.partition("`records`, `errors`")[2].partition("distributions")[0]
     assert set(counters) - {"records"} <= set(re.findall(r"`(\w+)`", described))
 
 
 def test_every_kind_of_error_has_advice():
-    rows = README.partition("| `kind` | what helps |")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = RECIPES.partition("| `kind` | what helps |")[2].partition("\n\n")[0].splitlines()[2:]
     assert {kind for row in rows for kind in re.findall(r"`(\w+)`", row.split("|")[1])} == set(Kind.ALL)
 
 
