@@ -14,31 +14,12 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from beam_llm.errors import UsageError
+from beam_llm.provider_table import ANYTHING_ELSE, EXAMPLE_MODEL, PROVIDERS
 
-
-class Provider(NamedTuple):
-    """A provider's row: all that has to be known of it before its module is imported.
-
-    Attributes:
-      module: has `check`, `connect`, `encode` and, where there is a batch API, `connect_batch`.
-      key_variable, base_url_variable: of the environment.
-      base_url: where it is if nobody says otherwise; None: somebody has to.
-    """
-
-    module: str
-    key_variable: str
-    base_url_variable: str
-    base_url: str | None = None
-
-
-PROVIDERS = {
-    "openai": Provider("beam_llm.providers.openai", "OPENAI_API_KEY", "OPENAI_BASE_URL", "https://api.openai.com/v1"),
-    "azure": Provider("beam_llm.providers.openai", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
-}
 AUTO_CALLS = 512
 """Most calls in flight with `max_concurrency="auto"`."""
 MODES = ("online", "batch_api")
@@ -57,7 +38,7 @@ class Settings:
     Build it with `settings(...)` or `settings_from_options(...)`; the constructor alone checks nothing.
     """
 
-    model: str = _option("", "which model: `openai:gpt-4.1-mini`, `azure:DEPLOYMENT`", kind="text")
+    model: str = _option("", f"which model: `PROVIDER:MODEL`, such as `{EXAMPLE_MODEL}`", kind="text")
     prompt: str | None = _option(None, "Jinja2 template over the element's fields; `{{ element }}` is the whole", kind="text")
     system_prompt: str | None = _option(None, "system-level instruction", kind="text")
     output: Any = _option(str, "type of the answer: str, int, float, bool, Literal, Enum, list, pydantic model, JSON schema", kind="output")  # noqa: RUF009  # a row of the table
@@ -173,12 +154,21 @@ class Settings:
         None, "most input tokens of one prompt (default: the model's window less its answer)", kind="int", least=16
     )
     context_window: int | None = _option(None, "the model's window in tokens (default: as published)", kind="int", least=64)
-    temperature: float | None = _option(None, "passed to the provider", kind="float", least=0.0, most=2.0)
+    temperature: float | None = _option(None, "passed to the provider", kind="float", least=0.0)
     max_output_tokens: int | None = _option(
         None, "most output tokens per record; multiplied by the records in a prompt", kind="int", least=1
     )
     seed: int | None = _option(None, "passed to the provider", kind="int")
+    service_tier: str | None = _option(
+        None,
+        "live calls: how urgent they are, sent where the provider has it: `auto`, `default`, `flex` (cheaper, slower), `priority`",
+        kind="choice",
+        choices=("auto", "default", "flex", "priority"),
+    )
     extra_body: Mapping[str, Any] | None = _option(None, "further request parameters, passed to the provider as they are", kind="json")
+    provider_options: Mapping[str, Any] | None = _option(
+        None, "what one provider alone needs, such as a region, a role or a project", kind="json"
+    )
     prices: Mapping[str, Any] | None = _option(
         None, "your own prices in dollars per million tokens: `input`, `output`, `cached`", kind="json"
     )
@@ -242,8 +232,8 @@ def settings_from_options(
     provider, model = named.pop("provider", None), named.pop("model", None)
     if model is None:
         if provider is not None:
-            raise UsageError(f'"provider" is {provider!r} but "model" is missing: add it, such as "gpt-4.1-mini"')
-        raise UsageError('no model given: add "model", such as "openai:gpt-4.1-mini", or "provider" and "model"')
+            raise UsageError(f'"provider" is {provider!r} but "model" is missing: add it, such as "{EXAMPLE_MODEL.partition(":")[2]}"')
+        raise UsageError(f'no model given: add "model", such as "{EXAMPLE_MODEL}", or "provider" and "model"')
     return settings(model if provider is None else f"{provider}:{model}", **named)
 
 
@@ -495,15 +485,15 @@ def _completed(known: Settings) -> Settings:
     provider, _, model = known.model.partition(":")
     if provider not in PROVIDERS or not model:
         near = difflib.get_close_matches(provider, PROVIDERS, n=1)
-        hint = "anything OpenAI-compatible is 'openai:NAME' with base_url"
+        hint = ANYTHING_ELSE
         if near and model:
             hint = f"did you mean '{near[0]}:{model}'?"
         elif provider in PROVIDERS:
-            hint = f"name a model, such as '{provider}:gpt-4.1-mini'"
+            hint = f"name a model, such as '{provider}:{EXAMPLE_MODEL.partition(':')[2]}'"
         elif (slash := known.model.partition("/"))[0] in PROVIDERS and slash[2]:
             hint = f"write '{slash[0]}:{slash[2]}'"
         elif known.model and not model:
-            hint = f"write 'openai:{known.model}'"
+            hint = f"write '{EXAMPLE_MODEL.partition(':')[0]}:{known.model}'"
         raise UsageError(f"model is {known.model!r}: it has to be PROVIDER:MODEL with a provider out of {', '.join(PROVIDERS)}; {hint}")
     if known.mode == "batch_api" and not known.staging_location:
         raise UsageError(
@@ -514,13 +504,22 @@ def _completed(known: Settings) -> Settings:
     return dataclasses.replace(
         known,
         base_url=_base_url(known, provider),
-        api_key=known.api_key or f"env:{PROVIDERS[provider].key_variable}",
+        api_key=known.api_key or _usual_key(provider),
     )
 
 
-def _base_url(known: Settings, provider: str) -> str:
-    variable = PROVIDERS[provider].base_url_variable
-    url = known.base_url or os.environ.get(variable) or PROVIDERS[provider].base_url
+def _usual_key(provider: str) -> str | None:
+    """The reference to the provider's usual key; None where its cloud has credentials of its own."""
+    variable = PROVIDERS[provider].key_variable
+    return None if variable is None else f"env:{variable}"
+
+
+def _base_url(known: Settings, provider: str) -> str | None:
+    """The address, checked; None for a provider whose cloud's own library knows it."""
+    variable, usual = PROVIDERS[provider].base_url_variable, PROVIDERS[provider].base_url
+    url = known.base_url or (variable and os.environ.get(variable)) or usual
+    if not url and variable is None:
+        return None
     if not url:
         raise UsageError(f"base_url is missing for {provider}: give base_url='https://…' or set {variable}")
     if re.match(r"[^/]*//[^/]*@", url):  # looked at first, for it must not be shown

@@ -12,13 +12,11 @@ from typing import Any, NamedTuple
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
+from beam_llm.provider_table import HALVING_PRICES, WINDOWS
 from beam_llm.values import Usage
 
 BATCH_DISCOUNT = 0.5
 """Price of the batch API as a share of the live price, at providers that halve every rate, and for your own prices by default."""
-
-HALVING_PROVIDERS = ("openai", "azure", "groq")
-"""Used where the price table has no batch price of a model. Source: the providers' price pages, 2026-11. Elsewhere: the live price."""
 
 LINEAR_UP_TO_TOKENS = 30_000
 """No published tier starts below this prompt length (genai-prices 0.2.3: 32,000 at the earliest); longer prompts are priced exactly."""
@@ -82,22 +80,9 @@ class Prices:
         return uncached * rates.input + usage.cached_tokens * rates.cached + usage.output_tokens * rates.output
 
 
-_WINDOWS = {
-    "gpt-4.1": 1_000_000,
-    "gpt-4.1-mini": 1_000_000,
-    "gpt-4.1-nano": 1_000_000,
-    "gpt-4o": 128_000,
-    "gpt-4o-mini": 128_000,
-    "gpt-5": 400_000,
-    "gpt-5-mini": 400_000,
-    "gpt-5-nano": 400_000,
-}
-"""Windows of the most used models, as the price table has them: prompts can be formed before that is read (a third of a second)."""
-
-
 def window_of(settings: Settings) -> int | None:
     """`Prices.of(settings).context_window`, for the most used models without reading the price table."""
-    usual = _WINDOWS.get(settings.model_name) if settings.provider == "openai" else None
+    usual = WINDOWS.get(settings.model)
     return settings.context_window or usual or Prices.of(settings).context_window
 
 
@@ -167,7 +152,7 @@ class Published:
         if not batch:
             return float(self._usd(usage, {"service_tier": service_tier} if service_tier and service_tier in TIERS else None))
         live, discounted = self._usd(usage, None), self._usd(usage, {"processing": "batch"})
-        unlisted = discounted == live and self.provider_id in HALVING_PROVIDERS
+        unlisted = discounted == live and self.provider_id in HALVING_PRICES
         return float(live * Decimal(BATCH_DISCOUNT) if unlisted else discounted)
 
     def _rates(self, batch: bool) -> Rates:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "beam_llm"
 
 # Lower rooms first. A room may import those below it and never one beside it or above.
 LAYERS = [
-    {"errors", "leftovers"},
+    {"errors", "leftovers", "provider_table"},
     {"events", "values", "redaction"},
     {"protocols"},
     {"config"},

@@ -11,6 +11,7 @@ import pytest
 
 from beam_llm.config import OPTIONS, key_of, replaced, settings, settings_from_options
 from beam_llm.errors import UsageError
+from beam_llm.provider_table import PROVIDERS, ProviderSpec
 
 MODEL = "openai:gpt-4.1-mini"
 
@@ -255,3 +256,24 @@ def test_a_password_in_an_address_is_not_shown(url):
 def test_options_of_another_kind_are_refused(options):
     with pytest.raises(UsageError):
         settings_from_options(options)
+
+
+def test_a_provider_whose_cloud_has_its_own_needs_no_address_and_no_key(monkeypatch):
+    monkeypatch.setitem(PROVIDERS, "cloud", ProviderSpec("cloud_llm"))
+    known = settings("cloud:large", provider_options={"region": "eu-west-1", "role_arn": "arn:x"})
+    assert (known.base_url, known.api_key) == (None, None)
+    assert known.provider_options == {"region": "eu-west-1", "role_arn": "arn:x"}
+    assert settings("cloud:large", base_url="http://127.0.0.1:9/v1").base_url == "http://127.0.0.1:9/v1"
+
+
+def test_a_provider_with_a_place_but_no_usual_one_has_to_be_given_it(monkeypatch):
+    monkeypatch.delenv("AZURE_OPENAI_ENDPOINT", raising=False)
+    with pytest.raises(UsageError, match="AZURE_OPENAI_ENDPOINT"):
+        settings("azure:mine")
+
+
+def test_options_of_a_provider_come_as_json_from_text():
+    known = settings_from_options({"model": MODEL, "provider.options": '{"region": "eu"}', "service.tier": "flex"})
+    assert (known.provider_options, known.service_tier) == ({"region": "eu"}, "flex")
+    with pytest.raises(UsageError, match="service_tier is 'slow': it has to be one of auto, default, flex, priority"):
+        settings(MODEL, service_tier="slow")

@@ -468,6 +468,14 @@ def test_an_endpoint_without_schemas_is_asked_for_an_object_then_in_words_and_re
     assert len(server.bodies) == 4, "the refusal was not remembered"
 
 
+def test_a_service_tier_is_asked_for_in_live_calls_and_not_in_batch_lines(server):
+    call(server, service_tier="flex")
+    call(server)
+    assert [body.get("service_tier") for body in server.bodies] == ["flex", None]
+    line = providers.connect_batch(settings("openai:m", service_tier="flex")).encode_line("a", REQUEST)
+    assert b"service_tier" not in line
+
+
 def test_a_question_without_schema_has_no_response_format(server):
     call(server, Request("m", (Message("user", "hi"),)))
     assert set(server.bodies[0]) == {"model", "messages"}
@@ -916,6 +924,8 @@ def test_none_is_no_key():
     [
         ({"api_version": "2024-10-21"}, "api_version"),
         ({"extra_body": {"stream": True}}, "stream"),
+        ({"provider_options": {"region": "eu-west-1"}}, "'region'"),
+        ({"temperature": 2.1}, "between 0 and 2"),
         ({"extra_body": {"n": 2}}, "'n'"),
         ({"extra_body": {"x": object()}}, "JSON"),
     ],

@@ -15,7 +15,7 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows, SlidingWi
 from apache_beam.typehints.row_type import RowTypeConstraint
 
 from beam_llm import CollectBatchJobs, LedgerError, LLMPredict, Prediction, SubmitBatchJobs, UsageError
-from beam_llm.config import PROVIDERS, Provider
+from beam_llm.provider_table import PROVIDERS, ProviderSpec
 from beam_llm.testing import Emulator, Fault
 from tests.collecting import Collect
 from tests.element_classes import Named, Plain, Typed
@@ -291,7 +291,7 @@ def test_a_provider_without_a_batch_api_is_refused_before_there_is_a_pipeline(mo
     live_only = types.ModuleType("live_only")
     live_only.check = lambda settings: None
     monkeypatch.setitem(sys.modules, "live_only", live_only)
-    monkeypatch.setitem(PROVIDERS, "small", Provider("live_only", "SMALL_KEY", "SMALL_URL", "http://127.0.0.1:9/v1"))
+    monkeypatch.setitem(PROVIDERS, "small", ProviderSpec("live_only", "SMALL_KEY", "SMALL_URL", "http://127.0.0.1:9/v1"))
     LLMPredict("small:model", PROMPT)
     with pytest.raises(UsageError, match=r"small: has no batch API here; use mode='online'"):
         LLMPredict("small:model", PROMPT, mode="batch_api", staging_location=str(tmp_path / "staging"))

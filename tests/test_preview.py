@@ -31,8 +31,8 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The bodies that a run sends, in the order of sending."""
     bodies: list[bytes] = []
 
-    def encode_body(request: Request, dialect: Dialect) -> bytes:
-        bodies.append(plain(request, dialect))
+    def encode_body(request: Request, dialect: Dialect, *tier: str | None) -> bytes:
+        bodies.append(plain(request, dialect, *tier))
         return bodies[-1]
 
     plain = openai.encode_body

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from beam_llm import pricing
 from beam_llm.config import settings
 from beam_llm.errors import UsageError
 from beam_llm.pricing import LaterPrices, Prices, window_of
+from beam_llm.provider_table import WINDOWS
 from beam_llm.values import Usage
 
 YOURS = {"input": 2.0, "output": 8.0, "cached": 0.5}
@@ -130,9 +130,9 @@ def test_windows_are_published_and_yours_wins():
     assert Prices.of(settings("openai:gpt-4o-mini", context_window=9_000)).context_window == 9_000
 
 
-@pytest.mark.parametrize("model", pricing._WINDOWS)
+@pytest.mark.parametrize("model", WINDOWS)
 def test_windows_known_without_the_price_table_are_those_in_it(model):
-    known = settings(f"openai:{model}")
+    known = settings(model)
     assert window_of(known) == Prices.of(known).context_window
 
 

@@ -27,6 +27,8 @@ def endpoint_key(settings: Settings) -> Hashable:
         settings.base_url,
         settings.api_key,
         settings.api_version,
+        settings.service_tier,
+        orjson.dumps(settings.provider_options, option=orjson.OPT_SORT_KEYS, default=str),
         settings.max_concurrency,
         settings.requests_per_minute,
         settings.tokens_per_minute,

@@ -9,6 +9,7 @@ from typing import Any
 
 from beam_llm.config import Settings
 from beam_llm.prompting.tokens import estimate_tokens
+from beam_llm.provider_table import LIMIT_PARAMETERS, THINKING_MODELS
 from beam_llm.values import Request
 
 NUMBER_TOKENS = 16
@@ -17,10 +18,8 @@ PER_RECORD_TOKENS = 24
 GENEROSITY = 3
 """What a model may write more than its longest answer: line breaks, spaces, another spelling of the same JSON."""
 
-_THINKS = re.compile(r"(^|/)o\d|gpt-5|gpt-oss|reason|think|-r1|qwq|magistral|grok-[34]|gemini-[23]\.?5", re.IGNORECASE)
+_THINKS = re.compile(THINKING_MODELS, re.IGNORECASE)
 """Models whose limit counts their thoughts as well. Others that think are found out by their first reply."""
-
-_LIMITS = frozenset({"max_tokens", "max_completion_tokens"})
 
 
 class ReplyLimits:
@@ -49,7 +48,7 @@ class ReplyLimits:
 
 def gives_limits(settings: Settings) -> bool:
     """Whether live calls may send a limit of ours: nobody has given one."""
-    return settings.max_output_tokens is None and not _LIMITS & set(settings.extra_body or {})
+    return settings.max_output_tokens is None and not LIMIT_PARAMETERS & set(settings.extra_body or {})
 
 
 def as_first_sent(request: Request, settings: Settings, schema: Any, records: int) -> Request:

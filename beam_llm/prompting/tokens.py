@@ -16,6 +16,8 @@ import re
 import warnings
 from collections.abc import Callable, Iterable
 
+from beam_llm.provider_table import OLDER_VOCABULARY
+
 _UNBROKEN = b"a" * 16
 """No word of prose but some German ones: more likely a key, a sequence or an encoding, at about half a token for each letter."""
 
@@ -158,8 +160,7 @@ def _vocabulary(model: str) -> str:
     return "cl100k_base" if _OLDER_MODELS.match(model) else "o200k_base"
 
 
-_OLDER_MODELS = re.compile(r"(ft:)?(gpt-4(?![o.\d])|gpt-3\.5|gpt-35|text-embedding-)")
-"""Models from before gpt-4o. Source: the model table of tiktoken 0.14, read 2026-11."""
+_OLDER_MODELS = re.compile(OLDER_VOCABULARY)
 
 
 @functools.cache

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from beam_llm.config import PROVIDERS, Settings
+from beam_llm.config import Settings
 from beam_llm.errors import UsageError
 from beam_llm.protocols import BatchProvider, CompletionProvider
+from beam_llm.provider_table import PROVIDERS
 from beam_llm.values import Request
 
 

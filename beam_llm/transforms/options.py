@@ -59,7 +59,9 @@ class Options(TypedDict, total=False):
     temperature: float | None
     max_output_tokens: int | None
     seed: int | None
+    service_tier: Literal["auto", "default", "flex", "priority"] | None
     extra_body: Mapping[str, Any] | None
+    provider_options: Mapping[str, Any] | None
     prices: Mapping[str, Any] | None
     record_id: str | None
     output_field: str | None

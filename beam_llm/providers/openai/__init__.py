@@ -20,6 +20,8 @@ from beam_llm.providers.openai.place import Place, dialect_of
 from beam_llm.providers.openai.wire import encode_body
 from beam_llm.values import Request
 
+MOST_TEMPERATURE = 2.0
+
 OURS = ("model", "messages", "stream", "n")
 """Request fields that `extra_body` may not set."""
 
@@ -30,6 +32,11 @@ def check(settings: Settings) -> None:
         raise UsageError(
             f"api_version is {settings.api_version!r}: only azure: has versions of its API; leave it out for {settings.provider}:"
         )
+    if settings.provider_options:
+        name = next(iter(settings.provider_options))
+        raise UsageError(f"provider_options has {name!r}: {settings.provider}: has no options of its own; leave it out")
+    if settings.temperature is not None and settings.temperature > MOST_TEMPERATURE:
+        raise UsageError(f"temperature is {settings.temperature}: it has to be between 0 and {MOST_TEMPERATURE:g}; try temperature=0.0")
     for field in settings.extra_body or {}:
         if field in OURS:
             raise UsageError(f"extra_body sets {field!r}, which this package decides itself: leave it out")
@@ -46,6 +53,7 @@ def connect(settings: Settings) -> OpenAIChat:
         place,
         resolve_key(settings.api_key),
         dialect_of(place, settings.model_name),
+        service_tier=settings.service_tier,
         log_data=settings.log_data,
         bounds=Bounds.of(settings),
     )
@@ -59,4 +67,4 @@ def connect_batch(settings: Settings) -> OpenAIBatches:
 def encode(settings: Settings, request: Request) -> bytes:
     """The body of a request as it would be sent first; see `providers.encode`."""
     place = Place.of(settings)
-    return encode_body(request, dialect_of(place, settings.model_name))
+    return encode_body(request, dialect_of(place, settings.model_name), settings.service_tier)

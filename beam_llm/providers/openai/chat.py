@@ -25,10 +25,20 @@ _log = logging.getLogger(__name__)
 class OpenAIChat:
     """Live calls (a CompletionProvider). Made anywhere, used and closed on one event loop."""
 
-    def __init__(self, place: Place, key: str | None, dialect: Dialect, *, log_data: bool = False, bounds: Bounds = DEFAULT_BOUNDS):
+    def __init__(
+        self,
+        place: Place,
+        key: str | None,
+        dialect: Dialect,
+        *,
+        service_tier: str | None = None,
+        log_data: bool = False,
+        bounds: Bounds = DEFAULT_BOUNDS,
+    ):
         self._place = place
         self._key = key
         self._dialect = dialect
+        self._service_tier = service_tier
         self._context = ErrorContext(key, place.key_reference, log_data)
         self._most_bytes = bounds.reply_bytes
         self._session: aiohttp.ClientSession | None = None
@@ -45,7 +55,7 @@ class OpenAIChat:
         dialect = self._dialect
         while True:
             form = (dialect.reply_format, dialect.tokens_field)
-            status, headers, reply = await self._post(encode_body(request, dialect), timeout_seconds)
+            status, headers, reply = await self._post(encode_body(request, dialect, self._service_tier), timeout_seconds)
             if status < 300:
                 dialect.works = True
                 return decode_reply(reply, headers.get("x-request-id"), pace_of(headers), self._context)
@@ -66,10 +76,10 @@ class OpenAIChat:
         simpler = dialect.simpler(request, error)
         if simpler is None:
             raise error
-        found = await self._post(encode_body(request, simpler), timeout_seconds)
+        found = await self._post(encode_body(request, simpler, self._service_tier), timeout_seconds)
         if found[0] >= 300:
             raise error
-        again = await self._post(encode_body(request, dialect), timeout_seconds)
+        again = await self._post(encode_body(request, dialect, self._service_tier), timeout_seconds)
         if again[0] < 300:  # a server that has recovered, and nothing to be learned
             dialect.works = True
             found = again

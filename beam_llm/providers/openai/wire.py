@@ -20,8 +20,12 @@ from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Pace, Request, Usage
 
 
-def encode_body(request: Request, dialect: Dialect) -> bytes:
-    """The request as JSON, its keys always in one order: equal requests give equal bytes, live and in a batch file."""
+def encode_body(request: Request, dialect: Dialect, service_tier: str | None = None) -> bytes:
+    """The request as JSON, its keys always in one order: equal requests give equal bytes, live and in a batch file.
+
+    Args:
+      service_tier: of live calls; a batch has a price and a pace of its own.
+    """
     body: dict[str, Any] = {"model": request.model, "messages": [{"role": m.role, "content": m.content} for m in request.messages]}
     if request.schema is not None:
         _ask_for_shape(body, request, dialect)
@@ -31,6 +35,8 @@ def encode_body(request: Request, dialect: Dialect) -> bytes:
         body[dialect.tokens_field] = request.max_output_tokens
     if request.seed is not None:
         body["seed"] = request.seed
+    if service_tier is not None:
+        body["service_tier"] = service_tier
     if request.extra:
         body.update(sorted(request.extra.items()))
     try:
