@@ -85,3 +85,19 @@ def test_naming_the_transform_loads_no_sdk_and_no_price_table():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "apache_beam" in loaded
     assert not {"openai", "genai_prices"} & set(loaded)
+
+
+def test_building_a_pipeline_step_waits_for_no_http_client():
+    code = (
+        "import sys, beam_llm, beam_llm.transforms.predict as predict; predict.preload = lambda settings: None;"
+        " beam_llm.LLMPredict('openai:m', 'Label: {{ text }}'); print('aiohttp' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_the_http_client_is_there_soon_after_a_pipeline_step_was_built():
+    code = (
+        "import sys, threading, beam_llm; beam_llm.LLMPredict('openai:m', 'Label: {{ text }}');"
+        " [thread.join() for thread in threading.enumerate() if thread.name == 'beam-llm-preload']; print('aiohttp' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"

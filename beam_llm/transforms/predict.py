@@ -21,7 +21,7 @@ from beam_llm.pricing import your_prices
 from beam_llm.prompting.batching import caps_of
 from beam_llm.prompting.chat_task import Task
 from beam_llm.prompting.templates import PromptTemplate
-from beam_llm.providers import check
+from beam_llm.providers import check, preload
 from beam_llm.transforms import runners
 from beam_llm.transforms.coders import PredictionCoder
 from beam_llm.transforms.delivering import deliver, divide
@@ -79,6 +79,8 @@ class _WithSettings(beam.PTransform):
             from beam_llm.jobs import check_location
 
             check_location(str(settings.staging_location))
+        else:
+            preload(settings)
         self._settings = settings
 
     @classmethod

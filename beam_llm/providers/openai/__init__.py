@@ -8,17 +8,21 @@ dialect.py    what an endpoint takes    lines.py        lines of result files
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
 import orjson
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.providers.http import Bounds
 from beam_llm.providers.keys import resolve_key
-from beam_llm.providers.openai.batches import OpenAIBatches
-from beam_llm.providers.openai.chat import OpenAIChat
 from beam_llm.providers.openai.place import Place, dialect_of
 from beam_llm.providers.openai.wire import encode_body
 from beam_llm.values import Request
+
+if TYPE_CHECKING:
+    from beam_llm.providers.openai.batches import OpenAIBatches
+    from beam_llm.providers.openai.chat import OpenAIChat
 
 MOST_TEMPERATURE = 2.0
 
@@ -46,8 +50,17 @@ def check(settings: Settings) -> None:
         raise UsageError(f"extra_body can't be sent as JSON ({error}): use strings, numbers, booleans, lists and mappings") from None
 
 
+def preload() -> None:
+    """Imports what `connect` needs."""
+    importlib.import_module("beam_llm.providers.openai.chat")
+
+
 def connect(settings: Settings) -> OpenAIChat:
     """A client for live calls; see `providers.connect`."""
+    # Imported here: its HTTP client takes a fifth of a second, and no pipeline needs it to be built. See `preload`.
+    from beam_llm.providers.http import Bounds
+    from beam_llm.providers.openai.chat import OpenAIChat
+
     place = Place.of(settings)
     return OpenAIChat(
         place,
@@ -61,6 +74,9 @@ def connect(settings: Settings) -> OpenAIChat:
 
 def connect_batch(settings: Settings) -> OpenAIBatches:
     """A client for the batch API; see `providers.connect_batch`."""
+    from beam_llm.providers.http import Bounds
+    from beam_llm.providers.openai.batches import OpenAIBatches
+
     return OpenAIBatches(Place.of(settings), resolve_key(settings.api_key), log_data=settings.log_data, bounds=Bounds.of(settings))
 
 
