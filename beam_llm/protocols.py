@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from beam_llm.errors import CallError, Kind, Rejected
-from beam_llm.values import Completion, JobState, Pace, Request
+from beam_llm.values import Completion, JobState, Pace, Reading, Record, Request, Schema
 
 
 class Clock(Protocol):
@@ -39,6 +39,86 @@ class CompletionProvider(Protocol):
 
     async def close(self) -> None:
         """Gives back connections."""
+
+
+class Task(Protocol):
+    """A question, compiled: all that engine, planner and driver know of what is asked. Pure, and never pickled.
+
+    `prompting.ChatTask` asks chat models; another kind of model (embeddings, say) is another task. What it does is a function of
+    settings and records alone, so that a rerun, in another process and in another order, finds its own requests and answers again.
+
+    Attributes:
+      settings: the options that it was compiled from.
+      fingerprint: digest of all that shapes an answer, except the record.
+      shared_tokens: estimated input tokens of a prompt without its records.
+      answer_schema: of one answer, in no provider's dialect.
+      answers_plainly: `plain_answer` may know a reply to one record.
+      sends_one_text: requests about one record differ in nothing but its one text, which stands in the prompt as it is.
+    """
+
+    @property
+    def settings(self) -> Any: ...
+    @property
+    def fingerprint(self) -> bytes: ...
+    @property
+    def shared_tokens(self) -> int: ...
+    @property
+    def answer_schema(self) -> Schema: ...
+    @property
+    def answers_plainly(self) -> bool: ...
+    @property
+    def sends_one_text(self) -> bool: ...
+
+    def record(self, fields: Mapping[str, Any], element: Any) -> Record:
+        """What one element asks. Raises PromptError where it doesn't fit the prompt."""
+
+    def key(self, record: Record) -> bytes:
+        """16 bytes that name the question: equal for equal content, in every process and at every batch size."""
+
+    def render(self, records: Sequence[Record], enforced: bool = True, note: str = "") -> Request:
+        """The request that asks about 1…n records; the same bytes for the same records. Raises PromptError where they fail together.
+
+        Args:
+          enforced: the endpoint holds replies to their schema, as far as is known.
+          note: a sentence to add, where the same was asked before and the reply was no good.
+        """
+
+    def size(self, request: Request) -> int:
+        """Bytes of the request's texts, schema and further parameters, in the provider's form; for filling a job's file."""
+
+    def read(self, count: int, completion: Completion) -> Reading:
+        """What the reply says about the `count` records of its prompt. Never raises, whatever stands in it."""
+
+    def plain_answer(self, text: str) -> bytes | None:
+        """What `read` and `stored` give for a single record's reply that is nothing but what was asked for, as JSON, and sooner.
+
+        None for any other reply, good ones among them.
+        """
+
+    def stored(self, reading: Reading, index: int) -> Any:
+        """The answer as JSON from which `load` makes the same value."""
+
+    def load(self, data: Any) -> Any:
+        """The typed value of a stored answer. Raises ValueError where today's type does not take it."""
+
+
+class SchemaDialect(Protocol):
+    """How a provider holds replies to a JSON schema: the function `enforced_schema` of its module; one without it holds them to none.
+
+        def enforced_schema(schema):  # of a provider whose grammars know no references
+            return None if "$defs" in schema else {**schema, "additionalProperties": False}
+
+    It is asked once for every shape of a reply. Where it says None, the reply is asked for in words, and in a shape that can be read
+    when it is not quite as asked. The provider itself meets the schema in `Request.schema`, and applies the same function to it.
+    """
+
+    def __call__(self, schema: Schema, /) -> Schema | None:
+        """The schema as this provider writes and enforces it, to the letter; None where it can't, or where the schema is beyond its limits.
+
+        What it has no grammar for (a length, a pattern) it may put into descriptions: every answer is validated when it is read. Where
+        its grammars have no optional properties, one may be null instead; a null counts as left out. It gives the same schema for
+        the same schema, and is called with the same dict again and again.
+        """
 
 
 @dataclass(frozen=True, slots=True)

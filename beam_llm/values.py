@@ -16,6 +16,9 @@ from beam_llm.errors import Failure
 
 RECORD_KEY_BYTES = 16
 
+Schema = dict[str, Any]
+"""A JSON schema (2020-12) as `json.loads` gives it, with its definitions in `$defs` at the root."""
+
 
 class Record(NamedTuple):
     """What one element asks: the strings that its prompt varies by, and nothing of Beam.
@@ -58,8 +61,7 @@ class Request:
     """A provider-neutral ask. Equal content gives equal bytes in every process.
 
     Attributes:
-      schema: JSON schema the reply must follow, or None where the reply is free text.
-      strict: whether the provider is to enforce the schema to the letter; False where its strict mode can't express it.
+      schema: JSON schema the reply must follow, in no provider's dialect; None where the reply is free text, or described in words.
       max_output_tokens: of the whole reply (already multiplied by the records in it), or None.
       extra: further parameters, passed to the provider as they are (`extra_body`).
       input_tokens: estimated, for budgets and limits; not part of what is sent.
@@ -67,13 +69,12 @@ class Request:
 
     model: str
     messages: tuple[Message, ...]
-    schema: Mapping[str, Any] | None = None
+    schema: Schema | None = None
     temperature: float | None = None
     max_output_tokens: int | None = None
     seed: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     input_tokens: int = 0
-    strict: bool = True
 
 
 class Usage(NamedTuple):
@@ -145,6 +146,30 @@ class Completion(NamedTuple):
     pace: Pace | None = None
     finish_reason: str = ""
     service_tier: str | None = None
+
+
+class Reading(NamedTuple):
+    """What one reply says about the 1…n records of its prompt.
+
+    Every index of 1…n is in `values`, in `failures` or in `missing`, exactly one of them; with
+    `reply_failure`, all are missing.
+
+    Attributes:
+      values: index → typed, validated value.
+      failures: index → why its answer is not a value; `attempts` is 0, for the caller to fill.
+      missing: indices that the reply does not answer with certainty, ascending.
+      reply_failure: set where no answer could be read: the reply is unreadable, refused, truncated or empty.
+      warnings: words for counters, sorted: `repaired`, `wrapped`, `truncated`, `zero_based`, `shifted_index`,
+        `unknown_index`, `duplicate_index`, `index_type`, `no_index`.
+      raws: index → the JSON that the value was made of.
+    """
+
+    values: dict[int, Any]
+    failures: dict[int, Failure]
+    missing: tuple[int, ...]
+    reply_failure: Failure | None = None
+    warnings: tuple[str, ...] = ()
+    raws: Mapping[int, Any] = {}
 
 
 class Outcome(NamedTuple):

@@ -11,7 +11,8 @@ from beam_llm.config import Settings, settings
 from beam_llm.jobs import BatchJobRef, Driver, PartRef, PartRow, drive_all, open_store, plan, write_part
 from beam_llm.jobs import ledger as ledgers
 from beam_llm.prompting.batching import caps_of
-from beam_llm.prompting.chat_task import Task
+from beam_llm.protocols import Task
+from beam_llm.providers import compile_task
 from beam_llm.testing.fake_batches import FakeBatches, FakeClock
 from beam_llm.values import Outcome, Record, Usage
 
@@ -52,10 +53,10 @@ class World:
 
     def driver(self, **changes: Any) -> Driver:
         known = self.settings(**changes)
-        return Driver(known, Task(known), open_store(self.location), self.fake, self.ask, cost, self.clock)
+        return Driver(known, compile_task(known), open_store(self.location), self.fake, self.ask, cost, self.clock)
 
     def spool(self, texts: Sequence[str], per_part: int = 7, **changes: Any) -> list[PartRef]:
-        task, store = Task(self.settings(**changes)), open_store(self.location)
+        task, store = compile_task(self.settings(**changes)), open_store(self.location)
         return [
             write_part(store, [_row(task, text) for text in texts[start : start + per_part]], 1_000)
             for start in range(0, len(texts), per_part)
@@ -63,7 +64,7 @@ class World:
 
     def plan(self, texts: Sequence[str], per_part: int = 7, **changes: Any) -> list[BatchJobRef]:
         known = self.settings(**changes)
-        task = Task(known)
+        task = compile_task(known)
         parts = self.spool(texts, per_part, **changes)
         return plan(open_store(self.location), task, caps_of(known, task.shared_tokens, None), self.fake.traits, parts, self.clock)
 

@@ -13,8 +13,7 @@ import pydantic
 from beam_llm.calls import Asked, Engine
 from beam_llm.config import settings
 from beam_llm.pricing import Prices
-from beam_llm.prompting.chat_task import Task
-from beam_llm.providers import connect
+from beam_llm.providers import compile_task, connect
 from beam_llm.testing.emulator.brain import Brain
 from beam_llm.testing.emulator.reading import read_question
 from beam_llm.testing.sample import reviews
@@ -33,7 +32,7 @@ class Opinion(pydantic.BaseModel):
 
 def opinions_of(texts: Sequence[str], fast: bool = False) -> dict[str, Opinion]:
     """What the emulator's own brain thinks of each text, asked one by one and without a wire."""
-    brain, task = Brain(fast), Task(settings(MODEL, prompt=PROMPT, output=Opinion, api_key="none"))
+    brain, task = Brain(fast), compile_task(settings(MODEL, prompt=PROMPT, output=Opinion, api_key="none"))
     request = task.render([task.record({"text": "?"}, "?")])
     asked = read_question(
         {
@@ -60,7 +59,7 @@ def ask_all(emulator: Any, batches: Sequence[Sequence[str]], at_once: bool = Tru
     """Several prompt batches through one engine, all at once or one after another."""
     values = {"prompt": PROMPT, "output": Opinion, "batch_size": 20, "base_url": emulator.base_url, "api_key": "none", **options}
     known = settings(MODEL, **values)
-    task = Task(known)
+    task = compile_task(known)
     records = [[task.record({"text": text}, text) for text in texts] for texts in batches]
 
     async def main() -> list[Asked]:

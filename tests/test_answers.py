@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_llm.errors import UsageError
-from beam_llm.prompting.readers import CustomReader, Shape, list_indices, match, missing_message
+from beam_llm.prompting.readers import Shape
+from beam_llm.prompting.readers.custom import CustomReader
+from beam_llm.prompting.readers.delimited import DelimitedReader
 from beam_llm.prompting.readers.json_reader import JsonReader, json_path
-from beam_llm.prompting.readers.text_readers import DelimitedReader, XmlReader
+from beam_llm.prompting.readers.matching import list_indices, match, missing_message
+from beam_llm.prompting.readers.xml import XmlReader
 
 SHAPE = Shape()
 FLAT = Shape(fields=("sentiment", "reason"))

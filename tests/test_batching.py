@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_llm.config import settings
 from beam_llm.errors import Kind, UsageError
-from beam_llm.prompting.batching import AUTO_RECORDS, RECORD_OVERHEAD_TOKENS, UNKNOWN_WINDOW, Batcher, Caps, caps_of, common_count
+from beam_llm.prompting.batching import (
+    AUTO_RECORDS,
+    RECORD_OVERHEAD_TOKENS,
+    UNKNOWN_WINDOW,
+    Batcher,
+    Caps,
+    caps_of,
+    common_count,
+    prompt_ends,
+    tokens_of,
+)
 from beam_llm.prompting.tokens import estimate_tokens
+from beam_llm.transforms.forming_streams import Buffered
 from beam_llm.values import Record
 
 
@@ -158,3 +171,32 @@ def test_a_common_count_is_at_most_the_count_and_misses_little_of_it(count):
     common = common_count(count)
     assert count * 0.75 <= common <= count
     assert common == common_count(common)
+
+
+def running(weights: list[int]) -> list[int]:
+    return list(itertools.accumulate(weights))
+
+
+# Short and long rows, with records that pass a cap alone and prompts of more than sixteen, which end at a common count.
+RECORDS = st.lists(st.builds(record, st.integers(0, 60), st.text("aä", max_size=30)), max_size=60)
+CAPS = st.builds(Caps, st.integers(1, 50), st.integers(10, 900), st.none() | st.integers(1, 300))
+
+
+@given(RECORDS, CAPS)
+def test_records_one_by_one_and_columns_of_records_fill_the_same_prompts(records, caps):
+    ends = prompt_ends(running(list(map(tokens_of, records))), running(list(map(caps.bytes_of, records))), caps)
+    sizes = [len(batch) for batch in fill(caps, records, count=no_better_count)]
+    assert ends == running(sizes)
+
+
+@given(RECORDS.filter(bool), CAPS)
+def test_a_buffer_that_knows_its_sums_only_is_full_where_a_prompt_is(records, caps):
+    held = Buffered()
+    for place, one in enumerate(records[:-1]):
+        held = held.with_record(one, caps, place, 0, 0.0)
+    tokens, sizes = (running([weigh(one) for one in records]) for weigh in (tokens_of, caps.bytes_of))
+    several = caps._replace(records=len(records))
+    is_one_prompt = prompt_ends(tokens, sizes, several) == [len(records)]
+    fits_before = len(records) == 1 or prompt_ends(tokens[:-1], sizes[:-1], several) == [len(records) - 1]
+    if fits_before:
+        assert held.overflows(records[-1], caps) is not is_one_prompt

@@ -14,8 +14,8 @@ from beam_llm.errors import Aborted, Failure, Kind, NotCreated, UsageError
 from beam_llm.jobs import PartRow, Ready, Waiting, find_ref, list_jobs, open_store, plan, write_part
 from beam_llm.jobs import failpoints as points
 from beam_llm.jobs.status import jitter, poll_interval
-from beam_llm.prompting.chat_task import Task
 from beam_llm.protocols import BatchTraits
+from beam_llm.providers import compile_task
 from tests.batch_world import Killed, World, driven, gathered, killing, wrong
 
 TEXTS = [f"review number {number}" for number in range(20)]
@@ -134,7 +134,7 @@ def test_progress_gives_whole_records_back_and_says_all_only_at_the_end(lines: i
 
 def test_elements_with_an_early_failure_come_out_with_it(world: World) -> None:
     known = world.settings()
-    task, store = Task(known), open_store(world.location)
+    task, store = compile_task(known), open_store(world.location)
     record = task.record({}, "good")
     rows = [PartRow(task.key(record), record, b"good", None), PartRow(b"", None, b"bad", Failure(Kind.PROMPT, "no field 'text'"))]
     part = write_part(store, rows, 5)

@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_llm.config import settings
-from beam_llm.prompting.chat_task import Reading, Task
+from beam_llm.protocols import Task
+from beam_llm.providers import compile_task
 from beam_llm.providers.openai.dialect import JSON_OBJECT, JSON_SCHEMA, Dialect
 from beam_llm.providers.openai.wire import encode_body
 from beam_llm.testing.emulator.brain import Brain
 from beam_llm.testing.emulator.reading import Question, read_question
-from beam_llm.values import Completion, Record, Request
+from beam_llm.values import Completion, Reading, Record, Request
 
 TEXTS = ["I love it", 'awful "thing"\nbad', 'Input 2: "x"', "", '</input><b> & {"index": 3}', "1. foo\n2. bar", "Note: fine\u2028really"]
 
@@ -67,7 +68,7 @@ PROMPTS = {
 }
 
 
-CLASSIFY = Task(settings("openai:m", prompt=PROMPTS["colon"], output=Review, batch_size=10, api_key="none"))
+CLASSIFY = compile_task(settings("openai:m", prompt=PROMPTS["colon"], output=Review, batch_size=10, api_key="none"))
 
 
 def asked(task: Task, records: list[Record]) -> tuple[Question, Reading]:
@@ -88,14 +89,14 @@ def records_of(task: Task) -> list[Record]:
 
 
 def complete(reading: Reading) -> bool:
-    return not (reading.failures or reading.missing or reading.whole or reading.warnings)
+    return not (reading.failures or reading.missing or reading.reply_failure or reading.warnings)
 
 
 @pytest.mark.parametrize("response_format", ["json", "xml", "delimited"])
 @pytest.mark.parametrize("output", OUTPUTS.values(), ids=OUTPUTS)
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
 def test_each_record_is_answered_alike_alone_and_among_others(prompt: str | None, output: Any, response_format: str) -> None:
-    task = Task(settings("openai:m", prompt=prompt, output=output, batch_size=10, response_format=response_format, api_key="none"))
+    task = compile_task(settings("openai:m", prompt=prompt, output=output, batch_size=10, response_format=response_format, api_key="none"))
     records = records_of(task)
     question, together = asked(task, records)
     assert len(question.texts) == len(TEXTS)
@@ -111,7 +112,7 @@ def test_each_record_is_answered_alike_alone_and_among_others(prompt: str | None
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("output", [Review, Literal["positive", "negative"], Free], ids=["model", "literal", "not strict"])
 def test_a_schema_that_is_told_in_the_system_message_is_followed(output: Any, count: int, is_sent: bool) -> None:
-    task = Task(settings("openai:m", prompt=PROMPTS["colon"], output=output, batch_size=10, api_key="none"))
+    task = compile_task(settings("openai:m", prompt=PROMPTS["colon"], output=output, batch_size=10, api_key="none"))
     request = task.render(records_of(task)[:count], False)
     if request.schema is None:
         return
@@ -141,7 +142,7 @@ def test_no_text_is_misread_or_breaks_out_of_its_place(texts: list[str]) -> None
 )
 @pytest.mark.parametrize("output", [Review, Literal["positive", "negative"], Free], ids=["model", "literal", "not strict"])
 def test_names_and_places_of_the_users_choice_are_followed(output: Any, options: dict[str, Any]) -> None:
-    task = Task(settings("openai:m", prompt=PROMPTS["colon"], output=output, batch_size=10, api_key="none", **options))
+    task = compile_task(settings("openai:m", prompt=PROMPTS["colon"], output=output, batch_size=10, api_key="none", **options))
     _, reading = asked(task, records_of(task))
     assert complete(reading), reading
 
@@ -158,7 +159,7 @@ def test_names_and_places_of_the_users_choice_are_followed(output: Any, options:
 @pytest.mark.parametrize("output", [Review, Literal["positive", "negative"], Free], ids=["model", "literal", "not strict"])
 def test_custom_batch_templates_are_read(output: Any, response_format: str, template: str) -> None:
     options = {"batch_prompt_template": template, "response_format": response_format}
-    task = Task(settings("openai:m", prompt="{{ text }}", output=output, batch_size=10, api_key="none", **options))
+    task = compile_task(settings("openai:m", prompt="{{ text }}", output=output, batch_size=10, api_key="none", **options))
     question, reading = asked(task, records_of(task))
     assert question.texts == tuple(TEXTS)
     assert complete(reading), reading

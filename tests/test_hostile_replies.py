@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 from beam_llm.config import settings as checked
 from beam_llm.errors import Kind
-from beam_llm.prompting.chat_task import Reading, Task
-from beam_llm.prompting.readers import LONG_REPLY_CHARACTERS, MAX_DEPTH, is_deep
+from beam_llm.prompting.readers import LONG_REPLY_CHARACTERS
+from beam_llm.prompting.readers.depth import MAX_DEPTH, is_deep
 from beam_llm.prompting.readers.lenient import Damaged, LenientReader
 from beam_llm.prompting.readers.thoughts import without_thoughts
+from beam_llm.protocols import Task
+from beam_llm.providers import compile_task
 from beam_llm.testing.fakes import FakeProvider
-from beam_llm.values import Completion, Finish
+from beam_llm.values import Completion, Finish, Reading
 from tests.test_engine import ask
 
 Mood = Literal["glad", "sad", "calm"]
@@ -42,7 +44,7 @@ def pairs_of(text: str, count: int) -> list[tuple[int, str]]:
 
 
 def task_of(output: Any = str, response_format: Any = "json", **options: Any) -> Task:
-    return Task(checked("openai:m", prompt="{{ text }}", output=output, batch_size=50, response_format=response_format, **options))
+    return compile_task(checked("openai:m", prompt="{{ text }}", output=output, batch_size=50, response_format=response_format, **options))
 
 
 def read(text: str | None, count: int, output: Any = str, response_format: Any = "json", finish: Finish = Finish.STOP) -> Reading:
@@ -251,7 +253,7 @@ def test_an_index_is_believed_as_written_or_not_at_all(indices, count, believed)
     is_zero_based = indices == list(range(count))
     for index, value in reading.values.items():
         assert indices[answers.index(value)] == index - is_zero_based
-    assert (reading.whole is None) == bool(believed)
+    assert (reading.reply_failure is None) == bool(believed)
 
 
 @pytest.mark.parametrize("written", ["[1, 2, 7]", "[1, 0]", "[1, 2, 3, 4]"])
@@ -259,7 +261,7 @@ def test_a_cut_reply_with_indices_of_nobody_is_cut_as_a_whole(written):
     text = json.dumps({"answers": [{"index": index, "value": "x"} for index in json.loads(written)]})[:-1]
     reading = read(text, 3, finish=Finish.LENGTH)
     assert reading.values == {}
-    assert reading.whole.kind == Kind.TRUNCATED
+    assert reading.reply_failure.kind == Kind.TRUNCATED
 
 
 @pytest.mark.parametrize(
@@ -386,7 +388,7 @@ def test_a_bare_answer_in_xml_is_read():
 )
 def test_two_different_answers_to_one_record_are_none(text):
     reading = read(text, 1, Trip)
-    assert (reading.values, reading.whole.kind) == ({}, Kind.UNREADABLE)
+    assert (reading.values, reading.reply_failure.kind) == ({}, Kind.UNREADABLE)
     assert read(text.replace("Oslo", "Rome"), 1, Trip).values == {1: Trip(place="Rome")}
 
 
@@ -420,7 +422,7 @@ def test_thoughts_are_taken_off_first(thoughts):
 def test_thoughts_without_an_end_are_no_answer(opening, finish, kind):
     for output in (str, Trip):
         reading = read(opening + 'Well, {"place": "Oslo"}, no', 1, output, finish=finish)
-        assert (reading.values, reading.whole.kind) == ({}, kind)
+        assert (reading.values, reading.reply_failure.kind) == ({}, kind)
 
 
 def test_a_draft_in_front_of_a_cut_is_no_answer():
@@ -475,13 +477,13 @@ HALF = "The film is about a man who"
 )
 def test_an_end_that_is_known_to_be_bad_is_never_good(finish, kind):
     reading = task_of(str).read(1, Completion(HALF, finish, finish_reason="its word"))
-    assert (reading.whole and reading.whole.kind) == kind
-    whole = read('{"place": "Rome"}', 1, Trip, finish=finish)
-    assert (whole.values == {}) == (kind not in (None, Kind.TRUNCATED)), "what is whole in front of a cut is whole"
+    assert (reading.reply_failure and reading.reply_failure.kind) == kind
+    reading = read('{"place": "Rome"}', 1, Trip, finish=finish)
+    assert (reading.values == {}) == (kind not in (None, Kind.TRUNCATED)), "what is complete in front of a cut is complete"
 
 
 def test_half_an_answer_under_an_unknown_end_is_an_error():
-    assert read('{"place": "Ro', 1, Trip, finish=Finish.OTHER).whole.kind == Kind.UNREADABLE
+    assert read('{"place": "Ro', 1, Trip, finish=Finish.OTHER).reply_failure.kind == Kind.UNREADABLE
 
 
 @pytest.mark.parametrize("text", [None, "", " \n", "<think>x</think>", "\ufeff".strip("\ufeff")])
@@ -490,7 +492,7 @@ def test_half_an_answer_under_an_unknown_end_is_an_error():
 def test_an_empty_reply_is_missing(text, finish, response_format):
     for count, output in ((1, str), (1, Mood), (3, Mood)):
         reading = read(text, count, output, response_format, finish)
-        assert (reading.values, reading.whole.kind) == ({}, Kind.MISSING)
+        assert (reading.values, reading.reply_failure.kind) == ({}, Kind.MISSING)
 
 
 # Repairs

@@ -15,8 +15,7 @@ from typing import Any
 from beam_llm.config import settings
 from beam_llm.jobs import Driver, PartRow, open_store, plan, write_part
 from beam_llm.prompting.batching import caps_of
-from beam_llm.prompting.chat_task import Task
-from beam_llm.providers import connect_batch
+from beam_llm.providers import compile_task, connect_batch
 from beam_llm.values import Outcome
 from tests.batch_world import driven
 
@@ -37,7 +36,7 @@ def run(base_url: str, location: str, texts: list[str], batch_size: int) -> dict
         list_lag_seconds=0.5,
         api_key="env:OPENAI_API_KEY",
     )
-    task, store, provider = Task(known), open_store(location), connect_batch(known)
+    task, store, provider = compile_task(known), open_store(location), connect_batch(known)
 
     def rows(some: list[str]) -> list[PartRow]:
         records = [task.record({}, text) for text in some]

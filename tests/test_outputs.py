@@ -16,8 +16,9 @@ from typing_extensions import TypedDict
 
 from beam_llm.config import settings
 from beam_llm.errors import UsageError
-from beam_llm.prompting.chat_task import Task
 from beam_llm.prompting.output_types import Output
+from beam_llm.providers import compile_task
+from beam_llm.providers.openai.strict_schema import strict_schema
 from tests.ids import shown
 
 
@@ -295,7 +296,7 @@ def test_a_reason_never_holds_what_the_model_wrote(declared, raw):
     ids=shown,
 )
 def test_text_is_read_as_the_value_it_spells(declared, text, value):
-    assert Output(declared).spelled(text)[0] == value
+    assert Output(declared).parse_text(text)[0] == value
 
 
 @pytest.mark.parametrize(
@@ -305,25 +306,46 @@ def test_text_is_read_as_the_value_it_spells(declared, text, value):
 )
 def test_text_that_spells_no_value_is_refused(declared, text):
     with pytest.raises(ValueError, match=r"."):
-        Output(declared).spelled(text)
+        Output(declared).parse_text(text)
 
 
 @given(st.sampled_from([int, float, bool, Literal["a", "b"], Color, Review, list[int], SCHEMA]), st.text())
 def test_any_text_gives_a_value_that_can_be_kept_or_a_value_error(declared, text):
     output = Output(declared)
     try:
-        value, _ = output.spelled(text)
+        value, _ = output.parse_text(text)
     except ValueError:
         return
     assert output.load(output.dump(value)) == value
 
 
-def test_a_strict_schema_closes_objects_requires_all_and_says_in_words_what_providers_refuse():
+def test_the_schema_of_a_python_type_asks_for_every_field_and_holds_no_title_and_no_default():
     assert Output(Titled).schema == {
         "type": "object",
-        "properties": {"title": {"type": "string", "description": "what it says; maxLength 5"}},
+        "properties": {"title": {"type": "string", "description": "what it says", "maxLength": 5}},
         "required": ["title"],
-        "additionalProperties": False,
+    }
+
+
+def test_a_json_schema_stays_as_its_user_wrote_it():
+    given = {**SCHEMA, "title": "Review", "examples": [{"sentiment": "positive"}]}
+    assert Output(given).schema == given
+
+
+def test_what_a_schema_says_in_several_words_is_said_in_one():
+    one = {"type": "integer", "minimum": 1}
+    written = {
+        "definitions": {"Stars": one},
+        "properties": {"stars": {"allOf": [{"$ref": "#/definitions/Stars"}]}, "more": {"allOf": [one]}},
+        "required": ["stars", "more"],
+    }
+    output = Output(written)
+    assert output.is_object
+    assert output.schema == {
+        "$defs": {"Stars": one},
+        "type": "object",
+        "properties": {"stars": {"$ref": "#/$defs/Stars"}, "more": one},
+        "required": ["stars", "more"],
     }
 
 
@@ -331,14 +353,7 @@ def test_a_recursive_model_has_its_root_written_out_and_its_definitions_beside_i
     schema = Output(Node).schema
     assert schema["type"] == "object"
     assert schema["properties"]["children"]["items"] == {"$ref": "#/$defs/Node"}
-    assert schema["$defs"]["Node"]["additionalProperties"] is False
-
-
-def test_an_optional_property_of_a_json_schema_may_be_null():
-    output = Output(SCHEMA)
-    assert output.strict
-    assert output.schema["required"] == ["sentiment", "score", "note"]
-    assert output.schema["properties"]["note"] == {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    assert schema["$defs"]["Node"]["required"] == list(schema["properties"])
 
 
 @pytest.mark.parametrize(
@@ -358,9 +373,10 @@ def test_an_optional_property_of_a_json_schema_may_be_null():
     ],
     ids=shown,
 )
-def test_what_strict_mode_can_not_express_is_known(declared, strict, is_object, properties):
+def test_what_an_answer_is_and_whether_strict_mode_can_say_so(declared, strict, is_object, properties):
     output = Output(declared)
-    assert (output.strict, output.is_object, output.properties) == (strict, is_object, properties)
+    assert (output.is_object, output.properties) == (is_object, properties)
+    assert (strict_schema(output.schema) is not None) is strict
 
 
 @pytest.mark.parametrize(
@@ -427,7 +443,7 @@ def test_a_schema_that_says_nothing_of_answers_is_refused_with_advice(declared, 
 @pytest.mark.parametrize("response_format", ["json", "xml", "delimited"])
 def test_a_schema_that_says_something_is_taken_in_every_format(declared, response_format):
     known = settings("openai:m", output=declared, response_format=response_format, batch_size=2, base_url="http://127.0.0.1:9/v1")
-    task = Task(known)
+    task = compile_task(known)
     assert task.render([task.record({}, "a"), task.record({}, "b")]).messages
 
 

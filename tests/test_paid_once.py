@@ -14,7 +14,7 @@ from beam_llm.jobs import Driver, PartRow, drive_all, open_store, plan, write_pa
 from beam_llm.jobs import failpoints as points
 from beam_llm.jobs import ledger as ledgers
 from beam_llm.prompting.batching import caps_of
-from beam_llm.prompting.chat_task import Task
+from beam_llm.providers import compile_task
 from beam_llm.providers.http import Bounds
 from beam_llm.providers.openai.batches import OpenAIBatches
 from beam_llm.providers.openai.place import Place
@@ -66,12 +66,12 @@ class Site:
         place = Place.of(known)
         provider = OpenAIBatches(place, "any-key", bounds=Bounds.of(known), sleep=machine.sleep, clock=machine.monotonic, wall=machine.time)
         ask = lambda records: SimpleNamespace(outcomes=[Outcome("live", None, Usage(), 0.0) for _ in records])  # noqa: E731
-        self.drivers.append(Driver(known, Task(known), open_store(self.location), provider, ask, lambda usage, batch: 0.0, machine))
+        self.drivers.append(Driver(known, compile_task(known), open_store(self.location), provider, ask, lambda usage, batch: 0.0, machine))
         return self.drivers[-1]
 
     def plan(self, machine: Machine, **changes: Any) -> list[Any]:
         known, store = self.settings(**changes), open_store(self.location)
-        task = Task(known)
+        task = compile_task(known)
         records = [task.record({}, text) for text in TEXTS]
         rows = [PartRow(task.key(record), record, text.encode(), None) for record, text in zip(records, TEXTS, strict=True)]
         traits = OpenAIBatches(Place.of(known), None).traits

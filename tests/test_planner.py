@@ -121,11 +121,11 @@ def test_overlapping_inputs_share_what_they_have_in_common(world: World) -> None
 def test_independent_records_are_asked_separately_and_equal_ones_are_not(world: World) -> None:
     from beam_llm.jobs import PartRow, plan, write_part
     from beam_llm.prompting.batching import caps_of
-    from beam_llm.prompting.chat_task import Task
+    from beam_llm.providers import compile_task
 
     for independent, distinct in ((False, 1), (True, 3)):
         known = world.settings(prompt="{{ text }}", record_id="id", independent=independent)
-        task, store = Task(known), open_store(world.location)
+        task, store = compile_task(known), open_store(world.location)
         records = [task.record({"text": "same", "id": number}, None) for number in range(3)]
         part = write_part(store, [PartRow(task.key(record), record, b"", None) for record in records], 0)
         ref = plan(store, task, caps_of(known, task.shared_tokens, None), world.fake.traits, [part], world.clock)[-1]

@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_llm.errors import PromptError, UsageError
-from beam_llm.prompting.templates import BatchTemplate, PromptTemplate, RecordView, clean, json_envelope, quote, show, xml_envelope
+from beam_llm.prompting.templates import BatchTemplate, PromptTemplate, RecordView
+from beam_llm.prompting.text import clean, json_envelope, quote, show, xml_envelope
 from tests.ids import shown
 
 

@@ -11,8 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from beam_llm.config import settings as checked
-from beam_llm.prompting.chat_task import Task
 from beam_llm.prompting.readers.json_reader import JsonReader
+from beam_llm.protocols import Task
+from beam_llm.providers import compile_task
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.wire import completion_of, encode_body
 from beam_llm.testing.emulator.brain import Brain
@@ -43,7 +44,7 @@ texts_of = st.lists(
 
 def tasks(**options: Any) -> dict[str, Task]:
     return {
-        name: Task(checked(MODEL, prompt=PROMPT, output=Opinion, batch_size=20, response_format=name, api_key="none", **options))
+        name: compile_task(checked(MODEL, prompt=PROMPT, output=Opinion, batch_size=20, response_format=name, api_key="none", **options))
         for name in FORMATS
     }
 

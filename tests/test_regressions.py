@@ -10,8 +10,9 @@ import pytest
 from beam_llm import LLMPredict
 from beam_llm.calls import policy
 from beam_llm.prompting.readers import Shape
+from beam_llm.prompting.readers.delimited import DelimitedReader
 from beam_llm.prompting.readers.json_reader import JsonReader
-from beam_llm.prompting.readers.text_readers import DelimitedReader, XmlReader
+from beam_llm.prompting.readers.xml import XmlReader
 from beam_llm.testing import Emulator, Fault
 from beam_llm.testing.emulator.brain import extract
 from tests.live import MODEL, PROMPT, Opinion, ask, ask_all, distinct_texts, opinions_of

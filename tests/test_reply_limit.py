@@ -11,8 +11,8 @@ import pytest
 from beam_llm.calls.reply_limit import default_limit, longest_answer
 from beam_llm.config import settings
 from beam_llm.errors import Kind
-from beam_llm.prompting.chat_task import Task
 from beam_llm.prompting.output_types import Output
+from beam_llm.providers import compile_task
 from beam_llm.testing.fakes import FakeProvider
 from beam_llm.values import Completion, Finish, Usage
 from tests.test_engine import ask, ask_all, kinds, values
@@ -65,7 +65,7 @@ def test_models_that_think_have_none(model):
 
 def asked(provider: FakeProvider, count: int = 3, **options: Any):
     known = settings("openai:fake", output=Literal["yes", "no"], base_url="http://localhost/v1", **options)
-    return ask(provider, ["a"] * count, task=Task(known), **options)
+    return ask(provider, ["a"] * count, task=compile_task(known), **options)
 
 
 def reply(count: int, tokens: int, finish: Finish = Finish.STOP) -> Completion:
@@ -111,7 +111,7 @@ def test_a_model_that_thinks_is_asked_again_without_the_limit_and_later_never_wi
 
     provider = Replies(thinking)
     known = settings("openai:fake", output=Literal["yes", "no"], base_url="http://localhost/v1")
-    ended = ask_all(provider, [["a"], ["b"], ["c"]], together=False, task=Task(known))
+    ended = ask_all(provider, [["a"], ["b"], ["c"]], together=False, task=compile_task(known))
     assert [values(one) for one in ended] == [["yes"]] * 3
     assert [limit is None for limit in provider.limits] == [False, True, True, True]
 
@@ -119,6 +119,6 @@ def test_a_model_that_thinks_is_asked_again_without_the_limit_and_later_never_wi
 def test_a_model_that_runs_on_without_end_is_let_run_once():
     provider = Replies(lambda request: reply(1, request.max_output_tokens or 100_000, Finish.LENGTH))
     known = settings("openai:fake", output=Literal["yes", "no"], base_url="http://localhost/v1")
-    ended = ask_all(provider, [["a"], ["b"], ["c"]], together=False, task=Task(known))
+    ended = ask_all(provider, [["a"], ["b"], ["c"]], together=False, task=compile_task(known))
     assert [kinds(one) for one in ended] == [[Kind.TRUNCATED]] * 3
     assert provider.limits.count(None) == 1

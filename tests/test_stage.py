@@ -17,8 +17,7 @@ from beam_llm.jobs import PartRow, open_store, write_part
 from beam_llm.jobs.input_file import Parts, frame_of, input_lines
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import PartReader
-from beam_llm.prompting.chat_task import Task
-from beam_llm.providers import connect_batch
+from beam_llm.providers import compile_task, connect_batch
 
 
 class Opinion(pydantic.BaseModel):
@@ -71,12 +70,12 @@ def test_lines_are_those_that_the_provider_encodes(tmp_path_factory, prompt: str
 )
 def test_only_what_is_one_bare_text_has_a_frame(options: dict, is_framed: bool) -> None:
     checked = settings("openai:gpt-4.1-mini", base_url="http://127.0.0.1:1/v1", api_key="none", **options)
-    assert (frame_of(Task(checked), connect_batch(checked)) is not None) == is_framed
+    assert (frame_of(compile_task(checked), connect_batch(checked)) is not None) == is_framed
 
 
 def staged(folder: Path, prompt: str, options: dict, found: list[str]) -> tuple:
     checked = settings("openai:gpt-4.1-mini", prompt=prompt, base_url="http://127.0.0.1:1/v1", api_key="none", **options)
-    task, store = Task(checked), open_store(str(folder))
+    task, store = compile_task(checked), open_store(str(folder))
     records = [task.record({"id": "7"}, text) for text in found]
     part = write_part(store, [PartRow(task.key(record), record, b"", None) for record in records], 0)
     keys = PartReader(store, part.name).keys

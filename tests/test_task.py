@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from beam_llm.config import settings
 from beam_llm.errors import Kind, PromptError, UsageError
-from beam_llm.prompting.chat_task import REPLY_TOKENS, Task
+from beam_llm.prompting.chat_task import REPLY_TOKENS
+from beam_llm.protocols import Task
+from beam_llm.providers import compile_task
 from beam_llm.providers.finishes import finish_of
 from beam_llm.values import Completion, Finish, Message
 from tests.ids import shown
@@ -38,7 +40,7 @@ class Indexed(pydantic.BaseModel):
 
 
 def task_of(output: Any = Label, prompt: str | None = PROMPT, **options: Any) -> Task:
-    return Task(settings("openai:gpt-4.1-mini", prompt=prompt, output=output, **{"batch_size": 20, **options}))
+    return compile_task(settings("openai:gpt-4.1-mini", prompt=prompt, output=output, **{"batch_size": 20, **options}))
 
 
 def records_of(task: Task, *texts: str) -> list[Any]:
@@ -433,7 +435,7 @@ def test_a_reply_answers_those_records_that_it_answers_with_certainty(case, resp
     assert reading.values == expected
     assert reading.failures == {}
     assert reading.missing == tuple(index for index in range(1, count + 1) if index not in expected)
-    assert (reading.whole is not None) == (not expected)
+    assert (reading.reply_failure is not None) == (not expected)
     if expected and not (response_format == "json" and count == 1):
         assert set(reading.warnings) == warnings
 
@@ -452,7 +454,7 @@ def test_without_indices_nothing_is_matched_by_position(count):
     for text in (json.dumps({"answers": [{"value": v} for v in truth(count).values()]}), json.dumps(list(truth(count).values()))):
         reading = task.read(count, stop(text))
         assert reading.values == {}
-        assert reading.whole.kind == Kind.UNREADABLE
+        assert reading.reply_failure.kind == Kind.UNREADABLE
         assert reading.missing == tuple(range(1, count + 1))
 
 
@@ -490,9 +492,9 @@ def test_an_answer_that_is_no_value_is_that_records_failure_and_no_others(respon
 def test_a_reply_that_gives_nothing_is_one_failure_of_all(completion, kind, response_format, count):
     reading = task_of(response_format=response_format).read(count, completion)
     assert (reading.values, reading.failures, reading.missing) == ({}, {}, tuple(range(1, count + 1)))
-    assert reading.whole.kind == kind
-    assert "SECRET" not in reading.whole.message
-    assert reading.whole.attempts == 0
+    assert reading.reply_failure.kind == kind
+    assert "SECRET" not in reading.reply_failure.message
+    assert reading.reply_failure.attempts == 0
 
 
 @pytest.mark.parametrize("count", SIZES[1:])
@@ -579,7 +581,7 @@ def test_whatever_json_a_model_writes_is_read_into_values_that_can_be_kept(writt
 def test_the_reply_to_one_record_is_read_as_a_person_would(output, text, value):
     reading = task_of(output).read(1, stop(text))
     assert reading.values == {1: value}
-    assert (reading.failures, reading.missing, reading.whole) == ({}, (), None)
+    assert (reading.failures, reading.missing, reading.reply_failure) == ({}, (), None)
 
 
 @pytest.mark.parametrize(
@@ -598,13 +600,13 @@ def test_the_reply_to_one_record_is_invalid_where_it_is_json_and_unreadable_wher
     reading = task_of(output).read(1, stop(text))
     if kind:
         assert reading.failures[1].kind == kind
-        assert (reading.missing, reading.whole) == ((), None)
+        assert (reading.missing, reading.reply_failure) == ((), None)
     else:
-        assert reading.whole.kind == Kind.UNREADABLE
+        assert reading.reply_failure.kind == Kind.UNREADABLE
 
 
 def test_a_text_that_was_cut_is_no_answer():
-    assert task_of(str).read(1, stop("It was the best of ti", "length")).whole.kind == Kind.TRUNCATED
+    assert task_of(str).read(1, stop("It was the best of ti", "length")).reply_failure.kind == Kind.TRUNCATED
 
 
 def test_texts_of_several_records_come_as_they_are():
@@ -633,9 +635,9 @@ def test_an_error_in_a_users_parser_leaves_the_reply_unread():
         raise RuntimeError(text)
 
     reading = task_of(response_format=broken).read(2, stop("SECRET"))
-    assert reading.whole.kind == Kind.UNREADABLE
-    assert "RuntimeError" in reading.whole.message
-    assert "SECRET" not in reading.whole.message
+    assert reading.reply_failure.kind == Kind.UNREADABLE
+    assert "RuntimeError" in reading.reply_failure.message
+    assert "SECRET" not in reading.reply_failure.message
 
 
 def test_fields_of_an_xml_answer_are_elements_or_json():
@@ -688,7 +690,7 @@ def test_equal_content_is_one_question_and_any_other_content_another():
 )
 def test_whatever_shapes_an_answer_makes_a_new_question(changes):
     known = {"model": "openai:gpt-4.1-mini", "prompt": PROMPT, "output": Label}
-    assert Task(settings(**known)).fingerprint != Task(settings(**{**known, **changes})).fingerprint
+    assert compile_task(settings(**known)).fingerprint != compile_task(settings(**{**known, **changes})).fingerprint
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import pydantic
 import pytest
 
 from beam_llm.config import settings
-from beam_llm.prompting.chat_task import Task
 from beam_llm.prompting.fitting import Fit, fit
 from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.readers.xml_values import xml_value
+from beam_llm.providers import compile_task
 from beam_llm.values import Completion, Finish
 from tests.ids import shown
 
@@ -86,7 +86,7 @@ def test_a_field_of_several_types_is_read_from_xml(field, value, count):
     known = settings("openai:m", output=Trip, batch_size=2, response_format="xml", base_url="http://127.0.0.1:9/v1")
     vehicle = "" if "vehicle" in value else "<vehicle><kind>car</kind><doors>4</doors></vehicle>"
     answers = "".join(f'<answer index="{index}">{vehicle}{field}</answer>' for index in range(1, count + 1))
-    reading = Task(known).read(count, Completion(f"<answers>{answers}</answers>", Finish.STOP))
+    reading = compile_task(known).read(count, Completion(f"<answers>{answers}</answers>", Finish.STOP))
     assert reading.failures == {}
     for index in range(1, count + 1):
         assert {name: getattr(reading.values[index], name) for name in value} == value

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from beam_llm.calls.breaker import Fallback
 from beam_llm.calls.call import Call, is_too_slow
@@ -17,11 +17,9 @@ from beam_llm.calls.tally import Asked, Tally
 from beam_llm.config import Settings
 from beam_llm.errors import Aborted, CallError, Failure, Kind, PromptError, Remedy, where_of
 from beam_llm.events import ACTIVITY
-from beam_llm.prompting.readers import LONG_REPLY_CHARACTERS, missing_message
-from beam_llm.values import Completion, Finish, Record, Request
-
-if TYPE_CHECKING:
-    from beam_llm.prompting.chat_task import Reading
+from beam_llm.prompting.readers import LONG_REPLY_CHARACTERS
+from beam_llm.prompting.readers.matching import missing_message
+from beam_llm.values import Completion, Finish, Reading, Record, Request
 
 _logger = logging.getLogger(__name__)
 
@@ -219,7 +217,7 @@ class Ask:
             raise PromptError(f"the prompt can't be rendered: {where_of(error)}") from error
         if not (way.has_limit and self._context.reply_limits.is_given and request.schema is not None):
             return request
-        way.limit = default_limit(task.output.schema, len(records), request.model)
+        way.limit = default_limit(task.answer_schema, len(records), request.model)
         return request if way.limit is None else dataclasses.replace(request, max_output_tokens=way.limit)
 
     def _on_error(self, members: Sequence[Member], error: CallError, way: Way, *, was_put_off: bool) -> str:
@@ -266,8 +264,8 @@ class Ask:
 
     async def _keep(self, members: Sequence[Member], request: Request, completion: Completion) -> tuple[Sequence[Member], str]:
         """Keeps the good answers; returns the members left that may be asked again, and why (see `_round`)."""
-        values, failures, whole = await self._read(len(members), completion)
-        if whole is not None and whole.kind == Kind.UNREADABLE and request.schema is not None:
+        values, failures, reply_failure = await self._read(len(members), completion)
+        if reply_failure is not None and reply_failure.kind == Kind.UNREADABLE and request.schema is not None:
             self._context.endpoint.unenforced(request, completion)
         if values:
             self._fallback.on_answer()
@@ -276,9 +274,9 @@ class Ask:
             if index in values:
                 member.value, member.is_answered = values[index], True
                 continue
-            failure = failures.get(index) or whole or Failure(Kind.MISSING, missing_message(index, len(members), values))
+            failure = failures.get(index) or reply_failure or Failure(Kind.MISSING, missing_message(index, len(members), values))
             member.failure = failure
-            if whole is not None or failure.kind in _ASKED_AGAIN:
+            if reply_failure is not None or failure.kind in _ASKED_AGAIN:
                 rest.append(member)
                 kind = failure.kind
         return rest, kind
@@ -296,7 +294,7 @@ class Ask:
         if reading.warnings:
             self._tally.warnings.update(reading.warnings)
         values = {i: task.stored(reading, i) for i in reading.values} if self._context.storing else reading.values
-        return values, reading.failures, reading.whole
+        return values, reading.failures, reading.reply_failure
 
 
 def _fail(members: Sequence[Member], failure: Failure, *, keep_known: bool = False) -> None:

@@ -17,7 +17,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
 
 from beam_llm.calls.ask import Ask
 from beam_llm.calls.billing import Billing
@@ -28,11 +27,8 @@ from beam_llm.calls.state import AskContext
 from beam_llm.calls.tally import Asked
 from beam_llm.config import Settings
 from beam_llm.errors import where_of
-from beam_llm.protocols import CompletionProvider
+from beam_llm.protocols import CompletionProvider, Task
 from beam_llm.values import Record
-
-if TYPE_CHECKING:
-    from beam_llm.prompting.chat_task import Task
 
 _logger = logging.getLogger(__name__)
 

@@ -88,7 +88,7 @@ def longest_answer(schema: Mapping[str, Any], root: Mapping[str, Any] | None = N
         return 2
     if schema.get("type") in ("integer", "number"):
         return NUMBER_TOKENS
-    either = schema.get("anyOf")
+    either = schema.get("anyOf", schema.get("oneOf"))
     if isinstance(either, list) and either:
         lengths = [longest_answer(part, root) if isinstance(part, Mapping) else None for part in either]
         return max(length for length in lengths if length is not None) if None not in lengths else None

@@ -6,16 +6,12 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING
 
 from beam_llm import events
 from beam_llm.calls.endpoint import Endpoint, endpoint_key
 from beam_llm.calls.engine import Engine
 from beam_llm.config import Settings
-from beam_llm.protocols import CompletionProvider
-
-if TYPE_CHECKING:
-    from beam_llm.prompting.chat_task import Task
+from beam_llm.protocols import CompletionProvider, Task
 
 
 class _Endpoints:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from beam_llm.calls.billing import Billing
 from beam_llm.calls.breaker import Guard
@@ -13,10 +13,8 @@ from beam_llm.calls.endpoint import Endpoint
 from beam_llm.calls.reply_limit import ReplyLimits
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind
+from beam_llm.protocols import Task
 from beam_llm.values import Completion, Outcome, Record, Usage
-
-if TYPE_CHECKING:
-    from beam_llm.prompting.chat_task import Task
 
 
 @dataclass(slots=True)

@@ -21,9 +21,10 @@ from beam_llm.cli.words import dollars, duration, shortened, table
 from beam_llm.config import Settings, replaced
 from beam_llm.errors import PromptError, plural
 from beam_llm.pricing import Prices
-from beam_llm.prompting.batching import Batcher, caps_of
-from beam_llm.prompting.chat_task import Task
+from beam_llm.prompting.batching import Batcher, prompt_caps
+from beam_llm.prompting.chat_task import ChatTask
 from beam_llm.prompting.tokens import counted_tokens
+from beam_llm.providers import compile_task
 from beam_llm.values import Record, Request, Usage
 
 BATCH_SIZES = (1, 5, 10, 20, 50)
@@ -80,12 +81,12 @@ def main(chosen: argparse.Namespace) -> int:
         skips_bad_lines=chosen.on_bad_line == "skip",
     )
     with inputs_of(command, writes=False) as (sources, found):
-        task = Task(settings)
+        task = compile_task(settings)
         check_prompt(task, sources)
-        alone, unusable = rendered(Task(replaced(settings, batch_size=1)), sources)
-        several, _ = rendered(Task(replaced(settings, batch_size=2)), sources)  # each with what stands around it
+        alone, unusable = rendered(compile_task(replaced(settings, batch_size=1)), sources)
+        several, _ = rendered(compile_task(replaced(settings, batch_size=2)), sources)  # each with what stands around it
     given = chosen.output_tokens
-    answer_tokens = AnswerTokens(given, given, given) if given else tokens_of_answer(task.output.schema, text=task.output.is_text)
+    answer_tokens = AnswerTokens(given, given, given) if given else tokens_of_answer(task.answer_schema, text=task.output.is_text)
     sizes = sorted({*BATCH_SIZES, *([settings.batch_size] if isinstance(settings.batch_size, int) else [])})
     forecasts = [
         forecast(replaced(settings, batch_size=size), alone if size == 1 else several, answer_tokens, chosen.latency_seconds)
@@ -103,7 +104,7 @@ def main(chosen: argparse.Namespace) -> int:
     return ALL_ANSWERED
 
 
-def rendered(task: Task, sources: Sequence[Source]) -> tuple[list[Record], int]:
+def rendered(task: ChatTask, sources: Sequence[Source]) -> tuple[list[Record], int]:
     """The records as the prompt takes them, and how many it can't take."""
     records: list[Record] = []
     unusable = 0
@@ -123,9 +124,9 @@ def forecast(settings: Settings, records: Iterable[Record], answer_tokens: Answe
       answer_tokens: assumed.
       latency_seconds: of one call; None: by its output tokens.
     """
-    task = Task(settings)
+    task = compile_task(settings)
     prices = Prices.of(settings)
-    batcher: Batcher[None] = Batcher(caps_of(settings, task.shared_tokens, prices.context_window), settings.model_name)
+    batcher: Batcher[None] = Batcher(prompt_caps(settings, task), settings.model_name)
     too_large = requests = input_tokens = output_tokens = 0
     latencies = 0.0
 
@@ -184,8 +185,8 @@ def tokens_of_answer(schema: Mapping[str, Any], *, text: bool = False) -> Answer
             return sample(schema.get("$defs", {}).get(part["$ref"].rpartition("/")[2], {}))
         if "enum" in part or "const" in part:
             return max((f'"{member}"' for member in part.get("enum", [part.get("const")])), key=len)
-        if "anyOf" in part:
-            return max((sample(member) for member in part["anyOf"]), key=len)
+        if members := part.get("anyOf", part.get("oneOf")):
+            return max((sample(member) for member in members), key=len)
         kind = part.get("type")
         if kind == "object":
             return "{" + ",".join(f'"{name}":{sample(member)}' for name, member in part.get("properties", {}).items()) + "}"

@@ -20,7 +20,7 @@ from beam_llm.cli.predict_command import PredictCommand
 from beam_llm.cli.retry import count_ends
 from beam_llm.errors import PromptError, UsageError, plural
 from beam_llm.leftovers import scratch_folder
-from beam_llm.prompting.chat_task import Task
+from beam_llm.prompting.chat_task import ChatTask
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def name_of(source: Source) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_prompt(task: Task, sources: Sequence[Source]) -> None:
+def check_prompt(task: ChatTask, sources: Sequence[Source]) -> None:
     """Looks for a record that fits the prompt, so that a prompt naming a field that isn't there ends before the first call.
 
     Raises:
@@ -103,7 +103,7 @@ def check_prompt(task: Task, sources: Sequence[Source]) -> None:
         raise UsageError(f"{error} (no record fits; fields of the input: {', '.join(together) or 'none'})")
 
 
-def _misfit(task: Task, fields: dict[str, Any]) -> PromptError | None:
+def _misfit(task: ChatTask, fields: dict[str, Any]) -> PromptError | None:
     try:
         task.record(fields, fields)
     except PromptError as error:

@@ -29,9 +29,8 @@ from beam_llm.config import Settings
 from beam_llm.errors import UsageError, plural, printable
 from beam_llm.jobs import Cleanup, JobView, admin, open_store
 from beam_llm.leftovers import remove_leftovers, scratch_folder
-from beam_llm.prompting.chat_task import Task
 from beam_llm.protocols import BatchProvider, Store
-from beam_llm.providers import connect_batch
+from beam_llm.providers import compile_task, connect_batch
 
 
 def ls(chosen: argparse.Namespace) -> int:
@@ -104,7 +103,7 @@ def attach(chosen: argparse.Namespace) -> int:
     refuse_overwriting(_target(chosen), [])
     if chosen.output != "-" and not chosen.output.endswith((".jsonl", ".ndjson")):
         raise UsageError(f"the output {chosen.output!r} has to be a .jsonl file, or - for stdout")
-    ids, left = _job_ids(_store(chosen.staging_location), chosen.ids, Task(settings).fingerprint.hex())
+    ids, left = _job_ids(_store(chosen.staging_location), chosen.ids, compile_task(settings).fingerprint.hex())
     if left:
         write_line(f"{chosen.name}: left {plural(left, 'job')} of other prompts, models or outputs")
     folder = tempfile.mkdtemp(dir=scratch_folder())

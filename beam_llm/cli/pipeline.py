@@ -22,7 +22,7 @@ from beam_llm.cli.stored import StoredAnswer
 from beam_llm.config import OPTIONS, Settings
 from beam_llm.errors import Failure, Kind, UsageError
 from beam_llm.prompting.output_types import Output
-from beam_llm.prompting.templates import clean
+from beam_llm.prompting.text import clean
 from beam_llm.transforms.fields import fields_of, is_keyed
 from beam_llm.transforms.predict import CollectBatchJobs, LLMPredict
 from beam_llm.values import Prediction

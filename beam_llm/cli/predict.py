@@ -24,7 +24,8 @@ from beam_llm.config import Settings, replaced
 from beam_llm.errors import UsageError, plural
 from beam_llm.jobs import Ledger, open_store
 from beam_llm.jobs.ledger import REST
-from beam_llm.prompting.chat_task import Task
+from beam_llm.prompting.chat_task import ChatTask
+from beam_llm.providers import compile_task
 
 
 def predict(command: PredictCommand) -> Report:
@@ -39,7 +40,7 @@ def predict(command: PredictCommand) -> Report:
     if command.retry_errors:
         command = _retrying(command)
     with inputs_of(command) as (sources, found):
-        task = Task(command.settings)
+        task = compile_task(command.settings)
         check_prompt(task, sources)
         if found.records and runs_here(command.beam_options):
             _check_key(command.settings)
@@ -96,7 +97,7 @@ class _Run:
     """
 
     command: PredictCommand
-    task: Task
+    task: ChatTask
     sources: Sequence[Source]
     found: Survey
     spool: Spool

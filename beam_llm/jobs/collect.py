@@ -28,11 +28,10 @@ from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import LEFT, Outcomes, OutcomeWriter
 from beam_llm.jobs.status import ASK, FOLLOW_UP, REST, TERMINAL, folder
-from beam_llm.prompting.chat_task import Reading, Task
-from beam_llm.prompting.readers import missing_message
-from beam_llm.protocols import BatchProvider, LineEnd, LineReply, Store
+from beam_llm.prompting.readers.matching import missing_message
+from beam_llm.protocols import BatchProvider, LineEnd, LineReply, Store, Task
 from beam_llm.stores import temporary_file
-from beam_llm.values import Completion, Finish, Outcome, Usage
+from beam_llm.values import Completion, Finish, Outcome, Reading, Usage
 
 Cost = Callable[[Usage, bool], float | None]
 
@@ -301,7 +300,7 @@ def _tokens(count: Any) -> int:
 
 def _failure_of(reading: Reading, index: int, count: int) -> Failure:
     missing = Failure(Kind.MISSING, missing_message(index, count, reading.values))
-    return reading.whole or reading.failures.get(index) or missing
+    return reading.reply_failure or reading.failures.get(index) or missing
 
 
 class Earlier:

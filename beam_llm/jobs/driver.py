@@ -63,8 +63,7 @@ from beam_llm.jobs.status import (
 )
 from beam_llm.jobs.steps import Ready, Waiting, translated
 from beam_llm.jobs.submit import GIVEN_UP, Submitter
-from beam_llm.prompting.chat_task import Task
-from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store
+from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store, Task
 from beam_llm.stores import temporary_file
 from beam_llm.values import JobState, Outcome
 

@@ -12,8 +12,7 @@ from beam_llm.errors import PromptError
 from beam_llm.jobs.columns import Array
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import PartReader
-from beam_llm.prompting.chat_task import Task
-from beam_llm.protocols import BatchProvider, Store
+from beam_llm.protocols import BatchProvider, Store, Task
 from beam_llm.values import Record
 
 OPEN_PARTS = 8

@@ -8,7 +8,6 @@ Columns all the way: a few numpy passes per plan, nothing per record but those a
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,7 +15,6 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
-import orjson
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
@@ -29,9 +27,8 @@ from beam_llm.jobs.manifest import Manifest, compact
 from beam_llm.jobs.parts import PartReader, PartRef
 from beam_llm.jobs.queue_limit import known_limit
 from beam_llm.jobs.status import may_be_asked_again
-from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps, common_count
-from beam_llm.prompting.chat_task import Task
-from beam_llm.protocols import BatchTraits, Clock, Store
+from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps, prompt_ends
+from beam_llm.protocols import BatchTraits, Clock, Store, Task
 from beam_llm.values import Record
 
 ALL_PHASES = 1_000_000
@@ -204,7 +201,8 @@ class _Plan:
     def _line_frame(self, distinct: Array) -> tuple[int, int]:
         """Bytes of a line without its records' texts, and what each record adds beside its text; measured on one rendered record."""
         record, size = self._pool.sample(int(distinct[0]))
-        one, two, three = (_rendered_bytes(self._task, record, count) for count in (1, 2, 3))
+        task = self._task
+        one, two, three = (task.size(task.render([record] * count)) for count in (1, 2, 3))
         per_record = max(three - two - size, 0) + 24
         return max(one - size, two - 2 * size - per_record, 0) + _FRAME_BYTES, per_record
 
@@ -338,23 +336,9 @@ _CHUNK = 1 << 16
 
 
 def _line_ends(tokens: Array, sizes: Array | None, caps: Caps) -> list[int]:
-    token_sums = (np.cumsum(tokens, dtype=np.int64) + RECORD_OVERHEAD_TOKENS * np.arange(1, len(tokens) + 1)).tolist()
+    token_sums = np.cumsum(tokens, dtype=np.int64) + RECORD_OVERHEAD_TOKENS * np.arange(1, len(tokens) + 1)
     byte_sums = np.cumsum(sizes, dtype=np.int64).tolist() if sizes is not None else None
-    ends, at, spent_tokens, spent_bytes = [], 0, 0, 0
-    while at < len(token_sums):
-        end = min(at + caps.records, len(token_sums))
-        wanted = end
-        if token_sums[end - 1] - spent_tokens > caps.tokens:
-            end = max(bisect_right(token_sums, spent_tokens + caps.tokens, at, end), at + 1)
-        if byte_sums is not None and caps.bytes is not None and byte_sums[end - 1] - spent_bytes > caps.bytes:
-            end = max(bisect_right(byte_sums, spent_bytes + caps.bytes, at, end), at + 1)
-        if end < wanted:
-            end = at + common_count(end - at)
-        at = end
-        spent_tokens = token_sums[at - 1]
-        spent_bytes = byte_sums[at - 1] if byte_sums is not None else 0
-        ends.append(at)
-    return ends
+    return prompt_ends(token_sums.tolist(), byte_sums, caps)
 
 
 def cut_jobs(sizes: Array, tokens: Array, *, max_requests: int, max_bytes: int, max_tokens: int | None) -> list[int]:
@@ -372,12 +356,6 @@ def cut_jobs(sizes: Array, tokens: Array, *, max_requests: int, max_bytes: int, 
         at += max(count, 1)
         cuts.append(at)
     return cuts
-
-
-def _rendered_bytes(task: Task, record: Record, count: int) -> int:
-    request = task.render([record] * count)
-    messages = [[message.role, message.content] for message in request.messages]
-    return len(orjson.dumps([messages, request.schema, request.extra], default=str))
 
 
 def host_of(settings: Settings) -> str:

@@ -30,8 +30,7 @@ from beam_llm.jobs.parts import PartReader
 from beam_llm.jobs.status import folder
 from beam_llm.jobs.steps import translated
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS
-from beam_llm.prompting.chat_task import Task
-from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store
+from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store, Task
 
 _LOG = logging.getLogger(__name__)
 

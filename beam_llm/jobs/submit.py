@@ -38,8 +38,7 @@ from beam_llm.jobs.status import (
     visible_seconds,
 )
 from beam_llm.jobs.steps import Waiting, translated
-from beam_llm.prompting.chat_task import Task
-from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store
+from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store, Task
 from beam_llm.stores import temporary_file
 from beam_llm.values import JobState
 

@@ -5,12 +5,15 @@ records ─ add ─► [ still open ] ─ a cap would be passed, or the last pla
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, UsageError
+from beam_llm.pricing import window_of
 from beam_llm.prompting.tokens import counted_tokens, utf8_bytes
+from beam_llm.protocols import Task
 from beam_llm.values import Record
 
 AUTO_RECORDS = 100
@@ -44,7 +47,13 @@ def common_count(count: int) -> int:
 
 
 class Caps(NamedTuple):
-    """How much one prompt may hold.
+    """How much one prompt may hold, and so the one rule of when it is full.
+
+    Three places fill prompts, and ask this: `Batcher` record by record, buffers of a stream that see no more than their sums, and
+    `prompt_ends` over the columns of a million records.
+
+        caps = Caps(records=20, tokens=8_000, bytes=None)
+        caps.hold(7_990 + tokens_of(record), 0)     # may the record join those that have 7,990 tokens together?
 
     Attributes:
       records: most records.
@@ -55,6 +64,52 @@ class Caps(NamedTuple):
     records: int
     tokens: int
     bytes: int | None
+
+    def hold(self, tokens: int, size: int) -> bool:
+        """Whether a prompt may hold records that have so many tokens (`tokens_of`) and bytes (`bytes_of`) together."""
+        return tokens <= self.tokens and (self.bytes is None or size <= self.bytes)
+
+    def bytes_of(self, record: Record) -> int:
+        """What the record adds to a prompt's bytes; 0 where no cap asks for them, for counting takes time."""
+        return 0 if self.bytes is None else _bytes_of(record)
+
+
+def tokens_of(record: Record) -> int:
+    """What the record adds to a prompt's tokens, its numbering included."""
+    return record.tokens + RECORD_OVERHEAD_TOKENS
+
+
+def prompt_ends(token_sums: Sequence[int], byte_sums: Sequence[int] | None, caps: Caps) -> list[int]:
+    """Where the prompts of a row of records end, one after the other: what a `Batcher` makes of them that counts no text again.
+
+    Records are given by their running sums, so that each prompt takes a search and not a step per record.
+
+    Args:
+      token_sums: of `tokens_of` each record, from the first to this one.
+      byte_sums: of its bytes; None where no cap asks for them.
+    """
+    ends, start, tokens_before, bytes_before = [], 0, 0, 0
+    while start < len(token_sums):
+        end = most = min(start + caps.records, len(token_sums))
+        if token_sums[end - 1] - tokens_before > caps.tokens:
+            end = bisect_right(token_sums, tokens_before + caps.tokens, start, end)
+        if byte_sums is not None and caps.bytes is not None and end > start and byte_sums[end - 1] - bytes_before > caps.bytes:
+            end = bisect_right(byte_sums, bytes_before + caps.bytes, start, end)
+        if end < most:
+            end = start + common_count(max(end - start, 1))  # one that passes a cap alone has a prompt alone
+        ends.append(end)
+        start, tokens_before = end, token_sums[end - 1]
+        bytes_before = 0 if byte_sums is None else byte_sums[end - 1]
+    return ends
+
+
+def prompt_caps(settings: Settings, task: Task) -> Caps:
+    """The caps of a task's prompts.
+
+    Raises:
+      UsageError: where the prompt alone leaves no room for any record.
+    """
+    return caps_of(settings, task.shared_tokens, window_of(settings))
 
 
 def caps_of(settings: Settings, shared_tokens: int, window: int | None) -> Caps:
@@ -113,11 +168,11 @@ class Batcher(Generic[T]):
         """Takes a record; returns the prompt batches that are full now, in order; mostly none or one."""
         closed = []
         caps = self._caps
-        size = 0 if caps.bytes is None else _bytes_of(record)
+        size = caps.bytes_of(record)
         tokens = record.tokens + RECORD_OVERHEAD_TOKENS
         if self._tokens + tokens > caps.tokens or self._exact:
             tokens = self._refined(record)
-        while self._members and (self._tokens + tokens > caps.tokens or (caps.bytes is not None and self._bytes + size > caps.bytes)):
+        while self._members and not caps.hold(self._tokens + tokens, self._bytes + size):
             closed.append(self._close_at_common_count())
         self._tokens += tokens
         self._bytes += size
@@ -136,7 +191,7 @@ class Batcher(Generic[T]):
 
     def too_large(self, record: Record) -> bool:
         """Whether the record alone passes a cap, so that no prompt can hold it."""
-        if record.tokens + RECORD_OVERHEAD_TOKENS > self._caps.tokens and self._count(record) > self._caps.tokens:
+        if tokens_of(record) > self._caps.tokens and self._count(record) > self._caps.tokens:
             return True
         return self._caps.bytes is not None and _bytes_of(record) > self._caps.bytes
 
@@ -160,7 +215,7 @@ class Batcher(Generic[T]):
     def _count(self, record: Record) -> int:
         """The record's tokens as near to the truth as possible, and never more than `record.tokens`."""
         if record.fields is not None:  # a batch template writes more than the inputs
-            return record.tokens + RECORD_OVERHEAD_TOKENS
+            return tokens_of(record)
         return min(record.tokens, sum(self._count_text(text, self._model) for text in record.inputs)) + RECORD_OVERHEAD_TOKENS
 
     def _close_at_common_count(self) -> list[tuple[Record, T]]:
@@ -171,7 +226,7 @@ class Batcher(Generic[T]):
         self._members = above
         self._exact = bool(above)
         self._tokens = sum(self._count(record) for record, _ in above)
-        self._bytes = 0 if self._caps.bytes is None else sum(_bytes_of(record) for record, _ in above)
+        self._bytes = sum(self._caps.bytes_of(record) for record, _ in above)
         return closed
 
     def _close(self) -> list[tuple[Record, T]]:

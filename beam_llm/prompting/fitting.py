@@ -9,7 +9,8 @@ import enum
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from beam_llm.prompting.schemas import Schema, resolved
+from beam_llm.prompting.schemas import resolved
+from beam_llm.values import Schema
 
 
 class Fit(enum.Enum):

@@ -2,7 +2,7 @@
 
     output=Review ─► Output ─┬─ schema      what the model is asked to follow
                              ├─ validate    raw JSON value  ─► typed value, or ValueError with a short reason
-                             ├─ spelled     text of an XML or delimited reply ─► typed value
+                             ├─ parse_text  text of an XML or delimited reply ─► typed value
                              └─ dump, load  typed value ⇄ JSON, for ledgers and shuffles
 
 Reasons never hold the value itself: they go into messages that may be logged.
@@ -24,16 +24,16 @@ import pydantic
 from beam_llm.errors import UsageError
 from beam_llm.prompting.fitting import Fit, fit
 from beam_llm.prompting.schemas import (
-    Schema,
+    every_field_asked_for,
     inner_schema,
     leaves_nothing,
+    plain_form,
     references,
     resolves,
     says_nothing,
-    strict_schema,
-    with_root,
     without_booleans,
 )
+from beam_llm.values import Schema
 
 USABLE = "str, int, float, bool, Literal[…], an Enum, list[…], a pydantic model, a dataclass, a TypedDict or a JSON schema"
 
@@ -46,9 +46,8 @@ class Output:
     """One output type, ready to use.
 
     Attributes:
-      schema: JSON schema of one answer. Where `strict`, every object in it is closed and requires all its properties;
-        shared definitions are in `$defs` at its root, and the root itself is never a `$ref`.
-      strict: whether `schema` fits OpenAI's strict mode; free-form dicts, tuples and `Any` do not.
+      schema: JSON schema of one answer, in no provider's dialect: all fields of a Python type are required in it, shared definitions
+        are in `$defs` at its root, and the root itself is never a `$ref`.
       is_text: output is `str`, so that a single record needs no schema.
       is_object: an answer is a JSON object.
       properties: names of the fields of an object answer that is closed; empty for all else.
@@ -63,11 +62,8 @@ class Output:
 
     def __init__(self, declared: Any):
         checker = _SchemaChecker(declared) if isinstance(declared, Mapping) else _TypeChecker(declared)
-        problems: list[str] = []
-        strict = strict_schema(checker.schema, problems, optional_is_null=isinstance(declared, Mapping))
         self.declared = declared
-        self.strict = not problems
-        self.schema: Schema = strict if self.strict else checker.schema
+        self.schema: Schema = checker.schema if isinstance(declared, Mapping) else every_field_asked_for(checker.schema)
         self.is_text = declared is str
         self.is_object = self.schema.get("type") == "object"
         closed = self.is_object and not self.schema.get("additionalProperties")
@@ -79,7 +75,7 @@ class Output:
         self.load: Callable[[Any], Any] = checker.load
         self._choices = _choices(self.schema)
 
-    def spelled(self, text: str) -> tuple[Any, Any]:
+    def parse_text(self, text: str) -> tuple[Any, Any]:
         """The typed value, and the JSON that it was made of, that `text` spells: `3`, `positive`, `"positive"`, `{"sentiment": …}`.
 
         A member of a Literal or Enum may differ in case where that leaves only one.
@@ -327,7 +323,7 @@ def _adapter(declared: Any) -> pydantic.TypeAdapter[Any]:
 def _schema_of(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
     try:
         described = _described(declared, adapter)
-        schema = with_root(without_booleans(described))
+        schema = plain_form(without_booleans(described))
     except Exception as error:  # as above
         raise _unusable(declared, _first_line(error)) from None
     if says_nothing(schema):
@@ -394,7 +390,7 @@ class _SchemaChecker:
     def __init__(self, declared: Mapping[str, Any]):
         given = _plain_schema(declared)
         self._validator = _validator(given)
-        self.schema = _saying(with_root(given))
+        self.schema = _saying(plain_form(given))
         self.keeps_replies = False
         self.python_type = _TYPES_OF_WORDS.get(str(self.schema.get("type")), Any)
 

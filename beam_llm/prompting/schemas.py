@@ -1,40 +1,47 @@
-"""JSON schemas as data: references, what a schema says at all, and the form that OpenAI's strict mode takes. Pure functions over dicts."""
+"""JSON schemas as data: their plain form, references, and what a schema says at all. Pure functions over dicts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import orjson
 
-Schema = dict[str, Any]
+from beam_llm.values import Schema
 
 # Where schemas stand inside a schema (JSON Schema 2020-12, "Applicator" and "Core" vocabularies).
 _MAPS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
-_SINGLES = ("items", "contains", "not", "if", "then", "else", "propertyNames", "unevaluatedItems")
+_SINGLES = ("items", "contains", "not", "if", "then", "else", "propertyNames", "unevaluatedItems", "additionalProperties")
 
 
 def without_booleans(schema: Any) -> Any:
     """The schema with `true` written as `{}` and `false` as `{"not": {}}`, so that every schema inside it is a dict."""
     if isinstance(schema, bool):
         return {} if schema else {"not": {}}
+    return _with_each_inside(schema, _without_booleans_in)
+
+
+def _without_booleans_in(word: str, inner: Any) -> Any:
+    if word == "additionalProperties":
+        return inner if isinstance(inner, bool) else without_booleans(inner) or True
+    return without_booleans(inner)
+
+
+def _with_each_inside(schema: Any, change: Callable[[str, Any], Any]) -> Any:
+    """The schema with `change(word, inner)` in place of every schema that stands in it under a keyword."""
     if not isinstance(schema, dict):
         return schema
-    return {word: _without_booleans_in(word, value) for word, value in schema.items()}
-
-
-def _without_booleans_in(word: str, value: Any) -> Any:
-    if word in _MAPS and isinstance(value, dict):
-        return {name: without_booleans(node) for name, node in value.items()}
-    if isinstance(value, list):
-        is_schemas = word in _LISTS or word == "items"  # a list of items: drafts before 2020
-        return [without_booleans(node) for node in value] if is_schemas else value
-    if word in _SINGLES:
-        return without_booleans(value)
-    if word == "additionalProperties":
-        return value if isinstance(value, bool) else without_booleans(value) or True
-    return value
+    changed = dict(schema)
+    for word, value in schema.items():
+        if word in _MAPS and isinstance(value, dict):
+            changed[word] = {name: change(word, inner) for name, inner in value.items()}
+        elif isinstance(value, list):
+            # A list of items: drafts before 2020.
+            changed[word] = [change(word, inner) for inner in value] if word in _LISTS or word == "items" else value
+        elif word in _SINGLES:
+            changed[word] = change(word, value)
+    return changed
 
 
 _SAYING = (
@@ -122,101 +129,41 @@ def resolved(root: Schema, reference: str) -> Any:
     return node
 
 
-# Strict mode
-
-_KEPT = (
-    "type", "enum", "const", "description", "pattern", "format", "multipleOf", "minimum", "maximum",
-    "exclusiveMinimum", "exclusiveMaximum", "minItems", "maxItems",
-)  # fmt: skip
-"""Keywords of OpenAI's strict mode that hold no schema (developers' guide to structured outputs, 2026-11)."""
-
-_TOLD = ("minLength", "maxLength", "pattern", "format", "uniqueItems")
-"""What strict mode does not enforce goes to the model in words, as part of the description; the answer is held to it all the same."""
-
-_FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
-_BEYOND = ("allOf", "not", "if", "then", "else", "prefixItems", "patternProperties", "dependentSchemas", "contains", "propertyNames")
+def plain_form(given: Schema) -> Schema:
+    """The same schema in fewer words: definitions in `$defs`, no `$ref` at its root, `"type": "object"` where there are properties,
+    and nothing in an `allOf` of one."""
+    plain: Schema = _merged(_with_root(given))
+    return plain
 
 
-def with_root(given: Schema) -> Schema:
-    """The schema with definitions in `$defs` and no `$ref` at its root, which strict mode refuses."""
+def _with_root(given: Schema) -> Schema:
     if "definitions" in given:
         moved = orjson.loads(orjson.dumps(given).replace(b'"#/definitions/', b'"#/$defs/'))
-        given = {**moved, "$defs": {**moved.pop("definitions"), **moved.get("$defs", {})}}
+        definitions = {**moved.pop("definitions"), **moved.get("$defs", {})}
+        given = {**moved, "$defs": definitions}
     if not str(given.get("$ref", "")).startswith("#/$defs/"):
         return given
     target = resolved(given, given["$ref"])
-    return with_root({**{key: value for key, value in given.items() if key != "$ref"}, **target}) if isinstance(target, dict) else given
+    return _with_root({**{word: part for word, part in given.items() if word != "$ref"}, **target}) if isinstance(target, dict) else given
 
 
-def strict_schema(schema: Schema, problems: list[str], *, optional_is_null: bool) -> Schema:
-    """The schema as OpenAI's strict mode takes it: closed objects, all properties required, unknown keywords dropped.
+def _merged(schema: Any) -> Any:
+    schema = _with_each_inside(schema, lambda word, inner: _merged(inner))
+    if not isinstance(schema, dict):
+        return schema
+    if len(schema.get("allOf", ())) == 1:
+        schema = {**{word: part for word, part in schema.items() if word != "allOf"}, **schema["allOf"][0]}
+    return {**schema, "type": "object"} if "properties" in schema and "type" not in schema else schema
 
-    Rules that strict mode has no word for (lengths, some patterns) become part of the description, and are checked when the answer comes.
 
-    Args:
-      schema: as `_with_root` gives it.
-      problems: filled with a word for everything that strict mode can't express.
-      optional_is_null: an optional property may be answered with null; else the model has to give it a value.
+def every_field_asked_for(schema: Any) -> Any:
+    """The schema of a Python type as a model is asked for it: every field, also one that has a default.
+
+    A model that may leave a field out does so at random, and a default of the class would stand there as if it were an answer. Without
+    titles, which pydantic makes of the names that stand beside them; so neither they nor defaults are part of a question's identity.
     """
-    strict = _Strict(problems, optional_is_null)
-    root = strict.node(schema)
-    if "$defs" in schema:
-        root["$defs"] = {name: strict.node(node) for name, node in schema["$defs"].items()}
-    return root
-
-
-class _Strict:
-    """One walk over a schema, with what it found to be beyond strict mode."""
-
-    def __init__(self, problems: list[str], optional_is_null: bool):
-        self.problems = problems
-        self.optional_is_null = optional_is_null
-
-    def node(self, node: Any) -> Schema:
-        if not isinstance(node, dict):
-            self.problems.append("an open schema")
-            return {}
-        if "$ref" in node:
-            return self._reference(node["$ref"])
-        if len(node.get("allOf", ())) == 1:
-            return self.node({**{key: value for key, value in node.items() if key != "allOf"}, **node["allOf"][0]})
-        self.problems.extend(word for word in _BEYOND if word in node)
-        strict = {key: node[key] for key in _KEPT if key in node and _is_taken(key, node[key])}
-        told = [f"{key} {node[key]}" for key in _TOLD if key in node and key not in strict]
-        if told:
-            strict["description"] = "; ".join(filter(None, [node.get("description"), *told]))
-        if "anyOf" in node or "oneOf" in node:
-            strict["anyOf"] = [self.node(member) for member in (*node.get("anyOf", ()), *node.get("oneOf", ()))]
-        if "items" in node or node.get("type") == "array":
-            strict["items"] = self.node(node.get("items"))
-        if node.get("type") == "object" or "properties" in node:
-            strict.update(self._object(node))
-        if not strict.keys() & {"type", "enum", "const", "anyOf"}:
-            self.problems.append("an open schema")
-        return strict
-
-    def _reference(self, reference: str) -> Schema:
-        if not reference.startswith("#/$defs/"):
-            self.problems.append(f"the reference {reference}")
-        return {"$ref": reference}
-
-    def _object(self, node: Schema) -> Schema:
-        fields = node.get("properties", {})
-        if node.get("additionalProperties") or not fields:
-            self.problems.append("an open object")
-        strict = {name: self.node(field) for name, field in fields.items()}
-        for name in strict:
-            if self.optional_is_null and name not in node.get("required", ()) and not _takes_null(strict[name]):
-                strict[name] = {"anyOf": [strict[name], {"type": "null"}]}
-        return {"type": "object", "properties": strict, "required": list(fields), "additionalProperties": False}
-
-
-def _is_taken(key: str, value: Any) -> bool:
-    if key == "format":
-        return value in _FORMATS
-    return not (key == "pattern" and "(?" in value)
-
-
-def _takes_null(schema: Schema) -> bool:
-    words = schema.get("type")
-    return words == "null" or (isinstance(words, list) and "null" in words) or any(map(_takes_null, schema.get("anyOf", ())))
+    schema = _with_each_inside(schema, lambda word, inner: every_field_asked_for(inner))
+    if not isinstance(schema, dict):
+        return schema
+    asked = {word: part for word, part in schema.items() if word not in ("title", "default")}
+    return {**asked, "required": list(asked["properties"])} if "properties" in asked else asked

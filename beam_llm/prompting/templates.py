@@ -1,4 +1,4 @@
-"""Jinja2 templates and the words around records: fields in, the text of a prompt out.
+"""Jinja2 templates: fields in, the text of a prompt out.
 
 one record    the rendered template, and nothing else
 n records     instruction, how to reply, then one envelope per record, which its text can't break out of:
@@ -7,163 +7,20 @@ n records     instruction, how to reply, then one envelope per record, which its
 
 from __future__ import annotations
 
-import base64
 import copy
 import dataclasses
-import enum
-import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
-import orjson
 from jinja2 import nodes
 
 from beam_llm.errors import PromptError, UsageError
 from beam_llm.prompting.sandbox import BoundedEnvironment, bounded
+from beam_llm.prompting.text import NotAValue, clean, plain, show
 
 ELEMENT = "element"
-
-
-# Values as text -------------------------------------------------------------------------------------------------------
-
-_JSON_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_SUBCLASS
-
-
-class NotAValue(TypeError):
-    """Something that no prompt can show; the message says what, and holds nothing of its content."""
-
-
-def show(value: Any) -> Any:
-    """A value as a prompt shows it: a string as itself, None as nothing, everything else as compact JSON.
-
-    Jinja's `finalize`: an undefined variable passes through, so that StrictUndefined can refuse it.
-
-    Raises:
-      TypeError: for a value with no JSON form, which would be shown as an address in memory.
-    """
-    if isinstance(value, enum.Enum):
-        return show(value.value)
-    if isinstance(value, (str, jinja2.Undefined)):
-        return value
-    if value is None:
-        return ""
-    if type(value) is int:
-        return str(value)
-    try:
-        text = orjson.dumps(value, default=_simpler, option=_JSON_OPTIONS).decode()
-    except TypeError:
-        # A lone surrogate, or an int beyond 64 bits.
-        text = _slow_json(value)
-    # A date, a Decimal: a string in JSON, and shown as one.
-    return orjson.loads(text) if text.startswith('"') else text
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON knows it: rows become dicts, timestamps strings."""
-    if value is None or type(value) in (str, bool):
-        return value
-    if type(value) is int:
-        return value if -(2**63) <= value < 2**64 else str(value)  # what JSON, and so the ledger, has room for
-    return orjson.loads(orjson.dumps(value, default=_simpler, option=_JSON_OPTIONS))
-
-
-def _slow_json(value: Any) -> str:
-    import json
-
-    return json.dumps(value, default=_simpler, ensure_ascii=False, separators=(",", ":"))
-
-
-def _simpler(value: Any) -> Any:
-    """What stands for a value that JSON has no word for; duck-typed, so that no Beam or pydantic is imported here."""
-    if inspect.isroutine(value) or isinstance(value, type):
-        raise NotAValue(f"{value.__qualname__} is a method or a class, not a value, and the element has no field of that name")
-    for method in ("model_dump", "as_dict", "_asdict", "to_dict"):
-        if callable(found := getattr(value, method, None)):
-            return found()
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, Set):
-        return sorted(value, key=repr)
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return _bytes_text(bytes(value))
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, (int, float)):
-        return value.__int__() if isinstance(value, int) else value.__float__()
-    if isinstance(value, Iterable):
-        return list(value)
-    kind: Any = type(value)
-    if kind.__str__ is not object.__str__ or kind.__repr__ is not object.__repr__:
-        return str(value)
-    raise NotAValue(f"a value of type {type(value).__name__} has no JSON form")
-
-
-def _bytes_text(data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return base64.b64encode(data).decode()
-
-
-def clean(text: str) -> str:
-    """The text as UTF-8 can carry it: a lone surrogate, which no provider takes, becomes U+FFFD."""
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-# Envelopes ------------------------------------------------------------------------------------------------------------
-
-
-def quote(text: str) -> str:
-    """A JSON string on one line: every character that some reader takes for a line break is escaped."""
-    quoted = orjson.dumps(text).decode()
-    return quoted if quoted.isascii() else _one_line(quoted)
-
-
-def _one_line(quoted: str) -> str:
-    for mark, escape in (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085")):
-        if mark in quoted:
-            quoted = quoted.replace(mark, escape)
-    return quoted
-
-
-_UNXML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
-
-
-def xml_text(text: str) -> str:
-    """The text as XML character data; characters that XML has no form for become U+FFFD."""
-    return _UNXML.sub("\ufffd", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
-
-
-def json_envelope(names: Sequence[str]) -> Callable[[int, Sequence[str]], str]:
-    """`Input 1: "…"` for one varying part, `Input 1: {"title": "…", "text": "…"}` for several."""
-    if len(names) == 1:
-        return lambda index, inputs: f"Input {index}: {quote(inputs[0])}"
-    keys = [f"{quote(name)}: " for name in names]
-    return lambda index, inputs: f"Input {index}: {{{', '.join([key + quote(text) for key, text in zip(keys, inputs, strict=True)])}}}"
-
-
-def xml_envelope(names: Sequence[str]) -> Callable[[int, Sequence[str]], str]:
-    """`<input index="1">…</input>`, with an element per varying part where there are several."""
-    if len(names) == 1:
-        return lambda index, inputs: f'<input index="{index}">{xml_text(inputs[0])}</input>'
-    tags = [re.sub(r"[^\w-]|^(?=[\d-])", "_", name, flags=re.ASCII) for name in names]
-
-    def envelope(index: int, inputs: Sequence[str]) -> str:
-        parts = "".join(f"<{tag}>{xml_text(text)}</{tag}>" for tag, text in zip(tags, inputs, strict=True))
-        return f'<input index="{index}">{parts}</input>'
-
-    return envelope
-
-
-# Templates ------------------------------------------------------------------------------------------------------------
 
 
 _MARK = "\0"

@@ -10,6 +10,7 @@ from typing import Any
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
+from beam_llm.prompting.chat_task import ChatTask
 from beam_llm.protocols import BatchProvider, CompletionProvider
 from beam_llm.provider_table import PROVIDERS
 from beam_llm.values import Request
@@ -70,6 +71,18 @@ def encode(settings: Settings, request: Request) -> bytes:
     """The body that `connect`'s client would send for a request; for a person to see. No key is looked up, nothing is called."""
     body: bytes = _module(settings).encode(settings, request)
     return body
+
+
+def compile_task(settings: Settings) -> ChatTask:
+    """What the settings ask, compiled, with schemas where the provider enforces them. No key is looked up, nothing is called.
+
+        task = compile_task(settings("openai:gpt-4.1-mini", prompt="Is it spam? {{ text }}", output=bool))
+        request = task.render([task.record({"text": "Win a prize!"}, None)])
+
+    Raises:
+      UsageError: for an output, a template, a path or a parser that can't be used.
+    """
+    return ChatTask(settings, getattr(_module(settings), "enforced_schema", None))
 
 
 def _module(settings: Settings) -> Any:

@@ -21,12 +21,12 @@ def fake_record(text: str, tokens: int = 10) -> Record:
 
 @dataclass
 class FakeReading:
-    """What `task.Reading` holds, for a FakeTask."""
+    """What a `Reading` holds, for a FakeTask."""
 
     values: dict[int, Any] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
     missing: tuple[int, ...] = ()
-    whole: Failure | None = None
+    reply_failure: Failure | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -48,12 +48,12 @@ class FakeTask:
 
     def read(self, count: int, completion: Completion) -> FakeReading:
         if completion.refusal:
-            return FakeReading(whole=Failure(Kind.REFUSED, completion.refusal))
+            return FakeReading(reply_failure=Failure(Kind.REFUSED, completion.refusal))
         try:
             answers = {int(index): value for index, value in json.loads(completion.text or "").items()}
         except (ValueError, AttributeError):
             kind = Kind.TRUNCATED if completion.finish is Finish.LENGTH else Kind.UNREADABLE
-            return FakeReading(whole=Failure(kind, "the reply is not JSON"))
+            return FakeReading(reply_failure=Failure(kind, "the reply is not JSON"))
         invalid = {i: Failure(Kind.INVALID, "not a string") for i, value in answers.items() if not isinstance(value, str)}
         good = {i: value for i, value in answers.items() if i not in invalid}
         return FakeReading(good, invalid, tuple(i for i in range(1, count + 1) if i not in answers))

@@ -72,7 +72,6 @@ class JobRunner:
         self._engine: Any = None
         prices = Prices.of(settings)
         self._task, self._caps = task_and_caps(settings)
-        self._output = self._task.output
         self._live_cost = prices.cost_usd
         self.store = open_store(str(settings.staging_location))
         self._provider = connect_batch(settings)
@@ -124,7 +123,7 @@ class JobRunner:
         if outcome.failure is not None:
             return None, outcome
         try:
-            return self._output.load(outcome.value), outcome
+            return self._task.load(outcome.value), outcome
         except Exception as error:  # a class whose validators changed since, or raise anything: its record's error alone
             reason = "" if isinstance(error, ValueError) else f" ({type(error).__name__})"
             failure = Failure(Kind.INVALID, f"the stored answer is not a value of output any more{reason}", 1)

@@ -33,8 +33,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm.config import Settings
 from beam_llm.errors import Failure
-from beam_llm.prompting.batching import AUTO_RECORDS, RECORD_OVERHEAD_TOKENS, Batcher, Caps
-from beam_llm.prompting.tokens import utf8_bytes
+from beam_llm.prompting.batching import AUTO_RECORDS, Batcher, Caps, tokens_of
 from beam_llm.transforms import runners
 from beam_llm.transforms.beam_internals import set_windowing, without_pane
 from beam_llm.transforms.coders import STATE_CODER
@@ -197,29 +196,19 @@ class Buffered(NamedTuple):
 
     def overflows(self, record: Record, caps: Caps) -> bool:
         """Whether the buffer has to be sent before it can take the record."""
-        return self.records > 0 and (
-            self.tokens + _tokens(record) > caps.tokens or (caps.bytes is not None and self.size + _size(record, caps) > caps.bytes)
-        )
+        return self.records > 0 and not caps.hold(self.tokens + tokens_of(record), self.size + caps.bytes_of(record))
 
     def with_record(self, record: Record, caps: Caps, micros: int, ends: int, due: float) -> Buffered:
         if not self.records:
-            return Buffered(1, _tokens(record), _size(record, caps), due, micros, ends)
+            return Buffered(1, tokens_of(record), caps.bytes_of(record), due, micros, ends)
         return Buffered(
             self.records + 1,
-            self.tokens + _tokens(record),
-            self.size + _size(record, caps),
+            self.tokens + tokens_of(record),
+            self.size + caps.bytes_of(record),
             self.due,
             min(self.oldest, micros),
             min(self.ends, ends),
         )
-
-
-def _tokens(record: Record) -> int:
-    return record.tokens + RECORD_OVERHEAD_TOKENS
-
-
-def _size(record: Record, caps: Caps) -> int:
-    return 0 if caps.bytes is None else sum(map(utf8_bytes, record.inputs))
 
 
 class FormAcrossBundles(beam.DoFn):

@@ -16,8 +16,7 @@ from apache_beam.transforms.window import WindowedValue
 from beam_llm.calls import Asked, Tally, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.pricing import LaterPrices
-from beam_llm.prompting.chat_task import Task
-from beam_llm.providers import connect, preload
+from beam_llm.providers import compile_task, connect, preload
 from beam_llm.transforms import runners
 from beam_llm.transforms.beam_internals import set_windowing
 from beam_llm.transforms.gc_tuning import QUIET_GC
@@ -114,7 +113,7 @@ class CallModel(beam.DoFn):
         QUIET_GC.acquire()
         preload(self._settings)
         prices = LaterPrices(self._settings)
-        task = Task(self._settings)
+        task = compile_task(self._settings)
         self._engine = borrow_engine(self._settings, task, partial(connect, self._settings), prices.cost_usd, prepare=prices.load)
         self._meter = Meter()
         self._in_flight = InFlight(self._engine.useful_asks)

@@ -19,9 +19,8 @@ from beam_llm import config
 from beam_llm.config import OPTIONS, Settings, key_of, settings_from_options
 from beam_llm.pricing import your_prices
 from beam_llm.prompting.batching import caps_of
-from beam_llm.prompting.chat_task import Task
 from beam_llm.prompting.templates import PromptTemplate
-from beam_llm.providers import check, preload
+from beam_llm.providers import check, compile_task, preload
 from beam_llm.transforms import runners
 from beam_llm.transforms.coders import PredictionCoder
 from beam_llm.transforms.delivering import deliver, divide
@@ -70,7 +69,7 @@ class _WithSettings(beam.PTransform):
     def _use(self, settings: Settings) -> None:
         """Whatever is wrong with the settings is said here, before there is a pipeline."""
         check(settings)
-        task = Task(settings)
+        task = compile_task(settings)
         if settings.max_input_tokens or settings.context_window:
             caps_of(settings, task.shared_tokens, settings.context_window)
         your_prices(settings)

@@ -17,7 +17,7 @@ from beam_llm.calls.reply_limit import as_first_sent
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, PromptError
 from beam_llm.prompting.batching import Batcher
-from beam_llm.prompting.chat_task import Task
+from beam_llm.protocols import Task
 from beam_llm.providers import encode
 from beam_llm.transforms.forming import task_and_caps
 from beam_llm.values import Record
@@ -85,6 +85,6 @@ def _request(settings: Settings, task: Task, batch: Sequence[tuple[Record, Any]]
     except PromptError as error:  # of a batch template on these records together
         return RequestPreview({}, None, elements, Failure(Kind.PROMPT, str(error)))
     if settings.mode == "online":
-        request = as_first_sent(request, settings, task.output.schema, len(batch))
+        request = as_first_sent(request, settings, task.answer_schema, len(batch))
     body = orjson.loads(encode(settings, request))
     return RequestPreview(body, request.schema, elements)

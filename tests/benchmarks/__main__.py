@@ -26,8 +26,8 @@ import beam_llm
 from beam_llm.cli.demo import PROMPT, Opinion
 from beam_llm.config import settings
 from beam_llm.pricing import Prices
-from beam_llm.prompting.chat_task import Task
 from beam_llm.prompting.tokens import counted_tokens
+from beam_llm.providers import compile_task
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.wire import encode_body
 from beam_llm.testing import EmulatorProcess, reviews
@@ -187,7 +187,7 @@ def output_tokens(bench: Bench, records: int = 200, batch: int = 20) -> None:
     texts = [review["text"] for review in reviews()[:records]]
     goals: dict[str, tuple[Any, float]] = {"a label": (Literal["positive", "negative", "neutral"], 0.55), "the demo's type": (Opinion, 0.9)}
     for name, (output, goal) in goals.items():
-        task = Task(settings("openai:gpt-4.1-mini", prompt=PROMPT, output=output, batch_size=batch, api_key="none"))
+        task = compile_task(settings("openai:gpt-4.1-mini", prompt=PROMPT, output=output, batch_size=batch, api_key="none"))
         asked = [task.record({"text": text}, None) for text in texts]
         spent = {}
         for shape, enforced in (("keyed", True), ("array", False)):

@@ -18,9 +18,8 @@ from beam_llm.config import settings
 from beam_llm.jobs import Ledger, PartRef, ledger, open_store, plan
 from beam_llm.jobs.parts import PartWriter
 from beam_llm.prompting.batching import caps_of
-from beam_llm.prompting.chat_task import Task
 from beam_llm.protocols import Store
-from beam_llm.providers import connect_batch
+from beam_llm.providers import compile_task, connect_batch
 from beam_llm.values import Record
 
 PART_ROWS = 50_000
@@ -43,7 +42,7 @@ def main(records: int) -> None:
     os.environ.setdefault("OPENAI_API_KEY", "none")
     with tempfile.TemporaryDirectory() as folder:
         use = settings("openai:gpt-4.1-mini", prompt="{{ element }}", mode="batch_api", staging_location=folder)
-        store, task = open_store(folder), Task(use)
+        store, task = open_store(folder), compile_task(use)
         caps, limits = caps_of(use, task.shared_tokens, None), connect_batch(use).traits
         written = list(parts(store, records))
         plan(store, task, caps, limits, [], time)

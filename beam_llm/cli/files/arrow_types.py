@@ -26,8 +26,8 @@ def _arrow_schema(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> 
     if "enum" in schema or "const" in schema:
         members = schema.get("enum", [schema.get("const")])
         return type_of_column(column_of(members))
-    if "anyOf" in schema:
-        (only,) = [member for member in schema["anyOf"] if member.get("type") != "null"]  # columns are nullable anyway
+    if members := schema.get("anyOf", schema.get("oneOf")):
+        (only,) = [member for member in members if member.get("type") != "null"]  # columns are nullable anyway
         return _arrow_schema(only, definitions)
     kind = schema["type"]
     if kind == "array":

@@ -12,8 +12,10 @@ from typing import Any
 import orjson
 
 from beam_llm.errors import UsageError
-from beam_llm.prompting.readers import ANSWERS, INDEX, MOST_VALUES, NOT_FROM_ONE, Found, Items, Shape, may_be_deep, same, shallow
+from beam_llm.prompting.readers import ANSWERS, MOST_VALUES, NOT_FROM_ONE, Found, Items, Shape
+from beam_llm.prompting.readers.depth import may_be_deep, shallow
 from beam_llm.prompting.readers.lenient import Damaged, LenientReader, Pairs
+from beam_llm.prompting.readers.matching import INDEX, same
 from beam_llm.prompting.readers.thoughts import without_thoughts
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from beam_llm.prompting.readers import MAX_DEPTH
+from beam_llm.prompting.readers.depth import MAX_DEPTH
 
 Pairs = list[tuple[str, Any]]
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import orjson
 
 from beam_llm.prompting.fitting import Fit, fit, kinds_of, meant, words_of
-from beam_llm.prompting.readers import same
+from beam_llm.prompting.readers.matching import same
 
 Schema = Mapping[str, Any]
 Root = dict[str, Any]

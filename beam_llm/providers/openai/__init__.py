@@ -4,6 +4,7 @@ chat.py       live calls                place.py        addresses, keys, hosts
 batches.py    the batch API             job_objects.py  a job as a server shows it
 wire.py       requests and replies      plain.py        the same, quickly, where nothing is unusual
 dialect.py    what an endpoint takes    lines.py        lines of result files
+              strict_schema.py  schemas as its grammars take them
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from beam_llm.config import Settings
 from beam_llm.errors import UsageError
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai.place import Place, dialect_of
+from beam_llm.providers.openai.strict_schema import strict_schema
 from beam_llm.providers.openai.wire import encode_body
-from beam_llm.values import Request
+from beam_llm.values import Request, Schema
 
 if TYPE_CHECKING:
     from beam_llm.providers.openai.batches import OpenAIBatches
@@ -78,6 +80,11 @@ def connect_batch(settings: Settings) -> OpenAIBatches:
     from beam_llm.providers.openai.batches import OpenAIBatches
 
     return OpenAIBatches(Place.of(settings), resolve_key(settings.api_key), log_data=settings.log_data, bounds=Bounds.of(settings))
+
+
+def enforced_schema(schema: Schema) -> Schema | None:
+    """The schema as strict mode enforces it; None where it can't. See `protocols.SchemaDialect`."""
+    return strict_schema(schema)
 
 
 def encode(settings: Settings, request: Request) -> bytes:

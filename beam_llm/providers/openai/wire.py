@@ -15,6 +15,7 @@ from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, shown,
 from beam_llm.providers.finishes import finish_of
 from beam_llm.providers.openai.dialect import JSON_OBJECT, JSON_SCHEMA, Dialect
 from beam_llm.providers.openai.plain import plain_reply
+from beam_llm.providers.openai.strict_schema import strict_schema
 from beam_llm.providers.typed import clean, loads, name_of, token_count, without_surrogates, word
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Pace, Request, Usage
@@ -47,12 +48,15 @@ def encode_body(request: Request, dialect: Dialect, service_tier: str | None = N
 
 
 def _ask_for_shape(body: dict[str, Any], request: Request, dialect: Dialect) -> None:
+    assert request.schema is not None
+    strict = strict_schema(request.schema)
+    schema = request.schema if strict is None else strict
     if dialect.reply_format == JSON_SCHEMA:
-        wrapped = {"name": "reply", "strict": request.strict, "schema": request.schema}
+        wrapped = {"name": "reply", "strict": strict is not None, "schema": schema}
         body["response_format"] = {"type": JSON_SCHEMA, JSON_SCHEMA: wrapped}
     if dialect.enforces_schemas:
         return
-    words = "Reply with JSON only, without any other text, following this JSON schema:\n" + orjson.dumps(request.schema).decode()
+    words = "Reply with JSON only, without any other text, following this JSON schema:\n" + orjson.dumps(schema).decode()
     body["messages"].insert(0, {"role": "system", "content": words})
     if dialect.reply_format == JSON_OBJECT:
         body["response_format"] = {"type": JSON_OBJECT}

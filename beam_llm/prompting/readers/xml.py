@@ -1,4 +1,4 @@
-"""XML and delimited replies."""
+"""XML replies: well-formed ones, and the whole answers of damaged ones. Entities and external documents are refused."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 from beam_llm.errors import UsageError
-from beam_llm.prompting.readers import ANSWERS, INDEX, MAX_DEPTH, MOST_VALUES, NOT_FROM_ONE, TOO_DEEP, Found, Items, Shape, Unusable
+from beam_llm.prompting.readers import ANSWERS, NOT_FROM_ONE, Found, Items, Shape
+from beam_llm.prompting.readers.depth import MAX_DEPTH, TOO_DEEP, Unusable
+from beam_llm.prompting.readers.matching import written_number
 from beam_llm.prompting.readers.thoughts import without_thoughts
 from beam_llm.prompting.readers.xml_values import xml_value
 
 MOST_XML_CHARACTERS = 20_000_000
-
-
-# XML ------------------------------------------------------------------------------------------------------------------
 
 
 class XmlReader:
@@ -69,7 +68,7 @@ class XmlReader:
     def _nested(self, element: ElementTree.Element) -> list[int | None]:
         """The indices of answers inside an answer; a field may be called "answer", but has no index."""
         inner = [child for child in element.iter("answer") if child is not element]
-        return [_number(child.get(self._shape.index_field)) for child in inner if child.get(self._shape.index_field) is not None]
+        return [written_number(child.get(self._shape.index_field)) for child in inner if child.get(self._shape.index_field) is not None]
 
     def _pieces(self, text: str) -> Items:
         """What is certain in a reply that is not well-formed: answers that are whole, and inside no other one.
@@ -116,7 +115,7 @@ class XmlReader:
                 written.add("".join(child.itertext()).strip())
                 element.remove(child)
         inner = element.find(self._shape.value_field) if not self._shape.fields else None
-        numbers = {_number(index) for index in written}
+        numbers = {written_number(index) for index in written}
         return numbers.pop() if len(numbers) == 1 else None, self._answer(element if inner is None else inner)
 
     def _answer(self, element: ElementTree.Element) -> Any:
@@ -174,154 +173,3 @@ def xpath(path: str) -> str:
             f"response_path is {path!r}: ElementTree does not know it as an XPath ({error}); write './/answer' or '/results/row'"
         ) from None
     return relative
-
-
-# Delimited ------------------------------------------------------------------------------------------------------------
-
-
-class DelimitedReader:
-    """One line per record, `1|positive`; a list (`1. positive`, `1: …`, `1) …`, `Input 1: …`) and a table are read, too.
-
-    An answer's text may go on over lines that don't look as if they had an index.
-
-    Args:
-      path: a regular expression with groups `index` and `value`, or None for the built-in forms.
-
-    Raises:
-      UsageError: where `path` is no such expression.
-    """
-
-    def __init__(self, path: str | None = None):
-        self._pattern = _delimited_pattern(path) if path is not None else None
-
-    def find(self, text: str, count: int, cut: bool) -> Found:
-        text = without_thoughts(text)
-        if self._pattern is not None:
-            matches = self._pattern.finditer(text)
-            lines = [_Line(_number(found["index"]), [found["value"]]) for found in matches if found["value"] is not None]
-        else:
-            lines = _numbered_lines(text, count)
-        if not lines:
-            raise ValueError("there is no line of the form index|answer in it")
-        if cut and lines[0].index != 1:
-            raise ValueError(NOT_FROM_ONE)
-        if cut:
-            lines = lines[:-1]  # the last line of a reply that was cut looks like any other
-        doubtful = {line.index for line in lines if not line.is_certain}
-        items = [(line.index, "\n".join(line.texts)) for line in lines if line.index not in doubtful]
-        if self._pattern is None:
-            if not cut and items and lines[-1].index not in doubtful:
-                items[-1] = items[-1][0], _last(items[-1][1])
-            items = [(index, answer.strip()) for index, answer in items]
-        return Found(items, {"truncated"} if cut else set())
-
-
-class _Line:
-    """An answer under way: its index, its lines so far, and whether they are certainly all of it. Nothing with an index that
-    has one doubtful line is believed."""
-
-    __slots__ = ("index", "is_certain", "is_row", "texts")
-
-    def __init__(self, index: int | None, texts: list[str], is_row: bool = False):
-        self.index = index
-        self.texts = texts
-        self.is_certain = True
-        self.is_row = is_row
-
-
-_WORD = r"(?:input|record|item|answer|entry|row|line|number|no\.?)"
-_DECORATION = rf"[ \t]{{0,40}}[^\w\n|]{{0,12}}(?:{_WORD}[^\w\n|]{{0,3}})?"
-_BEFORE = rf"{_DECORATION}(?<![-+.,])"
-_PIPED = re.compile(rf"{_BEFORE}(\d{{1,9}})[^\w\n|]{{0,12}}\|", re.IGNORECASE)
-_ROW = re.compile(rf"[ \t]{{0,40}}\|{_BEFORE}(\d{{1,9}})[^\w\n|]{{0,12}}\|", re.IGNORECASE)
-_LISTED = re.compile(
-    rf"[ \t]{{0,40}}(?:[-*•][ \t]+)?[*_(\[#`]{{0,4}}(?:{_WORD}[ \t]{{0,3}}#?)?(?<![-+.,])(\d{{1,9}})[*_`]{{0,4}}"
-    r"(?:[ \t]{0,2}(?:[.:](?!\d)|[)\]][.:]?)|[ \t]{1,3}[-–—=>]{1,3}(?=[ \t]))[*_`]{0,4}[ \t]*",
-    re.IGNORECASE,
-)
-_PERHAPS = re.compile(rf"{_DECORATION}(\d{{1,9}})(?![\d.,]*\d)", re.IGNORECASE)
-
-
-def _numbered_lines(text: str, count: int) -> list[_Line]:
-    """The answers of a reply in one of the built-in forms, as they are written.
-
-    Raises:
-      ValueError: where they are too many to be answers.
-    """
-    lines = text.split("\n")
-    marks = [_mark(line) for line in lines]
-    if len(marks) - marks.count(None) > MOST_VALUES:
-        raise ValueError(f"there are more than {MOST_VALUES:,} answers in it")
-    is_list = not any(mark is not None and mark[1] != _LISTED for mark in marks)
-    if not is_list:
-        # A line like a list's may belong to an answer's text; only an index that was asked for makes it one that counts.
-        marks = [mark if mark and (mark[1] != _LISTED or 1 <= mark[0] <= count) else None for mark in marks]
-    return _joined(lines, marks, count, is_list)
-
-
-_Mark = tuple[int, re.Pattern[str], int]
-"""A line's index, the form it is written in, and where the answer starts."""
-
-
-def _mark(line: str) -> _Mark | None:
-    for form in (_PIPED, _ROW, _LISTED) if "|" in line else (_LISTED,):
-        if found := form.match(line):
-            return int(found[1]), form, found.end()
-    return None
-
-
-def _joined(lines: list[str], marks: list[_Mark | None], count: int, is_list: bool) -> list[_Line]:
-    """Marked lines with those that go on from them.
-
-    A line of a list inside an answer looks like the next answer. So it ends the answer in front of it; and where its index
-    does not go on from there, the answer in front is not certain any more. A line that starts with the number of a record
-    which has no other line is read into no answer: it may be that record's.
-    """
-    indices = {mark[0] for mark in marks if mark}
-    seen: set[int] = set()
-    found: list[_Line] = []
-    for line, mark in zip(lines, marks, strict=True):
-        if mark is not None:
-            index, form, start = mark
-            if found and form is _LISTED and index <= (found[-1].index or 0) and (index in seen or not is_list):
-                found[-1].is_certain = False
-            seen.add(index)
-            is_row = form is _ROW
-            found.append(_Line(index, [line[start:].strip().removesuffix("|") if is_row else line[start:]], is_row))
-        elif found and (number := _strange_number(line, count, indices)):
-            found[-1].is_certain &= number == (found[-1].index or 0) + 1
-            found.append(_Line(None, []))
-            found[-1].is_certain = False
-        elif found and not found[-1].is_row:
-            found[-1].texts.append(line)
-    return found
-
-
-def _strange_number(line: str, count: int, indices: set[int]) -> int:
-    """The number that the line starts with, where that is a record's without a line of its own; else 0."""
-    found = _PERHAPS.match(line)
-    number = int(found[1]) if found else 0
-    return number if 1 <= number <= count and number not in indices else 0
-
-
-def _last(answer: str) -> str:
-    """The last answer, without what a model says after it: a closing fence, or a remark after an empty line."""
-    return re.split(r"\n[ \t]*\n|\n[ \t]*```", answer, maxsplit=1)[0]
-
-
-def _number(written: str | None) -> int | None:
-    found = INDEX.fullmatch(written or "")
-    return int(found[1]) if found else None
-
-
-def _delimited_pattern(path: str) -> re.Pattern[str]:
-    try:
-        pattern = re.compile(path, re.MULTILINE)
-    except re.error as error:
-        raise UsageError(f"response_path is {path!r}: it is no regular expression ({error}); {_DELIMITED_ADVICE}") from None
-    if not {"index", "value"} <= pattern.groupindex.keys():
-        raise UsageError(f"response_path is {path!r}: it needs the groups index and value; {_DELIMITED_ADVICE}")
-    return pattern
-
-
-_DELIMITED_ADVICE = r"write '^(?P<index>\d+)\|(?P<value>.*)$'"

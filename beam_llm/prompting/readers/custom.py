@@ -1,0 +1,23 @@
+"""Replies that only their user can read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from beam_llm.prompting.readers import Found, Parser
+from beam_llm.prompting.readers.depth import shallow
+
+
+class CustomReader:
+    """A user's `parser(text, count)`, which gives a mapping or pairs of index and answer."""
+
+    def __init__(self, parser: Parser):
+        self._parser = parser
+
+    def find(self, text: str, count: int, cut: bool) -> Found:
+        try:
+            parsed = self._parser(text, count)
+            pairs = parsed.items() if isinstance(parsed, Mapping) else parsed
+            return Found(shallow([(index, answer) for index, answer in pairs]), set())
+        except Exception as error:  # a user's function; whatever it trips over, the reply is not read
+            raise ValueError(f"its parser raised {type(error).__name__}") from error

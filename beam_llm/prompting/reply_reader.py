@@ -1,0 +1,311 @@
+"""Replies into readings: which records are answered with certainty, with what, and why the others are not.
+
+Completion ─ ended well? ─ a reader's (index, answer) pairs ─ match ─ validate ─► Reading
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+import pydantic_core
+
+from beam_llm.errors import Failure, Kind
+from beam_llm.prompting.output_types import Output
+from beam_llm.prompting.readers import Found, Reader, Shape
+from beam_llm.prompting.readers.depth import TOO_DEEP, Unusable, is_deep, may_be_deep
+from beam_llm.prompting.readers.json_reader import JsonReader, unfenced, without_surrogates
+from beam_llm.prompting.readers.matching import list_indices, match, same
+from beam_llm.prompting.readers.thoughts import may_hold_thoughts, without_thoughts
+from beam_llm.values import Completion, Finish, Reading
+
+SHOWN_CHARACTERS = 120
+"""How much of a reply is shown in a message, with `log_data`."""
+TO_SEE_IT = " (log_data=True, or --log-data, shows it)"
+
+
+class ReplyReader:
+    """Reads one task's replies.
+
+    Args:
+      output: what an answer has to be.
+      shape: how an answer stands in a reply.
+      reader: of the reply's format.
+      kind: of the reply: `json`, `xml`, `delimited` or `custom`.
+      log_data: whether messages may hold a reply's own words.
+    """
+
+    def __init__(self, output: Output, shape: Shape, reader: Reader, kind: str, *, log_data: bool):
+        self._output, self._shape, self._reader, self._log_data = output, shape, reader, log_data
+        self._is_json, self._is_custom = kind == "json", kind == "custom"
+        self._typed = {
+            "json": self._typed_json,
+            "xml": self._typed_xml,
+            "delimited": self._typed_line,
+            "custom": self._typed_custom,
+        }[kind]
+
+    def read(self, count: int, completion: Completion, is_single: bool) -> Reading:
+        """What the reply says about the `count` records of its prompt. Never raises.
+
+        Args:
+          is_single: the one record went without an envelope, and so may its answer.
+        """
+        try:
+            return self._read(count, completion, is_single)
+        except Exception as error:  # a guard: one reply's trouble is its records', whoever else waits for us
+            failure = Failure(Kind.UNREADABLE, f"the reply can't be read: {type(error).__name__}")
+            return _nothing(count, failure)
+
+    def _read(self, count: int, completion: Completion, is_single: bool) -> Reading:
+        failure = _failure_of(completion)
+        if failure is not None:
+            return _nothing(count, failure)
+        text, is_cut = _usable(completion.text or ""), completion.finish is Finish.LENGTH
+        if is_single and not self._is_custom:
+            return self._read_text(text, is_cut) if self._output.is_text else self._read_single(text, is_cut)
+        return self._read_several(text, count, is_cut)
+
+    def plain_answer(self, text: str) -> bytes | None:
+        """See `ChatTask.plain_answer`."""
+        output = self._output
+        if not text or text.isspace() or may_be_deep(text) or (output.is_text and may_hold_thoughts(text)):
+            return None
+        try:
+            if output.is_text:
+                return orjson.dumps(text)
+            value = output.validate(orjson.loads(text))
+        except Exception:  # a user's validator may raise anything; `read` says what
+            return None
+        return text.encode() if output.keeps_replies else orjson.dumps(value)
+
+    def _read_text(self, text: str, is_cut: bool) -> Reading:
+        text = without_thoughts(text)
+        if is_cut or not text or text.isspace():
+            return _nothing(1, _cut() if is_cut else _no_answer())
+        return Reading({1: text}, {}, (), raws={1: text})
+
+    def _read_several(self, text: str, count: int, is_cut: bool) -> Reading:
+        try:
+            items, warnings = self._found(text, count, is_cut)
+        except ValueError as error:
+            return self._bare(text, count, is_cut) or _nothing(count, self._unreadable(f"the reply can't be read: {error}", text, is_cut))
+        answers = match(items, count, warnings, is_cut)
+        values, failures, raws = self._validated(answers)
+        if is_cut and len(answers) < count:
+            warnings.add("truncated")
+        if not items and count == 1 and not is_cut:
+            return _nothing(1, _no_answer(), warnings)
+        if not answers:
+            seen = f"{len(items)} answer{'s' if len(items) > 1 else ''}, none of them certain" if items else "no answer"
+            failure = self._unreadable(f"asked for {list_indices(range(1, count + 1))}, the reply holds {seen}", text, is_cut)
+            return _nothing(count, failure, warnings)
+        missing = () if len(answers) == count else tuple([index for index in range(1, count + 1) if index not in answers])
+        return Reading(values, failures, missing, None, tuple(sorted(warnings)), raws)
+
+    def _found(self, text: str, count: int, is_cut: bool) -> Found:
+        if self._is_custom:
+            text = without_thoughts(text)
+        return self._reader.find(text, count, is_cut)
+
+    def _bare(self, text: str, count: int, is_cut: bool) -> Reading | None:
+        """The answer to a single record without anything around it; of free text it can't be told whether it is one."""
+        if count != 1 or is_cut or self._is_custom or self._output.is_text or may_be_deep(text):
+            return None
+        try:
+            value, raw = self._output.parse_text(unfenced(without_thoughts(text)))
+        except Exception:  # a user's validator may raise anything
+            return None
+        return Reading({1: value}, {}, (), None, ("no_index",), {1: raw})
+
+    def _validated(self, answers: Mapping[int, Any]) -> tuple[dict[int, Any], dict[int, Failure], Mapping[int, Any]]:
+        """Values, failures and the values' JSON, by index."""
+        values: dict[int, Any] = {}
+        failures: dict[int, Failure] = {}
+        raws: dict[int, Any] = {}
+        is_json, validate, typed = self._is_json, self._output.validate, self._typed
+        for index, answer in answers.items():
+            try:
+                if type(answer) is Unusable:
+                    failures[index] = Failure(Kind.INVALID, f"answer {index} is not a value of output: {answer.reason}")
+                elif is_json:
+                    values[index] = validate(answer)
+                elif type(answer) is str and may_be_deep(answer) and not self._output.is_text:
+                    failures[index] = self._invalid(f"answer {index} is not a value of output: {TOO_DEEP.reason}", answer)
+                else:
+                    values[index], raws[index] = typed(answer)
+            except Exception as error:  # a user's validator may raise anything
+                failures[index] = self._invalid(f"answer {index} is not a value of output: {_reason(error)}", answer)
+        return values, failures, answers if is_json else raws
+
+    def stored(self, reading: Reading, index: int) -> Any:
+        """See `ChatTask.stored`."""
+        if self._output.keeps_replies:
+            raw = reading.raws[index]
+            try:
+                orjson.dumps(raw)
+                return raw
+            except TypeError:  # a custom parser may give what is no JSON
+                pass
+        return self._output.dump(reading.values[index])
+
+    def _read_single(self, text: str, is_cut: bool) -> Reading:
+        """One answer without an envelope: JSON as asked for, JSON with noise around it, or the bare value.
+
+        Two different answers in one reply are none: one may be a draft, or an example.
+        """
+        assert isinstance(self._reader, JsonReader)
+        found: Reading | None = None
+        invalid: Failure | None = None
+        is_blank = False
+        for value, warning in self._reader.values(text, is_cut):
+            is_blank = is_blank or (_is_blank(value) and not is_cut)
+            try:
+                typed, raw = self._unwrapped(value, text)
+            except LookupError:
+                continue
+            except Exception as error:  # a user's validator may raise anything
+                invalid = invalid or self._invalid(f"the answer is not a value of output: {_reason(error)}", value)
+                continue
+            if found is None:
+                found = Reading({1: typed}, {}, (), None, (warning,) if warning else (), {1: raw})
+            elif not same(found.raws[1], raw):
+                return _nothing(1, self._unreadable("the reply holds two different answers", text, is_cut))
+        if found is not None:
+            return found
+        if bare := self._bare(text, 1, is_cut):
+            return bare._replace(warnings=("wrapped",))
+        if is_blank:
+            return _nothing(1, _no_answer())
+        if invalid is not None:
+            return Reading({}, {1: invalid}, ())
+        return _nothing(1, self._unreadable("the reply can't be read: there is no value of output in it", text, is_cut))
+
+    def _unwrapped(self, value: Any, text: str) -> tuple[Any, Any]:
+        """The typed answer, and its JSON, inside a JSON value that may be the answer, or an object or an envelope around it.
+
+        Raises:
+          ValueError: it is there, and no value of output.
+          LookupError: it is not there.
+        """
+        refused: ValueError | None = None
+        if may_be_deep(text) and is_deep(value):
+            raise ValueError(TOO_DEEP.reason)
+        # A list of objects that have an index of their own looks like an envelope: what stands where it was asked for goes before.
+        is_wrapped = not self._output.is_object and type(value) is dict and value.keys() == {self._shape.value_field}
+        if type(value) is not dict or self._output.is_object or is_wrapped:
+            answer = value[self._shape.value_field] if is_wrapped else value
+            try:
+                return self._output.validate(answer), answer
+            except ValueError as error:
+                refused = error
+        assert isinstance(self._reader, JsonReader)
+        items = self._reader.items(value, 1)
+        answers = match(items, 1, set())
+        if answers:
+            return self._output.validate(answers[1]), answers[1]
+        if refused is not None and (is_wrapped or (items and all(index is None for index, _ in items))):
+            raise refused
+        raise LookupError("no certain answer")
+
+    def _typed_json(self, answer: Any) -> tuple[Any, Any]:
+        return self._output.validate(answer), answer
+
+    def _typed_xml(self, answer: Any) -> tuple[Any, Any]:
+        return self._output.parse_text(answer.strip()) if isinstance(answer, str) else self._typed_json(answer)
+
+    def _typed_line(self, answer: str) -> tuple[Any, Any]:
+        try:
+            return self._output.parse_text(answer)
+        except ValueError:
+            # A remark in the lines below; a number or a label is on the first.
+            return self._output.parse_text(answer.strip().partition("\n")[0])
+
+    def _typed_custom(self, answer: Any) -> tuple[Any, Any]:
+        answer = without_surrogates(answer)
+        try:
+            typed, raw = self._typed_json(answer)
+        except ValueError:
+            if not isinstance(answer, str):
+                raise
+            typed, raw = self._output.parse_text(answer)
+        try:
+            orjson.dumps(raw)
+        except TypeError:  # what can't be written has to be found here, at its record
+            raw = _plain_or(raw, lambda: self._output.dump(typed))
+        return typed, raw
+
+    def _unreadable(self, message: str, text: str, is_cut: bool) -> Failure:
+        if is_cut:
+            return _cut()
+        if not without_thoughts(text).strip():
+            return _no_answer()
+        return Failure(Kind.UNREADABLE, message + (self._datum(text) or TO_SEE_IT))
+
+    def _invalid(self, message: str, answer: Any) -> Failure:
+        return Failure(Kind.INVALID, message + self._datum(answer))
+
+    def _datum(self, value: Any) -> str:
+        """The reply's own words, only where the user allows them in messages."""
+        if not self._log_data:
+            return ""
+        shown = repr(value)
+        return f": {shown if len(shown) <= SHOWN_CHARACTERS else shown[:SHOWN_CHARACTERS] + '…'}"
+
+
+def _plain_or(raw: Any, otherwise: Callable[[], Any]) -> Any:
+    """What a user's parser gave, as JSON: bytes become text, sets lists; else what its class writes."""
+    try:
+        return pydantic_core.to_jsonable_python(raw)
+    except Exception:  # whatever a user's object does
+        return otherwise()
+
+
+def _failure_of(completion: Completion) -> Failure | None:
+    finish = completion.finish
+    if completion.refusal or finish is Finish.REFUSED:
+        return Failure(Kind.REFUSED, "the model refused to answer")
+    if finish is Finish.FILTERED:
+        return Failure(Kind.REFUSED, "the provider's content filter stopped the reply")
+    if finish is Finish.FAILED:
+        word = f" ({completion.finish_reason[:40]!r})" if completion.finish_reason else ""
+        return Failure(Kind.UNREADABLE, f"the provider says that the reply failed{word}; what there is of it is not an answer")
+    if not completion.text or completion.text.isspace():
+        return _cut() if finish is Finish.LENGTH else _no_answer()
+    return None
+
+
+def _usable(text: str) -> str:
+    """The text without lone surrogates, which nothing that keeps or sends it can take."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return str(without_surrogates(text))
+
+
+def _no_answer() -> Failure:
+    return Failure(Kind.MISSING, "the reply is empty, or holds no answer at all")
+
+
+def _reason(error: Exception) -> str:
+    """What may be said of a value that was refused: a reason of ours, or no more than the name of a user's exception."""
+    return str(error) if isinstance(error, ValueError) else f"its class raised {type(error).__name__}"
+
+
+def _is_blank(value: Any) -> bool:
+    """`null`, `{}`, `[]`, `{"answers": []}`: JSON with nothing in it."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return value is None or (isinstance(value, list) and all(map(_is_blank, value)))
+
+
+def _cut() -> Failure:
+    return Failure(Kind.TRUNCATED, "the reply ended at its token limit before an answer was complete; raise max_output_tokens")
+
+
+def _nothing(count: int, failure: Failure, warnings: set[str] | None = None) -> Reading:
+    return Reading({}, {}, tuple(range(1, count + 1)), failure, tuple(sorted(warnings or ())))

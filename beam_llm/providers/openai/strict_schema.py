@@ -1,0 +1,149 @@
+"""JSON schemas as OpenAI's strict mode takes them: a grammar of closed objects, all of whose properties are required.
+
+Source: developers' guide to structured outputs, "Supported schemas", read 2026-11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from beam_llm.values import Schema
+
+MOST_PROPERTIES = 5_000
+"""Of all objects in a schema together."""
+MOST_CHARACTERS = 120_000
+"""Of all names of properties and definitions, and of all fixed words, together."""
+
+_KEPT = (
+    "type", "enum", "const", "description", "pattern", "format", "multipleOf", "minimum", "maximum",
+    "exclusiveMinimum", "exclusiveMaximum", "minItems", "maxItems",
+)  # fmt: skip
+"""Keywords of strict mode that hold no schema."""
+
+_TOLD = ("minLength", "maxLength", "pattern", "format", "uniqueItems")
+"""What strict mode does not enforce goes to the model in words, as part of the description; the
+answer is held to it all the same, when it is read."""
+
+_FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
+_BEYOND = (
+    "allOf", "not", "if", "then", "else", "prefixItems", "patternProperties", "dependentSchemas",
+    "contains", "propertyNames",
+)  # fmt: skip
+
+_MOST_KEPT = 256
+_known: dict[int, tuple[Schema, Schema | None]] = {}
+
+
+def strict_schema(schema: Schema) -> Schema | None:
+    """The schema in strict mode's form; None where strict mode can't hold a reply to it, or is too small for it.
+
+    Unknown keywords are dropped, rules that strict mode has no word for become part of the description,
+    and a property that may be left out may be null instead.
+
+        {"type": "object", "properties": {"stars": {"type": "integer"}}}
+        → {"type": "object", "properties": {"stars": {"anyOf": [{"type": "integer"}, {"type": "null"}]}},
+           "required": ["stars"], "additionalProperties": False}
+    """
+    # Every request comes with its schema, and a task gives the same dict for all prompts of one size: the
+    # walk takes longer than all the rest of writing a request, so it is made once. The schema is kept
+    # beside its id, so that no other dict can have that id.
+    known = _known.get(id(schema))
+    if known is not None and known[0] is schema:
+        return known[1]
+    made = _made_strict(schema)
+    if len(_known) >= _MOST_KEPT:
+        _known.clear()
+    _known[id(schema)] = schema, made
+    return made
+
+
+class _BeyondStrict(Exception):
+    """The schema says something that strict mode can't express: an open object, a tuple, a condition."""
+
+
+def _made_strict(schema: Schema) -> Schema | None:
+    try:
+        strict = _node(schema)
+        if "$defs" in schema:
+            strict["$defs"] = {name: _node(node) for name, node in schema["$defs"].items()}
+    except (_BeyondStrict, RecursionError):
+        return None
+    properties, characters = _size(strict)
+    return strict if properties <= MOST_PROPERTIES and characters <= MOST_CHARACTERS else None
+
+
+def _node(node: Any) -> Schema:
+    if not isinstance(node, dict):
+        raise _BeyondStrict
+    if "$ref" in node:
+        return _reference(node["$ref"])
+    if len(node.get("allOf", ())) == 1:
+        return _node({**{word: part for word, part in node.items() if word != "allOf"}, **node["allOf"][0]})
+    if any(word in node for word in _BEYOND):
+        raise _BeyondStrict
+    strict = {word: node[word] for word in _KEPT if word in node and _is_taken(word, node[word])}
+    told = [f"{word} {node[word]}" for word in _TOLD if word in node and word not in strict]
+    if told:
+        strict["description"] = "; ".join(filter(None, [node.get("description"), *told]))
+    if "anyOf" in node or "oneOf" in node:
+        strict["anyOf"] = [_node(member) for member in (*node.get("anyOf", ()), *node.get("oneOf", ()))]
+    if "items" in node or node.get("type") == "array":
+        strict["items"] = _node(node.get("items"))
+    if node.get("type") == "object" or "properties" in node:
+        strict.update(_object(node))
+    if not strict.keys() & {"type", "enum", "const", "anyOf"}:
+        raise _BeyondStrict  # any value would do
+    return strict
+
+
+def _reference(reference: str) -> Schema:
+    if not reference.startswith("#/$defs/"):
+        raise _BeyondStrict
+    return {"$ref": reference}
+
+
+def _object(node: Schema) -> Schema:
+    fields = node.get("properties", {})
+    if node.get("additionalProperties") or not fields:
+        raise _BeyondStrict
+    strict = {name: _node(field) for name, field in fields.items()}
+    required = node.get("required", ())
+    for name, field in strict.items():
+        if name not in required and not _takes_null(field):
+            strict[name] = {"anyOf": [field, {"type": "null"}]}
+    return {"type": "object", "properties": strict, "required": list(fields), "additionalProperties": False}
+
+
+def _is_taken(word: str, value: Any) -> bool:
+    if word == "format":
+        return value in _FORMATS
+    return not (word == "pattern" and "(?" in value)
+
+
+def _takes_null(schema: Schema) -> bool:
+    words = schema.get("type")
+    is_nullable = words == "null" or (isinstance(words, list) and "null" in words)
+    return is_nullable or any(map(_takes_null, schema.get("anyOf", ())))
+
+
+def _size(strict: Schema) -> tuple[int, int]:
+    """Properties, and characters of names and fixed words: what strict mode's limits count."""
+    properties = characters = 0
+    for node in _nodes(strict):
+        properties += len(node.get("properties", ()))
+        for names in (node.get("properties", ()), node.get("$defs", ()), _fixed_words(node)):
+            characters += sum(len(str(name)) for name in names)
+    return properties, characters
+
+
+def _nodes(node: Schema) -> Iterator[Schema]:
+    """Every schema inside a strict one, itself among them."""
+    yield node
+    inner = [*node.get("properties", {}).values(), *node.get("$defs", {}).values(), *node.get("anyOf", ())]
+    for child in [*inner, node["items"]] if "items" in node else inner:
+        yield from _nodes(child)
+
+
+def _fixed_words(node: Schema) -> list[Any]:
+    return [*node.get("enum", ()), *([node["const"]] if "const" in node else ())]
