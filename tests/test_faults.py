@@ -16,7 +16,7 @@ import pytest
 from apache_beam.metrics import MetricsFilter
 
 from beam_llm import LLMPredict
-from beam_llm.calls import limits, policy
+from beam_llm.calls import limiter, policy
 from beam_llm.errors import Kind
 from beam_llm.testing import Emulator, EmulatorProcess, Fault
 from beam_llm.testing.sample import reviews
@@ -156,7 +156,7 @@ def test_a_storm_of_429s_is_ridden_out_and_told_to_the_runner():
 
 def test_a_limit_of_requests_per_minute_is_kept_by_waiting(monkeypatch):
     """1,800 a minute refill at 30 a second: the surplus of 40 calls is turned away, waits and comes through."""
-    monkeypatch.setattr(limits, "RESET_MOST_SECONDS", 0.5)  # the headers' reset is a minute off; 30 s of it would be waited for
+    monkeypatch.setattr(limiter, "RESET_MOST_SECONDS", 0.5)  # the headers' reset is a minute off; 30 s of it would be waited for
     texts = distinct_texts(80)
     with Emulator(requests_per_minute=1_800) as emulator:
         emulator.service.limits._requests.take(1_760)  # as if most of the minute's budget were spent

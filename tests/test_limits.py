@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beam_llm.calls import Asked, Engine
+from beam_llm.calls.endpoint import Endpoint
 from beam_llm.calls.limiter import Budget, LocalLimiter, Window, hold_seconds
-from beam_llm.testing.fakes import run_virtually
+from beam_llm.config import settings
+from beam_llm.errors import Kind, Retryable
+from beam_llm.protocols import Admission
+from beam_llm.testing.fakes import FakeProvider, FakeTask, fake_record, run_virtually
 from beam_llm.values import Pace
 
 
@@ -227,3 +232,51 @@ def test_used_up_headers_hold_everyone_until_the_reset():
         return await asyncio.gather(held(limiter, 0.0), held(limiter, 0.0), held(limiter, 0.0))
 
     assert [round(time, 2) for time in run_virtually(main())] == [1.8, 1.8, 1.8]
+
+
+class SharedLimiter:
+    """As one whose budgets are kept elsewhere: nothing of LocalLimiter in it."""
+
+    slots = 3
+    counts_tokens = True
+
+    def __init__(self) -> None:
+        self.said: list[tuple] = []
+
+    async def admit(self, tokens, *, is_follow_up=False):
+        self.said.append(("admit", tokens, is_follow_up))
+        return Admission(sent_at=asyncio.get_running_loop().time(), waited_seconds=2.0, throttled_seconds=1.5)
+
+    def settle(self, admission, tokens, pace):
+        self.said.append(("settle", tokens))
+
+    def throttled(self, admission, retry_after_seconds):
+        self.said.append(("throttled", retry_after_seconds))
+
+    def timed_out(self, admission):
+        self.said.append(("timed_out",))
+
+    def release(self, admission):
+        self.said.append(("release",))
+
+
+def test_a_limiter_of_another_kind_is_all_that_an_endpoint_needs():
+    limiter, refused = SharedLimiter(), Retryable(Kind.RATE_LIMITED, "too fast", retry_after_seconds=4.0)
+    late = Retryable(Kind.TIMED_OUT, "too late")
+    provider = FakeProvider(script=[refused, late])
+
+    async def main() -> Asked:
+        known = settings("openai:fake", base_url="http://localhost/v1")
+        endpoint = Endpoint(known, lambda: provider, limiter)
+        engine = Engine(known, FakeTask(), lambda: provider, lambda usage: 0.0, endpoint=endpoint)
+        assert engine.useful_asks() == 7
+        return await engine.ask([fake_record("a", tokens=25)])
+
+    asked = run_virtually(main())
+    assert asked.outcomes[0].value == "A"
+    assert asked.tally.throttled_seconds >= 4.0 + 3 * 1.5
+    assert limiter.said == [
+        *(("admit", 25, False), ("throttled", 4.0), ("release",)),
+        *(("admit", 25, True), ("timed_out",), ("release",)),
+        *(("admit", 25, True), ("settle", sum(provider.replied[0][:2])), ("release",)),
+    ]

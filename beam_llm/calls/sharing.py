@@ -47,6 +47,10 @@ def borrow_engine(
 ) -> Engine:
     """An engine on this process's endpoint for these settings. Give it back with `return_engine`, once.
 
+        engine = borrow_engine(settings, task, partial(connect, settings), Prices.of(settings).cost_usd)
+        outcomes = engine.submit(records).result().outcomes
+        return_engine(engine)
+
     Each borrower has its own engine (its own task, prices, retries); what costs or limits is shared. Nothing is connected before the
     first call.
     """
