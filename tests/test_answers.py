@@ -14,7 +14,8 @@ from beam_llm.errors import UsageError
 from beam_llm.prompting.readers import Shape
 from beam_llm.prompting.readers.custom import CustomReader
 from beam_llm.prompting.readers.delimited import DelimitedReader
-from beam_llm.prompting.readers.json_reader import JsonReader, json_path
+from beam_llm.prompting.readers.json_path import json_path
+from beam_llm.prompting.readers.json_reader import JsonReader
 from beam_llm.prompting.readers.matching import list_indices, match, missing_message
 from beam_llm.prompting.readers.xml import XmlReader
 

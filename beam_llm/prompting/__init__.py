@@ -1,1 +1,13 @@
-"""Records in, a request out; a reply in, answers out. Pure: no I/O, no clock, no Beam."""
+"""Records in, a request out; a reply in, answers out. Pure: no I/O, no clock, no provider.
+
+    chat_task       one use of a chat model, compiled: what `protocols.Task` asks for
+    templates       the user's prompt over an element's fields    sandbox   within bounds
+    text            values and records as a prompt shows them     tokens    how long they are
+    batching        how many records share a prompt
+    reply_format    how a reply is asked for: its schema          reply_words   and in words
+    readers/        a reply's text → answers by index             reply_reader  → a Reading
+    output_types    what an answer has to be: a Python type (type_checker) or a JSON schema (schema_checker)
+
+A record's way: `ChatTask.record` makes it of an element, a `Batcher` puts it beside others, `ChatTask.render` asks about them all,
+and `ChatTask.read` finds its answer in the reply, or says why there is none.
+"""

@@ -15,7 +15,7 @@ from beam_llm.config import Settings
 from beam_llm.prompting import reply_words
 from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.readers import ANSWERS, Reader, Shape
-from beam_llm.prompting.readers.json_reader import simple_path
+from beam_llm.prompting.readers.json_path import simple_path
 from beam_llm.prompting.templates import PromptTemplate
 from beam_llm.prompting.text import json_envelope, xml_envelope
 from beam_llm.prompting.tokens import estimate_tokens

@@ -31,7 +31,11 @@ Items = list[tuple[Any, Any]]
 """Indices and answers, both as they are written; None for an answer without an index."""
 
 Parser = Callable[[str, int], Any]
-"""A user's own: the reply's text and the number of records → a mapping, or pairs, of index and answer."""
+"""A user's own: the reply's text and the number of records → a mapping, or pairs, of index and answer.
+
+    def parser(text: str, count: int) -> dict[int, str]:
+        return dict(enumerate(text.split(";"), 1))
+"""
 
 
 class Shape(NamedTuple):
@@ -58,7 +62,12 @@ class Found(NamedTuple):
 
 
 class Reader(Protocol):
-    """One reply format."""
+    """One reply format. A reader finds what is written, and judges only whether it is whole; whose an answer is, `match` decides.
+
+    reader = JsonReader(Shape())
+    reader.find('Sure! [{"index": 1, "value": "spam"}]', 1, cut=False)
+    # Found([(1, "spam")], {"wrapped"})
+    """
 
     def find(self, text: str, count: int, cut: bool) -> Found:
         """The answers in `text`, which were to be `count`; `cut`: the reply ended at its token limit.

@@ -19,7 +19,7 @@ class DelimitedReader:
       path: a regular expression with groups `index` and `value`, or None for the built-in forms.
 
     Raises:
-      UsageError: where `path` is no such expression.
+      UsageError: where `path` is not such an expression.
     """
 
     def __init__(self, path: str | None = None):
@@ -144,7 +144,7 @@ def _delimited_pattern(path: str) -> re.Pattern[str]:
     try:
         pattern = re.compile(path, re.MULTILINE)
     except re.error as error:
-        raise UsageError(f"response_path is {path!r}: it is no regular expression ({error}); {_DELIMITED_ADVICE}") from None
+        raise UsageError(f"response_path is {path!r}: it is not a regular expression ({error}); {_DELIMITED_ADVICE}") from None
     if not {"index", "value"} <= pattern.groupindex.keys():
         raise UsageError(f"response_path is {path!r}: it needs the groups index and value; {_DELIMITED_ADVICE}")
     return pattern

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 import orjson
 
-from beam_llm.errors import UsageError
 from beam_llm.prompting.readers import ANSWERS, MOST_VALUES, NOT_FROM_ONE, Found, Items, Shape
 from beam_llm.prompting.readers.depth import may_be_deep, shallow
+from beam_llm.prompting.readers.json_path import json_path, simple_path
 from beam_llm.prompting.readers.lenient import Damaged, LenientReader, Pairs
 from beam_llm.prompting.readers.matching import INDEX, same
 from beam_llm.prompting.readers.thoughts import without_thoughts
@@ -27,7 +27,7 @@ class JsonReader:
       path: JSONPath to the answers, or None for the built-in shape.
 
     Raises:
-      UsageError: where `path` is no JSONPath.
+      UsageError: where `path` is not a JSONPath.
     """
 
     def __init__(self, shape: Shape, path: str | None = None):
@@ -38,8 +38,6 @@ class JsonReader:
         self._key = f'"{shape.index_field}"'
         self._mentions = re.compile(rf"""["']?{re.escape(shape.index_field)}["']?\s*:\s*["']?(\d{{1,9}})""")
         self._as_written = shape.is_object and not shape.fields
-
-    # Good replies
 
     def find(self, text: str, count: int, cut: bool) -> Found:
         try:
@@ -108,8 +106,6 @@ class JsonReader:
             type(value) is list and bool(value) and all(type(element) is dict and self._shape.index_field in element for element in value)
         )
 
-    # Answers under numbers
-
     def _keyed(self, data: Any, count: int) -> dict[str, Any] | None:
         """Answers that the model wrote as `{"1": …, "2": …}`; of other names beside all that were asked for, nothing."""
         if not isinstance(data, dict):
@@ -159,8 +155,6 @@ class JsonReader:
             return without_surrogates(value), end
         except RecursionError:
             raise ValueError("nested too deeply") from None
-
-    # Replies with noise around them, and damaged ones
 
     def values(self, text: str, cut: bool) -> Iterator[tuple[Any, str | None]]:
         """Every JSON value that the reply to a single record may mean, each with a warning or None."""
@@ -415,55 +409,3 @@ def without_surrogates(value: Any) -> Any:
     if type(value) is _Twice:
         return _Twice([(without_surrogates(key), without_surrogates(item)) for key, item in value.pairs])
     return value
-
-
-def _no_path(path: str, why: str) -> UsageError:
-    return UsageError(f"response_path is {path!r}: it is no JSONPath ({why}); write '$[*]' or '$.results[*]'")
-
-
-_SIMPLE_PATH = re.compile(r"\$((?:\.[A-Za-z_]\w*)*)(\[\*\])?")
-
-
-def json_path(path: str) -> Callable[[Any], list[Any]]:
-    """JSON value → the values at `path`, a JSONPath (RFC 9535).
-
-    Raises:
-      UsageError: where `path` is none.
-    """
-    keys = simple_path(path)
-    if keys is not None:
-        return lambda data: _walked(data, keys, path.endswith("[*]"))
-    import jsonpath
-
-    if not path.startswith("$"):
-        raise _no_path(path, "it has to start with $")
-    try:
-        compiled = jsonpath.compile(path)
-    except jsonpath.JSONPathError as error:
-        raise _no_path(path, str(error).splitlines()[0]) from None
-
-    def select(data: Any) -> list[Any]:
-        try:
-            return list(compiled.findall(data))
-        except (jsonpath.JSONPathError, RecursionError):
-            return []
-
-    return select
-
-
-def simple_path(path: str) -> list[str] | None:
-    """The keys on the way to the array, where the path is only keys: `$.a.b[*]` → `["a", "b"]`; else None."""
-    found = _SIMPLE_PATH.fullmatch(path)
-    return [key for key in found[1].split(".") if key] if found else None
-
-
-def _walked(data: Any, keys: Sequence[str], is_each: bool) -> list[Any]:
-    for key in keys:
-        if not isinstance(data, dict) or key not in data:
-            return []
-        data = data[key]
-    if not is_each:
-        return [data]
-    if isinstance(data, dict):
-        return list(data.values())
-    return list(data) if isinstance(data, list) else []

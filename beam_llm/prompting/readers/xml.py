@@ -29,7 +29,7 @@ class XmlReader:
       schema: of one answer; says which fields are lists and numbers.
 
     Raises:
-      UsageError: where `path` is no XPath, or defusedxml is not installed.
+      UsageError: where `path` is not an XPath, or defusedxml is not installed.
     """
 
     def __init__(self, shape: Shape, path: str | None, schema: Mapping[str, Any]):

@@ -1,0 +1,61 @@
+"""`response_path` in JSON: where in a reply the answers are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from beam_llm.errors import UsageError
+
+
+def _no_path(path: str, why: str) -> UsageError:
+    return UsageError(f"response_path is {path!r}: it is not a JSONPath ({why}); write '$[*]' or '$.results[*]'")
+
+
+_SIMPLE_PATH = re.compile(r"\$((?:\.[A-Za-z_]\w*)*)(\[\*\])?")
+
+
+def json_path(path: str) -> Callable[[Any], list[Any]]:
+    """JSON value → the values at `path`, a JSONPath (RFC 9535).
+
+    Raises:
+      UsageError: where `path` is none.
+    """
+    keys = simple_path(path)
+    if keys is not None:
+        return lambda data: _walked(data, keys, path.endswith("[*]"))
+    import jsonpath
+
+    if not path.startswith("$"):
+        raise _no_path(path, "it has to start with $")
+    try:
+        compiled = jsonpath.compile(path)
+    except jsonpath.JSONPathError as error:
+        raise _no_path(path, str(error).splitlines()[0]) from None
+
+    def select(data: Any) -> list[Any]:
+        try:
+            return list(compiled.findall(data))
+        except (jsonpath.JSONPathError, RecursionError):
+            return []
+
+    return select
+
+
+def simple_path(path: str) -> list[str] | None:
+    """The keys on the way to the array, where the path is only keys: `$.a.b[*]` → `["a", "b"]`; else None."""
+    found = _SIMPLE_PATH.fullmatch(path)
+    return [key for key in found[1].split(".") if key] if found else None
+
+
+def _walked(data: Any, keys: Sequence[str], is_each: bool) -> list[Any]:
+    for key in keys:
+        if not isinstance(data, dict) or key not in data:
+            return []
+        data = data[key]
+    if not is_each:
+        return [data]
+    if isinstance(data, dict):
+        return list(data.values())
+    return list(data) if isinstance(data, list) else []

@@ -1,0 +1,145 @@
+"""JSON schemas as types of answers: checked by `jsonschema`, answers stay what JSON gives."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from beam_llm.errors import UsageError
+from beam_llm.prompting.answer_rules import TOO_DEEP, UNUSABLE_NUMBER, has_usable_numbers, unusable
+from beam_llm.prompting.schemas import (
+    inner_schema,
+    leaves_nothing,
+    plain_form,
+    references,
+    resolves,
+    says_nothing,
+    without_booleans,
+)
+from beam_llm.values import Schema
+
+_TYPES_OF_WORDS = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list[Any], "object": dict[str, Any]}
+
+
+class SchemaChecker:
+    """A JSON schema given as a dict, checked by `jsonschema`; values stay what JSON gives."""
+
+    def __init__(self, declared: Mapping[str, Any]):
+        given = _plain_schema(declared)
+        self._validator = _validator(given)
+        self.schema = _saying(plain_form(given))
+        self.keeps_replies = False
+        self.python_type = _TYPES_OF_WORDS.get(str(self.schema.get("type")), Any)
+
+    def validate(self, raw: Any) -> Any:
+        try:
+            return self._checked(raw)
+        except RecursionError:
+            raise ValueError(TOO_DEEP) from None
+        except ValueError:
+            raise
+        except Exception as error:  # of jsonschema's arithmetic on odd numbers
+            raise ValueError(f"it can't be checked: {type(error).__name__}") from None
+
+    def _checked(self, raw: Any) -> Any:
+        problem = self._problem(raw)
+        if problem is None:
+            return raw
+        # Strict mode knows no optional property: each one is asked for and may be null, which means it is left out.
+        pruned = _without_nulls(self.schema, raw)
+        if pruned == raw or self._problem(pruned) is not None:
+            raise ValueError(problem)
+        return pruned
+
+    def _problem(self, raw: Any) -> str | None:
+        error = next(iter(self._validator.iter_errors(raw)), None)
+        if error is not None:
+            return _schema_reason(error)
+        return None if has_usable_numbers(raw) else UNUSABLE_NUMBER
+
+    def dump(self, value: Any) -> Any:
+        return value
+
+    def load(self, data: Any) -> Any:
+        return data
+
+
+def _plain_schema(declared: Mapping[str, Any]) -> Schema:
+    try:
+        given = orjson.loads(orjson.dumps(dict(declared)))
+    except TypeError as error:
+        raise UsageError(f"output is a JSON schema that is not JSON ({error}); use strings, numbers, lists and dicts only") from None
+    if not given:
+        raise unusable(declared, "it leaves nothing to answer")
+    wrapped = inner_schema(given)
+    if wrapped is not None:
+        raise UsageError(f"output is a provider's wrapper around a JSON schema, not the schema: write output=…{wrapped}")
+    return typing.cast(Schema, without_booleans(given))
+
+
+_EXAMPLE = '{"type": "object", "properties": {"stars": {"type": "integer"}}, "required": ["stars"]}'
+
+
+def _saying(given: Schema) -> Schema:
+    """The schema itself.
+
+    Raises:
+      UsageError: every answer would fit it, or none.
+    """
+    if says_nothing(given):
+        keys = ", ".join(map(repr, list(given)[:5])) or "nothing"
+        raise UsageError(
+            f"output is a dict with {keys} and no keyword of JSON schema, so that every reply would be a good answer: "
+            f"give a schema, not an example, such as {_EXAMPLE}"
+        )
+    if leaves_nothing(given):
+        raise unusable(given, "it leaves nothing to answer")
+    return given
+
+
+def _validator(given: Schema) -> Any:
+    try:
+        import jsonschema
+        import referencing
+    except ImportError:
+        raise UsageError("output is a JSON schema, which needs the package jsonschema: pip install 'beam-llm[schema]'") from None
+    kind = jsonschema.validators.validator_for(given, default=jsonschema.Draft202012Validator)
+    try:
+        kind.check_schema(given)
+    except jsonschema.SchemaError as error:
+        place = ".".join(map(str, error.absolute_path)) or "its root"
+        raise UsageError(f"output is not a valid JSON schema: {error.message} at {place}; one looks like {_EXAMPLE}") from None
+    for reference in references(given):
+        if not resolves(given, reference):
+            raise UsageError(
+                f"output is a JSON schema with the reference {reference!r}, which leads nowhere in it; put its target into $defs"
+            )
+    # An empty registry: nothing is ever fetched from where a reference points.
+    return kind(given, registry=referencing.Registry())
+
+
+def _schema_reason(error: Any) -> str:
+    """`score: breaks "maximum": 1`; `jsonschema`'s own message holds the value."""
+    place = ".".join(str(part) if isinstance(part, int) or part in _names_of(error) else "…" for part in error.absolute_path)
+    rule = orjson.dumps(error.validator_value).decode()
+    rule = rule if len(rule) <= 80 else rule[:77] + "…"
+    return f'{place + ": " if place else ""}breaks "{error.validator}": {rule}'
+
+
+def _names_of(error: Any) -> set[str]:
+    return {str(part) for part in error.absolute_schema_path}
+
+
+def _without_nulls(schema: Any, value: Any) -> Any:
+    """The value without the nulls of optional properties, at every depth the schema names."""
+    if not isinstance(schema, dict):
+        return value
+    if isinstance(value, list):
+        return [_without_nulls(schema.get("items"), item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    fields, required = schema.get("properties", {}), schema.get("required", ())
+    return {name: _without_nulls(fields.get(name), item) for name, item in value.items() if item is not None or name in required}
