@@ -305,12 +305,13 @@ class FakeBatches:
                 self.billed.update(texts)
                 output.append(self._answer(request, texts))
         rng = random.Random(job.job_id)
+        job.completed, job.failed = len(output), len(errors)  # a provider counts requests, not the lines it writes
         if self.duplicate:
             output += [replace_text(line) for line in output]
         output += [{"custom_id": f"stranger-{number}", "text": "?", "usage": [1, 1, 0]} for number in range(self.strangers)]
         if self.shuffle and not self.duplicate:
             rng.shuffle(output)
-        job.state, job.completed, job.failed = state, len(output), len(errors)
+        job.state = state
         job.files = tuple(
             self._keep(b"".join(orjson.dumps(line) + b"\n" for line in lines) + tail)
             for lines, tail in ((output, self.tail), (errors, b""))
