@@ -189,7 +189,7 @@ def test_a_finished_output_is_said_to_be_so_and_stays(tmp_path: Path, llm_emulat
     calls = llm_emulator.calls
     assert predict(tmp_path) == 2
     message = capsys.readouterr().err
-    assert "is finished: 12 records, 0 of them errors" in message
+    assert "is finished: 12 records, none of them errors" in message
     assert "--force" in message
     assert "--retry-errors" in message
     assert (tmp_path / "out.jsonl").read_bytes() == before

@@ -100,6 +100,21 @@ def main(chosen: argparse.Namespace) -> int:
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(
         filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1"])
     )
+    single, live, staged = _ask_in_three_ways(folder, chosen, records)
+    answers, others = live.answers(), staged.answers()
+    differing = sum(a["answer"] != b["answer"] for a, b in zip(answers, others, strict=True))
+    print(_figures([single, live, staged]))
+    print(_comparison(single, live, staged, differing))
+    print(_table_of_answers(answers))
+    print(_agreement(answers))
+    print(_places(folder, live, staged))
+    if live.tally.failed or staged.tally.failed:
+        return SOME_ERRORS
+    return FAILED if differing else ALL_ANSWERED
+
+
+def _ask_in_three_ways(folder: Path, chosen: argparse.Namespace, records: int) -> tuple[Way, Way, Way]:
+    """One by one (a few of them), live and by batch API, at an emulator whose calls fail now and then."""
     faults = [Fault(kind=kind, probability=FAULT_PROBABILITY, where="chat") for kind in ("rate_limit", "server_error")]
     with Emulator(keys=(), latency_ms=LATENCY_MS, batch_seconds=JOB_SECONDS, faults=faults, keep_requests=0, seed=SEED) as emulator:
         ask = _Asking(folder, emulator.base_url, chosen.quiet)
@@ -115,16 +130,7 @@ def main(chosen: argparse.Namespace) -> int:
             staging_location=str(folder / "staging"),
             poll_seconds=0.2,
         )
-    answers, others = live.answers(), staged.answers()
-    differing = sum(a["answer"] != b["answer"] for a, b in zip(answers, others, strict=True))
-    print(_figures([single, live, staged]))
-    print(_comparison(single, live, staged, differing))
-    print(_table_of_answers(answers))
-    print(_agreement(answers))
-    print(_places(folder, live, staged))
-    if live.tally.failed or staged.tally.failed:
-        return SOME_ERRORS
-    return FAILED if differing else ALL_ANSWERED
+    return single, live, staged
 
 
 def _write_sample(folder: Path, most: int) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
+from beam_llm.cli.answer_tokens import AnswerTokens, tokens_of_answer
 from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
 from beam_llm.cli.files.records import Source
 from beam_llm.cli.files.sources import read_rows
@@ -23,38 +24,13 @@ from beam_llm.errors import PromptError, plural
 from beam_llm.pricing import Prices
 from beam_llm.prompting.batching import Batcher, prompt_caps
 from beam_llm.prompting.chat_task import ChatTask
-from beam_llm.prompting.tokens import counted_tokens
 from beam_llm.providers import compile_task
-from beam_llm.values import Record, Request, Usage
+from beam_llm.values import Record, Usage
 
 BATCH_SIZES = (1, 5, 10, 20, 50)
-TEXT_ANSWER_TOKENS = 100
-STRING_FIELD_TOKENS = 20
 BASE_LATENCY_SECONDS = 0.5
 OUTPUT_TOKENS_PER_SECOND = 60.0
-_SAMPLE = 20
 BATCH_WINDOW = "≤ 24 h"
-
-
-class AnswerTokens(NamedTuple):
-    """Output tokens of one answer, by the shape of its reply.
-
-    Attributes:
-      alone: of a prompt of one record.
-      keyed: `"12":…`, where the provider enforces that form.
-      numbered: `{"index":12,"value":…}`.
-    """
-
-    alone: float
-    keyed: float
-    numbered: float
-
-    def of(self, request: Request, records: int) -> int:
-        """All answers of this request."""
-        if records == 1:
-            return round(self.alone)
-        is_keyed = request.schema is not None and "1" in request.schema.get("properties", {})
-        return round(records * (self.keyed if is_keyed else self.numbered))
 
 
 @dataclass(frozen=True)
@@ -72,6 +48,7 @@ class Forecast:
 
 
 def main(chosen: argparse.Namespace) -> int:
+    """Prints the table; exit code 3 where records would end as errors before a call."""
     settings = chosen_settings(chosen)
     command = PredictCommand(
         inputs=chosen.inputs,
@@ -81,27 +58,44 @@ def main(chosen: argparse.Namespace) -> int:
         skips_bad_lines=chosen.on_bad_line == "skip",
     )
     with inputs_of(command, writes=False) as (sources, found):
-        task = compile_task(settings)
-        check_prompt(task, sources)
-        alone, unusable = rendered(compile_task(replaced(settings, batch_size=1)), sources)
-        several, _ = rendered(compile_task(replaced(settings, batch_size=2)), sources)  # each with what stands around it
-    given = chosen.output_tokens
-    answer_tokens = AnswerTokens(given, given, given) if given else tokens_of_answer(task.answer_schema, text=task.output.is_text)
-    sizes = sorted({*BATCH_SIZES, *([settings.batch_size] if isinstance(settings.batch_size, int) else [])})
-    forecasts = [
-        forecast(replaced(settings, batch_size=size), alone if size == 1 else several, answer_tokens, chosen.latency_seconds)
-        for size in sizes
-    ]
+        check_prompt(compile_task(settings), sources)
+        forecasts, unusable = _forecasts(chosen, settings, sources)
     if chosen.json:
-        print(orjson.dumps(as_json(settings, found.records, forecasts), option=orjson.OPT_INDENT_2).decode())
+        as_data = as_json(settings, found.records, forecasts)
+        print(orjson.dumps(as_data, option=orjson.OPT_INDENT_2).decode())
     else:
-        print(report(settings, found.records, forecasts, answer_tokens, chosen.latency_seconds))
-    unusable += forecasts[0].too_large
+        assumed = _answer_tokens(chosen, settings)
+        print(report(settings, found.records, forecasts, assumed, chosen.latency_seconds))
     if unusable:
         why = "too large, or without a field of the prompt"
         write_line(f"{chosen.name}: {plural(unusable, 'record')} of {found.records:,} would end as errors: {why}")
         return SOME_ERRORS
     return ALL_ANSWERED
+
+
+def _forecasts(chosen: argparse.Namespace, settings: Settings, sources: Sequence[Source]) -> tuple[list[Forecast], int]:
+    """One forecast per batch size, and how many records can't be asked."""
+    alone, unusable = rendered(compile_task(replaced(settings, batch_size=1)), sources)
+    several, _ = rendered(compile_task(replaced(settings, batch_size=2)), sources)  # each with what stands around it
+    own = [settings.batch_size] if isinstance(settings.batch_size, int) else []
+    forecasts = [
+        forecast(
+            replaced(settings, batch_size=size),
+            alone if size == 1 else several,
+            _answer_tokens(chosen, settings),
+            chosen.latency_seconds,
+        )
+        for size in sorted({*BATCH_SIZES, *own})
+    ]
+    return forecasts, unusable + forecasts[0].too_large
+
+
+def _answer_tokens(chosen: argparse.Namespace, settings: Settings) -> AnswerTokens:
+    given = chosen.output_tokens
+    if given:
+        return AnswerTokens(given, given, given)
+    task = compile_task(settings)
+    return tokens_of_answer(task.answer_schema, text=task.output.is_text)
 
 
 def rendered(task: ChatTask, sources: Sequence[Source]) -> tuple[list[Record], int]:
@@ -129,24 +123,16 @@ def forecast(settings: Settings, records: Iterable[Record], answer_tokens: Answe
     batcher: Batcher[None] = Batcher(prompt_caps(settings, task), settings.model_name)
     too_large = requests = input_tokens = output_tokens = 0
     latencies = 0.0
-
-    def close(batch: Sequence[tuple[Record, None]]) -> None:
-        nonlocal requests, input_tokens, output_tokens, latencies
-        request = task.render([record for record, _ in batch])
+    for batch in _batches(batcher, records):
+        if batch is None:
+            too_large += 1
+            continue
+        request = task.render(batch)
         answered = answer_tokens.of(request, len(batch))
         requests += 1
         input_tokens += request.input_tokens
         output_tokens += answered
         latencies += latency_seconds or BASE_LATENCY_SECONDS + answered / OUTPUT_TOKENS_PER_SECOND
-
-    for record in records:
-        if batcher.too_large(record):
-            too_large += 1
-            continue
-        for batch in batcher.add(record, None):
-            close(batch)
-    for batch in batcher.flush():
-        close(batch)
     usage = Usage(input_tokens, output_tokens)
     return Forecast(
         settings.batch_size,
@@ -158,6 +144,18 @@ def forecast(settings: Settings, records: Iterable[Record], answer_tokens: Answe
         prices.cost_usd(usage),
         prices.cost_usd(usage, True),
     )
+
+
+def _batches(batcher: Batcher[None], records: Iterable[Record]) -> Iterator[list[Record] | None]:
+    """The records of each prompt; None for a record that is too large for any."""
+    for record in records:
+        if batcher.too_large(record):
+            yield None
+            continue
+        for batch in batcher.add(record, None):
+            yield [member for member, _ in batch]
+    for batch in batcher.flush():
+        yield [member for member, _ in batch]
 
 
 def _seconds(settings: Settings, requests: int, tokens: int, latencies: float) -> float:
@@ -173,79 +171,63 @@ def _seconds(settings: Settings, requests: int, tokens: int, latencies: float) -
     return max(bounds)
 
 
-def tokens_of_answer(schema: Mapping[str, Any], *, text: bool = False) -> AnswerTokens:
-    """A guess at the output tokens of one answer: its smallest JSON form, 20 tokens for each free string, 100 for a free text."""
-    if text:
-        return AnswerTokens(TEXT_ANSWER_TOKENS, TEXT_ANSWER_TOKENS, TEXT_ANSWER_TOKENS)
-    strings = 0
-
-    def sample(part: Mapping[str, Any]) -> str:
-        nonlocal strings
-        if "$ref" in part:
-            return sample(schema.get("$defs", {}).get(part["$ref"].rpartition("/")[2], {}))
-        if "enum" in part or "const" in part:
-            return max((f'"{member}"' for member in part.get("enum", [part.get("const")])), key=len)
-        if members := part.get("anyOf", part.get("oneOf")):
-            return max((sample(member) for member in members), key=len)
-        kind = part.get("type")
-        if kind == "object":
-            return "{" + ",".join(f'"{name}":{sample(member)}' for name, member in part.get("properties", {}).items()) + "}"
-        if kind == "array":
-            return f"[{sample(part.get('items', {}))},{sample(part.get('items', {}))}]"
-        strings += kind not in ("integer", "number", "boolean", "null")
-        return {"integer": "10", "number": "0.75", "boolean": "false", "null": "null"}.get(str(kind), '""')
-
-    shape = sample(schema)
-    free = strings * STRING_FIELD_TOKENS
-    several = range(1, _SAMPLE + 1)  # a token may reach from one answer into the next
-    keyed = counted_tokens("".join(f'"{number}":{shape},' for number in several)) / _SAMPLE
-    numbered = counted_tokens("".join(f'{{"index":{number},"value":{shape}}},' for number in several)) / _SAMPLE
-    return AnswerTokens(counted_tokens(f'{{"value":{shape}}}') + free, keyed + free, numbered + free)
-
-
 def as_json(settings: Settings, records: int, forecasts: Sequence[Forecast]) -> dict[str, Any]:
     """The table for programs."""
     return {"model": settings.model, "records": records, "by_batch_size": [asdict(line) for line in forecasts]}
 
 
 def report(
-    settings: Settings, records: int, forecasts: Sequence[Forecast], answer_tokens: AnswerTokens, latency_seconds: float | None
+    settings: Settings,
+    records: int,
+    forecasts: Sequence[Forecast],
+    answer_tokens: AnswerTokens,
+    latency_seconds: float | None,
 ) -> str:
-    header = ("records a prompt", "requests", "input tokens", "output tokens*", "time online†", "cost online", "cost batch API")
-    rows = [
-        (
-            f"{line.batch_size}{'  ←' if line.batch_size == settings.batch_size else ''}",
-            f"{line.requests:,}",
-            f"{line.input_tokens:,}",
-            f"{line.output_tokens:,}",
-            duration(line.seconds_online),
-            _cost(line.cost_online_usd),
-            _cost(line.cost_batch_usd),
-        )
-        for line in forecasts
-    ]
+    """The table for people, with what it assumes."""
+    prompt = shortened(settings.prompt or "{{ element }}", 60)
     latency = (
         f"{latency_seconds:g} s"
         if latency_seconds
         else f"{BASE_LATENCY_SECONDS:g} s and 1 s per {OUTPUT_TOKENS_PER_SECOND:g} output tokens"
     )
-    return "\n".join(
-        [
-            f"{plural(records, 'record')}, {settings.model}, prompt {shortened(settings.prompt or '{{ element }}', 60)!r}",
-            "",
-            table(header, rows),
-            "",
-            f"* assumed: {_range(answer_tokens)} tokens an answer; set --output-tokens",
-            f"† assumed: {latency} a call, {settings.usual_calls} in flight; set --latency-seconds",
-            f"The batch API takes {BATCH_WINDOW}, often minutes.",
-            "Input tokens are estimated on the high side. Equal records are counted each; the batch API asks them once.",
-        ]
+    return f"""{plural(records, "record")}, {settings.model}, prompt {prompt!r}
+
+{table(_HEADER, [_row(line, settings) for line in forecasts])}
+
+* assumed: {_range(answer_tokens)}; set --output-tokens
+† assumed: {latency} a call, {settings.usual_calls} in flight; set --latency-seconds
+The batch API takes {BATCH_WINDOW}, often minutes.
+Input tokens are estimated on the high side. Equal records are counted each; the batch API asks them once."""
+
+
+_HEADER = (
+    "records a prompt",
+    "requests",
+    "input tokens",
+    "output tokens*",
+    "time online†",
+    "cost online",
+    "cost batch API",
+)
+
+
+def _row(line: Forecast, settings: Settings) -> tuple[str, ...]:
+    return (
+        f"{line.batch_size}{'  ←' if line.batch_size == settings.batch_size else ''}",
+        f"{line.requests:,}",
+        f"{line.input_tokens:,}",
+        f"{line.output_tokens:,}",
+        duration(line.seconds_online),
+        _cost(line.cost_online_usd),
+        _cost(line.cost_batch_usd),
     )
 
 
 def _range(tokens: AnswerTokens) -> str:
     least, most = (f"{count:.0f}" for count in (min(tokens), max(tokens)))
-    return least if least == most else f"{least} to {most} (by the form of the reply)"
+    if least == most:
+        return f"{least} tokens an answer"
+    return f"{least} to {most} tokens an answer, by the form of the reply"
 
 
 def _cost(amount: float | None) -> str:

@@ -48,7 +48,10 @@ def _refuse_finished(command: PredictCommand) -> None:
     if command.target.replaces or command.output == "-" or not is_there(command.output):
         return
     ends = count_ends(command.target, command.answer_field)
-    state = f"is finished: {plural(ends[0], 'record')}, {ends[1]:,} of them errors" if ends else "exists already"
+    state = "exists already"
+    if ends:
+        records, errors = ends
+        state = f"is finished: {plural(records, 'record')}, {f'{errors:,}' if errors else 'none'} of them errors"
     raise UsageError(
         f"the output {command.output!r} {state}. Nothing was asked: --retry-errors asks only the records that ended as errors, "
         "--force asks all and replaces it"

@@ -1,0 +1,72 @@
+"""A guess at how many output tokens an answer takes, by its type and by the form of the reply that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from beam_llm.prompting.tokens import counted_tokens
+from beam_llm.values import Request
+
+TEXT_ANSWER_TOKENS = 100
+STRING_FIELD_TOKENS = 20
+_SAMPLE = 20
+_PLAIN = {"integer": "10", "number": "0.75", "boolean": "false", "null": "null"}
+
+
+class AnswerTokens(NamedTuple):
+    """Output tokens of one answer, by the shape of its reply.
+
+    Attributes:
+      alone: of a prompt of one record.
+      keyed: `"12":…`, where the provider enforces that form.
+      numbered: `{"index":12,"value":…}`.
+    """
+
+    alone: float
+    keyed: float
+    numbered: float
+
+    def of(self, request: Request, records: int) -> int:
+        """All answers of this request."""
+        if records == 1:
+            return round(self.alone)
+        is_keyed = request.schema is not None and "1" in request.schema.get("properties", {})
+        return round(records * (self.keyed if is_keyed else self.numbered))
+
+
+def tokens_of_answer(schema: Mapping[str, Any], *, text: bool = False) -> AnswerTokens:
+    """A guess: the answer's smallest JSON form, 20 tokens for each free string, 100 for a free text."""
+    if text:
+        return AnswerTokens(TEXT_ANSWER_TOKENS, TEXT_ANSWER_TOKENS, TEXT_ANSWER_TOKENS)
+    example = _Example(schema.get("$defs", {}))
+    shape = example.of(schema)
+    free = example.free_strings * STRING_FIELD_TOKENS
+    several = range(1, _SAMPLE + 1)  # several, for a token may reach from one answer into the next
+    keyed = counted_tokens("".join(f'"{number}":{shape},' for number in several)) / _SAMPLE
+    numbered = counted_tokens("".join(f'{{"index":{number},"value":{shape}}},' for number in several)) / _SAMPLE
+    return AnswerTokens(counted_tokens(f'{{"value":{shape}}}') + free, keyed + free, numbered + free)
+
+
+class _Example:
+    """A JSON text that a schema takes, with empty strings, and how many of those there are."""
+
+    def __init__(self, definitions: Mapping[str, Any]):
+        self.free_strings = 0
+        self._definitions = definitions
+
+    def of(self, part: Mapping[str, Any]) -> str:
+        if "$ref" in part:
+            return self.of(self._definitions.get(part["$ref"].rpartition("/")[2], {}))
+        if "enum" in part or "const" in part:
+            return max((f'"{member}"' for member in part.get("enum", [part.get("const")])), key=len)
+        if members := part.get("anyOf", part.get("oneOf")):
+            return max(map(self.of, members), key=len)
+        kind = part.get("type")
+        if kind == "object":
+            fields = (f'"{name}":{self.of(member)}' for name, member in part.get("properties", {}).items())
+            return "{" + ",".join(fields) + "}"
+        if kind == "array":
+            return f"[{self.of(part.get('items', {}))},{self.of(part.get('items', {}))}]"
+        self.free_strings += kind not in _PLAIN
+        return _PLAIN.get(str(kind), '""')
