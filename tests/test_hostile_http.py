@@ -21,6 +21,9 @@ from beam_llm import providers
 from beam_llm.config import settings
 from beam_llm.errors import Aborted, CallError, CannotTell, Kind, Rejected, Retryable, UnknownJob
 from beam_llm.protocols import RemoteJob
+from beam_llm.providers.http import Bounds
+from beam_llm.providers.openai.batches import OpenAIBatches
+from beam_llm.providers.openai.place import Place
 from beam_llm.values import JobState, Message, Request
 
 KEY = "sk-hostile-77aa88bb99cc00dd"
@@ -99,9 +102,8 @@ def body(data: bytes, *headers: bytes) -> bytes:
 
 
 def batches(server: Hostile, **options: Any) -> Any:
-    client = providers.connect_batch(settings("openai:m", base_url=server.url + "/v1", **options))
-    client._sleep = lambda seconds: None
-    return client
+    known = settings("openai:m", base_url=server.url + "/v1", **options)
+    return OpenAIBatches(Place.of(known), KEY, bounds=Bounds.of(known), log_data=known.log_data, sleep=lambda seconds: None)
 
 
 def chat(server: Hostile, timeout: float = 20, **options: Any) -> Any:

@@ -37,6 +37,7 @@ from beam_llm.protocols import BatchProvider, CompletionProvider, RemoteJob
 from beam_llm.providers.errors import error_of
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai import place as provider
+from beam_llm.providers.openai.batches import OpenAIBatches
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.wire import encode_body
 from beam_llm.providers.pace import duration_seconds, pace_of, retry_after_seconds
@@ -514,9 +515,15 @@ def test_a_length_that_is_too_large_is_not_mistaken_for_an_unknown_name(server):
 
 
 @pytest.fixture
-def batches(server):
-    batches = providers.connect_batch(settings("openai:gpt-4.1-mini", base_url=server.url + "/v1"))
-    batches._sleep = lambda seconds: None
+def waits() -> list[float]:
+    """Seconds that the client would have slept between its tries."""
+    return []
+
+
+@pytest.fixture
+def batches(server, waits):
+    place = provider.Place.of(settings("openai:gpt-4.1-mini", base_url=server.url + "/v1"))
+    batches = OpenAIBatches(place, KEY, sleep=waits.append)
     yield batches
     batches.close()
 
@@ -620,9 +627,7 @@ def test_a_create_whose_answer_is_lost_has_no_status(server, batches):
     assert len(server.seen) == 1
 
 
-def test_harmless_verbs_are_tried_four_times_and_wait_as_told(server, batches):
-    waits: list[float] = []
-    batches._sleep = waits.append
+def test_harmless_verbs_are_tried_four_times_and_wait_as_told(server, batches, waits):
     server.says((500, wrong()), (429, wrong(), {"retry-after": "3"}), (503, b""), JOB)
     assert batches.look("batch_1").job_id == "batch_1"
     assert waits[1] == 3.0

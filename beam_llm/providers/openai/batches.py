@@ -6,25 +6,23 @@ Nothing is repeated that may have been done: a repeated create may be a second p
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
-import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from email.utils import parsedate_to_datetime
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import aiohttp
 import orjson
 
-from beam_llm.errors import Aborted, CallError, CannotTell, Kind, NotCreated, Rejected, Retryable, UnknownJob
+from beam_llm.errors import CallError, CannotTell, Kind, NotCreated, Rejected, Retryable, UnknownJob
 from beam_llm.protocols import BatchTraits, LineReply, Recovery, RemoteJob
 from beam_llm.providers import http
-from beam_llm.providers.errors import ErrorContext, error_of, unreadable
+from beam_llm.providers.control import ControlCalls, ignoring, steady
+from beam_llm.providers.errors import ErrorContext, unreadable
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import identifier_of, in_path
 from beam_llm.providers.job_search import find_jobs
@@ -33,7 +31,6 @@ from beam_llm.providers.openai.job_objects import FINGERPRINT, reason_of, remote
 from beam_llm.providers.openai.lines import line_reply
 from beam_llm.providers.openai.place import Place
 from beam_llm.providers.openai.wire import encode_body
-from beam_llm.providers.typed import loads
 from beam_llm.values import Request
 
 TRAITS = BatchTraits(max_requests=50_000, max_bytes=190_000_000, window_seconds=86_400, create_seconds=120, recovery=Recovery.METADATA)
@@ -52,30 +49,7 @@ LIKE_TRAITS = dataclasses.replace(
 _CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-TIME_SECONDS = 10.0
-"""For the question what time it is."""
-
-
-MOST_CLOCK_ERROR_SECONDS = 2 * 86_400.0
-
-
-HARMLESS_TRIES = 4
-
-
 PENDING_PAGES = 10
-
-
-MOST_WAIT_SECONDS = 60.0
-"""Of one wait between tries of a verb that is harmless to repeat; a server that asks for more is asked again by the driver's next step."""
-
-
-R = TypeVar("R")
-
-
-def _steady() -> float:
-    """Seconds that never go back, and that a suspended machine counts too where its system has such a clock."""
-    clock = getattr(time, "CLOCK_BOOTTIME", None)
-    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 class OpenAIBatches:
@@ -97,36 +71,24 @@ class OpenAIBatches:
         log_data: bool = False,
         bounds: Bounds = DEFAULT_BOUNDS,
         sleep: Callable[[float], None] = time.sleep,
-        clock: Callable[[], float] = _steady,
+        clock: Callable[[], float] = steady,
         wall: Callable[[], float] = time.time,
     ):
         traits = TRAITS if place.at_openai else LIKE_TRAITS
         self.traits = dataclasses.replace(traits, create_seconds=2 * bounds.control_seconds)
-        self._ahead: float | None = None
-        self._has_asked_time = False
-        self._wall = wall
         self._place = place
         self._key = key
         self._log_data = log_data
         self._context = ErrorContext(key, place.key_reference, log_data)
         self._bounds = bounds
-        self._sleep = sleep
-        self._clock = clock
+        headers = place.headers(key or "none")  # some servers without keys want to see one all the same
+        proxy = http.proxy_for(place.base_url)
+        self._control = ControlCalls(self._context, bounds, headers, proxy, sleep=sleep, clock=clock, wall=wall)
         self._dialects: dict[str, Dialect] = {}
         self._line_middle = b'","method":"POST","url":"' + place.line_url.encode() + b'","body":'
 
-    @functools.cached_property
-    def _headers(self) -> dict[str, str]:
-        return self._place.headers(self._key or "none")  # some servers without keys want to see one all the same
-
-    @functools.cached_property
-    def _proxy(self) -> str | None:
-        return http.proxy_for(self._place.base_url)
-
     def close(self) -> None:
         """Nothing is held between calls."""
-
-    # -- lines: a million of them
 
     def encode_line(self, custom_id: str, request: Request) -> bytes:
         """Raises ValueError where `custom_id` is not 1–64 characters of A–Z, a–z, 0–9, `_` and `-`."""
@@ -146,8 +108,6 @@ class OpenAIBatches:
         """
         return line_reply(line, self._context)
 
-    # -- files
-
     def stage(self, lines: Path, name: str) -> str:
         """Uploads a job's lines, streamed; returns the provider's file id."""
 
@@ -155,12 +115,12 @@ class OpenAIBatches:
             with open(lines, "rb") as file:
                 form = aiohttp.FormData({"purpose": "batch"})
                 form.add_field("file", file, filename=f"{name}.jsonl", content_type="application/octet-stream")
-                file_id = identifier_of(self._object("POST", "/files", seconds, data=form).get("id"), self._key)
+                file_id = identifier_of(self._control.object("POST", self._place.url("/files"), seconds, data=form).get("id"), self._key)
             if file_id is None:
                 raise unreadable("the answer has no usable file id")
             return file_id
 
-        return self._harmless(once, self._bounds.transfer_seconds)
+        return self._control.harmless(once, self._bounds.transfer_seconds)
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
         """Streams the output file and the error file of a job into one, and checks their lengths where the server told them.
@@ -191,24 +151,24 @@ class OpenAIBatches:
         def once(seconds: float) -> None:
             file.seek(start)
             file.truncate()
-            answer = self._call("GET", f"/files/{in_path(file_id)}/content", seconds, missing=Rejected, into=file)
+            answer = self._control.call("GET", self._place.url(f"/files/{in_path(file_id)}/content"), seconds, missing=Rejected, into=file)
             length, encoded = answer.headers.get("content-length"), answer.headers.get("content-encoding", "identity")
             written = file.tell() - start
             if length is not None and encoded == "identity" and length != str(written):
                 raise Retryable(Kind.UNAVAILABLE, f"file {file_id!r} was cut: {written:,} of {length[:20]} bytes")
 
-        self._harmless(once, self._bounds.transfer_seconds)
+        self._control.harmless(once, self._bounds.transfer_seconds)
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
         """Removes a job's result files, and an input file; harmless where they are gone."""
         for file_id in (*(job.result_files if job is not None else ()), *([staged] if staged is not None else [])):
-            with _ignoring(404):
+            with ignoring(404):
                 self._delete_file(file_id)
 
     def _delete_file(self, file_id: str) -> None:
-        self._harmless(lambda seconds: self._call("DELETE", f"/files/{in_path(file_id)}", seconds, missing=Rejected))
-
-    # -- jobs
+        self._control.harmless(
+            lambda seconds: self._control.call("DELETE", self._place.url(f"/files/{in_path(file_id)}"), seconds, missing=Rejected)
+        )
 
     def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
         """Creates the job, in one try.
@@ -224,7 +184,7 @@ class OpenAIBatches:
             "metadata": {FINGERPRINT: name},
         }
         try:
-            created = self._object("POST", "/batches", self._bounds.control_seconds, data=orjson.dumps(body))
+            created = self._control.object("POST", self._place.url("/batches"), self._control.seconds, data=orjson.dumps(body))
         except CallError as error:
             if error.status is None or not 300 <= error.status < 500 or error.status == 408:
                 raise
@@ -235,8 +195,8 @@ class OpenAIBatches:
 
     def look(self, job_id: str) -> RemoteJob:
         """Raises UnknownJob where the provider does not know the job."""
-        path = f"/batches/{in_path(job_id)}"
-        return self._harmless(lambda seconds: self._job(self._object("GET", path, seconds, missing=UnknownJob)))
+        url = self._place.url(f"/batches/{in_path(job_id)}")
+        return self._control.harmless(lambda seconds: self._job(self._control.object("GET", url, seconds, missing=UnknownJob)))
 
     def _job(self, job: Mapping[str, Any]) -> RemoteJob:
         return remote_job(job, self._log_data, self._key)
@@ -275,109 +235,22 @@ class OpenAIBatches:
     def _page(self, after: str | None) -> dict[str, Any]:
         query = {"limit": "100"} if after is None else {"limit": "100", "after": after}
         try:
-            return self._harmless(lambda seconds: self._object("GET", "/batches", seconds, query=query, missing=Rejected, many=True))
+            return self._control.harmless(
+                lambda seconds: self._control.object("GET", self._place.url("/batches", **query), seconds, missing=Rejected, is_list=True)
+            )
         except Rejected as error:
             refused = error
         raise CannotTell(f"jobs can't be listed here: {refused.message}", status=refused.status) from refused
 
     def cancel(self, job_id: str) -> None:
         """Asks for cancellation; harmless where the job has ended or is not known."""
-        path = f"/batches/{in_path(job_id)}/cancel"
-        with _ignoring(404, 409):
-            self._harmless(lambda seconds: self._call("POST", path, seconds, missing=UnknownJob), final=(409,))
+        url = self._place.url(f"/batches/{in_path(job_id)}/cancel")
+        with ignoring(404, 409):
+            self._control.harmless(lambda seconds: self._control.call("POST", url, seconds, missing=UnknownJob), final=(409,))
 
     def now(self) -> float | None:
-        """By the `Date` of the first answer and the seconds since; where there was none yet, the server is asked for one, once."""
-        if self._ahead is None and not self._has_asked_time:
-            self._has_asked_time = True
-            with suppress(CallError):
-                self._call("GET", "/models", TIME_SECONDS)
-        return None if self._ahead is None else self._clock() + self._ahead
-
-    def _note_time(self, date: str | None) -> None:
-        """One that is days off this machine's is not believed: it would end every wait."""
-        try:
-            told = parsedate_to_datetime(date or "").timestamp()
-        except (ValueError, TypeError, OverflowError):
-            return
-        if self._ahead is None and abs(told - self._wall()) <= MOST_CLOCK_ERROR_SECONDS:
-            self._ahead = told - self._clock()
-
-    # -- calls
-
-    def _harmless(self, verb: Callable[[float], R], seconds: float | None = None, *, final: tuple[int, ...] = ()) -> R:
-        """Tries a verb that is harmless to repeat up to four times, with growing, jittered waits.
-
-        Args:
-          verb: is given the seconds that it may take: at most half of what is left, so that one answer may get lost.
-          seconds: of all tries together; default: those of a control call.
-          final: statuses that are not tried again.
-        """
-        seconds = self._bounds.control_seconds if seconds is None else seconds
-        end = self._clock() + seconds
-        for attempt in range(HARMLESS_TRIES):
-            left = end - self._clock()
-            try:
-                return verb(min(seconds / 2, left))
-            except Retryable as error:
-                wait = error.retry_after_seconds
-                if wait is None:
-                    wait = 0.5 * 2**attempt * random.uniform(0.5, 1.0)
-                is_last = attempt == HARMLESS_TRIES - 1 or end - self._clock() - wait < 1.0
-                if is_last or error.status in final or wait > MOST_WAIT_SECONDS:
-                    raise
-                self._sleep(wait)
-        raise AssertionError("unreachable")
-
-    def _object(
-        self,
-        method: str,
-        path: str,
-        seconds: float,
-        *,
-        data: Any = None,
-        query: Mapping[str, str] | None = None,
-        missing: type[CallError] = Aborted,
-        many: bool = False,
-    ) -> dict[str, Any]:
-        """The JSON object of an answer; a bare list of jobs becomes one page."""
-        content = self._call(method, path, seconds, data=data, query=query, missing=missing).body
-        try:
-            found = loads(content)
-        except ValueError:
-            raise unreadable(f"the answer of {len(content):,} bytes is not JSON") from None
-        if many and isinstance(found, list):
-            return {"data": found}
-        if not isinstance(found, dict) or not (many or found.get("id")):
-            raise unreadable("the answer is not what the API promises")
-        return found
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        seconds: float,
-        *,
-        missing: type[CallError] = Aborted,
-        query: Mapping[str, str] | None = None,
-        data: Any = None,
-        into: IO[bytes] | None = None,
-    ) -> http.Answer:
-        bounds, headers = self._bounds, self._headers
-        if isinstance(data, bytes):
-            headers = {**headers, "Content-Type": "application/json"}
-        most = bounds.reply_bytes if into is None else bounds.file_bytes
-        url = self._place.url(path, **query or {})
-        try:
-            answer = http.call(method, url, headers, seconds=seconds, most=most, data=data, into=into, proxy=self._proxy)
-        except http.TooLarge:
-            if into is None:
-                raise unreadable(f"the answer is larger than {most:,} bytes (max_reply_bytes)") from None
-            raise Rejected(Kind.TOO_LARGE, f"the result file is larger than {most:,} bytes (max_file_bytes)") from None
-        self._note_time(answer.headers.get("date"))
-        if answer.status >= 300:
-            raise error_of(answer.status, answer.headers, answer.body, **self._context._asdict(), missing=missing)
-        return answer
+        """The server's own time, by its answers; see `ControlCalls.now`."""
+        return self._control.now(self._place.url("/models"))
 
 
 _MOST_CUT_BYTES = 1 << 16
@@ -402,12 +275,3 @@ def _cut_line(file: IO[bytes], start: int) -> bytes:
     cut = file.read(min(end - begin, _MOST_CUT_BYTES))
     file.truncate(begin)
     return cut
-
-
-@contextmanager
-def _ignoring(*statuses: int) -> Iterator[None]:
-    try:
-        yield
-    except CallError as error:
-        if error.status not in statuses:
-            raise

@@ -1,0 +1,192 @@
+"""Control calls: what a batch API is asked over HTTP, blocking, within bounds; and the provider's own time by its answers.
+
+control = ControlCalls(ErrorContext(key), Bounds.of(settings), headers, proxy)
+job = control.harmless(lambda seconds: control.object("GET", f"{base}/jobs/{in_path(job_id)}", seconds, missing=UnknownJob))
+made = control.object("POST", f"{base}/jobs", control.seconds, data=body)  # once: a repeat may be a second paid job
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
+from typing import IO, Any, TypeVar
+
+from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
+from beam_llm.providers import http
+from beam_llm.providers.errors import ErrorContext, error_of, unreadable
+from beam_llm.providers.http import Bounds
+from beam_llm.providers.typed import loads
+
+HARMLESS_TRIES = 4
+MOST_WAIT_SECONDS = 60.0
+"""Of one wait between tries of a verb that is harmless to repeat; a server that asks for more is asked again by the driver's next step."""
+
+TIME_SECONDS = 10.0
+"""For the question what time it is."""
+
+MOST_CLOCK_ERROR_SECONDS = 2 * 86_400.0
+
+R = TypeVar("R")
+
+
+def steady() -> float:
+    """Seconds that never go back, and that a suspended machine counts too where its system has such a clock."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
+class ControlCalls:
+    """One provider's files and jobs over HTTP. Nothing is held between calls.
+
+    Args:
+      headers: of every call, the key among them.
+      proxy: see `http.proxy_for`.
+      sleep: how waits between tries are spent.
+      clock: seconds that never go back, for the time that a verb and its tries may take, and for the server's time since it told it.
+      wall: this machine's time.
+    """
+
+    def __init__(
+        self,
+        context: ErrorContext,
+        bounds: Bounds,
+        headers: Mapping[str, str],
+        proxy: str | None,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = steady,
+        wall: Callable[[], float] = time.time,
+    ):
+        self._context = context
+        self._bounds = bounds
+        self._headers = headers
+        self._proxy = proxy
+        self._sleep = sleep
+        self._clock = clock
+        self._wall = wall
+        self._ahead: float | None = None
+        self._has_asked_time = False
+
+    @property
+    def seconds(self) -> float:
+        """Of one control call, where it is not a harmless one among several tries."""
+        return self._bounds.control_seconds
+
+    def harmless(self, verb: Callable[[float], R], seconds: float | None = None, *, final: tuple[int, ...] = ()) -> R:
+        """Tries a verb that is harmless to repeat up to four times, with growing, jittered waits.
+
+        Args:
+          verb: is given the seconds that it may take: at most half of what is left, so that one answer may get lost.
+          seconds: of all tries together; default: those of a control call.
+          final: statuses that are not tried again.
+        """
+        seconds = self._bounds.control_seconds if seconds is None else seconds
+        end = self._clock() + seconds
+        for attempt in range(HARMLESS_TRIES):
+            left = end - self._clock()
+            try:
+                return verb(min(seconds / 2, left))
+            except Retryable as error:
+                wait = error.retry_after_seconds
+                if wait is None:
+                    wait = 0.5 * 2**attempt * random.uniform(0.5, 1.0)
+                is_last = attempt == HARMLESS_TRIES - 1 or end - self._clock() - wait < 1.0
+                if is_last or error.status in final or wait > MOST_WAIT_SECONDS:
+                    raise
+                self._sleep(wait)
+        raise AssertionError("unreachable")
+
+    def object(
+        self,
+        method: str,
+        url: str,
+        seconds: float,
+        *,
+        data: Any = None,
+        missing: type[CallError] = Aborted,
+        is_list: bool = False,
+    ) -> dict[str, Any]:
+        """The JSON object of an answer, which has an `id`.
+
+        Args:
+          data: bytes of JSON, or a form.
+          missing: what a 404 means.
+          is_list: a list is asked for: no `id` is needed, and a bare array becomes one page.
+        """
+        content = self.call(method, url, seconds, data=data, missing=missing).body
+        try:
+            found = loads(content)
+        except ValueError:
+            raise unreadable(f"the answer of {len(content):,} bytes is not JSON") from None
+        if is_list and isinstance(found, list):
+            return {"data": found}
+        if not isinstance(found, dict) or not (is_list or found.get("id")):
+            raise unreadable("the answer is not what the API promises")
+        return found
+
+    def call(
+        self,
+        method: str,
+        url: str,
+        seconds: float,
+        *,
+        missing: type[CallError] = Aborted,
+        data: Any = None,
+        into: IO[bytes] | None = None,
+    ) -> http.Answer:
+        """One call, in one try.
+
+        Args:
+          into: where a good body is streamed to, instead of into the answer.
+
+        Raises:
+          CallError: the answer is an error, larger than its bound, or none.
+        """
+        bounds, headers = self._bounds, self._headers
+        if isinstance(data, bytes):
+            headers = {**headers, "Content-Type": "application/json"}
+        most = bounds.reply_bytes if into is None else bounds.file_bytes
+        try:
+            answer = http.call(method, url, headers, seconds=seconds, most=most, data=data, into=into, proxy=self._proxy)
+        except http.TooLarge:
+            if into is None:
+                raise unreadable(f"the answer is larger than {most:,} bytes (max_reply_bytes)") from None
+            raise Rejected(Kind.TOO_LARGE, f"the result file is larger than {most:,} bytes (max_file_bytes)") from None
+        self._note_time(answer.headers.get("date"))
+        if answer.status >= 300:
+            raise error_of(answer.status, answer.headers, answer.body, **self._context._asdict(), missing=missing)
+        return answer
+
+    def now(self, url: str) -> float | None:
+        """The server's time, by the `Date` of its first answer and the seconds since.
+
+        Args:
+          url: what is asked for, once, where there was no answer yet; whatever comes tells the time.
+        """
+        if self._ahead is None and not self._has_asked_time:
+            self._has_asked_time = True
+            with suppress(CallError):
+                self.call("GET", url, TIME_SECONDS)
+        return None if self._ahead is None else self._clock() + self._ahead
+
+    def _note_time(self, date: str | None) -> None:
+        """One that is days off this machine's is not believed: it would end every wait."""
+        try:
+            named = parsedate_to_datetime(date or "").timestamp()
+        except (ValueError, TypeError, OverflowError):
+            return
+        if self._ahead is None and abs(named - self._wall()) <= MOST_CLOCK_ERROR_SECONDS:
+            self._ahead = named - self._clock()
+
+
+@contextmanager
+def ignoring(*statuses: int) -> Iterator[None]:
+    """Passes over errors of these statuses: what is gone needs no removing."""
+    try:
+        yield
+    except CallError as error:
+        if error.status not in statuses:
+            raise
