@@ -1,11 +1,19 @@
-"""`python -m tests`: lint, format, types and tests, the same on a laptop and in CI. Arguments go to pytest."""
+"""`python -m tests`: lint, format, types and tests, the same on a laptop and in CI; then what touches Beam on the lowest Beam, too.
+
+Arguments go to pytest; with them, only the tests that they name are run, on the Beam that is installed.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+
+from tests.components import Unavailable, python_path, required
+from tests.components.lowest_beam import test_command
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,17 +31,29 @@ def main(arguments: list[str]) -> int:
     for name, command in checks.items():
         if name == "tests":
             fetching.wait()
-        if not _passes(name, command):
+        if not _passes(name, [sys.executable, "-m", *command]):
             failed.append(name)
+    if not arguments and os.environ.get("BEAM_LLM_TEST_LOWEST_BEAM") != "none" and not _passes_on_the_lowest_beam():
+        failed.append("tests on the lowest Beam")
     if failed:
         print(f"failed: {', '.join(failed)}", flush=True)
     return 1 if failed else 0
 
 
-def _passes(name: str, command: list[str]) -> bool:
+def _passes_on_the_lowest_beam() -> bool:
+    try:
+        command = test_command()
+    except Unavailable as reason:
+        print(f"== tests on the lowest Beam skipped: {reason}", flush=True)
+        return not required("lowest_beam")
+    # Its venv has what the package needs, and not the package.
+    return _passes("tests on the lowest Beam", command, {**os.environ, "PYTHONPATH": python_path()})
+
+
+def _passes(name: str, command: list[str], environment: Mapping[str, str] | None = None) -> bool:
     started = time.monotonic()
     print(f"== {name}: {' '.join(command)}", flush=True)
-    passed = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode == 0
+    passed = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
     print(f"== {name} {'passed' if passed else 'FAILED'} in {time.monotonic() - started:.0f} s", flush=True)
     return passed
 

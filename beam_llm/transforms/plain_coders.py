@@ -17,6 +17,7 @@ import datetime
 import uuid
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -103,7 +104,11 @@ def _described_row(coder: Any) -> Any:
     return ["row", base64.b64encode(coder.schema.SerializeToString(deterministic=True)).decode()]
 
 
-def build_coder(description: Any, allow_pickle: bool = False) -> coders.Coder:
+_MOST_DEPTH = 30
+"""Of a description. No element's type is as deep, and Beam's compiled coders read on behind the end of their bytes."""
+
+
+def build_coder(description: Any, allow_pickle: bool = False, depth: int = 0) -> coders.Coder:
     """The coder that a description names. It runs nothing, whatever it reads, unless `allow_pickle`.
 
     Raises:
@@ -115,15 +120,18 @@ def build_coder(description: Any, allow_pickle: bool = False) -> coders.Coder:
         return coders.FastPrimitivesCoder(_PlainValueCoder()) if allow_pickle else _PlainPrimitivesCoder()
     if not isinstance(description, list) or not description:
         raise ValueError("it is not a description of a coder")
+    if depth > _MOST_DEPTH:
+        raise ValueError(f"it is more than {_MOST_DEPTH} coders deep")
+    build = partial(build_coder, allow_pickle=allow_pickle, depth=depth + 1)
     word, *rest = description
     if word == "row" and len(rest) == 1:
         return _built_row(rest[0])
     if word == "tuple":
-        return coders.TupleCoder([build_coder(inner, allow_pickle) for inner in rest])
+        return coders.TupleCoder([build(inner) for inner in rest])
     if word == "map" and len(rest) == 2:
-        return MapCoder(*(build_coder(inner, allow_pickle) for inner in rest))
+        return MapCoder(*(build(inner) for inner in rest))
     if word in _NESTED and len(rest) == 1:
-        return _NESTED[word](build_coder(rest[0], allow_pickle))
+        return _NESTED[word](build(rest[0]))
     raise ValueError("it names a coder that is not of plain data")
 
 

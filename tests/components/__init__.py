@@ -5,7 +5,8 @@ Each module fetches or builds its part once into a cache folder, starts it, and 
 start is an error.
 
 `python -m tests.components prepare` fills the cache beforehand. Variables: BEAM_LLM_TEST_CACHE (folder; default
-~/.cache/beam-llm-tests), BEAM_LLM_TEST_REQUIRE ("all" or names like "prism,flink": there a missing part fails instead of skipping).
+~/.cache/beam-llm-tests), BEAM_LLM_TEST_REQUIRE ("all" or names like "prism,flink": there a missing part fails instead of skipping),
+BEAM_LLM_TEST_LOWEST_BEAM (a Python to run the tests of the lowest Beam with, or `none`).
 """
 
 from __future__ import annotations

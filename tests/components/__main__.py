@@ -1,4 +1,4 @@
-"""`python -m tests.components prepare [prism|flink|gcs|all]`: fetches and builds what the tests need, and says what it took.
+"""`python -m tests.components prepare [prism|flink|gcs|lowest_beam|all]`: fetches and builds what the tests need, and says what it took.
 
 Exits 0 also where a part can't be had (its tests then skip, and say why), except for parts named by BEAM_LLM_TEST_REQUIRE: 1.
 """
@@ -12,12 +12,14 @@ from collections.abc import Callable
 from tests.components import Unavailable, required
 from tests.components.flink import flink_jars, job_server_jar
 from tests.components.gcs import gcs_binary
+from tests.components.lowest_beam import lowest_beam_python
 from tests.components.prism import prism_binary
 
 PARTS: dict[str, tuple[Callable[[], object], ...]] = {
     "prism": (prism_binary,),
     "flink": (flink_jars, job_server_jar),
     "gcs": (gcs_binary,),
+    "lowest_beam": (lowest_beam_python,),
 }
 
 
