@@ -24,7 +24,13 @@ class Opinion(pydantic.BaseModel):
 
 
 def closed(fields: dict, **rest: object) -> dict:
-    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False, **rest}
+    return {
+        "type": "object",
+        "properties": fields,
+        "required": list(fields),
+        "additionalProperties": False,
+        **rest,
+    }
 
 
 def task_of(output, enforced=None, **options) -> ChatTask:
@@ -49,7 +55,13 @@ def asked(task: ChatTask, count: int):
             id="what may be null already stays",
         ),
         pytest.param(
-            {"type": "string", "minLength": 2, "maxLength": 5, "description": "a code", "default": "xx"},
+            {
+                "type": "string",
+                "minLength": 2,
+                "maxLength": 5,
+                "description": "a code",
+                "default": "xx",
+            },
             {"type": "string", "description": "a code; minLength 2; maxLength 5"},
             id="rules without a word for them are told",
         ),
@@ -58,18 +70,36 @@ def asked(task: ChatTask, count: int):
             {"type": "string", "description": "pattern ^(?i)a; format uri"},
             id="formats and patterns that it refuses are told",
         ),
-        pytest.param({"oneOf": [NUMBER, {"type": "null"}]}, {"anyOf": [NUMBER, {"type": "null"}]}, id="oneOf is anyOf"),
+        pytest.param(
+            {"oneOf": [NUMBER, {"type": "null"}]},
+            {"anyOf": [NUMBER, {"type": "null"}]},
+            id="oneOf is anyOf",
+        ),
         pytest.param({"allOf": [NUMBER]}, NUMBER, id="allOf of one"),
         pytest.param(
-            {"$ref": "#/$defs/A", "$defs": {"A": {"type": "array", "items": NUMBER, "maxItems": 2}}},
-            {"$ref": "#/$defs/A", "$defs": {"A": {"type": "array", "maxItems": 2, "items": NUMBER}}},
+            {
+                "$ref": "#/$defs/A",
+                "$defs": {"A": {"type": "array", "items": NUMBER, "maxItems": 2}},
+            },
+            {
+                "$ref": "#/$defs/A",
+                "$defs": {"A": {"type": "array", "maxItems": 2, "items": NUMBER}},
+            },
             id="definitions",
         ),
         pytest.param({"type": "object"}, None, id="an open object"),
-        pytest.param({"type": "object", "properties": {"a": NUMBER}, "additionalProperties": NUMBER}, None, id="with others"),
+        pytest.param(
+            {"type": "object", "properties": {"a": NUMBER}, "additionalProperties": NUMBER},
+            None,
+            id="with others",
+        ),
         pytest.param({"type": "array"}, None, id="items of any kind"),
         pytest.param({"type": "array", "prefixItems": [NUMBER], "items": NUMBER}, None, id="a tuple"),
-        pytest.param({"$ref": "#/properties/a", "properties": {"a": NUMBER}}, None, id="a reference elsewhere"),
+        pytest.param(
+            {"$ref": "#/properties/a", "properties": {"a": NUMBER}},
+            None,
+            id="a reference elsewhere",
+        ),
         pytest.param(closed({"a": {}}), None, id="anything at all"),
     ],
 )
@@ -93,7 +123,10 @@ def test_a_schema_beyond_strict_modes_limits_can_not_be_enforced(is_too_much):
 
 def test_definitions_and_words_deep_inside_count_too():
     half = "x" * (MOST_CHARACTERS // 2)
-    parts = {"$defs": {"A": {"const": half}}, "anyOf": [{"$ref": "#/$defs/A"}, {"type": "array", "items": {"const": half}}]}
+    parts = {
+        "$defs": {"A": {"const": half}},
+        "anyOf": [{"$ref": "#/$defs/A"}, {"type": "array", "items": {"const": half}}],
+    }
     assert strict_schema(parts) is None  # by the one character of the definition's name
 
 

@@ -6,8 +6,10 @@
     batching        how many records share a prompt
     reply_format    how a reply is asked for: its schema          reply_words   and in words
     readers/        a reply's text → answers by index             reply_reader  → a Reading
-    output_types    what an answer has to be: a Python type (type_checker) or a JSON schema (schema_checker)
+    output_types    what an answer has to be              type_checker  a Python type
+                                                          schema_checker  a JSON schema
 
-A record's way: `ChatTask.record` makes it of an element, a `Batcher` puts it beside others, `ChatTask.render` asks about them all,
-and `ChatTask.read` finds its answer in the reply, or says why there is none.
+A record's way: `ChatTask.record` makes it of an element, a `Batcher` puts it beside others,
+`ChatTask.render` asks about them all, and `ChatTask.read` finds its answer in the reply, or says
+why there is none.
 """

@@ -12,7 +12,10 @@ import pydantic
 
 from beam_llm.errors import UsageError
 
-USABLE = "str, int, float, bool, Literal[…], an Enum, list[…], a pydantic model, a dataclass, a TypedDict or a JSON schema"
+USABLE = (
+    "str, int, float, bool, Literal[…], an Enum, list[…], a pydantic model, a dataclass, "
+    "a TypedDict or a JSON schema"
+)
 
 MOST_INTEGER = 2**63 - 1
 """What the widest integer column holds: of Beam's rows, of Parquet, of a ledger."""
@@ -21,7 +24,8 @@ TOO_DEEP = "nested too deeply"
 
 
 def has_usable_numbers(value: Any) -> bool:
-    """Whether no number inside is NaN, infinite or beyond 64 bits: JSON has no word for the first, ledgers and rows no room for the last.
+    """Whether no number inside is NaN, infinite or beyond 64 bits: JSON has no word for the first,
+    ledgers and rows no room for the last.
 
     pydantic reads the string "nan" as a number in a model's fields, and integers of any length.
     """
@@ -39,12 +43,17 @@ def has_usable_numbers(value: Any) -> bool:
     if isinstance(value, pydantic.BaseModel):
         return all(map(has_usable_numbers, value.__dict__.values()))
     if dataclasses.is_dataclass(value):
-        return all(has_usable_numbers(getattr(value, field.name)) for field in dataclasses.fields(value))
+        return all(
+            has_usable_numbers(getattr(value, field.name)) for field in dataclasses.fields(value)
+        )
     return True
 
 
 def unusable(declared: Any, why: str) -> UsageError:
-    return UsageError(f"output is {_short(declared)}: it can't be used as the type of an answer ({why}); use {USABLE}")
+    return UsageError(
+        f"output is {_short(declared)}: it can't be used as the type of an answer "
+        f"({why}); use {USABLE}"
+    )
 
 
 def _short(declared: Any) -> str:

@@ -1,6 +1,8 @@
-"""When a prompt is full: by records, tokens and bytes. Plain Python over any stream of records; waiting is the transforms' part.
+"""When a prompt is full: by records, tokens and bytes. Plain Python over any stream of records;
+waiting is the transforms' part.
 
-records ─ add ─► [ still open ] ─ a cap would be passed, or the last place is taken ─► closed prompt batches
+records ─ add ─► [ still open ] ─ a cap would be passed, or the last place is taken ─► closed prompt
+batches
 """
 
 from __future__ import annotations
@@ -17,15 +19,18 @@ from beam_llm.protocols import Task
 from beam_llm.values import Record
 
 AUTO_RECORDS = 100
-"""Most records in one prompt with `batch_size="auto"`. Windows would take thousands, but long lists cost accuracy: answers depend
-on the place in the list (BatchPrompt, ICLR 2024: naive packing degrades from a few dozen on). A number in `batch_size` is not bounded."""
+"""Most records in one prompt with `batch_size="auto"`. Windows would take thousands, but long lists
+cost accuracy: answers depend on the place in the list (BatchPrompt, ICLR 2024: naive packing
+degrades from a few dozen on). A number in `batch_size` is not bounded."""
 
 UNKNOWN_WINDOW = 128_000
-"""Tokens of a model that no table knows. Too high costs a call that is refused and split; too low would refuse good records unasked."""
+"""Tokens of a model that no table knows. Too high costs a call that is refused and split; too low
+would refuse good records unasked."""
 
 ANSWER_SHARE = 3
-"""Without `max_output_tokens` a third of the window is left to the answer: what published models with a common window reserve (gpt-5:
-128,000 of 400,000), and at least what records and their answers of like length need."""
+"""Without `max_output_tokens` a third of the window is left to the answer: what published models
+with a common window reserve (gpt-5: 128,000 of 400,000), and at least what records and their
+answers of like length need."""
 
 RECORD_OVERHEAD_TOKENS = 9
 """What a record costs beside its text: `Input 123: "…"` and the line break."""
@@ -34,11 +39,13 @@ T = TypeVar("T")
 
 
 def common_count(count: int) -> int:
-    """The largest of a few counts that is at most `count`: 1…16, then every fourth, sixteenth, sixty-fourth.
+    """The largest of a few counts that is at most `count`: 1…16, then every fourth, sixteenth,
+    sixty-fourth.
 
-    A provider compiles every schema it has not seen, which costs the first call some seconds, and the schema of
-    a keyed reply depends on how many records it answers. So a prompt that is full by its tokens or bytes is
-    closed at one of these counts; the few records above it go into the next prompt.
+    A provider compiles every schema it has not seen, which costs the first call some seconds, and
+    the schema of a keyed reply depends on how many records it answers. So a prompt that is full by
+    its tokens or bytes is closed at one of these counts; the few records above it go into the next
+    prompt.
     """
     for most, step in ((16, 1), (64, 4), (256, 16)):
         if count <= most:
@@ -49,15 +56,16 @@ def common_count(count: int) -> int:
 class Caps(NamedTuple):
     """How much one prompt may hold, and so the one rule of when it is full.
 
-    Three places fill prompts, and ask this: `Batcher` record by record, buffers of a stream that see no more than their sums, and
-    `prompt_ends` over the columns of a million records.
+    Three places fill prompts, and ask this: `Batcher` record by record, buffers of a stream that
+    see no more than their sums, and `prompt_ends` over the columns of a million records.
 
         caps = Caps(records=20, tokens=8_000, bytes=None)
-        caps.hold(7_990 + tokens_of(record), 0)     # may the record join those that have 7,990 tokens together?
+        caps.hold(7_990 + tokens_of(record), 0)  # may it join 7,990 tokens of others?
 
     Attributes:
       records: most records.
-      tokens: most input tokens of the records together, their numbering included; the shared part is taken off already.
+      tokens: most input tokens of the records together, their numbering included; the shared part
+        is taken off already.
       bytes: most UTF-8 bytes of the records' texts together, or None.
     """
 
@@ -66,11 +74,13 @@ class Caps(NamedTuple):
     bytes: int | None
 
     def hold(self, tokens: int, size: int) -> bool:
-        """Whether a prompt may hold records that have so many tokens (`tokens_of`) and bytes (`bytes_of`) together."""
+        """Whether a prompt may hold records that have so many tokens (`tokens_of`) and bytes
+        (`bytes_of`) together."""
         return tokens <= self.tokens and (self.bytes is None or size <= self.bytes)
 
     def bytes_of(self, record: Record) -> int:
-        """What the record adds to a prompt's bytes; 0 where no cap asks for them, for counting takes time."""
+        """What the record adds to a prompt's bytes; 0 where no cap asks for them, for counting
+        takes time."""
         return 0 if self.bytes is None else _bytes_of(record)
 
 
@@ -79,10 +89,14 @@ def tokens_of(record: Record) -> int:
     return record.tokens + RECORD_OVERHEAD_TOKENS
 
 
-def prompt_ends(token_sums: Sequence[int], byte_sums: Sequence[int] | None, caps: Caps) -> list[int]:
-    """Where the prompts of a row of records end, one after the other: what a `Batcher` makes of them that counts no text again.
+def prompt_ends(
+    token_sums: Sequence[int], byte_sums: Sequence[int] | None, caps: Caps
+) -> list[int]:
+    """Where the prompts of a row of records end, one after the other: what a `Batcher` makes of
+    them that counts no text again.
 
-    Records are given by their running sums, so that each prompt takes a search and not a step per record.
+    Records are given by their running sums, so that each prompt takes a search and not a step per
+    record.
 
     Args:
       token_sums: of `tokens_of` each record, from the first to this one.
@@ -93,10 +107,17 @@ def prompt_ends(token_sums: Sequence[int], byte_sums: Sequence[int] | None, caps
         end = most = min(start + caps.records, len(token_sums))
         if token_sums[end - 1] - tokens_before > caps.tokens:
             end = bisect_right(token_sums, tokens_before + caps.tokens, start, end)
-        if byte_sums is not None and caps.bytes is not None and end > start and byte_sums[end - 1] - bytes_before > caps.bytes:
+        if (
+            byte_sums is not None
+            and caps.bytes is not None
+            and end > start
+            and byte_sums[end - 1] - bytes_before > caps.bytes
+        ):
             end = bisect_right(byte_sums, bytes_before + caps.bytes, start, end)
         if end < most:
-            end = start + common_count(max(end - start, 1))  # one that passes a cap alone has a prompt alone
+            end = start + common_count(
+                max(end - start, 1)
+            )  # one that passes a cap alone has a prompt alone
         ends.append(end)
         start, tokens_before = end, token_sums[end - 1]
         bytes_before = 0 if byte_sums is None else byte_sums[end - 1]
@@ -116,7 +137,8 @@ def caps_of(settings: Settings, shared_tokens: int, window: int | None) -> Caps:
     """The caps that settings and the model's window give.
 
     Args:
-      shared_tokens: input tokens of the prompt without records (instruction, schema, system prompt).
+      shared_tokens: input tokens of the prompt without records (instruction, schema, system
+        prompt).
       window: tokens of the model's context window; None where unknown.
 
     Raises:
@@ -128,25 +150,37 @@ def caps_of(settings: Settings, shared_tokens: int, window: int | None) -> Caps:
         records = max(1, min(records, window // ANSWER_SHARE // settings.max_output_tokens))
     limit = settings.max_input_tokens or window - _answer_room(settings, records, window)
     if limit - shared_tokens <= RECORD_OVERHEAD_TOKENS:
-        source = "max_input_tokens" if settings.max_input_tokens else f"the model's window of {window:,} less its answer"
+        source = (
+            "max_input_tokens"
+            if settings.max_input_tokens
+            else f"the model's window of {window:,} less its answer"
+        )
         raise UsageError(
-            f"the prompt without any record has about {shared_tokens:,} tokens, and {source} allows {limit:,}: "
+            f"the prompt without any record has about {shared_tokens:,} tokens, "
+            f"and {source} allows {limit:,}: "
             "shorten prompt or schema, or raise max_input_tokens or context_window"
         )
     return Caps(records, limit - shared_tokens, settings.batch_max_bytes)
 
 
 def _answer_room(settings: Settings, records: int, window: int) -> int:
-    """Tokens kept free for the reply; never more than half the window, so that a large `max_output_tokens` still leaves a prompt."""
-    wanted = settings.max_output_tokens * records if settings.max_output_tokens else window // ANSWER_SHARE
+    """Tokens kept free for the reply; never more than half the window, so that a large
+    `max_output_tokens` still leaves a prompt."""
+    wanted = (
+        settings.max_output_tokens * records
+        if settings.max_output_tokens
+        else window // ANSWER_SHARE
+    )
     return min(wanted, window // 2)
 
 
 class Batcher(Generic[T]):
-    """Fills prompts greedily, in order, never beyond a cap. One per bundle or buffer; keeps at most one open prompt.
+    """Fills prompts greedily, in order, never beyond a cap. One per bundle or buffer; keeps at most
+    one open prompt.
 
-    Token counts are the records' own, from above, until they pass the cap; only then are the open prompt's texts counted, exactly where
-    the extra `tokens` is installed, and it goes on being filled up to the true limit.
+    Token counts are the records' own, from above, until they pass the cap; only then are the open
+    prompt's texts counted, exactly where the extra `tokens` is installed, and it goes on being
+    filled up to the true limit.
 
     Args:
       model: whose vocabulary counts exactly; the plain model name.
@@ -155,7 +189,9 @@ class Batcher(Generic[T]):
 
     __slots__ = ("_bytes", "_caps", "_count_text", "_exact", "_members", "_model", "_tokens")
 
-    def __init__(self, caps: Caps, model: str = "", count: Callable[[str, str], int] = counted_tokens):
+    def __init__(
+        self, caps: Caps, model: str = "", count: Callable[[str, str], int] = counted_tokens
+    ):
         self._caps = caps
         self._model = model
         self._count_text = count
@@ -165,7 +201,8 @@ class Batcher(Generic[T]):
         self._exact = False
 
     def add(self, record: Record, carried: T) -> list[list[tuple[Record, T]]]:
-        """Takes a record; returns the prompt batches that are full now, in order; mostly none or one."""
+        """Takes a record; returns the prompt batches that are full now, in order; mostly none or
+        one."""
         closed = []
         caps = self._caps
         size = caps.bytes_of(record)
@@ -198,25 +235,35 @@ class Batcher(Generic[T]):
     def too_large_failure(self, record: Record) -> Failure:
         """Says how large the record is, what would fit, and what to do."""
         if self._caps.bytes is not None and _bytes_of(record) > self._caps.bytes:
-            return Failure(Kind.TOO_LARGE, f"the record has {_bytes_of(record):,} bytes; batch_max_bytes allows {self._caps.bytes:,}")
+            return Failure(
+                Kind.TOO_LARGE,
+                f"the record has {_bytes_of(record):,} bytes; "
+                f"batch_max_bytes allows {self._caps.bytes:,}",
+            )
         return Failure(
             Kind.TOO_LARGE,
-            f"the record has about {self._count(record):,} tokens; beside the rest of the prompt {self._caps.tokens:,} fit. "
+            f"the record has about {self._count(record):,} tokens; "
+            f"beside the rest of the prompt {self._caps.tokens:,} fit. "
             "Shorten the text, or raise max_input_tokens or context_window",
         )
 
     def _refined(self, record: Record) -> int:
-        """The record's tokens counted exactly where possible, and the open prompt's with it, once."""
+        """The record's tokens counted exactly where possible, and the open prompt's with it,
+        once."""
         if not self._exact:
             self._tokens = sum(self._count(member) for member, _ in self._members)
             self._exact = True
         return self._count(record)
 
     def _count(self, record: Record) -> int:
-        """The record's tokens as near to the truth as possible, and never more than `record.tokens`."""
+        """The record's tokens as near to the truth as possible, and never more than
+        `record.tokens`."""
         if record.fields is not None:  # a batch template writes more than the inputs
             return tokens_of(record)
-        return min(record.tokens, sum(self._count_text(text, self._model) for text in record.inputs)) + RECORD_OVERHEAD_TOKENS
+        return (
+            min(record.tokens, sum(self._count_text(text, self._model) for text in record.inputs))
+            + RECORD_OVERHEAD_TOKENS
+        )
 
     def _close_at_common_count(self) -> list[tuple[Record, T]]:
         """Closes the open prompt at a count that many prompts have; what is above it stays open."""

@@ -1,4 +1,5 @@
-"""One use of a chat model, compiled: records in, a request out; a reply in, answers by record out. Pure: no I/O, no clock.
+"""One use of a chat model, compiled: records in, a request out; a reply in, answers by record out.
+Pure: no I/O, no clock.
 
 element ─ record() ─► Record ─ key() ─► its question's 16-byte name
 records ─ render() ─► Request            the same records give the same bytes in every process
@@ -49,13 +50,15 @@ REPLY_TOKENS = 12
 
 
 class ChatTask:
-    """Settings, compiled: what every step of a pipeline knows of its question. Built once per process; not pickled.
+    """Settings, compiled: what every step of a pipeline knows of its question. Built once per
+    process; not pickled.
 
         task = providers.compile_task(
-            settings("openai:gpt-4.1-mini", prompt="Is it spam? {{ text }}", output=bool, batch_size=2)
+            settings("openai:gpt-4.1-mini", prompt="Is it spam? {{ text }}", output=bool,
+            batch_size=2)
         )
         records = [task.record({"text": text}, None) for text in ("Win a prize!", "See you at 8.")]
-        request = task.render(records)      # one message about both, and the schema of {"1": bool, "2": bool}
+        request = task.render(records)      # one message, and the schema of {"1": bool, "2": bool}
         reading = task.read(2, Completion('{"1": true, "2": false}'))
         reading.values                      # {1: True, 2: False}
 
@@ -67,12 +70,13 @@ class ChatTask:
       fingerprint: digest of all that shapes an answer, except the record.
       shared_tokens: estimated input tokens of a prompt without its records.
       texts: how many texts of each record a prompt shows.
-      sends_one_text: requests about one record differ in nothing but its one text, which stands in the
-        prompt as it is.
+      sends_one_text: requests about one record differ in nothing but its one text, which stands in
+        the prompt as it is.
       answers_plainly: a reply to one record is what `plain_answer` takes.
 
     Args:
-      enforced_schema: what the provider makes of a schema that it enforces; None where it enforces none.
+      enforced_schema: what the provider makes of a schema that it enforces; None where it enforces
+        none.
 
     Raises:
       UsageError: for an output, a template, a path or a parser that can't be used.
@@ -81,7 +85,9 @@ class ChatTask:
     def __init__(self, settings: Settings, enforced_schema: SchemaDialect | None = None):
         self.settings = settings
         self.output = Output(settings.output)
-        self._template = PromptTemplate("{{ element }}" if settings.prompt is None else settings.prompt)
+        self._template = PromptTemplate(
+            "{{ element }}" if settings.prompt is None else settings.prompt
+        )
         source = settings.batch_prompt_template
         self._batch_template = BatchTemplate(source) if source is not None else None
         self._batchless_tokens = _batchless_tokens(self._batch_template)
@@ -105,7 +111,9 @@ class ChatTask:
         enforced_answer = self._enforced_schema(output.schema)
         reader = _reader(settings, self._format, shape, enforced_answer or output.schema)
         kind, enforce = self._format, self._enforced_schema
-        self._reply_format = ReplyFormat(settings, output, shape, reader, kind, self._template, enforce, enforced_answer)
+        self._reply_format = ReplyFormat(
+            settings, output, shape, reader, kind, self._template, enforce, enforced_answer
+        )
         self._reply_reader = ReplyReader(output, shape, reader, kind, log_data=settings.log_data)
 
     def _set_up_counting(self) -> None:
@@ -126,7 +134,9 @@ class ChatTask:
 
     # Records: once per element
 
-    def record(self, fields: Mapping[str, Any], element: Any, count: Callable[[str], int] = estimate_tokens) -> Record:
+    def record(
+        self, fields: Mapping[str, Any], element: Any, count: Callable[[str], int] = estimate_tokens
+    ) -> Record:
         """What one element asks.
 
         Args:
@@ -139,7 +149,8 @@ class ChatTask:
         """
         name = self._quick_field
         if name is not None:
-            # Most prompts: one field's text. Jinja would take longer than all the rest of a record's way.
+            # Most prompts: one field's text. Jinja would take longer than all the rest of a
+            # record's way.
             value = element if name == ELEMENT else fields.get(name)
             if type(value) is str:
                 text = value if value.isascii() else clean(value)
@@ -160,11 +171,15 @@ class ChatTask:
             return None
         if name not in fields:
             has = ", ".join(map(repr, fields)) or "none"
-            raise PromptError(f"record_id names the field {name!r}, which this element does not have; it has {has}")
+            raise PromptError(
+                f"record_id names the field {name!r}, which this element "
+                f"does not have; it has {has}"
+            )
         return clean(str(show(fields[name])))
 
     def key(self, record: Record) -> bytes:
-        """16 bytes that name the question: equal for equal content, in every process and at every batch size."""
+        """16 bytes that name the question: equal for equal content, in every process and at every
+        batch size."""
         hasher = self._hasher.copy()
         parts = list(record.inputs)
         if record.fields is not None:
@@ -181,8 +196,8 @@ class ChatTask:
         """The request that asks about 1…n records; about one, what a person would send.
 
         Args:
-          enforced: this endpoint holds replies to their schema, as far as is known. Where it does not,
-            several records' answers are asked for as an array of numbered ones.
+          enforced: this endpoint holds replies to their schema, as far as is known. Where it does
+            not, several records' answers are asked for as an array of numbered ones.
           note: a sentence to add, where the same was asked before and the reply was no good.
 
         Raises:
@@ -191,11 +206,17 @@ class ChatTask:
         count, reply_format = len(records), self._reply_format
         is_single = self._is_single(count)
         is_keyed = not is_single and enforced and reply_format.is_keyed(count)
-        text = self._single_text(records[0]) if is_single else self._text_of_several(records, is_keyed)
+        text = (
+            self._single_text(records[0]) if is_single else self._text_of_several(records, is_keyed)
+        )
         messages: tuple[Message, ...] = (Message("user", f"{text}\n\n{note}" if note else text),)
         if self.settings.system_prompt:
             messages = (Message("system", self.settings.system_prompt), *messages)
-        schema = reply_format.single_schema if is_single else reply_format.schema_of_several(count, is_keyed)
+        schema = (
+            reply_format.single_schema
+            if is_single
+            else reply_format.schema_of_several(count, is_keyed)
+        )
         own = sum([record.tokens for record in records])
         return Request(
             model=self.settings.model_name,
@@ -234,7 +255,10 @@ class ChatTask:
 
     def _templated(self, template: BatchTemplate, records: Sequence[Record], words: str) -> str:
         fill = self._template.fill
-        views = [RecordView(index, fill(record.inputs), record.fields) for index, record in enumerate(records, 1)]
+        views = [
+            RecordView(index, fill(record.inputs), record.fields)
+            for index, record in enumerate(records, 1)
+        ]
         text = template.render(views, words)
         return text if template.names_reply or not words else f"{text}\n\n{words}"
 
@@ -250,13 +274,13 @@ class ChatTask:
     # Replies
 
     def read(self, count: int, completion: Completion) -> Reading:
-        """What the reply says about the `count` records of its prompt. Never raises, whatever a model writes
-        or a user's class does."""
+        """What the reply says about the `count` records of its prompt. Never raises, whatever a
+        model writes or a user's class does."""
         return self._reply_reader.read(count, completion, self._is_single(count))
 
     def plain_answer(self, text: str) -> bytes | None:
-        """The answer to a single record, as JSON for `load`, where a reply that ended well is nothing but
-        what was asked for: what `read` and `stored` give, in half the time.
+        """The answer to a single record, as JSON for `load`, where a reply that ended well is
+        nothing but what was asked for: what `read` and `stored` give, in half the time.
 
         Returns:
           None for any other reply, good ones among them.
@@ -264,14 +288,16 @@ class ChatTask:
         return self._reply_reader.plain_answer(text)
 
     def stored(self, reading: Reading, index: int) -> Any:
-        """The answer as JSON from which `load` makes the same value, whatever validators its class has."""
+        """The answer as JSON from which `load` makes the same value, whatever validators its class
+        has."""
         return self._reply_reader.stored(reading, index)
 
     def load(self, data: Any) -> Any:
         """The typed value of a stored answer.
 
         Raises:
-          ValueError: the class of today does not take it; with a short reason that does not hold the value.
+          ValueError: the class of today does not take it; with a short reason that does not hold
+            the value.
         """
         return self.output.load(data)
 
@@ -293,7 +319,11 @@ def _reader(settings: Settings, kind: str, shape: Shape, answer: Schema) -> Read
         return JsonReader(shape, path)
     if kind == "xml":
         return XmlReader(shape, path, answer)
-    return DelimitedReader(path) if kind == "delimited" else CustomReader(_parser(settings.response_format))
+    return (
+        DelimitedReader(path)
+        if kind == "delimited"
+        else CustomReader(_parser(settings.response_format))
+    )
 
 
 def _parser(declared: Any) -> Parser:
@@ -302,13 +332,21 @@ def _parser(declared: Any) -> Parser:
 
 
 def _shape(settings: Settings, output: Output) -> Shape:
-    index_field, value_field = settings.response_index_field, settings.response_value_field or "value"
+    index_field, value_field = (
+        settings.response_index_field,
+        settings.response_value_field or "value",
+    )
     if index_field == value_field:
-        raise UsageError(f"response_value_field is {value_field!r}, like response_index_field: an answer needs a field of its own")
+        raise UsageError(
+            f"response_value_field is {value_field!r}, like response_index_field: "
+            "an answer needs a field of its own"
+        )
     is_flat = settings.response_value_field is None and index_field not in output.properties
     if settings.response_format == "xml":
         # Fields become elements, which not every name can be; JSON inside the answer then.
-        is_flat = is_flat and all(re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII) for name in output.properties)
+        is_flat = is_flat and all(
+            re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII) for name in output.properties
+        )
     return Shape(index_field, value_field, output.properties if is_flat else (), output.is_object)
 
 
@@ -329,7 +367,8 @@ def _framed(texts: Sequence[str]) -> bytes:
 def _fingerprint(settings: Settings, output: Output) -> bytes:
     """sha256 over all that shapes an answer except the record, its batch and the limits of calls.
 
-    The schema in it is the neutral one: answers stay known when a provider's dialect is written otherwise.
+    The schema in it is the neutral one: answers stay known when a provider's dialect is written
+    otherwise.
     """
     parser: Any = settings.response_format
     shaping = {
@@ -357,5 +396,8 @@ def _fingerprint(settings: Settings, output: Output) -> bytes:
     try:
         data = orjson.dumps(shaping, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     except TypeError as error:
-        raise UsageError(f"extra_body can't be sent as JSON ({error}); use strings, numbers, lists and dicts only") from None
+        raise UsageError(
+            f"extra_body can't be sent as JSON ({error}); "
+            "use strings, numbers, lists and dicts only"
+        ) from None
     return hashlib.sha256(data).digest()

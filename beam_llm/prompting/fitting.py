@@ -1,6 +1,8 @@
-"""Whether JSON can be what a schema says, as far as its shape and its fixed words tell: for unions, and for booleans in a number's place.
+"""Whether JSON can be what a schema says, as far as its shape and its fixed words tell: for unions,
+and for booleans in a number's place.
 
-A validator says whether a value fits; this says of which member of a union it is one, before anything is converted.
+A validator says whether a value fits; this says of which member of a union it is one, before
+anything is converted.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ _KINDS: dict[type, str] = {dict: "object", list: "array", bool: "boolean"}
 
 
 def fit(raw: Any, schema: Mapping[str, Any], root: Schema) -> Fit:
-    """How well `raw`, as JSON gives it, fits. Numbers and strings may stand for one another (`"4"`): only fixed words tell them apart.
+    """How well `raw`, as JSON gives it, fits. Numbers and strings may stand for one another
+    (`"4"`): only fixed words tell them apart.
 
     Args:
       root: where the schema's references lead.
@@ -39,7 +42,8 @@ def fit(raw: Any, schema: Mapping[str, Any], root: Schema) -> Fit:
 
 
 class _Fitting:
-    """One value's look at a schema. Each part of it is compared once with each schema, however often unions meet it: linear."""
+    """One value's look at a schema. Each part of it is compared once with each schema, however
+    often unions meet it: linear."""
 
     def __init__(self, root: Schema):
         self._root = root
@@ -77,7 +81,9 @@ class _Fitting:
 
     def _fit_of_list(self, raw: list[Any], schema: Mapping[str, Any]) -> Fit:
         first, others = schema.get("prefixItems", []), schema.get("items")
-        pairs = [(item, first[place] if place < len(first) else others) for place, item in enumerate(raw)]
+        pairs = [
+            (item, first[place] if place < len(first) else others) for place, item in enumerate(raw)
+        ]
         return _worst(self.fit(item, member) for item, member in pairs if isinstance(member, dict))
 
 
@@ -92,7 +98,8 @@ def _fit_of_word(raw: Any, words: Iterable[Any]) -> Fit:
 
 
 def _worst(found: Iterable[Fit]) -> Fit:
-    """Of several parts: a boolean in a number's place counts, whatever else is wrong; validators judge the rest."""
+    """Of several parts: a boolean in a number's place counts, whatever else is wrong; validators
+    judge the rest."""
     seen = set(found)
     return next((one for one in (Fit.BOOLEAN_AS_NUMBER, Fit.OTHER) if one in seen), Fit.GOOD)
 
@@ -109,7 +116,9 @@ def meant(schema: Mapping[str, Any], root: Schema) -> Mapping[str, Any]:
 
 def words_of(schema: Mapping[str, Any]) -> list[Any]:
     """The fixed words of which an answer is one; empty where there are none."""
-    return list(schema["enum"]) if "enum" in schema else [schema["const"]] if "const" in schema else []
+    return (
+        list(schema["enum"]) if "enum" in schema else [schema["const"]] if "const" in schema else []
+    )
 
 
 def kinds_of(schema: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""What an answer has to be: a Python type or a JSON schema as one object that describes, checks, writes and reads values.
+"""What an answer has to be: a Python type or a JSON schema as one object that describes, checks,
+writes and reads values.
 
     output=Review ─► Output ─┬─ schema      what the model is asked to follow
-                             ├─ validate    raw JSON value  ─► typed value, or ValueError with a short reason
+                             ├─ validate    raw JSON value  ─► typed value, or ValueError
                              ├─ parse_text  text of an XML or delimited reply ─► typed value
                              └─ dump, load  typed value ⇄ JSON, for ledgers and shuffles
 
@@ -31,8 +32,9 @@ class Output:
         output.load(output.dump(value)) # the same value, by way of the ledger
 
     Attributes:
-      schema: JSON schema of one answer, in no provider's dialect: all fields of a Python type are required in it, shared definitions
-        are in `$defs` at its root, and the root itself is never a `$ref`.
+      schema: JSON schema of one answer, in no provider's dialect: all fields of a Python type are
+        required in it, shared definitions are in `$defs` at its root, and the root itself is never
+        a `$ref`.
       is_text: output is `str`, so that a single record needs no schema.
       is_object: an answer is a JSON object.
       properties: names of the fields of an object answer that is closed; empty for all else.
@@ -46,13 +48,21 @@ class Output:
     """
 
     def __init__(self, declared: Any):
-        checker = SchemaChecker(declared) if isinstance(declared, Mapping) else TypeChecker(declared)
+        checker = (
+            SchemaChecker(declared) if isinstance(declared, Mapping) else TypeChecker(declared)
+        )
         self.declared = declared
-        self.schema: Schema = checker.schema if isinstance(declared, Mapping) else every_field_asked_for(checker.schema)
+        self.schema: Schema = (
+            checker.schema
+            if isinstance(declared, Mapping)
+            else every_field_asked_for(checker.schema)
+        )
         self.is_text = declared is str
         self.is_object = self.schema.get("type") == "object"
         closed = self.is_object and not self.schema.get("additionalProperties")
-        self.properties: tuple[str, ...] = tuple(self.schema.get("properties", ())) if closed else ()
+        self.properties: tuple[str, ...] = (
+            tuple(self.schema.get("properties", ())) if closed else ()
+        )
         self.python_type = checker.python_type
         self.validate: Callable[[Any], Any] = checker.validate
         self.dump: Callable[[Any], Any] = checker.dump
@@ -61,7 +71,8 @@ class Output:
         self._choices = _choices(self.schema)
 
     def parse_text(self, text: str) -> tuple[Any, Any]:
-        """The typed value that `text` spells, and the JSON that it was made of: `3`, `positive`, `"positive"`, `{"sentiment": …}`.
+        """The typed value that `text` spells, and the JSON that it was made of: `3`, `positive`,
+        `"positive"`, `{"sentiment": …}`.
 
         A member of a Literal or Enum may differ in case where that leaves only one.
 
@@ -81,7 +92,8 @@ class Output:
             return self._plain_text(text, error), text
 
     def _plain_text(self, text: str, error: ValueError) -> Any:
-        """The text as a string value: a date, say, or a member of a union. The reason is that of JSON, if it was JSON."""
+        """The text as a string value: a date, say, or a member of a union. The reason is that of
+        JSON, if it was JSON."""
         try:
             return self.validate(text)
         except ValueError as plain:
@@ -92,7 +104,8 @@ _NOTHING = object()
 
 
 def _choices(schema: Schema) -> dict[str, Any]:
-    """Spelling → raw value for a schema that is a closed list of scalars; the exact spelling goes before the folded."""
+    """Spelling → raw value for a schema that is a closed list of scalars; the exact spelling goes
+    before the folded."""
     members = schema.get("enum", [schema["const"]] if "const" in schema else [])
     exact: dict[str, Any] = {}
     folded: dict[str, Any] = {}
@@ -100,4 +113,7 @@ def _choices(schema: Schema) -> dict[str, Any]:
         spelling = member if isinstance(member, str) else orjson.dumps(member).decode()
         exact.setdefault(spelling, member)
         folded[spelling.casefold()] = _NOTHING if spelling.casefold() in folded else member
-    return {**{spelling: member for spelling, member in folded.items() if member is not _NOTHING}, **exact}
+    return {
+        **{spelling: member for spelling, member in folded.items() if member is not _NOTHING},
+        **exact,
+    }

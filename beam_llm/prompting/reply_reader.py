@@ -1,4 +1,5 @@
-"""Replies into readings: which records are answered with certainty, with what, and why the others are not.
+"""Replies into readings: which records are answered with certainty, with what, and why the others
+are not.
 
 Completion ─ ended well? ─ a reader's (index, answer) pairs ─ match ─ validate ─► Reading
 """
@@ -54,7 +55,9 @@ class ReplyReader:
         """
         try:
             return self._read(count, completion, is_single)
-        except Exception as error:  # a guard: one reply's trouble is its records', whoever else waits for us
+        except (
+            Exception
+        ) as error:  # a guard: one reply's trouble is its records', whoever else waits for us
             failure = Failure(Kind.UNREADABLE, f"the reply can't be read: {type(error).__name__}")
             return _nothing(count, failure)
 
@@ -64,13 +67,22 @@ class ReplyReader:
             return _nothing(count, failure)
         text, is_cut = _usable(completion.text or ""), completion.finish is Finish.LENGTH
         if is_single and not self._is_custom:
-            return self._read_text(text, is_cut) if self._output.is_text else self._read_single(text, is_cut)
+            return (
+                self._read_text(text, is_cut)
+                if self._output.is_text
+                else self._read_single(text, is_cut)
+            )
         return self._read_several(text, count, is_cut)
 
     def plain_answer(self, text: str) -> bytes | None:
         """See `ChatTask.plain_answer`."""
         output = self._output
-        if not text or text.isspace() or may_be_deep(text) or (output.is_text and may_hold_thoughts(text)):
+        if (
+            not text
+            or text.isspace()
+            or may_be_deep(text)
+            or (output.is_text and may_hold_thoughts(text))
+        ):
             return None
         try:
             if output.is_text:
@@ -90,7 +102,9 @@ class ReplyReader:
         try:
             items, warnings = self._found(text, count, is_cut)
         except ValueError as error:
-            return self._bare(text, count, is_cut) or _nothing(count, self._unreadable(f"the reply can't be read: {error}", text, is_cut))
+            return self._bare(text, count, is_cut) or _nothing(
+                count, self._unreadable(f"the reply can't be read: {error}", text, is_cut)
+            )
         answers = match(items, count, warnings, is_cut)
         values, failures, raws = self._validated(answers)
         if is_cut and len(answers) < count:
@@ -98,10 +112,22 @@ class ReplyReader:
         if not items and count == 1 and not is_cut:
             return _nothing(1, _no_answer(), warnings)
         if not answers:
-            seen = f"{len(items)} answer{'s' if len(items) > 1 else ''}, none of them certain" if items else "no answer"
-            failure = self._unreadable(f"asked for {list_indices(range(1, count + 1))}, the reply holds {seen}", text, is_cut)
+            seen = (
+                f"{len(items)} answer{'s' if len(items) > 1 else ''}, none of them certain"
+                if items
+                else "no answer"
+            )
+            failure = self._unreadable(
+                f"asked for {list_indices(range(1, count + 1))}, the reply holds {seen}",
+                text,
+                is_cut,
+            )
             return _nothing(count, failure, warnings)
-        missing = () if len(answers) == count else tuple([index for index in range(1, count + 1) if index not in answers])
+        missing = (
+            ()
+            if len(answers) == count
+            else tuple([index for index in range(1, count + 1) if index not in answers])
+        )
         return Reading(values, failures, missing, None, tuple(sorted(warnings)), raws)
 
     def _found(self, text: str, count: int, is_cut: bool) -> Found:
@@ -110,7 +136,8 @@ class ReplyReader:
         return self._reader.find(text, count, is_cut)
 
     def _bare(self, text: str, count: int, is_cut: bool) -> Reading | None:
-        """The answer to a single record without anything around it; of free text it can't be told whether it is one."""
+        """The answer to a single record without anything around it; of free text it can't be told
+        whether it is one."""
         if count != 1 or is_cut or self._is_custom or self._output.is_text or may_be_deep(text):
             return None
         try:
@@ -119,7 +146,9 @@ class ReplyReader:
             return None
         return Reading({1: value}, {}, (), None, ("no_index",), {1: raw})
 
-    def _validated(self, answers: Mapping[int, Any]) -> tuple[dict[int, Any], dict[int, Failure], Mapping[int, Any]]:
+    def _validated(
+        self, answers: Mapping[int, Any]
+    ) -> tuple[dict[int, Any], dict[int, Failure], Mapping[int, Any]]:
         """Values, failures and the values' JSON, by index."""
         values: dict[int, Any] = {}
         failures: dict[int, Failure] = {}
@@ -128,15 +157,21 @@ class ReplyReader:
         for index, answer in answers.items():
             try:
                 if type(answer) is Unusable:
-                    failures[index] = Failure(Kind.INVALID, f"answer {index} is not a value of output: {answer.reason}")
+                    failures[index] = Failure(
+                        Kind.INVALID, f"answer {index} is not a value of output: {answer.reason}"
+                    )
                 elif is_json:
                     values[index] = validate(answer)
                 elif type(answer) is str and may_be_deep(answer) and not self._output.is_text:
-                    failures[index] = self._invalid(f"answer {index} is not a value of output: {TOO_DEEP.reason}", answer)
+                    failures[index] = self._invalid(
+                        f"answer {index} is not a value of output: {TOO_DEEP.reason}", answer
+                    )
                 else:
                     values[index], raws[index] = typed(answer)
             except Exception as error:  # a user's validator may raise anything
-                failures[index] = self._invalid(f"answer {index} is not a value of output: {_reason(error)}", answer)
+                failures[index] = self._invalid(
+                    f"answer {index} is not a value of output: {_reason(error)}", answer
+                )
         return values, failures, answers if is_json else raws
 
     def stored(self, reading: Reading, index: int) -> Any:
@@ -151,7 +186,8 @@ class ReplyReader:
         return self._output.dump(reading.values[index])
 
     def _read_single(self, text: str, is_cut: bool) -> Reading:
-        """One answer without an envelope: JSON as asked for, JSON with noise around it, or the bare value.
+        """One answer without an envelope: JSON as asked for, JSON with noise around it, or the bare
+        value.
 
         Two different answers in one reply are none: one may be a draft, or an example.
         """
@@ -166,12 +202,16 @@ class ReplyReader:
             except LookupError:
                 continue
             except Exception as error:  # a user's validator may raise anything
-                invalid = invalid or self._invalid(f"the answer is not a value of output: {_reason(error)}", value)
+                invalid = invalid or self._invalid(
+                    f"the answer is not a value of output: {_reason(error)}", value
+                )
                 continue
             if found is None:
                 found = Reading({1: typed}, {}, (), None, (warning,) if warning else (), {1: raw})
             elif not same(found.raws[1], raw):
-                return _nothing(1, self._unreadable("the reply holds two different answers", text, is_cut))
+                return _nothing(
+                    1, self._unreadable("the reply holds two different answers", text, is_cut)
+                )
         if found is not None:
             return found
         if bare := self._bare(text, 1, is_cut):
@@ -180,10 +220,16 @@ class ReplyReader:
             return _nothing(1, _no_answer())
         if invalid is not None:
             return Reading({}, {1: invalid}, ())
-        return _nothing(1, self._unreadable("the reply can't be read: there is no value of output in it", text, is_cut))
+        return _nothing(
+            1,
+            self._unreadable(
+                "the reply can't be read: there is no value of output in it", text, is_cut
+            ),
+        )
 
     def _unwrapped(self, value: Any, text: str) -> tuple[Any, Any]:
-        """The typed answer, and its JSON, inside a JSON value that may be the answer, or an object or an envelope around it.
+        """The typed answer, and its JSON, inside a JSON value that may be the answer, or an object
+        or an envelope around it.
 
         Raises:
           ValueError: it is there, and no value of output.
@@ -192,8 +238,13 @@ class ReplyReader:
         refused: ValueError | None = None
         if may_be_deep(text) and is_deep(value):
             raise ValueError(TOO_DEEP.reason)
-        # A list of objects that have an index of their own looks like an envelope: what stands where it was asked for goes before.
-        is_wrapped = not self._output.is_object and type(value) is dict and value.keys() == {self._shape.value_field}
+        # A list of objects that have an index of their own looks like an envelope: what stands
+        # where it was asked for goes before.
+        is_wrapped = (
+            not self._output.is_object
+            and type(value) is dict
+            and value.keys() == {self._shape.value_field}
+        )
         if type(value) is not dict or self._output.is_object or is_wrapped:
             answer = value[self._shape.value_field] if is_wrapped else value
             try:
@@ -205,7 +256,9 @@ class ReplyReader:
         answers = match(items, 1, set())
         if answers:
             return self._output.validate(answers[1]), answers[1]
-        if refused is not None and (is_wrapped or (items and all(index is None for index, _ in items))):
+        if refused is not None and (
+            is_wrapped or (items and all(index is None for index, _ in items))
+        ):
             raise refused
         raise LookupError("no certain answer")
 
@@ -213,7 +266,11 @@ class ReplyReader:
         return self._output.validate(answer), answer
 
     def _typed_xml(self, answer: Any) -> tuple[Any, Any]:
-        return self._output.parse_text(answer.strip()) if isinstance(answer, str) else self._typed_json(answer)
+        return (
+            self._output.parse_text(answer.strip())
+            if isinstance(answer, str)
+            else self._typed_json(answer)
+        )
 
     def _typed_line(self, answer: str) -> tuple[Any, Any]:
         try:
@@ -255,7 +312,8 @@ class ReplyReader:
 
 
 def _plain_or(raw: Any, otherwise: Callable[[], Any]) -> Any:
-    """What a user's parser gave, as JSON: bytes become text, sets lists; else what its class writes."""
+    """What a user's parser gave, as JSON: bytes become text, sets lists; else what its class
+    writes."""
     try:
         return pydantic_core.to_jsonable_python(raw)
     except Exception:  # whatever a user's object does
@@ -270,7 +328,10 @@ def _failure_of(completion: Completion) -> Failure | None:
         return Failure(Kind.REFUSED, "the provider's content filter stopped the reply")
     if finish is Finish.FAILED:
         word = f" ({completion.finish_reason[:40]!r})" if completion.finish_reason else ""
-        return Failure(Kind.UNREADABLE, f"the provider says that the reply failed{word}; what there is of it is not an answer")
+        return Failure(
+            Kind.UNREADABLE,
+            f"the provider says that the reply failed{word}; what there is of it is not an answer",
+        )
     if not completion.text or completion.text.isspace():
         return _cut() if finish is Finish.LENGTH else _no_answer()
     return None
@@ -292,8 +353,11 @@ def _no_answer() -> Failure:
 
 
 def _reason(error: Exception) -> str:
-    """What may be said of a value that was refused: a reason of ours, or no more than the name of a user's exception."""
-    return str(error) if isinstance(error, ValueError) else f"its class raised {type(error).__name__}"
+    """What may be said of a value that was refused: a reason of ours, or no more than the name of a
+    user's exception."""
+    return (
+        str(error) if isinstance(error, ValueError) else f"its class raised {type(error).__name__}"
+    )
 
 
 def _is_blank(value: Any) -> bool:
@@ -304,7 +368,10 @@ def _is_blank(value: Any) -> bool:
 
 
 def _cut() -> Failure:
-    return Failure(Kind.TRUNCATED, "the reply ended at its token limit before an answer was complete; raise max_output_tokens")
+    return Failure(
+        Kind.TRUNCATED,
+        "the reply ended at its token limit before an answer was complete; raise max_output_tokens",
+    )
 
 
 def _nothing(count: int, failure: Failure, warnings: set[str] | None = None) -> Reading:

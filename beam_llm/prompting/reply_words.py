@@ -1,4 +1,5 @@
-"""How to reply, in words: a sketch of the reply beside a schema that is enforced, and a schema in words where none is."""
+"""How to reply, in words: a sketch of the reply beside a schema that is enforced, and a schema in
+words where none is."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class ReplyWords:
     """The sentences that ask for one task's replies.
 
         words = ReplyWords(Output(int), {"type": "integer"}, Shape(), is_enforced=True)
-        words.keyed()  # Reply with nothing but JSON, each answer under its number: {"1": <integer>, "2": …}
+        words.keyed()  # Reply with nothing but JSON, each answer under its number: {"1": <integer>,
+        "2": …}
 
     Args:
       answer: schema of one answer.
@@ -31,7 +33,12 @@ class ReplyWords:
     """
 
     def __init__(self, output: Output, answer: Schema, shape: Shape, is_enforced: bool):
-        self._output, self._answer, self._shape, self._is_enforced = output, answer, shape, is_enforced
+        self._output, self._answer, self._shape, self._is_enforced = (
+            output,
+            answer,
+            shape,
+            is_enforced,
+        )
 
     def single(self) -> str:
         """To one record, in JSON, where no schema can say it."""
@@ -39,7 +46,8 @@ class ReplyWords:
         shape, what = self._sketched(), "It"
         if not self._output.is_object:
             shape, what = f"{{{field}: {shape}}}", f"The {field}"
-        return f"Reply with nothing but JSON: {shape}\n{what} follows this JSON schema: {_json(self._answer)}"
+        schema = _json(self._answer)
+        return f"Reply with nothing but JSON: {shape}\n{what} follows this JSON schema: {schema}"
 
     def keyed(self) -> str:
         """To several records, each answer under its number."""
@@ -61,7 +69,9 @@ class ReplyWords:
 
     def _json_array(self, keys: Sequence[str]) -> str:
         answer, shape = self._answer, self._shape
-        own = {name: answer["properties"][name] for name in shape.fields} or {shape.value_field: answer}
+        own = {name: answer["properties"][name] for name in shape.fields} or {
+            shape.value_field: answer
+        }
         fields = ", ".join(f"{quote(name)}: {sketch(field, answer)}" for name, field in own.items())
         item = f"[{{{quote(shape.index_field)}: 1, {fields}}}, …]"
         for key in reversed(keys):
@@ -76,11 +86,17 @@ class ReplyWords:
     def _xml(self) -> str:
         """An element per answer, and in it one per field of an object."""
         fields = self._answer.get("properties", {})
-        inner = "".join(f"<{name}>{self._xml_sketch(fields[name])}</{name}>" for name in self._shape.fields) or "…"
+        inner = (
+            "".join(
+                f"<{name}>{self._xml_sketch(fields[name])}</{name}>" for name in self._shape.fields
+            )
+            or "…"
+        )
         return (
             "Reply with nothing but XML, one answer element per input under the same index, "
             "and escape &, < and > in texts:\n"
-            f'<{ANSWERS}><answer {self._shape.index_field}="1">{inner}</answer>…</{ANSWERS}>{self._type_in_words()}'
+            f'<{ANSWERS}><answer {self._shape.index_field}="1">{inner}</answer>…</{ANSWERS}>'
+            f"{self._type_in_words()}"
         )
 
     def _xml_sketch(self, field: Schema) -> str:
@@ -94,7 +110,8 @@ class ReplyWords:
     def _delimited(self) -> str:
         """Lines of index and answer."""
         return (
-            "Reply with nothing but one line per input, its index and the answer, without line breaks inside:"
+            "Reply with nothing but one line per input, its index and the answer, "
+            "without line breaks inside:"
             f"\n1|…\n2|…{self._type_in_words()}"
         )
 
@@ -119,7 +136,8 @@ def _json(schema: Schema) -> str:
 
 
 def sketch(schema: Any, root: Schema, depth: int = 0) -> str:
-    """A schema as a person would write it down: `{"sentiment": "positive" | "negative", "score": <number>}`.
+    """A schema as a person would write it down: `{"sentiment": "positive" | "negative", "score":
+    <number>}`.
 
     Args:
       root: where the schema's references lead.
@@ -130,7 +148,9 @@ def sketch(schema: Any, root: Schema, depth: int = 0) -> str:
         name = str(schema["$ref"]).rpartition("/")[2]
         return sketch(root.get("$defs", {}).get(name), root, depth + 1)
     if "const" in schema or "enum" in schema:
-        return " | ".join(orjson.dumps(member).decode() for member in schema.get("enum", [schema.get("const")]))
+        return " | ".join(
+            orjson.dumps(member).decode() for member in schema.get("enum", [schema.get("const")])
+        )
     if "anyOf" in schema:
         return " | ".join(sketch(member, root, depth + 1) for member in schema["anyOf"])
     return _typed_sketch(schema, root, depth)
@@ -144,6 +164,10 @@ def _typed_sketch(schema: Schema, root: Schema, depth: int) -> str:
         return f"[{sketch(schema.get('items'), root, depth + 1)}, …]"
     if kind == "object":
         fields = schema.get("properties", {}).items()
-        inner = ", ".join(f"{quote(name)}: {sketch(field, root, depth + 1)}" for name, field in fields)
+        inner = ", ".join(
+            f"{quote(name)}: {sketch(field, root, depth + 1)}" for name, field in fields
+        )
         return f"{{{inner or '…'}}}"
-    return {"boolean": "true | false", "null": "null"}.get(str(kind), f"<{schema.get('format') or kind or 'value'}>")
+    return {"boolean": "true | false", "null": "null"}.get(
+        str(kind), f"<{schema.get('format') or kind or 'value'}>"
+    )

@@ -1,7 +1,8 @@
-"""A Jinja2 environment whose templates end, and don't fill memory: what they write, repeat and count is bounded.
+"""A Jinja2 environment whose templates end, and don't fill memory: what they write, repeat and
+count is bounded.
 
-Jinja's own sandbox keeps a template from the interpreter; it lets it write `{{ "x" * 10**9 }}`, pad a text to a gigabyte, or count
-through ten thousand million rounds of two loops.
+Jinja's own sandbox keeps a template from the interpreter; it lets it write `{{ "x" * 10**9 }}`, pad
+a text to a gigabyte, or count through ten thousand million rounds of two loops.
 """
 
 from __future__ import annotations
@@ -24,7 +25,20 @@ MOST_REPEATS = 100_000
 MOST_BITS = 4_096
 """Of the result of a power."""
 
-_MEASURED = ("center", "indent", "wordwrap", "batch", "slice", "round", "tojson", "truncate", "format", "replace", "join", "urlize")
+_MEASURED = (
+    "center",
+    "indent",
+    "wordwrap",
+    "batch",
+    "slice",
+    "round",
+    "tojson",
+    "truncate",
+    "format",
+    "replace",
+    "join",
+    "urlize",
+)
 """Jinja's filters that take numbers, or make long texts out of short ones."""
 
 _rounds: ContextVar[list[int]] = ContextVar("rounds")
@@ -42,7 +56,8 @@ class BoundedCodeGenerator(CodeGenerator):
 
 
 class BoundedEnvironment(sandbox.ImmutableSandboxedEnvironment):
-    """Sandboxed and bounded. What goes beyond raises SecurityError, a TemplateError like any other."""
+    """Sandboxed and bounded. What goes beyond raises SecurityError, a TemplateError like any
+    other."""
 
     intercepted_binops = frozenset(["*", "**", "+", "%"])
     code_generator_class = BoundedCodeGenerator
@@ -75,7 +90,9 @@ class BoundedEnvironment(sandbox.ImmutableSandboxedEnvironment):
             _check_arguments(right if isinstance(right, tuple) else (right,))
         return super().call_binop(context, operator, left, right)
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # Jinja's own names: kwargs are free
+    def call(
+        __self, __context: Any, __obj: Any, *args: Any, **kwargs: Any
+    ) -> Any:  # Jinja's own names: kwargs are free
         _check_call(__obj, args, kwargs)
         return _checked(super().call(__context, __obj, *args, **kwargs))
 
@@ -128,7 +145,11 @@ def _check_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     owner = getattr(function, "__self__", None)
     if isinstance(owner, str):
         _check_text_method(function.__name__, owner, args)
-    elif args and isinstance(args[0], str) and getattr(function, "__name__", "") in ("do_replace", "do_format"):
+    elif (
+        args
+        and isinstance(args[0], str)
+        and getattr(function, "__name__", "") in ("do_replace", "do_format")
+    ):
         _check_text_method(function.__name__[3:], args[0], args[1:])
 
 
@@ -136,7 +157,12 @@ def _check_text_method(name: str, text: str, args: tuple[Any, ...]) -> None:
     """Methods of a text whose result may be far longer than what they are given."""
     if name in ("format", "format_map"):
         _check_format(text)
-    elif name == "replace" and len(args) >= 2 and isinstance(args[0], str) and isinstance(args[1], str):
+    elif (
+        name == "replace"
+        and len(args) >= 2
+        and isinstance(args[0], str)
+        and isinstance(args[1], str)
+    ):
         _check_size(text.count(args[0]) * len(args[1]))
     elif name == "join" and args and isinstance(args[0], Sized):
         _check_size(len(text) * len(args[0]))
@@ -145,7 +171,9 @@ def _check_text_method(name: str, text: str, args: tuple[Any, ...]) -> None:
 def _check_arguments(values: Iterable[Any]) -> None:
     for value in values:
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MOST_REPEATS:
-            raise SecurityError(f"it gives a function the number {value:,}; {MOST_REPEATS:,} is the most")
+            raise SecurityError(
+                f"it gives a function the number {value:,}; {MOST_REPEATS:,} is the most"
+            )
 
 
 def _check_format(template: str) -> None:

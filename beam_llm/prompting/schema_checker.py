@@ -21,7 +21,14 @@ from beam_llm.prompting.schemas import (
 )
 from beam_llm.values import Schema
 
-_TYPES_OF_WORDS = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list[Any], "object": dict[str, Any]}
+_TYPES_OF_WORDS = {
+    "string": str,
+    "integer": int,
+    "number": float,
+    "boolean": bool,
+    "array": list[Any],
+    "object": dict[str, Any],
+}
 
 
 class SchemaChecker:
@@ -48,7 +55,8 @@ class SchemaChecker:
         problem = self._problem(raw)
         if problem is None:
             return raw
-        # Strict mode knows no optional property: each one is asked for and may be null, which means it is left out.
+        # Strict mode knows no optional property: each one is asked for and may be null, which means
+        # it is left out.
         pruned = _without_nulls(self.schema, raw)
         if pruned == raw or self._problem(pruned) is not None:
             raise ValueError(problem)
@@ -71,12 +79,18 @@ def _plain_schema(declared: Mapping[str, Any]) -> Schema:
     try:
         given = orjson.loads(orjson.dumps(dict(declared)))
     except TypeError as error:
-        raise UsageError(f"output is a JSON schema that is not JSON ({error}); use strings, numbers, lists and dicts only") from None
+        raise UsageError(
+            f"output is a JSON schema that is not JSON ({error}); "
+            "use strings, numbers, lists and dicts only"
+        ) from None
     if not given:
         raise unusable(declared, "it leaves nothing to answer")
     wrapped = inner_schema(given)
     if wrapped is not None:
-        raise UsageError(f"output is a provider's wrapper around a JSON schema, not the schema: write output=…{wrapped}")
+        raise UsageError(
+            "output is a provider's wrapper around a JSON schema, not the schema: "
+            f"write output=…{wrapped}"
+        )
     return typing.cast(Schema, without_booleans(given))
 
 
@@ -92,7 +106,8 @@ def _saying(given: Schema) -> Schema:
     if says_nothing(given):
         keys = ", ".join(map(repr, list(given)[:5])) or "nothing"
         raise UsageError(
-            f"output is a dict with {keys} and no keyword of JSON schema, so that every reply would be a good answer: "
+            f"output is a dict with {keys} and no keyword of JSON schema, "
+            "so that every reply would be a good answer: "
             f"give a schema, not an example, such as {_EXAMPLE}"
         )
     if leaves_nothing(given):
@@ -105,17 +120,24 @@ def _validator(given: Schema) -> Any:
         import jsonschema
         import referencing
     except ImportError:
-        raise UsageError("output is a JSON schema, which needs the package jsonschema: pip install 'beam-llm[schema]'") from None
+        raise UsageError(
+            "output is a JSON schema, which needs the package jsonschema: "
+            "pip install 'beam-llm[schema]'"
+        ) from None
     kind = jsonschema.validators.validator_for(given, default=jsonschema.Draft202012Validator)
     try:
         kind.check_schema(given)
     except jsonschema.SchemaError as error:
         place = ".".join(map(str, error.absolute_path)) or "its root"
-        raise UsageError(f"output is not a valid JSON schema: {error.message} at {place}; one looks like {_EXAMPLE}") from None
+        raise UsageError(
+            f"output is not a valid JSON schema: {error.message} at {place}; "
+            f"one looks like {_EXAMPLE}"
+        ) from None
     for reference in references(given):
         if not resolves(given, reference):
             raise UsageError(
-                f"output is a JSON schema with the reference {reference!r}, which leads nowhere in it; put its target into $defs"
+                f"output is a JSON schema with the reference {reference!r}, "
+                "which leads nowhere in it; put its target into $defs"
             )
     # An empty registry: nothing is ever fetched from where a reference points.
     return kind(given, registry=referencing.Registry())
@@ -123,7 +145,10 @@ def _validator(given: Schema) -> Any:
 
 def _schema_reason(error: Any) -> str:
     """`score: breaks "maximum": 1`; `jsonschema`'s own message holds the value."""
-    place = ".".join(str(part) if isinstance(part, int) or part in _names_of(error) else "…" for part in error.absolute_path)
+    place = ".".join(
+        str(part) if isinstance(part, int) or part in _names_of(error) else "…"
+        for part in error.absolute_path
+    )
     rule = orjson.dumps(error.validator_value).decode()
     rule = rule if len(rule) <= 80 else rule[:77] + "…"
     return f'{place + ": " if place else ""}breaks "{error.validator}": {rule}'
@@ -142,4 +167,8 @@ def _without_nulls(schema: Any, value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     fields, required = schema.get("properties", {}), schema.get("required", ())
-    return {name: _without_nulls(fields.get(name), item) for name, item in value.items() if item is not None or name in required}
+    return {
+        name: _without_nulls(fields.get(name), item)
+        for name, item in value.items()
+        if item is not None or name in required
+    }

@@ -1,4 +1,5 @@
-"""JSON schemas as data: their plain form, references, and what a schema says at all. Pure functions over dicts."""
+"""JSON schemas as data: their plain form, references, and what a schema says at all. Pure functions
+over dicts."""
 
 from __future__ import annotations
 
@@ -12,11 +13,22 @@ from beam_llm.values import Schema
 # Where schemas stand inside a schema (JSON Schema 2020-12, "Applicator" and "Core" vocabularies).
 _MAPS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
-_SINGLES = ("items", "contains", "not", "if", "then", "else", "propertyNames", "unevaluatedItems", "additionalProperties")
+_SINGLES = (
+    "items",
+    "contains",
+    "not",
+    "if",
+    "then",
+    "else",
+    "propertyNames",
+    "unevaluatedItems",
+    "additionalProperties",
+)
 
 
 def without_booleans(schema: Any) -> Any:
-    """The schema with `true` written as `{}` and `false` as `{"not": {}}`, so that every schema inside it is a dict."""
+    """The schema with `true` written as `{}` and `false` as `{"not": {}}`, so that every schema
+    inside it is a dict."""
     if isinstance(schema, bool):
         return {} if schema else {"not": {}}
     return _with_each_inside(schema, _without_booleans_in)
@@ -29,7 +41,8 @@ def _without_booleans_in(word: str, inner: Any) -> Any:
 
 
 def _with_each_inside(schema: Any, change: Callable[[str, Any], Any]) -> Any:
-    """The schema with `change(word, inner)` in place of every schema that stands in it under a keyword."""
+    """The schema with `change(word, inner)` in place of every schema that stands in it under a
+    keyword."""
     if not isinstance(schema, dict):
         return schema
     changed = dict(schema)
@@ -38,21 +51,27 @@ def _with_each_inside(schema: Any, change: Callable[[str, Any], Any]) -> Any:
             changed[word] = {name: change(word, inner) for name, inner in value.items()}
         elif isinstance(value, list):
             # A list of items: drafts before 2020.
-            changed[word] = [change(word, inner) for inner in value] if word in _LISTS or word == "items" else value
+            changed[word] = (
+                [change(word, inner) for inner in value]
+                if word in _LISTS or word == "items"
+                else value
+            )
         elif word in _SINGLES:
             changed[word] = change(word, value)
     return changed
 
 
 _SAYING = (
-    "type", "enum", "const", "$ref", "$dynamicRef", "properties", "patternProperties", "required", "items", "prefixItems",
+    "type", "enum", "const", "$ref", "$dynamicRef", "properties", "patternProperties", "required",
+    "items", "prefixItems",
     "pattern", "not", "if",
 )  # fmt: skip
 """Keywords of which each alone says something about what an answer is."""
 
 
 def says_nothing(schema: Mapping[str, Any]) -> bool:
-    """Whether any value at all would fit, as far as can be seen: only titles, examples or unknown words."""
+    """Whether any value at all would fit, as far as can be seen: only titles, examples or unknown
+    words."""
     unions = [schema[word] for word in ("anyOf", "oneOf") if word in schema]
     if any(not any(map(says_nothing, members)) for members in unions if members):
         return False
@@ -63,21 +82,42 @@ def says_nothing(schema: Mapping[str, Any]) -> bool:
 
 def leaves_nothing(schema: Mapping[str, Any]) -> bool:
     """Whether no value but null, or no object but the empty one, would fit."""
-    if schema.get("type") == "null" or schema.get("enum") == [None] or schema.get("const", 0) is None or schema.get("not") == {}:
+    if (
+        schema.get("type") == "null"
+        or schema.get("enum") == [None]
+        or schema.get("const", 0) is None
+        or schema.get("not") == {}
+    ):
         return True
     is_closed = schema.get("additionalProperties") is False and not schema.get("patternProperties")
-    return schema.get("type") == "object" and is_closed and not schema.get("properties") and "$ref" not in schema
+    return (
+        schema.get("type") == "object"
+        and is_closed
+        and not schema.get("properties")
+        and "$ref" not in schema
+    )
 
 
-_WRAPPERS = ("json_schema", "schema", "input_schema", "parameters", "function", "response_format", "response_schema")
+_WRAPPERS = (
+    "json_schema",
+    "schema",
+    "input_schema",
+    "parameters",
+    "function",
+    "response_format",
+    "response_schema",
+)
 """Under which keys the requests of OpenAI, Anthropic and Gemini hold a schema."""
 
 _TYPES = ("string", "integer", "number", "boolean", "array", "object", "null")
 
 
 def inner_schema(given: Mapping[str, Any]) -> str | None:
-    """Where the schema is in a provider's wrapper, as Python reads it: `["json_schema"]["schema"]`; None where `given` is no wrapper."""
-    if given.get("type") in _TYPES or any(word in given for word in ("properties", "enum", "anyOf", "oneOf", "allOf", "$ref")):
+    """Where the schema is in a provider's wrapper, as Python reads it: `["json_schema"]["schema"]`;
+    None where `given` is no wrapper."""
+    if given.get("type") in _TYPES or any(
+        word in given for word in ("properties", "enum", "anyOf", "oneOf", "allOf", "$ref")
+    ):
         return None
     for word in _WRAPPERS:
         inner = given.get(word)
@@ -130,8 +170,8 @@ def resolved(root: Schema, reference: str) -> Any:
 
 
 def plain_form(given: Schema) -> Schema:
-    """The same schema in fewer words: definitions in `$defs`, no `$ref` at its root, `"type": "object"` where there are properties,
-    and nothing in an `allOf` of one."""
+    """The same schema in fewer words: definitions in `$defs`, no `$ref` at its root, `"type":
+    "object"` where there are properties, and nothing in an `allOf` of one."""
     plain: Schema = _merged(_with_root(given))
     return plain
 
@@ -144,7 +184,11 @@ def _with_root(given: Schema) -> Schema:
     if not str(given.get("$ref", "")).startswith("#/$defs/"):
         return given
     target = resolved(given, given["$ref"])
-    return _with_root({**{word: part for word, part in given.items() if word != "$ref"}, **target}) if isinstance(target, dict) else given
+    return (
+        _with_root({**{word: part for word, part in given.items() if word != "$ref"}, **target})
+        if isinstance(target, dict)
+        else given
+    )
 
 
 def _merged(schema: Any) -> Any:
@@ -152,15 +196,22 @@ def _merged(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     if len(schema.get("allOf", ())) == 1:
-        schema = {**{word: part for word, part in schema.items() if word != "allOf"}, **schema["allOf"][0]}
-    return {**schema, "type": "object"} if "properties" in schema and "type" not in schema else schema
+        schema = {
+            **{word: part for word, part in schema.items() if word != "allOf"},
+            **schema["allOf"][0],
+        }
+    return (
+        {**schema, "type": "object"} if "properties" in schema and "type" not in schema else schema
+    )
 
 
 def every_field_asked_for(schema: Any) -> Any:
-    """The schema of a Python type as a model is asked for it: every field, also one that has a default.
+    """The schema of a Python type as a model is asked for it: every field, also one that has a
+    default.
 
-    A model that may leave a field out does so at random, and a default of the class would stand there as if it were an answer. Without
-    titles, which pydantic makes of the names that stand beside them; so neither they nor defaults are part of a question's identity.
+    A model that may leave a field out does so at random, and a default of the class would stand
+    there as if it were an answer. Without titles, which pydantic makes of the names that stand
+    beside them; so neither they nor defaults are part of a question's identity.
     """
     schema = _with_each_inside(schema, lambda word, inner: every_field_asked_for(inner))
     if not isinstance(schema, dict):

@@ -1,7 +1,7 @@
 """Jinja2 templates: fields in, the text of a prompt out.
 
 one record    the rendered template, and nothing else
-n records     instruction, how to reply, then one envelope per record, which its text can't break out of:
+n records     instruction, how to reply, then one envelope per record:
               Input 1: "…"      or      <input index="1">…</input>
 """
 
@@ -28,7 +28,8 @@ _SELF = "field_called_self"
 
 
 class _FieldsFirst(BoundedEnvironment):
-    """To whom `order.items` is the field, where there is one, and dict's method only in `order.items()`. See `_compiled`."""
+    """To whom `order.items` is the field, where there is one, and dict's method only in
+    `order.items()`. See `_compiled`."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if attribute[:1] == _MARK:
@@ -39,7 +40,8 @@ class _FieldsFirst(BoundedEnvironment):
 
 
 def _environment() -> _FieldsFirst:
-    """Sandboxed, bounded and strict, without what gives another text each time: a prompt is a function of its record."""
+    """Sandboxed, bounded and strict, without what gives another text each time: a prompt is a
+    function of its record."""
     environment = _FieldsFirst(undefined=jinja2.StrictUndefined, finalize=show)
     environment.filters.pop("random")
     environment.globals.pop("lipsum")
@@ -67,12 +69,15 @@ def _parsed(source: str, option: str) -> nodes.Template:
         raise _at(source, option, node.lineno, "a prompt can't load other templates")
     for attribute in tree.find_all(nodes.Getattr):
         if attribute.attr.startswith("_"):
-            raise _at(source, option, attribute.lineno, f"{attribute.attr!r} is private and can't be read")
+            raise _at(
+                source, option, attribute.lineno, f"{attribute.attr!r} is private and can't be read"
+            )
     return tree
 
 
 def _compiled(tree: nodes.Template) -> jinja2.Template:
-    """The tree as a template in which names are the data's: `self` is a field, not Jinja's own, and so is whatever is not called."""
+    """The tree as a template in which names are the data's: `self` is a field, not Jinja's own, and
+    so is whatever is not called."""
     tree = copy.deepcopy(tree)
     called = {id(call.node) for call in tree.find_all(nodes.Call)}
     for attribute in tree.find_all(nodes.Getattr):
@@ -95,7 +100,9 @@ def _variables(fields: Mapping[str, Any], element: Any) -> dict[str, Any]:
 
 _EXAMPLES = {
     "prompt": "Classify this review: {{ text }}",
-    "batch_prompt_template": "{% for record in records %}{{ record.index }}: {{ record.text }} {% endfor %}",
+    "batch_prompt_template": (
+        "{% for record in records %}{{ record.index }}: {{ record.text }} {% endfor %}"
+    ),
 }
 
 
@@ -104,12 +111,16 @@ def _at(source: str, option: str, line: int, why: str) -> UsageError:
     lines = source.splitlines() or [""]
     text = lines[min(line, len(lines)) - 1].strip()
     shown = text if len(text) <= 80 else text[:77] + "…"
-    return UsageError(f"{option}, line {line}: {why.rstrip('.')}: {shown!r}; it has to be a Jinja2 template, such as {example!r}")
+    return UsageError(
+        f"{option}, line {line}: {why.rstrip('.')}: {shown!r}; "
+        f"it has to be a Jinja2 template, such as {example!r}"
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Part:
-    """One varying part of a simple template: the name it goes by, and how its text is made from an element."""
+    """One varying part of a simple template: the name it goes by, and how its text is made from an
+    element."""
 
     name: str
     field: str | None
@@ -120,15 +131,17 @@ class _Part:
 class PromptTemplate:
     """The user's prompt, compiled: what varies from record to record, and the text around it.
 
-    A *simple* template has only text and `{{ … }}`; its inputs are the outputs' texts, and its instruction is the text around
-    them. Of any other (`{% if … %}`) the whole rendering is the one input, and the instruction is empty.
+    A *simple* template has only text and `{{ … }}`; its inputs are the outputs' texts, and its
+    instruction is the text around them. Of any other (`{% if … %}`) the whole rendering is the one
+    input, and the instruction is empty.
 
     Attributes:
       names: what each input is called in a prompt of several records.
       instruction: the text that all records share, each varying part as `<name>`.
       shared: the text that all records share, without the varying parts; for counting tokens.
-      only_field: the field whose text is the only input, where that is all there is to do; None otherwise. Like the other names
-        of fields here it may be `element`, which stands for the whole.
+      only_field: the field whose text is the only input, where that is all there is to do; None
+        otherwise. Like the other names of fields here it may be `element`, which stands for the
+        whole.
 
     Raises:
       UsageError: where `source` is no template.
@@ -147,8 +160,12 @@ class PromptTemplate:
         self.shared = "".join(piece for piece in self._pieces if isinstance(piece, str))
         self.instruction = self._instruction()
         plain_names = [part.field for part in self._parts if part.field is not None]
-        self._fields = plain_names if self._is_simple and len(plain_names) == len(self._parts) else None
-        self.only_field = plain_names[0] if self._fields is not None and len(plain_names) == 1 else None
+        self._fields = (
+            plain_names if self._is_simple and len(plain_names) == len(self._parts) else None
+        )
+        self.only_field = (
+            plain_names[0] if self._fields is not None and len(plain_names) == 1 else None
+        )
 
     def _add(self, node: nodes.Node, source: str, option: str) -> None:
         if isinstance(node, nodes.TemplateData):
@@ -172,7 +189,11 @@ class PromptTemplate:
 
     def _free_name(self, name: str) -> str:
         taken = {part.name for part in self._parts}
-        return next(free for free in (name, *(f"{name}_{number}" for number in range(2, len(taken) + 3))) if free not in taken)
+        return next(
+            free
+            for free in (name, *(f"{name}_{number}" for number in range(2, len(taken) + 3)))
+            if free not in taken
+        )
 
     def _instruction(self) -> str:
         pieces = self._pieces
@@ -180,7 +201,9 @@ class PromptTemplate:
             pieces = pieces[:-1]
         if pieces and len(self._parts) == 1 and pieces.count(0) == 1 and pieces[-1] == 0:
             pieces = pieces[:-1]
-        return "".join(piece if isinstance(piece, str) else f"<{self._parts[piece].name}>" for piece in pieces).strip()
+        return "".join(
+            piece if isinstance(piece, str) else f"<{self._parts[piece].name}>" for piece in pieces
+        ).strip()
 
     def inputs(self, fields: Mapping[str, Any], element: Any) -> tuple[str, ...]:
         """The texts by which this element's prompt differs from others'.
@@ -190,19 +213,28 @@ class PromptTemplate:
         """
         try:
             if self._fields is not None:
-                return tuple([clean(str(show(element if name == ELEMENT else fields[name]))) for name in self._fields])
+                return tuple(
+                    [
+                        clean(str(show(element if name == ELEMENT else fields[name])))
+                        for name in self._fields
+                    ]
+                )
             variables = _variables(fields, element)
             if self._is_simple:
                 return tuple([clean(part.expression.render(variables)) for part in self._parts])
             return (clean(bounded(self._whole.generate, variables)),)
-        except Exception as error:  # a template runs the element's own methods, which may raise anything
+        except (
+            Exception
+        ) as error:  # a template runs the element's own methods, which may raise anything
             _refuse(error, fields)
 
     def fill(self, inputs: Sequence[str]) -> str:
         """The prompt of one record, as a person would send it."""
         if not self._is_simple:
             return inputs[0]
-        return "".join([piece if isinstance(piece, str) else inputs[piece] for piece in self._pieces])
+        return "".join(
+            [piece if isinstance(piece, str) else inputs[piece] for piece in self._pieces]
+        )
 
 
 def _expression(node: nodes.Node) -> jinja2.Template:
@@ -224,16 +256,26 @@ def _name(node: nodes.Node) -> str:
 
 
 def _dotted(owner: nodes.Node, name: str) -> str:
-    return name if isinstance(owner, nodes.Name) and owner.name == ELEMENT else f"{_name(owner)}.{name}"
+    return (
+        name
+        if isinstance(owner, nodes.Name) and owner.name == ELEMENT
+        else f"{_name(owner)}.{name}"
+    )
 
 
 def _refuse(error: Exception, fields: Mapping[str, Any]) -> NoReturn:
     """Turns what a template raised into the element's own error, without the element's texts."""
     if isinstance(error, KeyError) and error.args and error.args[0] not in fields:
         raise PromptError(_missing(str(error.args[0]), fields)) from None
-    undefined = re.fullmatch(r"'(\w+)' is undefined", str(error)) if isinstance(error, jinja2.UndefinedError) else None
+    undefined = (
+        re.fullmatch(r"'(\w+)' is undefined", str(error))
+        if isinstance(error, jinja2.UndefinedError)
+        else None
+    )
     if undefined:
-        raise PromptError(_missing("self" if undefined[1] == _SELF else undefined[1], fields)) from None
+        raise PromptError(
+            _missing("self" if undefined[1] == _SELF else undefined[1], fields)
+        ) from None
     if isinstance(error, (jinja2.UndefinedError, jinja2.exceptions.SecurityError, NotAValue)):
         raise PromptError(f"the prompt does not fit this element: {error}") from None
     raise PromptError(f"the prompt failed on this element with {type(error).__name__}") from error
@@ -241,12 +283,17 @@ def _refuse(error: Exception, fields: Mapping[str, Any]) -> NoReturn:
 
 def _missing(name: str, fields: Mapping[str, Any]) -> str:
     if not fields:
-        return f"the prompt names the field {name!r}, but the element has no fields; use {{{{ element }}}} for the whole of it"
-    return f"the prompt names the field {name!r}, which this element does not have; it has {', '.join(map(repr, fields))}"
+        return (
+            f"the prompt names the field {name!r}, but the element has no fields; "
+            "use {{ element }} for the whole of it"
+        )
+    has = ", ".join(map(repr, fields))
+    return f"the prompt names the field {name!r}, which this element does not have; it has {has}"
 
 
 class RecordView:
-    """A record as a batch template sees it: `record.index`, `record.text`, and the element's fields."""
+    """A record as a batch template sees it: `record.index`, `record.text`, and the element's
+    fields."""
 
     __slots__ = ("_values",)
 
@@ -270,7 +317,8 @@ class BatchTemplate:
     """The user's own way of putting several records into a prompt: Jinja2 over `records`.
 
     Attributes:
-      names_reply: the template says itself, by `{{ reply_format }}`, where the reply's shape is explained.
+      names_reply: the template says itself, by `{{ reply_format }}`, where the reply's shape is
+        explained.
 
     Raises:
       UsageError: where `source` is no template.
@@ -281,11 +329,21 @@ class BatchTemplate:
         self._template = _compiled(tree)
         loaded = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"}
         if "records" not in loaded:
-            raise _at(source, option, 1, "it never uses `records`, so that no record would be in the prompt")
+            raise _at(
+                source,
+                option,
+                1,
+                "it never uses `records`, so that no record would be in the prompt",
+            )
         self.names_reply = "reply_format" in loaded
         self._needed = {node.attr for node in tree.find_all(nodes.Getattr)}
-        self._needed |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
-        self._needs_all = any(not isinstance(node.arg, (nodes.Const, nodes.Slice)) for node in tree.find_all(nodes.Getitem))
+        self._needed |= {
+            node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)
+        }
+        self._needs_all = any(
+            not isinstance(node.arg, (nodes.Const, nodes.Slice))
+            for node in tree.find_all(nodes.Getitem)
+        )
 
     def needed(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The fields that this template may read, as plain JSON values; the others shape no prompt.
@@ -294,9 +352,15 @@ class BatchTemplate:
           PromptError: for a value with no JSON form.
         """
         try:
-            return {name: plain(value) for name, value in fields.items() if self._needs_all or name in self._needed}
+            return {
+                name: plain(value)
+                for name, value in fields.items()
+                if self._needs_all or name in self._needed
+            }
         except (TypeError, ValueError) as error:
-            raise PromptError(f"a field of this element has no JSON form: {type(error).__name__}") from None
+            raise PromptError(
+                f"a field of this element has no JSON form: {type(error).__name__}"
+            ) from None
 
     def render(self, views: Sequence[RecordView], reply_format: str) -> str:
         """The whole user message.

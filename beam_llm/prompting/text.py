@@ -1,4 +1,5 @@
-"""Values, texts and records as a prompt shows them: one spelling each, the same in every process."""
+"""Values, texts and records as a prompt shows them: one spelling each, the same in every
+process."""
 
 from __future__ import annotations
 
@@ -12,15 +13,19 @@ from typing import Any
 import jinja2
 import orjson
 
-_JSON_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_SUBCLASS
+_JSON_OPTIONS = (
+    orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_SUBCLASS
+)
 
 
 class NotAValue(TypeError):
-    """Something that no prompt can show; the message says what, and holds nothing of its content."""
+    """Something that no prompt can show; the message says what, and holds nothing of its
+    content."""
 
 
 def show(value: Any) -> Any:
-    """A value as a prompt shows it: a string as itself, None as nothing, everything else as compact JSON.
+    """A value as a prompt shows it: a string as itself, None as nothing, everything else as compact
+    JSON.
 
     Jinja's `finalize`: an undefined variable passes through, so that StrictUndefined can refuse it.
 
@@ -49,7 +54,9 @@ def plain(value: Any) -> Any:
     if value is None or type(value) in (str, bool):
         return value
     if type(value) is int:
-        return value if -(2**63) <= value < 2**64 else str(value)  # what JSON, and so the ledger, has room for
+        return (
+            value if -(2**63) <= value < 2**64 else str(value)
+        )  # what JSON, and so the ledger, has room for
     return orjson.loads(orjson.dumps(value, default=_simpler, option=_JSON_OPTIONS))
 
 
@@ -60,9 +67,13 @@ def _slow_json(value: Any) -> str:
 
 
 def _simpler(value: Any) -> Any:
-    """What stands for a value that JSON has no word for; duck-typed, so that no Beam or pydantic is imported here."""
+    """What stands for a value that JSON has no word for; duck-typed, so that no Beam or pydantic is
+    imported here."""
     if inspect.isroutine(value) or isinstance(value, type):
-        raise NotAValue(f"{value.__qualname__} is a method or a class, not a value, and the element has no field of that name")
+        raise NotAValue(
+            f"{value.__qualname__} is a method or a class, not a value, "
+            "and the element has no field of that name"
+        )
     for method in ("model_dump", "as_dict", "_asdict", "to_dict"):
         if callable(found := getattr(value, method, None)):
             return found()
@@ -103,7 +114,8 @@ def clean(text: str) -> str:
 
 
 def quote(text: str) -> str:
-    """A JSON string on one line: every character that some reader takes for a line break is escaped."""
+    """A JSON string on one line: every character that some reader takes for a line break is
+    escaped."""
     quoted = orjson.dumps(text).decode()
     return quoted if quoted.isascii() else _one_line(quoted)
 
@@ -120,7 +132,9 @@ _UNXML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 def xml_text(text: str) -> str:
     """The text as XML character data; characters that XML has no form for become U+FFFD."""
-    return _UNXML.sub("\ufffd", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+    return _UNXML.sub(
+        "\ufffd", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    )
 
 
 def json_envelope(names: Sequence[str]) -> Callable[[int, Sequence[str]], str]:
@@ -128,7 +142,12 @@ def json_envelope(names: Sequence[str]) -> Callable[[int, Sequence[str]], str]:
     if len(names) == 1:
         return lambda index, inputs: f"Input {index}: {quote(inputs[0])}"
     keys = [f"{quote(name)}: " for name in names]
-    return lambda index, inputs: f"Input {index}: {{{', '.join([key + quote(text) for key, text in zip(keys, inputs, strict=True)])}}}"
+
+    def envelope(index: int, inputs: Sequence[str]) -> str:
+        parts = [key + quote(text) for key, text in zip(keys, inputs, strict=True)]
+        return f"Input {index}: {{{', '.join(parts)}}}"
+
+    return envelope
 
 
 def xml_envelope(names: Sequence[str]) -> Callable[[int, Sequence[str]], str]:
@@ -138,7 +157,9 @@ def xml_envelope(names: Sequence[str]) -> Callable[[int, Sequence[str]], str]:
     tags = [re.sub(r"[^\w-]|^(?=[\d-])", "_", name, flags=re.ASCII) for name in names]
 
     def envelope(index: int, inputs: Sequence[str]) -> str:
-        parts = "".join(f"<{tag}>{xml_text(text)}</{tag}>" for tag, text in zip(tags, inputs, strict=True))
+        parts = "".join(
+            f"<{tag}>{xml_text(text)}</{tag}>" for tag, text in zip(tags, inputs, strict=True)
+        )
         return f'<input index="{index}">{parts}</input>'
 
     return envelope

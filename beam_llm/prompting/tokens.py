@@ -1,12 +1,14 @@
-"""How many tokens a text is, in steps: a bound that costs nothing, an estimate that costs a microsecond; exact with an extra.
+"""How many tokens a text is, in steps: a bound that costs nothing, an estimate that costs a
+microsecond; exact with an extra.
 
-    utf8_bytes       a bound: no byte-pair vocabulary makes more tokens than bytes               ~0.1 µs
-    estimate_tokens  words, digits, punctuation and scripts, counted and weighted               ~1 µs + 5 ns a character
-    exact_tokens     the model's own vocabulary, where `beam_llm[tokens]` is installed         ~30 ns a character
+    utf8_bytes       a bound: no vocabulary makes more tokens than bytes  ~0.1 µs
+    estimate_tokens  words, digits, punctuation, scripts, weighted        ~1 µs + 5 ns a character
+    exact_tokens     the model's own vocabulary, with `beam_llm[tokens]`  ~30 ns a character
 
-The weights were fitted by least squares with a heavy penalty for under-counting, against o200k_base, over prose in 30 languages,
-source code, JSON, URLs, logs, tables, ids, base64, digits and emoji (November 2026). `tests/test_tokens.py` holds the estimate
-to its promise: never more than 10 % below the truth.
+The weights were fitted by least squares with a heavy penalty for under-counting, against
+o200k_base, over prose in 30 languages, source code, JSON, URLs, logs, tables, ids, base64, digits
+and emoji (November 2026). `tests/test_tokens.py` holds the estimate to its promise: never more than
+10 % below the truth.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ from collections.abc import Callable, Iterable
 from beam_llm.provider_table import OLDER_VOCABULARY
 
 _UNBROKEN = b"a" * 16
-"""No word of prose but some German ones: more likely a key, a sequence or an encoding, at about half a token for each letter."""
+"""No word of prose but some German ones: more likely a key, a sequence or an encoding, at about
+half a token for each letter."""
 
 
 def utf8_bytes(text: str) -> int:
-    """The text's size in UTF-8: also a bound that no tokenizer exceeds. Cheap enough to ask of everything."""
+    """The text's size in UTF-8: also a bound that no tokenizer exceeds. Cheap enough to ask of
+    everything."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
@@ -36,8 +40,9 @@ def rough_tokens(text: str, up_to_bytes: int) -> int:
 class SampledTokens:
     """Estimates for many texts in a row, whose sum matters, at a third of the price.
 
-    The first 64 and then one in eight are estimated; the others, by their bytes, at the rate of those before them. Which ones depends on
-    nothing but their place, and never on a period that the texts may have (multiples of the golden ratio).
+    The first 64 and then one in eight are estimated; the others, by their bytes, at the rate of
+    those before them. Which ones depends on nothing but their place, and never on a period that the
+    texts may have (multiples of the golden ratio).
 
     Args:
       up_to_bytes: longer texts are always estimated.
@@ -58,7 +63,11 @@ class SampledTokens:
     def __call__(self, text: str) -> int:
         size = utf8_bytes(text)
         self._seen = seen = self._seen + 1
-        if seen > self._ALL and size <= self._up_to_bytes and seen * self._STRIDE & self._MASK >= self._ONE_IN_EIGHT:
+        if (
+            seen > self._ALL
+            and size <= self._up_to_bytes
+            and seen * self._STRIDE & self._MASK >= self._ONE_IN_EIGHT
+        ):
             return int(size * self._per_byte) + 1
         tokens = estimate_tokens(text)
         if size:
@@ -67,12 +76,14 @@ class SampledTokens:
 
 
 def estimate_tokens(text: str) -> int:
-    """Input tokens of the text: an upper estimate, at most 10 % below the truth and usually some 25 % above it."""
+    """Input tokens of the text: an upper estimate, at most 10 % below the truth and usually some 25
+    % above it."""
     if not text.isascii():
         return _estimate_any_script(text.encode("utf-8", "surrogatepass"))
     data = text.encode()
     count = data.translate(_ASCII_CLASSES).count
-    # A word is a token with its space in front, and long ones are several; a digit run is one for each three digits.
+    # A word is a token with its space in front, and long ones are several; a digit run is one for
+    # each three digits.
     tokens = 1.0 + 0.95 * count(b".a") + 1.15 * count(b"aaaaaa") + 4.0 * count(_UNBROKEN)
     if not data.islower():
         tokens += 2.0 * data.translate(_CASES).count(b"aA")
@@ -84,11 +95,18 @@ def estimate_tokens(text: str) -> int:
 
 
 def _estimate_any_script(data: bytes) -> int:
-    """The same for other scripts in UTF-8: every lead byte names its script, and a script has its price per character."""
+    """The same for other scripts in UTF-8: every lead byte names its script, and a script has its
+    price per character."""
     count = data.translate(_SCRIPT_CLASSES).count
     tokens = 1.0 + 1.22 * count(b" a") + 0.85 * count(b"aaaaaa") + 4.0 * count(_UNBROKEN)
     tokens += 0.36 * count(b"0") + 3.6 * count(b" 0") + 1.65 * count(b"0a")
-    tokens += 0.05 * count(b".") + 2.5 * count(b".a") + 1.15 * count(b".0") + 0.6 * count(b" .") + 1.0 * count(b"\n")
+    tokens += (
+        0.05 * count(b".")
+        + 2.5 * count(b".a")
+        + 1.15 * count(b".0")
+        + 0.6 * count(b" .")
+        + 1.0 * count(b"\n")
+    )
     tokens += 1.9 * data.translate(_CASES).count(b"aA")
     count = data.translate(_LEADS, _NOT_LEADS).count
     for script, price in _SCRIPT_PRICES:
@@ -110,9 +128,14 @@ def _table(classes: Iterable[tuple[Iterable[int], bytes]], rest: bytes) -> bytes
 _LETTERS = (*range(ord("a"), ord("z") + 1), *range(ord("A"), ord("Z") + 1))
 _ASCII = [(_LETTERS, b"a"), (range(ord("0"), ord("9") + 1), b"0"), (b"\r\n\t", b"\n")]
 _ASCII_CLASSES = _table([*_ASCII, (b" ", b".")], b".")
-_CASES = _table([(range(ord("a"), ord("z") + 1), b"a"), (range(ord("A"), ord("Z") + 1), b"A")], b".")
-# In UTF-8, accented Latin (lead bytes up to CC, and E1 for Vietnamese) and all continuation bytes go on with a word.
-_SCRIPT_CLASSES = _table([(range(128), b"."), *_ASCII, (b" ", b" "), ((*range(0x80, 0xCD), 0xE1), b"a")], b"x")
+_CASES = _table(
+    [(range(ord("a"), ord("z") + 1), b"a"), (range(ord("A"), ord("Z") + 1), b"A")], b"."
+)
+# In UTF-8, accented Latin (lead bytes up to CC, and E1 for Vietnamese) and all continuation bytes
+# go on with a word.
+_SCRIPT_CLASSES = _table(
+    [(range(128), b"."), *_ASCII, (b" ", b" "), ((*range(0x80, 0xCD), 0xE1), b"a")], b"x"
+)
 
 _SCRIPTS: dict[str, tuple[Iterable[int], float]] = {
     "signs: § © °": ((0xC2,), 1.5),
@@ -138,10 +161,12 @@ _HARDLY_KNOWN = re.compile(rb"\xe1[\x84-\xb7]")
 
 
 def exact_tokens(text: str, model: str = "") -> int | None:
-    """Tokens of the text in the model's own vocabulary; None where the extra `tokens` is not installed, or refuses so long a text.
+    """Tokens of the text in the model's own vocabulary; None where the extra `tokens` is not
+    installed, or refuses so long a text.
 
     Args:
-      model: as the provider names it; one that the table below does not know is counted with o200k_base, the newest.
+      model: as the provider names it; one that the table below does not know is counted with
+        o200k_base, the newest.
     """
     encode = _encoder(_vocabulary(model))
     try:
@@ -167,7 +192,9 @@ _OLDER_MODELS = re.compile(OLDER_VOCABULARY)
 def _encoder(vocabulary: str) -> Callable[[str], list[int]] | None:
     """Loads the vocabulary once per process (0.2 s, 150 MB); None where there is none to load."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # bpe-openai 0.1.4 opens its files in a way that Python 3.11 calls old
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # bpe-openai 0.1.4 opens its files in a way that Python 3.11 calls old
         try:
             import bpe_openai
         except ImportError:

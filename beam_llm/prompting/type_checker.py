@@ -1,4 +1,5 @@
-"""Python types as types of answers: pydantic's rules, by JSON's lights, and without a word of the value in any reason."""
+"""Python types as types of answers: pydantic's rules, by JSON's lights, and without a word of the
+value in any reason."""
 
 from __future__ import annotations
 
@@ -11,7 +12,13 @@ from typing import Any
 import orjson
 import pydantic
 
-from beam_llm.prompting.answer_rules import MOST_INTEGER, TOO_DEEP, UNUSABLE_NUMBER, has_usable_numbers, unusable
+from beam_llm.prompting.answer_rules import (
+    MOST_INTEGER,
+    TOO_DEEP,
+    UNUSABLE_NUMBER,
+    has_usable_numbers,
+    unusable,
+)
 from beam_llm.prompting.fitting import Fit, fit
 from beam_llm.prompting.schemas import leaves_nothing, plain_form, says_nothing, without_booleans
 from beam_llm.values import Schema
@@ -21,7 +28,8 @@ _PLAIN: tuple[Any, ...] = (str, int, float, bool)
 
 
 class TypeChecker:
-    """A Python type, checked by pydantic by JSON's rules: `"4"` is an int unless the type is strict, `1.0` too, `True` is no number."""
+    """A Python type, checked by pydantic by JSON's rules: `"4"` is an int unless the type is
+    strict, `1.0` too, `True` is no number."""
 
     def __init__(self, declared: Any):
         self.python_type = declared
@@ -31,11 +39,17 @@ class TypeChecker:
         self._names = frozenset(_property_names(self.schema))
         self._is_text = declared is str
         self._is_number = _is_number(self.schema)
-        self._number_fields = tuple(name for name, field in self.schema.get("properties", {}).items() if _is_number(field))
-        self._is_flat = all(field.get("type") in _FLAT for field in self.schema.get("properties", {}).values())
+        self._number_fields = tuple(
+            name for name, field in self.schema.get("properties", {}).items() if _is_number(field)
+        )
+        self._is_flat = all(
+            field.get("type") in _FLAT for field in self.schema.get("properties", {}).values()
+        )
         self._has_numbers = _names_numbers(self.schema)
         properties = self.schema.get("properties", {})
-        self._needs_one_of = frozenset(properties) if properties and not self.schema.get("required") else None
+        self._needs_one_of = (
+            frozenset(properties) if properties and not self.schema.get("required") else None
+        )
         self._is_plain = declared in _PLAIN or _is_plain_literal(declared)
         self.keeps_replies = not self._is_plain
 
@@ -47,14 +61,20 @@ class TypeChecker:
             return str(raw)
         elif self._number_fields and type(raw) is dict:
             looks_usable = self._have_usable_numbers(raw) and self._is_flat
-        if self._needs_one_of is not None and type(raw) is dict and self._needs_one_of.isdisjoint(raw):
+        if (
+            self._needs_one_of is not None
+            and type(raw) is dict
+            and self._needs_one_of.isdisjoint(raw)
+        ):
             # Where every field has a default, any object would do, an error message too.
             raise ValueError("it has none of the fields")
         try:
             value = self._validate(raw)
             if self._has_numbers and not looks_usable:
                 self._refuse_odd_numbers(value, raw)
-        except Exception as error:  # a validator of the user's class may raise anything; it is this record's trouble
+        except (
+            Exception
+        ) as error:  # a validator of the user's may raise anything: this record's trouble
             raise self._reason(error) from None
         return value
 
@@ -71,7 +91,8 @@ class TypeChecker:
         return error if isinstance(error, _Odd) else ValueError(_failed(error))
 
     def _have_usable_numbers(self, raw: dict[str, Any]) -> bool:
-        """The quick look before the thorough one: every number field holds a number of ordinary size. A boolean is refused here."""
+        """The quick look before the thorough one: every number field holds a number of ordinary
+        size. A boolean is refused here."""
         usable = True
         for name in self._number_fields:
             number = raw.get(name)
@@ -110,16 +131,24 @@ _NO_NUMBER = "a boolean is not a number"
 
 def _failed(error: Exception) -> str:
     """The kind of the error only: its text may hold the answer."""
-    return TOO_DEEP if isinstance(error, RecursionError) else f"the type's own code raised {type(error).__name__}"
+    return (
+        TOO_DEEP
+        if isinstance(error, RecursionError)
+        else f"the type's own code raised {type(error).__name__}"
+    )
 
 
-def _tools_of(adapter: pydantic.TypeAdapter[Any]) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+def _tools_of(
+    adapter: pydantic.TypeAdapter[Any],
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """What makes a value of JSON, and JSON of a value.
 
-    A strict type takes a date or an Enum from JSON's text, but not from the same string in Python, so its answers are
-    validated as JSON text. For all others the way through Python is the quicker one, and the rules are the same.
+    A strict type takes a date or an Enum from JSON's text, but not from the same string in Python,
+    so its answers are validated as JSON text. For all others the way through Python is the quicker
+    one, and the rules are the same.
     """
-    # The adapter's own methods add half a microsecond to these; one that is not built yet has neither.
+    # The adapter's own methods add half a microsecond to these; one that is not built yet has
+    # neither.
     built = adapter.pydantic_complete
     from_python = adapter.validator.validate_python if built else adapter.validate_python
     to_python = adapter.serializer.to_python if built else adapter.dump_python
@@ -140,9 +169,12 @@ def _tools_of(adapter: pydantic.TypeAdapter[Any]) -> tuple[Callable[[Any], Any],
 
 
 def _is_strict(node: Any) -> bool:
-    """Whether pydantic was told somewhere in this type to take nothing but the exact kind of value."""
+    """Whether pydantic was told somewhere in this type to take nothing but the exact kind of
+    value."""
     if isinstance(node, dict):
-        return node.get("strict") is True or any(_is_strict(child) for key, child in node.items() if key != "metadata")
+        return node.get("strict") is True or any(
+            _is_strict(child) for key, child in node.items() if key != "metadata"
+        )
     return isinstance(node, (list, tuple)) and any(map(_is_strict, node))
 
 
@@ -158,10 +190,21 @@ def _is_number(schema: Any) -> bool:
 def _names_numbers(node: Any) -> bool:
     """Whether a number may stand somewhere in an answer, by its type or as a fixed word."""
     if isinstance(node, dict):
-        words = [node.get("const"), *node.get("enum", ())] if isinstance(node.get("enum", []), list) else []
+        words = (
+            [node.get("const"), *node.get("enum", ())]
+            if isinstance(node.get("enum", []), list)
+            else []
+        )
         kinds = node.get("type")
-        is_number = any(kind in ("integer", "number") for kind in ([kinds] if isinstance(kinds, str) else kinds or ()))
-        return is_number or any(type(word) in (int, float) for word in words) or any(map(_names_numbers, node.values()))
+        is_number = any(
+            kind in ("integer", "number")
+            for kind in ([kinds] if isinstance(kinds, str) else kinds or ())
+        )
+        return (
+            is_number
+            or any(type(word) in (int, float) for word in words)
+            or any(map(_names_numbers, node.values()))
+        )
     return isinstance(node, list) and any(map(_names_numbers, node))
 
 
@@ -201,7 +244,9 @@ def _schema_of(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
         raise unusable(declared, _first_line(error)) from None
     if says_nothing(schema):
         raise unusable(declared, "any value would do")
-    if leaves_nothing(schema) or (schema.get("type") == "object" and schema.get("properties") == {}):
+    if leaves_nothing(schema) or (
+        schema.get("type") == "object" and schema.get("properties") == {}
+    ):
         raise unusable(declared, "it leaves nothing to answer")
     return schema
 
@@ -212,22 +257,32 @@ def _first_line(error: Exception) -> str:
 
 def _described(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
     if isinstance(declared, type) and issubclass(declared, tuple) and hasattr(declared, "_fields"):
-        # A NamedTuple's own schema is an array whose places have no names; models do better with fields, and pydantic takes both.
+        # A NamedTuple's own schema is an array whose places have no names; models do better with
+        # fields, and pydantic takes both.
         defaults = getattr(declared, "_field_defaults", {})
         fields: dict[str, Any] = {
-            name: (kind, defaults.get(name, ...)) for name, kind in typing.get_type_hints(declared, include_extras=True).items()
+            name: (kind, defaults.get(name, ...))
+            for name, kind in typing.get_type_hints(declared, include_extras=True).items()
         }
         return dict(pydantic.create_model(declared.__name__, **fields).model_json_schema())
     return adapter.json_schema()
 
 
 def _reason(error: pydantic.ValidationError, names: frozenset[str]) -> str:
-    """`sentiment: Input should be 'positive' or 'negative' (and 1 more)`, without the value that was wrong."""
+    """`sentiment: Input should be 'positive' or 'negative' (and 1 more)`, without the value that
+    was wrong."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     first = problems[0]
-    # A reply's own keys (of a dict, or too many in a model) are data; and so may be what a user's validator says.
-    place = ".".join(str(part) if isinstance(part, int) or part in names else "…" for part in first["loc"])
-    said = "a validator refused it" if first["type"] in ("value_error", "assertion_error") else first["msg"]
+    # A reply's own keys (of a dict, or too many in a model) are data; and so may be what a user's
+    # validator says.
+    place = ".".join(
+        str(part) if isinstance(part, int) or part in names else "…" for part in first["loc"]
+    )
+    said = (
+        "a validator refused it"
+        if first["type"] in ("value_error", "assertion_error")
+        else first["msg"]
+    )
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{place}: {said}{more}" if place else f"{said}{more}"
 

@@ -19,5 +19,7 @@ class CustomReader:
             parsed = self._parser(text, count)
             pairs = parsed.items() if isinstance(parsed, Mapping) else parsed
             return Found(shallow([(index, answer) for index, answer in pairs]), set())
-        except Exception as error:  # a user's function; whatever it trips over, the reply is not read
+        except (
+            Exception
+        ) as error:  # a user's function; whatever it trips over, the reply is not read
             raise ValueError(f"its parser raised {type(error).__name__}") from error

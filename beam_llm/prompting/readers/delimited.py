@@ -11,7 +11,8 @@ from beam_llm.prompting.readers.thoughts import without_thoughts
 
 
 class DelimitedReader:
-    """One line per record, `1|positive`; a list (`1. positive`, `1: …`, `1) …`, `Input 1: …`) and a table are read, too.
+    """One line per record, `1|positive`; a list (`1. positive`, `1: …`, `1) …`, `Input 1: …`) and a
+    table are read, too.
 
     An answer's text may go on over lines that don't look as if they had an index.
 
@@ -29,7 +30,11 @@ class DelimitedReader:
         text = without_thoughts(text)
         if self._pattern is not None:
             matches = self._pattern.finditer(text)
-            lines = [_Line(written_number(found["index"]), [found["value"]]) for found in matches if found["value"] is not None]
+            lines = [
+                _Line(written_number(found["index"]), [found["value"]])
+                for found in matches
+                if found["value"] is not None
+            ]
         else:
             lines = _numbered_lines(text, count)
         if not lines:
@@ -39,7 +44,9 @@ class DelimitedReader:
         if cut:
             lines = lines[:-1]  # the last line of a reply that was cut looks like any other
         doubtful = {line.index for line in lines if not line.is_certain}
-        items = [(line.index, "\n".join(line.texts)) for line in lines if line.index not in doubtful]
+        items = [
+            (line.index, "\n".join(line.texts)) for line in lines if line.index not in doubtful
+        ]
         if self._pattern is None:
             if not cut and items and lines[-1].index not in doubtful:
                 items[-1] = items[-1][0], _last(items[-1][1])
@@ -48,8 +55,8 @@ class DelimitedReader:
 
 
 class _Line:
-    """An answer under way: its index, its lines so far, and whether they are certainly all of it. Nothing with an index that
-    has one doubtful line is believed."""
+    """An answer under way: its index, its lines so far, and whether they are certainly all of it.
+    Nothing with an index that has one doubtful line is believed."""
 
     __slots__ = ("index", "is_certain", "is_row", "texts")
 
@@ -66,7 +73,8 @@ _BEFORE = rf"{_DECORATION}(?<![-+.,])"
 _PIPED = re.compile(rf"{_BEFORE}(\d{{1,9}})[^\w\n|]{{0,12}}\|", re.IGNORECASE)
 _ROW = re.compile(rf"[ \t]{{0,40}}\|{_BEFORE}(\d{{1,9}})[^\w\n|]{{0,12}}\|", re.IGNORECASE)
 _LISTED = re.compile(
-    rf"[ \t]{{0,40}}(?:[-*•][ \t]+)?[*_(\[#`]{{0,4}}(?:{_WORD}[ \t]{{0,3}}#?)?(?<![-+.,])(\d{{1,9}})[*_`]{{0,4}}"
+    rf"[ \t]{{0,40}}(?:[-*•][ \t]+)?[*_(\[#`]{{0,4}}(?:{_WORD}[ \t]{{0,3}}#?)?(?<![-+.,])"
+    rf"(\d{{1,9}})[*_`]{{0,4}}"
     r"(?:[ \t]{0,2}(?:[.:](?!\d)|[)\]][.:]?)|[ \t]{1,3}[-–—=>]{1,3}(?=[ \t]))[*_`]{0,4}[ \t]*",
     re.IGNORECASE,
 )
@@ -85,8 +93,12 @@ def _numbered_lines(text: str, count: int) -> list[_Line]:
         raise ValueError(f"there are more than {MOST_VALUES:,} answers in it")
     is_list = not any(mark is not None and mark[1] != _LISTED for mark in marks)
     if not is_list:
-        # A line like a list's may belong to an answer's text; only an index that was asked for makes it one that counts.
-        marks = [mark if mark and (mark[1] != _LISTED or 1 <= mark[0] <= count) else None for mark in marks]
+        # A line like a list's may belong to an answer's text; only an index that was asked for
+        # makes it one that counts.
+        marks = [
+            mark if mark and (mark[1] != _LISTED or 1 <= mark[0] <= count) else None
+            for mark in marks
+        ]
     return _joined(lines, marks, count, is_list)
 
 
@@ -104,9 +116,10 @@ def _mark(line: str) -> _Mark | None:
 def _joined(lines: list[str], marks: list[_Mark | None], count: int, is_list: bool) -> list[_Line]:
     """Marked lines with those that go on from them.
 
-    A line of a list inside an answer looks like the next answer. So it ends the answer in front of it; and where its index
-    does not go on from there, the answer in front is not certain any more. A line that starts with the number of a record
-    which has no other line is read into no answer: it may be that record's.
+    A line of a list inside an answer looks like the next answer. So it ends the answer in front of
+    it; and where its index does not go on from there, the answer in front is not certain any more.
+    A line that starts with the number of a record which has no other line is read into no answer:
+    it may be that record's.
     """
     indices = {mark[0] for mark in marks if mark}
     seen: set[int] = set()
@@ -114,11 +127,22 @@ def _joined(lines: list[str], marks: list[_Mark | None], count: int, is_list: bo
     for line, mark in zip(lines, marks, strict=True):
         if mark is not None:
             index, form, start = mark
-            if found and form is _LISTED and index <= (found[-1].index or 0) and (index in seen or not is_list):
+            if (
+                found
+                and form is _LISTED
+                and index <= (found[-1].index or 0)
+                and (index in seen or not is_list)
+            ):
                 found[-1].is_certain = False
             seen.add(index)
             is_row = form is _ROW
-            found.append(_Line(index, [line[start:].strip().removesuffix("|") if is_row else line[start:]], is_row))
+            found.append(
+                _Line(
+                    index,
+                    [line[start:].strip().removesuffix("|") if is_row else line[start:]],
+                    is_row,
+                )
+            )
         elif found and (number := _strange_number(line, count, indices)):
             found[-1].is_certain &= number == (found[-1].index or 0) + 1
             found.append(_Line(None, []))
@@ -129,14 +153,16 @@ def _joined(lines: list[str], marks: list[_Mark | None], count: int, is_list: bo
 
 
 def _strange_number(line: str, count: int, indices: set[int]) -> int:
-    """The number that the line starts with, where that is a record's without a line of its own; else 0."""
+    """The number that the line starts with, where that is a record's without a line of its own;
+    else 0."""
     found = _PERHAPS.match(line)
     number = int(found[1]) if found else 0
     return number if 1 <= number <= count and number not in indices else 0
 
 
 def _last(answer: str) -> str:
-    """The last answer, without what a model says after it: a closing fence, or a remark after an empty line."""
+    """The last answer, without what a model says after it: a closing fence, or a remark after an
+    empty line."""
     return re.split(r"\n[ \t]*\n|\n[ \t]*```", answer, maxsplit=1)[0]
 
 
@@ -144,9 +170,14 @@ def _delimited_pattern(path: str) -> re.Pattern[str]:
     try:
         pattern = re.compile(path, re.MULTILINE)
     except re.error as error:
-        raise UsageError(f"response_path is {path!r}: it is not a regular expression ({error}); {_DELIMITED_ADVICE}") from None
+        raise UsageError(
+            f"response_path is {path!r}: it is not a regular expression ({error}); "
+            f"{_DELIMITED_ADVICE}"
+        ) from None
     if not {"index", "value"} <= pattern.groupindex.keys():
-        raise UsageError(f"response_path is {path!r}: it needs the groups index and value; {_DELIMITED_ADVICE}")
+        raise UsageError(
+            f"response_path is {path!r}: it needs the groups index and value; {_DELIMITED_ADVICE}"
+        )
     return pattern
 
 

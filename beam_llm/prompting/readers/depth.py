@@ -1,4 +1,5 @@
-"""How deep an answer is nested: seen without recursion, which is what the check is to spare all who handle the answer."""
+"""How deep an answer is nested: seen without recursion, which is what the check is to spare all who
+handle the answer."""
 
 from __future__ import annotations
 
@@ -7,11 +8,13 @@ from typing import Any
 from beam_llm.prompting.readers import Items
 
 MAX_DEPTH = 64
-"""Levels of objects and arrays inside an answer. More is no answer: whatever keeps values and passes them on has bounds, too."""
+"""Levels of objects and arrays inside an answer. More is no answer: whatever keeps values and
+passes them on has bounds, too."""
 
 
 class Unusable:
-    """An answer that stands under its index and can't be a value, whatever `output` is; `reason` says why."""
+    """An answer that stands under its index and can't be a value, whatever `output` is; `reason`
+    says why."""
 
     __slots__ = ("reason",)
 
@@ -28,12 +31,15 @@ def may_be_deep(text: str) -> bool:
 
 
 def is_deep(value: Any) -> bool:
-    """Whether dicts and lists are nested more than `MAX_DEPTH` levels deep. Without recursion, which is what it is to spare others."""
+    """Whether dicts and lists are nested more than `MAX_DEPTH` levels deep. Without recursion,
+    which is what it is to spare others."""
     level = [value] if type(value) in (dict, list) else []
     for _ in range(MAX_DEPTH):
         if not level:
             return False
-        inner = [child for node in level for child in (node.values() if type(node) is dict else node)]
+        inner = [
+            child for node in level for child in (node.values() if type(node) is dict else node)
+        ]
         level = [child for child in inner if type(child) in (dict, list)]
     return bool(level)
 

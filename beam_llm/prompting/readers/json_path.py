@@ -10,7 +10,9 @@ from beam_llm.errors import UsageError
 
 
 def _no_path(path: str, why: str) -> UsageError:
-    return UsageError(f"response_path is {path!r}: it is not a JSONPath ({why}); write '$[*]' or '$.results[*]'")
+    return UsageError(
+        f"response_path is {path!r}: it is not a JSONPath ({why}); write '$[*]' or '$.results[*]'"
+    )
 
 
 _SIMPLE_PATH = re.compile(r"\$((?:\.[A-Za-z_]\w*)*)(\[\*\])?")
@@ -44,7 +46,8 @@ def json_path(path: str) -> Callable[[Any], list[Any]]:
 
 
 def simple_path(path: str) -> list[str] | None:
-    """The keys on the way to the array, where the path is only keys: `$.a.b[*]` → `["a", "b"]`; else None."""
+    """The keys on the way to the array, where the path is only keys: `$.a.b[*]` → `["a", "b"]`;
+    else None."""
     found = _SIMPLE_PATH.fullmatch(path)
     return [key for key in found[1].split(".") if key] if found else None
 

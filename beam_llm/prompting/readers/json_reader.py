@@ -1,4 +1,5 @@
-"""JSON replies, in any of the shapes models give them; never a record that the model did not write."""
+"""JSON replies, in any of the shapes models give them; never a record that the model did not
+write."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ class JsonReader:
         self._select = json_path(path) if path is not None and simple_path(path) != [] else None
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_whole_number)
         self._key = f'"{shape.index_field}"'
-        self._mentions = re.compile(rf"""["']?{re.escape(shape.index_field)}["']?\s*:\s*["']?(\d{{1,9}})""")
+        self._mentions = re.compile(
+            rf"""["']?{re.escape(shape.index_field)}["']?\s*:\s*["']?(\d{{1,9}})"""
+        )
         self._as_written = shape.is_object and not shape.fields
 
     def find(self, text: str, count: int, cut: bool) -> Found:
@@ -47,30 +50,43 @@ class JsonReader:
         keyed = self._keyed(data, count) if self._select is None else None
         if keyed is not None:
             if text.count(":") > _keys_in(data, keyed):
-                # More colons than keys: texts with colons, or a key that is written twice, of which a parser keeps the last.
+                # More colons than keys: texts with colons, or a key that is written twice, of which
+                # a parser keeps the last.
                 keyed = self._keyed(self._decoded(text.strip(), 0)[0], count) or {}
             items = self._keyed_items(keyed, count)
         else:
             items = self.items(data, count)
             if text.count(self._key) > len(items):
-                # More index keys than elements: nested ones, or two in one element, of which a parser keeps the last.
+                # More index keys than elements: nested ones, or two in one element, of which a
+                # parser keeps the last.
                 items = self.items(self._decoded(text.strip(), 0)[0], count)
         return Found(shallow(items) if may_be_deep(text) else items, set())
 
     def items(self, data: Any, count: int) -> Items:
         """Pairs of index and answer from the reply's root."""
         if self._select is not None and (selected := self._select(data)):
-            elements = selected[0] if len(selected) == 1 and isinstance(selected[0], list) else selected
+            elements = (
+                selected[0] if len(selected) == 1 and isinstance(selected[0], list) else selected
+            )
             return [self._item(element) for element in elements]
         keyed = self._keyed(data, count)
         if keyed is not None:
             return self._keyed_items(keyed, count)
         elements = self._elements(data)
-        # In place, and without a call per element: this is the loop that every good reply goes through.
+        # In place, and without a call per element: this is the loop that every good reply goes
+        # through.
         index_field, answer = self._shape.index_field, self.answer
         if self._shape.fields:
-            return [(e.pop(index_field, None), e if len(e) > 1 else answer(e)) if type(e) is dict else (None, e) for e in elements]
-        return [(e.pop(index_field, None), answer(e)) if type(e) is dict else (None, e) for e in elements]
+            return [
+                (e.pop(index_field, None), e if len(e) > 1 else answer(e))
+                if type(e) is dict
+                else (None, e)
+                for e in elements
+            ]
+        return [
+            (e.pop(index_field, None), answer(e)) if type(e) is dict else (None, e)
+            for e in elements
+        ]
 
     def answer(self, element: Any) -> Any:
         """The answer inside one element of the reply, whose index is already taken out."""
@@ -78,7 +94,11 @@ class JsonReader:
             return element
         shape = self._shape
         if shape.fields:
-            is_nested = len(element) == 1 and shape.value_field in element and shape.value_field not in shape.fields
+            is_nested = (
+                len(element) == 1
+                and shape.value_field in element
+                and shape.value_field not in shape.fields
+            )
             return element[shape.value_field] if is_nested else element
         if shape.value_field in element:
             return element[shape.value_field]
@@ -103,11 +123,16 @@ class JsonReader:
 
     def _is_array_of_answers(self, value: Any) -> bool:
         return (
-            type(value) is list and bool(value) and all(type(element) is dict and self._shape.index_field in element for element in value)
+            type(value) is list
+            and bool(value)
+            and all(
+                type(element) is dict and self._shape.index_field in element for element in value
+            )
         )
 
     def _keyed(self, data: Any, count: int) -> dict[str, Any] | None:
-        """Answers that the model wrote as `{"1": …, "2": …}`; of other names beside all that were asked for, nothing."""
+        """Answers that the model wrote as `{"1": …, "2": …}`; of other names beside all that were
+        asked for, nothing."""
         if not isinstance(data, dict):
             return None
         for keyed in (data, data.get(ANSWERS)):
@@ -116,7 +141,9 @@ class JsonReader:
             if keyed.keys() == _numbers(count).keys() or all(map(INDEX.fullmatch, keyed)):
                 return keyed
             if keyed.keys() >= _numbers(count).keys():
-                return _Twice([(key, value) for key, value in _pairs(keyed) if INDEX.fullmatch(key)])
+                return _Twice(
+                    [(key, value) for key, value in _pairs(keyed) if INDEX.fullmatch(key)]
+                )
         return None
 
     def _keyed_items(self, keyed: dict[str, Any], count: int) -> Items:
@@ -124,12 +151,18 @@ class JsonReader:
         return [
             (number(key) or _number(key), value)
             if as_written or type(value) is not dict
-            else ((number(key) or _number(key)) if field not in value or _says(value.pop(field), key) else None, self.answer(value))
+            else (
+                (number(key) or _number(key))
+                if field not in value or _says(value.pop(field), key)
+                else None,
+                self.answer(value),
+            )
             for key, value in _pairs(keyed)
         ]
 
     def _object(self, pairs: Pairs) -> dict[str, Any]:
-        """An object; without an index where it has two different ones, so that its answer is nobody's."""
+        """An object; without an index where it has two different ones, so that its answer is
+        nobody's."""
         found = dict(pairs)
         if len(found) == len(pairs):
             return found
@@ -144,7 +177,9 @@ class JsonReader:
 
     def _object_without_losses(self, pairs: Pairs) -> dict[str, Any]:
         found = self._object(pairs)
-        if type(found) is dict and any(key in found and not same(found[key], value) for key, value in pairs):
+        if type(found) is dict and any(
+            key in found and not same(found[key], value) for key, value in pairs
+        ):
             raise Damaged("a field that is written twice, and not the same")
         return found
 
@@ -157,7 +192,8 @@ class JsonReader:
             raise ValueError("nested too deeply") from None
 
     def values(self, text: str, cut: bool) -> Iterator[tuple[Any, str | None]]:
-        """Every JSON value that the reply to a single record may mean, each with a warning or None."""
+        """Every JSON value that the reply to a single record may mean, each with a warning or
+        None."""
         try:
             yield orjson.loads(text), None
             return
@@ -168,7 +204,9 @@ class JsonReader:
         except ValueError:
             return
         if cut and not text.startswith(("{", "[", "```")):
-            return  # what the model says in front of its answer may hold a draft, and the answer may be what is missing
+            # What the model says in front of its answer may hold a draft, and the answer may be
+            # what is missing.
+            return
         yield from ((value, "wrapped") for value in roots)
         if broken_at is not None and not cut:
             try:
@@ -177,7 +215,8 @@ class JsonReader:
                 return
 
     def _roots(self, text: str) -> tuple[list[Any], int | None]:
-        """JSON values in prose, or one a line; and where the first damaged one starts, which ends the search.
+        """JSON values in prose, or one a line; and where the first damaged one starts, which ends
+        the search.
 
         What stands in the only code fence is meant, so that damage around it is part of the talk.
         """
@@ -232,7 +271,8 @@ class JsonReader:
             raise ValueError(NOT_FROM_ONE)
         walk = _Walk(self, text, cut)
         items += walk.fields(keyed.end()) if keyed else walk.elements(broken_at)
-        # Text that a record smuggled into a damaged reply may look like whole elements: no index that is written twice is believed.
+        # Text that a record smuggled into a damaged reply may look like whole elements: no index
+        # that is written twice is believed.
         written = Counter(mentions.findall(text))
         certain = [item for item in items if written[str(item[0])] <= 1]
         if not certain:
@@ -242,7 +282,8 @@ class JsonReader:
 
 
 class _Walk:
-    """The answers in front of the damage, one by one, and those in it that can be read in one way only."""
+    """The answers in front of the damage, one by one, and those in it that can be read in one way
+    only."""
 
     def __init__(self, reader: JsonReader, text: str, cut: bool):
         self._reader, self._text, self._cut = reader, text, cut
@@ -252,12 +293,17 @@ class _Walk:
         self.has_mended = False
 
     def elements(self, start: int) -> Items:
-        """Of an array that starts at or inside the object at `start`, or of objects one after another."""
+        """Of an array that starts at or inside the object at `start`, or of objects one after
+        another."""
         position, in_array = _into_array(self._text, start)
         items: Items = []
         while True:
             position = _GAP.match(self._text, position).end()  # type: ignore[union-attr]  # it matches nothing, too
-            found = self._value(position, len(items), "") if self._text.startswith("{", position) else None
+            found = (
+                self._value(position, len(items), "")
+                if self._text.startswith("{", position)
+                else None
+            )
             if found is None:
                 break
             value, position = found
@@ -288,7 +334,8 @@ class _Walk:
             try:
                 return self._reader._decoded(self._text, at)
             except ValueError:
-                self._is_strict = False  # trying it for every element would be quadratic: the error counts the lines in front
+                # Tried for every element it would be quadratic: the error counts lines in front.
+                self._is_strict = False
         try:
             value, end, guessed = self._lenient.read(at, inside == "object")
         except ValueError:
@@ -308,16 +355,22 @@ class _Walk:
         return self._text[after] in ",]{}`" or "\n" in self._text[end:after]
 
     def _certain(self, items: Items, end: int, closing: str) -> Items:
-        """Without those whose end was guessed, unless all that follows up to the reply's end bears it out."""
+        """Without those whose end was guessed, unless all that follows up to the reply's end bears
+        it out."""
         rest = self._text[end:].lstrip(" \t\r\n,")
-        is_clean = rest.startswith(closing) and not self._cut and not _STRUCTURE.search(rest.lstrip("]} \t\r\n`"))
+        is_clean = (
+            rest.startswith(closing)
+            and not self._cut
+            and not _STRUCTURE.search(rest.lstrip("]} \t\r\n`"))
+        )
         if is_clean or not self._guessed:
             return items
         return [item for number, item in enumerate(items) if number not in self._guessed]
 
 
 class _Twice(dict[str, Any]):
-    """An object of answers under numbers, one of which is written twice. `pairs` are all of them."""
+    """An object of answers under numbers, one of which is written twice. `pairs` are all of
+    them."""
 
     def __init__(self, pairs: Pairs):
         super().__init__(pairs)
@@ -352,7 +405,9 @@ def _says(index: Any, key: str) -> bool:
 _ROOT = re.compile(r"""\{(?=\s*(?:["'}]|\w+\s*:))|\[(?=\s*[\[{"'\]])""")
 _GAP = re.compile(r"[\s,]*")
 _STEP = re.compile(r"""\{\s*(?:"[^"\\\n]{0,100}"|'[^'\\\n]{0,100}'|\w{1,100})\s*:\s*(?=[\[{])""")
-_INTO_KEYED = re.compile(rf"""\{{\s*(?:["']?{ANSWERS}["']?\s*:\s*\{{\s*)?(?=(["'])?\d{{1,9}}["']?\s*:)""")
+_INTO_KEYED = re.compile(
+    rf"""\{{\s*(?:["']?{ANSWERS}["']?\s*:\s*\{{\s*)?(?=(["'])?\d{{1,9}}["']?\s*:)"""
+)
 _NUMBER_KEY = re.compile(r"""["'](\d{1,9})["']\s*:""")
 _BARE_NUMBER_KEY = re.compile(r"""(?<![\w"'\\])(\d{1,9})\s*:""")
 _ANY_NUMBER_KEY = re.compile(r"""["']?(\d{1,9})["']?\s*:\s*""")
@@ -362,7 +417,8 @@ _MOST_STEPS = 8
 
 
 def _into_array(text: str, position: int) -> tuple[int, bool]:
-    """Where the elements start, and whether that is inside an array: `{"data": {"answers": [` may be in front of them."""
+    """Where the elements start, and whether that is inside an array: `{"data": {"answers": [` may
+    be in front of them."""
     start = position
     for _ in range(_MOST_STEPS):
         if text.startswith("[", position):
@@ -390,7 +446,11 @@ def unfenced(text: str) -> str:
     if fence is None or not text.startswith("```") or not text.endswith("```"):
         return text.strip("`").strip()
     label, _, content = text[3 : fence[1]].partition("\n")
-    return (content if content.strip() and not label.strip()[20:] and " " not in label.strip() else text[3 : fence[1]]).strip()
+    return (
+        content
+        if content.strip() and not label.strip()[20:] and " " not in label.strip()
+        else text[3 : fence[1]]
+    ).strip()
 
 
 def _whole_number(digits: str) -> int | float:
@@ -401,11 +461,17 @@ def _whole_number(digits: str) -> int | float:
 def without_surrogates(value: Any) -> Any:
     """The value with lone surrogates, which the standard library lets through, as U+FFFD."""
     if type(value) is str:
-        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return (
+            value
+            if value.isascii()
+            else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        )
     if type(value) is list:
         return [without_surrogates(item) for item in value]
     if type(value) is dict:
         return {without_surrogates(key): without_surrogates(item) for key, item in value.items()}
     if type(value) is _Twice:
-        return _Twice([(without_surrogates(key), without_surrogates(item)) for key, item in value.pairs])
+        return _Twice(
+            [(without_surrogates(key), without_surrogates(item)) for key, item in value.pairs]
+        )
     return value

@@ -1,9 +1,11 @@
-"""JSON with the slips that models make, read only where no other reading is possible. Linear, and never a character lost.
+"""JSON with the slips that models make, read only where no other reading is possible. Linear, and
+never a character lost.
 
-Taken as meant: single quotes, names without quotes, `True` and `None`, a comma too many or too few, comments, line breaks
-and odd escapes inside strings, and quotes inside a string that nobody escaped, where only one of them can be its end.
-Everything else is `Damaged`. A general repairer goes on after every surprise; that is how fields get lost, how text that a
-record smuggled into an answer turns into records, and why it needs quadratic time for a reply gone wild.
+Taken as meant: single quotes, names without quotes, `True` and `None`, a comma too many or too few,
+comments, line breaks and odd escapes inside strings, and quotes inside a string that nobody
+escaped, where only one of them can be its end. Everything else is `Damaged`. A general repairer
+goes on after every surprise; that is how fields get lost, how text that a record smuggled into an
+answer turns into records, and why it needs quadratic time for a reply gone wild.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ class Damaged(ValueError):
 
 
 class Read(NamedTuple):
-    """A value, where it ends, and whether a quote inside it was guessed to be text: only what follows can tell that it was."""
+    """A value, where it ends, and whether a quote inside it was guessed to be text: only what
+    follows can tell that it was."""
 
     value: Any
     end: int
@@ -36,7 +39,9 @@ _GAP = re.compile(r"(?:\s+|//[^\n]*|/\*.*?\*/)*", re.DOTALL)
 _SPACE = re.compile(r"\s*")
 _CHUNK = {'"': re.compile(r'[^"\\]*'), "'": re.compile(r"[^'\\]*")}
 _ESCAPE = re.compile(r"""\\(?:(["\\/bfnrt]|u[0-9a-fA-F]{4})|(.))""", re.DOTALL)
-_KEY_AHEAD = re.compile(r"""\s*(?://[^\n]{0,200}\n\s*)?(?:"[^"\\\n]{1,100}"|'[^'\\\n]{1,100}'|\w{1,100})\s*:|\s*}""")
+_KEY_AHEAD = re.compile(
+    r"""\s*(?://[^\n]{0,200}\n\s*)?(?:"[^"\\\n]{1,100}"|'[^'\\\n]{1,100}'|\w{1,100})\s*:|\s*}"""
+)
 _BARE_KEY = re.compile(r"[A-Za-z_$][\w$-]{0,99}")
 _BARE = re.compile(r"""[^,{}\[\]"':\n\r][^,{}\[\]":\n\r]*""")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?")
@@ -49,7 +54,8 @@ class LenientReader:
     """Reads one value after another out of a text.
 
     Args:
-      index_key: name of the field that begins an element: where it follows `}, {"`, a string in front has lost its quote.
+      index_key: name of the field that begins an element: where it follows `}, {"`, a string in
+        front has lost its quote.
       make_object: pairs → object; raises where they contradict each other.
     """
 
@@ -145,7 +151,8 @@ class LenientReader:
             return _WORDS[written], found.end()
         if _NUMBER.fullmatch(written):
             return orjson.loads(written), found.end()
-        # Dots are how models leave out the rest; in an array, or beside a remark, a comma may be part of the text.
+        # Dots are how models leave out the rest; in an array, or beside a remark, a comma may be
+        # part of the text.
         if inside != "object" or remark or not written or ".." in written or "…" in written:
             raise Damaged("text without quotes")
         return written, found.end()
@@ -175,13 +182,18 @@ class LenientReader:
             if not has_inner and (cut := self._lost_quote(found[0], position)):
                 pieces[-1] = found[0][: cut.start()]
                 self._guessed = True
-                return _decoded("".join(pieces), True), found.start() + cut.start() + cut[0].index("}") + 1, True
+                return (
+                    _decoded("".join(pieces), True),
+                    found.start() + cut.start() + cut[0].index("}") + 1,
+                    True,
+                )
             has_inner = self._guessed = True
             pieces.append('\\"' if quote == '"' else quote)
             position += 1
 
     def _lost_quote(self, chunk: str, position: int) -> re.Match[str] | None:
-        """`}, {` at the chunk's end, where an element's index follows: the string ended in front of it, without its quote."""
+        """`}, {` at the chunk's end, where an element's index follows: the string ended in front of
+        it, without its quote."""
         if self._text[position] != '"' or not self._next_index.match(self._text, position + 1):
             return None
         kept = chunk[: max(chunk.rfind("}"), 0)].rstrip()
@@ -212,7 +224,8 @@ class LenientReader:
 
 
 def _odd_escape(character: str) -> str:
-    """An escape that JSON doesn't know: of a quote, the quote; of anything else, it stays as it is written."""
+    """An escape that JSON doesn't know: of a quote, the quote; of anything else, it stays as it is
+    written."""
     return "'" if character == "'" else "\\\\" + character
 
 

@@ -1,4 +1,5 @@
-"""Which answer belongs to which record, as far as that is certain; and how indices are spoken of."""
+"""Which answer belongs to which record, as far as that is certain; and how indices are spoken
+of."""
 
 from __future__ import annotations
 
@@ -11,19 +12,23 @@ from beam_llm.prompting.readers import Items
 
 
 def match(items: Items, count: int, warnings: set[str], cut: bool = False) -> dict[int, Any]:
-    """Answers by record, 1…`count`; only those that are certain. An index is believed as it is written, or not at all.
+    """Answers by record, 1…`count`; only those that are certain. An index is believed as it is
+    written, or not at all.
 
     - An index written as a string or as `1.0` is that index.
     - Equal answers under one index are one answer; different ones are none.
-    - 0, 1, … n-1, all n of them in this order and nothing else, are 1…n counted from zero. Any other zero, or an index beyond n
-      where nothing stands under 1, leaves it open which answer is whose: none is taken.
-    - More answers than records, or a cut reply with an index that nobody asked for: the model has lost count, none is taken.
+    - 0, 1, … n-1, all n of them in this order and nothing else, are 1…n counted from zero. Any
+      other zero, or an index beyond n where nothing stands under 1, leaves it open which answer is
+      whose: none is taken.
+    - More answers than records, or a cut reply with an index that nobody asked for: the model has
+      lost count, none is taken.
     - An answer without an index belongs to nobody, unless it is the only answer to the only record.
 
     Args:
       items: (index as written, answer) pairs.
       count: how many records were asked about.
-      warnings: filled with `index_type`, `duplicate_index`, `zero_based`, `shifted_index`, `unknown_index`, `no_index`.
+      warnings: filled with `index_type`, `duplicate_index`, `zero_based`, `shifted_index`,
+        `unknown_index`, `no_index`.
       cut: the reply ended at its token limit.
     """
     found: dict[int, Any] = {}
@@ -51,14 +56,20 @@ def match(items: Items, count: int, warnings: set[str], cut: bool = False) -> di
     answers = len(found) + sum(not _is_empty(answer) for answer in unindexed)
     if _has_lost_count(found, answers, count, warnings, cut):
         return {}
-    return {index: answer for index, answer in found.items() if index not in clashing and 1 <= index <= count}
+    return {
+        index: answer
+        for index, answer in found.items()
+        if index not in clashing and 1 <= index <= count
+    }
 
 
 def _indices(count: int) -> set[int]:
     return set(range(1, count + 1))
 
 
-def _has_lost_count(found: Mapping[int, Any], answers: int, count: int, warnings: set[str], cut: bool) -> bool:
+def _has_lost_count(
+    found: Mapping[int, Any], answers: int, count: int, warnings: set[str], cut: bool
+) -> bool:
     """Whether the model numbers otherwise than it was asked to, as far as the indices tell."""
     is_surplus = answers > count
     if all(1 <= index <= count for index in found):
@@ -122,4 +133,6 @@ def _run(first: int, last: int) -> str:
 
 def missing_message(index: int, count: int, got: Iterable[int]) -> str:
     """`answer 3 of 5 missing (asked for 1–5, got 1, 2, 4, 5)`."""
-    return f"answer {index} of {count} missing (asked for {_run(1, count)}, got {list_indices(got)})"
+    return (
+        f"answer {index} of {count} missing (asked for {_run(1, count)}, got {list_indices(got)})"
+    )

@@ -1,7 +1,8 @@
 """A reply without the thoughts that a reasoning model writes in front of it.
 
-Servers that know their model send its thoughts in a field of their own; the others leave them in the text, between tags
-that each family of models spells in its own way. A draft in there must never be taken for the answer.
+Servers that know their model send its thoughts in a field of their own; the others leave them in
+the text, between tags that each family of models spells in its own way. A draft in there must never
+be taken for the answer.
 """
 
 from __future__ import annotations
@@ -9,22 +10,31 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-_NAME = r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning|reflection|scratchpad|inner_monologue|chain_of_thought)"
+_NAME = (
+    r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning|reflection|scratchpad|inner_monologue"
+    r"|chain_of_thought)"
+)
 _CLOSINGS = {
     "<|begin_of_thought|>": "<|end_of_thought|>",
     "<|start_thinking|>": "<|end_thinking|>",
     "[think]": "[/think]",
     "◁think▷": "◁/think▷",
 }
-"""Pairs that are not spelled like XML: OpenThinker, Cohere, Mistral, Kimi (their chat templates, 2026-11)."""
+"""Pairs that are not spelled like XML: OpenThinker, Cohere, Mistral, Kimi (their chat templates,
+2026-11)."""
 
-_OPENING = re.compile(rf"<({_NAME})(?:\s[^<>]{{0,80}})?>|" + "|".join(map(re.escape, _CLOSINGS)), re.IGNORECASE)
-_CLOSING = re.compile(rf"</{_NAME}\s*>|" + "|".join(map(re.escape, _CLOSINGS.values())), re.IGNORECASE)
+_OPENING = re.compile(
+    rf"<({_NAME})(?:\s[^<>]{{0,80}})?>|" + "|".join(map(re.escape, _CLOSINGS)), re.IGNORECASE
+)
+_CLOSING = re.compile(
+    rf"</{_NAME}\s*>|" + "|".join(map(re.escape, _CLOSINGS.values())), re.IGNORECASE
+)
 _FINAL = "<|channel|>final<|message|>"
 """Where the answer of gpt-oss starts, when a server passes its channels on as they are."""
 
 _LOOK_BACK = 40
-"""So many characters in front of a tag are looked at: enough to see that it starts a line, few enough to stay linear."""
+"""So many characters in front of a tag are looked at: enough to see that it starts a line, few
+enough to stay linear."""
 
 
 def may_hold_thoughts(text: str) -> bool:
@@ -35,17 +45,22 @@ def may_hold_thoughts(text: str) -> bool:
 def without_thoughts(text: str, leading_only: bool = False) -> str:
     """The text behind, before and between the thoughts; the very same text where there are none.
 
-    Thoughts without an end go to the end of the text. An end without a beginning, which a chat template has put into the
-    prompt, ends thoughts that began with the text.
+    Thoughts without an end go to the end of the text. An end without a beginning, which a chat
+    template has put into the prompt, ends thoughts that began with the text.
 
     Args:
-      leading_only: only thoughts that the text starts with. Elements of an XML answer may have the names of the tags.
+      leading_only: only thoughts that the text starts with. Elements of an XML answer may have the
+        names of the tags.
     """
     if not may_hold_thoughts(text):
         return text
     head = text.lstrip()[: len("<|start|>assistant") + len(_FINAL)]
     if head.startswith(("<|channel|>", "<|start|>")):
-        return text.rpartition(_FINAL)[2].removesuffix("<|return|>").removesuffix("<|end|>") if _FINAL in text else ""
+        return (
+            text.rpartition(_FINAL)[2].removesuffix("<|return|>").removesuffix("<|end|>")
+            if _FINAL in text
+            else ""
+        )
     rest = _without_pairs(text, leading_only)
     if not leading_only and rest.lstrip()[:1] not in ("{", "[", '"', "<"):
         rest = _behind_lone_closing(rest)
@@ -55,7 +70,9 @@ def without_thoughts(text: str, leading_only: bool = False) -> str:
 def _without_pairs(text: str, leading_only: bool) -> str:
     kept: list[str] = []
     kept_from = position = 0
-    endless: set[str] = set()  # closings that do not come any more: looked for once each, however often a tag is repeated
+    endless: set[str] = (
+        set()
+    )  # closings that do not come any more: looked for once each, however often a tag is repeated
     while found := _OPENING.search(text, position):
         start, position = found.span()
         if leading_only and text[kept_from:start].strip():
@@ -78,7 +95,9 @@ _QUOTES = ("`", '"', "'")
 
 
 def _closing_of(opening: re.Match[str]) -> re.Pattern[str]:
-    return _closing_pattern(f"</{opening[1].lower()}>" if opening[1] else _CLOSINGS[opening[0].lower()])
+    return _closing_pattern(
+        f"</{opening[1].lower()}>" if opening[1] else _CLOSINGS[opening[0].lower()]
+    )
 
 
 @lru_cache(64)
@@ -87,10 +106,18 @@ def _closing_pattern(closing: str) -> re.Pattern[str]:
 
 
 def _behind_lone_closing(text: str) -> str:
-    """What follows a closing tag that stands at a line's start or end, or behind a sentence; elsewhere the text speaks of it."""
+    """What follows a closing tag that stands at a line's start or end, or behind a sentence;
+    elsewhere the text speaks of it."""
     answer_from = 0
     for found in _CLOSING.finditer(text):
-        before, after = text[max(0, found.start() - _LOOK_BACK) : found.start()], text[found.end() : found.end() + 1]
-        if not before.rpartition("\n")[2].strip() or before.endswith((".", "!", "?", "…")) or after in ("", "\n", "\r"):
+        before, after = (
+            text[max(0, found.start() - _LOOK_BACK) : found.start()],
+            text[found.end() : found.end() + 1],
+        )
+        if (
+            not before.rpartition("\n")[2].strip()
+            or before.endswith((".", "!", "?", "…"))
+            or after in ("", "\n", "\r")
+        ):
             answer_from = found.end()
     return text[answer_from:]

@@ -1,4 +1,5 @@
-"""XML replies: well-formed ones, and the whole answers of damaged ones. Entities and external documents are refused."""
+"""XML replies: well-formed ones, and the whole answers of damaged ones. Entities and external
+documents are refused."""
 
 from __future__ import annotations
 
@@ -36,7 +37,10 @@ class XmlReader:
         try:
             from defusedxml import ElementTree as safe
         except ImportError:
-            raise UsageError("response_format is 'xml', which needs the package defusedxml: pip install 'beam-llm[xml]'") from None
+            raise UsageError(
+                "response_format is 'xml', which needs the package defusedxml: "
+                "pip install 'beam-llm[xml]'"
+            ) from None
         self._parse = safe.fromstring
         self._shape = shape
         index = re.escape(shape.index_field)
@@ -48,7 +52,10 @@ class XmlReader:
 
     def find(self, text: str, count: int, cut: bool) -> Found:
         if len(text) > MOST_XML_CHARACTERS:
-            raise ValueError(f"it is XML of {len(text):,} characters, of which at most {MOST_XML_CHARACTERS:,} are read")
+            raise ValueError(
+                f"it is XML of {len(text):,} characters, of which "
+                f"at most {MOST_XML_CHARACTERS:,} are read"
+            )
         text = without_thoughts(text, leading_only=True)
         if self._path is None:
             text = _trimmed(text, rf"<{ANSWERS}[\s>]|<answer[\s>]", (f"</{ANSWERS}>", "</answer>"))
@@ -58,30 +65,48 @@ class XmlReader:
         return Found(self._pieces(text), {"truncated" if cut else "repaired"})
 
     def _items(self, root: ElementTree.Element) -> Items:
-        """The answers of a well-formed reply. An index inside another answer is believed as little as the answer that holds it."""
+        """The answers of a well-formed reply. An index inside another answer is believed as little
+        as the answer that holds it."""
         elements = self._elements(root)
-        nested = {id(element): self._nested(element) for element in elements} if self._path is None else {}
+        nested = (
+            {id(element): self._nested(element) for element in elements}
+            if self._path is None
+            else {}
+        )
         inside = {index for indices in nested.values() for index in indices}
         items = [(self._item(element), bool(nested.get(id(element)))) for element in elements]
-        return [item for item, holds_another in items if not holds_another and item[0] not in inside]
+        return [
+            item for item, holds_another in items if not holds_another and item[0] not in inside
+        ]
 
     def _nested(self, element: ElementTree.Element) -> list[int | None]:
-        """The indices of answers inside an answer; a field may be called "answer", but has no index."""
+        """The indices of answers inside an answer; a field may be called "answer", but has no
+        index."""
         inner = [child for child in element.iter("answer") if child is not element]
-        return [written_number(child.get(self._shape.index_field)) for child in inner if child.get(self._shape.index_field) is not None]
+        return [
+            written_number(child.get(self._shape.index_field))
+            for child in inner
+            if child.get(self._shape.index_field) is not None
+        ]
 
     def _pieces(self, text: str) -> Items:
-        """What is certain in a reply that is not well-formed: answers that are whole, and inside no other one.
+        """What is certain in a reply that is not well-formed: answers that are whole, and inside no
+        other one.
 
-        A bare "<" in an answer damages the document, not the answers beside it. But an answer that quotes another one looks
-        like two, so no index that is written twice, anywhere in the reply, is believed.
+        A bare "<" in an answer damages the document, not the answers beside it. But an answer that
+        quotes another one looks like two, so no index that is written twice, anywhere in the reply,
+        is believed.
         """
         mentions = [(one or other).lstrip("0") for one, other in self._mentions.findall(text)]
         if mentions and mentions[0] != "1":
             raise ValueError(NOT_FROM_ONE)
-        roots = [self._root(piece) for piece in _outermost_answers(text)] if self._path is None else []
+        roots = (
+            [self._root(piece) for piece in _outermost_answers(text)] if self._path is None else []
+        )
         written = Counter(mentions)
-        found = [self._item(root[0]) for root in roots if root is not None and not self._nested(root[0])]
+        found = [
+            self._item(root[0]) for root in roots if root is not None and not self._nested(root[0])
+        ]
         items = [(index, answer) for index, answer in found if written[str(index)] <= 1]
         if not items:
             raise ValueError("it is not well-formed XML")
@@ -89,17 +114,27 @@ class XmlReader:
 
     def _elements(self, root: ElementTree.Element) -> list[ElementTree.Element]:
         # An answer may have a field called "answer": the outermost ones are meant.
-        paths = (self._path,) if self._path is not None else (f"./{ANSWERS}/answer", "./answer", ".//answer")
+        paths = (
+            (self._path,)
+            if self._path is not None
+            else (f"./{ANSWERS}/answer", "./answer", ".//answer")
+        )
         found = next((elements for path in paths if (elements := root.findall(path))), None)
         outer = root.find(f"./{ANSWERS}")
-        if found is None and outer is not None and self._path is None and (len(outer) or (outer.text or "").strip()):
+        if (
+            found is None
+            and outer is not None
+            and self._path is None
+            and (len(outer) or (outer.text or "").strip())
+        ):
             return [outer]  # the answer itself: of the only record, or of nobody
         if found is None and outer is None:
             raise ValueError("there is no answer element in it")
         return found or []
 
     def _root(self, text: str) -> ElementTree.Element | None:
-        """A document whose root holds what the text holds; None where it is not well-formed, or dangerous."""
+        """A document whose root holds what the text holds; None where it is not well-formed, or
+        dangerous."""
         text = _DECLARATION.sub("", text.strip(), count=1)
         text = _BARE_AMPERSAND.sub("&amp;", _UNXML.sub("\ufffd", text))
         try:
@@ -116,7 +151,9 @@ class XmlReader:
                 element.remove(child)
         inner = element.find(self._shape.value_field) if not self._shape.fields else None
         numbers = {written_number(index) for index in written}
-        return numbers.pop() if len(numbers) == 1 else None, self._answer(element if inner is None else inner)
+        return numbers.pop() if len(numbers) == 1 else None, self._answer(
+            element if inner is None else inner
+        )
 
     def _answer(self, element: ElementTree.Element) -> Any:
         level = [element]
@@ -137,7 +174,11 @@ def _outermost_answers(text: str) -> list[str]:
     for tag in _ANSWER_TAG.finditer(text):
         if tag[0] != "</answer>":
             # An empty element opens nothing.
-            depth, start = (depth + 1, tag.start() if depth == 0 else -1) if not tag[0].endswith("/>") else (depth, start)
+            depth, start = (
+                (depth + 1, tag.start() if depth == 0 else -1)
+                if not tag[0].endswith("/>")
+                else (depth, start)
+            )
             continue
         if depth == 1 and start >= 0:
             pieces.append(text[start : tag.end()])
@@ -152,7 +193,8 @@ _UNXML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def _trimmed(text: str, opening: str, closings: tuple[str, ...]) -> str:
-    """The text without the prose and fences in front of the first opening and behind the last closing."""
+    """The text without the prose and fences in front of the first opening and behind the last
+    closing."""
     found = re.search(opening, text)
     start = found.start() if found else 0
     ends = [text.rfind(closing) + len(closing) for closing in closings if closing in text[start:]]
@@ -170,6 +212,7 @@ def xpath(path: str) -> str:
         ElementTree.Element("root").findall(relative)
     except (SyntaxError, KeyError, ValueError, TypeError) as error:
         raise UsageError(
-            f"response_path is {path!r}: ElementTree does not know it as an XPath ({error}); write './/answer' or '/results/row'"
+            f"response_path is {path!r}: ElementTree does not know it as an XPath ({error}); "
+            "write './/answer' or '/results/row'"
         ) from None
     return relative

@@ -1,4 +1,5 @@
-"""XML elements as the JSON values that a schema says they are: XML knows no numbers, no lists, and no members of a union."""
+"""XML elements as the JSON values that a schema says they are: XML knows no numbers, no lists, and
+no members of a union."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def xml_value(element: ElementTree.Element, schema: Schema, root: Root) -> Any:
-    """An element as the JSON value that `schema` says it is; text stays text where the schema says no more.
+    """An element as the JSON value that `schema` says it is; text stays text where the schema says
+    no more.
 
     Args:
       root: where the schema's references lead.
@@ -35,7 +37,11 @@ def xml_value(element: ElementTree.Element, schema: Schema, root: Root) -> Any:
       ValueError: where one of the schema's fields is written twice, and not the same.
     """
     members = list(_members(schema, root))
-    return _with_children(element, members, root) if len(element) else _leaf("".join(element.itertext()), members, root)
+    return (
+        _with_children(element, members, root)
+        if len(element)
+        else _leaf("".join(element.itertext()), members, root)
+    )
 
 
 def _members(schema: Schema, root: Root, depth: int = 0) -> Iterator[Schema]:
@@ -52,13 +58,19 @@ def _members(schema: Schema, root: Root, depth: int = 0) -> Iterator[Schema]:
 
 
 def _with_children(element: ElementTree.Element, members: list[Schema], root: Root) -> Any:
-    objects = [member for member in members if member.get("type", "object") == "object" and not words_of(member)]
+    objects = [
+        member
+        for member in members
+        if member.get("type", "object") == "object" and not words_of(member)
+    ]
     if not objects:
         array = next((member for member in members if member.get("type") == "array"), None)
         if array is None:
             return "".join(element.itertext())
         return [xml_value(child, array.get("items", {}), root) for child in element]
-    fields = next((one for one in objects if _may_be(element, one, root)), objects[0]).get("properties", {})
+    fields = next((one for one in objects if _may_be(element, one, root)), objects[0]).get(
+        "properties", {}
+    )
     value: dict[str, Any] = {}
     for child in element:
         one = xml_value(child, fields.get(child.tag, {}), root)
@@ -69,15 +81,17 @@ def _with_children(element: ElementTree.Element, members: list[Schema], root: Ro
 
 
 def _may_be(element: ElementTree.Element, member: Schema, root: Root) -> bool:
-    """Whether an object has the fields and the fixed words of this member. Looks no deeper, which would take for ever in a recursive
-    union."""
+    """Whether an object has the fields and the fixed words of this member. Looks no deeper, which
+    would take for ever in a recursive union."""
     texts = {child.tag: "".join(child.itertext()) for child in element if not len(child)}
     tags = {child.tag for child in element}
     if not tags.issuperset(member.get("required", ())):
         return False
     fields = {tag: meant(member.get("properties", {}).get(tag, {}), root) for tag in texts}
     words = {tag: words_of(field) for tag, field in fields.items()}
-    return all(not words[tag] or _word(text, words[tag]) is not _NONE for tag, text in texts.items())
+    return all(
+        not words[tag] or _word(text, words[tag]) is not _NONE for tag, text in texts.items()
+    )
 
 
 _NONE = object()
@@ -86,12 +100,17 @@ _NONE = object()
 def _word(text: str, words: list[Any]) -> Any:
     """The fixed word that the text spells; an exact string goes before a number."""
     exact = [word for word in words if isinstance(word, str) and word in (text, text.strip())]
-    spelled = [word for word in words if not isinstance(word, str) and orjson.dumps(word).decode() == text.strip().lower()]
+    spelled = [
+        word
+        for word in words
+        if not isinstance(word, str) and orjson.dumps(word).decode() == text.strip().lower()
+    ]
     return next(iter([*exact, *spelled]), _NONE)
 
 
 def _leaf(text: str, members: list[Schema], root: Root) -> Any:
-    """A text as the first member that it can be; those that take any text come last, but an empty text is theirs."""
+    """A text as the first member that it can be; those that take any text come last, but an empty
+    text is theirs."""
     if not text.strip() and any(map(_takes_any_text, members)):
         return text
     for member in sorted(members, key=_takes_any_text):

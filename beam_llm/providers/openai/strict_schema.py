@@ -1,4 +1,5 @@
-"""JSON schemas as OpenAI's strict mode takes them: a grammar of closed objects, all of whose properties are required.
+"""JSON schemas as OpenAI's strict mode takes them: a grammar of closed objects, all of whose
+properties are required.
 
 Source: developers' guide to structured outputs, "Supported schemas", read 2026-11.
 """
@@ -36,17 +37,21 @@ _known: dict[int, tuple[Schema, Schema | None]] = {}
 
 
 def strict_schema(schema: Schema) -> Schema | None:
-    """The schema in strict mode's form; None where strict mode can't hold a reply to it, or is too small for it.
+    """The schema in strict mode's form; None where strict mode can't hold a reply to it, or is too
+    small for it.
 
-    Unknown keywords are dropped, rules that strict mode has no word for become part of the description,
-    and a property that may be left out may be null instead.
+    Unknown keywords are dropped, rules that strict mode has no word for become part of the
+    description, and a property that may be left out may be null instead.
 
         {"type": "object", "properties": {"stars": {"type": "integer"}}}
-        → {"type": "object", "properties": {"stars": {"anyOf": [{"type": "integer"}, {"type": "null"}]}},
+        → {"type": "object", "properties": {"stars": {"anyOf": [{"type": "integer"}, {"type":
+        "null"}]}},
            "required": ["stars"], "additionalProperties": False}
     """
-    # Every request comes with its schema, and a task gives the same dict for all prompts of one size: the
-    # walk takes longer than all the rest of writing a request, so it is made once. The schema is kept
+    # Every request comes with its schema, and a task gives the same dict for all prompts of one
+    # size: the
+    # walk takes longer than all the rest of writing a request, so it is made once. The schema is
+    # kept
     # beside its id, so that no other dict can have that id.
     known = _known.get(id(schema))
     if known is not None and known[0] is schema:
@@ -59,7 +64,8 @@ def strict_schema(schema: Schema) -> Schema | None:
 
 
 class _BeyondStrict(Exception):
-    """The schema says something that strict mode can't express: an open object, a tuple, a condition."""
+    """The schema says something that strict mode can't express: an open object, a tuple, a
+    condition."""
 
 
 def _made_strict(schema: Schema) -> Schema | None:
@@ -112,7 +118,12 @@ def _object(node: Schema) -> Schema:
     for name, field in strict.items():
         if name not in required and not _takes_null(field):
             strict[name] = {"anyOf": [field, {"type": "null"}]}
-    return {"type": "object", "properties": strict, "required": list(fields), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": strict,
+        "required": list(fields),
+        "additionalProperties": False,
+    }
 
 
 def _is_taken(word: str, value: Any) -> bool:
@@ -140,7 +151,11 @@ def _size(strict: Schema) -> tuple[int, int]:
 def _nodes(node: Schema) -> Iterator[Schema]:
     """Every schema inside a strict one, itself among them."""
     yield node
-    inner = [*node.get("properties", {}).values(), *node.get("$defs", {}).values(), *node.get("anyOf", ())]
+    inner = [
+        *node.get("properties", {}).values(),
+        *node.get("$defs", {}).values(),
+        *node.get("anyOf", ()),
+    ]
     for child in [*inner, node["items"]] if "items" in node else inner:
         yield from _nodes(child)
 
