@@ -1,18 +1,19 @@
-"""The command line `beam-llm`: files in, the same records with their answers out, and what the ledger knows.
+"""The command line `beam-llm`: files in, the same records with their answers out.
 
     main, parser, flags, exit_codes    arguments in, exit code out; failures in one line
-    commands/                          the commands' arguments, one file each; code is imported when a command runs
+    commands/                          the commands' arguments, one file each; code is imported late
 
-    predict                            the command's run: inputs → pipeline → spool → files/writers
+    predict, predict_command           one run: inputs → pipeline → spool → files/writers
     inputs, show, estimate, retry      what is read, before or instead of asking
     pipeline                           the Beam side; the only module here that needs Beam
     spool, spool_index, stored         answers of a run that isn't finished, beside its output
-    running, progress, tally, words, summary     what a person sees, and Ctrl-C
+    running, progress, summary         what a person sees, and Ctrl-C; with tally and words
     definitions                        whether the class of earlier answers is still the same
     files/                             exact readers and writers of .jsonl, .csv, .parquet
     jobs, demo                         `beam-llm jobs …`, `beam-llm demo`
 
-The walk of one record: `files` reads it as a `Row`; `pipeline.ReadRecords` sends it with its place and digest through `LLMPredict`;
-`pipeline.StoreAnswers` writes the prediction as a `StoredAnswer` into the spool; `SpoolIndex` finds each record's best answer, and
-`files.writers` joins them by place, once every record is proved to be what it was.
+The walk of one record: `files` reads it as a `Row`; `pipeline.ReadRecords` sends it with its place
+and digest through `LLMPredict`; `pipeline.StoreAnswers` writes the prediction as a `StoredAnswer`
+into the spool; `SpoolIndex` finds each record's best answer, and `files.writers` joins them by
+place, once every record is proved to be what it was.
 """

@@ -1,4 +1,4 @@
-"""A guess at how many output tokens an answer takes, by its type and by the form of the reply that holds it."""
+"""A guess at the output tokens of one answer, by its type and by the form of the reply."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class AnswerTokens(NamedTuple):
 
 
 def tokens_of_answer(schema: Mapping[str, Any], *, text: bool = False) -> AnswerTokens:
-    """A guess: the answer's smallest JSON form, 20 tokens for each free string, 100 for a free text."""
+    """A guess: the smallest JSON form, 20 tokens for each free string, 100 for a free text."""
     if text:
         return AnswerTokens(TEXT_ANSWER_TOKENS, TEXT_ANSWER_TOKENS, TEXT_ANSWER_TOKENS)
     example = _Example(schema.get("$defs", {}))
@@ -44,8 +44,13 @@ def tokens_of_answer(schema: Mapping[str, Any], *, text: bool = False) -> Answer
     free = example.free_strings * STRING_FIELD_TOKENS
     several = range(1, _SAMPLE + 1)  # several, for a token may reach from one answer into the next
     keyed = counted_tokens("".join(f'"{number}":{shape},' for number in several)) / _SAMPLE
-    numbered = counted_tokens("".join(f'{{"index":{number},"value":{shape}}},' for number in several)) / _SAMPLE
-    return AnswerTokens(counted_tokens(f'{{"value":{shape}}}') + free, keyed + free, numbered + free)
+    numbered = (
+        counted_tokens("".join(f'{{"index":{number},"value":{shape}}},' for number in several))
+        / _SAMPLE
+    )
+    return AnswerTokens(
+        counted_tokens(f'{{"value":{shape}}}') + free, keyed + free, numbered + free
+    )
 
 
 class _Example:
@@ -64,7 +69,9 @@ class _Example:
             return max(map(self.of, members), key=len)
         kind = part.get("type")
         if kind == "object":
-            fields = (f'"{name}":{self.of(member)}' for name, member in part.get("properties", {}).items())
+            fields = (
+                f'"{name}":{self.of(member)}' for name, member in part.get("properties", {}).items()
+            )
             return "{" + ",".join(fields) + "}"
         if kind == "array":
             return f"[{self.of(part.get('items', {}))},{self.of(part.get('items', {}))}]"

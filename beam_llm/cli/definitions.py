@@ -1,4 +1,6 @@
-"""Whether the Python class of an answer is still the one that earlier answers were made with, and what becomes of those if not."""
+"""Whether the Python class of an answer is still the one that earlier answers were made with, and
+what becomes of those if not.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,23 @@ import pydantic
 
 from beam_llm.prompting.output_types import Output
 
-_FOREIGN = ("builtins", "typing", "types", "enum", "abc", "dataclasses", "pydantic", "typing_extensions")
+_FOREIGN = (
+    "builtins",
+    "typing",
+    "types",
+    "enum",
+    "abc",
+    "dataclasses",
+    "pydantic",
+    "typing_extensions",
+)
 
 
 def definition_of(declared: Any) -> str:
-    """A short name that changes with the source of the modules whose classes an output type is made of.
+    """A short name that changes with the source of the modules of an output type's classes.
 
-    The schema, which the question's own name holds, doesn't tell of a mended validator or serializer.
+    The schema, which the question's own name holds, doesn't tell of a mended validator or
+    serializer.
     """
     hasher = hashlib.sha256()
     for module in sorted({kind.__module__ for kind in _classes(declared, set())}):
@@ -65,8 +77,9 @@ def _source(module: str) -> bytes:
 def rechecker(output: Output) -> Callable[[Any], Any]:
     """Makes of an answer's JSON, as an earlier class wrote it, what the present class writes.
 
-    The function raises ValueError where that isn't certain: the answer is refused, or comes out differently each time it is read and
-    written, as with a serializer that multiplies. Then it has to be asked again.
+    The function raises ValueError where that isn't certain: the answer is refused, or comes out
+    differently each time it is read and written, as with a serializer that multiplies. Then it has
+    to be asked again.
     """
 
     def once(value: Any) -> Any:
@@ -85,7 +98,9 @@ def rechecker(output: Output) -> Callable[[Any], Any]:
 
 
 def written_schema(output: Output) -> dict[str, Any]:
-    """JSON schema of answers as they are written: with aliases for writing, and computed fields, which the model isn't asked for."""
+    """JSON schema of answers as they are written: with aliases for writing, and computed fields,
+    which the model isn't asked for.
+    """
     if isinstance(output.declared, Mapping):
         return output.schema
     try:

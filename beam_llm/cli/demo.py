@@ -1,10 +1,12 @@
-"""`beam-llm demo`: the main job on the embedded emulator, live and by batch API, with every figure it shows measured on the spot.
+"""`beam-llm demo`: the main job on the embedded emulator, live and by batch API, with every figure
+it shows measured on the spot.
 
     sample reviews ─┬─ one by one (the first 64)  ─┐
-                    ├─ live, 20 a call            ─┼─ predict ─► answers-*.jsonl ─► figures, comparison, agreement with people
+                    ├─ live, 20 a call            ─┼─ predict ─► answers-*.jsonl ─► figures
                     └─ batch API, 20 a line       ─┘
 
-The only part of the package, its tests aside, that uses `beam_llm.testing`.
+With `commands/emulator` the only part of the package, its tests aside, that uses
+`beam_llm.testing`.
 """
 
 from __future__ import annotations
@@ -34,8 +36,10 @@ from beam_llm.testing.emulator.brain import knows_sentiment
 
 MODEL = "openai:gpt-4.1-mini"
 PROMPT = (
-    "You read what customers and film-goers write. Judge the sentiment of this sentence from a review: is the writer's opinion positive, "
-    "negative or neutral? Add a score from -1 (as negative as can be) over 0 (neutral) to 1 (as positive as can be). Judge the sentence by "
+    "You read what customers and film-goers write. Judge the sentiment of this sentence from a "
+    "review: is the writer's opinion positive, "
+    "negative or neutral? Add a score from -1 (as negative as can be) over 0 (neutral) to 1 (as "
+    "positive as can be). Judge the sentence by "
     "itself, as the writer meant it: {{ text }}"
 )
 LATENCY_MS = 300
@@ -113,13 +117,31 @@ def main(chosen: argparse.Namespace) -> int:
     return FAILED if differing else ALL_ANSWERED
 
 
-def _ask_in_three_ways(folder: Path, chosen: argparse.Namespace, records: int) -> tuple[Way, Way, Way]:
-    """One by one (a few of them), live and by batch API, at an emulator whose calls fail now and then."""
-    faults = [Fault(kind=kind, probability=FAULT_PROBABILITY, where="chat") for kind in ("rate_limit", "server_error")]
-    with Emulator(keys=(), latency_ms=LATENCY_MS, batch_seconds=JOB_SECONDS, faults=faults, keep_requests=0, seed=SEED) as emulator:
+def _ask_in_three_ways(
+    folder: Path, chosen: argparse.Namespace, records: int
+) -> tuple[Way, Way, Way]:
+    """One by one (a few), live and by batch API, at an emulator whose calls fail now and then."""
+    faults = [
+        Fault(kind=kind, probability=FAULT_PROBABILITY, where="chat")
+        for kind in ("rate_limit", "server_error")
+    ]
+    with Emulator(
+        keys=(),
+        latency_ms=LATENCY_MS,
+        batch_seconds=JOB_SECONDS,
+        faults=faults,
+        keep_requests=0,
+        seed=SEED,
+    ) as emulator:
         ask = _Asking(folder, emulator.base_url, chosen.quiet)
         size = chosen.batch_size
-        single = ask("one-by-one", "one by one*", "sample.jsonl", scale=records / min(records, ONE_BY_ONE_SAMPLE), serial=True)
+        single = ask(
+            "one-by-one",
+            "one by one*",
+            "sample.jsonl",
+            scale=records / min(records, ONE_BY_ONE_SAMPLE),
+            serial=True,
+        )
         live = ask("live", f"live, {size} a call", "reviews.jsonl", batch_size=size)
         staged = ask(
             "batch-api",
@@ -134,8 +156,14 @@ def _ask_in_three_ways(folder: Path, chosen: argparse.Namespace, records: int) -
 
 
 def _write_sample(folder: Path, most: int) -> int:
-    """The shipped reviews, and the few of them that are asked one by one, as files; returns how many there are."""
-    lines = (resources.files("beam_llm.testing") / "data" / "reviews.jsonl").read_bytes().splitlines(keepends=True)[:most]
+    """The shipped reviews, and the few of them that are asked one by one, as files; returns how
+    many there are.
+    """
+    lines = (
+        (resources.files("beam_llm.testing") / "data" / "reviews.jsonl")
+        .read_bytes()
+        .splitlines(keepends=True)[:most]
+    )
     (folder / "reviews.jsonl").write_bytes(b"".join(lines))
     (folder / "sample.jsonl").write_bytes(b"".join(lines[:ONE_BY_ONE_SAMPLE]))
     return len(lines)
@@ -149,14 +177,35 @@ class _Asking:
         self._base_url = base_url
         self._quiet = quiet
 
-    def __call__(self, name: str, title: str, file: str, *, scale: float = 1.0, serial: bool = False, **options: Any) -> Way:
+    def __call__(
+        self,
+        name: str,
+        title: str,
+        file: str,
+        *,
+        scale: float = 1.0,
+        serial: bool = False,
+        **options: Any,
+    ) -> Way:
         path = self._folder / f"answers-{name}.jsonl"
-        question = settings(MODEL, prompt=PROMPT, output=Opinion, base_url=self._base_url, api_key="none", max_retries=5, **options)
+        question = settings(
+            MODEL,
+            prompt=PROMPT,
+            output=Opinion,
+            base_url=self._base_url,
+            api_key="none",
+            max_retries=5,
+            **options,
+        )
         if not self._quiet:
             write_line(f"… {title}")
         return Way(
             title,
-            predict(PredictCommand([str(self._folder / file)], str(path), question, quiet=self._quiet, force=True)),
+            predict(
+                PredictCommand(
+                    [str(self._folder / file)], str(path), question, quiet=self._quiet, force=True
+                )
+            ),
             path,
             scale,
             serial,
@@ -171,10 +220,13 @@ def _scorer() -> str:
 
 def _opening(records: int) -> str:
     return (
-        f"{records:,} sentences from real product and film reviews, each rated by about 20 people.\n"
+        f"{records:,} sentences from real product and film reviews, each rated by about 20 "
+        "people.\n"
         f"Asked of each: its sentiment and a score, as a typed answer, from {MODEL}\n"
-        f"at an emulator of OpenAI's API on this machine: no key, no network, no cost. A call takes {LATENCY_MS} ms,\n"
-        f"{2 * FAULT_PROBABILITY:.0%} of live calls fail on purpose, {_scorer()} answers in the model's place.\n"
+        "at an emulator of OpenAI's API on this machine: no key, no network, no cost. A call "
+        f"takes {LATENCY_MS} ms,\n"
+        f"{2 * FAULT_PROBABILITY:.0%} of live calls fail on purpose, {_scorer()} answers in the "
+        "model's place.\n"
     )
 
 
@@ -192,23 +244,36 @@ def _figures(ways: Sequence[Way]) -> str:
         row("cost by list price", lambda way: dollars(way.cost_usd)),
         row("time", lambda way: duration(way.seconds)),
     ]
-    note = f"* asked for the first {ways[0].tally.records:,} and scaled to all; its time is that of calls one after another."
+    note = (
+        f"* asked for the first {ways[0].tally.records:,} and scaled to all; its time is that "
+        "of calls one after another."
+    )
     return "\n".join([table(["", *(way.title for way in ways)], rows), "", note])
 
 
 def _calls(way: Way) -> str:
     jobs = way.report.jobs
-    return f"{way.scaled(way.report.requests)} in {jobs} job{'s' if jobs > 1 else ''}" if jobs else way.scaled(way.report.requests)
+    return (
+        f"{way.scaled(way.report.requests)} in {jobs} job{'s' if jobs > 1 else ''}"
+        if jobs
+        else way.scaled(way.report.requests)
+    )
 
 
 def _comparison(single: Way, live: Way, staged: Way, differing: int) -> str:
     fewer = single.report.requests * single.scale / max(live.report.requests, 1)
     faster = single.seconds / live.seconds
-    same = "the same in both ways, all of them." if not differing else f"{differing:,} differ between the two ways, and should not."
+    same = (
+        "the same in both ways, all of them."
+        if not differing
+        else f"{differing:,} differ between the two ways, and should not."
+    )
     half, little = _saved(staged, live), _saved(staged, single)
     return (
-        f"\nLive:      {fewer:.0f}x fewer calls than one by one, {faster:.0f}x faster, {_saved(live, single)} less to pay.\n"
-        f"Batch API: {half} less again, {little} less than one by one. (A real job takes minutes to a day.)\n"
+        f"\nLive:      {fewer:.0f}x fewer calls than one by one, {faster:.0f}x faster, "
+        f"{_saved(live, single)} less to pay.\n"
+        f"Batch API: {half} less again, {little} less than one by one. (A real job takes minutes "
+        "to a day.)\n"
         f"Answers:   {same}\n"
     )
 
@@ -221,13 +286,20 @@ def _table_of_answers(answers: Sequence[dict[str, Any]]) -> str:
     chosen = answers[:: max(len(answers) // SHOWN_ANSWERS, 1)][:SHOWN_ANSWERS]
     header = ("review", "people", "sentiment", "score")
     tail_width = 36
-    rows = [(shortened(row["text"], TABLE_WIDTH - tail_width), f"{row['rating']:+.2f}", *_cells(row)) for row in chosen]
+    rows = [
+        (shortened(row["text"], TABLE_WIDTH - tail_width), f"{row['rating']:+.2f}", *_cells(row))
+        for row in chosen
+    ]
     return table(header, rows, left=(0, 2)) + "\n"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, str]:
     answer = row["answer"]
-    return (answer["sentiment"], f"{answer['score']:+.2f}") if answer else (row["answer_error"].partition(":")[0], "")
+    return (
+        (answer["sentiment"], f"{answer['score']:+.2f}")
+        if answer
+        else (row["answer_error"].partition(":")[0], "")
+    )
 
 
 def _agreement(answers: Sequence[dict[str, Any]]) -> str:
@@ -235,22 +307,30 @@ def _agreement(answers: Sequence[dict[str, Any]]) -> str:
     answered = [row for row in answers if row["answer"]]
     clear = [row for row in answered if abs(row["rating"]) >= CLEAR_RATING]
     decided = [row for row in clear if row["answer"]["sentiment"] != "neutral"]
-    agreeing = sum((row["answer"]["sentiment"] == "positive") == (row["rating"] > 0) for row in decided)
+    agreeing = sum(
+        (row["answer"]["sentiment"] == "positive") == (row["rating"] > 0) for row in decided
+    )
     share = f"{agreeing / len(decided):.0%}" if decided else "none"
     return (
-        f"People rated {len(clear):,} sentences clearly (by {CLEAR_RATING:g} or more, of 4). {len(decided):,} of them were labelled\n"
-        f"positive or negative, {share} of these with the people's sign; the other {len(clear) - len(decided):,} neutral.\n"
+        f"People rated {len(clear):,} sentences clearly (by {CLEAR_RATING:g} or more, of 4). "
+        f"{len(decided):,} of them were labelled\n"
+        f"positive or negative, {share} of these with the people's sign; the other "
+        f"{len(clear) - len(decided):,} neutral.\n"
         f"Correlation of score and rating over all: {_linear(answered)}.\n"
     )
 
 
 def _linear(answered: Sequence[dict[str, Any]]) -> str:
+    scores = [row["answer"]["score"] for row in answered]
     try:
-        return f"{correlation([row['answer']['score'] for row in answered], [row['rating'] for row in answered]):.2f}"
+        return f"{correlation(scores, [row['rating'] for row in answered]):.2f}"
     except StatisticsError:
         return "undefined on so few"
 
 
 def _places(folder: Path, live: Way, staged: Way) -> str:
     staging = folder / "staging"
-    return f"answers   {live.path}\n          {staged.path}\nstaging   {staging}  (beam-llm jobs ls --staging {staging})"
+    return (
+        f"answers   {live.path}\n          {staged.path}\nstaging   {staging}  (beam-llm jobs "
+        f"ls --staging {staging})"
+    )

@@ -1,4 +1,6 @@
-"""`beam-llm estimate`: what `predict` would cost, at several batch sizes and by both ways, without a call and without Beam."""
+"""`beam-llm estimate`: what `predict` would cost, at several batch sizes and by both ways, without
+a call and without Beam.
+"""
 
 from __future__ import annotations
 
@@ -68,15 +70,22 @@ def main(chosen: argparse.Namespace) -> int:
         print(report(settings, found.records, forecasts, assumed, chosen.latency_seconds))
     if unusable:
         why = "too large, or without a field of the prompt"
-        write_line(f"{chosen.name}: {plural(unusable, 'record')} of {found.records:,} would end as errors: {why}")
+        write_line(
+            f"{chosen.name}: {plural(unusable, 'record')} of {found.records:,} would end as "
+            f"errors: {why}"
+        )
         return SOME_ERRORS
     return ALL_ANSWERED
 
 
-def _forecasts(chosen: argparse.Namespace, settings: Settings, sources: Sequence[Source]) -> tuple[list[Forecast], int]:
+def _forecasts(
+    chosen: argparse.Namespace, settings: Settings, sources: Sequence[Source]
+) -> tuple[list[Forecast], int]:
     """One forecast per batch size, and how many records can't be asked."""
     alone, unusable = rendered(compile_task(replaced(settings, batch_size=1)), sources)
-    several, _ = rendered(compile_task(replaced(settings, batch_size=2)), sources)  # each with what stands around it
+    several, _ = rendered(
+        compile_task(replaced(settings, batch_size=2)), sources
+    )  # each with what stands around it
     own = [settings.batch_size] if isinstance(settings.batch_size, int) else []
     forecasts = [
         forecast(
@@ -111,7 +120,12 @@ def rendered(task: ChatTask, sources: Sequence[Source]) -> tuple[list[Record], i
     return records, unusable
 
 
-def forecast(settings: Settings, records: Iterable[Record], answer_tokens: AnswerTokens, latency_seconds: float | None) -> Forecast:
+def forecast(
+    settings: Settings,
+    records: Iterable[Record],
+    answer_tokens: AnswerTokens,
+    latency_seconds: float | None,
+) -> Forecast:
     """Forms the prompts exactly as a run would, and adds up what they hold.
 
     Args:
@@ -159,7 +173,7 @@ def _batches(batcher: Batcher[None], records: Iterable[Record]) -> Iterator[list
 
 
 def _seconds(settings: Settings, requests: int, tokens: int, latencies: float) -> float:
-    """Calls side by side, or the per-minute budgets where those are narrower. At least one call's time."""
+    """Calls side by side, or the per-minute budgets where those are narrower."""
     if not requests:
         return 0.0
     rounds = math.ceil(requests / settings.usual_calls)
@@ -173,7 +187,11 @@ def _seconds(settings: Settings, requests: int, tokens: int, latencies: float) -
 
 def as_json(settings: Settings, records: int, forecasts: Sequence[Forecast]) -> dict[str, Any]:
     """The table for programs."""
-    return {"model": settings.model, "records": records, "by_batch_size": [asdict(line) for line in forecasts]}
+    return {
+        "model": settings.model,
+        "records": records,
+        "by_batch_size": [asdict(line) for line in forecasts],
+    }
 
 
 def report(
@@ -197,7 +215,8 @@ def report(
 * assumed: {_range(answer_tokens)}; set --output-tokens
 † assumed: {latency} a call, {settings.usual_calls} in flight; set --latency-seconds
 The batch API takes {BATCH_WINDOW}, often minutes.
-Input tokens are estimated on the high side. Equal records are counted each; the batch API asks them once."""
+Input tokens are estimated on the high side. Equal records are counted each; the batch API asks them
+once."""
 
 
 _HEADER = (

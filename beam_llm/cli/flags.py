@@ -1,7 +1,7 @@
 """The package's options as flags, and flags as settings.
 
-Every option of `config.OPTIONS` is a flag: its meaning and default come from there, and its check too. Values stay text until then, so
-that one message serves every door.
+Every option of `config.OPTIONS` is a flag: its meaning and default come from there, and its check
+too. Values stay text until then, so that one message serves every door.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _COMMON = (
 )
 _MEANINGS = {
     "output": (
-        "string, integer, number, boolean, enum:a|b|c, a JSON schema, a file of one (.json), or package.module.Model (default: string)"
+        "string, integer, number, boolean, enum:a|b|c, a JSON schema, a file of one (.json), or "
+        "package.module.Model (default: string)"
     ),
     "output_field": "the answer's field; its error is in <field>_error (default: answer)",
 }
@@ -45,7 +46,9 @@ def add_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) 
     """Adds a flag for every option of the package, the common ones first."""
     common = parser.add_argument_group("the question")
     further = parser.add_argument_group("further options")
-    common.add_argument("--provider", help="the part of --model before the colon, where it is given apart")
+    common.add_argument(
+        "--provider", help="the part of --model before the colon, where it is given apart"
+    )
     for name in [*_COMMON, *(name for name in OPTIONS if name not in _COMMON)]:
         if name not in leave_out:
             add_option(common if name in _COMMON else further, name)
@@ -82,7 +85,10 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help=files)
     formats = "where names don't tell (default for -: jsonl)"
     parser.add_argument("--input-format", choices=("jsonl", "csv", "parquet"), help=formats)
-    bad = "a line that can't be read: error ends the command and names file and line; skip leaves it out, counted (default: error)"
+    bad = (
+        "a line that can't be read: error ends the command and names file and line; skip leaves "
+        "it out, counted (default: error)"
+    )
     parser.add_argument("--on-bad-line", choices=("error", "skip"), default="error", help=bad)
 
 
@@ -122,15 +128,20 @@ def chosen_settings(chosen: argparse.Namespace, **fixed: Any) -> Settings:
     elif "model" not in given:
         raise UsageError("no model given: add --model, such as --model openai:gpt-4.1-mini")
     if "output" in given:
-        # A dotted name is looked up here alone: the command line is its user's own, options from elsewhere are not.
+        # A dotted name is looked up here alone: the command line is its user's own, options from
+        # elsewhere are not.
         given["output"] = output_type(given["output"])
     with _importing_from_here():
-        return settings_from_options(given, allow_code=getattr(chosen, "allow_code", False), **fixed)
+        return settings_from_options(
+            given, allow_code=getattr(chosen, "allow_code", False), **fixed
+        )
 
 
 @contextmanager
 def _importing_from_here() -> Iterator[None]:
-    """A parser or a type beside the data is found, as by `python -m`: a console script's `sys.path` has no current folder."""
+    """A parser or a type beside the data is found, as by `python -m`: a console script's `sys.path`
+    has no current folder.
+    """
     sys.path.insert(0, "")
     try:
         yield
@@ -139,14 +150,17 @@ def _importing_from_here() -> Iterator[None]:
 
 
 def output_type(text: str) -> Any:
-    """What `--output-type` names: a word or schema that `config` knows, a file of a JSON schema, or a Python type by its dotted name."""
+    """What `--output-type` names: a word or schema that `config` knows, a file of a JSON schema, or
+    a Python type by its dotted name.
+    """
     if text.endswith(".json"):
         try:
             with open(text, "rb") as file:
                 return json.load(file)
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"--output-type names {text!r}, which is not a readable JSON schema: {getattr(error, 'strerror', None) or error}"
+                f"--output-type names {text!r}, which is not a readable JSON schema: "
+                f"{getattr(error, 'strerror', None) or error}"
             ) from None
     if re.fullmatch(r"[A-Za-z_]\w*([.:][A-Za-z_]\w*)+", text) and not text.startswith("enum:"):
         module, _, name = text.replace(":", ".").rpartition(".")
@@ -154,5 +168,8 @@ def output_type(text: str) -> Any:
             with _importing_from_here():
                 return getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
-            raise UsageError(f"--output-type is {text!r}: it can't be imported ({error}); name a type as package.module.Model") from None
+            raise UsageError(
+                f"--output-type is {text!r}: it can't be imported ({error}); name a type as "
+                "package.module.Model"
+            ) from None
     return text

@@ -1,4 +1,6 @@
-"""The input of `predict`, `estimate` and `--show`: files, stdin and pipes, looked through once before anything is paid."""
+"""The input of `predict`, `estimate` and `--show`: files, stdin and pipes, looked through once
+before anything is paid.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from beam_llm.prompting.chat_task import ChatTask
 
 
 @contextmanager
-def inputs_of(command: PredictCommand, *, writes: bool = True) -> Iterator[tuple[list[Source], Survey]]:
+def inputs_of(
+    command: PredictCommand, *, writes: bool = True
+) -> Iterator[tuple[list[Source], Survey]]:
     """The input files, looked through once; stdin and pipes as temporary files.
 
     Args:
@@ -32,11 +36,16 @@ def inputs_of(command: PredictCommand, *, writes: bool = True) -> Iterator[tuple
     """
     copies: list[str] = []
     try:
-        sources = [source._replace(skips_bad_lines=command.skips_bad_lines) for source in _readable_sources(command, copies)]
+        sources = [
+            source._replace(skips_bad_lines=command.skips_bad_lines)
+            for source in _readable_sources(command, copies)
+        ]
         if writes:
             refuse_overwriting(command.target._replace(replaces=True), sources)
             _refuse_finished(command)
-            keeps_bytes = format_of(command.output, command.output_format) == "parquet" and parquet_fields(sources)
+            keeps_bytes = format_of(
+                command.output, command.output_format
+            ) == "parquet" and parquet_fields(sources)
             sources = [source._replace(as_text=not keeps_bytes) for source in sources]
         yield sources, survey(sources, (command.answer_field, f"{command.answer_field}_error"))
     finally:
@@ -51,15 +60,21 @@ def _refuse_finished(command: PredictCommand) -> None:
     state = "exists already"
     if ends:
         records, errors = ends
-        state = f"is finished: {plural(records, 'record')}, {f'{errors:,}' if errors else 'none'} of them errors"
+        state = (
+            f"is finished: {plural(records, 'record')}, {f'{errors:,}' if errors else 'none'} "
+            "of them errors"
+        )
     raise UsageError(
-        f"the output {command.output!r} {state}. Nothing was asked: --retry-errors asks only the records that ended as errors, "
+        f"the output {command.output!r} {state}. Nothing was asked: --retry-errors asks only the "
+        "records that ended as errors, "
         "--force asks all and replaces it"
     )
 
 
 def _readable_sources(command: PredictCommand, copies: list[str]) -> Iterator[Source]:
-    """The sources; those that can be read only once as copies, whose paths are added to `copies`."""
+    """The sources; those that can be read only once as copies, whose paths are added to
+    `copies`.
+    """
     if list(command.inputs) != ["-"]:
         if "-" in command.inputs:
             raise UsageError("'-' (stdin) can't be mixed with files")
@@ -71,7 +86,10 @@ def _readable_sources(command: PredictCommand, copies: list[str]) -> Iterator[So
                 yield source._replace(path=_copy(pipe, copies), name=source.path)
         return
     if sys.stdin is None:
-        raise UsageError("the input is '-' (stdin), but stdin is closed: pipe records into the command, or name a file")
+        raise UsageError(
+            "the input is '-' (stdin), but stdin is closed: pipe records into the command, or "
+            "name a file"
+        )
     yield Source(_copy(sys.stdin.buffer, copies), format_of("-", command.input_format), "stdin")
 
 
@@ -84,7 +102,9 @@ def _copy(stream: IO[bytes], copies: list[str]) -> str:
 
 
 def name_of(source: Source) -> str:
-    """Stdin and a pipe are the same input where their bytes are; a file where it has the same name, whatever is in it by now."""
+    """Stdin and a pipe are the same input where their bytes are; a file where it has the same name,
+    whatever is in it by now.
+    """
     if not source.name:
         return source.path if is_remote(source.path) else os.path.realpath(source.path)
     with open(source.path, "rb") as file:
@@ -92,10 +112,12 @@ def name_of(source: Source) -> str:
 
 
 def check_prompt(task: ChatTask, sources: Sequence[Source]) -> None:
-    """Looks for a record that fits the prompt, so that a prompt naming a field that isn't there ends before the first call.
+    """Looks for a record that fits the prompt, so that a prompt naming a field that isn't there
+    ends before the first call.
 
     Raises:
-      UsageError: no record fits, nor would all their fields together; names what is missing and the fields there are.
+      UsageError: no record fits, nor would all their fields together; names what is missing and the
+        fields there are.
     """
     together: dict[str, Any] | None = None
     for row in (row for source in sources for row in read_rows(source)):
@@ -103,7 +125,9 @@ def check_prompt(task: ChatTask, sources: Sequence[Source]) -> None:
             return
         together = {**(together or {}), **row.fields}
     if together is not None and (error := _misfit(task, together)):
-        raise UsageError(f"{error} (no record fits; fields of the input: {', '.join(together) or 'none'})")
+        raise UsageError(
+            f"{error} (no record fits; fields of the input: {', '.join(together) or 'none'})"
+        )
 
 
 def _misfit(task: ChatTask, fields: dict[str, Any]) -> PromptError | None:

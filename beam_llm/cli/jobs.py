@@ -1,4 +1,6 @@
-"""`beam-llm jobs ls | show | attach | cancel | cleanup`: what the ledger of a staging location knows, for people."""
+"""`beam-llm jobs ls | show | attach | cancel | cleanup`: what the ledger of a staging location
+knows, for people.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,19 @@ def ls(chosen: argparse.Namespace) -> int:
     if not jobs:
         print(printable(f"no jobs in {chosen.staging_location}"))
         return ALL_ANSWERED
-    header = ("no.", "job", "state", "records", "answered", "failed", "passed on", "requests", "cost", "age", "model")
+    header = (
+        "no.",
+        "job",
+        "state",
+        "records",
+        "answered",
+        "failed",
+        "passed on",
+        "requests",
+        "cost",
+        "age",
+        "model",
+    )
     print(table(header, [_line(job) for job in jobs], left=(1, 2, 10)))
     return ALL_ANSWERED
 
@@ -81,11 +95,14 @@ def show(chosen: argparse.Namespace) -> int:
             "state": _state(view),
             "model": f"{view.model} at {view.host}",
             "planned": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(view.created_at)),
-            "records": f"{view.records:,} in {plural(view.lines, 'request')}, about {view.tokens:,} input tokens",
-            "attempts": f"{view.attempts}" + (f" ({plural(view.doubles, 'double')} cancelled)" if view.doubles else ""),
+            "records": f"{view.records:,} in {plural(view.lines, 'request')}, about "
+            f"{view.tokens:,} input tokens",
+            "attempts": f"{view.attempts}"
+            + (f" ({plural(view.doubles, 'double')} cancelled)" if view.doubles else ""),
             "answered": f"{view.answered:,}",
             "failed": f"{view.failed:,}",
-            "passed on": f"{view.left:,}" + (f", to job {view.follow_up}" if view.follow_up else ""),
+            "passed on": f"{view.left:,}"
+            + (f", to job {view.follow_up}" if view.follow_up else ""),
             "cost": "unknown" if view.cost_usd is None else dollars(view.cost_usd),
         }
         if view.state != "done":
@@ -103,7 +120,9 @@ def attach(chosen: argparse.Namespace) -> int:
     refuse_overwriting(_target(chosen), [])
     if chosen.output != "-" and not chosen.output.endswith((".jsonl", ".ndjson")):
         raise UsageError(f"the output {chosen.output!r} has to be a .jsonl file, or - for stdout")
-    ids, left = _job_ids(_store(chosen.staging_location), chosen.ids, compile_task(settings).fingerprint.hex())
+    ids, left = _job_ids(
+        _store(chosen.staging_location), chosen.ids, compile_task(settings).fingerprint.hex()
+    )
     if left:
         write_line(f"{chosen.name}: left {plural(left, 'job')} of other prompts, models or outputs")
     folder = tempfile.mkdtemp(dir=scratch_folder())
@@ -112,7 +131,9 @@ def attach(chosen: argparse.Namespace) -> int:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if not chosen.quiet:
-        write_line(f"{plural(tally.records, 'record')} of {plural(len(ids), 'job')}, cost {tally.cost()}")
+        write_line(
+            f"{plural(tally.records, 'record')} of {plural(len(ids), 'job')}, cost {tally.cost()}"
+        )
     if tally.failed:
         write_line(f"{chosen.name}: {tally.failed:,} of {tally.records:,} records ended as errors")
         return SOME_ERRORS
@@ -123,14 +144,22 @@ def _target(chosen: argparse.Namespace) -> Target:
     return Target(chosen.output, "jsonl", replaces=chosen.force)
 
 
-def _collected(chosen: argparse.Namespace, settings: Settings, ids: list[str], folder: str) -> Tally:
+def _collected(
+    chosen: argparse.Namespace, settings: Settings, ids: list[str], folder: str
+) -> Tally:
     def run() -> Measured:
         from beam_llm.cli import pipeline
 
         return pipeline.collect(settings, ids, folder, list(chosen.beam_options))
 
     meter = Meter(0)
-    watched(run, meter, go_on="the jobs stay in the ledger, and the same command again collects them", quiet=chosen.quiet, at_once=True)
+    watched(
+        run,
+        meter,
+        go_on="the jobs stay in the ledger, and the same command again collects them",
+        quiet=chosen.quiet,
+        at_once=True,
+    )
     field = settings.output_field or "answer"
     write_json_lines(_target(chosen), _rows(folder), field)
     return meter.tally
@@ -152,7 +181,8 @@ def _job_ids(store: Store, given: Sequence[str], task: str) -> tuple[list[str], 
       The ids, and how many jobs of other tasks were left.
 
     Raises:
-      UsageError: a job that isn't in the ledger, or has no id yet; or there are only jobs of other tasks.
+      UsageError: a job that isn't in the ledger, or has no id yet; or there are only jobs of other
+        tasks.
     """
     if given:
         return list(dict.fromkeys(_job_id(admin.show(store, name)[0]) for name in given)), 0
@@ -160,7 +190,8 @@ def _job_ids(store: Store, given: Sequence[str], task: str) -> tuple[list[str], 
     ids = [str(job.job_id) for job in jobs if job.task == task]
     if jobs and not ids:
         raise UsageError(
-            f"{plural(len(jobs), 'job')} found, but none made with this model, prompt, output and parameters: "
+            f"{plural(len(jobs), 'job')} found, but none made with this model, prompt, output and "
+            "parameters: "
             "collect them with the arguments they were submitted with"
         )
     return ids, len(jobs) - len(ids)
@@ -168,7 +199,9 @@ def _job_ids(store: Store, given: Sequence[str], task: str) -> tuple[list[str], 
 
 def _job_id(job: JobView) -> str:
     if job.job_id is None:
-        raise UsageError(f"job {job.number} has not been submitted yet: run the command that planned it again")
+        raise UsageError(
+            f"job {job.number} has not been submitted yet: run the command that planned it again"
+        )
     return job.job_id
 
 
@@ -184,12 +217,18 @@ def cancel(chosen: argparse.Namespace) -> int:
 
 
 def cleanup(chosen: argparse.Namespace) -> int:
-    """Removes what finished jobs no longer need, after saying what that is and asking; temporary files of killed runs without."""
+    """Removes what finished jobs no longer need, after saying what that is and asking; temporary
+    files of killed runs without.
+    """
     if left := remove_leftovers():
         print(f"removed the temporary files of {plural(left, 'killed run')} on this machine")
     store = _store(chosen.staging_location)
     jobs = admin.list_jobs(store)
-    with contextlib.closing(_provider(chosen, jobs[-1])) if jobs else contextlib.nullcontext() as provider:
+    with (
+        contextlib.closing(_provider(chosen, jobs[-1]))
+        if jobs
+        else contextlib.nullcontext() as provider
+    ):
         return _cleaned_up(chosen, store, provider)
 
 
@@ -202,7 +241,10 @@ def _cleaned_up(chosen: argparse.Namespace, store: Store, provider: BatchProvide
         print("nothing was removed")
         return ALL_ANSWERED
     done = admin.cleanup(store, provider, dry_run=False)
-    print(f"removed {plural(len(done.names), 'staging object')} and {plural(len(done.provider_files) - len(done.failed), 'provider file')}")
+    print(
+        f"removed {plural(len(done.names), 'staging object')} and "
+        f"{plural(len(done.provider_files) - len(done.failed), 'provider file')}"
+    )
     for reason in done.failed:
         write_line(f"{chosen.name}: {reason}")
     return FAILED if done.failed else ALL_ANSWERED
@@ -210,11 +252,18 @@ def _cleaned_up(chosen: argparse.Namespace, store: Store, provider: BatchProvide
 
 def _removal(would: Cleanup) -> str:
     if would.leftovers:
-        return f"{plural(len(would.leftovers), 'file')} of killed processes go. {_removal(replace(would, leftovers=[]))}"
+        return (
+            f"{plural(len(would.leftovers), 'file')} of killed processes go. "
+            f"{_removal(replace(would, leftovers=[]))}"
+        )
     if not would.names and not would.provider_files:
         kept = f" ({plural(len(would.kept), 'job')} still open)" if would.kept else ""
         return f"there is nothing to remove{kept}"
-    kept = f"\nNothing of the {plural(len(would.kept), 'job')} still open is touched." if would.kept else ""
+    kept = (
+        f"\nNothing of the {plural(len(would.kept), 'job')} still open is touched."
+        if would.kept
+        else ""
+    )
     return f"Of {plural(len(would.jobs), 'finished job')} this removes {would.texts}.{kept}"
 
 
@@ -236,7 +285,9 @@ def _store(location: str) -> Store:
       UsageError: there is no ledger.
     """
     if not is_remote(location) and not os.path.isfile(os.path.join(location, "ledger.json")):
-        raise UsageError(f"there is no ledger in {location!r}: name the staging location of a batch_api run")
+        raise UsageError(
+            f"there is no ledger in {location!r}: name the staging location of a batch_api run"
+        )
     return open_store(location)
 
 
@@ -246,10 +297,13 @@ def _provider(chosen: argparse.Namespace, job: JobView) -> BatchProvider:
     Raises:
       UsageError: it is another one than the ledger's.
     """
-    flags = {name: getattr(chosen, f"option_{name}") for name in ("api_key", "base_url", "api_version")}
+    flags = {
+        name: getattr(chosen, f"option_{name}") for name in ("api_key", "base_url", "api_version")
+    }
     named = config.settings(chosen.option_model or job.model, **flags)
     if (named.base_url or "").partition("://")[2].partition("/")[0] != job.host:
         raise UsageError(
-            f"the jobs are at {job.host}, but base_url is {named.base_url!r}: give --base-url, or set the variable that the run had"
+            f"the jobs are at {job.host}, but base_url is {named.base_url!r}: give --base-url, or "
+            "set the variable that the run had"
         )
     return connect_batch(named)

@@ -1,6 +1,7 @@
 """The command line: `beam-llm …`, the same as `python -m beam_llm …`.
 
-Nothing heavy is imported before a command needs it: `--help` answers without Beam. Exit codes are in `exit_codes`.
+Nothing heavy is imported before a command needs it: `--help` answers without Beam. Exit codes are
+in `exit_codes`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ _COMMANDS = (demo, predict, estimate, jobs, emulator)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code. What stderr says about a failure is one line, unless `--debug`."""
+    """Runs one command; returns its exit code. What stderr says about a failure is one line, unless
+    `--debug`.
+    """
     if argv is None:
         _take_any_character()
     code = _run(list(sys.argv[1:] if argv is None else argv))
@@ -41,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _take_any_character() -> None:
-    """A terminal that is not Unicode shows an escape in place of `…`; it doesn't end the command."""
+    """A terminal that is not Unicode shows an escape in place of `…`; it doesn't end the
+    command.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -83,13 +88,17 @@ def _exit_code_of(chosen: argparse.Namespace) -> int:
     try:
         return int(chosen.run(chosen))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read our stdout has left
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # who read our stdout has left
         return FAILED
     except (LLMError, OSError, KeyboardInterrupt) as error:
         _print_failure(chosen, in_one_line(error))
         return _exit_code(error)
     except Exception as error:  # a mistake of ours: still one line, and how to see more
-        _print_failure(chosen, f"{type(error).__name__}: {in_one_line(error)} (--debug shows where)")
+        _print_failure(
+            chosen, f"{type(error).__name__}: {in_one_line(error)} (--debug shows where)"
+        )
         return FAILED
 
 
@@ -125,11 +134,16 @@ def _quieten(debug: bool) -> None:
     """Beam's own chatter is for its developers; a command's stderr is for its user."""
     from beam_llm.cli.progress import LogLines
 
-    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, handlers=[LogLines()], force=True)
+    logging.basicConfig(
+        level=logging.INFO if debug else logging.WARNING, handlers=[LogLines()], force=True
+    )
     if not debug:
-        logging.getLogger().setLevel(logging.ERROR)  # "apitools not found": Beam logs it through the root logger
+        logging.getLogger().setLevel(
+            logging.ERROR
+        )  # "apitools not found": Beam logs it through the root logger
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-        # It says which options after -- it doesn't know; where we can be sure, that is an error (`pipeline_options`).
+        # It says which options after -- it doesn't know; where we can be sure, that is an error
+        # (`pipeline_options`).
         logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.WARNING)
         logging.getLogger("beam_llm").setLevel(logging.WARNING)
         warnings.simplefilter("ignore")

@@ -1,4 +1,6 @@
-"""The argument parser: one line for what is wrong, the flag that was meant, and commands whose code is imported when they run."""
+"""The argument parser: one line for what is wrong, the flag that was meant, and commands whose code
+is imported when they run.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Parser(argparse.ArgumentParser):
         return f": did you mean {near[0]!r}?" if near else ""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """A command's own parser complains about what it doesn't know: it knows its flags, the outer one doesn't."""
+        """A command's own parser complains about what it doesn't know: it knows its flags, the
+        outer one doesn't.
+        """
         known, rest = super().parse_known_args(args, namespace)
         if rest and self._subparsers is None:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -46,7 +50,9 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=34, width=100)
 
 
-def add_command(commands: Any, name: str, run: str, text: str, **kwargs: Any) -> argparse.ArgumentParser:
+def add_command(
+    commands: Any, name: str, run: str, text: str, **kwargs: Any
+) -> argparse.ArgumentParser:
     """Adds a command and returns its parser.
 
     Args:

@@ -1,4 +1,6 @@
-"""The Beam side of `predict`: read, ask, store. Imported only when a pipeline really runs, for it loads Beam."""
+"""The Beam side of `predict`: read, ask, store. Imported only when a pipeline really runs, for it
+loads Beam.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,12 @@ NO_PLACE = 2**62
 
 
 class ReadRecords(beam.DoFn):
-    """(first ordinal, Source, done) in, (place, fields) out, for every record that `done` doesn't mark.
+    """(first ordinal, Source, done) in, (place, fields) out, for every record that `done` doesn't
+    mark.
 
-    A place is the record's ordinal and the digest of what was read there and then: the answer's way back to its record, and proof that
-    this record was asked about. It is a string, for which every coder has a form.
+    A place is the record's ordinal and the digest of what was read there and then: the answer's way
+    back to its record, and proof that this record was asked about. It is a string, for which every
+    coder has a form.
     """
 
     def process(self, element: tuple[int, Source, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -48,7 +52,9 @@ class ReadRecords(beam.DoFn):
 
 
 def _encodable(row: Row) -> dict[str, Any]:
-    """The fields without halves of characters, which no coder takes and no prompt shows; only JSON can spell such."""
+    """The fields without halves of characters, which no coder takes and no prompt shows; only JSON
+    can spell such.
+    """
     if row.raw is None or not (b"\\ud" in row.raw or b"\\uD" in row.raw):
         return row.fields
     return {clean(name): _cleaned(value) for name, value in row.fields.items()}
@@ -68,7 +74,9 @@ def place_of(key: Any) -> tuple[int, str]:
         ordinal, _, digest = key.partition(" ")
         if len(digest) == 2 * DIGEST_BYTES and ordinal.isdecimal():
             return int(ordinal), digest
-    return (key if type(key) is int else NO_PLACE), ""  # jobs of earlier versions have the ordinal alone
+    return (
+        key if type(key) is int else NO_PLACE
+    ), ""  # jobs of earlier versions have the ordinal alone
 
 
 class StoreAnswers(beam.DoFn):
@@ -111,7 +119,9 @@ class StoreAnswers(beam.DoFn):
 
 
 class StoreRecords(StoreAnswers):
-    """Predictions of any element into the spool, with the element's fields. A record of `predict` keeps its place in the input."""
+    """Predictions of any element into the spool, with the element's fields. A record of `predict`
+    keeps its place in the input.
+    """
 
     def process(self, element: Prediction) -> None:
         if self._file is None:
@@ -123,12 +133,16 @@ class StoreRecords(StoreAnswers):
 
 
 def to_stored(prediction: Prediction, ordinal: int, digest: str, output: Output) -> StoredAnswer:
-    """How a record ended, in the form that files keep; an answer that its own class can't write is an error."""
+    """How a record ended, in the form that files keep; an answer that its own class can't write is
+    an error.
+    """
     value, failure = None, prediction.error
     if failure is None:
         try:
             value = output.dump(prediction.value)
-        except ValueError as error:  # of the class's own serializer: this record's error, and paid for
+        except (
+            ValueError
+        ) as error:  # of the class's own serializer: this record's error, and paid for
             failure = Failure(Kind.INVALID, f"the answer has no place in a file: {error}", 1)
     return StoredAnswer(
         ordinal,
@@ -144,13 +158,16 @@ def to_stored(prediction: Prediction, ordinal: int, digest: str, output: Output)
     )
 
 
-def run(settings: Settings, files: list[tuple[int, Source, bytes]], spool: str, beam_options: list[str]) -> Measured:
+def run(
+    settings: Settings, files: list[tuple[int, Source, bytes]], spool: str, beam_options: list[str]
+) -> Measured:
     """Reads, asks and stores every record.
 
     Args:
       files: per input file its first ordinal, what it is, and which of its records are done.
       spool: folder for the answers.
-      beam_options: as on any Beam command line; without `--runner` it is Beam's FnApiRunner, in this process.
+      beam_options: as on any Beam command line; without `--runner` it is Beam's FnApiRunner, in
+        this process.
     """
     pipeline = beam.Pipeline(options=pipeline_options(beam_options))
     _ = (
@@ -165,7 +182,9 @@ def run(settings: Settings, files: list[tuple[int, Source, bytes]], spool: str, 
     return read_metrics(result)
 
 
-def collect(settings: Settings, job_ids: list[str], spool: str, beam_options: list[str]) -> Measured:
+def collect(
+    settings: Settings, job_ids: list[str], spool: str, beam_options: list[str]
+) -> Measured:
     """Waits for batch jobs that were submitted before, and stores their records and answers."""
     pipeline = beam.Pipeline(options=pipeline_options(beam_options))
     _ = (
@@ -192,7 +211,9 @@ def pipeline_options(beam_options: list[str]) -> PipelineOptions:
     Raises:
       UsageError: an option that this runner can't know.
     """
-    options = PipelineOptions([_DEFAULT_RUNNER, *beam_options])  # of an option given twice the last one counts
+    options = PipelineOptions(
+        [_DEFAULT_RUNNER, *beam_options]
+    )  # of an option given twice the last one counts
     with _refused_in_one_line():
         runner = options.view_as(StandardOptions).runner
         if runner.rpartition(".")[2] in _KNOWN_BY_A_SERVER:
@@ -231,7 +252,11 @@ def read_metrics(result: Any) -> Measured:
     for metric in query["counters"]:
         name = metric.key.metric.name
         counters[name] = counters.get(name, 0) + int(_value(metric) or 0)
-    latencies = [_value(metric) for metric in query["distributions"] if metric.key.metric.name == "latency_ms"]
+    latencies = [
+        _value(metric)
+        for metric in query["distributions"]
+        if metric.key.metric.name == "latency_ms"
+    ]
     calls = sum(latency.count for latency in latencies)
     return Measured(counters, sum(latency.sum for latency in latencies) / calls if calls else None)
 

@@ -1,4 +1,6 @@
-"""`beam-llm predict`: files in, the same records with their answers out. Plain Python around one pipeline; loads Beam only to run it."""
+"""`beam-llm predict`: files in, the same records with their answers out. Plain Python around one
+pipeline; loads Beam only to run it.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def predict(command: PredictCommand) -> Report:
             _check_key(command.settings)
         question = task.fingerprint + command.answer_field.encode()
         names = list(map(name_of, sources))
-        spool = Spool(folder_for(command.output, question, names, here=runs_here(command.beam_options)))
+        spool = Spool(
+            folder_for(command.output, question, names, here=runs_here(command.beam_options))
+        )
         try:
             with closing(_Run(command, task, sources, found, spool)) as run:
                 return _ask_all(run)
@@ -57,18 +61,27 @@ def predict(command: PredictCommand) -> Report:
 def _retrying(command: PredictCommand) -> PredictCommand:
     """The command with a name of its own for the answers of a batch run.
 
-    The ledger knows the old answers, errors among them; under another name it asks, and still nothing paid for twice.
+    The ledger knows the old answers, errors among them; under another name it asks, and still
+    nothing paid for twice.
 
     Raises:
       UsageError: there is no output with errors to retry.
     """
     if command.force:
-        raise UsageError("--force asks all records anew, --retry-errors only those that ended as errors: give one of them")
+        raise UsageError(
+            "--force asks all records anew, --retry-errors only those that ended as errors: give "
+            "one of them"
+        )
     if command.output == "-" or not is_there(command.output):
-        raise UsageError(f"--retry-errors goes through an existing output, and there is none at {command.output!r}")
+        raise UsageError(
+            "--retry-errors goes through an existing output, and there is none at "
+            f"{command.output!r}"
+        )
     if command.settings.mode != "batch_api":
         return command
-    fresh = ":".join(filter(None, [command.settings.fresh, f"retry-{content_name(command.target)}"]))
+    fresh = ":".join(
+        filter(None, [command.settings.fresh, f"retry-{content_name(command.target)}"])
+    )
     return replace(command, settings=replaced(command.settings, fresh=fresh))
 
 
@@ -118,10 +131,14 @@ class _Run:
         command = self.command
         if command.retry_errors:
             holds = command.settings.mode == "batch_api" and command.settings.on_doubt != "resubmit"
-            self.prior = prior_answers(command.target, command.answer_field, self.sources, self.found, holds_doubtful=holds)
+            self.prior = prior_answers(
+                command.target, command.answer_field, self.sources, self.found, holds_doubtful=holds
+            )
 
     def answers(self) -> SpoolIndex:
-        """Every record's best answer so far: of earlier runs, of this one, and of the output whose errors are retried."""
+        """Every record's best answer so far: of earlier runs, of this one, and of the output whose
+        errors are retried.
+        """
         index = self.spool.answers(self.found.digests, self.definition, self.check)
         if self.prior is not None:
             self.prior.fill(index)
@@ -147,7 +164,10 @@ def _ask_all(run: _Run) -> Report:
     measured, lines = Measured({}, None), 0
     if already < found.records:
         if already and not command.quiet:
-            write_line(f"going on: {already:,} of {found.records:,} records were answered by an earlier run")
+            write_line(
+                f"going on: {already:,} of {found.records:,} records were answered by an earlier "
+                "run"
+            )
         last = _last_job(command.settings)
         measured = _run_pipeline(run, done, meter)
         lines = _lines_since(last, command)
@@ -167,10 +187,14 @@ def _ask_all(run: _Run) -> Report:
 
 
 def _report_changes(run: _Run) -> None:
-    """What became of the records since an earlier run: a line of its own, also where `quiet`, for it decides what is asked."""
+    """What became of the records since an earlier run: a line of its own, also where `quiet`, for
+    it decides what is asked.
+    """
     before = run.spool.note_inputs(run.found.digests)
     if before is not None and (changes := changes_between(before, run.found.digests)):
-        write_line(f"the input has changed since an earlier run: {changes}; answers go with their records")
+        write_line(
+            f"the input has changed since an earlier run: {changes}; answers go with their records"
+        )
     if run.prior is not None and (changes := run.prior.changes()):
         write_line(f"the input is not that of {run.command.output}: {changes}")
 
@@ -185,14 +209,25 @@ def _run_pipeline(run: _Run, done: bytes, meter: Meter) -> Measured:
         return pipeline.run(command.settings, files, run.spool.folder, list(command.beam_options))
 
     waits = command.settings.mode == "batch_api"
-    return watched(work, meter, go_on=_WAITING_JOBS if waits else _LIVE_CALLS, quiet=command.quiet, at_once=waits)
+    return watched(
+        work,
+        meter,
+        go_on=_WAITING_JOBS if waits else _LIVE_CALLS,
+        quiet=command.quiet,
+        at_once=waits,
+    )
 
 
 _LIVE_CALLS = "the same command again goes on after them"
-_WAITING_JOBS = "submitted jobs go on at the provider and are in the ledger: the same command again goes on, nothing is paid twice"
+_WAITING_JOBS = (
+    "submitted jobs go on at the provider and are in the ledger: the same command "
+    "again goes on, nothing is paid twice"
+)
 
 
-def _files(sources: Sequence[Source], found: Survey, done: bytes) -> Iterator[tuple[int, Source, bytes]]:
+def _files(
+    sources: Sequence[Source], found: Survey, done: bytes
+) -> Iterator[tuple[int, Source, bytes]]:
     first = 0
     for source, count in zip(sources, found.counts, strict=True):
         yield first, source, done[first : first + count]
@@ -213,12 +248,17 @@ def _lines_since(last: int, command: PredictCommand) -> int:
         return 0
     ledger = Ledger(open_store(str(command.settings.staging_location)))
     here = runs_here(command.beam_options)
-    own = (intent for intent in ledger.intents(last) if intent.kind != REST)  # a rest's are its parent's already
-    return sum(intent.line_count for intent in own if ledger.appended_here(intent.number) or not here)
+    own = (
+        intent for intent in ledger.intents(last) if intent.kind != REST
+    )  # a rest's are its parent's already
+    return sum(
+        intent.line_count for intent in own if ledger.appended_here(intent.number) or not here
+    )
 
 
 def _write(run: _Run) -> Tally:
-    """The output file, once every record has its end. An input that has changed meanwhile is looked at once more.
+    """The output file, once every record has its end. An input that has changed meanwhile is looked
+    at once more.
 
     Raises:
       InputChanged: it has records that were not asked, or it goes on changing.
@@ -234,7 +274,8 @@ def _write(run: _Run) -> Tally:
         with run.answers() as index:
             if missing := index.missing():
                 raise InputChanged(
-                    f"{what}. {plural(missing, 'record')} not asked yet; all answers are kept: the same command again asks these alone"
+                    f"{what}. {plural(missing, 'record')} not asked yet; all answers are kept: "
+                    "the same command again asks these alone"
                 ) from None
         write_line(f"{what}; answers go with their records")
         return _write_once(run)
@@ -253,12 +294,21 @@ def _write_once(run: _Run) -> Tally:
         for answer in index.answers():
             tally.add(answer)
         schema = written_schema(run.task.output)
-        write_rows(command.target, run.sources, found.columns, found.digests, command.answer_field, schema, answers)
+        write_rows(
+            command.target,
+            run.sources,
+            found.columns,
+            found.digests,
+            command.answer_field,
+            schema,
+            answers,
+        )
     return tally
 
 
 def _refuse_lost(run: _Run, missing: int) -> None:
-    """Records without an end: the input was changed before they were read, or something is wrong with this package.
+    """Records without an end: the input was changed before they were read, or something is wrong
+    with this package.
 
     Raises:
       InputChanged, RunError: which of the two.
@@ -266,4 +316,7 @@ def _refuse_lost(run: _Run, missing: int) -> None:
     for _ in same_rows(run.sources, run.found.digests):
         pass
     lost = plural(missing, "record")
-    raise RunError(f"the pipeline ended without an error, but {lost} of {run.found.records:,} came back without an end")
+    raise RunError(
+        f"the pipeline ended without an error, but {lost} of {run.found.records:,} came back "
+        "without an end"
+    )

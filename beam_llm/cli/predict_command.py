@@ -13,14 +13,17 @@ from beam_llm.config import Settings
 
 @dataclass(frozen=True)
 class PredictCommand:
-    """One `predict` command: which files, what is asked, and what may become of an output that exists.
+    """One `predict` command: which files, what is asked, and what may become of an output that
+    exists.
 
     Attributes:
       settings: `output_field` is the answer's name.
       beam_options: what stood after `--`.
       force: an output that exists is replaced.
-      retry_errors: of an output that exists, only the records that ended as errors are asked, and it is replaced.
-      skips_bad_lines: lines that can't be read are left out and counted, instead of ending the command.
+      retry_errors: of an output that exists, only the records that ended as errors are asked, and
+        it is replaced.
+      skips_bad_lines: lines that can't be read are left out and counted, instead of ending the
+        command.
       csv_safe: see `Target`.
     """
 
@@ -42,7 +45,9 @@ class PredictCommand:
 
     @property
     def target(self) -> Target:
-        return Target(self.output, self.output_format, self.force or self.retry_errors, self.csv_safe)
+        return Target(
+            self.output, self.output_format, self.force or self.retry_errors, self.csv_safe
+        )
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class Report:
     """How a run ended.
 
     Attributes:
-      tally: over all records of the output, answered by this run or, before it was stopped, by an earlier one.
+      tally: over all records of the output, answered by this run or, before it was stopped, by an
+        earlier one.
       already: records an earlier run had answered.
       counters: Beam's, of this run.
       seconds: of this run, from the first record's reading to the finished file.

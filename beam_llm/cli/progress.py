@@ -1,6 +1,8 @@
-"""What a person sees of a run while it works: a progress line on stderr. Listens to events; knows no Beam.
+"""What a person sees of a run while it works: a progress line on stderr. Listens to events; knows
+no Beam.
 
-Whatever was written elsewhere (a server's words, file names, answers) is shown with its control characters escaped: see `printable`.
+Whatever was written elsewhere (a server's words, file names, answers) is shown with its control
+characters escaped: see `printable`.
 """
 
 from __future__ import annotations
@@ -58,14 +60,18 @@ class Meter:
         return self._clock() - self._started
 
     def line(self) -> str:
-        """One line: records, errors, cost, time, what the live calls do, and the jobs where there are any."""
+        """One line: records, errors, cost, time, what the live calls do, and the jobs where there
+        are any.
+        """
         done = self._already + self.tally.records
         parts = [f"{done:,} of {self._total:,} records" if self._total else plural(done, "record")]
         if self.tally.failed:
             parts.append(plural(self.tally.failed, "error"))
         parts.append(duration(self.seconds))
         if self.tally.records and done < self._total:
-            parts.append(f"about {duration(self.seconds / self.tally.records * (self._total - done))} to go")
+            parts.append(
+                f"about {duration(self.seconds / self.tally.records * (self._total - done))} to go"
+            )
         return printable(", ".join([*parts, *self._calls(), *self._jobs(), *self._spent()]))
 
     def _spent(self) -> list[str]:
@@ -75,10 +81,14 @@ class Meter:
         return parts
 
     def _calls(self) -> list[str]:
-        """Live calls of this process: those on their way now, and what went wrong since the run began."""
+        """Live calls of this process: those on their way now, and what went wrong since the run
+        began.
+        """
         now, before = ACTIVITY.snapshot(), self._before
         parts = [f"{now.in_flight:,} in flight"] if now.in_flight else []
-        return parts + tried_again(now.retries - before.retries, now.waits - before.waits, now.timeouts - before.timeouts)
+        return parts + tried_again(
+            now.retries - before.retries, now.waits - before.waits, now.timeouts - before.timeouts
+        )
 
     def _jobs(self) -> list[str]:
         facts = self._waiting
@@ -93,14 +103,23 @@ class Meter:
 
 
 class ProgressLine:
-    """Shows a meter while a block runs: a live line on a terminal, else a line every ten seconds, nothing where `quiet`.
+    """Shows a meter while a block runs: a live line on a terminal, else a line every ten seconds,
+    nothing where `quiet`.
 
-    Whatever else goes to stderr meanwhile goes through `write_line`: on a terminal it would be written into the live line.
+    Whatever else goes to stderr meanwhile goes through `write_line`: on a terminal it would be
+    written into the live line.
     """
 
     _shown: ProgressLine | None = None
 
-    def __init__(self, line: Callable[[], str], *, quiet: bool = False, stream: IO[str] | None = None, every_seconds: float | None = None):
+    def __init__(
+        self,
+        line: Callable[[], str],
+        *,
+        quiet: bool = False,
+        stream: IO[str] | None = None,
+        every_seconds: float | None = None,
+    ):
         self._line = line
         self._stream = stream or sys.stderr or io.StringIO()  # stderr is None where it was closed
         self._live = self._stream.isatty()
@@ -125,7 +144,9 @@ class ProgressLine:
     def _show(self) -> None:
         while not self._stopped.wait(self._every):
             if self._live:
-                self._write(f"{_CLEARED}{shortened(self._line(), shutil.get_terminal_size().columns - 1)}")
+                self._write(
+                    f"{_CLEARED}{shortened(self._line(), shutil.get_terminal_size().columns - 1)}"
+                )
             else:
                 self._write(f"{self._line()}\n")
         if self._live:
@@ -144,12 +165,16 @@ _STDERR = threading.RLock()  # reentrant: Ctrl-C may come while its own thread w
 
 
 def write_line(text: str) -> None:
-    """A line of its own on stderr, above the live line where there is one; control characters of others are escaped.
+    """A line of its own on stderr, above the live line where there is one; control characters of
+    others are escaped.
 
     Who reads stderr may have left: what was paid for is finished all the same.
     """
     shown = ProgressLine._shown
-    with _STDERR, contextlib.suppress(OSError, AttributeError):  # AttributeError: stderr is closed, and so None
+    with (
+        _STDERR,
+        contextlib.suppress(OSError, AttributeError),
+    ):  # AttributeError: stderr is closed, and so None
         if shown is not None and shown._live:
             sys.stderr.write(_CLEARED)
         sys.stderr.write(f"{printable(text)}\n")

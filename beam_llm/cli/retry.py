@@ -1,4 +1,6 @@
-"""`predict --retry-errors`: the answers of an existing output, joined to the input's records by content, so that only the rest is asked."""
+"""`predict --retry-errors`: the answers of an existing output, joined to the input's records by
+content, so that only the rest is asked.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class PriorAnswers(NamedTuple):
     """What an existing output says of the input's records.
 
     Attributes:
-      lines: its answers, and of `held` the errors, as a spool's lines, with the ordinals that their records have in the input now.
+      lines: its answers, and of `held` the errors, as a spool's lines, with the ordinals that their
+        records have in the input now.
       held: ordinals of records that may be paid for already, and are not to be asked again by this.
       gone: its records that the input doesn't have.
       new: the input's records that it doesn't have.
@@ -62,7 +65,9 @@ class _Ended(NamedTuple):
 
 
 def count_ends(target: Target, field: str) -> tuple[int, int] | None:
-    """How many records an existing output has, and how many of them ended as errors; None where it isn't one of this command's."""
+    """How many records an existing output has, and how many of them ended as errors; None where it
+    isn't one of this command's.
+    """
     try:
         errors = [ended.error is not None for ended in _ended(target, field)]
     except (DataError, UsageError, OSError):
@@ -79,7 +84,9 @@ def content_name(target: Target) -> str:
     return hasher.hexdigest()[:12]
 
 
-def prior_answers(target: Target, field: str, sources: Sequence[Source], found: Survey, *, holds_doubtful: bool) -> PriorAnswers:
+def prior_answers(
+    target: Target, field: str, sources: Sequence[Source], found: Survey, *, holds_doubtful: bool
+) -> PriorAnswers:
     """Joins an existing output to the input by the records' content.
 
     Args:
@@ -91,7 +98,8 @@ def prior_answers(target: Target, field: str, sources: Sequence[Source], found: 
       DataError: it can't be read.
     """
     places: defaultdict[bytes, deque[int]] = defaultdict(deque)
-    for ordinal, form in enumerate(_forms_of_input(format_of(target.path, target.format), sources, found.columns)):
+    kind = format_of(target.path, target.format)
+    for ordinal, form in enumerate(_forms_of_input(kind, sources, found.columns)):
         places[form].append(ordinal)
     lines: IO[bytes] = tempfile.TemporaryFile(prefix="beam-llm-")  # noqa: SIM115 - closed by `PriorAnswers.close`
     held: list[int] = []
@@ -107,9 +115,13 @@ def prior_answers(target: Target, field: str, sources: Sequence[Source], found: 
             lines.write(stored_line(StoredAnswer(ordinal, ended.value, None, None, digest=digest)))
         elif holds_doubtful and ended.error.startswith(_DOUBTFUL):
             held.append(ordinal)
-            lines.write(stored_line(StoredAnswer(ordinal, None, Kind.DOUBTFUL, ended.error, digest=digest)))
+            doubtful = StoredAnswer(ordinal, None, Kind.DOUBTFUL, ended.error, digest=digest)
+            lines.write(stored_line(doubtful))
     if rows and gone == rows:
-        raise UsageError(f"none of the records of {target.path!r} is in the input: is it this input's output? --force asks all")
+        raise UsageError(
+            f"none of the records of {target.path!r} is in the input: is it this input's output? "
+            "--force asks all"
+        )
     return PriorAnswers(lines, held, gone, sum(map(len, places.values())))
 
 
@@ -124,20 +136,33 @@ def _ended(target: Target, field: str) -> Iterator[_Ended]:
     for row in read_rows(source):
         fields = row.fields
         if field not in fields or error_field not in fields:
-            raise UsageError(f"{target.path!r} is not an output with the fields {field!r} and {error_field!r} (row {row.line})")
+            raise UsageError(
+                f"{target.path!r} is not an output with the fields {field!r} and {error_field!r} "
+                f"(row {row.line})"
+            )
         value, error = fields.pop(field), fields.pop(error_field)
         if source.format == "csv":
-            yield _Ended(digest_of(list(map(unsafe_cell, fields.values()))), unsafe_cell(value), error or None)
+            yield _Ended(
+                digest_of(list(map(unsafe_cell, fields.values()))),
+                unsafe_cell(value),
+                error or None,
+            )
         else:
             yield _Ended(digest_of(fields), value, error)
 
 
-def _forms_of_input(kind: str, sources: Sequence[Source], columns: Mapping[str, Column]) -> Iterator[bytes]:
-    """Of every input record what `_ended` gives for it once it has been through a file of that format."""
+def _forms_of_input(
+    kind: str, sources: Sequence[Source], columns: Mapping[str, Column]
+) -> Iterator[bytes]:
+    """Of every input record what `_ended` gives for it once it has been through a file of that
+    format.
+    """
     rows = (row for source in sources for row in read_rows(source))
     if kind == "jsonl":
         for row in rows:
-            yield digest_of(row.fields if row.raw is not None else orjson.loads(json_bytes(row.fields)))
+            yield digest_of(
+                row.fields if row.raw is not None else orjson.loads(json_bytes(row.fields))
+            )
     elif kind == "csv":
         for row in rows:
             yield digest_of([_as_read(cell(row.fields.get(name))) for name in columns])
@@ -151,4 +176,8 @@ def _forms_of_input(kind: str, sources: Sequence[Source], columns: Mapping[str, 
 
 
 def _as_read(value: Any) -> str:
-    return "" if value is None else str(unsafe_cell(value)).encode("utf-8", "backslashreplace").decode()
+    return (
+        ""
+        if value is None
+        else str(unsafe_cell(value)).encode("utf-8", "backslashreplace").decode()
+    )

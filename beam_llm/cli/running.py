@@ -1,4 +1,6 @@
-"""Running a pipeline for a person: progress while it works, Ctrl-C that loses nothing, one line where it fails."""
+"""Running a pipeline for a person: progress while it works, Ctrl-C that loses nothing, one line
+where it fails.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ stopping = threading.Event()
 
 
 class Measured(NamedTuple):
-    """What Beam counted: the `beam_llm` counters by name, summed over steps, and the mean latency of live calls."""
+    """What Beam counted: the `beam_llm` counters by name, summed over steps, and the mean latency
+    of live calls.
+    """
 
     counters: dict[str, int]
     mean_latency_ms: float | None
@@ -32,18 +36,25 @@ class Interrupted(LLMError):
     """Ctrl-C; the message says what is kept and how to go on."""
 
 
-def watched(run: Callable[[], Measured], meter: Meter, *, go_on: str, quiet: bool, at_once: bool) -> Measured:
+def watched(
+    run: Callable[[], Measured], meter: Meter, *, go_on: str, quiet: bool, at_once: bool
+) -> Measured:
     """Runs a pipeline.
 
     Args:
       go_on: what to do after a Ctrl-C, as the end of a sentence.
-      at_once: end at the first Ctrl-C: nothing in this process is waited for that a ledger doesn't know.
+      at_once: end at the first Ctrl-C: nothing in this process is waited for that a ledger doesn't
+        know.
 
     Raises:
       RunError: the pipeline failed.
       Interrupted: Ctrl-C.
     """
-    with events.listening(meter.hear), ProgressLine(meter.line, quiet=quiet), _stopped_by_ctrl_c(at_once):
+    with (
+        events.listening(meter.hear),
+        ProgressLine(meter.line, quiet=quiet),
+        _stopped_by_ctrl_c(at_once),
+    ):
         try:
             measured = run()
         except KeyboardInterrupt:
@@ -54,7 +65,11 @@ def watched(run: Callable[[], Measured], meter: Meter, *, go_on: str, quiet: boo
                 raise Interrupted(_kept(meter, go_on)) from error
             if isinstance(error, LLMError):
                 raise
-            so_far = f"; {plural(meter.tally.records, 'answer')} so far are kept: {go_on}" if meter.tally.records else ""
+            so_far = (
+                f"; {plural(meter.tally.records, 'answer')} so far are kept: {go_on}"
+                if meter.tally.records
+                else ""
+            )
             raise RunError(reason_of(error) + so_far) from error
         if stopping.is_set():
             raise Interrupted(_kept(meter, go_on))
@@ -65,12 +80,17 @@ def _kept(meter: Meter, go_on: str) -> str:
     answers = meter.tally.records - meter.tally.failed
     if not answers:
         return f"stopped before the first answer: {go_on}"
-    return f"stopped after {plural(answers, 'answer')} of this run, which {'is' if answers == 1 else 'are'} kept: {go_on}"
+    return (
+        f"stopped after {plural(answers, 'answer')} of this run, which "
+        f"{'is' if answers == 1 else 'are'} kept: {go_on}"
+    )
 
 
 @contextmanager
 def _stopped_by_ctrl_c(at_once: bool) -> Iterator[None]:
-    """A live run's first Ctrl-C lets calls in flight finish, for they are paid; the next one ends at once."""
+    """A live run's first Ctrl-C lets calls in flight finish, for they are paid; the next one ends
+    at once.
+    """
     stopping.clear()
 
     def stop(number: int, frame: Any) -> None:
@@ -78,7 +98,10 @@ def _stopped_by_ctrl_c(at_once: bool) -> Iterator[None]:
         stopping.set()
         if at_once or not first:
             raise KeyboardInterrupt
-        write_line("stopping: waiting for the calls in flight, which are paid for; Ctrl-C again ends at once")
+        write_line(
+            "stopping: waiting for the calls in flight, which are paid for; Ctrl-C again ends at "
+            "once"
+        )
 
     try:
         before = signal.signal(signal.SIGINT, stop)
@@ -92,11 +115,15 @@ def _stopped_by_ctrl_c(at_once: bool) -> Iterator[None]:
 
 
 _WRAPPED = re.compile(r"^beam_llm\.[\w.]+\.(\w+): (.*?)(?: \[while running .*)?$", re.MULTILINE)
-_LAST_LINE = re.compile(r"^([\w.]+(?:Error|Exception|Interrupt)\w*)(?:: (.*?))?(?: \[while running .*)?$", re.MULTILINE)
+_LAST_LINE = re.compile(
+    r"^([\w.]+(?:Error|Exception|Interrupt)\w*)(?:: (.*?))?(?: \[while running .*)?$", re.MULTILINE
+)
 
 
 def reason_of(error: BaseException) -> str:
-    """The reason in one line: Beam hands a worker's exception on as the text of a traceback inside another exception."""
+    """The reason in one line: Beam hands a worker's exception on as the text of a traceback inside
+    another exception.
+    """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, LLMError):

@@ -1,4 +1,6 @@
-"""`beam-llm predict INPUT … --show N`: the first requests as JSON, exactly as they would be sent; no call is made."""
+"""`beam-llm predict INPUT … --show N`: the first requests as JSON, exactly as they would be sent;
+no call is made.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from beam_llm.transforms.preview import RequestPreview, preview
 
 
 def show(command: PredictCommand, most: int) -> int:
-    """Prints up to `most` requests, each with its replies' schema; returns how many records among them can't be asked.
+    """Prints up to `most` requests, each with its replies' schema; returns how many records among
+    them can't be asked.
 
     Raises:
       UsageError: as `predict` would: wrong files, fields or options.
@@ -39,12 +42,18 @@ def _elements(sources: Sequence[Source]) -> Iterator[dict[str, Any]]:
 def _shown(request: RequestPreview) -> dict[str, Any]:
     if request.error is not None:
         return {"error": str(request.error), "record": request.elements[0]}
-    return {"records": len(request.elements), "request": request.body, "reply_schema": request.schema}
+    return {
+        "records": len(request.elements),
+        "request": request.body,
+        "reply_schema": request.schema,
+    }
 
 
 def in_json(value: Any) -> str:
     """Indented JSON in which nothing steers a terminal: it stays the same JSON."""
-    text = orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
+    text = orjson.dumps(
+        value, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
+    ).decode()
     return "\n".join(UNPRINTABLE.sub(_json_escape, line) for line in text.split("\n"))
 
 

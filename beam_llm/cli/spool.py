@@ -1,11 +1,15 @@
-"""Answers of a running `predict`, kept beside the output until all are there: what was paid for outlives a Ctrl-C, a kill, a lost network.
+"""Answers of a running `predict`, kept beside the output until all are there: what was paid for
+outlives a Ctrl-C, a kill, a lost network.
 
-A folder `OUT.partial-<name>/` holds one file per bundle, one line per answer, each with its record's ordinal (0-based, over all inputs)
-and the digest of its content. The name hashes the question and the inputs' names, so the same command again finds its own answers. An
-answer belongs to the record of its digest, wherever that is by now; the ordinal only tells equal records apart. Lines may repeat (a
-bundle tried twice) or be cut (a kill): repeats are the same question's answers, and a cut line is not an answer.
+A folder `OUT.partial-<name>/` holds one file per bundle, one line per answer, each with its
+record's ordinal (0-based, over all inputs) and the digest of its content. The name hashes the
+question and the inputs' names, so the same command again finds its own answers. An answer belongs
+to the record of its digest, wherever that is by now; the ordinal only tells equal records apart.
+Lines may repeat (a bundle tried twice) or be cut (a kill): repeats are the same question's answers,
+and a cut line is not an answer.
 
-The folder is its user's alone: made with mode 0700, and refused where it is somebody else's, for answers in it would be believed.
+The folder is its user's alone: made with mode 0700, and refused where it is somebody else's, for
+answers in it would be believed.
 """
 
 from __future__ import annotations
@@ -40,21 +44,26 @@ _SUPERUSER = 0
 
 
 def folder_for(output: str, question: bytes, inputs: Iterable[str], *, here: bool = True) -> str:
-    """The spool's folder: beside the output; where that is stdout, a pipe or remote, in the temporary folder.
+    """The spool's folder: beside the output; where that is stdout, a pipe or remote, in the
+    temporary folder.
 
     Args:
       question: everything that shapes an answer (a task's fingerprint).
       inputs: their names.
-      here: the workers are on this machine; else a remote output's spool has to be where they can write, beside it.
+      here: the workers are on this machine; else a remote output's spool has to be where they can
+        write, beside it.
     """
-    name = hashlib.sha256(b"\0".join([question, *(name.encode("utf-8", "surrogateescape") for name in inputs)])).hexdigest()[:12]
+    name = hashlib.sha256(
+        b"\0".join([question, *(name.encode("utf-8", "surrogateescape") for name in inputs)])
+    ).hexdigest()[:12]
     aside = output == "-" or (here and is_remote(output)) or is_special(output)
     base = os.path.join(tempfile.gettempdir(), f"beam-llm-{os.getuid()}") if aside else output
     return f"{base}.partial-{name}"
 
 
 class SpoolFile:
-    """One bundle's file. Local files are flushed every 0.2 s; an object store has it when it is closed.
+    """One bundle's file. Local files are flushed every 0.2 s; an object store has it when it is
+    closed.
 
     Args:
       definition: names the code that made the answers' JSON (`definition_of`).
@@ -70,7 +79,9 @@ class SpoolFile:
         Args:
           fields: of the record, where they can't be had again from an input file.
         """
-        self._file.write(stored_line(answer) if fields is None else json_bytes([*answer, fields]) + b"\n")
+        self._file.write(
+            stored_line(answer) if fields is None else json_bytes([*answer, fields]) + b"\n"
+        )
         if (now := time.monotonic()) - self._flushed > _FLUSH_SECONDS:
             self._flushed = now
             self._file.flush()
@@ -83,7 +94,8 @@ class Spool:
     """The folder as its command sees it.
 
     Raises:
-      LLMError: the folder is somebody else's, or another process is at work on the same output with the same question.
+      LLMError: the folder is somebody else's, or another process is at work on the same output with
+        the same question.
     """
 
     def __init__(self, folder: str):
@@ -95,7 +107,9 @@ class Spool:
             self._lock = _lock_file(os.path.join(folder, "lock"))
 
     def note_inputs(self, digests: bytes) -> bytes | None:
-        """Remembers what the records are now; returns what they were when this was last called on the folder, if ever."""
+        """Remembers what the records are now; returns what they were when this was last called on
+        the folder, if ever.
+        """
         names = sorted(_files_named(self.folder, ".digests", self._owner))
         before = None
         if names:
@@ -112,12 +126,15 @@ class Spool:
         if not is_remote(self.folder):
             os.replace(os.path.join(self.folder, f"{name}.new"), os.path.join(self.folder, name))
 
-    def answers(self, digests: bytes, definition: str = "", check: Check | None = None) -> SpoolIndex:
+    def answers(
+        self, digests: bytes, definition: str = "", check: Check | None = None
+    ) -> SpoolIndex:
         """Each record's best answer; reads all files once. Use it in a `with` block.
 
         Args:
           digests: of the records, as `Survey` has them.
-          definition: of the present output type; answers made by another one are passed through `check`.
+          definition: of the present output type; answers made by another one are passed through
+            `check`.
         """
         index = SpoolIndex(digests)
         for path in sorted(_files_named(self.folder, ".jsonl", self._owner)):
@@ -132,8 +149,9 @@ class Spool:
             from apache_beam.io.filesystems import FileSystems
 
             try:
-                FileSystems.delete([found.path for found in FileSystems.match([f"{self.folder}/*"])[0].metadata_list])
-            except Exception as error:  # whatever a file system raises: the output is written, and that is what counts
+                found = FileSystems.match([f"{self.folder}/*"])[0].metadata_list
+                FileSystems.delete([one.path for one in found])
+            except Exception as error:  # of any file system: the output is written, that counts
                 _log.warning("%s could not be removed: %s", self.folder, error)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -143,14 +161,18 @@ class Spool:
         """Lets go of the folder; one that holds no answer goes too."""
         if self._lock is None:
             return
-        if os.path.isdir(self.folder) and not any(os.path.getsize(path) for path in _files_named(self.folder, ".jsonl")):
+        if os.path.isdir(self.folder) and not any(
+            os.path.getsize(path) for path in _files_named(self.folder, ".jsonl")
+        ):
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
         self._lock = None
 
 
 def records_in(folder: str) -> Iterator[tuple[StoredAnswer, dict[str, Any]]]:
-    """Answers that a local folder keeps with their records' fields, by ordinal; those with the same one as they came."""
+    """Answers that a local folder keeps with their records' fields, by ordinal; those with the same
+    one as they came.
+    """
     places: list[tuple[int, int]] = []
     with tempfile.TemporaryFile(prefix="beam-llm-") as together:
         for path in sorted(_files_named(folder, ".jsonl"), key=os.path.getmtime):
@@ -165,10 +187,12 @@ def records_in(folder: str) -> Iterator[tuple[StoredAnswer, dict[str, Any]]]:
 
 
 def _claim(folder: str) -> int:
-    """Makes sure that the folder is there and this user's alone; returns the owner that files made by this user have there.
+    """Makes sure that the folder is there and this user's alone; returns the owner that files made
+    by this user have there.
 
-    Who makes a folder of this name first, in a temporary folder that all users share, could put answers of their own into it. The owner
-    is compared with that of a new file: a mounted share may show one owner for everything, who is not the process's user.
+    Who makes a folder of this name first, in a temporary folder that all users share, could put
+    answers of their own into it. The owner is compared with that of a new file: a mounted share may
+    show one owner for everything, who is not the process's user.
 
     Raises:
       LLMError: it is somebody else's, or not a folder.
@@ -177,7 +201,9 @@ def _claim(folder: str) -> int:
         os.mkdir(folder, 0o700)
     found = os.lstat(folder)
     try:
-        descriptor, probe = tempfile.mkstemp(dir=folder) if stat.S_ISDIR(found.st_mode) else (-1, "")
+        descriptor, probe = (
+            tempfile.mkstemp(dir=folder) if stat.S_ISDIR(found.st_mode) else (-1, "")
+        )
     except PermissionError:
         descriptor, probe = -1, ""
     if descriptor >= 0:
@@ -190,7 +216,8 @@ def _claim(folder: str) -> int:
                     os.chmod(folder, 0o700)
             return owner
     raise LLMError(
-        f"{folder} is not a folder of yours, so no answers are kept in it and none in it are believed: "
+        f"{folder} is not a folder of yours, so no answers are kept in it and none in it are "
+        "believed: "
         "remove it, or name another output or temporary folder (TMPDIR)"
     )
 
@@ -198,12 +225,16 @@ def _claim(folder: str) -> int:
 def _lock_file(path: str) -> IO[bytes]:
     import fcntl
 
-    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb")  # held open for as long as the command runs
+    file = os.fdopen(
+        os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb"
+    )  # held open for as long as the command runs
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise LLMError("the same command is running already on this output: wait for it to end") from None
+        raise LLMError(
+            "the same command is running already on this output: wait for it to end"
+        ) from None
     return file
 
 
@@ -212,8 +243,12 @@ def _create(folder: str, name: str) -> IO[bytes]:
         from apache_beam.io.filesystem import CompressionTypes
         from apache_beam.io.filesystems import FileSystems
 
-        return FileSystems.create(f"{folder}/{name}", compression_type=CompressionTypes.UNCOMPRESSED)
-    return os.fdopen(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+        return FileSystems.create(
+            f"{folder}/{name}", compression_type=CompressionTypes.UNCOMPRESSED
+        )
+    return os.fdopen(
+        os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+    )
 
 
 def _files_named(folder: str, suffix: str, owner: int | None = None) -> list[str]:

@@ -17,7 +17,8 @@ _NOWHERE = -1
 
 
 class SpoolIndex:
-    """Record → answer: the answers in one temporary file, and 9 bytes a record in memory, whatever their size.
+    """Record → answer: the answers in one temporary file, and 9 bytes a record in memory, whatever
+    their size.
 
     Args:
       digests: of the records, 16 bytes each.
@@ -43,7 +44,9 @@ class SpoolIndex:
         self._file.close()
 
     def add_lines(self, lines: Iterable[bytes], check: Check | None = None) -> None:
-        """Takes a spool file's answers: a value is never replaced by an error, and an answer goes to no record but its own."""
+        """Takes a spool file's answers: a value is never replaced by an error, and an answer goes
+        to no record but its own.
+        """
         for line in lines:
             answer = parse_line(line)
             if answer is None or (ordinal := self._ordinal(answer)) is None:
@@ -62,10 +65,15 @@ class SpoolIndex:
             self._good[ordinal] = answer.error is None
 
     def _ordinal(self, answer: StoredAnswer) -> int | None:
-        """The record that an answer belongs to: the one in its old place, where that is the same still, else an equal one elsewhere."""
+        """The record that an answer belongs to: the one in its old place, where that is the same
+        still, else an equal one elsewhere.
+        """
         digest = bytes.fromhex(answer.digest)
         start = answer.ordinal * DIGEST_BYTES
-        is_there = 0 <= answer.ordinal < len(self._good) and self._digests[start : start + DIGEST_BYTES] == digest
+        is_there = (
+            0 <= answer.ordinal < len(self._good)
+            and self._digests[start : start + DIGEST_BYTES] == digest
+        )
         # Once records were found in other places, this one may have got the answer of an equal one:
         # then this answer is that one's.
         if is_there and not (self._good[answer.ordinal] and self._ordinals_of is not None):
@@ -84,7 +92,9 @@ class SpoolIndex:
         return queue[0] if queue else None
 
     def _equal_records(self, digest: bytes) -> tuple[deque[int], deque[int]] | None:
-        """Ordinals of the records of a digest, twice: the first to be cut to those without a value, the other to those without a line."""
+        """Ordinals of the records of a digest, twice: the first to be cut to those without a value,
+        the other to those without a line.
+        """
         if self._ordinals_of is None:  # only where a record is not where it was
             self._ordinals_of = defaultdict(lambda: (deque(), deque()))
             for ordinal, one in enumerate(each_digest(self._digests)):

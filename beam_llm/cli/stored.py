@@ -23,7 +23,8 @@ class StoredAnswer(NamedTuple):
       value: the answer in JSON form, or None where there is an error.
       kind: of the error (`beam_llm.Kind`), or None.
       error: its message.
-      digest: of the record's content, in hex: the answer belongs to the record that has it, wherever that is by now.
+      digest: of the record's content, in hex: the answer belongs to the record that has it,
+        wherever that is by now.
     """
 
     ordinal: int
@@ -41,13 +42,17 @@ class StoredAnswer(NamedTuple):
 def stored_line(answer: StoredAnswer) -> bytes:
     """The answer's line, with its newline."""
     try:
-        return orjson.dumps(list(answer), default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE)
+        return orjson.dumps(
+            list(answer), default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
+        )
     except TypeError:  # half a character, which orjson refuses
         return json_bytes(list(answer)) + b"\n"
 
 
 def parse_line(line: bytes) -> StoredAnswer | None:
-    """The answer of a line, or None where the line is not complete: a killed process leaves such."""
+    """The answer of a line, or None where the line is not complete: a killed process leaves
+    such.
+    """
     if not line.endswith(b"\n"):
         return None
     try:

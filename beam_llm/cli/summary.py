@@ -1,4 +1,6 @@
-"""How a `predict` run ended: in a few lines for a person, and as JSON for a program (`--summary FILE.json`)."""
+"""How a `predict` run ended: in a few lines for a person, and as JSON for a program (`--summary
+FILE.json`).
+"""
 
 from __future__ import annotations
 
@@ -23,15 +25,24 @@ _WARNINGS = "warnings_"
 def summary(command: PredictCommand, report: Report) -> str:
     """The run in a few lines, for stderr."""
     tally = report.tally
-    lines = [f"records   {tally.records:,}" + (f" ({report.already:,} answered by an earlier run)" if report.already else "")]
+    lines = [
+        f"records   {tally.records:,}"
+        + (f" ({report.already:,} answered by an earlier run)" if report.already else "")
+    ]
     if report.bad_lines:
-        lines.append(f"skipped   {plural(report.bad_lines, 'line')} that can't be read, the first: {report.first_bad}")
+        lines.append(
+            f"skipped   {plural(report.bad_lines, 'line')} that can't be read, the first: "
+            f"{report.first_bad}"
+        )
     lines += _labelled("errors", [f"{tally.failed:,}", *_errors(tally)] if tally.failed else [])
     lines += _labelled("warnings", list(warnings_of(report.counters)))
     lines.append(f"calls     {calls_of(report)}")
     cached = f" ({tally.cached_tokens:,} cached)" if tally.cached_tokens else ""
     lines.append(f"tokens    {tally.input_tokens:,} in, {tally.output_tokens:,} out{cached}")
-    lines.append(f"cost      {tally.cost()}" + (f" ({plural(tally.reused, 'answer')} re-used)" if tally.reused else ""))
+    lines.append(
+        f"cost      {tally.cost()}"
+        + (f" ({plural(tally.reused, 'answer')} re-used)" if tally.reused else "")
+    )
     lines.append(f"time      {duration(report.seconds)}")
     lines.append(f"output    {'stdout' if command.output == '-' else command.output}")
     return "\n".join(map(printable, lines))
@@ -56,11 +67,20 @@ def warnings_of(counters: dict[str, int]) -> Iterator[str]:
         if count and name.startswith(_WARNINGS):
             yield warning_in_words(name.removeprefix(_WARNINGS), count)
     if doubts := counters.get("jobs_in_doubt", 0):
-        yield f"{plural(doubts, 'create')} of a batch job without a clear answer: looked for among the provider's jobs before anything else"
+        yield (
+            f"{plural(doubts, 'create')} of a batch job without a clear answer: looked for "
+            "among the provider's jobs before anything else"
+        )
     if again := counters.get("jobs_resubmitted", 0):
-        yield f"{plural(again, 'job')} submitted again in doubt (on_doubt='resubmit'): may be paid twice"
+        yield (
+            f"{plural(again, 'job')} submitted again in doubt (on_doubt='resubmit'): may be "
+            "paid twice"
+        )
     if twice := counters.get("jobs_twice", 0):
-        yield f"{plural(twice, 'job')} found twice at the provider: the younger was cancelled, and may have cost something"
+        yield (
+            f"{plural(twice, 'job')} found twice at the provider: the younger was cancelled, "
+            "and may have cost something"
+        )
 
 
 def calls_of(report: Report) -> str:
@@ -69,12 +89,18 @@ def calls_of(report: Report) -> str:
     live = report.requests - report.lines
     if jobs and live:
         jobs += f" and {live:,} live"
-    further = ", ".join(tried_again(*(report.counters.get(name, 0) for name in ("retries", "waits", "timeouts"))))
-    return f"{report.lines if jobs else report.requests:,}{jobs}" + (f" ({further})" if further else "")
+    further = ", ".join(
+        tried_again(*(report.counters.get(name, 0) for name in ("retries", "waits", "timeouts")))
+    )
+    return f"{report.lines if jobs else report.requests:,}{jobs}" + (
+        f" ({further})" if further else ""
+    )
 
 
 def as_json(command: PredictCommand, report: Report) -> dict[str, Any]:
-    """The same as plain data. Counts are of this run where they are of calls, of the output where they are of records."""
+    """The same as plain data. Counts are of this run where they are of calls, of the output where
+    they are of records.
+    """
     tally, counters = report.tally, report.counters
     return {
         "format": FORMAT,
@@ -88,7 +114,11 @@ def as_json(command: PredictCommand, report: Report) -> dict[str, Any]:
         "failed": tally.failed,
         "skipped_lines": report.bad_lines,
         "errors": {kind: _error(tally, kind, count) for kind, count in tally.errors.most_common()},
-        "warnings": {name.removeprefix(_WARNINGS): count for name, count in counters.items() if name.startswith(_WARNINGS)},
+        "warnings": {
+            name.removeprefix(_WARNINGS): count
+            for name, count in counters.items()
+            if name.startswith(_WARNINGS)
+        },
         "requests": report.requests,
         "retries": counters.get("retries", 0),
         "waits": counters.get("waits", 0),

@@ -27,7 +27,9 @@ class Tally:
         self.records += 1
         if answer.kind is not None:
             self.errors[answer.kind] += 1
-            self.messages.setdefault(answer.kind, Messages()).add(_without_frame(answer.kind, answer.error or ""))
+            self.messages.setdefault(answer.kind, Messages()).add(
+                _without_frame(answer.kind, answer.error or "")
+            )
         self.reused += answer.reused
         self.input_tokens += answer.input_tokens
         self.output_tokens += answer.output_tokens
@@ -43,11 +45,17 @@ class Tally:
 
     def cost(self) -> str:
         """The price in dollars, or why there is none."""
-        return "unknown (the model has no list price; give --prices)" if self.unpriced else dollars(self.cost_usd)
+        return (
+            "unknown (the model has no list price; give --prices)"
+            if self.unpriced
+            else dollars(self.cost_usd)
+        )
 
 
 class Messages:
-    """Messages of one kind of error, counted by their wording: those that differ in numbers and quotations only are one."""
+    """Messages of one kind of error, counted by their wording: those that differ in numbers and
+    quotations only are one.
+    """
 
     MOST_WORDINGS = 200  # what comes later is counted in no group; the frequent ones come early
 

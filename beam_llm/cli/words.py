@@ -1,4 +1,6 @@
-"""Numbers, times, money and tables as a person reads them. What others wrote is shown with its control characters escaped."""
+"""Numbers, times, money and tables as a person reads them. What others wrote is shown with its
+control characters escaped.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def dollars(amount: float) -> str:
 
 
 def tried_again(retries: int, waits: int, timeouts: int) -> list[str]:
-    """`2 retries`, `3 waits`, `1 timeout`: those that there are. Waits for a busy server are among the retries as counted."""
+    """`2 retries`, `3 waits`, `1 timeout`: those that there are. Waits for a busy server are among
+    the retries as counted.
+    """
     counts = {"retry": retries - waits, "wait": waits, "timeout": timeouts}
     return [plural(count, noun) for noun, count in counts.items() if count > 0]
 
@@ -40,14 +44,22 @@ def shortened(text: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence[int] = (0,), indent: str = "") -> str:
-    """Columns aligned by spaces: those numbered in `left` to the left, all others to the right. Cells are escaped."""
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    left: Sequence[int] = (0,),
+    indent: str = "",
+) -> str:
+    """Columns aligned by spaces: those numbered in `left` to the left, all others to the right.
+    Cells are escaped.
+    """
     cells = [[printable(str(cell)) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = [
         indent
         + "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in cells
     ]

@@ -8,7 +8,10 @@ from beam_llm.cli.parser import add_command, positive
 
 
 def add_parser(commands: Any) -> None:
-    text = "real reviews through LLMPredict on an emulated provider, live and by batch API: no key, no cloud"
+    text = (
+        "real reviews through LLMPredict on an emulated provider, live and by batch API: no "
+        "key, no cloud"
+    )
     parser = add_command(commands, "demo", "beam_llm.cli.demo:main", text)
     records = "reviews to label (default: 2000, which is all there are)"
     parser.add_argument("--records", type=positive, default=2000, metavar="N", help=records)

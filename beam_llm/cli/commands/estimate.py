@@ -9,7 +9,10 @@ from beam_llm.cli.parser import add_command, positive, positive_number
 
 
 def add_parser(commands: Any) -> None:
-    text = "what predict would cost: requests, tokens, cost and time at several batch sizes, without a call"
+    text = (
+        "what predict would cost: requests, tokens, cost and time at several batch sizes, "
+        "without a call"
+    )
     parser = add_command(commands, "estimate", "beam_llm.cli.estimate:main", text)
     add_inputs(parser)
     parser.add_argument("--json", action="store_true", help="the table as JSON")

@@ -13,18 +13,22 @@ from beam_llm.errors import UsageError
 if TYPE_CHECKING:
     from beam_llm.cli.predict_command import PredictCommand, Report
 
-_DESCRIPTION = """Asks a model about every record of the input files and writes the records with their answers.
+_DESCRIPTION = """\
+Asks a model about every record of the input files and writes the records with their answers.
 
   beam-llm predict reviews.jsonl --output labelled.jsonl --model openai:gpt-4.1-mini \\
-    --prompt 'Sentiment of this review: {{ text }}' --output-type 'enum:positive|negative' --batch-size 20
+    --prompt 'Sentiment of this review: {{ text }}' --output-type 'enum:positive|negative' \\
+    --batch-size 20
 
-The output has every input field, the answer (--output-field, default: answer) and <field>_error, in the
-order of the input. Structured answers are JSON objects in .jsonl, JSON text in .csv, structs in .parquet.
-It appears under its name when it is complete. A stopped run goes on where it was with the same command;
-until then its answers are kept in OUT.partial-…/, each with its record's content: when the input changes,
-answers go with their records, and only new ones are asked."""
+The output has every input field, the answer (--output-field, default: answer) and <field>_error,
+in the order of the input. Structured answers are JSON objects in .jsonl, JSON text in .csv,
+structs in .parquet. It appears under its name when it is complete. A stopped run goes on where it
+was with the same command; until then its answers are kept in OUT.partial-…/, each with its
+record's content: when the input changes, answers go with their records, and only new ones are
+asked."""
 _EPILOG = f"""{IN_WORDS}.
-What stands after -- goes to Beam, such as -- --runner=PrismRunner (default: --runner=FnApiRunner)."""
+What stands after -- goes to Beam, such as -- --runner=PrismRunner
+(default: --runner=FnApiRunner)."""
 
 
 def add_parser(commands: Any) -> None:
@@ -34,7 +38,8 @@ def add_parser(commands: Any) -> None:
         f"{__name__}:run",
         "files in, files out: every input field plus the model's answer",
         description=_DESCRIPTION,
-        usage="beam-llm predict INPUT … --output OUT --model M --prompt P [option …] [-- Beam's options]",
+        usage="beam-llm predict INPUT … --output OUT --model M --prompt P [option …] [-- Beam's "
+        "options]",
         epilog=_EPILOG,
     )
     add_inputs(parser)
@@ -58,9 +63,16 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     retry = "ask only the records that ended as errors in an OUT that exists"
     existing.add_argument("--retry-errors", action="store_true", help=retry)
     cells = parser.add_mutually_exclusive_group()
-    safe = "a text that a spreadsheet would run as a formula gets a ' before it, in every cell of a .csv (default: in answers' cells)"
-    cells.add_argument("--csv-safe", action="store_const", const="all", default="answers", help=safe)
-    cells.add_argument("--csv-unsafe", dest="csv_safe", action="store_const", const="none", help="in no cell")
+    safe = (
+        "a text that a spreadsheet would run as a formula gets a ' before it, in every cell of "
+        "a .csv (default: in answers' cells)"
+    )
+    cells.add_argument(
+        "--csv-safe", action="store_const", const="all", default="answers", help=safe
+    )
+    cells.add_argument(
+        "--csv-unsafe", dest="csv_safe", action="store_const", const="none", help="in no cell"
+    )
 
 
 def run(chosen: argparse.Namespace) -> int:
@@ -69,7 +81,10 @@ def run(chosen: argparse.Namespace) -> int:
     from beam_llm.cli.summary import check_summary_path, write_summary
 
     if chosen.output is None and chosen.show is None:
-        raise UsageError("no output given: add --output, such as --output answers.jsonl; or --show 3, to see the first requests only")
+        raise UsageError(
+            "no output given: add --output, such as --output answers.jsonl; or --show 3, to see "
+            "the first requests only"
+        )
     if chosen.summary is not None:
         check_summary_path(chosen.summary)
     command = _command(chosen)
@@ -109,5 +124,8 @@ def _report(chosen: argparse.Namespace, command: PredictCommand, report: Report)
     tally = report.tally
     if not tally.failed:
         return ALL_ANSWERED
-    write_line(f"{chosen.name}: {tally.failed:,} of {tally.records:,} records ended as errors: see {command.answer_field}_error")
+    write_line(
+        f"{chosen.name}: {tally.failed:,} of {tally.records:,} records ended as errors: see "
+        f"{command.answer_field}_error"
+    )
     return SOME_ERRORS

@@ -1,7 +1,8 @@
-"""Files of records in and out, as plain generators: read exactly or refused, written completely or not at all.
+"""Files of records in and out, as plain generators: read exactly or refused, written completely or
+not at all.
 
 records         Source, Row, Answer; a row's digest; exact JSON
-sources         files by name, glob and format; their records        jsonl_reader, csv_reader, parquet_reader
+sources         files by name, glob and format; jsonl_reader, csv_reader, parquet_reader
 survey          one look through all inputs before anything is paid
-writers         rows with their answers under the final name         target, csv_cells, parquet_writer, arrow_types
+writers         rows with their answers: target, csv_cells, parquet_writer, arrow_types
 """

@@ -9,7 +9,9 @@ from beam_llm.cli.files.survey import Column, column_of
 
 
 def arrow_type(schema: Mapping[str, Any]) -> Any:
-    """A JSON schema's column type: plain types, lists and objects of them; what has none (unions, free objects, trees) is JSON text."""
+    """A JSON schema's column type: plain types, lists and objects of them; what has none (unions,
+    free objects, trees) is JSON text.
+    """
     import pyarrow as pa
 
     try:
@@ -27,21 +29,33 @@ def _arrow_schema(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> 
         members = schema.get("enum", [schema.get("const")])
         return type_of_column(column_of(members))
     if members := schema.get("anyOf", schema.get("oneOf")):
-        (only,) = [member for member in members if member.get("type") != "null"]  # columns are nullable anyway
+        (only,) = [
+            member for member in members if member.get("type") != "null"
+        ]  # columns are nullable anyway
         return _arrow_schema(only, definitions)
     kind = schema["type"]
     if kind == "array":
         return pa.list_(_arrow_schema(schema["items"], definitions))
     if kind == "object":
-        fields = [pa.field(name, _arrow_schema(member, definitions)) for name, member in schema["properties"].items()]
+        fields = [
+            pa.field(name, _arrow_schema(member, definitions))
+            for name, member in schema["properties"].items()
+        ]
         if not fields:
             raise ValueError("parquet has no struct without fields")
         return pa.struct(fields)
-    return {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}[kind]
+    return {
+        "string": pa.string(),
+        "integer": pa.int64(),
+        "number": pa.float64(),
+        "boolean": pa.bool_(),
+    }[kind]
 
 
 def type_of_column(column: Column) -> Any:
-    """A column's type by its values', which it holds exactly: one plain type, integers beside fractions as fractions, all else as text."""
+    """A column's type by its values', which it holds exactly: one plain type, integers beside
+    fractions as fractions, all else as text.
+    """
     import pyarrow as pa
 
     plain = column.types - {type(None)}
@@ -49,7 +63,11 @@ def type_of_column(column: Column) -> Any:
         return pa.bool_()
     if plain == {int}:
         return _arrow_integer(column)
-    if plain == {float} or (plain == {int, float} and column.least >= -_EXACT_IN_FLOAT and column.most <= _EXACT_IN_FLOAT):
+    if plain == {float} or (
+        plain == {int, float}
+        and column.least >= -_EXACT_IN_FLOAT
+        and column.most <= _EXACT_IN_FLOAT
+    ):
         return pa.float64()
     return pa.string()
 

@@ -1,7 +1,8 @@
 """Arrow's values as Python's.
 
-Binary columns come as text where they are UTF-8 (Spark and Impala write text so). Times of nanoseconds come as `datetime`s where those
-hold them, else as ISO text with nine digits: Arrow itself refuses them, or gives pandas' types where pandas is installed.
+Binary columns come as text where they are UTF-8 (Spark and Impala write text so). Times of
+nanoseconds come as `datetime`s where those hold them, else as ISO text with nine digits: Arrow
+itself refuses them, or gives pandas' types where pandas is installed.
 """
 
 from __future__ import annotations
@@ -52,7 +53,12 @@ def _needs_care(kind: Any) -> bool:
 def _is_binary(kind: Any) -> bool:
     import pyarrow.types as kinds
 
-    return bool(kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_fixed_size_binary(kind) or kinds.is_binary_view(kind))
+    return bool(
+        kinds.is_binary(kind)
+        or kinds.is_large_binary(kind)
+        or kinds.is_fixed_size_binary(kind)
+        or kinds.is_binary_view(kind)
+    )
 
 
 def _text_within(value: Any) -> Any:
@@ -67,7 +73,10 @@ def _structs(column: Any) -> list[Any]:
     names = [column.type.field(i).name for i in range(column.type.num_fields)]
     members = zip(*(python_values(child) for child in column.flatten()), strict=True)
     valid = column.is_valid().to_pylist()
-    return [dict(zip(names, values, strict=True)) if one else None for one, values in zip(valid, members, strict=True)]
+    return [
+        dict(zip(names, values, strict=True)) if one else None
+        for one, values in zip(valid, members, strict=True)
+    ]
 
 
 def _nested(column: Any, flat: list[Any]) -> list[Any]:

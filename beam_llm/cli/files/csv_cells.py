@@ -24,7 +24,8 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\u
 
 
 def safe_cell(text: Any) -> Any:
-    """A text that no spreadsheet takes for a formula: `'` before what would be one. A number is none.
+    """A text that no spreadsheet takes for a formula: `'` before what would be one. A number is
+    none.
 
     Source: OWASP, CSV Injection (read 2026-11); the last four are the wide forms of `= + - @`.
     """
@@ -35,7 +36,11 @@ def safe_cell(text: Any) -> Any:
 
 def unsafe_cell(text: Any) -> Any:
     """The text that `safe_cell` made this of."""
-    return text[1:] if isinstance(text, str) and text.startswith("'") and text[1:].startswith(_FORMULA_STARTS) else text
+    return (
+        text[1:]
+        if isinstance(text, str) and text.startswith("'") and text[1:].startswith(_FORMULA_STARTS)
+        else text
+    )
 
 
 def _is_number(text: str) -> bool:

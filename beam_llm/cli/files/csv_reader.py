@@ -1,4 +1,6 @@
-"""Reader of CSV, plain or gzipped: every record exactly, or an error that names file, line and column."""
+"""Reader of CSV, plain or gzipped: every record exactly, or an error that names file, line and
+column.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def read_csv(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
         records = _csv_records(source, text, on_bad)
         line, header = next(records, (1, []))
         if len(set(header)) < len(header):
-            raise DataError(f"{source}:{line}: the header names a column twice: {', '.join(header)}")
+            raise DataError(
+                f"{source}:{line}: the header names a column twice: {', '.join(header)}"
+            )
         for line, values in records:
             if not values:
                 continue
@@ -43,14 +47,21 @@ def _wrong_count(source: Source, line: int, values: int, columns: int) -> DataEr
 
 @contextmanager
 def _csv_text(source: Source) -> Iterator[IO[str]]:
-    """Bytes that are not UTF-8 come as surrogates only where their lines are to be skipped: looking for them takes time."""
+    """Bytes that are not UTF-8 come as surrogates only where their lines are to be skipped: looking
+    for them takes time.
+    """
     csv.field_size_limit(text_files.LINE_BYTES)
     errors = "surrogateescape" if source.skips_bad_lines else "strict"
-    with text_files.opened(source) as file, io.TextIOWrapper(file, encoding="utf-8-sig", errors=errors, newline="") as text:
+    with (
+        text_files.opened(source) as file,
+        io.TextIOWrapper(file, encoding="utf-8-sig", errors=errors, newline="") as text,
+    ):
         yield text
 
 
-def _csv_records(source: Source, text: IO[str], on_bad: OnBadLine) -> Iterator[tuple[int, list[str]]]:
+def _csv_records(
+    source: Source, text: IO[str], on_bad: OnBadLine
+) -> Iterator[tuple[int, list[str]]]:
     """Each record with the line it begins in.
 
     Of a broken one only its first line is skipped: an unclosed quote takes no other record with it.
@@ -81,7 +92,8 @@ def _csv_records(source: Source, text: IO[str], on_bad: OnBadLine) -> Iterator[t
 
 
 class _CsvLines:
-    """The lines of a CSV file for a `csv.reader`, which can be given back once it turns out that they belong to no record.
+    """The lines of a CSV file for a `csv.reader`, which can be given back once it turns out that
+    they belong to no record.
 
     Attributes:
       taken: lines of the record that is being read.
@@ -125,23 +137,32 @@ def _not_csv(source: Source, lines: _CsvLines, error: csv.Error) -> DataError:
 
 
 def _csv_fault(lines: _CsvLines, reason: str) -> str:
-    """What is wrong with the quotes of the record that was being read, with places for a person to look at."""
+    """What is wrong with the quotes of the record that was being read, with places for a person to
+    look at.
+    """
     text = "".join(lines.taken)
     opened, closed = _odd_quote(text)
     if opened < 0:
         return reason
     column = opened - text.rfind("\n", 0, opened)
     line = lines.before + 1 + text.count("\n", 0, opened)
-    where = f"the quote in column {column}" + (f" of line {line}" if line > lines.before + 1 else "")
+    where = f"the quote in column {column}" + (
+        f" of line {line}" if line > lines.before + 1 else ""
+    )
     if closed < 0:
         return f"{where} is never closed"
     column = closed - text.rfind("\n", 0, closed)
     end = lines.before + 1 + text.count("\n", 0, closed)
-    return f'{where} is closed inside its value, in line {end}, column {column} (a quote inside is written "")'
+    return (
+        f"{where} is closed inside its value, in line {end}, column {column} (a quote inside "
+        'is written "")'
+    )
 
 
 def _odd_quote(text: str) -> tuple[int, int]:
-    """Offsets of the first quote that opens a value and doesn't end it rightly, and of the quote that closes it; -1: none."""
+    """Offsets of the first quote that opens a value and doesn't end it rightly, and of the quote
+    that closes it; -1: none.
+    """
     at = 0
     while 0 <= at < len(text):
         if text[at] != '"':

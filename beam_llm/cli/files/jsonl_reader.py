@@ -1,7 +1,8 @@
-"""Reader of JSON lines, plain or gzipped: every record exactly, or an error that names file, line and column.
+"""Reader of JSON lines, plain or gzipped: every record exactly, or an error that names file, line
+and column.
 
-Of a key that stands twice in one object the last value counts, as for Python, orjson, pandas and jq; the line itself is passed on to a
-`.jsonl` output as it was.
+Of a key that stands twice in one object the last value counts, as for Python, orjson, pandas and
+jq; the line itself is passed on to a `.jsonl` output as it was.
 """
 
 from __future__ import annotations
@@ -71,13 +72,18 @@ def _fields(raw: bytes) -> dict[str, Any]:
         fields = _second_look(raw)
     if type(fields) is not dict:
         raise _Unreadable('not a JSON object: write records as {"field": …}, one per line')
-    if not _EXACT.issuperset(map(type, fields.values())) and _may_be_rounded(fields) and _LONG_NUMBER.search(raw):
+    if (
+        not _EXACT.issuperset(map(type, fields.values()))
+        and _may_be_rounded(fields)
+        and _LONG_NUMBER.search(raw)
+    ):
         fields = _second_look(raw)
     return fields
 
 
 def _second_look(raw: bytes) -> Any:
-    """What Python's own, slower reader makes of a line: it knows NaN, Infinity, half a character and integers of any size.
+    """What Python's own, slower reader makes of a line: it knows NaN, Infinity, half a character
+    and integers of any size.
 
     Raises:
       _Unreadable: it isn't JSON for that one either; says why, and the column.
@@ -85,11 +91,20 @@ def _second_look(raw: bytes) -> Any:
     try:
         return json.loads(raw.decode())
     except UnicodeDecodeError as error:
-        raise _Unreadable(f"not UTF-8: byte 0x{raw[error.start]:02x} in column {error.start + 1}") from None
+        raise _Unreadable(
+            f"not UTF-8: byte 0x{raw[error.start]:02x} in column {error.start + 1}"
+        ) from None
     except json.JSONDecodeError as error:
         raise _Unreadable(f"not JSON: {error.msg} (column {error.colno})") from None
-    except (RecursionError, ValueError) as error:  # Python makes no integer of more than 4,300 digits
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else "a number in it has too many digits"
+    except (
+        RecursionError,
+        ValueError,
+    ) as error:  # Python makes no integer of more than 4,300 digits
+        why = (
+            "it is nested too deeply"
+            if isinstance(error, RecursionError)
+            else "a number in it has too many digits"
+        )
         raise _Unreadable(f"not JSON that can be read: {why}") from None
 
 
@@ -97,6 +112,10 @@ def _may_be_rounded(fields: dict[str, Any]) -> bool:
     """Whether orjson may have made a fraction of an integer: it does so beyond 64 bits."""
     for value in fields.values():
         kind = type(value)
-        if kind is dict or kind is list or (kind is float and not -_EXACT_INTEGER < value < _EXACT_INTEGER):
+        if (
+            kind is dict
+            or kind is list
+            or (kind is float and not -_EXACT_INTEGER < value < _EXACT_INTEGER)
+        ):
             return True
     return False

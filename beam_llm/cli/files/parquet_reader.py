@@ -29,7 +29,9 @@ def parquet_schema(source: Source) -> Any:
 
 
 def parquet_fields(sources: Sequence[Source]) -> dict[str, Any]:
-    """The columns of parquet inputs with their own types, where every input is parquet and they agree."""
+    """The columns of parquet inputs with their own types, where every input is parquet and they
+    agree.
+    """
     import pyarrow as pa
 
     if any(source.format != "parquet" for source in sources):
@@ -39,8 +41,15 @@ def parquet_fields(sources: Sequence[Source]) -> dict[str, Any]:
         merged = pa.unify_schemas(schemas)
     except pa.ArrowException:
         return {}
-    lacking = {column.name for column in merged if any(column.name not in schema.names for schema in schemas)}
-    return {column.name: column.with_nullable(True) if column.name in lacking else column for column in merged}
+    lacking = {
+        column.name
+        for column in merged
+        if any(column.name not in schema.names for schema in schemas)
+    }
+    return {
+        column.name: column.with_nullable(True) if column.name in lacking else column
+        for column in merged
+    }
 
 
 def read_parquet(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
@@ -73,7 +82,9 @@ def rows_of(source: Source, batch: Any, before: int = 0) -> list[dict[str, Any]]
             columns.append(python_values(column))
         except (ValueError, OverflowError, TypeError, NotImplementedError) as error:
             where = f"rows {before + 1:,} to {before + batch.num_rows:,}"
-            raise DataError(f"{source}, {where}: column {name!r} holds a value that Python can't: {error}") from None
+            raise DataError(
+                f"{source}, {where}: column {name!r} holds a value that Python can't: {error}"
+            ) from None
     names = batch.schema.names
     if not names:
         return [{} for _ in range(batch.num_rows)]
@@ -90,7 +101,9 @@ def _batches(source: Source) -> Iterator[Any]:
                 yield batch
                 count += batch.num_rows
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{source}: the parquet data is damaged after row {count:,}: {error}") from None
+            raise DataError(
+                f"{source}: the parquet data is damaged after row {count:,}: {error}"
+            ) from None
 
 
 @contextmanager
@@ -106,7 +119,9 @@ def _opened(source: Source) -> Iterator[Any]:
             raise DataError(f"{source}: not a parquet file: {error}") from None
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
-            raise DataError(f"{source}: {', '.join(map(repr, twice))} is the name of two columns: rename one")
+            raise DataError(
+                f"{source}: {', '.join(map(repr, twice))} is the name of two columns: rename one"
+            )
         yield opened
 
 
@@ -114,7 +129,9 @@ def _name_of_bytes(fields: dict[str, Any]) -> str | None:
     """The first column with a value that is, or holds, bytes."""
     for name, value in fields.items():
         kind = type(value)
-        if kind is bytes or ((kind is dict or kind is list or kind is tuple) and _holds_bytes(value)):
+        if kind is bytes or (
+            (kind is dict or kind is list or kind is tuple) and _holds_bytes(value)
+        ):
             return name
     return None
 
@@ -122,4 +139,8 @@ def _name_of_bytes(fields: dict[str, Any]) -> str | None:
 def _holds_bytes(value: Any) -> bool:
     if isinstance(value, dict):
         return any(map(_holds_bytes, value.values()))
-    return any(map(_holds_bytes, value)) if isinstance(value, (list, tuple)) else isinstance(value, bytes)
+    return (
+        any(map(_holds_bytes, value))
+        if isinstance(value, (list, tuple))
+        else isinstance(value, bytes)
+    )

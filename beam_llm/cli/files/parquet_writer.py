@@ -1,4 +1,6 @@
-"""Writer of parquet files: columns of parquet inputs as they are, others by the types of their values, the answer by its schema."""
+"""Writer of parquet files: columns of parquet inputs as they are, others by the types of their
+values, the answer by its schema.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ def write_parquet(
     """Writes rows with their answers.
 
     Args:
-      known: the inputs' own columns, where all are parquet and agree (`parquet_fields`): their batches are passed on as they are.
+      known: the inputs' own columns, where all are parquet and agree (`parquet_fields`): their
+        batches are passed on as they are.
       columns, schema, answers: as for `write_rows`.
     """
     import pyarrow as pa
@@ -33,28 +36,40 @@ def write_parquet(
 
     inputs = list(known.values()) or input_fields(columns)
     answer_type = _answer_type(schema, answers)
-    file_schema = pa.schema([*inputs, pa.field(field, answer_type), pa.field(f"{field}_error", pa.string())])
+    file_schema = pa.schema(
+        [*inputs, pa.field(field, answer_type), pa.field(f"{field}_error", pa.string())]
+    )
     with pq.ParquetWriter(file, file_schema) as writer:
         for part in _of_one_batch(rows) if known else chunks(rows, PARQUET_ROWS):
-            arrays = _arrow_columns(part, inputs) if known else _python_columns([row for row, _ in part], inputs, columns)
+            arrays = (
+                _arrow_columns(part, inputs)
+                if known
+                else _python_columns([row for row, _ in part], inputs, columns)
+            )
             arrays.append(_answers_array([answer.value for _, answer in part], answer_type))
             arrays.append(pa.array([_encodable(answer.error) for _, answer in part], pa.string()))
             writer.write_table(pa.Table.from_arrays(arrays, schema=file_schema))
 
 
 def _of_one_batch(rows: Iterable[tuple[Row, Answer]]) -> Iterator[list[tuple[Row, Answer]]]:
-    # An id names its batch: the rows of the part before hold theirs until the next part is asked for.
+    # An id names its batch: the rows of the part before hold theirs until the next part is asked
+    # for.
     return (list(part) for _, part in groupby(rows, key=lambda pair: id(pair[0].batch)))
 
 
 def _arrow_columns(part: Sequence[tuple[Row, Answer]], inputs: Sequence[Any]) -> list[Any]:
-    """The columns of the batch that the rows are from, as Arrow has them: no value goes through Python."""
+    """The columns of the batch that the rows are from, as Arrow has them: no value goes through
+    Python.
+    """
     import pyarrow as pa
 
     batch = part[0][0].batch
     assert len(part) == batch.num_rows
     names = batch.schema.names
-    return [batch.column(one.name) if one.name in names else pa.nulls(batch.num_rows, one.type) for one in inputs]
+    return [
+        batch.column(one.name) if one.name in names else pa.nulls(batch.num_rows, one.type)
+        for one in inputs
+    ]
 
 
 def input_fields(columns: Mapping[str, Column]) -> list[Any]:
@@ -72,7 +87,9 @@ def python_table(rows: Sequence[Row], columns: Mapping[str, Column]) -> Any:
     return pa.Table.from_arrays(_python_columns(rows, inputs, columns), schema=pa.schema(inputs))
 
 
-def _python_columns(rows: Sequence[Row], inputs: Sequence[Any], columns: Iterable[str]) -> list[Any]:
+def _python_columns(
+    rows: Sequence[Row], inputs: Sequence[Any], columns: Iterable[str]
+) -> list[Any]:
     import pyarrow as pa
 
     arrays = []
@@ -92,11 +109,15 @@ def _encodable(text: Any) -> Any:
 def _answers_array(values: list[Any], kind: Any) -> Any:
     import pyarrow as pa
 
-    return pa.array([_encodable(cell(value)) for value in values] if pa.types.is_string(kind) else values, kind)
+    return pa.array(
+        [_encodable(cell(value)) for value in values] if pa.types.is_string(kind) else values, kind
+    )
 
 
 def _answer_type(schema: Mapping[str, Any] | None, answers: Callable[[], Iterator[Answer]]) -> Any:
-    """The schema's column type, or text where it doesn't hold all of every answer: a `number` of 2⁶⁰, a field that it doesn't have."""
+    """The schema's column type, or text where it doesn't hold all of every answer: a `number` of
+    2⁶⁰, a field that it doesn't have.
+    """
     import pyarrow as pa
 
     declared = arrow_type(schema) if schema else pa.string()
@@ -112,9 +133,13 @@ def _answer_type(schema: Mapping[str, Any] | None, answers: Callable[[], Iterato
 
 
 def _is_kept(value: Any, back: Any) -> bool:
-    """Whether a value came back whole: Arrow leaves out fields that its type doesn't have, without a word."""
+    """Whether a value came back whole: Arrow leaves out fields that its type doesn't have, without
+    a word.
+    """
     if isinstance(value, dict) and isinstance(back, dict):
-        return value.keys() <= back.keys() and all(_is_kept(value.get(name), member) for name, member in back.items())
+        return value.keys() <= back.keys() and all(
+            _is_kept(value.get(name), member) for name, member in back.items()
+        )
     if isinstance(value, list) and isinstance(back, list):
         return len(value) == len(back) and all(map(_is_kept, value, back))
     return bool(value == back)

@@ -1,4 +1,6 @@
-"""What a file of records is made of, as its readers and writers share it: a source, a row, its answer, its digest, exact JSON."""
+"""What a file of records is made of, as its readers and writers share it: a source, a row, its
+answer, its digest, exact JSON.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ class DataError(LLMError):
 OnBadLine = Callable[[Callable[[], DataError]], None]
 """What a reader calls for a line it can't read: raises, or returns to have the line skipped.
 
-It is given a function that makes the error: naming the fault takes 30 µs, and of a million skipped lines one is named.
+It is given a function that makes the error: naming the fault takes 30 µs, and of a million skipped
+lines one is named.
 """
 
 
@@ -61,7 +64,8 @@ class Row(NamedTuple):
       line: where it begins, from 1; of a parquet file the row's number.
       fields: its values by name.
       raw: its JSON line without the newline, where the file has such lines.
-      batch: the Arrow batch that it is from, where the file is made of such; all rows of a batch follow each other.
+      batch: the Arrow batch that it is from, where the file is made of such; all rows of a batch
+        follow each other.
     """
 
     line: int
@@ -92,9 +96,13 @@ def open_bytes(path: str) -> IO[bytes]:
 
 
 def digest_of(fields: Any) -> bytes:
-    """16 bytes that name a record's content: equal for equal fields, whatever their order and whatever file holds them."""
+    """16 bytes that name a record's content: equal for equal fields, whatever their order and
+    whatever file holds them.
+    """
     try:
-        data = orjson.dumps(fields, default=plain_value, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS)
+        data = orjson.dumps(
+            fields, default=plain_value, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS
+        )
         if b"null" in data and _has_non_finite(fields):
             data = _spelled_out(fields)
     except TypeError:
@@ -109,8 +117,9 @@ def _spelled_out(fields: Any) -> bytes:
 def json_bytes(value: Any) -> bytes:
     """Compact JSON that holds the value exactly.
 
-    Integers of any size stay integers. NaN and the infinities, for which JSON has no word, become the strings `"NaN"`, `"Infinity"`
-    and `"-Infinity"` (as in Protobuf's JSON), and half a character keeps its escape.
+    Integers of any size stay integers. NaN and the infinities, for which JSON has no word, become
+    the strings `"NaN"`, `"Infinity"` and `"-Infinity"` (as in Protobuf's JSON), and half a
+    character keeps its escape.
     """
     try:
         data = orjson.dumps(value, default=plain_value, option=orjson.OPT_NON_STR_KEYS)
@@ -124,7 +133,9 @@ def _slow_json(value: Any) -> bytes:
 
 
 def plain_value(value: Any) -> Any:
-    """What stands in JSON for a value that it has no word for: ISO dates, decimals and durations as text, bytes as text or Base64."""
+    """What stands in JSON for a value that it has no word for: ISO dates, decimals and durations as
+    text, bytes as text or Base64.
+    """
     if isinstance(value, bytes):
         text = text_of(value)
         return text if isinstance(text, str) else base64.b64encode(value).decode()

@@ -1,4 +1,6 @@
-"""Input files by name, glob and format, and the records in them: `.jsonl`, `.csv`, `.parquet`, and what Beam's file systems reach."""
+"""Input files by name, glob and format, and the records in them: `.jsonl`, `.csv`, `.parquet`, and
+what Beam's file systems reach.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +23,33 @@ _UNREAD_SUFFIXES = (".bz2", ".xz", ".zst", ".zip", ".lz4", ".7z", ".tar", ".tgz"
 
 
 def format_of(path: str, given: str | None = None) -> str:
-    """The format by name, or by `given`. A name may end in `.gz`, except for parquet, which is compressed inside.
+    """The format by name, or by `given`. A name may end in `.gz`, except for parquet, which is
+    compressed inside.
 
     Raises:
-      UsageError: the name says nothing and nothing was given, or says a compression that can't be read.
+      UsageError: the name says nothing and nothing was given, or says a compression that can't be
+        read.
     """
     name = path.lower()
     if name.endswith(_UNREAD_SUFFIXES):
-        raise UsageError(f"{path!r} is compressed in a way that can't be read here: unpack it, or pack it by gzip (.jsonl.gz, .csv.gz)")
-    found = given or ("jsonl" if path == "-" else _SUFFIXES.get(Path(name.removesuffix(".gz")).suffix))
+        raise UsageError(
+            f"{path!r} is compressed in a way that can't be read here: unpack it, or pack it by "
+            "gzip (.jsonl.gz, .csv.gz)"
+        )
+    found = given or (
+        "jsonl" if path == "-" else _SUFFIXES.get(Path(name.removesuffix(".gz")).suffix)
+    )
     if found is None:
         raise UsageError(
-            f"can't tell the format of {path!r}: its name has to end in {', '.join(_SUFFIXES)} (or .jsonl.gz, .csv.gz), "
+            f"can't tell the format of {path!r}: its name has to end in {', '.join(_SUFFIXES)} "
+            "(or .jsonl.gz, .csv.gz), "
             "or give --input-format, --output-format"
         )
     if found == "parquet" and name.endswith(".gz"):
-        raise UsageError(f"{path!r} is parquet inside gzip, which can't be read: unpack it (parquet is compressed inside)")
+        raise UsageError(
+            f"{path!r} is parquet inside gzip, which can't be read: unpack it (parquet is "
+            "compressed inside)"
+        )
     return found
 
 
@@ -60,7 +73,9 @@ def _matches(pattern: str) -> list[str]:
 
 def _local_matches(pattern: str) -> list[str]:
     if os.path.isdir(pattern):
-        raise UsageError(f"{pattern!r} is a folder: name its files, such as {os.path.join(pattern, '*.jsonl')!r}")
+        raise UsageError(
+            f"{pattern!r} is a folder: name its files, such as {os.path.join(pattern, '*.jsonl')!r}"
+        )
     if os.path.exists(pattern):
         return [pattern]
     return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
@@ -85,19 +100,26 @@ def read_rows(source: Source, on_bad: OnBadLine | None = None) -> Iterator[Row]:
     """Every record of the file, in order.
 
     Args:
-      on_bad: called for a line that can't be read; by default the source says whether that is raised or skipped.
+      on_bad: called for a line that can't be read; by default the source says whether that is
+        raised or skipped.
 
     Raises:
       DataError: a line that can't be read; names file, line and, where there is one, the column.
     """
-    return _READERS[source.format](source, on_bad or (_skip if source.skips_bad_lines else raise_bad_line))
+    return _READERS[source.format](
+        source, on_bad or (_skip if source.skips_bad_lines else raise_bad_line)
+    )
 
 
 def _skip(describe: Callable[[], DataError]) -> None:
     pass
 
 
-_READERS: dict[str, Callable[[Source, OnBadLine], Iterator[Row]]] = {"jsonl": read_jsonl, "csv": read_csv, "parquet": read_parquet}
+_READERS: dict[str, Callable[[Source, OnBadLine], Iterator[Row]]] = {
+    "jsonl": read_jsonl,
+    "csv": read_csv,
+    "parquet": read_parquet,
+}
 
 
 def header_of(source: Source) -> list[str]:
@@ -105,4 +127,8 @@ def header_of(source: Source) -> list[str]:
     return _HEADERS[source.format](source)
 
 
-_HEADERS: dict[str, Callable[[Source], list[str]]] = {"jsonl": lambda source: [], "csv": csv_header, "parquet": parquet_header}
+_HEADERS: dict[str, Callable[[Source], list[str]]] = {
+    "jsonl": lambda source: [],
+    "csv": csv_header,
+    "parquet": parquet_header,
+}

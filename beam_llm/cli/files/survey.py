@@ -1,4 +1,5 @@
-"""One look through all inputs before anything is paid: how many records, which fields, and what each record was.
+"""One look through all inputs before anything is paid: how many records, which fields, and what
+each record was.
 
 A file is known by its records' content, never by its name or its time of change.
 """
@@ -10,7 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from beam_llm.cli.files.records import DIGEST_BYTES, DataError, OnBadLine, Source, digest_of, raise_bad_line
+from beam_llm.cli.files.records import (
+    DIGEST_BYTES,
+    DataError,
+    OnBadLine,
+    Source,
+    digest_of,
+    raise_bad_line,
+)
 from beam_llm.cli.files.sources import header_of, read_rows
 from beam_llm.errors import plural
 
@@ -70,7 +78,8 @@ class Survey(NamedTuple):
 
 
 def survey(sources: Sequence[Source], taken: Sequence[str] = ()) -> Survey:
-    """Reads every input once, so that a broken line or a clash of names is met before the first call is paid.
+    """Reads every input once, so that a broken line or a clash of names is met before the first
+    call is paid.
 
     Args:
       taken: field names the output adds; no input may have them.
@@ -105,7 +114,9 @@ def _refuse_taken(place: str, name: str, taken: Sequence[str]) -> None:
 
 
 class _BadLines:
-    """Counts lines that can't be read, and remembers why the first can't; or raises at the first."""
+    """Counts lines that can't be read, and remembers why the first can't; or raises at the
+    first.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -124,10 +135,15 @@ def each_digest(digests: bytes) -> Iterator[bytes]:
 
 
 def changes_between(before: bytes, after: bytes) -> str:
-    """What became of the records from one look at the inputs to the next, in words; empty where they are the same in the same order."""
+    """What became of the records from one look at the inputs to the next, in words; empty where
+    they are the same in the same order.
+    """
     if before == after:
         return ""
     old, new = Counter(each_digest(before)), Counter(each_digest(after))
     gone, added = (old - new).total(), (new - old).total()
-    parts = [f"{plural(added, 'record')} new" if added else "", f"{plural(gone, 'record')} gone" if gone else ""]
+    parts = [
+        f"{plural(added, 'record')} new" if added else "",
+        f"{plural(gone, 'record')} gone" if gone else "",
+    ]
     return ", ".join(filter(None, parts)) or "the same records in another order"

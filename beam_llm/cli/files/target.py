@@ -1,4 +1,6 @@
-"""Where the records go with their answers: a file that appears under its name when it is complete, and not at all otherwise."""
+"""Where the records go with their answers: a file that appears under its name when it is complete,
+and not at all otherwise.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,10 @@ class Target(NamedTuple):
       path: a file, local or remote; `-` is stdout.
       format: where the name doesn't tell.
       replaces: whether a file of that name may be replaced.
-      csv_safe: in which cells of a CSV file a text that a spreadsheet would run as a formula gets a `'` before it: those of answers,
-        which a model wrote and nobody has looked at; all; or none. Cells of the input stay as they are by default: they are the user's
-        own, and -5 or +49 30 1234 in them are no attack.
+      csv_safe: in which cells of a CSV file a text that a spreadsheet would run as a formula gets a
+        `'` before it: those of answers, which a model wrote and nobody has looked at; all; or none.
+        Cells of the input stay as they are by default: they are the user's own, and -5 or +49 30
+          1234 in them are no attack.
     """
 
     path: str
@@ -40,7 +43,9 @@ class Target(NamedTuple):
 
 
 def refuse_overwriting(target: Target, sources: Iterable[Source]) -> None:
-    """Raises UsageError where the output is one of the inputs, can't be a file, is a closed stdout, or is there and not to be replaced."""
+    """Raises UsageError where the output is one of the inputs, can't be a file, is a closed stdout,
+    or is there and not to be replaced.
+    """
     output = target.path
     if output == "-":
         if sys.stdout is None:
@@ -48,14 +53,19 @@ def refuse_overwriting(target: Target, sources: Iterable[Source]) -> None:
         return
     for source in sources:
         if output == source.path or (
-            not is_remote(output) and os.path.exists(output) and os.path.exists(source.path) and os.path.samefile(output, source.path)
+            not is_remote(output)
+            and os.path.exists(output)
+            and os.path.exists(source.path)
+            and os.path.samefile(output, source.path)
         ):
             raise UsageError(f"the output {output!r} is one of the inputs: choose another name")
     if not is_remote(output):
         if os.path.isdir(output):
             raise UsageError(f"the output {output!r} is a folder: name a file in it")
         if not os.path.isdir(os.path.dirname(os.path.abspath(output))):
-            raise UsageError(f"there is no folder {os.path.dirname(output)!r} for the output: create it first")
+            raise UsageError(
+                f"there is no folder {os.path.dirname(output)!r} for the output: create it first"
+            )
     if not target.replaces and is_there(output):
         raise UsageError(f"the output {output!r} exists already: --force writes it anew")
 
@@ -71,7 +81,9 @@ def is_there(output: str) -> bool:
 
 @contextmanager
 def finished_file(target: Target) -> Iterator[IO[bytes]]:
-    """A file to write; appears under its name when the block ends well, and not at all otherwise. `.gz` is packed on the way."""
+    """A file to write; appears under its name when the block ends well, and not at all otherwise.
+    `.gz` is packed on the way.
+    """
     with _plain_file(target) as file:
         if not target.path.lower().endswith(".gz"):
             yield file
@@ -109,7 +121,9 @@ def _copy_to_stream(file: IO[bytes], output: str) -> None:
 
 @contextmanager
 def _replacing(target: Target) -> Iterator[IO[bytes]]:
-    """A local file, written beside its name and moved there at the end; what a killed run left of such files goes."""
+    """A local file, written beside its name and moved there at the end; what a killed run left of
+    such files goes.
+    """
     output = os.path.realpath(target.path)
     folder, name = os.path.split(output)
     remove_unfinished(output)
@@ -145,24 +159,34 @@ def _rename(aside: str, output: str, target: Target) -> None:
 
 
 def _there_meanwhile(target: Target) -> LLMError:
-    return LLMError(f"{target.path!r} has appeared since the run began, and stays as it is: the same command with --force replaces it")
+    return LLMError(
+        f"{target.path!r} has appeared since the run began, and stays as it is: the same command "
+        "with --force replaces it"
+    )
 
 
 def remove_unfinished(output: str) -> None:
     """Removes what a killed run left of a local output beside its name."""
     folder, name = os.path.split(os.path.abspath(output))
-    for path in glob.glob(os.path.join(glob.escape(folder), f".{glob.escape(name)}.{'[0-9a-f]' * 8}.tmp")):
+    for path in glob.glob(
+        os.path.join(glob.escape(folder), f".{glob.escape(name)}.{'[0-9a-f]' * 8}.tmp")
+    ):
         with contextlib.suppress(OSError), unlocked(path) as dead:
             if dead:
                 os.unlink(path)
 
 
 def _upload(path: str, target: Target) -> None:
-    """An object store shows an object when it is closed; so one is opened only when all of it is there."""
+    """An object store shows an object when it is closed; so one is opened only when all of it is
+    there.
+    """
     from apache_beam.io.filesystem import CompressionTypes
     from apache_beam.io.filesystems import FileSystems
 
     if not target.replaces and is_there(target.path):
         raise _there_meanwhile(target)
-    with open(path, "rb") as source, FileSystems.create(target.path, compression_type=CompressionTypes.UNCOMPRESSED) as there:
+    with (
+        open(path, "rb") as source,
+        FileSystems.create(target.path, compression_type=CompressionTypes.UNCOMPRESSED) as there,
+    ):
         shutil.copyfileobj(source, there, 1 << 20)

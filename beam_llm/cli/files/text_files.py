@@ -1,4 +1,6 @@
-"""Files of lines as bytes: unpacked where they are gzip, refused where they are no text in UTF-8."""
+"""Files of lines as bytes: unpacked where they are gzip, refused where they are no text in
+UTF-8.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from typing import IO, Any
 from beam_llm.cli.files.records import DataError, Source, open_bytes
 
 LINE_BYTES = 1 << 26
-"""The longest line. No model reads a thousandth of it; without a bound a gzipped gigabyte of nothing would fill the memory."""
+"""The longest line. No model reads a thousandth of it; without a bound a gzipped gigabyte of
+nothing would fill the memory.
+"""
 
 
 _GZIP = b"\x1f\x8b"
@@ -40,9 +44,17 @@ def opened(source: Source) -> Iterator[IO[bytes]]:
         head = file.peek(8)[:8]
         for magic, what in _NOT_TEXT.items():
             if head.startswith(magic):
-                raise DataError(f"{source}: this is {what}, not {source.format} in UTF-8: convert it first")
-        yield io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20) if head.startswith(_GZIP) else file
+                raise DataError(
+                    f"{source}: this is {what}, not {source.format} in UTF-8: convert it first"
+                )
+        yield (
+            io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20)
+            if head.startswith(_GZIP)
+            else file
+        )
 
 
 def damaged(source: Source, line: int, error: Exception) -> DataError:
-    return DataError(f"{source}:{line}: the gzip data is damaged or cut in or after this line: {error}")
+    return DataError(
+        f"{source}:{line}: the gzip data is damaged or cut in or after this line: {error}"
+    )

@@ -1,7 +1,8 @@
 """Files out: JSON lines, CSV and parquet, each written completely or not at all.
 
-JSON lines are passed on byte for byte: a number, an escape or a key's place never changes. Parquet columns keep their types and bytes.
-CSV and parquet are UTF-8, which has no place for half a character: it is written as the escape that it had in JSON.
+JSON lines are passed on byte for byte: a number, an escape or a key's place never changes. Parquet
+columns keep their types and bytes. CSV and parquet are UTF-8, which has no place for half a
+character: it is written as the escape that it had in JSON.
 """
 
 from __future__ import annotations
@@ -35,13 +36,15 @@ def write_rows(
     schema: Mapping[str, Any] | None,
     answers: Callable[[], Iterator[Answer]],
 ) -> None:
-    """Writes every input row, in input order, with its answer and its error, under the final name in one step.
+    """Writes every input row, in input order, with its answer and its error, under the final name
+    in one step.
 
     Args:
       columns, digests: what `survey` found.
       field: name of the answer; the error is `<field>_error`.
       schema: JSON schema of the answer, for parquet's column type.
-      answers: gives one per row, in the same order; called twice where their column's type depends on them.
+      answers: gives one per row, in the same order; called twice where their column's type depends
+        on them.
 
     Raises:
       InputChanged: an input no longer holds the records of `digests` in that order.
@@ -64,13 +67,17 @@ def write_json_lines(target: Target, rows: Iterable[tuple[Row, Answer]], field: 
 
 
 def same_rows(sources: Sequence[Source], digests: bytes) -> Iterator[Row]:
-    """The rows of all sources, each proved to be what it was when `digests` were taken: answers are joined to them by place."""
+    """The rows of all sources, each proved to be what it was when `digests` were taken: answers are
+    joined to them by place.
+    """
     end = 0
     for source in sources:
         for row in read_rows(source):
             start, end = end, end + DIGEST_BYTES
             if digests[start:end] != digest_of(row.fields):
-                raise InputChanged(f"{source} has changed while the run was on, first at line {row.line:,}")
+                raise InputChanged(
+                    f"{source} has changed while the run was on, first at line {row.line:,}"
+                )
             yield row
     if end < len(digests):
         raise InputChanged("the input has lost records while the run was on")
@@ -88,12 +95,22 @@ def _write_jsonl(file: IO[bytes], rows: Iterable[tuple[Row, Answer]], field: str
         raw = row.raw if row.raw is not None else json_bytes(row.fields)
         comma = b", " if len(row.fields) else b""
         file.write(
-            b"%s%s%s: %s, %s: %s}\n" % (raw[:-1].rstrip(), comma, answer_key, json_bytes(answer.value), error_key, json_bytes(answer.error))
+            b"%s%s%s: %s, %s: %s}\n"
+            % (
+                raw[:-1].rstrip(),
+                comma,
+                answer_key,
+                json_bytes(answer.value),
+                error_key,
+                json_bytes(answer.error),
+            )
         )
 
 
 class _Lines:
-    """Ends a `csv.writer`'s lines with `\\n`; told to do so itself, Python before 3.11.9 leaves a `\\r` unquoted (gh-67044)."""
+    """Ends a `csv.writer`'s lines with `\\n`; told to do so itself, Python before 3.11.9 leaves a
+    `\\r` unquoted (gh-67044).
+    """
 
     def __init__(self, text: io.TextIOWrapper):
         self._text = text
@@ -102,8 +119,16 @@ class _Lines:
         self._text.write(line.removesuffix("\r\n") + "\n")
 
 
-def _write_csv(file: IO[bytes], rows: Iterable[tuple[Row, Answer]], field: str, names: Sequence[str], csv_safe: str) -> None:
-    text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
+def _write_csv(
+    file: IO[bytes],
+    rows: Iterable[tuple[Row, Answer]],
+    field: str,
+    names: Sequence[str],
+    csv_safe: str,
+) -> None:
+    text = io.TextIOWrapper(
+        file, encoding="utf-8", errors="backslashreplace", newline="", write_through=True
+    )
     lines = csv.writer(_Lines(text), lineterminator="\r\n")
     of_input: Callable[[Any], Any] = safe_cell if csv_safe == ALL_CELLS else _unchanged
     of_answer: Callable[[Any], Any] = safe_cell if csv_safe != NO_CELLS else _unchanged
