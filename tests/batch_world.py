@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from beam_llm.config import Settings, settings
-from beam_llm.jobs import BatchJobRef, Driver, PartRef, PartRow, drive_all, open_store, plan, write_part
+from beam_llm.jobs import BatchJobRef, Driver, PartRef, PartRow, open_store, plan, run_jobs, write_part
 from beam_llm.jobs import ledger as ledgers
 from beam_llm.prompting.batching import caps_of
 from beam_llm.protocols import Task
@@ -125,7 +125,7 @@ def killing(point: str, count: int = 1) -> Callable[[str], None]:
 
 
 def driven(*arguments: Any) -> Iterator[tuple[BatchJobRef, bytes, Outcome]]:
-    """`drive_all`, record by record."""
-    for ref, answers in drive_all(*arguments):
+    """`run_jobs`, record by record."""
+    for ref, answers in run_jobs(*arguments):
         for envelope, outcome in answers:
             yield ref, envelope, outcome

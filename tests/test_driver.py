@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import orjson
 import pytest
 
 from beam_llm.errors import Aborted, Failure, Kind, NotCreated, UsageError
-from beam_llm.jobs import PartRow, Ready, Waiting, find_ref, list_jobs, open_store, plan, write_part
+from beam_llm.jobs import Ledger, PartRow, Ready, Waiting, find_ref, list_jobs, open_store, plan, write_part
 from beam_llm.jobs import failpoints as points
-from beam_llm.jobs.status import jitter, poll_interval
+from beam_llm.jobs.job_tree import JobTree
+from beam_llm.jobs.journal import Closed, CloseReason, Created, Journal
+from beam_llm.jobs.pacing import jitter, poll_interval
 from beam_llm.protocols import BatchTraits
 from beam_llm.providers import compile_task
 from tests.batch_world import Killed, World, driven, gathered, killing, wrong
@@ -60,9 +61,10 @@ def test_every_record_comes_back_once_with_its_own_answer(world: World, batch_si
 def test_usage_and_cost_of_records_add_up_to_those_of_the_replies(world: World) -> None:
     found = world.run([*TEXTS, TEXTS[0]], batch_size=7)
     outcomes = [outcome for outcomes in found.values() for outcome in outcomes]
-    done = world.driver()._read_done(1)
-    assert [sum(o.usage.input_tokens for o in outcomes), sum(o.usage.output_tokens for o in outcomes)] == done["usage"][:2]
-    assert sum(o.cost_usd for o in outcomes) == pytest.approx(done["cost_usd"])
+    done = JobTree(Ledger(open_store(world.location)), 1).nodes[0].done
+    assert done is not None
+    assert [sum(o.usage.input_tokens for o in outcomes), sum(o.usage.output_tokens for o in outcomes)] == list(done.usage[:2])
+    assert sum(o.cost_usd for o in outcomes) == pytest.approx(done.cost_usd)
 
 
 def test_a_rerun_needs_no_provider_and_says_that_it_cost_nothing(world: World) -> None:
@@ -168,10 +170,10 @@ def test_killed_anywhere_a_rerun_pays_nothing_twice_and_loses_nothing(world: Wor
     assert sum(world.fake.billed.values()) == len(TEXTS)
 
 
-@pytest.mark.parametrize("point", ["follow_up.appended", "create.after", "done.before", "done.after", "output.half"])
+@pytest.mark.parametrize("point", ["child.begun", "create.after", "done.before", "done.after", "output.half"])
 def test_killed_in_the_follow_up_a_rerun_pays_nothing_twice(world: World, point: str) -> None:
     world.fake.expire_after = 2
-    points.watch = killing(point, 1 if point == "follow_up.appended" else 2)
+    points.watch = killing(point, 1 if point == "child.begun" else 2)
     with pytest.raises(Killed):
         world.run(TEXTS, batch_size=3)
     points.watch = None
@@ -264,14 +266,14 @@ def test_a_list_that_lags_more_than_allowed_for_shows_the_double_before_it_is_pa
 
 def test_a_job_that_another_process_cancelled_as_a_double_is_no_end(world: World) -> None:
     (ref,) = world.plan(TEXTS)
-    driver, store, folder = world.driver(), open_store(world.location), "jobs/00000000000000000001/"
+    driver, journal = world.driver(), Journal(open_store(world.location), "1")
     driver.step(ref)
     driver.step(ref)
     (younger,) = world.fake.jobs
     older = world.fake.create(younger.name, younger.file_id)  # as one that turns up late in the list
     world.fake.cancel(younger.job_id)
-    store.create(folder + "closed-0000", orjson.dumps({"format": 1, "reason": "double", "job_id": younger.job_id}))
-    store.create(folder + "created-0001", orjson.dumps({"format": 1, "job_id": older.job_id, "created_at": world.clock.now}))
+    journal.add(Closed(CloseReason.DOUBLE, world.clock.now, job_id=younger.job_id), 0)
+    journal.add(Created(older.job_id, world.clock.now), 1)
     found = gathered(driven(driver, [ref], world.clock.sleep, lambda waiting: None))
     assert not wrong(found, TEXTS)
     assert not kinds(found)
@@ -382,7 +384,7 @@ def test_what_the_follow_up_leaves_is_asked_live_and_costs_add_up(world: World) 
     found = world.run(TEXTS, batch_size=4)
     assert not wrong(found, TEXTS)
     assert sorted(world.asked) == TEXTS[:2]
-    batch = sum(world.driver()._read_done(number)["cost_usd"] for number in (1, 2))
+    batch = sum(view.cost_usd for view in list_jobs(open_store(world.location)))
     paid = sum(outcome.cost_usd for outcomes in found.values() for outcome in outcomes)
     assert paid == pytest.approx(batch + 0.5 * len(world.asked))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from beam_llm.errors import Kind, Rejected, Retryable, where_of
-from beam_llm.jobs.steps import translated
+from beam_llm.jobs.guarded import guarded
 
 
 def leaking() -> None:
@@ -21,7 +21,7 @@ def test_a_foreign_error_is_known_by_its_name_and_place():
 
 def test_a_provider_that_raises_what_it_should_not_tells_nothing_of_it():
     with pytest.raises(Retryable) as caught:
-        translated(leaking)
+        guarded(leaking)
     assert caught.value.kind == Kind.UNAVAILABLE
     assert "ConnectionError" in caught.value.message
     assert "sk-abcdef" not in caught.value.message
@@ -33,4 +33,4 @@ def test_errors_of_this_package_pass_as_they_are():
         raise Rejected(Kind.REJECTED, "HTTP 400: no such field", status=400)
 
     with pytest.raises(Rejected, match="no such field"):
-        translated(refuse)
+        guarded(refuse)

@@ -53,7 +53,7 @@ def test_killed_at_any_point_the_rerun_answers_all_and_pays_nothing_twice(emulat
 # A job that expires half done, and the follow-up for the rest: two result files, two creates, two ends.
 @pytest.mark.parametrize(
     "point",
-    ["collect.file#2", "done.after", "output.half", "follow_up.appended", "create.before#2", "create.after#2", "done.before#2"],
+    ["collect.file#2", "done.after", "output.half", "child.begun", "create.before#2", "create.after#2", "done.before#2"],
 )
 def test_killed_between_an_expired_job_and_its_follow_up(emulator: EmulatorProcess, tmp_path: Path, point: str) -> None:
     emulator.set_faults(Fault("expire", nth=1, done=0.5))

@@ -12,7 +12,7 @@ import pytest
 
 from beam_llm.errors import Failure, LedgerError, UsageError
 from beam_llm.jobs import Ledger, cancel, cleanup, find_ref, ledger, list_jobs, open_store, show
-from beam_llm.jobs.job_tree import Chain
+from beam_llm.jobs.job_tree import JobTree
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import Outcomes, OutcomeWriter
 from beam_llm.protocols import BatchTraits
@@ -63,7 +63,7 @@ def test_two_planners_race_on_every_store(world: World) -> None:
 
 
 def test_todays_format_is_read_by_every_later_version(tmp_path: Path) -> None:
-    """The golden folder was written by the first version. It is never written anew: a change that can't read it is a new format."""
+    """The golden folder was written by the first version. Once that is released, a change that can't read it is a new format."""
     shutil.copytree(GOLDEN, tmp_path / "staging")
     world = World(str(tmp_path / "staging"))
     world.fake.create = None  # type: ignore[method-assign, assignment]  # everything is answered: nothing may be asked
@@ -202,9 +202,9 @@ def test_a_snapshot_keeps_the_tail_short_and_knows_the_same(local: World, monkey
     store = open_store(local.location)
     assert list(store.list("snapshots/"))
     local.restart()
-    read: list[str] = []
-    original = Ledger._read
-    monkeypatch.setattr(Ledger, "_read", lambda self, name: read.append(name) or original(self, name))
+    read: list[int] = []
+    original = Ledger.intent
+    monkeypatch.setattr(Ledger, "intent", lambda self, number: read.append(number) or original(self, number))
     known = Ledger(store).known()
     assert len(read) <= 3
     assert len(known) == 15
@@ -265,9 +265,10 @@ def test_show_takes_numbers_and_ids_and_follows_the_chain(local: World) -> None:
     local.run(TEXTS)
     store = open_store(local.location)
     view, following = show(store, "1")
-    assert (view.left, view.follow_up, [other.number for other in following]) == (16, 2, [2])
+    assert (view.left, view.follow_up, [other.job for other in following]) == (16, "1.f", ["1.f"])
     assert show(store, local.fake.jobs[0].job_id)[0] == view
-    for unknown in ("77", "batch_x"):
+    assert show(store, "1.f")[0] == show(store, local.fake.jobs[1].job_id)[0] == following[0]
+    for unknown in ("77", "1.b", "batch_x"):
         with pytest.raises(UsageError, match=unknown):
             show(store, unknown)
 
@@ -334,8 +335,8 @@ def test_cleanup_takes_texts_of_finished_jobs_and_nothing_that_is_still_needed(l
 
 def test_outcomes_are_found_by_key_whatever_their_order(local: World) -> None:
     local.run(TEXTS)
-    done = Chain(Ledger(open_store(local.location)), 1).links[0].done[0]
-    outcomes = Outcomes(open_store(local.location), done["outcomes"])
+    (end,) = JobTree(Ledger(open_store(local.location)), 1).nodes[0].ends
+    outcomes = Outcomes(open_store(local.location), str(end.outcomes))
     keys = Manifest.read(open_store(local.location), Ledger(open_store(local.location)).intent(1).lines).keys
     assert sorted(outcomes.outcome(at).value for at in outcomes.positions(keys).tolist()) == sorted(f"re: {text}" for text in TEXTS)
     assert len(outcomes.of_kinds(frozenset({""}))) == 20
@@ -375,7 +376,7 @@ def test_an_outcome_comes_back_as_it_was(local: World, tmp_path: Path, what: str
 
 
 def write_golden() -> Any:
-    """How the golden folder was made, once: `python -c "from tests.test_ledger import write_golden; write_golden()"`."""
+    """How the golden folder is made until the first release: `python -c "from tests.test_ledger import write_golden; write_golden()"`."""
     world = World(str(GOLDEN))
     world.fake.expire_after = 4
     for _, _, _ in _until_follow_up(world):

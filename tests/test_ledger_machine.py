@@ -21,7 +21,7 @@ from tests.batch_world import Killed, World, killing, wrong
 
 POINTS = [
     "intent.before", "intent.after", "staged", "uploaded", "create.before", "create.after", "ack.after", "waiting", "ended", "adopted",
-    "collect.file", "collect.half", "answers.before", "done.before", "done.after", "output.half", "follow_up.appended",
+    "collect.file", "collect.half", "answers.before", "done.before", "done.after", "output.half", "child.begun",
 ]  # fmt: skip
 
 

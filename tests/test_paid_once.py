@@ -10,9 +10,10 @@ import pytest
 
 from beam_llm.config import settings
 from beam_llm.errors import Kind
-from beam_llm.jobs import Driver, PartRow, drive_all, open_store, plan, write_part
+from beam_llm.jobs import Driver, PartRow, open_store, plan, run_jobs, write_part
 from beam_llm.jobs import failpoints as points
 from beam_llm.jobs import ledger as ledgers
+from beam_llm.jobs.journal import Closed, CloseReason, Journal
 from beam_llm.prompting.batching import caps_of
 from beam_llm.providers import compile_task
 from beam_llm.providers.http import Bounds
@@ -82,7 +83,7 @@ class Site:
         ledgers.forget()
         machine = Machine(self.clock, off_seconds)
         refs = self.plan(machine, **changes)
-        answers = drive_all(self.driver(machine, **changes), refs, machine.sleep, lambda waiting: None)
+        answers = run_jobs(self.driver(machine, **changes), refs, machine.sleep, lambda waiting: None)
         return gathered((ref, envelope, outcome) for ref, pairs in answers for envelope, outcome in pairs)
 
     @property
@@ -231,7 +232,7 @@ def test_a_clock_that_is_set_while_a_job_is_waited_for_neither_ends_nor_stretche
         if here.clock.now > started + HOUR:
             machine.off_seconds = jump
 
-    found = gathered((ref, *pair) for ref, pairs in drive_all(here.driver(machine), refs, machine.sleep, look) for pair in pairs)
+    found = gathered((ref, *pair) for ref, pairs in run_jobs(here.driver(machine), refs, machine.sleep, look) for pair in pairs)
     assert good(found)
     assert 2 * HOUR <= here.clock.now - started < 4 * HOUR
     assert here.paid == ONCE
@@ -248,14 +249,14 @@ def test_the_deadline_of_a_job_goes_by_the_providers_clock(site: Any) -> None:
 def test_a_lease_of_a_machine_with_a_wrong_clock_holds_as_long_as_any(site: Any, off_seconds: float) -> None:
     here = site()
     wrong, right = Machine(here.clock, off_seconds), Machine(here.clock)
-    first, second = here.driver(wrong)._leases, here.driver(right)._leases
-    assert first.hold(1) is None
+    first, second = here.driver(wrong).leases, here.driver(right).leases
+    assert first.hold("1") is None
     here.clock.now += 60
-    assert second.hold(1) is not None
-    assert first.is_mine(1)
+    assert second.hold("1") is not None
+    assert first.is_mine("1")
     here.clock.now += 61
-    assert not first.is_mine(1)
-    assert second.hold(1) is None
+    assert not first.is_mine("1")
+    assert second.hold("1") is None
 
 
 # A process that wakes up
@@ -288,8 +289,7 @@ def test_who_wakes_up_before_the_other_has_sent_its_create_keeps_what_it_made(si
     here = site()
 
     def gives_it_up() -> None:
-        driver = here.driver(Machine(here.clock))
-        driver._submitter.close(1, 0, "not found")
+        Journal(open_store(here.location), "1").add(Closed(CloseReason.NOT_FOUND), 0)
 
     asleep(here, gives_it_up)
     assert good(here.run())
@@ -346,11 +346,11 @@ def test_where_the_providers_time_can_not_be_believed_a_doubt_is_watched_for_as_
 def test_a_lease_of_a_machine_that_is_days_off_is_watched_before_it_is_taken_over(site: Any) -> None:
     here = site()
     past, future = Machine(here.clock, -9 * DAY), Machine(here.clock, 9 * DAY)
-    first, second = here.driver(past)._leases, here.driver(future)._leases
-    assert first.hold(1) is None
+    first, second = here.driver(past).leases, here.driver(future).leases
+    assert first.hold("1") is None
     for seconds in (0, 60, 55):
         here.clock.now += seconds
-        assert second.hold(1) is not None
+        assert second.hold("1") is not None
     here.clock.now += 6
-    assert second.hold(1) is None
-    assert not first.is_mine(1)
+    assert second.hold("1") is None
+    assert not first.is_mine("1")

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from beam_llm.jobs import Ledger, open_store
 from beam_llm.jobs.columns import keys_array
-from beam_llm.jobs.ledger import Intent, Known, entries_of
+from beam_llm.jobs.cutting import cut_jobs, cut_lines
+from beam_llm.jobs.known_keys import Known, entries_of
+from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.planner import cut_jobs, cut_lines
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.protocols import BatchTraits
 from tests.batch_world import World

@@ -6,15 +6,16 @@ Real tokens are here what the package estimates, unless a test says otherwise.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from beam_llm.errors import Kind
-from beam_llm.jobs import BatchJobRef, Ledger, Ready, Waiting, list_jobs, open_store
+from beam_llm.jobs import BatchJobRef, Ledger, Ready, Waiting, find_ref, list_jobs, open_store
 from beam_llm.jobs import failpoints as points
-from beam_llm.jobs.job_tree import Chain
+from beam_llm.jobs.job_tree import JobTree
 from beam_llm.jobs.queue_limit import LIMIT_SECONDS, known_limit, note_limit
 from beam_llm.jobs.submit import LONG_WAIT_SECONDS
 from beam_llm.protocols import BatchTraits
@@ -149,14 +150,16 @@ def _failed(found: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {text: outcomes for text, outcomes in found.items() if outcomes[0].failure}
 
 
-def test_leftovers_of_all_links_are_asked_in_one_follow_up_and_their_usage_adds_up(world: World) -> None:
+def test_leftovers_of_each_part_are_asked_in_a_follow_up_of_its_own_once_all_were_sent_and_their_usage_adds_up(world: World) -> None:
     limit_to(world, 4)
     world.fake.garble = frozenset({TEXTS[0], TEXTS[7], TEXTS[13]})
     found = drive(world, world.plan(TEXTS))
-    assert sizes(world) == [4, 4, 4, 4, 4, 3]
-    assert [view.kind for view in list_jobs(open_store(world.location))] == ["job", *["rest"] * 4, "follow_up"]
+    assert (sizes(world)[:5], sum(sizes(world)[5:])) == ([4] * 5, 3)
+    views = list_jobs(open_store(world.location))
+    assert Counter(view.kind for view in views) == {"job": 1, "half": 8, "follow_up": len(sizes(world)) - 5}
+    assert [view.job for view in views if view.ended == "split"] == ["1", "1.a", "1.b", "1.b.b"]
     ledger = Ledger(open_store(world.location))
-    batch = Chain(ledger, 1).totals()[1]
+    batch = JobTree(ledger, 1).totals()[1]
     paid = sum(outcome.cost_usd for outcomes in found.values() for outcome in outcomes)
     live = sum(0.5 for _ in world.asked)
     assert paid == pytest.approx(batch)
@@ -180,13 +183,13 @@ def test_a_follow_up_larger_than_the_limit_goes_in_links_too(world: World) -> No
     assert not world.asked
 
 
-def test_a_rest_of_a_follow_up_is_a_second_try_and_leaves_over_to_live_calls(world: World) -> None:
+def test_the_follow_up_of_a_part_is_a_second_try_and_leaves_over_to_live_calls(world: World) -> None:
     limit_to(world, 5)
     world.fake.garble = frozenset(TEXTS[:8])
     assert not wrong(drive(world, world.plan(TEXTS)), TEXTS)
     assert sorted(world.asked) == TEXTS[:8]
     assert max(world.fake.billed.values()) == 2
-    assert sizes(world) == [5, 5, 5, 5, 5, 3]
+    assert (sizes(world)[:4], sum(sizes(world)[4:])) == ([5] * 4, 8)
 
 
 @pytest.mark.parametrize(
@@ -220,11 +223,11 @@ def test_an_expired_link_keeps_what_it_finished_and_the_rest_goes_on(world: Worl
 # Kills and rivals
 
 KILLS = [
-    ("queued", 1), ("limit.noted", 1), ("narrowed", 1), ("narrowed", 3), ("staged", 2), ("uploaded", 2), ("marked", 2),
+    ("queued", 1), ("limit.noted", 1), ("split", 1), ("split", 3), ("staged", 2), ("uploaded", 2), ("marked", 2),
     ("create.before", 3), ("create.after", 2), ("create.after", 4), ("ack.after", 1), ("ack.after", 3), ("answers.before", 2),
-    ("done.before", 2), ("done.after", 1), ("done.after", 3), ("output.half", 2), ("follow_up.appended", 1), ("follow_up.appended", 3),
+    ("done.before", 2), ("done.after", 1), ("done.after", 3), ("output.half", 2), ("child.begun", 1), ("child.begun", 3),
 ]  # fmt: skip
-AFTER_VALIDATION = ("queued", "narrowed", "create.after", "ack.after")
+AFTER_VALIDATION = ("queued", "split", "create.after", "ack.after")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +248,7 @@ def test_killed_anywhere_in_the_chain_a_rerun_pays_nothing_twice(world: World, p
     assert max(sizes(world)) <= 4
 
 
-@pytest.mark.parametrize(("point", "count"), [("queued", 2), ("queued", 5), ("limit.noted", 1), ("limit.noted", 2), ("narrowed", 2)])
+@pytest.mark.parametrize(("point", "count"), [("queued", 2), ("queued", 5), ("limit.noted", 1), ("limit.noted", 2), ("split", 2)])
 def test_killed_while_the_limit_is_being_found_a_rerun_goes_on_finding_it(world: World, point: str, count: int) -> None:
     limit_to(world, 4, token_limit_said=False)
     points.watch = killing(point, count)
@@ -291,6 +294,41 @@ def test_a_double_of_an_earlier_attempt_counts_with_the_lines_it_was_made_with(w
     assert not billed_twice(world)
 
 
+def test_a_whole_job_that_shows_up_long_after_it_was_split_is_cancelled_before_it_is_paid(world: World) -> None:
+    """It was made after all, and listed later than any patience: nothing was sent of its parts but what is then kept."""
+    world.fake.create_faults, world.fake.list_lag, world.fake.answers_after = ["lost"], 90.0, 300.0
+    refs, driver, store, limit = world.plan(TEXTS), world.driver(), open_store(world.location), 4 * each_line(world)
+    intent = Ledger(store).intent(1)
+
+    def learn(point: str) -> None:
+        if point == "create.sent" and world.fake.calls["create"] == 1:
+            note_limit(store, intent.host, intent.model, world.clock.now, stated=limit)
+
+    points.watch = learn
+    found = gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None))
+    assert not wrong(found, TEXTS)
+    assert not billed_twice(world)
+    assert [job.state for job in world.fake.jobs] == [JobState.CANCELLED, *[JobState.COMPLETED] * 5]
+    assert driver.counted["jobs_twice"] == 1
+
+
+def test_a_job_of_parts_is_known_by_the_id_of_any_and_all_its_elements_come_with_it(world: World) -> None:
+    limit_to(world, 8)
+    refs, driver = world.plan(TEXTS), world.driver()
+    phase, looked = 0, driver.step(refs[0])
+    while isinstance(looked, Ready) or looked.job_id is None:
+        phase = (looked.phase or 0) if isinstance(looked, Ready) else phase
+        world.clock.now += 1
+        looked = driver.step(refs[0], phase)
+    assert driver.job_id(1) == looked.job_id
+    drive(world, refs)
+    for job in world.fake.jobs:
+        if job.state is not JobState.FAILED:
+            ref = find_ref(open_store(world.location), job.job_id)
+            assert (ref.number, ref.records) == (1, 20)
+            assert not wrong(drive(world, [ref]), TEXTS)
+
+
 @pytest.mark.parametrize("at", AT)
 @pytest.mark.parametrize("said", [True, False], ids=["limit stated", "limit not stated"])
 def test_two_drivers_at_once_narrow_and_pay_once(world: World, at: str, said: bool) -> None:
@@ -318,19 +356,23 @@ def test_two_drivers_at_once_narrow_and_pay_once(world: World, at: str, said: bo
     assert not billed_twice(world)
 
 
-def test_another_driver_sends_the_same_prefix_byte_for_byte(world: World) -> None:
+def test_another_driver_sends_the_same_part_byte_for_byte(world: World) -> None:
     limit_to(world, 4)
     refs = world.plan(TEXTS)
     store, staged = open_store(world.location), []
-    points.watch = lambda point: staged.append(store.get("jobs/00000000000000000001/input.jsonl")) if point == "staged" else None
+    inputs = lambda: {name: store.get(name) for name in store.list("jobs/") if name.endswith("input.jsonl")}  # noqa: E731
+    points.watch = lambda point: staged.append(inputs()) if point == "staged" else None
     world.driver().step(refs[0])
     for _ in range(2):
         world.fake.uploads_fail = 1
         world.clock.now += 100
-        world.driver().step(refs[0])
-    whole, *prefixes = staged
-    assert [data.count(b"\n") for data in staged] == [20, 4, 4]
-    assert prefixes[0] == prefixes[1] == b"".join(whole.splitlines(keepends=True)[:4])
+        driver, looked = world.driver(), Ready(iter(()), 0)
+        while isinstance(looked, Ready):
+            looked = driver.step(refs[0], looked.phase or 0)
+    whole, part = "jobs/00000000000000000001/input.jsonl", "jobs/00000000000000000001.a.a/input.jsonl"
+    assert [set(each) for each in staged] == [{whole}, {whole, part}, {whole, part}]
+    assert staged[1] == staged[2]
+    assert staged[2][part] == b"".join(staged[0][whole].splitlines(keepends=True)[:4])
 
 
 # What can't fit at all
@@ -364,7 +406,7 @@ def test_a_prompt_of_several_records_that_is_too_large_is_asked_record_by_record
 def test_a_prompt_that_is_too_large_is_split_also_by_a_driver_that_estimates_it_lower(world: World) -> None:
     limit_to(world, 2)
     refs = world.plan(TEXTS, batch_size=10)
-    points.watch = killing("narrowed")
+    points.watch = killing("split")
     with pytest.raises(Killed):
         drive(world, refs, batch_size=10)
     points.watch = None
@@ -402,7 +444,7 @@ def test_the_next_plan_cuts_jobs_to_the_limit_that_was_learned(world: World) -> 
     refs = world.plan(more)
     assert [ref.records for ref in refs] == [4, 4, 4]
     assert not wrong(drive(world, refs), more)
-    assert not any(view.kind == "rest" for view in list_jobs(open_store(world.location)) if view.number >= refs[0].number)
+    assert not any(view.kind == "half" for view in list_jobs(open_store(world.location)) if view.number >= refs[0].number)
     assert world.fake.calls["create"] >= creates + 3
 
 
@@ -486,4 +528,6 @@ def test_a_pipeline_whose_only_job_is_ten_times_the_limit_answers_every_record_o
     assert billed(emulator, texts) == once(texts)
     ended = [job for job in emulator.jobs if job["status"] == "completed"]
     assert len(ended) > 5
-    assert [view.kind for view in list_jobs(open_store(str(tmp_path / "staging")))] == ["job", *["rest"] * (len(ended) - 1)]
+    views = list_jobs(open_store(str(tmp_path / "staging")))
+    assert [view.kind for view in views] == ["job", *["half"] * (len(views) - 1)]
+    assert sum(view.ended == "completed" for view in views) == len(ended)

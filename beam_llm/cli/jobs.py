@@ -67,7 +67,7 @@ def _line(job: JobView) -> tuple[str, ...]:
     counts = [f"{count:,}" if done else "" for count in (job.answered, job.failed, job.left)]
     cost = dollars(job.cost_usd) if job.cost_usd is not None else "unknown" if done else ""
     return (
-        str(job.number),
+        job.job,
         job.job_id or "–",
         _state(job),
         f"{job.records:,}",
@@ -90,7 +90,7 @@ def show(chosen: argparse.Namespace) -> int:
     job, following = admin.show(_store(chosen.staging_location), chosen.id)
     for view in (job, *following):
         facts = {
-            "number": view.number,
+            "number": view.job,
             "job": view.job_id or "not submitted yet",
             "state": _state(view),
             "model": f"{view.model} at {view.host}",
@@ -200,7 +200,7 @@ def _job_ids(store: Store, given: Sequence[str], task: str) -> tuple[list[str], 
 def _job_id(job: JobView) -> str:
     if job.job_id is None:
         raise UsageError(
-            f"job {job.number} has not been submitted yet: run the command that planned it again"
+            f"job {job.job} has not been submitted yet: run the command that planned it again"
         )
     return job.job_id
 

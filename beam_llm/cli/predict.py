@@ -25,7 +25,7 @@ from beam_llm.cli.tally import Tally
 from beam_llm.config import Settings, replaced
 from beam_llm.errors import UsageError, plural
 from beam_llm.jobs import Ledger, open_store
-from beam_llm.jobs.ledger import REST
+from beam_llm.jobs.job_tree import JobTree
 from beam_llm.prompting.chat_task import ChatTask
 from beam_llm.providers import compile_task
 
@@ -248,12 +248,14 @@ def _lines_since(last: int, command: PredictCommand) -> int:
         return 0
     ledger = Ledger(open_store(str(command.settings.staging_location)))
     here = runs_here(command.beam_options)
-    own = (
-        intent for intent in ledger.intents(last) if intent.kind != REST
-    )  # a rest's are its parent's already
-    return sum(
-        intent.line_count for intent in own if ledger.appended_here(intent.number) or not here
-    )
+    added = [
+        root.number
+        for root in ledger.intents(last)
+        if ledger.appended_here(root.number) or not here
+    ]
+    jobs = (intent for number in added for intent in JobTree(ledger, number).intents())
+    # A half's requests are its parent's already.
+    return sum(intent.line_count for intent in jobs if intent.kind != "half")
 
 
 def _write(run: _Run) -> Tally:

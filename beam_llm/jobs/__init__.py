@@ -1,23 +1,50 @@
 """Remote jobs: nothing paid twice, nothing lost.
 
-store.py      named objects, local or gs://          columns.py    binary columns, sealed by a digest
-parts.py      the records of a bundle                manifest.py   which records, where they lie
-ledger.py     the log of intents, what is known      planner.py    known or new, which line, which job
-job.py        states and legal moves of one job      leases.py     who may submit it
-documents.py  small documents, checked               clocks.py     the time that machines agree on
-driver.py     step: go on from what the ledger says  submit.py     from an intent to a remote job, and every doubt
-stage.py      the input file                         collect.py    result files → outcomes (outcomes.py)
-chain.py      job ─► follow-up ─► live calls         live.py       those calls; emit.py: back to this run's elements
-narrow.py     jobs too large for the queue           points.py     where tests kill
-admin.py      look, cancel, tidy
+    parts.py            the records of a bundle, put aside
+    manifest.py         which records, where they lie
+    columns.py          binary columns, sealed by a digest
+    outcomes.py         how records ended, kept by key
+    ledger.py           the log: which job has which record
+    known_keys.py       an index of that
+    planner.py          known or new, which line, which job
+    cutting.py          where lines and jobs end
+    refs.py             jobs as a run names them
+    journal.py          the documents of one job
+    driver.py           walks the tree of a job
+    job_tree.py         what follows from a job, in which order
+    job_driver.py       one job, step by step
+    status.py           where it stands
+    submit.py           from an intent to a remote job
+    input_file.py       what is sent
+    doubt.py            a create that got no answer
+    remote_search.py    a job that nobody heard of
+    queue_limit.py      too large for the queue: two jobs
+    pacing.py           when to look again
+    collect.py          result lines → outcomes
+    closing.py          how every record ends, written once
+    endings.py          what the end of a job means
+    join.py             back to this run's elements
+    live_leftovers.py   live calls for the last leftovers
+    leases.py           who may submit
+    context.py          what all jobs of a driver share
+    clocks.py           the time that machines agree on
+    admin.py            look, cancel, tidy
+    failpoints.py       where tests kill
+
+The way of one job: `plan` writes its intent into the log and gives a `BatchJobRef`.
+`Driver.step(ref)` gets the `JobDriver` of the ref's number and calls `step()`: the job object reads
+its own journal, submits under its lease (`Submission`), polls, and at the end has `Closing` write a
+`Done`, which names the children that go on with what was left over. `join.answers` gives what each
+node answers back to the elements of this run.
 """
 
 from beam_llm.jobs.admin import Cleanup, JobView, cancel, cleanup, list_jobs, show
-from beam_llm.jobs.driver import Driver, drive_all
+from beam_llm.jobs.driver import Driver, run_jobs
 from beam_llm.jobs.ledger import Ledger, check_format, check_location
 from beam_llm.jobs.parts import PartReader, PartRef, PartRow, PartWriter, write_part
-from beam_llm.jobs.planner import BatchJobRef, find_ref, plan
-from beam_llm.jobs.steps import Ready, Waiting
+from beam_llm.jobs.planner import plan
+from beam_llm.jobs.refs import BatchJobRef, find_ref
+from beam_llm.jobs.status import Ready, Waiting
 from beam_llm.stores import open_store
 
 __all__ = [
@@ -36,11 +63,11 @@ __all__ = [
     "check_format",
     "check_location",
     "cleanup",
-    "drive_all",
     "find_ref",
     "list_jobs",
     "open_store",
     "plan",
+    "run_jobs",
     "show",
     "write_part",
 ]

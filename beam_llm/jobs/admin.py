@@ -1,4 +1,5 @@
-"""Looking at a ledger from outside, and tidying it: what `beam-llm jobs` does. Needs no task, and no provider but to cancel and delete."""
+"""Looking at a ledger from outside, and tidying it: what `beam-llm jobs` does. Needs no task, and
+no provider but to cancel and delete."""
 
 from __future__ import annotations
 
@@ -7,13 +8,14 @@ from typing import Any
 
 from beam_llm.errors import CallError, LedgerError, UsageError, plural, printable
 from beam_llm.jobs.columns import key_at, keys_array
-from beam_llm.jobs.documents import read_json
-from beam_llm.jobs.job_tree import Chain, follow_up_number, read_done
+from beam_llm.jobs.job_tree import JobTree
+from beam_llm.jobs.journal import FOLLOW_UP, Closed, CloseReason, Created, Journal, Twice, Uploaded
+from beam_llm.jobs.known_keys import Known
 from beam_llm.jobs.ledger import Intent, Ledger
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import PartReader
-from beam_llm.jobs.planner import number_of
-from beam_llm.jobs.status import Standing, Where, folder, standing
+from beam_llm.jobs.refs import find_job
+from beam_llm.jobs.status import JobStatus, Phase
 from beam_llm.protocols import BatchProvider, RemoteJob, Store
 
 
@@ -22,18 +24,24 @@ class JobView:
     """One job of a ledger.
 
     Attributes:
+      job: what it is called: `7`, or by the job that it comes from: `7.f` (its follow-up), `7.a`,
+        `7.b` (its halves).
+      number: of its log entry.
+      kind: `job`, `follow_up` or `half`.
+      parent: the job that it comes from, or empty.
       state: `planned`, `queued`, `doubt`, `created` or `done`.
-      ended: how it ended, in the provider's word or ours; None before.
+      ended: the state that it ended in, or our word for how; None before.
       answered, failed: records that ended in this job; what it passed on is in `left`.
-      left: records passed on to `follow_up`, or to live calls.
+      left: records passed on to `follow_up`, to its halves, or to live calls.
       doubles: further remote jobs that were made for it, found, and cancelled.
       cost_usd: paid for this job's own replies; None where it isn't done or the price is unknown.
       task: hex digest of all that shapes the answers, as `Task.fingerprint`.
     """
 
+    job: str
     number: int
     kind: str
-    parent: int
+    parent: str
     job_id: str | None
     state: str
     ended: str | None
@@ -46,7 +54,7 @@ class JobView:
     answered: int = 0
     failed: int = 0
     left: int = 0
-    follow_up: int | None = None
+    follow_up: str | None = None
     cost_usd: float | None = None
     attempts: int = 1
     doubles: int = 0
@@ -57,54 +65,55 @@ class JobView:
 
 
 def list_jobs(store: Store) -> list[JobView]:
-    """All jobs, oldest first. A follow-up that lost a race and was never named has no place in it.
+    """All jobs, oldest first, each with what follows from it right behind it.
 
     Raises:
       LedgerError: the ledger is damaged, or of a newer format.
     """
     ledger = Ledger(store)
-    return [_view(store, intent) for intent in ledger.intents() if intent.root or _is_named(store, intent)]
-
-
-def _is_named(store: Store, intent: Intent) -> bool:
-    return follow_up_number(store, intent.parent) == intent.number
+    return [_view(store, intent) for root in ledger.intents() for intent in JobTree(ledger, root.number).intents()]
 
 
 def show(store: Store, job: str) -> tuple[JobView, list[JobView]]:
-    """One job, by its number or the provider's id, and what followed from it.
+    """One job, by its name (`7`, `7.f`) or the provider's id, and what followed from it.
 
     Raises:
       UsageError: there is none.
     """
-    number = resolved(store, job)
-    chain = Chain(Ledger(store), number)
-    ledger = Ledger(store)
-    following = [link.number for link in chain.links[1:] if not link.live and link.number]
-    return _view(store, ledger.intent(number)), [_view(store, ledger.intent(other)) for other in following]
+    found = _resolve(Ledger(store), job)
+    tree = JobTree(Ledger(store), found.number).intents()
+    return _view(store, found), [_view(store, intent) for intent in tree if intent.job.startswith(f"{found.job}.")]
 
 
-def resolved(store: Store, job: str) -> int:
-    """The number that a number or a provider's id stands for."""
-    ledger = Ledger(store)
-    if job.isdigit():
-        if store.get(f"log/{int(job):020d}") is None:
-            raise UsageError(f"there is no job {job} in {ledger.location!r}; `beam-llm jobs ls` lists those there are")
-        return int(job)
-    return number_of(ledger, job)
+_LISTED = "`beam-llm jobs ls` lists those there are"
+
+
+def _resolve(ledger: Ledger, job: str) -> Intent:
+    """The job that its name or a provider's id stands for."""
+    number = job.partition(".")[0]
+    is_name = job.isascii() and number.isdigit() and job.replace(".", "").isalnum()
+    if is_name and ledger.store.get(f"log/{int(number):020d}") is None:
+        raise UsageError(f"there is no job {job} in {ledger.location!r}; {_LISTED}")
+    name = job if is_name else find_job(ledger, job)
+    for intent in JobTree(ledger, int(name.partition(".")[0])).intents():
+        if intent.job == f"{intent.number}{name[len(name.partition('.')[0]) :]}":
+            return intent
+    raise UsageError(f"there is no job {job} in {ledger.location!r}; {_LISTED}")
 
 
 def _view(store: Store, intent: Intent) -> JobView:
-    names = _names(store, intent.number)
-    where = standing(names)
-    done = read_done(store, intent) or {}
-    counts: dict[str, int] = done.get("counts", {})
+    journal = Journal(store, intent.job)
+    status, done, twice, created = journal.status(), journal.end(intent.fingerprint), journal.read(Twice), journal.newest(Created)
+    counts = done.counts if done is not None else {}
+    has_follow_up = done is not None and any(child.name == FOLLOW_UP for child in done.children)
     return JobView(
+        job=intent.job,
         number=intent.number,
         kind=intent.kind,
         parent=intent.parent,
-        job_id=_job_id(store, intent.number),
-        state=_state(store, intent.number, where),
-        ended=done.get("ended"),
+        job_id=None if created is None else created.job_id,
+        state=_state(journal, status),
+        ended=None if done is None else done.ended,
         model=intent.model,
         host=intent.host,
         created_at=intent.created_at,
@@ -113,47 +122,38 @@ def _view(store: Store, intent: Intent) -> JobView:
         tokens=intent.tokens,
         answered=counts.get("", 0),
         failed=sum(count for kind, count in counts.items() if kind),
-        left=int(done.get("left_records", 0)),
-        follow_up=follow_up_number(store, intent.number),
-        cost_usd=done.get("cost_usd"),
-        attempts=where.attempt + 1,
-        doubles=len((read_json(store, folder(intent.number) + "twice") or {}).get("cancelled", ())) if "twice" in names else 0,
+        left=0 if done is None else done.passed_on,
+        follow_up=f"{intent.job}.{FOLLOW_UP}" if has_follow_up else None,
+        cost_usd=None if done is None else done.cost_usd,
+        attempts=status.attempt + 1,
+        doubles=0 if twice is None else len(twice.cancelled),
         task=intent.task,
     )
 
 
-def _names(store: Store, number: int) -> list[str]:
-    prefix = folder(number)
-    names = [name.removeprefix(prefix) for name in store.list(prefix)]
-    return [name for name in names if "/" not in name]
+_STATES = {Phase.FRESH: "planned", Phase.DOUBT: "doubt", Phase.ACKED: "created", Phase.DONE: "done"}
 
 
-def _job_id(store: Store, number: int) -> str | None:
-    names = sorted(store.list(folder(number) + "created-"))
-    found = read_json(store, names[-1]) if names else None
-    return None if found is None else str(found["job_id"])
-
-
-def _state(store: Store, number: int, where: Standing) -> str:
-    if where.where is Where.FRESH and where.attempt:
-        closed = read_json(store, f"{folder(number)}closed-{where.attempt - 1:04d}") or {}
-        return "queued" if closed.get("reason") == "queue" else "planned"
-    return {Where.FRESH: "planned", Where.DOUBT: "doubt", Where.ACKED: "created", Where.DONE: "done"}[where.where]
+def _state(journal: Journal, status: JobStatus) -> str:
+    closed = journal.read(Closed, status.attempt - 1) if status.phase is Phase.FRESH else None
+    return "queued" if closed is not None and closed.reason is CloseReason.QUEUE else _STATES[status.phase]
 
 
 def cancel(store: Store, provider: BatchProvider, job: str) -> str:
-    """Asks the provider to cancel a job; what it has finished is kept, and collected by whoever waits for it. Returns its id.
+    """Asks the provider to cancel a job; what it has finished is kept, and collected by whoever
+    waits for it. Returns its id.
 
     Raises:
-      UsageError: there is no such job, it was not submitted yet, or it has ended, here or at the provider.
+      UsageError: there is no such job, it was not submitted yet, or it has ended, here or at
+        the provider.
       CallError: the provider doesn't know the job, or can't be reached.
     """
-    number = resolved(store, job)
-    view = _view(store, Ledger(store).intent(number))
+    view = _view(store, _resolve(Ledger(store), job))
     if view.state == "done":
-        raise UsageError(f"job {number} has ended ({view.ended}); there is nothing to cancel")
+        raise UsageError(f"job {view.job} has ended ({view.ended}); there is nothing to cancel")
     if view.job_id is None or view.state != "created":
-        raise UsageError(f"job {number} is {view.state}: the provider does not have it yet, so there is nothing to cancel")
+        why = "the provider does not have it yet, so there is nothing to cancel"
+        raise UsageError(f"job {view.job} is {view.state}: {why}")
     remote = provider.look(view.job_id)
     if remote.state.has_ended:
         ended = f"{printable(view.job_id)} had already ended: {remote.state.value}"
@@ -167,8 +167,9 @@ class Cleanup:
     """What a clean-up removes, or would.
 
     Attributes:
-      jobs: finished jobs whose staging goes.
-      kept: jobs that are not finished: nothing of theirs is touched.
+      jobs: log numbers of jobs that are finished, with all that follows from them: their staging
+        goes.
+      kept: those that are not: nothing of theirs is touched.
       names: staging objects.
       provider_files: ids at the provider, input and result files.
       remote: the same as `BatchProvider.forget` takes it: (job, staged input).
@@ -189,10 +190,12 @@ class Cleanup:
 
 
 def cleanup(store: Store, provider: BatchProvider | None, dry_run: bool = True) -> Cleanup:
-    """Removes what finished jobs no longer need: provider files, input files, and the parts with the records' texts and elements.
+    """Removes what finished jobs no longer need: provider files, input files, and the parts with
+    the records' texts and elements.
 
-    The log, its manifests of keys and the answers stay: they are what keeps a re-run from paying again, and a re-run brings its own
-    records. After it a finished job can no longer be collected by its id. Not to be run beside a pipeline on the same location.
+    The log, its manifests of keys and the answers stay: they are what keeps a re-run from paying
+    again, and a re-run brings its own records. After it a finished job can no longer be collected
+    by its id. Not to be run beside a pipeline on the same location.
 
     Args:
       provider: whose files are removed too; None: only staging is tidied.
@@ -200,12 +203,14 @@ def cleanup(store: Store, provider: BatchProvider | None, dry_run: bool = True) 
     """
     found = _Finder(store).found()
     if provider is not None:
-        for number in found.jobs:
-            _find_remote(store, provider, number, found)
+        ledger = Ledger(store)
+        for intent in (intent for number in found.jobs for intent in JobTree(ledger, number).intents()):
+            _find_remote(Journal(store, intent.job), provider, found)
     parts = sum(".rows" in name for name in found.names)
     inputs = sum(name.endswith("input.jsonl") for name in found.names)
     found.texts = (
-        f"the texts and elements of {plural(found.records, 'record')} in {plural(parts, 'part file')}, "
+        f"the texts and elements of {plural(found.records, 'record')} "
+        f"in {plural(parts, 'part file')}, "
         f"{plural(inputs, 'input file')} with the prompts made of them, "
         f"and {plural(len(found.provider_files), 'provider file')} (prompts and replies); "
         "answers stay, so that a re-run pays nothing again"
@@ -224,20 +229,20 @@ def _forget(provider: BatchProvider | None, job: RemoteJob | None, staged: str |
         if provider is not None:
             provider.forget(job, staged)
     except CallError as error:
-        found.failed.append(f"{staged or f'results of {job and job.job_id}'}: {error.message}")
+        of_what = staged or f"results of {printable(job.job_id if job else '')}"
+        found.failed.append(f"{of_what}: {error.message}")
 
 
-def _find_remote(store: Store, provider: BatchProvider, number: int, found: Cleanup) -> None:
-    for name in store.list(folder(number) + "uploaded-"):
-        staged = str((read_json(store, name) or {})["file_id"])
-        found.provider_files.append(staged)
-        found.remote.append((None, staged))
-    job_id = _job_id(store, number)
-    if job_id is not None:
+def _find_remote(journal: Journal, provider: BatchProvider, found: Cleanup) -> None:
+    for upload in journal.all(Uploaded):
+        found.provider_files.append(upload.file_id)
+        found.remote.append((None, upload.file_id))
+    created = journal.newest(Created)
+    if created is not None:
         try:
-            job = provider.look(job_id)
+            job = provider.look(created.job_id)
         except CallError as error:
-            found.failed.append(f"result files of {printable(job_id)}: {error.message}")
+            found.failed.append(f"result files of {printable(created.job_id)}: {error.message}")
         else:
             found.provider_files += job.result_files
             found.remote.append((job, None))
@@ -248,10 +253,12 @@ class _Finder:
 
     def __init__(self, store: Store):
         self._store, self._ledger = store, Ledger(store)
+        self._trees = [JobTree(self._ledger, intent.number) for intent in self._ledger.intents()]
 
     def found(self) -> Cleanup:
         found = Cleanup()
-        self._sort_jobs(found)
+        for tree in self._trees:
+            (found.jobs if tree.is_finished() else found.kept).append(tree.number)
         needed, gone = self._parts(set(found.jobs))
         for name in sorted(gone - needed):
             held = [f"parts/{name}.index", f"parts/{name}.rows"]
@@ -259,23 +266,24 @@ class _Finder:
             if held[0] in present:
                 found.records += len(PartReader(self._store, name))
             found.names += [part for part in held if part in present]
-        for number in found.jobs:
-            found.names += self._store.list(folder(number) + "input.jsonl")
+        for tree in self._trees:
+            if tree.is_finished():
+                for intent in tree.intents():
+                    found.names += self._store.list(Journal(self._store, intent.job).folder + "input.jsonl")
         return found
-
-    def _sort_jobs(self, found: Cleanup) -> None:
-        for intent in self._ledger.intents():
-            if intent.root:
-                chain = Chain(self._ledger, intent.number)
-                numbers = [link.number for link in chain.links if link.number and not link.live]
-                (found.jobs if chain.is_finished() else found.kept).extend(numbers)
 
     def _parts(self, finished: set[int]) -> tuple[set[str], set[str]]:
         """(parts that an unfinished job needs, parts that a finished one needed)."""
         needed: set[str] = set()
         gone: set[str] = set()
         known = self._ledger.known()
-        of_lines = {intent.lines: intent.number for intent in self._ledger.intents()}
+        of_lines = {intent.lines: intent.number for tree in self._trees for intent in tree.intents()}
+        of_lines |= {
+            node.done.live.lines: tree.number
+            for tree in self._trees
+            for node in tree.nodes
+            if node.done is not None and node.done.live is not None
+        }
         for full_name in self._store.list("manifests/"):
             name = full_name.removeprefix("manifests/").removesuffix(".manifest")
             try:
@@ -289,8 +297,9 @@ class _Finder:
                 needed.update(manifest.parts)  # planned by someone, claimed by nobody yet
         return needed, gone
 
-    def _job_of(self, manifest: Manifest, known: Any) -> int | None:
-        """The job that answers a run's rows; 0 for rows that failed early and need none; None where nobody claimed them."""
+    def _job_of(self, manifest: Manifest, known: Known) -> int | None:
+        """The job that answers a run's rows; 0 for rows that failed early and need none; None where
+        nobody claimed them."""
         if not len(manifest):
             return 0
         first = key_at(manifest.keys, 0)

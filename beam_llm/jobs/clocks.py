@@ -1,14 +1,16 @@
-"""The time that several machines can agree on: the provider's. Their own clocks may be hours apart, and may be set while they run."""
+"""The time that several machines can agree on: the provider's. Their own clocks may be hours apart,
+and may be set while they run."""
 
 from __future__ import annotations
 
 from beam_llm.errors import CallError
-from beam_llm.jobs.steps import translated
+from beam_llm.jobs.guarded import guarded
 from beam_llm.protocols import BatchProvider, Clock
 
 
 class SharedClock:
-    """The provider's time where it is known, else this machine's. What is written into the ledger is by this clock.
+    """The provider's time where it is known, else this machine's. What is written into the ledger
+    is by this clock.
 
     Pauses are measured by `monotonic`, and given to runners as this machine's time.
     """
@@ -19,7 +21,7 @@ class SharedClock:
     def provider_time(self) -> float | None:
         """None where the provider doesn't tell it."""
         try:
-            return translated(self._provider.now)
+            return guarded(self._provider.now)
         except CallError:
             return None
 

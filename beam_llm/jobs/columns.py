@@ -1,9 +1,11 @@
-"""The binary form of everything large in a staging location: named numpy columns behind a header, sealed by a digest.
+"""The binary form of everything large in a staging location: named numpy columns behind a header,
+sealed by a digest.
 
-    "beam_llm" | version u32 | header length u32 | header JSON | padding | column | padding | column | … | sha256 of all before
+    "beam_llm" | version u32 | header length u32 | header JSON | padding | column | padding | column
+    | … | sha256 of all before
 
-Small facts ride in the header. Rows of varying length lie in a second object beside it (`Rows`), found by a column of offsets, so
-that a million keys can be looked at without a byte of text.
+Small facts ride in the header. Rows of varying length lie in a second object beside it (`Rows`),
+found by a column of offsets, so that a million keys can be looked at without a byte of text.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from beam_llm.stores import local_copy
 
 FORMAT = 1
 KEY = np.dtype("S16")
-"""Keys compare and sort as 16 bytes. Never take a single item out of such an array: numpy strips trailing NULs (`key_at` does not)."""
+"""Keys compare and sort as 16 bytes. Never take a single item out of such an array: numpy strips
+trailing NULs (`key_at` does not)."""
 
 Array = npt.NDArray[Any]
 
@@ -60,15 +63,22 @@ def content_name(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
+def newer_format(name: str, version: int) -> LedgerError:
+    """The error of what a later version has written."""
+    upgrade = f"this version of beam_llm reads up to {FORMAT}: upgrade beam_llm"
+    return LedgerError(f"{name} has format {version}, {upgrade}")
+
+
 def unpack_named(kind: str, folder: str, name: str, data: bytes | None) -> tuple[dict[str, Array], dict[str, Any]]:
-    """`unpack` of an object that is named by its content, `<folder>/<name>.<ending>`: no other can be put in its place.
+    """`unpack` of an object that is named by its content, `<folder>/<name>.<ending>`: no other can
+    be put in its place.
 
     Who has the name, from the pipeline itself, has what was written under it, or an error.
     """
     full_name = f"{folder}/{name}"
     found = unpack(kind, full_name, data)
     if data is not None and content_name(data) != name.partition(".")[0]:
-        raise LedgerError(f"{full_name} is another object than it was written as: its digest does not match its name")
+        raise LedgerError(f"{full_name} is another object: its digest does not match its name")
     return found
 
 
@@ -76,7 +86,8 @@ def unpack(kind: str, name: str, data: bytes | None) -> tuple[dict[str, Array], 
     """Columns (views into `data`) and facts.
 
     Raises:
-      LedgerError: the object is missing, half-written, damaged, of another kind, or of a newer format.
+      LedgerError: the object is missing, half-written, damaged, of another kind, or of a newer
+        format.
     """
     if data is None:
         raise LedgerError(f"{name} is missing from the staging location")
@@ -84,7 +95,7 @@ def unpack(kind: str, name: str, data: bytes | None) -> tuple[dict[str, Array], 
         raise LedgerError(f"{name} is no object of this package, or was cut ({len(data)} bytes)")
     _, version, header_bytes = _HEAD.unpack_from(data)
     if version > FORMAT:
-        raise LedgerError(f"{name} has format {version}, this version of beam_llm reads up to {FORMAT}: upgrade beam_llm")
+        raise newer_format(name, version)
     body = memoryview(data)[:-_DIGEST_BYTES]
     if hashlib.sha256(body).digest() != data[-_DIGEST_BYTES:]:
         raise LedgerError(f"{name} is damaged or was cut: its digest does not match")
@@ -104,7 +115,8 @@ _LETTERS = {"|S16": "16s", "|u1": "B", "<u4": "I", "<u8": "Q", "<f8": "d"}
 
 
 def packer_of(row: np.dtype[Any]) -> struct.Struct:
-    """Packs one row of a table that numpy later reads as columns: a tenth of what it takes to set items of arrays."""
+    """Packs one row of a table that numpy later reads as columns: a tenth of what it takes to set
+    items of arrays."""
     assert row.names is not None
     return struct.Struct("<" + "".join(_LETTERS[row[name].str] for name in row.names))
 
@@ -129,10 +141,12 @@ def find(sorted_keys: Array, wanted: Array) -> Array:
 
 
 class Rows:
-    """Reads ranges of an object of varying-length rows; nearly sequential reads cost one system call per 64 KB.
+    """Reads ranges of an object of varying-length rows; nearly sequential reads cost one system
+    call per 64 KB.
 
     Args:
-      digest: sha256 of the whole object in hexadecimal, as its index says; it is looked at before anything is read.
+      digest: sha256 of the whole object in hexadecimal, as its index says; it is looked at before
+        anything is read.
       at_once_bytes: an object up to this size is read as a whole: for reads in any order.
 
     Raises:

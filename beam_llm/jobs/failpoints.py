@@ -1,8 +1,12 @@
-"""Named places in the life of a job where a process may be killed; tests watch them, nothing else does.
+"""Named places in the life of a job where a process may be killed; tests watch them, nothing else
+does.
 
-planned parts ─► intent.before ─► intent.after ─► staged ─► uploaded ─► marked ─► create.before ─► create.sent ─► create.after ─► ack.after
-    ─► waiting ─► ended ─► collect.file (per result file) ─► collect.half ─► answers.before ─► done.before ─► done.after ─► output.half
-    ─► follow_up.appended; queued, narrowed, limit.noted: refused by a full queue; adopted: a job found in place of a lost acknowledgement
+planned parts ─► intent.before ─► intent.after ─► staged ─► uploaded ─► marked
+    ─► create.before ─► create.sent ─► create.after ─► ack.after ─► waiting ─► ended
+    ─► collect.file ─► collect.half ─► answers.before ─► done.before ─► done.after
+    ─► output.half ─► child.begun
+queued, split, limit.noted: refused by a full queue; adopted: a job found in place of a lost
+acknowledgement
 """
 
 from __future__ import annotations
@@ -13,6 +17,6 @@ watch: Callable[[str], None] | None = None
 """Called with the point's name where set."""
 
 
-def reached(point: str) -> None:
+def failpoint(name: str) -> None:
     if watch is not None:
-        watch(point)
+        watch(name)

@@ -1,4 +1,5 @@
-"""The input file of a job, built from manifest and parts: the same bytes for the same job, in every process, whenever it is asked for."""
+"""The input file of a job, built from manifest and parts: the same bytes for the same job, in every
+process, whenever it is asked for."""
 
 from __future__ import annotations
 
@@ -54,8 +55,9 @@ class Parts:
 def write_input(path: str, manifest: Manifest, parts: Parts, task: Task, provider: BatchProvider) -> int:
     """Writes the JSONL file of a job; returns the number of lines in it.
 
-    The planner estimates sizes from above. Should a file pass the provider's limits all the same, it ends before the line that
-    would: those lines get no answer in this job and go the way of its leftovers. So does a line that can't be rendered.
+    The planner estimates sizes from above. Should a file pass the provider's limits all the same,
+    it ends before the line that would: those lines get no answer in this job and go the way of its
+    leftovers. So does a line that can't be rendered.
     """
     max_requests, max_bytes = provider.traits.max_requests, provider.traits.max_bytes
     written = lines = 0
@@ -98,7 +100,8 @@ def _line(task: Task, provider: BatchProvider, custom_id: str, records: Sequence
 
 
 class Frame(NamedTuple):
-    """What the lines of records that are asked one by one have in common: head, id, middle, text, and what is around its repetitions."""
+    """What the lines of records that are asked one by one have in common: head, id, middle, text,
+    and what is around its repetitions."""
 
     head: bytes
     middle: bytes
@@ -114,7 +117,8 @@ class Frame(NamedTuple):
 
 
 def frame_of(task: Task, provider: BatchProvider) -> Frame | None:
-    """Found by rendering a text that stands nowhere else; None where lines may differ in more than id and text."""
+    """Found by rendering a text that stands nowhere else; None where lines may differ in more than
+    id and text."""
     if not (getattr(provider, "texts_are_json_strings", False) and task.sends_one_text):
         return None
     custom_id, text = f"r-{uuid.uuid4().hex}", uuid.uuid4().hex

@@ -1,148 +1,151 @@
-"""The chain of a job: the job, the follow-up that asks for its leftovers, the live calls for what that leaves. Read-only.
+"""The tree of a job: what follows from it, in the order in which that is done.
 
-    job 7 ── left over ──► job 12 (follow_up of 7) ── left over ──► live calls, slice by slice
+    7 ── left over ──► 7.f ── left over ──► live calls of 7.f, slice by slice
 
-A job that is larger than the provider's queue goes in several links, and what they leave over is asked for when all have ended:
+    7 (too large for the queue) ─┬─► 7.a ── left over ──► 7.a.f ──► …
+                                 └─► 7.b ── left over ──► 7.b.f ──► …
 
-    job 7 ── not sent yet ──► job 9 (rest) ── not sent yet ──► job 10 (rest) ── left over by all three ──► job 12 (follow_up) ──► …
-
-Each link has outcomes of its own; a record ends in exactly one of them.
+First the halves, then the follow-ups of all of them, then live calls. Each node has outcomes of its
+own; a record ends in exactly one.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from beam_llm.errors import Kind, LedgerError
+from beam_llm.errors import Kind
 from beam_llm.jobs.columns import Array
-from beam_llm.jobs.documents import read_json
+from beam_llm.jobs.journal import Created, Done, Journal, SliceDone
 from beam_llm.jobs.ledger import Intent, Ledger
 from beam_llm.jobs.outcomes import Outcomes
-from beam_llm.jobs.status import ASK, FOLLOW_UP, REST, folder
-from beam_llm.protocols import Store
 
 
-class Link(NamedTuple):
-    """Attributes:
-    number: of the job whose link it is; for live calls, of the job that left the records over.
-    done: what its end says (one document, or one per slice of live calls); empty while it is not finished.
+@dataclass(frozen=True)
+class Node:
+    """A job, or the live calls (`live`) for what it left over.
+
+    Attributes:
+      ends: what was written at its end (live calls: one document per slice); empty while it is not
+        finished.
     """
 
-    number: int
-    live: bool
-    done: tuple[dict[str, Any], ...]
+    intent: Intent
+    live: bool = False
+    ends: tuple[Done | SliceDone, ...] = ()
 
     @property
-    def next(self) -> str | None:
-        """Where this link's leftovers go: REST, FOLLOW_UP, ASK, or nowhere."""
-        return self.done[0].get("next") if self.done and not self.live else None
+    def done(self) -> Done | None:
+        """How the job ended; None for live calls."""
+        return next((end for end in self.ends if isinstance(end, Done)), None)
+
+    @property
+    def rank(self) -> int:
+        """Halves go first, live calls last."""
+        return 2 if self.live else int(self.intent.kind == "follow_up")
+
+    @property
+    def gave_nothing(self) -> bool:
+        """It ended in doubt, without any answer."""
+        return self.done is not None and self.done.may_end_again and not self.done.counts.get("")
+
+    def ended(self, *ends: Done | SliceDone) -> Node:
+        return replace(self, ends=ends)
+
+    def children(self) -> list[Node]:
+        """What its end says goes on."""
+        if self.done is None:
+            return []
+        jobs = [Node(self.intent.child(child, self.done.at)) for child in self.done.children]
+        return [*jobs, Node(self.intent, live=True)] if self.done.live is not None else jobs
 
 
-AGAIN = "done-again"
-"""How a job ended after all, where its first end was a doubt; stands in place of `done`."""
+def following(pending: Sequence[Node], node: Node) -> list[Node]:
+    """What is to be done after a finished node, in order.
 
-_IN_DOUBT = ("deadline", "unread", "lost", "doubtful")
-
-
-def read_done(store: Store, intent: Intent) -> dict[str, Any] | None:
-    """How a job ended; None where it has not.
-
-    Raises:
-      LedgerError: it is about another job, whose number this one was given by a log that lost an entry.
+    Args:
+      pending: what was to be done beside it.
     """
-    done = _own_end(store, intent, "done")
-    return (_own_end(store, intent, AGAIN) or done) if done is not None and may_end_again(done) else done
+    children = node.children()
+    halves = [child for child in children if child.rank == 0]
+    others = [child for child in children if child.rank > 0]
+    return [*halves, *sorted([*pending, *others], key=lambda each: each.rank)]
 
 
-def _own_end(store: Store, intent: Intent, document: str) -> dict[str, Any] | None:
-    name = folder(intent.number) + document
-    done = read_json(store, name)
-    if done is not None and done["intent"] != intent.fingerprint:
-        raise LedgerError(f"{name} is of another job than log/{intent.number:020d}: one of them was lost or replaced")
-    return done
+def ends_of_slices(journal: Journal, done: Done) -> list[SliceDone]:
+    """Of the live calls for a job's leftovers, once all slices are answered; before, nothing."""
+    counts = journal.counts(SliceDone)
+    return journal.all(SliceDone) if done.live is not None and len(counts) >= done.live.slices else []
 
 
-def may_end_again(done: dict[str, Any]) -> bool:
-    """Whether answers may still come, or be there by now, of a job that was ended without them; nobody asked for them elsewhere."""
-    return done["ended"] in _IN_DOUBT and done["next"] is None
+class JobTree:
+    """Where a job and what follows from it stand now. Read-only.
 
-
-def _gave_nothing(done: dict[str, Any]) -> bool:
-    return may_end_again(done) and not done["counts"].get("")
-
-
-def follow_up_number(store: Store, number: int) -> int | None:
-    found = read_json(store, folder(number) + "follow_up")
-    return None if found is None else int(found["number"])
-
-
-def slices(done: dict[str, Any]) -> int:
-    """How many slices the live calls for a job's leftovers are cut into."""
-    return -(-int(done["left_records"]) // int(done["slice"]))
-
-
-def finished_slices(store: Store, number: int) -> list[str]:
-    return sorted(store.list(folder(number) + "ask/done-"))
-
-
-class Chain:
-    """Where a job and what follows from it stand now."""
+    Attributes:
+      nodes: in the order in which they are done, up to the first that is not finished.
+      pending: those that are known of beyond it.
+    """
 
     def __init__(self, ledger: Ledger, number: int):
-        self._ledger, self._store, self.number = ledger, ledger.store, number
-        self.links: list[Link] = [self._job(number)]
-        while (link := self._after(self.links[-1])) is not None:
-            self.links.append(link)
+        self._store, self.number = ledger.store, number
+        self.nodes: list[Node] = []
+        self.pending = [Node(ledger.intent(number))]
+        while self.pending and (not self.nodes or self.nodes[-1].ends):
+            node, *rest = self.pending
+            node = self._read(node)
+            self.nodes.append(node)
+            self.pending = following(rest, node)
 
-    def _job(self, number: int) -> Link:
-        done = read_done(self._store, self._ledger.intent(number))
-        return Link(number, False, () if done is None else (done,))
-
-    def _after(self, link: Link) -> Link | None:
-        if link.next in (REST, FOLLOW_UP):
-            number = follow_up_number(self._store, link.number)
-            return Link(0, False, ()) if number is None else self._job(number)
-        if link.next == ASK:
-            return self._live(link)
-        return None
-
-    def _live(self, link: Link) -> Link:
-        names = finished_slices(self._store, link.number)
-        if len(names) < slices(link.done[0]):
-            return Link(link.number, True, ())
-        found = [read_json(self._store, name) for name in names]
-        return Link(link.number, True, tuple(doc for doc in found if doc is not None))
-
-    def finished_links(self) -> int:
-        """Those whose answers earlier runs have given and paid for; not one that ended in doubt and without any."""
-        return sum(1 for link in self.links if link.done and (link.live or not _gave_nothing(link.done[0])))
+    def _read(self, node: Node) -> Node:
+        journal = Journal(self._store, node.intent.job)
+        done = journal.end(node.intent.fingerprint)
+        if done is None:
+            return node
+        return node.ended(*ends_of_slices(journal, done)) if node.live else node.ended(done)
 
     def is_finished(self) -> bool:
-        return all(link.done for link in self.links)
+        return not self.pending and bool(self.nodes[-1].ends)
+
+    def finished_nodes(self) -> int:
+        """Up to the last whose answers earlier runs have given and paid for; not one that ended in
+        doubt and without any."""
+        given = [bool(node.ends) and not node.gave_nothing for node in self.nodes]
+        return len(given) - given[::-1].index(True) if any(given) else 0
+
+    def intents(self) -> Iterator[Intent]:
+        """Of all its jobs that are known of, in the order of their names."""
+        yield from sorted((node.intent for node in (*self.nodes, *self.pending) if not node.live), key=lambda each: each.job)
 
     @property
     def job_id(self) -> str | None:
-        """The provider's id of the job itself (not of what followed)."""
-        names = sorted(self._store.list(folder(self.number) + "created-"))
-        found = read_json(self._store, names[-1]) if names else None
-        return None if found is None else str(found["job_id"])
+        """The provider's id of the job, or, where it was never sent as one, of the first of its
+        halves that has one."""
+        for node in self.nodes:
+            found = Journal(self._store, node.intent.job).newest(Created)
+            if found is not None:
+                return found.job_id
+            if node.done is None or node.done.ended != "split":
+                return None
+        return None
 
     def unpaid(self, kinds: frozenset[str]) -> list[Array]:
-        """Keys of records that ended with a failure of one of `kinds`, or with their job: one that was refused as a whole, as for a full
-        file storage, was never run."""
+        """Keys of records that ended with a failure of one of `kinds`, or with their job: one that
+        was refused as a whole, as for a full file storage, was never run."""
         found = []
-        for doc in (doc for link in self.links for doc in link.done):
-            these = kinds | {Kind.REJECTED} if doc.get("ended") == "refused" else kinds
-            if any(doc["counts"].get(kind) for kind in these):
-                found.append(Outcomes(self._store, doc["outcomes"]).of_kinds(these))
+        for node in self.nodes:
+            these = kinds | {Kind.REJECTED} if node.done and node.done.ended == "refused" else kinds
+            for end in node.ends:
+                if end.outcomes is not None and any(end.counts.get(kind) for kind in these):
+                    found.append(Outcomes(self._store, end.outcomes).of_kinds(these))
         return found
 
     def totals(self) -> tuple[dict[str, int], float]:
-        """Records by kind of failure (`""`: answered), and what was paid in dollars, over all finished links."""
+        """Records by kind of failure (`""`: answered), and what was paid in dollars, over all
+        finished nodes."""
         counts: dict[str, int] = {}
         paid = 0.0
-        for doc in (doc for link in self.links for doc in link.done):
-            for kind, count in doc["counts"].items():
+        for end in (end for node in self.nodes for end in node.ends):
+            for kind, count in end.counts.items():
                 counts[kind] = counts.get(kind, 0) + count
-            paid += doc.get("cost_usd") or 0.0
+            paid += end.cost_usd or 0.0
         return counts, paid

@@ -1,4 +1,5 @@
-"""From a finished job back to this run's elements: rows of the run's manifest joined with the job's outcomes, streamed."""
+"""From a finished job back to this run's elements: rows of the run's manifest joined with the job's
+outcomes, streamed."""
 
 from __future__ import annotations
 
@@ -8,13 +9,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from beam_llm.errors import Failure, Kind
-from beam_llm.jobs.columns import Array, find
-from beam_llm.jobs.failpoints import reached
-from beam_llm.jobs.job_tree import Link
+from beam_llm.jobs.columns import KEY, Array, find
+from beam_llm.jobs.failpoints import failpoint
+from beam_llm.jobs.job_tree import Node
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import Outcomes
 from beam_llm.jobs.parts import PartReader
-from beam_llm.jobs.planner import BatchJobRef
+from beam_llm.jobs.refs import BatchJobRef
 from beam_llm.protocols import Store
 from beam_llm.values import Outcome
 
@@ -30,18 +31,23 @@ def early_failures(store: Store, ref: BatchJobRef) -> Iterator[tuple[bytes, Outc
             yield reader.envelope(row), Outcome(failure=reader.failure(row) or _NO_REASON, cost_usd=0.0)
 
 
-def answers(store: Store, ref: BatchJobRef, links: Sequence[Link], last: bool) -> Iterator[tuple[bytes, Outcome]]:
-    """Each of this run's elements that the last of `links` answers; at the end of the chain also those that nothing answered.
+def answers(store: Store, ref: BatchJobRef, nodes: Sequence[Node], last: bool) -> Iterator[tuple[bytes, Outcome]]:
+    """Each of this run's elements that the last of `nodes` answers; at the end of the tree also
+    those that nothing answered.
 
-    Of several elements with one content the first carries what it cost, the others say that their answer was re-used.
+    Of several elements with one content the first carries what it cost, the others say that their
+    answer was re-used.
     """
     rows = Manifest.read(store, ref.manifest)
-    outcomes = _Joined(store, links[-1])
+    outcomes = _Joined(store, nodes[-1])
     positions = outcomes.positions(rows.keys)
     wanted = positions >= 0
     if last:
-        wanted |= _nowhere(store, links[:-1], rows.keys, positions)
-    paid_before = ref.reused >= len(links)
+        wanted |= _nowhere(store, nodes[:-1], rows.keys, positions)
+    if not wanted.any():
+        outcomes.close()
+        return
+    paid_before = ref.reused >= len(nodes)
     first = np.zeros(len(rows), dtype=bool) if paid_before else _first_of_equals(rows.keys)
     left = (int(wanted.sum()) + 1) // 2 - 1
     try:
@@ -52,20 +58,20 @@ def answers(store: Store, ref: BatchJobRef, links: Sequence[Link], last: bool) -
             pairs = zip(envelopes, found, strict=True)
             if 0 <= left < len(chosen):
                 yield from itertools.islice(pairs, left)
-                reached("output.half")
+                failpoint("output.half")
             yield from pairs
             left -= len(chosen)
     finally:
         outcomes.close()
 
 
-def _nowhere(store: Store, links: Sequence[Link], keys: Array, positions: Array) -> Array:
-    """Which keys no link has. There should be none; if there is one, it must not get lost."""
+def _nowhere(store: Store, nodes: Sequence[Node], keys: Array, positions: Array) -> Array:
+    """Which keys no node has. There should be none; if there is one, it must not get lost."""
     missing = positions < 0
-    for link in links:
+    for node in nodes:
         if not missing.any():
             break
-        earlier = _Joined(store, link)
+        earlier = _Joined(store, node)
         missing &= earlier.positions(keys) < 0
         earlier.close()
     return missing
@@ -89,15 +95,16 @@ def _by_part(store: Store, rows: Manifest) -> Iterator[tuple[PartReader, Array]]
 
 
 class _Joined:
-    """The outcomes of one link as one: a job's, or those of all slices of live calls."""
+    """The outcomes of one node as one: a job's, or those of all slices of live calls."""
 
-    def __init__(self, store: Store, link: Link):
-        self._pieces = [Outcomes(store, doc["outcomes"]) for doc in link.done]
-        keys = np.concatenate([piece.keys for piece in self._pieces])
+    def __init__(self, store: Store, node: Node):
+        self._pieces = [Outcomes(store, end.outcomes) for end in node.ends if end.outcomes is not None]
+        keys = np.concatenate([np.zeros(0, dtype=KEY), *(piece.keys for piece in self._pieces)])
         order = np.argsort(keys, kind="stable")
         self._keys = keys[order]
-        self._piece = np.repeat(np.arange(len(self._pieces)), [len(piece) for piece in self._pieces])[order]
-        self._row = np.concatenate([np.arange(len(piece)) for piece in self._pieces])[order]
+        sizes = np.array([len(piece) for piece in self._pieces], dtype=np.int64)
+        self._piece = np.repeat(np.arange(len(sizes)), sizes)[order]
+        self._row = np.concatenate([np.zeros(0, dtype=np.int64), *(np.arange(size) for size in sizes)])[order]
 
     def positions(self, keys: Array) -> Array:
         return find(self._keys, keys)

@@ -1,8 +1,7 @@
 """Leases: who may submit a job, until when. Needs nothing of a store but create-if-absent.
 
-    jobs/<number>/lease-0003   {"owner", "expires_at", "seconds", "shared", "place", "process"}
-
-Lease k + 1 may be created by k's owner at any time, by others once k has expired, or once its owner is known to be dead.
+Lease k + 1 may be created by k's owner at any time, by others once k has expired, or once its owner
+is known to be dead.
 """
 
 from __future__ import annotations
@@ -15,16 +14,14 @@ import uuid
 from pathlib import Path
 from typing import NamedTuple
 
-import orjson
-
 from beam_llm.jobs.clocks import SharedClock
-from beam_llm.jobs.documents import read_document
-from beam_llm.jobs.status import folder
+from beam_llm.jobs.journal import Journal, Lease
 from beam_llm.protocols import Store
 
 
 class _Held(NamedTuple):
-    """A lease of ours: its number, and its end by the shared clock and by our own that never goes back."""
+    """A lease of ours: its number, and its end by the shared clock and by our own that never goes
+    back."""
 
     newest: int
     expires_at: float
@@ -34,80 +31,79 @@ class _Held(NamedTuple):
 class Leases:
     """The leases one driver holds.
 
-    Times are the shared clock's. Where two machines can't agree on one, a lease is only taken over once it was watched for as long as
-    it holds; and a holder whose clock was set goes by the seconds that really passed.
+    Times are the shared clock's. Where two machines can't agree on one, a lease is only taken over
+    once it was watched for as long as it holds; and a holder whose clock was set goes by the
+    seconds that really passed.
     """
 
     def __init__(self, store: Store, seconds: float, clock: SharedClock):
         self._store, self._seconds, self._clock = store, seconds, clock
         self.owner = uuid.uuid4().hex
-        self._held: dict[int, _Held] = {}
-        self._watched: dict[tuple[int, int], float] = {}
+        self._held: dict[str, _Held] = {}
+        self._watched: dict[tuple[str, int], float] = {}
 
-    def hold(self, number: int, seconds: float = 0.0) -> float | None:
-        """Takes or renews the lease. None: it is held, for most of its time; else when the other's ends, by this machine's clock."""
+    def hold(self, job: str, seconds: float = 0.0) -> float | None:
+        """Takes or renews the lease. None: it is held, for most of its time; else when the other's
+        ends, by this machine's clock."""
         wanted = max(self._seconds, seconds)
-        held = self._held.get(number)
+        held = self._held.get(job)
         if held is not None and self._left(held) > 0.75 * wanted:
             return None
-        newest = self._newest(number)
+        newest = self._newest(job)
         if newest >= 0 and (held is None or newest != held.newest):
-            busy_seconds = self._busy_seconds(number, newest)
+            busy_seconds = self._busy_seconds(job, newest)
             if busy_seconds > 0:
                 return self._clock.here(self._clock.time() + busy_seconds)
         now, started = self._clock.time(), self._clock.monotonic()
-        if not self._store.create(_name(number, newest + 1), self._document(now + wanted, wanted)):
+        if not Journal(self._store, job).add(self._lease(now + wanted, wanted), newest + 1):
             return self._clock.here(now + min(self._seconds, 0.5))
-        self._held[number] = _Held(newest + 1, now + wanted, started + wanted)
+        self._held[job] = _Held(newest + 1, now + wanted, started + wanted)
         return None
 
-    def _document(self, expires_at: float, seconds: float) -> bytes:
+    def _lease(self, expires_at: float, seconds: float) -> Lease:
         shared = self._clock.provider_time() is not None
-        facts = {"owner": self.owner, "expires_at": expires_at, "seconds": seconds, "shared": shared}
-        return orjson.dumps({"format": 1, **facts, "place": _place(), "process": os.getpid()})
+        return Lease(self.owner, expires_at, os.getpid(), seconds, shared, _place())
 
     def _left(self, held: _Held) -> float:
-        """Seconds that are left of it by whichever clock says less: the one may be set, the other stand still in a suspended machine."""
+        """Seconds that are left of it by whichever clock says less: the one may be set, the other
+        stand still in a suspended machine."""
         return min(held.expires_at - self._clock.time(), held.ends - self._clock.monotonic())
 
-    def is_mine(self, number: int) -> bool:
+    def is_mine(self, job: str) -> bool:
         """Looks once more: the newest lease is this owner's and has time left."""
-        held = self._held.get(number)
-        return held is not None and self._newest(number) == held.newest and self._left(held) > 0.25 * self._seconds
+        held = self._held.get(job)
+        return held is not None and self._newest(job) == held.newest and self._left(held) > 0.25 * self._seconds
 
     def release(self) -> None:
-        """Gives all leases back: whoever comes next need not wait for them. Only for one who is in the middle of nothing."""
-        for number, held in self._held.items():
-            if self._newest(number) == held.newest:
-                self._store.create(_name(number, held.newest + 1), self._document(0.0, 0.0))
+        """Gives all leases back: whoever comes next need not wait for them. Only for one who is in
+        the middle of nothing."""
+        for job, held in self._held.items():
+            if self._newest(job) == held.newest:
+                Journal(self._store, job).add(self._lease(0.0, 0.0), held.newest + 1)
         self._held.clear()
 
-    def _newest(self, number: int) -> int:
-        prefix = folder(number) + "lease-"
-        return max((int(name.removeprefix(prefix)) for name in self._store.list(prefix)), default=-1)
+    def _newest(self, job: str) -> int:
+        return max(Journal(self._store, job).counts(Lease), default=-1)
 
-    def _busy_seconds(self, number: int, count: int) -> float:
+    def _busy_seconds(self, job: str, count: int) -> float:
         """How long another's lease goes on; 0.0 where it is over."""
-        lease = read_document(self._store, _name(number, count))
-        if lease is None or lease.number("expires_at") == 0.0:
+        lease = Journal(self._store, job).read(Lease, count)
+        if lease is None or lease.expires_at == 0.0:
             return 0.0
-        if lease.get("place") and lease["place"] == _place() and not _is_alive(lease.integer("process")):
+        if lease.place and lease.place == _place() and not _is_alive(lease.process):
             return 0.0  # its owner was killed: no need to wait
-        left = lease.number("expires_at") - self._clock.time()
-        seconds = lease.number("seconds") if "seconds" in lease else self._seconds
-        watched = self._clock.monotonic() - self._watched.setdefault((number, count), self._clock.monotonic())
-        if lease.get("shared") and self._clock.provider_time() is not None:
-            return max(min(left, seconds - watched), 0.0)
+        seconds = self._seconds if lease.seconds is None else lease.seconds
+        first_seen = self._watched.setdefault((job, count), self._clock.monotonic())
+        watched = self._clock.monotonic() - first_seen
+        if lease.shared and self._clock.provider_time() is not None:
+            return max(min(lease.expires_at - self._clock.time(), seconds - watched), 0.0)
         return max(seconds - watched, 0.0)
-
-
-def _name(number: int, count: int) -> str:
-    return f"{folder(number)}lease-{count:04d}"
 
 
 @functools.cache
 def _place() -> str:
-    """Where process ids mean the same: this boot of this machine, this process namespace, as a digest; empty where that can't be told."""
+    """Where process ids mean the same: this boot of this machine, this process namespace, as a
+    digest; empty where that can't be told."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.stat("/proc/self/ns/pid").st_ino

@@ -1,7 +1,7 @@
 """Manifests: which record, and where it lies. Content-named, binary, 24 bytes a record.
 
-Two uses, one form. A job's *lines*: its distinct records in prompt order, cut into lines. A run's *rows* of a job: every element of
-this run (repeats included) that the job answers, in part order.
+Two uses, one form. A job's *lines*: its distinct records in prompt order, cut into lines. A run's
+*rows* of a job: every element of this run (repeats included) that the job answers, in part order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Manifest:
     keys: S16, one per record.
     part: u32, which of `parts`.
     row: u32, which row of that part.
-    line_starts: u32, first record of each JSONL line, and the end (lines + 1 numbers); None for a run's rows.
+    line_starts: u32, first record of each JSONL line, and the end (lines + 1 numbers); None for a
+      run's rows.
     parts: names of parts.
     """
 
@@ -40,8 +41,13 @@ class Manifest:
     def lines(self) -> int:
         return len(self.line_starts) - 1 if self.line_starts is not None else 0
 
+    def records_per_line(self) -> Array:
+        assert self.line_starts is not None
+        return np.diff(self.line_starts)
+
     def custom_ids(self) -> Iterator[str]:
-        """One per line: from the keys in it, so from the content alone; unique in a job because its keys are."""
+        """One per line: from the keys in it, so from the content alone; unique in a job because its
+        keys are."""
         assert self.line_starts is not None
         data, starts = self.keys.tobytes(), self.line_starts.tolist()
         if self.lines == len(self):
@@ -55,7 +61,8 @@ class Manifest:
                 yield "b-" + hashlib.sha256(data[16 * start : 16 * end]).hexdigest()[:40]
 
     def runs(self) -> Iterator[tuple[str, int, int]]:
-        """Neighbours that lie in one part: (part name, position of the first, position after the last)."""
+        """Neighbours that lie in one part: (part name, position of the first, position after the
+        last)."""
         borders = np.flatnonzero(np.diff(self.part.astype(np.int64))) + 1
         for start, end in itertools.pairwise([0, *borders.tolist(), len(self)]):
             if start < end:
@@ -83,13 +90,11 @@ class Manifest:
         columns, facts = unpack_named("manifest", "manifests", f"{name}.manifest", store.get(full_name))
         return Manifest(columns["keys"], columns["part"], columns["row"], tuple(facts["parts"]), columns.get("line_starts"))
 
-    def first(self, lines: int) -> Manifest:
-        """Only the first so many lines: the same custom_ids, so the same requests."""
+    def some_lines(self, start: int, end: int) -> Manifest:
+        """Only lines [start, end): the same custom_ids, so the same requests."""
         assert self.line_starts is not None
-        if lines >= self.lines:
-            return self
-        end = int(self.line_starts[lines])
-        return Manifest(self.keys[:end], self.part[:end], self.row[:end], self.parts, self.line_starts[: lines + 1])
+        first, last = int(self.line_starts[start]), int(self.line_starts[end])
+        return self.chosen(np.arange(first, last), self.line_starts[start : end + 1] - self.line_starts[start])
 
     def chosen(self, records: Array, line_starts: Array | None = None) -> Manifest:
         """Only these records (positions), with only the parts they lie in."""
@@ -97,7 +102,8 @@ class Manifest:
 
 
 def compact(keys: Array, part: Array, row: Array, parts: Sequence[str], line_starts: Array | None = None) -> Manifest:
-    """A manifest whose table of parts names only those it uses, in order of name, so that equal content has one form."""
+    """A manifest whose table of parts names only those it uses, in order of name, so that equal
+    content has one form."""
     used = sorted({parts[index] for index in np.unique(part).tolist()})
     new_number = {name: number for number, name in enumerate(used)}
     renumbered = np.array([new_number.get(name, 0) for name in parts], dtype="<u4")

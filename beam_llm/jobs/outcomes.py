@@ -1,7 +1,9 @@
 """How a job's records ended, in our own form, so that a re-run needs no provider.
 
-<name>.index   columns, one row per record, sorted by key: key, kind of failure (0: answered), offset and length of its text in the rows,
-               tokens (input, output, cached), cost (NaN: unknown), model and finish reason (numbers of the names among the facts)
+<name>.index   columns, one row per record, sorted by key: key, kind of failure (0: answered),
+offset and length of its text in the rows,
+               tokens (input, output, cached), cost (NaN: unknown), model and finish reason (numbers
+               of the names among the facts)
 <name>.rows    per record a JSON list: value, request id, and the failure where there is one
 """
 
@@ -25,7 +27,8 @@ LEFT = "-left"
 """`<name>-left.index` lists what was passed on; its rows lie in `<name>.rows` too."""
 
 _AT_ONCE_BYTES = 32_000_000
-"""Rows lie in the order of a result file, which is no order at all; those of a job of 50,000 short answers are 8 MB."""
+"""Rows lie in the order of a result file, which is no order at all; those of a job of 50,000 short
+answers are 8 MB."""
 
 _MANY = 2000
 
@@ -52,7 +55,8 @@ _MOST_TOKENS = 2**32 - 1
 
 
 class OutcomeWriter:
-    """Collects outcomes for known records, each by its position among `keys`; a later one for a position replaces the earlier.
+    """Collects outcomes for known records, each by its position among `keys`; a later one for a
+    position replaces the earlier.
 
     Memory: 45 bytes a record and its key; the rows go to `file`, by the megabyte.
     """
@@ -121,7 +125,8 @@ class OutcomeWriter:
         self._buffer.clear()
 
     def part(self, chosen: Array) -> tuple[bytes, dict[str, int]]:
-        """Once all rows are flushed: the index object for the chosen positions (a mask), and records by kind; `""`: answered."""
+        """Once all rows are flushed: the index object for the chosen positions (a mask), and
+        records by kind; `""`: answered."""
         table = np.frombuffer(self._table, dtype=_ROW)
         filled = np.flatnonzero(chosen & (table["lengths"] > 0))
         order = filled[np.argsort(self._keys[filled], kind="stable")]
@@ -185,11 +190,13 @@ class Outcomes:
         return self.keys[np.isin(self._columns["codes"], codes)]
 
     def outcome(self, position: int, pays: bool = True) -> Outcome:
-        """How a record ended; without `pays` the same answer given once more: nothing is paid for it now."""
+        """How a record ended; without `pays` the same answer given once more: nothing is paid for
+        it now."""
         return next(self.many([position], [pays]))
 
     def many(self, positions: Sequence[int], pays: Sequence[bool]) -> Iterator[Outcome]:
-        """`outcome` of each position: this is done for every record of every job, so column by column, some thousands at a time."""
+        """`outcome` of each position: this is done for every record of every job, so column by
+        column, some thousands at a time."""
         if self._rows is None:
             self._rows = Rows(self._store, f"{self._name}.rows", self._sealed, _AT_ONCE_BYTES)
         for at in range(0, len(positions), _MANY):

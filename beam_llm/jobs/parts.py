@@ -1,9 +1,11 @@
-"""Parts: the records of one bundle, put aside in the staging location so that only a small descriptor goes on through the pipeline.
+"""Parts: the records of one bundle, put aside in the staging location so that only a small
+descriptor goes on through the pipeline.
 
 A part is two objects named by their content, so that a retried bundle meets its own earlier work:
 
-    parts/<hash>.rows      per record: its question (JSON), then its envelope (bytes of the transforms' coder)
-    parts/<hash>.index     columns: key, tokens, size, flags, offsets; written last, so a part with an index is whole
+    parts/<hash>.rows      per record: its question (JSON), then its envelope (bytes of the
+    transforms' coder) parts/<hash>.index     columns: key, tokens, size, flags, offsets; written
+    last, so a part with an index is whole
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ def write_part(store: Store, rows: Iterable[PartRow], min_timestamp: int) -> Par
 
 
 class PartWriter:
-    """A part in the making, in a local file until it is finished. Memory: 37 bytes a row and a megabyte, whatever the rows hold."""
+    """A part in the making, in a local file until it is finished. Memory: 37 bytes a row and a
+    megabyte, whatever the rows hold."""
 
     def __init__(self, store: Store):
         self._store, self._table = store, bytearray()
@@ -88,7 +91,8 @@ class PartWriter:
             raise ValueError(f"a record's key has {RECORD_KEY_BYTES} bytes, not {len(key)}")
         else:
             question = _question(record)
-            # Texts stand in a JSON string inside a JSON line, so escaped twice, and the second time only quotes and backslashes are
+            # Texts stand in a JSON string inside a JSON line, so escaped twice, and the second time
+            # only quotes and backslashes are
             # left to escape: counted here, while they are at hand.
             size = len(question) + question.count(b'"') + question.count(b"\\") + 2
             flags = 0 if record.fields is None and record.record_id is None else _DETAILED
@@ -147,12 +151,14 @@ def _question(record: Record) -> bytes:
 def _dumped(record: Record, inputs: tuple[str, ...]) -> bytes:
     if record.fields is None and record.record_id is None:
         return orjson.dumps(inputs)
-    # default=str: a field may be anything; what it renders as is what counts, and each run renders from this copy
+    # default=str: a field may be anything; what it renders as is what counts, and each run renders
+    # from this copy
     return orjson.dumps([inputs, record.fields and dict(record.fields), record.record_id], default=str)
 
 
 class PartReader:
-    """A part's columns at once, its rows when asked for: sequentially or at random, never all in memory."""
+    """A part's columns at once, its rows when asked for: sequentially or at random, never all in
+    memory."""
 
     def __init__(self, store: Store, name: str):
         columns, self.facts = _read_index(store, name)
@@ -185,7 +191,8 @@ class PartReader:
         return Record(tuple(question), self._tokens[row])
 
     def quoted(self, rows: Array) -> Iterator[bytes | None]:
-        """What each row asks as a JSON string without its quotes, where that is one text and nothing else; else None."""
+        """What each row asks as a JSON string without its quotes, where that is one text and
+        nothing else; else None."""
         starts, flags = np.asarray(self._starts)[rows], self._flags
         questions = self._opened().ranges(starts.tolist(), (starts + np.asarray(self._heads)[rows]).tolist())
         for row, question in zip(rows.tolist(), questions, strict=True):

@@ -1,9 +1,12 @@
-"""The planner: which records are known, and which job the others go into. The only writer of the log beside follow-ups.
+"""The planner: which records are known, and which job the others go into. The only writer of the
+log.
 
     parts ─► keys ─ known? ─┬─ a job has it: this run's rows of that job
-                            └─ new: distinct records ─ caps ─► lines ─ limits ─► jobs ─ append ─► this run's rows of them
+                            └─ new: distinct records ─ caps ─► lines ─ limits ─► jobs ─ append
+                                                                    ─► this run's rows of them
 
-Columns all the way: a few numpy passes per plan, nothing per record but those and, for prompts of several records, one cut per line.
+Columns all the way: a few numpy passes per plan, nothing per record but those and, for prompts of
+several records, one cut per line.
 """
 
 from __future__ import annotations
@@ -12,61 +15,39 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from beam_llm.config import Settings
-from beam_llm.errors import UsageError
 from beam_llm.jobs.columns import KEY, Array, find
-from beam_llm.jobs.documents import read_json
-from beam_llm.jobs.failpoints import reached
-from beam_llm.jobs.job_tree import Chain
-from beam_llm.jobs.ledger import JOB, Intent, Ledger
-from beam_llm.jobs.manifest import Manifest, compact
+from beam_llm.jobs.cutting import cut_jobs, cut_lines
+from beam_llm.jobs.endings import may_be_asked_again
+from beam_llm.jobs.failpoints import failpoint
+from beam_llm.jobs.job_tree import JobTree
+from beam_llm.jobs.ledger import Intent, Ledger
+from beam_llm.jobs.manifest import compact
 from beam_llm.jobs.parts import PartReader, PartRef
 from beam_llm.jobs.queue_limit import known_limit
-from beam_llm.jobs.status import may_be_asked_again
-from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps, prompt_ends
+from beam_llm.jobs.refs import BatchJobRef, host_of
+from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.protocols import BatchTraits, Clock, Store, Task
 from beam_llm.values import Record
 
 ALL_PHASES = 1_000_000
 _FEW_JOBS = 64
-"""Up to so many, looking for each one's rows takes less memory than sorting them, and no more time."""
+"""Up to so many, looking for each one's rows takes less memory than sorting them, and no more
+time."""
 _FRAME_BYTES = 400
 """Of a JSONL line around its messages: custom_id, url, parameters; an estimate from above."""
 
 
-class BatchJobRef(NamedTuple):
-    """One job as this run sees it. Small: it travels through the pipeline and is kept in checkpoints.
-
-    Attributes:
-      job_id: the provider's id; None until there is one.
-      records: elements of this run which the job answers.
-      number: in the ledger; 0 for elements with an error of their own, which are in no job.
-      manifest: this run's rows.
-      state: `planned`, `queued`, `created` or `done`, as it was when the ref was made.
-      min_timestamp: the earliest element's, microseconds since the epoch.
-      reused: so many of its phases were paid for before this run (their answers cost nothing now).
-    """
-
-    job_id: str | None
-    records: int
-    staging_location: str
-    number: int
-    manifest: str
-    model: str
-    state: str
-    min_timestamp: int
-    reused: int = 0
-
-
 def plan(store: Store, task: Task, caps: Caps, traits: BatchTraits, parts: Sequence[PartRef], clock: Clock) -> list[BatchJobRef]:
-    """Finds or plans a job for every record of `parts`. Planning the same parts again finds what was planned, and gives the same refs.
+    """Finds or plans a job for every record of `parts`. Planning the same parts again finds what
+    was planned, and gives the same refs.
 
     Returns:
-      One ref per job that this run needs, in order of number; one with number 0 for records with early errors.
+      One ref per job that this run needs, in order of number; one with number 0 for records with
+      early errors.
 
     Raises:
       LedgerError: the staging location is damaged or of a newer format.
@@ -80,14 +61,15 @@ class _Plan:
     def __init__(self, ledger: Ledger, task: Task, caps: Caps, traits: BatchTraits, parts: Sequence[PartRef], clock: Clock):
         self._ledger, self._task, self._caps, self._traits, self._clock = ledger, task, caps, traits, clock
         self._settings: Settings = task.settings
-        # By name: then equal parts give equal jobs in whatever order they come, and rows lie in a manifest's canonical order.
+        # By name: then equal parts give equal jobs in whatever order they come, and rows lie in a
+        # manifest's canonical order.
         self._pool = _Pool(ledger.store, sorted(parts, key=lambda part: part.name))
         self._min_timestamp = min(part.min_timestamp for part in parts)
-        self._chains: dict[int, Chain] = {}
+        self._trees: dict[int, JobTree] = {}
         self._rows_named: dict[int, str] = {}
 
     def refs(self) -> list[BatchJobRef]:
-        reached("intent.before")
+        failpoint("intent.before")
         numbers = self._known_jobs()
         self._claim(numbers)
         return self._refs_of(numbers)
@@ -99,22 +81,22 @@ class _Plan:
         numbers = known.jobs_of(self._pool.keys)
         numbers[self._pool.failed] = 0
         for number in np.unique(numbers).tolist():
-            unpaid = self._chain(number).unpaid(may_be_asked_again(self._settings)) if number else []
+            unpaid = self._tree(number).unpaid(may_be_asked_again(self._settings)) if number else []
             for again in unpaid:  # left without an answer by a finished job, at no cost: new once more
                 rows = np.flatnonzero(numbers == number)
                 numbers[rows[find(np.sort(again), self._pool.keys[rows]) >= 0]] = 0
         return numbers
 
-    def _chain(self, number: int) -> Chain:
-        if number not in self._chains:
-            self._chains[number] = Chain(self._ledger, number)
-        return self._chains[number]
+    def _tree(self, number: int) -> JobTree:
+        if number not in self._trees:
+            self._trees[number] = JobTree(self._ledger, number)
+        return self._trees[number]
 
     def _claim(self, numbers: Array) -> None:
         """Appends intents for the new rows, job by job, and notes their numbers.
 
-        The loser of a race reads what came between, leaves to the winner what it claimed, and cuts the rest anew. Nothing was
-        staged yet, so a lost race costs two small manifests.
+        The loser of a race reads what came between, leaves to the winner what it claimed, and cuts
+        the rest anew. Nothing was staged yet, so a lost race costs two small manifests.
         """
         leaders = self._pool.leaders(np.flatnonzero((numbers == 0) & ~self._pool.failed).astype(np.int32))
         distinct = np.unique(leaders.leader) if leaders.repeats else leaders.rows
@@ -125,7 +107,7 @@ class _Plan:
                 intent = self._intent(members, cut, rows)
                 if self._ledger.append(intent) is None:
                     break
-                reached("intent.after")
+                failpoint("intent.after")
                 self._last, self._rows_named[intent.number] = intent.number, intent.rows
                 numbers[rows] = intent.number
             else:
@@ -148,8 +130,6 @@ class _Plan:
         lines = compact(pool.keys_of(members), *pool.places_of(members), pool.names, cut.line_starts)
         return Intent(
             number=self._last + 1,
-            kind=JOB,
-            parent=0,
             lines=lines.write(store),
             rows=self._rows_manifest(rows),
             records=len(members),
@@ -162,7 +142,8 @@ class _Plan:
         )
 
     def _rows_manifest(self, rows: Array) -> str:
-        """This run's rows of one job in canonical order, so that the same rows always have the same manifest."""
+        """This run's rows of one job in canonical order, so that the same rows always have the same
+        manifest."""
         pool = self._pool
         manifest = compact(pool.keys_of(rows), *pool.places_of(rows), pool.names)
         part, row = manifest.part, manifest.row
@@ -195,11 +176,13 @@ class _Plan:
         ]
 
     def _learned_limit(self) -> int | None:
-        """Enqueued tokens beyond which an earlier job was refused: a larger one would have to be sent in several goes."""
+        """Enqueued tokens beyond which an earlier job was refused: a larger one would have to be
+        sent in several goes."""
         return known_limit(self._ledger.store, host_of(self._settings), self._settings.model, self._clock.time())
 
     def _line_frame(self, distinct: Array) -> tuple[int, int]:
-        """Bytes of a line without its records' texts, and what each record adds beside its text; measured on one rendered record."""
+        """Bytes of a line without its records' texts, and what each record adds beside its text;
+        measured on one rendered record."""
         record, size = self._pool.sample(int(distinct[0]))
         task = self._task
         one, two, three = (task.size(task.render([record] * count)) for count in (1, 2, 3))
@@ -220,16 +203,17 @@ class _Plan:
         ref = BatchJobRef(None, len(rows), ledger.location, number, manifest, model, "planned", self._min_timestamp)
         if not number:
             return ref._replace(state="done")
-        chain = self._chain(number)
-        finished = chain.finished_links()
+        tree = self._tree(number)
+        finished = tree.finished_nodes()
         if not finished and ledger.appended_here(number) and manifest != ledger.intent(number).rows:
             finished = ALL_PHASES  # this process's own earlier plan has the job, and reports what it costs
-        state = "done" if chain.is_finished() else "created" if chain.job_id else "planned"
-        return ref._replace(job_id=chain.job_id, state=state, reused=finished)
+        state = "done" if tree.is_finished() else "created" if tree.job_id else "planned"
+        return ref._replace(job_id=tree.job_id, state=state, reused=finished)
 
 
 class _Cut(NamedTuple):
-    """One job to be: its records, as a range of the new ones, and its lines, as a range of those."""
+    """One job to be: its records, as a range of the new ones, and its lines, as a range of
+    those."""
 
     start: int
     end: int
@@ -254,7 +238,8 @@ class _Leaders:
 
 
 class _Pool:
-    """The keys of all parts of a plan, one part after the other: 17 bytes a record. What records weigh is read when asked for."""
+    """The keys of all parts of a plan, one part after the other: 17 bytes a record. What records
+    weigh is read when asked for."""
 
     def __init__(self, store: Store, parts: Sequence[PartRef]):
         self._store = store
@@ -279,7 +264,8 @@ class _Pool:
         return tokens, sizes
 
     def keys_of(self, rows: Array) -> Array:
-        """A view where the rows follow one another, as they mostly do: no second copy of a million keys."""
+        """A view where the rows follow one another, as they mostly do: no second copy of a million
+        keys."""
         if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
             return self.keys[rows[0] : rows[-1] + 1]
         return self.keys[rows]
@@ -303,7 +289,8 @@ class _Pool:
             reader.close()
 
     def leaders(self, rows: Array) -> _Leaders:
-        """Finds equal keys. Half a key tells almost all apart, at half the memory; only those it does not are looked at whole."""
+        """Finds equal keys. Half a key tells almost all apart, at half the memory; only those it
+        does not are looked at whole."""
         keys = self.keys_of(rows)
         halves = np.ascontiguousarray(keys.view("<u8").reshape(-1, 2)[:, 0])
         halves.sort()
@@ -316,87 +303,3 @@ class _Pool:
         leader = rows.copy()
         leader[suspects] = rows[suspects[first[group]]]
         return _Leaders(rows, leader, True)
-
-
-def cut_lines(tokens: Array, sizes: Array, caps: Caps) -> Array:
-    """Greedily fills prompts: first record of each line, and the end. A record that passes a cap alone has a line of its own."""
-    starts = [0]
-    step = max(_CHUNK, 2 * caps.records)  # Python's numbers take 40 bytes each, so only some at a time
-    while starts[-1] < len(tokens):
-        begin = starts[-1]
-        chunk = slice(begin, begin + step)
-        ends = _line_ends(tokens[chunk], sizes[chunk] if caps.bytes is not None else None, caps)
-        if begin + step < len(tokens):
-            ends.pop()  # the chunk's end is no border; its last line is filled anew
-        starts.extend(begin + end for end in ends)
-    return np.array(starts, dtype=np.int64)
-
-
-_CHUNK = 1 << 16
-
-
-def _line_ends(tokens: Array, sizes: Array | None, caps: Caps) -> list[int]:
-    token_sums = np.cumsum(tokens, dtype=np.int64) + RECORD_OVERHEAD_TOKENS * np.arange(1, len(tokens) + 1)
-    byte_sums = np.cumsum(sizes, dtype=np.int64).tolist() if sizes is not None else None
-    return prompt_ends(token_sums.tolist(), byte_sums, caps)
-
-
-def cut_jobs(sizes: Array, tokens: Array, *, max_requests: int, max_bytes: int, max_tokens: int | None) -> list[int]:
-    """Greedily fills jobs with lines: first line of each, and the end. A line that passes a limit alone has a job of its own.
-
-    Args:
-      sizes, tokens: of each line.
-    """
-    cuts, at = [0], 0
-    while at < len(sizes):
-        taken = slice(at, at + max_requests)
-        count = int(np.searchsorted(np.cumsum(sizes[taken], dtype=np.int64), max_bytes, side="right"))
-        if max_tokens is not None:
-            count = min(count, int(np.searchsorted(np.cumsum(tokens[taken], dtype=np.int64), max_tokens, side="right")))
-        at += max(count, 1)
-        cuts.append(at)
-    return cuts
-
-
-def host_of(settings: Settings) -> str:
-    """Host and port of the base URL, and nothing else of it."""
-    parts = urlsplit(settings.base_url or "")
-    return (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
-
-
-def find_ref(store: Store, job_id: str) -> BatchJobRef:
-    """The ref of the job that the provider calls `job_id`, for the elements of the run that planned it.
-
-    A follow-up's id leads to the job it followed: that one has the elements.
-
-    Raises:
-      UsageError: no job in this staging location has that id.
-    """
-    ledger = Ledger(store)
-    number = number_of(ledger, job_id)
-    intent = ledger.intent(number)
-    while not intent.root:
-        intent = ledger.intent(intent.parent)
-    chain, rows = Chain(ledger, intent.number), Manifest.read(store, intent.rows)
-    oldest = min((int(PartReader(store, name).facts["min_timestamp"]) for name in rows.parts), default=0)
-    return BatchJobRef(chain.job_id, len(rows), ledger.location, intent.number, intent.rows, intent.model, "created", oldest)
-
-
-def number_of(ledger: Ledger, job_id: str) -> int:
-    """The number of the job that the provider calls `job_id`; `#3` is job number 3, which may have no id yet.
-
-    Raises:
-      UsageError: there is none.
-    """
-    store = ledger.store
-    if job_id.startswith("#") and job_id[1:].isdigit() and any(intent.number == int(job_id[1:]) for intent in ledger.intents()):
-        return int(job_id[1:])
-    jobs = 0
-    for name in store.list("jobs/"):
-        if "/created-" in name:
-            jobs += 1
-            found = read_json(store, name)
-            if found is not None and found["job_id"] == job_id:
-                return int(name.split("/")[1])
-    where = "`beam-llm jobs ls` lists those there are" if jobs else "it holds no jobs at all: is it the one they were submitted with?"
-    raise UsageError(f"no job in the staging location {ledger.location!r} has the id {job_id!r}; {where}")

@@ -1,67 +1,92 @@
-"""Jobs that don't fit the provider's queue: how much of one may be sent, decided once and written down before it is sent.
+"""Jobs that don't fit the provider's queue: whether one is sent as it is, becomes two, or is given
+up.
 
-    limits/<digest>              what is known of a model's limit on enqueued tokens
-    jobs/<number>/closed-<a>     of a refusal by the queue also: `limit` as stated, `alone`: nothing else was pending (null: not known)
-    jobs/<number>/narrowed-<a>   from attempt a on the job sends only its first `lines` lines; the rest is left to the next link
+    limits/<digest>   what is known of a model's limit on enqueued tokens
 
-A limit is on tokens, tokens here are estimates, and other jobs of the organization may be invisible. So narrowing is lavish (it costs
-only a further link), and a record is given up only where it was tried alone.
+A limit is on tokens, tokens here are estimates, and other jobs of the organization may be
+invisible. So we split generously (it costs one more job), and a record is given up only where it
+was tried alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import orjson
 
-from beam_llm.config import Settings
 from beam_llm.errors import CallError, Failure, Kind, QueueFull
-from beam_llm.jobs.collect import Ending
 from beam_llm.jobs.columns import Array
-from beam_llm.jobs.documents import read_json
-from beam_llm.jobs.failpoints import reached
+from beam_llm.jobs.context import JobContext
+from beam_llm.jobs.cutting import cut_jobs
+from beam_llm.jobs.endings import JobEnd
+from beam_llm.jobs.failpoints import failpoint
+from beam_llm.jobs.guarded import guarded
+from beam_llm.jobs.journal import Closed, Document, Journal, Refusal, read
 from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import PartReader
-from beam_llm.jobs.status import folder
-from beam_llm.jobs.steps import translated
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS
-from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store, Task
+from beam_llm.protocols import RemoteJob, Store, Task
 
 _LOG = logging.getLogger(__name__)
 
 PATIENCE = 3
-"""Refusals in a row, with nothing else pending, after which a job is taken to be too large itself."""
+"""Refusals in a row, with nothing else pending, after which a job is taken to be too large
+itself."""
 _LOOK_BACK = 12
 LIMIT_SECONDS = 7 * 86_400.0
-"""So long a limit is believed: organizations are moved to higher tiers, and nobody tells the ledger."""
+"""So long a limit is believed: organizations are moved to higher tiers, and nobody tells the
+ledger."""
+
+
+@dataclass(frozen=True)
+class Limit(Document):
+    """What is known of a model's limit on the tokens that its jobs may have together.
+
+    Attributes:
+      stated: by the provider.
+      found: by trying, under that stated limit.
+      too_large: (job, tokens, records) of the last line that was given up; so are others of that
+        job that are as large.
+    """
+
+    host: str
+    model: str
+    at: float
+    stated: int | None = None
+    found: int | None = None
+    too_large: tuple[str, int, int] | None = None
 
 
 def known_limit(store: Store, host: str, model: str, now: float) -> int | None:
     """Estimated tokens that one job of this model may have, as far as this ledger has learned."""
-    doc = read_json(store, _limit_name(host, model))
-    if doc is None or now - float(doc["at"]) > LIMIT_SECONDS:
+    limit = _read_limit(store, host, model)
+    if limit is None or now - limit.at > LIMIT_SECONDS:
         return None
-    return min((int(doc[word]) for word in ("stated", "found") if doc.get(word)), default=None)
+    return min((tokens for tokens in (limit.stated, limit.found) if tokens), default=None)
 
 
-def note_limit(store: Store, host: str, model: str, now: float, **news: int | None) -> None:
+def note_limit(store: Store, host: str, model: str, now: float, **news: int | tuple[str, int, int] | None) -> None:
     """Keeps a limit for later plans.
 
     Args:
-      news: `stated` by the provider, or `found` by trying. What was found under another stated limit no longer holds.
+      news: fields of `Limit`. What was found under another stated limit no longer holds.
     """
-    before = read_json(store, _limit_name(host, model)) or {}
-    doc = {"format": 1, "host": host, "model": model, "stated": before.get("stated"), "found": before.get("found"), **news}
-    if "stated" in news and news["stated"] != before.get("stated"):
-        doc["found"] = None
-    if any(doc[word] != before.get(word) for word in ("stated", "found")) or now - float(before.get("at", now)) > LIMIT_SECONDS / 7:
-        store.put(_limit_name(host, model), orjson.dumps({**doc, "at": now}))
-        reached("limit.noted")
+    before = _read_limit(store, host, model)
+    limit = replace(before or Limit(host, model, now), **news)  # type: ignore[arg-type]
+    if before is not None and limit.stated != before.stated:
+        limit = replace(limit, found=None)
+    if limit != before or now - before.at > LIMIT_SECONDS / 7:
+        store.put(_limit_name(host, model), replace(limit, at=now).dumps())
+        failpoint("limit.noted")
+
+
+def _read_limit(store: Store, host: str, model: str) -> Limit | None:
+    return read(store, _limit_name(host, model), Limit)
 
 
 def _limit_name(host: str, model: str) -> str:
@@ -84,147 +109,157 @@ def line_tokens(store: Store, manifest: Manifest, task: Task) -> Array:
     return sums
 
 
-class _Fit(NamedTuple):
-    """What a job may send: its first `lines` lines of so many `tokens` (None: not reckoned yet), since attempt `since`."""
+class Split(NamedTuple):
+    """The job goes as two: the lines before `at_line`, and those from it on.
 
-    lines: int
-    tokens: int | None
-    since: int
+    Attributes:
+      line_tokens: estimated tokens of each line.
+    """
+
+    at_line: int
+    line_tokens: Array
 
 
-class Narrower:
-    """Decides how much of a job goes into its next attempt. Only the holder of the job's lease asks it to."""
+class QueueLimit:
+    """Decides what becomes of one job that the queue refuses. Only the holder of the job's lease
+    asks it to."""
 
-    def __init__(self, settings: Settings, task: Task, store: Store, provider: BatchProvider, clock: Clock):
-        self._settings, self._task, self._store, self._provider, self._time = settings, task, store, provider, clock.time
+    def __init__(self, context: JobContext, intent: Intent, journal: Journal):
+        self._context, self._intent, self._journal = context, intent, journal
+        self._time = context.shared.time
 
-    def refused(self, intent: Intent, error: QueueFull) -> dict[str, Any]:
+    def refusal(self, error: QueueFull) -> Refusal:
         """What the ledger is to remember of a refusal by the queue."""
-        limit = error.limit_tokens
-        if limit is not None:
-            note_limit(self._store, intent.host, intent.model, self._time(), stated=limit)
-        return {"limit": limit, "alone": self._is_alone(intent)}
+        if error.limit_tokens is not None:
+            self._note(stated=error.limit_tokens)
+        return Refusal(error.limit_tokens, self._is_alone())
 
-    def lines(self, intent: Intent, attempt: int) -> int | Ending:
-        """How many of the job's lines this attempt sends; or how the job ends, where not even one fits."""
-        fit = self._newest(intent)
-        refusals = self._refusals(intent.number, fit.since, attempt)
-        stated = refusals[0]["limit"] if refusals else None
-        limit = self._limit(intent, stated)
+    def decide(self, attempt: int) -> Split | JobEnd | None:
+        """How the job goes on instead of being sent as it is; None: it is to be sent."""
+        refusals = self._refusals(attempt)
+        stated = refusals[0][1].limit if refusals else None
+        limit = self._limit(stated)
         if limit is None and not refusals:
-            return fit.lines
-        fit = self._reckoned(intent, fit)
-        assert fit.tokens is not None
-        alone = self._alone(refusals)
-        if fit.lines == 1:
-            return self._single(intent, fit.tokens, stated, alone, refusals[0]["alone"] is None) if refusals else 1
-        if limit is not None and fit.tokens > limit:
-            return self._narrowed(intent, attempt, fit, limit)
-        if alone >= PATIENCE and (stated is None or fit.tokens > stated // 2):
-            return self._narrowed(intent, attempt, fit, None)
-        return fit.lines
+            return None
+        sizes = self._line_tokens()
+        tokens, alone = int(sizes.sum()), self._alone(refusals)
+        if limit is not None and (end := self._as_large_as_one_given_up(sizes, limit)) is not None:
+            return end
+        if len(sizes) == 1:
+            return self._single(tokens, stated, alone, refusals[0][1].alone is None) if refusals else None
+        if limit is not None and tokens > limit:
+            return self._split(sizes, limit)
+        if alone >= PATIENCE and (stated is None or tokens > stated // 2):
+            return self._split(sizes, None)
+        return None
 
-    def went_through(self, intent: Intent, lines: int) -> None:
-        """A job has ended well: where a limit was only found by trying, twice as much may be tried next."""
-        doc = read_json(self._store, _limit_name(intent.host, intent.model)) or {}
-        if doc.get("found"):
-            fit = self._reckoned(intent, self._newest(intent))
-            if fit.lines == lines and fit.tokens is not None and 2 * fit.tokens > doc["found"]:
-                note_limit(self._store, intent.host, intent.model, self._time(), found=2 * fit.tokens)
+    def completed(self) -> None:
+        """The job has ended well: where a limit was only found by trying, twice as much may be
+        tried next."""
+        limit = self._read()
+        if limit is not None and limit.found:
+            tokens = int(self._line_tokens().sum())
+            if 2 * tokens > limit.found:
+                self._note(found=2 * tokens)
 
-    def _newest(self, intent: Intent) -> _Fit:
-        prefix = folder(intent.number) + "narrowed-"
-        names = sorted(self._store.list(prefix))
-        doc = read_json(self._store, names[-1]) if names else None
-        if doc is None:
-            return _Fit(intent.line_count, intent.tokens if intent.root else None, 0)
-        return _Fit(int(doc["lines"]), int(doc["tokens"]), int(names[-1].removeprefix(prefix)))
+    def _read(self) -> Limit | None:
+        return _read_limit(self._context.store, self._intent.host, self._intent.model)
 
-    def _reckoned(self, intent: Intent, fit: _Fit) -> _Fit:
-        return fit if fit.tokens is not None else fit._replace(tokens=int(self._line_tokens(intent).sum()))
+    def _note(self, **news: int | tuple[str, int, int] | None) -> None:
+        note_limit(self._context.store, self._intent.host, self._intent.model, self._time(), **news)
 
-    def _line_tokens(self, intent: Intent) -> Array:
-        return line_tokens(self._store, self._own_lines(intent), self._task)
+    def _manifest(self) -> Manifest:
+        return Manifest.read(self._context.store, self._intent.lines)
 
-    def _own_lines(self, intent: Intent) -> Manifest:
-        return Manifest.read(self._store, intent.lines).first(intent.line_count)
+    def _line_tokens(self) -> Array:
+        return line_tokens(self._context.store, self._manifest(), self._context.task)
 
-    def _refusals(self, number: int, since: int, attempt: int) -> list[dict[str, Any]]:
-        """Those of the latest attempts that the queue refused, newest first."""
-        tried = range(attempt - 1, max(since, attempt - _LOOK_BACK) - 1, -1)
-        docs = [read_json(self._store, f"{folder(number)}closed-{earlier:04d}") for earlier in tried]
-        return [doc for doc in docs if doc is not None and "alone" in doc]
+    def _refusals(self, attempt: int) -> list[tuple[float, Refusal]]:
+        """(when, what) of those of the latest attempts that the queue refused, newest first."""
+        tried = range(attempt - 1, max(0, attempt - _LOOK_BACK) - 1, -1)
+        closed = [self._journal.read(Closed, earlier) for earlier in tried]
+        return [(doc.at, doc.refusal) for doc in closed if doc is not None and doc.refusal is not None]
 
-    def _alone(self, refusals: list[dict[str, Any]]) -> int:
-        """How many of the last refusals in a row found nothing else pending; none, while a job may just not be listed yet."""
-        row = list(takewhile(lambda doc: doc["alone"], refusals))
-        return len(row) if row and row[0]["at"] - row[-1]["at"] >= self._settings.list_lag_seconds else 0
+    def _alone(self, refusals: list[tuple[float, Refusal]]) -> int:
+        """How many of the last refusals in a row found nothing else pending; none, while a job may
+        just not be listed yet."""
+        times = [at for at, _ in takewhile(lambda refused: refused[1].alone, refusals)]
+        return len(times) if times and times[0] - times[-1] >= self._context.settings.list_lag_seconds else 0
 
-    def _limit(self, intent: Intent, stated: int | None) -> int | None:
-        """What the last refusal said, and what the ledger knows; the latter only where the user has no number of their own."""
+    def _limit(self, stated: int | None) -> int | None:
+        """What the last refusal said, and what the ledger knows; the latter only where the user has
+        no number of their own."""
         known = None
-        if self._settings.job_max_tokens is None:
-            known = known_limit(self._store, intent.host, intent.model, self._time())
+        if self._context.settings.job_max_tokens is None:
+            known = known_limit(self._context.store, self._intent.host, self._intent.model, self._time())
         return min((limit for limit in (stated, known) if limit is not None), default=None)
 
-    def _narrowed(self, intent: Intent, attempt: int, fit: _Fit, limit: int | None) -> int:
-        """Writes the narrowing down: to what fits `limit`, or else to half. Of several that do so at once the first decides."""
-        sums = np.cumsum(self._line_tokens(intent)[: fit.lines])
-        lines = fit.lines // 2 if limit is None else max(int(np.searchsorted(sums, limit, side="right")), 1)
-        if lines >= fit.lines:
-            return fit.lines
-        tokens = int(sums[lines - 1])
-        doc = {"format": 1, "lines": lines, "tokens": tokens, "limit": limit, "at": self._time()}
-        if limit is None:
-            note_limit(self._store, intent.host, intent.model, self._time(), found=tokens)
-        if self._store.create(f"{folder(intent.number)}narrowed-{attempt:04d}", orjson.dumps(doc)):
-            why = f"limit of {limit:,} enqueued tokens" if limit is not None else "queue, which refused it with nothing else pending"
-            _LOG.info("job %d: sends %d of %d lines, for the provider's %s", intent.number, lines, intent.line_count, why)
-        reached("narrowed")
-        return self._newest(intent).lines
+    def _split(self, sizes: Array, limit: int | None) -> Split | None:
+        """In two where a part that just fits `limit` ends; without a limit, in the middle."""
+        at_line = len(sizes) // 2
+        if limit is not None:
+            cuts = cut_jobs(sizes, sizes, max_requests=len(sizes), max_bytes=limit, max_tokens=None)
+            if len(cuts) <= 2:
+                return None
+            at_line = cuts[(len(cuts) - 1) // 2]
+        else:
+            self._note(found=int(sizes[:at_line].sum()))
+        why = f"limit of {limit:,} enqueued tokens" if limit is not None else "queue, which refused it with nothing else pending"
+        _LOG.info("job %s: goes as two, of %d and %d lines, for the provider's %s", self._intent.job, at_line, len(sizes) - at_line, why)
+        failpoint("split")
+        return Split(at_line, sizes)
 
-    def _single(self, intent: Intent, tokens: int, stated: int | None, alone: int, unseen: bool) -> int | Ending:
-        """One line, refused. It is too large where its estimate says so and it was refused again and again with nothing else pending
-        (`unseen`: where that can't be told, the estimate must say so by far). So is then every line as large, in tokens and records.
+    def _single(self, tokens: int, stated: int | None, alone: int, unseen: bool) -> JobEnd | None:
+        """One line, refused. It is too large where its estimate says so and it was refused again
+        and again with nothing else pending (`unseen`: where that can't be told, the estimate must
+        say so by far).
 
         Prompts of several records are asked record by record; a record alone has its error.
         """
-        own = self._own_lines(intent)
-        assert own.line_starts is not None
-        counts = np.diff(own.line_starts)
+        records = len(self._manifest())
         if stated is not None and tokens > stated and (alone >= PATIENCE or (tokens > 2 * stated and unseen)):
-            failure = _too_large(tokens, stated)
-        elif stated is None and alone >= 2 * PATIENCE:
-            note_limit(self._store, intent.host, intent.model, self._time(), found=None)  # it was not the size
-            said = f"the provider's queue refused even one request of about {tokens:,} tokens with nothing else pending, naming no limit"
-            failure = Failure(Kind.RATE_LIMITED, said)
-            if counts[0] == 1:
-                return Ending("queue", failure, True, {})
-        else:
-            return 1
-        sizes = line_tokens(self._store, own, self._task)
-        as_large = np.flatnonzero((sizes >= sizes[0]) & (counts >= counts[0]))  # `tokens` may be another batch size's estimate
-        return Ending("too_large", failure, True, dict.fromkeys(as_large.tolist(), failure), 1)
+            self._note(too_large=(self._intent.undivided, tokens, records))
+            return _too_large([tokens], stated)
+        if stated is None and alone >= 2 * PATIENCE:
+            self._note(found=None)  # it was not the size
+            refused = f"the provider's queue refused even one request of about {tokens:,} tokens"
+            reason = f"{refused} with nothing else pending, naming no limit"
+            failure = Failure(Kind.RATE_LIMITED, reason)
+            return JobEnd("queue", failure) if records == 1 else JobEnd("too_large", failure, faulty_lines={0: failure})
+        return None
 
-    def _is_alone(self, intent: Intent) -> bool | None:
-        """Whether the provider has no other job under way, as far as it lists them; None where that can't be told."""
+    def _as_large_as_one_given_up(self, sizes: Array, limit: int) -> JobEnd | None:
+        """Where another line of the job that this is a part of was given up, lines that are as
+        large need not be tried."""
+        known = self._read()
+        if known is None or known.too_large is None:
+            return None
+        job, tokens, records = known.too_large
+        if job != self._intent.undivided or sizes.min() < tokens or self._manifest().records_per_line().min() < records:
+            return None
+        return _too_large(sizes.tolist(), limit)
+
+    def _is_alone(self) -> bool | None:
+        """Whether the provider has no other job under way, as far as it lists them; None where that
+        can't be told."""
         try:
-            pending = translated(self._provider.pending)
+            pending = guarded(self._context.provider.pending)
         except CallError:
             return None
-        return all(self._is_of_another_model(job, intent) for job in pending)
+        return all(self._is_of_another_model(job) for job in pending)
 
-    def _is_of_another_model(self, job: RemoteJob, intent: Intent) -> bool:
+    def _is_of_another_model(self, job: RemoteJob) -> bool:
         """Limits are per model. Of jobs that are not this ledger's, the model is not known."""
         ledger, _, rest = (job.name or "").partition("-")
-        number = rest.partition("-")[0]
-        if ledger != intent.fingerprint.partition("-")[0] or not number.isdigit():
+        number = rest.partition("-")[0].partition(".")[0]
+        if ledger != self._intent.fingerprint.partition("-")[0] or not number.isdigit():
             return False
-        other = read_json(self._store, f"log/{int(number):020d}") or {}
-        return bool(other) and (other.get("model"), other.get("host")) != (intent.model, intent.host)
+        other = read(self._context.store, f"log/{int(number):020d}", Intent)
+        return other is not None and (other.model, other.host) != (self._intent.model, self._intent.host)
 
 
-def _too_large(tokens: int, limit: int) -> Failure:
-    return Failure(
-        Kind.TOO_LARGE, f"a request of about {tokens:,} tokens exceeds the provider's limit of {limit:,} enqueued tokens for batch jobs"
-    )
+def _too_large(tokens: list[int], limit: int) -> JobEnd:
+    """Every line's records end with its own size."""
+    why = f"exceeds the provider's limit of {limit:,} enqueued tokens for batch jobs"
+    failures = [Failure(Kind.TOO_LARGE, f"a request of about {size:,} tokens {why}") for size in tokens]
+    return JobEnd("too_large", failures[0], faulty_lines=dict(enumerate(failures)))

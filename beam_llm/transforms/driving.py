@@ -22,7 +22,7 @@ from beam_llm import events
 from beam_llm.calls import Asked, Tally, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind
-from beam_llm.jobs import BatchJobRef, Driver, Ready, Waiting, drive_all, find_ref, open_store
+from beam_llm.jobs import BatchJobRef, Driver, Ready, Waiting, find_ref, open_store, run_jobs
 from beam_llm.pricing import Prices
 from beam_llm.prompting.batching import Batcher
 from beam_llm.providers import connect, connect_batch
@@ -171,7 +171,7 @@ class DriveInLoop(beam.DoFn):
         self._refs.append(resolve(self._jobs.store, ref))
 
     def finish_bundle(self) -> Iterator[Any]:
-        for _, answers in drive_all(self._jobs.driver, self._refs, time.sleep, _report_waiting):
+        for _, answers in run_jobs(self._jobs.driver, self._refs, time.sleep, _report_waiting):
             yield from self._jobs.predictions(answers)
 
     def teardown(self) -> None:
@@ -263,10 +263,14 @@ class SubmitOnce(beam.DoFn):
 
     def process(self, ref: BatchJobRef) -> Iterator[BatchJobRef]:
         ref = BatchJobRef(*ref)
+        phase: int | None = 0
         while True:
-            result = self._jobs.step(ref, 0)
+            result = self._jobs.step(ref, phase or 0)
             if isinstance(result, Ready):
-                yield ref._replace(state="done", job_id=self._jobs.driver.job_id(ref.number))
+                phase, job_id = result.phase, self._jobs.driver.job_id(ref.number)
+                if job_id is None and phase is not None:  # too large for the queue: its halves are submitted in its place
+                    continue
+                yield ref._replace(state="done", job_id=job_id)
                 return
             if result.job_id is not None or result.status == "queued":
                 yield ref._replace(state="queued" if result.job_id is None else "created", job_id=result.job_id)

@@ -1,0 +1,198 @@
+"""The last thing done with a job: its results are read, and how every record of it ends is written
+down, once and for all."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from beam_llm.config import Settings
+from beam_llm.errors import CallError, Kind, LedgerError, Retryable
+from beam_llm.jobs.collect import PriorOutcomes, ResultReader
+from beam_llm.jobs.columns import Array
+from beam_llm.jobs.context import JobContext
+from beam_llm.jobs.endings import JobEnd
+from beam_llm.jobs.failpoints import failpoint
+from beam_llm.jobs.guarded import guarded
+from beam_llm.jobs.journal import FIRST_HALF, FOLLOW_UP, SECOND_HALF, Child, Done, DoneAgain, Journal, LiveWork
+from beam_llm.jobs.ledger import Intent
+from beam_llm.jobs.manifest import Manifest
+from beam_llm.jobs.outcomes import LEFT
+from beam_llm.protocols import RemoteJob
+from beam_llm.stores import temporary_file
+
+_LOG = logging.getLogger(__name__)
+
+
+class Closing:
+    """Writes the end of one job.
+
+    Args:
+      prior: name of the outcomes that the job before left to this one.
+    """
+
+    def __init__(self, context: JobContext, intent: Intent, journal: Journal, prior: str | None):
+        self._context, self._intent, self._journal, self._prior = context, intent, journal, prior
+
+    def collect(self, end: JobEnd, job: RemoteJob | None = None, *, is_whole: bool = False, again: bool = False) -> Done:
+        """Reads the results, if any, and writes down how every record of the job ends.
+
+        Args:
+          job: whose results are read; None: there are none.
+          is_whole: what it counts as done has to be among them; else whatever is there is all there
+            will be.
+          again: the job has ended before, in doubt; now with at least one line, or not.
+
+        Returns:
+          What is written down, be it ours or a quicker collector's.
+
+        Raises:
+          CallError: with `is_whole`, the results can't be read yet, or not whole; to be tried
+            again.
+        """
+        store = self._context.store
+        manifest = Manifest.read(store, self._intent.lines)
+        prior = PriorOutcomes(store, self._prior)
+        try:
+            with temporary_file() as path, open(path, "wb") as file:
+                reader = ResultReader(self._context, manifest, end, file, prior)
+                if job is not None:
+                    self._read_results(reader, job, is_whole)
+                if again and not reader.lines:
+                    raise Retryable(Kind.UNAVAILABLE, "there are no results")
+                reader.finish()
+                done = self._write(manifest, reader, end, path, DoneAgain if again else Done)
+        finally:
+            prior.close()
+        warnings = {fact: count for fact, count in done.facts.items() if fact.startswith("warnings_")}
+        self._context.counted.update(warnings)
+        return done
+
+    def _read_results(self, reader: ResultReader, job: RemoteJob, is_whole: bool) -> None:
+        with temporary_file() as path:
+            try:
+                guarded(lambda: self._context.provider.fetch(job, Path(path)))
+            except CallError as error:
+                if is_whole:
+                    raise
+                _LOG.warning("the results of %s can't all be read: %s", job.job_id, error.message)
+            failpoint("collect.file")
+            reader.read_file(path)
+        if is_whole and reader.is_short_of(job):
+            found = f"{reader.replies} replies and {reader.lines} lines of {job.completed} counted"
+            raise Retryable(Kind.UNAVAILABLE, f"its files hold {found}")
+
+    def _write(self, manifest: Manifest, reader: ResultReader, end: JobEnd, path: str, kind: type[Done]) -> Done:
+        """Writes outcomes, leftovers and, last, the document."""
+        store, name = self._context.store, f"{self._journal.folder}answers-{uuid.uuid4().hex[:12]}"
+        reader.outcomes.flush()
+        left = np.frombuffer(reader.left, dtype=np.bool_)
+        failpoint("answers.before")
+        store.put_file(f"{name}.rows", path)
+        goes_on = self._going_on(manifest, reader, left) if left.any() else None
+        if goes_on is None:
+            index, counts = reader.outcomes.whole()
+        else:  # two indexes over the same rows: what ends here, and what is passed on
+            index, counts = reader.outcomes.part(~left)
+            store.put(f"{name}{LEFT}.index", reader.outcomes.part(left)[0])
+        store.put(f"{name}.index", index)
+        done = kind(
+            intent=self._intent.fingerprint,
+            outcomes=name,
+            ended=end.word,
+            counts=counts,
+            at=self._context.shared.time(),
+            children=(goes_on,) if isinstance(goes_on, Child) else (),
+            live=goes_on if isinstance(goes_on, LiveWork) else None,
+            left=None if goes_on is None else f"{name}{LEFT}",
+            ends_all=(end.failure.kind, end.failure.message) if end.is_of_all else None,
+            facts=dict(reader.facts),
+            usage=reader.usage,
+            cost_usd=reader.cost_usd,
+        )
+        return self._add(done, name)
+
+    def split(self, at_line: int, line_tokens: Array, doubted: bool) -> Done:
+        """Ends a job that no queue will take as it is: the lines before `at_line` and those behind
+        become jobs of their own.
+
+        Nothing was sent of it, so no record ends here; what the job before left to it goes to both.
+
+        Args:
+          line_tokens: estimated tokens of each line.
+          doubted: an attempt at it may have made a job all the same; then its parts look out for
+            that.
+        """
+        manifest = Manifest.read(self._context.store, self._intent.lines)
+        halves = [
+            Child(name, part.write(self._context.store), len(part), part.lines, int(tokens.sum()))
+            for name, part, tokens in (
+                (FIRST_HALF, manifest.some_lines(0, at_line), line_tokens[:at_line]),
+                (SECOND_HALF, manifest.some_lines(at_line, manifest.lines), line_tokens[at_line:]),
+            )
+        ]
+        done = Done(
+            intent=self._intent.fingerprint,
+            outcomes=None,
+            ended="split",
+            counts={},
+            at=self._context.shared.time(),
+            children=tuple(halves),
+            left=self._prior,
+            doubted=doubted,
+        )
+        return self._add(done, None)
+
+    def _add(self, done: Done, outcomes: str | None) -> Done:
+        failpoint("done.before")
+        if self._journal.add(done):
+            failpoint("done.after")
+            return done
+        if outcomes is not None:
+            for ending in (".index", ".rows", f"{LEFT}.index"):
+                self._context.store.delete(outcomes + ending)
+        kept = self._journal.read(type(done))
+        if kept is None:
+            raise LedgerError(f"{self._journal.name(type(done))} can't be read back")
+        return kept
+
+    def _going_on(self, manifest: Manifest, reader: ResultReader, left: Array) -> Child | LiveWork | None:
+        """What asks again for records that do not end here; None: nobody, they end as they are."""
+        settings, intent = self._context.settings, self._intent
+        if settings.on_leftover == "fail":
+            return None
+        starts = _regrouped(manifest, left, np.frombuffer(reader.regroup, dtype=np.uint8))
+        passed_on = manifest.chosen(np.flatnonzero(left), starts)
+        name, records = passed_on.write(self._context.store), len(passed_on)
+        if settings.on_leftover == "follow_up" and not intent.is_second_try:
+            tokens = intent.tokens * records // max(intent.records, 1)
+            return Child(FOLLOW_UP, name, records, passed_on.lines, tokens)
+        return LiveWork(name, records, _slice_size(settings))
+
+
+def _slice_size(settings: Settings) -> int:
+    """Records of leftovers that are asked by live calls between two writes: one round of calls. A
+    kill can have them asked again."""
+    batch = settings.batch_size if isinstance(settings.batch_size, int) else 20
+    return max(20, min(settings.usual_calls * batch, 5000))
+
+
+def _regrouped(manifest: Manifest, left: Array, alone: Array) -> Array:
+    """Lines of the follow-up: a line that was never answered stays as it is; where the line was at
+    fault, each record has its own."""
+    assert manifest.line_starts is not None
+    starts, count = [0], 0
+    for start, end in pairwise(manifest.line_starts.tolist()):
+        members = np.flatnonzero(left[start:end]) + start
+        if not len(members):
+            continue
+        if alone[members].any():
+            starts.extend(range(count + 1, count + len(members) + 1))
+        else:
+            starts.append(count + len(members))
+        count += len(members)
+    return np.array(starts, dtype=np.uint32)

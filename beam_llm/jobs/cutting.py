@@ -1,0 +1,50 @@
+"""Where prompts end, and where jobs end: pure functions of columns."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from beam_llm.jobs.columns import Array
+from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps, prompt_ends
+
+
+def cut_lines(tokens: Array, sizes: Array, caps: Caps) -> Array:
+    """Greedily fills prompts: first record of each line, and the end. A record that passes a cap
+    alone has a line of its own."""
+    starts = [0]
+    step = max(_CHUNK, 2 * caps.records)  # Python's numbers take 40 bytes each, so only some at a time
+    while starts[-1] < len(tokens):
+        begin = starts[-1]
+        chunk = slice(begin, begin + step)
+        ends = _line_ends(tokens[chunk], sizes[chunk] if caps.bytes is not None else None, caps)
+        if begin + step < len(tokens):
+            ends.pop()  # the chunk's end is no border; its last line is filled anew
+        starts.extend(begin + end for end in ends)
+    return np.array(starts, dtype=np.int64)
+
+
+_CHUNK = 1 << 16
+
+
+def _line_ends(tokens: Array, sizes: Array | None, caps: Caps) -> list[int]:
+    token_sums = np.cumsum(tokens, dtype=np.int64) + RECORD_OVERHEAD_TOKENS * np.arange(1, len(tokens) + 1)
+    byte_sums = np.cumsum(sizes, dtype=np.int64).tolist() if sizes is not None else None
+    return prompt_ends(token_sums.tolist(), byte_sums, caps)
+
+
+def cut_jobs(sizes: Array, tokens: Array, *, max_requests: int, max_bytes: int, max_tokens: int | None) -> list[int]:
+    """Greedily fills jobs with lines: first line of each, and the end. A line that passes a limit
+    alone has a job of its own.
+
+    Args:
+      sizes, tokens: of each line.
+    """
+    cuts, at = [0], 0
+    while at < len(sizes):
+        taken = slice(at, at + max_requests)
+        count = int(np.searchsorted(np.cumsum(sizes[taken], dtype=np.int64), max_bytes, side="right"))
+        if max_tokens is not None:
+            count = min(count, int(np.searchsorted(np.cumsum(tokens[taken], dtype=np.int64), max_tokens, side="right")))
+        at += max(count, 1)
+        cuts.append(at)
+    return cuts

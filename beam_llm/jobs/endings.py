@@ -1,0 +1,103 @@
+"""How a job ends, as far as records without an answer are concerned, and what may be asked again.
+Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from beam_llm.config import Settings
+from beam_llm.errors import Aborted, Failure, Kind
+from beam_llm.protocols import RemoteJob
+from beam_llm.values import JobState
+
+_UNPAID = frozenset({Kind.EXPIRED, Kind.RATE_LIMITED, Kind.TIMED_OUT, Kind.UNAVAILABLE, Kind.ABORTED, Kind.BUDGET})
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """What the end of a job means for its lines that have no reply.
+
+    Attributes:
+      word: for the ledger: the remote job's state, or ours (`lost`, `refused`, `doubtful`, …).
+      failure: of a record whose line has no reply.
+      final: such records are not asked again.
+      faulty_lines: 0-based line → failure, where validation named lines.
+    """
+
+    word: str
+    failure: Failure
+    final: bool = True
+    faulty_lines: Mapping[int, Failure] = field(default_factory=dict)
+
+    @property
+    def is_of_all(self) -> bool:
+        """Whether other halves of the same job, if nothing was sent of them, end alike: they'd fail
+        the same way, or the user cancelled."""
+        return self.failure.kind in (Kind.ABORTED, Kind.CANCELLED) or self.word in ("refused", "queue")
+
+
+def end_of(job: RemoteJob, past_deadline: bool) -> JobEnd:
+    """What a remote job's state means for lines without a reply.
+
+    Args:
+      past_deadline: it was cancelled by us; one that has not even ended since leaves a doubt, as an
+        answer may still come, and be paid for.
+    """
+    if past_deadline:
+        return _late(job.state)
+    word = job.state.value
+    match job.state:
+        case JobState.CANCELLED:
+            return JobEnd(word, Failure(Kind.CANCELLED, "the job was cancelled before it came to this record", 1))
+        case JobState.EXPIRED:
+            return JobEnd(word, Failure(Kind.EXPIRED, "the job expired before it came to this record", 1), final=False)
+        case JobState.FAILED:
+            return _failed(job)
+    return JobEnd(word, Failure(Kind.UNAVAILABLE, f"the job ended as {word} without an answer to this record", 1), final=False)
+
+
+def unreachable() -> JobEnd:
+    """The provider could not be asked about the job for so long that its deadline has passed."""
+    return _late(JobState.RUNNING)
+
+
+def _late(state: JobState) -> JobEnd:
+    if state.has_ended:
+        return JobEnd("deadline", Failure(Kind.TIMED_OUT, "the job had not come to this record by its deadline", 1))
+    doubt = "the job neither ended nor was cancelled by its deadline, so an answer may yet be paid for"
+    reason = f"{doubt}; on_doubt='resubmit' asks again"
+    return JobEnd("deadline", Failure(Kind.DOUBTFUL, reason, 1))
+
+
+def _failed(job: RemoteJob) -> JobEnd:
+    """Validation failed: nothing ran. Where it names lines, those are at fault and the others can
+    be asked again."""
+    code, message, _ = job.errors[0] if job.errors else ("failed", "the provider gave no reason", None)
+    reason = f"the provider's validation failed: {code}: {message}"
+    if isinstance(job.cause, Aborted):
+        return JobEnd("failed", Failure(Kind.ABORTED, reason, 1))
+    faulty = {
+        line - 1: Failure(Kind.REJECTED, f"line {line} failed the provider's validation: {error_code}: {text}", 1)
+        for error_code, text, line in job.errors
+        if line is not None
+    }
+    if faulty:
+        return JobEnd("failed", Failure(Kind.UNAVAILABLE, f"{reason} (another record's line)", 1), False, faulty)
+    return JobEnd("failed", Failure(Kind.REJECTED, reason, 1))
+
+
+def may_be_asked_again(settings: Settings) -> frozenset[str]:
+    """Failures that cost nothing and may go better another day; a planner takes such records for
+    new ones.
+
+    What was paid for (refused, unreadable, invalid) and what the provider rejects stays an answer.
+    A cancelled record stays unless the user says otherwise, and so does a doubtful one: it may have
+    been paid.
+    """
+    kinds = set(_UNPAID)
+    if settings.retry_cancelled:
+        kinds.add(Kind.CANCELLED)
+    if settings.on_doubt == "resubmit":
+        kinds.add(Kind.DOUBTFUL)
+    return frozenset(kinds)

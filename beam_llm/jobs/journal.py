@@ -1,0 +1,375 @@
+"""What is written down of one job: typed documents, named in one place, read by one reader.
+
+    jobs/<job>/lease-<k>      who may submit it, until when; taken over by creating k + 1
+               uploaded-<u>   the job's input is at the provider
+               creating-<a>   written right before attempt a's create: from here on a remote job may
+               exist.
+                              Only who created this object may send that create, so no two processes
+                              ever send the same one.
+               created-<a>    the acknowledgement: the remote job's id
+               closed-<a>     attempt a gave nothing; the next may begin
+               deadline-<a>   waiting has ended, cancellation was asked for
+               twice          several remote jobs were made: which one stays
+               done           how it ended: outcomes are stored, and its children are named
+               done-again     how it ended after all, where `done` is a doubt
+               ask/done-<s>   slice s of what it left to live calls is answered
+
+A job is called `7`, after its entry in the log, or by the job that it comes from: `7.f` asks once
+more for what 7 left over, `7.a` and `7.b` are the halves of a 7 that was too large for the
+provider's queue, `7.b.f` is the follow-up of a half.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+import orjson
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from beam_llm.errors import LedgerError
+from beam_llm.jobs.columns import FORMAT, newer_format
+from beam_llm.jobs.status import JobStatus, read_status
+from beam_llm.protocols import Store
+
+FOLLOW_UP, FIRST_HALF, SECOND_HALF = "f", "a", "b"
+"""What a child's name ends with."""
+
+
+class CloseReason(enum.StrEnum):
+    """Why an attempt gave nothing."""
+
+    NOT_FOUND = "not found"
+    RESUBMITTED = "doubt, resubmitted"
+    LEASE_LOST = "lease lost"
+    ABORTED = "aborted"
+    REFUSED = "refused"
+    QUEUE = "queue"
+    INPUT_GONE = "input gone"
+    DOUBLE = "double"
+
+    @property
+    def is_a_guess(self) -> bool:
+        """The attempt may have made a job all the same, which shows up later."""
+        return self in (CloseReason.NOT_FOUND, CloseReason.RESUBMITTED)
+
+    @property
+    def sent_nothing(self) -> bool:
+        """Certainly no create of this attempt has made a job."""
+        return self in (CloseReason.LEASE_LOST, CloseReason.ABORTED)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A small JSON object of the staging location; its members are its type's fields.
+
+    A field with a default may be missing in what is read: a field that is added later gets one.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, allow_inf_nan=False)
+    word: ClassVar[str] = ""
+    digits: ClassVar[int] = 4
+    """Of the count behind the word; 0: there is one such document only."""
+
+    def dumps(self) -> bytes:
+        return orjson.dumps({"format": FORMAT, **asdict(self)})
+
+
+D = TypeVar("D", bound=Document)
+
+
+@dataclass(frozen=True)
+class Lease(Document):
+    """`place` and `process` say whether its owner is alive, to whom can know; `shared`: times are
+    by the provider's clock."""
+
+    word = "lease"
+    owner: str
+    expires_at: float
+    process: int
+    seconds: float | None = None
+    shared: bool = False
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Uploaded(Document):
+    """The job's input is at the provider, by that name."""
+
+    word = "uploaded"
+    file_id: str
+
+
+@dataclass(frozen=True)
+class Creating(Document):
+    """A create may be sent from now on. `adopts`: no, it is a job that another attempt has made."""
+
+    word = "creating"
+    at: float
+    shared: bool = False
+    owner: str = ""
+    file_id: str | None = None
+    adopts: str | None = None
+
+
+@dataclass(frozen=True)
+class Created(Document):
+    """The provider has taken the job."""
+
+    word = "created"
+    job_id: str
+    created_at: float
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """By the provider's queue: the limit that it stated, and whether no other job was under way
+    (None: can't be told)."""
+
+    limit: int | None = None
+    alone: bool | None = None
+
+
+@dataclass(frozen=True)
+class Closed(Document):
+    """The attempt gave nothing, for that reason; the next may begin at `retry_at`."""
+
+    word = "closed"
+    reason: CloseReason
+    at: float = 0.0
+    retry_at: float = 0.0
+    job_id: str | None = None
+    file_id: str | None = None
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True)
+class Deadline(Document):
+    """Since `at` the job's end is asked for."""
+
+    word = "deadline"
+    at: float
+
+
+@dataclass(frozen=True)
+class Twice(Document):
+    """Of several remote jobs `kept` stays (None: the one another process has made), the others were
+    cancelled."""
+
+    word, digits = "twice", 0
+    kept: str | None
+    cancelled: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Child:
+    """One more job for some of a job's records. `name` is what comes behind the parent's."""
+
+    name: str
+    lines: str
+    records: int
+    line_count: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class LiveWork:
+    """Records that are asked by live calls: those of a manifest, so many at a time."""
+
+    lines: str
+    records: int
+    slice: int
+
+    @property
+    def slices(self) -> int:
+        return -(-self.records // self.slice)
+
+
+@dataclass(frozen=True)
+class Done(Document):
+    """How a job ended, and where it goes on. Whoever creates this object decides that, once and for
+    all.
+
+    Attributes:
+      intent: fingerprint of the job that this is the end of.
+      outcomes: name of the outcomes of the records that end here; None where none does.
+      ended: the remote job's state, or our word: `split`, `lost`, `refused`, `doubtful`, ….
+      counts: records that end here by kind of failure; `""`: answered.
+      children: jobs for what does not end here.
+      live: live calls for what does not end here.
+      left: name of the outcomes of what is passed on: failures, usage, what it has cost.
+      doubted: it was split although an attempt at it as a whole may have made a job, which shows up
+        later.
+      ends_all: (kind, message) where the other halves, if nothing was sent of them, end the same
+        way.
+      usage: input, output and cached tokens of all replies.
+    """
+
+    word, digits = "done", 0
+    intent: str
+    outcomes: str | None
+    ended: str
+    counts: dict[str, int]
+    at: float = 0.0
+    children: tuple[Child, ...] = ()
+    live: LiveWork | None = None
+    left: str | None = None
+    doubted: bool = False
+    ends_all: tuple[str, str] | None = None
+    facts: dict[str, int] = field(default_factory=dict)
+    usage: tuple[int, ...] = (0, 0, 0)
+    cost_usd: float | None = 0.0
+
+    @property
+    def passed_on(self) -> int:
+        """Records that do not end here."""
+        return sum(child.records for child in self.children) + (self.live.records if self.live else 0)
+
+    @property
+    def may_end_again(self) -> bool:
+        """Whether answers may still come, or be there by now: it ended in doubt, and nobody asked
+        for them elsewhere."""
+        in_doubt = self.ended in ("deadline", "unread", "lost", "doubtful")
+        return in_doubt and not self.children and self.live is None
+
+
+@dataclass(frozen=True)
+class DoneAgain(Done):
+    word = "done-again"
+
+
+@dataclass(frozen=True)
+class SliceDone(Document):
+    """One slice of live calls is answered."""
+
+    word, digits = "ask/done", 6
+    outcomes: str
+    counts: dict[str, int]
+    cost_usd: float | None = 0.0
+
+
+@dataclass(frozen=True)
+class _Head:
+    format: int
+
+
+_adapters: dict[type[Any], TypeAdapter[Any]] = {}
+"""Of the types that were read so far: making one takes a millisecond."""
+
+
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
+
+
+def parse(name: str, data: bytes, kind: type[D]) -> D:
+    """The document in an object's bytes.
+
+    Raises:
+      LedgerError: it was cut, is damaged or incomplete, or has a format that this version doesn't
+        know. Names the object.
+    """
+    try:
+        version = _adapter(_Head).validate_json(data, strict=True).format
+    except ValidationError as error:
+        raise LedgerError(f"{name} is damaged or was cut ({len(data)} bytes): {_first(error)}") from None
+    if version > FORMAT:
+        raise newer_format(name, version)
+    try:
+        found: D = _adapter(kind).validate_json(data)
+    except ValidationError as error:
+        raise LedgerError(f"{name} is damaged: {_first(error)}") from None
+    return found
+
+
+def _first(error: ValidationError) -> str:
+    """Where and how, without what was found there: that may be anything."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place!r}: {first['msg']}" if place else str(first["msg"])
+
+
+def read(store: Store, name: str, kind: type[D]) -> D | None:
+    """The document of that name; None where there is none. Raises as `parse` does."""
+    data = store.get(name)
+    return None if data is None else parse(name, data, kind)
+
+
+def folder(job: str) -> str:
+    """Where the documents of a job lie. Names sort as their log entries do, a child right behind
+    its root."""
+    number, dot, path = job.partition(".")
+    return f"jobs/{int(number):020d}{dot}{path}/"
+
+
+def job_of(name: str) -> str:
+    """The job that an object below `jobs/` belongs to."""
+    number, dot, path = name.split("/")[1].partition(".")
+    return f"{int(number)}{dot}{path}"
+
+
+class Journal:
+    """The documents of one job.
+
+    journal = Journal(store, "7.f"); journal.status().phase; journal.newest(Created).job_id
+    """
+
+    def __init__(self, store: Store, job: str):
+        self.store, self.job, self.folder = store, job, folder(job)
+
+    def name(self, kind: type[Document], count: int = 0) -> str:
+        return f"{self.folder}{kind.word}" + (f"-{count:0{kind.digits}d}" if kind.digits else "")
+
+    def read(self, kind: type[D], count: int = 0) -> D | None:
+        """One document; None where there is none. Raises LedgerError as `parse` does."""
+        return read(self.store, self.name(kind, count), kind) if count >= 0 else None
+
+    def add(self, document: Document, count: int = 0) -> bool:
+        """Creates a document; False where another process has created it before."""
+        return self.store.create(self.name(type(document), count), document.dumps())
+
+    def counts(self, kind: type[Document]) -> list[int]:
+        """Which of its documents of one kind there are, in order."""
+        prefix = f"{self.folder}{kind.word}-"
+        return sorted(int(name.removeprefix(prefix)) for name in self.store.list(prefix))
+
+    def newest(self, kind: type[D]) -> D | None:
+        counts = self.counts(kind)
+        return self.read(kind, counts[-1]) if counts else None
+
+    def all(self, kind: type[D]) -> list[D]:
+        found = (self.read(kind, count) for count in self.counts(kind))
+        return [document for document in found if document is not None]
+
+    def names(self) -> list[str]:
+        """Of all documents, without those of live calls."""
+        names = (name.removeprefix(self.folder) for name in self.store.list(self.folder))
+        return [name for name in names if "/" not in name]
+
+    def status(self) -> JobStatus:
+        """Where the job stands."""
+        return read_status(self.names())
+
+    def end(self, fingerprint: str) -> Done | None:
+        """How the job ended; None where it has not.
+
+        Args:
+          fingerprint: the job's own.
+
+        Raises:
+          LedgerError: the end is of another job, whose name this one was given by a log that lost
+            an entry.
+        """
+        done = self._own_end(Done, fingerprint)
+        if done is None or not done.may_end_again:
+            return done
+        return self._own_end(DoneAgain, fingerprint) or done
+
+    def _own_end(self, kind: type[Done], fingerprint: str) -> Done | None:
+        done = self.read(kind)
+        if done is not None and done.intent != fingerprint:
+            other = f"is of another job than the log's {self.job}: one of them was lost or replaced"
+            raise LedgerError(f"{self.name(kind)} {other}")
+        return done

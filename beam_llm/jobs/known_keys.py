@@ -1,0 +1,70 @@
+"""Which job has been planned for which record: an index of every key in a ledger's log."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from beam_llm.jobs.columns import KEY, Array
+
+ENTRY = np.dtype("S20")
+_CHUNK = 1 << 16
+
+
+class Known:
+    """Every key that a job was planned for, with its job's number: 20 bytes a key, sorted, in a few
+    levels (newest last).
+
+    An entry is the key and the number in big-endian order, as one string of 20 bytes: numpy sorts
+    those in place. Immutable.
+    """
+
+    def __init__(self, levels: tuple[Array, ...], last: int):
+        self.levels, self.last = levels, last
+
+    def __len__(self) -> int:
+        return sum(len(level) for level in self.levels)
+
+    def jobs_of(self, keys: Array) -> Array:
+        """u32 per key: the number of the last job planned for it, 0 where there is none."""
+        numbers = np.zeros(len(keys), dtype=np.uint32)
+        for start in range(0, len(keys), _CHUNK):
+            chunk = keys[start : start + _CHUNK]
+            found = numbers[start : start + _CHUNK]
+            for level in reversed(self.levels):
+                _look_up(level, chunk, found)
+        return numbers
+
+    def joined(self, run: Array, last: int) -> Known:
+        """With later entries. Levels of like size are merged, so that there are few."""
+        levels = [*self.levels]
+        if len(run):
+            run.sort()
+            levels.append(run)
+        while len(levels) > 1 and len(levels[-1]) * 2 > len(levels[-2]):
+            merged = np.concatenate(levels[-2:])
+            del levels[-2:]
+            merged.sort(kind="stable")
+            levels.append(merged)
+        return Known(tuple(levels), last)
+
+
+def entries_of(keys: Array, number: int, into: Array) -> None:
+    """Fills `into` with entries for `keys`."""
+    rows = into.view(np.uint8).reshape(-1, ENTRY.itemsize)
+    rows[:, : KEY.itemsize] = np.ascontiguousarray(keys).view(np.uint8).reshape(-1, KEY.itemsize)
+    rows[:, KEY.itemsize :] = np.frombuffer(number.to_bytes(4, "big"), dtype=np.uint8)
+
+
+def _look_up(level: Array, keys: Array, numbers: Array) -> None:
+    """Fills in numbers that are still 0."""
+    open_keys = np.flatnonzero(numbers == 0)
+    if not len(open_keys) or not len(level):
+        return
+    wanted = keys[open_keys]
+    last_possible = np.empty(len(wanted), dtype=ENTRY)
+    entries_of(wanted, 0xFFFFFFFF, last_possible)
+    positions = np.maximum(np.searchsorted(level, last_possible, side="right") - 1, 0)
+    candidates = level[positions].view(np.uint8).reshape(-1, ENTRY.itemsize)
+    equal = np.ascontiguousarray(candidates[:, : KEY.itemsize]).view(KEY).reshape(-1) == wanted
+    found = np.ascontiguousarray(candidates[:, KEY.itemsize :]).view(">u4").reshape(-1)
+    numbers[open_keys[equal]] = found[equal]

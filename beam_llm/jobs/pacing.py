@@ -1,0 +1,87 @@
+"""How long to wait for what: polls, tries, doubts, deadlines. Pure: no clock of its own."""
+
+from __future__ import annotations
+
+import hashlib
+
+from beam_llm.config import Settings
+from beam_llm.errors import CallError
+from beam_llm.protocols import BatchTraits
+
+SHORTEST_PAUSE_SECONDS = 0.001
+"""A shorter one is none: seconds since the epoch have no finer parts than a quarter of a
+microsecond."""
+LONGEST_PAUSE_SECONDS = 400.0
+"""No pause between tries is longer, whatever a document by another machine's clock says."""
+QUICK_DOUBT_SECONDS = 10.0
+_LONGEST_RETRY_AFTER_SECONDS = 300.0
+
+
+def poll_interval(settings: Settings, age_seconds: float, seed: str) -> float:
+    """Seconds to the next look: as set, else a tenth of the job's age between 30 and 300; ± 10 %,
+    the same for the same seed."""
+    pace = settings.poll_seconds if settings.poll_seconds is not None else min(max(age_seconds / 10, 30.0), 300.0)
+    return pace * jitter(seed)
+
+
+def quick_interval(settings: Settings, job: str) -> float:
+    """Seconds to the next look at something that changes soon: a lease, a list."""
+    return min(poll_interval(settings, 0.0, job), 5.0)
+
+
+def backoff(settings: Settings, tries: int, seed: str) -> float:
+    """Seconds until a failed control call, or a create that found the queue full, is tried again:
+    doubling from a poll to 300."""
+    pace = settings.poll_seconds
+    first, most = (5.0, 300.0) if pace is None else (pace, min(max(16 * pace, 1.0), 300.0))
+    return min(first * 2.0 ** min(tries, 12), most) * jitter(seed)
+
+
+def longest_backoff(settings: Settings) -> float:
+    return backoff(settings, 12, "") * 1.2
+
+
+def pause_after(settings: Settings, error: CallError, tries: int, seed: str) -> float:
+    """Seconds until a call that failed so is tried again: its backoff, or longer where the provider
+    asks for more."""
+    asked = min(error.retry_after_seconds or 0.0, _LONGEST_RETRY_AFTER_SECONDS)
+    return max(backoff(settings, tries - 1, f"{seed}/{tries}"), asked)
+
+
+def jitter(seed: str) -> float:
+    """0.9 to 1.1, spread by a hash: many jobs must not poll in step, and a test must be able to
+    tell the time."""
+    return 0.9 + 0.2 * hashlib.blake2b(seed.encode(), digest_size=2).digest()[0] / 255
+
+
+def doubt_seconds(settings: Settings) -> float:
+    """How long the provider is doubted when it denies what it has acknowledged: a job, or a
+    finished job's results. Both happen.
+
+    Minutes; ten seconds where polls are less than one apart, which is for tests.
+    """
+    return 300.0 if settings.poll_seconds is None or settings.poll_seconds >= 1 else QUICK_DOUBT_SECONDS
+
+
+def visible_seconds(settings: Settings, traits: BatchTraits) -> float:
+    """So long after it may have been sent, a create has made a job and the provider's list shows
+    it, or it never will.
+
+    Where polls are less than a second apart, which is for tests, creates are taken to be as quick
+    as lists are.
+    """
+    quick = settings.poll_seconds is not None and settings.poll_seconds < 1
+    create_seconds = min(traits.create_seconds, settings.list_lag_seconds) if quick else traits.create_seconds
+    return create_seconds + settings.list_lag_seconds
+
+
+def settle_seconds(settings: Settings) -> float:
+    """How long a job that was cancelled at its deadline is given to say what it has finished."""
+    return 600.0 if settings.poll_seconds is None else min(max(20 * settings.poll_seconds, 2.0), 600.0)
+
+
+def deadline_seconds(settings: Settings, traits: BatchTraits) -> float:
+    """From a job's creation to the end of waiting: as set, else the provider's window and an
+    hour."""
+    hours = settings.job_deadline_hours
+    return hours * 3600 if hours is not None else traits.window_seconds + 3600

@@ -1,0 +1,85 @@
+"""Jobs as a run names them: refs that travel through a pipeline, and the ways from an id back to
+one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from beam_llm.config import Settings
+from beam_llm.errors import UsageError
+from beam_llm.jobs.job_tree import JobTree
+from beam_llm.jobs.journal import Created, job_of, read
+from beam_llm.jobs.ledger import Ledger
+from beam_llm.jobs.manifest import Manifest
+from beam_llm.jobs.parts import PartReader
+from beam_llm.protocols import Store
+
+
+class BatchJobRef(NamedTuple):
+    """One job as this run sees it. Small: it travels through the pipeline and is kept in
+    checkpoints.
+
+    Attributes:
+      job_id: the provider's id; None until there is one.
+      records: elements of this run which the job answers.
+      number: in the ledger; 0 for elements with an error of their own, which are in no job.
+      manifest: this run's rows.
+      state: `planned`, `queued`, `created` or `done`, as it was when the ref was made.
+      min_timestamp: the earliest element's, microseconds since the epoch.
+      reused: so many of its phases were paid for before this run (their answers cost nothing now).
+    """
+
+    job_id: str | None
+    records: int
+    staging_location: str
+    number: int
+    manifest: str
+    model: str
+    state: str
+    min_timestamp: int
+    reused: int = 0
+
+
+def host_of(settings: Settings) -> str:
+    """Host and port of the base URL, and nothing else of it."""
+    parts = urlsplit(settings.base_url or "")
+    return (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
+
+
+def find_ref(store: Store, job_id: str) -> BatchJobRef:
+    """The ref of the job that the provider calls `job_id`, for the elements of the run that planned
+    it.
+
+    The id of a job that follows from another, or is a part of it, leads to that one: it has the
+    elements.
+
+    Raises:
+      UsageError: no job in this staging location has that id.
+    """
+    ledger = Ledger(store)
+    intent = ledger.intent(int(find_job(ledger, job_id).partition(".")[0]))
+    tree, rows = JobTree(ledger, intent.number), Manifest.read(store, intent.rows)
+    oldest = min((int(PartReader(store, name).facts["min_timestamp"]) for name in rows.parts), default=0)
+    return BatchJobRef(tree.job_id, len(rows), ledger.location, intent.number, intent.rows, intent.model, "created", oldest)
+
+
+def find_job(ledger: Ledger, job_id: str) -> str:
+    """What the job is called here that the provider calls `job_id`; `#3` is job 3, which may have
+    no id yet.
+
+    Raises:
+      UsageError: there is none.
+    """
+    store = ledger.store
+    if job_id.startswith("#") and job_id[1:].isdigit() and any(intent.number == int(job_id[1:]) for intent in ledger.intents()):
+        return job_id[1:]
+    jobs = 0
+    for name in store.list("jobs/"):
+        if "/created-" in name:
+            jobs += 1
+            found = read(store, name, Created)
+            if found is not None and found.job_id == job_id:
+                return job_of(name)
+    where = "`beam-llm jobs ls` lists those there are" if jobs else "it holds no jobs at all: is it the one they were submitted with?"
+    raise UsageError(f"no job in the staging location {ledger.location!r} has the id {job_id!r}; {where}")

@@ -1,0 +1,142 @@
+"""The remote jobs of one job: found among the provider's, and of several all but one cancelled."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from beam_llm.errors import CallError, printable
+from beam_llm.jobs.context import JobContext
+from beam_llm.jobs.guarded import guarded
+from beam_llm.jobs.journal import Closed, CloseReason, Created, Creating, Journal, Twice
+from beam_llm.jobs.ledger import Intent
+from beam_llm.protocols import RemoteJob
+from beam_llm.values import JobState
+
+_LOG = logging.getLogger(__name__)
+
+
+class RemoteSearch:
+    """Looks for what may have been created of a job without anybody having heard of it."""
+
+    def __init__(self, context: JobContext, intent: Intent, journal: Journal):
+        self._context, self._intent, self._journal = context, intent, journal
+        self._cancelling: set[str] = set()
+
+    def find_remote(self) -> list[RemoteJob]:
+        """The provider's jobs of this intent, oldest first, without those that are known to have
+        given nothing.
+
+        Raises:
+          CallError: it can't be told, now or ever (CannotTell).
+        """
+        attempts = self._journal.counts(Creating)
+        closed = {attempt: self._journal.read(Closed, attempt) for attempt in attempts}
+        given_up = self._cancelled()
+        without = {doc.job_id for doc in closed.values() if doc is not None} | given_up
+        # An attempt that is closed for certain made no job, or one that is known by its id.
+        unsettled = [attempt for attempt, doc in closed.items() if doc is None or doc.reason.is_a_guess]
+        markers = [doc for doc in (self._journal.read(Creating, attempt) for attempt in unsettled) if doc is not None]
+        since = min((marker.at for marker in markers), default=self._intent.created_at)
+        found: dict[str, RemoteJob] = {}
+        for staged in {marker.file_id for marker in markers} or {None}:
+            for job in self._listed(staged, since):
+                if job.job_id not in without:
+                    found[job.job_id] = job
+                elif job.job_id in given_up:
+                    self._cancel_again(job)
+        return sorted(found.values(), key=lambda job: (job.created_at, job.job_id))
+
+    def _listed(self, staged: str | None, since: float) -> Sequence[RemoteJob]:
+        return guarded(lambda: self._context.provider.find(self._intent.fingerprint, staged, since))
+
+    def _cancel_again(self, job: RemoteJob) -> None:
+        """A double whose cancellation got lost."""
+        if not job.state.has_ended and job.job_id not in self._cancelling:
+            self.cancel(job.job_id)
+
+    def acknowledged_late(self) -> RemoteJob | None:
+        """The job of an attempt that was given up before the process that had sent its create came
+        back with the answer."""
+        for attempt in self._journal.counts(Created):
+            closed = self._journal.read(Closed, attempt)
+            found = self._journal.read(Created, attempt) if closed is not None and closed.reason.is_a_guess else None
+            if found is not None:
+                job = guarded(lambda: self._context.provider.look(found.job_id))  # noqa: B023 - called at once
+                if job.state is not JobState.CANCELLED:
+                    return job
+        return None
+
+    def settle_doubles(self, kept: str | None, doubles: list[str]) -> bool:
+        """Cancels all but one of several jobs for one intent.
+
+        Args:
+          kept: None: the one that another process has made, whatever its id.
+
+        Returns:
+          False where it is written already that others stay; then nothing is cancelled.
+        """
+        if self._journal.add(Twice(kept, tuple(doubles))):
+            self._context.counted["jobs_twice"] += 1
+        else:
+            before = self._journal.read(Twice)
+            if before is not None and (kept in before.cancelled or before.kept in doubles):
+                return False
+        for job_id in doubles:
+            _LOG.warning(
+                "job %s exists twice at the provider: keeping %s, cancelling %s",
+                self._intent.job,
+                printable(kept or "the other"),
+                printable(job_id),
+            )
+            self.cancel(job_id)
+        return True
+
+    def _cancelled(self) -> set[str]:
+        found = self._journal.read(Twice)
+        return set() if found is None else set(found.cancelled)
+
+    def cancel(self, job_id: str) -> None:
+        """As far as the provider lets it be cancelled."""
+        try:
+            guarded(lambda: self._context.provider.cancel(job_id))
+            self._cancelling.add(job_id)
+        except CallError as error:
+            _LOG.warning("cancelling %s failed: %s", printable(job_id), error.message)
+
+    def cancel_all(self) -> None:
+        """Cancels whatever shows up of a job in whose place its parts are done by now."""
+        try:
+            found = self.find_remote()
+        except CallError as error:
+            _LOG.warning("job %s: can't look for what may have been made of it as a whole: %s", self._intent.job, error.message)
+            return
+        if found:
+            self.settle_doubles(None, [job.job_id for job in found])
+
+    def without_double(self, job: RemoteJob, attempt: int, created_at: float) -> tuple[RemoteJob, int]:
+        """Looks whether an earlier attempt, given up as not found, made a job after all. The older
+        stays, unless one has completed already; then that one. To be called at every poll: a list
+        may show an older one later than the younger.
+
+        Returns:
+          The job to go on with, and its attempt.
+        """
+        try:
+            found = self.find_remote()
+        except CallError as error:
+            _LOG.warning("job %s: can't look for a double: %s", self._intent.job, error.message)
+            return job, attempt
+        if all(other.job_id == job.job_id for other in found):
+            return job, attempt
+        kept = next((other for other in found if other.state is JobState.COMPLETED), found[0])
+        doubles = [job_id for job_id in dict.fromkeys([job.job_id, *(other.job_id for other in found)]) if job_id != kept.job_id]
+        if not self.settle_doubles(kept.job_id, doubles) or kept.job_id == job.job_id:
+            return job, attempt
+        self.close(attempt, CloseReason.DOUBLE, job_id=job.job_id)
+        self._journal.add(Created(kept.job_id, created_at), attempt + 1)
+        return kept, attempt + 1
+
+    def close(self, attempt: int, reason: CloseReason, **facts: object) -> None:
+        """Writes down that an attempt gave nothing."""
+        self._journal.add(Closed(reason, self._context.shared.time(), **facts), attempt)  # type: ignore[arg-type]
