@@ -71,7 +71,11 @@ def list_jobs(store: Store) -> list[JobView]:
       LedgerError: the ledger is damaged, or of a newer format.
     """
     ledger = Ledger(store)
-    return [_view(store, intent) for root in ledger.intents() for intent in JobTree(ledger, root.number).intents()]
+    return [
+        _view(store, intent)
+        for root in ledger.intents()
+        for intent in JobTree(ledger, root.number).intents()
+    ]
 
 
 def show(store: Store, job: str) -> tuple[JobView, list[JobView]]:
@@ -82,7 +86,9 @@ def show(store: Store, job: str) -> tuple[JobView, list[JobView]]:
     """
     found = _resolve(Ledger(store), job)
     tree = JobTree(Ledger(store), found.number).intents()
-    return _view(store, found), [_view(store, intent) for intent in tree if intent.job.startswith(f"{found.job}.")]
+    return _view(store, found), [
+        _view(store, intent) for intent in tree if intent.job.startswith(f"{found.job}.")
+    ]
 
 
 _LISTED = "`beam-llm jobs ls` lists those there are"
@@ -103,7 +109,12 @@ def _resolve(ledger: Ledger, job: str) -> Intent:
 
 def _view(store: Store, intent: Intent) -> JobView:
     journal = Journal(store, intent.job)
-    status, done, twice, created = journal.status(), journal.end(intent.fingerprint), journal.read(Twice), journal.newest(Created)
+    status, done, twice, created = (
+        journal.status(),
+        journal.end(intent.fingerprint),
+        journal.read(Twice),
+        journal.newest(Created),
+    )
     counts = done.counts if done is not None else {}
     has_follow_up = done is not None and any(child.name == FOLLOW_UP for child in done.children)
     return JobView(
@@ -136,7 +147,11 @@ _STATES = {Phase.FRESH: "planned", Phase.DOUBT: "doubt", Phase.ACKED: "created",
 
 def _state(journal: Journal, status: JobStatus) -> str:
     closed = journal.read(Closed, status.attempt - 1) if status.phase is Phase.FRESH else None
-    return "queued" if closed is not None and closed.reason is CloseReason.QUEUE else _STATES[status.phase]
+    return (
+        "queued"
+        if closed is not None and closed.reason is CloseReason.QUEUE
+        else _STATES[status.phase]
+    )
 
 
 def cancel(store: Store, provider: BatchProvider, job: str) -> str:
@@ -204,7 +219,9 @@ def cleanup(store: Store, provider: BatchProvider | None, dry_run: bool = True) 
     found = _Finder(store).found()
     if provider is not None:
         ledger = Ledger(store)
-        for intent in (intent for number in found.jobs for intent in JobTree(ledger, number).intents()):
+        for intent in (
+            intent for number in found.jobs for intent in JobTree(ledger, number).intents()
+        ):
             _find_remote(Journal(store, intent.job), provider, found)
     parts = sum(".rows" in name for name in found.names)
     inputs = sum(name.endswith("input.jsonl") for name in found.names)
@@ -224,7 +241,9 @@ def cleanup(store: Store, provider: BatchProvider | None, dry_run: bool = True) 
     return found
 
 
-def _forget(provider: BatchProvider | None, job: RemoteJob | None, staged: str | None, found: Cleanup) -> None:
+def _forget(
+    provider: BatchProvider | None, job: RemoteJob | None, staged: str | None, found: Cleanup
+) -> None:
     try:
         if provider is not None:
             provider.forget(job, staged)
@@ -269,7 +288,9 @@ class _Finder:
         for tree in self._trees:
             if tree.is_finished():
                 for intent in tree.intents():
-                    found.names += self._store.list(Journal(self._store, intent.job).folder + "input.jsonl")
+                    found.names += self._store.list(
+                        Journal(self._store, intent.job).folder + "input.jsonl"
+                    )
         return found
 
     def _parts(self, finished: set[int]) -> tuple[set[str], set[str]]:
@@ -277,7 +298,9 @@ class _Finder:
         needed: set[str] = set()
         gone: set[str] = set()
         known = self._ledger.known()
-        of_lines = {intent.lines: intent.number for tree in self._trees for intent in tree.intents()}
+        of_lines = {
+            intent.lines: intent.number for tree in self._trees for intent in tree.intents()
+        }
         of_lines |= {
             node.done.live.lines: tree.number
             for tree in self._trees

@@ -18,7 +18,16 @@ from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.guarded import guarded
-from beam_llm.jobs.journal import FIRST_HALF, FOLLOW_UP, SECOND_HALF, Child, Done, DoneAgain, Journal, LiveWork
+from beam_llm.jobs.journal import (
+    FIRST_HALF,
+    FOLLOW_UP,
+    SECOND_HALF,
+    Child,
+    Done,
+    DoneAgain,
+    Journal,
+    LiveWork,
+)
 from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import LEFT
@@ -38,7 +47,14 @@ class Closing:
     def __init__(self, context: JobContext, intent: Intent, journal: Journal, prior: str | None):
         self._context, self._intent, self._journal, self._prior = context, intent, journal, prior
 
-    def collect(self, end: JobEnd, job: RemoteJob | None = None, *, is_whole: bool = False, again: bool = False) -> Done:
+    def collect(
+        self,
+        end: JobEnd,
+        job: RemoteJob | None = None,
+        *,
+        is_whole: bool = False,
+        again: bool = False,
+    ) -> Done:
         """Reads the results, if any, and writes down how every record of the job ends.
 
         Args:
@@ -68,7 +84,9 @@ class Closing:
                 done = self._write(manifest, reader, end, path, DoneAgain if again else Done)
         finally:
             prior.close()
-        warnings = {fact: count for fact, count in done.facts.items() if fact.startswith("warnings_")}
+        warnings = {
+            fact: count for fact, count in done.facts.items() if fact.startswith("warnings_")
+        }
         self._context.counted.update(warnings)
         return done
 
@@ -86,7 +104,9 @@ class Closing:
             found = f"{reader.replies} replies and {reader.lines} lines of {job.completed} counted"
             raise Retryable(Kind.UNAVAILABLE, f"its files hold {found}")
 
-    def _write(self, manifest: Manifest, reader: ResultReader, end: JobEnd, path: str, kind: type[Done]) -> Done:
+    def _write(
+        self, manifest: Manifest, reader: ResultReader, end: JobEnd, path: str, kind: type[Done]
+    ) -> Done:
         """Writes outcomes, leftovers and, last, the document."""
         store, name = self._context.store, f"{self._journal.folder}answers-{uuid.uuid4().hex[:12]}"
         reader.outcomes.flush()
@@ -160,7 +180,9 @@ class Closing:
             raise LedgerError(f"{self._journal.name(type(done))} can't be read back")
         return kept
 
-    def _going_on(self, manifest: Manifest, reader: ResultReader, left: Array) -> Child | LiveWork | None:
+    def _going_on(
+        self, manifest: Manifest, reader: ResultReader, left: Array
+    ) -> Child | LiveWork | None:
         """What asks again for records that do not end here; None: nobody, they end as they are."""
         settings, intent = self._context.settings, self._intent
         if settings.on_leftover == "fail":

@@ -50,9 +50,22 @@ class ResultReader:
       cost_usd: of all replies; None where a price is not known.
     """
 
-    def __init__(self, context: JobContext, manifest: Manifest, end: JobEnd, file: IO[bytes], prior: PriorOutcomes):
+    def __init__(
+        self,
+        context: JobContext,
+        manifest: Manifest,
+        end: JobEnd,
+        file: IO[bytes],
+        prior: PriorOutcomes,
+    ):
         task = context.task
-        self._manifest, self._task, self._provider, self._end, self._prior = manifest, task, context.provider, end, prior
+        self._manifest, self._task, self._provider, self._end, self._prior = (
+            manifest,
+            task,
+            context.provider,
+            end,
+            prior,
+        )
         # Replies are much alike: labels and numbers are few, and so are the tokens they take.
         self._cost = functools.lru_cache(1024)(lambda usage: context.cost(usage, True))
         self._most_bytes = task.settings.max_reply_bytes
@@ -87,7 +100,11 @@ class ResultReader:
     @property
     def usage(self) -> tuple[int, int, int]:
         """Input, output and cached tokens of all replies."""
-        return _tokens(self._input_tokens), _tokens(self._output_tokens), _tokens(self._cached_tokens)
+        return (
+            _tokens(self._input_tokens),
+            _tokens(self._output_tokens),
+            _tokens(self._cached_tokens),
+        )
 
     def read_file(self, path: str) -> None:
         """Takes the file of result lines.
@@ -126,7 +143,9 @@ class ResultReader:
         if number is None:
             self._nobodys += 1
         else:
-            self._take(number, LineReply.failed("", _unreadable_line(line, error, self._most_bytes)))
+            self._take(
+                number, LineReply.failed("", _unreadable_line(line, error, self._most_bytes))
+            )
         return False
 
     def _take(self, line: int, reply: LineReply) -> None:
@@ -156,7 +175,13 @@ class ResultReader:
         count = self._starts[line + 1] - start
         text, finish, usage, model, request_id, refusal, _, word, _ = completion
         paid = self._cost(usage)
-        is_plain = self._plainly and count == 1 and finish is Finish.STOP and text is not None and not refusal
+        is_plain = (
+            self._plainly
+            and count == 1
+            and finish is Finish.STOP
+            and text is not None
+            and not refusal
+        )
         value = self._plain_answer(text) if is_plain else None
         if value is None:
             self._read_closely(start, count, completion, None if paid is None else paid / count)
@@ -172,12 +197,16 @@ class ResultReader:
         impossible to read or to keep."""
         self.facts["unreadable_replies"] += 1
         # A foreign exception's words may quote the record, or a key.
-        failure = Failure(Kind.UNREADABLE, f"the reply can't be read or kept ({type(error).__name__})", 1)
+        failure = Failure(
+            Kind.UNREADABLE, f"the reply can't be read or kept ({type(error).__name__})", 1
+        )
         for position in range(self._starts[line], self._starts[line + 1]):
             self.regroup[position] = 1
             self._put(position, Outcome(None, failure), final=False)
 
-    def _read_closely(self, start: int, count: int, completion: Completion, cost: float | None) -> None:
+    def _read_closely(
+        self, start: int, count: int, completion: Completion, cost: float | None
+    ) -> None:
         reading = self._task.read(count, completion)
         for warning in reading.warnings:
             self.facts[f"warnings_{warning}"] += 1
@@ -187,9 +216,19 @@ class ResultReader:
             if index not in reading.values:
                 outcome = Outcome(None, _failure_of(reading, index, count), usage, cost, *rest)
                 self.regroup[position] = 1
-                self._put(position, outcome, final=count == 1 and outcome.failure is not None and outcome.failure.kind in _FINAL_ALONE)
+                self._put(
+                    position,
+                    outcome,
+                    final=count == 1
+                    and outcome.failure is not None
+                    and outcome.failure.kind in _FINAL_ALONE,
+                )
             else:
-                self._put(position, Outcome(self._task.stored(reading, index), None, usage, cost, *rest), final=True)
+                self._put(
+                    position,
+                    Outcome(self._task.stored(reading, index), None, usage, cost, *rest),
+                    final=True,
+                )
 
     def finish(self) -> None:
         """Ends the records whose lines have no answer."""
@@ -213,7 +252,9 @@ class ResultReader:
             return job.state is JobState.COMPLETED and (self._is_cut or not self.lines)
         return self.replies < job.completed and self.lines < job.completed + (job.failed or 0)
 
-    def _unanswered(self, line: int, reply: LineReply | None, count: int) -> tuple[Failure, bool, bool]:
+    def _unanswered(
+        self, line: int, reply: LineReply | None, count: int
+    ) -> tuple[Failure, bool, bool]:
         """(why, whether that is final, whether its records are to be asked one by one). A line's
         own end goes before the job's."""
         end = self._end
@@ -229,7 +270,9 @@ class ResultReader:
             return failure, end.final or own_end is LineEnd.CANCELLED, False
         if end.final:
             return failure, True, False
-        return (failure, count == 1, True) if own_end is LineEnd.REJECTED else (failure, False, False)
+        return (
+            (failure, count == 1, True) if own_end is LineEnd.REJECTED else (failure, False, False)
+        )
 
     def _put(self, position: int, outcome: Outcome, final: bool) -> None:
         if not final:
@@ -249,8 +292,14 @@ def result_lines(path: str, most_bytes: int) -> Iterator[bytes]:
 
 def _unreadable_line(line: bytes, error: Exception, most_bytes: int) -> CallError:
     if len(line) >= most_bytes:  # another would be as long
-        return Rejected(Kind.UNREADABLE, f"its result line is larger than {most_bytes:,} bytes (max_reply_bytes): not read")
-    return Retryable(Kind.UNREADABLE, f"its result line of {len(line):,} bytes can't be read ({type(error).__name__})")
+        return Rejected(
+            Kind.UNREADABLE,
+            f"its result line is larger than {most_bytes:,} bytes (max_reply_bytes): not read",
+        )
+    return Retryable(
+        Kind.UNREADABLE,
+        f"its result line of {len(line):,} bytes can't be read ({type(error).__name__})",
+    )
 
 
 def _failure_in(reply: LineReply) -> Failure:
@@ -295,8 +344,14 @@ class PriorOutcomes:
                 return outcome
             return outcome._replace(failure=failure._replace(attempts=1))
         before = self._outcome(manifest, position) or Outcome(cost_usd=0.0)
-        tries = (before.failure.attempts if before.failure else 0) + max(failure.attempts if failure else 0, 1)
-        cost = None if outcome.cost_usd is None or before.cost_usd is None else outcome.cost_usd + before.cost_usd
+        tries = (before.failure.attempts if before.failure else 0) + max(
+            failure.attempts if failure else 0, 1
+        )
+        cost = (
+            None
+            if outcome.cost_usd is None or before.cost_usd is None
+            else outcome.cost_usd + before.cost_usd
+        )
         return outcome._replace(
             usage=outcome.usage + before.usage,
             cost_usd=cost,
@@ -304,7 +359,11 @@ class PriorOutcomes:
         )
 
     def _outcome(self, manifest: Manifest, position: int) -> Outcome | None:
-        at = -1 if self._known is None else int(self._known.positions(manifest.keys[position : position + 1])[0])
+        at = (
+            -1
+            if self._known is None
+            else int(self._known.positions(manifest.keys[position : position + 1])[0])
+        )
         return self._known.outcome(at) if self._known is not None and at >= 0 else None
 
     def close(self) -> None:

@@ -69,7 +69,9 @@ def newer_format(name: str, version: int) -> LedgerError:
     return LedgerError(f"{name} has format {version}, {upgrade}")
 
 
-def unpack_named(kind: str, folder: str, name: str, data: bytes | None) -> tuple[dict[str, Array], dict[str, Any]]:
+def unpack_named(
+    kind: str, folder: str, name: str, data: bytes | None
+) -> tuple[dict[str, Array], dict[str, Any]]:
     """`unpack` of an object that is named by its content, `<folder>/<name>.<ending>`: no other can
     be put in its place.
 
@@ -156,12 +158,16 @@ class Rows:
     def __init__(self, store: Store, name: str, digest: str, at_once_bytes: int = 0):
         self._name = name
         with local_copy(store, name) as path:
-            self._file = os.open(path, os.O_RDONLY)  # a temporary copy lives on, nameless, until this is closed
+            self._file = os.open(
+                path, os.O_RDONLY
+            )  # a temporary copy lives on, nameless, until this is closed
         self.close = weakref.finalize(self, os.close, self._file)
         with open(self._file, "rb", buffering=0, closefd=False) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != digest:
-            raise LedgerError(f"{name} in {store.location!r} is damaged or was cut: its digest does not match")
+            raise LedgerError(
+                f"{name} in {store.location!r} is damaged or was cut: its digest does not match"
+            )
         is_small = os.fstat(self._file).st_size <= at_once_bytes
         self._window = os.pread(self._file, at_once_bytes, 0) if is_small else b""
         self._start, self._end = 0, len(self._window)
@@ -191,4 +197,6 @@ class Rows:
         self._window = os.pread(self._file, max(end - start, _WINDOW_BYTES if near else 0), start)
         self._start, self._end = start, start + len(self._window)
         if end > self._end:
-            raise LedgerError(f"{self._name} is cut: it ends at byte {self._end}, a row lies at {start} to {end}")
+            raise LedgerError(
+                f"{self._name} is cut: it ends at byte {self._end}, a row lies at {start} to {end}"
+            )

@@ -50,7 +50,9 @@ class WaitingLine:
     def seconds(self, place: tuple[int, str]) -> float:
         """How long a job has to wait; not above zero: it may try."""
         now = self._clock.monotonic()
-        grace = 2 * longest_backoff(self._settings)  # one that is so late is driven by nobody any more
+        grace = 2 * longest_backoff(
+            self._settings
+        )  # one that is so late is driven by nobody any more
         ahead = [due for other, due in self._due.items() if other < place and now < due + grace]
         if ahead:
             return max(min(ahead) - now, 0.0) + quick_interval(self._settings, place[1])

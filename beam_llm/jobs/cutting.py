@@ -12,7 +12,9 @@ def cut_lines(tokens: Array, sizes: Array, caps: Caps) -> Array:
     """Greedily fills prompts: first record of each line, and the end. A record that passes a cap
     alone has a line of its own."""
     starts = [0]
-    step = max(_CHUNK, 2 * caps.records)  # Python's numbers take 40 bytes each, so only some at a time
+    step = max(
+        _CHUNK, 2 * caps.records
+    )  # Python's numbers take 40 bytes each, so only some at a time
     while starts[-1] < len(tokens):
         begin = starts[-1]
         chunk = slice(begin, begin + step)
@@ -27,12 +29,16 @@ _CHUNK = 1 << 16
 
 
 def _line_ends(tokens: Array, sizes: Array | None, caps: Caps) -> list[int]:
-    token_sums = np.cumsum(tokens, dtype=np.int64) + RECORD_OVERHEAD_TOKENS * np.arange(1, len(tokens) + 1)
+    token_sums = np.cumsum(tokens, dtype=np.int64) + RECORD_OVERHEAD_TOKENS * np.arange(
+        1, len(tokens) + 1
+    )
     byte_sums = np.cumsum(sizes, dtype=np.int64).tolist() if sizes is not None else None
     return prompt_ends(token_sums.tolist(), byte_sums, caps)
 
 
-def cut_jobs(sizes: Array, tokens: Array, *, max_requests: int, max_bytes: int, max_tokens: int | None) -> list[int]:
+def cut_jobs(
+    sizes: Array, tokens: Array, *, max_requests: int, max_bytes: int, max_tokens: int | None
+) -> list[int]:
     """Greedily fills jobs with lines: first line of each, and the end. A line that passes a limit
     alone has a job of its own.
 
@@ -42,9 +48,18 @@ def cut_jobs(sizes: Array, tokens: Array, *, max_requests: int, max_bytes: int, 
     cuts, at = [0], 0
     while at < len(sizes):
         taken = slice(at, at + max_requests)
-        count = int(np.searchsorted(np.cumsum(sizes[taken], dtype=np.int64), max_bytes, side="right"))
+        count = int(
+            np.searchsorted(np.cumsum(sizes[taken], dtype=np.int64), max_bytes, side="right")
+        )
         if max_tokens is not None:
-            count = min(count, int(np.searchsorted(np.cumsum(tokens[taken], dtype=np.int64), max_tokens, side="right")))
+            count = min(
+                count,
+                int(
+                    np.searchsorted(
+                        np.cumsum(tokens[taken], dtype=np.int64), max_tokens, side="right"
+                    )
+                ),
+            )
         at += max(count, 1)
         cuts.append(at)
     return cuts

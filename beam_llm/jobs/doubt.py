@@ -42,7 +42,9 @@ class Doubt:
         """
         marker = self._journal.read(Creating, attempt)
         found = self._search.find_remote()
-        left = visible_seconds(self._context.settings, self._context.provider.traits) - self._age_seconds(attempt, marker)
+        left = visible_seconds(
+            self._context.settings, self._context.provider.traits
+        ) - self._age_seconds(attempt, marker)
         # One that is not this attempt's may have an older sister that the list doesn't show yet.
         if found and (left <= 0 or any(self._is_of(attempt, marker, job) for job in found)):
             oldest, *younger = found
@@ -63,7 +65,9 @@ class Doubt:
         """
         settings, traits = self._context.settings, self._context.provider.traits
         is_settled = isinstance(error, CannotTell | Rejected | Aborted)
-        patience = visible_seconds(settings, traits) if is_settled else deadline_seconds(settings, traits)
+        patience = (
+            visible_seconds(settings, traits) if is_settled else deadline_seconds(settings, traits)
+        )
         return patience - self._age_seconds(attempt, self._journal.read(Creating, attempt))
 
     def resubmits(self, attempt: int) -> bool:

@@ -33,7 +33,16 @@ class Driver:
         `jobs_in_doubt`, `jobs_resubmitted`, `warnings_<what>` of replies.
     """
 
-    def __init__(self, settings: Settings, task: Task, store: Store, provider: BatchProvider, ask: Ask, cost: Cost, clock: Clock):
+    def __init__(
+        self,
+        settings: Settings,
+        task: Task,
+        store: Store,
+        provider: BatchProvider,
+        ask: Ask,
+        cost: Cost,
+        clock: Clock,
+    ):
         self._context = JobContext(settings, task, store, provider, cost, clock)
         self._ledger, self._live = Ledger(store), LiveCalls(self._context, ask)
         self._jobs: dict[str, JobDriver] = {}
@@ -71,12 +80,17 @@ class Driver:
             node, *pending = pending
             found = self._step(node, nodes, nothing_follows=not pending)
             if isinstance(found, Waiting):
-                share = node.intent.records / root.intent.records if node.intent.kind == "half" else 1.0
+                share = (
+                    node.intent.records / root.intent.records if node.intent.kind == "half" else 1.0
+                )
                 part = None if found.part is None else found.part * share
                 return found._replace(part=part, total=ref.records)
             nodes.append(found)
             pending = following(pending, found)
-        return Ready(join.answers(self._context.store, ref, nodes, last=not pending), phase + 1 if pending else None)
+        return Ready(
+            join.answers(self._context.store, ref, nodes, last=not pending),
+            phase + 1 if pending else None,
+        )
 
     def _step(self, node: Node, before: Sequence[Node], nothing_follows: bool) -> Waiting | Node:
         ends = {each.intent.job: each.done for each in before if each.done is not None}
@@ -86,10 +100,16 @@ class Driver:
         job = self._jobs.get(intent.job)
         if job is None:
             parent = ends.get(intent.parent)
-            doubted = [each.intent for each in before if each.done and each.done.doubted and intent.is_below(each.intent)]
+            doubted = [
+                each.intent
+                for each in before
+                if each.done and each.done.doubted and intent.is_below(each.intent)
+            ]
             job = JobDriver(self._context, intent, None if parent is None else parent.left, doubted)
             self._jobs[intent.job] = job
-        found = job.step(nothing_follows=nothing_follows, other_half=_ended_for_all(intent.undivided, before))
+        found = job.step(
+            nothing_follows=nothing_follows, other_half=_ended_for_all(intent.undivided, before)
+        )
         return found if isinstance(found, Waiting) else node.ended(found)
 
     def job_id(self, number: int) -> str | None:
@@ -111,7 +131,9 @@ class Driver:
 
 def _ended_for_all(undivided: str, nodes: Sequence[Node]) -> Done | None:
     """The end of a part of that job which its other parts share."""
-    ends = (node.done for node in nodes if node.done is not None and node.intent.undivided == undivided)
+    ends = (
+        node.done for node in nodes if node.done is not None and node.intent.undivided == undivided
+    )
     return next((done for done in ends if done.ends_all is not None), None)
 
 

@@ -11,7 +11,9 @@ from beam_llm.errors import Aborted, Failure, Kind
 from beam_llm.protocols import RemoteJob
 from beam_llm.values import JobState
 
-_UNPAID = frozenset({Kind.EXPIRED, Kind.RATE_LIMITED, Kind.TIMED_OUT, Kind.UNAVAILABLE, Kind.ABORTED, Kind.BUDGET})
+_UNPAID = frozenset(
+    {Kind.EXPIRED, Kind.RATE_LIMITED, Kind.TIMED_OUT, Kind.UNAVAILABLE, Kind.ABORTED, Kind.BUDGET}
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ class JobEnd:
     def is_of_all(self) -> bool:
         """Whether other halves of the same job, if nothing was sent of them, end alike: they'd fail
         the same way, or the user cancelled."""
-        return self.failure.kind in (Kind.ABORTED, Kind.CANCELLED) or self.word in ("refused", "queue")
+        return self.failure.kind in (Kind.ABORTED, Kind.CANCELLED) or self.word in (
+            "refused",
+            "queue",
+        )
 
 
 def end_of(job: RemoteJob, past_deadline: bool) -> JobEnd:
@@ -49,12 +54,23 @@ def end_of(job: RemoteJob, past_deadline: bool) -> JobEnd:
     word = job.state.value
     match job.state:
         case JobState.CANCELLED:
-            return JobEnd(word, Failure(Kind.CANCELLED, "the job was cancelled before it came to this record", 1))
+            return JobEnd(
+                word,
+                Failure(Kind.CANCELLED, "the job was cancelled before it came to this record", 1),
+            )
         case JobState.EXPIRED:
-            return JobEnd(word, Failure(Kind.EXPIRED, "the job expired before it came to this record", 1), final=False)
+            return JobEnd(
+                word,
+                Failure(Kind.EXPIRED, "the job expired before it came to this record", 1),
+                final=False,
+            )
         case JobState.FAILED:
             return _failed(job)
-    return JobEnd(word, Failure(Kind.UNAVAILABLE, f"the job ended as {word} without an answer to this record", 1), final=False)
+    return JobEnd(
+        word,
+        Failure(Kind.UNAVAILABLE, f"the job ended as {word} without an answer to this record", 1),
+        final=False,
+    )
 
 
 def unreachable() -> JobEnd:
@@ -64,8 +80,13 @@ def unreachable() -> JobEnd:
 
 def _late(state: JobState) -> JobEnd:
     if state.has_ended:
-        return JobEnd("deadline", Failure(Kind.TIMED_OUT, "the job had not come to this record by its deadline", 1))
-    doubt = "the job neither ended nor was cancelled by its deadline, so an answer may yet be paid for"
+        return JobEnd(
+            "deadline",
+            Failure(Kind.TIMED_OUT, "the job had not come to this record by its deadline", 1),
+        )
+    doubt = (
+        "the job neither ended nor was cancelled by its deadline, so an answer may yet be paid for"
+    )
     reason = f"{doubt}; on_doubt='resubmit' asks again"
     return JobEnd("deadline", Failure(Kind.DOUBTFUL, reason, 1))
 
@@ -73,17 +94,26 @@ def _late(state: JobState) -> JobEnd:
 def _failed(job: RemoteJob) -> JobEnd:
     """Validation failed: nothing ran. Where it names lines, those are at fault and the others can
     be asked again."""
-    code, message, _ = job.errors[0] if job.errors else ("failed", "the provider gave no reason", None)
+    code, message, _ = (
+        job.errors[0] if job.errors else ("failed", "the provider gave no reason", None)
+    )
     reason = f"the provider's validation failed: {code}: {message}"
     if isinstance(job.cause, Aborted):
         return JobEnd("failed", Failure(Kind.ABORTED, reason, 1))
     faulty = {
-        line - 1: Failure(Kind.REJECTED, f"line {line} failed the provider's validation: {error_code}: {text}", 1)
+        line - 1: Failure(
+            Kind.REJECTED, f"line {line} failed the provider's validation: {error_code}: {text}", 1
+        )
         for error_code, text, line in job.errors
         if line is not None
     }
     if faulty:
-        return JobEnd("failed", Failure(Kind.UNAVAILABLE, f"{reason} (another record's line)", 1), False, faulty)
+        return JobEnd(
+            "failed",
+            Failure(Kind.UNAVAILABLE, f"{reason} (another record's line)", 1),
+            False,
+            faulty,
+        )
     return JobEnd("failed", Failure(Kind.REJECTED, reason, 1))
 
 

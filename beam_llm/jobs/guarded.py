@@ -19,4 +19,6 @@ def guarded(call: Callable[[], T]) -> T:
         raise
     except Exception as error:
         # Without its words, which may hold a key or a record; the cause has them.
-        raise Retryable(Kind.UNAVAILABLE, f"the provider's code failed ({where_of(error)})") from error
+        raise Retryable(
+            Kind.UNAVAILABLE, f"the provider's code failed ({where_of(error)})"
+        ) from error

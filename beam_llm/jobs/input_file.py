@@ -52,7 +52,9 @@ class Parts:
         self._open.clear()
 
 
-def write_input(path: str, manifest: Manifest, parts: Parts, task: Task, provider: BatchProvider) -> int:
+def write_input(
+    path: str, manifest: Manifest, parts: Parts, task: Task, provider: BatchProvider
+) -> int:
     """Writes the JSONL file of a job; returns the number of lines in it.
 
     The planner estimates sizes from above. Should a file pass the provider's limits all the same,
@@ -72,7 +74,9 @@ def write_input(path: str, manifest: Manifest, parts: Parts, task: Task, provide
     return lines
 
 
-def input_lines(manifest: Manifest, parts: Parts, task: Task, provider: BatchProvider) -> Iterator[bytes]:
+def input_lines(
+    manifest: Manifest, parts: Parts, task: Task, provider: BatchProvider
+) -> Iterator[bytes]:
     """The job's lines, with their newlines."""
     frame = frame_of(task, provider) if manifest.lines == len(manifest) else None
     if frame is None:
@@ -80,18 +84,28 @@ def input_lines(manifest: Manifest, parts: Parts, task: Task, provider: BatchPro
         return
     custom_ids, line_of = manifest.custom_ids(), frame.line
     for reader, rows in parts.runs(manifest):
-        for row, text, custom_id in zip(rows.tolist(), reader.quoted(rows), custom_ids, strict=False):
-            yield _line(task, provider, custom_id, [reader.record(row)]) if text is None else line_of(custom_id, text)
+        for row, text, custom_id in zip(
+            rows.tolist(), reader.quoted(rows), custom_ids, strict=False
+        ):
+            yield (
+                _line(task, provider, custom_id, [reader.record(row)])
+                if text is None
+                else line_of(custom_id, text)
+            )
 
 
-def _rendered(manifest: Manifest, parts: Parts, task: Task, provider: BatchProvider) -> Iterator[bytes]:
+def _rendered(
+    manifest: Manifest, parts: Parts, task: Task, provider: BatchProvider
+) -> Iterator[bytes]:
     starts = [] if manifest.line_starts is None else manifest.line_starts.tolist()
     records = parts.records(manifest)
     for custom_id, start, end in zip(manifest.custom_ids(), starts, starts[1:], strict=False):
         members = list(islice(records, end - start))
         try:
             yield _line(task, provider, custom_id, members)
-        except PromptError:  # a batch template that fails on these records together, though on none alone
+        except (
+            PromptError
+        ):  # a batch template that fails on these records together, though on none alone
             continue
 
 

@@ -15,7 +15,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from beam_llm.errors import Aborted, CallError, Failure, InputGone, Kind, QueueFull, Rejected, UnknownJob, UsageError, printable
+from beam_llm.errors import (
+    Aborted,
+    CallError,
+    Failure,
+    InputGone,
+    Kind,
+    QueueFull,
+    Rejected,
+    UnknownJob,
+    UsageError,
+    printable,
+)
 from beam_llm.jobs.closing import Closing
 from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.endings import JobEnd, end_of, unreachable
@@ -81,17 +92,31 @@ class JobDriver:
       done: how it ended; None before.
     """
 
-    def __init__(self, context: JobContext, intent: Intent, prior: str | None, undivided: Sequence[Intent] = ()):
+    def __init__(
+        self,
+        context: JobContext,
+        intent: Intent,
+        prior: str | None,
+        undivided: Sequence[Intent] = (),
+    ):
         self._context, self.intent = context, intent
-        self._settings, self._clock, self._time = context.settings, context.clock, context.shared.time
+        self._settings, self._clock, self._time = (
+            context.settings,
+            context.clock,
+            context.shared.time,
+        )
         self._journal = Journal(context.store, intent.job)
         self._submission = Submission(context, intent, self._journal)
         self._closing = Closing(context, intent, self._journal, prior)
-        self._wholes = [RemoteSearch(context, whole, Journal(context.store, whole.job)) for whole in undivided]
+        self._wholes = [
+            RemoteSearch(context, whole, Journal(context.store, whole.job)) for whole in undivided
+        ]
         self._remote: _Remote | None = None
         self.done: Done | None = None
 
-    def step(self, *, nothing_follows: bool = True, other_half: Done | None = None) -> Waiting | Done:
+    def step(
+        self, *, nothing_follows: bool = True, other_half: Done | None = None
+    ) -> Waiting | Done:
         """Goes on with the job as far as it can without waiting.
 
         Args:
@@ -106,7 +131,9 @@ class JobDriver:
         """
         if self.done is None:
             if other_half is not None and other_half.ends_all is not None:
-                self._submission.inherited = JobEnd(other_half.ended, Failure(*other_half.ends_all, 1))
+                self._submission.inherited = JobEnd(
+                    other_half.ended, Failure(*other_half.ends_all, 1)
+                )
             found = self._advance(nothing_follows)
             if isinstance(found, Waiting):
                 return found
@@ -176,7 +203,11 @@ class JobDriver:
             end = JobEnd("late", Failure(Kind.UNAVAILABLE, late, 1))
             return self._closing.collect(end, job, is_whole=True, again=True)
         except CallError as error:
-            _LOG.warning("job %s ended in doubt, and can't be looked at again: %s", self.intent.job, error.message)
+            _LOG.warning(
+                "job %s ended in doubt, and can't be looked at again: %s",
+                self.intent.job,
+                error.message,
+            )
             return done
 
     def _find_late(self, created: Created | None) -> RemoteJob | None:
@@ -196,7 +227,9 @@ class JobDriver:
         except CallError as error:
             return self._poll_failed(remote, error)
         remote.failures, remote.unknown_since = 0, None
-        if remote.doubted and (job.state.has_ended or now >= remote.created_at + self._settings.list_lag_seconds):
+        if remote.doubted and (
+            job.state.has_ended or now >= remote.created_at + self._settings.list_lag_seconds
+        ):
             job = self._without_double(remote, job)
         for whole in self._wholes:
             whole.cancel_all()
@@ -205,23 +238,31 @@ class JobDriver:
         if now >= self._deadline(remote):
             return self._past_deadline(remote, job)
         remote.polls += 1
-        pause = poll_interval(self._settings, now - remote.created_at, f"{self.intent.job}/{remote.polls}")
+        pause = poll_interval(
+            self._settings, now - remote.created_at, f"{self.intent.job}/{remote.polls}"
+        )
         return self._wait(remote, pause, job.word, job)
 
     def _deadline(self, remote: _Remote) -> float:
         return remote.created_at + deadline_seconds(self._settings, self._context.provider.traits)
 
     def _without_double(self, remote: _Remote, job: RemoteJob) -> RemoteJob:
-        kept, attempt = self._submission.search.without_double(job, remote.attempt, remote.created_at)
+        kept, attempt = self._submission.search.without_double(
+            job, remote.attempt, remote.created_at
+        )
         if attempt != remote.attempt:
             remote.job_id, remote.attempt, remote.doubted = kept.job_id, attempt, False
         return kept
 
-    def _wait(self, remote: _Remote, pause: float, status: str, job: RemoteJob | None = None) -> Waiting:
+    def _wait(
+        self, remote: _Remote, pause: float, status: str, job: RemoteJob | None = None
+    ) -> Waiting:
         remote.due = self._clock.monotonic() + pause
         part = None if job is None else self._part_done(job)
         since = self._context.shared.here(remote.created_at)
-        remote.looked = Waiting(self._clock.time() + pause, remote.job_id, status, part, since=since)
+        remote.looked = Waiting(
+            self._clock.time() + pause, remote.job_id, status, part, since=since
+        )
         return remote.looked
 
     def _part_done(self, job: RemoteJob) -> float | None:
@@ -243,7 +284,9 @@ class JobDriver:
             return self._closing.collect(unreachable())
         remote.failures += 1
         if isinstance(error, Rejected):
-            pause = poll_interval(self._settings, now - remote.created_at, f"{self.intent.job}/{remote.failures}")
+            pause = poll_interval(
+                self._settings, now - remote.created_at, f"{self.intent.job}/{remote.failures}"
+            )
         else:
             pause = pause_after(self._settings, error, remote.failures, self.intent.job)
         return self._wait(remote, pause, "unreachable")
@@ -254,7 +297,9 @@ class JobDriver:
         lost = f"the provider no longer knows job {known}, which it had taken"
         reason = f"{lost}; on_doubt='resubmit' asks again"
         may_be_paid = self._settings.on_doubt != "resubmit"
-        return self._closing.collect(JobEnd("lost", Failure(Kind.DOUBTFUL, reason, 1), final=may_be_paid))
+        return self._closing.collect(
+            JobEnd("lost", Failure(Kind.DOUBTFUL, reason, 1), final=may_be_paid)
+        )
 
     def _past_deadline(self, remote: _Remote, job: RemoteJob) -> Waiting | Done:
         """Asks for cancellation, waits a little for what is finished, then ends with what there
@@ -265,7 +310,9 @@ class JobDriver:
         asked = self._journal.read(Deadline, remote.attempt)
         if now >= (now if asked is None else asked.at) + settle_seconds(self._settings):
             return self._collect(remote, job, end_of(job, past_deadline=True))
-        return self._wait(remote, poll_interval(self._settings, 0.0, self.intent.job), job.word, job)
+        return self._wait(
+            remote, poll_interval(self._settings, 0.0, self.intent.job), job.word, job
+        )
 
     def _ended(self, remote: _Remote, job: RemoteJob) -> Waiting | Done:
         failpoint("ended")
@@ -273,12 +320,16 @@ class JobDriver:
         if isinstance(job.cause, QueueFull):
             self._remote = None
             return self._submission.queue_up(remote.attempt, remote.job_id, job.cause)
-        if isinstance(job.cause, InputGone) and self._submission.stage_anew(remote.attempt, job.staged, remote.job_id):
+        if isinstance(job.cause, InputGone) and self._submission.stage_anew(
+            remote.attempt, job.staged, remote.job_id
+        ):
             return self._begin_again("planned")
         past_deadline = False
         if job.state is JobState.CANCELLED:
             status = self._journal.status()
-            if status.attempt != remote.attempt:  # another process found it to be a double, and keeps the other one
+            if (
+                status.attempt != remote.attempt
+            ):  # another process found it to be a double, and keeps the other one
                 return self._begin_again(job.word)
             past_deadline = status.past_deadline
         if job.state is JobState.COMPLETED:
@@ -310,10 +361,14 @@ class JobDriver:
             if self._time() >= until:
                 ended = f"job {printable(remote.job_id)} has ended as {end.word}"
                 reason = f"{ended}, but its results can't be read: {error.message}"
-                return self._closing.collect(JobEnd("unread", Failure(Kind.DOUBTFUL, reason, 1)), job)
+                return self._closing.collect(
+                    JobEnd("unread", Failure(Kind.DOUBTFUL, reason, 1)), job
+                )
             self._warn_if_late(remote, error, until)
             remote.fetches += 1
-            pause = backoff(self._settings, remote.fetches - 1, f"{self.intent.job}/d{remote.fetches}")
+            pause = backoff(
+                self._settings, remote.fetches - 1, f"{self.intent.job}/d{remote.fetches}"
+            )
             return self._wait(remote, pause, "results late")
 
     def _warn_if_late(self, remote: _Remote, error: CallError, until: float) -> None:

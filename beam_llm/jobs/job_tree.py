@@ -75,7 +75,9 @@ def following(pending: Sequence[Node], node: Node) -> list[Node]:
 def ends_of_slices(journal: Journal, done: Done) -> list[SliceDone]:
     """Of the live calls for a job's leftovers, once all slices are answered; before, nothing."""
     counts = journal.counts(SliceDone)
-    return journal.all(SliceDone) if done.live is not None and len(counts) >= done.live.slices else []
+    return (
+        journal.all(SliceDone) if done.live is not None and len(counts) >= done.live.slices else []
+    )
 
 
 class JobTree:
@@ -114,7 +116,10 @@ class JobTree:
 
     def intents(self) -> Iterator[Intent]:
         """Of all its jobs that are known of, in the order of their names."""
-        yield from sorted((node.intent for node in (*self.nodes, *self.pending) if not node.live), key=lambda each: each.job)
+        yield from sorted(
+            (node.intent for node in (*self.nodes, *self.pending) if not node.live),
+            key=lambda each: each.job,
+        )
 
     @property
     def job_id(self) -> str | None:

@@ -19,7 +19,11 @@ from beam_llm.jobs.refs import BatchJobRef
 from beam_llm.protocols import Store
 from beam_llm.values import Outcome
 
-_UNANSWERED = Outcome(failure=Failure(Kind.MISSING, "neither the job nor what followed it has an outcome for this record"))
+_UNANSWERED = Outcome(
+    failure=Failure(
+        Kind.MISSING, "neither the job nor what followed it has an outcome for this record"
+    )
+)
 _NO_REASON = Failure(Kind.PROMPT, "the record has no reason for its failure")
 
 
@@ -28,10 +32,15 @@ def early_failures(store: Store, ref: BatchJobRef) -> Iterator[tuple[bytes, Outc
     rows = Manifest.read(store, ref.manifest)
     for reader, members in _by_part(store, rows):
         for row in rows.row[members].tolist():
-            yield reader.envelope(row), Outcome(failure=reader.failure(row) or _NO_REASON, cost_usd=0.0)
+            yield (
+                reader.envelope(row),
+                Outcome(failure=reader.failure(row) or _NO_REASON, cost_usd=0.0),
+            )
 
 
-def answers(store: Store, ref: BatchJobRef, nodes: Sequence[Node], last: bool) -> Iterator[tuple[bytes, Outcome]]:
+def answers(
+    store: Store, ref: BatchJobRef, nodes: Sequence[Node], last: bool
+) -> Iterator[tuple[bytes, Outcome]]:
     """Each of this run's elements that the last of `nodes` answers; at the end of the tree also
     those that nothing answered.
 
@@ -98,13 +107,17 @@ class _Joined:
     """The outcomes of one node as one: a job's, or those of all slices of live calls."""
 
     def __init__(self, store: Store, node: Node):
-        self._pieces = [Outcomes(store, end.outcomes) for end in node.ends if end.outcomes is not None]
+        self._pieces = [
+            Outcomes(store, end.outcomes) for end in node.ends if end.outcomes is not None
+        ]
         keys = np.concatenate([np.zeros(0, dtype=KEY), *(piece.keys for piece in self._pieces)])
         order = np.argsort(keys, kind="stable")
         self._keys = keys[order]
         sizes = np.array([len(piece) for piece in self._pieces], dtype=np.int64)
         self._piece = np.repeat(np.arange(len(sizes)), sizes)[order]
-        self._row = np.concatenate([np.zeros(0, dtype=np.int64), *(np.arange(size) for size in sizes)])[order]
+        self._row = np.concatenate(
+            [np.zeros(0, dtype=np.int64), *(np.arange(size) for size in sizes)]
+        )[order]
 
     def positions(self, keys: Array) -> Array:
         return find(self._keys, keys)
@@ -117,7 +130,9 @@ class _Joined:
         if not piece.any():
             return self._pieces[0].many(self._row[positions].tolist(), pays.tolist())
         streams: list[Iterator[Outcome]] = [
-            reader.many(self._row[positions[piece == number]].tolist(), pays[piece == number].tolist())
+            reader.many(
+                self._row[positions[piece == number]].tolist(), pays[piece == number].tolist()
+            )
             for number, reader in enumerate(self._pieces)
         ]
         streams.append(itertools.repeat(_UNANSWERED))

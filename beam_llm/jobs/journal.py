@@ -224,7 +224,9 @@ class Done(Document):
     @property
     def passed_on(self) -> int:
         """Records that do not end here."""
-        return sum(child.records for child in self.children) + (self.live.records if self.live else 0)
+        return sum(child.records for child in self.children) + (
+            self.live.records if self.live else 0
+        )
 
     @property
     def may_end_again(self) -> bool:
@@ -274,7 +276,9 @@ def parse(name: str, data: bytes, kind: type[D]) -> D:
     try:
         version = _adapter(_Head).validate_json(data, strict=True).format
     except ValidationError as error:
-        raise LedgerError(f"{name} is damaged or was cut ({len(data)} bytes): {_first(error)}") from None
+        raise LedgerError(
+            f"{name} is damaged or was cut ({len(data)} bytes): {_first(error)}"
+        ) from None
     if version > FORMAT:
         raise newer_format(name, version)
     try:

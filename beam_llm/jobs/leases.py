@@ -72,7 +72,11 @@ class Leases:
     def is_mine(self, job: str) -> bool:
         """Looks once more: the newest lease is this owner's and has time left."""
         held = self._held.get(job)
-        return held is not None and self._newest(job) == held.newest and self._left(held) > 0.25 * self._seconds
+        return (
+            held is not None
+            and self._newest(job) == held.newest
+            and self._left(held) > 0.25 * self._seconds
+        )
 
     def release(self) -> None:
         """Gives all leases back: whoever comes next need not wait for them. Only for one who is in

@@ -135,7 +135,9 @@ class Ledger:
     def append(self, intent: Intent) -> Intent | None:
         """Claims `intent.number`; None where another writer was first."""
         owner = uuid.uuid4().hex
-        signed = replace(intent, owner=owner, fingerprint=f"{self.id[:12]}-{intent.number}-{owner[:12]}")
+        signed = replace(
+            intent, owner=owner, fingerprint=f"{self.id[:12]}-{intent.number}-{owner[:12]}"
+        )
         if not self.store.create(_log_name(intent.number), signed.dumps()):
             return None
         _appended_here.add((self.id, intent.number))
@@ -176,7 +178,9 @@ class Ledger:
         """
         last = numbers[-1] if numbers else after
         lost = sorted(set(range(after + 1, last + 1)).difference(numbers))
-        later = next(iter(self.store.list("jobs/", f"jobs/{last:020d}0")), None)  # "0" comes right behind "." and "/"
+        later = next(
+            iter(self.store.list("jobs/", f"jobs/{last:020d}0")), None
+        )  # "0" comes right behind "." and "/"
         if later is not None:
             lost.append(int(job_of(later).partition(".")[0]))
         for number in lost:
@@ -237,7 +241,9 @@ class Ledger:
             entries.sort(kind="stable")
             known = Known((entries,), known.last)
         columns = {"entries": known.levels[0] if known.levels else np.zeros(0, dtype=ENTRY)}
-        self.store.create(f"snapshots/{known.last:020d}", pack("snapshot", columns, last=known.last))
+        self.store.create(
+            f"snapshots/{known.last:020d}", pack("snapshot", columns, last=known.last)
+        )
         return known
 
 

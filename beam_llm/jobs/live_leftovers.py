@@ -43,13 +43,19 @@ class LiveCalls:
         Args:
           done: how the job ended that left something over.
         """
-        journal, work, now = Journal(self._context.store, node.intent.job), done.live, self._context.clock.time()
+        journal, work, now = (
+            Journal(self._context.store, node.intent.job),
+            done.live,
+            self._context.clock.time(),
+        )
         if work is None:
             raise LedgerError(f"job {node.intent.job} left nothing to live calls")
         ends = ends_of_slices(journal, done)
         if ends:
             return node.ended(*ends)
-        free_at = self._context.leases.hold(node.intent.job, 4 * self._context.settings.call_deadline_ms / 1000)
+        free_at = self._context.leases.hold(
+            node.intent.job, 4 * self._context.settings.call_deadline_ms / 1000
+        )
         if free_at is not None:
             soon = now + quick_interval(self._context.settings, node.intent.job)
             return Waiting(max(min(free_at, soon), now + 0.01), None, "asking")
@@ -64,7 +70,9 @@ class LiveCalls:
         manifest, start = Manifest.read(store, work.lines), index * work.slice
         parts, prior = Parts(store), PriorOutcomes(store, left)
         here = slice(start, start + work.slice)
-        chosen = replace(manifest, keys=manifest.keys[here], part=manifest.part[here], row=manifest.row[here])
+        chosen = replace(
+            manifest, keys=manifest.keys[here], part=manifest.part[here], row=manifest.row[here]
+        )
         try:
             outcomes = self._ask(list(parts.records(chosen))).outcomes
             with temporary_file() as path, open(path, "wb") as file:

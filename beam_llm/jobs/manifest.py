@@ -73,7 +73,11 @@ class Manifest:
 
     def write(self, store: Store) -> str:
         """Stores it under the hash of its content; returns that name."""
-        columns = {"keys": self.keys, "part": self.part.astype("<u4", copy=False), "row": self.row.astype("<u4", copy=False)}
+        columns = {
+            "keys": self.keys,
+            "part": self.part.astype("<u4", copy=False),
+            "row": self.row.astype("<u4", copy=False),
+        }
         if self.line_starts is not None:
             columns["line_starts"] = self.line_starts.astype("<u4")
         data = pack("manifest", columns, parts=self.parts)
@@ -87,21 +91,35 @@ class Manifest:
     def read(store: Store, name: str) -> Manifest:
         """Raises LedgerError where it is missing or damaged."""
         full_name = f"manifests/{name}.manifest"
-        columns, facts = unpack_named("manifest", "manifests", f"{name}.manifest", store.get(full_name))
-        return Manifest(columns["keys"], columns["part"], columns["row"], tuple(facts["parts"]), columns.get("line_starts"))
+        columns, facts = unpack_named(
+            "manifest", "manifests", f"{name}.manifest", store.get(full_name)
+        )
+        return Manifest(
+            columns["keys"],
+            columns["part"],
+            columns["row"],
+            tuple(facts["parts"]),
+            columns.get("line_starts"),
+        )
 
     def some_lines(self, start: int, end: int) -> Manifest:
         """Only lines [start, end): the same custom_ids, so the same requests."""
         assert self.line_starts is not None
         first, last = int(self.line_starts[start]), int(self.line_starts[end])
-        return self.chosen(np.arange(first, last), self.line_starts[start : end + 1] - self.line_starts[start])
+        return self.chosen(
+            np.arange(first, last), self.line_starts[start : end + 1] - self.line_starts[start]
+        )
 
     def chosen(self, records: Array, line_starts: Array | None = None) -> Manifest:
         """Only these records (positions), with only the parts they lie in."""
-        return compact(self.keys[records], self.part[records], self.row[records], self.parts, line_starts)
+        return compact(
+            self.keys[records], self.part[records], self.row[records], self.parts, line_starts
+        )
 
 
-def compact(keys: Array, part: Array, row: Array, parts: Sequence[str], line_starts: Array | None = None) -> Manifest:
+def compact(
+    keys: Array, part: Array, row: Array, parts: Sequence[str], line_starts: Array | None = None
+) -> Manifest:
     """A manifest whose table of parts names only those it uses, in order of name, so that equal
     content has one form."""
     used = sorted({parts[index] for index in np.unique(part).tolist()})

@@ -80,12 +80,30 @@ class OutcomeWriter:
             self._put(position, text, usage, cost, model, reason, _CODES[known.kind])
 
     def put_answer(
-        self, position: int, value: bytes, usage: Usage, cost: float | None, model: str, request_id: str | None, reason: str | None
+        self,
+        position: int,
+        value: bytes,
+        usage: Usage,
+        cost: float | None,
+        model: str,
+        request_id: str | None,
+        reason: str | None,
     ) -> None:
         """An outcome without a failure; `value` as JSON."""
-        self._put(position, b"[%b,%b]" % (value, orjson.dumps(request_id)), usage, cost, model, reason, 0)
+        self._put(
+            position, b"[%b,%b]" % (value, orjson.dumps(request_id)), usage, cost, model, reason, 0
+        )
 
-    def _put(self, position: int, text: bytes, usage: Usage, cost: float | None, model: str, reason: str | None, code: int) -> None:
+    def _put(
+        self,
+        position: int,
+        text: bytes,
+        usage: Usage,
+        cost: float | None,
+        model: str,
+        reason: str | None,
+        code: int,
+    ) -> None:
         size, known = len(text), math.nan if cost is None else cost
         try:
             tokens, sent, cached = usage
@@ -103,7 +121,15 @@ class OutcomeWriter:
                 code,
             )
         except struct.error:  # no number of tokens that anybody can have used
-            self._put(position, text, Usage(*[min(max(int(n), 0), _MOST_TOKENS) for n in usage]), cost, model, reason, code)
+            self._put(
+                position,
+                text,
+                Usage(*[min(max(int(n), 0), _MOST_TOKENS) for n in usage]),
+                cost,
+                model,
+                reason,
+                code,
+            )
             return
         self._buffer += text
         self._at += size
@@ -130,11 +156,16 @@ class OutcomeWriter:
         table = np.frombuffer(self._table, dtype=_ROW)
         filled = np.flatnonzero(chosen & (table["lengths"] > 0))
         order = filled[np.argsort(self._keys[filled], kind="stable")]
-        columns = {"keys": self._keys[order], **{name: table[name][order] for name in _ROW.names or ()}}
+        columns = {
+            "keys": self._keys[order],
+            **{name: table[name][order] for name in _ROW.names or ()},
+        }
         counted = np.bincount(columns["codes"], minlength=len(_KINDS)).tolist()
         counts = {kind: count for kind, count in zip(_KINDS, counted, strict=True) if count}
         names = {"models": self._models.as_json(), "reasons": self._reasons.as_json()}
-        return pack("outcomes", columns, kinds=_KINDS, rows=self._digest.hexdigest(), **names), counts
+        return pack(
+            "outcomes", columns, kinds=_KINDS, rows=self._digest.hexdigest(), **names
+        ), counts
 
     def whole(self) -> tuple[bytes, dict[str, int]]:
         return self.part(np.ones(len(self._keys), dtype=bool))
@@ -156,7 +187,9 @@ def _failed_row(value: Any, request_id: str | None, failure: Failure) -> bytes:
     try:
         return orjson.dumps((value, request_id, tuple(failure)))
     except TypeError:  # words of a server's that JSON can't hold
-        return orjson.dumps((None, None, (failure.kind, _encodable(str(failure.message)), failure.attempts)))
+        return orjson.dumps(
+            (None, None, (failure.kind, _encodable(str(failure.message)), failure.attempts))
+        )
 
 
 def _encodable(text: str) -> str:
@@ -200,22 +233,39 @@ class Outcomes:
         if self._rows is None:
             self._rows = Rows(self._store, f"{self._name}.rows", self._sealed, _AT_ONCE_BYTES)
         for at in range(0, len(positions), _MANY):
-            yield from self._some(self._rows, np.array(positions[at : at + _MANY]), pays[at : at + _MANY])
+            yield from self._some(
+                self._rows, np.array(positions[at : at + _MANY]), pays[at : at + _MANY]
+            )
 
     def _some(self, rows: Rows, positions: Array, pays: Sequence[bool]) -> Iterator[Outcome]:
         taken = {name: self._columns[name][positions] for name in _ROW.names or ()}
         texts = rows.ranges(taken["starts"].tolist(), (taken["starts"] + taken["lengths"]).tolist())
-        rest = [taken[name].tolist() for name in ("input", "output", "cached", "cost", "models", "reasons")]
+        rest = [
+            taken[name].tolist()
+            for name in ("input", "output", "cached", "cost", "models", "reasons")
+        ]
         models, reasons, loads = self._models, self._reasons, orjson.loads
-        for text, paying, tokens, sent, cached, cost, model, reason in zip(texts, pays, *rest, strict=True):
+        for text, paying, tokens, sent, cached, cost, model, reason in zip(
+            texts, pays, *rest, strict=True
+        ):
             found = loads(text)
             value, request_id = found[0], found[1]
             failure = Failure(*found[2]) if len(found) > 2 else None
             if paying:
                 known = None if cost != cost else cost
-                yield Outcome(value, failure, Usage(tokens, sent, cached), known, models[model], request_id, reasons[reason])
+                yield Outcome(
+                    value,
+                    failure,
+                    Usage(tokens, sent, cached),
+                    known,
+                    models[model],
+                    request_id,
+                    reasons[reason],
+                )
             else:
-                yield Outcome(value, failure, _NOTHING, 0.0, models[model], request_id, reasons[reason], True)
+                yield Outcome(
+                    value, failure, _NOTHING, 0.0, models[model], request_id, reasons[reason], True
+                )
 
     def close(self) -> None:
         if self._rows is not None:

@@ -20,7 +20,11 @@ _LONGEST_RETRY_AFTER_SECONDS = 300.0
 def poll_interval(settings: Settings, age_seconds: float, seed: str) -> float:
     """Seconds to the next look: as set, else a tenth of the job's age between 30 and 300; ± 10 %,
     the same for the same seed."""
-    pace = settings.poll_seconds if settings.poll_seconds is not None else min(max(age_seconds / 10, 30.0), 300.0)
+    pace = (
+        settings.poll_seconds
+        if settings.poll_seconds is not None
+        else min(max(age_seconds / 10, 30.0), 300.0)
+    )
     return pace * jitter(seed)
 
 
@@ -60,7 +64,11 @@ def doubt_seconds(settings: Settings) -> float:
 
     Minutes; ten seconds where polls are less than one apart, which is for tests.
     """
-    return 300.0 if settings.poll_seconds is None or settings.poll_seconds >= 1 else QUICK_DOUBT_SECONDS
+    return (
+        300.0
+        if settings.poll_seconds is None or settings.poll_seconds >= 1
+        else QUICK_DOUBT_SECONDS
+    )
 
 
 def visible_seconds(settings: Settings, traits: BatchTraits) -> float:
@@ -71,13 +79,17 @@ def visible_seconds(settings: Settings, traits: BatchTraits) -> float:
     as lists are.
     """
     quick = settings.poll_seconds is not None and settings.poll_seconds < 1
-    create_seconds = min(traits.create_seconds, settings.list_lag_seconds) if quick else traits.create_seconds
+    create_seconds = (
+        min(traits.create_seconds, settings.list_lag_seconds) if quick else traits.create_seconds
+    )
     return create_seconds + settings.list_lag_seconds
 
 
 def settle_seconds(settings: Settings) -> float:
     """How long a job that was cancelled at its deadline is given to say what it has finished."""
-    return 600.0 if settings.poll_seconds is None else min(max(20 * settings.poll_seconds, 2.0), 600.0)
+    return (
+        600.0 if settings.poll_seconds is None else min(max(20 * settings.poll_seconds, 2.0), 600.0)
+    )
 
 
 def deadline_seconds(settings: Settings, traits: BatchTraits) -> float:

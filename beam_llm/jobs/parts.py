@@ -26,7 +26,16 @@ from beam_llm.stores import holds
 from beam_llm.values import RECORD_KEY_BYTES, Record
 
 _FAILED, _DETAILED = 1, 2
-_ROW = np.dtype([("keys", KEY), ("tokens", "<u4"), ("sizes", "<u4"), ("flags", "u1"), ("starts", "<u8"), ("heads", "<u4")])
+_ROW = np.dtype(
+    [
+        ("keys", KEY),
+        ("tokens", "<u4"),
+        ("sizes", "<u4"),
+        ("flags", "u1"),
+        ("starts", "<u8"),
+        ("heads", "<u4"),
+    ]
+)
 _pack_row = packer_of(_ROW).pack
 _NO_KEY = b"\0" * RECORD_KEY_BYTES
 _WRITE_BYTES = 1 << 20
@@ -82,7 +91,9 @@ class PartWriter:
     def __len__(self) -> int:
         return len(self._table) // _ROW.itemsize
 
-    def add(self, key: bytes, record: Record | None, envelope: bytes, failure: Failure | None = None) -> None:
+    def add(
+        self, key: bytes, record: Record | None, envelope: bytes, failure: Failure | None = None
+    ) -> None:
         """One row; see PartRow."""
         if record is None or failure is not None:
             question = orjson.dumps(tuple(failure or Failure("prompt", "there is no record")))
@@ -121,13 +132,24 @@ class PartWriter:
         assert self._file is not None
         self._file.flush()
         table = np.frombuffer(self._table, dtype=_ROW)
-        columns = {name: table[name] for name in _ROW.names or ()} | {"starts": np.append(table["starts"], np.uint64(self.size_bytes))}
+        columns = {name: table[name] for name in _ROW.names or ()} | {
+            "starts": np.append(table["starts"], np.uint64(self.size_bytes))
+        }
         index = pack("part", columns, rows=self._digest.hexdigest(), min_timestamp=min_timestamp)
         name = content_name(index)
-        if not (self._store.get(f"parts/{name}.index") == index and holds(self._store, f"parts/{name}.rows", self._file.name)):
+        if not (
+            self._store.get(f"parts/{name}.index") == index
+            and holds(self._store, f"parts/{name}.rows", self._file.name)
+        ):
             self._store.put_file(f"parts/{name}.rows", self._file.name)
             self._store.put(f"parts/{name}.index", index)
-        return PartRef(name, len(self), self.size_bytes, int(table["tokens"].sum(dtype=np.int64)), min_timestamp)
+        return PartRef(
+            name,
+            len(self),
+            self.size_bytes,
+            int(table["tokens"].sum(dtype=np.int64)),
+            min_timestamp,
+        )
 
     def close(self) -> None:
         """Removes the local file; harmless to repeat."""
@@ -145,7 +167,9 @@ def _question(record: Record) -> bytes:
     try:
         return _dumped(record, record.inputs)
     except TypeError:  # lone surrogates: no JSON, and no request, can hold them
-        return _dumped(record, tuple([text.encode("utf-8", "replace").decode() for text in record.inputs]))
+        return _dumped(
+            record, tuple([text.encode("utf-8", "replace").decode() for text in record.inputs])
+        )
 
 
 def _dumped(record: Record, inputs: tuple[str, ...]) -> bytes:
@@ -153,7 +177,9 @@ def _dumped(record: Record, inputs: tuple[str, ...]) -> bytes:
         return orjson.dumps(inputs)
     # default=str: a field may be anything; what it renders as is what counts, and each run renders
     # from this copy
-    return orjson.dumps([inputs, record.fields and dict(record.fields), record.record_id], default=str)
+    return orjson.dumps(
+        [inputs, record.fields and dict(record.fields), record.record_id], default=str
+    )
 
 
 class PartReader:
@@ -194,10 +220,16 @@ class PartReader:
         """What each row asks as a JSON string without its quotes, where that is one text and
         nothing else; else None."""
         starts, flags = np.asarray(self._starts)[rows], self._flags
-        questions = self._opened().ranges(starts.tolist(), (starts + np.asarray(self._heads)[rows]).tolist())
+        questions = self._opened().ranges(
+            starts.tolist(), (starts + np.asarray(self._heads)[rows]).tolist()
+        )
         for row, question in zip(rows.tolist(), questions, strict=True):
             # `["…"]`: inside of a JSON string no quote stands without a backslash
-            yield None if flags[row] or b'","' in question or len(question) < len('[""]') else question[2:-2]
+            yield (
+                None
+                if flags[row] or b'","' in question or len(question) < len('[""]')
+                else question[2:-2]
+            )
 
     def failure(self, row: int) -> Failure | None:
         return Failure(*orjson.loads(self._question(row))) if self._flags[row] & _FAILED else None
@@ -212,7 +244,9 @@ class PartReader:
     def envelopes(self, rows: Array) -> Iterator[bytes]:
         """Like `envelope`, for many; fastest in ascending order."""
         starts = np.asarray(self._starts)
-        return self._opened().ranges((starts[rows] + np.asarray(self._heads)[rows]).tolist(), starts[rows + 1].tolist())
+        return self._opened().ranges(
+            (starts[rows] + np.asarray(self._heads)[rows]).tolist(), starts[rows + 1].tolist()
+        )
 
     def _read(self, start: int, end: int) -> bytes:
         return self._opened().read(start, end)

@@ -41,7 +41,14 @@ _FRAME_BYTES = 400
 """Of a JSONL line around its messages: custom_id, url, parameters; an estimate from above."""
 
 
-def plan(store: Store, task: Task, caps: Caps, traits: BatchTraits, parts: Sequence[PartRef], clock: Clock) -> list[BatchJobRef]:
+def plan(
+    store: Store,
+    task: Task,
+    caps: Caps,
+    traits: BatchTraits,
+    parts: Sequence[PartRef],
+    clock: Clock,
+) -> list[BatchJobRef]:
     """Finds or plans a job for every record of `parts`. Planning the same parts again finds what
     was planned, and gives the same refs.
 
@@ -58,8 +65,22 @@ def plan(store: Store, task: Task, caps: Caps, traits: BatchTraits, parts: Seque
 
 
 class _Plan:
-    def __init__(self, ledger: Ledger, task: Task, caps: Caps, traits: BatchTraits, parts: Sequence[PartRef], clock: Clock):
-        self._ledger, self._task, self._caps, self._traits, self._clock = ledger, task, caps, traits, clock
+    def __init__(
+        self,
+        ledger: Ledger,
+        task: Task,
+        caps: Caps,
+        traits: BatchTraits,
+        parts: Sequence[PartRef],
+        clock: Clock,
+    ):
+        self._ledger, self._task, self._caps, self._traits, self._clock = (
+            ledger,
+            task,
+            caps,
+            traits,
+            clock,
+        )
         self._settings: Settings = task.settings
         # By name: then equal parts give equal jobs in whatever order they come, and rows lie in a
         # manifest's canonical order.
@@ -82,7 +103,9 @@ class _Plan:
         numbers[self._pool.failed] = 0
         for number in np.unique(numbers).tolist():
             unpaid = self._tree(number).unpaid(may_be_asked_again(self._settings)) if number else []
-            for again in unpaid:  # left without an answer by a finished job, at no cost: new once more
+            for (
+                again
+            ) in unpaid:  # left without an answer by a finished job, at no cost: new once more
                 rows = np.flatnonzero(numbers == number)
                 numbers[rows[find(np.sort(again), self._pool.keys[rows]) >= 0]] = 0
         return numbers
@@ -98,7 +121,9 @@ class _Plan:
         The loser of a race reads what came between, leaves to the winner what it claimed, and cuts
         the rest anew. Nothing was staged yet, so a lost race costs two small manifests.
         """
-        leaders = self._pool.leaders(np.flatnonzero((numbers == 0) & ~self._pool.failed).astype(np.int32))
+        leaders = self._pool.leaders(
+            np.flatnonzero((numbers == 0) & ~self._pool.failed).astype(np.int32)
+        )
         distinct = np.unique(leaders.leader) if leaders.repeats else leaders.rows
         while len(distinct):
             for cut in self._jobs(distinct):
@@ -127,7 +152,9 @@ class _Plan:
 
     def _intent(self, members: Array, cut: _Cut, rows: Array) -> Intent:
         pool, store = self._pool, self._ledger.store
-        lines = compact(pool.keys_of(members), *pool.places_of(members), pool.names, cut.line_starts)
+        lines = compact(
+            pool.keys_of(members), *pool.places_of(members), pool.names, cut.line_starts
+        )
         return Intent(
             number=self._last + 1,
             lines=lines.write(store),
@@ -149,14 +176,22 @@ class _Plan:
         part, row = manifest.part, manifest.row
         if ((part[1:] > part[:-1]) | ((part[1:] == part[:-1]) & (row[1:] >= row[:-1]))).all():
             return manifest.write(self._ledger.store)
-        order = np.lexsort((row, part))  # one part came twice: two bundles with the very same elements
-        return replace(manifest, keys=manifest.keys[order], part=part[order], row=row[order]).write(self._ledger.store)
+        order = np.lexsort(
+            (row, part)
+        )  # one part came twice: two bundles with the very same elements
+        return replace(manifest, keys=manifest.keys[order], part=part[order], row=row[order]).write(
+            self._ledger.store
+        )
 
     def _jobs(self, distinct: Array) -> list[_Cut]:
         """Cuts new records into lines, and lines into jobs."""
         settings, traits, caps = self._settings, self._traits, self._caps
         tokens, sizes = self._pool.weights(distinct)
-        lines = np.arange(len(distinct) + 1, dtype=np.int32) if caps.records == 1 else cut_lines(tokens, sizes, caps)
+        lines = (
+            np.arange(len(distinct) + 1, dtype=np.int32)
+            if caps.records == 1
+            else cut_lines(tokens, sizes, caps)
+        )
         frame, per_record = self._line_frame(distinct)
         if caps.records > 1:
             tokens, sizes = (np.add.reduceat(column, lines[:-1]) for column in (tokens, sizes))
@@ -171,14 +206,21 @@ class _Plan:
             max_tokens=settings.job_max_tokens or self._learned_limit(),
         )
         return [
-            _Cut(int(lines[a]), int(lines[b]), (lines[a : b + 1] - lines[a]).astype(np.uint32), int(tokens[a:b].sum(dtype=np.int64)))
+            _Cut(
+                int(lines[a]),
+                int(lines[b]),
+                (lines[a : b + 1] - lines[a]).astype(np.uint32),
+                int(tokens[a:b].sum(dtype=np.int64)),
+            )
             for a, b in pairwise(cuts)
         ]
 
     def _learned_limit(self) -> int | None:
         """Enqueued tokens beyond which an earlier job was refused: a larger one would have to be
         sent in several goes."""
-        return known_limit(self._ledger.store, host_of(self._settings), self._settings.model, self._clock.time())
+        return known_limit(
+            self._ledger.store, host_of(self._settings), self._settings.model, self._clock.time()
+        )
 
     def _line_frame(self, distinct: Array) -> tuple[int, int]:
         """Bytes of a line without its records' texts, and what each record adds beside its text;
@@ -192,21 +234,38 @@ class _Plan:
     def _refs_of(self, numbers: Array) -> list[BatchJobRef]:
         found = np.unique(numbers).tolist()
         if len(found) <= _FEW_JOBS:
-            return [self._ref(number, np.flatnonzero(numbers == number).astype(np.int32)) for number in found]
+            return [
+                self._ref(number, np.flatnonzero(numbers == number).astype(np.int32))
+                for number in found
+            ]
         order = np.argsort(numbers, kind="stable")
         cuts = np.flatnonzero(np.diff(numbers[order])) + 1
-        return [self._ref(number, rows) for number, rows in zip(found, np.split(order, cuts), strict=True)]
+        return [
+            self._ref(number, rows)
+            for number, rows in zip(found, np.split(order, cuts), strict=True)
+        ]
 
     def _ref(self, number: int, rows: Array) -> BatchJobRef:
         ledger, manifest = self._ledger, self._rows_named.get(number) or self._rows_manifest(rows)
         model = ledger.intent(number).model if number else self._settings.model
-        ref = BatchJobRef(None, len(rows), ledger.location, number, manifest, model, "planned", self._min_timestamp)
+        ref = BatchJobRef(
+            None,
+            len(rows),
+            ledger.location,
+            number,
+            manifest,
+            model,
+            "planned",
+            self._min_timestamp,
+        )
         if not number:
             return ref._replace(state="done")
         tree = self._tree(number)
         finished = tree.finished_nodes()
         if not finished and ledger.appended_here(number) and manifest != ledger.intent(number).rows:
-            finished = ALL_PHASES  # this process's own earlier plan has the job, and reports what it costs
+            finished = (
+                ALL_PHASES  # this process's own earlier plan has the job, and reports what it costs
+            )
         state = "done" if tree.is_finished() else "created" if tree.job_id else "planned"
         return ref._replace(job_id=tree.job_id, state=state, reused=finished)
 

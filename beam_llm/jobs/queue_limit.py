@@ -70,7 +70,9 @@ def known_limit(store: Store, host: str, model: str, now: float) -> int | None:
     return min((tokens for tokens in (limit.stated, limit.found) if tokens), default=None)
 
 
-def note_limit(store: Store, host: str, model: str, now: float, **news: int | tuple[str, int, int] | None) -> None:
+def note_limit(
+    store: Store, host: str, model: str, now: float, **news: int | tuple[str, int, int] | None
+) -> None:
     """Keeps a limit for later plans.
 
     Args:
@@ -105,7 +107,11 @@ def line_tokens(store: Store, manifest: Manifest, task: Task) -> Array:
             reader.close()
     assert manifest.line_starts is not None
     starts = manifest.line_starts.astype(np.int64)
-    sums: Array = np.add.reduceat(tokens, starts[:-1]) + np.diff(starts) * RECORD_OVERHEAD_TOKENS + task.shared_tokens
+    sums: Array = (
+        np.add.reduceat(tokens, starts[:-1])
+        + np.diff(starts) * RECORD_OVERHEAD_TOKENS
+        + task.shared_tokens
+    )
     return sums
 
 
@@ -146,7 +152,11 @@ class QueueLimit:
         if limit is not None and (end := self._as_large_as_one_given_up(sizes, limit)) is not None:
             return end
         if len(sizes) == 1:
-            return self._single(tokens, stated, alone, refusals[0][1].alone is None) if refusals else None
+            return (
+                self._single(tokens, stated, alone, refusals[0][1].alone is None)
+                if refusals
+                else None
+            )
         if limit is not None and tokens > limit:
             return self._split(sizes, limit)
         if alone >= PATIENCE and (stated is None or tokens > stated // 2):
@@ -178,20 +188,28 @@ class QueueLimit:
         """(when, what) of those of the latest attempts that the queue refused, newest first."""
         tried = range(attempt - 1, max(0, attempt - _LOOK_BACK) - 1, -1)
         closed = [self._journal.read(Closed, earlier) for earlier in tried]
-        return [(doc.at, doc.refusal) for doc in closed if doc is not None and doc.refusal is not None]
+        return [
+            (doc.at, doc.refusal) for doc in closed if doc is not None and doc.refusal is not None
+        ]
 
     def _alone(self, refusals: list[tuple[float, Refusal]]) -> int:
         """How many of the last refusals in a row found nothing else pending; none, while a job may
         just not be listed yet."""
         times = [at for at, _ in takewhile(lambda refused: refused[1].alone, refusals)]
-        return len(times) if times and times[0] - times[-1] >= self._context.settings.list_lag_seconds else 0
+        return (
+            len(times)
+            if times and times[0] - times[-1] >= self._context.settings.list_lag_seconds
+            else 0
+        )
 
     def _limit(self, stated: int | None) -> int | None:
         """What the last refusal said, and what the ledger knows; the latter only where the user has
         no number of their own."""
         known = None
         if self._context.settings.job_max_tokens is None:
-            known = known_limit(self._context.store, self._intent.host, self._intent.model, self._time())
+            known = known_limit(
+                self._context.store, self._intent.host, self._intent.model, self._time()
+            )
         return min((limit for limit in (stated, known) if limit is not None), default=None)
 
     def _split(self, sizes: Array, limit: int | None) -> Split | None:
@@ -204,8 +222,18 @@ class QueueLimit:
             at_line = cuts[(len(cuts) - 1) // 2]
         else:
             self._note(found=int(sizes[:at_line].sum()))
-        why = f"limit of {limit:,} enqueued tokens" if limit is not None else "queue, which refused it with nothing else pending"
-        _LOG.info("job %s: goes as two, of %d and %d lines, for the provider's %s", self._intent.job, at_line, len(sizes) - at_line, why)
+        why = (
+            f"limit of {limit:,} enqueued tokens"
+            if limit is not None
+            else "queue, which refused it with nothing else pending"
+        )
+        _LOG.info(
+            "job %s: goes as two, of %d and %d lines, for the provider's %s",
+            self._intent.job,
+            at_line,
+            len(sizes) - at_line,
+            why,
+        )
         failpoint("split")
         return Split(at_line, sizes)
 
@@ -217,7 +245,11 @@ class QueueLimit:
         Prompts of several records are asked record by record; a record alone has its error.
         """
         records = len(self._manifest())
-        if stated is not None and tokens > stated and (alone >= PATIENCE or (tokens > 2 * stated and unseen)):
+        if (
+            stated is not None
+            and tokens > stated
+            and (alone >= PATIENCE or (tokens > 2 * stated and unseen))
+        ):
             self._note(too_large=(self._intent.undivided, tokens, records))
             return _too_large([tokens], stated)
         if stated is None and alone >= 2 * PATIENCE:
@@ -225,7 +257,11 @@ class QueueLimit:
             refused = f"the provider's queue refused even one request of about {tokens:,} tokens"
             reason = f"{refused} with nothing else pending, naming no limit"
             failure = Failure(Kind.RATE_LIMITED, reason)
-            return JobEnd("queue", failure) if records == 1 else JobEnd("too_large", failure, faulty_lines={0: failure})
+            return (
+                JobEnd("queue", failure)
+                if records == 1
+                else JobEnd("too_large", failure, faulty_lines={0: failure})
+            )
         return None
 
     def _as_large_as_one_given_up(self, sizes: Array, limit: int) -> JobEnd | None:
@@ -235,7 +271,11 @@ class QueueLimit:
         if known is None or known.too_large is None:
             return None
         job, tokens, records = known.too_large
-        if job != self._intent.undivided or sizes.min() < tokens or self._manifest().records_per_line().min() < records:
+        if (
+            job != self._intent.undivided
+            or sizes.min() < tokens
+            or self._manifest().records_per_line().min() < records
+        ):
             return None
         return _too_large(sizes.tolist(), limit)
 
@@ -255,11 +295,16 @@ class QueueLimit:
         if ledger != self._intent.fingerprint.partition("-")[0] or not number.isdigit():
             return False
         other = read(self._context.store, f"log/{int(number):020d}", Intent)
-        return other is not None and (other.model, other.host) != (self._intent.model, self._intent.host)
+        return other is not None and (other.model, other.host) != (
+            self._intent.model,
+            self._intent.host,
+        )
 
 
 def _too_large(tokens: list[int], limit: int) -> JobEnd:
     """Every line's records end with its own size."""
     why = f"exceeds the provider's limit of {limit:,} enqueued tokens for batch jobs"
-    failures = [Failure(Kind.TOO_LARGE, f"a request of about {size:,} tokens {why}") for size in tokens]
+    failures = [
+        Failure(Kind.TOO_LARGE, f"a request of about {size:,} tokens {why}") for size in tokens
+    ]
     return JobEnd("too_large", failures[0], faulty_lines=dict(enumerate(failures)))

@@ -60,8 +60,19 @@ def find_ref(store: Store, job_id: str) -> BatchJobRef:
     ledger = Ledger(store)
     intent = ledger.intent(int(find_job(ledger, job_id).partition(".")[0]))
     tree, rows = JobTree(ledger, intent.number), Manifest.read(store, intent.rows)
-    oldest = min((int(PartReader(store, name).facts["min_timestamp"]) for name in rows.parts), default=0)
-    return BatchJobRef(tree.job_id, len(rows), ledger.location, intent.number, intent.rows, intent.model, "created", oldest)
+    oldest = min(
+        (int(PartReader(store, name).facts["min_timestamp"]) for name in rows.parts), default=0
+    )
+    return BatchJobRef(
+        tree.job_id,
+        len(rows),
+        ledger.location,
+        intent.number,
+        intent.rows,
+        intent.model,
+        "created",
+        oldest,
+    )
 
 
 def find_job(ledger: Ledger, job_id: str) -> str:
@@ -72,7 +83,11 @@ def find_job(ledger: Ledger, job_id: str) -> str:
       UsageError: there is none.
     """
     store = ledger.store
-    if job_id.startswith("#") and job_id[1:].isdigit() and any(intent.number == int(job_id[1:]) for intent in ledger.intents()):
+    if (
+        job_id.startswith("#")
+        and job_id[1:].isdigit()
+        and any(intent.number == int(job_id[1:]) for intent in ledger.intents())
+    ):
         return job_id[1:]
     jobs = 0
     for name in store.list("jobs/"):
@@ -81,5 +96,11 @@ def find_job(ledger: Ledger, job_id: str) -> str:
             found = read(store, name, Created)
             if found is not None and found.job_id == job_id:
                 return job_of(name)
-    where = "`beam-llm jobs ls` lists those there are" if jobs else "it holds no jobs at all: is it the one they were submitted with?"
-    raise UsageError(f"no job in the staging location {ledger.location!r} has the id {job_id!r}; {where}")
+    where = (
+        "`beam-llm jobs ls` lists those there are"
+        if jobs
+        else "it holds no jobs at all: is it the one they were submitted with?"
+    )
+    raise UsageError(
+        f"no job in the staging location {ledger.location!r} has the id {job_id!r}; {where}"
+    )

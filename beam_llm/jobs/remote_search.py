@@ -35,8 +35,14 @@ class RemoteSearch:
         given_up = self._cancelled()
         without = {doc.job_id for doc in closed.values() if doc is not None} | given_up
         # An attempt that is closed for certain made no job, or one that is known by its id.
-        unsettled = [attempt for attempt, doc in closed.items() if doc is None or doc.reason.is_a_guess]
-        markers = [doc for doc in (self._journal.read(Creating, attempt) for attempt in unsettled) if doc is not None]
+        unsettled = [
+            attempt for attempt, doc in closed.items() if doc is None or doc.reason.is_a_guess
+        ]
+        markers = [
+            doc
+            for doc in (self._journal.read(Creating, attempt) for attempt in unsettled)
+            if doc is not None
+        ]
         since = min((marker.at for marker in markers), default=self._intent.created_at)
         found: dict[str, RemoteJob] = {}
         for staged in {marker.file_id for marker in markers} or {None}:
@@ -60,7 +66,11 @@ class RemoteSearch:
         back with the answer."""
         for attempt in self._journal.counts(Created):
             closed = self._journal.read(Closed, attempt)
-            found = self._journal.read(Created, attempt) if closed is not None and closed.reason.is_a_guess else None
+            found = (
+                self._journal.read(Created, attempt)
+                if closed is not None and closed.reason.is_a_guess
+                else None
+            )
             if found is not None:
                 job = guarded(lambda: self._context.provider.look(found.job_id))  # noqa: B023 - called at once
                 if job.state is not JobState.CANCELLED:
@@ -109,12 +119,18 @@ class RemoteSearch:
         try:
             found = self.find_remote()
         except CallError as error:
-            _LOG.warning("job %s: can't look for what may have been made of it as a whole: %s", self._intent.job, error.message)
+            _LOG.warning(
+                "job %s: can't look for what may have been made of it as a whole: %s",
+                self._intent.job,
+                error.message,
+            )
             return
         if found:
             self.settle_doubles(None, [job.job_id for job in found])
 
-    def without_double(self, job: RemoteJob, attempt: int, created_at: float) -> tuple[RemoteJob, int]:
+    def without_double(
+        self, job: RemoteJob, attempt: int, created_at: float
+    ) -> tuple[RemoteJob, int]:
         """Looks whether an earlier attempt, given up as not found, made a job after all. The older
         stays, unless one has completed already; then that one. To be called at every poll: a list
         may show an older one later than the younger.
@@ -130,7 +146,11 @@ class RemoteSearch:
         if all(other.job_id == job.job_id for other in found):
             return job, attempt
         kept = next((other for other in found if other.state is JobState.COMPLETED), found[0])
-        doubles = [job_id for job_id in dict.fromkeys([job.job_id, *(other.job_id for other in found)]) if job_id != kept.job_id]
+        doubles = [
+            job_id
+            for job_id in dict.fromkeys([job.job_id, *(other.job_id for other in found)])
+            if job_id != kept.job_id
+        ]
         if not self.settle_doubles(kept.job_id, doubles) or kept.job_id == job.job_id:
             return job, attempt
         self.close(attempt, CloseReason.DOUBLE, job_id=job.job_id)

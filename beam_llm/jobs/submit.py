@@ -13,7 +13,17 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from beam_llm.errors import Aborted, CallError, CannotTell, Failure, InputGone, Kind, NotCreated, QueueFull, Rejected
+from beam_llm.errors import (
+    Aborted,
+    CallError,
+    CannotTell,
+    Failure,
+    InputGone,
+    Kind,
+    NotCreated,
+    QueueFull,
+    Rejected,
+)
 from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.doubt import Doubt
 from beam_llm.jobs.endings import JobEnd
@@ -123,8 +133,12 @@ class Submission:
         except CallError as error:
             return self._later(error, "doubt") if not isinstance(error, CannotTell) else split
         if not found:
-            given_up = max(closed.at for closed in self._journal.all(Closed) if closed.reason.is_a_guess)
-            patience = SPLIT_PATIENCE * visible_seconds(self._settings, self._context.provider.traits)
+            given_up = max(
+                closed.at for closed in self._journal.all(Closed) if closed.reason.is_a_guess
+            )
+            patience = SPLIT_PATIENCE * visible_seconds(
+                self._settings, self._context.provider.traits
+            )
             left = given_up + patience - self._shared.time()
             return self._wait(min(left, self._soon()), "doubt") if left > 0 else split
         if self._claim(attempt, found[0].staged, adopts=found[0].job_id):
@@ -167,7 +181,9 @@ class Submission:
             try:
                 staged = self._stage(status, Path(path))
                 if staged is None:
-                    failure = Failure(Kind.TOO_LARGE, "no line of this job fits the provider's limits")
+                    failure = Failure(
+                        Kind.TOO_LARGE, "no line of this job fits the provider's limits"
+                    )
                     return JobEnd("empty", failure, final=False)
             except CallError as error:
                 return self._not_staged(error)
@@ -175,7 +191,11 @@ class Submission:
                 may_send = self._mark(status.attempt, staged)
             except CallError as error:
                 return self._later(error, "planned")
-            return self._send(status.attempt, staged) if may_send else self._wait(self._soon(), "leased")
+            return (
+                self._send(status.attempt, staged)
+                if may_send
+                else self._wait(self._soon(), "leased")
+            )
 
     def _stage(self, status: JobStatus, path: Path) -> _Staged | None:
         """The job's lines where the provider takes them from; None where none of them fits its
@@ -198,7 +218,9 @@ class Submission:
         context.store.put_file(f"{self._journal.folder}input.jsonl", str(path))
         failpoint("staged")
         context.leases.hold(self._intent.job)
-        file_id = guarded(lambda: context.provider.stage(path, f"{self._intent.fingerprint}-{status.attempt}"))
+        file_id = guarded(
+            lambda: context.provider.stage(path, f"{self._intent.fingerprint}-{status.attempt}")
+        )
         if file_id is None:
             return _Staged(None, path)
         self._journal.add(Uploaded(file_id), status.uploaded + 1)
@@ -210,7 +232,9 @@ class Submission:
         upload = self._journal.read(Uploaded, status.uploaded)
         closed = self._journal.read(Closed, status.attempt - 1)
         is_gone = closed is not None and closed.reason is CloseReason.INPUT_GONE
-        return None if is_gone and upload is not None and closed.file_id == upload.file_id else upload  # type: ignore[union-attr]
+        return (
+            None if is_gone and upload is not None and closed.file_id == upload.file_id else upload
+        )  # type: ignore[union-attr]
 
     def _mark(self, attempt: int, staged: _Staged) -> bool:
         """Writes down, before it is sent, that a create may be: whoever finds this has to look for
@@ -236,20 +260,29 @@ class Submission:
         """Makes an attempt this process's: only it may send its create. False where another has
         it."""
         shared = self._shared.provider_time() is not None
-        return self._journal.add(Creating(self._shared.time(), shared, self._context.leases.owner, file_id, adopts), attempt)
+        return self._journal.add(
+            Creating(self._shared.time(), shared, self._context.leases.owner, file_id, adopts),
+            attempt,
+        )
 
     def _send(self, attempt: int, staged: _Staged) -> Waiting | JobEnd | None:
         name = f"{self._intent.fingerprint}-{attempt}"
         failpoint("create.before")
         try:
             try:
-                job = guarded(lambda: self._context.provider.create(name, staged.file_id, staged.path))
+                job = guarded(
+                    lambda: self._context.provider.create(name, staged.file_id, staged.path)
+                )
             finally:
                 failpoint("create.sent")
         except NotCreated as no:
             return self._not_created(attempt, staged, no.reason)
         except CallError as error:
-            _LOG.warning("job %s: create got no clear answer (%s); looking for it before anything else", self._intent.job, error.message)
+            _LOG.warning(
+                "job %s: create got no clear answer (%s); looking for it before anything else",
+                self._intent.job,
+                error.message,
+            )
             self._doubt.note(attempt)
             return self._wait(self._soon(), "doubt")
         failpoint("create.after")
@@ -262,7 +295,9 @@ class Submission:
         """While this process slept in its create, another gave the attempt up. The job is kept as
         the next attempt's where that one is still free, and cancelled where it is not."""
         following = attempt + 1
-        while (closed := self._journal.read(Closed, following)) is not None and closed.reason.sent_nothing:
+        while (
+            closed := self._journal.read(Closed, following)
+        ) is not None and closed.reason.sent_nothing:
             following += 1
         if self._claim(following, staged.file_id, adopts=job.job_id):
             self._acknowledge(following, job)
@@ -271,7 +306,10 @@ class Submission:
         if marker is not None and marker.adopts == job.job_id:
             return  # the other has seen the late acknowledgement
         if self.search.settle_doubles(None, [job.job_id]):
-            _LOG.warning("job %s: another process has taken it over while this one was asleep in its create", self._intent.job)
+            _LOG.warning(
+                "job %s: another process has taken it over while this one was asleep in its create",
+                self._intent.job,
+            )
 
     def _not_staged(self, error: CallError) -> Waiting | JobEnd | None:
         """Staging failed: nothing was created."""
@@ -292,7 +330,9 @@ class Submission:
         self._due = self._clock.monotonic() + pause
         return self._wait(pause, status)
 
-    def _not_created(self, attempt: int, staged: _Staged, error: CallError) -> Waiting | JobEnd | None:
+    def _not_created(
+        self, attempt: int, staged: _Staged, error: CallError
+    ) -> Waiting | JobEnd | None:
         """The provider has said no, for certain."""
         if isinstance(error, Aborted):
             self.search.close(attempt, CloseReason.ABORTED)
@@ -307,11 +347,17 @@ class Submission:
     def stage_anew(self, attempt: int, file_id: str | None, job_id: str | None = None) -> bool:
         """Closes an attempt whose staged input the provider has lost; False where it loses one
         after the other."""
-        before = [self._journal.read(Closed, earlier) for earlier in range(max(attempt - 3, 0), attempt)]
-        lost = sum(closed is not None and closed.reason is CloseReason.INPUT_GONE for closed in before)
+        before = [
+            self._journal.read(Closed, earlier) for earlier in range(max(attempt - 3, 0), attempt)
+        ]
+        lost = sum(
+            closed is not None and closed.reason is CloseReason.INPUT_GONE for closed in before
+        )
         if file_id is None or lost == 3:
             return False
-        _LOG.info("job %s: its staged input is gone at the provider, and is staged anew", self._intent.job)
+        _LOG.info(
+            "job %s: its staged input is gone at the provider, and is staged anew", self._intent.job
+        )
         self.search.close(attempt, CloseReason.INPUT_GONE, file_id=file_id, job_id=job_id)
         return True
 
