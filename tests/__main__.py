@@ -1,6 +1,8 @@
-"""`python -m tests`: lint, format, types and tests, the same on a laptop and in CI; then what touches Beam on the lowest Beam, too.
+"""`python -m tests`: lint, format, types and tests, the same on a laptop and in CI; then what
+touches Beam on the lowest Beam, too.
 
-Arguments go to pytest; with them, only the tests that they name are run, on the Beam that is installed.
+Arguments go to pytest; with them, only the tests that they name are run, on the Beam that is
+installed.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def main(arguments: list[str]) -> int:
-    # What some tests need to be fetched and built (Prism, Flink, a GCS server) is, beside lint and types; later it is in the cache.
+    # What some tests need to be fetched and built (Prism, Flink, a GCS server) is, beside lint and
+    # types; later it is in the cache.
     fetching = subprocess.Popen([sys.executable, "-m", "tests.components", "prepare", "all"], cwd=ROOT)
     checks = {
         "lint": ["ruff", "check", "."],
@@ -54,7 +57,10 @@ def _passes(name: str, command: list[str], environment: Mapping[str, str] | None
     started = time.monotonic()
     print(f"== {name}: {' '.join(command)}", flush=True)
     passed = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
-    print(f"== {name} {'passed' if passed else 'FAILED'} in {time.monotonic() - started:.0f} s", flush=True)
+    print(
+        f"== {name} {'passed' if passed else 'FAILED'} in {time.monotonic() - started:.0f} s",
+        flush=True,
+    )
     return passed
 
 

@@ -1,4 +1,6 @@
-"""What beam_internals.py takes for granted of Beam, one test each: a Beam that breaks one of these says so here first."""
+"""What beam_internals.py takes for granted of Beam, one test each: a Beam that breaks one of these
+says so here first.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import TimerSpec, on_timer
-from apache_beam.transforms.window import GlobalWindow, IntervalWindow, SlidingWindows, TimestampedValue, WindowedValue
+from apache_beam.transforms.window import (
+    GlobalWindow,
+    IntervalWindow,
+    SlidingWindows,
+    TimestampedValue,
+    WindowedValue,
+)
 from apache_beam.utils.windowed_value import PaneInfo, PaneInfoTiming
 
 from beam_llm.transforms import beam_internals as internals
@@ -43,7 +51,10 @@ def test_windows_that_a_dofn_yields_are_those_that_are_declared():
         assert internals.set_windowing(yielded, windowing) is yielded
         assert yielded.windowing is windowing
         _ = yielded | beam.WithKeys(0) | beam.GroupByKey() | beam.ParDo(Starts()) | seen
-    assert sorted((list(found[1]), start) for found, start in seen.found) == [(["a"], 0), (["a"], 5)]
+    assert sorted((list(found[1]), start) for found, start in seen.found) == [
+        (["a"], 0),
+        (["a"], 5),
+    ]
 
 
 class SeeWindows(beam.DoFn):
@@ -58,7 +69,7 @@ class SeeWindows(beam.DoFn):
         yield element, is_same, len(arrived.windows)
 
 
-def test_an_element_in_two_windows_is_shown_twice_as_one_object_and_equal_ones_are_not_taken_for_one():
+def test_an_element_in_two_windows_is_shown_twice_and_equal_ones_are_not_taken_for_one():
     seen = Collect()
     with beam.Pipeline(options=FNAPI) as p:
         elements = p | beam.Create(["one text", "one text"], reshuffle=False) | beam.Map(lambda text: TimestampedValue(text, 7))
@@ -76,11 +87,16 @@ class Parcels(beam.DoFn):
 
 @pytest.mark.parametrize(
     ("wrap", "times"),
-    [(lambda value, first: internals.in_one_window(value, first), 2), (lambda value, first: first.with_value(value), 4)],
+    [
+        (lambda value, first: internals.in_one_window(value, first), 2),
+        (lambda value, first: first.with_value(value), 4),
+    ],
     ids=["in one window", "in both, which Beam multiplies"],
 )
 def test_what_a_dofn_yields_comes_as_often_as_its_input_has_windows(wrap, times):
-    """`in_one_window` is for `finish_bundle`, where there is no input; the second case is why it exists."""
+    """`in_one_window` is for `finish_bundle`, where there is no input; the second case is why it
+    exists.
+    """
     seen = Collect()
     with beam.Pipeline(options=FNAPI) as p:
         elements = p | beam.Create(["a"]) | beam.Map(lambda text: TimestampedValue(text, 7))
@@ -92,12 +108,26 @@ def test_a_pane_is_left_out_and_the_rest_stays():
     pane = PaneInfo(True, False, PaneInfoTiming.EARLY, 0, 0)
     arrived = WindowedValue("a", 3, [GlobalWindow()], pane)
     plain = internals.without_pane(arrived)
-    assert (plain.value, plain.timestamp, plain.windows) == ("a", arrived.timestamp, arrived.windows)
+    assert (plain.value, plain.timestamp, plain.windows) == (
+        "a",
+        arrived.timestamp,
+        arrived.windows,
+    )
     assert internals.without_pane(plain) is plain
     assert plain.pane_info != pane
 
 
-@pytest.mark.parametrize("name", ["DirectRunner", "FnApiRunner", "BundleBasedDirectRunner", "PrismRunner", "FlinkRunner", "PortableRunner"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DirectRunner",
+        "FnApiRunner",
+        "BundleBasedDirectRunner",
+        "PrismRunner",
+        "FlinkRunner",
+        "PortableRunner",
+    ],
+)
 def test_a_runner_is_known_by_the_name_of_its_class(name):
     runner = beam.Pipeline(options=PipelineOptions([f"--runner={name}"])).runner
     known = {"DirectRunner": "SwitchingDirectRunner"}.get(name, name)
@@ -179,7 +209,14 @@ class Plain:
 
 @pytest.mark.parametrize(
     ("kind", "portable"),
-    [(str, True), (typing.Optional[int], True), (typing.Sequence[float], True), (Plain, False), (typing.Any, False), (dict, False)],
+    [
+        (str, True),
+        (typing.Optional[int], True),
+        (typing.Sequence[float], True),
+        (Plain, False),
+        (typing.Any, False),
+        (dict, False),
+    ],
     ids=["str", "nullable", "sequence", "a class", "anything", "a bare dict"],
 )
 def test_types_that_every_sdk_has_are_told_from_pythons_own(kind, portable):
@@ -201,8 +238,8 @@ def test_a_class_of_the_main_program_travels_by_value_and_both_pickles_are_read(
 
 
 PRIMITIVES = {
-    "NONE": None, "INT": 7, "FLOAT": 1.5, "BYTES": b"a", "TEXT": "a", "LIST": [1], "TUPLE": (1,), "DICT": {1: 2}, "SET": {1}, "BOOL": True,
-    "OTHER": 1 << 70,
+    "NONE": None, "INT": 7, "FLOAT": 1.5, "BYTES": b"a", "TEXT": "a", "BOOL": True,
+    "LIST": [1], "TUPLE": (1,), "DICT": {1: 2}, "SET": {1}, "OTHER": 1 << 70,
 }  # fmt: skip
 
 
@@ -240,17 +277,28 @@ def test_a_distribution_takes_many_values_at_once():
     result = p.run()
     result.wait_until_finish()
     (found,) = result.metrics().query(MetricsFilter().with_name("sizes"))["distributions"]
-    assert (found.result.count, found.result.sum, found.result.min, found.result.max) == (4, 18, 1, 9)
+    assert (found.result.count, found.result.sum, found.result.min, found.result.max) == (
+        4,
+        18,
+        1,
+        9,
+    )
 
 
 def test_outside_of_a_bundle_nothing_is_counted():
     internals.update_all(Metrics.distribution("test", "sizes"), [1])
 
 
-INTERNAL_MODULES = ("apache_beam.internal", "apache_beam.coders.coder_impl", "apache_beam.metrics.execution", "apache_beam.portability")
+INTERNAL_MODULES = (
+    "apache_beam.internal",
+    "apache_beam.coders.coder_impl",
+    "apache_beam.metrics.execution",
+    "apache_beam.portability",
+)
 INTERNAL_NAMES = {
-    "coder_impl", "named_tuple_from_schema", "schema_from_element_type", "typing_to_runner_api", "get_dofn_specs", "MetricsEnvironment",
-    "RowTypeConstraint", "ThrottlingSignaler", "PANE_INFO_UNKNOWN", "_windowing", "_underlying_runner", "producer", "pickler",
+    "coder_impl", "named_tuple_from_schema", "schema_from_element_type", "typing_to_runner_api",
+    "get_dofn_specs", "MetricsEnvironment", "RowTypeConstraint", "ThrottlingSignaler",
+    "PANE_INFO_UNKNOWN", "_windowing", "_underlying_runner", "producer", "pickler",
 }  # fmt: skip
 TRANSFORMS = Path(internals.__file__).parent
 

@@ -1,7 +1,9 @@
-"""Every use of Beam that Beam does not promise, each with its reason, its place upstream, and a test in tests/test_beam_internals.py.
+"""Every use of Beam that Beam does not promise, each with its reason, its place upstream, and a
+test in tests/test_beam_internals.py.
 
-Beam's public API is stable from version to version; what stands here is not. A new Beam that breaks one of these breaks one test, and is
-mended in this file alone. Places are files of Beam's Python SDK (`sdks/python/apache_beam/…`), the same in 2.74 and in 2.77.
+Beam's public API is stable from version to version; what stands here is not. A new Beam that breaks
+one of these breaks one test, and is mended in this file alone. Places are files of Beam's Python
+SDK (`sdks/python/apache_beam/…`), the same in 2.74 and in 2.77.
 """
 
 from __future__ import annotations
@@ -72,9 +74,11 @@ __all__ = [
 def set_windowing(pcoll: pvalue.PCollection, windowing: beam.Windowing) -> pvalue.PCollection:
     """Declares what windows the elements of `pcoll` are in, without a step that assigns them.
 
-    A DoFn may yield WindowedValues in windows of its own choice, but nothing public tells the graph which.
+    A DoFn may yield WindowedValues in windows of its own choice, but nothing public tells the graph
+    which.
 
-    Upstream: `pvalue.py`, PCollection.windowing; Beam's own Reshuffle does the same (`transforms/util.py`, ReshufflePerKey; issue 19785).
+    Upstream: `pvalue.py`, PCollection.windowing; Beam's own Reshuffle does the same
+    (`transforms/util.py`, ReshufflePerKey; issue 19785).
     """
     pcoll._windowing = windowing
     return pcoll
@@ -83,28 +87,33 @@ def set_windowing(pcoll: pvalue.PCollection, windowing: beam.Windowing) -> pvalu
 def is_same_element(held: WindowedValue, arrived: WindowedValue) -> bool:
     """Whether two calls of a DoFn that asks for the window show one element in two of its windows.
 
-    Such a DoFn is called once per window, one call after the other, with the very same object: so identity, and a window not seen yet,
-    tell one element in two windows from two equal elements.
+    Such a DoFn is called once per window, one call after the other, with the very same object: so
+    identity, and a window not seen yet, tell one element in two windows from two equal elements.
 
-    Upstream: `runners/common.py`, PerWindowInvoker.invoke_process (`for w in windowed_value.windows`).
+    Upstream: `runners/common.py`, PerWindowInvoker.invoke_process (`for w in
+    windowed_value.windows`).
     """
     is_same = held.value is arrived.value and held.timestamp_micros == arrived.timestamp_micros
     return is_same and arrived.windows[0] not in held.windows
 
 
 def in_one_window(value: Any, first: WindowedValue) -> WindowedValue:
-    """`value` at the timestamp of `first`, in one of its windows: what a DoFn may yield for another to open.
+    """`value` at the timestamp of `first`, in one of its windows: what a DoFn may yield for another
+    to open.
 
-    One, because Beam multiplies the windows of every WindowedValue that a DoFn yields by the number of windows its *input* is in, if the
-    DoFn does not ask for the window: in three windows, whatever is inside would come three times.
+    One, because Beam multiplies the windows of every WindowedValue that a DoFn yields by the number
+    of windows its *input* is in, if the DoFn does not ask for the window: in three windows,
+    whatever is inside would come three times.
 
-    Upstream: `runners/common.py`, _OutputHandler (`windowed_value.windows *= len(windowed_input_element.windows)`).
+    Upstream: `runners/common.py`, _OutputHandler (`windowed_value.windows *=
+    len(windowed_input_element.windows)`).
     """
     return WindowedValue(value, first.timestamp, first.windows[:1])
 
 
 def without_pane(arrived: WindowedValue) -> WindowedValue:
-    """The element without its pane: that says how it came here, and must not make it another element.
+    """The element without its pane: that says how it came here, and must not make it another
+    element.
 
     Upstream: `utils/windowed_value.py`, PANE_INFO_UNKNOWN, which only that module exports.
     """
@@ -119,15 +128,18 @@ def without_pane(arrived: WindowedValue) -> WindowedValue:
 def underlying_runner(pipeline: Any) -> Any:
     """The runner that does the work, where the pipeline's own only wraps it.
 
-    Upstream: `runners/interactive/interactive_runner.py`, InteractiveRunner.__init__ (`self._underlying_runner`).
+    Upstream: `runners/interactive/interactive_runner.py`, InteractiveRunner.__init__
+    (`self._underlying_runner`).
     """
     return getattr(pipeline.runner, "_underlying_runner", pipeline.runner)
 
 
 def runner_names(runner: Any) -> list[str]:
-    """The names of a runner's class and of those it derives from, so that no runner's module is imported for the question.
+    """The names of a runner's class and of those it derives from, so that no runner's module is
+    imported for the question.
 
-    Upstream: `runners/runner.py`, `_RUNNER_MAP`; the class names are not part of Beam's API, `--runner=` accepts them.
+    Upstream: `runners/runner.py`, `_RUNNER_MAP`; the class names are not part of Beam's API,
+    `--runner=` accepts them.
     """
     return [kind.__name__ for kind in type(runner).__mro__]
 
@@ -142,7 +154,8 @@ def upstream_transforms(pcoll: pvalue.PCollection) -> Iterator[Any]:
 
     Beam's own visitors start at a pipeline's root and see what is beside the way, too.
 
-    Upstream: `pvalue.py`, PCollection.producer; `pipeline.py`, AppliedPTransform.inputs and .parent.
+    Upstream: `pvalue.py`, PCollection.producer; `pipeline.py`, AppliedPTransform.inputs and
+    .parent.
     """
     todo, seen = [pcoll.producer], set()
     while todo:
@@ -156,9 +169,11 @@ def upstream_transforms(pcoll: pvalue.PCollection) -> Iterator[Any]:
 
 
 def has_real_time_timer(dofn: Any) -> bool:
-    """Whether a DoFn has a processing-time timer, which moves a plain DirectRunner's pipeline to the BundleBasedDirectRunner.
+    """Whether a DoFn has a processing-time timer, which moves a plain DirectRunner's pipeline to
+    the BundleBasedDirectRunner.
 
-    Upstream: `runners/direct/direct_runner.py`, _FnApiRunnerSupportVisitor and SwitchingDirectRunner; `transforms/userstate.py`.
+    Upstream: `runners/direct/direct_runner.py`, _FnApiRunnerSupportVisitor and
+    SwitchingDirectRunner; `transforms/userstate.py`.
     """
     if not isinstance(dofn, beam.DoFn) or not userstate.is_stateful_dofn(dofn):
         return False
@@ -171,7 +186,8 @@ def has_real_time_timer(dofn: Any) -> bool:
 def row_fields(element_type: Any) -> list[tuple[str, Any]] | None:
     """The names and types of a Row type's fields; None where the type is none.
 
-    Upstream: `typehints/row_type.py`, RowTypeConstraint._fields (`inner_types` is public but nameless).
+    Upstream: `typehints/row_type.py`, RowTypeConstraint._fields (`inner_types` is public but
+    nameless).
     """
     return list(element_type._fields) if isinstance(element_type, RowTypeConstraint) else None
 
@@ -185,7 +201,8 @@ def row_type(fields: Iterable[tuple[str, Any]]) -> Any:
 
 
 def tuple_class_of(row: Any) -> Any:
-    """The NamedTuple class that values of a Row type are after a shuffle: what writes Parquet takes no `beam.Row` inside a row.
+    """The NamedTuple class that values of a Row type are after a shuffle: what writes Parquet takes
+    no `beam.Row` inside a row.
 
     Upstream: `typehints/schemas.py`, schema_from_element_type and named_tuple_from_schema.
     """
@@ -193,9 +210,11 @@ def tuple_class_of(row: Any) -> Any:
 
 
 def is_portable_type(kind: Any) -> bool:
-    """Whether every SDK has a type for this one; what only Python knows gets a `pythonsdk` URN and is pickled.
+    """Whether every SDK has a type for this one; what only Python knows gets a `pythonsdk` URN and
+    is pickled.
 
-    Upstream: `typehints/schemas.py`, SchemaTranslation.typing_to_runner_api (`python_any`, `PYTHON_ANY_URN`).
+    Upstream: `typehints/schemas.py`, SchemaTranslation.typing_to_runner_api (`python_any`,
+    `PYTHON_ANY_URN`).
     """
     try:
         return "pythonsdk" not in str(schemas.typing_to_runner_api(kind))
@@ -217,7 +236,8 @@ def new_row(values: Mapping[str, Any]) -> beam.Row:
 
 
 def dumps_by_value(value: Any) -> bytes:
-    """A pickle that carries classes of the user's main program with it; begins with a letter or digit, as it is base64.
+    """A pickle that carries classes of the user's main program with it; begins with a letter or
+    digit, as it is base64.
 
     Plain pickle refers to classes by module and name, and a remote worker has another `__main__`.
 
@@ -227,17 +247,21 @@ def dumps_by_value(value: Any) -> bytes:
 
 
 def loads(data: bytes) -> Any:
-    """What `dumps_by_value` or `pickle.dumps` wrote: base64 never begins with pickle's protocol mark.
+    """What `dumps_by_value` or `pickle.dumps` wrote: base64 never begins with pickle's protocol
+    mark.
 
-    Upstream: `internal/cloudpickle_pickler.py` and `internal/dill_pickler.py`, dumps (`base64.b64encode`).
+    Upstream: `internal/cloudpickle_pickler.py` and `internal/dill_pickler.py`, dumps
+    (`base64.b64encode`).
     """
     return pickle.loads(data) if data[:1] == pickle.PROTO else pickler.loads(data)
 
 
 class PrimitiveTag:
-    """The first byte of a value as FastPrimitivesCoder writes it: a stable format, whose tags the compiled module keeps to itself.
+    """The first byte of a value as FastPrimitivesCoder writes it: a stable format, whose tags the
+    compiled module keeps to itself.
 
-    Upstream: `coders/coder_impl.py`, FastPrimitivesCoderImpl (`cdef enum` in the `.pxd`; the same from Beam 2.50 on).
+    Upstream: `coders/coder_impl.py`, FastPrimitivesCoderImpl (`cdef enum` in the `.pxd`; the same
+    from Beam 2.50 on).
     """
 
     NONE, INT, FLOAT, BYTES, TEXT, LIST, TUPLE, DICT, SET, BOOL = range(10)
@@ -248,7 +272,8 @@ class PrimitiveTag:
 def component_coders(coder: Any) -> list[coders.Coder]:
     """The coders of what is inside a tuple, map, list, iterable or nullable.
 
-    Upstream: `coders/coders.py`: only TupleCoder has an accessor; the others keep theirs in attributes.
+    Upstream: `coders/coders.py`: only TupleCoder has an accessor; the others keep theirs in
+    attributes.
     """
     if type(coder) is coders.TupleCoder:
         return list(coder.coders())
@@ -261,9 +286,11 @@ def component_coders(coder: Any) -> list[coders.Coder]:
 
 
 def update_all(distribution: Any, values: Sequence[int]) -> None:
-    """What `distribution.update` does for each of `values`, but finds its cell once: that takes five times as long as the rest.
+    """What `distribution.update` does for each of `values`, but finds its cell once: that takes
+    five times as long as the rest.
 
-    Upstream: `metrics/execution.py`, MetricsEnvironment.current_container and MetricsContainer.get_distribution.
+    Upstream: `metrics/execution.py`, MetricsEnvironment.current_container and
+    MetricsContainer.get_distribution.
     """
     container = MetricsEnvironment.current_container()
     if container is None:

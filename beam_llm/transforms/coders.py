@@ -1,4 +1,6 @@
-"""How Predictions cross a shuffle: their plain parts as they are, values and elements by whatever of Python can carry them. And state."""
+"""How Predictions cross a shuffle: their plain parts as they are, values and elements by whatever
+of Python can carry them. And state.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,16 @@ from beam_llm.transforms.beam_internals import dumps_by_value, loads
 from beam_llm.values import Prediction, Usage
 
 STATE_CODER = coders.FastPrimitivesCoder()
-"""Of all state in this package: plain numbers, strings, bytes, tuples and dicts of them, a format that Beam keeps."""
+"""Of all state in this package: plain numbers, strings, bytes, tuples and dicts of them, a format
+that Beam keeps.
+"""
 
 
 class AnyObjectCoder(coders.Coder):
     """Pickle by reference; by value where that can't be.
 
-    A class of the user's main program exists on a remote worker only inside what was pickled by value: plain pickle, Beam's
-    choice for unknown types, does not find it there.
+    A class of the user's main program exists on a remote worker only inside what was pickled by
+    value: plain pickle, Beam's choice for unknown types, does not find it there.
     """
 
     def encode(self, value: Any) -> bytes:
@@ -45,7 +49,9 @@ class AnyObjectCoder(coders.Coder):
 
 
 class PredictionCoder(coders.Coder):
-    """A Prediction as a tuple of its fields. Not deterministic (elements need not be), so no key of a GroupByKey."""
+    """A Prediction as a tuple of its fields. Not deterministic (elements need not be), so no key of
+    a GroupByKey.
+    """
 
     def __init__(self) -> None:
         self._fields = coders.FastPrimitivesCoder(AnyObjectCoder())
@@ -72,7 +78,17 @@ class PredictionCoder(coders.Coder):
 def _to_parts(p: Prediction) -> tuple[Any, ...]:
     error = None if p.error is None else tuple(p.error)
     usage = (p.usage.input_tokens, p.usage.output_tokens, p.usage.cached_tokens)
-    return p.element, p.value, error, usage, p.cost_usd, p.model, p.request_id, p.finish_reason, p.reused
+    return (
+        p.element,
+        p.value,
+        error,
+        usage,
+        p.cost_usd,
+        p.model,
+        p.request_id,
+        p.finish_reason,
+        p.reused,
+    )
 
 
 def _from_parts(parts: tuple[Any, ...]) -> Prediction:

@@ -1,4 +1,6 @@
-"""Predictions → what `LLMPredict` gives: the Predictions themselves, rows of them, or good and bad ones apart."""
+"""Predictions → what `LLMPredict` gives: the Predictions themselves, rows of them, or good and bad
+ones apart.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,13 @@ from beam_llm.values import Prediction
 
 
 def deliver(predictions: pvalue.PCollection, settings: Settings, element_type: Any) -> pvalue.PCollection:
-    """Predictions, or rows of them, by a step that works element by element where the one that asked does not.
+    """Predictions, or rows of them, by a step that works element by element where the one that
+    asked does not.
 
-    Beam flushes the elements that wait before a batching consumer (`process_batch`: data frames, WriteToCsv, Beam YAML) right before it
-    calls a step's `finish_bundle`, and what that emits is lost to the consumer (`runners/worker/operations.py`, DoOperation.finish). A
-    step in between is finished later, when all is there.
+    Beam flushes the elements that wait before a batching consumer (`process_batch`: data frames,
+    WriteToCsv, Beam YAML) right before it calls a step's `finish_bundle`, and what that emits is
+    lost to the consumer (`runners/worker/operations.py`, DoOperation.finish). A step in between is
+    finished later, when all is there.
     """
     shape = _row_shape(settings, element_type)
     if shape is not None:
@@ -31,7 +35,9 @@ def deliver(predictions: pvalue.PCollection, settings: Settings, element_type: A
 
 
 def divide(predictions: pvalue.PCollection, settings: Settings, element_type: Any, good: str, bad: str) -> pvalue.DoOutputsTuple:
-    """What was answered under the tag `good`, and rows of `element`, `message`, `kind` of what was not under `bad`."""
+    """What was answered under the tag `good`, and rows of `element`, `message`, `kind` of what was
+    not under `bad`.
+    """
     shape, bad_shape = _row_shape(settings, element_type), BadShape(element_type)
     dividing = beam.ParDo(_Divide(bad, shape, bad_shape)).with_output_types(
         Prediction if shape is None else shape.type_hint, **{bad: bad_shape.type_hint}

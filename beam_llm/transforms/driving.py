@@ -1,6 +1,8 @@
-"""Batch jobs → Predictions: step after step until every record of a job has its outcome. Wiring only; `beam_llm.jobs` knows how.
+"""Batch jobs → Predictions: step after step until every record of a job has its outcome. Wiring
+only; `beam_llm.jobs` knows how.
 
-A local runner waits in a loop inside the bundle (DriveInLoop), others in a splittable DoFn that holds no thread meanwhile (DriveAsSdf).
+A local runner waits in a loop inside the bundle (DriveInLoop), others in a splittable DoFn that
+holds no thread meanwhile (DriveAsSdf).
 """
 
 from __future__ import annotations
@@ -40,11 +42,17 @@ class DriveJobs(beam.PTransform):
     """BatchJobRefs → Predictions.
 
     Args:
-      envelopes: the coder of this run's own elements; None: the refs are those of other runs, and their elements go to the global window.
+      envelopes: the coder of this run's own elements; None: the refs are those of other runs, and
+        their elements go to the global window.
       windowing: of this run's own elements, which their Predictions have again.
     """
 
-    def __init__(self, settings: Settings, envelopes: EnvelopeCoder | None = None, windowing: beam.Windowing | None = None):
+    def __init__(
+        self,
+        settings: Settings,
+        envelopes: EnvelopeCoder | None = None,
+        windowing: beam.Windowing | None = None,
+    ):
         super().__init__()
         self._settings = settings
         self._envelopes = envelopes
@@ -60,10 +68,12 @@ class DriveJobs(beam.PTransform):
 
 
 class JobRunner:
-    """A job driver with all it needs, one per DoFn instance, and the way from its answers to windowed Predictions.
+    """A job driver with all it needs, one per DoFn instance, and the way from its answers to
+    windowed Predictions.
 
     Args:
-      envelopes: the coder of this run's own elements; None: it collects those of other runs, into the global window.
+      envelopes: the coder of this run's own elements; None: it collects those of other runs, into
+        the global window.
     """
 
     def __init__(self, settings: Settings, envelopes: EnvelopeCoder | None = None):
@@ -82,9 +92,17 @@ class JobRunner:
         QUIET_GC.acquire()
 
     def _ask(self, records: Sequence[Record]) -> Asked:
-        """Live calls for what jobs left over, in prompts of the usual size; most leave nothing, so the engine is started only here."""
+        """Live calls for what jobs left over, in prompts of the usual size; most leave nothing, so
+        the engine is started only here.
+        """
         if self._engine is None:
-            self._engine = borrow_engine(self._settings, self._task, partial(connect, self._settings), self._live_cost, storing=True)
+            self._engine = borrow_engine(
+                self._settings,
+                self._task,
+                partial(connect, self._settings),
+                self._live_cost,
+                storing=True,
+            )
         batcher: Batcher[None] = Batcher(self._caps, self._settings.model_name)
         closed = [batch for record in records for batch in batcher.add(record, None)] + batcher.flush()
         futures = [self._engine.submit([record for record, _ in batch]) for batch in closed]
@@ -119,12 +137,15 @@ class JobRunner:
         self._count(uncounted)
 
     def _load(self, outcome: Outcome) -> tuple[Any, Outcome]:
-        """The typed value of what the ledger keeps; none, and the reason, where today's class refuses it."""
+        """The typed value of what the ledger keeps; none, and the reason, where today's class
+        refuses it.
+        """
         if outcome.failure is not None:
             return None, outcome
         try:
             return self._task.load(outcome.value), outcome
-        except Exception as error:  # a class whose validators changed since, or raise anything: its record's error alone
+        # A class whose validators changed since, or raise anything: its record's error alone.
+        except Exception as error:
             reason = "" if isinstance(error, ValueError) else f" ({type(error).__name__})"
             failure = Failure(Kind.INVALID, f"the stored answer is not a value of output any more{reason}", 1)
             return None, outcome._replace(value=None, failure=failure)
@@ -155,7 +176,9 @@ class JobRunner:
 
 
 class DriveInLoop(beam.DoFn):
-    """Waits for its bundle's jobs inside the bundle: for local runners, which lose or hurry a splittable DoFn's remainders."""
+    """Waits for its bundle's jobs inside the bundle: for local runners, which lose or hurry a
+    splittable DoFn's remainders.
+    """
 
     def __init__(self, settings: Settings, envelopes: EnvelopeCoder | None = None):
         self._settings = settings
@@ -179,7 +202,9 @@ class DriveInLoop(beam.DoFn):
 
 
 class DriveAsSdf(beam.DoFn):
-    """Waits for one job per element without holding a thread: looks, and if the job isn't done defers itself until the next look."""
+    """Waits for one job per element without holding a thread: looks, and if the job isn't done
+    defers itself until the next look.
+    """
 
     def __init__(self, settings: Settings, envelopes: EnvelopeCoder | None = None):
         self._settings = settings
@@ -253,7 +278,9 @@ class SubmitJobs(beam.PTransform):
 
 
 class SubmitOnce(beam.DoFn):
-    """Drives each planned job up to its creation, or to the limit it has to queue behind, and emits its ref as it is then."""
+    """Drives each planned job up to its creation, or to the limit it has to queue behind, and emits
+    its ref as it is then.
+    """
 
     def __init__(self, settings: Settings):
         self._settings = settings

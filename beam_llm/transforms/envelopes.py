@@ -1,9 +1,11 @@
-"""What has to come back with an answer: the element, its timestamp and its windows, as Beam's WindowedValue; and that as bytes.
+"""What has to come back with an answer: the element, its timestamp and its windows, as Beam's
+WindowedValue; and that as bytes.
 
-An element that is in several windows is one record, asked once. To a DoFn that asks for the window, Beam shows such an element once per
-window, one call after the other, with the same object; `Arrivals` joins those calls again. A DoFn that does not ask sees it once, but
-can't yield in its windows at that moment (see `in_one_window`). What is on its way meanwhile is in windows that tell nothing of its
-elements': `one_window`, or `flushed_windowing` where it is grouped.
+An element that is in several windows is one record, asked once. To a DoFn that asks for the window,
+Beam shows such an element once per window, one call after the other, with the same object;
+`Arrivals` joins those calls again. A DoFn that does not ask sees it once, but can't yield in its
+windows at that moment (see `in_one_window`). What is on its way meanwhile is in windows that tell
+nothing of its elements': `one_window`, or `flushed_windowing` where it is grouped.
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ from typing import Any
 import apache_beam as beam
 import orjson
 from apache_beam import coders, pvalue
-from apache_beam.transforms.trigger import AccumulationMode, AfterAny, AfterCount, AfterProcessingTime, AfterWatermark, Always
+from apache_beam.transforms.trigger import (
+    AccumulationMode,
+    AfterAny,
+    AfterCount,
+    AfterProcessingTime,
+    AfterWatermark,
+    Always,
+)
 from apache_beam.transforms.window import GlobalWindows, TimestampCombiner, WindowedValue
 
 from beam_llm.errors import LedgerError
@@ -29,7 +38,8 @@ CODER_NAME_BYTES = 8
 
 
 class Arrivals:
-    """Joins the calls for one element again, one behind: the newest is held back until the next call shows another element.
+    """Joins the calls for one element again, one behind: the newest is held back until the next
+    call shows another element.
 
     For a DoFn that asks for the window, and so sees an element once for each.
     """
@@ -60,9 +70,11 @@ NEVER_TOO_LATE_SECONDS = 10**9
 
 
 def one_window() -> beam.Windowing:
-    """The windowing of what carries its elements' windows inside: one global window, as in Beam's own Reshuffle.
+    """The windowing of what carries its elements' windows inside: one global window, as in Beam's
+    own Reshuffle.
 
-    Nothing is ever late in it: on the BundleBasedDirectRunner, what a timer sends at the end of time is behind the watermark.
+    Nothing is ever late in it: on the BundleBasedDirectRunner, what a timer sends at the end of
+    time is behind the watermark.
     """
     return beam.Windowing(
         GlobalWindows(),
@@ -74,9 +86,11 @@ def one_window() -> beam.Windowing:
 
 
 def flushed_windowing(windowfn: Any, count: int, seconds: float) -> beam.Windowing:
-    """Groups that go on when `count` are there, `seconds` after the first, and at the window's end; late ones at once, never dropped.
+    """Groups that go on when `count` are there, `seconds` after the first, and at the window's end;
+    late ones at once, never dropped.
 
-    Whole seconds, rounded up: Beam's AfterProcessingTime can't be written down otherwise (`trigger.py`, to_runner_api).
+    Whole seconds, rounded up: Beam's AfterProcessingTime can't be written down otherwise
+    (`trigger.py`, to_runner_api).
     """
     early = AfterAny(AfterCount(count), AfterProcessingTime(math.ceil(seconds)))
     return beam.Windowing(
@@ -89,9 +103,11 @@ def flushed_windowing(windowfn: Any, count: int, seconds: float) -> beam.Windowi
 
 
 class EnvelopeCoder:
-    """Envelopes as bytes that another pipeline can open: each begins with the name of its coder, which lies in the staging location.
+    """Envelopes as bytes that another pipeline can open: each begins with the name of its coder,
+    which lies in the staging location.
 
-    Made where the pipeline is built, and part of its graph: what its own run reads, it reads with the coders it was built with.
+    Made where the pipeline is built, and part of its graph: what its own run reads, it reads with
+    the coders it was built with.
 
     Args:
       element_coder, window_coder: of the elements and their windows.
@@ -135,9 +151,10 @@ class EnvelopeReader:
     """Opens envelopes by whatever coder they name.
 
     Args:
-      own: this pipeline's coder, for the envelopes of its own run. Any other is built from its description in the staging location, and
-        runs nothing.
-      allow_pickle: also elements and coders that only pickle can carry are read: whoever can write to the location can run code here.
+      own: this pipeline's coder, for the envelopes of its own run. Any other is built from its
+        description in the staging location, and runs nothing.
+      allow_pickle: also elements and coders that only pickle can carry are read: whoever can write
+        to the location can run code here.
     """
 
     def __init__(self, store: Store, own: EnvelopeCoder | None = None, *, allow_pickle: bool = False):
@@ -147,7 +164,8 @@ class EnvelopeReader:
         self._decode: Any = None
 
     def decode(self, data: bytes) -> WindowedValue:
-        """The element with its timestamp and windows, by whose `with_value` an answer takes its place.
+        """The element with its timestamp and windows, by whose `with_value` an answer takes its
+        place.
 
         Raises:
           LedgerError: the element can't be read, or only by pickle.

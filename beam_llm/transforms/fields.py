@@ -24,7 +24,9 @@ def is_keyed(element: Any) -> bool:
 
 
 def fields_of(value: Any) -> Mapping[str, Any]:
-    """The fields of a Row, NamedTuple, dataclass, pydantic model or dict by name; of anything else none."""
+    """The fields of a Row, NamedTuple, dataclass, pydantic model or dict by name; of anything else
+    none.
+    """
     kind = type(value)
     read = _readers.get(kind)
     if read is None:
@@ -49,7 +51,9 @@ def _reader_of(kind: type) -> Callable[[Any], Mapping[str, Any]]:
 
 
 def declared_fields(element_type: Any) -> list[tuple[str, Any]] | None:
-    """Field names and types that a PCollection's element type declares; None where it declares none (dict, str, Any)."""
+    """Field names and types that a PCollection's element type declares; None where it declares none
+    (dict, str, Any).
+    """
     fields = row_fields(element_type)
     return fields_of_class(element_type) if fields is None else fields
 
@@ -60,7 +64,10 @@ def fields_of_class(kind: Any) -> list[tuple[str, Any]] | None:
         return None
     if issubclass(kind, pydantic.BaseModel):
         declared = [(name, Any if field.annotation is None else field.annotation) for name, field in kind.model_fields.items()]
-        return [*declared, *((name, field.return_type) for name, field in kind.model_computed_fields.items())]
+        return [
+            *declared,
+            *((name, field.return_type) for name, field in kind.model_computed_fields.items()),
+        ]
     if dataclasses.is_dataclass(kind):
         names: Iterable[str] = [field.name for field in dataclasses.fields(kind)]
     elif issubclass(kind, tuple) and hasattr(kind, "_fields"):

@@ -1,4 +1,6 @@
-"""Elements → prompt batches, inside each bundle: no shuffle, no timer. (Across bundles: `forming_streams.py`.)"""
+"""Elements → prompt batches, inside each bundle: no shuffle, no timer. (Across bundles:
+`forming_streams.py`.)
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from beam_llm.values import PromptBatch, Record
 class FormPromptBatches(beam.PTransform):
     """Elements of a bounded PCollection → PromptBatches.
 
-    Their records are spread over the workers first, where there are several: a file read in one piece would keep one of them busy.
+    Their records are spread over the workers first, where there are several: a file read in one
+    piece would keep one of them busy.
     """
 
     def __init__(self, settings: Settings):
@@ -41,7 +44,9 @@ class FormPromptBatches(beam.PTransform):
 
 
 def form_in_bundles(settings: Settings, windowfn: Any) -> FormInBundles:
-    """The DoFn that forms prompt batches of what a bundle holds: a faster one where each element is in exactly one window."""
+    """The DoFn that forms prompt batches of what a bundle holds: a faster one where each element is
+    in exactly one window.
+    """
     return (FormInBundles if isinstance(windowfn, _ONE_WINDOW) else FormInBundlesByWindow)(settings)
 
 
@@ -58,14 +63,16 @@ class RecordReader:
     """Elements → Records, in plain Python: what every step does that sees elements first.
 
     Args:
-      for_jobs: the records' tokens are added up to the size of a job. For live calls they matter with `tokens_per_minute`, else only
-        where a prompt comes near its limit; there the batcher counts again.
+      for_jobs: the records' tokens are added up to the size of a job. For live calls they matter
+        with `tokens_per_minute`, else only where a prompt comes near its limit; there the batcher
+        counts again.
     """
 
     def __init__(self, settings: Settings, *, for_jobs: bool = False):
         self.task, self.caps = task_and_caps(settings)
         self._limits: Batcher[None] = Batcher(self.caps, settings.model_name)
-        # As many bytes as this, and the most records of a prompt together can't pass its limit in tokens.
+        # As many bytes as this, and the most records of a prompt together can't pass its limit in
+        # tokens.
         share = self.caps.tokens // self.caps.records // max(self.task.texts, 1) - 4 * RECORD_OVERHEAD_TOKENS
         self._output_field = settings.output_field
         self._taken = taken_names(settings.output_field)
@@ -84,7 +91,10 @@ class RecordReader:
         try:
             fields = fields_of(value)
         except Exception as error:  # whatever a user's class does in its attributes
-            return Failure(Kind.PROMPT, f"the fields of this {type(value).__name__} can't be read: {type(error).__name__}")
+            return Failure(
+                Kind.PROMPT,
+                f"the fields of this {type(value).__name__} can't be read: {type(error).__name__}",
+            )
         if self._taken and not self._taken.isdisjoint(fields or _ELEMENT_ALONE):
             return name_clash(str(self._output_field), fields or _ELEMENT_ALONE)  # type: ignore[return-value]
         try:
@@ -94,7 +104,10 @@ class RecordReader:
         except PromptError as error:
             return Failure(Kind.PROMPT, str(error))
         except Exception as error:  # as above: of a Mapping of the user's own, say
-            return Failure(Kind.PROMPT, f"this {type(value).__name__} can't be put into the prompt: {type(error).__name__}")
+            return Failure(
+                Kind.PROMPT,
+                f"this {type(value).__name__} can't be put into the prompt: {type(error).__name__}",
+            )
         return record
 
 
@@ -147,8 +160,8 @@ class FormInBundles(beam.DoFn):
 
     def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam) -> Iterable[PromptBatch]:
         batches = self._batcher.add(arrived)
-        # An element that somebody put in several windows by hand: what is yielded here would be multiplied by their number,
-        # what `finish_bundle` yields is not (see `in_one_window`).
+        # An element that somebody put in several windows by hand: what is yielded here would be
+        # multiplied by their number, what `finish_bundle` yields is not (see `in_one_window`).
         if batches and len(arrived.windows) != 1:
             self._for_the_end.extend(batches)
             return ()
@@ -160,14 +173,19 @@ class FormInBundles(beam.DoFn):
 
 
 class FormInBundlesByWindow(FormInBundles):
-    """The same where the windows' function may put an element in several: Beam shows each once per window, which costs a microsecond."""
+    """The same where the windows' function may put an element in several: Beam shows each once per
+    window, which costs a microsecond.
+    """
 
     def start_bundle(self) -> None:
         super().start_bundle()
         self._arrivals = Arrivals()
 
     def process(
-        self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam, window: Any = beam.DoFn.WindowParam
+        self,
+        element: Any,
+        arrived: Any = beam.DoFn.WindowedValueParam,
+        window: Any = beam.DoFn.WindowParam,
     ) -> Iterable[PromptBatch]:
         joined = self._arrivals.put(arrived)
         return self._batcher.add(joined) if joined is not None else ()

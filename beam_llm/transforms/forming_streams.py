@@ -1,20 +1,26 @@
-"""Elements of a stream → prompt batches, formed across bundles. (Jobs: `planning.PlanAcrossBundles`, by the same rules.)
+"""Elements of a stream → prompt batches, formed across bundles. (Jobs: `PlanAcrossBundles`.)
 
-    element ─ ChooseBuffers ─► (shard, envelope) ─ FormAcrossBundles ─► bytes ─ OpenPromptBatches ─► PromptBatch
+    element ─ ChooseBuffers ─► (shard, envelope)
+      ─ FormAcrossBundles ─► bytes ─ OpenPromptBatches ─► PromptBatch
 
-A batch goes out when it is full, after `batch_timeout_ms`, at a window's end, at a drain. An element is rendered once: its record lies in
-the buffer beside its envelope, and nobody opens the envelope before the model is asked. Three ways, by runner (`runners.gathering`):
+A batch goes out when it is full, after `batch_timeout_ms`, at a window's end, at a drain. An
+element is rendered once: its record lies in the buffer beside its envelope, and nobody opens the
+envelope before the model is asked. Three ways, by runner (`runners.gathering`):
 
-timers    Prism, Flink, Dataflow and all others: the two DoFns above, with state. Buffers live in the one global window, each element's own
-          windows beside it: an element in three sliding windows is asked once, a late element is never dropped (runners drop late input
-          of a stateful DoFn in a window), and a prompt may be shared across windows. The output watermark is held at the oldest buffered
-          element: a REAL_TIME timer holds it at the timestamp of the element that set it (`bundle_processor.py`, `hold_timestamp`;
-          Beam 2.77 Python has no other hold), so an older element sets the timer again.
-triggers  BundleBasedDirectRunner (TestStream, Pub/Sub on a local runner): it has no watermark holds for timers (`direct_userstate.py`:
-          "TODO … add corresponding watermark holds"), but GroupByKey holds its elements; so a GroupByKey with the same rules as triggers.
-bundles   FnApiRunner and plain DirectRunner: FnApiRunner fires every timer and trigger at the end of its bundle (issue 35168), so that
-          nothing could be gathered; one REAL_TIME timer would move a DirectRunner pipeline to the BundleBasedDirectRunner, which can't run
-          unbounded sources. Prompts and jobs hold what their bundle holds.
+timers    Prism, Flink, Dataflow and all others: the DoFns above, with state. Buffers live in the
+          one global window, each element's own windows beside it: an element in three sliding
+          windows is asked once, a late element is never dropped (runners drop late input of a
+          stateful DoFn in a window), and a prompt may be shared across windows. The output
+          watermark is held at the oldest buffered element: a REAL_TIME timer holds it at the
+          timestamp of the element that set it (`bundle_processor.py`, `hold_timestamp`; Beam's
+          Python has no other hold up to 2.77), so an older element sets the timer again.
+triggers  BundleBasedDirectRunner (TestStream, Pub/Sub on a local runner): it has no watermark
+          holds for timers (`direct_userstate.py`: "TODO … add corresponding watermark holds"),
+          but GroupByKey holds its elements; so a GroupByKey with the same rules as triggers.
+bundles   FnApiRunner and plain DirectRunner: FnApiRunner fires every timer and trigger at the end
+          of its bundle (issue 35168), so that nothing could be gathered; one REAL_TIME timer would
+          move a DirectRunner pipeline to the BundleBasedDirectRunner, which can't run unbounded
+          sources. Prompts and jobs hold what their bundle holds.
 """
 
 from __future__ import annotations
@@ -27,7 +33,12 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam import coders, pvalue
 from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.userstate import (
+    BagStateSpec,
+    ReadModifyWriteStateSpec,
+    TimerSpec,
+    on_timer,
+)
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
@@ -44,7 +55,9 @@ from beam_llm.values import PromptBatch, Record
 
 
 class FormFromStream(beam.PTransform):
-    """Elements of an unbounded PCollection → PromptBatches, gathered as the pipeline's runner can."""
+    """Elements of an unbounded PCollection → PromptBatches, gathered as the pipeline's runner
+    can.
+    """
 
     def __init__(self, settings: Settings):
         super().__init__()
@@ -80,7 +93,8 @@ class ChooseBuffers(beam.DoFn):
     """Elements → `(shard, envelope as bytes)`, once per element whatever windows it is in.
 
     Args:
-      shards: how many buffers fill side by side; the same element goes to the same one in every process and every attempt.
+      shards: how many buffers fill side by side; the same element goes to the same one in every
+        process and every attempt.
       coder: of the elements with their timestamps and windows.
       by_window: into the first of its windows to end, rather than into the global one.
     """
@@ -96,7 +110,12 @@ class ChooseBuffers(beam.DoFn):
     def start_bundle(self) -> None:
         self._arrivals = Arrivals()
 
-    def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam, window: Any = beam.DoFn.WindowParam) -> Iterator[Any]:
+    def process(
+        self,
+        element: Any,
+        arrived: Any = beam.DoFn.WindowedValueParam,
+        window: Any = beam.DoFn.WindowParam,
+    ) -> Iterator[Any]:
         joined = self._arrivals.put(arrived)
         if joined is not None:
             yield self._keyed(joined)
@@ -113,7 +132,8 @@ class ChooseBuffers(beam.DoFn):
 
 
 class BufferedRecord(NamedTuple):
-    """An element in a buffer: as it arrived, and the record that it asks. Part of the state format `v1`: fields are only ever appended.
+    """An element in a buffer: as it arrived, and the record that it asks. Part of the state format
+    `v1`: fields are only ever appended.
 
     Attributes:
       envelope: the element with its timestamp and windows, as bytes.
@@ -134,7 +154,8 @@ class BufferedRecord(NamedTuple):
 
 
 def pack(members: Sequence[BufferedRecord], failure: Failure | None = None) -> WindowedValue:
-    """A prompt batch as bytes, for a shuffle, at its earliest element's timestamp in the global window; the elements' own are inside.
+    """A prompt batch as bytes, for a shuffle, at its earliest element's timestamp in the global
+    window; the elements' own are inside.
 
     Args:
       failure: why its only element can't be asked.
@@ -176,7 +197,8 @@ class _Packer:
 
 
 class Buffered(NamedTuple):
-    """What a buffer of elements knows of its content. Part of the state format `v1`: fields are only ever appended.
+    """What a buffer of elements knows of its content. Part of the state format `v1`: fields are
+    only ever appended.
 
     Attributes:
       records: in the buffer.
@@ -184,7 +206,8 @@ class Buffered(NamedTuple):
       size: UTF-8 bytes of their texts; 0 where no cap asks for it.
       due: seconds since the epoch at which an incomplete batch is sent.
       oldest: micros, the earliest timestamp in the buffer, where the watermark is held.
-      ends: micros, the earliest end of a window that an element is in: then an incomplete batch is sent, too.
+      ends: micros, the earliest end of a window that an element is in: then an incomplete batch is
+        sent, too.
     """
 
     records: int = 0
@@ -212,12 +235,15 @@ class Buffered(NamedTuple):
 
 
 class FormAcrossBundles(beam.DoFn):
-    """Prompt batches from an unbounded stream, sent when full, after `batch_timeout_ms`, at the first window's end, or at a drain.
+    """Prompt batches from an unbounded stream, sent when full, after `batch_timeout_ms`, at the
+    first window's end, or at a drain.
 
-    Input from ChooseBuffers; output packed prompt batches in the global window, so that a shuffle may follow. Only Bag and
-    ReadModifyWrite state is used (Prism and Flink have no other). A REAL_TIME timer is never cleared in its own callback (on Prism that
-    would fire it for ever), and is cleared at the window's end (on Flink a pending one keeps the job from ending); every callback may run
-    twice. A timer that outlives its buffer, because the buffer was sent full, finds nothing or is set anew by the next element.
+    Input from ChooseBuffers; output packed prompt batches in the global window, so that a shuffle
+    may follow. Only Bag and ReadModifyWrite state is used (Prism and Flink have no other). A
+    REAL_TIME timer is never cleared in its own callback (on Prism that would fire it for ever), and
+    is cleared at the window's end (on Flink a pending one keeps the job from ending); every
+    callback may run twice. A timer that outlives its buffer, because the buffer was sent full,
+    finds nothing or is set anew by the next element.
     """
 
     BUFFER = BagStateSpec("buffer_v1", STATE_CODER)
@@ -261,10 +287,16 @@ class FormAcrossBundles(beam.DoFn):
             known.write(tuple(held))
 
     def _with(self, held: Buffered, record: Record, arrived: WindowedValue, window_end: Any, wait: Any) -> Buffered:
-        """The buffer's new figures. The timers are set for its first record, and again for an older one, whose timestamp then holds the
-        watermark, or one whose window ends earlier."""
+        """The buffer's new figures. The timers are set for its first record, and again for an older
+        one, whose timestamp then holds the watermark, or one whose window ends earlier."""
         ends = min(window.max_timestamp().micros for window in arrived.windows)
-        new = held.with_record(record, self._reader.caps, arrived.timestamp_micros, ends, time.time() + self._wait_seconds)
+        new = held.with_record(
+            record,
+            self._reader.caps,
+            arrived.timestamp_micros,
+            ends,
+            time.time() + self._wait_seconds,
+        )
         if not held.records or new.oldest < held.oldest:
             wait.set(new.due)
         if not held.records or new.ends < held.ends:

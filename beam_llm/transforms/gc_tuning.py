@@ -1,9 +1,10 @@
 """Less work for Python's garbage collector while records stream through a worker process.
 
-Every record in flight is a handful of small objects. With the default thresholds they are enough to have the collector walk the whole
-heap again and again, Beam's half a million import-time objects included: a third of the CPU of a run with a fast endpoint (measured,
-`python -m tests.benchmarks cpu_packed`). So while any DoFn of this package is set up, what was there before is left out of the rounds, and
-the young generation is let grow. At the last `release` everything is as it was.
+Every record in flight is a handful of small objects. With the default thresholds they are enough to
+have the collector walk the whole heap again and again, Beam's half a million import-time objects
+included: a third of the CPU of a run with a fast endpoint (measured, `python -m tests.benchmarks
+cpu_packed`). So while any DoFn of this package is set up, what was there before is left out of the
+rounds, and the young generation is let grow. At the last `release` everything is as it was.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import gc
 import threading
 
 _YOUNG = 100_000
-"""More than the objects in flight: below that, each time they are replaced is one more round over all of them."""
+"""More than the objects in flight: below that, each time they are replaced is one more round over
+all of them.
+"""
 
 
 class QuietGc:
@@ -25,7 +28,9 @@ class QuietGc:
         self._frozen = False
 
     def acquire(self) -> None:
-        """Counts one more user; the first changes the collector's settings, unless somebody else has made them."""
+        """Counts one more user; the first changes the collector's settings, unless somebody else
+        has made them.
+        """
         with self._lock:
             self._users += 1
             if self._users > 1 or not gc.isenabled():

@@ -27,7 +27,8 @@ from beam_llm.values import Outcome, Prediction, PromptBatch
 class AskTheModel(beam.PTransform):
     """PromptBatches → Predictions.
 
-    A shuffle behind it keeps paid answers from a sink that fails; on local runners it would only cost.
+    A shuffle behind it keeps paid answers from a sink that fails; on local runners it would only
+    cost.
 
     Args:
       windowing: of the elements, which their Predictions have again.
@@ -49,11 +50,12 @@ class AskTheModel(beam.PTransform):
 class InFlight:
     """The prompt batches of one bundle that are with the engine.
 
-    When full, `landed` waits for an eighth of the calls rather than for one: a wake-up per reply would have two threads fight for the
-    interpreter.
+    When full, `landed` waits for an eighth of the calls rather than for one: a wake-up per reply
+    would have two threads fight for the interpreter.
 
     Args:
-      most: how many may be with the engine; asked anew each time, for the engine may find that it can make more calls at a time.
+      most: how many may be with the engine; asked anew each time, for the engine may find that it
+        can make more calls at a time.
     """
 
     def __init__(self, most: Callable[[], int]):
@@ -73,7 +75,9 @@ class InFlight:
             self._enough.set()
 
     def landed(self, *, all_of_them: bool = False) -> Iterator[tuple[PromptBatch, Asked]]:
-        """Those that have landed, once there is no room for another; to the last one where `all_of_them`."""
+        """Those that have landed, once there is no room for another; to the last one where
+        `all_of_them`.
+        """
         if len(self._running) >= self._most() or all_of_them:
             while self._running:
                 self._wait_for(len(self._running) - max(len(self._running) // 8, 1))
@@ -99,10 +103,12 @@ class InFlight:
 
 
 class CallModel(beam.DoFn):
-    """PromptBatches in, one Prediction per element out, each at its element's timestamp and in its windows.
+    """PromptBatches in, one Prediction per element out, each at its element's timestamp and in its
+    windows.
 
-    A bounded number of prompt batches is in flight per bundle; what is finished goes out in the order of finishing, and with no room
-    `process` waits. That is the back-pressure: a slow API slows the bundle. Nothing outlives its bundle.
+    A bounded number of prompt batches is in flight per bundle; what is finished goes out in the
+    order of finishing, and with no room `process` waits. That is the back-pressure: a slow API
+    slows the bundle. Nothing outlives its bundle.
     """
 
     def __init__(self, settings: Settings):
@@ -114,7 +120,13 @@ class CallModel(beam.DoFn):
         preload(self._settings)
         prices = LaterPrices(self._settings)
         task = compile_task(self._settings)
-        self._engine = borrow_engine(self._settings, task, partial(connect, self._settings), prices.cost_usd, prepare=prices.load)
+        self._engine = borrow_engine(
+            self._settings,
+            task,
+            partial(connect, self._settings),
+            prices.cost_usd,
+            prepare=prices.load,
+        )
         self._meter = Meter()
         self._in_flight = InFlight(self._engine.useful_asks)
 

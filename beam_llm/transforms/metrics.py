@@ -1,4 +1,6 @@
-"""Facts → Beam counters (namespace `beam_llm`) and listeners. Counters belong to the thread and step that posts them."""
+"""Facts → Beam counters (namespace `beam_llm`) and listeners. Counters belong to the thread and
+step that posts them.
+"""
 
 from __future__ import annotations
 
@@ -26,29 +28,42 @@ _OF_TOKENS = Usage._fields
 class Meter:
     """Posts what happened. Built in a DoFn's `setup`, used on its thread.
 
-    `requests` are live calls, retries included; `job_requests` the lines of batch jobs that were answered.
+    `requests` are live calls, retries included; `job_requests` the lines of batch jobs that were
+    answered.
 
-    Counters: records, errors, errors_<kind>, reused, cost_micro_usd, job_requests, requests, retries, waits (of `retries`, those
-    for which the server had asked), timeouts, splits, single_requests, input_tokens, output_tokens, cached_tokens,
-    warnings_<what> (of replies), jobs_twice (an intent for which two remote jobs were found, the younger cancelled),
-    jobs_in_doubt (creates that got no clear answer and were looked for), jobs_resubmitted (in doubt, with `on_doubt="resubmit"`),
-    cumulativeThrottlingSeconds.
+    Counters: records, errors, errors_<kind>, reused, cost_micro_usd, job_requests, requests,
+    retries, waits (of `retries`, those for which the server had asked), timeouts, splits,
+    single_requests, input_tokens, output_tokens, cached_tokens, warnings_<what> (of replies),
+    jobs_twice (an intent for which two remote jobs were found, the younger cancelled),
+    jobs_in_doubt (creates that got no clear answer and were looked for), jobs_resubmitted (in
+    doubt, with `on_doubt="resubmit"`), cumulativeThrottlingSeconds.
     Distributions: latency_ms, records_per_request.
     """
 
     def __init__(self) -> None:
-        names = ("records", "errors", "reused", "cost_micro_usd", "job_requests", *_OF_CALLS, *_OF_TOKENS)
+        names = (
+            "records",
+            "errors",
+            "reused",
+            "cost_micro_usd",
+            "job_requests",
+            *_OF_CALLS,
+            *_OF_TOKENS,
+        )
         self._counters = {name: Metrics.counter(NAMESPACE, name) for name in names}
         self._by_kind = {kind: Metrics.counter(NAMESPACE, f"errors_{kind}") for kind in Kind.ALL}
         self._latency = Metrics.distribution(NAMESPACE, "latency_ms")
         self._packed = Metrics.distribution(NAMESPACE, "records_per_request")
-        # By this name runners know that a step is slow because somebody else is; Dataflow does not scale it up then.
+        # By this name runners know that a step is slow because somebody else is; Dataflow does not
+        # scale it up then.
         self._throttled = Metrics.counter(NAMESPACE, "cumulativeThrottlingSeconds")
         self._owed_seconds = 0.0
         self._owed_micro_usd = 0.0
 
     def calls(self, records: int, tally: Tally, *, tokens: bool = True) -> None:
-        """Live requests made for one prompt batch of `records` records; `tokens` False where `job_answers` will count theirs."""
+        """Live requests made for one prompt batch of `records` records; `tokens` False where
+        `job_answers` will count theirs.
+        """
         for name in (*_OF_CALLS, *_OF_TOKENS) if tokens else _OF_CALLS:
             count = getattr(tally, name)
             if count:
@@ -71,7 +86,14 @@ class Meter:
         reused = sum([outcome.reused for outcome in outcomes if outcome.failure is None])
         cost_usd = sum([outcome.cost_usd or 0.0 for outcome in outcomes])
         self._count(len(outcomes), len(failures), reused, cost_usd * 1e6)
-        events.tell("answered", records=len(outcomes), errors=len(failures), requests=requests, retries=retries, cost_usd=cost_usd)
+        events.tell(
+            "answered",
+            records=len(outcomes),
+            errors=len(failures),
+            requests=requests,
+            retries=retries,
+            cost_usd=cost_usd,
+        )
 
     def _count(self, records: int, errors: int, reused: int, micro_usd: float) -> None:
         self._counters["records"].inc(records)
@@ -86,7 +108,8 @@ class Meter:
             self._owed_micro_usd %= 1
 
     def job_answers(self, outcomes: Sequence[Outcome], live: Set[str | None]) -> None:
-        """Tokens of answers that came by a batch job, or by live calls for what it left over; and the lines of jobs that they were in.
+        """Tokens of answers that came by a batch job, or by live calls for what it left over; and
+        the lines of jobs that they were in.
 
         A line is a run of outcomes with one request id; those in `live` were counted as calls.
         """
@@ -106,10 +129,16 @@ class Meter:
             update_all(self._packed, lines)
 
     def post(self, counted: Counter[str]) -> None:
-        """Posts what an engine or a driver counted, and clears it; the first of each kind is logged, too."""
+        """Posts what an engine or a driver counted, and clears it; the first of each kind is
+        logged, too.
+        """
         for name, count in counted.items():
             Metrics.counter(NAMESPACE, name).inc(count)
             if name.startswith("warnings_") and name not in _logged:
                 _logged.add(name)
-                _log.warning("%s; the counter %s counts more", events.warning_in_words(name.removeprefix("warnings_")), name)
+                _log.warning(
+                    "%s; the counter %s counts more",
+                    events.warning_in_words(name.removeprefix("warnings_")),
+                    name,
+                )
         counted.clear()

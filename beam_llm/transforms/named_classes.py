@@ -1,8 +1,10 @@
-"""Instances of classes that are nothing but named fields, taken apart and put together again: NamedTuples, dataclasses, pydantic models.
+"""Instances of classes that are nothing but named fields, taken apart and put together again:
+NamedTuples, dataclasses, pydantic models.
 
-What a pickle would say of them is a class's name and its fields' values; so much can be written as plain data. Reading it runs nothing
-that was not loaded before: a class is looked for among the modules that the program has imported, and what isn't found there comes back
-as a row of the same fields.
+What a pickle would say of them is a class's name and its fields' values; so much can be written as
+plain data. Reading it runs nothing
+that was not loaded before: a class is looked for among the modules that the program has imported,
+and what isn't found there comes back as a row of the same fields.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ def fields_of(value: Any) -> dict[str, Any] | None:
 
 
 def made_of(module: str, qualname: str, fields: Mapping[str, Any], *, load: bool = False) -> Any:
-    """The instance, or a `beam.Row` of its fields where no class of that name and with these fields is loaded.
+    """The instance, or a `beam.Row` of its fields where no class of that name and with these fields
+    is loaded.
 
     Args:
       load: the module may be imported: what is read was written by this run itself.

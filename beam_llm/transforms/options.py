@@ -1,4 +1,6 @@
-"""The options of `LLMPredict` as a type, so that an editor knows and a type checker checks them. `beam_llm.config` says what they mean."""
+"""The options of `LLMPredict` as a type, so that an editor knows and a type checker checks them.
+`beam_llm.config` says what they mean.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from typing import Any, Literal, TypedDict
 
 
 class Options(TypedDict, total=False):
-    """`LLMPredict(model, prompt, output=…, **options)`; a test keeps it in step with `config.Settings`."""
+    """`LLMPredict(model, prompt, output=…, **options)`; a test keeps it in step with
+    `config.Settings`.
+    """
 
     system_prompt: str | None
     batch_size: int | Literal["auto"]

@@ -1,13 +1,16 @@
-"""Elements in a staging location: coders as JSON descriptions, values without pickle, as far as JSON or a Beam schema can hold them.
+"""Elements in a staging location: coders as JSON descriptions, values without pickle, as far as
+JSON or a Beam schema can hold them.
 
-A pickle runs what its author wants. Whoever may write to a staging location must not be able to run code in the pipelines that read
-it, so a coder is rebuilt from a description of a few words, and what it reads is built of plain values:
+A pickle runs what its author wants. Whoever may write to a staging location must not be able to run
+code in the pipelines that read it, so a coder is rebuilt from a description of a few words, and
+what it reads is built of plain values:
 
-    ["tuple", "str", "primitives"]   describe_coder ⇄ build_coder, out of the table below and nothing else
+    ["tuple", "str", "primitives"]   describe_coder ⇄ build_coder, out of the table below and
+    nothing else
 
-Instances of classes of named fields (NamedTuples, dataclasses, pydantic models) are written as these (named_classes.py). Pickle stays
-for all other classes of the user's own. It is read by the run that wrote it, which knows its parts by their digests, and
-by others only with `allow_pickle`.
+Instances of classes of named fields (NamedTuples, dataclasses, pydantic models) are written as
+these (named_classes.py). Pickle stays for all other classes of the user's own. It is read by the
+run that wrote it, which knows its parts by their digests, and by others only with `allow_pickle`.
 """
 
 from __future__ import annotations
@@ -69,11 +72,15 @@ _LOGICAL = frozenset(
         *("fixed_bytes", "var_bytes", "fixed_char", "var_char"),
     )
 )
-"""Of Beam's own logical types those that are data. Others are code: a Python callable's is its source, a Python object's its pickle."""
+"""Of Beam's own logical types those that are data. Others are code: a Python callable's is its
+source, a Python object's its pickle.
+"""
 
 
 def plain(coder: coders.Coder) -> coders.Coder:
-    """The same coder, which writes plain values where Beam's would pickle them: large integers, decimals, dates, rows."""
+    """The same coder, which writes plain values where Beam's would pickle them: large integers,
+    decimals, dates, rows.
+    """
     if type(coder) is coders.FastPrimitivesCoder:
         return coders.FastPrimitivesCoder(_PlainValueCoder())
     if type(coder) is coders.TupleCoder:
@@ -84,7 +91,9 @@ def plain(coder: coders.Coder) -> coders.Coder:
 
 
 def describe_coder(coder: coders.Coder) -> Any:
-    """What `build_coder` makes a coder from that reads the same bytes; JSON. None where only pickle can carry this one."""
+    """What `build_coder` makes a coder from that reads the same bytes; JSON. None where only pickle
+    can carry this one.
+    """
     kind = type(coder)
     if kind in _WORDS:
         return _WORDS[kind]
@@ -105,11 +114,14 @@ def _described_row(coder: Any) -> Any:
 
 
 _MOST_DEPTH = 30
-"""Of a description. No element's type is as deep, and Beam's compiled coders read on behind the end of their bytes."""
+"""Of a description. No element's type is as deep, and Beam's compiled coders read on behind the end
+of their bytes.
+"""
 
 
 def build_coder(description: Any, allow_pickle: bool = False, depth: int = 0) -> coders.Coder:
-    """The coder that a description names. It runs nothing, whatever it reads, unless `allow_pickle`.
+    """The coder that a description names. It runs nothing, whatever it reads, unless
+    `allow_pickle`.
 
     Raises:
       ValueError: the description names something else than the coders of plain data.
@@ -166,7 +178,8 @@ def _is_data(kind: Any) -> bool:
 class _PlainValueCoder(coders.Coder):
     """What FastPrimitivesCoder does not know: a tag and text for plain values, pickle for all else.
 
-    A pickle begins with its protocol mark, or with a letter or digit (Beam's pickler writes base64), so tags are control characters.
+    A pickle begins with its protocol mark, or with a letter or digit (Beam's pickler writes
+    base64), so tags are control characters.
     """
 
     def encode(self, value: Any) -> bytes:
@@ -189,7 +202,9 @@ class _PlainValueCoder(coders.Coder):
 
 
 class _PlainPrimitives(coder_impl.StreamCoderImpl):
-    """Reads what FastPrimitivesCoder and `_PlainValueCoder` write, but for pickles. Beam's own decoder takes some in any case."""
+    """Reads what FastPrimitivesCoder and `_PlainValueCoder` write, but for pickles. Beam's own
+    decoder takes some in any case.
+    """
 
     def decode_from_stream(self, stream: Any, nested: bool) -> Any:
         tag = stream.read_byte()
@@ -232,7 +247,9 @@ class _PlainPrimitives(coder_impl.StreamCoderImpl):
 
 
 def _count(stream: Any) -> int:
-    """A number of items or bytes to come. Beam's compiled stream does not look where its bytes end."""
+    """A number of items or bytes to come. Beam's compiled stream does not look where its bytes
+    end.
+    """
     count = int(stream.read_var_int64())
     if not 0 <= count <= stream.size():
         raise ValueError("it is cut")
@@ -256,8 +273,9 @@ class NeedsPickle(LedgerError):
 
     def __init__(self) -> None:
         super().__init__(
-            "the elements in the staging location are of a class that only pickle can carry, and whoever can write there could run "
-            "code here through it: set allow_pickle=True if you trust all who can, or use dicts, rows, NamedTuples or dataclasses"
+            "the elements in the staging location are of a class that only pickle can carry, and "
+            "whoever can write there could run code here through it: set allow_pickle=True if you "
+            "trust all who can, or use dicts, rows, NamedTuples or dataclasses"
         )
 
 

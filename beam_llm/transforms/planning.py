@@ -1,4 +1,6 @@
-"""Parts → planned jobs: all parts of a bounded run at once (PlanParts), or those of a stream, job by job (PlanAcrossBundles)."""
+"""Parts → planned jobs: all parts of a bounded run at once (PlanParts), or those of a stream, job
+by job (PlanAcrossBundles).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,12 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam import pvalue
 from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.userstate import (
+    BagStateSpec,
+    ReadModifyWriteStateSpec,
+    TimerSpec,
+    on_timer,
+)
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows, WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
@@ -32,7 +39,9 @@ _MOST_PARTS = 1000
 
 
 class PlanJobs(beam.PTransform):
-    """PlainPartRefs → one BatchJobRef per job, from one planner: only it can tell that two records are the same question."""
+    """PlainPartRefs → one BatchJobRef per job, from one planner: only it can tell that two records
+    are the same question.
+    """
 
     def __init__(self, settings: Settings):
         super().__init__()
@@ -49,7 +58,10 @@ class PlanJobs(beam.PTransform):
         else:
             if gathering is Gathering.TRIGGERS:
                 most = self._settings.job_max_records or _MOST_PARTS
-                set_windowing(keyed, flushed_windowing(GlobalWindows(), most, self._settings.job_max_wait_seconds))
+                set_windowing(
+                    keyed,
+                    flushed_windowing(GlobalWindows(), most, self._settings.job_max_wait_seconds),
+                )
             grouped = keyed | "Group parts" >> beam.GroupByKey()
         return grouped | "Plan" >> beam.ParDo(PlanParts(self._settings)).with_output_types(BatchJobRef)
 
@@ -94,7 +106,9 @@ class Planner:
         self._tokens = settings.job_max_tokens or float("inf")
 
     def filled(self, records: int, size: int, tokens: int) -> float:
-        """The share of a job that so many records, bytes and tokens of texts fill; from above, with each line's frame and prompt."""
+        """The share of a job that so many records, bytes and tokens of texts fill; from above, with
+        each line's frame and prompt.
+        """
         caps, shared = self._caps, self._task.shared_tokens
         lines = math.ceil(records / caps.records)
         size += lines * (_FRAME_BYTES + _BYTES_PER_TOKEN * shared)
@@ -103,13 +117,18 @@ class Planner:
 
     def planned(self, parts: Sequence[PartRef]) -> Iterator[WindowedValue]:
         refs = plan(self._store, self._task, self._caps, self._traits, parts, time)
-        events.tell("planned", records=sum(ref.records for ref in refs), jobs=sum(1 for ref in refs if ref.number))
+        events.tell(
+            "planned",
+            records=sum(ref.records for ref in refs),
+            jobs=sum(1 for ref in refs if ref.number),
+        )
         for ref in refs:
             yield WindowedValue(ref, Timestamp(micros=ref.min_timestamp), [GlobalWindow()])
 
 
 class Gathered(NamedTuple):
-    """What a planner knows of the parts it keeps. Part of the state format `v1`: fields are only ever appended.
+    """What a planner knows of the parts it keeps. Part of the state format `v1`: fields are only
+    ever appended.
 
     Attributes:
       rows, size, tokens: of all parts together; size in bytes.
@@ -127,14 +146,20 @@ class Gathered(NamedTuple):
         if not self.rows:
             return Gathered(part.rows, part.bytes, part.tokens, due, part.min_timestamp)
         return Gathered(
-            self.rows + part.rows, self.size + part.bytes, self.tokens + part.tokens, self.due, min(self.oldest, part.min_timestamp)
+            self.rows + part.rows,
+            self.size + part.bytes,
+            self.tokens + part.tokens,
+            self.due,
+            min(self.oldest, part.min_timestamp),
         )
 
 
 class PlanAcrossBundles(beam.DoFn):
-    """Parts of an unbounded stream: kept until there is a job's worth of them, or `job_max_wait_seconds` after the first, then planned.
+    """Parts of an unbounded stream: kept until there is a job's worth of them, or
+    `job_max_wait_seconds` after the first, then planned.
 
-    The same rules for timers as in FormAcrossBundles. `batch_timeout_ms` does not matter here: it is the wait of one prompt.
+    The same rules for timers as in FormAcrossBundles. `batch_timeout_ms` does not matter here: it
+    is the wait of one prompt.
     """
 
     PARTS = BagStateSpec("parts_v1", STATE_CODER)
@@ -183,7 +208,10 @@ class PlanAcrossBundles(beam.DoFn):
 
     @on_timer(DRAIN)
     def drained(
-        self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN), wait: Any = beam.DoFn.TimerParam(WAIT)
+        self,
+        parts: Any = beam.DoFn.StateParam(PARTS),
+        known: Any = beam.DoFn.StateParam(KNOWN),
+        wait: Any = beam.DoFn.TimerParam(WAIT),
     ) -> Iterator[Any]:
         wait.clear()
         yield from self._take(parts, known)

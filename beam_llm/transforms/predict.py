@@ -1,4 +1,6 @@
-"""`records | LLMPredict(...)`: one transform, two modes, and its two halves for batch jobs that are collected another day."""
+"""`records | LLMPredict(...)`: one transform, two modes, and its two halves for batch jobs that are
+collected another day.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,12 @@ def _signature() -> inspect.Signature:
     return inspect.Signature(
         [
             inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str),
-            inspect.Parameter("prompt", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=str | None),
+            inspect.Parameter(
+                "prompt",
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=None,
+                annotation=str | None,
+            ),
             inspect.Parameter("output", keyword, default=str, annotation=Any),
             inspect.Parameter("label", keyword, default=None, annotation=str | None),
             *options,
@@ -61,7 +68,13 @@ class _WithSettings(beam.PTransform):
     _FIXED: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
-        self, model: str, prompt: str | None = None, *, output: Any = str, label: str | None = None, **options: Unpack[Options]
+        self,
+        model: str,
+        prompt: str | None = None,
+        *,
+        output: Any = str,
+        label: str | None = None,
+        **options: Unpack[Options],
     ) -> None:
         self._use(config.settings(model, prompt=prompt, output=output, **{**options, **self._FIXED}))
         super().__init__(label)
@@ -94,9 +107,11 @@ class _WithSettings(beam.PTransform):
         """The transform from string keys, as in SQL's `WITH (…)`.
 
         Args:
-          options: a model's defaults: `{"provider": "openai", "model": "gpt-4", "batch.size": "20"}`.
+          options: a model's defaults: `{"provider": "openai", "model": "gpt-4", "batch.size":
+            "20"}`.
           overrides: what this use changes.
-          allow_code: whether these may name a parser (`response.format`) by its dotted name: to name code is to run it.
+          allow_code: whether these may name a parser (`response.format`) by its dotted name: to
+            name code is to run it.
           values: typed values by Python name, such as `output=Review`.
 
         Raises:
@@ -108,7 +123,9 @@ class _WithSettings(beam.PTransform):
         return made
 
     def display_data(self) -> dict[str, Any]:
-        """What the runner's page shows: the model and the options that were set; never a secret or a whole prompt."""
+        """What the runner's page shows: the model and the options that were set; never a secret or
+        a whole prompt.
+        """
         return _display_data(self._settings)
 
     def default_label(self) -> str:
@@ -123,24 +140,33 @@ def _warn_of_one_prompt_for_all(settings: Settings) -> None:
 
 
 class LLMPredict(_WithSettings):
-    """Asks a language model about every element; every element comes back, with a typed answer or a reason.
+    """Asks a language model about every element; every element comes back, with a typed answer or a
+    reason.
 
     Args:
-      model: `"openai:gpt-4.1-mini"`, `"azure:DEPLOYMENT"`; anything OpenAI-compatible is `openai:` with a `base_url`.
-      prompt: a Jinja2 template over the element's fields; `{{ element }}` (the default) is the whole of it.
-      output: `str`, `int`, `float`, `bool`, `Literal`, an Enum, `list[…]`, a pydantic model, or a JSON schema.
-      options: every option of `beam_llm.config.Settings`, such as `batch_size=20` or `mode="batch_api"`.
+      model: `"openai:gpt-4.1-mini"`, `"azure:DEPLOYMENT"`; anything OpenAI-compatible is `openai:`
+        with a `base_url`.
+      prompt: a Jinja2 template over the element's fields; `{{ element }}` (the default) is the
+        whole of it.
+      output: `str`, `int`, `float`, `bool`, `Literal`, an Enum, `list[…]`, a pydantic model, or a
+        JSON schema.
+      options: every option of `beam_llm.config.Settings`, such as `batch_size=20` or
+        `mode="batch_api"`.
 
-    Input: `beam.Row`, NamedTuple, dataclass, pydantic model, dict, str, or `(key, value)` pairs of them, bounded or unbounded.
-    Returns: one `Prediction` per element, at its timestamp and in its windows; with `output_field`, rows.
+    Input: `beam.Row`, NamedTuple, dataclass, pydantic model, dict, str, or `(key, value)` pairs of
+    them, bounded or unbounded.
+    Returns: one `Prediction` per element, at its timestamp and in its windows; with `output_field`,
+    rows.
 
     Raises:
       UsageError: when built, for any option, template or type that can't work.
-      LedgerError: when built, for a staging location that is not a folder or has a ledger of a newer format. Nothing is written to it
-        before the pipeline runs; then one without atomic create is refused.
+      LedgerError: when built, for a staging location that is not a folder or has a ledger of a
+        newer format. Nothing is written to it before the pipeline runs; then one without atomic
+        create is refused.
 
-    Live calls are at-least-once (a bundle that Beam repeats is asked again), output is exactly once. With `mode="batch_api"` a record is
-    never submitted again while an answer to it exists or may still come.
+    Live calls are at-least-once (a bundle that Beam repeats is asked again), output is exactly
+    once. With `mode="batch_api"` a record is never submitted again while an answer to it exists or
+    may still come.
     """
 
     _tags: tuple[str, str] | None = None
@@ -173,7 +199,8 @@ class LLMPredict(_WithSettings):
         return deliver(predictions, settings, elements.element_type)
 
     def with_exception_handling(self, main_tag: str = "good", dead_letter_tag: str = "bad") -> LLMPredict:
-        """Two outputs, `good, bad = …`: what was answered, and rows of `element`, `message` and `kind` of what was not.
+        """Two outputs, `good, bad = …`: what was answered, and rows of `element`, `message` and
+        `kind` of what was not.
 
         Args:
           main_tag, dead_letter_tag: the outputs' names, for `result[tag]`.
@@ -183,16 +210,19 @@ class LLMPredict(_WithSettings):
         return divided
 
     def preview(self, elements: Iterable[Any], n: int = 3) -> list[RequestPreview]:
-        """The first `n` requests exactly as they would be sent, and the schemas of their replies; no call is made.
+        """The first `n` requests exactly as they would be sent, and the schemas of their replies;
+        no call is made.
 
-            print(LLMPredict("openai:gpt-4.1-mini", "Label: {{ text }}", batch_size=20).preview([{"text": "…"}])[0].body)
+            print(LLMPredict("openai:gpt-4.1-mini", "Label: {{ text }}",
+            batch_size=20).preview([{"text": "…"}])[0].body)
 
         Args:
           elements: as a pipeline would bring them; no more are read than these requests need.
           n: most requests.
 
         Returns:
-          `RequestPreview`s: `body` (the JSON that is sent), `schema` (None for free text), `elements` (whom it asks about), and for an
+          `RequestPreview`s: `body` (the JSON that is sent), `schema` (None for free text),
+            `elements` (whom it asks about), and for an
           element that can't be asked its `error`.
         """
         return preview(self._settings, elements, n, RecordReader(self._settings).record)
@@ -203,7 +233,9 @@ class LLMPredict(_WithSettings):
 
 
 class SubmitBatchJobs(_WithSettings):
-    """Elements in, one `BatchJobRef` per batch job out, as soon as it is created or queued behind a limit. See `CollectBatchJobs`."""
+    """Elements in, one `BatchJobRef` per batch job out, as soon as it is created or queued behind a
+    limit. See `CollectBatchJobs`.
+    """
 
     _FIXED: ClassVar[Mapping[str, Any]] = {"mode": "batch_api"}
 
@@ -221,19 +253,24 @@ class SubmitBatchJobs(_WithSettings):
 
 
 class CollectBatchJobs(_WithSettings):
-    """`BatchJobRef`s, or provider job ids as `str`, in; the predictions of their elements out. Today, next week, in another pipeline.
+    """`BatchJobRef`s, or provider job ids as `str`, in; the predictions of their elements out.
+    Today, next week, in another pipeline.
 
-    Takes the arguments its `SubmitBatchJobs` had: `staging_location` finds the elements, `prompt` and `output` read the answers.
-    Predictions have their elements' timestamps and are in the global window: the windows of another pipeline mean nothing here.
-    A job that still queues has no id yet; `#3` is job number 3. An id stands for the elements of the run that created the job: a later run
-    with the same records has refs of its own, and elements that failed before any call are in no job, only behind their ref.
+    Takes the arguments its `SubmitBatchJobs` had: `staging_location` finds the elements, `prompt`
+    and `output` read the answers. Predictions have their elements' timestamps and are in the global
+    window: the windows of another pipeline mean nothing here. A job that still queues has no id
+    yet; `#3` is job number 3. An id stands for the elements of the run that created the job: a
+    later run with the same records has refs of its own, and elements that failed before any call
+    are in no job, only behind their ref.
     """
 
     _FIXED: ClassVar[Mapping[str, Any]] = {"mode": "batch_api"}
     _element_type: Any = Any
 
     def of_elements(self, element_type: Any) -> CollectBatchJobs:
-        """The same for elements of a known type: with `output_field` the rows have its fields, and so a schema."""
+        """The same for elements of a known type: with `output_field` the rows have its fields, and
+        so a schema.
+        """
         self._element_type = element_type
         return self
 
@@ -262,7 +299,9 @@ _SHOWN_CHARACTERS = 40
 
 
 def _display_data(settings: Settings) -> dict[str, Any]:
-    """Options that differ from their defaults, by string key: texts shortened, mappings by their keys, addresses without their query."""
+    """Options that differ from their defaults, by string key: texts shortened, mappings by their
+    keys, addresses without their query.
+    """
     shown = {}
     for name, option in OPTIONS.items():
         value = getattr(settings, name)

@@ -1,6 +1,8 @@
-"""The requests that records would be asked with, without a call: what `.preview(…)` and `predict --show` give.
+"""The requests that records would be asked with, without a call: what `.preview(…)` and `predict
+--show` give.
 
-for request in LLMPredict("openai:gpt-4.1-mini", "Label: {{ text }}", batch_size=20).preview(rows, n=2):
+for request in LLMPredict("openai:gpt-4.1-mini", "Label: {{ text }}", batch_size=20).preview(rows,
+n=2):
     print(request.body["messages"], request.schema)
 """
 
@@ -43,10 +45,11 @@ class RequestPreview:
 
 
 def preview(settings: Settings, elements: Iterable[Any], n: int = 3, record_of: RecordOf | None = None) -> list[RequestPreview]:
-    """The first `n` requests that a run over `elements` would make, as far as prompts fill up in this order.
+    """The first `n` requests that a run over `elements` would make, as far as prompts fill up in
+    this order.
 
-    Reads no more elements than these requests need, looks up no key and calls nothing. What a server makes a run change
-    afterwards (a refused schema, a prompt that is split) can't be seen.
+    Reads no more elements than these requests need, looks up no key and calls nothing. What a
+    server makes a run change afterwards (a refused schema, a prompt that is split) can't be seen.
 
     Args:
       elements: dicts of fields, unless `record_of` knows better.

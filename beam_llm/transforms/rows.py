@@ -18,16 +18,24 @@ from typing_extensions import is_typeddict
 from beam_llm.errors import Failure, Kind, UsageError
 from beam_llm.prompting.output_types import Output
 from beam_llm.transforms.beam_internals import is_portable_type, new_row, row_type, tuple_class_of
-from beam_llm.transforms.fields import declared_fields, fields_of, fields_of_class, is_keyed, name_clash, split_type
+from beam_llm.transforms.fields import (
+    declared_fields,
+    fields_of,
+    fields_of_class,
+    is_keyed,
+    name_clash,
+    split_type,
+)
 from beam_llm.values import Prediction
 
 
 class RowShape:
     """How Predictions become rows: the element's fields, then `<field>` and `<field>_error`.
 
-    Where the input's element type declares fields (Row, NamedTuple, dataclass, pydantic model), the rows have a schema made of types that
-    every SDK knows. A dict gives a dict, with the answer as plain JSON (models as dicts), as `json.dumps`, BigQuery and Parquet take it.
-    Anything else is put under `element`.
+    Where the input's element type declares fields (Row, NamedTuple, dataclass, pydantic model), the
+    rows have a schema made of types that every SDK knows. A dict gives a dict, with the answer as
+    plain JSON (models as dicts), as `json.dumps`, BigQuery and Parquet take it. Anything else is
+    put under `element`.
 
     Args:
       output: what the answers are.
@@ -66,7 +74,9 @@ class RowShape:
         return row if self._key_type is None else typehints.Tuple[self._key_type, row]
 
     def cell(self, prediction: Prediction) -> tuple[Any, Failure | None]:
-        """The answer as it stands in a row, or why none does: for a failed record, or an answer that its own class can't write."""
+        """The answer as it stands in a row, or why none does: for a failed record, or an answer
+        that its own class can't write.
+        """
         if prediction.error is not None:
             return None, prediction.error
         value = prediction.element[1] if is_keyed(prediction.element) else prediction.element
@@ -104,7 +114,8 @@ def _dict_hint(value_type: Any) -> Any:
 
 
 class BadShape:
-    """How failed Predictions become rows: `element`, `message`, `kind`, with a schema where the element's type has one.
+    """How failed Predictions become rows: `element`, `message`, `kind`, with a schema where the
+    element's type has one.
 
     `element` is the element itself where it fits the schema as it is, else the row of its fields.
     """
@@ -142,13 +153,17 @@ _SCALARS = (str, int, float, bool, bytes)
 
 
 def column_of(output: Output) -> Column:
-    """The column of an answer, nullable: scalars stay, enums become their values, models rows, lists sequences, all else JSON text."""
+    """The column of an answer, nullable: scalars stay, enums become their values, models rows,
+    lists sequences, all else JSON text.
+    """
     column = _schema_column(output.declared) if isinstance(output.declared, Mapping) else _column(output.python_type, _json_column)
     return Column(_nullable(column.hint), column.convert)
 
 
 def element_columns(element_type: Any) -> dict[str, Column] | None:
-    """The columns of an element's own fields, by name. What has no type in a schema stays as it is, under `Any`."""
+    """The columns of an element's own fields, by name. What has no type in a schema stays as it is,
+    under `Any`.
+    """
     fields = declared_fields(element_type)
     return None if fields is None else {name: _none_stays(_column(kind, _field_column)) for name, kind in fields}
 
@@ -194,14 +209,18 @@ def _field_column(kind: Any) -> Column:
 
 
 def _is_portable(kind: Any) -> bool:
-    """Whether every SDK has this type. Beam takes any tuple for an array of its first type, and an unknown type for a pickle."""
+    """Whether every SDK has this type. Beam takes any tuple for an array of its first type, and an
+    unknown type for a pickle.
+    """
     if typing.get_origin(kind) is tuple or isinstance(kind, typehints.TupleConstraint):
         return False
     return is_portable_type(kind)
 
 
 def _column(kind: Any, otherwise: Callable[[Any], Column], inside: tuple[Any, ...] = ()) -> Column:
-    """The column of a Python type; `otherwise` gives that of one that has no type in a schema. `inside`: the models around it."""
+    """The column of a Python type; `otherwise` gives that of one that has no type in a schema.
+    `inside`: the models around it.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind in _SCALARS:
         return Column(kind, _same)
@@ -244,10 +263,15 @@ def _sequence(item: Column) -> Column:
 
 
 def _row_column(columns: Mapping[str, Column]) -> Column:
-    """Rows inside rows are NamedTuples of their schema, as after a shuffle (see `tuple_class_of`)."""
+    """Rows inside rows are NamedTuples of their schema, as after a shuffle (see
+    `tuple_class_of`).
+    """
     hint = row_type([(name, column.hint) for name, column in columns.items()])
     make = tuple_class_of(hint)
-    return Column(hint, lambda value: make(*[column.convert(getattr(value, name)) for name, column in columns.items()]))
+    return Column(
+        hint,
+        lambda value: make(*[column.convert(getattr(value, name)) for name, column in columns.items()]),
+    )
 
 
 _COLUMN_OF_WORD = {
@@ -259,7 +283,9 @@ _COLUMN_OF_WORD = {
 
 
 def _schema_column(schema: Any) -> Column:
-    """The column of a JSON schema: scalars and arrays of them by their type, an object or a mixture as JSON text."""
+    """The column of a JSON schema: scalars and arrays of them by their type, an object or a mixture
+    as JSON text.
+    """
     words = schema.get("type") if isinstance(schema, Mapping) else None
     if isinstance(words, list) and len(words) == 2 and "null" in words:
         word = next(word for word in words if word != "null")

@@ -1,4 +1,6 @@
-"""Which kind of runner a pipeline is built for, as far as a graph can know. Facts about runners live here and nowhere else (Beam 2.77)."""
+"""Which kind of runner a pipeline is built for, as far as a graph can know. Facts about runners
+live here and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _log = logging.getLogger("beam_llm")
 
 
 class Gathering(enum.Enum):
-    """How elements of a stream wait for one another; `forming_streams.py` says which runner can do what, and why."""
+    """How elements of a stream wait for one another; `forming_streams.py` says which runner can do
+    what, and why.
+    """
 
     TIMERS = "timers"
     TRIGGERS = "triggers"
@@ -65,14 +69,17 @@ def runner_kind(pipeline: Any) -> str:
 
 
 def is_local(pipeline: Any) -> bool:
-    """Whether the pipeline runs in this process: where a Reshuffle only costs, and a deferred remainder may be lost or hurried."""
+    """Whether the pipeline runs in this process: where a Reshuffle only costs, and a deferred
+    remainder may be lost or hurried.
+    """
     return runner_kind(pipeline) == "local"
 
 
 def gathering(pcoll: Any) -> Gathering:
     """How the runner of an unbounded PCollection can gather its elements.
 
-    A plain DirectRunner picks its runner by the graph; a TestStream or Pub/Sub moves all of it to the BundleBasedDirectRunner.
+    A plain DirectRunner picks its runner by the graph; a TestStream or Pub/Sub moves all of it to
+    the BundleBasedDirectRunner.
     """
     if not is_local(pcoll.pipeline):
         return Gathering.TIMERS
@@ -91,7 +98,9 @@ def _is_bundle_based(pcoll: Any) -> bool:
 
 
 def _moves_to_bundle_based(transform: Any) -> bool:
-    """What `direct_runner.py` looks for: a TestStream, Pub/Sub, a REAL_TIME timer (GroupIntoBatches has one)."""
+    """What `direct_runner.py` looks for: a TestStream, Pub/Sub, a REAL_TIME timer (GroupIntoBatches
+    has one).
+    """
     return type(transform).__name__ in _BUNDLE_BASED_SOURCES or has_real_time_timer(getattr(transform, "dofn", None))
 
 
@@ -99,57 +108,70 @@ _BUNDLE_BASED_SOURCES = {"TestStream", "ReadFromPubSub"}
 
 
 def waiting_for(pcoll: Any, waiting: str | None) -> str:
-    """How jobs are waited for: `loop` on the local runners, `sdf` on all others, unless the user says otherwise.
+    """How jobs are waited for: `loop` on the local runners, `sdf` on all others, unless the user
+    says otherwise.
 
     Raises:
-      UsageError: `sdf` on a local runner with several workers, which loses remainders without a word.
+      UsageError: `sdf` on a local runner with several workers, which loses remainders without a
+        word.
     """
     pipeline = pcoll.pipeline
     if waiting == "sdf" and _is_bundle_based(pcoll):
         raise UsageError(
-            "waiting is 'sdf' and the runner is the BundleBasedDirectRunner (where a TestStream or a REAL_TIME timer, such as "
-            "GroupIntoBatches has, moves a DirectRunner pipeline), which can't run a splittable DoFn that defers itself; leave waiting "
-            "unset (it is 'loop' here)"
+            "waiting is 'sdf' and the runner is the BundleBasedDirectRunner (where a TestStream "
+            "or a REAL_TIME timer, such as GroupIntoBatches has, moves a DirectRunner pipeline), "
+            "which can't run a splittable DoFn that defers itself; leave waiting unset (it is "
+            "'loop' here)"
         )
     workers = int(_flags(pipeline).get("direct_num_workers") or 1)
     if waiting == "sdf" and is_local(pipeline) and workers > 1:
         raise UsageError(
-            f"waiting is 'sdf' and direct_num_workers is {workers}: the local runner loses the remainders of a splittable DoFn with "
-            "several workers; leave waiting unset (it is 'loop' here) or set direct_num_workers=1"
+            f"waiting is 'sdf' and direct_num_workers is {workers}: the local runner loses the "
+            "remainders of a splittable DoFn with several workers; leave waiting unset (it is "
+            "'loop' here) or set direct_num_workers=1"
         )
     return waiting or ("loop" if is_local(pipeline) else "sdf")
 
 
 def emits_in_finish_bundle(predictions: Any, mode: str, waiting: str | None) -> bool:
-    """Whether the step that asked is the last one and ends its bundle with output: elsewhere a shuffle or a splittable DoFn does not."""
+    """Whether the step that asked is the last one and ends its bundle with output: elsewhere a
+    shuffle or a splittable DoFn does not.
+    """
     if mode == "batch_api":
         return waiting_for(predictions, waiting) == "loop"
     return is_local(predictions.pipeline)
 
 
 def warn_of_lost_output(pipeline: Any) -> None:
-    """Flink with checkpoints needs --finish_bundle_before_checkpointing: else a bundle's output is held back or lost (Flink 1.19)."""
+    """Flink with checkpoints needs --finish_bundle_before_checkpointing: else a bundle's output is
+    held back or lost (Flink 1.19).
+    """
     flags = _flags(pipeline)
     interval = _number(flags.get("checkpointing_interval"))
     finishes = str(flags.get("finish_bundle_before_checkpointing")).lower() in ("true", "1")
     if runner_kind(pipeline) in ("flink", "portable") and interval > 0 and not finishes:
         _log.warning(
-            "checkpointing_interval is %d without --finish_bundle_before_checkpointing: Flink then releases a bundle's output only when "
-            "the next bundle starts, or never; add the flag",
+            "checkpointing_interval is %d without --finish_bundle_before_checkpointing: Flink then "
+            "releases a bundle's output only when the next bundle starts, or never; add the flag",
             interval,
         )
 
 
 def warn_of_small_jobs() -> None:
-    """FnApiRunner, also behind a plain DirectRunner, can't let parts of a stream wait for one another."""
+    """FnApiRunner, also behind a plain DirectRunner, can't let parts of a stream wait for one
+    another.
+    """
     _log.warning(
-        "unbounded input on a local runner: each of its bundles, often one element, becomes a batch job of its own and is waited for; "
-        "Prism, Flink and Dataflow gather job_max_wait_seconds' worth: use --runner=PrismRunner"
+        "unbounded input on a local runner: each of its bundles, often one element, becomes a "
+        "batch job of its own and is waited for; Prism, Flink and Dataflow gather "
+        "job_max_wait_seconds' worth: use --runner=PrismRunner"
     )
 
 
 def _flags(pipeline: Any) -> dict[str, Any]:
-    """All flags that were given, those of a job server included, which Beam's Python does not declare."""
+    """All flags that were given, those of a job server included, which Beam's Python does not
+    declare.
+    """
     found: dict[str, Any] = pipeline.options.get_all_options(drop_default=True, retain_unknown_options=True)
     return found
 

@@ -1,4 +1,6 @@
-"""Elements → parts in the staging location, in their own bundle: only a few bytes per part go on."""
+"""Elements → parts in the staging location, in their own bundle: only a few bytes per part go
+on.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,15 @@ PlainPartRef = tuple[str, int, int, int, int]
 
 PART_ROWS = 50_000
 PART_BYTES = 32_000_000
-"""A part is written when either is reached: bounds the memory of a bundle, and keeps a million records to a few dozen objects."""
+"""A part is written when either is reached: bounds the memory of a bundle, and keeps a million
+records to a few dozen objects.
+"""
 
 
 class SpoolParts(beam.PTransform):
-    """Elements → one PlainPartRef per part file, in the global window; the elements' own windows are in the file."""
+    """Elements → one PlainPartRef per part file, in the global window; the elements' own windows
+    are in the file.
+    """
 
     def __init__(self, settings: Settings, envelopes: EnvelopeCoder):
         super().__init__()
@@ -40,7 +46,9 @@ class SpoolParts(beam.PTransform):
 
 
 class WriteParts(beam.DoFn):
-    """Writes each bundle's records to part files named by their content; emits one PartRef per file, as a plain tuple."""
+    """Writes each bundle's records to part files named by their content; emits one PartRef per
+    file, as a plain tuple.
+    """
 
     def __init__(self, settings: Settings, envelopes: EnvelopeCoder):
         self._settings = settings
@@ -67,7 +75,9 @@ class WriteParts(beam.DoFn):
         self._oldest_micros = MAX_TIMESTAMP.micros
 
     def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam) -> None:
-        """Yields nothing: Beam would multiply it by the number of the element's windows (see `in_one_window`)."""
+        """Yields nothing: Beam would multiply it by the number of the element's windows (see
+        `in_one_window`).
+        """
         record, envelope = self._reader.record(element), self._envelopes.encode(arrived)
         if isinstance(record, Failure):
             self._part.add(b"", None, envelope, record)

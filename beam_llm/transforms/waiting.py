@@ -1,6 +1,8 @@
-"""The splittable DoFn's side of waiting: a position that holds only the time of the next look, and a pacer for runners that hurry.
+"""The splittable DoFn's side of waiting: a position that holds only the time of the next look, and
+a pacer for runners that hurry.
 
-A restriction is a `Position`; a look at the ledger claims the next one. Bounded (so a batch pipeline stays one, and a drain keeps it)."""
+A restriction is a `Position`; a look at the ledger claims the next one. Bounded (so a batch
+pipeline stays one, and a drain keeps it)."""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class Position(NamedTuple):
 
 
 class JobTracker(RestrictionTracker):
-    """Claims are Positions to go on from. Splitting (a checkpoint) leaves the claimed position as the residual."""
+    """Claims are Positions to go on from. Splitting (a checkpoint) leaves the claimed position as
+    the residual.
+    """
 
     def __init__(self, position: Position):
         self._position = Position(*position)
@@ -90,9 +94,11 @@ class JobPositions(RestrictionProvider):
 
 
 class Pacer:
-    """Due times of this process's jobs. A runner that ignores the delay resumes at once: then a look sleeps here, not at the provider.
+    """Due times of this process's jobs. A runner that ignores the delay resumes at once: then a
+    look sleeps here, not at the provider.
 
-    Sleeps are short slices, so that one waiting job keeps no other waiting and the runner gets the thread back.
+    Sleeps are short slices, so that one waiting job keeps no other waiting and the runner gets the
+    thread back.
     """
 
     def __init__(self, now: Callable[[], float] = time.time, sleep: Callable[[float], None] = time.sleep):
@@ -102,10 +108,13 @@ class Pacer:
         self._lock = threading.Lock()
 
     def early(self, job: Any, next_at: float) -> bool:
-        """Whether it is too early for a look; if so, sleeps until the earliest job of the process is due, at most a slice."""
+        """Whether it is too early for a look; if so, sleeps until the earliest job of the process
+        is due, at most a slice.
+        """
         now = self._now()
         with self._lock:
-            # A runner may resume a job in another process: what was due here long ago is nobody's any more.
+            # A runner may resume a job in another process: what was due here long ago is nobody's
+            # any more.
             self._due = {other: due for other, due in self._due.items() if due > now - MAX_SLICE_SECONDS}
             if not now < next_at <= now + LONGEST_WAIT_SECONDS:
                 self._due.pop(job, None)

@@ -1,6 +1,8 @@
-"""A Python with the lowest Beam that pyproject.toml allows, and what the tests need beside it, in a venv of the cache.
+"""A Python with the lowest Beam that pyproject.toml allows, and what the tests need beside it, in a
+venv of the cache.
 
-BEAM_LLM_TEST_LOWEST_BEAM names a Python that has all that, to take as it is; `none` leaves those tests out. Cold 1–2 min, then nothing.
+BEAM_LLM_TEST_LOWEST_BEAM names a Python that has all that, to take as it is; `none` leaves those
+tests out. Cold 1–2 min, then nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +21,16 @@ from tests.components import REPOSITORY, Unavailable, build_once, run_quietly
 TESTS = [
     f"tests/test_{name}.py"
     for name in (
-        *("beam_internals", "predict", "schemas", "elements", "batching_consumers", "envelopes", "plain_coders", "golden_state"),
+        *(
+            "beam_internals",
+            "predict",
+            "schemas",
+            "elements",
+            "batching_consumers",
+            "envelopes",
+            "plain_coders",
+            "golden_state",
+        ),
         *("streaming", "waiting", "runners", "metrics"),
     )
 ]
@@ -60,10 +71,26 @@ def _build(folder: Path) -> None:
 
 
 def test_command() -> list[str]:
-    """Runs `TESTS` there, on this checkout: the package itself is not installed, so its pytest plugin is named."""
+    """Runs `TESTS` there, on this checkout: the package itself is not installed, so its pytest
+    plugin is named.
+    """
     where = "not prism and not flink and not gcs"
     python = str(lowest_beam_python())
-    return [python, "-m", "pytest", "-rs", "-n", "2", "-p", "beam_llm.testing.plugin", "-m", where, "-k", "not prism", *TESTS]
+    return [
+        python,
+        "-m",
+        "pytest",
+        "-rs",
+        "-n",
+        "2",
+        "-p",
+        "beam_llm.testing.plugin",
+        "-m",
+        where,
+        "-k",
+        "not prism",
+        *TESTS,
+    ]
 
 
 def _is_beam(line: str) -> bool:
