@@ -1,9 +1,11 @@
 """The one window through which facts leave a process: progress lines and logs are small listeners.
 
-Beam counters are posted by the transforms themselves (they belong to a step and a thread); what is told here is for people who watch.
-Events: `planned` (records, jobs), `answered` (records, errors, requests, retries, cost_usd), `waiting` (jobs, states, done, total,
-oldest_seconds, next_seconds), `ended` (no transform of this process is at work any more). Where nobody listens, a pipeline logs what it
-does: INFO, one line a minute and one at the end. What calls do at this moment is in `ACTIVITY`.
+Beam counters are posted by the transforms themselves (they belong to a step and a thread); what is
+told here is for people who watch. Events: `planned` (records, jobs), `answered` (records, errors,
+requests, retries, cost_usd), `waiting` (jobs, states, done, total, oldest_seconds, next_seconds),
+`ended` (no transform of this process is at work any more). Where nobody listens, a pipeline logs
+what it does: INFO, one line a minute and one at the end. What calls do at this moment is in
+`ACTIVITY`.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Calls(NamedTuple):
 
 
 class Activity:
-    """What the live calls of this process do at this moment: counted by the one thread that makes them, looked at by any."""
+    """What the live calls of this process do at this moment: counted by the one thread that makes
+    them, looked at by any.
+    """
 
     __slots__ = ("in_flight", "retries", "timeouts", "waits")
 
@@ -72,13 +76,17 @@ WARNINGS = {
 
 
 def warning_in_words(name: str, count: int | None = None) -> str:
-    """`3 replies with answers counted from 0`, without a count `a reply with …`; a name without words stands for itself."""
+    """`3 replies with answers counted from 0`, without a count `a reply with …`; a name without
+    words stands for itself.
+    """
     noun, matter = WARNINGS.get(name, ("warning", f"of the kind {name}"))
     return f"a {noun} {matter}" if count is None else f"{plural(count, noun)} {matter}"
 
 
 def tell(event: str, **facts: Any) -> None:
-    """Tells every listener of this process, else the log; costs next to nothing where there is none."""
+    """Tells every listener of this process, else the log; costs next to nothing where there is
+    none.
+    """
     for listener in _listeners or (_LOG,):
         listener(event, facts)
 
@@ -94,9 +102,11 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 class RunLog:
-    """For a pipeline that nobody watches: one INFO line a minute of what this process did, and one when it has no more to do.
+    """For a pipeline that nobody watches: one INFO line a minute of what this process did, and one
+    when it has no more to do.
 
-    The first of the minutes begins with the first answers; a job that waits is logged at once. `planned` begins anew.
+    The first of the minutes begins with the first answers; a job that waits is logged at once.
+    `planned` begins anew.
 
     Args:
       seconds: at least so long between two lines.

@@ -1,6 +1,8 @@
-"""What a reply costs and how much a model takes: your own prices first, then the published ones (genai-prices, offline), else unknown.
+"""What a reply costs and how much a model takes: your own prices first, then the published ones
+(genai-prices, offline), else unknown.
 
-An unknown price is None, "unpriced", and never 0. The price table is large, so it is read on first use and not when imported.
+An unknown price is None, "unpriced", and never 0. The price table is large, so it is read on first
+use and not when imported.
 """
 
 from __future__ import annotations
@@ -16,14 +18,20 @@ from beam_llm.provider_table import HALVING_PRICES, WINDOWS
 from beam_llm.values import Usage
 
 BATCH_DISCOUNT = 0.5
-"""Price of the batch API as a share of the live price, at providers that halve every rate, and for your own prices by default."""
+"""Price of the batch API as a share of the live price, at providers that halve every rate, and for
+your own prices by default.
+"""
 
 LINEAR_UP_TO_TOKENS = 30_000
-"""No published tier starts below this prompt length (genai-prices 0.2.3: 32,000 at the earliest); longer prompts are priced exactly."""
+"""No published tier starts below this prompt length (genai-prices 0.2.3: 32,000 at the earliest);
+longer prompts are priced exactly.
+"""
 
 
 TIERS = ("flex", "priority", "fast")
-"""Service tiers with prices of their own, as a reply names them; all others (`default`, `scale`, …) pay the usual price."""
+"""Service tiers with prices of their own, as a reply names them; all others (`default`, `scale`, …)
+pay the usual price.
+"""
 
 
 class Rates(NamedTuple):
@@ -35,7 +43,9 @@ class Rates(NamedTuple):
 
 
 class Prices:
-    """Prices and window of one model. Build it by `Prices.of(settings)`; cheap to ask, a microsecond a reply.
+    """Prices and window of one model.
+
+    Build it by `Prices.of(settings)`; cheap to ask, a microsecond a reply.
 
     Attributes:
       context_window: tokens of prompt and answer together; None where unknown.
@@ -64,7 +74,8 @@ class Prices:
     def cost_usd(self, usage: Usage, batch: bool = False, service_tier: str | None = None) -> float | None:
         """The price of one whole reply in dollars; None where the model's price is unknown.
 
-        Long prompts may have a higher price per token, so price a reply first and share the sum out afterwards.
+        Long prompts may have a higher price per token, so price a reply first and share the sum out
+        afterwards.
 
         Args:
           batch: the reply came by the batch API.
@@ -81,13 +92,16 @@ class Prices:
 
 
 def window_of(settings: Settings) -> int | None:
-    """`Prices.of(settings).context_window`, for the most used models without reading the price table."""
+    """`Prices.of(settings).context_window`, for the most used models without reading the price
+    table.
+    """
     usual = WINDOWS.get(settings.model)
     return settings.context_window or usual or Prices.of(settings).context_window
 
 
 class LaterPrices:
-    """`Prices.of(settings)`, made when first asked for: the table takes a third of a second to read, and the first reply is time enough.
+    """`Prices.of(settings)`, made when first asked for: the table takes a third of a second to
+    read, and the first reply is time enough.
 
     Reading it twice, from two threads at once, does no harm.
     """
@@ -127,8 +141,9 @@ def your_prices(settings: Settings) -> tuple[Rates, Rates] | None:
     for key, value in prices.items():
         if key not in _YOUR_KEYS or isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
             raise UsageError(
-                f"prices has {key!r}: {value!r}: it has to be dollars per million tokens under 'input', 'output' and, perhaps, 'cached', "
-                "and the batch API's share of them under 'batch'; write prices={'input': 0.4, 'output': 1.6, 'cached': 0.1, 'batch': 0.5}"
+                f"prices has {key!r}: {value!r}: it has to be dollars per million tokens under 'input', "
+                "'output' and, perhaps, 'cached', and the batch API's share of them under 'batch'; "
+                "write prices={'input': 0.4, 'output': 1.6, 'cached': 0.1, 'batch': 0.5}"
             )
     if "input" not in prices or "output" not in prices:
         raise UsageError(f"prices is {prices!r}: it needs both 'input' and 'output', in dollars per million tokens")
@@ -174,7 +189,9 @@ class Published:
 
 @functools.lru_cache(maxsize=64)
 def _published(model: str, provider: str, base_url: str) -> Published | None:
-    """The model in the price table; by the address where that names a provider, else as the provider's own model."""
+    """The model in the price table; by the address where that names a provider, else as the
+    provider's own model.
+    """
     try:
         from genai_prices.data_snapshot import get_snapshot
     except ImportError:

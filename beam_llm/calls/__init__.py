@@ -1,10 +1,11 @@
-"""Live requests: the engine that asks, what limits it, and what it tells. Knows providers only as a protocol.
+"""Live requests: the engine that asks, and what limits it. Knows providers only as a protocol.
 
-engine.py    threads and hand-over          limiter.py      slots and budgets; controller.py finds how many slots
-ask.py       one ask's rounds               breaker.py      what may be spent on replies that are no good
-call.py      one request with its retries   reply_limit.py  how long a reply can be
-policy.py    what is done about failures    billing.py      what replies cost
-endpoint.py  what all calls to one place share; sharing.py lends it to engines, loop_thread.py has its event loop
+engine.py    threads and hand-over          limiter.py      slots and budgets
+ask.py       one ask's rounds               controller.py   how many slots, where nobody has said
+call.py      one request with its retries   breaker.py      what may be spent on bad replies
+policy.py    what is done about failures    reply_limit.py  how long a reply can be
+endpoint.py  what calls to one place share  billing.py      what replies cost
+sharing.py   lends endpoints to engines     loop_thread.py  the event loop of a process
 """
 
 from beam_llm.calls.engine import Engine

@@ -1,4 +1,6 @@
-"""One ask's rounds: its records are asked together, then those left over as `policy.next_step` says, until each has an end."""
+"""One ask's rounds: its records are asked together, then those left over as `policy.next_step`
+says, until each has an end.
+"""
 
 from __future__ import annotations
 
@@ -134,7 +136,9 @@ class Ask:
                 way = Way()
 
     async def _those_worth_it(self, members: Sequence[Member], step: Step, deadline: Deadline) -> Sequence[Member]:
-        """The members that the step is taken for; none where policy, or the breaker, says that it is not worth its price."""
+        """The members that the step is taken for; none where policy, or the breaker, says that it
+        is not worth its price.
+        """
         if step.next is Next.FAIL or not await self._may_fall_back(members, deadline):
             return ()
         if await self._fallback.affords(_calls_of(step, members)):
@@ -151,7 +155,9 @@ class Ask:
         return may_begin
 
     async def _one_alone(self, members: Sequence[Member], deadline: Deadline) -> Sequence[Member]:
-        """What is left of the members to be asked again: where there are no calls for all of them, one has to show that it is worth it."""
+        """What is left of the members to be asked again: where there are no calls for all of them,
+        one has to show that it is worth it.
+        """
         if len(members) > 1 and await self._fallback.affords(1):
             self._tally.splits += 1
             await self._settle(members[:1], 0, Deadline(deadline.at))
@@ -165,11 +171,11 @@ class Ask:
         self._tally.warnings["not_split"] += 1
         for member in members:
             if member.failure is not None:
-                message = f"{member.failure.message}; not asked again: nor did other prompts get a good answer"
-                member.failure = member.failure._replace(message=message)
+                why = "not asked again: nor did other prompts get a good answer"
+                member.failure = member.failure._replace(message=f"{member.failure.message}; {why}")
 
     async def _part(self, members: Sequence[Member], step: Step, deadline: Deadline) -> None:
-        """Halves or singles, all at once; each waits for its own slot and has the time that is left."""
+        """Halves or singles, all at once; each waits for its own slot and has the time left."""
         self._tally.splits += 1
         size = (len(members) + 1) // 2 if step.next is Next.HALVE else 1
         parts = [members[start : start + size] for start in range(0, len(members), size)]
@@ -180,13 +186,18 @@ class Ask:
         ACTIVITY.retries += 1
 
     def _reminder(self, members: Sequence[Member], time: int) -> str:
-        """What makes the next request another one, where the same reply would have to come to the same bytes."""
+        """What makes the next request another one, where the same reply would have to come to the
+        same bytes.
+        """
         if not repeats_itself(self._settings):
             return ""
         return reminder([member.failure.kind if member.failure else Kind.UNREADABLE for member in members], time)
 
     async def _round(self, members: Sequence[Member], way: Way, deadline: Deadline) -> tuple[Sequence[Member], str]:
-        """One request with its retries. Returns those left without an answer that may be asked again, and why they have none."""
+        """One request with its retries.
+
+        Returns those left without an answer that may be asked again, and why they have none.
+        """
         way.was_cut = False
         try:
             request = self._rendered(members, way)
@@ -221,7 +232,11 @@ class Ask:
         return request if way.limit is None else dataclasses.replace(request, max_output_tokens=way.limit)
 
     def _on_error(self, members: Sequence[Member], error: CallError, way: Way, *, was_put_off: bool) -> str:
-        """Notes the failure. Returns what `policy.next_step` goes by: the kind, or what is done about it as if it were one."""
+        """Notes the failure.
+
+        Returns what `policy.next_step` goes by: the kind, or what is done about it as if it were
+        one.
+        """
         aborted = error.remedy is Remedy.ABORT
         message = _advice(error, len(members), was_put_off)
         _fail(members, Failure(Kind.ABORTED if aborted else error.kind, message))
@@ -234,7 +249,9 @@ class Ask:
         return Kind.REJECTED if error.remedy is Remedy.SPLIT or is_too_slow(error, len(members), 1) else Kind.UNAVAILABLE
 
     def _learn_from(self, completion: Completion, way: Way) -> None:
-        """Whether our own limit fits this model: one that thinks before it answers needs more, and shows it where it has none."""
+        """Whether our own limit fits this model: one that thinks before it answers needs more, and
+        shows it where it has none.
+        """
         is_cut = completion.finish is Finish.LENGTH
         way.was_cut = is_cut and way.has_limit and way.limit is not None
         if not way.has_limit and way.limit is not None:
@@ -250,7 +267,10 @@ class Ask:
             member.last = completion
 
     async def _share_costs(self) -> None:
-        """Each member pays an equal share of every reply it was part of. Only now: prices may still be on their way until here."""
+        """Each member pays an equal share of every reply it was part of.
+
+        Only now: prices may still be on their way until here.
+        """
         billing = self._context.billing
         if self._bills:
             await billing.ready()
@@ -263,7 +283,7 @@ class Ask:
                     member.cost_usd += price_usd / len(members)
 
     async def _keep(self, members: Sequence[Member], request: Request, completion: Completion) -> tuple[Sequence[Member], str]:
-        """Keeps the good answers; returns the members left that may be asked again, and why (see `_round`)."""
+        """Keeps the good answers; returns those left that may be asked again, and why."""
         values, failures, reply_failure = await self._read(len(members), completion)
         if reply_failure is not None and reply_failure.kind == Kind.UNREADABLE and request.schema is not None:
             self._context.endpoint.unenforced(request, completion)
@@ -282,7 +302,10 @@ class Ask:
         return rest, kind
 
     async def _read(self, count: int, completion: Completion) -> tuple[Mapping[int, Any], Mapping[int, Failure], Failure | None]:
-        """The reading; a parser that fails makes the reply unreadable. A long reply is read in a thread: the loop has others to serve."""
+        """The reading; a parser that fails makes the reply unreadable.
+
+        A long reply is read in a thread: the loop has others to serve.
+        """
         task = self._context.task
         try:
             if completion.text is not None and len(completion.text) > LONG_REPLY_CHARACTERS:
@@ -313,9 +336,11 @@ def _advice(error: CallError, members: int, was_put_off: bool) -> str:
     """The error's message, with the options that would have helped."""
     if error.kind == Kind.TIMED_OUT:
         smaller = ", a smaller batch_size" if members > 1 else ""
-        return f"{error.message}; a longer request_timeout_ms{smaller} or a limit on the answer (max_output_tokens) may help"
+        options = f"a longer request_timeout_ms{smaller} or a limit on the answer (max_output_tokens)"
+        return f"{error.message}; {options} may help"
     if was_put_off:
-        return f"{error.message}; waited for it until the call's deadline: raise call_deadline_ms, or set requests_per_minute"
+        remedy = "raise call_deadline_ms, or set requests_per_minute"
+        return f"{error.message}; waited for it until the call's deadline: {remedy}"
     return error.message
 
 

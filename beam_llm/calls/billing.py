@@ -1,4 +1,6 @@
-"""What replies cost: each priced as a whole, for long prompts may be dearer by the token, and then shared among its records."""
+"""What replies cost: each priced as a whole, for long prompts may be dearer by the token, and then
+shared among its records.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ class Billing:
     """The prices of one engine's replies. Lives on its event loop.
 
     Args:
-      cost: price of a reply's usage in dollars, None where unknown; one that takes a `service_tier` is given what a reply names.
+      cost: price of a reply's usage in dollars, None where unknown; one that takes a `service_tier`
+        is given what a reply names.
       prepare: gets ready what `cost` needs, if that takes long.
     """
 
@@ -49,7 +52,10 @@ class Billing:
         self._preparing = asyncio.get_running_loop().run_in_executor(None, later)
 
     async def ready(self) -> None:
-        """Waits for what `prepare` gets ready. Call it when the replies are there: then nobody waits for it in a slot."""
+        """Waits for what `prepare` gets ready.
+
+        Call it when the replies are there: then nobody waits for it in a slot.
+        """
         if self._preparing is None:
             return
         try:

@@ -1,19 +1,25 @@
-"""The circuit breaker of the fallback: an endpoint that answers rubbish must not be billed 2n calls per prompt batch.
+"""The circuit breaker of the fallback: an endpoint that answers rubbish must not be billed 2n calls
+per prompt batch.
 
-What it guards is only the fallback (halving, single calls, re-asks) of prompt batches that have had *no* good answer yet. The first
-request of a batch always goes out, and retries after refusals, failures of the server and lost connections are not its business:
-failing those fast would turn a short outage into thousands of failed records.
+What it guards is only the fallback (halving, single calls, re-asks) of prompt batches that have had
+*no* good answer yet. The first request of a batch always goes out, and retries after refusals,
+failures of the server and lost connections are not its business: failing those fast would turn a
+short outage into thousands of failed records.
 
-    closed ── `threshold` prompt batches in a row fell back and got not one good answer ──► open (no fallback, for `cooldown_seconds`)
-      ▲                                                                                        │
-      └── a good answer to anyone ◄── half-open: one batch may fall back, the others wait ◄────┘   (a fruitless probe: open again)
+    closed ── `threshold` prompt batches in a row fell back, not one good answer ──► open
+      ▲                                                                       no fallback
+      │                                                                     for `cooldown_seconds`
+      └── a good answer to anyone ◄── half-open: one may fall back, the others wait ◄──┘
+                                      (a fruitless probe: open again)
 
-Before the first good answer ever the threshold is one, and that one may make `calls_before_proof` calls more: what answers rubbish from
-the start is found out at less than the price of asking everybody once more.
+Before the first good answer ever the threshold is one, and that one may make `calls_before_proof`
+calls more: what answers rubbish from the start is found out at less than the price of asking
+everybody once more.
 
-With many calls in flight a count of finished batches comes too late: all of them would be falling back by then. So only `threshold`
-fallbacks may begin after the last good answer to anyone; the next one waits for their verdict. While good answers keep coming, a few
-bad replies among many wait for nothing.
+With many calls in flight a count of finished batches comes too late: all of them would be falling
+back by then. So only `threshold` fallbacks may begin after the last good answer to anyone; the next
+one waits for their verdict. While good answers keep coming, a few bad replies among many wait for
+nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +42,10 @@ class Verdict(enum.Enum):
 
 
 class Breaker:
-    """Pure: time is a parameter (`now`, seconds on any clock that never goes back). Not thread-safe; lives on one loop."""
+    """Pure: time is a parameter (`now`, seconds on any clock that never goes back).
+
+    Not thread-safe; lives on one loop.
+    """
 
     def __init__(self, threshold: int = THRESHOLD, cooldown_seconds: float = COOLDOWN_SECONDS):
         self._threshold = threshold
@@ -52,7 +61,9 @@ class Breaker:
         return "closed" if self._opened_at is None else "open"
 
     def ask(self, now: float) -> Verdict:
-        """May a prompt batch without a good answer fall back now? After a YES report `good`, `fruitless` or `forget`."""
+        """May a prompt batch without a good answer fall back now? After a YES report `good`,
+        `fruitless` or `forget`.
+        """
         if self._opened_at is not None and now < self._opened_at + self._cooldown_seconds:
             return Verdict.NO
         if self._begun >= (self._threshold if self._opened_at is None and self.is_proven else 1):
@@ -75,7 +86,9 @@ class Breaker:
             self._begun = 0
 
     def calls_before_proof(self, prompts: int) -> int:
-        """How many calls a fallback may make before the first good answer, where so many prompt batches were begun."""
+        """How many calls a fallback may make before the first good answer, where so many prompt
+        batches were begun.
+        """
         return min(max(prompts, LEAST_CALLS), MOST_CALLS)
 
     def forget(self) -> None:
@@ -84,7 +97,10 @@ class Breaker:
 
 
 class Guard:
-    """A Breaker whose WAIT is an actual wait. One per task and endpoint, so that another prompt's success hides no rubbish."""
+    """A Breaker whose WAIT is an actual wait.
+
+    One per task and endpoint, so that another prompt's success hides no rubbish.
+    """
 
     def __init__(self, breaker: Breaker):
         self.breaker = breaker
@@ -123,7 +139,8 @@ class Guard:
 
 
 class Fallback:
-    """What one prompt batch may spend on halves, single records and re-asks while it has no good answer yet.
+    """What one prompt batch may spend on halves, single records and re-asks while it has no good
+    answer yet.
 
     Its parts share it: a good answer to one of them frees all.
     """
@@ -156,7 +173,10 @@ class Fallback:
             self._guard.good()
 
     async def may_begin(self) -> bool:
-        """Asks the breaker, once; True from then on. Waits where it wants to see first how others fare."""
+        """Asks the breaker, once; True from then on.
+
+        Waits where it wants to see first how others fare.
+        """
         if not (self._has_answer or self._is_let_through):
             self._is_let_through = await self._guard.may_fall_back()
             self._calls_left = self._guard.breaker.calls_before_proof(self._guard.prompts)
@@ -165,7 +185,8 @@ class Fallback:
     async def affords(self, calls: int) -> bool:
         """Whether so many calls more may be made: any number once somebody has got a good answer.
 
-        Where there are too few, other parts of the same prompt may bring that answer, and are waited for.
+        Where there are too few, other parts of the same prompt may bring that answer, and are
+        waited for.
         """
         while not (self._has_answer or self._guard.breaker.is_proven):
             if self._calls_left >= calls:
@@ -180,7 +201,11 @@ class Fallback:
         return True
 
     def close(self, *, is_verdict: bool) -> None:
-        """The ask is over. `is_verdict`: it came to its own end, so that having no answer says something about the endpoint."""
+        """The ask is over.
+
+        `is_verdict`: it came to its own end, so that having no answer says something about the
+        endpoint.
+        """
         if self._is_let_through:
             if is_verdict:
                 self._guard.fruitless()

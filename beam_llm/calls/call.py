@@ -1,4 +1,6 @@
-"""One request, sent until it is answered or given up: through the limiter, with retries and waits, within the deadline."""
+"""One request, sent until it is answered or given up: through the limiter, with retries and waits,
+within the deadline.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class Call:
 
     Attributes:
       tries: how often it was sent again after a failure.
-      waits: how often because the server had asked to come back; these use up time, but no `max_retries`.
+      waits: how often because the server had asked to come back; these use up time, but no
+        `max_retries`.
     """
 
     __slots__ = ("_context", "_deadline", "_members", "_request", "_tally", "tries", "waits")
@@ -57,7 +60,9 @@ class Call:
                 self.tries += 1
 
     def _again(self, error: CallError) -> Again | None:
-        """How it is sent again; None where it is not, or where fewer records at once are what may help."""
+        """How it is sent again; None where it is not, or where fewer records at once are what may
+        help.
+        """
         if error.remedy is not Remedy.RETRY or error.kind == Kind.UNREADABLE or is_too_slow(error, len(self._members), self.tries):
             return None
         context = self._context
@@ -164,8 +169,10 @@ class Call:
 
 
 def is_too_slow(error: CallError, members: int, tries: int) -> bool:
-    """Whether smaller prompts may be what helps: a long answer to many records takes longer than one request may.
+    """Whether smaller prompts may be what helps: a long answer to many records takes longer than
+    one request may.
 
-    Our own timeout shows it at once; a gateway's may be an outage of moments, and gets one more try.
+    Our own timeout shows it at once; a gateway's may be an outage of moments, and gets one more
+    try.
     """
     return error.kind == Kind.TIMED_OUT and members > 1 and (error.is_ours or tries > 0)

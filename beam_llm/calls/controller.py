@@ -1,27 +1,33 @@
-"""How many calls may be in flight with `max_concurrency="auto"`: a pure function of what was seen, and rules that have names.
+"""How many calls may be in flight with `max_concurrency="auto"`: a pure function of what was seen,
+and rules that have names.
 
-    replies, refusals, timeouts ─ AutoWindow ─► Observation ─ decide ─► (Limit, name of the rule that fired)
+    replies, refusals, timeouts ─ AutoWindow ─► Observation ─ decide ─► (Limit, name of the rule)
 
-A round is as many ends of calls as may be in flight; after each the rules are looked at in order, and the first that fires decides:
+A round is as many ends of calls as may be in flight; after each the rules are looked at in order,
+and the first that fires decides:
 
-    unhelpful     half the size made refusals no rarer per call: they are not about how many are in flight; back to the size before
+    unhelpful     half the size made refusals no rarer per call, so they are not about how many
+                  are in flight: back to the size before
     throttled     more than a twentieth were refused: cut by their share, at most to a half
     timed_out     more than a tenth timed out: halve
-    slower        latency nearly doubled and answers per second hardly grew: we wait in the server's queue; a quarter less
+    slower        latency nearly doubled and answers per second hardly grew, so we wait in the
+                  server's queue: a quarter less
     few_refusals  some refusals, too few for a cut: stay
     pardoned      shortly after `unhelpful`: stay
     near_timeout  replies take half their timeout: stay
     unused        nobody waited for a slot: more of them would tell us nothing
     doubled       nothing has gone wrong yet: twice as many
-    regained      a quarter more, up to seven eighths of the size at which the last cut by refusals came
+    regained      a quarter more, up to seven eighths of the size at which the last refusals cut
     stepped       a sixteenth more, and one
 
-It starts low and doubles, so that a small server is not met by hundreds of calls and a large one is used within seconds: 500 calls of
-300 ms take 1.8 s this way, and 2.4 s at a fixed 64. What it is not: a rate limiter. Budgets per minute are `requests_per_minute` and
-`tokens_per_minute`; and a fixed `max_concurrency` never comes here.
+It starts low and doubles, so that a small server is not met by hundreds of calls and a large one is
+used within seconds: 500 calls of 300 ms take 1.8 s this way, and 2.4 s at a fixed 64. What it is
+not: a rate limiter. Budgets per minute are `requests_per_minute` and `tokens_per_minute`; and a
+fixed `max_concurrency` never comes here.
 
-The shape, `decide(observation, limit)` with rules that name themselves, is that of saturate's controller (davanstrien/saturate, read
-2026-11); the ramp with its slow start is like inspect_ai's adaptive connections.
+The shape, `decide(observation, limit)` with rules that name themselves, is that of saturate's
+controller (davanstrien/saturate, read 2026-11); the ramp with its slow start is like inspect_ai's
+adaptive connections.
 """
 
 from __future__ import annotations
@@ -42,7 +48,9 @@ TIMED_OUT_SHARE = 0.1
 SLOWER = 1.8
 GAIN = 1.2
 HELPED = 1.3
-"""What a slot has to answer more at half the size for cuts to have helped: refusals of too many calls in flight get rarer with fewer."""
+"""What a slot has to answer more at half the size for cuts to have helped: refusals of too many
+calls in flight get rarer with fewer.
+"""
 PARDON_ROUNDS = 50
 NEAR_TIMEOUT = 0.5
 
@@ -89,7 +97,8 @@ class Limit(NamedTuple):
       leaping: nothing has gone wrong so far.
       base_seconds: latency at the quickest; 0.0 before the first reply.
       base_rate: most answers per second so far.
-      uncut_size, uncut_yield: before the first of a series of cuts by refusals: size, and answers per second and slot.
+      uncut_size, uncut_yield: before the first of a series of cuts by refusals: size, and answers
+        per second and slot.
       ceiling: below the size of the last cut by refusals; 0 without one.
       pardoned: rounds in which refusals cut nothing.
     """
@@ -154,7 +163,8 @@ def _timed_out(seen: Observation, limit: Limit) -> Limit | None:
 def _slower(seen: Observation, limit: Limit) -> Limit | None:
     if seen.latency_seconds < SLOWER * limit.base_seconds or seen.rate >= GAIN * limit.base_rate:
         return None
-    # The base moves half-way: where records have become longer, not the queue, the next rounds are not cut as well.
+    # The base moves half-way: where records have become longer, not the queue, the next rounds are
+    # not cut as well.
     base = math.sqrt(limit.base_seconds * seen.latency_seconds)
     return limit.sized(limit.size * 3 // 4)._replace(leaping=False, base_seconds=base, base_rate=seen.rate, ceiling=0)
 
@@ -212,7 +222,8 @@ RULES: tuple[tuple[str, Rule], ...] = (
 
 
 class AutoWindow:
-    """The window of requests in flight that finds its own size: gathers rounds and has them decided.
+    """The window of requests in flight that finds its own size: gathers rounds and has them
+    decided.
 
     Attributes:
       rule: the rule that fired last, empty before the first round.
@@ -227,8 +238,11 @@ class AutoWindow:
 
     @property
     def size(self) -> int:
-        """Calls that may be in flight now. The slot of a refused call stays empty until its round ends: filled again at once, it would
-        be refused again at once, and a few calls too many would look like a storm."""
+        """Calls that may be in flight now.
+
+        The slot of a refused call stays empty until its round ends: filled again at once, it would
+        be refused again at once, and a few calls too many would look like a storm.
+        """
         return max(1, self.limit.size - self._throttled)
 
     @property
@@ -250,7 +264,11 @@ class AutoWindow:
         return self.size > before
 
     def throttled(self, sent_at: float, now: float) -> None:
-        """A refusal. Requests sent before the last cut say nothing about the window after it, so a burst of refusals cuts once."""
+        """A refusal.
+
+        Requests sent before the last cut say nothing about the window after it, so a burst of
+        refusals cuts once.
+        """
         if sent_at > self._cut_at:
             self._throttled += 1
             self._ended(sent_at, now)

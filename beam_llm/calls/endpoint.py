@@ -1,4 +1,6 @@
-"""What all calls of a process to one endpoint share: the session, the limiter, the breakers, and the latch that ends them all."""
+"""What all calls of a process to one endpoint share: the session, the limiter, the breakers, and
+the latch that ends them all.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ _CLOSE_SECONDS = 5.0
 
 
 def endpoint_key(settings: Settings) -> Hashable:
-    """Equal for settings that talk to the same endpoint under the same limits. Only plain values: classes of answers play no part."""
+    """Equal for settings that talk to the same endpoint under the same limits.
+
+    Only plain values: classes of answers play no part.
+    """
     return (
         settings.model,
         settings.base_url,
@@ -63,14 +68,17 @@ class Endpoint:
 
     @property
     def enforces_schemas(self) -> bool:
-        """Whether the provider holds replies to their schema; taken for granted until it was seen not to."""
+        """Whether the provider holds replies to their schema; taken for granted until it was seen
+        not to.
+        """
         return bool(getattr(self._provider, "enforces_schemas", True))
 
     def provider(self) -> CompletionProvider:
         """The provider, connected at the first call.
 
         Raises:
-          CallError: as `connect` raises it; anything else it raises becomes Aborted, for no call can succeed without it.
+          CallError: as `connect` raises it; anything else it raises becomes Aborted, for no call
+            can succeed without it.
         """
         if self._provider is None:
             try:
@@ -89,12 +97,16 @@ class Endpoint:
             self._abort = Aborted(Kind.ABORTED, error.message, status=error.status)
 
     def check(self) -> None:
-        """Raises Aborted where all calls have been ended; a fresh one each time, for a traceback belongs to one raise."""
+        """Raises Aborted where all calls have been ended; a fresh one each time, for a traceback
+        belongs to one raise.
+        """
         if self._abort is not None:
             raise Aborted(Kind.ABORTED, self._abort.message, status=self._abort.status)
 
     def unenforced(self, request: Request, completion: Completion) -> None:
-        """A reply that is not JSON came to a request that had a schema: a provider that can ask in words does so from now on."""
+        """A reply that is not JSON came to a request that had a schema: a provider that can ask in
+        words does so from now on.
+        """
         tell = getattr(self._provider, "unenforced", None)
         if tell is None or completion.finish is not Finish.STOP or not completion.text:
             return
@@ -104,7 +116,8 @@ class Endpoint:
             tell(request)
 
     def expected_tokens(self, input_tokens: int, max_output_tokens: int | None, records: int) -> float:
-        """What a request will count for: its input, and the most it may answer or, without a limit, what answers have taken so far.
+        """What a request will count for: its input, and the most it may answer or, without a limit,
+        what answers have taken so far.
 
         0.0 where the limiter doesn't count tokens.
         """

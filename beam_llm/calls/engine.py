@@ -1,10 +1,12 @@
 """Live calls: records in, one outcome each, whatever happens on the way.
 
-ask ─► render ─► limiter (slot, pace, budgets) ─► provider ─► read ─► keep the good ─► policy.next_step for the rest
-                    ▲            │ RETRY: back off                                       │ again · halve · singles · fail
-                    └────────────┴───────────────────────────────────────────────────────┘
+ask ─► render ─► limiter ─► provider ─► read ─► keep the good ─► policy.next_step for the rest
+          ▲         ▲          │ RETRY: back off                    │ again · halve · singles · fail
+          │         └──────────┘                                    │
+          └─────────────────────────────────────────────────────────┘
 
-The engine has the threads and the hand-over; what happens to the records of one ask is in ask.py, to one request in call.py.
+The engine has the threads and the hand-over; what happens to the records of one ask is in ask.py,
+to one request in call.py.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from beam_llm.values import Record
 
 _logger = logging.getLogger(__name__)
 
-# How long `close` waits for cancelled calls; a client that swallows cancellation must not keep a worker from ending.
+# How long `close` waits for cancelled calls; a client that swallows cancellation must not keep a
+# worker from ending.
 _SHUT_SECONDS = 5.0
 # How long `close` waits for the loop to do so; a loop that hangs must not hang its process as well.
 _CLOSE_SECONDS = 2 * _SHUT_SECONDS + 2.0
@@ -65,15 +68,17 @@ class _Pending(Future[Asked]):
 class Engine:
     """Asks the model for records: renders, limits, calls, retries, splits, reads.
 
-    Total: exactly one outcome per record, in order. The only exceptions are `Aborted` (with `on_abort="raise"`) and cancellation.
-    Engines are cheap handles; the session, the limits, the breaker and the abort latch belong to the endpoint they share.
+    Total: exactly one outcome per record, in order. The only exceptions are `Aborted` (with
+    `on_abort="raise"`) and cancellation. Engines are cheap handles; the session, the limits, the
+    breaker and the abort latch belong to the endpoint they share.
 
     Args:
       task: renders the prompts and reads the replies.
       connect: makes the provider; called on the loop, at the first call.
-      cost: price of a reply's usage in dollars, None where unknown; if it takes a `service_tier`, it is given the
-        one that a reply names.
-      prepare: gets ready what `cost` needs, if that takes long: called once, in a thread, while the first request is on its way.
+      cost: price of a reply's usage in dollars, None where unknown; if it takes a `service_tier`,
+        it is given the one that a reply names.
+      prepare: gets ready what `cost` needs, if that takes long: called once, in a thread, while the
+        first request is on its way.
       endpoint: shared by `borrow_engine`; None for one of its own.
       storing: outcomes hold answers as `Task.stored` gives them, for the ledger, and not typed.
       rng: for jitter. Not the global generator: Beam reseeds that one.
@@ -112,7 +117,9 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def submit(self, records: Sequence[Record]) -> Future[Asked]:
-        """Hands over one ask; returns at once. Cancelling the future cancels the call and frees its slot.
+        """Hands over one ask; returns at once.
+
+        Cancelling the future cancels the call and frees its slot.
 
         Raises:
           RuntimeError: the engine was closed, or belongs to the process this one was forked from.
@@ -121,7 +128,8 @@ class Engine:
             raise RuntimeError(_GONE)
         pending = _Pending(records, self._loop or self.start())
         self._inbox.append(pending)
-        # One wake-up of the loop for all that is submitted until it wakes; each costs a system call.
+        # One wake-up of the loop for all that is submitted until it wakes; each costs a system
+        # call.
         if not self._drain_is_due:
             self._drain_is_due = True
             pending.loop.call_soon_threadsafe(self._drain)
@@ -131,7 +139,9 @@ class Engine:
         return pending
 
     def useful_asks(self) -> int:
-        """How many asks under way keep every slot busy: the next one is there when a slot falls free, or when slots double."""
+        """How many asks under way keep every slot busy: the next one is there when a slot falls
+        free, or when slots double.
+        """
         slots = self.endpoint.limiter.slots
         return 2 * slots + 1 if self.settings.max_concurrency == "auto" else slots + slots // 2 + 1
 
@@ -145,8 +155,10 @@ class Engine:
             return self._loop
 
     def close(self) -> None:
-        """Cancels what is under way and waits until it is gone; the last engine of an endpoint closes its session, the last of the
-        process ends the loop's thread. Harmless to repeat. Never from the loop's own thread."""
+        """Cancels what is under way and waits until it is gone; the last engine of an endpoint
+        closes its session, the last of the process ends the loop's thread. Harmless to repeat.
+        Never from the loop's own thread.
+        """
         with self._lock:
             if self._closed or self._pid != os.getpid():
                 return
@@ -201,9 +213,12 @@ class Engine:
             pending.set_result(asked)
 
     async def ask(self, records: Sequence[Record]) -> Asked:
-        """One outcome per record, in the records' order. On the caller's loop, which has to be the same each time.
+        """One outcome per record, in the records' order.
+
+        On the caller's loop, which has to be the same each time.
 
         Raises:
-          Aborted: a bad key, an unknown model, a spent quota, with `on_abort="raise"`; every later ask raises it at once.
+          Aborted: a bad key, an unknown model, a spent quota, with `on_abort="raise"`; every later
+            ask raises it at once.
         """
         return await Ask(self._context, records).run()

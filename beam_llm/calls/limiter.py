@@ -1,7 +1,9 @@
-"""How fast this process asks: a slot for each request in flight, the provider's own pace, and the budgets per minute.
+"""How fast this process asks: a slot for each request in flight, the provider's own pace, and the
+budgets per minute.
 
-LocalLimiter is what every live request passes, first come, first served. What it goes by is pure, with time as a parameter (seconds,
-monotonic): a Budget per minute, and a Window of requests in flight (fixed here, or finding its own size: controller.py).
+LocalLimiter is what every live request passes, first come, first served. What it goes by is pure,
+with time as a parameter (seconds, monotonic): a Budget per minute, and a Window of requests in
+flight (fixed here, or finding its own size: controller.py).
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from beam_llm.values import Pace
 
 MINUTE = 60.0
 RESET_MOST_SECONDS = 2.0
-"""A header says when the whole minute is free again, not when the next request fits: longer holds would waste it, and a refusal says
-more."""
+"""A header says when the whole minute is free again, not when the next request fits: longer holds
+would waste it, and a refusal says more.
+"""
 
 _SHORTEST_SLEEP_SECONDS = 0.001
 _LONGEST_SLEEP_SECONDS = 1.0  # the budget may be corrected meanwhile
@@ -40,8 +43,8 @@ def limiter_of(settings: Settings) -> Limiter:
 class LocalLimiter:
     """The Limiter of one process.
 
-    A slot is held only while a request is on its way (or next to go), never while a call sleeps before a retry or waits for its parts;
-    so nobody can hold what another needs to go on.
+    A slot is held only while a request is on its way (or next to go), never while a call sleeps
+    before a retry or waits for its parts; so nobody can hold what another needs to go on.
     """
 
     def __init__(self, window: Window | AutoWindow, budget: Budget | None = None):
@@ -79,7 +82,9 @@ class LocalLimiter:
         return admission
 
     def settle(self, admission: Admission, tokens: int, pace: Pace | None) -> None:
-        """A reply came: the window may grow, the budget learns what was used, and the headers may ask to hold."""
+        """A reply came: the window may grow, the budget learns what was used, and the headers may
+        ask to hold.
+        """
         now = asyncio.get_running_loop().time()
         if self._window.succeeded(admission.sent_at, now, bool(self._waiters)):
             self._wake()
@@ -89,7 +94,10 @@ class LocalLimiter:
             self._hold_until = max(self._hold_until, now + hold)
 
     def throttled(self, admission: Admission, retry_after_seconds: float | None) -> None:
-        """Too fast: fewer at once from now on. Only the refused call waits as long as it was told; the others, fewer now, go on."""
+        """Too fast: fewer at once from now on.
+
+        Only the refused call waits as long as it was told; the others, fewer now, go on.
+        """
         self._window.throttled(admission.sent_at, asyncio.get_running_loop().time())
         self._wake()
 
@@ -128,7 +136,9 @@ class LocalLimiter:
                 waiter.set_result(None)
 
     async def _wait_for_budget(self, admission: Admission, tokens: float) -> None:
-        """Only the first in line looks at the budgets, so that a large request is not overtaken for ever."""
+        """Only the first in line looks at the budgets, so that a large request is not overtaken for
+        ever.
+        """
         clock = asyncio.get_running_loop().time
         started = clock()
         async with self._turn:
@@ -160,13 +170,14 @@ class Charge:
 class Budget:
     """Requests and tokens per minute, taken together: a request gets both or waits for both.
 
-    A log of the last minute's requests rather than a bucket: a bucket that may be full lets up to twice the budget into the minute
-    after a pause, and one small enough to prevent this wastes its size. With the log no 60 s ever hold more than the budget, and
-    whoever is refused is refused because the minute is full. Memory: one small object per request of the last minute.
+    A log of the last minute's requests rather than a bucket: a bucket that may be full lets up to
+    twice the budget into the minute after a pause, and one small enough to prevent this wastes its
+    size. With the log no 60 s ever hold more than the budget, and whoever is refused is refused
+    because the minute is full. Memory: one small object per request of the last minute.
 
     Args:
-      requests_per_minute, tokens_per_minute: of this process, None for no limit. Fractions of a request per minute are rounded down,
-        below one they make the minute longer.
+      requests_per_minute, tokens_per_minute: of this process, None for no limit. Fractions of a
+        request per minute are rounded down, below one they make the minute longer.
     """
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None):
@@ -177,7 +188,9 @@ class Budget:
         self._sum = 0.0
 
     def is_larger(self, tokens: float) -> bool:
-        """Such a request exceeds the minute's tokens alone; it is admitted when the minute is empty, or it would wait for ever."""
+        """Such a request exceeds the minute's tokens alone; it is admitted when the minute is
+        empty, or it would wait for ever.
+        """
         return tokens > self._tokens
 
     def due(self, now: float, tokens: float) -> float:
@@ -223,11 +236,13 @@ class Budget:
 
 
 class Window:
-    """How many requests may be in flight: halved by a refusal, one more per window of successes, between 1 and `most` (AIMD).
+    """How many requests may be in flight: halved by a refusal, one more per window of successes,
+    between 1 and `most` (AIMD).
 
-    Up to seven eighths of the size at which the refusal came it grows by one per success, as TCP does after a loss. Without that, stray
-    refusals weigh too much: simulated at 64 in flight, 1 % of them took 4.1 times as long as none, with it 1.9 times; under a real
-    limit both are as fast and meet as many refusals.
+    Up to seven eighths of the size at which the refusal came it grows by one per success, as TCP
+    does after a loss. Without that, stray refusals weigh too much: simulated at 64 in flight, 1 %
+    of them took 4.1 times as long as none, with it 1.9 times; under a real limit both are as fast
+    and meet as many refusals.
     """
 
     def __init__(self, most: int):
@@ -251,7 +266,11 @@ class Window:
         """A call without a reply in time: says nothing against a size that a user has chosen."""
 
     def throttled(self, sent_at: float, now: float) -> None:
-        """A refusal. Requests sent before the last cut say nothing about the window after it, so a burst of refusals halves once."""
+        """A refusal.
+
+        Requests sent before the last cut say nothing about the window after it, so a burst of
+        refusals halves once.
+        """
         if sent_at < self._cut_at:
             return
         self._known_good = self.size * 7 // 8
@@ -260,7 +279,10 @@ class Window:
         self._cut_at = now
 
     def succeeded(self, sent_at: float = 0.0, now: float = 0.0, wanted: bool = True) -> bool:
-        """A reply; True where the window has grown. When it was sent, and whether others wait, matters to an AutoWindow only."""
+        """A reply; True where the window has grown.
+
+        When it was sent, and whether others wait, matters to an AutoWindow only.
+        """
         if self.size >= self.most:
             return False
         self._successes += 1
@@ -272,7 +294,9 @@ class Window:
 
 
 def hold_seconds(pace: Pace) -> float:
-    """How long the provider's headers ask everyone to wait: until the reset of what is used up, capped; 0.0 where nothing is."""
+    """How long the provider's headers ask everyone to wait: until the reset of what is used up,
+    capped; 0.0 where nothing is.
+    """
     resets = (
         (pace.remaining_requests, pace.reset_requests_seconds),
         (pace.remaining_tokens, pace.reset_tokens_seconds),

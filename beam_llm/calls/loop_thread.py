@@ -1,4 +1,7 @@
-"""One event-loop thread per process, and the counting of who uses it. Nothing here outlives the last user."""
+"""One event-loop thread per process, and the counting of who uses it.
+
+Nothing here outlives the last user.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,9 @@ class LoopThread:
             return self._loop
 
     def release(self) -> None:
-        """One user fewer; the last one waits until the thread has ended, a loop that hangs is left to the process's end."""
+        """One user fewer; the last one waits until the thread has ended, a loop that hangs is left
+        to the process's end.
+        """
         with self._lock:
             self._users -= 1
             if self._users or self._loop is None or self._thread is None:

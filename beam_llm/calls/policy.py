@@ -1,7 +1,9 @@
-"""What to do when records are left without an answer, and how long to wait before a retry. Pure: the engine obeys.
+"""What to do when records are left without an answer, and how long to wait before a retry.
+
+Pure: the engine obeys.
 
 reply                               several records left            one record left
-some answered, the rest not         ask the rest again, together    ask it again          (at most `max_retries` times)
+some answered, the rest not         ask the rest again, together    ask it again (`max_retries`)
 nothing usable, `split`             halve (no retry)                ask it again
 nothing usable, `single`            each alone (no retry)           ask it again
 nothing usable, `retry`             the same again                  ask it again
@@ -10,8 +12,9 @@ refused, cut, rejected, no prompt   halve, to find the culprit      an error
 timed out                           halve: fewer answers take less  an error, after `max_retries`
 rate limited, unreachable, …        an error each: retries or time are used up
 
-A failed call is sent again by `next_try`: as a try, of which there are `max_retries`, or as a wait, which only the call's
-deadline bounds. A server that says when to come back is not failing; it is asking us to wait.
+A failed call is sent again by `next_try`: as a try, of which there are `max_retries`, or as a wait,
+which only the call's deadline bounds. A server that says when to come back is not failing; it is
+asking us to wait.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ RETRY_AFTER_MOST_SECONDS = 30.0
 RETRY_AFTER_SENSIBLE_SECONDS = 600.0
 
 PATIENT_WAITS = 4
-"""Waits in a row that last as long as the server said; later ones last at least as long as a backoff, or a server that says
-"in 10 ms" for ever would be asked thousands of times."""
+"""Waits in a row that last as long as the server said; later ones last at least as long as a
+backoff, or a server that says "in 10 ms" for ever would be asked thousands of times.
+"""
 
 PATIENT_REFUSALS = 12
 """Waits after refusals that name no time; with backoff they take half a minute."""
@@ -59,7 +63,8 @@ def next_step(*, members: int, answered: int, kind: str, on_unparseable: str, le
     """What to do with the `members` records that a reply left without an answer.
 
     Args:
-      answered: records that the same reply did answer; any makes the rest a smaller set, which starts anew.
+      answered: records that the same reply did answer; any makes the rest a smaller set, which
+        starts anew.
       kind: why the rest has none (of the whole reply, or of the first of the rest).
       left: re-asks that the set just asked had left.
     """
@@ -84,7 +89,8 @@ _WRONG = {
 
 
 def reminder(kinds: Sequence[str], time: int) -> str:
-    """What is added to a prompt that is asked again word for word: with it a model without chance in it writes something else.
+    """What is added to a prompt that is asked again word for word: with it a model without chance
+    in it writes something else.
 
     Args:
       kinds: what was wrong with the answer to each of the prompt's records.
@@ -131,8 +137,9 @@ def next_try(
     Args:
       tries, waits: how often it was sent again so far, of each sort.
       left_seconds: until the call's deadline.
-      others_get_answers: whether the endpoint has answered anybody lately. A refusal without a time is about pace then, and the first
-        `PATIENT_REFUSALS` of them are waits; where nobody is answered, it counts as a try.
+      others_get_answers: whether the endpoint has answered anybody lately. A refusal without a time
+        is about pace then, and the first `PATIENT_REFUSALS` of them are waits; where nobody is
+        answered, it counts as a try.
     """
     asked = error.retry_after_seconds
     says_when = error.is_throttle and sensible_retry_after(asked) is not None
@@ -147,15 +154,17 @@ def next_try(
 
 
 def sensible_retry_after(seconds: float | None) -> float | None:
-    """The time a server asked for, or None where it asked for none that can be meant (114 h: openai-dotnet#404)."""
+    """The time a server asked for, or None where it asked for none that can be meant (114 h:
+    openai-dotnet#404).
+    """
     return seconds if seconds is not None and seconds <= RETRY_AFTER_SENSIBLE_SECONDS else None
 
 
 def backoff_seconds(attempt: int, retry_after_seconds: float | None, left_seconds: float, rng: random.Random) -> float | None:
     """The wait before retry number `attempt` (from 0), or None where no time is left for it.
 
-    Full jitter below 0.5·2^attempt s (at most 8 s). A `Retry-After` is honoured up to 30 s, with a tenth of jitter on top; one of
-    more than ten minutes is passed over.
+    Full jitter below 0.5·2^attempt s (at most 8 s). A `Retry-After` is honoured up to 30 s, with a
+    tenth of jitter on top; one of more than ten minutes is passed over.
     """
     asked = sensible_retry_after(retry_after_seconds)
     if asked is None:

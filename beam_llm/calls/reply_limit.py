@@ -1,4 +1,6 @@
-"""How long a reply can be at most, where the type of an answer says so: a model that runs on is cut, and not paid for and waited for."""
+"""How long a reply can be at most, where the type of an answer says so: a model that runs on is
+cut, and not paid for and waited for.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,23 @@ NUMBER_TOKENS = 16
 BASE_TOKENS = 128
 PER_RECORD_TOKENS = 24
 GENEROSITY = 3
-"""What a model may write more than its longest answer: line breaks, spaces, another spelling of the same JSON."""
+"""What a model may write more than its longest answer: line breaks, spaces, another spelling of the
+same JSON.
+"""
 
 _THINKS = re.compile(THINKING_MODELS, re.IGNORECASE)
-"""Models whose limit counts their thoughts as well. Others that think are found out by their first reply."""
+"""Models whose limit counts their thoughts as well.
+
+Others that think are found out by their first reply.
+"""
 
 
 class ReplyLimits:
     """Whether requests get a limit of ours, and what replies have shown about it. One per engine.
 
     Attributes:
-      is_given: requests get one. Ends where a reply without it was longer and good: the model thinks before it answers.
+      is_given: requests get one. Ends where a reply without it was longer and good: the model
+        thinks before it answers.
       is_right: replies without it ran on all the same; one that is cut is cut for good reason.
     """
 
@@ -52,7 +60,9 @@ def gives_limits(settings: Settings) -> bool:
 
 
 def as_first_sent(request: Request, settings: Settings, schema: Any, records: int) -> Request:
-    """The request as a live call sends it first: with the default limit, where there is one to give. `schema`: of one answer."""
+    """The request as a live call sends it first: with the default limit, where there is one to
+    give. `schema`: of one answer.
+    """
     if not gives_limits(settings) or request.schema is None:
         return request
     limit = default_limit(schema, records, request.model)
@@ -60,7 +70,8 @@ def as_first_sent(request: Request, settings: Settings, schema: Any, records: in
 
 
 def default_limit(schema: Any, records: int, model: str) -> int | None:
-    """Most output tokens of a reply to so many records where nobody gave a limit, or None where there is none to give.
+    """Most output tokens of a reply to so many records where nobody gave a limit, or None where
+    there is none to give.
 
     Args:
       schema: of one answer.
@@ -72,7 +83,8 @@ def default_limit(schema: Any, records: int, model: str) -> int | None:
 
 
 def longest_answer(schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> int | None:
-    """Tokens of the longest value: of words to choose from, booleans, numbers; None for everything that may be of any length.
+    """Tokens of the longest value: of words to choose from, booleans, numbers; None for everything
+    that may be of any length.
 
     Args:
       root: where `$defs` are; by default the schema itself.

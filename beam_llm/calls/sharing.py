@@ -1,4 +1,6 @@
-"""Engines by borrowing: every DoFn of a process that talks to the same endpoint shares its session, limits, breaker and latch."""
+"""Engines by borrowing: every DoFn of a process that talks to the same endpoint shares its session,
+limits, breaker and latch.
+"""
 
 from __future__ import annotations
 
@@ -45,14 +47,16 @@ def borrow_engine(
     prepare: Callable[[], None] | None = None,
     storing: bool = False,
 ) -> Engine:
-    """An engine on this process's endpoint for these settings. Give it back with `return_engine`, once.
+    """An engine on this process's endpoint for these settings.
 
-        engine = borrow_engine(settings, task, partial(connect, settings), Prices.of(settings).cost_usd)
-        outcomes = engine.submit(records).result().outcomes
+    Give it back with `return_engine`, once.
+
+        engine = borrow_engine(settings, task, partial(connect, settings),
+        Prices.of(settings).cost_usd) outcomes = engine.submit(records).result().outcomes
         return_engine(engine)
 
-    Each borrower has its own engine (its own task, prices, retries); what costs or limits is shared. Nothing is connected before the
-    first call.
+    Each borrower has its own engine (its own task, prices, retries); what costs or limits is
+    shared. Nothing is connected before the first call.
     """
     key = endpoint_key(settings)
     with _ENDPOINTS.lock:
@@ -66,9 +70,11 @@ def borrow_engine(
 
 
 def return_engine(engine: Engine) -> None:
-    """Cancels the engine's own calls; the last one of an endpoint closes the session, the last of the process ends the thread.
+    """Cancels the engine's own calls; the last one of an endpoint closes the session, the last of
+    the process ends the thread.
 
-    Waits for both, but not for ever, and not under the lock: others may borrow meanwhile, a new endpoint where this was the last.
+    Waits for both, but not for ever, and not under the lock: others may borrow meanwhile, a new
+    endpoint where this was the last.
     """
     with _ENDPOINTS.lock:
         if engine not in _ENDPOINTS.engines:

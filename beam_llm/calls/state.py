@@ -1,4 +1,6 @@
-"""What is known while records are asked: of each record, of the time that is left, and what all asks of an engine share."""
+"""What is known while records are asked: of each record, of the time that is left, and what all
+asks of an engine share.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ class AskContext:
 
 
 class Deadline:
-    """When a call's time is up. Waits for our own slots and budgets move it: a low budget must not fail records by itself."""
+    """When a call's time is up.
+
+    Waits for our own slots and budgets move it: a low budget must not fail records by itself.
+    """
 
     __slots__ = ("at",)
 
@@ -57,7 +62,8 @@ class Member:
       is_answered: `value` is its answer.
       failure: why it has none, as far as is known now.
       attempts: requests it was part of.
-      usage: its share of all replies it was part of; cost_usd: of their price, None where one is unknown.
+      usage: its share of all replies it was part of; cost_usd: of their price, None where one is
+        unknown.
       last: the last reply it was part of: the one with its answer, where it has one.
     """
 

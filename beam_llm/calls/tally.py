@@ -1,4 +1,6 @@
-"""What one ask did, for the caller to post on its own thread (Beam counters belong to a thread and a step)."""
+"""What one ask did, for the caller to post on its own thread (Beam counters belong to a thread and
+a step).
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,20 @@ class Tally:
 
     Attributes:
       requests: sent to the provider, retries included.
-      retries: requests sent again for the same records: after a failed call, or for want of an answer. A part of a split is none.
-      waits: those of `retries` that came after a pause for which the server had asked; they use up time, but no `max_retries`.
+      retries: requests sent again for the same records: after a failed call, or for want of an
+        answer. A part of a split is none.
+      waits: those of `retries` that came after a pause for which the server had asked; they use up
+        time, but no `max_retries`.
       timeouts: requests without a reply in time.
       splits: times that records which shared a prompt were parted.
       single_requests: those of `requests` that carried one record only.
-      input_tokens, output_tokens, cached_tokens: of all replies, also of those that could not be read.
-      throttled_seconds: waits because of a per-minute budget, a refusal or a window that refusals had narrowed.
+      input_tokens, output_tokens, cached_tokens: of all replies, also of those that could not be
+        read.
+      throttled_seconds: waits because of a per-minute budget, a refusal or a window that refusals
+        had narrowed.
       latency_ms: one per reply.
-      warnings: by the reader's word (`unknown_index`, …), and `larger_than_tokens_per_minute`, `not_split` (the breaker was open).
+      warnings: by the reader's word (`unknown_index`, …), and `larger_than_tokens_per_minute`,
+        `not_split` (the breaker was open).
       errors: records that ended as errors, by kind.
     """
 
