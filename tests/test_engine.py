@@ -16,7 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from beam_llm.calls import Asked, Engine
-from beam_llm.calls import ask as ask_module
+from beam_llm.calls import round as round_module
 from beam_llm.calls.policy import Next, Step, backoff_seconds, next_step, reminder
 from beam_llm.config import settings
 from beam_llm.errors import Aborted, Kind, PromptError, Rejected, Retryable
@@ -391,7 +391,7 @@ def test_what_a_reminder_says(kinds_, time, words):
 
 
 def test_a_long_reply_is_read_in_another_thread(monkeypatch):
-    monkeypatch.setattr(ask_module, "LONG_REPLY_CHARACTERS", 20)
+    monkeypatch.setattr(round_module, "LONG_REPLY_CHARACTERS", 20)
     readers = []
 
     class Noting(FakeTask):

@@ -102,7 +102,7 @@ def test_the_pipeline_fails_within_seconds_and_says_why(options, words, caplog):
         started = time.monotonic()
         with pytest.raises(Exception, match=re.escape(words)) as failed:
             collected(predict(emulator, batch_size=2), rows_of(f"text {i}" for i in range(2_000)))
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30  # 3 on a quiet machine; a call's deadline is ten minutes
         assert emulator.calls <= 64
     assert KEY not in str(failed.value)
     assert KEY not in caplog.text

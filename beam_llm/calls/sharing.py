@@ -30,7 +30,7 @@ class _Endpoints:
         self.engines: set[Engine] = set()
 
     def close(self) -> None:
-        """At the end of the process: a runner may skip teardown, and open sessions would complain."""
+        """At the end of the process: a runner may skip teardown, and sessions would complain."""
         for engine in list(self.engines):
             return_engine(engine)
 

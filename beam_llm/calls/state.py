@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from beam_llm.calls.billing import Billing
-from beam_llm.calls.breaker import Guard
+from beam_llm.calls.breaker import Fallback, Guard
 from beam_llm.calls.endpoint import Endpoint
 from beam_llm.calls.reply_limit import ReplyLimits
+from beam_llm.calls.tally import Tally
 from beam_llm.config import Settings
-from beam_llm.errors import Failure, Kind
+from beam_llm.errors import Aborted, Failure, Kind
 from beam_llm.protocols import Task
 from beam_llm.values import Completion, Outcome, Record, Usage
 
@@ -37,6 +39,22 @@ class AskContext:
     billing: Billing
     storing: bool
     rng: random.Random
+
+
+@dataclass(slots=True)
+class AskState:
+    """What all parts of one ask share.
+
+    Attributes:
+      fallback: what it may spend while it has no good answer.
+      bills: every reply, with those who share its price.
+      aborted: why no call can succeed any more.
+    """
+
+    fallback: Fallback
+    tally: Tally = field(default_factory=Tally)
+    bills: list[tuple[Sequence[Member], Completion]] = field(default_factory=list)
+    aborted: Aborted | None = None
 
 
 class Deadline:
@@ -94,3 +112,10 @@ class Member:
             request_id=last.request_id if last else None,
             finish_reason=last.finish_reason if last else None,
         )
+
+
+def fail(members: Sequence[Member], failure: Failure, *, keep_known: bool = False) -> None:
+    """Notes why these have no answer, until a later request gives one."""
+    for member in members:
+        if not (keep_known and member.failure):
+            member.failure = failure
