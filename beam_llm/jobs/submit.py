@@ -231,10 +231,9 @@ class Submission:
         """The input staged last, unless the attempt before has found it gone."""
         upload = self._journal.read(Uploaded, status.uploaded)
         closed = self._journal.read(Closed, status.attempt - 1)
-        is_gone = closed is not None and closed.reason is CloseReason.INPUT_GONE
-        return (
-            None if is_gone and upload is not None and closed.file_id == upload.file_id else upload
-        )  # type: ignore[union-attr]
+        if upload is None or closed is None or closed.reason is not CloseReason.INPUT_GONE:
+            return upload
+        return None if closed.file_id == upload.file_id else upload
 
     def _mark(self, attempt: int, staged: _Staged) -> bool:
         """Writes down, before it is sent, that a create may be: whoever finds this has to look for
