@@ -33,7 +33,7 @@ class GcsStore:
         self._made: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (GcsStore, (self.location,))
+        return (type(self), (self.location,))
 
     @property
     def _bucket(self) -> Any:

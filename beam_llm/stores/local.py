@@ -59,7 +59,7 @@ class LocalStore:
             raise LedgerError(f"staging location {self.location!r} can be written by anybody: chmod o-w, or name another folder")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (LocalStore, (self.location,))
+        return (type(self), (self.location,))
 
     def path_of(self, name: str) -> Path:
         """Where the object lies, or would."""

@@ -11,14 +11,14 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from beam_llm.errors import CallError, CannotTell, InputGone, Kind, NotCreated, QueueFull, Rejected, Retryable, UnknownJob
-from beam_llm.protocols import BatchTraits, Clock, LineReply, RemoteJob
+from beam_llm.protocols import BatchTraits, Clock, LineReply, Recovery, RemoteJob
 from beam_llm.providers.job_search import find_jobs
 from beam_llm.values import Completion, Finish, JobState, Request, Usage
 
@@ -66,9 +66,13 @@ class FakeBatches:
     """A BatchProvider. Knobs are plain attributes, changed at will.
 
     Attributes:
+      rung: of the ladder of recovery. TOKEN: a name makes one job, however often it is created, and nothing can be found. CONTAINER,
+        METADATA: jobs are listed with their names. LABEL: so they are, unless `shows_names` is False. NONE: nothing can be found.
+      shows_names, shows_inputs: what jobs are listed with; newest_first: in which order.
       answers_after: seconds from a job's creation to its end.
-      create_faults: consumed one per create: `lost` (created, answer lost), `500` (not created, no clear answer), `429`, `refused`,
-        `queue` (accepted, then failed with token_limit_exceeded), `validation` (failed, line 1 at fault); "" is none.
+      create_faults: consumed one per create: `lost` (created, answer lost), `late` (so, and made `late_seconds` later), `500` (not
+        created, no clear answer), `429`, `refused`, `queue` (accepted, then failed with token_limit_exceeded), `validation` (failed,
+        line 1 at fault); "" is none.
       most_jobs: further creates find the queue full.
       token_limit: enqueued tokens of all jobs under way, as `tokens_of` counts a line's texts; a job beyond it is refused at once
         (`token_limit_at` is `create`) or fails as soon as it is looked at (`validation`). `token_limit_said`: the message names it.
@@ -85,6 +89,13 @@ class FakeBatches:
 
     clock: Clock
     traits: BatchTraits = field(default_factory=lambda: BatchTraits(50_000, 190_000_000, 86_400.0, create_seconds=0.0))
+    rung: Recovery = Recovery.METADATA
+    shows_names: bool = True
+    shows_inputs: bool = True
+    shows_counts: bool = True
+    newest_first: bool = True
+    late_seconds: float = 5.0
+    running_word: str = ""
     answers_after: float = 10.0
     create_faults: list[str] = field(default_factory=list)
     most_jobs: int | None = None
@@ -116,6 +127,7 @@ class FakeBatches:
     uploads_fail: int = 0
 
     def __post_init__(self) -> None:
+        self.traits = replace(self.traits, recovery=self.rung)
         self.files: dict[str, bytes] = {}
         self.jobs: list[_Job] = []
         self.billed: Counter[str] = Counter()
@@ -130,6 +142,8 @@ class FakeBatches:
 
     def decode_line(self, line: bytes) -> LineReply:
         facts = orjson.loads(line)
+        if not isinstance(facts, dict):
+            raise ValueError("a reply is a JSON object")
         if "error" in facts:
             kind, message = facts["error"]
             error: CallError = Rejected(kind, message, status=400) if kind == Kind.REJECTED else Retryable(kind, message)
@@ -157,7 +171,11 @@ class FakeBatches:
             raise NotCreated(Rejected(Kind.REJECTED, "invalid request", status=400))
         if staged not in self.files:
             raise NotCreated(InputGone(Kind.REJECTED, f"No such File object: {staged}", status=404))
-        job = _Job(self._new("batch"), staged, name, self.clock.time())
+        made = next((job for job in self.jobs if job.name == name), None)
+        if made is not None and self.rung in (Recovery.TOKEN, Recovery.CONTAINER):
+            return self._seen(self._moved(made))
+        late = self.late_seconds if fault == "late" else 0.0
+        job = _Job(self._new("batch"), staged, name, self.clock.time() + late)
         if self._is_over_limit(staged):
             full = QueueFull("Enqueued token limit reached", limit_tokens=self.token_limit if self.token_limit_said else None)
             if self.token_limit_at == "create":
@@ -168,7 +186,7 @@ class FakeBatches:
         if fault == "validation":
             job.state, job.errors = JobState.FAILED, (("invalid_request", "line is bad", 1),)
         self.jobs.append(job)
-        if fault == "lost":
+        if fault in ("lost", "late"):
             raise Retryable(Kind.UNAVAILABLE, "connection reset")
         return self._seen(job)
 
@@ -192,7 +210,9 @@ class FakeBatches:
         raise UnknownJob(Kind.REJECTED, "no such batch", status=404)
 
     def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
-        return find_jobs([self._listed()], name, staged, since, keeps_names=True)
+        if self.rung in (Recovery.TOKEN, Recovery.NONE):
+            raise CannotTell(f"a job can't be found again on the rung {self.rung.name}")
+        return find_jobs([self._listed()], name, staged, since, keeps_names=self.rung is not Recovery.LABEL)
 
     def pending(self) -> list[RemoteJob]:
         return [job for job in self._listed() if not job.state.has_ended]
@@ -203,8 +223,13 @@ class FakeBatches:
             raise CannotTell("method not allowed", status=405)
         if self.can_list is None:
             raise Retryable(Kind.UNAVAILABLE, "bad gateway", status=502)
-        newest_first = sorted(self.jobs, key=lambda job: -job.created_at)
-        return [self._seen(self._moved(job)) for job in newest_first if self.clock.time() >= job.created_at + self.list_lag]
+        jobs = sorted(self.jobs, key=lambda job: job.created_at, reverse=self.newest_first)
+        visible = [job for job in jobs if self.clock.time() >= job.created_at + self.list_lag]
+        return [self._as_listed(self._seen(self._moved(job))) for job in visible]
+
+    def _as_listed(self, job: RemoteJob) -> RemoteJob:
+        keeps_name, keeps_input = self.shows_names or self.rung is not Recovery.LABEL, self.shows_inputs
+        return replace(job, name=job.name if keeps_name else None, staged=job.staged if keeps_input else None)
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
         self.calls["download"] += 1
@@ -213,7 +238,7 @@ class FakeBatches:
             raise Retryable(Kind.UNAVAILABLE, "bad gateway", status=502)
         lines: list[bytes] = []
         for file_id in job.result_files:
-            if self.denies_files:
+            if self.denies_files or file_id not in self.files:
                 raise Rejected(Kind.REJECTED, f"No such File object: {file_id}", status=404)
             lines += self._shown(file_id)
         if self.download_cuts:
@@ -266,14 +291,14 @@ class FakeBatches:
         return RemoteJob(
             job_id=job.job_id,
             state=job.state,
-            word=job.word or job.state.value,
+            word=job.word or (self.running_word if job.state is JobState.RUNNING else "") or job.state.value,
             created_at=job.created_at,
             result_files=() if self.hides_files else job.files,
             name=job.name,
             staged=job.file_id,
-            completed=job.completed,
-            failed=job.failed,
-            total=total,
+            completed=job.completed if self.shows_counts else None,
+            failed=job.failed if self.shows_counts else None,
+            total=total if self.shows_counts else None,
             errors=job.errors,
             cause=job.cause,
         )

@@ -10,7 +10,8 @@ Each suite says in its docstring what a subclass has to give. The package's own 
 pytest, which the rest of `beam_llm.testing` does not.
 """
 
+from beam_llm.testing.contracts.batches import BatchProviderContract
 from beam_llm.testing.contracts.completions import CompletionProviderContract
 from beam_llm.testing.contracts.stores import StoreContract
 
-__all__ = ["CompletionProviderContract", "StoreContract"]
+__all__ = ["BatchProviderContract", "CompletionProviderContract", "StoreContract"]

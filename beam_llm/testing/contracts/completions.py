@@ -1,21 +1,24 @@
 """What every provider of live calls promises: `protocols.CompletionProvider`, promise by promise.
 
-from beam_llm import config, providers
-from beam_llm.testing import Emulator
-from beam_llm.testing.contracts import CompletionProviderContract
-from beam_llm.testing.contracts.completions import emulator_fault
+    from beam_llm import config, providers
+    from beam_llm.testing import Emulator
+    from beam_llm.testing.contracts import CompletionProviderContract
+    from beam_llm.testing.contracts.completions import emulator_fault
 
-class TestMyDialect(CompletionProviderContract):
-    @pytest.fixture(autouse=True)
-    def _server(self):
-        with Emulator(keys=(self.key,)) as self.emulator:
-            yield
+    class TestMyDialect(CompletionProviderContract):
+        @pytest.fixture(autouse=True)
+        def _server(self):
+            with Emulator(keys=(self.key,)) as self.emulator:
+                yield
 
-    def provider(self):
-        return providers.connect(config.settings("openai:m", base_url=self.emulator.base_url, api_key=self.key))
+        def provider(self):
+            options = {"base_url": self.emulator.base_url, "api_key": self.key_reference, "max_reply_bytes": 1_000_000}
+            return providers.connect(config.settings("openai:m", **options))
 
-    def arrange(self, situation):
-        self.emulator.set_faults(*emulator_fault(situation))
+        def arrange(self, situation):
+            self.emulator.set_faults(*emulator_fault(situation))
+
+The emulator stands in for a server of OpenAI's dialect; another dialect's tests bring their own.
 """
 
 from __future__ import annotations
@@ -197,7 +200,7 @@ class CompletionProviderContract:
     @pytest.mark.parametrize("status", REMEDIES)
     def test_no_error_shows_the_key_though_the_server_repeats_it(self, status: int) -> None:
         error = self._fail(Situation(Does.FAIL, status, f"{self.key} is not what I'd like; and once more: Bearer {self.key}."))
-        assert not [text for text in _all_texts(error) if self.key in text]
+        assert not [text for text in all_texts(error) if self.key in text]
 
     def test_too_many_calls_are_a_throttle(self) -> None:
         error = self._fail(Situation(Does.FAIL, 429, "slow down"))
@@ -327,12 +330,12 @@ _FAULTS = {
 }
 
 
-def _all_texts(error: BaseException) -> list[str]:
+def all_texts(error: BaseException | None) -> list[str]:
     """Whatever a log may show of an error, with what it came from."""
-    texts = traceback.format_exception(error)
+    texts = traceback.format_exception(error) if error is not None else []
     seen: list[BaseException] = []
-    while error not in seen:
+    while error is not None and error not in seen:
         seen.append(error)
         texts += [str(error), repr(error), *map(repr, error.args), *map(repr, vars(error).values())]
-        error = error.__cause__ or error.__context__ or error
+        error = error.__cause__ or error.__context__
     return texts

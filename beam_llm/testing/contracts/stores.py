@@ -1,11 +1,13 @@
 """What every staging store promises: `protocols.Store`, promise by promise.
 
-from beam_llm.stores import open_store
-from beam_llm.testing.contracts import StoreContract
+    from beam_llm.stores import open_store
+    from beam_llm.testing.contracts import StoreContract
 
-class TestAFolder(StoreContract):
-    def store(self):
-        return open_store(str(self.tmp_path / "staging"))
+    class TestAFolder(StoreContract):
+        def store(self):
+            return open_store(str(self.tmp_path / "staging"))
+
+Some promises are of several processes: the store is pickled into them, so its class has to be importable there.
 """
 
 from __future__ import annotations
@@ -272,6 +274,7 @@ class StoreContract:
         store = self.store()
         store.put("a", b"1")
         other = _again(store)
+        assert type(other) is type(store)
         assert isinstance(store.location, str)
         assert other.location == store.location != ""
         other.put("b", b"2")
