@@ -73,6 +73,18 @@ def test_beam_is_imported_by_transforms_and_the_command_line_only_and_sdks_in_th
         assert "openai" not in roots
 
 
+def test_a_store_is_named_by_the_registry_only():
+    named = {f"beam_llm.stores.{path.stem}" for path in (PACKAGE / "stores").glob("*.py")} - {"beam_llm.stores.__init__"}
+    for path in _modules():
+        if _room(path) != "stores":
+            assert not named & _imports(path), f"{path.name} knows one store from another: ask the store"
+
+
+def test_the_fakes_and_the_emulator_need_no_pytest():
+    code = "import sys, beam_llm.testing, beam_llm.testing.fakes, beam_llm.testing.fake_batches; print('pytest' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
 def test_importing_the_package_loads_no_beam_no_sdk_and_no_price_table():
     # Less what the interpreter starts with: namespace packages such as `google` are in sys.modules from the first line.
     code = "import sys; known = set(sys.modules); import beam_llm; print(*{m.split('.')[0] for m in set(sys.modules) - known})"
