@@ -76,7 +76,7 @@ class Settings:
     )
     api_key: str | None = _option(None, "reference to the key: `env:NAME`, `file:PATH`, `gcp-secret:projects/…`, or `none`", kind="secret")
     base_url: str | None = _option(None, "where the API is, if not at the provider's own address", kind="text")
-    api_version: str | None = _option(None, "azure: the `api-version` of the older routes", kind="text")
+    api_version: str | None = _option(None, "version of the API, for a provider whose older routes name one", kind="text")
     mode: str = _option("online", "`online`: live calls; `batch_api`: the provider's batch API, half price", kind="choice", choices=MODES)
     staging_location: str | None = _option(None, "batch_api: local folder or gs:// for files and ledger", kind="text")
     max_concurrency: int | Literal["auto"] = _option(

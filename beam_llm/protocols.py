@@ -26,8 +26,23 @@ class Clock(Protocol):
 class CompletionProvider(Protocol):
     """Live calls. Lives on one event loop; made, used and closed there.
 
-    One with an attribute `enforces_schemas` that is False says that replies are not held to their request's schema, as far as is known
-    by now: several records' answers are asked for in a shape that can be read when it is not quite as asked.
+    A provider is a module with `check`, `connect` and `encode`, named in a row of `provider_table.PROVIDERS`:
+
+        class Echo:
+            async def complete(self, request: Request, timeout_seconds: float) -> Completion:
+                if not request.messages:
+                    raise Rejected(Kind.REJECTED, "no messages")  # an error names its remedy: nobody else sees the wire
+                text = request.messages[-1].content
+                return Completion(text, Finish.STOP, Usage(len(text), len(text)), request.model)
+
+            async def close(self) -> None: ...
+
+        def check(settings: Settings) -> None: ...
+        def connect(settings: Settings) -> Echo: return Echo()
+        def encode(settings: Settings, request: Request) -> bytes: return request.messages[-1].content.encode()
+
+    One that asks for schemas may be a `LearnsSchemas`, too. HTTP with bounds, keys, waits and errors: `providers/http.py`, `keys.py`,
+    `pace.py`, `errors.py`, `typed.py`.
     """
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
@@ -39,6 +54,26 @@ class CompletionProvider(Protocol):
 
     async def close(self) -> None:
         """Gives back connections."""
+
+
+@runtime_checkable
+class LearnsSchemas(Protocol):
+    """A CompletionProvider that finds out whether its endpoint holds replies to their request's schema.
+
+    Attributes:
+      enforces_schemas: as far as is known by now. Where it is False, several records' answers are asked for in a shape that can be read
+        when it is not quite as asked. Taken for True of a provider that doesn't say.
+    """
+
+    @property
+    def enforces_schemas(self) -> bool: ...
+
+    def note_ignored_schema(self, request: Request) -> bool:
+        """Learns from a reply that ended well and is not JSON, although its request had a schema.
+
+        Returns:
+          Whether the same question would now be asked in another form.
+        """
 
 
 class Task(Protocol):

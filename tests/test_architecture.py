@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,53 @@ def test_a_store_is_named_by_the_registry_only():
 def test_the_fakes_and_the_emulator_need_no_pytest():
     code = "import sys, beam_llm.testing, beam_llm.testing.fakes, beam_llm.testing.fake_batches; print('pytest' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+# What only a provider can know ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+NEUTRAL = {"calls", "config", "errors", "events", "jobs", "pricing", "prompting", "protocols", "redaction", "values"}
+PROVIDER_WORDS = re.compile(
+    r"openai|azure|anthropic|\bgpt-|x-ratelimit|retry-after|\bHTTP \d"
+    r"|\b(?:validating|in_progress|finalizing|batch_expired|token_limit_exceeded|content_filter|tool_calls|json_object)\b",
+    re.IGNORECASE,
+)
+STATUSES = {400, 401, 403, 404, 408, 409, 413, 422, 425, 429, 498, 500, 501, 502, 503, 504, 524, 529}
+LIBRARIES = {"bpe_openai"}
+
+
+def _neutral_modules() -> list[Path]:
+    return [path for path in _modules() if _room(path) in NEUTRAL]
+
+
+def _docstrings(tree: ast.AST) -> set[int]:
+    """Strings that stand alone, and so are read by people only."""
+    return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+
+
+@pytest.mark.parametrize("path", _neutral_modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_word_of_a_provider_stands_outside_of_providers(path):
+    tree = ast.parse(path.read_text())
+    read_by_people = _docstrings(tree)
+    texts = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in read_by_people
+    }
+    texts |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    texts |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert {text for text in texts - LIBRARIES if PROVIDER_WORDS.search(text)} == set()
+
+
+@pytest.mark.parametrize("path", _neutral_modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nobody_but_a_provider_looks_at_the_number_of_an_http_status(path):
+    looked_at = {
+        node.value
+        for whole in ast.walk(ast.parse(path.read_text()))
+        if isinstance(whole, ast.Compare) and "status" in ast.unparse(whole)
+        for node in ast.walk(whole)
+        if isinstance(node, ast.Constant) and type(node.value) is int
+    }
+    assert looked_at & STATUSES == set()
 
 
 def test_importing_the_package_loads_no_beam_no_sdk_and_no_price_table():

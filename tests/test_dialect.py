@@ -66,7 +66,7 @@ def test_a_server_that_ignores_the_schema_gets_it_in_words_from_then_on(server):
     async def two(chat: Any) -> list[bool]:
         await chat.complete(REQUEST, 10)
         without = dataclasses.replace(REQUEST, schema=None)
-        changes = [chat.unenforced(without), chat.unenforced(REQUEST), chat.unenforced(REQUEST)]
+        changes = [chat.note_ignored_schema(without), chat.note_ignored_schema(REQUEST), chat.note_ignored_schema(REQUEST)]
         await chat.complete(REQUEST, 10)
         return changes
 

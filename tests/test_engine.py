@@ -425,7 +425,7 @@ def test_a_provider_is_told_of_replies_that_ignore_the_schema(text, has_schema, 
             return dataclasses.replace(request, schema={"type": "object"} if has_schema else None)
 
     provider, told = FakeProvider(script=[Completion(text)]), []
-    provider.unenforced = told.append  # type: ignore[attr-defined]
+    provider.note_ignored_schema = told.append  # type: ignore[attr-defined]
     assert values(ask(provider, ["a"], task=WithSchema(), max_output_tokens=50)) == ["A"]
     assert (told == [provider.sent[0]]) is is_told
 

@@ -359,7 +359,7 @@ def test_a_bare_500_to_every_schema_is_tried_without_it_a_few_times_only():
 def test_a_schema_that_is_ignored_is_put_into_words_once_and_never_at_openai():
     dialect = Dialect.of("llama", at_openai=False)
     assert dialect.enforces_schemas
-    assert [dialect.unenforced(), dialect.unenforced()] == [True, False]
+    assert [dialect.note_ignored_schema(), dialect.note_ignored_schema()] == [True, False]
     assert not dialect.enforces_schemas
     assert dialect.reply_format == "json_schema", "it is sent all the same: one damaged reply proves nothing"
-    assert not Dialect.of("gpt-5", at_openai=True).unenforced()
+    assert not Dialect.of("gpt-5", at_openai=True).note_ignored_schema()

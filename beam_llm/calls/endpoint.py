@@ -103,11 +103,11 @@ class Endpoint:
         if self._abort is not None:
             raise Aborted(Kind.ABORTED, self._abort.message, status=self._abort.status)
 
-    def unenforced(self, request: Request, completion: Completion) -> None:
+    def note_ignored_schema(self, request: Request, completion: Completion) -> None:
         """A reply that is not JSON came to a request that had a schema: a provider that can ask in
         words does so from now on.
         """
-        tell = getattr(self._provider, "unenforced", None)
+        tell = getattr(self._provider, "note_ignored_schema", None)
         if tell is None or completion.finish is not Finish.STOP or not completion.text:
             return
         try:

@@ -129,7 +129,7 @@ class Round:
         """Keeps the good answers; returns those left that may be asked again, and why."""
         values, failures, reply_failure = await self._read(len(members), completion)
         if reply_failure is not None and reply_failure.kind == Kind.UNREADABLE and request.schema is not None:
-            self._context.endpoint.unenforced(request, completion)
+            self._context.endpoint.note_ignored_schema(request, completion)
         if values:
             self._ask.fallback.on_answer()
         rest, kind = [], Kind.MISSING

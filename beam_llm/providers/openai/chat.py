@@ -96,14 +96,14 @@ class OpenAIChat:
         """Whether replies are held to the schema that is sent; False from the first reply on that was not."""
         return self._dialect.enforces_schemas
 
-    def unenforced(self, request: Request) -> bool:
+    def note_ignored_schema(self, request: Request) -> bool:
         """To be called with a request whose reply ended well and is no JSON, although `request.schema` was sent with it: from now on
         the schema is put into words as well as being sent.
 
         Returns:
           Whether the same question would now be asked in another form.
         """
-        if request.schema is None or not self._dialect.unenforced():
+        if request.schema is None or not self._dialect.note_ignored_schema():
             return False
         _log.warning("%s does not keep to the JSON schema that it is sent: from now on it is asked in words, too", self._place.host)
         return True

@@ -93,7 +93,7 @@ class Dialect:
         """Whether replies are held to the schema that is sent, as far as is known by now."""
         return self.reply_format == JSON_SCHEMA and not self.also_in_words
 
-    def unenforced(self) -> bool:
+    def note_ignored_schema(self) -> bool:
         """A schema was sent and the reply is not JSON: from now on the schema is put into words, too. Whether that changes anything."""
         if self.is_enforced or not self.enforces_schemas:
             return False
