@@ -1,14 +1,16 @@
-"""Staging stores: named objects in a local folder or under `gs://`, each created at most once where that is asked for.
+"""Staging stores: named objects in a local folder or under `gs://`, created at most once each.
 
     store = open_store("gs://bucket/staging")
     store.create("log/1", b"mine")        # True for one process in the world
     store.get("log/1")                    # b"mine"
 
-Only what every store can do atomically is used: create-if-absent, whole writes, reads of ranges, lists, and deletes of things
-nobody needs any more. No rename, no compare-and-swap, no append: GCS emulators ignore half of those, object stores lack them.
+Only what every store can do atomically is used: create-if-absent, whole writes, reads of ranges,
+lists, and deletes of things nobody needs any more. No rename, no compare-and-swap, no append: GCS
+emulators ignore half of those, object stores lack them.
 
-A store is one file, with `protocols.Store`'s methods and a row in `STORES`. One of another package is named by an entry point of
-the group `beam_llm.stores`, whose name is the scheme. `testing.contracts.StoreContract` are the tests that it has to pass.
+A store is one file, with `protocols.Store`'s methods and a row in `STORES`. One of another package
+is named by an entry point of the group `beam_llm.stores`, whose name is the scheme.
+`testing.contracts.StoreContract` are the tests that it has to pass.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def open_store(location: str, *, probe: bool = True) -> Store:
 
     Raises:
       UsageError: there is no store for such a location.
-      LedgerError: the location can't be written, or has no atomic create (two creators of one name would both win).
+      LedgerError: the location can't be written, or has no atomic create (two creators of one name
+        would both win).
     """
     store = store_at(location)
     if probe and location not in _probed:
@@ -79,16 +82,21 @@ def _store_class(scheme: str, location: str) -> Callable[[str], Any]:
         return cast(Callable[[str], Any], entry.load())
     if scheme in _PLANNED:
         raise UsageError(
-            f"staging_location is {location!r}: {scheme}:// needs the objectstore extra (not in this version); "
+            f"staging_location is {location!r}: {scheme}:// needs the objectstore extra "
+            "(not in this version); "
             "use a local folder or gs://bucket/path"
         )
-    raise UsageError(f"staging_location is {location!r}: there is no store for {scheme}://; use a local folder or gs://bucket/path")
+    raise UsageError(
+        f"staging_location is {location!r}: there is no store for {scheme}://; "
+        "use a local folder or gs://bucket/path"
+    )
 
 
 def probe_create(store: Store) -> None:
-    """Sees whether of two creates of one name the second is refused, and the first one's bytes stay.
+    """Sees whether of two creates of one name the second is refused and the first one's bytes stay.
 
-    A store may pretend: some S3 and GCS look-alikes take the condition of a write and ignore it, so that every creator wins.
+    A store may pretend: some S3 and GCS look-alikes take the condition of a write and ignore it, so
+    that every creator wins.
 
     Raises:
       LedgerError: the location can't be used, or its creates are not exclusive.
@@ -104,14 +112,15 @@ def probe_create(store: Store) -> None:
         raise LedgerError(f"staging location {store.location!r} can't be used: {error}") from error
     if not (first and not second and kept == b"first"):
         raise LedgerError(
-            f"staging location {store.location!r} has no atomic create: a second creator of one object was let through, "
+            f"staging location {store.location!r} has no atomic create: "
+            "a second creator of one object was let through, "
             "so a job could be paid twice; use a local disk or gs://"
         )
 
 
 @contextlib.contextmanager
 def local_copy(store: Store, name: str) -> Iterator[str]:
-    """A local path with the object's bytes: the object itself where it is a local file, else a temporary copy.
+    """A local path with the object's bytes: the object itself, or a temporary copy of a remote one.
 
     Raises:
       LedgerError: there is no such object.
@@ -141,7 +150,10 @@ def temporary_file() -> Iterator[str]:
 
 
 def holds(store: Store, name: str, path: str) -> bool:
-    """Whether the object is there with the local file's bytes; of a remote one only whether it is there."""
+    """Whether the object is there with the local file's bytes.
+
+    Of a remote one only whether it is there: it is named by its content.
+    """
     stored = store.path_of(name)
     if stored is None:
         return name in set(store.list(name))
@@ -153,4 +165,7 @@ def holds(store: Store, name: str, path: str) -> bool:
 
 def missing(store: Store, name: str) -> LedgerError:
     """The error of an object that has to be there and isn't."""
-    return LedgerError(f"staging location {store.location!r}: {name} is missing; it was deleted, or the location is another one")
+    return LedgerError(
+        f"staging location {store.location!r}: {name} is missing; "
+        "it was deleted, or the location is another one"
+    )

@@ -16,7 +16,9 @@ _BYTES = "application/octet-stream"
 
 
 class GcsStore:
-    """`gs://bucket/path`. Creates carry `if_generation_match=0`; `STORAGE_EMULATOR_HOST` is honoured.
+    """`gs://bucket/path`: creates carry `if_generation_match=0`.
+
+    `STORAGE_EMULATOR_HOST` is honoured.
 
     Raises:
       UsageError: the location names no bucket.
@@ -26,7 +28,9 @@ class GcsStore:
         self.location = location
         bucket, _, prefix = location.removeprefix("gs://").strip("/").partition("/")
         if not bucket:
-            raise UsageError(f"staging_location is {location!r}: the bucket is missing; write gs://bucket/path")
+            raise UsageError(
+                f"staging_location is {location!r}: the bucket is missing; write gs://bucket/path"
+            )
         self._bucket_name = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._lock = threading.Lock()
@@ -47,8 +51,9 @@ class GcsStore:
         return self._bucket.blob(self._prefix + valid_name(name))
 
     def create(self, name: str, data: bytes) -> bool:
-        """The library repeats an upload whose answer was lost, and then the true winner gets the 412. So each create carries
-        a nonce of its own in the object's metadata, which is read back to see who won."""
+        """The library repeats an upload whose answer was lost, and then the true winner gets the
+        412. So each create carries a nonce of its own in the object's metadata, which is read back
+        to see who won."""
         from google.api_core.exceptions import PreconditionFailed
         from google.cloud.storage.exceptions import InvalidResponse
 
@@ -125,7 +130,7 @@ class GcsStore:
         """Objects of a bucket are not local files."""
 
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
-        """Nothing: an upload that broke off is not an object, and the bucket forgets it after a week."""
+        """Nothing: an upload that broke off is no object; the bucket forgets it after a week."""
         return ()
 
 

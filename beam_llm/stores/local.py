@@ -1,4 +1,4 @@
-"""A staging store that is a folder, shared by processes of one machine or by machines that mount it."""
+"""A staging store that is a folder: of one machine, or of several that mount it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ _NO_SUCH_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 class LocalStore:
-    """A folder. Objects are written aside, synced, then linked (create) or renamed (put) into place: never seen half-written.
+    """A folder, in which no object is ever seen half-written.
+
+    They are written aside, synced, then linked (create) or renamed (put) into place.
 
     What it makes there is the user's own (0700, 0600): it holds prompts and answers.
 
@@ -29,8 +31,8 @@ class LocalStore:
       location: the folder, with or without `file://`; made at the first write.
 
     Raises:
-      LedgerError: the location is not a folder; it belongs to another user, or anybody may write into it: its answers could be
-        forged.
+      LedgerError: the location is not a folder; it belongs to another user, or anybody may write
+        into it: its answers could be forged.
     """
 
     def __init__(self, location: str):
@@ -43,7 +45,9 @@ class LocalStore:
     def _check_folder(self) -> None:
         there = next(path for path in (self._root, *self._root.parents) if os.path.lexists(path))
         if not os.path.isdir(there):
-            raise LedgerError(f"staging location {self.location!r} can't be used: {str(there)!r} is not a folder")
+            raise LedgerError(
+                f"staging location {self.location!r} can't be used: {str(there)!r} is not a folder"
+            )
 
     def _check_owner(self) -> None:
         try:
@@ -56,7 +60,10 @@ class LocalStore:
                 "who could forge answers in it: name a folder of your own"
             )
         if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
-            raise LedgerError(f"staging location {self.location!r} can be written by anybody: chmod o-w, or name another folder")
+            raise LedgerError(
+                f"staging location {self.location!r} can be written by anybody: "
+                "chmod o-w, or name another folder"
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.location,))
@@ -73,13 +80,14 @@ class LocalStore:
         with self._written(data) as aside:
             _make_folder(os.path.dirname(target))
             try:
-                # Not O_EXCL on the name itself: a reader would see the object before it is complete.
+                # Not O_EXCL on the name itself: readers would see an object that is not complete.
                 os.link(aside, target)
             except FileExistsError:
                 return False
             except OSError as error:
                 raise LedgerError(
-                    f"staging location {self.location!r}: its file system can't create a file atomically "
+                    f"staging location {self.location!r}: "
+                    "its file system can't create a file atomically "
                     f"by hard link ({error}); use another folder or gs://"
                 ) from error
         _sync_folder(target)
@@ -107,7 +115,7 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _file_aside(self) -> Iterator[tuple[str, IO[bytes]]]:
-        """A new private file, locked while it is written, so that `sweep` tells it from those of killed processes."""
+        """A new private file, locked while it is written: `sweep` sees that its writer lives."""
         path, descriptor = self._new_aside()
         with open(descriptor, "wb") as file:  # closing it, last of all, lets go of the lock
             try:
@@ -117,8 +125,9 @@ class LocalStore:
                     os.unlink(path)
 
     def _new_aside(self) -> tuple[str, int]:
-        """Written through the descriptor alone: opened by its name, a file that was swept in the moment between making and
-        locking it would come into being a second time, readable by all."""
+        """Written through the descriptor alone: opened by its name, a file that was swept in the
+        moment between making and locking it would come into being a second time, readable by
+        all."""
         _make_folder(self._aside)
         for _ in range(_LOCK_TRIES):
             path = f"{self._aside}/{os.getpid()}-{uuid.uuid4().hex}"
@@ -155,7 +164,9 @@ class LocalStore:
         folder = prefix.rpartition("/")[0]
         if folder and not is_name(folder):  # `../`, say: no object's name begins so
             return []
-        names = (name for name in self._walk(folder) if name.startswith(prefix) and name > start_after)
+        names = (
+            name for name in self._walk(folder) if name.startswith(prefix) and name > start_after
+        )
         return sorted(names)
 
     def _walk(self, folder: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What an object may be called: so that its name is a path in any store, and none that leads out of it."""
+"""What an object may be called: a path in any store, and none that leads out of it."""
 
 from __future__ import annotations
 
@@ -20,4 +20,7 @@ def valid_name(name: str) -> str:
     """
     if is_name(name):
         return name
-    raise ValueError(f"{name!r} can't name a staging object: relative, segments of letters, digits, '_', '-', '.', '='")
+    raise ValueError(
+        f"{name!r} can't name a staging object: "
+        "relative, segments of letters, digits, '_', '-', '.', '='"
+    )

@@ -6,8 +6,8 @@
         def store(self):
             return MyStore(f"my://bucket/{uuid.uuid4().hex}")
 
-Each suite says in its docstring what a subclass has to give. The package's own stores, providers and fakes pass them too. Needs
-pytest, which the rest of `beam_llm.testing` does not.
+Each suite says in its docstring what a subclass has to give. The package's own stores, providers
+and fakes pass them too. Needs pytest, which the rest of `beam_llm.testing` does not.
 """
 
 from beam_llm.testing.contracts.batches import BatchProviderContract

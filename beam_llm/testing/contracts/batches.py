@@ -1,4 +1,4 @@
-"""What every provider of batch jobs promises: `protocols.BatchProvider`, promise by promise, and its rung of the ladder of recovery.
+"""What every provider of batch jobs promises: `protocols.BatchProvider`, rung by rung.
 
     from beam_llm.protocols import Recovery
     from beam_llm.testing.contracts import BatchProviderContract
@@ -38,7 +38,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from beam_llm.errors import CallError, CannotTell, InputGone, NotCreated, QueueFull, Rejected, UnknownJob
+from beam_llm.errors import (
+    CallError,
+    CannotTell,
+    InputGone,
+    NotCreated,
+    QueueFull,
+    Rejected,
+    UnknownJob,
+)
 from beam_llm.protocols import BatchProvider, BatchTraits, LineEnd, LineReply, Recovery, RemoteJob
 from beam_llm.testing.contracts.completions import all_texts
 from beam_llm.testing.emulator.faults import Fault
@@ -105,15 +113,17 @@ class _Made(NamedTuple):
 
 
 class BatchProviderContract:
-    """Subclass it under a name that begins with `Test`, and override `provider`, `arrange` and `jobs_made`.
+    """Subclass it as `Test…`, and override `provider`, `arrange` and `jobs_made`.
 
-    Which rung the provider stands on is read from its traits; the promises of the other rungs are skipped.
+    Which rung the provider stands on is read from its traits; the promises of the other rungs are
+    skipped.
 
     Attributes:
       tmp_path: a local folder of the running test's own.
       key: what the provider is to authenticate with; no error may show it.
       key_reference: where it is found, as `api_key` wants it.
-      impossible: what the server can't be brought to do, or never does; promises about it are skipped.
+      impossible: what the server can't be brought to do, or never does; promises about it are
+        skipped.
     """
 
     tmp_path: Path
@@ -122,7 +132,7 @@ class BatchProviderContract:
     impossible: frozenset[Mishap] = frozenset()
 
     def provider(self) -> BatchProvider:
-        """A client with `key`; each call of it in a test is of the same server, as last arranged."""
+        """A client with `key`, of the server that was arranged."""
         raise NotImplementedError(f"{type(self).__name__} must override provider()")
 
     def arrange(self, *mishaps: Mishap) -> None:
@@ -130,7 +140,7 @@ class BatchProviderContract:
         raise NotImplementedError(f"{type(self).__name__} must override arrange()")
 
     def jobs_made(self) -> Sequence[str]:
-        """The ids of all jobs there are at the server, listed or not; of one made late, at the latest once it is made."""
+        """The ids of all jobs there are at the server, listed or not."""
         raise NotImplementedError(f"{type(self).__name__} must override jobs_made()")
 
     def now(self) -> float:
@@ -143,7 +153,10 @@ class BatchProviderContract:
 
     def requests(self) -> list[Request]:
         """Three questions of one model that the server can answer."""
-        return [Request("contract-model", (Message("user", f"Question {number}"),), input_tokens=5) for number in range(3)]
+        return [
+            Request("contract-model", (Message("user", f"Question {number}"),), input_tokens=5)
+            for number in range(3)
+        ]
 
     @pytest.fixture(autouse=True)
     def _surroundings(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +179,10 @@ class BatchProviderContract:
     def test_a_line_is_the_same_bytes_for_the_same_request(self, custom_id: str) -> None:
         self._arrange()
         odd = "line\nends\r, \u2028, quotes \" and ', é, \U0001f600, \x00"
-        for request in (*self.requests(), Request("contract-model", (Message("system", odd), Message("user", odd)))):
+        for request in (
+            *self.requests(),
+            Request("contract-model", (Message("system", odd), Message("user", odd))),
+        ):
             line = self.provider().encode_line(custom_id, request)
             assert type(line) is bytes
             assert b"\n" not in line
@@ -174,7 +190,11 @@ class BatchProviderContract:
             assert self.provider().encode_line(custom_id, request) == line
             assert self.provider().encode_line("r-1000000", request) != line
 
-    @pytest.mark.parametrize("line", [b"", b"\n", b"{", b"<html>", b'{"custom_id": "a', b"null", b"[]", b"\xff\xfe", b"0"], ids=repr)
+    @pytest.mark.parametrize(
+        "line",
+        [b"", b"\n", b"{", b"<html>", b'{"custom_id": "a', b"null", b"[]", b"\xff\xfe", b"0"],
+        ids=repr,
+    )
     def test_what_is_no_reply_is_a_value_error(self, line: bytes) -> None:
         self._arrange()
         with pytest.raises(ValueError):  # noqa: PT011 - its words are the provider's
@@ -210,7 +230,10 @@ class BatchProviderContract:
             assert type(job.state) is JobState
             assert job.created_at == 0.0 or since - 120.0 <= job.created_at <= self.now() + 120.0
             assert job.name in ("ours-0", None)
-            assert all(count is None or type(count) is int for count in (job.total, job.completed, job.failed))
+            assert all(
+                count is None or type(count) is int
+                for count in (job.total, job.completed, job.failed)
+            )
 
     def test_another_client_fetches_the_same_lines_over_whatever_is_there(self) -> None:
         self._arrange()
@@ -237,7 +260,11 @@ class BatchProviderContract:
         assert self._end(provider, job).state is JobState.COMPLETED
         assert list(self.jobs_made()) == [job.job_id]
 
-    @pytest.mark.parametrize("job_id", ["batch_none", "../files", "a/b?c=d", "", "x" * 5_000, "a\nb"], ids=lambda text: repr(text[:12]))
+    @pytest.mark.parametrize(
+        "job_id",
+        ["batch_none", "../files", "a/b?c=d", "", "x" * 5_000, "a\nb"],
+        ids=lambda text: repr(text[:12]),
+    )
     def test_an_unknown_job_is_said_to_be_one(self, job_id: str) -> None:
         self._arrange()
         with pytest.raises(UnknownJob):
@@ -299,10 +326,14 @@ class BatchProviderContract:
             cause = no.reason
         assert isinstance(cause, InputGone)
 
-    @pytest.mark.parametrize("mishap", [Mishap.CREATE_LOST, Mishap.CREATE_LATE, Mishap.CREATE_BROKEN], ids=_id_of)
+    @pytest.mark.parametrize(
+        "mishap", [Mishap.CREATE_LOST, Mishap.CREATE_LATE, Mishap.CREATE_BROKEN], ids=_id_of
+    )
     def test_a_create_without_a_clear_answer_is_a_doubt(self, mishap: Mishap) -> None:
         self._arrange(mishap)
-        assert not isinstance(self._lost(self.provider(), self._staged(self.provider())), NotCreated)
+        assert not isinstance(
+            self._lost(self.provider(), self._staged(self.provider())), NotCreated
+        )
 
     # How a job ends
 
@@ -315,7 +346,9 @@ class BatchProviderContract:
         assert set(replies) <= {"r-0", "r-1", "r-2"}
         done = [reply for reply in replies.values() if reply.completion is not None]
         assert len(done) == 1
-        assert {reply.end for reply in replies.values() if reply.completion is None} <= {LineEnd.EXPIRED}
+        assert {reply.end for reply in replies.values() if reply.completion is None} <= {
+            LineEnd.EXPIRED
+        }
 
     def test_a_cancelled_job_ends_as_one(self) -> None:
         self._arrange(Mishap.STUCK)
@@ -327,7 +360,9 @@ class BatchProviderContract:
         ended = self._end(provider, job)
         assert ended.state is JobState.CANCELLED
         replies = self._replies(provider, ended)
-        assert {reply.end for reply in replies.values() if reply.completion is None} <= {LineEnd.CANCELLED}
+        assert {reply.end for reply in replies.values() if reply.completion is None} <= {
+            LineEnd.CANCELLED
+        }
         provider.cancel(job.job_id)
 
     def test_cancelling_a_job_that_has_ended_changes_nothing(self) -> None:
@@ -425,20 +460,30 @@ class BatchProviderContract:
     def test_token_another_name_is_another_job(self) -> None:
         self._arrange()
         provider = self._provider_on(Recovery.TOKEN)
-        jobs = {provider.create(name, *self._staged(provider)).job_id for name in ("ours-0", "ours-1", "ours2-0")}
+        jobs = {
+            provider.create(name, *self._staged(provider)).job_id
+            for name in ("ours-0", "ours-1", "ours2-0")
+        }
         assert jobs == set(self.jobs_made())
         assert len(jobs) == 3
 
     @pytest.mark.parametrize("mishap", [Mishap.CREATE_LOST, Mishap.CREATE_LATE], ids=_id_of)
     @pytest.mark.parametrize(
-        "listed", [None, Mishap.LISTED_LATE, Mishap.LISTED_OLDEST_FIRST], ids=lambda mishap: getattr(mishap, "value", "usual")
+        "listed",
+        [None, Mishap.LISTED_LATE, Mishap.LISTED_OLDEST_FIRST],
+        ids=lambda mishap: getattr(mishap, "value", "usual"),
     )
-    def test_a_lost_create_is_found_among_others(self, mishap: Mishap, listed: Mishap | None) -> None:
+    def test_a_lost_create_is_found_among_others(
+        self, mishap: Mishap, listed: Mishap | None
+    ) -> None:
         self._arrange(mishap, *([listed] if listed is not None else []))
         provider = self._provider_on(*_LISTING)
         since, made = self.now(), self._staged(provider)
         self._lost(provider, made)
-        others = {provider.create(f"theirs-{number}", *self._staged(provider, number + 1)).job_id for number in range(3)}
+        others = {
+            provider.create(f"theirs-{number}", *self._staged(provider, number + 1)).job_id
+            for number in range(3)
+        }
         found = self._found(provider, made.staged, since)
         assert len(found) == 1
         assert {found[0].job_id} == set(self.jobs_made()) - others
@@ -459,7 +504,10 @@ class BatchProviderContract:
         self._arrange()
         provider = self._provider_on(*_LISTING)
         since = self.now()
-        mine = {provider.create(f"ours-{attempt}", *self._staged(provider, attempt)).job_id for attempt in range(2)}
+        mine = {
+            provider.create(f"ours-{attempt}", *self._staged(provider, attempt)).job_id
+            for attempt in range(2)
+        }
         for number, name in enumerate(("ours2-0", "our-0", "theirs-ours-0"), 2):
             provider.create(name, *self._staged(provider, number))
         for job_id in mine:
@@ -485,7 +533,9 @@ class BatchProviderContract:
         self._lost(provider, made)
         other = provider.create("theirs-0", *self._staged(provider, 1))
         found = self._found(provider, made.staged, since)
-        assert [job.job_id for job in found] == [job_id for job_id in self.jobs_made() if job_id != other.job_id]
+        assert [job.job_id for job in found] == [
+            job_id for job_id in self.jobs_made() if job_id != other.job_id
+        ]
 
     @pytest.mark.parametrize("is_lost", [True, False], ids=["lost", "never sent"])
     def test_label_a_list_without_names_and_inputs_proves_nothing(self, is_lost: bool) -> None:
@@ -524,21 +574,33 @@ class BatchProviderContract:
     def _arrange(self, *mishaps: Mishap) -> None:
         impossible = self.impossible.intersection(mishaps)
         if impossible:
-            pytest.skip(f"not this provider's server: {', '.join(mishap.value for mishap in impossible)}")
+            pytest.skip(
+                f"not this provider's server: {', '.join(mishap.value for mishap in impossible)}"
+            )
         self.arrange(*mishaps)
 
     def _provider_on(self, *rungs: Recovery) -> BatchProvider:
         provider = self.provider()
         if provider.traits.recovery not in rungs:
-            pytest.skip(f"a promise of {' and '.join(rung.name for rung in rungs)}; this provider has {provider.traits.recovery.name}")
+            pytest.skip(
+                f"a promise of {' and '.join(rung.name for rung in rungs)}; "
+                f"this provider has {provider.traits.recovery.name}"
+            )
         return provider
 
     def _lines(self, provider: BatchProvider, number: int = 0) -> Path:
         """A job's input; another `number`, other lines."""
         path = self.tmp_path / f"input-{number}.jsonl"
         requests = self.requests()[number % 2 :] if number else self.requests()
-        ids = [f"r-{place}" if not number else f"other-{number}-{place}" for place in range(len(requests))]
-        path.write_bytes(b"".join(provider.encode_line(*line) + b"\n" for line in zip(ids, requests, strict=True)))
+        ids = [
+            f"r-{place}" if not number else f"other-{number}-{place}"
+            for place in range(len(requests))
+        ]
+        path.write_bytes(
+            b"".join(
+                provider.encode_line(*line) + b"\n" for line in zip(ids, requests, strict=True)
+            )
+        )
         return path
 
     def _staged(self, provider: BatchProvider, number: int = 0) -> _Made:
@@ -554,8 +616,10 @@ class BatchProviderContract:
         assert not isinstance(caught.value, NotCreated)
         return caught.value
 
-    def _found(self, provider: BatchProvider, staged: str | None, since: float, count: int = 1) -> Sequence[RemoteJob]:
-        """What is found once the server shows it; before, nothing may be found, or nothing be certain."""
+    def _found(
+        self, provider: BatchProvider, staged: str | None, since: float, count: int = 1
+    ) -> Sequence[RemoteJob]:
+        """What is found once the server shows it; before, it may be nothing, or a doubt."""
         end = time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
@@ -584,7 +648,11 @@ class BatchProviderContract:
         assert len(by_id) == len(replies)
         for reply in replies:
             assert type(reply) is LineReply
-            assert (reply.completion is None) == (type(reply.end) is LineEnd) == (reply.error is not None)
+            assert (
+                (reply.completion is None)
+                == (type(reply.end) is LineEnd)
+                == (reply.error is not None)
+            )
         return by_id
 
 
@@ -628,7 +696,9 @@ def on_fake(fake: FakeBatches, *mishaps: Mishap) -> None:
 
 def emulator_options(*mishaps: Mishap, key: str = "") -> dict[str, Any]:
     """The mishaps as options of `beam_llm.testing.Emulator`."""
-    options: dict[str, Any] = {"faults": [fault for mishap in mishaps for fault in _faults(mishap, key)]}
+    options: dict[str, Any] = {
+        "faults": [fault for mishap in mishaps for fault in _faults(mishap, key)]
+    }
     if Mishap.LISTED_WITHOUT_NAME in mishaps:
         options["names_kept"] = False
     if Mishap.LISTED_WITHOUT_INPUT in mishaps:
@@ -641,7 +711,10 @@ def emulator_options(*mishaps: Mishap, key: str = "") -> dict[str, Any]:
 def _faults(mishap: Mishap, key: str) -> list[Fault]:
     if mishap is Mishap.REPEAT_KEY:
         refused = ("upload", "content", "create", "retrieve", "list", "cancel", "delete")
-        return [Fault("poison", where=where, message=f"The key {key} is not liked: Bearer {key}") for where in refused]
+        return [
+            Fault("poison", where=where, message=f"The key {key} is not liked: Bearer {key}")
+            for where in refused
+        ]
     return [_FAULTS[mishap]] if mishap in _FAULTS else []
 
 

@@ -12,8 +12,8 @@
                 yield
 
         def provider(self):
-            options = {"base_url": self.emulator.base_url, "api_key": self.key_reference, "max_reply_bytes": 1_000_000}
-            return providers.connect(config.settings("openai:m", **options))
+            options = {"base_url": self.emulator.base_url, "api_key": self.key_reference}
+            return providers.connect(config.settings("openai:m", **options, max_reply_bytes=10**6))
 
         def arrange(self, situation):
             self.emulator.set_faults(*emulator_fault(situation))
@@ -70,7 +70,8 @@ class Situation(NamedTuple):
     """What the server does with every call from now on.
 
     Attributes:
-      status: as HTTP has it, where it fails; a provider without HTTP gives the error that comes closest.
+      status: as HTTP has it, where it fails; a provider without HTTP gives the error that comes
+        closest.
       message: the server's words to it.
       retry_after_seconds: when it says to come back; None where it doesn't say.
     """
@@ -97,7 +98,7 @@ REMEDIES = {
     504: Remedy.RETRY,
     529: Remedy.RETRY,
 }
-"""What an error's status comes to, where its message says nothing else. 404: of a model or an address."""
+"""What a status comes to, where the message says nothing else. 404: of a model or an address."""
 
 
 class CompletionProviderContract:
@@ -118,7 +119,7 @@ class CompletionProviderContract:
         monkeypatch.setenv("CONTRACT_API_KEY", self.key)
 
     def provider(self) -> CompletionProvider:
-        """A new client with `key`; called inside the event loop that it is used on. At most 1 MB of a reply is to be read."""
+        """A new client with `key`, made inside its event loop; it reads 1 MB at most."""
         raise NotImplementedError(f"{type(self).__name__} must override provider()")
 
     def arrange(self, situation: Situation) -> None:
@@ -127,7 +128,11 @@ class CompletionProviderContract:
 
     def request(self) -> Request:
         """A question that the server can answer."""
-        return Request("contract-model", (Message("system", "Be brief."), Message("user", "How are you?")), input_tokens=10)
+        return Request(
+            "contract-model",
+            (Message("system", "Be brief."), Message("user", "How are you?")),
+            input_tokens=10,
+        )
 
     # Replies
 
@@ -153,7 +158,11 @@ class CompletionProviderContract:
         assert completion.finish is Finish.EMPTY
         assert not completion.text
 
-    @pytest.mark.parametrize("does", [Does.ANSWER, Does.CUT, Does.FILTER, Does.REFUSE, Does.SAY_NOTHING], ids=lambda does: does.value)
+    @pytest.mark.parametrize(
+        "does",
+        [Does.ANSWER, Does.CUT, Does.FILTER, Does.REFUSE, Does.SAY_NOTHING],
+        ids=lambda does: does.value,
+    )
     def test_whatever_a_reply_says_it_is_of_the_right_types(self, does: Does) -> None:
         completion = self._complete(does)
         assert type(completion) is Completion
@@ -161,7 +170,12 @@ class CompletionProviderContract:
         assert type(completion.usage) is Usage
         assert all(type(tokens) is int and tokens >= 0 for tokens in completion.usage)
         assert completion.usage.cached_tokens <= completion.usage.input_tokens
-        for text in (completion.text, completion.request_id, completion.refusal, completion.service_tier):
+        for text in (
+            completion.text,
+            completion.request_id,
+            completion.refusal,
+            completion.service_tier,
+        ):
             assert text is None or type(text) is str
         assert type(completion.model) is type(completion.finish_reason) is str
         assert completion.pace is None or type(completion.pace) is Pace
@@ -184,7 +198,9 @@ class CompletionProviderContract:
         async def ask_many() -> list[Completion]:
             provider = self.provider()
             try:
-                return await asyncio.gather(*(provider.complete(self.request(), TIMEOUT_SECONDS) for _ in range(20)))
+                return await asyncio.gather(
+                    *(provider.complete(self.request(), TIMEOUT_SECONDS) for _ in range(20))
+                )
             finally:
                 await provider.close()
 
@@ -199,7 +215,13 @@ class CompletionProviderContract:
 
     @pytest.mark.parametrize("status", REMEDIES)
     def test_no_error_shows_the_key_though_the_server_repeats_it(self, status: int) -> None:
-        error = self._fail(Situation(Does.FAIL, status, f"{self.key} is not what I'd like; and once more: Bearer {self.key}."))
+        error = self._fail(
+            Situation(
+                Does.FAIL,
+                status,
+                f"{self.key} is not what I'd like; and once more: Bearer {self.key}.",
+            )
+        )
         assert not [text for text in all_texts(error) if self.key in text]
 
     def test_too_many_calls_are_a_throttle(self) -> None:
@@ -234,7 +256,9 @@ class CompletionProviderContract:
         assert error.is_ours
         assert time.monotonic() - started < TIMEOUT_SECONDS / 2
 
-    @pytest.mark.parametrize("does", [Does.GARBLE, Does.HANG_UP, Does.BE_SILENT], ids=lambda does: does.value)
+    @pytest.mark.parametrize(
+        "does", [Does.GARBLE, Does.HANG_UP, Does.BE_SILENT], ids=lambda does: does.value
+    )
     def test_after_an_error_the_client_goes_on(self, does: Does) -> None:
         self._arrange(Situation(does))
 
@@ -242,7 +266,9 @@ class CompletionProviderContract:
             provider = self.provider()
             try:
                 with pytest.raises(CallError):
-                    await provider.complete(self.request(), 0.2 if does is Does.BE_SILENT else TIMEOUT_SECONDS)
+                    await provider.complete(
+                        self.request(), 0.2 if does is Does.BE_SILENT else TIMEOUT_SECONDS
+                    )
                 self._arrange(Situation(Does.ANSWER))
                 return await provider.complete(self.request(), TIMEOUT_SECONDS)
             finally:
@@ -314,7 +340,14 @@ def emulator_fault(situation: Situation) -> Iterable[Fault]:
         return ()
     if situation.does is Does.FAIL:
         status, message = situation.status, situation.message
-        return (Fault("server_error", status=status, message=message, retry_after=situation.retry_after_seconds),)
+        return (
+            Fault(
+                "server_error",
+                status=status,
+                message=message,
+                retry_after=situation.retry_after_seconds,
+            ),
+        )
     return (Fault(_FAULTS[situation.does]),)
 
 

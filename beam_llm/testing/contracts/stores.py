@@ -7,7 +7,8 @@
         def store(self):
             return open_store(str(self.tmp_path / "staging"))
 
-Some promises are of several processes: the store is pickled into them, so its class has to be importable there.
+Some promises are of several processes: the store is pickled into them, so its class has to be
+importable there.
 """
 
 from __future__ import annotations
@@ -37,8 +38,33 @@ _BIG_BYTES = 9 * 2**20
 
 _MANY = 2**20
 
-GOOD_NAMES = ("a", "log/00000000000000000001", "jobs/7/creating-0001", "-x_/a=b.c", "0" * 200, "/".join("abcdefgh"), "part.rows")
-BAD_NAMES = ("", "/a", "../a", "a/../b", "a/./b", "a//b", "a/", ".hidden", "a/.hidden", "a\\b", "a b", "a\nb", "a\0", "ü", "a?b", "a#b")
+GOOD_NAMES = (
+    "a",
+    "log/00000000000000000001",
+    "jobs/7/creating-0001",
+    "-x_/a=b.c",
+    "0" * 200,
+    "/".join("abcdefgh"),
+    "part.rows",
+)
+BAD_NAMES = (
+    "",
+    "/a",
+    "../a",
+    "a/../b",
+    "a/./b",
+    "a//b",
+    "a/",
+    ".hidden",
+    "a/.hidden",
+    "a\\b",
+    "a b",
+    "a\nb",
+    "a\0",
+    "ü",
+    "a?b",
+    "a#b",
+)
 CONTENTS = {
     "nothing": b"",
     "every byte": bytes(range(256)),
@@ -94,10 +120,14 @@ class StoreContract:
 
             def run(number: int, barrier: threading.Barrier = barrier, name: str = name) -> bool:
                 barrier.wait(_CHILD_SECONDS)
-                return racers[number].create(name, _content_of(number, race))  # noqa: B023 - ends within its turn
+                return racers[number].create(name, _content_of(number, race))  # noqa: B023
 
             with ThreadPoolExecutor(len(racers)) as pool:
-                won = [number for number, first in enumerate(pool.map(run, range(len(racers)))) if first]
+                won = [
+                    number
+                    for number, first in enumerate(pool.map(run, range(len(racers))))
+                    if first
+                ]
             assert len(won) == 1, f"{len(won)} of {len(racers)} threads created {name}"
             assert store.get(name) == _content_of(won[0], race)
 
@@ -158,7 +188,8 @@ class StoreContract:
         assert store.get("a") == b"x"
 
     def test_a_reader_sees_one_content_or_the_next_and_no_mixture(self) -> None:
-        store, versions = self.store(), [bytes([number]) * (300_000 + 50_000 * number) for number in range(8)]
+        store = self.store()
+        versions = [bytes([number]) * (300_000 + 50_000 * number) for number in range(8)]
         store.put("a", versions[0])
 
         def replace() -> None:
@@ -181,9 +212,20 @@ class StoreContract:
 
     @pytest.mark.parametrize(
         ("start", "end", "expected"),
-        [(0, 3, b"012"), (3, 7, b"3456"), (9, 10, b"9"), (8, 99, b"89"), (10, 12, b""), (99, 100, b""), (4, 4, b""), (0, 0, b"")],
+        [
+            (0, 3, b"012"),
+            (3, 7, b"3456"),
+            (9, 10, b"9"),
+            (8, 99, b"89"),
+            (10, 12, b""),
+            (99, 100, b""),
+            (4, 4, b""),
+            (0, 0, b""),
+        ],
     )
-    def test_a_range_is_read_as_far_as_the_object_goes(self, start: int, end: int, expected: bytes) -> None:
+    def test_a_range_is_read_as_far_as_the_object_goes(
+        self, start: int, end: int, expected: bytes
+    ) -> None:
         store = self.store()
         store.put("a", b"0123456789")
         assert store.read("a", start, end) == expected
@@ -202,7 +244,16 @@ class StoreContract:
 
     def test_names_are_listed_in_order_by_prefix_after_a_name(self) -> None:
         store = self.store()
-        for name in ("log/2", "log/10", "log/1", "logs", "jobs/1/done", "jobs/1/ask/1", "jobs/10/done", "log-old"):
+        for name in (
+            "log/2",
+            "log/10",
+            "log/1",
+            "logs",
+            "jobs/1/done",
+            "jobs/1/ask/1",
+            "jobs/10/done",
+            "log-old",
+        ):
             store.put(name, b"x")
         assert list(store.list("log/")) == ["log/1", "log/10", "log/2"]
         assert list(store.list("log/", "log/10")) == ["log/2"]
@@ -334,7 +385,7 @@ def _content_of(number: int, repeats: int) -> bytes:
 
 @contextlib.contextmanager
 def _meanwhile(work: Callable[[], Any]) -> Iterator[Callable[[], bool]]:
-    """Runs `work` in a thread; what comes tells whether it is over. Its exception is raised in the end."""
+    """Runs `work` in a thread; tells whether it is over, and in the end raises what it did."""
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(work)
         yield running.done
@@ -345,8 +396,10 @@ def _meanwhile(work: Callable[[], Any]) -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def _processes(work: Callable[..., None], count: int, *arguments: Any) -> Iterator[list[Connection[Any, Any]]]:
-    """`work(number, connection, *arguments)` in processes of their own, killed at the end; the other ends of their connections."""
+def _processes(
+    work: Callable[..., None], count: int, *arguments: Any
+) -> Iterator[list[Connection[Any, Any]]]:
+    """Connections to processes that do `work(number, connection, *arguments)` until the end."""
     ends: list[Connection[Any, Any]] = []
     children = []
     try:
@@ -376,7 +429,9 @@ def _received(child: Connection[Any, Any]) -> Any:
 def _race(number: int, parent: Connection[Any, Any], store: Store, races: int) -> None:
     parent.send("ready")
     parent.recv()
-    parent.send([race for race in range(races) if store.create(f"log/{race}", _content_of(number, race))])
+    parent.send(
+        [race for race in range(races) if store.create(f"log/{race}", _content_of(number, race))]
+    )
 
 
 def _write_for_ever(number: int, parent: Connection[Any, Any], store: Store) -> None:
