@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from beam_llm.config import settings as checked
 from beam_llm.errors import Kind
+from beam_llm.prompting.chat_task import ChatTask
 from beam_llm.prompting.readers import LONG_REPLY_CHARACTERS
 from beam_llm.prompting.readers.depth import MAX_DEPTH, is_deep
 from beam_llm.prompting.readers.lenient import Damaged, LenientReader
@@ -604,7 +605,7 @@ def test_no_reply_takes_more_than_linear_time_from_50_kB_to_5_MB(name):
     seconds = 0.0
     for size in (50_000, 500_000, 5_000_000):
         before, seconds = seconds, seconds_of(task, make(size))
-        assert seconds < (30 * max(before, 0.02) if before else 10)
+        assert seconds < (30 * max(before, 0.1) if before else 10)
     assert seconds < 60
 
 
@@ -613,7 +614,7 @@ def test_a_long_reply_is_read_off_the_loop():
 
     seen: dict[int, str] = {}
 
-    class Watched(Task):
+    class Watched(ChatTask):
         def read(self, count: int, completion: Completion) -> Reading:
             seen[len(completion.text or "")] = threading.current_thread().name
             return super().read(count, completion)
