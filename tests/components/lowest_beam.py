@@ -72,9 +72,7 @@ def _build(folder: Path) -> None:
 
 
 def test_command() -> list[str]:
-    """Runs `TESTS` there, on this checkout: the package itself is not installed, so its pytest
-    plugin is named.
-    """
+    """Runs `TESTS` there, on this checkout."""
     where = "not prism and not flink and not gcs"
     python = str(lowest_beam_python())
     return [
@@ -84,6 +82,10 @@ def test_command() -> list[str]:
         "-rs",
         "-n",
         "2",
+        # The package is not installed there, so its pytest plugin is named; and not found a second
+        # time by the egg-info that an editable install of this checkout leaves beside the package.
+        "-p",
+        "no:beam_llm",
         "-p",
         "beam_llm.testing.plugin",
         "-m",
