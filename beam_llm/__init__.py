@@ -1,10 +1,12 @@
-"""Language models over data in Apache Beam: `records | LLMPredict("openai:gpt-4.1-mini", "…{{ text }}", output=Review, batch_size=20)`.
+"""Language models over data in Apache Beam: `records | LLMPredict("openai:gpt-4.1-mini", "…")`.
 
-    LLMPredict                             elements in, one Prediction (or row) per element out; live calls or the provider's batch API
-    SubmitBatchJobs, CollectBatchJobs      the batch API in two pipelines: job refs today, answers another day
+    LLMPredict                             elements in, one Prediction (or row) per element out;
+                                           live calls or the provider's batch API
+    SubmitBatchJobs, CollectBatchJobs      the batch API in two pipelines: job refs today,
+                                           answers another day
     Prediction, Failure, Kind, Usage       what comes out
     LLMError, UsageError, …                what can go wrong (`beam_llm.errors`)
-    Settings                               every option with its default and meaning (`beam_llm.config`)
+    Settings                               every option with its default (`beam_llm.config`)
     beam_llm.testing                       the emulator and fakes, for your tests too
 
 Importing this loads nothing else: each name is looked up in its module when it is first used.
@@ -17,7 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from beam_llm.config import Settings
-    from beam_llm.errors import Aborted, CallError, Failure, Kind, LedgerError, LLMError, PromptError, UsageError
+    from beam_llm.errors import (
+        Aborted,
+        CallError,
+        Failure,
+        Kind,
+        LedgerError,
+        LLMError,
+        PromptError,
+        UsageError,
+    )
     from beam_llm.jobs import BatchJobRef
     from beam_llm.transforms.predict import CollectBatchJobs, LLMPredict, SubmitBatchJobs
     from beam_llm.values import Prediction, Record, Usage
@@ -69,4 +80,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})  # so that `help(beam_llm)` and completion see what is loaded late
+    # So that `help(beam_llm)` and completion see what is loaded late.
+    return sorted({*globals(), *_LAZY})

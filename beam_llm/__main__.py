@@ -6,7 +6,9 @@ import sys
 
 
 def main() -> int:
-    """Runs the command line; a Ctrl-C while it is still being loaded ends it without a traceback, as any later one does."""
+    """Runs the command line; a Ctrl-C while it is still being loaded ends it without a traceback,
+    as any later one does.
+    """
     try:
         from beam_llm.cli.main import main as run
 

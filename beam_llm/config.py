@@ -1,7 +1,9 @@
-"""Settings: every option, its default and its check, in one table; every door (Python, SQL, YAML, command line) leads here.
+"""Settings: every option, its default and its check, in one table; every door (Python, SQL, YAML,
+command line) leads here.
 
-An option has one name in two spellings: `batch_size` in Python, `batch.size` as a string key. Its line in `Settings` carries the
-default, the rule and the meaning; `OPTIONS` lists them for the command line and the docs.
+An option has one name in two spellings: `batch_size` in Python, `batch.size` as a string key. Its
+line in `Settings` carries the default, the rule and the meaning; `OPTIONS` lists them for the
+command line and the docs.
 """
 
 from __future__ import annotations
@@ -27,46 +29,88 @@ RESPONSE_FORMATS = ("json", "xml", "delimited")
 
 
 def _option(default: Any, meaning: str, **rule: Any) -> Any:
-    """One row of the table: default, meaning and rule (`kind`, `least`, `most`, `choices`, `also`)."""
+    """One row of the table: default, meaning and rule (`kind`, `least`, `most`, `choices`,
+    `also`).
+    """
     return dataclasses.field(default=default, metadata={"meaning": meaning, **rule})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All options of one use of a model, checked. Plain data: it is pickled into the pipeline and holds no secret.
+    """All options of one use of a model, checked. Plain data: it is pickled into the pipeline and
+    holds no secret.
 
-    Build it with `settings(...)` or `settings_from_options(...)`; the constructor alone checks nothing.
+    Build it with `settings(...)` or `settings_from_options(...)`; the constructor alone checks
+    nothing.
     """
 
-    model: str = _option("", f"which model: `PROVIDER:MODEL`, such as `{EXAMPLE_MODEL}`", kind="text")
-    prompt: str | None = _option(None, "Jinja2 template over the element's fields; `{{ element }}` is the whole", kind="text")
-    system_prompt: str | None = _option(None, "system-level instruction", kind="text")
-    output: Any = _option(str, "type of the answer: str, int, float, bool, Literal, Enum, list, pydantic model, JSON schema", kind="output")  # noqa: RUF009  # a row of the table
-    batch_size: int | Literal["auto"] = _option(
-        1, "most records in one prompt, or `auto`: as many as the model's window takes", kind="int", least=1, also=("auto",)
+    model: str = _option(
+        "", f"which model: `PROVIDER:MODEL`, such as `{EXAMPLE_MODEL}`", kind="text"
     )
-    batch_timeout_ms: int = _option(1000, "longest wait before an incomplete prompt batch is sent (unbounded input)", kind="int", least=1)
-    batch_max_bytes: int | None = _option(None, "most UTF-8 bytes of records' texts in one prompt", kind="int", least=1)
+    prompt: str | None = _option(
+        None, "Jinja2 template over the element's fields; `{{ element }}` is the whole", kind="text"
+    )
+    system_prompt: str | None = _option(None, "system-level instruction", kind="text")
+    output: Any = _option(  # noqa: RUF009  # a row of the table
+        str,
+        "type of the answer: str, int, float, bool, Literal, Enum, list, pydantic model, JSON "
+        "schema",
+        kind="output",
+    )
+    batch_size: int | Literal["auto"] = _option(
+        1,
+        "most records in one prompt, or `auto`: as many as the model's window takes",
+        kind="int",
+        least=1,
+        also=("auto",),
+    )
+    batch_timeout_ms: int = _option(
+        1000,
+        "longest wait before an incomplete prompt batch is sent (unbounded input)",
+        kind="int",
+        least=1,
+    )
+    batch_max_bytes: int | None = _option(
+        None, "most UTF-8 bytes of records' texts in one prompt", kind="int", least=1
+    )
     batch_shards: int = _option(
         1,
-        "buffers that form prompt batches side by side (unbounded input); more for over 10,000 records a second",
+        "buffers that form prompt batches side by side (unbounded input); more for over "
+        "10,000 records a second",
         kind="int",
         least=1,
         most=1000,
     )
-    batch_prompt_template: str | None = _option(None, "Jinja2 over `records`, each with `index`, `text` and its fields", kind="text")
-    response_format: str = _option("json", "shape of the reply: `json`, `xml`, `delimited`, or the dotted name of a parser", kind="format")
+    batch_prompt_template: str | None = _option(
+        None, "Jinja2 over `records`, each with `index`, `text` and its fields", kind="text"
+    )
+    response_format: str = _option(
+        "json",
+        "shape of the reply: `json`, `xml`, `delimited`, or the dotted name of a parser",
+        kind="format",
+    )
     response_path: str | None = _option(
-        None, "JSONPath or XPath to the answers; for `delimited` a regex with groups `index` and `value`", kind="text"
+        None,
+        "JSONPath or XPath to the answers; for `delimited` a regex with groups `index` and `value`",
+        kind="text",
     )
     response_index_field: str = _option("index", "field that holds a record's index", kind="text")
-    response_value_field: str | None = _option(None, "field that holds a record's answer", kind="text")
+    response_value_field: str | None = _option(
+        None, "field that holds a record's answer", kind="text"
+    )
     max_retries: int = _option(
-        3, "further tries of a failed call, and the bound on re-asking the same records", kind="int", least=0, most=20
+        3,
+        "further tries of a failed call, and the bound on re-asking the same records",
+        kind="int",
+        least=0,
+        most=20,
     )
     request_timeout_ms: int = _option(30_000, "timeout of one API call", kind="int", least=1)
     call_deadline_ms: int = _option(
-        120_000, "one call with all its retries and waits; keep it below a checkpoint's timeout", kind="int", least=1
+        120_000,
+        "one call with all its retries and waits; keep it below a checkpoint's timeout",
+        kind="int",
+        least=1,
     )
     on_unparseable: str = _option(
         "split",
@@ -74,106 +118,206 @@ class Settings:
         kind="choice",
         choices=("split", "retry", "single", "fail"),
     )
-    api_key: str | None = _option(None, "reference to the key: `env:NAME`, `file:PATH`, `gcp-secret:projects/…`, or `none`", kind="secret")
-    base_url: str | None = _option(None, "where the API is, if not at the provider's own address", kind="text")
-    api_version: str | None = _option(None, "version of the API, for a provider whose older routes name one", kind="text")
-    mode: str = _option("online", "`online`: live calls; `batch_api`: the provider's batch API, half price", kind="choice", choices=MODES)
-    staging_location: str | None = _option(None, "batch_api: local folder or gs:// for files and ledger", kind="text")
+    api_key: str | None = _option(
+        None,
+        "reference to the key: `env:NAME`, `file:PATH`, `gcp-secret:projects/…`, or `none`",
+        kind="secret",
+    )
+    base_url: str | None = _option(
+        None, "where the API is, if not at the provider's own address", kind="text"
+    )
+    api_version: str | None = _option(
+        None, "version of the API, for a provider whose older routes name one", kind="text"
+    )
+    mode: str = _option(
+        "online",
+        "`online`: live calls; `batch_api`: the provider's batch API, half price",
+        kind="choice",
+        choices=MODES,
+    )
+    staging_location: str | None = _option(
+        None, "batch_api: local folder or gs:// for files and ledger", kind="text"
+    )
     max_concurrency: int | Literal["auto"] = _option(
         "auto",
-        f"live calls in flight per worker process: a number, or `auto`: starts at 16 and finds its own size up to {AUTO_CALLS}",
+        "live calls in flight per worker process: a number, or `auto`: starts at 16 and "
+        f"finds its own size up to {AUTO_CALLS}",
         kind="int",
         least=1,
         most=10_000,
         also=("auto",),
     )
-    requests_per_minute: float | None = _option(None, "budget of the whole job, divided by `rate_limit_shares`", kind="float", least=0.001)
-    tokens_per_minute: float | None = _option(None, "budget of the whole job, divided by `rate_limit_shares`", kind="float", least=1)
-    rate_limit_shares: int = _option(1, "worker processes that share the per-minute budgets", kind="int", least=1)
+    requests_per_minute: float | None = _option(
+        None, "budget of the whole job, divided by `rate_limit_shares`", kind="float", least=0.001
+    )
+    tokens_per_minute: float | None = _option(
+        None, "budget of the whole job, divided by `rate_limit_shares`", kind="float", least=1
+    )
+    rate_limit_shares: int = _option(
+        1, "worker processes that share the per-minute budgets", kind="int", least=1
+    )
     on_abort: str = _option(
         "raise",
-        "a bad key, an unknown model, a spent quota: `raise` fails the pipeline, `record` ends every further record as an error",
+        "a bad key, an unknown model, a spent quota: `raise` fails the pipeline, `record` "
+        "ends every further record as an error",
         kind="choice",
         choices=("raise", "record"),
     )
     on_leftover: str = _option(
         "follow_up",
-        "batch_api, records a job did not answer: `follow_up` (one more job, then live calls), `online`, `fail`",
+        "batch_api, records a job did not answer: `follow_up` (one more job, then live "
+        "calls), `online`, `fail`",
         kind="choice",
         choices=("follow_up", "online", "fail"),
     )
     on_doubt: str = _option(
         "record",
-        "batch_api, a job that may exist but can't be found: `record` names the doubt in the error, `resubmit` asks again",
+        "batch_api, a job that may exist but can't be found: `record` names the doubt in the "
+        "error, `resubmit` asks again",
         kind="choice",
         choices=("record", "resubmit"),
     )
-    retry_cancelled: bool = _option(False, "batch_api: ask again what a cancelled job left unanswered", kind="bool")
-    independent: bool = _option(False, "equal records (told apart by `record_id`) are asked separately", kind="bool")
-    fresh: str | None = _option(None, "batch_api: another string makes a new set of answers instead of re-using known ones", kind="text")
-    job_max_records: int | None = _option(None, "most requests in one job (default: the provider's limit)", kind="int", least=1)
-    job_max_bytes: int | None = _option(None, "most bytes in one job's file (default: the provider's limit)", kind="int", least=1_000)
+    retry_cancelled: bool = _option(
+        False, "batch_api: ask again what a cancelled job left unanswered", kind="bool"
+    )
+    independent: bool = _option(
+        False, "equal records (told apart by `record_id`) are asked separately", kind="bool"
+    )
+    fresh: str | None = _option(
+        None,
+        "batch_api: another string makes a new set of answers instead of re-using known ones",
+        kind="text",
+    )
+    job_max_records: int | None = _option(
+        None, "most requests in one job (default: the provider's limit)", kind="int", least=1
+    )
+    job_max_bytes: int | None = _option(
+        None,
+        "most bytes in one job's file (default: the provider's limit)",
+        kind="int",
+        least=1_000,
+    )
     job_max_tokens: int | None = _option(
-        None, "most estimated input tokens in one job; keep it below your enqueued-token limit", kind="int", least=1
+        None,
+        "most estimated input tokens in one job; keep it below your enqueued-token limit",
+        kind="int",
+        least=1,
     )
     job_max_wait_seconds: float = _option(
-        300.0, "unbounded input: longest wait before an incomplete job is submitted", kind="float", least=0.05
+        300.0,
+        "unbounded input: longest wait before an incomplete job is submitted",
+        kind="float",
+        least=0.05,
     )
-    poll_seconds: float | None = _option(None, "pace of the polls (default: adaptive, 30 to 300 s)", kind="float", least=0.05)
+    poll_seconds: float | None = _option(
+        None, "pace of the polls (default: adaptive, 30 to 300 s)", kind="float", least=0.05
+    )
     job_deadline_hours: float | None = _option(
-        None, "end of waiting for a job (default: the provider's window and an hour)", kind="float", least=0.0001
+        None,
+        "end of waiting for a job (default: the provider's window and an hour)",
+        kind="float",
+        least=0.0001,
     )
     lease_seconds: float = _option(
-        120.0, "batch_api: how long a worker may hold a job it is submitting before another takes it over", kind="float", least=0.5
+        120.0,
+        "batch_api: how long a worker may hold a job it is submitting before another takes it over",
+        kind="float",
+        least=0.5,
     )
     list_lag_seconds: float = _option(
-        60.0, "batch_api: how long a created job may stay invisible in the provider's list", kind="float", least=0.0
+        60.0,
+        "batch_api: how long a created job may stay invisible in the provider's list",
+        kind="float",
+        least=0.0,
     )
     allow_pickle: bool = _option(
         False,
-        "batch_api: elements of classes that only pickle can carry are read back from the staging location by other runs than their own; "
+        "batch_api: elements of classes that only pickle can carry are read back from the "
+        "staging location by other runs than their own; "
         "whoever can write there can then run code here",
         kind="bool",
     )
     max_reply_bytes: int = _option(
-        20_000_000, "most bytes of one reply, unpacked: of a live call, of a line of a result file", kind="int", least=10_000
+        20_000_000,
+        "most bytes of one reply, unpacked: of a live call, of a line of a result file",
+        kind="int",
+        least=10_000,
     )
-    max_file_bytes: int = _option(2_000_000_000, "batch_api: most bytes of one result file, unpacked", kind="int", least=10_000)
-    max_list_pages: int = _option(100, "batch_api: most pages (of 100 jobs) of the provider's list that are read", kind="int", least=1)
+    max_file_bytes: int = _option(
+        2_000_000_000,
+        "batch_api: most bytes of one result file, unpacked",
+        kind="int",
+        least=10_000,
+    )
+    max_list_pages: int = _option(
+        100,
+        "batch_api: most pages (of 100 jobs) of the provider's list that are read",
+        kind="int",
+        least=1,
+    )
     control_timeout_ms: int = _option(
-        60_000, "batch_api: one call about a job (create, look, cancel), with its tries and to its last byte", kind="int", least=1
+        60_000,
+        "batch_api: one call about a job (create, look, cancel), with its tries and to its "
+        "last byte",
+        kind="int",
+        least=1,
     )
     transfer_timeout_ms: int = _option(
-        1_800_000, "batch_api: one upload or download, with its tries and to its last byte", kind="int", least=1
+        1_800_000,
+        "batch_api: one upload or download, with its tries and to its last byte",
+        kind="int",
+        least=1,
     )
     waiting: str | None = _option(
-        None, "how jobs are waited for: `loop` or `sdf` (default: by runner)", kind="choice", choices=("loop", "sdf")
+        None,
+        "how jobs are waited for: `loop` or `sdf` (default: by runner)",
+        kind="choice",
+        choices=("loop", "sdf"),
     )
-    log_data: bool = _option(False, "texts of records and replies may appear in logs and error messages", kind="bool")
+    log_data: bool = _option(
+        False, "texts of records and replies may appear in logs and error messages", kind="bool"
+    )
     max_input_tokens: int | None = _option(
-        None, "most input tokens of one prompt (default: the model's window less its answer)", kind="int", least=16
+        None,
+        "most input tokens of one prompt (default: the model's window less its answer)",
+        kind="int",
+        least=16,
     )
-    context_window: int | None = _option(None, "the model's window in tokens (default: as published)", kind="int", least=64)
+    context_window: int | None = _option(
+        None, "the model's window in tokens (default: as published)", kind="int", least=64
+    )
     temperature: float | None = _option(None, "passed to the provider", kind="float", least=0.0)
     max_output_tokens: int | None = _option(
-        None, "most output tokens per record; multiplied by the records in a prompt", kind="int", least=1
+        None,
+        "most output tokens per record; multiplied by the records in a prompt",
+        kind="int",
+        least=1,
     )
     seed: int | None = _option(None, "passed to the provider", kind="int")
     service_tier: str | None = _option(
         None,
-        "live calls: how urgent they are, sent where the provider has it: `auto`, `default`, `flex` (cheaper, slower), `priority`",
+        "live calls: how urgent they are, sent where the provider has it: `auto`, `default`, "
+        "`flex` (cheaper, slower), `priority`",
         kind="choice",
         choices=("auto", "default", "flex", "priority"),
     )
-    extra_body: Mapping[str, Any] | None = _option(None, "further request parameters, passed to the provider as they are", kind="json")
+    extra_body: Mapping[str, Any] | None = _option(
+        None, "further request parameters, passed to the provider as they are", kind="json"
+    )
     provider_options: Mapping[str, Any] | None = _option(
         None, "what one provider alone needs, such as a region, a role or a project", kind="json"
     )
     prices: Mapping[str, Any] | None = _option(
-        None, "your own prices in dollars per million tokens: `input`, `output`, `cached`", kind="json"
+        None,
+        "your own prices in dollars per million tokens: `input`, `output`, `cached`",
+        kind="json",
     )
-    record_id: str | None = _option(None, "field that identifies a record (default: its content)", kind="text")
-    output_field: str | None = _option(None, "emit rows: the element's fields, this field, and `<field>_error`", kind="text")
+    record_id: str | None = _option(
+        None, "field that identifies a record (default: its content)", kind="text"
+    )
+    output_field: str | None = _option(
+        None, "emit rows: the element's fields, this field, and `<field>_error`", kind="text"
+    )
 
     @property
     def provider(self) -> str:
@@ -189,7 +333,9 @@ class Settings:
         return self.model.partition(":")[2]
 
 
-OPTIONS: dict[str, dataclasses.Field[Any]] = {option.name: option for option in dataclasses.fields(Settings)}
+OPTIONS: dict[str, dataclasses.Field[Any]] = {
+    option.name: option for option in dataclasses.fields(Settings)
+}
 
 
 def key_of(name: str) -> str:
@@ -198,13 +344,16 @@ def key_of(name: str) -> str:
 
 
 def settings(model: str, **values: Any) -> Settings:
-    """Checks every value and fills in what depends on the environment (base URLs) or on other options.
+    """Checks every value and fills in what depends on the environment (base URLs) or on other
+    options.
 
     Raises:
       UsageError: names the option, its value, the rule and the fix.
     """
     checked = {name: _checked(name, value) for name, value in {"model": model, **values}.items()}
-    known = Settings(**{name: value for name, value in checked.items() if value is not None or name == "output"})
+    known = Settings(
+        **{name: value for name, value in checked.items() if value is not None or name == "output"}
+    )
     return _completed(known)
 
 
@@ -215,13 +364,15 @@ def settings_from_options(
     allow_code: bool = False,
     **values: Any,
 ) -> Settings:
-    """Settings from string keys as in SQL's `WITH (…)`: `{"provider": "openai", "model": "gpt-4", "batch.size": "20"}`.
+    """Settings from string keys as in SQL's `WITH (…)`: `{"provider": "openai", "model": "gpt-4",
+    "batch.size": "20"}`.
 
     Args:
       options: a model's defaults.
       overrides: what one use changes; wins over `options`. Provider and model may be changed apart.
-      allow_code: whether `options` and `overrides` may name a parser by its dotted name. They may come from a file or a query of
-        somebody else, and a name is enough to run whatever this machine can import. No option can give this permission.
+      allow_code: whether `options` and `overrides` may name a parser by its dotted name. They may
+        come from a file or a query of somebody else, and a name is enough to run whatever this
+        machine can import. No option can give this permission.
       values: already typed values by Python name (an `output` class, say); win over both.
     """
     layers = [_by_name(layer) for layer in (options, overrides or {})]
@@ -232,8 +383,13 @@ def settings_from_options(
     provider, model = named.pop("provider", None), named.pop("model", None)
     if model is None:
         if provider is not None:
-            raise UsageError(f'"provider" is {provider!r} but "model" is missing: add it, such as "{EXAMPLE_MODEL.partition(":")[2]}"')
-        raise UsageError(f'no model given: add "model", such as "{EXAMPLE_MODEL}", or "provider" and "model"')
+            raise UsageError(
+                f'"provider" is {provider!r} but "model" is missing: add it, such as '
+                f'"{EXAMPLE_MODEL.partition(":")[2]}"'
+            )
+        raise UsageError(
+            f'no model given: add "model", such as "{EXAMPLE_MODEL}", or "provider" and "model"'
+        )
     return settings(model if provider is None else f"{provider}:{model}", **named)
 
 
@@ -244,7 +400,9 @@ def replaced(known: Settings, **changes: Any) -> Settings:
 
 
 def _parted(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with `provider` and `model` apart: `openai:gpt-4` names both, `ft:gpt-4:org` a model only; None is not given."""
+    """The same with `provider` and `model` apart: `openai:gpt-4` names both, `ft:gpt-4:org` a model
+    only; None is not given.
+    """
     provider, model = layer.get("provider"), layer.get("model")
     if isinstance(model, str):
         prefix, _, rest = model.partition(":")
@@ -257,7 +415,9 @@ def _parted(layer: Mapping[str, Any]) -> dict[str, Any]:
 
 def _by_name(layer: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(layer, Mapping):
-        raise UsageError(f"options have to be a mapping of names to values, not {type(layer).__name__}")
+        raise UsageError(
+            f"options have to be a mapping of names to values, not {type(layer).__name__}"
+        )
     return {_name_of(key): value for key, value in layer.items()}
 
 
@@ -265,7 +425,8 @@ def _refuse_code(layer: Mapping[str, Any]) -> None:
     parser = layer.get("response_format")
     if isinstance(parser, str) and "." in parser:
         raise UsageError(
-            f"response_format is {parser!r}: options given as text can't name code; give the parser from Python, "
+            f"response_format is {parser!r}: options given as text can't name code; give the "
+            "parser from Python, "
             "or allow it: allow_code=True, --allow-code"
         )
 
@@ -296,10 +457,14 @@ def _checked(name: str, value: Any) -> Any:
 
 def _wrong(name: str, value: Any, rule: str, fix: str) -> UsageError:
     value = repr(value)
-    return UsageError(f"{name} is {value if len(value) <= 200 else value[:199] + '…'}: {rule}; {fix}")
+    return UsageError(
+        f"{name} is {value if len(value) <= 200 else value[:199] + '…'}: {rule}; {fix}"
+    )
 
 
-def _number(name: str, value: Any, rule: Mapping[str, Any], convert: Callable[[Any], Any], noun: str) -> Any:
+def _number(
+    name: str, value: Any, rule: Mapping[str, Any], convert: Callable[[Any], Any], noun: str
+) -> Any:
     if isinstance(value, str) and value in rule.get("also", ()):
         return value
     try:
@@ -355,12 +520,18 @@ def _text(name: str, value: Any, rule: Mapping[str, Any]) -> str:
     if isinstance(value, os.PathLike):
         return str(os.fspath(value))
     if not isinstance(value, str):
-        raise _wrong(name, value, f"it has to be a string, not {type(value).__name__}", f"write {name}='…'")
+        raise _wrong(
+            name, value, f"it has to be a string, not {type(value).__name__}", f"write {name}='…'"
+        )
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        where = f"character {error.start + 1:,} is half of one (a lone surrogate), which can't be sent"
-        raise _wrong(name, value, where, "take it out, or write text.encode('utf-8', 'replace').decode()") from None
+        where = (
+            f"character {error.start + 1:,} is half of one (a lone surrogate), which can't be sent"
+        )
+        raise _wrong(
+            name, value, where, "take it out, or write text.encode('utf-8', 'replace').decode()"
+        ) from None
     return value
 
 
@@ -368,22 +539,31 @@ def _choice(name: str, value: Any, rule: Mapping[str, Any]) -> str:
     if value in rule["choices"]:
         return str(value)
     near = difflib.get_close_matches(str(value), rule["choices"], n=1)
-    raise _wrong(name, value, f"it has to be one of {', '.join(rule['choices'])}", f"try {near[0] if near else rule['choices'][0]!r}")
+    raise _wrong(
+        name,
+        value,
+        f"it has to be one of {', '.join(rule['choices'])}",
+        f"try {near[0] if near else rule['choices'][0]!r}",
+    )
 
 
 _REFERENCE = re.compile(r"env:[A-Za-z_]\w*|file:.+|gcp-secret:projects/.+|none")
 
 
 def _secret(name: str, value: Any, rule: Mapping[str, Any]) -> str:
-    """Only references may ride in the graph. The value itself is never put into the message: it may be a key."""
+    """Only references may ride in the graph. The value itself is never put into the message: it may
+    be a key.
+    """
     if isinstance(value, str):
         wrapped = re.fullmatch(r"\$\{([A-Za-z_]\w*)\}", value)
         reference = f"env:{wrapped[1]}" if wrapped else value
         if _REFERENCE.fullmatch(reference):
             return reference
     raise UsageError(
-        f"{name} holds a literal value: keys are given by reference, so that none is stored in the pipeline; "
-        "put the key into an environment variable and write 'env:NAME' (or 'file:PATH', 'gcp-secret:projects/…'; "
+        f"{name} holds a literal value: keys are given by reference, so that none is stored "
+        "in the pipeline; "
+        "put the key into an environment variable and write 'env:NAME' (or 'file:PATH', "
+        "'gcp-secret:projects/…'; "
         "'none' for servers without keys)"
     )
 
@@ -393,7 +573,9 @@ def _json(name: str, value: Any, rule: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise _wrong(name, value, f"it has to be a JSON object ({error})", f"write {name}='{{\"…\": …}}'") from None
+            raise _wrong(
+                name, value, f"it has to be a JSON object ({error})", f"write {name}='{{\"…\": …}}'"
+            ) from None
     if not isinstance(value, Mapping):
         raise _wrong(name, value, "it has to be a mapping", f"write {name}={{…}}")
     return dict(value)
@@ -404,8 +586,14 @@ def _format(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
     if value in RESPONSE_FORMATS:
         return value
     if callable(value):
-        if not hasattr(value, "__qualname__"):  # its name stands for it where known answers are looked up
-            raise _wrong(name, value, "a parser has to have a name, which a partial or a callable object has not", "wrap it in a function")
+        # Its name stands for it where known answers are looked up.
+        if not hasattr(value, "__qualname__"):
+            raise _wrong(
+                name,
+                value,
+                "a parser has to have a name, which a partial or a callable object has not",
+                "wrap it in a function",
+            )
         return value
     if isinstance(value, str) and "." in value:
         load_dotted(name, value)
@@ -430,10 +618,15 @@ def load_dotted(name: str, dotted: str) -> Callable[..., Any]:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a module runs when it is imported, and may raise anything
         raise _wrong(
-            name, dotted, f"it can't be imported ({type(error).__name__}: {error})", "name a function as package.module.function"
+            name,
+            dotted,
+            f"it can't be imported ({type(error).__name__}: {error})",
+            "name a function as package.module.function",
         ) from None
     if not callable(found):
-        raise _wrong(name, dotted, "it is not a function", "name a function as package.module.function")
+        raise _wrong(
+            name, dotted, "it is not a function", "name a function as package.module.function"
+        )
     return found  # type: ignore[no-any-return]
 
 
@@ -450,7 +643,10 @@ def _output(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
     if value.lstrip().startswith("{"):
         return _json(name, value, rule)
     raise _wrong(
-        name, value, "it has to be string, integer, number, boolean, enum:a|b|c or a JSON schema", "try 'enum:positive|negative|neutral'"
+        name,
+        value,
+        "it has to be string, integer, number, boolean, enum:a|b|c or a JSON schema",
+        "try 'enum:positive|negative|neutral'",
     )
 
 
@@ -494,13 +690,20 @@ def _completed(known: Settings) -> Settings:
             hint = f"write '{slash[0]}:{slash[2]}'"
         elif known.model and not model:
             hint = f"write '{EXAMPLE_MODEL.partition(':')[0]}:{known.model}'"
-        raise UsageError(f"model is {known.model!r}: it has to be PROVIDER:MODEL with a provider out of {', '.join(PROVIDERS)}; {hint}")
+        raise UsageError(
+            f"model is {known.model!r}: it has to be PROVIDER:MODEL with a provider out of "
+            f"{', '.join(PROVIDERS)}; {hint}"
+        )
     if known.mode == "batch_api" and not known.staging_location:
         raise UsageError(
-            "mode is 'batch_api' but staging_location is missing: name a local folder or gs://bucket/path that keeps files and ledger"
+            "mode is 'batch_api' but staging_location is missing: name a local folder or "
+            "gs://bucket/path that keeps files and ledger"
         )
     if known.independent and not known.record_id:
-        raise UsageError("independent is True but record_id is missing: name the field that tells equal records apart")
+        raise UsageError(
+            "independent is True but record_id is missing: name the field that tells equal "
+            "records apart"
+        )
     return dataclasses.replace(
         known,
         base_url=_base_url(known, provider),
@@ -509,7 +712,7 @@ def _completed(known: Settings) -> Settings:
 
 
 def _usual_key(provider: str) -> str | None:
-    """The reference to the provider's usual key; None where its cloud has credentials of its own."""
+    """The reference to the provider's usual key; None where its cloud has credentials itself."""
     variable = PROVIDERS[provider].key_variable
     return None if variable is None else f"env:{variable}"
 
@@ -521,19 +724,25 @@ def _base_url(known: Settings, provider: str) -> str | None:
     if not url and variable is None:
         return None
     if not url:
-        raise UsageError(f"base_url is missing for {provider}: give base_url='https://…' or set {variable}")
+        raise UsageError(
+            f"base_url is missing for {provider}: give base_url='https://…' or set {variable}"
+        )
     if re.match(r"[^/]*//[^/]*@", url):  # looked at first, for it must not be shown
         raise UsageError(
-            "base_url holds a user name or password: those would be stored in the pipeline; give the key by api_key='env:NAME'"
+            "base_url holds a user name or password: those would be stored in the pipeline; "
+            "give the key by api_key='env:NAME'"
         )
     try:
-        is_address = re.fullmatch(r"https?://[^/\s?#]+[^\s?#]*", url) is not None and urlsplit(url).port != 0
+        is_address = (
+            re.fullmatch(r"https?://[^/\s?#]+[^\s?#]*", url) is not None and urlsplit(url).port != 0
+        )
     except ValueError:  # no such port, or half of an IPv6 address
         is_address = False
     if not is_address:
         shown = re.split(r"[?#]", url)[0]
         raise UsageError(
-            f"base_url is {shown!r}: it has to be an address with http:// or https:// and without spaces, ? or #; "
+            f"base_url is {shown!r}: it has to be an address with http:// or https:// and "
+            "without spaces, ? or #; "
             "write base_url='https://host/v1'"
         )
     return url.rstrip("/")

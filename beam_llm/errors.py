@@ -1,16 +1,21 @@
-"""What can go wrong, and what to do about it. The engine and the job driver match on three remedies, never on a status code.
+"""What can go wrong, and what to do about it. The engine and the job driver match on three
+remedies, never on a status code.
 
-LLMError ─┬─ UsageError            a setting, a file or an element is wrong; raised when the pipeline is built
-          ├─ PromptError           one element does not fit the prompt; that element's own error
-          ├─ LedgerError           the staging location cannot be trusted (format, atomic create, half-written)
-          └─ CallError ─┬─ Retryable      RETRY   try the same request again, after `retry_after_seconds`
-                        │    └─ QueueFull         jobs under way fill the provider's queue; later there is room
-                        ├─ Rejected       SPLIT   the provider will not take this request; with one record in it, that one's error
-                        │    ├─ UnknownJob        the provider doesn't know the job
-                        │    └─ InputGone         the staged input of a job is not there any more: stage it anew
-                        ├─ Aborted        ABORT   no request will succeed: a bad key, an unknown model, a spent quota
-                        ├─ NotCreated             a create that certainly made no job; its `reason` is one of those above
-                        └─ CannotTell             whether a job was created can't be found out
+LLMError ─┬─ UsageError           a setting, a file or an element is wrong; raised at construction
+          ├─ PromptError          one element does not fit the prompt; that element's own error
+          ├─ LedgerError          the staging location can't be trusted (format, half-written)
+          └─ CallError ─┬─ Retryable      RETRY  the same again, after `retry_after_seconds`
+                        │    └─ QueueFull        jobs fill the provider's queue; later
+                        │                        there is room
+                        ├─ Rejected       SPLIT  the provider will not take this request; with one
+                        │    │                   record in it, that one's error
+                        │    ├─ UnknownJob       the provider doesn't know the job
+                        │    └─ InputGone        a job's staged input is gone: stage it anew
+                        ├─ Aborted        ABORT  no request will succeed: a bad key, an unknown
+                        │                        model, a spent quota
+                        ├─ NotCreated            a create that certainly made no job; its `reason`
+                        │                        is one of those above
+                        └─ CannotTell            whether a job was created can't be found out
 """
 
 from __future__ import annotations
@@ -44,11 +49,14 @@ class Kind:
       rejected: The provider refused the request (an HTTP 4xx that no retry mends).
       rate_limited: Still rate limited after the last retry or at the call's deadline.
       timed_out: No answer within `request_timeout_ms`, or none by the deadline of the job.
-      unavailable: The provider was unreachable or failing (5xx, dropped connections) until the last retry.
+      unavailable: The provider was unreachable or failing (5xx, dropped connections) until the last
+        retry.
       expired: The batch job ended before it came to this record.
       cancelled: The batch job was cancelled before it came to this record.
-      aborted: Not asked, or not asked again: a bad key, an unknown model or a spent quota had ended all calls.
-      doubtful: A batch job may or may not have been created and can't be found; nothing was submitted again.
+      aborted: Not asked, or not asked again: a bad key, an unknown model or a spent quota had ended
+        all calls.
+      doubtful: A batch job may or may not have been created and can't be found; nothing was
+        submitted again.
       budget: Stopped by a spending limit.
     """
 
@@ -102,11 +110,15 @@ class UsageError(LLMError, ValueError):
 
 
 class PromptError(LLMError):
-    """One element does not fit the prompt template: a missing field, or an error inside the template."""
+    """One element does not fit the prompt template: a missing field, or an error inside the
+    template.
+    """
 
 
 class LedgerError(LLMError):
-    """The staging location can't be used or trusted: no atomic create, a newer format, a damaged object."""
+    """The staging location can't be used or trusted: no atomic create, a newer format, a damaged
+    object.
+    """
 
 
 class CallError(LLMError):
@@ -116,9 +128,10 @@ class CallError(LLMError):
       kind: the record's error kind if nothing mends it.
       message: a sentence for a person.
       retry_after_seconds: when the server says to come back; None where it doesn't say.
-      status: the provider's number for it, for people only. What it means is said by the other attributes.
-      is_throttle: the server takes this request, only not now: we are too fast, or it is busy. By default, where `kind` is
-        `rate_limited`.
+      status: the provider's number for it, for people only. What it means is said by the other
+        attributes.
+      is_throttle: the server takes this request, only not now: we are too fast, or it is busy. By
+        default, where `kind` is `rate_limited`.
     """
 
     remedy = Remedy.RETRY
@@ -152,19 +165,23 @@ class Retryable(CallError):
 
 
 class Rejected(CallError):
-    """The provider refuses this request, and will again: a 4xx, a context too long, a record its filter stops.
+    """The provider refuses this request, and will again: a 4xx, a context too long, a record its
+    filter stops.
 
-    With several records in the request the engine splits it to find the one at fault; alone, that record is rejected.
+    With several records in the request the engine splits it to find the one at fault; alone, that
+    record is rejected.
     """
 
     remedy = Remedy.SPLIT
 
 
 class QueueFull(Retryable):
-    """The jobs under way fill the provider's queue. Nothing is wrong with this one: later there is room.
+    """The jobs under way fill the provider's queue. Nothing is wrong with this one: later there is
+    room.
 
     Attributes:
-      limit_tokens: input tokens that all jobs in the queue may have together; None where the provider doesn't say.
+      limit_tokens: input tokens that all jobs in the queue may have together; None where the
+        provider doesn't say.
     """
 
     def __init__(
@@ -175,16 +192,22 @@ class QueueFull(Retryable):
         retry_after_seconds: float | None = None,
         status: int | None = None,
     ):
-        super().__init__(Kind.RATE_LIMITED, message, retry_after_seconds=retry_after_seconds, status=status)
+        super().__init__(
+            Kind.RATE_LIMITED, message, retry_after_seconds=retry_after_seconds, status=status
+        )
         self.limit_tokens = limit_tokens
 
 
 class UnknownJob(Rejected):
-    """The provider doesn't know the job. It may be young: some know a job only a while after its create."""
+    """The provider doesn't know the job. It may be young: some know a job only a while after its
+    create.
+    """
 
 
 class InputGone(Rejected):
-    """The staged input of a job is not at the provider any more: it expired, or was deleted. Staging it anew mends that."""
+    """The staged input of a job is not at the provider any more: it expired, or was deleted.
+    Staging it anew mends that.
+    """
 
 
 class Aborted(CallError):
@@ -208,7 +231,9 @@ class NotCreated(CallError):
 
 
 class CannotTell(CallError):
-    """Whether a job exists can't be found out, and looking again won't change that: a doubt, and not a no."""
+    """Whether a job exists can't be found out, and looking again won't change that: a doubt, and
+    not a no.
+    """
 
     def __init__(self, message: str, *, status: int | None = None):
         super().__init__(Kind.DOUBTFUL, message, status=status)
@@ -222,23 +247,27 @@ def plural(count: int, noun: str) -> str:
 
 
 def where_of(error: BaseException) -> str:
-    """`ValueError at parser.py:12`: what may be kept and logged of a foreign error. Its own text may hold a key or a record."""
+    """`ValueError at parser.py:12`: what may be kept and logged of a foreign error. Its own text
+    may hold a key or a record.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"
 
 
-# Control characters (C0, DEL, C1), line and paragraph separators, marks that turn the direction of writing, invisible tags, and lone
-# surrogates, which no terminal's encoding takes.
+# Control characters (C0, DEL, C1), line and paragraph separators, marks that turn the direction of
+# writing, invisible tags, and lone surrogates, which no terminal's encoding takes.
 UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
 
 def printable(text: str) -> str:
-    r"""Text of others as one harmless line: what could steer a terminal, forge a line or hide is written as `\x1b`, `\n`, `\u202e`.
+    r"""Text of others as one harmless line: what could steer a terminal, forge a line or hide is
+    written as `\x1b`, `\n`, `\u202e`.
 
-    For everything that is shown or logged and was written elsewhere: a server's message, a file's name, a model's answer.
+    For everything that is shown or logged and was written elsewhere: a server's message, a file's
+    name, a model's answer.
     """
     return text if text.isascii() and text.isprintable() else UNPRINTABLE.sub(_escaped, text)
 

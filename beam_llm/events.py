@@ -112,7 +112,12 @@ class RunLog:
       seconds: at least so long between two lines.
     """
 
-    def __init__(self, seconds: float = 60.0, now: Callable[[], float] = time.monotonic, calls: Callable[[], Calls] = ACTIVITY.snapshot):
+    def __init__(
+        self,
+        seconds: float = 60.0,
+        now: Callable[[], float] = time.monotonic,
+        calls: Callable[[], Calls] = ACTIVITY.snapshot,
+    ):
         self._seconds = seconds
         self._now = now
         self._calls = calls
@@ -154,10 +159,22 @@ class RunLog:
 
     def _so_far(self) -> str:
         calls, sums = self._calls(), self._sums
-        counts = {"record": sums["records"], "error": sums["errors"], "call": sums["requests"], "retry": sums["retries"]}
+        counts = {
+            "record": sums["records"],
+            "error": sums["errors"],
+            "call": sums["requests"],
+            "retry": sums["retries"],
+        }
         parts = [plural(count, noun) for noun, count in counts.items()]
         timeouts = plural(calls.timeouts - self._before.timeouts, "timeout")
-        return ", ".join([*parts, timeouts, f"{plural(calls.in_flight, 'call')} in flight", f"${self._cost_usd:,.4f}"])
+        return ", ".join(
+            [
+                *parts,
+                timeouts,
+                f"{plural(calls.in_flight, 'call')} in flight",
+                f"${self._cost_usd:,.4f}",
+            ]
+        )
 
     def _waiting(self, facts: dict[str, Any]) -> None:
         if not self._is_due():

@@ -1,7 +1,9 @@
-"""Temporary files that may hold prompts: one private folder per process, and the removal of what killed processes left.
+"""Temporary files that may hold prompts: one private folder per process, and the removal of what
+killed processes left.
 
-A folder or file is alive while its maker holds its lock (`flock`): the kernel lets go of that when the process ends, however it ends,
-and other containers on the same disk see it too, which they would not see of a process id.
+A folder or file is alive while its maker holds its lock (`flock`): the kernel lets go of that when
+the process ends, however it ends, and other containers on the same disk see it too, which they
+would not see of a process id.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ _scratch: _Scratch | None = None
 
 
 def scratch_folder() -> str:
-    """This process's folder for temporary files: nobody else can read it, and it goes with the process.
+    """This process's folder for temporary files: nobody else can read it, and it goes with the
+    process.
 
     Where the process is killed, the next one that asks for such a folder removes it.
     """
@@ -72,7 +75,9 @@ def remove_leftovers() -> int:
         for entry in entries:
             if entry.name.startswith(_PREFIX) and entry.is_dir(follow_symlinks=False):
                 with contextlib.suppress(OSError):
-                    removed += entry.stat(follow_symlinks=False).st_uid == os.geteuid() and _remove_if_dead(entry.path)
+                    removed += entry.stat(
+                        follow_symlinks=False
+                    ).st_uid == os.geteuid() and _remove_if_dead(entry.path)
     return removed
 
 
@@ -90,7 +95,9 @@ def _remove_if_dead(folder: str) -> bool:
 
 
 def lock_file(path: str, mode: int = 0o600) -> int | None:
-    """A descriptor of the file, made where it isn't there, and its lock; None where somebody else was quicker or has it."""
+    """A descriptor of the file, made where it isn't there, and its lock; None where somebody else
+    was quicker or has it.
+    """
     import fcntl
 
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, mode)

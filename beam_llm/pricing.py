@@ -52,7 +52,14 @@ class Prices:
       source: `yours`, `published` or `unknown`.
     """
 
-    def __init__(self, live: Rates | None, batch: Rates | None, context_window: int | None, published: Published | None, source: str):
+    def __init__(
+        self,
+        live: Rates | None,
+        batch: Rates | None,
+        context_window: int | None,
+        published: Published | None,
+        source: str,
+    ):
         self.context_window = context_window
         self.source = source
         self._live = live
@@ -71,7 +78,9 @@ class Prices:
             return cls(published.live, published.batch, window, published, "published")
         return cls(None, None, window, None, "unknown")
 
-    def cost_usd(self, usage: Usage, batch: bool = False, service_tier: str | None = None) -> float | None:
+    def cost_usd(
+        self, usage: Usage, batch: bool = False, service_tier: str | None = None
+    ) -> float | None:
         """The price of one whole reply in dollars; None where the model's price is unknown.
 
         Long prompts may have a higher price per token, so price a reply first and share the sum out
@@ -85,10 +94,16 @@ class Prices:
         if rates is None:
             return None
         published = self._published
-        if published is not None and (usage.input_tokens > LINEAR_UP_TO_TOKENS or service_tier in TIERS):
+        if published is not None and (
+            usage.input_tokens > LINEAR_UP_TO_TOKENS or service_tier in TIERS
+        ):
             return published.exact_usd(usage, batch, service_tier)
         uncached = usage.input_tokens - usage.cached_tokens
-        return uncached * rates.input + usage.cached_tokens * rates.cached + usage.output_tokens * rates.output
+        return (
+            uncached * rates.input
+            + usage.cached_tokens * rates.cached
+            + usage.output_tokens * rates.output
+        )
 
 
 def window_of(settings: Settings) -> int | None:
@@ -117,7 +132,9 @@ class LaterPrices:
         """Has them ready."""
         _ = self._prices
 
-    def cost_usd(self, usage: Usage, batch: bool = False, service_tier: str | None = None) -> float | None:
+    def cost_usd(
+        self, usage: Usage, batch: bool = False, service_tier: str | None = None
+    ) -> float | None:
         """As `Prices.cost_usd`."""
         return self._prices.cost_usd(usage, batch, service_tier)
 
@@ -139,15 +156,26 @@ def your_prices(settings: Settings) -> tuple[Rates, Rates] | None:
         if prices is None:
             return None
     for key, value in prices.items():
-        if key not in _YOUR_KEYS or isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        if (
+            key not in _YOUR_KEYS
+            or isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or value < 0
+        ):
             raise UsageError(
-                f"prices has {key!r}: {value!r}: it has to be dollars per million tokens under 'input', "
+                f"prices has {key!r}: {value!r}: it has to be dollars per million tokens "
+                "under 'input', "
                 "'output' and, perhaps, 'cached', and the batch API's share of them under 'batch'; "
                 "write prices={'input': 0.4, 'output': 1.6, 'cached': 0.1, 'batch': 0.5}"
             )
     if "input" not in prices or "output" not in prices:
-        raise UsageError(f"prices is {prices!r}: it needs both 'input' and 'output', in dollars per million tokens")
-    live = Rates(prices["input"] / 1e6, prices["output"] / 1e6, prices.get("cached", prices["input"]) / 1e6)
+        raise UsageError(
+            f"prices is {prices!r}: it needs both 'input' and 'output', in dollars per "
+            "million tokens"
+        )
+    live = Rates(
+        prices["input"] / 1e6, prices["output"] / 1e6, prices.get("cached", prices["input"]) / 1e6
+    )
     share = prices.get("batch", BATCH_DISCOUNT)
     return live, Rates(*(rate * share for rate in live))
 
@@ -165,21 +193,36 @@ class Published:
     def exact_usd(self, usage: Usage, batch: bool, service_tier: str | None = None) -> float:
         """The price with tiers for long prompts, and of the service tier."""
         if not batch:
-            return float(self._usd(usage, {"service_tier": service_tier} if service_tier and service_tier in TIERS else None))
+            return float(
+                self._usd(
+                    usage,
+                    {"service_tier": service_tier}
+                    if service_tier and service_tier in TIERS
+                    else None,
+                )
+            )
         live, discounted = self._usd(usage, None), self._usd(usage, {"processing": "batch"})
         unlisted = discounted == live and self.provider_id in HALVING_PRICES
         return float(live * Decimal(BATCH_DISCOUNT) if unlisted else discounted)
 
     def _rates(self, batch: bool) -> Rates:
         many = 10_000  # a Decimal divides exactly, and no tier starts that low
-        asked = (Usage(input_tokens=many), Usage(output_tokens=many), Usage(input_tokens=many, cached_tokens=many))
+        asked = (
+            Usage(input_tokens=many),
+            Usage(output_tokens=many),
+            Usage(input_tokens=many, cached_tokens=many),
+        )
         return Rates(*(self.exact_usd(usage, batch) / many for usage in asked))
 
     def _usd(self, usage: Usage, context: Mapping[str, str] | None) -> Decimal:
         import genai_prices
 
         calculation = genai_prices.calc_price(
-            genai_prices.Usage(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, cache_read_tokens=usage.cached_tokens),
+            genai_prices.Usage(
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                cache_read_tokens=usage.cached_tokens,
+            ),
             self.model_id,
             provider_id=self.provider_id,
             price_context=context,

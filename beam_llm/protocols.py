@@ -1,4 +1,6 @@
-"""Every seam of the package on one page. A provider, a staging store or a limiter is whatever has these methods."""
+"""Every seam of the package on one page. A provider, a staging store or a limiter is whatever has
+these methods.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,14 @@ class Clock(Protocol):
 class CompletionProvider(Protocol):
     """Live calls. Lives on one event loop; made, used and closed there.
 
-    A provider is a module with `check`, `connect` and `encode`, named in a row of `provider_table.PROVIDERS`:
+    A provider is a module with `check`, `connect` and `encode`, named in a row of
+    `provider_table.PROVIDERS`:
 
         class Echo:
             async def complete(self, request: Request, timeout_seconds: float) -> Completion:
                 if not request.messages:
-                    raise Rejected(Kind.REJECTED, "no messages")  # an error names its remedy: nobody else sees the wire
+                    raise Rejected(Kind.REJECTED, "no messages")  # an error names its remedy:
+                    nobody else sees the wire
                 text = request.messages[-1].content
                 return Completion(text, Finish.STOP, Usage(len(text), len(text)), request.model)
 
@@ -39,10 +43,11 @@ class CompletionProvider(Protocol):
 
         def check(settings: Settings) -> None: ...
         def connect(settings: Settings) -> Echo: return Echo()
-        def encode(settings: Settings, request: Request) -> bytes: return request.messages[-1].content.encode()
+        def encode(settings: Settings, request: Request) -> bytes: return
+        request.messages[-1].content.encode()
 
-    One that asks for schemas may be a `LearnsSchemas`, too. HTTP with bounds, keys, waits and errors: `providers/http.py`, `keys.py`,
-    `pace.py`, `errors.py`, `typed.py`.
+    One that asks for schemas may be a `LearnsSchemas`, too. HTTP with bounds, keys, waits and
+    errors: `providers/http.py`, `keys.py`, `pace.py`, `errors.py`, `typed.py`.
     """
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
@@ -58,11 +63,13 @@ class CompletionProvider(Protocol):
 
 @runtime_checkable
 class LearnsSchemas(Protocol):
-    """A CompletionProvider that finds out whether its endpoint holds replies to their request's schema.
+    """A CompletionProvider that finds out whether its endpoint holds replies to their request's
+    schema.
 
     Attributes:
-      enforces_schemas: as far as is known by now. Where it is False, several records' answers are asked for in a shape that can be read
-        when it is not quite as asked. Taken for True of a provider that doesn't say.
+      enforces_schemas: as far as is known by now. Where it is False, several records' answers are
+        asked for in a shape that can be read when it is not quite as asked. Taken for True of a
+        provider that doesn't say.
     """
 
     @property
@@ -77,10 +84,12 @@ class LearnsSchemas(Protocol):
 
 
 class Task(Protocol):
-    """A question, compiled: all that engine, planner and driver know of what is asked. Pure, and never pickled.
+    """A question, compiled: all that engine, planner and driver know of what is asked. Pure, and
+    never pickled.
 
-    `prompting.ChatTask` asks chat models; another kind of model (embeddings, say) is another task. What it does is a function of
-    settings and records alone, so that a rerun, in another process and in another order, finds its own requests and answers again.
+    `prompting.ChatTask` asks chat models; another kind of model (embeddings, say) is another task.
+    What it does is a function of settings and records alone, so that a rerun, in another process
+    and in another order, finds its own requests and answers again.
 
     Attributes:
       settings: the options that it was compiled from.
@@ -88,7 +97,8 @@ class Task(Protocol):
       shared_tokens: estimated input tokens of a prompt without its records.
       answer_schema: of one answer, in no provider's dialect.
       answers_plainly: `plain_answer` may know a reply to one record.
-      sends_one_text: requests about one record differ in nothing but its one text, which stands in the prompt as it is.
+      sends_one_text: requests about one record differ in nothing but its one text, which stands in
+        the prompt as it is.
     """
 
     @property
@@ -108,10 +118,13 @@ class Task(Protocol):
         """What one element asks. Raises PromptError where it doesn't fit the prompt."""
 
     def key(self, record: Record) -> bytes:
-        """16 bytes that name the question: equal for equal content, in every process and at every batch size."""
+        """16 bytes that name the question: equal for equal content, in every process and at every
+        batch size.
+        """
 
     def render(self, records: Sequence[Record], enforced: bool = True, note: str = "") -> Request:
-        """The request that asks about 1…n records; the same bytes for the same records. Raises PromptError where they fail together.
+        """The request that asks about 1…n records; the same bytes for the same records. Raises
+        PromptError where they fail together.
 
         Args:
           enforced: the endpoint holds replies to their schema, as far as is known.
@@ -119,13 +132,18 @@ class Task(Protocol):
         """
 
     def size(self, request: Request) -> int:
-        """Bytes of the request's texts, schema and further parameters, in the provider's form; for filling a job's file."""
+        """Bytes of the request's texts, schema and further parameters, in the provider's form; for
+        filling a job's file.
+        """
 
     def read(self, count: int, completion: Completion) -> Reading:
-        """What the reply says about the `count` records of its prompt. Never raises, whatever stands in it."""
+        """What the reply says about the `count` records of its prompt. Never raises, whatever
+        stands in it.
+        """
 
     def plain_answer(self, text: str) -> bytes | None:
-        """What `read` and `stored` give for a single record's reply that is nothing but what was asked for, as JSON, and sooner.
+        """What `read` and `stored` give for a single record's reply that is nothing but what was
+        asked for, as JSON, and sooner.
 
         None for any other reply, good ones among them.
         """
@@ -134,25 +152,31 @@ class Task(Protocol):
         """The answer as JSON from which `load` makes the same value."""
 
     def load(self, data: Any) -> Any:
-        """The typed value of a stored answer. Raises ValueError where today's type does not take it."""
+        """The typed value of a stored answer. Raises ValueError where today's type does not take
+        it.
+        """
 
 
 class SchemaDialect(Protocol):
-    """How a provider holds replies to a JSON schema: the function `enforced_schema` of its module; one without it holds them to none.
+    """How a provider holds replies to a JSON schema: the function `enforced_schema` of its module;
+    one without it holds them to none.
 
         def enforced_schema(schema):  # of a provider whose grammars know no references
             return None if "$defs" in schema else {**schema, "additionalProperties": False}
 
-    It is asked once for every shape of a reply. Where it says None, the reply is asked for in words, and in a shape that can be read
-    when it is not quite as asked. The provider itself meets the schema in `Request.schema`, and applies the same function to it.
+    It is asked once for every shape of a reply. Where it says None, the reply is asked for in
+    words, and in a shape that can be read when it is not quite as asked. The provider itself meets
+    the schema in `Request.schema`, and applies the same function to it.
     """
 
     def __call__(self, schema: Schema, /) -> Schema | None:
-        """The schema as this provider writes and enforces it, to the letter; None where it can't, or where the schema is beyond its limits.
+        """The schema as this provider writes and enforces it, to the letter; None where it can't,
+        or where the schema is beyond its limits.
 
-        What it has no grammar for (a length, a pattern) it may put into descriptions: every answer is validated when it is read. Where
-        its grammars have no optional properties, one may be null instead; a null counts as left out. It gives the same schema for
-        the same schema, and is called with the same dict again and again.
+        What it has no grammar for (a length, a pattern) it may put into descriptions: every answer
+        is validated when it is read. Where its grammars have no optional properties, one may be
+        null instead; a null counts as left out. It gives the same schema for the same schema, and
+        is called with the same dict again and again.
         """
 
 
@@ -164,12 +188,14 @@ class RemoteJob:
       state: where it stands.
       word: the provider's own word for that, for people.
       created_at: seconds since the epoch by the provider's clock, 0.0 where unknown.
-      result_files: provider file ids to read, once it has ended (outputs, then errors); may be empty.
+      result_files: provider file ids to read, once it has ended (outputs, then errors); may be
+        empty.
       name: what it was created as, empty for jobs of others; None where the provider shows no name.
       staged: the staged input it was created from; None where the provider doesn't show it.
       completed, failed, total: request counts; None where the provider does not say.
       errors: validation errors, (code, message, 1-based line or None).
-      cause: why it failed as a whole, where the provider says so in a way that has a remedy: QueueFull, InputGone, Aborted.
+      cause: why it failed as a whole, where the provider says so in a way that has a remedy:
+        QueueFull, InputGone, Aborted.
     """
 
     job_id: str
@@ -233,7 +259,9 @@ class LineEnd(enum.Enum):
     """
 
     REJECTED = "rejected"
-    """The provider refuses it and will again: final where one record is in it, else its records are asked one by one."""
+    """The provider refuses it and will again: final where one record is in it, else its records are
+    asked one by one.
+    """
     EXPIRED = "expired"
     """The provider did not come to it in time; nothing is paid, and it may be asked again."""
     CANCELLED = "cancelled"
@@ -268,19 +296,25 @@ class LineReply(NamedTuple):
 class BatchProvider(Protocol):
     """Remote jobs: plain verbs, no policy, blocking. Raises CallError like a CompletionProvider.
 
-    A job's way: `stage` its lines, `create` it, `look` until it has ended. Where a create's answer was lost, `find`.
+    A job's way: `stage` its lines, `create` it, `look` until it has ended. Where a create's answer
+    was lost, `find`.
 
-    One with an attribute `texts_are_json_strings = True` promises that the text of a message is a JSON string in its line, as orjson
-    writes it, and that nothing else of the line depends on it: the package then builds a million alike lines from one.
+    One with an attribute `texts_are_json_strings = True` promises that the text of a message is a
+    JSON string in its line, as orjson writes it, and that nothing else of the line depends on it:
+    the package then builds a million alike lines from one.
     """
 
     traits: BatchTraits
 
     def encode_line(self, custom_id: str, request: Request) -> bytes:
-        """One line of the job's input file, without the newline; the same bytes for the same request."""
+        """One line of the job's input file, without the newline; the same bytes for the same
+        request.
+        """
 
     def decode_line(self, line: bytes) -> LineReply:
-        """One line of a result file. Raises ValueError where the line is no reply at all (cut, not JSON)."""
+        """One line of a result file. Raises ValueError where the line is no reply at all (cut, not
+        JSON).
+        """
 
     def stage(self, lines: Path, name: str) -> str | None:
         """Puts a job's lines where `create` takes them from. Harmless to repeat.
@@ -293,7 +327,8 @@ class BatchProvider(Protocol):
         """Creates the job, in one try: a repeat may be a second paid job.
 
         Args:
-          name: of this attempt; what it begins with, up to its last `-`, is common to all attempts at the same job.
+          name: of this attempt; what it begins with, up to its last `-`, is common to all attempts
+            at the same job.
           staged: as `stage` named it.
           lines: the local file, where `staged` is None.
 
@@ -303,7 +338,8 @@ class BatchProvider(Protocol):
         """
 
     def find(self, name: str, staged: str | None, since: float) -> Sequence[RemoteJob]:
-        """All jobs that were created under a name that begins with `name` and a `-`, or from the input `staged`, in any state.
+        """All jobs that were created under a name that begins with `name` and a `-`, or from the
+        input `staged`, in any state.
 
         Args:
           since: none of them is older, in seconds since the epoch by the provider's clock.
@@ -314,7 +350,8 @@ class BatchProvider(Protocol):
         """
 
     def pending(self) -> Sequence[RemoteJob]:
-        """Jobs that have not ended, whoever made them, as far as the provider shows them; perhaps only the first it comes across.
+        """Jobs that have not ended, whoever made them, as far as the provider shows them; perhaps
+        only the first it comes across.
 
         Raises:
           CallError: CannotTell, or as for `find`.
@@ -328,10 +365,11 @@ class BatchProvider(Protocol):
         """
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
-        """Writes every result line of an ended job, good and bad, into one local file. Harmless to repeat.
+        """Writes every result line of an ended job, good and bad, into one local file. Harmless to
+        repeat.
 
-        Lines end with a newline and come in any order; a line that was cut comes last, without one. How much a server may send
-        is bounded.
+        Lines end with a newline and come in any order; a line that was cut comes last, without one.
+        How much a server may send is bounded.
 
         Raises:
           CallError: not all of it can be read; the file holds what can.
@@ -341,10 +379,14 @@ class BatchProvider(Protocol):
         """Asks for cancellation; harmless where the job has ended."""
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
-        """Removes what the provider keeps of a job: its results (`job`), its staged input (`staged`). Harmless where that is gone."""
+        """Removes what the provider keeps of a job: its results (`job`), its staged input
+        (`staged`). Harmless where that is gone.
+        """
 
     def now(self) -> float | None:
-        """The provider's own time, seconds since the epoch; None where it is not known. Machines differ by hours, it doesn't."""
+        """The provider's own time, seconds since the epoch; None where it is not known. Machines
+        differ by hours, it doesn't.
+        """
 
     def close(self) -> None:
         """Gives back connections; harmless to repeat."""
@@ -357,7 +399,8 @@ class Admission:
     Attributes:
       sent_at: when it was given, by the event loop's clock.
       waited_seconds: for it, in all.
-      throttled_seconds: of these, for a budget or because the provider asks for less; the rest was for other calls to end.
+      throttled_seconds: of these, for a budget or because the provider asks for less; the rest was
+        for other calls to end.
       exceeds_budget: the request alone has more tokens than a whole minute may have.
       charge: whatever the limiter needs to know again; nobody else looks at it.
     """
@@ -370,9 +413,11 @@ class Admission:
 
 
 class Limiter(Protocol):
-    """When the next live request may be sent: so many in flight, so many requests and tokens a minute. Lives on one event loop.
+    """When the next live request may be sent: so many in flight, so many requests and tokens a
+    minute. Lives on one event loop.
 
-    Each request is admitted, then perhaps one of `settle`, `throttled`, `timed_out`, and in any case released:
+    Each request is admitted, then perhaps one of `settle`, `throttled`, `timed_out`, and in any
+    case released:
 
         admission = await limiter.admit(tokens)
         try:
@@ -381,7 +426,8 @@ class Limiter(Protocol):
         finally:
             limiter.release(admission)
 
-    One that keeps its budgets in a shared database, for all workers of a job, is another class with these methods.
+    One that keeps its budgets in a shared database, for all workers of a job, is another class with
+    these methods.
     """
 
     @property
@@ -397,11 +443,14 @@ class Limiter(Protocol):
 
         Args:
           tokens: estimated, of prompt and answer.
-          is_follow_up: it belongs to an ask that has sent before. These go first, so that the oldest asks end first.
+          is_follow_up: it belongs to an ask that has sent before. These go first, so that the
+            oldest asks end first.
         """
 
     def settle(self, admission: Admission, tokens: int, pace: Pace | None) -> None:
-        """A reply came: what it really took, and what the provider's headers say about the minute to come."""
+        """A reply came: what it really took, and what the provider's headers say about the minute
+        to come.
+        """
 
     def throttled(self, admission: Admission, retry_after_seconds: float | None) -> None:
         """The provider refused the request because we are too fast."""
@@ -419,12 +468,14 @@ class Store(Protocol):
         store.create("log/7", b"mine")     # True for exactly one of all who try, anywhere
         store.read("log/7", 1, 3)          # b"in"
 
-    What everything rests on: `create` is atomic; whoever reads an object sees all of it or none; what was written is seen by all
-    from then on, in lists too. An object never changes but by `put`, and only by another `put` of the same name.
+    What everything rests on: `create` is atomic; whoever reads an object sees all of it or none;
+    what was written is seen by all from then on, in lists too. An object never changes but by
+    `put`, and only by another `put` of the same name.
 
-    Names are relative and `/`-separated; segments are of letters, digits, `_`, `-`, `.` and `=`, up to 200 characters, and don't begin
-    with a dot. No name is the folder of another one. Any other name raises ValueError. Failures that a name is not at fault for raise
-    the store's own exceptions; nothing is silently left undone.
+    Names are relative and `/`-separated; segments are of letters, digits, `_`, `-`, `.` and `=`, up
+    to 200 characters, and don't begin with a dot. No name is the folder of another one. Any other
+    name raises ValueError. Failures that a name is not at fault for raise the store's own
+    exceptions; nothing is silently left undone.
 
     A store is pickled by its location, and used by several threads at once.
 
@@ -435,7 +486,9 @@ class Store(Protocol):
     location: str
 
     def create(self, name: str, data: bytes) -> bool:
-        """Creates the object atomically; False where one exists. Of many racers exactly one gets True."""
+        """Creates the object atomically; False where one exists. Of many racers exactly one gets
+        True.
+        """
 
     def put(self, name: str, data: bytes) -> None:
         """Writes or replaces the object, all of it or nothing."""
@@ -450,7 +503,9 @@ class Store(Protocol):
         """Streams the object to a local path; False, and no file there, where there is none."""
 
     def read(self, name: str, start: int, end: int) -> bytes | None:
-        """Bytes [start, end) of the object, fewer where it ends before; None where there is none. Costs what it returns."""
+        """Bytes [start, end) of the object, fewer where it ends before; None where there is none.
+        Costs what it returns.
+        """
 
     def list(self, prefix: str, start_after: str = "") -> Iterable[str]:
         """Names with the prefix that sort after `start_after`, in the order of their characters."""
@@ -459,10 +514,13 @@ class Store(Protocol):
         """Removes the object; harmless where it is gone."""
 
     def path_of(self, name: str) -> Path | None:
-        """Where the object lies, or would lie, as a local file that may be read in place; None where objects are not local files."""
+        """Where the object lies, or would lie, as a local file that may be read in place; None
+        where objects are not local files.
+        """
 
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
-        """Removes what killed processes left half-written, of which no list shows anything; spares what is being written.
+        """Removes what killed processes left half-written, of which no list shows anything; spares
+        what is being written.
 
         Args:
           dry_run: nothing is removed.

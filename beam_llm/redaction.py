@@ -1,8 +1,9 @@
-"""Keeps API keys, and what garbles a terminal, out of texts that others wrote and we show, log or store.
+"""Keeps API keys, and what garbles a terminal, out of texts that others wrote and we show, log or
+store.
 
-A server may repeat a key anywhere: in its sentence, an error's code, an id. So a finished text is searched, not one field
-of it. The key is found whole or in pieces, in any case, with anything between its letters, and encoded for a URL, as
-base64 or in hexadecimal:
+A server may repeat a key anywhere: in its sentence, an error's code, an id. So a finished text is
+searched, not one field of it. The key is found whole or in pieces, in any case, with anything
+between its letters, and encoded for a URL, as base64 or in hexadecimal:
 
     redactor = redactor_of("sk-1234567890abcdef")
     redactor("Incorrect API key provided: sk-12345678…")      # Incorrect API key provided: [key]…
@@ -20,25 +21,28 @@ from beam_llm.errors import printable
 MASK = "[key]"
 
 MOST_READ = 4_000
-"""Characters of a text that are looked at and kept: it is cut first, so that the time of the search has a bound."""
+"""Characters of a text that are looked at and kept: it is cut first, so that the time of the search
+has a bound.
+"""
 
 _PIECE = 10
-"""So many letters and digits in a row of a key are taken for it (of a short key: half of it). Fewer would match ordinary
-words wherever a key is made of such."""
+"""So many letters and digits in a row of a key are taken for it (of a short key: half of it). Fewer
+would match ordinary words wherever a key is made of such."""
 
 _ENCODED_PIECE = 14
 """The same for the encoded forms, which carry less in each letter."""
 
 _SECRET_LENGTH = 8
-"""A key with fewer letters and digits is what people give servers without keys (`none`, `EMPTY`, `test`): only the word
-itself is taken out, and none below four characters."""
+"""A key with fewer letters and digits is what people give servers without keys (`none`, `EMPTY`,
+`test`): only the word itself is taken out, and none below four characters."""
 
 
 _MOST_NAMES = 1_000
 
 
 class Redactor:
-    """Takes one key, and whatever looks like another, out of texts. Linear in the length of what it reads.
+    """Takes one key, and whatever looks like another, out of texts. Linear in the length of what it
+    reads.
 
     Args:
       secret: the key in use; None where there is none.
@@ -71,7 +75,9 @@ class Redactor:
         self._halves = _windows([secret], self._half)
 
     def __call__(self, text: str) -> str:
-        """The text, cut to `MOST_READ` characters, with `[key]` for keys and escapes for characters that don't print."""
+        """The text, cut to `MOST_READ` characters, with `[key]` for keys and escapes for characters
+        that don't print.
+        """
         text = text[:MOST_READ]
         if self._word is not None:
             text = self._word.sub(MASK, text)
@@ -80,18 +86,24 @@ class Redactor:
         return printable(" ".join(_without_shapes(text).split()))
 
     def touches(self, text: str) -> bool:
-        """Whether half of the key or more is in the text, plain or encoded. Quick: for ids and names, one a reply."""
+        """Whether half of the key or more is in the text, plain or encoded. Quick: for ids and
+        names, one a reply.
+        """
         return any(map(text.__contains__, self._needles))
 
     def touches_plainly(self, text: str) -> bool:
-        """Whether half of the key may be in the text as it is; for the text and the id of every reply."""
+        """Whether half of the key may be in the text as it is; for the text and the id of every
+        reply.
+        """
         for needle in self._own_needles:  # noqa: SIM110  # a third of the time of any()
             if needle in text:
                 return True
         return False
 
     def leaves(self, name: str) -> bool:
-        """Whether a name stays as it is; for the few that stand in every reply: the model's, the tier's."""
+        """Whether a name stays as it is; for the few that stand in every reply: the model's, the
+        tier's.
+        """
         if name in self._clean_names:
             return True
         is_clean = self.identifier(name) == name
@@ -129,19 +141,29 @@ def remember(secret: str) -> None:
 
 
 def redact(text: str) -> str:
-    """The text without any key that this process has looked up: for messages whose origin is not known."""
+    """The text without any key that this process has looked up: for messages whose origin is not
+    known.
+    """
     for secret in _known:
         text = redactor_of(secret)(text)
     return text
 
 
-# How the key is found ------------------------------------------------------------------------------------------------------
+# How the key is found
+# --------------------------------------------------------------------------------------------------
 
 
 def _encodings(secret: str) -> list[str]:
-    """The key as it looks inside of a URL, of base64 (where it may start at any of three bits) and of hexadecimal."""
+    """The key as it looks inside of a URL, of base64 (where it may start at any of three bits) and
+    of hexadecimal.
+    """
     data = secret.encode("utf-8", "surrogatepass")
-    found = [data.hex(), "".join(c if c.isalnum() else "".join(f"%{byte:02X}" for byte in c.encode()) for c in secret)]
+    found = [
+        data.hex(),
+        "".join(
+            c if c.isalnum() else "".join(f"%{byte:02X}" for byte in c.encode()) for c in secret
+        ),
+    ]
     for offset, before in enumerate((0, 2, 3)):
         encoded = base64.b64encode(b"\0" * offset + data).decode().rstrip("=")
         found.append(encoded[before : len(encoded) - 1])  # what its neighbours have no part in
@@ -170,10 +192,16 @@ def _windows(forms: Iterable[str], size: int) -> frozenset[str]:
 
 
 def _masked(text: str, size: int, pieces: frozenset[str]) -> str:
-    """The text with every run of letters and digits that is one of the pieces masked, whatever stands between its letters."""
+    """The text with every run of letters and digits that is one of the pieces masked, whatever
+    stands between its letters.
+    """
     where = [i for i, character in enumerate(text) if character.isalnum()]
     letters = "".join([text[i].lower()[0] for i in where])
-    spans = [(where[i], where[i + size - 1] + 1) for i in range(len(letters) - size + 1) if letters[i : i + size] in pieces]
+    spans = [
+        (where[i], where[i + size - 1] + 1)
+        for i in range(len(letters) - size + 1)
+        if letters[i : i + size] in pieces
+    ]
     return _replaced(text, spans)
 
 
@@ -200,12 +228,23 @@ _WORD = re.compile(r"[^\s'\"]+")
 
 
 def _without_shapes(text: str) -> str:
-    """Without what looks like somebody's key: by its first letters, after `Bearer`, or with stars in it."""
+    """Without what looks like somebody's key: by its first letters, after `Bearer`, or with stars
+    in it.
+    """
     text = _SHAPES.sub(_shape, text)
-    return _WORD.sub(lambda word: MASK if "***" in word[0] else word[0], text) if "***" in text else text
+    return (
+        _WORD.sub(lambda word: MASK if "***" in word[0] else word[0], text)
+        if "***" in text
+        else text
+    )
 
 
 def _shape(found: re.Match[str]) -> str:
     """`api_key` and `key-value` are words; with a digit in it, it may be a key."""
-    is_key = found["sure"] or found[0].startswith("Bearer") or any(map(str.isdigit, found[0])) or "*" in found[0]
+    is_key = (
+        found["sure"]
+        or found[0].startswith("Bearer")
+        or any(map(str.isdigit, found[0]))
+        or "*" in found[0]
+    )
     return MASK if is_key else found[0]

@@ -1,6 +1,8 @@
-"""The words of the package, as frozen values: what flows through it. No I/O, no third-party imports.
+"""The words of the package, as frozen values: what flows through it. No I/O, no third-party
+imports.
 
-Made once per record or per reply, they are NamedTuples where it matters: a frozen dataclass takes four times as long to make.
+Made once per record or per reply, they are NamedTuples where it matters: a frozen dataclass takes
+four times as long to make.
 
 element ─ transforms ─► Record(s) ─ task ─► Request ─ provider ─► Completion ─ task ─► Prediction
 """
@@ -24,8 +26,10 @@ class Record(NamedTuple):
     """What one element asks: the strings that its prompt varies by, and nothing of Beam.
 
     Attributes:
-      inputs: the rendered texts this record puts into the prompt, one per varying part of the template.
-      tokens: estimated input tokens of `inputs`, an upper bound rather than a mean; where nothing hangs on it, their bytes.
+      inputs: the rendered texts this record puts into the prompt, one per varying part of the
+        template.
+      tokens: estimated input tokens of `inputs`, an upper bound rather than a mean; where nothing
+        hangs on it, their bytes.
       fields: the element's fields, only where a custom batch template needs them, else None.
       record_id: the user's id as text, where `record_id` names a field, else None.
     """
@@ -37,11 +41,13 @@ class Record(NamedTuple):
 
 
 class PromptBatch(NamedTuple):
-    """The 1…n records that share one prompt, each with the element it came from; or elements that failed before any call.
+    """The 1…n records that share one prompt, each with the element it came from; or elements that
+    failed before any call.
 
     Attributes:
       records: what to ask; empty where there are `failures`.
-      elements: what the records were made of, in whatever wrapping their pipeline has for them; one per record, or one per failure.
+      elements: what the records were made of, in whatever wrapping their pipeline has for them; one
+        per record, or one per failure.
       failures: why these elements can't be asked.
     """
 
@@ -61,7 +67,8 @@ class Request:
     """A provider-neutral ask. Equal content gives equal bytes in every process.
 
     Attributes:
-      schema: JSON schema the reply must follow, in no provider's dialect; None where the reply is free text, or described in words.
+      schema: JSON schema the reply must follow, in no provider's dialect; None where the reply is
+        free text, or described in words.
       max_output_tokens: of the whole reply (already multiplied by the records in it), or None.
       extra: further parameters, passed to the provider as they are (`extra_body`).
       input_tokens: estimated, for budgets and limits; not part of what is sent.
@@ -78,7 +85,9 @@ class Request:
 
 
 class Usage(NamedTuple):
-    """Tokens of one reply, or a record's share of them. `cached_tokens` are part of `input_tokens`."""
+    """Tokens of one reply, or a record's share of them. `cached_tokens` are part of
+    `input_tokens`.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -88,18 +97,29 @@ class Usage(NamedTuple):
         return Usage(self[0] + other[0], self[1] + other[1], self[2] + other[2])
 
     def split(self, members: int) -> list[Usage]:
-        """Shares the tokens among `members` records; the shares add up to the whole (largest remainder)."""
-        (inputs, more_in), (outputs, more_out), (cached, more_cached) = (divmod(total, members) for total in self)
+        """Shares the tokens among `members` records; the shares add up to the whole (largest
+        remainder).
+        """
+        (inputs, more_in), (outputs, more_out), (cached, more_cached) = (
+            divmod(total, members) for total in self
+        )
         shares: list[Usage] = []
-        for end in sorted((more_in, more_out, more_cached, members)):  # up to each of these, all shares are the same
+        # Up to each of these, all shares are the same.
+        for end in sorted((more_in, more_out, more_cached, members)):
             if (start := len(shares)) < end:
-                share = Usage(inputs + (start < more_in), outputs + (start < more_out), cached + (start < more_cached))
+                share = Usage(
+                    inputs + (start < more_in),
+                    outputs + (start < more_out),
+                    cached + (start < more_cached),
+                )
                 shares += [share] * (end - start)
         return shares
 
 
 class Pace(NamedTuple):
-    """What the provider's rate-limit headers said of the minute to come; None where it said nothing."""
+    """What the provider's rate-limit headers said of the minute to come; None where it said
+    nothing.
+    """
 
     remaining_requests: int | None = None
     remaining_tokens: int | None = None
@@ -108,7 +128,9 @@ class Pace(NamedTuple):
 
 
 class Finish(enum.Enum):
-    """How a reply ended, whatever word the provider has for it. A closed set: each provider maps its own words onto it."""
+    """How a reply ended, whatever word the provider has for it. A closed set: each provider maps
+    its own words onto it.
+    """
 
     STOP = "stop"
     """The model came to an end of its own."""
@@ -134,7 +156,8 @@ class Completion(NamedTuple):
       finish: how it ended, in our words.
       finish_reason: how it ended, in the provider's own.
       refusal: the model's own words of refusal, else None.
-      service_tier: the tier that the provider says it was served in (`default`, `flex`, `priority`), which decides its price.
+      service_tier: the tier that the provider says it was served in (`default`, `flex`,
+        `priority`), which decides its price.
     """
 
     text: str | None
@@ -158,9 +181,10 @@ class Reading(NamedTuple):
       values: index → typed, validated value.
       failures: index → why its answer is not a value; `attempts` is 0, for the caller to fill.
       missing: indices that the reply does not answer with certainty, ascending.
-      reply_failure: set where no answer could be read: the reply is unreadable, refused, truncated or empty.
-      warnings: words for counters, sorted: `repaired`, `wrapped`, `truncated`, `zero_based`, `shifted_index`,
-        `unknown_index`, `duplicate_index`, `index_type`, `no_index`.
+      reply_failure: set where no answer could be read: the reply is unreadable, refused, truncated
+        or empty.
+      warnings: words for counters, sorted: `repaired`, `wrapped`, `truncated`, `zero_based`,
+        `shifted_index`, `unknown_index`, `duplicate_index`, `index_type`, `no_index`.
       raws: index → the JSON that the value was made of.
     """
 
@@ -176,9 +200,12 @@ class Outcome(NamedTuple):
     """How one record of a prompt ends: the answer, or why there is none. Knows no element.
 
     Attributes:
-      value: validated against `output`. Live calls give it typed; the ledger keeps, and gives, its JSON form.
-      usage: this record's share of all replies it was part of (also of those that had to be asked again).
-      cost_usd: the share's price; None where the model's price is unknown; 0.0 where the answer was re-used.
+      value: validated against `output`. Live calls give it typed; the ledger keeps, and gives, its
+        JSON form.
+      usage: this record's share of all replies it was part of (also of those that had to be asked
+        again).
+      cost_usd: the share's price; None where the model's price is unknown; 0.0 where the answer was
+        re-used.
       reused: the answer was known already and nothing was paid for it now.
     """
 
@@ -193,9 +220,11 @@ class Outcome(NamedTuple):
 
 
 class JobState(enum.Enum):
-    """Where a remote job stands; each provider maps its own words, and a word that it doesn't know is RUNNING.
+    """Where a remote job stands; each provider maps its own words, and a word that it doesn't know
+    is RUNNING.
 
-    `has_ended` is true of the last four: nothing will change any more, and result files may be read.
+    `has_ended` is true of the last four: nothing will change any more, and result files may be
+    read.
     """
 
     WAITING = "waiting"

@@ -1,4 +1,6 @@
-"""What the review pipelines share: the answer's type, the prompt, and rows as they lie in the input."""
+"""What the review pipelines share: the answer's type, the prompt, and rows as they lie in the
+input.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,10 @@ from typing import Literal, NamedTuple
 
 import pydantic
 
-PROMPT = "Classify the sentiment of this review and score it from -1 (most negative) to 1 (most positive):\n{{ text }}"
+PROMPT = (
+    "Classify the sentiment of this review and score it from -1 (most negative) to 1 "
+    "(most positive):\n{{ text }}"
+)
 
 
 class Review(NamedTuple):

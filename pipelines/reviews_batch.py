@@ -2,8 +2,9 @@
 
     python -m pipelines.reviews_batch --input 'reviews-*.jsonl' --output labelled --batch_size 20
 
-`OPENAI_API_KEY` (and `OPENAI_BASE_URL`, for another server) come from the environment; every Beam option works too. With `--mode
-batch_api --staging_location DIR` the same pipeline runs at half price through the provider's batch API.
+`OPENAI_API_KEY` (and `OPENAI_BASE_URL`, for another server) come from the environment; every Beam
+option works too. With `--mode batch_api --staging_location DIR` the same pipeline runs at half
+price through the provider's batch API.
 """
 
 from __future__ import annotations
@@ -19,15 +20,27 @@ from pipelines.reviews import PROMPT, Opinion, Review, parse
 
 
 def to_line(row: beam.Row) -> str:
-    opinion = None if row.opinion is None else {"sentiment": row.opinion.sentiment, "score": row.opinion.score}
+    opinion = (
+        None
+        if row.opinion is None
+        else {"sentiment": row.opinion.sentiment, "score": row.opinion.score}
+    )
     return orjson.dumps(
-        {"id": row.id, "text": row.text, "rating": row.rating, "opinion": opinion, "opinion_error": row.opinion_error}
+        {
+            "id": row.id,
+            "text": row.text,
+            "rating": row.rating,
+            "opinion": opinion,
+            "opinion_error": row.opinion_error,
+        }
     ).decode()
 
 
 def run(argv: list[str] | None = None) -> beam.runners.runner.PipelineResult:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--input", required=True, help="a file or pattern of .jsonl with id, text and rating")
+    parser.add_argument(
+        "--input", required=True, help="a file or pattern of .jsonl with id, text and rating"
+    )
     parser.add_argument("--output", required=True, help="prefix of the files to write")
     parser.add_argument("--model", default="openai:gpt-4.1-mini")
     parser.add_argument("--batch_size", default="20")

@@ -1,9 +1,11 @@
 """Reviews as they arrive: an unbounded stream, prompt batches by count and by time, live calls.
 
-    python -m pipelines.reviews_streaming --input reviews.jsonl --output labelled --per_second 50 --runner FlinkRunner
+    python -m pipelines.reviews_streaming --input reviews.jsonl --output labelled --per_second 50
+    --runner FlinkRunner
 
-The stream is the file, replayed at a steady pace by PeriodicImpulse; put your Kafka or Pub/Sub source in its place. A prompt goes out when
-`--batch_size` reviews are there or `--batch_timeout_ms` have passed since the first; results are counted per minute and sentiment.
+The stream is the file, replayed at a steady pace by PeriodicImpulse; put your Kafka or Pub/Sub
+source in its place. A prompt goes out when `--batch_size` reviews are there or `--batch_timeout_ms`
+have passed since the first; results are counted per minute and sentiment.
 """
 
 from __future__ import annotations
@@ -37,7 +39,11 @@ class ReplayLines(beam.DoFn):
 
 
 def sentiment_of(prediction: Prediction) -> str:
-    return prediction.value.sentiment if prediction.error is None else f"error: {prediction.error.kind}"
+    return (
+        prediction.value.sentiment
+        if prediction.error is None
+        else f"error: {prediction.error.kind}"
+    )
 
 
 def run(argv: list[str] | None = None) -> beam.runners.runner.PipelineResult:

@@ -1,9 +1,11 @@
 """Batch jobs in two pipelines: submit today, collect tomorrow.
 
-    python -m pipelines.submit_then_collect submit --input reviews.jsonl --jobs jobs.txt --staging_location gs://bucket/llm
-    python -m pipelines.submit_then_collect collect --jobs jobs.txt --output labelled --staging_location gs://bucket/llm
+    python -m pipelines.submit_then_collect submit --input reviews.jsonl --jobs jobs.txt
+    --staging_location gs://bucket/llm python -m pipelines.submit_then_collect collect --jobs
+    jobs.txt --output labelled --staging_location gs://bucket/llm
 
-The file of job ids is all that the second pipeline needs: the elements come back from the staging location with their answers.
+The file of job ids is all that the second pipeline needs: the elements come back from the staging
+location with their answers.
 """
 
 from __future__ import annotations
@@ -20,14 +22,23 @@ from pipelines.reviews import PROMPT, Opinion, Review, parse
 
 
 def id_of(ref: BatchJobRef) -> str:
-    """The job's id; a job that still queues behind a limit has none yet and is known by its number."""
+    """The job's id; a job that still queues behind a limit has none yet and is known by its
+    number.
+    """
     return ref.job_id or f"#{ref.number}"
 
 
 def to_line(prediction: Prediction) -> str:
     opinion = prediction.value and prediction.value.model_dump()
     error = prediction.error and str(prediction.error)
-    return orjson.dumps({"id": prediction.element.id, "opinion": opinion, "error": error, "cost_usd": prediction.cost_usd}).decode()
+    return orjson.dumps(
+        {
+            "id": prediction.element.id,
+            "opinion": opinion,
+            "error": error,
+            "cost_usd": prediction.cost_usd,
+        }
+    ).decode()
 
 
 def submit(pipeline: beam.Pipeline, arguments: argparse.Namespace, options: dict[str, Any]) -> None:
@@ -41,7 +52,9 @@ def submit(pipeline: beam.Pipeline, arguments: argparse.Namespace, options: dict
     )
 
 
-def collect(pipeline: beam.Pipeline, arguments: argparse.Namespace, options: dict[str, Any]) -> None:
+def collect(
+    pipeline: beam.Pipeline, arguments: argparse.Namespace, options: dict[str, Any]
+) -> None:
     (
         pipeline
         | "Read ids" >> beam.io.ReadFromText(arguments.jobs)
@@ -54,7 +67,9 @@ def collect(pipeline: beam.Pipeline, arguments: argparse.Namespace, options: dic
 def run(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("step", choices=["submit", "collect"])
-    parser.add_argument("--input", help="submit: a file or pattern of .jsonl with id, text and rating")
+    parser.add_argument(
+        "--input", help="submit: a file or pattern of .jsonl with id, text and rating"
+    )
     parser.add_argument("--jobs", required=True, help="file of job ids, one a line")
     parser.add_argument("--output", help="collect: prefix of the files to write")
     parser.add_argument("--model", default="openai:gpt-4.1-mini")
@@ -70,7 +85,9 @@ def run(argv: list[str] | None = None) -> None:
         "api_key": arguments.api_key,
         "poll_seconds": arguments.poll_seconds,
     }
-    with beam.Pipeline(options=PipelineOptions(beam_arguments, pickle_library="cloudpickle")) as pipeline:
+    with beam.Pipeline(
+        options=PipelineOptions(beam_arguments, pickle_library="cloudpickle")
+    ) as pipeline:
         {"submit": submit, "collect": collect}[arguments.step](pipeline, arguments, options)
 
 

@@ -23,7 +23,9 @@ ROOT = Path(__file__).parent.parent
 def main(arguments: list[str]) -> int:
     # What some tests need to be fetched and built (Prism, Flink, a GCS server) is, beside lint and
     # types; later it is in the cache.
-    fetching = subprocess.Popen([sys.executable, "-m", "tests.components", "prepare", "all"], cwd=ROOT)
+    fetching = subprocess.Popen(
+        [sys.executable, "-m", "tests.components", "prepare", "all"], cwd=ROOT
+    )
     checks = {
         "lint": ["ruff", "check", "."],
         "format": ["ruff", "format", "--check", "."],
@@ -36,7 +38,11 @@ def main(arguments: list[str]) -> int:
             fetching.wait()
         if not _passes(name, [sys.executable, "-m", *command]):
             failed.append(name)
-    if not arguments and os.environ.get("BEAM_LLM_TEST_LOWEST_BEAM") != "none" and not _passes_on_the_lowest_beam():
+    if (
+        not arguments
+        and os.environ.get("BEAM_LLM_TEST_LOWEST_BEAM") != "none"
+        and not _passes_on_the_lowest_beam()
+    ):
         failed.append("tests on the lowest Beam")
     if failed:
         print(f"failed: {', '.join(failed)}", flush=True)

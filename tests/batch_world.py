@@ -1,4 +1,6 @@
-"""What the tests of `jobs/` share: a staging folder, a task, a fake provider and clock, and runs of the whole way through them."""
+"""What the tests of `jobs/` share: a staging folder, a task, a fake provider and clock, and runs of
+the whole way through them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,16 @@ from types import SimpleNamespace
 from typing import Any
 
 from beam_llm.config import Settings, settings
-from beam_llm.jobs import BatchJobRef, Driver, PartRef, PartRow, open_store, plan, run_jobs, write_part
+from beam_llm.jobs import (
+    BatchJobRef,
+    Driver,
+    PartRef,
+    PartRow,
+    open_store,
+    plan,
+    run_jobs,
+    write_part,
+)
 from beam_llm.jobs import ledger as ledgers
 from beam_llm.prompting.batching import caps_of
 from beam_llm.protocols import Task
@@ -49,11 +60,23 @@ class World:
         """Live calls: everything is answered."""
         texts = [record.inputs[0] for record in records]
         self.asked += texts
-        return SimpleNamespace(outcomes=[Outcome(f"live: {text}", None, Usage(5, 1, 0), 0.5, "fake-live") for text in texts])
+        return SimpleNamespace(
+            outcomes=[
+                Outcome(f"live: {text}", None, Usage(5, 1, 0), 0.5, "fake-live") for text in texts
+            ]
+        )
 
     def driver(self, **changes: Any) -> Driver:
         known = self.settings(**changes)
-        return Driver(known, compile_task(known), open_store(self.location), self.fake, self.ask, cost, self.clock)
+        return Driver(
+            known,
+            compile_task(known),
+            open_store(self.location),
+            self.fake,
+            self.ask,
+            cost,
+            self.clock,
+        )
 
     def spool(self, texts: Sequence[str], per_part: int = 7, **changes: Any) -> list[PartRef]:
         task, store = compile_task(self.settings(**changes)), open_store(self.location)
@@ -66,12 +89,23 @@ class World:
         known = self.settings(**changes)
         task = compile_task(known)
         parts = self.spool(texts, per_part, **changes)
-        return plan(open_store(self.location), task, caps_of(known, task.shared_tokens, None), self.fake.traits, parts, self.clock)
+        return plan(
+            open_store(self.location),
+            task,
+            caps_of(known, task.shared_tokens, None),
+            self.fake.traits,
+            parts,
+            self.clock,
+        )
 
-    def run(self, texts: Sequence[str], per_part: int = 7, **changes: Any) -> dict[str, list[Outcome]]:
+    def run(
+        self, texts: Sequence[str], per_part: int = 7, **changes: Any
+    ) -> dict[str, list[Outcome]]:
         """The whole way, as a pipeline goes it; outcomes by text."""
         refs = self.plan(texts, per_part, **changes)
-        return gathered(driven(self.driver(**changes), refs, self.clock.sleep, lambda waiting: None))
+        return gathered(
+            driven(self.driver(**changes), refs, self.clock.sleep, lambda waiting: None)
+        )
 
     def restart(self) -> None:
         """What a new process knows: nothing but the staging location."""

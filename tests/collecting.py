@@ -1,4 +1,6 @@
-"""What a PCollection holds, for tests on runners of this process. In a module of its own: what is pickled by value is copied."""
+"""What a PCollection holds, for tests on runners of this process. In a module of its own: what is
+pickled by value is copied.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Fixtures for the real parts of tests/components; a part that can't be had skips its tests with the reason.
+"""Fixtures for the real parts of tests/components; a part that can't be had skips its tests with
+the reason.
 
 Nothing is imported, fetched or started before a test asks for it.
 """
@@ -27,7 +28,9 @@ hypothesis.settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process has the Flink cluster, and starts with it: its tests take longest, the other process does the rest meanwhile."""
+    """One process has the Flink cluster, and starts with it: its tests take longest, the other
+    process does the rest meanwhile.
+    """
     for item in items:
         if item.get_closest_marker("flink"):
             item.add_marker(pytest.mark.xdist_group("flink"))
@@ -51,7 +54,9 @@ def emulator(llm_emulator: Emulator) -> Emulator:
 
 @pytest.fixture
 def prism_options(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Pipeline flags that run a pipeline on Prism: one server for all tests, its workers threads of this process."""
+    """Pipeline flags that run a pipeline on Prism: one server for all tests, its workers threads of
+    this process.
+    """
     from apache_beam.runners.portability.prism_runner import PrismRunner
 
     from tests.components import prism
@@ -70,8 +75,12 @@ def _flink_session() -> Iterator[FlinkCluster]:
 
 
 @pytest.fixture
-def flink_cluster(_flink_session: FlinkCluster, request: pytest.FixtureRequest) -> Iterator[FlinkCluster]:
-    """A Flink cluster of separate processes, with no job and all slots free; started once per session."""
+def flink_cluster(
+    _flink_session: FlinkCluster, request: pytest.FixtureRequest
+) -> Iterator[FlinkCluster]:
+    """A Flink cluster of separate processes, with no job and all slots free; started once per
+    session.
+    """
     _flink_session.recover()
     failed_before = request.session.testsfailed
     yield _flink_session
@@ -90,7 +99,9 @@ def _gcs_session() -> Iterator[GcsServer]:
 
 @pytest.fixture
 def gcs_emulator(_gcs_session: GcsServer, monkeypatch: pytest.MonkeyPatch) -> GcsServer:
-    """A GCS server with real write preconditions; STORAGE_EMULATOR_HOST names it, for child processes too."""
+    """A GCS server with real write preconditions; STORAGE_EMULATOR_HOST names it, for child
+    processes too.
+    """
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", _gcs_session.url)
     return _gcs_session
 

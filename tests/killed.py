@@ -1,10 +1,11 @@
-"""A whole pipeline in a process of its own that kills or stops itself at a named point (`beam_llm.jobs.failpoints`). For tests that kill.
+"""A whole pipeline in a process of its own that kills or stops itself at a named point
+(`beam_llm.jobs.failpoints`). For tests that kill.
 
-    run = start(Run(base_url, staging, texts, kill="create.after#2"))    # kill -9 when that point is reached the second time
-    assert run.ended() == -SIGKILL
+    run = start(Run(base_url, staging, texts, kill="create.after#2"))    # kill -9 when that point
+    is reached the second time assert run.ended() == -SIGKILL
 
-Children are forked from one server that has Beam imported already, so that a kill costs a second and not five. They are real
-processes: nothing of them is left after a kill but the staging folder.
+Children are forked from one server that has Beam imported already, so that a kill costs a second
+and not five. They are real processes: nothing of them is left after a kill but the staging folder.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ CHILD_SECONDS = 60
 
 def reviews_of(tag: str, count: int = 24) -> list[str]:
     """Texts that no other tag has, whose sentiment is beyond doubt."""
-    moods, mark = list(MOODS), hashlib.sha256(tag.encode()).hexdigest()[:8]  # a mark, as "killed" is a word with a sentiment
+    # A mark, as "killed" is a word with a sentiment.
+    moods, mark = (
+        list(MOODS),
+        hashlib.sha256(tag.encode()).hexdigest()[:8],
+    )
     return [f"{mark}: {THINGS[n % len(THINGS)]} {n}, {moods[n % 3]}" for n in range(count)]
 
 
@@ -106,26 +111,56 @@ def rows_of(run: Run) -> list[Row]:
     from beam_llm import LLMPredict
     from tests.collecting import Collect
 
-    elements = [dict(extra, text=text) for text, extra in zip(run.texts, run.fields or [{}] * len(run.texts), strict=True)]
+    elements = [
+        dict(extra, text=text)
+        for text, extra in zip(run.texts, run.fields or [{}] * len(run.texts), strict=True)
+    ]
     kept = Collect()
     batch = {"staging_location": run.staging, **QUICK} if run.mode == "batch_api" else {}
-    options = {"output": MOOD, "base_url": run.base_url, "api_key": f"env:{KEY}", "batch_size": 3, "prompt": PROMPT}
+    options = {
+        "output": MOOD,
+        "base_url": run.base_url,
+        "api_key": f"env:{KEY}",
+        "batch_size": 3,
+        "prompt": PROMPT,
+    }
     options |= {**batch, **run.options}
     model = options.pop("model", MODEL)
     with beam.Pipeline(options=PipelineOptions(list(run.flags))) as p:
         _ = p | beam.Create(elements) | LLMPredict(model, mode=run.mode, **options) | kept
     return [
-        Row(e.element["text"], e.value, e.error and str(e.error.kind), e.error and e.error.message, e.reused, e.cost_usd)
+        Row(
+            e.element["text"],
+            e.value,
+            e.error and str(e.error.kind),
+            e.error and e.error.message,
+            e.reused,
+            e.cost_usd,
+        )
         for e in kept.found
     ]
 
 
-def complaints(rows: Sequence[Row], texts: Sequence[str], *, may_fail: Sequence[str] = ()) -> list[str]:
+def complaints(
+    rows: Sequence[Row], texts: Sequence[str], *, may_fail: Sequence[str] = ()
+) -> list[str]:
     """What a user would complain of: records lost, doubled, wrong, failed."""
     wanted, found = Counter(texts), Counter(row.text for row in rows)
-    said = [f"{text!r}: {wanted[text]} in, {found[text]} out" for text in wanted | found if wanted[text] != found[text]]
-    said += [f"{row.text!r}: {row.kind}: {row.message}" for row in rows if row.kind is not None and row.text not in may_fail]
-    return said + [f"{row.text!r}: wrong: {row.value!r}" for row in rows if row.kind is None and row.value != expected(row.text)]
+    said = [
+        f"{text!r}: {wanted[text]} in, {found[text]} out"
+        for text in wanted | found
+        if wanted[text] != found[text]
+    ]
+    said += [
+        f"{row.text!r}: {row.kind}: {row.message}"
+        for row in rows
+        if row.kind is not None and row.text not in may_fail
+    ]
+    return said + [
+        f"{row.text!r}: wrong: {row.value!r}"
+        for row in rows
+        if row.kind is None and row.value != expected(row.text)
+    ]
 
 
 # Processes
@@ -202,8 +237,12 @@ def jobs_made(emulator: Any) -> int:
 
 def last_jobs(emulator: Any) -> list[dict[str, Any]]:
     """The youngest 100 jobs of an emulator in another process, as its API shows them, oldest first."""
-    request = urllib.request.Request(f"{emulator.base_url}/batches?limit=100", headers={"Authorization": "Bearer any"})
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
+    request = urllib.request.Request(
+        f"{emulator.base_url}/batches?limit=100", headers={"Authorization": "Bearer any"}
+    )
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+        request, timeout=10
+    ) as answer:
         return list(reversed(json.loads(answer.read())["data"]))
 
 
@@ -247,7 +286,9 @@ def _watch(run: Run | Command, folder: str) -> Callable[[str], None]:
 
     def watch(point: str) -> None:
         seen[point] += 1
-        names = {point, f"{point}#{seen[point]}"} if seen[point] == 1 else {f"{point}#{seen[point]}"}
+        names = (
+            {point, f"{point}#{seen[point]}"} if seen[point] == 1 else {f"{point}#{seen[point]}"}
+        )
         if run.kill in names:
             os.kill(os.getpid(), signal.SIGKILL)
         if run.stop in names:

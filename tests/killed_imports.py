@@ -1,4 +1,6 @@
-"""What the children of `tests.killed` need, imported once in the process they are forked from. Importing starts no threads."""
+"""What the children of `tests.killed` need, imported once in the process they are forked from.
+Importing starts no threads.
+"""
 
 import apache_beam
 import apache_beam.runners.portability.fn_api_runner

@@ -1,4 +1,6 @@
-"""The live path without Beam: a real Engine, Task and provider against an emulator. Tests of tables run through it in milliseconds."""
+"""The live path without Beam: a real Engine, Task and provider against an emulator. Tests of tables
+run through it in milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +34,28 @@ class Opinion(pydantic.BaseModel):
 
 def opinions_of(texts: Sequence[str], fast: bool = False) -> dict[str, Opinion]:
     """What the emulator's own brain thinks of each text, asked one by one and without a wire."""
-    brain, task = Brain(fast), compile_task(settings(MODEL, prompt=PROMPT, output=Opinion, api_key="none"))
+    brain, task = (
+        Brain(fast),
+        compile_task(settings(MODEL, prompt=PROMPT, output=Opinion, api_key="none")),
+    )
     request = task.render([task.record({"text": "?"}, "?")])
     asked = read_question(
         {
-            "messages": [{"role": message.role, "content": message.content} for message in request.messages],
-            "response_format": {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": request.schema}},
+            "messages": [
+                {"role": message.role, "content": message.content} for message in request.messages
+            ],
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "reply", "strict": True, "schema": request.schema},
+            },
         }
     )
-    return {text: Opinion(**value) for text, value in zip(texts, brain.values(dataclasses.replace(asked, texts=tuple(texts))), strict=True)}
+    return {
+        text: Opinion(**value)
+        for text, value in zip(
+            texts, brain.values(dataclasses.replace(asked, texts=tuple(texts))), strict=True
+        )
+    }
 
 
 def distinct_texts(count: int) -> list[str]:
@@ -51,13 +66,24 @@ def distinct_texts(count: int) -> list[str]:
 
 
 def ask(emulator: Any, texts: Sequence[str], **options: Any) -> Asked:
-    """One prompt batch of these texts, asked and settled. `emulator` is an Emulator or an EmulatorProcess."""
+    """One prompt batch of these texts, asked and settled. `emulator` is an Emulator or an
+    EmulatorProcess.
+    """
     return ask_all(emulator, [texts], **options)[0]
 
 
-def ask_all(emulator: Any, batches: Sequence[Sequence[str]], at_once: bool = True, **options: Any) -> list[Asked]:
+def ask_all(
+    emulator: Any, batches: Sequence[Sequence[str]], at_once: bool = True, **options: Any
+) -> list[Asked]:
     """Several prompt batches through one engine, all at once or one after another."""
-    values = {"prompt": PROMPT, "output": Opinion, "batch_size": 20, "base_url": emulator.base_url, "api_key": "none", **options}
+    values = {
+        "prompt": PROMPT,
+        "output": Opinion,
+        "batch_size": 20,
+        "base_url": emulator.base_url,
+        "api_key": "none",
+        **options,
+    }
     known = settings(MODEL, **values)
     task = compile_task(known)
     records = [[task.record({"text": text}, text) for text in texts] for texts in batches]
@@ -65,7 +91,11 @@ def ask_all(emulator: Any, batches: Sequence[Sequence[str]], at_once: bool = Tru
     async def main() -> list[Asked]:
         engine = Engine(known, task, partial(connect, known), Prices.of(known).cost_usd)
         try:
-            return await asyncio.gather(*(engine.ask(one) for one in records)) if at_once else [await engine.ask(one) for one in records]
+            return (
+                await asyncio.gather(*(engine.ask(one) for one in records))
+                if at_once
+                else [await engine.ask(one) for one in records]
+            )
         finally:
             await engine.aclose()
 

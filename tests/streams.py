@@ -9,11 +9,18 @@ from beam_llm.testing import Emulator
 
 class Pane(beam.DoFn):
     def process(self, grouped, window=beam.DoFn.WindowParam, pane=beam.DoFn.PaneInfoParam):
-        yield int(window.start), sorted(grouped[1]), {0: "early", 1: "on time", 2: "late"}[int(pane.timing)]
+        yield (
+            int(window.start),
+            sorted(grouped[1]),
+            {0: "early", 1: "on time", 2: "late"}[int(pane.timing)],
+        )
 
 
 def together(emulator: Emulator, mode: dict) -> list[int]:
     """How many records went out together, time after time: in a prompt, or in a job."""
     if mode.get("mode") == "batch_api":
         return [job["request_counts"]["total"] for job in emulator.jobs]
-    return [emulator.requests[n]["messages"][-1]["content"].count("\nInput ") or 1 for n in range(len(emulator.requests))]
+    return [
+        emulator.requests[n]["messages"][-1]["content"].count("\nInput ") or 1
+        for n in range(len(emulator.requests))
+    ]

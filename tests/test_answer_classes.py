@@ -1,4 +1,6 @@
-"""Answers in files and their classes: aliases and computed fields whole in every format, answers of a mended class checked anew."""
+"""Answers in files and their classes: aliases and computed fields whole in every format, answers of
+a mended class checked anew.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ class Priced(pydantic.BaseModel):
     amount: float
 
     @pydantic.field_serializer("amount")
-    def in_cents(self, value: float) -> dict[str, int]:  # another shape than the schema of what the model is asked for
+    # Another shape than the schema of what the model is asked for.
+    def in_cents(self, value: float) -> dict[str, int]:
         return {"cents": round(value * 100)}
 
 
@@ -76,7 +79,9 @@ class Loose(pydantic.BaseModel):
         pytest.param(Loose, {"a": 2}, {"a": 2, "twice": 4}, id="a serializer that says no type"),
     ],
 )
-def test_parquet_has_all_that_json_lines_have(tmp_path: Path, kind: type, raw: Any, written: Any) -> None:
+def test_parquet_has_all_that_json_lines_have(
+    tmp_path: Path, kind: type, raw: Any, written: Any
+) -> None:
     (tmp_path / "in.jsonl").write_text('{"id": 1}\n{"id": 2}\n')
     sources = find_sources([str(tmp_path / "in.jsonl")])
     found: Survey = survey(sources)
@@ -84,7 +89,15 @@ def test_parquet_has_all_that_json_lines_have(tmp_path: Path, kind: type, raw: A
     answers = [Answer(output.dump(output.validate(raw)), None), Answer(None, "missing: it")]
     for name in ("out.jsonl", "out.parquet"):
         target = Target(str(tmp_path / name))
-        write_rows(target, sources, found.columns, found.digests, "answer", written_schema(output), lambda: iter(answers))
+        write_rows(
+            target,
+            sources,
+            found.columns,
+            found.digests,
+            "answer",
+            written_schema(output),
+            lambda: iter(answers),
+        )
     assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["answer"] == written
     first, second = pq.read_table(tmp_path / "out.parquet")["answer"].to_pylist()
     assert (json.loads(first) if isinstance(first, str) else first) == written
@@ -134,7 +147,10 @@ def test_a_definition_changes_with_its_code_and_with_that_of_its_parts(load: Any
     names = {}
     for shown in ("value", "value * 10"):
         grade = load(shown).Grade
-        names[shown] = [definition_of(kind) for kind in (grade, list[grade], dict[str, grade], typing.Optional[grade])]
+        names[shown] = [
+            definition_of(kind)
+            for kind in (grade, list[grade], dict[str, grade], typing.Optional[grade])
+        ]
     assert all(old != new for old, new in zip(*names.values(), strict=True))
     grade = load("value").Grade
     assert definition_of(list[grade]) == names["value"][1]
@@ -146,12 +162,18 @@ def test_a_definition_changes_with_its_code_and_with_that_of_its_parts(load: Any
     [
         pytest.param("value", 100, {"points": 7}, {"points": 7}, id="still right"),
         pytest.param("value", 5, {"points": 7}, None, id="refused by the mended validator"),
-        pytest.param("value * 10", 100, {"points": 7}, None, id="would be multiplied at each reading"),
+        pytest.param(
+            "value * 10", 100, {"points": 7}, None, id="would be multiplied at each reading"
+        ),
         pytest.param("{1: 2}[value]", 100, {"points": 7}, None, id="a serializer that fails"),
-        pytest.param("min(value, 5)", 100, {"points": 7}, {"points": 5}, id="comes out the same from then on"),
+        pytest.param(
+            "min(value, 5)", 100, {"points": 7}, {"points": 5}, id="comes out the same from then on"
+        ),
     ],
 )
-def test_an_answer_of_an_earlier_class_is_checked_anew(tmp_path: Path, load: Any, shown: str, most: int, kept: Any, now: Any) -> None:
+def test_an_answer_of_an_earlier_class_is_checked_anew(
+    tmp_path: Path, load: Any, shown: str, most: int, kept: Any, now: Any
+) -> None:
     digest = digest_of({})
     spool = Spool(str(tmp_path / "spool"))
     file = SpoolFile(spool.folder, "earlier")
@@ -163,7 +185,8 @@ def test_an_answer_of_an_earlier_class_is_checked_anew(tmp_path: Path, load: Any
         assert index.unfit == (now is None)
         if now is not None:
             assert next(index.answers()).value == now
-    with spool.answers(digest, "earlier", check) as index:  # the class it was made with is not asked
+    # The class it was made with is not asked.
+    with spool.answers(digest, "earlier", check) as index:
         assert next(index.answers()).value == kept
     spool.close()
 
@@ -172,14 +195,21 @@ def test_an_answer_of_an_earlier_class_is_checked_anew(tmp_path: Path, load: Any
 
 
 def test_records_in_doubt_are_not_asked_again_by_a_retry(tmp_path: Path) -> None:
-    rows = [{"id": 1, "answer": 1, "answer_error": None}, {"id": 2, "answer": None, "answer_error": "doubtful: a job may exist"}]
+    rows = [
+        {"id": 1, "answer": 1, "answer_error": None},
+        {"id": 2, "answer": None, "answer_error": "doubtful: a job may exist"},
+    ]
     rows.append({"id": 3, "answer": None, "answer_error": "expired: it"})
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"id": row["id"]}) + "\n" for row in rows))
+    (tmp_path / "in.jsonl").write_text(
+        "".join(json.dumps({"id": row["id"]}) + "\n" for row in rows)
+    )
     (tmp_path / "out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sources = find_sources([str(tmp_path / "in.jsonl")])
     target = Target(str(tmp_path / "out.jsonl"))
     for holds, held in ((True, [1]), (False, [])):
-        with contextlib.closing(prior_answers(target, "answer", sources, survey(sources), holds_doubtful=holds)) as earlier:
+        with contextlib.closing(
+            prior_answers(target, "answer", sources, survey(sources), holds_doubtful=holds)
+        ) as earlier:
             assert earlier.held == held
             assert earlier.changes() == ""
 
@@ -199,7 +229,9 @@ def test_an_attached_output_is_not_overwritten_unless_told_to(
         "0.05",
     ]
     out = ["--output", str(tmp_path / "out.jsonl"), "--quiet"]
-    assert main(["predict", str(tmp_path / "in.jsonl"), *out, "--mode", "batch_api", *question]) == 0
+    assert (
+        main(["predict", str(tmp_path / "in.jsonl"), *out, "--mode", "batch_api", *question]) == 0
+    )
     assert main(["jobs", "attach", *out, *question]) == 2
     assert "exists already: --force" in capsys.readouterr().err
     assert main(["jobs", "attach", *out, *question, "--force"]) == 0

@@ -76,7 +76,11 @@ def test_however_a_reply_is_shuffled_thinned_and_padded_nobody_gets_anothers_ans
     truth = {index: f"answer to {index}" for index in range(1, count + 1)}
     kept = data.draw(st.lists(st.sampled_from(sorted(truth)), max_size=2 * count))
     strangers = data.draw(st.lists(st.integers(count + 1, 3 * count), max_size=3))
-    items = data.draw(st.permutations([(index, truth[index]) for index in kept] + [(index, "nobody's") for index in strangers]))
+    items = data.draw(
+        st.permutations(
+            [(index, truth[index]) for index in kept] + [(index, "nobody's") for index in strangers]
+        )
+    )
     matched = match(list(items), count, set())
     assert all(truth[index] == answer for index, answer in matched.items())
     if not strangers:
@@ -91,13 +95,20 @@ def test_an_index_with_two_different_answers_has_none(items):
         assert matched.get(index) == (said.pop() if len(said) == 1 else None)
 
 
-@pytest.mark.parametrize(("got", "words"), [([1, 2, 4, 5], "1, 2, 4, 5"), ([1, 2, 3, 7], "1–3, 7"), ([], "none"), ([4], "4")], ids=str)
+@pytest.mark.parametrize(
+    ("got", "words"),
+    [([1, 2, 4, 5], "1, 2, 4, 5"), ([1, 2, 3, 7], "1–3, 7"), ([], "none"), ([4], "4")],
+    ids=str,
+)
 def test_indices_are_listed_as_a_person_would(got, words):
     assert list_indices(got) == words
 
 
 def test_a_missing_answer_is_named_with_what_was_asked_and_what_came():
-    assert missing_message(3, 5, [1, 2, 4, 5]) == "answer 3 of 5 missing (asked for 1–5, got 1, 2, 4, 5)"
+    assert (
+        missing_message(3, 5, [1, 2, 4, 5])
+        == "answer 3 of 5 missing (asked for 1–5, got 1, 2, 4, 5)"
+    )
 
 
 # JSON
@@ -138,7 +149,19 @@ def test_a_json_reply_is_read_in_the_shapes_that_models_give_it(text, warning):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "   ", "I can't help with that.", "[" * 100_000, '{"a":' * 10_000, '"' * 50_000, "{", "[", "```json\n```", "\x00", "[5 answers]"],
+    [
+        "",
+        "   ",
+        "I can't help with that.",
+        "[" * 100_000,
+        '{"a":' * 10_000,
+        '"' * 50_000,
+        "{",
+        "[",
+        "```json\n```",
+        "\x00",
+        "[5 answers]",
+    ],
     ids=lambda text: ascii(text[:12]),
 )
 def test_what_holds_no_json_raises_a_value_error(text):
@@ -148,7 +171,12 @@ def test_what_holds_no_json_raises_a_value_error(text):
 
 @given(st.text() | st.text(alphabet="[]{}\",:1 \\n'`indexvalue"))
 def test_any_text_is_read_or_raises_a_value_error(text):
-    for reader in (JsonReader(SHAPE), JsonReader(FLAT, "$.a[*]"), XmlReader(SHAPE, None, ANY), DelimitedReader()):
+    for reader in (
+        JsonReader(SHAPE),
+        JsonReader(FLAT, "$.a[*]"),
+        XmlReader(SHAPE, None, ANY),
+        DelimitedReader(),
+    ):
         for cut in (False, True):
             try:
                 items, warnings = reader.find(text, 3, cut)
@@ -180,8 +208,14 @@ def test_a_model_that_repeats_itself_until_its_limit_costs_no_quadratic_time(tex
 @pytest.mark.parametrize("flat", [False, True])
 @given(length=st.integers(0, 400))
 def test_a_reply_cut_anywhere_gives_only_whole_and_true_answers(flat, length):
-    truth = {index: {"sentiment": "positive", "reason": f'it said "{index}", [so] {{it}} is'} for index in range(1, 5)}
-    rows = [{"index": index, **(answer if flat else {"value": answer})} for index, answer in truth.items()]
+    truth = {
+        index: {"sentiment": "positive", "reason": f'it said "{index}", [so] {{it}} is'}
+        for index in range(1, 5)
+    }
+    rows = [
+        {"index": index, **(answer if flat else {"value": answer})}
+        for index, answer in truth.items()
+    ]
     text = orjson.dumps({"answers": rows}).decode()[:length]
     try:
         matched, _ = read(JsonReader(FLAT if flat else SHAPE), text, 4, cut=True)
@@ -193,13 +227,20 @@ def test_a_reply_cut_anywhere_gives_only_whole_and_true_answers(flat, length):
 
 
 def test_the_last_record_of_a_repaired_reply_that_was_cut_is_not_believed():
-    matched, warnings = read(JsonReader(SHAPE), "[{'index': 1, 'value': 'positive'}, {'index': 2, 'value': 'nega", 3, cut=True)
+    matched, warnings = read(
+        JsonReader(SHAPE),
+        "[{'index': 1, 'value': 'positive'}, {'index': 2, 'value': 'nega",
+        3,
+        cut=True,
+    )
     assert matched == {1: "positive"}
     assert warnings == {"repaired", "truncated"}
 
 
 def test_the_last_record_of_a_repaired_reply_without_an_end_is_not_believed():
-    matched, _ = read(JsonReader(SHAPE), '[{"index": 1, "value": "positive"}, {"index": 2, "value": "nega', 3)
+    matched, _ = read(
+        JsonReader(SHAPE), '[{"index": 1, "value": "positive"}, {"index": 2, "value": "nega', 3
+    )
     assert matched == {1: "positive"}
 
 
@@ -212,7 +253,10 @@ def test_the_last_record_of_a_repaired_reply_without_an_end_is_not_believed():
     ],
 )
 def test_an_answer_quoted_inside_a_damaged_one_takes_nobodys_place(reason):
-    rows = ", ".join(f'{{"index": {index}, "value": "{value}"}}' for index, value in [(1, "first"), (2, reason), (3, "true")])
+    rows = ", ".join(
+        f'{{"index": {index}, "value": "{value}"}}'
+        for index, value in [(1, "first"), (2, reason), (3, "true")]
+    )
     matched, _ = read(JsonReader(SHAPE), f"[{rows}]")
     assert matched[1] == "first"
     assert matched.get(3, "true") == "true"
@@ -221,19 +265,28 @@ def test_an_answer_quoted_inside_a_damaged_one_takes_nobodys_place(reason):
 @pytest.mark.parametrize("end", ["]", " ...]]"], ids=["whole", "damaged"])
 def test_an_element_that_names_two_indices_is_nobodys(end):
     matched, warnings = read(
-        JsonReader(SHAPE), '[{"index": 1, "value": "a"}, {"index": 2, "why": "x", "index": 3, "value": "forged"}' + end
+        JsonReader(SHAPE),
+        '[{"index": 1, "value": "a"}, {"index": 2, "why": "x", "index": 3, "value": "forged"}'
+        + end,
     )
     assert matched == {1: "a"}
     assert "no_index" in warnings
 
 
 def test_fields_inside_an_answer_may_be_called_like_the_index():
-    matched, _ = read(JsonReader(SHAPE), '[{"index": 1, "value": {"index": 9}}, {"index": 2, "value": {"index": 9}}]', 2)
+    matched, _ = read(
+        JsonReader(SHAPE),
+        '[{"index": 1, "value": {"index": 9}}, {"index": 2, "value": {"index": 9}}]',
+        2,
+    )
     assert matched == {1: {"index": 9}, 2: {"index": 9}}
 
 
 def test_lone_surrogates_and_nan_do_not_spoil_the_other_answers():
-    matched, _ = read(JsonReader(SHAPE), '[{"index": 1, "value": "\\ud800"}, {"index": 2, "value": NaN}, {"index": 3, "value": "ok"}]')
+    matched, _ = read(
+        JsonReader(SHAPE),
+        '[{"index": 1, "value": "\\ud800"}, {"index": 2, "value": NaN}, {"index": 3, "value": "ok"}]',
+    )
     assert matched[1] == "\ufffd"
     assert matched[2] != matched[2]
     assert matched[3] == "ok"
@@ -241,7 +294,9 @@ def test_lone_surrogates_and_nan_do_not_spoil_the_other_answers():
 
 def test_a_flat_answer_is_its_element_without_the_index():
     matched, _ = read(
-        JsonReader(FLAT), '[{"index": 1, "sentiment": "a", "reason": "b"}, {"index": 2, "value": {"sentiment": "c", "reason": "d"}}]', 2
+        JsonReader(FLAT),
+        '[{"index": 1, "sentiment": "a", "reason": "b"}, {"index": 2, "value": {"sentiment": "c", "reason": "d"}}]',
+        2,
     )
     assert matched == {1: {"sentiment": "a", "reason": "b"}, 2: {"sentiment": "c", "reason": "d"}}
 
@@ -271,7 +326,11 @@ def test_a_path_that_is_no_json_path_is_refused(path):
 
 # XML
 
-XML = "<answers>" + "".join(f'<answer index="{index}">{value}</answer>' for index, value in ANSWERS.items()) + "</answers>"
+XML = (
+    "<answers>"
+    + "".join(f'<answer index="{index}">{value}</answer>' for index, value in ANSWERS.items())
+    + "</answers>"
+)
 BOMB = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;">]><answers><answer index="1">&y;</answer></answers>'
 
 
@@ -283,7 +342,12 @@ BOMB = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;">]><answers><answer inde
         (f"Here you are:\n```xml\n{XML}\n```\nHope < that > helps & more", set()),
         (XML.removeprefix("<answers>").removesuffix("</answers>"), set()),
         (XML.replace('index="1"', 'index=" 1 "'), set()),
-        ("".join(f"<answer><index>{i}</index><value>{v}</value></answer>" for i, v in ANSWERS.items()), set()),
+        (
+            "".join(
+                f"<answer><index>{i}</index><value>{v}</value></answer>" for i, v in ANSWERS.items()
+            ),
+            set(),
+        ),
         (XML.removesuffix("</answers>"), {"repaired"}),
     ],
     ids=range(7),
@@ -296,8 +360,14 @@ def test_an_xml_reply_is_read_in_the_shapes_that_models_give_it(text, warnings):
 
 def test_bare_ampersands_and_angles_are_read_as_written():
     texts = ["fish & chips &amp; a &nbsp;", "1 < 2", "ok"]
-    text = "".join(f'<answer index="{index}">{text}</answer>' for index, text in enumerate(texts, 1))
-    assert read(XmlReader(SHAPE, None, ANY), text.replace(" < ", " &lt; "))[0] == {1: "fish & chips & a &nbsp;", 2: "1 < 2", 3: "ok"}
+    text = "".join(
+        f'<answer index="{index}">{text}</answer>' for index, text in enumerate(texts, 1)
+    )
+    assert read(XmlReader(SHAPE, None, ANY), text.replace(" < ", " &lt; "))[0] == {
+        1: "fish & chips & a &nbsp;",
+        2: "1 < 2",
+        3: "ok",
+    }
     matched, warnings = read(XmlReader(SHAPE, None, ANY), text)
     assert matched == {1: "fish & chips & a &nbsp;", 3: "ok"}
     assert warnings == {"repaired"}
@@ -310,7 +380,9 @@ def test_an_xml_reply_cut_anywhere_gives_only_whole_answers(length):
     except ValueError:
         assert "</answer>" not in XML[:length]
         return
-    assert matched == {index: ANSWERS[index] for index in range(1, XML[:length].count("</answer>") + 1)}
+    assert matched == {
+        index: ANSWERS[index] for index in range(1, XML[:length].count("</answer>") + 1)
+    }
 
 
 @pytest.mark.parametrize(
@@ -364,10 +436,17 @@ def test_child_elements_become_the_fields_that_the_schema_names():
     }
 
 
-@pytest.mark.parametrize("path", [".//row", "/results/row", "//row", "results/row", "/results/row[@index]"])
+@pytest.mark.parametrize(
+    "path", [".//row", "/results/row", "//row", "results/row", "/results/row[@index]"]
+)
 def test_an_xpath_leads_to_the_answers(path):
     rows = "".join(f'<row index="{index}">{value}</row>' for index, value in ANSWERS.items())
-    assert read(XmlReader(SHAPE, path, ANY), f"<results>{rows}<answer index='1'>x</answer></results>")[0] == ANSWERS
+    assert (
+        read(XmlReader(SHAPE, path, ANY), f"<results>{rows}<answer index='1'>x</answer></results>")[
+            0
+        ]
+        == ANSWERS
+    )
 
 
 @pytest.mark.parametrize("path", ["//row[", "row[position()<3]", "row[@index=3"])
@@ -395,7 +474,10 @@ def test_a_delimited_reply_is_read_in_the_shapes_that_models_give_it(text):
 
 
 def test_an_answer_may_hold_bars_and_go_on_over_lines():
-    matched, _ = read(DelimitedReader(), "1|a | b\n2|first line\nsecond line\n\nnew paragraph\n3|last\nline\n\nHope that helps!")
+    matched, _ = read(
+        DelimitedReader(),
+        "1|a | b\n2|first line\nsecond line\n\nnew paragraph\n3|last\nline\n\nHope that helps!",
+    )
     assert matched == {1: "a | b", 2: "first line\nsecond line\n\nnew paragraph", 3: "last\nline"}
 
 
@@ -411,7 +493,13 @@ def test_the_last_line_of_a_reply_that_was_cut_is_not_believed():
 
 
 def test_a_users_expression_finds_index_and_value():
-    assert read(DelimitedReader(r"^#(?P<index>\d+) => (?P<value>.*)$"), "#1 => positive\n#2 => negative\n#3 => neutral")[0] == ANSWERS
+    assert (
+        read(
+            DelimitedReader(r"^#(?P<index>\d+) => (?P<value>.*)$"),
+            "#1 => positive\n#2 => negative\n#3 => neutral",
+        )[0]
+        == ANSWERS
+    )
 
 
 @pytest.mark.parametrize("path", ["(", r"(?P<index>\d+)\|.*", r"\d+\|.*"])
@@ -429,7 +517,9 @@ def test_a_reply_without_lines_of_answers_raises_a_value_error():
 
 
 @pytest.mark.parametrize(
-    "parsed", [ANSWERS, list(ANSWERS.items()), ((index, value) for index, value in ANSWERS.items())], ids=["dict", "list", "generator"]
+    "parsed",
+    [ANSWERS, list(ANSWERS.items()), ((index, value) for index, value in ANSWERS.items())],
+    ids=["dict", "list", "generator"],
 )
 def test_a_users_parser_gives_a_mapping_or_pairs(parsed):
     assert read(CustomReader(lambda text, count: parsed), "whatever")[0] == ANSWERS

@@ -61,7 +61,11 @@ def test_a_room_imports_only_rooms_below_it(path):
         return
     assert room in LEVEL, f"{room} has no place in the layers: add it to LAYERS"
     allowed_testing = {"testing"} if room == "cli" else set()
-    wrong = {other for other in used - allowed_testing if other == "testing" or LEVEL[other] >= LEVEL[room]}
+    wrong = {
+        other
+        for other in used - allowed_testing
+        if other == "testing" or LEVEL[other] >= LEVEL[room]
+    }
     assert not wrong, f"{path.name} imports {sorted(wrong)}"
 
 
@@ -75,26 +79,66 @@ def test_beam_is_imported_by_transforms_and_the_command_line_only_and_sdks_in_th
 
 
 def test_a_store_is_named_by_the_registry_only():
-    named = {f"beam_llm.stores.{path.stem}" for path in (PACKAGE / "stores").glob("*.py")} - {"beam_llm.stores.__init__"}
+    named = {f"beam_llm.stores.{path.stem}" for path in (PACKAGE / "stores").glob("*.py")} - {
+        "beam_llm.stores.__init__"
+    }
     for path in _modules():
         if _room(path) != "stores":
-            assert not named & _imports(path), f"{path.name} knows one store from another: ask the store"
+            assert not named & _imports(path), (
+                f"{path.name} knows one store from another: ask the store"
+            )
 
 
 def test_the_fakes_and_the_emulator_need_no_pytest():
     code = "import sys, beam_llm.testing, beam_llm.testing.fakes, beam_llm.testing.fake_batches; print('pytest' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
+    )
 
 
-# What only a provider can know ─────────────────────────────────────────────────────────────────────────────────────────────────
+# What only a provider can know
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-NEUTRAL = {"calls", "config", "errors", "events", "jobs", "pricing", "prompting", "protocols", "redaction", "values"}
+NEUTRAL = {
+    "calls",
+    "config",
+    "errors",
+    "events",
+    "jobs",
+    "pricing",
+    "prompting",
+    "protocols",
+    "redaction",
+    "values",
+}
 PROVIDER_WORDS = re.compile(
     r"openai|azure|anthropic|\bgpt-|x-ratelimit|retry-after|\bHTTP \d"
     r"|\b(?:validating|in_progress|finalizing|batch_expired|token_limit_exceeded|content_filter|tool_calls|json_object)\b",
     re.IGNORECASE,
 )
-STATUSES = {400, 401, 403, 404, 408, 409, 413, 422, 425, 429, 498, 500, 501, 502, 503, 504, 524, 529}
+STATUSES = {
+    400,
+    401,
+    403,
+    404,
+    408,
+    409,
+    413,
+    422,
+    425,
+    429,
+    498,
+    500,
+    501,
+    502,
+    503,
+    504,
+    524,
+    529,
+}
 LIBRARIES = {"bpe_openai"}
 
 
@@ -107,21 +151,27 @@ def _docstrings(tree: ast.AST) -> set[int]:
     return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
 
 
-@pytest.mark.parametrize("path", _neutral_modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", _neutral_modules(), ids=lambda path: str(path.relative_to(PACKAGE))
+)
 def test_no_word_of_a_provider_stands_outside_of_providers(path):
     tree = ast.parse(path.read_text())
     read_by_people = _docstrings(tree)
     texts = {
         node.value
         for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in read_by_people
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and id(node) not in read_by_people
     }
     texts |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     texts |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert {text for text in texts - LIBRARIES if PROVIDER_WORDS.search(text)} == set()
 
 
-@pytest.mark.parametrize("path", _neutral_modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", _neutral_modules(), ids=lambda path: str(path.relative_to(PACKAGE))
+)
 def test_nobody_but_a_provider_looks_at_the_number_of_an_http_status(path):
     looked_at = {
         node.value
@@ -134,15 +184,20 @@ def test_nobody_but_a_provider_looks_at_the_number_of_an_http_status(path):
 
 
 def test_importing_the_package_loads_no_beam_no_sdk_and_no_price_table():
-    # Less what the interpreter starts with: namespace packages such as `google` are in sys.modules from the first line.
+    # Less what the interpreter starts with: namespace packages such as `google` are in sys.modules
+    # from the first line.
     code = "import sys; known = set(sys.modules); import beam_llm; print(*{m.split('.')[0] for m in set(sys.modules) - known})"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not {"apache_beam", "openai", "genai_prices", "aiohttp", "google"} & set(loaded)
 
 
 def test_naming_the_transform_loads_no_sdk_and_no_price_table():
     code = "import sys, beam_llm; beam_llm.LLMPredict; print(*sorted({m.split('.')[0] for m in sys.modules}))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert "apache_beam" in loaded
     assert not {"openai", "genai_prices"} & set(loaded)
 
@@ -152,7 +207,12 @@ def test_building_a_pipeline_step_waits_for_no_http_client():
         "import sys, beam_llm, beam_llm.transforms.predict as predict; predict.preload = lambda settings: None;"
         " beam_llm.LLMPredict('openai:m', 'Label: {{ text }}'); print('aiohttp' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
+    )
 
 
 def test_the_http_client_is_there_soon_after_a_pipeline_step_was_built():
@@ -160,4 +220,9 @@ def test_the_http_client_is_there_soon_after_a_pipeline_step_was_built():
         "import sys, threading, beam_llm; beam_llm.LLMPredict('openai:m', 'Label: {{ text }}');"
         " [thread.join() for thread in threading.enumerate() if thread.name == 'beam-llm-preload']; print('aiohttp' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "True\n"
+    )

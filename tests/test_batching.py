@@ -33,7 +33,9 @@ def record(tokens: int, text: str = "text") -> Record:
 def fill(caps: Caps, records: list[Record], **options) -> list[list[Record]]:
     """What a bundle of these records becomes."""
     batcher: Batcher[int] = Batcher(caps, **options)
-    batches = [batch for i, one in enumerate(records) for batch in batcher.add(one, i)] + batcher.flush()
+    batches = [
+        batch for i, one in enumerate(records) for batch in batcher.add(one, i)
+    ] + batcher.flush()
     carried = [i for batch in batches for _, i in batch]
     assert carried == list(range(len(records))), "records lost, doubled or out of order"
     return [[one for one, _ in batch] for batch in batches]
@@ -58,10 +60,20 @@ def no_better_count(text: str, model: str) -> int:
         (Caps(10, 40, None), [1, 90, 1], [1, 1, 1]),
         (Caps(10, 40, None), [], []),
     ],
-    ids=["one by one", "by records", "by records, even", "by tokens", "exactly full", "too large for any", "nothing"],
+    ids=[
+        "one by one",
+        "by records",
+        "by records, even",
+        "by tokens",
+        "exactly full",
+        "too large for any",
+        "nothing",
+    ],
 )
 def test_a_prompt_closes_at_the_first_cap_it_would_pass(caps, tokens, sizes):
-    assert [len(batch) for batch in fill(caps, [record(n) for n in tokens], count=no_better_count)] == sizes
+    assert [
+        len(batch) for batch in fill(caps, [record(n) for n in tokens], count=no_better_count)
+    ] == sizes
 
 
 def test_bytes_are_counted_as_utf8():
@@ -70,10 +82,15 @@ def test_bytes_are_counted_as_utf8():
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 60), st.text(max_size=30))), st.integers(1, 8), st.integers(20, 120), st.none() | st.integers(1, 60)
+    st.lists(st.tuples(st.integers(0, 60), st.text(max_size=30))),
+    st.integers(1, 8),
+    st.integers(20, 120),
+    st.none() | st.integers(1, 60),
 )
 def test_no_cap_is_passed_by_any_prompt_of_several_records(texts, records, tokens, size):
-    for batch in fill(Caps(records, tokens, size), [record(n, text) for n, text in texts], count=no_better_count):
+    for batch in fill(
+        Caps(records, tokens, size), [record(n, text) for n, text in texts], count=no_better_count
+    ):
         assert len(batch) <= records
         if len(batch) > 1:
             assert sum(one.tokens + RECORD_OVERHEAD_TOKENS for one in batch) <= tokens
@@ -82,7 +99,11 @@ def test_no_cap_is_passed_by_any_prompt_of_several_records(texts, records, token
 
 def test_near_the_limit_exact_counts_fill_a_prompt_that_estimates_would_close():
     exact = {"a": 10}
-    batches = fill(Caps(100, 5 * (10 + RECORD_OVERHEAD_TOKENS), None), [record(20, "a")] * 10, count=lambda text, model: exact[text])
+    batches = fill(
+        Caps(100, 5 * (10 + RECORD_OVERHEAD_TOKENS), None),
+        [record(20, "a")] * 10,
+        count=lambda text, model: exact[text],
+    )
     assert [len(batch) for batch in batches] == [5, 5]
 
 
@@ -95,15 +116,24 @@ def test_below_the_limit_nothing_is_counted_exactly():
 
 def test_near_the_limit_bytes_give_way_to_estimates():
     """A record's bytes are four times its tokens in English: prompts would be a quarter full."""
-    text = "the picture was sharp but the sound came late, and the remote felt cheap in the hand " * 4
+    text = (
+        "the picture was sharp but the sound came late, and the remote felt cheap in the hand " * 4
+    )
     rough, room = Record((text,), len(text)), 5 * (estimate_tokens(text) + RECORD_OVERHEAD_TOKENS)
     assert room < 2 * len(text)
-    assert [len(batch) for batch in fill(Caps(20, room, None), [rough] * 10, count=estimated)] == [5, 5]
+    assert [len(batch) for batch in fill(Caps(20, room, None), [rough] * 10, count=estimated)] == [
+        5,
+        5,
+    ]
 
 
 def test_what_a_batch_template_writes_is_never_counted_by_the_inputs_alone():
     templated = Record(("a",), 50, {"a": 1})
-    batches = fill(Caps(20, 3 * (50 + RECORD_OVERHEAD_TOKENS), None), [templated] * 6, count=lambda text, model: 1)
+    batches = fill(
+        Caps(20, 3 * (50 + RECORD_OVERHEAD_TOKENS), None),
+        [templated] * 6,
+        count=lambda text, model: 1,
+    )
     assert [len(batch) for batch in batches] == [3, 3]
 
 
@@ -149,7 +179,17 @@ def test_a_text_larger_than_the_window_is_found_by_its_estimate():
         ({"batch_size": "auto", "max_output_tokens": 1_000}, 90_000, Caps(30, 59_900, None)),
         ({"batch_max_bytes": 500}, 90_000, Caps(1, 59_900, 500)),
     ],
-    ids=["window", "unknown model", "your window", "your limit", "answers known", "answers huge", "auto", "auto, long answers", "bytes"],
+    ids=[
+        "window",
+        "unknown model",
+        "your window",
+        "your limit",
+        "answers known",
+        "answers huge",
+        "auto",
+        "auto, long answers",
+        "bytes",
+    ],
 )
 def test_caps_come_from_the_window_less_the_answer_and_the_shared_part(options, window, caps):
     assert caps_of(settings("openai:any", **options), 100, window) == caps
@@ -161,7 +201,14 @@ def test_a_prompt_that_leaves_no_room_for_a_record_is_an_error_with_both_numbers
 
 
 def test_prompts_that_are_full_by_tokens_have_one_of_a_few_counts():
-    sizes = {len(batch) for batch in fill(Caps(100, 1000, None), [record(3 + n * 7 % 23) for n in range(2000)], count=no_better_count)[:-1]}
+    sizes = {
+        len(batch)
+        for batch in fill(
+            Caps(100, 1000, None),
+            [record(3 + n * 7 % 23) for n in range(2000)],
+            count=no_better_count,
+        )[:-1]
+    }
     assert sizes <= {20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 64, 80, 96}
     assert len(sizes) > 1
 
@@ -177,14 +224,17 @@ def running(weights: list[int]) -> list[int]:
     return list(itertools.accumulate(weights))
 
 
-# Short and long rows, with records that pass a cap alone and prompts of more than sixteen, which end at a common count.
+# Short and long rows, with records that pass a cap alone and prompts of more than sixteen, which
+# end at a common count.
 RECORDS = st.lists(st.builds(record, st.integers(0, 60), st.text("aä", max_size=30)), max_size=60)
 CAPS = st.builds(Caps, st.integers(1, 50), st.integers(10, 900), st.none() | st.integers(1, 300))
 
 
 @given(RECORDS, CAPS)
 def test_records_one_by_one_and_columns_of_records_fill_the_same_prompts(records, caps):
-    ends = prompt_ends(running(list(map(tokens_of, records))), running(list(map(caps.bytes_of, records))), caps)
+    ends = prompt_ends(
+        running(list(map(tokens_of, records))), running(list(map(caps.bytes_of, records))), caps
+    )
     sizes = [len(batch) for batch in fill(caps, records, count=no_better_count)]
     assert ends == running(sizes)
 
@@ -194,9 +244,13 @@ def test_a_buffer_that_knows_its_sums_only_is_full_where_a_prompt_is(records, ca
     held = Buffered()
     for place, one in enumerate(records[:-1]):
         held = held.with_record(one, caps, place, 0, 0.0)
-    tokens, sizes = (running([weigh(one) for one in records]) for weigh in (tokens_of, caps.bytes_of))
+    tokens, sizes = (
+        running([weigh(one) for one in records]) for weigh in (tokens_of, caps.bytes_of)
+    )
     several = caps._replace(records=len(records))
     is_one_prompt = prompt_ends(tokens, sizes, several) == [len(records)]
-    fits_before = len(records) == 1 or prompt_ends(tokens[:-1], sizes[:-1], several) == [len(records) - 1]
+    fits_before = len(records) == 1 or prompt_ends(tokens[:-1], sizes[:-1], several) == [
+        len(records) - 1
+    ]
     if fits_before:
         assert held.overflows(records[-1], caps) is not is_one_prompt

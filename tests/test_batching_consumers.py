@@ -1,4 +1,5 @@
-"""Predictions reach transforms that take batches: data frames, file writers that go through them, DoFns with `process_batch`.
+"""Predictions reach transforms that take batches: data frames, file writers that go through them,
+DoFns with `process_batch`.
 
 No postponed annotations here: Beam reads the type of a batch from them.
 """
@@ -37,7 +38,11 @@ def flags(request) -> list[str]:
 
 @pytest.fixture(params=["online", "batch_api", "batch_api in a loop"])
 def ask(request, emulator, tmp_path) -> dict:
-    jobs = {"mode": "batch_api", "staging_location": str(tmp_path / "staging"), "poll_seconds": 0.05}
+    jobs = {
+        "mode": "batch_api",
+        "staging_location": str(tmp_path / "staging"),
+        "poll_seconds": 0.05,
+    }
     ways = {"online": {}, "batch_api": jobs, "batch_api in a loop": {**jobs, "waiting": "loop"}}
     return {"base_url": emulator.base_url, "batch_size": 9, **ways[request.param]}
 
@@ -45,7 +50,11 @@ def ask(request, emulator, tmp_path) -> dict:
 def test_a_consumer_of_batches_gets_every_prediction(flags, ask):
     seen = Collect()
     with beam.Pipeline(options=PipelineOptions(flags)) as pipeline:
-        answered = pipeline | beam.Create(TEXTS) | LLMPredict("openai:gpt-4.1-mini", "Echo {{ element }}", **ask)
+        answered = (
+            pipeline
+            | beam.Create(TEXTS)
+            | LLMPredict("openai:gpt-4.1-mini", "Echo {{ element }}", **ask)
+        )
         _ = answered | beam.ParDo(TakeBatches()) | seen
     assert sorted(seen.found) == sorted(TEXTS)
 
@@ -53,7 +62,11 @@ def test_a_consumer_of_batches_gets_every_prediction(flags, ask):
 def test_a_data_frame_of_predictions_has_every_row(flags, ask):
     seen = Collect()
     with beam.Pipeline(options=PipelineOptions(flags)) as pipeline:
-        answered = pipeline | beam.Create(TEXTS) | LLMPredict("openai:gpt-4.1-mini", "Echo {{ element }}", **ask)
+        answered = (
+            pipeline
+            | beam.Create(TEXTS)
+            | LLMPredict("openai:gpt-4.1-mini", "Echo {{ element }}", **ask)
+        )
         _ = to_pcollection(to_dataframe(answered)) | beam.Map(lambda row: row.element) | seen
     assert sorted(seen.found) == sorted(TEXTS)
 
@@ -66,13 +79,19 @@ def test_a_csv_file_of_rows_is_complete(flags, ask, tmp_path):
             | LLMPredict("openai:gpt-4.1-mini", "Echo {{ text }}", output_field="answer", **ask)
         )
         _ = answered | beam.io.WriteToCsv(str(tmp_path / "out.csv"))
-    read = [row for path in tmp_path.glob("out*") for row in csv.DictReader(path.read_text().splitlines())]
+    read = [
+        row
+        for path in tmp_path.glob("out*")
+        for row in csv.DictReader(path.read_text().splitlines())
+    ]
     assert sorted(row["text"] for row in read) == sorted(TEXTS)
 
 
 def test_good_and_bad_predictions_both_reach_consumers_of_batches(flags, ask):
     good_seen, bad_seen = Collect(), Collect()
-    elements = [{"text": text} if number % 3 else {"other": text} for number, text in enumerate(TEXTS)]
+    elements = [
+        {"text": text} if number % 3 else {"other": text} for number, text in enumerate(TEXTS)
+    ]
     with beam.Pipeline(options=PipelineOptions(flags)) as pipeline:
         predict = LLMPredict("openai:gpt-4.1-mini", "Echo {{ text }}", **ask)
         good, bad = pipeline | beam.Create(elements) | predict.with_exception_handling()
@@ -83,10 +102,19 @@ def test_good_and_bad_predictions_both_reach_consumers_of_batches(flags, ask):
 
 
 def test_collected_predictions_reach_a_consumer_of_batches(flags, emulator, tmp_path):
-    options = {"base_url": emulator.base_url, "staging_location": str(tmp_path), "poll_seconds": 0.05, "batch_size": 9}
+    options = {
+        "base_url": emulator.base_url,
+        "staging_location": str(tmp_path),
+        "poll_seconds": 0.05,
+        "batch_size": 9,
+    }
     seen = Collect()
     with beam.Pipeline(options=PipelineOptions(flags)) as pipeline:
-        refs = pipeline | beam.Create(TEXTS) | SubmitBatchJobs("openai:gpt-4.1-mini", "Echo {{ element }}", **options)
+        refs = (
+            pipeline
+            | beam.Create(TEXTS)
+            | SubmitBatchJobs("openai:gpt-4.1-mini", "Echo {{ element }}", **options)
+        )
         collected = refs | CollectBatchJobs("openai:gpt-4.1-mini", "Echo {{ element }}", **options)
         _ = collected | beam.ParDo(TakeBatches()) | seen
     assert sorted(seen.found) == sorted(TEXTS)

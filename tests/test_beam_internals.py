@@ -72,7 +72,11 @@ class SeeWindows(beam.DoFn):
 def test_an_element_in_two_windows_is_shown_twice_and_equal_ones_are_not_taken_for_one():
     seen = Collect()
     with beam.Pipeline(options=FNAPI) as p:
-        elements = p | beam.Create(["one text", "one text"], reshuffle=False) | beam.Map(lambda text: TimestampedValue(text, 7))
+        elements = (
+            p
+            | beam.Create(["one text", "one text"], reshuffle=False)
+            | beam.Map(lambda text: TimestampedValue(text, 7))
+        )
         _ = elements | beam.WindowInto(SlidingWindows(10, 5)) | beam.ParDo(SeeWindows()) | seen
     assert sorted(seen.found) == [("one text", False, 1)] * 2 + [("one text", True, 1)] * 2
 
@@ -100,7 +104,13 @@ def test_what_a_dofn_yields_comes_as_often_as_its_input_has_windows(wrap, times)
     seen = Collect()
     with beam.Pipeline(options=FNAPI) as p:
         elements = p | beam.Create(["a"]) | beam.Map(lambda text: TimestampedValue(text, 7))
-        _ = elements | beam.WindowInto(SlidingWindows(10, 5)) | beam.ParDo(Parcels(wrap)) | beam.ParDo(Starts()) | seen
+        _ = (
+            elements
+            | beam.WindowInto(SlidingWindows(10, 5))
+            | beam.ParDo(Parcels(wrap))
+            | beam.ParDo(Starts())
+            | seen
+        )
     assert len(seen.found) == times
 
 
@@ -313,7 +323,8 @@ def test_what_beam_does_not_promise_is_used_in_one_file(path):
     attributes = {
         node.attr
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self")
+        if isinstance(node, ast.Attribute)
+        and not (isinstance(node.value, ast.Name) and node.value.id == "self")
     }
     imported = {
         alias.name

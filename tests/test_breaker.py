@@ -97,7 +97,8 @@ def test_a_cancelled_fallback_makes_room():
     assert breaker.ask(0.0) is YES
 
 
-# Before the first good answer ----------------------------------------------------------------------------------------------
+# Before the first good answer
+# ----------------------------------------------------------------------------------------------
 
 
 def test_before_the_first_good_answer_one_prompt_falls_back_and_the_others_wait():

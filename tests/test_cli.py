@@ -1,4 +1,6 @@
-"""The command line as its user meets it: exit codes, one clear line for each mistake, files that are whole or not there."""
+"""The command line as its user meets it: exit codes, one clear line for each mistake, files that
+are whole or not there.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,11 @@ from beam_llm.config import OPTIONS, settings_from_options
 from beam_llm.errors import UsageError
 from beam_llm.testing import Emulator, Fault, plugin
 
-llm_emulator, start_emulator = plugin.llm_emulator, plugin.start_emulator  # also where the package is only on the path
+# Also where the package is only on the path.
+llm_emulator, start_emulator = (
+    plugin.llm_emulator,
+    plugin.start_emulator,
+)
 PROMPT = "Sentiment of this review: {{ text }}"
 MODEL = "openai:gpt-4.1-mini"
 MOODS = "enum:positive|negative|neutral"
@@ -41,7 +47,9 @@ TEXTS = ("what a wonderful, excellent phone", "terrible, awful, the worst", "it 
 
 def reviews(folder: Path, count: int = 3, name: str = "in.jsonl") -> str:
     path = folder / name
-    path.write_text("".join(json.dumps({"id": i, "text": f"{TEXTS[i % 3]} {i}"}) + "\n" for i in range(count)))
+    path.write_text(
+        "".join(json.dumps({"id": i, "text": f"{TEXTS[i % 3]} {i}"}) + "\n" for i in range(count))
+    )
     return str(path)
 
 
@@ -53,11 +61,15 @@ def predict(*arguments: Any, prompt: str = PROMPT, model: str = MODEL) -> int:
     return main(["predict", *map(str, arguments), "--model", model, "--prompt", prompt, "--quiet"])
 
 
-def run(*arguments: Any, emulator: Emulator | None = None, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: Any, emulator: Emulator | None = None, **kwargs: Any
+) -> subprocess.CompletedProcess[str]:
     """The real command in its own process."""
     environment = {**os.environ, **(emulator.environment if emulator else {})}
     command = [sys.executable, "-m", "beam_llm", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, **kwargs)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=120, **kwargs
+    )
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
@@ -71,10 +83,23 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("mode", ["online", "batch_api"])
-def test_every_record_comes_back_in_its_place_with_its_answer(tmp_path: Path, llm_emulator: Emulator, mode: str) -> None:
-    more = ["--staging", tmp_path / "staging", "--poll-seconds", "0.05"] if mode == "batch_api" else []
+def test_every_record_comes_back_in_its_place_with_its_answer(
+    tmp_path: Path, llm_emulator: Emulator, mode: str
+) -> None:
+    more = (
+        ["--staging", tmp_path / "staging", "--poll-seconds", "0.05"] if mode == "batch_api" else []
+    )
     code = predict(
-        reviews(tmp_path, 50), "--output", tmp_path / "out.jsonl", "--output-type", MOODS, "--batch-size", 7, "--mode", mode, *more
+        reviews(tmp_path, 50),
+        "--output",
+        tmp_path / "out.jsonl",
+        "--output-type",
+        MOODS,
+        "--batch-size",
+        7,
+        "--mode",
+        mode,
+        *more,
     )
     found = rows(tmp_path / "out.jsonl")
     assert code == 0
@@ -82,10 +107,14 @@ def test_every_record_comes_back_in_its_place_with_its_answer(tmp_path: Path, ll
     assert [row["answer"] for row in found[:3]] == ["positive", "negative", "neutral"]
     assert {row["answer_error"] for row in found} == {None}
     assert set(llm_emulator.billed.values()) == {1}
-    assert sorted(os.listdir(tmp_path)) == sorted(["in.jsonl", "out.jsonl", *(["staging"] if more else [])])
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        ["in.jsonl", "out.jsonl", *(["staging"] if more else [])]
+    )
 
 
-def test_the_real_command_says_what_it_did_and_stdout_stays_clean(tmp_path: Path, llm_emulator: Emulator) -> None:
+def test_the_real_command_says_what_it_did_and_stdout_stays_clean(
+    tmp_path: Path, llm_emulator: Emulator
+) -> None:
     done = run(
         "predict",
         reviews(tmp_path),
@@ -126,18 +155,45 @@ def test_stdin_goes_to_stdout(tmp_path: Path, llm_emulator: Emulator) -> None:
         input=text,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert [json.loads(line)["answer"] for line in done.stdout.splitlines()] == ["positive", "negative", "neutral"]
+    assert [json.loads(line)["answer"] for line in done.stdout.splitlines()] == [
+        "positive",
+        "negative",
+        "neutral",
+    ]
 
 
 def test_csv_parquet_and_globs_go_together(tmp_path: Path, llm_emulator: Emulator) -> None:
     (tmp_path / "a.csv").write_text("text,n\nwonderful excellent,1\n")
-    assert predict(tmp_path / "a.csv", "--output", tmp_path / "b.parquet", "--output-type", MOODS, "--output-field", "mood") == 0
+    assert (
+        predict(
+            tmp_path / "a.csv",
+            "--output",
+            tmp_path / "b.parquet",
+            "--output-type",
+            MOODS,
+            "--output-field",
+            "mood",
+        )
+        == 0
+    )
     assert pq.read_table(tmp_path / "b.parquet").to_pylist() == [
         {"text": "wonderful excellent", "n": "1", "mood": "positive", "mood_error": None}
     ]
-    assert predict(tmp_path / "b.par*", tmp_path / "a.csv", "--output", tmp_path / "c.csv", "--output-type", MOODS) == 0
+    assert (
+        predict(
+            tmp_path / "b.par*",
+            tmp_path / "a.csv",
+            "--output",
+            tmp_path / "c.csv",
+            "--output-type",
+            MOODS,
+        )
+        == 0
+    )
     with open(tmp_path / "c.csv", newline="") as file:
-        assert [(row["text"], row["answer"]) for row in csv.DictReader(file)] == [("wonderful excellent", "positive")] * 2
+        assert [(row["text"], row["answer"]) for row in csv.DictReader(file)] == [
+            ("wonderful excellent", "positive")
+        ] * 2
 
 
 def test_a_pydantic_model_beside_the_data_gives_json_objects(
@@ -151,31 +207,68 @@ class Mood(pydantic.BaseModel):
 """
     (tmp_path / "my_types.py").write_text(source)
     monkeypatch.chdir(tmp_path)
-    assert predict(reviews(tmp_path), "--output", "out.jsonl", "--output-type", "my_types.Mood", "--batch-size", 3) == 0
+    assert (
+        predict(
+            reviews(tmp_path),
+            "--output",
+            "out.jsonl",
+            "--output-type",
+            "my_types.Mood",
+            "--batch-size",
+            3,
+        )
+        == 0
+    )
     answer = rows(tmp_path / "out.jsonl")[0]["answer"]
     assert answer["sentiment"] == "positive"
     assert answer["score"] > 0
 
 
-def test_the_console_script_finds_a_parser_beside_the_data(tmp_path: Path, llm_emulator: Emulator) -> None:
+def test_the_console_script_finds_a_parser_beside_the_data(
+    tmp_path: Path, llm_emulator: Emulator
+) -> None:
     (tmp_path / "my_parsers.py").write_text("def first(text, count):\n    return {1: 'parsed'}\n")
-    script = tmp_path / "bin" / "beam-llm"  # Python puts its folder on the path, not the current one
+    # Python puts its folder on the path, not the current one.
+    script = tmp_path / "bin" / "beam-llm"
     script.parent.mkdir()
     script.write_text("import sys\nfrom beam_llm.cli.main import main\nsys.exit(main())\n")
-    command = ["predict", reviews(tmp_path), "--output", "out.jsonl", "--model", MODEL, "--prompt", PROMPT, "--quiet"]
+    command = [
+        "predict",
+        reviews(tmp_path),
+        "--output",
+        "out.jsonl",
+        "--model",
+        MODEL,
+        "--prompt",
+        PROMPT,
+        "--quiet",
+    ]
     done = subprocess.run(
-        [sys.executable, str(script), *command, "--response-format", "my_parsers.first", "--allow-code"],
+        [
+            sys.executable,
+            str(script),
+            *command,
+            "--response-format",
+            "my_parsers.first",
+            "--allow-code",
+        ],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(beam_llm.__file__).parent.parent), **llm_emulator.environment},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(beam_llm.__file__).parent.parent),
+            **llm_emulator.environment,
+        },
         timeout=120,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert [row["answer"] for row in rows(tmp_path / "out.jsonl")] == ["parsed"] * 3
 
 
-def test_an_empty_file_gives_an_empty_file_without_a_call(tmp_path: Path, llm_emulator: Emulator) -> None:
+def test_an_empty_file_gives_an_empty_file_without_a_call(
+    tmp_path: Path, llm_emulator: Emulator
+) -> None:
     (tmp_path / "in.jsonl").write_text("")
     assert predict(tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl") == 0
     assert (tmp_path / "out.jsonl").read_text() == ""
@@ -184,17 +277,36 @@ def test_an_empty_file_gives_an_empty_file_without_a_call(tmp_path: Path, llm_em
 
 @pytest.mark.parametrize("mode", ["online", "batch_api"])
 def test_a_bucket_is_as_good_as_a_folder(
-    tmp_path: Path, llm_emulator: Emulator, gcs_location: str, monkeypatch: pytest.MonkeyPatch, mode: str
+    tmp_path: Path,
+    llm_emulator: Emulator,
+    gcs_location: str,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
 ) -> None:
     from apache_beam.internal.gcp import auth
     from apache_beam.io.filesystems import FileSystems
 
-    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)  # looking for credentials that aren't there takes 20 s
+    # Looking for credentials that aren't there takes 20 s.
+    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
     with FileSystems.create(f"{gcs_location}/in-1.jsonl") as file:
         file.write(Path(reviews(tmp_path)).read_bytes())
-    more = ["--staging", f"{gcs_location}/llm", "--poll-seconds", "0.05"] if mode == "batch_api" else []
+    more = (
+        ["--staging", f"{gcs_location}/llm", "--poll-seconds", "0.05"]
+        if mode == "batch_api"
+        else []
+    )
     assert (
-        predict(f"{gcs_location}/in-*.jsonl", "--output", f"{gcs_location}/out.jsonl", "--output-type", MOODS, "--mode", mode, *more) == 0
+        predict(
+            f"{gcs_location}/in-*.jsonl",
+            "--output",
+            f"{gcs_location}/out.jsonl",
+            "--output-type",
+            MOODS,
+            "--mode",
+            mode,
+            *more,
+        )
+        == 0
     )
     with FileSystems.open(f"{gcs_location}/out.jsonl") as file:
         assert [json.loads(line)["answer"] for line in file] == ["positive", "negative", "neutral"]
@@ -204,7 +316,10 @@ def test_a_bucket_is_as_good_as_a_folder(
 
 
 def test_records_that_fail_are_in_the_output_and_the_code_is_3(
-    tmp_path: Path, start_emulator: Callable[..., Emulator], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    start_emulator: Callable[..., Emulator],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     emulator = start_emulator(faults=[Fault(kind="poison", text="worst 1")])
     for name, value in emulator.environment.items():
@@ -221,7 +336,10 @@ LACKS, HAS = {"txt": "typo"}, {"text": "fine"}
 
 @pytest.mark.parametrize("records", [[HAS, LACKS], [LACKS, HAS]], ids=["second", "first"])
 def test_a_field_that_one_record_lacks_is_that_records_error(
-    tmp_path: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str], records: list[dict[str, str]]
+    tmp_path: Path,
+    llm_emulator: Emulator,
+    capsys: pytest.CaptureFixture[str],
+    records: list[dict[str, str]],
 ) -> None:
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert predict(tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl") == 3
@@ -254,20 +372,69 @@ def test_a_prompt_of_fields_that_no_record_has_all_of_gives_records_errors(
         pytest.param(["*.nosuch"], 2, "no file matches '*.nosuch'", id="empty glob"),
         pytest.param(["in.jsonl", "--batch-size", "0"], 2, "--batch-size is '0'", id="bad value"),
         pytest.param(
-            ["in.jsonl", "--batchsize", "3"], 2, "unknown option '--batchsize': did you mean '--batch-size'?", id="unknown option"
+            ["in.jsonl", "--batchsize", "3"],
+            2,
+            "unknown option '--batchsize': did you mean '--batch-size'?",
+            id="unknown option",
         ),
-        pytest.param(["in.jsonl", "--api-key", "sk-secret"], 2, "--api-key holds a literal value", id="literal key"),
-        pytest.param(["in.jsonl", "--mode", "batch_api"], 2, "--staging-location is missing", id="batch without staging"),
-        pytest.param(["in.jsonl", "--output-type", "enum:"], 2, "an enum needs members", id="bad output type"),
-        pytest.param(["in.jsonl", "--output-type", "nosuch.Model"], 2, "can't be imported", id="unknown type"),
-        pytest.param(["in.jsonl", "--output", "in.jsonl"], 2, "is one of the inputs", id="overwriting"),
-        pytest.param(["in.jsonl", "--output", "nosuch/out.jsonl"], 2, "there is no folder 'nosuch'", id="no folder"),
-        pytest.param(["in.jsonl", "--output", "out.txt"], 2, "can't tell the format of 'out.txt'", id="unknown format"),
-        pytest.param(["in.jsonl", "--prompt", "{{ txet }}"], 2, "fields of the input: id, text", id="unknown field"),
-        pytest.param(["in.jsonl", "--output-field", "id"], 1, "in.jsonl:1: the record has a field 'id' already", id="taken field"),
+        pytest.param(
+            ["in.jsonl", "--api-key", "sk-secret"],
+            2,
+            "--api-key holds a literal value",
+            id="literal key",
+        ),
+        pytest.param(
+            ["in.jsonl", "--mode", "batch_api"],
+            2,
+            "--staging-location is missing",
+            id="batch without staging",
+        ),
+        pytest.param(
+            ["in.jsonl", "--output-type", "enum:"], 2, "an enum needs members", id="bad output type"
+        ),
+        pytest.param(
+            ["in.jsonl", "--output-type", "nosuch.Model"], 2, "can't be imported", id="unknown type"
+        ),
+        pytest.param(
+            ["in.jsonl", "--output", "in.jsonl"], 2, "is one of the inputs", id="overwriting"
+        ),
+        pytest.param(
+            ["in.jsonl", "--output", "nosuch/out.jsonl"],
+            2,
+            "there is no folder 'nosuch'",
+            id="no folder",
+        ),
+        pytest.param(
+            ["in.jsonl", "--output", "out.txt"],
+            2,
+            "can't tell the format of 'out.txt'",
+            id="unknown format",
+        ),
+        pytest.param(
+            ["in.jsonl", "--prompt", "{{ txet }}"],
+            2,
+            "fields of the input: id, text",
+            id="unknown field",
+        ),
+        pytest.param(
+            ["in.jsonl", "--output-field", "id"],
+            1,
+            "in.jsonl:1: the record has a field 'id' already",
+            id="taken field",
+        ),
         pytest.param(["in.jsonl", "broken.jsonl"], 1, "broken.jsonl:2: not JSON", id="broken line"),
-        pytest.param(["in.jsonl", "--model", "gpt-4.1-mini"], 2, "openai:gpt-4.1-mini", id="model without provider"),
-        pytest.param(["in.jsonl", "--api-key", "env:NO_SUCH_KEY"], 1, "NO_SUCH_KEY", id="key that isn't there"),
+        pytest.param(
+            ["in.jsonl", "--model", "gpt-4.1-mini"],
+            2,
+            "openai:gpt-4.1-mini",
+            id="model without provider",
+        ),
+        pytest.param(
+            ["in.jsonl", "--api-key", "env:NO_SUCH_KEY"],
+            1,
+            "NO_SUCH_KEY",
+            id="key that isn't there",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_costs_nothing(
@@ -283,7 +450,9 @@ def test_a_mistake_is_one_line_and_costs_nothing(
     reviews(tmp_path)
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
     defaults = {"--output": "out.jsonl", "--model": MODEL, "--prompt": PROMPT}
-    given = [part for name, value in defaults.items() if name not in arguments for part in (name, value)]
+    given = [
+        part for name, value in defaults.items() if name not in arguments for part in (name, value)
+    ]
     assert main(["predict", *arguments, *given]) == code
     text = said(capsys)
     assert line in text
@@ -294,7 +463,10 @@ def test_a_mistake_is_one_line_and_costs_nothing(
 
 @pytest.mark.parametrize(
     ("options", "line"),
-    [pytest.param({"keys": ("other",)}, "key", id="bad key"), pytest.param({"models": ("gpt-4.1",)}, "gpt-4.1-mini", id="unknown model")],
+    [
+        pytest.param({"keys": ("other",)}, "key", id="bad key"),
+        pytest.param({"models": ("gpt-4.1",)}, "gpt-4.1-mini", id="unknown model"),
+    ],
 )
 def test_what_no_call_can_mend_ends_the_command_with_one_line(
     tmp_path: Path, start_emulator: Callable[..., Emulator], options: dict[str, Any], line: str
@@ -330,8 +502,15 @@ def test_what_no_call_can_mend_ends_the_command_with_one_line(
 @pytest.mark.parametrize(
     ("stream", "arguments", "line"),
     [
-        pytest.param("stdin", ["-", "--output", "out.jsonl"], "stdin is closed: pipe records into the command, or name a file", id="stdin"),
-        pytest.param("stdout", ["in.jsonl", "--output", "-"], "stdout is closed: name a file", id="stdout"),
+        pytest.param(
+            "stdin",
+            ["-", "--output", "out.jsonl"],
+            "stdin is closed: pipe records into the command, or name a file",
+            id="stdin",
+        ),
+        pytest.param(
+            "stdout", ["in.jsonl", "--output", "-"], "stdout is closed: name a file", id="stdout"
+        ),
     ],
 )
 def test_a_closed_stream_is_wrong_usage_in_plain_words(
@@ -352,7 +531,9 @@ def test_a_closed_stream_is_wrong_usage_in_plain_words(
 
 
 def test_debug_shows_where_it_happened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["predict", "nosuch.jsonl", "--output", "x.jsonl", "--model", MODEL, "--debug"]) == 2
+    assert (
+        main(["predict", "nosuch.jsonl", "--output", "x.jsonl", "--model", MODEL, "--debug"]) == 2
+    )
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -362,7 +543,9 @@ def test_debug_shows_where_it_happened(tmp_path: Path, capsys: pytest.CaptureFix
 def stopped_when(true: Callable[[], bool], *arguments: Any, emulator: Emulator) -> tuple[int, str]:
     """Starts the real command, sends it Ctrl-C when `true`; returns its exit code and stderr."""
     command = [sys.executable, "-m", "beam_llm", *map(str, arguments)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **emulator.environment}) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, **emulator.environment}
+    ) as process:
         try:
             wait_until(lambda: true() or process.poll() is not None)
             process.send_signal(signal.SIGINT)
@@ -394,7 +577,9 @@ def test_ctrl_c_while_the_command_is_being_loaded_shows_no_traceback(tmp_path: P
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "beam-llm: stopped\n")
 
 
-def test_a_live_run_stopped_by_ctrl_c_goes_on_and_pays_nothing_twice(tmp_path: Path, start_emulator: Callable[..., Emulator]) -> None:
+def test_a_live_run_stopped_by_ctrl_c_goes_on_and_pays_nothing_twice(
+    tmp_path: Path, start_emulator: Callable[..., Emulator]
+) -> None:
     emulator = start_emulator(latency_ms=100)
     command = (
         "predict",
@@ -428,9 +613,20 @@ def test_a_waiting_batch_job_stopped_by_ctrl_c_is_collected_by_the_same_command(
 ) -> None:
     emulator = start_emulator(batch_seconds=3)
     staging = tmp_path / "staging"
-    command = ("predict", reviews(tmp_path, 10), "--output", tmp_path / "out.jsonl", "--model", MODEL, "--prompt", PROMPT)
+    command = (
+        "predict",
+        reviews(tmp_path, 10),
+        "--output",
+        tmp_path / "out.jsonl",
+        "--model",
+        MODEL,
+        "--prompt",
+        PROMPT,
+    )
     command += ("--mode", "batch_api", "--staging", staging, "--poll-seconds", 0.1)
-    code, text = stopped_when(lambda: any(staging.glob("jobs/*/created-*")), *command, emulator=emulator)
+    code, text = stopped_when(
+        lambda: any(staging.glob("jobs/*/created-*")), *command, emulator=emulator
+    )
     assert code == 130
     assert "the same command again goes on" in text
     assert run(*command, emulator=emulator).returncode == 0
@@ -443,7 +639,9 @@ def test_a_waiting_batch_job_stopped_by_ctrl_c_is_collected_by_the_same_command(
 
 @pytest.fixture
 def submitted(tmp_path: Path, llm_emulator: Emulator) -> list[str]:
-    """A finished batch job of 10 records in a staging location; the arguments that name its question."""
+    """A finished batch job of 10 records in a staging location; the arguments that name its
+    question.
+    """
     question = [
         "--model",
         MODEL,
@@ -457,7 +655,19 @@ def submitted(tmp_path: Path, llm_emulator: Emulator) -> list[str]:
         "0.05",
     ]
     assert (
-        main(["predict", reviews(tmp_path, 10), "--output", str(tmp_path / "out.jsonl"), "--mode", "batch_api", "--quiet", *question]) == 0
+        main(
+            [
+                "predict",
+                reviews(tmp_path, 10),
+                "--output",
+                str(tmp_path / "out.jsonl"),
+                "--mode",
+                "batch_api",
+                "--quiet",
+                *question,
+            ]
+        )
+        == 0
     )
     return question
 
@@ -466,7 +676,20 @@ def submitted(tmp_path: Path, llm_emulator: Emulator) -> list[str]:
 def test_attach_writes_the_records_of_jobs_submitted_before(
     tmp_path: Path, llm_emulator: Emulator, submitted: list[str], named: list[str]
 ) -> None:
-    assert main(["jobs", "attach", *named, "--output", str(tmp_path / "again.jsonl"), "--quiet", *submitted]) == 0
+    assert (
+        main(
+            [
+                "jobs",
+                "attach",
+                *named,
+                "--output",
+                str(tmp_path / "again.jsonl"),
+                "--quiet",
+                *submitted,
+            ]
+        )
+        == 0
+    )
     assert rows(tmp_path / "again.jsonl") == rows(tmp_path / "out.jsonl")
     assert set(llm_emulator.billed.values()) == {1}
 
@@ -479,14 +702,22 @@ def test_attach_writes_the_records_of_jobs_submitted_before(
     ],
 )
 def test_attach_to_a_job_that_is_not_there_is_one_line(
-    tmp_path: Path, submitted: list[str], capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
+    tmp_path: Path,
+    submitted: list[str],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    line: str,
 ) -> None:
-    assert main(["jobs", "attach", *arguments, "--output", str(tmp_path / "again.jsonl"), *submitted]) in (1, 2)
+    assert main(
+        ["jobs", "attach", *arguments, "--output", str(tmp_path / "again.jsonl"), *submitted]
+    ) in (1, 2)
     assert line in said(capsys)
     assert not (tmp_path / "again.jsonl").exists()
 
 
-def test_attach_with_another_question_is_refused(tmp_path: Path, submitted: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_attach_with_another_question_is_refused(
+    tmp_path: Path, submitted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     other = [part if part != PROMPT else "Topic: {{ text }}" for part in submitted]
     assert main(["jobs", "attach", "--output", str(tmp_path / "again.jsonl"), *other]) == 2
     assert "1 job found, but none made with this model, prompt" in said(capsys)
@@ -497,18 +728,40 @@ OTHER = "Topic: {{ text }}"
 
 @pytest.fixture
 def two_prompts(tmp_path: Path, submitted: list[str]) -> list[str]:
-    """Two more jobs in the same staging location, of another prompt; the arguments that name the first job's question."""
+    """Two more jobs in the same staging location, of another prompt; the arguments that name the
+    first job's question.
+    """
     other = [OTHER if part == PROMPT else part for part in submitted]
     for number in (1, 2):
         name = reviews(tmp_path, 4 * number, f"other-{number}.jsonl")
-        assert main(["predict", name, "--output", str(tmp_path / f"topics-{number}.jsonl"), "--mode", "batch_api", "--quiet", *other]) == 0
+        assert (
+            main(
+                [
+                    "predict",
+                    name,
+                    "--output",
+                    str(tmp_path / f"topics-{number}.jsonl"),
+                    "--mode",
+                    "batch_api",
+                    "--quiet",
+                    *other,
+                ]
+            )
+            == 0
+        )
     return submitted
 
 
 def test_attach_collects_the_jobs_of_its_own_question_and_says_how_many_it_left(
-    tmp_path: Path, llm_emulator: Emulator, two_prompts: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    llm_emulator: Emulator,
+    two_prompts: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["jobs", "attach", "--output", str(tmp_path / "again.jsonl"), "--quiet", *two_prompts]) == 0
+    assert (
+        main(["jobs", "attach", "--output", str(tmp_path / "again.jsonl"), "--quiet", *two_prompts])
+        == 0
+    )
     assert "left 2 jobs of other prompts" in said(capsys)
     assert rows(tmp_path / "again.jsonl") == rows(tmp_path / "out.jsonl")
 
@@ -516,16 +769,37 @@ def test_attach_collects_the_jobs_of_its_own_question_and_says_how_many_it_left(
 def test_attach_to_a_named_job_of_another_question_is_refused(
     tmp_path: Path, two_prompts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["jobs", "attach", "2", "--output", str(tmp_path / "again.jsonl"), "--quiet", *two_prompts]) == 2
+    assert (
+        main(
+            [
+                "jobs",
+                "attach",
+                "2",
+                "--output",
+                str(tmp_path / "again.jsonl"),
+                "--quiet",
+                *two_prompts,
+            ]
+        )
+        == 2
+    )
     assert "job 2" in said(capsys)
     assert not (tmp_path / "again.jsonl").exists()
 
 
-def test_ls_and_show_say_what_the_ledger_knows(tmp_path: Path, submitted: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_ls_and_show_say_what_the_ledger_knows(
+    tmp_path: Path, submitted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     staging = ["--staging", str(tmp_path / "staging")]
     assert main(["jobs", "ls", "--json", *staging]) == 0
     (job,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert (job["state"], job["ended"], job["records"], job["answered"], job["lines"]) == ("done", "completed", 10, 10, 10)
+    assert (job["state"], job["ended"], job["records"], job["answered"], job["lines"]) == (
+        "done",
+        "completed",
+        10,
+        10,
+        10,
+    )
     assert main(["jobs", "ls", *staging]) == 0
     header, _, line = capsys.readouterr().out.splitlines()
     assert header.split()[:3] == ["no.", "job", "state"]
@@ -540,9 +814,20 @@ def test_a_cancelled_job_gives_what_it_had_finished_and_errors_for_the_rest(
 ) -> None:
     emulator = start_emulator(batch_seconds=60)
     staging = tmp_path / "staging"
-    command = ("predict", reviews(tmp_path, 10), "--output", tmp_path / "out.jsonl", "--model", MODEL, "--prompt", PROMPT)
+    command = (
+        "predict",
+        reviews(tmp_path, 10),
+        "--output",
+        tmp_path / "out.jsonl",
+        "--model",
+        MODEL,
+        "--prompt",
+        PROMPT,
+    )
     command += ("--mode", "batch_api", "--staging", staging, "--poll-seconds", 0.1, "--quiet")
-    code, _ = stopped_when(lambda: any(staging.glob("jobs/*/created-*")), *command, emulator=emulator)
+    code, _ = stopped_when(
+        lambda: any(staging.glob("jobs/*/created-*")), *command, emulator=emulator
+    )
     assert code == 130
     cancelled = run("jobs", "cancel", "1", "--staging", staging, emulator=emulator)
     assert cancelled.returncode == 0, cancelled.stderr
@@ -553,7 +838,9 @@ def test_a_cancelled_job_gives_what_it_had_finished_and_errors_for_the_rest(
     assert {error.partition(":")[0] for error in errors if error} == {"cancelled"}
 
 
-def test_cancelling_a_job_that_has_ended_is_wrong_usage(tmp_path: Path, submitted: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_cancelling_a_job_that_has_ended_is_wrong_usage(
+    tmp_path: Path, submitted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["jobs", "cancel", "1", "--staging", str(tmp_path / "staging")]) == 2
     assert "has ended (completed)" in said(capsys)
 
@@ -575,13 +862,23 @@ def test_cleanup_asks_first_says_what_it_removes_and_keeps_the_answers(
     assert main(["jobs", "cleanup", "--staging", str(staging), "--yes"]) == 0
     assert "the texts and elements of 10 records" in capsys.readouterr().out
     assert not any(staging.glob("parts/*"))
-    again = ["predict", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "again.jsonl"), "--mode", "batch_api", "--quiet"]
+    again = [
+        "predict",
+        str(tmp_path / "in.jsonl"),
+        "--output",
+        str(tmp_path / "again.jsonl"),
+        "--mode",
+        "batch_api",
+        "--quiet",
+    ]
     assert main([*again, *submitted]) == 0
     assert rows(tmp_path / "again.jsonl") == rows(tmp_path / "out.jsonl")
     assert set(llm_emulator.billed.values()) == {1}
 
 
-@pytest.mark.parametrize("action", [["ls"], ["show", "1"], ["cancel", "1"], ["cleanup"]], ids=lambda action: action[0])
+@pytest.mark.parametrize(
+    "action", [["ls"], ["show", "1"], ["cancel", "1"], ["cleanup"]], ids=lambda action: action[0]
+)
 def test_a_place_without_a_ledger_is_wrong_usage_and_stays_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], action: list[str]
 ) -> None:
@@ -593,12 +890,24 @@ def test_a_place_without_a_ledger_is_wrong_usage_and_stays_as_it_is(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        pytest.param(["--direct_num_worker=2"], "no option --direct_num_worker", id="unknown, with a near one"),
-        pytest.param(["--runner=PrismRunner", "--paralelism", "2"], "did you mean --parallelism?", id="of another runner"),
-        pytest.param(["--direct_num_workers=many"], "invalid int value: 'many'", id="a value that isn't one"),
+        pytest.param(
+            ["--direct_num_worker=2"],
+            "no option --direct_num_worker",
+            id="unknown, with a near one",
+        ),
+        pytest.param(
+            ["--runner=PrismRunner", "--paralelism", "2"],
+            "did you mean --parallelism?",
+            id="of another runner",
+        ),
+        pytest.param(
+            ["--direct_num_workers=many"], "invalid int value: 'many'", id="a value that isn't one"
+        ),
     ],
 )
-def test_what_beam_would_ignore_or_answer_with_all_its_options_is_wrong_usage_in_one_line(options: list[str], reason: str) -> None:
+def test_what_beam_would_ignore_or_answer_with_all_its_options_is_wrong_usage_in_one_line(
+    options: list[str], reason: str
+) -> None:
     with pytest.raises(UsageError, match=re.escape(reason)) as refused:
         pipeline_options(options)
     assert "\n" not in str(refused.value)
@@ -609,18 +918,28 @@ def test_what_beam_would_ignore_or_answer_with_all_its_options_is_wrong_usage_in
     [
         pytest.param([], "FnApiRunner", id="none"),
         pytest.param(["--runner=PrismRunner", "--job_name=a"], "PrismRunner", id="known"),
-        pytest.param(["--runner=FlinkRunner", "--only_its_job_server_knows"], "FlinkRunner", id="a job server's own"),
+        pytest.param(
+            ["--runner=FlinkRunner", "--only_its_job_server_knows"],
+            "FlinkRunner",
+            id="a job server's own",
+        ),
     ],
 )
-def test_options_that_beam_or_a_job_server_may_know_are_passed_on(options: list[str], runner: str) -> None:
+def test_options_that_beam_or_a_job_server_may_know_are_passed_on(
+    options: list[str], runner: str
+) -> None:
     assert pipeline_options(options).view_as(StandardOptions).runner == runner
 
 
 @pytest.mark.parametrize("allow_code", [False, True], ids=["as it is", "with leave for code"])
-def test_a_type_by_its_dotted_name_is_the_command_line_s_own_and_no_option_of_a_model(allow_code: bool) -> None:
+def test_a_type_by_its_dotted_name_is_the_command_line_s_own_and_no_option_of_a_model(
+    allow_code: bool,
+) -> None:
     assert output_type("collections.OrderedDict") is OrderedDict
     with pytest.raises(UsageError, match="output is 'collections.OrderedDict'"):
-        settings_from_options({"model": MODEL, "output": "collections.OrderedDict"}, allow_code=allow_code)
+        settings_from_options(
+            {"model": MODEL, "output": "collections.OrderedDict"}, allow_code=allow_code
+        )
 
 
 # --- help, version, names
@@ -649,7 +968,9 @@ def test_every_option_of_the_package_is_a_flag(capsys: pytest.CaptureFixture[str
     assert main(["predict", "--help"]) == 0
     text = capsys.readouterr().out
     flags = {"output": "--output-type", "staging_location": "--staging"}
-    assert [name for name in OPTIONS if flags.get(name, f"--{name.replace('_', '-')}") not in text] == []
+    assert [
+        name for name in OPTIONS if flags.get(name, f"--{name.replace('_', '-')}") not in text
+    ] == []
 
 
 @pytest.mark.parametrize(
@@ -675,12 +996,32 @@ def test_an_output_type_from_a_file(tmp_path: Path) -> None:
 def test_an_estimate_makes_no_call_and_is_cheaper_by_batches(
     tmp_path: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["estimate", reviews(tmp_path, 100), "--model", MODEL, "--prompt", PROMPT, "--output-type", MOODS]) == 0
+    assert (
+        main(
+            [
+                "estimate",
+                reviews(tmp_path, 100),
+                "--model",
+                MODEL,
+                "--prompt",
+                PROMPT,
+                "--output-type",
+                MOODS,
+            ]
+        )
+        == 0
+    )
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    by_size = {line[0]: line for line in lines if line and line[0] in {"1", "5", "10", "20", "50"} and "$" in "".join(line)}
+    by_size = {
+        line[0]: line
+        for line in lines
+        if line and line[0] in {"1", "5", "10", "20", "50"} and "$" in "".join(line)
+    }
     assert list(by_size) == ["1", "5", "10", "20", "50"]
     assert [line[-6 if "s" in line else -5] for line in by_size.values()]
-    assert float(by_size["20"][-1].strip("$")) == pytest.approx(float(by_size["20"][-2].strip("$")) / 2, rel=0.02)
+    assert float(by_size["20"][-1].strip("$")) == pytest.approx(
+        float(by_size["20"][-2].strip("$")) / 2, rel=0.02
+    )
     assert llm_emulator.calls == 0
 
 
@@ -691,11 +1032,17 @@ def test_an_estimate_makes_no_call_and_is_cheaper_by_batches(
     ("error", "reason"),
     [
         pytest.param(
-            RuntimeError("Traceback …\nbeam_llm.errors.Aborted: no such key [while running 'Ask']\n"),
+            RuntimeError(
+                "Traceback …\nbeam_llm.errors.Aborted: no such key [while running 'Ask']\n"
+            ),
             "no such key",
             id="ours inside Beam's",
         ),
-        pytest.param(RuntimeError("Traceback …\n  File x\nKeyError: 'a' [while running 'Ask']"), "KeyError: 'a'", id="a foreign one"),
+        pytest.param(
+            RuntimeError("Traceback …\n  File x\nKeyError: 'a' [while running 'Ask']"),
+            "KeyError: 'a'",
+            id="a foreign one",
+        ),
         pytest.param(DataError("in.jsonl:3: not JSON"), "in.jsonl:3: not JSON", id="ours itself"),
         pytest.param(ValueError(""), "ValueError", id="one without words"),
     ],
@@ -710,8 +1057,24 @@ def test_a_meter_counts_and_foresees() -> None:
     assert meter.line() == "20 of 100 records, 0.0 s"
     now[0] = 10.0
     for ordinal in range(40):
-        meter.hear("stored", {"answer": StoredAnswer(ordinal, None, "missing" if ordinal == 0 else None, None, 10, 5, 0, 0.001)})
-    meter.hear("waiting", {"jobs": 2, "states": {"in_progress": 1, "queued": 1}, "done": 3, "total": 9, "next_seconds": 30.0})
+        meter.hear(
+            "stored",
+            {
+                "answer": StoredAnswer(
+                    ordinal, None, "missing" if ordinal == 0 else None, None, 10, 5, 0, 0.001
+                )
+            },
+        )
+    meter.hear(
+        "waiting",
+        {
+            "jobs": 2,
+            "states": {"in_progress": 1, "queued": 1},
+            "done": 3,
+            "total": 9,
+            "next_seconds": 30.0,
+        },
+    )
     assert meter.line() == (
         "60 of 100 records, 1 error, 10 s, about 10 s to go, "
         "jobs: 1 in_progress, 1 queued, 3 of 9 done, next look in 30 s, $0.0400, 600 tokens"
@@ -741,7 +1104,9 @@ class _Stream:
         pytest.param(True, True, "", id="quiet"),
     ],
 )
-def test_progress_is_live_on_a_terminal_and_lines_elsewhere(terminal: bool, quiet: bool, expected: str) -> None:
+def test_progress_is_live_on_a_terminal_and_lines_elsewhere(
+    terminal: bool, quiet: bool, expected: str
+) -> None:
     stream = _Stream(terminal)
     with ProgressLine(lambda: "working", quiet=quiet, stream=stream, every_seconds=0.01):  # type: ignore[arg-type]
         if not quiet:
@@ -750,7 +1115,17 @@ def test_progress_is_live_on_a_terminal_and_lines_elsewhere(terminal: bool, quie
 
 
 def test_words_for_numbers() -> None:
-    assert [dollars(0.000123), dollars(0.0123), dollars(1234.5), dollars(0)] == ["$0.000123", "$0.0123", "$1,234.50", "$0.00"]
-    assert [duration(0.44), duration(45), duration(185), duration(7800)] == ["0.4 s", "45 s", "3 min 05 s", "2 h 10 min"]
+    assert [dollars(0.000123), dollars(0.0123), dollars(1234.5), dollars(0)] == [
+        "$0.000123",
+        "$0.0123",
+        "$1,234.50",
+        "$0.00",
+    ]
+    assert [duration(0.44), duration(45), duration(185), duration(7800)] == [
+        "0.4 s",
+        "45 s",
+        "3 min 05 s",
+        "2 h 10 min",
+    ]
     assert shortened("a\n b  c", 4) == "a b…"
     assert table(["n", "v"], [("a", 1), ("bc", 10)]) == "n    v\n──  ──\na    1\nbc  10"

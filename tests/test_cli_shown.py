@@ -1,4 +1,6 @@
-"""What the command line shows: nothing of others that steers a terminal or forges a line; what went wrong, in words and numbers."""
+"""What the command line shows: nothing of others that steers a terminal or forges a line; what went
+wrong, in words and numbers.
+"""
 
 from __future__ import annotations
 
@@ -37,15 +39,27 @@ def is_harmless(text: str) -> bool:
 
 
 @pytest.fixture
-def start(start_emulator: Callable[..., Emulator], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Callable[..., int]]:
+def start(
+    start_emulator: Callable[..., Emulator], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., Callable[..., int]]:
     """Starts an emulator with faults; gives `predict` on three records against it."""
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": f"fine phone {n}"}) + "\n" for n in range(3)))
+    (tmp_path / "in.jsonl").write_text(
+        "".join(json.dumps({"text": f"fine phone {n}"}) + "\n" for n in range(3))
+    )
     monkeypatch.chdir(tmp_path)
 
     def started(*faults: Fault) -> Callable[..., int]:
         for name, value in start_emulator(faults=faults).environment.items():
             monkeypatch.setenv(name, value)
-        asked = ["in.jsonl", "--output", "out.jsonl", "--model", MODEL, "--prompt", "Mood of: {{ text }}"]
+        asked = [
+            "in.jsonl",
+            "--output",
+            "out.jsonl",
+            "--model",
+            MODEL,
+            "--prompt",
+            "Mood of: {{ text }}",
+        ]
         return lambda *more: main(["predict", *asked, *map(str, more)])
 
     return started
@@ -55,10 +69,16 @@ def start(start_emulator: Callable[..., Emulator], monkeypatch: pytest.MonkeyPat
     ("text", "shown"),
     [
         pytest.param("plain ~ text", "plain ~ text", id="as it is"),
-        pytest.param("Zürich 東京 👩‍🚀 a\u00a0b", "Zürich 東京 👩‍🚀 a\u00a0b", id="letters of all kinds"),
+        pytest.param(
+            "Zürich 東京 👩‍🚀 a\u00a0b", "Zürich 東京 👩‍🚀 a\u00a0b", id="letters of all kinds"
+        ),
         pytest.param("a\x1b[31mb\x7f\x85", "a\\x1b[31mb\\x7f\\x85", id="escapes"),
         pytest.param("a\r\n\tb\u2029", "a\\r\\n\\tb\\u2029", id="line breaks"),
-        pytest.param("\u202efdp.exe\u2066\u200f\ufeff", "\\u202efdp.exe\\u2066\\u200f\\ufeff", id="hidden marks"),
+        pytest.param(
+            "\u202efdp.exe\u2066\u200f\ufeff",
+            "\\u202efdp.exe\\u2066\\u200f\\ufeff",
+            id="hidden marks",
+        ),
         pytest.param("\ud83d and \U000e0041", "\\ud83d and \\U000e0041", id="half a pair, a tag"),
     ],
 )
@@ -67,7 +87,9 @@ def test_what_steers_a_terminal_is_shown_and_not_obeyed(text: str, shown: str) -
     assert printable(printable(text)) == shown
 
 
-def test_a_server_s_escapes_are_in_no_message(start: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_s_escapes_are_in_no_message(
+    start: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     predict = start(Fault("unauthorized", message=FORGED, code=f"c{TITLE}"))
     assert predict("--quiet") == 1
     text = capsys.readouterr().err
@@ -76,7 +98,9 @@ def test_a_server_s_escapes_are_in_no_message(start: Callable[..., Any], capsys:
     assert is_harmless(text)
 
 
-def test_nor_in_a_traceback_nor_in_the_log(start: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_nor_in_a_traceback_nor_in_the_log(
+    start: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     predict = start(Fault("unauthorized", message=FORGED))
     assert predict("--debug", "--quiet") == 1
     text = capsys.readouterr().err
@@ -85,18 +109,38 @@ def test_nor_in_a_traceback_nor_in_the_log(start: Callable[..., Any], capsys: py
     assert not any(line.startswith("ERROR:root") for line in text.splitlines())
 
 
-def test_a_file_s_name_can_t_forge_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_s_name_can_t_forge_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     name = tmp_path / f"x\nall good{TITLE}.jsonl"
     name.write_text("{\n")
-    assert main(["predict", str(name), "--output", str(tmp_path / "o.jsonl"), "--model", MODEL, "--prompt", "{{ text }}"]) == 1
+    assert (
+        main(
+            [
+                "predict",
+                str(name),
+                "--output",
+                str(tmp_path / "o.jsonl"),
+                "--model",
+                MODEL,
+                "--prompt",
+                "{{ text }}",
+            ]
+        )
+        == 1
+    )
     text = capsys.readouterr().err
     assert text.count("\n") == 1
     assert is_harmless(text)
 
 
-def test_a_job_s_words_are_harmless_in_tables_and_progress(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_s_words_are_harmless_in_tables_and_progress(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     meter = Meter(1)
-    meter.hear("waiting", {"states": {f"run{TITLE}\n": 1}, "done": 0, "total": 1, "next_seconds": 1.0})
+    meter.hear(
+        "waiting", {"states": {f"run{TITLE}\n": 1}, "done": 0, "total": 1, "next_seconds": 1.0}
+    )
     assert "run\\x1b]0;gotcha\\x07\\n" in meter.line()
     assert is_harmless(table(["job"], [[f"batch{TITLE}"]]))
 
@@ -120,7 +164,9 @@ class Terminal:
         pass
 
 
-def test_a_warning_is_a_line_of_its_own_beside_the_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warning_is_a_line_of_its_own_beside_the_live_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     log = logging.Logger("beam_llm.test")
@@ -132,11 +178,18 @@ def test_a_warning_is_a_line_of_its_own_beside_the_live_line(monkeypatch: pytest
     assert terminal.text.endswith("\r\x1b[2K")
 
 
-def test_the_progress_line_tells_of_calls_in_flight_retries_and_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_line_tells_of_calls_in_flight_retries_and_timeouts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(ACTIVITY, "retries", 7)
     meter = Meter(10, clock=lambda: 0.0)
     assert meter.line() == "0 of 10 records, 0.0 s"
-    for name, value in {"in_flight": 12, "retries": 11, "waits": ACTIVITY.waits + 3, "timeouts": ACTIVITY.timeouts + 2}.items():
+    for name, value in {
+        "in_flight": 12,
+        "retries": 11,
+        "waits": ACTIVITY.waits + 3,
+        "timeouts": ACTIVITY.timeouts + 2,
+    }.items():
         monkeypatch.setattr(ACTIVITY, name, value)
     assert meter.line() == "0 of 10 records, 0.0 s, 12 in flight, 1 retry, 3 waits, 2 timeouts"
 
@@ -148,7 +201,11 @@ def test_calls_that_time_out_and_are_tried_again_are_counted(
     predict = start(Fault("hang", nth=2, seconds=30.0))
     assert predict("--request-timeout-ms", 2000, "--summary", "how.json") == 0
     after = ACTIVITY.snapshot()
-    assert (after.timeouts - before.timeouts, after.retries - before.retries, after.in_flight) == (1, 1, 0)
+    assert (after.timeouts - before.timeouts, after.retries - before.retries, after.in_flight) == (
+        1,
+        1,
+        0,
+    )
     assert "calls     4 (1 retry, 1 timeout)" in capsys.readouterr().err
     found = json.loads((tmp_path / "how.json").read_text())
     assert (found["requests"], found["retries"], found["timeouts"]) == (4, 1, 1)
@@ -181,7 +238,13 @@ def test_the_summary_shows_the_most_frequent_message_of_each_kind() -> None:
 
 
 def test_the_summary_shows_warnings_in_words() -> None:
-    counters = {"warnings_zero_based": 1, "warnings_repaired": 1200, "warnings_of_tomorrow": 2, "jobs_twice": 1, "warnings_wrapped": 0}
+    counters = {
+        "warnings_zero_based": 1,
+        "warnings_repaired": 1200,
+        "warnings_of_tomorrow": 2,
+        "jobs_twice": 1,
+        "warnings_wrapped": 0,
+    }
     text = summary(JOB, Report(Tally(), 0, counters))
     assert [line.strip() for line in text.splitlines()[1:5]] == [
         "warnings  1,200 replies not quite JSON, repaired",
@@ -192,7 +255,9 @@ def test_the_summary_shows_warnings_in_words() -> None:
 
 
 def test_many_different_messages_take_no_more_than_a_bounded_place() -> None:
-    tally = tally_of(*(("rejected", f"{'x' * (n % 1000)}!") for n in range(3000)), *([("rejected", "x!")] * 5))
+    tally = tally_of(
+        *(("rejected", f"{'x' * (n % 1000)}!") for n in range(3000)), *([("rejected", "x!")] * 5)
+    )
     assert len(tally.messages["rejected"]._groups) <= tally.messages["rejected"].MOST_WORDINGS
     assert tally.messages["rejected"].most_frequent() == (8, "x!")
 
@@ -201,7 +266,12 @@ def test_a_summary_file_says_how_the_run_ended(start: Callable[..., Any], tmp_pa
     predict = start(Fault("poison", text="phone 1"))
     assert predict("--quiet", "--summary", "how.json") == 3
     found = json.loads((tmp_path / "how.json").read_text())
-    assert (found["records"], found["answered"], found["failed"], found["jobs_twice"]) == (3, 2, 1, 0)
+    assert (found["records"], found["answered"], found["failed"], found["jobs_twice"]) == (
+        3,
+        2,
+        1,
+        0,
+    )
     assert found["errors"]["refused"]["records"] == 1
     assert found["errors"]["refused"]["most_frequent"]
     assert found["cost_usd"] > 0
@@ -217,7 +287,9 @@ def test_a_summary_that_can_t_be_written_is_wrong_usage_before_any_call(
     assert "--summary" in capsys.readouterr().err
 
 
-def test_an_unreadable_reply_says_how_to_see_it(start: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_reply_says_how_to_see_it(
+    start: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     predict = start(Fault("malformed_json"))
     assert predict("--output-type", "enum:a|b", "--max-retries", 0) == 3
     assert "unreadable" in (text := capsys.readouterr().err)
@@ -228,13 +300,25 @@ def test_an_unreadable_reply_says_how_to_see_it(start: Callable[..., Any], capsy
 
 
 def test_the_shown_requests_are_the_ones_that_a_run_sends(
-    start: Callable[..., Any], start_emulator: Callable[..., Emulator], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., Any],
+    start_emulator: Callable[..., Emulator],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     emulator = start_emulator()
     for name, value in emulator.environment.items():
         monkeypatch.setenv(name, value)
-    Path("in.jsonl").write_text("".join(json.dumps({"text": f"fine {n}\x9b \u202e"}) + "\n" for n in range(7)))
-    question = ["--prompt", "Mood of: {{ text }}", "--output-type", "enum:good|bad", "--batch-size", "3"]
+    Path("in.jsonl").write_text(
+        "".join(json.dumps({"text": f"fine {n}\x9b \u202e"}) + "\n" for n in range(7))
+    )
+    question = [
+        "--prompt",
+        "Mood of: {{ text }}",
+        "--output-type",
+        "enum:good|bad",
+        "--batch-size",
+        "3",
+    ]
     asked = ["predict", "in.jsonl", "--model", MODEL, *question]
     assert main([*asked, "--show", "2"]) == 0
     assert emulator.calls == 0
@@ -248,7 +332,9 @@ def test_the_shown_requests_are_the_ones_that_a_run_sends(
         assert request["request"] in emulator.requests
 
 
-def test_a_record_that_can_t_be_asked_is_shown_with_its_reason(start: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_that_can_t_be_asked_is_shown_with_its_reason(
+    start: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     predict = start()
     Path("in.jsonl").write_text('{"text": "fine"}\n{"txt": "odd"}\n')
     assert predict("--show", 5) == 3
@@ -257,7 +343,9 @@ def test_a_record_that_can_t_be_asked_is_shown_with_its_reason(start: Callable[.
     assert not Path("out.jsonl").exists()
 
 
-def test_without_an_output_there_is_advice(start: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_an_output_there_is_advice(
+    start: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     start()
     assert main(["predict", "in.jsonl", "--model", MODEL, "--prompt", "{{ text }}"]) == 2
     assert "add --output" in capsys.readouterr().err
@@ -280,7 +368,9 @@ class Gone:
 
 
 @pytest.mark.parametrize("stderr", [None, Gone()], ids=["closed", "reader left"])
-def test_a_run_that_nobody_watches_is_finished(start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, stderr: object) -> None:
+def test_a_run_that_nobody_watches_is_finished(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, stderr: object
+) -> None:
     predict = start(Fault("poison", text="phone 1"))
     monkeypatch.setattr("sys.stderr", stderr)
     assert predict() == 3
@@ -290,15 +380,33 @@ def test_a_run_that_nobody_watches_is_finished(start: Callable[..., Any], monkey
 def test_a_full_disk_behind_stdout_is_one_line(start: Callable[..., Any]) -> None:
     start()
     with open("/dev/full", "wb") as full:
-        command = [sys.executable, "-m", "beam_llm", "predict", "in.jsonl", "--model", MODEL, "--prompt", "{{ text }}"]
-        done = subprocess.run([*command, "--output", "-", "--quiet"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+        command = [
+            sys.executable,
+            "-m",
+            "beam_llm",
+            "predict",
+            "in.jsonl",
+            "--model",
+            MODEL,
+            "--prompt",
+            "{{ text }}",
+        ]
+        done = subprocess.run(
+            [*command, "--output", "-", "--quiet"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1, done.stderr
     assert "No space left" in done.stderr
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "nan", "inf", "soon"])
-def test_a_latency_is_a_number_above_0(start: Callable[..., Any], capsys: pytest.CaptureFixture[str], number: str) -> None:
+def test_a_latency_is_a_number_above_0(
+    start: Callable[..., Any], capsys: pytest.CaptureFixture[str], number: str
+) -> None:
     start()
     assert main(["estimate", "in.jsonl", "--model", MODEL, "--latency-seconds", number]) == 2
     assert f"{number!r} is not a number above 0" in capsys.readouterr().err
@@ -312,14 +420,35 @@ def test_an_emulator_s_port_that_is_none_is_one_line(capsys: pytest.CaptureFixtu
 def test_an_estimate_s_answers_take_the_tokens_that_a_run_takes(
     start: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Labels are short: what stands around each is most of a reply, and is shorter in prompts of several."""
+    """Labels are short: what stands around each is most of a reply, and is shorter in prompts of
+    several.
+    """
     predict = start()
-    Path("in.jsonl").write_text("".join(json.dumps({"text": f"fine phone {n}"}) + "\n" for n in range(40)))
-    question = ["in.jsonl", "--model", MODEL, "--prompt", "Mood of: {{ text }}", "--output-type", "enum:positive|negative|neutral"]
+    Path("in.jsonl").write_text(
+        "".join(json.dumps({"text": f"fine phone {n}"}) + "\n" for n in range(40))
+    )
+    question = [
+        "in.jsonl",
+        "--model",
+        MODEL,
+        "--prompt",
+        "Mood of: {{ text }}",
+        "--output-type",
+        "enum:positive|negative|neutral",
+    ]
     assert main(["estimate", *question, "--json"]) == 0
-    foreseen = {line["batch_size"]: line for line in json.loads(capsys.readouterr().out)["by_batch_size"]}
+    foreseen = {
+        line["batch_size"]: line for line in json.loads(capsys.readouterr().out)["by_batch_size"]
+    }
     for size in (1, 20):
-        more = ["--batch-size", size, "--output-type", "enum:positive|negative|neutral", "--summary", "how.json"]
+        more = [
+            "--batch-size",
+            size,
+            "--output-type",
+            "enum:positive|negative|neutral",
+            "--summary",
+            "how.json",
+        ]
         assert predict(*more, "--quiet", "--force") == 0
         found = json.loads((tmp_path / "how.json").read_text())
         assert found["requests"] == foreseen[size]["requests"]

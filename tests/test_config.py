@@ -18,7 +18,12 @@ MODEL = "openai:gpt-4.1-mini"
 
 def test_the_defaults_are_those_of_the_proposal():
     known = settings(MODEL)
-    assert (known.batch_size, known.batch_timeout_ms, known.max_retries, known.request_timeout_ms) == (1, 1000, 3, 30_000)
+    assert (
+        known.batch_size,
+        known.batch_timeout_ms,
+        known.max_retries,
+        known.request_timeout_ms,
+    ) == (1, 1000, 3, 30_000)
     assert (known.response_format, known.response_index_field, known.mode, known.api_key) == (
         "json",
         "index",
@@ -29,13 +34,21 @@ def test_the_defaults_are_those_of_the_proposal():
 
 def test_string_keys_and_python_names_give_the_same_settings():
     by_key = settings_from_options(
-        {"provider": "openai", "model": "gpt-4.1-mini", "batch.size": "20", "max.retries": "5", "log.data": "true"}
+        {
+            "provider": "openai",
+            "model": "gpt-4.1-mini",
+            "batch.size": "20",
+            "max.retries": "5",
+            "log.data": "true",
+        }
     )
     assert by_key == settings(MODEL, batch_size=20, max_retries=5, log_data=True)
 
 
 def test_overrides_win_over_a_models_defaults():
-    known = settings_from_options({"model": MODEL, "batch.size": "20", "system.prompt": "S"}, overrides={"batch.size": "50"})
+    known = settings_from_options(
+        {"model": MODEL, "batch.size": "20", "system.prompt": "S"}, overrides={"batch.size": "50"}
+    )
     assert (known.batch_size, known.system_prompt) == (50, "S")
 
 
@@ -67,7 +80,11 @@ def test_a_typed_model_wins_over_provider_and_model():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"provider": "openai"}, '"model" is missing'), ({}, "no model given"), ({"model": "gpt-4"}, "PROVIDER:MODEL")],
+    [
+        ({"provider": "openai"}, '"model" is missing'),
+        ({}, "no model given"),
+        ({"model": "gpt-4"}, "PROVIDER:MODEL"),
+    ],
     ids=["provider only", "neither", "model only"],
 )
 def test_a_model_that_no_layer_completes_is_refused(options, message):
@@ -76,7 +93,10 @@ def test_a_model_that_no_layer_completes_is_refused(options, message):
 
 
 def test_every_option_has_a_key_and_a_meaning():
-    assert all(option.metadata["meaning"] and key_of(name).replace(".", "_") == name for name, option in OPTIONS.items())
+    assert all(
+        option.metadata["meaning"] and key_of(name).replace(".", "_") == name
+        for name, option in OPTIONS.items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +119,10 @@ def test_every_option_has_a_key_and_a_meaning():
         ({"extra_body": "{"}, "a JSON object"),
         ({"output": "enum:"}, "an enum needs members"),
         ({"output": "enum: | "}, "an enum needs members"),
-        ({"output": "enum:a| |b"}, "member 2 of the enum is empty; write enum:positive|negative|neutral"),
+        (
+            {"output": "enum:a| |b"},
+            "member 2 of the enum is empty; write enum:positive|negative|neutral",
+        ),
         ({"output": "enum:a|b|"}, "member 3 of the enum is empty"),
         ({"output": "enum:a|b| a"}, "the enum has the member 'a' twice"),
         ({"output": "text"}, "string, integer, number, boolean"),
@@ -145,7 +168,12 @@ def test_a_literal_key_is_refused_and_not_repeated(key):
 
 @pytest.mark.parametrize(
     ("given", "kept"),
-    [("${MY_KEY}", "env:MY_KEY"), ("env:MY_KEY", "env:MY_KEY"), ("file:/run/secrets/k", "file:/run/secrets/k"), ("none", "none")],
+    [
+        ("${MY_KEY}", "env:MY_KEY"),
+        ("env:MY_KEY", "env:MY_KEY"),
+        ("file:/run/secrets/k", "file:/run/secrets/k"),
+        ("none", "none"),
+    ],
 )
 def test_a_key_is_kept_as_a_reference(given, kept):
     assert settings(MODEL, api_key=given).api_key == kept
@@ -196,12 +224,15 @@ def test_settings_ride_in_a_pickle_and_are_replaced_whole():
         replaced(known, batch_size=-1)
 
 
-# What options given as text can't do ────────────────────────────────────────────────────────────────────────────────────────
+# What options given as text can't do
+# ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("parser", ["os.system", "my_parsers.first", "subprocess.call"])
 @pytest.mark.parametrize("door", ["options", "overrides"])
-def test_text_options_can_not_name_code_and_nothing_is_imported(parser, door, tmp_path, monkeypatch):
+def test_text_options_can_not_name_code_and_nothing_is_imported(
+    parser, door, tmp_path, monkeypatch
+):
     (tmp_path / "my_parsers.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
     options = {"options": {"model": MODEL}, "overrides": {}}
@@ -212,8 +243,13 @@ def test_text_options_can_not_name_code_and_nothing_is_imported(parser, door, tm
 
 def test_python_may_name_a_parser_and_so_may_text_with_permission():
     assert settings(MODEL, response_format="json.loads").response_format == "json.loads"
-    assert settings_from_options({"model": MODEL}, response_format="json.loads").response_format == "json.loads"
-    allowed = settings_from_options({"model": MODEL, "response.format": "json.loads"}, allow_code=True)
+    assert (
+        settings_from_options({"model": MODEL}, response_format="json.loads").response_format
+        == "json.loads"
+    )
+    allowed = settings_from_options(
+        {"model": MODEL, "response.format": "json.loads"}, allow_code=True
+    )
     assert allowed.response_format == "json.loads"
 
 
@@ -237,7 +273,18 @@ def test_the_permission_itself_is_no_option(key):
         ({"base_url": "http://host/v1?key=1"}, "an address"),
         ({"prompt": "x" * 100_000 + "\ud800"}, "half of one"),
     ],
-    ids=["slash", "no model", "half a character", "huge number", "deep JSON", "half an address", "port", "line", "query", "long"],
+    ids=[
+        "slash",
+        "no model",
+        "half a character",
+        "huge number",
+        "deep JSON",
+        "half an address",
+        "port",
+        "line",
+        "query",
+        "long",
+    ],
 )
 def test_mistakes_are_usage_errors_with_advice_that_fits(values, words):
     with pytest.raises(UsageError, match=words) as caught:
@@ -263,7 +310,10 @@ def test_a_provider_whose_cloud_has_its_own_needs_no_address_and_no_key(monkeypa
     known = settings("cloud:large", provider_options={"region": "eu-west-1", "role_arn": "arn:x"})
     assert (known.base_url, known.api_key) == (None, None)
     assert known.provider_options == {"region": "eu-west-1", "role_arn": "arn:x"}
-    assert settings("cloud:large", base_url="http://127.0.0.1:9/v1").base_url == "http://127.0.0.1:9/v1"
+    assert (
+        settings("cloud:large", base_url="http://127.0.0.1:9/v1").base_url
+        == "http://127.0.0.1:9/v1"
+    )
 
 
 def test_a_provider_with_a_place_but_no_usual_one_has_to_be_given_it(monkeypatch):
@@ -273,7 +323,12 @@ def test_a_provider_with_a_place_but_no_usual_one_has_to_be_given_it(monkeypatch
 
 
 def test_options_of_a_provider_come_as_json_from_text():
-    known = settings_from_options({"model": MODEL, "provider.options": '{"region": "eu"}', "service.tier": "flex"})
+    known = settings_from_options(
+        {"model": MODEL, "provider.options": '{"region": "eu"}', "service.tier": "flex"}
+    )
     assert (known.provider_options, known.service_tier) == ({"region": "eu"}, "flex")
-    with pytest.raises(UsageError, match="service_tier is 'slow': it has to be one of auto, default, flex, priority"):
+    with pytest.raises(
+        UsageError,
+        match="service_tier is 'slow': it has to be one of auto, default, flex, priority",
+    ):
         settings(MODEL, service_tier="slow")

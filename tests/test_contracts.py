@@ -20,7 +20,14 @@ from beam_llm.errors import Kind, Retryable
 from beam_llm.protocols import BatchProvider, CompletionProvider, Recovery, Store
 from beam_llm.stores import open_store
 from beam_llm.testing import Emulator
-from beam_llm.testing.contracts import BatchProviderContract, CompletionProviderContract, StoreContract, batches, completions, stores
+from beam_llm.testing.contracts import (
+    BatchProviderContract,
+    CompletionProviderContract,
+    StoreContract,
+    batches,
+    completions,
+    stores,
+)
 from beam_llm.testing.contracts.batches import Mishap, emulator_options, on_fake
 from beam_llm.testing.contracts.completions import Does, Situation, emulator_fault
 from beam_llm.testing.fake_batches import FakeBatches, FakeClock
@@ -53,7 +60,11 @@ class TestOpenAI(CompletionProviderContract):
 
     def provider(self) -> CompletionProvider:
         address = self.emulator.base_url
-        return providers.connect(settings("openai:m", base_url=address, api_key=self.key_reference, max_reply_bytes=1_000_000))
+        return providers.connect(
+            settings(
+                "openai:m", base_url=address, api_key=self.key_reference, max_reply_bytes=1_000_000
+            )
+        )
 
     def arrange(self, situation: Situation) -> None:
         self.emulator.set_faults(*emulator_fault(situation))
@@ -78,7 +89,9 @@ class TestFakeProvider(CompletionProviderContract):
         fake.always = None
         match situation.does:
             case Does.FAIL:
-                fake.always = lambda: status_error(situation.status, "no", situation.retry_after_seconds)
+                fake.always = lambda: status_error(
+                    situation.status, "no", situation.retry_after_seconds
+                )
             case Does.HANG_UP:
                 fake.always = lambda: Retryable(Kind.UNAVAILABLE, "connection reset")
             case Does.GARBLE:
@@ -149,10 +162,14 @@ class EmulatedBatchesContract(BatchProviderContract):
 
     def arrange(self, *mishaps: Mishap) -> None:
         options = emulator_options(*mishaps, key=self.key)
-        self.emulator = self.stack.enter_context(Emulator(keys=(self.key,), clock=self.now, batch_seconds=0.2, **options))
+        self.emulator = self.stack.enter_context(
+            Emulator(keys=(self.key,), clock=self.now, batch_seconds=0.2, **options)
+        )
 
     def provider(self) -> BatchProvider:
-        return providers.connect_batch(settings(self.model(), api_key=self.key_reference, **self.address()))
+        return providers.connect_batch(
+            settings(self.model(), api_key=self.key_reference, **self.address())
+        )
 
     def model(self) -> str:
         raise NotImplementedError
@@ -210,8 +227,26 @@ def outcomes(folder: Path, *sources: str, only: str = "") -> dict[str, list[str]
     files = [folder / f"test_{number}.py" for number in range(len(sources))]
     for file, source in zip(files, sources, strict=True):
         file.write_text(f"import pytest\n{source}\n")
-    plain = ["-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist", "-rA", "-q", "--tb=no", "-k", only, f"--rootdir={folder}"]
-    run = subprocess.run([sys.executable, "-m", "pytest", *plain, *map(str, files)], capture_output=True, text=True, timeout=250)
+    plain = [
+        "-o",
+        "addopts=",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-rA",
+        "-q",
+        "--tb=no",
+        "-k",
+        only,
+        f"--rootdir={folder}",
+    ]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *plain, *map(str, files)],
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
     found: dict[str, list[str]] = {"PASSED": [], "FAILED": [], "ERROR": []}
     for line in run.stdout.splitlines():
         word, _, name = line.partition(" ")

@@ -1,4 +1,6 @@
-"""`max_concurrency="auto"`: the rules as a table, and what they come to against servers of different kinds, on a virtual clock."""
+"""`max_concurrency="auto"`: the rules as a table, and what they come to against servers of
+different kinds, on a virtual clock.
+"""
 
 from __future__ import annotations
 
@@ -21,32 +23,66 @@ CUT = LATER._replace(size=20, uncut_size=40, uncut_yield=1.0, ceiling=35)
 
 
 def seen(answered: int = 40, throttled: int = 0, timed_out: int = 0, **more: float) -> Observation:
-    return Observation(answered, throttled, timed_out, **{"seconds": 1.0, "latency_seconds": 1.0, **more})
+    return Observation(
+        answered, throttled, timed_out, **{"seconds": 1.0, "latency_seconds": 1.0, **more}
+    )
 
 
 @pytest.mark.parametrize(
     ("observation", "limit", "size", "rule"),
     [
         pytest.param(seen(), FRESH, 80, "doubled", id="all well, nothing known: twice as many"),
-        pytest.param(seen(), FRESH._replace(size=300), 512, "doubled", id="never more than the most"),
+        pytest.param(
+            seen(), FRESH._replace(size=300), 512, "doubled", id="never more than the most"
+        ),
         pytest.param(seen(), LATER, 43, "stepped", id="something went wrong before: a few more"),
         pytest.param(seen(answered=1), LATER._replace(size=1), 2, "stepped", id="from one to two"),
         pytest.param(seen(wanted=False), FRESH, 40, "unused", id="nobody waits: stay"),
-        pytest.param(seen(latency_seconds=16.0), FRESH, 40, "near_timeout", id="half the timeout: stay"),
+        pytest.param(
+            seen(latency_seconds=16.0), FRESH, 40, "near_timeout", id="half the timeout: stay"
+        ),
         pytest.param(seen(39, 1), FRESH, 40, "few_refusals", id="one 429 in forty: stay"),
-        pytest.param(seen(30, 10), FRESH, 30, "throttled", id="a quarter were 429s: a quarter less"),
+        pytest.param(
+            seen(30, 10), FRESH, 30, "throttled", id="a quarter were 429s: a quarter less"
+        ),
         pytest.param(seen(2, 38), FRESH, 20, "throttled", id="nearly all were 429s: half"),
         pytest.param(seen(0, 40), FRESH._replace(size=1), 1, "throttled", id="never below one"),
-        pytest.param(seen(30, 10), FRESH._replace(pardoned=5), 40, "pardoned", id="429s that cuts do not help against"),
+        pytest.param(
+            seen(30, 10),
+            FRESH._replace(pardoned=5),
+            40,
+            "pardoned",
+            id="429s that cuts do not help against",
+        ),
         pytest.param(seen(14, 6), CUT, 40, "unhelpful", id="half the size, 429s as frequent: back"),
-        pytest.param(seen(28, 6), CUT, 16, "throttled", id="half the size, and more comes of each slot: go on"),
-        pytest.param(seen(20), CUT, 26, "regained", id="after a cut: quickly up to near where it came"),
+        pytest.param(
+            seen(28, 6),
+            CUT,
+            16,
+            "throttled",
+            id="half the size, and more comes of each slot: go on",
+        ),
+        pytest.param(
+            seen(20), CUT, 26, "regained", id="after a cut: quickly up to near where it came"
+        ),
         pytest.param(seen(20), CUT._replace(size=34), 35, "regained", id="up to seven eighths"),
         pytest.param(seen(36, 0, 4), FRESH, 80, "doubled", id="one in ten timed out: still well"),
         pytest.param(seen(30, 0, 10), FRESH, 20, "timed_out", id="a quarter timed out: half"),
         pytest.param(seen(0, 0, 40), FRESH, 20, "timed_out", id="all timed out: half"),
-        pytest.param(seen(latency_seconds=2.0), LATER, 30, "slower", id="twice the latency, no more answers: a queue"),
-        pytest.param(seen(80, latency_seconds=2.0), LATER, 43, "stepped", id="twice the latency, twice the answers: worth it"),
+        pytest.param(
+            seen(latency_seconds=2.0),
+            LATER,
+            30,
+            "slower",
+            id="twice the latency, no more answers: a queue",
+        ),
+        pytest.param(
+            seen(80, latency_seconds=2.0),
+            LATER,
+            43,
+            "stepped",
+            id="twice the latency, twice the answers: worth it",
+        ),
     ],
 )
 def test_how_many_calls_may_be_in_flight(observation, limit, size, rule):
@@ -80,7 +116,12 @@ def test_a_refused_calls_slot_stays_empty_until_the_round_is_over():
     assert (window.size, window.slots, window.is_narrowed) == (12, 16, False)
     for _ in range(12):
         window.succeeded(sent_at=1.0, now=2.0, wanted=True)
-    assert (window.size, window.slots, window.rule, window.is_narrowed) == (12, 12, "throttled", True)
+    assert (window.size, window.slots, window.rule, window.is_narrowed) == (
+        12,
+        12,
+        "throttled",
+        True,
+    )
 
 
 def test_calls_sent_before_a_cut_say_nothing_about_the_size_after_it():
@@ -93,18 +134,32 @@ def test_calls_sent_before_a_cut_say_nothing_about_the_size_after_it():
     assert window.size == 8
 
 
-# Servers -----------------------------------------------------------------------------------------------------------------
+# Servers
+# -----------------------------------------------------------------------------------------------------------------
 
 
 class Server(FakeProvider):
-    """Answers in `seconds`, give or take `spread`; takes so many calls `at_once`, or works on so many and has the others queue.
+    """Answers in `seconds`, give or take `spread`; takes so many calls `at_once`, or works on so
+    many and has the others queue.
 
     `unlucky`: part of the calls that get a 429 whatever is in flight.
     """
 
-    def __init__(self, seconds: float = 0.3, spread: float = 0.0, at_once: int = 0, works_on: int = 0, unlucky: float = 0.0):
+    def __init__(
+        self,
+        seconds: float = 0.3,
+        spread: float = 0.0,
+        at_once: int = 0,
+        works_on: int = 0,
+        unlucky: float = 0.0,
+    ):
         super().__init__()
-        self._seconds, self._spread, self._at_once, self._unlucky = seconds, spread, at_once, unlucky
+        self._seconds, self._spread, self._at_once, self._unlucky = (
+            seconds,
+            spread,
+            at_once,
+            unlucky,
+        )
         self._desks = asyncio.Semaphore(works_on or 1_000_000)
         self._draw = random.Random(5)
         self.refused = 0
@@ -113,7 +168,9 @@ class Server(FakeProvider):
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
         try:
-            if (self._at_once and self.in_flight > self._at_once) or self._draw.random() < self._unlucky:
+            if (
+                self._at_once and self.in_flight > self._at_once
+            ) or self._draw.random() < self._unlucky:
                 await asyncio.sleep(0.02)
                 self.refused += 1
                 raise Retryable(Kind.RATE_LIMITED, "HTTP 429", status=429, retry_after_seconds=0.5)
@@ -150,7 +207,8 @@ class Course:
 
 def test_a_server_without_limits_is_used_within_seconds():
     course = Course(Server(), 500)
-    assert course.seconds == pytest.approx(1.8)  # 16, 32, 64, 128, 256 and 4 calls; 64 at a time take 2.4 s
+    # 16, 32, 64, 128, 256 and 4 calls; 64 at a time take 2.4 s.
+    assert course.seconds == pytest.approx(1.8)
     assert course.lost == 0
 
 

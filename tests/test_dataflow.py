@@ -1,4 +1,6 @@
-"""What Dataflow would be given: Beam's own translation of the pipeline, made offline. Nothing here opens a connection."""
+"""What Dataflow would be given: Beam's own translation of the pipeline, made offline. Nothing here
+opens a connection.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ from beam_llm.transforms.waiting import JobPositions, Position
 pytest.importorskip("apitools", reason="Dataflow needs apache-beam[gcp]")
 
 ROOT = Path(__file__).parent.parent
-STATEFUL, SPLITTABLE = "beam:requirement:pardo:stateful:v1", "beam:requirement:pardo:splittable_dofn:v1"
+STATEFUL, SPLITTABLE = (
+    "beam:requirement:pardo:stateful:v1",
+    "beam:requirement:pardo:splittable_dofn:v1",
+)
 
 
 class Job(NamedTuple):
@@ -36,7 +41,10 @@ class Job(NamedTuple):
         return {
             step.unique_name
             for step in self.graph.components.transforms.values()
-            if any(collections[name].is_bounded == beam_runner_api_pb2.IsBounded.UNBOUNDED for name in step.outputs.values())
+            if any(
+                collections[name].is_bounded == beam_runner_api_pb2.IsBounded.UNBOUNDED
+                for name in step.outputs.values()
+            )
         }
 
 
@@ -57,17 +65,35 @@ def translated(monkeypatch, tmp_path):
             Path(location, name).write_bytes(data)
 
     monkeypatch.setattr(DataflowApplicationClient, "stage_file_with_retry", stage)
-    monkeypatch.setattr(GoogleCloudOptions, "_warn_if_soft_delete_policy_enabled", lambda self, name: None)
-    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)  # else: 20 s of asking for credentials
+    monkeypatch.setattr(
+        GoogleCloudOptions, "_warn_if_soft_delete_policy_enabled", lambda self, name: None
+    )
+    # Else: 20 s of asking for credentials.
+    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
 
     def translate(build: Any, *flags: str) -> Job:
         template = tmp_path / "job.json"
-        where = ["--temp_location=gs://bucket/tmp", "--staging_location=gs://bucket/stage", f"--template_location={template}"]
-        options = ["--project=project", "--region=us-central1", "--job_name=test", "--no_auth", *where, *flags]
+        where = [
+            "--temp_location=gs://bucket/tmp",
+            "--staging_location=gs://bucket/stage",
+            f"--template_location={template}",
+        ]
+        options = [
+            "--project=project",
+            "--region=us-central1",
+            "--job_name=test",
+            "--no_auth",
+            *where,
+            *flags,
+        ]
         p = beam.Pipeline(runner=DataflowRunner(), options=PipelineOptions(options))
         build(p)
         p.run()
-        return Job(json.loads(template.read_text())["type"], beam_runner_api_pb2.Pipeline.FromString(staged["pipeline.pb"]), staged)
+        return Job(
+            json.loads(template.read_text())["type"],
+            beam_runner_api_pb2.Pipeline.FromString(staged["pipeline.pb"]),
+            staged,
+        )
 
     return translate
 
@@ -82,7 +108,14 @@ def unbounded(p: beam.Pipeline) -> Any:
 
 def predict(mode: str, folder: Path, kind: Any = LLMPredict, **options: Any) -> Any:
     staging = {"staging_location": str(folder / "staging")} if mode == "batch_api" else {}
-    return kind("openai:gpt-4.1-mini", "Classify:\n{{ text }}", mode=mode, base_url="http://127.0.0.1:9/v1", **staging, **options)
+    return kind(
+        "openai:gpt-4.1-mini",
+        "Classify:\n{{ text }}",
+        mode=mode,
+        base_url="http://127.0.0.1:9/v1",
+        **staging,
+        **options,
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +128,9 @@ def predict(mode: str, folder: Path, kind: Any = LLMPredict, **options: Any) -> 
     ],
     ids=["online-bounded", "batch_api-bounded", "online-unbounded", "batch_api-unbounded"],
 )
-def test_a_job_is_of_its_inputs_type_and_asks_for_no_more_than_it_needs(translated, tmp_path, mode, source, kind, requirements):
+def test_a_job_is_of_its_inputs_type_and_asks_for_no_more_than_it_needs(
+    translated, tmp_path, mode, source, kind, requirements
+):
     job = translated(lambda p: source(p) | predict(mode, tmp_path))
     assert job.type == kind
     assert set(job.graph.requirements) == requirements
@@ -108,8 +143,17 @@ def test_submitting_alone_needs_no_splittable_dofn(translated, tmp_path):
 
 
 def test_no_step_is_named_after_a_line_of_code(translated, tmp_path):
-    job = translated(lambda p: bounded(p) | predict("batch_api", tmp_path, output_field="answer").with_exception_handling())
-    own = [step.unique_name for step in job.graph.components.transforms.values() if step.unique_name.startswith("LLMPredict(")]
+    job = translated(
+        lambda p: (
+            bounded(p)
+            | predict("batch_api", tmp_path, output_field="answer").with_exception_handling()
+        )
+    )
+    own = [
+        step.unique_name
+        for step in job.graph.components.transforms.values()
+        if step.unique_name.startswith("LLMPredict(")
+    ]
     assert own
     assert not [name for name in own if "lambda" in name]
 
@@ -117,7 +161,14 @@ def test_no_step_is_named_after_a_line_of_code(translated, tmp_path):
 def test_what_waits_for_a_job_is_under_a_kilobyte():
     """A position is checkpointed on every look, with its element."""
     ref = BatchJobRef(
-        "batch_" + "x" * 60, 50_000, "gs://bucket/" + "x" * 100, 123_456, "x" * 64, "gpt-4.1-mini-2025-04-14", "created", 2**60
+        "batch_" + "x" * 60,
+        50_000,
+        "gs://bucket/" + "x" * 100,
+        123_456,
+        "x" * 64,
+        "gpt-4.1-mini-2025-04-14",
+        "created",
+        2**60,
     )
     element = beam.coders.registry.get_coder(BatchJobRef).encode(ref)
     restriction = JobPositions().restriction_coder().encode(Position(7, 1_764_000_000.123456))
@@ -125,18 +176,31 @@ def test_what_waits_for_a_job_is_under_a_kilobyte():
 
 
 def test_a_setup_file_stages_the_package(translated, tmp_path, monkeypatch):
-    """`--setup_file=./setup.py` builds the sdist with what is installed here: extra `dataflow` brings `build` and `setuptools`."""
+    """`--setup_file=./setup.py` builds the sdist with what is installed here: extra `dataflow`
+    brings `build` and `setuptools`.
+    """
     pytest.importorskip("build", reason="--setup_file needs the package build")
     checkout = _copy_of_the_sources(tmp_path / "checkout")
-    monkeypatch.chdir(checkout)  # Beam changes into the folder of the setup file, and never back if the build fails
-    job = translated(lambda p: bounded(p) | predict("online", tmp_path), f"--setup_file={checkout / 'setup.py'}")
+    # Beam changes into the folder of the setup file, and never back if the build fails.
+    monkeypatch.chdir(checkout)
+    job = translated(
+        lambda p: bounded(p) | predict("online", tmp_path), f"--setup_file={checkout / 'setup.py'}"
+    )
     with tarfile.open(fileobj=io.BytesIO(job.staged["workflow.tar.gz"])) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    assert {"beam_llm/transforms/predict.py", "beam_llm/py.typed", "setup.py", "pyproject.toml", "PKG-INFO"} <= names
+    assert {
+        "beam_llm/transforms/predict.py",
+        "beam_llm/py.typed",
+        "setup.py",
+        "pyproject.toml",
+        "PKG-INFO",
+    } <= names
 
 
 def _copy_of_the_sources(folder: Path) -> Path:
-    shutil.copytree(ROOT / "beam_llm", folder / "beam_llm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "beam_llm", folder / "beam_llm", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for name in ("setup.py", "pyproject.toml", "LICENSE", "CHANGELOG.md", "README.md"):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, folder / name)

@@ -1,4 +1,6 @@
-"""`beam-llm demo`, as a person meets it: two ways, the same answers, half the price, figures that were measured."""
+"""`beam-llm demo`, as a person meets it: two ways, the same answers, half the price, figures that
+were measured.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +38,17 @@ def test_the_demo_labels_all_reviews_both_ways_within_a_minute(tmp_path: Path) -
     assert number(cells["calls"][1]) == 100 + number(cells["retries"][1])
     assert cells["calls"][2] == "100 in 1 job"
     single, live, batch = (number(cell) for cell in cells["cost by list price"])
-    # A little less than half: some prompts are long enough for the cache, and the live run was there before.
+    # A little less than half: some prompts are long enough for the cache, and the live run was
+    # there before.
     assert batch == pytest.approx(live / 2, rel=0.03)
     assert batch <= live / 2
     assert live < single / 2
     assert "the same in both ways, all of them" in done.stdout
     ways = [
-        [json.loads(line) for line in (tmp_path / "demo" / f"answers-{way}.jsonl").read_text().splitlines()]
+        [
+            json.loads(line)
+            for line in (tmp_path / "demo" / f"answers-{way}.jsonl").read_text().splitlines()
+        ]
         for way in ("live", "batch-api")
     ]
     assert [row["answer"] for row in ways[0]] == [row["answer"] for row in ways[1]]
@@ -52,17 +58,29 @@ def test_the_demo_labels_all_reviews_both_ways_within_a_minute(tmp_path: Path) -
     assert max(map(len, done.stdout.splitlines()[:30])) <= 100
 
 
-def test_a_smaller_and_quiet_demo_says_nothing_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--records", "30", "--batch-size", "10", "--output", str(tmp_path), "--quiet"]) == 0
+def test_a_smaller_and_quiet_demo_says_nothing_on_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            ["demo", "--records", "30", "--batch-size", "10", "--output", str(tmp_path), "--quiet"]
+        )
+        == 0
+    )
     said = capsys.readouterr()
     assert said.err == ""
     assert figures(said.out)["calls"][2] == "3 in 1 job"
 
 
 def test_the_emulator_command_prints_what_to_export() -> None:
-    with subprocess.Popen([sys.executable, "-m", "beam_llm", "emulator"], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "beam_llm", "emulator"], stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout is not None
-            assert re.match(r"export OPENAI_BASE_URL=http://127\.0\.0\.1:\d+/v1 OPENAI_API_KEY=\S+\n", process.stdout.readline())
+            assert re.match(
+                r"export OPENAI_BASE_URL=http://127\.0\.0\.1:\d+/v1 OPENAI_API_KEY=\S+\n",
+                process.stdout.readline(),
+            )
         finally:
             process.terminate()

@@ -1,4 +1,6 @@
-"""What an endpoint turns out to take: schemas refused without a word, schemas ignored; and the tier that a reply names."""
+"""What an endpoint turns out to take: schemas refused without a word, schemas ignored; and the tier
+that a reply names.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from tests.test_openai_provider import REQUEST, Server, reply, server  # noqa: F
 
 def with_client(server: Server, model: str, run: Callable[[Any], Awaitable[Any]]) -> Any:  # noqa: F811
     async def once() -> Any:
-        chat = providers.connect(settings(f"openai:{model}", api_key="none", base_url=server.url + "/v1"))
+        chat = providers.connect(
+            settings(f"openai:{model}", api_key="none", base_url=server.url + "/v1")
+        )
         try:
             return await run(chat)
         finally:
@@ -50,7 +54,9 @@ def test_a_server_that_fails_without_a_word_at_every_schema_is_asked_without_one
 
     server.answer = answer
     assert with_client(server, "weak", six) == [None, None, None, "fine", "fine", "fine"]
-    assert len(server.seen) == 8, "three refusals, a fourth with its trial and counter-trial, and then only what it takes"
+    assert len(server.seen) == 8, (
+        "three refusals, a fourth with its trial and counter-trial, and then only what it takes"
+    )
 
 
 def test_a_server_that_has_a_bad_minute_is_asked_with_the_schema_all_the_same(server):  # noqa: F811
@@ -66,7 +72,11 @@ def test_a_server_that_ignores_the_schema_gets_it_in_words_from_then_on(server):
     async def two(chat: Any) -> list[bool]:
         await chat.complete(REQUEST, 10)
         without = dataclasses.replace(REQUEST, schema=None)
-        changes = [chat.note_ignored_schema(without), chat.note_ignored_schema(REQUEST), chat.note_ignored_schema(REQUEST)]
+        changes = [
+            chat.note_ignored_schema(without),
+            chat.note_ignored_schema(REQUEST),
+            chat.note_ignored_schema(REQUEST),
+        ]
         await chat.complete(REQUEST, 10)
         return changes
 
@@ -78,7 +88,9 @@ def test_a_server_that_ignores_the_schema_gets_it_in_words_from_then_on(server):
     assert "JSON schema" in after["messages"][0]["content"]
 
 
-@pytest.mark.parametrize(("named", "kept"), [("flex", "flex"), (["flex"], None), (None, None)], ids=str)
+@pytest.mark.parametrize(
+    ("named", "kept"), [("flex", "flex"), (["flex"], None), (None, None)], ids=str
+)
 def test_the_tier_that_served_a_reply_is_kept(server, named, kept):  # noqa: F811
     server.says({**reply(), "service_tier": named})
     completion = with_client(server, "m", lambda chat: chat.complete(REQUEST, 10))

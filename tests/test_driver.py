@@ -1,4 +1,6 @@
-"""The driver: every state of a remote job, every fault and every kill ends in outcomes, and nothing is paid twice."""
+"""The driver: every state of a remote job, every fault and every kill ends in outcomes, and nothing
+is paid twice.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,17 @@ from typing import Any
 import pytest
 
 from beam_llm.errors import Aborted, Failure, Kind, NotCreated, UsageError
-from beam_llm.jobs import Ledger, PartRow, Ready, Waiting, find_ref, list_jobs, open_store, plan, write_part
+from beam_llm.jobs import (
+    Ledger,
+    PartRow,
+    Ready,
+    Waiting,
+    find_ref,
+    list_jobs,
+    open_store,
+    plan,
+    write_part,
+)
 from beam_llm.jobs import failpoints as points
 from beam_llm.jobs.job_tree import JobTree
 from beam_llm.jobs.journal import Closed, CloseReason, Created, Journal
@@ -44,7 +56,12 @@ def billed_twice(world: World) -> list[str]:
 
 
 def kinds(found: dict[str, list[Any]]) -> set[str]:
-    return {outcome.failure.kind for outcomes in found.values() for outcome in outcomes if outcome.failure}
+    return {
+        outcome.failure.kind
+        for outcomes in found.values()
+        for outcome in outcomes
+        if outcome.failure
+    }
 
 
 # The way through
@@ -63,7 +80,10 @@ def test_usage_and_cost_of_records_add_up_to_those_of_the_replies(world: World) 
     outcomes = [outcome for outcomes in found.values() for outcome in outcomes]
     done = JobTree(Ledger(open_store(world.location)), 1).nodes[0].done
     assert done is not None
-    assert [sum(o.usage.input_tokens for o in outcomes), sum(o.usage.output_tokens for o in outcomes)] == list(done.usage[:2])
+    assert [
+        sum(o.usage.input_tokens for o in outcomes),
+        sum(o.usage.output_tokens for o in outcomes),
+    ] == list(done.usage[:2])
     assert sum(o.cost_usd for o in outcomes) == pytest.approx(done.cost_usd)
 
 
@@ -74,7 +94,11 @@ def test_a_rerun_needs_no_provider_and_says_that_it_cost_nothing(world: World) -
     found = world.run(shuffled(TEXTS), batch_size=7)
     assert not wrong(found, TEXTS)
     assert dict(world.fake.calls) == calls
-    assert all(outcome.reused and outcome.cost_usd == 0.0 for outcomes in found.values() for outcome in outcomes)
+    assert all(
+        outcome.reused and outcome.cost_usd == 0.0
+        for outcomes in found.values()
+        for outcome in outcomes
+    )
 
 
 def test_an_appended_input_pays_only_for_what_is_new(world: World) -> None:
@@ -103,7 +127,10 @@ def test_answers_of_a_job_come_out_when_it_is_done_not_when_all_are(world: World
     world.fake.traits = BatchTraits(10, 190_000_000, create_seconds=0)
     world.fake.most_jobs = 1
     refs = world.plan(TEXTS)
-    came = [(ref.number, world.clock.now) for ref, _, _ in driven(world.driver(), refs, world.clock.sleep, lambda waiting: None)]
+    came = [
+        (ref.number, world.clock.now)
+        for ref, _, _ in driven(world.driver(), refs, world.clock.sleep, lambda waiting: None)
+    ]
     times = dict(came)
     assert times[1] + world.fake.answers_after <= times[2]
 
@@ -113,13 +140,20 @@ def test_answers_of_a_job_come_out_when_it_is_done_not_when_all_are(world: World
     [(TEXTS, 11), (TEXTS[:8], 4), (TEXTS[:3], 1), (TEXTS * 2, 22)],
     ids=["all of the job's", "some of the job's", "few of the job's", "each twice"],
 )
-def test_progress_counts_the_records_of_this_run_not_those_of_the_job(world: World, wanted: list[str], done: int) -> None:
+def test_progress_counts_the_records_of_this_run_not_those_of_the_job(
+    world: World, wanted: list[str], done: int
+) -> None:
     first, driver = world.plan(TEXTS), world.driver()
     driver.step(first[0])
     (ref,) = world.plan(wanted)
     world.fake.jobs[0].completed, world.fake.jobs[0].failed = 10, 1
     world.clock.now += 2
-    looks = [driver.step(ref), driver.step(first[0]), driver.step(ref)]  # the later ones are of the same poll
+    # The later ones are of the same poll.
+    looks = [
+        driver.step(ref),
+        driver.step(first[0]),
+        driver.step(ref),
+    ]
     assert [(look.done, look.total) for look in looks if isinstance(look, Waiting)] == [
         (done, len(wanted)),
         (11, 20),
@@ -129,7 +163,10 @@ def test_progress_counts_the_records_of_this_run_not_those_of_the_job(world: Wor
 
 @pytest.mark.parametrize("lines", [1, 3, 7, 50_000])
 def test_progress_gives_whole_records_back_and_says_all_only_at_the_end(lines: int) -> None:
-    looks = [Waiting(0.0, None, "", count / lines, lines).done for count in range(0, lines + 1, max(lines // 7, 1))]
+    looks = [
+        Waiting(0.0, None, "", count / lines, lines).done
+        for count in range(0, lines + 1, max(lines // 7, 1))
+    ]
     assert looks == list(range(0, lines + 1, max(lines // 7, 1)))
     assert Waiting(0.0, None, "", (lines - 1) / lines, 40).done < 40  # type: ignore[operator]
 
@@ -138,11 +175,21 @@ def test_elements_with_an_early_failure_come_out_with_it(world: World) -> None:
     known = world.settings()
     task, store = compile_task(known), open_store(world.location)
     record = task.record({}, "good")
-    rows = [PartRow(task.key(record), record, b"good", None), PartRow(b"", None, b"bad", Failure(Kind.PROMPT, "no field 'text'"))]
+    rows = [
+        PartRow(task.key(record), record, b"good", None),
+        PartRow(b"", None, b"bad", Failure(Kind.PROMPT, "no field 'text'")),
+    ]
     part = write_part(store, rows, 5)
     from beam_llm.prompting.batching import caps_of
 
-    refs = plan(store, task, caps_of(known, task.shared_tokens, None), world.fake.traits, [part], world.clock)
+    refs = plan(
+        store,
+        task,
+        caps_of(known, task.shared_tokens, None),
+        world.fake.traits,
+        [part],
+        world.clock,
+    )
     assert [(ref.number, ref.records, ref.min_timestamp) for ref in refs] == [(0, 1, 5), (1, 1, 5)]
     found = gathered(driven(world.driver(), refs, world.clock.sleep, lambda waiting: None))
     assert found["bad"][0].failure == Failure(Kind.PROMPT, "no field 'text'")
@@ -158,7 +205,9 @@ POINTS = [
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_anywhere_a_rerun_pays_nothing_twice_and_loses_nothing(world: World, point: str) -> None:
+def test_killed_anywhere_a_rerun_pays_nothing_twice_and_loses_nothing(
+    world: World, point: str
+) -> None:
     points.watch = killing(point)
     with pytest.raises(Killed):
         world.run(TEXTS, batch_size=3)
@@ -170,7 +219,9 @@ def test_killed_anywhere_a_rerun_pays_nothing_twice_and_loses_nothing(world: Wor
     assert sum(world.fake.billed.values()) == len(TEXTS)
 
 
-@pytest.mark.parametrize("point", ["child.begun", "create.after", "done.before", "done.after", "output.half"])
+@pytest.mark.parametrize(
+    "point", ["child.begun", "create.after", "done.before", "done.after", "output.half"]
+)
 def test_killed_in_the_follow_up_a_rerun_pays_nothing_twice(world: World, point: str) -> None:
     world.fake.expire_after = 2
     points.watch = killing(point, 1 if point == "child.begun" else 2)
@@ -185,7 +236,10 @@ def test_killed_in_the_follow_up_a_rerun_pays_nothing_twice(world: World, point:
 
 
 def test_two_processes_with_one_input_pay_once(world: World) -> None:
-    first, second = world.plan(TEXTS, batch_size=3), world.plan(shuffled(TEXTS), per_part=5, batch_size=4)
+    first, second = (
+        world.plan(TEXTS, batch_size=3),
+        world.plan(shuffled(TEXTS), per_part=5, batch_size=4),
+    )
     drivers = [world.driver(), world.driver()]
     found: list[dict[str, list[Any]]] = [{}, {}]
     left = [list(first), list(second)]
@@ -224,9 +278,20 @@ def test_the_lease_is_looked_at_once_more_before_the_create(world: World) -> Non
 
 
 @pytest.mark.parametrize(
-    "faults", [["lost"], ["500"], ["500", "500", "lost"], ["429"], ["429", "lost"], ["queue"], ["queue", "queue", "lost"]]
+    "faults",
+    [
+        ["lost"],
+        ["500"],
+        ["500", "500", "lost"],
+        ["429"],
+        ["429", "lost"],
+        ["queue"],
+        ["queue", "queue", "lost"],
+    ],
 )
-def test_a_create_is_adopted_or_made_again_but_never_paid_twice(world: World, faults: list[str]) -> None:
+def test_a_create_is_adopted_or_made_again_but_never_paid_twice(
+    world: World, faults: list[str]
+) -> None:
     world.fake.create_faults = list(faults)
     found = world.run(TEXTS, batch_size=3)
     assert not wrong(found, TEXTS)
@@ -240,9 +305,17 @@ def test_a_lost_create_is_found_although_the_list_lags(world: World) -> None:
     assert world.fake.calls["create"] == 1
 
 
-@pytest.mark.parametrize("second", ["lost", ""], ids=["both creates lost", "second create acknowledged"])
-def test_two_jobs_for_one_intent_keep_the_older_and_cancel_the_younger(world: World, second: str) -> None:
-    world.fake.create_faults, world.fake.list_lag = ["lost", second], 1_000.0  # far longer than list_lag_seconds allows for
+@pytest.mark.parametrize(
+    "second", ["lost", ""], ids=["both creates lost", "second create acknowledged"]
+)
+def test_two_jobs_for_one_intent_keep_the_older_and_cancel_the_younger(
+    world: World, second: str
+) -> None:
+    # Far longer than list_lag_seconds allows for.
+    world.fake.create_faults, world.fake.list_lag = (
+        ["lost", second],
+        1_000.0,
+    )
 
     def shown(point: str) -> None:
         if point == "create.after" or (point == "create.before" and len(world.fake.jobs) == 1):
@@ -257,7 +330,9 @@ def test_two_jobs_for_one_intent_keep_the_older_and_cancel_the_younger(world: Wo
     assert not billed_twice(world)
 
 
-def test_a_list_that_lags_more_than_allowed_for_shows_the_double_before_it_is_paid(world: World) -> None:
+def test_a_list_that_lags_more_than_allowed_for_shows_the_double_before_it_is_paid(
+    world: World,
+) -> None:
     world.fake.create_faults, world.fake.list_lag, world.fake.answers_after = ["lost"], 7.0, 60.0
     assert not wrong(world.run(TEXTS), TEXTS)
     assert [job.cancel_at is not None for job in world.fake.jobs] == [False, True]
@@ -270,7 +345,8 @@ def test_a_job_that_another_process_cancelled_as_a_double_is_no_end(world: World
     driver.step(ref)
     driver.step(ref)
     (younger,) = world.fake.jobs
-    older = world.fake.create(younger.name, younger.file_id)  # as one that turns up late in the list
+    # As one that turns up late in the list.
+    older = world.fake.create(younger.name, younger.file_id)
     world.fake.cancel(younger.job_id)
     journal.add(Closed(CloseReason.DOUBLE, world.clock.now, job_id=younger.job_id), 0)
     journal.add(Created(older.job_id, world.clock.now), 1)
@@ -280,8 +356,12 @@ def test_a_job_that_another_process_cancelled_as_a_double_is_no_end(world: World
     assert not billed_twice(world)
 
 
-@pytest.mark.parametrize(("can_list", "seconds"), [(False, 60.0), (None, 800.0)], ids=["refused", "failing"])
-def test_a_doubt_that_cannot_be_resolved_is_named(world: World, can_list: bool | None, seconds: float) -> None:
+@pytest.mark.parametrize(
+    ("can_list", "seconds"), [(False, 60.0), (None, 800.0)], ids=["refused", "failing"]
+)
+def test_a_doubt_that_cannot_be_resolved_is_named(
+    world: World, can_list: bool | None, seconds: float
+) -> None:
     world.fake.create_faults, world.fake.can_list = ["lost"], can_list
     world.options["job_deadline_hours"] = 0.2
     started = world.clock.now
@@ -297,7 +377,9 @@ def test_a_doubt_is_submitted_again_where_the_user_says_so(world: World) -> None
     assert not wrong(world.run(TEXTS, on_doubt="resubmit"), TEXTS)
 
 
-def test_a_refused_create_ends_its_records_and_the_next_run_asks_again_because_nothing_was_paid(world: World) -> None:
+def test_a_refused_create_ends_its_records_and_the_next_run_asks_again_because_nothing_was_paid(
+    world: World,
+) -> None:
     world.fake.create_faults = ["refused"]
     assert kinds(world.run(TEXTS)) == {Kind.REJECTED}
     world.restart()
@@ -320,7 +402,14 @@ def test_jobs_behind_a_queue_limit_flow_through_one_after_the_other(world: World
     world.fake.traits, world.fake.most_jobs = BatchTraits(2, 190_000_000, create_seconds=0), 1
     statuses: set[str] = set()
     refs = world.plan(TEXTS)
-    found = gathered(driven(world.driver(), refs, world.clock.sleep, lambda waiting: statuses.update(w.status for _, w in waiting)))
+    found = gathered(
+        driven(
+            world.driver(),
+            refs,
+            world.clock.sleep,
+            lambda waiting: statuses.update(w.status for _, w in waiting),
+        )
+    )
     assert not wrong(found, TEXTS)
     assert "queued" in statuses
     assert world.fake.calls["upload"] == 10
@@ -339,7 +428,9 @@ def test_aborted_raises_or_is_recorded_and_asked_again_another_day(world: World)
     assert not wrong(world.run(TEXTS), TEXTS)
 
 
-def test_a_failed_run_leaves_no_lease_behind_that_the_corrected_one_would_wait_for(world: World) -> None:
+def test_a_failed_run_leaves_no_lease_behind_that_the_corrected_one_would_wait_for(
+    world: World,
+) -> None:
     def refuse(name: str, staged: str | None, lines: Any) -> Any:
         raise NotCreated(Aborted(Kind.ABORTED, "Incorrect API key", status=401))
 
@@ -390,9 +481,13 @@ def test_what_the_follow_up_leaves_is_asked_live_and_costs_add_up(world: World) 
 
 
 @pytest.mark.parametrize(
-    ("on_leftover", "creates", "live"), [("follow_up", 2, 15), ("online", 1, 15), ("fail", 1, 0)], ids=["follow_up", "online", "fail"]
+    ("on_leftover", "creates", "live"),
+    [("follow_up", 2, 15), ("online", 1, 15), ("fail", 1, 0)],
+    ids=["follow_up", "online", "fail"],
 )
-def test_leftovers_go_where_the_user_says(world: World, on_leftover: str, creates: int, live: int) -> None:
+def test_leftovers_go_where_the_user_says(
+    world: World, on_leftover: str, creates: int, live: int
+) -> None:
     world.fake.expire_after = 5
     world.options["on_leftover"] = on_leftover
     found = world.run(TEXTS)
@@ -407,7 +502,9 @@ def test_leftovers_go_where_the_user_says(world: World, on_leftover: str, create
 
 FILES: dict[str, Callable[[World], None]] = {
     "lines shuffled": lambda world: setattr(world.fake, "shuffle", True),
-    "each line twice, the second time with another answer": lambda world: setattr(world.fake, "duplicate", True),
+    "each line twice, the second time with another answer": lambda world: setattr(
+        world.fake, "duplicate", True
+    ),
     "lines nobody asked for": lambda world: setattr(world.fake, "strangers", 3),
     "some lines without any answer": lambda world: setattr(world.fake, "drop_ids_every", 3),
     "a last line that is cut": lambda world: setattr(world.fake, "tail", b'{"custom_id": "r-12'),
@@ -416,13 +513,17 @@ FILES: dict[str, Callable[[World], None]] = {
     "a download that is cut": lambda world: setattr(world.fake, "download_cuts", 1),
     "polls that fail": lambda world: setattr(world.fake, "polls_fail", 4),
     "uploads that fail": lambda world: setattr(world.fake, "uploads_fail", 2),
-    "a job unknown for a while": lambda world: setattr(world.fake, "unknown_until", world.clock.now + 8),
+    "a job unknown for a while": lambda world: setattr(
+        world.fake, "unknown_until", world.clock.now + 8
+    ),
 }
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_whatever_the_files_look_like_every_record_has_its_answer(world: World, name: str, batch_size: int) -> None:
+def test_whatever_the_files_look_like_every_record_has_its_answer(
+    world: World, name: str, batch_size: int
+) -> None:
     FILES[name](world)
     found = world.run(TEXTS, batch_size=batch_size)
     assert not wrong(found, TEXTS)
@@ -437,10 +538,16 @@ def test_results_that_can_not_be_read_leave_a_doubt_at_the_deadline(world: World
     assert world.fake.calls["create"] == 1
 
 
-@pytest.mark.parametrize("what", ["results that could not be read", "a create that could not be looked for"])
+@pytest.mark.parametrize(
+    "what", ["results that could not be read", "a create that could not be looked for"]
+)
 @pytest.mark.parametrize("on_doubt", ["record", "resubmit"])
-def test_a_doubt_ends_when_the_answers_are_there_after_all(world: World, what: str, on_doubt: str) -> None:
-    """They are paid for: a later run gives them, with what they cost, before anything is asked again."""
+def test_a_doubt_ends_when_the_answers_are_there_after_all(
+    world: World, what: str, on_doubt: str
+) -> None:
+    """They are paid for: a later run gives them, with what they cost, before anything is asked
+    again.
+    """
     if what.startswith("results"):
         world.fake.downloads_fail = 10**9
     else:
@@ -461,7 +568,9 @@ def test_a_doubt_ends_when_the_answers_are_there_after_all(world: World, what: s
     assert world.fake.calls["create"] == 1
 
 
-@pytest.mark.parametrize(("on_doubt", "creates", "ends"), [("record", 1, {Kind.DOUBTFUL}), ("resubmit", 2, set())])
+@pytest.mark.parametrize(
+    ("on_doubt", "creates", "ends"), [("record", 1, {Kind.DOUBTFUL}), ("resubmit", 2, set())]
+)
 def test_a_job_that_its_provider_denies_for_long_is_doubtful_and_asked_again_only_where_the_user_says_so(
     world: World, on_doubt: str, creates: int, ends: set[str]
 ) -> None:
@@ -487,7 +596,9 @@ LATE: dict[str, Callable[[World, bool], None]] = {
 
 
 @pytest.mark.parametrize("name", LATE)
-def test_results_that_come_hours_late_are_waited_for_and_not_asked_again(world: World, name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_results_that_come_hours_late_are_waited_for_and_not_asked_again(
+    world: World, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     LATE[name](world, True)
     refs = world.plan(TEXTS)
     comes_at = world.clock.now + 9_000
@@ -498,7 +609,12 @@ def test_results_that_come_hours_late_are_waited_for_and_not_asked_again(world: 
             LATE[name](world, False)
 
     seen: set[str] = set()
-    steps = driven(world.driver(), refs, sleep, lambda waiting: seen.update(looked.status for _, looked in waiting))
+    steps = driven(
+        world.driver(),
+        refs,
+        sleep,
+        lambda waiting: seen.update(looked.status for _, looked in waiting),
+    )
     found = gathered(steps)
     assert not wrong(found, TEXTS)
     assert not kinds(found)
@@ -530,8 +646,12 @@ def test_lines_of_strangers_and_doubles_do_not_make_up_for_a_missing_one(world: 
 def test_a_line_that_fails_validation_is_named_and_the_others_go_on(world: World) -> None:
     world.fake.create_faults = ["validation"]
     found = world.run(TEXTS)
-    failures = [outcome.failure for outcomes in found.values() for outcome in outcomes if outcome.failure]
-    assert [(failure.kind, "line 1" in failure.message) for failure in failures] == [(Kind.REJECTED, True)]
+    failures = [
+        outcome.failure for outcomes in found.values() for outcome in outcomes if outcome.failure
+    ]
+    assert [(failure.kind, "line 1" in failure.message) for failure in failures] == [
+        (Kind.REJECTED, True)
+    ]
     assert sum(world.fake.billed.values()) == len(TEXTS) - 1
 
 
@@ -543,7 +663,9 @@ def test_one_refused_record_does_not_take_its_prompt_with_it(world: World) -> No
     assert not billed_twice(world)
 
 
-def test_a_cancelled_job_keeps_what_is_finished_and_asks_the_rest_only_if_told_to(world: World) -> None:
+def test_a_cancelled_job_keeps_what_is_finished_and_asks_the_rest_only_if_told_to(
+    world: World,
+) -> None:
     world.fake.cancel_after = 6
     found = world.run(TEXTS)
     assert kinds(found) == {Kind.CANCELLED}
@@ -575,7 +697,14 @@ def test_words_that_nobody_knows_are_jobs_still_running(world: World) -> None:
     world.fake._moved = strange  # type: ignore[method-assign]
     statuses: set[str] = set()
     refs = world.plan(TEXTS)
-    found = gathered(driven(world.driver(), refs, world.clock.sleep, lambda waiting: statuses.update(w.status for _, w in waiting)))
+    found = gathered(
+        driven(
+            world.driver(),
+            refs,
+            world.clock.sleep,
+            lambda waiting: statuses.update(w.status for _, w in waiting),
+        )
+    )
     assert not wrong(found, TEXTS)
     assert "scheduling" in statuses
 
@@ -595,7 +724,9 @@ def test_two_refs_of_one_job_poll_it_once_per_interval(world: World) -> None:
     assert world.fake.calls["retrieve"] == 1
 
 
-@pytest.mark.parametrize(("age", "pace"), [(0, 30), (299, 30), (1_000, 100), (3_000, 300), (80_000, 300)])
+@pytest.mark.parametrize(
+    ("age", "pace"), [(0, 30), (299, 30), (1_000, 100), (3_000, 300), (80_000, 300)]
+)
 def test_polls_grow_apart_with_a_jobs_age(world: World, age: float, pace: float) -> None:
     settings = world.settings(poll_seconds=None)
     assert 0.9 * pace <= poll_interval(settings, age, "7/1") <= 1.1 * pace
@@ -615,7 +746,10 @@ def test_a_bare_job_id_leads_to_the_submitted_elements(world: World) -> None:
     driver.step(refs[0])
     world.restart()
     ref = find_ref(open_store(world.location), world.fake.jobs[0].job_id)
-    assert not wrong(gathered(driven(world.driver(), [ref], world.clock.sleep, lambda waiting: None)), [*TEXTS, TEXTS[0]])
+    assert not wrong(
+        gathered(driven(world.driver(), [ref], world.clock.sleep, lambda waiting: None)),
+        [*TEXTS, TEXTS[0]],
+    )
     with pytest.raises(UsageError, match="batch_9"):
         find_ref(open_store(world.location), "batch_9")
 
@@ -634,7 +768,9 @@ def test_job_id_is_known_once_there_is_one(world: World) -> None:
     assert driver.job_id(1) == world.driver().job_id(1) == world.fake.jobs[0].job_id
 
 
-def test_staged_files_are_rebuilt_byte_for_byte_by_another_process(world: World, tmp_path: Any) -> None:
+def test_staged_files_are_rebuilt_byte_for_byte_by_another_process(
+    world: World, tmp_path: Any
+) -> None:
     world.fake.uploads_fail = 1
     refs = world.plan(TEXTS, batch_size=3)
     store = open_store(world.location)

@@ -70,14 +70,25 @@ class LateField:
 
 
 def test_an_element_whose_fields_can_not_be_read_is_its_own_error():
-    failure = RecordReader(settings("openai:m", prompt="{{ text }}", base_url="http://127.0.0.1:1/v1")).record(LateField(1))
+    failure = RecordReader(
+        settings("openai:m", prompt="{{ text }}", base_url="http://127.0.0.1:1/v1")
+    ).record(LateField(1))
     assert failure == ("prompt", "the fields of this LateField can't be read: AttributeError", 0)
-    assert RowShape(Output(str), "answer", Any).row(Prediction(LateField(1), None, failure)).answer is None
+    assert (
+        RowShape(Output(str), "answer", Any).row(Prediction(LateField(1), None, failure)).answer
+        is None
+    )
 
 
 @pytest.mark.parametrize(
     "element",
-    [{"text": "x", "self": 1}, {1: "a", "text": "x"}, {"not a name": [1]}, {}, types.MappingProxyType({"a": None})],
+    [
+        {"text": "x", "self": 1},
+        {1: "a", "text": "x"},
+        {"not a name": [1]},
+        {},
+        types.MappingProxyType({"a": None}),
+    ],
     ids=str,
 )
 def test_a_dict_comes_back_as_a_dict_with_its_own_keys(element):
@@ -90,8 +101,16 @@ def test_a_dict_comes_back_as_a_dict_with_its_own_keys(element):
 @pytest.mark.parametrize(
     ("output", "value", "plain"),
     [
-        (Review, Review(sentiment="positive", score=1.5, tags=["x"]), {"sentiment": "positive", "score": 1.5, "tags": ["x"]}),
-        (list[Invoice], [Invoice(invoiceNo=7, day=DAY)], [{"invoiceNo": 7, "day": "2027-05-06", "year": 2027}]),
+        (
+            Review,
+            Review(sentiment="positive", score=1.5, tags=["x"]),
+            {"sentiment": "positive", "score": 1.5, "tags": ["x"]},
+        ),
+        (
+            list[Invoice],
+            [Invoice(invoiceNo=7, day=DAY)],
+            [{"invoiceNo": 7, "day": "2027-05-06", "year": 2027}],
+        ),
         (datetime.date, DAY, "2027-05-06"),
         (Mood, Mood.DOWN, "down"),
         (dict[str, Mood], {"a": Mood.UP}, {"a": "up"}),
@@ -114,11 +133,18 @@ def test_a_computed_field_is_a_field_of_elements_and_of_answers():
 
 @pytest.mark.parametrize(
     ("element", "field"),
-    [({"answer": 1}, "answer"), ({"answer_error": 1}, "answer_error"), (("k", {"answer": 1}), "answer"), (beam.Row(answer=1), "answer")],
+    [
+        ({"answer": 1}, "answer"),
+        ({"answer_error": 1}, "answer_error"),
+        (("k", {"answer": 1}), "answer"),
+        (beam.Row(answer=1), "answer"),
+    ],
     ids=["answer", "error", "keyed", "row"],
 )
 def test_an_element_with_a_field_of_the_answers_name_is_its_own_error_and_not_asked(element, field):
-    known = settings("openai:m", prompt="{{ element }}", output_field="answer", base_url="http://127.0.0.1:1/v1")
+    known = settings(
+        "openai:m", prompt="{{ element }}", output_field="answer", base_url="http://127.0.0.1:1/v1"
+    )
     failure = RecordReader(known).record(element)
     assert (failure.kind, failure.attempts) == ("prompt", 0)
     assert f"already has a field {field!r}" in failure.message
@@ -158,7 +184,9 @@ def test_an_answer_that_its_own_class_can_not_write_is_that_records_error(elemen
     value, failure = shape.cell(Prediction(element, Moody(word="bye")))
     assert (value, failure.kind) == (None, "invalid")
     row = shape.row(Prediction(element, Moody(word="bye")))
-    assert "has no place in a row" in (row["answer_error"] if isinstance(row, dict) else row.answer_error)
+    assert "has no place in a row" in (
+        row["answer_error"] if isinstance(row, dict) else row.answer_error
+    )
     assert shape.cell(Prediction(element, Moody(word="hello")))[1] is None
 
 
@@ -175,8 +203,14 @@ class Silent:
         raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("prompt", ["{{ text }}", "{{ text }} {{ element }}", "{% if text %}{{ element }}{% endif %}"])
-@pytest.mark.parametrize("element", [Sulky(text="a"), {"text": Silent()}, Moody(word="bye"), Silent()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "prompt", ["{{ text }}", "{{ text }} {{ element }}", "{% if text %}{{ element }}{% endif %}"]
+)
+@pytest.mark.parametrize(
+    "element",
+    [Sulky(text="a"), {"text": Silent()}, Moody(word="bye"), Silent()],
+    ids=lambda e: type(e).__name__,
+)
 def test_an_element_whose_own_code_fails_never_raises(element, prompt):
     known = settings("openai:m", prompt=prompt, record_id="text", base_url="http://127.0.0.1:1/v1")
     record = RecordReader(known).record(element)
@@ -192,7 +226,13 @@ def test_the_answer_can_not_take_the_place_of_the_element():
 
 @pytest.mark.parametrize(
     "element",
-    [beam.Row(id=1, text="a"), Named(1, "a"), Frozen(1, "a"), Model(id=1, text="a"), {"id": 1, "text": "a"}],
+    [
+        beam.Row(id=1, text="a"),
+        Named(1, "a"),
+        Frozen(1, "a"),
+        Model(id=1, text="a"),
+        {"id": 1, "text": "a"},
+    ],
     ids=lambda element: type(element).__name__,
 )
 def test_every_kind_of_element_has_its_fields(element):
@@ -210,7 +250,11 @@ def test_a_pair_is_keyed_and_a_named_tuple_of_two_is_not():
     assert Prediction(Named(1, "a")).key is None
 
 
-@pytest.mark.parametrize("kind", [Named, Frozen, Model, RowTypeConstraint.from_fields([("id", int), ("text", str)])], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [Named, Frozen, Model, RowTypeConstraint.from_fields([("id", int), ("text", str)])],
+    ids=str,
+)
 def test_declared_fields_are_known_when_the_pipeline_is_built(kind):
     assert declared_fields(kind) == [("id", int), ("text", str)]
 
@@ -227,8 +271,18 @@ def test_a_dict_declares_none():
         (Literal["a", "b"], "a", Optional[str], "a"),
         (Mood, Mood.UP, Optional[str], "up"),
         (list[Mood], [Mood.UP, Mood.DOWN], None, ["up", "down"]),
-        (Review, Review(sentiment="positive", score=0.5, tags=["t"]), None, ("positive", 0.5, ["t"])),
-        ({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}, {"a": 1}, Optional[str], '{"a":1}'),
+        (
+            Review,
+            Review(sentiment="positive", score=0.5, tags=["t"]),
+            None,
+            ("positive", 0.5, ["t"]),
+        ),
+        (
+            {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+            {"a": 1},
+            Optional[str],
+            '{"a":1}',
+        ),
     ],
     ids=["str", "int", "literal", "enum", "list", "model", "schema"],
 )
@@ -243,7 +297,9 @@ def test_an_answer_becomes_a_column_with_a_type(output, value, hint, cell):
 
 
 def test_a_failed_record_is_a_row_with_its_reason():
-    row = RowShape(Output(str), "answer", Named).row(Prediction(Named(1, "a"), None, Failure("refused", "the model refused", 2)))
+    row = RowShape(Output(str), "answer", Named).row(
+        Prediction(Named(1, "a"), None, Failure("refused", "the model refused", 2))
+    )
     assert row.answer is None
     assert row.answer_error == "refused: the model refused (after 2 attempts)"
 

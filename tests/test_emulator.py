@@ -1,4 +1,6 @@
-"""The emulator's live side, over HTTP, with the provider's own client: what that takes for the real thing is real enough."""
+"""The emulator's live side, over HTTP, with the provider's own client: what that takes for the real
+thing is real enough.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +32,24 @@ SCHEMA = {
     "required": ["sentiment"],
     "additionalProperties": False,
 }
-FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA}}
+FORMAT = {
+    "type": "json_schema",
+    "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA},
+}
 
 
 def client_of(emulator: Emulator | EmulatorProcess, **options: Any) -> openai.OpenAI:
-    return openai.OpenAI(base_url=emulator.base_url, api_key=emulator.api_key, max_retries=0, **options)
+    return openai.OpenAI(
+        base_url=emulator.base_url, api_key=emulator.api_key, max_retries=0, **options
+    )
 
 
 def http(url: str, body: Any = None, key: str | None = "k") -> tuple[int, Any]:
     """Status and JSON of a bare request: POST where there is a body."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    request = urllib.request.Request(url, data=None if body is None else json.dumps(body).encode(), headers=headers)
+    request = urllib.request.Request(
+        url, data=None if body is None else json.dumps(body).encode(), headers=headers
+    )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=10) as answer:
@@ -71,12 +80,16 @@ def test_a_chat_completion_has_answer_usage_id_and_rate_limit_headers(emulator: 
     assert json.loads(reply.choices[0].message.content or "") == {"sentiment": "positive"}
     assert (reply.model, reply.choices[0].finish_reason) == ("gpt-4.1-mini", "stop")
     assert reply.usage is not None
-    assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens > 20
+    assert (
+        reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens > 20
+    )
     assert reply.usage.prompt_tokens_details is not None
     assert raw.headers["x-request-id"].startswith("req_")
     assert raw.headers["openai-processing-ms"].isdigit()
     for what in ("requests", "tokens"):
-        assert int(raw.headers[f"x-ratelimit-remaining-{what}"]) < int(raw.headers[f"x-ratelimit-limit-{what}"])
+        assert int(raw.headers[f"x-ratelimit-remaining-{what}"]) < int(
+            raw.headers[f"x-ratelimit-limit-{what}"]
+        )
         assert raw.headers[f"x-ratelimit-reset-{what}"].endswith("s")
 
 
@@ -87,12 +100,18 @@ def test_the_async_client_and_parse_work_many_at_once(emulator: Emulator) -> Non
         sentiment: str
 
     async def run() -> list[str]:
-        async with openai.AsyncOpenAI(base_url=emulator.base_url, api_key="k", max_retries=0) as client:
+        async with openai.AsyncOpenAI(
+            base_url=emulator.base_url, api_key="k", max_retries=0
+        ) as client:
             calls = [
-                client.chat.completions.parse(model="m", messages=messages(f"I love it {number}"), response_format=Answer)
+                client.chat.completions.parse(
+                    model="m", messages=messages(f"I love it {number}"), response_format=Answer
+                )
                 for number in range(20)
             ]
-            return [reply.choices[0].message.parsed.sentiment for reply in await asyncio.gather(*calls)]  # type: ignore[union-attr]
+            return [
+                reply.choices[0].message.parsed.sentiment for reply in await asyncio.gather(*calls)
+            ]  # type: ignore[union-attr]
 
     assert asyncio.run(run()) == ["positive"] * 20
     assert (emulator.calls, emulator.one_by_one, len(emulator.billed)) == (20, 20, 20)
@@ -102,17 +121,29 @@ def test_long_equal_prefixes_count_as_cached(emulator: Emulator) -> None:
     client = client_of(emulator)
     system = {"role": "system", "content": "Be kind. " * 800}
     cached = [
-        client.chat.completions.create(model="m", messages=[system, *messages(text)]).usage.prompt_tokens_details.cached_tokens  # type: ignore[list-item,union-attr]
+        client.chat.completions.create(
+            model="m", messages=[system, *messages(text)]
+        ).usage.prompt_tokens_details.cached_tokens  # type: ignore[list-item,union-attr]
         for text in ("a", "b")
     ]
     assert cached == [0, 1024]
 
 
 def test_azures_routes_and_key_header_work(emulator: Emulator) -> None:
-    client = openai.AzureOpenAI(azure_endpoint=emulator.url, api_key="k", api_version="2024-10-21", max_retries=0)
-    assert client.chat.completions.create(model="my-deployment", messages=messages("good")).model == "my-deployment"
+    client = openai.AzureOpenAI(
+        azure_endpoint=emulator.url, api_key="k", api_version="2024-10-21", max_retries=0
+    )
+    assert (
+        client.chat.completions.create(model="my-deployment", messages=messages("good")).model
+        == "my-deployment"
+    )
     newer = openai.OpenAI(base_url=f"{emulator.url}/openai/v1", api_key="k", max_retries=0)
-    assert newer.chat.completions.create(model="m", messages=messages("good")).choices[0].message.content == "positive"
+    assert (
+        newer.chat.completions.create(model="m", messages=messages("good"))
+        .choices[0]
+        .message.content
+        == "positive"
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,10 +154,15 @@ def test_azures_routes_and_key_header_work(emulator: Emulator) -> None:
         pytest.param({"models": ("gpt-4.1",)}, "k", openai.NotFoundError, id="unknown model"),
     ],
 )
-def test_keys_and_models_are_checked(options: dict[str, Any], key: str, error: type[openai.APIStatusError]) -> None:
+def test_keys_and_models_are_checked(
+    options: dict[str, Any], key: str, error: type[openai.APIStatusError]
+) -> None:
     with Emulator(**options) as emulator:
         client = openai.OpenAI(
-            base_url=emulator.base_url, api_key=key or "-", default_headers={} if key else {"Authorization": ""}, max_retries=0
+            base_url=emulator.base_url,
+            api_key=key or "-",
+            default_headers={} if key else {"Authorization": ""},
+            max_retries=0,
         )
         with pytest.raises(error) as caught:
             ask(client, "x")
@@ -136,7 +172,11 @@ def test_keys_and_models_are_checked(options: dict[str, Any], key: str, error: t
 
 def test_a_server_without_keys_asks_for_none() -> None:
     with Emulator(keys=()) as emulator:
-        status, _ = http(f"{emulator.base_url}/chat/completions", {"model": "m", "messages": messages("good")}, key=None)
+        status, _ = http(
+            f"{emulator.base_url}/chat/completions",
+            {"model": "m", "messages": messages("good")},
+            key=None,
+        )
     assert status == 200
 
 
@@ -145,12 +185,22 @@ def test_a_server_without_keys_asks_for_none() -> None:
     [
         pytest.param({"messages": messages("x")}, None, id="no model"),
         pytest.param({"model": "m", "messages": []}, "messages", id="no messages"),
-        pytest.param({"model": "m", "messages": messages("x"), "metadata": {"a": "b"}}, "metadata", id="metadata without store"),
         pytest.param(
-            {"model": "m", "messages": messages("x"), "response_format": {"type": "xml"}}, "response_format.type", id="unknown format"
+            {"model": "m", "messages": messages("x"), "metadata": {"a": "b"}},
+            "metadata",
+            id="metadata without store",
         ),
         pytest.param(
-            {"model": "m", "messages": messages("x"), "response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+            {"model": "m", "messages": messages("x"), "response_format": {"type": "xml"}},
+            "response_format.type",
+            id="unknown format",
+        ),
+        pytest.param(
+            {
+                "model": "m",
+                "messages": messages("x"),
+                "response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}},
+            },
             "response_format.json_schema.name",
             id="schema without name",
         ),
@@ -160,7 +210,10 @@ def test_a_server_without_keys_asks_for_none() -> None:
                 "messages": messages("x"),
                 "response_format": {
                     "type": "json_schema",
-                    "json_schema": {**FORMAT["json_schema"], "schema": {"type": "object", "properties": {}}},
+                    "json_schema": {
+                        **FORMAT["json_schema"],
+                        "schema": {"type": "object", "properties": {}},
+                    },
                 },
             },  # type: ignore[dict-item]
             "response_format",
@@ -170,7 +223,10 @@ def test_a_server_without_keys_asks_for_none() -> None:
             {
                 "model": "m",
                 "messages": messages("x"),
-                "response_format": {"type": "json_schema", "json_schema": {**FORMAT["json_schema"], "schema": {**SCHEMA, "required": []}}},
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {**FORMAT["json_schema"], "schema": {**SCHEMA, "required": []}},
+                },
             },  # type: ignore[dict-item]
             "response_format",
             id="optional property in strict mode",
@@ -179,14 +235,19 @@ def test_a_server_without_keys_asks_for_none() -> None:
             {
                 "model": "m",
                 "messages": messages("x"),
-                "response_format": {"type": "json_schema", "json_schema": {**FORMAT["json_schema"], "schema": {"type": "array"}}},
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {**FORMAT["json_schema"], "schema": {"type": "array"}},
+                },
             },  # type: ignore[dict-item]
             "response_format",
             id="root that is no object",
         ),
     ],
 )
-def test_a_wrong_request_is_400_with_the_providers_error_body(emulator: Emulator, body: dict[str, Any], param: str | None) -> None:
+def test_a_wrong_request_is_400_with_the_providers_error_body(
+    emulator: Emulator, body: dict[str, Any], param: str | None
+) -> None:
     status, answer = http(f"{emulator.base_url}/chat/completions", body)
     assert status == 400
     assert answer["error"]["type"] == "invalid_request_error"
@@ -209,7 +270,9 @@ def test_a_wrong_request_is_400_with_the_providers_error_body(emulator: Emulator
         (Fault("server_error", status=409), openai.ConflictError, None),
         (Fault("poison", text="curse"), openai.BadRequestError, "invalid_prompt"),
     ],
-    ids=lambda value: f"{value.kind} {value.status or ''}".strip() if isinstance(value, Fault) else "",
+    ids=lambda value: (
+        f"{value.kind} {value.status or ''}".strip() if isinstance(value, Fault) else ""
+    ),
 )
 def test_status_faults_raise_the_clients_exceptions_and_bill_nothing(
     fault: Fault, error: type[openai.APIStatusError], code: str | None
@@ -221,13 +284,19 @@ def test_status_faults_raise_the_clients_exceptions_and_bill_nothing(
     assert caught.value.code == code
     assert caught.value.status_code == (fault.status or caught.value.status_code)
     if fault.retry_after:
-        assert (caught.value.response.headers["retry-after"], caught.value.response.headers["retry-after-ms"]) == ("3", "2500")
+        assert (
+            caught.value.response.headers["retry-after"],
+            caught.value.response.headers["retry-after-ms"],
+        ) == ("3", "2500")
     else:
         assert "retry-after" not in caught.value.response.headers
 
 
 def test_an_absurd_retry_after_is_sent_as_scripted() -> None:
-    with Emulator(faults=[Fault("rate_limit", retry_after=114 * 3600)]) as emulator, pytest.raises(openai.RateLimitError) as caught:
+    with (
+        Emulator(faults=[Fault("rate_limit", retry_after=114 * 3600)]) as emulator,
+        pytest.raises(openai.RateLimitError) as caught,
+    ):
         ask(client_of(emulator), "x")
     assert caught.value.response.headers["retry-after"] == "410400"
 
@@ -266,9 +335,20 @@ def test_a_garbage_body_is_200_and_no_json() -> None:
 @pytest.mark.parametrize(
     ("kind", "check"),
     [
-        ("refusal", lambda reply: reply.choices[0].message.refusal and reply.choices[0].message.content is None),
+        (
+            "refusal",
+            lambda reply: (
+                reply.choices[0].message.refusal and reply.choices[0].message.content is None
+            ),
+        ),
         ("content_filter", lambda reply: reply.choices[0].finish_reason == "content_filter"),
-        ("null_content", lambda reply: reply.choices[0].message.content is None and reply.choices[0].finish_reason == "stop"),
+        (
+            "null_content",
+            lambda reply: (
+                reply.choices[0].message.content is None
+                and reply.choices[0].finish_reason == "stop"
+            ),
+        ),
         ("empty_choices", lambda reply: reply.choices == []),
         ("truncated", lambda reply: reply.choices[0].finish_reason == "length"),
         ("prose", lambda reply: "Sure!" in reply.choices[0].message.content),
@@ -282,10 +362,15 @@ def test_replies_without_an_answer_are_billed(kind: str, check: Any) -> None:
 
 def test_max_tokens_cuts_the_reply(emulator: Emulator) -> None:
     reply = ask(client_of(emulator), "x", response_format=FORMAT, max_completion_tokens=2)
-    assert (reply.choices[0].finish_reason, reply.choices[0].message.content) == ("length", '{"sentim')
+    assert (reply.choices[0].finish_reason, reply.choices[0].message.content) == (
+        "length",
+        '{"sentim',
+    )
 
 
-@pytest.mark.parametrize("options", [{"requests_per_minute": 3}, {"tokens_per_minute": 90}], ids=["requests", "tokens"])
+@pytest.mark.parametrize(
+    "options", [{"requests_per_minute": 3}, {"tokens_per_minute": 90}], ids=["requests", "tokens"]
+)
 def test_limits_per_minute_answer_429_with_a_wait(options: dict[str, float]) -> None:
     with Emulator(**options) as emulator:
         client = client_of(emulator)
@@ -300,8 +385,13 @@ def test_limits_per_minute_answer_429_with_a_wait(options: dict[str, float]) -> 
 
 def test_a_limit_of_concurrent_calls_turns_the_surplus_away() -> None:
     async def run(emulator: Emulator) -> list[Any]:
-        async with openai.AsyncOpenAI(base_url=emulator.base_url, api_key="k", max_retries=0) as client:
-            calls = [client.chat.completions.create(model="m", messages=messages(str(number))) for number in range(8)]
+        async with openai.AsyncOpenAI(
+            base_url=emulator.base_url, api_key="k", max_retries=0
+        ) as client:
+            calls = [
+                client.chat.completions.create(model="m", messages=messages(str(number)))
+                for number in range(8)
+            ]
             return await asyncio.gather(*calls, return_exceptions=True)
 
     with Emulator(latency_ms=300, max_concurrency=3) as emulator:
@@ -317,7 +407,12 @@ def test_the_book_counts_records_and_requests(emulator: Emulator) -> None:
     book = http(f"{emulator.url}/_emulator/ledger")[1]
     assert book["records"] == {"twice": 2, "once": 1} == dict(emulator.billed)
     assert sorted(book["live_requests"].values()) == [1, 2]
-    assert (book["billed_twice"], book["most_times"], book["live"]["records"], book["batch"]["records"]) == (1, 2, 3, 0)
+    assert (
+        book["billed_twice"],
+        book["most_times"],
+        book["live"]["records"],
+        book["batch"]["records"],
+    ) == (1, 2, 3, 0)
     assert http(f"{emulator.url}/_emulator/ledger?text=twice")[1]["times"] == 2
     assert "records" not in http(f"{emulator.url}/_emulator/ledger?summary")[1]
 
@@ -372,7 +467,9 @@ def test_the_fixture_leads_openais_client_to_an_emulator(llm_emulator: Emulator)
 
 
 def test_a_killed_emulator_remembers_what_it_billed(tmp_path: Path) -> None:
-    with EmulatorProcess(state_dir=tmp_path, faults=[Fault("drop_after", text="lost", times=1)]) as emulator:
+    with EmulatorProcess(
+        state_dir=tmp_path, faults=[Fault("drop_after", text="lost", times=1)]
+    ) as emulator:
         client, port = client_of(emulator), emulator.port
         ask(client, "kept")
         with pytest.raises(openai.APIConnectionError):
@@ -399,7 +496,12 @@ def test_a_torn_line_in_the_book_is_left_out(tmp_path: Path) -> None:
 
 def test_an_emulator_process_takes_all_options(tmp_path: Path) -> None:
     with EmulatorProcess(
-        keys=("a", "b"), models=("m1",), latency_ms=5, fast=True, billing="digests", batch_seconds=(0, 0.5, 0)
+        keys=("a", "b"),
+        models=("m1",),
+        latency_ms=5,
+        fast=True,
+        billing="digests",
+        batch_seconds=(0, 0.5, 0),
     ) as emulator:
         client = openai.OpenAI(base_url=emulator.base_url, api_key="b", max_retries=0)
         with pytest.raises(openai.NotFoundError):
@@ -416,11 +518,15 @@ def test_standalone_prints_what_to_export_and_stops_on_ctrl_c(tmp_path: Path) ->
     script.write_text('[{"kind": "rate_limit", "nth": [2, 3]}]')
     command = [sys.executable, "-m", "beam_llm.testing", "--faults", str(script)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         words = process.stdout.readline().split()
         exported = dict(word.split("=", 1) for word in words[1:])
-        client = openai.OpenAI(base_url=exported["OPENAI_BASE_URL"], api_key=exported["OPENAI_API_KEY"], max_retries=0)
+        client = openai.OpenAI(
+            base_url=exported["OPENAI_BASE_URL"], api_key=exported["OPENAI_API_KEY"], max_retries=0
+        )
         ask(client, "x")
         with pytest.raises(openai.RateLimitError):
             ask(client, "x")
@@ -438,7 +544,9 @@ def test_standalone_prints_what_to_export_and_stops_on_ctrl_c(tmp_path: Path) ->
         pytest.param('[{"kind": "slow", "often": 3}]', "often", id="unknown attribute"),
     ],
 )
-def test_a_wrong_fault_file_is_usage_error_2(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, said: str) -> None:
+def test_a_wrong_fault_file_is_usage_error_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, said: str
+) -> None:
     path = tmp_path / "faults.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=said):

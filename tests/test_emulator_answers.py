@@ -31,29 +31,52 @@ TEXTS = (
 
 def closed(**properties: Any) -> dict[str, Any]:
     """A strict object schema."""
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
 def form(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "strict": True, "schema": schema},
+    }
 
 
-def single(text: str, schema: dict[str, Any] | None = None, instruction: str = INSTRUCTION) -> dict[str, Any]:
+def single(
+    text: str, schema: dict[str, Any] | None = None, instruction: str = INSTRUCTION
+) -> dict[str, Any]:
     """A prompt for one record."""
-    body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": f"{instruction}\n{text}"}]}
+    body: dict[str, Any] = {
+        "model": "m",
+        "messages": [{"role": "user", "content": f"{instruction}\n{text}"}],
+    }
     return body if schema is None else {**body, "response_format": form(schema)}
 
 
 def many(
-    texts: tuple[str, ...], item: dict[str, Any] | None, how: str = "Answer each input by its index.", mark: str = "json"
+    texts: tuple[str, ...],
+    item: dict[str, Any] | None,
+    how: str = "Answer each input by its index.",
+    mark: str = "json",
 ) -> dict[str, Any]:
     """A prompt for several records; `item` are the properties of one answer beside its index."""
     if mark == "xml":
-        escaped = [text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for text in texts]
-        inputs = [f'<input index="{number}">{text}</input>' for number, text in enumerate(escaped, 1)]
+        escaped = [
+            text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for text in texts
+        ]
+        inputs = [
+            f'<input index="{number}">{text}</input>' for number, text in enumerate(escaped, 1)
+        ]
     else:
         inputs = [f"Input {number}: {json.dumps(text)}" for number, text in enumerate(texts, 1)]
-    body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "\n".join([INSTRUCTION, how, *inputs])}]}
+    body: dict[str, Any] = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "\n".join([INSTRUCTION, how, *inputs])}],
+    }
     if item is None:
         return body
     answers = {"type": "array", "items": closed(index={"type": "integer"}, **item)}
@@ -65,10 +88,16 @@ def reply(body: dict[str, Any], *faults: Fault) -> str:
 
 
 def test_the_same_text_gets_the_same_answer_alone_and_in_a_prompt_of_many() -> None:
-    item = {"sentiment": LABEL, "score": {"type": "number", "minimum": -1, "maximum": 1}, "reason": {"type": "string"}}
+    item = {
+        "sentiment": LABEL,
+        "score": {"type": "number", "minimum": -1, "maximum": 1},
+        "reason": {"type": "string"},
+    }
     alone = [json.loads(reply(single(text, closed(**item)))) for text in TEXTS]
     together = json.loads(reply(many(TEXTS, item)))["answers"]
-    assert [{key: value for key, value in answer.items() if key != "index"} for answer in together] == alone
+    assert [
+        {key: value for key, value in answer.items() if key != "index"} for answer in together
+    ] == alone
     assert [answer["index"] for answer in together] == [1, 2, 3, 4, 5, 6]
 
 
@@ -115,15 +144,27 @@ def test_a_single_record_that_looks_like_numbered_inputs_stays_one_record() -> N
 
 
 def test_plainly_numbered_lines_of_a_custom_template_are_read() -> None:
-    body = {**many(("x",), {"label": LABEL}), "messages": [{"role": "user", "content": "Label each:\n1. I love it\n2. it is awful\n"}]}
-    assert [answer["label"] for answer in json.loads(reply(body))["answers"]] == ["positive", "negative"]
+    body = {
+        **many(("x",), {"label": LABEL}),
+        "messages": [{"role": "user", "content": "Label each:\n1. I love it\n2. it is awful\n"}],
+    }
+    assert [answer["label"] for answer in json.loads(reply(body))["answers"]] == [
+        "positive",
+        "negative",
+    ]
 
 
 @pytest.mark.parametrize(
     ("prompt", "text"),
     [
-        pytest.param("Classify:\nwhat a: day\nand: more", "what a: day\nand: more", id="after the first line that ends in a colon"),
-        pytest.param("You are kind.\nClassify the review:\ngood", "good", id="of several instruction lines"),
+        pytest.param(
+            "Classify:\nwhat a: day\nand: more",
+            "what a: day\nand: more",
+            id="after the first line that ends in a colon",
+        ),
+        pytest.param(
+            "You are kind.\nClassify the review:\ngood", "good", id="of several instruction lines"
+        ),
         pytest.param("Classify\ngood\nphone", "good\nphone", id="else after the first line"),
         pytest.param("good: phone", "good: phone", id="else the whole"),
         pytest.param("Classify:\n", "", id="empty record"),
@@ -149,7 +190,10 @@ def test_words_to_choose_from_are_understood(words: str, members: list[str] | No
 
 
 def test_content_given_in_parts_is_read() -> None:
-    parts = [{"type": "text", "text": "Classify:\nI love it"}, {"type": "image_url", "image_url": {"url": "data:"}}]
+    parts = [
+        {"type": "text", "text": "Classify:\nI love it"},
+        {"type": "image_url", "image_url": {"url": "data:"}},
+    ]
     assert read_question({"messages": [{"role": "user", "content": parts}]}).texts == ("I love it",)
 
 
@@ -196,7 +240,10 @@ def test_a_recursive_schema_ends() -> None:
 
 def test_labels_and_scores_mean_something() -> None:
     item = {"sentiment": LABEL, "stars": {"type": "integer"}, "score": {"type": "number"}}
-    good, bad = (json.loads(reply(single(text, closed(**item)))) for text in ("I love it, wonderful!", "terrible, I hate it"))
+    good, bad = (
+        json.loads(reply(single(text, closed(**item))))
+        for text in ("I love it, wonderful!", "terrible, I hate it")
+    )
     assert (good["sentiment"], bad["sentiment"]) == ("positive", "negative")
     assert good["stars"] > 3 > bad["stars"] >= 1
     assert good["score"] > 0.5 > -0.5 > bad["score"] >= -1
@@ -211,9 +258,14 @@ def test_labels_agree_with_peoples_ratings() -> None:
 
 def test_free_text_answers_are_short_and_depend_on_the_record_only() -> None:
     assert reply(single("I love it")) == "positive"
-    asked = reply(single("A long review of a phone that has a screen", instruction="Give it a title:"))
+    asked = reply(
+        single("A long review of a phone that has a screen", instruction="Give it a title:")
+    )
     assert asked == "A long review of a phone"
-    assert reply(single("A long review of a phone that has a screen", instruction="Give it a title:")) == asked
+    assert (
+        reply(single("A long review of a phone that has a screen", instruction="Give it a title:"))
+        == asked
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,15 +280,27 @@ def test_free_text_answers_are_short_and_depend_on_the_record_only() -> None:
     ],
 )
 @pytest.mark.parametrize("mark", ["json", "xml", "delimited"])
-def test_faults_of_the_answers_strike_the_named_record_in_every_shape(kind: str, indices: list[Any], mark: str) -> None:
+def test_faults_of_the_answers_strike_the_named_record_in_every_shape(
+    kind: str, indices: list[Any], mark: str
+) -> None:
     texts = ("good", "bad", "the cursed one, love", "fine")
-    fault = Fault(kind, text="cursed") if kind in ("missing", "duplicate", "conflicting") else Fault(kind)
-    how = {"xml": '<answer index="1">…', "delimited": "1|answer", "json": ""}[mark] + " one of: positive, negative, neutral"
+    fault = (
+        Fault(kind, text="cursed")
+        if kind in ("missing", "duplicate", "conflicting")
+        else Fault(kind)
+    )
+    how = {"xml": '<answer index="1">…', "delimited": "1|answer", "json": ""}[
+        mark
+    ] + " one of: positive, negative, neutral"
     text = reply(many(texts, {"label": LABEL} if mark == "json" else None, how, mark), fault)
     if mark == "json":
         found = [answer["index"] for answer in json.loads(text)["answers"]]
     else:
-        found = re.findall(r'index="(\d+)"', text) if mark == "xml" else re.findall(r"^(\d+)\|", text, re.M)
+        found = (
+            re.findall(r'index="(\d+)"', text)
+            if mark == "xml"
+            else re.findall(r"^(\d+)\|", text, re.M)
+        )
         indices = [str(index) for index in indices]
     assert found == indices
 
@@ -258,7 +322,11 @@ def test_shuffled_answers_keep_their_indices() -> None:
 
 
 @pytest.mark.parametrize("kind", ["malformed_json", "truncated"])
-@pytest.mark.parametrize("body", [single("x", closed(label=LABEL)), many(("a", "b"), {"label": LABEL})], ids=["one", "many"])
+@pytest.mark.parametrize(
+    "body",
+    [single("x", closed(label=LABEL)), many(("a", "b"), {"label": LABEL})],
+    ids=["one", "many"],
+)
 def test_spoilt_replies_are_no_json(kind: str, body: dict[str, Any]) -> None:
     with pytest.raises(json.JSONDecodeError):
         json.loads(reply(body, Fault(kind)))
@@ -273,16 +341,31 @@ def test_wrapped_replies_hold_the_whole_answer(kind: str) -> None:
 
 
 def test_probability_is_seeded_and_about_right() -> None:
-    struck = [bool(script.strike("chat")) for script in [FaultScript([Fault("slow", probability=0.2)], seed=3)] for _ in range(2000)]
-    again = [bool(script.strike("chat")) for script in [FaultScript([Fault("slow", probability=0.2)], seed=3)] for _ in range(2000)]
-    other = [bool(script.strike("chat")) for script in [FaultScript([Fault("slow", probability=0.2)], seed=4)] for _ in range(2000)]
+    struck = [
+        bool(script.strike("chat"))
+        for script in [FaultScript([Fault("slow", probability=0.2)], seed=3)]
+        for _ in range(2000)
+    ]
+    again = [
+        bool(script.strike("chat"))
+        for script in [FaultScript([Fault("slow", probability=0.2)], seed=3)]
+        for _ in range(2000)
+    ]
+    other = [
+        bool(script.strike("chat"))
+        for script in [FaultScript([Fault("slow", probability=0.2)], seed=4)]
+        for _ in range(2000)
+    ]
     assert struck == again != other
     assert 300 < sum(struck) < 500
 
 
 def test_nth_and_times_count_the_calls_that_match() -> None:
     script = FaultScript([Fault("slow", nth=2, text="a"), Fault("hang", times=2, pattern="^b")])
-    struck = [[fault.kind for fault in script.strike("chat", (text,))] for text in ("a", "b", "x", "a", "b", "a", "b")]
+    struck = [
+        [fault.kind for fault in script.strike("chat", (text,))]
+        for text in ("a", "b", "x", "a", "b", "a", "b")
+    ]
     assert struck == [[], ["hang"], [], ["slow"], ["hang"], [], []]
 
 
@@ -299,7 +382,11 @@ def test_a_script_goes_on_counting_after_a_restart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"), [({"kind": "nonsense"}, "no fault 'nonsense'"), ({"kind": "slow", "where": "moon"}, "no operation 'moon'")]
+    ("values", "said"),
+    [
+        ({"kind": "nonsense"}, "no fault 'nonsense'"),
+        ({"kind": "slow", "where": "moon"}, "no operation 'moon'"),
+    ],
 )
 def test_a_fault_that_does_not_exist_is_named(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -316,10 +403,13 @@ def test_limits_refill_with_time_and_take_both_budgets_or_neither() -> None:
     assert refused.headers["retry-after-ms"] == "1000"
     now[0] = 1.0
     assert limits.admit("m", 10) is None
-    assert limits.headers()["x-ratelimit-remaining-requests"] == "59"  # Of 60: one taken at 0 s and refilled, one just now.
+    # Of 60: one taken at 0 s and refilled, one just now.
+    assert limits.headers()["x-ratelimit-remaining-requests"] == "59"
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(0.012, "12ms"), (1, "1s"), (62.5, "1m2.5s"), (360, "6m0s")])
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.012, "12ms"), (1, "1s"), (62.5, "1m2.5s"), (360, "6m0s")]
+)
 def test_durations_look_like_the_providers(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
 
@@ -328,7 +418,9 @@ def test_the_sample_is_2000_reviews_with_ratings() -> None:
     sample = reviews()
     assert len(sample) == 2000
     assert len({review["id"] for review in sample}) == 2000
-    assert all(set(review) == {"id", "text", "rating"} and -4 <= review["rating"] <= 4 for review in sample)
+    assert all(
+        set(review) == {"id", "text", "rating"} and -4 <= review["rating"] <= 4 for review in sample
+    )
 
 
 def test_without_the_scorer_answers_are_checksums_that_still_follow_the_schema():
@@ -340,7 +432,12 @@ def test_without_the_scorer_answers_are_checksums_that_still_follow_the_schema()
         "questions = [Question((text,), False, 'json', kind, kind, 'Judge the sentiment') for text in ('I love it', 'I hate it')]\n"
         "print(knows_sentiment(), *[Brain().reply(question) for question in questions], sep='\\n')\n"
     )
-    runs = {subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout for _ in range(2)}
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    }
     (knows, *replies) = runs.pop().splitlines()
     assert (knows, runs) == ("False", set())
     assert all(json.loads(reply)["sentiment"] in ("good", "bad") for reply in replies)

@@ -1,4 +1,6 @@
-"""The emulator's files and batch jobs, with the provider's own client; every fault; kill -9 and go on."""
+"""The emulator's files and batch jobs, with the provider's own client; every fault; kill -9 and go
+on.
+"""
 
 from __future__ import annotations
 
@@ -24,29 +26,50 @@ def client_of(emulator: Emulator | EmulatorProcess) -> openai.OpenAI:
 
 
 def body(text: str, **more: Any) -> dict[str, Any]:
-    return {"model": "m", "messages": [{"role": "user", "content": f"Classify the sentiment of this review:\n{text}"}], **more}
+    return {
+        "model": "m",
+        "messages": [
+            {"role": "user", "content": f"Classify the sentiment of this review:\n{text}"}
+        ],
+        **more,
+    }
 
 
 def line(text: str, **changes: Any) -> dict[str, Any]:
     """One request of a job; a change to None leaves that field out."""
-    request = {"custom_id": f"id-{text}", "method": "POST", "url": ENDPOINT, "body": body(text), **changes}
+    request = {
+        "custom_id": f"id-{text}",
+        "method": "POST",
+        "url": ENDPOINT,
+        "body": body(text),
+        **changes,
+    }
     return {name: value for name, value in request.items() if value is not None}
 
 
 def upload(client: openai.OpenAI, *lines: dict[str, Any] | bytes) -> str:
-    data = b"".join((entry if isinstance(entry, bytes) else json.dumps(entry).encode()) + b"\n" for entry in lines)
+    data = b"".join(
+        (entry if isinstance(entry, bytes) else json.dumps(entry).encode()) + b"\n"
+        for entry in lines
+    )
     return client.files.create(file=("requests.jsonl", io.BytesIO(data)), purpose="batch").id
 
 
 def create(client: openai.OpenAI, file_id: str, **options: Any) -> Any:
-    return client.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h", **options)
+    return client.batches.create(
+        input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h", **options
+    )
 
 
 def submit(client: openai.OpenAI, *texts: str, **options: Any) -> Any:
     return create(client, upload(client, *(line(text) for text in texts)), **options)
 
 
-def wait(client: openai.OpenAI, batch_id: str, until: Callable[[Any], bool] = lambda batch: batch.status in TERMINAL) -> Any:
+def wait(
+    client: openai.OpenAI,
+    batch_id: str,
+    until: Callable[[Any], bool] = lambda batch: batch.status in TERMINAL,
+) -> Any:
     for _ in range(500):
         batch = client.batches.retrieve(batch_id)
         if until(batch):
@@ -58,7 +81,9 @@ def wait(client: openai.OpenAI, batch_id: str, until: Callable[[Any], bool] = la
 def content(client: openai.OpenAI, file_id: str | None) -> list[dict[str, Any]]:
     if file_id is None:
         return []
-    return [json.loads(entry) for entry in client.files.content(file_id).read().split(b"\n") if entry]
+    return [
+        json.loads(entry) for entry in client.files.content(file_id).read().split(b"\n") if entry
+    ]
 
 
 def texts_of(count: int) -> list[str]:
@@ -71,7 +96,9 @@ def start() -> Iterator[Callable[..., tuple[Emulator, openai.OpenAI]]]:
     running: list[Emulator] = []
 
     def started(*faults: Fault, **options: Any) -> tuple[Emulator, openai.OpenAI]:
-        emulator = Emulator(faults=faults, **{"batch_seconds": 0.05, "cancel_seconds": 0.02, **options}).start()
+        emulator = Emulator(
+            faults=faults, **{"batch_seconds": 0.05, "cancel_seconds": 0.02, **options}
+        ).start()
         running.append(emulator)
         return emulator, client_of(emulator)
 
@@ -97,23 +124,49 @@ def test_files_are_uploaded_listed_read_and_deleted(start: Any) -> None:
 def test_a_job_goes_through_its_states_to_both_files(start: Any) -> None:
     emulator, client = start(batch_seconds=(0.3, 0.4, 0.3))
     bad = line("bad", body=body("bad", response_format={"type": "nonsense"}))
-    batch = create(client, upload(client, *(line(text) for text in texts_of(20)), bad), metadata={"run": "7"})
-    assert (batch.status, batch.metadata, batch.output_file_id, batch.request_counts.total) == ("validating", {"run": "7"}, None, 0)
+    batch = create(
+        client, upload(client, *(line(text) for text in texts_of(20)), bad), metadata={"run": "7"}
+    )
+    assert (batch.status, batch.metadata, batch.output_file_id, batch.request_counts.total) == (
+        "validating",
+        {"run": "7"},
+        None,
+        0,
+    )
     seen = []
     while batch.status not in TERMINAL:
         seen.append(batch.status)
         time.sleep(0.01)
         batch = client.batches.retrieve(batch.id)
-    assert list(dict.fromkeys([*seen, batch.status])) == ["validating", "in_progress", "finalizing", "completed"]
-    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (21, 20, 1)
+    assert list(dict.fromkeys([*seen, batch.status])) == [
+        "validating",
+        "in_progress",
+        "finalizing",
+        "completed",
+    ]
+    assert (
+        batch.request_counts.total,
+        batch.request_counts.completed,
+        batch.request_counts.failed,
+    ) == (21, 20, 1)
     assert batch.created_at <= batch.in_progress_at <= batch.finalizing_at <= batch.completed_at
     output = content(client, batch.output_file_id)
-    assert sorted(reply["custom_id"] for reply in output) == sorted(f"id-{text}" for text in texts_of(20))
-    assert all(reply["error"] is None and reply["response"]["status_code"] == 200 for reply in output)
+    assert sorted(reply["custom_id"] for reply in output) == sorted(
+        f"id-{text}" for text in texts_of(20)
+    )
+    assert all(
+        reply["error"] is None and reply["response"]["status_code"] == 200 for reply in output
+    )
     [failed] = content(client, batch.error_file_id)
-    assert (failed["custom_id"], failed["error"], failed["response"]["status_code"]) == ("id-bad", None, 400)
+    assert (failed["custom_id"], failed["error"], failed["response"]["status_code"]) == (
+        "id-bad",
+        None,
+        400,
+    )
     assert failed["response"]["body"]["error"]["param"] == "response_format.type"
-    assert batch.usage.input_tokens == sum(reply["response"]["body"]["usage"]["prompt_tokens"] for reply in output)
+    assert batch.usage.input_tokens == sum(
+        reply["response"]["body"]["usage"]["prompt_tokens"] for reply in output
+    )
     assert emulator.billed == dict.fromkeys(texts_of(20), 1)
     assert (emulator.calls, emulator.one_by_one) == (0, 0)
 
@@ -122,7 +175,10 @@ def test_the_batch_api_answers_as_the_live_one_does(start: Any) -> None:
     emulator, client = start()
     texts = ["I love it", "awful", "a phone", "", "line one\nline two"]
     batch = wait(client, submit(client, *texts).id)
-    answers = {reply["custom_id"]: reply["response"]["body"]["choices"][0]["message"] for reply in content(client, batch.output_file_id)}
+    answers = {
+        reply["custom_id"]: reply["response"]["body"]["choices"][0]["message"]
+        for reply in content(client, batch.output_file_id)
+    }
     for text in texts:
         live = client.chat.completions.create(**body(text))
         assert answers[f"id-{text}"]["content"] == live.choices[0].message.content
@@ -161,9 +217,15 @@ def test_the_async_client_sees_the_same(start: Any) -> None:
     emulator, _ = start()
 
     async def run() -> tuple[str, list[str]]:
-        async with openai.AsyncOpenAI(base_url=emulator.base_url, api_key="k", max_retries=0) as client:
-            file = await client.files.create(file=("a.jsonl", json.dumps(line("x")).encode()), purpose="batch")
-            batch = await client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        async with openai.AsyncOpenAI(
+            base_url=emulator.base_url, api_key="k", max_retries=0
+        ) as client:
+            file = await client.files.create(
+                file=("a.jsonl", json.dumps(line("x")).encode()), purpose="batch"
+            )
+            batch = await client.batches.create(
+                input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
             while batch.status not in TERMINAL:
                 await asyncio.sleep(0.02)
                 batch = await client.batches.retrieve(batch.id)
@@ -176,9 +238,13 @@ def test_the_async_client_sees_the_same(start: Any) -> None:
 
 def test_azures_older_routes_take_files_and_jobs(start: Any) -> None:
     emulator, _ = start()
-    client = openai.AzureOpenAI(azure_endpoint=emulator.url, api_key="k", api_version="2024-10-21", max_retries=0)
+    client = openai.AzureOpenAI(
+        azure_endpoint=emulator.url, api_key="k", api_version="2024-10-21", max_retries=0
+    )
     batch = client.batches.create(
-        input_file_id=upload(client, line("x", url="/chat/completions")), endpoint="/chat/completions", completion_window="24h"
+        input_file_id=upload(client, line("x", url="/chat/completions")),
+        endpoint="/chat/completions",
+        completion_window="24h",
     )  # type: ignore[arg-type]
     assert wait(client, batch.id).status == "completed"
 
@@ -188,17 +254,35 @@ def test_azures_older_routes_take_files_and_jobs(start: Any) -> None:
     [
         pytest.param([line("a"), b"{not json"], "invalid_json_line", 2, id="no JSON"),
         pytest.param([line("a"), b""], "invalid_json_line", 2, id="blank line"),
-        pytest.param([line("a", custom_id=None)], "missing_required_parameter", 1, id="no custom_id"),
+        pytest.param(
+            [line("a", custom_id=None)], "missing_required_parameter", 1, id="no custom_id"
+        ),
         pytest.param([line("a", body=None)], "missing_required_parameter", 1, id="no body"),
-        pytest.param([line("a"), line("b"), line("a")], "duplicate_custom_id", 3, id="duplicate custom_id"),
+        pytest.param(
+            [line("a"), line("b"), line("a")], "duplicate_custom_id", 3, id="duplicate custom_id"
+        ),
         pytest.param([line("a", url="/v1/embeddings")], "invalid_url", 1, id="another endpoint"),
-        pytest.param([line("a"), line("b", body={**body("b"), "model": "other"})], "model_mismatch", 2, id="two models"),
-        pytest.param([line("a", body={**body("a"), "model": "unheard-of"})], "model_not_found", 1, id="unknown model"),
-        pytest.param([line("a", body=body("a", stream=True))], "streaming_unsupported", 1, id="streaming"),
+        pytest.param(
+            [line("a"), line("b", body={**body("b"), "model": "other"})],
+            "model_mismatch",
+            2,
+            id="two models",
+        ),
+        pytest.param(
+            [line("a", body={**body("a"), "model": "unheard-of"})],
+            "model_not_found",
+            1,
+            id="unknown model",
+        ),
+        pytest.param(
+            [line("a", body=body("a", stream=True))], "streaming_unsupported", 1, id="streaming"
+        ),
         pytest.param([line(text) for text in texts_of(6)], "too_many_tasks", None, id="too many"),
     ],
 )
-def test_a_wrong_file_fails_in_validation_and_bills_nothing(start: Any, lines: list[Any], code: str, number: int | None) -> None:
+def test_a_wrong_file_fails_in_validation_and_bills_nothing(
+    start: Any, lines: list[Any], code: str, number: int | None
+) -> None:
     emulator, client = start(models=("m", "other"), max_batch_requests=5)
     batch = wait(client, create(client, upload(client, *lines)).id)
     assert batch.status == "failed"
@@ -212,7 +296,10 @@ def test_an_empty_file_and_a_deleted_one_fail(start: Any) -> None:
     file_id = upload(client, line("x"))
     deleted = create(client, file_id)
     client.files.delete(file_id)
-    assert [wait(client, batch.id).errors.data[0].code for batch in (empty, deleted)] == ["empty_file", "invalid_request"]
+    assert [wait(client, batch.id).errors.data[0].code for batch in (empty, deleted)] == [
+        "empty_file",
+        "invalid_request",
+    ]
 
 
 def test_a_file_beyond_the_limit_is_refused(start: Any) -> None:
@@ -236,7 +323,12 @@ def test_a_file_beyond_the_limit_is_refused(start: Any) -> None:
 )
 def test_a_wrong_create_is_400(start: Any, changes: dict[str, Any]) -> None:
     _, client = start()
-    options = {"input_file_id": upload(client, line("x")), "endpoint": ENDPOINT, "completion_window": "24h", **changes}
+    options = {
+        "input_file_id": upload(client, line("x")),
+        "endpoint": ENDPOINT,
+        "completion_window": "24h",
+        **changes,
+    }
     with pytest.raises(openai.BadRequestError):
         client.batches.create(**options)
     assert list(client.batches.list()) == []
@@ -259,7 +351,10 @@ def test_a_job_cancelled_at_once_did_nothing_and_an_ended_one_cannot_be(start: A
     emulator, client = start(batch_seconds=(0.6, 0, 0))
     early, late = submit(client, "early"), submit(client, "late")
     client.batches.cancel(early.id)
-    assert (wait(client, early.id).status, wait(client, late.id).status) == ("cancelled", "completed")
+    assert (wait(client, early.id).status, wait(client, late.id).status) == (
+        "cancelled",
+        "completed",
+    )
     assert emulator.billed == {"late": 1}
     with pytest.raises(openai.ConflictError, match="Cannot cancel a batch with status 'completed'"):
         client.batches.cancel(late.id)
@@ -268,14 +363,18 @@ def test_a_job_cancelled_at_once_did_nothing_and_an_ended_one_cannot_be(start: A
 
 
 @pytest.mark.parametrize(("done", "count"), [(0.3, 6), (7, 7), (0, 0)])
-def test_an_expired_job_has_what_was_done_and_an_error_line_for_each_other(start: Any, done: float, count: int) -> None:
+def test_an_expired_job_has_what_was_done_and_an_error_line_for_each_other(
+    start: Any, done: float, count: int
+) -> None:
     emulator, client = start(Fault("expire", done=done))
     batch = wait(client, submit(client, *texts_of(20)).id)
     output, errors = content(client, batch.output_file_id), content(client, batch.error_file_id)
     assert (batch.status, len(output), len(errors)) == ("expired", count, 20 - count)
     assert {error["error"]["code"] for error in errors} == {"batch_expired"}
     assert all(error["response"] is None for error in errors)
-    assert {reply["custom_id"] for reply in output + errors} == {f"id-{text}" for text in texts_of(20)}
+    assert {reply["custom_id"] for reply in output + errors} == {
+        f"id-{text}" for text in texts_of(20)
+    }
     assert sum(emulator.billed.values()) == count
 
 
@@ -294,13 +393,18 @@ def test_an_expired_job_has_what_was_done_and_an_error_line_for_each_other(start
     ],
     ids=lambda value: value.kind if isinstance(value, Fault) else "",
 )
-def test_line_faults_strike_their_line_only(start: Any, fault: Fault, outputs: list[str], errors: list[Any], billed: int) -> None:
+def test_line_faults_strike_their_line_only(
+    start: Any, fault: Fault, outputs: list[str], errors: list[Any], billed: int
+) -> None:
     emulator, client = start(fault)
     batch = wait(client, submit(client, "one", "cursed", "three").id)
     found = [reply["custom_id"] for reply in content(client, batch.output_file_id)]
     assert sorted(found) == sorted(["id-one", "id-three", *outputs])
     failed = content(client, batch.error_file_id)
-    assert [((entry["response"] or {}).get("status_code"), (entry["error"] or {}).get("code")) for entry in failed] == errors
+    assert [
+        ((entry["response"] or {}).get("status_code"), (entry["error"] or {}).get("code"))
+        for entry in failed
+    ] == errors
     assert emulator.billed["cursed"] == billed
     assert emulator.billed["one"] == 1
 
@@ -308,7 +412,10 @@ def test_line_faults_strike_their_line_only(start: Any, fault: Fault, outputs: l
 def test_conflicting_lines_hold_two_valid_answers(start: Any) -> None:
     _, client = start(Fault("line_conflicting"))
     batch = wait(client, submit(client, "I love it").id)
-    answers = [reply["response"]["body"]["choices"][0]["message"]["content"] for reply in content(client, batch.output_file_id)]
+    answers = [
+        reply["response"]["body"]["choices"][0]["message"]["content"]
+        for reply in content(client, batch.output_file_id)
+    ]
     assert answers == ["positive", "negative"]
 
 
@@ -323,7 +430,10 @@ def test_scripted_validation_errors_name_their_lines(start: Any) -> None:
     _, client = start(Fault("validation", lines=(2, 5), code="invalid_request", times=1))
     file_id = upload(client, *(line(text) for text in texts_of(6)))
     batch = wait(client, create(client, file_id).id)
-    assert [(error.code, error.line) for error in batch.errors.data] == [("invalid_request", 2), ("invalid_request", 5)]
+    assert [(error.code, error.line) for error in batch.errors.data] == [
+        ("invalid_request", 2),
+        ("invalid_request", 5),
+    ]
     assert wait(client, create(client, file_id).id).status == "completed"
 
 
@@ -331,13 +441,28 @@ def test_scripted_validation_errors_name_their_lines(start: Any) -> None:
     ("fault", "check"),
     [
         (Fault("output_missing"), lambda batch, client: batch.output_file_id is None),
-        (Fault("empty_error_file"), lambda batch, client: client.files.content(batch.error_file_id).read() == b""),
-        (Fault("null_counts"), lambda batch, client: batch.request_counts.completed is None and batch.request_counts.failed is None),
-        (Fault("cut_last_line"), lambda batch, client: not client.files.content(batch.output_file_id).read().endswith(b"}\n")),
+        (
+            Fault("empty_error_file"),
+            lambda batch, client: client.files.content(batch.error_file_id).read() == b"",
+        ),
+        (
+            Fault("null_counts"),
+            lambda batch, client: (
+                batch.request_counts.completed is None and batch.request_counts.failed is None
+            ),
+        ),
+        (
+            Fault("cut_last_line"),
+            lambda batch, client: (
+                not client.files.content(batch.output_file_id).read().endswith(b"}\n")
+            ),
+        ),
     ],
     ids=lambda value: value.kind if isinstance(value, Fault) else "",
 )
-def test_completed_jobs_with_something_wrong_are_billed(start: Any, fault: Fault, check: Any) -> None:
+def test_completed_jobs_with_something_wrong_are_billed(
+    start: Any, fault: Fault, check: Any
+) -> None:
     emulator, client = start(fault)
     batch = wait(client, submit(client, "a", "b").id)
     assert batch.status == "completed"
@@ -347,10 +472,16 @@ def test_completed_jobs_with_something_wrong_are_billed(start: Any, fault: Fault
 
 @pytest.mark.parametrize(
     ("fault", "status"),
-    [(Fault("stuck"), "finalizing"), (Fault("status_word"), "scheduling"), (Fault("status_word", message="PROGRESS"), "PROGRESS")],
+    [
+        (Fault("stuck"), "finalizing"),
+        (Fault("status_word"), "scheduling"),
+        (Fault("status_word", message="PROGRESS"), "PROGRESS"),
+    ],
     ids=["finalizing", "scheduling", "PROGRESS"],
 )
-def test_stuck_jobs_stay_where_they_are_until_cancelled(start: Any, fault: Fault, status: str) -> None:
+def test_stuck_jobs_stay_where_they_are_until_cancelled(
+    start: Any, fault: Fault, status: str
+) -> None:
     _, client = start(fault)
     batch = submit(client, "a")
     wait(client, batch.id, lambda batch: batch.status == status)
@@ -397,7 +528,9 @@ def test_a_create_that_outlasts_the_clients_timeout_has_created(start: Any) -> N
     ],
     ids=["500", "409", "429", "token limit", "dropped"],
 )
-def test_a_refused_create_has_not_created(start: Any, fault: Fault, error: type[openai.APIError]) -> None:
+def test_a_refused_create_has_not_created(
+    start: Any, fault: Fault, error: type[openai.APIError]
+) -> None:
     emulator, client = start(fault)
     file_id = upload(client, line("x"))
     with pytest.raises(error):
@@ -406,7 +539,9 @@ def test_a_refused_create_has_not_created(start: Any, fault: Fault, error: type[
 
 
 def test_a_new_job_may_be_hidden_from_lists_and_from_retrieve_for_a_while(start: Any) -> None:
-    _, client = start(Fault("list_lag", seconds=1.0, nth=1), Fault("retrieve_missing", seconds=1.0, nth=2))
+    _, client = start(
+        Fault("list_lag", seconds=1.0, nth=1), Fault("retrieve_missing", seconds=1.0, nth=2)
+    )
     lagging, missing = submit(client, "a"), submit(client, "b")
     assert [batch.id for batch in client.batches.list()] == [missing.id]
     with pytest.raises(openai.NotFoundError):
@@ -416,9 +551,13 @@ def test_a_new_job_may_be_hidden_from_lists_and_from_retrieve_for_a_while(start:
     assert client.batches.retrieve(missing.id).id == missing.id
 
 
-@pytest.mark.parametrize("where", ["retrieve", "list", "content", "cancel", "upload", "file", "delete"])
+@pytest.mark.parametrize(
+    "where", ["retrieve", "list", "content", "cancel", "upload", "file", "delete"]
+)
 def test_every_route_can_be_made_to_fail_once(start: Any, where: str) -> None:
-    _, client = start(Fault("server_error", where=where, status=503, nth=2 if where == "upload" else 1))
+    _, client = start(
+        Fault("server_error", where=where, status=503, nth=2 if where == "upload" else 1)
+    )
     file_id = upload(client, line("x"))
     batch = create(client, file_id)
     calls: dict[str, Callable[[], Any]] = {
@@ -477,7 +616,10 @@ def test_the_enqueued_token_limit_may_answer_at_create(start: Any) -> None:
 def test_a_scripted_token_limit_fails_after_validation_once(start: Any) -> None:
     _, client = start(Fault("token_limit", times=1))
     file_id = upload(client, line("x"))
-    assert [wait(client, create(client, file_id).id).status for _ in range(2)] == ["failed", "completed"]
+    assert [wait(client, create(client, file_id).id).status for _ in range(2)] == [
+        "failed",
+        "completed",
+    ]
 
 
 def test_the_book_stays_readable_after_the_end() -> None:
@@ -488,9 +630,15 @@ def test_the_book_stays_readable_after_the_end() -> None:
     assert sum(emulator.ledger["batch_requests"].values()) == 2
 
 
-@pytest.mark.parametrize("moment", ["validating", "in_progress", "finalizing", "cancelling", "completed"])
-def test_a_killed_emulator_goes_on_with_its_jobs_and_bills_each_line_once(tmp_path: Path, moment: str) -> None:
-    with EmulatorProcess(state_dir=tmp_path, batch_seconds=(0.4, 0.4, 0.4), cancel_seconds=0.4) as emulator:
+@pytest.mark.parametrize(
+    "moment", ["validating", "in_progress", "finalizing", "cancelling", "completed"]
+)
+def test_a_killed_emulator_goes_on_with_its_jobs_and_bills_each_line_once(
+    tmp_path: Path, moment: str
+) -> None:
+    with EmulatorProcess(
+        state_dir=tmp_path, batch_seconds=(0.4, 0.4, 0.4), cancel_seconds=0.4
+    ) as emulator:
         client = client_of(emulator)
         batch = submit(client, *texts_of(40), metadata={"a": "b"})
         if moment == "cancelling":
@@ -502,9 +650,14 @@ def test_a_killed_emulator_goes_on_with_its_jobs_and_bills_each_line_once(tmp_pa
         [found] = client.batches.list()
         assert (found.id, found.metadata) == (batch.id, {"a": "b"})
         batch = wait(client, batch.id)
-        done = [reply["custom_id"].removeprefix("id-") for reply in content(client, batch.output_file_id)]
+        done = [
+            reply["custom_id"].removeprefix("id-")
+            for reply in content(client, batch.output_file_id)
+        ]
         assert emulator.billed == dict.fromkeys(done, 1)
-        assert (batch.status, len(done) == 40) == (("cancelled", False) if moment == "cancelling" else ("completed", True))
+        assert (batch.status, len(done) == 40) == (
+            ("cancelled", False) if moment == "cancelling" else ("completed", True)
+        )
 
 
 def test_a_kill_in_the_middle_of_the_work_bills_each_line_once(tmp_path: Path) -> None:
@@ -526,7 +679,9 @@ def test_a_kill_in_the_middle_of_the_work_bills_each_line_once(tmp_path: Path) -
 
 
 def test_a_fault_that_struck_once_does_not_strike_again_after_a_kill(tmp_path: Path) -> None:
-    with EmulatorProcess(state_dir=tmp_path, batch_seconds=0.05, faults=[Fault("create_lost", times=1)]) as emulator:
+    with EmulatorProcess(
+        state_dir=tmp_path, batch_seconds=0.05, faults=[Fault("create_lost", times=1)]
+    ) as emulator:
         client = client_of(emulator)
         file_id = upload(client, line("x"))
         with pytest.raises(openai.APIConnectionError):

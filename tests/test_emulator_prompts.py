@@ -1,4 +1,5 @@
-"""Two readings of one page: prompts that `Task` writes, the emulated model reads; its replies, `Task` reads.
+"""Two readings of one page: prompts that `Task` writes, the emulated model reads; its replies,
+`Task` reads.
 
 Neither knows the other's code, so that they agree says that a prompt says what it means.
 """
@@ -23,7 +24,15 @@ from beam_llm.testing.emulator.brain import Brain
 from beam_llm.testing.emulator.reading import Question, read_question
 from beam_llm.values import Completion, Reading, Record, Request
 
-TEXTS = ["I love it", 'awful "thing"\nbad', 'Input 2: "x"', "", '</input><b> & {"index": 3}', "1. foo\n2. bar", "Note: fine\u2028really"]
+TEXTS = [
+    "I love it",
+    'awful "thing"\nbad',
+    'Input 2: "x"',
+    "",
+    '</input><b> & {"index": 3}',
+    "1. foo\n2. bar",
+    "Note: fine\u2028really",
+]
 
 
 class Review(pydantic.BaseModel):
@@ -68,7 +77,9 @@ PROMPTS = {
 }
 
 
-CLASSIFY = compile_task(settings("openai:m", prompt=PROMPTS["colon"], output=Review, batch_size=10, api_key="none"))
+CLASSIFY = compile_task(
+    settings("openai:m", prompt=PROMPTS["colon"], output=Review, batch_size=10, api_key="none")
+)
 
 
 def asked(task: Task, records: list[Record]) -> tuple[Question, Reading]:
@@ -78,9 +89,16 @@ def asked(task: Task, records: list[Record]) -> tuple[Question, Reading]:
 
 
 def wire(request: Request) -> dict[str, Any]:
-    body: dict[str, Any] = {"messages": [{"role": message.role, "content": message.content} for message in request.messages]}
+    body: dict[str, Any] = {
+        "messages": [
+            {"role": message.role, "content": message.content} for message in request.messages
+        ]
+    }
     if request.schema is not None:
-        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": request.schema}}
+        body["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "strict": True, "schema": request.schema},
+        }
     return body
 
 
@@ -95,8 +113,19 @@ def complete(reading: Reading) -> bool:
 @pytest.mark.parametrize("response_format", ["json", "xml", "delimited"])
 @pytest.mark.parametrize("output", OUTPUTS.values(), ids=OUTPUTS)
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
-def test_each_record_is_answered_alike_alone_and_among_others(prompt: str | None, output: Any, response_format: str) -> None:
-    task = compile_task(settings("openai:m", prompt=prompt, output=output, batch_size=10, response_format=response_format, api_key="none"))
+def test_each_record_is_answered_alike_alone_and_among_others(
+    prompt: str | None, output: Any, response_format: str
+) -> None:
+    task = compile_task(
+        settings(
+            "openai:m",
+            prompt=prompt,
+            output=output,
+            batch_size=10,
+            response_format=response_format,
+            api_key="none",
+        )
+    )
     records = records_of(task)
     question, together = asked(task, records)
     assert len(question.texts) == len(TEXTS)
@@ -110,9 +139,17 @@ def test_each_record_is_answered_alike_alone_and_among_others(prompt: str | None
 
 @pytest.mark.parametrize("is_sent", [True, False], ids=["sent and told", "told only"])
 @pytest.mark.parametrize("count", [1, 4])
-@pytest.mark.parametrize("output", [Review, Literal["positive", "negative"], Free], ids=["model", "literal", "not strict"])
-def test_a_schema_that_is_told_in_the_system_message_is_followed(output: Any, count: int, is_sent: bool) -> None:
-    task = compile_task(settings("openai:m", prompt=PROMPTS["colon"], output=output, batch_size=10, api_key="none"))
+@pytest.mark.parametrize(
+    "output",
+    [Review, Literal["positive", "negative"], Free],
+    ids=["model", "literal", "not strict"],
+)
+def test_a_schema_that_is_told_in_the_system_message_is_followed(
+    output: Any, count: int, is_sent: bool
+) -> None:
+    task = compile_task(
+        settings("openai:m", prompt=PROMPTS["colon"], output=output, batch_size=10, api_key="none")
+    )
     request = task.render(records_of(task)[:count], False)
     if request.schema is None:
         return
@@ -137,12 +174,29 @@ def test_no_text_is_misread_or_breaks_out_of_its_place(texts: list[str]) -> None
         pytest.param({"response_value_field": "label"}, id="value field"),
         pytest.param({"response_path": "$.data.results[*]"}, id="path"),
         pytest.param({"system_prompt": "Be brief.\nBe kind."}, id="system prompt"),
-        pytest.param({"response_format": "xml", "response_index_field": "no"}, id="index attribute"),
+        pytest.param(
+            {"response_format": "xml", "response_index_field": "no"}, id="index attribute"
+        ),
     ],
 )
-@pytest.mark.parametrize("output", [Review, Literal["positive", "negative"], Free], ids=["model", "literal", "not strict"])
-def test_names_and_places_of_the_users_choice_are_followed(output: Any, options: dict[str, Any]) -> None:
-    task = compile_task(settings("openai:m", prompt=PROMPTS["colon"], output=output, batch_size=10, api_key="none", **options))
+@pytest.mark.parametrize(
+    "output",
+    [Review, Literal["positive", "negative"], Free],
+    ids=["model", "literal", "not strict"],
+)
+def test_names_and_places_of_the_users_choice_are_followed(
+    output: Any, options: dict[str, Any]
+) -> None:
+    task = compile_task(
+        settings(
+            "openai:m",
+            prompt=PROMPTS["colon"],
+            output=output,
+            batch_size=10,
+            api_key="none",
+            **options,
+        )
+    )
     _, reading = asked(task, records_of(task))
     assert complete(reading), reading
 
@@ -150,16 +204,33 @@ def test_names_and_places_of_the_users_choice_are_followed(output: Any, options:
 @pytest.mark.parametrize(
     "template",
     [
-        pytest.param("Label each:\n{% for r in records %}Input {{ r.index }}: {{ r.text | tojson }}\n{% endfor %}", id="Input lines"),
-        pytest.param("Label each:\n{% for r in records %}{{ r.index }}. {{ r.text | tojson }}\n{% endfor %}", id="numbered lines"),
-        pytest.param('Label each:\n{% for r in records %}<input index="{{ r.index }}">{{ r.text | e }}</input>{% endfor %}', id="tags"),
+        pytest.param(
+            "Label each:\n{% for r in records %}Input {{ r.index }}: {{ r.text | tojson }}\n{% endfor %}",
+            id="Input lines",
+        ),
+        pytest.param(
+            "Label each:\n{% for r in records %}{{ r.index }}. {{ r.text | tojson }}\n{% endfor %}",
+            id="numbered lines",
+        ),
+        pytest.param(
+            'Label each:\n{% for r in records %}<input index="{{ r.index }}">{{ r.text | e }}</input>{% endfor %}',
+            id="tags",
+        ),
     ],
 )
 @pytest.mark.parametrize("response_format", ["json", "xml", "delimited"])
-@pytest.mark.parametrize("output", [Review, Literal["positive", "negative"], Free], ids=["model", "literal", "not strict"])
+@pytest.mark.parametrize(
+    "output",
+    [Review, Literal["positive", "negative"], Free],
+    ids=["model", "literal", "not strict"],
+)
 def test_custom_batch_templates_are_read(output: Any, response_format: str, template: str) -> None:
     options = {"batch_prompt_template": template, "response_format": response_format}
-    task = compile_task(settings("openai:m", prompt="{{ text }}", output=output, batch_size=10, api_key="none", **options))
+    task = compile_task(
+        settings(
+            "openai:m", prompt="{{ text }}", output=output, batch_size=10, api_key="none", **options
+        )
+    )
     question, reading = asked(task, records_of(task))
     assert question.texts == tuple(TEXTS)
     assert complete(reading), reading

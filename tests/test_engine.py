@@ -1,4 +1,6 @@
-"""The engine under a virtual clock: every reply, every failure, and what each costs. No test here sleeps or waits."""
+"""The engine under a virtual clock: every reply, every failure, and what each costs. No test here
+sleeps or waits.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,20 @@ def priced(usage: Usage) -> float:
     return usage.input_tokens * 1e-6 + usage.output_tokens * 4e-6
 
 
-def engine_for(provider: FakeProvider, *, task: Any = None, cost: Callable[[Usage], float | None] = priced, **options: Any) -> Engine:
+def engine_for(
+    provider: FakeProvider,
+    *,
+    task: Any = None,
+    cost: Callable[[Usage], float | None] = priced,
+    **options: Any,
+) -> Engine:
     known = settings("openai:fake", base_url="http://localhost/v1", **options)
     return Engine(known, task or FakeTask(), lambda: provider, cost, rng=random.Random(7))
 
 
-def ask_all(provider: FakeProvider, prompts: list[list[str]], together: bool = True, **options: Any) -> list[Asked]:
+def ask_all(
+    provider: FakeProvider, prompts: list[list[str]], together: bool = True, **options: Any
+) -> list[Asked]:
     """Asks each list of texts as one prompt batch, all at once or one after the other, and closes."""
 
     async def main() -> list[Asked]:
@@ -75,48 +85,121 @@ def unavailable(retry_after: float | None = None) -> Retryable:
     return Retryable(Kind.UNAVAILABLE, "HTTP 503", status=503, retry_after_seconds=retry_after)
 
 
-# The policy ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# The policy
+# ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
     ("members", "answered", "kind", "on_unparseable", "left", "step"),
     [
-        pytest.param(2, 3, Kind.MISSING, "split", 0, Step(Next.AGAIN, 2), id="some missing: the rest again, anew"),
-        pytest.param(2, 3, Kind.INVALID, "fail", 0, Step(Next.AGAIN, 2), id="some invalid: the rest again, anew"),
-        pytest.param(2, 3, Kind.TRUNCATED, "split", 0, Step(Next.AGAIN, 2), id="some cut off: the rest again"),
-        pytest.param(4, 0, Kind.UNREADABLE, "split", 3, Step(Next.HALVE, 3), id="unreadable, split: halving is no retry"),
-        pytest.param(4, 0, Kind.UNREADABLE, "split", 0, Step(Next.HALVE, 0), id="unreadable, split, without retries"),
-        pytest.param(4, 0, Kind.UNREADABLE, "single", 3, Step(Next.SINGLES, 3), id="unreadable, single"),
-        pytest.param(4, 0, Kind.UNREADABLE, "retry", 3, Step(Next.AGAIN, 2), id="unreadable, retry"),
-        pytest.param(4, 0, Kind.UNREADABLE, "retry", 0, Step(Next.FAIL), id="unreadable, retry, none left"),
+        pytest.param(
+            2,
+            3,
+            Kind.MISSING,
+            "split",
+            0,
+            Step(Next.AGAIN, 2),
+            id="some missing: the rest again, anew",
+        ),
+        pytest.param(
+            2,
+            3,
+            Kind.INVALID,
+            "fail",
+            0,
+            Step(Next.AGAIN, 2),
+            id="some invalid: the rest again, anew",
+        ),
+        pytest.param(
+            2, 3, Kind.TRUNCATED, "split", 0, Step(Next.AGAIN, 2), id="some cut off: the rest again"
+        ),
+        pytest.param(
+            4,
+            0,
+            Kind.UNREADABLE,
+            "split",
+            3,
+            Step(Next.HALVE, 3),
+            id="unreadable, split: halving is no retry",
+        ),
+        pytest.param(
+            4,
+            0,
+            Kind.UNREADABLE,
+            "split",
+            0,
+            Step(Next.HALVE, 0),
+            id="unreadable, split, without retries",
+        ),
+        pytest.param(
+            4, 0, Kind.UNREADABLE, "single", 3, Step(Next.SINGLES, 3), id="unreadable, single"
+        ),
+        pytest.param(
+            4, 0, Kind.UNREADABLE, "retry", 3, Step(Next.AGAIN, 2), id="unreadable, retry"
+        ),
+        pytest.param(
+            4, 0, Kind.UNREADABLE, "retry", 0, Step(Next.FAIL), id="unreadable, retry, none left"
+        ),
         pytest.param(4, 0, Kind.UNREADABLE, "fail", 3, Step(Next.FAIL), id="unreadable, fail"),
         pytest.param(4, 0, Kind.MISSING, "split", 3, Step(Next.HALVE, 3), id="all missing, split"),
-        pytest.param(4, 0, Kind.MISSING, "fail", 3, Step(Next.AGAIN, 2), id="all missing is not unreadable"),
+        pytest.param(
+            4, 0, Kind.MISSING, "fail", 3, Step(Next.AGAIN, 2), id="all missing is not unreadable"
+        ),
         pytest.param(4, 0, Kind.INVALID, "retry", 0, Step(Next.FAIL), id="all invalid, none left"),
         pytest.param(1, 0, Kind.UNREADABLE, "split", 3, Step(Next.AGAIN, 2), id="alone: again"),
-        pytest.param(1, 0, Kind.UNREADABLE, "single", 1, Step(Next.AGAIN, 0), id="alone, single: again"),
+        pytest.param(
+            1, 0, Kind.UNREADABLE, "single", 1, Step(Next.AGAIN, 0), id="alone, single: again"
+        ),
         pytest.param(1, 0, Kind.INVALID, "split", 0, Step(Next.FAIL), id="alone, none left"),
         pytest.param(1, 0, Kind.UNREADABLE, "fail", 3, Step(Next.FAIL), id="alone, fail"),
-        pytest.param(4, 0, Kind.REFUSED, "fail", 0, Step(Next.HALVE, 0), id="refused: find the culprit"),
+        pytest.param(
+            4, 0, Kind.REFUSED, "fail", 0, Step(Next.HALVE, 0), id="refused: find the culprit"
+        ),
         pytest.param(1, 0, Kind.REFUSED, "split", 3, Step(Next.FAIL), id="refused alone"),
-        pytest.param(4, 0, Kind.TRUNCATED, "retry", 3, Step(Next.HALVE, 3), id="cut with nothing: fewer at once"),
+        pytest.param(
+            4,
+            0,
+            Kind.TRUNCATED,
+            "retry",
+            3,
+            Step(Next.HALVE, 3),
+            id="cut with nothing: fewer at once",
+        ),
         pytest.param(1, 0, Kind.TRUNCATED, "split", 3, Step(Next.FAIL), id="cut alone"),
-        pytest.param(4, 0, Kind.REJECTED, "fail", 3, Step(Next.HALVE, 3), id="rejected: find the culprit"),
+        pytest.param(
+            4, 0, Kind.REJECTED, "fail", 3, Step(Next.HALVE, 3), id="rejected: find the culprit"
+        ),
         pytest.param(1, 0, Kind.REJECTED, "split", 3, Step(Next.FAIL), id="rejected alone"),
-        pytest.param(4, 0, Kind.PROMPT, "split", 3, Step(Next.HALVE, 3), id="prompt fails: find the culprit"),
+        pytest.param(
+            4, 0, Kind.PROMPT, "split", 3, Step(Next.HALVE, 3), id="prompt fails: find the culprit"
+        ),
         pytest.param(4, 0, Kind.UNAVAILABLE, "split", 3, Step(Next.FAIL), id="retries are used up"),
         pytest.param(4, 0, Kind.TIMED_OUT, "split", 3, Step(Next.FAIL), id="the time is up"),
     ],
 )
 def test_what_happens_to_the_records_left(members, answered, kind, on_unparseable, left, step):
-    assert next_step(members=members, answered=answered, kind=kind, on_unparseable=on_unparseable, left=left, max_retries=3) == step
+    assert (
+        next_step(
+            members=members,
+            answered=answered,
+            kind=kind,
+            on_unparseable=on_unparseable,
+            left=left,
+            max_retries=3,
+        )
+        == step
+    )
 
 
 @given(st.integers(0, 30), st.none() | st.floats(0, 1e6), st.floats(0, 1e5), st.integers())
 def test_a_wait_is_honoured_capped_and_within_the_deadline(attempt, retry_after, left, seed):
     wait = backoff_seconds(attempt, retry_after, left, random.Random(seed))
     asked = 0.0 if retry_after is None or retry_after > 600 else min(retry_after, 30.0)
-    longest = 1.1 * asked if retry_after is not None and retry_after <= 600 else min(8.0, 0.5 * 2.0**attempt)
+    longest = (
+        1.1 * asked
+        if retry_after is not None and retry_after <= 600
+        else min(8.0, 0.5 * 2.0**attempt)
+    )
     if wait is None:
         assert left <= longest
     else:
@@ -124,7 +207,8 @@ def test_a_wait_is_honoured_capped_and_within_the_deadline(attempt, retry_after,
         assert wait < left
 
 
-# Replies ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Replies
+# ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("count", [1, 2, 20])
@@ -162,7 +246,9 @@ def test_without_retries_a_missing_record_is_an_error_at_once():
 
 
 def test_a_missing_record_says_which_of_how_many():
-    asked = ask(FakeProvider(poison="missing", poisoned=is_bad), ["a", "b", "bad", "d"], max_retries=0)
+    asked = ask(
+        FakeProvider(poison="missing", poisoned=is_bad), ["a", "b", "bad", "d"], max_retries=0
+    )
     assert asked.outcomes[2].failure.message == "answer 3 of 4 missing (asked for 1–4, got 1, 2, 4)"
 
 
@@ -192,9 +278,13 @@ def test_an_unreadable_reply(strategy, sent):
 
 
 @pytest.mark.parametrize("max_retries", [0, 3])
-@pytest.mark.parametrize("poison", ["rejected", "unreadable", "refused", "cut", "empty", "missing", "invalid"])
+@pytest.mark.parametrize(
+    "poison", ["rejected", "unreadable", "refused", "cut", "empty", "missing", "invalid"]
+)
 @pytest.mark.parametrize("count", [*range(2, 18), 31, 32, 33, 63, 64])
-def test_one_poisoned_record_costs_at_most_two_log_n_calls_and_its_retries(count, poison, max_retries):
+def test_one_poisoned_record_costs_at_most_two_log_n_calls_and_its_retries(
+    count, poison, max_retries
+):
     for bad in {0, count // 3, count - 1}:
         provider = FakeProvider(poison=poison, poisoned=is_bad)
         asked = ask(provider, texts(count, bad), max_retries=max_retries)
@@ -243,12 +333,19 @@ def test_a_parser_that_raises_makes_the_reply_unreadable_and_tells_no_text():
 def test_warnings_of_the_reader_are_counted():
     class Warning(FakeTask):
         def read(self, count, completion):
-            return FakeReading(super().read(count, completion).values, warnings=("unknown_index", "repaired", "repaired"))
+            return FakeReading(
+                super().read(count, completion).values,
+                warnings=("unknown_index", "repaired", "repaired"),
+            )
 
-    assert ask(FakeProvider(), ["a"], task=Warning()).tally.warnings == {"unknown_index": 1, "repaired": 2}
+    assert ask(FakeProvider(), ["a"], task=Warning()).tally.warnings == {
+        "unknown_index": 1,
+        "repaired": 2,
+    }
 
 
-# Failed calls ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Failed calls
+# ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_failed_call_is_tried_again_and_counted():
@@ -263,9 +360,13 @@ def test_a_failed_call_is_tried_again_and_counted():
     [
         pytest.param(rate_limited, Kind.RATE_LIMITED, id="429"),
         pytest.param(unavailable, Kind.UNAVAILABLE, id="503"),
-        pytest.param(lambda: ConnectionResetError("…"), Kind.UNAVAILABLE, id="an error of the client library"),
+        pytest.param(
+            lambda: ConnectionResetError("…"), Kind.UNAVAILABLE, id="an error of the client library"
+        ),
         pytest.param(lambda: TimeoutError(), Kind.TIMED_OUT, id="a bare timeout"),
-        pytest.param(asyncio.CancelledError, Kind.UNAVAILABLE, id="a cancellation that nobody asked for"),
+        pytest.param(
+            asyncio.CancelledError, Kind.UNAVAILABLE, id="a cancellation that nobody asked for"
+        ),
     ],
 )
 def test_after_the_last_retry_every_record_is_an_error(error, kind):
@@ -274,7 +375,10 @@ def test_after_the_last_retry_every_record_is_an_error(error, kind):
     assert kinds(asked) == [kind, kind]
     tries = 1 + 3 if kind == Kind.TIMED_OUT else 3  # together once, then each alone
     assert [outcome.failure.attempts for outcome in asked.outcomes] == [tries, tries]
-    assert (len(provider.requests), asked.tally.errors) == (1 + 2 * 3 if kind == Kind.TIMED_OUT else 3, {kind: 2})
+    assert (len(provider.requests), asked.tally.errors) == (
+        1 + 2 * 3 if kind == Kind.TIMED_OUT else 3,
+        {kind: 2},
+    )
 
 
 def test_retry_after_is_waited_for():
@@ -336,16 +440,24 @@ def test_a_timeout_names_the_options_that_help():
     assert "max_output_tokens" in message
 
 
-# The same again, and yet not the same -------------------------------------------------------------------------------------
+# The same again, and yet not the same
+# -------------------------------------------------------------------------------------
 
 
-CERTAIN = [{"temperature": 0.0}, {"seed": 3}, {"extra_body": {"seed": 3}}, {"temperature": 0.0, "seed": 1}]
+CERTAIN = [
+    {"temperature": 0.0},
+    {"seed": 3},
+    {"extra_body": {"seed": 3}},
+    {"temperature": 0.0, "seed": 1},
+]
 
 
 @pytest.mark.parametrize("options", CERTAIN, ids=str)
 @pytest.mark.parametrize("strategy", ["split", "retry", "single"])
 @pytest.mark.parametrize("poison", ["unreadable", "missing", "invalid", "empty"])
-def test_the_same_bytes_are_not_sent_again_where_the_same_reply_would_come(options, strategy, poison):
+def test_the_same_bytes_are_not_sent_again_where_the_same_reply_would_come(
+    options, strategy, poison
+):
     provider = FakeProvider(poison=poison, poisoned=is_bad)
     ask_all(provider, [texts(5, bad=2)], max_retries=4, on_unparseable=strategy, **options)
     assert len(provider.sent) > 4
@@ -379,7 +491,11 @@ def test_after_a_failed_call_the_same_request_is_sent_at_any_temperature():
     [
         ([Kind.MISSING], 2, "2nd time: the answer was missing"),
         ([Kind.UNREADABLE] * 3, 3, "3rd time: the last reply could not be read"),
-        ([Kind.UNREADABLE, Kind.INVALID], 11, "11th time: answer 2 of 2 was not a value of the type"),
+        (
+            [Kind.UNREADABLE, Kind.INVALID],
+            11,
+            "11th time: answer 2 of 2 was not a value of the type",
+        ),
         ([Kind.TRUNCATED], 21, "21st time: the reply was too long"),
     ],
 )
@@ -387,7 +503,8 @@ def test_what_a_reminder_says(kinds_, time, words):
     assert words in reminder(kinds_, time)
 
 
-# Long replies, and servers that ignore a schema ----------------------------------------------------------------------------
+# Long replies, and servers that ignore a schema
+# ----------------------------------------------------------------------------
 
 
 def test_a_long_reply_is_read_in_another_thread(monkeypatch):
@@ -401,7 +518,10 @@ def test_a_long_reply_is_read_in_another_thread(monkeypatch):
 
     async def main():
         engine = engine_for(FakeProvider(), task=Noting())
-        short, long = await engine.ask([fake_record("a")]), await engine.ask([fake_record("a" * 50)])
+        short, long = (
+            await engine.ask([fake_record("a")]),
+            await engine.ask([fake_record("a" * 50)]),
+        )
         await engine.aclose()
         return values(short) + values(long)
 
@@ -430,10 +550,13 @@ def test_a_provider_is_told_of_replies_that_ignore_the_schema(text, has_schema, 
     assert (told == [provider.sent[0]]) is is_told
 
 
-# Waits that the server asks for -----------------------------------------------------------------------------------------
+# Waits that the server asks for
+# -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [Kind.RATE_LIMITED, Kind.UNAVAILABLE], ids=["we are too fast", "it is overloaded"])
+@pytest.mark.parametrize(
+    "kind", [Kind.RATE_LIMITED, Kind.UNAVAILABLE], ids=["we are too fast", "it is overloaded"]
+)
 def test_a_server_that_says_when_to_come_back_uses_up_no_retries(kind):
     def busy():
         return Retryable(kind, "come back", retry_after_seconds=2.0, is_throttle=True)
@@ -446,7 +569,9 @@ def test_a_server_that_says_when_to_come_back_uses_up_no_retries(kind):
 
 
 @pytest.mark.parametrize("retry_after", [0.0, 0.01, 1.0, 20.0])
-def test_a_server_that_is_always_busy_is_asked_until_the_calls_deadline_and_not_too_often(retry_after):
+def test_a_server_that_is_always_busy_is_asked_until_the_calls_deadline_and_not_too_often(
+    retry_after,
+):
     provider = FakeProvider(always=lambda: rate_limited(retry_after))
     asked = ask(provider, ["a"], max_retries=0, call_deadline_ms=90_000)
     assert kinds(asked) == [Kind.RATE_LIMITED]
@@ -463,17 +588,24 @@ def test_a_429_without_a_time_is_a_wait_while_others_get_answers():
 
 
 def test_an_error_that_is_not_about_pace_stays_a_try_whatever_time_it_names():
-    provider = FakeProvider(always=lambda: Retryable(Kind.UNAVAILABLE, "HTTP 500", status=500, retry_after_seconds=1.0))
+    provider = FakeProvider(
+        always=lambda: Retryable(Kind.UNAVAILABLE, "HTTP 500", status=500, retry_after_seconds=1.0)
+    )
     assert len(provider.requests) == 0
     assert kinds(ask(provider, ["a"], max_retries=2)) == [Kind.UNAVAILABLE]
     assert len(provider.requests) == 3
 
 
-@pytest.mark.parametrize("retry_after", [0.5, 3.0, None], ids=lambda seconds: f"retry-after {seconds}")
+@pytest.mark.parametrize(
+    "retry_after", [0.5, 3.0, None], ids=lambda seconds: f"retry-after {seconds}"
+)
 @pytest.mark.parametrize("seed", range(3))
 def test_three_429s_in_ten_lose_no_record_with_default_settings(retry_after, seed):
     draw = random.Random(seed)
-    script = [None, *[rate_limited(retry_after) if draw.random() < 0.3 else None for _ in range(1_500)]]
+    script = [
+        None,
+        *[rate_limited(retry_after) if draw.random() < 0.3 else None for _ in range(1_500)],
+    ]
     provider = FakeProvider(seconds=0.3, script=script)
     asked = ask_all(provider, [["a"]] * 800)
     assert [values(one) for one in asked] == [["A"]] * 800
@@ -499,10 +631,19 @@ def test_a_prompt_above_the_token_budget_goes_and_warns():
     assert asked[0].tally.warnings == {"larger_than_tokens_per_minute": 1}
 
 
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=25), st.integers(1, 12), st.integers(60, 400))
+@given(
+    st.lists(st.integers(1, 20), min_size=1, max_size=25), st.integers(1, 12), st.integers(60, 400)
+)
 @hypothesis_settings(max_examples=40, deadline=None)
-def test_no_minute_sends_more_than_the_budget_even_with_retries_and_splits(sizes, requests_per_minute, tokens_per_minute):
-    provider = FakeProvider(seconds=0.3, poison="unreadable", poisoned=is_bad, script=[unavailable(), None, rate_limited()])
+def test_no_minute_sends_more_than_the_budget_even_with_retries_and_splits(
+    sizes, requests_per_minute, tokens_per_minute
+):
+    provider = FakeProvider(
+        seconds=0.3,
+        poison="unreadable",
+        poisoned=is_bad,
+        script=[unavailable(), None, rate_limited()],
+    )
     ask_all(
         provider,
         [texts(size, bad=0) for size in sizes],
@@ -535,16 +676,21 @@ def test_headers_that_say_nothing_is_left_hold_the_next_call():
 @pytest.mark.parametrize("most", [1, 3, 64])
 def test_requests_in_flight_are_bounded_with_the_parts_of_splits_counted(most):
     provider = FakeProvider(seconds=1.0, poison="unreadable", poisoned=is_bad)
-    asked = ask_all(provider, [texts(16, bad=3)] * 10, max_concurrency=most, call_deadline_ms=3_600_000)
+    asked = ask_all(
+        provider, [texts(16, bad=3)] * 10, max_concurrency=most, call_deadline_ms=3_600_000
+    )
     assert all(values(one).count(None) == 1 for one in asked)
     assert provider.peak == min(most, 10 * 2)
 
 
-# Aborts ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Aborts
+# ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def bad_key() -> Aborted:
-    return Aborted(Kind.ABORTED, "HTTP 401: the key of env:OPENAI_API_KEY is not accepted", status=401)
+    return Aborted(
+        Kind.ABORTED, "HTTP 401: the key of env:OPENAI_API_KEY is not accepted", status=401
+    )
 
 
 def test_a_bad_key_raises_and_every_later_ask_raises_without_a_call():
@@ -581,7 +727,9 @@ def test_a_provider_that_can_not_be_connected_is_an_abort():
         raise ValueError("Bearer sk-123 is not a header")
 
     async def main() -> str:
-        engine = Engine(settings("openai:x", base_url="http://localhost"), FakeTask(), connect, priced)
+        engine = Engine(
+            settings("openai:x", base_url="http://localhost"), FakeTask(), connect, priced
+        )
         with pytest.raises(Aborted) as caught:
             await engine.ask([fake_record("a")])
         return str(caught.value)
@@ -589,7 +737,8 @@ def test_a_provider_that_can_not_be_connected_is_an_abort():
     assert run_virtually(main()) == "cannot connect to the provider: ValueError"
 
 
-# The breaker ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# The breaker
+# ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("max_retries", [0, 3, 20])
@@ -651,10 +800,13 @@ def test_an_outage_is_no_matter_of_the_breaker():
     assert {one.tally.requests for one in asked} == {2}
 
 
-# Cancellation, totals ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# Cancellation, totals
+# ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("moment", [0.5, 1.5, 2.5], ids=["in the call", "in the parts", "in the single records"])
+@pytest.mark.parametrize(
+    "moment", [0.5, 1.5, 2.5], ids=["in the call", "in the parts", "in the single records"]
+)
 def test_a_cancelled_ask_frees_its_slots_and_ends_its_parts(moment):
     async def main() -> int:
         provider = FakeProvider(seconds=1.0, poison="unreadable", poisoned=is_bad)
@@ -675,7 +827,10 @@ def test_a_cancelled_probe_does_not_keep_the_breaker_waiting():
     async def main() -> list[Any]:
         provider = FakeProvider(seconds=1.0, poison="unreadable", poisoned=is_bad)
         engine = engine_for(provider, max_concurrency=100, max_retries=0)
-        stuck = [asyncio.create_task(engine.ask([fake_record("bad"), fake_record("bad")])) for _ in range(8)]
+        stuck = [
+            asyncio.create_task(engine.ask([fake_record("bad"), fake_record("bad")]))
+            for _ in range(8)
+        ]
         await asyncio.sleep(1.5)
         for task in stuck:
             task.cancel()
@@ -692,7 +847,9 @@ scripted = st.one_of(
     st.builds(lambda: Rejected(Kind.REJECTED, "HTTP 400", status=400)),
     st.builds(
         Completion,
-        st.sampled_from(["", "{", "[]", "{}", '{"1": "X"}', '{"2": 5}', '{"1": "X", "99": "Y"}', None]),
+        st.sampled_from(
+            ["", "{", "[]", "{}", '{"1": "X"}', '{"2": 5}', '{"1": "X", "99": "Y"}', None]
+        ),
         st.sampled_from(["stop", "length", "content_filter"]),
         st.builds(Usage, st.integers(0, 500), st.integers(0, 50), st.integers(0, 5)),
     ),
@@ -707,22 +864,34 @@ scripted = st.one_of(
     most=st.integers(1, 4),
 )
 @hypothesis_settings(max_examples=200, deadline=None)
-def test_every_record_ends_once_in_order_and_usage_adds_up_under_any_script(sizes, script, strategy, max_retries, most):
+def test_every_record_ends_once_in_order_and_usage_adds_up_under_any_script(
+    sizes, script, strategy, max_retries, most
+):
     provider = FakeProvider(seconds=0.1, script=list(script))
     prompts = [[f"p{p}r{i}" for i in range(size)] for p, size in enumerate(sizes)]
-    asked = ask_all(provider, prompts, on_unparseable=strategy, max_retries=max_retries, max_concurrency=most)
+    asked = ask_all(
+        provider, prompts, on_unparseable=strategy, max_retries=max_retries, max_concurrency=most
+    )
     for prompt, one in zip(prompts, asked, strict=True):
         assert len(one.outcomes) == len(prompt)
         for text, outcome in zip(prompt, one.outcomes, strict=True):
             assert (outcome.value is None) != (outcome.failure is None)
             assert outcome.value in (None, text.upper(), "X")
             assert outcome.failure is None or outcome.failure.kind in Kind.ALL
-        assert sum(one.tally.errors.values()) == sum(outcome.failure is not None for outcome in one.outcomes)
+        assert sum(one.tally.errors.values()) == sum(
+            outcome.failure is not None for outcome in one.outcomes
+        )
     everything = [outcome for one in asked for outcome in one.outcomes]
     assert sum((outcome.usage for outcome in everything), Usage()) == sum(provider.replied, Usage())
-    assert sum(one.tally.input_tokens for one in asked) == sum(usage.input_tokens for usage in provider.replied)
+    assert sum(one.tally.input_tokens for one in asked) == sum(
+        usage.input_tokens for usage in provider.replied
+    )
     assert sum(one.tally.requests for one in asked) == len(provider.requests)
-    assert math.isclose(sum(outcome.cost_usd for outcome in everything), sum(map(priced, provider.replied)), abs_tol=1e-12)
+    assert math.isclose(
+        sum(outcome.cost_usd for outcome in everything),
+        sum(map(priced, provider.replied)),
+        abs_tol=1e-12,
+    )
 
 
 def test_a_reply_is_priced_whole_and_shared_out_afterwards():
@@ -741,7 +910,9 @@ def test_a_reply_is_priced_whole_and_shared_out_afterwards():
 def test_a_reply_is_priced_by_the_tier_that_it_names():
     reply = Completion('{"1": "A", "2": "B"}', usage=Usage(10, 10), service_tier="flex")
     asked = ask(
-        FakeProvider(script=[reply]), ["a", "b"], cost=lambda usage, service_tier="standard": 1.0 if service_tier == "flex" else 2.0
+        FakeProvider(script=[reply]),
+        ["a", "b"],
+        cost=lambda usage, service_tier="standard": 1.0 if service_tier == "flex" else 2.0,
     )
     assert [outcome.cost_usd for outcome in asked.outcomes] == [0.5, 0.5]
 
@@ -749,7 +920,9 @@ def test_a_reply_is_priced_by_the_tier_that_it_names():
 def test_what_answers_cost_also_counts_the_replies_that_could_not_be_read():
     provider = FakeProvider(poison="missing", poisoned=is_bad)
     asked = ask(provider, ["a", "bad"], max_retries=2)
-    assert sum(outcome.cost_usd for outcome in asked.outcomes) == pytest.approx(sum(map(priced, provider.replied)))
+    assert sum(outcome.cost_usd for outcome in asked.outcomes) == pytest.approx(
+        sum(map(priced, provider.replied))
+    )
     assert asked.outcomes[1].cost_usd > asked.outcomes[0].cost_usd
 
 

@@ -50,10 +50,18 @@ def test_a_listener_hears_all_and_the_log_nothing(caplog: pytest.LogCaptureFixtu
     assert not caplog.records
 
 
-ANSWERED: dict[str, Any] = {"records": 20, "errors": 1, "requests": 2, "retries": 1, "cost_usd": 0.01}
+ANSWERED: dict[str, Any] = {
+    "records": 20,
+    "errors": 1,
+    "requests": 2,
+    "retries": 1,
+    "cost_usd": 0.01,
+}
 
 
-def test_a_pipeline_that_nobody_watches_logs_a_line_a_minute_and_one_at_its_end(caplog: pytest.LogCaptureFixture):
+def test_a_pipeline_that_nobody_watches_logs_a_line_a_minute_and_one_at_its_end(
+    caplog: pytest.LogCaptureFixture,
+):
     caplog.set_level(logging.INFO, "beam_llm")
     now, calls = [0.0], [Calls(0, 0, 0, 4)]
     log = RunLog(60.0, lambda: now[0], lambda: calls[0])

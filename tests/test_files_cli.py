@@ -1,4 +1,6 @@
-"""The command line and its files: inputs that change, outputs that exist, broken lines, folders that are somebody else's."""
+"""The command line and its files: inputs that change, outputs that exist, broken lines, folders
+that are somebody else's.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,10 @@ Start = Callable[..., Emulator]
 
 
 def records(count: int = 12) -> list[dict[str, Any]]:
-    return [{"id": number, "text": f"{'good excellent' if number % 3 else 'awful'} thing {number}"} for number in range(count)]
+    return [
+        {"id": number, "text": f"{'good excellent' if number % 3 else 'awful'} thing {number}"}
+        for number in range(count)
+    ]
 
 
 def mood(record: dict[str, Any]) -> str:
@@ -49,14 +54,37 @@ def rows_in(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def predict(folder: Path, *more: str, inputs: str = "in.jsonl", output: str = "out.jsonl", quiet: bool = True) -> int:
-    files = [inputs if inputs == "-" else str(folder / inputs), "--output", output if output == "-" else str(folder / output)]
-    question = ["--model", MODEL, "--prompt", PROMPT, "--output-type", "enum:positive|negative|neutral", "--batch-size", "3"]
+def predict(
+    folder: Path,
+    *more: str,
+    inputs: str = "in.jsonl",
+    output: str = "out.jsonl",
+    quiet: bool = True,
+) -> int:
+    files = [
+        inputs if inputs == "-" else str(folder / inputs),
+        "--output",
+        output if output == "-" else str(folder / output),
+    ]
+    question = [
+        "--model",
+        MODEL,
+        "--prompt",
+        PROMPT,
+        "--output-type",
+        "enum:positive|negative|neutral",
+        "--batch-size",
+        "3",
+    ]
     return main(["predict", *files, *question, *(["--quiet"] if quiet else []), *more])
 
 
 def by_mode(folder: Path, mode: str) -> list[str]:
-    return ["--mode", "batch_api", "--staging", str(folder / "staging"), "--poll-seconds", "0.05"] if mode == "batch_api" else []
+    return (
+        ["--mode", "batch_api", "--staging", str(folder / "staging"), "--poll-seconds", "0.05"]
+        if mode == "batch_api"
+        else []
+    )
 
 
 def assert_right(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
@@ -66,10 +94,14 @@ def assert_right(found: list[dict[str, Any]], expected: list[dict[str, Any]]) ->
 
 @pytest.fixture
 def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Has something happen once a run has looked at its inputs: before they are read to be asked, or after all is answered."""
+    """Has something happen once a run has looked at its inputs: before they are read to be asked,
+    or after all is answered.
+    """
     real = pipeline.run
 
-    def arrange(*, before: Callable[[], None] = lambda: None, after: Callable[[], None] = lambda: None) -> None:
+    def arrange(
+        *, before: Callable[[], None] = lambda: None, after: Callable[[], None] = lambda: None
+    ) -> None:
         def run(*arguments: Any) -> Any:
             monkeypatch.setattr(pipeline, "run", real)
             before()
@@ -88,7 +120,12 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.mark.parametrize("mode", ["online", "batch_api"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_answers_follow_their_records_when_the_input_is_sorted_while_they_are_asked(
-    tmp_path: Path, llm_emulator: Emulator, meanwhile: Callable[..., None], capsys: pytest.CaptureFixture[str], mode: str, when: str
+    tmp_path: Path,
+    llm_emulator: Emulator,
+    meanwhile: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    mode: str,
+    when: str,
 ) -> None:
     put(tmp_path / "in.jsonl", records())
     other = sorted(records(), key=lambda record: str(record["text"]))
@@ -100,16 +137,27 @@ def test_answers_follow_their_records_when_the_input_is_sorted_while_they_are_as
 
 
 CHANGES = {
-    "inserted": (lambda rows: [*rows[:2], {"id": 99, "text": "awful new thing"}, *rows[2:]], "1 record new"),
+    "inserted": (
+        lambda rows: [*rows[:2], {"id": 99, "text": "awful new thing"}, *rows[2:]],
+        "1 record new",
+    ),
     "removed": (lambda rows: rows[3:], "3 records gone"),
-    "edited": (lambda rows: [rows[0], {**rows[1], "text": "awful at last"}, *rows[2:]], "1 record new, 1 record gone"),
+    "edited": (
+        lambda rows: [rows[0], {**rows[1], "text": "awful at last"}, *rows[2:]],
+        "1 record new, 1 record gone",
+    ),
 }
 
 
 @pytest.mark.parametrize("mode", ["online", "batch_api"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_input_costs_its_new_records_alone_and_gives_no_row_another_rows_answer(
-    tmp_path: Path, llm_emulator: Emulator, meanwhile: Callable[..., None], capsys: pytest.CaptureFixture[str], mode: str, change: str
+    tmp_path: Path,
+    llm_emulator: Emulator,
+    meanwhile: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    mode: str,
+    change: str,
 ) -> None:
     make, words = CHANGES[change]
     put(tmp_path / "in.jsonl", records())
@@ -127,7 +175,10 @@ def test_a_changed_input_costs_its_new_records_alone_and_gives_no_row_another_ro
 
 
 def test_a_run_that_failed_and_a_file_of_the_same_size_and_time_in_another_order(
-    tmp_path: Path, llm_emulator: Emulator, meanwhile: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    llm_emulator: Emulator,
+    meanwhile: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail() -> None:
         raise LLMError("the machine went down")
@@ -141,7 +192,10 @@ def test_a_run_that_failed_and_a_file_of_the_same_size_and_time_in_another_order
     put(tmp_path / "in.jsonl", shuffled)
     os.utime(tmp_path / "in.jsonl", (1_600_000_000, 1_600_000_000))
     assert predict(tmp_path) == 0
-    assert "the input has changed since an earlier run: the same records in another order" in capsys.readouterr().err
+    assert (
+        "the input has changed since an earlier run: the same records in another order"
+        in capsys.readouterr().err
+    )
     assert_right(rows_in(tmp_path / "out.jsonl"), shuffled)
     assert set(llm_emulator.billed.values()) == {1}
 
@@ -150,11 +204,18 @@ def test_equal_records_each_keep_an_answer_when_others_come_between(tmp_path: Pa
     twin, other = {"text": "same"}, {"text": "other"}
 
     def line(ordinal: int, record: dict[str, str], value: str) -> bytes:
-        return json.dumps([*StoredAnswer(ordinal, value, None, None, digest=digest_of(record).hex())]).encode() + b"\n"
+        return (
+            json.dumps(
+                [*StoredAnswer(ordinal, value, None, None, digest=digest_of(record).hex())]
+            ).encode()
+            + b"\n"
+        )
 
     spool = Spool(str(tmp_path / "spool"))
     lines = [line(0, twin, "a"), line(1, twin, "b"), line(2, other, "c")]
-    with spool.answers(b"".join(map(digest_of, [other, twin, {"text": "new"}, twin, twin]))) as index:
+    with spool.answers(
+        b"".join(map(digest_of, [other, twin, {"text": "new"}, twin, twin]))
+    ) as index:
         index.add_lines(lines)
         assert index.done() == bytes([1, 1, 0, 1, 0])
         assert index.missing() == 2
@@ -167,7 +228,10 @@ def test_a_pipe_is_an_input_and_an_output(tmp_path: Path, llm_emulator: Emulator
         os.mkfifo(tmp_path / name)
     read: list[bytes] = []
     threads = [
-        threading.Thread(target=lambda: (tmp_path / "in").write_bytes((tmp_path / "in.jsonl").read_bytes()), daemon=True),
+        threading.Thread(
+            target=lambda: (tmp_path / "in").write_bytes((tmp_path / "in.jsonl").read_bytes()),
+            daemon=True,
+        ),
         threading.Thread(target=lambda: read.append((tmp_path / "out").read_bytes()), daemon=True),
     ]
     for thread in threads:
@@ -182,7 +246,9 @@ def test_a_pipe_is_an_input_and_an_output(tmp_path: Path, llm_emulator: Emulator
 # --- outputs that exist
 
 
-def test_a_finished_output_is_said_to_be_so_and_stays(tmp_path: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_output_is_said_to_be_so_and_stays(
+    tmp_path: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
     put(tmp_path / "in.jsonl", records())
     assert predict(tmp_path) == 0
     before = (tmp_path / "out.jsonl").read_bytes()
@@ -214,7 +280,10 @@ def test_a_file_that_is_no_output_of_ours_is_not_overwritten_either(
 
 
 def test_an_output_that_appears_during_the_run_stays_and_the_answers_are_kept(
-    tmp_path: Path, llm_emulator: Emulator, meanwhile: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    llm_emulator: Emulator,
+    meanwhile: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     put(tmp_path / "in.jsonl", records())
     meanwhile(after=lambda: put(tmp_path / "out.jsonl", [{"somebody": "else's"}]))
@@ -229,9 +298,16 @@ def test_an_output_that_appears_during_the_run_stays_and_the_answers_are_kept(
 @pytest.mark.parametrize("mode", ["online", "batch_api"])
 @pytest.mark.parametrize("output", ["out.jsonl", "out.csv", "out.parquet", "out.jsonl.gz"])
 def test_retrying_errors_asks_these_alone(
-    tmp_path: Path, start_emulator: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: str, output: str
+    tmp_path: Path,
+    start_emulator: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    mode: str,
+    output: str,
 ) -> None:
-    emulator = start_emulator(faults=[Fault("poison", text="thing 4", times=1), Fault("poison", text="thing 7", times=1)])
+    emulator = start_emulator(
+        faults=[Fault("poison", text="thing 4", times=1), Fault("poison", text="thing 7", times=1)]
+    )
     for name, value in emulator.environment.items():
         monkeypatch.setenv(name, value)
     put(tmp_path / "in.jsonl", records())
@@ -240,7 +316,10 @@ def test_retrying_errors_asks_these_alone(
     billed = dict(emulator.billed)
     assert predict(tmp_path, *single, "--retry-errors", output=output) == 0
     asked = {text for text, times in emulator.billed.items() if times > billed.get(text, 0)}
-    assert {text.removeprefix("Repeat: ") for text in asked} == {"good excellent thing 4", "good excellent thing 7"}
+    assert {text.removeprefix("Repeat: ") for text in asked} == {
+        "good excellent thing 4",
+        "good excellent thing 7",
+    }
     assert predict(tmp_path, inputs=output, output="again.jsonl") == 1  # it has an answer already
     capsys.readouterr()
     assert predict(tmp_path, *single, "--retry-errors", output=output) == 0  # nothing left to ask
@@ -258,7 +337,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def test_retrying_errors_of_a_changed_input_joins_by_content_and_says_so(
-    tmp_path: Path, start_emulator: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    start_emulator: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     emulator = start_emulator(faults=[Fault("poison", text="thing 5", times=1)])
     for name, value in emulator.environment.items():
@@ -282,7 +364,11 @@ def test_retrying_errors_of_a_changed_input_joins_by_content_and_says_so(
     ],
 )
 def test_retrying_without_an_output_is_wrong_usage(
-    tmp_path: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str], more: list[str], line: str
+    tmp_path: Path,
+    llm_emulator: Emulator,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    line: str,
 ) -> None:
     put(tmp_path / "in.jsonl", records())
     assert predict(tmp_path, *more) == 2
@@ -294,7 +380,9 @@ def test_the_output_of_another_input_is_not_taken_for_this_ones(
     tmp_path: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put(tmp_path / "in.jsonl", records())
-    put(tmp_path / "out.jsonl", [{"id": 0, "text": "x", "answer": "positive", "answer_error": None}])
+    put(
+        tmp_path / "out.jsonl", [{"id": 0, "text": "x", "answer": "positive", "answer_error": None}]
+    )
     assert predict(tmp_path, "--retry-errors") == 2
     assert "none of the records" in capsys.readouterr().err
     assert llm_emulator.calls == 0
@@ -307,23 +395,31 @@ def test_broken_lines_are_skipped_where_told_to_and_counted(
     tmp_path: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = [json.dumps(record) for record in records(5)]
-    (tmp_path / "in.jsonl").write_text("\n".join([good[0], '{"id": 8, "te', *good[1:4], "[]", good[4]]) + "\n")
+    (tmp_path / "in.jsonl").write_text(
+        "\n".join([good[0], '{"id": 8, "te', *good[1:4], "[]", good[4]]) + "\n"
+    )
     assert predict(tmp_path) == 1
     assert "in.jsonl:2: not JSON" in capsys.readouterr().err
     assert llm_emulator.calls == 0
     assert predict(tmp_path, "--on-bad-line", "skip", quiet=False) == 0
-    (skipped,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
+    (skipped,) = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")
+    ]
     assert skipped.split(maxsplit=1)[1].startswith("2 lines that can't be read, the first: ")
     assert "in.jsonl:2: not JSON" in skipped
     assert_right(rows_in(tmp_path / "out.jsonl"), records(5))
 
 
 @pytest.mark.parametrize("mode", ["online", "batch_api"])
-def test_half_characters_and_large_integers_go_all_the_way(tmp_path: Path, llm_emulator: Emulator, mode: str) -> None:
+def test_half_characters_and_large_integers_go_all_the_way(
+    tmp_path: Path, llm_emulator: Emulator, mode: str
+) -> None:
     line = '{"id": 98765432109876543210, "text": "good excellent \\ud83d thing"}'
     (tmp_path / "in.jsonl").write_text(line + "\n")
     assert predict(tmp_path, *by_mode(tmp_path, mode)) == 0
-    assert (tmp_path / "out.jsonl").read_text() == line[:-1] + ', "answer": "positive", "answer_error": null}\n'
+    assert (tmp_path / "out.jsonl").read_text() == line[
+        :-1
+    ] + ', "answer": "positive", "answer_error": null}\n'
 
 
 @pytest.mark.parametrize("flag", ["--csv-safe", "--csv-unsafe", None])
@@ -331,7 +427,9 @@ def test_formulas_in_csv_by_flag(tmp_path: Path, llm_emulator: Emulator, flag: s
     put(tmp_path / "in.jsonl", [{"text": "@good excellent"}])
     assert predict(tmp_path, *([flag] if flag else []), output="out.csv") == 0
     with open(tmp_path / "out.csv", newline="") as file:
-        assert next(csv.DictReader(file))["text"] == ("'@good excellent" if flag == "--csv-safe" else "@good excellent")
+        assert next(csv.DictReader(file))["text"] == (
+            "'@good excellent" if flag == "--csv-safe" else "@good excellent"
+        )
 
 
 # --- spools and leftovers
@@ -398,9 +496,18 @@ def test_what_a_killed_process_left_goes_with_the_next_run_and_what_a_live_one_h
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    started = [subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for _ in range(2)
+    ]
     try:
-        folders = [Path(process.stdout.readline().strip()) for process in started if process.stdout is not None]
+        folders = [
+            Path(process.stdout.readline().strip())
+            for process in started
+            if process.stdout is not None
+        ]
         assert all((folder / "prompts").exists() for folder in folders)
         assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o700}
         os.kill(started[0].pid, signal.SIGKILL)
@@ -415,7 +522,9 @@ def test_what_a_killed_process_left_goes_with_the_next_run_and_what_a_live_one_h
             process.communicate()
 
 
-def test_an_unfinished_output_of_a_killed_run_goes_with_the_next_one(tmp_path: Path, llm_emulator: Emulator) -> None:
+def test_an_unfinished_output_of_a_killed_run_goes_with_the_next_one(
+    tmp_path: Path, llm_emulator: Emulator
+) -> None:
     put(tmp_path / "in.jsonl", records())
     left = tmp_path / ".out.jsonl.0123abcd.tmp"
     left.write_text('{"text": "secret"}\n')
@@ -425,11 +534,23 @@ def test_an_unfinished_output_of_a_killed_run_goes_with_the_next_one(tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "in.jsonl", "out.jsonl"]
 
 
-def test_a_killed_command_leaves_nothing_in_the_temporary_folder_after_the_next(tmp_path: Path, start_emulator: Start) -> None:
+def test_a_killed_command_leaves_nothing_in_the_temporary_folder_after_the_next(
+    tmp_path: Path, start_emulator: Start
+) -> None:
     emulator = start_emulator(latency_ms=200)
     (tmp_path / "tmp").mkdir()
     environment = {**os.environ, **emulator.environment, "TMPDIR": str(tmp_path / "tmp")}
-    command = [sys.executable, "-m", "beam_llm", "predict", "-", "--output", str(tmp_path / "out.jsonl"), "--model", MODEL]
+    command = [
+        sys.executable,
+        "-m",
+        "beam_llm",
+        "predict",
+        "-",
+        "--output",
+        str(tmp_path / "out.jsonl"),
+        "--model",
+        MODEL,
+    ]
     command += ["--prompt", PROMPT, "--input-format", "csv", "--quiet", "--max-concurrency", "1"]
     text = "text\n" + "".join(f"secret {number}\n" for number in range(20))
 

@@ -1,4 +1,6 @@
-"""The pipeline with its ledger on gs://, against a GCS server with real preconditions: as good as a folder, killed or not."""
+"""The pipeline with its ledger on gs://, against a GCS server with real preconditions: as good as a
+folder, killed or not.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,18 @@ import pytest
 from apache_beam.internal.gcp import auth
 
 from beam_llm.testing import Emulator
-from tests.killed import Run, billed, complaints, killed, once, rerun, reviews_of, rows_of, shuffled, start
+from tests.killed import (
+    Run,
+    billed,
+    complaints,
+    killed,
+    once,
+    rerun,
+    reviews_of,
+    rows_of,
+    shuffled,
+    start,
+)
 
 if TYPE_CHECKING:
     from tests.components.gcs import GcsServer
@@ -21,13 +34,26 @@ Start = Callable[..., Emulator]
 
 
 @pytest.fixture
-def run(start_emulator: Start, gcs_emulator: GcsServer, gcs_location: str, request: pytest.FixtureRequest) -> tuple[Emulator, Run]:
+def run(
+    start_emulator: Start,
+    gcs_emulator: GcsServer,
+    gcs_location: str,
+    request: pytest.FixtureRequest,
+) -> tuple[Emulator, Run]:
     emulator = start_emulator(batch_seconds=0.1)
     environment = {"STORAGE_EMULATOR_HOST": gcs_emulator.url}
-    return emulator, Run(emulator.base_url, gcs_location, reviews_of(request.node.name), {"job_max_records": 3}, environment=environment)
+    return emulator, Run(
+        emulator.base_url,
+        gcs_location,
+        reviews_of(request.node.name),
+        {"job_max_records": 3},
+        environment=environment,
+    )
 
 
-def test_a_pipeline_and_its_rerun(run: tuple[Emulator, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipeline_and_its_rerun(
+    run: tuple[Emulator, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     emulator, first = run
     monkeypatch.chdir(tmp_path)
     looked_before = auth._Credentials._credentials_init
@@ -36,7 +62,8 @@ def test_a_pipeline_and_its_rerun(run: tuple[Emulator, Run], tmp_path: Path, mon
     assert not complaints(rows, first.texts)
     assert all(row.reused for row in rows)
     assert billed(emulator, first.texts) == once(first.texts)
-    assert auth._Credentials._credentials_init == looked_before  # Beam's search for credentials takes 20 s where there are none
+    # Beam's search for credentials takes 20 s where there are none.
+    assert auth._Credentials._credentials_init == looked_before
     assert list(tmp_path.iterdir()) == []
 
 
@@ -51,7 +78,10 @@ def test_killed_and_run_again(run: tuple[Emulator, Run], point: str) -> None:
 
 def test_two_processes_at_the_same_time(run: tuple[Emulator, Run]) -> None:
     emulator, first = run
-    children = [start(first.replaced(texts=shuffled(first.texts, n), options={"batch_size": 2 + n})) for n in range(2)]
+    children = [
+        start(first.replaced(texts=shuffled(first.texts, n), options={"batch_size": 2 + n}))
+        for n in range(2)
+    ]
     for child in children:
         assert not complaints(child.rows(), first.texts)
     assert billed(emulator, first.texts) == once(first.texts)

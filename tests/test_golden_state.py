@@ -1,6 +1,8 @@
-"""What lies in a running pipeline's state and checkpoints, as it was first released: every later version has to read it.
+"""What lies in a running pipeline's state and checkpoints, as it was first released: every later
+version has to read it.
 
-tests/golden/state-v1 is never edited. A new format gets new state names (`…_v2`), a folder of its own, and reads this one.
+tests/golden/state-v1 is never edited. A new format gets new state names (`…_v2`), a folder of its
+own, and reads this one.
 """
 
 from __future__ import annotations
@@ -22,20 +24,38 @@ from beam_llm.transforms.planning import Gathered, PlanAcrossBundles
 from beam_llm.transforms.waiting import JobPositions, Position
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "state-v1" / "state.json").read_text())
-ENVELOPES = coders.WindowedValueCoder(coders.StrUtf8Coder(), SlidingWindows(30, 10).get_window_coder())
-ELEMENT = WindowedValue("größer", Timestamp(25), [IntervalWindow(start, start + 30) for start in (20, 10, 0)])
+ENVELOPES = coders.WindowedValueCoder(
+    coders.StrUtf8Coder(), SlidingWindows(30, 10).get_window_coder()
+)
+ELEMENT = WindowedValue(
+    "größer", Timestamp(25), [IntervalWindow(start, start + 30) for start in (20, 10, 0)]
+)
 
 STATE = {
     "buffered element": (
         STATE_CODER,
-        tuple(BufferedRecord(ENVELOPES.encode(ELEMENT), 25_000_000, ("größer",), 3, {"text": "größer", "n": 1.5}, "r-1")),
+        tuple(
+            BufferedRecord(
+                ENVELOPES.encode(ELEMENT),
+                25_000_000,
+                ("größer",),
+                3,
+                {"text": "größer", "n": 1.5},
+                "r-1",
+            )
+        ),
     ),
-    "buffer's figures": (STATE_CODER, tuple(Buffered(3, 120, 0, 1_700_000_000.5, 25_000_000, 29_999_999))),
+    "buffer's figures": (
+        STATE_CODER,
+        tuple(Buffered(3, 120, 0, 1_700_000_000.5, 25_000_000, 29_999_999)),
+    ),
     "part": (STATE_CODER, tuple(PartRef("0123456789abcdef", 40, 12_345, 678, -1_000_000))),
     "parts' figures": (STATE_CODER, tuple(Gathered(40, 12_345, 678, 1_700_000_300.25, -1_000_000))),
     "job's position": (JobPositions().restriction_coder(), (1, 1_700_000_000.5)),
 }
-REF = BatchJobRef("batch_1", 40, "/staging", 7, "fedcba98", "openai:gpt-4.1-mini", "created", 25_000_000, 1)
+REF = BatchJobRef(
+    "batch_1", 40, "/staging", 7, "fedcba98", "openai:gpt-4.1-mini", "created", 25_000_000, 1
+)
 
 
 @pytest.mark.parametrize("what", STATE)
@@ -71,15 +91,25 @@ def test_new_fields_come_last_and_have_defaults(kind, what, known):
 
 
 def test_a_job_that_waits_is_read_from_an_old_checkpoint():
-    """The waiting DoFn's element, as the runner keeps it: it names its class, which therefore can't move."""
+    """The waiting DoFn's element, as the runner keeps it: it names its class, which therefore can't
+    move.
+    """
     coder = coders.registry.get_coder(BatchJobRef)
     assert BatchJobRef(*coder.decode(bytes.fromhex(GOLDEN["waiting job"]))) == REF
 
 
 def test_state_and_timers_keep_their_names():
-    made = settings("openai:gpt-4.1-mini", base_url="http://127.0.0.1:1/v1", mode="batch_api", staging_location="/tmp/none")
+    made = settings(
+        "openai:gpt-4.1-mini",
+        base_url="http://127.0.0.1:1/v1",
+        mode="batch_api",
+        staging_location="/tmp/none",
+    )
     names = {}
     for dofn in (FormAcrossBundles(made, ENVELOPES), PlanAcrossBundles(made)):
         states, timers = get_dofn_specs(dofn)
-        names[type(dofn).__name__] = [sorted(spec.name for spec in states), sorted(spec.name for spec in timers)]
+        names[type(dofn).__name__] = [
+            sorted(spec.name for spec in states),
+            sorted(spec.name for spec in timers),
+        ]
     assert names == GOLDEN["names"]

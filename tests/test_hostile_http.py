@@ -1,4 +1,6 @@
-"""What a server may cost: redirects are not followed, bodies are bounded after decoding, and no call outlasts its time."""
+"""What a server may cost: redirects are not followed, bodies are bounded after decoding, and no
+call outlasts its time.
+"""
 
 from __future__ import annotations
 
@@ -98,12 +100,23 @@ def sends(*parts: bytes) -> Answer:
 
 
 def body(data: bytes, *headers: bytes) -> bytes:
-    return JSON_HEAD + b"".join(h + b"\r\n" for h in headers) + b"Content-Length: %d\r\n\r\n" % len(data) + data
+    return (
+        JSON_HEAD
+        + b"".join(h + b"\r\n" for h in headers)
+        + b"Content-Length: %d\r\n\r\n" % len(data)
+        + data
+    )
 
 
 def batches(server: Hostile, **options: Any) -> Any:
     known = settings("openai:m", base_url=server.url + "/v1", **options)
-    return OpenAIBatches(Place.of(known), KEY, bounds=Bounds.of(known), log_data=known.log_data, sleep=lambda seconds: None)
+    return OpenAIBatches(
+        Place.of(known),
+        KEY,
+        bounds=Bounds.of(known),
+        log_data=known.log_data,
+        sleep=lambda seconds: None,
+    )
 
 
 def chat(server: Hostile, timeout: float = 20, **options: Any) -> Any:
@@ -135,15 +148,23 @@ VERBS: dict[str, Callable[[Any, Path], Any]] = {
 }
 
 
-# Redirects -----------------------------------------------------------------------------------------------------------------
+# Redirects
+# -----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("verb", VERBS)
-def test_no_batch_call_follows_a_redirect_and_the_error_names_its_address(serve, tmp_path, verb, status):
+def test_no_batch_call_follows_a_redirect_and_the_error_names_its_address(
+    serve, tmp_path, verb, status
+):
     thief = serve(sends(body(b"{}")))
     location = f"{thief.url}/elsewhere?token=t0p"
-    server = serve(sends(b"HTTP/1.1 %d Moved\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % (status, location.encode())))
+    server = serve(
+        sends(
+            b"HTTP/1.1 %d Moved\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n"
+            % (status, location.encode())
+        )
+    )
     with pytest.raises(CallError) as caught:
         VERBS[verb](batches(server), tmp_path)
     assert thief.seen == []
@@ -154,8 +175,15 @@ def test_no_batch_call_follows_a_redirect_and_the_error_names_its_address(serve,
 @pytest.mark.parametrize("version", [None, "2024-10-21"])
 def test_azures_addresses_do_not_follow_one_either(serve, version):
     thief = serve(sends(body(b"{}")))
-    server = serve(sends(b"HTTP/1.1 307 Moved\r\nLocation: %s/x\r\nContent-Length: 0\r\n\r\n" % thief.url.encode()))
-    client = providers.connect_batch(settings("azure:mine", base_url=server.url, api_version=version))
+    server = serve(
+        sends(
+            b"HTTP/1.1 307 Moved\r\nLocation: %s/x\r\nContent-Length: 0\r\n\r\n"
+            % thief.url.encode()
+        )
+    )
+    client = providers.connect_batch(
+        settings("azure:mine", base_url=server.url, api_version=version)
+    )
     with pytest.raises(Aborted):
         client.look("batch_1")
     assert thief.seen == []
@@ -163,7 +191,11 @@ def test_azures_addresses_do_not_follow_one_either(serve, version):
 
 
 def test_a_live_call_names_the_address_that_it_does_not_go_to(serve):
-    server = serve(sends(b"HTTP/1.1 302 Found\r\nLocation: https://me:pw@llm.example/v1?k=1\r\nContent-Length: 0\r\n\r\n"))
+    server = serve(
+        sends(
+            b"HTTP/1.1 302 Found\r\nLocation: https://me:pw@llm.example/v1?k=1\r\nContent-Length: 0\r\n\r\n"
+        )
+    )
     with pytest.raises(Aborted) as caught:
         chat(server)
     assert "https://llm.example/v1" in str(caught.value)
@@ -181,11 +213,14 @@ def test_organization_and_project_go_to_no_other_host(serve, tmp_path, monkeypat
         chat(server)
     assert len(server.seen) >= len(VERBS) + 1
     assert not [
-        headers for _, _, headers in server.seen if "77" in headers.get("openai-organization", "") + headers.get("openai-project", "")
+        headers
+        for _, _, headers in server.seen
+        if "77" in headers.get("openai-organization", "") + headers.get("openai-project", "")
     ]
 
 
-# Sizes ---------------------------------------------------------------------------------------------------------------------
+# Sizes
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def bomb(megabytes: int) -> bytes:
@@ -245,7 +280,9 @@ def test_an_endless_body_ends(serve, status):
 
 HEADS = {
     "a header of megabytes": b"HTTP/1.1 200 OK\r\nX-A: " + b"a" * 5_000_000 + b"\r\n\r\n{}",
-    "a million headers": b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: a\r\n" % i for i in range(300_000)) + b"\r\n{}",
+    "a million headers": b"HTTP/1.1 200 OK\r\n"
+    + b"".join(b"X-%d: a\r\n" % i for i in range(300_000))
+    + b"\r\n{}",
     "a length without end": b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999999\r\n\r\n{}",
     "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n{}",
     "no HTTP": b"SSH-2.0-OpenSSH_9.6\r\n",
@@ -269,17 +306,25 @@ def test_an_odd_answer_is_an_error_of_that_call(serve, head):
 
 def test_a_deflated_reply_without_its_header_is_read(serve):
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    data = packer.compress(b'{"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}]}') + packer.flush()
+    data = (
+        packer.compress(b'{"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}]}')
+        + packer.flush()
+    )
     assert chat(serve(sends(body(data, b"Content-Encoding: deflate")))).text == "fine"
 
 
-# Times ---------------------------------------------------------------------------------------------------------------------
+# Times
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_trickle_ends_with_the_time_of_the_call_tries_included(serve, tmp_path, verb, part):
-    start = b"HTTP/1.1 200 OK\r\nX-A: " if part == "head" else JSON_HEAD + b"Content-Length: 100000\r\n\r\n"
+    start = (
+        b"HTTP/1.1 200 OK\r\nX-A: "
+        if part == "head"
+        else JSON_HEAD + b"Content-Length: 100000\r\n\r\n"
+    )
 
     def drip(peer: Peer, method: str, path: str) -> None:
         peer.send(start)
@@ -307,10 +352,14 @@ def test_a_list_of_jobs_without_end_can_not_tell(serve):
     assert len(server.seen) <= 9
 
 
-# Ids -----------------------------------------------------------------------------------------------------------------------
+# Ids
+# -----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("job_id", ["../files/file-1", "b?x=1", "a/b", "b\r\nX: y", "b#", "b%2F..", "https://elsewhere/b"])
+@pytest.mark.parametrize(
+    "job_id",
+    ["../files/file-1", "b?x=1", "a/b", "b\r\nX: y", "b#", "b%2F..", "https://elsewhere/b"],
+)
 def test_an_id_leads_to_no_other_address(serve, job_id):
     server = serve(sends(body(b'{"id": "batch_1"}')))
     batches(server).look(job_id)

@@ -1,4 +1,6 @@
-"""Replies that no one would ask for: nothing raises, nothing takes quadratic time, and no answer goes to another record."""
+"""Replies that no one would ask for: nothing raises, nothing takes quadratic time, and no answer
+goes to another record.
+"""
 
 from __future__ import annotations
 
@@ -45,20 +47,46 @@ def pairs_of(text: str, count: int) -> list[tuple[int, str]]:
 
 
 def task_of(output: Any = str, response_format: Any = "json", **options: Any) -> Task:
-    return compile_task(checked("openai:m", prompt="{{ text }}", output=output, batch_size=50, response_format=response_format, **options))
+    return compile_task(
+        checked(
+            "openai:m",
+            prompt="{{ text }}",
+            output=output,
+            batch_size=50,
+            response_format=response_format,
+            **options,
+        )
+    )
 
 
-def read(text: str | None, count: int, output: Any = str, response_format: Any = "json", finish: Finish = Finish.STOP) -> Reading:
+def read(
+    text: str | None,
+    count: int,
+    output: Any = str,
+    response_format: Any = "json",
+    finish: Finish = Finish.STOP,
+) -> Reading:
     return task_of(output, response_format).read(count, Completion(text, finish))
 
 
 def is_total(reading: Reading, count: int) -> bool:
-    return sorted([*reading.values, *reading.failures, *reading.missing]) == list(range(1, count + 1))
+    return sorted([*reading.values, *reading.failures, *reading.missing]) == list(
+        range(1, count + 1)
+    )
 
 
 # N in, N out
 
-OUTPUTS = [str, int, Mood, list[str], Trip, Tagged, dict[str, int], {"type": "object", "properties": {"v": {}}}]
+OUTPUTS = [
+    str,
+    int,
+    Mood,
+    list[str],
+    Trip,
+    Tagged,
+    dict[str, int],
+    {"type": "object", "properties": {"v": {}}},
+]
 TASKS = [task_of(output, name) for output in OUTPUTS for name in [*FORMATS, pairs_of]]
 odd_texts = (
     st.text(max_size=80)
@@ -117,10 +145,19 @@ def test_any_text_ends_every_record_once_in_every_format(text, task, count, fini
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10) | st.sampled_from([0, 1, 2, "1", "Input 2", 10**30]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=10)
+    | st.sampled_from([0, 1, 2, "1", "Input 2", 10**30]),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["index", "value", "answers", "place", "days", "1", "2", "v"]) | st.text(max_size=4), inner)
+        | st.dictionaries(
+            st.sampled_from(["index", "value", "answers", "place", "days", "1", "2", "v"])
+            | st.text(max_size=4),
+            inner,
+        )
     ),
     max_leaves=10,
 )
@@ -132,19 +169,34 @@ def test_arbitrary_values_in_every_field_of_a_reply_end_every_record_once(data, 
     def one() -> Any:
         return data.draw(json_values)
 
-    element = st.fixed_dictionaries({}, optional={"index": json_values, "value": json_values, "place": json_values, "days": json_values})
+    element = st.fixed_dictionaries(
+        {},
+        optional={
+            "index": json_values,
+            "value": json_values,
+            "place": json_values,
+            "days": json_values,
+        },
+    )
     reply = data.draw(
         st.sampled_from(["answers", "bare", "keyed", "any"]).flatmap(
             lambda shape: {
-                "answers": st.builds(lambda items: {"answers": items}, st.lists(element | json_values, max_size=5)),
+                "answers": st.builds(
+                    lambda items: {"answers": items}, st.lists(element | json_values, max_size=5)
+                ),
                 "bare": st.lists(element, max_size=5),
-                "keyed": st.dictionaries(st.sampled_from(["1", "2", "3", "01", "Input 1", "note"]), json_values),
+                "keyed": st.dictionaries(
+                    st.sampled_from(["1", "2", "3", "01", "Input 1", "note"]), json_values
+                ),
                 "any": json_values,
             }[shape]
         )
     )
     text = json.dumps(reply)
-    reading = task.read(count, Completion(text, data.draw(st.sampled_from([Finish.STOP, Finish.LENGTH, Finish.OTHER]))))
+    reading = task.read(
+        count,
+        Completion(text, data.draw(st.sampled_from([Finish.STOP, Finish.LENGTH, Finish.OTHER]))),
+    )
     assert is_total(reading, count)
 
 
@@ -158,8 +210,14 @@ DEEP = {
     + "}" * 200
     + '}, {"index": 2, "value": {"v": 1}}]}',
     "a key of 900 levels": '{"1": ' + "[" * 900 + "]" * 900 + ', "2": {"v": 1}}',
-    "an index of 800 levels": '[{"index": ' + "[" * 800 + "]" * 800 + ', "value": {"v": 1}}, {"index": 2, "value": {"v": 1}}]',
-    "elements": '<answers><answer index="1">' + "<b>" * 5_000 + "</b>" * 5_000 + '</answer><answer index="2"><v>1</v></answer></answers>',
+    "an index of 800 levels": '[{"index": '
+    + "[" * 800
+    + "]" * 800
+    + ', "value": {"v": 1}}, {"index": 2, "value": {"v": 1}}]',
+    "elements": '<answers><answer index="1">'
+    + "<b>" * 5_000
+    + "</b>" * 5_000
+    + '</answer><answer index="2"><v>1</v></answer></answers>',
     "two roots": '{"a": ' * 600 + "1" + "}" * 600 + '{"index": 2, "value": {"v": 1}}',
 }
 
@@ -176,16 +234,24 @@ def test_whatever_depth_a_reply_has_only_its_own_record_has_no_answer(name, resp
 
 
 def test_the_answer_beside_one_that_is_too_deep_is_read_and_the_other_named():
-    for text in (DEEP["an answer of 200 levels"], '{"1": ' + '{"v":' * 200 + "1" + "}" * 200 + ', "2": {"v": 1}}'):
+    for text in (
+        DEEP["an answer of 200 levels"],
+        '{"1": ' + '{"v":' * 200 + "1" + "}" * 200 + ', "2": {"v": 1}}',
+    ):
         reading = read(text, 2, {"type": "object", "properties": {"v": {}}})
         assert reading.values == {2: {"v": 1}}
-        assert (reading.failures[1].kind, str(MAX_DEPTH) in reading.failures[1].message) == (Kind.INVALID, True)
+        assert (reading.failures[1].kind, str(MAX_DEPTH) in reading.failures[1].message) == (
+            Kind.INVALID,
+            True,
+        )
 
 
 def test_what_a_users_parser_gives_may_be_endless():
     loop: list[Any] = []
     loop.append(loop)
-    reading = task_of(dict[str, Any], lambda text, count: {1: loop, 2: {"a": 1}}).read(2, Completion("x", Finish.STOP))
+    reading = task_of(dict[str, Any], lambda text, count: {1: loop, 2: {"a": 1}}).read(
+        2, Completion("x", Finish.STOP)
+    )
     assert reading.values == {2: {"a": 1}}
     assert reading.failures[1].kind == Kind.INVALID
 
@@ -208,7 +274,9 @@ def test_a_validator_that_raises_whatever_it_likes_fails_its_own_record(mark, re
     written = {1: "good", 2: mark, 3: "bad"}
     text = {
         "json": json.dumps({str(index): {"mark": one} for index, one in written.items()}),
-        "xml": "".join(f'<answer index="{index}"><mark>{one}</mark></answer>' for index, one in written.items()),
+        "xml": "".join(
+            f'<answer index="{index}"><mark>{one}</mark></answer>' for index, one in written.items()
+        ),
         "delimited": "\n".join(f'{index}|{{"mark": "{one}"}}' for index, one in written.items()),
     }[response_format]
     reading = task.read(3, Completion(text, Finish.STOP))
@@ -248,8 +316,13 @@ def test_a_validator_that_raises_whatever_it_likes_fails_its_own_record(mark, re
 )
 def test_an_index_is_believed_as_written_or_not_at_all(indices, count, believed):
     answers = [f"answer {place}" for place in range(len(indices))]
-    elements = [{"index": index, "value": answer} for index, answer in zip(indices, answers, strict=True)]
-    reading = read(json.dumps({"answers": [{k: v for k, v in e.items() if v is not None} for e in elements]}), count)
+    elements = [
+        {"index": index, "value": answer} for index, answer in zip(indices, answers, strict=True)
+    ]
+    reading = read(
+        json.dumps({"answers": [{k: v for k, v in e.items() if v is not None} for e in elements]}),
+        count,
+    )
     assert sorted(reading.values) == believed
     is_zero_based = indices == list(range(count))
     for index, value in reading.values.items():
@@ -259,7 +332,9 @@ def test_an_index_is_believed_as_written_or_not_at_all(indices, count, believed)
 
 @pytest.mark.parametrize("written", ["[1, 2, 7]", "[1, 0]", "[1, 2, 3, 4]"])
 def test_a_cut_reply_with_indices_of_nobody_is_cut_as_a_whole(written):
-    text = json.dumps({"answers": [{"index": index, "value": "x"} for index in json.loads(written)]})[:-1]
+    text = json.dumps(
+        {"answers": [{"index": index, "value": "x"} for index in json.loads(written)]}
+    )[:-1]
     reading = read(text, 3, finish=Finish.LENGTH)
     assert reading.values == {}
     assert reading.reply_failure.kind == Kind.TRUNCATED
@@ -278,7 +353,10 @@ def test_a_cut_reply_with_indices_of_nobody_is_cut_as_a_whole(written):
         ('{"1": "a", "2": "b", "3": "c", "4": "d"}', {}),
         ('{"2": "a", "3": "b", "4": "c"}', {}),
         ('{"1": "a", "2": "b", "3": "c", "remark": "d"}', {1: "a", 2: "b", 3: "c"}),
-        ('{"1": {"index": 1, "value": "a"}, "2": {"index": 3, "value": "b"}, "3": "c"}', {1: "a", 3: "c"}),
+        (
+            '{"1": {"index": 1, "value": "a"}, "2": {"index": 3, "value": "b"}, "3": "c"}',
+            {1: "a", 3: "c"},
+        ),
         ('Sure:\n```json\n{"1": "a", "2": "b", "3": "c"}\n```', {1: "a", 2: "b", 3: "c"}),
         ("{1: 'a', 2: 'b', 3: 'c',}", {1: "a", 2: "b", 3: "c"}),
         ('{"1": "a", "2": "b" "3": "c"}', {1: "a", 2: "b", 3: "c"}),
@@ -293,12 +371,19 @@ def test_answers_under_keys_are_believed_as_written(text, values):
 @given(st.integers(0, 60), st.booleans())
 def test_a_keyed_reply_cut_anywhere_gives_only_answers_that_were_written_out(length, is_number):
     truth = {index: index * 111 if is_number else f'say "{index}", {{so}}' for index in range(1, 5)}
-    reading = read(json.dumps({str(i): v for i, v in truth.items()})[:length], 4, int if is_number else str, finish=Finish.LENGTH)
+    reading = read(
+        json.dumps({str(i): v for i, v in truth.items()})[:length],
+        4,
+        int if is_number else str,
+        finish=Finish.LENGTH,
+    )
     assert reading.values == {index: truth[index] for index in range(1, len(reading.values) + 1)}
 
 
 def test_the_items_own_index_under_a_key_is_its_own():
-    assert read('{"1": {"index": 7, "name": "a"}, "2": {"index": 7, "name": "b"}}', 2, Tagged).values == {
+    assert read(
+        '{"1": {"index": 7, "name": "a"}, "2": {"index": 7, "name": "b"}}', 2, Tagged
+    ).values == {
         1: Tagged(index=7, name="a"),
         2: Tagged(index=7, name="b"),
     }
@@ -319,10 +404,20 @@ def answer(index: int, text: str) -> str:
         ([answer(1, "a"), answer(2, "b"), answer(2, "x <"), answer(3, "c")], {1: "a", 3: "c"}),
         ([answer(1, "a"), answer(2, "b"), answer(2, "x"), answer(3, "c")], {1: "a", 3: "c"}),
     ],
-    ids=["nested", "nested and damaged", "left open", "two indices", "one damaged", "twice and damaged", "twice"],
+    ids=[
+        "nested",
+        "nested and damaged",
+        "left open",
+        "two indices",
+        "one damaged",
+        "twice and damaged",
+        "twice",
+    ],
 )
 def test_xml_believes_no_index_that_is_written_twice_or_nested(elements, values):
-    assert read(f"<answers>{''.join(elements)}</answers>", 3, response_format="xml").values == values
+    assert (
+        read(f"<answers>{''.join(elements)}</answers>", 3, response_format="xml").values == values
+    )
 
 
 def test_a_field_of_an_xml_answer_that_is_written_twice_is_not_a_value():
@@ -333,18 +428,47 @@ def test_a_field_of_an_xml_answer_that_is_written_twice_is_not_a_value():
 
 
 @pytest.mark.parametrize(
-    "form", ["{}. {}", "{}: {}", "{}) {}", "({}) {}", "Input {}: {}", "| {} | {} |", "**{}.** {}", "- {}|{}", "{} - {}", "#{}|{}"]
+    "form",
+    [
+        "{}. {}",
+        "{}: {}",
+        "{}) {}",
+        "({}) {}",
+        "Input {}: {}",
+        "| {} | {} |",
+        "**{}.** {}",
+        "- {}|{}",
+        "{} - {}",
+        "#{}|{}",
+    ],
 )
 def test_the_forms_in_which_models_number_lines_are_read(form):
     answers = {1: "glad", 2: "sad", 3: "calm"}
     lines = [form.format(index, answer) for index, answer in answers.items()]
-    for text in ("\n".join(lines), "Here they are:\n\n" + "\n".join(lines) + "\n\nAnything else?", "\r\n".join(lines)):
+    for text in (
+        "\n".join(lines),
+        "Here they are:\n\n" + "\n".join(lines) + "\n\nAnything else?",
+        "\r\n".join(lines),
+    ):
         assert read(text, 3, Mood, "delimited").values == answers
         assert read(text, 3, str, "delimited").values == answers
 
 
 @pytest.mark.parametrize(
-    "line", ["2. odd", "2) odd", "2: odd", "Input 2: odd", "#2|odd", "[2] | odd", "| 2 | odd |", "'2' odd", "-2|odd", "2 odd", "<2> odd"]
+    "line",
+    [
+        "2. odd",
+        "2) odd",
+        "2: odd",
+        "Input 2: odd",
+        "#2|odd",
+        "[2] | odd",
+        "| 2 | odd |",
+        "'2' odd",
+        "-2|odd",
+        "2 odd",
+        "<2> odd",
+    ],
 )
 def test_a_line_that_looks_like_an_index_ends_the_answer_in_front_of_it(line):
     found = read(f"1|first\n{line}\n3|third", 3, str, "delimited").values
@@ -361,22 +485,34 @@ def test_a_line_that_looks_like_an_index_ends_the_answer_in_front_of_it(line):
         ("1|a\n2|in\n1990. and so on\n3|c", {1: "a", 2: "in\n1990. and so on", 3: "c"}),
         ("1|a\n4|d\n3|c\n7|x", {}),
     ],
-    ids=["a list in the first", "a list in the last", "a list in a list", "a year", "an unknown one"],
+    ids=[
+        "a list in the first",
+        "a list in the last",
+        "a list in a list",
+        "a year",
+        "an unknown one",
+    ],
 )
 def test_a_list_inside_an_answer_is_nobodys_answer(text, values):
     assert read(text, 3, str, "delimited").values == values
 
 
 @pytest.mark.parametrize("response_format", FORMATS)
-@pytest.mark.parametrize("text", ["calm", "Calm\n", '"calm"', "```\ncalm\n```", "<think>sad?</think>calm"])
-def test_a_bare_reply_to_a_single_record_is_read_where_only_one_reading_is_possible(response_format, text):
+@pytest.mark.parametrize(
+    "text", ["calm", "Calm\n", '"calm"', "```\ncalm\n```", "<think>sad?</think>calm"]
+)
+def test_a_bare_reply_to_a_single_record_is_read_where_only_one_reading_is_possible(
+    response_format, text
+):
     assert read(text, 1, Mood, response_format).values == {1: "calm"}
     assert read(text, 2, Mood, response_format).values == {}
 
 
 def test_a_bare_answer_in_xml_is_read():
     assert read("<answers>calm</answers>", 1, Mood, "xml").values == {1: "calm"}
-    assert read("<answer><place>Rome</place></answer>", 1, Trip, "xml").values == {1: Trip(place="Rome")}
+    assert read("<answer><place>Rome</place></answer>", 1, Trip, "xml").values == {
+        1: Trip(place="Rome")
+    }
 
 
 @pytest.mark.parametrize(
@@ -411,15 +547,22 @@ THOUGHTS = [
 
 @pytest.mark.parametrize("thoughts", THOUGHTS, ids=range(len(THOUGHTS)))
 def test_thoughts_are_taken_off_first(thoughts):
-    draft = thoughts.format('perhaps {"place": "Oslo"}, or\n1|Oslo\n<answer index="1">Oslo</answer> or 2 of {"1": "Oslo"}.')
+    draft = thoughts.format(
+        'perhaps {"place": "Oslo"}, or\n1|Oslo\n<answer index="1">Oslo</answer> or 2 of {"1": "Oslo"}.'
+    )
     assert read(draft + '{"place": "Rome"}', 1, Trip).values == {1: Trip(place="Rome")}
     assert read(draft + '{"1": "Rome", "2": "Bonn"}', 2).values == {1: "Rome", 2: "Bonn"}
-    assert read(draft + "1|Rome\n2|Bonn", 2, response_format="delimited").values == {1: "Rome", 2: "Bonn"}
+    assert read(draft + "1|Rome\n2|Bonn", 2, response_format="delimited").values == {
+        1: "Rome",
+        2: "Bonn",
+    }
     assert read(draft + "Rome", 1).values == {1: "Rome"}
 
 
 @pytest.mark.parametrize("opening", ["<think>", "<thinking>\n", "[THINK]", "  <thought>"])
-@pytest.mark.parametrize(("finish", "kind"), [(Finish.STOP, Kind.MISSING), (Finish.LENGTH, Kind.TRUNCATED)])
+@pytest.mark.parametrize(
+    ("finish", "kind"), [(Finish.STOP, Kind.MISSING), (Finish.LENGTH, Kind.TRUNCATED)]
+)
 def test_thoughts_without_an_end_are_no_answer(opening, finish, kind):
     for output in (str, Trip):
         reading = read(opening + 'Well, {"place": "Oslo"}, no', 1, output, finish=finish)
@@ -427,7 +570,12 @@ def test_thoughts_without_an_end_are_no_answer(opening, finish, kind):
 
 
 def test_a_draft_in_front_of_a_cut_is_no_answer():
-    assert read('Perhaps {"place": "Oslo"}? But the second sentence', 1, Trip, finish=Finish.LENGTH).values == {}
+    assert (
+        read(
+            'Perhaps {"place": "Oslo"}? But the second sentence', 1, Trip, finish=Finish.LENGTH
+        ).values
+        == {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -448,7 +596,10 @@ def test_a_text_that_only_speaks_of_tags_is_left_as_it_is(text):
 
 
 def test_tags_inside_a_json_answer_are_its_own():
-    assert read('{"1": "<think>x</think>y", "2": "b"}', 2).values == {1: "<think>x</think>y", 2: "b"}
+    assert read('{"1": "<think>x</think>y", "2": "b"}', 2).values == {
+        1: "<think>x</think>y",
+        2: "b",
+    }
 
 
 def test_an_element_named_like_a_tag_inside_an_xml_answer_is_a_field():
@@ -456,7 +607,9 @@ def test_an_element_named_like_a_tag_inside_an_xml_answer_is_a_field():
         reasoning: str
         label: str
 
-    text = '<answers><answer index="1">\n<reasoning>r</reasoning>\n<label>l</label></answer></answers>'
+    text = (
+        '<answers><answer index="1">\n<reasoning>r</reasoning>\n<label>l</label></answer></answers>'
+    )
     assert read(text, 1, Case, "xml").values == {1: Case(reasoning="r", label="l")}
 
 
@@ -480,7 +633,9 @@ def test_an_end_that_is_known_to_be_bad_is_never_good(finish, kind):
     reading = task_of(str).read(1, Completion(HALF, finish, finish_reason="its word"))
     assert (reading.reply_failure and reading.reply_failure.kind) == kind
     reading = read('{"place": "Rome"}', 1, Trip, finish=finish)
-    assert (reading.values == {}) == (kind not in (None, Kind.TRUNCATED)), "what is complete in front of a cut is complete"
+    assert (reading.values == {}) == (kind not in (None, Kind.TRUNCATED)), (
+        "what is complete in front of a cut is complete"
+    )
 
 
 def test_half_an_answer_under_an_unknown_end_is_an_error():
@@ -532,7 +687,10 @@ def test_a_repair_gives_what_was_meant_or_nothing(place, note, days, single):
     ("text", "trip"),
     [
         ('{"place": ""old" town", "days": 2}', Trip(place='"old" town', days=2)),
-        ('{"place": "the "old", and "new" town", "days": 2}', Trip(place='the "old", and "new" town', days=2)),
+        (
+            '{"place": "the "old", and "new" town", "days": 2}',
+            Trip(place='the "old", and "new" town', days=2),
+        ),
         ("{'place': 'St John's', 'days': 2}", Trip(place="St John's", days=2)),
         ('{"place": "a" "days": 2}', Trip(place="a", days=2)),
         ('{"place": "a\nb\\_c", "days": 2,}', Trip(place="a\nb\\_c", days=2)),
@@ -599,7 +757,9 @@ def seconds_of(task: Task, text: str) -> float:
 
 @pytest.mark.parametrize("name", ADVERSARIES)
 def test_no_reply_takes_more_than_linear_time_from_50_kB_to_5_MB(name):
-    """Ten times the text may take 30 times as long, on a busy machine; a quadratic reader would take a hundred times, twice over."""
+    """Ten times the text may take 30 times as long, on a busy machine; a quadratic reader would
+    take a hundred times, twice over.
+    """
     response_format, make = ADVERSARIES[name]
     task = task_of(str, response_format)
     seconds = 0.0

@@ -1,4 +1,5 @@
-"""Batch jobs that go wrong, through the whole pipeline: every record comes out, and what was paid for is kept.
+"""Batch jobs that go wrong, through the whole pipeline: every record comes out, and what was paid
+for is kept.
 
 The first table is what a user may expect of both modes alike; the others are of jobs alone.
 """
@@ -68,11 +69,17 @@ def test_every_record_has_its_own_answer_or_its_reason_in_both_modes(
     emulator = start_emulator(faults=faults, batch_seconds=0.05)
     rows = rows_of(run(emulator, tmp_path).replaced(mode=mode))
     assert not complaints(rows, TEXTS, may_fail=CURSED if kind else [])
-    assert {row.text: row.kind for row in rows if row.kind} == (dict.fromkeys(CURSED, kind) if kind else {})
+    assert {row.text: row.kind for row in rows if row.kind} == (
+        dict.fromkeys(CURSED, kind) if kind else {}
+    )
 
 
-def test_a_script_strikes_the_same_lines_of_jobs_in_every_run(start_emulator: Start, tmp_path: Path) -> None:
-    """Also where ids and ports are others: a test that meets a script must meet the same one tomorrow."""
+def test_a_script_strikes_the_same_lines_of_jobs_in_every_run(
+    start_emulator: Start, tmp_path: Path
+) -> None:
+    """Also where ids and ports are others: a test that meets a script must meet the same one
+    tomorrow.
+    """
     failed = []
     for name in ("one", "two"):
         emulator = start_emulator(faults=[Fault("truncated", probability=0.5)], batch_seconds=0.05)
@@ -109,13 +116,17 @@ FILES = {
 
 
 @pytest.mark.parametrize("fault", FILES.values(), ids=FILES.keys())
-def test_whatever_happens_to_files_and_jobs_every_record_is_answered(start_emulator: Start, tmp_path: Path, fault: Fault) -> None:
+def test_whatever_happens_to_files_and_jobs_every_record_is_answered(
+    start_emulator: Start, tmp_path: Path, fault: Fault
+) -> None:
     emulator = start_emulator(faults=[fault], batch_seconds=0.05)
     assert not complaints(rows_of(run(emulator, tmp_path)), TEXTS)
 
 
 @pytest.mark.parametrize("kind", ["cut_last_line", "output_missing"])
-def test_answers_that_never_come_are_doubtful_and_nothing_is_paid_twice(start_emulator: Start, tmp_path: Path, kind: str) -> None:
+def test_answers_that_never_come_are_doubtful_and_nothing_is_paid_twice(
+    start_emulator: Start, tmp_path: Path, kind: str
+) -> None:
     emulator = start_emulator(faults=[Fault(kind, nth=1)], batch_seconds=0.05)
     rows = rows_of(run(emulator, tmp_path, job_deadline_hours=SOON))
     assert not complaints(rows, TEXTS, may_fail=TEXTS)
@@ -136,14 +147,20 @@ UNPAID = [
 
 
 @pytest.mark.parametrize("name", UNPAID)
-def test_a_fault_on_the_way_to_a_good_answer_costs_nothing(start_emulator: Start, tmp_path: Path, name: str) -> None:
+def test_a_fault_on_the_way_to_a_good_answer_costs_nothing(
+    start_emulator: Start, tmp_path: Path, name: str
+) -> None:
     emulator = start_emulator(faults=[FILES[name]], batch_seconds=0.05)
     rows_of(run(emulator, tmp_path))
     assert billed(emulator, TEXTS) == once(TEXTS)
 
 
-def test_a_line_that_fails_validation_is_named_and_costs_only_its_own_record(start_emulator: Start, tmp_path: Path) -> None:
-    emulator = start_emulator(faults=[Fault("validation", nth=1, lines=(2,), message="no such field")], batch_seconds=0.05)
+def test_a_line_that_fails_validation_is_named_and_costs_only_its_own_record(
+    start_emulator: Start, tmp_path: Path
+) -> None:
+    emulator = start_emulator(
+        faults=[Fault("validation", nth=1, lines=(2,), message="no such field")], batch_seconds=0.05
+    )
     rows = rows_of(run(emulator, tmp_path, batch_size=1))
     (failed,) = [row for row in rows if row.kind]
     assert not complaints(rows, TEXTS, may_fail=[failed.text])
@@ -155,7 +172,9 @@ def test_a_line_that_fails_validation_is_named_and_costs_only_its_own_record(sta
 # Jobs: how they end
 
 
-def test_an_expired_job_keeps_what_it_finished_and_the_rest_is_followed_up(start_emulator: Start, tmp_path: Path) -> None:
+def test_an_expired_job_keeps_what_it_finished_and_the_rest_is_followed_up(
+    start_emulator: Start, tmp_path: Path
+) -> None:
     emulator = start_emulator(faults=[Fault("expire", nth=1, done=0.4)], batch_seconds=0.05)
     assert not complaints(rows_of(run(emulator, tmp_path)), TEXTS)
     assert [job["status"] for job in emulator.jobs] == ["expired", "completed"]
@@ -163,7 +182,9 @@ def test_an_expired_job_keeps_what_it_finished_and_the_rest_is_followed_up(start
     assert emulator.calls == 0
 
 
-def test_a_job_that_expires_again_and_again_ends_in_live_calls(start_emulator: Start, tmp_path: Path) -> None:
+def test_a_job_that_expires_again_and_again_ends_in_live_calls(
+    start_emulator: Start, tmp_path: Path
+) -> None:
     emulator = start_emulator(faults=[Fault("expire", done=0.4)], batch_seconds=0.05)
     assert not complaints(rows_of(run(emulator, tmp_path)), TEXTS)
     assert [job["status"] for job in emulator.jobs] == ["expired", "expired"]
@@ -172,7 +193,9 @@ def test_a_job_that_expires_again_and_again_ends_in_live_calls(start_emulator: S
 
 
 @pytest.mark.parametrize(("on_leftover", "jobs", "live"), [("online", 1, True), ("fail", 1, False)])
-def test_leftovers_go_where_the_user_says(start_emulator: Start, tmp_path: Path, on_leftover: str, jobs: int, live: bool) -> None:
+def test_leftovers_go_where_the_user_says(
+    start_emulator: Start, tmp_path: Path, on_leftover: str, jobs: int, live: bool
+) -> None:
     emulator = start_emulator(faults=[Fault("expire", nth=1, done=0.5)], batch_seconds=0.05)
     rows = rows_of(run(emulator, tmp_path, on_leftover=on_leftover))
     assert not complaints(rows, TEXTS, may_fail=[] if live else TEXTS)
@@ -180,13 +203,21 @@ def test_leftovers_go_where_the_user_says(start_emulator: Start, tmp_path: Path,
     assert (len(emulator.jobs), emulator.calls > 0) == (jobs, live)
 
 
-def test_a_cancelled_job_keeps_what_is_finished_and_the_rest_is_asked_only_if_told_to(start_emulator: Start, tmp_path: Path) -> None:
+def test_a_cancelled_job_keeps_what_is_finished_and_the_rest_is_asked_only_if_told_to(
+    start_emulator: Start, tmp_path: Path
+) -> None:
     emulator = start_emulator(batch_seconds=(0.0, 1.5, 0.0))
     first = run(emulator, tmp_path)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(rows_of, first)
         wait_until(lambda: any(job["request_counts"]["completed"] for job in emulator.jobs))
-        known = settings(MODEL, mode="batch_api", staging_location=str(tmp_path), base_url=emulator.base_url, api_key="none")
+        known = settings(
+            MODEL,
+            mode="batch_api",
+            staging_location=str(tmp_path),
+            base_url=emulator.base_url,
+            api_key="none",
+        )
         with closing(connect_batch(known)) as provider:
             admin.cancel(open_store(str(tmp_path)), provider, "1")
         rows = waiting.result()
@@ -206,14 +237,18 @@ def test_a_cancelled_job_keeps_what_is_finished_and_the_rest_is_asked_only_if_to
 SOON = 0.4 / 3600
 
 
-def test_a_job_stuck_in_finalizing_is_cancelled_at_its_deadline_and_keeps_its_answers(start_emulator: Start, tmp_path: Path) -> None:
+def test_a_job_stuck_in_finalizing_is_cancelled_at_its_deadline_and_keeps_its_answers(
+    start_emulator: Start, tmp_path: Path
+) -> None:
     emulator = start_emulator(faults=[Fault("stuck")], batch_seconds=0.05)
     assert not complaints(rows_of(run(emulator, tmp_path, job_deadline_hours=SOON)), TEXTS)
     assert [job["status"] for job in emulator.jobs] == ["cancelled"]
     assert billed(emulator, TEXTS) == once(TEXTS)
 
 
-def test_a_job_that_does_not_begin_by_its_deadline_is_timed_out_and_the_next_run_asks_again(start_emulator: Start, tmp_path: Path) -> None:
+def test_a_job_that_does_not_begin_by_its_deadline_is_timed_out_and_the_next_run_asks_again(
+    start_emulator: Start, tmp_path: Path
+) -> None:
     idle = start_emulator(batch_seconds=(60, 0, 0), state_dir=tmp_path / "provider")
     first = run(idle, tmp_path / "staging", job_deadline_hours=SOON)
     assert Counter(row.kind for row in rows_of(first)) == {"timed_out": 24}
@@ -223,8 +258,12 @@ def test_a_job_that_does_not_begin_by_its_deadline_is_timed_out_and_the_next_run
     assert billed(busy, TEXTS) == once(TEXTS)
 
 
-def test_a_job_that_can_not_even_be_cancelled_leaves_a_doubt_and_is_not_paid_again(start_emulator: Start, tmp_path: Path) -> None:
-    emulator = start_emulator(faults=[Fault("stuck"), Fault("server_error", where="cancel")], batch_seconds=0.05)
+def test_a_job_that_can_not_even_be_cancelled_leaves_a_doubt_and_is_not_paid_again(
+    start_emulator: Start, tmp_path: Path
+) -> None:
+    emulator = start_emulator(
+        faults=[Fault("stuck"), Fault("server_error", where="cancel")], batch_seconds=0.05
+    )
     first = run(emulator, tmp_path, job_deadline_hours=SOON)
     rows = rows_of(first)
     assert Counter(row.kind for row in rows) == {"doubtful": 24}
@@ -243,8 +282,12 @@ def test_a_full_queue_is_waited_for(start_emulator: Start, tmp_path: Path, kind:
 
 
 @pytest.mark.parametrize("checked_at", ["create", "validation"])
-def test_many_jobs_flow_through_a_small_queue(start_emulator: Start, tmp_path: Path, checked_at: str) -> None:
-    emulator = start_emulator(batch_seconds=0.05, enqueued_token_limit=450, enqueued_limit_at=checked_at)
+def test_many_jobs_flow_through_a_small_queue(
+    start_emulator: Start, tmp_path: Path, checked_at: str
+) -> None:
+    emulator = start_emulator(
+        batch_seconds=0.05, enqueued_token_limit=450, enqueued_limit_at=checked_at
+    )
     assert not complaints(rows_of(run(emulator, tmp_path, job_max_records=1)), TEXTS)
     done = [job for job in emulator.jobs if job["status"] == "completed"]
     assert len(done) == 8

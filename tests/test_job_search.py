@@ -1,4 +1,6 @@
-"""Looking for a lost job in a provider's list: what is found, and when finding nothing means that there is nothing."""
+"""Looking for a lost job in a provider's list: what is found, and when finding nothing means that
+there is nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,21 @@ SINCE = 1_800_000_000.0
 LONG_AGO = SINCE - SLACK_SECONDS - 1
 
 
-def job(job_id: str, created_at: float = SINCE + 5, name: str | None = None, staged: str | None = None) -> RemoteJob:
+def job(
+    job_id: str, created_at: float = SINCE + 5, name: str | None = None, staged: str | None = None
+) -> RemoteJob:
     return RemoteJob(job_id, JobState.RUNNING, "in_progress", created_at, name=name, staged=staged)
 
 
-def find(*pages: Sequence[RemoteJob], keeps_names: bool = False, most_pages: int = 100) -> list[str]:
-    return [found.job_id for found in find_jobs(pages, "ours", "file-1", SINCE, keeps_names=keeps_names, most_pages=most_pages)]
+def find(
+    *pages: Sequence[RemoteJob], keeps_names: bool = False, most_pages: int = 100
+) -> list[str]:
+    return [
+        found.job_id
+        for found in find_jobs(
+            pages, "ours", "file-1", SINCE, keeps_names=keeps_names, most_pages=most_pages
+        )
+    ]
 
 
 def test_jobs_of_the_name_and_of_the_input_are_found_oldest_first():
@@ -35,8 +46,14 @@ def test_jobs_of_the_name_and_of_the_input_are_found_oldest_first():
 
 @pytest.mark.parametrize("keeps_names", [True, False])
 def test_a_job_is_found_on_the_page_on_which_those_begin_that_are_too_old(keeps_names: bool):
-    assert find([job("ours", name="ours-0"), job("old", LONG_AGO, "theirs")], keeps_names=keeps_names) == ["ours"]
-    assert find([job("new", name="")], [job("ours", name="ours-0"), job("old", LONG_AGO, "")], keeps_names=keeps_names) == ["ours"]
+    assert find(
+        [job("ours", name="ours-0"), job("old", LONG_AGO, "theirs")], keeps_names=keeps_names
+    ) == ["ours"]
+    assert find(
+        [job("new", name="")],
+        [job("ours", name="ours-0"), job("old", LONG_AGO, "")],
+        keeps_names=keeps_names,
+    ) == ["ours"]
 
 
 NOTHING: dict[str, tuple[list[list[RemoteJob]], bool]] = {
@@ -55,7 +72,9 @@ NOTHING: dict[str, tuple[list[list[RemoteJob]], bool]] = {
 
 
 @pytest.mark.parametrize(("pages", "is_certain"), NOTHING.values(), ids=NOTHING.keys())
-def test_finding_nothing_is_a_no_only_where_the_list_would_have_shown_it(pages: list[list[RemoteJob]], is_certain: bool):
+def test_finding_nothing_is_a_no_only_where_the_list_would_have_shown_it(
+    pages: list[list[RemoteJob]], is_certain: bool
+):
     if is_certain:
         assert find(*pages) == []
     else:

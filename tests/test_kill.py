@@ -1,4 +1,5 @@
-"""Kill -9 of a whole pipeline at every point of a job's life; then a run with the input shuffled and another batch size.
+"""Kill -9 of a whole pipeline at every point of a job's life; then a run with the input shuffled
+and another batch size.
 
 By the emulator's book: billed twice 0. By the rerun's output: lost 0, wrong 0.
 """
@@ -13,12 +14,26 @@ from pathlib import Path
 import pytest
 
 from beam_llm.testing import EmulatorProcess, Fault
-from tests.killed import Run, billed, complaints, jobs_made, killed, once, rerun, reviews_of, shuffled, start, wait_until
+from tests.killed import (
+    Run,
+    billed,
+    complaints,
+    jobs_made,
+    killed,
+    once,
+    rerun,
+    reviews_of,
+    shuffled,
+    start,
+    wait_until,
+)
 
 
 @pytest.fixture(scope="module")
 def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatorProcess]:
-    with EmulatorProcess(state_dir=tmp_path_factory.mktemp("provider"), batch_seconds=0.15) as running:
+    with EmulatorProcess(
+        state_dir=tmp_path_factory.mktemp("provider"), batch_seconds=0.15
+    ) as running:
         yield running
 
 
@@ -32,7 +47,8 @@ def has_created(staging: Path, jobs: int = 1) -> bool:
     return len(list(staging.glob("jobs/*/created-*"))) >= jobs
 
 
-# 24 records, 3 a line, 3 lines a job: 3 jobs, so that a kill finds jobs in every state. `#n`: the n-th time that the point is reached.
+# 24 records, 3 a line, 3 lines a job: 3 jobs, so that a kill finds jobs in every state. `#n`: the
+# n-th time that the point is reached.
 POINTS = [
     "intent.before", "intent.after", "intent.after#2", "staged", "uploaded", "marked", "create.before", "create.before#3",
     "create.after", "create.after#2", "ack.after", "waiting", "ended", "collect.file", "collect.half", "answers.before",
@@ -41,7 +57,9 @@ POINTS = [
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_at_any_point_the_rerun_answers_all_and_pays_nothing_twice(emulator: EmulatorProcess, tmp_path: Path, point: str) -> None:
+def test_killed_at_any_point_the_rerun_answers_all_and_pays_nothing_twice(
+    emulator: EmulatorProcess, tmp_path: Path, point: str
+) -> None:
     texts = reviews_of(point)
     run = Run(emulator.base_url, str(tmp_path), texts, {"batch_size": 3, "job_max_records": 3})
     assert killed(run.replaced(kill=point)) == -signal.SIGKILL
@@ -50,12 +68,23 @@ def test_killed_at_any_point_the_rerun_answers_all_and_pays_nothing_twice(emulat
     assert billed(emulator, texts) == once(texts)
 
 
-# A job that expires half done, and the follow-up for the rest: two result files, two creates, two ends.
+# A job that expires half done, and the follow-up for the rest: two result files, two creates, two
+# ends.
 @pytest.mark.parametrize(
     "point",
-    ["collect.file#2", "done.after", "output.half", "child.begun", "create.before#2", "create.after#2", "done.before#2"],
+    [
+        "collect.file#2",
+        "done.after",
+        "output.half",
+        "child.begun",
+        "create.before#2",
+        "create.after#2",
+        "done.before#2",
+    ],
 )
-def test_killed_between_an_expired_job_and_its_follow_up(emulator: EmulatorProcess, tmp_path: Path, point: str) -> None:
+def test_killed_between_an_expired_job_and_its_follow_up(
+    emulator: EmulatorProcess, tmp_path: Path, point: str
+) -> None:
     emulator.set_faults(Fault("expire", nth=1, done=0.5))
     texts = reviews_of(f"expired {point}")
     run = Run(emulator.base_url, str(tmp_path), texts)
@@ -76,22 +105,30 @@ def test_killed_between_an_expired_job_and_its_follow_up(emulator: EmulatorProce
     ],
     ids=" then ".join,
 )
-def test_killed_again_and_again(emulator: EmulatorProcess, tmp_path: Path, points: tuple[str, ...]) -> None:
+def test_killed_again_and_again(
+    emulator: EmulatorProcess, tmp_path: Path, points: tuple[str, ...]
+) -> None:
     texts = reviews_of(" then ".join(points))
     run = Run(emulator.base_url, str(tmp_path), texts)
     for times, point in enumerate(points):
-        again = run.replaced(texts=shuffled(texts, times), options={"batch_size": 2 + times}, kill=point)
+        again = run.replaced(
+            texts=shuffled(texts, times), options={"batch_size": 2 + times}, kill=point
+        )
         assert killed(again) == -signal.SIGKILL
     assert not complaints(rerun(run), texts)
     assert billed(emulator, texts) == once(texts)
 
 
-def test_killed_where_a_runner_waits_with_a_splittable_dofn(emulator: EmulatorProcess, tmp_path: Path) -> None:
+def test_killed_where_a_runner_waits_with_a_splittable_dofn(
+    emulator: EmulatorProcess, tmp_path: Path
+) -> None:
     texts = reviews_of("sdf")
     run = Run(emulator.base_url, str(tmp_path), texts, {"waiting": "sdf", "job_max_records": 3})
     assert killed(run.replaced(kill="waiting#3")) == -signal.SIGKILL
     again = shuffled(texts)
-    assert not complaints(rerun(run.replaced(texts=again, options={"waiting": "sdf", "batch_size": 5})), again)
+    assert not complaints(
+        rerun(run.replaced(texts=again, options={"waiting": "sdf", "batch_size": 5})), again
+    )
     assert billed(emulator, texts) == once(texts)
 
 
@@ -109,7 +146,9 @@ def test_killed_with_bundles_that_beam_repeats(emulator: EmulatorProcess, tmp_pa
 
 
 @pytest.mark.parametrize("lag", [0.0, 0.5], ids=["listed at once", "listed late"])
-def test_a_job_whose_create_got_no_answer_is_found_and_adopted(emulator: EmulatorProcess, tmp_path: Path, lag: float) -> None:
+def test_a_job_whose_create_got_no_answer_is_found_and_adopted(
+    emulator: EmulatorProcess, tmp_path: Path, lag: float
+) -> None:
     emulator.set_faults(Fault("create_lost", nth=1), Fault("list_lag", seconds=lag))
     texts, before = reviews_of(f"lost {lag}"), jobs_made(emulator)
     run = Run(emulator.base_url, str(tmp_path), texts, {"list_lag_seconds": 1.0})
@@ -118,7 +157,9 @@ def test_a_job_whose_create_got_no_answer_is_found_and_adopted(emulator: Emulato
     assert billed(emulator, texts) == once(texts)
 
 
-def test_killed_while_looking_for_a_job_that_is_listed_late(emulator: EmulatorProcess, tmp_path: Path) -> None:
+def test_killed_while_looking_for_a_job_that_is_listed_late(
+    emulator: EmulatorProcess, tmp_path: Path
+) -> None:
     emulator.set_faults(Fault("list_lag", seconds=0.7))
     texts, before = reviews_of("killed in doubt"), jobs_made(emulator)
     run = Run(emulator.base_url, str(tmp_path), texts, {"list_lag_seconds": 1.2})
@@ -132,7 +173,9 @@ def test_killed_while_looking_for_a_job_that_is_listed_late(emulator: EmulatorPr
 # The provider dies too
 
 
-def test_the_provider_is_killed_and_comes_back_while_a_run_waits(emulator: EmulatorProcess, tmp_path: Path) -> None:
+def test_the_provider_is_killed_and_comes_back_while_a_run_waits(
+    emulator: EmulatorProcess, tmp_path: Path
+) -> None:
     texts = reviews_of("provider killed")
     child = start(Run(emulator.base_url, str(tmp_path), texts, {"job_max_records": 3}))
     wait_until(lambda: has_created(tmp_path))
@@ -144,7 +187,9 @@ def test_the_provider_is_killed_and_comes_back_while_a_run_waits(emulator: Emula
 
 
 @pytest.mark.parametrize("point", ["create.before", "create.after", "waiting"])
-def test_run_and_provider_are_both_killed(emulator: EmulatorProcess, tmp_path: Path, point: str) -> None:
+def test_run_and_provider_are_both_killed(
+    emulator: EmulatorProcess, tmp_path: Path, point: str
+) -> None:
     texts = reviews_of(f"both killed at {point}")
     run = Run(emulator.base_url, str(tmp_path), texts)
     assert killed(run.replaced(kill=point)) == -signal.SIGKILL

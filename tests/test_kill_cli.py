@@ -1,4 +1,6 @@
-"""`beam-llm predict --mode batch_api`, killed and started again; and what `beam-llm jobs` says and does in between."""
+"""`beam-llm predict --mode batch_api`, killed and started again; and what `beam-llm jobs` says and
+does in between.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,18 @@ import pytest
 
 from beam_llm.cli.main import main
 from beam_llm.testing import Emulator
-from tests.killed import MODEL, MOOD, PROMPT, Command, billed, expected, killed, once, reviews_of, wait_until
+from tests.killed import (
+    MODEL,
+    MOOD,
+    PROMPT,
+    Command,
+    billed,
+    expected,
+    killed,
+    once,
+    reviews_of,
+    wait_until,
+)
 
 Start = Callable[..., Emulator]
 TEXTS = reviews_of("command line")
@@ -30,13 +43,25 @@ def folder(tmp_path: Path) -> Path:
 def arguments(folder: Path, *more: str, output: str = "out.jsonl") -> list[str]:
     """The same command each time."""
     quick = ["--poll-seconds", "0.05", "--list-lag-seconds", "0.3", "--quiet"]
-    files = [str(folder / "in.jsonl"), "--output", str(folder / output), "--staging", str(folder / "staging")]
+    files = [
+        str(folder / "in.jsonl"),
+        "--output",
+        str(folder / output),
+        "--staging",
+        str(folder / "staging"),
+    ]
     question = ["--model", MODEL, "--prompt", PROMPT, "--output-type", MOOD, "--batch-size", "3"]
     return ["predict", *files, *question, "--mode", "batch_api", *quick, *more]
 
 
-def command(folder: Path, emulator: Emulator, *more: str, kill: str | None = None, output: str = "out.jsonl") -> int | None:
-    return killed(Command(arguments(folder, *more, output=output), kill=kill, environment=emulator.environment))
+def command(
+    folder: Path, emulator: Emulator, *more: str, kill: str | None = None, output: str = "out.jsonl"
+) -> int | None:
+    return killed(
+        Command(
+            arguments(folder, *more, output=output), kill=kill, environment=emulator.environment
+        )
+    )
 
 
 def answers(folder: Path, output: str = "out.jsonl") -> list[tuple[str, Any]]:
@@ -48,7 +73,9 @@ RIGHT = [(text, expected(text)) for text in TEXTS]
 
 
 @pytest.mark.parametrize("point", ["intent.after", "create.after", "waiting", "output.half"])
-def test_killed_and_started_again_it_goes_on(start_emulator: Start, folder: Path, point: str) -> None:
+def test_killed_and_started_again_it_goes_on(
+    start_emulator: Start, folder: Path, point: str
+) -> None:
     emulator = start_emulator(batch_seconds=0.1)
     assert command(folder, emulator, kill=point) == -signal.SIGKILL
     assert not (folder / "out.jsonl").exists()
@@ -58,10 +85,14 @@ def test_killed_and_started_again_it_goes_on(start_emulator: Start, folder: Path
     assert sorted(os.listdir(folder)) == ["in.jsonl", "out.jsonl", "staging"]
 
 
-def test_the_real_command_is_killed_while_it_waits(start_emulator: Start, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_real_command_is_killed_while_it_waits(
+    start_emulator: Start, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     emulator = start_emulator(batch_seconds=(0, 3, 0))
     environment = {**os.environ, **emulator.environment}
-    with subprocess.Popen([sys.executable, "-m", "beam_llm", *arguments(folder)], env=environment) as running:
+    with subprocess.Popen(
+        [sys.executable, "-m", "beam_llm", *arguments(folder)], env=environment
+    ) as running:
         try:
             wait_until(lambda: bool(list(folder.glob("staging/jobs/*/created-*"))))
         finally:
@@ -92,7 +123,10 @@ def led(monkeypatch: pytest.MonkeyPatch) -> Callable[[Emulator], None]:
 
 
 def test_a_job_in_doubt_says_so_and_can_not_be_cancelled_before_it_is_found(
-    start_emulator: Start, folder: Path, led: Callable[[Emulator], None], capsys: pytest.CaptureFixture[str]
+    start_emulator: Start,
+    folder: Path,
+    led: Callable[[Emulator], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     emulator = start_emulator(batch_seconds=0.1)
     led(emulator)
@@ -125,7 +159,10 @@ def test_killed_then_cancelled_the_finished_part_is_kept_and_the_rest_asked_only
 
 
 def test_cancelling_a_job_that_the_provider_has_completed_says_so_and_it_is_collected(
-    start_emulator: Start, folder: Path, led: Callable[[Emulator], None], capsys: pytest.CaptureFixture[str]
+    start_emulator: Start,
+    folder: Path,
+    led: Callable[[Emulator], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     emulator = start_emulator(batch_seconds=0.1)
     led(emulator)
@@ -140,7 +177,10 @@ def test_cancelling_a_job_that_the_provider_has_completed_says_so_and_it_is_coll
 
 
 def test_after_a_cleanup_the_next_run_still_pays_nothing(
-    start_emulator: Start, folder: Path, led: Callable[[Emulator], None], capsys: pytest.CaptureFixture[str]
+    start_emulator: Start,
+    folder: Path,
+    led: Callable[[Emulator], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     emulator = start_emulator(batch_seconds=0.1)
     led(emulator)

@@ -1,4 +1,6 @@
-"""A Flink TaskManager dies while a batch pipeline waits for its job: Flink begins anew, the ledger does not."""
+"""A Flink TaskManager dies while a batch pipeline waits for its job: Flink begins anew, the ledger
+does not.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ restart-strategy.fixed-delay.delay: 500 ms"""
 
 
 class RestartingCluster(FlinkCluster):
-    """Restarts batch jobs, too. Beam's own options for that reach streaming jobs only, so it is the cluster's to do."""
+    """Restarts batch jobs, too. Beam's own options for that reach streaming jobs only, so it is the
+    cluster's to do.
+    """
 
     def _write_configuration(self) -> None:
         super()._write_configuration()
@@ -45,20 +49,39 @@ def test_a_taskmanager_killed_while_a_job_is_waited_for_costs_nothing(
     cluster: FlinkCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = reviews_of("flink")
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"id": text, "text": text, "rating": 0.0}) + "\n" for text in texts))
+    (tmp_path / "in.jsonl").write_text(
+        "".join(json.dumps({"id": text, "text": text, "rating": 0.0}) + "\n" for text in texts)
+    )
     with Emulator(batch_seconds=(0, 12, 0)) as emulator:
         for name, value in emulator.environment.items():
             monkeypatch.setenv(name, value)
-        arguments = [f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'out'}", f"--staging_location={tmp_path / 'staging'}"]
-        arguments += ["--mode=batch_api", "--poll_seconds=0.2", "--batch_size=4", *cluster.batch_options(env=emulator.environment)]
+        arguments = [
+            f"--input={tmp_path / 'in.jsonl'}",
+            f"--output={tmp_path / 'out'}",
+            f"--staging_location={tmp_path / 'staging'}",
+        ]
+        arguments += [
+            "--mode=batch_api",
+            "--poll_seconds=0.2",
+            "--batch_size=4",
+            *cluster.batch_options(env=emulator.environment),
+        ]
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(reviews_batch.run, arguments)
-            wait_until(lambda: bool(list(tmp_path.glob("staging/jobs/*/created-*"))) or running.done(), 100)
+            wait_until(
+                lambda: bool(list(tmp_path.glob("staging/jobs/*/created-*"))) or running.done(), 100
+            )
             cluster.kill_taskmanager()
             cluster.start_taskmanager(wait=False)
             running.result(200)
-        rows = [json.loads(line) for path in tmp_path.glob("out*.jsonl") for line in path.read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for path in tmp_path.glob("out*.jsonl")
+            for line in path.read_text().splitlines()
+        ]
         assert sorted(row["id"] for row in rows) == sorted(texts)
-        assert {row["id"]: row["opinion"]["sentiment"] for row in rows} == {text: expected(text) for text in texts}
+        assert {row["id"]: row["opinion"]["sentiment"] for row in rows} == {
+            text: expected(text) for text in texts
+        }
         assert billed(emulator, texts) == once(texts)
         assert len(emulator.jobs) == 1

@@ -1,4 +1,6 @@
-"""The ledger as an object on disk: formats, golden files, snapshots, damage, secrets; and what `beam-llm jobs` sees of it."""
+"""The ledger as an object on disk: formats, golden files, snapshots, damage, secrets; and what
+`beam-llm jobs` sees of it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ GOLDEN_TEXTS = [f"golden {number}" for number in range(6)]
 
 @pytest.fixture(params=["local", "gcs"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
-    return World(str(tmp_path / "staging") if request.param == "local" else request.getfixturevalue("gcs_location"))
+    return World(
+        str(tmp_path / "staging")
+        if request.param == "local"
+        else request.getfixturevalue("gcs_location")
+    )
 
 
 @pytest.fixture
@@ -52,7 +58,12 @@ def test_two_planners_race_on_every_store(world: World) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(3) as pool:
-        plans = list(pool.map(lambda part: world.plan(TEXTS[part * 4 : part * 4 + 12], batch_size=1 + part), range(3)))
+        plans = list(
+            pool.map(
+                lambda part: world.plan(TEXTS[part * 4 : part * 4 + 12], batch_size=1 + part),
+                range(3),
+            )
+        )
     assert sum(ref.records for refs in plans for ref in refs) == 36
     known = Ledger(open_store(world.location))
     keys = [Manifest.read(known.store, intent.lines).keys for intent in known.intents()]
@@ -63,7 +74,9 @@ def test_two_planners_race_on_every_store(world: World) -> None:
 
 
 def test_todays_format_is_read_by_every_later_version(tmp_path: Path) -> None:
-    """The golden folder was written by the first version. Once that is released, a change that can't read it is a new format."""
+    """The golden folder was written by the first version. Once that is released, a change that
+    can't read it is a new format.
+    """
     shutil.copytree(GOLDEN, tmp_path / "staging")
     world = World(str(tmp_path / "staging"))
     world.fake.create = None  # type: ignore[method-assign, assignment]  # everything is answered: nothing may be asked
@@ -87,7 +100,9 @@ def test_todays_format_is_read_by_every_later_version(tmp_path: Path) -> None:
     ],
     ids=["newer ledger", "half-written ledger", "newer entry", "half-written entry"],
 )
-def test_what_this_version_cannot_read_is_a_clear_error(local: World, name: str, content: bytes, complaint: str) -> None:
+def test_what_this_version_cannot_read_is_a_clear_error(
+    local: World, name: str, content: bytes, complaint: str
+) -> None:
     local.plan(TEXTS)
     local.restart()
     open_store(local.location).put(name, content)
@@ -120,7 +135,9 @@ def _tidy(world: World) -> object:
         ("done", True, _tidy),
     ],
 )
-def test_a_cut_document_of_a_job_is_an_error_that_names_it(local: World, word: str, is_done: bool, use: Any, part: float) -> None:
+def test_a_cut_document_of_a_job_is_an_error_that_names_it(
+    local: World, word: str, is_done: bool, use: Any, part: float
+) -> None:
     driver, refs = local.driver(), local.plan(TEXTS)
     driver.step(refs[0])
     if is_done:
@@ -140,7 +157,9 @@ def test_log_numbers_are_never_used_again(local: World) -> None:
 
 
 @pytest.mark.parametrize("lost", [1, 2, 3], ids=["first", "one between", "last"])
-def test_the_number_of_a_lost_entry_goes_to_no_other_job_and_its_records_are_not_paid_again(local: World, lost: int) -> None:
+def test_the_number_of_a_lost_entry_goes_to_no_other_job_and_its_records_are_not_paid_again(
+    local: World, lost: int
+) -> None:
     for number in range(3):
         local.run([f"text {number}"])
     store, name = open_store(local.location), f"log/{lost:020d}"
@@ -172,8 +191,12 @@ DOCUMENTS = {
 
 
 @pytest.mark.parametrize("word", DOCUMENTS)
-@pytest.mark.parametrize("damage", ["newer format", "no format", "format is text", "a member is missing", "a list"])
-def test_a_document_of_a_job_is_read_only_where_its_format_is_known_and_it_is_whole(local: World, word: str, damage: str) -> None:
+@pytest.mark.parametrize(
+    "damage", ["newer format", "no format", "format is text", "a member is missing", "a list"]
+)
+def test_a_document_of_a_job_is_read_only_where_its_format_is_known_and_it_is_whole(
+    local: World, word: str, damage: str
+) -> None:
     local.fake.uploads_fail = 1 if word == "lease-0000" else 0
     driver, refs = local.driver(), local.plan(TEXTS)
     local.fake.create_faults = ["429"] if word == "uploaded-0000" else []
@@ -195,7 +218,9 @@ def test_a_document_of_a_job_is_read_only_where_its_format_is_known_and_it_is_wh
 # Snapshots
 
 
-def test_a_snapshot_keeps_the_tail_short_and_knows_the_same(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_keeps_the_tail_short_and_knows_the_same(
+    local: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ledger, "SNAPSHOT_AFTER", 3)
     for start in range(6):
         local.plan(TEXTS[start : start + 10])
@@ -204,14 +229,20 @@ def test_a_snapshot_keeps_the_tail_short_and_knows_the_same(local: World, monkey
     local.restart()
     read: list[int] = []
     original = Ledger.intent
-    monkeypatch.setattr(Ledger, "intent", lambda self, number: read.append(number) or original(self, number))
+    monkeypatch.setattr(
+        Ledger, "intent", lambda self, number: read.append(number) or original(self, number)
+    )
     known = Ledger(store).known()
     assert len(read) <= 3
     assert len(known) == 15
 
 
-@pytest.mark.parametrize("content", [b"", b"beam_llm\x01\0\0\0", None], ids=["empty", "cut", "cut in the middle"])
-def test_a_damaged_snapshot_is_passed_over(local: World, monkeypatch: pytest.MonkeyPatch, content: bytes | None) -> None:
+@pytest.mark.parametrize(
+    "content", [b"", b"beam_llm\x01\0\0\0", None], ids=["empty", "cut", "cut in the middle"]
+)
+def test_a_damaged_snapshot_is_passed_over(
+    local: World, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
     monkeypatch.setattr(ledger, "SNAPSHOT_AFTER", 1)
     local.plan(TEXTS[:5])
     local.plan(TEXTS[:10])
@@ -226,7 +257,9 @@ def test_a_damaged_snapshot_is_passed_over(local: World, monkeypatch: pytest.Mon
 # Secrets
 
 
-def test_neither_key_nor_path_of_the_base_url_is_in_the_staging_location(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_key_nor_path_of_the_base_url_is_in_the_staging_location(
+    local: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
     local.options |= {"api_key": "env:MY_KEY", "base_url": "http://127.0.0.1:1/tok-secret/v1"}
     local.fake.expire_after = 3
@@ -255,7 +288,13 @@ def test_jobs_are_listed_with_their_states(local: World) -> None:
     local.clock.now += 20
     driver.step(refs[0])
     view = list_jobs(store)[0]
-    assert (view.state, view.ended, view.answered, view.failed, view.records) == ("done", "completed", 8, 0, 8)
+    assert (view.state, view.ended, view.answered, view.failed, view.records) == (
+        "done",
+        "completed",
+        8,
+        0,
+        8,
+    )
     assert view.cost_usd
     orjson.dumps(view.as_dict())
 
@@ -297,7 +336,10 @@ def test_cancel_asks_the_provider_and_says_what_it_cannot(local: World) -> None:
 
 @pytest.mark.parametrize("ended", ["completed", "expired", "cancelled"])
 def test_cancelling_what_has_ended_at_the_provider_says_how(local: World, ended: str) -> None:
-    local.fake.expire_after, local.fake.cancel_after = {"expired": (4, None), "cancelled": (None, 4)}.get(ended, (None, None))
+    local.fake.expire_after, local.fake.cancel_after = {
+        "expired": (4, None),
+        "cancelled": (None, 4),
+    }.get(ended, (None, None))
     (ref,) = local.plan(TEXTS)
     local.driver().step(ref)
     local.clock.now += local.fake.answers_after
@@ -306,7 +348,9 @@ def test_cancelling_what_has_ended_at_the_provider_says_how(local: World, ended:
     assert not local.fake.calls["cancel"]
 
 
-def test_cleanup_takes_texts_of_finished_jobs_and_nothing_that_is_still_needed(local: World) -> None:
+def test_cleanup_takes_texts_of_finished_jobs_and_nothing_that_is_still_needed(
+    local: World,
+) -> None:
     local.run(TEXTS)
     unfinished = local.plan(["still to come", *TEXTS[:3]])
     local.driver().step(unfinished[-1])
@@ -322,7 +366,11 @@ def test_cleanup_takes_texts_of_finished_jobs_and_nothing_that_is_still_needed(l
     assert done.names == would.names
     assert set(done.provider_files) <= files - set(local.fake.files)
     assert len(done.provider_files) == 3
-    left = b"".join(store.get(name) or b"" for name in store.list("") if not name.startswith(("jobs/00000000000000000001/answers",)))
+    left = b"".join(
+        store.get(name) or b""
+        for name in store.list("")
+        if not name.startswith(("jobs/00000000000000000001/answers",))
+    )
     assert b"review number 7" not in left
     local.restart()
     texts = ["still to come", *TEXTS]
@@ -337,19 +385,33 @@ def test_outcomes_are_found_by_key_whatever_their_order(local: World) -> None:
     local.run(TEXTS)
     (end,) = JobTree(Ledger(open_store(local.location)), 1).nodes[0].ends
     outcomes = Outcomes(open_store(local.location), str(end.outcomes))
-    keys = Manifest.read(open_store(local.location), Ledger(open_store(local.location)).intent(1).lines).keys
-    assert sorted(outcomes.outcome(at).value for at in outcomes.positions(keys).tolist()) == sorted(f"re: {text}" for text in TEXTS)
+    keys = Manifest.read(
+        open_store(local.location), Ledger(open_store(local.location)).intent(1).lines
+    ).keys
+    assert sorted(outcomes.outcome(at).value for at in outcomes.positions(keys).tolist()) == sorted(
+        f"re: {text}" for text in TEXTS
+    )
     assert len(outcomes.of_kinds(frozenset({""}))) == 20
 
 
 ANSWERED = Outcome({"a": 1}, None, Usage(80, 12, 5), 1.5e-05, "gpt-4.1-mini", "req-1", "stop")
 OUTCOMES = {
     "answered": ANSWERED,
-    "failed": Outcome(None, Failure("refused", "said „no“", 2), Usage(80, 0, 0), 1e-05, "gpt-4.1-mini", "req-2", "content_filter"),
+    "failed": Outcome(
+        None,
+        Failure("refused", "said „no“", 2),
+        Usage(80, 0, 0),
+        1e-05,
+        "gpt-4.1-mini",
+        "req-2",
+        "content_filter",
+    ),
     "never asked": Outcome(None, Failure("prompt", "no field 'text'"), cost_usd=0.0),
     "without a price": Outcome("text", None, Usage(1, 2, 0), None, "local", None, "length"),
     "a value that is null": Outcome(None, None, Usage(1, 1, 1), 0.0, "m", "", None),
-    "as many tokens as nobody can have used": Outcome(1.5, None, Usage(2**40, -3, 7), None, "m", "i", "stop"),
+    "as many tokens as nobody can have used": Outcome(
+        1.5, None, Usage(2**40, -3, 7), None, "m", "i", "stop"
+    ),
 }
 
 
@@ -359,7 +421,12 @@ def test_an_outcome_comes_back_as_it_was(local: World, tmp_path: Path, what: str
     keys = np.frombuffer(bytes(range(48)), dtype="S16")
     with open(tmp_path / "rows", "wb") as file:
         writer = OutcomeWriter(keys, file)
-        for position, outcome in ((1, ANSWERED), (2, ANSWERED), (1, known)):  # a later one replaces the earlier
+        # A later one replaces the earlier.
+        for position, outcome in (
+            (1, ANSWERED),
+            (2, ANSWERED),
+            (1, known),
+        ):
             writer.put(position, outcome)
         writer.flush()
     index, counts = writer.whole()
@@ -367,16 +434,22 @@ def test_an_outcome_comes_back_as_it_was(local: World, tmp_path: Path, what: str
     store.put_file("x.rows", str(tmp_path / "rows"))
     outcomes = Outcomes(store, "x")
     assert outcomes.positions(keys).tolist() == [-1, 0, 1]
-    expected = known if known.usage.input_tokens < 2**32 else known._replace(usage=Usage(2**32 - 1, 0, 7))
+    expected = (
+        known if known.usage.input_tokens < 2**32 else known._replace(usage=Usage(2**32 - 1, 0, 7))
+    )
     assert list(outcomes.many([1, 0], [True, True])) == [ANSWERED, expected]
-    assert outcomes.outcome(0, pays=False) == expected._replace(usage=Usage(), cost_usd=0.0, reused=True)
+    assert outcomes.outcome(0, pays=False) == expected._replace(
+        usage=Usage(), cost_usd=0.0, reused=True
+    )
     kind = "" if known.failure is None else known.failure.kind
     assert counts == {"": 2} if not kind else counts == {"": 1, kind: 1}
     assert outcomes.of_kinds(frozenset({kind})).tolist() == [keys[1], keys[2]][: counts[kind]]
 
 
 def write_golden() -> Any:
-    """How the golden folder is made until the first release: `python -c "from tests.test_ledger import write_golden; write_golden()"`."""
+    """How the golden folder is made until the first release: `python -c "from tests.test_ledger
+    import write_golden; write_golden()"`.
+    """
     world = World(str(GOLDEN))
     world.fake.expire_after = 4
     for _, _, _ in _until_follow_up(world):

@@ -1,7 +1,9 @@
-"""A state machine over the ledger: runs over changing, shuffled inputs, killed anywhere, against a provider with faults.
+"""A state machine over the ledger: runs over changing, shuffled inputs, killed anywhere, against a
+provider with faults.
 
-Its model is short: every text is billed at most once, for ever; every run that is not killed gives each of its records back once,
-with its own answer; and what was answered before is answered without the provider.
+Its model is short: every text is billed at most once, for ever; every run that is not killed gives
+each of its records back once, with its own answer; and what was answered before is answered without
+the provider.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ POINTS = [
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    @initialize(limit=st.sampled_from([2, 5, 100]), on_leftover=st.sampled_from(["follow_up", "online"]))
+    @initialize(
+        limit=st.sampled_from([2, 5, 100]), on_leftover=st.sampled_from(["follow_up", "online"])
+    )
     def begin(self, limit: int, on_leftover: str) -> None:
         self.folder = tempfile.mkdtemp(prefix="beam-llm-machine-")
         self.world = World(self.folder, options={"on_leftover": on_leftover})
@@ -39,7 +43,17 @@ class LedgerMachine(RuleBasedStateMachine):
         most_jobs=st.sampled_from([None, 1, 3]),
         list_lag=st.sampled_from([0.0, 4.0]),
         expire_after=st.sampled_from([None, None, 0, 1, 3]),
-        oddity=st.sampled_from(["", "drop_ids_every", "strangers", "polls_fail", "downloads_fail", "download_cuts", "uploads_fail"]),
+        oddity=st.sampled_from(
+            [
+                "",
+                "drop_ids_every",
+                "strangers",
+                "polls_fail",
+                "downloads_fail",
+                "download_cuts",
+                "uploads_fail",
+            ]
+        ),
         unknown=st.sampled_from([0.0, 0.0, 6.0]),
         duplicate=st.booleans(),
     )
@@ -55,18 +69,33 @@ class LedgerMachine(RuleBasedStateMachine):
     ) -> None:
         fake = self.world.fake
         fake.create_faults = list(faults)
-        fake.most_jobs, fake.list_lag, fake.expire_after, fake.duplicate = most_jobs, list_lag, expire_after, duplicate
+        fake.most_jobs, fake.list_lag, fake.expire_after, fake.duplicate = (
+            most_jobs,
+            list_lag,
+            expire_after,
+            duplicate,
+        )
         fake.unknown_until = self.world.clock.now + unknown
         fake.drop_ids_every = fake.strangers = 0
         if oddity:
             setattr(fake, oddity, 2)
 
-    @rule(first=st.integers(0, 15), count=st.integers(1, 12), seed=st.integers(0, 9), batch_size=st.sampled_from([1, 2, 5]))
+    @rule(
+        first=st.integers(0, 15),
+        count=st.integers(1, 12),
+        seed=st.integers(0, 9),
+        batch_size=st.sampled_from([1, 2, 5]),
+    )
     def run_through(self, first: int, count: int, seed: int, batch_size: int) -> None:
         texts = self._texts(first, count, seed)
         found = self.world.run(texts, per_part=1 + seed, batch_size=batch_size)
         assert not wrong(found, texts)
-        assert not [outcome.failure for outcomes in found.values() for outcome in outcomes if outcome.failure]
+        assert not [
+            outcome.failure
+            for outcomes in found.values()
+            for outcome in outcomes
+            if outcome.failure
+        ]
         self.answered.update(texts)
 
     @rule(
@@ -77,10 +106,14 @@ class LedgerMachine(RuleBasedStateMachine):
         point=st.sampled_from(POINTS),
         times=st.integers(1, 3),
     )
-    def run_killed(self, first: int, count: int, seed: int, batch_size: int, point: str, times: int) -> None:
+    def run_killed(
+        self, first: int, count: int, seed: int, batch_size: int, point: str, times: int
+    ) -> None:
         points.watch = killing(point, times)
         try:
-            self.world.run(self._texts(first, count, seed), per_part=1 + seed, batch_size=batch_size)
+            self.world.run(
+                self._texts(first, count, seed), per_part=1 + seed, batch_size=batch_size
+            )
         except Killed:
             pass
         finally:
@@ -122,5 +155,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
 TestLedgerMachine = LedgerMachine.TestCase
 TestLedgerMachine.settings = settings(
-    max_examples=40, stateful_step_count=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=40,
+    stateful_step_count=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -1,4 +1,5 @@
-"""Threads that plan and drive overlapping inputs at once, with the real client against the emulator, no Beam: each record is paid once.
+"""Threads that plan and drive overlapping inputs at once, with the real client against the
+emulator, no Beam: each record is paid once.
 
 Processes that are killed or run beside each other: `test_kill.py`, `test_two_processes.py`.
 """
@@ -19,10 +20,15 @@ from beam_llm.providers import compile_task, connect_batch
 from beam_llm.values import Outcome
 from tests.batch_world import driven
 
-TEXTS = [f"review number {number}: the {word} was good" for number, word in enumerate(["phone", "cable", "soup", "hotel"] * 6)]
+TEXTS = [
+    f"review number {number}: the {word} was good"
+    for number, word in enumerate(["phone", "cable", "soup", "hotel"] * 6)
+]
 
 
-def run(base_url: str, location: str, texts: list[str], batch_size: int) -> dict[str, list[Outcome]]:
+def run(
+    base_url: str, location: str, texts: list[str], batch_size: int
+) -> dict[str, list[Outcome]]:
     known = settings(
         "openai:gpt-4.1-mini",
         prompt="Sentiment of this review:\n{{ element }}",
@@ -40,9 +46,14 @@ def run(base_url: str, location: str, texts: list[str], batch_size: int) -> dict
 
     def rows(some: list[str]) -> list[PartRow]:
         records = [task.record({}, text) for text in some]
-        return [PartRow(task.key(record), record, text.encode(), None) for record, text in zip(records, some, strict=True)]
+        return [
+            PartRow(task.key(record), record, text.encode(), None)
+            for record, text in zip(records, some, strict=True)
+        ]
 
-    parts = [write_part(store, rows(texts[start : start + 7]), 0) for start in range(0, len(texts), 7)]
+    parts = [
+        write_part(store, rows(texts[start : start + 7]), 0) for start in range(0, len(texts), 7)
+    ]
     refs = plan(store, task, caps_of(known, task.shared_tokens, None), provider.traits, parts, time)
     driver = Driver(known, task, store, provider, no_live_calls, lambda usage, batch: 0.0, time)
     found: dict[str, list[Outcome]] = {}
@@ -56,16 +67,24 @@ def no_live_calls(records: Any) -> Any:
 
 
 def complaints(found: dict[str, list[Outcome]], texts: list[str]) -> list[str]:
-    lost = [f"{text}: {len(found.get(text, []))} outcomes" for text in texts if len(found.get(text, [])) != 1]
+    lost = [
+        f"{text}: {len(found.get(text, []))} outcomes"
+        for text in texts
+        if len(found.get(text, [])) != 1
+    ]
     return lost + [
-        f"{text}: {outcomes[0]}" for text, outcomes in found.items() if outcomes[0].value not in ("positive", "negative", "neutral")
+        f"{text}: {outcomes[0]}"
+        for text, outcomes in found.items()
+        if outcomes[0].value not in ("positive", "negative", "neutral")
     ]
 
 
 def test_many_threads_with_overlapping_inputs_pay_once(llm_emulator: Any, tmp_path: Path) -> None:
     def one(seed: int) -> list[str]:
         texts = random.Random(seed).sample(TEXTS, 12)
-        return complaints(run(llm_emulator.base_url, str(tmp_path / "staging"), texts, 1 + seed), texts)
+        return complaints(
+            run(llm_emulator.base_url, str(tmp_path / "staging"), texts, 1 + seed), texts
+        )
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(one, range(4))) == [[], [], [], []]

@@ -20,7 +20,9 @@ from beam_llm.values import Pace
 
 
 def admitted(budget: Budget, arrivals: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """When each (pause before arrival, tokens) is admitted, first come first served: (time, tokens)."""
+    """When each (pause before arrival, tokens) is admitted, first come first served: (time,
+    tokens).
+    """
     arrival = now = 0.0
     done = []
     for pause, tokens in arrivals:
@@ -35,14 +37,19 @@ def admitted(budget: Budget, arrivals: list[tuple[float, float]]) -> list[tuple[
 
 # Pauses in 64ths of a second, so that sums and differences of times are exact.
 arrival_lists = st.lists(
-    st.tuples(st.one_of(st.just(0.0), st.integers(0, 90 * 64).map(lambda ticks: ticks / 64)), st.integers(1, 400).map(float)),
+    st.tuples(
+        st.one_of(st.just(0.0), st.integers(0, 90 * 64).map(lambda ticks: ticks / 64)),
+        st.integers(1, 400).map(float),
+    ),
     min_size=1,
     max_size=120,
 )
 
 
 @given(arrival_lists, st.integers(1, 30), st.integers(400, 3_000))
-def test_no_minute_holds_more_than_the_budget_of_requests_or_tokens(arrivals, requests_per_minute, tokens_per_minute):
+def test_no_minute_holds_more_than_the_budget_of_requests_or_tokens(
+    arrivals, requests_per_minute, tokens_per_minute
+):
     done = admitted(Budget(requests_per_minute, tokens_per_minute), arrivals)
     for start, _ in done:
         minute = [tokens for time, tokens in done if start <= time and time - 60 < start]
@@ -51,7 +58,9 @@ def test_no_minute_holds_more_than_the_budget_of_requests_or_tokens(arrivals, re
 
 
 @given(arrival_lists, st.integers(1, 30), st.integers(400, 3_000))
-def test_whoever_waits_waits_because_the_minute_is_full(arrivals, requests_per_minute, tokens_per_minute):
+def test_whoever_waits_waits_because_the_minute_is_full(
+    arrivals, requests_per_minute, tokens_per_minute
+):
     done = admitted(Budget(requests_per_minute, tokens_per_minute), arrivals)
     arrival = 0.0
     for i, ((pause, tokens), (time, _)) in enumerate(zip(arrivals, done, strict=True)):
@@ -72,16 +81,24 @@ def test_whoever_waits_waits_because_the_minute_is_full(arrivals, requests_per_m
         pytest.param(7, 10_000, 100.0, 50, id="requests are the narrower"),
     ],
 )
-def test_a_queue_that_never_empties_wastes_less_than_one_interval(requests_per_minute, tokens_per_minute, tokens, count):
+def test_a_queue_that_never_empties_wastes_less_than_one_interval(
+    requests_per_minute, tokens_per_minute, tokens, count
+):
     done = admitted(Budget(requests_per_minute, tokens_per_minute), [(0.0, tokens)] * count)
-    interval = max(60 / (requests_per_minute or math.inf), 60 * tokens / (tokens_per_minute or math.inf))
+    interval = max(
+        60 / (requests_per_minute or math.inf), 60 * tokens / (tokens_per_minute or math.inf)
+    )
     assert done[-1][0] < count * interval
 
 
 def test_a_request_above_the_token_budget_waits_for_an_empty_minute_and_then_goes():
     budget = Budget(None, 100)
     assert budget.is_larger(1_000)
-    assert admitted(budget, [(0.0, 50.0), (0.0, 1_000.0), (0.0, 1.0)]) == [(0.0, 50.0), (60.0, 1_000.0), (120.0, 1.0)]
+    assert admitted(budget, [(0.0, 50.0), (0.0, 1_000.0), (0.0, 1.0)]) == [
+        (0.0, 50.0),
+        (60.0, 1_000.0),
+        (120.0, 1.0),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +110,9 @@ def test_a_request_above_the_token_budget_waits_for_an_empty_minute_and_then_goe
     ],
 )
 def test_small_budgets(requests_per_minute, times):
-    assert [time for time, _ in admitted(Budget(requests_per_minute, None), [(0.0, 1.0)] * 3)] == times
+    assert [
+        time for time, _ in admitted(Budget(requests_per_minute, None), [(0.0, 1.0)] * 3)
+    ] == times
 
 
 @pytest.mark.parametrize(
@@ -138,7 +157,16 @@ def test_after_a_cut_the_window_grows_fast_to_near_where_it_was_then_by_one_per_
     window = Window(16)
     window.throttled(sent_at=1.0, now=2.0)
     grown = [window.succeeded() for _ in range(6 + 14 + 15 + 50)]
-    assert [i + 1 for i, grew in enumerate(grown) if grew] == [1, 2, 3, 4, 5, 6, 6 + 14, 6 + 14 + 15]
+    assert [i + 1 for i, grew in enumerate(grown) if grew] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        6 + 14,
+        6 + 14 + 15,
+    ]
     assert window.size == 16
 
 
@@ -158,7 +186,9 @@ def test_what_the_headers_ask_for(pace, seconds):
     assert hold_seconds(pace) == seconds
 
 
-async def held(limiter: LocalLimiter, seconds: float, tokens: float = 1.0, is_follow_up: bool = False) -> float:
+async def held(
+    limiter: LocalLimiter, seconds: float, tokens: float = 1.0, is_follow_up: bool = False
+) -> float:
     """Sends for so long; returns when it was admitted."""
     admission = await limiter.admit(tokens, is_follow_up=is_follow_up)
     try:
@@ -171,16 +201,26 @@ async def held(limiter: LocalLimiter, seconds: float, tokens: float = 1.0, is_fo
 def test_slots_are_given_in_order_and_follow_ups_go_first():
     async def main() -> list[float]:
         limiter = LocalLimiter(Window(1))
-        return await asyncio.gather(held(limiter, 1.0), held(limiter, 1.0), held(limiter, 1.0), held(limiter, 1.0, is_follow_up=True))
+        return await asyncio.gather(
+            held(limiter, 1.0),
+            held(limiter, 1.0),
+            held(limiter, 1.0),
+            held(limiter, 1.0, is_follow_up=True),
+        )
 
     assert run_virtually(main()) == [0.0, 2.0, 3.0, 1.0]
 
 
-@pytest.mark.parametrize("moment", [0.5, 1.0, 1.5], ids=["while waiting", "as the slot is handed over", "while holding"])
+@pytest.mark.parametrize(
+    "moment", [0.5, 1.0, 1.5], ids=["while waiting", "as the slot is handed over", "while holding"]
+)
 def test_a_cancelled_caller_loses_no_slot(moment):
     async def main() -> int:
         limiter = LocalLimiter(Window(1))
-        first, second = asyncio.create_task(held(limiter, 1.0)), asyncio.create_task(held(limiter, 1.0))
+        first, second = (
+            asyncio.create_task(held(limiter, 1.0)),
+            asyncio.create_task(held(limiter, 1.0)),
+        )
         asyncio.get_running_loop().call_later(moment, second.cancel)
         await asyncio.gather(first, second, return_exceptions=True)
         assert second.cancelled()
@@ -206,7 +246,9 @@ def test_cancelled_while_waiting_for_the_budget_gives_the_slot_back():
 def test_a_large_request_is_not_overtaken_by_small_ones_for_ever():
     async def main() -> list[float]:
         limiter = LocalLimiter(Window(10), Budget(None, 100))
-        return await asyncio.gather(held(limiter, 0.0, 60), held(limiter, 0.0, 100), held(limiter, 0.0, 1))
+        return await asyncio.gather(
+            held(limiter, 0.0, 60), held(limiter, 0.0, 100), held(limiter, 0.0, 1)
+        )
 
     first, large, small = run_virtually(main())
     assert (first, round(large), round(small)) == (0.0, 60, 120)
@@ -245,7 +287,9 @@ class SharedLimiter:
 
     async def admit(self, tokens, *, is_follow_up=False):
         self.said.append(("admit", tokens, is_follow_up))
-        return Admission(sent_at=asyncio.get_running_loop().time(), waited_seconds=2.0, throttled_seconds=1.5)
+        return Admission(
+            sent_at=asyncio.get_running_loop().time(), waited_seconds=2.0, throttled_seconds=1.5
+        )
 
     def settle(self, admission, tokens, pace):
         self.said.append(("settle", tokens))
@@ -261,7 +305,10 @@ class SharedLimiter:
 
 
 def test_a_limiter_of_another_kind_is_all_that_an_endpoint_needs():
-    limiter, refused = SharedLimiter(), Retryable(Kind.RATE_LIMITED, "too fast", retry_after_seconds=4.0)
+    limiter, refused = (
+        SharedLimiter(),
+        Retryable(Kind.RATE_LIMITED, "too fast", retry_after_seconds=4.0),
+    )
     late = Retryable(Kind.TIMED_OUT, "too late")
     provider = FakeProvider(script=[refused, late])
 

@@ -1,4 +1,6 @@
-"""LLMPredict among other transforms: labels, types, coders, counters, errors apart, pickling, several in one pipeline."""
+"""LLMPredict among other transforms: labels, types, coders, counters, errors apart, pickling,
+several in one pipeline.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,17 @@ from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 from apache_beam.typehints.row_type import RowTypeConstraint
 
 import beam_llm
-from beam_llm import BatchJobRef, CollectBatchJobs, Failure, Kind, LLMPredict, Prediction, SubmitBatchJobs, Usage, UsageError
+from beam_llm import (
+    BatchJobRef,
+    CollectBatchJobs,
+    Failure,
+    Kind,
+    LLMPredict,
+    Prediction,
+    SubmitBatchJobs,
+    Usage,
+    UsageError,
+)
 from beam_llm.config import OPTIONS
 from beam_llm.testing import Emulator, Fault
 from beam_llm.transforms.coders import AnyObjectCoder, PredictionCoder
@@ -65,7 +77,11 @@ def emulator(monkeypatch):
 def options(request, emulator, tmp_path):
     """Of either mode; what is expected does not depend on which."""
     live = {"output": Sentiment, "batch_size": 2}
-    return live if request.param == "online" else {**live, **batch_options(tmp_path), "mode": "batch_api"}
+    return (
+        live
+        if request.param == "online"
+        else {**live, **batch_options(tmp_path), "mode": "batch_api"}
+    )
 
 
 def batch_options(folder: Path) -> dict[str, Any]:
@@ -82,7 +98,8 @@ def source(p: beam.Pipeline, bounded: bool = True) -> Any:
     return made
 
 
-# Labels, types, coders ------------------------------------------------------------------------------------------------
+# Labels, types, coders
+# ------------------------------------------------------------------------------------------------
 
 
 class Steps(PipelineVisitor):
@@ -109,16 +126,26 @@ class Steps(PipelineVisitor):
         return below
 
 
-# What a reader of `expand` sees, and below it the steps that a runner runs. A running job is updated by its labels: a change here breaks
-# `--update` of every job that runs, and belongs into CHANGELOG.md.
+# What a reader of `expand` sees, and below it the steps that a runner runs. A running job is
+# updated by its labels: a change here breaks `--update` of every job that runs, and belongs into
+# CHANGELOG.md.
 LABELS = {
-    ("online", "bounded", "FnApiRunner"): {"Form prompt batches": ["Form"], "Ask the model": ["Call"], "Deliver": []},
+    ("online", "bounded", "FnApiRunner"): {
+        "Form prompt batches": ["Form"],
+        "Ask the model": ["Call"],
+        "Deliver": [],
+    },
     ("online", "bounded", "PrismRunner"): {
         "Form prompt batches": ["Spread records", "Form"],
         "Ask the model": ["Call", "Keep what is paid for"],
     },
     ("online", "unbounded", "PrismRunner"): {
-        "Form prompt batches": ["Choose buffers", "Fill buffers", "Spread prompt batches", "Open prompt batches"],
+        "Form prompt batches": [
+            "Choose buffers",
+            "Fill buffers",
+            "Spread prompt batches",
+            "Open prompt batches",
+        ],
         "Ask the model": ["Call", "Keep what is paid for"],
     },
     ("batch_api", "bounded", "FnApiRunner"): {
@@ -142,7 +169,10 @@ LABELS = {
 
 def predict(mode: str, folder: Path, **options: Any) -> LLMPredict:
     extra = batch_options(folder) if mode == "batch_api" else {}
-    return LLMPredict(MODEL, **{"prompt": PROMPT, "mode": mode, "base_url": "http://127.0.0.1:9/v1", **extra, **options})
+    return LLMPredict(
+        MODEL,
+        **{"prompt": PROMPT, "mode": mode, "base_url": "http://127.0.0.1:9/v1", **extra, **options},
+    )
 
 
 @pytest.mark.parametrize(("mode", "bounded", "runner"), LABELS, ids=lambda word: word)
@@ -152,7 +182,9 @@ def test_steps_have_labels_written_by_hand(mode, bounded, runner, tmp_path):
     steps = Steps(p)
     assert steps.own == LABELS[mode, bounded, runner]
     assert "LLMPredict(gpt-4.1-mini)" in steps.outputs
-    assert not [label for label in steps.outputs if "lambda" in label and not label.startswith("Read")]
+    assert not [
+        label for label in steps.outputs if "lambda" in label and not label.startswith("Read")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -172,10 +204,14 @@ def test_variants_have_labels_too(make, labels, tmp_path):
 
 def test_submitting_and_collecting_have_labels_too(tmp_path):
     p = pipeline()
-    refs = source(p) | SubmitBatchJobs(MODEL, PROMPT, base_url="http://127.0.0.1:9/v1", **batch_options(tmp_path))
+    refs = source(p) | SubmitBatchJobs(
+        MODEL, PROMPT, base_url="http://127.0.0.1:9/v1", **batch_options(tmp_path)
+    )
     assert list(Steps(p).own) == ["Spool parts", "Plan jobs", "Submit jobs"]
     assert refs.element_type is BatchJobRef
-    _ = refs | CollectBatchJobs(MODEL, PROMPT, base_url="http://127.0.0.1:9/v1", **batch_options(tmp_path))
+    _ = refs | CollectBatchJobs(
+        MODEL, PROMPT, base_url="http://127.0.0.1:9/v1", **batch_options(tmp_path)
+    )
     assert list(Steps(p).own)[-2:] == ["Drive jobs", "Deliver"]
 
 
@@ -188,7 +224,9 @@ def test_every_output_has_a_type_and_a_coder(mode, bounded, runner, output_field
         label
         for label, outputs in Steps(p).outputs.items()
         # Beam's own Reshuffle gives its inner steps Any.
-        if label.startswith("LLM") and label.count("/") == 1 and any(found.element_type in (Any, None, object) for found in outputs)
+        if label.startswith("LLM")
+        and label.count("/") == 1
+        and any(found.element_type in (Any, None, object) for found in outputs)
     ]
     assert untyped == []
     coder = registry.get_coder(out.element_type)
@@ -208,7 +246,15 @@ def test_every_output_has_a_type_and_a_coder(mode, bounded, runner, output_field
 )
 def test_a_prediction_survives_every_kind_of_shuffle(element, value):
     prediction = Prediction(
-        element, value, Failure("missing", "no answer", 2) if value is None else None, Usage(3, 2, 1), 0.25, "gpt", "req_1", "stop", True
+        element,
+        value,
+        Failure("missing", "no answer", 2) if value is None else None,
+        Usage(3, 2, 1),
+        0.25,
+        "gpt",
+        "req_1",
+        "stop",
+        True,
     )
     coder = registry.get_coder(Prediction)
     assert isinstance(coder, PredictionCoder)
@@ -216,7 +262,12 @@ def test_a_prediction_survives_every_kind_of_shuffle(element, value):
     seen = Collect()
     with pipeline("--direct_num_workers=1") as p:
         predictions = p | beam.Create([prediction]).with_output_types(Prediction) | beam.Reshuffle()
-        grouped = predictions | beam.WithKeys(0) | beam.GroupByKey() | beam.FlatMapTuple(lambda _, found: found)
+        grouped = (
+            predictions
+            | beam.WithKeys(0)
+            | beam.GroupByKey()
+            | beam.FlatMapTuple(lambda _, found: found)
+        )
         combined = predictions | beam.combiners.ToList() | beam.FlatMap(lambda found: found)
         _ = (grouped, combined) | beam.Flatten() | seen
     assert seen.found == [prediction, prediction]
@@ -224,13 +275,16 @@ def test_a_prediction_survives_every_kind_of_shuffle(element, value):
 
 
 def test_a_class_that_exists_nowhere_by_name_is_carried_by_value():
-    homeless = type("Homeless", (), {"__module__": "__main__", "__init__": lambda self: setattr(self, "x", 1)})
+    homeless = type(
+        "Homeless", (), {"__module__": "__main__", "__init__": lambda self: setattr(self, "x", 1)}
+    )
     coder = AnyObjectCoder()
     assert coder.decode(coder.encode(homeless())).x == 1
     assert coder.decode(coder.encode({"plain"})) == {"plain"}
 
 
-# Display, arguments, pickling -----------------------------------------------------------------------------------------
+# Display, arguments, pickling
+# -----------------------------------------------------------------------------------------
 
 
 def test_the_runners_page_shows_model_and_sizes_and_no_whole_text(tmp_path):
@@ -243,7 +297,12 @@ def test_the_runners_page_shows_model_and_sizes_and_no_whole_text(tmp_path):
             )
         ).items
     }  # fmt: skip
-    assert (shown["model"], shown["batch.size"], shown["mode"], shown["output"]) == (MODEL, 20, "batch_api", "Opinion")
+    assert (shown["model"], shown["batch.size"], shown["mode"], shown["output"]) == (
+        MODEL,
+        20,
+        "batch_api",
+        "Opinion",
+    )
     assert shown["api.key"] == "env:MY_KEY"
     assert shown["prompt"] == f"{PROMPT[: len(PROMPT) // 2]}… ({len(PROMPT)} characters)"
     assert "someone" not in str(shown)
@@ -253,7 +312,10 @@ def test_the_runners_page_shows_model_and_sizes_and_no_whole_text(tmp_path):
 
 def test_a_prompt_of_any_length_is_shown_shortened(tmp_path):
     made = LLMPredict(MODEL, "x" * 5000, base_url="https://host/v1")
-    shown = {item.key: item.value for item in DisplayData.create_from(made.with_exception_handling()).items}
+    shown = {
+        item.key: item.value
+        for item in DisplayData.create_from(made.with_exception_handling()).items
+    }
     assert len(shown["prompt"]) < 80
     assert shown["base.url"] == "https://host/v1"
 
@@ -281,10 +343,24 @@ def test_the_type_of_an_option_is_that_of_its_setting(name):
 
 
 def test_options_come_as_strings_with_overrides_and_typed_values(tmp_path):
-    model = {"provider": "openai", "model": "gpt-4", "batch.size": "20", "output": "enum:a|b", "max.retries": "1"}
-    made = LLMPredict.from_options(model, {"batch.size": "50", "api_key": "${MY_KEY}"}, output=Opinion)
+    model = {
+        "provider": "openai",
+        "model": "gpt-4",
+        "batch.size": "20",
+        "output": "enum:a|b",
+        "max.retries": "1",
+    }
+    made = LLMPredict.from_options(
+        model, {"batch.size": "50", "api_key": "${MY_KEY}"}, output=Opinion
+    )
     found = made._settings
-    assert (found.model, found.batch_size, found.max_retries, found.api_key, found.output) == ("openai:gpt-4", 50, 1, "env:MY_KEY", Opinion)
+    assert (found.model, found.batch_size, found.max_retries, found.api_key, found.output) == (
+        "openai:gpt-4",
+        50,
+        1,
+        "env:MY_KEY",
+        Opinion,
+    )
     assert made.label == "LLMPredict(gpt-4)"
     with pytest.raises(UsageError, match="batch.size"):
         LLMPredict.from_options({"model": "openai:gpt-4", "batch.sice": "2"})
@@ -294,7 +370,10 @@ def test_options_come_as_strings_with_overrides_and_typed_values(tmp_path):
 def test_the_halves_are_of_the_batch_api_whatever_door_they_came_through(kind, tmp_path):
     staging = str(tmp_path)
     assert kind(MODEL, staging_location=staging)._settings.mode == "batch_api"
-    assert kind.from_options({"model": MODEL, "staging.location": staging})._settings.mode == "batch_api"
+    assert (
+        kind.from_options({"model": MODEL, "staging.location": staging})._settings.mode
+        == "batch_api"
+    )
 
 
 def test_a_wrong_price_is_refused_before_there_is_a_pipeline():
@@ -328,11 +407,22 @@ def test_the_transform_pickles_and_its_graph_holds_no_client(mode, tmp_path):
     assert pickler.loads(pickler.dumps(made))._settings == made._settings
     p = pipeline()
     _ = source(p) | made
-    _ = source_again(p) | "again" >> predict(mode, tmp_path, output_field="mood", prompt="{{ element }}")
+    _ = source_again(p) | "again" >> predict(
+        mode, tmp_path, output_field="mood", prompt="{{ element }}"
+    )
     named = {name for fn in Fns(p).found for name in _names_in(fn)}
     assert "beam_llm.config" in named
-    assert not [name for name in named if name.split(".")[0] in ("openai", "aiohttp", "httpx", "asyncio", "threading", "_thread", "socket")]
-    assert not [name for name in named if name.startswith(("beam_llm.calls", "beam_llm.providers", "google.cloud"))]
+    assert not [
+        name
+        for name in named
+        if name.split(".")[0]
+        in ("openai", "aiohttp", "httpx", "asyncio", "threading", "_thread", "socket")
+    ]
+    assert not [
+        name
+        for name in named
+        if name.startswith(("beam_llm.calls", "beam_llm.providers", "google.cloud"))
+    ]
 
 
 class Fns(PipelineVisitor):
@@ -349,21 +439,31 @@ class Fns(PipelineVisitor):
 
 def _names_in(fn: Any) -> set[str]:
     """All strings of the DoFn's pickle: names of modules and classes among them."""
-    return {argument for _, argument, _ in pickletools.genops(cloudpickle.dumps(fn)) if isinstance(argument, str)}
+    return {
+        argument
+        for _, argument, _ in pickletools.genops(cloudpickle.dumps(fn))
+        if isinstance(argument, str)
+    }
 
 
-# Errors apart ---------------------------------------------------------------------------------------------------------
+# Errors apart
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_errors_come_apart_as_rows_with_a_schema(options):
     good, bad = Collect(), Collect()
     with pipeline() as p:
-        answered, failed = source(p) | LLMPredict(MODEL, PROMPT, **options).with_exception_handling()
+        answered, failed = (
+            source(p) | LLMPredict(MODEL, PROMPT, **options).with_exception_handling()
+        )
         assert answered.element_type is Prediction
         assert isinstance(failed.element_type, RowTypeConstraint)
         _ = answered | good
         _ = failed | beam.Reshuffle() | bad
-    assert {p.element: p.value for p in good.found} == {REVIEWS[0]: "positive", REVIEWS[2]: "negative"}
+    assert {p.element: p.value for p in good.found} == {
+        REVIEWS[0]: "positive",
+        REVIEWS[2]: "negative",
+    }
     (row,) = bad.found
     assert (tuple(row.element), row.kind) == (REVIEWS[1], "refused")
     assert row.message
@@ -372,7 +472,9 @@ def test_errors_come_apart_as_rows_with_a_schema(options):
 def test_errors_come_apart_under_the_users_tags_with_rows_that_have_the_answer(options):
     good, bad = Collect(), Collect()
     with pipeline() as p:
-        divide = LLMPredict(MODEL, PROMPT, output_field="mood", **options).with_exception_handling("fine", dead_letter_tag="dead")
+        divide = LLMPredict(MODEL, PROMPT, output_field="mood", **options).with_exception_handling(
+            "fine", dead_letter_tag="dead"
+        )
         outputs = source(p) | divide
         _ = outputs["fine"] | beam.Reshuffle() | good
         _ = outputs.dead | bad
@@ -394,23 +496,32 @@ def test_errors_go_to_an_error_handler(options):
 def test_a_collecting_error_handler_has_rows_with_a_schema(tmp_path):
     p = pipeline()
     with CollectingErrorHandler() as handler:
-        good = source(p) | predict("online", tmp_path, output_field="mood").with_error_handler(handler)
+        good = source(p) | predict("online", tmp_path, output_field="mood").with_error_handler(
+            handler
+        )
     assert isinstance(good.element_type, RowTypeConstraint)
-    assert [name for name, _ in handler.output().element_type._fields] == ["element", "message", "kind"]
+    assert [name for name, _ in handler.output().element_type._fields] == [
+        "element",
+        "message",
+        "kind",
+    ]
 
 
 def source_again(p: beam.Pipeline) -> Any:
     return p | "Read again" >> beam.Create(REVIEWS, reshuffle=False)
 
 
-# Counters -------------------------------------------------------------------------------------------------------------
+# Counters
+# -------------------------------------------------------------------------------------------------------------
 
 
 def counted(result: Any) -> tuple[dict[str, int], dict[str, Any]]:
     found = result.metrics().query(MetricsFilter().with_namespace("beam_llm"))
     counters: dict[str, int] = {}
     for metric in found["counters"]:
-        counters[metric.key.metric.name] = counters.get(metric.key.metric.name, 0) + metric.committed
+        counters[metric.key.metric.name] = (
+            counters.get(metric.key.metric.name, 0) + metric.committed
+        )
     return counters, {metric.key.metric.name: metric.committed for metric in found["distributions"]}
 
 
@@ -426,16 +537,33 @@ ELEMENTS = [
 def test_counters_of_live_calls_tell_what_happened(emulator):
     kept = Collect()
     p = pipeline()
-    _ = p | beam.Create(ELEMENTS, reshuffle=False) | LLMPredict(MODEL, PROMPT, output=Sentiment, batch_size=4) | kept
+    _ = (
+        p
+        | beam.Create(ELEMENTS, reshuffle=False)
+        | LLMPredict(MODEL, PROMPT, output=Sentiment, batch_size=4)
+        | kept
+    )
     result = p.run()
     result.wait_until_finish()
     counters, distributions = counted(result)
-    assert (counters["records"], counters["errors"], counters["errors_prompt"], counters["errors_refused"]) == (5, 2, 1, 1)
+    assert (
+        counters["records"],
+        counters["errors"],
+        counters["errors_prompt"],
+        counters["errors_refused"],
+    ) == (5, 2, 1, 1)
     assert counters["requests"] == len(emulator.requests)
     assert counters["splits"] >= 1
-    assert (counters["input_tokens"], counters["output_tokens"]) == (emulator.input_tokens, emulator.output_tokens)
-    assert counters["cost_micro_usd"] == pytest.approx(sum(p.cost_usd for p in kept.found if p.cost_usd) * 1e6, abs=2)
-    assert distributions["latency_ms"].count == len({p.request_id for p in kept.found if p.request_id}), "one per reply"
+    assert (counters["input_tokens"], counters["output_tokens"]) == (
+        emulator.input_tokens,
+        emulator.output_tokens,
+    )
+    assert counters["cost_micro_usd"] == pytest.approx(
+        sum(p.cost_usd for p in kept.found if p.cost_usd) * 1e6, abs=2
+    )
+    assert distributions["latency_ms"].count == len(
+        {p.request_id for p in kept.found if p.request_id}
+    ), "one per reply"
     assert distributions["records_per_request"].max == 4
     assert sum(p.usage.input_tokens for p in kept.found) == emulator.input_tokens
 
@@ -443,7 +571,9 @@ def test_counters_of_live_calls_tell_what_happened(emulator):
 def test_counters_of_jobs_tell_what_happened(emulator, tmp_path):
     kept = Collect()
     emulator.set_faults()
-    predict = LLMPredict(MODEL, PROMPT, output=Sentiment, batch_size=2, mode="batch_api", **batch_options(tmp_path))
+    predict = LLMPredict(
+        MODEL, PROMPT, output=Sentiment, batch_size=2, mode="batch_api", **batch_options(tmp_path)
+    )
     p = pipeline()
     _ = p | beam.Create(ELEMENTS, reshuffle=False) | predict | kept
     result = p.run()
@@ -453,7 +583,9 @@ def test_counters_of_jobs_tell_what_happened(emulator, tmp_path):
     assert (counters["job_requests"], distributions["records_per_request"].max) == (2, 2)
     assert counters["input_tokens"] == sum(p.usage.input_tokens for p in kept.found) > 0
     assert counters["output_tokens"] == sum(p.usage.output_tokens for p in kept.found) > 0
-    assert counters["cost_micro_usd"] == pytest.approx(sum(p.cost_usd for p in kept.found if p.cost_usd) * 1e6, abs=2)
+    assert counters["cost_micro_usd"] == pytest.approx(
+        sum(p.cost_usd for p in kept.found if p.cost_usd) * 1e6, abs=2
+    )
     again = pipeline()
     _ = again | beam.Create(ELEMENTS, reshuffle=False) | predict
     result = again.run()
@@ -467,7 +599,12 @@ def test_calls_that_cost_a_fraction_of_a_micro_dollar_are_not_counted_as_nothing
     kept = Collect()
     p = pipeline()
     prices = {"input": 0.01, "output": 0.01}
-    _ = p | beam.Create([f"text {number}" for number in range(40)], reshuffle=False) | LLMPredict(MODEL, prices=prices) | kept
+    _ = (
+        p
+        | beam.Create([f"text {number}" for number in range(40)], reshuffle=False)
+        | LLMPredict(MODEL, prices=prices)
+        | kept
+    )
     result = p.run()
     result.wait_until_finish()
     micro_usd = sum(p.cost_usd for p in kept.found) * 1e6
@@ -476,16 +613,33 @@ def test_calls_that_cost_a_fraction_of_a_micro_dollar_are_not_counted_as_nothing
 
 
 @pytest.mark.parametrize(("batch_size", "requests"), [(1, 6), (2, 3)])
-def test_what_a_job_left_over_is_asked_live_in_prompts_of_the_usual_size_and_counted_once(emulator, tmp_path, batch_size, requests):
+def test_what_a_job_left_over_is_asked_live_in_prompts_of_the_usual_size_and_counted_once(
+    emulator, tmp_path, batch_size, requests
+):
     emulator.set_faults(Fault("expire", times=1, done=1))
     kept = Collect()
     p = pipeline()
     reviews = p | beam.Create([f"good text {number}" for number in range(7)], reshuffle=False)
-    _ = reviews | LLMPredict(MODEL, mode="batch_api", batch_size=batch_size, on_leftover="online", **batch_options(tmp_path)) | kept
+    _ = (
+        reviews
+        | LLMPredict(
+            MODEL,
+            mode="batch_api",
+            batch_size=batch_size,
+            on_leftover="online",
+            **batch_options(tmp_path),
+        )
+        | kept
+    )
     result = p.run()
     result.wait_until_finish()
     counters, _ = counted(result)
-    assert (counters["records"], counters["requests"], emulator.calls, counters["job_requests"]) == (7, requests, requests, 1)
+    assert (
+        counters["records"],
+        counters["requests"],
+        emulator.calls,
+        counters["job_requests"],
+    ) == (7, requests, requests, 1)
     assert counters["input_tokens"] == sum(p.usage.input_tokens for p in kept.found)
     assert counters["output_tokens"] == sum(p.usage.output_tokens for p in kept.found)
 
@@ -497,10 +651,16 @@ def test_retries_are_counted_and_told_from_splits(emulator):
     result = p.run()
     result.wait_until_finish()
     counters, _ = counted(result)
-    assert (counters["requests"], counters["retries"], counters.get("splits", 0), counters.get("errors", 0)) == (2, 1, 0, 0)
+    assert (
+        counters["requests"],
+        counters["retries"],
+        counters.get("splits", 0),
+        counters.get("errors", 0),
+    ) == (2, 1, 0, 0)
 
 
-# Company --------------------------------------------------------------------------------------------------------------
+# Company
+# --------------------------------------------------------------------------------------------------------------
 
 
 class Numbered(beam.DoFn):
@@ -518,14 +678,29 @@ def test_it_works_twice_in_a_pipeline_beside_stateful_transforms(options):
     moods, scores = Collect(), Collect()
     with pipeline() as p:
         reviews = (
-            source(p) | beam.Map(lambda e: ("k", e)).with_output_types(tuple[str, Named]) | beam.ParDo(Numbered()).with_output_types(Named)
+            source(p)
+            | beam.Map(lambda e: ("k", e)).with_output_types(tuple[str, Named])
+            | beam.ParDo(Numbered()).with_output_types(Named)
         )
-        _ = reviews | "Moods" >> LLMPredict(MODEL, PROMPT, **options) | beam.WithKeys("k") | beam.GroupByKey() | moods
-        _ = reviews | "Scores" >> LLMPredict("openai:gpt-4.1", PROMPT, **{**options, "output": float, "batch_size": 1}) | scores
+        _ = (
+            reviews
+            | "Moods" >> LLMPredict(MODEL, PROMPT, **options)
+            | beam.WithKeys("k")
+            | beam.GroupByKey()
+            | moods
+        )
+        _ = (
+            reviews
+            | "Scores"
+            >> LLMPredict("openai:gpt-4.1", PROMPT, **{**options, "output": float, "batch_size": 1})
+            | scores
+        )
     ((_, found),) = moods.found
     assert {p.element.id: p.value for p in found} == {0: "positive", 1: None, 2: "negative"}
     assert {p.element.id for p in scores.found if isinstance(p.value, float)} == {0, 2}
-    assert {p.model for p in scores.found if p.error is None} != {p.model for p in found if p.error is None}
+    assert {p.model for p in scores.found if p.error is None} != {
+        p.model for p in found if p.error is None
+    }
 
 
 MAIN = """
@@ -567,7 +742,14 @@ def test_classes_of_a_main_program_reach_the_workers_and_come_back(flags, emulat
     script, out = tmp_path / "main.py", tmp_path / "out.txt"
     script.write_text(MAIN)
     command = [sys.executable, str(script), str(out), "--runner=FnApiRunner", *flags]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert sorted(out.read_text().split()) == ["0", "1", "negative", "positive"]
 
@@ -576,5 +758,9 @@ def test_help_is_a_map_of_the_package_and_names_every_kind_of_error():
     words = pydoc.render_doc(beam_llm, renderer=pydoc.plaintext)
     assert [name for name in beam_llm.__all__ if name not in words] == []
     assert "class LLMPredict(" in words
-    listed = [line.strip().partition(":")[0] for line in (Kind.__doc__ or "").split("\n") if line.startswith("      ")]
+    listed = [
+        line.strip().partition(":")[0]
+        for line in (Kind.__doc__ or "").split("\n")
+        if line.startswith("      ")
+    ]
     assert listed == list(Kind.ALL)

@@ -1,4 +1,6 @@
-"""Answers that are kept are checked by the class of today: what it refuses, with whatever exception, is its record's error."""
+"""Answers that are kept are checked by the class of today: what it refuses, with whatever
+exception, is its record's error.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def moods(emulator: Any, staging: Path) -> dict[str, Any]:
     return {each.element: each for each in seen.found}
 
 
-def test_kept_answers_are_checked_anew_by_a_class_that_was_mended(start_emulator: Any, tmp_path: Path) -> None:
+def test_kept_answers_are_checked_anew_by_a_class_that_was_mended(
+    start_emulator: Any, tmp_path: Path
+) -> None:
     emulator = start_emulator(batch_seconds=0.05)
     first = moods(emulator, tmp_path)
     assert {each.error for each in first.values()} == {None}

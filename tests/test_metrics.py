@@ -9,7 +9,9 @@ import pytest
 from beam_llm.transforms import metrics
 
 
-def test_an_odd_reply_is_logged_once_and_counted_always(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_odd_reply_is_logged_once_and_counted_always(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(metrics, "_logged", set())
     meter = metrics.Meter()
     for _ in range(3):

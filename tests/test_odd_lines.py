@@ -1,4 +1,6 @@
-"""Whatever a provider writes into a result line or a job object, every record of the job comes out, at once and on each rerun."""
+"""Whatever a provider writes into a result line or a job object, every record of the job comes out,
+at once and on each rerun.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,11 @@ def _unwatched() -> Iterator[None]:
 def line_of(custom_id: str, content: Any) -> dict[str, Any]:
     """A result line as OpenAI writes it."""
     message = {"role": "assistant", "content": content, "refusal": None}
-    usage = {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 0}}
+    usage = {
+        "prompt_tokens": 9,
+        "completion_tokens": 3,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     reply = {"id": "c-1", "model": "fake-model", "choices": [choice], "usage": usage, "error": None}
     response = {"status_code": 200, "request_id": "req-1", "body": reply}
@@ -69,7 +75,13 @@ Path_ = tuple[Any, ...]
 
 def paths_in(node: Any, path: Path_ = ()) -> Iterator[Path_]:
     """Every place in a JSON document but its root."""
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    children = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
     for key, child in children:
         yield (*path, key)
         yield from paths_in(child, (*path, key))
@@ -118,31 +130,65 @@ def odd_world(location: str, **options: Any) -> World:
 NASTY = (
     *(b"[" * depth + b"]" * depth for depth in (250, 300, 600)),
     *(b'{"v":' * depth + b"1" + b"}" * depth for depth in (250, 600)),
-    *(b'"\\ud83d"', b'"\\u0000"', b"NaN", b"-Infinity", b"1e400", b"1e300", b"18446744073709551616", b"9" * 5_000, b"1.5", b"-7"),
-    *(b'"12"', b'"\xff"', b'"' + b"x" * 10_000 + b'"', b'{"a":{"a":{"a":1}}}', b"[[[1]]]", b"", b"null", b'"not json', b"true", b'"201"'),
+    *(
+        b'"\\ud83d"',
+        b'"\\u0000"',
+        b"NaN",
+        b"-Infinity",
+        b"1e400",
+        b"1e300",
+        b"18446744073709551616",
+        b"9" * 5_000,
+        b"1.5",
+        b"-7",
+    ),
+    *(
+        b'"12"',
+        b'"\xff"',
+        b'"' + b"x" * 10_000 + b'"',
+        b'{"a":{"a":{"a":1}}}',
+        b"[[[1]]]",
+        b"",
+        b"null",
+        b'"not json',
+        b"true",
+        b'"201"',
+    ),
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 VALUES = st.sampled_from(NASTY) | JSON.map(lambda value: json.dumps(value).encode())
 LINE_PATHS = sorted(set(paths_in(line_of("r-1", "re"))), key=str)
-JOB_PATHS = sorted(set(paths_in(job_of(RemoteJob("b", "completed", 1.0, ("f", "e"), "x", 1, 0, 1)))), key=str)
+JOB_PATHS = sorted(
+    set(paths_in(job_of(RemoteJob("b", "completed", 1.0, ("f", "e"), "x", 1, 0, 1)))), key=str
+)
 
-often = checks(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+often = checks(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def everybody_came_out(found: dict[str, list[Outcome]], texts: list[str] = TEXTS) -> None:
     assert {text: len(outcomes) for text, outcomes in found.items()} == dict.fromkeys(texts, 1)
-    wrong = {text: outcome for text, (outcome,) in found.items() if text != ODD and outcome.failure is not None}
+    wrong = {
+        text: outcome
+        for text, (outcome,) in found.items()
+        if text != ODD and outcome.failure is not None
+    }
     assert not wrong
 
 
 @pytest.mark.parametrize("on_leftover", ["fail", "follow_up"])
 @often
 @given(path=st.sampled_from(LINE_PATHS), value=VALUES)
-def test_an_odd_value_in_a_result_line_is_the_trouble_of_its_own_record(on_leftover: str, path: Path_, value: bytes) -> None:
+def test_an_odd_value_in_a_result_line_is_the_trouble_of_its_own_record(
+    on_leftover: str, path: Path_, value: bytes
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         world = odd_world(folder, on_leftover=on_leftover, job_deadline_hours=0.1)
         world.fake.spoil_line = lambda line: spoiled(line, path, value)
@@ -153,10 +199,20 @@ def test_an_odd_value_in_a_result_line_is_the_trouble_of_its_own_record(on_lefto
 
 @pytest.mark.parametrize("value", NASTY, ids=lambda value: repr(value[:20]))
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_an_answer_no_ledger_can_hold_costs_only_its_own_line(tmp_path: Path, value: bytes, batch_size: int) -> None:
-    world = odd_world(str(tmp_path), batch_size=batch_size, on_leftover="fail", job_deadline_hours=0.1, output={"type": "object"})
+def test_an_answer_no_ledger_can_hold_costs_only_its_own_line(
+    tmp_path: Path, value: bytes, batch_size: int
+) -> None:
+    world = odd_world(
+        str(tmp_path),
+        batch_size=batch_size,
+        on_leftover="fail",
+        job_deadline_hours=0.1,
+        output={"type": "object"},
+    )
     content = orjson.dumps(value.decode("utf-8", "replace"))
-    world.fake.spoil_line = lambda line: spoiled(line, ("response", "body", "choices", 0, "message", "content"), content)
+    world.fake.spoil_line = lambda line: spoiled(
+        line, ("response", "body", "choices", 0, "message", "content"), content
+    )
     for _ in range(2):
         found = world.run(TEXTS)
         assert {text: len(outcomes) for text, outcomes in found.items()} == dict.fromkeys(TEXTS, 1)
@@ -165,7 +221,9 @@ def test_an_answer_no_ledger_can_hold_costs_only_its_own_line(tmp_path: Path, va
 
 @often
 @given(path=st.sampled_from(JOB_PATHS), value=VALUES)
-def test_an_odd_value_in_a_job_object_loses_no_record_and_raises_nothing(path: Path_, value: bytes) -> None:
+def test_an_odd_value_in_a_job_object_loses_no_record_and_raises_nothing(
+    path: Path_, value: bytes
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         world = odd_world(folder, on_leftover="fail", job_deadline_hours=0.01)
 
@@ -179,7 +237,9 @@ def test_an_odd_value_in_a_job_object_loses_no_record_and_raises_nothing(path: P
 
         world.fake.spoil_job = spoil
         for _ in range(2):
-            assert {text: len(outcomes) for text, outcomes in world.run(TEXTS).items()} == dict.fromkeys(TEXTS, 1)
+            assert {
+                text: len(outcomes) for text, outcomes in world.run(TEXTS).items()
+            } == dict.fromkeys(TEXTS, 1)
             world.restart()
 
 
@@ -205,17 +265,24 @@ def test_a_validator_that_raises_anything_ends_its_own_record(tmp_path: Path) ->
         world.restart()
 
 
-def test_a_line_that_is_too_long_is_its_records_error_and_is_not_asked_again(tmp_path: Path) -> None:
+def test_a_line_that_is_too_long_is_its_records_error_and_is_not_asked_again(
+    tmp_path: Path,
+) -> None:
     world = odd_world(str(tmp_path), max_reply_bytes=20_000)
     world.fake.spoil_line = lambda line: spoiled(line, ("id",), b'"' + b"x" * 90_000 + b'"')
     found = world.run(TEXTS)
     everybody_came_out(found)
-    world.fake.spoil_line = lambda line: orjson.dumps({"custom_id": line["custom_id"], "x": "y" * 90_000})
+    world.fake.spoil_line = lambda line: orjson.dumps(
+        {"custom_id": line["custom_id"], "x": "y" * 90_000}
+    )
     other = odd_world(str(tmp_path / "other"), max_reply_bytes=20_000)
     other.fake.spoil_line = world.fake.spoil_line
     (outcome,) = other.run(TEXTS)[ODD]
     assert outcome.failure is not None
-    assert (outcome.failure.kind, "larger than 20,000 bytes" in outcome.failure.message) == (Kind.UNREADABLE, True)
+    assert (outcome.failure.kind, "larger than 20,000 bytes" in outcome.failure.message) == (
+        Kind.UNREADABLE,
+        True,
+    )
     assert other.fake.calls["create"] == 1
 
 
@@ -224,24 +291,39 @@ def test_a_line_that_is_too_long_is_its_records_error_and_is_not_asked_again(tmp
     [
         (LineReply.failed("", Retryable(Kind.CANCELLED, "cancelled")), Kind.CANCELLED, 1),
         (LineReply.failed("", Rejected(Kind.REJECTED, "no")), Kind.REJECTED, 1),
-        (LineReply("", None, Retryable(Kind.UNAVAILABLE, "the window closed"), LineEnd.CANCELLED), Kind.UNAVAILABLE, 1),
+        (
+            LineReply(
+                "", None, Retryable(Kind.UNAVAILABLE, "the window closed"), LineEnd.CANCELLED
+            ),
+            Kind.UNAVAILABLE,
+            1,
+        ),
         (LineReply.failed("", Retryable(Kind.EXPIRED, "expired")), None, 2),
         (LineReply.failed("", Retryable(Kind.UNAVAILABLE, "500")), None, 2),
     ],
     ids=["cancelled", "rejected", "cancelled in other words", "expired", "failed"],
 )
-def test_a_line_of_a_completed_job_ends_by_its_own_word(tmp_path: Path, reply: LineReply, kind: str | None, jobs: int) -> None:
+def test_a_line_of_a_completed_job_ends_by_its_own_word(
+    tmp_path: Path, reply: LineReply, kind: str | None, jobs: int
+) -> None:
     world = World(str(tmp_path))
     decode = world.fake.decode_line
     ended: list[str] = []
 
     def with_one_ended(line: bytes) -> LineReply:
         found = decode(line)
-        if found.completion is not None and found.completion.text == f"re: {ODD}" and found.custom_id not in ended:
+        if (
+            found.completion is not None
+            and found.completion.text == f"re: {ODD}"
+            and found.custom_id not in ended
+        ):
             ended.append(found.custom_id)
             return reply._replace(custom_id=found.custom_id)
         return found
 
     world.fake.decode_line = with_one_ended  # type: ignore[method-assign]
     (outcome,) = world.run(TEXTS)[ODD]
-    assert (outcome.failure.kind if outcome.failure else None, world.fake.calls["create"]) == (kind, jobs)
+    assert (outcome.failure.kind if outcome.failure else None, world.fake.calls["create"]) == (
+        kind,
+        jobs,
+    )

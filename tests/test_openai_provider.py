@@ -1,4 +1,6 @@
-"""The OpenAI dialect against a real HTTP server on loopback: what is sent, what is read, and which remedy each error names."""
+"""The OpenAI dialect against a real HTTP server on loopback: what is sent, what is read, and which
+remedy each error names.
+"""
 
 from __future__ import annotations
 
@@ -44,16 +46,38 @@ from beam_llm.providers.pace import duration_seconds, pace_of, retry_after_secon
 from beam_llm.values import Completion, Finish, JobState, Message, Pace, Request, Usage
 
 KEY = "sk-test-0123456789abcdef"
-SCHEMA = {"type": "object", "properties": {"value": {"type": "string"}}, "required": ["value"], "additionalProperties": False}
-REQUEST = Request("gpt-4.1-mini", (Message("system", "Be brief."), Message("user", "How are you?")), SCHEMA, 0.0, 50, 7)
+SCHEMA = {
+    "type": "object",
+    "properties": {"value": {"type": "string"}},
+    "required": ["value"],
+    "additionalProperties": False,
+}
+REQUEST = Request(
+    "gpt-4.1-mini",
+    (Message("system", "Be brief."), Message("user", "How are you?")),
+    SCHEMA,
+    0.0,
+    50,
+    7,
+)
 
 
 def reply(content: Any = "fine", finish: str = "stop", **message: Any) -> dict[str, Any]:
     return {
         "id": "chatcmpl-1",
         "model": "gpt-4.1-mini-2025-04-14",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": content, **message}, "finish_reason": finish}],
-        "usage": {"prompt_tokens": 20, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 16}},
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": content, **message},
+                "finish_reason": finish,
+            }
+        ],
+        "usage": {
+            "prompt_tokens": 20,
+            "completion_tokens": 5,
+            "prompt_tokens_details": {"cached_tokens": 16},
+        },
     }
 
 
@@ -85,14 +109,18 @@ class Server:
         return await answer if asyncio.iscoroutine(answer) else answer
 
     def says(self, *answers: Any) -> None:
-        """These answers one after the other, the last one for ever: a dict (200), or (status, body[, headers])."""
+        """These answers one after the other, the last one for ever: a dict (200), or (status,
+        body[, headers]).
+        """
         left = list(answers)
 
         def answer(request: web.Request, body: bytes) -> web.StreamResponse:
             now = left.pop(0) if len(left) > 1 else left[0]
             status, content, headers = (*now, {})[:3] if isinstance(now, tuple) else (200, now, {})
             raw = content if isinstance(content, bytes) else orjson.dumps(content)
-            return web.Response(status=status, body=raw, headers={"Content-Type": "application/json", **headers})
+            return web.Response(
+                status=status, body=raw, headers={"Content-Type": "application/json", **headers}
+            )
 
         self.answer = answer
 
@@ -118,14 +146,28 @@ def server() -> Iterator[Server]:
 def _environment(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("AZURE_OPENAI_API_KEY", KEY)
-    for name in ("OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "http_proxy", "HTTP_PROXY"):
+    for name in (
+        "OPENAI_BASE_URL",
+        "OPENAI_ORG_ID",
+        "OPENAI_PROJECT_ID",
+        "http_proxy",
+        "HTTP_PROXY",
+    ):
         monkeypatch.delenv(name, raising=False)
     provider.known_dialects.clear()
 
 
-def call(server: Server, request: Request = REQUEST, timeout: float = 10, model: str = "openai:gpt-4.1-mini", **options: Any) -> Completion:
+def call(
+    server: Server,
+    request: Request = REQUEST,
+    timeout: float = 10,
+    model: str = "openai:gpt-4.1-mini",
+    **options: Any,
+) -> Completion:
     async def once() -> Completion:
-        chat = providers.connect(settings(model, base_url=options.pop("base_url", server.url + "/v1"), **options))
+        chat = providers.connect(
+            settings(model, base_url=options.pop("base_url", server.url + "/v1"), **options)
+        )
         try:
             return await chat.complete(request, timeout)
         finally:
@@ -140,11 +182,21 @@ def call(server: Server, request: Request = REQUEST, timeout: float = 10, model:
 def test_a_request_is_sent_as_a_strict_schema_question_with_the_key_in_its_header(server):
     assert call(server).text == "fine"
     method, path, headers, _ = server.seen[0]
-    assert (method, path, headers["Authorization"]) == ("POST", "/v1/chat/completions", f"Bearer {KEY}")
+    assert (method, path, headers["Authorization"]) == (
+        "POST",
+        "/v1/chat/completions",
+        f"Bearer {KEY}",
+    )
     assert server.bodies[0] == {
         "model": "gpt-4.1-mini",
-        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How are you?"}],
-        "response_format": {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": SCHEMA}},
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "How are you?"},
+        ],
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "reply", "strict": True, "schema": SCHEMA},
+        },
         "temperature": 0.0,
         "max_tokens": 50,
         "seed": 7,
@@ -170,12 +222,22 @@ def test_the_replys_length_is_limited_by_the_name_that_the_host_knows(model, url
     assert json.loads(encode_body(REQUEST, provider.dialect_of(place, model)))[field] == 50
 
 
-def test_equal_requests_are_equal_bytes_live_and_in_a_batch_line_whatever_the_order_of_extras(server):
-    one, two = (Request("m", (Message("user", "é\u2028"),), SCHEMA, extra=extra) for extra in ({"a": 1, "b": 2}, {"b": 2, "a": 1}))
+def test_equal_requests_are_equal_bytes_live_and_in_a_batch_line_whatever_the_order_of_extras(
+    server,
+):
+    one, two = (
+        Request("m", (Message("user", "é\u2028"),), SCHEMA, extra=extra)
+        for extra in ({"a": 1, "b": 2}, {"b": 2, "a": 1})
+    )
     call(server, one)
     batches = providers.connect_batch(settings("openai:m", base_url=server.url + "/v1"))
     line = batches.encode_line("r-1", two)
-    assert line == b'{"custom_id":"r-1","method":"POST","url":"/v1/chat/completions","body":' + server.seen[0][3] + b"}"
+    assert (
+        line
+        == b'{"custom_id":"r-1","method":"POST","url":"/v1/chat/completions","body":'
+        + server.seen[0][3]
+        + b"}"
+    )
     assert line.count(b"\n") == 0
 
 
@@ -186,7 +248,10 @@ def test_a_lone_surrogate_is_replaced_and_not_fatal():
 
 @pytest.mark.parametrize(
     ("version", "path"),
-    [(None, "/openai/v1/chat/completions"), ("2024-10-21", "/openai/deployments/my%20gpt/chat/completions?api-version=2024-10-21")],
+    [
+        (None, "/openai/v1/chat/completions"),
+        ("2024-10-21", "/openai/deployments/my%20gpt/chat/completions?api-version=2024-10-21"),
+    ],
     ids=["v1", "with api_version"],
 )
 @pytest.mark.parametrize("suffix", ["", "/", "/openai/v1"])
@@ -209,7 +274,14 @@ def test_usage_model_and_pace_are_read(server):
     }
     server.says((200, reply(), headers))
     assert call(server) == Completion(
-        "fine", Finish.STOP, Usage(20, 5, 16), "gpt-4.1-mini-2025-04-14", "req_9", None, Pace(499, 29_000, 0.12, 360.0), "stop"
+        "fine",
+        Finish.STOP,
+        Usage(20, 5, 16),
+        "gpt-4.1-mini-2025-04-14",
+        "req_9",
+        None,
+        Pace(499, 29_000, 0.12, 360.0),
+        "stop",
     )
 
 
@@ -221,10 +293,23 @@ def test_usage_model_and_pace_are_read(server):
         (reply(None, "content_filter"), None, Finish.FILTERED, None),
         ({**reply(), "choices": []}, None, Finish.EMPTY, None),
         ({**reply(), "choices": None}, None, Finish.EMPTY, None),
-        (reply([{"type": "text", "text": "fi"}, {"type": "text", "text": "ne"}]), "fine", Finish.STOP, None),
+        (
+            reply([{"type": "text", "text": "fi"}, {"type": "text", "text": "ne"}]),
+            "fine",
+            Finish.STOP,
+            None,
+        ),
         ({**reply(), "usage": None}, "fine", Finish.STOP, None),
     ],
-    ids=["cut", "refused", "filtered, null content", "no choices", "null choices", "content in parts", "null usage"],
+    ids=[
+        "cut",
+        "refused",
+        "filtered, null content",
+        "no choices",
+        "null choices",
+        "content in parts",
+        "null usage",
+    ],
 )
 def test_unusual_replies_are_completions_too(server, body, text, finish, refusal):
     server.says(body)
@@ -232,7 +317,19 @@ def test_unusual_replies_are_completions_too(server, body, text, finish, refusal
     assert (got.text, got.finish, got.refusal) == (text, finish, refusal)
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"", b"[]", b"null", b'{"ok":true}', b'{"choices":[null]}', b'{"choices":"x"}', b'{"choi'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>",
+        b"",
+        b"[]",
+        b"null",
+        b'{"ok":true}',
+        b'{"choices":[null]}',
+        b'{"choices":"x"}',
+        b'{"choi',
+    ],
+)
 def test_a_200_without_a_completion_is_retried_as_unreadable(server, body):
     server.says((200, body))
     with pytest.raises(Retryable) as caught:
@@ -250,7 +347,12 @@ def test_an_error_in_a_200_is_an_error(server):
 # ------------------------------------------------------------------------------------------------------------------ errors
 
 
-def wrong(code: str | None = None, message: str = "no", kind: str = "invalid_request_error", param: str | None = None) -> dict[str, Any]:
+def wrong(
+    code: str | None = None,
+    message: str = "no",
+    kind: str = "invalid_request_error",
+    param: str | None = None,
+) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -274,16 +376,40 @@ def wrong(code: str | None = None, message: str = "no", kind: str = "invalid_req
         (400, {"error": "just a sentence"}, {}, Remedy.SPLIT, Kind.REJECTED),
         (400, [{"error": {"code": 400, "message": "in a list"}}], {}, Remedy.SPLIT, Kind.REJECTED),
         (400, wrong("content_filter"), {}, Remedy.SPLIT, Kind.REFUSED),
-        (400, {"error": {"code": "x", "innererror": {"code": "ResponsibleAIPolicyViolation"}}}, {}, Remedy.SPLIT, Kind.REFUSED),
+        (
+            400,
+            {"error": {"code": "x", "innererror": {"code": "ResponsibleAIPolicyViolation"}}},
+            {},
+            Remedy.SPLIT,
+            Kind.REFUSED,
+        ),
         (400, wrong("context_length_exceeded"), {}, Remedy.SPLIT, Kind.TOO_LARGE),
-        (400, wrong(None, "This model's maximum context length is 8192 tokens."), {}, Remedy.SPLIT, Kind.TOO_LARGE),
+        (
+            400,
+            wrong(None, "This model's maximum context length is 8192 tokens."),
+            {},
+            Remedy.SPLIT,
+            Kind.TOO_LARGE,
+        ),
         (413, b"", {}, Remedy.SPLIT, Kind.TOO_LARGE),
-        (429, wrong("rate_limit_exceeded", "Request too large for gpt-4o on tokens per min (TPM)"), {}, Remedy.SPLIT, Kind.TOO_LARGE),
+        (
+            429,
+            wrong("rate_limit_exceeded", "Request too large for gpt-4o on tokens per min (TPM)"),
+            {},
+            Remedy.SPLIT,
+            Kind.TOO_LARGE,
+        ),
         (429, wrong("insufficient_quota"), {"retry-after": "1"}, Remedy.ABORT, Kind.ABORTED),
         (401, wrong("invalid_api_key"), {}, Remedy.ABORT, Kind.ABORTED),
         (403, wrong(), {}, Remedy.ABORT, Kind.ABORTED),
         (404, wrong("model_not_found"), {}, Remedy.ABORT, Kind.ABORTED),
-        (404, {"error": {"code": "DeploymentNotFound", "message": "no"}}, {}, Remedy.ABORT, Kind.ABORTED),
+        (
+            404,
+            {"error": {"code": "DeploymentNotFound", "message": "no"}},
+            {},
+            Remedy.ABORT,
+            Kind.ABORTED,
+        ),
         (404, b"Not Found", {}, Remedy.ABORT, Kind.ABORTED),
         (302, b"", {"Location": "/elsewhere"}, Remedy.ABORT, Kind.ABORTED),
         (400, wrong("model_not_found"), {}, Remedy.ABORT, Kind.ABORTED),
@@ -298,7 +424,8 @@ def test_every_http_error_names_its_remedy_and_kind(server, status, body, header
 
 
 @pytest.mark.parametrize(
-    ("status", "is_throttle"), [(429, True), (498, True), (503, True), (529, True), (500, False), (504, False), (400, False)]
+    ("status", "is_throttle"),
+    [(429, True), (498, True), (503, True), (529, True), (500, False), (504, False), (400, False)],
 )
 def test_an_error_says_whether_the_server_only_has_no_time_now(server, status, is_throttle):
     server.says((status, wrong(), {}))
@@ -316,7 +443,14 @@ def test_an_error_says_whether_the_server_only_has_no_time_now(server, status, i
         ({"retry-after": "soon"}, None),
         ({"retry-after": "-5"}, None),
         ({"retry-after": "nan"}, None),
-        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m30s", "x-ratelimit-remaining-tokens": "5"}, 90.0),
+        (
+            {
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-requests": "1m30s",
+                "x-ratelimit-remaining-tokens": "5",
+            },
+            90.0,
+        ),
         ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "12ms"}, 0.012),
         ({"x-ratelimit-remaining-tokens": "10", "x-ratelimit-reset-tokens": "12ms"}, None),
         ({}, None),
@@ -327,7 +461,9 @@ def test_how_long_to_wait_is_read_from_whichever_header_says_it(headers, seconds
 
 
 def test_a_wait_given_as_a_date_counts_from_now():
-    assert retry_after_seconds({"retry-after": formatdate(time.time() + 60, usegmt=True)}) == pytest.approx(60, abs=2)
+    assert retry_after_seconds(
+        {"retry-after": formatdate(time.time() + 60, usegmt=True)}
+    ) == pytest.approx(60, abs=2)
     assert retry_after_seconds({"retry-after": formatdate(time.time() - 60, usegmt=True)}) == 0
 
 
@@ -374,13 +510,19 @@ def test_a_key_is_never_repeated(server, sentence, log_data):
 
 
 def test_a_key_of_another_form_is_not_repeated_either(monkeypatch):
-    error = error_of(401, {}, wrong(None, "token hunter2hunter2 is unknown"), secret="hunter2hunter2")
+    error = error_of(
+        401, {}, wrong(None, "token hunter2hunter2 is unknown"), secret="hunter2hunter2"
+    )
     assert "hunter2" not in str(error)
 
 
 def test_a_record_quoted_by_the_provider_is_left_out_unless_data_may_be_logged():
     text = "my secret diary, page one, in which I tell all"
-    body = wrong("invalid_value", f"Invalid content: '{text}' is not allowed. " + "More. " * 100, param="messages.0")
+    body = wrong(
+        "invalid_value",
+        f"Invalid content: '{text}' is not allowed. " + "More. " * 100,
+        param="messages.0",
+    )
     assert text not in str(error_of(400, {}, body))
     assert len(str(error_of(400, {}, body))) < 300
     assert "invalid_value (messages.0)" in str(error_of(400, {}, body))
@@ -449,21 +591,33 @@ def test_a_client_is_closed_without_warnings_and_twice(server):
         asyncio.run(twice())
 
 
-# -------------------------------------------------------------------------------------------- endpoints with other ways
+# --------------------------------------------------------------------------------------------
+# endpoints with other ways
 
 
-def test_an_endpoint_without_schemas_is_asked_for_an_object_then_in_words_and_remembered(server, caplog):
+def test_an_endpoint_without_schemas_is_asked_for_an_object_then_in_words_and_remembered(
+    server, caplog
+):
     def picky(request: web.Request, body: bytes) -> web.Response:
         if b"response_format" in body:
             kind = json.loads(body)["response_format"]["type"]
-            return web.json_response(wrong("invalid_request", f"response_format of type '{kind}' is not supported"), status=400)
+            return web.json_response(
+                wrong("invalid_request", f"response_format of type '{kind}' is not supported"),
+                status=400,
+            )
         return web.json_response(reply())
 
     server.answer = picky
     with caplog.at_level(logging.WARNING):
         assert call(server).text == "fine"
-    assert [body.get("response_format", {}).get("type") for body in server.bodies] == ["json_schema", "json_object", None]
-    assert json.dumps(SCHEMA).replace(" ", "") in server.bodies[2]["messages"][0]["content"].replace(" ", "")
+    assert [body.get("response_format", {}).get("type") for body in server.bodies] == [
+        "json_schema",
+        "json_object",
+        None,
+    ]
+    assert json.dumps(SCHEMA).replace(" ", "") in server.bodies[2]["messages"][0][
+        "content"
+    ].replace(" ", "")
     assert len(caplog.records) == 2
     call(server)
     assert len(server.bodies) == 4, "the refusal was not remembered"
@@ -473,7 +627,9 @@ def test_a_service_tier_is_asked_for_in_live_calls_and_not_in_batch_lines(server
     call(server, service_tier="flex")
     call(server)
     assert [body.get("service_tier") for body in server.bodies] == ["flex", None]
-    line = providers.connect_batch(settings("openai:m", service_tier="flex")).encode_line("a", REQUEST)
+    line = providers.connect_batch(settings("openai:m", service_tier="flex")).encode_line(
+        "a", REQUEST
+    )
     assert b"service_tier" not in line
 
 
@@ -483,7 +639,13 @@ def test_a_question_without_schema_has_no_response_format(server):
 
 
 @pytest.mark.parametrize(
-    ("model", "kind"), [("gpt-4", None), ("gpt-3.5-turbo", "json_object"), ("gpt-4o", "json_schema"), ("gpt-4.1", "json_schema")]
+    ("model", "kind"),
+    [
+        ("gpt-4", None),
+        ("gpt-3.5-turbo", "json_object"),
+        ("gpt-4o", "json_schema"),
+        ("gpt-4.1", "json_schema"),
+    ],
 )
 def test_older_models_are_not_asked_for_what_they_never_had(model, kind):
     body = json.loads(encode_body(REQUEST, Dialect.of(model, True)))
@@ -494,17 +656,29 @@ def test_a_proxy_that_wants_the_newer_name_of_the_length_gets_it(server):
     def strict(request: web.Request, body: bytes) -> web.Response:
         if b'"max_tokens"' in body:
             text = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
-            return web.json_response(wrong("unsupported_parameter", text, param="max_tokens"), status=400)
+            return web.json_response(
+                wrong("unsupported_parameter", text, param="max_tokens"), status=400
+            )
         return web.json_response(reply())
 
     server.answer = strict
     call(server)
-    assert [("max_tokens" in body, "max_completion_tokens" in body) for body in server.bodies] == [(True, False), (False, True)]
+    assert [("max_tokens" in body, "max_completion_tokens" in body) for body in server.bodies] == [
+        (True, False),
+        (False, True),
+    ]
 
 
 def test_a_length_that_is_too_large_is_not_mistaken_for_an_unknown_name(server):
     server.says(
-        (400, wrong("invalid_value", "max_tokens is too large: 50. This model supports at most 10 completion tokens.", param="max_tokens"))
+        (
+            400,
+            wrong(
+                "invalid_value",
+                "max_tokens is too large: 50. This model supports at most 10 completion tokens.",
+                param="max_tokens",
+            ),
+        )
     )
     with pytest.raises(Rejected):
         call(server)
@@ -548,9 +722,21 @@ def test_providers_have_the_shape_of_their_protocols(batches):
 def test_a_job_is_created_once_with_our_fingerprint_as_its_only_metadata(server, batches):
     server.says(JOB)
     job = batches.create("abc", "file-1")
-    assert (job.job_id, job.state, job.name, job.completed, job.failed, job.total) == ("batch_1", JobState.RUNNING, "abc", 3, 1, 9)
+    assert (job.job_id, job.state, job.name, job.completed, job.failed, job.total) == (
+        "batch_1",
+        JobState.RUNNING,
+        "abc",
+        3,
+        1,
+        9,
+    )
     assert server.bodies == [
-        {"input_file_id": "file-1", "endpoint": "/v1/chat/completions", "completion_window": "24h", "metadata": {"beam_llm": "abc"}}
+        {
+            "input_file_id": "file-1",
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+            "metadata": {"beam_llm": "abc"},
+        }
     ]
 
 
@@ -570,11 +756,17 @@ def test_a_job_whose_id_has_odd_characters_is_asked_for_by_that_id(server, batch
     created = batches.create("abc-0", "file-1")
     assert batches.look(created.job_id).job_id == str(odd)
     batches.cancel(created.job_id)
-    assert [path for _, path, _, _ in server.seen] == ["/v1/batches", f"/v1/batches/{quoted}", f"/v1/batches/{quoted}/cancel"]
+    assert [path for _, path, _, _ in server.seen] == [
+        "/v1/batches",
+        f"/v1/batches/{quoted}",
+        f"/v1/batches/{quoted}/cancel",
+    ]
 
 
 @pytest.mark.parametrize(
-    "useless", ["", None, True, ["batch_1"], {"id": 1}, "x" * 5_000, "..", ".", "half \ud83d"], ids=lambda value: repr(value)[:20]
+    "useless",
+    ["", None, True, ["batch_1"], {"id": 1}, "x" * 5_000, "..", ".", "half \ud83d"],
+    ids=lambda value: repr(value)[:20],
 )
 def test_an_id_that_no_address_can_hold_leaves_the_job_in_doubt(server, batches, useless):
     server.says((200, json.dumps({**JOB, "id": useless}).encode()))
@@ -582,8 +774,12 @@ def test_an_id_that_no_address_can_hold_leaves_the_job_in_doubt(server, batches,
         batches.create("abc-0", "file-1")
 
 
-@pytest.mark.parametrize(("status", "body"), [(500, wrong()), (408, wrong()), (503, b""), (200, b"<html>")])
-def test_a_create_without_a_clear_answer_is_neither_repeated_nor_called_a_no(server, batches, status, body):
+@pytest.mark.parametrize(
+    ("status", "body"), [(500, wrong()), (408, wrong()), (503, b""), (200, b"<html>")]
+)
+def test_a_create_without_a_clear_answer_is_neither_repeated_nor_called_a_no(
+    server, batches, status, body
+):
     server.says((status, body))
     with pytest.raises(Retryable) as caught:
         batches.create("abc-0", "file-1")
@@ -596,8 +792,18 @@ def test_a_create_without_a_clear_answer_is_neither_repeated_nor_called_a_no(ser
     [
         (409, wrong(), Retryable, Kind.UNAVAILABLE),
         (429, wrong(), Retryable, Kind.RATE_LIMITED),
-        (429, wrong(None, "Enqueued token limit reached. Limit: 90,000 enqueued tokens."), QueueFull, Kind.RATE_LIMITED),
-        (400, wrong("token_limit_exceeded", "Enqueued token limit reached"), QueueFull, Kind.RATE_LIMITED),
+        (
+            429,
+            wrong(None, "Enqueued token limit reached. Limit: 90,000 enqueued tokens."),
+            QueueFull,
+            Kind.RATE_LIMITED,
+        ),
+        (
+            400,
+            wrong("token_limit_exceeded", "Enqueued token limit reached"),
+            QueueFull,
+            Kind.RATE_LIMITED,
+        ),
         (400, wrong(None, "Invalid file id 'file-1': no such file."), InputGone, Kind.REJECTED),
         (404, wrong(None, "No such File object: file-1"), InputGone, Kind.REJECTED),
         (400, wrong(None, "The file 'file-1' has expired."), InputGone, Kind.REJECTED),
@@ -606,12 +812,16 @@ def test_a_create_without_a_clear_answer_is_neither_repeated_nor_called_a_no(ser
         (429, wrong("insufficient_quota"), Aborted, Kind.ABORTED),
     ],
 )
-def test_a_refused_create_is_a_certain_no_with_its_reason(server, batches, status, body, reason, kind):
+def test_a_refused_create_is_a_certain_no_with_its_reason(
+    server, batches, status, body, reason, kind
+):
     server.says((status, body))
     with pytest.raises(NotCreated) as caught:
         batches.create("abc-0", "file-1")
     assert (type(caught.value.reason), caught.value.reason.kind) == (reason, kind)
-    assert getattr(caught.value.reason, "limit_tokens", None) == (90_000 if "Limit:" in str(body) else None)
+    assert getattr(caught.value.reason, "limit_tokens", None) == (
+        90_000 if "Limit:" in str(body) else None
+    )
     assert len(server.seen) == 1
 
 
@@ -663,11 +873,17 @@ def test_an_unknown_job_is_rejected_with_404_and_a_bad_key_aborts(server, batche
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"status": "COMPLETED", "request_counts": None}, {"state": JobState.COMPLETED, "word": "completed", "total": None}),
+        (
+            {"status": "COMPLETED", "request_counts": None},
+            {"state": JobState.COMPLETED, "word": "completed", "total": None},
+        ),
         ({"status": "PROGRESS"}, {"state": JobState.RUNNING}),
         ({"status": "canceled"}, {"state": JobState.CANCELLED}),
         ({"status": "scheduling"}, {"state": JobState.RUNNING, "word": "scheduling"}),
-        ({"request_counts": {"total": None, "completed": None}}, {"total": None, "completed": None, "failed": None}),
+        (
+            {"request_counts": {"total": None, "completed": None}},
+            {"total": None, "completed": None, "failed": None},
+        ),
         ({"created_at": "2026-11-22T10:00:00Z"}, {"created_at": 1795341600.0}),
         ({"created_at": None}, {"created_at": 0.0}),
         ({"metadata": None}, {"name": None}),
@@ -676,11 +892,16 @@ def test_an_unknown_job_is_rejected_with_404_and_a_bad_key_aborts(server, batche
         ({"output_file_id": "o", "error_file_id": "e"}, {"result_files": ("o", "e")}),
         ({"error_file_id": "e"}, {"result_files": ("e",)}),
         ({"error": "went wrong"}, {"errors": (("", "went wrong", None),)}),
-        ({"errors": {"object": None, "data": [{"code": "c", "message": "m", "line": 3}]}}, {"errors": (("c", "m", 3),)}),
+        (
+            {"errors": {"object": None, "data": [{"code": "c", "message": "m", "line": 3}]}},
+            {"errors": (("c", "m", 3),)},
+        ),
         ({"errors": {"data": None}}, {"errors": ()}),
     ],
 )
-def test_jobs_are_read_whatever_the_server_leaves_out_or_spells_differently(server, batches, changes, expected):
+def test_jobs_are_read_whatever_the_server_leaves_out_or_spells_differently(
+    server, batches, changes, expected
+):
     server.says({**JOB, **changes})
     job = batches.look("batch_1")
     assert {name: getattr(job, name) for name in expected} == expected
@@ -689,7 +910,10 @@ def test_jobs_are_read_whatever_the_server_leaves_out_or_spells_differently(serv
 def test_a_lost_job_is_looked_for_over_all_pages(server, batches):
     def paged(request: web.Request, body: bytes) -> web.Response:
         start = int(request.rel_url.query.get("after", "b0")[1:])
-        jobs = [{**JOB, "id": f"b{i}", "metadata": {"beam_llm": f"mine-{i}"}} for i in range(start + 1, min(start + 100, 250) + 1)]
+        jobs = [
+            {**JOB, "id": f"b{i}", "metadata": {"beam_llm": f"mine-{i}"}}
+            for i in range(start + 1, min(start + 100, 250) + 1)
+        ]
         return web.json_response({"object": "list", "data": jobs, "has_more": start + 100 < 250})
 
     server.answer = paged
@@ -701,7 +925,11 @@ def test_a_lost_job_is_looked_for_over_all_pages(server, batches):
 LISTED = {**JOB, "metadata": {"beam_llm": "abc-0"}}
 
 
-@pytest.mark.parametrize("page", [{"data": [LISTED], "has_more": True}, [LISTED]], ids=["after is ignored", "a bare list"])
+@pytest.mark.parametrize(
+    "page",
+    [{"data": [LISTED], "has_more": True}, [LISTED]],
+    ids=["after is ignored", "a bare list"],
+)
 def test_a_list_that_never_moves_on_ends(server, batches, page):
     server.says(page)
     assert [job.job_id for job in batches.find("abc", None, 0.0)] == ["batch_1"]
@@ -714,7 +942,9 @@ def test_a_server_that_does_not_list_jobs_can_not_tell(server, batches, status):
         batches.find("abc", "file-1", 0.0)
 
 
-def test_an_upload_carries_the_whole_file_under_a_jsonl_name_and_is_repeated_from_its_start(server, batches, tmp_path):
+def test_an_upload_carries_the_whole_file_under_a_jsonl_name_and_is_repeated_from_its_start(
+    server, batches, tmp_path
+):
     (tmp_path / "part.tmp").write_bytes(b'{"a":1}\n' * 1000)
     server.says((500, wrong()), {"id": "file-9"})
     assert batches.stage(tmp_path / "part.tmp", "part") == "file-9"
@@ -739,9 +969,18 @@ def ended(*files: str) -> RemoteJob:
         (b"", b"c\n", b"c\n"),
         (b"a\n" + b"x" * 3_000_000, b"c\n", b"a\nc\n" + b"x" * 65_536),
     ],
-    ids=["whole", "output cut", "errors cut", "nothing but a cut line", "empty output", "a long cut line"],
+    ids=[
+        "whole",
+        "output cut",
+        "errors cut",
+        "nothing but a cut line",
+        "empty output",
+        "a long cut line",
+    ],
 )
-def test_results_are_one_file_whose_cut_line_is_its_last(server, batches, tmp_path, output, errors, whole):
+def test_results_are_one_file_whose_cut_line_is_its_last(
+    server, batches, tmp_path, output, errors, whole
+):
     server.says((200, output), (200, errors))
     batches.fetch(ended("file-1", "file-2"), tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == whole
@@ -809,9 +1048,15 @@ def line(**parts: Any) -> bytes:
 
 
 def test_a_success_line_is_a_completion(batches):
-    read = batches.decode_line(line(response={"status_code": 200, "request_id": "req_1", "body": reply()}, error=None))
+    read = batches.decode_line(
+        line(response={"status_code": 200, "request_id": "req_1", "body": reply()}, error=None)
+    )
     assert (read.custom_id, read.error) == ("r-1", None)
-    assert (read.completion.text, read.completion.usage, read.completion.request_id) == ("fine", Usage(20, 5, 16), "req_1")
+    assert (read.completion.text, read.completion.usage, read.completion.request_id) == (
+        "fine",
+        Usage(20, 5, 16),
+        "req_1",
+    )
 
 
 @pytest.mark.parametrize(
@@ -845,10 +1090,26 @@ def test_every_shape_of_an_error_line_is_an_error_with_its_remedy(batches, parts
 
 
 def test_a_success_line_may_hold_its_body_as_a_json_string(batches):
-    assert batches.decode_line(line(response={"status_code": 200, "body": json.dumps(reply())})).completion.text == "fine"
+    assert (
+        batches.decode_line(
+            line(response={"status_code": 200, "body": json.dumps(reply())})
+        ).completion.text
+        == "fine"
+    )
 
 
-@pytest.mark.parametrize("text", [b'{"custom_id":"r-1","resp', b"", b"[]", b"{}", b'{"custom_id":null}', b'{"custom_id":7}', b"\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"custom_id":"r-1","resp',
+        b"",
+        b"[]",
+        b"{}",
+        b'{"custom_id":null}',
+        b'{"custom_id":7}',
+        b"\xff",
+    ],
+)
 def test_a_line_that_is_no_reply_is_a_value_error(batches, text):
     with pytest.raises(ValueError, match=r".+"):
         batches.decode_line(text)
@@ -861,7 +1122,9 @@ def test_a_custom_id_that_some_provider_refuses_is_refused_here(batches, custom_
 
 
 def test_azures_older_api_has_its_own_line_url_and_addresses(server):
-    batches = providers.connect_batch(settings("azure:mine", base_url=server.url, api_version="2024-10-21"))
+    batches = providers.connect_batch(
+        settings("azure:mine", base_url=server.url, api_version="2024-10-21")
+    )
     assert json.loads(batches.encode_line("r-1", REQUEST))["url"] == "/chat/completions"
     server.says(JOB)
     batches.create("abc", "file-1")
@@ -874,7 +1137,9 @@ def test_azures_older_api_has_its_own_line_url_and_addresses(server):
 # ------------------------------------------------------------------------------------------------------- keys and checks
 
 
-@pytest.mark.parametrize("reference", ["env:NO_SUCH_KEY", "file:/no/such/file", "gcp-secret:projects/p/secrets/s"])
+@pytest.mark.parametrize(
+    "reference", ["env:NO_SUCH_KEY", "file:/no/such/file", "gcp-secret:projects/p/secrets/s"]
+)
 def test_a_key_that_is_not_there_aborts_naming_its_reference(monkeypatch, reference):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/no/such/credentials")
@@ -941,5 +1206,9 @@ def test_what_the_dialect_does_not_have_is_told_when_the_pipeline_is_built(optio
 
 
 def test_ordinary_settings_pass_the_check():
-    providers.check(settings("openai:m", extra_body={"service_tier": "flex", "reasoning": {"effort": "low"}}))
-    providers.check(settings("azure:m", base_url="https://x.openai.azure.com", api_version="2024-10-21"))
+    providers.check(
+        settings("openai:m", extra_body={"service_tier": "flex", "reasoning": {"effort": "low"}})
+    )
+    providers.check(
+        settings("azure:m", base_url="https://x.openai.azure.com", api_version="2024-10-21")
+    )

@@ -138,7 +138,11 @@ class Named(pydantic.BaseModel):
 
 SCHEMA = {
     "type": "object",
-    "properties": {"sentiment": {"enum": ["positive", "negative"]}, "score": {"type": "number", "maximum": 1}, "note": {"type": "string"}},
+    "properties": {
+        "sentiment": {"enum": ["positive", "negative"]},
+        "score": {"type": "number", "maximum": 1},
+        "note": {"type": "string"},
+    },
     "required": ["sentiment"],
 }
 
@@ -157,15 +161,30 @@ GOOD: list[tuple[str, Any, Any, Any]] = [
     ("Enum by value", Color, "red", Color.RED),
     ("list", list[int], [1, "2"], [1, 2]),
     ("Optional", Optional[int], None, None),
-    ("model", Review, {"sentiment": "positive", "score": 1}, Review(sentiment="positive", score=1.0)),
-    ("model with a field too many", Review, {"sentiment": "negative", "why": "x"}, Review(sentiment="negative")),
+    (
+        "model",
+        Review,
+        {"sentiment": "positive", "score": 1},
+        Review(sentiment="positive", score=1.0),
+    ),
+    (
+        "model with a field too many",
+        Review,
+        {"sentiment": "negative", "why": "x"},
+        Review(sentiment="negative"),
+    ),
     (
         "recursive model",
         Node,
         {"name": "a", "children": [{"name": "b", "children": []}]},
         Node(name="a", children=[Node(name="b", children=[])]),
     ),
-    ("Enum and number in a model", Paint, {"color": "red", "liters": 2}, Paint(color=Color.RED, liters=2.0)),
+    (
+        "Enum and number in a model",
+        Paint,
+        {"color": "red", "liters": 2},
+        Paint(color=Color.RED, liters=2.0),
+    ),
     ("dataclass", Point, {"x": 1, "y": 2}, Point(1, 2)),
     ("NamedTuple", Place, {"city": "Bonn", "zip": 1}, Place("Bonn", 1)),
     ("TypedDict", Movie, {"year": 1999}, {"year": 1999}),
@@ -174,7 +193,12 @@ GOOD: list[tuple[str, Any, Any, Any]] = [
         "strict model by JSON's rules",
         Trip,
         {"starts": "2027-03-04T05:06:07Z", "nights": 3, "paint": "blue", "stops": ["Bonn"]},
-        Trip(starts=datetime.datetime(2027, 3, 4, 5, 6, 7, tzinfo=datetime.UTC), nights=3, paint=Color.BLUE, stops=("Bonn",)),
+        Trip(
+            starts=datetime.datetime(2027, 3, 4, 5, 6, 7, tzinfo=datetime.UTC),
+            nights=3,
+            paint=Color.BLUE,
+            stops=("Bonn",),
+        ),
     ),
     ("one strict field", HalfStrict, {"sure": 1, "roughly": "2"}, HalfStrict(sure=1, roughly=2)),
     (
@@ -184,8 +208,18 @@ GOOD: list[tuple[str, Any, Any, Any]] = [
         House(parts=[Switch(kind="switch", watts=True), Bulb(kind="bulb", watts=60)], flag=True),
     ),
     ("alias and computed field", Named, {"fullName": "Ada"}, Named(fullName="Ada")),
-    ("JSON schema", SCHEMA, {"sentiment": "positive", "score": 0.5}, {"sentiment": "positive", "score": 0.5}),
-    ("JSON schema, null for what is optional", SCHEMA, {"sentiment": "positive", "note": None}, {"sentiment": "positive"}),
+    (
+        "JSON schema",
+        SCHEMA,
+        {"sentiment": "positive", "score": 0.5},
+        {"sentiment": "positive", "score": 0.5},
+    ),
+    (
+        "JSON schema, null for what is optional",
+        SCHEMA,
+        {"sentiment": "positive", "note": None},
+        {"sentiment": "positive"},
+    ),
     ("JSON schema of a scalar", {"type": "integer"}, 4, 4),
 ]
 
@@ -194,23 +228,68 @@ BAD: list[tuple[str, Any, Any, str]] = [
     ("an object for text", str, {"a": 1}, "valid string"),
     ("True is no int", int, True, "a boolean is not a number"),
     ("True is no float", float, False, "a boolean is not a number"),
-    ("True is no score", Review, {"sentiment": "positive", "score": True}, "score: a boolean is not a number"),
+    (
+        "True is no score",
+        Review,
+        {"sentiment": "positive", "score": True},
+        "score: a boolean is not a number",
+    ),
     ("True is no item", list[int], [1, True], "a boolean is not a number"),
-    ("True is no float in a dict", House, {"parts": [], "rooms": {"hall": True}}, "a boolean is not a number"),
-    ("True is neither int nor str", House, {"parts": [], "floors": True}, "a boolean is not a number"),
-    ("True in a union's member", House, {"parts": [{"kind": "bulb", "watts": True}]}, "a boolean is not a number"),
-    ("True in a recursive place", dict[str, list[Point]], {"a": [{"x": 1, "y": False}]}, "a boolean is not a number"),
+    (
+        "True is no float in a dict",
+        House,
+        {"parts": [], "rooms": {"hall": True}},
+        "a boolean is not a number",
+    ),
+    (
+        "True is neither int nor str",
+        House,
+        {"parts": [], "floors": True},
+        "a boolean is not a number",
+    ),
+    (
+        "True in a union's member",
+        House,
+        {"parts": [{"kind": "bulb", "watts": True}]},
+        "a boolean is not a number",
+    ),
+    (
+        "True in a recursive place",
+        dict[str, list[Point]],
+        {"a": [{"x": 1, "y": False}]},
+        "a boolean is not a number",
+    ),
     ("True is no optional int", Optional[int], True, "a boolean is not a number"),
     ("True is no 1", Literal[1, "b"], True, "a boolean is not a number"),
     ("True in a tuple", tuple[int, str], [True, "a"], "a boolean is not a number"),
-    ("a strict int as text", Trip, {"starts": "2027-03-04T05:06:07Z", "nights": "3"}, "nights: Input should be a valid integer"),
-    ("a strict field as text", HalfStrict, {"sure": "1", "roughly": "2"}, "sure: Input should be a valid integer"),
-    ("NaN in a strict model", Trip, {"starts": "2027-03-04T05:06:07Z", "nights": float("nan")}, "not finite"),
+    (
+        "a strict int as text",
+        Trip,
+        {"starts": "2027-03-04T05:06:07Z", "nights": "3"},
+        "nights: Input should be a valid integer",
+    ),
+    (
+        "a strict field as text",
+        HalfStrict,
+        {"sure": "1", "roughly": "2"},
+        "sure: Input should be a valid integer",
+    ),
+    (
+        "NaN in a strict model",
+        Trip,
+        {"starts": "2027-03-04T05:06:07Z", "nights": float("nan")},
+        "not finite",
+    ),
     ("a validator's KeyError", Torn, {"word": "key"}, "the type's own code raised KeyError"),
     ("a validator's endless recursion", Torn, {"word": "loop"}, "nested too deeply"),
     ("a validator's StopIteration", Torn, {"word": "stop"}, "the type's own code raised"),
     ("a validator's assertion", Torn, {"word": "assert"}, "a validator refused it"),
-    ("JSON schema: for ever nested", {"type": "array"}, functools.reduce(lambda inner, _: [inner], range(3000), 1), "nested too deeply"),
+    (
+        "JSON schema: for ever nested",
+        {"type": "array"},
+        functools.reduce(lambda inner, _: [inner], range(3000), 1),
+        "nested too deeply",
+    ),
     ("a fraction is no int", int, 3.5, "fractional part"),
     ("NaN", float, float("nan"), "finite"),
     ("NaN as text", float, "NaN", "finite"),
@@ -225,15 +304,27 @@ BAD: list[tuple[str, Any, Any, str]] = [
     ("two fields are wrong", Review, {"sentiment": "x", "score": "y"}, "(and 1 more)"),
     ("an error message for a model of defaults", Titled, {"error": "can't"}, "none of the fields"),
     ("a list for a model", Review, [], "dict"),
-    ("JSON schema: too large", SCHEMA, {"sentiment": "positive", "score": 2}, 'score: breaks "maximum": 1'),
-    ("JSON schema: null for what is required", SCHEMA, {"sentiment": None}, 'sentiment: breaks "enum"'),
+    (
+        "JSON schema: too large",
+        SCHEMA,
+        {"sentiment": "positive", "score": 2},
+        'score: breaks "maximum": 1',
+    ),
+    (
+        "JSON schema: null for what is required",
+        SCHEMA,
+        {"sentiment": None},
+        'sentiment: breaks "enum"',
+    ),
     ("JSON schema: True is no integer", {"type": "integer"}, True, 'breaks "type"'),
     ("JSON schema: beyond 64 bits", {"type": "integer"}, 2**64, "64 bits"),
     ("JSON schema: NaN", {"type": "number"}, float("nan"), "not finite"),
 ]
 
 
-@pytest.mark.parametrize(("declared", "raw", "value"), [row[1:] for row in GOOD], ids=[row[0] for row in GOOD])
+@pytest.mark.parametrize(
+    ("declared", "raw", "value"), [row[1:] for row in GOOD], ids=[row[0] for row in GOOD]
+)
 def test_a_fitting_answer_becomes_a_typed_value_and_survives_the_ledger(declared, raw, value):
     output = Output(declared)
     typed = output.validate(raw)
@@ -242,7 +333,9 @@ def test_a_fitting_answer_becomes_a_typed_value_and_survives_the_ledger(declared
     assert output.load(output.dump(typed)) == value
 
 
-@pytest.mark.parametrize(("declared", "raw", "reason"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+@pytest.mark.parametrize(
+    ("declared", "raw", "reason"), [row[1:] for row in BAD], ids=[row[0] for row in BAD]
+)
 def test_an_unfitting_answer_is_refused_with_a_short_reason(declared, raw, reason):
     with pytest.raises(ValueError, match=r".") as caught:
         Output(declared).validate(raw)
@@ -301,7 +394,15 @@ def test_text_is_read_as_the_value_it_spells(declared, text, value):
 
 @pytest.mark.parametrize(
     ("declared", "text"),
-    [(int, "three"), (int, "true"), (float, "NaN"), (Literal["a", "A"], "á"), (Review, "positive"), (list[int], "1, 2"), (Color, "")],
+    [
+        (int, "three"),
+        (int, "true"),
+        (float, "NaN"),
+        (Literal["a", "A"], "á"),
+        (Review, "positive"),
+        (list[int], "1, 2"),
+        (Color, ""),
+    ],
     ids=shown,
 )
 def test_text_that_spells_no_value_is_refused(declared, text):
@@ -309,7 +410,10 @@ def test_text_that_spells_no_value_is_refused(declared, text):
         Output(declared).parse_text(text)
 
 
-@given(st.sampled_from([int, float, bool, Literal["a", "b"], Color, Review, list[int], SCHEMA]), st.text())
+@given(
+    st.sampled_from([int, float, bool, Literal["a", "b"], Color, Review, list[int], SCHEMA]),
+    st.text(),
+)
 def test_any_text_gives_a_value_that_can_be_kept_or_a_value_error(declared, text):
     output = Output(declared)
     try:
@@ -336,7 +440,10 @@ def test_what_a_schema_says_in_several_words_is_said_in_one():
     one = {"type": "integer", "minimum": 1}
     written = {
         "definitions": {"Stars": one},
-        "properties": {"stars": {"allOf": [{"$ref": "#/definitions/Stars"}]}, "more": {"allOf": [one]}},
+        "properties": {
+            "stars": {"allOf": [{"$ref": "#/definitions/Stars"}]},
+            "more": {"allOf": [one]},
+        },
         "required": ["stars", "more"],
     }
     output = Output(written)
@@ -368,12 +475,32 @@ def test_a_recursive_model_has_its_root_written_out_and_its_definitions_beside_i
         (tuple[int, str], False, False, ()),
         (list[Any], False, False, ()),
         ({"type": "object"}, False, True, ()),
-        ({"properties": {"a": {"type": "integer"}}, "type": "object", "additionalProperties": True}, False, True, ()),
-        ({"definitions": {"A": {"type": "integer"}}, "type": "array", "items": {"$ref": "#/definitions/A"}}, True, False, ()),
+        (
+            {
+                "properties": {"a": {"type": "integer"}},
+                "type": "object",
+                "additionalProperties": True,
+            },
+            False,
+            True,
+            (),
+        ),
+        (
+            {
+                "definitions": {"A": {"type": "integer"}},
+                "type": "array",
+                "items": {"$ref": "#/definitions/A"},
+            },
+            True,
+            False,
+            (),
+        ),
     ],
     ids=shown,
 )
-def test_what_an_answer_is_and_whether_strict_mode_can_say_so(declared, strict, is_object, properties):
+def test_what_an_answer_is_and_whether_strict_mode_can_say_so(
+    declared, strict, is_object, properties
+):
     output = Output(declared)
     assert (output.is_object, output.properties) == (is_object, properties)
     assert (strict_schema(output.schema) is not None) is strict
@@ -405,8 +532,14 @@ def test_a_type_that_no_answer_can_have_is_refused_when_the_pipeline_is_built(de
     ("declared", "advice"),
     [
         ({"name": "r", "strict": True, "schema": SCHEMA}, 'write output=…["schema"]'),
-        ({"type": "json_schema", "json_schema": {"name": "r", "schema": SCHEMA}}, 'write output=…["json_schema"]["schema"]'),
-        ({"type": "function", "function": {"name": "f", "parameters": SCHEMA}}, 'write output=…["function"]["parameters"]'),
+        (
+            {"type": "json_schema", "json_schema": {"name": "r", "schema": SCHEMA}},
+            'write output=…["json_schema"]["schema"]',
+        ),
+        (
+            {"type": "function", "function": {"name": "f", "parameters": SCHEMA}},
+            'write output=…["function"]["parameters"]',
+        ),
         ({"name": "tool", "input_schema": SCHEMA}, 'write output=…["input_schema"]'),
         ({"city": "Bonn", "people": 330_000}, "give a schema, not an example"),
         ({"title": "Review", "description": "what a buyer says"}, "give a schema, not an example"),
@@ -431,7 +564,11 @@ def test_a_schema_that_says_nothing_of_answers_is_refused_with_advice(declared, 
     "declared",
     [
         {"properties": {"a": {"type": "integer"}}},
-        {"type": "object", "properties": {"schema": {"type": "string"}, "name": {"type": "string"}}, "required": ["schema"]},
+        {
+            "type": "object",
+            "properties": {"schema": {"type": "string"}, "name": {"type": "string"}},
+            "required": ["schema"],
+        },
         {"allOf": [True, {"type": "integer"}]},
         {"type": "object", "properties": {"a": True, "b": False}, "required": ["a"]},
         {"oneOf": [{"const": 1}, {"type": "string"}]},
@@ -442,7 +579,13 @@ def test_a_schema_that_says_nothing_of_answers_is_refused_with_advice(declared, 
 )
 @pytest.mark.parametrize("response_format", ["json", "xml", "delimited"])
 def test_a_schema_that_says_something_is_taken_in_every_format(declared, response_format):
-    known = settings("openai:m", output=declared, response_format=response_format, batch_size=2, base_url="http://127.0.0.1:9/v1")
+    known = settings(
+        "openai:m",
+        output=declared,
+        response_format=response_format,
+        batch_size=2,
+        base_url="http://127.0.0.1:9/v1",
+    )
     task = compile_task(known)
     assert task.render([task.record({}, "a"), task.record({}, "b")]).messages
 
@@ -459,7 +602,9 @@ def test_a_class_that_can_not_even_be_shown_is_refused_in_words():
 def test_an_answer_whose_class_can_not_write_it_is_a_value_error():
     output = Output(Torn)
     typed = output.validate({"word": "fine"})
-    with pytest.raises(ValueError, match="can't be written as JSON: the type's own code raised") as caught:
+    with pytest.raises(
+        ValueError, match="can't be written as JSON: the type's own code raised"
+    ) as caught:
         output.dump(typed)
     assert "fine" not in str(caught.value)
 
@@ -488,7 +633,9 @@ def test_aliases_and_computed_fields_are_written():
 
 
 @pytest.mark.parametrize(
-    ("declared", "python_type"), [(Color, Color), ({"type": "number"}, float), (SCHEMA, dict[str, Any]), ({"enum": [1]}, Any)], ids=shown
+    ("declared", "python_type"),
+    [(Color, Color), ({"type": "number"}, float), (SCHEMA, dict[str, Any]), ({"enum": [1]}, Any)],
+    ids=shown,
 )
 def test_the_type_of_values_is_told_to_beam(declared, python_type):
     assert Output(declared).python_type == python_type

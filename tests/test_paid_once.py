@@ -1,4 +1,6 @@
-"""Paid once, also where a server forgets, dawdles or misleads: the real provider against the emulator, default settings, a fake clock."""
+"""Paid once, also where a server forgets, dawdles or misleads: the real provider against the
+emulator, default settings, a fake clock.
+"""
 
 from __future__ import annotations
 
@@ -52,39 +54,81 @@ class Machine(FakeClock):
 
 
 class Site:
-    """One staging location, one emulator, one time; any number of processes on machines with clocks of their own."""
+    """One staging location, one emulator, one time; any number of processes on machines with clocks
+    of their own.
+    """
 
     def __init__(self, location: str, clock: FakeClock, emulator: Emulator, **options: Any):
         self.location, self.clock, self.emulator, self.options = location, clock, emulator, options
         self.drivers: list[Driver] = []
 
     def settings(self, **changes: Any) -> Any:
-        options = {"staging_location": self.location, "base_url": self.emulator.base_url, "api_key": "none", **self.options, **changes}
+        options = {
+            "staging_location": self.location,
+            "base_url": self.emulator.base_url,
+            "api_key": "none",
+            **self.options,
+            **changes,
+        }
         return settings("openai:gpt-4.1-mini", prompt="{{ element }}", mode="batch_api", **options)
 
     def driver(self, machine: Machine, **changes: Any) -> Driver:
         known = self.settings(**changes)
         place = Place.of(known)
-        provider = OpenAIBatches(place, "any-key", bounds=Bounds.of(known), sleep=machine.sleep, clock=machine.monotonic, wall=machine.time)
-        ask = lambda records: SimpleNamespace(outcomes=[Outcome("live", None, Usage(), 0.0) for _ in records])  # noqa: E731
-        self.drivers.append(Driver(known, compile_task(known), open_store(self.location), provider, ask, lambda usage, batch: 0.0, machine))
+        provider = OpenAIBatches(
+            place,
+            "any-key",
+            bounds=Bounds.of(known),
+            sleep=machine.sleep,
+            clock=machine.monotonic,
+            wall=machine.time,
+        )
+
+        def ask(records: Any) -> Any:
+            return SimpleNamespace(outcomes=[Outcome("live", None, Usage(), 0.0) for _ in records])
+
+        self.drivers.append(
+            Driver(
+                known,
+                compile_task(known),
+                open_store(self.location),
+                provider,
+                ask,
+                lambda usage, batch: 0.0,
+                machine,
+            )
+        )
         return self.drivers[-1]
 
     def plan(self, machine: Machine, **changes: Any) -> list[Any]:
         known, store = self.settings(**changes), open_store(self.location)
         task = compile_task(known)
         records = [task.record({}, text) for text in TEXTS]
-        rows = [PartRow(task.key(record), record, text.encode(), None) for record, text in zip(records, TEXTS, strict=True)]
+        rows = [
+            PartRow(task.key(record), record, text.encode(), None)
+            for record, text in zip(records, TEXTS, strict=True)
+        ]
         traits = OpenAIBatches(Place.of(known), None).traits
-        return plan(store, task, caps_of(known, task.shared_tokens, None), traits, [write_part(store, rows, 1_000)], machine)
+        return plan(
+            store,
+            task,
+            caps_of(known, task.shared_tokens, None),
+            traits,
+            [write_part(store, rows, 1_000)],
+            machine,
+        )
 
     def run(self, off_seconds: float = 0.0, **changes: Any) -> dict[str, list[Outcome]]:
         """The whole way in a new process. Outcomes by text."""
         ledgers.forget()
         machine = Machine(self.clock, off_seconds)
         refs = self.plan(machine, **changes)
-        answers = run_jobs(self.driver(machine, **changes), refs, machine.sleep, lambda waiting: None)
-        return gathered((ref, envelope, outcome) for ref, pairs in answers for envelope, outcome in pairs)
+        answers = run_jobs(
+            self.driver(machine, **changes), refs, machine.sleep, lambda waiting: None
+        )
+        return gathered(
+            (ref, envelope, outcome) for ref, pairs in answers for envelope, outcome in pairs
+        )
 
     @property
     def paid(self) -> dict[str, int]:
@@ -100,7 +144,9 @@ def site(tmp_path: Any) -> Iterator[Any]:
 
     def make(*faults: Fault, **options: Any) -> Site:
         clock = FakeClock(1_800_000_000.0)
-        emulator = Emulator(faults=faults, clock=clock.time, **{"batch_seconds": 0.0, **options}).start()
+        emulator = Emulator(
+            faults=faults, clock=clock.time, **{"batch_seconds": 0.0, **options}
+        ).start()
         opened.append(emulator)
         return Site(str(tmp_path / "staging"), clock, emulator)
 
@@ -110,11 +156,19 @@ def site(tmp_path: Any) -> Iterator[Any]:
 
 
 def kinds(found: dict[str, list[Outcome]]) -> set[str | None]:
-    return {outcome.failure and outcome.failure.kind for outcomes in found.values() for outcome in outcomes}
+    return {
+        outcome.failure and outcome.failure.kind
+        for outcomes in found.values()
+        for outcome in outcomes
+    }
 
 
 def good(found: dict[str, list[Outcome]]) -> bool:
-    return sorted(found) == sorted(TEXTS) and all(len(outcomes) == 1 for outcomes in found.values()) and kinds(found) == {None}
+    return (
+        sorted(found) == sorted(TEXTS)
+        and all(len(outcomes) == 1 for outcomes in found.values())
+        and kinds(found) == {None}
+    )
 
 
 ONCE = dict.fromkeys(TEXTS, 1)
@@ -124,7 +178,9 @@ ONCE = dict.fromkeys(TEXTS, 1)
 
 @pytest.mark.parametrize("order", ["newest", "oldest", "shuffled"])
 @pytest.mark.parametrize("names_kept", [True, False], ids=["names kept", "names dropped"])
-def test_a_lost_create_is_found_by_its_name_or_its_input_in_a_list_of_any_order(site: Any, order: str, names_kept: bool) -> None:
+def test_a_lost_create_is_found_by_its_name_or_its_input_in_a_list_of_any_order(
+    site: Any, order: str, names_kept: bool
+) -> None:
     here = site(Fault("create_lost", nth=3), names_kept=names_kept, list_order=order, list_page=2)
     here.run(fresh="older")
     here.clock.now += 3 * DAY
@@ -162,7 +218,9 @@ def test_where_names_are_kept_a_create_that_failed_is_made_again(site: Any) -> N
 
 
 @pytest.mark.parametrize(("fault", "is_found"), [("create_lost", True), ("server_error", False)])
-def test_a_list_without_end_shows_the_job_or_leaves_a_doubt(site: Any, fault: str, is_found: bool) -> None:
+def test_a_list_without_end_shows_the_job_or_leaves_a_doubt(
+    site: Any, fault: str, is_found: bool
+) -> None:
     here = site(Fault(fault, where="create", nth=1), list_ends=False)
     found = here.run(max_list_pages=7)
     assert good(found) == is_found
@@ -174,7 +232,9 @@ def test_a_list_without_end_shows_the_job_or_leaves_a_doubt(site: Any, fault: st
 
 
 @pytest.mark.parametrize(("late", "lag"), [(50.0, 40.0), (75.0, 55.0), (0.0, 59.0), (110.0, 60.0)])
-def test_a_create_that_outlasts_its_client_and_is_listed_late_is_waited_for(site: Any, late: float, lag: float) -> None:
+def test_a_create_that_outlasts_its_client_and_is_listed_late_is_waited_for(
+    site: Any, late: float, lag: float
+) -> None:
     here = site(Fault("create_late", seconds=late, times=1), Fault("list_lag", seconds=lag))
     assert good(here.run())
     assert len(here.emulator.jobs) == 1
@@ -183,10 +243,18 @@ def test_a_create_that_outlasts_its_client_and_is_listed_late_is_waited_for(site
     assert here.counted("jobs_twice") == 0
 
 
-@pytest.mark.parametrize("off_seconds", [0.0, HOUR, -DAY, DAY], ids=["right", "an hour ahead", "a day back", "a day ahead"])
+@pytest.mark.parametrize(
+    "off_seconds",
+    [0.0, HOUR, -DAY, DAY],
+    ids=["right", "an hour ahead", "a day back", "a day ahead"],
+)
 @pytest.mark.parametrize("late", [0.0, 95.0])
-def test_after_a_kill_in_the_create_a_machine_with_another_clock_waits_as_long(site: Any, late: float, off_seconds: float) -> None:
-    """The killed process' lease is over at once where both ran on one machine; the create that it sent is not."""
+def test_after_a_kill_in_the_create_a_machine_with_another_clock_waits_as_long(
+    site: Any, late: float, off_seconds: float
+) -> None:
+    """The killed process' lease is over at once where both ran on one machine; the create that it
+    sent is not.
+    """
     here = site(Fault("create_late", seconds=late, times=1), Fault("list_lag", seconds=50.0))
     points.watch = killing("create.sent")
     with pytest.raises(Killed):
@@ -197,8 +265,12 @@ def test_after_a_kill_in_the_create_a_machine_with_another_clock_waits_as_long(s
     assert here.paid == ONCE
 
 
-@pytest.mark.parametrize("off_seconds", [0.0, HOUR, -DAY], ids=["right", "an hour ahead", "a day back"])
-def test_a_create_that_was_never_sent_is_sent_by_the_next_run_in_minutes_by_any_clock(site: Any, off_seconds: float) -> None:
+@pytest.mark.parametrize(
+    "off_seconds", [0.0, HOUR, -DAY], ids=["right", "an hour ahead", "a day back"]
+)
+def test_a_create_that_was_never_sent_is_sent_by_the_next_run_in_minutes_by_any_clock(
+    site: Any, off_seconds: float
+) -> None:
     here = site()
     points.watch = killing("create.before")
     with pytest.raises(Killed):
@@ -213,8 +285,14 @@ def test_a_create_that_was_never_sent_is_sent_by_the_next_run_in_minutes_by_any_
 # Clocks
 
 
-@pytest.mark.parametrize("off_seconds", [HOUR, -DAY, 90.0], ids=["an hour ahead", "a day back", "a minute and a half ahead"])
-def test_a_machine_with_a_wrong_clock_finds_its_lost_create_and_waits_as_long_as_others(site: Any, off_seconds: float) -> None:
+@pytest.mark.parametrize(
+    "off_seconds",
+    [HOUR, -DAY, 90.0],
+    ids=["an hour ahead", "a day back", "a minute and a half ahead"],
+)
+def test_a_machine_with_a_wrong_clock_finds_its_lost_create_and_waits_as_long_as_others(
+    site: Any, off_seconds: float
+) -> None:
     here = site(Fault("create_lost", nth=1), Fault("list_lag", seconds=40.0))
     started = here.clock.now
     assert good(here.run(off_seconds))
@@ -223,7 +301,9 @@ def test_a_machine_with_a_wrong_clock_finds_its_lost_create_and_waits_as_long_as
 
 
 @pytest.mark.parametrize("jump", [-DAY, HOUR, 2 * DAY])
-def test_a_clock_that_is_set_while_a_job_is_waited_for_neither_ends_nor_stretches_the_wait(site: Any, jump: float) -> None:
+def test_a_clock_that_is_set_while_a_job_is_waited_for_neither_ends_nor_stretches_the_wait(
+    site: Any, jump: float
+) -> None:
     here = site(batch_seconds=(0.0, 2 * HOUR, 0.0))
     machine = Machine(here.clock)
     refs, started = here.plan(machine), here.clock.now
@@ -232,7 +312,11 @@ def test_a_clock_that_is_set_while_a_job_is_waited_for_neither_ends_nor_stretche
         if here.clock.now > started + HOUR:
             machine.off_seconds = jump
 
-    found = gathered((ref, *pair) for ref, pairs in run_jobs(here.driver(machine), refs, machine.sleep, look) for pair in pairs)
+    found = gathered(
+        (ref, *pair)
+        for ref, pairs in run_jobs(here.driver(machine), refs, machine.sleep, look)
+        for pair in pairs
+    )
     assert good(found)
     assert 2 * HOUR <= here.clock.now - started < 4 * HOUR
     assert here.paid == ONCE
@@ -246,7 +330,9 @@ def test_the_deadline_of_a_job_goes_by_the_providers_clock(site: Any) -> None:
 
 
 @pytest.mark.parametrize("off_seconds", [HOUR, -DAY])
-def test_a_lease_of_a_machine_with_a_wrong_clock_holds_as_long_as_any(site: Any, off_seconds: float) -> None:
+def test_a_lease_of_a_machine_with_a_wrong_clock_holds_as_long_as_any(
+    site: Any, off_seconds: float
+) -> None:
     here = site()
     wrong, right = Machine(here.clock, off_seconds), Machine(here.clock)
     first, second = here.driver(wrong).leases, here.driver(right).leases
@@ -263,7 +349,9 @@ def test_a_lease_of_a_machine_with_a_wrong_clock_holds_as_long_as_any(site: Any,
 
 
 def asleep(here: Site, other: Any) -> None:
-    """While the create of the first process is about to be sent, an hour goes by, and another process does its work."""
+    """While the create of the first process is about to be sent, an hour goes by, and another
+    process does its work.
+    """
 
     def watch(point: str) -> None:
         if point == "create.before":
@@ -274,7 +362,9 @@ def asleep(here: Site, other: Any) -> None:
     points.watch = watch
 
 
-def test_who_wakes_up_in_its_create_after_another_took_over_cancels_what_it_made_and_says_so(site: Any, caplog: Any) -> None:
+def test_who_wakes_up_in_its_create_after_another_took_over_cancels_what_it_made_and_says_so(
+    site: Any, caplog: Any
+) -> None:
     here, others = site(batch_seconds=(0.0, 100.0, 0.0)), []
     asleep(here, lambda: others.append(here.run()))
     assert good(here.run())
@@ -332,7 +422,9 @@ def test_an_input_that_is_gone_when_the_taken_job_is_validated_is_staged_anew(si
 
 
 @pytest.mark.parametrize("off_seconds", [-9 * DAY, 9 * DAY])
-def test_where_the_providers_time_can_not_be_believed_a_doubt_is_watched_for_as_long_as_it_may_last(site: Any, off_seconds: float) -> None:
+def test_where_the_providers_time_can_not_be_believed_a_doubt_is_watched_for_as_long_as_it_may_last(
+    site: Any, off_seconds: float
+) -> None:
     here = site(Fault("create_late", seconds=80.0, times=1), Fault("list_lag", seconds=50.0))
     points.watch = killing("create.sent")
     with pytest.raises(Killed):
@@ -343,7 +435,9 @@ def test_where_the_providers_time_can_not_be_believed_a_doubt_is_watched_for_as_
     assert here.paid == ONCE
 
 
-def test_a_lease_of_a_machine_that_is_days_off_is_watched_before_it_is_taken_over(site: Any) -> None:
+def test_a_lease_of_a_machine_that_is_days_off_is_watched_before_it_is_taken_over(
+    site: Any,
+) -> None:
     here = site()
     past, future = Machine(here.clock, -9 * DAY), Machine(here.clock, 9 * DAY)
     first, second = here.driver(past).leases, here.driver(future).leases

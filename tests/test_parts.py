@@ -19,11 +19,20 @@ from beam_llm.values import Record
 
 @pytest.fixture(params=["local", "gcs"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "staging") if request.param == "local" else request.getfixturevalue("gcs_location"))
+    return open_store(
+        str(tmp_path / "staging")
+        if request.param == "local"
+        else request.getfixturevalue("gcs_location")
+    )
 
 
 def row(text: str, envelope: bytes = b"", key: bytes | None = None, **details: Any) -> PartRow:
-    return PartRow(key or text.encode()[:16].ljust(16, b"\0"), Record((text,), len(text), **details), envelope, None)
+    return PartRow(
+        key or text.encode()[:16].ljust(16, b"\0"),
+        Record((text,), len(text), **details),
+        envelope,
+        None,
+    )
 
 
 ROWS = [
@@ -40,7 +49,11 @@ ROWS = [
 def test_what_goes_in_comes_out(store: Store) -> None:
     part = write_part(store, ROWS, 1_234_567)
     reader = PartReader(store, part.name)
-    assert (part.rows, part.min_timestamp, part.tokens) == (7, 1_234_567, sum(row.record.tokens for row in ROWS if row.record))
+    assert (part.rows, part.min_timestamp, part.tokens) == (
+        7,
+        1_234_567,
+        sum(row.record.tokens for row in ROWS if row.record),
+    )
     assert [reader.failed[at] for at in range(7)] == [False] * 4 + [True] + [False] * 2
     for at in (5, 0, 6, 3, 1, 2):
         assert reader.record(at) == ROWS[at].record
@@ -57,15 +70,31 @@ def test_a_retried_bundle_meets_its_own_part(store: Store) -> None:
     assert len(list(store.list("parts/"))) == 2
 
 
-@pytest.mark.parametrize("change", [{"min_timestamp": 1}, {"envelope": b"other"}], ids=["timestamp", "envelope"])
-def test_a_part_that_differs_in_anything_is_another_part(tmp_path: Path, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"min_timestamp": 1}, {"envelope": b"other"}], ids=["timestamp", "envelope"]
+)
+def test_a_part_that_differs_in_anything_is_another_part(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
     store = open_store(str(tmp_path))
     first = write_part(store, [row("a", b"x")], 0)
-    assert write_part(store, [row("a", change.get("envelope", b"x"))], change.get("min_timestamp", 0)).name != first.name
+    assert (
+        write_part(
+            store, [row("a", change.get("envelope", b"x"))], change.get("min_timestamp", 0)
+        ).name
+        != first.name
+    )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.binary(max_size=50)), max_size=30))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.binary(max_size=50)),
+        max_size=30,
+    )
+)
 def test_any_text_and_any_envelope_survive(tmp_path: Path, rows: list[tuple[str, bytes]]) -> None:
     store = open_store(str(tmp_path / "staging"))
     part = write_part(store, [row(text, envelope, key=b"k" * 16) for text, envelope in rows], 0)

@@ -1,4 +1,6 @@
-"""What lies in a staging location is read without running anything of it, and elements come back as they were."""
+"""What lies in a staging location is read without running anything of it, and elements come back as
+they were.
+"""
 
 from __future__ import annotations
 
@@ -53,14 +55,20 @@ PLAIN = {
     "bytes": (coders.registry.get_coder(bytes), b"\0\xff"),
     "number": (coders.registry.get_coder(int), -7),
     "float": (coders.registry.get_coder(float), 0.1),
-    "pair": (coders.registry.get_coder(typehints.Tuple[str, typing.Any]), ("k", {"a": [1, (2, None)]})),
+    "pair": (
+        coders.registry.get_coder(typehints.Tuple[str, typing.Any]),
+        ("k", {"a": [1, (2, None)]}),
+    ),
     "dict": (ANY, {"a": 1, "b": [True, None, 2.5, b"x"], "c": {"d": {1, 2}}}),
     "huge number": (ANY, {"n": -(2**200)}),
     "decimal": (ANY, {"price": Decimal("12.340")}),
     "moment": (ANY, datetime.datetime(2026, 3, 29, 2, 30, 1, 5)),
     "moment in UTC": (ANY, [datetime.datetime(2026, 3, 29, tzinfo=datetime.UTC)]),
     "later of two equal hours": (ANY, datetime.datetime(2026, 10, 25, 2, 30, fold=1)),
-    "day, hour, span": (ANY, (datetime.date(2026, 1, 1), datetime.time(1, 2, 3), datetime.timedelta(-1, 5, 7))),
+    "day, hour, span": (
+        ANY,
+        (datetime.date(2026, 1, 1), datetime.time(1, 2, 3), datetime.timedelta(-1, 5, 7)),
+    ),
     "ids": (ANY, [uuid.UUID(int=7), Timestamp(micros=3)]),
     "row of any": (ANY, beam.Row(a=1, b={"c": Decimal(1)})),
     "nested row": (ANY, {"r": [beam.Row(x="y")]}),
@@ -68,7 +76,9 @@ PLAIN = {
 
 
 @pytest.mark.parametrize(("coder", "element"), PLAIN.values(), ids=PLAIN.keys())
-def test_plain_elements_cross_without_pickle_and_as_they_were(tmp_path: Path, coder: coders.Coder, element: Any) -> None:
+def test_plain_elements_cross_without_pickle_and_as_they_were(
+    tmp_path: Path, coder: coders.Coder, element: Any
+) -> None:
     found = crossed(tmp_path, coder, element)
     assert (found, type(found)) == (element, type(element))
     assert b"pickle" not in b"".join(file.read_bytes() for file in (tmp_path / "coders").iterdir())
@@ -91,10 +101,22 @@ def test_rows_with_a_schema_cross_by_their_schema(tmp_path: Path) -> None:
     assert crossed(tmp_path, coder, row)._asdict() == row.as_dict()
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.decimals(allow_nan=False)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+    | st.decimals(allow_nan=False)
+)
 VALUES = st.recursive(
     SCALARS | st.dates() | st.datetimes() | st.timedeltas() | st.uuids(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3) | st.tuples(inner, inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+        | st.tuples(inner, inner)
+    ),
     max_leaves=8,
 )
 
@@ -118,23 +140,37 @@ class Boom:
 
 def hostile_documents(proof: Path) -> dict[str, bytes]:
     boom = pickler.dumps(Boom(proof))
-    row_of_callable = RowCoder.from_type_hint(RowTypeConstraint.from_fields([("f", typing.Any)]), None)
+    row_of_callable = RowCoder.from_type_hint(
+        RowTypeConstraint.from_fields([("f", typing.Any)]), None
+    )
     import base64
 
     schema = base64.b64encode(row_of_callable.schema.SerializeToString()).decode()
     return {
         "a bare pickle": boom,
-        "a pickle that says so": orjson.dumps({"format": 1, "pickled": base64.b64encode(boom).decode()}),
-        "a row with a field of anything": orjson.dumps({"format": 1, "element": ["row", schema], "window": "global window"}),
-        "a coder by name": orjson.dumps({"format": 1, "element": ["apache_beam.coders.PickleCoder"], "window": "global window"}),
+        "a pickle that says so": orjson.dumps(
+            {"format": 1, "pickled": base64.b64encode(boom).decode()}
+        ),
+        "a row with a field of anything": orjson.dumps(
+            {"format": 1, "element": ["row", schema], "window": "global window"}
+        ),
+        "a coder by name": orjson.dumps(
+            {"format": 1, "element": ["apache_beam.coders.PickleCoder"], "window": "global window"}
+        ),
         "no object": b"[]",
         "no window": orjson.dumps({"format": 1, "element": "str"}),
-        "deep": b'{"format":1,"window":"global window","element":' + b'["list",' * 200 + b'"str"' + b"]" * 200 + b"}",
+        "deep": b'{"format":1,"window":"global window","element":'
+        + b'["list",' * 200
+        + b'"str"'
+        + b"]" * 200
+        + b"}",
     }
 
 
 @pytest.mark.parametrize("kind", hostile_documents(Path("x")))
-def test_a_coder_in_staging_is_a_description_or_an_error_and_runs_nothing(tmp_path: Path, kind: str) -> None:
+def test_a_coder_in_staging_is_a_description_or_an_error_and_runs_nothing(
+    tmp_path: Path, kind: str
+) -> None:
     import hashlib
 
     proof = tmp_path / "proof"
@@ -146,8 +182,12 @@ def test_a_coder_in_staging_is_a_description_or_an_error_and_runs_nothing(tmp_pa
     assert not proof.exists()
 
 
-@pytest.mark.parametrize("dumps", [lambda boom: pickle.dumps(boom), pickler.dumps], ids=["pickle", "beam's"])
-def test_a_pickle_among_plain_elements_is_refused_with_the_way_on(tmp_path: Path, dumps: Any) -> None:
+@pytest.mark.parametrize(
+    "dumps", [lambda boom: pickle.dumps(boom), pickler.dumps], ids=["pickle", "beam's"]
+)
+def test_a_pickle_among_plain_elements_is_refused_with_the_way_on(
+    tmp_path: Path, dumps: Any
+) -> None:
     proof = tmp_path / "proof"
     store, envelopes = LocalStore(str(tmp_path / "staging")), EnvelopeCoder(ANY, FIXED)
     envelopes.save(store)
@@ -175,7 +215,9 @@ def test_beams_own_pickled_types_are_refused(tag: int) -> None:
         build_coder("primitives").decode(bytes([tag]) + b"\x03abc\x00")
 
 
-def test_elements_of_a_users_class_are_read_by_their_own_run_and_by_others_only_where_allowed(tmp_path: Path) -> None:
+def test_elements_of_a_users_class_are_read_by_their_own_run_and_by_others_only_where_allowed(
+    tmp_path: Path,
+) -> None:
     ticket = Ticket(1)
     with pytest.raises(NeedsPickle):
         crossed(tmp_path, ANY, ticket)
@@ -195,7 +237,9 @@ class Ticket:
     __hash__ = None  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("element", [Named(1, "a"), Plain(2, "b"), Typed(id=3, text="c"), ("k", {"x": [Named(4, "d")]})])
+@pytest.mark.parametrize(
+    "element", [Named(1, "a"), Plain(2, "b"), Typed(id=3, text="c"), ("k", {"x": [Named(4, "d")]})]
+)
 def test_instances_of_named_fields_cross_without_pickle(tmp_path: Path, element: Any) -> None:
     for reader in ({}, {"own": EnvelopeCoder(ANY, FIXED)}, {"allow_pickle": True}):
         found = crossed(tmp_path, ANY, element, **reader)
@@ -208,8 +252,18 @@ def test_an_instance_of_a_class_that_is_not_loaded_comes_back_as_a_row_and_loads
     assert "antigravity" not in sys.modules
 
 
-@pytest.mark.parametrize("name", [("os", "system"), ("subprocess", "Popen"), ("builtins", "int"), ("tests.element_classes", "Named")])
-def test_a_name_of_anything_but_a_class_of_just_these_fields_makes_a_row(name: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        ("os", "system"),
+        ("subprocess", "Popen"),
+        ("builtins", "int"),
+        ("tests.element_classes", "Named"),
+    ],
+)
+def test_a_name_of_anything_but_a_class_of_just_these_fields_makes_a_row(
+    name: tuple[str, str],
+) -> None:
     assert made_of(*name, {"args": "x"}) == beam.Row(args="x")
 
 
@@ -239,13 +293,22 @@ def test_a_users_own_coder_needs_pickle_for_others_alone(tmp_path: Path) -> None
     data = envelopes.open().encode(arrived("a"))
     with pytest.raises(NeedsPickle):
         EnvelopeReader(store).decode(data)
-    for reader in (EnvelopeReader(store, pickle.loads(pickle.dumps(envelopes))), EnvelopeReader(store, allow_pickle=True)):
+    for reader in (
+        EnvelopeReader(store, pickle.loads(pickle.dumps(envelopes))),
+        EnvelopeReader(store, allow_pickle=True),
+    ):
         assert reader.decode(data) == arrived("a")
 
 
 def test_a_description_is_the_same_in_every_process() -> None:
-    assert describe_coder(coders.registry.get_coder(typehints.Tuple[str, typing.Any])) == ["tuple", "str", "primitives"]
-    assert EnvelopeCoder(ANY, GLOBAL).name == EnvelopeCoder(coders.FastPrimitivesCoder(), GLOBAL).name
+    assert describe_coder(coders.registry.get_coder(typehints.Tuple[str, typing.Any])) == [
+        "tuple",
+        "str",
+        "primitives",
+    ]
+    assert (
+        EnvelopeCoder(ANY, GLOBAL).name == EnvelopeCoder(coders.FastPrimitivesCoder(), GLOBAL).name
+    )
 
 
 def test_dicts_of_a_declared_type_need_no_pickle():

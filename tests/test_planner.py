@@ -77,8 +77,15 @@ def test_lines_do_not_break_where_the_work_is_cut_into_chunks() -> None:
     ],
     ids=["requests", "bytes", "tokens", "each line passes the limit alone", "none"],
 )
-def test_jobs_are_as_few_as_the_limits_allow(lines: int, limits: dict[str, int], cuts: list[int]) -> None:
-    known: dict[str, Any] = {"max_requests": 10**6, "max_bytes": 10**9, "max_tokens": None, **limits}
+def test_jobs_are_as_few_as_the_limits_allow(
+    lines: int, limits: dict[str, int], cuts: list[int]
+) -> None:
+    known: dict[str, Any] = {
+        "max_requests": 10**6,
+        "max_bytes": 10**9,
+        "max_tokens": None,
+        **limits,
+    }
     assert cut_jobs(np.full(lines, 100, np.uint32), np.full(lines, 10, np.uint32), **known) == cuts
 
 
@@ -86,14 +93,29 @@ def test_the_users_limits_of_a_job_hold(world: World) -> None:
     assert [ref.records for ref in world.plan(TEXTS, job_max_records=8)] == [8, 8, 4]
 
 
-@pytest.mark.parametrize("texts", [TEXTS, ['"' * 200] * 3 + ["\n" * 300, "\x01" * 100, "日本" * 100]], ids=["plain", "escaped"])
+@pytest.mark.parametrize(
+    "texts",
+    [TEXTS, ['"' * 200] * 3 + ["\n" * 300, "\x01" * 100, "日本" * 100]],
+    ids=["plain", "escaped"],
+)
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_estimated_bytes_are_never_below_the_staged_ones(world: World, texts: list[str], batch_size: int) -> None:
+def test_estimated_bytes_are_never_below_the_staged_ones(
+    world: World, texts: list[str], batch_size: int
+) -> None:
     texts = [f"{number} {text}" for number, text in enumerate(texts)]
     whole = world.plan(texts, batch_size=batch_size)
     world.driver(batch_size=batch_size).step(whole[0])
     staged = max(len(data) for data in world.fake.files.values())
-    assert len(world.plan([text + "!" for text in texts], batch_size=batch_size, job_max_bytes=max(staged, 1_000))) > 1
+    assert (
+        len(
+            world.plan(
+                [text + "!" for text in texts],
+                batch_size=batch_size,
+                job_max_bytes=max(staged, 1_000),
+            )
+        )
+        > 1
+    )
 
 
 # What is known
@@ -128,8 +150,17 @@ def test_independent_records_are_asked_separately_and_equal_ones_are_not(world: 
         known = world.settings(prompt="{{ text }}", record_id="id", independent=independent)
         task, store = compile_task(known), open_store(world.location)
         records = [task.record({"text": "same", "id": number}, None) for number in range(3)]
-        part = write_part(store, [PartRow(task.key(record), record, b"", None) for record in records], 0)
-        ref = plan(store, task, caps_of(known, task.shared_tokens, None), world.fake.traits, [part], world.clock)[-1]
+        part = write_part(
+            store, [PartRow(task.key(record), record, b"", None) for record in records], 0
+        )
+        ref = plan(
+            store,
+            task,
+            caps_of(known, task.shared_tokens, None),
+            world.fake.traits,
+            [part],
+            world.clock,
+        )[-1]
         assert ref.records == 3
         assert Ledger(store).intent(ref.number).records == distinct
 
@@ -147,18 +178,28 @@ def test_independent_records_are_asked_separately_and_equal_ones_are_not(world: 
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_whatever_shapes_the_answer_makes_a_new_question(world: World, change: dict[str, Any]) -> None:
+def test_whatever_shapes_the_answer_makes_a_new_question(
+    world: World, change: dict[str, Any]
+) -> None:
     world.plan(TEXTS)
     assert [ref.number for ref in world.plan(TEXTS, **change)] == [2]
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 7}, {"max_concurrency": 3}, {"job_max_records": 5}, {"poll_seconds": 9.0}], ids=str)
-def test_whatever_does_not_shape_it_finds_the_old_answer(world: World, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [{"batch_size": 7}, {"max_concurrency": 3}, {"job_max_records": 5}, {"poll_seconds": 9.0}],
+    ids=str,
+)
+def test_whatever_does_not_shape_it_finds_the_old_answer(
+    world: World, change: dict[str, Any]
+) -> None:
     world.plan(TEXTS)
     assert [ref.number for ref in world.plan(TEXTS, **change)] == [1]
 
 
-def test_the_loser_of_a_race_leaves_to_the_winner_what_it_claimed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loser_of_a_race_leaves_to_the_winner_what_it_claimed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     append = Ledger.append
     raced: list[Any] = []
 
@@ -173,12 +214,20 @@ def test_the_loser_of_a_race_leaves_to_the_winner_what_it_claimed(world: World, 
     refs = world.plan(TEXTS, batch_size=4)
     assert [(ref.number, ref.records) for ref in raced[0]] == [(1, 10)]
     assert [(ref.number, ref.records) for ref in refs] == [(1, 10), (2, 10)]
-    assert len(set(open_store(world.location).list("parts/")) - staged) <= 10  # the winner's parts and its own, nothing again
-    keys = [Manifest.read(open_store(world.location), Ledger(open_store(world.location)).intent(number).lines).keys for number in (1, 2)]
+    # The winner's parts and its own, nothing again.
+    assert len(set(open_store(world.location).list("parts/")) - staged) <= 10
+    keys = [
+        Manifest.read(
+            open_store(world.location), Ledger(open_store(world.location)).intent(number).lines
+        ).keys
+        for number in (1, 2)
+    ]
     assert not set(keys[0].tolist()) & set(keys[1].tolist())
 
 
-def test_jobs_that_another_pipeline_wins_in_between_shift_only_the_numbers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_that_another_pipeline_wins_in_between_shift_only_the_numbers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.fake.traits = BatchTraits(5, 10**9, create_seconds=0)
     append, count = Ledger.append, [0]
 
@@ -215,7 +264,8 @@ def test_known_keys_answer_like_a_dict(runs: list[list[int]]) -> None:
     known, expected = Known((), 0), dict.fromkeys(range(41), 0)
 
     def key(number: int) -> bytes:
-        return bytes([number % 3, number]).ljust(16, b"\0")  # NULs at the end, and prefixes of one another
+        # NULs at the end, and prefixes of one another.
+        return bytes([number % 3, number]).ljust(16, b"\0")
 
     for number, run in enumerate(runs, 255):
         entries = np.zeros(len(run), dtype="S20")

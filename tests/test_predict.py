@@ -11,10 +11,22 @@ import apache_beam as beam
 import pydantic
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.transforms.window import FixedWindows, GlobalWindows, SlidingWindows, TimestampedValue
+from apache_beam.transforms.window import (
+    FixedWindows,
+    GlobalWindows,
+    SlidingWindows,
+    TimestampedValue,
+)
 from apache_beam.typehints.row_type import RowTypeConstraint
 
-from beam_llm import CollectBatchJobs, LedgerError, LLMPredict, Prediction, SubmitBatchJobs, UsageError
+from beam_llm import (
+    CollectBatchJobs,
+    LedgerError,
+    LLMPredict,
+    Prediction,
+    SubmitBatchJobs,
+    UsageError,
+)
 from beam_llm.provider_table import PROVIDERS, ProviderSpec
 from beam_llm.testing import Emulator, Fault
 from tests.collecting import Collect
@@ -22,7 +34,13 @@ from tests.element_classes import Named, Plain, Typed
 
 PROMPT = "Classify the sentiment of this review:\n{{ text }}"
 Sentiment = Literal["positive", "negative", "neutral"]
-TEXTS = ["I love this phone, it is great", "terrible, awful, I hate it", "the box is blue", "wonderful and happy", "worst purchase, so bad"]
+TEXTS = [
+    "I love this phone, it is great",
+    "terrible, awful, I hate it",
+    "the box is blue",
+    "wonderful and happy",
+    "worst purchase, so bad",
+]
 SENTIMENTS = ["positive", "negative", "neutral", "positive", "negative"]
 
 
@@ -41,7 +59,9 @@ class Opinion(pydantic.BaseModel):
 def mode(request, tmp_path):
     """Options of either mode; what is expected does not depend on which."""
     return (
-        {"mode": "online"} if request.param == "online" else {"mode": "batch_api", "staging_location": str(tmp_path), "poll_seconds": 0.05}
+        {"mode": "online"}
+        if request.param == "online"
+        else {"mode": "batch_api", "staging_location": str(tmp_path), "poll_seconds": 0.05}
     )
 
 
@@ -71,25 +91,40 @@ class Strict:
 
 def test_an_answer_that_a_stricter_class_no_longer_takes_is_one_records_error(emulator, tmp_path):
     """The schema is the same, so it is the same question, and paid for."""
-    ask = {"mode": "batch_api", "staging_location": str(tmp_path), "poll_seconds": 0.05, "base_url": emulator.base_url}
+    ask = {
+        "mode": "batch_api",
+        "staging_location": str(tmp_path),
+        "poll_seconds": 0.05,
+        "base_url": emulator.base_url,
+    }
     first, again = (
-        collected(LLMPredict("openai:gpt-4.1-mini", "Rate: {{ element }}", output=output, **ask), TEXTS)
+        collected(
+            LLMPredict("openai:gpt-4.1-mini", "Rate: {{ element }}", output=output, **ask), TEXTS
+        )
         for output in (Lenient.Rated, Strict.Rated)
     )
     assert [p.error for p in first] == [None] * 5
-    assert {p.element: p.error and p.error.kind for p in again} == {p.element: "invalid" if p.value.score < 0 else None for p in first}
+    assert {p.element: p.error and p.error.kind for p in again} == {
+        p.element: "invalid" if p.value.score < 0 else None for p in first
+    }
     assert {p.error.kind for p in again if p.error} == {"invalid"}
     assert len(emulator.jobs) == 1
 
 
 def pipeline(*flags: str) -> beam.Pipeline:
-    return beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner", *flags], pickle_library="cloudpickle"))
+    return beam.Pipeline(
+        options=PipelineOptions(["--runner=FnApiRunner", *flags], pickle_library="cloudpickle")
+    )
 
 
 def collected(transform, elements=None, *flags: str, before=None) -> list:
     """What a transform makes of the elements."""
     rows = Collect()
-    elements = [{"id": number, "text": text} for number, text in enumerate(TEXTS)] if elements is None else elements
+    elements = (
+        [{"id": number, "text": text} for number, text in enumerate(TEXTS)]
+        if elements is None
+        else elements
+    )
     with pipeline(*flags) as p:
         source = p | beam.Create(elements, reshuffle=False)
         source = source if before is None else source | before
@@ -99,10 +134,15 @@ def collected(transform, elements=None, *flags: str, before=None) -> list:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 20])
 def test_every_record_comes_back_with_its_own_answer(options, batch_size):
-    predictions = collected(LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=batch_size, **options))
+    predictions = collected(
+        LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=batch_size, **options)
+    )
     assert {p.element["id"]: p.value for p in predictions} == dict(enumerate(SENTIMENTS))
     assert len(predictions) == len(TEXTS)
-    assert all(p.error is None and p.usage.input_tokens > 0 and p.cost_usd > 0 and p.model for p in predictions)
+    assert all(
+        p.error is None and p.usage.input_tokens > 0 and p.cost_usd > 0 and p.model
+        for p in predictions
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,9 +159,13 @@ def test_every_record_comes_back_with_its_own_answer(options, batch_size):
 )
 def test_every_kind_of_element_is_taken_and_comes_back_untouched(options, make):
     elements = [make(number, text) for number, text in enumerate(TEXTS)]
-    predictions = collected(LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=3, **options), elements)
+    predictions = collected(
+        LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=3, **options), elements
+    )
     for element, sentiment in zip(elements, SENTIMENTS, strict=True):
-        (found,) = [p for p in predictions if p.element == element or _fields(p.element) == _fields(element)]
+        (found,) = [
+            p for p in predictions if p.element == element or _fields(p.element) == _fields(element)
+        ]
         assert found.value == sentiment
 
 
@@ -134,16 +178,25 @@ def test_a_string_is_its_own_prompt(options):
     assert {p.element: p.value for p in predictions} == dict(zip(TEXTS, SENTIMENTS, strict=True))
 
 
-@pytest.mark.parametrize("output", [str, float, Mood, Opinion, list[str]], ids=["str", "float", "enum", "model", "list"])
+@pytest.mark.parametrize(
+    "output", [str, float, Mood, Opinion, list[str]], ids=["str", "float", "enum", "model", "list"]
+)
 def test_answers_have_the_type_asked_for(options, output):
-    predictions = collected(LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=3, **{**options, "output": output}))
+    predictions = collected(
+        LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=3, **{**options, "output": output})
+    )
     kind = list if output == list[str] else output
     assert all(isinstance(p.value, kind) for p in predictions), predictions
 
 
 def test_a_field_missing_in_one_element_is_that_elements_error(options):
     elements = [{"id": 0, "text": TEXTS[0]}, {"id": 1}, {"id": 2, "text": TEXTS[1]}]
-    predictions = {p.element["id"]: p for p in collected(LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=3, **options), elements)}
+    predictions = {
+        p.element["id"]: p
+        for p in collected(
+            LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=3, **options), elements
+        )
+    }
     assert (predictions[0].value, predictions[2].value) == ("positive", "negative")
     assert predictions[1].value is None
     assert predictions[1].error.kind == "prompt"
@@ -152,10 +205,12 @@ def test_a_field_missing_in_one_element_is_that_elements_error(options):
 
 def test_rows_have_the_elements_fields_the_answer_and_its_error(options):
     rows = collected(
-        LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=3, output_field="mood", **options), [Named(*pair) for pair in enumerate(TEXTS)]
+        LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=3, output_field="mood", **options),
+        [Named(*pair) for pair in enumerate(TEXTS)],
     )
     assert sorted((row.id, row.text, row.mood, row.mood_error) for row in rows) == [
-        (number, text, mood, None) for number, (text, mood) in enumerate(zip(TEXTS, SENTIMENTS, strict=True))
+        (number, text, mood, None)
+        for number, (text, mood) in enumerate(zip(TEXTS, SENTIMENTS, strict=True))
     ]
 
 
@@ -163,7 +218,10 @@ def test_good_and_bad_come_apart(options):
     good, bad = Collect(), Collect()
     with pipeline() as p:
         elements = p | beam.Create([{"id": 0, "text": TEXTS[0]}, {"id": 1}])
-        answered, failed = elements | LLMPredict("openai:gpt-4.1-mini", PROMPT, **options).with_exception_handling()
+        answered, failed = (
+            elements
+            | LLMPredict("openai:gpt-4.1-mini", PROMPT, **options).with_exception_handling()
+        )
         _ = answered | good, failed | bad
     assert [p.value for p in good.found] == ["positive"]
     assert [(row.element, row.kind) for row in bad.found] == [({"id": 1}, "prompt")]
@@ -176,41 +234,62 @@ def test_good_and_bad_come_apart(options):
 )
 def test_windows_and_timestamps_survive(options, emulator, windows, per_element):
     class Stamp(beam.DoFn):
-        def process(self, prediction, timestamp=beam.DoFn.TimestampParam, window=beam.DoFn.WindowParam):
+        def process(
+            self, prediction, timestamp=beam.DoFn.TimestampParam, window=beam.DoFn.WindowParam
+        ):
             yield prediction.element["id"], int(timestamp), str(window)
 
     def stamped(elements):
-        return elements | beam.Map(lambda e: TimestampedValue(e, e["id"] * 7)) | beam.WindowInto(windows)
+        return (
+            elements
+            | beam.Map(lambda e: TimestampedValue(e, e["id"] * 7))
+            | beam.WindowInto(windows)
+        )
 
     expected, seen = Collect(), Collect()
     with pipeline() as p:
-        source = stamped(p | beam.Create([{"id": number, "text": text} for number, text in enumerate(TEXTS)]))
+        source = stamped(
+            p | beam.Create([{"id": number, "text": text} for number, text in enumerate(TEXTS)])
+        )
         _ = source | beam.Map(Prediction) | "before" >> beam.ParDo(Stamp()) | expected
         asked = source | LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=2, **options)
         _ = asked | "after" >> beam.ParDo(Stamp()) | seen
     assert sorted(seen.found) == sorted(expected.found)
     assert len(seen.found) == per_element * len(TEXTS)
-    assert all(emulator.billed[text] == 1 for text in TEXTS), "a record in several windows is asked once"
+    assert all(emulator.billed[text] == 1 for text in TEXTS), (
+        "a record in several windows is asked once"
+    )
 
 
 def test_it_works_after_a_group_by_key_and_twice_in_one_pipeline(options):
     seen = Collect()
     with pipeline() as p:
-        grouped = p | beam.Create([("a", "love"), ("a", "great"), ("b", "hate")]) | beam.GroupByKey()
-        rows = grouped | beam.MapTuple(lambda key, values: beam.Row(id=key, text=" ".join(sorted(values)))).with_output_types(
-            RowTypeConstraint.from_fields([("id", str), ("text", str)])
+        grouped = (
+            p | beam.Create([("a", "love"), ("a", "great"), ("b", "hate")]) | beam.GroupByKey()
         )
+        rows = grouped | beam.MapTuple(
+            lambda key, values: beam.Row(id=key, text=" ".join(sorted(values)))
+        ).with_output_types(RowTypeConstraint.from_fields([("id", str), ("text", str)]))
         first = rows | LLMPredict("openai:gpt-4.1-mini", PROMPT, output_field="mood", **options)
         second = first | "again" >> LLMPredict(
-            "openai:gpt-4.1", "Is this good?\n{{ text }} {{ mood }}", batch_size=2, output_field="again", **options
+            "openai:gpt-4.1",
+            "Is this good?\n{{ text }} {{ mood }}",
+            batch_size=2,
+            output_field="again",
+            **options,
         )
         _ = second | seen
-    assert sorted((row.id, row.mood) for row in seen.found) == [("a", "positive"), ("b", "negative")]
+    assert sorted((row.id, row.mood) for row in seen.found) == [
+        ("a", "positive"),
+        ("b", "negative"),
+    ]
     assert all(row.again_error is None for row in seen.found)
 
 
 def test_a_bundle_that_runs_twice_gives_one_prediction_per_element(options, emulator, mode):
-    committed = LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=2, **options) | beam.combiners.ToList()
+    committed = (
+        LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=2, **options) | beam.combiners.ToList()
+    )
     predictions = collected(committed, None, "--direct_runner_bundle_repeat=2")[-1]
     assert sorted(p.element["id"] for p in predictions) == [0, 1, 2, 3, 4]
     if mode["mode"] == "batch_api":  # live calls promise less: a repeated bundle is asked again
@@ -220,8 +299,12 @@ def test_a_bundle_that_runs_twice_gives_one_prediction_per_element(options, emul
 def test_a_poisoned_record_costs_no_other_its_answer(options, monkeypatch, tmp_path):
     with Emulator(faults=[Fault("poison", text="poison")]) as emulator:
         monkeypatch.setenv("OPENAI_BASE_URL", emulator.base_url)
-        elements = [{"id": number, "text": text} for number, text in enumerate([*TEXTS, "this is poison"])]
-        predictions = collected(LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=6, **options), elements)
+        elements = [
+            {"id": number, "text": text} for number, text in enumerate([*TEXTS, "this is poison"])
+        ]
+        predictions = collected(
+            LLMPredict("openai:gpt-4.1-mini", PROMPT, batch_size=6, **options), elements
+        )
     values = {p.element["id"]: p.value for p in predictions}
     assert values == {**dict(enumerate(SENTIMENTS)), 5: None}
     assert next(p.error.kind for p in predictions if p.error) == "refused"
@@ -248,19 +331,28 @@ def test_what_can_not_work_is_refused_before_there_is_a_pipeline(changes, messag
         LLMPredict("openai:gpt-4.1-mini", **{"prompt": PROMPT, **changes})
 
 
-@pytest.mark.parametrize("build", [LLMPredict, SubmitBatchJobs, CollectBatchJobs], ids=lambda build: build.__name__)
+@pytest.mark.parametrize(
+    "build", [LLMPredict, SubmitBatchJobs, CollectBatchJobs], ids=lambda build: build.__name__
+)
 @pytest.mark.parametrize(
     ("ledger", "complaint"),
-    [(b'{"format": 99, "id": "x"}', "format 99.*reads up to 1: upgrade"), (b'{"format": 1, "i', "ledger.json is damaged")],
+    [
+        (b'{"format": 99, "id": "x"}', "format 99.*reads up to 1: upgrade"),
+        (b'{"format": 1, "i', "ledger.json is damaged"),
+    ],
     ids=["newer", "half-written"],
 )
-def test_a_ledger_that_can_not_be_read_is_refused_before_there_is_a_pipeline(tmp_path, build, ledger, complaint):
+def test_a_ledger_that_can_not_be_read_is_refused_before_there_is_a_pipeline(
+    tmp_path, build, ledger, complaint
+):
     (tmp_path / "ledger.json").write_bytes(ledger)
     with pytest.raises(LedgerError, match=complaint):
         build("openai:gpt-4.1-mini", PROMPT, mode="batch_api", staging_location=str(tmp_path))
 
 
-@pytest.mark.parametrize("build", [LLMPredict, SubmitBatchJobs, CollectBatchJobs], ids=lambda build: build.__name__)
+@pytest.mark.parametrize(
+    "build", [LLMPredict, SubmitBatchJobs, CollectBatchJobs], ids=lambda build: build.__name__
+)
 @pytest.mark.parametrize("is_there", [True, False], ids=["there", "absent"])
 def test_building_writes_nothing_to_a_staging_location(tmp_path, build, is_there):
     folder = tmp_path / "staging"
@@ -284,14 +376,24 @@ def test_a_file_in_the_place_of_the_staging_folder_is_refused_before_there_is_a_
     (tmp_path / "file").write_text("x")
     for location in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(LedgerError, match="is not a folder"):
-            LLMPredict("openai:gpt-4.1-mini", PROMPT, mode="batch_api", staging_location=str(location))
+            LLMPredict(
+                "openai:gpt-4.1-mini", PROMPT, mode="batch_api", staging_location=str(location)
+            )
 
 
-def test_a_provider_without_a_batch_api_is_refused_before_there_is_a_pipeline(monkeypatch, tmp_path):
+def test_a_provider_without_a_batch_api_is_refused_before_there_is_a_pipeline(
+    monkeypatch, tmp_path
+):
     live_only = types.ModuleType("live_only")
     live_only.check = lambda settings: None
     monkeypatch.setitem(sys.modules, "live_only", live_only)
-    monkeypatch.setitem(PROVIDERS, "small", ProviderSpec("live_only", "SMALL_KEY", "SMALL_URL", "http://127.0.0.1:9/v1"))
+    monkeypatch.setitem(
+        PROVIDERS,
+        "small",
+        ProviderSpec("live_only", "SMALL_KEY", "SMALL_URL", "http://127.0.0.1:9/v1"),
+    )
     LLMPredict("small:model", PROMPT)
     with pytest.raises(UsageError, match=r"small: has no batch API here; use mode='online'"):
-        LLMPredict("small:model", PROMPT, mode="batch_api", staging_location=str(tmp_path / "staging"))
+        LLMPredict(
+            "small:model", PROMPT, mode="batch_api", staging_location=str(tmp_path / "staging")
+        )

@@ -41,7 +41,9 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return bodies
 
 
-@pytest.mark.parametrize("output", [str, Review, Literal["glad", "sad"]], ids=["text", "model", "label"])
+@pytest.mark.parametrize(
+    "output", [str, Review, Literal["glad", "sad"]], ids=["text", "model", "label"]
+)
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_a_preview_is_what_a_run_sends(output, batch_size, sent, monkeypatch):
     rows = [{"text": f"wine number {number}", "id": number} for number in range(9)]
@@ -82,7 +84,9 @@ def test_a_preview_says_which_schema_a_reply_has_to_follow():
     ask = LLMPredict("openai:gpt-4.1-mini", "{{ text }}", output=Review, base_url=NOWHERE)
     (request,) = ask.preview([{"text": "a"}])
     assert request.schema["properties"].keys() == {"mood", "stars"}
-    (plain,) = LLMPredict("openai:gpt-4.1-mini", "{{ text }}", base_url=NOWHERE).preview([{"text": "a"}])
+    (plain,) = LLMPredict("openai:gpt-4.1-mini", "{{ text }}", base_url=NOWHERE).preview(
+        [{"text": "a"}]
+    )
     assert plain.schema is None
 
 
@@ -98,10 +102,19 @@ def test_an_element_that_can_not_be_asked_is_shown_with_its_error():
 def test_plain_fields_need_no_beam():
     checked = settings("openai:gpt-4.1-mini", prompt="{{ text }}", batch_size=3, base_url=NOWHERE)
     found = preview(checked, [{"text": "a"}, {"text": "b"}, {"none": 1}], n=5)
-    assert [request.elements for request in found] == [({"none": 1},), ({"text": "a"}, {"text": "b"})]
+    assert [request.elements for request in found] == [
+        ({"none": 1},),
+        ({"text": "a"}, {"text": "b"}),
+    ]
 
 
 def test_a_batch_preview_shows_the_body_of_a_line(tmp_path):
-    ask = LLMPredict("openai:gpt-4.1-mini", "{{ text }}", mode="batch_api", staging_location=str(tmp_path / "new"), base_url=NOWHERE)
+    ask = LLMPredict(
+        "openai:gpt-4.1-mini",
+        "{{ text }}",
+        mode="batch_api",
+        staging_location=str(tmp_path / "new"),
+        base_url=NOWHERE,
+    )
     (request,) = ask.preview([{"text": "a"}])
     assert request.body["messages"] == [{"role": "user", "content": "a"}]

@@ -1,4 +1,6 @@
-"""What a reply costs: yours before published, unknown is None and never 0, the batch API's discount once."""
+"""What a reply costs: yours before published, unknown is None and never 0, the batch API's discount
+once.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +32,25 @@ AZURE = {"base_url": "https://example.openai.azure.com"}
     ids=["input", "output", "both", "cached", "batch", "batch, many"],
 )
 def test_published_prices_of_a_known_model(usage, batch, dollars):
-    assert Prices.of(settings("openai:gpt-4.1-mini")).cost_usd(usage, batch) == pytest.approx(dollars)
+    assert Prices.of(settings("openai:gpt-4.1-mini")).cost_usd(usage, batch) == pytest.approx(
+        dollars
+    )
 
 
 @pytest.mark.parametrize("base_url", ["http://127.0.0.1:9/v1", "https://proxy.example.com/v1"])
 def test_a_proxy_or_emulator_has_the_prices_of_the_model_it_names(base_url):
-    assert Prices.of(settings("openai:gpt-4.1-mini", base_url=base_url)).cost_usd(Usage(1_000_000, 0)) == pytest.approx(0.40)
+    assert Prices.of(settings("openai:gpt-4.1-mini", base_url=base_url)).cost_usd(
+        Usage(1_000_000, 0)
+    ) == pytest.approx(0.40)
 
 
 def test_a_known_address_has_its_own_prices():
-    assert Prices.of(settings("openai:llama-3.1-8b-instant", base_url="https://api.groq.com/openai/v1")).cost_usd(Usage(1_000_000, 0)) > 0
+    assert (
+        Prices.of(
+            settings("openai:llama-3.1-8b-instant", base_url="https://api.groq.com/openai/v1")
+        ).cost_usd(Usage(1_000_000, 0))
+        > 0
+    )
 
 
 @pytest.mark.parametrize("model", ["openai:no-such-model", "azure:my-deployment"])
@@ -52,22 +63,34 @@ def test_an_unknown_model_is_unpriced_and_not_free(model):
 
 @pytest.mark.parametrize(
     "prices",
-    [YOURS, {"gpt-4.1-mini": YOURS, "other": {"input": 9, "output": 9}}, {"openai:gpt-4.1-mini": YOURS}],
+    [
+        YOURS,
+        {"gpt-4.1-mini": YOURS, "other": {"input": 9, "output": 9}},
+        {"openai:gpt-4.1-mini": YOURS},
+    ],
     ids=["one table", "by model", "by provider and model"],
 )
 def test_your_prices_win_over_published_ones(prices):
     known = Prices.of(settings("openai:gpt-4.1-mini", prices=prices))
-    assert known.cost_usd(Usage(1_000_000, 1_000_000, cached_tokens=400_000)) == pytest.approx(0.6 * 2 + 0.4 * 0.5 + 8)
+    assert known.cost_usd(Usage(1_000_000, 1_000_000, cached_tokens=400_000)) == pytest.approx(
+        0.6 * 2 + 0.4 * 0.5 + 8
+    )
 
 
 def test_your_prices_for_other_models_leave_this_one_as_published():
     assert Prices.of(settings("openai:gpt-4.1-mini", prices={"other": YOURS})).source == "published"
 
 
-@pytest.mark.parametrize(("prices", "share"), [(YOURS, 0.5), ({**YOURS, "batch": 0.8}, 0.8)], ids=["half by default", "yours"])
+@pytest.mark.parametrize(
+    ("prices", "share"),
+    [(YOURS, 0.5), ({**YOURS, "batch": 0.8}, 0.8)],
+    ids=["half by default", "yours"],
+)
 def test_the_batch_discount_of_your_prices(prices, share):
     known = Prices.of(settings("azure:mine", prices=prices, **AZURE))
-    assert known.cost_usd(Usage(1_000, 1_000), batch=True) == pytest.approx(share * known.cost_usd(Usage(1_000, 1_000)))
+    assert known.cost_usd(Usage(1_000, 1_000), batch=True) == pytest.approx(
+        share * known.cost_usd(Usage(1_000, 1_000))
+    )
 
 
 def test_azure_halves_where_the_table_has_no_batch_price():
@@ -141,7 +164,10 @@ def test_a_window_of_your_own_goes_before_a_known_one():
 
 
 def test_windows_of_other_models_are_looked_up():
-    assert window_of(settings("openai:gpt-5.4")) == Prices.of(settings("openai:gpt-5.4")).context_window
+    assert (
+        window_of(settings("openai:gpt-5.4"))
+        == Prices.of(settings("openai:gpt-5.4")).context_window
+    )
     assert window_of(settings("openai:no-such-model")) is None
 
 
@@ -158,12 +184,16 @@ step.setup()
 print("genai_prices" in sys.modules)
 step.teardown()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
     assert done.stdout.split() == ["False"]
 
 
 def test_the_price_table_is_not_read_by_an_import():
     modules = "beam_llm.pricing, beam_llm.prompting.batching, beam_llm.prompting.tokens, beam_llm.providers"
     code = f"import {modules}, sys; print('genai_prices' in sys.modules, 'openai' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.split() == ["False", "False"]

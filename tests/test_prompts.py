@@ -108,7 +108,11 @@ def test_text_that_utf8_can_carry_is_never_changed(text):
 @pytest.mark.parametrize(
     ("source", "names", "instruction"),
     [
-        ("Classify the sentiment of this review:\n{{ text }}", ("text",), "Classify the sentiment of this review:"),
+        (
+            "Classify the sentiment of this review:\n{{ text }}",
+            ("text",),
+            "Classify the sentiment of this review:",
+        ),
         ("Classify:\n{{ text }}\n\n", ("text",), "Classify:"),
         ("Review: {{ text }}\nIs it good?", ("text",), "Review: <text>\nIs it good?"),
         ("Title: {{ title }}\nText: {{ text }}", ("title", "text"), "Title: <title>\nText: <text>"),
@@ -128,7 +132,19 @@ def test_the_text_around_what_varies_is_the_instruction(source, names, instructi
 
 
 @given(
-    st.lists(st.sampled_from(["Title: ", "{{ title }}", "\n", "{{ text | upper }}", "{{ text }}", "{% if text %}x{% endif %}", "ß"])),
+    st.lists(
+        st.sampled_from(
+            [
+                "Title: ",
+                "{{ title }}",
+                "\n",
+                "{{ text | upper }}",
+                "{{ text }}",
+                "{% if text %}x{% endif %}",
+                "ß",
+            ]
+        )
+    ),
     st.text(),
     st.text(),
 )
@@ -176,7 +192,9 @@ def test_an_error_inside_a_template_does_not_tell_the_elements_text():
         ("{{ ''.__class__ }}", "private"),
     ],
 )
-@pytest.mark.parametrize(("kind", "option"), [(PromptTemplate, "prompt"), (BatchTemplate, "batch_prompt_template")])
+@pytest.mark.parametrize(
+    ("kind", "option"), [(PromptTemplate, "prompt"), (BatchTemplate, "batch_prompt_template")]
+)
 def test_a_template_that_is_none_is_refused_with_its_place(kind, option, source, word):
     with pytest.raises(UsageError, match=f"^{option}, line ") as caught:
         kind(source)
@@ -188,10 +206,15 @@ def test_what_gives_another_text_each_time_is_not_there():
         PromptTemplate("{{ lipsum() }}").inputs({"text": "x"}, None)
 
 
-@pytest.mark.parametrize("source", ["{{ element.keys }}", "{{ element.text.upper }}", "{{ order.items }}"])
+@pytest.mark.parametrize(
+    "source", ["{{ element.keys }}", "{{ element.text.upper }}", "{{ order.items }}"]
+)
 def test_a_method_is_no_value_and_the_error_says_so(source):
     fields = {"text": "a", "order": {"id": 1}}
-    with pytest.raises(PromptError, match="is a method or a class, not a value, and the element has no field of that name"):
+    with pytest.raises(
+        PromptError,
+        match="is a method or a class, not a value, and the element has no field of that name",
+    ):
         PromptTemplate(source).inputs(fields, fields)
 
 
@@ -230,9 +253,13 @@ def test_a_field_may_be_called_self(source, text):
     assert template.fill(template.inputs(fields, fields)) == text
 
 
-@pytest.mark.parametrize("source", ["{{ self }}", "{{ self|upper }}", "{% if true %}{{ self }}{% endif %}"])
+@pytest.mark.parametrize(
+    "source", ["{{ self }}", "{{ self|upper }}", "{% if true %}{{ self }}{% endif %}"]
+)
 def test_an_element_without_a_field_called_self_is_told_so(source):
-    with pytest.raises(PromptError, match="names the field 'self', which this element does not have; it has 'text'"):
+    with pytest.raises(
+        PromptError, match="names the field 'self', which this element does not have; it has 'text'"
+    ):
         PromptTemplate(source).inputs({"text": "a"}, {"text": "a"})
 
 
@@ -275,13 +302,17 @@ def test_several_texts_in_json_are_one_line_that_reads_back_as_themselves(title,
 
 @given(st.lists(texts, min_size=1, max_size=4))
 def test_texts_in_xml_read_back_as_themselves_and_forge_no_element(batch):
-    document = "\n".join(xml_envelope(["text"])(index, [text]) for index, text in enumerate(batch, 1))
+    document = "\n".join(
+        xml_envelope(["text"])(index, [text]) for index, text in enumerate(batch, 1)
+    )
     root = ElementTree.fromstring(f"<root>{document}</root>")
-    assert [child.get("index") for child in root] == [str(index) for index in range(1, len(batch) + 1)]
+    assert [child.get("index") for child in root] == [
+        str(index) for index in range(1, len(batch) + 1)
+    ]
     for child, text in zip(root, batch, strict=True):
-        assert (child.text or "") == re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", "\ufffd", text).replace("\r\n", "\n").replace(
-            "\r", "\n"
-        )
+        assert (child.text or "") == re.sub(
+            "[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", "\ufffd", text
+        ).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def test_several_parts_in_xml_are_elements_with_names_that_xml_takes():
@@ -292,7 +323,10 @@ def test_several_parts_in_xml_are_elements_with_names_that_xml_takes():
 
 # Batch templates
 
-RECORDS = [RecordView(1, "good", {"id": "a", "items": [1]}), RecordView(2, "bad", {"id": "b", "items": []})]
+RECORDS = [
+    RecordView(1, "good", {"id": "a", "items": [1]}),
+    RecordView(2, "bad", {"id": "b", "items": []}),
+]
 
 
 @pytest.mark.parametrize(
@@ -330,14 +364,21 @@ def test_a_batch_template_without_records_is_refused():
     [
         ("{% for r in records %}{{ r.text }} {{ r['id'] }}{% endfor %}", {"id": 1}),
         ("{{ records | map(attribute='day') | list }}", {"day": "2026-01-02"}),
-        ("{% for r in records %}{{ r[records[0].name] }}{% endfor %}", {"id": 1, "day": "2026-01-02", "name": "id"}),
+        (
+            "{% for r in records %}{{ r[records[0].name] }}{% endfor %}",
+            {"id": 1, "day": "2026-01-02", "name": "id"},
+        ),
     ],
 )
 def test_only_fields_that_a_batch_template_may_read_are_carried(source, needed):
-    assert BatchTemplate(source).needed({"id": 1, "day": datetime.date(2026, 1, 2), "name": "id"}) == needed
+    assert (
+        BatchTemplate(source).needed({"id": 1, "day": datetime.date(2026, 1, 2), "name": "id"})
+        == needed
+    )
 
 
-# What a template may cost ───────────────────────────────────────────────────────────────────────────────────────────────────
+# What a template may cost
+# ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 BOMBS = {
     "a text times a number": "{{ text * 10**9 }}",
@@ -376,7 +417,9 @@ def test_a_template_that_would_fill_memory_or_never_end_is_that_elements_error(b
 def test_ordinary_loops_and_texts_are_as_ever():
     source = "{% for word in words %}{{ loop.index }}/{{ loop.length }} {{ word ~ '!' }}{% if not loop.last %}, {% endif %}{% endfor %}"
     assert PromptTemplate(source).inputs({"words": ["a", "b"]}, None) == ("1/2 a!, 2/2 b!",)
-    assert PromptTemplate("{{ text * 3 }} {{ '%5.1f' % price }}").inputs({"text": "ab", "price": 2.25}, None) == ("ababab", "  2.2")
+    assert PromptTemplate("{{ text * 3 }} {{ '%5.1f' % price }}").inputs(
+        {"text": "ab", "price": 2.25}, None
+    ) == ("ababab", "  2.2")
 
 
 def test_a_constant_that_can_not_be_rendered_is_told_when_the_template_is_made():

@@ -1,4 +1,6 @@
-"""Promises for any input (DESIGN.md), in plain Python: real prompt and reader, the emulator's brain in between, no wire."""
+"""Promises for any input (DESIGN.md), in plain Python: real prompt and reader, the emulator's brain
+in between, no wire.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from beam_llm.values import Finish, Record, Request, Usage
 from tests.live import MODEL, PROMPT, Opinion, opinions_of
 
 FORMATS = ["json", "xml", "delimited"]
-# Faults of a reply, any one of which may hit it; a second one only where both together still tell whose answer is whose.
+# Faults of a reply, any one of which may hit it; a second one only where both together still tell
+# whose answer is whose.
 REPLY_FAULTS = [
     "malformed_json", "prose", "fence", "truncated", "refusal", "content_filter", "empty_choices", "null_content", "missing", "shuffled",
     "duplicate", "conflicting", "unknown_index", "zero_based", "string_index", "invalid_value",
@@ -33,9 +36,18 @@ CHAT = Chat(Brain(fast=True))
 
 texts_of = st.lists(
     st.one_of(
-        st.text(st.characters(exclude_categories=["Cc", "Cs", "Cn"]), max_size=60),  # XML has no place for control characters
+        # XML has no place for control characters.
+        st.text(st.characters(exclude_categories=["Cc", "Cs", "Cn"]), max_size=60),
         st.text(alphabet='{}[]<>/"\\|:,0123456789 \nindexanswerInput', max_size=60),
-        st.sampled_from(['{"index": 1, "sentiment": "positive", "score": 1}', "1|positive", '<answer index="2">x</answer>', "", "..."]),
+        st.sampled_from(
+            [
+                '{"index": 1, "sentiment": "positive", "score": 1}',
+                "1|positive",
+                '<answer index="2">x</answer>',
+                "",
+                "...",
+            ]
+        ),
     ),
     min_size=1,
     max_size=12,
@@ -45,7 +57,17 @@ texts_of = st.lists(
 
 def tasks(**options: Any) -> dict[str, Task]:
     return {
-        name: compile_task(checked(MODEL, prompt=PROMPT, output=Opinion, batch_size=20, response_format=name, api_key="none", **options))
+        name: compile_task(
+            checked(
+                MODEL,
+                prompt=PROMPT,
+                output=Opinion,
+                batch_size=20,
+                response_format=name,
+                api_key="none",
+                **options,
+            )
+        )
         for name in FORMATS
     }
 
@@ -62,15 +84,23 @@ def reply_to(request: Request, *faults: Fault) -> Any:
     return CHAT.answer(body, CHAT.read(body), faults)
 
 
-@given(texts=texts_of, response_format=st.sampled_from(FORMATS), kinds=st.lists(st.sampled_from(REPLY_FAULTS), max_size=1))
+@given(
+    texts=texts_of,
+    response_format=st.sampled_from(FORMATS),
+    kinds=st.lists(st.sampled_from(REPLY_FAULTS), max_size=1),
+)
 @settings(max_examples=300, deadline=None)
-def test_whatever_is_wrong_with_a_reply_no_record_gets_anothers_answer(texts, response_format, kinds):
+def test_whatever_is_wrong_with_a_reply_no_record_gets_anothers_answer(
+    texts, response_format, kinds
+):
     """Promises 1 and 2: each record is answered with its own answer, failed or missing."""
     task = TASKS[response_format]
     answer = reply_to(task.render(records_of(task, texts)), *map(Fault, kinds))
     reading = task.read(len(texts), completion_of(answer.body))
     expected = opinions_of(texts, fast=True)
-    assert {i: value for i, value in reading.values.items() if value != expected[texts[i - 1]]} == {}
+    assert {
+        i: value for i, value in reading.values.items() if value != expected[texts[i - 1]]
+    } == {}
     ended = [*reading.values, *reading.failures, *reading.missing]
     assert sorted(ended) == list(range(1, len(texts) + 1))
     if not kinds:
@@ -86,18 +116,26 @@ def test_whatever_is_wrong_with_a_reply_no_record_gets_anothers_answer(texts, re
     finish=st.sampled_from([Finish.STOP, Finish.LENGTH]),
 )
 @settings(max_examples=400, deadline=None)
-def test_a_damaged_reply_that_counts_from_zero_moves_no_answer(count, response_format, at, junk, keep, finish):
+def test_a_damaged_reply_that_counts_from_zero_moves_no_answer(
+    count, response_format, at, junk, keep, finish
+):
     """With its first answer lost, it could pass for one that lacks its last."""
     task = TASKS[response_format]
     texts = [f"text {i}" for i in range(count)]
-    completion = completion_of(reply_to(task.render(records_of(task, texts)), Fault("zero_based")).body)
+    completion = completion_of(
+        reply_to(task.render(records_of(task, texts)), Fault("zero_based")).body
+    )
     whole = completion.text or ""
     first = whole.index("0") + 2
     place = first + int((len(whole) - first) * at)
     text = (whole[:place] + junk + whole[place:])[: max(first, int(len(whole) * keep))]
     expected = opinions_of(texts, fast=True)
     found = task.read(count, completion._replace(text=text, finish=finish)).values
-    moved = {index: value for index, value in found.items() if index < count and value == expected[texts[index]]}
+    moved = {
+        index: value
+        for index, value in found.items()
+        if index < count and value == expected[texts[index]]
+    }
     assert moved == {}
 
 
@@ -113,26 +151,41 @@ def test_shares_of_a_reply_add_up_and_differ_by_one_at_most(total, members):
         assert math.isclose(sum(of_each), getattr(total, name))
 
 
-@given(texts=texts_of, response_format=st.sampled_from(FORMATS), temperature=st.none() | st.floats(0, 2))
+@given(
+    texts=texts_of,
+    response_format=st.sampled_from(FORMATS),
+    temperature=st.none() | st.floats(0, 2),
+)
 @settings(max_examples=100, deadline=None)
-def test_the_same_records_give_the_same_bytes_whatever_was_rendered_before(texts, response_format, temperature):
+def test_the_same_records_give_the_same_bytes_whatever_was_rendered_before(
+    texts, response_format, temperature
+):
     """Promise 8, for the body as it is sent."""
     options = {"temperature": temperature, "extra_body": {"b": 1, "a": {"y": 2, "x": 1}}}
     one, other = tasks(**options)[response_format], tasks(**options)[response_format]
     for start in range(0, len(texts), 3):
         other.render(records_of(other, texts[start : start + 3]))
-    bodies = {encode_body(task.render(records_of(task, texts)), Dialect.of("gpt-4.1-mini", False)) for task in (one, other, one)}
+    bodies = {
+        encode_body(task.render(records_of(task, texts)), Dialect.of("gpt-4.1-mini", False))
+        for task in (one, other, one)
+    }
     assert len(bodies) == 1
 
 
 @pytest.mark.parametrize("length", range(1, 96, 5))
 def test_a_json_reply_broken_off_with_dots_gives_only_answers_that_were_written_out(length):
     values = {1: {"s": "a b", "n": 0.5106}, 2: {"s": "it's, well: ok", "n": 12.75}}
-    whole = orjson.dumps({"answers": [{"index": index, **value} for index, value in values.items()]}).decode()
+    whole = orjson.dumps(
+        {"answers": [{"index": index, **value} for index, value in values.items()]}
+    ).decode()
     reader = JsonReader(Shape(fields=("s", "n"), is_object=True))
     for dots in ("...", " ...]}", "…]}", "...}]}"):
         try:
             found = reader.find(whole[:length] + dots, 2, False).items
         except ValueError:
             continue
-        assert [(index, value) for index, value in found if value != values.get(index) and set(value) == {"s", "n"}] == []
+        assert [
+            (index, value)
+            for index, value in found
+            if value != values.get(index) and set(value) == {"s", "n"}
+        ] == []

@@ -1,4 +1,5 @@
-"""Jobs behind a provider's limit on enqueued tokens: they wait, and one that can never fit goes in several links; nothing is paid twice.
+"""Jobs behind a provider's limit on enqueued tokens: they wait, and one that can never fit goes in
+several links; nothing is paid twice.
 
 Real tokens are here what the package estimates, unless a test says otherwise.
 """
@@ -50,12 +51,17 @@ def each_line(world: World, **changes: Any) -> int:
 def limit_to(world: World, lines: float, **knobs: Any) -> None:
     """The provider's queue holds so many one-record lines."""
     each = each_line(world)
-    world.fake.token_limit, world.fake.tokens_of = int(lines * each), lambda texts: each * len(texts)
+    world.fake.token_limit, world.fake.tokens_of = (
+        int(lines * each),
+        lambda texts: each * len(texts),
+    )
     for knob, value in knobs.items():
         setattr(world.fake, knob, value)
 
 
-def drive(world: World, refs: Sequence[BatchJobRef], seconds: float = 50_000.0, **changes: Any) -> dict[str, list[Any]]:
+def drive(
+    world: World, refs: Sequence[BatchJobRef], seconds: float = 50_000.0, **changes: Any
+) -> dict[str, list[Any]]:
     """To the end; fails where that takes longer than it may."""
     until = world.clock.now + seconds
 
@@ -67,7 +73,11 @@ def drive(world: World, refs: Sequence[BatchJobRef], seconds: float = 50_000.0, 
 
 def sizes(world: World) -> list[int]:
     """Lines of each job that the provider took and ended."""
-    return [world.fake.files[job.file_id].count(b"\n") for job in world.fake.jobs if job.state is not JobState.FAILED]
+    return [
+        world.fake.files[job.file_id].count(b"\n")
+        for job in world.fake.jobs
+        if job.state is not JobState.FAILED
+    ]
 
 
 # One job, too large
@@ -93,7 +103,9 @@ def test_answers_of_each_link_go_out_as_it_ends(world: World) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_without_a_stated_limit_a_job_refused_alone_is_halved(world: World, batch_size: int) -> None:
+def test_without_a_stated_limit_a_job_refused_alone_is_halved(
+    world: World, batch_size: int
+) -> None:
     limit_to(world, 6, token_limit_said=False)
     found = drive(world, world.plan(TEXTS, batch_size=batch_size), batch_size=batch_size)
     assert not wrong(found, TEXTS)
@@ -133,30 +145,46 @@ def test_many_jobs_each_too_large_flow_through(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("on_leftover", "live", "failed"), [("follow_up", 2, 0), ("online", 2, 0), ("fail", 0, 2)], ids=["follow_up", "online", "fail"]
+    ("on_leftover", "live", "failed"),
+    [("follow_up", 2, 0), ("online", 2, 0), ("fail", 0, 2)],
+    ids=["follow_up", "online", "fail"],
 )
-def test_only_what_was_sent_and_not_answered_is_a_leftover(world: World, on_leftover: str, live: int, failed: int) -> None:
+def test_only_what_was_sent_and_not_answered_is_a_leftover(
+    world: World, on_leftover: str, live: int, failed: int
+) -> None:
     limit_to(world, 4)
     world.fake.garble = frozenset({TEXTS[0], TEXTS[13]})
     found = drive(world, world.plan(TEXTS, on_leftover=on_leftover), on_leftover=on_leftover)
     assert len(world.asked) == live
     assert sum(1 for outcomes in found.values() if outcomes[0].failure) == failed
-    assert not wrong({text: outcomes for text, outcomes in found.items() if not outcomes[0].failure} | _failed(found), TEXTS)
+    assert not wrong(
+        {text: outcomes for text, outcomes in found.items() if not outcomes[0].failure}
+        | _failed(found),
+        TEXTS,
+    )
     once_more = 1 if on_leftover == "follow_up" else 0
-    assert {text: times for text, times in world.fake.billed.items() if times != 1} == ({TEXTS[0]: 2, TEXTS[13]: 2} if once_more else {})
+    assert {text: times for text, times in world.fake.billed.items() if times != 1} == (
+        {TEXTS[0]: 2, TEXTS[13]: 2} if once_more else {}
+    )
 
 
 def _failed(found: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {text: outcomes for text, outcomes in found.items() if outcomes[0].failure}
 
 
-def test_leftovers_of_each_part_are_asked_in_a_follow_up_of_its_own_once_all_were_sent_and_their_usage_adds_up(world: World) -> None:
+def test_leftovers_of_each_part_are_asked_in_a_follow_up_of_its_own_once_all_were_sent_and_their_usage_adds_up(
+    world: World,
+) -> None:
     limit_to(world, 4)
     world.fake.garble = frozenset({TEXTS[0], TEXTS[7], TEXTS[13]})
     found = drive(world, world.plan(TEXTS))
     assert (sizes(world)[:5], sum(sizes(world)[5:])) == ([4] * 5, 3)
     views = list_jobs(open_store(world.location))
-    assert Counter(view.kind for view in views) == {"job": 1, "half": 8, "follow_up": len(sizes(world)) - 5}
+    assert Counter(view.kind for view in views) == {
+        "job": 1,
+        "half": 8,
+        "follow_up": len(sizes(world)) - 5,
+    }
     assert [view.job for view in views if view.ended == "split"] == ["1", "1.a", "1.b", "1.b.b"]
     ledger = Ledger(open_store(world.location))
     batch = JobTree(ledger, 1).totals()[1]
@@ -164,7 +192,8 @@ def test_leftovers_of_each_part_are_asked_in_a_follow_up_of_its_own_once_all_wer
     live = sum(0.5 for _ in world.asked)
     assert paid == pytest.approx(batch)
     assert paid > live > 0
-    assert [outcome.usage.output_tokens for outcome in found[TEXTS[0]]] == [3 + 3 + 1]  # the link's, the follow-up's, the live call's
+    # The link's, the follow-up's, the live call's.
+    assert [outcome.usage.output_tokens for outcome in found[TEXTS[0]]] == [3 + 3 + 1]
 
 
 def test_a_follow_up_larger_than_the_limit_goes_in_links_too(world: World) -> None:
@@ -183,7 +212,9 @@ def test_a_follow_up_larger_than_the_limit_goes_in_links_too(world: World) -> No
     assert not world.asked
 
 
-def test_the_follow_up_of_a_part_is_a_second_try_and_leaves_over_to_live_calls(world: World) -> None:
+def test_the_follow_up_of_a_part_is_a_second_try_and_leaves_over_to_live_calls(
+    world: World,
+) -> None:
     limit_to(world, 5)
     world.fake.garble = frozenset(TEXTS[:8])
     assert not wrong(drive(world, world.plan(TEXTS)), TEXTS)
@@ -197,7 +228,9 @@ def test_the_follow_up_of_a_part_is_a_second_try_and_leaves_over_to_live_calls(w
     [("cancel_after", 2, Kind.CANCELLED), ("create_faults", ["refused"], Kind.REJECTED)],
     ids=["cancelled", "refused"],
 )
-def test_an_end_of_the_whole_job_ends_what_was_not_sent_too(world: World, knob: str, value: Any, kind: str) -> None:
+def test_an_end_of_the_whole_job_ends_what_was_not_sent_too(
+    world: World, knob: str, value: Any, kind: str
+) -> None:
     limit_to(world, 4)
     refs, driver = world.plan(TEXTS), world.driver()
     driver.step(refs[0])
@@ -212,7 +245,9 @@ def test_an_expired_link_keeps_what_it_finished_and_the_rest_goes_on(world: Worl
     limit_to(world, 8)
     world.fake.expire_after = 5
     refs, found = world.plan(TEXTS), {}
-    for _, envelope, outcome in driven(world.driver(), refs, world.clock.sleep, lambda waiting: None):
+    for _, envelope, outcome in driven(
+        world.driver(), refs, world.clock.sleep, lambda waiting: None
+    ):
         world.fake.expire_after = None
         found.setdefault(envelope.decode(), []).append(outcome)
     assert not wrong(found, TEXTS)
@@ -234,7 +269,9 @@ AFTER_VALIDATION = ("queued", "split", "create.after", "ack.after")
     ("point", "count", "at"),
     [(*kill, at) for kill in KILLS for at in AT if at == "create" or kill[0] in AFTER_VALIDATION],
 )
-def test_killed_anywhere_in_the_chain_a_rerun_pays_nothing_twice(world: World, point: str, count: int, at: str) -> None:
+def test_killed_anywhere_in_the_chain_a_rerun_pays_nothing_twice(
+    world: World, point: str, count: int, at: str
+) -> None:
     limit_to(world, 4, token_limit_at=at)
     points.watch = killing(point, count)
     with pytest.raises(Killed):
@@ -248,8 +285,13 @@ def test_killed_anywhere_in_the_chain_a_rerun_pays_nothing_twice(world: World, p
     assert max(sizes(world)) <= 4
 
 
-@pytest.mark.parametrize(("point", "count"), [("queued", 2), ("queued", 5), ("limit.noted", 1), ("limit.noted", 2), ("split", 2)])
-def test_killed_while_the_limit_is_being_found_a_rerun_goes_on_finding_it(world: World, point: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("point", "count"),
+    [("queued", 2), ("queued", 5), ("limit.noted", 1), ("limit.noted", 2), ("split", 2)],
+)
+def test_killed_while_the_limit_is_being_found_a_rerun_goes_on_finding_it(
+    world: World, point: str, count: int
+) -> None:
     limit_to(world, 4, token_limit_said=False)
     points.watch = killing(point, count)
     with pytest.raises(Killed):
@@ -262,7 +304,9 @@ def test_killed_while_the_limit_is_being_found_a_rerun_goes_on_finding_it(world:
 
 
 @pytest.mark.parametrize("fault", ["lost", "500"])
-def test_a_narrowed_create_without_an_answer_is_adopted_or_made_again(world: World, fault: str) -> None:
+def test_a_narrowed_create_without_an_answer_is_adopted_or_made_again(
+    world: World, fault: str
+) -> None:
     limit_to(world, 4)
     world.fake.create_faults = ["", fault, "", fault]
     assert not wrong(drive(world, world.plan(TEXTS)), TEXTS)
@@ -278,15 +322,25 @@ def test_a_refused_job_whose_answer_was_lost_is_adopted_and_narrowed(world: Worl
     assert not billed_twice(world)
 
 
-def test_a_double_of_an_earlier_attempt_counts_with_the_lines_it_was_made_with(world: World) -> None:
-    """The whole job was created after all, its answer was lost and the list lagged; then the limit fell, and the job was narrowed."""
+def test_a_double_of_an_earlier_attempt_counts_with_the_lines_it_was_made_with(
+    world: World,
+) -> None:
+    """The whole job was created after all, its answer was lost and the list lagged; then the limit
+    fell, and the job was narrowed.
+    """
     world.fake.create_faults, world.fake.list_lag, world.fake.answers_after = ["lost"], 40.0, 300.0
     refs, driver = world.plan(TEXTS), world.driver()
 
     def fallen(point: str) -> None:
         if point == "marked" and world.fake.calls["create"] == 1:
             limit_to(world, 24)
-            note_limit(open_store(world.location), "127.0.0.1:1", "fake-model", world.clock.now, stated=world.fake.token_limit // 6)
+            note_limit(
+                open_store(world.location),
+                "127.0.0.1:1",
+                "fake-model",
+                world.clock.now,
+                stated=world.fake.token_limit // 6,
+            )
 
     points.watch = fallen
     found = gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None))
@@ -294,10 +348,19 @@ def test_a_double_of_an_earlier_attempt_counts_with_the_lines_it_was_made_with(w
     assert not billed_twice(world)
 
 
-def test_a_whole_job_that_shows_up_long_after_it_was_split_is_cancelled_before_it_is_paid(world: World) -> None:
-    """It was made after all, and listed later than any patience: nothing was sent of its parts but what is then kept."""
+def test_a_whole_job_that_shows_up_long_after_it_was_split_is_cancelled_before_it_is_paid(
+    world: World,
+) -> None:
+    """It was made after all, and listed later than any patience: nothing was sent of its parts but
+    what is then kept.
+    """
     world.fake.create_faults, world.fake.list_lag, world.fake.answers_after = ["lost"], 90.0, 300.0
-    refs, driver, store, limit = world.plan(TEXTS), world.driver(), open_store(world.location), 4 * each_line(world)
+    refs, driver, store, limit = (
+        world.plan(TEXTS),
+        world.driver(),
+        open_store(world.location),
+        4 * each_line(world),
+    )
     intent = Ledger(store).intent(1)
 
     def learn(point: str) -> None:
@@ -312,7 +375,9 @@ def test_a_whole_job_that_shows_up_long_after_it_was_split_is_cancelled_before_i
     assert driver.counted["jobs_twice"] == 1
 
 
-def test_a_job_of_parts_is_known_by_the_id_of_any_and_all_its_elements_come_with_it(world: World) -> None:
+def test_a_job_of_parts_is_known_by_the_id_of_any_and_all_its_elements_come_with_it(
+    world: World,
+) -> None:
     limit_to(world, 8)
     refs, driver = world.plan(TEXTS), world.driver()
     phase, looked = 0, driver.step(refs[0])
@@ -336,7 +401,9 @@ def test_two_drivers_at_once_narrow_and_pay_once(world: World, at: str, said: bo
     world.options["lease_seconds"] = 2.0
     plans = [world.plan(TEXTS), world.plan(shuffled(TEXTS), per_part=5, batch_size=4)]
     drivers, found = [world.driver(), world.driver(batch_size=4)], [{}, {}]
-    left: list[dict[int, tuple[BatchJobRef, int]]] = [{ref.number: (ref, 0) for ref in refs} for refs in plans]
+    left: list[dict[int, tuple[BatchJobRef, int]]] = [
+        {ref.number: (ref, 0) for ref in refs} for refs in plans
+    ]
     for _ in range(5_000):
         for mine, driver, open_refs in zip(found, drivers, left, strict=True):
             for number, (ref, phase) in list(open_refs.items()):
@@ -360,7 +427,12 @@ def test_another_driver_sends_the_same_part_byte_for_byte(world: World) -> None:
     limit_to(world, 4)
     refs = world.plan(TEXTS)
     store, staged = open_store(world.location), []
-    inputs = lambda: {name: store.get(name) for name in store.list("jobs/") if name.endswith("input.jsonl")}  # noqa: E731
+
+    def inputs() -> dict[str, bytes | None]:
+        return {
+            name: store.get(name) for name in store.list("jobs/") if name.endswith("input.jsonl")
+        }
+
     points.watch = lambda point: staged.append(inputs()) if point == "staged" else None
     world.driver().step(refs[0])
     for _ in range(2):
@@ -369,7 +441,10 @@ def test_another_driver_sends_the_same_part_byte_for_byte(world: World) -> None:
         driver, looked = world.driver(), Ready(iter(()), 0)
         while isinstance(looked, Ready):
             looked = driver.step(refs[0], looked.phase or 0)
-    whole, part = "jobs/00000000000000000001/input.jsonl", "jobs/00000000000000000001.a.a/input.jsonl"
+    whole, part = (
+        "jobs/00000000000000000001/input.jsonl",
+        "jobs/00000000000000000001.a.a/input.jsonl",
+    )
     assert [set(each) for each in staged] == [{whole}, {whole, part}, {whole, part}]
     assert staged[1] == staged[2]
     assert staged[2][part] == b"".join(staged[0][whole].splitlines(keepends=True)[:4])
@@ -379,21 +454,35 @@ def test_another_driver_sends_the_same_part_byte_for_byte(world: World) -> None:
 
 
 @pytest.mark.parametrize("at", AT)
-def test_a_record_larger_than_the_limit_ends_with_an_error_that_names_it(world: World, at: str) -> None:
+def test_a_record_larger_than_the_limit_ends_with_an_error_that_names_it(
+    world: World, at: str
+) -> None:
     texts = [*TEXTS[:3], "long " * 400, *TEXTS[3:6], "longer " * 400]
     limit_to(world, 4, token_limit_at=at)
     each = each_line(world)
-    world.fake.tokens_of = lambda asked: sum(each if len(text) < 50 else 100 * each for text in asked)
+    world.fake.tokens_of = lambda asked: sum(
+        each if len(text) < 50 else 100 * each for text in asked
+    )
     found = drive(world, world.plan(texts))
-    failures = {text[:6]: outcomes[0].failure for text, outcomes in found.items() if outcomes[0].failure}
-    assert {text: failure.kind for text, failure in failures.items()} == {"long l": Kind.TOO_LARGE, "longer": Kind.TOO_LARGE}
-    assert all(f"limit of {world.fake.token_limit:,} enqueued tokens" in failure.message for failure in failures.values())
+    failures = {
+        text[:6]: outcomes[0].failure for text, outcomes in found.items() if outcomes[0].failure
+    }
+    assert {text: failure.kind for text, failure in failures.items()} == {
+        "long l": Kind.TOO_LARGE,
+        "longer": Kind.TOO_LARGE,
+    }
+    assert all(
+        f"limit of {world.fake.token_limit:,} enqueued tokens" in failure.message
+        for failure in failures.values()
+    )
     assert not wrong(found, texts)
     assert not world.asked
     assert not billed_twice(world)
 
 
-def test_a_prompt_of_several_records_that_is_too_large_is_asked_record_by_record(world: World) -> None:
+def test_a_prompt_of_several_records_that_is_too_large_is_asked_record_by_record(
+    world: World,
+) -> None:
     limit_to(world, 2)
     world.options["batch_size"] = 10
     found = drive(world, world.plan(TEXTS))
@@ -403,7 +492,9 @@ def test_a_prompt_of_several_records_that_is_too_large_is_asked_record_by_record
     assert not world.asked
 
 
-def test_a_prompt_that_is_too_large_is_split_also_by_a_driver_that_estimates_it_lower(world: World) -> None:
+def test_a_prompt_that_is_too_large_is_split_also_by_a_driver_that_estimates_it_lower(
+    world: World,
+) -> None:
     limit_to(world, 2)
     refs = world.plan(TEXTS, batch_size=10)
     points.watch = killing("split")
@@ -419,11 +510,14 @@ def test_a_prompt_that_is_too_large_is_split_also_by_a_driver_that_estimates_it_
 def test_a_record_estimated_above_the_limit_is_tried_all_the_same(world: World) -> None:
     limit_to(world, 1)
     world.fake.token_limit = each_line(world) // 3
-    world.fake.tokens_of = lambda texts: world.fake.token_limit // len(texts)  # the estimate is three times the truth
+    # The estimate is three times the truth.
+    world.fake.tokens_of = lambda texts: world.fake.token_limit // len(texts)
     assert not wrong(drive(world, world.plan(TEXTS)), TEXTS)
 
 
-def test_a_queue_that_takes_nothing_and_says_no_limit_ends_and_is_asked_again_another_day(world: World) -> None:
+def test_a_queue_that_takes_nothing_and_says_no_limit_ends_and_is_asked_again_another_day(
+    world: World,
+) -> None:
     limit_to(world, 0, token_limit_said=False)
     assert kinds(drive(world, world.plan(TEXTS))) == {Kind.RATE_LIMITED}
     world.fake.token_limit = None
@@ -444,7 +538,11 @@ def test_the_next_plan_cuts_jobs_to_the_limit_that_was_learned(world: World) -> 
     refs = world.plan(more)
     assert [ref.records for ref in refs] == [4, 4, 4]
     assert not wrong(drive(world, refs), more)
-    assert not any(view.kind == "half" for view in list_jobs(open_store(world.location)) if view.number >= refs[0].number)
+    assert not any(
+        view.kind == "half"
+        for view in list_jobs(open_store(world.location))
+        if view.number >= refs[0].number
+    )
     assert world.fake.calls["create"] >= creates + 3
 
 
@@ -471,7 +569,10 @@ def test_a_rerun_of_a_chain_needs_no_provider(world: World) -> None:
 @pytest.mark.parametrize(
     ("message", "limit"),
     [
-        ("Enqueued token limit reached for gpt-4.1 in organization org-1. Limit: 2,000,000 enqueued tokens. Please try", 2_000_000),
+        (
+            "Enqueued token limit reached for gpt-4.1 in organization org-1. Limit: 2,000,000 enqueued tokens. Please try",
+            2_000_000,
+        ),
         ("token_limit_exceeded: the limit is 90000 enqueued tokens", 90_000),
         ("Enqueued token limit reached for fake-model", None),
         ("Limit: 0 enqueued tokens.", None),
@@ -482,7 +583,9 @@ def test_the_limit_is_read_from_the_providers_sentence(message: str, limit: int 
     assert stated_limit(message) == limit
 
 
-def test_what_was_learned_is_kept_for_a_week_and_a_new_limit_forgets_what_was_found_under_the_old(world: World) -> None:
+def test_what_was_learned_is_kept_for_a_week_and_a_new_limit_forgets_what_was_found_under_the_old(
+    world: World,
+) -> None:
     store = open_store(world.location)
     note_limit(store, "host", "model", 0.0, stated=100)
     note_limit(store, "host", "model", 1.0, found=40)
@@ -506,7 +609,9 @@ def test_a_long_wait_is_said_once(world: World, caplog: pytest.LogCaptureFixture
             looked = driver.step(refs[0])
             assert isinstance(looked, Waiting)
             world.clock.now = looked.next_at
-    assert [record.message.count("waited") for record in caplog.records if "waited" in record.message] == [1]
+    assert [
+        record.message.count("waited") for record in caplog.records if "waited" in record.message
+    ] == [1]
 
 
 def test_doubles_and_warnings_are_counted(world: World) -> None:
@@ -520,7 +625,9 @@ def test_doubles_and_warnings_are_counted(world: World) -> None:
 
 
 @pytest.mark.parametrize("at", AT)
-def test_a_pipeline_whose_only_job_is_ten_times_the_limit_answers_every_record_once(start_emulator: Any, tmp_path: Any, at: str) -> None:
+def test_a_pipeline_whose_only_job_is_ten_times_the_limit_answers_every_record_once(
+    start_emulator: Any, tmp_path: Any, at: str
+) -> None:
     texts = reviews_of(f"queue {at}", 120)
     emulator = start_emulator(batch_seconds=0.05, enqueued_token_limit=1_500, enqueued_limit_at=at)
     rows = rows_of(Run(emulator.base_url, str(tmp_path / "staging"), texts))

@@ -1,4 +1,6 @@
-"""What README and pipelines/README say to type runs as it stands there: the Python, the YAML, and the options of the commands."""
+"""What README and pipelines/README say to type runs as it stands there: the Python, the YAML, and
+the options of the commands.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from beam_llm.testing import Emulator
 from pipelines import reviews_batch, reviews_streaming
 
 ROOT = Path(__file__).parent.parent
-README, RECIPES = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "pipelines/README.md"))
+README, RECIPES = (
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "pipelines/README.md")
+)
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -43,7 +47,10 @@ LOCAL, TABLES, COUNTERS, TESTING, NOTEBOOK = blocks(RECIPES, "python")
 @pytest.fixture
 def reviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that commands and snippets run in, with a file of reviews."""
-    rows = [{"id": n, "text": text} for n, text in enumerate(["I love it, it is great", "It broke, I hate it"])]
+    rows = [
+        {"id": n, "text": text}
+        for n, text in enumerate(["I love it, it is great", "It broke, I hate it"])
+    ]
     (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -51,22 +58,33 @@ def reviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_first_pipeline_answers(llm_emulator: Emulator, capfd: pytest.CaptureFixture[str]):
     run(FIRST)
-    assert re.findall(r"^(\d) sentiment='(\w+)' .* None$", capfd.readouterr().out, re.MULTILINE) == [("1", "positive"), ("2", "negative")]
+    assert re.findall(
+        r"^(\d) sentiment='(\w+)' .* None$", capfd.readouterr().out, re.MULTILINE
+    ) == [("1", "positive"), ("2", "negative")]
 
 
-def test_a_local_server_needs_no_key(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+def test_a_local_server_needs_no_key(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with Emulator(keys=()) as server:  # one that takes any client, as these do
         run(LOCAL.replace("http://localhost:8080/v1", server.base_url))
-    assert sorted(capfd.readouterr().out.splitlines()) == ["I love it → positive", "It broke, I hate it → negative"]
+    assert sorted(capfd.readouterr().out.splitlines()) == [
+        "I love it → positive",
+        "It broke, I hate it → negative",
+    ]
 
 
 class BigQueryJson(beam.PTransform):
-    """Does to rows what BigQuery's file loads do: their own coder writes them as JSON; here into a local file."""
+    """Does to rows what BigQuery's file loads do: their own coder writes them as JSON; here into a
+    local file.
+    """
 
     def __init__(self, table: str, schema: str):
         super().__init__()
-        self.columns = {name for name, _, _ in (column.partition(":") for column in schema.split(","))}
+        self.columns = {
+            name for name, _, _ in (column.partition(":") for column in schema.split(","))
+        }
 
     def expand(self, rows: beam.PCollection) -> Any:
         columns = self.columns
@@ -79,13 +97,19 @@ class BigQueryJson(beam.PTransform):
         return rows | beam.Map(encoded) | beam.io.WriteToText("bigquery", file_name_suffix=".json")
 
 
-def test_rows_of_answers_are_what_parquet_and_bigquery_take(reviews: Path, llm_emulator: Emulator, monkeypatch: pytest.MonkeyPatch):
+def test_rows_of_answers_are_what_parquet_and_bigquery_take(
+    reviews: Path, llm_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(beam.io, "WriteToBigQuery", BigQueryJson)
     run(TABLES)
     expected = {"I love it": "positive", "It broke, I hate it": "negative"}
     (path,) = reviews.glob("labelled*")
     assert {row["text"]: row["mood"] for row in pq.read_table(path).to_pylist()} == expected
-    lines = [json.loads(line) for path in reviews.glob("bigquery*") for line in path.read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for path in reviews.glob("bigquery*")
+        for line in path.read_text().splitlines()
+    ]
     assert {row["text"]: row["mood"] for row in lines} == expected
 
 
@@ -98,7 +122,9 @@ def test_counters_are_found_by_name(llm_emulator: Emulator, capfd: pytest.Captur
 
 def test_every_kind_of_error_has_advice():
     rows = RECIPES.partition("| `kind` | what helps |")[2].partition("\n\n")[0].splitlines()[2:]
-    assert {kind for row in rows for kind in re.findall(r"`(\w+)`", row.split("|")[1])} == set(Kind.ALL)
+    assert {kind for row in rows for kind in re.findall(r"`(\w+)`", row.split("|")[1])} == set(
+        Kind.ALL
+    )
 
 
 def test_the_snippet_for_tests_is_a_test(monkeypatch: pytest.MonkeyPatch):
@@ -106,7 +132,9 @@ def test_the_snippet_for_tests_is_a_test(monkeypatch: pytest.MonkeyPatch):
     test(monkeypatch)
 
 
-def test_the_notebook_s_cells_run(reviews: Path, llm_emulator: Emulator, capfd: pytest.CaptureFixture[str]):
+def test_the_notebook_s_cells_run(
+    reviews: Path, llm_emulator: Emulator, capfd: pytest.CaptureFixture[str]
+):
     labelled = run(NOTEBOOK)["labelled"]
     assert sorted(labelled["sentiment"]) == ["negative", "positive"]
     assert "I love it" in capfd.readouterr().out
@@ -118,7 +146,11 @@ def test_the_yaml_pipeline_runs(reviews: Path, llm_emulator: Emulator):
     pytest.importorskip("quickjs", reason="needs apache-beam[yaml]")
     (reviews / "reviews.yaml").write_text(YAML)
     main.run([command_with("apache_beam.yaml.main")[-1]])
-    rows = [json.loads(line) for path in reviews.glob("labelled.jsonl*") for line in path.read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for path in reviews.glob("labelled.jsonl*")
+        for line in path.read_text().splitlines()
+    ]
     assert {row["id"]: row["sentiment"] for row in rows} == {0: "positive", 1: "negative"}
     assert {row["sentiment_error"] for row in rows} == {None}
 
@@ -128,16 +160,24 @@ def test_the_yaml_pipeline_runs(reviews: Path, llm_emulator: Emulator):
 
 def command_with(word: str) -> list[str]:
     """The arguments of the one command in pipelines/README that runs this module."""
-    lines = [line for block in blocks(RECIPES, "bash") for line in block.splitlines() if word in line]
+    lines = [
+        line for block in blocks(RECIPES, "bash") for line in block.splitlines() if word in line
+    ]
     (line,) = lines
     return shlex.split(line)[3:]
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(reviews_batch, "DataflowRunner"), (reviews_streaming, "FlinkRunner")], ids=["Dataflow", "Flink"]
+    ("module", "name"),
+    [(reviews_batch, "DataflowRunner"), (reviews_streaming, "FlinkRunner")],
+    ids=["Dataflow", "Flink"],
 )
 def test_the_command_for_a_cluster_is_taken_by_beam(
-    module: Any, name: str, reviews: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    module: Any,
+    name: str,
+    reviews: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
     if name == "DataflowRunner":
         pytest.importorskip("apitools", reason="Dataflow needs apache-beam[gcp]")
@@ -147,22 +187,45 @@ def test_the_command_for_a_cluster_is_taken_by_beam(
         def wait_until_finish(self) -> None:
             pass
 
-    monkeypatch.setattr(FileBasedSource, "_validate", lambda self: None)  # it would look into the bucket
-    monkeypatch.setattr(beam.Pipeline, "run", lambda self, *args, **kwargs: built.append(self) or Result())
+    # It would look into the bucket.
+    monkeypatch.setattr(FileBasedSource, "_validate", lambda self: None)
+    monkeypatch.setattr(
+        beam.Pipeline, "run", lambda self, *args, **kwargs: built.append(self) or Result()
+    )
     arguments = command_with(module.__name__)
     module.run(arguments)
     (pipeline,) = built
     assert type(pipeline.runner).__name__ == name
     assert pipeline.to_runner_api().components.transforms
     with caplog.at_level(logging.WARNING):
-        PipelineOptions([part for part in arguments if part.startswith("--") and "=" in part]).get_all_options()
+        PipelineOptions(
+            [part for part in arguments if part.startswith("--") and "=" in part]
+        ).get_all_options()
     assert "Unparseable" not in caplog.text
 
 
 def test_the_commands_of_the_command_line_are_understood():
-    written = [line.partition("  #")[0].strip() for block in blocks(README, "bash") for line in block.splitlines()]
-    commands = [shlex.split(line)[1:] for line in written if line.startswith("beam-llm ") and "emulator" not in line]
+    written = [
+        line.partition("  #")[0].strip()
+        for block in blocks(README, "bash")
+        for line in block.splitlines()
+    ]
+    commands = [
+        shlex.split(line)[1:]
+        for line in written
+        if line.startswith("beam-llm ") and "emulator" not in line
+    ]
     assert len(commands) >= 6
-    question = ["reviews.jsonl", "--output", "labelled.jsonl", "--model", "openai:gpt-4.1-mini", "--prompt", "{{ text }}"]
+    question = [
+        "reviews.jsonl",
+        "--output",
+        "labelled.jsonl",
+        "--model",
+        "openai:gpt-4.1-mini",
+        "--prompt",
+        "{{ text }}",
+    ]
     for command in commands:
-        build_parser().parse_args([part for given in command for part in (question if given == "…" else [given])])
+        build_parser().parse_args(
+            [part for given in command for part in (question if given == "…" else [given])]
+        )

@@ -1,4 +1,6 @@
-"""No key in what is shown, stored or raised, wherever a server puts it and however it writes it; and no search that takes long."""
+"""No key in what is shown, stored or raised, wherever a server puts it and however it writes it;
+and no search that takes long.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ from beam_llm.providers.openai.lines import line_reply
 from beam_llm.providers.openai.wire import decode_reply
 from beam_llm.redaction import MASK, Redactor, redact, redactor_of
 
-KEYS = ["sk-proj-Ab3dEf6hIj9lMn2pQr5tUv8xYz1", "f00dcafe8badbeef1337c0de5ca1ab1e", "Pq+7/x=Lm_9.Wz~3kT", "correcthorse42"]
+KEYS = [
+    "sk-proj-Ab3dEf6hIj9lMn2pQr5tUv8xYz1",
+    "f00dcafe8badbeef1337c0de5ca1ab1e",
+    "Pq+7/x=Lm_9.Wz~3kT",
+    "correcthorse42",
+]
 
 WRITINGS = {
     "as it is": lambda key: key,
@@ -41,7 +48,15 @@ WRITINGS = {
 
 def left_of(key: str, text: str) -> int:
     """The longest run of the key's characters that can still be read in the text."""
-    return max((size for size in range(1, len(key) + 1) for i in range(len(key) - size + 1) if key[i : i + size] in text), default=0)
+    return max(
+        (
+            size
+            for size in range(1, len(key) + 1)
+            for i in range(len(key) - size + 1)
+            if key[i : i + size] in text
+        ),
+        default=0,
+    )
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -66,7 +81,9 @@ def test_no_field_of_an_error_brings_the_key_along(key, field, log_data):
     for writing in WRITINGS.values():
         body = {"error": {"message": "No.", "code": "bad", field: f"it was {writing(key)}"}}
         for status in (400, 401, 404, 429, 500):
-            error = error_of(status, {}, body, secret=key, key_reference="env:MY_KEY", log_data=log_data)
+            error = error_of(
+                status, {}, body, secret=key, key_reference="env:MY_KEY", log_data=log_data
+            )
             assert writing(key) not in str(error)
             assert left_of(key, str(error).replace("env:MY_KEY", "")) < max(6, len(key) // 2 - 1)
 
@@ -75,7 +92,13 @@ def reply(**changes: object) -> dict[str, object]:
     body = {
         "id": "chatcmpl-1",
         "model": "m-1",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "fine"}, "finish_reason": "stop"}],
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "fine"},
+                "finish_reason": "stop",
+            }
+        ],
         "usage": {"prompt_tokens": 3, "completion_tokens": 1},
         "service_tier": "default",
     }
@@ -83,8 +106,22 @@ def reply(**changes: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("key", KEYS[:2])
-@pytest.mark.parametrize("writing", ["as it is", "first half", "second half", "middle", "base64", "capitals"])
-@pytest.mark.parametrize("field", ["id", "model", "service_tier", "finish_reason", "refusal", "content", "request id", "JSON escapes"])
+@pytest.mark.parametrize(
+    "writing", ["as it is", "first half", "second half", "middle", "base64", "capitals"]
+)
+@pytest.mark.parametrize(
+    "field",
+    [
+        "id",
+        "model",
+        "service_tier",
+        "finish_reason",
+        "refusal",
+        "content",
+        "request id",
+        "JSON escapes",
+    ],
+)
 def test_no_field_of_a_reply_brings_the_key_along(key, writing, field):
     written = WRITINGS[writing](key)
     if field == "content" and writing in ("base64", "capitals"):
@@ -94,14 +131,23 @@ def test_no_field_of_a_reply_brings_the_key_along(key, writing, field):
         choice["message"] = {"content": None, field: f"so it is {written}"}
     elif field == "finish_reason":
         choice["finish_reason"] = written
-    body = reply(choices=[choice], **({field: written} if field in ("id", "model", "service_tier") else {}))
+    body = reply(
+        choices=[choice], **({field: written} if field in ("id", "model", "service_tier") else {})
+    )
     raw = json.dumps(body).encode()
     if field == "JSON escapes":
-        raw = json.dumps(reply(model="@")).replace("@", "".join(f"\\u{ord(c):04x}" for c in written)).encode()
+        raw = (
+            json.dumps(reply(model="@"))
+            .replace("@", "".join(f"\\u{ord(c):04x}" for c in written))
+            .encode()
+        )
     request_id = written if field == "request id" else "r-1"
     completion = decode_reply(raw, request_id, None, ErrorContext(key))
     assert written not in repr(completion)
-    head, tail = b'{"custom_id":"c-1","response":{"status_code":200,"request_id":', b'},"error":null}'
+    head, tail = (
+        b'{"custom_id":"c-1","response":{"status_code":200,"request_id":',
+        b'},"error":null}',
+    )
     line = head + json.dumps(request_id).encode() + b',"body":' + raw + tail
     read = line_reply(line, ErrorContext(key))
     assert read.completion is not None
@@ -109,7 +155,12 @@ def test_no_field_of_a_reply_brings_the_key_along(key, writing, field):
 
 
 @pytest.mark.parametrize(
-    "body", [{"error": {"message": KEYS[0]}}, {"object": "error", "message": KEYS[0], "code": 400}, {"detail": KEYS[0]}]
+    "body",
+    [
+        {"error": {"message": KEYS[0]}},
+        {"object": "error", "message": KEYS[0], "code": 400},
+        {"detail": KEYS[0]},
+    ],
 )
 def test_an_error_in_a_200_does_not_bring_it_along_either(body):
     with pytest.raises(CallError) as caught:
@@ -126,7 +177,9 @@ def test_no_field_of_a_job_brings_the_key_along(key):
         "output_file_id": key,
         "error_file_id": f"f-{key[:20]}",
         "input_file_id": key,
-        "errors": {"data": [{"code": key, "message": f"wrong key {key}", "line": 1}, f"also {key}"]},
+        "errors": {
+            "data": [{"code": key, "message": f"wrong key {key}", "line": 1}, f"also {key}"]
+        },
     }
     for name, value in fields.items():
         job = remote_job({"id": "batch_1", "status": "failed", name: value}, key=key)
@@ -148,7 +201,9 @@ def test_other_peoples_keys_are_taken_out_by_their_looks():
     assert redactor_of(None)(text) == "upstream said: [key], [key], [key], [key], [key]"
 
 
-@pytest.mark.parametrize(("key", "text"), [("EMPTY", "the key EMPTY is wrong"), ("test", "key test.")])
+@pytest.mark.parametrize(
+    ("key", "text"), [("EMPTY", "the key EMPTY is wrong"), ("test", "key test.")]
+)
 def test_a_short_key_is_taken_out_as_a_word(key, text):
     assert key not in Redactor(key)(text)
     assert "EMPTYING" in Redactor("EMPTY")("EMPTYING the queue")
@@ -157,7 +212,10 @@ def test_a_short_key_is_taken_out_as_a_word(key, text):
 def test_a_key_that_was_looked_up_is_taken_out_of_any_text(monkeypatch):
     monkeypatch.setenv("SOME_KEY", "zz-0f1e2d3c4b5a69788796")
     resolve_key("env:SOME_KEY")
-    assert redact("RuntimeError: zz-0f1e2d3c4b5a69788796 was refused") == "RuntimeError: [key] was refused"
+    assert (
+        redact("RuntimeError: zz-0f1e2d3c4b5a69788796 was refused")
+        == "RuntimeError: [key] was refused"
+    )
 
 
 def test_what_steers_a_terminal_is_escaped_and_lines_are_joined():
@@ -180,7 +238,9 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_redaction_takes_no_longer_for_five_megabytes_than_for_fifty_kilobytes(shape):
-    """By the processor's time and a wide margin: a search that was quadratic would take ten thousand times as long."""
+    """By the processor's time and a wide margin: a search that was quadratic would take ten
+    thousand times as long.
+    """
 
     def seconds(size: int) -> float:
         body = {"error": {"message": SHAPES[shape](size), "code": SHAPES[shape](size)}}
@@ -195,7 +255,9 @@ def test_redaction_takes_no_longer_for_five_megabytes_than_for_fifty_kilobytes(s
 def test_the_clients_logs_do_not_hold_the_key(caplog, monkeypatch):
     caplog.set_level(0)
     monkeypatch.setenv("OPENAI_API_KEY", KEYS[0])
-    batches = providers.connect_batch(settings("openai:m", base_url="http://127.0.0.1:9/v1", control_timeout_ms=50))
+    batches = providers.connect_batch(
+        settings("openai:m", base_url="http://127.0.0.1:9/v1", control_timeout_ms=50)
+    )
     with pytest.raises(CallError):
         batches.look("batch_1")
     assert KEYS[0] not in caplog.text

@@ -1,4 +1,6 @@
-"""A limit on replies where the type of an answer gives one: generous, never a user's, and gone where a model needs more."""
+"""A limit on replies where the type of an answer gives one: generous, never a user's, and gone
+where a model needs more.
+"""
 
 from __future__ import annotations
 
@@ -48,23 +50,41 @@ def test_types_of_bounded_length_have_a_limit(output, is_bounded):
 
 
 def test_the_limit_is_generous_and_grows_with_records_and_words():
-    short, long = Output(Literal["a", "b"]).schema, Output(Literal["a", "a label of many words, like those of insurance codes"]).schema
+    short, long = (
+        Output(Literal["a", "b"]).schema,
+        Output(Literal["a", "a label of many words, like those of insurance codes"]).schema,
+    )
     assert longest_answer(long) > longest_answer(short)
     for records in (1, 20):
-        assert default_limit(short, records, MODEL) >= 100 + 25 * records  # twice what an indexed, spaced-out answer takes
+        # Twice what an indexed, spaced-out answer takes.
+        assert default_limit(short, records, MODEL) >= 100 + 25 * records
         assert default_limit(long, records, MODEL) > default_limit(short, records, MODEL)
 
 
-@pytest.mark.parametrize("model", ["o3-mini", "gpt-5.4", "deepseek/deepseek-r1", "qwq-32b", "openai/o1", "grok-4", "Qwen3-Thinking"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "o3-mini",
+        "gpt-5.4",
+        "deepseek/deepseek-r1",
+        "qwq-32b",
+        "openai/o1",
+        "grok-4",
+        "Qwen3-Thinking",
+    ],
+)
 def test_models_that_think_have_none(model):
     assert default_limit(Output(bool).schema, 5, model) is None
 
 
-# In the engine ------------------------------------------------------------------------------------------------------------
+# In the engine
+# ------------------------------------------------------------------------------------------------------------
 
 
 def asked(provider: FakeProvider, count: int = 3, **options: Any):
-    known = settings("openai:fake", output=Literal["yes", "no"], base_url="http://localhost/v1", **options)
+    known = settings(
+        "openai:fake", output=Literal["yes", "no"], base_url="http://localhost/v1", **options
+    )
     return ask(provider, ["a"] * count, task=compile_task(known), **options)
 
 
@@ -97,7 +117,9 @@ def test_a_reply_gets_a_limit_where_the_user_gave_none():
     assert limit is not None
 
 
-@pytest.mark.parametrize("options", [{"max_output_tokens": 7}, {"extra_body": {"max_tokens": 900}}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"max_output_tokens": 7}, {"extra_body": {"max_tokens": 900}}], ids=str
+)
 def test_a_users_limit_is_his(options):
     provider = Replies(reply(3, 15))
     asked(provider, **options)
@@ -107,7 +129,11 @@ def test_a_users_limit_is_his(options):
 
 def test_a_model_that_thinks_is_asked_again_without_the_limit_and_later_never_with_it():
     def thinking(request):
-        return reply(1, 4_000) if request.max_output_tokens is None else reply(1, request.max_output_tokens, Finish.LENGTH)
+        return (
+            reply(1, 4_000)
+            if request.max_output_tokens is None
+            else reply(1, request.max_output_tokens, Finish.LENGTH)
+        )
 
     provider = Replies(thinking)
     known = settings("openai:fake", output=Literal["yes", "no"], base_url="http://localhost/v1")
@@ -117,7 +143,9 @@ def test_a_model_that_thinks_is_asked_again_without_the_limit_and_later_never_wi
 
 
 def test_a_model_that_runs_on_without_end_is_let_run_once():
-    provider = Replies(lambda request: reply(1, request.max_output_tokens or 100_000, Finish.LENGTH))
+    provider = Replies(
+        lambda request: reply(1, request.max_output_tokens or 100_000, Finish.LENGTH)
+    )
     known = settings("openai:fake", output=Literal["yes", "no"], base_url="http://localhost/v1")
     ended = ask_all(provider, [["a"], ["b"], ["c"]], together=False, task=compile_task(known))
     assert [kinds(one) for one in ended] == [[Kind.TRUNCATED]] * 3

@@ -1,4 +1,6 @@
-"""What a second run pays for: what is new, and nothing else. Through the whole pipeline, by the emulator's book."""
+"""What a second run pays for: what is new, and nothing else. Through the whole pipeline, by the
+emulator's book.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def _new_process() -> Iterator[None]:
     ledgers.forget()
 
 
-def run(emulator: Emulator, staging: Path, texts: Sequence[str] = TEXTS, **options: Any) -> list[Row]:
+def run(
+    emulator: Emulator, staging: Path, texts: Sequence[str] = TEXTS, **options: Any
+) -> list[Row]:
     """One run, which knows of the ledger what a new process would."""
     ledgers.forget()
     flags = options.pop("flags", ("--runner=FnApiRunner",))
@@ -48,7 +52,13 @@ def run(emulator: Emulator, staging: Path, texts: Sequence[str] = TEXTS, **optio
         {"batch_size": 20},
         {"batch_size": "auto"},
         {"job_max_records": 2},
-        {"flags": ("--runner=FnApiRunner", "--direct_num_workers=2", "--direct_running_mode=multi_threading")},
+        {
+            "flags": (
+                "--runner=FnApiRunner",
+                "--direct_num_workers=2",
+                "--direct_running_mode=multi_threading",
+            )
+        },
         {"flags": ("--runner=FnApiRunner", "--direct_runner_bundle_repeat=2")},
         {"max_concurrency": 7, "max_retries": 1, "request_timeout_ms": 5_000},
         {"on_leftover": "fail", "waiting": "sdf"},
@@ -57,12 +67,16 @@ def run(emulator: Emulator, staging: Path, texts: Sequence[str] = TEXTS, **optio
     ],
     ids=str,
 )
-def test_the_same_question_in_another_shape_pays_nothing(emulator: Emulator, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_the_same_question_in_another_shape_pays_nothing(
+    emulator: Emulator, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     run(emulator, tmp_path)
     rows = run(emulator, tmp_path, **changes)
     texts = changes.get("texts", TEXTS)
     repeated = "--direct_runner_bundle_repeat=2" in changes.get("flags", ())
-    assert not complaints(rows if not repeated else list({row.text: row for row in rows}.values()), texts)
+    assert not complaints(
+        rows if not repeated else list({row.text: row for row in rows}.values()), texts
+    )
     assert {(row.reused, row.cost_usd) for row in rows} == {(True, 0.0)}
     assert billed(emulator, TEXTS) == once(TEXTS)
 
@@ -82,7 +96,9 @@ def test_an_appended_input_pays_for_what_is_new(emulator: Emulator, tmp_path: Pa
     assert billed(emulator, texts) == once(texts)
 
 
-def test_two_inputs_one_after_the_other_meet_in_the_ledger(emulator: Emulator, tmp_path: Path) -> None:
+def test_two_inputs_one_after_the_other_meet_in_the_ledger(
+    emulator: Emulator, tmp_path: Path
+) -> None:
     run(emulator, tmp_path, TEXTS)
     run(emulator, tmp_path, MORE)
     texts = MORE + TEXTS
@@ -112,7 +128,9 @@ def test_two_inputs_one_after_the_other_meet_in_the_ledger(emulator: Emulator, t
     ],
     ids=str,
 )
-def test_another_question_is_asked_anew(emulator: Emulator, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_another_question_is_asked_anew(
+    emulator: Emulator, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     run(emulator, tmp_path)
     if "base_url" in changes:
         changes = {"base_url": emulator.base_url.replace("127.0.0.1", "localhost")}
@@ -131,7 +149,9 @@ TEXT = TEXTS[0]
 THREE: list[dict[str, Any]] = [{"id": "a"}, {"id": "b"}, {"id": "c"}]
 
 
-def test_equal_records_share_one_answer_which_is_paid_once(emulator: Emulator, tmp_path: Path) -> None:
+def test_equal_records_share_one_answer_which_is_paid_once(
+    emulator: Emulator, tmp_path: Path
+) -> None:
     texts = [TEXT, *MORE, TEXT, TEXT]
     rows = run(emulator, tmp_path, texts)
     assert not complaints(rows, texts)
@@ -142,21 +162,35 @@ def test_equal_records_share_one_answer_which_is_paid_once(emulator: Emulator, t
     assert billed(emulator, texts) == once(texts)
 
 
-def test_equal_records_with_ids_of_their_own_share_one_answer_too(emulator: Emulator, tmp_path: Path) -> None:
+def test_equal_records_with_ids_of_their_own_share_one_answer_too(
+    emulator: Emulator, tmp_path: Path
+) -> None:
     rows = run(emulator, tmp_path, [TEXT] * 3, record_id="id", fields=THREE)
     assert [row.value for row in rows] == [expected(TEXT)] * 3
     assert billed(emulator, [TEXT]) == {TEXT: 1}
 
 
-def test_independent_records_are_asked_one_by_one_and_each_only_once(emulator: Emulator, tmp_path: Path) -> None:
+def test_independent_records_are_asked_one_by_one_and_each_only_once(
+    emulator: Emulator, tmp_path: Path
+) -> None:
     for batch_size in (1, 2):
-        rows = run(emulator, tmp_path, [TEXT] * 3, record_id="id", fields=THREE, independent=True, batch_size=batch_size)
+        rows = run(
+            emulator,
+            tmp_path,
+            [TEXT] * 3,
+            record_id="id",
+            fields=THREE,
+            independent=True,
+            batch_size=batch_size,
+        )
         assert [row.value for row in rows] == [expected(TEXT)] * 3
         assert billed(emulator, [TEXT]) == {TEXT: 3}
 
 
 @pytest.mark.parametrize("independent", [False, True])
-def test_two_elements_with_one_id_give_two_predictions(emulator: Emulator, tmp_path: Path, independent: bool) -> None:
+def test_two_elements_with_one_id_give_two_predictions(
+    emulator: Emulator, tmp_path: Path, independent: bool
+) -> None:
     texts, fields = [TEXT, MORE[0], TEXT], [{"id": "same"}] * 3
     rows = run(emulator, tmp_path, texts, record_id="id", fields=fields, independent=independent)
     assert not complaints(rows, texts)

@@ -26,7 +26,9 @@ REVIEWS = [
     for colour in ("red", "brown")
     for mood, rating in MOODS
 ]
-EXPECTED = {r["id"]: {2.0: "positive", -2.0: "negative", 0.0: "neutral"}[r["rating"]] for r in REVIEWS}
+EXPECTED = {
+    r["id"]: {2.0: "positive", -2.0: "negative", 0.0: "neutral"}[r["rating"]] for r in REVIEWS
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,11 @@ def mode(request, tmp_path) -> list[str]:
 
 
 def rows(tmp_path: Path, prefix: str = "out") -> list[dict]:
-    return [json.loads(line) for path in tmp_path.glob(f"{prefix}-*") for line in path.read_text().splitlines()]
+    return [
+        json.loads(line)
+        for path in tmp_path.glob(f"{prefix}-*")
+        for line in path.read_text().splitlines()
+    ]
 
 
 def check(found: list[dict]) -> None:
@@ -62,7 +68,15 @@ def check(found: list[dict]) -> None:
 
 
 def run(reviews: Path, mode: list[str], flags: list[str]) -> None:
-    reviews_batch.run([f"--input={reviews}", f"--output={reviews.parent / 'out'}", "--batch_size=7", *mode, *flags])
+    reviews_batch.run(
+        [
+            f"--input={reviews}",
+            f"--output={reviews.parent / 'out'}",
+            "--batch_size=7",
+            *mode,
+            *flags,
+        ]
+    )
 
 
 @pytest.mark.parametrize("runner", ["FnApiRunner", "DirectRunner", "BundleBasedDirectRunner"])
@@ -73,7 +87,11 @@ def test_local_runners_agree(reviews, mode, runner, tmp_path):
 
 @pytest.mark.parametrize("workers", ["multi_threading", "multi_processing"])
 def test_several_workers_of_the_local_runner_lose_nothing(reviews, mode, workers, tmp_path):
-    run(reviews, mode, ["--runner=FnApiRunner", "--direct_num_workers=2", f"--direct_running_mode={workers}"])
+    run(
+        reviews,
+        mode,
+        ["--runner=FnApiRunner", "--direct_num_workers=2", f"--direct_running_mode={workers}"],
+    )
     check(rows(tmp_path))
 
 
@@ -104,15 +122,27 @@ def test_flink_agrees(reviews, mode, how, flink_cluster, emulator, tmp_path):
 
 def test_the_waiting_dofn_agrees_with_the_loop_on_the_local_runner(reviews, tmp_path):
     kept = Collect()
-    options = {"mode": "batch_api", "staging_location": str(tmp_path / "s"), "poll_seconds": 0.05, "waiting": "sdf"}
+    options = {
+        "mode": "batch_api",
+        "staging_location": str(tmp_path / "s"),
+        "poll_seconds": 0.05,
+        "waiting": "sdf",
+    }
     with beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner"])) as p:
-        _ = p | beam.Create(REVIEWS) | LLMPredict("openai:gpt-4.1-mini", "Sentiment of:\n{{ text }}", **options) | kept
+        _ = (
+            p
+            | beam.Create(REVIEWS)
+            | LLMPredict("openai:gpt-4.1-mini", "Sentiment of:\n{{ text }}", **options)
+            | kept
+        )
     assert sorted(p.element["id"] for p in kept.found) == sorted(EXPECTED)
 
 
 def test_the_waiting_dofn_is_refused_where_its_remainders_get_lost(reviews, tmp_path):
     p = beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner", "--direct_num_workers=2"]))
-    predict = LLMPredict("openai:gpt-4.1-mini", mode="batch_api", staging_location=str(tmp_path / "s"), waiting="sdf")
+    predict = LLMPredict(
+        "openai:gpt-4.1-mini", mode="batch_api", staging_location=str(tmp_path / "s"), waiting="sdf"
+    )
     with pytest.raises(UsageError, match="loses the remainders"):
         _ = p | beam.Create(["x"]) | predict
 
@@ -140,9 +170,18 @@ def test_collected_rows_have_a_schema_where_the_elements_type_is_told(reviews, t
         "--runner=FnApiRunner",
     ]
     submit_then_collect.run(["submit", f"--input={reviews}", "--batch_size=7", *common])
-    options = {"output": Opinion, "staging_location": str(tmp_path / "staging"), "poll_seconds": 0.05, "output_field": "opinion"}
+    options = {
+        "output": Opinion,
+        "staging_location": str(tmp_path / "staging"),
+        "poll_seconds": 0.05,
+        "output_field": "opinion",
+    }
     with beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner"])) as p:
-        rows = p | beam.Create(["#1"]) | CollectBatchJobs("openai:gpt-4.1-mini", PROMPT, **options).of_elements(Review)
+        rows = (
+            p
+            | beam.Create(["#1"])
+            | CollectBatchJobs("openai:gpt-4.1-mini", PROMPT, **options).of_elements(Review)
+        )
         _ = rows | beam.io.WriteToParquet(str(tmp_path / "rows"))
     found = pyarrow.parquet.read_table(next(tmp_path.glob("rows*"))).to_pylist()
     assert {row["id"]: row["opinion"]["sentiment"] for row in found} == EXPECTED
@@ -152,12 +191,33 @@ def test_collected_rows_have_a_schema_where_the_elements_type_is_told(reviews, t
     ("flags", "warned"),
     [
         (["--runner=FlinkRunner", "--checkpointing_interval=1000"], True),
-        (["--runner=FlinkRunner", "--checkpointing_interval=1000", "--finish_bundle_before_checkpointing"], False),
-        (["--runner=PortableRunner", "--job_endpoint=localhost:8099", "--checkpointing_interval", "1000"], True),
+        (
+            [
+                "--runner=FlinkRunner",
+                "--checkpointing_interval=1000",
+                "--finish_bundle_before_checkpointing",
+            ],
+            False,
+        ),
+        (
+            [
+                "--runner=PortableRunner",
+                "--job_endpoint=localhost:8099",
+                "--checkpointing_interval",
+                "1000",
+            ],
+            True,
+        ),
         (["--runner=FlinkRunner"], False),
         (["--runner=FnApiRunner", "--checkpointing_interval=1000"], False),
     ],
-    ids=["checkpoints without the flag", "with it", "through a job server", "no checkpoints", "not Flink"],
+    ids=[
+        "checkpoints without the flag",
+        "with it",
+        "through a job server",
+        "no checkpoints",
+        "not Flink",
+    ],
 )
 def test_checkpoints_without_finished_bundles_are_warned_of(flags, warned, caplog):
     runners.warn_of_lost_output(beam.Pipeline(options=PipelineOptions(flags)))

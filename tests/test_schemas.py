@@ -1,4 +1,6 @@
-"""Rows with `output_field` go on, as they are, into whatever takes a schema: Parquet, data frames, BigQuery, SQL, other SDKs."""
+"""Rows with `output_field` go on, as they are, into whatever takes a schema: Parquet, data frames,
+BigQuery, SQL, other SDKs.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,9 @@ ANSWERS = [
     pytest.param(int | None, None, None, id="optional"),
     pytest.param(Review, REVIEW, {"score": 0.5, "tags": ["a"]}, id="model"),
     pytest.param(Plain, Plain(1, "x"), {"id": 1, "text": "x"}, id="dataclass"),
-    pytest.param(Tree, Tree(name="a", children=[Tree(name="b", children=[])]), {"name": "a"}, id="recursive"),
+    pytest.param(
+        Tree, Tree(name="a", children=[Tree(name="b", children=[])]), {"name": "a"}, id="recursive"
+    ),
     pytest.param(dict[str, int], {"a": 1}, '{"a":1}', id="dict"),
     pytest.param(Pair, {"a": 1}, '{"a":1}', id="TypedDict"),
     pytest.param(int | str, "a", '"a"', id="union"),
@@ -98,8 +102,12 @@ ANSWERS = [
     pytest.param({"type": ["integer", "null"]}, None, None, id="schema-nullable"),
     pytest.param({"type": "number"}, 3, 3.0, id="schema-number"),
     pytest.param({"enum": ["a", "b"]}, "b", "b", id="schema-enum"),
-    pytest.param({"type": "array", "items": {"type": "integer"}}, [1, 2], [1, 2], id="schema-array"),
-    pytest.param({"type": "array", "items": OBJECT}, [{"a": 1}], '[{"a":1}]', id="schema-array-of-objects"),
+    pytest.param(
+        {"type": "array", "items": {"type": "integer"}}, [1, 2], [1, 2], id="schema-array"
+    ),
+    pytest.param(
+        {"type": "array", "items": OBJECT}, [{"a": 1}], '[{"a":1}]', id="schema-array-of-objects"
+    ),
     pytest.param(OBJECT, {"a": 1}, '{"a":1}', id="schema-object"),
 ]
 FAILURE = Failure("refused", "the model refused", 1)
@@ -113,13 +121,22 @@ def _through_the_coder(hint: Any, row: Any) -> Any:
 @pytest.mark.parametrize(("output", "value", "cell"), ANSWERS)
 def test_an_answer_of_any_type_has_a_column_that_every_sdk_knows(output, value, cell):
     shape = RowShape(Output(output), "answer", Named)
-    assert "pythonsdk" not in str(schema_from_element_type(shape.type_hint)), "only Python could read it"
+    assert "pythonsdk" not in str(schema_from_element_type(shape.type_hint)), (
+        "only Python could read it"
+    )
     good, bad = (
         _through_the_coder(shape.type_hint, shape.row(prediction))
-        for prediction in (Prediction(Named(1, "a"), value), Prediction(Named(2, "b"), None, FAILURE))
+        for prediction in (
+            Prediction(Named(1, "a"), value),
+            Prediction(Named(2, "b"), None, FAILURE),
+        )
     )
     assert (good.id, good.text, good.answer_error) == (1, "a", None)
-    found = {name: getattr(good.answer, name) for name in cell} if isinstance(cell, dict) else good.answer
+    found = (
+        {name: getattr(good.answer, name) for name in cell}
+        if isinstance(cell, dict)
+        else good.answer
+    )
     assert (found, type(found)) == (cell, type(cell))
     assert (bad.id, bad.answer, bad.answer_error) == (2, None, "refused: the model refused")
 
@@ -133,7 +150,14 @@ class Everything(pydantic.BaseModel):
     day: datetime.date
 
 
-EVERYTHING = Everything(mood=Mood.POSITIVE, sentiment="neutral", note=None, main=ASPECT, tags={"a": 1}, day=datetime.date(2026, 1, 2))
+EVERYTHING = Everything(
+    mood=Mood.POSITIVE,
+    sentiment="neutral",
+    note=None,
+    main=ASPECT,
+    tags={"a": 1},
+    day=datetime.date(2026, 1, 2),
+)
 
 
 def test_an_elements_own_fields_are_of_types_that_every_sdk_knows():
@@ -162,7 +186,13 @@ def test_a_field_no_schema_has_a_type_for_stays_as_it_is():
     ("element", "kind", "key"),
     [
         (beam.Row(id=1, text="a"), ROW, None),
-        (coders.registry.get_coder(ROW).decode(coders.registry.get_coder(ROW).encode(beam.Row(id=1, text="a"))), ROW, None),
+        (
+            coders.registry.get_coder(ROW).decode(
+                coders.registry.get_coder(ROW).encode(beam.Row(id=1, text="a"))
+            ),
+            ROW,
+            None,
+        ),
         (Named(1, "a"), Named, None),
         (Plain(1, "a"), Plain, None),
         (Typed(id=1, text="a"), Typed, None),
@@ -181,7 +211,10 @@ def test_every_kind_of_declared_element_becomes_the_same_row(element, kind, key)
 
 def test_a_dict_becomes_a_dict_without_a_schema():
     assert RowShape(Output(str), "answer", dict).type_hint == typehints.Dict[Any, Any]
-    assert RowShape(Output(str), "answer", typehints.Dict[str, int]).type_hint == typehints.Dict[str, Any]
+    assert (
+        RowShape(Output(str), "answer", typehints.Dict[str, int]).type_hint
+        == typehints.Dict[str, Any]
+    )
     assert RowShape(Output(str), "answer", Any).type_hint is Any
 
 
@@ -193,7 +226,12 @@ def test_an_output_field_that_no_schema_can_have_is_refused_when_built(name):
 
 @pytest.mark.parametrize(
     ("kind", "element"),
-    [(Named, Named(1, "a")), (Plain, Plain(1, "a")), (Typed, Typed(id=1, text="a")), (ROW, beam.Row(id=1, text="a"))],
+    [
+        (Named, Named(1, "a")),
+        (Plain, Plain(1, "a")),
+        (Typed, Typed(id=1, text="a")),
+        (ROW, beam.Row(id=1, text="a")),
+    ],
     ids=["NamedTuple", "dataclass", "pydantic", "Row"],
 )
 def test_bad_rows_have_a_schema_where_their_element_has_one(kind, element):
@@ -205,12 +243,22 @@ def test_bad_rows_have_a_schema_where_their_element_has_one(kind, element):
 
 def test_bad_rows_of_text_and_of_fields_that_need_conversion_have_one_too():
     text = BadShape(str)
-    assert tuple(_through_the_coder(text.type_hint, text.row(Prediction("a", None, FAILURE)))) == ("a", "the model refused", "refused")
+    assert tuple(_through_the_coder(text.type_hint, text.row(Prediction("a", None, FAILURE)))) == (
+        "a",
+        "the model refused",
+        "refused",
+    )
     everything = BadShape(Everything)
-    assert _through_the_coder(everything.type_hint, everything.row(Prediction(EVERYTHING, None, FAILURE))).element.mood == "positive"
+    assert (
+        _through_the_coder(
+            everything.type_hint, everything.row(Prediction(EVERYTHING, None, FAILURE))
+        ).element.mood
+        == "positive"
+    )
 
 
-# On a pipeline --------------------------------------------------------------------------------------------------------
+# On a pipeline
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -225,12 +273,18 @@ def pipeline() -> beam.Pipeline:
     return beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner"]))
 
 
-def rows(p: beam.Pipeline, make: Any = Named, output: Any = Sentiment, shuffle: bool = False) -> Any:
+def rows(
+    p: beam.Pipeline, make: Any = Named, output: Any = Sentiment, shuffle: bool = False
+) -> Any:
     """Three answered rows, one of them an error."""
-    source = p | beam.Create([make(number, text) for number, text in enumerate(TEXTS)], reshuffle=False)
+    source = p | beam.Create(
+        [make(number, text) for number, text in enumerate(TEXTS)], reshuffle=False
+    )
     if shuffle:
         source = source | beam.Select("id", "text") | beam.Reshuffle()
-    return source | LLMPredict("openai:gpt-4.1-mini", PROMPT, output=output, output_field="mood", batch_size=2)
+    return source | LLMPredict(
+        "openai:gpt-4.1-mini", PROMPT, output=output, output_field="mood", batch_size=2
+    )
 
 
 def _row(number: int, text: str) -> beam.Row:
@@ -253,18 +307,35 @@ def test_rows_go_into_parquet_and_back(emulator, tmp_path, make, shuffle):
     assert table.column_names == ["id", "text", "mood", "mood_error"]
     found = {row["id"]: row["mood"] for row in table.to_pylist()}
     assert found == {0: "positive", 1: None, 2: "negative"}
-    assert next(row["mood_error"] for row in table.to_pylist() if row["id"] == 1).startswith("refused: ")
+    assert next(row["mood_error"] for row in table.to_pylist() if row["id"] == 1).startswith(
+        "refused: "
+    )
 
 
 @pytest.mark.parametrize(
     "output",
-    [str, int, float, bool, Mood, list[str], {"type": "array", "items": {"type": "number"}}, Aspect, list[Aspect], Review, Plain],
+    [
+        str,
+        int,
+        float,
+        bool,
+        Mood,
+        list[str],
+        {"type": "array", "items": {"type": "number"}},
+        Aspect,
+        list[Aspect],
+        Review,
+        Plain,
+    ],
     ids=str,
 )
 def test_answers_of_every_type_go_into_parquet(emulator, tmp_path, output):
     with pipeline() as p:
         _ = rows(p, output=output) | WriteToParquet(str(tmp_path / "out"))
-    found = {row["id"]: row for row in pyarrow.parquet.read_table(next(tmp_path.glob("out*"))).to_pylist()}
+    found = {
+        row["id"]: row
+        for row in pyarrow.parquet.read_table(next(tmp_path.glob("out*"))).to_pylist()
+    }
     assert found[1]["mood"] is None
     assert found[0]["mood"] is not None
     assert found[0]["mood_error"] is None
@@ -283,7 +354,11 @@ def test_rows_go_into_a_data_frame(emulator):
 def test_rows_go_on_into_transforms_by_field_name(emulator):
     found = Collect()
     with pipeline() as p:
-        counted = rows(p) | beam.Filter(lambda row: row.mood is not None) | beam.GroupBy("mood").aggregate_field("id", sum, "ids")
+        counted = (
+            rows(p)
+            | beam.Filter(lambda row: row.mood is not None)
+            | beam.GroupBy("mood").aggregate_field("id", sum, "ids")
+        )
         _ = counted | beam.Map(tuple) | found
     assert sorted(found.found) == [("negative", 2), ("positive", 0)]
 
@@ -294,7 +369,12 @@ def test_files_that_were_written_are_read_asked_about_again_and_joined(emulator,
     found = Collect()
     with pipeline() as p:
         read = p | ReadFromParquet(str(tmp_path / "out*"), as_rows=True)
-        again = LLMPredict("openai:gpt-4.1-mini", "Is it {{ mood }}?\n{{ text }}", output=bool, output_field="agreed")
+        again = LLMPredict(
+            "openai:gpt-4.1-mini",
+            "Is it {{ mood }}?\n{{ text }}",
+            output=bool,
+            output_field="agreed",
+        )
         _ = read | beam.Filter(lambda row: row.mood is not None) | again | found
     assert sorted(row.id for row in found.found) == [0, 2]
     assert all(isinstance(row.agreed, bool) for row in found.found)
@@ -304,12 +384,20 @@ def _coders_of(pcoll: Any) -> tuple[Any, Any]:
     """The PCollection's coder in the pipeline's portable form, and all coders."""
     proto = pcoll.pipeline.to_runner_api()
     components = proto.components
-    name = next(name for name, found in components.transforms.items() if found.unique_name == pcoll.producer.full_label)
+    name = next(
+        name
+        for name, found in components.transforms.items()
+        if found.unique_name == pcoll.producer.full_label
+    )
     output = next(iter(components.transforms[name].outputs.values()))
     return components.coders[components.pcollections[output].coder_id], components.coders
 
 
-@pytest.mark.parametrize("output", [Sentiment, Review, list[Mood], {"type": "object"}], ids=["Literal", "model", "list", "schema"])
+@pytest.mark.parametrize(
+    "output",
+    [Sentiment, Review, list[Mood], {"type": "object"}],
+    ids=["Literal", "model", "list", "schema"],
+)
 def test_rows_are_of_beams_portable_row_coder(emulator, output):
     """What SqlTransform, and any transform of another SDK, asks of its input."""
     coder, _ = _coders_of(rows(pipeline(), output=output))
@@ -320,14 +408,24 @@ def test_rows_are_of_beams_portable_row_coder(emulator, output):
 def test_keyed_rows_are_a_portable_pair(emulator):
     p = pipeline()
     keyed = p | beam.Create([("k", Named(0, "a"))]).with_output_types(tuple[str, Named])
-    coder, known = _coders_of(keyed | LLMPredict("openai:gpt-4.1-mini", PROMPT, output_field="mood"))
-    assert [known[name].spec.urn for name in coder.component_coder_ids] == ["beam:coder:string_utf8:v1", "beam:coder:row:v1"]
+    coder, known = _coders_of(
+        keyed | LLMPredict("openai:gpt-4.1-mini", PROMPT, output_field="mood")
+    )
+    assert [known[name].spec.urn for name in coder.component_coder_ids] == [
+        "beam:coder:string_utf8:v1",
+        "beam:coder:row:v1",
+    ]
 
 
 def test_rows_fit_a_bigquery_schema(emulator):
-    """Beam's own type of a table with these columns is the rows' type: what its reads give and its Storage API write takes."""
+    """Beam's own type of a table with these columns is the rows' type: what its reads give and its
+    Storage API write takes.
+    """
     pytest.importorskip("apitools", reason="BigQuery needs apache-beam[gcp]")
-    from apache_beam.io.gcp.bigquery_tools import get_beam_typehints_from_tableschema, parse_table_schema_from_json
+    from apache_beam.io.gcp.bigquery_tools import (
+        get_beam_typehints_from_tableschema,
+        parse_table_schema_from_json,
+    )
 
     table = {
         "fields": [
@@ -339,7 +437,9 @@ def test_rows_fit_a_bigquery_schema(emulator):
     }
     columns = get_beam_typehints_from_tableschema(parse_table_schema_from_json(json.dumps(table)))
     rows_schema = schema_from_element_type(rows(pipeline()).element_type)
-    assert [(f.name, f.type) for f in rows_schema.fields] == [(f.name, f.type) for f in named_fields_to_schema(columns).fields]
+    assert [(f.name, f.type) for f in rows_schema.fields] == [
+        (f.name, f.type) for f in named_fields_to_schema(columns).fields
+    ]
 
 
 def test_optional_is_what_the_answer_is():

@@ -1,4 +1,6 @@
-"""What is damaged, replaced or lost in a staging location is an error that names it, or is written anew; never a wrong answer."""
+"""What is damaged, replaced or lost in a staging location is an error that names it, or is written
+anew; never a wrong answer.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def test_damaged_answers_are_never_given(world: World, ending: str, damage: str)
 
 
 @pytest.mark.parametrize("what", ["rows gone", "rows damaged", "index gone", "index damaged"])
-def test_parts_that_were_lost_are_written_anew_by_a_run_that_has_the_records(world: World, what: str) -> None:
+def test_parts_that_were_lost_are_written_anew_by_a_run_that_has_the_records(
+    world: World, what: str
+) -> None:
     world.run(TEXTS)
     for part in Path(world.location).glob(f"parts/*.{what.split()[0]}"):
         if what.endswith("gone"):
@@ -71,7 +75,9 @@ def test_another_part_under_a_parts_name_is_noticed(world: World) -> None:
     other.plan([text.upper() for text in TEXTS])
     for folder in ("parts", "manifests"):
         mine = sorted(Path(world.location, folder).iterdir())
-        for target, source in zip(mine, sorted(Path(other.location, folder).iterdir()), strict=False):
+        for target, source in zip(
+            mine, sorted(Path(other.location, folder).iterdir()), strict=False
+        ):
             if target.suffix == source.suffix:
                 target.write_bytes(source.read_bytes())
     with pytest.raises(LedgerError, match="not match"):
@@ -121,7 +127,9 @@ def test_all_that_lies_in_a_local_location_is_its_users_alone(world: World) -> N
     assert {stat.S_IMODE(each.st_mode) for each in found} == {0o700, 0o600}
 
 
-def test_a_location_of_somebody_else_or_open_to_all_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_location_of_somebody_else_or_open_to_all_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "open"
     folder.mkdir()
     folder.chmod(0o777)
@@ -150,7 +158,9 @@ def test_cleanup_removes_what_killed_processes_were_writing_and_nothing_else(wor
     assert not left.exists()
 
 
-def test_cleanup_leaves_alone_what_is_being_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cleanup_leaves_alone_what_is_being_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.run(TEXTS)
     store, sync, swept = open_store(world.location), os.fsync, []
 

@@ -30,13 +30,26 @@ def _pickles(data: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("mode", ["online", "batch_api"])
-def test_the_key_is_in_no_graph_display_data_log_error_or_ledger(mode, tmp_path, monkeypatch, caplog):
+def test_the_key_is_in_no_graph_display_data_log_error_or_ledger(
+    mode, tmp_path, monkeypatch, caplog
+):
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("MY_KEY", SENTINEL)
-    options = {"staging_location": str(tmp_path / "staging"), "poll_seconds": 0.05} if mode == "batch_api" else {}
+    options = (
+        {"staging_location": str(tmp_path / "staging"), "poll_seconds": 0.05}
+        if mode == "batch_api"
+        else {}
+    )
     kept = Collect()
     with Emulator(keys=(SENTINEL,)) as emulator:
-        predict = LLMPredict("openai:gpt-4.1-mini", api_key="${MY_KEY}", base_url=emulator.base_url, mode=mode, batch_size=2, **options)
+        predict = LLMPredict(
+            "openai:gpt-4.1-mini",
+            api_key="${MY_KEY}",
+            base_url=emulator.base_url,
+            mode=mode,
+            batch_size=2,
+            **options,
+        )
         pipeline = beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner"]))
         _ = pipeline | beam.Create(["good", "bad", "ugly"], reshuffle=False) | predict | kept
         graph = pipeline.to_runner_api().SerializeToString()
@@ -47,7 +60,11 @@ def test_the_key_is_in_no_graph_display_data_log_error_or_ledger(mode, tmp_path,
     assert SENTINEL not in str([item.get_dict() for item in DisplayData.create_from(predict).items])
     assert "env:MY_KEY" in repr(predict._settings)
     assert SENTINEL not in caplog.text
-    assert not any(SENTINEL.encode() in path.read_bytes() for path in Path(tmp_path).rglob("*") if path.is_file())
+    assert not any(
+        SENTINEL.encode() in path.read_bytes()
+        for path in Path(tmp_path).rglob("*")
+        if path.is_file()
+    )
 
 
 def test_a_key_the_provider_refuses_is_not_repeated_in_the_error(monkeypatch, caplog):

@@ -1,4 +1,6 @@
-"""Engines on the process's loop thread: sharing, cancelling, giving everything back. Real threads, but nothing depends on speed."""
+"""Engines on the process's loop thread: sharing, cancelling, giving everything back. Real threads,
+but nothing depends on speed.
+"""
 
 from __future__ import annotations
 
@@ -74,8 +76,12 @@ def test_two_worker_threads_share_one_session_and_one_limit():
         return provider
 
     def work() -> None:
-        engine = borrow_engine(pickle.loads(pickle.dumps(declared(max_concurrency=3))), FakeTask(), connect, free)
-        assert [value(future) for future in [engine.submit([fake_record("a")]) for _ in range(30)]] == ["A"] * 30
+        engine = borrow_engine(
+            pickle.loads(pickle.dumps(declared(max_concurrency=3))), FakeTask(), connect, free
+        )
+        assert [
+            value(future) for future in [engine.submit([fake_record("a")]) for _ in range(30)]
+        ] == ["A"] * 30
         return_engine(engine)
 
     holder = borrow_engine(declared(max_concurrency=3), FakeTask(), connect, free)
@@ -94,7 +100,11 @@ def test_two_worker_threads_share_one_session_and_one_limit():
     ("other", "shared"),
     [
         pytest.param({}, True, id="equal settings"),
-        pytest.param({"output": Literal["a", "b"], "prompt": "{{ text }}", "max_retries": 1}, True, id="another prompt and answer"),
+        pytest.param(
+            {"output": Literal["a", "b"], "prompt": "{{ text }}", "max_retries": 1},
+            True,
+            id="another prompt and answer",
+        ),
         pytest.param({"max_concurrency": 5}, False, id="another limit"),
         pytest.param({"base_url": "http://localhost:8080/v1"}, False, id="another address"),
         pytest.param({"api_key": "env:ANOTHER_KEY"}, False, id="another key"),
@@ -162,7 +172,10 @@ def test_an_abort_reaches_every_future():
 
 
 def test_an_engine_borrowed_anew_after_an_abort_tries_anew():
-    broken, repaired = FakeProvider(always=lambda: Aborted(Kind.ABORTED, "HTTP 401")), FakeProvider()
+    broken, repaired = (
+        FakeProvider(always=lambda: Aborted(Kind.ABORTED, "HTTP 401")),
+        FakeProvider(),
+    )
     engine = borrow_engine(declared(), FakeTask(), lambda: broken, free)
     with pytest.raises(Aborted):
         engine.submit([fake_record("a")]).result(timeout=30)
@@ -200,7 +213,8 @@ def test_many_threads_submitting_and_cancelling_lose_nothing():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of forking with threads, which is the point here
+# Python 3.12 warns of forking with threads, which is the point here.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_process_starts_with_no_engine_and_makes_its_own():
     engine = borrow_engine(declared(), FakeTask(), FakeProvider, free)
     assert value(engine.submit([fake_record("a")])) == "A"
@@ -239,7 +253,9 @@ borrowed = borrow_engine(settings("openai:x", base_url="http://localhost"), Fake
 borrowed.submit([fake_record("a")])
 while not provider.in_flight: time.sleep(0.001)
 """
-    ended = subprocess.run([sys.executable, "-X", "dev", "-c", program], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", program], capture_output=True, text=True, timeout=60
+    )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "closed\n", "")
 
 

@@ -32,7 +32,9 @@ PROMPTS = {
     "statements": "{% if element %}Say {{ element }}{% endif %}",
     "no text at all": "Say something.",
 }
-texts = st.text(st.characters(codec=None), max_size=30) | st.sampled_from(['","', '\\","', "\\", '["a","b"]', "\ud83d", "\u2028\x00\x7f"])
+texts = st.text(st.characters(codec=None), max_size=30) | st.sampled_from(
+    ['","', '\\","', "\\", '["a","b"]', "\ud83d", "\u2028\x00\x7f"]
+)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
@@ -48,14 +50,20 @@ texts = st.text(st.characters(codec=None), max_size=30) | st.sampled_from(['","'
 )
 @hypothesis_settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(found=st.lists(texts, min_size=1, max_size=5))
-def test_lines_are_those_that_the_provider_encodes(tmp_path_factory, prompt: str, options: dict, found: list[str]) -> None:
-    task, provider, store, manifest = staged(tmp_path_factory.mktemp("staging"), prompt, options, found)
+def test_lines_are_those_that_the_provider_encodes(
+    tmp_path_factory, prompt: str, options: dict, found: list[str]
+) -> None:
+    task, provider, store, manifest = staged(
+        tmp_path_factory.mktemp("staging"), prompt, options, found
+    )
     reader = PartReader(store, manifest.parts[0])
     expected = [
         provider.encode_line(custom_id, task.render([reader.record(row)]))
         for row, custom_id in zip(manifest.row.tolist(), manifest.custom_ids(), strict=True)
     ]
-    assert list(input_lines(manifest, Parts(store), task, provider)) == [line + b"\n" for line in expected]
+    assert list(input_lines(manifest, Parts(store), task, provider)) == [
+        line + b"\n" for line in expected
+    ]
 
 
 @pytest.mark.parametrize(
@@ -64,20 +72,42 @@ def test_lines_are_those_that_the_provider_encodes(tmp_path_factory, prompt: str
         ({"prompt": "Say {{ element }}"}, True),
         ({"prompt": "Say {{ a }} and {{ b }}"}, False),
         ({"prompt": "Say {{ a }}", "output": int, "response_format": "xml"}, False),
-        ({"prompt": "Say {{ a }}", "batch_size": 2, "batch_prompt_template": "{% for r in records %}{{ r.text }}{% endfor %}"}, False),
+        (
+            {
+                "prompt": "Say {{ a }}",
+                "batch_size": 2,
+                "batch_prompt_template": "{% for r in records %}{{ r.text }}{% endfor %}",
+            },
+            False,
+        ),
     ],
     ids=["one text", "two texts", "one in an envelope", "one in a user's template"],
 )
 def test_only_what_is_one_bare_text_has_a_frame(options: dict, is_framed: bool) -> None:
-    checked = settings("openai:gpt-4.1-mini", base_url="http://127.0.0.1:1/v1", api_key="none", **options)
+    checked = settings(
+        "openai:gpt-4.1-mini", base_url="http://127.0.0.1:1/v1", api_key="none", **options
+    )
     assert (frame_of(compile_task(checked), connect_batch(checked)) is not None) == is_framed
 
 
 def staged(folder: Path, prompt: str, options: dict, found: list[str]) -> tuple:
-    checked = settings("openai:gpt-4.1-mini", prompt=prompt, base_url="http://127.0.0.1:1/v1", api_key="none", **options)
+    checked = settings(
+        "openai:gpt-4.1-mini",
+        prompt=prompt,
+        base_url="http://127.0.0.1:1/v1",
+        api_key="none",
+        **options,
+    )
     task, store = compile_task(checked), open_store(str(folder))
     records = [task.record({"id": "7"}, text) for text in found]
-    part = write_part(store, [PartRow(task.key(record), record, b"", None) for record in records], 0)
+    part = write_part(
+        store, [PartRow(task.key(record), record, b"", None) for record in records], 0
+    )
     keys = PartReader(store, part.name).keys
     rows = np.arange(len(found), dtype=np.uint32)
-    return task, connect_batch(checked), store, Manifest(keys, rows * 0, rows, (part.name,), np.arange(len(found) + 1, dtype=np.uint32))
+    return (
+        task,
+        connect_batch(checked),
+        store,
+        Manifest(keys, rows * 0, rows, (part.name,), np.arange(len(found) + 1, dtype=np.uint32)),
+    )

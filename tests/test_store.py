@@ -23,7 +23,11 @@ from beam_llm.stores.names import valid_name
 
 @pytest.fixture(params=["local", "gcs"])
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "staging") if request.param == "local" else str(request.getfixturevalue("gcs_location"))
+    return (
+        str(tmp_path / "staging")
+        if request.param == "local"
+        else str(request.getfixturevalue("gcs_location"))
+    )
 
 
 def test_an_object_is_created_once_and_keeps_its_first_content(location: str) -> None:
@@ -38,7 +42,9 @@ def test_of_many_racers_exactly_one_creates(location: str) -> None:
     for round_ in range(5):
         barrier = threading.Barrier(8)
 
-        def race(racer: int, name: str = f"log/{round_}", barrier: threading.Barrier = barrier) -> None:
+        def race(
+            racer: int, name: str = f"log/{round_}", barrier: threading.Barrier = barrier
+        ) -> None:
             store = open_store(location, probe=False)
             barrier.wait()
             if store.create(name, str(racer).encode()):
@@ -88,7 +94,9 @@ def test_a_store_travels_by_its_location(location: str) -> None:
     assert open_store(location).get("a") == b"1"
 
 
-@pytest.mark.parametrize("name", ["", "/a", "../a", "a/../b", "a//b", "a/", ".hidden", "a\\b", "a b", "ü"])
+@pytest.mark.parametrize(
+    "name", ["", "/a", "../a", "a/../b", "a//b", "a/", ".hidden", "a\\b", "a b", "ü"]
+)
 def test_names_that_could_leave_the_location_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="staging object"):
         valid_name(name)
@@ -96,7 +104,12 @@ def test_names_that_could_leave_the_location_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("location", "advice"),
-    [("s3://bucket/x", "objectstore"), ("az://c/x", "objectstore"), ("ftp://x", "no store for ftp"), ("gs://", "bucket is missing")],
+    [
+        ("s3://bucket/x", "objectstore"),
+        ("az://c/x", "objectstore"),
+        ("ftp://x", "no store for ftp"),
+        ("gs://", "bucket is missing"),
+    ],
 )
 def test_a_location_without_a_store_is_a_clear_error(location: str, advice: str) -> None:
     with pytest.raises(UsageError, match=advice):
@@ -109,7 +122,9 @@ def test_a_file_in_the_place_of_the_folder_is_a_clear_error(tmp_path: Path) -> N
         open_store(str(tmp_path / "file"))
 
 
-def test_a_file_system_that_lets_every_creator_win_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_that_lets_every_creator_win_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def pretend(self: LocalStore, name: str, data: bytes) -> bool:
         self.put(name, data)
         return True
@@ -119,7 +134,9 @@ def test_a_file_system_that_lets_every_creator_win_is_found_out(tmp_path: Path, 
         open_store(str(tmp_path / "other"))
 
 
-def test_a_file_system_without_hard_links_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_hard_links_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(source: str, target: str) -> None:
         raise PermissionError("operation not permitted")
 
@@ -153,7 +170,9 @@ store.put_file("a", sys.argv[3]) if sys.argv[2] == "put_file" else getattr(store
 
 
 @pytest.mark.parametrize("verb", ["create", "put", "put_file"])
-def test_what_a_killed_writer_leaves_is_its_users_alone_and_is_swept(tmp_path: Path, verb: str) -> None:
+def test_what_a_killed_writer_leaves_is_its_users_alone_and_is_swept(
+    tmp_path: Path, verb: str
+) -> None:
     folder, source = tmp_path / "staging", tmp_path / "source"
     source.write_bytes(b"a prompt")
     child = subprocess.run([sys.executable, "-c", KILLED_AT_SYNC, str(folder), verb, str(source)])
@@ -166,7 +185,9 @@ def test_what_a_killed_writer_leaves_is_its_users_alone_and_is_swept(tmp_path: P
     assert store.sweep() == []
 
 
-def test_a_file_swept_before_it_is_locked_does_not_come_into_being_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_swept_before_it_is_locked_does_not_come_into_being_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, flock, swept = open_store(str(tmp_path / "staging")), fcntl.flock, []
 
     def sweep_first(file: int, operation: int) -> None:
@@ -183,7 +204,9 @@ def test_a_file_swept_before_it_is_locked_does_not_come_into_being_again(tmp_pat
     assert list((tmp_path / "staging" / ".tmp").iterdir()) == []
 
 
-def test_a_store_of_another_package_is_found_by_its_scheme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_of_another_package_is_found_by_its_scheme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "other_package-1.0.dist-info"
     package.mkdir()
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
@@ -197,7 +220,9 @@ def test_a_store_of_another_package_is_found_by_its_scheme(tmp_path: Path, monke
     assert (tmp_path / "staging" / "a").read_bytes() == b"1"
 
 
-def test_the_winner_whose_answer_was_lost_is_told_that_it_won(gcs_location: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_winner_whose_answer_was_lost_is_told_that_it_won(
+    gcs_location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from google.cloud.storage import Blob
 
     store, upload = open_store(gcs_location), Blob.upload_from_string

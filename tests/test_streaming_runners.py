@@ -1,4 +1,6 @@
-"""Unbounded input where timers are real: Prism, and a Flink cluster with checkpoints whose TaskManager is killed in mid-stream."""
+"""Unbounded input where timers are real: Prism, and a Flink cluster with checkpoints whose
+TaskManager is killed in mid-stream.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing import test_stream
 from apache_beam.transforms.periodicsequence import PeriodicImpulse
-from apache_beam.transforms.window import FixedWindows, GlobalWindows, SlidingWindows, TimestampedValue
+from apache_beam.transforms.window import (
+    FixedWindows,
+    GlobalWindows,
+    SlidingWindows,
+    TimestampedValue,
+)
 
 from beam_llm import LLMPredict
 from tests.collecting import Collect
@@ -36,11 +43,15 @@ def mode(request, tmp_path):
 
 
 def pipeline(*flags: str) -> beam.Pipeline:
-    return beam.Pipeline(options=PipelineOptions([*flags, "--streaming"], pickle_library="cloudpickle"))
+    return beam.Pipeline(
+        options=PipelineOptions([*flags, "--streaming"], pickle_library="cloudpickle")
+    )
 
 
 @pytest.mark.prism
-@pytest.mark.parametrize("windows", [FixedWindows(10), GlobalWindows()], ids=["in windows", "in no windows"])
+@pytest.mark.parametrize(
+    "windows", [FixedWindows(10), GlobalWindows()], ids=["in windows", "in no windows"]
+)
 @pytest.mark.parametrize(
     ("events", "expected"),
     [
@@ -50,16 +61,35 @@ def pipeline(*flags: str) -> beam.Pipeline:
     ],
     ids=["in order", "an older one joins a newer", "an older one later"],
 )
-def test_on_prism_no_answer_is_late_because_it_waited_for_others(emulator, mode, prism_options, windows, events, expected):
-    """The output watermark stands at the oldest element that waits: a GroupByKey in windows of a second drops nothing."""
+def test_on_prism_no_answer_is_late_because_it_waited_for_others(
+    emulator, mode, prism_options, windows, events, expected
+):
+    """The output watermark stands at the oldest element that waits: a GroupByKey in windows of a
+    second drops nothing.
+    """
     made, found = test_stream.TestStream(), Collect()
     for event in events:
-        made = made.advance_watermark_to(event) if isinstance(event, int) else made.add_elements([TimestampedValue(*event)])
+        made = (
+            made.advance_watermark_to(event)
+            if isinstance(event, int)
+            else made.add_elements([TimestampedValue(*event)])
+        )
     if mode.get("mode") == "batch_api":
-        mode["waiting"] = "loop"  # Prism with a TestStream never resumes a DoFn that deferred itself: its processing time stands still
+        mode["waiting"] = (
+            "loop"  # Prism with a TestStream never resumes a DoFn that deferred itself: its processing time stands still
+        )
     with pipeline(*prism_options) as p:
-        answers = p | made.advance_watermark_to_infinity() | beam.WindowInto(windows) | LLMPredict(MODEL, **mode)
-        seconds = answers | beam.Map(lambda p: (0, p.element)) | "seconds" >> beam.WindowInto(FixedWindows(1))
+        answers = (
+            p
+            | made.advance_watermark_to_infinity()
+            | beam.WindowInto(windows)
+            | LLMPredict(MODEL, **mode)
+        )
+        seconds = (
+            answers
+            | beam.Map(lambda p: (0, p.element))
+            | "seconds" >> beam.WindowInto(FixedWindows(1))
+        )
         _ = seconds | beam.GroupByKey() | beam.ParDo(Pane()) | found
     assert sorted(found.found) == expected
     assert sum(together(emulator, mode)) == 2
@@ -74,21 +104,33 @@ class Place(beam.DoFn):
 def test_on_prism_records_wait_for_one_another_across_bundles(emulator, mode, prism_options):
     found, grouped, start = Collect(), Collect(), time.time()
     with pipeline(*prism_options) as p:
-        ticks = p | PeriodicImpulse(start, start + 3, 0.1) | beam.Map(lambda tick: f"text {round((tick - start) / 0.1)}")
+        ticks = (
+            p
+            | PeriodicImpulse(start, start + 3, 0.1)
+            | beam.Map(lambda tick: f"text {round((tick - start) / 0.1)}")
+        )
         answers = ticks | beam.WindowInto(SlidingWindows(30, 10)) | LLMPredict(MODEL, **mode)
         _ = answers | beam.ParDo(Place()) | found
-        one_each = answers | "seconds" >> beam.WindowInto(FixedWindows(1)) | beam.Map(lambda p: (p.element, 1))
+        one_each = (
+            answers
+            | "seconds" >> beam.WindowInto(FixedWindows(1))
+            | beam.Map(lambda p: (p.element, 1))
+        )
         _ = one_each | beam.GroupByKey() | beam.ParDo(Pane()) | grouped
     texts = {f"text {n}" for n in range(30)}
     assert len(set(found.found)) == len(found.found)
-    assert Counter(element for element, _ in found.found) == dict.fromkeys(texts, 3), "each in its three windows"
+    assert Counter(element for element, _ in found.found) == dict.fromkeys(texts, 3), (
+        "each in its three windows"
+    )
     assert all(emulator.billed[text] == 1 for text in texts), "and asked once"
     assert max(together(emulator, mode)) >= 5
     assert {timing for _, _, timing in grouped.found} == {"on time"}
 
 
 class ReadLines(beam.DoFn):
-    """Line after line of a local file, one per tick: the source's position is the tick, so that a replay reads the same."""
+    """Line after line of a local file, one per tick: the source's position is the tick, so that a
+    replay reads the same.
+    """
 
     def process(self, tick, start: float, interval: float):
         number = round((float(tick) - start) / interval)
@@ -125,25 +167,47 @@ def start_stream(flink_cluster, emulator, mode: dict, out: Path, records: int, i
     flags = flink_cluster.streaming_options(checkpoint_ms=1000, env=emulator.environment)
     start = time.time()
     p = pipeline(*flags)
-    ticks = p | PeriodicImpulse(start, start + records * interval, interval) | beam.ParDo(ReadLines(), start, interval)
-    _ = ticks | beam.WindowInto(FixedWindows(5)) | LLMPredict(MODEL, **mode) | beam.Map(line_of) | beam.ParDo(AppendLine(out))
+    ticks = (
+        p
+        | PeriodicImpulse(start, start + records * interval, interval)
+        | beam.ParDo(ReadLines(), start, interval)
+    )
+    _ = (
+        ticks
+        | beam.WindowInto(FixedWindows(5))
+        | LLMPredict(MODEL, **mode)
+        | beam.Map(line_of)
+        | beam.ParDo(AppendLine(out))
+    )
     return p.run()
 
 
 @pytest.mark.flink
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_on_flink_a_stream_that_ends_ends_the_job_with_every_answer_on_time(flink_cluster, emulator, mode, tmp_path):
-    """A REAL_TIME timer that is left pending would keep the job from ending; a watermark that runs ahead would cost answers."""
+def test_on_flink_a_stream_that_ends_ends_the_job_with_every_answer_on_time(
+    flink_cluster, emulator, mode, tmp_path
+):
+    """A REAL_TIME timer that is left pending would keep the job from ending; a watermark that runs
+    ahead would cost answers.
+    """
     out, start = tmp_path / "panes.jsonl", time.time()
-    with pipeline(*flink_cluster.streaming_options(env=emulator.environment), "--max_bundle_time_mills=200") as p:
+    with pipeline(
+        *flink_cluster.streaming_options(env=emulator.environment), "--max_bundle_time_mills=200"
+    ) as p:
         ticks = p | PeriodicImpulse(start, start + 6, 0.2) | beam.ParDo(ReadLines(), start, 0.2)
         answers = ticks | beam.WindowInto(SlidingWindows(30, 10)) | LLMPredict(MODEL, **mode)
-        one_each = answers | "seconds" >> beam.WindowInto(FixedWindows(1)) | beam.Map(lambda p: (p.element, 1))
+        one_each = (
+            answers
+            | "seconds" >> beam.WindowInto(FixedWindows(1))
+            | beam.Map(lambda p: (p.element, 1))
+        )
         _ = one_each | beam.GroupByKey() | beam.ParDo(Pane()) | beam.ParDo(AppendLine(out))
     found = written(out)
     assert {timing for _, _, timing in found} == {"on time"}
-    assert sum(len(ones) for _, ones, _ in found) in (30, 90), "each once, or once for each of its windows"
+    assert sum(len(ones) for _, ones, _ in found) in (30, 90), (
+        "each once, or once for each of its windows"
+    )
     assert all(emulator.billed[f"text {n}"] == 1 for n in range(30))
     assert max(together(emulator, mode)) >= 2
 
@@ -151,7 +215,9 @@ def test_on_flink_a_stream_that_ends_ends_the_job_with_every_answer_on_time(flin
 @pytest.mark.flink
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_on_flink_a_taskmanager_killed_in_mid_stream_loses_no_record(flink_cluster, emulator, mode, tmp_path):
+def test_on_flink_a_taskmanager_killed_in_mid_stream_loses_no_record(
+    flink_cluster, emulator, mode, tmp_path
+):
     records, out = 120, tmp_path / "out.jsonl"
     start_stream(flink_cluster, emulator, mode, out, records, 0.1)
     wait_until(lambda: len(written(out)) >= 10, 90)

@@ -1,4 +1,6 @@
-"""Schemas as OpenAI's strict mode takes them, and who decides on them: the provider, not the prompts."""
+"""Schemas as OpenAI's strict mode takes them, and who decides on them: the provider, not the
+prompts.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def closed(fields: dict, **rest: object) -> dict:
 
 
 def task_of(output, enforced=None, **options) -> ChatTask:
-    return ChatTask(settings("openai:m", prompt="{{ text }}", output=output, batch_size=9, **options), enforced)
+    return ChatTask(
+        settings("openai:m", prompt="{{ text }}", output=output, batch_size=9, **options), enforced
+    )
 
 
 def asked(task: ChatTask, count: int):
@@ -94,7 +98,9 @@ def asked(task: ChatTask, count: int):
             id="with others",
         ),
         pytest.param({"type": "array"}, None, id="items of any kind"),
-        pytest.param({"type": "array", "prefixItems": [NUMBER], "items": NUMBER}, None, id="a tuple"),
+        pytest.param(
+            {"type": "array", "prefixItems": [NUMBER], "items": NUMBER}, None, id="a tuple"
+        ),
         pytest.param(
             {"$ref": "#/properties/a", "properties": {"a": NUMBER}},
             None,
@@ -131,7 +137,9 @@ def test_definitions_and_words_deep_inside_count_too():
 
 
 def test_a_request_holds_the_neutral_schema_and_the_provider_writes_its_own():
-    known = settings("openai:gpt-4.1-mini", prompt="{{ text }}", output=Opinion, batch_size=2, api_key="none")
+    known = settings(
+        "openai:gpt-4.1-mini", prompt="{{ text }}", output=Opinion, batch_size=2, api_key="none"
+    )
     task = compile_task(known)
     request = asked(task, 1)
     assert request.schema == task.answer_schema
@@ -141,7 +149,8 @@ def test_a_request_holds_the_neutral_schema_and_the_provider_writes_its_own():
     assert sent == {
         "name": "reply",
         "strict": True,
-        "schema": closed({"mood": mood, "stars": {"type": "integer"}}) | {"description": "What a critic thinks."},
+        "schema": closed({"mood": mood, "stars": {"type": "integer"}})
+        | {"description": "What a critic thinks."},
     }
 
 
@@ -159,11 +168,15 @@ def test_where_a_provider_enforces_nothing_replies_are_asked_for_in_words():
         request = asked(task, count)
         assert request.schema is None
         assert '"maxLength":9' in request.messages[-1].content
-    assert task.read(1, Completion('{"mood": "good", "stars": 4}')).values == {1: Opinion(mood="good", stars=4)}
+    assert task.read(1, Completion('{"mood": "good", "stars": 4}')).values == {
+        1: Opinion(mood="good", stars=4)
+    }
 
 
 def test_a_dialect_without_room_for_keys_gets_an_array():
-    task = task_of(Opinion, lambda schema: None if len(schema.get("properties", ())) > 3 else schema)
+    task = task_of(
+        Opinion, lambda schema: None if len(schema.get("properties", ())) > 3 else schema
+    )
     assert list(asked(task, 3).schema["properties"]) == ["1", "2", "3"]
     assert asked(task, 4).schema["properties"]["answers"]["maxItems"] == 4
 
@@ -174,6 +187,12 @@ def test_a_questions_identity_does_not_depend_on_a_providers_dialect():
 
 
 def test_a_class_by_another_name_asks_the_same_and_one_with_another_field_does_not():
-    renamed = pydantic.create_model("View", __doc__=Opinion.__doc__, mood=(str, pydantic.Field(max_length=9)), stars=(int, 5))
-    other = pydantic.create_model("View", __doc__=Opinion.__doc__, mood=(str, pydantic.Field(max_length=8)), stars=(int, 5))
-    assert task_of(renamed).fingerprint == task_of(Opinion).fingerprint != task_of(other).fingerprint
+    renamed = pydantic.create_model(
+        "View", __doc__=Opinion.__doc__, mood=(str, pydantic.Field(max_length=9)), stars=(int, 5)
+    )
+    other = pydantic.create_model(
+        "View", __doc__=Opinion.__doc__, mood=(str, pydantic.Field(max_length=8)), stars=(int, 5)
+    )
+    assert (
+        task_of(renamed).fingerprint == task_of(Opinion).fingerprint != task_of(other).fingerprint
+    )

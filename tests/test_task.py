@@ -1,4 +1,6 @@
-"""One use of a model: what is sent for records, what a reply gives each of them, and what names a question."""
+"""One use of a model: what is sent for records, what a reply gives each of them, and what names a
+question.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,11 @@ class Indexed(pydantic.BaseModel):
 
 
 def task_of(output: Any = Label, prompt: str | None = PROMPT, **options: Any) -> Task:
-    return compile_task(settings("openai:gpt-4.1-mini", prompt=prompt, output=output, **{"batch_size": 20, **options}))
+    return compile_task(
+        settings(
+            "openai:gpt-4.1-mini", prompt=prompt, output=output, **{"batch_size": 20, **options}
+        )
+    )
 
 
 def records_of(task: Task, *texts: str) -> list[Any]:
@@ -61,10 +67,17 @@ def stop(text: str | None, finish_reason: str = "stop", **rest: Any) -> Completi
 def test_one_record_is_sent_as_a_person_would_send_it():
     task = task_of(str, batch_size=1)
     request = task.render(records_of(task, 'He said "no".'))
-    assert request.messages == (Message("user", 'Classify the sentiment of this review:\nHe said "no".'),)
+    assert request.messages == (
+        Message("user", 'Classify the sentiment of this review:\nHe said "no".'),
+    )
     assert request.schema is None
     assert request.model == "gpt-4.1-mini"
-    assert (request.temperature, request.max_output_tokens, request.seed, request.extra) == (None, None, None, {})
+    assert (request.temperature, request.max_output_tokens, request.seed, request.extra) == (
+        None,
+        None,
+        None,
+        {},
+    )
 
 
 def test_without_a_prompt_the_element_itself_is_sent():
@@ -96,17 +109,25 @@ def test_several_records_come_last_in_numbered_lines():
     assert request.messages[0] == Message("system", "You are a critic.")
     head, first, second = user_text(request).rsplit("\n", 2)
     assert head.startswith("Classify the sentiment of this review:\n\n")
-    assert '{"1": {"sentiment": "positive" | "negative" | "neutral", "score": <number>}, "2": …}' in head
+    assert (
+        '{"1": {"sentiment": "positive" | "negative" | "neutral", "score": <number>}, "2": …}'
+        in head
+    )
     assert first == 'Input 1: "Nice."'
     assert second == 'Input 2: "Said \\"no\\".\\nInput 3: \\"x\\""'
 
 
 def test_several_records_of_several_fields_are_objects():
     task = task_of(str, "Translate {{ text }} into {{ language }}.")
-    records = [task.record({"text": "Hallo", "language": "French"}, None), task.record({"text": "Ja", "language": "Dutch"}, None)]
+    records = [
+        task.record({"text": "Hallo", "language": "French"}, None),
+        task.record({"text": "Ja", "language": "Dutch"}, None),
+    ]
     text = user_text(task.render(records))
     assert text.startswith("Translate <text> into <language>.\n\n")
-    assert text.endswith('Input 1: {"text": "Hallo", "language": "French"}\nInput 2: {"text": "Ja", "language": "Dutch"}')
+    assert text.endswith(
+        'Input 1: {"text": "Hallo", "language": "French"}\nInput 2: {"text": "Ja", "language": "Dutch"}'
+    )
 
 
 def test_the_reply_to_several_records_has_a_required_key_for_each():
@@ -145,7 +166,9 @@ def test_the_reply_is_an_array_where_the_user_chose_its_shape_or_no_schema_holds
 
 def test_a_reply_of_more_keys_than_a_strict_schema_may_have_is_an_array():
     task = task_of(Literal["a", "b"], batch_size=6000)
-    few, many = (task.render([task.record({"text": "x"}, None)] * count).schema for count in (5000, 5001))
+    few, many = (
+        task.render([task.record({"text": "x"}, None)] * count).schema for count in (5000, 5001)
+    )
     assert len(few["properties"]) == 5000
     assert many["properties"]["answers"]["maxItems"] == 5001
 
@@ -153,14 +176,37 @@ def test_a_reply_of_more_keys_than_a_strict_schema_may_have_is_an_array():
 @pytest.mark.parametrize(
     ("reply", "values", "missing"),
     [
-        ('{"1":"positive","2":"negative","3":"neutral"}', {1: "positive", 2: "negative", 3: "neutral"}, ()),
-        ('{"3":"neutral","1":"positive","2":"negative"}', {1: "positive", 2: "negative", 3: "neutral"}, ()),
+        (
+            '{"1":"positive","2":"negative","3":"neutral"}',
+            {1: "positive", 2: "negative", 3: "neutral"},
+            (),
+        ),
+        (
+            '{"3":"neutral","1":"positive","2":"negative"}',
+            {1: "positive", 2: "negative", 3: "neutral"},
+            (),
+        ),
         ('{"1":"positive","3":"neutral"}', {1: "positive", 3: "neutral"}, (2,)),
-        ('{"1":"positive","2":"negative","2":"negative","3":"neutral"}', {1: "positive", 2: "negative", 3: "neutral"}, ()),
-        ('{"1":"positive","2":"negative","2":"positive","3":"neutral"}', {1: "positive", 3: "neutral"}, (2,)),
+        (
+            '{"1":"positive","2":"negative","2":"negative","3":"neutral"}',
+            {1: "positive", 2: "negative", 3: "neutral"},
+            (),
+        ),
+        (
+            '{"1":"positive","2":"negative","2":"positive","3":"neutral"}',
+            {1: "positive", 3: "neutral"},
+            (2,),
+        ),
         ('{"1":"positive","2":"negative","7":"neutral"}', {1: "positive", 2: "negative"}, (3,)),
     ],
-    ids=["as asked", "another order", "one left out", "one twice", "two answers to one", "an unknown one"],
+    ids=[
+        "as asked",
+        "another order",
+        "one left out",
+        "one twice",
+        "two answers to one",
+        "an unknown one",
+    ],
 )
 def test_a_keyed_reply_is_read_by_its_keys_alone(reply, values, missing):
     reading = task_of(Literal["positive", "negative", "neutral"]).read(3, stop(reply))
@@ -169,13 +215,22 @@ def test_a_keyed_reply_is_read_by_its_keys_alone(reply, values, missing):
 
 def test_an_answer_with_a_field_called_like_the_index_is_nested():
     task = task_of(Indexed)
-    items = task.render(records_of(task, "a", "b"), enforced=False).schema["properties"]["answers"]["items"]
+    items = task.render(records_of(task, "a", "b"), enforced=False).schema["properties"]["answers"][
+        "items"
+    ]
     assert list(items["properties"]) == ["index", "value"]
     keyed = task.read(2, stop('{"1": {"index": "x", "value": 5}, "2": {"index": "y", "value": 6}}'))
     assert keyed.values == {1: Indexed(index="x", value=5), 2: Indexed(index="y", value=6)}
-    reading = task.read(2, stop('[{"index": 1, "value": {"index": "x", "value": 5}}, {"index": 2, "value": {"index": "y", "value": 6}}]'))
+    reading = task.read(
+        2,
+        stop(
+            '[{"index": 1, "value": {"index": "x", "value": 5}}, {"index": 2, "value": {"index": "y", "value": 6}}]'
+        ),
+    )
     assert reading.values == {1: Indexed(index="x", value=5), 2: Indexed(index="y", value=6)}
-    assert task.read(1, stop('{"index": "x", "value": 5}')).values == {1: Indexed(index="x", value=5)}
+    assert task.read(1, stop('{"index": "x", "value": 5}')).values == {
+        1: Indexed(index="x", value=5)
+    }
 
 
 def test_definitions_of_a_recursive_output_stay_reachable_from_the_root():
@@ -198,7 +253,9 @@ def test_an_output_beyond_strict_mode_is_asked_for_in_words():
         assert request.schema is None
         assert '"additionalProperties":{"type":"integer"}' in user_text(request)
     assert task.read(1, stop('{"a": 1}')).values == {1: {"a": 1}}
-    assert task.read(2, stop('[{"index": 1, "value": {"a": 1}}, {"index": 2, "value": {}}]')).values == {1: {"a": 1}, 2: {}}
+    assert task.read(
+        2, stop('[{"index": 1, "value": {"a": 1}}, {"index": 2, "value": {}}]')
+    ).values == {1: {"a": 1}, 2: {}}
 
 
 @pytest.mark.parametrize("response_format", ["xml", "delimited"])
@@ -207,9 +264,15 @@ def test_a_text_format_is_asked_for_in_words_and_not_by_a_schema(response_format
     for count in (1, 2):
         request = task.render(records_of(task, *"ab"[:count]))
         assert request.schema is None
-        assert {"xml": '<answer index="1">', "delimited": "\n1|…"}[response_format] in user_text(request)
-        assert {"xml": '<input index="1">a</input>', "delimited": 'Input 1: "a"'}[response_format] in user_text(request)
-    assert "Reply" not in user_text(task_of(str, response_format=response_format).render(records_of(task, "a")))
+        assert {"xml": '<answer index="1">', "delimited": "\n1|…"}[response_format] in user_text(
+            request
+        )
+        assert {"xml": '<input index="1">a</input>', "delimited": 'Input 1: "a"'}[
+            response_format
+        ] in user_text(request)
+    assert "Reply" not in user_text(
+        task_of(str, response_format=response_format).render(records_of(task, "a"))
+    )
 
 
 def test_output_tokens_are_per_record_and_parameters_are_the_users_in_every_request():
@@ -230,7 +293,9 @@ def test_output_tokens_are_per_record_and_parameters_are_the_users_in_every_requ
 def test_input_tokens_are_the_shared_ones_and_the_records():
     task = task_of(Review)
     records = records_of(task, *["a review of some words"] * 20)
-    assert task.render(records).input_tokens == task.shared_tokens + sum(record.tokens for record in records)
+    assert task.render(records).input_tokens == task.shared_tokens + sum(
+        record.tokens for record in records
+    )
     assert task.shared_tokens > 50
 
 
@@ -239,7 +304,9 @@ TEMPLATE = "Label each:\n{% for r in records %}{{ r.index }}. {{ r.text | tojson
 
 def test_a_batch_template_writes_the_prompt_and_the_reply_shape_is_added():
     task = task_of(batch_prompt_template=TEMPLATE)
-    records = [task.record({"text": text, "lang": "en", "id": 1}, None) for text in ("good", 'a "bad" one')]
+    records = [
+        task.record({"text": text, "lang": "en", "id": 1}, None) for text in ("good", 'a "bad" one')
+    ]
     assert records[0].fields == {"text": "good", "lang": "en"}
     text = user_text(task.render(records))
     assert text.startswith('Label each:\n1. "good" (en)\n2. "a \\"bad\\" one" (en)')
@@ -250,7 +317,9 @@ def test_a_batch_template_writes_the_prompt_and_the_reply_shape_is_added():
 
 def test_fields_that_a_batch_template_shows_count_as_tokens_of_the_record():
     task = task_of(batch_prompt_template=TEMPLATE)
-    short, long = ({"text": "x", "lang": lang} for lang in ("en", "a language with a long name " * 20))
+    short, long = (
+        {"text": "x", "lang": lang} for lang in ("en", "a language with a long name " * 20)
+    )
     assert task.record(long, None).tokens > task.record(short, None).tokens + 100
 
 
@@ -258,7 +327,10 @@ def test_a_records_tokens_are_counted_as_the_caller_says():
     for prompt, texts in (("{{ text }}", 1), ("{{ text }} in {{ lang }}", 2)):
         task = task_of(prompt=prompt)
         assert task.texts == texts
-        counted = [task.record({"text": "größer", "lang": "de"}, None, count).tokens for count in (lambda text: 0, lambda text: 100)]
+        counted = [
+            task.record({"text": "größer", "lang": "de"}, None, count).tokens
+            for count in (lambda text: 0, lambda text: 100)
+        ]
         assert counted[1] - counted[0] == 100 * texts
 
 
@@ -301,8 +373,13 @@ class Hidden(pydantic.BaseModel):
     ids=["json alone", "wrapped", "json", "xml", "delimited"],
 )
 def test_what_is_stored_of_an_answer_makes_the_same_value_again(output, response_format, text):
-    """Whatever the class does to what it is made of, and however it writes itself down: it is made once more of what was read first."""
-    task, count = task_of(output=output, response_format=response_format), 2 if '"index": 2' in text else 1
+    """Whatever the class does to what it is made of, and however it writes itself down: it is made
+    once more of what was read first.
+    """
+    task, count = (
+        task_of(output=output, response_format=response_format),
+        2 if '"index": 2' in text else 1,
+    )
     reading = task.read(count, stop(text))
     assert len(reading.values) == count
     for index, value in reading.values.items():
@@ -313,12 +390,17 @@ def test_what_is_stored_of_an_answer_makes_the_same_value_again(output, response
 
 def test_no_two_records_share_a_key_whatever_their_texts_and_ids_hold():
     task = task_of(prompt="{{ text }}", independent=True, record_id="k")
-    records = [task.record(fields, None) for fields in ({"text": "A2:id9:xx", "k": "1"}, {"text": "A", "k": "xx2:id1:1"})]
+    records = [
+        task.record(fields, None)
+        for fields in ({"text": "A2:id9:xx", "k": "1"}, {"text": "A", "k": "xx2:id1:1"})
+    ]
     assert task.key(records[0]) != task.key(records[1])
 
 
 def test_a_batch_template_may_say_itself_where_the_reply_shape_goes():
-    task = task_of(batch_prompt_template="{{ reply_format }}\n" + "{% for r in records %}{{ r.text }}{% endfor %}")
+    task = task_of(
+        batch_prompt_template="{{ reply_format }}\n{% for r in records %}{{ r.text }}{% endfor %}"
+    )
     text = user_text(task.render(records_of(task, "a", "b")))
     assert text.startswith("Reply with nothing but JSON")
     assert text.count("Reply with") == 1
@@ -332,7 +414,10 @@ def test_a_field_that_the_batch_template_misses_is_the_elements_own_error():
 
 def test_a_batch_template_is_not_used_at_batch_size_one():
     task = task_of(str, batch_size=1, batch_prompt_template=TEMPLATE)
-    assert user_text(task.render([task.record({"text": "x", "lang": "en"}, None)])) == "Classify the sentiment of this review:\nx"
+    assert (
+        user_text(task.render([task.record({"text": "x", "lang": "en"}, None)]))
+        == "Classify the sentiment of this review:\nx"
+    )
 
 
 def test_the_proposals_own_example_works():
@@ -344,14 +429,23 @@ def test_the_proposals_own_example_works():
         response_value_field="sentiment",
     )
     request = task.render(records_of(task, "I love it", "Bad"))
-    assert list(request.schema["properties"]["answers"]["items"]["properties"]) == ["index", "sentiment"]
-    reading = task.read(2, stop('[{"index": 1, "sentiment": "positive"}, {"index": 2, "sentiment": "negative"}]'))
+    assert list(request.schema["properties"]["answers"]["items"]["properties"]) == [
+        "index",
+        "sentiment",
+    ]
+    reading = task.read(
+        2, stop('[{"index": 1, "sentiment": "positive"}, {"index": 2, "sentiment": "negative"}]')
+    )
     assert reading.values == {1: "positive", 2: "negative"}
 
 
 @pytest.mark.parametrize(
     ("options", "root"),
-    [({"response_path": "$.data.rows[*]"}, "data"), ({"response_path": "$[*]"}, "answers"), ({"response_path": "$..odd[0]"}, None)],
+    [
+        ({"response_path": "$.data.rows[*]"}, "data"),
+        ({"response_path": "$[*]"}, "answers"),
+        ({"response_path": "$..odd[0]"}, None),
+    ],
     ids=shown,
 )
 def test_the_schema_puts_answers_where_the_path_looks_for_them(options, root):
@@ -387,7 +481,13 @@ FORMATS = ["json", "xml", "delimited"]
 
 def reply(response_format: str, pairs: list[tuple[Any, Any]]) -> str:
     if response_format == "xml":
-        return "<answers>" + "".join(f'<answer index="{index}">{escape(str(value))}</answer>' for index, value in pairs) + "</answers>"
+        return (
+            "<answers>"
+            + "".join(
+                f'<answer index="{index}">{escape(str(value))}</answer>' for index, value in pairs
+            )
+            + "</answers>"
+        )
     if response_format == "delimited":
         return "\n".join(f"{index}|{value}" for index, value in pairs)
     return json.dumps({"answers": [{"index": index, "value": value} for index, value in pairs]})
@@ -405,10 +505,22 @@ CASES: dict[str, Any] = {
     # what the model writes, which of the true answers are taken, warnings in JSON
     "complete": (lambda t: list(t.items()), lambda t: t, set()),
     "shuffled": (lambda t: list(t.items())[::-1], lambda t: t, set()),
-    "first missing": (lambda t: list(t.items())[1:], lambda t: {i: v for i, v in t.items() if i > 1}, set()),
-    "last missing": (lambda t: list(t.items())[:-1], lambda t: {i: v for i, v in t.items() if i < len(t)}, set()),
+    "first missing": (
+        lambda t: list(t.items())[1:],
+        lambda t: {i: v for i, v in t.items() if i > 1},
+        set(),
+    ),
+    "last missing": (
+        lambda t: list(t.items())[:-1],
+        lambda t: {i: v for i, v in t.items() if i < len(t)},
+        set(),
+    ),
     "0-based": (lambda t: [(i - 1, v) for i, v in t.items()], lambda t: t, {"zero_based"}),
-    "0-based, one missing": (lambda t: [(i - 1, v) for i, v in t.items()][:-1], lambda t: {}, {"shifted_index"}),
+    "0-based, one missing": (
+        lambda t: [(i - 1, v) for i, v in t.items()][:-1],
+        lambda t: {},
+        {"shifted_index"},
+    ),
     "duplicated, equal": (lambda t: [*t.items(), (1, t[1])], lambda t: t, {"duplicate_index"}),
     "duplicated, different": (
         lambda t: [*t.items(), (1, other(t[1]))],
@@ -420,7 +532,11 @@ CASES: dict[str, Any] = {
         lambda t: {i: v for i, v in t.items() if i < len(t)},
         {"unknown_index"},
     ),
-    "too many": (lambda t: [*t.items(), (len(t) + 1, "positive"), (len(t) + 2, "neutral")], lambda t: {}, {"unknown_index"}),
+    "too many": (
+        lambda t: [*t.items(), (len(t) + 1, "positive"), (len(t) + 2, "neutral")],
+        lambda t: {},
+        {"unknown_index"},
+    ),
     "none": (lambda t: [], lambda t: {}, set()),
 }
 
@@ -431,7 +547,9 @@ CASES: dict[str, Any] = {
 def test_a_reply_answers_those_records_that_it_answers_with_certainty(case, response_format, count):
     written, taken, warnings = CASES[case]
     expected = taken(truth(count))
-    reading = task_of(response_format=response_format).read(count, stop(reply(response_format, written(truth(count)))))
+    reading = task_of(response_format=response_format).read(
+        count, stop(reply(response_format, written(truth(count))))
+    )
     assert reading.values == expected
     assert reading.failures == {}
     assert reading.missing == tuple(index for index in range(1, count + 1) if index not in expected)
@@ -443,7 +561,10 @@ def test_a_reply_answers_those_records_that_it_answers_with_certainty(case, resp
 @pytest.mark.parametrize("count", SIZES[1:])
 def test_indices_written_as_strings_or_floats_are_indices(count):
     for kind in (str, float):
-        reading = task_of().read(count, stop(reply("json", [(kind(index), value) for index, value in truth(count).items()])))
+        reading = task_of().read(
+            count,
+            stop(reply("json", [(kind(index), value) for index, value in truth(count).items()])),
+        )
         assert reading.values == truth(count)
         assert reading.warnings == ("index_type",)
 
@@ -451,7 +572,10 @@ def test_indices_written_as_strings_or_floats_are_indices(count):
 @pytest.mark.parametrize("count", SIZES[1:])
 def test_without_indices_nothing_is_matched_by_position(count):
     task = task_of()
-    for text in (json.dumps({"answers": [{"value": v} for v in truth(count).values()]}), json.dumps(list(truth(count).values()))):
+    for text in (
+        json.dumps({"answers": [{"value": v} for v in truth(count).values()]}),
+        json.dumps(list(truth(count).values())),
+    ):
         reading = task.read(count, stop(text))
         assert reading.values == {}
         assert reading.reply_failure.kind == Kind.UNREADABLE
@@ -462,12 +586,16 @@ def test_without_indices_nothing_is_matched_by_position(count):
 @pytest.mark.parametrize("response_format", FORMATS)
 def test_an_answer_that_is_no_value_is_that_records_failure_and_no_others(response_format, count):
     pairs = [(index, value if index > 1 else "SECRET") for index, value in truth(count).items()]
-    reading = task_of(response_format=response_format).read(count, stop(reply(response_format, pairs)))
+    reading = task_of(response_format=response_format).read(
+        count, stop(reply(response_format, pairs))
+    )
     assert reading.values == {index: value for index, value in truth(count).items() if index > 1}
     assert reading.failures[1].kind == Kind.INVALID
     assert "SECRET" not in reading.failures[1].message
     assert reading.missing == ()
-    shown = task_of(response_format=response_format, log_data=True).read(count, stop(reply(response_format, pairs)))
+    shown = task_of(response_format=response_format, log_data=True).read(
+        count, stop(reply(response_format, pairs))
+    )
     assert "SECRET" in shown.failures[1].message
 
 
@@ -487,11 +615,26 @@ def test_an_answer_that_is_no_value_is_that_records_failure_and_no_others(respon
         (stop(None, "length"), Kind.TRUNCATED),
         (stop('{"answers": [{"index": 1, "val', "length"), Kind.TRUNCATED),
     ],
-    ids=["prose", "empty text", "null", "no choices", "refusal", "filter", "filter null", "cut empty", "cut null", "cut early"],
+    ids=[
+        "prose",
+        "empty text",
+        "null",
+        "no choices",
+        "refusal",
+        "filter",
+        "filter null",
+        "cut empty",
+        "cut null",
+        "cut early",
+    ],
 )
 def test_a_reply_that_gives_nothing_is_one_failure_of_all(completion, kind, response_format, count):
     reading = task_of(response_format=response_format).read(count, completion)
-    assert (reading.values, reading.failures, reading.missing) == ({}, {}, tuple(range(1, count + 1)))
+    assert (reading.values, reading.failures, reading.missing) == (
+        {},
+        {},
+        tuple(range(1, count + 1)),
+    )
     assert reading.reply_failure.kind == kind
     assert "SECRET" not in reading.reply_failure.message
     assert reading.reply_failure.attempts == 0
@@ -501,23 +644,39 @@ def test_a_reply_that_gives_nothing_is_one_failure_of_all(completion, kind, resp
 @pytest.mark.parametrize("response_format", FORMATS)
 def test_a_reply_cut_at_its_limit_keeps_what_was_complete(response_format, count):
     text = reply(response_format, list(truth(count).items()))
-    reading = task_of(response_format=response_format).read(count, stop(text[: text.rindex(truth(count)[count]) + 3], "length"))
-    assert reading.values == {index: value for index, value in truth(count).items() if index < count}
+    reading = task_of(response_format=response_format).read(
+        count, stop(text[: text.rindex(truth(count)[count]) + 3], "length")
+    )
+    assert reading.values == {
+        index: value for index, value in truth(count).items() if index < count
+    }
     assert reading.missing == (count,)
     assert "truncated" in reading.warnings
 
 
 @given(st.integers(1, 6), st.sampled_from(FORMATS), st.sampled_from(["stop", "length"]), st.data())
-def test_every_record_is_answered_failed_or_missing_and_no_answer_is_anothers(count, response_format, finish_reason, data):
+def test_every_record_is_answered_failed_or_missing_and_no_answer_is_anothers(
+    count, response_format, finish_reason, data
+):
     class Answer(pydantic.BaseModel):
         of: int
 
-    text = reply(response_format, [(i, json.dumps({"of": i}) if response_format != "json" else {"of": i}) for i in range(1, count + 1)])
+    text = reply(
+        response_format,
+        [
+            (i, json.dumps({"of": i}) if response_format != "json" else {"of": i})
+            for i in range(1, count + 1)
+        ],
+    )
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, len(text)))
     middle = data.draw(st.text(max_size=5))
-    damaged = data.draw(st.sampled_from([text, text[:start], text[start:], text[:start] + middle + text[end:]]))
-    reading = task_of(Answer, response_format=response_format).read(count, stop(damaged, finish_reason))
+    damaged = data.draw(
+        st.sampled_from([text, text[:start], text[start:], text[:start] + middle + text[end:]])
+    )
+    reading = task_of(Answer, response_format=response_format).read(
+        count, stop(damaged, finish_reason)
+    )
     places = [*reading.values, *reading.failures, *reading.missing]
     assert sorted(places) == list(range(1, count + 1))
     if damaged in (text, text[:start]) and finish_reason == "length":
@@ -525,9 +684,18 @@ def test_every_record_is_answered_failed_or_missing_and_no_answer_is_anothers(co
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from([1, 2, "positive"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from([1, 2, "positive"]),
     lambda inner: (
-        st.lists(inner) | st.dictionaries(st.sampled_from(["index", "value", "answers", "sentiment", "score", "1"]) | st.text(), inner)
+        st.lists(inner)
+        | st.dictionaries(
+            st.sampled_from(["index", "value", "answers", "sentiment", "score", "1"]) | st.text(),
+            inner,
+        )
     ),
     max_leaves=12,
 )
@@ -535,13 +703,29 @@ json_values = st.recursive(
 
 @given(
     json_values,
-    st.sampled_from([str, int, float, bool, Label, list[int], Review, Indexed, dict[str, int], Label | None, {"type": "integer"}]),
+    st.sampled_from(
+        [
+            str,
+            int,
+            float,
+            bool,
+            Label,
+            list[int],
+            Review,
+            Indexed,
+            dict[str, int],
+            Label | None,
+            {"type": "integer"},
+        ]
+    ),
     st.integers(1, 3),
 )
 def test_whatever_json_a_model_writes_is_read_into_values_that_can_be_kept(written, output, count):
     task = task_of(output)
     reading = task.read(count, stop(json.dumps(written)))
-    assert sorted([*reading.values, *reading.failures, *reading.missing]) == list(range(1, count + 1))
+    assert sorted([*reading.values, *reading.failures, *reading.missing]) == list(
+        range(1, count + 1)
+    )
     for value in reading.values.values():
         kept = orjson.loads(orjson.dumps(task.output.dump(value)))
         assert task.output.load(kept) == value
@@ -571,9 +755,21 @@ def test_whatever_json_a_model_writes_is_read_into_values_that_can_be_kept(writt
         (list[int], "[1, 2]", [1, 2]),
         (list[int], '{"value": [1, 2]}', [1, 2]),
         (Review, '{"sentiment": "positive", "score": 1}', Review(sentiment="positive", score=1)),
-        (Review, '{"value": {"sentiment": "positive", "score": 1}}', Review(sentiment="positive", score=1)),
-        (Review, '{"index": 1, "sentiment": "positive", "score": 1}', Review(sentiment="positive", score=1)),
-        (Review, '{"answers": [{"index": 1, "sentiment": "positive", "score": 1}]}', Review(sentiment="positive", score=1)),
+        (
+            Review,
+            '{"value": {"sentiment": "positive", "score": 1}}',
+            Review(sentiment="positive", score=1),
+        ),
+        (
+            Review,
+            '{"index": 1, "sentiment": "positive", "score": 1}',
+            Review(sentiment="positive", score=1),
+        ),
+        (
+            Review,
+            '{"answers": [{"index": 1, "sentiment": "positive", "score": 1}]}',
+            Review(sentiment="positive", score=1),
+        ),
         (Review, '{"sentiment": "positive", "score": 1,}', Review(sentiment="positive", score=1)),
     ],
     ids=lambda value: ascii(value)[:40],
@@ -596,7 +792,9 @@ def test_the_reply_to_one_record_is_read_as_a_person_would(output, text, value):
     ],
     ids=shown,
 )
-def test_the_reply_to_one_record_is_invalid_where_it_is_json_and_unreadable_where_it_is_not(output, text, kind):
+def test_the_reply_to_one_record_is_invalid_where_it_is_json_and_unreadable_where_it_is_not(
+    output, text, kind
+):
     reading = task_of(output).read(1, stop(text))
     if kind:
         assert reading.failures[1].kind == kind
@@ -606,12 +804,20 @@ def test_the_reply_to_one_record_is_invalid_where_it_is_json_and_unreadable_wher
 
 
 def test_a_text_that_was_cut_is_no_answer():
-    assert task_of(str).read(1, stop("It was the best of ti", "length")).reply_failure.kind == Kind.TRUNCATED
+    assert (
+        task_of(str).read(1, stop("It was the best of ti", "length")).reply_failure.kind
+        == Kind.TRUNCATED
+    )
 
 
 def test_texts_of_several_records_come_as_they_are():
     task, texts = task_of(str), {1: " a\nb ", 2: '{"index": 1, "value": "x"}', 3: ""}
-    reading = task.read(3, stop(orjson.dumps({"answers": [{"index": i, "value": t} for i, t in texts.items()]}).decode()))
+    reading = task.read(
+        3,
+        stop(
+            orjson.dumps({"answers": [{"index": i, "value": t} for i, t in texts.items()]}).decode()
+        ),
+    )
     assert reading.values == texts
 
 
@@ -620,14 +826,20 @@ def upper_lines(text, count):
     return dict(enumerate(text.lower().split("\n"), 1))
 
 
-@pytest.mark.parametrize("parser", [upper_lines, f"{__name__}.upper_lines"], ids=["callable", "dotted name"])
+@pytest.mark.parametrize(
+    "parser", [upper_lines, f"{__name__}.upper_lines"], ids=["callable", "dotted name"]
+)
 def test_a_users_parser_reads_replies_of_every_size(parser):
     task = task_of(response_format=parser)
     assert task.render(records_of(task, "a", "b")).schema is None
-    assert user_text(task.render(records_of(task, "a"))) == "Classify the sentiment of this review:\na"
+    assert (
+        user_text(task.render(records_of(task, "a"))) == "Classify the sentiment of this review:\na"
+    )
     assert task.read(2, stop("POSITIVE\nNEUTRAL")).values == {1: "positive", 2: "neutral"}
     assert task.read(1, stop("POSITIVE")).values == {1: "positive"}
-    assert task_of(int, response_format=parser).read(2, stop("1\nx")).failures[2].kind == Kind.INVALID
+    assert (
+        task_of(int, response_format=parser).read(2, stop("1\nx")).failures[2].kind == Kind.INVALID
+    )
 
 
 def test_an_error_in_a_users_parser_leaves_the_reply_unread():
@@ -646,12 +858,18 @@ def test_fields_of_an_xml_answer_are_elements_or_json():
         '<answers><answer index="1"><sentiment>positive</sentiment><score>0.5</score></answer>'
         '<answer index="2">{"sentiment": "negative", "score": 1}</answer></answers>'
     )
-    assert task.read(2, stop(text)).values == {1: Review(sentiment="positive", score=0.5), 2: Review(sentiment="negative", score=1)}
+    assert task.read(2, stop(text)).values == {
+        1: Review(sentiment="positive", score=0.5),
+        2: Review(sentiment="negative", score=1),
+    }
 
 
 def test_a_remark_below_a_delimited_answer_does_not_spoil_it():
     task = task_of(response_format="delimited")
-    assert task.read(2, stop("1|positive\n(quite so)\n2|negative\nThat is all.")).values == {1: "positive", 2: "negative"}
+    assert task.read(2, stop("1|positive\n(quite so)\n2|negative\nThat is all.")).values == {
+        1: "positive",
+        2: "negative",
+    }
 
 
 # What names a question
@@ -659,7 +877,10 @@ def test_a_remark_below_a_delimited_answer_does_not_spoil_it():
 
 def test_equal_content_is_one_question_and_any_other_content_another():
     task = task_of(prompt="{{ a }}|{{ b }}")
-    keys = [task.key(task.record({"a": a, "b": b}, None)) for a, b in [("x", "y"), ("x", "y"), ("x|", "y"), ("x", "|y"), ("", "xy")]]
+    keys = [
+        task.key(task.record({"a": a, "b": b}, None))
+        for a, b in [("x", "y"), ("x", "y"), ("x|", "y"), ("x", "|y"), ("", "xy")]
+    ]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 4
     assert all(len(key) == 16 for key in keys)
@@ -690,17 +911,28 @@ def test_equal_content_is_one_question_and_any_other_content_another():
 )
 def test_whatever_shapes_an_answer_makes_a_new_question(changes):
     known = {"model": "openai:gpt-4.1-mini", "prompt": PROMPT, "output": Label}
-    assert compile_task(settings(**known)).fingerprint != compile_task(settings(**{**known, **changes})).fingerprint
+    assert (
+        compile_task(settings(**known)).fingerprint
+        != compile_task(settings(**{**known, **changes})).fingerprint
+    )
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"batch_size": 50}, {"max_retries": 1}, {"mode": "batch_api", "staging_location": "x"}, {"log_data": True}, {"record_id": "text"}],
+    [
+        {"batch_size": 50},
+        {"max_retries": 1},
+        {"mode": "batch_api", "staging_location": "x"},
+        {"log_data": True},
+        {"record_id": "text"},
+    ],
     ids=shown,
 )
 def test_what_shapes_no_answer_leaves_the_question_as_it_is(changes):
     task, changed = task_of(), task_of(**changes)
-    assert task.key(task.record({"text": "a"}, None)) == changed.key(changed.record({"text": "a"}, None))
+    assert task.key(task.record({"text": "a"}, None)) == changed.key(
+        changed.record({"text": "a"}, None)
+    )
 
 
 def test_independent_records_are_told_apart_by_their_id():
@@ -714,7 +946,10 @@ def test_independent_records_are_told_apart_by_their_id():
 
 def test_fields_that_a_batch_template_reads_are_part_of_the_question():
     task = task_of(batch_prompt_template=TEMPLATE)
-    keys = {task.key(task.record({"text": "x", "lang": lang, "id": id}, None)) for lang, id in [("en", 1), ("en", 2), ("de", 1)]}
+    keys = {
+        task.key(task.record({"text": "x", "lang": lang, "id": id}, None))
+        for lang, id in [("en", 1), ("en", 2), ("de", 1)]
+    }
     assert len(keys) == 2
 
 
@@ -728,7 +963,9 @@ sys.stdout.buffer.write(fixed_request())
 
 def fixed_request() -> bytes:
     """The bytes of one request and one key; compared between processes."""
-    task = task_of(Review, "{{ text }} {{ tags }}", extra_body={"b": 1, "a": {"d": 1, "c": 2}}, batch_size=2)
+    task = task_of(
+        Review, "{{ text }} {{ tags }}", extra_body={"b": 1, "a": {"d": 1, "c": 2}}, batch_size=2
+    )
     records = [task.record({"text": text, "tags": {"x", "y", "z"}}, None) for text in ("ä", "b")]
     return orjson.dumps(task.render(records)) + task.key(records[0])
 
@@ -738,7 +975,10 @@ def test_the_same_prompt_batch_gives_the_same_bytes_in_every_process():
     seen = set()
     for seed in ("1", "2"):
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, root], capture_output=True, check=True, env={"PYTHONHASHSEED": seed, "HOME": "/"}
+            [sys.executable, "-c", SCRIPT, root],
+            capture_output=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed, "HOME": "/"},
         )
         seen.add(done.stdout)
     assert seen == {fixed_request()}

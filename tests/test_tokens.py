@@ -1,5 +1,6 @@
-# ruff: noqa: E501 (samples stand as they are; in wide scripts a line of 100 characters counts double)
-"""Token estimates against the truth (o200k_base): never more than 10 % under, and not so far over that prompts stay half empty."""
+"""Token estimates against the truth (o200k_base): never more than 10 % under, and not so far over
+that prompts stay half empty.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +13,13 @@ import uuid
 
 import pytest
 
-from beam_llm.prompting.tokens import SampledTokens, estimate_tokens, exact_tokens, rough_tokens, utf8_bytes
+from beam_llm.prompting.tokens import (
+    SampledTokens,
+    estimate_tokens,
+    exact_tokens,
+    rough_tokens,
+    utf8_bytes,
+)
 
 _DICE = random.Random(20261124)
 
@@ -155,7 +162,8 @@ EMOJI = (
     "⭐⭐⭐⭐⭐ thank you 🙏🙏 🇩🇪🇫🇷🇯🇵 🤷‍♀️ 🧑🏿‍🚀 ☀️🌈🦄🫶🥹 #blessed ✨✨"
 )
 TABLE = "\n".join(
-    f"| {i:>4} | {name:<12} | {i * 37.5:>10.2f} |   ok   |" for i, name in enumerate(["north", "south-east", "Übersee", "west"] * 5)
+    f"| {i:>4} | {name:<12} | {i * 37.5:>10.2f} |   ok   |"
+    for i, name in enumerate(["north", "south-east", "Übersee", "west"] * 5)
 )
 LOGS = "\n".join(
     f"2024-05-{day:02d}T14:{day:02d}:07.{day * 13:03d}Z WARN  [worker-{day}] com.acme.billing.InvoiceService - retry #{day} failed: java.net.SocketTimeoutException: Read timed out (host=10.0.{day}.17:8443)"
@@ -187,11 +195,15 @@ SAMPLES = {
     "json, escaped": json.dumps({"text": RUSSIAN[:120], "more": JAPANESE[:60]}),
     "urls": URLS,
     "uuids": _uuids(12),
-    "hex": hashlib.sha512(b"a").hexdigest() + hashlib.sha512(b"b").hexdigest() + hashlib.sha512(b"c").hexdigest(),
+    "hex": hashlib.sha512(b"a").hexdigest()
+    + hashlib.sha512(b"b").hexdigest()
+    + hashlib.sha512(b"c").hexdigest(),
     "base64": base64.b64encode(_DICE.randbytes(450)).decode(),
     "digits": "".join(_DICE.choice(string.digits) for _ in range(400)),
     "numbers": " ".join(str(_DICE.randrange(10**7)) for _ in range(60)),
-    "decimals, csv": "\n".join(",".join(f"{_DICE.uniform(-180, 180):.6f}" for _ in range(5)) for _ in range(12)),
+    "decimals, csv": "\n".join(
+        ",".join(f"{_DICE.uniform(-180, 180):.6f}" for _ in range(5)) for _ in range(12)
+    ),
     "emoji": EMOJI,
     "table": TABLE,
     "logs": LOGS,
@@ -202,7 +214,9 @@ SAMPLES = {
 
 @pytest.fixture(scope="module")
 def truth():
-    bpe_openai = pytest.importorskip("bpe_openai", reason="exact counts need the extra: pip install 'beam-llm[tokens]'")
+    bpe_openai = pytest.importorskip(
+        "bpe_openai", reason="exact counts need the extra: pip install 'beam-llm[tokens]'"
+    )
     encoding = bpe_openai.get_encoding("o200k_base")
     return lambda text: len(encoding.encode_ordinary(text))
 
@@ -216,7 +230,9 @@ def test_an_estimate_is_at_most_a_tenth_below_the_truth_and_never_twice_it(name,
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_samples_packed_together_are_not_under_counted_either(name, truth):
-    text = "\n".join(f'Input {i}: "{part}"' for i, part in enumerate([SAMPLES[name], ENGLISH, SAMPLES[name]]))
+    text = "\n".join(
+        f'Input {i}: "{part}"' for i, part in enumerate([SAMPLES[name], ENGLISH, SAMPLES[name]])
+    )
     assert estimate_tokens(text) >= 0.9 * truth(text)
 
 
@@ -237,7 +253,11 @@ def test_english_is_over_counted_by_less_than_a_third_so_that_prompts_fill_up(tr
     assert estimate_tokens(ENGLISH) <= 1.33 * truth(ENGLISH)
 
 
-@pytest.mark.parametrize(("text", "tokens"), [("", 0), ("a", 1), ("\ud800", 3)], ids=["empty", "one letter", "lone surrogate"])
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("", 0), ("a", 1), ("\ud800", 3)],
+    ids=["empty", "one letter", "lone surrogate"],
+)
 def test_odd_texts_have_a_count_too(text, tokens):
     assert estimate_tokens(text) <= tokens
     assert utf8_bytes(text) == tokens
@@ -245,10 +265,17 @@ def test_odd_texts_have_a_count_too(text, tokens):
 
 @pytest.mark.parametrize(
     ("model", "text", "tokens"),
-    [("gpt-4o-mini", "größere", 3), ("gpt-6-luna", "größere", 3), ("gpt-4", "größere", 4), ("gpt-4.1", "größere", 3)],
+    [
+        ("gpt-4o-mini", "größere", 3),
+        ("gpt-6-luna", "größere", 3),
+        ("gpt-4", "größere", 4),
+        ("gpt-4.1", "größere", 3),
+    ],
 )
 def test_exact_counts_are_made_with_the_models_own_vocabulary(model, text, tokens):
-    pytest.importorskip("bpe_openai", reason="exact counts need the extra: pip install 'beam-llm[tokens]'")
+    pytest.importorskip(
+        "bpe_openai", reason="exact counts need the extra: pip install 'beam-llm[tokens]'"
+    )
     assert exact_tokens(text, model) == tokens
 
 
@@ -282,13 +309,17 @@ def test_a_sample_is_enough_for_the_sum(kind):
     again = [count(text) for text in texts]
     assert again != first, "the rate was not forgotten"
     count.restart()
-    assert [count(text) for text in texts] == again, "equal texts in equal order are counted equally"
+    assert [count(text) for text in texts] == again, (
+        "equal texts in equal order are counted equally"
+    )
 
 
 def test_few_texts_and_long_texts_are_all_estimated():
     count = SampledTokens(100)
     short, long = ["a b c " * n for n in range(1, 16)] * 4, ["word " * n for n in range(30, 60)]
-    assert [count(text) for text in [*short, *long]] == [estimate_tokens(text) for text in [*short, *long]]
+    assert [count(text) for text in [*short, *long]] == [
+        estimate_tokens(text) for text in [*short, *long]
+    ]
 
 
 @pytest.mark.parametrize("up_to", [0, 10, 100])

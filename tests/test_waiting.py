@@ -1,4 +1,6 @@
-"""Waiting for a job as a splittable DoFn: the tracker's moves, and the pacer for runners that hurry."""
+"""Waiting for a job as a splittable DoFn: the tracker's moves, and the pacer for runners that
+hurry.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Live calls against a server that is busy, or a model that is weak, over a real socket: what is lost, and what it costs."""
+"""Live calls against a server that is busy, or a model that is weak, over a real socket: what is
+lost, and what it costs.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,17 @@ def prompts(count: int, size: int) -> list[list[str]]:
     "fault",
     [
         pytest.param(Fault("rate_limit", probability=0.35, retry_after=0.02), id="429"),
-        pytest.param(Fault("server_error", status=503, probability=0.35, retry_after=0.02), id="503"),
-        pytest.param(Fault("server_error", status=529, probability=0.35, retry_after=0.02), id="529"),
+        pytest.param(
+            Fault("server_error", status=503, probability=0.35, retry_after=0.02), id="503"
+        ),
+        pytest.param(
+            Fault("server_error", status=529, probability=0.35, retry_after=0.02), id="529"
+        ),
     ],
 )
-def test_a_server_that_puts_off_a_third_of_all_calls_loses_no_record_with_default_settings(fault: Fault):
+def test_a_server_that_puts_off_a_third_of_all_calls_loses_no_record_with_default_settings(
+    fault: Fault,
+):
     with Emulator(faults=[fault], fast=True, keys=()) as emulator:
         asked = ask_all(emulator, prompts(150, 2))
     assert answered(asked) == 300
@@ -38,7 +46,9 @@ def test_a_server_that_puts_off_a_third_of_all_calls_loses_no_record_with_defaul
 
 
 def test_a_server_without_schemas_is_asked_for_numbered_answers_once_that_is_known():
-    refusal = Fault("server_error", status=400, message="response_format: json_schema is not supported", times=1)
+    refusal = Fault(
+        "server_error", status=400, message="response_format: json_schema is not supported", times=1
+    )
     with Emulator(faults=[refusal], fast=True, keys=()) as emulator:
         asked = ask_all(emulator, prompts(2, 3), at_once=False)
         _, learned, later = [body["messages"][-1]["content"] for body in emulator.requests]
@@ -63,4 +73,6 @@ def test_a_note_in_a_repeated_prompt_changes_no_answer(size: int):
         (asked,) = ask_all(emulator, [texts], temperature=0.0, on_unparseable="retry")
         notes = ["Answer with care" in str(body["messages"]) for body in emulator.requests]
     assert notes == [False, True, True]
-    assert {text: outcome.value for text, outcome in zip(texts, asked.outcomes, strict=True)} == opinions_of(texts, fast=True)
+    assert {
+        text: outcome.value for text, outcome in zip(texts, asked.outcomes, strict=True)
+    } == opinions_of(texts, fast=True)

@@ -1,4 +1,6 @@
-"""Whatever JSON a server puts wherever: a reply, a line, a job or an error is read as far as it can be, and nothing else is raised."""
+"""Whatever JSON a server puts wherever: a reply, a line, a job or an error is read as far as it can
+be, and nothing else is raised.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,11 @@ scalars = (
     | st.sampled_from(["12", "1.5", "-3", "1e400", "stop"])
 )
 anything = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=8
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=8,
 )
 
 
@@ -45,21 +51,38 @@ def nested(depth: int) -> Any:
     return value
 
 
-anything = anything | st.sampled_from([nested(30), nested(300), {"text": nested(40)}, {"type": "text", "text": {"value": ["a"]}}])
+anything = anything | st.sampled_from(
+    [nested(30), nested(300), {"text": nested(40)}, {"type": "text", "text": {"value": ["a"]}}]
+)
 
 
 def reply() -> dict[str, Any]:
     return {
         "id": "chatcmpl-1",
         "model": "m-1",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "fine", "refusal": None}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 20, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 16}},
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "fine", "refusal": None},
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {
+            "prompt_tokens": 20,
+            "completion_tokens": 5,
+            "prompt_tokens_details": {"cached_tokens": 16},
+        },
         "service_tier": "default",
     }
 
 
 def line() -> dict[str, Any]:
-    return {"id": "b", "custom_id": "c-1", "response": {"status_code": 200, "request_id": "r-1", "body": reply()}, "error": None}
+    return {
+        "id": "b",
+        "custom_id": "c-1",
+        "response": {"status_code": 200, "request_id": "r-1", "body": reply()},
+        "error": None,
+    }
 
 
 def job() -> dict[str, Any]:
@@ -78,7 +101,13 @@ def job() -> dict[str, Any]:
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     found = [path]
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for name, inner in items:
         found += paths(inner, (*path, name))
     return found
@@ -95,7 +124,9 @@ def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 
 def ended(read: Callable[[], Any]) -> Any:
-    """What was read, or the CallError that was raised instead; any other exception is the test's failure."""
+    """What was read, or the CallError that was raised instead; any other exception is the test's
+    failure.
+    """
     try:
         return read()
     except CallError as error:
@@ -127,7 +158,11 @@ def test_any_value_in_any_field_of_a_reply(path, value):
     body = put(reply(), path, value)
     for read in (lambda: completion_of(body), lambda: decode_reply(written(body))):
         found = ended(read)
-        assert (found.kind in Kind.ALL and isinstance(found.message, str)) if isinstance(found, CallError) else good(found)
+        assert (
+            (found.kind in Kind.ALL and isinstance(found.message, str))
+            if isinstance(found, CallError)
+            else good(found)
+        )
 
 
 @given(st.sampled_from(paths(line())), anything)
@@ -176,10 +211,20 @@ def test_any_value_in_any_field_of_a_job(path, value):
 @given(
     st.integers(100, 999),
     anything,
-    st.dictionaries(st.sampled_from(["message", "code", "type", "param", "innererror", "detail"]), anything),
+    st.dictionaries(
+        st.sampled_from(["message", "code", "type", "param", "innererror", "detail"]), anything
+    ),
 )
 def test_any_body_of_an_error(status, value, fields):
-    for body in (value, {"error": value}, {"error": fields}, fields, [fields], written(value), written({"error": fields})):
+    for body in (
+        value,
+        {"error": value},
+        {"error": fields},
+        fields,
+        [fields],
+        written(value),
+        written({"error": fields}),
+    ):
         error = error_of(status, {}, body)
         assert isinstance(error, CallError)
         assert len(error.message) <= 400
@@ -195,7 +240,12 @@ NAMES = [
 ]
 DATES = ["Wed, 21 Oct 2015 07:28:00 GMT", "Fri, 31 Dec 9999 23:59:59 GMT", "Mon, 99 Foo 0 0:0:0"]
 ODD_TIMES = ["-5", "nan", "inf", "1e300", "1" * 5000, "1" * 9 + "d", *DATES]
-times = st.text(max_size=30) | st.floats().map(str) | st.integers().map(str) | st.sampled_from(ODD_TIMES)
+times = (
+    st.text(max_size=30)
+    | st.floats().map(str)
+    | st.integers().map(str)
+    | st.sampled_from(ODD_TIMES)
+)
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), times))
@@ -214,7 +264,8 @@ def test_any_bytes_in_place_of_a_reply_or_a_line(data):
         line_reply(data)
 
 
-# What can be read is read --------------------------------------------------------------------------------------------------
+# What can be read is read
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -230,7 +281,13 @@ def test_token_counts_are_read_whatever_they_are_written_as(value, tokens):
 
 
 def test_cached_tokens_are_part_of_the_input():
-    assert usage_of({"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": "50"}}) == Usage(5, 2, 5)
+    assert usage_of(
+        {
+            "prompt_tokens": 5,
+            "completion_tokens": 2,
+            "prompt_tokens_details": {"cached_tokens": "50"},
+        }
+    ) == Usage(5, 2, 5)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +295,14 @@ def test_cached_tokens_are_part_of_the_input():
     [
         ("fine", "fine"),
         ([{"type": "text", "text": "fi"}, {"type": "text", "text": "ne"}], "fine"),
-        ([{"type": "reasoning", "text": "hm"}, {"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "fine"}], "fine"),
+        (
+            [
+                {"type": "reasoning", "text": "hm"},
+                {"type": "thinking", "thinking": "hm"},
+                {"type": "text", "text": "fine"},
+            ],
+            "fine",
+        ),
         ([{"type": "output_text", "text": {"value": "fine"}}], "fine"),
         ([["fi", {"text": "ne"}]], "fine"),
         ({"type": "text", "text": "fine"}, "fine"),
@@ -255,7 +319,11 @@ def test_cached_tokens_are_part_of_the_input():
 )
 def test_content_is_read_as_text_without_the_thoughts(content, text):
     body = reply()
-    body["choices"][0]["message"] = {"content": content, "reasoning_content": "Let me think: bad?", "reasoning": "hm"}
+    body["choices"][0]["message"] = {
+        "content": content,
+        "reasoning_content": "Let me think: bad?",
+        "reasoning": "hm",
+    }
     read = completion_of(body)
     assert read.text == text or (not text and not read.text)
     assert read.finish is (Finish.STOP if text else Finish.EMPTY)
@@ -308,7 +376,9 @@ def test_a_line_that_is_no_json_to_the_letter_is_read_because_it_is_paid_for(odd
     assert good(read.completion)
 
 
-@pytest.mark.parametrize("odd", ["half an emoji", "a byte order mark", "a control character", "broken UTF-8"])
+@pytest.mark.parametrize(
+    "odd", ["half an emoji", "a byte order mark", "a control character", "broken UTF-8"]
+)
 def test_so_is_a_live_reply(odd):
     assert decode_reply(ODD[odd](written(reply()))).text.startswith("fi")
 
@@ -318,7 +388,10 @@ def test_so_is_a_live_reply(odd):
     [
         (b'{"object": "error", "message": "too long for me", "code": 400}', "too long for me"),
         (b'{"detail": "Who are you?"}', "Who are you?"),
-        (b'{"choices": [], "error": {"code": 429, "message": "Upstream is busy"}}', "Upstream is busy"),
+        (
+            b'{"choices": [], "error": {"code": 429, "message": "Upstream is busy"}}',
+            "Upstream is busy",
+        ),
         (b"<!doctype html><title>Sign in here</title>", "Sign in here"),
         (b"data: {}\n\ndata: [DONE]\n\n", "stream"),
     ],
@@ -328,7 +401,8 @@ def test_what_came_instead_of_a_reply_is_told(body, words):
         decode_reply(body)
 
 
-# What an endpoint takes ----------------------------------------------------------------------------------------------------
+# What an endpoint takes
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [400, 404, 422, 500, 501])
@@ -342,7 +416,9 @@ def test_a_refused_schema_is_learned_from_whatever_the_status(status):
 @pytest.mark.parametrize("status", [401, 403, 413, 429, 502, 503])
 def test_a_busy_or_closed_server_teaches_nothing(status):
     dialect = Dialect()
-    assert not dialect.learn(error_of(status, {}, {"error": {"message": "json_schema queue is full"}}))
+    assert not dialect.learn(
+        error_of(status, {}, {"error": {"message": "json_schema queue is full"}})
+    )
     assert dialect.reply_format == "json_schema"
 
 
@@ -361,5 +437,7 @@ def test_a_schema_that_is_ignored_is_put_into_words_once_and_never_at_openai():
     assert dialect.enforces_schemas
     assert [dialect.note_ignored_schema(), dialect.note_ignored_schema()] == [True, False]
     assert not dialect.enforces_schemas
-    assert dialect.reply_format == "json_schema", "it is sent all the same: one damaged reply proves nothing"
+    assert dialect.reply_format == "json_schema", (
+        "it is sent all the same: one damaged reply proves nothing"
+    )
     assert not Dialect.of("gpt-5", at_openai=True).note_ignored_schema()

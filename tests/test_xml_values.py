@@ -1,4 +1,6 @@
-"""An XML answer as the value that its schema says it is: unions, mixed fixed words, nullable fields."""
+"""An XML answer as the value that its schema says it is: unions, mixed fixed words, nullable
+fields.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,10 @@ class Trip(pydantic.BaseModel):
     ("field", "value"),
     [
         ('<vehicle>{"kind": "car", "doors": 3}</vehicle>', {"vehicle": Car(kind="car", doors=3)}),
-        ("<vehicle><kind>car</kind><doors>3</doors></vehicle>", {"vehicle": Car(kind="car", doors=3)}),
+        (
+            "<vehicle><kind>car</kind><doors>3</doors></vehicle>",
+            {"vehicle": Car(kind="car", doors=3)},
+        ),
         (
             "<vehicle><kind>boat</kind><name>7</name><crew><item>1</item><item>Al</item></crew></vehicle>",
             {"vehicle": Boat(kind="boat", name="7", crew=["1", "Al"])},
@@ -83,10 +88,20 @@ class Trip(pydantic.BaseModel):
 )
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_field_of_several_types_is_read_from_xml(field, value, count):
-    known = settings("openai:m", output=Trip, batch_size=2, response_format="xml", base_url="http://127.0.0.1:9/v1")
+    known = settings(
+        "openai:m",
+        output=Trip,
+        batch_size=2,
+        response_format="xml",
+        base_url="http://127.0.0.1:9/v1",
+    )
     vehicle = "" if "vehicle" in value else "<vehicle><kind>car</kind><doors>4</doors></vehicle>"
-    answers = "".join(f'<answer index="{index}">{vehicle}{field}</answer>' for index in range(1, count + 1))
-    reading = compile_task(known).read(count, Completion(f"<answers>{answers}</answers>", Finish.STOP))
+    answers = "".join(
+        f'<answer index="{index}">{vehicle}{field}</answer>' for index in range(1, count + 1)
+    )
+    reading = compile_task(known).read(
+        count, Completion(f"<answers>{answers}</answers>", Finish.STOP)
+    )
     assert reading.failures == {}
     for index in range(1, count + 1):
         assert {name: getattr(reading.values[index], name) for name in value} == value
@@ -103,12 +118,20 @@ def test_a_field_of_several_types_is_read_from_xml(field, value, count):
         ({"type": ["integer", "null"]}, "5", 5),
         ({"type": ["integer", "null"]}, "null", None),
         ({"type": ["integer"]}, "5", 5),
-        ({"oneOf": [{"type": "boolean"}, {"type": "array", "items": {"type": "integer"}}]}, "[1, 2]", [1, 2]),
+        (
+            {"oneOf": [{"type": "boolean"}, {"type": "array", "items": {"type": "integer"}}]},
+            "[1, 2]",
+            [1, 2],
+        ),
     ],
     ids=shown,
 )
 def test_a_single_answer_of_several_types_is_read_from_a_field(declared, text, value):
-    output = Output({"type": "object", "properties": {"it": declared}, "required": ["it"]} if isinstance(declared, dict) else declared)
+    output = Output(
+        {"type": "object", "properties": {"it": declared}, "required": ["it"]}
+        if isinstance(declared, dict)
+        else declared
+    )
     if isinstance(declared, dict):
         element = ElementTree.fromstring(f"<answer><it>{text}</it></answer>")
         assert output.validate(xml_value(element, output.schema, output.schema)) == {"it": value}
@@ -118,7 +141,9 @@ def test_a_single_answer_of_several_types_is_read_from_a_field(declared, text, v
 
 
 def test_a_recursive_union_is_looked_at_in_linear_time():
-    """Every level could be either of two models: what is tried once per level would be tried 2 ** 60 times in all."""
+    """Every level could be either of two models: what is tried once per level would be tried 2 **
+    60 times in all.
+    """
     output = Output(Sum)
     text = "1"
     for _ in range(60):

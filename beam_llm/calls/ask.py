@@ -62,8 +62,13 @@ class Ask:
         """Ends each member with an answer or a failure; never raises but for cancellation."""
         try:
             await self._rounds(members, left, deadline)
-        except Exception as error:  # a bug of ours, or in what a user plugged in: still one outcome per record
-            _logger.error("unexpected %s", where_of(error), exc_info=error if self._settings.log_data else None)
+        except Exception as error:
+            # A bug of ours, or in what a user plugged in: still one outcome per record.
+            _logger.error(
+                "unexpected %s",
+                where_of(error),
+                exc_info=error if self._settings.log_data else None,
+            )
             failure = Failure(Kind.UNAVAILABLE, f"unexpected {where_of(error)}")
             fail([member for member in members if not member.is_answered], failure, keep_known=True)
 
@@ -104,7 +109,9 @@ class Ask:
             else:
                 way = Way()
 
-    async def _those_worth_it(self, members: Sequence[Member], step: Step, deadline: Deadline) -> Sequence[Member]:
+    async def _those_worth_it(
+        self, members: Sequence[Member], step: Step, deadline: Deadline
+    ) -> Sequence[Member]:
         """The members that the step is taken for; none where policy, or the breaker, says that it
         is not worth its price.
         """
@@ -148,7 +155,9 @@ class Ask:
         self._state.tally.splits += 1
         size = (len(members) + 1) // 2 if step.next is Next.HALVE else 1
         parts = [members[start : start + size] for start in range(0, len(members), size)]
-        await asyncio.gather(*(self._settle(part, step.left, Deadline(deadline.at)) for part in parts))
+        await asyncio.gather(
+            *(self._settle(part, step.left, Deadline(deadline.at)) for part in parts)
+        )
 
     def _count_re_ask(self) -> None:
         self._state.tally.retries += 1
@@ -160,7 +169,9 @@ class Ask:
         """
         if not repeats_itself(self._settings):
             return ""
-        return reminder([member.failure.kind if member.failure else Kind.UNREADABLE for member in members], time)
+        return reminder(
+            [member.failure.kind if member.failure else Kind.UNREADABLE for member in members], time
+        )
 
     async def _share_costs(self) -> None:
         """Each member pays an equal share of every reply it was part of.
@@ -170,7 +181,8 @@ class Ask:
         billing = self._context.billing
         if self._state.bills:
             await billing.ready()
-        for members, completion in self._state.bills or [(self._members, Completion(None))]:  # without a reply: nothing, or unknown
+        # Without a reply: nothing, or unknown.
+        for members, completion in self._state.bills or [(self._members, Completion(None))]:
             price_usd = billing.price_usd(completion)
             for member in members:
                 if price_usd is None or member.cost_usd is None:
@@ -187,4 +199,8 @@ def _calls_of(step: Step, members: Sequence[Member]) -> int:
 def repeats_itself(settings: Settings) -> bool:
     """Whether the same request has to get the same reply, or is meant to."""
     extra = settings.extra_body or {}
-    return 0 in (settings.temperature, extra.get("temperature")) or settings.seed is not None or extra.get("seed") is not None
+    return (
+        0 in (settings.temperature, extra.get("temperature"))
+        or settings.seed is not None
+        or extra.get("seed") is not None
+    )

@@ -67,7 +67,9 @@ class Billing:
     def price_usd(self, completion: Completion) -> float | None:
         """The price of one whole reply; None where it is unknown."""
         tier = completion.service_tier
-        named: dict[str, Any] = {"service_tier": tier} if tier in TIERS and self._prices_tiers else {}
+        named: dict[str, Any] = (
+            {"service_tier": tier} if tier in TIERS and self._prices_tiers else {}
+        )
         try:
             return self._cost(completion.usage, **named)
         except Exception as error:

@@ -152,7 +152,8 @@ class Fallback:
         self._is_let_through = False  # by the breaker, which waits for a verdict
         self._calls_left = 0  # while nobody has got a good answer
         self._under_way = 0  # requests, with their retries
-        self._news: asyncio.Event | None = None  # one of them has ended; only where a part waits for that
+        # Set when one of them has ended; made only where a part waits for that.
+        self._news: asyncio.Event | None = None
 
     def begin(self) -> None:
         """A request is sent, by whichever part."""
@@ -193,7 +194,8 @@ class Fallback:
                 self._calls_left -= calls
                 return True
             if not self._under_way:
-                await asyncio.sleep(0)  # parts that were begun just now count from their first step on
+                # Parts that were begun just now count from their first step on.
+                await asyncio.sleep(0)
             if not self._under_way:
                 return self._has_answer
             self._news = self._news or asyncio.Event()

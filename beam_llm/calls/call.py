@@ -30,7 +30,14 @@ class Call:
 
     __slots__ = ("_context", "_deadline", "_members", "_request", "_tally", "tries", "waits")
 
-    def __init__(self, context: AskContext, members: Sequence[Member], request: Request, deadline: Deadline, tally: Tally):
+    def __init__(
+        self,
+        context: AskContext,
+        members: Sequence[Member],
+        request: Request,
+        deadline: Deadline,
+        tally: Tally,
+    ):
         self._context = context
         self._members = members
         self._request = request
@@ -63,7 +70,11 @@ class Call:
         """How it is sent again; None where it is not, or where fewer records at once are what may
         help.
         """
-        if error.remedy is not Remedy.RETRY or error.kind == Kind.UNREADABLE or is_too_slow(error, len(self._members), self.tries):
+        if (
+            error.remedy is not Remedy.RETRY
+            or error.kind == Kind.UNREADABLE
+            or is_too_slow(error, len(self._members), self.tries)
+        ):
             return None
         context = self._context
         return next_try(
@@ -90,7 +101,9 @@ class Call:
         """Once, through the limiter."""
         endpoint, limiter = self._context.endpoint, self._context.endpoint.limiter
         endpoint.check()
-        tokens = endpoint.expected_tokens(self._request.input_tokens, self._most_output(), len(self._members))
+        tokens = endpoint.expected_tokens(
+            self._request.input_tokens, self._most_output(), len(self._members)
+        )
         admission = await limiter.admit(tokens, is_follow_up=self._tally.requests > 0)
         ACTIVITY.in_flight += 1
         try:
@@ -127,11 +140,17 @@ class Call:
             raise Retryable(Kind.UNAVAILABLE, "the provider's client cancelled the call") from error
         except Exception as error:
             # Only the error's name and place: its text might hold a header or a record.
-            raise Retryable(Kind.UNAVAILABLE, f"unexpected {where_of(error)} in the provider") from error
+            raise Retryable(
+                Kind.UNAVAILABLE, f"unexpected {where_of(error)} in the provider"
+            ) from error
 
     def _most_output(self) -> int | None:
         """What the user lets a reply take; our own limit is far above what replies do take."""
-        return self._request.max_output_tokens if self._context.settings.max_output_tokens is not None else None
+        return (
+            self._request.max_output_tokens
+            if self._context.settings.max_output_tokens is not None
+            else None
+        )
 
     def _on_admitted(self, admission: Admission) -> None:
         self._deadline.at += admission.waited_seconds
@@ -154,7 +173,9 @@ class Call:
         tally.output_tokens += usage.output_tokens
         tally.cached_tokens += usage.cached_tokens
         endpoint.learn(usage.output_tokens, len(self._members))
-        endpoint.limiter.settle(admission, usage.input_tokens + usage.output_tokens, completion.pace)
+        endpoint.limiter.settle(
+            admission, usage.input_tokens + usage.output_tokens, completion.pace
+        )
 
     def _on_error(self, admission: Admission, error: CallError) -> None:
         endpoint = self._context.endpoint

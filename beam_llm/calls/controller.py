@@ -166,7 +166,9 @@ def _slower(seen: Observation, limit: Limit) -> Limit | None:
     # The base moves half-way: where records have become longer, not the queue, the next rounds are
     # not cut as well.
     base = math.sqrt(limit.base_seconds * seen.latency_seconds)
-    return limit.sized(limit.size * 3 // 4)._replace(leaping=False, base_seconds=base, base_rate=seen.rate, ceiling=0)
+    return limit.sized(limit.size * 3 // 4)._replace(
+        leaping=False, base_seconds=base, base_rate=seen.rate, ceiling=0
+    )
 
 
 def _few_refusals(seen: Observation, limit: Limit) -> Limit | None:
@@ -288,10 +290,19 @@ class AutoWindow:
     def _ended(self, sent_at: float, now: float) -> None:
         if self._began is None:
             self._began = sent_at
-        if len(self._latencies) + self._throttled + self._timed_out < max(self.limit.size, START // 2):
+        if len(self._latencies) + self._throttled + self._timed_out < max(
+            self.limit.size, START // 2
+        ):
             return
         latency = statistics.median(self._latencies) if self._latencies else 0.0
-        seen = Observation(len(self._latencies), self._throttled, self._timed_out, now - self._began, latency, self._wanted)
+        seen = Observation(
+            len(self._latencies),
+            self._throttled,
+            self._timed_out,
+            now - self._began,
+            latency,
+            self._wanted,
+        )
         before = self.limit.size
         self.limit, self.rule = decide(seen, self.limit)
         if self.limit.size != before:

@@ -18,7 +18,8 @@ from beam_llm.protocols import CompletionProvider, Limiter
 from beam_llm.values import Completion, Finish, Request
 
 _OUTPUT_MEMORY = 0.1  # weight of the newest reply in the mean of output tokens per record
-_LATELY_SECONDS = 60.0  # a rate limit counts by the minute: who was answered within one is limited, not shut out
+_LATELY_SECONDS = 60.0
+"""A rate limit counts by the minute: who was answered within one is limited, not shut out."""
 _CLOSE_SECONDS = 5.0
 
 
@@ -50,7 +51,12 @@ class Endpoint:
       limiter: by default one that knows this process alone, as the settings say.
     """
 
-    def __init__(self, settings: Settings, connect: Callable[[], CompletionProvider], limiter: Limiter | None = None):
+    def __init__(
+        self,
+        settings: Settings,
+        connect: Callable[[], CompletionProvider],
+        limiter: Limiter | None = None,
+    ):
         self.users = 0
         self.limiter = limiter or limiter_of(settings)
         self._connect = connect
@@ -87,7 +93,11 @@ class Endpoint:
                 raise
             except Exception as error:
                 # Of foreign errors only the name: their text might hold what was read as a key.
-                what = str(error) if isinstance(error, LLMError | ImportError) else type(error).__name__
+                what = (
+                    str(error)
+                    if isinstance(error, LLMError | ImportError)
+                    else type(error).__name__
+                )
                 raise Aborted(Kind.ABORTED, f"cannot connect to the provider: {what}") from error
         return self._provider
 
@@ -115,7 +125,9 @@ class Endpoint:
         except ValueError:
             tell(request)
 
-    def expected_tokens(self, input_tokens: int, max_output_tokens: int | None, records: int) -> float:
+    def expected_tokens(
+        self, input_tokens: int, max_output_tokens: int | None, records: int
+    ) -> float:
         """What a request will count for: its input, and the most it may answer or, without a limit,
         what answers have taken so far.
 
@@ -123,7 +135,11 @@ class Endpoint:
         """
         if not self.limiter.counts_tokens:
             return 0.0
-        return input_tokens + (max_output_tokens if max_output_tokens is not None else self._output_per_record * records)
+        return input_tokens + (
+            max_output_tokens
+            if max_output_tokens is not None
+            else self._output_per_record * records
+        )
 
     def learn(self, output_tokens: int, records: int) -> None:
         """A reply's length, for `expected_tokens`."""

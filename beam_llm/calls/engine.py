@@ -168,7 +168,8 @@ class Engine:
             return
         try:
             asyncio.run_coroutine_threadsafe(self._shut(), loop).result(_CLOSE_SECONDS)
-        except Exception as error:  # the process goes on, or ends: whoever closes can do nothing about it
+        except Exception as error:
+            # The process goes on, or ends: whoever closes can do nothing about it.
             _logger.warning("the calls' end was not waited for: %s", where_of(error))
         finally:
             LOOP_THREAD.release()
@@ -186,7 +187,9 @@ class Engine:
         for task in tasks:
             task.cancel()
         if tasks and (await asyncio.wait(tasks, timeout=_SHUT_SECONDS))[1]:
-            _logger.warning("some calls did not end within %g s of their cancellation", _SHUT_SECONDS)
+            _logger.warning(
+                "some calls did not end within %g s of their cancellation", _SHUT_SECONDS
+            )
         if self.endpoint.users <= 0:
             await self.endpoint.close()
 

@@ -33,7 +33,10 @@ def limiter_of(settings: Settings) -> Limiter:
     budget, shares = None, settings.rate_limit_shares
     requests, tokens = settings.requests_per_minute, settings.tokens_per_minute
     if requests is not None or tokens is not None:
-        budget = Budget(None if requests is None else requests / shares, None if tokens is None else tokens / shares)
+        budget = Budget(
+            None if requests is None else requests / shares,
+            None if tokens is None else tokens / shares,
+        )
     if settings.max_concurrency != "auto":
         return LocalLimiter(Window(settings.max_concurrency), budget)
     limit = Limit(most=AUTO_CALLS, timeout_seconds=settings.request_timeout_ms / 1000)
@@ -57,7 +60,9 @@ class LocalLimiter:
 
     @property
     def slots(self) -> int:
-        """Requests that may be in flight, those whose slot is kept empty for a moment among them."""
+        """Requests that may be in flight, those whose slot is kept empty for a moment among
+        them.
+        """
         return self._window.slots
 
     @property
@@ -155,7 +160,9 @@ class LocalLimiter:
         now = asyncio.get_running_loop().time()
         if self._hold_until <= now:
             self._hold_until = 0.0
-        return max(self._hold_until, self._budget.due(now, tokens) if self._budget is not None else 0.0)
+        return max(
+            self._hold_until, self._budget.due(now, tokens) if self._budget is not None else 0.0
+        )
 
 
 @dataclass(slots=True)
@@ -181,7 +188,9 @@ class Budget:
     """
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None):
-        self._requests = math.inf if requests_per_minute is None else max(1, math.floor(requests_per_minute))
+        self._requests = (
+            math.inf if requests_per_minute is None else max(1, math.floor(requests_per_minute))
+        )
         self._tokens = math.inf if tokens_per_minute is None else tokens_per_minute
         self._span = MINUTE / min(1.0, requests_per_minute or 1.0)
         self._log: deque[Charge] = deque()
@@ -301,5 +310,9 @@ def hold_seconds(pace: Pace) -> float:
         (pace.remaining_requests, pace.reset_requests_seconds),
         (pace.remaining_tokens, pace.reset_tokens_seconds),
     )
-    waits = [reset for remaining, reset in resets if remaining is not None and remaining <= 0 and reset is not None]
+    waits = [
+        reset
+        for remaining, reset in resets
+        if remaining is not None and remaining <= 0 and reset is not None
+    ]
     return min(max(waits, default=0.0), RESET_MOST_SECONDS)

@@ -36,7 +36,9 @@ class LoopThread:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._run, args=(self._loop,), name="beam-llm-calls", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._loop,), name="beam-llm-calls", daemon=True
+                )
                 self._thread.start()
             self._users += 1
             return self._loop

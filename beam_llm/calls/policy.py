@@ -39,7 +39,9 @@ backoff, or a server that says "in 10 ms" for ever would be asked thousands of t
 PATIENT_REFUSALS = 12
 """Waits after refusals that name no time; with backoff they take half a minute."""
 
-_ONE_TO_BLAME = frozenset({Kind.REFUSED, Kind.TRUNCATED, Kind.REJECTED, Kind.PROMPT, Kind.TOO_LARGE})
+_ONE_TO_BLAME = frozenset(
+    {Kind.REFUSED, Kind.TRUNCATED, Kind.REJECTED, Kind.PROMPT, Kind.TOO_LARGE}
+)
 _ASKABLE_AGAIN = frozenset({Kind.MISSING, Kind.INVALID, Kind.UNREADABLE})
 
 
@@ -59,7 +61,9 @@ class Step(NamedTuple):
     left: int = 0
 
 
-def next_step(*, members: int, answered: int, kind: str, on_unparseable: str, left: int, max_retries: int) -> Step:
+def next_step(
+    *, members: int, answered: int, kind: str, on_unparseable: str, left: int, max_retries: int
+) -> Step:
     """What to do with the `members` records that a reply left without an answer.
 
     Args:
@@ -143,12 +147,21 @@ def next_try(
     """
     asked = error.retry_after_seconds
     says_when = error.is_throttle and sensible_retry_after(asked) is not None
-    is_wait = says_when or (asked is None and error.kind == Kind.RATE_LIMITED and others_get_answers and waits < PATIENT_REFUSALS)
+    is_wait = says_when or (
+        asked is None
+        and error.kind == Kind.RATE_LIMITED
+        and others_get_answers
+        and waits < PATIENT_REFUSALS
+    )
     if not is_wait and tries >= max_retries:
         return None
-    seconds = backoff_seconds(waits if is_wait else tries, error.retry_after_seconds, left_seconds, rng)
+    seconds = backoff_seconds(
+        waits if is_wait else tries, error.retry_after_seconds, left_seconds, rng
+    )
     if seconds is not None and is_wait and waits >= PATIENT_WAITS:
-        least = min(BACKOFF_MOST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** (waits - PATIENT_WAITS)) * rng.uniform(0.5, 1.0)
+        least = min(
+            BACKOFF_MOST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** (waits - PATIENT_WAITS)
+        ) * rng.uniform(0.5, 1.0)
         seconds = max(seconds, least)
     return Again(seconds, is_wait) if seconds is not None and seconds < left_seconds else None
 
@@ -160,7 +173,9 @@ def sensible_retry_after(seconds: float | None) -> float | None:
     return seconds if seconds is not None and seconds <= RETRY_AFTER_SENSIBLE_SECONDS else None
 
 
-def backoff_seconds(attempt: int, retry_after_seconds: float | None, left_seconds: float, rng: random.Random) -> float | None:
+def backoff_seconds(
+    attempt: int, retry_after_seconds: float | None, left_seconds: float, rng: random.Random
+) -> float | None:
     """The wait before retry number `attempt` (from 0), or None where no time is left for it.
 
     Full jitter below 0.5·2^attempt s (at most 8 s). A `Retry-After` is honoured up to 30 s, with a
@@ -168,7 +183,9 @@ def backoff_seconds(attempt: int, retry_after_seconds: float | None, left_second
     """
     asked = sensible_retry_after(retry_after_seconds)
     if asked is None:
-        wait = rng.uniform(0.0, min(BACKOFF_MOST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** min(attempt, 10)))
+        wait = rng.uniform(
+            0.0, min(BACKOFF_MOST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** min(attempt, 10))
+        )
     else:
         wait = min(max(asked, 0.0), RETRY_AFTER_MOST_SECONDS) * rng.uniform(1.0, 1.1)
     return wait if wait < left_seconds else None

@@ -56,7 +56,9 @@ class ReplyLimits:
 
 def gives_limits(settings: Settings) -> bool:
     """Whether live calls may send a limit of ours: nobody has given one."""
-    return settings.max_output_tokens is None and not LIMIT_PARAMETERS & set(settings.extra_body or {})
+    return settings.max_output_tokens is None and not LIMIT_PARAMETERS & set(
+        settings.extra_body or {}
+    )
 
 
 def as_first_sent(request: Request, settings: Settings, schema: Any, records: int) -> Request:
@@ -102,6 +104,10 @@ def longest_answer(schema: Mapping[str, Any], root: Mapping[str, Any] | None = N
         return NUMBER_TOKENS
     either = schema.get("anyOf", schema.get("oneOf"))
     if isinstance(either, list) and either:
-        lengths = [longest_answer(part, root) if isinstance(part, Mapping) else None for part in either]
-        return max(length for length in lengths if length is not None) if None not in lengths else None
+        lengths = [
+            longest_answer(part, root) if isinstance(part, Mapping) else None for part in either
+        ]
+        return (
+            max(length for length in lengths if length is not None) if None not in lengths else None
+        )
     return None

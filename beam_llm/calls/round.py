@@ -52,7 +52,9 @@ class Round:
         self._context = context
         self._ask = ask
 
-    async def run(self, members: Sequence[Member], way: Way, deadline: Deadline) -> tuple[Sequence[Member], str]:
+    async def run(
+        self, members: Sequence[Member], way: Way, deadline: Deadline
+    ) -> tuple[Sequence[Member], str]:
         """One request with its retries.
 
         Returns those left without an answer that may be asked again, and why they have none.
@@ -64,7 +66,9 @@ class Round:
             fail(members, Failure(Kind.PROMPT, str(error)))
             return members, Kind.PROMPT
         if deadline.left() <= 0:
-            message = f"not answered within {self._context.settings.call_deadline_ms / 1000:g} s in all"
+            message = (
+                f"not answered within {self._context.settings.call_deadline_ms / 1000:g} s in all"
+            )
             fail(members, Failure(Kind.TIMED_OUT, message), keep_known=True)
             return members, Kind.TIMED_OUT
         call = Call(self._context, members, request, deadline, self._ask.tally)
@@ -80,17 +84,29 @@ class Round:
         task, records = self._context.task, [member.record for member in members]
         enforced = self._context.endpoint.enforces_schemas
         try:
-            request = task.render(records, enforced, note=way.note) if way.note else task.render(records, enforced)
+            request = (
+                task.render(records, enforced, note=way.note)
+                if way.note
+                else task.render(records, enforced)
+            )
         except PromptError:
             raise
         except Exception as error:
             raise PromptError(f"the prompt can't be rendered: {where_of(error)}") from error
-        if not (way.has_limit and self._context.reply_limits.is_given and request.schema is not None):
+        if not (
+            way.has_limit and self._context.reply_limits.is_given and request.schema is not None
+        ):
             return request
         way.limit = default_limit(task.answer_schema, len(records), request.model)
-        return request if way.limit is None else dataclasses.replace(request, max_output_tokens=way.limit)
+        return (
+            request
+            if way.limit is None
+            else dataclasses.replace(request, max_output_tokens=way.limit)
+        )
 
-    def _on_error(self, members: Sequence[Member], error: CallError, way: Way, *, was_put_off: bool) -> str:
+    def _on_error(
+        self, members: Sequence[Member], error: CallError, way: Way, *, was_put_off: bool
+    ) -> str:
         """Notes the failure.
 
         Returns what `policy.next_step` goes by: the kind, or what is done about it as if it were
@@ -101,11 +117,16 @@ class Round:
         fail(members, Failure(Kind.ABORTED if aborted else error.kind, message))
         if aborted:
             self._ask.aborted = Aborted(Kind.ABORTED, error.message, status=error.status)
-        if error.kind == Kind.UNREADABLE:  # a body that is no reply: like any other reply that can't be read
+        # A body that is no reply: like any other reply that can't be read.
+        if error.kind == Kind.UNREADABLE:
             return Kind.UNREADABLE
         if not way.has_limit and error.kind == Kind.TIMED_OUT:
             self._context.reply_limits.is_right = True
-        return Kind.REJECTED if error.remedy is Remedy.SPLIT or is_too_slow(error, len(members), 1) else Kind.UNAVAILABLE
+        return (
+            Kind.REJECTED
+            if error.remedy is Remedy.SPLIT or is_too_slow(error, len(members), 1)
+            else Kind.UNAVAILABLE
+        )
 
     def _learn_from(self, completion: Completion, way: Way) -> None:
         """Whether our own limit fits this model: one that thinks before it answers needs more, and
@@ -114,7 +135,9 @@ class Round:
         is_cut = completion.finish is Finish.LENGTH
         way.was_cut = is_cut and way.has_limit and way.limit is not None
         if not way.has_limit and way.limit is not None:
-            self._context.reply_limits.learn_without(way.limit, was_cut=is_cut, output_tokens=completion.usage.output_tokens)
+            self._context.reply_limits.learn_without(
+                way.limit, was_cut=is_cut, output_tokens=completion.usage.output_tokens
+            )
 
     def _note(self, members: Sequence[Member], completion: Completion) -> None:
         """A reply's tokens, whatever is in it: they are paid for. Each member gets its share."""
@@ -125,10 +148,16 @@ class Round:
             member.usage = share if member.usage is None else member.usage + share
             member.last = completion
 
-    async def _keep(self, members: Sequence[Member], request: Request, completion: Completion) -> tuple[Sequence[Member], str]:
+    async def _keep(
+        self, members: Sequence[Member], request: Request, completion: Completion
+    ) -> tuple[Sequence[Member], str]:
         """Keeps the good answers; returns those left that may be asked again, and why."""
         values, failures, reply_failure = await self._read(len(members), completion)
-        if reply_failure is not None and reply_failure.kind == Kind.UNREADABLE and request.schema is not None:
+        if (
+            reply_failure is not None
+            and reply_failure.kind == Kind.UNREADABLE
+            and request.schema is not None
+        ):
             self._context.endpoint.note_ignored_schema(request, completion)
         if values:
             self._ask.fallback.on_answer()
@@ -137,14 +166,20 @@ class Round:
             if index in values:
                 member.value, member.is_answered = values[index], True
                 continue
-            failure = failures.get(index) or reply_failure or Failure(Kind.MISSING, missing_message(index, len(members), values))
+            failure = (
+                failures.get(index)
+                or reply_failure
+                or Failure(Kind.MISSING, missing_message(index, len(members), values))
+            )
             member.failure = failure
             if reply_failure is not None or failure.kind in _ASKED_AGAIN:
                 rest.append(member)
                 kind = failure.kind
         return rest, kind
 
-    async def _read(self, count: int, completion: Completion) -> tuple[Mapping[int, Any], Mapping[int, Failure], Failure | None]:
+    async def _read(
+        self, count: int, completion: Completion
+    ) -> tuple[Mapping[int, Any], Mapping[int, Failure], Failure | None]:
         """The reading; a parser that fails makes the reply unreadable.
 
         A long reply is read in a thread: the loop has others to serve.
@@ -159,7 +194,11 @@ class Round:
             return {}, {}, Failure(Kind.UNREADABLE, f"the reply can't be read: {where_of(error)}")
         if reading.warnings:
             self._ask.tally.warnings.update(reading.warnings)
-        values = {i: task.stored(reading, i) for i in reading.values} if self._context.storing else reading.values
+        values = (
+            {i: task.stored(reading, i) for i in reading.values}
+            if self._context.storing
+            else reading.values
+        )
         return values, reading.failures, reading.reply_failure
 
 
@@ -167,7 +206,9 @@ def _advice(error: CallError, members: int, was_put_off: bool) -> str:
     """The error's message, with the options that would have helped."""
     if error.kind == Kind.TIMED_OUT:
         smaller = ", a smaller batch_size" if members > 1 else ""
-        options = f"a longer request_timeout_ms{smaller} or a limit on the answer (max_output_tokens)"
+        options = (
+            f"a longer request_timeout_ms{smaller} or a limit on the answer (max_output_tokens)"
+        )
         return f"{error.message}; {options} may help"
     if was_put_off:
         remedy = "raise call_deadline_ms, or set requests_per_minute"

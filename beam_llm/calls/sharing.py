@@ -61,7 +61,9 @@ def borrow_engine(
     key = endpoint_key(settings)
     with _ENDPOINTS.lock:
         endpoint = _ENDPOINTS.known.get(key) or Endpoint(settings, connect)
-        engine = Engine(settings, task, connect, cost, prepare=prepare, endpoint=endpoint, storing=storing)
+        engine = Engine(
+            settings, task, connect, cost, prepare=prepare, endpoint=endpoint, storing=storing
+        )
         _ENDPOINTS.known[key] = endpoint
         _ENDPOINTS.engines.add(engine)
         endpoint.users += 1

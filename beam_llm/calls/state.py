@@ -85,7 +85,16 @@ class Member:
       last: the last reply it was part of: the one with its answer, where it has one.
     """
 
-    __slots__ = ("attempts", "cost_usd", "failure", "is_answered", "last", "record", "usage", "value")
+    __slots__ = (
+        "attempts",
+        "cost_usd",
+        "failure",
+        "is_answered",
+        "last",
+        "record",
+        "usage",
+        "value",
+    )
 
     def __init__(self, record: Record):
         self.record = record
@@ -101,9 +110,12 @@ class Member:
         """How it ended."""
         last, usage = self.last, self.usage or Usage()
         if self.is_answered and last is not None:
-            # By position: keywords cost each record half a microsecond more (1.2 for 0.8, measured).
+            # By position: keywords cost each record half a microsecond more (1.2 for 0.8,
+            # measured).
             request_id, finish_reason = last.request_id, last.finish_reason
-            return Outcome(self.value, None, usage, self.cost_usd, last.model, request_id, finish_reason)
+            return Outcome(
+                self.value, None, usage, self.cost_usd, last.model, request_id, finish_reason
+            )
         failure = self.failure or Failure(Kind.UNAVAILABLE, "the record was not asked")
         return Outcome(
             failure=failure._replace(attempts=self.attempts),

@@ -1,4 +1,6 @@
-"""Wire ⇄ words: one module per dialect. No Beam in here, and no policy: errors name their remedy, others act on it."""
+"""Wire ⇄ words: one module per dialect. No Beam in here, and no policy: errors name their remedy,
+others act on it.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +19,26 @@ from beam_llm.values import Request
 
 
 def check(settings: Settings) -> None:
-    """Whether the provider can do what the settings ask; for use when the pipeline is built. No key is looked up, nothing is called.
+    """Whether the provider can do what the settings ask; for use when the pipeline is built. No key
+    is looked up, nothing is called.
 
     Raises:
       UsageError: names the option and the fix.
     """
     module = _module(settings)
     if settings.mode == "batch_api" and not hasattr(module, "connect_batch"):
-        raise UsageError(f"mode is 'batch_api' but {settings.provider}: has no batch API here; use mode='online'")
+        raise UsageError(
+            f"mode is 'batch_api' but {settings.provider}: has no batch API here; use mode='online'"
+        )
     module.check(settings)
 
 
 def preload(settings: Settings) -> None:
     """Begins to import what live calls need, in a thread, once per process.
 
-    For use when the pipeline is built, or a worker is set up. An HTTP client takes a fifth of a second, half of it outside of the
-    interpreter's lock (the certificates), and Beam has enough to do until the first call.
+    For use when the pipeline is built, or a worker is set up. An HTTP client takes a fifth of a
+    second, half of it outside of the interpreter's lock (the certificates), and Beam has enough to
+    do until the first call.
     """
     _preload(_module(settings))
 
@@ -40,7 +46,8 @@ def preload(settings: Settings) -> None:
 @functools.cache
 def _preload(module: Any) -> None:
     def load() -> None:
-        with contextlib.suppress(Exception):  # whatever is wrong is raised again by `connect`, where it is told
+        # Whatever is wrong is raised again by `connect`, where it is told.
+        with contextlib.suppress(Exception):
             module.preload()
 
     if hasattr(module, "preload"):
@@ -48,7 +55,8 @@ def _preload(module: Any) -> None:
 
 
 def connect(settings: Settings) -> CompletionProvider:
-    """A client for live calls. Call it on the worker, in the thread of the event loop that will use it.
+    """A client for live calls. Call it on the worker, in the thread of the event loop that will use
+    it.
 
     Raises:
       Aborted: where the API key can't be found.
@@ -68,16 +76,19 @@ def connect_batch(settings: Settings) -> BatchProvider:
 
 
 def encode(settings: Settings, request: Request) -> bytes:
-    """The body that `connect`'s client would send for a request; for a person to see. No key is looked up, nothing is called."""
+    """The body that `connect`'s client would send for a request; for a person to see. No key is
+    looked up, nothing is called.
+    """
     body: bytes = _module(settings).encode(settings, request)
     return body
 
 
 def compile_task(settings: Settings) -> ChatTask:
-    """What the settings ask, compiled, with schemas where the provider enforces them. No key is looked up, nothing is called.
+    """What the settings ask, compiled, with schemas where the provider enforces them. No key is
+    looked up, nothing is called.
 
-        task = compile_task(settings("openai:gpt-4.1-mini", prompt="Is it spam? {{ text }}", output=bool))
-        request = task.render([task.record({"text": "Win a prize!"}, None)])
+        task = compile_task(settings("openai:gpt-4.1-mini", prompt="Is it spam? {{ text }}",
+        output=bool)) request = task.render([task.record({"text": "Win a prize!"}, None)])
 
     Raises:
       UsageError: for an output, a template, a path or a parser that can't be used.

@@ -1,8 +1,10 @@
-"""Control calls: what a batch API is asked over HTTP, blocking, within bounds; and the provider's own time by its answers.
+"""Control calls: what a batch API is asked over HTTP, blocking, within bounds; and the provider's
+own time by its answers.
 
 control = ControlCalls(ErrorContext(key), Bounds.of(settings), headers, proxy)
-job = control.harmless(lambda seconds: control.object("GET", f"{base}/jobs/{in_path(job_id)}", seconds, missing=UnknownJob))
-made = control.object("POST", f"{base}/jobs", control.seconds, data=body)  # once: a repeat may be a second paid job
+job = control.harmless(lambda seconds: control.object("GET", f"{base}/jobs/{in_path(job_id)}",
+seconds, missing=UnknownJob)) made = control.object("POST", f"{base}/jobs", control.seconds,
+data=body)  # once: a repeat may be a second paid job
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from beam_llm.providers.typed import loads
 
 HARMLESS_TRIES = 4
 MOST_WAIT_SECONDS = 60.0
-"""Of one wait between tries of a verb that is harmless to repeat; a server that asks for more is asked again by the driver's next step."""
+"""Of one wait between tries of a verb that is harmless to repeat; a server that asks for more is
+asked again by the driver's next step.
+"""
 
 TIME_SECONDS = 10.0
 """For the question what time it is."""
@@ -33,7 +37,9 @@ R = TypeVar("R")
 
 
 def steady() -> float:
-    """Seconds that never go back, and that a suspended machine counts too where its system has such a clock."""
+    """Seconds that never go back, and that a suspended machine counts too where its system has such
+    a clock.
+    """
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
@@ -45,7 +51,8 @@ class ControlCalls:
       headers: of every call, the key among them.
       proxy: see `http.proxy_for`.
       sleep: how waits between tries are spent.
-      clock: seconds that never go back, for the time that a verb and its tries may take, and for the server's time since it told it.
+      clock: seconds that never go back, for the time that a verb and its tries may take, and for
+        the server's time since it told it.
       wall: this machine's time.
     """
 
@@ -75,11 +82,18 @@ class ControlCalls:
         """Of one control call, where it is not a harmless one among several tries."""
         return self._bounds.control_seconds
 
-    def harmless(self, verb: Callable[[float], R], seconds: float | None = None, *, final: tuple[int, ...] = ()) -> R:
+    def harmless(
+        self,
+        verb: Callable[[float], R],
+        seconds: float | None = None,
+        *,
+        final: tuple[int, ...] = (),
+    ) -> R:
         """Tries a verb that is harmless to repeat up to four times, with growing, jittered waits.
 
         Args:
-          verb: is given the seconds that it may take: at most half of what is left, so that one answer may get lost.
+          verb: is given the seconds that it may take: at most half of what is left, so that one
+            answer may get lost.
           seconds: of all tries together; default: those of a control call.
           final: statuses that are not tried again.
         """
@@ -150,21 +164,41 @@ class ControlCalls:
             headers = {**headers, "Content-Type": "application/json"}
         most = bounds.reply_bytes if into is None else bounds.file_bytes
         try:
-            answer = http.call(method, url, headers, seconds=seconds, most=most, data=data, into=into, proxy=self._proxy)
+            answer = http.call(
+                method,
+                url,
+                headers,
+                seconds=seconds,
+                most=most,
+                data=data,
+                into=into,
+                proxy=self._proxy,
+            )
         except http.TooLarge:
             if into is None:
-                raise unreadable(f"the answer is larger than {most:,} bytes (max_reply_bytes)") from None
-            raise Rejected(Kind.TOO_LARGE, f"the result file is larger than {most:,} bytes (max_file_bytes)") from None
+                raise unreadable(
+                    f"the answer is larger than {most:,} bytes (max_reply_bytes)"
+                ) from None
+            raise Rejected(
+                Kind.TOO_LARGE, f"the result file is larger than {most:,} bytes (max_file_bytes)"
+            ) from None
         self._note_time(answer.headers.get("date"))
         if answer.status >= 300:
-            raise error_of(answer.status, answer.headers, answer.body, **self._context._asdict(), missing=missing)
+            raise error_of(
+                answer.status,
+                answer.headers,
+                answer.body,
+                **self._context._asdict(),
+                missing=missing,
+            )
         return answer
 
     def now(self, url: str) -> float | None:
         """The server's time, by the `Date` of its first answer and the seconds since.
 
         Args:
-          url: what is asked for, once, where there was no answer yet; whatever comes tells the time.
+          url: what is asked for, once, where there was no answer yet; whatever comes tells the
+            time.
         """
         if self._ahead is None and not self._has_asked_time:
             self._has_asked_time = True

@@ -1,7 +1,8 @@
-"""What a server answers when it does not answer: HTTP errors in our words, for every provider. Pure: no I/O.
+"""What a server answers when it does not answer: HTTP errors in our words, for every provider.
+Pure: no I/O.
 
-Nothing here raises, whatever a server sends: what can't be read counts as not there. The words of all providers stand in one table, for
-proxies hand those of others through.
+Nothing here raises, whatever a server sends: what can't be read counts as not there. The words of
+all providers stand in one table, for proxies hand those of others through.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def error_of(
       status: a redirect counts as a wrong address: following it would carry the key elsewhere.
       body: the error's body, parsed or as bytes.
       secret, key_reference, log_data: see `ErrorContext`.
-      missing: what a 404 means: for a chat call that the model or the address is wrong (Aborted), for a job that it is unknown (Rejected).
+      missing: what a 404 means: for a chat call that the model or the address is wrong (Aborted),
+        for a job that it is unknown (Rejected).
     """
     code, kind, param, sentence = _parts_of(body)
     words = {code.lower(), kind.lower()}
@@ -69,15 +71,28 @@ def error_of(
     if is_redirect:
         sentence = _redirected(headers.get("location"))
     name = (code or kind)[:_MOST_NAME]
-    named = " ".join(filter(None, (f"HTTP {status}", name, f"({param[:_MOST_NAME]})" if param else "")))
+    named = " ".join(
+        filter(None, (f"HTTP {status}", name, f"({param[:_MOST_NAME]})" if param else ""))
+    )
     message = shown(f"{named}: {sentence}" if sentence else named, secret, log_data)
     if status in (401, 403) and key_reference:
         message = f"{message} (api_key is {key_reference!r})"
-    if words & _SPENT or status in (401, 403) or is_redirect or (words & _NO_MODEL and status < 500):
+    if (
+        words & _SPENT
+        or status in (401, 403)
+        or is_redirect
+        or (words & _NO_MODEL and status < 500)
+    ):
         return Aborted(Kind.ABORTED, message, status=status)
     if status == 404:
-        return missing(Kind.ABORTED if missing is Aborted else Kind.REJECTED, message, status=status)
-    if words & _TOO_LONG or status == 413 or (status in (400, 429) and _TOO_LONG_WORDS.search(sentence)):
+        return missing(
+            Kind.ABORTED if missing is Aborted else Kind.REJECTED, message, status=status
+        )
+    if (
+        words & _TOO_LONG
+        or status == 413
+        or (status in (400, 429) and _TOO_LONG_WORDS.search(sentence))
+    ):
         return Rejected(Kind.TOO_LARGE, message, status=status)
     if words & _FILTERED:
         return Rejected(Kind.REFUSED, message, status=status)
@@ -100,20 +115,39 @@ def _by_status(status: int, headers: Mapping[str, str], words: set[str], message
     return Rejected(Kind.REJECTED, message, status=status)
 
 
-_SPENT = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated", "access_terminated"}
+_SPENT = {
+    "insufficient_quota",
+    "billing_hard_limit_reached",
+    "billing_not_active",
+    "account_deactivated",
+    "access_terminated",
+}
 
 
 _NO_MODEL = {"model_not_found", "deploymentnotfound", "invalid_model", "model_not_available"}
 
 
-_FILTERED = {"content_filter", "content_policy_violation", "responsibleaipolicyviolation", "invalid_prompt", "moderation_blocked"}
+_FILTERED = {
+    "content_filter",
+    "content_policy_violation",
+    "responsibleaipolicyviolation",
+    "invalid_prompt",
+    "moderation_blocked",
+}
 
 
-_TOO_LONG = {"context_length_exceeded", "string_above_max_length", "request_too_large", "tokens_limit_reached"}
+_TOO_LONG = {
+    "context_length_exceeded",
+    "string_above_max_length",
+    "request_too_large",
+    "tokens_limit_reached",
+}
 
 
 _TOO_LONG_WORDS = re.compile(
-    r"maximum context length|context.{0,20}(exceed|too long|too large)|request too large|prompt is too long", re.IGNORECASE
+    r"maximum context length|context.{0,20}(exceed|too long|too large)|request too large"
+    r"|prompt is too long",
+    re.IGNORECASE,
 )
 
 
@@ -140,8 +174,15 @@ def _redirected(location: str | None) -> str:
         host = parts.netloc.rpartition("@")[2]
     except ValueError:
         parts = urlsplit(host := "")
-    address = f"{parts.scheme}://{host}{parts.path}" if host else parts.path or "an address that it doesn't name"
-    return f"the server sends calls on to {address}, which is not followed: the key would go along; if you trust it, give it as base_url"
+    address = (
+        f"{parts.scheme}://{host}{parts.path}"
+        if host
+        else parts.path or "an address that it doesn't name"
+    )
+    return (
+        f"the server sends calls on to {address}, which is not followed: the key would go "
+        "along; if you trust it, give it as base_url"
+    )
 
 
 def unreadable(message: str) -> Retryable:
@@ -156,7 +197,9 @@ def status_in(error: Any) -> int | None:
 
 
 def _parts_of(body: Any) -> tuple[str, str, str, str]:
-    """Code, type, parameter and sentence of an error body, whatever its shape, cut; empty strings where it has none."""
+    """Code, type, parameter and sentence of an error body, whatever its shape, cut; empty strings
+    where it has none.
+    """
     if isinstance(body, bytes):
         try:
             body = orjson.loads(body)
@@ -173,7 +216,9 @@ def _parts_of(body: Any) -> tuple[str, str, str, str]:
     inner = error.get("innererror")
     code = (inner.get("code") if isinstance(inner, dict) else None) or error.get("code")
     sentence = error.get("message") or error.get("detail") or error.get("msg") or ""
-    code, kind, param = (word(value)[:_MOST_READ_NAME] for value in (code, error.get("type"), error.get("param")))
+    code, kind, param = (
+        word(value)[:_MOST_READ_NAME] for value in (code, error.get("type"), error.get("param"))
+    )
     return code, kind, param, word(sentence)[:MOST_READ]
 
 
@@ -181,7 +226,9 @@ _QUOTED = re.compile(r"'[^']{25,}'|\"[^\"]{25,}\"|`[^`]{25,}`")
 
 
 def shown(sentence: str, secret: str | None, log_data: bool) -> str:
-    """A provider's message without keys, on one line; and, unless data may be logged, short and without long quotations."""
+    """A provider's message without keys, on one line; and, unless data may be logged, short and
+    without long quotations.
+    """
     text = redactor_of(secret)(sentence)
     if log_data:
         return text[:2000]

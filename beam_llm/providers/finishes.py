@@ -1,4 +1,6 @@
-"""Which of a provider's words for a reply's end means what. One table for all: proxies hand through the words of others."""
+"""Which of a provider's words for a reply's end means what. One table for all: proxies hand through
+the words of others.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +9,37 @@ from typing import Any
 from beam_llm.values import Finish
 
 _ENDS: dict[Finish, str] = {
-    Finish.STOP: "stop end_turn eos eos_token stop_sequence stop_token stop_str end_of_text complete completed finish finished done end",
-    Finish.LENGTH: "length max_tokens model_length max_length max_output_tokens max_completion_tokens max_new_tokens token_limit"
-    " truncated incomplete model_context_window_exceeded context_length_exceeded length_limit",
-    Finish.FILTERED: "content_filter content_filtered filtered safety sensitive prohibited_content blocklist blocked recitation spii"
-    " guardrail guardrails guardrail_intervened moderation content_policy content_policy_violation image_safety language",
+    Finish.STOP: "stop end_turn eos eos_token stop_sequence stop_token stop_str end_of_text"
+    " complete completed finish finished done end",
+    Finish.LENGTH: "length max_tokens model_length max_length max_output_tokens"
+    " max_completion_tokens max_new_tokens token_limit truncated incomplete"
+    " model_context_window_exceeded context_length_exceeded length_limit",
+    Finish.FILTERED: "content_filter content_filtered filtered safety sensitive prohibited_content"
+    " blocklist blocked recitation spii guardrail guardrails guardrail_intervened moderation"
+    " content_policy content_policy_violation image_safety language",
     Finish.REFUSED: "refusal refused",
     Finish.EMPTY: "tool_calls tool_call tool_use function_call",
-    Finish.FAILED: "error abort aborted fail failed failure cancelled canceled cancel interrupted disconnect disconnected timeout"
-    " timed_out time_limit insufficient_system_resource insufficient_system_resources network_error server_error internal_error"
-    " internal_server_error provider_error upstream_error exception oom out_of_memory overloaded unexpected_tool_call"
-    " malformed_function_call malformed_response malformed_tool_call repetition",
+    Finish.FAILED: "error abort aborted fail failed failure cancelled canceled cancel interrupted"
+    " disconnect disconnected timeout timed_out time_limit insufficient_system_resource"
+    " insufficient_system_resources network_error server_error internal_error"
+    " internal_server_error provider_error upstream_error exception oom out_of_memory overloaded"
+    " unexpected_tool_call malformed_function_call malformed_response malformed_tool_call"
+    " repetition",
 }
-"""What servers write for a reply's end: OpenAI, Azure, Mistral (`model_length`), DeepSeek (`insufficient_system_resource`), vLLM
-(`abort`), OpenRouter (`error`), z.ai (`sensitive`), and Anthropic's, Gemini's and Bedrock's words where a proxy hands them through.
-Source: their API references, read 2026-11."""
+"""What servers write for a reply's end: OpenAI, Azure, Mistral (`model_length`), DeepSeek
+(`insufficient_system_resource`), vLLM (`abort`), OpenRouter (`error`), z.ai (`sensitive`), and
+Anthropic's, Gemini's and Bedrock's words where a proxy hands them through. Source: their API
+references, read 2026-11.
+"""
 
 
 _FINISHES = {name: finish for finish, names in _ENDS.items() for name in names.split()}
 
 
 def finish_of(name: Any) -> Finish:
-    """How a reply ended, by the provider's word for it; OTHER for one that nobody has told us of."""
+    """How a reply ended, by the provider's word for it; OTHER for one that nobody has told us
+    of.
+    """
     if not isinstance(name, str):
         return Finish.OTHER
     found = _FINISHES.get(name)

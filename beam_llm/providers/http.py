@@ -1,4 +1,6 @@
-"""HTTP with bounds, for one origin: no redirect is followed, no body is read beyond its limit (decoded), no call outlasts its time."""
+"""HTTP with bounds, for one origin: no redirect is followed, no body is read beyond its limit
+(decoded), no call outlasts its time.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ class Bounds(NamedTuple):
       reply_bytes: of one body, decoded: a reply, or the answer to a control call.
       file_bytes: of one result file, decoded.
       list_pages: of one list of jobs.
-      control_seconds: of one control call (create, look, list a page, cancel), its repetitions included.
+      control_seconds: of one control call (create, look, list a page, cancel), its repetitions
+        included.
       transfer_seconds: of one upload or download, its repetitions included.
     """
 
@@ -67,7 +70,9 @@ class Answer(NamedTuple):
 
 
 def session(headers: Mapping[str, str]) -> aiohttp.ClientSession:
-    """A session that keeps no cookies and leaves decoding to `chunks`. The engine limits concurrency, so the connector does not."""
+    """A session that keeps no cookies and leaves decoding to `chunks`. The engine limits
+    concurrency, so the connector does not.
+    """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ttl_dns_cache=300),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -77,14 +82,17 @@ def session(headers: Mapping[str, str]) -> aiohttp.ClientSession:
 
 
 def proxy_for(url: str) -> str | None:
-    """The proxy that the environment names for the address, looked up once: aiohttp's own look-up would cost every call."""
+    """The proxy that the environment names for the address, looked up once: aiohttp's own look-up
+    would cost every call.
+    """
     parts = urlsplit(url)
     if urllib.request.proxy_bypass(parts.netloc):
         return None
     return urllib.request.getproxies().get(parts.scheme)
 
 
-# Bodies --------------------------------------------------------------------------------------------------------------------
+# Bodies
+# --------------------------------------------------------------------------------------------------
 
 
 async def read_body(response: aiohttp.ClientResponse, most: int) -> bytes:
@@ -110,14 +118,20 @@ async def read_body(response: aiohttp.ClientResponse, most: int) -> bytes:
 
 
 async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """The body as it comes, decoded in small pieces: a compressed bomb is never in memory as a whole."""
+    """The body as it comes, decoded in small pieces: a compressed bomb is never in memory as a
+    whole.
+    """
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding in ("", "identity"):
         async for data in response.content.iter_any():
             yield data
         return
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise Retryable(Kind.UNREADABLE, f"the reply has an encoding that was not asked for: {encoding[:20]!r}", status=200)
+        raise Retryable(
+            Kind.UNREADABLE,
+            f"the reply has an encoding that was not asked for: {encoding[:20]!r}",
+            status=200,
+        )
     decoder: Any = None
     async for data in response.content.iter_any():
         if decoder is None:
@@ -126,7 +140,9 @@ async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
             try:
                 yield decoder.decompress(data, _CHUNK)
             except zlib.error:
-                raise Retryable(Kind.UNREADABLE, "the reply's compressed body is damaged", status=200) from None
+                raise Retryable(
+                    Kind.UNREADABLE, "the reply's compressed body is damaged", status=200
+                ) from None
             data = decoder.unconsumed_tail
     if decoder is not None and not decoder.eof:
         raise Retryable(Kind.UNAVAILABLE, "the reply's compressed body was cut")
@@ -138,7 +154,8 @@ def _decoder(encoding: str, start: bytes) -> Any:
     return zlib.decompressobj(-zlib.MAX_WBITS if is_raw else zlib.MAX_WBITS | 32)
 
 
-# Calls that block ----------------------------------------------------------------------------------------------------------
+# Calls that block
+# --------------------------------------------------------------------------------------------------
 
 
 def call(
@@ -160,7 +177,8 @@ def call(
       into: where a good body is streamed to, instead of into the answer.
 
     Raises:
-      Retryable: where there is no answer, or a broken one; `status` is None where the server may have done what was asked.
+      Retryable: where there is no answer, or a broken one; `status` is None where the server may
+        have done what was asked.
       TooLarge: where a good body is larger than `most`.
     """
     return _run(_call(method, url, headers, seconds, most, data, into, proxy))
@@ -188,12 +206,19 @@ async def _call(
             )
             async with sent as response:
                 if into is None or response.status >= 300:
-                    return Answer(response.status, response.headers, await read_body(response, most))
+                    return Answer(
+                        response.status, response.headers, await read_body(response, most)
+                    )
                 await _stream(response, into, most)
                 return Answer(response.status, response.headers, b"")
     except TimeoutError as error:
         raise Retryable(Kind.TIMED_OUT, f"no whole answer within {seconds:g} s") from error
-    except (aiohttp.ClientError, ConnectionError, ssl.SSLError) as error:  # not every OSError: the disk may be full
+    except (
+        aiohttp.ClientError,
+        ConnectionError,
+        ssl.SSLError,
+    ) as error:
+        # Not every OSError: the disk may be full.
         raise broken(error, url) from None
 
 
@@ -210,11 +235,15 @@ async def _stream(response: aiohttp.ClientResponse, into: IO[bytes], most: int) 
 def broken(error: BaseException, url: str) -> CallError:
     """Only the error's name is shown: its text may hold a header."""
     host = urlsplit(url).netloc.rpartition("@")[2]
-    return Retryable(Kind.UNAVAILABLE, f"no connection or a broken one ({type(error).__name__}) to {host}")
+    return Retryable(
+        Kind.UNAVAILABLE, f"no connection or a broken one ({type(error).__name__}) to {host}"
+    )
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    """The result, from a loop of its own: a control call is rare, and nothing is left open or running after it."""
+    """The result, from a loop of its own: a control call is rare, and nothing is left open or
+    running after it.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -9,11 +9,14 @@ from beam_llm.errors import Kind, UnknownJob
 from beam_llm.redaction import redactor_of
 
 MOST_ID_CHARACTERS = 512
-"""Of an id that a server gives out; longer ones are not ids, and addresses of thousands of characters are refused."""
+"""Of an id that a server gives out; longer ones are not ids, and addresses of thousands of
+characters are refused.
+"""
 
 
 def identifier_of(value: Any, key: str | None) -> str | None:
-    """An id that the server gives out and will be asked by; None where it is none, or repeats the key, which would then be stored.
+    """An id that the server gives out and will be asked by; None where it is none, or repeats the
+    key, which would then be stored.
 
     An id with odd characters is one all the same: the job behind it is paid for.
     """
@@ -22,7 +25,9 @@ def identifier_of(value: Any, key: str | None) -> str | None:
 
 
 def is_id(name: str) -> bool:
-    """Whether it can stand in an address: `.` and `..` lead away from it even when quoted, and half a character is none."""
+    """Whether it can stand in an address: `.` and `..` lead away from it even when quoted, and half
+    a character is none.
+    """
     if not 0 < len(name) <= MOST_ID_CHARACTERS or name in (".", ".."):
         return False
     try:

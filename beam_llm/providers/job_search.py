@@ -1,7 +1,9 @@
-"""Finding the jobs of one name in a provider's list: labelled or not, newest first or not, with an end or without.
+"""Finding the jobs of one name in a provider's list: labelled or not, newest first or not, with an
+end or without.
 
-A wrong "there is none" is paid for, so it is only given where the list shows what would tell our job from the others, and was seen to
-its end, or beyond the time before which our job can't have been created.
+A wrong "there is none" is paid for, so it is only given where the list shows what would tell our
+job from the others, and was seen to its end, or beyond the time before which our job can't have
+been created.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from beam_llm.errors import CannotTell, plural
 from beam_llm.protocols import RemoteJob
 
 SLACK_SECONDS = 2 * 86_400.0
-"""A job that is older than its marker by less may be ours: for two clocks of one provider, and for markers by a wrong clock."""
+"""A job that is older than its marker by less may be ours: for two clocks of one provider, and for
+markers by a wrong clock.
+"""
 
 
 def find_jobs(
@@ -39,7 +43,9 @@ def find_jobs(
     for page in pages:
         goes_on = seen.add(page)
         for job in page:  # also of the last page: ours may stand before those that are too old
-            if (job.name or "").startswith(name + "-") or (staged is not None and job.staged == staged):
+            if (job.name or "").startswith(name + "-") or (
+                staged is not None and job.staged == staged
+            ):
                 found[job.job_id] = job
         if not goes_on or (keeps_names and seen.is_past):
             break
@@ -62,7 +68,9 @@ class _Seen:
         self._is_cut = False
 
     def add(self, page: Sequence[RemoteJob]) -> bool:
-        """Returns whether to go on: some servers send the first page for ever, or always another one."""
+        """Returns whether to go on: some servers send the first page for ever, or always another
+        one.
+        """
         fresh = [job for job in page if job.job_id not in self._ids]
         self._pages += 1
         self._is_cut = self._pages > self._most_pages or (bool(page) and not fresh)
@@ -82,6 +90,11 @@ class _Seen:
     def prove_absence(self, keeps_names: bool) -> None:
         """Raises CannotTell where the list may have held our job unrecognized, or further on."""
         if self._is_cut and not self.is_past:
-            raise CannotTell(f"the provider's list of jobs has no end within {plural(self._pages, 'page')}")
+            raise CannotTell(
+                f"the provider's list of jobs has no end within {plural(self._pages, 'page')}"
+            )
         if self._candidates and not (keeps_names or self._shows_names):
-            raise CannotTell(f"none of the {plural(self._candidates, 'job')} in the provider's list shows what it was created as")
+            raise CannotTell(
+                f"none of the {plural(self._candidates, 'job')} in the provider's list shows "
+                "what it was created as"
+            )

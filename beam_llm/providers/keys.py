@@ -1,4 +1,6 @@
-"""From a reference to a key. References ride in the pipeline; keys are looked up on the worker, where a client is made."""
+"""From a reference to a key. References ride in the pipeline; keys are looked up on the worker,
+where a client is made.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,14 @@ def resolve_key(reference: str | None) -> str | None:
     if not key:
         raise _missing(reference, "it is empty")
     if len(key) > MOST_KEY_CHARACTERS:
-        raise _missing(reference, f"it is longer than {MOST_KEY_CHARACTERS:,} characters, which no key is")
+        raise _missing(
+            reference, f"it is longer than {MOST_KEY_CHARACTERS:,} characters, which no key is"
+        )
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise _missing(reference, "it holds a character that no key has (a line break, perhaps, or more than one line)")
+        raise _missing(
+            reference,
+            "it holds a character that no key has (a line break, perhaps, or more than one line)",
+        )
     remember(key)
     return key
 
@@ -43,31 +50,42 @@ def _from_environment(reference: str, name: str) -> str:
     value = os.environ.get(name)
     if value is None:
         raise _missing(
-            reference, "the environment variable is not set on this worker; export it, or write api_key='none' for servers without keys"
+            reference,
+            "the environment variable is not set on this worker; export it, or write "
+            "api_key='none' for servers without keys",
         )
     return value
 
 
 def _from_file(reference: str, path: str) -> str:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a device or a pipe may have no end, or never begin
+        # A device or a pipe may have no end, or never begin.
+        if not stat.S_ISREG(os.stat(path).st_mode):
             raise _missing(reference, "it is not a regular file")
         with open(path, encoding="utf-8") as file:
             return file.read(MOST_KEY_CHARACTERS + 100)
     except (OSError, ValueError) as error:
-        raise _missing(reference, f"the file can't be read on this worker ({type(error).__name__})") from None
+        raise _missing(
+            reference, f"the file can't be read on this worker ({type(error).__name__})"
+        ) from None
 
 
 def _from_secret_manager(reference: str, name: str) -> str:
-    """Google Secret Manager, with the worker's own credentials; the latest version where none is named."""
+    """Google Secret Manager, with the worker's own credentials; the latest version where none is
+    named.
+    """
     try:
         from google.cloud import secretmanager
     except ImportError:
-        raise _missing(reference, "Secret Manager's client is not installed; pip install 'beam-llm[gcp]'") from None
+        raise _missing(
+            reference, "Secret Manager's client is not installed; pip install 'beam-llm[gcp]'"
+        ) from None
     version = name if "/versions/" in name else f"{name}/versions/latest"
     try:
-        reply = secretmanager.SecretManagerServiceClient().access_secret_version(request={"name": version})
-    except Exception as error:  # the client's own error tree, and its credentials library's: any of them means no key
+        reply = secretmanager.SecretManagerServiceClient().access_secret_version(
+            request={"name": version}
+        )
+    except Exception as error:  # of the client, or of its credentials library: each means no key
         raise _missing(reference, f"Secret Manager refused ({type(error).__name__})") from None
     return str(reply.payload.data.decode("utf-8"))
 

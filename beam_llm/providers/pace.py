@@ -1,4 +1,6 @@
-"""How fast a provider wants to be called: `retry-after` and rate-limit headers, in seconds and counts. Pure: no I/O."""
+"""How fast a provider wants to be called: `retry-after` and rate-limit headers, in seconds and
+counts. Pure: no I/O.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,11 @@ from beam_llm.values import Pace
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """How long the provider asks to wait, up to 30 days; None where it does not say, or nothing that makes sense.
+    """How long the provider asks to wait, up to 30 days; None where it does not say, or nothing
+    that makes sense.
 
-    `retry-after-ms` first, then `retry-after` (seconds, a duration or an HTTP date), then the reset of whichever budget is spent.
+    `retry-after-ms` first, then `retry-after` (seconds, a duration or an HTTP date), then the reset
+    of whichever budget is spent.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
@@ -27,7 +31,10 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     pace = pace_of(headers)
     if pace is None:
         return None
-    budgets = ((pace.remaining_requests, pace.reset_requests_seconds), (pace.remaining_tokens, pace.reset_tokens_seconds))
+    budgets = (
+        (pace.remaining_requests, pace.reset_requests_seconds),
+        (pace.remaining_tokens, pace.reset_tokens_seconds),
+    )
     spent = [reset for remaining, reset in budgets if remaining == 0 and reset is not None]
     return max(spent) if spent else None
 
@@ -43,7 +50,9 @@ def _number(value: str | None) -> float | None:
 def _until(date: str) -> float | None:
     try:
         moment = email.utils.parsedate_to_datetime(date[:100])
-        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - time.time()
+        seconds = (
+            moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        ).timestamp() - time.time()
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
     return min(max(0.0, seconds), _MOST_SECONDS)
@@ -51,7 +60,10 @@ def _until(date: str) -> float | None:
 
 def pace_of(headers: Mapping[str, str]) -> Pace | None:
     """The `x-ratelimit-*` headers; None where there are none."""
-    requests, tokens = headers.get("x-ratelimit-remaining-requests"), headers.get("x-ratelimit-remaining-tokens")
+    requests, tokens = (
+        headers.get("x-ratelimit-remaining-requests"),
+        headers.get("x-ratelimit-remaining-tokens"),
+    )
     if requests is None and tokens is None:
         return None
     return Pace(
@@ -70,11 +82,22 @@ def _whole(value: str | None) -> int | None:
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
 
 
-_UNIT_SECONDS = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_UNIT_SECONDS = {
+    "d": 86_400.0,
+    "h": 3_600.0,
+    "m": 60.0,
+    "s": 1.0,
+    "ms": 1e-3,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "ns": 1e-9,
+}
 
 
 def duration_seconds(text: str | None) -> float | None:
-    """`6m0s`, `12ms`, `1h2m3.5s`, or plain seconds, up to 30 days; None where it is none of these."""
+    """`6m0s`, `12ms`, `1h2m3.5s`, or plain seconds, up to 30 days; None where it is none of
+    these.
+    """
     if not text or len(text) > 40:
         return None
     seconds = _number(text)

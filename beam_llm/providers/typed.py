@@ -1,4 +1,5 @@
-"""Fields of a server's JSON, each read as far as it can be: one of another type than promised counts as absent, never as an error.
+"""Fields of a server's JSON, each read as far as it can be: one of another type than promised
+counts as absent, never as an error.
 
 Nothing in here raises for what a server sends, but `loads` for bytes that are not JSON.
 """
@@ -16,7 +17,9 @@ from beam_llm.redaction import Redactor
 
 
 def word(value: Any) -> str:
-    """A text for a value of any type, as JSON where it isn't one; empty where there is none, or none that fits."""
+    """A text for a value of any type, as JSON where it isn't one; empty where there is none, or
+    none that fits.
+    """
     if isinstance(value, str):
         return value
     if value is None or value is False:
@@ -35,11 +38,15 @@ def status_of(value: Any) -> int | None:
 
 
 MOST_TOKENS = 20_000_000
-"""Of one reply: twice the largest window on sale. A larger count is a mistake, and would put budgets out for hours."""
+"""Of one reply: twice the largest window on sale. A larger count is a mistake, and would put
+budgets out for hours.
+"""
 
 
 def token_count(value: Any) -> int:
-    """Tokens as a number, whatever a server writes for one: 0 for nothing, at most `MOST_TOKENS`."""
+    """Tokens as a number, whatever a server writes for one: 0 for nothing, at most
+    `MOST_TOKENS`.
+    """
     if type(value) is int:
         return min(max(value, 0), MOST_TOKENS)
     if isinstance(value, str) and len(value) <= 40:
@@ -53,7 +60,7 @@ def token_count(value: Any) -> int:
 
 
 def count_of(found: Any) -> int | None:
-    """A number of requests, also where it is written as text or as a float; None where it is none."""
+    """A number of requests, also where it is written as text or as a float; None where it isn't."""
     try:
         number = None if isinstance(found, bool) else int(found)
     except (TypeError, ValueError, OverflowError):
@@ -109,8 +116,9 @@ def name_of(value: Any, redactor: Redactor) -> str | None:
 
 
 def loads(data: bytes | str) -> Any:
-    """The JSON value; what strict parsers refuse and people do write gets a second look: half an emoji, NaN, Infinity, a byte order
-    mark, control characters and broken UTF-8 in strings, numbers without end. It may have been paid for.
+    """The JSON value; what strict parsers refuse and people do write gets a second look: half an
+    emoji, NaN, Infinity, a byte order mark, control characters and broken UTF-8 in strings, numbers
+    without end. It may have been paid for.
 
     Raises:
       ValueError: where it is no JSON for that either, or nested too deeply.

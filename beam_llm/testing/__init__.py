@@ -1,11 +1,13 @@
-"""Shipped for tests: an emulated provider, a real HTTP server on loopback with scripted faults, that counts what it bills.
+"""Shipped for tests: an emulated provider, a real HTTP server on loopback with scripted faults,
+that counts what it bills.
 
     from beam_llm.testing import Emulator, Fault
 
     with Emulator(faults=[Fault("rate_limit", probability=0.1)]) as emulator:
         ...  # base_url=emulator.base_url, api_key=emulator.api_key
 
-`EmulatorProcess` is the same in its own process; `beam_llm.testing.plugin` has the pytest fixture `llm_emulator`.
+`EmulatorProcess` is the same in its own process; `beam_llm.testing.plugin` has the pytest fixture
+`llm_emulator`.
 """
 
 from beam_llm.testing.emulator.command import serve
@@ -15,4 +17,13 @@ from beam_llm.testing.emulator.process import EmulatorProcess
 from beam_llm.testing.emulator.server import Emulator
 from beam_llm.testing.sample import reviews, reviews_path
 
-__all__ = ["Emulator", "EmulatorOptions", "EmulatorProcess", "Fault", "load_faults", "reviews", "reviews_path", "serve"]
+__all__ = [
+    "Emulator",
+    "EmulatorOptions",
+    "EmulatorProcess",
+    "Fault",
+    "load_faults",
+    "reviews",
+    "reviews_path",
+    "serve",
+]

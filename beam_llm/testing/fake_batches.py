@@ -1,8 +1,11 @@
-"""A batch provider in memory, with failure knobs: for tests of jobs that need neither HTTP nor real time.
+"""A batch provider in memory, with failure knobs: for tests of jobs that need neither HTTP nor real
+time.
 
-    fake = FakeBatches(clock); fake.answers_after = 5.0; fake.create_faults = ["lost"]; …; fake.billed[text] == 1
+    fake = FakeBatches(clock); fake.answers_after = 5.0; fake.create_faults = ["lost"]; …;
+    fake.billed[text] == 1
 
-It answers `re: <text>` to every record's text, alone or in a prompt of several, and bills each line that it answers.
+It answers `re: <text>` to every record's text, alone or in a prompt of several, and bills each line
+that it answers.
 """
 
 from __future__ import annotations
@@ -17,7 +20,17 @@ from typing import Any
 
 import orjson
 
-from beam_llm.errors import CallError, CannotTell, InputGone, Kind, NotCreated, QueueFull, Rejected, Retryable, UnknownJob
+from beam_llm.errors import (
+    CallError,
+    CannotTell,
+    InputGone,
+    Kind,
+    NotCreated,
+    QueueFull,
+    Rejected,
+    Retryable,
+    UnknownJob,
+)
 from beam_llm.protocols import BatchTraits, Clock, LineReply, Recovery, RemoteJob
 from beam_llm.providers.job_search import find_jobs
 from beam_llm.values import Completion, Finish, JobState, Request, Usage
@@ -66,29 +79,37 @@ class FakeBatches:
     """A BatchProvider. Knobs are plain attributes, changed at will.
 
     Attributes:
-      rung: of the ladder of recovery. TOKEN: a name makes one job, however often it is created, and nothing can be found. CONTAINER,
-        METADATA: jobs are listed with their names. LABEL: so they are, unless `shows_names` is False. NONE: nothing can be found.
+      rung: of the ladder of recovery. TOKEN: a name makes one job, however often it is created, and
+        nothing can be found. CONTAINER, METADATA: jobs are listed with their names. LABEL: so they
+        are, unless `shows_names` is False. NONE: nothing can be found.
       shows_names, shows_inputs: what jobs are listed with; newest_first: in which order.
       answers_after: seconds from a job's creation to its end.
-      create_faults: consumed one per create: `lost` (created, answer lost), `late` (so, and made `late_seconds` later), `500` (not
-        created, no clear answer), `429`, `refused`, `queue` (accepted, then failed with token_limit_exceeded), `validation` (failed,
-        line 1 at fault); "" is none.
+      create_faults: consumed one per create: `lost` (created, answer lost), `late` (so, and made
+        `late_seconds` later), `500` (not created, no clear answer), `429`, `refused`, `queue`
+        (accepted, then failed with token_limit_exceeded), `validation` (failed, line 1 at fault);
+        "" is none.
       most_jobs: further creates find the queue full.
-      token_limit: enqueued tokens of all jobs under way, as `tokens_of` counts a line's texts; a job beyond it is refused at once
-        (`token_limit_at` is `create`) or fails as soon as it is looked at (`validation`). `token_limit_said`: the message names it.
+      token_limit: enqueued tokens of all jobs under way, as `tokens_of` counts a line's texts; a
+        job beyond it is refused at once (`token_limit_at` is `create`) or fails as soon as it is
+        looked at (`validation`). `token_limit_said`: the message names it.
       list_lag: seconds until a created job is listed.
       can_list: False: listing is refused; None: it fails.
       unknown_until: until then every job is a 404.
-      expire_after, cancel_after: lines answered before the job expires or ends as cancelled; None: all.
+      expire_after, cancel_after: lines answered before the job expires or ends as cancelled; None:
+        all.
       spoil: (line index, line) → lines, applied to every result line.
       tail: bytes after the last line of an output file.
       denies_files, hides_files: result files are a 404, or the ended job names none.
-      shows_lines, cuts_bytes: result files hold only their first lines, or lack their last bytes; repeats_lines: each line twice.
-      refuse, garble: texts whose line is refused, or answered by prose (by nothing at all where it is alone).
+      shows_lines, cuts_bytes: result files hold only their first lines, or lack their last bytes;
+        repeats_lines: each line twice.
+      refuse, garble: texts whose line is refused, or answered by prose (by nothing at all where it
+        is alone).
     """
 
     clock: Clock
-    traits: BatchTraits = field(default_factory=lambda: BatchTraits(50_000, 190_000_000, 86_400.0, create_seconds=0.0))
+    traits: BatchTraits = field(
+        default_factory=lambda: BatchTraits(50_000, 190_000_000, 86_400.0, create_seconds=0.0)
+    )
     rung: Recovery = Recovery.METADATA
     shows_names: bool = True
     shows_inputs: bool = True
@@ -146,9 +167,15 @@ class FakeBatches:
             raise ValueError("a reply is a JSON object")
         if "error" in facts:
             kind, message = facts["error"]
-            error: CallError = Rejected(kind, message, status=400) if kind == Kind.REJECTED else Retryable(kind, message)
+            error: CallError = (
+                Rejected(kind, message, status=400)
+                if kind == Kind.REJECTED
+                else Retryable(kind, message)
+            )
             return LineReply.failed(facts["custom_id"], error)
-        completion = Completion(facts["text"], Finish.STOP, Usage(*facts["usage"]), "fake-model", facts["custom_id"][:8])
+        completion = Completion(
+            facts["text"], Finish.STOP, Usage(*facts["usage"]), "fake-model", facts["custom_id"][:8]
+        )
         return LineReply(facts["custom_id"], completion)
 
     def stage(self, lines: Path, name: str) -> str:
@@ -177,7 +204,10 @@ class FakeBatches:
         late = self.late_seconds if fault == "late" else 0.0
         job = _Job(self._new("batch"), staged, name, self.clock.time() + late)
         if self._is_over_limit(staged):
-            full = QueueFull("Enqueued token limit reached", limit_tokens=self.token_limit if self.token_limit_said else None)
+            full = QueueFull(
+                "Enqueued token limit reached",
+                limit_tokens=self.token_limit if self.token_limit_said else None,
+            )
             if self.token_limit_at == "create":
                 raise NotCreated(full)
             job.fail(full)
@@ -192,10 +222,16 @@ class FakeBatches:
 
     def _is_over_limit(self, file_id: str) -> bool:
         pending = [job.file_id for job in self.jobs if not self._moved(job).state.has_ended]
-        return self.token_limit is not None and sum(map(self._tokens, [*pending, file_id])) > self.token_limit
+        return (
+            self.token_limit is not None
+            and sum(map(self._tokens, [*pending, file_id])) > self.token_limit
+        )
 
     def _tokens(self, file_id: str) -> int:
-        return sum(self.tokens_of(_texts(orjson.loads(line))) for line in self.files[file_id].split(b"\n")[:-1])
+        return sum(
+            self.tokens_of(_texts(orjson.loads(line)))
+            for line in self.files[file_id].split(b"\n")[:-1]
+        )
 
     def look(self, job_id: str) -> RemoteJob:
         self.calls["retrieve"] += 1
@@ -212,7 +248,9 @@ class FakeBatches:
     def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
         if self.rung in (Recovery.TOKEN, Recovery.NONE):
             raise CannotTell(f"a job can't be found again on the rung {self.rung.name}")
-        return find_jobs([self._listed()], name, staged, since, keeps_names=self.rung is not Recovery.LABEL)
+        return find_jobs(
+            [self._listed()], name, staged, since, keeps_names=self.rung is not Recovery.LABEL
+        )
 
     def pending(self) -> list[RemoteJob]:
         return [job for job in self._listed() if not job.state.has_ended]
@@ -228,8 +266,13 @@ class FakeBatches:
         return [self._as_listed(self._seen(self._moved(job))) for job in visible]
 
     def _as_listed(self, job: RemoteJob) -> RemoteJob:
-        keeps_name, keeps_input = self.shows_names or self.rung is not Recovery.LABEL, self.shows_inputs
-        return replace(job, name=job.name if keeps_name else None, staged=job.staged if keeps_input else None)
+        keeps_name, keeps_input = (
+            self.shows_names or self.rung is not Recovery.LABEL,
+            self.shows_inputs,
+        )
+        return replace(
+            job, name=job.name if keeps_name else None, staged=job.staged if keeps_input else None
+        )
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
         self.calls["download"] += 1
@@ -273,7 +316,9 @@ class FakeBatches:
     # The other side
 
     def settle(self) -> None:
-        """Lets every job come as far as time allows, also those nobody asks for: they are billed all the same."""
+        """Lets every job come as far as time allows, also those nobody asks for: they are billed
+        all the same.
+        """
         for job in self.jobs:
             self._moved(job)
 
@@ -291,7 +336,9 @@ class FakeBatches:
         return RemoteJob(
             job_id=job.job_id,
             state=job.state,
-            word=job.word or (self.running_word if job.state is JobState.RUNNING else "") or job.state.value,
+            word=job.word
+            or (self.running_word if job.state is JobState.RUNNING else "")
+            or job.state.value,
             created_at=job.created_at,
             result_files=() if self.hides_files else job.files,
             name=job.name,
@@ -311,7 +358,11 @@ class FakeBatches:
             self._run(job, self.cancel_after or 0, JobState.CANCELLED, Kind.CANCELLED)
         elif not self.stuck and self.clock.time() >= job.created_at + self.answers_after:
             ends = self.cancel_after if self.cancel_after is not None else self.expire_after
-            early = (JobState.CANCELLED, Kind.CANCELLED) if self.cancel_after is not None else (JobState.EXPIRED, Kind.EXPIRED)
+            early = (
+                (JobState.CANCELLED, Kind.CANCELLED)
+                if self.cancel_after is not None
+                else (JobState.EXPIRED, Kind.EXPIRED)
+            )
             self._run(job, ends, early[0] if ends is not None else JobState.COMPLETED, early[1])
         return job
 
@@ -323,17 +374,29 @@ class FakeBatches:
             if answered is not None and index >= answered:
                 errors.append({"custom_id": request["custom_id"], "error": [kind, state.value]})
             elif any(text in self.refuse for text in texts):
-                errors.append({"custom_id": request["custom_id"], "error": [Kind.REJECTED, "refused by the provider"]})
+                errors.append(
+                    {
+                        "custom_id": request["custom_id"],
+                        "error": [Kind.REJECTED, "refused by the provider"],
+                    }
+                )
             elif self.drop_ids_every and index % self.drop_ids_every == 0:
                 continue
             else:
                 self.billed.update(texts)
                 output.append(self._answer(request, texts))
         rng = random.Random(job.job_id)
-        job.completed, job.failed = len(output), len(errors)  # a provider counts requests, not the lines it writes
+        # A provider counts requests, not the lines it writes.
+        job.completed, job.failed = (
+            len(output),
+            len(errors),
+        )
         if self.duplicate:
             output += [replace_text(line) for line in output]
-        output += [{"custom_id": f"stranger-{number}", "text": "?", "usage": [1, 1, 0]} for number in range(self.strangers)]
+        output += [
+            {"custom_id": f"stranger-{number}", "text": "?", "usage": [1, 1, 0]}
+            for number in range(self.strangers)
+        ]
         if self.shuffle and not self.duplicate:
             rng.shuffle(output)
         job.state = state
@@ -345,11 +408,19 @@ class FakeBatches:
     def _answer(self, request: dict[str, Any], texts: list[str]) -> dict[str, Any]:
         usage = [10 + sum(len(text) for text in texts), 3 * len(texts), 2]
         if any(text in self.garble for text in texts):
-            return {"custom_id": request["custom_id"], "text": "I'd rather not count." if len(texts) > 1 else None, "usage": usage}
+            return {
+                "custom_id": request["custom_id"],
+                "text": "I'd rather not count." if len(texts) > 1 else None,
+                "usage": usage,
+            }
         if _INPUT.search(request["messages"][-1][1]) is None:
             return {"custom_id": request["custom_id"], "text": f"re: {texts[0]}", "usage": usage}
         answers = [{"index": index, "value": f"re: {text}"} for index, text in enumerate(texts, 1)]
-        return {"custom_id": request["custom_id"], "text": orjson.dumps({"answers": answers}).decode(), "usage": usage}
+        return {
+            "custom_id": request["custom_id"],
+            "text": orjson.dumps({"answers": answers}).decode(),
+            "usage": usage,
+        }
 
 
 def replace_text(line: dict[str, Any]) -> dict[str, Any]:

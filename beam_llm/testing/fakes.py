@@ -1,4 +1,6 @@
-"""Fakes that behave: a provider with named failure knobs, a task that needs no model, and a loop whose hours pass at once."""
+"""Fakes that behave: a provider with named failure knobs, a task that needs no model, and a loop
+whose hours pass at once.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class _AnyJson:
 
 
 class FakeTask:
-    """Asks for every record's text in upper case: a request is a JSON list of texts, a reply a JSON object of answers by index."""
+    """Asks for every record's text in upper case: a request is a JSON list of texts, a reply a JSON
+    object of answers by index.
+    """
 
     fingerprint = b"fake"
     output = _AnyJson()
@@ -44,17 +48,27 @@ class FakeTask:
     def render(self, records: Sequence[Record], enforced: bool = True, note: str = "") -> Request:
         texts = [record.inputs[0] for record in records]
         notes = (Message("system", note),) if note else ()
-        return Request("fake", (*notes, Message("user", json.dumps(texts))), input_tokens=sum(record.tokens for record in records))
+        return Request(
+            "fake",
+            (*notes, Message("user", json.dumps(texts))),
+            input_tokens=sum(record.tokens for record in records),
+        )
 
     def read(self, count: int, completion: Completion) -> FakeReading:
         if completion.refusal:
             return FakeReading(reply_failure=Failure(Kind.REFUSED, completion.refusal))
         try:
-            answers = {int(index): value for index, value in json.loads(completion.text or "").items()}
+            answers = {
+                int(index): value for index, value in json.loads(completion.text or "").items()
+            }
         except (ValueError, AttributeError):
             kind = Kind.TRUNCATED if completion.finish is Finish.LENGTH else Kind.UNREADABLE
             return FakeReading(reply_failure=Failure(kind, "the reply is not JSON"))
-        invalid = {i: Failure(Kind.INVALID, "not a string") for i, value in answers.items() if not isinstance(value, str)}
+        invalid = {
+            i: Failure(Kind.INVALID, "not a string")
+            for i, value in answers.items()
+            if not isinstance(value, str)
+        }
         good = {i: value for i, value in answers.items() if i not in invalid}
         return FakeReading(good, invalid, tuple(i for i in range(1, count + 1) if i not in answers))
 
@@ -65,8 +79,9 @@ class FakeProvider:
 
     Attributes:
       seconds: how long a call takes; seconds_per_record: and how much longer for each record in it.
-      poison: what a poisoned record does to its request, by word: `rejected` (400), `unreadable`, `refused`, `cut`, `empty`
-        (a readable reply without answers), `missing` and `invalid` (only its own answer).
+      poison: what a poisoned record does to its request, by word: `rejected` (400), `unreadable`,
+        `refused`, `cut`, `empty` (a readable reply without answers), `missing` and `invalid` (only
+        its own answer).
       poisoned: which texts are poisoned.
       script: what the first calls raise or return, in order; None answers normally.
       always: raised by every call.
@@ -128,7 +143,9 @@ class FakeProvider:
         if bad and self.poison == "rejected":
             raise Rejected(Kind.REJECTED, "HTTP 400: poison", status=400)
         if bad and self.poison in ("unreadable", "cut"):
-            return Completion('{"1": ', Finish.LENGTH if self.poison == "cut" else Finish.STOP, usage, "fake-1")
+            return Completion(
+                '{"1": ', Finish.LENGTH if self.poison == "cut" else Finish.STOP, usage, "fake-1"
+            )
         if bad and self.poison == "refused":
             return Completion(None, Finish.STOP, usage, "fake-1", refusal="I can't help with that")
         if bad and self.poison == "empty":
@@ -140,7 +157,15 @@ class FakeProvider:
                 del answers[index]
         answers = dict(list(answers.items())[: self.answers_at_most])
         request_id = f"r{len(self.requests)}"
-        return Completion(json.dumps(answers), Finish.STOP, usage, "fake-1", request_id, pace=self.pace(), finish_reason="stop")
+        return Completion(
+            json.dumps(answers),
+            Finish.STOP,
+            usage,
+            "fake-1",
+            request_id,
+            pace=self.pace(),
+            finish_reason="stop",
+        )
 
     async def close(self) -> None:
         self.closed += 1
@@ -149,14 +174,22 @@ class FakeProvider:
 _KINDS = {408: Kind.TIMED_OUT, 413: Kind.TOO_LARGE, 429: Kind.RATE_LIMITED, 504: Kind.TIMED_OUT}
 
 
-def status_error(status: int, message: str = "", retry_after_seconds: float | None = None) -> CallError:
+def status_error(
+    status: int, message: str = "", retry_after_seconds: float | None = None
+) -> CallError:
     """What a provider makes of an HTTP status, for `FakeProvider.script` and `always`."""
     text = f"HTTP {status}: {message}" if message else f"HTTP {status}"
     if status in (401, 403, 404):
         return Aborted(Kind.ABORTED, text, status=status)
     if status in (408, 409, 429) or status >= 500:
         kind, throttled = _KINDS.get(status, Kind.UNAVAILABLE), status in (429, 503, 529)
-        return Retryable(kind, text, retry_after_seconds=retry_after_seconds, status=status, is_throttle=throttled)
+        return Retryable(
+            kind,
+            text,
+            retry_after_seconds=retry_after_seconds,
+            status=status,
+            is_throttle=throttled,
+        )
     return Rejected(_KINDS.get(status, Kind.REJECTED), text, status=status)
 
 
@@ -180,7 +213,9 @@ class _VirtualSelector(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop without waiting: `asyncio.sleep(3600)` returns at once, an hour later by `loop.time()`."""
+    """An event loop without waiting: `asyncio.sleep(3600)` returns at once, an hour later by
+    `loop.time()`.
+    """
 
     def __init__(self) -> None:
         self._virtual = _VirtualSelector()

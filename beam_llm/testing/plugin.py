@@ -1,4 +1,6 @@
-"""pytest fixtures, found by pytest once the package is installed. Nothing is imported before a test asks for one."""
+"""pytest fixtures, found by pytest once the package is installed. Nothing is imported before a test
+asks for one.
+"""
 
 from __future__ import annotations
 

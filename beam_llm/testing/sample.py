@@ -1,4 +1,6 @@
-"""The shipped sample of real reviews. Source and licence: `data/README.md`, `data/LICENSE.reviews.txt`."""
+"""The shipped sample of real reviews. Source and licence: `data/README.md`,
+`data/LICENSE.reviews.txt`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from typing import Any
 
 
 def reviews_path() -> Path:
-    """2,000 reviews as JSON lines: `id`, `text`, `rating` (the mean of about 20 people's, -4 … 4)."""
+    """2,000 reviews as JSON lines: `id`, `text`, `rating` (the mean of about 20 people's, -4 …
+    4).
+    """
     return Path(__file__).with_name("data") / "reviews.jsonl"
 
 

@@ -177,7 +177,9 @@ def has_real_time_timer(dofn: Any) -> bool:
     """
     if not isinstance(dofn, beam.DoFn) or not userstate.is_stateful_dofn(dofn):
         return False
-    return any(timer.time_domain == TimeDomain.REAL_TIME for timer in userstate.get_dofn_specs(dofn)[1])
+    return any(
+        timer.time_domain == TimeDomain.REAL_TIME for timer in userstate.get_dofn_specs(dofn)[1]
+    )
 
 
 # -- types and rows

@@ -94,4 +94,6 @@ def _to_parts(p: Prediction) -> tuple[Any, ...]:
 def _from_parts(parts: tuple[Any, ...]) -> Prediction:
     """By position: the order of `_to_parts` is the format."""
     element, value, error, usage, *rest = parts
-    return Prediction(element, value, None if error is None else Failure(*error), Usage(*usage), *rest)
+    return Prediction(
+        element, value, None if error is None else Failure(*error), Usage(*usage), *rest
+    )

@@ -17,7 +17,9 @@ from beam_llm.transforms.rows import BadShape, RowShape
 from beam_llm.values import Prediction
 
 
-def deliver(predictions: pvalue.PCollection, settings: Settings, element_type: Any) -> pvalue.PCollection:
+def deliver(
+    predictions: pvalue.PCollection, settings: Settings, element_type: Any
+) -> pvalue.PCollection:
     """Predictions, or rows of them, by a step that works element by element where the one that
     asked does not.
 
@@ -28,13 +30,17 @@ def deliver(predictions: pvalue.PCollection, settings: Settings, element_type: A
     """
     shape = _row_shape(settings, element_type)
     if shape is not None:
-        return predictions | "Shape rows" >> beam.Map(_to_row, shape).with_output_types(shape.type_hint)
+        return predictions | "Shape rows" >> beam.Map(_to_row, shape).with_output_types(
+            shape.type_hint
+        )
     if runners.emits_in_finish_bundle(predictions, settings.mode, settings.waiting):
         return predictions | "Deliver" >> beam.ParDo(_PassOn()).with_output_types(Prediction)
     return predictions
 
 
-def divide(predictions: pvalue.PCollection, settings: Settings, element_type: Any, good: str, bad: str) -> pvalue.DoOutputsTuple:
+def divide(
+    predictions: pvalue.PCollection, settings: Settings, element_type: Any, good: str, bad: str
+) -> pvalue.DoOutputsTuple:
     """What was answered under the tag `good`, and rows of `element`, `message`, `kind` of what was
     not under `bad`.
     """
@@ -62,7 +68,9 @@ class _Divide(beam.DoFn):
         shape = self._shape
         failure = prediction.error if shape is None else shape.cell(prediction)[1]
         if failure is not None:
-            yield pvalue.TaggedOutput(self._bad_tag, self._bad_row(prediction._replace(value=None, error=failure)))
+            yield pvalue.TaggedOutput(
+                self._bad_tag, self._bad_row(prediction._replace(value=None, error=failure))
+            )
         else:
             yield prediction if shape is None else shape.row(prediction)
 

@@ -59,12 +59,18 @@ class DriveJobs(beam.PTransform):
         self._windowing = windowing
 
     def expand(self, refs: pvalue.PCollection) -> pvalue.PCollection:
-        kind = DriveInLoop if runners.waiting_for(refs, self._settings.waiting) == "loop" else DriveAsSdf
+        kind = (
+            DriveInLoop
+            if runners.waiting_for(refs, self._settings.waiting) == "loop"
+            else DriveAsSdf
+        )
         if not runners.is_local(refs.pipeline):
             refs = refs | "Spread jobs" >> beam.Reshuffle()
         driving = beam.ParDo(kind(self._settings, self._envelopes)).with_output_types(Prediction)
         predictions = refs | "Drive" >> driving
-        return predictions if self._windowing is None else set_windowing(predictions, self._windowing)
+        return (
+            predictions if self._windowing is None else set_windowing(predictions, self._windowing)
+        )
 
 
 class JobRunner:
@@ -85,7 +91,9 @@ class JobRunner:
         self._live_cost = prices.cost_usd
         self.store = open_store(str(settings.staging_location))
         self._provider = connect_batch(settings)
-        self.driver = Driver(settings, self._task, self.store, self._provider, self._ask, prices.cost_usd, time)
+        self.driver = Driver(
+            settings, self._task, self.store, self._provider, self._ask, prices.cost_usd, time
+        )
         self._reader = EnvelopeReader(self.store, envelopes, allow_pickle=settings.allow_pickle)
         self._meter = Meter()
         self._live_ids: set[str | None] = {None}
@@ -104,7 +112,9 @@ class JobRunner:
                 storing=True,
             )
         batcher: Batcher[None] = Batcher(self._caps, self._settings.model_name)
-        closed = [batch for record in records for batch in batcher.add(record, None)] + batcher.flush()
+        closed = [
+            batch for record in records for batch in batcher.add(record, None)
+        ] + batcher.flush()
         futures = [self._engine.submit([record for record, _ in batch]) for batch in closed]
         try:
             answered, tally = [future.result() for future in futures], Tally()
@@ -112,7 +122,8 @@ class JobRunner:
             for future in futures:
                 future.cancel()  # of those that are done, nothing
         for batch, asked in zip(closed, answered, strict=True):
-            self._meter.calls(len(batch), asked.tally, tokens=False)  # its tokens are counted when its outcomes go out
+            # Its tokens are counted when its outcomes go out.
+            self._meter.calls(len(batch), asked.tally, tokens=False)
             tally.merge(asked.tally)
         outcomes = [outcome for asked in answered for outcome in asked.outcomes]
         self._live_ids.update(outcome.request_id for outcome in outcomes)
@@ -147,7 +158,9 @@ class JobRunner:
         # A class whose validators changed since, or raise anything: its record's error alone.
         except Exception as error:
             reason = "" if isinstance(error, ValueError) else f" ({type(error).__name__})"
-            failure = Failure(Kind.INVALID, f"the stored answer is not a value of output any more{reason}", 1)
+            failure = Failure(
+                Kind.INVALID, f"the stored answer is not a value of output any more{reason}", 1
+            )
             return None, outcome._replace(value=None, failure=failure)
 
     def step(self, ref: BatchJobRef, phase: int) -> Waiting | Ready:
@@ -217,7 +230,9 @@ class DriveAsSdf(beam.DoFn):
         self,
         ref: BatchJobRef | str,
         tracker: Any = beam.DoFn.RestrictionParam(JobPositions()),
-        watermark: Any = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_provider()),
+        watermark: Any = beam.DoFn.WatermarkEstimatorParam(
+            ManualWatermarkEstimator.default_provider()
+        ),
     ) -> Iterator[Any]:
         ref = resolve(self._jobs.store, ref)
         if watermark.current_watermark() is None:
@@ -261,7 +276,9 @@ def _report_waiting(waiting: Sequence[tuple[BatchJobRef, Waiting]]) -> None:
         states=dict(Counter(result.status for _, result in waiting)),
         done=sum(result.done or 0 for _, result in waiting),
         total=sum(result.total for _, result in waiting),
-        oldest_seconds=max((now - result.since for _, result in waiting if result.since is not None), default=0.0),
+        oldest_seconds=max(
+            (now - result.since for _, result in waiting if result.since is not None), default=0.0
+        ),
         next_seconds=max(min((result.next_at for _, result in waiting), default=now) - now, 0.0),
     )
 
@@ -274,7 +291,9 @@ class SubmitJobs(beam.PTransform):
         self._settings = settings
 
     def expand(self, refs: pvalue.PCollection) -> pvalue.PCollection:
-        return refs | "Submit" >> beam.ParDo(SubmitOnce(self._settings)).with_output_types(BatchJobRef)
+        return refs | "Submit" >> beam.ParDo(SubmitOnce(self._settings)).with_output_types(
+            BatchJobRef
+        )
 
 
 class SubmitOnce(beam.DoFn):
@@ -295,12 +314,15 @@ class SubmitOnce(beam.DoFn):
             result = self._jobs.step(ref, phase or 0)
             if isinstance(result, Ready):
                 phase, job_id = result.phase, self._jobs.driver.job_id(ref.number)
-                if job_id is None and phase is not None:  # too large for the queue: its halves are submitted in its place
+                # Too large for the queue: its halves are submitted in its place.
+                if job_id is None and phase is not None:
                     continue
                 yield ref._replace(state="done", job_id=job_id)
                 return
             if result.job_id is not None or result.status == "queued":
-                yield ref._replace(state="queued" if result.job_id is None else "created", job_id=result.job_id)
+                yield ref._replace(
+                    state="queued" if result.job_id is None else "created", job_id=result.job_id
+                )
                 return
             time.sleep(min(max(result.next_at - time.time(), 0.0), 1.0))
 

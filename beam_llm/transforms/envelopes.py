@@ -55,7 +55,9 @@ class Arrivals:
         """
         held = self._held
         if held is not None and is_same_element(held, arrived):
-            self._held = WindowedValue(held.value, held.timestamp, (*held.windows, *arrived.windows))
+            self._held = WindowedValue(
+                held.value, held.timestamp, (*held.windows, *arrived.windows)
+            )
             return None
         self._held = arrived
         return held
@@ -157,7 +159,9 @@ class EnvelopeReader:
         to the location can run code here.
     """
 
-    def __init__(self, store: Store, own: EnvelopeCoder | None = None, *, allow_pickle: bool = False):
+    def __init__(
+        self, store: Store, own: EnvelopeCoder | None = None, *, allow_pickle: bool = False
+    ):
         self._store, self._allow_pickle = store, allow_pickle
         self._decoders: dict[bytes, Any] = {} if own is None else {own.name: own.open().decode}
         self._name = b""
@@ -177,7 +181,9 @@ class EnvelopeReader:
         except LedgerError:
             raise
         except Exception as error:
-            raise LedgerError(f"an element in the staging location can't be read ({type(error).__name__})") from error
+            raise LedgerError(
+                f"an element in the staging location can't be read ({type(error).__name__})"
+            ) from error
 
     def _turn_to(self, name: bytes) -> None:
         """Neighbours have one coder, nearly always."""
@@ -189,19 +195,29 @@ class EnvelopeReader:
         object_name = _coder_object(name)
         document = self._store.get(object_name)
         if document is None:
-            raise LedgerError(f"the staging location lacks {object_name}: the elements' coder, without which they can't be read")
+            raise LedgerError(
+                f"the staging location lacks {object_name}: the elements' coder, without "
+                "which they can't be read"
+            )
         if _named(document) != name:
-            raise LedgerError(f"{object_name} is damaged or was cut ({len(document)} bytes): its digest does not match its name")
+            raise LedgerError(
+                f"{object_name} is damaged or was cut ({len(document)} bytes): its digest "
+                "does not match its name"
+            )
         try:
             return _built(orjson.loads(document), self._allow_pickle)
         except (ValueError, KeyError, TypeError) as error:
             raise LedgerError(f"{object_name} does not describe a coder: {error}") from error
 
 
-def _document(element_coder: coders.Coder, window_coder: coders.Coder, whole: coders.Coder) -> bytes:
+def _document(
+    element_coder: coders.Coder, window_coder: coders.Coder, whole: coders.Coder
+) -> bytes:
     element, window = describe_coder(element_coder), describe_coder(window_coder)
     if element is None or window is None:
-        return orjson.dumps({"format": 1, "pickled": base64.b64encode(dumps_by_value(whole)).decode()})
+        return orjson.dumps(
+            {"format": 1, "pickled": base64.b64encode(dumps_by_value(whole)).decode()}
+        )
     return orjson.dumps({"format": 1, "element": element, "window": window})
 
 
@@ -210,7 +226,9 @@ def _built(document: Any, allow_pickle: bool) -> coders.Coder:
         if not allow_pickle:
             raise NeedsPickle()
         return typing.cast(coders.Coder, loads(base64.b64decode(document["pickled"])))
-    return coders.WindowedValueCoder(build_coder(document["element"], allow_pickle), build_coder(document["window"]))
+    return coders.WindowedValueCoder(
+        build_coder(document["element"], allow_pickle), build_coder(document["window"])
+    )
 
 
 def _named(document: bytes) -> bytes:

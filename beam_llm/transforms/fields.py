@@ -43,7 +43,11 @@ def _reader_of(kind: type) -> Callable[[Any], Mapping[str, Any]]:
         return lambda value: value._asdict()
     if issubclass(kind, pydantic.BaseModel):
         computed = tuple(kind.model_computed_fields)
-        return (lambda value: {**dict(value), **{name: getattr(value, name) for name in computed}}) if computed else dict
+        return (
+            (lambda value: {**dict(value), **{name: getattr(value, name) for name in computed}})
+            if computed
+            else dict
+        )
     if dataclasses.is_dataclass(kind):
         names = [field.name for field in dataclasses.fields(kind)]
         return lambda value: {name: getattr(value, name) for name in names}
@@ -63,7 +67,10 @@ def fields_of_class(kind: Any) -> list[tuple[str, Any]] | None:
     if not isinstance(kind, type):
         return None
     if issubclass(kind, pydantic.BaseModel):
-        declared = [(name, Any if field.annotation is None else field.annotation) for name, field in kind.model_fields.items()]
+        declared = [
+            (name, Any if field.annotation is None else field.annotation)
+            for name, field in kind.model_fields.items()
+        ]
         return [
             *declared,
             *((name, field.return_type) for name, field in kind.model_computed_fields.items()),
@@ -87,13 +94,19 @@ def split_type(element_type: Any) -> tuple[Any, Any]:
 
 def taken_names(output_field: str | None) -> frozenset[str]:
     """The names that an answer takes in a row; none where there are no rows."""
-    return frozenset() if output_field is None else frozenset((output_field, f"{output_field}_error"))
+    return (
+        frozenset() if output_field is None else frozenset((output_field, f"{output_field}_error"))
+    )
 
 
 def name_clash(output_field: str, names: Iterable[Any]) -> Failure | None:
     """The error of an element that has a field of the answer's name; None where it has none."""
     taken = sorted(taken_names(output_field).intersection(names))
-    return Failure(Kind.PROMPT, f"output_field is {output_field!r}: {_TAKEN.format(taken[0])}") if taken else None
+    return (
+        Failure(Kind.PROMPT, f"output_field is {output_field!r}: {_TAKEN.format(taken[0])}")
+        if taken
+        else None
+    )
 
 
 _TAKEN = "the element already has a field {!r}; choose another name"

@@ -73,11 +73,16 @@ class RecordReader:
         self._limits: Batcher[None] = Batcher(self.caps, settings.model_name)
         # As many bytes as this, and the most records of a prompt together can't pass its limit in
         # tokens.
-        share = self.caps.tokens // self.caps.records // max(self.task.texts, 1) - 4 * RECORD_OVERHEAD_TOKENS
+        share = (
+            self.caps.tokens // self.caps.records // max(self.task.texts, 1)
+            - 4 * RECORD_OVERHEAD_TOKENS
+        )
         self._output_field = settings.output_field
         self._taken = taken_names(settings.output_field)
         self._sampled = SampledTokens(share)
-        self._count: Callable[[str], int] = self._sampled if for_jobs else partial(rough_tokens, up_to_bytes=share)
+        self._count: Callable[[str], int] = (
+            self._sampled if for_jobs else partial(rough_tokens, up_to_bytes=share)
+        )
         if settings.tokens_per_minute is not None:
             self._count = estimate_tokens
 
@@ -158,7 +163,9 @@ class FormInBundles(beam.DoFn):
         self._batcher.restart()
         self._for_the_end: list[PromptBatch] = []
 
-    def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam) -> Iterable[PromptBatch]:
+    def process(
+        self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam
+    ) -> Iterable[PromptBatch]:
         batches = self._batcher.add(arrived)
         # An element that somebody put in several windows by hand: what is yielded here would be
         # multiplied by their number, what `finish_bundle` yields is not (see `in_one_window`).

@@ -69,24 +69,44 @@ class FormFromStream(beam.PTransform):
             forming = beam.ParDo(form_in_bundles(self._settings, elements.windowing.windowfn))
             return elements | "Form" >> forming.with_output_types(PromptBatch)
         windowfn = elements.windowing.windowfn
-        coder = coders.WindowedValueCoder(coders.registry.get_coder(elements.element_type), windowfn.get_window_coder())
+        coder = coders.WindowedValueCoder(
+            coders.registry.get_coder(elements.element_type), windowfn.get_window_coder()
+        )
         by_triggers = gathering is Gathering.TRIGGERS
         choosing = ChooseBuffers(self._settings.batch_shards, coder, by_window=by_triggers)
-        keyed = elements | "Choose buffers" >> beam.ParDo(choosing).with_output_types(tuple[int, bytes])
-        batches = self._by_triggers(keyed, windowfn, coder) if by_triggers else self._by_timers(keyed, coder)
-        return batches | "Open prompt batches" >> beam.ParDo(OpenPromptBatches(coder)).with_output_types(PromptBatch)
+        keyed = elements | "Choose buffers" >> beam.ParDo(choosing).with_output_types(
+            tuple[int, bytes]
+        )
+        batches = (
+            self._by_triggers(keyed, windowfn, coder)
+            if by_triggers
+            else self._by_timers(keyed, coder)
+        )
+        return batches | "Open prompt batches" >> beam.ParDo(
+            OpenPromptBatches(coder)
+        ).with_output_types(PromptBatch)
 
     def _by_timers(self, keyed: pvalue.PCollection, coder: coders.Coder) -> pvalue.PCollection:
         filling = beam.ParDo(FormAcrossBundles(self._settings, coder)).with_output_types(bytes)
         batches = set_windowing(keyed, one_window()) | "Fill buffers" >> filling
-        return batches if runners.is_local(keyed.pipeline) else batches | "Spread prompt batches" >> beam.Reshuffle()
+        return (
+            batches
+            if runners.is_local(keyed.pipeline)
+            else batches | "Spread prompt batches" >> beam.Reshuffle()
+        )
 
-    def _by_triggers(self, keyed: pvalue.PCollection, windowfn: Any, coder: coders.Coder) -> pvalue.PCollection:
+    def _by_triggers(
+        self, keyed: pvalue.PCollection, windowfn: Any, coder: coders.Coder
+    ) -> pvalue.PCollection:
         size = self._settings.batch_size
         most = AUTO_RECORDS if size == "auto" else int(size)
-        set_windowing(keyed, flushed_windowing(windowfn, most, self._settings.batch_timeout_ms / 1000))
+        set_windowing(
+            keyed, flushed_windowing(windowfn, most, self._settings.batch_timeout_ms / 1000)
+        )
         forming = beam.ParDo(FormFromGroups(self._settings, coder)).with_output_types(bytes)
-        return set_windowing(keyed | "Fill buffers" >> beam.GroupByKey() | "Form" >> forming, one_window())
+        return set_windowing(
+            keyed | "Fill buffers" >> beam.GroupByKey() | "Form" >> forming, one_window()
+        )
 
 
 class ChooseBuffers(beam.DoFn):
@@ -127,7 +147,11 @@ class ChooseBuffers(beam.DoFn):
 
     def _keyed(self, arrived: WindowedValue) -> WindowedValue:
         data = self._encode(without_pane(arrived))
-        window = min(arrived.windows, key=lambda window: window.max_timestamp()) if self._by_window else GlobalWindow()
+        window = (
+            min(arrived.windows, key=lambda window: window.max_timestamp())
+            if self._by_window
+            else GlobalWindow()
+        )
         return WindowedValue((zlib.crc32(data) % self._shards, data), arrived.timestamp, [window])
 
 
@@ -160,8 +184,12 @@ def pack(members: Sequence[BufferedRecord], failure: Failure | None = None) -> W
     Args:
       failure: why its only element can't be asked.
     """
-    data = STATE_CODER.encode((tuple(map(tuple, members)), None if failure is None else tuple(failure)))
-    return WindowedValue(data, Timestamp(micros=min(member.micros for member in members)), [GlobalWindow()])
+    data = STATE_CODER.encode(
+        (tuple(map(tuple, members)), None if failure is None else tuple(failure))
+    )
+    return WindowedValue(
+        data, Timestamp(micros=min(member.micros for member in members)), [GlobalWindow()]
+    )
 
 
 class OpenPromptBatches(beam.DoFn):
@@ -219,9 +247,13 @@ class Buffered(NamedTuple):
 
     def overflows(self, record: Record, caps: Caps) -> bool:
         """Whether the buffer has to be sent before it can take the record."""
-        return self.records > 0 and not caps.hold(self.tokens + tokens_of(record), self.size + caps.bytes_of(record))
+        return self.records > 0 and not caps.hold(
+            self.tokens + tokens_of(record), self.size + caps.bytes_of(record)
+        )
 
-    def with_record(self, record: Record, caps: Caps, micros: int, ends: int, due: float) -> Buffered:
+    def with_record(
+        self, record: Record, caps: Caps, micros: int, ends: int, due: float
+    ) -> Buffered:
         if not self.records:
             return Buffered(1, tokens_of(record), caps.bytes_of(record), due, micros, ends)
         return Buffered(
@@ -286,7 +318,9 @@ class FormAcrossBundles(beam.DoFn):
         else:
             known.write(tuple(held))
 
-    def _with(self, held: Buffered, record: Record, arrived: WindowedValue, window_end: Any, wait: Any) -> Buffered:
+    def _with(
+        self, held: Buffered, record: Record, arrived: WindowedValue, window_end: Any, wait: Any
+    ) -> Buffered:
         """The buffer's new figures. The timers are set for its first record, and again for an older
         one, whose timestamp then holds the watermark, or one whose window ends earlier."""
         ends = min(window.max_timestamp().micros for window in arrived.windows)
@@ -304,7 +338,9 @@ class FormAcrossBundles(beam.DoFn):
         return new
 
     @on_timer(WAIT)
-    def waited(self, buffer: Any = beam.DoFn.StateParam(BUFFER), known: Any = beam.DoFn.StateParam(KNOWN)) -> Iterator[Any]:
+    def waited(
+        self, buffer: Any = beam.DoFn.StateParam(BUFFER), known: Any = beam.DoFn.StateParam(KNOWN)
+    ) -> Iterator[Any]:
         known.clear()
         yield from self._take(buffer)
 

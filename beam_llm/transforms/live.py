@@ -136,7 +136,9 @@ class CallModel(beam.DoFn):
 
     def process(self, batch: PromptBatch) -> Iterator[Any]:
         if batch.failures:
-            yield from self._predictions(batch, [Outcome(failure=failure) for failure in batch.failures], Tally())
+            yield from self._predictions(
+                batch, [Outcome(failure=failure) for failure in batch.failures], Tally()
+            )
         else:
             self._in_flight.add(self._engine.submit(batch.records), batch)
             yield from self._finished(all_of_them=False)
@@ -163,7 +165,9 @@ class CallModel(beam.DoFn):
             if not done:
                 self._in_flight.cancel()
 
-    def _predictions(self, batch: PromptBatch, outcomes: Sequence[Outcome], tally: Tally) -> list[WindowedValue]:
+    def _predictions(
+        self, batch: PromptBatch, outcomes: Sequence[Outcome], tally: Tally
+    ) -> list[WindowedValue]:
         """Each where its element was."""
         self._meter.outcomes(outcomes, tally.requests, tally.retries)
         return [

@@ -114,16 +114,23 @@ class Meter:
         A line is a run of outcomes with one request id; those in `live` were counted as calls.
         """
         # Transposed, for speed: a third of three sums over attributes.
-        totals = [sum(column) for column in zip(*[outcome.usage for outcome in outcomes], strict=True)]
+        totals = [
+            sum(column) for column in zip(*[outcome.usage for outcome in outcomes], strict=True)
+        ]
         for name, total in zip(Usage._fields, totals, strict=False):
             if total:
                 self._counters[name].inc(total)
         request_ids = [outcome.request_id for outcome in outcomes if not outcome.reused]
         alone = set(request_ids)
-        if len(alone) == len(request_ids) and alone.isdisjoint(live):  # one record per line, as in most jobs
+        # One record per line, as in most jobs.
+        if len(alone) == len(request_ids) and alone.isdisjoint(live):
             lines = [1] * len(request_ids)
         else:
-            lines = [sum(1 for _ in members) for request_id, members in groupby(request_ids) if request_id not in live]
+            lines = [
+                sum(1 for _ in members)
+                for request_id, members in groupby(request_ids)
+                if request_id not in live
+            ]
         if lines:
             self._counters["job_requests"].inc(len(lines))
             update_all(self._packed, lines)

@@ -28,7 +28,11 @@ def fields_of(value: Any) -> dict[str, Any] | None:
     if names is None:
         return None
     if isinstance(value, pydantic.BaseModel):
-        is_whole = not value.__pydantic_extra__ and not value.__pydantic_private__ and value.__dict__.keys() == set(names)
+        is_whole = (
+            not value.__pydantic_extra__
+            and not value.__pydantic_private__
+            and value.__dict__.keys() == set(names)
+        )
         return dict(value.__dict__) if is_whole else None
     held = getattr(value, "__dict__", None)
     if held is not None and not isinstance(value, tuple) and held.keys() != set(names):
@@ -72,4 +76,8 @@ def _names(kind: type) -> tuple[str, ...] | None:
         return tuple(kind.model_fields)
     if issubclass(kind, tuple):
         return tuple(kind._fields) if hasattr(kind, "_fields") else None
-    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
+    return (
+        tuple(field.name for field in dataclasses.fields(kind))
+        if dataclasses.is_dataclass(kind)
+        else None
+    )

@@ -129,7 +129,11 @@ def build_coder(description: Any, allow_pickle: bool = False, depth: int = 0) ->
     if isinstance(description, str) and description in _LEAVES:
         return _LEAVES[description]()
     if description == "primitives":
-        return coders.FastPrimitivesCoder(_PlainValueCoder()) if allow_pickle else _PlainPrimitivesCoder()
+        return (
+            coders.FastPrimitivesCoder(_PlainValueCoder())
+            if allow_pickle
+            else _PlainPrimitivesCoder()
+        )
     if not isinstance(description, list) or not description:
         raise ValueError("it is not a description of a coder")
     if depth > _MOST_DEPTH:
@@ -210,10 +214,19 @@ class _PlainPrimitives(coder_impl.StreamCoderImpl):
         tag = stream.read_byte()
         if tag in (PrimitiveTag.LIST, PrimitiveTag.TUPLE, PrimitiveTag.SET):
             items = [self.decode_from_stream(stream, True) for _ in range(_count(stream))]
-            return items if tag == PrimitiveTag.LIST else tuple(items) if tag == PrimitiveTag.TUPLE else set(items)
+            return (
+                items
+                if tag == PrimitiveTag.LIST
+                else tuple(items)
+                if tag == PrimitiveTag.TUPLE
+                else set(items)
+            )
         if tag == PrimitiveTag.DICT:
             pairs = range(_count(stream))
-            return {self.decode_from_stream(stream, True): self.decode_from_stream(stream, True) for _ in pairs}
+            return {
+                self.decode_from_stream(stream, True): self.decode_from_stream(stream, True)
+                for _ in pairs
+            }
         if tag == PrimitiveTag.OTHER:
             return self._decode_tagged(_taken(stream, nested))
         return self._decode_scalar(tag, stream, nested)
@@ -235,7 +248,9 @@ class _PlainPrimitives(coder_impl.StreamCoderImpl):
 
     def _decode_tagged(self, data: bytes) -> Any:
         if data[:1] == _ROW:
-            return beam.Row(**self.decode_from_stream(coder_impl.create_InputStream(data[1:]), False))
+            return beam.Row(
+                **self.decode_from_stream(coder_impl.create_InputStream(data[1:]), False)
+            )
         if data[:1] == _NAMED:
             return made_of(*self.decode_from_stream(coder_impl.create_InputStream(data[1:]), False))
         if data[:1] not in _READERS:
@@ -289,7 +304,9 @@ def _named(value: Any) -> bytes | None:
     fields = fields_of(value)
     if fields is None:
         return None
-    return _NAMED + bytes(_PRIMITIVES.encode((type(value).__module__, type(value).__qualname__, fields)))
+    return _NAMED + bytes(
+        _PRIMITIVES.encode((type(value).__module__, type(value).__qualname__, fields))
+    )
 
 
 def _instant(value: datetime.datetime) -> bytes | None:
@@ -300,12 +317,17 @@ def _instant(value: datetime.datetime) -> bytes | None:
 
 
 _WRITERS: dict[type, Callable[[Any], bytes | None]] = {
-    int: lambda value: b"\x01" + format(value, "x").encode(),  # in hexadecimal: Python limits the decimal digits it reads
+    # In hexadecimal: Python limits the decimal digits it reads.
+    int: lambda value: b"\x01" + format(value, "x").encode(),
     Decimal: lambda value: b"\x02" + str(value).encode(),
     datetime.datetime: _instant,
     datetime.date: lambda value: b"\x04" + value.isoformat().encode(),
-    datetime.time: lambda value: None if value.tzinfo or value.fold else b"\x05" + value.isoformat().encode(),
-    datetime.timedelta: lambda value: b"\x06" + f"{value.days} {value.seconds} {value.microseconds}".encode(),
+    datetime.time: lambda value: (
+        None if value.tzinfo or value.fold else b"\x05" + value.isoformat().encode()
+    ),
+    datetime.timedelta: lambda value: (
+        b"\x06" + f"{value.days} {value.seconds} {value.microseconds}".encode()
+    ),
     uuid.UUID: lambda value: b"\x07" + value.bytes,
     Timestamp: lambda value: b"\x08" + str(value.micros).encode(),
 }

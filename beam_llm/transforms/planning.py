@@ -48,10 +48,14 @@ class PlanJobs(beam.PTransform):
         self._settings = settings
 
     def expand(self, parts: pvalue.PCollection) -> pvalue.PCollection:
-        keyed = parts | "To one planner" >> beam.Map(_with_one_key).with_output_types(tuple[int, PlainPartRef])
+        keyed = parts | "To one planner" >> beam.Map(_with_one_key).with_output_types(
+            tuple[int, PlainPartRef]
+        )
         gathering = None if parts.is_bounded else runners.gathering(parts)
         if gathering is Gathering.TIMERS:
-            return keyed | "Plan" >> beam.ParDo(PlanAcrossBundles(self._settings)).with_output_types(BatchJobRef)
+            return keyed | "Plan" >> beam.ParDo(
+                PlanAcrossBundles(self._settings)
+            ).with_output_types(BatchJobRef)
         if gathering is Gathering.BUNDLES:
             runners.warn_of_small_jobs()
             grouped = keyed | "Each part" >> beam.Map(_alone)
@@ -63,7 +67,9 @@ class PlanJobs(beam.PTransform):
                     flushed_windowing(GlobalWindows(), most, self._settings.job_max_wait_seconds),
                 )
             grouped = keyed | "Group parts" >> beam.GroupByKey()
-        return grouped | "Plan" >> beam.ParDo(PlanParts(self._settings)).with_output_types(BatchJobRef)
+        return grouped | "Plan" >> beam.ParDo(PlanParts(self._settings)).with_output_types(
+            BatchJobRef
+        )
 
 
 def _with_one_key(part: Any) -> tuple[int, Any]:
@@ -203,7 +209,9 @@ class PlanAcrossBundles(beam.DoFn):
         return self._planner.filled(held.rows, held.size, held.tokens)
 
     @on_timer(WAIT)
-    def waited(self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN)) -> Iterator[Any]:
+    def waited(
+        self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN)
+    ) -> Iterator[Any]:
         yield from self._take(parts, known)
 
     @on_timer(DRAIN)

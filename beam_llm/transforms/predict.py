@@ -34,7 +34,8 @@ from beam_llm.transforms.options import Options
 from beam_llm.transforms.preview import RequestPreview, preview
 from beam_llm.values import Prediction
 
-coders.registry.register_coder(Prediction, PredictionCoder)  # where a user's Map gives Predictions, too
+# Where a user's Map gives Predictions, too.
+coders.registry.register_coder(Prediction, PredictionCoder)
 
 
 _log = logging.getLogger("beam_llm")
@@ -44,7 +45,10 @@ def _signature() -> inspect.Signature:
     """All options with their types and defaults, for `help()`, notebooks and Beam YAML."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     hints = typing.get_type_hints(Options)
-    options = [inspect.Parameter(name, keyword, default=OPTIONS[name].default, annotation=hint) for name, hint in hints.items()]
+    options = [
+        inspect.Parameter(name, keyword, default=OPTIONS[name].default, annotation=hint)
+        for name, hint in hints.items()
+    ]
     return inspect.Signature(
         [
             inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str),
@@ -76,7 +80,9 @@ class _WithSettings(beam.PTransform):
         label: str | None = None,
         **options: Unpack[Options],
     ) -> None:
-        self._use(config.settings(model, prompt=prompt, output=output, **{**options, **self._FIXED}))
+        self._use(
+            config.settings(model, prompt=prompt, output=output, **{**options, **self._FIXED})
+        )
         super().__init__(label)
 
     def _use(self, settings: Settings) -> None:
@@ -118,7 +124,11 @@ class _WithSettings(beam.PTransform):
           UsageError: an unknown key (names the nearest known one) or a value that breaks its rule.
         """
         made = cls.__new__(cls)
-        made._use(settings_from_options(options, overrides, allow_code=allow_code, **{**values, **cls._FIXED}))
+        made._use(
+            settings_from_options(
+                options, overrides, allow_code=allow_code, **{**values, **cls._FIXED}
+            )
+        )
         beam.PTransform.__init__(made)
         return made
 
@@ -134,9 +144,16 @@ class _WithSettings(beam.PTransform):
 
 def _warn_of_one_prompt_for_all(settings: Settings) -> None:
     """`{text}` for `{{ text }}`, most often."""
-    is_own = settings.prompt is not None and settings.batch_prompt_template is None and not settings.independent
+    is_own = (
+        settings.prompt is not None
+        and settings.batch_prompt_template is None
+        and not settings.independent
+    )
     if is_own and not PromptTemplate(str(settings.prompt)).names:
-        _log.warning("the prompt names no field, so every element is asked the same: write {{ field }} or {{ element }} in it")
+        _log.warning(
+            "the prompt names no field, so every element is asked the same: write {{ field }} "
+            "or {{ element }} in it"
+        )
 
 
 class LLMPredict(_WithSettings):
@@ -178,7 +195,10 @@ class LLMPredict(_WithSettings):
         if settings.mode == "online":
             predictions = (
                 elements
-                | "Form prompt batches" >> (FormPromptBatches(settings) if elements.is_bounded else FormFromStream(settings))
+                | "Form prompt batches"
+                >> (
+                    FormPromptBatches(settings) if elements.is_bounded else FormFromStream(settings)
+                )
                 | "Ask the model" >> AskTheModel(settings, elements.windowing)
             )
         else:
@@ -198,7 +218,9 @@ class LLMPredict(_WithSettings):
             return divide(predictions, settings, elements.element_type, *self._tags)
         return deliver(predictions, settings, elements.element_type)
 
-    def with_exception_handling(self, main_tag: str = "good", dead_letter_tag: str = "bad") -> LLMPredict:
+    def with_exception_handling(
+        self, main_tag: str = "good", dead_letter_tag: str = "bad"
+    ) -> LLMPredict:
         """Two outputs, `good, bad = …`: what was answered, and rows of `element`, `message` and
         `kind` of what was not.
 
@@ -277,7 +299,11 @@ class CollectBatchJobs(_WithSettings):
     def expand(self, refs: pvalue.PCollection) -> pvalue.PCollection:
         from beam_llm.transforms.driving import DriveJobs
 
-        predictions = refs | "Out of windows" >> beam.WindowInto(GlobalWindows()) | "Drive jobs" >> DriveJobs(self._settings)
+        predictions = (
+            refs
+            | "Out of windows" >> beam.WindowInto(GlobalWindows())
+            | "Drive jobs" >> DriveJobs(self._settings)
+        )
         return deliver(predictions, self._settings, self._element_type)
 
 
@@ -306,7 +332,9 @@ def _display_data(settings: Settings) -> dict[str, Any]:
     for name, option in OPTIONS.items():
         value = getattr(settings, name)
         if name == "model" or (value is not None and value != option.default):
-            shown[key_of(name)] = DisplayDataItem(_shown(name, value), label=option.metadata["meaning"][:80])
+            shown[key_of(name)] = DisplayDataItem(
+                _shown(name, value), label=option.metadata["meaning"][:80]
+            )
     return shown
 
 

@@ -44,7 +44,9 @@ class RequestPreview:
     error: Failure | None = None
 
 
-def preview(settings: Settings, elements: Iterable[Any], n: int = 3, record_of: RecordOf | None = None) -> list[RequestPreview]:
+def preview(
+    settings: Settings, elements: Iterable[Any], n: int = 3, record_of: RecordOf | None = None
+) -> list[RequestPreview]:
     """The first `n` requests that a run over `elements` would make, as far as prompts fill up in
     this order.
 
@@ -59,7 +61,9 @@ def preview(settings: Settings, elements: Iterable[Any], n: int = 3, record_of: 
     return list(islice(_previews(settings, elements, record_of), n))
 
 
-def _previews(settings: Settings, elements: Iterable[Any], record_of: RecordOf | None) -> Iterable[RequestPreview]:
+def _previews(
+    settings: Settings, elements: Iterable[Any], record_of: RecordOf | None
+) -> Iterable[RequestPreview]:
     task, caps = task_and_caps(settings)
     batcher: Batcher[Any] = Batcher(caps, settings.model_name)
     read = record_of or (lambda fields: _record_of_fields(task, fields))

@@ -58,19 +58,27 @@ class RowShape:
 
     def _check_names(self, value_type: Any) -> None:
         if self._columns is None and value_type in _SCALARS and self._field == "element":
-            raise UsageError("output_field is 'element': that is the field of the element itself; choose another name")
+            raise UsageError(
+                "output_field is 'element': that is the field of the element itself; choose "
+                "another name"
+            )
         names = self._columns if self._columns is not None else _dict_names(value_type)
         clash = name_clash(self._field, names)
         if clash is not None:
             raise UsageError(clash.message)
         if self._columns is not None and not _is_field_name(self._field):
-            raise UsageError(f"output_field is {self._field!r}: a schema's field is a name that begins with a letter; try 'answer'")
+            raise UsageError(
+                f"output_field is {self._field!r}: a schema's field is a name that begins "
+                "with a letter; try 'answer'"
+            )
 
     def _type_hint(self, value_type: Any) -> Any:
         row = _dict_hint(value_type)
         if self._columns is not None:
             fields = [(name, column.hint) for name, column in self._columns.items()]
-            row = row_type([*fields, (self._field, self._answer.hint), (self._error_field, Optional[str])])
+            row = row_type(
+                [*fields, (self._field, self._answer.hint), (self._error_field, Optional[str])]
+            )
         return row if self._key_type is None else typehints.Tuple[self._key_type, row]
 
     def cell(self, prediction: Prediction) -> tuple[Any, Failure | None]:
@@ -83,11 +91,18 @@ class RowShape:
         clash = name_clash(self._field, _known_values(value)) if self._columns is None else None
         if clash is not None:
             return None, clash
-        convert = self._dump if self._columns is None and isinstance(value, Mapping) else self._answer.convert
+        convert = (
+            self._dump
+            if self._columns is None and isinstance(value, Mapping)
+            else self._answer.convert
+        )
         try:
             return convert(prediction.value), None
-        except Exception as error:  # a property or a serializer of the user's class may raise anything
-            return None, Failure(Kind.INVALID, f"the answer has no place in a row: {type(error).__name__}", 1)
+        except Exception as error:
+            # A property or a serializer of the user's class may raise anything.
+            return None, Failure(
+                Kind.INVALID, f"the answer has no place in a row: {type(error).__name__}", 1
+            )
 
     def row(self, prediction: Prediction) -> Any:
         """The row; a `(key, row)` pair where the element was keyed."""
@@ -109,7 +124,11 @@ def _dict_hint(value_type: Any) -> Any:
     """The type of a dict with an answer in it, where the elements are known to be dicts."""
     if isinstance(value_type, typehints.DictConstraint) and value_type.key_type is str:
         return typehints.Dict[str, Any]
-    is_dict = isinstance(value_type, typehints.DictConstraint) or value_type is dict or is_typeddict(value_type)
+    is_dict = (
+        isinstance(value_type, typehints.DictConstraint)
+        or value_type is dict
+        or is_typeddict(value_type)
+    )
     return typehints.Dict[Any, Any] if is_dict else Any
 
 
@@ -122,8 +141,12 @@ class BadShape:
 
     def __init__(self, element_type: Any):
         self._columns = element_columns(element_type)
-        self._plain = self._columns is None or all(column.convert is _same for column in self._columns.values())
-        self.type_hint = row_type([("element", self._hint(element_type)), ("message", str), ("kind", str)])
+        self._plain = self._columns is None or all(
+            column.convert is _same for column in self._columns.values()
+        )
+        self.type_hint = row_type(
+            [("element", self._hint(element_type)), ("message", str), ("kind", str)]
+        )
 
     def _hint(self, element_type: Any) -> Any:
         if self._columns is not None:
@@ -135,7 +158,9 @@ class BadShape:
         if not self._plain and self._columns is not None:
             element = new_row(_row_values(element, self._columns))
         assert prediction.error is not None
-        return beam.Row(element=element, message=prediction.error.message, kind=prediction.error.kind)
+        return beam.Row(
+            element=element, message=prediction.error.message, kind=prediction.error.kind
+        )
 
 
 class Column(NamedTuple):
@@ -156,7 +181,11 @@ def column_of(output: Output) -> Column:
     """The column of an answer, nullable: scalars stay, enums become their values, models rows,
     lists sequences, all else JSON text.
     """
-    column = _schema_column(output.declared) if isinstance(output.declared, Mapping) else _column(output.python_type, _json_column)
+    column = (
+        _schema_column(output.declared)
+        if isinstance(output.declared, Mapping)
+        else _column(output.python_type, _json_column)
+    )
     return Column(_nullable(column.hint), column.convert)
 
 
@@ -165,7 +194,11 @@ def element_columns(element_type: Any) -> dict[str, Column] | None:
     under `Any`.
     """
     fields = declared_fields(element_type)
-    return None if fields is None else {name: _none_stays(_column(kind, _field_column)) for name, kind in fields}
+    return (
+        None
+        if fields is None
+        else {name: _none_stays(_column(kind, _field_column)) for name, kind in fields}
+    )
 
 
 def _known_values(value: Any) -> dict[str, Any]:
@@ -191,7 +224,11 @@ def _nullable(hint: Any) -> Any:
 
 def _none_stays(column: Column) -> Column:
     hint, convert = column
-    return column if convert is _same else Column(hint, lambda value: None if value is None else convert(value))
+    return (
+        column
+        if convert is _same
+        else Column(hint, lambda value: None if value is None else convert(value))
+    )
 
 
 def _json_column(kind: Any) -> Column:
@@ -201,7 +238,11 @@ def _json_column(kind: Any) -> Column:
 def _as_json(value: Any) -> str:
     """JSON text; the bare text of what JSON has no type for (a date, a UUID, a Decimal)."""
     text = pydantic_core.to_json(value).decode()
-    return text if isinstance(value, str) or not text.startswith('"') else str(pydantic_core.from_json(text))
+    return (
+        text
+        if isinstance(value, str) or not text.startswith('"')
+        else str(pydantic_core.from_json(text))
+    )
 
 
 def _field_column(kind: Any) -> Column:
@@ -233,12 +274,20 @@ def _column(kind: Any, otherwise: Callable[[Any], Column], inside: tuple[Any, ..
         return Column(type(values[0]), _value_of) if _are_alike(values) else otherwise(kind)
     if origin in (list, collections.abc.Sequence) and arguments:
         return _sequence(_column(arguments[0], otherwise, inside))
-    if origin in (typing.Union, types.UnionType) and len(arguments) == 2 and types.NoneType in arguments:
-        inner = _none_stays(_column(next(a for a in arguments if a is not types.NoneType), otherwise, inside))
+    if (
+        origin in (typing.Union, types.UnionType)
+        and len(arguments) == 2
+        and types.NoneType in arguments
+    ):
+        inner = _none_stays(
+            _column(next(a for a in arguments if a is not types.NoneType), otherwise, inside)
+        )
         return Column(_nullable(inner.hint), inner.convert)
     fields = None if kind in inside else fields_of_class(kind)
     if fields and all(_is_field_name(name) for name, _ in fields):
-        return _row_column({name: _column(field, otherwise, (*inside, kind)) for name, field in fields})
+        return _row_column(
+            {name: _column(field, otherwise, (*inside, kind)) for name, field in fields}
+        )
     return otherwise(kind)
 
 
@@ -259,7 +308,8 @@ def _value_of(member: Any) -> Any:
 def _sequence(item: Column) -> Column:
     if item.convert is _same:
         return Column(typing.Sequence[item.hint], _same)  # type: ignore[name-defined]
-    return Column(typing.Sequence[item.hint], lambda values: [item.convert(value) for value in values])  # type: ignore[name-defined]
+    hint: Any = typing.Sequence[item.hint]  # type: ignore[name-defined]
+    return Column(hint, lambda values: [item.convert(value) for value in values])
 
 
 def _row_column(columns: Mapping[str, Column]) -> Column:
@@ -270,7 +320,9 @@ def _row_column(columns: Mapping[str, Column]) -> Column:
     make = tuple_class_of(hint)
     return Column(
         hint,
-        lambda value: make(*[column.convert(getattr(value, name)) for name, column in columns.items()]),
+        lambda value: make(
+            *[column.convert(getattr(value, name)) for name, column in columns.items()]
+        ),
     )
 
 

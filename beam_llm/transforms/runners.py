@@ -94,14 +94,18 @@ def _is_bundle_based(pcoll: Any) -> bool:
     runner = underlying_runner(pcoll.pipeline)
     if is_a_runner(runner, "BundleBasedDirectRunner"):
         return True
-    return is_a_runner(runner, "SwitchingDirectRunner") and any(map(_moves_to_bundle_based, upstream_transforms(pcoll)))
+    return is_a_runner(runner, "SwitchingDirectRunner") and any(
+        map(_moves_to_bundle_based, upstream_transforms(pcoll))
+    )
 
 
 def _moves_to_bundle_based(transform: Any) -> bool:
     """What `direct_runner.py` looks for: a TestStream, Pub/Sub, a REAL_TIME timer (GroupIntoBatches
     has one).
     """
-    return type(transform).__name__ in _BUNDLE_BASED_SOURCES or has_real_time_timer(getattr(transform, "dofn", None))
+    return type(transform).__name__ in _BUNDLE_BASED_SOURCES or has_real_time_timer(
+        getattr(transform, "dofn", None)
+    )
 
 
 _BUNDLE_BASED_SOURCES = {"TestStream", "ReadFromPubSub"}
@@ -172,7 +176,9 @@ def _flags(pipeline: Any) -> dict[str, Any]:
     """All flags that were given, those of a job server included, which Beam's Python does not
     declare.
     """
-    found: dict[str, Any] = pipeline.options.get_all_options(drop_default=True, retain_unknown_options=True)
+    found: dict[str, Any] = pipeline.options.get_all_options(
+        drop_default=True, retain_unknown_options=True
+    )
     return found
 
 

@@ -42,7 +42,9 @@ class SpoolParts(beam.PTransform):
 
     def expand(self, elements: pvalue.PCollection) -> pvalue.PCollection:
         writing = beam.ParDo(WriteParts(self._settings, self._envelopes))
-        return set_windowing(elements | "Write" >> writing.with_output_types(PlainPartRef), one_window())
+        return set_windowing(
+            elements | "Write" >> writing.with_output_types(PlainPartRef), one_window()
+        )
 
 
 class WriteParts(beam.DoFn):

@@ -62,7 +62,9 @@ class JobTracker(RestrictionTracker):
 
     def check_done(self) -> bool:
         if self._position.phase != FINISHED:
-            raise ValueError(f"a job's restriction was left at {self._position} without a checkpoint")
+            raise ValueError(
+                f"a job's restriction was left at {self._position} without a checkpoint"
+            )
         return True
 
     def current_progress(self) -> RestrictionProgress:
@@ -101,7 +103,9 @@ class Pacer:
     thread back.
     """
 
-    def __init__(self, now: Callable[[], float] = time.time, sleep: Callable[[float], None] = time.sleep):
+    def __init__(
+        self, now: Callable[[], float] = time.time, sleep: Callable[[float], None] = time.sleep
+    ):
         self._now = now
         self._sleep = sleep
         self._due: dict[Any, float] = {}
@@ -115,7 +119,9 @@ class Pacer:
         with self._lock:
             # A runner may resume a job in another process: what was due here long ago is nobody's
             # any more.
-            self._due = {other: due for other, due in self._due.items() if due > now - MAX_SLICE_SECONDS}
+            self._due = {
+                other: due for other, due in self._due.items() if due > now - MAX_SLICE_SECONDS
+            }
             if not now < next_at <= now + LONGEST_WAIT_SECONDS:
                 self._due.pop(job, None)
                 return False

@@ -1,1 +1,3 @@
-"""Benchmarks: `python -m tests.benchmarks` prints ratios against the ideal, Beam's floor and hand-written clients, measured in one run."""
+"""Benchmarks: `python -m tests.benchmarks` prints ratios against the ideal, Beam's floor and
+hand-written clients, measured in one run.
+"""

@@ -1,7 +1,9 @@
-"""`python -m tests.benchmarks [CASE…] [--rounds N]`: every figure of README, interleaved in one run, as ratios.
+"""`python -m tests.benchmarks [CASE…] [--rounds N]`: every figure of README, interleaved in one
+run, as ratios.
 
-Each measurement is a process of its own, measured whole, imports included; ours and what it is compared with take turns, and medians are
-compared. The provider is the emulator, in its own process, with a scripted latency.
+Each measurement is a process of its own, measured whole, imports included; ours and what it is
+compared with take turns, and medians are compared. The provider is the emulator, in its own
+process, with a scripted latency.
 """
 
 from __future__ import annotations
@@ -52,41 +54,66 @@ class Bench:
         return path
 
     def run(self, case: str, emulator: EmulatorProcess, records: int, **values: object) -> Run:
-        command = [sys.executable, "-m", "tests.benchmarks.measured", case, f"source={self.source(records)}"]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.benchmarks.measured",
+            case,
+            f"source={self.source(records)}",
+        ]
         command += [f"{name}={value}" for name, value in values.items()]
         environment = {**os.environ, **emulator.environment}
         started = time.perf_counter()
-        printed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
-        result: Run = {**json.loads(printed.splitlines()[-1]), "wall": time.perf_counter() - started}
+        printed = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+        result: Run = {
+            **json.loads(printed.splitlines()[-1]),
+            "wall": time.perf_counter() - started,
+        }
         if result["lines"] < records:
             raise SystemExit(f"{case}: {result['lines']} of {records} lines came out")
         return result
 
-    def medians(self, emulator: EmulatorProcess, runs: dict[str, Callable[[], Run]]) -> dict[str, Run]:
+    def medians(
+        self, emulator: EmulatorProcess, runs: dict[str, Callable[[], Run]]
+    ) -> dict[str, Run]:
         """Every run once per round, in turn; the median of each figure."""
         seen: dict[str, list[Run]] = {name: [] for name in runs}
         for _ in range(self.rounds):
             for name, run in runs.items():
                 seen[name].append(run())
-        return {name: {figure: statistics.median(r[figure] for r in rows) for figure in rows[0]} for name, rows in seen.items()}
+        return {
+            name: {figure: statistics.median(r[figure] for r in rows) for figure in rows[0]}
+            for name, rows in seen.items()
+        }
 
 
 def _emulator(**options: object) -> EmulatorProcess:
     return EmulatorProcess(fast=True, billing="off", **options)
 
 
-def _against_ideal(bench: Bench, name: str, latency_ms: int, batch: int, inflight: int, records: int = 10_000) -> None:
+def _against_ideal(
+    bench: Bench, name: str, latency_ms: int, batch: int, inflight: int, records: int = 10_000
+) -> None:
     ideal = math.ceil(records / batch / inflight) * latency_ms / 1000
     with _emulator(latency_ms=latency_ms) as emulator:
         figures = bench.medians(
             emulator,
             {
                 "floor": lambda: bench.run("floor", emulator, records),
-                "ours": lambda: bench.run("predict", emulator, records, batch=batch, inflight=inflight),
+                "ours": lambda: bench.run(
+                    "predict", emulator, records, batch=batch, inflight=inflight
+                ),
             },
         )
     ours, floor = figures["ours"]["wall"], figures["floor"]["wall"]
-    _print(name, f"wall {ours:.2f} s / (ideal {ideal:.2f} s + floor {floor:.2f} s)", ours / (ideal + floor), 1.20)
+    _print(
+        name,
+        f"wall {ours:.2f} s / (ideal {ideal:.2f} s + floor {floor:.2f} s)",
+        ours / (ideal + floor),
+        1.20,
+    )
 
 
 def packed(bench: Bench) -> None:
@@ -108,7 +135,12 @@ def cpu_packed(bench: Bench) -> None:
             },
         )
     ours, floor = figures["ours"]["cpu"], figures["floor"]["cpu"]
-    _print("0 ms, 20 per call, 100,000 records: CPU", f"{ours:.2f} s / floor {floor:.2f} s", ours / floor, 2.5)
+    _print(
+        "0 ms, 20 per call, 100,000 records: CPU",
+        f"{ours:.2f} s / floor {floor:.2f} s",
+        ours / floor,
+        2.5,
+    )
 
 
 def cpu_singles(bench: Bench) -> None:
@@ -159,10 +191,14 @@ def planning(bench: Bench, records: int = 2_000_000) -> None:
 
 
 def proposal(bench: Bench, records: int = 10_000, sample: int = 500) -> None:
-    """The proposal's table: 10,000 real reviews, one by one at 200 ms a call (a sample, scaled) against 20 per call at 300 ms."""
+    """The proposal's table: 10,000 real reviews, one by one at 200 ms a call (a sample, scaled)
+    against 20 per call at 300 ms.
+    """
     source = bench.folder / f"reviews-{records}.txt"
     texts = [" ".join(review["text"].split()) for review in reviews()]
-    source.write_text("".join(f"{texts[n % len(texts)]} ({n // len(texts) + 1})\n" for n in range(records)))
+    source.write_text(
+        "".join(f"{texts[n % len(texts)]} ({n // len(texts) + 1})\n" for n in range(records))
+    )
     first = bench.folder / f"reviews-{sample}.txt"
     first.write_text("".join(line + "\n" for line in source.read_text().splitlines()[:sample]))
     with _emulator(latency_ms=200) as emulator:
@@ -183,19 +219,46 @@ def proposal(bench: Bench, records: int = 10_000, sample: int = 500) -> None:
 
 
 def output_tokens(bench: Bench, records: int = 200, batch: int = 20) -> None:
-    """What answers cost in output tokens (o200k), keyed and as an array, for a label and for the demo's type."""
+    """What answers cost in output tokens (o200k), keyed and as an array, for a label and for the
+    demo's type.
+    """
     texts = [review["text"] for review in reviews()[:records]]
-    goals: dict[str, tuple[Any, float]] = {"a label": (Literal["positive", "negative", "neutral"], 0.55), "the demo's type": (Opinion, 0.9)}
+    goals: dict[str, tuple[Any, float]] = {
+        "a label": (Literal["positive", "negative", "neutral"], 0.55),
+        "the demo's type": (Opinion, 0.9),
+    }
     for name, (output, goal) in goals.items():
-        task = compile_task(settings("openai:gpt-4.1-mini", prompt=PROMPT, output=output, batch_size=batch, api_key="none"))
+        task = compile_task(
+            settings(
+                "openai:gpt-4.1-mini",
+                prompt=PROMPT,
+                output=output,
+                batch_size=batch,
+                api_key="none",
+            )
+        )
         asked = [task.record({"text": text}, None) for text in texts]
         spent = {}
         for shape, enforced in (("keyed", True), ("array", False)):
-            requests = [task.render(asked[start : start + batch], enforced) for start in range(0, records, batch)]
+            requests = [
+                task.render(asked[start : start + batch], enforced)
+                for start in range(0, records, batch)
+            ]
             bodies = [orjson.loads(encode_body(request, Dialect())) for request in requests]
-            spent[shape] = sum(counted_tokens(Brain().reply(read_question(body)), "gpt-4.1-mini") for body in bodies) / records
+            spent[shape] = (
+                sum(
+                    counted_tokens(Brain().reply(read_question(body)), "gpt-4.1-mini")
+                    for body in bodies
+                )
+                / records
+            )
         figures = f"{spent['keyed']:.2f} per record / as an array {spent['array']:.2f}"
-        _print(f"output tokens of {name}, {batch} per call", figures, spent["keyed"] / spent["array"], goal)
+        _print(
+            f"output tokens of {name}, {batch} per call",
+            figures,
+            spent["keyed"] / spent["array"],
+            goal,
+        )
 
 
 def _spent(emulator: EmulatorProcess, scale: float) -> dict[str, float]:
@@ -226,11 +289,14 @@ CASES = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument(
-        "cases", nargs="*", help=f"out of {', '.join(CASES)}; default: all but memory, batch_api and planning, which take minutes"
+        "cases",
+        nargs="*",
+        help=f"out of {', '.join(CASES)}; default: all but memory, batch_api and planning, which take minutes",
     )
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    # As an installer does: compiling a checkout anew in every process takes a fifth of a second, and the others' are compiled.
+    # As an installer does: compiling a checkout anew in every process takes a fifth of a second,
+    # and the others' are compiled.
     compileall.compile_dir(Path(beam_llm.__file__).parent, quiet=1)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments.rounds)

@@ -1,7 +1,8 @@
-"""One run, in a process of its own: `python -m tests.benchmarks.measured CASE KEY=VALUE…` prints one JSON line.
+"""One run, in a process of its own: `python -m tests.benchmarks.measured CASE KEY=VALUE…` prints
+one JSON line.
 
-Figures are of the whole process, imports included, as a user pays them: CPU seconds and peak RSS in MB; the caller takes the
-wall time. `run` is the wall time without the imports.
+Figures are of the whole process, imports included, as a user pays them: CPU seconds and peak RSS in
+MB; the caller takes the wall time. `run` is the wall time without the imports.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def make_input(path: Path, records: int) -> None:
 
 
 def _pipeline() -> beam.Pipeline:
-    return beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner"], pickle_library="cloudpickle"))
+    return beam.Pipeline(
+        options=PipelineOptions(["--runner=FnApiRunner"], pickle_library="cloudpickle")
+    )
 
 
 def floor(source: str, output: str) -> None:
@@ -50,16 +53,35 @@ def floor(source: str, output: str) -> None:
         p | beam.io.ReadFromText(source) | beam.io.WriteToText(output)
 
 
-def predict(source: str, output: str, batch: str, inflight: str, mode: str = "online", staging: str = "", poll: str = "0.2") -> None:
+def predict(
+    source: str,
+    output: str,
+    batch: str,
+    inflight: str,
+    mode: str = "online",
+    staging: str = "",
+    poll: str = "0.2",
+) -> None:
     """The product: lines in, LLMPredict, lines out."""
     from beam_llm import LLMPredict
 
-    batch_api = {"mode": mode, "staging_location": staging, "poll_seconds": poll} if mode == "batch_api" else {}
+    batch_api = (
+        {"mode": mode, "staging_location": staging, "poll_seconds": poll}
+        if mode == "batch_api"
+        else {}
+    )
     with _pipeline() as p:
         (
             p
             | beam.io.ReadFromText(source)
-            | LLMPredict("openai:gpt-4.1-mini", PROMPT, output=Opinion, batch_size=batch, max_concurrency=inflight, **batch_api)
+            | LLMPredict(
+                "openai:gpt-4.1-mini",
+                PROMPT,
+                output=Opinion,
+                batch_size=batch,
+                max_concurrency=inflight,
+                **batch_api,
+            )
             | beam.Map(_line)
             | beam.io.WriteToText(output)
         )
@@ -77,12 +99,17 @@ def openai_by_hand(source: str, output: str, inflight: str, records: str = "") -
 
     async def main() -> None:
         client, gate = openai.AsyncOpenAI(), asyncio.Semaphore(int(inflight))
-        schema = {"type": "json_schema", "json_schema": {"name": "opinion", "strict": True, "schema": _strict()}}
+        schema = {
+            "type": "json_schema",
+            "json_schema": {"name": "opinion", "strict": True, "schema": _strict()},
+        }
 
         async def ask(line: str) -> str:
             message = {"role": "user", "content": PROMPT.replace("{{ element }}", line.rstrip())}
             async with gate:
-                reply = await client.chat.completions.create(model="gpt-4.1-mini", messages=[message], response_format=schema)
+                reply = await client.chat.completions.create(
+                    model="gpt-4.1-mini", messages=[message], response_format=schema
+                )
             return f"{line.rstrip()}\t{Opinion.model_validate_json(reply.choices[0].message.content).sentiment}"
 
         with open(source, encoding="utf-8") as lines:
@@ -93,7 +120,9 @@ def openai_by_hand(source: str, output: str, inflight: str, records: str = "") -
 
 
 def aiohttp_by_hand(source: str, output: str, inflight: str) -> None:
-    """The leanest loop one writes without Beam: aiohttp and orjson, one record per call, no retries, no checks."""
+    """The leanest loop one writes without Beam: aiohttp and orjson, one record per call, no
+    retries, no checks.
+    """
     import asyncio
 
     import aiohttp
@@ -102,13 +131,26 @@ def aiohttp_by_hand(source: str, output: str, inflight: str) -> None:
     async def main() -> None:
         gate = asyncio.Semaphore(int(inflight))
         url = os.environ["OPENAI_BASE_URL"] + "/chat/completions"
-        headers = {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"], "Content-Type": "application/json"}
-        schema = {"type": "json_schema", "json_schema": {"name": "opinion", "strict": True, "schema": _strict()}}
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers) as session:
+        headers = {
+            "Authorization": "Bearer " + os.environ["OPENAI_API_KEY"],
+            "Content-Type": "application/json",
+        }
+        schema = {
+            "type": "json_schema",
+            "json_schema": {"name": "opinion", "strict": True, "schema": _strict()},
+        }
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), headers=headers
+        ) as session:
 
             async def ask(line: str) -> str:
-                message = {"role": "user", "content": PROMPT.replace("{{ element }}", line.rstrip())}
-                body = orjson.dumps({"model": "gpt-4.1-mini", "messages": [message], "response_format": schema})
+                message = {
+                    "role": "user",
+                    "content": PROMPT.replace("{{ element }}", line.rstrip()),
+                }
+                body = orjson.dumps(
+                    {"model": "gpt-4.1-mini", "messages": [message], "response_format": schema}
+                )
                 async with gate, session.post(url, data=body) as reply:
                     content = orjson.loads(await reply.read())["choices"][0]["message"]["content"]
                 return f"{line.rstrip()}\t{orjson.loads(content)['sentiment']}"

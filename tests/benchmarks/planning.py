@@ -1,7 +1,8 @@
-"""The planner alone, in a process of its own: `python -m tests.benchmarks.planning RECORDS` prints a line per plan.
+"""The planner alone, in a process of its own: `python -m tests.benchmarks.planning RECORDS` prints
+a line per plan.
 
-Plans so many new records, then the same again as a new process would: every key is looked up among as many known. Time, and what the
-process's peak grew by.
+Plans so many new records, then the same again as a new process would: every key is looked up among
+as many known. Time, and what the process's peak grew by.
 """
 
 from __future__ import annotations
@@ -41,12 +42,17 @@ def peak_mb() -> float:
 def main(records: int) -> None:
     os.environ.setdefault("OPENAI_API_KEY", "none")
     with tempfile.TemporaryDirectory() as folder:
-        use = settings("openai:gpt-4.1-mini", prompt="{{ element }}", mode="batch_api", staging_location=folder)
+        use = settings(
+            "openai:gpt-4.1-mini", prompt="{{ element }}", mode="batch_api", staging_location=folder
+        )
         store, task = open_store(folder), compile_task(use)
         caps, limits = caps_of(use, task.shared_tokens, None), connect_batch(use).traits
         written = list(parts(store, records))
         plan(store, task, caps, limits, [], time)
-        for what in (f"plan of {records:,} new records", f"the same as a new process, {records:,} keys against {records:,} known"):
+        for what in (
+            f"plan of {records:,} new records",
+            f"the same as a new process, {records:,} keys against {records:,} known",
+        ):
             ledger.forget()
             gc.collect()
             with open("/proc/self/clear_refs", "w") as peak:
@@ -55,7 +61,10 @@ def main(records: int) -> None:
             refs = plan(store, task, caps, limits, written, time)
             seconds, grown = time.perf_counter() - started, peak_mb() - before
             assert sum(ref.records for ref in refs) == records
-            print(f"{what}: {len(refs)} jobs, {seconds:.1f} s, +{grown:.0f} MB (goal: at most +100 MB)", flush=True)
+            print(
+                f"{what}: {len(refs)} jobs, {seconds:.1f} s, +{grown:.0f} MB (goal: at most +100 MB)",
+                flush=True,
+            )
         assert sum(1 for _ in Ledger(store).intents()) == len(refs), "planned twice"
 
 

@@ -1,12 +1,14 @@
-"""Real parts that some tests run against: Prism, a Flink cluster, a GCS server, without containers and without accounts.
+"""Real parts that some tests run against: Prism, a Flink cluster, a GCS server, without containers
+and without accounts.
 
-Each module fetches or builds its part once into a cache folder, starts it, and stops only what it started. A part that can't be had
-(no Go, no Java, no network) raises `Unavailable`, whose text is the reason a test prints as it skips; a part that is there and doesn't
-start is an error.
+Each module fetches or builds its part once into a cache folder, starts it, and stops only what it
+started. A part that can't be had (no Go, no Java, no network) raises `Unavailable`, whose text is
+the reason a test prints as it skips; a part that is there and doesn't start is an error.
 
-`python -m tests.components prepare` fills the cache beforehand. Variables: BEAM_LLM_TEST_CACHE (folder; default
-~/.cache/beam-llm-tests), BEAM_LLM_TEST_REQUIRE ("all" or names like "prism,flink": there a missing part fails instead of skipping),
-BEAM_LLM_TEST_LOWEST_BEAM (a Python to run the tests of the lowest Beam with, or `none`).
+`python -m tests.components prepare` fills the cache beforehand. Variables: BEAM_LLM_TEST_CACHE
+(folder; default ~/.cache/beam-llm-tests), BEAM_LLM_TEST_REQUIRE ("all" or names like "prism,flink":
+there a missing part fails instead of skipping), BEAM_LLM_TEST_LOWEST_BEAM (a Python to run the
+tests of the lowest Beam with, or `none`).
 """
 
 from __future__ import annotations
@@ -32,13 +34,17 @@ class Unavailable(Exception):
 
 def cache_folder() -> Path:
     """Where fetched and built parts stay between runs."""
-    folder = Path(os.environ.get("BEAM_LLM_TEST_CACHE") or Path.home() / ".cache" / "beam-llm-tests")
+    folder = Path(
+        os.environ.get("BEAM_LLM_TEST_CACHE") or Path.home() / ".cache" / "beam-llm-tests"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def required(part: str) -> bool:
-    """Whether a missing `part` is a failure here, not a reason to skip (BEAM_LLM_TEST_REQUIRE, for CI)."""
+    """Whether a missing `part` is a failure here, not a reason to skip (BEAM_LLM_TEST_REQUIRE, for
+    CI).
+    """
     names = os.environ.get("BEAM_LLM_TEST_REQUIRE", "").replace(",", " ").split()
     return part in names or "all" in names
 
@@ -47,16 +53,21 @@ def require_tools(part: str, *tools: str) -> None:
     """Raises `Unavailable` naming the programs of `tools` that are not on PATH."""
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
-        raise Unavailable(f"{part} needs {' and '.join(missing)} on PATH, and {cache_folder()} holds no finished copy")
+        raise Unavailable(
+            f"{part} needs {' and '.join(missing)} on PATH, and {cache_folder()} holds no finished copy"
+        )
 
 
-_refused: dict[str, str] = {}  # what this process tried in vain: a machine without network is to wait for that once, not in each test
+# What this process tried in vain: a machine without network is to wait for that once, not in each test.
+_refused: dict[str, str] = {}
 
 
 def build_once(name: str, build: Callable[[Path], None]) -> Path:
-    """The cached folder `name`; where missing, `build(folder)` fills it aside and it is renamed when whole.
+    """The cached folder `name`; where missing, `build(folder)` fills it aside and it is renamed
+    when whole.
 
-    Processes that ask at the same time wait for the one that builds; what a killed build left is never taken for a finished one.
+    Processes that ask at the same time wait for the one that builds; what a killed build left is
+    never taken for a finished one.
     """
     finished = cache_folder() / name
     if finished.is_dir():
@@ -67,7 +78,8 @@ def build_once(name: str, build: Callable[[Path], None]) -> Path:
         if finished.is_dir():
             return finished
         aside = cache_folder() / f"{name}.part"
-        shutil.rmtree(aside, ignore_errors=True)  # left by a build that was killed: the lock says that nobody works in it
+        # Left by a build that was killed: the lock says that nobody works in it.
+        shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         try:
             build(aside)
@@ -80,8 +92,17 @@ def build_once(name: str, build: Callable[[Path], None]) -> Path:
     return finished
 
 
-def run_quietly(what: str, command: Sequence[str], *, cwd: Path, seconds: float, env: Mapping[str, str] | None = None) -> None:
-    """Runs a fetching or building `command` to its end; its output appears only in the `Unavailable` of a failure."""
+def run_quietly(
+    what: str,
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    seconds: float,
+    env: Mapping[str, str] | None = None,
+) -> None:
+    """Runs a fetching or building `command` to its end; its output appears only in the
+    `Unavailable` of a failure.
+    """
     started = subprocess.Popen(
         command,
         cwd=cwd,
@@ -97,7 +118,9 @@ def run_quietly(what: str, command: Sequence[str], *, cwd: Path, seconds: float,
         stop_group(started)
         started.communicate()  # closes the pipe
         if isinstance(error, subprocess.TimeoutExpired):
-            raise Unavailable(f"{what}: `{command[0]}` was not done after {seconds:.0f} s (offline?)") from None
+            raise Unavailable(
+                f"{what}: `{command[0]}` was not done after {seconds:.0f} s (offline?)"
+            ) from None
         raise
     if started.returncode:
         raise Unavailable(f"{what}: `{' '.join(command)}` failed (offline?):\n{last_lines(output)}")
@@ -122,14 +145,22 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 class Program:
-    """One started program in a process group of its own, with its output in a file. It ends with this process, however this one ends.
+    """One started program in a process group of its own, with its output in a file. It ends with
+    this process, however this one ends.
 
     Args:
         log: the file that takes its output (appended).
         env: variables added to this process's own.
     """
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
         self.name = name
         self.log = log
         with log.open("ab") as output:
@@ -143,9 +174,15 @@ class Program:
                 start_new_session=True,
             )
 
-        # A shell that waits for the end of its input, which comes when this process is gone, even by kill -9.
+        # A shell that waits for the end of its input, which comes when this process is gone, even
+        # by kill -9.
         epitaph = f"read line; kill -s KILL -- -{self.pid}"
-        self._watch = subprocess.Popen(["sh", "-c", epitaph], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+        self._watch = subprocess.Popen(
+            ["sh", "-c", epitaph],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     @property
     def pid(self) -> int:
@@ -166,18 +203,28 @@ class Program:
         self._watch.communicate()
 
     def wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
-        """Waits for `ready()`; where the program dies or the time is up, raises RuntimeError with the tail of its log."""
+        """Waits for `ready()`; where the program dies or the time is up, raises RuntimeError with
+        the tail of its log.
+        """
         until = time.monotonic() + seconds
         while not ready():
             if not self.alive():
-                raise RuntimeError(f"{self.name} ended with code {self.process.returncode}:\n{tail(self.log)}")
+                raise RuntimeError(
+                    f"{self.name} ended with code {self.process.returncode}:\n{tail(self.log)}"
+                )
             if time.monotonic() > until:
-                raise RuntimeError(f"{self.name} was not ready after {seconds:.0f} s:\n{tail(self.log)}")
+                raise RuntimeError(
+                    f"{self.name} was not ready after {seconds:.0f} s:\n{tail(self.log)}"
+                )
             time.sleep(0.1)
 
 
-def stop_group(process: subprocess.Popen[str] | subprocess.Popen[bytes], grace_seconds: float = 3) -> None:
-    """Ends the process group that `process` leads (start_new_session), children that outlived it included."""
+def stop_group(
+    process: subprocess.Popen[str] | subprocess.Popen[bytes], grace_seconds: float = 3
+) -> None:
+    """Ends the process group that `process` leads (start_new_session), children that outlived it
+    included.
+    """
     for number, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 10.0)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -186,7 +233,9 @@ def stop_group(process: subprocess.Popen[str] | subprocess.Popen[bytes], grace_s
 
 
 def free_port() -> int:
-    """A port that was free a moment ago, and that no system gives to who asks for any: what is started meanwhile can't get it."""
+    """A port that was free a moment ago, and that no system gives to who asks for any: what is
+    started meanwhile can't get it.
+    """
     for port in random.Random().sample(range(20_000, 32_000), 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("0.0.0.0", port))
@@ -221,5 +270,7 @@ def tail(log: Path, count: int = 25, without: str | None = None) -> str:
 
 
 def python_path() -> str:
-    """PYTHONPATH with which another Python process imports what this one's tests can: the repository, `tests` included."""
+    """PYTHONPATH with which another Python process imports what this one's tests can: the
+    repository, `tests` included.
+    """
     return os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -1,6 +1,8 @@
-"""`python -m tests.components prepare [prism|flink|gcs|lowest_beam|all]`: fetches and builds what the tests need, and says what it took.
+"""`python -m tests.components prepare [prism|flink|gcs|lowest_beam|all]`: fetches and builds what
+the tests need, and says what it took.
 
-Exits 0 also where a part can't be had (its tests then skip, and say why), except for parts named by BEAM_LLM_TEST_REQUIRE: 1.
+Exits 0 also where a part can't be had (its tests then skip, and say why), except for parts named by
+BEAM_LLM_TEST_REQUIRE: 1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The program that a Flink TaskManager starts as a Python worker (Beam's PROCESS environment), in place of Beam's Go `boot`.
+"""The program that a Flink TaskManager starts as a Python worker (Beam's PROCESS environment), in
+place of Beam's Go `boot`.
 
-It asks the runner for the pipeline's options and becomes an SDK harness. Unlike `boot` it stages no files: the pipeline's code must be
-importable. Flags and variables are those of sdks/python/container/boot.go in Beam.
+It asks the runner for the pipeline's options and becomes an SDK harness. Unlike `boot` it stages no
+files: the pipeline's code must be importable. Flags and variables are those of
+sdks/python/container/boot.go in Beam.
 """
 
 from __future__ import annotations
@@ -18,14 +20,23 @@ from google.protobuf import json_format
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for flag in ("--id", "--logging_endpoint", "--artifact_endpoint", "--provision_endpoint", "--control_endpoint", "--semi_persist_dir"):
+    for flag in (
+        "--id",
+        "--logging_endpoint",
+        "--artifact_endpoint",
+        "--provision_endpoint",
+        "--control_endpoint",
+        "--semi_persist_dir",
+    ):
         parser.add_argument(flag, default="")
     flags, _ = parser.parse_known_args()
 
     with grpc.insecure_channel(flags.provision_endpoint) as channel:
         service = beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
         request = beam_provision_api_pb2.GetProvisionInfoRequest()
-        info = service.GetProvisionInfo(request, timeout=60, metadata=[("worker_id", flags.id)]).info
+        info = service.GetProvisionInfo(
+            request, timeout=60, metadata=[("worker_id", flags.id)]
+        ).info
 
     with tempfile.TemporaryDirectory(prefix="beam-llm-worker-") as folder:
         options_file = os.path.join(folder, "options.json")

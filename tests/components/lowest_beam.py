@@ -49,8 +49,13 @@ def requirements() -> list[str]:
     project = _project()
     optional = project["optional-dependencies"]
     wanted = [*project["dependencies"], *(line for extra in _EXTRAS for line in optional[extra])]
-    others = [line for line in wanted if not _is_beam(line) and not line.startswith(("beam-llm", "ruff", "mypy"))]
-    # Without the extras of what `TESTS` leaves out (Dataflow, YAML): theirs take pip many minutes to settle.
+    others = [
+        line
+        for line in wanted
+        if not _is_beam(line) and not line.startswith(("beam-llm", "ruff", "mypy"))
+    ]
+    # Without the extras of what `TESTS` leaves out (Dataflow, YAML): theirs take pip many minutes
+    # to settle.
     return [f"apache-beam[dataframe]=={lowest_version()}.*", *others]
 
 
@@ -101,5 +106,7 @@ def _is_beam(line: str) -> bool:
 
 
 def _project() -> dict[str, dict[str, list[str]]]:
-    project: dict[str, dict[str, list[str]]] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    project: dict[str, dict[str, list[str]]] = tomllib.loads(
+        (REPOSITORY / "pyproject.toml").read_text()
+    )["project"]
     return project

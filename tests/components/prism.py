@@ -1,6 +1,7 @@
 """Beam's Prism runner: a Go program from the module of the Beam version that is installed here.
 
-PRISM_BINARY names one to take as it is. Cold about 1.5–3.5 min (most of it Go's own downloads and compiling), then nothing.
+PRISM_BINARY names one to take as it is. Cold about 1.5–3.5 min (most of it Go's own downloads and
+compiling), then nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def prism_binary() -> Path:
 
 
 def prism_options() -> list[str]:
-    """Pipeline flags that run a pipeline on Prism (workers are threads of this process; started on first use, ends with the process)."""
+    """Pipeline flags that run a pipeline on Prism (workers are threads of this process; started on
+    first use, ends with the process).
+    """
     return ["--runner=PrismRunner", f"--prism_location={prism_binary()}", "--prism_log_level=warn"]
 
 
@@ -38,8 +41,9 @@ def prism_options() -> list[str]:
 def own_handle() -> Any:
     """What tests put in the place of `PrismRunner.shared_handle`.
 
-    PrismRunner keeps the first server of a process for good, with the options it was first asked with, even one that never came up: a plain
-    DirectRunner pipeline without network leaves such a one behind.
+    PrismRunner keeps the first server of a process for good, with the options it was first asked
+    with, even one that never came up: a plain DirectRunner pipeline without network leaves such a
+    one behind.
     """
     from apache_beam.utils.shared import Shared
 

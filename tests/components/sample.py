@@ -1,7 +1,9 @@
-"""A pipeline that uses what the batch mode rests on: a bounded splittable DoFn that waits, state, timers, windows, a process-wide value.
+"""A pipeline that uses what the batch mode rests on: a bounded splittable DoFn that waits, state,
+timers, windows, a process-wide value.
 
-20 elements become ready one after the other, the last after `last_seconds`; each is looked at every `POLL_SECONDS`. Every line that comes
-out is appended to a file, since a runner's workers share nothing else with the test.
+20 elements become ready one after the other, the last after `last_seconds`; each is looked at every
+`POLL_SECONDS`. Every line that comes out is appended to a file, since a runner's workers share
+nothing else with the test.
 """
 
 from __future__ import annotations
@@ -25,12 +27,15 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 
 COUNT = 20
 POLL_SECONDS = 0.5
-_due: dict[int, float] = {}  # element → when it is looked at next, of this process: what a singleton in an importable module is good for
+# Element → when it is looked at next, of this process: what a singleton in an importable module is good for.
+_due: dict[int, float] = {}
 _lock = threading.Lock()
 
 
 class Wait(NamedTuple):
-    """A restriction: when the element is ready and when it is looked at next (Unix seconds; 0: not yet begun)."""
+    """A restriction: when the element is ready and when it is looked at next (Unix seconds; 0: not
+    yet begun).
+    """
 
     ready_at: float
     next_at: float
@@ -92,7 +97,9 @@ class WaitUntilReady(beam.DoFn):
     def __init__(self, last_seconds: float) -> None:
         self._last_seconds = last_seconds
 
-    def process(self, element: int, tracker: Any = beam.DoFn.RestrictionParam(WaitProvider())) -> Iterator[tuple[str, dict[str, int]]]:
+    def process(
+        self, element: int, tracker: Any = beam.DoFn.RestrictionParam(WaitProvider())
+    ) -> Iterator[tuple[str, dict[str, int]]]:
         wait = tracker.current_restriction()
         if not _pause_until_due(element, wait.next_at):
             tracker.defer_remainder(Duration(seconds=max(wait.next_at - time.time(), 0)))
@@ -111,7 +118,9 @@ class WaitUntilReady(beam.DoFn):
 
 
 def _pause_until_due(element: int, next_at: float) -> bool:
-    """Whether the time has come; sleeps at most a second, and only until the first element of the process is due."""
+    """Whether the time has come; sleeps at most a second, and only until the first element of the
+    process is due.
+    """
     if next_at > time.time():
         with _lock:
             _due[element] = next_at
@@ -147,7 +156,9 @@ class CountPerWindow(beam.DoFn):
 
 
 class CountEarly(beam.DoFn):
-    """The same with a real-time timer that emits after a second (not in a bounded graph of a local runner: it moves or breaks those)."""
+    """The same with a real-time timer that emits after a second (not in a bounded graph of a local
+    runner: it moves or breaks those).
+    """
 
     BUFFER = BagStateSpec("buffer", StrUtf8Coder())
     WINDOW_END = TimerSpec("window end", TimeDomain.WATERMARK)
@@ -190,11 +201,18 @@ def _flush(key: str, window: Any, buffer: Any) -> Iterator[dict[str, Any]]:
     items = [json.loads(item) for item in buffer.read()]
     buffer.clear()
     if items:
-        yield {"key": key, "window": float(window.start), "elements": sorted(item["element"] for item in items), "pid": items[0]["pid"]}
+        yield {
+            "key": key,
+            "window": float(window.start),
+            "elements": sorted(item["element"] for item in items),
+            "pid": items[0]["pid"],
+        }
 
 
 class Append(beam.DoFn):
-    """One JSON line per element at the end of a local file; whole lines also where several processes write."""
+    """One JSON line per element at the end of a local file; whole lines also where several
+    processes write.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -210,7 +228,8 @@ def build(pipeline: beam.Pipeline, path: Path, counter: beam.DoFn, last_seconds:
         | "Elements" >> beam.Create(range(COUNT), reshuffle=False)
         | "Give times" >> beam.Map(lambda element: TimestampedValue(element, element))
         | "Windows of 10 s" >> beam.WindowInto(FixedWindows(10))
-        | "Wait until ready" >> beam.ParDo(WaitUntilReady(last_seconds)).with_output_types(tuple[str, Any])
+        | "Wait until ready"
+        >> beam.ParDo(WaitUntilReady(last_seconds)).with_output_types(tuple[str, Any])
         | "Collect per window" >> beam.ParDo(counter)
         | "Write" >> beam.ParDo(Append(str(path)))
     )
@@ -225,4 +244,8 @@ def run(flags: list[str], path: Path, counter: beam.DoFn | None = None) -> list[
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines written so far."""
-    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+        if path.exists()
+        else []
+    )

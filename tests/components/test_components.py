@@ -1,4 +1,6 @@
-"""The parts work: each runner gives the sample pipeline's answer, the cluster survives a kill, the GCS server lets one writer win."""
+"""The parts work: each runner gives the sample pipeline's answer, the cluster survives a kill, the
+GCS server lets one writer win.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def windows(lines: list[dict[str, Any]]) -> dict[tuple[str, float], list[int]]:
 
 
 EXPECTED = {
-    (f"key-{key}", float(start)): [element for element in range(start, start + 10) if element % 3 == key]
+    (f"key-{key}", float(start)): [
+        element for element in range(start, start + 10) if element % 3 == key
+    ]
     for key in range(3)
     for start in (0, 10)
 }
@@ -65,7 +69,9 @@ def test_real_time_timers_run_on_prism(prism_options: list[str], tmp_path: Path)
 @pytest.mark.flink
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("mode", ["batch", "streaming"])
-def test_the_sample_with_both_kinds_of_timer_runs_on_flink(mode: str, flink_cluster: FlinkCluster, tmp_path: Path) -> None:
+def test_the_sample_with_both_kinds_of_timer_runs_on_flink(
+    mode: str, flink_cluster: FlinkCluster, tmp_path: Path
+) -> None:
     flags = flink_cluster.batch_options() if mode == "batch" else flink_cluster.streaming_options()
     assert windows(sample.run(flags, tmp_path / "lines", sample.CountEarly())) == EXPECTED
 
@@ -73,25 +79,43 @@ def test_the_sample_with_both_kinds_of_timer_runs_on_flink(mode: str, flink_clus
 @pytest.mark.flink
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_streaming_job_on_flink_outlives_its_taskmanager(flink_cluster: FlinkCluster, tmp_path: Path) -> None:
-    pipeline = beam.Pipeline(options=PipelineOptions(flink_cluster.streaming_options(checkpoint_ms=1000)))
+def test_a_streaming_job_on_flink_outlives_its_taskmanager(
+    flink_cluster: FlinkCluster, tmp_path: Path
+) -> None:
+    pipeline = beam.Pipeline(
+        options=PipelineOptions(flink_cluster.streaming_options(checkpoint_ms=1000))
+    )
     written = tmp_path / "lines"
     sample.build(pipeline, written, sample.CountPerWindow(), last_seconds=20)
     pipeline.run()
-    wait_until(lambda: flink_cluster.jobs() and flink_cluster.checkpoints(next(iter(flink_cluster.jobs()))) >= 3, 60)
-    assert windows(sample.read(written)) != EXPECTED, "nothing was left to do when the TaskManager was to die"
+    wait_until(
+        lambda: (
+            flink_cluster.jobs()
+            and flink_cluster.checkpoints(next(iter(flink_cluster.jobs()))) >= 3
+        ),
+        60,
+    )
+    assert windows(sample.read(written)) != EXPECTED, (
+        "nothing was left to do when the TaskManager was to die"
+    )
     flink_cluster.kill_taskmanager()
     flink_cluster.start_taskmanager()
     wait_until(lambda: set(EXPECTED) <= set(windows(sample.read(written))), 120)
     flink_cluster.cancel_jobs()
-    assert {key: sorted(set(elements)) for key, elements in windows(sample.read(written)).items()} == EXPECTED
+    assert {
+        key: sorted(set(elements)) for key, elements in windows(sample.read(written)).items()
+    } == EXPECTED
 
 
 @pytest.mark.flink
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_job_on_flink_outlives_its_python_worker(flink_cluster: FlinkCluster, tmp_path: Path) -> None:
-    pipeline = beam.Pipeline(options=PipelineOptions([*flink_cluster.streaming_options(), *RESTARTS]))
+def test_a_job_on_flink_outlives_its_python_worker(
+    flink_cluster: FlinkCluster, tmp_path: Path
+) -> None:
+    pipeline = beam.Pipeline(
+        options=PipelineOptions([*flink_cluster.streaming_options(), *RESTARTS])
+    )
     sample.build(pipeline, tmp_path / "lines", sample.CountPerWindow(), last_seconds=10)
     result = pipeline.run()
     wait_until(lambda: flink_cluster.python_workers(), 60)
@@ -109,7 +133,12 @@ from tests.components import Program
 print(Program("sleeper", ["sleep", "60"], pathlib.Path(sys.argv[1])).pid, flush=True)
 time.sleep(60)
 """
-    starter = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "log")], stdout=subprocess.PIPE, cwd=REPOSITORY, text=True)
+    starter = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "log")],
+        stdout=subprocess.PIPE,
+        cwd=REPOSITORY,
+        text=True,
+    )
     with starter:
         assert starter.stdout is not None
         started = int(starter.stdout.readline())
@@ -125,7 +154,9 @@ def test_one_of_many_writers_wins_on_the_gcs_server(gcs_location: str) -> None:
     def write(number: int) -> bool:
         client = storage.Client(project="tests", credentials=AnonymousCredentials())
         try:
-            client.bucket(bucket).blob(f"{prefix}/one").upload_from_string(str(number), if_generation_match=0)
+            client.bucket(bucket).blob(f"{prefix}/one").upload_from_string(
+                str(number), if_generation_match=0
+            )
         except PreconditionFailed:
             return False
         finally:
@@ -145,5 +176,7 @@ def wait_until(ready: Callable[[], object], seconds: float) -> None:
 
 def alive(pid: int) -> bool:
     """Whether a process runs; one that only waits to be reaped doesn't."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout.strip()
     return state != "" and not state.startswith("Z")

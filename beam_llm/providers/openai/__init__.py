@@ -36,20 +36,32 @@ def check(settings: Settings) -> None:
     """Raises UsageError where the settings ask for what this dialect does not have."""
     if settings.api_version and settings.provider != "azure":
         raise UsageError(
-            f"api_version is {settings.api_version!r}: only azure: has versions of its API; leave it out for {settings.provider}:"
+            f"api_version is {settings.api_version!r}: only azure: has versions of its API; "
+            f"leave it out for {settings.provider}:"
         )
     if settings.provider_options:
         name = next(iter(settings.provider_options))
-        raise UsageError(f"provider_options has {name!r}: {settings.provider}: has no options of its own; leave it out")
+        raise UsageError(
+            f"provider_options has {name!r}: {settings.provider}: has no options of its own; "
+            "leave it out"
+        )
     if settings.temperature is not None and settings.temperature > MOST_TEMPERATURE:
-        raise UsageError(f"temperature is {settings.temperature}: it has to be between 0 and {MOST_TEMPERATURE:g}; try temperature=0.0")
+        raise UsageError(
+            f"temperature is {settings.temperature}: it has to be between 0 and "
+            f"{MOST_TEMPERATURE:g}; try temperature=0.0"
+        )
     for field in settings.extra_body or {}:
         if field in OURS:
-            raise UsageError(f"extra_body sets {field!r}, which this package decides itself: leave it out")
+            raise UsageError(
+                f"extra_body sets {field!r}, which this package decides itself: leave it out"
+            )
     try:
         orjson.dumps(settings.extra_body)
     except TypeError as error:
-        raise UsageError(f"extra_body can't be sent as JSON ({error}): use strings, numbers, booleans, lists and mappings") from None
+        raise UsageError(
+            f"extra_body can't be sent as JSON ({error}): use strings, numbers, booleans, "
+            "lists and mappings"
+        ) from None
 
 
 def preload() -> None:
@@ -59,7 +71,8 @@ def preload() -> None:
 
 def connect(settings: Settings) -> OpenAIChat:
     """A client for live calls; see `providers.connect`."""
-    # Imported here: its HTTP client takes a fifth of a second, and no pipeline needs it to be built. See `preload`.
+    # Imported here: its HTTP client takes a fifth of a second, and no pipeline needs it to be
+    # built. See `preload`.
     from beam_llm.providers.http import Bounds
     from beam_llm.providers.openai.chat import OpenAIChat
 
@@ -79,7 +92,12 @@ def connect_batch(settings: Settings) -> OpenAIBatches:
     from beam_llm.providers.http import Bounds
     from beam_llm.providers.openai.batches import OpenAIBatches
 
-    return OpenAIBatches(Place.of(settings), resolve_key(settings.api_key), log_data=settings.log_data, bounds=Bounds.of(settings))
+    return OpenAIBatches(
+        Place.of(settings),
+        resolve_key(settings.api_key),
+        log_data=settings.log_data,
+        bounds=Bounds.of(settings),
+    )
 
 
 def enforced_schema(schema: Schema) -> Schema | None:

@@ -43,11 +43,14 @@ class OpenAIChat:
         self._most_bytes = bounds.reply_bytes
         self._session: aiohttp.ClientSession | None = None
         self._proxy = http.proxy_for(place.chat_url)
-        self._timeout_of = functools.lru_cache(maxsize=64)(lambda seconds: aiohttp.ClientTimeout(total=seconds))
+        self._timeout_of = functools.lru_cache(maxsize=64)(
+            lambda seconds: aiohttp.ClientTimeout(total=seconds)
+        )
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
-        """One call within `timeout_seconds`, connecting and reading included. Asked again at once only in another form of the same
-        question, where the endpoint refuses the form (see `Dialect`).
+        """One call within `timeout_seconds`, connecting and reading included. Asked again at once
+        only in another form of the same question, where the endpoint refuses the form (see
+        `Dialect`).
 
         Raises:
           CallError: Retryable, Rejected or Aborted.
@@ -55,19 +58,29 @@ class OpenAIChat:
         dialect = self._dialect
         while True:
             form = (dialect.reply_format, dialect.tokens_field)
-            status, headers, reply = await self._post(encode_body(request, dialect, self._service_tier), timeout_seconds)
+            status, headers, reply = await self._post(
+                encode_body(request, dialect, self._service_tier), timeout_seconds
+            )
             if status < 300:
                 dialect.works = True
-                return decode_reply(reply, headers.get("x-request-id"), pace_of(headers), self._context)
+                return decode_reply(
+                    reply, headers.get("x-request-id"), pace_of(headers), self._context
+                )
             error = error_of(status, headers, reply, **self._context._asdict())
-            if (dialect.reply_format, dialect.tokens_field) == form:  # else another call has learned it meanwhile
+            # Else another call has learned it meanwhile.
+            if (
+                dialect.reply_format,
+                dialect.tokens_field,
+            ) == form:
                 if not dialect.learn(error, reply[:4000].decode("utf-8", "replace")):
                     return await self._in_simpler_form(request, timeout_seconds, error)
                 self._announce(error)
 
-    async def _in_simpler_form(self, request: Request, timeout_seconds: float, error: CallError) -> Completion:
-        """One trial without a schema where a server has done nothing but fail with it: some refuse it with a bare 500. It is
-        learned from where the schema fails once more after it.
+    async def _in_simpler_form(
+        self, request: Request, timeout_seconds: float, error: CallError
+    ) -> Completion:
+        """One trial without a schema where a server has done nothing but fail with it: some refuse
+        it with a bare 500. It is learned from where the schema fails once more after it.
 
         Raises:
           CallError: `error`, where that is no explanation or the trial fails too.
@@ -89,42 +102,68 @@ class OpenAIChat:
         return decode_reply(reply, headers.get("x-request-id"), pace_of(headers), self._context)
 
     def _announce(self, error: CallError) -> None:
-        _log.warning("%s: from now on %s and %s are used", error.message, self._dialect.reply_format, self._dialect.tokens_field)
+        _log.warning(
+            "%s: from now on %s and %s are used",
+            error.message,
+            self._dialect.reply_format,
+            self._dialect.tokens_field,
+        )
 
     @property
     def enforces_schemas(self) -> bool:
-        """Whether replies are held to the schema that is sent; False from the first reply on that was not."""
+        """Whether replies are held to the schema that is sent; False from the first reply on that
+        was not.
+        """
         return self._dialect.enforces_schemas
 
     def note_ignored_schema(self, request: Request) -> bool:
-        """To be called with a request whose reply ended well and is no JSON, although `request.schema` was sent with it: from now on
-        the schema is put into words as well as being sent.
+        """To be called with a request whose reply ended well and is no JSON, although
+        `request.schema` was sent with it: from now on the schema is put into words as well as being
+        sent.
 
         Returns:
           Whether the same question would now be asked in another form.
         """
         if request.schema is None or not self._dialect.note_ignored_schema():
             return False
-        _log.warning("%s does not keep to the JSON schema that it is sent: from now on it is asked in words, too", self._place.host)
+        _log.warning(
+            "%s does not keep to the JSON schema that it is sent: from now on it is asked in "
+            "words, too",
+            self._place.host,
+        )
         return True
 
-    async def _post(self, body: bytes, timeout_seconds: float) -> tuple[int, Mapping[str, str], bytes]:
+    async def _post(
+        self, body: bytes, timeout_seconds: float
+    ) -> tuple[int, Mapping[str, str], bytes]:
         session = self._session or self._open()
         try:
             async with session.post(
-                self._place.chat_url, data=body, timeout=self._timeout_of(timeout_seconds), proxy=self._proxy, allow_redirects=False
+                self._place.chat_url,
+                data=body,
+                timeout=self._timeout_of(timeout_seconds),
+                proxy=self._proxy,
+                allow_redirects=False,
             ) as response:
-                return response.status, response.headers, await http.read_body(response, self._most_bytes)
+                return (
+                    response.status,
+                    response.headers,
+                    await http.read_body(response, self._most_bytes),
+                )
         except TimeoutError as error:
             raise Retryable(Kind.TIMED_OUT, f"no answer within {timeout_seconds:g} s") from error
         except http.TooLarge:
-            raise unreadable(f"the reply is larger than {self._most_bytes:,} bytes (max_reply_bytes)") from None
+            raise unreadable(
+                f"the reply is larger than {self._most_bytes:,} bytes (max_reply_bytes)"
+            ) from None
         except (aiohttp.ClientError, OSError) as error:
             raise http.broken(error, self._place.chat_url) from None
 
     def _open(self) -> aiohttp.ClientSession:
         """The session belongs to the loop it is first used on."""
-        self._session = http.session({"Content-Type": "application/json", **self._place.headers(self._key)})
+        self._session = http.session(
+            {"Content-Type": "application/json", **self._place.headers(self._key)}
+        )
         return self._session
 
     async def close(self) -> None:
@@ -132,4 +171,5 @@ class OpenAIChat:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
-            await asyncio.sleep(0)  # lets transports run their closing callbacks, else they warn when the loop ends
+            # Lets transports run their closing callbacks, else they warn when the loop ends.
+            await asyncio.sleep(0)

@@ -18,22 +18,26 @@ _WITHOUT_SCHEMA = re.compile(r"gpt-3\.5|gpt-35|gpt-4-turbo|gpt-4-1106|gpt-4-0125
 
 
 _WITHOUT_JSON = re.compile(r"gpt-4(-0314|-0613|-32k.*)?$")
-"""OpenAI's models from before structured output (August 2024) and before JSON mode (November 2023)."""
+"""OpenAI's models from before structured output (August 2024) and before JSON mode (November 2023).
+"""
 
 
 @dataclass(slots=True)
 class Dialect:
     """What one endpoint takes: how a reply's shape can be asked for, and how its length is limited.
 
-    It starts from what the model's name and the host tell and learns from refusals: an endpoint that takes no JSON schema is asked for
-    a JSON object, then in words alone. One that takes a schema and doesn't follow it gets it in words as well.
+    It starts from what the model's name and the host tell and learns from refusals: an endpoint
+    that takes no JSON schema is asked for a JSON object, then in words alone. One that takes a
+    schema and doesn't follow it gets it in words as well.
 
     Attributes:
       reply_format: the `type` of `response_format`, or `words` for none.
       tokens_field: the parameter that limits a reply's length.
-      is_enforced: the endpoint is known to hold replies to their schema, so that nothing is learned from one that isn't JSON.
-      also_in_words: the schema is sent and put into a system message besides. That costs some tokens and never an answer: one damaged
-        reply may come from a server that does enforce schemas, and goes on doing so.
+      is_enforced: the endpoint is known to hold replies to their schema, so that nothing is learned
+        from one that isn't JSON.
+      also_in_words: the schema is sent and put into a system message besides. That costs some
+        tokens and never an answer: one damaged reply may come from a server that does enforce
+          schemas, and goes on doing so.
       works, failures: whether anything but failures came in this form, and how many of them.
     """
 
@@ -46,16 +50,24 @@ class Dialect:
 
     @classmethod
     def of(cls, model: str, at_openai: bool) -> Dialect:
-        """OpenAI and Azure want `max_completion_tokens` (newer models refuse the old name); other servers often know only the old one."""
-        reply_format = JSON_OBJECT if _WITHOUT_SCHEMA.match(model) else WORDS if _WITHOUT_JSON.match(model) else JSON_SCHEMA
+        """OpenAI and Azure want `max_completion_tokens` (newer models refuse the old name); other
+        servers often know only the old one.
+        """
+        reply_format = (
+            JSON_OBJECT
+            if _WITHOUT_SCHEMA.match(model)
+            else WORDS
+            if _WITHOUT_JSON.match(model)
+            else JSON_SCHEMA
+        )
         return cls(reply_format, MAX_COMPLETION_TOKENS if at_openai else MAX_TOKENS, at_openai)
 
     def learn(self, error: CallError, text: str | None = None) -> bool:
         """Whether the refusal was about the request's form and another form is left to try.
 
         Args:
-          text: the server's own words, where `error` holds them shortened. They count more than the status: a schema is refused with
-            a 400 or 422 by most, with a 500 or 501 by some.
+          text: the server's own words, where `error` holds them shortened. They count more than the
+            status: a schema is refused with a 400 or 422 by most, with a 500 or 501 by some.
         """
         if error.status is None or error.status < 400 or error.status in _NOT_ABOUT_THE_FORM:
             return False
@@ -64,21 +76,34 @@ class Dialect:
             return self.step_down()
         if MAX_COMPLETION_TOKENS in text or MAX_TOKENS in text:
             refused = re.compile(
-                rf"(nsupported|nknown|nrecognized|xtra|not permitted).*{self.tokens_field}|{self.tokens_field}.*(not supported|xtra)"
+                rf"(nsupported|nknown|nrecognized|xtra|not permitted).*{self.tokens_field}"
+                rf"|{self.tokens_field}.*(not supported|xtra)"
             )
             if refused.search(text):
-                self.tokens_field = MAX_COMPLETION_TOKENS if self.tokens_field == MAX_TOKENS else MAX_TOKENS
+                self.tokens_field = (
+                    MAX_COMPLETION_TOKENS if self.tokens_field == MAX_TOKENS else MAX_TOKENS
+                )
                 return True
         return False
 
     def simpler(self, request: Request, error: CallError) -> Dialect | None:
-        """A form to try where a server has only failed so far: after four bare 500s to a schema, and after twelve; None else."""
-        if self.works or self.is_enforced or request.schema is None or error.status not in (500, 501) or self.reply_format == WORDS:
+        """A form to try where a server has only failed so far: after four bare 500s to a schema,
+        and after twelve; None else.
+        """
+        if (
+            self.works
+            or self.is_enforced
+            or request.schema is None
+            or error.status not in (500, 501)
+            or self.reply_format == WORDS
+        ):
             return None
         self.failures += 1
         if self.failures not in (4, 12):
             return None
-        return Dialect(JSON_OBJECT if self.reply_format == JSON_SCHEMA else WORDS, self.tokens_field)
+        return Dialect(
+            JSON_OBJECT if self.reply_format == JSON_SCHEMA else WORDS, self.tokens_field
+        )
 
     def step_down(self) -> bool:
         """Asks for the reply's shape in a simpler way from now on; False where there is none."""
@@ -94,7 +119,9 @@ class Dialect:
         return self.reply_format == JSON_SCHEMA and not self.also_in_words
 
     def note_ignored_schema(self) -> bool:
-        """A schema was sent and the reply is not JSON: from now on the schema is put into words, too. Whether that changes anything."""
+        """A schema was sent and the reply is not JSON: from now on the schema is put into words,
+        too. Whether that changes anything.
+        """
         if self.is_enforced or not self.enforces_schemas:
             return False
         self.also_in_words = True
@@ -107,4 +134,6 @@ _NOT_ABOUT_THE_FORM = (401, 403, 408, 413, 429, 502, 503, 504)
 _ABOUT_THE_SHAPE = re.compile("response_format|json_schema|json_object")
 
 
-_ABOUT_A_GRAMMAR = re.compile(r"schema|grammar|guided|structured.?output|constrained", re.IGNORECASE)
+_ABOUT_A_GRAMMAR = re.compile(
+    r"schema|grammar|guided|structured.?output|constrained", re.IGNORECASE
+)

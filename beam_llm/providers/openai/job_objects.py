@@ -1,4 +1,6 @@
-"""A batch job as the dialect's servers show it, and why one failed or was refused: read, whatever is in it."""
+"""A batch job as the dialect's servers show it, and why one failed or was refused: read, whatever
+is in it.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,16 @@ _STATES = {
     "cancelled": JobState.CANCELLED,
     "canceled": JobState.CANCELLED,
 }
-"""OpenAI's words, and other servers' (Together, Novita, Mistral). Any other is a job still running."""
+"""OpenAI's words, and other servers' (Together, Novita, Mistral). Any other is a job still running.
+"""
 
 
 _QUEUE_WORDS = ("token_limit_exceeded", "enqueued token", "queue limit", "too many batches")
 
 
-_QUEUE_LIMIT = re.compile(r"limit(?: is| of|:)?\s+(\d[\d,._]*)\s+(?:enqueued\s+|batch\s+)*tokens", re.IGNORECASE)
+_QUEUE_LIMIT = re.compile(
+    r"limit(?: is| of|:)?\s+(\d[\d,._]*)\s+(?:enqueued\s+|batch\s+)*tokens", re.IGNORECASE
+)
 
 
 _GONE_WORDS = ("not found", "no such", "does not exist", "was deleted", "expired")
@@ -50,7 +55,8 @@ _SPENT_WORDS = ("model_not_found", "billing", "quota", "permission", "unauthoriz
 
 
 def remote_job(job: Mapping[str, Any], log_data: bool = False, key: str | None = None) -> RemoteJob:
-    """A job as the provider shows it, whatever it leaves out, spells differently or has of another type.
+    """A job as the provider shows it, whatever it leaves out, spells differently or has of another
+    type.
 
     Raises:
       Retryable: it has no id that can be asked for.
@@ -101,13 +107,19 @@ def _cause(errors: Sequence[tuple[str, str, int | None]]) -> CallError | None:
 _MOST_ERRORS = 100
 
 
-def _job_errors(errors: Any, log_data: bool, key: str | None) -> Iterator[tuple[str, str, int | None]]:
+def _job_errors(
+    errors: Any, log_data: bool, key: str | None
+) -> Iterator[tuple[str, str, int | None]]:
     """Code, message and 1-based line of each validation error."""
     found = errors.get("data") if isinstance(errors, dict) and "data" in errors else errors
     for error in found[:_MOST_ERRORS] if isinstance(found, list) else [found] if found else []:
         if isinstance(error, dict):
             code = redactor_of(key).identifier(word(error.get("code"))[:80])
-            yield code, shown(word(error.get("message")), key, log_data), count_of(error.get("line"))
+            yield (
+                code,
+                shown(word(error.get("message")), key, log_data),
+                count_of(error.get("line")),
+            )
         else:
             yield "", shown(word(error), key, log_data), None
 
@@ -116,7 +128,12 @@ def reason_of(error: CallError) -> CallError:
     """Why a create was refused, as an error that has a remedy."""
     if _says_queue_full(error.message):
         wait = error.retry_after_seconds
-        return QueueFull(error.message, limit_tokens=stated_limit(error.message), retry_after_seconds=wait, status=error.status)
+        return QueueFull(
+            error.message,
+            limit_tokens=stated_limit(error.message),
+            retry_after_seconds=wait,
+            status=error.status,
+        )
     if error.status in (400, 404) and _says_input_gone(error.message, error.status):
         return InputGone(Kind.REJECTED, error.message, status=error.status)
     return error
@@ -133,6 +150,8 @@ def _says_input_gone(message: str, status: int | None) -> bool:
 
 
 def stated_limit(message: str) -> int | None:
-    """Enqueued tokens that the provider's sentence allows ("Limit: 2,000,000 enqueued tokens."), if it says."""
+    """Enqueued tokens that the provider's sentence allows ("Limit: 2,000,000 enqueued tokens."), if
+    it says.
+    """
     found = _QUEUE_LIMIT.search(message)
     return (int(re.sub(r"\D", "", found[1])) or None) if found else None

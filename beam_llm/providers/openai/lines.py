@@ -1,4 +1,6 @@
-"""Lines of a batch's result file: answers, errors of every known shape, and lines that hold neither."""
+"""Lines of a batch's result file: answers, errors of every known shape, and lines that hold
+neither.
+"""
 
 from __future__ import annotations
 
@@ -51,10 +53,15 @@ def _answer(response: dict[str, Any], context: ErrorContext) -> Completion:
 
 
 def _line_error(response: Any, error: Any, context: ErrorContext) -> CallError:
-    """The error of a line without a body: outside of HTTP (`batch_expired`, …), or a bare status, or nothing at all."""
+    """The error of a line without a body: outside of HTTP (`batch_expired`, …), or a bare status,
+    or nothing at all.
+    """
     status = status_of(response.get("status_code")) if isinstance(response, dict) else None
     if error is None and status is None:
-        return Retryable(Kind.MISSING, "the job's file has a line for this request, but neither an answer nor an error in it")
+        return Retryable(
+            Kind.MISSING,
+            "the job's file has a line for this request, but neither an answer nor an error in it",
+        )
     named = status if status is not None and status >= 400 else None
     found = error_of(named or 502, {}, {"error": error}, **context._asdict())
     code = word(error.get("code") if isinstance(error, dict) else error).lower()

@@ -2,9 +2,11 @@
 
 | | OpenAI and compatible | Azure |
 |---|---|---|
-| address | `{base_url}/chat/completions` | `{endpoint}/openai/v1/…`, with `api_version` `{endpoint}/openai/deployments/{deployment}/…` |
+| address | `{base_url}/chat/completions` | `{endpoint}/openai/v1/…` (1) |
 | key | `Authorization: Bearer` | `api-key` |
-| reply's length | openai.com: `max_completion_tokens`; elsewhere `max_tokens` | `max_completion_tokens` |
+| reply's length | `max_completion_tokens`; not openai.com: `max_tokens` | `max_completion_tokens` |
+
+(1) with `api_version`: `{endpoint}/openai/deployments/{deployment}/…`
 """
 
 from __future__ import annotations
@@ -46,7 +48,13 @@ class Place(NamedTuple):
             return cls(f"{base}/chat/completions", base, "/v1/chat/completions", False, None)
         endpoint = re.sub(r"/openai(/v1)?$", "", base)
         if settings.api_version is None:
-            return cls(f"{endpoint}/openai/v1/chat/completions", f"{endpoint}/openai/v1", "/v1/chat/completions", True, None)
+            return cls(
+                f"{endpoint}/openai/v1/chat/completions",
+                f"{endpoint}/openai/v1",
+                "/v1/chat/completions",
+                True,
+                None,
+            )
         deployment = f"{endpoint}/openai/deployments/{quote(settings.model_name, safe='')}"
         chat_url = f"{deployment}/chat/completions?api-version={quote(settings.api_version)}"
         return cls(chat_url, f"{endpoint}/openai", "/chat/completions", True, settings.api_version)
@@ -67,10 +75,21 @@ class Place(NamedTuple):
         return urlsplit(self.chat_url).hostname or ""
 
     def headers(self, key: str | None) -> dict[str, str]:
-        """The key as this place wants it, and OpenAI's organization and project, where the environment names them as for its SDK."""
-        named = {} if key is None else {"api-key": key} if self.azure else {"Authorization": f"Bearer {key}"}
+        """The key as this place wants it, and OpenAI's organization and project, where the
+        environment names them as for its SDK.
+        """
+        named = (
+            {}
+            if key is None
+            else {"api-key": key}
+            if self.azure
+            else {"Authorization": f"Bearer {key}"}
+        )
         if self.at_openai and not self.azure:
-            for header, variable in (("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID")):
+            for header, variable in (
+                ("OpenAI-Organization", "OPENAI_ORG_ID"),
+                ("OpenAI-Project", "OPENAI_PROJECT_ID"),
+            ):
                 if os.environ.get(variable):
                     named[header] = os.environ[variable]
         return named
@@ -80,5 +99,7 @@ known_dialects: dict[tuple[str, str], Dialect] = {}
 
 
 def dialect_of(place: Place, model: str) -> Dialect:
-    """What this process knows of the endpoint's ways; shared, so that a refusal is learned from once."""
+    """What this process knows of the endpoint's ways; shared, so that a refusal is learned from
+    once.
+    """
     return known_dialects.setdefault((place.chat_url, model), Dialect.of(model, place.at_openai))

@@ -1,4 +1,6 @@
-"""Replies that are as OpenAI writes them, read into typed structs in half the time; anything unusual is left to `wire.py`."""
+"""Replies that are as OpenAI writes them, read into typed structs in half the time; anything
+unusual is left to `wire.py`.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ _UNUSUAL = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _PLAIN_FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH}
 
 
-def _plain_completion(body: _Body, request_id: str | None, pace: Pace | None, redactor: Redactor | None) -> Completion | None:
+def _plain_completion(
+    body: _Body, request_id: str | None, pace: Pace | None, redactor: Redactor | None
+) -> Completion | None:
     choice, tokens = body.choices[0], body.usage
     finish = _PLAIN_FINISHES.get(choice.finish_reason)
     details = tokens.prompt_tokens_details
@@ -84,7 +88,17 @@ def _plain_completion(body: _Body, request_id: str | None, pace: Pace | None, re
             return None
     usage = Usage(tokens.prompt_tokens, tokens.completion_tokens, cached)
     text = choice.message.content
-    return Completion(text, finish, usage, body.model, request_id, None, pace, choice.finish_reason, body.service_tier)
+    return Completion(
+        text,
+        finish,
+        usage,
+        body.model,
+        request_id,
+        None,
+        pace,
+        choice.finish_reason,
+        body.service_tier,
+    )
 
 
 def _is_plain_name(name: str, redactor: Redactor) -> bool:
@@ -93,16 +107,21 @@ def _is_plain_name(name: str, redactor: Redactor) -> bool:
     return redactor.identifier(name) == name
 
 
-def plain_reply(data: bytes, request_id: str | None, pace: Pace | None, redactor: Redactor) -> Completion | None:
+def plain_reply(
+    data: bytes, request_id: str | None, pace: Pace | None, redactor: Redactor
+) -> Completion | None:
     try:
         body = _decode_body(data)
     except _UNUSUAL:
         return None
-    return _plain_completion(body, request_id or redactor.identifier(body.id or "") or None, pace, redactor)
+    return _plain_completion(
+        body, request_id or redactor.identifier(body.id or "") or None, pace, redactor
+    )
 
 
 def plain_line(line: bytes, redactor: Redactor | None = None) -> LineReply | None:
-    """A line of a batch's result file that is as OpenAI writes it; what `completion_of` gives for its body, in a third of the time.
+    """A line of a batch's result file that is as OpenAI writes it; what `completion_of` gives for
+    its body, in a third of the time.
 
     Args:
       redactor: of the key in use, where the line may repeat it.

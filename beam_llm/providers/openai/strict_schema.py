@@ -85,7 +85,9 @@ def _node(node: Any) -> Schema:
     if "$ref" in node:
         return _reference(node["$ref"])
     if len(node.get("allOf", ())) == 1:
-        return _node({**{word: part for word, part in node.items() if word != "allOf"}, **node["allOf"][0]})
+        return _node(
+            {**{word: part for word, part in node.items() if word != "allOf"}, **node["allOf"][0]}
+        )
     if any(word in node for word in _BEYOND):
         raise _BeyondStrict
     strict = {word: node[word] for word in _KEPT if word in node and _is_taken(word, node[word])}
@@ -93,7 +95,9 @@ def _node(node: Any) -> Schema:
     if told:
         strict["description"] = "; ".join(filter(None, [node.get("description"), *told]))
     if "anyOf" in node or "oneOf" in node:
-        strict["anyOf"] = [_node(member) for member in (*node.get("anyOf", ()), *node.get("oneOf", ()))]
+        strict["anyOf"] = [
+            _node(member) for member in (*node.get("anyOf", ()), *node.get("oneOf", ()))
+        ]
     if "items" in node or node.get("type") == "array":
         strict["items"] = _node(node.get("items"))
     if node.get("type") == "object" or "properties" in node:

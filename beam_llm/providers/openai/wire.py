@@ -1,6 +1,8 @@
-"""The chat-completions dialect as bytes: Request → body, body → Completion. Pure: no I/O, no clock of its own.
+"""The chat-completions dialect as bytes: Request → body, body → Completion. Pure: no I/O, no clock
+of its own.
 
-Spoken by OpenAI, Azure OpenAI and everything compatible. What the compatible ones take differently is in `dialect.py`.
+Spoken by OpenAI, Azure OpenAI and everything compatible. What the compatible ones take differently
+is in `dialect.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,14 @@ from typing import Any
 
 import orjson
 
-from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, shown, status_in, unreadable
+from beam_llm.providers.errors import (
+    NO_CONTEXT,
+    ErrorContext,
+    error_of,
+    shown,
+    status_in,
+    unreadable,
+)
 from beam_llm.providers.finishes import finish_of
 from beam_llm.providers.openai.dialect import JSON_OBJECT, JSON_SCHEMA, Dialect
 from beam_llm.providers.openai.plain import plain_reply
@@ -22,12 +31,16 @@ from beam_llm.values import Completion, Finish, Pace, Request, Usage
 
 
 def encode_body(request: Request, dialect: Dialect, service_tier: str | None = None) -> bytes:
-    """The request as JSON, its keys always in one order: equal requests give equal bytes, live and in a batch file.
+    """The request as JSON, its keys always in one order: equal requests give equal bytes, live and
+    in a batch file.
 
     Args:
       service_tier: of live calls; a batch has a price and a pace of its own.
     """
-    body: dict[str, Any] = {"model": request.model, "messages": [{"role": m.role, "content": m.content} for m in request.messages]}
+    body: dict[str, Any] = {
+        "model": request.model,
+        "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+    }
     if request.schema is not None:
         _ask_for_shape(body, request, dialect)
     if request.temperature is not None:
@@ -43,7 +56,9 @@ def encode_body(request: Request, dialect: Dialect, service_tier: str | None = N
     try:
         return orjson.dumps(body)
     except TypeError:
-        body["messages"] = [{"role": m.role, "content": without_surrogates(m.content)} for m in request.messages]
+        body["messages"] = [
+            {"role": m.role, "content": without_surrogates(m.content)} for m in request.messages
+        ]
         return orjson.dumps(body)
 
 
@@ -56,13 +71,21 @@ def _ask_for_shape(body: dict[str, Any], request: Request, dialect: Dialect) -> 
         body["response_format"] = {"type": JSON_SCHEMA, JSON_SCHEMA: wrapped}
     if dialect.enforces_schemas:
         return
-    words = "Reply with JSON only, without any other text, following this JSON schema:\n" + orjson.dumps(schema).decode()
+    words = (
+        "Reply with JSON only, without any other text, following this JSON schema:\n"
+        + orjson.dumps(schema).decode()
+    )
     body["messages"].insert(0, {"role": "system", "content": words})
     if dialect.reply_format == JSON_OBJECT:
         body["response_format"] = {"type": JSON_OBJECT}
 
 
-def decode_reply(body: bytes, request_id: str | None = None, pace: Pace | None = None, context: ErrorContext = NO_CONTEXT) -> Completion:
+def decode_reply(
+    body: bytes,
+    request_id: str | None = None,
+    pace: Pace | None = None,
+    context: ErrorContext = NO_CONTEXT,
+) -> Completion:
     """The bytes of a 200 as a Completion. Raises like `completion_of`."""
     redactor = redactor_of(context.secret)
     request_id = redactor.identifier(request_id) if request_id else None
@@ -79,11 +102,18 @@ def decode_reply(body: bytes, request_id: str | None = None, pace: Pace | None =
         raise unreadable("the reply is no chat completion") from None
 
 
-def completion_of(payload: Any, request_id: Any = None, pace: Pace | None = None, context: ErrorContext = NO_CONTEXT) -> Completion:
-    """The reply in words. Every field is read as far as it can be; one of another type counts as absent.
+def completion_of(
+    payload: Any,
+    request_id: Any = None,
+    pace: Pace | None = None,
+    context: ErrorContext = NO_CONTEXT,
+) -> Completion:
+    """The reply in words. Every field is read as far as it can be; one of another type counts as
+    absent.
 
     Raises:
-      CallError: where it is an error in the guise of a reply (some proxies answer 200 with one), or no chat completion at all.
+      CallError: where it is an error in the guise of a reply (some proxies answer 200 with one), or
+        no chat completion at all.
     """
     if not isinstance(payload, dict):
         raise unreadable("the reply is no chat completion")
@@ -130,7 +160,9 @@ def _first_choice(choices: Any) -> dict[str, Any] | None:
 
 
 def _finish(reason: Any, text: str | None, has_error: bool) -> Finish:
-    """A word that is missing is `stop`. Where no text is, nothing was answered, whatever good word stands for it."""
+    """A word that is missing is `stop`. Where no text is, nothing was answered, whatever good word
+    stands for it.
+    """
     finish = Finish.STOP if reason is None or reason == "" else finish_of(reason)
     if has_error and finish in (Finish.STOP, Finish.OTHER):
         return Finish.FAILED
@@ -140,29 +172,44 @@ def _finish(reason: Any, text: str | None, has_error: bool) -> Finish:
 
 
 def _raise_error_in(payload: Mapping[str, Any], context: ErrorContext) -> None:
-    """Raises the error that stands where an answer should: OpenRouter's `error`, vLLM's `object: error`, FastAPI's `detail`."""
+    """Raises the error that stands where an answer should: OpenRouter's `error`, vLLM's `object:
+    error`, FastAPI's `detail`.
+    """
     error = payload.get("error")
     if not error:
-        names = ("message", "detail") if payload.get("object") == "error" or "choices" not in payload else ()
+        names = (
+            ("message", "detail")
+            if payload.get("object") == "error" or "choices" not in payload
+            else ()
+        )
         if not any(payload.get(name) and not isinstance(payload[name], dict) for name in names):
             return
         error = payload
     status = status_in(error)
     found = error_of(status or 502, {}, {"error": error}, **context._asdict())
-    if status is None:  # as a server's own failure, which it is, but without a status that nobody sent
+    # As a server's own failure, which it is, but without a status that nobody sent.
+    if status is None:
         found.message = found.message.replace("HTTP 502", "an error in place of a reply", 1)
         found.args = (found.message,)
     raise found
 
 
-_THOUGHTS = ("reasoning", "thinking", "thought", "redacted_thinking", "reasoning_content", "summary")
+_THOUGHTS = (
+    "reasoning",
+    "thinking",
+    "thought",
+    "redacted_thinking",
+    "reasoning_content",
+    "summary",
+)
 
 
 _DEEPEST = 8
 
 
 def text_of(content: Any, depth: int = 0) -> str | None:
-    """A message's text: a string, or the parts of it that are no thoughts; None where there is none.
+    """A message's text: a string, or the parts of it that are no thoughts; None where there is
+    none.
 
     Args:
       depth: how many lists and objects it is in; below eight nothing is read.
@@ -177,12 +224,18 @@ def text_of(content: Any, depth: int = 0) -> str | None:
     if isinstance(content, dict) and (depth or _is_part(content)):
         if content.get("type") in _THOUGHTS or content.get("thought") is True:
             return None
-        return text_of(next((content[name] for name in ("text", "content", "value") if name in content), None), depth + 1)
-    return "false" if content is False else word(content) or None  # an answer that the server has parsed already
+        return text_of(
+            next((content[name] for name in ("text", "content", "value") if name in content), None),
+            depth + 1,
+        )
+    # An answer that the server has parsed already.
+    return "false" if content is False else word(content) or None
 
 
 def _is_part(value: Any) -> bool:
-    return isinstance(value, (str, list)) or (isinstance(value, dict) and ("type" in value or "text" in value))
+    return isinstance(value, (str, list)) or (
+        isinstance(value, dict) and ("type" in value or "text" in value)
+    )
 
 
 def usage_of(usage: Any) -> Usage:
@@ -194,17 +247,35 @@ def usage_of(usage: Any) -> Usage:
     return Usage(inputs, token_count(usage.get("completion_tokens")), min(cached, inputs))
 
 
-ODD_SHAPE = (AttributeError, KeyError, TypeError, IndexError, ValueError, OverflowError, RecursionError)
-"""The last guard: what the readers of single fields did not think of is an error of that reply, and of no other."""
+ODD_SHAPE = (
+    AttributeError,
+    KeyError,
+    TypeError,
+    IndexError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+)
+"""The last guard: what the readers of single fields did not think of is an error of that reply, and
+of no other.
+"""
 
 
 def _no_json(body: bytes) -> str:
     """What came instead, where that tells more than that it isn't JSON."""
     start = body[:2000].lstrip(b"\xef\xbb\xbf \r\n\t")
     if start.startswith((b"data:", b"event:")):
-        return "the reply is a stream of events, which was not asked for: take `stream` off where the server or a proxy is set up"
+        return (
+            "the reply is a stream of events, which was not asked for: take `stream` off "
+            "where the server or a proxy is set up"
+        )
     if start[:1] == b"<":
         title = re.search(rb"<title[^>]{0,100}>([^<]{1,80})", start, re.IGNORECASE)
-        named = f" titled {shown(title[1].decode('utf-8', 'replace'), None, False)!r}" if title else ""
-        return f"the reply is a web page{named}, not JSON: base_url may be wrong, or a proxy asks to sign in"
+        named = (
+            f" titled {shown(title[1].decode('utf-8', 'replace'), None, False)!r}" if title else ""
+        )
+        return (
+            f"the reply is a web page{named}, not JSON: base_url may be wrong, or a proxy "
+            "asks to sign in"
+        )
     return f"the reply's body of {len(body):,} bytes is not JSON"

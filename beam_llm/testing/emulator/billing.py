@@ -1,7 +1,9 @@
-"""Who was billed how often: per record and per request, live and batch apart; on disk, so that a killed emulator remembers.
+"""Who was billed how often: per record and per request, live and batch apart; on disk, so that a
+killed emulator remembers.
 
-Live calls are one line each in an append-only log (written at once, not synced: it survives the process, not the power).
-A batch job's bill is one file, written beside its results before the job is seen to end, so it counts once or not at all.
+Live calls are one line each in an append-only log (written at once, not synced: it survives the
+process, not the power). A batch job's bill is one file, written beside its results before the job
+is seen to end, so it counts once or not at all.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ KEEP = ("texts", "digests", "off")
 
 
 class BilledCounter(Counter[str]):
-    """Record text → times billed. Where only digests are kept, a look-up by text still finds its count."""
+    """Record text → times billed. Where only digests are kept, a look-up by text still finds its
+    count.
+    """
 
     def __missing__(self, key: str) -> int:
         return self.get(digest_of(key), 0)
@@ -38,7 +42,8 @@ class Billing:
 
     Args:
       folder: where the book is; made if missing.
-      keep: `texts`, `digests` (of many records: 35 bytes each on disk, none in memory for batch jobs) or `off`.
+      keep: `texts`, `digests` (of many records: 35 bytes each on disk, none in memory for batch
+        jobs) or `off`.
     """
 
     def __init__(self, folder: Path, keep: str = "texts") -> None:
@@ -71,7 +76,13 @@ class Billing:
         """What stands for the records in the book."""
         return list(texts) if self._keep == "texts" else [digest_of(text) for text in texts]
 
-    def live(self, texts: Sequence[str], request: Mapping[str, Any], input_tokens: int, output_tokens: int) -> None:
+    def live(
+        self,
+        texts: Sequence[str],
+        request: Mapping[str, Any],
+        input_tokens: int,
+        output_tokens: int,
+    ) -> None:
         """One live call whose answer was produced, whether or not it arrived."""
         entry = self._entry(texts, request, input_tokens, output_tokens)
         with self._lock:
@@ -79,11 +90,27 @@ class Billing:
             if self.keeps:
                 os.write(self._log, orjson.dumps(entry) + b"\n")
 
-    def line(self, texts: Sequence[str], request: Mapping[str, Any], input_tokens: int, output_tokens: int) -> bytes:
+    def line(
+        self,
+        texts: Sequence[str],
+        request: Mapping[str, Any],
+        input_tokens: int,
+        output_tokens: int,
+    ) -> bytes:
         """One line of a batch job's bill; empty where no book is kept."""
-        return orjson.dumps(self._entry(texts, request, input_tokens, output_tokens)) + b"\n" if self.keeps else b""
+        return (
+            orjson.dumps(self._entry(texts, request, input_tokens, output_tokens)) + b"\n"
+            if self.keeps
+            else b""
+        )
 
-    def _entry(self, texts: Sequence[str], request: Mapping[str, Any], input_tokens: int, output_tokens: int) -> list[Any]:
+    def _entry(
+        self,
+        texts: Sequence[str],
+        request: Mapping[str, Any],
+        input_tokens: int,
+        output_tokens: int,
+    ) -> list[Any]:
         entry: list[Any] = [len(texts), input_tokens, output_tokens]
         if self.keeps:
             canonical = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
@@ -111,7 +138,9 @@ class Billing:
             return Counter(self._live_requests)
 
     def batch_billed(self, batch_ids: Iterable[str]) -> BilledCounter:
-        """Over the bills of finished jobs. Reads them anew: nothing of a million records stays in memory."""
+        """Over the bills of finished jobs. Reads them anew: nothing of a million records stays in
+        memory.
+        """
         if self._frozen is not None:
             return BilledCounter(self._frozen[0])
         billed = BilledCounter()

@@ -1,7 +1,9 @@
-"""What the emulated model answers: values that follow the schema and mean something, the same text always the same answer.
+"""What the emulated model answers: values that follow the schema and mean something, the same text
+always the same answer.
 
-Sentiment is scored by VADER (C. J. Hutto and E. Gilbert, ICWSM 2014), which the extra `demo` installs; without it, and for what has
-nothing to do with sentiment, an answer is a checksum of the text.
+Sentiment is scored by VADER (C. J. Hutto and E. Gilbert, ICWSM 2014), which the extra `demo`
+installs; without it, and for what has nothing to do with sentiment, an answer is a checksum of the
+text.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ from beam_llm.testing.emulator.reading import Question, resolve, spoken_choice
 Filler = Callable[[str], Any]
 
 _WORD = re.compile(r"[^\W\d_][\w'-]*")
-_SENTIMENT = re.compile(r"sentiment|polarity|positive|negative|mood|tone|satisf|opinion|stars?\b|rat(?:e|ing)\b|scor", re.IGNORECASE)
+_SENTIMENT = re.compile(
+    r"sentiment|polarity|positive|negative|mood|tone|satisf|opinion|stars?\b|rat(?:e|ing)\b|scor",
+    re.IGNORECASE,
+)
 _SCORE = re.compile(r"scor|rating|stars?\b|sentiment|polarity|compound|valence", re.IGNORECASE)
 _MAX_DEPTH = 6
 
@@ -47,7 +52,10 @@ class Brain:
         """The reply's text, with such faults as concern its answers or its form."""
         values = self.values(question)
         if any(fault.kind == "line_conflicting" for fault in faults):
-            values = [self.other_value(question, text, value) for text, value in zip(question.texts, values, strict=True)]
+            values = [
+                self.other_value(question, text, value)
+                for text, value in zip(question.texts, values, strict=True)
+            ]
         if question.indexed:
             entries = list(enumerate(values, 1))
             for fault in faults:
@@ -62,13 +70,32 @@ class Brain:
     def other_value(self, question: Question, text: str, value: Any) -> Any:
         """A valid answer to the record other than `value`, where the schema knows one."""
         fill = self._filler(question)
-        tries = (fill(opposite + text) for opposite in ("terrible awful horrible ", "wonderful excellent love ", "x ", "y ", "z ", "1 "))
+        tries = (
+            fill(opposite + text)
+            for opposite in (
+                "terrible awful horrible ",
+                "wonderful excellent love ",
+                "x ",
+                "y ",
+                "z ",
+                "1 ",
+            )
+        )
         return next((found for found in tries if found != value), value)
 
     def _filler(self, question: Question) -> Filler:
         sentiment = _SENTIMENT.search(question.hint) is not None
         choice = spoken_choice(question.hint)
-        key = (orjson.dumps([question.schema, question.index_field if question.indexed and question.root else None, choice]), sentiment)
+        key = (
+            orjson.dumps(
+                [
+                    question.schema,
+                    question.index_field if question.indexed and question.root else None,
+                    choice,
+                ]
+            ),
+            sentiment,
+        )
         filler = self._fillers.get(key)
         if filler is None:
             if len(self._fillers) > 512:
@@ -80,16 +107,34 @@ class Brain:
         schema = question.schema
         choice = spoken_choice(question.hint)
         if schema is None:
-            return self._enum(list(choice["enum"]), "value") if choice else self._label if sentiment else extract
+            return (
+                self._enum(list(choice["enum"]), "value")
+                if choice
+                else self._label
+                if sentiment
+                else extract
+            )
         root = schema if question.indexed else (question.root or schema)
         if question.keyed and schema is not None:
-            part = choice if choice and schema.get("type") == "string" and "enum" not in schema else schema
+            part = (
+                choice
+                if choice and schema.get("type") == "string" and "enum" not in schema
+                else schema
+            )
             return self.filler(part, schema, "value", sentiment)
         if question.indexed and question.root is not None:
-            rest = {name: part for name, part in schema["properties"].items() if name != question.index_field}
+            rest = {
+                name: part
+                for name, part in schema["properties"].items()
+                if name != question.index_field
+            }
             if list(rest) == [question.value_field]:
                 part = rest[question.value_field]
-                part = choice if choice and part.get("type") == "string" and "enum" not in part else part
+                part = (
+                    choice
+                    if choice and part.get("type") == "string" and "enum" not in part
+                    else part
+                )
                 return self.filler(part, root, str(question.value_field), sentiment)
             schema = {**schema, "properties": rest}
         return self.filler(schema, root, "value", sentiment)
@@ -98,7 +143,14 @@ class Brain:
         score = self._compound(text)
         return "positive" if score >= 0.05 else "negative" if score <= -0.05 else "neutral"
 
-    def filler(self, schema: Mapping[str, Any], root: Mapping[str, Any], name: str, sentiment: bool, depth: int = 0) -> Filler:
+    def filler(
+        self,
+        schema: Mapping[str, Any],
+        root: Mapping[str, Any],
+        name: str,
+        sentiment: bool,
+        depth: int = 0,
+    ) -> Filler:
         """A function from a record's text to an instance of the schema.
 
         Args:
@@ -111,7 +163,9 @@ class Brain:
         if schema.get("enum"):
             return self._enum(list(schema["enum"]), name)
         kind = schema.get("type")
-        means_sentiment = _SCORE.search(name) is not None or (sentiment and name in ("value", "answer", "result"))
+        means_sentiment = _SCORE.search(name) is not None or (
+            sentiment and name in ("value", "answer", "result")
+        )
         if kind == "object" or "properties" in schema:
             return self._object(schema, root, sentiment, depth)
         if kind == "array":
@@ -119,8 +173,15 @@ class Brain:
         if kind in ("integer", "number"):
             return self._number(schema, name, kind == "integer", means_sentiment)
         if kind == "boolean":
-            positive = re.search(r"positive|recommend|good|happy|satisf", name, re.IGNORECASE) is not None or means_sentiment
-            return (lambda text: self._compound(text) >= 0.05) if positive else (lambda text: hashed(text, name) % 2 == 0)
+            positive = (
+                re.search(r"positive|recommend|good|happy|satisf", name, re.IGNORECASE) is not None
+                or means_sentiment
+            )
+            return (
+                (lambda text: self._compound(text) >= 0.05)
+                if positive
+                else (lambda text: hashed(text, name) % 2 == 0)
+            )
         if kind == "null":
             return lambda text: None
         return self._string(schema, name, means_sentiment)
@@ -139,18 +200,29 @@ class Brain:
             return by_word["mixed"]
         return by_word["positive" if self._compound(text) >= 0 else "negative"]
 
-    def _object(self, schema: Mapping[str, Any], root: Mapping[str, Any], sentiment: bool, depth: int) -> Filler:
+    def _object(
+        self, schema: Mapping[str, Any], root: Mapping[str, Any], sentiment: bool, depth: int
+    ) -> Filler:
         fields = [
             (name, self.filler(part, root, name, sentiment, depth + 1))
             for name, part in schema.get("properties", {}).items()
             if depth < _MAX_DEPTH or name in schema.get("required", ())
         ]
         if not fields and isinstance(schema.get("additionalProperties"), dict):
-            fill_any = self.filler(schema["additionalProperties"], root, "value", sentiment, depth + 1)
+            fill_any = self.filler(
+                schema["additionalProperties"], root, "value", sentiment, depth + 1
+            )
             return lambda text: {word: fill_any(word) for word in words_of(text)[:2]}
         return lambda text: {name: fill(text) for name, fill in fields}
 
-    def _array(self, schema: Mapping[str, Any], root: Mapping[str, Any], name: str, sentiment: bool, depth: int) -> Filler:
+    def _array(
+        self,
+        schema: Mapping[str, Any],
+        root: Mapping[str, Any],
+        name: str,
+        sentiment: bool,
+        depth: int,
+    ) -> Filler:
         least = schema.get("minItems", 0)
         most = max(least, min(schema.get("maxItems", 3), least + 3))
         if depth >= _MAX_DEPTH:
@@ -163,7 +235,8 @@ class Brain:
         fill = self.filler(items, root, name, sentiment, depth + 1)
         # Several items about one text: each looks at the text under another number.
         return lambda text: [
-            fill(text if place == 0 else f"{text} {place + 1}") for place in range(max(least, min(most, 1 + hashed(text, name) % 3)))
+            fill(text if place == 0 else f"{text} {place + 1}")
+            for place in range(max(least, min(most, 1 + hashed(text, name) % 3)))
         ]
 
     def _number(self, schema: Mapping[str, Any], name: str, whole: bool, sentiment: bool) -> Filler:
@@ -175,10 +248,16 @@ class Brain:
             least, most = -1.0, 1.0
         low = least if least is not None else min(0, most if most is not None else 0)
         high = most if most is not None else low + 100
-        share = self._sentiment_share if sentiment else lambda text: hashed(text, name) % 10_001 / 10_000
+        share = (
+            self._sentiment_share
+            if sentiment
+            else lambda text: hashed(text, name) % 10_001 / 10_000
+        )
         if whole:
             step = schema.get("multipleOf", 1)
-            return lambda text: int(min(high, max(low, round((low + (high - low) * share(text)) / step) * step)))
+            return lambda text: int(
+                min(high, max(low, round((low + (high - low) * share(text)) / step) * step))
+            )
         return lambda text: round(min(high, max(low, low + (high - low) * share(text))), 4)
 
     def _sentiment_share(self, text: str) -> float:
@@ -205,7 +284,11 @@ class Brain:
 def compound(text: str) -> float:
     """VADER's compound score, -1 … 1; a checksum where VADER is not installed."""
     analyzer = _analyzer()
-    return _checksum_compound(text) if analyzer is None else float(analyzer.polarity_scores(text)["compound"])
+    return (
+        _checksum_compound(text)
+        if analyzer is None
+        else float(analyzer.polarity_scores(text)["compound"])
+    )
 
 
 def knows_sentiment() -> bool:
@@ -234,7 +317,9 @@ def _checksum_compound(text: str) -> float:
 
 def hashed(text: str, name: str) -> int:
     """A number that only depends on a record's text and the field it is for."""
-    digest = hashlib.blake2b(f"{name}\0{text}".encode("utf-8", "surrogatepass"), digest_size=6).digest()
+    digest = hashlib.blake2b(
+        f"{name}\0{text}".encode("utf-8", "surrogatepass"), digest_size=6
+    ).digest()
     return int.from_bytes(digest, "big")
 
 
@@ -250,7 +335,9 @@ def extract(text: str) -> str:
 
 _FORMATS: dict[str, Callable[[int], str]] = {
     "date": lambda number: f"20{number % 30:02d}-{number % 12 + 1:02d}-{number % 28 + 1:02d}",
-    "date-time": lambda number: f"20{number % 30:02d}-{number % 12 + 1:02d}-{number % 28 + 1:02d}T{number % 24:02d}:00:00Z",
+    "date-time": lambda number: (
+        f"20{number % 30:02d}-{number % 12 + 1:02d}-{number % 28 + 1:02d}T{number % 24:02d}:00:00Z"
+    ),
     "time": lambda number: f"{number % 24:02d}:{number % 60:02d}:00Z",
     "duration": lambda number: f"P{number % 30 + 1}D",
     "email": lambda number: f"user{number % 10_000}@example.com",
@@ -262,15 +349,23 @@ _FORMATS: dict[str, Callable[[int], str]] = {
 }
 
 
-def _simplified(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int) -> Mapping[str, Any]:
-    """Without references and choices: of alternatives the first that isn't null (in a deep recursion: null, if allowed)."""
+def _simplified(
+    schema: Mapping[str, Any], root: Mapping[str, Any], depth: int
+) -> Mapping[str, Any]:
+    """Without references and choices: of alternatives the first that isn't null (in a deep
+    recursion: null, if allowed).
+    """
     schema = resolve(schema, root)
     for word in ("anyOf", "oneOf", "allOf"):
         if schema.get(word):
             choices = [resolve(choice, root) for choice in schema[word]]
             nulls = [choice for choice in choices if choice.get("type") == "null"]
             others = [choice for choice in choices if choice.get("type") != "null"]
-            return _simplified(nulls[0] if nulls and (depth >= _MAX_DEPTH or not others) else others[0], root, depth)
+            return _simplified(
+                nulls[0] if nulls and (depth >= _MAX_DEPTH or not others) else others[0],
+                root,
+                depth,
+            )
     kind = schema.get("type")
     if isinstance(kind, list):
         return {**schema, "type": next((word for word in kind if word != "null"), "null")}
@@ -296,8 +391,12 @@ def _fitted(text: str, least: int, most: int) -> str:
     return text[:most].ljust(least, ".")
 
 
-def _changed(entries: list[tuple[Any, Any]], fault: Fault, question: Question, brain: Brain) -> list[tuple[Any, Any]]:
-    """The answers after a fault that concerns answers. A fault that names a text strikes those records, else one of them."""
+def _changed(
+    entries: list[tuple[Any, Any]], fault: Fault, question: Question, brain: Brain
+) -> list[tuple[Any, Any]]:
+    """The answers after a fault that concerns answers. A fault that names a text strikes those
+    records, else one of them.
+    """
     kind = fault.kind
     if kind == "shuffled":
         return sorted(entries, key=lambda entry: hashed(str(entry[0]), "shuffle"))
@@ -313,10 +412,16 @@ def _changed(entries: list[tuple[Any, Any]], fault: Fault, question: Question, b
     if kind == "missing":
         return [entry for entry in entries if entry[0] not in victims]
     if kind == "invalid_value":
-        return [(index, {"not": ["what", "was", "asked"]} if index in victims else value) for index, value in entries]
+        return [
+            (index, {"not": ["what", "was", "asked"]} if index in victims else value)
+            for index, value in entries
+        ]
     again = [(index, value) for index, value in entries if index in victims]
     if kind == "conflicting":
-        again = [(index, brain.other_value(question, question.texts[index - 1], value)) for index, value in again]
+        again = [
+            (index, brain.other_value(question, question.texts[index - 1], value))
+            for index, value in again
+        ]
     return [*entries, *again]
 
 
@@ -329,12 +434,19 @@ def _victims(fault: Fault, question: Question) -> set[int]:
 def _indexed_text(question: Question, entries: list[tuple[Any, Any]]) -> str:
     if question.shape == "xml":
         name = question.index_field
-        lines = [f'<answer {name}="{index}">{_xml(value, question.hint)}</answer>' for index, value in entries]
+        lines = [
+            f'<answer {name}="{index}">{_xml(value, question.hint)}</answer>'
+            for index, value in entries
+        ]
         return "<answers>\n" + "\n".join(lines) + "\n</answers>"
     if question.shape == "delimited":
         return "\n".join(f"{index}|{_plain(value)}" for index, value in entries)
     if question.keyed:  # by hand: a server that enforces nothing may write a key twice
-        return "{" + ",".join(f'"{index}":{orjson.dumps(value).decode()}' for index, value in entries) + "}"
+        return (
+            "{"
+            + ",".join(f'"{index}":{orjson.dumps(value).decode()}' for index, value in entries)
+            + "}"
+        )
     answers = [_entry(question, index, value) for index, value in entries]
     reply: Any = answers
     for name in reversed(question.list_path):
@@ -344,14 +456,20 @@ def _indexed_text(question: Question, entries: list[tuple[Any, Any]]) -> str:
 
 def _entry(question: Question, index: Any, value: Any) -> dict[str, Any]:
     schema = question.schema or {}
-    flat = isinstance(value, dict) and question.value_field not in schema.get("properties", {}) and question.index_field not in value
+    flat = (
+        isinstance(value, dict)
+        and question.value_field not in schema.get("properties", {})
+        and question.index_field not in value
+    )
     if flat and (question.value_field is None or "properties" in schema):
         return {question.index_field: index, **value}
     return {question.index_field: index, question.value_field or "value": value}
 
 
 def _xml(value: Any, hint: str) -> str:
-    """An answer inside its element: fields as elements where the prompt's example has them so, else text or JSON."""
+    """An answer inside its element: fields as elements where the prompt's example has them so, else
+    text or JSON.
+    """
     if isinstance(value, dict) and value and all(f"<{name}>" in hint for name in value):
         return "".join(f"<{name}>{_xml_field(part)}</{name}>" for name, part in value.items())
     return _xml_field(value)
@@ -375,7 +493,11 @@ def _single_text(question: Question, value: Any, faults: tuple[Fault, ...]) -> s
     if "missing" in kinds:
         return "{}"
     if "invalid_value" in kinds:
-        value = {name: {"not": ["what", "was", "asked"]} for name in value} if isinstance(value, dict) else {"not": "asked"}
+        value = (
+            {name: {"not": ["what", "was", "asked"]} for name in value}
+            if isinstance(value, dict)
+            else {"not": "asked"}
+        )
     return orjson.dumps(value).decode()
 
 

@@ -1,4 +1,6 @@
-"""One chat completion: body in, body out. The same code answers live calls and the lines of batch jobs."""
+"""One chat completion: body in, body out. The same code answers live calls and the lines of batch
+jobs.
+"""
 
 from __future__ import annotations
 
@@ -56,9 +58,18 @@ class Chat:
         if not isinstance(body.get("model"), str) or not body["model"]:
             return WireError(400, "you must provide a model parameter")
         if not isinstance(body.get("messages"), list) or not body["messages"]:
-            return WireError(400, "Missing required parameter: 'messages'.", code="missing_required_parameter", param="messages")
+            return WireError(
+                400,
+                "Missing required parameter: 'messages'.",
+                code="missing_required_parameter",
+                param="messages",
+            )
         if body.get("metadata") is not None and not body.get("store"):
-            return WireError(400, "The 'metadata' parameter is only allowed when 'store' is enabled.", param="metadata")
+            return WireError(
+                400,
+                "The 'metadata' parameter is only allowed when 'store' is enabled.",
+                param="metadata",
+            )
         form = body.get("response_format")
         return self._check_form(form) if form is not None else None
 
@@ -78,7 +89,13 @@ class Chat:
     def read(self, body: Mapping[str, Any]) -> Question:
         return read_question(body)
 
-    def answer(self, body: Mapping[str, Any], question: Question, faults: tuple[Fault, ...] = (), reply_id: str = "") -> Answer:
+    def answer(
+        self,
+        body: Mapping[str, Any],
+        question: Question,
+        faults: tuple[Fault, ...] = (),
+        reply_id: str = "",
+    ) -> Answer:
         """Answers a checked request.
 
         Args:
@@ -126,7 +143,12 @@ class Chat:
 def _check_format(form: Any) -> WireError | None:
     kind = form.get("type") if isinstance(form, dict) else None
     if kind not in ("text", "json_object", "json_schema"):
-        return WireError(400, f"Invalid value for 'response_format.type': {kind!r}.", param="response_format.type", code="invalid_value")
+        return WireError(
+            400,
+            f"Invalid value for 'response_format.type': {kind!r}.",
+            param="response_format.type",
+            code="invalid_value",
+        )
     if kind != "json_schema":
         return None
     given = form.get("json_schema")
@@ -148,12 +170,17 @@ def _check_format(form: Any) -> WireError | None:
     if problem is None:
         return None
     return WireError(
-        400, f"Invalid schema for response_format '{given['name']}': {problem}.", param="response_format", code="invalid_json_schema"
+        400,
+        f"Invalid schema for response_format '{given['name']}': {problem}.",
+        param="response_format",
+        code="invalid_json_schema",
     )
 
 
 def strict_problem(schema: Any, place: tuple[str, ...]) -> str | None:
-    """Why OpenAI would refuse a strict schema: an object that is open or has optional properties, at any depth."""
+    """Why OpenAI would refuse a strict schema: an object that is open or has optional properties,
+    at any depth.
+    """
     if isinstance(schema, list):
         return next((problem for part in schema if (problem := strict_problem(part, place))), None)
     if not isinstance(schema, dict):
@@ -165,22 +192,41 @@ def strict_problem(schema: Any, place: tuple[str, ...]) -> str | None:
             return f"{where}, 'additionalProperties' is required to be supplied and to be false"
         missing = sorted(set(properties or {}) - set(schema.get("required", ())))
         if missing:
-            return f"{where}, 'required' is required to include every key in properties. Missing '{missing[0]}'"
+            return (
+                f"{where}, 'required' is required to include every key in properties. "
+                f"Missing '{missing[0]}'"
+            )
     for word in ("properties", "$defs"):
         for name, part in (schema.get(word) or {}).items():
             if problem := strict_problem(part, (*place, word, name)):
                 return problem
-    return next((problem for word in ("items", "anyOf") if (problem := strict_problem(schema.get(word), (*place, word)))), None)
+    return next(
+        (
+            problem
+            for word in ("items", "anyOf")
+            if (problem := strict_problem(schema.get(word), (*place, word)))
+        ),
+        None,
+    )
 
 
 def _size_problem(schema: Mapping[str, Any]) -> str | None:
-    """The limits of strict schemas: 5,000 properties, 120,000 characters of names and values, 1,000 enum values."""
+    """The limits of strict schemas: 5,000 properties, 120,000 characters of names and values, 1,000
+    enum values.
+    """
     properties, characters, members = _sizes(schema)
     if properties > 5_000:
         return f"Expected at most 5000 total object properties, but got {properties}"
     if characters > 120_000:
-        return f"Expected at most 120000 characters in total for property names, definition names and enum values, but got {characters}"
-    return f"Expected at most 1000 enum values in total, but got {members}" if members > 1_000 else None
+        return (
+            "Expected at most 120000 characters in total for property names, definition "
+            f"names and enum values, but got {characters}"
+        )
+    return (
+        f"Expected at most 1000 enum values in total, but got {members}"
+        if members > 1_000
+        else None
+    )
 
 
 def _sizes(node: Any) -> tuple[int, int, int]:
@@ -194,7 +240,9 @@ def _sizes(node: Any) -> tuple[int, int, int]:
             sizes.append((len(named) if word == "properties" else 0, sum(map(len, named)), 0))
             sizes += [_sizes(part) for part in named.values()]
         members = node.get("enum") or ([node["const"]] if "const" in node else [])
-        sizes.append((0, sum(len(str(member)) for member in members), len(members) if "enum" in node else 0))
+        sizes.append(
+            (0, sum(len(str(member)) for member in members), len(members) if "enum" in node else 0)
+        )
     else:
         return 0, 0, 0
     totals = [sum(column) for column in zip(*sizes, strict=True)] or [0, 0, 0]
@@ -202,7 +250,12 @@ def _sizes(node: Any) -> tuple[int, int, int]:
 
 
 def _choice(words: str, finish: str, kinds: set[str]) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": words, "refusal": None, "annotations": []}
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": words,
+        "refusal": None,
+        "annotations": [],
+    }
     if "refusal" in kinds:
         message.update(content=None, refusal="I'm sorry, I can't help with that.")
     if "content_filter" in kinds:

@@ -18,31 +18,65 @@ from beam_llm.testing.emulator.server import Emulator
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="beam-llm emulator",
-        description="The provider emulator: an OpenAI-compatible server on loopback; no key, no cost.",
+        description=(
+            "The provider emulator: an OpenAI-compatible server on loopback; no key, no cost."
+        ),
         epilog=f"kinds of faults: {', '.join(KINDS)}",
     )
     parser.add_argument("--port", type=int, default=0, help="0 (default) picks a free one")
-    parser.add_argument("--faults", metavar="FILE", help='JSON list of faults, such as [{"kind": "rate_limit", "probability": 0.05}]')
-    parser.add_argument("--state-dir", metavar="DIR", help="keep files, jobs and the ledger here (default: a temporary folder)")
-    parser.add_argument("--key", action="append", dest="keys", help="an API key to take (default: any)")
+    parser.add_argument(
+        "--faults",
+        metavar="FILE",
+        help='JSON list of faults, such as [{"kind": "rate_limit", "probability": 0.05}]',
+    )
+    parser.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        help="keep files, jobs and the ledger here (default: a temporary folder)",
+    )
+    parser.add_argument(
+        "--key", action="append", dest="keys", help="an API key to take (default: any)"
+    )
     parser.add_argument("--any-client", action="store_true", help="ask for no key at all")
-    parser.add_argument("--model", action="append", dest="models", help="a model to know (default: all)")
+    parser.add_argument(
+        "--model", action="append", dest="models", help="a model to know (default: all)"
+    )
     parser.add_argument("--latency-ms", type=float, default=0.0, help="of a live call")
     parser.add_argument("--jitter-ms", type=float, default=0.0, help="added to it, evenly from 0")
     parser.add_argument("--requests-per-minute", type=float, help="answer 429 beyond it")
     parser.add_argument("--tokens-per-minute", type=float, help="answer 429 beyond it")
-    parser.add_argument("--max-concurrency", type=int, help="answer 429 beyond so many calls at once")
     parser.add_argument(
-        "--batch-seconds", type=_stages, default=2.0, help="how long a batch job takes: S, or VALIDATING,IN_PROGRESS,FINALIZING"
+        "--max-concurrency", type=int, help="answer 429 beyond so many calls at once"
     )
-    parser.add_argument("--cancel-seconds", type=float, default=0.1, help="how long a job is cancelling")
-    parser.add_argument("--enqueued-token-limit", type=int, help="input tokens of all pending jobs together")
-    parser.add_argument("--enqueued-limit-at", choices=("create", "validation"), default="validation")
+    parser.add_argument(
+        "--batch-seconds",
+        type=_stages,
+        default=2.0,
+        help="how long a batch job takes: S, or VALIDATING,IN_PROGRESS,FINALIZING",
+    )
+    parser.add_argument(
+        "--cancel-seconds", type=float, default=0.1, help="how long a job is cancelling"
+    )
+    parser.add_argument(
+        "--enqueued-token-limit", type=int, help="input tokens of all pending jobs together"
+    )
+    parser.add_argument(
+        "--enqueued-limit-at", choices=("create", "validation"), default="validation"
+    )
     parser.add_argument("--max-batch-requests", type=int, default=50_000)
     parser.add_argument("--max-file-bytes", type=int, default=200_000_000)
-    parser.add_argument("--fast", action="store_true", help="labels from a checksum, for benchmarks")
-    parser.add_argument("--billing", choices=("texts", "digests", "off"), default="texts", help="how records are kept in the book")
-    parser.add_argument("--seed", type=int, default=0, help="of faults and of the order of result files")
+    parser.add_argument(
+        "--fast", action="store_true", help="labels from a checksum, for benchmarks"
+    )
+    parser.add_argument(
+        "--billing",
+        choices=("texts", "digests", "off"),
+        default="texts",
+        help="how records are kept in the book",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of faults and of the order of result files"
+    )
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     return parser
 
@@ -77,7 +111,9 @@ def serve(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"beam-llm emulator: {error}", file=sys.stderr)
         return 2
-    emulator = Emulator(state_dir=given.state_dir, port=given.port, faults=faults, **_options(given))
+    emulator = Emulator(
+        state_dir=given.state_dir, port=given.port, faults=faults, **_options(given)
+    )
     try:
         emulator.start()
     except (OSError, OverflowError) as error:  # the latter: no such port
@@ -89,7 +125,9 @@ def serve(argv: Sequence[str] | None = None) -> int:
 
 
 def _announce(environment: Mapping[str, str]) -> None:
-    print("export " + " ".join(f"{name}={value}" for name, value in environment.items()), flush=True)
+    print(
+        "export " + " ".join(f"{name}={value}" for name, value in environment.items()), flush=True
+    )
     print("serving until Ctrl-C", file=sys.stderr, flush=True)
 
 

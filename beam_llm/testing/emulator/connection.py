@@ -1,4 +1,6 @@
-"""Faults that any route may meet: an error status, a dropped or hanging connection, a body that is no JSON."""
+"""Faults that any route may meet: an error status, a dropped or hanging connection, a body that is
+no JSON.
+"""
 
 from __future__ import annotations
 

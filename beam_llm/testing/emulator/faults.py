@@ -1,9 +1,11 @@
 """Scripted faults: what goes wrong, where, and when (by probability, by nth call, by record text).
 
-    Emulator(faults=[Fault("rate_limit", probability=0.05, retry_after=0.1), Fault("poison", text="curse"), Fault("create_lost", nth=1)])
+    Emulator(faults=[Fault("rate_limit", probability=0.05, retry_after=0.1), Fault("poison",
+    text="curse"), Fault("create_lost", nth=1)])
 
-Decisions are hashes of the seed and of what is decided on, not draws from a shared generator: the same script meets the
-same calls in the same way, also after the emulator was killed and started again.
+Decisions are hashes of the seed and of what is decided on, not draws from a shared generator: the
+same script meets the same calls in the same way, also after the emulator was killed and started
+again.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from typing import Any
 
 _ANSWERS = ("chat", "line")
 
-# Every kind, and the operations it strikes unless `where` names another. A `line` is one request inside a batch job; a
-# `job` fault is decided when the job is created and stays with it.
+# Every kind, and the operations it strikes unless `where` names another. A `line` is one request
+# inside a batch job; a `job` fault is decided when the job is created and stays with it.
 KINDS: dict[str, tuple[str, ...]] = {
     # Answers by status, before any work. On any operation through `where`.
     "rate_limit": _ANSWERS,
@@ -80,7 +82,19 @@ KINDS: dict[str, tuple[str, ...]] = {
     "list_lag": ("job",),
     "retrieve_missing": ("job",),
 }
-OPERATIONS = ("chat", "line", "upload", "file", "content", "create", "job", "retrieve", "list", "cancel", "delete")
+OPERATIONS = (
+    "chat",
+    "line",
+    "upload",
+    "file",
+    "content",
+    "create",
+    "job",
+    "retrieve",
+    "list",
+    "cancel",
+    "delete",
+)
 STATUS_KINDS = frozenset(list(KINDS)[:7])
 
 
@@ -92,16 +106,22 @@ class Fault:
       kind: a word of `KINDS`.
       where: an operation of `OPERATIONS`; by default those that `KINDS` names.
       probability: 0 … 1, seeded.
-      nth: which of the matching calls, from 1 (a number or several); in a job, which line of the file.
-      after: only once so many matching calls have gone well: a key that is withdrawn, a quota that is spent.
+      nth: which of the matching calls, from 1 (a number or several); in a job, which line of the
+        file.
+      after: only once so many matching calls have gone well: a key that is withdrawn, a quota that
+        is spent.
       times: at most so often.
-      text: a substring of one of the call's records (or, for `job` faults, of the input file's first line).
+      text: a substring of one of the call's records (or, for `job` faults, of the input file's
+        first line).
       pattern: a regular expression found in one of the call's records.
-      status: HTTP status, where the kind leaves a choice (`server_error`: 500, 502, 503, 529; `rate_limit` on create: 409).
-      code, message: of the error body, in place of the usual ones; for `status_word` the word is `message`.
+      status: HTTP status, where the kind leaves a choice (`server_error`: 500, 502, 503, 529;
+        `rate_limit` on create: 409).
+      code, message: of the error body, in place of the usual ones; for `status_word` the word is
+        `message`.
       retry_after: seconds; None sends no such header.
-      seconds: how long: `slow`, `hang`, `list_lag`, `retrieve_missing`; `create_late`: the connection breaks, and the job is made so
-        much later; `status_word` and `stuck` (0: for ever).
+      seconds: how long: `slow`, `hang`, `list_lag`, `retrieve_missing`; `create_late`: the
+        connection breaks, and the job is made so much later; `status_word` and `stuck` (0: for
+        ever).
       lines: 1-based line numbers a `validation` fault complains about.
       done: of an expired job, how many lines were done: a number, or a share below 1.
     """
@@ -134,7 +154,9 @@ class Fault:
 
     def matches(self, text: str) -> bool:
         """Whether a record's text is one this fault is after."""
-        return (self.text is None or self.text in text) and (self.pattern is None or re.search(self.pattern, text) is not None)
+        return (self.text is None or self.text in text) and (
+            self.pattern is None or re.search(self.pattern, text) is not None
+        )
 
     @property
     def reads_text(self) -> bool:
@@ -145,7 +167,9 @@ class Fault:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Fault:
-        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
         return cls(**values)
 
 
@@ -171,7 +195,8 @@ class FaultScript:
     Args:
       faults: the script.
       seed: another seed, another course.
-      fired: how often each fault struck in an earlier life of the emulator (`times` and `nth` go on counting).
+      fired: how often each fault struck in an earlier life of the emulator (`times` and `nth` go on
+        counting).
       save: called with the new counts when a counted fault struck.
     """
 
@@ -190,7 +215,8 @@ class FaultScript:
         self._seen = [seen for seen, _ in counts] if fits and counts else [0] * len(self._faults)
         self._fired = [fired for _, fired in counts] if fits and counts else [0] * len(self._faults)
         self._by_operation = {
-            name: [number for number, fault in enumerate(self._faults) if name in fault.operations] for name in OPERATIONS
+            name: [number for number, fault in enumerate(self._faults) if name in fault.operations]
+            for name in OPERATIONS
         }
 
     def __bool__(self) -> bool:
@@ -204,12 +230,15 @@ class FaultScript:
         """Whether any fault could strike that operation."""
         return bool(self._by_operation[operation])
 
-    def strike(self, operation: str, texts: Sequence[str] = (), salt: str = "", number: int | None = None) -> tuple[Fault, ...]:
+    def strike(
+        self, operation: str, texts: Sequence[str] = (), salt: str = "", number: int | None = None
+    ) -> tuple[Fault, ...]:
         """The faults that strike one call, in the script's order.
 
         Args:
           texts: the records the call is about.
-          salt: what the call is, where it may be repeated (a job's line); without it the call's number serves.
+          salt: what the call is, where it may be repeated (a job's line); without it the call's
+            number serves.
           number: the 1-based number `nth` looks at, where it isn't the count of matching calls.
         """
         struck = []
@@ -220,7 +249,9 @@ class FaultScript:
                 if self._strikes(place, fault, texts, salt, number):
                     self._fired[place] += 1
                     struck.append(fault)
-                counted = counted or fault.times is not None or fault.nth is not None or fault.after > 0
+                counted = (
+                    counted or fault.times is not None or fault.nth is not None or fault.after > 0
+                )
             if counted and self._save is not None and operation != "line":
                 self._save(self.counts())
         return tuple(struck)
@@ -233,7 +264,9 @@ class FaultScript:
         if self._save is not None and self._faults:
             self._save(self.counts())
 
-    def _strikes(self, place: int, fault: Fault, texts: Sequence[str], salt: str, number: int | None) -> bool:
+    def _strikes(
+        self, place: int, fault: Fault, texts: Sequence[str], salt: str, number: int | None
+    ) -> bool:
         if fault.reads_text and not any(fault.matches(text) for text in texts):
             return False
         self._seen[place] += 1
@@ -245,7 +278,10 @@ class FaultScript:
             wanted = (fault.nth,) if isinstance(fault.nth, int) else fault.nth
             if (number if number is not None else self._seen[place]) not in wanted:
                 return False
-        return fault.probability >= 1.0 or chance(self._seed, place, salt or self._seen[place]) < fault.probability
+        return (
+            fault.probability >= 1.0
+            or chance(self._seed, place, salt or self._seen[place]) < fault.probability
+        )
 
 
 def chance(*parts: Any) -> float:

@@ -1,4 +1,6 @@
-"""`/files`: upload, list, retrieve, content, delete. Bodies are streamed: none is ever in memory whole."""
+"""`/files`: upload, list, retrieve, content, delete. Bodies are streamed: none is ever in memory
+whole.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,21 @@ class Files:
         for leftover in folder.glob(".*.part"):
             leftover.unlink(missing_ok=True)
         known = [read_json(path) for path in folder.glob("*.json")]
-        self._files: dict[str, dict[str, Any]] = {meta["id"]: meta for meta in sorted(known, key=lambda meta: meta["made_at"])}
+        self._files: dict[str, dict[str, Any]] = {
+            meta["id"]: meta for meta in sorted(known, key=lambda meta: meta["made_at"])
+        }
 
     def path(self, file_id: str) -> Path:
         return self._folder / f"{file_id}.bin"
 
     def get(self, file_id: str) -> dict[str, Any] | None:
         meta, seconds = self._files.get(file_id), self._options.file_seconds
-        if meta is not None and meta["purpose"] == "batch" and seconds is not None and self._options.clock() >= meta["made_at"] + seconds:
+        if (
+            meta is not None
+            and meta["purpose"] == "batch"
+            and seconds is not None
+            and self._options.clock() >= meta["made_at"] + seconds
+        ):
             return None
         return meta
 
@@ -51,13 +60,21 @@ class Files:
         return self._folder / f".{name}.part"
 
     def add(self, file_id: str, filename: str, purpose: str, part: Path) -> dict[str, Any]:
-        """Takes a finished part in. Overwrites an equal id: the same work done again after a kill."""
+        """Takes a finished part in. Overwrites an equal id: the same work done again after a
+        kill.
+        """
         size = part.stat().st_size
         os.replace(part, self.path(file_id))
         meta = {
-            "id": file_id, "object": "file", "bytes": size, "created_at": int(self._options.clock()), "filename": filename,
-            "purpose": purpose, "status": "processed", "made_at": self._options.clock(),
-        }  # fmt: skip
+            "id": file_id,
+            "object": "file",
+            "bytes": size,
+            "filename": filename,
+            "purpose": purpose,
+            "status": "processed",
+            "created_at": int(self._options.clock()),
+            "made_at": self._options.clock(),
+        }
         write_json(self._folder / f"{file_id}.json", meta)
         self._files[file_id] = meta
         return meta
@@ -87,7 +104,9 @@ class Files:
         finally:
             part.unlink(missing_ok=True)
 
-    async def _uploaded(self, request: web.BaseRequest, faults: tuple[Fault, ...], part: Path) -> web.StreamResponse:
+    async def _uploaded(
+        self, request: web.BaseRequest, faults: tuple[Fault, ...], part: Path
+    ) -> web.StreamResponse:
         if not request.content_type.startswith("multipart/"):
             return WireError(400, "Expected a multipart/form-data body.").response()
         filename, purpose, size = None, None, 0
@@ -106,7 +125,12 @@ class Files:
             return refused
         if filename is None or purpose is None:
             name = "file" if filename is None else "purpose"
-            return WireError(400, f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name).response()
+            return WireError(
+                400,
+                f"Missing required parameter: '{name}'.",
+                code="missing_required_parameter",
+                param=name,
+            ).response()
         if size > self._options.max_file_bytes:
             return WireError(413, "File is too large.", code="file_too_large").response()
         meta = self.add(f"file-{uuid.uuid4().hex[:24]}", filename, purpose, part)
@@ -128,7 +152,9 @@ class Files:
         if (refused := await before_work(request, self._strike("file"))) is not None:
             return refused
         query = request.query
-        metas = [meta for meta in self._files.values() if query.get("purpose") in (None, meta["purpose"])]
+        metas = [
+            meta for meta in self._files.values() if query.get("purpose") in (None, meta["purpose"])
+        ]
         if query.get("order", "desc") == "desc":
             metas.reverse()
         return page(metas, query.get("after"), query.get("limit"), 10_000, 10_000, shown)
@@ -158,8 +184,10 @@ class Files:
         cut = any(fault.kind == "content_cut" for fault in faults)
         return await self._send(request, self.path(file_id), meta["bytes"], cut)
 
-    async def _send(self, request: web.BaseRequest, path: Path, size: int, cut: bool) -> web.StreamResponse:
-        """Streams a body; one that is to be cut breaks off half-way, its length promised in full."""
+    async def _send(
+        self, request: web.BaseRequest, path: Path, size: int, cut: bool
+    ) -> web.StreamResponse:
+        """Streams a body; one that is to be cut breaks off half-way, all its length promised."""
         response = web.StreamResponse(headers={"content-type": "application/octet-stream"})
         response.content_length = size
         await response.prepare(request)
@@ -178,7 +206,10 @@ class Files:
 
 def shown(meta: dict[str, Any]) -> dict[str, Any]:
     """The file object as the API shows it."""
-    return {name: value for name, value in meta.items() if name != "made_at"} | {"status_details": None, "expires_at": None}
+    return {name: value for name, value in meta.items() if name != "made_at"} | {
+        "status_details": None,
+        "expires_at": None,
+    }
 
 
 def no_file(file_id: str) -> WireError:
@@ -207,7 +238,9 @@ def page(
     except ValueError:
         size = 0
     if not 1 <= size <= most:
-        return WireError(400, f"Invalid 'limit': expected an integer between 1 and {most}.", param="limit").response()
+        return WireError(
+            400, f"Invalid 'limit': expected an integer between 1 and {most}.", param="limit"
+        ).response()
     size = min(size, page_size or size)
     start = 0
     if after is not None:

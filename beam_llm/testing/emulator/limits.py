@@ -10,7 +10,9 @@ from beam_llm.testing.emulator.wire import WireError, too_many
 
 
 class Bucket:
-    """A minute's budget that refills steadily: at most `per_minute` at once, then `per_minute / 60` a second."""
+    """A minute's budget that refills steadily: at most `per_minute` at once, then `per_minute / 60`
+    a second.
+    """
 
     def __init__(self, per_minute: float, clock: Callable[[], float]) -> None:
         self.limit = per_minute
@@ -59,8 +61,13 @@ class Limits:
     def admit(self, model: Any, tokens: int) -> WireError | None:
         """Takes a call's share, or says why not. Both budgets or neither."""
         if self._max_concurrency is not None and self.in_flight >= self._max_concurrency:
-            return too_many("concurrent requests", model, self._max_concurrency, self.in_flight, 0.05)
-        for bucket, amount, what in ((self._requests, 1, "requests per min (RPM)"), (self._tokens, tokens, "tokens per min (TPM)")):
+            return too_many(
+                "concurrent requests", model, self._max_concurrency, self.in_flight, 0.05
+            )
+        for bucket, amount, what in (
+            (self._requests, 1, "requests per min (RPM)"),
+            (self._tokens, tokens, "tokens per min (TPM)"),
+        ):
             if bucket is not None and (wait := bucket.wait_seconds(amount)) > 0:
                 return too_many(what, model, bucket.limit, bucket.limit - bucket.left(), wait)
         if self._requests is not None:
@@ -73,7 +80,10 @@ class Limits:
         """`x-ratelimit-*` as OpenAI sends them; resets are durations such as `12ms` or `1m2.5s`."""
         if self._requests is None and self._tokens is None:
             return _UNLIMITED
-        return {**_shown("requests", self._requests, 10_000), **_shown("tokens", self._tokens, 30_000_000)}
+        return {
+            **_shown("requests", self._requests, 10_000),
+            **_shown("tokens", self._tokens, 30_000_000),
+        }
 
 
 def _shown(what: str, bucket: Bucket | None, otherwise: int) -> dict[str, str]:

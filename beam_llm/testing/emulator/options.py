@@ -17,22 +17,27 @@ class EmulatorOptions:
       keys: API keys it takes; None takes any but an empty one, `()` asks for none.
       models: models it knows; None knows all.
       latency_ms, jitter_ms: of a live call; the jitter is added, evenly from 0.
-      requests_per_minute, tokens_per_minute, max_concurrency: limits of the live endpoint, answered with 429.
-      batch_seconds: (validating, in_progress, finalizing) of a job; one number is in_progress, with a tenth for each other.
+      requests_per_minute, tokens_per_minute, max_concurrency: limits of the live endpoint, answered
+        with 429.
+      batch_seconds: (validating, in_progress, finalizing) of a job; one number is in_progress, with
+        a tenth for each other.
       cancel_seconds: how long a job is `cancelling`.
       enqueued_token_limit: input tokens of all pending jobs together; a job beyond it fails.
-      enqueued_limit_at: `create` answers 429 at once, `validation` accepts and fails the job after it.
+      enqueued_limit_at: `create` answers 429 at once, `validation` accepts and fails the job after
+        it.
       max_batch_requests, max_file_bytes: OpenAI's limits.
       fast: labels from a checksum in constant time, for benchmarks.
       billing: `texts`, `digests` or `off`: how records are kept in the book.
       keep_requests: how many of the last live bodies `Emulator.requests` holds.
       seed: of faults and of the order of result files.
-      clock: what time it is here: `created_at`, the `Date` of answers, and how late a job is listed. Work takes real time all the same.
+      clock: what time it is here: `created_at`, the `Date` of answers, and how late a job is
+        listed. Work takes real time all the same.
       names_kept: whether jobs are shown with their metadata; some servers of the dialect drop it.
       inputs_shown: whether jobs are shown with their `input_file_id`.
       list_order: `newest`, `oldest` or `shuffled`.
       list_page: most jobs on a page.
-      list_ends: False: every page promises a further one, and there is one, of jobs that are older and older.
+      list_ends: False: every page promises a further one, and there is one, of jobs that are older
+        and older.
       file_seconds: how long an uploaded file is kept; None: for ever.
     """
 

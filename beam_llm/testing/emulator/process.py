@@ -36,7 +36,12 @@ class EmulatorProcess(Address):
     """
 
     def __init__(
-        self, *, state_dir: str | os.PathLike[str] | None = None, port: int = 0, faults: Sequence[Fault] = (), **options: Any
+        self,
+        *,
+        state_dir: str | os.PathLike[str] | None = None,
+        port: int = 0,
+        faults: Sequence[Fault] = (),
+        **options: Any,
     ) -> None:
         self.options = EmulatorOptions(faults=tuple(faults), **options)
         self.port = port
@@ -52,8 +57,22 @@ class EmulatorProcess(Address):
         self.state_dir.mkdir(parents=True, exist_ok=True)
         faults = self.state_dir / "script.json"
         faults.write_bytes(orjson.dumps([fault.to_json() for fault in self.options.faults]))
-        command = [sys.executable, "-m", "beam_llm.testing", "--state-dir", str(self.state_dir), "--port", str(self.port)]
-        command += ["--faults", str(faults), "--parent", str(os.getpid()), *arguments_of(self.options)]
+        command = [
+            sys.executable,
+            "-m",
+            "beam_llm.testing",
+            "--state-dir",
+            str(self.state_dir),
+            "--port",
+            str(self.port),
+        ]
+        command += [
+            "--faults",
+            str(faults),
+            "--parent",
+            str(os.getpid()),
+            *arguments_of(self.options),
+        ]
         paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
@@ -84,7 +103,12 @@ class EmulatorProcess(Address):
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     @property
@@ -145,9 +169,10 @@ class EmulatorProcess(Address):
 
 FLAGS = ("fast",)
 VALUES = (
-    "latency_ms", "jitter_ms", "requests_per_minute", "tokens_per_minute", "max_concurrency", "cancel_seconds", "enqueued_token_limit",
-    "enqueued_limit_at", "max_batch_requests", "max_file_bytes", "billing", "seed",
-)  # fmt: skip
+    *("latency_ms", "jitter_ms", "requests_per_minute", "tokens_per_minute", "max_concurrency"),
+    *("cancel_seconds", "enqueued_token_limit", "enqueued_limit_at"),
+    *("max_batch_requests", "max_file_bytes", "billing", "seed"),
+)
 
 
 def arguments_of(options: EmulatorOptions) -> list[str]:
@@ -157,5 +182,7 @@ def arguments_of(options: EmulatorOptions) -> list[str]:
         if getattr(options, name) is not None:
             arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     arguments += ["--batch-seconds", ",".join(str(seconds) for seconds in options.stages)]
-    arguments += [part for key in options.keys or () for part in ("--key", key)] + ["--any-client"] * (options.keys == ())
+    arguments += [part for key in options.keys or () for part in ("--key", key)] + [
+        "--any-client"
+    ] * (options.keys == ())
     return arguments + [part for model in options.models or () for part in ("--model", model)]

@@ -1,6 +1,8 @@
-"""How the emulated model reads a prompt: which records are in it, and in what shape it is to answer.
+"""How the emulated model reads a prompt: which records are in it, and in what shape it is to
+answer.
 
-Written from what a prompt says, not from the code that writes prompts: that two readings agree is the point.
+Written from what a prompt says, not from the code that writes prompts: that two readings agree is
+the point.
 """
 
 from __future__ import annotations
@@ -18,14 +20,17 @@ _XML_INPUT = re.compile(r'<input index="(\d+)"[^>]*>(.*?)</input>', re.DOTALL)
 _NUMBERED = re.compile(r"^[ \t]*\[?(\d+)[.):\]|][ \t]?", re.MULTILINE)
 _CHILD = re.compile(r"<([A-Za-z_][\w.-]*)>(.*?)</\1>", re.DOTALL)
 _DELIMITED = re.compile(r"\b1\s?\||(?:index|number)>?\s?\|", re.IGNORECASE)
-_WORD_LIST = re.compile(r"\b(?:one of|either)(?: the following| these)?:?\s+([^\n]+)", re.IGNORECASE)
+_WORD_LIST = re.compile(
+    r"\b(?:one of|either)(?: the following| these)?:?\s+([^\n]+)", re.IGNORECASE
+)
 _REPLY_WORDS = re.compile(r"\n\n(?=(?:Reply|Answer|Respond) with\b)")
 _TOLD_SCHEMA = re.compile(r"[^\n]*\bJSON schema:\s*(?=\{)")
 _CARE = re.compile(r"\n\nAnswer with care, [^\n]*\Z")
 """What stands after a prompt that is asked again."""
 _VERBS = (
-    "classify|rate|score|label|judge|decide|summari[sz]e|translate|extract|give|tell|answer|say|name|list|find|read|write|count|describe|"
-    "explain|detect|identify|determine|assess|evaluate|grade|tag|categori[sz]e|predict|guess|return|reply|analy[sz]e|you are|"
+    "classify|rate|score|label|judge|decide|summari[sz]e|translate|extract|give|tell|answer|say|"
+    "name|list|find|read|write|count|describe|explain|detect|identify|determine|assess|evaluate|"
+    "grade|tag|categori[sz]e|predict|guess|return|reply|analy[sz]e|you are|"
     "is|are|does|do|what|which|how|who|why"
 )
 _ASKS = re.compile(rf"(?:please )?(?:{_VERBS})\b|.*(?:\?$|\b(?:following|below)\b)", re.IGNORECASE)
@@ -43,8 +48,8 @@ class Question:
       schema: of ONE answer, or None where any text will do.
       root: with a strict schema, the whole reply's schema.
       hint: the instruction's words.
-      index_field, list_path, value_field: names in a reply; an empty `list_path` is a bare array; `value_field` None puts an
-        object answer's fields beside the index.
+      index_field, list_path, value_field: names in a reply; an empty `list_path` is a bare array;
+        `value_field` None puts an object answer's fields beside the index.
       keyed: the reply is one object, each answer under its number.
     """
 
@@ -61,11 +66,15 @@ class Question:
 
 
 def read_question(body: Mapping[str, Any]) -> Question:
-    """Understands a chat-completions body. Never fails: a prompt it can't make out is one record."""
+    """Understands a chat-completions body. Never fails: a prompt it can't make out is one
+    record.
+    """
     system, user = _words(body.get("messages") or ())
     system, told = _without_told_schema(system)
     root = _strict_schema(body.get("response_format")) or told
-    may_be_many = root is None or _answer_list(root, root) is not None or _keyed_answer(root) is not None
+    may_be_many = (
+        root is None or _answer_list(root, root) is not None or _keyed_answer(root) is not None
+    )
     found = _find_inputs(user) if may_be_many else None
     if found is not None:
         question = _many(found[0], f"{system}\n{found[1]}", root)
@@ -81,15 +90,20 @@ def read_question(body: Mapping[str, Any]) -> Question:
         return Question((text,), False, "text", None, None, f"{system}\n{instruction}")
     named = re.search(r'\bThe "(\w+)" follows', words)
     if named is not None:
-        schema = {"type": "object", "properties": {named[1]: schema}, "required": [named[1]], "$defs": schema.get("$defs", {})}
+        schema = {
+            "type": "object",
+            "properties": {named[1]: schema},
+            "required": [named[1]],
+            "$defs": schema.get("$defs", {}),
+        }
     return Question((text,), False, "json", schema, schema, f"{system}\n{instruction}")
 
 
 def split_single(user: str) -> tuple[str, str]:
     """Instruction and record of a prompt for one record.
 
-    The record follows the first line that ends in a colon; else `… this review: `; else a first line that asks for
-    something. A prompt that asks for nothing is the record itself.
+    The record follows the first line that ends in a colon; else `… this review: `; else a first
+    line that asks for something. A prompt that asks for nothing is the record itself.
     """
     colon = user.find(":\n")
     if colon >= 0:
@@ -115,7 +129,11 @@ def _words(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     for message in messages:
         content = message.get("content")
         if isinstance(content, list):
-            content = "\n".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
+            content = "\n".join(
+                part["text"]
+                for part in content
+                if isinstance(part, dict) and isinstance(part.get("text"), str)
+            )
         content = content if isinstance(content, str) else ""
         if message.get("role") in ("system", "developer"):
             system.append(content)
@@ -144,9 +162,16 @@ def _strict_schema(response_format: Any) -> Mapping[str, Any] | None:
 
 def _find_inputs(user: str) -> tuple[tuple[str, ...], str, bool] | None:
     """(texts, the words around them, whether the marks were our `Input`s), or None."""
-    user, after = _without_reply_words(user) if _REPLY_WORDS.search(user) and not _marks_end(user) else (user, "")
+    user, after = (
+        _without_reply_words(user)
+        if _REPLY_WORDS.search(user) and not _marks_end(user)
+        else (user, "")
+    )
     if "<input index=" in user:
-        tagged = [(int(match[1]), _xml_text(match[2]), match.start()) for match in _XML_INPUT.finditer(user)]
+        tagged = [
+            (int(match[1]), _xml_text(match[2]), match.start())
+            for match in _XML_INPUT.finditer(user)
+        ]
         run = _run(tagged)
         if run:
             return tuple(text for _, text, _ in run), user[: run[0][2]] + after, True
@@ -164,7 +189,9 @@ def _marks_end(user: str) -> bool:
 
 
 def _marked(user: str, mark: re.Pattern[str]) -> list[tuple[int, str, int]]:
-    """(number, text, position) of every mark; a text is the JSON on its line, else all up to the next mark."""
+    """(number, text, position) of every mark; a text is the JSON on its line, else all up to the
+    next mark.
+    """
     marks = list(mark.finditer(user))
     found = []
     for place, match in enumerate(marks):
@@ -172,7 +199,13 @@ def _marked(user: str, mark: re.Pattern[str]) -> list[tuple[int, str, int]]:
         line_end = user.find("\n", match.end())
         line = user[match.end() : line_end if line_end >= 0 else len(user)]
         text = _json_text(line)
-        found.append((int(match[1]), text if text is not None else user[match.end() : end].strip("\n"), match.start()))
+        found.append(
+            (
+                int(match[1]),
+                text if text is not None else user[match.end() : end].strip("\n"),
+                match.start(),
+            )
+        )
     return found
 
 
@@ -213,7 +246,9 @@ def _many(texts: tuple[str, ...], hint: str, root: Mapping[str, Any] | None) -> 
         return Question(texts, True, "delimited", spoken_schema(hint), None, hint)
     if re.search(r'\{"1": ', hint):
         schema = spoken_schema(hint)
-        return (schema and _many_by_schema(texts, hint, schema)) or Question(texts, True, "json", schema, None, hint, keyed=True)
+        return (schema and _many_by_schema(texts, hint, schema)) or Question(
+            texts, True, "json", schema, None, hint, keyed=True
+        )
     named = re.search(r'\{\s*"(\w+)":\s*(?:1|<?int)', hint)
     if named is None and "index" not in hint.lower():
         return None
@@ -223,7 +258,15 @@ def _many(texts: tuple[str, ...], hint: str, root: Mapping[str, Any] | None) -> 
 def _many_by_schema(texts: tuple[str, ...], hint: str, root: Mapping[str, Any]) -> Question | None:
     keyed = _keyed_answer(root)
     if keyed is not None:
-        return Question(_held(texts, len(root["properties"]), len(root["properties"])), True, "json", keyed, root, hint, keyed=True)
+        return Question(
+            _held(texts, len(root["properties"]), len(root["properties"])),
+            True,
+            "json",
+            keyed,
+            root,
+            hint,
+            keyed=True,
+        )
     place = _answer_list(root, root)
     if place is None:
         return None
@@ -231,11 +274,23 @@ def _many_by_schema(texts: tuple[str, ...], hint: str, root: Mapping[str, Any]) 
     texts = _held(texts, *_bounds_of(root, list_path))
     index_field = _index_name(items)
     others = [name for name in items["properties"] if name != index_field]
-    return Question(texts, True, "json", items, root, hint, index_field or "index", list_path, others[0] if len(others) == 1 else None)
+    return Question(
+        texts,
+        True,
+        "json",
+        items,
+        root,
+        hint,
+        index_field or "index",
+        list_path,
+        others[0] if len(others) == 1 else None,
+    )
 
 
 def _held(texts: tuple[str, ...], least: int, most: int | None) -> tuple[str, ...]:
-    """As many texts as the schema asks answers for: a grammar stops at the last, and makes the model write on before it."""
+    """As many texts as the schema asks answers for: a grammar stops at the last, and makes the
+    model write on before it.
+    """
     return texts[:most] + ("",) * (least - len(texts))
 
 
@@ -249,7 +304,9 @@ def _bounds_of(root: Mapping[str, Any], list_path: tuple[str, ...]) -> tuple[int
 def _keyed_answer(root: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The schema of one answer, where the whole reply is an object with a key for each of 1…n."""
     properties = root.get("properties")
-    if not isinstance(properties, dict) or list(properties) != [str(index) for index in range(1, len(properties) + 1)]:
+    if not isinstance(properties, dict) or list(properties) != [
+        str(index) for index in range(1, len(properties) + 1)
+    ]:
         return None
     kinds = list(properties.values())
     if not kinds or any(kind != kinds[0] for kind in kinds) or not isinstance(kinds[0], dict):
@@ -258,24 +315,44 @@ def _keyed_answer(root: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _many_in_words(texts: tuple[str, ...], hint: str, index_field: str) -> Question:
-    """A JSON reply asked for in words: the example's fields, or a schema written into the prompt."""
+    """A JSON reply asked for in words: the example's fields, or a schema told in the prompt."""
     schema = spoken_schema(hint)
-    if schema is not None and (_answer_list(schema, schema) is not None or _keyed_answer(schema) is not None):
-        return _many_by_schema(texts, hint, schema) or Question(texts, True, "json", schema, None, hint)
+    if schema is not None and (
+        _answer_list(schema, schema) is not None or _keyed_answer(schema) is not None
+    ):
+        return _many_by_schema(texts, hint, schema) or Question(
+            texts, True, "json", schema, None, hint
+        )
     name = re.escape(index_field)
     example = re.search(rf'\{{\s*"{name}":\s*1\s*,\s*"(\w+)":', hint)
     around = re.search(rf'((?:\{{\s*"\w+":\s*)*)\[\s*\{{\s*"{name}"', hint)
     list_path = tuple(re.findall(r'"(\w+)"', around[1])) if around else ()
     value_field = example[1] if example else "value"
     is_flat = schema is not None and value_field in schema.get("properties", {})
-    return Question(texts, True, "json", schema, None, hint, index_field, list_path, None if is_flat else value_field)
+    return Question(
+        texts,
+        True,
+        "json",
+        schema,
+        None,
+        hint,
+        index_field,
+        list_path,
+        None if is_flat else value_field,
+    )
 
 
-def _answer_list(schema: Mapping[str, Any], root: Mapping[str, Any]) -> tuple[tuple[str, ...], Mapping[str, Any]] | None:
+def _answer_list(
+    schema: Mapping[str, Any], root: Mapping[str, Any]
+) -> tuple[tuple[str, ...], Mapping[str, Any]] | None:
     """(names that lead to the array of answers, schema of its items with the root's `$defs`)."""
     if schema.get("type") == "array" and isinstance(schema.get("items"), dict):
         items = resolve(schema["items"], root)
-        return ((), {**items, "$defs": root.get("$defs", {})}) if _index_name(items) is not None else None
+        return (
+            ((), {**items, "$defs": root.get("$defs", {})})
+            if _index_name(items) is not None
+            else None
+        )
     for name, part in schema.get("properties", {}).items():
         found = _answer_list(part, root) if isinstance(part, dict) else None
         if found is not None:
@@ -287,7 +364,14 @@ def _index_name(items: Mapping[str, Any]) -> str | None:
     properties = items.get("properties", {})
     if "index" in properties:
         return "index"
-    return next((name for name, schema in properties.items() if isinstance(schema, dict) and schema.get("type") == "integer"), None)
+    return next(
+        (
+            name
+            for name, schema in properties.items()
+            if isinstance(schema, dict) and schema.get("type") == "integer"
+        ),
+        None,
+    )
 
 
 def resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -303,8 +387,14 @@ def resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, 
 
 @lru_cache(maxsize=256)
 def spoken_schema(words: str) -> Mapping[str, Any] | None:
-    """What the words of a prompt say of one answer: a JSON schema written out, words to choose from, or a type; the last of them."""
-    found = [_spoken_json(words), _spoken_words(words), *(_spoken_type(words, pattern, kind) for pattern, kind in _TYPES)]
+    """What the words of a prompt say of one answer: a JSON schema written out, words to choose
+    from, or a type; the last of them.
+    """
+    found = [
+        _spoken_json(words),
+        _spoken_words(words),
+        *(_spoken_type(words, pattern, kind) for pattern, kind in _TYPES),
+    ]
     return max(found, key=lambda place: place[0])[1]
 
 
@@ -314,7 +404,11 @@ def spoken_choice(words: str) -> Mapping[str, Any] | None:
     return _spoken_words(words)[1]
 
 
-_TYPES = ((r"\ban integer\b", "integer"), (r"\b(?:answer|value) is a number\b", "number"), (r"\btrue or false\b", "boolean"))
+_TYPES = (
+    (r"\ban integer\b", "integer"),
+    (r"\b(?:answer|value) is a number\b", "number"),
+    (r"\btrue or false\b", "boolean"),
+)
 _Spoken = tuple[int, Mapping[str, Any] | None]
 
 
@@ -325,7 +419,9 @@ def _spoken_json(words: str) -> _Spoken:
             value, _ = decoder.raw_decode(words, match.start())
         except ValueError:
             continue
-        if isinstance(value, dict) and any(word in value for word in ("type", "properties", "enum", "anyOf", "$ref")):
+        if isinstance(value, dict) and any(
+            word in value for word in ("type", "properties", "enum", "anyOf", "$ref")
+        ):
             return match.start(), value
     return -1, None
 
@@ -337,7 +433,11 @@ def _spoken_words(words: str) -> _Spoken:
     listed = matches[-1][1]
     quoted = ["".join(found) for found in re.findall(r"\"([^\"]+)\"|'([^']+)'|`([^`]+)`", listed)]
     sentence = re.split(r"[.;](?:\s|$)", listed.rpartition(": ")[2] or listed)[0]
-    bare = [word.strip(" :") for word in re.split(r",(?:\s*(?:and|or)\b)?|\bor\b|/|\|", sentence) if word.strip(" :")]
+    bare = [
+        word.strip(" :")
+        for word in re.split(r",(?:\s*(?:and|or)\b)?|\bor\b|/|\|", sentence)
+        if word.strip(" :")
+    ]
     members = quoted or bare
     return (matches[-1].start(), {"enum": members}) if len(members) > 1 or quoted else (-1, None)
 

@@ -1,4 +1,6 @@
-"""The emulator as an object of this process; `process.py` has it in one of its own, `command.py` on the command line."""
+"""The emulator as an object of this process; `process.py` has it in one of its own, `command.py` on
+the command line.
+"""
 
 from __future__ import annotations
 
@@ -59,13 +61,19 @@ class Emulator(Address):
             client = openai.OpenAI(base_url=emulator.base_url, api_key=emulator.api_key)
 
     Args:
-      state_dir: where files, jobs and the book are kept; None: a temporary folder, removed at the end.
+      state_dir: where files, jobs and the book are kept; None: a temporary folder, removed at the
+        end.
       port: 0 picks a free one.
       options: as in `EmulatorOptions`.
     """
 
     def __init__(
-        self, *, state_dir: str | os.PathLike[str] | None = None, port: int = 0, faults: Sequence[Fault] = (), **options: Any
+        self,
+        *,
+        state_dir: str | os.PathLike[str] | None = None,
+        port: int = 0,
+        faults: Sequence[Fault] = (),
+        **options: Any,
     ) -> None:
         self.options = EmulatorOptions(faults=tuple(faults), **options)
         self.port = port
@@ -80,11 +88,17 @@ class Emulator(Address):
 
     def start(self) -> Self:
         """Listens when it returns. Raises OSError where the port is taken."""
-        self._folder = Path(self._given_dir) if self._given_dir is not None else Path(tempfile.mkdtemp(prefix="llm-emulator-"))
+        self._folder = (
+            Path(self._given_dir)
+            if self._given_dir is not None
+            else Path(tempfile.mkdtemp(prefix="llm-emulator-"))
+        )
         self._folder.mkdir(parents=True, exist_ok=True)
         ready = threading.Event()
         self._failure = None
-        self._thread = threading.Thread(target=self._run, args=(ready,), name="llm-emulator", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(ready,), name="llm-emulator", daemon=True
+        )
         self._thread.start()
         ready.wait()
         self._raise_failure()
@@ -110,7 +124,12 @@ class Emulator(Address):
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def wait(self) -> None:
@@ -202,4 +221,12 @@ class Emulator(Address):
 
 
 def _request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-    return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop(), client_max_size=_MOST_BODY_BYTES)
+    return web.BaseRequest(
+        message,
+        payload,
+        protocol,
+        writer,
+        task,
+        asyncio.get_running_loop(),
+        client_max_size=_MOST_BODY_BYTES,
+    )

@@ -1,4 +1,6 @@
-"""The emulator's HTTP face: routes, keys, faults of the connection. aiohttp's low-level server, because it is the fast one."""
+"""The emulator's HTTP face: routes, keys, faults of the connection. aiohttp's low-level server,
+because it is the fast one.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,22 @@ from beam_llm.testing.emulator.faults import Fault, FaultScript, chance
 from beam_llm.testing.emulator.limits import Limits
 from beam_llm.testing.emulator.options import EmulatorOptions
 from beam_llm.testing.emulator.small_files import read_json, write_json
-from beam_llm.testing.emulator.wire import json_response, missing_key, unknown_model, unknown_route, wrong_key
+from beam_llm.testing.emulator.wire import (
+    json_response,
+    missing_key,
+    unknown_model,
+    unknown_route,
+    wrong_key,
+)
 
 _PREFIXES = ("/openai/v1", "/v1", "/openai")
 _DEPLOYMENTS = "/openai/deployments/"
 
 
 class Service:
-    """Answers requests. Made and used on one event loop, but for the counters, which may be read from any thread."""
+    """Answers requests. Made and used on one event loop, but for the counters, which may be read
+    from any thread.
+    """
 
     def __init__(self, options: EmulatorOptions, folder: Path) -> None:
         self.options = options
@@ -41,7 +51,9 @@ class Service:
         self._folder = folder
         self._started = f"{time.time_ns():x}"
         self._numbers = itertools.count(1)
-        self.limits = Limits(options.requests_per_minute, options.tokens_per_minute, options.max_concurrency)
+        self.limits = Limits(
+            options.requests_per_minute, options.tokens_per_minute, options.max_concurrency
+        )
         self._chat = Chat(Brain(options.fast), options.models)
         self.script = FaultScript()
         self.batches = Batches(options, folder, self._chat, self.billing)
@@ -50,7 +62,12 @@ class Service:
 
     def set_faults(self, faults: Sequence[Fault], counts: Any = None) -> None:
         """Another script; counts begin anew unless given."""
-        self.script = FaultScript(faults, self.options.seed, counts, lambda now: write_json(self._folder / "faults.json", now))
+        self.script = FaultScript(
+            faults,
+            self.options.seed,
+            counts,
+            lambda now: write_json(self._folder / "faults.json", now),
+        )
         self.batches.script = self.script
 
     async def close(self) -> None:
@@ -69,10 +86,15 @@ class Service:
             return await self._complete(request, deployment)
         if path == "/models" and request.method == "GET":
             names = self.options.models or ("gpt-4.1-mini", "gpt-4.1", "gpt-4o-mini")
-            models = [{"id": name, "object": "model", "created": 0, "owned_by": "emulator"} for name in names]
+            models = [
+                {"id": name, "object": "model", "created": 0, "owned_by": "emulator"}
+                for name in names
+            ]
             return self._dated(json_response({"object": "list", "data": models}))
         answer = await self.batches.handle(request, path)
-        return self._dated(answer if answer is not None else unknown_route(request.method, request.path).response())
+        return self._dated(
+            answer if answer is not None else unknown_route(request.method, request.path).response()
+        )
 
     def _dated(self, answer: web.StreamResponse) -> web.StreamResponse:
         """With the time it is here; the server would take the machine's."""
@@ -92,7 +114,9 @@ class Service:
             return wrong_key().response()
         return None
 
-    async def _complete(self, request: web.BaseRequest, deployment: str | None) -> web.StreamResponse:
+    async def _complete(
+        self, request: web.BaseRequest, deployment: str | None
+    ) -> web.StreamResponse:
         started = time.perf_counter()
         raw = await request.read()
         self.calls += 1
@@ -103,7 +127,9 @@ class Service:
         finally:
             self.limits.in_flight -= 1
 
-    async def _complete_read(self, request: web.BaseRequest, raw: bytes, deployment: str | None, started: float) -> web.StreamResponse:
+    async def _complete_read(
+        self, request: web.BaseRequest, raw: bytes, deployment: str | None, started: float
+    ) -> web.StreamResponse:
         try:
             body = orjson.loads(raw)
         except orjson.JSONDecodeError:
@@ -127,7 +153,12 @@ class Service:
         return await self._work(request, body, number, headers, started)
 
     async def _work(
-        self, request: web.BaseRequest, body: dict[str, Any], number: int, headers: dict[str, str], started: float
+        self,
+        request: web.BaseRequest,
+        body: dict[str, Any],
+        number: int,
+        headers: dict[str, str],
+        started: float,
     ) -> web.StreamResponse:
         question = self._chat.read(body)
         faults = self.script.strike("chat", question.texts) if self.script else ()
@@ -136,7 +167,11 @@ class Service:
         if "drop_before" in kinds:
             return self._dropped(request)
         answer = self._chat.answer(body, question, faults, f"{self._started}-{number}")
-        headers = {**headers, **self.limits.headers(), "openai-processing-ms": str(int((time.perf_counter() - started) * 1000))}
+        headers = {
+            **headers,
+            **self.limits.headers(),
+            "openai-processing-ms": str(int((time.perf_counter() - started) * 1000)),
+        }
         if answer.error is not None:
             return self._failed(answer.error.response(headers))
         self.billing.live(answer.texts, body, answer.input_tokens, answer.output_tokens)
@@ -156,7 +191,11 @@ class Service:
             await pause(faults, seconds)
 
     def _headers(self, number: int) -> dict[str, str]:
-        return {"x-request-id": f"req_{self._started}_{number}", "openai-version": "2020-10-01", "openai-organization": "org-emulator"}
+        return {
+            "x-request-id": f"req_{self._started}_{number}",
+            "openai-version": "2020-10-01",
+            "openai-organization": "org-emulator",
+        }
 
     def _failed(self, response: web.Response) -> web.Response:
         self.errors += 1
@@ -167,15 +206,21 @@ class Service:
         return drop(request)
 
     async def _own(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
-        """`/_emulator/ledger`, `/_emulator/faults`, `/_emulator/health`: not the provider's, ours."""
+        """`/_emulator/ledger`, `/_emulator/faults`, `/_emulator/health`: not the provider's,
+        ours.
+        """
         if path == "/_emulator/ledger":
             loop = asyncio.get_running_loop()
             text = request.query.get("text")
-            return json_response(await loop.run_in_executor(None, self.ledger, text, "summary" not in request.query))
+            return json_response(
+                await loop.run_in_executor(None, self.ledger, text, "summary" not in request.query)
+            )
         if path == "/_emulator/totals":
             return json_response(self.totals())
         if path == "/_emulator/faults" and request.method == "POST":
-            self.set_faults([Fault.from_json(entry) for entry in orjson.loads(await request.read())])
+            self.set_faults(
+                [Fault.from_json(entry) for entry in orjson.loads(await request.read())]
+            )
         if path == "/_emulator/faults":
             return json_response([fault.to_json() for fault in self.script.faults])
         if path == "/_emulator/health":
@@ -197,13 +242,26 @@ class Service:
             "output_tokens": self.billing.output_tokens,
             "price_factor": 1.0,
         }
-        return {"calls": self.calls, "errors": self.errors, "live": live, "batch": {**self.batches.totals(), "price_factor": 0.5}}
+        return {
+            "calls": self.calls,
+            "errors": self.errors,
+            "live": live,
+            "batch": {**self.batches.totals(), "price_factor": 0.5},
+        }
 
     def ledger(self, text: str | None = None, records: bool = True) -> dict[str, Any]:
         """The whole book, or one record's line of it."""
-        live, batch = self.billing.live_billed(), self.billing.batch_billed(self.batches.billed_ids())
+        live, batch = (
+            self.billing.live_billed(),
+            self.billing.batch_billed(self.batches.billed_ids()),
+        )
         if text is not None:
-            return {"text": text, "live": live[text], "batch": batch[text], "times": live[text] + batch[text]}
+            return {
+                "text": text,
+                "live": live[text],
+                "batch": batch[text],
+                "times": live[text] + batch[text],
+            }
         both = BilledCounter(live)
         both.update(batch)
         book: dict[str, Any] = {
@@ -221,7 +279,9 @@ class Service:
 
 
 def local_path(path: str) -> tuple[str, str | None]:
-    """`/v1/files` → (`/files`, None); `/openai/deployments/d/chat/completions` → (`/chat/completions`, `d`)."""
+    """`/v1/files` → (`/files`, None); `/openai/deployments/d/chat/completions` →
+    (`/chat/completions`, `d`).
+    """
     if path.startswith(_DEPLOYMENTS):
         deployment, _, rest = path[len(_DEPLOYMENTS) :].partition("/")
         return f"/{rest}", deployment

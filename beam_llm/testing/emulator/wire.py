@@ -1,4 +1,6 @@
-"""OpenAI's error bodies and JSON responses, as bytes. Source: reference of api.openai.com error codes, read 2026-11-22."""
+"""OpenAI's error bodies and JSON responses, as bytes. Source: reference of api.openai.com error
+codes, read 2026-11-22.
+"""
 
 from __future__ import annotations
 
@@ -25,22 +27,39 @@ class WireError(NamedTuple):
 
     @property
     def body(self) -> dict[str, Any]:
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
 
     def response(self, headers: Mapping[str, str] | None = None) -> web.Response:
         return json_response(self.body, self.status, {**(headers or {}), **self.headers})
 
 
-def json_response(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+def json_response(
+    data: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
     return web.Response(body=orjson.dumps(data), status=status, headers=headers, content_type=JSON)
 
 
 def missing_key() -> WireError:
-    return WireError(401, "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth.")
+    return WireError(
+        401,
+        "You didn't provide an API key. You need to provide your API key in an Authorization "
+        "header using Bearer auth.",
+    )
 
 
 def wrong_key() -> WireError:
-    return WireError(401, "Incorrect API key provided. You can find your API key in your account settings.", code="invalid_api_key")
+    return WireError(
+        401,
+        "Incorrect API key provided. You can find your API key in your account settings.",
+        code="invalid_api_key",
+    )
 
 
 def unknown_model(model: Any) -> WireError:
@@ -64,11 +83,17 @@ def retry_after(seconds: float | None) -> dict[str, str]:
     """Both headers: whole seconds, rounded up, and milliseconds."""
     if seconds is None:
         return {}
-    return {"retry-after": str(max(0, -int(-seconds // 1))), "retry-after-ms": str(round(seconds * 1000))}
+    return {
+        "retry-after": str(max(0, -int(-seconds // 1))),
+        "retry-after-ms": str(round(seconds * 1000)),
+    }
 
 
 def token_limit(model: Any, limit: int | None) -> str:
-    reached = f"Enqueued token limit reached for {model} in organization org-emulator. Limit: {limit or 0:,} enqueued tokens."
+    reached = (
+        f"Enqueued token limit reached for {model} in organization org-emulator. Limit: "
+        f"{limit or 0:,} enqueued tokens."
+    )
     return f"{reached} Please try again once some in_progress batches have been completed."
 
 
@@ -86,14 +111,23 @@ def scripted(fault: Fault, model: Any = "the model") -> WireError:
 def _scripted(fault: Fault, model: Any) -> WireError:
     match fault.kind:
         case "rate_limit":
-            return WireError(429, f"Rate limit reached for {model} in organization org-emulator.", "requests", "rate_limit_exceeded")
+            return WireError(
+                429,
+                f"Rate limit reached for {model} in organization org-emulator.",
+                "requests",
+                "rate_limit_exceeded",
+            )
         case "insufficient_quota":
             message = "You exceeded your current quota, please check your plan and billing details."
             return WireError(429, message, "insufficient_quota", "insufficient_quota")
         case "unauthorized":
             return wrong_key()
         case "forbidden":
-            return WireError(403, "You are not allowed to use this model from this project.", code="permission_denied")
+            return WireError(
+                403,
+                "You are not allowed to use this model from this project.",
+                code="permission_denied",
+            )
         case "model_not_found":
             return unknown_model(model)
         case "poison":
@@ -105,5 +139,13 @@ def _scripted(fault: Fault, model: Any) -> WireError:
 
 
 def server_error(status: int) -> WireError:
-    messages = {502: "Bad gateway.", 503: "The engine is currently overloaded, please try again later.", 529: "Overloaded."}
-    return WireError(status, messages.get(status, "The server had an error while processing your request."), "server_error")
+    messages = {
+        502: "Bad gateway.",
+        503: "The engine is currently overloaded, please try again later.",
+        529: "Overloaded.",
+    }
+    return WireError(
+        status,
+        messages.get(status, "The server had an error while processing your request."),
+        "server_error",
+    )

@@ -1,4 +1,6 @@
-"""What a batch job does with its file: check every line, then answer them. Plain functions, run in a worker thread."""
+"""What a batch job does with its file: check every line, then answer them. Plain functions, run in
+a worker thread.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ from beam_llm.testing.emulator.chat import Answer, Chat, prompt_tokens
 from beam_llm.testing.emulator.faults import Fault, FaultScript
 
 _MOST_ERRORS = 50
-EXPIRED = {"code": "batch_expired", "message": "This request could not be executed before the completion window expired."}
+EXPIRED = {
+    "code": "batch_expired",
+    "message": "This request could not be executed before the completion window expired.",
+}
 
 
 class Stopped(Exception):
@@ -43,8 +48,12 @@ class Checked:
             self.errors.append({"code": code, "message": message, "param": param, "line": line})
 
 
-def check_file(path: Path, endpoint: str, chat: Chat, most_lines: int, count_tokens: bool) -> Checked:
-    """Validates like OpenAI: JSON lines, a unique `custom_id` each, one model, the job's endpoint, not too many."""
+def check_file(
+    path: Path, endpoint: str, chat: Chat, most_lines: int, count_tokens: bool
+) -> Checked:
+    """Validates like OpenAI: JSON lines, a unique `custom_id` each, one model, the job's endpoint,
+    not too many.
+    """
     checked = Checked()
     seen: set[bytes] = set()
     with open(path, "rb") as file:
@@ -55,29 +64,58 @@ def check_file(path: Path, endpoint: str, chat: Chat, most_lines: int, count_tok
     if checked.lines == 0:
         checked.complain("empty_file", "The input file is empty.", None, None)
     if checked.lines > most_lines:
-        checked.complain("too_many_tasks", f"The input file has {checked.lines} requests; at most {most_lines} are allowed.", None, None)
+        checked.complain(
+            "too_many_tasks",
+            f"The input file has {checked.lines} requests; at most {most_lines} are allowed.",
+            None,
+            None,
+        )
     return checked
 
 
-def _check_line(checked: Checked, number: int, line: bytes, endpoint: str, chat: Chat, seen: set[bytes], count_tokens: bool) -> None:
+def _check_line(
+    checked: Checked,
+    number: int,
+    line: bytes,
+    endpoint: str,
+    chat: Chat,
+    seen: set[bytes],
+    count_tokens: bool,
+) -> None:
     try:
         request = orjson.loads(line)
     except orjson.JSONDecodeError:
         request = None
     if not isinstance(request, dict):
-        checked.complain("invalid_json_line", "This line is not parseable as valid JSON.", None, number)
+        checked.complain(
+            "invalid_json_line", "This line is not parseable as valid JSON.", None, number
+        )
         return
     for name in ("custom_id", "method", "url", "body"):
         if not request.get(name):
-            checked.complain("missing_required_parameter", f"Missing required parameter: '{name}'.", name, number)
+            checked.complain(
+                "missing_required_parameter", f"Missing required parameter: '{name}'.", name, number
+            )
             return
     custom_id = str(request["custom_id"]).encode()
-    digest = custom_id if len(custom_id) < 40 else hashlib.blake2b(custom_id, digest_size=16).digest()
+    digest = (
+        custom_id if len(custom_id) < 40 else hashlib.blake2b(custom_id, digest_size=16).digest()
+    )
     if digest in seen:
-        checked.complain("duplicate_custom_id", f"The custom_id '{request['custom_id']}' is used more than once.", "custom_id", number)
+        checked.complain(
+            "duplicate_custom_id",
+            f"The custom_id '{request['custom_id']}' is used more than once.",
+            "custom_id",
+            number,
+        )
     seen.add(digest)
     if request["method"] != "POST" or bare(request["url"]) != bare(endpoint):
-        checked.complain("invalid_url", f"The URL provided for this request does not match the batch endpoint {endpoint}.", "url", number)
+        checked.complain(
+            "invalid_url",
+            f"The URL provided for this request does not match the batch endpoint {endpoint}.",
+            "url",
+            number,
+        )
     _check_body(checked, number, request["body"], chat)
     if count_tokens and chat.check(request["body"]) is None:
         checked.tokens += prompt_tokens(request["body"])
@@ -91,13 +129,27 @@ def _check_body(checked: Checked, number: int, body: Any, chat: Chat) -> None:
     if checked.model is None:
         checked.model = model
         if not chat.knows(model):
-            checked.complain("model_not_found", f"The provided model '{model}' is not supported by the Batch API.", "body.model", number)
+            checked.complain(
+                "model_not_found",
+                f"The provided model '{model}' is not supported by the Batch API.",
+                "body.model",
+                number,
+            )
     elif model != checked.model:
         checked.complain(
-            "model_mismatch", f"All requests of a batch must use one model; found '{model}' beside '{checked.model}'.", "body.model", number
+            "model_mismatch",
+            f"All requests of a batch must use one model; found '{model}' beside "
+            f"'{checked.model}'.",
+            "body.model",
+            number,
         )
     if body.get("stream"):
-        checked.complain("streaming_unsupported", "Chat Completions: streaming is not supported in the Batch API.", "body.stream", number)
+        checked.complain(
+            "streaming_unsupported",
+            "Chat Completions: streaming is not supported in the Batch API.",
+            "body.stream",
+            number,
+        )
 
 
 def bare(url: str) -> str:
@@ -121,8 +173,10 @@ class Assignment:
     """One job's work.
 
     Attributes:
-      place: of the job among all, in the order of their creation. Ids are random, so a script that met them would strike anew each run.
-      done: how many lines are answered; the others are `expired` lines or, where that is False, nothing.
+      place: of the job among all, in the order of their creation. Ids are random, so a script that
+        met them would strike anew each run.
+      done: how many lines are answered; the others are `expired` lines or, where that is False,
+        nothing.
       in_order: result lines in the order of the input, which no provider promises.
       cut: the output's last line is cut.
     """
@@ -140,13 +194,20 @@ class Assignment:
     place: int
 
 
-def answer_file(task: Assignment, chat: Chat, billing: Billing, script: FaultScript, stopped: Callable[[], bool]) -> Result:
-    """Answers the lines into the task's files, which the caller then takes in together. The same task gives the same files.
+def answer_file(
+    task: Assignment, chat: Chat, billing: Billing, script: FaultScript, stopped: Callable[[], bool]
+) -> Result:
+    """Answers the lines into the task's files, which the caller then takes in together. The same
+    task gives the same files.
 
     Lines are taken in a shuffled order, so results are shuffled without being held in memory.
     """
     result = Result()
-    with open(task.output, "wb") as output, open(task.errors, "wb") as errors, open(task.bill, "wb") as bill:
+    with (
+        open(task.output, "wb") as output,
+        open(task.errors, "wb") as errors,
+        open(task.bill, "wb") as bill,
+    ):
         for place, (number, line) in enumerate(_lines(task)):
             if place % 500 == 0 and stopped():
                 raise Stopped
@@ -157,7 +218,9 @@ def answer_file(task: Assignment, chat: Chat, billing: Billing, script: FaultScr
                     result.failed += 1
                 continue
             faults = _line_faults(script, task, chat, request, number)
-            _answer_line(task, number, request, chat, faults, billing, result, (output, errors, bill))
+            _answer_line(
+                task, number, request, chat, faults, billing, result, (output, errors, bill)
+            )
     if task.cut:
         _cut(task.output)
     return result
@@ -167,7 +230,10 @@ def _lines(task: Assignment) -> Iterator[tuple[int, bytes]]:
     """(1-based number, line), shuffled unless they are to stay in order."""
     if task.source.stat().st_size == 0:
         return
-    with open(task.source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with (
+        open(task.source, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
         starts, start = [0], data.find(b"\n") + 1
         while 0 < start < len(data):
             starts.append(start)
@@ -180,7 +246,9 @@ def _lines(task: Assignment) -> Iterator[tuple[int, bytes]]:
             yield number + 1, data[starts[number] : starts[number + 1]]
 
 
-def _line_faults(script: FaultScript, task: Assignment, chat: Chat, request: dict[str, Any], number: int) -> tuple[Fault, ...]:
+def _line_faults(
+    script: FaultScript, task: Assignment, chat: Chat, request: dict[str, Any], number: int
+) -> tuple[Fault, ...]:
     if not script.has("line"):
         return ()
     texts = chat.read(request["body"]).texts if chat.check(request["body"]) is None else ()
@@ -205,7 +273,10 @@ def _answer_line(
         return
     if "line_error" in by_kind:
         fault = by_kind["line_error"]
-        error = {"code": fault.code or "server_error", "message": fault.message or "The server had an error while processing your request."}
+        error = {
+            "code": fault.code or "server_error",
+            "message": fault.message or "The server had an error while processing your request.",
+        }
         errors.write(_error_line(task, number, custom_id, error))
         result.failed += 1
         return
@@ -231,7 +302,9 @@ def _answer_line(
         output.write(_reply_line(task, number, f"unknown-{number}", answer))
 
 
-def answer_body(chat: Chat, body: dict[str, Any], faults: tuple[Fault, ...], reply_id: str) -> Answer:
+def answer_body(
+    chat: Chat, body: dict[str, Any], faults: tuple[Fault, ...], reply_id: str
+) -> Answer:
     """A line's request, checked and answered."""
     error = chat.check(body)
     if error is not None:
@@ -240,12 +313,36 @@ def answer_body(chat: Chat, body: dict[str, Any], faults: tuple[Fault, ...], rep
 
 
 def _reply_line(task: Assignment, number: int, custom_id: str, answer: Answer) -> bytes:
-    response = {"status_code": answer.status, "request_id": f"req-{task.batch_id}-{number}", "body": answer.body}
-    return orjson.dumps({"id": f"batch_req_{task.batch_id}-{number}", "custom_id": custom_id, "response": response, "error": None}) + b"\n"
+    response = {
+        "status_code": answer.status,
+        "request_id": f"req-{task.batch_id}-{number}",
+        "body": answer.body,
+    }
+    return (
+        orjson.dumps(
+            {
+                "id": f"batch_req_{task.batch_id}-{number}",
+                "custom_id": custom_id,
+                "response": response,
+                "error": None,
+            }
+        )
+        + b"\n"
+    )
 
 
 def _error_line(task: Assignment, number: int, custom_id: str, error: dict[str, Any]) -> bytes:
-    return orjson.dumps({"id": f"batch_req_{task.batch_id}-{number}", "custom_id": custom_id, "response": None, "error": error}) + b"\n"
+    return (
+        orjson.dumps(
+            {
+                "id": f"batch_req_{task.batch_id}-{number}",
+                "custom_id": custom_id,
+                "response": None,
+                "error": error,
+            }
+        )
+        + b"\n"
+    )
 
 
 def _cut(path: Path) -> None:
