@@ -40,6 +40,7 @@ class Rates(NamedTuple):
     input: float
     output: float
     cached: float
+    cache_write: float
 
 
 class Prices:
@@ -98,10 +99,11 @@ class Prices:
             usage.input_tokens > LINEAR_UP_TO_TOKENS or service_tier in TIERS
         ):
             return published.exact_usd(usage, batch, service_tier)
-        uncached = usage.input_tokens - usage.cached_tokens
+        plain = usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens
         return (
-            uncached * rates.input
+            plain * rates.input
             + usage.cached_tokens * rates.cached
+            + usage.cache_write_tokens * rates.cache_write
             + usage.output_tokens * rates.output
         )
 
@@ -139,7 +141,7 @@ class LaterPrices:
         return self._prices.cost_usd(usage, batch, service_tier)
 
 
-_YOUR_KEYS = ("input", "output", "cached", "batch")
+_YOUR_KEYS = ("input", "output", "cached", "cache_write", "batch")
 
 
 def your_prices(settings: Settings) -> tuple[Rates, Rates] | None:
@@ -165,7 +167,8 @@ def your_prices(settings: Settings) -> tuple[Rates, Rates] | None:
             raise UsageError(
                 f"prices has {key!r}: {value!r}: it has to be dollars per million tokens "
                 "under 'input', "
-                "'output' and, perhaps, 'cached', and the batch API's share of them under 'batch'; "
+                "'output' and, perhaps, 'cached' and 'cache_write', and the batch API's share of "
+                "them under 'batch'; "
                 "write prices={'input': 0.4, 'output': 1.6, 'cached': 0.1, 'batch': 0.5}"
             )
     if "input" not in prices or "output" not in prices:
@@ -174,7 +177,10 @@ def your_prices(settings: Settings) -> tuple[Rates, Rates] | None:
             "million tokens"
         )
     live = Rates(
-        prices["input"] / 1e6, prices["output"] / 1e6, prices.get("cached", prices["input"]) / 1e6
+        prices["input"] / 1e6,
+        prices["output"] / 1e6,
+        prices.get("cached", prices["input"]) / 1e6,
+        prices.get("cache_write", prices["input"]) / 1e6,
     )
     share = prices.get("batch", BATCH_DISCOUNT)
     return live, Rates(*(rate * share for rate in live))
@@ -193,15 +199,13 @@ class Published:
     def exact_usd(self, usage: Usage, batch: bool, service_tier: str | None = None) -> float:
         """The price with tiers for long prompts, and of the service tier."""
         if not batch:
-            return float(
-                self._usd(
-                    usage,
-                    {"service_tier": service_tier}
-                    if service_tier and service_tier in TIERS
-                    else None,
-                )
+            tier = (
+                {"service_tier": service_tier} if service_tier and service_tier in TIERS else None
             )
-        live, discounted = self._usd(usage, None), self._usd(usage, {"processing": "batch"})
+            return float(self._usd(usage, tier))
+        # A job's lines may be hours apart: what they put into a cache is put there for an hour.
+        live = self._usd(usage, None, kept_an_hour=True)
+        discounted = self._usd(usage, {"processing": "batch"}, kept_an_hour=True)
         unlisted = discounted == live and self.provider_id in HALVING_PRICES
         return float(live * Decimal(BATCH_DISCOUNT) if unlisted else discounted)
 
@@ -211,18 +215,26 @@ class Published:
             Usage(input_tokens=many),
             Usage(output_tokens=many),
             Usage(input_tokens=many, cached_tokens=many),
+            Usage(input_tokens=many, cache_write_tokens=many),
         )
         return Rates(*(self.exact_usd(usage, batch) / many for usage in asked))
 
-    def _usd(self, usage: Usage, context: Mapping[str, str] | None) -> Decimal:
+    def _usd(
+        self, usage: Usage, context: Mapping[str, str] | None, *, kept_an_hour: bool = False
+    ) -> Decimal:
         import genai_prices
 
+        tokens = {
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "cache_read_tokens": usage.cached_tokens,
+        }
+        if usage.cache_write_tokens:
+            tokens["cache_write_tokens"] = usage.cache_write_tokens
+            if kept_an_hour:
+                tokens["cache_write_1h_tokens"] = usage.cache_write_tokens
         calculation = genai_prices.calc_price(
-            genai_prices.Usage(
-                input_tokens=usage.input_tokens,
-                output_tokens=usage.output_tokens,
-                cache_read_tokens=usage.cached_tokens,
-            ),
+            genai_prices.Usage(**tokens),
             self.model_id,
             provider_id=self.provider_id,
             price_context=context,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import add
 from typing import Any, NamedTuple
 
 from beam_llm.errors import Failure
@@ -85,33 +86,35 @@ class Request:
 
 
 class Usage(NamedTuple):
-    """Tokens of one reply, or a record's share of them. `cached_tokens` are part of
-    `input_tokens`.
+    """Tokens of one reply, or a record's share of them.
+
+    Attributes:
+      input_tokens: of the whole prompt, however much of it was cached.
+      output_tokens: of the whole reply, thoughts among them.
+      cached_tokens: those of the input that were read from the provider's cache, at a discount.
+      cache_write_tokens: those of the input that were put into the cache, where that has a price.
+      reasoning_tokens: those of the output that were thoughts.
     """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
 
-    def __add__(self, other: Usage) -> Usage:  # type: ignore[override]  # a sum, as of numbers, not a longer tuple
-        return Usage(self[0] + other[0], self[1] + other[1], self[2] + other[2])
+    def __add__(self, other: Usage) -> Usage:  # type: ignore[override]  # a sum, as of numbers
+        return Usage(*map(add, self, other))
 
     def split(self, members: int) -> list[Usage]:
         """Shares the tokens among `members` records; the shares add up to the whole (largest
         remainder).
         """
-        (inputs, more_in), (outputs, more_out), (cached, more_cached) = (
-            divmod(total, members) for total in self
-        )
+        parts = [divmod(total, members) for total in self]
         shares: list[Usage] = []
         # Up to each of these, all shares are the same.
-        for end in sorted((more_in, more_out, more_cached, members)):
+        for end in sorted({*(more for _, more in parts), members}):
             if (start := len(shares)) < end:
-                share = Usage(
-                    inputs + (start < more_in),
-                    outputs + (start < more_out),
-                    cached + (start < more_cached),
-                )
+                share = Usage(*[each + (start < more) for each, more in parts])
                 shares += [share] * (end - start)
         return shares
 

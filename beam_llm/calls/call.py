@@ -172,6 +172,8 @@ class Call:
         tally.input_tokens += usage.input_tokens
         tally.output_tokens += usage.output_tokens
         tally.cached_tokens += usage.cached_tokens
+        tally.cache_write_tokens += usage.cache_write_tokens
+        tally.reasoning_tokens += usage.reasoning_tokens
         endpoint.learn(usage.output_tokens, len(self._members))
         endpoint.limiter.settle(
             admission, usage.input_tokens + usage.output_tokens, completion.pace

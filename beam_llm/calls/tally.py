@@ -24,8 +24,8 @@ class Tally:
       timeouts: requests without a reply in time.
       splits: times that records which shared a prompt were parted.
       single_requests: those of `requests` that carried one record only.
-      input_tokens, output_tokens, cached_tokens: of all replies, also of those that could not be
-        read.
+      input_tokens, output_tokens, cached_tokens, cache_write_tokens, reasoning_tokens: of all
+        replies, also of those that could not be read.
       throttled_seconds: waits because of a per-minute budget, a refusal or a window that refusals
         had narrowed.
       latency_ms: one per reply.
@@ -43,6 +43,8 @@ class Tally:
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
     throttled_seconds: float = 0.0
     latency_ms: list[int] = field(default_factory=list)
     warnings: Counter[str] = field(default_factory=Counter)
@@ -59,6 +61,8 @@ class Tally:
         self.input_tokens += other.input_tokens
         self.output_tokens += other.output_tokens
         self.cached_tokens += other.cached_tokens
+        self.cache_write_tokens += other.cache_write_tokens
+        self.reasoning_tokens += other.reasoning_tokens
         self.throttled_seconds += other.throttled_seconds
         self.latency_ms.extend(other.latency_ms)
         self.warnings.update(other.warnings)

@@ -152,6 +152,8 @@ def to_stored(prediction: Prediction, ordinal: int, digest: str, output: Output)
         input_tokens=prediction.usage.input_tokens,
         output_tokens=prediction.usage.output_tokens,
         cached_tokens=prediction.usage.cached_tokens,
+        cache_write_tokens=prediction.usage.cache_write_tokens,
+        reasoning_tokens=prediction.usage.reasoning_tokens,
         cost_usd=prediction.cost_usd,
         reused=prediction.reused,
         digest=digest,

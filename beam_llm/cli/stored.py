@@ -37,6 +37,8 @@ class StoredAnswer(NamedTuple):
     cost_usd: float | None = None
     reused: bool = False
     digest: str = ""
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 def stored_line(answer: StoredAnswer) -> bytes:

@@ -37,8 +37,7 @@ def summary(command: PredictCommand, report: Report) -> str:
     lines += _labelled("errors", [f"{tally.failed:,}", *_errors(tally)] if tally.failed else [])
     lines += _labelled("warnings", list(warnings_of(report.counters)))
     lines.append(f"calls     {calls_of(report)}")
-    cached = f" ({tally.cached_tokens:,} cached)" if tally.cached_tokens else ""
-    lines.append(f"tokens    {tally.input_tokens:,} in, {tally.output_tokens:,} out{cached}")
+    lines.append(f"tokens    {_tokens(tally)}")
     lines.append(
         f"cost      {tally.cost()}"
         + (f" ({plural(tally.reused, 'answer')} re-used)" if tally.reused else "")
@@ -46,6 +45,15 @@ def summary(command: PredictCommand, report: Report) -> str:
     lines.append(f"time      {duration(report.seconds)}")
     lines.append(f"output    {'stdout' if command.output == '-' else command.output}")
     return "\n".join(map(printable, lines))
+
+
+def _tokens(tally: Tally) -> str:
+    """`1,200 in (900 cached), 80 out (30 of thoughts)`."""
+    cached = {"cached": tally.cached_tokens, "written to the cache": tally.cache_write_tokens}
+    of_input = ", ".join(f"{count:,} {what}" for what, count in cached.items() if count)
+    thoughts = f" ({tally.reasoning_tokens:,} of thoughts)" if tally.reasoning_tokens else ""
+    inputs = f"{tally.input_tokens:,} in" + (f" ({of_input})" if of_input else "")
+    return f"{inputs}, {tally.output_tokens:,} out{thoughts}"
 
 
 def _labelled(label: str, texts: list[str]) -> list[str]:
@@ -131,6 +139,8 @@ def as_json(command: PredictCommand, report: Report) -> dict[str, Any]:
         "input_tokens": tally.input_tokens,
         "output_tokens": tally.output_tokens,
         "cached_tokens": tally.cached_tokens,
+        "cache_write_tokens": tally.cache_write_tokens,
+        "reasoning_tokens": tally.reasoning_tokens,
         "cost_usd": None if tally.unpriced else tally.cost_usd,
         "seconds": report.seconds,
         "mean_latency_ms": report.mean_latency_ms,

@@ -20,6 +20,8 @@ class Tally:
         self.input_tokens = 0
         self.output_tokens = 0
         self.cached_tokens = 0
+        self.cache_write_tokens = 0
+        self.reasoning_tokens = 0
         self.cost_usd = 0.0
         self.unpriced = 0
 
@@ -34,6 +36,8 @@ class Tally:
         self.input_tokens += answer.input_tokens
         self.output_tokens += answer.output_tokens
         self.cached_tokens += answer.cached_tokens
+        self.cache_write_tokens += answer.cache_write_tokens
+        self.reasoning_tokens += answer.reasoning_tokens
         if answer.cost_usd is None:
             self.unpriced += answer.input_tokens > 0
         else:

@@ -131,7 +131,7 @@ class Closing:
             left=None if goes_on is None else f"{name}{LEFT}",
             ends_all=(end.failure.kind, end.failure.message) if end.is_of_all else None,
             facts=dict(reader.facts),
-            usage=reader.usage,
+            usage=tuple(reader.usage),
             cost_usd=reader.cost_usd,
         )
         return self._add(done, name)

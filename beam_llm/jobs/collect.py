@@ -22,7 +22,7 @@ from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import Outcomes, OutcomeWriter
 from beam_llm.prompting.readers.matching import missing_message
 from beam_llm.protocols import LineEnd, LineReply, RemoteJob, Store
-from beam_llm.values import Completion, Finish, JobState, Outcome, Reading
+from beam_llm.values import Completion, Finish, JobState, Outcome, Reading, Usage
 
 _READ_BYTES = 1 << 20
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([A-Za-z0-9_-]{1,64})"')
@@ -84,6 +84,7 @@ class ResultReader:
         self.regroup = bytearray(len(manifest))
         self.facts: Counter[str] = Counter()
         self._input_tokens = self._output_tokens = self._cached_tokens = 0
+        self._cache_write_tokens = self._reasoning_tokens = 0
         self.cost_usd: float | None = 0.0
 
     @property
@@ -98,12 +99,14 @@ class ResultReader:
         return self.replies + len(self._errors) + self._nobodys
 
     @property
-    def usage(self) -> tuple[int, int, int]:
-        """Input, output and cached tokens of all replies."""
-        return (
+    def usage(self) -> Usage:
+        """Tokens of all replies."""
+        return Usage(
             _tokens(self._input_tokens),
             _tokens(self._output_tokens),
             _tokens(self._cached_tokens),
+            _tokens(self._cache_write_tokens),
+            _tokens(self._reasoning_tokens),
         )
 
     def read_file(self, path: str) -> None:
@@ -190,6 +193,9 @@ class ResultReader:
         self._input_tokens += usage[0]
         self._output_tokens += usage[1]
         self._cached_tokens += usage[2]
+        if usage[3] or usage[4]:
+            self._cache_write_tokens += usage[3]
+            self._reasoning_tokens += usage[4]
         self.cost_usd = None if paid is None or self.cost_usd is None else self.cost_usd + paid
 
     def _put_unreadable(self, line: int, error: Exception) -> None:

@@ -203,7 +203,7 @@ class Done(Document):
         later.
       ends_all: (kind, message) where the other halves, if nothing was sent of them, end the same
         way.
-      usage: input, output and cached tokens of all replies.
+      usage: tokens of all replies, as in `Usage`.
     """
 
     word, digits = "done", 0
@@ -218,7 +218,7 @@ class Done(Document):
     doubted: bool = False
     ends_all: tuple[str, str] | None = None
     facts: dict[str, int] = field(default_factory=dict)
-    usage: tuple[int, ...] = (0, 0, 0)
+    usage: tuple[int, ...] = (0, 0, 0, 0, 0)
     cost_usd: float | None = 0.0
 
     @property

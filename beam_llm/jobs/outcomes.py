@@ -2,7 +2,7 @@
 
 <name>.index   columns, one row per record, sorted by key: key, kind of failure (0: answered),
 offset and length of its text in the rows,
-               tokens (input, output, cached), cost (NaN: unknown), model and finish reason (numbers
+               tokens (as in `Usage`), cost (NaN: unknown), model and finish reason (numbers
                of the names among the facts)
 <name>.rows    per record a JSON list: value, request id, and the failure where there is one
 """
@@ -42,12 +42,16 @@ _ROW = np.dtype(
         ("input", "<u4"),
         ("output", "<u4"),
         ("cached", "<u4"),
+        ("cache_write", "<u4"),
+        ("reasoning", "<u4"),
         ("cost", "<f8"),
         ("models", "<u4"),
         ("reasons", "<u4"),
         ("codes", "u1"),
     ]
 )
+_USAGE = ("input", "output", "cached", "cache_write", "reasoning")
+"""In the order of `Usage`."""
 _pack_row = packer_of(_ROW).pack_into
 _ROW_BYTES = _ROW.itemsize
 _WRITE_BYTES = 1 << 20
@@ -58,7 +62,7 @@ class OutcomeWriter:
     """Collects outcomes for known records, each by its position among `keys`; a later one for a
     position replaces the earlier.
 
-    Memory: 45 bytes a record and its key; the rows go to `file`, by the megabyte.
+    Memory: 53 bytes a record and its key; the rows go to `file`, by the megabyte.
     """
 
     def __init__(self, keys: Array, file: IO[bytes]):
@@ -106,7 +110,7 @@ class OutcomeWriter:
     ) -> None:
         size, known = len(text), math.nan if cost is None else cost
         try:
-            tokens, sent, cached = usage
+            tokens, sent, cached, cache_write, reasoning = usage
             _pack_row(
                 self._table,
                 position * _ROW_BYTES,
@@ -115,6 +119,8 @@ class OutcomeWriter:
                 tokens,
                 sent,
                 cached,
+                cache_write,
+                reasoning,
                 known,
                 self._models[model],
                 self._reasons[reason],
@@ -240,12 +246,9 @@ class Outcomes:
     def _some(self, rows: Rows, positions: Array, pays: Sequence[bool]) -> Iterator[Outcome]:
         taken = {name: self._columns[name][positions] for name in _ROW.names or ()}
         texts = rows.ranges(taken["starts"].tolist(), (taken["starts"] + taken["lengths"]).tolist())
-        rest = [
-            taken[name].tolist()
-            for name in ("input", "output", "cached", "cost", "models", "reasons")
-        ]
+        rest = [taken[name].tolist() for name in (*_USAGE, "cost", "models", "reasons")]
         models, reasons, loads = self._models, self._reasons, orjson.loads
-        for text, paying, tokens, sent, cached, cost, model, reason in zip(
+        for text, paying, tokens, sent, cached, written, thought, cost, model, reason in zip(
             texts, pays, *rest, strict=True
         ):
             found = loads(text)
@@ -256,7 +259,7 @@ class Outcomes:
                 yield Outcome(
                     value,
                     failure,
-                    Usage(tokens, sent, cached),
+                    Usage(tokens, sent, cached, written, thought),
                     known,
                     models[model],
                     request_id,

@@ -77,12 +77,11 @@ class PredictionCoder(coders.Coder):
 
 def _to_parts(p: Prediction) -> tuple[Any, ...]:
     error = None if p.error is None else tuple(p.error)
-    usage = (p.usage.input_tokens, p.usage.output_tokens, p.usage.cached_tokens)
     return (
         p.element,
         p.value,
         error,
-        usage,
+        tuple(p.usage),
         p.cost_usd,
         p.model,
         p.request_id,

@@ -33,7 +33,8 @@ class Meter:
 
     Counters: records, errors, errors_<kind>, reused, cost_micro_usd, job_requests, requests,
     retries, waits (of `retries`, those for which the server had asked), timeouts, splits,
-    single_requests, input_tokens, output_tokens, cached_tokens, warnings_<what> (of replies),
+    single_requests, input_tokens, output_tokens, cached_tokens, cache_write_tokens,
+    reasoning_tokens, warnings_<what> (of replies),
     jobs_twice (an intent for which two remote jobs were found, the younger cancelled),
     jobs_in_doubt (creates that got no clear answer and were looked for), jobs_resubmitted (in
     doubt, with `on_doubt="resubmit"`), cumulativeThrottlingSeconds.

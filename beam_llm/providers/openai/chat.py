@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import logging
-from collections.abc import Mapping
 
-import aiohttp
-
-from beam_llm.errors import CallError, Kind, Retryable
-from beam_llm.providers import http
-from beam_llm.providers.errors import ErrorContext, error_of, unreadable
+from beam_llm.errors import CallError
+from beam_llm.providers.errors import ErrorContext, error_of
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
+from beam_llm.providers.live import LiveCalls
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.place import Place
 from beam_llm.providers.openai.wire import decode_reply, encode_body
@@ -40,12 +35,7 @@ class OpenAIChat:
         self._dialect = dialect
         self._service_tier = service_tier
         self._context = ErrorContext(key, place.key_reference, log_data)
-        self._most_bytes = bounds.reply_bytes
-        self._session: aiohttp.ClientSession | None = None
-        self._proxy = http.proxy_for(place.chat_url)
-        self._timeout_of = functools.lru_cache(maxsize=64)(
-            lambda seconds: aiohttp.ClientTimeout(total=seconds)
-        )
+        self._calls = LiveCalls(place.headers(key), bounds)
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
         """One call within `timeout_seconds`, connecting and reading included. Asked again at once
@@ -58,8 +48,10 @@ class OpenAIChat:
         dialect = self._dialect
         while True:
             form = (dialect.reply_format, dialect.tokens_field)
-            status, headers, reply = await self._post(
-                encode_body(request, dialect, self._service_tier), timeout_seconds
+            status, headers, reply = await self._calls.post(
+                self._place.chat_url,
+                encode_body(request, dialect, self._service_tier),
+                timeout_seconds,
             )
             if status < 300:
                 dialect.works = True
@@ -89,10 +81,14 @@ class OpenAIChat:
         simpler = dialect.simpler(request, error)
         if simpler is None:
             raise error
-        found = await self._post(encode_body(request, simpler, self._service_tier), timeout_seconds)
+        found = await self._calls.post(
+            self._place.chat_url, encode_body(request, simpler, self._service_tier), timeout_seconds
+        )
         if found[0] >= 300:
             raise error
-        again = await self._post(encode_body(request, dialect, self._service_tier), timeout_seconds)
+        again = await self._calls.post(
+            self._place.chat_url, encode_body(request, dialect, self._service_tier), timeout_seconds
+        )
         if again[0] < 300:  # a server that has recovered, and nothing to be learned
             dialect.works = True
             found = again
@@ -133,43 +129,6 @@ class OpenAIChat:
         )
         return True
 
-    async def _post(
-        self, body: bytes, timeout_seconds: float
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        session = self._session or self._open()
-        try:
-            async with session.post(
-                self._place.chat_url,
-                data=body,
-                timeout=self._timeout_of(timeout_seconds),
-                proxy=self._proxy,
-                allow_redirects=False,
-            ) as response:
-                return (
-                    response.status,
-                    response.headers,
-                    await http.read_body(response, self._most_bytes),
-                )
-        except TimeoutError as error:
-            raise Retryable(Kind.TIMED_OUT, f"no answer within {timeout_seconds:g} s") from error
-        except http.TooLarge:
-            raise unreadable(
-                f"the reply is larger than {self._most_bytes:,} bytes (max_reply_bytes)"
-            ) from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise http.broken(error, self._place.chat_url) from None
-
-    def _open(self) -> aiohttp.ClientSession:
-        """The session belongs to the loop it is first used on."""
-        self._session = http.session(
-            {"Content-Type": "application/json", **self._place.headers(self._key)}
-        )
-        return self._session
-
     async def close(self) -> None:
         """Gives back connections; harmless when done twice."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
-            # Lets transports run their closing callbacks, else they warn when the loop ends.
-            await asyncio.sleep(0)
+        await self._calls.close()

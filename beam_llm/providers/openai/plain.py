@@ -34,10 +34,15 @@ class _PromptTokens(msgspec.Struct, gc=False):
     cached_tokens: _Tokens | None = None
 
 
+class _CompletionTokens(msgspec.Struct, gc=False):
+    reasoning_tokens: _Tokens | None = None
+
+
 class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: _Tokens
     completion_tokens: _Tokens
     prompt_tokens_details: _PromptTokens | None = None
+    completion_tokens_details: _CompletionTokens | None = None
 
 
 class _Body(msgspec.Struct, gc=False):
@@ -78,7 +83,9 @@ def _plain_completion(
     finish = _PLAIN_FINISHES.get(choice.finish_reason)
     details = tokens.prompt_tokens_details
     cached = details.cached_tokens or 0 if details is not None else 0
-    if finish is None or cached > tokens.prompt_tokens:
+    details_out = tokens.completion_tokens_details
+    thoughts = details_out.reasoning_tokens or 0 if details_out is not None else 0
+    if finish is None or cached > tokens.prompt_tokens or thoughts > tokens.completion_tokens:
         return None
     if redactor is not None:
         if redactor.touches_plainly(choice.message.content):
@@ -86,7 +93,7 @@ def _plain_completion(
         tier = body.service_tier
         if not redactor.leaves(body.model) or (tier is not None and not redactor.leaves(tier)):
             return None
-    usage = Usage(tokens.prompt_tokens, tokens.completion_tokens, cached)
+    usage = Usage(tokens.prompt_tokens, tokens.completion_tokens, cached, 0, thoughts)
     text = choice.message.content
     return Completion(
         text,

@@ -244,7 +244,12 @@ def usage_of(usage: Any) -> Usage:
         return Usage()
     inputs, details = token_count(usage.get("prompt_tokens")), usage.get("prompt_tokens_details")
     cached = token_count(details.get("cached_tokens")) if isinstance(details, dict) else 0
-    return Usage(inputs, token_count(usage.get("completion_tokens")), min(cached, inputs))
+    outputs, details = (
+        token_count(usage.get("completion_tokens")),
+        usage.get("completion_tokens_details"),
+    )
+    thoughts = token_count(details.get("reasoning_tokens")) if isinstance(details, dict) else 0
+    return Usage(inputs, outputs, min(cached, inputs), 0, min(thoughts, outputs))
 
 
 ODD_SHAPE = (

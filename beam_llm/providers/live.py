@@ -1,0 +1,88 @@
+"""Live calls over HTTP: one POST to one origin, as often and as many at once as its user likes.
+
+    calls = LiveCalls({"x-api-key": key}, Bounds.of(settings))
+    status, headers, body = await calls.post(url, data, timeout_seconds)
+
+Every CompletionProvider over HTTP has one of these; what it sends and reads is its own affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Mapping
+
+import aiohttp
+
+from beam_llm.errors import Kind, Retryable
+from beam_llm.providers import http
+from beam_llm.providers.errors import unreadable
+from beam_llm.providers.http import Answer, Bounds
+
+
+class LiveCalls:
+    """Connections that one client keeps. Made anywhere, used and closed on one event loop.
+
+    Args:
+      headers: of every call, the key among them.
+      bounds: of a reply's body.
+    """
+
+    def __init__(self, headers: Mapping[str, str], bounds: Bounds):
+        self._headers = {"Content-Type": "application/json", **headers}
+        self._most_bytes = bounds.reply_bytes
+        self._session: aiohttp.ClientSession | None = None
+        self._proxy_for = functools.lru_cache(maxsize=64)(http.proxy_for)
+        self._timeout_of = functools.lru_cache(maxsize=64)(
+            lambda seconds: aiohttp.ClientTimeout(total=seconds)
+        )
+
+    async def post(
+        self,
+        url: str,
+        body: bytes,
+        timeout_seconds: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """One call within `timeout_seconds`, connecting and reading included; no retry.
+
+        Args:
+          headers: of this call alone (a token that is renewed, a signature).
+
+        Raises:
+          Retryable: no whole answer within the time, a broken connection, or too large a body. An
+            answer with an error's status is an answer.
+        """
+        session = self._session or self._open()
+        try:
+            async with session.post(
+                url,
+                data=body,
+                headers=headers,
+                timeout=self._timeout_of(timeout_seconds),
+                proxy=self._proxy_for(url),
+                allow_redirects=False,
+            ) as response:
+                content = await http.read_body(response, self._most_bytes)
+                return Answer(response.status, response.headers, content)
+        except TimeoutError as error:
+            raise Retryable(Kind.TIMED_OUT, f"no answer within {timeout_seconds:g} s") from error
+        except http.TooLarge:
+            raise unreadable(
+                f"the reply is larger than {self._most_bytes:,} bytes (max_reply_bytes)"
+            ) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise http.broken(error, url) from None
+
+    def _open(self) -> aiohttp.ClientSession:
+        """The session belongs to the loop it is first used on."""
+        self._session = http.session(self._headers)
+        return self._session
+
+    async def close(self) -> None:
+        """Gives back connections; harmless when done twice."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+            # Lets transports run their closing callbacks, else they warn when the loop ends.
+            await asyncio.sleep(0)
