@@ -45,7 +45,15 @@ class Settings:
     """
 
     model: str = _option(
-        "", f"which model: `PROVIDER:MODEL`, such as `{EXAMPLE_MODEL}`", kind="text"
+        "",
+        f"which model: `PROVIDER:MODEL`, such as `{EXAMPLE_MODEL}`, or a template of the record "
+        "that gives one",
+        kind="text",
+    )
+    models: tuple[str, ...] | None = _option(
+        None,
+        "the models that a `model` template may give (default: those that stand in it)",
+        kind="names",
     )
     prompt: str | None = _option(
         None, "Jinja2 template over the element's fields; `{{ element }}` is the whole", kind="text"
@@ -663,6 +671,14 @@ def _members(name: str, value: str) -> tuple[str, ...]:
     return members
 
 
+def _names(name: str, value: Any, rule: Mapping[str, Any]) -> tuple[str, ...]:
+    """A list of texts, or a text with commas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+        raise _wrong(name, value, "it has to be a list of names", f"write {name}=['…', '…']")
+    return tuple(part.strip() for part in parts if part.strip())
+
+
 _KINDS: dict[str, Callable[[str, Any, Mapping[str, Any]], Any]] = {
     "int": _int,
     "float": _float,
@@ -673,11 +689,23 @@ _KINDS: dict[str, Callable[[str, Any, Mapping[str, Any]], Any]] = {
     "json": _json,
     "format": _format,
     "output": _output,
+    "names": _names,
 }
 
 
 def _completed(known: Settings) -> Settings:
-    """Rules between options, and what the environment says when the pipeline is built."""
+    """Rules between options, and what the environment says when the pipeline is built.
+
+    Settings whose model is a template are completed model by model: `settings_by_model`.
+    """
+    _check_rules(known)
+    if is_template(known.model):
+        return known
+    if known.models:
+        raise UsageError(
+            f"models is {list(known.models)}, but model is {known.model!r}, which is no template: "
+            "leave models out"
+        )
     provider, _, model = known.model.partition(":")
     if provider not in PROVIDERS or not model:
         near = difflib.get_close_matches(provider, PROVIDERS, n=1)
@@ -694,6 +722,20 @@ def _completed(known: Settings) -> Settings:
             f"model is {known.model!r}: it has to be PROVIDER:MODEL with a provider out of "
             f"{', '.join(PROVIDERS)}; {hint}"
         )
+    return dataclasses.replace(
+        known,
+        base_url=_base_url(known, provider),
+        api_key=known.api_key or _usual_key(provider),
+    )
+
+
+def is_template(model: str) -> bool:
+    """Whether a model's name is a template of the record."""
+    return "{{" in model or "{%" in model
+
+
+def _check_rules(known: Settings) -> None:
+    """Rules between options."""
     if known.mode == "batch_api" and not known.staging_location:
         raise UsageError(
             "mode is 'batch_api' but staging_location is missing: name a local folder or "
@@ -704,11 +746,6 @@ def _completed(known: Settings) -> Settings:
             "independent is True but record_id is missing: name the field that tells equal "
             "records apart"
         )
-    return dataclasses.replace(
-        known,
-        base_url=_base_url(known, provider),
-        api_key=known.api_key or _usual_key(provider),
-    )
 
 
 def _usual_key(provider: str) -> str | None:

@@ -21,11 +21,12 @@ from beam_llm.cli.inputs import check_prompt, inputs_of
 from beam_llm.cli.predict_command import PredictCommand
 from beam_llm.cli.progress import write_line
 from beam_llm.cli.words import dollars, duration, shortened, table
-from beam_llm.config import Settings, replaced
-from beam_llm.errors import PromptError, plural
+from beam_llm.config import Settings, is_template, replaced
+from beam_llm.errors import PromptError, UsageError, plural
 from beam_llm.pricing import Prices
 from beam_llm.prompting.batching import Batcher, prompt_caps
 from beam_llm.prompting.chat_task import ChatTask
+from beam_llm.prompting.model_choice import settings_by_model
 from beam_llm.providers import compile_task
 from beam_llm.values import Record, Usage
 
@@ -52,6 +53,11 @@ class Forecast:
 def main(chosen: argparse.Namespace) -> int:
     """Prints the table; exit code 3 where records would end as errors before a call."""
     settings = chosen_settings(chosen)
+    if is_template(settings.model):
+        raise UsageError(
+            f"model is {settings.model!r}: an estimate is of one model; estimate each of "
+            f"{', '.join(settings_by_model(settings))}"
+        )
     command = PredictCommand(
         inputs=chosen.inputs,
         output="-",

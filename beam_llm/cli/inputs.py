@@ -20,9 +20,12 @@ from beam_llm.cli.files.survey import Survey, survey
 from beam_llm.cli.files.target import is_there, refuse_overwriting
 from beam_llm.cli.predict_command import PredictCommand
 from beam_llm.cli.retry import count_ends
+from beam_llm.config import Settings
 from beam_llm.errors import PromptError, UsageError, plural
 from beam_llm.leftovers import scratch_folder
 from beam_llm.prompting.chat_task import ChatTask
+from beam_llm.prompting.model_choice import settings_by_model
+from beam_llm.providers import compile_task
 
 
 @contextmanager
@@ -109,6 +112,11 @@ def name_of(source: Source) -> str:
         return source.path if is_remote(source.path) else os.path.realpath(source.path)
     with open(source.path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def any_task(settings: Settings) -> ChatTask:
+    """The question, compiled: for what is the same whichever model is asked."""
+    return compile_task(next(iter(settings_by_model(settings).values())))
 
 
 def check_prompt(task: ChatTask, sources: Sequence[Source]) -> None:

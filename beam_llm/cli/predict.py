@@ -14,7 +14,7 @@ from beam_llm.cli.files.records import Answer, Source
 from beam_llm.cli.files.survey import Survey, changes_between, survey
 from beam_llm.cli.files.target import is_there
 from beam_llm.cli.files.writers import InputChanged, same_rows, write_rows
-from beam_llm.cli.inputs import check_prompt, inputs_of, name_of
+from beam_llm.cli.inputs import any_task, check_prompt, inputs_of, name_of
 from beam_llm.cli.predict_command import PredictCommand, Report
 from beam_llm.cli.progress import Meter, write_line
 from beam_llm.cli.retry import PriorAnswers, content_name, prior_answers
@@ -22,12 +22,11 @@ from beam_llm.cli.running import Measured, RunError, watched
 from beam_llm.cli.spool import Spool, folder_for
 from beam_llm.cli.spool_index import SpoolIndex
 from beam_llm.cli.tally import Tally
-from beam_llm.config import Settings, replaced
+from beam_llm.config import Settings, is_template, replaced
 from beam_llm.errors import UsageError, plural
 from beam_llm.jobs import Ledger, open_store
 from beam_llm.jobs.job_tree import JobTree
 from beam_llm.prompting.chat_task import ChatTask
-from beam_llm.providers import compile_task
 
 
 def predict(command: PredictCommand) -> Report:
@@ -42,11 +41,13 @@ def predict(command: PredictCommand) -> Report:
     if command.retry_errors:
         command = _retrying(command)
     with inputs_of(command) as (sources, found):
-        task = compile_task(command.settings)
+        task = any_task(command.settings)
         check_prompt(task, sources)
         if found.records and runs_here(command.beam_options):
             _check_key(command.settings)
         question = task.fingerprint + command.answer_field.encode()
+        if is_template(command.settings.model):
+            question += command.settings.model.encode()
         names = list(map(name_of, sources))
         spool = Spool(
             folder_for(command.output, question, names, here=runs_here(command.beam_options))

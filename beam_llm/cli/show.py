@@ -12,10 +12,9 @@ import orjson
 
 from beam_llm.cli.files.records import Source
 from beam_llm.cli.files.sources import read_rows
-from beam_llm.cli.inputs import check_prompt, inputs_of
+from beam_llm.cli.inputs import any_task, check_prompt, inputs_of
 from beam_llm.cli.predict_command import PredictCommand
 from beam_llm.errors import UNPRINTABLE
-from beam_llm.providers import compile_task
 from beam_llm.transforms.preview import RequestPreview, preview
 
 
@@ -28,7 +27,7 @@ def show(command: PredictCommand, most: int) -> int:
     """
     unusable = 0
     with inputs_of(command, writes=False) as (sources, _):
-        check_prompt(compile_task(command.settings), sources)
+        check_prompt(any_task(command.settings), sources)
         for request in preview(command.settings, _elements(sources), most):
             unusable += request.error is not None
             print(in_json(_shown(request)))

@@ -52,7 +52,7 @@ _ENVIRONMENT = _environment()
 _FORBIDDEN = (nodes.Include, nodes.Extends, nodes.Import, nodes.FromImport)
 
 
-def _parsed(source: str, option: str) -> nodes.Template:
+def parse(source: str, option: str) -> nodes.Template:
     """The template's tree.
 
     Raises:
@@ -148,7 +148,7 @@ class PromptTemplate:
     """
 
     def __init__(self, source: str, option: str = "prompt"):
-        tree = _parsed(source, option)
+        tree = parse(source, option)
         self._whole = _compiled(tree)
         self._parts: list[_Part] = []
         self._pieces: list[str | int] = []
@@ -325,7 +325,7 @@ class BatchTemplate:
     """
 
     def __init__(self, source: str, option: str = "batch_prompt_template"):
-        tree = _parsed(source, option)
+        tree = parse(source, option)
         self._template = _compiled(tree)
         loaded = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"}
         if "records" not in loaded:

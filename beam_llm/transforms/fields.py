@@ -34,6 +34,17 @@ def fields_of(value: Any) -> Mapping[str, Any]:
     return read(value)
 
 
+def readable_fields(value: Any) -> Mapping[str, Any] | Failure:
+    """`fields_of`, or why a class of the user's doesn't give them."""
+    try:
+        return fields_of(value)
+    except Exception as error:  # whatever a user's class does in its attributes
+        return Failure(
+            Kind.PROMPT,
+            f"the fields of this {type(value).__name__} can't be read: {type(error).__name__}",
+        )
+
+
 def _reader_of(kind: type) -> Callable[[Any], Mapping[str, Any]]:
     if issubclass(kind, Mapping):
         return lambda value: value

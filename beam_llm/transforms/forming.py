@@ -21,7 +21,7 @@ from beam_llm.providers import compile_task
 from beam_llm.transforms import runners
 from beam_llm.transforms.beam_internals import in_one_window
 from beam_llm.transforms.envelopes import Arrivals
-from beam_llm.transforms.fields import fields_of, is_keyed, name_clash, taken_names
+from beam_llm.transforms.fields import is_keyed, name_clash, readable_fields, taken_names
 from beam_llm.values import PromptBatch, Record
 
 
@@ -93,13 +93,9 @@ class RecordReader:
     def record(self, element: Any) -> Record | Failure:
         """The element's record, or why it can't be one."""
         value = element[1] if is_keyed(element) else element
-        try:
-            fields = fields_of(value)
-        except Exception as error:  # whatever a user's class does in its attributes
-            return Failure(
-                Kind.PROMPT,
-                f"the fields of this {type(value).__name__} can't be read: {type(error).__name__}",
-            )
+        fields = readable_fields(value)
+        if isinstance(fields, Failure):
+            return fields
         if self._taken and not self._taken.isdisjoint(fields or _ELEMENT_ALONE):
             return name_clash(str(self._output_field), fields or _ELEMENT_ALONE)  # type: ignore[return-value]
         try:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 
@@ -13,6 +13,7 @@ class Options(TypedDict, total=False):
     `config.Settings`.
     """
 
+    models: Sequence[str] | None
     system_prompt: str | None
     batch_size: int | Literal["auto"]
     batch_timeout_ms: int

@@ -18,9 +18,11 @@ from apache_beam.transforms.error_handling import ErrorHandler
 from apache_beam.transforms.window import GlobalWindows
 
 from beam_llm import config
-from beam_llm.config import OPTIONS, Settings, key_of, settings_from_options
+from beam_llm.config import OPTIONS, Settings, is_template, key_of, settings_from_options
+from beam_llm.errors import UsageError
 from beam_llm.pricing import your_prices
 from beam_llm.prompting.batching import caps_of
+from beam_llm.prompting.model_choice import settings_by_model
 from beam_llm.prompting.templates import PromptTemplate
 from beam_llm.providers import check, compile_task, preload
 from beam_llm.transforms import runners
@@ -32,6 +34,7 @@ from beam_llm.transforms.forming_streams import FormFromStream
 from beam_llm.transforms.live import AskTheModel
 from beam_llm.transforms.options import Options
 from beam_llm.transforms.preview import RequestPreview, preview
+from beam_llm.transforms.routing import predict_by_model
 from beam_llm.values import Prediction
 
 # Where a user's Map gives Predictions, too.
@@ -70,6 +73,8 @@ class _WithSettings(beam.PTransform):
 
     __signature__ = _signature()
     _FIXED: ClassVar[Mapping[str, Any]] = {}
+    _takes_templates: ClassVar[bool] = True
+    """Of a model's name: job refs don't say which model they are of."""
 
     def __init__(
         self,
@@ -87,6 +92,17 @@ class _WithSettings(beam.PTransform):
 
     def _use(self, settings: Settings) -> None:
         """Whatever is wrong with the settings is said here, before there is a pipeline."""
+        if is_template(settings.model) and not self._takes_templates:
+            raise UsageError(
+                f"model is {settings.model!r}: {type(self).__name__} takes one model; use one "
+                "for each, or LLMPredict"
+            )
+        self._by_model = settings_by_model(settings)
+        for each in self._by_model.values():
+            self._check(each)
+        self._settings = settings
+
+    def _check(self, settings: Settings) -> None:
         check(settings)
         task = compile_task(settings)
         if settings.max_input_tokens or settings.context_window:
@@ -99,7 +115,6 @@ class _WithSettings(beam.PTransform):
             check_location(str(settings.staging_location))
         else:
             preload(settings)
-        self._settings = settings
 
     @classmethod
     def from_options(
@@ -139,7 +154,8 @@ class _WithSettings(beam.PTransform):
         return _display_data(self._settings)
 
     def default_label(self) -> str:
-        return f"{type(self).__name__}({self._settings.model_name})"
+        of_record = is_template(self._settings.model)
+        return f"{type(self).__name__}({'by model' if of_record else self._settings.model_name})"
 
 
 def _warn_of_one_prompt_for_all(settings: Settings) -> None:
@@ -162,7 +178,8 @@ class LLMPredict(_WithSettings):
 
     Args:
       model: `"openai:gpt-4.1-mini"`, `"azure:DEPLOYMENT"`; anything OpenAI-compatible is `openai:`
-        with a `base_url`.
+        with a `base_url`. Or a template of the record that gives one:
+        `"openai:{{ 'gpt-4.1' if tier == 'high' else 'gpt-4.1-mini' }}"`.
       prompt: a Jinja2 template over the element's fields; `{{ element }}` (the default) is the
         whole of it.
       output: `str`, `int`, `float`, `bool`, `Literal`, an Enum, `list[…]`, a pydantic model, or a
@@ -190,30 +207,13 @@ class LLMPredict(_WithSettings):
     """The outputs' names, where good and bad ones go apart."""
 
     def expand(self, elements: pvalue.PCollection) -> Any:
-        settings = self._settings
+        settings, by_model = self._settings, self._by_model
         runners.warn_of_lost_output(elements.pipeline)
-        if settings.mode == "online":
-            predictions = (
-                elements
-                | "Form prompt batches"
-                >> (
-                    FormPromptBatches(settings) if elements.is_bounded else FormFromStream(settings)
-                )
-                | "Ask the model" >> AskTheModel(settings, elements.windowing)
-            )
+        predict = _predict_live if settings.mode == "online" else _predict_by_jobs
+        if is_template(settings.model):
+            predictions = predict_by_model(elements, settings.model, by_model, predict)
         else:
-            # Loaded only where there are jobs: live calls start 50 ms sooner.
-            from beam_llm.transforms.driving import DriveJobs
-            from beam_llm.transforms.planning import PlanJobs
-            from beam_llm.transforms.spooling import SpoolParts
-
-            envelopes = EnvelopeCoder.of(elements)
-            predictions = (
-                elements
-                | "Spool parts" >> SpoolParts(settings, envelopes)
-                | "Plan jobs" >> PlanJobs(settings)
-                | "Drive jobs" >> DriveJobs(settings, envelopes, elements.windowing)
-            )
+            predictions = predict(elements, settings)
         if self._tags is not None:
             return divide(predictions, settings, elements.element_type, *self._tags)
         return deliver(predictions, settings, elements.element_type)
@@ -247,11 +247,40 @@ class LLMPredict(_WithSettings):
             `elements` (whom it asks about), and for an
           element that can't be asked its `error`.
         """
-        return preview(self._settings, elements, n, RecordReader(self._settings).record)
+        settings = self._settings
+        of_one_model = not is_template(settings.model)
+        record_of = RecordReader(settings).record if of_one_model else None
+        return preview(settings, elements, n, record_of)
 
     def with_error_handler(self, error_handler: ErrorHandler) -> beam.PTransform:
         """One output, what was answered; the rows of what was not go to Beam's `ErrorHandler`."""
         return _Handled(self.with_exception_handling(), error_handler)
+
+
+def _predict_live(elements: pvalue.PCollection, settings: Settings) -> pvalue.PCollection:
+    """Elements → Predictions, by live calls."""
+    forming = FormPromptBatches if elements.is_bounded else FormFromStream
+    return (
+        elements
+        | "Form prompt batches" >> forming(settings)
+        | "Ask the model" >> AskTheModel(settings, elements.windowing)
+    )
+
+
+def _predict_by_jobs(elements: pvalue.PCollection, settings: Settings) -> pvalue.PCollection:
+    """Elements → Predictions, by the provider's batch API."""
+    # Loaded only where there are jobs: live calls start 50 ms sooner.
+    from beam_llm.transforms.driving import DriveJobs
+    from beam_llm.transforms.planning import PlanJobs
+    from beam_llm.transforms.spooling import SpoolParts
+
+    envelopes = EnvelopeCoder.of(elements)
+    return (
+        elements
+        | "Spool parts" >> SpoolParts(settings, envelopes)
+        | "Plan jobs" >> PlanJobs(settings)
+        | "Drive jobs" >> DriveJobs(settings, envelopes, elements.windowing)
+    )
 
 
 class SubmitBatchJobs(_WithSettings):
@@ -260,6 +289,7 @@ class SubmitBatchJobs(_WithSettings):
     """
 
     _FIXED: ClassVar[Mapping[str, Any]] = {"mode": "batch_api"}
+    _takes_templates = False
 
     def expand(self, elements: pvalue.PCollection) -> pvalue.PCollection:
         from beam_llm.transforms.driving import SubmitJobs
@@ -287,6 +317,7 @@ class CollectBatchJobs(_WithSettings):
     """
 
     _FIXED: ClassVar[Mapping[str, Any]] = {"mode": "batch_api"}
+    _takes_templates = False
     _element_type: Any = Any
 
     def of_elements(self, element_type: Any) -> CollectBatchJobs:

@@ -8,20 +8,23 @@ n=2):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import orjson
 
 from beam_llm.calls.reply_limit import as_first_sent
-from beam_llm.config import Settings
+from beam_llm.config import Settings, is_template
 from beam_llm.errors import Failure, Kind, PromptError
 from beam_llm.prompting.batching import Batcher
+from beam_llm.prompting.model_choice import ModelChoice, settings_by_model
 from beam_llm.protocols import Task
 from beam_llm.providers import encode
-from beam_llm.transforms.forming import task_and_caps
+from beam_llm.transforms.forming import RecordReader, task_and_caps
+from beam_llm.transforms.routing import model_of
 from beam_llm.values import Record
 
 RecordOf = Callable[[Any], Record | Failure]
@@ -58,24 +61,56 @@ def preview(
       n: most requests.
       record_of: the record that an element asks, or why it can't ask any.
     """
+    if is_template(settings.model):
+        return list(islice(_previews_by_model(settings, elements), n))
     return list(islice(_previews(settings, elements, record_of), n))
 
 
 def _previews(
     settings: Settings, elements: Iterable[Any], record_of: RecordOf | None
-) -> Iterable[RequestPreview]:
-    task, caps = task_and_caps(settings)
-    batcher: Batcher[Any] = Batcher(caps, settings.model_name)
-    read = record_of or (lambda fields: _record_of_fields(task, fields))
+) -> Iterator[RequestPreview]:
+    former = _Former(settings, record_of)
     for element in elements:
-        record = read(element)
-        if isinstance(record, Record) and batcher.too_large(record):
-            record = batcher.too_large_failure(record)
+        yield from former.add(element)
+    yield from former.flush()
+
+
+def _previews_by_model(settings: Settings, elements: Iterable[Any]) -> Iterator[RequestPreview]:
+    by_model = settings_by_model(settings)
+    choice = ModelChoice(settings.model, by_model)
+    formers = {name: _Former(each, RecordReader(each).record) for name, each in by_model.items()}
+    for element in elements:
+        name = model_of(choice, element)
+        if isinstance(name, Failure):
+            yield RequestPreview({}, None, (element,), name)
+        else:
+            yield from formers[name].add(element)
+    for former in formers.values():
+        yield from former.flush()
+
+
+class _Former:
+    """Elements of one model → the requests that they fill."""
+
+    def __init__(self, settings: Settings, record_of: RecordOf | None):
+        self._settings = settings
+        self._task, caps = task_and_caps(settings)
+        self._batcher: Batcher[Any] = Batcher(caps, settings.model_name)
+        self._record_of = record_of or partial(_record_of_fields, self._task)
+
+    def add(self, element: Any) -> Iterator[RequestPreview]:
+        record = self._record_of(element)
+        if isinstance(record, Record) and self._batcher.too_large(record):
+            record = self._batcher.too_large_failure(record)
         if isinstance(record, Failure):
             yield RequestPreview({}, None, (element,), record)
         else:
-            yield from (_request(settings, task, batch) for batch in batcher.add(record, element))
-    yield from (_request(settings, task, batch) for batch in batcher.flush())
+            for batch in self._batcher.add(record, element):
+                yield _request(self._settings, self._task, batch)
+
+    def flush(self) -> Iterator[RequestPreview]:
+        for batch in self._batcher.flush():
+            yield _request(self._settings, self._task, batch)
 
 
 def _record_of_fields(task: Task, fields: Mapping[str, Any]) -> Record | Failure:
