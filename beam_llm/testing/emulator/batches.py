@@ -1,5 +1,5 @@
-"""`/batches`: create, retrieve, list, cancel, and the clockwork that moves a job through its
-states.
+"""The life of batch jobs, whatever dialect made them: create, look, list, cancel, and the clockwork
+that moves a job through its states.
 
     validating ─► in_progress ─► finalizing ─► completed | expired
         └─► failed      └────────────┴─► cancelling ─► cancelled
@@ -14,56 +14,55 @@ import asyncio
 import itertools
 import os
 import time
-import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import orjson
 from aiohttp import web
 
 from beam_llm.testing.emulator.billing import Billing
 from beam_llm.testing.emulator.chat import Chat
-from beam_llm.testing.emulator.connection import after_work, before_work, drop
+from beam_llm.testing.emulator.connection import after_work, before_work, drop, send_lines
+from beam_llm.testing.emulator.dialects import Dialect, Job, LineResult, NewJob, Reply
 from beam_llm.testing.emulator.faults import Fault, FaultScript, chance
-from beam_llm.testing.emulator.files import Files, page
+from beam_llm.testing.emulator.files import Files
 from beam_llm.testing.emulator.options import EmulatorOptions
 from beam_llm.testing.emulator.small_files import read_json, write_json
 from beam_llm.testing.emulator.wire import WireError, json_response, token_limit
 from beam_llm.testing.emulator.work import (
+    CANCELLED,
+    EXPIRED,
     Assignment,
     Checked,
     Result,
     Stopped,
     answer_file,
-    bare,
     check_file,
+    line_results,
+    survey_file,
 )
 
 T = TypeVar("T")
 TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
-_WINDOW_SECONDS = 86_400
 _FOR_EVER_SECONDS = 10.0**9
-_STAMPS = (
-    "in_progress_at",
-    "finalizing_at",
-    "completed_at",
-    "failed_at",
-    "expired_at",
-    "cancelling_at",
-    "cancelled_at",
-)
-_MOST_PAIRS, _MOST_KEY, _MOST_VALUE = 16, 64, 512
 
 
 class Batches:
     """Files and batch jobs of one emulator. Lives on its loop; the work on lines is done in one
     thread.
+
+    Args:
+      dialects: by name; filled by the caller before the first request.
     """
 
     def __init__(
-        self, options: EmulatorOptions, folder: Path, chat: Chat, billing: Billing
+        self,
+        options: EmulatorOptions,
+        folder: Path,
+        chat: Chat,
+        billing: Billing,
+        dialects: Mapping[str, Dialect],
     ) -> None:
         self.script = FaultScript()
         self.files = Files(
@@ -75,6 +74,7 @@ class Batches:
         self._folder.mkdir(exist_ok=True)
         self._chat = chat
         self._billing = billing
+        self._dialects = dialects
         self._closing = False
         self._worker = ThreadPoolExecutor(1, "llm-emulator-work")
         self._cancels: dict[str, asyncio.Event] = {}
@@ -82,7 +82,7 @@ class Batches:
         jobs = sorted(
             (read_json(path) for path in self._folder.glob("*.json")), key=lambda job: job["number"]
         )
-        self._jobs: dict[str, dict[str, Any]] = {job["id"]: job for job in jobs}
+        self._jobs: dict[str, Job] = {job["id"]: job for job in jobs}
         self._numbers = itertools.count(jobs[-1]["number"] + 1 if jobs else 1)
 
     def resume(self) -> None:
@@ -113,184 +113,209 @@ class Batches:
 
     @property
     def jobs(self) -> list[dict[str, Any]]:
-        """All jobs as the API shows them, oldest first."""
-        return [self._shown(job) for job in list(self._jobs.values())]
+        """All jobs as their APIs show them, oldest first."""
+        return [self._dialects[job["dialect"]].job(job) for job in list(self._jobs.values())]
 
-    async def handle(self, request: web.BaseRequest, path: str) -> web.StreamResponse | None:
-        """The answer to a request under `/files` or `/batches`, None for another route."""
-        if path == "/files" or path.startswith("/files/"):
-            return await self.files.handle(request, path)
-        if path != "/batches" and not path.startswith("/batches/"):
-            return None
-        batch_id, _, tail = path[len("/batches/") :].partition("/")
-        match request.method, bool(batch_id), tail:
-            case "POST", False, "":
-                return await self._create(request)
-            case "GET", False, "":
-                return await self._list(request)
-            case "GET", True, "":
-                return await self._retrieve(request, batch_id)
-            case "POST", True, "cancel":
-                return await self._cancel(request, batch_id)
-        return None
+    def part_path(self, job_id: str) -> Path:
+        """Where a dialect writes the lines of a job that it is about to make."""
+        return self._folder / f".{job_id}.part"
 
-    async def _create(self, request: web.BaseRequest) -> web.StreamResponse:
+    # What dialects' routes are made of.
+
+    async def create(
+        self,
+        request: web.BaseRequest,
+        dialect: Dialect,
+        make: Callable[[bytes], Awaitable[NewJob | WireError]],
+    ) -> Reply:
+        """Makes a job, with all that may befall a create.
+
+        Args:
+          make: the job that a body asks for, or what is wrong with the body.
+        """
         raw = await request.read()
-        faults = self.script.strike("create", (raw.decode("utf-8", "replace"),))
-        if (
-            refused := await before_work(
-                request, [fault for fault in faults if fault.kind not in ("slow", "hang")]
-            )
-        ) is not None:
+        texts = (raw.decode("utf-8", "replace"),) if self.script.has("create") else ()
+        faults = self.script.strike("create", texts)
+        refused = await before_work(
+            request, [fault for fault in faults if fault.kind not in ("slow", "hang")]
+        )
+        if refused is not None:
             return refused
+        made = await make(raw)
+        if isinstance(made, WireError):
+            return made
+        if (error := await self._limit_at_create(made)) is not None:
+            return error
         late = next((fault.seconds for fault in faults if fault.kind == "create_late"), None)
-        try:
-            body = orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            body = None
-        error = self._check_create(body)
-        if (
-            error is None
-            and self._options.enqueued_token_limit is not None
-            and self._options.enqueued_limit_at == "create"
-        ):
-            checked = await self._in_worker(self._check, body["input_file_id"], body["endpoint"])
-            if self._over_limit(checked.tokens):
-                error = WireError(
-                    429,
-                    token_limit(checked.model, self._options.enqueued_token_limit),
-                    "tokens",
-                    "token_limit_exceeded",
-                )
-        if error is not None:
-            return error.response()
-        job = self._new_job(body, late or 0.0)
+        job = self._new_job(dialect, made, late or 0.0)
         self._start(job)
         if late is not None:  # the client has long given up when it is made
             return drop(request)
         # A slow create has created: what the client's timeout loses is the answer.
         await before_work(request, [fault for fault in faults if fault.kind in ("slow", "hang")])
-        return after_work(request, faults) or json_response(self._shown(job))
+        return after_work(request, faults) or json_response(dialect.job(job))
 
-    def _check_create(self, body: Any) -> WireError | None:
-        if not isinstance(body, dict):
-            return WireError(400, "We could not parse the JSON body of your request.")
-        for name in ("input_file_id", "endpoint", "completion_window"):
-            if not isinstance(body.get(name), str):
-                return WireError(
-                    400,
-                    f"Missing required parameter: '{name}'.",
-                    code="missing_required_parameter",
-                    param=name,
-                )
-        if bare(body["endpoint"]) != "/chat/completions":
-            return WireError(
-                400,
-                f"Invalid value: '{body['endpoint']}'. Supported: '/v1/chat/completions'.",
-                param="endpoint",
-                code="invalid_value",
-            )
-        if body["completion_window"] != "24h":
-            return WireError(
-                400,
-                "Invalid value for 'completion_window': only '24h' is supported.",
-                param="completion_window",
-                code="invalid_value",
-            )
-        meta = self.files.get(body["input_file_id"])
-        if meta is None:
-            return WireError(
-                400,
-                f"Invalid file id '{body['input_file_id']}': no such file.",
-                param="input_file_id",
-                code="invalid_request",
-            )
-        if meta["purpose"] != "batch":
-            return WireError(
-                400,
-                "The input file's purpose must be 'batch'.",
-                param="input_file_id",
-                code="invalid_request",
-            )
-        return _check_metadata(body.get("metadata"))
+    async def _limit_at_create(self, made: NewJob) -> WireError | None:
+        limit = self._options.enqueued_token_limit
+        if limit is None or self._options.enqueued_limit_at != "create":
+            return None
+        checked = await self._in_worker(self._check, _source_of(made))
+        if not self._over_limit(checked.tokens):
+            return None
+        message = token_limit(checked.model, limit)
+        return WireError(429, message, "tokens", "token_limit_exceeded")
 
-    def _new_job(self, body: dict[str, Any], late_seconds: float = 0.0) -> dict[str, Any]:
-        job_id = f"batch_{uuid.uuid4().hex[:24]}"
-        first_line = _first_line(self.files.path(body["input_file_id"]))
-        job: dict[str, Any] = {
-            "id": job_id,
+    def _new_job(self, dialect: Dialect, made: NewJob, late_seconds: float) -> Job:
+        source = _source_of(made)
+        if made.lines is not None:
+            source["lines"] = f"{made.job_id}.lines"
+            os.replace(made.lines, self._folder / source["lines"])
+        job: Job = {
+            "id": made.job_id,
+            "dialect": dialect.name,
             "number": next(self._numbers),
             "created": self._time() + late_seconds,
             "status": "validating",
-            "endpoint": body["endpoint"],
-            "input_file_id": body["input_file_id"],
-            "metadata": body.get("metadata"),
+            **source,
+            "own": made.own,
             "model": None,
             "total": 0,
             "tokens": 0,
-            "errors": None,
+            "errors": list(made.errors) or None,
             "result": None,
             "output_file_id": None,
             "error_file_id": None,
             "stamps": {},
-            "faults": [fault.to_json() for fault in self.script.strike("job", (first_line,))],
         }
-        self._jobs[job_id] = job
+        first = _first_line(self._source(job))
+        job["faults"] = [fault.to_json() for fault in self.script.strike("job", (first,))]
+        self._jobs[job["id"]] = job
         self._save(job)
         return job
 
-    async def _list(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def list_jobs(
+        self,
+        request: web.BaseRequest,
+        dialect: Dialect,
+        page: Callable[[list[Job]], Reply],
+    ) -> Reply:
+        """Shows jobs, with all that may befall a list.
+
+        Args:
+          page: the reply's page of all jobs that are to be seen, in the list's order (newest
+            first unless the emulator was told otherwise).
+        """
         if (refused := await before_work(request, self.script.strike("list"))) is not None:
             return refused
-        after, limit = request.query.get("after"), request.query.get("limit")
         now = self._time()
         visible = [
             job
             for job in reversed(self._jobs.values())
-            if now >= job["created"] and not _hidden(job, "list_lag", now)
+            if job["dialect"] == dialect.name
+            and not job.get("deleted")
+            and now >= job["created"]
+            and not _hidden(job, "list_lag", now)
         ]
-        if not self._options.list_ends and (after is not None or not visible):
-            return json_response(_older_page(after or "", now))
         if self._options.list_order == "oldest":
             visible.reverse()
         elif self._options.list_order == "shuffled":
             visible.sort(key=lambda job: chance(self._options.seed, job["number"]))
-        return page(
-            visible,
-            after,
-            limit,
-            20,
-            100,
-            self._shown,
-            page_size=self._options.list_page,
-            ends=self._options.list_ends,
-        )
+        return page(visible)
 
-    async def _retrieve(self, request: web.BaseRequest, batch_id: str) -> web.StreamResponse:
-        faults = self.script.strike("retrieve", (batch_id,))
+    async def look(self, request: web.BaseRequest, dialect: Dialect, job_id: str) -> Reply:
+        """Shows a job, with all that may befall that."""
+        faults = self.script.strike("retrieve", (job_id,))
         if (refused := await before_work(request, faults)) is not None:
             return refused
-        job = self._jobs.get(batch_id)
+        job = self.known(dialect, job_id)
         if job is None or _hidden(job, "retrieve_missing", self._time()):
-            return _no_batch(batch_id).response()
-        return after_work(request, faults) or json_response(self._shown(job))
+            return dialect.no_job(job_id)
+        return after_work(request, faults) or json_response(dialect.job(job))
 
-    async def _cancel(self, request: web.BaseRequest, batch_id: str) -> web.StreamResponse:
-        faults = self.script.strike("cancel", (batch_id,))
+    async def cancel(self, request: web.BaseRequest, dialect: Dialect, job_id: str) -> Reply:
+        """Sets a job to cancelling, with all that may befall that."""
+        faults = self.script.strike("cancel", (job_id,))
         if (refused := await before_work(request, faults)) is not None:
             return refused
-        job = self._jobs.get(batch_id)
+        job = self.known(dialect, job_id)
         if job is None:
-            return _no_batch(batch_id).response()
+            return dialect.no_job(job_id)
         if job["status"] in TERMINAL - {"cancelled"}:
-            return WireError(
-                409, f"Cannot cancel a batch with status '{job['status']}'."
-            ).response()
+            return WireError(409, f"Cannot cancel a batch with status '{job['status']}'.")
         if job["status"] not in ("cancelling", "cancelled"):
             job["done_at_cancel"] = self._done_by_now(job)
             self._move(job, "cancelling")
-            self._cancels[batch_id].set()
-        return after_work(request, faults) or json_response(self._shown(job))
+            self._cancels[job_id].set()
+        return after_work(request, faults) or json_response(dialect.job(job))
+
+    async def delete(
+        self, request: web.BaseRequest, dialect: Dialect, job_id: str, gone: Any
+    ) -> Reply:
+        """Removes an ended job and its results, not its bill, with all that may befall that.
+
+        Args:
+          gone: the reply's JSON.
+        """
+        if (refused := await before_work(request, self.script.strike("delete"))) is not None:
+            return refused
+        job = self.known(dialect, job_id)
+        if job is None:
+            return dialect.no_job(job_id)
+        if job["status"] not in TERMINAL:
+            return WireError(409, f"Cannot delete a batch with status '{job['status']}'.")
+        job["deleted"] = True
+        self._save(job)
+        for name in ("output_file_id", "error_file_id"):
+            self.files.remove(job[name])
+        return json_response(gone)
+
+    async def results(
+        self,
+        request: web.BaseRequest,
+        job: Job,
+        encode: Callable[[LineResult], Any],
+    ) -> Reply:
+        """Streams an ended job's results as JSON lines, with all that may befall that.
+
+        Args:
+          encode: a result as the dialect's line; JSON.
+        """
+        faults = self.script.strike("content")
+        if (refused := await before_work(request, faults)) is not None:
+            return refused
+        return await send_lines(
+            request,
+            (encode(result) for result in self.results_of(job)),
+            cut_off=any(fault.kind == "content_cut" for fault in faults),
+            cut_last=_fault(job, "cut_last_line") is not None,
+        )
+
+    def results_of(self, job: Job) -> Iterator[LineResult]:
+        """What came of each request of an ended job: answers, then errors."""
+        for name in ("output_file_id", "error_file_id"):
+            if job[name] is not None:
+                yield from line_results(self.files.path(job[name]))
+
+    def known(self, dialect: Dialect, job_id: str) -> Job | None:
+        """The dialect's job of that id, None where there is none."""
+        job = self._jobs.get(job_id)
+        return job if job and job["dialect"] == dialect.name and not job.get("deleted") else None
+
+    def status(self, job: Job) -> str:
+        """The clockwork's word for where a job stands, or the one that its script has for it."""
+        word = _fault(job, "status_word")
+        if word is not None and job["status"] == "in_progress":
+            return word.message or "scheduling"
+        return str(job["status"])
+
+    def counts(self, job: Job) -> dict[str, int | None]:
+        """`total`, `completed`, `failed` of a job as they are now; None where the script has it."""
+        if _fault(job, "null_counts") is not None:
+            return {"total": job["total"], "completed": None, "failed": None}
+        done, failed = self._done_by_now(job), 0
+        if job["result"] is not None:
+            done, failed = job["result"]["completed"], job["result"]["failed"]
+        return {"total": job["total"], "completed": done, "failed": failed}
 
     # The clockwork.
 
@@ -318,12 +343,15 @@ class Batches:
     async def _validate(self, job: dict[str, Any]) -> None:
         if await self._cancelled_by(job, job["created"] + self._options.stages[0]):
             return
-        checked = await self._in_worker(self._check, job["input_file_id"], job["endpoint"])
+        checked = await self._in_worker(self._check, job)
         if job["status"] != "validating":
             return
         job["total"], job["model"], job["tokens"] = checked.lines, checked.model, checked.tokens
         errors = (
-            checked.errors or _scripted_errors(job, checked) or self._limit_errors(job, checked)
+            job["errors"]
+            or checked.errors
+            or _scripted_errors(job, checked)
+            or self._limit_errors(job, checked)
         )
         if errors:
             job["errors"] = errors
@@ -340,7 +368,8 @@ class Batches:
             return
         expire = _fault(job, "expire")
         done = job["total"] if expire is None else _share(expire.done, job["total"])
-        result = await self._in_worker(self._answer, job, done, expire is not None)
+        undone = EXPIRED if expire is not None else None
+        result = await self._in_worker(self._answer, job, done, undone)
         self._take_in(job, result)
         # A cancel that came meanwhile came too late: all was done.
         self._move(job, "finalizing" if job["status"] == "in_progress" else job["status"])
@@ -356,9 +385,9 @@ class Batches:
 
     async def _end_cancelled(self, job: dict[str, Any]) -> None:
         if job["result"] is None:
-            self._take_in(
-                job, await self._in_worker(self._answer, job, job["done_at_cancel"], False)
-            )
+            shown = self._dialects[job["dialect"]].shows_cancelled
+            done, undone = job["done_at_cancel"], CANCELLED if shown else None
+            self._take_in(job, await self._in_worker(self._answer, job, done, undone))
             self._save(job)
         await asyncio.sleep(
             max(0.0, job["stamps"]["cancelling_at"] + self._options.cancel_seconds - self._time())
@@ -382,34 +411,38 @@ class Batches:
     async def _in_worker(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
-    def _check(self, file_id: str, endpoint: str) -> Checked:
-        path = self.files.path(file_id)
+    def _check(self, job: Mapping[str, Any]) -> Checked:
+        path = self._source(job)
+        counts_tokens = self._options.enqueued_token_limit is not None
         if not path.exists():
             checked = Checked()
             checked.complain(
                 "invalid_request", "The input file was deleted.", "input_file_id", None
             )
             return checked
-        return check_file(
-            path,
-            endpoint,
-            self._chat,
-            self._options.max_batch_requests,
-            self._options.enqueued_token_limit is not None,
-        )
+        if job["lines"] is not None:
+            return survey_file(path, self._chat, counts_tokens)
+        most = self._options.max_batch_requests
+        return check_file(path, job["endpoint"], self._chat, most, counts_tokens)
 
-    def _answer(self, job: dict[str, Any], done: int, expired: bool) -> Result:
+    def _source(self, job: Mapping[str, Any]) -> Path:
+        """The job's lines, in OpenAI's form."""
+        if job["lines"] is None:
+            return self.files.path(job["input_file_id"])
+        return self._folder / str(job["lines"])
+
+    def _answer(self, job: Job, done: int, undone: Mapping[str, str] | None) -> Result:
         job_id = job["id"]
         task = Assignment(
             batch_id=job_id.removeprefix("batch_"),
-            source=self.files.path(job["input_file_id"]),
+            source=self._source(job),
             output=self.files.part_path(f"{job_id}-output"),
             errors=self.files.part_path(f"{job_id}-errors"),
             bill=self.files.part_path(f"{job_id}-bill"),
             done=done,
-            expired=expired,
+            undone=undone,
             in_order=_fault(job, "input_order") is not None,
-            cut=_fault(job, "cut_last_line") is not None,
+            cut=job["lines"] is None and _fault(job, "cut_last_line") is not None,
             seed=self._options.seed,
             place=list(self._jobs).index(job_id),
         )
@@ -427,7 +460,10 @@ class Batches:
             )
             if wanted and not (kind == "output" and _fault(job, "output_missing") is not None):
                 job[name] = self.files.add(
-                    f"file-{job_id[6:]}-{kind}", f"{job_id}_{kind}.jsonl", "batch_output", part
+                    f"file-{job_id.removeprefix('batch_')}-{kind}",
+                    f"{job_id}_{kind}.jsonl",
+                    "batch_output",
+                    part,
                 )["id"]
             part.unlink(missing_ok=True)
         os.replace(self.files.part_path(f"{job_id}-bill"), self._billing.bill_path(job_id))
@@ -468,67 +504,14 @@ class Batches:
     def _save(self, job: dict[str, Any]) -> None:
         write_json(self._folder / f"{job['id']}.json", job)
 
-    def _shown(self, job: dict[str, Any]) -> dict[str, Any]:
-        """The batch object as the API shows it; result files only in a terminal state."""
-        over = job["status"] in TERMINAL
-        word = _fault(job, "status_word")
-        status = (
-            (word.message or "scheduling")
-            if word is not None and job["status"] == "in_progress"
-            else job["status"]
-        )
-        return {
-            "id": job["id"],
-            "object": "batch",
-            "endpoint": job["endpoint"],
-            "model": job["model"],
-            "errors": {"object": "list", "data": job["errors"]} if job["errors"] else None,
-            "input_file_id": job["input_file_id"] if self._options.inputs_shown else None,
-            "completion_window": "24h",
-            "status": status,
-            "output_file_id": job["output_file_id"] if over else None,
-            "error_file_id": job["error_file_id"] if over else None,
-            "created_at": int(job["created"]),
-            "expires_at": int(job["created"]) + _WINDOW_SECONDS,
-            **{
-                name: int(job["stamps"][name]) if name in job["stamps"] else None
-                for name in _STAMPS
-            },
-            "request_counts": self._counts(job),
-            "usage": _usage(job["result"]) if over else None,
-            "metadata": job["metadata"] if self._options.names_kept else None,
-        }
 
-    def _counts(self, job: dict[str, Any]) -> dict[str, int | None]:
-        if _fault(job, "null_counts") is not None:
-            return {"total": job["total"], "completed": None, "failed": None}
-        if job["result"] is not None:
-            return {
-                "total": job["total"],
-                "completed": job["result"]["completed"],
-                "failed": job["result"]["failed"],
-            }
-        return {"total": job["total"], "completed": self._done_by_now(job), "failed": 0}
-
-
-def _check_metadata(metadata: Any) -> WireError | None:
-    if metadata is None:
-        return None
-    fits = isinstance(metadata, dict) and len(metadata) <= _MOST_PAIRS
-    fits = fits and all(
-        isinstance(value, str) and len(key) <= _MOST_KEY and len(value) <= _MOST_VALUE
-        for key, value in metadata.items()
-    )
-    return (
-        None
-        if fits
-        else WireError(
-            400,
-            "Invalid 'metadata': at most 16 pairs of strings, keys up to 64 and values up to "
-            "512 characters.",
-            param="metadata",
-        )
-    )
+def _source_of(made: NewJob) -> dict[str, Any]:
+    """Where a job's lines are."""
+    return {
+        "lines": str(made.lines) if made.lines is not None else None,
+        "input_file_id": made.input_file_id,
+        "endpoint": made.own.get("endpoint", ""),
+    }
 
 
 def _first_line(path: Path) -> str:
@@ -571,39 +554,4 @@ def _token_limit_error(model: str | None, limit: int | None) -> dict[str, Any]:
         "message": token_limit(model, limit),
         "param": None,
         "line": None,
-    }
-
-
-def _older_page(after: str, now: float) -> dict[str, Any]:
-    """A page of a list without end: one job of others, older than that of the page before."""
-    depth = int(after.rpartition("_")[2]) + 1 if after.startswith("batch_older_") else 1
-    older = {
-        "id": f"batch_older_{depth}",
-        "object": "batch",
-        "status": "completed",
-        "created_at": int(now) - depth,
-        "metadata": None,
-    }
-    return {
-        "object": "list",
-        "data": [older],
-        "first_id": older["id"],
-        "last_id": older["id"],
-        "has_more": True,
-    }
-
-
-def _no_batch(batch_id: str) -> WireError:
-    return WireError(404, f"No batch found with id '{batch_id}'.")
-
-
-def _usage(result: dict[str, int] | None) -> dict[str, Any] | None:
-    if result is None:
-        return None
-    return {
-        "input_tokens": result["input_tokens"],
-        "input_tokens_details": {"cached_tokens": 0},
-        "output_tokens": result["output_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": result["input_tokens"] + result["output_tokens"],
     }

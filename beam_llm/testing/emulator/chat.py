@@ -37,6 +37,34 @@ class Answer:
     output_tokens: int = 0
     error: WireError | None = None
 
+    @property
+    def words(self) -> str | None:
+        """The text of a good answer; None where it has none."""
+        message = self._message
+        return message["content"] or message["refusal"] if message is not None else None
+
+    @property
+    def finish(self) -> str:
+        """How a good answer ended: `stop`, `length`, `content_filter`, `refusal`, or `empty`: no
+        choice, or one without content.
+        """
+        message = self._message
+        if message is None:
+            return "empty"
+        if message["refusal"] is not None:
+            return "refusal"
+        reason = str(self.body["choices"][0]["finish_reason"])
+        return "empty" if message["content"] is None and reason == "stop" else reason
+
+    @property
+    def model(self) -> str:
+        return str(self.body["model"])
+
+    @property
+    def _message(self) -> dict[str, Any] | None:
+        choices = self.body["choices"]
+        return choices[0]["message"] if choices else None
+
 
 class Chat:
     """The emulated model behind `/chat/completions`.

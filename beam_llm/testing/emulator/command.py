@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from beam_llm.testing.emulator.dialects import NAMES
 from beam_llm.testing.emulator.faults import KINDS, load_faults
 from beam_llm.testing.emulator.process import FLAGS, VALUES
 from beam_llm.testing.emulator.server import Emulator
@@ -19,7 +20,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="beam-llm emulator",
         description=(
-            "The provider emulator: an OpenAI-compatible server on loopback; no key, no cost."
+            "The provider emulator: a server on loopback that speaks every provider's dialect; "
+            "no key, no cost."
         ),
         epilog=f"kinds of faults: {', '.join(KINDS)}",
     )
@@ -119,15 +121,16 @@ def serve(argv: Sequence[str] | None = None) -> int:
     except (OSError, OverflowError) as error:  # the latter: no such port
         print(f"beam-llm emulator: {error}", file=sys.stderr)
         return 1
-    _announce(emulator.environment)
+    _announce([emulator.environment_of(name) for name in NAMES])
     _until_stopped(emulator, given.parent)
     return 0
 
 
-def _announce(environment: Mapping[str, str]) -> None:
-    print(
-        "export " + " ".join(f"{name}={value}" for name, value in environment.items()), flush=True
-    )
+def _announce(environments: Sequence[Mapping[str, str]]) -> None:
+    """One line for each dialect, OpenAI's first."""
+    for environment in environments:
+        pairs = " ".join(f"{name}={value}" for name, value in environment.items())
+        print(f"export {pairs}", flush=True)
     print("serving until Ctrl-C", file=sys.stderr, flush=True)
 
 

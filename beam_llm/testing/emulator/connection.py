@@ -5,14 +5,18 @@ no JSON.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
+import orjson
 from aiohttp import web
 
 from beam_llm.testing.emulator.faults import STATUS_KINDS, Fault
-from beam_llm.testing.emulator.wire import JSON, scripted, server_error
+from beam_llm.testing.emulator.wire import JSON, WireError, scripted, server_error
 
 _FOR_EVER_SECONDS = 3600.0
+_CHUNK_BYTES = 2**18
 
 
 def drop(request: web.BaseRequest) -> web.Response:
@@ -22,11 +26,13 @@ def drop(request: web.BaseRequest) -> web.Response:
     return server_error(500).response()
 
 
-async def before_work(request: web.BaseRequest, faults: Sequence[Fault]) -> web.Response | None:
-    """The answer where a fault strikes before anything is done; waits where one is slow."""
+async def before_work(
+    request: web.BaseRequest, faults: Sequence[Fault]
+) -> web.Response | WireError | None:
+    """The reply where a fault strikes before anything is done; waits where one is slow."""
     for fault in faults:
         if fault.kind in STATUS_KINDS or fault.kind == "token_limit_at_create":
-            return scripted(fault).response()
+            return scripted(fault)
         if fault.kind == "drop_before":
             return drop(request)
     await pause(faults)
@@ -66,3 +72,58 @@ async def pause(faults: Sequence[Fault], seconds: float = 0.0) -> None:
             seconds += fault.seconds
     if seconds > 0:
         await asyncio.sleep(seconds)
+
+
+async def send_file(
+    request: web.BaseRequest, path: Path, size: int, *, cut_off: bool = False
+) -> web.StreamResponse:
+    """Streams a file's body; one that is to be cut breaks off half-way, all its length promised."""
+    response = web.StreamResponse(headers={"content-type": "application/octet-stream"})
+    response.content_length = size
+    await response.prepare(request)
+    left = size // 2 if cut_off else size
+    with open(path, "rb") as file:
+        while left > 0 and (chunk := file.read(min(_CHUNK_BYTES, left))):
+            await response.write(chunk)
+            left -= len(chunk)
+    return await _end(request, response, cut_off)
+
+
+async def send_lines(
+    request: web.BaseRequest,
+    lines: Iterable[Any],
+    *,
+    content_type: str = "application/x-jsonl",
+    cut_off: bool = False,
+    cut_last: bool = False,
+) -> web.StreamResponse:
+    """Streams JSON lines, whose length is not told.
+
+    Args:
+      cut_off: the connection breaks in the middle of the first chunk that is sent.
+      cut_last: the stream ends well, in the middle of its last line.
+    """
+    response = web.StreamResponse(headers={"content-type": content_type})
+    await response.prepare(request)
+    pending = b""
+    for line in lines:
+        if len(pending) > _CHUNK_BYTES:
+            await response.write(pending[: len(pending) // 2] if cut_off else pending)
+            pending = b""
+            if cut_off:
+                break
+        last, pending = len(pending), pending + orjson.dumps(line) + b"\n"
+    if pending:
+        end = len(pending) // 2 if cut_off else (last + len(pending)) // 2
+        await response.write(pending[:end] if cut_off or cut_last else pending)
+    return await _end(request, response, cut_off)
+
+
+async def _end(
+    request: web.BaseRequest, response: web.StreamResponse, cut_off: bool
+) -> web.StreamResponse:
+    if not cut_off:
+        await response.write_eof()
+    elif request.transport is not None:
+        request.transport.close()
+    return response

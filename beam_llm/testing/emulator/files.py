@@ -12,7 +12,8 @@ from typing import Any
 
 from aiohttp import BodyPartReader, web
 
-from beam_llm.testing.emulator.connection import after_work, before_work, drop
+from beam_llm.testing.emulator.connection import after_work, before_work, drop, send_file
+from beam_llm.testing.emulator.dialects import Reply
 from beam_llm.testing.emulator.faults import Fault
 from beam_llm.testing.emulator.options import EmulatorOptions
 from beam_llm.testing.emulator.small_files import read_json, write_json
@@ -79,7 +80,7 @@ class Files:
         self._files[file_id] = meta
         return meta
 
-    async def handle(self, request: web.BaseRequest, path: str) -> web.StreamResponse | None:
+    async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
         """The answer to a request under `/files`, None for another route."""
         _, _, rest = path.partition("/files")
         file_id, _, tail = rest.lstrip("/").partition("/")
@@ -96,7 +97,7 @@ class Files:
                 return await self._delete(request, file_id)
         return None
 
-    async def _upload(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _upload(self, request: web.BaseRequest) -> Reply:
         faults = self._strike("upload")
         part = self.part_path(uuid.uuid4().hex)
         try:
@@ -106,9 +107,9 @@ class Files:
 
     async def _uploaded(
         self, request: web.BaseRequest, faults: tuple[Fault, ...], part: Path
-    ) -> web.StreamResponse:
+    ) -> Reply:
         if not request.content_type.startswith("multipart/"):
-            return WireError(400, "Expected a multipart/form-data body.").response()
+            return WireError(400, "Expected a multipart/form-data body.")
         filename, purpose, size = None, None, 0
         cut = any(fault.kind == "upload_cut" for fault in faults)
         async for field in await request.multipart():
@@ -130,9 +131,9 @@ class Files:
                 f"Missing required parameter: '{name}'.",
                 code="missing_required_parameter",
                 param=name,
-            ).response()
+            )
         if size > self._options.max_file_bytes:
-            return WireError(413, "File is too large.", code="file_too_large").response()
+            return WireError(413, "File is too large.", code="file_too_large")
         meta = self.add(f"file-{uuid.uuid4().hex[:24]}", filename, purpose, part)
         return after_work(request, faults) or json_response(shown(meta))
 
@@ -148,7 +149,7 @@ class Files:
                     break
         return size
 
-    async def _list(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _list(self, request: web.BaseRequest) -> Reply:
         if (refused := await before_work(request, self._strike("file"))) is not None:
             return refused
         query = request.query
@@ -159,49 +160,36 @@ class Files:
             metas.reverse()
         return page(metas, query.get("after"), query.get("limit"), 10_000, 10_000, shown)
 
-    async def _retrieve(self, request: web.BaseRequest, file_id: str) -> web.StreamResponse:
+    async def _retrieve(self, request: web.BaseRequest, file_id: str) -> Reply:
         if (refused := await before_work(request, self._strike("file"))) is not None:
             return refused
         meta = self.get(file_id)
-        return json_response(shown(meta)) if meta is not None else no_file(file_id).response()
+        return json_response(shown(meta)) if meta is not None else no_file(file_id)
 
-    async def _delete(self, request: web.BaseRequest, file_id: str) -> web.StreamResponse:
+    async def _delete(self, request: web.BaseRequest, file_id: str) -> Reply:
         if (refused := await before_work(request, self._strike("delete"))) is not None:
             return refused
-        if self._files.pop(file_id, None) is None:
-            return no_file(file_id).response()
-        (self._folder / f"{file_id}.json").unlink(missing_ok=True)
-        self.path(file_id).unlink(missing_ok=True)
+        if not self.remove(file_id):
+            return no_file(file_id)
         return json_response({"id": file_id, "object": "file", "deleted": True})
 
-    async def _content(self, request: web.BaseRequest, file_id: str) -> web.StreamResponse:
+    async def _content(self, request: web.BaseRequest, file_id: str) -> Reply:
         faults = self._strike("content")
         if (refused := await before_work(request, faults)) is not None:
             return refused
         meta = self.get(file_id)
         if meta is None:
-            return no_file(file_id).response()
+            return no_file(file_id)
         cut = any(fault.kind == "content_cut" for fault in faults)
-        return await self._send(request, self.path(file_id), meta["bytes"], cut)
+        return await send_file(request, self.path(file_id), meta["bytes"], cut_off=cut)
 
-    async def _send(
-        self, request: web.BaseRequest, path: Path, size: int, cut: bool
-    ) -> web.StreamResponse:
-        """Streams a body; one that is to be cut breaks off half-way, all its length promised."""
-        response = web.StreamResponse(headers={"content-type": "application/octet-stream"})
-        response.content_length = size
-        await response.prepare(request)
-        left = size // 2 if cut else size
-        with open(path, "rb") as file:
-            while left > 0 and (chunk := file.read(min(_CHUNK_BYTES, left))):
-                await response.write(chunk)
-                left -= len(chunk)
-        if cut:
-            if request.transport is not None:
-                request.transport.close()
-            return response
-        await response.write_eof()
-        return response
+    def remove(self, file_id: str | None) -> bool:
+        """Whether there was such a file."""
+        if file_id is None or self._files.pop(file_id, None) is None:
+            return False
+        (self._folder / f"{file_id}.json").unlink(missing_ok=True)
+        self.path(file_id).unlink(missing_ok=True)
+        return True
 
 
 def shown(meta: dict[str, Any]) -> dict[str, Any]:
@@ -226,7 +214,7 @@ def page(
     *,
     page_size: int | None = None,
     ends: bool = True,
-) -> web.Response:
+) -> Reply:
     """One page of a list, OpenAI's cursor style.
 
     Args:
@@ -240,13 +228,13 @@ def page(
     if not 1 <= size <= most:
         return WireError(
             400, f"Invalid 'limit': expected an integer between 1 and {most}.", param="limit"
-        ).response()
+        )
     size = min(size, page_size or size)
     start = 0
     if after is not None:
         places = [place for place, item in enumerate(items) if item["id"] == after]
         if not places:
-            return WireError(400, f"No object with id '{after}'.", param="after").response()
+            return WireError(400, f"No object with id '{after}'.", param="after")
         start = places[0] + 1
     chosen = items[start : start + size]
     return json_response(

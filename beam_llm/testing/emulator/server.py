@@ -17,13 +17,15 @@ from typing import Any, Self
 from aiohttp import web
 
 from beam_llm.testing.emulator.billing import BilledCounter
+from beam_llm.testing.emulator.dialects import dialect_class
 from beam_llm.testing.emulator.faults import Fault
 from beam_llm.testing.emulator.options import EmulatorOptions
 from beam_llm.testing.emulator.service import Service
 
 HOST = "127.0.0.1"
 API_KEY = "emulator-key"
-_MOST_BODY_BYTES = 64 * 2**20
+_MOST_BODY_BYTES = 300 * 2**20
+"""A batch whose create sends its lines may have 256 MB."""
 _SHUTDOWN_SECONDS = 0.2
 
 
@@ -51,7 +53,17 @@ class Address:
     @property
     def environment(self) -> dict[str, str]:
         """Variables that lead an OpenAI client here."""
-        return {"OPENAI_BASE_URL": self.base_url, "OPENAI_API_KEY": self.api_key}
+        return self.environment_of("openai")
+
+    def environment_of(self, dialect: str) -> dict[str, str]:
+        """Variables that lead a client of that provider here.
+
+            os.environ.update(emulator.environment_of("anthropic"))
+
+        Raises:
+          ValueError: the emulator has no such dialect.
+        """
+        return dialect_class(dialect).environment(self.url, self.api_key)
 
 
 class Emulator(Address):
@@ -213,6 +225,7 @@ class Emulator(Address):
             site = web.TCPSite(runner, HOST, self.port, backlog=4096, reuse_address=True)
             await site.start()
             self.port = runner.addresses[0][1]
+            service.url = self.url
             ready.set()
             await self._stop.wait()
         finally:

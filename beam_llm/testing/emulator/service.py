@@ -1,5 +1,5 @@
-"""The emulator's HTTP face: routes, keys, faults of the connection. aiohttp's low-level server,
-because it is the fast one.
+"""The emulator's HTTP face: which dialect a request is in, and what befalls live calls in every one
+of them. aiohttp's low-level server, because it is the fast one.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,13 @@ from beam_llm.testing.emulator.billing import BilledCounter, Billing
 from beam_llm.testing.emulator.brain import Brain
 from beam_llm.testing.emulator.chat import Chat, prompt_tokens
 from beam_llm.testing.emulator.connection import drop, flood, garbage, pause
+from beam_llm.testing.emulator.dialects import NAMES, Asked, Dialect, Reply, dialect_class
 from beam_llm.testing.emulator.faults import Fault, FaultScript, chance
+from beam_llm.testing.emulator.files import Files
 from beam_llm.testing.emulator.limits import Limits
 from beam_llm.testing.emulator.options import EmulatorOptions
 from beam_llm.testing.emulator.small_files import read_json, write_json
-from beam_llm.testing.emulator.wire import (
-    json_response,
-    missing_key,
-    unknown_model,
-    unknown_route,
-    wrong_key,
-)
-
-_PREFIXES = ("/openai/v1", "/v1", "/openai")
-_DEPLOYMENTS = "/openai/deployments/"
+from beam_llm.testing.emulator.wire import WireError, json_response, unknown_route
 
 
 class Service:
@@ -46,17 +39,23 @@ class Service:
         self.options = options
         self.billing = Billing(folder / "billing", options.billing)
         self.requests: deque[dict[str, Any]] = deque(maxlen=options.keep_requests)
+        self.url = ""
         self.calls = 0
         self.errors = 0
         self._folder = folder
-        self._started = f"{time.time_ns():x}"
+        self._has_own_time = options.clock is not time.time
+        self.started = f"{time.time_ns():x}"
         self._numbers = itertools.count(1)
         self.limits = Limits(
             options.requests_per_minute, options.tokens_per_minute, options.max_concurrency
         )
-        self._chat = Chat(Brain(options.fast), options.models)
+        self.chat = Chat(Brain(options.fast), options.models)
         self.script = FaultScript()
-        self.batches = Batches(options, folder, self._chat, self.billing)
+        self.dialects: dict[str, Dialect] = {}
+        self.batches = Batches(options, folder, self.chat, self.billing, self.dialects)
+        self.dialects.update((name, dialect_class(name)(self)) for name in NAMES)
+        # The first one takes every path, so it is asked last.
+        self._mounted = list(reversed(self.dialects.values()))
         self.set_faults(options.faults, counts=read_json(folder / "faults.json"))
         self.batches.resume()
 
@@ -76,112 +75,106 @@ class Service:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Every request ends here."""
-        path, deployment = local_path(request.path)
-        if path.startswith("/_emulator"):
-            return await self._own(request, path)
-        refused = self._check_key(request)
-        if refused is not None:
-            return refused
-        if path == "/chat/completions" and request.method == "POST":
-            return await self._complete(request, deployment)
-        if path == "/models" and request.method == "GET":
-            names = self.options.models or ("gpt-4.1-mini", "gpt-4.1", "gpt-4o-mini")
-            models = [
-                {"id": name, "object": "model", "created": 0, "owned_by": "emulator"}
-                for name in names
-            ]
-            return self._dated(json_response({"object": "list", "data": models}))
-        answer = await self.batches.handle(request, path)
-        return self._dated(
-            answer if answer is not None else unknown_route(request.method, request.path).response()
-        )
+        if request.path.startswith("/_emulator"):
+            return await self._own(request, request.path)
+        dialect, path = self._meant(request.path)
+        reply: Reply | None = dialect.refuse(request)
+        if reply is None:
+            reply = await dialect.handle(request, path)
+        if reply is None:
+            reply = unknown_route(request.method, request.path)
+        return self._dated(dialect.error(reply) if isinstance(reply, WireError) else reply)
+
+    def _meant(self, path: str) -> tuple[Dialect, str]:
+        """The dialect whose prefix a path has, and what follows it."""
+        for dialect in self._mounted:
+            local = dialect.local_path(path)
+            if local is not None:
+                return dialect, local
+        raise AssertionError("the first dialect takes every path")
 
     def _dated(self, answer: web.StreamResponse) -> web.StreamResponse:
         """With the time it is here; the server would take the machine's."""
-        if not answer.prepared:
+        if self._has_own_time and not answer.prepared:
             answer.headers["Date"] = formatdate(self.options.clock(), usegmt=True)
         return answer
 
-    def _check_key(self, request: web.BaseRequest) -> web.Response | None:
-        if self.options.keys == ():
-            return None
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        key = token.strip() if scheme.lower() == "bearer" else ""
-        key = key or request.headers.get("api-key", "")
-        if not key:
-            return missing_key().response()
-        if self.options.keys is not None and key not in self.options.keys:
-            return wrong_key().response()
-        return None
+    async def live(
+        self,
+        request: web.BaseRequest,
+        dialect: Dialect,
+        ask: Callable[[Any], Asked | WireError],
+    ) -> Reply:
+        """Answers one live call, with all that may befall it.
 
-    async def _complete(
-        self, request: web.BaseRequest, deployment: str | None
-    ) -> web.StreamResponse:
+        Args:
+          ask: translates a body (None where it was no JSON), or says what is wrong with it.
+        """
         started = time.perf_counter()
         raw = await request.read()
         self.calls += 1
         self.limits.in_flight += 1
         self.limits.most_in_flight = max(self.limits.most_in_flight, self.limits.in_flight)
         try:
-            return await self._complete_read(request, raw, deployment, started)
+            reply = await self._read(request, dialect, raw, ask, started)
         finally:
             self.limits.in_flight -= 1
+        if isinstance(reply, WireError):
+            self.errors += 1
+        return reply
 
-    async def _complete_read(
-        self, request: web.BaseRequest, raw: bytes, deployment: str | None, started: float
-    ) -> web.StreamResponse:
+    async def _read(
+        self,
+        request: web.BaseRequest,
+        dialect: Dialect,
+        raw: bytes,
+        ask: Callable[[Any], Asked | WireError],
+        started: float,
+    ) -> Reply:
         try:
             body = orjson.loads(raw)
         except orjson.JSONDecodeError:
             body = None
-        if deployment and isinstance(body, dict):
-            body = {**body, "model": deployment}
         number = next(self._numbers)
-        headers = self._headers(number)
-        error = self._chat.check(body)
-        if error is None and not self._chat.knows(body["model"]):
-            error = unknown_model(body["model"])
-        if error is not None:
-            return self._failed(error.response(headers))
+        asked = ask(body)
+        if isinstance(asked, WireError):
+            return asked.with_headers(dialect.headers(number))
         if self.requests.maxlen:
-            self.requests.append(body)
+            self.requests.append(dialect.kept(body, asked))
         self.limits.in_flight -= 1  # This call itself is no reason to turn it away.
-        refused = self.limits.admit(body["model"], prompt_tokens(body))
+        refused = self.limits.admit(asked.body["model"], prompt_tokens(asked.body))
         self.limits.in_flight += 1
         if refused is not None:
-            return self._failed(refused.response({**headers, **self.limits.headers()}))
-        return await self._work(request, body, number, headers, started)
+            return refused.with_headers(dialect.headers(number, time.perf_counter() - started))
+        return await self._work(request, dialect, asked, number, started)
 
     async def _work(
         self,
         request: web.BaseRequest,
-        body: dict[str, Any],
+        dialect: Dialect,
+        asked: Asked,
         number: int,
-        headers: dict[str, str],
         started: float,
-    ) -> web.StreamResponse:
-        question = self._chat.read(body)
+    ) -> Reply:
+        question = self.chat.read(asked.body)
         faults = self.script.strike("chat", question.texts) if self.script else ()
         kinds = {fault.kind for fault in faults}
         await self._pause(faults, number)
         if "drop_before" in kinds:
             return self._dropped(request)
-        answer = self._chat.answer(body, question, faults, f"{self._started}-{number}")
-        headers = {
-            **headers,
-            **self.limits.headers(),
-            "openai-processing-ms": str(int((time.perf_counter() - started) * 1000)),
-        }
+        reply_id = f"{self.started}-{number}"
+        answer = self.chat.answer(asked.body, question, faults, reply_id)
+        headers = dialect.headers(number, time.perf_counter() - started)
         if answer.error is not None:
-            return self._failed(answer.error.response(headers))
-        self.billing.live(answer.texts, body, answer.input_tokens, answer.output_tokens)
+            return answer.error.with_headers(headers)
+        self.billing.live(answer.texts, asked.body, answer.input_tokens, answer.output_tokens)
         if "drop_after" in kinds:
             return self._dropped(request)
         if "garbage_body" in kinds:
             return garbage()
         if "endless_body" in kinds:
             return await flood(request)
-        return json_response(answer.body, headers=headers)
+        return json_response(dialect.reply(answer, asked, reply_id), headers=headers)
 
     async def _pause(self, faults: tuple[Fault, ...], number: int) -> None:
         seconds = self.options.latency_ms / 1000
@@ -189,17 +182,6 @@ class Service:
             seconds += self.options.jitter_ms / 1000 * chance(self.options.seed, "latency", number)
         if seconds or faults:
             await pause(faults, seconds)
-
-    def _headers(self, number: int) -> dict[str, str]:
-        return {
-            "x-request-id": f"req_{self._started}_{number}",
-            "openai-version": "2020-10-01",
-            "openai-organization": "org-emulator",
-        }
-
-    def _failed(self, response: web.Response) -> web.Response:
-        self.errors += 1
-        return response
 
     def _dropped(self, request: web.BaseRequest) -> web.Response:
         self.errors += 1
@@ -226,6 +208,11 @@ class Service:
         if path == "/_emulator/health":
             return json_response({"ok": True})
         return unknown_route(request.method, path).response()
+
+    @property
+    def files(self) -> Files:
+        """What clients have uploaded, and jobs have written."""
+        return self.batches.files
 
     def billed(self) -> BilledCounter:
         """Record → times billed, live and batch together."""
@@ -276,16 +263,3 @@ class Service:
             book["live_requests"] = self.billing.live_requests()
             book["batch_requests"] = self.billing.batch_requests(self.batches.billed_ids())
         return book
-
-
-def local_path(path: str) -> tuple[str, str | None]:
-    """`/v1/files` → (`/files`, None); `/openai/deployments/d/chat/completions` →
-    (`/chat/completions`, `d`).
-    """
-    if path.startswith(_DEPLOYMENTS):
-        deployment, _, rest = path[len(_DEPLOYMENTS) :].partition("/")
-        return f"/{rest}", deployment
-    for prefix in _PREFIXES:
-        if path.startswith(f"{prefix}/"):
-            return path[len(prefix) :], None
-    return path, None

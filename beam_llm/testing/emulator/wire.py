@@ -36,8 +36,12 @@ class WireError(NamedTuple):
             }
         }
 
-    def response(self, headers: Mapping[str, str] | None = None) -> web.Response:
-        return json_response(self.body, self.status, {**(headers or {}), **self.headers})
+    def with_headers(self, headers: Mapping[str, str]) -> WireError:
+        """The same, with these as well; its own go first."""
+        return self._replace(headers={**headers, **self.headers})
+
+    def response(self) -> web.Response:
+        return json_response(self.body, self.status, self.headers)
 
 
 def json_response(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,18 @@ import orjson
 
 from beam_llm.testing.emulator.billing import Billing
 from beam_llm.testing.emulator.chat import Answer, Chat, prompt_tokens
+from beam_llm.testing.emulator.dialects import Asked, LineResult
 from beam_llm.testing.emulator.faults import Fault, FaultScript
+from beam_llm.testing.emulator.wire import WireError
 
 _MOST_ERRORS = 50
 EXPIRED = {
     "code": "batch_expired",
     "message": "This request could not be executed before the completion window expired.",
+}
+CANCELLED = {
+    "code": "batch_cancelled",
+    "message": "This request was not executed before the batch was cancelled.",
 }
 
 
@@ -152,6 +158,20 @@ def _check_body(checked: Checked, number: int, body: Any, chat: Chat) -> None:
         )
 
 
+def survey_file(path: Path, chat: Chat, counts_tokens: bool) -> Checked:
+    """A dialect's lines, counted: it has validated them itself."""
+    checked = Checked()
+    with open(path, "rb") as file:
+        for line in file:
+            checked.lines += 1
+            if checked.model is None or counts_tokens:
+                body = orjson.loads(line)["body"]
+                checked.model = checked.model or body.get("model")
+                if counts_tokens and chat.check(body) is None:
+                    checked.tokens += prompt_tokens(body)
+    return checked
+
+
 def bare(url: str) -> str:
     """Without the version: `/v1/chat/completions` and Azure's `/chat/completions` are one."""
     return url.removeprefix("/v1")
@@ -175,8 +195,8 @@ class Assignment:
     Attributes:
       place: of the job among all, in the order of their creation. Ids are random, so a script that
         met them would strike anew each run.
-      done: how many lines are answered; the others are `expired` lines or, where that is False,
-        nothing.
+      done: how many lines are answered.
+      undone: the error of the others; None: nothing is said of them.
       in_order: result lines in the order of the input, which no provider promises.
       cut: the output's last line is cut.
     """
@@ -187,7 +207,7 @@ class Assignment:
     errors: Path
     bill: Path
     done: int
-    expired: bool
+    undone: Mapping[str, str] | None
     in_order: bool
     cut: bool
     seed: int
@@ -213,8 +233,8 @@ def answer_file(
                 raise Stopped
             request = orjson.loads(line)
             if place >= task.done:
-                if task.expired:
-                    errors.write(_error_line(task, number, request["custom_id"], EXPIRED))
+                if task.undone is not None:
+                    errors.write(_error_line(task, number, request, task.undone))
                     result.failed += 1
                 continue
             faults = _line_faults(script, task, chat, request, number)
@@ -266,7 +286,7 @@ def _answer_line(
     files: tuple[Any, Any, Any],
 ) -> None:
     output, errors, bill = files
-    custom_id, body = request["custom_id"], request["body"]
+    body = request["body"]
     by_kind = {fault.kind: fault for fault in faults}
     if "line_missing" in by_kind:
         result.failed += 1
@@ -277,12 +297,12 @@ def _answer_line(
             "code": fault.code or "server_error",
             "message": fault.message or "The server had an error while processing your request.",
         }
-        errors.write(_error_line(task, number, custom_id, error))
+        errors.write(_error_line(task, number, request, error))
         result.failed += 1
         return
     usual = tuple(fault for fault in faults if fault.kind != "line_conflicting")
-    answer = answer_body(chat, body, usual, f"{task.batch_id}-{number}")
-    line = _reply_line(task, number, custom_id, answer)
+    answer = answer_line(chat, request, usual, f"{task.batch_id}-{number}")
+    line = _reply_line(task, number, request, answer)
     if answer.status != 200:
         errors.write(line)
         result.failed += 1
@@ -296,53 +316,79 @@ def _answer_line(
     if "line_duplicate" in by_kind:
         output.write(line)
     if "line_conflicting" in by_kind:
-        other = answer_body(chat, body, faults, f"{task.batch_id}-{number}-again")
-        output.write(_reply_line(task, number, custom_id, other))
+        other = answer_line(chat, request, faults, f"{task.batch_id}-{number}-again")
+        output.write(_reply_line(task, number, request, other))
     if "line_unknown" in by_kind:
-        output.write(_reply_line(task, number, f"unknown-{number}", answer))
+        unknown = {**request, "custom_id": f"unknown-{number}"}
+        output.write(_reply_line(task, number, unknown, answer))
 
 
-def answer_body(
-    chat: Chat, body: dict[str, Any], faults: tuple[Fault, ...], reply_id: str
+def answer_line(
+    chat: Chat, request: dict[str, Any], faults: tuple[Fault, ...], reply_id: str
 ) -> Answer:
     """A line's request, checked and answered."""
-    error = chat.check(body)
+    refused = request.get("refused")
+    body = request["body"]
+    error = chat.check(body) if refused is None else WireError(**refused)
     if error is not None:
         return Answer((), error.status, error.body, error=error)
     return chat.answer(body, chat.read(body), faults, reply_id)
 
 
-def _reply_line(task: Assignment, number: int, custom_id: str, answer: Answer) -> bytes:
+def _reply_line(task: Assignment, number: int, request: Any, answer: Answer) -> bytes:
     response = {
         "status_code": answer.status,
         "request_id": f"req-{task.batch_id}-{number}",
         "body": answer.body,
     }
-    return (
-        orjson.dumps(
-            {
-                "id": f"batch_req_{task.batch_id}-{number}",
-                "custom_id": custom_id,
-                "response": response,
-                "error": None,
-            }
-        )
-        + b"\n"
-    )
+    return _result_line(task, number, request, response, None, answer.error)
 
 
-def _error_line(task: Assignment, number: int, custom_id: str, error: dict[str, Any]) -> bytes:
-    return (
-        orjson.dumps(
-            {
-                "id": f"batch_req_{task.batch_id}-{number}",
-                "custom_id": custom_id,
-                "response": None,
-                "error": error,
-            }
+def _error_line(task: Assignment, number: int, request: Any, error: Mapping[str, str]) -> bytes:
+    return _result_line(task, number, request, None, error)
+
+
+def _result_line(
+    task: Assignment,
+    number: int,
+    request: dict[str, Any],
+    response: Any,
+    error: Any,
+    refused: WireError | None = None,
+) -> bytes:
+    line = {
+        "id": f"batch_req_{task.batch_id}-{number}",
+        "custom_id": request["custom_id"],
+        "response": response,
+        "error": error,
+    }
+    if "note" in request or "refused" in request:  # of a dialect, which reads them again
+        line["note"] = request.get("note")
+        line["refused"] = refused._asdict() if refused is not None else None
+    return orjson.dumps(line) + b"\n"
+
+
+def line_results(path: Path) -> Iterator[LineResult]:
+    """A result file of a dialect's job, read again."""
+    with open(path, "rb") as file:
+        for line in file:
+            yield _line_result(orjson.loads(line))
+
+
+def _line_result(line: dict[str, Any]) -> LineResult:
+    response, error, refused = line["response"], line["error"], line["refused"]
+    answer = code = None
+    failure = WireError(**refused) if refused is not None else None
+    if failure is None and response is not None:
+        usage = response["body"]["usage"]
+        answer = Answer(
+            (), 200, response["body"], usage["prompt_tokens"], usage["completion_tokens"]
         )
-        + b"\n"
-    )
+    elif error is not None:
+        code = error["code"]
+        failure = WireError(500, error["message"], "server_error", code)
+    reply_id = line["id"].removeprefix("batch_req_")
+    return LineResult(line["custom_id"], reply_id, answer, failure, code, Asked({}, line["note"]))
 
 
 def _cut(path: Path) -> None:

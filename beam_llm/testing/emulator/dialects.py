@@ -1,0 +1,229 @@
+"""A provider's wire: how one dialect is mounted on the emulator, and what it has to say itself.
+
+A dialect is one file here, named in `NAMES`, with a class `Wire`:
+
+    class Wire(Dialect):  # testing/emulator/acme.py, mounted at http://127.0.0.1:PORT/acme
+        name = "acme"
+        variables = ("ACME_BASE_URL", "ACME_API_KEY")
+
+        async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
+            if (request.method, path) == ("POST", "/v1/ask"):
+                return await self.house.live(request, self, self._asked)
+            return None  # no such route
+
+        def _asked(self, body: Any) -> Asked | WireError:  # strict: name what is unknown
+            for name in set(body) - {"model", "question"}:
+                return WireError(400, f"no such field: {name}")
+            messages = [{"role": "user", "content": body["question"]}]
+            return Asked({"model": body["model"], "messages": messages})
+
+        def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+            return {"id": reply_id, "text": answer.words, "why": answer.finish}
+
+        def error(self, error: WireError) -> web.Response:
+            return json_response({"oops": error.message}, error.status, error.headers)
+
+Faults, limits, latency, the book and the kept requests are the house's (`Service.live`). The life
+of jobs is too (`Batches`): a dialect's routes for jobs are its `create`, `look`, `list_jobs`,
+`cancel`, `delete` and `results`, which ask the dialect for the words alone.
+
+        async def _new_job(self, raw: bytes) -> NewJob | WireError:  # for `batches.create`
+            job_id = f"job-{uuid.uuid4().hex}"
+            part = self.house.batches.part_path(job_id)
+            with open(part, "wb") as file:
+                for entry in orjson.loads(raw)["tasks"]:
+                    file.write(Line(entry["name"], self._asked(entry["ask"])).encode())
+            return NewJob(job_id, part, own={"label": "mine"})
+
+        def job(self, job: Job) -> Any:
+            counts = self.house.batches.counts(job)
+            return {"id": job["id"], "state": self.house.batches.status(job), **counts}
+
+        def _result(self, result: LineResult) -> Any:  # for `batches.results`
+            if result.answer is not None:
+                return {"name": result.custom_id, "is": self.reply(result.answer, result.asked, "")}
+            return {"name": result.custom_id, "went_wrong": result.code or result.error.message}
+
+Files of a dialect's own clients can be kept in `house.files` (`part_path`, `add`, `get`, `path`,
+`remove`); `NewJob.own` may name them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import orjson
+from aiohttp import web
+
+from beam_llm.testing.emulator.wire import WireError, missing_key, wrong_key
+
+if TYPE_CHECKING:
+    from beam_llm.testing.emulator.chat import Answer
+    from beam_llm.testing.emulator.service import Service
+
+NAMES = ("openai", "anthropic")
+"""Modules of this folder that hold a dialect. The first one has the routes that no other has."""
+
+Reply = web.StreamResponse | WireError
+"""What a route gives: a response, or an error that is put into the dialect's words at the end."""
+
+Job = dict[str, Any]
+"""A job as `Batches` keeps it."""
+
+
+class Asked(NamedTuple):
+    """A request, translated.
+
+    Attributes:
+      body: OpenAI's chat completion body, as the emulated model reads it. Give a `response_format`
+        `strict: False`, lest it be held to OpenAI's rules.
+      note: what the dialect needs to know again to write the reply; JSON.
+    """
+
+    body: dict[str, Any]
+    note: Any = None
+
+
+class Line(NamedTuple):
+    """One request of a job, as the dialect read it; a refused one ends as an error of its own."""
+
+    custom_id: str
+    asked: Asked | WireError
+
+    def encode(self) -> bytes:
+        """OpenAI's form of it, which `Batches` works on, with a newline."""
+        line: dict[str, Any] = {
+            "custom_id": self.custom_id,
+            "method": "POST",
+            "url": "/v1/chat/completions",
+        }
+        if isinstance(self.asked, WireError):
+            line.update(body={}, refused=self.asked._asdict())
+        else:
+            line.update(body=self.asked.body, note=self.asked.note)
+        return orjson.dumps(line) + b"\n"
+
+
+class LineResult(NamedTuple):
+    """What came of one request of a job.
+
+    Attributes:
+      answer: where the model answered it, else None.
+      error: where it was refused or failed, else None.
+      code: where it never came to it: `batch_expired`, `batch_cancelled`; or of a failure.
+      asked: what was asked, its body left out.
+    """
+
+    custom_id: str
+    reply_id: str
+    answer: Answer | None
+    error: WireError | None
+    code: str | None
+    asked: Asked
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What a dialect makes of a create.
+
+    Attributes:
+      job_id: as the provider's own look.
+      lines: a file of encoded `Line`s, which the job takes over; None: the job works on the file
+        `input_file_id` of `house.files`, which holds OpenAI's lines.
+      own: what the dialect wants to know of the job again (a label, metadata, a model); JSON.
+      errors: of its validation, for which it fails; OpenAI's form.
+    """
+
+    job_id: str
+    lines: Path | None = None
+    input_file_id: str | None = None
+    own: dict[str, Any] = field(default_factory=dict)
+    errors: tuple[dict[str, Any], ...] = ()
+
+
+class Dialect:
+    """One provider's wire. See the module's docstring.
+
+    Attributes:
+      name: of the provider, and of the prefix that it is mounted under.
+      variables: of the environment: the base URL's, the key's.
+      path: what a base URL has behind the prefix.
+      shows_cancelled: lines that a cancelled job did not come to are results of their own.
+    """
+
+    name: ClassVar[str]
+    variables: ClassVar[tuple[str, str]]
+    path: ClassVar[str] = ""
+    shows_cancelled: ClassVar[bool] = False
+
+    def __init__(self, house: Service) -> None:
+        self.house = house
+
+    @classmethod
+    def environment(cls, url: str, key: str) -> dict[str, str]:
+        """Variables that lead this provider's clients to the emulator at `url`."""
+        base_url, api_key = cls.variables
+        return {base_url: f"{url}/{cls.name}{cls.path}", api_key: key}
+
+    def local_path(self, path: str) -> str | None:
+        """The path below the prefix; None where another dialect is meant."""
+        prefix = f"/{self.name}"
+        return path[len(prefix) :] if path.startswith(f"{prefix}/") else None
+
+    def refuse(self, request: web.BaseRequest) -> WireError | None:
+        """What is wrong with a request whatever it asks: its key, its version."""
+        keys = self.house.options.keys
+        if keys == ():
+            return None
+        key = self.key_of(request)
+        if not key:
+            return missing_key()
+        return wrong_key() if keys is not None and key not in keys else None
+
+    def key_of(self, request: web.BaseRequest) -> str:
+        """The key that the request came with; empty where there is none."""
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        return token.strip() if scheme.lower() == "bearer" else ""
+
+    async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
+        """The reply to a request that was not refused; None where there is no such route."""
+        raise NotImplementedError
+
+    def kept(self, body: Any, asked: Asked) -> Any:
+        """What `Emulator.requests` keeps of a live call."""
+        return body
+
+    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+        """A good answer as this provider writes it; JSON."""
+        raise NotImplementedError
+
+    def error(self, error: WireError) -> web.Response:
+        """An error as this provider writes it. `error.code` tells scripted ones apart."""
+        return error.response()
+
+    def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
+        """Of the reply to the call of that number.
+
+        Args:
+          seconds: that the call took so far; None where it was turned away before any work.
+        """
+        return {}
+
+    def job(self, job: Job) -> Any:
+        """A job as this provider shows it; JSON."""
+        raise NotImplementedError
+
+    def no_job(self, job_id: str) -> WireError:
+        """The job is not known."""
+        return WireError(404, f"No batch found with id '{job_id}'.")
+
+
+def dialect_class(name: str) -> type[Dialect]:
+    """The `Wire` of a name in `NAMES`. Raises ValueError for another one."""
+    if name not in NAMES:
+        raise ValueError(f"the emulator has no dialect {name!r}; it has {', '.join(NAMES)}")
+    found: type[Dialect] = importlib.import_module(f"beam_llm.testing.emulator.{name}").Wire
+    return found

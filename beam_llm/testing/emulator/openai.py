@@ -1,0 +1,266 @@
+"""OpenAI's wire, and Azure's: chat completions, files, batches, models."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from beam_llm.testing.emulator.chat import Answer
+from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, NewJob, Reply
+from beam_llm.testing.emulator.files import page
+from beam_llm.testing.emulator.wire import WireError, json_response, unknown_model
+from beam_llm.testing.emulator.work import bare
+
+_PREFIXES = ("/openai/v1", "/v1", "/openai")
+_DEPLOYMENTS = "/openai/deployments/"
+_TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
+_WINDOW_SECONDS = 86_400
+_STAMPS = (
+    "in_progress_at",
+    "finalizing_at",
+    "completed_at",
+    "failed_at",
+    "expired_at",
+    "cancelling_at",
+    "cancelled_at",
+)
+_MOST_PAIRS, _MOST_KEY, _MOST_VALUE = 16, 64, 512
+
+
+class Wire(Dialect):
+    """The first dialect: its routes are at the emulator's root as well, and it answers for every
+    path that no other has.
+    """
+
+    name = "openai"
+    variables = ("OPENAI_BASE_URL", "OPENAI_API_KEY")
+
+    @classmethod
+    def environment(cls, url: str, key: str) -> dict[str, str]:
+        return {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": key}
+
+    def local_path(self, path: str) -> str | None:
+        return path
+
+    def key_of(self, request: web.BaseRequest) -> str:
+        return super().key_of(request) or request.headers.get("api-key", "")
+
+    async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
+        path, deployment = local_path(path)
+        if path == "/chat/completions" and request.method == "POST":
+            return await self.house.live(request, self, lambda body: self._asked(body, deployment))
+        if path == "/models" and request.method == "GET":
+            return self._models()
+        if path == "/files" or path.startswith("/files/"):
+            return await self.house.files.handle(request, path)
+        if path == "/batches" or path.startswith("/batches/"):
+            return await self._batches(request, path)
+        return None
+
+    def _models(self) -> Reply:
+        names = self.house.options.models or ("gpt-4.1-mini", "gpt-4.1", "gpt-4o-mini")
+        models = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "emulator"} for name in names
+        ]
+        return json_response({"object": "list", "data": models})
+
+    # Live calls.
+
+    def _asked(self, body: Any, deployment: str | None) -> Asked | WireError:
+        if deployment and isinstance(body, dict):
+            body = {**body, "model": deployment}
+        error = self.house.chat.check(body)
+        if error is None and not self.house.chat.knows(body["model"]):
+            error = unknown_model(body["model"])
+        return Asked(body) if error is None else error
+
+    def kept(self, body: Any, asked: Asked) -> Any:
+        return asked.body
+
+    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+        return answer.body
+
+    def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
+        named = {
+            "x-request-id": f"req_{self.house.started}_{number}",
+            "openai-version": "2020-10-01",
+            "openai-organization": "org-emulator",
+        }
+        if seconds is not None:
+            named.update(self.house.limits.headers())
+            named["openai-processing-ms"] = str(int(seconds * 1000))
+        return named
+
+    # Batch jobs.
+
+    async def _batches(self, request: web.BaseRequest, path: str) -> Reply | None:
+        jobs = self.house.batches
+        job_id, _, tail = path[len("/batches/") :].partition("/")
+        match request.method, bool(job_id), tail:
+            case "POST", False, "":
+                return await jobs.create(request, self, self._new_job)
+            case "GET", False, "":
+                return await jobs.list_jobs(request, self, lambda found: self._page(request, found))
+            case "GET", True, "":
+                return await jobs.look(request, self, job_id)
+            case "POST", True, "cancel":
+                return await jobs.cancel(request, self, job_id)
+        return None
+
+    async def _new_job(self, raw: bytes) -> NewJob | WireError:
+        try:
+            body = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            body = None
+        error = self._check_create(body)
+        if error is not None:
+            return error
+        own = {"endpoint": body["endpoint"], "metadata": body.get("metadata")}
+        job_id = f"batch_{uuid.uuid4().hex[:24]}"
+        return NewJob(job_id, input_file_id=body["input_file_id"], own=own)
+
+    def _check_create(self, body: Any) -> WireError | None:
+        if not isinstance(body, dict):
+            return WireError(400, "We could not parse the JSON body of your request.")
+        for name in ("input_file_id", "endpoint", "completion_window"):
+            if not isinstance(body.get(name), str):
+                return WireError(
+                    400,
+                    f"Missing required parameter: '{name}'.",
+                    code="missing_required_parameter",
+                    param=name,
+                )
+        if bare(body["endpoint"]) != "/chat/completions":
+            return WireError(
+                400,
+                f"Invalid value: '{body['endpoint']}'. Supported: '/v1/chat/completions'.",
+                param="endpoint",
+                code="invalid_value",
+            )
+        if body["completion_window"] != "24h":
+            return WireError(
+                400,
+                "Invalid value for 'completion_window': only '24h' is supported.",
+                param="completion_window",
+                code="invalid_value",
+            )
+        return self._check_input(body["input_file_id"]) or _check_metadata(body.get("metadata"))
+
+    def _check_input(self, file_id: str) -> WireError | None:
+        meta = self.house.files.get(file_id)
+        if meta is None:
+            problem = f"Invalid file id '{file_id}': no such file."
+        elif meta["purpose"] != "batch":
+            problem = "The input file's purpose must be 'batch'."
+        else:
+            return None
+        return WireError(400, problem, param="input_file_id", code="invalid_request")
+
+    def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
+        options = self.house.options
+        after, limit = request.query.get("after"), request.query.get("limit")
+        if not options.list_ends and (after is not None or not visible):
+            return json_response(_older_page(after or "", options.clock()))
+        return page(
+            visible,
+            after,
+            limit,
+            20,
+            100,
+            self.job,
+            page_size=options.list_page,
+            ends=options.list_ends,
+        )
+
+    def job(self, job: Job) -> Any:
+        """The batch object as the API shows it; result files only in a terminal state."""
+        over = job["status"] in _TERMINAL
+        options, own = self.house.options, job["own"]
+        return {
+            "id": job["id"],
+            "object": "batch",
+            "endpoint": own["endpoint"],
+            "model": job["model"],
+            "errors": {"object": "list", "data": job["errors"]} if job["errors"] else None,
+            "input_file_id": job["input_file_id"] if options.inputs_shown else None,
+            "completion_window": "24h",
+            "status": self.house.batches.status(job),
+            "output_file_id": job["output_file_id"] if over else None,
+            "error_file_id": job["error_file_id"] if over else None,
+            "created_at": int(job["created"]),
+            "expires_at": int(job["created"]) + _WINDOW_SECONDS,
+            **{
+                name: int(job["stamps"][name]) if name in job["stamps"] else None
+                for name in _STAMPS
+            },
+            "request_counts": self.house.batches.counts(job),
+            "usage": _usage(job["result"]) if over else None,
+            "metadata": own["metadata"] if options.names_kept else None,
+        }
+
+
+def _check_metadata(metadata: Any) -> WireError | None:
+    if metadata is None:
+        return None
+    fits = isinstance(metadata, dict) and len(metadata) <= _MOST_PAIRS
+    fits = fits and all(
+        isinstance(value, str) and len(key) <= _MOST_KEY and len(value) <= _MOST_VALUE
+        for key, value in metadata.items()
+    )
+    return (
+        None
+        if fits
+        else WireError(
+            400,
+            "Invalid 'metadata': at most 16 pairs of strings, keys up to 64 and values up to "
+            "512 characters.",
+            param="metadata",
+        )
+    )
+
+
+def _older_page(after: str, now: float) -> dict[str, Any]:
+    """A page of a list without end: one job of others, older than that of the page before."""
+    depth = int(after.rpartition("_")[2]) + 1 if after.startswith("batch_older_") else 1
+    older = {
+        "id": f"batch_older_{depth}",
+        "object": "batch",
+        "status": "completed",
+        "created_at": int(now) - depth,
+        "metadata": None,
+    }
+    return {
+        "object": "list",
+        "data": [older],
+        "first_id": older["id"],
+        "last_id": older["id"],
+        "has_more": True,
+    }
+
+
+def _usage(result: dict[str, int] | None) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    return {
+        "input_tokens": result["input_tokens"],
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": result["output_tokens"],
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": result["input_tokens"] + result["output_tokens"],
+    }
+
+
+def local_path(path: str) -> tuple[str, str | None]:
+    """`/v1/files` → (`/files`, None); `/openai/deployments/d/chat/completions` →
+    (`/chat/completions`, `d`).
+    """
+    if path.startswith(_DEPLOYMENTS):
+        deployment, _, rest = path[len(_DEPLOYMENTS) :].partition("/")
+        return f"/{rest}", deployment
+    for prefix in _PREFIXES:
+        if path.startswith(f"{prefix}/"):
+            return path[len(prefix) :], None
+    return path, None

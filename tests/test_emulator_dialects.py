@@ -1,0 +1,118 @@
+"""Every provider's own client finds its provider in the emulator; what befalls calls and jobs is the
+same in every dialect.
+"""
+
+from __future__ import annotations
+
+import time
+import urllib.error
+import urllib.request
+
+import anthropic
+import pytest
+
+from beam_llm.testing import Emulator, Fault
+from beam_llm.testing.emulator.dialects import NAMES, dialect_class
+
+ASK = {
+    "model": "claude-haiku-4-5",
+    "max_tokens": 100,
+    "messages": [{"role": "user", "content": "Is it positive or negative:\nI love it"}],
+}
+
+
+def _client(emulator: Emulator) -> anthropic.Anthropic:
+    found = emulator.environment_of("anthropic")
+    return anthropic.Anthropic(
+        base_url=found["ANTHROPIC_BASE_URL"], api_key=found["ANTHROPIC_API_KEY"], max_retries=0
+    )
+
+
+def _ended(client: anthropic.Anthropic, job_id: str):
+    for _ in range(400):
+        job = client.messages.batches.retrieve(job_id)
+        if job.processing_status == "ended":
+            return job
+        time.sleep(0.02)
+    raise AssertionError("the job does not end")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_dialect_tells_the_variables_of_its_clients(name):
+    variables = dialect_class(name).environment("http://127.0.0.1:1", "the-key")
+    assert any(value.startswith("http://127.0.0.1:1/") for value in variables.values())
+    assert "the-key" in variables.values()
+
+
+def test_an_unknown_dialect_is_refused_with_those_that_there_are():
+    with pytest.raises(ValueError, match="no dialect 'acme'; it has openai, "):
+        dialect_class("acme")
+
+
+def test_a_live_call_is_answered_and_billed_in_another_dialect():
+    with Emulator() as emulator:
+        with _client(emulator) as client:
+            message = client.messages.create(**ASK)
+        assert message.content[0].text == "positive"
+        assert emulator.billed == {"I love it": 1}
+        assert emulator.requests == [ASK]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (Fault("rate_limit", retry_after=2), anthropic.RateLimitError),
+        (Fault("unauthorized"), anthropic.AuthenticationError),
+        (Fault("server_error", status=500), anthropic.InternalServerError),
+        (Fault("drop_before"), anthropic.APIConnectionError),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_live_faults_strike_in_the_dialects_own_words(fault, error):
+    with Emulator(faults=[fault]) as emulator, _client(emulator) as client, pytest.raises(error):
+        client.messages.create(**ASK)
+
+
+def test_a_job_of_another_dialect_goes_through_the_same_states_and_is_billed():
+    fault = Fault("line_missing", nth=2)
+    with Emulator(faults=[fault]) as emulator, _client(emulator) as client:
+        requests = [
+            {"custom_id": f"r-{number}", "params": {**ASK, "max_tokens": int(number > 0)}}
+            for number in range(4)
+        ]
+        job = _ended(client, client.messages.batches.create(requests=requests).id)
+        ends = {
+            each.custom_id: each.result.type for each in client.messages.batches.results(job.id)
+        }
+        assert ends == {"r-0": "errored", "r-2": "succeeded", "r-3": "succeeded"}
+        assert emulator.billed == {"I love it": 2}
+
+
+def test_a_job_of_another_dialect_survives_a_restart(tmp_path):
+    with Emulator(state_dir=tmp_path, batch_seconds=0.4) as emulator, _client(emulator) as client:
+        job = client.messages.batches.create(requests=[{"custom_id": "r-1", "params": ASK}])
+    with Emulator(state_dir=tmp_path, batch_seconds=0.4) as emulator, _client(emulator) as client:
+        _ended(client, job.id)
+        assert [each.custom_id for each in client.messages.batches.results(job.id)] == ["r-1"]
+        assert emulator.billed == {"I love it": 1}
+
+
+def test_no_dialect_sees_the_jobs_of_another():
+    with Emulator() as emulator, _client(emulator) as client:
+        client.messages.batches.create(requests=[{"custom_id": "r-1", "params": ASK}])
+        asked = urllib.request.Request(
+            f"{emulator.base_url}/batches", headers={"Authorization": "Bearer k"}
+        )
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            assert b'"data":[]' in answer.read()
+
+
+def test_a_call_without_a_version_is_refused_by_name():
+    with Emulator() as emulator:
+        asked = urllib.request.Request(
+            f"{emulator.url}/anthropic/v1/messages", data=b"{}", headers={"x-api-key": "k"}
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(asked, timeout=10)
+        with refused.value as answer:
+            assert b"anthropic-version: header is required" in answer.read()
