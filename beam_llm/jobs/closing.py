@@ -113,7 +113,7 @@ class Closing:
         left = np.frombuffer(reader.left, dtype=np.bool_)
         failpoint("answers.before")
         store.put_file(f"{name}.rows", path)
-        goes_on = self._going_on(manifest, reader, left) if left.any() else None
+        goes_on = self._going_on(manifest, reader, left, end) if left.any() else None
         if goes_on is None:
             index, counts = reader.outcomes.whole()
         else:  # two indexes over the same rows: what ends here, and what is passed on
@@ -181,16 +181,21 @@ class Closing:
         return kept
 
     def _going_on(
-        self, manifest: Manifest, reader: ResultReader, left: Array
+        self, manifest: Manifest, reader: ResultReader, left: Array, end: JobEnd
     ) -> Child | LiveWork | None:
-        """What asks again for records that do not end here; None: nobody, they end as they are."""
+        """What asks again for records that do not end here; None: nobody, they end as they are.
+
+        A follow-up that the provider would find too small is none: its records go live at once.
+        """
         settings, intent = self._context.settings, self._intent
         if settings.on_leftover == "fail":
             return None
         starts = _regrouped(manifest, left, np.frombuffer(reader.regroup, dtype=np.uint8))
         passed_on = manifest.chosen(np.flatnonzero(left), starts)
         name, records = passed_on.write(self._context.store), len(passed_on)
-        if settings.on_leftover == "follow_up" and not intent.is_second_try:
+        is_job = passed_on.lines >= self._context.provider.traits.min_requests
+        goes_live = end.goes_live or not is_job or intent.is_second_try
+        if settings.on_leftover == "follow_up" and not goes_live:
             tokens = intent.tokens * records // max(intent.records, 1)
             return Child(FOLLOW_UP, name, records, passed_on.lines, tokens)
         return LiveWork(name, records, _slice_size(settings))

@@ -37,10 +37,16 @@ def _line_ends(tokens: Array, sizes: Array | None, caps: Caps) -> list[int]:
 
 
 def cut_jobs(
-    sizes: Array, tokens: Array, *, max_requests: int, max_bytes: int, max_tokens: int | None
+    sizes: Array,
+    tokens: Array,
+    *,
+    max_requests: int,
+    max_bytes: int,
+    max_tokens: int | None,
+    min_requests: int = 1,
 ) -> list[int]:
     """Greedily fills jobs with lines: first line of each, and the end. A line that passes a limit
-    alone has a job of its own.
+    alone has a job of its own; a last job of less than `min_requests` takes some of the one before.
 
     Args:
       sizes, tokens: of each line.
@@ -62,4 +68,10 @@ def cut_jobs(
             )
         at += max(count, 1)
         cuts.append(at)
+    border = cuts[-1] - min_requests
+    if len(cuts) > 2 and cuts[-2] > border >= cuts[-3] + min_requests:
+        fits = int(sizes[border:].sum(dtype=np.int64)) <= max_bytes and (
+            max_tokens is None or int(tokens[border:].sum(dtype=np.int64)) <= max_tokens
+        )
+        cuts[-2] = border if fits and min_requests <= max_requests else cuts[-2]
     return cuts

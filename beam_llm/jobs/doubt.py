@@ -1,34 +1,88 @@
 """A create that got no clear answer: has it made a job? Looked for until that is certain, or can't
-become certain any more."""
+become certain any more.
+
+Where the provider makes one job for one name (`Recovery.TOKEN`), nothing is looked for: the same
+create is sent once more, by whichever process has the job's lease, and gives the one job there is.
+"""
 
 from __future__ import annotations
 
-from beam_llm.errors import Aborted, CallError, CannotTell, Rejected
+import logging
+from pathlib import Path
+
+from beam_llm.errors import Aborted, CallError, CannotTell, NotCreated, Rejected
 from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.failpoints import failpoint
+from beam_llm.jobs.guarded import guarded
+from beam_llm.jobs.input_file import write_lines
 from beam_llm.jobs.journal import CloseReason, Creating, Journal
 from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.pacing import deadline_seconds, visible_seconds
 from beam_llm.jobs.remote_search import RemoteSearch
 from beam_llm.jobs.status import Phase
-from beam_llm.protocols import RemoteJob
+from beam_llm.protocols import Recovery, RemoteJob
+from beam_llm.stores import temporary_file
+
+_LOG = logging.getLogger(__name__)
 
 
 class Doubt:
-    """What is not known of one job's creates. Only the holder of the job's lease resolves it."""
+    """What is not known of one job's creates. Only the holder of the job's lease resolves it.
+
+    Attributes:
+      may_repeat: the provider makes one job for one name, so a create may be sent again.
+    """
 
     def __init__(self, context: JobContext, intent: Intent, journal: Journal, search: RemoteSearch):
         self._context, self._intent, self._journal, self._search = context, intent, journal, search
         self._known_since: dict[int, float] = {}
+        self._counted: set[int] = set()
+        self.may_repeat = context.provider.traits.recovery is Recovery.TOKEN
 
-    def note(self, attempt: int) -> float:
-        """Counts a create without a clear answer, once. Returns for how many seconds this process
-        has known of it."""
-        now = self._context.clock.monotonic()
-        if attempt not in self._known_since:
-            self._known_since[attempt] = now
+    def note(self, attempt: int) -> None:
+        """Counts a create without a clear answer, once."""
+        self._watched_seconds(attempt)
+        if attempt not in self._counted:
+            self._counted.add(attempt)
             self._context.counted["jobs_in_doubt"] += 1
-        return now - self._known_since[attempt]
+
+    def _watched_seconds(self, attempt: int) -> float:
+        """For how many seconds this process has known of it."""
+        now = self._context.clock.monotonic()
+        return now - self._known_since.setdefault(attempt, now)
+
+    def repeat(self, attempt: int) -> RemoteJob | None:
+        """Sends the attempt's create once more: the same name, the same input.
+
+        Returns:
+          The job that there is now. None: it has to be looked for, because the provider refuses
+          what it may have taken before, or because nothing was to be created.
+
+        Raises:
+          CallError: no clear answer again.
+        """
+        marker = self._journal.read(Creating, attempt)
+        if marker is None or marker.adopts is not None:
+            return None
+        failpoint("create.again")
+        try:
+            job = self._created(f"{self._intent.fingerprint}-{attempt}", marker.file_id)
+        except NotCreated as no:
+            if not isinstance(no.reason, Rejected):
+                raise no.reason from no
+            refused = "job %s: its create, sent once more, is refused (%s): looking for its job"
+            _LOG.warning(refused, self._intent.job, no.message)
+            return None
+        failpoint("adopted")
+        return job
+
+    def _created(self, name: str, file_id: str | None) -> RemoteJob:
+        create = self._context.provider.create
+        if file_id is not None:
+            return guarded(lambda: create(name, file_id, None))
+        with temporary_file() as path:
+            write_lines(path, self._context, self._intent.lines)
+            return guarded(lambda: create(name, None, Path(path)))
 
     def look(self, attempt: int) -> RemoteJob | float:
         """Looks for the job among the provider's.
@@ -40,6 +94,7 @@ class Doubt:
         Raises:
           CallError: it can't be looked for, now or ever.
         """
+        self.note(attempt)
         marker = self._journal.read(Creating, attempt)
         found = self._search.find_remote()
         left = visible_seconds(
@@ -81,7 +136,7 @@ class Doubt:
 
     def _age_seconds(self, attempt: int, marker: Creating | None) -> float:
         """At least so long ago the create was sent, if it ever was."""
-        watched = self.note(attempt)
+        watched = self._watched_seconds(attempt)
         shared = self._context.shared
         if marker is None or not marker.shared or shared.provider_time() is None:
             return watched  # two machines' clocks: what can be compared is what was seen here

@@ -25,12 +25,14 @@ class JobEnd:
       failure: of a record whose line has no reply.
       final: such records are not asked again.
       faulty_lines: 0-based line → failure, where validation named lines.
+      goes_live: another job would end the same way, so what is asked again is by live calls.
     """
 
     word: str
     failure: Failure
     final: bool = True
     faulty_lines: Mapping[int, Failure] = field(default_factory=dict)
+    goes_live: bool = False
 
     @property
     def is_of_all(self) -> bool:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from beam_llm.errors import PromptError
 from beam_llm.jobs.columns import Array
+from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import PartReader
 from beam_llm.protocols import BatchProvider, Store, Task
@@ -50,6 +51,16 @@ class Parts:
         for reader in self._open.values():
             reader.close()
         self._open.clear()
+
+
+def write_lines(path: str, context: JobContext, lines: str) -> int:
+    """`write_input` of the manifest called `lines`."""
+    parts = Parts(context.store)
+    try:
+        manifest = Manifest.read(context.store, lines)
+        return write_input(path, manifest, parts, context.task, context.provider)
+    finally:
+        parts.close()
 
 
 def write_input(

@@ -204,6 +204,7 @@ class _Plan:
             max_requests=min(settings.job_max_records or traits.max_requests, traits.max_requests),
             max_bytes=min(settings.job_max_bytes or traits.max_bytes, traits.max_bytes),
             max_tokens=settings.job_max_tokens or self._learned_limit(),
+            min_requests=traits.min_requests,
         )
         return [
             _Cut(

@@ -62,13 +62,13 @@ class RemoteSearch:
             self.cancel(job.job_id)
 
     def acknowledged_late(self) -> RemoteJob | None:
-        """The job of an attempt that was given up before the process that had sent its create came
-        back with the answer."""
+        """The job of an attempt that was given up before a process that had sent its create came
+        back with the answer. (What was given up after its answer is closed with the job's id.)"""
         for attempt in self._journal.counts(Created):
             closed = self._journal.read(Closed, attempt)
             found = (
                 self._journal.read(Created, attempt)
-                if closed is not None and closed.reason.is_a_guess
+                if closed is not None and closed.job_id is None
                 else None
             )
             if found is not None:

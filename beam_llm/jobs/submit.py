@@ -23,16 +23,16 @@ from beam_llm.errors import (
     NotCreated,
     QueueFull,
     Rejected,
+    plural,
 )
 from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.doubt import Doubt
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.guarded import guarded
-from beam_llm.jobs.input_file import Parts, write_input
+from beam_llm.jobs.input_file import write_lines
 from beam_llm.jobs.journal import Closed, CloseReason, Created, Creating, Journal, Uploaded
 from beam_llm.jobs.ledger import Intent
-from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.pacing import (
     LONGEST_PAUSE_SECONDS,
     SHORTEST_PAUSE_SECONDS,
@@ -116,6 +116,8 @@ class Submission:
         pause = self._queued_seconds(status)
         if pause > SHORTEST_PAUSE_SECONDS:
             return self._wait(pause, "queued")
+        if self._is_too_small():
+            return self._too_small()
         decision = self.limit.decide(status.attempt)
         if isinstance(decision, Split) and self.may_have_sent():
             return self._adopt_or(decision, status.attempt)
@@ -144,6 +146,21 @@ class Submission:
         if self._claim(attempt, found[0].staged, adopts=found[0].job_id):
             self._acknowledge(attempt, found[0])
         return None
+
+    def _is_too_small(self) -> bool:
+        """Whether the provider takes no job of so few requests, and none was sent."""
+        fewest = self._context.provider.traits.min_requests
+        return self._intent.line_count < fewest and not self.may_have_sent()
+
+    def _too_small(self) -> JobEnd:
+        has = plural(self._intent.line_count, "request")
+        fewest = self._context.provider.traits.min_requests
+        said = f"has {has}, and the provider takes no job of less than {fewest:,}"
+        if self._settings.on_leftover != "fail":
+            live = "job %s %s: they go as live calls, at the live price"
+            _LOG.warning(live, self._intent.job, said)
+        reason = f"the job {said}; on_leftover='online' asks them by live calls"
+        return JobEnd("too small", Failure(Kind.UNAVAILABLE, reason), final=False, goes_live=True)
 
     def leave_line(self) -> None:
         """The job was taken or has ended."""
@@ -207,13 +224,8 @@ class Submission:
         known = self._newest_upload(status)
         if known is not None:
             return _Staged(known.file_id, None)
-        context, parts = self._context, Parts(self._context.store)
-        try:
-            manifest = Manifest.read(context.store, self._intent.lines)
-            lines = write_input(str(path), manifest, parts, context.task, context.provider)
-        finally:
-            parts.close()
-        if not lines:
+        context = self._context
+        if not write_lines(str(path), context, self._intent.lines):
             return None
         context.store.put_file(f"{self._journal.folder}input.jsonl", str(path))
         failpoint("staged")
@@ -252,7 +264,9 @@ class Submission:
         if leases.is_mine(job):
             return True
         # Only this process may send this attempt's create, and it will not: so that is certain.
-        self.search.close(attempt, CloseReason.LEASE_LOST)
+        # Not where a create may be repeated: then whoever has the lease now has perhaps done so.
+        if not self._doubt.may_repeat:
+            self.search.close(attempt, CloseReason.LEASE_LOST)
         return False
 
     def _claim(self, attempt: int, file_id: str | None, adopts: str | None = None) -> bool:
@@ -277,20 +291,28 @@ class Submission:
         except NotCreated as no:
             return self._not_created(attempt, staged, no.reason)
         except CallError as error:
-            _LOG.warning(
-                "job %s: create got no clear answer (%s); looking for it before anything else",
-                self._intent.job,
-                error.message,
-            )
-            self._doubt.note(attempt)
-            return self._wait(self._soon(), "doubt")
+            return self._unclear(attempt, error)
         failpoint("create.after")
         self._acknowledge(attempt, job)
         if self._journal.read(Closed, attempt) is not None:
-            self._rejoin(attempt, job, staged)
+            self._rejoin(attempt, job, staged.file_id)
         return None
 
-    def _rejoin(self, attempt: int, job: RemoteJob, staged: _Staged) -> None:
+    def _unclear(self, attempt: int, error: CallError) -> Waiting | JobEnd | None:
+        """The create may have made a job or not."""
+        if self._doubt.may_repeat:
+            again = "job %s: create got no clear answer (%s); it is sent again under the same name"
+            _LOG.info(again, self._intent.job, error.message)
+            return self._resolve(attempt)
+        _LOG.warning(
+            "job %s: create got no clear answer (%s); looking for it before anything else",
+            self._intent.job,
+            error.message,
+        )
+        self._doubt.note(attempt)
+        return self._wait(self._soon(), "doubt")
+
+    def _rejoin(self, attempt: int, job: RemoteJob, file_id: str | None) -> None:
         """While this process slept in its create, another gave the attempt up. The job is kept as
         the next attempt's where that one is still free, and cancelled where it is not."""
         following = attempt + 1
@@ -298,7 +320,7 @@ class Submission:
             closed := self._journal.read(Closed, following)
         ) is not None and closed.reason.sent_nothing:
             following += 1
-        if self._claim(following, staged.file_id, adopts=job.job_id):
+        if self._claim(following, file_id, adopts=job.job_id):
             self._acknowledge(following, job)
             return
         marker = self._journal.read(Creating, following)
@@ -395,10 +417,13 @@ class Submission:
         self._tries, self._due = 0, -math.inf
 
     def _resolve(self, attempt: int) -> Waiting | JobEnd | None:
-        """A create was sent, or may have been, and its answer is not known: look for the job among
-        the provider's."""
+        """A create was sent, or may have been, and its answer is not known: it is repeated where it
+        may be, else the job is looked for among the provider's."""
+        repeated = None
         try:
-            found = self._doubt.look(attempt)
+            if self._doubt.may_repeat:
+                repeated = self._doubt.repeat(attempt)
+            found = repeated or self._doubt.look(attempt)
         except CallError as error:
             if isinstance(error, Aborted) and self._settings.on_abort == "raise":
                 raise
@@ -410,5 +435,7 @@ class Submission:
             return JobEnd("doubtful", Failure(Kind.DOUBTFUL, message, 1))
         if isinstance(found, RemoteJob):
             self._acknowledge(attempt, found)
+            if repeated and self._journal.read(Closed, attempt) is not None:
+                self._rejoin(attempt, found, found.staged)
             return None
         return self._wait(min(found, self._soon()), "doubt" if found > 0 else "planned")

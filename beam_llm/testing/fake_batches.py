@@ -198,6 +198,8 @@ class FakeBatches:
             raise NotCreated(Rejected(Kind.REJECTED, "invalid request", status=400))
         if staged not in self.files:
             raise NotCreated(InputGone(Kind.REJECTED, f"No such File object: {staged}", status=404))
+        if self.files[staged].count(b"\n") < self.traits.min_requests:
+            raise NotCreated(Rejected(Kind.REJECTED, "too few requests", status=400))
         made = next((job for job in self.jobs if job.name == name), None)
         if made is not None and self.rung in (Recovery.TOKEN, Recovery.CONTAINER):
             return self._seen(self._moved(made))

@@ -4,6 +4,7 @@ by job (PlanAcrossBundles).
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm import events
 from beam_llm.config import Settings
+from beam_llm.errors import plural
 from beam_llm.jobs import BatchJobRef, PartRef, open_store, plan
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS
 from beam_llm.providers import connect_batch
@@ -34,6 +36,7 @@ from beam_llm.transforms.forming import task_and_caps
 from beam_llm.transforms.runners import Gathering
 from beam_llm.transforms.spooling import PlainPartRef
 
+_LOG = logging.getLogger(__name__)
 _MOST_PARTS = 1000
 """In one plan where parts are gathered by triggers, unless `job_max_records` says less."""
 
@@ -95,6 +98,8 @@ class PlanParts(beam.DoFn):
             yield from self._planner.planned(parts)
 
 
+_MOST_WAITS = 10
+"""So many times as long as an incomplete job waits one that its provider would find too small."""
 _FRAME_BYTES = 400
 _BYTES_PER_TOKEN = 4
 """Of a JSONL line beside its texts: parameters and ids; the prompt's own words."""
@@ -120,6 +125,10 @@ class Planner:
         size += lines * (_FRAME_BYTES + _BYTES_PER_TOKEN * shared)
         tokens += lines * shared + records * RECORD_OVERHEAD_TOKENS
         return max(records / self._records, size / self._bytes, tokens / self._tokens)
+
+    def is_too_small(self, records: int) -> bool:
+        """Whether the provider takes no job of so few records."""
+        return math.ceil(records / self._caps.records) < self._traits.min_requests
 
     def planned(self, parts: Sequence[PartRef]) -> Iterator[WindowedValue]:
         refs = plan(self._store, self._task, self._caps, self._traits, parts, time)
@@ -162,7 +171,8 @@ class Gathered(NamedTuple):
 
 class PlanAcrossBundles(beam.DoFn):
     """Parts of an unbounded stream: kept until there is a job's worth of them, or
-    `job_max_wait_seconds` after the first, then planned.
+    `job_max_wait_seconds` after the first, then planned. What would make less than the provider's
+    smallest job waits with more, ten times as long at most; then it goes as live calls.
 
     The same rules for timers as in FormAcrossBundles. `batch_timeout_ms` does not matter here: it
     is the wait of one prompt.
@@ -177,7 +187,7 @@ class PlanAcrossBundles(beam.DoFn):
         self._settings = settings
 
     def setup(self) -> None:
-        self._planner = Planner(self._settings)
+        self._planner, self._has_said = Planner(self._settings), False
 
     def process(
         self,
@@ -210,9 +220,30 @@ class PlanAcrossBundles(beam.DoFn):
 
     @on_timer(WAIT)
     def waited(
-        self, parts: Any = beam.DoFn.StateParam(PARTS), known: Any = beam.DoFn.StateParam(KNOWN)
+        self,
+        parts: Any = beam.DoFn.StateParam(PARTS),
+        known: Any = beam.DoFn.StateParam(KNOWN),
+        wait: Any = beam.DoFn.TimerParam(WAIT),
     ) -> Iterator[Any]:
-        yield from self._take(parts, known)
+        held = Gathered(*(known.read() or ()))
+        if self._waits_with_more(held):
+            wait.set(time.time() + self._settings.job_max_wait_seconds)
+        else:
+            yield from self._take(parts, known)
+
+    def _waits_with_more(self, held: Gathered) -> bool:
+        seconds = self._settings.job_max_wait_seconds
+        if not held.rows or not self._planner.is_too_small(held.rows):
+            return False
+        if (waits := time.time() < held.due + (_MOST_WAITS - 1) * seconds) and not self._has_said:
+            self._has_said = True
+            _LOG.info(
+                "%s so far, too few for a job of this provider: they wait with more, "
+                "for %.0f s at most, then they go as live calls",
+                plural(held.rows, "record"),
+                _MOST_WAITS * seconds,
+            )
+        return waits
 
     @on_timer(DRAIN)
     def drained(
