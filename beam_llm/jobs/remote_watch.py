@@ -1,0 +1,253 @@
+"""A remote job under way, look by look, to its end.
+
+look, … ─ cancelled at its deadline? ─ ended ─ results ─► Done
+      └─ the queue was full after all, its input is gone, or it was a double ─► the next attempt
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from beam_llm.errors import (
+    Aborted,
+    CallError,
+    Failure,
+    InputGone,
+    Kind,
+    QueueFull,
+    Rejected,
+    UnknownJob,
+    printable,
+)
+from beam_llm.jobs.closing import Closing
+from beam_llm.jobs.context import JobContext
+from beam_llm.jobs.endings import JobEnd, end_of, unreachable
+from beam_llm.jobs.failpoints import failpoint
+from beam_llm.jobs.guarded import guarded
+from beam_llm.jobs.journal import CloseReason, Created, Deadline, Done, Journal
+from beam_llm.jobs.ledger import Intent
+from beam_llm.jobs.pacing import (
+    SHORTEST_PAUSE_SECONDS,
+    backoff,
+    deadline_seconds,
+    doubt_seconds,
+    pause_after,
+    poll_interval,
+    settle_seconds,
+)
+from beam_llm.jobs.remote_search import RemoteSearch
+from beam_llm.jobs.status import Waiting
+from beam_llm.jobs.submit import Submission
+from beam_llm.protocols import RemoteJob
+from beam_llm.values import JobState
+
+_LOG = logging.getLogger(__name__)
+
+
+class RemoteWatch:
+    """What this process knows of a remote job; the ledger has all of it but the pace.
+
+    Args:
+      created: its acknowledgement, and the `attempt` that it is of.
+      doubted: an earlier attempt was given up without certainty: it may have made a second job.
+      undivided: jobs that this is a part of, of which one as a whole may yet show up.
+
+    Attributes:
+      is_over: there is nothing more to look at here; the job goes on with its next attempt.
+    """
+
+    def __init__(
+        self,
+        context: JobContext,
+        intent: Intent,
+        journal: Journal,
+        submission: Submission,
+        closing: Closing,
+        created: Created,
+        *,
+        attempt: int,
+        doubted: bool,
+        undivided: Sequence[RemoteSearch],
+    ):
+        self._context, self._intent, self._journal = context, intent, journal
+        self._settings, self._clock = context.settings, context.clock
+        self._time = context.shared.time
+        self._submission, self._closing = submission, closing
+        self._wholes = undivided
+        self._job_id, self._created_at = created.job_id, created.created_at
+        self._attempt, self._doubted = attempt, doubted
+        self._polls = self._failures = self._fetches = 0
+        self._unread_since: float | None = None
+        self._unknown_since: float | None = None
+        self._has_warned = False
+        # The last answer, which holds until `due` (by the clock that never goes back).
+        self._looked: Waiting | None = None
+        self._due = 0.0
+        self.is_over = False
+
+    def begin(self) -> Waiting:
+        """Just created: the first look can wait."""
+        first = poll_interval(self._settings, 0.0, f"{self._intent.job}/0")
+        return self._wait(first, JobState.WAITING.value)
+
+    def step(self) -> Waiting | Done:
+        """One poll per job and interval, however many refs wait for it."""
+        pause = self._due - self._clock.monotonic()
+        if self._looked is not None and pause > SHORTEST_PAUSE_SECONDS:
+            return self._looked._replace(next_at=self._clock.time() + pause)
+        failpoint("waiting")
+        now = self._time()
+        try:
+            job = guarded(lambda: self._context.provider.look(self._job_id))
+        except CallError as error:
+            return self._poll_failed(error)
+        self._failures, self._unknown_since = 0, None
+        if self._doubted and (
+            job.state.has_ended or now >= self._created_at + self._settings.list_lag_seconds
+        ):
+            job = self._without_double(job)
+        for whole in self._wholes:
+            whole.cancel_all()
+        if job.state.has_ended:
+            return self._ended(job)
+        if now >= self._deadline():
+            return self._past_deadline(job)
+        self._polls += 1
+        pause = poll_interval(
+            self._settings, now - self._created_at, f"{self._intent.job}/{self._polls}"
+        )
+        return self._wait(pause, job.word, job)
+
+    def _deadline(self) -> float:
+        return self._created_at + deadline_seconds(self._settings, self._context.provider.traits)
+
+    def _without_double(self, job: RemoteJob) -> RemoteJob:
+        kept, attempt = self._submission.search.without_double(job, self._attempt, self._created_at)
+        if attempt != self._attempt:
+            self._job_id, self._attempt, self._doubted = kept.job_id, attempt, False
+        return kept
+
+    def _wait(self, pause: float, status: str, job: RemoteJob | None = None) -> Waiting:
+        self._due = self._clock.monotonic() + pause
+        part = None if job is None else self._part_done(job)
+        since = self._context.shared.here(self._created_at)
+        self._looked = Waiting(self._clock.time() + pause, self._job_id, status, part, since=since)
+        return self._looked
+
+    def _part_done(self, job: RemoteJob) -> float | None:
+        """The refs that wait for a job differ in their records, but not in the part of them that is
+        done."""
+        if job.completed is None or not self._intent.line_count:
+            return None
+        return min((job.completed + (job.failed or 0)) / self._intent.line_count, 1.0)
+
+    def _poll_failed(self, error: CallError) -> Waiting | Done:
+        now = self._time()
+        if isinstance(error, Aborted) and self._settings.on_abort == "raise":
+            raise error
+        if isinstance(error, UnknownJob):
+            self._unknown_since = now if self._unknown_since is None else self._unknown_since
+            if now - self._unknown_since >= doubt_seconds(self._settings):
+                return self._lost()
+        elif now >= self._deadline() + doubt_seconds(self._settings):
+            return self._closing.collect(unreachable())
+        self._failures += 1
+        if isinstance(error, Rejected):
+            pause = poll_interval(
+                self._settings, now - self._created_at, f"{self._intent.job}/{self._failures}"
+            )
+        else:
+            pause = pause_after(self._settings, error, self._failures, self._intent.job)
+        return self._wait(pause, "unreachable")
+
+    def _lost(self) -> Done:
+        self._submission.search.cancel(self._job_id)  # should the provider know it after all
+        known = printable(self._job_id)
+        lost = f"the provider no longer knows job {known}, which it had taken"
+        reason = f"{lost}; on_doubt='resubmit' asks again"
+        may_be_paid = self._settings.on_doubt != "resubmit"
+        return self._closing.collect(
+            JobEnd("lost", Failure(Kind.DOUBTFUL, reason, 1), final=may_be_paid)
+        )
+
+    def _past_deadline(self, job: RemoteJob) -> Waiting | Done:
+        """Asks for cancellation, waits a little for what is finished, then ends with what there
+        is."""
+        now = self._time()
+        if self._journal.add(Deadline(now), self._attempt):
+            self._submission.search.cancel(self._job_id)
+        asked = self._journal.read(Deadline, self._attempt)
+        if now >= (now if asked is None else asked.at) + settle_seconds(self._settings):
+            return self._collect(job, end_of(job, past_deadline=True))
+        return self._wait(poll_interval(self._settings, 0.0, self._intent.job), job.word, job)
+
+    def _ended(self, job: RemoteJob) -> Waiting | Done:
+        failpoint("ended")
+        self._context.line.is_due()
+        if isinstance(job.cause, QueueFull):
+            self.is_over = True
+            return self._submission.queue_up(self._attempt, self._job_id, job.cause)
+        if isinstance(job.cause, InputGone) and self._submission.stage_anew(
+            self._attempt, job.staged, self._job_id
+        ):
+            return self._begin_again("planned")
+        past_deadline = False
+        if job.state is JobState.CANCELLED:
+            status = self._journal.status()
+            # Another process found it to be a double, and keeps the other one.
+            if status.attempt != self._attempt:
+                return self._begin_again(job.word)
+            past_deadline = status.past_deadline
+        if job.state is JobState.COMPLETED:
+            self._submission.limit.completed()
+        end = end_of(job, past_deadline)
+        if end.failure.kind == Kind.ABORTED and self._settings.on_abort == "raise":
+            self.is_over = True
+            self._submission.search.close(self._attempt, CloseReason.ABORTED, job_id=self._job_id)
+            raise Aborted(Kind.ABORTED, end.failure.message)
+        return self._collect(job, end)
+
+    def _begin_again(self, status: str) -> Waiting:
+        self.is_over = True
+        return Waiting(self._clock.time(), None, status)
+
+    def _collect(self, job: RemoteJob, end: JobEnd) -> Waiting | Done:
+        """Ends the job with what its result files hold.
+
+        Files that are denied, missing, or short of what the job counts as done hold answers that
+        are paid for: they are waited for up to the deadline, and leave a doubt then, which nobody
+        asks again by itself.
+        """
+        try:
+            return self._closing.collect(end, job, is_whole=True)
+        except CallError as error:
+            if isinstance(error, Aborted) and self._settings.on_abort == "raise":
+                raise
+            until = self._deadline() + doubt_seconds(self._settings)
+            if self._time() >= until:
+                ended = f"job {printable(self._job_id)} has ended as {end.word}"
+                reason = f"{ended}, but its results can't be read: {error.message}"
+                return self._closing.collect(
+                    JobEnd("unread", Failure(Kind.DOUBTFUL, reason, 1)), job
+                )
+            self._warn_if_late(error, until)
+            self._fetches += 1
+            pause = backoff(
+                self._settings, self._fetches - 1, f"{self._intent.job}/d{self._fetches}"
+            )
+            return self._wait(pause, "results late")
+
+    def _warn_if_late(self, error: CallError, until: float) -> None:
+        """Once per job: minutes without results are more than the delay that is usual."""
+        now = self._time()
+        self._unread_since = now if self._unread_since is None else self._unread_since
+        if self._has_warned or now < self._unread_since + doubt_seconds(self._settings):
+            return
+        self._has_warned = True
+        _LOG.warning(
+            "job %s (%s) has ended, but its results can't be read: %s. They are paid for, and "
+            "waited for %.1f h more (job_deadline_hours); then records without an answer are "
+            "doubtful, and not asked again",
+            self._intent.job, printable(self._job_id), error.message, (until - now) / 3600,
+        )  # fmt: skip
