@@ -14,13 +14,11 @@ from typing import Any, NamedTuple
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.provider_table import HALVING_PRICES, WINDOWS
+from beam_llm.provider_table import BATCH_SHARES, WINDOWS
 from beam_llm.values import Usage
 
 BATCH_DISCOUNT = 0.5
-"""Price of the batch API as a share of the live price, at providers that halve every rate, and for
-your own prices by default.
-"""
+"""Price of the batch API as a share of the live price, for your own prices, by default."""
 
 LINEAR_UP_TO_TOKENS = 30_000
 """No published tier starts below this prompt length (genai-prices 0.2.3: 32,000 at the earliest);
@@ -206,8 +204,9 @@ class Published:
         # A job's lines may be hours apart: what they put into a cache is put there for an hour.
         live = self._usd(usage, None, kept_an_hour=True)
         discounted = self._usd(usage, {"processing": "batch"}, kept_an_hour=True)
-        unlisted = discounted == live and self.provider_id in HALVING_PRICES
-        return float(live * Decimal(BATCH_DISCOUNT) if unlisted else discounted)
+        share = BATCH_SHARES.get(self.provider_id)
+        unlisted = discounted == live and share is not None
+        return float(live * Decimal(str(share)) if unlisted else discounted)
 
     def _rates(self, batch: bool) -> Rates:
         many = 10_000  # a Decimal divides exactly, and no tier starts that low

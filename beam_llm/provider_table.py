@@ -30,16 +30,44 @@ class ProviderSpec(NamedTuple):
     base_url: str | None = None
 
 
+_DIALECT = "beam_llm.providers.openai"
+"""The module of everybody who speaks OpenAI's dialect; what each takes otherwise is in its
+`servers.py`.
+"""
+
 PROVIDERS = {
     "openai": ProviderSpec(
-        "beam_llm.providers.openai",
+        _DIALECT,
         "OPENAI_API_KEY",
         "OPENAI_BASE_URL",
         "https://api.openai.com/v1",
     ),
-    "azure": ProviderSpec(
-        "beam_llm.providers.openai", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"
+    "azure": ProviderSpec(_DIALECT, "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
+    "mistral": ProviderSpec(
+        _DIALECT, "MISTRAL_API_KEY", "MISTRAL_BASE_URL", "https://api.mistral.ai"
     ),
+    "openrouter": ProviderSpec(
+        _DIALECT, "OPENROUTER_API_KEY", "OPENROUTER_BASE_URL", "https://openrouter.ai/api/v1"
+    ),
+    "together": ProviderSpec(
+        _DIALECT, "TOGETHER_API_KEY", "TOGETHER_BASE_URL", "https://api.together.xyz/v1"
+    ),
+    "groq": ProviderSpec(
+        _DIALECT, "GROQ_API_KEY", "GROQ_BASE_URL", "https://api.groq.com/openai/v1"
+    ),
+    "fireworks": ProviderSpec(
+        _DIALECT,
+        "FIREWORKS_API_KEY",
+        "FIREWORKS_BASE_URL",
+        "https://api.fireworks.ai/inference/v1",
+    ),
+    "deepinfra": ProviderSpec(
+        _DIALECT,
+        "DEEPINFRA_API_KEY",
+        "DEEPINFRA_BASE_URL",
+        "https://api.deepinfra.com/v1/openai",
+    ),
+    "xai": ProviderSpec(_DIALECT, "XAI_API_KEY", "XAI_BASE_URL", "https://api.x.ai/v1"),
 }
 
 EXAMPLE_MODEL = "openai:gpt-4.1-mini"
@@ -48,10 +76,18 @@ EXAMPLE_MODEL = "openai:gpt-4.1-mini"
 ANYTHING_ELSE = "anything OpenAI-compatible is 'openai:NAME' with base_url"
 """For whoever names a provider that has no row."""
 
-HALVING_PRICES = ("openai", "azure", "groq")
-"""Names in the price table of providers whose batch API is half of the live price, where the table
-has no batch price of a model. Source: the providers' price pages, 2026-11. Elsewhere: the live
-price.
+BATCH_SHARES = {
+    "openai": 0.5,
+    "azure": 0.5,
+    "mistral": 0.5,
+    "groq": 0.5,
+    "together": 0.5,
+    "fireworks": 0.5,
+    "x-ai": 0.8,
+}
+"""Name in the price table → what its batch API costs as a share of the live price, where the table
+has no batch price of a model. Elsewhere: the live price. Source: the providers' price pages,
+2026-11; x-ai: `cost_in_usd_ticks` of recorded batch traffic, 2026-08.
 """
 
 WINDOWS = {

@@ -41,6 +41,7 @@ from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai import place as provider
 from beam_llm.providers.openai.batches import OpenAIBatches
 from beam_llm.providers.openai.dialect import Dialect
+from beam_llm.providers.openai.servers import OPENAI
 from beam_llm.providers.openai.wire import encode_body
 from beam_llm.providers.pace import duration_seconds, pace_of, retry_after_seconds
 from beam_llm.values import Completion, Finish, JobState, Message, Pace, Request, Usage
@@ -648,7 +649,7 @@ def test_a_question_without_schema_has_no_response_format(server):
     ],
 )
 def test_older_models_are_not_asked_for_what_they_never_had(model, kind):
-    body = json.loads(encode_body(REQUEST, Dialect.of(model, True)))
+    body = json.loads(encode_body(REQUEST, Dialect.of(model, OPENAI)))
     assert body.get("response_format", {}).get("type") == kind
 
 

@@ -21,6 +21,7 @@ from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.job_objects import remote_job
 from beam_llm.providers.openai.lines import line_reply
 from beam_llm.providers.openai.plain import plain_line
+from beam_llm.providers.openai.servers import ANY, OPENAI
 from beam_llm.providers.openai.wire import completion_of, decode_reply, usage_of
 from beam_llm.providers.pace import pace_of, retry_after_seconds
 from beam_llm.providers.typed import MOST_TOKENS, token_count
@@ -433,11 +434,11 @@ def test_a_bare_500_to_every_schema_is_tried_without_it_a_few_times_only():
 
 
 def test_a_schema_that_is_ignored_is_put_into_words_once_and_never_at_openai():
-    dialect = Dialect.of("llama", at_openai=False)
+    dialect = Dialect.of("llama", ANY)
     assert dialect.enforces_schemas
     assert [dialect.note_ignored_schema(), dialect.note_ignored_schema()] == [True, False]
     assert not dialect.enforces_schemas
     assert dialect.reply_format == "json_schema", (
         "it is sent all the same: one damaged reply proves nothing"
     )
-    assert not Dialect.of("gpt-5", at_openai=True).note_ignored_schema()
+    assert not Dialect.of("gpt-5", OPENAI).note_ignored_schema()

@@ -9,6 +9,7 @@ data=body)  # once: a repeat may be a second paid job
 
 from __future__ import annotations
 
+import io
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from typing import IO, Any, TypeVar
 
-from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
+from beam_llm.errors import Aborted, CallError, Kind, NotCreated, Rejected, Retryable
 from beam_llm.providers import http
 from beam_llm.providers.errors import ErrorContext, error_of, unreadable
 from beam_llm.providers.http import Bounds
@@ -122,12 +123,14 @@ class ControlCalls:
         data: Any = None,
         missing: type[CallError] = Aborted,
         is_list: bool = False,
+        id_field: str | None = "id",
     ) -> dict[str, Any]:
-        """The JSON object of an answer, which has an `id`.
+        """The JSON object of an answer.
 
         Args:
-          data: bytes of JSON, or a form.
+          data: bytes of JSON, a form, or a file of JSON.
           missing: what a 404 means.
+          id_field: one without it is not what was asked for; None: it needs none.
           is_list: a list is asked for: no `id` is needed, and a bare array becomes one page.
         """
         content = self.call(method, url, seconds, data=data, missing=missing).body
@@ -137,9 +140,31 @@ class ControlCalls:
             raise unreadable(f"the answer of {len(content):,} bytes is not JSON") from None
         if is_list and isinstance(found, list):
             return {"data": found}
-        if not isinstance(found, dict) or not (is_list or found.get("id")):
+        if not isinstance(found, dict) or not (is_list or id_field is None or found.get(id_field)):
             raise unreadable("the answer is not what the API promises")
         return found
+
+    def create(
+        self, url: str, data: Any, reason_of: Callable[[CallError], CallError]
+    ) -> dict[str, Any]:
+        """POSTs what makes a job, once: a repeat may be a second paid one.
+
+        Args:
+          data: bytes of JSON, or a file of it.
+          reason_of: makes of a refusal an error that has a remedy.
+
+        Raises:
+          NotCreated: the server has answered, and it was no fault of its own (a 4xx, but for a
+            time-out).
+          CallError: there may be a job all the same.
+        """
+        try:
+            return self.object("POST", url, self.seconds, data=data, id_field=None)
+        except CallError as error:
+            if error.status is None or not 300 <= error.status < 500 or error.status == 408:
+                raise
+            refused = error
+        raise NotCreated(reason_of(refused)) from refused
 
     def call(
         self,
@@ -154,13 +179,14 @@ class ControlCalls:
         """One call, in one try.
 
         Args:
+          data: bytes of JSON, a form, or a file of JSON.
           into: where a good body is streamed to, instead of into the answer.
 
         Raises:
           CallError: the answer is an error, larger than its bound, or none.
         """
         bounds, headers = self._bounds, self._headers
-        if isinstance(data, bytes):
+        if isinstance(data, (bytes, io.IOBase)):
             headers = {**headers, "Content-Type": "application/json"}
         most = bounds.reply_bytes if into is None else bounds.file_bytes
         try:

@@ -75,11 +75,15 @@ def error_of(
         filter(None, (f"HTTP {status}", name, f"({param[:_MOST_NAME]})" if param else ""))
     )
     message = shown(f"{named}: {sentence}" if sentence else named, secret, log_data)
-    if status in (401, 403) and key_reference:
+    if status in (400, 403) and _FLAGGED_WORDS.search(sentence):
+        return Rejected(Kind.REFUSED, message, status=status)
+    is_bad_key = status in (401, 403) or (status == 400 and _BAD_KEY_WORDS.search(sentence))
+    if is_bad_key and key_reference:
         message = f"{message} (api_key is {key_reference!r})"
     if (
         words & _SPENT
-        or status in (401, 403)
+        or is_bad_key
+        or status == 402
         or is_redirect
         or (words & _NO_MODEL and status < 500)
     ):
@@ -96,6 +100,8 @@ def error_of(
         return Rejected(Kind.TOO_LARGE, message, status=status)
     if words & _FILTERED:
         return Rejected(Kind.REFUSED, message, status=status)
+    if words & _MISSHAPEN:
+        return Retryable(Kind.UNREADABLE, message, status=status)
     return _by_status(status, headers, words, message)
 
 
@@ -121,6 +127,7 @@ _SPENT = {
     "billing_not_active",
     "account_deactivated",
     "access_terminated",
+    "organization_restricted",
 }
 
 
@@ -134,6 +141,22 @@ _FILTERED = {
     "invalid_prompt",
     "moderation_blocked",
 }
+
+
+_FLAGGED_WORDS = re.compile(r"requires moderation|was flagged|usage guidelines", re.IGNORECASE)
+"""Of an input that a filter stops with the status of a bad key: OpenRouter, xAI. Source:
+openrouter.ai/docs (errors), docs.x.ai (debugging), 2026-11.
+"""
+
+
+_BAD_KEY_WORDS = re.compile(r"(incorrect|invalid) api key", re.IGNORECASE)
+"""xAI refuses a key with a 400. Source: recorded traffic, 2026-08."""
+
+
+_MISSHAPEN = {"json_validate_failed"}
+"""The model's reply did not fit the schema, and the server keeps it to itself: Groq's word. Source:
+console.groq.com/docs (structured outputs), 2026-11.
+"""
 
 
 _TOO_LONG = {
@@ -211,15 +234,37 @@ def _parts_of(body: Any) -> tuple[str, str, str, str]:
     if isinstance(body, dict):
         nested = body.get("error")
         error = body if nested is None or (nested == "" and len(body) > 1) else nested
-    if not isinstance(error, dict):
-        return "", "", "", word(error)[:MOST_READ]
+    if not isinstance(error, dict):  # xAI's code stands beside its sentence
+        beside = word(body.get("code"))[:_MOST_READ_NAME] if isinstance(body, dict) else ""
+        return beside, "", "", word(error)[:MOST_READ]
     inner = error.get("innererror")
     code = (inner.get("code") if isinstance(inner, dict) else None) or error.get("code")
     sentence = error.get("message") or error.get("detail") or error.get("msg") or ""
     code, kind, param = (
         word(value)[:_MOST_READ_NAME] for value in (code, error.get("type"), error.get("param"))
     )
-    return code, kind, param, word(sentence)[:MOST_READ]
+    return code, kind, param, _sentence_of(sentence)[:MOST_READ]
+
+
+_MOST_DETAILS = 20
+
+
+def _sentence_of(message: Any) -> str:
+    """A message as a sentence: FastAPI's, which Mistral and many servers have, is a list of what is
+    wrong where; the input that it repeats is left out.
+    """
+    if isinstance(message, dict) and "detail" in message:
+        message = message["detail"]
+    if not isinstance(message, list) or not all(isinstance(one, dict) for one in message):
+        return word(message)
+    return "; ".join(filter(None, map(_detail, message[:_MOST_DETAILS])))
+
+
+def _detail(one: Mapping[str, Any]) -> str:
+    place = one.get("loc")
+    steps = place[:_MOST_DETAILS] if isinstance(place, list) else []
+    where = ".".join(word(step)[:_MOST_NAME] for step in steps)
+    return ": ".join(filter(None, (where, word(one.get("msg"))[:MOST_READ])))
 
 
 _QUOTED = re.compile(r"'[^']{25,}'|\"[^\"]{25,}\"|`[^`]{25,}`")

@@ -27,12 +27,15 @@ def find_jobs(
     since: float,
     *,
     keeps_names: bool,
+    keeps_inputs: bool = False,
     most_pages: int = 100,
 ) -> list[RemoteJob]:
     """What `BatchProvider.find` promises, from the pages of a list.
 
     Args:
       keeps_names: it is known of the provider that jobs are listed with their names, newest first.
+      keeps_inputs: it is known of the provider that a job is listed with the input that it was
+        created from, under the id that `staged` is.
       most_pages: that are read.
 
     Raises:
@@ -50,7 +53,7 @@ def find_jobs(
         if not goes_on or (keeps_names and seen.is_past):
             break
     if not found:
-        seen.prove_absence(keeps_names)
+        seen.prove_absence(keeps_names, keeps_inputs and staged is not None)
     return sorted(found.values(), key=lambda job: (job.created_at, job.job_id))
 
 
@@ -64,6 +67,7 @@ class _Seen:
         self._last = math.inf
         self._is_newest_first = True
         self._shows_names = False
+        self._shows_inputs = True
         self._candidates = self._pages = 0
         self._is_cut = False
 
@@ -79,7 +83,9 @@ class _Seen:
             self._is_newest_first &= 0.0 < job.created_at <= self._last
             self._last = job.created_at
             self._shows_names |= job.name is not None
-            self._candidates += not 0.0 < job.created_at < self._oldest_possible
+            is_candidate = not 0.0 < job.created_at < self._oldest_possible
+            self._candidates += is_candidate
+            self._shows_inputs &= job.staged is not None or not is_candidate
         return bool(fresh) and not self._is_cut
 
     @property
@@ -87,13 +93,14 @@ class _Seen:
         """Whether what comes now is too old to be ours."""
         return self._is_newest_first and self._last < self._oldest_possible
 
-    def prove_absence(self, keeps_names: bool) -> None:
+    def prove_absence(self, keeps_names: bool, keeps_inputs: bool) -> None:
         """Raises CannotTell where the list may have held our job unrecognized, or further on."""
+        would_be_known = keeps_names or self._shows_names or (keeps_inputs and self._shows_inputs)
         if self._is_cut and not self.is_past:
             raise CannotTell(
                 f"the provider's list of jobs has no end within {plural(self._pages, 'page')}"
             )
-        if self._candidates and not (keeps_names or self._shows_names):
+        if self._candidates and not would_be_known:
             raise CannotTell(
                 f"none of the {plural(self._candidates, 'job')} in the provider's list shows "
                 "what it was created as"

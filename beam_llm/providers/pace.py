@@ -59,10 +59,14 @@ def _until(date: str) -> float | None:
 
 
 def pace_of(headers: Mapping[str, str]) -> Pace | None:
-    """The `x-ratelimit-*` headers; None where there are none."""
+    """The `x-ratelimit-*` headers; None where there are none. Mistral's have a minute in their
+    names.
+    """
     requests, tokens = (
-        headers.get("x-ratelimit-remaining-requests"),
-        headers.get("x-ratelimit-remaining-tokens"),
+        headers.get("x-ratelimit-remaining-requests")
+        or headers.get("x-ratelimit-remaining-req-minute"),
+        headers.get("x-ratelimit-remaining-tokens")
+        or headers.get("x-ratelimit-remaining-tokens-minute"),
     )
     if requests is None and tokens is None:
         return None

@@ -1,10 +1,14 @@
-"""OpenAI, Azure OpenAI, and every server that speaks their dialect: live calls and the batch API.
+"""OpenAI, Azure OpenAI, Mistral, and every server that speaks their dialect: live and by batch.
 
-chat.py       live calls                place.py        addresses, keys, hosts
-batches.py    the batch API             job_objects.py  a job as a server shows it
-wire.py       requests and replies      plain.py        the same, quickly, where nothing is unusual
-dialect.py    what an endpoint takes    lines.py        lines of result files
-              strict_schema.py  schemas as its grammars take them
+servers.py       who speaks it, and what each takes otherwise: one row each
+dialect.py       what an endpoint takes, as the row says and refusals teach
+place.py         addresses, keys, hosts
+chat.py          live calls
+wire.py          requests and replies      plain.py   the same, quickly, where nothing is unusual
+strict_schema.py schemas as its grammars take them
+batches.py       the batch API             batch_files.py  what all shapes of it have in common
+mistral_batches.py, xai_batches.py, openrouter_batches.py  batch APIs of other shapes
+job_objects.py   a job as a server shows it               lines.py  lines of result files
 """
 
 from __future__ import annotations
@@ -18,15 +22,15 @@ from beam_llm.config import Settings
 from beam_llm.errors import UsageError
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai.place import Place, dialect_of
+from beam_llm.providers.openai.servers import Server
 from beam_llm.providers.openai.strict_schema import strict_schema
 from beam_llm.providers.openai.wire import encode_body
+from beam_llm.providers.options import check_names
 from beam_llm.values import Request, Schema
 
 if TYPE_CHECKING:
-    from beam_llm.providers.openai.batches import OpenAIBatches
+    from beam_llm.protocols import BatchProvider
     from beam_llm.providers.openai.chat import OpenAIChat
-
-MOST_TEMPERATURE = 2.0
 
 OURS = ("model", "messages", "stream", "n")
 """Request fields that `extra_body` may not set."""
@@ -39,16 +43,13 @@ def check(settings: Settings) -> None:
             f"api_version is {settings.api_version!r}: only azure: has versions of its API; "
             f"leave it out for {settings.provider}:"
         )
-    if settings.provider_options:
-        name = next(iter(settings.provider_options))
-        raise UsageError(
-            f"provider_options has {name!r}: {settings.provider}: has no options of its own; "
-            "leave it out"
-        )
-    if settings.temperature is not None and settings.temperature > MOST_TEMPERATURE:
+    server = Place.of(settings).server
+    _check_server(settings, server)
+    _check_options(settings, server)
+    if settings.temperature is not None and settings.temperature > server.most_temperature:
         raise UsageError(
             f"temperature is {settings.temperature}: it has to be between 0 and "
-            f"{MOST_TEMPERATURE:g}; try temperature=0.0"
+            f"{server.most_temperature:g}; try temperature=0.0"
         )
     for field in settings.extra_body or {}:
         if field in OURS:
@@ -62,6 +63,34 @@ def check(settings: Settings) -> None:
             f"extra_body can't be sent as JSON ({error}): use strings, numbers, booleans, "
             "lists and mappings"
         ) from None
+
+
+def _check_server(settings: Settings, server: Server) -> None:
+    if settings.mode == "batch_api" and server.batch is None:
+        raise UsageError(
+            f"mode is 'batch_api' but {settings.provider}: has no batch API here; use mode='online'"
+        )
+    tier = settings.service_tier
+    if tier is not None and tier not in server.tiers:
+        has = ", ".join(map(repr, server.tiers))
+        raise UsageError(
+            f"service_tier is {tier!r}: {settings.provider}: has "
+            f"{f'only {has}' if has else 'no service tiers'}; leave it out"
+        )
+
+
+WINDOW_OPTION = "window_hours"
+
+
+def _check_options(settings: Settings, server: Server) -> None:
+    longest = server.batch.longest_hours if server.batch is not None else 0
+    check_names(settings, (WINDOW_OPTION,) if longest else ())
+    hours = settings.provider_options and settings.provider_options.get(WINDOW_OPTION)
+    if hours is not None and (type(hours) is not int or not 24 <= hours <= longest):
+        raise UsageError(
+            f"provider_options has {WINDOW_OPTION!r}: {hours!r}: {settings.provider}: runs a job "
+            f"for 24 to {longest} hours; write {{{WINDOW_OPTION!r}: {longest}}}"
+        )
 
 
 def preload() -> None:
@@ -81,23 +110,42 @@ def connect(settings: Settings) -> OpenAIChat:
         place,
         resolve_key(settings.api_key),
         dialect_of(place, settings.model_name),
-        service_tier=settings.service_tier,
+        service_tier=_tier(settings, place.server),
         log_data=settings.log_data,
         bounds=Bounds.of(settings),
     )
 
 
-def connect_batch(settings: Settings) -> OpenAIBatches:
+def connect_batch(settings: Settings) -> BatchProvider:
     """A client for the batch API; see `providers.connect_batch`."""
     from beam_llm.providers.http import Bounds
-    from beam_llm.providers.openai.batches import OpenAIBatches
 
-    return OpenAIBatches(
-        Place.of(settings),
+    place = Place.of(settings)
+    kind = place.server.batch.kind if place.server.batch is not None else "files"
+    module, name = _BATCH_CLIENTS[kind]
+    client = getattr(importlib.import_module(f"beam_llm.providers.openai.{module}"), name)
+    batches: BatchProvider = client(
+        place,
         resolve_key(settings.api_key),
+        model=settings.model_name,
+        window_hours=(settings.provider_options or {}).get(WINDOW_OPTION),
         log_data=settings.log_data,
         bounds=Bounds.of(settings),
     )
+    return batches
+
+
+_BATCH_CLIENTS = {
+    "files": ("batches", "OpenAIBatches"),
+    "named": ("xai_batches", "XaiBatches"),
+    "mistral": ("mistral_batches", "MistralBatches"),
+    "inline": ("openrouter_batches", "OpenRouterBatches"),
+}
+
+
+def _tier(settings: Settings, server: Server) -> str | None:
+    """The provider's word for the tier that was asked for."""
+    return None if settings.service_tier is None else server.tiers[settings.service_tier]
 
 
 def enforced_schema(schema: Schema) -> Schema | None:
@@ -108,4 +156,5 @@ def enforced_schema(schema: Schema) -> Schema | None:
 def encode(settings: Settings, request: Request) -> bytes:
     """The body of a request as it would be sent first; see `providers.encode`."""
     place = Place.of(settings)
-    return encode_body(request, dialect_of(place, settings.model_name), settings.service_tier)
+    dialect = dialect_of(place, settings.model_name)
+    return encode_body(request, dialect, _tier(settings, place.server))

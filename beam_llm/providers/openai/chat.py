@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from beam_llm.errors import CallError
 from beam_llm.providers.errors import ErrorContext, error_of
@@ -15,6 +16,11 @@ from beam_llm.providers.pace import pace_of
 from beam_llm.values import Completion, Request
 
 _log = logging.getLogger(__name__)
+
+
+def _request_id(headers: Mapping[str, str]) -> str | None:
+    """Mistral's has a name of its own."""
+    return headers.get("x-request-id") or headers.get("mistral-correlation-id")
 
 
 class OpenAIChat:
@@ -55,9 +61,7 @@ class OpenAIChat:
             )
             if status < 300:
                 dialect.works = True
-                return decode_reply(
-                    reply, headers.get("x-request-id"), pace_of(headers), self._context
-                )
+                return decode_reply(reply, _request_id(headers), pace_of(headers), self._context)
             error = error_of(status, headers, reply, **self._context._asdict())
             # Else another call has learned it meanwhile.
             if (
@@ -95,7 +99,7 @@ class OpenAIChat:
         elif dialect.reply_format != simpler.reply_format and dialect.step_down():
             self._announce(error)
         _, headers, reply = found
-        return decode_reply(reply, headers.get("x-request-id"), pace_of(headers), self._context)
+        return decode_reply(reply, _request_id(headers), pace_of(headers), self._context)
 
     def _announce(self, error: CallError) -> None:
         _log.warning(

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from beam_llm.errors import CallError
+from beam_llm.providers.openai.servers import (
+    JSON_OBJECT,
+    JSON_SCHEMA,
+    MAX_COMPLETION_TOKENS,
+    MAX_TOKENS,
+    WORDS,
+    Server,
+)
 from beam_llm.values import Request
-
-JSON_SCHEMA, JSON_OBJECT, WORDS = "json_schema", "json_object", "words"
-
-
-MAX_COMPLETION_TOKENS, MAX_TOKENS = "max_completion_tokens", "max_tokens"
-
-
-_WITHOUT_SCHEMA = re.compile(r"gpt-3\.5|gpt-35|gpt-4-turbo|gpt-4-1106|gpt-4-0125|gpt-4o-2024-05-13")
-
-
-_WITHOUT_JSON = re.compile(r"gpt-4(-0314|-0613|-32k.*)?$")
-"""OpenAI's models from before structured output (August 2024) and before JSON mode (November 2023).
-"""
 
 
 @dataclass(slots=True)
 class Dialect:
     """What one endpoint takes: how a reply's shape can be asked for, and how its length is limited.
 
-    It starts from what the model's name and the host tell and learns from refusals: an endpoint
+    It starts from what the server's row says of the model and learns from refusals: an endpoint
     that takes no JSON schema is asked for a JSON object, then in words alone. One that takes a
     schema and doesn't follow it gets it in words as well.
 
@@ -39,6 +36,9 @@ class Dialect:
         tokens and never an answer: one damaged reply may come from a server that does enforce
           schemas, and goes on doing so.
       works, failures: whether anything but failures came in this form, and how many of them.
+      is_strict: the schema is sent as one to keep to the letter, where it can be.
+      beside_a_schema: further fields of a request that has one.
+      seed_field: the parameter that repeats a reply.
     """
 
     reply_format: str = JSON_SCHEMA
@@ -47,20 +47,27 @@ class Dialect:
     also_in_words: bool = False
     works: bool = False
     failures: int = 0
+    is_strict: bool = True
+    beside_a_schema: Mapping[str, Any] = field(default_factory=dict)
+    seed_field: str = "seed"
 
     @classmethod
-    def of(cls, model: str, at_openai: bool) -> Dialect:
-        """OpenAI and Azure want `max_completion_tokens` (newer models refuse the old name); other
-        servers often know only the old one.
+    def of(cls, model: str, server: Server, is_live: bool = False) -> Dialect:
+        """What the server's row says of the model.
+
+        Args:
+          is_live: for live calls; in a batch a body has fewer fields with some.
         """
-        reply_format = (
-            JSON_OBJECT
-            if _WITHOUT_SCHEMA.match(model)
-            else WORDS
-            if _WITHOUT_JSON.match(model)
-            else JSON_SCHEMA
+        form = server.form_of(model)
+        return cls(
+            form.reply_format,
+            server.tokens_field,
+            server.is_enforced,
+            form.also_in_words,
+            is_strict=form.is_strict,
+            beside_a_schema=server.beside_a_schema if is_live else {},
+            seed_field=server.seed_field,
         )
-        return cls(reply_format, MAX_COMPLETION_TOKENS if at_openai else MAX_TOKENS, at_openai)
 
     def learn(self, error: CallError, text: str | None = None) -> bool:
         """Whether the refusal was about the request's form and another form is left to try.
@@ -101,8 +108,8 @@ class Dialect:
         self.failures += 1
         if self.failures not in (4, 12):
             return None
-        return Dialect(
-            JSON_OBJECT if self.reply_format == JSON_SCHEMA else WORDS, self.tokens_field
+        return replace(
+            self, reply_format=JSON_OBJECT if self.reply_format == JSON_SCHEMA else WORDS
         )
 
     def step_down(self) -> bool:
@@ -131,7 +138,10 @@ class Dialect:
 _NOT_ABOUT_THE_FORM = (401, 403, 408, 413, 429, 502, 503, 504)
 
 
-_ABOUT_THE_SHAPE = re.compile("response_format|json_schema|json_object")
+_ABOUT_THE_SHAPE = re.compile(
+    "response_format|json_schema|json_object|No endpoints found that (can handle|support)"
+)
+"""The last is OpenRouter's: none of the model's hosts has all that was asked for."""
 
 
 _ABOUT_A_GRAMMAR = re.compile(

@@ -4,7 +4,6 @@
 |---|---|---|
 | address | `{base_url}/chat/completions` | `{endpoint}/openai/v1/…` (1) |
 | key | `Authorization: Bearer` | `api-key` |
-| reply's length | `max_completion_tokens`; not openai.com: `max_tokens` | `max_completion_tokens` |
 
 (1) with `api_version`: `{endpoint}/openai/deployments/{deployment}/…`
 """
@@ -18,6 +17,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from beam_llm.config import Settings
 from beam_llm.providers.openai.dialect import Dialect
+from beam_llm.providers.openai.servers import OPENAI, Server, server_of
 
 
 class Place(NamedTuple):
@@ -28,6 +28,7 @@ class Place(NamedTuple):
       base_url: what the paths of files and batches are put behind.
       line_url: the `url` of a line in a batch file.
       key_reference: where the key is kept, for error messages.
+      server: what this provider takes otherwise.
     """
 
     chat_url: str
@@ -36,15 +37,21 @@ class Place(NamedTuple):
     azure: bool
     api_version: str | None
     key_reference: str | None = None
+    server: Server = OPENAI
 
     @classmethod
     def of(cls, settings: Settings) -> Place:
-        return cls._of(settings)._replace(key_reference=settings.api_key)
+        place = cls._of(settings)
+        return place._replace(
+            key_reference=settings.api_key, server=server_of(settings, place.host)
+        )
 
     @classmethod
     def _of(cls, settings: Settings) -> Place:
         base = (settings.base_url or "").rstrip("/")
         if settings.provider != "azure":
+            path = server_of(settings).path
+            base = base.removesuffix(path) + path if path else base
             return cls(f"{base}/chat/completions", base, "/v1/chat/completions", False, None)
         endpoint = re.sub(r"/openai(/v1)?$", "", base)
         if settings.api_version is None:
@@ -66,11 +73,6 @@ class Place(NamedTuple):
         return f"{self.base_url}{path}" + (f"?{urlencode(query)}" if query else "")
 
     @property
-    def at_openai(self) -> bool:
-        """Whether OpenAI's own newest rules hold there."""
-        return self.azure or self.host == "openai.com" or self.host.endswith(".openai.com")
-
-    @property
     def host(self) -> str:
         return urlsplit(self.chat_url).hostname or ""
 
@@ -85,7 +87,7 @@ class Place(NamedTuple):
             if self.azure
             else {"Authorization": f"Bearer {key}"}
         )
-        if self.at_openai and not self.azure:
+        if self.server is OPENAI and not self.azure:
             for header, variable in (
                 ("OpenAI-Organization", "OPENAI_ORG_ID"),
                 ("OpenAI-Project", "OPENAI_PROJECT_ID"),
@@ -102,4 +104,6 @@ def dialect_of(place: Place, model: str) -> Dialect:
     """What this process knows of the endpoint's ways; shared, so that a refusal is learned from
     once.
     """
-    return known_dialects.setdefault((place.chat_url, model), Dialect.of(model, place.at_openai))
+    return known_dialects.setdefault(
+        (place.chat_url, model), Dialect.of(model, place.server, is_live=True)
+    )

@@ -32,6 +32,7 @@ class _Choice(msgspec.Struct, gc=False):
 
 class _PromptTokens(msgspec.Struct, gc=False):
     cached_tokens: _Tokens | None = None
+    cache_write_tokens: Literal[0] | None = None
 
 
 class _CompletionTokens(msgspec.Struct, gc=False):
@@ -41,8 +42,10 @@ class _CompletionTokens(msgspec.Struct, gc=False):
 class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: _Tokens
     completion_tokens: _Tokens
+    total_tokens: int | None = None
     prompt_tokens_details: _PromptTokens | None = None
     completion_tokens_details: _CompletionTokens | None = None
+    service_tier: _ShortName | None = None
 
 
 class _Body(msgspec.Struct, gc=False):
@@ -87,10 +90,12 @@ def _plain_completion(
     thoughts = details_out.reasoning_tokens or 0 if details_out is not None else 0
     if finish is None or cached > tokens.prompt_tokens or thoughts > tokens.completion_tokens:
         return None
+    if thoughts and tokens.total_tokens != tokens.prompt_tokens + tokens.completion_tokens:
+        return None
+    tier = body.service_tier or tokens.service_tier
     if redactor is not None:
         if redactor.touches_plainly(choice.message.content):
             return None
-        tier = body.service_tier
         if not redactor.leaves(body.model) or (tier is not None and not redactor.leaves(tier)):
             return None
     usage = Usage(tokens.prompt_tokens, tokens.completion_tokens, cached, 0, thoughts)
@@ -104,7 +109,7 @@ def _plain_completion(
         None,
         pace,
         choice.finish_reason,
-        body.service_tier,
+        tier,
     )
 
 

@@ -22,8 +22,9 @@ from beam_llm.providers.errors import (
     unreadable,
 )
 from beam_llm.providers.finishes import finish_of
-from beam_llm.providers.openai.dialect import JSON_OBJECT, JSON_SCHEMA, Dialect
+from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.plain import plain_reply
+from beam_llm.providers.openai.servers import JSON_OBJECT, JSON_SCHEMA
 from beam_llm.providers.openai.strict_schema import strict_schema
 from beam_llm.providers.typed import clean, loads, name_of, token_count, without_surrogates, word
 from beam_llm.redaction import redactor_of
@@ -48,11 +49,14 @@ def encode_body(request: Request, dialect: Dialect, service_tier: str | None = N
     if request.max_output_tokens is not None:
         body[dialect.tokens_field] = request.max_output_tokens
     if request.seed is not None:
-        body["seed"] = request.seed
+        body[dialect.seed_field] = request.seed
     if service_tier is not None:
         body["service_tier"] = service_tier
-    if request.extra:
-        body.update(sorted(request.extra.items()))
+    for name, value in sorted(request.extra.items()):
+        ours = body.get(name) if name in dialect.beside_a_schema else None
+        if isinstance(ours, Mapping) and isinstance(value, Mapping):
+            value = {**ours, **value}
+        body[name] = value
     try:
         return orjson.dumps(body)
     except TypeError:
@@ -67,8 +71,10 @@ def _ask_for_shape(body: dict[str, Any], request: Request, dialect: Dialect) -> 
     strict = strict_schema(request.schema)
     schema = request.schema if strict is None else strict
     if dialect.reply_format == JSON_SCHEMA:
-        wrapped = {"name": "reply", "strict": strict is not None, "schema": schema}
+        is_strict = strict is not None and dialect.is_strict
+        wrapped = {"name": "reply", "strict": is_strict, "schema": schema}
         body["response_format"] = {"type": JSON_SCHEMA, JSON_SCHEMA: wrapped}
+        body.update(dialect.beside_a_schema)
     if dialect.enforces_schemas:
         return
     words = (
@@ -145,7 +151,15 @@ def completion_of(
         refusal,
         pace,
         (name_of(reason, redactor) or "stop") if choice else "",
-        service_tier=name_of(payload.get("service_tier"), redactor),
+        service_tier=name_of(_tier_of(payload), redactor),
+    )
+
+
+def _tier_of(payload: Mapping[str, Any]) -> Any:
+    """Mistral's stands in the usage."""
+    usage = payload.get("usage")
+    return payload.get("service_tier") or (
+        usage.get("service_tier") if isinstance(usage, dict) else None
     )
 
 
@@ -239,17 +253,26 @@ def _is_part(value: Any) -> bool:
 
 
 def usage_of(usage: Any) -> Usage:
-    """Tokens as billed; 0 where the server does not say."""
+    """Tokens as billed; 0 where the server does not say.
+
+    Most count thoughts among the completion's tokens. xAI counts them beside it, which its sum
+    tells (recorded traffic, 2026-08).
+    """
     if not isinstance(usage, dict):
         return Usage()
-    inputs, details = token_count(usage.get("prompt_tokens")), usage.get("prompt_tokens_details")
-    cached = token_count(details.get("cached_tokens")) if isinstance(details, dict) else 0
-    outputs, details = (
-        token_count(usage.get("completion_tokens")),
-        usage.get("completion_tokens_details"),
-    )
-    thoughts = token_count(details.get("reasoning_tokens")) if isinstance(details, dict) else 0
-    return Usage(inputs, outputs, min(cached, inputs), 0, min(thoughts, outputs))
+    inputs = token_count(usage.get("prompt_tokens"))
+    outputs = token_count(usage.get("completion_tokens"))
+    cached, written = _details(usage.get("prompt_tokens_details"), "cached", "cache_write")
+    (thoughts,) = _details(usage.get("completion_tokens_details"), "reasoning")
+    if thoughts and token_count(usage.get("total_tokens")) == inputs + outputs + thoughts:
+        outputs += thoughts
+    cached = min(cached, inputs)
+    return Usage(inputs, outputs, cached, min(written, inputs - cached), min(thoughts, outputs))
+
+
+def _details(details: Any, *names: str) -> list[int]:
+    found = details if isinstance(details, dict) else {}
+    return [token_count(found.get(f"{name}_tokens")) for name in names]
 
 
 ODD_SHAPE = (

@@ -1,0 +1,323 @@
+"""What the batch APIs of the dialect have in common, whatever shape their jobs have: lines, files
+and lists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import aiohttp
+
+from beam_llm.errors import CallError, CannotTell, Kind, Rejected, Retryable, UnknownJob
+from beam_llm.protocols import LineReply, RemoteJob
+from beam_llm.providers import http
+from beam_llm.providers.control import ControlCalls, ignoring, steady
+from beam_llm.providers.errors import ErrorContext, unreadable
+from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
+from beam_llm.providers.ids import identifier_of, in_path
+from beam_llm.providers.openai.dialect import Dialect
+from beam_llm.providers.openai.job_objects import remote_job
+from beam_llm.providers.openai.lines import line_reply
+from beam_llm.providers.openai.place import Place
+from beam_llm.providers.openai.servers import ANY, BatchApi
+from beam_llm.providers.openai.wire import encode_body
+from beam_llm.providers.typed import loads
+from beam_llm.values import Request
+
+PENDING_PAGES = 10
+
+_CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class DialectBatches:
+    """The base of the batch clients of this dialect, blocking. Harmless verbs are tried four times;
+    a create is tried once.
+
+    Args:
+      model: of all requests, for an API that wants it named with the job.
+      window_hours: how long a job may run, where the user has chosen.
+      sleep: how waits between tries are spent.
+      clock: seconds that never go back, for the time that a verb and its tries may take, and for
+        the server's time since it told it.
+      wall: this machine's time.
+    """
+
+    texts_are_json_strings = True
+
+    def __init__(
+        self,
+        place: Place,
+        key: str | None,
+        *,
+        model: str = "",
+        window_hours: int | None = None,
+        log_data: bool = False,
+        bounds: Bounds = DEFAULT_BOUNDS,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = steady,
+        wall: Callable[[], float] = time.time,
+    ):
+        assert ANY.batch is not None
+        self._api: BatchApi = place.server.batch or ANY.batch
+        self._model = model
+        self._window_hours = window_hours
+        seconds = window_hours * 3600.0 if window_hours else self._api.traits.window_seconds
+        self.traits = dataclasses.replace(
+            self._api.traits, create_seconds=2 * bounds.control_seconds, window_seconds=seconds
+        )
+        self._place = place
+        self._key = key
+        self._log_data = log_data
+        self._context = ErrorContext(key, place.key_reference, log_data)
+        self._bounds = bounds
+        self._clock = clock
+        # Some servers without keys want to see one all the same.
+        headers = place.headers(key or "none")
+        proxy = http.proxy_for(place.base_url)
+        self._control = ControlCalls(
+            self._context, bounds, headers, proxy, sleep=sleep, clock=clock, wall=wall
+        )
+        self._dialects: dict[str, Dialect] = {}
+
+    def close(self) -> None:
+        """Nothing is held between calls."""
+
+    @property
+    def _line_middle(self) -> bytes:
+        """What stands in a line between its `custom_id` and its body."""
+        return b'","method":"POST","url":"' + self._place.line_url.encode() + b'","body":'
+
+    def encode_line(self, custom_id: str, request: Request) -> bytes:
+        """Raises ValueError where `custom_id` is not 1–64 characters of A–Z, a–z, 0–9, `_` and
+        `-`.
+        """
+        if not _CUSTOM_ID.fullmatch(custom_id):
+            raise ValueError(f"custom_id {custom_id!r} is not 1–64 characters of [A-Za-z0-9_-]")
+        dialect = self._dialects.get(request.model)
+        # A file can't learn from refusals, so that its bytes depend on model and server alone.
+        if dialect is None:
+            dialect = self._dialects[request.model] = Dialect.of(request.model, self._place.server)
+        body = self._body(request, dialect)
+        return b'{"custom_id":"' + custom_id.encode() + self._line_middle + body + b"}"
+
+    def _body(self, request: Request, dialect: Dialect) -> bytes:
+        return encode_body(request, dialect)
+
+    def decode_line(self, line: bytes) -> LineReply:
+        """Success lines, error lines of every known shape, and lines without any answer.
+
+        Raises:
+          ValueError: where the line is cut or no reply at all.
+        """
+        return line_reply(line, self._context)
+
+    def now(self) -> float | None:
+        """The server's own time, by its answers; see `ControlCalls.now`."""
+        return self._control.now(self._place.url("/models"))
+
+    def _large_object(self, url: str) -> dict[str, Any]:
+        """A JSON object that may be as large as a result file. Raises UnknownJob for a 404."""
+        with tempfile.TemporaryFile() as file:
+
+            def once(seconds: float) -> None:
+                file.seek(0)
+                file.truncate()
+                self._control.call("GET", url, seconds, missing=UnknownJob, into=file)
+
+            self._control.harmless(once, self._bounds.transfer_seconds)
+            file.seek(0)
+            try:
+                found = loads(file.read())
+            except ValueError:
+                raise unreadable("the answer is not JSON") from None
+        if not isinstance(found, dict):
+            raise unreadable("the answer is not what the API promises")
+        return found
+
+    # Lists
+
+    def _job(self, job: Mapping[str, Any]) -> RemoteJob:
+        return remote_job(job, self._log_data, self._key)
+
+    def pending(self) -> list[RemoteJob]:
+        """Jobs under way among the first thousand; what is further on has ended long ago where the
+        newest come first.
+        """
+        return [
+            job
+            for page in islice(self._pages(), PENDING_PAGES)
+            for job in page
+            if not job.state.has_ended
+        ]
+
+    def _pages(self) -> Iterator[Sequence[RemoteJob]]:
+        """All jobs this key can see, page by page."""
+        after: str | None = None
+        while True:
+            page = self._page(after)
+            jobs = list(self._listed(page.get("data")))
+            yield jobs
+            if not page.get("has_more") or not jobs:
+                return
+            after = jobs[-1].job_id
+
+    def _listed(self, jobs: Any) -> Iterator[RemoteJob]:
+        """The jobs of a page; one that can't be read is passed over."""
+        for job in jobs if isinstance(jobs, list) else []:
+            if isinstance(job, dict):
+                with suppress(CallError):
+                    yield self._job(job)
+
+    def _page(self, after: str | None) -> dict[str, Any]:
+        query = {"limit": "100"} if after is None else {"limit": "100", "after": after}
+        return self._list_page(self._place.url("/batches", **query))
+
+    def _list_page(self, url: str) -> dict[str, Any]:
+        """A page of jobs. Raises CannotTell where there is no such list."""
+        try:
+            return self._control.harmless(
+                lambda seconds: self._control.object(
+                    "GET", url, seconds, missing=Rejected, is_list=True
+                )
+            )
+        except Rejected as error:
+            refused = error
+        raise CannotTell(
+            f"jobs can't be listed here: {refused.message}", status=refused.status
+        ) from refused
+
+    # Files
+
+    def stage(self, lines: Path, name: str) -> str | None:
+        """Uploads a job's lines, streamed; returns the provider's file id."""
+        return self._upload(lines, name)
+
+    def fetch(self, job: RemoteJob, path: Path) -> None:
+        """Streams the output file and the error file of a job into one.
+
+        Raises:
+          CallError: a file can't be read, or is not whole; what can be read is at `path`.
+        """
+        self._fetch_files(job.result_files, path)
+
+    def forget(self, job: RemoteJob | None, staged: str | None) -> None:
+        """Removes a job's result files, and an input file; harmless where they are gone."""
+        files = job.result_files if job is not None else ()
+        for file_id in files if staged is None else (*files, staged):
+            self._delete_file(file_id)
+
+    def _upload(self, lines: Path, name: str) -> str:
+        """Uploads a job's lines, streamed; returns the provider's file id."""
+        api, filename = self._api, f"{name}.jsonl"
+        fields = {"purpose": api.purpose} if api.purpose else {}
+        for field, value in api.upload_fields.items():
+            fields[field] = filename if value == "{name}" else value
+
+        def once(seconds: float) -> str:
+            with open(lines, "rb") as file:
+                form = aiohttp.FormData(fields)
+                form.add_field(
+                    "file", file, filename=filename, content_type="application/octet-stream"
+                )
+                uploaded = self._control.object(
+                    "POST", self._place.url(api.upload_path), seconds, data=form
+                )
+            file_id = identifier_of(uploaded.get("id"), self._key)
+            if file_id is None:
+                raise unreadable("the answer has no usable file id")
+            return file_id
+
+        return self._control.harmless(once, self._bounds.transfer_seconds)
+
+    def _fetch_files(self, file_ids: Sequence[str], path: Path) -> None:
+        """Streams result files into one, and checks their lengths where the server told them.
+
+        Raises:
+          CallError: a file can't be read, or is not whole; what can be read is at `path`.
+        """
+        failed: CallError | None = None
+        cut = b""
+        with open(path, "w+b") as file:
+            for file_id in file_ids:
+                start = file.seek(0, os.SEEK_END)
+                try:
+                    self._fetch_file(file_id, file, start)
+                except CallError as error:
+                    failed = failed or error
+                    file.truncate(start)
+                    continue
+                cut += _cut_line(file, start)
+            file.seek(0, os.SEEK_END)
+            file.write(cut)
+        if failed is not None:
+            raise failed
+
+    def _fetch_file(self, file_id: str, file: IO[bytes], start: int) -> None:
+        """Writes one result file behind `start`."""
+
+        def once(seconds: float) -> None:
+            file.seek(start)
+            file.truncate()
+            answer = self._control.call(
+                "GET",
+                self._place.url(f"/files/{in_path(file_id)}/content"),
+                seconds,
+                missing=Rejected,
+                into=file,
+            )
+            length, encoded = (
+                answer.headers.get("content-length"),
+                answer.headers.get("content-encoding", "identity"),
+            )
+            written = file.tell() - start
+            if length is not None and encoded == "identity" and length != str(written):
+                raise Retryable(
+                    Kind.UNAVAILABLE,
+                    f"file {file_id!r} was cut: {written:,} of {length[:20]} bytes",
+                )
+
+        self._control.harmless(once, self._bounds.transfer_seconds)
+
+    def _delete_file(self, file_id: str) -> None:
+        """Harmless where it is gone."""
+        url = self._place.url(f"/files/{in_path(file_id)}")
+        with ignoring(404):
+            self._control.harmless(
+                lambda seconds: self._control.call("DELETE", url, seconds, missing=Rejected)
+            )
+
+
+_MOST_CUT_BYTES = 1 << 16
+"""That are kept of a line that was cut: nobody will read it, it only tells that something is
+missing.
+"""
+
+
+def _cut_line(file: IO[bytes], start: int) -> bytes:
+    """Takes what stands behind the last newline off a file's end: another file's lines may follow
+    there.
+
+    Args:
+      start: where the part begins that is looked at.
+    """
+    end = at = file.seek(0, os.SEEK_END)
+    newline = -1
+    while at > start and newline < 0:
+        step = min(at - start, 1 << 20)
+        at -= step
+        file.seek(at)
+        newline = file.read(step).rfind(b"\n")
+    begin = at + newline + 1 if newline >= 0 else start
+    file.seek(begin)
+    cut = file.read(min(end - begin, _MOST_CUT_BYTES))
+    file.truncate(begin)
+    return cut

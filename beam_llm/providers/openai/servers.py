@@ -1,0 +1,293 @@
+"""Who speaks OpenAI's dialect, and what each takes otherwise: data, one row a provider, with its
+source.
+
+A further one is a row in here and a row in `provider_table.PROVIDERS`. What no row has is learned
+from refusals (`dialect.py`), or is an option's business (`extra_body`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from beam_llm.config import Settings
+from beam_llm.protocols import BatchTraits, Recovery
+
+JSON_SCHEMA, JSON_OBJECT, WORDS = "json_schema", "json_object", "words"
+MAX_COMPLETION_TOKENS, MAX_TOKENS = "max_completion_tokens", "max_tokens"
+
+_DAY, _HOUR = 86_400.0, 3_600.0
+
+
+class Form(NamedTuple):
+    """How a model is asked for a reply of a schema's shape.
+
+    Attributes:
+      reply_format: the `type` of `response_format`, or `words` for none.
+      is_strict: the schema is sent as one that replies must keep to the letter.
+      also_in_words: it is put into a system message besides.
+    """
+
+    reply_format: str
+    is_strict: bool = True
+    also_in_words: bool = False
+
+
+STRICTLY = Form(JSON_SCHEMA)
+LOOSELY = Form(JSON_SCHEMA, is_strict=False, also_in_words=True)
+AS_OBJECT = Form(JSON_OBJECT)
+IN_WORDS = Form(WORDS)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BatchApi:
+    """What a provider's batch API is like.
+
+    Attributes:
+      traits: see `BatchTraits`.
+      kind: which shape it has: `files` (OpenAI's own: a file in, a job, files out), `named` (xAI's:
+        a file in, a job with a name, results in pages), `inline` (OpenRouter's: all in one body),
+        `mistral` (its own).
+      purpose: what a file is uploaded for; empty: nothing is said.
+      upload_path: where it is uploaded to.
+      upload_fields: further fields of that form; `{name}` stands for the file's name.
+      window: `completion_window`, where the user has not chosen one.
+      longest_hours: the longest window that may be chosen (`provider_options`); 0: none may.
+      keeps_metadata: jobs are shown with the metadata that they were created with.
+      keeps_inputs: jobs are shown with the id of their input file, so that a list without it proves
+        that there is no such job.
+      cancels: a job can be cancelled.
+    """
+
+    traits: BatchTraits
+    kind: str = "files"
+    purpose: str = "batch"
+    upload_path: str = "/files"
+    upload_fields: Mapping[str, str] = field(default_factory=dict)
+    window: str = "24h"
+    longest_hours: int = 0
+    keeps_metadata: bool = True
+    keeps_inputs: bool = False
+    cancels: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Server:
+    """A provider that speaks the dialect.
+
+    Attributes:
+      path: of the API behind the address, where the address has it not.
+      tokens_field, seed_field: the parameters that limit a reply's length, and repeat it.
+      most_temperature: that may be asked for.
+      forms: (pattern of model names, how they are asked for a shape), the first that matches.
+      form: of all other models.
+      is_enforced: replies are known to keep to a schema that was sent, so that nothing is learned
+        from one that isn't JSON.
+      tiers: the option `service_tier` → this provider's word; what is not in it, it has not.
+      beside_a_schema: further fields of a live request that has a schema.
+      batch: its batch API; None: it has none here.
+      source: where all this was read, and when.
+    """
+
+    path: str = ""
+    tokens_field: str = MAX_TOKENS
+    seed_field: str = "seed"
+    most_temperature: float = 2.0
+    forms: tuple[tuple[str, Form], ...] = ()
+    form: Form = STRICTLY
+    is_enforced: bool = False
+    tiers: Mapping[str, str] = field(default_factory=dict)
+    beside_a_schema: Mapping[str, Any] = field(default_factory=dict)
+    batch: BatchApi | None = None
+    source: str = ""
+
+    def form_of(self, model: str) -> Form:
+        return next((form for names, form in self.forms if re.match(names, model)), self.form)
+
+
+_ALL_TIERS = {tier: tier for tier in ("auto", "default", "flex", "priority")}
+
+_OLDER_MODELS = (
+    (r"gpt-3\.5|gpt-35|gpt-4-turbo|gpt-4-1106|gpt-4-0125|gpt-4o-2024-05-13", AS_OBJECT),
+    (r"gpt-4(-0314|-0613|-32k.*)?$", IN_WORDS),
+)
+"""OpenAI's models from before structured output (August 2024) and before JSON mode (November 2023).
+"""
+
+_OPENAI_TRAITS = BatchTraits(
+    max_requests=50_000,
+    max_bytes=190_000_000,
+    window_seconds=_DAY,
+    create_seconds=120,
+    recovery=Recovery.METADATA,
+)
+"""Source: OpenAI's batch guide, read 2026-11-22: 50,000 requests and 200 MB a file (kept below by 5
+%), 24 h. Azure's are the same. A create is given up after a minute (`control_timeout_ms`); what has
+then reached the server is given another.
+"""
+
+
+def _like_openai(**traits: Any) -> BatchTraits:
+    return dataclasses.replace(_OPENAI_TRAITS, **traits)
+
+
+OPENAI = Server(
+    tokens_field=MAX_COMPLETION_TOKENS,
+    forms=_OLDER_MODELS,
+    is_enforced=True,
+    tiers=_ALL_TIERS,
+    batch=BatchApi(traits=_OPENAI_TRAITS),
+    source="developers.openai.com/api/reference, 2026-11; Azure's REST reference, 2026-11",
+)
+
+ANY = Server(
+    forms=_OLDER_MODELS,
+    tiers=_ALL_TIERS,
+    batch=BatchApi(
+        traits=_like_openai(
+            recovery=Recovery.LABEL,
+            caveats=(
+                (
+                    "whether this server lists jobs with their metadata, or only with their "
+                    "input file, shows when a create gets no answer"
+                ),
+            ),
+        )
+    ),
+    source="whatever `openai:` with a base_url leads to; many take `max_tokens` only",
+)
+
+OPENROUTER = Server(
+    tiers=_ALL_TIERS,
+    # Else it may send a request on to a host that passes over the schema.
+    beside_a_schema={"provider": {"require_parameters": True}},
+    batch=BatchApi(
+        kind="inline",
+        traits=_like_openai(
+            max_requests=5_000,
+            window_seconds=4 * _DAY,
+            recovery=Recovery.NONE,
+            caveats=(
+                (
+                    "jobs have no names: of a create that gets no answer it can't be told whether "
+                    "there is a job"
+                ),
+                "jobs can't be cancelled",
+                "a job may take 96 hours, where it runs at Vertex AI",
+            ),
+        ),
+        cancels=False,
+    ),
+    source="openrouter.ai/docs (batch quickstart, provider routing), SDK 1.3.84, 2026-11",
+)
+
+TOGETHER = Server(
+    batch=BatchApi(
+        purpose="batch-api",
+        upload_path="/files/upload",
+        upload_fields={"file_name": "{name}", "file_type": "jsonl"},
+        keeps_metadata=False,
+        keeps_inputs=True,
+        traits=_like_openai(
+            max_bytes=95_000_000,
+            recovery=Recovery.LABEL,
+            caveats=(
+                (
+                    "some models cost as much by batch as live: see the price page, and give "
+                    "prices={…, 'batch': 1} for them"
+                ),
+            ),
+        ),
+    ),
+    source="docs.together.ai (batch overview, upload-file), SDK 3.1.1, 2026-11",
+)
+
+GROQ = Server(
+    tokens_field=MAX_COMPLETION_TOKENS,
+    forms=(
+        (r"openai/gpt-oss-(20|120)b$", STRICTLY),
+        (r"openai/gpt-oss-safeguard|moonshotai/kimi-k2|meta-llama/llama-4", LOOSELY),
+    ),
+    form=AS_OBJECT,
+    tiers={"auto": "auto", "default": "on_demand", "flex": "flex", "priority": "performance"},
+    batch=BatchApi(
+        longest_hours=7 * 24,
+        traits=_like_openai(
+            max_bytes=95_000_000,
+            caveats=("the batch price is that of a documented list of models",),
+        ),
+    ),
+    source="console.groq.com/docs (structured outputs, batch, flex), SDK 1.7.0, 2026-11",
+)
+
+FIREWORKS = Server(
+    tiers={"auto": "auto", "default": "default", "priority": "priority"},
+    source="docs.fireworks.ai, SDK 1.2.30, 2026-11",
+)
+
+DEEPINFRA = Server(
+    tiers={"default": "default", "priority": "priority"},
+    batch=BatchApi(
+        traits=_like_openai(
+            recovery=Recovery.LABEL,
+            caveats=("the batch price is 80 % of the live one",),
+        )
+    ),
+    source="deepinfra.com/blog/batch-api, docs.deepinfra.com, 2026-11",
+)
+
+XAI = Server(
+    tokens_field=MAX_COMPLETION_TOKENS,
+    tiers={"default": "default", "priority": "priority"},
+    batch=BatchApi(
+        kind="named",
+        traits=_like_openai(
+            max_bytes=45_000_000,
+            window_seconds=3 * _DAY,
+            caveats=(
+                "the batch price is 80 % of the live one",
+                "most jobs end within a day; no end is promised",
+            ),
+        ),
+    ),
+    source="docs.x.ai (batch API, files), recorded traffic of 2026-08, 2026-11",
+)
+
+MISTRAL = Server(
+    path="/v1",
+    seed_field="random_seed",
+    most_temperature=1.5,
+    tiers={"auto": "auto", "default": "standard_only"},
+    batch=BatchApi(
+        kind="mistral",
+        longest_hours=7 * 24,
+        traits=_like_openai(max_requests=1_000_000, max_bytes=485_000_000),
+    ),
+    source="docs.mistral.ai/api, SDK 3.7.0, recorded traffic of 2026-08, 2026-11",
+)
+
+_NAMED = {
+    "mistral": MISTRAL,
+    "azure": OPENAI,
+    "openrouter": OPENROUTER,
+    "together": TOGETHER,
+    "groq": GROQ,
+    "fireworks": FIREWORKS,
+    "deepinfra": DEEPINFRA,
+    "xai": XAI,
+}
+
+
+def server_of(settings: Settings, host: str = "") -> Server:
+    """The row of a provider; `openai:` with somebody else's address is ANY.
+
+    Args:
+      host: of the address.
+    """
+    named = _NAMED.get(settings.provider)
+    if named is not None:
+        return named
+    return OPENAI if host == "openai.com" or host.endswith(".openai.com") else ANY

@@ -1,0 +1,166 @@
+"""xAI's batch API: a file in, a job with a name and without a status, results in pages.
+
+A job may also be made empty and filled later, which is recovered as surely: by its name. One create
+with a file is taken because it is one call: half-filled jobs can't be.
+
+Source: docs.x.ai (batch API, files); recorded traffic of 2026-08; read 2026-11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from beam_llm.errors import Kind, Rejected, Retryable, UnknownJob
+from beam_llm.protocols import RemoteJob
+from beam_llm.providers.control import ignoring
+from beam_llm.providers.ids import in_path
+from beam_llm.providers.job_search import find_jobs
+from beam_llm.providers.openai.batch_files import DialectBatches
+from beam_llm.providers.openai.job_objects import FINGERPRINT, reason_of
+from beam_llm.providers.typed import count_of, word
+
+_PAGE = "100"
+"""Results, or jobs, on a page."""
+
+
+class XaiBatches(DialectBatches):
+    """Remote jobs (a BatchProvider)."""
+
+    def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
+        """Creates the job, in one try. Raises NotCreated where there is none for certain."""
+        body = orjson.dumps({"name": name, "input_file_id": str(staged)})
+        return self._job(self._control.create(self._place.url("/batches"), body, reason_of))
+
+    def look(self, job_id: str) -> RemoteJob:
+        """Raises UnknownJob where the provider does not know the job."""
+        url = self._place.url(f"/batches/{in_path(job_id)}")
+        return self._control.harmless(
+            lambda seconds: self._job(
+                self._control.object("GET", url, seconds, missing=UnknownJob, id_field=None)
+            )
+        )
+
+    def _job(self, job: Mapping[str, Any]) -> RemoteJob:
+        return super()._job(_in_openai_shape(job))
+
+    def fetch(self, job: RemoteJob, path: Path) -> None:
+        """Writes the results, page by page, as lines of OpenAI's shape."""
+        end = self._clock() + self._bounds.transfer_seconds
+        left, most = self._bounds.file_bytes, self._bounds.file_bytes
+        pages = self._walk(f"/batches/{in_path(job.job_id)}/results", "results")
+        with open(path, "wb") as file:
+            for result in chain.from_iterable(pages):
+                line = _line_of(result)
+                left -= len(line)
+                if left < 0:
+                    message = f"the results are larger than {most:,} bytes (max_file_bytes)"
+                    raise Rejected(Kind.TOO_LARGE, message)
+                if self._clock() > end:
+                    raise Retryable(Kind.TIMED_OUT, "the results did not come to an end in time")
+                file.write(line)
+
+    def _walk(self, path: str, name: str) -> Iterator[list[Any]]:
+        """The pages of a list; one that goes on without an item, or with the same token, has
+        ended.
+        """
+        seen: set[str] = set()
+        query = {"limit": _PAGE}
+        while True:
+            page = self._list_page(self._place.url(path, **query))
+            items = page.get(name)
+            items = items if isinstance(items, list) else []
+            yield items
+            token = page.get("pagination_token")
+            if not items or not isinstance(token, str) or not token or token in seen:
+                return
+            seen.add(token)
+            query["pagination_token"] = token
+
+    def _pages(self) -> Iterator[Sequence[RemoteJob]]:
+        for page in self._walk("/batches", "batches"):
+            yield list(self._listed(page))
+
+    def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
+        """Jobs of that name, or with that input file. Raises CannotTell where none can be
+        listed.
+        """
+        return find_jobs(
+            self._pages(),
+            name,
+            staged,
+            since,
+            keeps_names=True,
+            most_pages=self._bounds.list_pages,
+        )
+
+    def cancel(self, job_id: str) -> None:
+        """Asks for cancellation; harmless where the job has ended or is not known."""
+        url = self._place.url(f"/batches/{in_path(job_id)}:cancel")
+        with ignoring(400, 404, 409):
+            self._control.harmless(
+                lambda seconds: self._control.call("POST", url, seconds, missing=UnknownJob),
+                final=(409,),
+            )
+
+    def forget(self, job: RemoteJob | None, staged: str | None) -> None:
+        """Removes an input file; results go with their job, which can't be removed."""
+        if staged is not None:
+            self._delete_file(staged)
+
+
+def _in_openai_shape(job: Mapping[str, Any]) -> dict[str, Any]:
+    """A job as OpenAI would show it: its status follows from its counts."""
+    state = job.get("state")
+    state = state if isinstance(state, dict) else {}
+    counts = {name: count_of(state.get(f"num_{name}")) for name in _COUNTS}
+    why, status = job.get("cancel_by_xai_message"), _status_of(job, counts)
+    bad = [count for count in (counts["error"], counts["cancelled"]) if count is not None]
+    created = job.get("create_time")
+    return {
+        "id": job.get("batch_id"),
+        "status": status,
+        # A day without a time, as over REST, would be up to a day too early.
+        "created_at": created if isinstance(created, str) and "T" in created else None,
+        "metadata": {FINGERPRINT: job["name"]} if job.get("name") else None,
+        "input_file_id": job.get("input_file_id"),
+        "request_counts": {
+            "total": counts["requests"],
+            "completed": counts["success"],
+            "failed": sum(bad) if bad else None,
+        },
+        "errors": [{"message": why}] if why else None,
+    }
+
+
+_COUNTS = ("requests", "pending", "success", "error", "cancelled")
+
+
+def _status_of(job: Mapping[str, Any], counts: Mapping[str, int | None]) -> str:
+    if job.get("cancel_time"):
+        return "failed" if job.get("cancel_by_xai_message") else "cancelled"
+    if not counts["requests"]:
+        return "validating"
+    return "completed" if counts["pending"] == 0 else "in_progress"
+
+
+def _line_of(result: Any) -> bytes:
+    """A result as a line of OpenAI's shape. What has another shape is a line that says nothing."""
+    result = result if isinstance(result, dict) else {}
+    found = result.get("batch_result")
+    found = found if isinstance(found, dict) else {}
+    held, error = found.get("response"), found.get("error")
+    body = next(iter(held.values()), None) if isinstance(held, dict) else None
+    line = {
+        "custom_id": result.get("batch_request_id"),
+        "response": {"status_code": 200, "body": body} if body is not None else None,
+        "error": error if body is None else None,
+    }
+    with suppress(TypeError):
+        return orjson.dumps(line) + b"\n"
+    return orjson.dumps({"custom_id": word(line["custom_id"])}) + b"\n"  # nested too deeply
