@@ -144,7 +144,10 @@ class Settings:
         choices=MODES,
     )
     staging_location: str | None = _option(
-        None, "batch_api: local folder or gs:// for files and ledger", kind="text"
+        None,
+        "batch_api: local folder or gs:// for files and ledger; with the extra `objectstore` "
+        "s3:// or az://",
+        kind="text",
     )
     max_concurrency: int | Literal["auto"] = _option(
         "auto",
@@ -738,8 +741,8 @@ def _check_rules(known: Settings) -> None:
     """Rules between options."""
     if known.mode == "batch_api" and not known.staging_location:
         raise UsageError(
-            "mode is 'batch_api' but staging_location is missing: name a local folder or "
-            "gs://bucket/path that keeps files and ledger"
+            "mode is 'batch_api' but staging_location is missing: name a local folder, "
+            "gs://bucket/path, s3://bucket/path or az://container/path that keeps files and ledger"
         )
     if known.independent and not known.record_id:
         raise UsageError(

@@ -17,8 +17,10 @@ from tests.components import Unavailable, required
 
 if TYPE_CHECKING:
     from beam_llm.testing import Emulator
+    from tests.components.azure import AzureServer
     from tests.components.flink import FlinkCluster
     from tests.components.gcs import GcsServer
+    from tests.components.s3 import S3Server
 
 T = TypeVar("T")
 
@@ -37,7 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("flink") is None)
 
 
-def _get(part: str, make: Callable[[], T]) -> T:
+def component(part: str, make: Callable[[], T]) -> T:
+    """A part that a test needs; the test is skipped where it can't be had."""
     try:
         return make()
     except Unavailable as reason:
@@ -61,7 +64,7 @@ def prism_options(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     from tests.components import prism
 
-    options = _get("prism", prism.prism_options)
+    options = component("prism", prism.prism_options)
     monkeypatch.setattr(PrismRunner, "shared_handle", prism.own_handle())
     return options
 
@@ -70,7 +73,7 @@ def prism_options(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def _flink_session() -> Iterator[FlinkCluster]:
     from tests.components.flink import FlinkCluster
 
-    with _get("flink", FlinkCluster) as cluster:
+    with component("flink", FlinkCluster) as cluster:
         yield cluster
 
 
@@ -93,7 +96,7 @@ def flink_cluster(
 def _gcs_session() -> Iterator[GcsServer]:
     from tests.components.gcs import GcsServer
 
-    with _get("gcs", GcsServer) as server:
+    with component("gcs", GcsServer) as server:
         yield server
 
 
@@ -104,6 +107,42 @@ def gcs_emulator(_gcs_session: GcsServer, monkeypatch: pytest.MonkeyPatch) -> Gc
     """
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", _gcs_session.url)
     return _gcs_session
+
+
+@pytest.fixture(scope="session")
+def _s3_session() -> Iterator[S3Server]:
+    from tests.components.s3 import S3Server
+
+    with component("s3", S3Server) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_location(_s3_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`s3://bucket/prefix` in a bucket of this test's own; the environment leads to its server."""
+    for name, value in _s3_session.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"test-{uuid.uuid4().hex[:16]}"
+    _s3_session.make_bucket(bucket)
+    return f"s3://{bucket}/staging"
+
+
+@pytest.fixture(scope="session")
+def _azure_session() -> Iterator[AzureServer]:
+    from tests.components.azure import AzureServer
+
+    with component("azure", AzureServer) as server:
+        yield server
+
+
+@pytest.fixture
+def azure_location(_azure_session: AzureServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`az://container/prefix`, likewise."""
+    for name, value in _azure_session.environment.items():
+        monkeypatch.setenv(name, value)
+    container = f"test-{uuid.uuid4().hex[:16]}"
+    _azure_session.make_container(container)
+    return f"az://{container}/staging"
 
 
 @pytest.fixture

@@ -322,7 +322,7 @@ def test_nothing_in_gives_nothing_out(options):
         ({"api_key": "sk-literal"}, "env:NAME"),
         ({"output": object()}, "output"),
         ({"response_path": "$[", "batch_size": 2}, "response_path"),
-        ({"mode": "batch_api", "staging_location": "s3://bucket/x"}, "staging_location"),
+        ({"mode": "batch_api", "staging_location": "ftp://bucket/x"}, "staging_location"),
     ],
     ids=["template", "size", "key", "output", "path", "staging"],
 )

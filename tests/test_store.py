@@ -105,8 +105,6 @@ def test_names_that_could_leave_the_location_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("location", "advice"),
     [
-        ("s3://bucket/x", "objectstore"),
-        ("az://c/x", "objectstore"),
         ("ftp://x", "no store for ftp"),
         ("gs://", "bucket is missing"),
     ],

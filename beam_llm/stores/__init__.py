@@ -1,4 +1,5 @@
-"""Staging stores: named objects in a local folder or under `gs://`, created at most once each.
+"""Staging stores: named objects in a local folder or under `gs://`, `s3://` or `az://`, created at
+most once each.
 
     store = open_store("gs://bucket/staging")
     store.create("log/1", b"mine")        # True for one process in the world
@@ -33,17 +34,20 @@ STORES = {
     "": "beam_llm.stores.local:LocalStore",
     "file": "beam_llm.stores.local:LocalStore",
     "gs": "beam_llm.stores.gcs:GcsStore",
+    "s3": "beam_llm.stores.s3:S3Store",
+    "az": "beam_llm.stores.azure:AzureStore",
 }
 """Scheme of a location → the class that is called with the location."""
 
 ENTRY_POINTS = "beam_llm.stores"
-_PLANNED = ("s3", "az")
+LOCATIONS = "a local folder, gs://bucket/path, s3://bucket/path or az://container/path"
 
 _probed: set[str] = set()
 
 
 def open_store(location: str, *, probe: bool = True) -> Store:
-    """The store at `location`: a local folder (made if absent) or `gs://bucket/path`.
+    """The store at `location`: a local folder (made if absent), `gs://bucket/path`,
+    `s3://bucket/path` or `az://container/path`.
 
     For workers: nothing of it is needed before.
 
@@ -80,15 +84,8 @@ def _store_class(scheme: str, location: str) -> Callable[[str], Any]:
         return cast(Callable[[str], Any], getattr(importlib.import_module(module), name))
     for entry in metadata.entry_points(group=ENTRY_POINTS, name=scheme):
         return cast(Callable[[str], Any], entry.load())
-    if scheme in _PLANNED:
-        raise UsageError(
-            f"staging_location is {location!r}: {scheme}:// needs the objectstore extra "
-            "(not in this version); "
-            "use a local folder or gs://bucket/path"
-        )
     raise UsageError(
-        f"staging_location is {location!r}: there is no store for {scheme}://; "
-        "use a local folder or gs://bucket/path"
+        f"staging_location is {location!r}: there is no store for {scheme}://; use {LOCATIONS}"
     )
 
 
@@ -106,7 +103,7 @@ def probe_create(store: Store) -> None:
         first, second = store.create(name, b"first"), store.create(name, b"second")
         kept = store.get(name)
         store.delete(name)
-    except LedgerError:
+    except (LedgerError, UsageError):
         raise
     except Exception as error:
         raise LedgerError(f"staging location {store.location!r} can't be used: {error}") from error
@@ -114,7 +111,7 @@ def probe_create(store: Store) -> None:
         raise LedgerError(
             f"staging location {store.location!r} has no atomic create: "
             "a second creator of one object was let through, "
-            "so a job could be paid twice; use a local disk or gs://"
+            f"so a job could be paid twice; use {LOCATIONS}"
         )
 
 
@@ -156,7 +153,7 @@ def holds(store: Store, name: str, path: str) -> bool:
     """
     stored = store.path_of(name)
     if stored is None:
-        return name in set(store.list(name))
+        return store.read(name, 0, 0) is not None
     try:
         return filecmp.cmp(stored, path, shallow=False)
     except FileNotFoundError:

@@ -41,7 +41,7 @@ def _add_action(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
         dest="staging_location",
         required=True,
         metavar="DIR",
-        help="staging location: local folder or gs://",
+        help="staging location: local folder, gs://, s3:// or az://",
     )
     return parser
 

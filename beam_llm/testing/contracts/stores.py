@@ -349,13 +349,14 @@ class StoreContract:
             assert child.recv() == "ready"
             while store.get("big") is None:
                 assert child.writable
-        found = store.get("big")
-        assert found in (_content_of(0, _MANY), _content_of(1, _MANY))
+        contents = (_content_of(0, _MANY), _content_of(1, _MANY))
+        assert store.get("big") in contents
         assert list(store.list("")) == ["big", "here"]
         would = list(store.sweep(dry_run=True))
         assert list(store.sweep()) == would
         assert list(store.sweep()) == []
-        assert (store.get("big"), store.get("here")) == (found, b"1")
+        assert store.get("big") in contents  # a server may have had the next one already
+        assert store.get("here") == b"1"
 
 
 class _Pretender:
