@@ -729,6 +729,7 @@ def _completed(known: Settings) -> Settings:
         known,
         base_url=_base_url(known, provider),
         api_key=known.api_key or _usual_key(provider),
+        provider_options=_provider_options(known, provider),
     )
 
 
@@ -751,6 +752,16 @@ def _check_rules(known: Settings) -> None:
         )
 
 
+def _provider_options(known: Settings, provider: str) -> Mapping[str, Any] | None:
+    """The options of one provider alone, completed by the environment."""
+    found = {
+        name: os.environ[variable]
+        for name, variable in PROVIDERS[provider].option_variables.items()
+        if os.environ.get(variable)
+    }
+    return {**found, **(known.provider_options or {})} or known.provider_options
+
+
 def _usual_key(provider: str) -> str | None:
     """The reference to the provider's usual key; None where its cloud has credentials itself."""
     variable = PROVIDERS[provider].key_variable
@@ -759,9 +770,10 @@ def _usual_key(provider: str) -> str | None:
 
 def _base_url(known: Settings, provider: str) -> str | None:
     """The address, checked; None for a provider whose cloud's own library knows it."""
-    variable, usual = PROVIDERS[provider].base_url_variable, PROVIDERS[provider].base_url
+    spec = PROVIDERS[provider]
+    variable, usual = spec.base_url_variable, spec.base_url
     url = known.base_url or (variable and os.environ.get(variable)) or usual
-    if not url and variable is None:
+    if not url and (variable is None or spec.key_variable is None):
         return None
     if not url:
         raise UsageError(

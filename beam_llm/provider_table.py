@@ -9,6 +9,7 @@ A new provider is a row in here and a module in `providers/`:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -21,13 +22,16 @@ class ProviderSpec(NamedTuple):
         and no key is looked up.
       base_url_variable: of the environment, for the address; None: its cloud's library knows where
         it is, and no address is needed.
-      base_url: where it is if nobody says otherwise; None beside a variable: somebody has to.
+      base_url: where it is if nobody says otherwise; None beside a variable: somebody has to, but
+        for a cloud with credentials of its own, whose library knows.
+      option_variables: of the environment, for keys of `provider_options` that nobody gives.
     """
 
     module: str
     key_variable: str | None = None
     base_url_variable: str | None = None
     base_url: str | None = None
+    option_variables: Mapping[str, str] = {}
 
 
 _DIALECT = "beam_llm.providers.openai"
@@ -68,6 +72,12 @@ PROVIDERS = {
         "https://api.deepinfra.com/v1/openai",
     ),
     "xai": ProviderSpec(_DIALECT, "XAI_API_KEY", "XAI_BASE_URL", "https://api.x.ai/v1"),
+    "gemini": ProviderSpec(
+        "beam_llm.providers.gemini",
+        "GEMINI_API_KEY",
+        "GEMINI_BASE_URL",
+        "https://generativelanguage.googleapis.com",
+    ),
 }
 
 EXAMPLE_MODEL = "openai:gpt-4.1-mini"
@@ -83,6 +93,7 @@ BATCH_SHARES = {
     "groq": 0.5,
     "together": 0.5,
     "fireworks": 0.5,
+    "google": 0.5,
     "x-ai": 0.8,
 }
 """Name in the price table → what its batch API costs as a share of the live price, where the table
@@ -99,6 +110,8 @@ WINDOWS = {
     "openai:gpt-5": 400_000,
     "openai:gpt-5-mini": 400_000,
     "openai:gpt-5-nano": 400_000,
+    "gemini:gemini-2.5-flash": 1_048_576,
+    "gemini:gemini-2.5-flash-lite": 1_000_000,
 }
 """Windows of the most used models, as the price table has them: prompts can be formed before that
 is read (a third of a second).
@@ -112,6 +125,8 @@ of tiktoken 0.14, read 2026-11.
 LIMIT_PARAMETERS = frozenset({"max_tokens", "max_completion_tokens"})
 """Request parameters by which `extra_body` may limit a reply's length."""
 
-THINKING_MODELS = r"(^|/)o\d|gpt-5|gpt-oss|reason|think|-r1|qwq|magistral|grok-[34]|gemini-[23]\.?5"
+THINKING_MODELS = (
+    r"(^|/)o\d|gpt-5|gpt-oss|reason|think|-r1|qwq|magistral|grok-[34]|gemini-(2\.5|[3-9])"
+)
 """Names of models that think before they answer, and need room for that in the length of a reply.
 """

@@ -124,6 +124,7 @@ class ControlCalls:
         missing: type[CallError] = Aborted,
         is_list: bool = False,
         id_field: str | None = "id",
+        is_large: bool = False,
     ) -> dict[str, Any]:
         """The JSON object of an answer.
 
@@ -132,8 +133,11 @@ class ControlCalls:
           missing: what a 404 means.
           id_field: one without it is not what was asked for; None: it needs none.
           is_list: a list is asked for: no `id` is needed, and a bare array becomes one page.
+          is_large: it may have as many bytes as a result file.
         """
-        content = self.call(method, url, seconds, data=data, missing=missing).body
+        content = self.call(
+            method, url, seconds, data=data, missing=missing, is_large=is_large
+        ).body
         try:
             found = loads(content)
         except ValueError:
@@ -175,25 +179,31 @@ class ControlCalls:
         missing: type[CallError] = Aborted,
         data: Any = None,
         into: IO[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        is_large: bool = False,
     ) -> http.Answer:
         """One call, in one try.
 
         Args:
-          data: bytes of JSON, a form, or a file of JSON.
+          data: bytes of JSON, a form, or a file (of JSON, unless `headers` say otherwise).
           into: where a good body is streamed to, instead of into the answer.
+          headers: of this call alone.
+          is_large: a good body may have as many bytes as a result file, also where it isn't
+            streamed.
 
         Raises:
           CallError: the answer is an error, larger than its bound, or none.
         """
-        bounds, headers = self._bounds, self._headers
+        sent = {**self._headers, **(headers or {})}
         if isinstance(data, (bytes, io.IOBase)):
-            headers = {**headers, "Content-Type": "application/json"}
-        most = bounds.reply_bytes if into is None else bounds.file_bytes
+            sent.setdefault("Content-Type", "application/json")
+        is_reply = into is None and not is_large
+        most = self._bounds.reply_bytes if is_reply else self._bounds.file_bytes
         try:
             answer = http.call(
                 method,
                 url,
-                headers,
+                sent,
                 seconds=seconds,
                 most=most,
                 data=data,
@@ -201,7 +211,7 @@ class ControlCalls:
                 proxy=self._proxy,
             )
         except http.TooLarge:
-            if into is None:
+            if is_reply:
                 raise unreadable(
                     f"the answer is larger than {most:,} bytes (max_reply_bytes)"
                 ) from None

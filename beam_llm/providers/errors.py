@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
+from beam_llm.providers.error_details import PER_DAY, details_of
 from beam_llm.providers.pace import retry_after_seconds
 from beam_llm.providers.typed import status_of, word
 from beam_llm.redaction import MOST_READ, redactor_of
@@ -65,8 +66,11 @@ def error_of(
       missing: what a 404 means: for a chat call that the model or the address is wrong (Aborted),
         for a job that it is unknown (Rejected).
     """
-    code, kind, param, sentence = _parts_of(body)
-    words = {code.lower(), kind.lower()}
+    body = _parsed(body)
+    error = _error_in(body)
+    code, kind, param, sentence = _parts_of(body, error)
+    details = details_of(error)
+    words = {code.lower(), kind.lower(), *details.words}
     is_redirect = 300 <= status < 400
     if is_redirect:
         sentence = _redirected(headers.get("location"))
@@ -77,7 +81,11 @@ def error_of(
     message = shown(f"{named}: {sentence}" if sentence else named, secret, log_data)
     if status in (400, 403) and _FLAGGED_WORDS.search(sentence):
         return Rejected(Kind.REFUSED, message, status=status)
-    is_bad_key = status in (401, 403) or (status == 400 and _BAD_KEY_WORDS.search(sentence))
+    is_bad_key = (
+        status in (401, 403)
+        or bool(words & _WRONG_KEY)
+        or (status == 400 and _BAD_KEY_WORDS.search(sentence) is not None)
+    )
     if is_bad_key and key_reference:
         message = f"{message} (api_key is {key_reference!r})"
     if (
@@ -102,10 +110,15 @@ def error_of(
         return Rejected(Kind.REFUSED, message, status=status)
     if words & _MISSHAPEN:
         return Retryable(Kind.UNREADABLE, message, status=status)
-    return _by_status(status, headers, words, message)
+    wait = retry_after_seconds(headers)
+    return _by_status(
+        status, headers, words, message, details.retry_after_seconds if wait is None else wait
+    )
 
 
-def _by_status(status: int, headers: Mapping[str, str], words: set[str], message: str) -> CallError:
+def _by_status(
+    status: int, headers: Mapping[str, str], words: set[str], message: str, wait: float | None
+) -> CallError:
     is_queue_full = "token_limit_exceeded" in words
     retryable = status in _RETRYABLE or status >= 500 or is_queue_full
     should_retry = headers.get("x-should-retry")
@@ -114,11 +127,15 @@ def _by_status(status: int, headers: Mapping[str, str], words: set[str], message
         return Retryable(
             _RETRYABLE.get(status, fallback),
             message,
-            retry_after_seconds=retry_after_seconds(headers),
+            retry_after_seconds=wait,
             status=status,
             is_throttle=status in _BUSY or is_queue_full,
         )
     return Rejected(Kind.REJECTED, message, status=status)
+
+
+_WRONG_KEY = {"api_key_invalid", "api_key_expired", "api_key_service_blocked"}
+"""Gemini's words for one, which come with a 400."""
 
 
 _SPENT = {
@@ -128,7 +145,13 @@ _SPENT = {
     "account_deactivated",
     "access_terminated",
     "organization_restricted",
+    "billing_disabled",
+    "service_disabled",
+    "consumer_suspended",
+    "failed_precondition",
+    PER_DAY,
 }
+"""Google's `FAILED_PRECONDITION` is a country or a project without billing."""
 
 
 _NO_MODEL = {"model_not_found", "deploymentnotfound", "invalid_model", "model_not_available"}
@@ -169,7 +192,7 @@ _TOO_LONG = {
 
 _TOO_LONG_WORDS = re.compile(
     r"maximum context length|context.{0,20}(exceed|too long|too large)|request too large"
-    r"|prompt is too long",
+    r"|prompt is too long|input token count.{0,40}exceeds|payload size exceeds",
     re.IGNORECASE,
 )
 
@@ -180,10 +203,11 @@ _RETRYABLE = {
     425: Kind.UNAVAILABLE,
     429: Kind.RATE_LIMITED,
     498: Kind.RATE_LIMITED,
+    499: Kind.UNAVAILABLE,
     504: Kind.TIMED_OUT,
     524: Kind.TIMED_OUT,
 }
-"""498: Groq's flex capacity. 529, overloaded, goes with the other 5xx."""
+"""498: Groq's flex capacity. 499: Google's `CANCELLED`. 529, overloaded, goes with all 5xx."""
 
 
 _BUSY = frozenset({429, 498, 503, 529})
@@ -212,6 +236,14 @@ def unreadable(message: str) -> Retryable:
     return Retryable(Kind.UNREADABLE, message, status=200)
 
 
+def no_answer() -> Retryable:
+    """The error of a line in a job's file that holds nothing."""
+    return Retryable(
+        Kind.MISSING,
+        "the job's file has a line for this request, but neither an answer nor an error in it",
+    )
+
+
 def status_in(error: Any) -> int | None:
     """The HTTP status that an error body names in its code; None where it names none."""
     code = error.get("code") if isinstance(error, dict) else None
@@ -219,29 +251,37 @@ def status_in(error: Any) -> int | None:
     return status if status is not None and status >= 400 else None
 
 
-def _parts_of(body: Any) -> tuple[str, str, str, str]:
-    """Code, type, parameter and sentence of an error body, whatever its shape, cut; empty strings
-    where it has none.
-    """
+def _parsed(body: Any) -> Any:
+    """A body as JSON, or its text where it is none; of a list its first."""
     if isinstance(body, bytes):
         try:
             body = orjson.loads(body)
         except ValueError:
             body = body[:2000].decode("utf-8", "replace")
-    if isinstance(body, list) and body:
-        body = body[0]
-    error = body
-    if isinstance(body, dict):
-        nested = body.get("error")
-        error = body if nested is None or (nested == "" and len(body) > 1) else nested
+    return body[0] if isinstance(body, list) and body else body
+
+
+def _error_in(body: Any) -> Any:
+    """The error that a body holds, whatever its shape: mostly an object, perhaps a sentence."""
+    if not isinstance(body, dict):
+        return body
+    nested = body.get("error")
+    return body if nested is None or (nested == "" and len(body) > 1) else nested
+
+
+def _parts_of(body: Any, error: Any) -> tuple[str, str, str, str]:
+    """Code, type, parameter and sentence of an error, cut; empty strings where it has none."""
     if not isinstance(error, dict):  # xAI's code stands beside its sentence
         beside = word(body.get("code"))[:_MOST_READ_NAME] if isinstance(body, dict) else ""
         return beside, "", "", word(error)[:MOST_READ]
     inner = error.get("innererror")
     code = (inner.get("code") if isinstance(inner, dict) else None) or error.get("code")
+    kind = error.get("type")
+    if isinstance(error.get("status"), str):  # Google's: the code is HTTP's number once more
+        code, kind = error["status"], code if isinstance(code, str) else None
     sentence = error.get("message") or error.get("detail") or error.get("msg") or ""
     code, kind, param = (
-        word(value)[:_MOST_READ_NAME] for value in (code, error.get("type"), error.get("param"))
+        word(value)[:_MOST_READ_NAME] for value in (code, kind, error.get("param"))
     )
     return code, kind, param, _sentence_of(sentence)[:MOST_READ]
 

@@ -12,11 +12,12 @@ _ENDS: dict[Finish, str] = {
     Finish.STOP: "stop end_turn eos eos_token stop_sequence stop_token stop_str end_of_text"
     " complete completed finish finished done end",
     Finish.LENGTH: "length max_tokens model_length max_length max_output_tokens"
-    " max_completion_tokens max_new_tokens token_limit truncated incomplete"
+    " max_completion_tokens max_new_tokens token_limit truncated incomplete continuation"
     " model_context_window_exceeded context_length_exceeded length_limit",
     Finish.FILTERED: "content_filter content_filtered filtered safety sensitive prohibited_content"
     " blocklist blocked recitation spii guardrail guardrails guardrail_intervened moderation"
-    " content_policy content_policy_violation image_safety language",
+    " content_policy content_policy_violation image_safety language image_prohibited_content"
+    " image_recitation model_armor jailbreak",
     Finish.REFUSED: "refusal refused",
     Finish.EMPTY: "tool_calls tool_call tool_use function_call",
     Finish.FAILED: "error abort aborted fail failed failure cancelled canceled cancel interrupted"
@@ -24,7 +25,7 @@ _ENDS: dict[Finish, str] = {
     " insufficient_system_resources network_error server_error internal_error"
     " internal_server_error provider_error upstream_error exception oom out_of_memory overloaded"
     " unexpected_tool_call malformed_function_call malformed_response malformed_tool_call"
-    " repetition",
+    " repetition too_many_tool_calls no_image image_other",
 }
 """What servers write for a reply's end: OpenAI, Azure, Mistral (`model_length`), DeepSeek
 (`insufficient_system_resource`), vLLM (`abort`), OpenRouter (`error`), z.ai (`sensitive`), and

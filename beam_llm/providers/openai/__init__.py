@@ -16,10 +16,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-import orjson
-
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
+from beam_llm.providers.checks import check_extra_body, check_temperature, refuse_api_version
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai.place import Place, dialect_of
 from beam_llm.providers.openai.servers import Server
@@ -38,31 +37,13 @@ OURS = ("model", "messages", "stream", "n")
 
 def check(settings: Settings) -> None:
     """Raises UsageError where the settings ask for what this dialect does not have."""
-    if settings.api_version and settings.provider != "azure":
-        raise UsageError(
-            f"api_version is {settings.api_version!r}: only azure: has versions of its API; "
-            f"leave it out for {settings.provider}:"
-        )
+    if settings.provider != "azure":
+        refuse_api_version(settings)
     server = Place.of(settings).server
     _check_server(settings, server)
     _check_options(settings, server)
-    if settings.temperature is not None and settings.temperature > server.most_temperature:
-        raise UsageError(
-            f"temperature is {settings.temperature}: it has to be between 0 and "
-            f"{server.most_temperature:g}; try temperature=0.0"
-        )
-    for field in settings.extra_body or {}:
-        if field in OURS:
-            raise UsageError(
-                f"extra_body sets {field!r}, which this package decides itself: leave it out"
-            )
-    try:
-        orjson.dumps(settings.extra_body)
-    except TypeError as error:
-        raise UsageError(
-            f"extra_body can't be sent as JSON ({error}): use strings, numbers, booleans, "
-            "lists and mappings"
-        ) from None
+    check_temperature(settings, server.most_temperature)
+    check_extra_body(settings, OURS)
 
 
 def _check_server(settings: Settings, server: Server) -> None:

@@ -5,7 +5,6 @@ and lists.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import tempfile
 import time
@@ -13,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import aiohttp
 
-from beam_llm.errors import CallError, CannotTell, Kind, Rejected, Retryable, UnknownJob
+from beam_llm.errors import CallError, CannotTell, Rejected, UnknownJob
 from beam_llm.protocols import LineReply, RemoteJob
 from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls, ignoring, steady
@@ -30,6 +29,7 @@ from beam_llm.providers.openai.lines import line_reply
 from beam_llm.providers.openai.place import Place
 from beam_llm.providers.openai.servers import ANY, BatchApi
 from beam_llm.providers.openai.wire import encode_body
+from beam_llm.providers.result_files import fetch_files
 from beam_llm.providers.typed import loads
 from beam_llm.values import Request
 
@@ -244,48 +244,10 @@ class DialectBatches:
         Raises:
           CallError: a file can't be read, or is not whole; what can be read is at `path`.
         """
-        failed: CallError | None = None
-        cut = b""
-        with open(path, "w+b") as file:
-            for file_id in file_ids:
-                start = file.seek(0, os.SEEK_END)
-                try:
-                    self._fetch_file(file_id, file, start)
-                except CallError as error:
-                    failed = failed or error
-                    file.truncate(start)
-                    continue
-                cut += _cut_line(file, start)
-            file.seek(0, os.SEEK_END)
-            file.write(cut)
-        if failed is not None:
-            raise failed
-
-    def _fetch_file(self, file_id: str, file: IO[bytes], start: int) -> None:
-        """Writes one result file behind `start`."""
-
-        def once(seconds: float) -> None:
-            file.seek(start)
-            file.truncate()
-            answer = self._control.call(
-                "GET",
-                self._place.url(f"/files/{in_path(file_id)}/content"),
-                seconds,
-                missing=Rejected,
-                into=file,
-            )
-            length, encoded = (
-                answer.headers.get("content-length"),
-                answer.headers.get("content-encoding", "identity"),
-            )
-            written = file.tell() - start
-            if length is not None and encoded == "identity" and length != str(written):
-                raise Retryable(
-                    Kind.UNAVAILABLE,
-                    f"file {file_id!r} was cut: {written:,} of {length[:20]} bytes",
-                )
-
-        self._control.harmless(once, self._bounds.transfer_seconds)
+        files = [
+            (file_id, self._place.url(f"/files/{in_path(file_id)}/content")) for file_id in file_ids
+        ]
+        fetch_files(self._control, files, self._bounds.transfer_seconds, path)
 
     def _delete_file(self, file_id: str) -> None:
         """Harmless where it is gone."""
@@ -294,30 +256,3 @@ class DialectBatches:
             self._control.harmless(
                 lambda seconds: self._control.call("DELETE", url, seconds, missing=Rejected)
             )
-
-
-_MOST_CUT_BYTES = 1 << 16
-"""That are kept of a line that was cut: nobody will read it, it only tells that something is
-missing.
-"""
-
-
-def _cut_line(file: IO[bytes], start: int) -> bytes:
-    """Takes what stands behind the last newline off a file's end: another file's lines may follow
-    there.
-
-    Args:
-      start: where the part begins that is looked at.
-    """
-    end = at = file.seek(0, os.SEEK_END)
-    newline = -1
-    while at > start and newline < 0:
-        step = min(at - start, 1 << 20)
-        at -= step
-        file.seek(at)
-        newline = file.read(step).rfind(b"\n")
-    begin = at + newline + 1 if newline >= 0 else start
-    file.seek(begin)
-    cut = file.read(min(end - begin, _MOST_CUT_BYTES))
-    file.truncate(begin)
-    return cut

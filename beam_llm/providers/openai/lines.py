@@ -9,7 +9,7 @@ from typing import Any
 
 from beam_llm.errors import CallError, Kind, Retryable
 from beam_llm.protocols import LineReply
-from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, unreadable
+from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, no_answer, unreadable
 from beam_llm.providers.openai.plain import plain_line
 from beam_llm.providers.openai.wire import ODD_SHAPE, completion_of
 from beam_llm.providers.typed import loads, status_of, word
@@ -58,10 +58,7 @@ def _line_error(response: Any, error: Any, context: ErrorContext) -> CallError:
     """
     status = status_of(response.get("status_code")) if isinstance(response, dict) else None
     if error is None and status is None:
-        return Retryable(
-            Kind.MISSING,
-            "the job's file has a line for this request, but neither an answer nor an error in it",
-        )
+        return no_answer()
     named = status if status is not None and status >= 400 else None
     found = error_of(named or 502, {}, {"error": error}, **context._asdict())
     code = word(error.get("code") if isinstance(error, dict) else error).lower()

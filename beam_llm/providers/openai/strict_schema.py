@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from beam_llm.providers.schema_memory import once_per_schema
 from beam_llm.values import Schema
 
 MOST_PROPERTIES = 5_000
@@ -32,10 +33,8 @@ _BEYOND = (
     "contains", "propertyNames",
 )  # fmt: skip
 
-_MOST_KEPT = 256
-_known: dict[int, tuple[Schema, Schema | None]] = {}
 
-
+@once_per_schema
 def strict_schema(schema: Schema) -> Schema | None:
     """The schema in strict mode's form; None where strict mode can't hold a reply to it, or is too
     small for it.
@@ -48,27 +47,6 @@ def strict_schema(schema: Schema) -> Schema | None:
         "null"}]}},
            "required": ["stars"], "additionalProperties": False}
     """
-    # Every request comes with its schema, and a task gives the same dict for all prompts of one
-    # size: the
-    # walk takes longer than all the rest of writing a request, so it is made once. The schema is
-    # kept
-    # beside its id, so that no other dict can have that id.
-    known = _known.get(id(schema))
-    if known is not None and known[0] is schema:
-        return known[1]
-    made = _made_strict(schema)
-    if len(_known) >= _MOST_KEPT:
-        _known.clear()
-    _known[id(schema)] = schema, made
-    return made
-
-
-class _BeyondStrict(Exception):
-    """The schema says something that strict mode can't express: an open object, a tuple, a
-    condition."""
-
-
-def _made_strict(schema: Schema) -> Schema | None:
     try:
         strict = _node(schema)
         if "$defs" in schema:
@@ -77,6 +55,11 @@ def _made_strict(schema: Schema) -> Schema | None:
         return None
     properties, characters = _size(strict)
     return strict if properties <= MOST_PROPERTIES and characters <= MOST_CHARACTERS else None
+
+
+class _BeyondStrict(Exception):
+    """The schema says something that strict mode can't express: an open object, a tuple, a
+    condition."""
 
 
 def _node(node: Any) -> Schema:

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from beam_llm.testing.emulator.chat import Answer
     from beam_llm.testing.emulator.service import Service
 
-NAMES = ("openai", "anthropic")
+NAMES = ("openai", "anthropic", "gemini")
 """Modules of this folder that hold a dialect. The first one has the routes that no other has."""
 
 Reply = web.StreamResponse | WireError

@@ -1,0 +1,54 @@
+"""What settings may not ask of a provider, as errors that name the fix; each provider's `check` is
+a few of these.
+
+    def check(settings):
+        refuse_api_version(settings)
+        check_names(settings, ("project", "region"))  # of options.py
+        check_temperature(settings, 2.0)
+        check_extra_body(settings, ("model", "messages"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import orjson
+
+from beam_llm.config import Settings
+from beam_llm.errors import UsageError
+
+
+def refuse_api_version(settings: Settings) -> None:
+    """Raises UsageError where the settings name a version of an API that has one only."""
+    if settings.api_version:
+        raise UsageError(
+            f"api_version is {settings.api_version!r}: only azure: has versions of its API; "
+            f"leave it out for {settings.provider}:"
+        )
+
+
+def check_temperature(settings: Settings, most: float) -> None:
+    """Raises UsageError where the temperature is beyond the provider's range, which begins at 0."""
+    if settings.temperature is not None and settings.temperature > most:
+        raise UsageError(
+            f"temperature is {settings.temperature}: it has to be between 0 and {most:g}; "
+            "try temperature=0.0"
+        )
+
+
+def check_extra_body(settings: Settings, ours: Collection[str]) -> None:
+    """Raises UsageError where `extra_body` sets a field that is the package's own, or holds what
+    JSON can't.
+    """
+    for field in settings.extra_body or {}:
+        if field in ours:
+            raise UsageError(
+                f"extra_body sets {field!r}, which this package decides itself: leave it out"
+            )
+    try:
+        orjson.dumps(settings.extra_body)
+    except TypeError as error:
+        raise UsageError(
+            f"extra_body can't be sent as JSON ({error}): use strings, numbers, booleans, "
+            "lists and mappings"
+        ) from None

@@ -1,0 +1,92 @@
+"""Files of the Gemini API: uploaded in two calls, of which the second says where it ended.
+
+POST /upload/v1beta/files            X-Goog-Upload-Command: start
+POST {what X-Goog-Upload-URL says}   X-Goog-Upload-Command: upload, finalize
+
+Source: Files API reference (resumable uploads), read 2026-11; google-genai 2.34.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+
+from beam_llm.errors import Rejected
+from beam_llm.providers.control import ControlCalls, ignoring
+from beam_llm.providers.errors import unreadable
+from beam_llm.providers.gemini.job_objects import object_in
+from beam_llm.providers.gemini.place import Place
+from beam_llm.providers.ids import identifier_of, in_path
+from beam_llm.providers.typed import loads
+
+CONTENT_TYPE = "application/jsonl"
+
+
+def upload(
+    control: ControlCalls, place: Place, path: Path, name: str, seconds: float, key: str | None
+) -> str:
+    """Uploads a local file, streamed; returns the name that the API gives it (`files/…`)."""
+    size = path.stat().st_size
+
+    def once(seconds: float) -> str:
+        url = place.same_origin(_begin(control, place, name, size, seconds))
+        with open(path, "rb") as file:
+            answer = control.call(
+                "POST",
+                url,
+                seconds,
+                data=file,
+                missing=Rejected,
+                headers={
+                    "Content-Type": CONTENT_TYPE,
+                    "X-Goog-Upload-Offset": "0",
+                    "X-Goog-Upload-Command": "upload, finalize",
+                },
+            )
+        return _file_name(answer.body, key)
+
+    return control.harmless(once, seconds)
+
+
+def _begin(control: ControlCalls, place: Place, name: str, size: int, seconds: float) -> str:
+    """The address that takes the bytes."""
+    answer = control.call(
+        "POST",
+        place.upload_url(),
+        seconds,
+        data=orjson.dumps({"file": {"displayName": f"{name}.jsonl"}}),
+        missing=Rejected,
+        headers={
+            "X-Goog-Upload-Protocol": "resumable",
+            "X-Goog-Upload-Command": "start",
+            "X-Goog-Upload-Header-Content-Length": str(size),
+            "X-Goog-Upload-Header-Content-Type": CONTENT_TYPE,
+        },
+    )
+    url = answer.headers.get("x-goog-upload-url")
+    if not url:
+        raise unreadable("the answer has no address for the upload")
+    return url
+
+
+def _file_name(body: bytes, key: str | None) -> str:
+    try:
+        found = object_in(object_in(loads(body)).get("file"))
+    except ValueError:
+        found = {}
+    name = identifier_of(found.get("name"), key)
+    if name is None:
+        raise unreadable("the answer has no usable file name")
+    return name
+
+
+def file_path(name: str) -> str:
+    """`files/1` → `files/1`, quoted: a name can't lead elsewhere."""
+    return f"files/{in_path(name.removeprefix('files/'))}"
+
+
+def delete(control: ControlCalls, url: str) -> None:
+    """Removes a file or a job; harmless where it is gone, which the API calls forbidden too."""
+    with ignoring(403, 404):
+        control.harmless(lambda seconds: control.call("DELETE", url, seconds, missing=Rejected))

@@ -1,0 +1,68 @@
+"""Lists of jobs as Google's APIs give them, page by page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+from beam_llm.errors import CallError, CannotTell, Rejected
+from beam_llm.protocols import RemoteJob
+from beam_llm.providers.control import ControlCalls
+
+PENDING_PAGES = 10
+PAGE_JOBS = "100"
+
+
+def job_pages(
+    control: ControlCalls,
+    url_of: Callable[..., str],
+    field: str,
+    read: Callable[[Mapping[str, Any]], RemoteJob],
+) -> Iterator[Sequence[RemoteJob]]:
+    """All jobs that are listed, page by page; one that can't be read is passed over.
+
+    Args:
+      url_of: the list's address with a query.
+      field: of a page, where its jobs are.
+
+    Raises:
+      CannotTell: jobs can't be listed here.
+    """
+    token: str | None = None
+    while True:
+        query = {"pageSize": PAGE_JOBS} | ({"pageToken": token} if token else {})
+        page = _page(control, url_of(**query))
+        listed = page.get(field)
+        jobs: list[RemoteJob] = []
+        for job in listed if isinstance(listed, list) else []:
+            if isinstance(job, dict):
+                with suppress(CallError):
+                    jobs.append(read(job))
+        yield jobs
+        following = page.get("nextPageToken")
+        if not isinstance(following, str) or not following or following == token:
+            return
+        token = following
+
+
+def _page(control: ControlCalls, url: str) -> dict[str, Any]:
+    try:
+        # A job that was given its requests inline is listed with all of its answers.
+        return control.harmless(
+            lambda seconds: control.object(
+                "GET", url, seconds, missing=Rejected, is_list=True, is_large=True
+            )
+        )
+    except Rejected as error:
+        refused = error
+    raise CannotTell(
+        f"jobs can't be listed here: {refused.message}", status=refused.status
+    ) from refused
+
+
+def pending_in(pages: Iterator[Sequence[RemoteJob]]) -> list[RemoteJob]:
+    """Jobs under way among the first thousand."""
+    first = islice(pages, PENDING_PAGES)
+    return [job for page in first for job in page if not job.state.has_ended]

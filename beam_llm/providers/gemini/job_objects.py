@@ -1,0 +1,121 @@
+"""A batch job as the Gemini API shows it, and why one failed or was refused: read, whatever is in
+it.
+
+    {"name": "batches/1", "done": true, "metadata": {"displayName": …, "state":
+     "BATCH_STATE_SUCCEEDED", "createTime": …, "batchStats": {"requestCount": "2", …},
+     "output": {"responsesFile": "files/2"}}, "response": {…}}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from beam_llm.errors import CallError, InputGone, Kind, QueueFull, Retryable
+from beam_llm.protocols import RemoteJob
+from beam_llm.providers.errors import ErrorContext, error_of, shown, unreadable
+from beam_llm.providers.gemini.lines import status_of_error
+from beam_llm.providers.ids import identifier_of
+from beam_llm.providers.typed import count_of, seconds_of, word
+from beam_llm.redaction import redactor_of
+from beam_llm.values import JobState
+
+_STATES = {
+    "UNSPECIFIED": JobState.WAITING,
+    "QUEUED": JobState.WAITING,
+    "PENDING": JobState.WAITING,
+    "SUCCEEDED": JobState.COMPLETED,
+    "PARTIALLY_SUCCEEDED": JobState.COMPLETED,
+    "FAILED": JobState.FAILED,
+    "EXPIRED": JobState.EXPIRED,
+    "CANCELLED": JobState.CANCELLED,
+}
+"""Behind `JOB_STATE_` or `BATCH_STATE_`. Any other (`RUNNING`, `CANCELLING`, `UPDATING`, `PAUSED`,
+which can be resumed) is a job that goes on. Source: google-genai 2.34, types.JobState.
+"""
+
+_PREFIX = re.compile(r"^(JOB|BATCH)_STATE_")
+_ABOUT_INPUT = re.compile(
+    r"(file|gs://|object|blob).*(not exist|not found|no such|deleted|expired)", re.IGNORECASE
+)
+
+
+def object_in(found: Any) -> dict[str, Any]:
+    """The value itself where it is an object, else an empty one."""
+    return found if isinstance(found, dict) else {}
+
+
+def remote_job(found: Mapping[str, Any], context: ErrorContext) -> RemoteJob:
+    """A job as an operation shows it, or by itself.
+
+    Raises:
+      Retryable: it has no name that can be asked for.
+    """
+    batch = object_in(found.get("metadata")) or found
+    job_id = identifier_of(found.get("name"), context.secret)
+    if job_id is None:
+        raise unreadable("the answer has no usable job name")
+    stats = object_in(batch.get("batchStats"))
+    output = object_in(found.get("response")) or object_in(batch.get("output"))
+    file = identifier_of(output.get("responsesFile"), context.secret)
+    name = batch.get("displayName")
+    status, state = state_in(batch.get("state"), context.secret)
+    if found.get("done") is True and not state.has_ended:
+        state = JobState.FAILED if found.get("error") else JobState.COMPLETED
+    errors, cause = failure_in(found.get("error") or batch.get("error"), context)
+    return RemoteJob(
+        job_id=job_id,
+        state=state,
+        word=status,
+        created_at=seconds_of(batch.get("createTime")),
+        result_files=() if file is None else (file,),
+        name=name if isinstance(name, str) else None,
+        completed=_counted(stats, "successfulRequestCount"),
+        failed=_counted(stats, "failedRequestCount"),
+        total=_counted(stats, "requestCount"),
+        errors=errors,
+        cause=cause if state is JobState.FAILED else None,
+    )
+
+
+def _counted(stats: Mapping[str, Any], name: str) -> int | None:
+    """A count, which comes as text; none is left out like any zero."""
+    return count_of(stats.get(name, 0)) if stats else None
+
+
+def state_in(found: Any, key: str | None) -> tuple[str, JobState]:
+    """The provider's word for where a job stands, and ours."""
+    name = redactor_of(key).identifier(word(found)[:100])
+    known = _PREFIX.sub("", name.upper()) or "PENDING"
+    return name, _STATES.get(known, JobState.RUNNING)
+
+
+def failure_in(
+    error: Any, context: ErrorContext
+) -> tuple[tuple[tuple[str, str, int | None], ...], CallError | None]:
+    """Why a job failed, for people, and as an error that has a remedy where there is one."""
+    if not error:
+        return (), None
+    fields = object_in(error)
+    code = redactor_of(context.secret).identifier(
+        word(fields.get("status") or fields.get("code"))[:80]
+    )
+    sentence = shown(word(fields.get("message") or error), context.secret, context.log_data)
+    found = error_of(status_of_error(error), {}, {"error": error}, **context._asdict())
+    cause = reason_of(found)
+    has_remedy = cause is not found or cause.kind == Kind.ABORTED
+    return ((code, sentence, None),), cause if has_remedy else None
+
+
+def reason_of(error: CallError) -> CallError:
+    """Why a job was refused, as an error that has a remedy: a quota of jobs or of their tokens is
+    a full queue; a file that is gone can be staged anew.
+    """
+    if error.status == 429 and isinstance(error, Retryable):
+        return QueueFull(
+            error.message, retry_after_seconds=error.retry_after_seconds, status=error.status
+        )
+    if error.status in (400, 403, 404) and _ABOUT_INPUT.search(error.message):
+        return InputGone(Kind.REJECTED, error.message, status=error.status)
+    return error

@@ -1,0 +1,78 @@
+"""Lines of a batch's results: answers, errors, and lines that hold neither.
+
+{"key": "r-1", "response": {…}}      {"key": "r-2", "error": {"code": 13, "message": "…"}}
+
+Source: guide to the Gemini batch API, and google.rpc.Code for the numbers, read 2026-11.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from beam_llm.errors import CallError, Kind, Retryable
+from beam_llm.protocols import LineReply
+from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, no_answer
+from beam_llm.providers.gemini.plain import plain_line
+from beam_llm.providers.gemini.wire import completion_of
+from beam_llm.providers.typed import loads
+from beam_llm.redaction import redactor_of
+
+_STATUSES = {
+    1: 499, 2: 500, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429, 9: 400, 10: 409, 11: 400,
+    12: 501, 13: 500, 14: 503, 15: 500, 16: 401,
+}  # fmt: skip
+"""google.rpc.Code → what HTTP says for it."""
+
+
+def line_reply(line: bytes, context: ErrorContext = NO_CONTEXT) -> LineReply:
+    """One line, by the key that it echoes; never by its place.
+
+    Raises:
+      ValueError: the line is cut, or says nobody's key.
+    """
+    plain = plain_line(line, redactor_of(context.secret))
+    if plain is not None:
+        return plain
+    payload = loads(line)
+    key = key_of(payload)
+    if key is None:
+        raise ValueError(f"a result line of {len(line):,} bytes has no key")
+    return reply_of(key, payload, context)
+
+
+def key_of(payload: Any) -> str | None:
+    """The key of a line, or of an inline response, which has it in its metadata."""
+    if not isinstance(payload, dict):
+        return None
+    metadata = payload.get("metadata")
+    key = payload.get("key") or (metadata.get("key") if isinstance(metadata, dict) else None)
+    return key if isinstance(key, str) and key else None
+
+
+def reply_of(key: str, payload: dict[str, Any], context: ErrorContext) -> LineReply:
+    """What a line says of the request that `key` names."""
+    try:
+        error = payload.get("error") or payload.get("status")
+        if payload.get("response") is not None and not error:
+            return LineReply(key, completion_of(payload["response"], context))
+        return LineReply.failed(key, _line_error(error, context))
+    except CallError as error:
+        return LineReply.failed(key, error)
+
+
+def _line_error(error: Any, context: ErrorContext) -> CallError:
+    if not error:
+        return no_answer()
+    status = status_of_error(error)
+    found = error_of(status, {}, {"error": error}, **context._asdict())
+    if status == 499:
+        return Retryable(Kind.CANCELLED, found.message)
+    return found
+
+
+def status_of_error(error: Any) -> int:
+    """What HTTP would say: by google.rpc's number, or by the one that HTTP has itself."""
+    code = error.get("code") if isinstance(error, dict) else None
+    if type(code) is not int:
+        return 500
+    return _STATUSES.get(code, code if 400 <= code < 600 else 500)

@@ -1,0 +1,225 @@
+"""generateContent as bytes: Request → body, body → Completion. Pure: no I/O, no clock of its own.
+
+Spoken by the Gemini API and by Vertex AI. Source: Gemini API reference (generateContent), read
+2026-11; google-genai 2.34.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, status_in, unreadable
+from beam_llm.providers.finishes import finish_of
+from beam_llm.providers.gemini.plain import plain_reply, tier_of
+from beam_llm.providers.gemini.schema import gemini_schema, open_api_schema
+from beam_llm.providers.typed import clean, loads, name_of, token_count, without_surrogates
+from beam_llm.redaction import Redactor, redactor_of
+from beam_llm.values import Completion, Finish, Request, Usage
+
+CONFIG = "generationConfig"
+_WITHOUT_JSON_SCHEMA = re.compile(r"(models/)?(gemini-(1|2\.0)|gemma)")
+"""Models that take OpenAPI's schemas only."""
+
+TIER_HEADER = "x-gemini-service-tier"
+"""Where a reply says how it was served, as it does in its usage. Source: guide to priority
+inference, read 2026-11."""
+
+_TIERS = {"auto": None, "default": "standard", "flex": "flex", "priority": "priority"}
+
+
+def encode_body(
+    request: Request, service_tier: str | None = None, *, in_words: bool = False
+) -> bytes:
+    """The request as JSON, its keys always in one order: equal requests give equal bytes, live and
+    in a batch.
+
+    Args:
+      service_tier: of live calls of the Gemini API; a batch has a price and a pace of its own.
+      in_words: the schema stands among the instructions, for an endpoint that refuses it.
+    """
+    body = _body(request, in_words)
+    tier = _TIERS.get(service_tier or "auto")
+    if tier is not None:
+        body["serviceTier"] = tier
+    for name, value in sorted(request.extra.items()):
+        is_config = name == CONFIG and isinstance(value, Mapping)
+        body[name] = {**body.get(CONFIG, {}), **value} if is_config else value
+    try:
+        return orjson.dumps(body)
+    except TypeError:
+        for content in (*body["contents"], body.get("systemInstruction", {"parts": []})):
+            for part in content["parts"]:
+                part["text"] = without_surrogates(part["text"])
+        return orjson.dumps(body)
+
+
+def _body(request: Request, in_words: bool) -> dict[str, Any]:
+    system = [{"text": m.content} for m in request.messages if m.role == "system"]
+    config: dict[str, Any] = {}
+    if request.schema is not None:
+        config["responseMimeType"] = "application/json"
+        if in_words:
+            system.insert(0, {"text": _told(request.schema)})
+        else:
+            config.update(_shape(request))
+    if request.temperature is not None:
+        config["temperature"] = request.temperature
+    if request.max_output_tokens is not None:
+        config["maxOutputTokens"] = request.max_output_tokens
+    if request.seed is not None:
+        config["seed"] = request.seed
+    body: dict[str, Any] = {}
+    if system:
+        body["systemInstruction"] = {"parts": system}
+    body["contents"] = [
+        {"role": "user" if m.role == "user" else "model", "parts": [{"text": m.content}]}
+        for m in request.messages
+        if m.role != "system"
+    ]
+    if config:
+        body[CONFIG] = config
+    return body
+
+
+def _shape(request: Request) -> dict[str, Any]:
+    assert request.schema is not None
+    if _WITHOUT_JSON_SCHEMA.match(request.model):
+        return {"responseSchema": open_api_schema(request.schema) or request.schema}
+    return {"responseJsonSchema": gemini_schema(request.schema) or request.schema}
+
+
+def _told(schema: Any) -> str:
+    words = "Reply with JSON only, without any other text, following this JSON schema:\n"
+    return words + orjson.dumps(gemini_schema(schema) or schema).decode()
+
+
+# Replies
+# --------------------------------------------------------------------------------------------------
+
+
+def decode_reply(
+    body: bytes, context: ErrorContext = NO_CONTEXT, headers: Mapping[str, str] | None = None
+) -> Completion:
+    """The bytes of a 200 as a Completion. Raises like `completion_of`.
+
+    Args:
+      headers: of the answer, which may tell the service tier.
+    """
+    tier = headers.get(TIER_HEADER) if headers else None
+    completion = plain_reply(body, redactor_of(context.secret), tier)
+    if completion is not None:
+        return completion
+    try:
+        payload = loads(body)
+    except ValueError:
+        raise unreadable(f"the reply's body of {len(body):,} bytes is not JSON") from None
+    return completion_of(payload, context, tier)
+
+
+def completion_of(
+    payload: Any, context: ErrorContext = NO_CONTEXT, tier: str | None = None
+) -> Completion:
+    """The reply in words. Every field is read as far as it can be; one of another type counts as
+    absent.
+
+    Raises:
+      CallError: it is an error in the guise of a reply, or no reply at all.
+    """
+    if isinstance(payload, list) and len(payload) == 1:  # as a proxy ends a stream
+        payload = payload[0]
+    if not isinstance(payload, dict) or not payload.keys() & _OF_A_REPLY:
+        _raise_error_in(payload, context)
+        raise unreadable("the reply is no generated content")
+    redactor = redactor_of(context.secret)
+    candidate = _first(payload.get("candidates"))
+    feedback = payload.get("promptFeedback")
+    blocked = feedback.get("blockReason") if isinstance(feedback, dict) else None
+    texts = [text for part in _parts(candidate) if (text := _text(part)) is not None]
+    text = redactor.in_answer(clean("".join(texts))) if texts else None
+    reason = candidate.get("finishReason")
+    refusal = _refusal(candidate, feedback, blocked, redactor) if not text else None
+    return Completion(
+        text,
+        Finish.REFUSED if blocked and not text else _finish(reason, text),
+        usage_of(payload.get("usageMetadata")),
+        name_of(payload.get("modelVersion"), redactor) or "",
+        name_of(payload.get("responseId"), redactor),
+        refusal,
+        None,
+        name_of(reason or blocked, redactor) or ("STOP" if candidate else ""),
+        service_tier=_tier(payload.get("usageMetadata"), tier, redactor),
+    )
+
+
+_OF_A_REPLY = frozenset({"candidates", "promptFeedback", "usageMetadata", "modelVersion"})
+"""Fields of which any reply has one: lists that are empty are left out."""
+
+
+def _first(candidates: Any) -> dict[str, Any]:
+    if isinstance(candidates, list) and candidates and isinstance(candidates[0], dict):
+        return candidates[0]
+    return {}
+
+
+def _parts(candidate: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    content = candidate.get("content")
+    parts = content.get("parts") if isinstance(content, dict) else None
+    return (part for part in (parts if isinstance(parts, list) else ()) if isinstance(part, dict))
+
+
+def _text(part: Mapping[str, Any]) -> str | None:
+    """A part's text; None of a thought, or of a part that is something else."""
+    text = part.get("text")
+    return text if isinstance(text, str) and not part.get("thought") else None
+
+
+def _finish(reason: Any, text: str | None) -> Finish:
+    """A word that is missing is `STOP`. Where no text is, nothing was answered, whatever good word
+    stands for it.
+    """
+    finish = Finish.STOP if not reason else finish_of(reason)
+    return Finish.EMPTY if not text and finish in (Finish.STOP, Finish.OTHER) else finish
+
+
+def _refusal(
+    candidate: Mapping[str, Any], feedback: Any, blocked: Any, redactor: Redactor
+) -> str | None:
+    """The provider's sentence about what it blocked, or a sentence of ours about it."""
+    for holder, name in ((feedback, "blockReasonMessage"), (candidate, "finishMessage")):
+        sentence = holder.get(name) if isinstance(holder, dict) else None
+        if isinstance(sentence, str) and sentence:
+            return redactor(clean(sentence))
+    named = name_of(blocked, redactor)
+    return f"the prompt was blocked: {named}" if named else None
+
+
+def _raise_error_in(payload: Any, context: ErrorContext) -> None:
+    error = payload.get("error") if isinstance(payload, dict) else None
+    if error:
+        status = status_in(error)
+        raise error_of(status or 502, {}, {"error": error}, **context._asdict())
+
+
+def usage_of(usage: Any) -> Usage:
+    """Tokens as billed; 0 where the server does not say."""
+    if not isinstance(usage, dict):
+        return Usage()
+    inputs = token_count(usage.get("promptTokenCount"))
+    inputs += token_count(usage.get("toolUsePromptTokenCount"))
+    thoughts = token_count(usage.get("thoughtsTokenCount"))
+    outputs = token_count(usage.get("candidatesTokenCount")) + thoughts
+    cached = token_count(usage.get("cachedContentTokenCount"))
+    inputs, outputs = token_count(inputs), token_count(outputs)
+    return Usage(inputs, outputs, min(cached, inputs), 0, min(thoughts, outputs))
+
+
+def _tier(usage: Any, header: str | None, redactor: Redactor) -> str | None:
+    usage = usage if isinstance(usage, dict) else {}
+    return tier_of(
+        name_of(usage.get("serviceTier"), redactor) or name_of(header, redactor),
+        name_of(usage.get("trafficType"), redactor),
+    )

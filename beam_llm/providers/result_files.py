@@ -1,0 +1,89 @@
+"""Result files of a job, streamed into one local file: whole lines first, what was cut last."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+from beam_llm.errors import CallError, Kind, Rejected, Retryable
+from beam_llm.providers.control import ControlCalls
+
+_MOST_CUT_BYTES = 1 << 16
+"""That are kept of a line that was cut: nobody will read it, it only tells that something is
+missing.
+"""
+
+
+def fetch_files(
+    control: ControlCalls, files: Iterable[tuple[str, str]], seconds: float, path: Path
+) -> None:
+    """Writes all files into one at `path`, and checks their lengths where the server told them.
+
+    Args:
+      files: name, for people, and address of each.
+      seconds: of each, its repetitions included.
+
+    Raises:
+      CallError: a file can't be read, or is not whole; what can be read is at `path`.
+    """
+    failed: CallError | None = None
+    cut = b""
+    with open(path, "w+b") as file:
+        for name, url in files:
+            start = file.seek(0, os.SEEK_END)
+            try:
+                _fetch_file(control, name, url, seconds, file, start)
+            except CallError as error:
+                failed = failed or error
+                file.truncate(start)
+                continue
+            cut += cut_line(file, start)
+        file.seek(0, os.SEEK_END)
+        file.write(cut)
+    if failed is not None:
+        raise failed
+
+
+def _fetch_file(
+    control: ControlCalls, name: str, url: str, seconds: float, file: IO[bytes], start: int
+) -> None:
+    """Writes one result file behind `start`."""
+
+    def once(seconds: float) -> None:
+        file.seek(start)
+        file.truncate()
+        answer = control.call("GET", url, seconds, missing=Rejected, into=file)
+        length, encoded = (
+            answer.headers.get("content-length"),
+            answer.headers.get("content-encoding", "identity"),
+        )
+        written = file.tell() - start
+        if length is not None and encoded == "identity" and length != str(written):
+            raise Retryable(
+                Kind.UNAVAILABLE, f"file {name!r} was cut: {written:,} of {length[:20]} bytes"
+            )
+
+    control.harmless(once, seconds)
+
+
+def cut_line(file: IO[bytes], start: int) -> bytes:
+    """Takes what stands behind the last newline off a file's end: another file's lines may follow
+    there.
+
+    Args:
+      start: where the part begins that is looked at.
+    """
+    end = at = file.seek(0, os.SEEK_END)
+    newline = -1
+    while at > start and newline < 0:
+        step = min(at - start, 1 << 20)
+        at -= step
+        file.seek(at)
+        newline = file.read(step).rfind(b"\n")
+    begin = at + newline + 1 if newline >= 0 else start
+    file.seek(begin)
+    cut = file.read(min(end - begin, _MOST_CUT_BYTES))
+    file.truncate(begin)
+    return cut

@@ -1,0 +1,306 @@
+"""The Gemini API's wire: generateContent, files, and batches, inline or by a file.
+
+Source: Gemini API reference and guide to the batch API, google-genai 2.34, a recording of a batch
+of 2026-08 (states and key sets), read 2026-11.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from beam_llm.testing.emulator import generate_content
+from beam_llm.testing.emulator.chat import Answer
+from beam_llm.testing.emulator.dialects import (
+    Asked,
+    Dialect,
+    Job,
+    Line,
+    LineResult,
+    NewJob,
+    Reply,
+)
+from beam_llm.testing.emulator.gemini_files import GeminiFiles, no_file
+from beam_llm.testing.emulator.generate_content import rfc3339
+from beam_llm.testing.emulator.wire import WireError, json_response
+
+MOST_INLINE_BYTES = 20_971_520
+_STATES = {
+    "validating": "PENDING",
+    "in_progress": "RUNNING",
+    "finalizing": "RUNNING",
+    "cancelling": "CANCELLING",
+    "completed": "SUCCEEDED",
+}
+_KIND = "type.googleapis.com/google.ai.generativelanguage.v1main.GenerateContentBatch"
+_INPUT = "* BatchGenerateContentRequest.batch.input_config"
+_MODEL = re.compile(r"/v1beta/models/([^/:]+):(generateContent|batchGenerateContent)")
+_BATCH = re.compile(r"/v1beta/batches/([^/:]+)(:cancel)?")
+
+
+class Wire(Dialect):
+    """`/v1beta/…`, `/upload/v1beta/files` and `/download/v1beta/…` under `/gemini`."""
+
+    name = "gemini"
+    variables = ("GEMINI_BASE_URL", "GEMINI_API_KEY")
+
+    def refuse(self, request: web.BaseRequest) -> WireError | None:
+        refused = super().refuse(request)
+        if refused is None:
+            return None
+        if refused.code is None:
+            said = (
+                "Method doesn't allow unregistered callers (callers without established identity)."
+            )
+            return WireError(
+                403, f"{said} Please use API Key or other form of API consumer identity."
+            )
+        said = "API key not valid. Please pass a valid API key."
+        return WireError(400, said, code="invalid_api_key")
+
+    def key_of(self, request: web.BaseRequest) -> str:
+        return request.headers.get("x-goog-api-key", "") or request.query.get("key", "")
+
+    async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
+        if request.method == "POST" and (found := _MODEL.fullmatch(path)) is not None:
+            return await self._of_model(request, *found.groups())
+        if request.method == "GET" and path == "/v1beta/models":
+            names = self.house.options.models or ("gemini-2.5-flash",)
+            return json_response({"models": [{"name": f"models/{name}"} for name in names]})
+        if path == "/v1beta/batches" and request.method == "GET":
+            return await self.house.batches.list_jobs(
+                request, self, lambda jobs: self._page(request, jobs)
+            )
+        if (found := _BATCH.fullmatch(path)) is not None:
+            return await self._batch(request, found[1], found[2] is not None)
+        return await GeminiFiles(self.house, self._results).handle(request, path)
+
+    # Live calls.
+
+    async def _of_model(self, request: web.BaseRequest, model: str, verb: str) -> Reply:
+        def ask(body: Any) -> Asked | WireError:
+            return self.asked(body, model)
+
+        if verb == "generateContent":
+            return await self.house.live(request, self, ask)
+        return await self.house.batches.create(
+            request, self, lambda raw: asyncio.to_thread(self._new_job, raw, model)
+        )
+
+    def asked(self, body: Any, model: str) -> Asked | WireError:
+        """A body, checked and translated."""
+        return generate_content.asked(body, model, self.house.chat)
+
+    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+        tier = asked.note["tier"] if asked.note else "standard"
+        return generate_content.reply(answer, asked, reply_id, {"serviceTier": tier})
+
+    def error(self, error: WireError) -> web.Response:
+        return generate_content.error_response(error)
+
+    # Batches.
+
+    def _new_job(self, raw: bytes, model: str) -> NewJob | WireError:
+        body, problem = _batch_of(raw)
+        if problem is not None:
+            return problem
+        source, inline = body["inputConfig"], "requests" in body["inputConfig"]
+        if inline:
+            entries: Iterable[Any] = map(_as_entry, source["requests"]["requests"])
+        else:
+            meta = self.house.files.get(str(source["fileName"]).removeprefix("files/"))
+            if meta is None:
+                return no_file(str(source["fileName"]).removeprefix("files/"))
+            entries = _lines_of(self.house.files.path(meta["id"]).read_bytes())
+        job_id = uuid.uuid4().hex + "x"
+        errors: list[dict[str, Any]] = []
+        part = self.house.batches.part_path(job_id)
+        with open(part, "wb") as file:
+            for number, entry in enumerate(entries, 1):
+                line = self._line(entry, number, model, errors)
+                file.write(line.encode())
+        own = {"model": model, "displayName": body.get("displayName"), "inline": inline}
+        return NewJob(job_id, part, own=own, errors=tuple(errors))
+
+    def _line(self, entry: Any, number: int, model: str, errors: list[dict[str, Any]]) -> Line:
+        if not isinstance(entry, dict) or set(entry) != {"key", "request"} or not entry["key"]:
+            said = f"Line {number} is not a JSON object with 'key' and 'request' alone."
+            errors.append({"code": "INVALID_ARGUMENT", "message": said, "line": number})
+            return Line(f"faulty-{number}", WireError(400, said))
+        return Line(str(entry["key"]), self.asked(entry["request"], model))
+
+    async def _batch(self, request: web.BaseRequest, job_id: str, is_cancel: bool) -> Reply | None:
+        jobs = self.house.batches
+        match request.method, is_cancel:
+            case "GET", False:
+                return await jobs.look(request, self, job_id)
+            case "POST", True:
+                return _precondition(await jobs.cancel(request, self, job_id))
+            case "DELETE", False:
+                return _precondition(await jobs.delete(request, self, job_id, {}))
+        return None
+
+    def no_job(self, job_id: str) -> WireError:
+        return WireError(404, f"Could not find the batch with name: batches/{job_id}.")
+
+    def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
+        options = self.house.options
+        start = int(request.query.get("pageToken") or 0)
+        most = min(int(request.query.get("pageSize") or 50), options.list_page)
+        shown: list[Any] = [self.job(job) for job in visible[start : start + most]]
+        is_last = start + most >= len(visible)
+        if not options.list_ends and not shown:
+            shown, most = [_older(start, options.clock())], 1
+        page: dict[str, Any] = {"operations": shown} if shown else {}
+        if not is_last or not options.list_ends:
+            page["nextPageToken"] = str(start + most)
+        return json_response(page)
+
+    def job(self, job: Job) -> Any:
+        """The operation; its output stands in it twice, as it does in the recording."""
+        own, stamps = job["own"], job["stamps"]
+        name = f"batches/{job['id']}"
+        output = self._output(job)
+        ended = stamps.get(f"{job['status']}_at") if job["status"] not in _STATES else None
+        ended = stamps.get("completed_at", ended)
+        counts = self._counts(job)
+        batch = {
+            "@type": _KIND,
+            "model": f"models/{own['model']}",
+            **({"displayName": own["displayName"]} if self.house.options.names_kept else {}),
+            **({"output": output} if output else {}),
+            "createTime": rfc3339(job["created"]),
+            **({"endTime": rfc3339(ended)} if ended else {}),
+            "updateTime": rfc3339(max([job["created"], *stamps.values()])),
+            **({"batchStats": counts} if counts else {}),
+            "state": f"BATCH_STATE_{self._state(job)}",
+            "name": name,
+        }
+        shown = {"name": name, "metadata": batch}
+        if ended is None:
+            return shown
+        if job["errors"]:
+            error = job["errors"][0]
+            code = 8 if "token_limit" in str(error["code"]) else 3
+            return {**shown, "done": True, "error": {"code": code, "message": error["message"]}}
+        return {**shown, "done": True, **({"response": output} if output else {})}
+
+    def _state(self, job: Job) -> str:
+        status = self.house.batches.status(job)
+        return _STATES.get(status, status.upper())
+
+    def _counts(self, job: Job) -> dict[str, str]:
+        """As text, and none of them is left out like any zero."""
+        found = self.house.batches.counts(job)
+        total, done, failed = found["total"], found["completed"], found["failed"]
+        if done is None or failed is None:
+            return {}
+        left = (total or 0) - done - failed
+        named = {
+            "requestCount": total,
+            "successfulRequestCount": done,
+            "failedRequestCount": failed,
+        }
+        return {
+            name: str(count)
+            for name, count in {**named, "pendingRequestCount": left}.items()
+            if count
+        }
+
+    def _output(self, job: Job) -> dict[str, Any]:
+        """Where the answers are; an expired job has none, nor has one that failed."""
+        if job["status"] not in ("completed", "cancelled"):
+            return {}
+        if not job["own"]["inline"]:
+            return {"responsesFile": f"files/batch-{job['id']}"}
+        responses = [self._inline(result) for result in self.house.batches.results_of(job)]
+        return {"inlinedResponses": {"inlinedResponses": responses}}
+
+    async def _results(self, request: web.BaseRequest, job_id: str) -> Reply | None:
+        """The file of results of a job; None where there is no such file."""
+        job = self.house.batches.known(self, job_id)
+        if job is None or "responsesFile" not in self._output(job):
+            return None
+        return await self.house.batches.results(request, job, self._result)
+
+    def _result(self, result: LineResult) -> Any:
+        return {"key": result.custom_id, **self._end(result)}
+
+    def _inline(self, result: LineResult) -> Any:
+        return {**self._end(result), "metadata": {"key": result.custom_id}}
+
+    def _end(self, result: LineResult) -> dict[str, Any]:
+        if result.answer is not None:
+            return {"response": self.reply(result.answer, result.asked, result.reply_id)}
+        status, said = 500, "Internal error encountered."
+        if result.error is not None:
+            status, said = result.error.status, result.error.message
+        return {"error": {"code": generate_content.RPC_CODES.get(status, 13), "message": said}}
+
+
+def _precondition(reply: Reply) -> Reply:
+    """What can't be done with a job in its state is refused with a 400."""
+    if isinstance(reply, WireError) and reply.status == 409:
+        return reply._replace(status=400, code="FAILED_PRECONDITION")
+    return reply
+
+
+def _batch_of(raw: bytes) -> tuple[dict[str, Any], WireError | None]:
+    """The batch that a create asks for, or what is wrong with it as a whole."""
+    if len(raw) > MOST_INLINE_BYTES:
+        said = f"Request payload size exceeds the limit: {MOST_INLINE_BYTES} bytes."
+        return {}, WireError(400, said)
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return {}, WireError(400, "Invalid JSON payload received. Unexpected token.")
+    found: Any = body
+    for where, known in (
+        ("", {"batch"}),
+        ("batch", {"displayName", "inputConfig", "priority", "webhookConfig", "model"}),
+        ("batch.input_config", {"requests", "fileName"}),
+    ):
+        for name in found if isinstance(found, dict) else ("the body",):
+            if name not in known:
+                place = f" at '{where}'" if where else ""
+                said = f'Unknown name "{name}"{place}: Cannot find field.'
+                return {}, WireError(400, f"Invalid JSON payload received. {said}")
+        found = found.get("batch" if not where else "inputConfig", {})
+    source = body["batch"].get("inputConfig", {})
+    inline = source.get("requests")
+    if ("fileName" in source) == (inline is not None):
+        return {}, WireError(400, f"{_INPUT}: one of requests and file_name is required.")
+    if inline is not None and not inline.get("requests"):
+        return {}, WireError(400, f"{_INPUT}.requests: must not be empty.")
+    return body["batch"], None
+
+
+def _as_entry(request: Any) -> Any:
+    """An inline request as a line of a file; what a client gave no key has its own."""
+    if not isinstance(request, dict) or not set(request) <= {"request", "metadata"}:
+        return None
+    key = (request.get("metadata") or {}).get("key") or f"unnamed-{uuid.uuid4().hex}"
+    return {"key": key, "request": request.get("request")}
+
+
+def _lines_of(data: bytes) -> Iterator[Any]:
+    for line in data.split(b"\n"):
+        if line.strip():
+            try:
+                yield orjson.loads(line)
+            except orjson.JSONDecodeError:
+                yield None
+
+
+def _older(depth: int, now: float) -> dict[str, Any]:
+    """A job of others on a list without end, older than those before."""
+    name = f"batches/older{depth}"
+    created = rfc3339(now - depth - 1)
+    batch = {"displayName": "another's", "createTime": created, "state": "BATCH_STATE_SUCCEEDED"}
+    return {"name": name, "metadata": {"@type": _KIND, **batch, "name": name}, "done": True}

@@ -1,0 +1,307 @@
+"""generateContent, which the Gemini API and Vertex AI share: bodies checked and translated, replies
+and errors in Google's words.
+
+As strict as Google's own front end: a field that it doesn't know is named and refused, in camelCase
+and snake_case alike. Source: Gemini API reference, google-genai 2.34, recordings of 2026-08 (key
+sets), read 2026-11.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import web
+
+from beam_llm.testing.emulator.chat import Answer, Chat
+from beam_llm.testing.emulator.dialects import Asked
+from beam_llm.testing.emulator.wire import WireError, json_response
+
+_REQUEST = frozenset(
+    (
+        *("contents", "systemInstruction", "generationConfig", "safetySettings", "tools"),
+        *("toolConfig", "cachedContent", "labels", "model", "serviceTier", "store"),
+    )
+)
+_CONTENT = frozenset(("role", "parts"))
+_PART = frozenset(
+    (
+        *("text", "inlineData", "fileData", "functionCall", "functionResponse", "thought"),
+        *("thoughtSignature", "executableCode", "codeExecutionResult", "videoMetadata"),
+    )
+)
+_CONFIG = frozenset(
+    (
+        *("temperature", "topP", "topK", "candidateCount", "maxOutputTokens", "stopSequences"),
+        *("responseLogprobs", "logprobs", "presencePenalty", "frequencyPenalty", "seed"),
+        *("responseMimeType", "responseSchema", "responseJsonSchema", "responseModalities"),
+        *("mediaResolution", "speechConfig", "thinkingConfig", "imageConfig"),
+        *("enableEnhancedCivicAnswers", "routingConfig", "audioTimestamp"),
+    )
+)
+_SCHEMA = frozenset(
+    (
+        *("type", "format", "title", "description", "nullable", "enum", "maxItems", "minItems"),
+        *("properties", "required", "minProperties", "maxProperties", "minLength", "maxLength"),
+        *("pattern", "example", "anyOf", "propertyOrdering", "default", "items", "minimum"),
+        "maximum",
+    )
+)
+_FINISHES = {"stop": "STOP", "length": "MAX_TOKENS", "content_filter": "SAFETY"}
+_STATUSES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    408: "DEADLINE_EXCEEDED",
+    409: "ABORTED",
+    429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+RPC_CODES = {400: 3, 403: 7, 404: 5, 429: 8, 500: 13, 503: 14, 504: 4}
+"""HTTP's number → google.rpc's, for the errors of lines."""
+
+_TYPE = "type.googleapis.com/google.rpc."
+
+
+def asked(body: Any, model: str, chat: Chat) -> Asked | WireError:
+    """A generateContent body, checked and translated."""
+    body, problem = _camel(body, "", _REQUEST)
+    if problem is None:
+        problem = _problem(body)
+    if problem is not None:
+        return WireError(400, problem)
+    if not chat.knows(model):
+        return no_model(model)
+    config = body.get("generationConfig", {})
+    messages = [
+        {"role": "user" if content.get("role", "user") == "user" else "assistant"} | _text(content)
+        for content in body["contents"]
+    ]
+    if "systemInstruction" in body:
+        messages.insert(0, {"role": "system"} | _text(body["systemInstruction"]))
+    made: dict[str, Any] = {"model": model, "messages": messages}
+    if "maxOutputTokens" in config:
+        made["max_tokens"] = config["maxOutputTokens"]
+    schema = config.get("responseJsonSchema") or _from_open_api(config.get("responseSchema"))
+    if schema is not None:
+        named = {"name": "reply", "strict": False, "schema": _ordered(schema)}
+        made["response_format"] = {"type": "json_schema", "json_schema": named}
+    thinking = config.get("thinkingConfig") or {}
+    thinks = bool(thinking.get("includeThoughts") or thinking.get("include_thoughts"))
+    return Asked(made, {"tier": body.get("serviceTier", "standard"), "thinks": thinks})
+
+
+def no_model(model: str) -> WireError:
+    said = "is not found for API version v1beta, or is not supported for generateContent"
+    return WireError(404, f"models/{model} {said}.")
+
+
+def _camel(found: Any, where: str, known: frozenset[str]) -> tuple[Any, str | None]:
+    """An object with its names in camelCase, and which of them Google doesn't know."""
+    if not isinstance(found, dict):
+        return found, f"Invalid JSON payload received. {where or 'Root element'} must be a message."
+    made = {}
+    for name, value in found.items():
+        camel = re.sub(r"_([a-z])", lambda letter: letter[1].upper(), name)
+        if camel not in known:
+            place = f" at '{where}'" if where else ""
+            return found, (
+                f'Invalid JSON payload received. Unknown name "{name}"{place}: Cannot find field.'
+            )
+        made[camel] = value
+    return made, None
+
+
+def _problem(body: dict[str, Any]) -> str | None:
+    contents = body.get("contents")
+    if not isinstance(contents, list) or not contents:
+        return "* GenerateContentRequest.contents: contents is not specified\n"
+    for place, content in enumerate(contents):
+        if problem := _content_problem(content, f"contents[{place}]"):
+            return problem
+        if content.get("role", "user") not in ("user", "model"):
+            return "Please use a valid role: user, model."
+    if "systemInstruction" in body and (
+        problem := _content_problem(body["systemInstruction"], "system_instruction")
+    ):
+        return problem
+    if body.get("serviceTier", "standard") not in ("standard", "flex", "priority", "unspecified"):
+        return f"Invalid value at 'service_tier': \"{body['serviceTier']}\""
+    if "generationConfig" not in body:
+        return None
+    body["generationConfig"], problem = _camel(
+        body["generationConfig"], "generation_config", _CONFIG
+    )
+    return problem or _config_problem(body["generationConfig"])
+
+
+def _content_problem(content: Any, where: str) -> str | None:
+    content, problem = _camel(content, where, _CONTENT)
+    if problem is not None:
+        return problem
+    parts = content.get("parts")
+    if not isinstance(parts, list) or not parts:
+        return f"* GenerateContentRequest.{where}.parts: contents.parts must not be empty.\n"
+    found = (_camel(part, f"{where}.parts[{place}]", _PART)[1] for place, part in enumerate(parts))
+    return next(filter(None, found), None)
+
+
+def _config_problem(config: dict[str, Any]) -> str | None:
+    temperature = config.get("temperature")
+    if temperature is not None and not 0 <= temperature <= 2:
+        return f"* GenerateContentRequest.generation_config.temperature: {temperature} is above 2"
+    shapes = [name for name in ("responseSchema", "responseJsonSchema") if name in config]
+    if len(shapes) > 1:
+        return "response_schema and response_json_schema can't both be set"
+    if shapes and config.get("responseMimeType") != "application/json":
+        return f"{shapes[0]} requires response_mime_type: application/json"
+    if "responseSchema" in config:
+        return _open_api_problem(config["responseSchema"], "generation_config.response_schema")
+    if "responseJsonSchema" in config:
+        return _json_schema_problem(config["responseJsonSchema"])
+    return None
+
+
+def _open_api_problem(schema: Any, where: str) -> str | None:
+    schema, problem = _camel(schema, where, _SCHEMA)
+    if problem is not None:
+        return problem
+    inner = [(f"{where}.items", schema["items"])] if "items" in schema else []
+    for place, (name, part) in enumerate(schema.get("properties", {}).items()):
+        inner.append((f"{where}.properties[{place}].value ({name})", part))
+    inner += [(f"{where}.any_of[{n}]", part) for n, part in enumerate(schema.get("anyOf", ()))]
+    return next(filter(None, (_open_api_problem(part, place) for place, part in inner)), None)
+
+
+def _json_schema_problem(schema: Any) -> str | None:
+    """Any word may stand there; what Google can't follow it refuses."""
+    if isinstance(schema, list):
+        return next(filter(None, map(_json_schema_problem, schema)), None)
+    if not isinstance(schema, dict):
+        return None
+    if "$ref" in schema and any(not name.startswith("$") for name in schema):
+        return "A schema with $ref may have no other properties than those that begin with $."
+    ordering = schema.get("propertyOrdering")
+    if ordering is not None and sorted(ordering) != sorted(schema.get("properties", {})):
+        return "propertyOrdering must name each property once."
+    return next(filter(None, map(_json_schema_problem, schema.values())), None)
+
+
+def _text(content: Mapping[str, Any]) -> dict[str, str]:
+    return {"content": "".join(part.get("text", "") for part in content["parts"])}
+
+
+def _ordered(schema: Any) -> Any:
+    """The schema with its properties as the model fills them: in the order that it is told, else
+    sorted as words (`"1"`, `"10"`, `"2"`).
+    """
+    if isinstance(schema, list):
+        return [_ordered(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {name: _ordered(part) for name, part in schema.items() if name != "propertyOrdering"}
+    if isinstance(made.get("properties"), dict):
+        order = schema.get("propertyOrdering") or sorted(made["properties"])
+        made["properties"] = {name: made["properties"][name] for name in order}
+    return made
+
+
+def _from_open_api(schema: Any) -> Any:
+    """OpenAPI's words as JSON Schema's."""
+    if isinstance(schema, list):
+        return [_from_open_api(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {name: _from_open_api(part) for name, part in schema.items() if name != "nullable"}
+    if isinstance(made.get("type"), str):
+        made["type"] = made["type"].lower()
+    if schema.get("nullable"):
+        return {"anyOf": [made, {"type": "null"}]}
+    return made
+
+
+# Replies and errors
+# --------------------------------------------------------------------------------------------------
+
+
+def reply(answer: Answer, asked: Asked, reply_id: str, usage: Mapping[str, Any]) -> dict[str, Any]:
+    """A good answer.
+
+    Args:
+      usage: what this API adds to the counts.
+    """
+    prompt, output = answer.input_tokens, answer.output_tokens
+    counts: dict[str, Any] = {
+        "promptTokenCount": prompt,
+        "candidatesTokenCount": output,
+        "totalTokenCount": prompt + output,
+        "promptTokensDetails": [{"modality": "TEXT", "tokenCount": prompt}],
+        **usage,
+    }
+    cached = answer.body["usage"]["prompt_tokens_details"]["cached_tokens"]
+    if cached:
+        counts["cachedContentTokenCount"] = cached
+    made: dict[str, Any] = {"candidates": [_candidate(answer, asked)]}
+    if answer.finish == "refusal":
+        made = {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}
+    elif answer.finish == "empty":
+        made = {}
+    return {**made, "usageMetadata": counts, "modelVersion": answer.model, "responseId": reply_id}
+
+
+def _candidate(answer: Answer, asked: Asked) -> dict[str, Any]:
+    finish = _FINISHES.get(answer.finish, "OTHER")
+    if answer.words is None:
+        return {"finishReason": finish, "index": 0}
+    parts: list[dict[str, Any]] = [{"text": answer.words}]
+    if asked.note and asked.note["thinks"]:
+        parts.insert(0, {"text": "Let me think about that.", "thought": True})
+    return {"content": {"parts": parts, "role": "model"}, "finishReason": finish, "index": 0}
+
+
+def rfc3339(seconds: float) -> str:
+    """As Google writes a time."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def error_response(error: WireError) -> web.Response:
+    """An error as Google writes it: with when to come back inside of it, and not in a header."""
+    headers = {name: value for name, value in error.headers.items() if "retry" not in name}
+    return json_response({"error": error_object(error)}, error.status, headers)
+
+
+def error_object(error: WireError) -> dict[str, Any]:
+    code = error.code or ""
+    made: dict[str, Any] = {
+        "code": error.status,
+        "message": error.message,
+        "status": code if code.isupper() else _STATUSES.get(error.status, "UNKNOWN"),
+    }
+    details = _details(error, code)
+    return made | ({"details": details} if details else {})
+
+
+def _details(error: WireError, code: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    if code == "invalid_api_key":
+        reason = {"reason": "API_KEY_INVALID", "domain": "googleapis.com"}
+        found.append({"@type": f"{_TYPE}ErrorInfo", **reason})
+    quota = {
+        "insufficient_quota": "GenerateRequestsPerDayPerProjectPerModel",
+        "rate_limit_exceeded": "GenerateRequestsPerMinutePerProjectPerModel",
+    }.get(code)
+    if quota is not None:
+        metric = "generativelanguage.googleapis.com/generate_content_requests"
+        violation = {"quotaMetric": metric, "quotaId": quota, "quotaValue": "15"}
+        found.append({"@type": f"{_TYPE}QuotaFailure", "violations": [violation]})
+    milliseconds = error.headers.get("retry-after-ms")
+    if milliseconds is not None:
+        delay = f"{int(milliseconds) / 1000:g}s"
+        found.append({"@type": f"{_TYPE}RetryInfo", "retryDelay": delay})
+    return found
