@@ -61,7 +61,9 @@ def _line_error(response: Any, error: Any, context: ErrorContext) -> CallError:
         return no_answer()
     named = status if status is not None and status >= 400 else None
     found = error_of(named or 502, {}, {"error": error}, **context._asdict())
-    code = word(error.get("code") if isinstance(error, dict) else error).lower()
+    names = ("code", "type", "error_type")  # OpenRouter has no code
+    words = [error.get(name) for name in names] if isinstance(error, dict) else [error]
+    code = " ".join(map(word, words)).lower()
     ends = {"expired": Kind.EXPIRED, "cancelled": Kind.CANCELLED, "canceled": Kind.CANCELLED}
     for end, kind in ends.items():
         if end in code:

@@ -244,6 +244,7 @@ XAI = Server(
     tiers={"default": "default", "priority": "priority"},
     batch=BatchApi(
         kind="named",
+        purpose="",
         traits=_like_openai(
             max_bytes=45_000_000,
             window_seconds=3 * _DAY,

@@ -149,6 +149,10 @@ def _status_of(job: Mapping[str, Any], counts: Mapping[str, int | None]) -> str:
     return "completed" if counts["pending"] == 0 else "in_progress"
 
 
+_HTTP_OF_RPC = {3: 400, 4: 504, 5: 404, 7: 403, 8: 429, 9: 400, 11: 400, 14: 503, 16: 401}
+"""An error's code may be gRPC's. Source: google.rpc.Code's own mapping to HTTP."""
+
+
 def _line_of(result: Any) -> bytes:
     """A result as a line of OpenAI's shape. What has another shape is a line that says nothing."""
     result = result if isinstance(result, dict) else {}
@@ -156,11 +160,13 @@ def _line_of(result: Any) -> bytes:
     found = found if isinstance(found, dict) else {}
     held, error = found.get("response"), found.get("error")
     body = next(iter(held.values()), None) if isinstance(held, dict) else None
-    line = {
-        "custom_id": result.get("batch_request_id"),
-        "response": {"status_code": 200, "body": body} if body is not None else None,
-        "error": error if body is None else None,
-    }
+    line: dict[str, Any] = {"custom_id": result.get("batch_request_id")}
+    if body is not None:
+        line["response"] = {"status_code": 200, "body": body}
+    elif error is not None:
+        code = error.get("code") if isinstance(error, dict) else None
+        status = _HTTP_OF_RPC.get(code, 502) if type(code) is int and code < 100 else code
+        line["response"] = {"status_code": status, "body": {"error": error}}
     with suppress(TypeError):
         return orjson.dumps(line) + b"\n"
     return orjson.dumps({"custom_id": word(line["custom_id"])}) + b"\n"  # nested too deeply

@@ -124,12 +124,18 @@ class BatchProviderContract:
       key_reference: where it is found, as `api_key` wants it.
       impossible: what the server can't be brought to do, or never does; promises about it are
         skipped.
+      cancels: jobs can be cancelled.
+      shows_names: jobs are listed with what they were created as, unless a mishap has it.
+      forgets_results: results can be removed.
     """
 
     tmp_path: Path
     key = "sk-contract-0123456789abcdefghij"
     key_reference = "env:CONTRACT_API_KEY"
     impossible: frozenset[Mishap] = frozenset()
+    cancels = True
+    shows_names = True
+    forgets_results = True
 
     def provider(self) -> BatchProvider:
         """A client with `key`, of the server that was arranged."""
@@ -249,8 +255,9 @@ class BatchProviderContract:
         for _ in range(2):
             provider.forget(ended, made.staged)
             provider.forget(None, None)
-        with pytest.raises(CallError):
-            provider.fetch(ended, self.tmp_path / "results")
+        if self.forgets_results:
+            with pytest.raises(CallError):
+                provider.fetch(ended, self.tmp_path / "results")
 
     def test_staging_again_is_harmless(self) -> None:
         self._arrange()
@@ -351,6 +358,8 @@ class BatchProviderContract:
         }
 
     def test_a_cancelled_job_ends_as_one(self) -> None:
+        if not self.cancels:
+            pytest.skip("jobs of this provider can't be cancelled")
         self._arrange(Mishap.STUCK)
         provider = self.provider()
         job = self._created(provider)
@@ -501,6 +510,8 @@ class BatchProviderContract:
         assert [found.job_id for found in self._found(provider, made.staged, since)] == [job.job_id]
 
     def test_every_attempt_is_found_in_any_state_and_no_other_name(self) -> None:
+        if not self.shows_names:
+            pytest.skip("a promise of lists that show names")
         self._arrange()
         provider = self._provider_on(*_LISTING)
         since = self.now()

@@ -64,8 +64,12 @@ if TYPE_CHECKING:
     from beam_llm.testing.emulator.chat import Answer
     from beam_llm.testing.emulator.service import Service
 
-NAMES = ("openai", "anthropic", "gemini")
-"""Modules of this folder that hold a dialect. The first one has the routes that no other has."""
+_FAMILY = ("groq", "together", "deepinfra", "fireworks", "openrouter", "xai")
+
+NAMES = ("openai", "anthropic", "gemini", "mistral", *_FAMILY)
+"""Dialects, each in a module of this folder, or with others of its family in one. The first one has
+the routes that no other has.
+"""
 
 Reply = web.StreamResponse | WireError
 """What a route gives: a response, or an error that is put into the dialect's words at the end."""
@@ -225,5 +229,7 @@ def dialect_class(name: str) -> type[Dialect]:
     """The `Wire` of a name in `NAMES`. Raises ValueError for another one."""
     if name not in NAMES:
         raise ValueError(f"the emulator has no dialect {name!r}; it has {', '.join(NAMES)}")
-    found: type[Dialect] = importlib.import_module(f"beam_llm.testing.emulator.{name}").Wire
+    module = "family" if name in _FAMILY else name
+    loaded = importlib.import_module(f"beam_llm.testing.emulator.{module}")
+    found: type[Dialect] = loaded.WIRES[name] if name in _FAMILY else loaded.Wire
     return found

@@ -49,7 +49,7 @@ class Files:
         meta, seconds = self._files.get(file_id), self._options.file_seconds
         if (
             meta is not None
-            and meta["purpose"] == "batch"
+            and meta["purpose"] != "batch_output"
             and seconds is not None
             and self._options.clock() >= meta["made_at"] + seconds
         ):
@@ -80,13 +80,19 @@ class Files:
         self._files[file_id] = meta
         return meta
 
-    async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
-        """The answer to a request under `/files`, None for another route."""
+    async def handle(
+        self, request: web.BaseRequest, path: str, purpose: str | None = None
+    ) -> Reply | None:
+        """The answer to a request under `/files`, None for another route.
+
+        Args:
+          purpose: of an upload that names none; None: it has to name one.
+        """
         _, _, rest = path.partition("/files")
         file_id, _, tail = rest.lstrip("/").partition("/")
         match request.method, bool(file_id), tail:
             case "POST", False, "":
-                return await self._upload(request)
+                return await self._upload(request, purpose)
             case "GET", False, "":
                 return await self._list(request)
             case "GET", True, "":
@@ -97,20 +103,24 @@ class Files:
                 return await self._delete(request, file_id)
         return None
 
-    async def _upload(self, request: web.BaseRequest) -> Reply:
+    async def _upload(self, request: web.BaseRequest, purpose: str | None) -> Reply:
         faults = self._strike("upload")
         part = self.part_path(uuid.uuid4().hex)
         try:
-            return await self._uploaded(request, faults, part)
+            return await self._uploaded(request, faults, part, purpose)
         finally:
             part.unlink(missing_ok=True)
 
     async def _uploaded(
-        self, request: web.BaseRequest, faults: tuple[Fault, ...], part: Path
+        self,
+        request: web.BaseRequest,
+        faults: tuple[Fault, ...],
+        part: Path,
+        purpose: str | None,
     ) -> Reply:
         if not request.content_type.startswith("multipart/"):
             return WireError(400, "Expected a multipart/form-data body.")
-        filename, purpose, size = None, None, 0
+        filename, size = None, 0
         cut = any(fault.kind == "upload_cut" for fault in faults)
         async for field in await request.multipart():
             if not isinstance(field, BodyPartReader):

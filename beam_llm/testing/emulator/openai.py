@@ -140,14 +140,21 @@ class Wire(Dialect):
                 param="endpoint",
                 code="invalid_value",
             )
-        if body["completion_window"] != "24h":
-            return WireError(
-                400,
-                "Invalid value for 'completion_window': only '24h' is supported.",
-                param="completion_window",
-                code="invalid_value",
-            )
-        return self._check_input(body["input_file_id"]) or _check_metadata(body.get("metadata"))
+        return (
+            self._check_window(body["completion_window"])
+            or self._check_input(body["input_file_id"])
+            or _check_metadata(body.get("metadata"))
+        )
+
+    def _check_window(self, window: str) -> WireError | None:
+        if window == "24h":
+            return None
+        return WireError(
+            400,
+            "Invalid value for 'completion_window': only '24h' is supported.",
+            param="completion_window",
+            code="invalid_value",
+        )
 
     def _check_input(self, file_id: str) -> WireError | None:
         meta = self.house.files.get(file_id)

@@ -1,0 +1,303 @@
+"""Mistral's wire: chat completions with its own parameters, files, and batch jobs at
+`/v1/batch/jobs`.
+
+Source: SDK mistralai 3.7.0, recorded traffic of 2026-08; read 2026-11.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from beam_llm.testing.emulator.chat import Answer
+from beam_llm.testing.emulator.connection import before_work, send_lines
+from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, Line, LineResult, NewJob, Reply
+from beam_llm.testing.emulator.wire import WireError, json_response, unknown_model
+from beam_llm.testing.emulator.work import CANCELLED, EXPIRED, line_results
+
+_OVER = frozenset({"completed", "failed", "expired", "cancelled"})
+_FIELDS = frozenset(
+    (
+        "model", "messages", "temperature", "top_p", "max_tokens", "stream", "stop",
+        "random_seed", "metadata", "response_format", "tools", "tool_choice",
+        "presence_penalty", "frequency_penalty", "min_tokens", "repetition_penalty", "top_k",
+        "logprobs", "top_logprobs", "n", "prediction", "parallel_tool_calls",
+        "reasoning_effort", "prompt_mode", "guardrails", "prompt_cache_key", "service_tier",
+        "safe_prompt",
+    )
+)  # fmt: skip
+_JOB_FIELDS = frozenset(
+    (
+        "endpoint", "input_files", "requests", "model", "agent_id", "metadata", "timeout_hours",
+    )
+)  # fmt: skip
+_WORDS = {
+    "validating": "QUEUED",
+    "in_progress": "RUNNING",
+    "finalizing": "RUNNING",
+    "cancelling": "CANCELLATION_REQUESTED",
+    "completed": "SUCCESS",
+    "failed": "FAILED",
+    "expired": "TIMEOUT_EXCEEDED",
+    "cancelled": "CANCELLED",
+}
+
+
+class Wire(Dialect):
+    """Bodies are checked like the real one's, by pydantic: what is wrong is named by its place."""
+
+    name = "mistral"
+    variables = ("MISTRAL_BASE_URL", "MISTRAL_API_KEY")
+
+    async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
+        path = path.removeprefix("/v1")
+        if path == "/chat/completions" and request.method == "POST":
+            return await self.house.live(request, self, self._asked)
+        if path == "/files" or path.startswith("/files/"):
+            return await self._files(request, path)
+        if path == "/batch/jobs" or path.startswith("/batch/jobs/"):
+            return await self._jobs(request, path.removeprefix("/batch/jobs"))
+        return None
+
+    def error(self, error: WireError) -> web.Response:
+        """A body that is wrong is an `error` of its own; the gateway's are a bare `detail`."""
+        if error.status == 401:
+            is_usual = error.code == "invalid_api_key"
+            said = "Invalid API Key" if is_usual else error.message
+            return json_response({"detail": said}, 401, error.headers)
+        if error.status == 422:
+            message: Any = {"detail": [_detail(error)]}
+        else:
+            message = error.message
+        body = {
+            "object": "error",
+            "message": message,
+            "type": error.type,
+            "param": None,
+            "code": error.code,
+            "raw_status_code": error.status,
+        }
+        return json_response(body, error.status, error.headers)
+
+    def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
+        named = {"mistral-correlation-id": f"{self.house.started}-{number}"}
+        limits = self.house.limits.headers()
+        for theirs, ours in (("req-minute", "requests"), ("tokens-minute", "tokens")):
+            for kind in ("limit", "remaining"):
+                if f"x-ratelimit-{kind}-{ours}" in limits:
+                    named[f"x-ratelimit-{kind}-{theirs}"] = limits[f"x-ratelimit-{kind}-{ours}"]
+        return named
+
+    # Live calls.
+
+    def _asked(self, body: Any) -> Asked | WireError:
+        problem = _problem(body)
+        if problem is not None:
+            return problem
+        if not self.house.chat.knows(body["model"]):
+            return unknown_model(body["model"])._replace(status=400, code="1500")
+        renamed = {**body, "seed": body.get("random_seed")}
+        for name in ("random_seed", "safe_prompt", "metadata"):
+            renamed.pop(name, None)
+        error = self.house.chat.check(renamed)
+        return Asked(renamed) if error is None else error
+
+    def kept(self, body: Any, asked: Asked) -> Any:
+        return body
+
+    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+        usage = answer.body["usage"]
+        choices = []
+        for choice in answer.body["choices"]:
+            content = choice["message"]["content"]
+            # It has no `refusal` field, and no word of its own for a filter.
+            content = content if content is not None else choice["message"]["refusal"]
+            message = {"role": "assistant", "tool_calls": None, "content": content}
+            choices.append({**choice, "message": message})
+            choices[-1].pop("logprobs", None)
+        return {
+            "id": uuid.uuid5(uuid.NAMESPACE_URL, reply_id).hex,
+            "object": "chat.completion",
+            "created": answer.body["created"],
+            "model": answer.body["model"],
+            "usage": {
+                "prompt_tokens": usage["prompt_tokens"],
+                "completion_tokens": usage["completion_tokens"],
+                "total_tokens": usage["total_tokens"],
+                "prompt_tokens_details": {
+                    "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"]
+                },
+                "service_tier": "standard",
+            },
+            "choices": choices,
+        }
+
+    # Files.
+
+    async def _files(self, request: web.BaseRequest, path: str) -> Reply | None:
+        file_id, _, tail = path.removeprefix("/files").lstrip("/").partition("/")
+        meta = self.house.files.get(file_id) if file_id else None
+        if tail == "content" and meta is not None and meta["purpose"] == "batch_output":
+            return await self._results(request, file_id)
+        return await self.house.files.handle(request, path)
+
+    async def _results(self, request: web.BaseRequest, file_id: str) -> Reply:
+        faults = self.house.script.strike("content")
+        if (refused := await before_work(request, faults)) is not None:
+            return refused
+        return await send_lines(
+            request,
+            map(self._result, line_results(self.house.files.path(file_id))),
+            cut_off=any(fault.kind == "content_cut" for fault in faults),
+        )
+
+    def _result(self, result: LineResult) -> dict[str, Any]:
+        """An answered line holds an object; a failed one a text of JSON, and no error."""
+        line: dict[str, Any] = {"id": f"batch-{result.reply_id}", "custom_id": result.custom_id}
+        missed = result.code in (EXPIRED["code"], CANCELLED["code"])
+        if result.answer is not None:
+            body: Any = self.reply(result.answer, result.asked, result.reply_id)
+            line["response"] = {"status_code": 200, "body": body}
+        elif result.error is not None and not missed:
+            body = self.error(result.error).body
+            text = body.decode() if isinstance(body, bytes) else ""
+            line["response"] = {"status_code": result.error.status, "body": text}
+        else:
+            line["response"] = None
+        line["error"] = {"code": result.code, "message": result.code} if missed else None
+        return line
+
+    # Batch jobs.
+
+    async def _jobs(self, request: web.BaseRequest, path: str) -> Reply | None:
+        jobs = self.house.batches
+        job_id, _, tail = path.lstrip("/").partition("/")
+        match request.method, bool(job_id), tail:
+            case "POST", False, "":
+                return await jobs.create(request, self, self._new_job)
+            case "GET", False, "":
+                return await jobs.list_jobs(request, self, lambda found: self._page(request, found))
+            case "GET", True, "":
+                return await jobs.look(request, self, job_id)
+            case "POST", True, "cancel":
+                return await jobs.cancel(request, self, job_id)
+        return None
+
+    async def _new_job(self, raw: bytes) -> NewJob | WireError:
+        try:
+            body = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            body = None
+        problem = self._job_problem(body)
+        if problem is not None:
+            return problem
+        return await asyncio.to_thread(self._made, body)
+
+    def _job_problem(self, body: Any) -> WireError | None:
+        if not isinstance(body, dict):
+            return _wrong(("body",), "Input should be a valid dictionary")
+        for name in body:
+            if name not in _JOB_FIELDS:
+                return _wrong(("body", name), "Extra inputs are not permitted")
+        if body.get("endpoint") != "/v1/chat/completions":
+            return _wrong(("body", "endpoint"), "Input should be '/v1/chat/completions'")
+        if not isinstance(body.get("model"), str):
+            return _wrong(("body", "model"), "Field required")
+        hours = body.get("timeout_hours", 24)
+        if not isinstance(hours, int) or not 1 <= hours <= 168:
+            return _wrong(("body", "timeout_hours"), "Input should be between 1 and 168")
+        for file_id in body.get("input_files") or [""]:
+            meta = self.house.files.get(file_id)
+            if meta is None or meta["purpose"] != "batch":
+                return WireError(404, f"File not found: {file_id}", code="3001")
+        return None
+
+    def _made(self, body: dict[str, Any]) -> NewJob | WireError:
+        job_id = str(uuid.uuid4())
+        part = self.house.batches.part_path(job_id)
+        with open(part, "wb") as file:
+            for line in self._lines(body["input_files"]):
+                asked = self._asked({**line["body"], "model": body["model"]})
+                file.write(Line(line["custom_id"], asked).encode())
+        own = {
+            "endpoint": body["endpoint"],
+            "model": body["model"],
+            "metadata": body.get("metadata"),
+            "input_files": body["input_files"],
+        }
+        return NewJob(job_id, part, own=own)
+
+    def _lines(self, file_ids: list[str]) -> Iterator[dict[str, Any]]:
+        for file_id in file_ids:
+            with open(self.house.files.path(file_id), "rb") as file:
+                yield from map(orjson.loads, file)
+
+    def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
+        query, options = request.query, self.house.options
+        size = min(int(query.get("page_size", "100")), options.list_page)
+        start = int(query.get("page", "0")) * size
+        shown = [self.job(job) for job in visible[start : start + size]]
+        return json_response({"data": shown, "object": "list", "total": len(visible)})
+
+    def job(self, job: Job) -> Any:
+        status, counts = self.house.batches.status(job), self.house.batches.counts(job)
+        over, runs = job["status"] in _OVER, job["status"] != "validating"
+        options, good, bad = self.house.options, counts["completed"], counts["failed"]
+        known = good is not None and bad is not None
+        return {
+            "id": job["id"],
+            "object": "batch",
+            "input_files": job["own"]["input_files"] if options.inputs_shown else [],
+            "metadata": job["own"]["metadata"] if options.names_kept else None,
+            "endpoint": job["own"]["endpoint"],
+            "model": job["own"]["model"],
+            "agent_id": None,
+            "output_file": job["output_file_id"] if over else None,
+            "error_file": job["error_file_id"] if over else None,
+            "errors": [{"message": one["message"], "count": 1} for one in job["errors"] or ()],
+            "outputs": None,
+            "status": _WORDS.get(status, status),
+            "created_at": int(job["created"]),
+            "total_requests": counts["total"] if runs else 0,
+            "completed_requests": (good or 0) + (bad or 0) if known else None,
+            "succeeded_requests": good,
+            "failed_requests": bad,
+            "started_at": _stamp(job, "in_progress_at"),
+            "completed_at": _stamp(job, f"{job['status']}_at") if over else None,
+        }
+
+    def no_job(self, job_id: str) -> WireError:
+        return WireError(404, f"Batch job {job_id} not found", code="3001")
+
+
+def _stamp(job: Job, name: str) -> int | None:
+    return int(job["stamps"][name]) if name in job["stamps"] else None
+
+
+def _wrong(place: tuple[str, ...], message: str) -> WireError:
+    return WireError(422, message, param=".".join(place))
+
+
+def _detail(error: WireError) -> dict[str, Any]:
+    place = (error.param or "body").split(".")
+    return {"type": "value_error", "loc": place, "msg": error.message, "input": "…"}
+
+
+def _problem(body: Any) -> WireError | None:
+    if not isinstance(body, dict):
+        return _wrong(("body",), "Input should be a valid dictionary")
+    for name in ("model", "messages"):
+        if not body.get(name):
+            return _wrong(("body", name), "Field required")
+    for name in body:
+        if name not in _FIELDS:
+            return _wrong(("body", name), "Extra inputs are not permitted")
+    temperature = body.get("temperature")
+    if temperature is not None and not 0 <= temperature <= 1.5:
+        return _wrong(("body", "temperature"), "Input should be less than or equal to 1.5")
+    return None

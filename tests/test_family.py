@@ -1,0 +1,120 @@
+"""Mistral and the providers that speak OpenAI's dialect keep the contracts, each against its own
+dialect of the emulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from beam_llm import providers
+from beam_llm.config import settings
+from beam_llm.protocols import CompletionProvider, Recovery
+from beam_llm.testing import Emulator
+from beam_llm.testing.contracts import CompletionProviderContract
+from beam_llm.testing.contracts.batches import Mishap
+from beam_llm.testing.contracts.completions import Does, Situation, emulator_fault
+from tests.test_contracts import EmulatedBatchesContract
+
+
+def address_of(emulator: Emulator, name: str) -> dict[str, Any]:
+    return {"base_url": emulator.environment_of(name)[f"{name.upper()}_BASE_URL"]}
+
+
+class FamilyChat(CompletionProviderContract):
+    name: str
+
+    @pytest.fixture(autouse=True)
+    def _server(self) -> Iterator[None]:
+        with Emulator(keys=(self.key,)) as self.emulator:
+            yield
+
+    def provider(self) -> CompletionProvider:
+        return providers.connect(
+            settings(
+                f"{self.name}:m",
+                api_key=self.key_reference,
+                max_reply_bytes=1_000_000,
+                **address_of(self.emulator, self.name),
+            )
+        )
+
+    def arrange(self, situation: Situation) -> None:
+        self.emulator.set_faults(*emulator_fault(situation))
+
+
+class TestMistralChat(FamilyChat):
+    name = "mistral"
+    impossible = frozenset({Does.REFUSE})  # a refusal is an answer like any other
+
+
+class TestOpenRouterChat(FamilyChat):
+    name = "openrouter"
+
+
+class TestTogetherChat(FamilyChat):
+    name = "together"
+
+
+class TestGroqChat(FamilyChat):
+    name = "groq"
+
+
+class TestFireworksChat(FamilyChat):
+    name = "fireworks"
+
+
+class TestDeepInfraChat(FamilyChat):
+    name = "deepinfra"
+
+
+class TestXaiChat(FamilyChat):
+    name = "xai"
+
+
+class FamilyBatches(EmulatedBatchesContract):
+    name: str
+    rung: Recovery
+
+    def model(self) -> str:
+        return f"{self.name}:contract-model"
+
+    def address(self) -> dict[str, Any]:
+        return address_of(self.emulator, self.name)
+
+    def jobs_made(self) -> list[str]:
+        return [job.get("id") or job["batch_id"] for job in self.emulator.jobs]
+
+    def test_its_rung_is_the_one_that_it_promises(self) -> None:
+        self.arrange()
+        assert self.provider().traits.recovery is self.rung
+
+
+class TestMistralBatches(FamilyBatches):
+    name, rung = "mistral", Recovery.METADATA
+
+
+class TestGroqBatches(FamilyBatches):
+    name, rung = "groq", Recovery.METADATA
+
+
+class TestTogetherBatches(FamilyBatches):
+    name, rung = "together", Recovery.LABEL
+    shows_names = False
+
+
+class TestDeepInfraBatches(FamilyBatches):
+    name, rung = "deepinfra", Recovery.LABEL
+
+
+class TestXaiBatches(FamilyBatches):
+    name, rung = "xai", Recovery.METADATA
+    forgets_results = False
+    impossible = frozenset({Mishap.EXPIRE, Mishap.NO_COUNTS, Mishap.STRANGE_WORD})
+
+
+class TestOpenRouterBatches(FamilyBatches):
+    name, rung = "openrouter", Recovery.NONE
+    cancels = False
