@@ -70,8 +70,8 @@ class Family(openai.Wire):
         asked = super()._asked(body, None)
         if isinstance(asked, WireError):
             return asked
-        for name in body if self.fields is not None else ():
-            if name not in self.fields:
+        for name in body:
+            if self.fields is not None and name not in self.fields:
                 return WireError(400, f"property '{name}' is unsupported", param=name)
         tier = body.get("service_tier")
         if tier is not None and self.tiers is not None and tier not in self.tiers:
