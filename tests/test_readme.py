@@ -18,7 +18,7 @@ from apache_beam.io.filebasedsource import FileBasedSource
 from apache_beam.io.gcp.bigquery_tools import RowAsDictJsonCoder
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_llm.cli.main import build_parser
+from beam_llm.cli.main import build_parser, main
 from beam_llm.errors import Kind
 from beam_llm.testing import Emulator
 from pipelines import reviews_batch, reviews_streaming
@@ -202,6 +202,19 @@ def test_the_command_for_a_cluster_is_taken_by_beam(
             [part for part in arguments if part.startswith("--") and "=" in part]
         ).get_all_options()
     assert "Unparseable" not in caplog.text
+
+
+def test_packing_is_compared_by_the_command_as_it_stands_there(
+    reviews: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str]
+):
+    (line,) = [
+        line
+        for block in blocks(RECIPES, "bash")
+        for line in block.splitlines()
+        if line.startswith("beam-llm compare ")
+    ]
+    assert main([*shlex.split(line)[1:], "--quiet"]) == 0
+    assert "Don't pack: 2 compared records are too few" in capsys.readouterr().out
 
 
 def test_the_commands_of_the_command_line_are_understood():

@@ -10,6 +10,7 @@
     running, progress, summary         what a person sees, and Ctrl-C; with tally and words
     definitions                        whether the class of earlier answers is still the same
     files/                             exact readers and writers of .jsonl, .csv, .parquet
+    comparing/                         a sample asked alone and packed: is packing safe?
     jobs, demo                         `beam-llm jobs …`, `beam-llm demo`
 
 The walk of one record: `files` reads it as a `Row`; `pipeline.ReadRecords` sends it with its place

@@ -129,16 +129,17 @@ def check_prompt(task: ChatTask, sources: Sequence[Source]) -> None:
     """
     together: dict[str, Any] | None = None
     for row in (row for source in sources for row in read_rows(source)):
-        if _misfit(task, row.fields) is None:
+        if misfit_of(task, row.fields) is None:
             return
         together = {**(together or {}), **row.fields}
-    if together is not None and (error := _misfit(task, together)):
+    if together is not None and (error := misfit_of(task, together)):
         raise UsageError(
             f"{error} (no record fits; fields of the input: {', '.join(together) or 'none'})"
         )
 
 
-def _misfit(task: ChatTask, fields: dict[str, Any]) -> PromptError | None:
+def misfit_of(task: ChatTask, fields: dict[str, Any]) -> PromptError | None:
+    """Why the fields don't fit the prompt; None where they do."""
     try:
         task.record(fields, fields)
     except PromptError as error:

@@ -18,6 +18,12 @@ def dollars(amount: float) -> str:
     return f"${amount:,.{digits}f}"
 
 
+def percent(part: float) -> str:
+    """`12 %`; what is below ten with a digit more where that says something."""
+    value = round(part * 100, 1)
+    return f"{value:.0f} %" if abs(value) >= 10 or value == round(value) else f"{value:.1f} %"
+
+
 def tried_again(retries: int, waits: int, timeouts: int) -> list[str]:
     """`2 retries`, `3 waits`, `1 timeout`: those that there are. Waits for a busy server are among
     the retries as counted.

@@ -37,9 +37,12 @@ class Brain:
 
     Args:
       fast: labels from a checksum instead of the scorer: constant time, for benchmarks.
+      reads: how many records of a prompt it reads with care; of those after them it gives answers
+        that are valid and wrong, as weak models do that are asked too much at once.
     """
 
-    def __init__(self, fast: bool = False) -> None:
+    def __init__(self, fast: bool = False, reads: int | None = None) -> None:
+        self._reads = reads
         self._compound: Callable[[str], float] = _checksum_compound if fast else compound
         self._fillers: dict[tuple[bytes, bool], Filler] = {}
 
@@ -56,6 +59,8 @@ class Brain:
                 self.other_value(question, text, value)
                 for text, value in zip(question.texts, values, strict=True)
             ]
+        if self._reads is not None and question.indexed:
+            values = self._partly_read(question, values, self._reads)
         if question.indexed:
             entries = list(enumerate(values, 1))
             for fault in faults:
@@ -66,6 +71,10 @@ class Brain:
         for fault in faults:
             text = _spoilt(text, fault)
         return text
+
+    def _partly_read(self, question: Question, values: list[Any], reads: int) -> list[Any]:
+        unread = zip(question.texts[reads:], values[reads:], strict=True)
+        return values[:reads] + [self.other_value(question, *each) for each in unread]
 
     def other_value(self, question: Question, text: str, value: Any) -> Any:
         """A valid answer to the record other than `value`, where the schema knows one."""

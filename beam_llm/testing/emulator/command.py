@@ -71,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         "--fast", action="store_true", help="labels from a checksum, for benchmarks"
     )
     parser.add_argument(
+        "--reads", type=int, help="records of a prompt read with care; others get wrong answers"
+    )
+    parser.add_argument(
         "--billing",
         choices=("texts", "digests", "off"),
         default="texts",

@@ -27,6 +27,8 @@ class EmulatorOptions:
         it.
       max_batch_requests, max_file_bytes: OpenAI's limits.
       fast: labels from a checksum in constant time, for benchmarks.
+      reads: how many records of a prompt the model reads with care; answers to those after them are
+        valid and wrong.
       billing: `texts`, `digests` or `off`: how records are kept in the book.
       keep_requests: how many of the last live bodies `Emulator.requests` holds.
       seed: of faults and of the order of result files.
@@ -56,6 +58,7 @@ class EmulatorOptions:
     max_batch_requests: int = 50_000
     max_file_bytes: int = 200_000_000
     fast: bool = False
+    reads: int | None = None
     billing: str = "texts"
     keep_requests: int = 200
     seed: int = 0

@@ -49,7 +49,7 @@ class Service:
         self.limits = Limits(
             options.requests_per_minute, options.tokens_per_minute, options.max_concurrency
         )
-        self.chat = Chat(Brain(options.fast), options.models)
+        self.chat = Chat(Brain(options.fast, options.reads), options.models)
         self.script = FaultScript()
         self.dialects: dict[str, Dialect] = {}
         self.batches = Batches(options, folder, self.chat, self.billing, self.dialects)

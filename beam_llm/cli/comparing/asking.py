@@ -1,0 +1,92 @@
+"""A sample asked at one size, by the engine that a run asks with; without Beam."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from beam_llm.calls import Tally, borrow_engine, return_engine
+from beam_llm.config import Settings
+from beam_llm.pricing import LaterPrices
+from beam_llm.prompting.batching import Batcher, prompt_caps
+from beam_llm.prompting.chat_task import ChatTask
+from beam_llm.prompting.output_types import Output
+from beam_llm.providers import compile_task, connect
+from beam_llm.values import Outcome, Record
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The sample asked at one size.
+
+    Attributes:
+      records: as they were asked.
+      outcomes: one per record, in the sample's order.
+      prompts: how many were formed of them.
+    """
+
+    records: list[Record]
+    outcomes: list[Outcome]
+    prompts: int
+    tally: Tally
+
+    def answers(self, output: Output) -> list[Any]:
+        """In JSON form; `NO_ANSWER` where there is none."""
+        return [_answer(outcome, output) for outcome in self.outcomes]
+
+
+NO_ANSWER = object()
+
+
+def _answer(outcome: Outcome, output: Output) -> Any:
+    if outcome.failure is not None:
+        return NO_ANSWER
+    try:
+        return output.dump(outcome.value)
+    except ValueError:  # its own class can't write it
+        return NO_ANSWER
+
+
+def ask(known: Settings, rows: Sequence[Mapping[str, Any]]) -> Asking:
+    """Asks about every row, in prompts formed as a run would form them.
+
+    Raises:
+      Aborted: no call can succeed.
+    """
+    task = compile_task(known)
+    records = [task.record(fields, fields) for fields in rows]
+    batcher: Batcher[int] = Batcher(prompt_caps(known, task), known.model_name)
+    outcomes: dict[int, Outcome] = {}
+    prompts: list[list[tuple[Record, int]]] = []
+    for place, record in enumerate(records):
+        if batcher.too_large(record):
+            outcomes[place] = Outcome(failure=batcher.too_large_failure(record))
+        else:
+            prompts += batcher.add(record, place)
+    prompts += batcher.flush()
+    tally = _ask_prompts(known, task, prompts, outcomes)
+    return Asking(records, [outcomes[place] for place in range(len(records))], len(prompts), tally)
+
+
+def _ask_prompts(
+    known: Settings,
+    task: ChatTask,
+    prompts: Sequence[Sequence[tuple[Record, int]]],
+    outcomes: dict[int, Outcome],
+) -> Tally:
+    """All at once, as far as the engine lets them; fills in their outcomes."""
+    prices, tally = LaterPrices(known), Tally()
+    engine = borrow_engine(
+        known, task, partial(connect, known), prices.cost_usd, prepare=prices.load
+    )
+    try:
+        asked = [engine.submit([record for record, _ in prompt]) for prompt in prompts]
+        for prompt, future in zip(prompts, asked, strict=True):
+            answered = future.result()
+            tally.merge(answered.tally)
+            outcomes.update(zip((place for _, place in prompt), answered.outcomes, strict=True))
+    finally:
+        return_engine(engine)
+    return tally

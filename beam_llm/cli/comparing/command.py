@@ -1,0 +1,102 @@
+"""`beam-llm compare`: a sample of the records asked alone and packed, and what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from beam_llm.cli.comparing.asking import Asking, ask
+from beam_llm.cli.comparing.comparison import Comparison
+from beam_llm.cli.comparing.judging import FiguresOf, Judge
+from beam_llm.cli.comparing.population import Population
+from beam_llm.cli.comparing.shown import as_json, report
+from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
+from beam_llm.cli.flags import chosen_settings
+from beam_llm.cli.inputs import inputs_of
+from beam_llm.cli.predict_command import PredictCommand
+from beam_llm.cli.progress import ProgressLine, write_line
+from beam_llm.cli.show import in_json
+from beam_llm.config import Settings, is_template, replaced
+from beam_llm.errors import UsageError, plural
+from beam_llm.prompting.model_choice import settings_by_model
+from beam_llm.prompting.templates import PromptTemplate
+
+
+def main(chosen: argparse.Namespace) -> int:
+    """Asks, compares and prints; exit code 3 where records asked alone ended as errors."""
+    known = _settings(chosen)
+    command = PredictCommand(
+        inputs=chosen.inputs,
+        output="-",
+        settings=known,
+        input_format=chosen.input_format,
+        skips_bad_lines=chosen.on_bad_line == "skip",
+    )
+    with inputs_of(command, writes=False) as (sources, found):
+        if chosen.truth is not None:
+            _check_truth(chosen.truth, known, list(found.columns))
+        comparison = _compare(chosen, known, Population(sources, known, chosen.truth))
+    if chosen.json:
+        print(in_json(as_json(comparison)))
+    else:
+        print(report(comparison))
+    failed = comparison.alone.errors.total() + comparison.unusable
+    if failed:
+        write_line(f"{chosen.name}: {plural(failed, 'record')} could not be answered alone")
+    return SOME_ERRORS if failed else ALL_ANSWERED
+
+
+def _settings(chosen: argparse.Namespace) -> Settings:
+    """As the flags say, for live calls."""
+    known = chosen_settings(chosen)
+    if is_template(known.model):
+        raise UsageError(
+            f"model is {known.model!r}: a comparison is of one model; compare each of "
+            f"{', '.join(settings_by_model(known))}"
+        )
+    return replaced(known, mode="online")
+
+
+def _check_truth(field: str, known: Settings, columns: Sequence[str]) -> None:
+    """Raises UsageError where no record has the field, or where the prompt shows it."""
+    if field not in columns:
+        raise UsageError(
+            f"--truth is {field!r}: no record has such a field; fields of the input: "
+            f"{', '.join(columns) or 'none'}"
+        )
+    if known.prompt is not None and field in PromptTemplate(known.prompt).names:
+        raise UsageError(
+            f"--truth is {field!r}, and the prompt shows that field: it would give the answer away"
+        )
+
+
+def _compare(chosen: argparse.Namespace, known: Settings, population: Population) -> Comparison:
+    sample = population.sample(chosen.sample, chosen.sample_seed)
+    rows = [fields for fields, _ in sample]
+    own = [known.batch_size] if isinstance(known.batch_size, int) else []
+    sizes = sorted({*chosen.batch_sizes, *own} - {1})
+    now = "asking alone"
+    with ProgressLine(lambda: now, quiet=chosen.quiet or not sys.stderr):
+        alone = ask(replaced(known, batch_size=1), rows)
+        again = ask(replaced(known, batch_size=1), rows) if chosen.again else None
+        packed: dict[int, Asking] = {}
+        for size in sizes:
+            now = f"asking {size} records a prompt"
+            packed[size] = ask(replaced(known, batch_size=size), rows)
+    judge = Judge(known, chosen.tolerance, alone, [truth for _, truth in sample], chosen.truth)
+    figures_of = FiguresOf(known, population, judge)
+    return Comparison(
+        settings=known,
+        records=population.size,
+        unusable=population.unusable,
+        sample=len(sample),
+        seed=chosen.sample_seed,
+        tolerance=chosen.tolerance,
+        max_loss=chosen.max_loss,
+        truth=chosen.truth,
+        unreadable_truths=judge.unreadable_truths,
+        alone=figures_of(1, alone),
+        again=None if again is None else judge.agreement(again),
+        packed=[figures_of(size, asking) for size, asking in packed.items()],
+    )

@@ -1,0 +1,148 @@
+"""Answers held against one another, and what a size comes to for the whole input."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from beam_llm.cli.answer_tokens import AnswerTokens
+from beam_llm.cli.comparing.asking import NO_ANSWER, Asking
+from beam_llm.cli.comparing.comparison import SizeFigures, Whole
+from beam_llm.cli.comparing.population import Population
+from beam_llm.cli.estimate import Forecast, forecast
+from beam_llm.config import Settings, replaced
+from beam_llm.prompting.agreement import Share, same_answer, same_fields
+from beam_llm.prompting.output_types import Output
+from beam_llm.providers import compile_task
+from beam_llm.values import Record, Usage
+
+
+class Judge:
+    """Holds answers against those given alone, and against the truth."""
+
+    def __init__(
+        self,
+        known: Settings,
+        tolerance: float,
+        alone: Asking,
+        truths: Sequence[Any],
+        truth_field: str | None,
+    ):
+        self._output = Output(known.output)
+        self._tolerance = tolerance
+        self._alone = alone.answers(self._output)
+        self._has_truth = truth_field is not None
+        self._truths = [_truth(value, self._output) for value in truths]
+        self.unreadable_truths = self._truths.count(NO_ANSWER) if self._has_truth else 0
+
+    def agreement(self, asking: Asking) -> Share:
+        """With the answers given alone, of records that have one; an error agrees with none."""
+        return self._share(self._alone, asking)
+
+    def truth(self, asking: Asking) -> Share | None:
+        return self._share(self._truths, asking) if self._has_truth else None
+
+    def _share(self, right: Sequence[Any], asking: Asking) -> Share:
+        pairs = [
+            (one, other)
+            for one, other in zip(right, asking.answers(self._output), strict=True)
+            if one is not NO_ANSWER
+        ]
+        same = (
+            other is not NO_ANSWER and same_answer(one, other, self._tolerance)
+            for one, other in pairs
+        )
+        return Share(sum(same), len(pairs))
+
+    def fields(self, asking: Asking) -> dict[str, Share]:
+        """The same for each field of structured answers."""
+        shares: dict[str, Share] = {}
+        for one, other in zip(self._alone, asking.answers(self._output), strict=True):
+            if one is NO_ANSWER:
+                continue
+            for name, same in same_fields(one, other, self._tolerance).items():
+                shares[name] = shares.get(name, Share(0, 0)) + Share(int(same), 1)
+        return shares
+
+
+def _truth(value: Any, output: Output) -> Any:
+    """The right answer in JSON form; `NO_ANSWER` where the field doesn't hold one."""
+    try:
+        typed = output.parse_text(value)[0] if isinstance(value, str) else output.validate(value)
+        return output.dump(typed)
+    except ValueError:
+        return NO_ANSWER
+
+
+class FiguresOf:
+    """What one size came to, in the sample and reckoned for the whole input."""
+
+    def __init__(self, known: Settings, population: Population, judge: Judge):
+        self._known = known
+        self._judge = judge
+        self._records: Callable[[int], list[Record]] = partial(_of_size, known, population, {})
+
+    def __call__(self, size: int, asking: Asking) -> SizeFigures:
+        tally, judge = asking.tally, self._judge
+        costs = [outcome.cost_usd for outcome in asking.outcomes]
+        failures = [each.failure for each in asking.outcomes if each.failure]
+        usage = Usage(*(getattr(tally, name) for name in Usage._fields))
+        cost_usd = None if None in costs else sum(cost or 0.0 for cost in costs)
+        return SizeFigures(
+            batch_size=size,
+            agreement=judge.agreement(asking),
+            fields=judge.fields(asking),
+            truth=judge.truth(asking),
+            errors=Counter(failure.kind for failure in failures),
+            prompts=asking.prompts,
+            calls=tally.requests,
+            usage=usage,
+            cost_usd=cost_usd,
+            whole=self._whole(size, asking, usage, cost_usd),
+        )
+
+    def _whole(
+        self, size: int, asking: Asking, usage: Usage, cost_usd: float | None
+    ) -> Whole | None:
+        """The sample's figures times what the whole input is to the sample: prompts and tokens are
+        counted for both as a run would form them.
+        """
+        known = replaced(self._known, batch_size=size)
+        each = usage.output_tokens / max(len(asking.records), 1)
+        tokens = AnswerTokens(each, each, each)
+        part = forecast(known, asking.records, tokens, None)
+        whole = forecast(known, self._records(size), tokens, None)
+        if not part.requests or not part.input_tokens:
+            return None
+        cost, cost_batch = _whole_costs(cost_usd, part, whole)
+        outputs = usage.output_tokens * whole.output_tokens / max(part.output_tokens, 1)
+        return Whole(
+            calls=round(asking.tally.requests * whole.requests / part.requests),
+            input_tokens=round(usage.input_tokens * whole.input_tokens / part.input_tokens),
+            output_tokens=round(outputs),
+            cost_usd=cost,
+            cost_batch_usd=cost_batch,
+        )
+
+
+def _of_size(
+    known: Settings, population: Population, made: dict[bool, list[Record]], size: int
+) -> list[Record]:
+    """All records: alone, or with what stands around each of several."""
+    if (size == 1) not in made:
+        made[size == 1] = population.records(compile_task(replaced(known, batch_size=min(size, 2))))
+    return made[size == 1]
+
+
+def _whole_costs(
+    cost_usd: float | None, part: Forecast, whole: Forecast
+) -> tuple[float | None, float | None]:
+    """By live calls, and by the batch API."""
+    if cost_usd is None or not part.cost_online_usd or whole.cost_online_usd is None:
+        return cost_usd, None  # unknown, or nothing
+    cost = cost_usd * whole.cost_online_usd / part.cost_online_usd
+    if whole.cost_batch_usd is None:
+        return cost, None
+    return cost, cost * whole.cost_batch_usd / whole.cost_online_usd

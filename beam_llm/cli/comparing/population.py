@@ -1,0 +1,81 @@
+"""All records of the input as a prompt takes them, and the sample of them that is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from beam_llm.cli.comparing.sampling import stratified
+from beam_llm.cli.files.records import Source, digest_of
+from beam_llm.cli.files.sources import read_rows
+from beam_llm.cli.inputs import misfit_of
+from beam_llm.config import Settings, replaced
+from beam_llm.errors import PromptError, UsageError
+from beam_llm.prompting.chat_task import ChatTask
+from beam_llm.providers import compile_task
+from beam_llm.values import Record
+
+Fields = Mapping[str, Any]
+
+
+class Population:
+    """The records of the input, as prompts take them.
+
+    Attributes:
+      size: how many there are.
+      unusable: of these, how many don't fit the prompt.
+    """
+
+    def __init__(self, sources: Sequence[Source], known: Settings, hidden: str | None):
+        self._sources = sources
+        self._hidden = hidden
+        task = compile_task(replaced(known, batch_size=2))
+        self._lengths: list[int] = []
+        self._digests: list[bytes] = []
+        together: Fields = {}
+        self.size = self.unusable = 0
+        for fields, _ in self.rows():
+            self.size += 1
+            try:
+                self._lengths.append(task.record(fields, fields).tokens)
+            except PromptError:
+                self.unusable += 1
+                self._lengths.append(-1)
+                together = {**together, **fields}
+            self._digests.append(digest_of(fields))
+        if self.unusable == self.size and (error := misfit_of(task, dict(together))):
+            raise UsageError(f"{error} (no record fits; fields: {', '.join(together) or 'none'})")
+
+    def rows(self) -> Iterator[tuple[Fields, Any]]:
+        """Each record's fields without the right answer, and that."""
+        for source in self._sources:
+            for row in read_rows(source):
+                truth = row.fields.get(self._hidden) if self._hidden else None
+                yield (
+                    {name: value for name, value in row.fields.items() if name != self._hidden},
+                    truth,
+                )
+
+    def sample(self, count: int, seed: int) -> list[tuple[Fields, Any]]:
+        """Some of those that fit the prompt, spread over their lengths, in the input's order."""
+        usable = [place for place, length in enumerate(self._lengths) if length >= 0]
+        chosen = stratified(
+            [self._lengths[place] for place in usable],
+            [self._digests[place] for place in usable],
+            count,
+            seed,
+        )
+        places = {usable[number] for number in chosen}
+        return [row for place, row in enumerate(self.rows()) if place in places]
+
+    def records(self, task: ChatTask) -> list[Record]:
+        """All that fit."""
+        return list(_fitting(task, (fields for fields, _ in self.rows())))
+
+
+def _fitting(task: ChatTask, rows: Iterator[Fields]) -> Iterator[Record]:
+    for fields in rows:
+        try:
+            yield task.record(fields, fields)
+        except PromptError:
+            continue

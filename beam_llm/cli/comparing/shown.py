@@ -1,0 +1,196 @@
+"""A comparison for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from beam_llm.cli.comparing.comparison import Comparison, SizeFigures
+from beam_llm.cli.words import dollars, percent, shortened, table
+from beam_llm.errors import plural, printable
+from beam_llm.prompting.agreement import Share
+
+FORMAT = 1
+_ALONE = "alone"
+
+
+def report(comparison: Comparison) -> str:
+    """The tables, what they assume, and the advice."""
+    return "\n\n".join(_paragraphs(comparison))
+
+
+def _paragraphs(comparison: Comparison) -> Iterator[str]:
+    known = comparison.settings
+    prompt = shortened(known.prompt or "{{ element }}", 60)
+    asked = f"{comparison.sample:,} of {plural(comparison.records, 'record')}"
+    yield f"{asked}, seed {comparison.seed}, {known.model}, prompt {prompt!r}"
+    all_figures = [comparison.alone, *comparison.packed]
+    yield table(_HEADER, [_row(comparison, figures) for figures in all_figures])
+    if any(figures.fields for figures in comparison.packed):
+        yield _fields_table(comparison)
+    yield (
+        f"The whole input, {plural(comparison.records - comparison.unusable, 'record')}:\n"
+        + table(_WHOLE, [_whole_row(comparison, figures) for figures in all_figures])
+    )
+    yield "\n".join(_notes(comparison))
+    yield _advice(comparison)
+
+
+_HEADER = (
+    "records a prompt",
+    "agreement",
+    "95 % interval",
+    "right",
+    "95 % interval",
+    "errors",
+    "calls",
+    "surplus",
+    "tokens in",
+    "tokens out",
+    "cost",
+)
+
+
+def _row(comparison: Comparison, figures: SizeFigures) -> tuple[str, ...]:
+    is_alone = figures is comparison.alone
+    return (
+        _ALONE if is_alone else str(figures.batch_size),
+        *((_ALONE, "") if is_alone else _rate(figures.agreement)),
+        *(_rate(figures.truth) if figures.truth is not None else ("", "")),
+        f"{figures.errors.total():,}",
+        f"{figures.calls:,}",
+        f"{figures.surplus_calls:,}",
+        f"{figures.usage.input_tokens:,}",
+        f"{figures.usage.output_tokens:,}",
+        _cost(figures.cost_usd),
+    )
+
+
+def _rate(share: Share) -> tuple[str, str]:
+    if share.rate is None:
+        return "unknown", ""
+    low, high = share.interval()
+    return percent(share.rate), f"{percent(low)}–{percent(high)}"
+
+
+def _cost(amount: float | None) -> str:
+    return "unknown" if amount is None else dollars(amount)
+
+
+def _fields_table(comparison: Comparison) -> str:
+    names = list(dict.fromkeys(name for each in comparison.packed for name in each.fields))
+    rows = [
+        (
+            str(figures.batch_size),
+            *(_rate(figures.fields.get(name, Share(0, 0)))[0] for name in names),
+        )
+        for figures in comparison.packed
+    ]
+    return "Agreement field by field:\n" + table(("records a prompt", *names), rows)
+
+
+_WHOLE = ("records a prompt", "calls", "tokens in", "tokens out", "cost", "saved", "batch API")
+
+
+def _whole_row(comparison: Comparison, figures: SizeFigures) -> tuple[str, ...]:
+    is_alone = figures is comparison.alone
+    name = _ALONE if is_alone else str(figures.batch_size)
+    whole = figures.whole
+    if whole is None:
+        return (name, *["unknown"] * (len(_WHOLE) - 1))
+    return (
+        name,
+        f"{whole.calls:,}",
+        f"{whole.input_tokens:,}",
+        f"{whole.output_tokens:,}",
+        _cost(whole.cost_usd),
+        "" if is_alone else percent(comparison.saved(figures)),
+        _cost(whole.cost_batch_usd),
+    )
+
+
+def _notes(comparison: Comparison) -> Iterator[str]:
+    if comparison.again is not None:
+        rate, interval = _rate(comparison.again)
+        yield f"Asked alone a second time, {rate} of the answers were the same ({interval})."
+    if comparison.truth is not None:
+        yield f"Right is what stands in the field {comparison.truth!r}."
+    if comparison.unreadable_truths:
+        without = plural(comparison.unreadable_truths, "record")
+        yield f"{without} without a readable truth, left out there."
+    if comparison.unusable:
+        yield f"{plural(comparison.unusable, 'record')} of the input can't be asked by this prompt."
+    kinds = sum((each.errors for each in comparison.packed), comparison.alone.errors.copy())
+    if kinds:
+        yield f"Errors: {', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common())}."
+    yield (
+        f"Numbers with a fraction agree within {percent(comparison.tolerance)}, texts but for case "
+        "and white space; an error agrees with nothing."
+    )
+    yield (
+        "The whole input is reckoned from the sample; calls beyond one a prompt (surplus) included."
+    )
+
+
+def _advice(comparison: Comparison) -> str:
+    advice = comparison.advice()
+    what = f"Take --batch-size {advice.batch_size}" if advice.batch_size > 1 else "Don't pack"
+    return printable(f"{what}: {advice.reason}.")
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """The same as plain data."""
+    advice = comparison.advice()
+    return {
+        "format": FORMAT,
+        "model": comparison.settings.model,
+        "records": comparison.records,
+        "unusable": comparison.unusable,
+        "sample": comparison.sample,
+        "sample_seed": comparison.seed,
+        "float_tolerance": comparison.tolerance,
+        "max_loss": comparison.max_loss,
+        "truth": comparison.truth,
+        "unreadable_truths": comparison.unreadable_truths,
+        "alone_again": None if comparison.again is None else _share_json(comparison.again),
+        "by_batch_size": [
+            _figures_json(comparison, figures) for figures in (comparison.alone, *comparison.packed)
+        ],
+        "recommended": {
+            "batch_size": advice.batch_size,
+            "packs": advice.batch_size > 1,
+            "rule": advice.rule,
+            "reason": advice.reason,
+        },
+    }
+
+
+def _figures_json(comparison: Comparison, figures: SizeFigures) -> dict[str, Any]:
+    is_alone = figures is comparison.alone
+    return {
+        "batch_size": figures.batch_size,
+        "agreement": _share_json(figures.agreement),
+        "agreement_by_field": {name: _share_json(share) for name, share in figures.fields.items()},
+        "truth": None if figures.truth is None else _share_json(figures.truth),
+        "loss": 0.0 if is_alone else comparison.loss(figures),
+        "errors": dict(figures.errors),
+        "prompts": figures.prompts,
+        "calls": figures.calls,
+        "surplus_calls": figures.surplus_calls,
+        **figures.usage._asdict(),
+        "cost_usd": figures.cost_usd,
+        "whole_input": None if figures.whole is None else asdict(figures.whole),
+        "saved": 0.0 if is_alone else comparison.saved(figures),
+    }
+
+
+def _share_json(share: Share) -> dict[str, Any]:
+    low, high = share.interval()
+    return {
+        "same": share.hits,
+        "compared": share.total,
+        "rate": share.rate,
+        "low": low,
+        "high": high,
+    }
