@@ -5,7 +5,7 @@ these methods.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -390,6 +390,40 @@ class BatchProvider(Protocol):
 
     def close(self) -> None:
         """Gives back connections; harmless to repeat."""
+
+
+@runtime_checkable
+class FindsUnnamed(Protocol):
+    """A BatchProvider whose jobs have no name (`Recovery.NONE`), and that can tell them apart all
+    the same, given time: by when a job was made, how many lines it has and, once it has ended, what
+    its results say. One without this method leaves every lost create in doubt.
+    """
+
+    def find_unnamed(
+        self, name: str, lines: int, since: float, is_others: Callable[[str], bool]
+    ) -> Sequence[RemoteJob]:
+        """All jobs that were created under a name that begins with `name` and a `-`, in any state,
+        each with its name.
+
+            def find_unnamed(self, name, lines, since, is_others):
+                jobs = [job for job in self._list(since) if job.total <= lines]
+                ours = [job for job in jobs if job.state.has_ended and self._is_of(job, name)]
+                running = [job for job in jobs if not job.state.has_ended]
+                if not ours and not all(is_others(job.job_id) for job in running):
+                    raise Retryable(Kind.DOUBTFUL, f"{len(running)} jobs may be this one")
+                return ours
+
+        Args:
+          lines: that the job has at most.
+          since: none of them is older, in seconds since the epoch by the provider's clock.
+          is_others: whether a job is known, by its id, to be another one; asked only where nothing
+            else tells it.
+
+        Raises:
+          Retryable: jobs that have not ended may be among them; it is asked again until they have.
+          CannotTell: it can't be told, now or later.
+          CallError: it can't be asked now.
+        """
 
 
 @dataclass(slots=True)

@@ -78,6 +78,12 @@ PROVIDERS = {
         "GEMINI_BASE_URL",
         "https://generativelanguage.googleapis.com",
     ),
+    "anthropic": ProviderSpec(
+        "beam_llm.providers.anthropic",
+        "ANTHROPIC_API_KEY",
+        "ANTHROPIC_BASE_URL",
+        "https://api.anthropic.com",
+    ),
 }
 
 EXAMPLE_MODEL = "openai:gpt-4.1-mini"
@@ -91,6 +97,7 @@ BATCH_SHARES = {
     "azure": 0.5,
     "mistral": 0.5,
     "groq": 0.5,
+    "anthropic": 0.5,
     "together": 0.5,
     "fireworks": 0.5,
     "google": 0.5,
@@ -112,6 +119,8 @@ WINDOWS = {
     "openai:gpt-5-nano": 400_000,
     "gemini:gemini-2.5-flash": 1_048_576,
     "gemini:gemini-2.5-flash-lite": 1_000_000,
+    "anthropic:claude-haiku-4-5": 200_000,
+    "anthropic:claude-sonnet-4-5": 200_000,
 }
 """Windows of the most used models, as the price table has them: prompts can be formed before that
 is read (a third of a second).
@@ -127,6 +136,7 @@ LIMIT_PARAMETERS = frozenset({"max_tokens", "max_completion_tokens"})
 
 THINKING_MODELS = (
     r"(^|/)o\d|gpt-5|gpt-oss|reason|think|-r1|qwq|magistral|grok-[34]|gemini-(2\.5|[3-9])"
+    r"|claude-(opus|sonnet|haiku|fable|mythos)-[5-9]"
 )
 """Names of models that think before they answer, and need room for that in the length of a reply.
 """

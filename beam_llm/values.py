@@ -59,8 +59,14 @@ class PromptBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """Attributes:
+    shared: how many characters at its start every prompt of its question has; what a provider
+      caches of it, where it wants to be told.
+    """
+
     role: str
     content: str
+    shared: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

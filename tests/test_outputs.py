@@ -18,7 +18,7 @@ from beam_llm.config import settings
 from beam_llm.errors import UsageError
 from beam_llm.prompting.output_types import Output
 from beam_llm.providers import compile_task
-from beam_llm.providers.openai.strict_schema import strict_schema
+from beam_llm.providers.strict_schema import strict_schema
 from tests.ids import shown
 
 

@@ -12,7 +12,7 @@ from beam_llm.config import settings
 from beam_llm.prompting.chat_task import ChatTask
 from beam_llm.prompting.output_types import Output
 from beam_llm.providers import compile_task, encode
-from beam_llm.providers.openai.strict_schema import MOST_CHARACTERS, MOST_PROPERTIES, strict_schema
+from beam_llm.providers.strict_schema import MOST_CHARACTERS, MOST_PROPERTIES, strict_schema
 from beam_llm.values import Completion
 
 NUMBER = {"type": "number"}

@@ -10,7 +10,8 @@ from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.guarded import guarded
 from beam_llm.jobs.journal import Closed, CloseReason, Created, Creating, Journal, Twice
 from beam_llm.jobs.ledger import Intent
-from beam_llm.protocols import RemoteJob
+from beam_llm.jobs.other_jobs import OtherJobs
+from beam_llm.protocols import FindsUnnamed, RemoteJob
 from beam_llm.values import JobState
 
 _LOG = logging.getLogger(__name__)
@@ -54,7 +55,14 @@ class RemoteSearch:
         return sorted(found.values(), key=lambda job: (job.created_at, job.job_id))
 
     def _listed(self, staged: str | None, since: float) -> Sequence[RemoteJob]:
-        return guarded(lambda: self._context.provider.find(self._intent.fingerprint, staged, since))
+        provider, intent = self._context.provider, self._intent
+        if isinstance(provider, FindsUnnamed):
+            finds = provider
+            is_others = OtherJobs(self._context.store, self._journal).has
+            return guarded(
+                lambda: finds.find_unnamed(intent.fingerprint, intent.line_count, since, is_others)
+            )
+        return guarded(lambda: provider.find(intent.fingerprint, staged, since))
 
     def _cancel_again(self, job: RemoteJob) -> None:
         """A double whose cancellation got lost."""

@@ -209,9 +209,12 @@ class ChatTask:
         text = (
             self._single_text(records[0]) if is_single else self._text_of_several(records, is_keyed)
         )
-        messages: tuple[Message, ...] = (Message("user", f"{text}\n\n{note}" if note else text),)
-        if self.settings.system_prompt:
-            messages = (Message("system", self.settings.system_prompt), *messages)
+        shared = self._template.lead if is_single else self._shared_of_several(is_keyed)
+        text = f"{text}\n\n{note}" if note else text
+        messages: tuple[Message, ...] = (Message("user", text, shared),)
+        system = self.settings.system_prompt
+        if system:
+            messages = (Message("system", system, len(system)), *messages)
         schema = (
             reply_format.single_schema
             if is_single
@@ -252,6 +255,11 @@ class ChatTask:
         envelope = reply_format.envelope
         lines = [envelope(index, record.inputs) for index, record in enumerate(records, 1)]
         return reply_format.prefix(is_keyed) + "\n".join(lines)
+
+    def _shared_of_several(self, is_keyed: bool) -> int:
+        """Characters before the first record; none are known of a template of the user's."""
+        has_own = self._batch_template is not None and self._may_batch
+        return 0 if has_own else len(self._reply_format.prefix(is_keyed))
 
     def _templated(self, template: BatchTemplate, records: Sequence[Record], words: str) -> str:
         fill = self._template.fill

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -139,6 +140,7 @@ class PromptTemplate:
       names: what each input is called in a prompt of several records.
       instruction: the text that all records share, each varying part as `<name>`.
       shared: the text that all records share, without the varying parts; for counting tokens.
+      lead: how many characters of it stand before the first varying part.
       only_field: the field whose text is the only input, where that is all there is to do; None
         otherwise. Like the other names of fields here it may be `element`, which stands for the
         whole.
@@ -158,6 +160,8 @@ class PromptTemplate:
                 self._add(node, source, option)
         self.names = tuple(part.name for part in self._parts) if self._is_simple else ("input",)
         self.shared = "".join(piece for piece in self._pieces if isinstance(piece, str))
+        before = itertools.takewhile(lambda piece: isinstance(piece, str), self._pieces)
+        self.lead = sum(len(str(piece)) for piece in before)
         self.instruction = self._instruction()
         plain_names = [part.field for part in self._parts if part.field is not None]
         self._fields = (

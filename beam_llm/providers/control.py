@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from beam_llm.errors import Aborted, CallError, Kind, NotCreated, Rejected, Retryable
 from beam_llm.providers import http
@@ -229,6 +229,19 @@ class ControlCalls:
             )
         return answer
 
+    def first_line(self, url: str, seconds: float) -> bytes:
+        """The first line of a body, without its newline; no more of it is read than that.
+
+        Raises:
+          CallError: as `call`; TOO_LARGE where no line ends within the bound of a reply.
+        """
+        sink = _FirstLine(self._bounds.reply_bytes)
+        with suppress(_Enough):
+            self.call("GET", url, seconds, missing=Rejected, into=cast("IO[bytes]", sink))
+        if sink.is_too_long:
+            raise Rejected(Kind.TOO_LARGE, "the first line is longer than max_reply_bytes")
+        return sink.line
+
     def now(self, url: str) -> float | None:
         """The server's time, by the `Date` of its first answer and the seconds since.
 
@@ -250,6 +263,31 @@ class ControlCalls:
             return
         if self._ahead is None and abs(named - self._wall()) <= MOST_CLOCK_ERROR_SECONDS:
             self._ahead = named - self._clock()
+
+
+class _Enough(Exception):
+    """What is wanted of a body has been read."""
+
+
+class _FirstLine:
+    """A file that takes a body up to its first newline."""
+
+    def __init__(self, most: int):
+        self._most = most
+        self._data = b""
+
+    @property
+    def line(self) -> bytes:
+        return self._data.partition(b"\n")[0]
+
+    @property
+    def is_too_long(self) -> bool:
+        return len(self.line) > self._most
+
+    def write(self, data: bytes) -> None:
+        self._data += data
+        if b"\n" in data or len(self._data) > self._most:
+            raise _Enough
 
 
 @contextmanager

@@ -1,5 +1,5 @@
-"""What a Google API adds to an error: reasons, quotas, and when to come back. Pure, and nothing is
-raised, whatever stands there.
+"""What an API of Google's or Anthropic's adds to an error: reasons, quotas, when to come back.
+Pure, and nothing is raised, whatever stands there.
 
     {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "…", "details": [
         {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{"quotaId": "…"}]},
@@ -40,6 +40,8 @@ NONE = Details()
 def details_of(error: Any) -> Details:
     """The details of an error object; `NONE` where it has none."""
     listed = error.get("details") if isinstance(error, dict) else None
+    if isinstance(listed, dict):  # Anthropic's: {"error_code": "enforced_spend_limit_reached"}
+        return Details(frozenset({word(listed.get("error_code"))[:80].lower()} - {""}))
     if not isinstance(listed, list):
         return NONE
     details = [detail for detail in listed[:_MOST_DETAILS] if isinstance(detail, dict)]

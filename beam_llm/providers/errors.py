@@ -150,8 +150,13 @@ _SPENT = {
     "consumer_suspended",
     "failed_precondition",
     PER_DAY,
+    *("billing_error", "enforced_spend_limit_reached", "contract_spend_limit_reached"),
+    *("linked_organization_spend_limit_reached", "linked_organization_billing_unavailable"),
+    *("organization_on_hold", "workspace_human_review_disabled", "cmek_key_disabled"),
 }
-"""Google's `FAILED_PRECONDITION` is a country or a project without billing."""
+"""What nobody can mend by asking again. Google's `FAILED_PRECONDITION` is a country or a project
+without billing; the last three rows are Anthropic's (SDK 2.14, `types/shared`, read 2026-11).
+"""
 
 
 _NO_MODEL = {"model_not_found", "deploymentnotfound", "invalid_model", "model_not_available"}

@@ -5,7 +5,6 @@ dialect.py       what an endpoint takes, as the row says and refusals teach
 place.py         addresses, keys, hosts
 chat.py          live calls
 wire.py          requests and replies      plain.py   the same, quickly, where nothing is unusual
-strict_schema.py schemas as its grammars take them
 batches.py       the batch API             batch_files.py  what all shapes of it have in common
 mistral_batches.py, xai_batches.py, openrouter_batches.py  batch APIs of other shapes
 job_objects.py   a job as a server shows it               lines.py  lines of result files
@@ -22,9 +21,9 @@ from beam_llm.providers.checks import check_extra_body, check_temperature, refus
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai.place import Place, dialect_of
 from beam_llm.providers.openai.servers import Server
-from beam_llm.providers.openai.strict_schema import strict_schema
 from beam_llm.providers.openai.wire import encode_body
 from beam_llm.providers.options import check_names
+from beam_llm.providers.strict_schema import strict_schema
 from beam_llm.values import Request, Schema
 
 if TYPE_CHECKING:

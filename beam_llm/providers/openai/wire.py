@@ -25,7 +25,7 @@ from beam_llm.providers.finishes import finish_of
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.plain import plain_reply
 from beam_llm.providers.openai.servers import JSON_OBJECT, JSON_SCHEMA
-from beam_llm.providers.openai.strict_schema import strict_schema
+from beam_llm.providers.strict_schema import strict_schema
 from beam_llm.providers.typed import clean, loads, name_of, token_count, without_surrogates, word
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Pace, Request, Usage

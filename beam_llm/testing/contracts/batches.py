@@ -45,9 +45,18 @@ from beam_llm.errors import (
     NotCreated,
     QueueFull,
     Rejected,
+    Retryable,
     UnknownJob,
 )
-from beam_llm.protocols import BatchProvider, BatchTraits, LineEnd, LineReply, Recovery, RemoteJob
+from beam_llm.protocols import (
+    BatchProvider,
+    BatchTraits,
+    FindsUnnamed,
+    LineEnd,
+    LineReply,
+    Recovery,
+    RemoteJob,
+)
 from beam_llm.testing.contracts.completions import all_texts
 from beam_llm.testing.emulator.faults import Fault
 from beam_llm.testing.fake_batches import FakeBatches
@@ -579,6 +588,85 @@ class BatchProviderContract:
         self.pass_time(_LAG_SECONDS + 1)
         with pytest.raises(CannotTell):
             provider.find("ours", made.staged, since)
+
+    # Rung NONE, of a provider that can tell in time (`protocols.FindsUnnamed`)
+
+    @pytest.mark.parametrize("mishap", [Mishap.CREATE_LOST, Mishap.CREATE_LATE], ids=_id_of)
+    def test_unnamed_a_lost_create_is_found_once_it_has_ended(self, mishap: Mishap) -> None:
+        self._arrange(mishap)
+        provider = self._unnamed()
+        since, made = self.now(), self._staged(provider)
+        self._lost(provider, made)
+        others = {
+            provider.create(f"theirs-{number}", *self._staged(provider, number + 1)).job_id
+            for number in range(2)
+        }
+        found = self._found_unnamed(provider, since)
+        assert {job.job_id for job in found} == set(self.jobs_made()) - others
+        assert [job.name for job in found] == ["ours-0"]
+
+    def test_unnamed_every_attempt_is_found_and_no_other_name(self) -> None:
+        self._arrange()
+        provider = self._unnamed()
+        since = self.now()
+        mine = {
+            provider.create(f"ours-{attempt}", *self._staged(provider, attempt)).job_id: attempt
+            for attempt in range(2)
+        }
+        for number, name in enumerate(("ours2-0", "our-0", "theirs-ours-0"), 2):
+            provider.create(name, *self._staged(provider, number))
+        for job_id in self.jobs_made():
+            self._end(provider, provider.look(job_id))
+        found = provider.find_unnamed("ours", 3, since, lambda job_id: False)
+        assert {job.job_id: job.name for job in found} == {
+            job_id: f"ours-{attempt}" for job_id, attempt in mine.items()
+        }
+
+    def test_unnamed_a_job_under_way_may_be_it_unless_it_is_known(self) -> None:
+        self._arrange(Mishap.STUCK)
+        provider = self._unnamed()
+        since = self.now()
+        other = provider.create("theirs-0", *self._staged(provider, 1)).job_id
+        self.pass_time(_LAG_SECONDS + 1)
+        with pytest.raises(CallError) as caught:
+            provider.find_unnamed("ours", 3, since, lambda job_id: False)
+        assert not isinstance(caught.value, CannotTell)
+        assert other in str(caught.value)
+        assert list(provider.find_unnamed("ours", 3, since, lambda job_id: job_id == other)) == []
+
+    def test_unnamed_jobs_that_are_larger_or_older_or_of_others_are_not_it(self) -> None:
+        self._arrange()
+        provider = self._unnamed()
+        provider.create("ours-0", *self._staged(provider, 1))
+        self.pass_time(_LONG_AGO_SECONDS)
+        since = self.now()
+        provider.create("theirs-0", *self._staged(provider))
+        for job_id in self.jobs_made():
+            self._end(provider, provider.look(job_id))
+        for lines in (1, 3):
+            assert list(provider.find_unnamed("ours", lines, since, lambda job_id: False)) == []
+
+    def _unnamed(self) -> Any:
+        """The provider, where it tells jobs without names apart."""
+        provider = self.provider()
+        if not isinstance(provider, FindsUnnamed):
+            pytest.skip("a promise of FindsUnnamed, which this provider is not")
+        return provider
+
+    def _found_unnamed(self, provider: Any, since: float) -> Sequence[RemoteJob]:
+        """What is found once jobs have ended; before, there is nothing, or a doubt."""
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                found: Sequence[RemoteJob] = provider.find_unnamed(
+                    "ours", 3, since, lambda job_id: False
+                )
+            except Retryable:
+                found = []
+            if found:
+                return found
+            assert time.monotonic() < end, "the job is never found"
+            self.pass_time(1.0)
 
     # How it is asked
 

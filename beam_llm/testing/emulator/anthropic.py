@@ -1,21 +1,24 @@
 """Anthropic's wire: messages, and message batches.
 
-Source: Anthropic API reference and SDK 2.14, read 2026-11.
+Source: Anthropic API reference, SDK 2.14, and recordings of live traffic (crmne/ruby_llm), read
+2026-11: key sets, order of states, header names.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import web
 
-from beam_llm.testing.emulator.chat import Answer
+from beam_llm.testing.emulator.anthropic_rules import batch_problem, body_problems, forced_tool
+from beam_llm.testing.emulator.chat import Answer, tokens_of
 from beam_llm.testing.emulator.dialects import (
     Asked,
     Dialect,
@@ -27,13 +30,19 @@ from beam_llm.testing.emulator.dialects import (
 )
 from beam_llm.testing.emulator.wire import WireError, json_response, unknown_model
 
-_FIELDS = frozenset(
-    (
-        *("cache_control", "container", "diagnostics", "inference_geo", "max_tokens", "messages"),
-        *("metadata", "model", "output_config", "service_tier", "speed", "stop_sequences"),
-        *("stream", "system", "temperature", "thinking", "tool_choice", "tools", "top_k", "top_p"),
-    )
-)
+if TYPE_CHECKING:
+    from beam_llm.testing.emulator.service import Service
+
+VERSIONS = ("2023-01-01", "2023-06-01", "2026-10-21")
+_BATCHES = "/v1/messages/batches"
+_WINDOW_SECONDS = 86_400
+_OVER = ("completed", "failed", "expired", "cancelled")
+_COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
+
+
+_CACHED_FROM = ((r"(opus|fable|mythos)-[5-9]", 512), (r"haiku-4-5|opus-4-[56]", 4_096))
+_DATED = {"claude-haiku-4-5": "20251001", "claude-sonnet-4-5": "20250929"}
+
 _ENDS = {
     "stop": "end_turn",
     "length": "max_tokens",
@@ -42,7 +51,6 @@ _ENDS = {
     "empty": "end_turn",
 }
 _TYPES = {
-    400: "invalid_request_error",
     401: "authentication_error",
     402: "billing_error",
     403: "permission_error",
@@ -61,14 +69,18 @@ class Wire(Dialect):
     variables = ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY")
     shows_cancelled = True
 
+    def __init__(self, house: Service) -> None:
+        super().__init__(house)
+        self._prefixes: set[bytes] = set()
+
     def refuse(self, request: web.BaseRequest) -> WireError | None:
         refused = super().refuse(request)
         if refused is not None:
-            return refused
+            return refused._replace(message="invalid x-api-key")
         version = request.headers.get("anthropic-version")
         if version is None:
             return WireError(400, "anthropic-version: header is required")
-        if version not in ("2023-01-01", "2023-06-01", "2026-10-21"):
+        if version not in VERSIONS:
             return WireError(400, f'"{version}" is not a valid value for anthropic-version')
         return None
 
@@ -77,62 +89,20 @@ class Wire(Dialect):
         return request.headers.get("x-api-key", "") or super().key_of(request)
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
+        has_sampling = request.headers["anthropic-version"] != VERSIONS[-1]
         if (request.method, path) == ("POST", "/v1/messages"):
-            return await self.house.live(request, self, self.asked)
-        if path == "/v1/messages/batches" or path.startswith("/v1/messages/batches/"):
-            return await self._batches(request, path)
-        return None
-
-    def asked(self, body: Any) -> Asked | WireError:
-        """A Messages body, checked and translated."""
-        problem = _problem(body)
-        if problem is not None:
-            return WireError(400, problem)
-        if not self.house.chat.knows(body["model"]):
-            return unknown_model(body["model"])
-        messages = [{"role": m["role"], "content": _text(m["content"])} for m in body["messages"]]
-        if body.get("system"):
-            messages.insert(0, {"role": "system", "content": _text(body["system"])})
-        chat = {"model": body["model"], "messages": messages, "max_tokens": body["max_tokens"]}
-        schema = ((body.get("output_config") or {}).get("format") or {}).get("schema")
-        if schema is not None:
-            named = {"name": "reply", "strict": False, "schema": schema}
-            chat["response_format"] = {"type": "json_schema", "json_schema": named}
-        return Asked(chat)
-
-    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
-        words = answer.words
-        return {
-            "id": f"msg_{reply_id}",
-            "type": "message",
-            "role": "assistant",
-            "model": answer.model,
-            "content": [] if words is None else [{"type": "text", "text": words}],
-            "stop_reason": _ENDS[answer.finish],
-            "stop_sequence": None,
-            "usage": {
-                "input_tokens": answer.input_tokens,
-                "cache_creation_input_tokens": 0,
-                "cache_read_input_tokens": 0,
-                "output_tokens": answer.output_tokens,
-                "service_tier": "standard",
-            },
-        }
-
-    def error(self, error: WireError) -> web.Response:
-        return json_response(_error_body(error), error.status, error.headers)
-
-    def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
-        return {"request-id": f"req_{self.house.started}_{number}"}
-
-    # Message batches.
-
-    async def _batches(self, request: web.BaseRequest, path: str) -> Reply | None:
+            return await self.house.live(
+                request, self, lambda body: self._asked(body, has_sampling, is_live=True)
+            )
+        if path != _BATCHES and not path.startswith(f"{_BATCHES}/"):
+            return None
         jobs = self.house.batches
-        job_id, _, tail = path[len("/v1/messages/batches/") :].partition("/")
+        job_id, _, tail = path[len(_BATCHES) + 1 :].partition("/")
         match request.method, bool(job_id), tail:
             case "POST", False, "":
-                return await jobs.create(request, self, self._new_job)
+                return await jobs.create(
+                    request, self, lambda raw: asyncio.to_thread(self._made, raw, has_sampling)
+                )
             case "GET", False, "":
                 return await jobs.list_jobs(request, self, lambda found: self._page(request, found))
             case "GET", True, "":
@@ -146,33 +116,124 @@ class Wire(Dialect):
                 return await jobs.delete(request, self, job_id, gone)
         return None
 
-    async def _new_job(self, raw: bytes) -> NewJob | WireError:
-        return await asyncio.to_thread(self._made, raw)
+    # Messages.
 
-    def _made(self, raw: bytes) -> NewJob | WireError:
+    def _asked(self, body: Any, has_sampling: bool, *, is_live: bool) -> Asked | WireError:
+        """A Messages body, checked and translated."""
+        problem = next(body_problems(body, has_sampling, is_live), None)
+        if problem is not None:
+            return WireError(400, problem)
+        model = body["model"]
+        if not self.house.chat.knows(model):
+            return unknown_model(model)
+        messages = [{"role": m["role"], "content": _text(m["content"])} for m in body["messages"]]
+        if body.get("system"):
+            messages.insert(0, {"role": "system", "content": _text(body["system"])})
+        chat = {"model": model, "messages": messages, "max_tokens": body["max_tokens"]}
+        tool = forced_tool(body)
+        form = (body.get("output_config") or {}).get("format") or {}
+        schema = form.get("schema") if tool is None else tool["input_schema"]
+        if schema is not None:
+            named = {"name": "reply", "strict": False, "schema": schema}
+            chat["response_format"] = {"type": "json_schema", "json_schema": named}
+        note = {
+            "tool": tool["name"] if tool is not None else None,
+            "cache": self._cached(body),
+            "tier": "standard" if is_live else "batch",
+        }
+        return Asked(chat, note)
+
+    def _cached(self, body: Mapping[str, Any]) -> list[int]:
+        """Tokens that are read from the cache, written for five minutes, and for an hour."""
+        prefix, ttl = _marked_prefix(body)
+        tokens = tokens_of(prefix)
+        least = next((n for name, n in _CACHED_FROM if re.search(name, body["model"])), 1_024)
+        if ttl is None or tokens < least:
+            return [0, 0, 0]
+        digest = hashlib.blake2b(prefix.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+        if digest in self._prefixes:
+            return [tokens, 0, 0]
+        self._prefixes.add(digest)
+        return [0, 0, tokens] if ttl == "1h" else [0, tokens, 0]
+
+    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+        words, note, finish = answer.words, asked.note, answer.finish
+        content: list[dict[str, Any]] = []
+        if words and finish == "stop" and note["tool"] and _json_object(words) is not None:
+            used = {"name": note["tool"], "input": _json_object(words)}
+            content = [{"type": "tool_use", "id": f"toolu_{reply_id}", **used}]
+        elif words and finish not in ("refusal", "content_filter"):
+            content = [{"type": "text", "text": words}]
+        is_refusal = _ENDS[finish] == "refusal"
+        is_tool = bool(content) and content[0]["type"] == "tool_use"
+        dated = _DATED.get(answer.model)
+        return {
+            "id": f"msg_{reply_id}",
+            "type": "message",
+            "role": "assistant",
+            "model": f"{answer.model}-{dated}" if dated else answer.model,
+            "content": content,
+            "stop_reason": "tool_use" if is_tool else _ENDS[finish],
+            "stop_sequence": None,
+            "stop_details": _declined(words) if is_refusal else None,
+            "usage": _usage(answer, note),
+        }
+
+    def error(self, error: WireError) -> web.Response:
+        error = _in_our_words(error)
+        named = error.headers.get("request-id") or f"req_{uuid.uuid4().hex[:24]}"
+        headers = {**error.headers, "request-id": named}
+        return json_response(_error_body(error, named), error.status, headers)
+
+    def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
+        named = {
+            "request-id": f"req_{self.house.started}_{number}",
+            "anthropic-organization-id": "org-emulator",
+        }
+        if seconds is None:
+            return named
+        now = self.house.options.clock()
+        for what, budget in (
+            ("requests", "requests"),
+            ("tokens", "tokens"),
+            ("input-tokens", "tokens"),
+            ("output-tokens", "tokens"),
+        ):
+            standing = self.house.limits.standing(budget)
+            reset = datetime.fromtimestamp(now + standing.reset_seconds, UTC)
+            start = f"anthropic-ratelimit-{what}"
+            named[f"{start}-limit"] = str(standing.limit)
+            named[f"{start}-remaining"] = str(standing.left)
+            named[f"{start}-reset"] = reset.strftime("%Y-%m-%dT%H:%M:%SZ")
+        return named
+
+    # Message batches.
+
+    def _made(self, raw: bytes, has_sampling: bool) -> NewJob | WireError:
         """Lines with faulty params are taken, and end as errors of their own."""
         try:
             body = orjson.loads(raw)
         except orjson.JSONDecodeError:
             return WireError(400, "The request body is not valid JSON")
-        problem = _batch_problem(body, self.house.options.max_batch_requests)
+        problem = batch_problem(body, self.house.options.max_batch_requests)
         if problem is not None:
             return WireError(400, problem)
         job_id = f"msgbatch_{uuid.uuid4().hex[:24]}"
         part = self.house.batches.part_path(job_id)
         with open(part, "wb") as file:
             for entry in body["requests"]:
-                file.write(Line(entry["custom_id"], self.asked(entry["params"])).encode())
+                asked = self._asked(entry["params"], has_sampling, is_live=False)
+                file.write(Line(entry["custom_id"], asked).encode())
         return NewJob(job_id, part, own={"requests": len(body["requests"])})
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
         query, options = request.query, self.house.options
-        limit = int(query.get("limit", "20"))
-        if not 1 <= limit <= 1000:
-            return WireError(400, "limit: Input should be less than or equal to 1000")
+        limit = query.get("limit", "20")
+        if not limit.isdecimal() or not 1 <= int(limit) <= 1000:
+            return WireError(400, "limit: Input should be between 1 and 1000")
         ids = [job["id"] for job in visible]
         start = ids.index(query["after_id"]) + 1 if query.get("after_id") in ids else 0
-        end = start + min(limit, options.list_page)
+        end = start + min(int(limit), options.list_page)
         shown = visible[start:end]
         return json_response(
             {
@@ -184,42 +245,42 @@ class Wire(Dialect):
         )
 
     def job(self, job: Job) -> Any:
-        over = job["status"] in ("completed", "failed", "expired", "cancelled")
+        is_over, stamps = job["status"] in _OVER, job["stamps"]
         status = self.house.batches.status(job)
-        named = {"cancelling": "canceling"}.get(status, "in_progress")
-        if job["status"] == "in_progress" and status != "in_progress":
-            named = status  # scripted
-        stamps = job["stamps"]
-        ended = next((stamps[f"{word}_at"] for word in (job["status"],) if over), None)
-        url = f"{self.house.url}/anthropic/v1/messages/batches/{job['id']}/results"
+        is_usual = status == job["status"]
+        named = "canceling" if status == "cancelling" else "in_progress" if is_usual else status
+        ended = stamps.get(f"{job['status']}_at") if is_over else None
         return {
             "id": job["id"],
             "type": "message_batch",
-            "processing_status": "ended" if over else named,
-            "request_counts": self._counts(job, over),
+            "processing_status": "ended" if is_over else named,
+            "request_counts": self._counts(job, is_over),
             "ended_at": _rfc3339(ended),
             "created_at": _rfc3339(job["created"]),
-            "expires_at": _rfc3339(job["created"] + 86_400),
+            "expires_at": _rfc3339(job["created"] + _WINDOW_SECONDS),
             "archived_at": None,
             "cancel_initiated_at": _rfc3339(stamps.get("cancelling_at")),
-            "results_url": url if over else None,
+            "results_url": f"{self.house.url}/anthropic{_BATCHES}/{job['id']}/results"
+            if is_over
+            else None,
         }
 
-    def _counts(self, job: Job, over: bool) -> dict[str, int]:
+    def _counts(self, job: Job, is_over: bool) -> dict[str, int | None]:
         """All zero but `processing` until the whole job has ended."""
-        names = ("processing", "succeeded", "errored", "canceled", "expired")
-        counts = dict.fromkeys(names, 0)
-        if not over:
-            return {**counts, "processing": job["own"]["requests"]}
-        for result in self.house.batches.results_of(job):
-            counts[_end_of(result)] += 1
-        return counts
+        if self.house.batches.counts(job)["completed"] is None:
+            return dict.fromkeys(_COUNTS)
+        if not is_over:
+            return {**dict.fromkeys(_COUNTS, 0), "processing": job["own"]["requests"]}
+        if "counts" not in job["own"]:
+            ends = [_end_of(result) for result in self.house.batches.results_of(job)]
+            job["own"]["counts"] = {name: ends.count(name) for name in _COUNTS}
+        return dict(job["own"]["counts"])
 
     async def _results(self, request: web.BaseRequest, job_id: str) -> Reply:
         job = self.house.batches.known(self, job_id)
         if job is None:
             return self.no_job(job_id)
-        if self.job(job)["results_url"] is None:
+        if job["status"] not in _OVER:
             return WireError(404, f"Batch {job_id} has no available results.")
         return await self.house.batches.results(request, job, self._result)
 
@@ -229,84 +290,86 @@ class Wire(Dialect):
         if result.answer is not None:
             ended["message"] = self.reply(result.answer, result.asked, result.reply_id)
         elif end == "errored" and result.error is not None:
-            ended["error"] = _error_body(result.error)
+            ended["error"] = _error_body(_in_our_words(result.error), f"req_{result.reply_id}")
         return {"custom_id": result.custom_id, "result": ended}
 
 
 def _end_of(result: LineResult) -> str:
     if result.answer is not None:
         return "succeeded"
-    return {"batch_expired": "expired", "batch_cancelled": "canceled"}.get(
-        result.code or "", "errored"
-    )
+    ends = {"batch_expired": "expired", "batch_cancelled": "canceled"}
+    return ends.get(result.code or "", "errored")
 
 
 def _rfc3339(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat()
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
-_CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+# What is written
 
 
-def _batch_problem(body: Any, most: int) -> str | None:
-    """What the API refuses of a batch as a whole."""
-    if not isinstance(body, dict) or not isinstance(body.get("requests"), list):
-        return "requests: Field required"
-    for name in body:
-        if name != "requests":
-            return f"{name}: Extra inputs are not permitted"
-    if not 1 <= len(body["requests"]) <= most:
-        return f"requests: List should have 1 to {most} items, not {len(body['requests'])}"
-    seen = set()
-    for place, entry in enumerate(body["requests"]):
-        if not isinstance(entry, dict) or set(entry) != {"custom_id", "params"}:
-            return f"requests.{place}: custom_id and params are required, and nothing else"
-        if not _CUSTOM_ID.fullmatch(str(entry["custom_id"])):
-            return f"requests.{place}.custom_id: String should match '^[a-zA-Z0-9_-]{{1,64}}$'"
-        if entry["custom_id"] in seen:
-            return f"requests.{place}.custom_id: {entry['custom_id']!r} is used more than once"
-        seen.add(entry["custom_id"])
-    return None
-
-
-def _error_body(error: WireError) -> dict[str, Any]:
-    kind = _TYPES.get(error.status, "api_error")
+def _usage(answer: Answer, note: Mapping[str, Any]) -> dict[str, Any]:
+    read, minutes, hour = note["cache"]
     return {
-        "type": "error",
-        "error": {"type": kind, "message": error.message},
-        "request_id": error.headers.get("request-id"),
+        "input_tokens": max(0, answer.input_tokens - read - minutes - hour),
+        "cache_creation_input_tokens": minutes + hour,
+        "cache_read_input_tokens": read,
+        "cache_creation": {"ephemeral_5m_input_tokens": minutes, "ephemeral_1h_input_tokens": hour},
+        "output_tokens": answer.output_tokens,
+        "service_tier": note["tier"],
+        "inference_geo": "not_available",
     }
 
 
-def _problem(body: Any) -> str | None:
-    """What the API would say of a body that is not as it should be."""
-    if not isinstance(body, dict):
-        return "The request body is not valid JSON"
-    for name in ("model", "messages", "max_tokens"):
-        if name not in body:
-            return f"{name}: Field required"
-    for name in body:
-        if name not in _FIELDS:
-            return f"{name}: Extra inputs are not permitted"
-    if not isinstance(body["max_tokens"], int) or body["max_tokens"] < 1:
-        return "max_tokens: Input should be greater than or equal to 1"
-    return _message_problem(body["messages"])
+def _declined(words: str | None) -> dict[str, Any]:
+    return {"type": "refusal", "category": "general_harms", "explanation": words}
 
 
-def _message_problem(messages: Any) -> str | None:
-    if not isinstance(messages, list) or not messages:
-        return "messages: at least one message is required"
-    for place, message in enumerate(messages):
-        role = message.get("role") if isinstance(message, Mapping) else None
-        if role not in ("user", "assistant"):
-            return f'messages.{place}.role: Unexpected role "{role}"'
-    return None
+def _json_object(words: str) -> dict[str, Any] | None:
+    try:
+        found = orjson.loads(words)
+    except orjson.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _in_our_words(error: WireError) -> WireError:
+    """The same error with the status that this API has for it."""
+    if error.code == "insufficient_quota":
+        return error._replace(status=402)
+    if error.code == "token_limit_exceeded":
+        return error._replace(message="This would exceed the batch requests in processing queue.")
+    return error
+
+
+def _error_body(error: WireError, request_id: str) -> dict[str, Any]:
+    other = "invalid_request_error" if error.status < 500 else "api_error"
+    kind = _TYPES.get(error.status, other)
+    named = {"type": kind, "message": error.message}
+    return {"type": "error", "error": named, "request_id": request_id}
+
+
+# What is read
 
 
 def _text(content: Any) -> str:
     """The words of a string or of text blocks."""
     if isinstance(content, str):
         return content
-    return "".join(block.get("text", "") for block in content if isinstance(block, dict))
+    return "".join(block.get("text", "") for block in content)
+
+
+def _blocks(content: Any) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
+
+
+def _marked_prefix(body: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Everything up to the last mark, and for how long it is kept; None where there is no mark."""
+    parts: list[str] = [orjson.dumps([body["model"], body.get("tools")]).decode()]
+    marked, ttl = "", None
+    contents = [body.get("system"), *(message["content"] for message in body["messages"])]
+    for block in (block for content in contents for block in _blocks(content)):
+        parts.append(str(block.get("text", "")))
+        if block.get("cache_control"):
+            marked, ttl = "".join(parts), block["cache_control"].get("ttl", "5m")
+    return marked, ttl

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from beam_llm.testing.emulator.wire import WireError, too_many
 
@@ -35,6 +35,14 @@ class Bucket:
 
     def reset_seconds(self) -> float:
         return (self.limit - self.left()) * 60 / self.limit
+
+
+class Standing(NamedTuple):
+    """A budget as it is now."""
+
+    limit: int
+    left: int
+    reset_seconds: float
 
 
 class Limits:
@@ -76,24 +84,31 @@ class Limits:
             self._tokens.take(tokens)
         return None
 
+    def standing(self, what: str) -> Standing:
+        """Where the budget of `requests` or `tokens` stands; a large one where none is set."""
+        bucket, otherwise = {
+            "requests": (self._requests, 10_000),
+            "tokens": (self._tokens, 30_000_000),
+        }[what]
+        if bucket is None:
+            return Standing(otherwise, otherwise - 1, 0.006)
+        return Standing(int(bucket.limit), max(0, int(bucket.left())), bucket.reset_seconds())
+
     def headers(self) -> dict[str, str]:
         """`x-ratelimit-*` as OpenAI sends them; resets are durations such as `12ms` or `1m2.5s`."""
         if self._requests is None and self._tokens is None:
             return _UNLIMITED
         return {
-            **_shown("requests", self._requests, 10_000),
-            **_shown("tokens", self._tokens, 30_000_000),
+            **_shown("requests", self.standing("requests")),
+            **_shown("tokens", self.standing("tokens")),
         }
 
 
-def _shown(what: str, bucket: Bucket | None, otherwise: int) -> dict[str, str]:
-    limit = bucket.limit if bucket else otherwise
-    left = bucket.left() if bucket else otherwise - 1
-    reset = bucket.reset_seconds() if bucket else 0.006
+def _shown(what: str, standing: Standing) -> dict[str, str]:
     return {
-        f"x-ratelimit-limit-{what}": str(int(limit)),
-        f"x-ratelimit-remaining-{what}": str(max(0, int(left))),
-        f"x-ratelimit-reset-{what}": duration(reset),
+        f"x-ratelimit-limit-{what}": str(standing.limit),
+        f"x-ratelimit-remaining-{what}": str(standing.left),
+        f"x-ratelimit-reset-{what}": duration(standing.reset_seconds),
     }
 
 
@@ -106,4 +121,7 @@ def duration(seconds: float) -> str:
     return f"{int(minutes)}m{shown}s" if minutes else f"{shown}s"
 
 
-_UNLIMITED = {**_shown("requests", None, 10_000), **_shown("tokens", None, 30_000_000)}
+_UNLIMITED = {
+    **_shown("requests", Limits().standing("requests")),
+    **_shown("tokens", Limits().standing("tokens")),
+}

@@ -1,0 +1,126 @@
+"""Anthropic: live calls of the Messages API, and message batches.
+
+chat.py       live calls                 place.py        address, key, version
+batches.py    message batches            job_objects.py  a batch as the server shows it
+wire.py       requests and replies       plain.py        the same, quickly, where nothing is unusual
+dialect.py    what an endpoint takes     models.py       what is known of models by their names
+schema.py     schemas as they are enforced
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from beam_llm.config import Settings
+from beam_llm.errors import UsageError
+from beam_llm.providers.anthropic import models
+from beam_llm.providers.anthropic.place import Place, dialect_of
+from beam_llm.providers.anthropic.schema import closed_schema
+from beam_llm.providers.anthropic.wire import CACHE_TTLS, encode_body
+from beam_llm.providers.checks import check_extra_body, check_temperature, refuse_api_version
+from beam_llm.providers.keys import resolve_key
+from beam_llm.providers.options import check_names
+from beam_llm.values import Request, Schema
+
+if TYPE_CHECKING:
+    from beam_llm.providers.anthropic.batches import AnthropicBatches
+    from beam_llm.providers.anthropic.chat import AnthropicChat
+
+MOST_TEMPERATURE = 1.0
+SERVICE_TIERS = ("auto", "default")
+OPTIONS = ("prompt_cache",)
+
+OURS = ("model", "messages", "system", "stream", "tools", "tool_choice", "service_tier")
+"""Request fields that `extra_body` may not set."""
+
+
+def check(settings: Settings) -> None:
+    """Raises UsageError where the settings ask for what this provider does not have."""
+    refuse_api_version(settings)
+    if settings.seed is not None:
+        raise UsageError(f"seed is {settings.seed}: anthropic: has none; leave it out")
+    if settings.service_tier not in (None, *SERVICE_TIERS):
+        raise UsageError(
+            f"service_tier is {settings.service_tier!r}: anthropic: has 'auto' and 'default'; half "
+            "the price is mode='batch_api'"
+        )
+    if settings.temperature is not None and not models.takes_temperature(settings.model_name):
+        raise UsageError(
+            f"temperature is {settings.temperature}: {settings.model_name} has none, as all Claude "
+            "models from Opus 4.7 on; leave it out"
+        )
+    check_temperature(settings, MOST_TEMPERATURE)
+    _check_options(settings)
+    _check_extra_body(settings)
+
+
+def _check_options(settings: Settings) -> None:
+    check_names(settings, OPTIONS)
+    for name, value in (settings.provider_options or {}).items():
+        if value not in CACHE_TTLS:
+            raise UsageError(
+                f"provider_options has {name} {value!r}: it has to be 'off', '5m' or '1h'"
+            )
+
+
+def _check_extra_body(settings: Settings) -> None:
+    check_extra_body(settings, OURS)
+    config = (settings.extra_body or {}).get("output_config")
+    if config is not None and (not isinstance(config, dict) or "format" in config):
+        raise UsageError(
+            "extra_body sets output_config.format, which follows from `output`: leave it out"
+        )
+
+
+def cache_of(settings: Settings) -> str | None:
+    """For how long shared prefixes are kept: a job's lines may be hours apart."""
+    usual = "1h" if settings.mode == "batch_api" else "5m"
+    return CACHE_TTLS[str((settings.provider_options or {}).get("prompt_cache", usual))]
+
+
+def preload() -> None:
+    """Imports what `connect` needs."""
+    importlib.import_module("beam_llm.providers.anthropic.chat")
+
+
+def connect(settings: Settings) -> AnthropicChat:
+    """A client for live calls; see `providers.connect`."""
+    from beam_llm.providers.anthropic.chat import AnthropicChat
+    from beam_llm.providers.http import Bounds
+
+    place = Place.of(settings)
+    return AnthropicChat(
+        place,
+        resolve_key(settings.api_key),
+        dialect_of(place, settings.model_name),
+        service_tier=settings.service_tier,
+        cache=cache_of(settings),
+        log_data=settings.log_data,
+        bounds=Bounds.of(settings),
+    )
+
+
+def connect_batch(settings: Settings) -> AnthropicBatches:
+    """A client for message batches; see `providers.connect_batch`."""
+    from beam_llm.providers.anthropic.batches import AnthropicBatches
+    from beam_llm.providers.http import Bounds
+
+    return AnthropicBatches(
+        Place.of(settings),
+        resolve_key(settings.api_key),
+        cache=cache_of(settings),
+        log_data=settings.log_data,
+        bounds=Bounds.of(settings),
+    )
+
+
+def enforced_schema(schema: Schema) -> Schema | None:
+    """The schema as it is enforced; None where it can't be. See `protocols.SchemaDialect`."""
+    return closed_schema(schema)
+
+
+def encode(settings: Settings, request: Request) -> bytes:
+    """The body of a request as it would be sent first; see `providers.encode`."""
+    dialect = dialect_of(Place.of(settings), settings.model_name)
+    return encode_body(request, dialect, settings.service_tier, cache_of(settings))

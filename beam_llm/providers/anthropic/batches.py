@@ -1,0 +1,336 @@
+"""Message batches: a create that sends the lines, jobs without a name, results as a stream.
+
+Nothing is repeated that may have been done: a repeated create may be a second paid job.
+
+Source: Anthropic API reference ("Message Batches"), SDK 2.14 and recordings of live traffic, read
+2026-11.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlencode
+
+from beam_llm.errors import (
+    CallError,
+    CannotTell,
+    Kind,
+    NotCreated,
+    Rejected,
+    Retryable,
+    UnknownJob,
+    plural,
+)
+from beam_llm.protocols import BatchTraits, LineReply, Recovery, RemoteJob
+from beam_llm.providers import http
+from beam_llm.providers.anthropic.dialect import Dialect
+from beam_llm.providers.anthropic.job_objects import (
+    MOST_CUSTOM_ID,
+    name_in,
+    reason_of,
+    remote_job,
+    tag_of,
+)
+from beam_llm.providers.anthropic.lines import first_custom_id, line_reply
+from beam_llm.providers.anthropic.place import Place
+from beam_llm.providers.anthropic.wire import encode_body
+from beam_llm.providers.control import ControlCalls, ignoring, steady
+from beam_llm.providers.errors import ErrorContext
+from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
+from beam_llm.providers.ids import in_path
+from beam_llm.providers.result_files import fetch_files
+from beam_llm.values import Request
+
+BYTES_A_SECOND = 1_000_000
+"""Of a create's body at least, beside the time of any control call."""
+
+TRAITS = BatchTraits(
+    max_requests=100_000,
+    max_bytes=240_000_000,
+    window_seconds=86_400,
+    create_seconds=600,
+    recovery=Recovery.NONE,
+    caveats=(
+        (
+            "a batch has no name at Anthropic: one whose create got no answer is told from others "
+            "by its time, its size and, once it has ended, its lines; until then it is in doubt"
+        ),
+    ),
+)
+"""Source: Anthropic API reference, read 2026-11: 100,000 requests or 256 MB a batch (kept below,
+for tags and frame), 24 h.
+"""
+
+PENDING_PAGES = 10
+SLACK_SECONDS = 300.0
+"""A job that is older than its marker by less may be ours: for two clocks of one provider."""
+
+_CUSTOM_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MOST_CUSTOM_ID}}}")
+_PATH = "/messages/batches"
+_HEAD = b'{"custom_id":"'
+
+
+class AnthropicBatches:
+    """Remote jobs (a BatchProvider that FindsUnnamed), blocking. Harmless verbs are tried four
+    times; a create is tried once.
+
+    Args:
+      cache: for how long shared prefixes are kept, see `wire.encode_body`.
+      sleep, clock, wall: see `ControlCalls`.
+    """
+
+    texts_are_json_strings = True
+
+    def __init__(
+        self,
+        place: Place,
+        key: str | None,
+        *,
+        cache: str | None = "1h",
+        log_data: bool = False,
+        bounds: Bounds = DEFAULT_BOUNDS,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = steady,
+        wall: Callable[[], float] = time.time,
+    ):
+        most_seconds = 2 * bounds.control_seconds + TRAITS.max_bytes / BYTES_A_SECOND
+        self.traits = dataclasses.replace(TRAITS, create_seconds=most_seconds)
+        self._place, self._key, self._cache, self._bounds = place, key, cache, bounds
+        self._context = ErrorContext(key, place.key_reference, log_data)
+        proxy = http.proxy_for(place.base_url)
+        self._control = ControlCalls(
+            self._context, bounds, place.headers(key), proxy, sleep=sleep, clock=clock, wall=wall
+        )
+        self._dialects: dict[str, Dialect] = {}
+        self._first_ids: dict[str, str] = {}
+
+    def close(self) -> None:
+        """Nothing is held between calls."""
+
+    # Lines
+
+    def encode_line(self, custom_id: str, request: Request) -> bytes:
+        """Raises ValueError where `custom_id` is not 1–42 characters of A–Z, a–z, 0–9, `_`, `-`."""
+        if not _CUSTOM_ID.fullmatch(custom_id):
+            raise ValueError(f"custom_id {custom_id!r} is not 1–42 characters of [A-Za-z0-9_-]")
+        dialect = self._dialects.get(request.model)
+        # A job can't learn from refusals, so that its bytes depend on the model's name alone.
+        if dialect is None:
+            dialect = self._dialects[request.model] = Dialect.of(request.model)
+        body = encode_body(request, dialect, None, self._cache)
+        return _HEAD + custom_id.encode() + b'","params":' + body + b"}"
+
+    def decode_line(self, line: bytes) -> LineReply:
+        """Lines that succeeded, and lines that ended in each other way.
+
+        Raises:
+          ValueError: where the line is cut or no result at all.
+        """
+        return line_reply(line, self._context)
+
+    # A job's way
+
+    def stage(self, lines: Path, name: str) -> None:
+        """Nothing to be done: `create` sends the lines itself."""
+
+    def create(self, name: str, staged: str | None, lines: Path | None) -> RemoteJob:
+        """Creates the job, in one try.
+
+        Raises:
+          NotCreated: the server has answered, and it was no fault of its own (a 4xx, but for a
+            time-out).
+          CallError: there may be a job all the same.
+        """
+        assert lines is not None
+        refused: CallError
+        with tempfile.TemporaryFile() as body:
+            size = _write_body(body, lines, tag_of(name).encode())
+            seconds = self._control.seconds + size / BYTES_A_SECOND
+            try:
+                created = self._control.object("POST", self._place.url(_PATH), seconds, data=body)
+            except CallError as error:
+                if error.status is None or not 300 <= error.status < 500 or error.status == 408:
+                    raise
+                refused = error
+            else:
+                return remote_job(created, self._key)
+        raise NotCreated(reason_of(refused)) from refused
+
+    def look(self, job_id: str) -> RemoteJob:
+        """Raises UnknownJob where the provider does not know the job."""
+        url = self._url(job_id)
+        return self._control.harmless(
+            lambda seconds: remote_job(
+                self._control.object("GET", url, seconds, missing=UnknownJob), self._key
+            )
+        )
+
+    def fetch(self, job: RemoteJob, path: Path) -> None:
+        """Streams the results into a file, by our own address of the job: never by one that a
+        server names.
+
+        Raises:
+          CallError: they can't be read, or not to the end; what can be read is at `path`.
+        """
+        url = self._url(job.job_id, "/results")
+        fetch_files(self._control, [("results", url)], self._bounds.transfer_seconds, path)
+
+    def cancel(self, job_id: str) -> None:
+        """Asks for cancellation; harmless where the job has ended or is not known."""
+        with ignoring(400, 404, 409):
+            self._control.harmless(
+                lambda seconds: self._control.call(
+                    "POST", self._url(job_id, "/cancel"), seconds, missing=UnknownJob
+                ),
+                final=(409,),
+            )
+
+    def forget(self, job: RemoteJob | None, staged: str | None) -> None:
+        """Removes an ended job with its results; harmless where it is gone."""
+        if job is None:
+            return
+        with ignoring(404):
+            self._control.harmless(
+                lambda seconds: self._control.call(
+                    "DELETE", self._url(job.job_id), seconds, missing=Rejected
+                )
+            )
+
+    def now(self) -> float | None:
+        """The server's own time, by its answers; see `ControlCalls.now`."""
+        return self._control.now(self._place.url("/models"))
+
+    def _url(self, job_id: str, tail: str = "") -> str:
+        return self._place.url(f"{_PATH}/{in_path(job_id)}{tail}")
+
+    # Lists
+
+    def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
+        """Raises CannotTell: no list shows what a batch was created as. See `find_unnamed`."""
+        raise CannotTell("a message batch is listed without a name")
+
+    def find_unnamed(
+        self, name: str, lines: int, since: float, is_others: Callable[[str], bool]
+    ) -> list[RemoteJob]:
+        """See `protocols.FindsUnnamed`: by the tag in the results of jobs that have ended."""
+        found, unclear = [], []
+        for job in self._since(since - SLACK_SECONDS):
+            if job.total is not None and not 0 < job.total <= lines:
+                continue
+            named = self._name_of(job, name) if job.result_files else None
+            if named:
+                found.append(dataclasses.replace(job, name=named))
+            elif named is None and not is_others(job.job_id):
+                unclear.append(job)
+        if unclear and not found:
+            self._raise_doubt(unclear)
+        return sorted(found, key=lambda job: (job.created_at, job.job_id))
+
+    def _raise_doubt(self, unclear: Sequence[RemoteJob]) -> None:
+        lost = [job for job in unclear if job.errors]
+        if lost:
+            raise CannotTell(
+                f"{plural(len(lost), 'job')} that may be this one can't be told from it any more, "
+                f"as results are gone: {lost[0].job_id}"
+            )
+        raise Retryable(
+            Kind.DOUBTFUL,
+            f"{plural(len(unclear), 'job')} under way may be this one, which shows when each has "
+            f"ended: {', '.join(job.job_id for job in unclear[:3])}",
+        )
+
+    def _name_of(self, job: RemoteJob, common: str) -> str | None:
+        """What an ended job was created as where that begins with `common`, empty where it is
+        another's; None where its results can't be read any more.
+        """
+        custom_id = self._first_ids.get(job.job_id) or self._first_custom_id(job.job_id)
+        if custom_id is None:
+            return None
+        self._first_ids[job.job_id] = custom_id
+        return name_in(custom_id, common)
+
+    def _first_custom_id(self, job_id: str) -> str | None:
+        url = self._url(job_id, "/results")
+        try:
+            return self._control.harmless(
+                lambda seconds: first_custom_id(self._control.first_line(url, seconds))
+            )
+        except Rejected:
+            return None
+
+    def _since(self, moment: float) -> Iterator[RemoteJob]:
+        """All jobs that are not older, newest first as the API lists them.
+
+        Raises:
+          CannotTell: the list has no end within bounds, or can't be had.
+        """
+        for number, page in enumerate(self._pages()):
+            yield from (job for job in page if not 0.0 < job.created_at < moment)
+            if page and all(0.0 < job.created_at < moment for job in page):
+                return
+            if number == self._bounds.list_pages:
+                raise CannotTell(
+                    f"the provider's list of jobs has no end within {plural(number, 'page')}"
+                )
+
+    def pending(self) -> list[RemoteJob]:
+        """Jobs under way among the first thousand."""
+        pages = islice(self._pages(), PENDING_PAGES)
+        return [job for page in pages for job in page if not job.state.has_ended]
+
+    def _pages(self) -> Iterator[Sequence[RemoteJob]]:
+        after: str | None = None
+        seen: set[str] = set()
+        while True:
+            page = self._page(after)
+            jobs = [job for job in self._listed(page.get("data")) if job.job_id not in seen]
+            yield jobs
+            if not page.get("has_more") or not jobs:
+                return
+            seen.update(job.job_id for job in jobs)
+            after = jobs[-1].job_id
+
+    def _listed(self, jobs: Any) -> Iterator[RemoteJob]:
+        """The jobs of a page; one that can't be read is passed over."""
+        for job in jobs if isinstance(jobs, list) else []:
+            if isinstance(job, dict):
+                with suppress(CallError):
+                    yield remote_job(job, self._key)
+
+    def _page(self, after: str | None) -> dict[str, Any]:
+        query = {"limit": "100"} if after is None else {"limit": "100", "after_id": after}
+        url = f"{self._place.url(_PATH)}?{urlencode(query)}"
+        try:
+            return self._control.harmless(
+                lambda seconds: self._control.object(
+                    "GET", url, seconds, missing=Rejected, is_list=True
+                )
+            )
+        except Rejected as error:
+            refused = error
+        raise CannotTell(
+            f"jobs can't be listed here: {refused.message}", status=refused.status
+        ) from refused
+
+
+def _write_body(body: IO[bytes], lines: Path, tag: bytes) -> int:
+    """Writes the create's JSON, each line's `custom_id` with the job's tag; returns its size."""
+    start = len(_HEAD)
+    before = b'{"requests":['
+    with open(lines, "rb") as file:
+        for line in file:
+            end = line.index(b'"', start)
+            body.write(before + line[:end] + tag + line[end:].rstrip(b"\n"))
+            before = b","
+    body.write(b"]}")
+    size = body.tell()
+    body.seek(0)
+    return size

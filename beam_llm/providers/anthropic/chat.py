@@ -1,0 +1,84 @@
+"""Live calls of the Messages API."""
+
+from __future__ import annotations
+
+import logging
+
+from beam_llm.errors import CallError
+from beam_llm.providers.anthropic.dialect import SCHEMA, Dialect
+from beam_llm.providers.anthropic.place import Place
+from beam_llm.providers.anthropic.wire import decode_reply, encode_body
+from beam_llm.providers.errors import ErrorContext, error_of
+from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
+from beam_llm.providers.live import LiveCalls
+from beam_llm.providers.pace import anthropic_pace_of
+from beam_llm.values import Completion, Request
+
+_log = logging.getLogger(__name__)
+
+
+class AnthropicChat:
+    """Live calls (a CompletionProvider). Made anywhere, used and closed on one event loop."""
+
+    def __init__(
+        self,
+        place: Place,
+        key: str | None,
+        dialect: Dialect,
+        *,
+        service_tier: str | None = None,
+        cache: str | None = "5m",
+        log_data: bool = False,
+        bounds: Bounds = DEFAULT_BOUNDS,
+    ):
+        self._url = place.url("/messages")
+        self._dialect = dialect
+        self._service_tier = service_tier
+        self._cache = cache
+        self._context = ErrorContext(key, place.key_reference, log_data)
+        self._calls = LiveCalls(place.headers(key), bounds)
+
+    async def complete(self, request: Request, timeout_seconds: float) -> Completion:
+        """One call within `timeout_seconds`, connecting and reading included. Asked again at once
+        only in another form of the same question, where the endpoint refuses the form (see
+        `Dialect`).
+
+        Raises:
+          CallError: Retryable, Rejected or Aborted.
+        """
+        dialect = self._dialect
+        while True:
+            form = dialect.form
+            data = encode_body(request, dialect, self._service_tier, self._cache)
+            status, headers, reply = await self._calls.post(self._url, data, timeout_seconds)
+            if status < 300:
+                pace = anthropic_pace_of(headers)
+                return decode_reply(reply, headers.get("request-id"), pace, self._context)
+            error = error_of(status, headers, reply, **self._context._asdict())
+            if dialect.form == form:  # else another call has learned it meanwhile
+                if not dialect.learn(error, reply[:4000].decode("utf-8", "replace")):
+                    raise error
+                self._announce(error)
+
+    def _announce(self, error: CallError) -> None:
+        _log.warning(
+            "%s: from now on replies are asked for by %s, with %s temperature",
+            error.message,
+            self._dialect.reply_format,
+            "a" if self._dialect.takes_temperature else "no",
+        )
+
+    @property
+    def enforces_schemas(self) -> bool:
+        """Whether replies are held to the schema that is sent. The input of a tool is not."""
+        return self._dialect.reply_format == SCHEMA
+
+    def note_ignored_schema(self, request: Request) -> bool:
+        """Nothing is learned from it: where a schema is enforced here, it is; elsewhere it is asked
+        for in the one other way there is.
+        """
+        return False
+
+    async def close(self) -> None:
+        """Gives back connections; harmless when done twice."""
+        await self._calls.close()

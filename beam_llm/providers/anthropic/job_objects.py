@@ -1,0 +1,112 @@
+"""A message batch as the server shows it: read, whatever is in it; and the tag by which its lines
+tell what it was created as.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from beam_llm.errors import CallError, QueueFull
+from beam_llm.protocols import RemoteJob
+from beam_llm.providers.errors import unreadable
+from beam_llm.providers.ids import identifier_of
+from beam_llm.providers.typed import count_of, seconds_of, word
+from beam_llm.redaction import redactor_of
+from beam_llm.values import JobState
+
+MOST_CUSTOM_ID = 42
+"""Of the 64 characters that the API allows, the tag has the rest."""
+
+_TAG = re.compile(r"-([0-9a-f]{16})-([0-9]{4})$")
+_MOST_ATTEMPTS = 10_000
+
+
+def tag_of(name: str) -> str:
+    """What is put behind each `custom_id` of a job of that name, since a batch has no name of its
+    own: a hash of the part that all attempts have in common, and the attempt.
+
+        tag_of("ours-0")  # "-8c1d5d4a7e0f3b21-0000"
+    """
+    common, _, attempt = name.rpartition("-")
+    if not (attempt.isdecimal() and attempt.isascii() and int(attempt) < _MOST_ATTEMPTS):
+        common, attempt = name, "0"
+    digest = hashlib.blake2b(common.encode("utf-8", "replace"), digest_size=8).hexdigest()
+    return f"-{digest}-{int(attempt):04d}"
+
+
+def untagged(custom_id: str) -> str:
+    """A `custom_id` as `encode_line` was given it."""
+    return _TAG.sub("", custom_id)
+
+
+def name_in(custom_id: str, common: str) -> str:
+    """The name of the job that a line is of, where it begins with `common`; empty where it is
+    another's.
+    """
+    found = _TAG.search(custom_id)
+    if found is None or tag_of(f"{common}-0")[:18] != found[0][:18]:
+        return ""
+    return f"{common}-{int(found[2])}"
+
+
+def remote_job(job: Mapping[str, Any], key: str | None = None) -> RemoteJob:
+    """A batch as the server shows it, whatever it leaves out or has of another type.
+
+    It has no end of its own but `ended`: what became of its lines says how.
+
+    Raises:
+      Retryable: it has no id that can be asked for.
+    """
+    job_id = identifier_of(job.get("id"), key)
+    if job_id is None:
+        raise unreadable("the answer has no usable job id")
+    status = redactor_of(key).identifier(word(job.get("processing_status"))[:100]).lower()
+    counts = job.get("request_counts")
+    counts = counts if isinstance(counts, dict) else {}
+    numbers = {name: count_of(counts.get(name)) for name in _COUNTS}
+    completed = numbers["succeeded"]
+    others = [numbers[name] for name in ("errored", "canceled", "expired")]
+    failed = None if None in others else sum(number or 0 for number in others)
+    total = None if None in numbers.values() else sum(number or 0 for number in numbers.values())
+    is_over = status == "ended"
+    return RemoteJob(
+        job_id=job_id,
+        state=_state(job, numbers) if is_over else JobState.RUNNING,
+        word=status or "in_progress",
+        created_at=seconds_of(job.get("created_at")),
+        result_files=(job_id,) if is_over and job.get("results_url") else (),
+        completed=completed,
+        failed=failed,
+        total=total,
+        errors=_archived(job) if is_over else (),
+    )
+
+
+_COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
+
+
+def _state(job: Mapping[str, Any], numbers: Mapping[str, int | None]) -> JobState:
+    if job.get("cancel_initiated_at"):
+        return JobState.CANCELLED
+    return JobState.EXPIRED if numbers["expired"] else JobState.COMPLETED
+
+
+def _archived(job: Mapping[str, Any]) -> tuple[tuple[str, str, int | None], ...]:
+    """Results are kept for 29 days."""
+    if not job.get("archived_at"):
+        return ()
+    return (("archived", "its results were removed 29 days after it was created", None),)
+
+
+def reason_of(error: CallError) -> CallError:
+    """Why a create was refused, as an error that has a remedy."""
+    if error.status == 429 and _QUEUE.search(error.message):
+        wait = error.retry_after_seconds
+        return QueueFull(error.message, retry_after_seconds=wait, status=error.status)
+    return error
+
+
+_QUEUE = re.compile(r"batch|queue|processing", re.IGNORECASE)

@@ -1,0 +1,60 @@
+"""What is known of Claude models by their names. A name that is not known is taken for a new
+model's; what it refuses is learned (`dialect.py`).
+
+Source: Anthropic's pages on models, prompt caching, structured outputs and the migration to API
+version 2026-10-21, and SDK 2.14, read 2026-11.
+"""
+
+from __future__ import annotations
+
+import re
+
+_WITHOUT_SCHEMAS = re.compile(
+    r"claude-(instant|[123]\b|v[123]|[123]-|(opus|sonnet)-4($|-[01]\b|-2025|@))", re.IGNORECASE
+)
+"""From before structured outputs, which came with Claude 4.5."""
+
+_WITHOUT_TEMPERATURE = re.compile(
+    r"claude-(opus-(4-[789]|[5-9])|(sonnet|haiku)-[5-9]|fable|mythos)", re.IGNORECASE
+)
+"""From Opus 4.7 on models refuse `temperature`, `top_p` and `top_k`."""
+
+_CACHED_FROM: tuple[tuple[str, int], ...] = (
+    (r"(opus|fable|mythos)-[5-9]", 512),
+    (r"opus-4-7", 2_048),
+    (r"opus-4-[56]|haiku-4-5", 4_096),
+    (r"haiku-3|3-haiku|3-5-haiku", 2_048),
+)
+_CACHED_FROM_OTHERS = 1_024
+
+_LONGEST_REPLIES: tuple[tuple[str, int], ...] = (
+    (r"claude-(instant|[12]\b|v[12]|2|3-(opus|sonnet|haiku))", 4_096),
+    (r"claude-(3-5|opus-4($|-[01]\b|-2025))", 8_192),
+)
+_LONGEST_REPLY_OTHERS = 16_384
+
+
+def enforces_schemas(model: str) -> bool:
+    """Whether the model holds its replies to a JSON schema (`output_config`)."""
+    return _WITHOUT_SCHEMAS.search(model) is None
+
+
+def takes_temperature(model: str) -> bool:
+    """Whether the model has a temperature."""
+    return _WITHOUT_TEMPERATURE.search(model) is None
+
+
+def cached_from_tokens(model: str) -> int:
+    """How long a prefix has to be for the model to keep it in its cache."""
+    return _first(_CACHED_FROM, model, _CACHED_FROM_OTHERS)
+
+
+def longest_reply(model: str) -> int:
+    """`max_tokens` where nobody gives one, which the API demands: most of what may be waited for
+    without a stream. Only tokens that are written are paid.
+    """
+    return _first(_LONGEST_REPLIES, model, _LONGEST_REPLY_OTHERS)
+
+
+def _first(table: tuple[tuple[str, int], ...], model: str, otherwise: int) -> int:
+    return next((found for name, found in table if re.search(name, model)), otherwise)

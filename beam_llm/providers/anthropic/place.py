@@ -1,0 +1,45 @@
+"""Where the API is, and what each call says of itself."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from beam_llm.config import Settings
+from beam_llm.providers.anthropic.dialect import Dialect
+
+VERSION = "2023-06-01"
+"""Of the API. The next one, 2026-10-21, has no temperature for any model, and nothing more that we
+use. Source: Anthropic's guide "Migrating to API version 2026-10-21", read 2026-11.
+"""
+
+
+class Place(NamedTuple):
+    """Attributes:
+    base_url: what paths are put behind; ends with the version, `/v1`.
+    key_reference: where the key is kept, for error messages.
+    """
+
+    base_url: str
+    key_reference: str | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Place:
+        base = (settings.base_url or "").rstrip("/")
+        return cls(base if base.endswith("/v1") else f"{base}/v1", settings.api_key)
+
+    def url(self, path: str) -> str:
+        return self.base_url + path
+
+    def headers(self, key: str | None) -> dict[str, str]:
+        named = {} if key is None else {"x-api-key": key}
+        return {"anthropic-version": VERSION, **named}
+
+
+known_dialects: dict[tuple[str, str], Dialect] = {}
+
+
+def dialect_of(place: Place, model: str) -> Dialect:
+    """What this process knows of the endpoint's ways; shared, so that a refusal is learned from
+    once.
+    """
+    return known_dialects.setdefault((place.base_url, model), Dialect.of(model))
