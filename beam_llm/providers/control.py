@@ -149,13 +149,19 @@ class ControlCalls:
         return found
 
     def create(
-        self, url: str, data: Any, reason_of: Callable[[CallError], CallError]
+        self,
+        url: str,
+        data: Any,
+        reason_of: Callable[[CallError], CallError],
+        *,
+        seconds: float | None = None,
     ) -> dict[str, Any]:
         """POSTs what makes a job, once: a repeat may be a second paid one.
 
         Args:
           data: bytes of JSON, or a file of it.
           reason_of: makes of a refusal an error that has a remedy.
+          seconds: that it may take; default: those of a control call.
 
         Raises:
           NotCreated: the server has answered, and it was no fault of its own (a 4xx, but for a
@@ -163,7 +169,7 @@ class ControlCalls:
           CallError: there may be a job all the same.
         """
         try:
-            return self.object("POST", url, self.seconds, data=data, id_field=None)
+            return self.object("POST", url, seconds or self.seconds, data=data, id_field=None)
         except CallError as error:
             if error.status is None or not 300 <= error.status < 500 or error.status == 408:
                 raise

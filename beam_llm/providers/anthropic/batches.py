@@ -23,7 +23,6 @@ from beam_llm.errors import (
     CallError,
     CannotTell,
     Kind,
-    NotCreated,
     Rejected,
     Retryable,
     UnknownJob,
@@ -150,19 +149,12 @@ class AnthropicBatches:
           CallError: there may be a job all the same.
         """
         assert lines is not None
-        refused: CallError
         with tempfile.TemporaryFile() as body:
             size = _write_body(body, lines, tag_of(name).encode())
             seconds = self._control.seconds + size / BYTES_A_SECOND
-            try:
-                created = self._control.object("POST", self._place.url(_PATH), seconds, data=body)
-            except CallError as error:
-                if error.status is None or not 300 <= error.status < 500 or error.status == 408:
-                    raise
-                refused = error
-            else:
-                return remote_job(created, self._key)
-        raise NotCreated(reason_of(refused)) from refused
+            url = self._place.url(_PATH)
+            created = self._control.create(url, body, reason_of, seconds=seconds)
+        return remote_job(created, self._key)
 
     def look(self, job_id: str) -> RemoteJob:
         """Raises UnknownJob where the provider does not know the job."""
