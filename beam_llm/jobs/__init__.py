@@ -15,9 +15,13 @@
     job_driver.py       one job, step by step
     status.py           where it stands
     submit.py           from an intent to a remote job
+    attempts.py         who may send a create
+    staging.py          the input in its place
+    queue_place.py      behind a full queue
     input_file.py       what is sent
     doubt.py            a create that got no answer
     remote_search.py    a job that nobody heard of
+    remote_watch.py     a job under way, to its end
     queue_limit.py      too large for the queue: two jobs
     pacing.py           when to look again
     collect.py          result lines → outcomes
@@ -33,9 +37,9 @@
 
 The way of one job: `plan` writes its intent into the log and gives a `BatchJobRef`.
 `Driver.step(ref)` gets the `JobDriver` of the ref's number and calls `step()`: the job object reads
-its own journal, submits under its lease (`Submission`), polls, and at the end has `Closing` write a
-`Done`, which names the children that go on with what was left over. `join.answers` gives what each
-node answers back to the elements of this run.
+its own journal, submits under its lease (`Submission`), watches (`RemoteWatch`), and at the end has
+`Closing` write a `Done`, which names the children that go on with what was left over.
+`join.answers` gives what each node answers back to the elements of this run.
 """
 
 from beam_llm.jobs.admin import Cleanup, JobView, cancel, cleanup, list_jobs, show

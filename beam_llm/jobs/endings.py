@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from beam_llm.config import Settings
-from beam_llm.errors import Aborted, Failure, Kind
-from beam_llm.protocols import RemoteJob
+from beam_llm.errors import Aborted, Failure, Kind, plural
+from beam_llm.protocols import BatchTraits, RemoteJob
 from beam_llm.values import JobState
 
 _UNPAID = frozenset(
@@ -78,6 +78,16 @@ def end_of(job: RemoteJob, past_deadline: bool) -> JobEnd:
 def unreachable() -> JobEnd:
     """The provider could not be asked about the job for so long that its deadline has passed."""
     return _late(JobState.RUNNING)
+
+
+def too_small(requests: int, traits: BatchTraits) -> JobEnd:
+    """The provider takes no job of so few requests, and nothing was sent."""
+    has = f"the job has {plural(requests, 'request')}"
+    reason = (
+        f"{has}, and the provider takes no job of less than {traits.min_requests:,}: they go as "
+        "live calls, at the live price (not with on_leftover='fail')"
+    )
+    return JobEnd("too small", Failure(Kind.UNAVAILABLE, reason), final=False, goes_live=True)
 
 
 def _late(state: JobState) -> JobEnd:

@@ -99,7 +99,7 @@ class JobDriver:
             if isinstance(found, Waiting):
                 return found
             self.done, self._remote = found, None
-            self._submission.leave_line()
+            self._submission.place.leave()
         return self.done
 
     def _advance(self, nothing_follows: bool) -> Waiting | Done:
@@ -114,7 +114,7 @@ class JobDriver:
             if isinstance(found, Waiting):
                 return found
             if isinstance(found, Split):
-                return self._closing.split(*found, self._submission.may_have_sent())
+                return self._closing.split(*found, self._submission.attempts.may_have_sent())
             if isinstance(found, JobEnd):
                 return self._closing.collect(found)
             was_sent, status = True, self._journal.status()
@@ -125,7 +125,7 @@ class JobDriver:
         if status.phase is not Phase.ACKED:  # another process goes on with it
             return Waiting(self._clock.time(), None, "planned")
         remote = self._remote = self._acknowledged(status)
-        self._submission.leave_line()
+        self._submission.place.leave()
         return remote.begin() if was_sent else self._look(remote)
 
     def _look(self, remote: RemoteWatch) -> Waiting | Done:

@@ -188,7 +188,7 @@ class RemoteWatch:
         if isinstance(job.cause, QueueFull):
             self.is_over = True
             return self._submission.queue_up(self._attempt, self._job_id, job.cause)
-        if isinstance(job.cause, InputGone) and self._submission.stage_anew(
+        if isinstance(job.cause, InputGone) and self._submission.attempts.stage_anew(
             self._attempt, job.staged, self._job_id
         ):
             return self._begin_again("planned")

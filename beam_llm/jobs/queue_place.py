@@ -1,0 +1,65 @@
+"""A job's place behind the provider's full queue, also for the processes that come after this."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from beam_llm.errors import CallError
+from beam_llm.jobs.context import JobContext
+from beam_llm.jobs.journal import Closed, CloseReason, Journal
+from beam_llm.jobs.ledger import Intent
+from beam_llm.jobs.pacing import LONGEST_PAUSE_SECONDS
+from beam_llm.jobs.status import JobStatus
+
+_LOG = logging.getLogger(__name__)
+
+LONG_WAIT_SECONDS = 600.0
+"""After so long behind the provider's limit a job says so."""
+
+
+class QueuePlace:
+    """Where one job stands among those that wait for room."""
+
+    def __init__(self, context: JobContext, intent: Intent, journal: Journal):
+        self._context, self._intent, self._journal = context, intent, journal
+        self._place = (intent.number, intent.job)
+        self._since: float | None = None
+
+    @property
+    def is_taken(self) -> bool:
+        return self._place in self._context.line
+
+    def seconds(self) -> float:
+        """Until it may try again; in the past where it doesn't wait."""
+        return self._context.line.seconds(self._place) if self.is_taken else -math.inf
+
+    def seconds_after(self, status: JobStatus) -> float:
+        """The same, where another process may have been told to wait."""
+        line = self._context.line
+        if status.attempt and not self.is_taken:
+            closed = self._journal.read(Closed, status.attempt - 1)
+            if closed is not None and closed.reason is CloseReason.QUEUE:
+                left = closed.retry_at - self._context.shared.time()
+                line.enter(self._place, min(left, LONGEST_PAUSE_SECONDS))
+        return line.seconds(self._place)
+
+    def enter(self, seconds: float, refusal: CallError) -> None:
+        """There is no room; a job that has waited long says so, once."""
+        self._context.line.enter(self._place, seconds)
+        now = self._context.clock.monotonic()
+        self._since = now if self._since is None else self._since
+        waited = now - self._since
+        if waited >= LONG_WAIT_SECONDS:
+            self._since = math.inf
+            _LOG.warning(
+                "job %s has waited %.0f min behind the provider's limit, and goes on waiting: %s",
+                self._intent.job,
+                waited / 60,
+                refusal.message,
+            )
+
+    def leave(self) -> None:
+        """The job was taken or has ended."""
+        self._context.line.leave(self._place)
+        self._since = None
