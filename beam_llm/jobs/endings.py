@@ -83,10 +83,8 @@ def unreachable() -> JobEnd:
 def too_small(requests: int, traits: BatchTraits) -> JobEnd:
     """The provider takes no job of so few requests, and nothing was sent."""
     has = f"the job has {plural(requests, 'request')}"
-    reason = (
-        f"{has}, and the provider takes no job of less than {traits.min_requests:,}: they go as "
-        "live calls, at the live price (not with on_leftover='fail')"
-    )
+    least = f"the provider takes no job of less than {traits.min_requests:,}"
+    reason = f"{has}, and {least}; on_leftover='online' asks them by live calls"
     return JobEnd("too small", Failure(Kind.UNAVAILABLE, reason), final=False, goes_live=True)
 
 

@@ -107,7 +107,9 @@ class Submission:
         if self._is_too_small():
             end = too_small(self._intent.line_count, self._context.provider.traits)
             if self._settings.on_leftover != "fail":
-                _LOG.warning("job %s: %s", self._intent.job, end.failure.message)
+                why = end.failure.message.partition(";")[0]
+                live = "job %s goes as live calls, at the live price: %s"
+                _LOG.warning(live, self._intent.job, why)
             return end
         decision = self.limit.decide(status.attempt)
         if isinstance(decision, Split) and self.attempts.may_have_sent():
