@@ -84,6 +84,12 @@ PROVIDERS = {
         "ANTHROPIC_BASE_URL",
         "https://api.anthropic.com",
     ),
+    "vertex": ProviderSpec(
+        "beam_llm.providers.vertex",
+        None,
+        "VERTEX_BASE_URL",
+        option_variables={"project": "GOOGLE_CLOUD_PROJECT", "region": "GOOGLE_CLOUD_LOCATION"},
+    ),
 }
 
 EXAMPLE_MODEL = "openai:gpt-4.1-mini"
@@ -121,6 +127,8 @@ WINDOWS = {
     "gemini:gemini-2.5-flash-lite": 1_000_000,
     "anthropic:claude-haiku-4-5": 200_000,
     "anthropic:claude-sonnet-4-5": 200_000,
+    "vertex:gemini-2.5-flash": 1_048_576,
+    "vertex:gemini-2.5-flash-lite": 1_000_000,
 }
 """Windows of the most used models, as the price table has them: prompts can be formed before that
 is read (a third of a second).

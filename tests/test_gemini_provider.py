@@ -4,24 +4,19 @@ this API has alone.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
 
 import pytest
 
 from beam_llm import providers
 from beam_llm.config import settings
 from beam_llm.errors import CannotTell
-from beam_llm.protocols import BatchProvider, CompletionProvider, Recovery
+from beam_llm.protocols import CompletionProvider
 from beam_llm.testing import Emulator
-from beam_llm.testing.contracts import BatchProviderContract, CompletionProviderContract
-from beam_llm.testing.contracts.batches import Mishap, emulator_options
+from beam_llm.testing.contracts import CompletionProviderContract
+from beam_llm.testing.contracts.batches import Mishap
 from beam_llm.testing.contracts.completions import Situation, emulator_fault
-
-
-def base_url(emulator: Emulator) -> str:
-    return emulator.environment_of("gemini")["GEMINI_BASE_URL"]
+from tests.google_world import GoogleBatchesContract, address
 
 
 class TestGemini(CompletionProviderContract):
@@ -34,7 +29,7 @@ class TestGemini(CompletionProviderContract):
         return providers.connect(
             settings(
                 "gemini:m",
-                base_url=base_url(self.emulator),
+                base_url=address(self.emulator, "gemini"),
                 api_key=self.key_reference,
                 max_reply_bytes=1_000_000,
             )
@@ -44,41 +39,14 @@ class TestGemini(CompletionProviderContract):
         self.emulator.set_faults(*emulator_fault(situation))
 
 
-class TestGeminiBatches(BatchProviderContract):
-    ahead = 0.0
+class TestGeminiBatches(GoogleBatchesContract):
+    prefix = "gemini"
     inline_bytes = 2_000_000
     impossible = frozenset({Mishap.EXPIRE})  # all of its answers are lost: see below
 
     @pytest.fixture(autouse=True)
-    def _emulators(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def _inline(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("beam_llm.providers.gemini.batches.INLINE_BYTES", self.inline_bytes)
-        with ExitStack() as self.stack:
-            yield
-
-    def arrange(self, *mishaps: Mishap) -> None:
-        options = emulator_options(*mishaps, key=self.key)
-        self.emulator = self.stack.enter_context(
-            Emulator(keys=(self.key,), clock=self.now, batch_seconds=0.2, **options)
-        )
-
-    def provider(self) -> BatchProvider:
-        return providers.connect_batch(
-            settings("gemini:m", api_key=self.key_reference, base_url=base_url(self.emulator))
-        )
-
-    def jobs_made(self) -> Sequence[str]:
-        return [job["name"] for job in self.emulator.jobs]
-
-    def now(self) -> float:
-        return time.time() + self.ahead
-
-    def pass_time(self, seconds: float) -> None:
-        self.ahead += seconds
-        time.sleep(0.02)  # the emulator's work takes time of its own
-
-    def test_its_rung_is_that_of_labels(self) -> None:
-        self.arrange()
-        assert self.provider().traits.recovery is Recovery.LABEL
 
 
 class TestGeminiBatchesByFile(TestGeminiBatches):

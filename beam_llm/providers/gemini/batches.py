@@ -23,9 +23,8 @@ from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.gemini.files import delete, file_path, upload
 from beam_llm.providers.gemini.job_list import job_pages, pending_in
 from beam_llm.providers.gemini.job_objects import object_in, reason_of, remote_job
-from beam_llm.providers.gemini.lines import key_of, line_reply
+from beam_llm.providers.gemini.lines import encode_line, key_of, line_reply
 from beam_llm.providers.gemini.place import Place, headers, model_path
-from beam_llm.providers.gemini.wire import encode_body
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import in_path
 from beam_llm.providers.job_search import find_jobs
@@ -54,7 +53,6 @@ INLINE_BYTES = 2_000_000
 each look at such a job, and each list with it, brings all of its answers along, twice; and its
 create takes seconds for a handful of lines (4 s for two, in a recording of 2026-08)."""
 
-_CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _JOB_ID = re.compile(r"(batches/)?[A-Za-z0-9_-]{1,200}")
 
 
@@ -101,9 +99,7 @@ class GeminiBatches:
         """Raises ValueError where `custom_id` is not 1–64 characters of A–Z, a–z, 0–9, `_` and
         `-`.
         """
-        if not _CUSTOM_ID.fullmatch(custom_id):
-            raise ValueError(f"custom_id {custom_id!r} is not 1–64 characters of [A-Za-z0-9_-]")
-        return b'{"key":"' + custom_id.encode() + b'","request":' + encode_body(request) + b"}"
+        return encode_line(custom_id, request)
 
     def decode_line(self, line: bytes) -> LineReply:
         """Lines of a file and inline responses, by the key that they echo.

@@ -1,4 +1,4 @@
-"""Lines of a batch's results: answers, errors, and lines that hold neither.
+"""Lines of a batch: requests; and results: answers, errors, and lines that hold neither.
 
 {"key": "r-1", "response": {…}}      {"key": "r-2", "error": {"code": 13, "message": "…"}}
 
@@ -7,21 +7,36 @@ Source: guide to the Gemini batch API, and google.rpc.Code for the numbers, read
 
 from __future__ import annotations
 
+import contextlib
+import re
 from typing import Any
 
 from beam_llm.errors import CallError, Kind, Retryable
 from beam_llm.protocols import LineReply
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, no_answer
 from beam_llm.providers.gemini.plain import plain_line
-from beam_llm.providers.gemini.wire import completion_of
+from beam_llm.providers.gemini.wire import completion_of, encode_body
 from beam_llm.providers.typed import loads
 from beam_llm.redaction import redactor_of
+from beam_llm.values import Request
 
 _STATUSES = {
     1: 499, 2: 500, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429, 9: 400, 10: 409, 11: 400,
     12: 501, 13: 500, 14: 503, 15: 500, 16: 401,
 }  # fmt: skip
 """google.rpc.Code → what HTTP says for it."""
+
+
+_CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def encode_line(custom_id: str, request: Request) -> bytes:
+    """One line of a job's input. Raises ValueError where `custom_id` is not 1–64 characters of
+    A–Z, a–z, 0–9, `_` and `-`.
+    """
+    if not _CUSTOM_ID.fullmatch(custom_id):
+        raise ValueError(f"custom_id {custom_id!r} is not 1–64 characters of [A-Za-z0-9_-]")
+    return b'{"key":"' + custom_id.encode() + b'","request":' + encode_body(request) + b"}"
 
 
 def line_reply(line: bytes, context: ErrorContext = NO_CONTEXT) -> LineReply:
@@ -63,11 +78,22 @@ def reply_of(key: str, payload: dict[str, Any], context: ErrorContext) -> LineRe
 def _line_error(error: Any, context: ErrorContext) -> CallError:
     if not error:
         return no_answer()
+    if isinstance(error, str):
+        error = _error_in_words(error)
     status = status_of_error(error)
     found = error_of(status, {}, {"error": error}, **context._asdict())
     if status == 499:
         return Retryable(Kind.CANCELLED, found.message)
     return found
+
+
+def _error_in_words(text: str) -> Any:
+    """Vertex AI's `Bad Request: {"error": {…}}` as the object; another text as it is."""
+    with contextlib.suppress(ValueError):
+        found = loads(text[text.index("{") : 100_000])
+        if isinstance(found, dict):
+            return found.get("error") or found
+    return text
 
 
 def status_of_error(error: Any) -> int:

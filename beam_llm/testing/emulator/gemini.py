@@ -27,7 +27,7 @@ from beam_llm.testing.emulator.dialects import (
     Reply,
 )
 from beam_llm.testing.emulator.gemini_files import GeminiFiles, no_file
-from beam_llm.testing.emulator.generate_content import rfc3339
+from beam_llm.testing.emulator.generate_content import precondition, rfc3339
 from beam_llm.testing.emulator.wire import WireError, json_response
 
 MOST_INLINE_BYTES = 20_971_520
@@ -141,9 +141,9 @@ class Wire(Dialect):
             case "GET", False:
                 return await jobs.look(request, self, job_id)
             case "POST", True:
-                return _precondition(await jobs.cancel(request, self, job_id))
+                return precondition(await jobs.cancel(request, self, job_id))
             case "DELETE", False:
-                return _precondition(await jobs.delete(request, self, job_id, {}))
+                return precondition(await jobs.delete(request, self, job_id, {}))
         return None
 
     def no_job(self, job_id: str) -> WireError:
@@ -242,13 +242,6 @@ class Wire(Dialect):
         if result.error is not None:
             status, said = result.error.status, result.error.message
         return {"error": {"code": generate_content.RPC_CODES.get(status, 13), "message": said}}
-
-
-def _precondition(reply: Reply) -> Reply:
-    """What can't be done with a job in its state is refused with a 400."""
-    if isinstance(reply, WireError) and reply.status == 409:
-        return reply._replace(status=400, code="FAILED_PRECONDITION")
-    return reply
 
 
 def _batch_of(raw: bytes) -> tuple[dict[str, Any], WireError | None]:

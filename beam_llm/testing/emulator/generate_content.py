@@ -16,7 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from beam_llm.testing.emulator.chat import Answer, Chat
-from beam_llm.testing.emulator.dialects import Asked
+from beam_llm.testing.emulator.dialects import Asked, Reply
 from beam_llm.testing.emulator.wire import WireError, json_response
 
 _REQUEST = frozenset(
@@ -268,6 +268,13 @@ def _candidate(answer: Answer, asked: Asked) -> dict[str, Any]:
 def rfc3339(seconds: float) -> str:
     """As Google writes a time."""
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def precondition(reply: Reply) -> Reply:
+    """What can't be done with a job in its state is refused with a 400."""
+    if isinstance(reply, WireError) and reply.status == 409:
+        return reply._replace(status=400, code="FAILED_PRECONDITION")
+    return reply
 
 
 def error_response(error: WireError) -> web.Response:

@@ -1,0 +1,154 @@
+"""Vertex AI: Gemini with Google's own credentials, in a project and a region; batches over `gs://`.
+
+    LLMPredict("vertex:gemini-2.5-flash", …, provider_options={"project": "p", "region": "global"})
+
+credentials.py  tokens                     place.py   addresses
+batches.py      batch prediction jobs      objects.py their input and results in a bucket
+
+What is asked and answered is Gemini's: `providers/gemini/`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from beam_llm.config import Settings
+from beam_llm.errors import UsageError
+from beam_llm.providers.gemini import check_request
+from beam_llm.providers.gemini.schema import gemini_schema
+from beam_llm.providers.gemini.wire import encode_body
+from beam_llm.providers.keys import resolve_key
+from beam_llm.providers.options import check_names
+from beam_llm.providers.vertex.place import Place
+from beam_llm.values import Request, Schema
+
+if TYPE_CHECKING:
+    from beam_llm.providers.gemini.live import Access, GeminiChat
+    from beam_llm.providers.vertex.batches import VertexBatches
+    from beam_llm.providers.vertex.credentials import Tokens
+
+OPTIONS = ("project", "region", "bucket")
+_LOOPBACK = re.compile(r"localhost|127\.[\d.]+|::1")
+_TIER_HEADER = "X-Vertex-AI-LLM-Shared-Request-Type"
+"""Source: Vertex AI, "Flex PayGo" and "Priority PayGo", read 2026-11."""
+
+
+def check(settings: Settings) -> None:
+    """Raises UsageError where the settings ask for what Vertex AI does not have, or do not say
+    where.
+    """
+    check_names(settings, OPTIONS)
+    check_request(settings)
+    options = settings.provider_options or {}
+    if not options.get("project"):
+        raise UsageError(
+            "provider_options is without 'project': write provider_options={'project': '…'}, or "
+            "set GOOGLE_CLOUD_PROJECT"
+        )
+    for name in ("project", "region"):
+        if not re.fullmatch(r"[a-zA-Z0-9.:-]{1,100}", str(options.get(name, "global"))):
+            raise UsageError(
+                f"provider_options has {name!r}: {options[name]!r}: it has to be a name of "
+                "letters, digits and dashes"
+            )
+    _check_address(settings)
+    if settings.mode == "batch_api":
+        bucket_of(settings)
+
+
+def _check_address(settings: Settings) -> None:
+    """Tokens go nowhere in the clear."""
+    parts = urlsplit(settings.base_url or "")
+    if parts.scheme == "http" and not _LOOPBACK.fullmatch(parts.hostname or ""):
+        raise UsageError(
+            f"base_url is {settings.base_url!r}: Google's credentials are not sent over plain "
+            "http; write https://…"
+        )
+
+
+def bucket_of(settings: Settings) -> str:
+    """Where the input and the results of jobs go: `gs://bucket/path`.
+
+    Raises:
+      UsageError: the settings name no bucket.
+    """
+    named = (settings.provider_options or {}).get("bucket")
+    location = str(named or settings.staging_location or "")
+    if re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]{1,221}(/[^?#\s]*)?", location):
+        return location.rstrip("/")
+    said = f"provider_options has 'bucket': {named!r}" if named else "there is no bucket"
+    raise UsageError(
+        f"{said}: vertex: keeps the input and the results of batch jobs in Cloud Storage; write "
+        "provider_options={'bucket': 'gs://bucket/path'}, or take a staging_location in gs://"
+    )
+
+
+def preload() -> None:
+    """Imports what `connect` needs."""
+    importlib.import_module("beam_llm.providers.gemini.live")
+    importlib.import_module("google.auth")
+
+
+@functools.lru_cache(maxsize=1)
+def _default_tokens() -> Tokens:
+    """One for all clients of the process: a token lasts an hour."""
+    from beam_llm.providers.vertex.credentials import Tokens
+
+    return Tokens()
+
+
+def connect(settings: Settings) -> GeminiChat:
+    """A client for live calls; see `providers.connect`."""
+    # Imported here: its HTTP client takes a fifth of a second. See `preload`.
+    from beam_llm.providers.errors import ErrorContext
+    from beam_llm.providers.gemini.live import Access, GeminiChat
+    from beam_llm.providers.http import Bounds
+    from beam_llm.providers.vertex.credentials import Token, fixed
+
+    place = Place.of(settings)
+    given = None if settings.api_key is None else fixed(resolve_key(settings.api_key))
+
+    @functools.lru_cache(maxsize=4)
+    def with_token(token: tuple[str | None, tuple[tuple[str, str], ...]]) -> Access:
+        context = ErrorContext(token[0], place.key_reference, settings.log_data)
+        return Access(dict(token[1]), context)
+
+    async def access() -> Access:
+        token: Token = given or await _default_tokens().fresh()
+        return with_token((token.value, tuple(token.headers.items())))
+
+    tier = settings.service_tier
+    headers = {_TIER_HEADER: tier} if tier in ("flex", "priority") else {}
+    return GeminiChat(place.chat_url, access, headers, bounds=Bounds.of(settings))
+
+
+def connect_batch(settings: Settings) -> VertexBatches:
+    """A client for batch prediction jobs; see `providers.connect_batch`."""
+    from beam_llm.providers.http import Bounds
+    from beam_llm.providers.vertex.batches import VertexBatches
+    from beam_llm.providers.vertex.credentials import fixed
+    from beam_llm.stores import store_at
+
+    given = None if settings.api_key is None else fixed(resolve_key(settings.api_key))
+    return VertexBatches(
+        Place.of(settings),
+        settings.model_name,
+        store_at(f"{bucket_of(settings)}/vertex"),
+        _default_tokens().renewed if given is None else lambda: given,
+        log_data=settings.log_data,
+        bounds=Bounds.of(settings),
+    )
+
+
+def enforced_schema(schema: Schema) -> Schema | None:
+    """The schema as Gemini enforces it; None where it can't. See `protocols.SchemaDialect`."""
+    return gemini_schema(schema)
+
+
+def encode(settings: Settings, request: Request) -> bytes:
+    """The body of a request as it would be sent first; see `providers.encode`."""
+    return encode_body(request)

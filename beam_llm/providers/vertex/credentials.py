@@ -1,0 +1,140 @@
+"""Google's own credentials as tokens: looked up on the worker, renewed before they expire.
+
+tokens = Tokens()                                # gcloud's, a service account's, the machine's
+headers = (await tokens.fresh()).headers         # on an event loop, which is never blocked
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC
+from typing import Any, NamedTuple
+
+from beam_llm.errors import Aborted, CallError, Kind, Retryable
+from beam_llm.redaction import remember
+
+SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
+RENEW_SECONDS = 300.0
+"""Before its end a token is renewed; Google's tokens live an hour."""
+
+_FIX = (
+    "run `gcloud auth application-default login`, set GOOGLE_APPLICATION_CREDENTIALS, "
+    "or give the worker a service account"
+)
+
+
+class Token(NamedTuple):
+    """What authenticates a call.
+
+    Attributes:
+      value: the secret; None: calls go without one.
+      headers: of a call.
+    """
+
+    value: str | None
+    headers: Mapping[str, str]
+
+
+def fixed(value: str | None) -> Token:
+    """A token that is given, and never renewed; None: calls without one, for an emulator."""
+    return Token(value, {} if value is None else {"Authorization": f"Bearer {value}"})
+
+
+def default_credentials() -> Any:
+    """The application-default credentials.
+
+    Raises:
+      Aborted: there are none.
+    """
+    import google.auth
+    from google.auth.exceptions import DefaultCredentialsError
+
+    try:
+        return google.auth.default(scopes=SCOPES)[0]
+    except DefaultCredentialsError:
+        raise Aborted(Kind.ABORTED, f"no Google credentials on this worker: {_FIX}") from None
+
+
+class Tokens:
+    """Tokens of one worker process, for any thread and any event loop.
+
+    Args:
+      load: finds credentials (google-auth's), once.
+      clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Any] = default_credentials,
+        clock: Callable[[], float] = time.time,
+    ):
+        self._load, self._clock = load, clock
+        self._lock = threading.Lock()
+        self._credentials: Any = None
+        self._known: Token | None = None
+        self._renew_at = 0.0
+
+    async def fresh(self) -> Token:
+        """A token that lasts; a new one is fetched in a thread.
+
+        Raises:
+          CallError: there are no credentials (Aborted), or they can't be renewed now.
+        """
+        known = self._lasting()
+        return known if known is not None else await asyncio.to_thread(self.renewed)
+
+    def renewed(self) -> Token:
+        """The same, blocking."""
+        with self._lock:
+            known: Token | None = self._lasting()  # another thread's, meanwhile
+            return known if known is not None else self._renew()
+
+    def _lasting(self) -> Token | None:
+        return self._known if self._clock() < self._renew_at else None
+
+    def _renew(self) -> Token:
+        if self._credentials is None:
+            self._credentials = self._load()
+        credentials = self._credentials
+        _refresh(credentials)
+        value = str(credentials.token)
+        remember(value)
+        headers = {"Authorization": f"Bearer {value}"}
+        project = getattr(credentials, "quota_project_id", None)
+        if project:
+            headers["x-goog-user-project"] = str(project)
+        expiry = credentials.expiry  # without a zone, in UTC
+        self._renew_at = (
+            expiry.replace(tzinfo=UTC).timestamp() - RENEW_SECONDS
+            if expiry is not None
+            else self._clock() + RENEW_SECONDS
+        )
+        self._known = Token(value, headers)
+        return self._known
+
+
+def _refresh(credentials: Any) -> None:
+    """Raises CallError in place of google-auth's errors, whose texts may hold what they sent."""
+    from google.auth.exceptions import GoogleAuthError, RefreshError, TransportError
+    from google.auth.transport.requests import Request
+
+    failed: CallError
+    try:
+        credentials.refresh(Request())
+        return
+    except RefreshError as error:
+        name = type(error).__name__
+        failed = Aborted(Kind.ABORTED, f"Google's credentials are refused ({name}): {_FIX}")
+        if error.retryable:
+            failed = Retryable(Kind.UNAVAILABLE, f"Google gives no token now ({name})")
+    except TransportError as error:
+        failed = Retryable(
+            Kind.UNAVAILABLE, f"Google's tokens can't be reached ({type(error).__name__})"
+        )
+    except GoogleAuthError as error:
+        name = type(error).__name__
+        failed = Aborted(Kind.ABORTED, f"Google's credentials can't be used ({name}): {_FIX}")
+    raise failed from None

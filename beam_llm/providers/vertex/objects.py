@@ -1,0 +1,216 @@
+"""The input and the results of batch prediction jobs, as objects of a bucket.
+
+<name>/input.jsonl   the requests, each with its custom_id as a label
+<name>/index         a line for each: digest of what is asked, custom_id
+<name>/output/…      Vertex AI's results, in a folder of its own naming, in one file or several
+
+A result line echoes its request. It belongs to the request whose label it has; where labels are
+dropped, to one that asks the same. Source: Vertex AI, "Batch inference from Cloud Storage", and
+googleapis/python-aiplatform#2621 (ids that get lost), read 2026-11.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
+from beam_llm.protocols import Store
+from beam_llm.providers.gemini.job_objects import object_in
+from beam_llm.providers.typed import loads
+from beam_llm.stores import store_at, temporary_file
+
+LABEL = "beam_llm"
+INPUT, INDEX, OUTPUT = "input.jsonl", "index", "output"
+_IS_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+"""What a label's value may be. Source: Google Cloud, "Requirements for labels", read 2026-11."""
+_AT_ONCE_BYTES = 16_000_000
+_KEPT = ("response", "status", "error")
+
+Ids = dict[str, deque[str]]
+"""Digest of what is asked → the custom_ids that ask it."""
+
+
+@contextmanager
+def storage(location: str) -> Iterator[None]:
+    """Cloud Storage's errors as CallErrors, without their texts."""
+    try:
+        yield
+        return
+    except CallError:
+        raise
+    except Exception as error:  # of a client library, of its credentials, of the network
+        status, name = getattr(error, "code", None), type(error).__name__
+    if status in (401, 403):
+        raise Aborted(Kind.ABORTED, f"no access to {location} ({name})")
+    raise Retryable(Kind.UNAVAILABLE, f"the objects at {location} can't be reached ({name})")
+
+
+def put_input(store: Store, name: str, lines: Path) -> str:
+    """Writes a job's input and index; returns the input's URI.
+
+    Args:
+      lines: as `VertexBatches.encode_line` gives them.
+    """
+    with temporary_file() as requests, temporary_file() as index:
+        with open(lines, "rb") as given, open(requests, "wb") as made, open(index, "wb") as ids:
+            for line in given:
+                custom_id, request = parts_of(line)
+                made.write(_with_label(custom_id, request))
+                digest = digest_of(orjson.loads(request))
+                ids.write(f"{digest} {custom_id}\n".encode())
+        with storage(store.location):
+            store.put_file(f"{name}/{INDEX}", index)
+            store.put_file(f"{name}/{INPUT}", requests)
+    return f"{store.location}/{name}/{INPUT}"
+
+
+def parts_of(line: bytes) -> tuple[str, bytes]:
+    """custom_id and request of a line of ours."""
+    head, _, request = line.rstrip(b"\n").partition(b'","request":')
+    return head.removeprefix(b'{"key":"').decode(), request[:-1]
+
+
+def _with_label(custom_id: str, request: bytes) -> bytes:
+    """A line of the input; an id that can't be a label goes without."""
+    if not _IS_LABEL.fullmatch(custom_id):
+        return b'{"request":' + request + b"}\n"
+    label = f'{{"request":{{"labels":{{"{LABEL}":"{custom_id}"}},'.encode()
+    return label + request[1:] + b"}\n"
+
+
+def digest_of(request: Any) -> str:
+    """Of the texts that are asked, whatever else a server adds, drops or reorders."""
+    request = object_in(request)
+    system = request.get("systemInstruction") or request.get("system_instruction")
+    contents = request.get("contents")
+    asked = [_texts(content) for content in (contents if isinstance(contents, list) else [])]
+    try:
+        data = orjson.dumps([_texts(system), asked])
+    except TypeError:
+        data = b""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _texts(content: Any) -> list[str]:
+    parts = object_in(content).get("parts")
+    found = [object_in(part).get("text") for part in (parts if isinstance(parts, list) else [])]
+    return [text for text in found if isinstance(text, str)]
+
+
+def name_in(store: Store, uri: str | None, rest: str) -> str | None:
+    """The job's name in a URI of ours, `<location>/<name>/<rest>`; None for another's."""
+    head, tail = f"{store.location}/", f"/{rest}"
+    if uri is None or not uri.startswith(head) or not uri.endswith(tail):
+        return None
+    name = uri[len(head) : -len(tail)]
+    return name if re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) else None
+
+
+def fetch_results(store: Store, name: str, staged: str, path: Path, most_bytes: int) -> None:
+    """Writes all result lines, each with its key, as lines of the Gemini API's.
+
+    Args:
+      name: of the job.
+      staged: of its input; an attempt at a job may take another's.
+
+    Raises:
+      Rejected: there is no index of that job, or its results are larger than `most_bytes`.
+    """
+    with storage(store.location), open(path, "wb") as file:
+        ids = _index(store, staged)
+        left = most_bytes
+        for folder, object_name in _result_objects(store, f"{name}/{OUTPUT}/"):
+            for data in _pieces(folder, object_name):
+                left -= len(data)
+                if left < 0:
+                    raise Rejected(
+                        Kind.TOO_LARGE,
+                        f"the results are larger than {most_bytes:,} bytes (max_file_bytes)",
+                    )
+                _write(data, ids, file)
+
+
+def _index(store: Store, name: str) -> Ids:
+    data = store.get(f"{name}/{INDEX}")
+    if data is None:
+        raise Rejected(Kind.REJECTED, f"the job's index at {store.location}/{name} is gone")
+    ids: Ids = {}
+    for line in data.decode().split("\n")[:-1]:
+        digest, _, custom_id = line.partition(" ")
+        ids.setdefault(digest, deque()).append(custom_id)
+        ids[f"={custom_id}"] = deque()
+    return ids
+
+
+def _result_objects(store: Store, prefix: str) -> Iterator[tuple[Store, str]]:
+    """Each file of results, in a store at its own folder: Vertex AI's folders are named by times,
+    whose colons are no names of ours.
+    """
+    for name in store.list(prefix):
+        folder, _, last = name.rpartition("/")
+        if last.startswith("prediction") and last.endswith(".jsonl"):
+            yield store_at(f"{store.location}/{folder}"), last
+
+
+def _pieces(store: Store, name: str) -> Iterator[bytes]:
+    """The object in pieces of whole lines; what was cut comes last."""
+    start, rest = 0, b""
+    while data := store.read(name, start, start + _AT_ONCE_BYTES):
+        start += len(data)
+        whole, newline, rest = (rest + data).rpartition(b"\n")
+        if newline:
+            yield whole + newline
+    if rest:
+        yield rest
+
+
+def _write(data: bytes, ids: Ids, file: IO[bytes]) -> None:
+    *lines, cut = data.split(b"\n")
+    for line in lines:
+        file.write(_keyed(line, ids))
+    file.write(cut)
+
+
+def _keyed(line: bytes, ids: Ids) -> bytes:
+    """The line by the id of its request; as it is where that can't be told."""
+    try:
+        found = object_in(loads(line))
+        key = _key_of(found.get("request"), ids)
+        if key is None:
+            return line + b"\n"
+        kept = {name: found[name] for name in _KEPT if name in found}
+        return orjson.dumps({"key": key, **kept}) + b"\n"
+    except (ValueError, TypeError, RecursionError):
+        return line + b"\n"
+
+
+def _key_of(request: Any, ids: Ids) -> str | None:
+    """By the label where it is one of ours, else by what is asked: equal questions take turns."""
+    label = object_in(object_in(request).get("labels")).get(LABEL)
+    if isinstance(label, str) and f"={label}" in ids:
+        return label
+    waiting = ids.get(digest_of(request))
+    if not waiting:
+        return None
+    waiting.rotate(-1)
+    return waiting[-1]
+
+
+def forget_input(store: Store, name: str) -> None:
+    with storage(store.location):
+        for part in (INPUT, INDEX):
+            store.delete(f"{name}/{part}")
+
+
+def forget_results(store: Store, name: str) -> None:
+    with storage(store.location):
+        for folder, last in list(_result_objects(store, f"{name}/{OUTPUT}/")):
+            folder.delete(last)

@@ -1,0 +1,270 @@
+"""Vertex AI's wire: generateContent in a project and a region, and batch prediction jobs over gs://.
+
+What is at gs:// is read and written through the package's own store, so a server of objects on
+loopback (STORAGE_EMULATOR_HOST) will do. `/token` gives tokens to a service account whose
+`token_uri` it is. Source: Vertex AI REST reference (v1) and guide to batch inference, google-genai
+2.34, a recording of a live call of 2026-08, read 2026-11.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from beam_llm.stores import store_at, temporary_file
+from beam_llm.testing.emulator import generate_content
+from beam_llm.testing.emulator.batches import TERMINAL
+from beam_llm.testing.emulator.chat import Answer
+from beam_llm.testing.emulator.dialects import (
+    Asked,
+    Dialect,
+    Job,
+    Line,
+    LineResult,
+    NewJob,
+    Reply,
+)
+from beam_llm.testing.emulator.generate_content import precondition, rfc3339
+from beam_llm.testing.emulator.wire import WireError, json_response
+
+_STATES = {
+    "validating": "PENDING",
+    "in_progress": "RUNNING",
+    "finalizing": "RUNNING",
+    "completed": "SUCCEEDED",
+}
+_PARENT = r"/v1(?:beta1)?/(projects/[^/]+/locations/[^/]+)"
+_LIVE = re.compile(rf"{_PARENT}/publishers/google/models/([^/:]+):generateContent")
+_JOBS = re.compile(rf"{_PARENT}/batchPredictionJobs(?:/([^/:]+)(:cancel)?)?")
+_FIELDS = frozenset(
+    (
+        *("displayName", "model", "inputConfig", "outputConfig", "labels", "instanceConfig"),
+        *("modelParameters", "dedicatedResources", "serviceAccount", "encryptionSpec"),
+    )
+)
+_LABEL = re.compile(r"[a-z0-9_-]{0,63}")
+
+
+class Wire(Dialect):
+    """`/v1/projects/{p}/locations/{l}/…` under `/vertex`."""
+
+    name = "vertex"
+    variables = ("VERTEX_BASE_URL", "VERTEX_ACCESS_TOKEN")
+
+    @classmethod
+    def environment(cls, url: str, key: str) -> dict[str, str]:
+        place = {"GOOGLE_CLOUD_PROJECT": "emulator", "GOOGLE_CLOUD_LOCATION": "global"}
+        return {**super().environment(url, key), **place}
+
+    def refuse(self, request: web.BaseRequest) -> WireError | None:
+        if request.path.endswith("/token") or (refused := super().refuse(request)) is None:
+            return None
+        said = "Request had invalid authentication credentials. Expected OAuth 2 access token."
+        return WireError(refused.status, said, code="UNAUTHENTICATED")
+
+    async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
+        if path == "/token" and request.method == "POST":
+            keys = self.house.options.keys
+            token = keys[0] if keys else "token-of-the-emulator"
+            granted = {"access_token": token, "expires_in": 3600, "token_type": "Bearer"}
+            return json_response(granted)
+        if request.method == "POST" and (found := _LIVE.fullmatch(path)) is not None:
+            model = found[2]
+            return await self.house.live(request, self, lambda body: self.asked(body, model))
+        if (found := _JOBS.fullmatch(path)) is not None:
+            return await self._jobs(request, found[1], found[2], found[3] is not None)
+        return None
+
+    # Live calls.
+
+    def asked(self, body: Any, model: str) -> Asked | WireError:
+        """A body, checked and translated; a tier is a header here, and no field."""
+        if isinstance(body, dict) and {"serviceTier", "service_tier", "store"} & set(body):
+            said = 'Unknown name "serviceTier": Cannot find field.'
+            return WireError(400, f"Invalid JSON payload received. {said}")
+        labels = body.get("labels") if isinstance(body, dict) else None
+        for name, value in labels.items() if isinstance(labels, dict) else ():
+            if not _LABEL.fullmatch(name) or not _LABEL.fullmatch(str(value)):
+                return WireError(400, f"Label {name!r}: {value!r} is not a valid label.")
+        return generate_content.asked(body, model, self.house.chat)
+
+    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+        return generate_content.reply(answer, asked, reply_id, {"trafficType": "ON_DEMAND"})
+
+    def error(self, error: WireError) -> web.Response:
+        return generate_content.error_response(error)
+
+    # Batch prediction jobs.
+
+    async def _jobs(
+        self, request: web.BaseRequest, parent: str, job_id: str | None, is_cancel: bool
+    ) -> Reply | None:
+        jobs = self.house.batches
+        if job_id is not None and not is_cancel:
+            await asyncio.to_thread(self._deliver, jobs.known(self, job_id))
+        match request.method, job_id, is_cancel:
+            case "POST", None, False:
+                return await jobs.create(
+                    request, self, lambda raw: asyncio.to_thread(self._new_job, raw, parent)
+                )
+            case "GET", None, False:
+                return await jobs.list_jobs(request, self, lambda found: self._page(request, found))
+            case "GET", str(), False:
+                return await jobs.look(request, self, job_id)
+            case "POST", str(), True:
+                return precondition(await jobs.cancel(request, self, job_id))
+            case "DELETE", str(), False:
+                return precondition(await jobs.delete(request, self, job_id, {"done": True}))
+        return None
+
+    def _new_job(self, raw: bytes, parent: str) -> NewJob | WireError:
+        try:
+            body = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            return WireError(400, "Invalid JSON payload received. Unexpected token.")
+        problem = _job_problem(body)
+        if problem is not None:
+            return WireError(400, problem)
+        uri = body["inputConfig"]["gcsSource"]["uris"][0]
+        job_id = str(uuid.uuid4().int)[:19]
+        own = {"parent": parent, **{name: body[name] for name in _SHOWN if name in body}}
+        model = body["model"].rpartition("/")[2]
+        part = self.house.batches.part_path(job_id)
+        with open(part, "wb") as file, temporary_file() as given:
+            folder, _, name = uri.rpartition("/")
+            if not store_at(folder).get_file(name, given):
+                said = f"The object {uri} does not exist, or the service agent can't read it."
+                return WireError(400, said)
+            for number, line in enumerate(_lines_of(given), 1):
+                file.write(self._line(line, number, model).encode())
+        return NewJob(job_id, part, own=own)
+
+    def _line(self, line: bytes, number: int, model: str) -> Line:
+        """A request by its number: the echo is all that a client has."""
+        try:
+            entry = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            entry = None
+        request = entry.get("request") if isinstance(entry, dict) else None
+        if not isinstance(entry, dict) or set(entry) != {"request"}:
+            asked: Asked | WireError = WireError(400, "A line must have a request, and no more.")
+        else:
+            asked = self.asked(request, model)
+        if isinstance(asked, Asked):
+            return Line(str(number), asked._replace(note={**asked.note, "echo": request}))
+        return Line(str(number), asked._replace(param=orjson.dumps(request).decode()))
+
+    def _deliver(self, job: Job | None) -> None:
+        """Writes the results of a job that has ended, before anybody is told that it has."""
+        if job is None or job["status"] not in TERMINAL or job["own"].get("delivered"):
+            return
+        prefix = job["own"]["outputConfig"]["gcsDestination"]["outputUriPrefix"]
+        folder = f"{prefix.rstrip('/')}/prediction-model-{rfc3339(job['created'])}"
+        results = [orjson.dumps(self._result(found)) for found in self._results(job)]
+        store, half = store_at(folder), (len(results) + 1) // 2
+        for number, lines in enumerate((results[:half], results[half:]), 1):
+            if lines:
+                store.put(f"predictions_{number:05}.jsonl", b"\n".join([*lines, b""]))
+        job["own"].update(delivered=True, folder=folder)
+
+    def _results(self, job: Job) -> list[LineResult]:
+        """Of requests that the job came to."""
+        found = self.house.batches.results_of(job) if job["status"] != "failed" else ()
+        return [result for result in found if result.code != "batch_expired"]
+
+    def _result(self, result: LineResult) -> Any:
+        note = result.asked.note or {}
+        echo = note.get("echo")
+        if result.answer is not None:
+            reply = self.reply(result.answer, result.asked, result.reply_id)
+            return {"status": "", "request": echo, "response": reply}
+        error = result.error or WireError(500, "Internal error encountered.")
+        if echo is None and error.param:
+            echo = orjson.loads(error.param)
+        told = orjson.dumps({"error": generate_content.error_object(error)}).decode()
+        return {"status": f"Bad Request: {told}", "request": echo, "response": {}}
+
+    def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
+        options = self.house.options
+        start = int(request.query.get("pageToken") or 0)
+        end = start + min(int(request.query.get("pageSize") or 50), options.list_page)
+        shown = [self.job(job) for job in visible[start:end]]
+        page: dict[str, Any] = {"batchPredictionJobs": shown} if shown else {}
+        if end < len(visible) or not options.list_ends:
+            page["nextPageToken"] = str(end)
+        return json_response(page)
+
+    def job(self, job: Job) -> Any:
+        own, stamps, options = job["own"], job["stamps"], self.house.options
+        over = job["status"] in TERMINAL and bool(own.get("delivered"))
+        hidden = {"inputConfig"} if not options.inputs_shown else set()
+        hidden |= {"displayName"} if not options.names_kept else set()
+        state = self._state(job, over)
+        shown = {
+            "name": f"{own['parent']}/batchPredictionJobs/{job['id']}",
+            **{name: own[name] for name in _SHOWN if name in own and name not in hidden},
+            "state": f"JOB_STATE_{state}",
+            "createTime": rfc3339(job["created"]),
+            "updateTime": rfc3339(max([job["created"], *stamps.values()])),
+        }
+        if over:
+            shown["outputInfo"] = {"gcsOutputDirectory": own["folder"]}
+            shown["endTime"] = shown["updateTime"]
+            shown.update(self._counts(job))
+        if over and job["errors"]:
+            error = job["errors"][0]
+            code = 8 if "token_limit" in str(error["code"]) else 3
+            shown["error"] = {"code": code, "message": error["message"]}
+        return shown
+
+    def _state(self, job: Job, over: bool) -> str:
+        if job["status"] in TERMINAL and not over:
+            return "RUNNING"
+        status = self.house.batches.status(job)
+        return _STATES.get(status, status.upper())
+
+    def _counts(self, job: Job) -> dict[str, Any]:
+        found = self.house.batches.counts(job)
+        done, failed = found["completed"], found["failed"]
+        if done is None or failed is None:
+            return {}
+        left = (found["total"] or 0) - done - failed
+        named = {"successfulCount": done, "failedCount": failed, "incompleteCount": left}
+        return {"completionStats": {name: str(count) for name, count in named.items() if count}}
+
+    def no_job(self, job_id: str) -> WireError:
+        return WireError(404, f"The BatchPredictionJob {job_id} does not exist.")
+
+
+_SHOWN = ("displayName", "model", "inputConfig", "outputConfig")
+
+
+def _lines_of(path: str) -> list[bytes]:
+    with open(path, "rb") as file:
+        return [line for line in file.read().split(b"\n") if line.strip()]
+
+
+def _job_problem(body: Any) -> str | None:
+    if not isinstance(body, dict):
+        return "Invalid JSON payload received. Root element must be a message."
+    for name in body:
+        if name not in _FIELDS:
+            return f'Invalid JSON payload received. Unknown name "{name}": Cannot find field.'
+    for name in ("displayName", "model", "inputConfig", "outputConfig"):
+        if not body.get(name):
+            return f"{name} is required."
+    if "publishers/google/models/" not in body["model"]:
+        return f"Model {body['model']!r} is not a publisher model."
+    source, target = body["inputConfig"], body["outputConfig"]
+    if source.get("instancesFormat") != "jsonl" or target.get("predictionsFormat") != "jsonl":
+        return "instancesFormat and predictionsFormat must be jsonl."
+    uris = (source.get("gcsSource") or {}).get("uris") or []
+    prefix = (target.get("gcsDestination") or {}).get("outputUriPrefix") or ""
+    if len(uris) != 1 or not all(str(uri).startswith("gs://") for uri in (*uris, prefix)):
+        return "gcsSource.uris and gcsDestination.outputUriPrefix must be gs:// URIs."
+    return None
