@@ -15,6 +15,7 @@ from beam_llm.cli.files.survey import Survey, changes_between, survey
 from beam_llm.cli.files.target import is_there
 from beam_llm.cli.files.writers import InputChanged, same_rows, write_rows
 from beam_llm.cli.inputs import any_task, check_prompt, inputs_of, name_of
+from beam_llm.cli.job_lines import last_job, lines_since
 from beam_llm.cli.predict_command import PredictCommand, Report
 from beam_llm.cli.progress import Meter, write_line
 from beam_llm.cli.retry import PriorAnswers, content_name, prior_answers
@@ -24,8 +25,6 @@ from beam_llm.cli.spool_index import SpoolIndex
 from beam_llm.cli.tally import Tally
 from beam_llm.config import Settings, is_template, replaced
 from beam_llm.errors import UsageError, plural
-from beam_llm.jobs import Ledger, open_store
-from beam_llm.jobs.job_tree import JobTree
 from beam_llm.prompting.chat_task import ChatTask
 
 
@@ -44,7 +43,7 @@ def predict(command: PredictCommand) -> Report:
         task = any_task(command.settings)
         check_prompt(task, sources)
         if found.records and runs_here(command.beam_options):
-            _check_key(command.settings)
+            check_key(command.settings)
         question = task.fingerprint + command.answer_field.encode()
         if is_template(command.settings.model):
             question += command.settings.model.encode()
@@ -94,7 +93,7 @@ def runs_here(beam_options: Sequence[str]) -> bool:
     return runner in ("FnApiRunner", "DirectRunner", "BundleBasedDirectRunner")
 
 
-def _check_key(settings: Settings) -> None:
+def check_key(settings: Settings) -> None:
     """A key that is missing is named at once, not by a worker's traceback."""
     from beam_llm.providers.keys import resolve_key
 
@@ -169,9 +168,9 @@ def _ask_all(run: _Run) -> Report:
                 f"going on: {already:,} of {found.records:,} records were answered by an earlier "
                 "run"
             )
-        last = _last_job(command.settings)
+        last = last_job(command.settings)
         measured = _run_pipeline(run, done, meter)
-        lines = _lines_since(last, command)
+        lines = lines_since(last, command.settings, here=runs_here(command.beam_options))
     tally = _write(run)
     run.spool.remove()
     return Report(
@@ -213,14 +212,14 @@ def _run_pipeline(run: _Run, done: bytes, meter: Meter) -> Measured:
     return watched(
         work,
         meter,
-        go_on=_WAITING_JOBS if waits else _LIVE_CALLS,
+        go_on=WAITING_JOBS if waits else LIVE_CALLS,
         quiet=command.quiet,
         at_once=waits,
     )
 
 
-_LIVE_CALLS = "the same command again goes on after them"
-_WAITING_JOBS = (
+LIVE_CALLS = "the same command again goes on after them"
+WAITING_JOBS = (
     "submitted jobs go on at the provider and are in the ledger: the same command "
     "again goes on, nothing is paid twice"
 )
@@ -233,30 +232,6 @@ def _files(
     for source, count in zip(sources, found.counts, strict=True):
         yield first, source, done[first : first + count]
         first += count
-
-
-def _last_job(settings: Settings) -> int:
-    """Number of the ledger's newest entry; 0 where there is none, or no ledger."""
-    if settings.mode != "batch_api":
-        return 0
-    names = list(open_store(str(settings.staging_location)).list("log/"))
-    return int(names[-1].removeprefix("log/")) if names else 0
-
-
-def _lines_since(last: int, command: PredictCommand) -> int:
-    """Requests in the jobs that this run added to the ledger."""
-    if command.settings.mode != "batch_api":
-        return 0
-    ledger = Ledger(open_store(str(command.settings.staging_location)))
-    here = runs_here(command.beam_options)
-    added = [
-        root.number
-        for root in ledger.intents(last)
-        if ledger.appended_here(root.number) or not here
-    ]
-    jobs = (intent for number in added for intent in JobTree(ledger, number).intents())
-    # A half's requests are its parent's already.
-    return sum(intent.line_count for intent in jobs if intent.kind != "half")
 
 
 def _write(run: _Run) -> Tally:

@@ -31,7 +31,7 @@ import orjson
 from beam_llm.cli.files.records import is_remote, json_bytes, open_bytes
 from beam_llm.cli.files.sources import is_special
 from beam_llm.cli.spool_index import SpoolIndex
-from beam_llm.cli.stored import Check, StoredAnswer, stored_line
+from beam_llm.cli.stored import Check, StoredAnswer, parse_line, stored_line
 from beam_llm.errors import LLMError
 
 _log = logging.getLogger("beam_llm")
@@ -142,6 +142,14 @@ class Spool:
             with open_bytes(path) as file:
                 index.add_lines(file, None if is_present else check)
         return index
+
+    def lines(self) -> Iterator[StoredAnswer]:
+        """All answers as they came, also those of records that had no place in an input."""
+        for path in sorted(_files_named(self.folder, ".jsonl", self._owner)):
+            with open_bytes(path) as file:
+                for line in file:
+                    if (answer := parse_line(line)) is not None:
+                        yield answer
 
     def remove(self) -> None:
         """All of it: the output is written."""

@@ -1,0 +1,86 @@
+"""`beam-llm run`: its arguments; a pipeline from a file, SQL or YAML by the file's name."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from beam_llm.cli.exit_codes import IN_WORDS
+from beam_llm.cli.parser import add_command
+from beam_llm.errors import UsageError
+
+_DESCRIPTION = """\
+Runs a pipeline that a file describes: SQL (.sql) or Beam YAML (.yaml).
+
+  CREATE TABLE reviews (id STRING, text STRING)
+    WITH ('connector' = 'filesystem', 'path' = 'reviews/*.jsonl', 'format' = 'json');
+  CREATE TABLE labelled (id STRING, sentiment STRING, error STRING)
+    WITH ('connector' = 'filesystem', 'path' = 'out/', 'format' = 'json');
+  CREATE MODEL m INPUT (text STRING) OUTPUT (sentiment STRING)
+    WITH ('provider' = 'openai', 'model' = 'gpt-4.1-mini', 'batch.size' = '20');
+  INSERT INTO labelled SELECT id, ML_PREDICT('m', text) AS sentiment FROM reviews;
+
+All of a SQL file is checked before any of it runs. A stopped run goes on where it was with the same
+command: what is finished is passed over. SQL needs pip install 'beam-llm[sql]', YAML
+'apache-beam[yaml]'."""
+_EPILOG = f"""{IN_WORDS}.
+What stands after -- goes to Beam, such as -- --runner=FlinkRunner
+(default of a SQL file: --runner=FnApiRunner)."""
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "run",
+        f"{__name__}:run",
+        "a pipeline from a file: SQL or YAML",
+        description=_DESCRIPTION,
+        usage="beam-llm run FILE.sql|FILE.yaml [option …] [-- Beam's options]",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("file", metavar="FILE", help="a file of SQL statements, or a YAML pipeline")
+    dry = "print the pipeline that would run, each model's options and the first request; no call"
+    parser.add_argument("--dry-run", action="store_true", help=dry)
+    force = "replace outputs that exist; without it nothing is asked for them"
+    parser.add_argument("--force", action="store_true", help=force)
+    code = "the file may name code: parsers, and Beam's sources and sinks, as package.module.Name"
+    parser.add_argument("--allow-code", action="store_true", help=code)
+    keys = "the file may name keys that are in files: 'api.key' = 'file:PATH'"
+    parser.add_argument("--allow-key-files", action="store_true", help=keys)
+    summary = "how each statement ended, as JSON"
+    parser.add_argument("--summary", metavar="FILE.json", help=summary)
+    parser.add_argument("--quiet", action="store_true", help="no progress and no summary on stderr")
+    _add_cells(parser)
+
+
+def _add_cells(parser: argparse.ArgumentParser) -> None:
+    cells = parser.add_mutually_exclusive_group()
+    safe = "as for predict: every cell of a .csv, instead of answers' cells"
+    cells.add_argument(
+        "--csv-safe", action="store_const", const="all", default="answers", help=safe
+    )
+    cells.add_argument(
+        "--csv-unsafe", dest="csv_safe", action="store_const", const="none", help="in no cell"
+    )
+
+
+def run(chosen: argparse.Namespace) -> int:
+    name = chosen.file.lower()
+    if name.endswith((".yaml", ".yml")):
+        raise UsageError("YAML files are run by python -m apache_beam.yaml.main")
+    if not name.endswith(".sql"):
+        raise UsageError(f"{chosen.file!r} is neither SQL nor YAML: name it FILE.sql or FILE.yaml")
+    _need_sql()
+    from beam_llm.cli.sql import command
+
+    return command.run(chosen)
+
+
+def _need_sql() -> None:
+    try:
+        import duckdb  # noqa: F401
+        import sqlglot  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"SQL files need {error.name}, which is not installed: pip install 'beam-llm[sql]'"
+        ) from None

@@ -1,0 +1,115 @@
+"""`beam-llm run FILE.sql --dry-run`: the pipeline that would run, what each model is asked with,
+and the first request. No call is made and nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from beam_llm.cli.show import in_json
+from beam_llm.cli.sql.looking import look
+from beam_llm.cli.sql.rows import read_input, sources_of
+from beam_llm.config import OPTIONS, Settings, key_of
+from beam_llm.errors import plural, printable
+from beam_llm.fronts.sql.compute import Evaluator
+from beam_llm.fronts.sql.plan import Ask, Plan, Rows
+from beam_llm.fronts.sql.script import Job, Script
+from beam_llm.fronts.sql.steps import inputs_of
+from beam_llm.fronts.sql.tables import Table
+from beam_llm.transforms.forming import RecordReader
+from beam_llm.transforms.preview import preview
+
+_SAMPLE = 1_000
+"""Rows that are looked through for one that is asked about."""
+
+
+def dry_run(script: Script) -> None:
+    """Prints what a file would do, statement by statement."""
+    for plan in (plan for step in script.steps if isinstance(step, Job) for plan in step.plans):
+        print(printable(f"{plan.place}: {plan.text}"))
+        for line in _described(plan):
+            print("\n".join(map(_indented, line.split("\n"))))
+        print()
+
+
+def _indented(line: str) -> str:
+    return f"  {line}" if line else line
+
+
+def _described(plan: Plan) -> Iterator[str]:
+    sources = [] if _is_beam(plan.source) else sources_of(plan)
+    rows = "" if _is_beam(plan.source) else f", {plural(look(plan, sources).rows, 'record')}"
+    yield printable(f"Read {_source_name(plan)}{rows}")
+    for number, stage in enumerate(plan.stages):
+        for condition in stage.filters:
+            yield printable(f"Filter {condition}")
+        for name, sql, kind in stage.outputs:
+            yield printable(f"Reckon {name} {kind} = {sql}")
+        if number < len(plan.asks):
+            yield from _described_ask(plan, plan.asks[number], number, sources)
+    outputs = ", ".join(f"{name} {kind}" for name, _, kind in plan.outputs)
+    yield printable(f"Write {_sink_name(plan)} ({outputs})")
+
+
+def _described_ask(plan: Plan, ask: Ask, number: int, sources: list[Any]) -> Iterator[str]:
+    yield printable(
+        f"{ask.label}: {', '.join(f'{name} = {column}' for name, column, _ in ask.inputs)}"
+    )
+    for branch in ask.branches:
+        options = ", ".join(options_in_words(branch.settings))
+        yield printable(f"  {branch.model}: {options}")
+        if number == 0:
+            yield from _first_request(plan, ask, branch.settings, sources)
+        else:
+            yield "  (its first request depends on the answers before)"
+
+
+def options_in_words(settings: Settings) -> Iterator[str]:
+    """Options after overrides, by string key, those that differ from their defaults; a key is a
+    reference.
+    """
+    for name, option in OPTIONS.items():
+        value = getattr(settings, name)
+        if name == "model" or (value is not None and value != option.default):
+            shown = value if isinstance(value, str) else getattr(value, "__name__", repr(value))
+            yield f"'{key_of(name)}' = {json.dumps(str(shown), ensure_ascii=False)}"
+
+
+def _first_request(plan: Plan, ask: Ask, settings: Settings, sources: list[Any]) -> Iterator[str]:
+    rows = (
+        row.fields
+        for source in sources
+        for row in read_input(plan, source, Evaluator(plan.stages[0]))
+    )
+    elements = (inputs_of(ask, row) for row in islice(rows, _SAMPLE))
+    asked = (one for one in elements if any(value is not None for value in one.values()))
+    found = preview(settings, asked, 1, RecordReader(settings).record)
+    if not found:
+        yield "  (no record is asked)"
+        return
+    request = found[0]
+    if request.error is not None:
+        yield printable(f"  the first record can't be asked: {request.error}")
+        return
+    yield f"  first request, of {plural(len(request.elements), 'record')}:"
+    yield "\n".join(f"  {line}" for line in in_json(request.body).split("\n"))
+
+
+def _is_beam(table: Any) -> bool:
+    return isinstance(table, Table) and table.connector == "beam"
+
+
+def _source_name(plan: Plan) -> str:
+    if isinstance(plan.source, Rows):
+        return "VALUES"
+    return f"{plan.source.name} ({plan.source.path or plan.source.transform})"
+
+
+def _sink_name(plan: Plan) -> str:
+    sink = plan.target
+    if sink is None:
+        return "a table on stdout"
+    return f"{sink.name} ({sink.path or sink.transform or sink.connector})"

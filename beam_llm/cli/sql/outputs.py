@@ -1,0 +1,167 @@
+"""Where a plan's rows go: a file or a folder of parts, each complete or not there, or stdout."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Any
+
+from beam_llm.cli.files.csv_cells import ALL_CELLS, NO_CELLS, cell, safe_cell
+from beam_llm.cli.files.parquet_writer import chunks
+from beam_llm.cli.files.records import json_bytes
+from beam_llm.cli.files.target import Target, finished_file
+from beam_llm.cli.words import shortened, table
+from beam_llm.errors import printable
+from beam_llm.fronts.sql.compute import arrow_type
+from beam_llm.fronts.sql.plan import Plan
+from beam_llm.fronts.sql.tables import Table
+from beam_llm.fronts.sql.types import SqlType, to_json
+
+Values = Sequence[Any]
+_SUFFIXES = {"jsonl": "jsonl", "csv": "csv", "parquet": "parquet"}
+_PARQUET_ROWS = 10_000
+_CELL_WIDTH = 60
+
+
+def file_of(sink: Table, part: str) -> str:
+    """The file that an INSERT writes: the table's own, or its part of the table's folder."""
+    if not sink.is_folder:
+        return sink.path
+    return f"{sink.path.rstrip('/')}/part-{part}.{_SUFFIXES[sink.format]}"
+
+
+def make_folder(path: str) -> None:
+    """The folder of a table's parts; of one file the folder has to be there."""
+    if "://" not in path:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+
+
+def write_file(
+    target: Target,
+    columns: Sequence[tuple[str, SqlType]],
+    rows: Iterable[Values],
+    answers: set[str],
+) -> None:
+    """Writes rows under the file's name in one step.
+
+    Args:
+      answers: columns that a model's words may be in, for the cells of a CSV file.
+    """
+    with finished_file(target) as file:
+        _WRITERS[str(target.format)](file, columns, rows, target.csv_safe, answers)
+
+
+def _write_jsonl(
+    file: IO[bytes],
+    columns: Sequence[tuple[str, SqlType]],
+    rows: Iterable[Values],
+    csv_safe: str,
+    answers: set[str],
+) -> None:
+    for row in rows:
+        file.write(json_bytes(_in_json(columns, row)) + b"\n")
+
+
+def _in_json(columns: Sequence[tuple[str, SqlType]], row: Values) -> dict[str, Any]:
+    return {name: to_json(kind, value) for (name, kind), value in zip(columns, row, strict=True)}
+
+
+def _write_csv(
+    file: IO[bytes],
+    columns: Sequence[tuple[str, SqlType]],
+    rows: Iterable[Values],
+    csv_safe: str,
+    answers: set[str],
+) -> None:
+    text = io.TextIOWrapper(
+        file, encoding="utf-8", errors="backslashreplace", newline="", write_through=True
+    )
+    lines = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+    lines.writerow([name for name, _ in columns])
+    safe = [
+        csv_safe == ALL_CELLS or (csv_safe != NO_CELLS and name in answers) for name, _ in columns
+    ]
+    for row in rows:
+        cells = (cell(to_json(kind, value)) for (_, kind), value in zip(columns, row, strict=True))
+        lines.writerow(
+            [safe_cell(one) if guard else one for one, guard in zip(cells, safe, strict=True)]
+        )
+    text.flush()
+    text.detach()
+
+
+def _write_parquet(
+    file: IO[bytes],
+    columns: Sequence[tuple[str, SqlType]],
+    rows: Iterable[Values],
+    csv_safe: str,
+    answers: set[str],
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    stored = pa.schema([pa.field(name, parquet_type(kind)) for name, kind in columns])
+    with pq.ParquetWriter(file, stored) as writer:
+        for part in chunks(rows, _PARQUET_ROWS):
+            arrays = [
+                _array([row[number] for row in part], kind)
+                for number, (_, kind) in enumerate(columns)
+            ]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=stored))
+
+
+def _array(values: list[Any], kind: SqlType) -> Any:
+    import pyarrow as pa
+
+    if kind.kind == "MAP":
+        values = [None if value is None else list(value.items()) for value in values]
+    return pa.array(values, arrow_type(kind)).cast(parquet_type(kind))
+
+
+def parquet_type(kind: SqlType) -> Any:
+    """The column's type in a parquet file: dates, times and decimals have their own."""
+    import pyarrow as pa
+
+    if kind.kind == "DECIMAL":
+        return pa.decimal128(*(*kind.numbers, *(10, 0)[len(kind.numbers) :]))
+    own = {
+        "DATE": pa.date32(), "TIMESTAMP": pa.timestamp("us"),
+        "TIMESTAMP_LTZ": pa.timestamp("us", "UTC"), "TIME": pa.time64("us"),
+    }  # fmt: skip
+    return own.get(kind.kind) or arrow_type(kind)
+
+
+_WRITERS = {"jsonl": _write_jsonl, "csv": _write_csv, "parquet": _write_parquet}
+
+
+# Printing
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def print_rows(plan: Plan, rows: Iterator[Values]) -> None:
+    """A SELECT's rows as a table, or a print table's as Flink prints them: `+I[1, positive]`."""
+    columns = [(name, kind) for name, _, kind in plan.outputs]
+    if plan.target is None:
+        shown = [[_shown(kind, value) for (_, kind), value in zip(columns, row, strict=True)]
+                 for row in rows]  # fmt: skip
+        numbers = ("TINYINT", "SMALLINT", "INT", "BIGINT", "FLOAT", "DOUBLE", "DECIMAL")
+        left = [number for number, (_, kind) in enumerate(columns) if kind.kind not in numbers]
+        print(table([name for name, _ in columns], shown, left))
+        return
+    head = f"{plan.target.identifier}> " if plan.target.identifier else ""
+    for row in rows:
+        values = (_printed(kind, value) for (_, kind), value in zip(columns, row, strict=True))
+        print(printable(f"{head}+I[{', '.join(values)}]"))
+
+
+def _shown(kind: SqlType, value: Any) -> str:
+    return shortened(_printed(kind, value), _CELL_WIDTH)
+
+
+def _printed(kind: SqlType, value: Any) -> str:
+    plain = to_json(kind, value)
+    if plain is None:
+        return "NULL"
+    return plain if isinstance(plain, str) else json_bytes(plain).decode()

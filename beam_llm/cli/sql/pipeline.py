@@ -1,0 +1,219 @@
+"""The Beam side of a SQL file: reads a plan's rows, runs its stages, keeps what came out."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam import pvalue
+
+from beam_llm import events
+from beam_llm.cli.files.records import Source
+from beam_llm.cli.pipeline import pipeline_options, place_of, read_metrics
+from beam_llm.cli.running import Measured, stopping
+from beam_llm.cli.spool import SpoolFile
+from beam_llm.cli.sql.rows import read_input, typed_fields
+from beam_llm.cli.stored import StoredAnswer
+from beam_llm.errors import UsageError
+from beam_llm.fronts.sql.compute import Evaluator
+from beam_llm.fronts.sql.plan import Plan
+from beam_llm.fronts.sql.steps import DROPPED, META, InFlight, RunStages, kept
+from beam_llm.fronts.sql.tables import Table
+from beam_llm.fronts.sql.types import to_json
+from beam_llm.transforms.fields import fields_of
+
+
+class Branch(NamedTuple):
+    """One plan in a pipeline.
+
+    Attributes:
+      files: per source its first ordinal, what it is, and which of its rows are done: one byte for
+        each that is to come out of it.
+      spool: folder for what comes out; None where a Beam sink takes it.
+    """
+
+    plan: Plan
+    files: Sequence[tuple[int, Source, bytes]]
+    spool: str | None
+
+
+class ReadTable(beam.DoFn):
+    """(first ordinal, Source, done) in, `(place, row)` out, after stage 0, for every row that is to
+    be asked.
+    """
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+
+    def process(self, element: tuple[int, Source, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
+        first, source, done = element
+        evaluator = Evaluator(self._plan.stages[0])
+        rows = read_input(self._plan, Source(*source), evaluator)
+        for number, (digest, fields) in enumerate(islice(rows, len(done))):
+            if stopping.is_set():
+                return
+            if not done[number]:
+                yield f"{first + number} {digest.hex()}", fields
+
+
+class TakeElements(beam.DoFn):
+    """Elements of a Beam source → `(place, row)`, after stage 0; they have no place."""
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+        self._evaluator: Evaluator | None = None
+
+    def process(self, element: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        if self._evaluator is None:
+            self._evaluator = Evaluator(self._plan.stages[0])
+        table = self._plan.source
+        assert isinstance(table, Table)
+        fields = typed_fields(self._plan, fields_of(element), f"the table {table.name!r}")
+        row = self._evaluator.row(fields) if not self._plan.stages[0].is_empty else fields
+        if row is not None:
+            yield "", kept(row, self._plan.keeps[0])
+
+
+class StoreRows(beam.DoFn):
+    """Rows into the spool, one file per bundle: what comes out of each, and how its calls ended.
+    Emits nothing.
+    """
+
+    def __init__(self, plan: Plan, folder: str):
+        self._plan = plan
+        self._folder = folder
+
+    def setup(self) -> None:
+        self._file: SpoolFile | None = None
+
+    def start_bundle(self) -> None:
+        self._close()  # of a bundle that failed
+
+    def process(self, element: tuple[str, dict[str, Any]]) -> None:
+        if self._file is None:
+            self._file = SpoolFile(self._folder)
+        place, row = element
+        answer = stored_row(self._plan, place, row)
+        self._file.add(answer)
+        if answer.value is not None or answer.error is not None:
+            events.tell("stored", answer=answer)
+
+    def finish_bundle(self) -> None:
+        self._close()
+
+    def teardown(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def stored_row(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswer:
+    """How a row ended; its value is what comes out, None where a condition left it out.
+
+    An error is kept also of a row that is left out: the condition could not know the answer.
+    """
+    ordinal, digest = place_of(place)
+    metas = row.get(META, [])
+    failed = next((meta for meta in metas if meta[0]), [None, None])
+    sums = [sum(meta[number] for meta in metas) for number in range(2, 7)]
+    costs = [meta[7] for meta in metas]
+    values = None if DROPPED in row else values_of(plan, row)
+    return StoredAnswer(
+        ordinal,
+        values,
+        kind=failed[0],
+        error=failed[1],
+        input_tokens=sums[0],
+        output_tokens=sums[1],
+        cached_tokens=sums[2],
+        cost_usd=None if None in costs else sum(costs),
+        reused=bool(metas) and all(meta[8] for meta in metas),
+        digest=digest,
+        cache_write_tokens=sums[3],
+        reasoning_tokens=sums[4],
+    )
+
+
+def values_of(plan: Plan, row: dict[str, Any]) -> list[Any]:
+    """What comes out of a row, in the order of the plan's outputs."""
+    return [None if column is None else row.get(column) for _, column, _ in plan.outputs]
+
+
+def run(branches: Sequence[Branch], beam_options: list[str]) -> Measured:
+    """Runs plans side by side in one pipeline, and waits for it."""
+    pipeline = beam.Pipeline(options=pipeline_options(beam_options))
+    for branch in branches:
+        head = f"{branch.plan.place}: " if len(branches) > 1 else ""
+        rows = _read(pipeline, branch, head) | f"{head}Run stages" >> RunStages(branch.plan)
+        if branch.spool is None:
+            _into_beam(rows, branch.plan, head)
+        else:
+            store = beam.ParDo(StoreRows(branch.plan, branch.spool))
+            _ = rows | f"{head}Store rows" >> store.with_output_types(None)
+    result = pipeline.run()
+    result.wait_until_finish()
+    return read_metrics(result)
+
+
+def _read(pipeline: beam.Pipeline, branch: Branch, head: str) -> pvalue.PCollection:
+    plan = branch.plan
+    if isinstance(plan.source, Table) and plan.source.connector == "beam":
+        elements = pipeline | f"{head}Read {plan.source.name}" >> transform_of(plan, plan.source)
+        take = beam.ParDo(TakeElements(plan)).with_output_types(InFlight)
+        return elements | f"{head}Take columns" >> take
+    read = beam.ParDo(ReadTable(plan)).with_output_types(InFlight)
+    files = beam.Create(list(branch.files), reshuffle=False)
+    return pipeline | f"{head}Name files" >> files | f"{head}Read rows" >> read
+
+
+def _into_beam(rows: pvalue.PCollection, plan: Plan, head: str) -> None:
+    sink = plan.target
+    assert sink is not None
+    make = (lambda row: row_of(plan, row)) if sink.elements == "row" else (
+        lambda row: dict_of(plan, row))  # fmt: skip
+    _ = (
+        rows
+        | f"{head}Answered" >> beam.Filter(lambda element: DROPPED not in element[1])
+        | f"{head}Make elements" >> beam.Map(lambda element: make(element[1]))
+        | f"{head}Write {sink.name}" >> transform_of(plan, sink)
+    )
+
+
+def dict_of(plan: Plan, row: dict[str, Any]) -> dict[str, Any]:
+    """What comes out of a row, by name, in JSON's form."""
+    outputs = zip(plan.outputs, values_of(plan, row), strict=True)
+    return {name: to_json(kind, value) for (name, _, kind), value in outputs}
+
+
+def row_of(plan: Plan, row: dict[str, Any]) -> beam.Row:
+    return beam.Row(**dict_of(plan, row))
+
+
+def transform_of(plan: Plan, table: Table) -> beam.PTransform:
+    """The Beam source or sink that a table names.
+
+    Raises:
+      UsageError: there is none of that name, or it doesn't take the arguments.
+    """
+    module, _, name = table.transform.rpartition(".")
+    try:
+        made = getattr(importlib.import_module(module), name)
+        made = made(**(table.arguments or {})) if inspect.isclass(made) or callable(made) else made
+    except Exception as error:  # whatever the code of somebody else raises when it is made
+        raise UsageError(
+            f"{plan.place}: the table {table.name!r}: {table.transform} can't be made "
+            f"({type(error).__name__}: {error}): name a Beam source or sink as package.module.Name"
+        ) from None
+    if not isinstance(made, beam.PTransform):
+        raise UsageError(
+            f"{plan.place}: the table {table.name!r}: {table.transform} makes a "
+            f"{type(made).__name__}, which is not a Beam source or sink"
+        )
+    return made

@@ -1,0 +1,124 @@
+"""A plan's source, row by row: files of a table with their declared types, or rows of the file
+itself.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from beam_llm.cli.files.parquet_writer import chunks
+from beam_llm.cli.files.records import DataError, Source, digest_of, is_remote
+from beam_llm.cli.files.sources import find_sources, header_of, read_rows
+from beam_llm.errors import UsageError
+from beam_llm.fronts.sql.compute import CHUNK_ROWS, Evaluator, ExpressionError
+from beam_llm.fronts.sql.places import nearest
+from beam_llm.fronts.sql.plan import Plan, Rows
+from beam_llm.fronts.sql.steps import cleaned, kept
+from beam_llm.fronts.sql.tables import Table
+from beam_llm.fronts.sql.types import value_of
+
+INLINE = Source("", "inline")
+"""In place of a file: the rows stand in the plan."""
+
+
+class InputRow(NamedTuple):
+    """One row of the source that WHERE leaves in.
+
+    Attributes:
+      digest: of the columns that the plan uses: what the record is.
+      fields: columns in flight, after stage 0.
+    """
+
+    digest: bytes
+    fields: dict[str, Any]
+
+
+def sources_of(plan: Plan) -> list[Source]:
+    """The source's files, in order.
+
+    Raises:
+      UsageError: there is none, or a file without a column that is read.
+    """
+    if isinstance(plan.source, Rows):
+        return [INLINE]
+    table = plan.source
+    try:
+        found = find_sources([_pattern(table)], table.format)
+    except UsageError as error:
+        raise UsageError(f"{plan.place}: the table {table.name!r}: {error}") from None
+    sources = [source._replace(as_text=table.format != "parquet") for source in found]
+    for source in sources:
+        _check_header(plan, table, source)
+    return sources
+
+
+def _pattern(table: Table) -> str:
+    """A folder stands for the files in it, without hidden ones and those that are being written."""
+    if is_remote(table.path):
+        return table.path + "*" if table.path.endswith("/") else table.path
+    if os.path.isdir(table.path):
+        return os.path.join(glob.escape(table.path), "[!._]*")
+    return table.path
+
+
+def _check_header(plan: Plan, table: Table, source: Source) -> None:
+    """A file that names its columns has to have those that are read; in JSON lines one may be
+    missing, and is NULL.
+    """
+    header = header_of(source)
+    for name, _, _ in plan.columns:
+        if header and name not in header:
+            raise DataError(
+                f"{source}: the file has no column {name!r} of the table {table.name!r}: "
+                f"{nearest(name, header, 'its columns')}"
+            )
+
+
+def read_input(plan: Plan, source: Source, evaluator: Evaluator) -> Iterator[InputRow]:
+    """Every row of one source that WHERE leaves in, through stage 0.
+
+    Raises:
+      DataError: a value that is not of its column's type, or one that an expression fails on; names
+        file and line.
+    """
+    for chunk in chunks(_typed_rows(plan, source), CHUNK_ROWS):
+        try:
+            found = evaluator.rows([fields for _, fields in chunk])
+        except ExpressionError as error:
+            line = chunk[error.row][0]
+            raise DataError(f"{_named(plan, source, line)}: {plan.place}: {error}") from None
+        for (_, fields), after in zip(chunk, found, strict=True):
+            if after is not None:
+                yield InputRow(digest_of(fields), kept(after, plan.keeps[0]))
+
+
+def _named(plan: Plan, source: Source, line: int) -> str:
+    return f"row {line}" if source == INLINE else f"{source}:{line}"
+
+
+def _typed_rows(plan: Plan, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line and columns in flight of every row."""
+    if isinstance(plan.source, Rows):
+        names = [f"c.{name}" for name, _ in plan.source.columns]
+        for number, values in enumerate(plan.source.rows, 1):
+            yield number, dict(zip(names, values, strict=True))
+        return
+    for row in read_rows(source):
+        yield row.line, typed_fields(plan, row.fields, f"{source}:{row.line}")
+
+
+def typed_fields(plan: Plan, fields: Any, place: str) -> dict[str, Any]:
+    """The columns in flight of a record, by the types that its table declares."""
+    typed = {}
+    for name, column, kind in plan.columns:
+        value = fields.get(name)
+        if value == "" and kind.kind not in ("STRING", "BYTES"):
+            value = None  # an empty cell of a CSV file
+        try:
+            typed[column] = cleaned(value_of(kind, value))
+        except ValueError as error:
+            raise DataError(f"{place}: column {name!r}: {error}") from None
+    return typed

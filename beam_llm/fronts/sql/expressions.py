@@ -1,0 +1,314 @@
+"""Expressions of a SELECT → DuckDB's text over columns in flight, with every name looked up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
+
+from sqlglot import exp
+
+from beam_llm.fronts.sql.compute import ExpressionError, quoted, types_of
+from beam_llm.fronts.sql.functions import FUNCTIONS, words
+from beam_llm.fronts.sql.places import SourceText, SqlError, nearest
+from beam_llm.fronts.sql.syntax import Expression
+from beam_llm.fronts.sql.types import SqlType
+
+MOST_TEXT = 200_000
+"""Characters of one expression, views and all."""
+
+_ALLOWED = words(
+    "Column Identifier Literal Boolean Null And Or Not Paren EQ NEQ GT GTE LT LTE Is In "
+    "Between Like ILike SimilarTo Escape Add Sub Mul Div Mod Neg DPipe Case If Cast TryCast "
+    "DataType DataTypeParam Array Bracket Dot Anonymous Interval Var Extract StrPosition "
+    "Substring Trim Tuple IntDiv NullSafeEQ NullSafeNEQ Concat"
+)
+
+
+class Value(NamedTuple):
+    """What a column or an expression is.
+
+    Attributes:
+      sql: DuckDB's text over columns in flight.
+      uses: names of those.
+      type: its type.
+    """
+
+    sql: str
+    uses: frozenset[str]
+    type: SqlType
+
+    @property
+    def column(self) -> str | None:
+        """The one column in flight that it is, as it stands; None where it has to be reckoned."""
+        name = next(iter(self.uses)) if len(self.uses) == 1 else None
+        return name if name is not None and self.sql == quoted(name) else None
+
+
+class Column(NamedTuple):
+    """A column that expressions can name.
+
+    Attributes:
+      table: the alias that may stand before its name.
+      hidden: `*` leaves it out, and another column of its name goes before it.
+    """
+
+    table: str | None
+    name: str
+    value: Value
+    hidden: bool = False
+
+
+def column_in_flight(name: str, kind: SqlType) -> Value:
+    return Value(quoted(name), frozenset((name,)), kind)
+
+
+@dataclass
+class Scope:
+    """The columns that a clause can name."""
+
+    columns: list[Column]
+
+    def seen(self, table: str | None = None) -> list[Column]:
+        """What `*`, or `t.*`, stands for."""
+        return [one for one in self.columns if not one.hidden and table in (None, one.table)]
+
+    def tables(self) -> list[str]:
+        return sorted({one.table for one in self.columns if one.table is not None})
+
+    def find(self, parts: Sequence[str]) -> tuple[Column | None, int, bool]:
+        """The column that a dotted name names, how many of its parts do so, and whether several
+        would fit.
+        """
+        if len(parts) > 1:
+            named = [one for one in self.columns if (one.table, one.name) == tuple(parts[:2])]
+            if named:
+                return named[0], 2, False
+        plain = [one for one in self.columns if one.name == parts[0]]
+        seen = [one for one in plain if not one.hidden] or plain
+        return (seen[0] if seen else None), 1, len(seen) > 1
+
+
+class Translator:
+    """Translates the expressions of one SELECT.
+
+    Args:
+      connection: a DuckDB, which is asked for types.
+      types: of all columns in flight.
+    """
+
+    def __init__(self, source: SourceText, connection: Any, types: Mapping[str, SqlType]):
+        self._source = source
+        self._connection = connection
+        self._types = types
+
+    def value(self, expression: Expression, scope: Scope, calls: Mapping[str, Value]) -> Value:
+        """What an expression comes to.
+
+        Args:
+          calls: what the calls in it come to, by placeholder.
+
+        Raises:
+          SqlError: a name that is unknown, a form that isn't run, or types that don't fit.
+        """
+        translation = _Translation(self._source, expression, scope, calls)
+        try:
+            sql = translation.text(expression.tree)
+        except RecursionError:
+            self._fail(expression, "this is nested too deeply", "make a view of a part of it")
+        except SqlError:
+            raise
+        except Exception as error:  # of sqlglot's generator on what its parser took
+            self._fail(
+                expression, f"this can't be run ({type(error).__name__})", "write it simpler"
+            )
+        if len(sql) > MOST_TEXT:
+            self._fail(expression, "this is too large, views and all", "write it simpler")
+        value = Value(sql, frozenset(translation.uses), SqlType("NULL"))
+        return self._typed(expression, value)
+
+    def _typed(self, expression: Expression, value: Value) -> Value:
+        if value.column is not None:
+            return value._replace(type=self._types[value.column])
+        inputs = [(name, self._types[name]) for name in sorted(value.uses)]
+        try:
+            (kind,) = types_of(self._connection, value.sql, inputs)
+        except ExpressionError as error:
+            self._fail(expression, str(error).rstrip("."), "mend it, or CAST a value")
+        return value._replace(type=kind)
+
+    def _fail(self, expression: Expression, why: str, instead: str) -> NoReturn:
+        self._source.fail(expression.start, why, instead, expression.end)
+
+
+class _Translation:
+    """One expression under way: parts that are translated stand in the tree as marked columns."""
+
+    def __init__(
+        self,
+        source: SourceText,
+        expression: Expression,
+        scope: Scope,
+        calls: Mapping[str, Value],
+    ):
+        self._source = source
+        self._expression = expression
+        self._scope = scope
+        self._calls = calls
+        self._texts: list[str] = []
+        self.uses: set[str] = set()
+        text = source.text[expression.start : expression.end]
+        self._mark = next(mark for mark in _marks() if mark not in text)
+
+    def text(self, tree: Any) -> str:
+        """DuckDB's text of a part of the tree."""
+        copied = tree.copy().transform(self._replaced, copy=False)
+        return self._filled(copied.sql(dialect="duckdb", comments=False))
+
+    def _filled(self, sql: str) -> str:
+        return re.sub(rf'"{self._mark}(\d+)"', lambda found: self._texts[int(found[1])], sql)
+
+    def _marked(self, text: str) -> Any:
+        self._texts.append(text)
+        name = f"{self._mark}{len(self._texts) - 1}"
+        return exp.Column(this=exp.Identifier(this=name, quoted=True))
+
+    def _replaced(self, node: Any) -> Any:
+        kind = type(node).__name__
+        if kind not in _ALLOWED:
+            self._fail(node, f"this is not a row-wise expression ({kind})", "write it otherwise")
+        if isinstance(node, exp.Column):
+            return self._column(node, _parts_of(node))
+        if isinstance(node, exp.Dot):
+            parts = _parts_of(node)
+            if parts:
+                return self._column(node, parts)
+        if isinstance(node, exp.Anonymous):
+            return self._marked(self._function(node))
+        if isinstance(node, exp.Bracket) and _is_map(node):
+            return self._marked(self._map(node))
+        if isinstance(node, exp.In) and (node.args.get("query") or node.args.get("unnest")):
+            self._fail(node, "a query inside an expression is not run here", "list the values")
+        if isinstance(node, exp.DataType) and "UNKNOWN" in str(node.this).upper():
+            self._fail(node, "this type is not known here", "write STRING, INT, DOUBLE, …")
+        return node
+
+    def _column(self, node: Any, parts: list[str]) -> Any:
+        if parts[0] in self._calls:
+            return self._marked(self._member(node, self._calls[parts[0]], parts[1:]))
+        column, taken, several = self._scope.find(parts)
+        if several:
+            self._fail(
+                node,
+                f"{parts[0]!r} is a column of several tables",
+                f"write {self._scope.tables()[0] if self._scope.tables() else 't'}.{parts[0]}",
+            )
+        if column is None:
+            known: Iterable[str] = (one.name for one in self._scope.columns)
+            if len(parts) > 1 and parts[0] in self._scope.tables():
+                known = (one.name for one in self._scope.columns if one.table == parts[0])
+                parts = parts[1:]
+            self._fail(
+                node, f"unknown column {parts[0]!r}", nearest(parts[0], known, "columns here")
+            )
+        return self._marked(self._member(node, column.value, parts[taken:]))
+
+    def _member(self, node: Any, value: Value, path: list[str]) -> str:
+        """A column's text, or that of a field inside of it."""
+        self.uses |= value.uses
+        text, kind = value.sql, value.type
+        for name in path:
+            fields = dict(kind.fields) if kind.kind == "ROW" else {}
+            if name not in fields:
+                self._fail(
+                    node,
+                    f"there is no field {name!r} in {kind}",
+                    nearest(name, fields, "fields"),
+                )
+            text, kind = f"struct_extract({text}, {_text(name)})", fields[name]
+        return text if value.column is not None and not path else f"({text})"
+
+    def _function(self, node: Any) -> str:
+        name = str(node.this).upper()
+        function = FUNCTIONS.get(name)
+        if function is None:
+            self._fail(
+                node, f"the function {name} is not known here", nearest(name, FUNCTIONS, "known")
+            )
+        count = len(node.expressions)
+        if not function.least <= count <= function.most:
+            needs = f"{function.least} to {function.most}"
+            self._fail(
+                node,
+                f"{name} has {count} arguments",
+                f"give {function.least if function.least == function.most else needs}",
+            )
+        arguments = [f"({self.text(argument)})" for argument in node.expressions]
+        template = function.text(count)
+        if template == "{||}":
+            return "(" + " || ".join(f"CAST({one} AS VARCHAR)" for one in arguments) + ")"
+        nulls = " OR ".join(f"{one} IS NULL" for one in arguments)
+        filled = re.sub(
+            r"\{(\*|null|\d)\}",
+            lambda found: (
+                ", ".join(arguments)
+                if found[1] == "*"
+                else nulls
+                if found[1] == "null"
+                else arguments[int(found[1])]
+            ),
+            template,
+        )
+        return f"({filled})"
+
+    def _map(self, node: Any) -> str:
+        texts = [self.text(member) for member in node.expressions]
+        if len(texts) % 2:
+            self._fail(node, "MAP has a key without a value", "write MAP['key', 'value']")
+        pairs = zip(texts[::2], texts[1::2], strict=True)
+        return "MAP {" + ", ".join(f"{key}: {value}" for key, value in pairs) + "}"
+
+    def _fail(self, node: Any, why: str, instead: str) -> NoReturn:
+        start, end = self._expression.start, self._expression.end
+        for part in node.find_all(exp.Identifier):
+            if "start" in part.meta:
+                begin = part.meta["start"] - len("SELECT ")
+                start = self._expression.offset + begin
+                end = self._expression.offset + part.meta["end"] - len("SELECT ") + 1
+                break
+        self._source.fail(start, why, instead, end)
+
+
+def _marks() -> Iterable[str]:
+    yield "part_"
+    number = 0
+    while True:
+        number += 1
+        yield f"part{number}_"
+
+
+def _text(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _parts_of(node: Any) -> list[str]:
+    """The names of `a.b.c`; empty where something else stands before a dot."""
+    if isinstance(node, exp.Column):
+        return [str(part.name) for part in node.parts]
+    if isinstance(node, exp.Dot):
+        left = node.this
+        inner = _parts_of(left) if isinstance(left, (exp.Column, exp.Dot)) else []
+        right = node.expression
+        if inner and isinstance(right, exp.Identifier):
+            return [*inner, str(right.name)]
+    return []
+
+
+def _is_map(node: Any) -> bool:
+    return (
+        isinstance(node.this, exp.Column)
+        and not node.this.table
+        and node.this.name.upper() == "MAP"
+        and not node.this.this.args.get("quoted")
+    )

@@ -1,0 +1,161 @@
+"""The functions that a row-wise expression may use: Flink's names, and what each is in DuckDB.
+
+A template holds DuckDB's text with `{0}`, `{1}` for the arguments and `{*}` for all of them. What
+isn't here can't be called: no function that reads files, the environment or the clock is.
+Source: Flink 2.1 documentation, system functions, read 2026-11.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text, as a set."""
+    return frozenset(text.split())
+
+
+class Function(NamedTuple):
+    """A function's fewest and most arguments, and its templates by their number, or one for all."""
+
+    least: int
+    most: int
+    template: str | dict[int, str]
+
+    def text(self, count: int) -> str:
+        return self.template if isinstance(self.template, str) else self.template[count]
+
+
+_MANY = 100
+
+
+def _same(name: str, least: int, most: int | None = None) -> Function:
+    return Function(least, least if most is None else most, f"{name}({{*}})")
+
+
+FUNCTIONS: dict[str, Function] = {
+    # texts
+    "UPPER": _same("upper", 1),
+    "LOWER": _same("lower", 1),
+    "CHAR_LENGTH": _same("length", 1),
+    "CHARACTER_LENGTH": _same("length", 1),
+    "LENGTH": _same("length", 1),
+    "OCTET_LENGTH": _same("strlen", 1),
+    "LTRIM": _same("ltrim", 1, 2),
+    "RTRIM": _same("rtrim", 1, 2),
+    "BTRIM": _same("trim", 1, 2),
+    "CONCAT": Function(1, _MANY, "{||}"),  # NULL where an argument is: DuckDB's own leaves it out
+    "CONCAT_WS": _same("concat_ws", 2, _MANY),
+    "SUBSTR": _same("substring", 2, 3),
+    "LEFT": _same("left", 2),
+    "RIGHT": _same("right", 2),
+    "LPAD": _same("lpad", 3),
+    "RPAD": _same("rpad", 3),
+    "REPEAT": _same("repeat", 2),
+    "REPLACE": _same("replace", 3),
+    "REVERSE": _same("reverse", 1),
+    "INSTR": _same("instr", 2),
+    "LOCATE": Function(2, 2, "instr({1}, {0})"),
+    "ASCII": _same("ascii", 1),
+    "CHR": _same("chr", 1),
+    "MD5": _same("md5", 1),
+    "SHA256": _same("sha256", 1),
+    "TO_BASE64": Function(1, 1, "to_base64(encode({0}))"),
+    "FROM_BASE64": Function(1, 1, "decode(from_base64({0}))"),
+    "REGEXP": _same("regexp_matches", 2),
+    "REGEXP_LIKE": _same("regexp_matches", 2),
+    "REGEXP_REPLACE": Function(3, 3, "regexp_replace({*}, 'g')"),
+    "REGEXP_EXTRACT": Function(
+        2,
+        3,
+        {
+            2: "nullif(regexp_extract({0}, {1}, 0), '')",
+            3: "nullif(regexp_extract({0}, {1}, {2}), '')",
+        },
+    ),
+    "SPLIT": _same("string_split", 2),
+    "SPLIT_INDEX": Function(3, 3, "string_split({0}, {1})[CAST({2} AS BIGINT) + 1]"),
+    "STARTSWITH": _same("starts_with", 2),
+    "ENDSWITH": _same("ends_with", 2),
+    "JSON_VALUE": _same("json_extract_string", 2),
+    "JSON_QUERY": Function(2, 2, "CAST(json_extract({*}) AS VARCHAR)"),
+    "JSON_EXISTS": _same("json_exists", 2),
+    "JSON_STRING": Function(1, 1, "CAST(to_json({0}) AS VARCHAR)"),
+    # numbers
+    "ABS": _same("abs", 1),
+    "CEIL": _same("ceil", 1),
+    "CEILING": _same("ceil", 1),
+    "FLOOR": _same("floor", 1),
+    "ROUND": _same("round", 1, 2),
+    "TRUNCATE": _same("trunc", 1),
+    "MOD": Function(2, 2, "({0} % {1})"),
+    "POWER": _same("pow", 2),
+    "SQRT": _same("sqrt", 1),
+    "LN": _same("ln", 1),
+    "LOG10": _same("log10", 1),
+    "LOG2": _same("log2", 1),
+    "EXP": _same("exp", 1),
+    "SIGN": _same("sign", 1),
+    "GREATEST": Function(1, _MANY, "CASE WHEN {null} THEN NULL ELSE greatest({*}) END"),
+    "LEAST": Function(1, _MANY, "CASE WHEN {null} THEN NULL ELSE least({*}) END"),
+    # choices
+    "COALESCE": _same("coalesce", 1, _MANY),
+    "IFNULL": _same("coalesce", 2),
+    "NULLIF": _same("nullif", 2),
+    "IF": Function(3, 3, "CASE WHEN {0} THEN {1} ELSE {2} END"),
+    # collections
+    "CARDINALITY": _same("len", 1),
+    "ARRAY_CONTAINS": _same("list_contains", 2),
+    "ARRAY_POSITION": _same("list_position", 2),
+    "ARRAY_DISTINCT": _same("list_distinct", 1),
+    "ARRAY_CONCAT": _same("list_concat", 1, 2),
+    "ARRAY_JOIN": _same("array_to_string", 2),
+    "MAP_KEYS": _same("map_keys", 1),
+    "MAP_VALUES": _same("map_values", 1),
+    "ROW": _same("row", 1, _MANY),
+    # times
+    "YEAR": _same("year", 1),
+    "QUARTER": _same("quarter", 1),
+    "MONTH": _same("month", 1),
+    "DAYOFMONTH": _same("day", 1),
+    "HOUR": _same("hour", 1),
+    "MINUTE": _same("minute", 1),
+    "SECOND": _same("second", 1),
+    "TO_DATE": Function(1, 1, "CAST({0} AS DATE)"),
+    "TO_TIMESTAMP": Function(1, 1, "CAST({0} AS TIMESTAMP)"),
+}
+
+WITH_A_SYNTAX = frozenset({"CAST", "TRY_CAST", "EXTRACT", "POSITION", "SUBSTRING", "TRIM"})
+"""Functions whose arguments have words of their own: sqlglot knows them."""
+
+AGGREGATES = words(
+    "COUNT SUM AVG MIN MAX COLLECT LISTAGG STRING_AGG ARRAY_AGG STDDEV_POP STDDEV_SAMP "
+    "VAR_POP VAR_SAMP VARIANCE STDDEV FIRST_VALUE LAST_VALUE JSON_OBJECTAGG JSON_ARRAYAGG "
+    "MEDIAN PERCENTILE APPROX_COUNT_DISTINCT GROUPING"
+)
+WINDOWS = words(
+    "ROW_NUMBER RANK DENSE_RANK PERCENT_RANK CUME_DIST NTILE LAG LEAD NTH_VALUE TUMBLE HOP "
+    "CUMULATE SESSION"
+)
+CLOCKS = words(
+    "CURRENT_DATE CURRENT_TIME CURRENT_TIMESTAMP LOCALTIME LOCALTIMESTAMP NOW UNIX_TIMESTAMP "
+    "PROCTIME RAND RAND_INTEGER UUID CURRENT_ROW_TIMESTAMP CURRENT_WATERMARK"
+)
+"""What gives another value each time: the same record would be asked, and paid, again."""
+
+CALLS = ("ML_PREDICT", "AI_COMPLETE", "AI_CLASSIFY", "AI_EMBED")
+NOT_CALLS = {
+    "ML_EVALUATE": "it aggregates over a table: compare two models on a sample with labels "
+    "(beam-llm compare)",
+    "VECTOR_SEARCH": "a search over vectors is a join",
+    "AI_SENTIMENT": "write AI_CLASSIFY(MODEL => MODEL m, INPUT => text, LABELS => "
+    "ARRAY['positive', 'negative', 'neutral'])",
+    "AI_SUMMARIZE": "write AI_COMPLETE('m', text, 'Summarize this text.')",
+    "AI_SUMMARY": "write AI_COMPLETE('m', text, 'Summarize this text.')",
+    "AI_TRANSLATE": "write AI_COMPLETE('m', text, 'Translate into English.')",
+    "AI_EXTRACT": "write ML_PREDICT with a model whose OUTPUT has the fields as columns",
+    "AI_MASK": "write AI_COMPLETE('m', text, 'Mask …')",
+    "ML_FORECAST": "write ML_PREDICT with a model of yours",
+    "ML_DETECT_ANOMALIES": "write ML_PREDICT with a model of yours",
+}
+"""Functions of the engines around that call models in ways of their own, and what to write."""

@@ -1,0 +1,179 @@
+"""Expressions: where one ends, the calls of models in it, and sqlglot's tree of the rest."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import sqlglot
+from sqlglot import exp
+from sqlglot.dialects.dialect import Dialect
+from sqlglot.errors import SqlglotError
+from sqlglot.tokens import Tokenizer
+
+from beam_llm.fronts.sql.functions import (
+    AGGREGATES,
+    CALLS,
+    CLOCKS,
+    FUNCTIONS,
+    NOT_CALLS,
+    WINDOWS,
+    WITH_A_SYNTAX,
+    words,
+)
+from beam_llm.fronts.sql.places import nearest
+from beam_llm.fronts.sql.syntax import Call, Expression
+from beam_llm.fronts.sql.tokens import Cursor, Token
+
+_PREFIX = "SELECT "
+_STOPS = words(
+    "FROM WHERE GROUP HAVING ORDER LIMIT WINDOW UNION INTERSECT EXCEPT MINUS QUALIFY OFFSET "
+    "FETCH"
+)  # fmt: skip
+_OPEN, _CLOSE = "([{", ")]}"
+_OPERATORS = words(
+    "IN AND OR NOT CASE WHEN THEN ELSE LIKE ILIKE BETWEEN IS AS ANY SOME ALL EXISTS ON "
+    "VALUES SIMILAR TO ESCAPE FROM FOR END SELECT WHERE"
+)
+_TYPES = words(
+    "VARCHAR CHAR DECIMAL DEC NUMERIC TIMESTAMP TIMESTAMP_LTZ TIME VARBINARY BINARY FLOAT"
+)
+
+
+class Flink(Dialect):
+    """Flink's expressions: names in backticks, indexes from 1, and each function by its own name.
+
+    sqlglot's functions are left out, for what a name means is said in `functions`.
+    """
+
+    INDEX_OFFSET = 1
+
+    class Tokenizer(Tokenizer):
+        IDENTIFIERS: ClassVar[Any] = ["`", '"']
+        KEYWORDS: ClassVar[Any] = {
+            **Tokenizer.KEYWORDS,
+            "STRING": sqlglot.TokenType.TEXT,
+            "BYTES": sqlglot.TokenType.VARBINARY,
+            "TIMESTAMP_LTZ": sqlglot.TokenType.TIMESTAMPLTZ,
+        }
+
+    class Parser(sqlglot.Parser):
+        FUNCTIONS: ClassVar[Any] = {}
+        FUNCTION_PARSERS: ClassVar[Any] = {
+            name: parse
+            for name, parse in sqlglot.Parser.FUNCTION_PARSERS.items()
+            if name in WITH_A_SYNTAX
+        }
+
+
+def parse_expression(cursor: Cursor) -> Expression:
+    """The expression that stands here, up to a comma, a closing parenthesis or the next clause.
+
+    Raises:
+      SqlError: it is none, or calls a function that isn't known or isn't row-wise.
+    """
+    first = cursor.now
+    calls: dict[str, Call] = {}
+    spans: list[tuple[int, int, str]] = []
+    depth, end = 0, first.start
+    while (token := cursor.now).kind != "end":
+        if depth == 0 and (token.value in (",", ";", *_CLOSE) and token.kind == "op"):
+            break
+        if depth == 0 and token.word in _STOPS:
+            break
+        if token.kind == "op":
+            depth += (token.value in _OPEN) - (token.value in _CLOSE)
+        if token.word in CALLS and cursor.ahead().value == "(":
+            call = _call(cursor)
+            name = f"__call_{len(calls)}"
+            calls[name] = call
+            spans.append((call.start, call.end, name))
+            end = call.end
+            continue
+        _check_function(cursor, token)
+        end = cursor.take().end
+    if end == first.start:
+        cursor.fail("an expression is missing here", "write a column or an expression")
+    text = _with_placeholders(cursor.source.text[first.start : end], first.start, spans)
+    return Expression(_tree(cursor, text, first, end), first.start, end, calls, first.start)
+
+
+def _call(cursor: Cursor) -> Call:
+    from beam_llm.fronts.sql.calls import parse_call  # calls have expressions, and these have calls
+
+    return parse_call(cursor, None)
+
+
+def _with_placeholders(text: str, start: int, spans: list[tuple[int, int, str]]) -> str:
+    """The text with a name in each call's place, and every character after it where it was."""
+    for begin, end, name in reversed(spans):
+        old = text[begin - start : end - start]
+        rest = "".join("\n" if character == "\n" else " " for character in old[len(name) :])
+        text = text[: begin - start] + name + rest + text[end - start :]
+    return text
+
+
+def _check_function(cursor: Cursor, token: Token) -> None:
+    word = token.word
+    if word in CLOCKS:
+        cursor.fail(
+            f"{word} gives another value at every run",
+            "write the value, for else the same record would be asked, and paid, again",
+        )
+    if (word == "OVER" or word in WINDOWS) and cursor.ahead().value == "(":
+        cursor.fail(
+            "window functions are not run here",
+            "take it out: rows are handled one by one, as they come",
+        )
+    if word in ("SELECT", "EXISTS"):
+        cursor.fail(
+            "a query inside an expression is not run here",
+            "join the tables before, with a database",
+        )
+    if cursor.ahead().value != "(" or token.kind != "name" or word in _OPERATORS | _TYPES:
+        return
+    if cursor.at and cursor.tokens[cursor.at - 1].value == ".":
+        cursor.fail("a function of a catalog is not known here", "write the function's own name")
+    if word in AGGREGATES:
+        cursor.fail(
+            f"{word} is an aggregate, which is not run here",
+            "insert the rows into a table, and aggregate that with a database, such as DuckDB",
+        )
+    if word in NOT_CALLS:
+        cursor.fail(f"{word} is not run here", NOT_CALLS[word])
+    if word not in FUNCTIONS and word not in WITH_A_SYNTAX:
+        known = [*FUNCTIONS, *WITH_A_SYNTAX, *CALLS]
+        cursor.fail(f"the function {token.value} is not known here", nearest(word, known, "known"))
+
+
+def _tree(cursor: Cursor, text: str, first: Token, end: int) -> Any:
+    """sqlglot's tree of one expression."""
+    source = cursor.source
+    try:
+        statements = sqlglot.parse(_PREFIX + text, dialect=Flink)
+    except SqlglotError as error:
+        at, why = _place_of(error)
+        source.fail(first.start + max(0, min(at, end - first.start - 1)), why, _MEND, end)
+    except RecursionError:
+        source.fail(first.start, "this is nested too deeply", "make a view of a part of it", end)
+    except Exception as error:  # sqlglot meets no text in vain: whatever it raises is said
+        source.fail(first.start, f"this can't be read ({type(error).__name__})", _MEND, end)
+    select = statements[0] if len(statements) == 1 else None
+    if not isinstance(select, exp.Select) or len(select.expressions) != 1:
+        source.fail(first.start, "this is not one expression", _MEND, end)
+    if any(value for key, value in select.args.items() if key not in ("expressions", "kind")):
+        source.fail(first.start, "this is not one expression", _MEND, end)
+    return select.expressions[0]
+
+
+_MEND = "write it as in SQL, names that are keywords in backticks"
+
+
+def _place_of(error: SqlglotError) -> tuple[int, str]:
+    """Where in the expression sqlglot stopped, and why."""
+    details = getattr(error, "errors", None)
+    if not details:
+        return 0, "this can't be read"
+    before = str(details[0].get("start_context") or "")
+    why = str(details[0].get("description") or "this can't be read").rstrip(".")
+    at = len(before) - len(_PREFIX) if len(before) < 100 else 0
+    return at, f"this is not an expression ({why[:80]})"

@@ -1,0 +1,229 @@
+"""Models of a SQL file, and the settings that a use of one comes to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from beam_llm.config import Settings, settings_from_options
+from beam_llm.errors import UsageError
+from beam_llm.fronts.sql.options import Spelled, spelled
+from beam_llm.fronts.sql.places import SourceText, SqlError
+from beam_llm.fronts.sql.syntax import Call, ColumnDefinition, CreateModel, Option
+from beam_llm.fronts.sql.tables import Permissions
+from beam_llm.fronts.sql.types import DOUBLE, STRING, SqlType, object_schema
+
+Columns = tuple[tuple[str, SqlType], ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model.
+
+    Attributes:
+      inputs: its INPUT; None where it has none and takes any.
+      outputs: its OUTPUT without metadata columns; `value STRING` where it has none.
+      metadata: its OUTPUT's metadata columns, with their keys.
+      options: as given, for SHOW CREATE MODEL.
+      spelled: the same by our keys.
+    """
+
+    name: str
+    temporary: bool
+    inputs: Columns | None
+    outputs: Columns
+    metadata: tuple[tuple[str, SqlType, str], ...]
+    declared: tuple[ColumnDefinition, ...] | None
+    comment: str | None
+    options: tuple[Option, ...]
+    spelled: Spelled
+    start: int
+
+    def altered(self, source: SourceText, options: tuple[Option, ...]) -> Model:
+        """The same with other options."""
+        return replace(self, options=options, spelled=spelled(source, options, "a model"))
+
+
+def model_of(source: SourceText, created: CreateModel) -> Model:
+    """The model that a CREATE MODEL makes.
+
+    Raises:
+      SqlError: an option that isn't known or can't be.
+    """
+    for column in (*(created.inputs or ()), *(created.outputs or ())):
+        if column.name in ("value", "error") and column in (created.outputs or ()):
+            _check_reserved(source, created, column)
+    plain = tuple(column for column in created.outputs or () if column.metadata is None)
+    if created.outputs is not None and not plain:
+        source.fail(
+            created.outputs[0].start, "OUTPUT has metadata only", "add a column for the answer"
+        )
+    metadata = tuple(
+        (column.name, column.type, column.metadata)
+        for column in created.outputs or ()
+        if column.metadata is not None
+    )
+    inputs = created.inputs
+    return Model(
+        created.name,
+        created.temporary,
+        None if inputs is None else tuple((column.name, column.type) for column in inputs),
+        tuple((column.name, column.type) for column in plain) or (("value", STRING),),
+        metadata,
+        created.outputs,
+        created.comment,
+        created.options,
+        spelled(source, created.options, "a model"),
+        created.start,
+    )
+
+
+def _check_reserved(source: SourceText, created: CreateModel, column: ColumnDefinition) -> None:
+    plain = [one for one in created.outputs or () if one.metadata is None]
+    if column.metadata is None and column.name == "value" and len(plain) > 1:
+        source.fail(
+            column.start,
+            "'value' is the whole answer of a model with several OUTPUT columns",
+            "give this column another name",
+        )
+    if column.metadata is None and column.name == "error":
+        source.fail(
+            column.start,
+            "'error' is the reason of a row without an answer",
+            "give this column another name, or write METADATA FROM 'error-string' after its type",
+        )
+
+
+def output_of(model: Model, call: Call | None) -> tuple[Columns, Any]:
+    """The columns of an answer, and what the model is asked for."""
+    if call is not None and call.function == "AI_CLASSIFY":
+        labels = {"type": "string", "enum": list(call.labels)}
+        schema = object_schema((("category", STRING), ("confidence", DOUBLE)))
+        schema["properties"]["category"] = labels
+        schema["properties"]["confidence"] = {"type": "number", "minimum": 0, "maximum": 1}
+        return (("category", STRING), ("confidence", DOUBLE)), schema
+    if len(model.outputs) == 1:
+        return model.outputs, model.outputs[0][1].answer
+    return model.outputs, object_schema(model.outputs)
+
+
+def settings_of(
+    source: SourceText,
+    model: Model,
+    defaults: Mapping[str, str],
+    permissions: Permissions,
+    call: Call | None = None,
+    inputs: tuple[str, ...] = ("input",),
+) -> tuple[Settings, tuple[str, ...]]:
+    """The settings of a use, checked, and what is to be said about them.
+
+    Args:
+      defaults: what SET has said, by our keys.
+      call: the use; None for the model alone.
+      inputs: names of what is asked about.
+
+    Raises:
+      SqlError: at the place of the option that is wrong.
+    """
+    config = spelled(source, call.config if call else (), "a call")
+    given = {**defaults, **model.spelled.values}
+    places = {**model.spelled.places, **config.places}
+    together = {**given, **config.values}
+    _check_references(source, together, places, permissions)
+    values: dict[str, Any] = {}
+    prompt = _prompt(together.get("prompt"), inputs, call)
+    if prompt is not None:
+        values["prompt"] = prompt
+    if "output" not in together:
+        values["output"] = output_of(model, call)[1]
+    elif len(model.outputs) > 1 or (call and call.function == "AI_CLASSIFY"):
+        source.fail(places["output"].start, "'output' is said by OUTPUT", "take it out")
+    try:
+        settings = settings_from_options(
+            given, config.values, allow_code=permissions.code, **values
+        )
+    except UsageError as error:
+        start = call.start if call else model.start
+        raise source.located(_start_of(str(error), places, start), error) from None
+    return settings, (*model.spelled.notices, *config.notices)
+
+
+def _start_of(message: str, places: Mapping[str, Option], start: int) -> int:
+    """Where the option stands that an error begins with."""
+    name = re.match(r"\w+", message)
+    for key, option in places.items():
+        if name and key.replace(".", "_") == name[0]:
+            return option.value_start
+    return start
+
+
+def _check_references(
+    source: SourceText,
+    given: Mapping[str, str],
+    places: Mapping[str, Option],
+    permissions: Permissions,
+) -> None:
+    """Keys are references; what they refer to is put in nowhere."""
+    for key in ("base.url", "staging.location", "provider", "model"):
+        if "${" in given.get(key, ""):
+            source.fail(
+                places[key].value_start if key in places else 0,
+                f"{key!r} holds a reference, which only 'api.key' can",
+                "write the value itself",
+            )
+    if given.get("api.key", "").startswith("file:") and not permissions.key_files:
+        at = places["api.key"].value_start if "api.key" in places else 0
+        raise SqlError(
+            f"{source.place(at)}: 'api.key' names a file, which a SQL file can't by itself: "
+            "write '${NAME}' or 'env:NAME', or allow it on the command line: --allow-key-files"
+        )
+
+
+_SAFE_NAME = re.compile(
+    r"(?!(?:in|not|and|or|is|if|else|true|false|none|self|element)\Z)[A-Za-z]\w*"
+)
+
+
+def _variable(name: str) -> str:
+    """The template's expression for an input."""
+    if _SAFE_NAME.fullmatch(name) and name not in ("True", "False", "None"):
+        return "{{ " + name + " }}"
+    escaped = name.replace("\\", "\\\\").replace('"', '\\"')
+    return '{{ element["' + escaped + '"] }}'
+
+
+def _prompt(given: str | None, inputs: tuple[str, ...], call: Call | None) -> str | None:
+    """The prompt where none is given: the input itself, of several all as one JSON object; None
+    where there is nothing to add.
+    """
+    own = given if given is not None else _variable(inputs[0]) if len(inputs) == 1 else None
+    if call is not None and call.function == "AI_CLASSIFY" and given is None:
+        labels = ", ".join(call.labels)
+        asked = f"Classify this into one of: {labels}. Confidence is from 0 to 1."
+        return f"{_literal(asked)}\n\n{own}"
+    if call is not None and call.function == "AI_COMPLETE" and call.prompt is not None:
+        prompt = _literal_text(call.prompt.tree)
+        if prompt is None:
+            return f"{_variable('prompt')}\n\n{_variable(inputs[0])}"
+        return f"{_literal(prompt)}\n\n{_variable(inputs[0])}"
+    return None if given is not None else own
+
+
+def _literal_text(tree: Any) -> str | None:
+    return str(tree.this) if type(tree).__name__ == "Literal" and tree.is_string else None
+
+
+def is_literal_prompt(call: Call) -> bool:
+    """Whether AI_COMPLETE's prompt is the same for every row."""
+    return call.prompt is not None and _literal_text(call.prompt.tree) is not None
+
+
+def _literal(text: str) -> str:
+    """A text as a template that gives it."""
+    if not re.search(r"\{[{%#]", text) and not text.endswith("{"):
+        return text
+    return "".join(
+        '{{ "' + part + '" }}' if part == "{" else part for part in re.split(r"(\{)", text)
+    )

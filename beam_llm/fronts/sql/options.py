@@ -1,0 +1,214 @@
+"""Options as SQL gives them: `WITH ('k' = 'v')`, `MAP['k', 'v']`, and other engines' spellings.
+
+What another engine's option means here is in one table; what means nothing here is taken with a
+notice. Source: Flink 2.1 and Flink CDC documentation, Confluent Cloud SQL reference, read 2026-11.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from beam_llm.config import OPTIONS, key_of
+from beam_llm.fronts.sql.places import SourceText, nearest
+from beam_llm.fronts.sql.syntax import Option
+from beam_llm.fronts.sql.tokens import Cursor
+
+
+def parse_with(cursor: Cursor, after: str) -> list[Option]:
+    """`('k' = 'v', …)`, each key once."""
+    cursor.need_op("(", f"after {after}")
+    options: list[Option] = []
+    while not cursor.is_op(")"):
+        key = cursor.need_string("an option's name")
+        cursor.need_op("=", "after an option's name")
+        options.append(_option(cursor, key.value, key.start, options))
+        if not cursor.take_op(","):
+            break
+    cursor.need_op(")", "at the end of the options")
+    return options
+
+
+def is_map(cursor: Cursor) -> bool:
+    return cursor.now.word == "MAP" and cursor.ahead().value in ("[", "(")
+
+
+def parse_map(cursor: Cursor) -> list[Option]:
+    """`MAP['k', 'v', …]`, each key once."""
+    cursor.take()
+    if cursor.is_op("("):
+        cursor.fail("MAP has its pairs in brackets", "write MAP['batch.size', '50']")
+    cursor.take()
+    options: list[Option] = []
+    while not cursor.is_op("]"):
+        key = cursor.need_string("an option's name")
+        cursor.need_op(",", "between an option and its value")
+        options.append(_option(cursor, key.value, key.start, options))
+        if not cursor.take_op(","):
+            break
+    cursor.need_op("]", "at the end of MAP")
+    return options
+
+
+def _option(cursor: Cursor, key: str, start: int, before: list[Option]) -> Option:
+    if any(key == other.key for other in before):
+        cursor.source.fail(start, f"the option {key!r} stands here twice", "take one of them out")
+    token = cursor.now
+    if token.kind == "number" or token.word in ("TRUE", "FALSE"):
+        cursor.take()
+        return Option(key, token.value, start, token.start)
+    return Option(
+        key,
+        cursor.need_string("an option's value").value,
+        start,
+        cursor.tokens[cursor.at - 1].start,
+    )
+
+
+class Spelled(NamedTuple):
+    """Options by our keys, with their places, and what was left out with the reason."""
+
+    values: dict[str, str]
+    places: dict[str, Option]
+    notices: tuple[str, ...]
+
+
+_OURS = {name.replace("_", ""): key_of(name) for name in OPTIONS}
+_ALIASES = {
+    "modelname": "model",
+    "maxtokens": "max.output.tokens",
+    "retrynum": "max.retries",
+    "retrycount": "max.retries",
+    "maxconcurrentoperations": "max.concurrency",
+    "maxparallelism": "max.concurrency",
+}
+_PROVIDERS = {"openai-compat": "openai", "openai-compatible": "openai", "bailian": "openai"}
+_MEANINGLESS = {
+    "async": "calls are always made side by side",
+    "asyncenabled": "calls are always made side by side",
+    "outputmode": "each answer comes back with its own row",
+    "task": "what a model does is said by its prompt and OUTPUT",
+    "retryfallbackstrategy": "an error stands in the row",
+    "contextoverflowaction": "a record that is too large is an error in its row",
+    "maxcontextsize": "a model's window is known, or 'context.window'",
+    "n": "one answer is asked for",
+    "stop": "give it in 'extra.body'",
+    "presencepenalty": "give it in 'extra.body'",
+    "topp": "give it in 'extra.body'",
+}
+_NEVER = {
+    "output.field": "an answer's column is named by AS",
+    "outputfield": "an answer's column is named by AS",
+}
+
+
+def spelled(source: SourceText, options: Iterable[Option], where: str) -> Spelled:
+    """The options by our keys.
+
+    Args:
+      where: `a model`, `a call`: for messages.
+
+    Raises:
+      SqlError: an unknown key names the nearest; a key that is given in two spellings.
+    """
+    values: dict[str, str] = {}
+    places: dict[str, Option] = {}
+    notices: list[str] = []
+    for option in options:
+        folded = re.sub(r"[._-]", "", option.key.strip()).lower()
+        if folded in _NEVER:
+            source.fail(option.start, f"{option.key!r} is no option of {where}", _NEVER[folded])
+        if folded in _MEANINGLESS and folded not in _OURS:
+            notices.append(
+                f"{source.place(option.start)}: {option.key!r} means nothing here: "
+                f"{_MEANINGLESS[folded]}"
+            )
+            continue
+        for key, value in _translated(source, option, folded, notices).items():
+            if key in values:
+                source.fail(
+                    option.start, f"the option {key!r} is given twice here", "take one of them out"
+                )
+            values[key] = value
+            places[key] = option
+    return Spelled(values, places, tuple(notices))
+
+
+def _translated(
+    source: SourceText, option: Option, folded: str, notices: list[str]
+) -> Mapping[str, str]:
+    """One option under our key; of other engines' with a meaning of its own, that."""
+    special = _SPECIAL.get(folded)
+    if special is not None:
+        return special(source, option, notices)
+    key = "provider" if folded == "provider" else _ALIASES.get(folded) or _OURS.get(folded)
+    if key is None:
+        known = [*map(key_of, OPTIONS), "provider"]
+        source.fail(
+            option.start, f"unknown option {option.key!r}", nearest(option.key, known, "options")
+        )
+    value = option.value
+    if key == "provider":
+        value = _PROVIDERS.get(value.lower(), value)
+    elif key == "max.retries" and folded != "maxretries" and value.isdecimal() and int(value) > 20:
+        notices.append(
+            f"{source.place(option.start)}: {option.key!r} is {value}: 20 tries are made at most"
+        )
+        value = "20"
+    return {key: value}
+
+
+def _endpoint(source: SourceText, option: Option, notices: list[str]) -> Mapping[str, str]:
+    """Flink's `endpoint` is a full address; a base URL is what stands before the route."""
+    return {"base.url": re.sub(r"/(chat/completions|embeddings)/?$", "", option.value)}
+
+
+def _timeout(source: SourceText, option: Option, notices: list[str]) -> Mapping[str, str]:
+    found = re.fullmatch(r"\s*(\d{1,9})\s*(ms|s|sec|seconds?|m|min|minutes?)?\s*", option.value)
+    if found is None:
+        source.fail(option.value_start, f"{option.key!r} is not a time", "write '60 s'")
+    usual = "s" if "client" in option.key.lower() else "ms"
+    unit = (found[2] or usual)[0:2]
+    factor = 1 if unit == "ms" else 1_000 if unit.startswith("s") else 60_000
+    return {"request.timeout.ms": str(int(found[1]) * factor)}
+
+
+def _response_format(source: SourceText, option: Option, notices: list[str]) -> Mapping[str, str]:
+    """Flink's `text` and `json_object` ask the server for a form; here a model's OUTPUT does."""
+    if option.value in ("text", "json_object", "json_schema"):
+        notices.append(
+            f"{source.place(option.start)}: {option.key!r}={option.value!r} means nothing here: "
+            "the form of a reply follows from OUTPUT"
+        )
+        return {}
+    return {"response.format": option.value}
+
+
+def _strategy(source: SourceText, option: Option, notices: list[str]) -> Mapping[str, str]:
+    known = {"RETRY": "raise", "FAILOVER": "raise", "IGNORE": "record"}
+    if option.value.upper() not in known:
+        source.fail(
+            option.value_start,
+            f"{option.key!r} is {option.value!r}",
+            nearest(option.value.upper(), known, "strategies"),
+        )
+    return {"on.abort": known[option.value.upper()]}
+
+
+def _dimension(source: SourceText, option: Option, notices: list[str]) -> Mapping[str, str]:
+    source.fail(
+        option.start,
+        f"{option.key!r} is for embeddings, which SQL doesn't run yet",
+        "take it out",
+    )
+
+
+_SPECIAL = {
+    "endpoint": _endpoint,
+    "timeout": _timeout,
+    "clienttimeout": _timeout,
+    "responseformat": _response_format,
+    "errorhandlingstrategy": _strategy,
+    "dimension": _dimension,
+}

@@ -1,0 +1,323 @@
+"""A SQL file, read from its first statement to its last: what it prints, and what it runs.
+
+All of it is checked before any of it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from beam_llm.errors import printable
+from beam_llm.fronts.sql.models import Model, model_of, settings_of
+from beam_llm.fronts.sql.options import spelled
+from beam_llm.fronts.sql.places import SourceText, nearest
+from beam_llm.fronts.sql.plan import Plan
+from beam_llm.fronts.sql.planner import Known, Planner, View
+from beam_llm.fronts.sql.statements import parse_statements
+from beam_llm.fronts.sql.syntax import (
+    AlterModel,
+    CreateModel,
+    CreateTable,
+    CreateView,
+    Drop,
+    Insert,
+    Option,
+    Select,
+    SetOption,
+    Show,
+    Statement,
+    StatementSet,
+)
+from beam_llm.fronts.sql.tables import Permissions, Table, table_of
+
+
+class Printed(NamedTuple):
+    """A table that a SHOW or DESCRIBE prints; a text alone where there is no header."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+class Job(NamedTuple):
+    """Plans that run in one pipeline: one, or those of a STATEMENT SET."""
+
+    plans: tuple[Plan, ...]
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a file comes to, in its order, and what is to be said before."""
+
+    steps: tuple[Printed | Job, ...]
+    notices: tuple[str, ...]
+
+
+class Target(NamedTuple):
+    """Where an INSERT's rows go, for the planner."""
+
+    target: Table
+    columns: tuple[tuple[str, int], ...]
+    start: int
+    query_start: int
+
+
+def read_script(text: str, name: str, permissions: Permissions = Permissions()) -> Script:  # noqa: B008
+    """The file's statements, checked and planned.
+
+    Args:
+      name: of the file, for messages.
+      permissions: what the command line allows it to name.
+
+    Raises:
+      SqlError: the first thing that is wrong, with file, line and column.
+    """
+    source = SourceText(text, name)
+    known = Known(source, permissions)
+    steps: list[Printed | Job] = []
+    try:
+        statements = parse_statements(source)
+        ends = [statement.start for statement in statements[1:]] + [len(text)]
+        for statement, end in zip(statements, ends, strict=True):
+            step = _run(known, statement, end)
+            if step is not None:
+                steps.append(step)
+    except RecursionError:
+        source.fail(0, "something in this file is nested too deeply", "write it simpler")
+    return Script(tuple(steps), tuple(dict.fromkeys(known.notices)))
+
+
+def _run(known: Known, statement: Statement, end: int) -> Printed | Job | None:
+    if isinstance(statement, Insert):
+        return Job((_planned(known, statement, end),))
+    if isinstance(statement, StatementSet):
+        return Job(tuple(_planned(known, insert, end) for insert in statement.inserts))
+    if isinstance(statement, Select):
+        return Job((Planner(known).plan(statement.query, statement.start, end),))
+    if isinstance(statement, Show):
+        return _show(known, statement)
+    _DEFINITIONS[type(statement)](known, statement)
+    return None
+
+
+def _planned(known: Known, insert: Insert, end: int) -> Plan:
+    table = known.tables.get(insert.table)
+    if table is None:
+        why = f"unknown table {insert.table!r}"
+        if insert.table in known.views:
+            why = f"{insert.table!r} is a view, which can't be written"
+        known.source.fail(
+            insert.table_start,
+            why,
+            nearest(insert.table, known.tables, "tables"),
+            insert.table_start + len(insert.table),
+        )
+    if table.connector == "filesystem" and any(magic in table.path for magic in "*?["):
+        known.source.fail(
+            insert.table_start,
+            f"the path of {table.name!r} is a pattern, into which nothing can be written",
+            "name a file, or a folder: 'path' = 'out/'",
+        )
+    target = Target(table, insert.columns, insert.start, insert.query.start)
+    return Planner(known).plan(insert.query, insert.start, end, target)
+
+
+# Definitions
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _refuse_taken(known: Known, kind: str, name: str, start: int) -> None:
+    for other, names in (("model", known.models), ("table", known.tables), ("view", known.views)):
+        if name in names and (other == "model") == (kind == "model"):
+            known.source.fail(
+                start,
+                f"the {other} {name!r} exists already",
+                f"take another name, or write DROP {other.upper()} {name} before it",
+            )
+
+
+def _create_model(known: Known, statement: CreateModel) -> None:
+    if statement.if_not_exists and statement.name in known.models:
+        return
+    _refuse_taken(known, "model", statement.name, statement.start)
+    _define(known, model_of(known.source, statement))
+
+
+def _define(known: Known, model: Model) -> None:
+    _, notices = settings_of(known.source, model, known.defaults, known.permissions)
+    known.notices += notices
+    known.models[model.name] = model
+
+
+def _create_table(known: Known, statement: CreateTable) -> None:
+    if statement.if_not_exists and statement.name in known.tables:
+        return
+    _refuse_taken(known, "table", statement.name, statement.start)
+    known.tables[statement.name] = table_of(
+        known.source, statement, known.permissions, known.notices
+    )
+
+
+def _create_view(known: Known, statement: CreateView) -> None:
+    if statement.if_not_exists and statement.name in known.views:
+        return
+    _refuse_taken(known, "view", statement.name, statement.start)
+    columns = Planner(known).query(statement.query)
+    if statement.columns and len(statement.columns) != len(columns):
+        known.source.fail(
+            statement.start,
+            f"{len(statement.columns)} names are given to {len(columns)} columns",
+            f"give {len(columns)}",
+        )
+    known.views[statement.name] = View(
+        statement.name, statement.columns, statement.query, statement.start
+    )
+
+
+def _drop(known: Known, statement: Drop) -> None:
+    names: dict[str, Any] = _of_kind(known, statement.what)
+    if statement.name in names:
+        del names[statement.name]
+    elif not statement.if_exists:
+        _refuse_unknown(known, statement.what, statement.name, statement.name_start)
+
+
+def _of_kind(known: Known, kind: str) -> dict[str, Any]:
+    kinds: dict[str, dict[str, Any]] = {
+        "MODEL": known.models,
+        "TABLE": known.tables,
+        "VIEW": known.views,
+    }
+    return kinds[kind]
+
+
+def _refuse_unknown(known: Known, kind: str, name: str, start: int) -> Any:
+    noun = kind.lower()
+    known.source.fail(
+        start,
+        f"unknown {noun} {name!r}",
+        nearest(name, _of_kind(known, kind), f"{noun}s"),
+        start + len(name),
+    )
+
+
+def _alter(known: Known, statement: AlterModel) -> None:
+    model = known.models.get(statement.name)
+    if model is None:
+        if not statement.if_exists:
+            _refuse_unknown(known, "MODEL", statement.name, statement.name_start)
+        return
+    if statement.new_name is not None:
+        _refuse_taken(known, "model", statement.new_name, statement.start)
+        del known.models[model.name]
+        known.models[statement.new_name] = replace(model, name=statement.new_name)
+        return
+    reset = _same_options(known, [Option(key, "", at, at) for key, at in statement.reset])
+    changed = _same_options(known, statement.options)
+    kept = [
+        option for option in model.options if not _same_options(known, [option]) & (changed | reset)
+    ]
+    _define(known, model.altered(known.source, (*kept, *statement.options)))
+
+
+def _same_options(known: Known, options: Sequence[Option]) -> set[str]:
+    """Our keys of options, whatever they are spelled like."""
+    readable = [option._replace(value=option.value or "1") for option in options]
+    return set(spelled(known.source, readable, "a model").values)
+
+
+def _set(known: Known, statement: SetOption) -> None:
+    if statement.option is None:
+        known.defaults.clear()
+        return
+    key = statement.option.key
+    if key.startswith(_FLINKS):
+        known.notices.append(
+            f"{known.source.place(statement.start)}: {key!r} means nothing here: it is Flink's; "
+            "options of Beam stand after -- on the command line"
+        )
+        return
+    option = spelled(known.source, [statement.option], "SET")
+    known.defaults.update(option.values)
+    known.notices += option.notices
+
+
+_FLINKS = (
+    "sql-client.", "execution.", "table.", "pipeline.", "parallelism.", "state.", "taskmanager.",
+    "jobmanager.", "rest.", "restart-strategy", "high-availability", "python.",
+)  # fmt: skip
+
+_DEFINITIONS: dict[type, Any] = {
+    CreateModel: _create_model,
+    CreateTable: _create_table,
+    CreateView: _create_view,
+    Drop: _drop,
+    AlterModel: _alter,
+    SetOption: _set,
+}
+
+
+# SHOW and DESCRIBE
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _show(known: Known, statement: Show) -> Printed:
+    if statement.what in ("MODELS", "TABLES", "VIEWS"):
+        names = dict(_of_kind(known, statement.what[:-1]))
+        if statement.what == "TABLES":
+            names |= known.views
+        noun = statement.what[:-1].lower()
+        return Printed((f"{noun} name",), tuple((name,) for name in sorted(names)))
+    found = _of_kind(known, statement.kind).get(statement.name)
+    if found is None and statement.kind == "TABLE" and statement.name in known.views:
+        found = known.views[statement.name]
+    if found is None:
+        _refuse_unknown(known, statement.kind, statement.name, statement.name_start)
+    if statement.what == "CREATE":
+        return Printed((), ((_created(known, found),),))
+    return _described(known, found)
+
+
+def _described(known: Known, found: Any) -> Printed:
+    if isinstance(found, Model):
+        rows = [(name, str(kind), "input") for name, kind in found.inputs or ()]
+        rows += [(name, str(kind), "output") for name, kind in found.outputs]
+        rows += [(name, str(kind), "output (metadata)") for name, kind, _ in found.metadata]
+        return Printed(("name", "type", "use"), tuple(rows))
+    if isinstance(found, Table):
+        return Printed(("name", "type"), tuple((name, str(kind)) for name, kind in found.columns))
+    columns = Planner(known).query(found.query)
+    names = found.columns or [column.name for column in columns]
+    return Printed(
+        ("name", "type"),
+        tuple((name, str(column.value.type)) for name, column in zip(names, columns, strict=True)),
+    )
+
+
+def _created(known: Known, found: Any) -> str:
+    """The statement that makes it again. A key is a reference, and so it stands here."""
+    if isinstance(found, View):
+        return f"-- a view, created at {known.source.place(found.start)}"
+    head = f"CREATE {'TEMPORARY ' if getattr(found, 'temporary', False) else ''}"
+    if isinstance(found, Model):
+        head += f"MODEL `{found.name}`"
+        if found.inputs is not None:
+            head += f"\nINPUT ({_columns(found.inputs)})"
+        if found.declared is not None:
+            metadata = "".join(
+                f", `{name}` {kind} METADATA FROM '{key}' VIRTUAL"
+                for name, kind, key in found.metadata
+            )
+            head += f"\nOUTPUT ({_columns(found.outputs)}{metadata})"
+    else:
+        head += f"TABLE `{found.name}` ({_columns(found.columns)})"
+    options = ",\n  ".join(
+        "'{}' = '{}'".format(*(part.replace("'", "''") for part in option[:2]))
+        for option in found.options
+    )
+    return "\n".join(map(printable, f"{head}\nWITH (\n  {options}\n);".split("\n")))
+
+
+def _columns(columns: Any) -> str:
+    return ", ".join(f"`{name}` {kind}" for name, kind in columns)

@@ -1,0 +1,293 @@
+"""SELECT: its clauses and the calls of models by a parser of ours, each expression by sqlglot."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from beam_llm.fronts.sql.calls import parse_call
+from beam_llm.fronts.sql.functions import CALLS
+from beam_llm.fronts.sql.grammar import parse_expression
+from beam_llm.fronts.sql.syntax import Call, Expression, Item, Lateral, Query, Source
+from beam_llm.fronts.sql.tokens import Cursor, Token
+
+MOST_DEPTH = 20
+"""Queries inside queries."""
+
+_STREAMED = "rows are handled one by one, as they come"
+_REFUSED: dict[str, tuple[str, str]] = {
+    "GROUP": (
+        "GROUP BY is not run here",
+        "insert the rows into a table, and aggregate that with a database, such as DuckDB",
+    ),
+    "HAVING": ("HAVING is not run here", "it belongs to GROUP BY: filter with WHERE"),
+    "ORDER": (
+        "ORDER BY is not run here",
+        (
+            f"take it out ({_STREAMED}; files keep the order of their input) and sort the table "
+            "that is written"
+        ),
+    ),
+    "WINDOW": ("window functions are not run here", "take them out: " + _STREAMED),
+    "QUALIFY": ("QUALIFY is not run here", "it belongs to window functions: filter with WHERE"),
+    "UNION": ("UNION is not run here", "write one INSERT INTO the same table for each SELECT"),
+    "INTERSECT": ("INTERSECT is not run here", "join the tables before, with a database"),
+    "EXCEPT": ("EXCEPT is not run here", "join the tables before, with a database"),
+    "MINUS": ("MINUS is not run here", "join the tables before, with a database"),
+    "OFFSET": ("OFFSET is not run here", "filter with WHERE"),
+    "FETCH": ("FETCH is not run here", "write LIMIT"),
+    "MATCH_RECOGNIZE": ("MATCH_RECOGNIZE is not run here", "take it out: " + _STREAMED),
+    "TABLESAMPLE": ("TABLESAMPLE is not run here", "filter with WHERE, or write LIMIT"),
+    "FOR": ("a temporal join is not run here", "join the tables before, with a database"),
+}
+_JOIN_WORDS = ("JOIN", "INNER", "LEFT", "RIGHT", "FULL", "CROSS", "NATURAL")
+_JOIN = (
+    "a join is not run here",
+    (
+        "join the tables before, with a database or in Beam, and read what comes out; a model's "
+        "answer to each row is FROM t, LATERAL TABLE(ML_PREDICT('m', column)) AS r"
+    ),
+)
+_CROSS = (
+    "this is a cross join of a table with all answers to it",
+    (
+        "write FROM ML_PREDICT(TABLE t, MODEL m, DESCRIPTOR(column)), or "
+        "FROM t, LATERAL TABLE(ML_PREDICT('m', column)) AS r"
+    ),
+)
+_ENDS = {"WHERE", "LIMIT", "END", *_REFUSED, *_JOIN_WORDS}
+
+
+def parse_query(cursor: Cursor, depth: int = 0) -> Query:
+    """The SELECT or VALUES that stands here, in parentheses or not.
+
+    Raises:
+      SqlError: it is neither, or has a clause that isn't run here.
+    """
+    if depth > MOST_DEPTH:
+        cursor.fail("queries are nested too deeply here", "make views of them")
+    if cursor.take_op("("):
+        query = parse_query(cursor, depth + 1)
+        cursor.need_op(")", "after the query")
+    elif cursor.now.word == "VALUES":
+        query = _values(cursor)
+    elif cursor.now.word == "WITH":
+        cursor.fail("WITH is not run here", "write CREATE TEMPORARY VIEW name AS SELECT …")
+    else:
+        query = _select(cursor, depth)
+    _refuse_clauses(cursor)
+    return query
+
+
+def _select(cursor: Cursor, depth: int) -> Query:
+    start = cursor.now.start
+    if not cursor.take_words("SELECT"):
+        cursor.fail("a query is missing here", "write SELECT … FROM …, or VALUES (…)")
+    if cursor.now.word == "DISTINCT":
+        cursor.fail(
+            "SELECT DISTINCT is not run here",
+            "take DISTINCT out: equal records are asked once, and each gets the answer",
+        )
+    cursor.take_words("ALL")
+    items = [_item(cursor)]
+    while cursor.take_op(","):
+        items.append(_item(cursor))
+    source = _from(cursor, depth) if cursor.take_words("FROM") else None
+    where = parse_expression(cursor) if cursor.take_words("WHERE") else None
+    _refuse_clauses(cursor)
+    limit_start = cursor.now.start
+    limit = _limit(cursor) if cursor.take_words("LIMIT") else None
+    return Query(start, tuple(items), source, where, limit, limit_start)
+
+
+def _limit(cursor: Cursor) -> int:
+    if cursor.now.kind != "number" or not cursor.now.value.isdecimal():
+        cursor.fail("LIMIT needs a whole number", "write LIMIT 10")
+    return int(cursor.take().value[:18])
+
+
+def _item(cursor: Cursor) -> Item:
+    start = cursor.now.start
+    if cursor.is_op("*"):
+        return Item(start, cursor.take().end)
+    is_name = cursor.now.kind in ("name", "quoted")
+    if is_name and cursor.ahead().value == "." and cursor.ahead(2).value == "*":
+        qualifier = cursor.take().value
+        cursor.take()
+        return Item(start, cursor.take().end, star_of=qualifier)
+    expression = parse_expression(cursor)
+    tree = expression.tree
+    alias = tree.alias if type(tree).__name__ == "Alias" else None
+    if alias is not None:
+        expression = Expression(
+            tree.this, expression.start, expression.end, expression.calls, expression.offset
+        )
+    return Item(start, expression.end, expression, alias or None)
+
+
+def _values(cursor: Cursor) -> Query:
+    start = cursor.take().start
+    rows = [_values_row(cursor)]
+    while cursor.take_op(","):
+        row = cursor.now.start
+        rows.append(_values_row(cursor))
+        if len(rows[-1]) != len(rows[0]):
+            cursor.source.fail(
+                row, "this row of VALUES has another number of values", f"give {len(rows[0])}"
+            )
+    return Query(start, rows=tuple(rows))
+
+
+def _values_row(cursor: Cursor) -> tuple[Expression, ...]:
+    if cursor.take_words("ROW") or cursor.is_op("("):
+        cursor.need_op("(", "at the begin of a row of VALUES")
+        row = [_value(cursor)]
+        while cursor.take_op(","):
+            row.append(_value(cursor))
+        cursor.need_op(")", "at the end of a row of VALUES")
+        return tuple(row)
+    return (_value(cursor),)
+
+
+def _value(cursor: Cursor) -> Expression:
+    expression = parse_expression(cursor)
+    for call in expression.calls.values():
+        cursor.source.fail(
+            call.start,
+            "a model is not called inside of VALUES",
+            "write SELECT … FROM (VALUES …) AS t(column)",
+        )
+    return expression
+
+
+# FROM
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _from(cursor: Cursor, depth: int) -> Source:
+    source = _source(cursor, depth)
+    laterals: list[Lateral] = []
+    while True:
+        start = cursor.now.start
+        if cursor.take_op(","):
+            laterals.append(_lateral(cursor, start, depth))
+        elif cursor.now.word in _JOIN_WORDS:
+            laterals.append(_lateral_join(cursor, start, depth))
+        else:
+            break
+    values = {**vars(source), "laterals": tuple(laterals)}
+    return Source(**values)
+
+
+def _source(cursor: Cursor, depth: int) -> Source:
+    start = cursor.now.start
+    if cursor.is_op("("):
+        query = parse_query(cursor, depth + 1)
+        alias, columns = _alias(cursor)
+        return Source(start, alias, columns, query=query)
+    if cursor.now.word == "LATERAL":
+        cursor.fail("LATERAL needs a table before it", "write FROM t, LATERAL TABLE(…) AS r")
+    if call := _table_call(cursor, depth):
+        if call.table is None and call.query is None:
+            cursor.source.fail(
+                call.start,
+                f"{call.function} over columns needs a table before it",
+                "write FROM t, LATERAL TABLE(ML_PREDICT('m', column)) AS r",
+                call.end,
+            )
+        alias, columns = _alias(cursor)
+        return Source(start, alias, columns, call=call)
+    name = parse_name(cursor, "the table's name")
+    alias, columns = _alias(cursor)
+    return Source(start, alias, columns, table=name)
+
+
+def _table_call(cursor: Cursor, depth: int) -> Call | None:
+    """`TABLE(ML_PREDICT(…))` or `ML_PREDICT(…)`; None where neither stands here."""
+    wrapped = cursor.now.word == "TABLE" and cursor.ahead().value == "("
+    name = cursor.ahead(2) if wrapped else cursor.now
+    if name.word not in CALLS:
+        if not wrapped:
+            return None
+        cursor.source.fail(
+            name.start, "this table function is not known here", f"functions: {', '.join(CALLS)}"
+        )
+    if wrapped:
+        cursor.take(), cursor.take()
+    call = parse_call(cursor, lambda inner: parse_query(inner, depth + 1))
+    if wrapped:
+        cursor.need_op(")", "at the end of TABLE(…)")
+    return call
+
+
+def _lateral(cursor: Cursor, start: int, depth: int) -> Lateral:
+    if not cursor.take_words("LATERAL"):
+        is_call = cursor.now.word in CALLS or cursor.ahead(2).word in CALLS
+        cursor.source.fail(start, *(_CROSS if is_call else _JOIN))
+    call = _table_call(cursor, depth)
+    if call is None:
+        cursor.fail("LATERAL needs a call of a model", "write LATERAL TABLE(ML_PREDICT('m', c))")
+    if call.table is not None or call.query is not None:
+        cursor.source.fail(start, *_CROSS, call.end)
+    alias, columns = _alias(cursor)
+    return Lateral(call, alias, columns, call.start)
+
+
+def _lateral_join(cursor: Cursor, start: int, depth: int) -> Lateral:
+    """`CROSS JOIN LATERAL TABLE(…)`, `LEFT JOIN LATERAL TABLE(…) ON TRUE`: each row has one answer,
+    so all of them are the same.
+    """
+    at = cursor.at
+    cross = cursor.take_words("CROSS", "JOIN")
+    if not (
+        cross
+        or cursor.take_words("LEFT", "OUTER", "JOIN")
+        or cursor.take_words("LEFT", "JOIN")
+        or cursor.take_words("INNER", "JOIN")
+        or cursor.take_words("JOIN")
+    ):
+        _refuse_join(cursor, start)
+    if cursor.now.word != "LATERAL":
+        cursor.at = at
+        _refuse_join(cursor, start)
+    lateral = _lateral(cursor, start, depth)
+    if not cross:
+        cursor.need_words("ON", "TRUE", where="after a join with LATERAL")
+    return lateral
+
+
+def _refuse_join(cursor: Cursor, start: int) -> NoReturn:
+    cursor.source.fail(start, *_JOIN)
+
+
+def _alias(cursor: Cursor) -> tuple[str | None, tuple[str, ...]]:
+    """`AS r(a, b)`; the AS and the columns may be left out."""
+    given = cursor.take_words("AS")
+    if not given and (cursor.now.kind not in ("name", "quoted") or cursor.now.word in _ENDS):
+        return None, ()
+    alias = cursor.need_name("the alias").value
+    columns: list[str] = []
+    if cursor.take_op("("):
+        while True:
+            columns.append(cursor.need_name("a column's alias").value)
+            if not cursor.take_op(","):
+                break
+        cursor.need_op(")", "after the columns' aliases")
+    return alias, tuple(columns)
+
+
+def parse_name(cursor: Cursor, what: str) -> str:
+    """A name; `catalog.database.name` is its last part, for there is one catalog here."""
+    token = cursor.need_name(what)
+    while cursor.is_op(".") and cursor.ahead().kind in ("name", "quoted"):
+        cursor.take()
+        token = cursor.take()
+    return token.value
+
+
+def _refuse_clauses(cursor: Cursor) -> None:
+    token: Token = cursor.now
+    if token.word in _REFUSED and token.kind == "name":
+        why, instead = _REFUSED[token.word]
+        cursor.source.fail(token.start, why, instead)
+    if token.word in _JOIN_WORDS:
+        _refuse_join(cursor, token.start)

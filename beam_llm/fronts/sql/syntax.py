@@ -1,0 +1,207 @@
+"""What a SQL file says, as data: statements, queries and calls of models, each with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from beam_llm.fronts.sql.types import SqlType
+
+
+class Option(NamedTuple):
+    """`'batch.size' = '20'`, and where it stands."""
+
+    key: str
+    value: str
+    start: int
+    value_start: int
+
+
+class ColumnDefinition(NamedTuple):
+    """`text STRING`; `metadata` is the key of a METADATA column."""
+
+    name: str
+    type: SqlType
+    start: int
+    metadata: str | None = None
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A row-wise expression.
+
+    Attributes:
+      tree: sqlglot's; a call in it is a column named by its placeholder.
+      start, end: its place in the file.
+      calls: the calls in it by placeholder.
+      offset: of the tree's text in the file, for places of what is in it.
+    """
+
+    tree: Any
+    start: int
+    end: int
+    calls: Mapping[str, Call]
+    offset: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a model.
+
+    Attributes:
+      function: `ML_PREDICT`, `AI_COMPLETE`, `AI_CLASSIFY` or `AI_EMBED`.
+      model: its name, or an expression that gives the name for each row.
+      arguments: what is asked about; of the table form none, whose columns are `descriptor`.
+      table, query: the table form's input: a table's name, or a query.
+      config: overrides of this use.
+      prompt: AI_COMPLETE's third argument.
+      labels: AI_CLASSIFY's.
+    """
+
+    function: str
+    model: str | Expression
+    start: int
+    end: int
+    model_start: int
+    arguments: tuple[Expression, ...] = ()
+    table: str | None = None
+    table_start: int = 0
+    query: Query | None = None
+    descriptor: tuple[tuple[str, int], ...] = ()
+    config: tuple[Option, ...] = ()
+    prompt: Expression | None = None
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Item:
+    """One of SELECT's items: an expression with its name, or `*`, `t.*`."""
+
+    start: int
+    end: int
+    expression: Expression | None = None
+    alias: str | None = None
+    star_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Lateral:
+    """`LATERAL TABLE(ML_PREDICT('m', c)) AS r(a, b)`."""
+
+    call: Call
+    alias: str | None
+    columns: tuple[str, ...]
+    start: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a SELECT reads: a table or view by its name, a query, VALUES, or the table form."""
+
+    start: int
+    alias: str | None = None
+    columns: tuple[str, ...] = ()
+    table: str | None = None
+    query: Query | None = None
+    call: Call | None = None
+    laterals: tuple[Lateral, ...] = ()
+
+
+@dataclass(frozen=True)
+class Query:
+    """A SELECT, or rows given by VALUES."""
+
+    start: int
+    items: tuple[Item, ...] = ()
+    source: Source | None = None
+    where: Expression | None = None
+    limit: int | None = None
+    limit_start: int = 0
+    rows: tuple[tuple[Expression, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Statement:
+    start: int
+
+
+@dataclass(frozen=True)
+class CreateModel(Statement):
+    name: str
+    temporary: bool
+    if_not_exists: bool
+    inputs: tuple[ColumnDefinition, ...] | None
+    outputs: tuple[ColumnDefinition, ...] | None
+    comment: str | None
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class CreateTable(Statement):
+    name: str
+    if_not_exists: bool
+    columns: tuple[ColumnDefinition, ...]
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class CreateView(Statement):
+    name: str
+    if_not_exists: bool
+    columns: tuple[str, ...]
+    query: Query
+
+
+@dataclass(frozen=True)
+class Drop(Statement):
+    """`what` is `MODEL`, `TABLE` or `VIEW`."""
+
+    what: str
+    name: str
+    name_start: int
+    if_exists: bool
+
+
+@dataclass(frozen=True)
+class Show(Statement):
+    """`what` is `MODELS`, `TABLES`, `VIEWS`, or `CREATE` and `DESCRIBE` of `name`."""
+
+    what: str
+    kind: str = ""
+    name: str = ""
+    name_start: int = 0
+
+
+@dataclass(frozen=True)
+class AlterModel(Statement):
+    name: str
+    name_start: int
+    if_exists: bool
+    options: tuple[Option, ...] = ()
+    reset: tuple[tuple[str, int], ...] = ()
+    new_name: str | None = None
+
+
+@dataclass(frozen=True)
+class SetOption(Statement):
+    option: Option | None
+    reset: str | None = None
+
+
+@dataclass(frozen=True)
+class Insert(Statement):
+    table: str
+    table_start: int
+    columns: tuple[tuple[str, int], ...]
+    query: Query
+
+
+@dataclass(frozen=True)
+class Select(Statement):
+    query: Query
+
+
+@dataclass(frozen=True)
+class StatementSet(Statement):
+    inserts: tuple[Insert, ...] = field(default=())

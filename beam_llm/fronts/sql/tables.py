@@ -1,0 +1,183 @@
+"""Tables of a SQL file: their columns and where their rows are."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from beam_llm.fronts.sql.places import SourceText, nearest
+from beam_llm.fronts.sql.syntax import CreateTable, Option
+from beam_llm.fronts.sql.types import SqlType
+
+CONNECTORS = ("filesystem", "print", "beam")
+FORMATS = {"json": "jsonl", "jsonl": "jsonl", "csv": "csv", "parquet": "parquet"}
+_OPTIONS = {
+    "filesystem": ("connector", "path", "format", "source.path.regex-pattern"),
+    "print": ("connector", "print-identifier", "standard-error"),
+    "beam": ("connector", "transform", "arguments", "elements"),
+}
+_TAKEN = re.compile(
+    r"(json|csv|parquet)\.[\w.-]+|sink\.[\w.-]+|source\.monitor-interval|scan\.[\w.-]+|auto-compaction"
+)
+_ELSEWHERE = {
+    "kafka": "ReadFromKafka",
+    "jdbc": "ReadFromJdbc",
+    "pubsub": "ReadFromPubSub",
+    "bigquery": "ReadFromBigQuery",
+    "upsert-kafka": "ReadFromKafka",
+    "iceberg": "a Managed transform",
+    "datagen": "Create",
+}
+
+
+class Permissions(NamedTuple):
+    """What the command line allows a file to name.
+
+    Attributes:
+      code: parsers, and Beam's sources and sinks, by their dotted names: to name code is to run it.
+      key_files: keys as `file:PATH`.
+    """
+
+    code: bool = False
+    key_files: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Attributes:
+      columns: names with their types.
+      connector: `filesystem`, `print` or `beam`.
+      path, format: of files; the format is one that the command line reads.
+      transform: a Beam source or sink by its dotted name, `arguments` for it.
+      elements: `dict` or `row`: what a Beam sink is given.
+      start: of its CREATE TABLE.
+    """
+
+    name: str
+    columns: tuple[tuple[str, SqlType], ...]
+    connector: str
+    start: int
+    path: str = ""
+    format: str = "jsonl"
+    transform: str = ""
+    arguments: Mapping[str, Any] | None = None
+    elements: str = "dict"
+    identifier: str = ""
+    options: tuple[Option, ...] = ()
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the table is a folder of part files, and not one file."""
+        return self.path.endswith("/") or not re.search(r"\.\w+$", self.path.rpartition("/")[2])
+
+
+def table_of(
+    source: SourceText, created: CreateTable, permissions: Permissions, notices: list[str]
+) -> Table:
+    """The table that a CREATE TABLE makes.
+
+    Raises:
+      SqlError: an unknown connector, option or format; names the nearest.
+    """
+    given = {option.key.strip().lower(): option for option in created.options}
+    connector = given.get("connector")
+    if connector is None:
+        source.fail(created.start, "this table has no connector", "add 'connector' = 'filesystem'")
+    if connector.value not in CONNECTORS:
+        _refuse_connector(source, connector)
+    for key, option in given.items():
+        if key not in _OPTIONS[connector.value]:
+            if connector.value != "filesystem" or not _TAKEN.fullmatch(key):
+                known = _OPTIONS[connector.value]
+                why = f"unknown option {option.key!r} of a {connector.value} table"
+                source.fail(option.start, why, nearest(key, known, "options"))
+            notices.append(f"{source.place(option.start)}: {option.key!r} means nothing here")
+        if "${" in option.value:
+            source.fail(
+                option.value_start,
+                f"{option.key!r} holds a reference, which only a model's 'api.key' can",
+                "write the value itself",
+            )
+    columns = tuple((column.name, column.type) for column in created.columns)
+    common: dict[str, Any] = {"options": created.options}
+    if connector.value == "filesystem":
+        common |= _of_files(source, created, given)
+    elif connector.value == "beam":
+        common |= _of_beam(source, created, given, permissions)
+    elif "print-identifier" in given:
+        common["identifier"] = given["print-identifier"].value
+    return Table(created.name, columns, connector.value, created.start, **common)
+
+
+def _refuse_connector(source: SourceText, connector: Option) -> None:
+    instead = nearest(connector.value, CONNECTORS, "connectors")
+    if connector.value in _ELSEWHERE:
+        instead = (
+            f"write 'connector' = 'beam', 'transform' = 'package.module.Name' with Beam's own "
+            f"({_ELSEWHERE[connector.value]}), and allow it with --allow-code"
+        )
+    source.fail(
+        connector.value_start, f"the connector {connector.value!r} is not known here", instead
+    )
+
+
+def _of_files(
+    source: SourceText, created: CreateTable, given: Mapping[str, Option]
+) -> dict[str, Any]:
+    path, kind = given.get("path"), given.get("format")
+    if path is None or not path.value.strip():
+        source.fail(created.start, "this table has no path", "add 'path' = 'reviews/*.jsonl'")
+    if kind is None:
+        source.fail(created.start, "this table has no format", "add 'format' = 'json'")
+    if kind.value not in FORMATS:
+        source.fail(
+            kind.value_start,
+            f"the format {kind.value!r} is not known here",
+            nearest(kind.value, [name for name in FORMATS if name != "jsonl"], "formats"),
+        )
+    local = path.value.removeprefix("file://")
+    if "\0" in local:
+        source.fail(path.value_start, "this is not a path", "take out what can't be shown")
+    return {"path": local, "format": FORMATS[kind.value]}
+
+
+def _of_beam(
+    source: SourceText,
+    created: CreateTable,
+    given: Mapping[str, Option],
+    permissions: Permissions,
+) -> dict[str, Any]:
+    if not permissions.code:
+        source.fail(
+            given["connector"].value_start,
+            "a Beam source or sink runs code, which a SQL file can't name by itself",
+            "allow it on the command line: --allow-code",
+        )
+    transform = given.get("transform")
+    if transform is None or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", transform.value):
+        source.fail(
+            created.start if transform is None else transform.value_start,
+            "this table names no transform",
+            "add 'transform' = 'package.module.Name'",
+        )
+    arguments: Any = {}
+    if "arguments" in given:
+        try:
+            arguments = json.loads(given["arguments"].value)
+        except (ValueError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, dict):
+            source.fail(
+                given["arguments"].value_start,
+                "'arguments' is not a JSON object",
+                """write '{"name": "value"}'""",
+            )
+    elements = given["elements"].value if "elements" in given else "dict"
+    if elements not in ("dict", "row"):
+        source.fail(given["elements"].value_start, "'elements' is dict or row", "write 'dict'")
+    return {"transform": transform.value, "arguments": arguments, "elements": elements}

@@ -1,0 +1,133 @@
+"""SQL's words with their places, and a cursor over them for small parsers."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple, NoReturn
+
+from beam_llm.fronts.sql.places import SourceText, nearest
+
+
+class Token(NamedTuple):
+    """One word of SQL.
+
+    Attributes:
+      kind: `name`, `quoted` (a name in backticks), `string`, `number`, `op`, or `end`.
+      value: a name without its quotes, a string's own text, else what stands there.
+      start, end: its place in the file.
+    """
+
+    kind: str
+    value: str
+    start: int
+    end: int
+
+    @property
+    def word(self) -> str:
+        """The keyword it may be; empty for all but plain names."""
+        return self.value.upper() if self.kind == "name" else ""
+
+
+_TOKENS = re.compile(
+    r"""(?P<space>\s+|--[^\n]*|/\*.*?\*/)
+    |(?P<string>'(?:[^']|'')*')
+    |(?P<quoted>`(?:[^`]|``)+`|"(?:[^"]|"")+")
+    |(?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)
+    |(?P<name>[^\W\d][\w$]*)
+    |(?P<op>=>|\|\||<>|!=|<=|>=|::|[-+*/%(),;.=<>\[\]{}:?@!&|^~\#\\])""",
+    re.VERBOSE | re.DOTALL,
+)
+_ENDLESS = {"'": "a text without its closing '", "`": "a name without its closing `"}
+_ENDLESS |= {'"': 'a name without its closing "'}
+
+
+def tokens_of(source: SourceText) -> list[Token]:
+    """All words of the file, the last one `end`.
+
+    Raises:
+      SqlError: a character that SQL doesn't have, or a quote or comment that doesn't end.
+    """
+    tokens, at, text = [], 0, source.text
+    while at < len(text):
+        found = _TOKENS.match(text, at)
+        if found is None or (found.lastgroup == "op" and text.startswith("/*", at)):
+            _refuse_character(source, at)
+        at = found.end()
+        if found.lastgroup != "space":
+            kind = str(found.lastgroup)
+            tokens.append(Token(kind, _value(kind, found[0]), found.start(), at))
+    return [*tokens, Token("end", "", len(text), len(text))]
+
+
+def _refuse_character(source: SourceText, at: int) -> NoReturn:
+    head = source.text[at]
+    why = "a comment without its */" if head == "/" else _ENDLESS.get(head, "no part of SQL")
+    source.fail(at, why, "end it, or take it out")
+
+
+def _value(kind: str, text: str) -> str:
+    if kind in ("string", "quoted"):
+        return text[1:-1].replace(text[0] * 2, text[0])
+    return text
+
+
+class Cursor:
+    """Words one after another, for a parser that looks one or two ahead."""
+
+    def __init__(self, source: SourceText, tokens: list[Token], at: int = 0):
+        self.source = source
+        self.tokens = tokens
+        self.at = at
+
+    @property
+    def now(self) -> Token:
+        return self.tokens[self.at]
+
+    def ahead(self, by: int = 1) -> Token:
+        return self.tokens[min(self.at + by, len(self.tokens) - 1)]
+
+    def take(self) -> Token:
+        token = self.now
+        self.at = min(self.at + 1, len(self.tokens) - 1)
+        return token
+
+    def is_op(self, op: str) -> bool:
+        return self.now.kind == "op" and self.now.value == op
+
+    def take_op(self, op: str) -> bool:
+        """Whether this operator stands here; it is taken then."""
+        return self.is_op(op) and bool(self.take())
+
+    def take_words(self, *words: str) -> bool:
+        """Whether these keywords stand here, one after the other; they are taken then."""
+        if any(self.ahead(number).word != word for number, word in enumerate(words)):
+            return False
+        self.at += len(words)
+        return True
+
+    def need_op(self, op: str, where: str) -> Token:
+        if not self.is_op(op):
+            self.fail(f"{op!r} is missing {where}", f"write {op}")
+        return self.take()
+
+    def need_words(self, *words: str, where: str) -> None:
+        for word in words:
+            if not self.take_words(word):
+                self.fail(f"{word} is missing {where}", f"write {' '.join(words)}")
+
+    def need_name(self, what: str) -> Token:
+        if self.now.kind not in ("name", "quoted"):
+            self.fail(f"{what} is missing here", "write a name, in backticks where it is a keyword")
+        return self.take()
+
+    def need_string(self, what: str) -> Token:
+        if self.now.kind != "string":
+            self.fail(f"{what} has to be a text in single quotes", "write '…'")
+        return self.take()
+
+    def fail(self, why: str, instead: str) -> NoReturn:
+        token = self.now
+        self.source.fail(token.start, why, instead, token.end if token.kind != "end" else None)
+
+    def fail_unknown(self, known: list[str], what: str) -> NoReturn:
+        self.fail(f"this is not {what}", nearest(self.now.value, known, "known are"))

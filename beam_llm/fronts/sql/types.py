@@ -1,0 +1,416 @@
+"""SQL's types: what a column may hold, as files, prompts, DuckDB and a model's answer have it.
+
+A value in flight is plain JSON: text, numbers, lists, dicts. Dates, times, decimals and bytes are
+text until DuckDB reckons with them.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from beam_llm.fronts.sql.places import nearest
+from beam_llm.fronts.sql.tokens import Cursor
+
+_INTEGERS = {"TINYINT": 8, "SMALLINT": 16, "INT": 32, "BIGINT": 64}
+_FAMILIES = {
+    **dict.fromkeys([*_INTEGERS, "FLOAT", "DOUBLE", "DECIMAL"], "number"),
+    **dict.fromkeys(["DATE", "TIMESTAMP", "TIMESTAMP_LTZ"], "time"),
+}
+_SPELLINGS = {
+    "STRING": "STRING", "VARCHAR": "STRING", "CHAR": "STRING", "TEXT": "STRING",
+    "BOOLEAN": "BOOLEAN", "BOOL": "BOOLEAN", "TINYINT": "TINYINT", "SMALLINT": "SMALLINT",
+    "INT": "INT", "INTEGER": "INT", "BIGINT": "BIGINT", "FLOAT": "FLOAT", "REAL": "FLOAT",
+    "DOUBLE": "DOUBLE", "DECIMAL": "DECIMAL", "DEC": "DECIMAL", "NUMERIC": "DECIMAL",
+    "DATE": "DATE", "TIME": "TIME", "TIMESTAMP": "TIMESTAMP", "TIMESTAMP_LTZ": "TIMESTAMP_LTZ",
+    "BYTES": "BYTES", "VARBINARY": "BYTES", "BINARY": "BYTES",
+    "ARRAY": "ARRAY", "MAP": "MAP", "ROW": "ROW",
+}  # fmt: skip
+_DUCKDB = {
+    "STRING": "VARCHAR", "INT": "INTEGER", "BYTES": "BLOB", "TIMESTAMP_LTZ": "TIMESTAMPTZ",
+    "NULL": "VARCHAR",
+}  # fmt: skip
+_AS_TEXT = ("DATE", "TIME", "TIMESTAMP", "TIMESTAMP_LTZ", "DECIMAL", "BYTES")
+_WORDS = {"BOOLEAN": "boolean", **dict.fromkeys(_INTEGERS, "integer")}
+_WORDS |= dict.fromkeys(("FLOAT", "DOUBLE", "DECIMAL"), "number")
+_FORMATS = {"DATE": "date", "TIME": "time", "TIMESTAMP": "date-time", "TIMESTAMP_LTZ": "date-time"}
+_ANSWERS: dict[str, Any] = {"STRING": str, "INT": int, "BIGINT": int, "DOUBLE": float}
+_ANSWERS |= {"BOOLEAN": bool, "FLOAT": float}
+
+
+@dataclass(frozen=True)
+class SqlType:
+    """A column's type.
+
+    Attributes:
+      kind: `STRING`, `INT`, `ARRAY`, …: one name for all its spellings.
+      numbers: length of a text; precision and scale of a decimal.
+      fields: of a ROW by name; of an ARRAY its elements', of a MAP its keys' and values'.
+    """
+
+    kind: str
+    numbers: tuple[int, ...] = ()
+    fields: tuple[tuple[str, SqlType], ...] = ()
+
+    def __str__(self) -> str:
+        inner = [str(kind) for _, kind in self.fields]
+        if self.kind == "ROW":
+            inner = [f"`{name}` {kind}" for name, kind in self.fields]
+        numbers = f"({', '.join(map(str, self.numbers))})" if self.numbers else ""
+        if self.kind == "STRING" and self.numbers:
+            return f"VARCHAR{numbers}"
+        return f"{self.kind}<{', '.join(inner)}>" if inner else f"{self.kind}{numbers}"
+
+    @property
+    def duckdb(self) -> str:
+        """The type's name in DuckDB."""
+        return self._duckdb(storage=False)
+
+    @property
+    def storage(self) -> str:
+        """The DuckDB type of a value in flight, which is cast to `duckdb` to reckon with it."""
+        return self._duckdb(storage=True)
+
+    def _duckdb(self, *, storage: bool) -> str:
+        inner = [kind._duckdb(storage=storage) for _, kind in self.fields]
+        if self.kind == "ARRAY":
+            return f"{inner[0]}[]"
+        if self.kind == "MAP":
+            return f"MAP({inner[0]}, {inner[1]})"
+        if self.kind == "ROW":
+            names = (name.replace('"', '""') for name, _ in self.fields)
+            pairs = (f'"{name}" {kind}' for name, kind in zip(names, inner, strict=True))
+            return f"STRUCT({', '.join(pairs)})"
+        if storage and self.kind in _AS_TEXT:
+            return "VARCHAR"
+        if self.kind == "DECIMAL":
+            precision, scale = (*self.numbers, *(10, 0)[len(self.numbers) :])
+            return f"DECIMAL({precision}, {scale})"
+        return _DUCKDB.get(self.kind, self.kind)
+
+    def takes(self, other: SqlType) -> bool:
+        """Whether a value of the other type can be stored as one of this, as Flink's implicit casts
+        have it.
+        """
+        if "NULL" in (self.kind, other.kind) or self.kind == other.kind == "STRING":
+            return True
+        if self.kind in ("ARRAY", "MAP", "ROW") or other.kind in ("ARRAY", "MAP", "ROW"):
+            pairs = list(zip(self.fields, other.fields, strict=False))
+            alike = self.kind == other.kind and len(self.fields) == len(other.fields)
+            return alike and all(mine[1].takes(its[1]) for mine, its in pairs)
+        mine, its = (_FAMILIES.get(one.kind, one.kind) for one in (self, other))
+        return mine == its
+
+    @property
+    def answer(self) -> Any:
+        """What a model is asked for: a Python type where that says it all, else a JSON schema."""
+        if self.kind == "ARRAY" and self.fields[0][1].kind in _ANSWERS:
+            return list[_ANSWERS[self.fields[0][1].kind]]  # type: ignore[misc]
+        return self.schema if self.numbers else _ANSWERS.get(self.kind, self.schema)
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of a value."""
+        if self.kind == "ARRAY":
+            return {"type": "array", "items": self.fields[0][1].schema}
+        if self.kind == "MAP":
+            return {"type": "object", "additionalProperties": self.fields[1][1].schema}
+        if self.kind == "ROW":
+            return object_schema(self.fields)
+        if self.kind in _INTEGERS and self.kind != "BIGINT":
+            most = 2 ** (_INTEGERS[self.kind] - 1)
+            return {"type": "integer", "minimum": -most, "maximum": most - 1}
+        if self.kind in _FORMATS:
+            return {"type": "string", "format": _FORMATS[self.kind]}
+        longest = {"maxLength": self.numbers[0]} if self.kind == "STRING" and self.numbers else {}
+        return {"type": _WORDS.get(self.kind, "string"), **longest}
+
+
+STRING, BIGINT, DOUBLE = SqlType("STRING"), SqlType("BIGINT"), SqlType("DOUBLE")
+INT, BOOLEAN, NULL = SqlType("INT"), SqlType("BOOLEAN"), SqlType("NULL")
+
+
+def object_schema(fields: tuple[tuple[str, SqlType], ...]) -> dict[str, Any]:
+    """The JSON schema of an object with exactly these fields."""
+    return {
+        "type": "object",
+        "properties": {name: kind.schema for name, kind in fields},
+        "required": [name for name, _ in fields],
+        "additionalProperties": False,
+    }
+
+
+# Reading a type
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def parse_type(cursor: Cursor) -> SqlType:
+    """The type that stands here.
+
+    Raises:
+      SqlError: it is none; names the nearest.
+    """
+    token = cursor.now
+    kind = _SPELLINGS.get(token.word)
+    if kind is None:
+        cursor.fail(
+            "this is not a type that is known here",
+            nearest(token.value or "?", _SPELLINGS, "types"),
+        )
+    cursor.take()
+    if kind in ("ARRAY", "MAP", "ROW"):
+        return SqlType(kind, fields=_inner(cursor, kind))
+    if token.word == "DOUBLE":
+        cursor.take_words("PRECISION")
+    numbers = _numbers(cursor)
+    if kind == "TIMESTAMP" and cursor.take_words("WITH", "LOCAL", "TIME", "ZONE"):
+        kind = "TIMESTAMP_LTZ"
+    cursor.take_words("WITHOUT", "TIME", "ZONE")
+    if kind == "DECIMAL" and numbers and not (1 <= numbers[0] <= 38 and numbers[-1] <= numbers[0]):
+        cursor.source.fail(token.start, "a decimal has 1 to 38 digits", "write DECIMAL(10, 2)")
+    keeps = kind == "DECIMAL" or (kind == "STRING" and token.word != "STRING")
+    return SqlType(kind, numbers[:2] if keeps else ())
+
+
+def _numbers(cursor: Cursor) -> tuple[int, ...]:
+    numbers: list[int] = []
+    if cursor.take_op("("):
+        while True:
+            if cursor.now.kind != "number" or not cursor.now.value.isdecimal():
+                cursor.fail("a type's length has to be a whole number", "write VARCHAR(100)")
+            numbers.append(min(int(cursor.take().value[:12]), 2**31 - 1))
+            if not cursor.take_op(","):
+                break
+        cursor.need_op(")", "after a type's length")
+    return tuple(numbers)
+
+
+def _inner(cursor: Cursor, kind: str) -> tuple[tuple[str, SqlType], ...]:
+    ends = ")" if kind == "ROW" and cursor.is_op("(") else ">"
+    if not cursor.take_op("(" if ends == ")" else "<"):
+        cursor.fail(f"{kind} needs the types in it", f"write {_EXAMPLES[kind]}")
+    fields: list[tuple[str, SqlType]] = []
+    while True:
+        name = cursor.need_name("the field's name").value if kind == "ROW" else str(len(fields))
+        if any(name == other for other, _ in fields):
+            cursor.fail(f"the field {name!r} stands twice in a ROW", "give it another name")
+        fields.append((name, parse_type(cursor)))
+        if cursor.take_words("NOT", "NULL") or cursor.take_words("NULL"):
+            pass  # read, and not checked: a model's answer is NULL where it failed
+        if not cursor.take_op(","):
+            break
+    cursor.need_op(ends, f"at the end of {kind}")
+    if len(fields) != {"ARRAY": 1, "MAP": 2}.get(kind, len(fields)):
+        cursor.fail(f"{kind} has another number of types in it", f"write {_EXAMPLES[kind]}")
+    return tuple(fields)
+
+
+_EXAMPLES = {
+    "ARRAY": "ARRAY<STRING>",
+    "MAP": "MAP<STRING, INT>",
+    "ROW": "ROW<label STRING, score DOUBLE>",
+}
+
+
+def type_of_duckdb(found: Any) -> SqlType:
+    """The SQL type of a DuckDB type: of an expression's value."""
+    kind = str(found.id)
+    if kind in ("list", "array"):
+        inner = dict(found.children)["child"]
+        return SqlType("ARRAY", fields=(("0", type_of_duckdb(inner)),))
+    if kind == "map":
+        inner = dict(found.children)
+        fields = (("0", type_of_duckdb(inner["key"])), ("1", type_of_duckdb(inner["value"])))
+        return SqlType("MAP", fields=fields)
+    if kind == "struct":
+        named = tuple(
+            (name or f"f{number}", type_of_duckdb(inner))
+            for number, (name, inner) in enumerate(found.children)
+        )
+        return SqlType("ROW", fields=named)
+    if kind == "decimal":
+        numbers = dict(found.children)
+        return SqlType("DECIMAL", (numbers["precision"], numbers["scale"]))
+    return SqlType(_OF_DUCKDB.get(kind, "STRING"))
+
+
+_OF_DUCKDB = {
+    "varchar": "STRING", "integer": "INT", "bigint": "BIGINT", "hugeint": "BIGINT",
+    "ubigint": "BIGINT", "uinteger": "BIGINT", "smallint": "SMALLINT", "usmallint": "INT",
+    "tinyint": "TINYINT", "utinyint": "SMALLINT", "double": "DOUBLE", "float": "FLOAT",
+    "boolean": "BOOLEAN", "date": "DATE", "time": "TIME", "timestamp": "TIMESTAMP",
+    "timestamp with time zone": "TIMESTAMP_LTZ", "blob": "BYTES", "sqlnull": "NULL",
+    '"null"': "NULL", "null": "NULL",
+}  # fmt: skip
+
+
+# Values
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def value_of(kind: SqlType, value: Any) -> Any:
+    """A value of a file or of an answer as one of this type, in flight.
+
+    Raises:
+      ValueError: it is none; the reason doesn't hold it.
+    """
+    if value is None or kind.kind == "NULL":
+        return None
+    if kind.kind in _INTEGERS:
+        return _integer(kind, value)
+    try:
+        return _READERS[kind.kind](kind, value)
+    except (TypeError, AttributeError, KeyError, decimal.InvalidOperation, OverflowError):
+        raise ValueError(f"it is not {kind}") from None
+
+
+def _integer(kind: SqlType, value: Any) -> int:
+    if isinstance(value, str) and len(value) > 40:
+        raise ValueError(f"it is not {kind}")
+    try:
+        if isinstance(value, float) and not value.is_integer():
+            raise ValueError
+        number = int(value.strip() if isinstance(value, str) else value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"it is not {kind}") from None
+    most = 2 ** (_INTEGERS[kind.kind] - 1)
+    if not -most <= number < most:
+        raise ValueError(f"it is out of the range of {kind}")
+    return number
+
+
+def _string(kind: SqlType, value: Any) -> str:
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, bool) or not isinstance(value, (int, float, decimal.Decimal)):
+        text = json.dumps(_plain(value), ensure_ascii=False, default=str)
+        text = text[1:-1] if isinstance(_plain(value), str) else text
+    else:
+        text = str(value)
+    if kind.numbers and len(text) > kind.numbers[0]:
+        raise ValueError(f"it is longer than {kind}")
+    return text
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, (datetime.date, datetime.time)) else value
+
+
+def _boolean(kind: SqlType, value: Any) -> bool:
+    words = {"true": True, "false": False}
+    found = words.get(value.strip().lower()) if isinstance(value, str) else value
+    if not isinstance(found, bool):
+        raise ValueError("it is not BOOLEAN")
+    return found
+
+
+def _number(kind: SqlType, value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError(f"it is not {kind}")
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"it is not {kind}") from None
+
+
+def _decimal(kind: SqlType, value: Any) -> str:
+    number = decimal.Decimal(value if isinstance(value, (str, int)) else str(value))
+    if not number.is_finite() or isinstance(value, bool):
+        raise ValueError(f"it is not {kind}")
+    if abs(number.adjusted()) > 60:
+        raise ValueError(f"it is out of the range of {kind}")
+    precision, scale = (*kind.numbers, *(10, 0)[len(kind.numbers) :])
+    with decimal.localcontext(prec=120):
+        rounded = number.quantize(decimal.Decimal(1).scaleb(-scale), decimal.ROUND_HALF_UP)
+    if rounded.adjusted() >= precision - scale and rounded != 0:
+        raise ValueError(f"it is out of the range of {kind}")
+    return format(rounded, "f")
+
+
+def _date(kind: SqlType, value: Any) -> str:
+    if isinstance(value, datetime.datetime):
+        value = value.date()
+    date = value if isinstance(value, datetime.date) else datetime.date.fromisoformat(value.strip())
+    return date.isoformat()
+
+
+def _time(kind: SqlType, value: Any) -> str:
+    time = value if isinstance(value, datetime.time) else datetime.time.fromisoformat(value.strip())
+    return time.isoformat()
+
+
+def _timestamp(kind: SqlType, value: Any) -> str:
+    if not isinstance(value, datetime.datetime):
+        value = datetime.datetime.fromisoformat(value.strip())
+    if kind.kind == "TIMESTAMP" and value.tzinfo is not None:
+        value = value.astimezone(datetime.UTC).replace(tzinfo=None)
+    return str(value.isoformat(sep=" "))
+
+
+def _bytes(kind: SqlType, value: Any) -> str:
+    if isinstance(value, (bytes, bytearray)):
+        return base64.b64encode(value).decode()
+    base64.b64decode(value, validate=True)
+    return str(value)
+
+
+def _array(kind: SqlType, value: Any) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"it is not {kind}")
+    return [value_of(kind.fields[0][1], item) for item in value]
+
+
+def _map(kind: SqlType, value: Any) -> dict[Any, Any]:
+    pairs = value.items() if isinstance(value, Mapping) else value
+    (_, keys), (_, values) = kind.fields
+    return {value_of(keys, key): value_of(values, member) for key, member in pairs}
+
+
+def _row(kind: SqlType, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"it is not {kind}")
+    return {name: value_of(inner, value.get(name)) for name, inner in kind.fields}
+
+
+_READERS = {
+    "STRING": _string, "BOOLEAN": _boolean, "FLOAT": _number, "DOUBLE": _number,
+    "DECIMAL": _decimal, "DATE": _date, "TIME": _time, "TIMESTAMP": _timestamp,
+    "TIMESTAMP_LTZ": _timestamp, "BYTES": _bytes, "ARRAY": _array, "MAP": _map, "ROW": _row,
+}  # fmt: skip
+
+
+def to_duckdb(kind: SqlType, value: Any) -> Any:
+    """A value in flight as DuckDB's Python takes it, to be cast to `kind.duckdb`."""
+    if value is None:
+        return None
+    if kind.kind == "BYTES":
+        return base64.b64decode(value)
+    if kind.kind == "ARRAY":
+        return [to_duckdb(kind.fields[0][1], item) for item in value]
+    if kind.kind == "ROW":
+        return {name: to_duckdb(inner, value.get(name)) for name, inner in kind.fields}
+    return value
+
+
+def to_json(kind: SqlType, value: Any) -> Any:
+    """A value in flight as a JSON file has it: a decimal is a number."""
+    if value is None:
+        return None
+    if kind.kind == "DECIMAL":
+        number = decimal.Decimal(value)
+        return int(number) if number == number.to_integral_value() else float(number)
+    if kind.kind == "ARRAY":
+        return [to_json(kind.fields[0][1], item) for item in value]
+    if kind.kind == "MAP":
+        return {str(key): to_json(kind.fields[1][1], member) for key, member in value.items()}
+    if kind.kind == "ROW":
+        return {name: to_json(inner, value.get(name)) for name, inner in kind.fields}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else value
+    return value
