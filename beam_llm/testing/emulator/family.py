@@ -29,7 +29,7 @@ from beam_llm.testing.emulator.dialects import (
     NewJob,
     Reply,
 )
-from beam_llm.testing.emulator.wire import WireError, json_response
+from beam_llm.testing.emulator.wire import WireError, json_response, with_json
 from beam_llm.testing.emulator.work import CANCELLED, EXPIRED
 
 UNDONE = (EXPIRED["code"], CANCELLED["code"])
@@ -87,13 +87,6 @@ class Family(openai.Wire):
         if meta["purpose"] not in self.purposes:
             return WireError(400, f"The file's purpose must be '{self.purposes[0]}'.")
         return None
-
-
-def _rewritten(reply: Reply | None, change: Callable[[Any], Any]) -> Reply | None:
-    """A good reply with another JSON."""
-    if isinstance(reply, web.Response) and reply.status == 200 and isinstance(reply.body, bytes):
-        return json_response(change(orjson.loads(reply.body)))
-    return reply
 
 
 def _iso(seconds: float | None) -> str | None:
@@ -169,10 +162,10 @@ class Together(Family):
             return WireError(400, "Upload with POST /files/upload")
         if (request.method, path) == ("POST", "/files/upload"):
             uploaded = await self.house.files.handle(request, "/files")
-            return _rewritten(uploaded, self._file)
+            return with_json(uploaded, self._file)
         if (request.method, path) == ("POST", "/batches"):
             made = await super().handle(request, path)
-            return _rewritten(made, lambda job: {"job": job, "warning": ""})
+            return with_json(made, lambda job: {"job": job, "warning": ""})
         return await super().handle(request, path)
 
     def _file(self, meta: dict[str, Any]) -> dict[str, Any]:
@@ -254,7 +247,7 @@ class OpenRouter(Family):
             return await jobs.delete(request, self, job_id, _gone(job_id))
         if request.method == "GET" and job_id:
             found = await jobs.look(request, self, job_id)
-            return _rewritten(found, lambda job: self._with_results(job))
+            return with_json(found, lambda job: self._with_results(job))
         reply = await super().handle(request, path)
         is_create = (request.method, path) == ("POST", "/batches")
         if is_create and isinstance(reply, web.Response) and reply.status == 200:
@@ -395,7 +388,7 @@ class XAI(Family):
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
         if (request.method, path) == ("POST", "/files"):
             uploaded = await self.house.files.handle(request, path, purpose="")
-            return _rewritten(uploaded, lambda meta: {**meta, "purpose": ""})
+            return with_json(uploaded, lambda meta: {**meta, "purpose": ""})
         if request.method == "POST" and path.endswith(":cancel"):
             job_id = path.removeprefix("/batches/").removesuffix(":cancel")
             return await self.house.batches.cancel(request, self, job_id)

@@ -17,7 +17,7 @@ from aiohttp import web
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.connection import before_work, send_lines
 from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, Line, LineResult, NewJob, Reply
-from beam_llm.testing.emulator.wire import WireError, json_response, unknown_model
+from beam_llm.testing.emulator.wire import WireError, json_response, unknown_model, with_json
 from beam_llm.testing.emulator.work import CANCELLED, EXPIRED, line_results
 
 _OVER = frozenset({"completed", "failed", "expired", "cancelled"})
@@ -144,7 +144,7 @@ class Wire(Dialect):
         meta = self.house.files.get(file_id) if file_id else None
         if tail == "content" and meta is not None and meta["purpose"] == "batch_output":
             return await self._results(request, file_id)
-        return await self.house.files.handle(request, path)
+        return with_json(await self.house.files.handle(request, path), _file)
 
     async def _results(self, request: web.BaseRequest, file_id: str) -> Reply:
         faults = self.house.script.strike("content")
@@ -153,6 +153,7 @@ class Wire(Dialect):
         return await send_lines(
             request,
             map(self._result, line_results(self.house.files.path(file_id))),
+            content_type="application/octet-stream",
             cut_off=any(fault.kind == "content_cut" for fault in faults),
         )
 
@@ -273,6 +274,28 @@ class Wire(Dialect):
 
     def no_job(self, job_id: str) -> WireError:
         return WireError(404, f"Batch job {job_id} not found", code="3001")
+
+
+def _file(shown: dict[str, Any]) -> dict[str, Any]:
+    """A file, or a list of them, as Mistral shows it."""
+    if "data" in shown:
+        files = [_file(file) for file in shown["data"]]
+        return {"data": files, "object": "list", "total": len(files)}
+    if "bytes" not in shown:
+        return shown
+    names = ("id", "object", "bytes", "created_at", "filename", "purpose")
+    is_output = shown["purpose"] == "batch_output"
+    return {
+        **{name: shown[name] for name in names},
+        "purpose": "batch",
+        "sample_type": "batch_result" if is_output else "batch_request",
+        "source": "mistral" if is_output else "upload",
+        "num_lines": None,
+        "mimetype": "application/jsonl",
+        "signature": None,
+        "expires_at": None,
+        "visibility": "workspace",
+    }
 
 
 def _stamp(job: Job, name: str) -> int | None:

@@ -4,8 +4,8 @@ codes, read 2026-11-22.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 from aiohttp import web
@@ -48,6 +48,16 @@ def json_response(
     data: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
     return web.Response(body=orjson.dumps(data), status=status, headers=headers, content_type=JSON)
+
+
+T = TypeVar("T")
+
+
+def with_json(reply: T, change: Callable[[Any], Any]) -> T | web.Response:
+    """A good reply with another JSON; any other as it is."""
+    if isinstance(reply, web.Response) and reply.status == 200 and isinstance(reply.body, bytes):
+        return json_response(change(orjson.loads(reply.body)))
+    return reply
 
 
 def missing_key() -> WireError:
