@@ -1,0 +1,108 @@
+"""Kill -9 of a whole pipeline at twelve points of a job's life, for any provider; then a run with
+the input shuffled and another batch size. `test_kill.py` has all points, for OpenAI's.
+
+    from tests.kill_matrix import KillMatrix, running  # noqa: F401 - a fixture
+
+    class TestAcme(KillMatrix):
+        dialect, model, variable = "acme", "acme:large", "ACME_BASE_URL"
+
+By the emulator's book: billed twice 0. By the rerun's output: lost 0, wrong 0.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beam_llm.testing import EmulatorProcess, Fault
+from tests.killed import (
+    Run,
+    billed,
+    complaints,
+    jobs_made,
+    killed,
+    once,
+    rerun,
+    reviews_of,
+    shuffled,
+)
+
+POINTS = [
+    "intent.after", "staged", "marked", "create.before", "create.before#3", "create.sent",
+    "create.after#2", "ack.after", "waiting", "ended", "answers.before", "output.half",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatorProcess]:
+    """The emulator of a test module; import it there."""
+    folder = tmp_path_factory.mktemp("provider")
+    with EmulatorProcess(state_dir=folder, batch_seconds=0.15) as emulator:
+        yield emulator
+
+
+class KillMatrix:
+    """Subclass it under a name that begins with `Test`.
+
+    Attributes:
+      dialect: of the emulator.
+      model: in it.
+      variable: of the environment, for its address.
+      options: of LLMPredict, over `tests.killed.QUICK`.
+    """
+
+    dialect: str
+    model: str
+    variable: str
+    options: dict[str, Any] = {}
+
+    def run(self, running: EmulatorProcess, folder: Path, texts: list[str], **more: Any) -> Run:
+        """A run over the texts."""
+        options = {"model": self.model, "list_lag_seconds": 0.6, **self.options, **more}
+        address = running.environment_of(self.dialect)[self.variable]
+        return Run(address, str(folder), texts, options)
+
+    @pytest.fixture(autouse=True)
+    def _no_faults(self, running: EmulatorProcess) -> Iterator[None]:
+        yield
+        running.set_faults()
+
+    def texts(self, tag: str) -> list[str]:
+        return reviews_of(f"{self.model} {tag}")
+
+    # 24 records, 3 a line, 3 lines a job: 3 jobs, so that a kill finds jobs in every state.
+    @pytest.mark.parametrize("point", POINTS)
+    def test_killed_at_any_point_the_rerun_answers_all_and_pays_nothing_twice(
+        self, running: EmulatorProcess, tmp_path: Path, point: str
+    ) -> None:
+        texts = self.texts(point)
+        run = self.run(running, tmp_path, texts, batch_size=3, job_max_records=3)
+        assert killed(run.replaced(kill=point)) == -signal.SIGKILL
+        again = shuffled(texts, point)
+        assert not complaints(rerun(self.run(running, tmp_path, again, batch_size=5)), again)
+        assert billed(running, texts) == once(texts)
+
+    @pytest.mark.parametrize("lag", [0.0, 0.3], ids=["listed at once", "listed late"])
+    def test_a_job_whose_create_got_no_answer_is_found_and_adopted(
+        self, running: EmulatorProcess, tmp_path: Path, lag: float
+    ) -> None:
+        running.set_faults(Fault("create_lost", nth=1), Fault("list_lag", seconds=lag))
+        texts, before = self.texts(f"lost {lag}"), jobs_made(running)
+        assert not complaints(rerun(self.run(running, tmp_path, texts)), texts)
+        assert jobs_made(running) == before + 1
+        assert billed(running, texts) == once(texts)
+
+    def test_killed_between_an_expired_job_and_its_follow_up(
+        self, running: EmulatorProcess, tmp_path: Path
+    ) -> None:
+        running.set_faults(Fault("expire", nth=1, done=0.5))
+        texts = self.texts("expired")
+        run = self.run(running, tmp_path, texts)
+        assert killed(run.replaced(kill="create.after#2")) == -signal.SIGKILL
+        again = shuffled(texts)
+        assert not complaints(rerun(self.run(running, tmp_path, again, batch_size=5)), again)
+        assert billed(running, texts) == once(texts)
