@@ -72,6 +72,23 @@ def test_a_smaller_and_quiet_demo_says_nothing_on_stderr(
     assert figures(said.out)["calls"][2] == "3 in 1 job"
 
 
+@pytest.mark.parametrize("provider", ["anthropic", "gemini", "mistral"])
+def test_the_demo_runs_on_another_dialect(
+    provider: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--records", "30", "--batch-size", "10", "--output", str(tmp_path), "--quiet"]
+    assert main(["demo", "--provider", provider, *options]) == 0
+    said = capsys.readouterr().out
+    assert f"from {provider}:" in said
+    assert figures(said)["answered"] == ["30", "30", "30"]
+    assert "the same in both ways, all of them" in said
+
+
+def test_the_demo_names_the_providers_that_it_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--provider", "acme"]) == 2
+    assert "provider is 'acme': the demo has openai, anthropic" in capsys.readouterr().err
+
+
 def test_the_emulator_command_prints_what_to_export() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "beam_llm", "emulator"], stdout=subprocess.PIPE, text=True

@@ -31,10 +31,24 @@ from beam_llm.cli.progress import write_line
 from beam_llm.cli.tally import Tally
 from beam_llm.cli.words import TABLE_WIDTH, dollars, duration, shortened, table
 from beam_llm.config import settings
+from beam_llm.errors import UsageError
+from beam_llm.provider_table import PROVIDERS
 from beam_llm.testing import Emulator, Fault
 from beam_llm.testing.emulator.brain import knows_sentiment
 
-MODEL = "openai:gpt-4.1-mini"
+MODELS = {
+    "openai": "openai:gpt-4.1-mini",
+    "anthropic": "anthropic:claude-haiku-4-5",
+    "gemini": "gemini:gemini-2.5-flash-lite",
+    "mistral": "mistral:mistral-small-latest",
+    "openrouter": "openrouter:openai/gpt-4.1-mini",
+    "together": "together:meta-llama/Llama-3.3-70B-Instruct-Turbo",
+    "groq": "groq:openai/gpt-oss-20b",
+    "xai": "xai:grok-4-fast",
+}
+"""What is asked of each provider whose dialect the emulator has, whose models have a known price,
+and whose jobs need no cloud of their own.
+"""
 PROMPT = (
     "You read what customers and film-goers write. Judge the sentiment of this sentence from a "
     "review: is the writer's opinion positive, "
@@ -100,11 +114,12 @@ def main(chosen: argparse.Namespace) -> int:
     folder = Path(chosen.output or tempfile.mkdtemp(prefix="beam-llm-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
     records = _write_sample(folder, chosen.records)
-    print(_opening(records), flush=True)
+    model = _model_of(chosen.provider)
+    print(_opening(records, model), flush=True)
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(
         filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1"])
     )
-    single, live, staged = _ask_in_three_ways(folder, chosen, records)
+    single, live, staged = _ask_in_three_ways(folder, chosen, records, model)
     answers, others = live.answers(), staged.answers()
     differing = sum(a["answer"] != b["answer"] for a, b in zip(answers, others, strict=True))
     print(_figures([single, live, staged]))
@@ -117,8 +132,16 @@ def main(chosen: argparse.Namespace) -> int:
     return FAILED if differing else ALL_ANSWERED
 
 
+def _model_of(provider: str) -> str:
+    if provider not in MODELS:
+        raise UsageError(
+            f"provider is {provider!r}: the demo has {', '.join(MODELS)}; try --provider anthropic"
+        )
+    return MODELS[provider]
+
+
 def _ask_in_three_ways(
-    folder: Path, chosen: argparse.Namespace, records: int
+    folder: Path, chosen: argparse.Namespace, records: int, model: str
 ) -> tuple[Way, Way, Way]:
     """One by one (a few), live and by batch API, at an emulator whose calls fail now and then."""
     faults = [
@@ -133,7 +156,9 @@ def _ask_in_three_ways(
         keep_requests=0,
         seed=SEED,
     ) as emulator:
-        ask = _Asking(folder, emulator.base_url, chosen.quiet)
+        variables = emulator.environment_of(chosen.provider)
+        address = variables[PROVIDERS[chosen.provider].base_url_variable or ""]
+        ask = _Asking(folder, model, address, chosen.quiet)
         size = chosen.batch_size
         single = ask(
             "one-by-one",
@@ -172,8 +197,9 @@ def _write_sample(folder: Path, most: int) -> int:
 class _Asking:
     """Runs `predict` on files of the demo's folder."""
 
-    def __init__(self, folder: Path, base_url: str, quiet: bool):
+    def __init__(self, folder: Path, model: str, base_url: str, quiet: bool):
         self._folder = folder
+        self._model = model
         self._base_url = base_url
         self._quiet = quiet
 
@@ -189,7 +215,7 @@ class _Asking:
     ) -> Way:
         path = self._folder / f"answers-{name}.jsonl"
         question = settings(
-            MODEL,
+            self._model,
             prompt=PROMPT,
             output=Opinion,
             base_url=self._base_url,
@@ -218,12 +244,13 @@ def _scorer() -> str:
     return "and, as VADER is missing (pip install 'beam-llm[demo]'), a checksum"
 
 
-def _opening(records: int) -> str:
+def _opening(records: int, model: str) -> str:
+    api = "OpenAI's" if model.startswith("openai:") else "its provider's"
     return (
         f"{records:,} sentences from real product and film reviews, each rated by about 20 "
         "people.\n"
-        f"Asked of each: its sentiment and a score, as a typed answer, from {MODEL}\n"
-        "at an emulator of OpenAI's API on this machine: no key, no network, no cost. A call "
+        f"Asked of each: its sentiment and a score, as a typed answer, from {model}\n"
+        f"at an emulator of {api} API on this machine: no key, no network, no cost. A call "
         f"takes {LATENCY_MS} ms,\n"
         f"{2 * FAULT_PROBABILITY:.0%} of live calls fail on purpose, {_scorer()} answers in the "
         "model's place.\n"

@@ -13,6 +13,8 @@ def add_parser(commands: Any) -> None:
         "key, no cloud"
     )
     parser = add_command(commands, "demo", "beam_llm.cli.demo:main", text)
+    provider = "whose dialect the emulator speaks: openai (default), anthropic, gemini, …"
+    parser.add_argument("--provider", default="openai", metavar="NAME", help=provider)
     records = "reviews to label (default: 2000, which is all there are)"
     parser.add_argument("--records", type=positive, default=2000, metavar="N", help=records)
     size = "records in one prompt (default: 20)"
