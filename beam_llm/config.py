@@ -14,7 +14,7 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -50,7 +50,7 @@ class Settings:
         "that gives one",
         kind="text",
     )
-    models: tuple[str, ...] | None = _option(
+    models: Sequence[str] | None = _option(
         None,
         "the models that a `model` template may give (default: those that stand in it)",
         kind="names",

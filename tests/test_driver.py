@@ -688,13 +688,13 @@ def test_the_deadline_ends_the_wait_with_outcomes(world: World) -> None:
 
 
 def test_words_that_nobody_knows_are_jobs_still_running(world: World) -> None:
-    moved = world.fake._moved
+    moved = world.fake.moved
 
     def strange(job: Any) -> Any:
         job = moved(job)
         return job if job.state.has_ended else replace(job, word="scheduling")
 
-    world.fake._moved = strange  # type: ignore[method-assign]
+    world.fake.moved = strange  # type: ignore[method-assign]
     statuses: set[str] = set()
     refs = world.plan(TEXTS)
     found = gathered(

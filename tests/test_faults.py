@@ -199,7 +199,7 @@ def test_a_limit_of_requests_per_minute_is_kept_by_waiting(monkeypatch):
     texts = distinct_texts(80)
     with Emulator(requests_per_minute=1_800) as emulator:
         # As if most of the minute's budget were spent.
-        emulator.service.limits._requests.take(1_760)
+        emulator.service.limits.requests.take(1_760)
         predictions = collected(
             predict(emulator, max_retries=10, max_concurrency=8), rows_of(texts)
         )

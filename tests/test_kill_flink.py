@@ -14,7 +14,7 @@ import pytest
 from beam_llm.testing import Emulator
 from pipelines import reviews_batch
 from tests.components.flink import FlinkCluster
-from tests.conftest import _get as part
+from tests.conftest import component
 from tests.killed import billed, expected, once, reviews_of, wait_until
 
 # Every attempt made while there is no TaskManager counts, hence thousands.
@@ -38,7 +38,7 @@ class RestartingCluster(FlinkCluster):
 
 @pytest.fixture
 def cluster() -> Iterator[FlinkCluster]:
-    with part("flink", RestartingCluster) as running:
+    with component("flink", RestartingCluster) as running:
         yield running
 
 

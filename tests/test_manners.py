@@ -8,6 +8,7 @@ import inspect
 import os
 import pickletools
 import pydoc
+import re
 import subprocess
 import sys
 import typing
@@ -353,7 +354,7 @@ def test_options_come_as_strings_with_overrides_and_typed_values(tmp_path):
     made = LLMPredict.from_options(
         model, {"batch.size": "50", "api_key": "${MY_KEY}"}, output=Opinion
     )
-    found = made._settings
+    found = made.settings
     assert (found.model, found.batch_size, found.max_retries, found.api_key, found.output) == (
         "openai:gpt-4",
         50,
@@ -369,9 +370,9 @@ def test_options_come_as_strings_with_overrides_and_typed_values(tmp_path):
 @pytest.mark.parametrize("kind", [SubmitBatchJobs, CollectBatchJobs])
 def test_the_halves_are_of_the_batch_api_whatever_door_they_came_through(kind, tmp_path):
     staging = str(tmp_path)
-    assert kind(MODEL, staging_location=staging)._settings.mode == "batch_api"
+    assert kind(MODEL, staging_location=staging).settings.mode == "batch_api"
     assert (
-        kind.from_options({"model": MODEL, "staging.location": staging})._settings.mode
+        kind.from_options({"model": MODEL, "staging.location": staging}).settings.mode
         == "batch_api"
     )
 
@@ -404,7 +405,7 @@ def test_a_label_may_be_an_argument():
 @pytest.mark.parametrize("mode", ["online", "batch_api"])
 def test_the_transform_pickles_and_its_graph_holds_no_client(mode, tmp_path):
     made = predict(mode, tmp_path, output=Opinion)
-    assert pickler.loads(pickler.dumps(made))._settings == made._settings
+    assert pickler.loads(pickler.dumps(made)).settings == made.settings
     p = pipeline()
     _ = source(p) | made
     _ = source_again(p) | "again" >> predict(
@@ -761,6 +762,6 @@ def test_help_is_a_map_of_the_package_and_names_every_kind_of_error():
     listed = [
         line.strip().partition(":")[0]
         for line in (Kind.__doc__ or "").split("\n")
-        if line.startswith("      ")
+        if re.match(" {6}[a-z]", line)
     ]
     assert listed == list(Kind.ALL)

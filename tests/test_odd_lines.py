@@ -108,8 +108,8 @@ class OddProvider(FakeBatches):
         self._openai = OpenAIBatches(Place.of(settings), None)
         self.decode_line = self._openai.decode_line
 
-    def _answer(self, request: dict[str, Any], texts: list[str]) -> Any:
-        line = line_of(request["custom_id"], super()._answer(request, texts)["text"])
+    def answer(self, request: dict[str, Any], texts: list[str]) -> Any:
+        line = line_of(request["custom_id"], super().answer(request, texts)["text"])
         return orjson.Fragment(self.spoil_line(line) if ODD in texts else orjson.dumps(line))
 
     def _seen(self, job: Any) -> RemoteJob:
@@ -256,7 +256,7 @@ class Signed(BaseModel):
 
 def test_a_validator_that_raises_anything_ends_its_own_record(tmp_path: Path) -> None:
     world = odd_world(str(tmp_path), on_leftover="fail", output=Signed)
-    world.fake._answer = lambda request, texts: line_of(  # type: ignore[method-assign]
+    world.fake.answer = lambda request, texts: line_of(  # type: ignore[method-assign]
         request["custom_id"], '{"mark": "sulk"}' if ODD in texts else '{"mark": "smile"}'
     )
     for _ in range(2):

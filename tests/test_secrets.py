@@ -58,7 +58,7 @@ def test_the_key_is_in_no_graph_display_data_log_error_or_ledger(
         assert all(p.error is None for p in kept.found)
     assert not any(SENTINEL.encode() in data for data in _pickles(graph))
     assert SENTINEL not in str([item.get_dict() for item in DisplayData.create_from(predict).items])
-    assert "env:MY_KEY" in repr(predict._settings)
+    assert "env:MY_KEY" in repr(predict.settings)
     assert SENTINEL not in caplog.text
     assert not any(
         SENTINEL.encode() in path.read_bytes()

@@ -189,7 +189,7 @@ class FakeBatches:
     def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
         self.calls["create"] += 1
         fault = self.create_faults.pop(0) if self.create_faults else ""
-        active = sum(1 for job in self.jobs if not self._moved(job).state.has_ended)
+        active = sum(1 for job in self.jobs if not self.moved(job).state.has_ended)
         if fault == "429" or (self.most_jobs is not None and active >= self.most_jobs):
             raise NotCreated(QueueFull("Enqueued token limit reached for fake-model", status=429))
         if fault == "500":
@@ -202,7 +202,7 @@ class FakeBatches:
             raise NotCreated(Rejected(Kind.REJECTED, "too few requests", status=400))
         made = next((job for job in self.jobs if job.name == name), None)
         if made is not None and self.rung in (Recovery.TOKEN, Recovery.CONTAINER):
-            return self._seen(self._moved(made))
+            return self._seen(self.moved(made))
         late = self.late_seconds if fault == "late" else 0.0
         job = _Job(self._new("batch"), staged, name, self.clock.time() + late)
         if self._is_over_limit(staged):
@@ -223,7 +223,7 @@ class FakeBatches:
         return self._seen(job)
 
     def _is_over_limit(self, file_id: str) -> bool:
-        pending = [job.file_id for job in self.jobs if not self._moved(job).state.has_ended]
+        pending = [job.file_id for job in self.jobs if not self.moved(job).state.has_ended]
         return (
             self.token_limit is not None
             and sum(map(self._tokens, [*pending, file_id])) > self.token_limit
@@ -244,7 +244,7 @@ class FakeBatches:
             raise UnknownJob(Kind.REJECTED, "no such batch", status=404)
         for job in self.jobs:
             if job.job_id == job_id:
-                return self._seen(self._moved(job))
+                return self._seen(self.moved(job))
         raise UnknownJob(Kind.REJECTED, "no such batch", status=404)
 
     def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
@@ -265,7 +265,7 @@ class FakeBatches:
             raise Retryable(Kind.UNAVAILABLE, "bad gateway", status=502)
         jobs = sorted(self.jobs, key=lambda job: job.created_at, reverse=self.newest_first)
         visible = [job for job in jobs if self.clock.time() >= job.created_at + self.list_lag]
-        return [self._as_listed(self._seen(self._moved(job))) for job in visible]
+        return [self._as_listed(self._seen(self.moved(job))) for job in visible]
 
     def _as_listed(self, job: RemoteJob) -> RemoteJob:
         keeps_name, keeps_input = (
@@ -322,7 +322,7 @@ class FakeBatches:
         all the same.
         """
         for job in self.jobs:
-            self._moved(job)
+            self.moved(job)
 
     def _new(self, word: str) -> str:
         self._count += 1
@@ -352,7 +352,8 @@ class FakeBatches:
             cause=job.cause,
         )
 
-    def _moved(self, job: _Job) -> _Job:
+    def moved(self, job: _Job) -> _Job:
+        """The job as it is by now; a test may put another in its place."""
         if job.state.has_ended:
             return job
         job.state = JobState.RUNNING
@@ -386,7 +387,7 @@ class FakeBatches:
                 continue
             else:
                 self.billed.update(texts)
-                output.append(self._answer(request, texts))
+                output.append(self.answer(request, texts))
         rng = random.Random(job.job_id)
         # A provider counts requests, not the lines it writes.
         job.completed, job.failed = (
@@ -407,7 +408,7 @@ class FakeBatches:
             for lines, tail in ((output, self.tail), (errors, b""))
         )
 
-    def _answer(self, request: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+    def answer(self, request: dict[str, Any], texts: list[str]) -> dict[str, Any]:
         usage = [10 + sum(len(text) for text in texts), 3 * len(texts), 2]
         if any(text in self.garble for text in texts):
             return {

@@ -147,6 +147,11 @@ class _WithSettings(beam.PTransform):
         beam.PTransform.__init__(made)
         return made
 
+    @property
+    def settings(self) -> Settings:
+        """Every option as it was checked and completed."""
+        return self._settings
+
     def display_data(self) -> dict[str, Any]:
         """What the runner's page shows: the model and the options that were set; never a secret or
         a whole prompt.

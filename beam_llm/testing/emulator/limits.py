@@ -60,7 +60,7 @@ class Limits:
         max_concurrency: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._requests = Bucket(requests_per_minute, clock) if requests_per_minute else None
+        self.requests = Bucket(requests_per_minute, clock) if requests_per_minute else None
         self._tokens = Bucket(tokens_per_minute, clock) if tokens_per_minute else None
         self._max_concurrency = max_concurrency
         self.in_flight = 0
@@ -73,13 +73,13 @@ class Limits:
                 "concurrent requests", model, self._max_concurrency, self.in_flight, 0.05
             )
         for bucket, amount, what in (
-            (self._requests, 1, "requests per min (RPM)"),
+            (self.requests, 1, "requests per min (RPM)"),
             (self._tokens, tokens, "tokens per min (TPM)"),
         ):
             if bucket is not None and (wait := bucket.wait_seconds(amount)) > 0:
                 return too_many(what, model, bucket.limit, bucket.limit - bucket.left(), wait)
-        if self._requests is not None:
-            self._requests.take(1)
+        if self.requests is not None:
+            self.requests.take(1)
         if self._tokens is not None:
             self._tokens.take(tokens)
         return None
@@ -87,7 +87,7 @@ class Limits:
     def standing(self, what: str) -> Standing:
         """Where the budget of `requests` or `tokens` stands; a large one where none is set."""
         bucket, otherwise = {
-            "requests": (self._requests, 10_000),
+            "requests": (self.requests, 10_000),
             "tokens": (self._tokens, 30_000_000),
         }[what]
         if bucket is None:
@@ -96,7 +96,7 @@ class Limits:
 
     def headers(self) -> dict[str, str]:
         """`x-ratelimit-*` as OpenAI sends them; resets are durations such as `12ms` or `1m2.5s`."""
-        if self._requests is None and self._tokens is None:
+        if self.requests is None and self._tokens is None:
             return _UNLIMITED
         return {
             **_shown("requests", self.standing("requests")),
