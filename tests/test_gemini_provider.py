@@ -4,19 +4,40 @@ this API has alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
+import apache_beam as beam
+import orjson
+import pydantic
 import pytest
+from google.genai import errors as genai_errors
+from google.genai import types
 
-from beam_llm import providers
+from beam_llm import LLMPredict, UsageError, providers
 from beam_llm.config import settings
-from beam_llm.errors import CannotTell
-from beam_llm.protocols import CompletionProvider
-from beam_llm.testing import Emulator
+from beam_llm.errors import Aborted, CallError, CannotTell, Kind
+from beam_llm.pricing import Prices
+from beam_llm.protocols import BatchProvider, CompletionProvider, Recovery, RemoteJob
+from beam_llm.providers import compile_task, encode
+from beam_llm.providers.gemini.place import Place
+from beam_llm.testing import Emulator, Fault
 from beam_llm.testing.contracts import CompletionProviderContract
 from beam_llm.testing.contracts.batches import Mishap
 from beam_llm.testing.contracts.completions import Situation, emulator_fault
-from tests.google_world import GoogleBatchesContract, address
+from beam_llm.values import Completion, JobState, Message, Request, Usage
+from tests.collecting import Collect
+from tests.google_world import address, gemini_client, until_ended
+from tests.test_contracts import EmulatedBatchesContract as _EmulatedBatches
+
+MODEL = "gemini:gemini-2.5-flash"
+KEY = "GEMINI_KEY_OF_TESTS"
+ASK = "Is it positive or negative:\nI love it"
+REVIEWS = {"I love it": "positive", "awful, I hate it": "negative", "it is blue": "neutral"}
+Mood = Literal["positive", "negative", "neutral"]
 
 
 class TestGemini(CompletionProviderContract):
@@ -39,14 +60,26 @@ class TestGemini(CompletionProviderContract):
         self.emulator.set_faults(*emulator_fault(situation))
 
 
-class TestGeminiBatches(GoogleBatchesContract):
-    prefix = "gemini"
+class TestGeminiBatches(_EmulatedBatches):
     inline_bytes = 2_000_000
     impossible = frozenset({Mishap.EXPIRE})  # all of its answers are lost: see below
 
     @pytest.fixture(autouse=True)
     def _inline(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("beam_llm.providers.gemini.batches.INLINE_BYTES", self.inline_bytes)
+
+    def model(self) -> str:
+        return "gemini:m"
+
+    def address(self) -> dict[str, Any]:
+        return {"base_url": address(self.emulator, "gemini")}
+
+    def jobs_made(self) -> Sequence[str]:
+        return [job["name"] for job in self.emulator.jobs]
+
+    def test_its_rung_is_that_of_labels(self) -> None:
+        self.arrange()
+        assert self.provider().traits.recovery is Recovery.LABEL
 
 
 class TestGeminiBatchesByFile(TestGeminiBatches):
@@ -60,3 +93,315 @@ class TestGeminiBatchesByFile(TestGeminiBatches):
         self._lost(provider, made)
         with pytest.raises(CannotTell):
             provider.find("ours", made.staged, since)
+
+
+# Google's own client
+# ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_googles_client_asks_live_with_a_schema_and_thoughts():
+    class Answer(pydantic.BaseModel):
+        sentiment: Mood
+
+    config = types.GenerateContentConfig(
+        system_instruction="Be brief.",
+        temperature=0.0,
+        max_output_tokens=500,
+        seed=1,
+        response_mime_type="application/json",
+        response_schema=Answer,
+        thinking_config=types.ThinkingConfig(include_thoughts=True),
+        service_tier="flex",
+    )
+    with Emulator() as emulator, gemini_client(emulator) as client:
+        reply = client.models.generate_content(
+            model="gemini-2.5-flash", contents=ASK, config=config
+        )
+        assert reply.parsed == Answer(sentiment="positive")
+        assert [part.thought for part in reply.candidates[0].content.parts] == [True, None]
+        assert reply.usage_metadata.prompt_token_count > 0
+        assert reply.model_version == "gemini-2.5-flash"
+        assert emulator.billed == {"I love it": 1}
+
+
+@pytest.mark.parametrize("is_file", [False, True], ids=["inline", "by a file"])
+def test_googles_client_makes_and_reads_batches(is_file: bool, tmp_path: Path):
+    contents = [{"role": "user", "parts": [{"text": ASK}]}]
+    with Emulator() as emulator, gemini_client(emulator) as client:
+        source: Any = [{"contents": contents, "metadata": {"key": "r-1"}}]
+        if is_file:
+            lines = tmp_path / "lines.jsonl"
+            lines.write_bytes(orjson.dumps({"key": "r-1", "request": {"contents": contents}}))
+            upload = types.UploadFileConfig(display_name="lines", mime_type="jsonl")
+            source = client.files.upload(file=lines, config=upload).name
+        config = types.CreateBatchJobConfig(display_name="ours-0")
+        made = client.batches.create(model="gemini-2.5-flash", src=source, config=config)
+        ended = until_ended(client, made.name)
+        assert ended.display_name == "ours-0"
+        assert [job.name for job in client.batches.list()] == [made.name]
+        if is_file:
+            data = client.files.download(file=ended.dest.file_name)
+            answer = orjson.loads(data)["response"]["candidates"][0]["content"]["parts"][0]["text"]
+        else:
+            answer = ended.dest.inlined_responses[0].response.text
+        assert answer == "positive"
+        client.batches.delete(name=made.name)
+        assert list(client.batches.list()) == []
+
+
+def test_googles_client_cancels_a_batch():
+    contents = [{"role": "user", "parts": [{"text": ASK}]}]
+    with Emulator(batch_seconds=600) as emulator, gemini_client(emulator) as client:
+        made = client.batches.create(model="m", src=[{"contents": contents}])
+        client.batches.cancel(name=made.name)
+        assert until_ended(client, made.name).state.name == "JOB_STATE_CANCELLED"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"temperature": 3.0}, "temperature"),
+        ({"response_mime_type": "text/plain", "response_schema": str}, "response_mime_type"),
+    ],
+    ids=["temperature", "schema without JSON"],
+)
+def test_the_emulator_refuses_as_the_api_does(config: dict[str, Any], said: str):
+    with (
+        Emulator() as emulator,
+        gemini_client(emulator) as client,
+        pytest.raises(genai_errors.ClientError, match=said) as refused,
+    ):
+        client.models.generate_content(model="m", contents="x", config=config)
+    assert refused.value.status == "INVALID_ARGUMENT"
+
+
+def test_the_emulator_names_a_field_that_it_does_not_know(start_emulator):
+    emulator = start_emulator()
+    error = failure(emulator, extra_body={"generationConfig": {"topp": 1}})
+    assert "Unknown name \"topp\" at 'generation_config'" in error.message
+    assert error.kind == Kind.REJECTED
+
+
+# Live
+# ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def complete(emulator: Emulator, request: Request, **options: Any) -> Completion:
+    known = settings(MODEL, base_url=address(emulator, "gemini"), api_key=f"env:{KEY}", **options)
+
+    async def ask() -> Completion:
+        provider = providers.connect(known)
+        try:
+            return await provider.complete(request, 30.0)
+        finally:
+            await provider.close()
+
+    return asyncio.run(ask())
+
+
+def question(**options: Any) -> Request:
+    known = settings(MODEL, prompt="Label this review:\n{{ text }}", output=Mood, **options)
+    task = compile_task(known)
+    return task.render([task.record({"text": "I love it"}, None)])
+
+
+def failure(emulator: Emulator, **options: Any) -> CallError:
+    with pytest.raises(CallError) as caught:
+        complete(emulator, question(**options), **options)
+    return caught.value
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "AIza-a-key-of-tests-0123456789")
+
+
+def test_a_schema_that_is_too_large_for_it_is_asked_for_in_words_and_remembered(start_emulator):
+    refused = "The specified schema produces a constraint that has too many states for serving."
+    emulator = start_emulator(faults=[Fault("poison", message=refused, nth=1)])
+    assert complete(emulator, question()).text == '{"value":"positive"}'
+    first, second = emulator.requests
+    assert "responseJsonSchema" in first["generationConfig"]
+    assert "responseJsonSchema" not in second["generationConfig"]
+    assert "JSON schema" in second["systemInstruction"]["parts"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "wait"),
+    [
+        (Fault("rate_limit", retry_after=20.5), Kind.RATE_LIMITED, 20.5),
+        (Fault("insufficient_quota"), Kind.ABORTED, None),
+        (Fault("server_error", status=503), Kind.UNAVAILABLE, None),
+        (Fault("model_not_found"), Kind.ABORTED, None),
+    ],
+    ids=["a minute's quota is a wait", "a day's quota ends all", "overloaded", "no such model"],
+)
+def test_faults_in_googles_words_name_their_remedy(start_emulator, fault, kind, wait):
+    error = failure(start_emulator(faults=[fault]))
+    assert (error.kind, error.retry_after_seconds) == (kind, wait)
+
+
+def test_a_wrong_key_ends_all_and_names_its_reference(start_emulator):
+    error = failure(start_emulator(keys=("AIza-another",)))
+    assert isinstance(error, Aborted)
+    assert error.status == 400
+    assert f"api_key is 'env:{KEY}'" in error.message
+
+
+def test_a_service_tier_is_asked_for_and_told(start_emulator):
+    emulator = start_emulator()
+    completion = complete(emulator, question(), service_tier="flex")
+    assert emulator.requests[0]["serviceTier"] == "flex"
+    assert completion.service_tier == "flex"
+
+
+def test_thoughts_are_no_part_of_the_text(start_emulator):
+    options = {"extra_body": {"generationConfig": {"thinkingConfig": {"includeThoughts": True}}}}
+    assert complete(start_emulator(), question(**options)).text == '{"value":"positive"}'
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"temperature": 2.5}, "between 0 and 2"),
+        ({"api_version": "v1"}, "only azure:"),
+        ({"provider_options": {"region": "x"}}, "has no options of its own"),
+        ({"extra_body": {"contents": []}}, "which this package decides itself"),
+        ({"extra_body": {"generationConfig": {"maxOutputTokens": 5}}}, "option max_output_tokens"),
+        ({"extra_body": {"generationConfig": 5}}, "it has to be a mapping"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_what_gemini_does_not_have_is_told_when_the_pipeline_is_built(options, said):
+    with pytest.raises(UsageError, match=said):
+        LLMPredict(MODEL, "{{ text }}", **options)
+
+
+def test_a_further_field_goes_beside_ours_in_the_generation_config():
+    known = settings(
+        MODEL, prompt="x", temperature=1.5, extra_body={"generationConfig": {"topP": 0.5}}
+    )
+    task = compile_task(known)
+    sent = orjson.loads(encode(known, task.render([task.record({}, "x")])))
+    assert sent["generationConfig"] == {"temperature": 1.5, "topP": 0.5}
+
+
+# Batches
+# ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def batches(emulator: Emulator) -> BatchProvider:
+    return providers.connect_batch(
+        settings(MODEL, base_url=address(emulator, "gemini"), api_key=f"env:{KEY}")
+    )
+
+
+def lines(provider: BatchProvider, folder: Path, count: int = 3, more: str = "") -> Path:
+    path = folder / "lines"
+    requests = [Request(MODEL, (Message("user", f"Question {n} {more}"),)) for n in range(count)]
+    encoded = [provider.encode_line(f"r-{n}", each) for n, each in enumerate(requests)]
+    path.write_bytes(b"\n".join([*encoded, b""]))
+    return path
+
+
+def ended(provider: BatchProvider, job: RemoteJob) -> RemoteJob:
+    for _ in range(600):
+        if (seen := provider.look(job.job_id)).state.has_ended:
+            return seen
+        time.sleep(0.02)
+    raise AssertionError(f"the job does not end: {seen}")
+
+
+def test_an_expired_job_has_lost_all_of_its_answers(start_emulator, tmp_path):
+    provider = batches(start_emulator(faults=[Fault("expire", done=2)], batch_seconds=0.05))
+    job = ended(provider, provider.create("ours-0", None, lines(provider, tmp_path)))
+    assert (job.state, job.word) == (JobState.EXPIRED, "BATCH_STATE_EXPIRED")
+    provider.fetch(job, tmp_path / "results")
+    assert (tmp_path / "results").read_bytes() == b""
+
+
+def test_few_lines_go_along_with_the_create_and_many_by_a_file(start_emulator, tmp_path):
+    emulator = start_emulator(batch_seconds=0.05)
+    provider = batches(emulator)
+    few = lines(provider, tmp_path)
+    assert provider.stage(few, "ours-0") is None
+    many = lines(provider, tmp_path, 6_000, "and so on " * 40)
+    staged = provider.stage(many, "ours-0")
+    assert staged is not None
+    assert staged.startswith("files/")
+    job = ended(provider, provider.create("ours-0", staged, None))
+    assert (job.total, job.completed, job.failed) == (6_000, 6_000, 0)
+    provider.fetch(job, tmp_path / "results")
+    found = (tmp_path / "results").read_bytes().split(b"\n")[:-1]
+    replies = [provider.decode_line(line) for line in found]
+    assert {reply.custom_id for reply in replies} == {f"r-{n}" for n in range(6_000)}
+
+
+def test_an_upload_goes_to_the_same_origin_whatever_the_server_says(start_emulator, tmp_path):
+    place = Place("http://127.0.0.1:1/gemini")
+    assert place.same_origin("https://evil.example/upload?upload_id=1") == (
+        "http://127.0.0.1:1/upload?upload_id=1"
+    )
+
+
+def test_a_lost_upload_is_begun_anew(start_emulator, tmp_path, monkeypatch):
+    monkeypatch.setattr("beam_llm.providers.gemini.batches.INLINE_BYTES", 0)
+    provider = batches(start_emulator(faults=[Fault("upload_cut", nth=1)], batch_seconds=0.05))
+    given = lines(provider, tmp_path)
+    staged = provider.stage(given, "ours-0")
+    assert ended(provider, provider.create("ours-0", staged, None)).completed == 3
+
+
+# End to end
+# ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("mode", ["online", "batch_api"])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_pipeline_answers_every_record_once_with_usage_and_cost(
+    start_emulator, tmp_path, mode, batch_size
+):
+    emulator = start_emulator(batch_seconds=0.05)
+    staging = {"staging_location": str(tmp_path), "poll_seconds": 0.05}
+    kept = Collect()
+    ask = LLMPredict(
+        MODEL,
+        "Classify the sentiment of this review:\n{{ text }}",
+        output=Mood,
+        batch_size=batch_size,
+        mode=mode,
+        base_url=address(emulator, "gemini"),
+        api_key=f"env:{KEY}",
+        **(staging if mode == "batch_api" else {}),
+    )
+    with beam.Pipeline() as p:
+        _ = p | beam.Create([{"text": text} for text in REVIEWS]) | ask | kept
+    assert {each.element["text"]: each.value for each in kept.found} == REVIEWS
+    assert emulator.billed == dict.fromkeys(REVIEWS, 1)
+    for each in kept.found:
+        assert each.error is None
+        assert each.usage.input_tokens > 0
+        assert each.model == "gemini-2.5-flash"
+        assert each.finish_reason == "STOP"
+    whole = Usage(*map(sum, zip(*(each.usage for each in kept.found), strict=True)))
+    price = Prices.of(settings(MODEL)).cost_usd(whole, mode == "batch_api")
+    assert sum(each.cost_usd for each in kept.found) == pytest.approx(price)
+
+
+def test_what_an_expired_job_lost_is_asked_again(start_emulator, tmp_path):
+    emulator = start_emulator(faults=[Fault("expire", nth=1, done=0)], batch_seconds=0.05)
+    kept = Collect()
+    ask = LLMPredict(
+        MODEL,
+        "Classify the sentiment of this review:\n{{ text }}",
+        output=Mood,
+        mode="batch_api",
+        base_url=address(emulator, "gemini"),
+        api_key=f"env:{KEY}",
+        staging_location=str(tmp_path),
+        poll_seconds=0.05,
+    )
+    with beam.Pipeline() as p:
+        _ = p | beam.Create([{"text": text} for text in REVIEWS]) | ask | kept
+    assert {each.element["text"]: each.value for each in kept.found} == REVIEWS
+    assert len(emulator.jobs) == 2

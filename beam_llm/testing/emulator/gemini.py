@@ -35,7 +35,7 @@ _STATES = {
     "validating": "PENDING",
     "in_progress": "RUNNING",
     "finalizing": "RUNNING",
-    "cancelling": "CANCELLING",
+    "cancelling": "RUNNING",
     "completed": "SUCCEEDED",
 }
 _KIND = "type.googleapis.com/google.ai.generativelanguage.v1main.GenerateContentBatch"
@@ -52,7 +52,7 @@ class Wire(Dialect):
 
     def refuse(self, request: web.BaseRequest) -> WireError | None:
         refused = super().refuse(request)
-        if refused is None:
+        if refused is None or "upload_id" in request.query:  # whose name is enough
             return None
         if refused.code is None:
             said = (
