@@ -4,19 +4,50 @@ credentials, and the results in a bucket.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import contextlib
+import json
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Literal
 
+import apache_beam as beam
+import orjson
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from google import genai
+from google.api_core import exceptions as api_errors
+from google.auth import exceptions as google_errors
+from google.genai import types
+from google.oauth2 import credentials as oauth2
 
-from beam_llm import providers, stores
+from beam_llm import LLMPredict, UsageError, providers, stores
 from beam_llm.config import settings
-from beam_llm.protocols import CompletionProvider
+from beam_llm.errors import Aborted, CallError, Kind, Rejected
+from beam_llm.protocols import CompletionProvider, Recovery, Store
+from beam_llm.providers import vertex
+from beam_llm.providers.gemini.lines import encode_line, line_reply
+from beam_llm.providers.vertex import bucket_of
+from beam_llm.providers.vertex.credentials import RENEW_SECONDS, Tokens
+from beam_llm.providers.vertex.objects import fetch_results, forget_input, name_in, put_input
+from beam_llm.providers.vertex.place import Place
 from beam_llm.testing import Emulator
 from beam_llm.testing.contracts import CompletionProviderContract
-from beam_llm.testing.contracts.completions import Situation, emulator_fault
-from tests.google_world import FolderBuckets, GoogleBatchesContract, address
+from beam_llm.testing.contracts.completions import Situation, all_texts, emulator_fault
+from beam_llm.testing.fake_batches import FakeClock
+from beam_llm.values import Completion, Message, Request
+from tests.collecting import Collect
+from tests.google_world import FolderBuckets, address, until_ended
+from tests.test_contracts import EmulatedBatchesContract as _EmulatedBatches
 
+ASK = "Is it positive or negative:\nI love it"
+REVIEWS = {"I love it": "positive", "awful, I hate it": "negative", "it is blue": "neutral"}
+Mood = Literal["positive", "negative", "neutral"]
 PLACE = {"project": "p-1", "region": "europe-west4"}
 
 
@@ -47,6 +78,435 @@ class TestVertex(CompletionProviderContract):
         self.emulator.set_faults(*emulator_fault(situation))
 
 
-class TestVertexBatches(GoogleBatchesContract):
-    prefix = "vertex"
-    options = {"provider_options": {**PLACE, "bucket": "gs://a-bucket/jobs"}}
+class TestVertexBatches(_EmulatedBatches):
+    def model(self) -> str:
+        return "vertex:m"
+
+    def address(self) -> dict[str, Any]:
+        options = {**PLACE, "bucket": "gs://a-bucket/jobs"}
+        return {"base_url": address(self.emulator, "vertex"), "provider_options": options}
+
+    def jobs_made(self) -> Sequence[str]:
+        return [job["name"] for job in self.emulator.jobs]
+
+    def test_its_rung_is_that_of_labels(self) -> None:
+        self.arrange()
+        assert self.provider().traits.recovery is Recovery.LABEL
+
+
+# Where it is, and what it needs
+# ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("region", "url"),
+    [
+        (None, "https://aiplatform.googleapis.com/v1/projects/p-1/locations/global/"),
+        ("global", "https://aiplatform.googleapis.com/v1/projects/p-1/locations/global/"),
+        (
+            "us-east5",
+            "https://us-east5-aiplatform.googleapis.com/v1/projects/p-1/locations/us-east5/",
+        ),
+        ("eu", "https://aiplatform.eu.rep.googleapis.com/v1/projects/p-1/locations/eu/"),
+    ],
+)
+def test_a_region_has_its_own_address(monkeypatch, region, url):
+    monkeypatch.delenv("GOOGLE_CLOUD_LOCATION", raising=False)
+    options = {"project": "p-1"} | ({"region": region} if region else {})
+    place = Place.of(settings("vertex:gemini-2.5-flash", provider_options=options))
+    assert place.chat_url("gemini-2.5-flash") == (
+        f"{url}publishers/google/models/gemini-2.5-flash:generateContent"
+    )
+    assert place.jobs_url() == f"{url}batchPredictionJobs"
+
+
+def test_project_and_region_are_those_of_the_environment_unless_given(monkeypatch):
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "from-the-environment")
+    monkeypatch.setenv("GOOGLE_CLOUD_LOCATION", "us-east5")
+    known = settings("vertex:m", provider_options={"region": "eu"})
+    assert known.provider_options == {"project": "from-the-environment", "region": "eu"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "set GOOGLE_CLOUD_PROJECT"),
+        ({"provider_options": {"project": "p", "regoin": "x"}}, "did you mean 'region'"),
+        ({"provider_options": {"project": "p/../x"}}, "a name of letters"),
+        ({"provider_options": PLACE, "base_url": "http://example.com"}, "not sent over plain http"),
+        (
+            {"provider_options": PLACE, "mode": "batch_api", "staging_location": "/tmp/x"},
+            "write provider_options={'bucket': 'gs://bucket/path'}",
+        ),
+        (
+            {
+                "provider_options": {**PLACE, "bucket": "s3://x"},
+                "mode": "batch_api",
+                "staging_location": "gs://b/x",
+            },
+            "has 'bucket': 's3://x'",
+        ),
+        ({"provider_options": PLACE, "temperature": 2.1}, "between 0 and 2"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_what_vertex_ai_does_not_have_is_told_when_the_pipeline_is_built(
+    monkeypatch, options, said
+):
+    monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        LLMPredict("vertex:gemini-2.5-flash", "{{ text }}", **options)
+
+
+def test_a_staging_location_in_gs_is_bucket_enough():
+    known = settings(
+        "vertex:m", provider_options=PLACE, mode="batch_api", staging_location="gs://b1/x/"
+    )
+    providers.check(known)
+    assert bucket_of(known) == "gs://b1/x"
+
+
+# Credentials
+# ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Credentials:
+    """As google-auth's, whose tokens are numbered."""
+
+    quota_project_id = "billed"
+
+    def __init__(self, clock: FakeClock, fails: Exception | None = None):
+        self.clock, self.fails = clock, fails
+        self.token, self.expiry, self.refreshed = "", None, 0
+        self.threads: set[int] = set()
+
+    def refresh(self, request: Any) -> None:
+        self.threads.add(threading.get_ident())
+        if self.fails is not None:
+            raise self.fails
+        self.refreshed += 1
+        self.token = f"ya29.token-number-{self.refreshed}"
+        self.expiry = datetime.fromtimestamp(self.clock.time() + 3600, UTC).replace(tzinfo=None)
+
+
+def test_a_token_is_fetched_once_and_renewed_before_it_ends_and_never_on_the_loop():
+    clock = FakeClock()
+    credentials = Credentials(clock)
+    tokens = Tokens(lambda: credentials, clock.time)
+
+    async def many() -> set[str | None]:
+        return {token.value for token in await asyncio.gather(*(tokens.fresh() for _ in range(20)))}
+
+    assert asyncio.run(many()) == {"ya29.token-number-1"}
+    assert threading.get_ident() not in credentials.threads
+    clock.sleep(3600 - RENEW_SECONDS - 1)
+    assert asyncio.run(many()) == {"ya29.token-number-1"}
+    clock.sleep(2)
+    assert asyncio.run(many()) == {"ya29.token-number-2"}
+    headers = tokens.renewed().headers
+    assert headers["Authorization"] == "Bearer ya29.token-number-2"
+    assert headers["x-goog-user-project"] == "billed"
+
+
+@pytest.mark.parametrize(
+    ("fails", "kind"),
+    [
+        (google_errors.RefreshError("ya29.secret"), Kind.ABORTED),
+        (google_errors.RefreshError("ya29.secret", retryable=True), Kind.UNAVAILABLE),
+        (google_errors.TransportError("ya29.secret"), Kind.UNAVAILABLE),
+        (google_errors.MutualTLSChannelError("ya29.secret"), Kind.ABORTED),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value,
+)
+def test_credentials_that_fail_are_an_error_without_their_words(fails, kind):
+    tokens = Tokens(lambda: Credentials(FakeClock(), fails))
+    with pytest.raises(CallError) as caught:
+        tokens.renewed()
+    assert caught.value.kind == kind
+    assert "secret" not in caught.value.message
+
+
+def test_without_credentials_it_is_said_how_to_get_some(monkeypatch):
+    def none(**_: Any) -> Any:
+        raise google_errors.DefaultCredentialsError("none")
+
+    monkeypatch.setattr("google.auth.default", none)
+    with pytest.raises(Aborted, match="gcloud auth application-default login"):
+        Tokens().renewed()
+
+
+def test_a_service_account_gets_its_token_and_the_call_goes_with_it(
+    start_emulator, tmp_path, monkeypatch
+):
+    emulator = start_emulator(keys=("ya29.given-by-the-emulator",))
+    where = address(emulator, "vertex")
+    account = tmp_path / "account.json"
+    account.write_text(json.dumps(service_account(f"{where}/token")))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account))
+    vertex._default_tokens.cache_clear()
+    try:
+        assert answered(emulator).text == "positive"
+    finally:
+        vertex._default_tokens.cache_clear()
+
+
+def service_account(token_uri: str) -> dict[str, str]:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return {
+        "type": "service_account",
+        "project_id": "p-1",
+        "private_key": pem.decode(),
+        "private_key_id": "1",
+        "client_email": "a@p-1.iam.gserviceaccount.com",
+        "token_uri": token_uri,
+    }
+
+
+def answered(emulator: Emulator, **options: Any) -> Completion:
+    known = settings(
+        "vertex:gemini-2.5-flash",
+        base_url=address(emulator, "vertex"),
+        provider_options=PLACE,
+        **options,
+    )
+
+    async def ask() -> Completion:
+        provider = providers.connect(known)
+        try:
+            return await provider.complete(Request("m", (Message("user", ASK),)), 30.0)
+        finally:
+            await provider.close()
+
+    return asyncio.run(ask())
+
+
+def test_a_service_tier_is_a_header_here(start_emulator):
+    emulator = start_emulator()
+    assert answered(emulator, api_key="env:HOME", service_tier="priority").text == "positive"
+    assert "serviceTier" not in emulator.requests[0]
+
+
+# Google's own client
+# ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def client_of(emulator: Emulator) -> Iterator[genai.Client]:
+    client = genai.Client(
+        vertexai=True,
+        project="p-1",
+        location="europe-west4",
+        credentials=oauth2.Credentials(token=emulator.api_key),
+        http_options=types.HttpOptions(base_url=address(emulator, "vertex")),
+    )
+    yield client
+    client.close()
+
+
+def test_googles_client_asks_live():
+    with Emulator() as emulator, client_of(emulator) as client:
+        reply = client.models.generate_content(model="gemini-2.5-flash", contents=ASK)
+        assert reply.text == "positive"
+        assert reply.usage_metadata.traffic_type == types.TrafficType.ON_DEMAND
+
+
+def test_googles_client_makes_a_batch_and_its_results_are_in_the_bucket():
+    store = stores.store_at("gs://bucket/hers")
+    request = {"contents": [{"role": "user", "parts": [{"text": ASK}]}]}
+    store.put("in.jsonl", orjson.dumps({"request": request}) + b"\n")
+    config = types.CreateBatchJobConfig(display_name="hers", dest="gs://bucket/hers/out")
+    with Emulator() as emulator, client_of(emulator) as client:
+        made = client.batches.create(
+            model="gemini-2.5-flash", src="gs://bucket/hers/in.jsonl", config=config
+        )
+        ended = until_ended(client, made.name)
+        assert ended.state == types.JobState.JOB_STATE_SUCCEEDED
+        assert ended.completion_stats.successful_count == 1
+        folder = stores.store_at(ended.output_info.gcs_output_directory)
+        (name,) = folder.list("")
+        found = orjson.loads(folder.get(name) or b"")
+        assert found["request"] == request
+        assert found["response"]["candidates"][0]["content"]["parts"] == [{"text": "positive"}]
+        assert [job.name for job in client.batches.list()] == [made.name]
+
+
+# Results in a bucket
+# ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def staged(count: int = 3, texts: Sequence[str] = ()) -> tuple[Store, Path]:
+    """A job's input in a bucket, and a path for its results."""
+    store = stores.store_at("gs://bucket/ours")
+    root = FolderBuckets.root
+    root.mkdir(parents=True, exist_ok=True)
+    texts = texts or [f"Question {n}" for n in range(count)]
+    lines = [
+        encode_line(f"r-{n}", Request("m", (Message("user", text),)))
+        for n, text in enumerate(texts)
+    ]
+    (root / "lines").write_bytes(b"\n".join([*lines, b""]))
+    assert put_input(store, "job-0", root / "lines") == "gs://bucket/ours/job-0/input.jsonl"
+    return store, root / "results"
+
+
+def predicted(store: Store, *, labels: bool = True, keep: slice = slice(None)) -> list[bytes]:
+    """What Vertex AI would write of the staged input, backwards."""
+    found = []
+    for line in (store.get("job-0/input.jsonl") or b"").split(b"\n")[:-1]:
+        request = orjson.loads(line)["request"]
+        if not labels:
+            del request["labels"]
+        text = request["contents"][0]["parts"][0]["text"]
+        candidate = {"content": {"parts": [{"text": f"to {text}"}]}, "finishReason": "STOP"}
+        found.append(orjson.dumps({"request": request, "response": {"candidates": [candidate]}}))
+    return found[::-1][keep]
+
+
+def put(store: Store, lines: Sequence[bytes], number: int = 1) -> None:
+    folder = stores.store_at(f"{store.location}/job-0/output/prediction-model-2026-11-29T15:00:00Z")
+    folder.put(f"predictions_{number:05}.jsonl", b"\n".join([*lines, b""]))
+
+
+def read(store: Store, path: Path, most: int = 10**6) -> dict[str, str | None]:
+    fetch_results(store, "job-0", "job-0", path, most)
+    replies = [line_reply(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    assert len({reply.custom_id for reply in replies}) == len(replies)
+    return {reply.custom_id: reply.completion and reply.completion.text for reply in replies}
+
+
+ALL = {f"r-{n}": f"to Question {n}" for n in range(3)}
+
+
+@pytest.mark.parametrize("labels", [True, False], ids=["with labels", "labels dropped"])
+def test_results_in_several_files_and_any_order_belong_to_their_requests(labels):
+    store, path = staged()
+    lines = predicted(store, labels=labels)
+    put(store, lines[:2], 1)
+    put(store, lines[2:], 2)
+    assert read(store, path) == ALL
+
+
+def test_an_id_that_can_not_be_a_label_is_found_by_what_was_asked(tmp_path):
+    store = stores.store_at("gs://bucket/ours")
+    line = encode_line("A_z-9", Request("m", (Message("user", "Question 0"),)))
+    FolderBuckets.root.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "lines").write_bytes(line + b"\n")
+    put_input(store, "job-0", tmp_path / "lines")
+    assert b"labels" not in (store.get("job-0/input.jsonl") or b"")
+    (result,) = predicted_without_labels(store)
+    put(store, [result])
+    assert read(store, tmp_path / "results") == {"A_z-9": "to Question 0"}
+
+
+def predicted_without_labels(store: Store) -> list[bytes]:
+    line = orjson.loads((store.get("job-0/input.jsonl") or b"").split(b"\n")[0])
+    candidate = {"content": {"parts": [{"text": "to Question 0"}]}, "finishReason": "STOP"}
+    return [orjson.dumps({**line, "response": {"candidates": [candidate]}})]
+
+
+def test_equal_questions_take_turns_where_labels_are_dropped():
+    store, path = staged(texts=["the same", "the same", "another"])
+    put(store, predicted(store, labels=False))
+    assert read(store, path) == {"r-0": "to the same", "r-1": "to the same", "r-2": "to another"}
+
+
+def test_a_line_of_nobodys_is_no_reply_and_a_label_of_nobodys_is_not_believed():
+    store, path = staged()
+    lines = predicted(store)
+    foreign = orjson.loads(lines[0])
+    foreign["request"] = {"labels": {"beam_llm": "r-99"}, "contents": []}
+    put(store, [orjson.dumps(foreign), b"[]", b"{broken", *lines[1:]])
+    fetch_results(store, "job-0", "job-0", path, 10**6)
+    found = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            found.append(line_reply(line).custom_id)
+    assert sorted(found) == ["r-0", "r-1"]
+
+
+def test_results_have_a_bound_and_what_was_forgotten_is_gone():
+    store, path = staged()
+    put(store, predicted(store))
+    with pytest.raises(Rejected, match="max_file_bytes"):
+        read(store, path, 100)
+    forget_input(store, "job-0")
+    with pytest.raises(Rejected, match="index"):
+        read(store, path)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "gs://another/ours/job-0/output",
+        "gs://bucket/ours/../x/output",
+        "gs://bucket/ours/a/b/output",
+        "gs://bucket/ours/job-0/else",
+        "gs://bucket/ours//output",
+        None,
+    ],
+)
+def test_results_are_read_from_our_own_part_of_the_bucket_only(uri):
+    assert name_in(stores.store_at("gs://bucket/ours"), uri, "output") is None
+
+
+class Refusing(FolderBuckets):
+    error: Exception
+
+    def get(self, name: str) -> bytes | None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (api_errors.Forbidden("ya29.secret"), Kind.ABORTED),
+        (api_errors.ServiceUnavailable("ya29.secret"), Kind.UNAVAILABLE),
+        (OSError("ya29.secret"), Kind.UNAVAILABLE),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value,
+)
+def test_a_bucket_that_can_not_be_reached_is_an_error_without_its_words(error, kind, tmp_path):
+    store = Refusing("gs://bucket/ours")
+    store.error = error
+    with pytest.raises(CallError) as caught:
+        fetch_results(store, "job-0", "job-0", tmp_path / "results", 10**6)
+    assert caught.value.kind == kind
+    assert not [text for text in all_texts(caught.value) if "secret" in text]
+
+
+# End to end
+# ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("mode", ["online", "batch_api"])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_pipeline_answers_every_record_once_with_usage_and_cost(
+    start_emulator, tmp_path, mode, batch_size
+):
+    emulator = start_emulator(batch_seconds=0.05)
+    staging = {"staging_location": "gs://bucket/staging", "poll_seconds": 0.05}
+    kept = Collect()
+    ask = LLMPredict(
+        "vertex:gemini-2.5-flash",
+        "Classify the sentiment of this review:\n{{ text }}",
+        output=Mood,
+        batch_size=batch_size,
+        mode=mode,
+        base_url=address(emulator, "vertex"),
+        api_key="env:HOME",
+        provider_options=PLACE,
+        **(staging if mode == "batch_api" else {}),
+    )
+    with beam.Pipeline() as p:
+        _ = p | beam.Create([{"text": text} for text in REVIEWS]) | ask | kept
+    assert {each.element["text"]: each.value for each in kept.found} == REVIEWS
+    assert emulator.billed == dict.fromkeys(REVIEWS, 1)
+    for each in kept.found:
+        assert each.error is None
+        assert each.usage.input_tokens > 0
+        assert each.cost_usd > 0

@@ -14,10 +14,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import orjson
 
@@ -26,6 +26,8 @@ from beam_llm.protocols import Store
 from beam_llm.providers.gemini.job_objects import object_in
 from beam_llm.providers.typed import loads
 from beam_llm.stores import store_at, temporary_file
+
+T = TypeVar("T")
 
 LABEL = "beam_llm"
 INPUT, INDEX, OUTPUT = "input.jsonl", "index", "output"
@@ -38,16 +40,17 @@ Ids = dict[str, deque[str]]
 """Digest of what is asked → the custom_ids that ask it."""
 
 
-@contextmanager
-def storage(location: str) -> Iterator[None]:
-    """Cloud Storage's errors as CallErrors, without their texts."""
+def in_storage(location: str, work: Callable[[], T]) -> T:
+    """What `work` with objects comes to, Cloud Storage's errors as CallErrors without their
+    texts.
+    """
     try:
-        yield
-        return
+        return work()
     except CallError:
         raise
     except Exception as error:  # of a client library, of its credentials, of the network
         status, name = getattr(error, "code", None), type(error).__name__
+    # Out here, so that it is not the new error's context.
     if status in (401, 403):
         raise Aborted(Kind.ABORTED, f"no access to {location} ({name})")
     raise Retryable(Kind.UNAVAILABLE, f"the objects at {location} can't be reached ({name})")
@@ -66,9 +69,8 @@ def put_input(store: Store, name: str, lines: Path) -> str:
                 made.write(_with_label(custom_id, request))
                 digest = digest_of(orjson.loads(request))
                 ids.write(f"{digest} {custom_id}\n".encode())
-        with storage(store.location):
-            store.put_file(f"{name}/{INDEX}", index)
-            store.put_file(f"{name}/{INPUT}", requests)
+        for part, path in ((INDEX, index), (INPUT, requests)):
+            in_storage(store.location, partial(store.put_file, f"{name}/{part}", path))
     return f"{store.location}/{name}/{INPUT}"
 
 
@@ -124,9 +126,12 @@ def fetch_results(store: Store, name: str, staged: str, path: Path, most_bytes: 
     Raises:
       Rejected: there is no index of that job, or its results are larger than `most_bytes`.
     """
-    with storage(store.location), open(path, "wb") as file:
-        ids = _index(store, staged)
-        left = most_bytes
+    in_storage(store.location, lambda: _fetch(store, name, staged, path, most_bytes))
+
+
+def _fetch(store: Store, name: str, staged: str, path: Path, most_bytes: int) -> None:
+    ids, left = _index(store, staged), most_bytes
+    with open(path, "wb") as file:
         for folder, object_name in _result_objects(store, f"{name}/{OUTPUT}/"):
             for data in _pieces(folder, object_name):
                 left -= len(data)
@@ -205,12 +210,16 @@ def _key_of(request: Any, ids: Ids) -> str | None:
 
 
 def forget_input(store: Store, name: str) -> None:
-    with storage(store.location):
-        for part in (INPUT, INDEX):
-            store.delete(f"{name}/{part}")
+    """Removes a job's input and index."""
+    for part in (INPUT, INDEX):
+        in_storage(store.location, partial(store.delete, f"{name}/{part}"))
 
 
 def forget_results(store: Store, name: str) -> None:
-    with storage(store.location):
+    """Removes all files of a job's results."""
+
+    def forget() -> None:
         for folder, last in list(_result_objects(store, f"{name}/{OUTPUT}/")):
             folder.delete(last)
+
+    in_storage(store.location, forget)
