@@ -50,6 +50,7 @@ PROVIDERS = {
     "mistral": ProviderSpec(
         _DIALECT, "MISTRAL_API_KEY", "MISTRAL_BASE_URL", "https://api.mistral.ai"
     ),
+    "bedrock": ProviderSpec("beam_llm.providers.bedrock"),
     "openrouter": ProviderSpec(
         _DIALECT, "OPENROUTER_API_KEY", "OPENROUTER_BASE_URL", "https://openrouter.ai/api/v1"
     ),
@@ -99,6 +100,7 @@ ANYTHING_ELSE = "anything OpenAI-compatible is 'openai:NAME' with base_url"
 """For whoever names a provider that has no row."""
 
 BATCH_SHARES = {
+    "aws": 0.5,
     "openai": 0.5,
     "azure": 0.5,
     "mistral": 0.5,

@@ -138,7 +138,7 @@ def test_a_server_that_is_gone_is_an_error_of_the_store(
 
     quick = {"max_retries": 1, "retry_timeout": timedelta(seconds=1)}
     monkeypatch.setattr(s3, "RETRIES", quick)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     with pytest.raises(objects.ObjectStoreError, match=r"log/1 can't be read: no answer"):
         open_store(s3_location, probe=False).get("log/1")
     with pytest.raises(LedgerError, match="can't be used"):

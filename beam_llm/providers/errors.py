@@ -197,7 +197,7 @@ _TOO_LONG = {
 
 _TOO_LONG_WORDS = re.compile(
     r"maximum context length|context.{0,20}(exceed|too long|too large)|request too large"
-    r"|prompt is too long|input token count.{0,40}exceeds|payload size exceeds",
+    r"|prompt is too long|input is too long|input token count.{0,40}exceeds|payload size exceeds",
     re.IGNORECASE,
 )
 
@@ -205,6 +205,7 @@ _TOO_LONG_WORDS = re.compile(
 _RETRYABLE = {
     408: Kind.TIMED_OUT,
     409: Kind.UNAVAILABLE,
+    424: Kind.UNAVAILABLE,
     425: Kind.UNAVAILABLE,
     429: Kind.RATE_LIMITED,
     498: Kind.RATE_LIMITED,
@@ -212,7 +213,8 @@ _RETRYABLE = {
     504: Kind.TIMED_OUT,
     524: Kind.TIMED_OUT,
 }
-"""498: Groq's flex capacity. 499: Google's `CANCELLED`. 529, overloaded, goes with all 5xx."""
+"""424: Bedrock's `ModelErrorException`.
+498: Groq's flex capacity. 499: Google's `CANCELLED`. 529, overloaded, goes with all 5xx."""
 
 
 _BUSY = frozenset({429, 498, 503, 529})

@@ -25,7 +25,8 @@ _ENDS: dict[Finish, str] = {
     " insufficient_system_resources network_error server_error internal_error"
     " internal_server_error provider_error upstream_error exception oom out_of_memory overloaded"
     " unexpected_tool_call malformed_function_call malformed_response malformed_tool_call"
-    " repetition too_many_tool_calls no_image image_other",
+    " repetition"
+    " malformed_model_output malformed_tool_use too_many_tool_calls no_image image_other",
 }
 """What servers write for a reply's end: OpenAI, Azure, Mistral (`model_length`), DeepSeek
 (`insufficient_system_resource`), vLLM (`abort`), OpenRouter (`error`), z.ai (`sensitive`), and

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Mapping
 
 import aiohttp
+import yarl
 
 from beam_llm.errors import Kind, Retryable
 from beam_llm.providers import http
@@ -39,7 +40,7 @@ class LiveCalls:
 
     async def post(
         self,
-        url: str,
+        url: str | yarl.URL,
         body: bytes,
         timeout_seconds: float,
         headers: Mapping[str, str] | None = None,
@@ -47,6 +48,7 @@ class LiveCalls:
         """One call within `timeout_seconds`, connecting and reading included; no retry.
 
         Args:
+          url: a `yarl.URL` is sent as it is encoded.
           headers: of this call alone (a token that is renewed, a signature).
 
         Raises:
@@ -60,7 +62,7 @@ class LiveCalls:
                 data=body,
                 headers=headers,
                 timeout=self._timeout_of(timeout_seconds),
-                proxy=self._proxy_for(url),
+                proxy=self._proxy_for(str(url)),
                 allow_redirects=False,
             ) as response:
                 content = await http.read_body(response, self._most_bytes)
@@ -72,7 +74,7 @@ class LiveCalls:
                 f"the reply is larger than {self._most_bytes:,} bytes (max_reply_bytes)"
             ) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise http.broken(error, url) from None
+            raise http.broken(error, str(url)) from None
 
     def _open(self) -> aiohttp.ClientSession:
         """The session belongs to the loop it is first used on."""

@@ -43,7 +43,7 @@ class S3Server:
             raise Unavailable("the S3 server is moto's: pip install 'moto[server]'")
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self.environment = {**KEYS, "AWS_ENDPOINT_URL": self.url, "AWS_ALLOW_HTTP": "true"}
+        self.environment = {**KEYS, "AWS_ENDPOINT_URL_S3": self.url, "AWS_ALLOW_HTTP": "true"}
         self._folder = tempfile.TemporaryDirectory(prefix="beam-llm-s3-")
         weak = ["weak"] if ignores_preconditions else []
         self._program = Program(

@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "--enqueued-limit-at", choices=("create", "validation"), default="validation"
     )
     parser.add_argument("--max-batch-requests", type=int, default=50_000)
+    parser.add_argument("--min-batch-requests", type=int, default=1)
     parser.add_argument("--max-file-bytes", type=int, default=200_000_000)
     parser.add_argument(
         "--fast", action="store_true", help="labels from a checksum, for benchmarks"

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 _FAMILY = ("groq", "together", "deepinfra", "fireworks", "openrouter", "xai")
 
-NAMES = ("openai", "anthropic", "gemini", "vertex", "mistral", *_FAMILY)
+NAMES = ("openai", "anthropic", "gemini", "vertex", "mistral", "bedrock", *_FAMILY)
 """Dialects, each in a module of this folder, or with others of its family in one. The first one has
 the routes that no other has.
 """

@@ -26,6 +26,7 @@ class EmulatorOptions:
       enqueued_limit_at: `create` answers 429 at once, `validation` accepts and fails the job after
         it.
       max_batch_requests, max_file_bytes: OpenAI's limits.
+      min_batch_requests: Bedrock's; a smaller job fails.
       fast: labels from a checksum in constant time, for benchmarks.
       reads: how many records of a prompt the model reads with care; answers to those after them are
         valid and wrong.
@@ -56,6 +57,7 @@ class EmulatorOptions:
     enqueued_token_limit: int | None = None
     enqueued_limit_at: str = "validation"
     max_batch_requests: int = 50_000
+    min_batch_requests: int = 1
     max_file_bytes: int = 200_000_000
     fast: bool = False
     reads: int | None = None

@@ -172,7 +172,7 @@ VALUES = (
     "reads",
     *("latency_ms", "jitter_ms", "requests_per_minute", "tokens_per_minute", "max_concurrency"),
     *("cancel_seconds", "enqueued_token_limit", "enqueued_limit_at"),
-    *("max_batch_requests", "max_file_bytes", "billing", "seed"),
+    *("max_batch_requests", "min_batch_requests", "max_file_bytes", "billing", "seed"),
 )
 
 

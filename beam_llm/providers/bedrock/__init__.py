@@ -1,0 +1,151 @@
+"""Amazon Bedrock: live calls of the Converse API, and batch inference jobs over S3.
+
+chat.py      live calls                 place.py        region, addresses, credentials
+batches.py   batch inference jobs       job_objects.py  a job as Bedrock shows it
+wire.py      requests and replies       signing.py      signatures of live calls
+forms.py     how a reply's shape is asked for, by model    failures.py  errors in our words
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from beam_llm.config import Settings
+from beam_llm.errors import UsageError
+from beam_llm.providers.bedrock.forms import Form
+from beam_llm.providers.bedrock.place import NO_REGION, Place, bucket_of, known_region
+from beam_llm.providers.bedrock.wire import encode_body
+from beam_llm.providers.checks import check_extra_body, check_temperature, refuse_api_version
+from beam_llm.providers.keys import resolve_key
+from beam_llm.providers.openai.strict_schema import strict_schema
+from beam_llm.providers.options import check_names
+from beam_llm.values import Request, Schema
+
+if TYPE_CHECKING:
+    from beam_llm.providers.bedrock.batches import BedrockBatches
+    from beam_llm.providers.bedrock.chat import BedrockChat
+
+MOST_TEMPERATURE = 1.0
+OPTIONS = ("region", "profile", "role_arn", "bucket", "min_records", "prompt_cache")
+"""`region` and `profile` as AWS's tools know them; `role_arn`: the service role by which Bedrock
+reads and writes a job's files; `bucket`: `s3://bucket/path` for them, where the staging location is
+elsewhere; `min_records`: of one job, by your quota; `prompt_cache`: `on` or `off`.
+"""
+
+OURS = ("modelId", "messages", "system", "outputConfig", "toolConfig", "serviceTier")
+"""Request fields that `extra_body` may not set."""
+
+_ROLE = re.compile(r"arn:aws(-[^:]+)?:iam::\d{12}:role/.+")
+
+
+def check(settings: Settings) -> None:
+    """Raises UsageError where the settings ask for what Bedrock does not have."""
+    refuse_api_version(settings)
+    if settings.seed is not None:
+        raise UsageError(f"seed is {settings.seed}: bedrock: has none; leave it out")
+    check_temperature(settings, MOST_TEMPERATURE)
+    _check_boto3()
+    _check_options(settings)
+    check_extra_body(settings, OURS)
+    if settings.mode == "batch_api":
+        _check_batch(settings)
+
+
+def _check_boto3() -> None:
+    if importlib.util.find_spec("boto3") is None:
+        raise UsageError("bedrock: needs boto3; pip install 'beam-llm[bedrock]'")
+
+
+def _check_options(settings: Settings) -> None:
+    check_names(settings, OPTIONS)
+    for name, value in _options(settings).items():
+        if name == "min_records":
+            if type(value) is not int or value < 1:
+                raise UsageError(
+                    f"provider_options has min_records {value!r}: it has to be a whole number "
+                    "from 1 on; Bedrock's usual quota is 100"
+                )
+        elif not isinstance(value, str) or not value:
+            raise UsageError(f"provider_options has {name} {value!r}: it has to be a string")
+    if (cache := _options(settings).get("prompt_cache", "on")) not in ("on", "off"):
+        raise UsageError(f"provider_options has prompt_cache {cache!r}: it has to be 'on' or 'off'")
+    if known_region(settings) is None:
+        raise UsageError(NO_REGION)
+
+
+def _check_batch(settings: Settings) -> None:
+    if settings.api_key:
+        raise UsageError(
+            f"api_key is {settings.api_key!r}: Bedrock's jobs and their files in S3 take AWS "
+            "credentials, as boto3 finds them; leave it out"
+        )
+    role = _options(settings).get("role_arn")
+    if role is None:
+        raise UsageError(
+            "mode is 'batch_api' but Bedrock's service role is missing: give provider_options="
+            "{'role_arn': 'arn:aws:iam::ACCOUNT:role/NAME'}, a role that Bedrock may take and "
+            "that may read and write the bucket"
+        )
+    if not _ROLE.fullmatch(role):
+        raise UsageError(
+            f"provider_options has role_arn {role!r}: it has to be 'arn:aws:iam::ACCOUNT:role/NAME'"
+        )
+    bucket_of(settings)
+
+
+def _options(settings: Settings) -> Mapping[str, Any]:
+    return settings.provider_options or {}
+
+
+def is_cached(settings: Settings) -> bool:
+    """Whether long shared prefixes are marked for the provider's cache."""
+    return bool(_options(settings).get("prompt_cache", "on") == "on")
+
+
+def preload() -> None:
+    """Imports what `connect` needs."""
+    importlib.import_module("beam_llm.providers.bedrock.chat")
+
+
+def connect(settings: Settings) -> BedrockChat:
+    """A client for live calls; see `providers.connect`."""
+    from beam_llm.providers.bedrock.chat import BedrockChat
+    from beam_llm.providers.http import Bounds
+
+    return BedrockChat(
+        Place.of(settings),
+        resolve_key(settings.api_key) if settings.api_key else None,
+        key_reference=settings.api_key,
+        service_tier=settings.service_tier,
+        is_cached=is_cached(settings),
+        log_data=settings.log_data,
+        bounds=Bounds.of(settings),
+    )
+
+
+def connect_batch(settings: Settings) -> BedrockBatches:
+    """A client for batch inference jobs; see `providers.connect_batch`."""
+    from beam_llm.providers.bedrock.batches import BedrockBatches, JobOptions
+    from beam_llm.providers.http import Bounds
+
+    return BedrockBatches(
+        Place.of(settings),
+        JobOptions.of(settings, is_cached(settings)),
+        log_data=settings.log_data,
+        bounds=Bounds.of(settings),
+    )
+
+
+def enforced_schema(schema: Schema) -> Schema | None:
+    """The schema as it is enforced; None where it can't be. See `protocols.SchemaDialect`."""
+    return strict_schema(schema)
+
+
+def encode(settings: Settings, request: Request) -> bytes:
+    """The body of a request as it would be sent first; see `providers.encode`."""
+    form = Form.of(settings.model_name)
+    return encode_body(request, form, settings.service_tier, is_cached=is_cached(settings))

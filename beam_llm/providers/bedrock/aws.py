@@ -1,0 +1,163 @@
+"""boto3's clients of Bedrock's control plane and of S3: no retries of their own, bounded times, and
+errors in our words.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from beam_llm.errors import Aborted, CallError, Kind, Rejected
+from beam_llm.providers.bedrock.failures import client_error
+from beam_llm.providers.bedrock.place import Place
+from beam_llm.providers.bedrock.signing import no_credentials
+from beam_llm.providers.errors import ErrorContext
+from beam_llm.providers.http import Bounds
+from beam_llm.providers.typed import word
+from beam_llm.redaction import remember
+
+CONNECT_SECONDS = 10.0
+_CHUNK = 1 << 20
+R = TypeVar("R")
+
+
+class Clients:
+    """Made at first use; used by one thread at a time.
+
+    Attributes:
+      context: what errors must not hold.
+      last_words: code and sentence of the newest error that Bedrock answered with.
+    """
+
+    def __init__(self, place: Place, log_data: bool, bounds: Bounds):
+        self._place, self._bounds = place, bounds
+        self._lock = threading.Lock()
+        self._made: dict[str, Any] = {}
+        self._session: Any = None
+        self.context = ErrorContext(log_data=log_data)
+        self.last_words = "", ""
+
+    def bedrock(self, verb: str, missing: type[CallError] = Aborted, **parameters: Any) -> Any:
+        """One call of the control plane, in one try.
+
+        Args:
+          missing: what a 404 means.
+
+        Raises:
+          CallError: the answer is an error, or none.
+        """
+        return self._call(lambda: getattr(self._client("bedrock"), verb)(**parameters), missing)
+
+    # S3
+
+    def put_file(self, uri: str, path: Path) -> None:
+        """Uploads a file, streamed."""
+        bucket, key = _parted(uri)
+        with open(path, "rb") as file:
+            self._s3("put_object", Bucket=bucket, Key=key, Body=file)
+
+    def get_file(self, uri: str, file: IO[bytes], start: int) -> None:
+        """Writes an object behind `start`, streamed; its last line ends with a newline.
+
+        Raises:
+          CallError: it can't be read, or is larger than its bound.
+        """
+        bucket, key = _parted(uri)
+        found = self._s3("get_object", Bucket=bucket, Key=key)
+        file.seek(start)
+        file.truncate()
+        size, last, most = 0, b"\n", self._bounds.file_bytes
+        chunks = found["Body"].iter_chunks(_CHUNK)
+        while chunk := self._call(lambda: next(chunks, b""), Rejected):
+            size, last = size + len(chunk), chunk[-1:]
+            if size > most:
+                found["Body"].close()
+                said = f"the result file is larger than {most:,} bytes (max_file_bytes)"
+                raise Rejected(Kind.TOO_LARGE, said)
+            file.write(chunk)
+        if last != b"\n":
+            file.write(b"\n")
+
+    def names(self, folder: str) -> list[str]:
+        """Addresses of all objects below a folder's."""
+        bucket, prefix = _parted(folder)
+        found: list[str] = []
+        query: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+        while True:
+            page = self._s3("list_objects_v2", **query)
+            found += [f"s3://{bucket}/{entry['Key']}" for entry in page.get("Contents", ())]
+            token = page.get("NextContinuationToken")
+            if not token:
+                return found
+            query["ContinuationToken"] = token
+
+    def delete(self, uri: str) -> None:
+        """Removes an object; harmless where it is gone."""
+        bucket, key = _parted(uri)
+        self._s3("delete_object", Bucket=bucket, Key=key)
+
+    def _s3(self, verb: str, **parameters: Any) -> Any:
+        return self._call(lambda: getattr(self._client("s3"), verb)(**parameters), Rejected)
+
+    def _call(self, call: Callable[[], R], missing: type[CallError]) -> R:
+        try:
+            return call()
+        except CallError:
+            raise
+        except Exception as error:  # botocore's are many; what they hold is not shown
+            failed = error
+        said = getattr(failed, "response", None)
+        said = said.get("Error") if isinstance(said, dict) else None
+        said = said if isinstance(said, dict) else {}
+        self.last_words = word(said.get("Code")), word(said.get("Message"))
+        translated = client_error(failed, self.context, missing)
+        del failed  # it may hold what was sent, or what a server repeats
+        raise translated
+
+    def _client(self, service: str) -> Any:
+        with self._lock:
+            if service not in self._made:
+                self._made[service] = self._new(service)
+            return self._made[service]
+
+    def _new(self, service: str) -> Any:
+        from botocore.config import Config
+
+        if self._session is None:
+            self._session = self._place.session()
+            self._remember()
+        seconds = self._bounds.control_seconds
+        if service == "s3":  # of one read from the connection, not of the whole transfer
+            seconds = min(self._bounds.transfer_seconds, 60.0)
+        config = Config(
+            connect_timeout=min(CONNECT_SECONDS, seconds),
+            read_timeout=seconds,
+            retries={"total_max_attempts": 1},
+        )
+        url = self._place.base_url if service == "bedrock" else None
+        return self._session.client(service, config=config, endpoint_url=url)
+
+    def _remember(self) -> None:
+        """No error may show the secrets in use."""
+        found = self._session.get_credentials()
+        if found is None:
+            raise no_credentials()
+        frozen = found.get_frozen_credentials()
+        for secret in (frozen.secret_key, frozen.token):
+            if secret:
+                remember(secret)
+        self.context = self.context._replace(secret=frozen.secret_key)
+
+    def close(self) -> None:
+        """Gives back connections; harmless to repeat."""
+        with self._lock:
+            for client in self._made.values():
+                client.close()
+            self._made.clear()
+
+
+def _parted(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key

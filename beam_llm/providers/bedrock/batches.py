@@ -1,0 +1,315 @@
+"""Batch inference jobs: a job's lines in S3, the job, its results in S3; by boto3, without its
+retries.
+
+A create carries a token of the job's name, so that "the API request completes no more than one
+time": it may be repeated, and gives the job that there is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from beam_llm.config import Settings
+from beam_llm.errors import (
+    Aborted,
+    CallError,
+    CannotTell,
+    Kind,
+    NotCreated,
+    Rejected,
+    Retryable,
+    UnknownJob,
+)
+from beam_llm.protocols import BatchTraits, LineReply, Recovery, RemoteJob
+from beam_llm.providers import http
+from beam_llm.providers.bedrock.aws import Clients
+from beam_llm.providers.bedrock.forms import Form
+from beam_llm.providers.bedrock.job_objects import (
+    job_name,
+    name_prefix,
+    reason_of,
+    remote_job,
+    token_of,
+)
+from beam_llm.providers.bedrock.lines import line_reply
+from beam_llm.providers.bedrock.place import Place, bucket_of
+from beam_llm.providers.bedrock.wire import encode_body
+from beam_llm.providers.control import ControlCalls, ignoring, steady
+from beam_llm.providers.errors import ErrorContext
+from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
+from beam_llm.providers.job_search import find_jobs
+from beam_llm.values import JobState, Request
+
+MIN_RECORDS = 100
+TRAITS = BatchTraits(
+    max_requests=50_000,
+    max_bytes=950_000_000,
+    window_seconds=24 * 3600,
+    create_seconds=120,
+    min_requests=MIN_RECORDS,
+    recovery=Recovery.TOKEN,
+)
+"""Source: AWS general reference, "Amazon Bedrock endpoints and quotas", read 2026-11: records per
+file 50,000, 1 GB a file (kept below by 5 %), at least 100 records in a job; 24 to 168 hours.
+"""
+
+LEAST_HOURS, MOST_HOURS = 24, 168
+PENDING_PAGES = 10
+_CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_JOB_ID = re.compile(
+    r"(arn:aws(-[^:]+)?:bedrock:[a-z0-9-]{1,20}:[0-9]{12}:model-invocation-job/)?[a-z0-9]{12}"
+)
+
+R = TypeVar("R")
+
+
+class JobOptions(NamedTuple):
+    """Of all jobs of one client.
+
+    Attributes:
+      role_arn: by which Bedrock reads and writes the files.
+      bucket: `s3://bucket/path` for them.
+      hours: after which a job ends, done or not.
+    """
+
+    role_arn: str
+    bucket: str
+    hours: int = LEAST_HOURS
+    min_records: int = MIN_RECORDS
+    is_cached: bool = True
+
+    @classmethod
+    def of(cls, settings: Settings, is_cached: bool) -> JobOptions:
+        given = settings.provider_options or {}
+        hours = int(-(-(settings.job_deadline_hours or LEAST_HOURS) // 1))
+        return cls(
+            given.get("role_arn", ""),
+            bucket_of(settings),
+            min(max(hours, LEAST_HOURS), MOST_HOURS),
+            given.get("min_records", MIN_RECORDS),
+            is_cached,
+        )
+
+
+class BedrockBatches:
+    """Remote jobs (a BatchProvider), blocking. Harmless verbs are tried four times, and a create
+    once: who may repeat it does.
+
+    Args:
+      sleep, clock, wall: see `ControlCalls`.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        options: JobOptions,
+        *,
+        log_data: bool = False,
+        bounds: Bounds = DEFAULT_BOUNDS,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = steady,
+        wall: Callable[[], float] = time.time,
+    ):
+        self.traits = _traits_of(options, bounds)
+        self._place, self._options, self._bounds = place, options, bounds
+        self._form = Form.of(place.model)
+        self._clients = Clients(place, log_data, bounds)
+        proxy = http.proxy_for(place.control_url)
+        self._control = ControlCalls(
+            ErrorContext(), bounds, {}, proxy, sleep=sleep, clock=clock, wall=wall
+        )
+
+    def close(self) -> None:
+        """Gives back connections; harmless to repeat."""
+        self._clients.close()
+
+    def encode_line(self, custom_id: str, request: Request) -> bytes:
+        """Raises ValueError where `custom_id` is not 1–64 characters of A–Z, a–z, 0–9, `_` and
+        `-`.
+        """
+        if not _CUSTOM_ID.fullmatch(custom_id):
+            raise ValueError(f"custom_id {custom_id!r} is not 1–64 characters of [A-Za-z0-9_-]")
+        # A file can't learn from refusals, so that its bytes depend on the model alone.
+        body = encode_body(request, self._form, is_cached=self._options.is_cached)
+        return b'{"recordId":"' + custom_id.encode() + b'","modelInput":' + body + b"}"
+
+    def decode_line(self, line: bytes) -> LineReply:
+        """Raises ValueError where the line is cut, or no reply at all."""
+        return line_reply(line, self._place.model, self._clients.context)
+
+    def stage(self, lines: Path, name: str) -> str:
+        """Uploads a job's lines, streamed; returns their address in S3."""
+        uri = f"{self._options.bucket}/{name}/input.jsonl"
+        self._harmless(lambda: self._clients.put_file(uri, lines), self._bounds.transfer_seconds)
+        return uri
+
+    def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
+        """Creates the job, in one try. Of one name there is one job, however often it is created.
+
+        Raises:
+          NotCreated: the server has answered, and said no.
+          CallError: there may be a job all the same.
+        """
+        body: dict[str, Any] = {
+            "jobName": job_name(name),
+            "roleArn": self._options.role_arn,
+            "clientRequestToken": token_of(name),
+            "modelId": self._place.model,
+            "inputDataConfig": {
+                "s3InputDataConfig": {"s3InputFormat": "JSONL", "s3Uri": str(staged)}
+            },
+            "outputDataConfig": {
+                "s3OutputDataConfig": {"s3Uri": f"{self._options.bucket}/{name}/"}
+            },
+            "timeoutDurationInHours": self._options.hours,
+            "modelInvocationType": "Converse",
+        }
+        try:
+            made = self._clients.bedrock("create_model_invocation_job", **body)
+        except CallError as error:
+            refused = error
+        else:
+            return remote_job({**body, **made}, self._clients.context)
+        return self._not_created(name, staged, refused)
+
+    def _not_created(self, name: str, staged: str | None, error: CallError) -> RemoteJob:
+        """Raises what the error comes to; a conflict is about a job that there is."""
+        if error.status is None or not 300 <= error.status < 500 or error.status == 408:
+            raise error
+        code, message = self._clients.last_words
+        if code == "ConflictException":
+            found = self.find(name.rpartition("-")[0], staged, 0.0)
+            mine = [job for job in found if job.name == job_name(name)]
+            if mine:
+                return mine[0]
+            raise Retryable(Kind.UNAVAILABLE, error.message, status=error.status)
+        raise NotCreated(reason_of(error, code, message)) from error
+
+    def look(self, job_id: str) -> RemoteJob:
+        """Raises UnknownJob where Bedrock does not know the job."""
+        _check_id(job_id)
+        shown = self._harmless(
+            lambda: self._clients.bedrock(
+                "get_model_invocation_job", missing=UnknownJob, jobIdentifier=job_id
+            )
+        )
+        return remote_job(shown, self._clients.context)
+
+    def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
+        """Jobs of that name, or of that input, newest first."""
+        return find_jobs(
+            self._pages(name_prefix(name)),
+            name_prefix(name),
+            staged,
+            since,
+            keeps_names=True,
+            most_pages=self._bounds.list_pages,
+        )
+
+    def pending(self) -> list[RemoteJob]:
+        """Jobs under way among the first thousand."""
+        pages = islice(self._pages(None), PENDING_PAGES)
+        return [job for page in pages for job in page if not job.state.has_ended]
+
+    def _pages(self, part: str | None) -> Iterator[Sequence[RemoteJob]]:
+        query: dict[str, Any] = {"sortBy": "CreationTime", "sortOrder": "Descending"}
+        query |= {"maxResults": 100} | ({"nameContains": part} if part else {})
+        while True:
+            page = self._page(query)
+            jobs = list(self._listed(page.get("invocationJobSummaries")))
+            yield jobs
+            token = page.get("nextToken")
+            if not token or not jobs:
+                return
+            query["nextToken"] = token
+
+    def _page(self, query: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            return self._harmless(
+                lambda: self._clients.bedrock(
+                    "list_model_invocation_jobs", missing=Rejected, **query
+                )
+            )
+        except (Rejected, Aborted) as error:
+            refused = error
+        raise CannotTell(
+            f"jobs can't be listed here: {refused.message}", status=refused.status
+        ) from refused
+
+    def _listed(self, jobs: Any) -> Iterator[RemoteJob]:
+        """The jobs of a page; one that can't be read is passed over."""
+        for job in jobs if isinstance(jobs, list) else []:
+            if isinstance(job, dict):
+                with suppress(CallError):
+                    yield remote_job(job, self._clients.context)
+
+    def fetch(self, job: RemoteJob, path: Path) -> None:
+        """Streams all result files of a job into one.
+
+        Raises:
+          CallError: one can't be read, or there is none although the job has done something.
+        """
+        seconds, found = self._bounds.transfer_seconds, 0
+        with open(path, "w+b") as file:
+            for folder in job.result_files:
+                for uri in self._harmless(lambda folder=folder: self._clients.names(folder)):  # type: ignore[misc]
+                    if not uri.endswith(".jsonl.out"):
+                        continue
+                    start, found = file.seek(0, os.SEEK_END), found + 1
+                    self._harmless(lambda: self._clients.get_file(uri, file, start), seconds)  # noqa: B023 - called at once
+        if not found and (job.state is JobState.COMPLETED or job.completed):
+            raise Retryable(Kind.UNAVAILABLE, "the job's result file is not in S3 (yet)")
+
+    def cancel(self, job_id: str) -> None:
+        """Asks for cancellation; harmless where the job has ended or is not known."""
+        _check_id(job_id)
+        with ignoring(400, 404, 409):
+            self._harmless(
+                lambda: self._clients.bedrock(
+                    "stop_model_invocation_job", missing=UnknownJob, jobIdentifier=job_id
+                )
+            )
+
+    def forget(self, job: RemoteJob | None, staged: str | None) -> None:
+        """Removes a job's result files, and its input; harmless where they are gone."""
+        for folder in job.result_files if job is not None else ():
+            for uri in self._harmless(lambda folder=folder: self._clients.names(folder)):  # type: ignore[misc]
+                self._harmless(lambda uri=uri: self._clients.delete(uri))  # type: ignore[misc]
+        if staged is not None:
+            self._harmless(lambda: self._clients.delete(staged))
+
+    def now(self) -> float | None:
+        """Bedrock's own time, by its answers; see `ControlCalls.now`."""
+        return self._control.now(f"{self._place.control_url}/model-invocation-jobs")
+
+    def _harmless(self, verb: Callable[[], R], seconds: float | None = None) -> R:
+        """boto3's calls have their own, shorter, timeouts."""
+        return self._control.harmless(lambda _: verb(), seconds)
+
+
+def _check_id(job_id: str) -> None:
+    if not _JOB_ID.fullmatch(job_id):
+        raise UnknownJob(Kind.REJECTED, f"{job_id[:80]!r} is not a job of Bedrock", status=404)
+
+
+def _traits_of(options: JobOptions, bounds: Bounds) -> BatchTraits:
+    least = options.min_records
+    few = (
+        f"a job of Bedrock's has {least:,} requests at least (min_records): fewer go as live calls "
+        "at the live price; of an unbounded input they wait with more before"
+    )
+    return dataclasses.replace(
+        TRAITS,
+        window_seconds=options.hours * 3600.0,
+        create_seconds=2 * bounds.control_seconds,
+        min_requests=least,
+        caveats=(few,) if least > 1 else (),
+    )

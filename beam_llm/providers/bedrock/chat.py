@@ -1,0 +1,118 @@
+"""Live calls of the Converse API."""
+
+from __future__ import annotations
+
+import logging
+
+import yarl
+
+from beam_llm.errors import CallError
+from beam_llm.providers.bedrock.failures import EXPIRED, reply_error
+from beam_llm.providers.bedrock.forms import SCHEMA, Form, form_of
+from beam_llm.providers.bedrock.place import Place
+from beam_llm.providers.bedrock.signing import Signer
+from beam_llm.providers.bedrock.wire import decode_reply, encode_body
+from beam_llm.providers.errors import ErrorContext
+from beam_llm.providers.http import DEFAULT_BOUNDS, Answer, Bounds
+from beam_llm.providers.live import LiveCalls
+from beam_llm.values import Completion, Request
+
+_log = logging.getLogger(__name__)
+
+
+class BedrockChat:
+    """Live calls (a CompletionProvider). Made anywhere, used and closed on one event loop.
+
+    Args:
+      key: a Bedrock API key, which is sent as it is; None: calls are signed with AWS credentials.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        key: str | None = None,
+        *,
+        key_reference: str | None = None,
+        service_tier: str | None = None,
+        is_cached: bool = True,
+        log_data: bool = False,
+        bounds: Bounds = DEFAULT_BOUNDS,
+    ):
+        self._place, self._key, self._key_reference = place, key, key_reference
+        self._service_tier, self._is_cached, self._log_data = service_tier, is_cached, log_data
+        self._signer = None if key is not None else Signer(place)
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._calls = LiveCalls(headers, bounds)
+        self._forms: dict[str, tuple[yarl.URL, Form]] = {}
+
+    async def complete(self, request: Request, timeout_seconds: float) -> Completion:
+        """One call within `timeout_seconds`, connecting and reading included. Asked again at once
+        only in another form of the same question, where the model refuses the form (see `Form`).
+
+        Raises:
+          CallError: Retryable, Rejected or Aborted.
+        """
+        url, form = self._model(request.model)
+        while True:
+            sent = form.key
+            body = encode_body(request, form, self._service_tier, is_cached=self._is_cached)
+            answer = await self._post(url, body, timeout_seconds)
+            if answer.status < 300:
+                request_id = answer.headers.get("x-amzn-requestid")
+                return decode_reply(answer.body, request.model, request_id, self._context)
+            error = reply_error(answer.status, answer.headers, answer.body, self._context)
+            if form.key == sent:  # else another call has learned it meanwhile
+                if not form.learn(error, answer.body[:4_000].decode("utf-8", "replace")):
+                    raise error
+                self._announce(error, form)
+
+    async def _post(self, url: yarl.URL, body: bytes, timeout_seconds: float) -> Answer:
+        """Sent once more where the credentials have expired since they were looked up."""
+        signer = self._signer
+        if signer is None:
+            return await self._calls.post(url, body, timeout_seconds)
+        for _ in range(2):
+            headers = await signer.headers(str(url), body)
+            answer = await self._calls.post(url, body, timeout_seconds, headers)
+            name = answer.headers.get("x-amzn-errortype", "").partition(":")[0].lower()
+            if name not in EXPIRED:
+                break
+            signer.forget()
+        return answer
+
+    def _model(self, model: str) -> tuple[yarl.URL, Form]:
+        found = self._forms.get(model)
+        if found is None:
+            url = self._place.converse_url(model)
+            # As it is signed: a colon of the model's name stays `%3A`.
+            found = self._forms[model] = yarl.URL(url, encoded=True), form_of(url, model)
+        return found
+
+    @property
+    def _context(self) -> ErrorContext:
+        secret = self._key if self._signer is None else self._signer.secret
+        return ErrorContext(secret, self._key_reference, self._log_data)
+
+    def _announce(self, error: CallError, form: Form) -> None:
+        _log.warning(
+            "%s: from now on replies of %s are asked for by %s, with %s temperature",
+            error.message,
+            self._place.model,
+            form.reply_format,
+            "a" if form.takes_temperature else "no",
+        )
+
+    @property
+    def enforces_schemas(self) -> bool:
+        """Whether replies are held to the schema that is sent. The input of a tool is not."""
+        return self._model(self._place.model)[1].reply_format == SCHEMA
+
+    def note_ignored_schema(self, request: Request) -> bool:
+        """Nothing is learned from it: where a schema is enforced here, it is; elsewhere it is asked
+        for in the one other way there is.
+        """
+        return False
+
+    async def close(self) -> None:
+        """Gives back connections; harmless when done twice."""
+        await self._calls.close()

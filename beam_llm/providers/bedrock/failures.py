@@ -1,0 +1,94 @@
+"""Bedrock's errors, and botocore's, in our words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
+from beam_llm.providers.bedrock.signing import no_credentials
+from beam_llm.providers.errors import ErrorContext, error_of, unreadable
+from beam_llm.providers.typed import loads, word
+
+_NO_MODEL = re.compile(
+    r"model identifier is invalid|on-demand throughput isn.t supported|end of (its )?life"
+    r"|does(n.t| not) support converse|marked by provider as legacy",
+    re.IGNORECASE,
+)
+"""Of a ValidationException: no request of this model will succeed."""
+
+_QUOTA = "servicequotaexceededexception"
+EXPIRED = ("expiredtokenexception", "expiredtoken")
+"""Codes of credentials that have to be looked up anew."""
+
+
+def reply_error(
+    status: int, headers: Mapping[str, str], body: bytes, context: ErrorContext
+) -> CallError:
+    """The error that a call was answered with: its name stands in a header, or in `__type`."""
+    try:
+        found = loads(body)
+    except ValueError:
+        found = body[:2_000].decode("utf-8", "replace")
+    said = found if isinstance(found, dict) else {"message": found}
+    name = headers.get("x-amzn-errortype") or word(said.get("__type"))
+    message = word(said.get("message") or said.get("Message"))
+    return named_error(status, headers, code_of(name), message, context)
+
+
+def code_of(name: str) -> str:
+    """`ThrottlingException` of `com.amazon.coral#ThrottlingException:http://…`."""
+    return name.partition(":")[0].rpartition("#")[2][:80]
+
+
+def named_error(
+    status: int,
+    headers: Mapping[str, str],
+    code: str,
+    message: str,
+    context: ErrorContext,
+    missing: type[CallError] = Aborted,
+) -> CallError:
+    """An error by its name and sentence; see `providers.errors.error_of`."""
+    said = {"error": {"code": code, "message": message}}
+    found = error_of(status, headers, said, **context._asdict(), missing=missing)
+    if isinstance(found, Rejected):
+        if code.lower() == _QUOTA:
+            return Retryable(Kind.RATE_LIMITED, found.message, status=status)
+        if _NO_MODEL.search(message):
+            return Aborted(Kind.ABORTED, found.message, status=status)
+    return found
+
+
+def client_error(
+    error: Exception, context: ErrorContext, missing: type[CallError] = Aborted
+) -> CallError:
+    """What a call by boto3 raised. Its text may hold what was sent, so only names and Bedrock's own
+    sentence are taken.
+    """
+    from botocore import exceptions as known
+
+    if isinstance(error, known.ClientError):
+        return _answered(error.response, context, missing)
+    name = type(error).__name__
+    if isinstance(error, known.ReadTimeoutError | known.ConnectTimeoutError):
+        return Retryable(Kind.TIMED_OUT, f"no whole answer in time ({name})")
+    if isinstance(error, known.HTTPClientError | known.IncompleteReadError):
+        return Retryable(Kind.UNAVAILABLE, f"no connection or a broken one ({name})")
+    if isinstance(error, known.ParamValidationError):
+        return Rejected(Kind.REJECTED, "the request is not one that Bedrock takes", status=400)
+    if isinstance(error, known.BotoCoreError) and re.search("Credential|Token|Profile", name):
+        return no_credentials(name)
+    return unreadable(f"the answer is not what the API promises ({name})")
+
+
+def _answered(
+    response: Mapping[str, Any], context: ErrorContext, missing: type[CallError]
+) -> CallError:
+    meta, said = response.get("ResponseMetadata") or {}, response.get("Error") or {}
+    status, headers = meta.get("HTTPStatusCode"), meta.get("HTTPHeaders") or {}
+    code = code_of(word(said.get("Code")))
+    if not isinstance(status, int) or status < 300:
+        status = 500
+    return named_error(status, headers, code, word(said.get("Message")), context, missing)

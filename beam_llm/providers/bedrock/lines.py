@@ -1,0 +1,45 @@
+"""Lines of a job's result files: answers, and errors in their place.
+
+Source: Bedrock user guide, "View the results of a batch inference job", read 2026-11.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from beam_llm.errors import CallError, Kind, Retryable
+from beam_llm.protocols import LineReply
+from beam_llm.providers.bedrock.failures import named_error
+from beam_llm.providers.bedrock.wire import completion_of
+from beam_llm.providers.errors import ErrorContext, no_answer
+from beam_llm.providers.typed import loads, status_of, word
+
+
+def line_reply(line: bytes, model: str, context: ErrorContext) -> LineReply:
+    """One line.
+
+    Raises:
+      ValueError: it is cut, or no reply at all.
+    """
+    payload = loads(line)
+    record_id = payload.get("recordId") if isinstance(payload, dict) else None
+    if not isinstance(record_id, str) or not record_id:
+        raise ValueError(f"a result line of {len(line):,} bytes has no recordId")
+    try:
+        if payload.get("error") is not None:
+            return LineReply.failed(record_id, _line_error(payload["error"], context))
+        if payload.get("modelOutput") is None:
+            return LineReply.failed(record_id, no_answer())
+        return LineReply(record_id, completion_of(payload["modelOutput"], model, None, context))
+    except CallError as error:
+        return LineReply.failed(record_id, error)
+
+
+def _line_error(error: Any, context: ErrorContext) -> CallError:
+    said = error if isinstance(error, dict) else {"errorMessage": error}
+    status = status_of(said.get("errorCode"))
+    message = word(said.get("errorMessage"))
+    found = named_error(status or 500, {}, "", message, context)
+    if said.get("expired") is True:
+        return Retryable(Kind.EXPIRED, found.message, status=status)
+    return found

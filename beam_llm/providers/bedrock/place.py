@@ -1,0 +1,108 @@
+"""Where Bedrock is, and by whose credentials: as AWS's own tools find out."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from beam_llm.config import Settings
+from beam_llm.errors import Aborted, Kind, UsageError
+
+NO_REGION = (
+    "no region is known for bedrock: give provider_options={'region': 'us-east-1'}, or set "
+    "AWS_REGION"
+)
+_ARN_REGION = re.compile(r"arn:aws[^:]*:bedrock:([a-z0-9-]+):")
+_S3_URI = re.compile(r"s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](/[-!_*'().a-zA-Z0-9]+)*/?")
+"""As CreateModelInvocationJob takes it. Source: botocore 1.44, `bedrock`, read 2026-11."""
+
+
+class Place(NamedTuple):
+    """Attributes:
+    model: its id, the id of an inference profile, or an ARN.
+    base_url: of all of Bedrock, where it is not Amazon's own.
+    """
+
+    region: str
+    model: str
+    profile: str | None = None
+    base_url: str | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Place:
+        """Raises Aborted where no region is known here."""
+        region = known_region(settings)
+        if region is None:
+            raise Aborted(Kind.ABORTED, NO_REGION)
+        options = settings.provider_options or {}
+        base = (settings.base_url or "").rstrip("/") or None
+        return cls(region, settings.model_name, options.get("profile"), base)
+
+    def converse_url(self, model: str) -> str:
+        """The address of a model's Converse, percent-encoded as it is signed."""
+        return f"{self._runtime}/model/{quote(model, safe='')}/converse"
+
+    @property
+    def _runtime(self) -> str:
+        named = os.environ.get("AWS_ENDPOINT_URL_BEDROCK_RUNTIME")
+        return self.base_url or (named or "").rstrip("/") or self._usual("bedrock-runtime")
+
+    @property
+    def control_url(self) -> str:
+        """What the paths of jobs are put behind."""
+        named = os.environ.get("AWS_ENDPOINT_URL_BEDROCK")
+        return self.base_url or (named or "").rstrip("/") or self._usual("bedrock")
+
+    def _usual(self, service: str) -> str:
+        domain = "amazonaws.com.cn" if self.region.startswith("cn-") else "amazonaws.com"
+        return f"https://{service}.{self.region}.{domain}"
+
+    def session(self) -> Any:
+        """boto3's session: it knows profiles, roles and how credentials are renewed."""
+        import boto3
+
+        return boto3.Session(region_name=self.region, profile_name=self.profile)
+
+
+def known_region(settings: Settings) -> str | None:
+    """The region that the settings, the model's ARN, the environment or a profile names."""
+    options = settings.provider_options or {}
+    found = options.get("region") or os.environ.get("AWS_REGION")
+    if found or (found := os.environ.get("AWS_DEFAULT_REGION")):
+        return str(found)
+    arn = _ARN_REGION.match(settings.model_name)
+    return arn[1] if arn else _region_of_profile(options.get("profile"))
+
+
+def _region_of_profile(profile: str | None) -> str | None:
+    import boto3
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        region: str | None = boto3.Session(profile_name=profile).region_name
+    except BotoCoreError:  # no such profile: `connect` tells
+        return None
+    return region
+
+
+def bucket_of(settings: Settings) -> str:
+    """`s3://bucket/path` under which a job's files are, without a slash at its end.
+
+    Raises:
+      UsageError: neither `bucket` nor the staging location is one.
+    """
+    given = (settings.provider_options or {}).get("bucket")
+    found = str(given or settings.staging_location or "")
+    if not found.startswith("s3://") and not given:
+        raise UsageError(
+            f"staging_location is {settings.staging_location!r}: Bedrock reads and writes a job's "
+            "files in S3; give provider_options={'bucket': 's3://bucket/path'}, or stage in s3://"
+        )
+    if not _S3_URI.fullmatch(found):
+        raise UsageError(
+            f"{'bucket' if given else 'staging_location'} is {found!r}: Bedrock takes "
+            "'s3://bucket/path' of letters, digits and -!_*'()."
+        )
+    return found.rstrip("/") if given else f"{found.rstrip('/')}/bedrock"

@@ -1,0 +1,204 @@
+"""Converse as bytes: Request → body, body → Completion. Pure: no I/O, no clock.
+
+Source: botocore 1.44, `bedrock-runtime` 2023-09-30; Bedrock user guide, "Prompt caching" (usage);
+both read 2026-11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from beam_llm.providers.bedrock.forms import SCHEMA, TOOL, Form
+from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, unreadable
+from beam_llm.providers.finishes import finish_of
+from beam_llm.providers.openai.strict_schema import strict_schema
+from beam_llm.providers.typed import clean, loads, name_of, token_count, without_surrogates, word
+from beam_llm.redaction import redactor_of
+from beam_llm.values import Completion, Finish, Message, Request, Usage
+
+TOOL_NAME = "reply"
+"""Of the tool whose input is the reply, where a model has no structured outputs."""
+
+CHARACTERS_A_TOKEN = 2
+"""From below: a prefix that is marked and too short is read as usual, and costs nothing."""
+
+CACHE_POINT = {"cachePoint": {"type": "default"}}
+TIERS = ("default", "flex", "priority")
+
+
+# Requests
+# --------------------------------------------------------------------------------------------------
+
+
+def encode_body(
+    request: Request, form: Form, service_tier: str | None = None, *, is_cached: bool = True
+) -> bytes:
+    """The request as JSON, its keys always in one order: equal requests give equal bytes, live and
+    in a job's file. The model is in the address.
+    """
+    try:
+        return orjson.dumps(_body(request, request.messages, form, service_tier, is_cached))
+    except TypeError:  # half a character, which JSON has no way to write
+        whole = tuple(Message(m.role, without_surrogates(m.content)) for m in request.messages)
+        return orjson.dumps(_body(request, whole, form, service_tier, is_cached))
+
+
+def _body(
+    request: Request,
+    messages: tuple[Message, ...],
+    form: Form,
+    service_tier: str | None,
+    is_cached: bool,
+) -> dict[str, Any]:
+    system = "\n\n".join(message.content for message in messages if message.role == "system")
+    body: dict[str, Any] = {
+        "messages": [
+            {"role": message.role, "content": [{"text": message.content}]}
+            for message in messages
+            if message.role != "system"
+        ]
+    }
+    if system:
+        body["system"] = [{"text": system}]
+        if is_cached and _pays(len(system), form):
+            body["system"].append(CACHE_POINT)
+    limits = _inference_config(request, form)
+    if limits:
+        body["inferenceConfig"] = limits
+    if request.schema is not None:
+        _ask_for_shape(body, request, form)
+    if service_tier in TIERS:
+        body["serviceTier"] = {"type": service_tier}
+    for name, value in sorted(request.extra.items()):
+        both = name == "inferenceConfig" and isinstance(value, Mapping)
+        body[name] = {**body.get(name, {}), **value} if both else value
+    return body
+
+
+def _pays(characters: int, form: Form) -> bool:
+    least = form.cached_from_tokens
+    return least is not None and characters >= least * CHARACTERS_A_TOKEN
+
+
+def _inference_config(request: Request, form: Form) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if request.max_output_tokens is not None:
+        found["maxTokens"] = request.max_output_tokens
+    if request.temperature is not None and form.takes_temperature:
+        found["temperature"] = request.temperature
+    return found
+
+
+def _ask_for_shape(body: dict[str, Any], request: Request, form: Form) -> None:
+    assert request.schema is not None
+    strict = strict_schema(request.schema)
+    schema = request.schema if strict is None else strict
+    if form.reply_format == SCHEMA and strict is not None:
+        named = {"name": TOOL_NAME, "schema": orjson.dumps(strict).decode()}
+        shape = {"type": "json_schema", "structure": {"jsonSchema": named}}
+        body["outputConfig"] = {"textFormat": shape}
+    elif form.reply_format in (SCHEMA, TOOL) and schema.get("type") == "object":
+        described = "Takes the reply, all of it."
+        tool = {"name": TOOL_NAME, "description": described, "inputSchema": {"json": schema}}
+        choice = {"tool": {"name": TOOL_NAME}}
+        body["toolConfig"] = {"tools": [{"toolSpec": tool}], "toolChoice": choice}
+    else:
+        words = (
+            "Reply with JSON only, without any other text, following this JSON schema:\n"
+            + orjson.dumps(schema).decode()
+        )
+        body["system"] = [*body.get("system", ()), {"text": words}]
+
+
+# Replies
+# --------------------------------------------------------------------------------------------------
+
+
+def decode_reply(
+    body: bytes, model: str, request_id: str | None = None, context: ErrorContext = NO_CONTEXT
+) -> Completion:
+    """The bytes of a 200 as a Completion. Raises Retryable where it is no reply."""
+    try:
+        payload = loads(body)
+    except ValueError:
+        raise unreadable(f"the reply's body of {len(body):,} bytes is not JSON") from None
+    return completion_of(payload, model, request_id, context)
+
+
+def completion_of(
+    payload: Any, model: str, request_id: str | None = None, context: ErrorContext = NO_CONTEXT
+) -> Completion:
+    """The reply in words. Every field is read as far as it can be; one of another type counts as
+    absent.
+
+    Args:
+      model: that was asked; a reply doesn't name it.
+
+    Raises:
+      Retryable: it is no reply at all.
+    """
+    message = _field(payload, "output", "message")
+    content = _field(message, "content")
+    if not isinstance(content, list):
+        raise unreadable("the reply has no message")
+    redactor = redactor_of(context.secret)
+    text, is_tool = _text_of(content)
+    if text is not None:
+        text = redactor.in_answer(clean(text))
+    reason = payload.get("stopReason")
+    return Completion(
+        text,
+        _finish(reason, text, is_tool),
+        usage_of(payload.get("usage")),
+        model,
+        name_of(request_id, redactor),
+        None,
+        None,
+        name_of(reason, redactor) or "end_turn",
+        service_tier=name_of(_field(payload, "serviceTier", "type"), redactor),
+    )
+
+
+def _field(payload: Any, *names: str) -> Any:
+    for name in names:
+        payload = payload.get(name) if isinstance(payload, dict) else None
+    return payload
+
+
+def _text_of(content: Iterable[Any]) -> tuple[str | None, bool]:
+    """The reply's text, without thoughts, or the input of the tool that takes it; and whether it
+    was that.
+    """
+    texts: list[str] = []
+    for block in content:
+        tool = _field(block, "toolUse")
+        if _field(tool, "name") == TOOL_NAME:
+            return word(_field(tool, "input")) or None, True
+        parts = _field(block, "citationsContent", "content")
+        for part in (block, *(parts if isinstance(parts, list) else ())):
+            if isinstance(found := _field(part, "text"), str):
+                texts.append(found)
+    return "".join(texts) or None, False
+
+
+def _finish(reason: Any, text: str | None, is_tool: bool) -> Finish:
+    """Where no text is, nothing was answered, whatever good word stands for it."""
+    finish = Finish.STOP if reason is None or reason == "" else finish_of(reason)
+    if finish is Finish.EMPTY:  # `tool_use`
+        finish = Finish.STOP if is_tool else Finish.OTHER
+    return Finish.EMPTY if not text and finish in (Finish.STOP, Finish.OTHER) else finish
+
+
+def usage_of(usage: Any) -> Usage:
+    """Tokens as billed; 0 where they are not told. `inputTokens` are those that the cache has
+    nothing to do with.
+    """
+    if not isinstance(usage, dict):
+        return Usage()
+    cached = token_count(usage.get("cacheReadInputTokens"))
+    written = token_count(usage.get("cacheWriteInputTokens"))
+    inputs = token_count(usage.get("inputTokens")) + cached + written
+    return Usage(inputs, token_count(usage.get("outputTokens")), cached, written)

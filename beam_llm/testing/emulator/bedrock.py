@@ -1,0 +1,300 @@
+"""Amazon Bedrock's wire: Converse, and batch inference jobs whose files are in S3.
+
+A key of the emulator's is both the id and the secret of an access key. Files are read from and
+written to the S3 that the environment names (`AWS_ENDPOINT_URL_S3`), when a job is created, and
+when it is first looked at after its end.
+
+Source: botocore 1.44, `bedrock` and `bedrock-runtime`; Bedrock user guide, "Process multiple
+prompts with batch inference"; AWS general reference, "Signature Version 4"; all read 2026-11.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from beam_llm.stores import open_store, temporary_file
+from beam_llm.testing.emulator import converse
+from beam_llm.testing.emulator.aws_signatures import access_key_of, has_signed
+from beam_llm.testing.emulator.chat import Answer
+from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, Line, LineResult, NewJob, Reply
+from beam_llm.testing.emulator.wire import WireError, json_response
+
+_CONVERSE = re.compile(r"/model/(.{1,2048})/converse")
+_JOBS = "/model-invocation-jobs"
+_JOB = "/model-invocation-job"
+_ACCOUNT = "arn:aws:bedrock:us-east-1:123456789012"
+_STATES = {
+    "validating": "Validating",
+    "in_progress": "InProgress",
+    "finalizing": "InProgress",
+    "completed": "Completed",
+    "failed": "Failed",
+    "expired": "PartiallyCompleted",
+    "cancelling": "Stopping",
+    "cancelled": "Stopped",
+}
+_ERRORS = {
+    400: "ValidationException",
+    401: "UnrecognizedClientException",
+    403: "AccessDeniedException",
+    404: "ResourceNotFoundException",
+    408: "ModelTimeoutException",
+    409: "ConflictException",
+    424: "ModelErrorException",
+    429: "ThrottlingException",
+    500: "InternalServerException",
+    503: "ServiceUnavailableException",
+}
+_MISSING = "MissingAuthenticationTokenException"
+
+
+class Wire(Dialect):
+    """`/model/{id}/converse` and `/model-invocation-job…` under `/bedrock`."""
+
+    name = "bedrock"
+    variables = ("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", "AWS_ACCESS_KEY_ID")
+
+    @classmethod
+    def environment(cls, url: str, key: str) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": f"{url}/bedrock",
+            "AWS_ENDPOINT_URL_BEDROCK": f"{url}/bedrock",
+            "AWS_ACCESS_KEY_ID": key,
+            "AWS_SECRET_ACCESS_KEY": key,
+            "AWS_REGION": "us-east-1",
+        }
+
+    def refuse(self, request: web.BaseRequest) -> WireError | None:
+        keys = self.house.options.keys
+        if keys == ():
+            return None
+        key = self.key_of(request)
+        if not key:
+            return WireError(403, "Missing Authentication Token", code=_MISSING)
+        if keys is not None and key not in keys:
+            return WireError(403, "The security token included in the request is invalid.")
+        return None
+
+    def key_of(self, request: web.BaseRequest) -> str:
+        """The id of the access key that has signed it; or a Bedrock API key, as a bearer's."""
+        return access_key_of(request) or super().key_of(request)
+
+    async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
+        if self.house.options.keys and access_key_of(request):
+            secret = access_key_of(request)
+            if not has_signed(request, await request.read(), secret):
+                return WireError(
+                    403,
+                    "The request signature we calculated does not match the signature you "
+                    "provided.",
+                    code="InvalidSignatureException",
+                )
+        if request.method == "POST" and (found := _CONVERSE.fullmatch(path)):
+            model = found[1]
+            return await self.house.live(request, self, lambda body: self.asked(body, model))
+        return await self._jobs(request, path)
+
+    # Live calls.
+
+    def asked(self, body: Any, model: str) -> Asked | WireError:
+        """A Converse body, checked and translated."""
+        found = converse.asked(body, model)
+        if isinstance(found, Asked) and not self.house.chat.knows(model):
+            return WireError(400, "The provided model identifier is invalid.")
+        return found
+
+    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+        return converse.reply(answer, asked)
+
+    def error(self, error: WireError) -> web.Response:
+        is_quota = error.code == "token_limit_exceeded"
+        status = 400 if is_quota else error.status
+        name = "ServiceQuotaExceededException" if is_quota else _ERRORS.get(status)
+        if error.code and error.code.endswith("Exception"):
+            name = error.code
+        named = {"x-amzn-errortype": f"{name or 'InternalServerException'}:http://internal/"}
+        body = {"message": error.message}
+        return json_response(body, status, {**named, **error.headers})
+
+    def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
+        return {"x-amzn-requestid": f"{self.house.started}-{number}"}
+
+    # Jobs.
+
+    async def _jobs(self, request: web.BaseRequest, path: str) -> Reply | None:
+        if (request.method, path) == ("GET", _JOBS):
+            return await self.house.batches.list_jobs(
+                request, self, lambda found: self._page(request, found)
+            )
+        if (request.method, path) == ("POST", _JOB):
+            return await self._create(request)
+        if not path.startswith(f"{_JOB}/"):
+            return None
+        name = path.removeprefix(f"{_JOB}/")
+        if request.method == "POST" and name.endswith("/stop"):
+            return await self._stop(request, _id_of(name.removesuffix("/stop")))
+        return await self._look(request, _id_of(name)) if request.method == "GET" else None
+
+    async def _create(self, request: web.BaseRequest) -> Reply:
+        """One token makes one job: a repeat is answered with the job that there is."""
+        known = self._made_by(await request.read())
+        if known is not None:
+            return json_response({"jobArn": known})
+        made = await self.house.batches.create(request, self, self._new_job)
+        if isinstance(made, web.Response) and made.status == 200 and isinstance(made.body, bytes):
+            return json_response({"jobArn": orjson.loads(made.body)["jobArn"]})
+        return made
+
+    def _made_by(self, raw: bytes) -> str | None:
+        try:
+            token = orjson.loads(raw).get("clientRequestToken")
+        except (ValueError, AttributeError):
+            return None
+        jobs = self.house.batches.jobs if token else []
+        return next((job["jobArn"] for job in jobs if job.get("clientRequestToken") == token), None)
+
+    async def _new_job(self, raw: bytes) -> NewJob | WireError:
+        return await asyncio.to_thread(self._made, raw)
+
+    def _made(self, raw: bytes) -> NewJob | WireError:
+        try:
+            body = orjson.loads(raw)
+        except ValueError:
+            body = None
+        problem = converse.job_problem(body)
+        if problem is not None:
+            return WireError(400, problem)
+        job_id = uuid.uuid4().hex[:12]
+        part = self.house.batches.part_path(job_id)
+        with temporary_file() as copy:
+            source = body["inputDataConfig"]["s3InputDataConfig"]["s3Uri"]
+            if not _fetch(source, copy):
+                return WireError(400, f"The S3 object {source} does not exist.")
+            lines = self._translate(Path(copy), part, body["modelId"])
+        least = self.house.options.min_batch_requests
+        few = f"The job contains less records ({lines}) than the required minimum of: {least}"
+        error = {"code": "ValidationException", "message": few, "param": None, "line": None}
+        return NewJob(job_id, part, own=body, errors=(error,) if lines < least else ())
+
+    def _translate(self, source: Path, target: Path, model: str) -> int:
+        count = 0
+        with open(source, "rb") as lines, open(target, "wb") as file:
+            for line in lines:
+                entry, count = orjson.loads(line), count + 1
+                asked = self.asked(entry["modelInput"], model)
+                file.write(Line(entry["recordId"], asked).encode())
+        return count
+
+    async def _look(self, request: web.BaseRequest, job_id: str) -> Reply:
+        job = self.house.batches.known(self, job_id)
+        if job is not None and job["output_file_id"] and not job["own"].get("written"):
+            await asyncio.to_thread(self._write, job)
+            job["own"]["written"] = True
+        return await self.house.batches.look(request, self, job_id)
+
+    def _write(self, job: Job) -> None:
+        """The results, and what they come to, beside the input's name in the output's folder."""
+        folder = f"{job['own']['outputDataConfig']['s3OutputDataConfig']['s3Uri']}".rstrip("/")
+        source = job["own"]["inputDataConfig"]["s3InputDataConfig"]["s3Uri"].rpartition("/")[2]
+        with temporary_file() as path:
+            with open(path, "wb") as file:
+                for result in self.house.batches.results_of(job):
+                    file.write(orjson.dumps(self._result(result)) + b"\n")
+            _keep(f"{folder}/{job['id']}/{source}.out", path)
+            Path(path).write_bytes(orjson.dumps(self._counts(job)))
+            _keep(f"{folder}/{job['id']}/manifest.json.out", path)
+
+    def _result(self, result: LineResult) -> dict[str, Any]:
+        line: dict[str, Any] = {"recordId": result.custom_id, "modelInput": {}}
+        if result.answer is not None:
+            line["modelOutput"] = self.reply(result.answer, result.asked, result.reply_id)
+            return line
+        is_over = result.code == "batch_expired"
+        error = result.error or WireError(500, "")
+        line["error"] = {
+            "errorCode": error.status,
+            "errorMessage": error.message,
+            "expired": is_over,
+            "retryable": error.status >= 500,
+        }
+        return line
+
+    async def _stop(self, request: web.BaseRequest, job_id: str) -> Reply:
+        stopped = await self.house.batches.cancel(request, self, job_id)
+        if isinstance(stopped, WireError) or stopped.status != 200:
+            return stopped
+        return json_response({})
+
+    def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
+        query, options = request.query, self.house.options
+        part = query.get("nameContains", "")
+        found = [job for job in visible if part in job["own"]["jobName"]]
+        start = int(query.get("nextToken", "0"))
+        most = min(int(query.get("maxResults", "100")), options.list_page)
+        shown = found[start : start + most]
+        page: dict[str, Any] = {"invocationJobSummaries": [self.job(job) for job in shown]}
+        if start + most < len(found):
+            page["nextToken"] = str(start + most)
+        return json_response(page)
+
+    def job(self, job: Job) -> Any:
+        own, status = job["own"], self.house.batches.status(job)
+        kept = {name: own[name] for name in converse.JOB_FIELDS if name in own and name != "tags"}
+        shown: dict[str, Any] = {
+            **kept,
+            "jobArn": f"{_ACCOUNT}:model-invocation-job/{job['id']}",
+            "status": _STATES.get(status, status),
+            "submitTime": _iso(job["created"]),
+            "lastModifiedTime": _iso(max([job["created"], *job["stamps"].values()])),
+            **self._counts(job),
+        }
+        if job["errors"]:
+            shown["message"] = job["errors"][0]["message"]
+        return shown
+
+    def _counts(self, job: Job) -> dict[str, int]:
+        counts = self.house.batches.counts(job)
+        done, failed = counts["completed"], counts["failed"]
+        if done is None or failed is None:
+            return {}
+        return {
+            "totalRecordCount": counts["total"] or 0,
+            "processedRecordCount": done + failed,
+            "successRecordCount": done,
+            "errorRecordCount": failed,
+        }
+
+    def no_job(self, job_id: str) -> WireError:
+        return WireError(404, f"The batch inference job {job_id} can't be found.")
+
+
+def _id_of(name: str) -> str:
+    """The last part of an ARN, or the id itself."""
+    return name.rpartition("/")[2]
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def _place(uri: str) -> tuple[str, str]:
+    bucket, _, name = uri.removeprefix("s3://").partition("/")
+    return f"s3://{bucket}", name
+
+
+def _fetch(uri: str, path: str) -> bool:
+    bucket, name = _place(uri)
+    return open_store(bucket, probe=False).get_file(name, path)
+
+
+def _keep(uri: str, path: str) -> None:
+    bucket, name = _place(uri)
+    open_store(bucket, probe=False).put_file(name, path)

@@ -1,0 +1,351 @@
+"""Amazon Bedrock: its provider and the emulator's dialect keep the contracts, official boto3 drives
+the same dialect, and no reply, line or job can raise past its own record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import apache_beam as beam
+import boto3
+import orjson
+import pytest
+from botocore.exceptions import ClientError
+
+from beam_llm import LLMPredict, providers
+from beam_llm.config import Settings, settings
+from beam_llm.errors import Aborted, Rejected
+from beam_llm.pricing import Prices
+from beam_llm.protocols import BatchProvider, CompletionProvider, Recovery
+from beam_llm.testing import Emulator
+from beam_llm.testing.contracts import BatchProviderContract, CompletionProviderContract
+from beam_llm.testing.contracts.batches import Mishap, emulator_options
+from beam_llm.testing.contracts.completions import Situation, emulator_fault
+from beam_llm.values import Completion, JobState, Message, Request, Usage
+from tests.collecting import Collect
+
+MODEL = "bedrock:anthropic.claude-haiku-4-5-20251001-v1:0"
+ROLE = "arn:aws:iam::123456789012:role/batches"
+
+
+class TestBedrock(CompletionProviderContract):
+    @pytest.fixture(autouse=True)
+    def _server(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        with Emulator(keys=(self.key,)) as self.emulator:
+            for name, value in self.emulator.environment_of("bedrock").items():
+                monkeypatch.setenv(name, value)
+            yield
+
+    def provider(self) -> CompletionProvider:
+        return providers.connect(settings(MODEL, max_reply_bytes=1_000_000))
+
+    def arrange(self, situation: Situation) -> None:
+        self.emulator.set_faults(*emulator_fault(situation))
+
+
+class TestBedrockBatches(BatchProviderContract):
+    """Against the emulator, whose clock can be moved on."""
+
+    ahead = 0.0
+
+    @pytest.fixture(autouse=True)
+    def _emulators(self, s3_location: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        self.location, self.patch = s3_location, monkeypatch
+        with ExitStack() as self.stack:
+            yield
+
+    def arrange(self, *mishaps: Mishap) -> None:
+        options = emulator_options(*mishaps, key=self.key)
+        self.emulator = self.stack.enter_context(
+            Emulator(keys=(self.key,), clock=self.now, batch_seconds=0.2, **options)
+        )
+        for name, value in self.emulator.environment_of("bedrock").items():
+            self.patch.setenv(name, value)
+
+    def provider(self) -> BatchProvider:
+        return providers.connect_batch(
+            settings(
+                MODEL,
+                mode="batch_api",
+                staging_location=self.location,
+                provider_options={"role_arn": ROLE},
+            )
+        )
+
+    def jobs_made(self) -> Sequence[str]:
+        return [job["jobArn"] for job in self.emulator.jobs]
+
+    def now(self) -> float:
+        return time.time() + self.ahead
+
+    def pass_time(self, seconds: float) -> None:
+        self.ahead += seconds
+        time.sleep(0.02)  # the emulator's work takes time of its own
+
+    def test_its_rung_is_that_of_tokens(self) -> None:
+        self.arrange()
+        assert self.provider().traits.recovery is Recovery.TOKEN
+
+
+# The official SDK
+
+
+@pytest.fixture
+def emulator(s3_location: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    """A server that `AWS_…` leads to, and whose jobs' files are in the test's bucket."""
+    with Emulator(keys=("AKIDTEST",), batch_seconds=0.2) as running:
+        for name, value in running.environment_of("bedrock").items():
+            monkeypatch.setenv(name, value)
+        yield running
+
+
+def ask(text: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"text": text}]}]}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "amazon.nova-lite-v1:0",
+        "us.anthropic.claude-haiku-4-5-20251001-v1:0",
+        "arn:aws:bedrock:us-east-1:123456789012:inference-profile/us.amazon.nova-lite-v1:0",
+    ],
+    ids=["id", "profile", "ARN"],
+)
+def test_boto3_converses_with_the_emulator_and_so_do_we(emulator: Emulator, model: str) -> None:
+    client = boto3.client("bedrock-runtime")
+    reply = client.converse(modelId=model, **ask("Is it positive or negative:\nI love it"))
+    assert reply["output"]["message"]["content"] == [{"text": "positive"}]
+    assert reply["stopReason"] == "end_turn"
+    completion = completed(
+        settings(f"bedrock:{model}"),
+        Request(model, (Message("user", "Is it positive or negative:\nI love it"),)),
+    )
+    assert (completion.text, completion.model) == ("positive", model)
+    assert completion.request_id
+    assert emulator.billed == {"I love it": 2}
+    assert emulator.requests[0] == emulator.requests[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"inferenceConfig": {"temperature": 1.5}}, "ValidationException", "temperature"),
+        ({"messages": []}, "ValidationException", "user message"),
+    ],
+    ids=["temperature", "no message"],
+)
+def test_what_converse_refuses_the_emulator_refuses_by_name(
+    emulator: Emulator, change: dict[str, Any], error: str, message: str
+) -> None:
+    client = boto3.client("bedrock-runtime")
+    with pytest.raises(Exception, match=message) as caught:
+        client.converse(**{"modelId": "amazon.nova-lite-v1:0", **ask("hello"), **change})
+    assert type(caught.value).__name__ == error
+
+
+def test_an_unknown_field_or_a_call_without_a_signature_is_refused(emulator: Emulator) -> None:
+    url = f"{emulator.url}/bedrock/model/m/converse"
+    request = urllib.request.Request(url, b"{}", {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=10)
+    assert caught.value.headers["x-amzn-errortype"].startswith("MissingAuthenticationToken")
+    with pytest.raises(Rejected, match=r"extraneous key \[topK\]"):
+        completed(
+            settings(MODEL, extra_body={"topK": 5}),
+            Request("m", (Message("user", "hello"),), extra={"topK": 5}),
+        )
+
+
+def test_a_wrong_secret_is_found_out_and_ends_all_calls(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-secret")
+    with pytest.raises(Aborted, match="InvalidSignatureException"):
+        completed(settings(MODEL), Request("m", (Message("user", "hello"),)))
+
+
+def test_boto3_runs_a_job_over_s3_and_its_token_makes_one(
+    emulator: Emulator, s3_location: str
+) -> None:
+    bucket, s3, client = s3_location.split("/")[2], boto3.client("s3"), boto3.client("bedrock")
+    lines = [{"recordId": f"r{n}", "modelInput": ask(f"Is it good:\ntext {n}")} for n in range(3)]
+    s3.put_object(Bucket=bucket, Key="in.jsonl", Body=b"\n".join(map(orjson.dumps, lines)))
+    asked = {
+        "jobName": "job-1.a",
+        "roleArn": ROLE,
+        "clientRequestToken": "token-1",
+        "modelId": "amazon.nova-lite-v1:0",
+        "inputDataConfig": {"s3InputDataConfig": {"s3Uri": f"s3://{bucket}/in.jsonl"}},
+        "outputDataConfig": {"s3OutputDataConfig": {"s3Uri": f"s3://{bucket}/out/"}},
+        "modelInvocationType": "Converse",
+    }
+    job_id = client.create_model_invocation_job(**asked)["jobArn"]
+    assert client.create_model_invocation_job(**asked)["jobArn"] == job_id
+    states: list[str] = []
+    while (job := client.get_model_invocation_job(jobIdentifier=job_id))["status"] != "Completed":
+        states += [job["status"]] if job["status"] not in states else []
+        time.sleep(0.02)
+    assert set(states) <= {"Validating", "InProgress"}
+    assert (job["totalRecordCount"], job["successRecordCount"], job["errorRecordCount"]) == (
+        3,
+        3,
+        0,
+    )
+    (listed,) = client.list_model_invocation_jobs(nameContains="job-1")["invocationJobSummaries"]
+    assert listed["jobArn"] == job_id
+    names = [entry["Key"] for entry in s3.list_objects_v2(Bucket=bucket, Prefix="out/")["Contents"]]
+    short = job_id.rpartition("/")[2]
+    assert names == [f"out/{short}/in.jsonl.out", f"out/{short}/manifest.json.out"]
+    body = s3.get_object(Bucket=bucket, Key=names[0])["Body"].read()
+    replies = [orjson.loads(line) for line in body.splitlines()]
+    assert {line["recordId"] for line in replies} == {"r0", "r1", "r2"}
+    assert all(line["modelOutput"]["usage"]["outputTokens"] for line in replies)
+    assert set(emulator.billed.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"jobName": "a b"}, "jobName"),
+        ({"clientRequestToken": "a.b"}, "clientRequestToken"),
+        ({"roleArn": "arn:aws:iam::1:user/me"}, "roleArn"),
+        ({"modelInvocationType": "InvokeModel"}, "modelInvocationType"),
+    ],
+)
+def test_a_job_that_bedrock_would_refuse_is_refused(
+    emulator: Emulator, s3_location: str, change: dict[str, Any], message: str
+) -> None:
+    place = {"s3Uri": f"{s3_location}/x"}
+    asked = {
+        "jobName": "job",
+        "roleArn": ROLE,
+        "modelId": "m",
+        "inputDataConfig": {"s3InputDataConfig": place},
+        "outputDataConfig": {"s3OutputDataConfig": place},
+        **change,
+    }
+    with pytest.raises(ClientError, match=message):
+        boto3.client("bedrock").create_model_invocation_job(**asked)
+
+
+def test_a_job_of_too_few_records_fails_as_at_bedrock(
+    s3_location: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with Emulator(keys=("AKIDTEST",), batch_seconds=0.0, min_batch_requests=100) as running:
+        for name, value in running.environment_of("bedrock").items():
+            monkeypatch.setenv(name, value)
+        provider = providers.connect_batch(batch_settings(s3_location))
+        (tmp_path / "lines").write_bytes(
+            provider.encode_line("r-1", Request(MODEL, (Message("user", "hello"),))) + b"\n"
+        )
+        job = provider.create("few-0", provider.stage(tmp_path / "lines", "few-0"), None)
+        while not (job := provider.look(job.job_id)).state.has_ended:
+            time.sleep(0.02)
+    assert job.state is JobState.FAILED
+    assert "less records (1) than the required minimum of: 100" in job.errors[0][1]
+    assert job.cause is None
+
+
+# A pipeline, both ways
+
+REVIEWS = [
+    {"text": f"lamp {number}, {mood}"}
+    for number, mood in enumerate(["great and lovely", "awful, I hate it", "it is blue"] * 8)
+]
+MOODS = ["positive", "negative", "neutral"] * 8
+
+
+@pytest.mark.parametrize("mode", ["online", "batch_api"])
+@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize("model", [MODEL, "bedrock:amazon.nova-lite-v1:0"], ids=["claude", "nova"])
+def test_a_pipeline_gets_every_record_once_with_its_usage_and_cost(
+    emulator: Emulator, s3_location: str, mode: str, batch_size: int, model: str
+) -> None:
+    batch = {
+        "mode": "batch_api",
+        "staging_location": s3_location,
+        "poll_seconds": 0.05,
+        "provider_options": {"role_arn": ROLE, "min_records": 1},
+    }
+    found = Collect()
+    with beam.Pipeline() as p:
+        _ = (
+            p
+            | beam.Create(REVIEWS)
+            | LLMPredict(
+                model,
+                "Classify the sentiment of this review:\n{{ text }}",
+                output=Literal["positive", "negative", "neutral"],
+                batch_size=batch_size,
+                **(batch if mode == "batch_api" else {}),
+            )
+            | found
+        )
+    answers = {each.element["text"]: each for each in found.found}
+    assert [answers[review["text"]].value for review in REVIEWS] == MOODS
+    assert len(found.found) == len(REVIEWS)
+    assert all(each.error is None and each.cost_usd for each in found.found)
+    assert sum(each.usage.output_tokens for each in found.found) > 0
+    assert emulator.billed == dict.fromkeys([review["text"] for review in REVIEWS], 1)
+    assert len(emulator.jobs) == int(mode == "batch_api")
+
+
+def test_by_batch_api_it_costs_half(emulator: Emulator, s3_location: str) -> None:
+    prices = Prices.of(settings(MODEL))
+    usage = Usage(1_000, 100)
+    live, batch = prices.cost_usd(usage), prices.cost_usd(usage, True)
+    assert live
+    assert batch == pytest.approx(live / 2)
+
+
+def test_less_than_a_hundred_records_go_live_though_a_job_was_asked_for(
+    emulator: Emulator, s3_location: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = Collect()
+    with beam.Pipeline() as p:
+        _ = (
+            p
+            | beam.Create(REVIEWS)
+            | LLMPredict(
+                MODEL,
+                "Classify the sentiment of this review:\n{{ text }}",
+                output=Literal["positive", "negative", "neutral"],
+                mode="batch_api",
+                staging_location=s3_location,
+                poll_seconds=0.05,
+                provider_options={"role_arn": ROLE},
+            )
+            | found
+        )
+    assert all(each.error is None for each in found.found)
+    assert emulator.jobs == []
+    assert emulator.calls == len(REVIEWS)
+    assert "takes no job of less than 100: they go as live calls" in caplog.text
+
+
+def batch_settings(location: str, **options: Any) -> Settings:
+    return settings(
+        MODEL,
+        mode="batch_api",
+        staging_location=location,
+        provider_options={"role_arn": ROLE, **options},
+    )
+
+
+def completed(known: Settings, request: Request) -> Completion:
+    async def call() -> Completion:
+        provider = providers.connect(known)
+        try:
+            return await provider.complete(request, 30.0)
+        finally:
+            await provider.close()
+
+    return asyncio.run(call())
