@@ -50,7 +50,9 @@ PROVIDERS = {
     "mistral": ProviderSpec(
         _DIALECT, "MISTRAL_API_KEY", "MISTRAL_BASE_URL", "https://api.mistral.ai"
     ),
-    "bedrock": ProviderSpec("beam_llm.providers.bedrock"),
+    "bedrock": ProviderSpec(
+        "beam_llm.providers.bedrock", option_variables={"region": "AWS_REGION"}
+    ),
     "openrouter": ProviderSpec(
         _DIALECT, "OPENROUTER_API_KEY", "OPENROUTER_BASE_URL", "https://openrouter.ai/api/v1"
     ),

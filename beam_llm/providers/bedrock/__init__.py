@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
+from beam_llm.providers.anthropic.schema import closed_schema
 from beam_llm.providers.bedrock.forms import Form
 from beam_llm.providers.bedrock.place import NO_REGION, Place, bucket_of, known_region
 from beam_llm.providers.bedrock.wire import encode_body
 from beam_llm.providers.checks import check_extra_body, check_temperature, refuse_api_version
 from beam_llm.providers.keys import resolve_key
-from beam_llm.providers.openai.strict_schema import strict_schema
 from beam_llm.providers.options import check_names
 from beam_llm.values import Request, Schema
 
@@ -142,7 +142,7 @@ def connect_batch(settings: Settings) -> BedrockBatches:
 
 def enforced_schema(schema: Schema) -> Schema | None:
     """The schema as it is enforced; None where it can't be. See `protocols.SchemaDialect`."""
-    return strict_schema(schema)
+    return closed_schema(schema)
 
 
 def encode(settings: Settings, request: Request) -> bytes:

@@ -11,10 +11,10 @@ from typing import Any
 
 import orjson
 
+from beam_llm.providers.anthropic.schema import closed_schema
 from beam_llm.providers.bedrock.forms import SCHEMA, TOOL, Form
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, unreadable
 from beam_llm.providers.finishes import finish_of
-from beam_llm.providers.openai.strict_schema import strict_schema
 from beam_llm.providers.typed import clean, loads, name_of, token_count, without_surrogates, word
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Message, Request, Usage
@@ -94,10 +94,10 @@ def _inference_config(request: Request, form: Form) -> dict[str, Any]:
 
 def _ask_for_shape(body: dict[str, Any], request: Request, form: Form) -> None:
     assert request.schema is not None
-    strict = strict_schema(request.schema)
-    schema = request.schema if strict is None else strict
-    if form.reply_format == SCHEMA and strict is not None:
-        named = {"name": TOOL_NAME, "schema": orjson.dumps(strict).decode()}
+    closed = closed_schema(request.schema)
+    schema = request.schema if closed is None else closed
+    if form.reply_format == SCHEMA and closed is not None:
+        named = {"name": TOOL_NAME, "schema": orjson.dumps(closed).decode()}
         shape = {"type": "json_schema", "structure": {"jsonSchema": named}}
         body["outputConfig"] = {"textFormat": shape}
     elif form.reply_format in (SCHEMA, TOOL) and schema.get("type") == "object":
