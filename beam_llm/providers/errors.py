@@ -74,7 +74,7 @@ def error_of(
     is_redirect = 300 <= status < 400
     if is_redirect:
         sentence = _redirected(headers.get("location"))
-    name = (code or kind)[:_MOST_NAME]
+    name = (kind if code == str(status) else code or kind)[:_MOST_NAME]
     named = " ".join(
         filter(None, (f"HTTP {status}", name, f"({param[:_MOST_NAME]})" if param else ""))
     )

@@ -1,0 +1,586 @@
+"""What each provider of OpenAI's dialect is sent, and how its odder replies, errors and jobs are
+read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beam_llm import providers
+from beam_llm.config import settings
+from beam_llm.errors import CallError, Kind, Remedy, Retryable, UsageError
+from beam_llm.pricing import Prices
+from beam_llm.protocols import RemoteJob
+from beam_llm.provider_table import PROVIDERS
+from beam_llm.providers.errors import error_of
+from beam_llm.providers.openai import mistral_batches, xai_batches
+from beam_llm.providers.openai.job_objects import remote_job
+from beam_llm.providers.openai.lines import line_reply
+from beam_llm.providers.openai.wire import completion_of, decode_reply, usage_of
+from beam_llm.providers.pace import pace_of
+from beam_llm.testing import Emulator, Fault
+from beam_llm.values import Finish, JobState, Message, Pace, Request, Usage
+from tests.test_wire_properties import anything, ended, good, paths, put, reply, written
+
+FAMILY = ("mistral", "openrouter", "together", "groq", "fireworks", "deepinfra", "xai")
+SCHEMA = {
+    "type": "object",
+    "properties": {"value": {"type": "string"}},
+    "required": ["value"],
+    "additionalProperties": False,
+}
+
+
+def request(model: str = "m", schema: Any = SCHEMA) -> Request:
+    return Request(model, (Message("user", "How are you?"),), schema, 0.0, 50, 7)
+
+
+def sent(model: str, **options: Any) -> dict[str, Any]:
+    known = settings(model, **options)
+    asked = request(known.model_name)
+    body: dict[str, Any] = json.loads(providers.encode(known, asked))
+    return body
+
+
+def batches(model: str, **options: Any) -> Any:
+    return providers.connect_batch(settings(model, api_key="none", **options))
+
+
+# Names and addresses
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_each_has_variables_of_its_own_name_and_an_address(name, monkeypatch):
+    row = PROVIDERS[name]
+    assert row.key_variable == f"{name.upper()}_API_KEY"
+    assert settings(f"{name}:m").base_url == row.base_url
+    monkeypatch.setenv(f"{name.upper()}_BASE_URL", "http://127.0.0.1:1/x")
+    assert settings(f"{name}:m").base_url == "http://127.0.0.1:1/x"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "openrouter:meta-llama/llama-3.3-70b-instruct:free",
+        "together:meta-llama/Llama-3.3-70B-Instruct-Turbo",
+        "fireworks:accounts/fireworks/models/deepseek-v3p2",
+        "groq:openai/gpt-oss-20b",
+        "openrouter:openai/gpt-4.1-mini:nitro",
+    ],
+)
+def test_a_models_name_may_have_slashes_and_colons(model):
+    assert sent(model)["model"] == model.partition(":")[2]
+
+
+# What is sent
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "length", "seed"),
+    [
+        ("mistral:m", "max_tokens", "random_seed"),
+        ("openrouter:m", "max_tokens", "seed"),
+        ("together:m", "max_tokens", "seed"),
+        ("groq:m", "max_completion_tokens", "seed"),
+        ("fireworks:m", "max_tokens", "seed"),
+        ("deepinfra:m", "max_tokens", "seed"),
+        ("xai:m", "max_completion_tokens", "seed"),
+    ],
+)
+def test_length_and_seed_have_the_names_that_the_provider_knows(model, length, seed):
+    body = sent(model)
+    assert (body[length], body[seed]) == (50, 7)
+    assert len({"max_tokens", "max_completion_tokens", "seed", "random_seed"} & set(body)) == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "is_strict", "has_words"),
+    [
+        ("mistral:mistral-small-latest", "json_schema", True, False),
+        ("groq:openai/gpt-oss-20b", "json_schema", True, False),
+        ("groq:moonshotai/kimi-k2-instruct", "json_schema", False, True),
+        ("groq:llama-3.3-70b-versatile", "json_object", None, True),
+        ("xai:grok-4.3", "json_schema", True, False),
+        ("together:meta-llama/Llama-3.3-70B-Instruct-Turbo", "json_schema", True, False),
+    ],
+)
+def test_a_shape_is_asked_for_as_the_model_takes_it_live_and_by_batch(
+    model, kind, is_strict, has_words
+):
+    line = json.loads(batches(model).encode_line("r-1", request(model.partition(":")[2])))
+    for body in (sent(model), line["body"]):
+        form = body["response_format"]
+        assert form["type"] == kind
+        assert form.get("json_schema", {}).get("strict") is is_strict
+        assert (body["messages"][0]["role"] == "system") is has_words
+
+
+def test_openrouter_sends_a_question_with_a_schema_only_to_hosts_that_have_schemas():
+    assert sent("openrouter:m")["provider"] == {"require_parameters": True}
+    known = settings("openrouter:m", extra_body={"provider": {"sort": "price"}})
+    asked = Request("m", (Message("user", "x"),), SCHEMA, extra=known.extra_body or {})
+    yours = json.loads(providers.encode(known, asked))
+    assert yours["provider"] == {"require_parameters": True, "sort": "price"}
+    plain = json.loads(providers.encode(known, Request("m", (Message("user", "x"),))))
+    assert "provider" not in plain
+    line = json.loads(batches("openrouter:m").encode_line("r-1", request()))
+    assert "provider" not in line["body"], "a batch knows other routing fields only"
+
+
+def test_openrouter_without_such_a_host_is_asked_in_a_simpler_form():
+    refusal = "No endpoints found that can handle the requested parameters."
+    refused = Fault("server_error", status=404, message=refusal, nth=1)
+    with Emulator(keys=(), faults=[refused]) as emulator:
+        base_url = emulator.environment_of("openrouter")["OPENROUTER_BASE_URL"]
+        known = settings("openrouter:alone", base_url=base_url, api_key="none")
+        replies = asyncio.run(_ask(known, request("alone")))
+        assert replies.finish is Finish.STOP
+        kinds = [body["response_format"]["type"] for body in emulator.requests]
+        assert kinds == ["json_schema", "json_object"]
+
+
+async def _ask(known: Any, asked: Request) -> Any:
+    chat = providers.connect(known)
+    try:
+        return await chat.complete(asked, 10)
+    finally:
+        await chat.close()
+
+
+@pytest.mark.parametrize(
+    ("model", "tier", "word"),
+    [
+        ("groq:m", "default", "on_demand"),
+        ("groq:m", "priority", "performance"),
+        ("groq:m", "flex", "flex"),
+        ("xai:m", "priority", "priority"),
+        ("mistral:m", "default", "standard_only"),
+    ],
+)
+def test_a_tier_is_asked_for_by_the_providers_word(model, tier, word):
+    assert sent(model, service_tier=tier)["service_tier"] == word
+
+
+def test_lines_of_mistral_and_openrouter_have_no_method_and_mistrals_no_model():
+    lines = {
+        name: json.loads(batches(f"{name}:m").encode_line("r-1", request()))
+        for name in ("mistral", "openrouter", "groq")
+    }
+    assert set(lines["mistral"]) == set(lines["openrouter"]) == {"custom_id", "body"}
+    assert set(lines["groq"]) == {"custom_id", "method", "url", "body"}
+    assert "model" not in lines["mistral"]["body"]
+    assert lines["mistral"]["body"]["random_seed"] == 7
+
+
+# What is refused when a pipeline is built
+# --------------------------------------------------------------------------------------------------
+
+JOBS = {"mode": "batch_api", "staging_location": "x"}
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        ("fireworks:m", JOBS, "fireworks: has no batch API here; use mode='online'"),
+        ("together:m", {"service_tier": "flex"}, "together: has no service tiers"),
+        ("xai:m", {"service_tier": "flex"}, "has only 'default', 'priority'"),
+        ("mistral:m", {"temperature": 1.8}, "between 0 and 1.5"),
+        ("groq:m", {"provider_options": {"window_hour": 48}}, "did you mean 'window_hours'"),
+        ("groq:m", {"provider_options": {"window_hours": 900}}, "for 24 to 168 hours"),
+        ("groq:m", {"provider_options": {"window_hours": "48"}}, "for 24 to 168 hours"),
+        ("xai:m", {"provider_options": {"window_hours": 48}}, "has no options of its own"),
+        ("groq:m", {"api_version": "2024"}, "only azure: has versions"),
+    ],
+)
+def test_what_a_provider_has_not_is_told_with_its_fix(model, options, words):
+    with pytest.raises(UsageError, match=words.replace("'", ".")):
+        providers.check(settings(model, **options))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_ordinary_settings_pass(name):
+    providers.check(settings(f"{name}:m", temperature=0.7, max_output_tokens=5, seed=1))
+
+
+@pytest.mark.parametrize("name", ["groq", "mistral"])
+def test_a_longer_window_is_asked_for_and_waited_for(name, tmp_path):
+    with Emulator(keys=()) as emulator:
+        base_url = emulator.environment_of(name)[f"{name.upper()}_BASE_URL"]
+        client = batches(f"{name}:m", base_url=base_url, provider_options={"window_hours": 72})
+        assert client.traits.window_seconds == 72 * 3600
+        lines = tmp_path / "in.jsonl"
+        lines.write_bytes(client.encode_line("r-1", request(schema=None)) + b"\n")
+        job = client.create("ours-0", client.stage(lines, "in"))
+        assert [one["id"] for one in emulator.jobs] == [job.job_id]
+
+
+# Replies
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        (
+            # xAI, recorded 2026-08: thoughts beside the completion's tokens, and so in the sum.
+            {
+                "prompt_tokens": 204,
+                "completion_tokens": 1,
+                "total_tokens": 287,
+                "prompt_tokens_details": {"cached_tokens": 192},
+                "completion_tokens_details": {"reasoning_tokens": 82},
+                "cost_in_usd_ticks": 2_087_200,
+            },
+            Usage(204, 83, 192, 0, 82),
+        ),
+        (
+            # OpenAI: thoughts among them.
+            {
+                "prompt_tokens": 20,
+                "completion_tokens": 90,
+                "total_tokens": 110,
+                "completion_tokens_details": {"reasoning_tokens": 82},
+            },
+            Usage(20, 90, 0, 0, 82),
+        ),
+        (
+            # OpenRouter, recorded 2026-06: what was written into a cache.
+            {
+                "prompt_tokens": 16,
+                "completion_tokens": 13,
+                "total_tokens": 29,
+                "cost": 0.000081,
+                "prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 10},
+            },
+            Usage(16, 13, 4, 10, 0),
+        ),
+    ],
+    ids=["xai", "openai", "openrouter"],
+)
+def test_usage_is_read_as_it_is_billed(usage, expected):
+    assert usage_of(usage) == expected
+    body = {**reply(), "usage": usage}
+    assert decode_reply(written(body)).usage == completion_of(body).usage == expected
+
+
+def test_the_price_of_a_batch_reply_is_what_xai_billed():
+    """Its recorded traffic names 10⁻¹⁰ dollars a tick: thoughts and the discount are counted once."""
+    prices = Prices.of(settings("xai:grok-4.3"))
+    assert prices.cost_usd(Usage(204, 83, 192, 0, 82), batch=True) == pytest.approx(2_087_200e-10)
+
+
+@pytest.mark.parametrize(
+    ("model", "share"),
+    [
+        ("mistral:mistral-small-latest", 0.5),
+        ("groq:openai/gpt-oss-20b", 0.5),
+        ("together:meta-llama/Llama-3.3-70B-Instruct-Turbo", 0.5),
+        ("xai:grok-4.3", 0.8),
+        ("openrouter:openai/gpt-4.1-mini", 1.0),
+    ],
+)
+def test_a_batch_costs_its_providers_share_of_the_live_price(model, share):
+    prices, usage = Prices.of(settings(model)), Usage(1_000, 100)
+    live = prices.cost_usd(usage)
+    assert live
+    assert prices.cost_usd(usage, batch=True) == pytest.approx(share * live)
+
+
+def test_mistrals_thoughts_are_no_part_of_the_answer_and_its_tier_is_in_the_usage():
+    body = reply()
+    thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "Let me see."}]}
+    body["choices"][0]["message"] = {
+        "role": "assistant",
+        "tool_calls": None,
+        "content": [thinking, {"type": "text", "text": "fine"}],
+    }
+    body["usage"]["service_tier"] = "priority"
+    del body["service_tier"]
+    read = decode_reply(written(body))
+    assert (read.text, read.service_tier) == ("fine", "priority")
+    body["choices"][0]["message"]["content"] = "fine"
+    assert decode_reply(written(body)).service_tier == "priority"
+
+
+def test_a_reply_may_begin_with_white_space_that_kept_the_connection_open():
+    assert decode_reply(b"\n         \n\n         \n" + written(reply())).text == "fine"
+
+
+def test_mistrals_rate_limit_headers_have_a_minute_in_their_names():
+    headers = {
+        "x-ratelimit-remaining-req-minute": "99",
+        "x-ratelimit-remaining-tokens-minute": "98321",
+    }
+    assert pace_of(headers) == Pace(99, 98_321, None, None)
+
+
+# Errors
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "remedy", "kind", "words"),
+    [
+        (
+            422,
+            {
+                "object": "error",
+                "message": {
+                    "detail": [
+                        {
+                            "type": "extra_forbidden",
+                            "loc": ["body", "seed"],
+                            "msg": "Extra inputs are not permitted",
+                            "input": "a record's secret",
+                        }
+                    ]
+                },
+                "type": "invalid_request_error",
+            },
+            Remedy.SPLIT,
+            Kind.REJECTED,
+            "body.seed: Extra inputs are not permitted",
+        ),
+        (401, {"detail": "Invalid API Key"}, Remedy.ABORT, Kind.ABORTED, "Invalid API Key"),
+        (
+            400,
+            {"code": "invalid-argument", "error": "Incorrect API key provided."},
+            Remedy.ABORT,
+            Kind.ABORTED,
+            "invalid-argument: Incorrect API key",
+        ),
+        (
+            403,
+            {"code": "403", "error": "Content violates usage guidelines. Failed check: SAFETY"},
+            Remedy.SPLIT,
+            Kind.REFUSED,
+            "usage guidelines",
+        ),
+        (
+            403,
+            {"error": {"code": 403, "message": "Your chosen model requires moderation"}},
+            Remedy.SPLIT,
+            Kind.REFUSED,
+            "requires moderation",
+        ),
+        (403, {"error": {"message": "no access"}}, Remedy.ABORT, Kind.ABORTED, "no access"),
+        (
+            402,
+            {"error": {"code": 402, "message": "Insufficient credits"}},
+            Remedy.ABORT,
+            Kind.ABORTED,
+            "Insufficient credits",
+        ),
+        (
+            498,
+            {"error": {"message": "Flex tier capacity exceeded", "code": "capacity_exceeded"}},
+            Remedy.RETRY,
+            Kind.RATE_LIMITED,
+            "capacity_exceeded",
+        ),
+        (
+            400,
+            {"error": {"message": "Failed to generate JSON.", "code": "json_validate_failed"}},
+            Remedy.RETRY,
+            Kind.UNREADABLE,
+            "Failed to generate JSON",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_an_error_in_the_providers_words_names_its_remedy(status, body, remedy, kind, words):
+    error = error_of(status, {}, written(body))
+    assert (error.remedy, error.kind) == (remedy, kind)
+    assert words in error.message
+    assert "secret" not in error.message
+
+
+# Jobs
+# --------------------------------------------------------------------------------------------------
+
+MISTRAL_JOB: dict[str, Any] = {
+    "id": "ca1cd668",
+    "object": "batch",
+    "input_files": ["5cdf78f8"],
+    "metadata": {"beam_llm": "ours-0"},
+    "output_file": "abbe56be",
+    "error_file": None,
+    "errors": [{"message": "odd", "count": 2}],
+    "status": "SUCCESS",
+    "created_at": 1_787_150_442,
+    "total_requests": 3,
+    "completed_requests": 3,
+    "succeeded_requests": 2,
+    "failed_requests": 1,
+}
+
+XAI_JOB: dict[str, Any] = {
+    "batch_id": "batch_6cf1",
+    "name": "ours-0",
+    "create_time": "2026-08-10",
+    "cancel_time": None,
+    "cancel_by_xai_message": None,
+    "input_file_id": "file-1",
+    "state": {
+        "num_requests": 3,
+        "num_pending": 0,
+        "num_success": 2,
+        "num_error": 1,
+        "num_cancelled": 0,
+    },
+}
+
+TOGETHER_JOB: dict[str, Any] = {
+    "id": "b-1",
+    "input_file_id": "file-1",
+    "status": "COMPLETED",
+    "created_at": "2026-08-10T12:00:00.123456789Z",
+    "progress": 100.0,
+    "output_file_id": "file-2",
+    "error_file_id": "",
+    "error": "",
+}
+
+
+def mistral_job(job: Any) -> RemoteJob:
+    return remote_job(mistral_batches._in_openai_shape(job))
+
+
+def xai_job(job: Any) -> RemoteJob:
+    return remote_job(xai_batches._in_openai_shape(job))
+
+
+def test_a_mistral_job_counts_its_failures_apart():
+    read = mistral_job(MISTRAL_JOB)
+    assert (read.state, read.word) == (JobState.COMPLETED, "success")
+    assert (read.total, read.completed, read.failed) == (3, 2, 1)
+    assert (read.name, read.staged, read.result_files) == ("ours-0", "5cdf78f8", ("abbe56be",))
+    queued = {**MISTRAL_JOB, "status": "QUEUED", "total_requests": 0, "succeeded_requests": 0}
+    assert mistral_job(queued).total is None
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [
+        ("QUEUED", JobState.WAITING),
+        ("RUNNING", JobState.RUNNING),
+        ("SUCCESS", JobState.COMPLETED),
+        ("FAILED", JobState.FAILED),
+        ("TIMEOUT_EXCEEDED", JobState.EXPIRED),
+        ("CANCELLATION_REQUESTED", JobState.RUNNING),
+        ("CANCELLED", JobState.CANCELLED),
+        ("BREWING", JobState.RUNNING),
+    ],
+)
+def test_mistrals_words_for_states(status, state):
+    assert mistral_job({**MISTRAL_JOB, "status": status}).state is state
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({}, JobState.COMPLETED),
+        ({"state": {**XAI_JOB["state"], "num_pending": 1}}, JobState.RUNNING),
+        ({"state": {"num_requests": 0, "num_pending": 0}}, JobState.WAITING),
+        ({"cancel_time": "2026-08-11"}, JobState.CANCELLED),
+        ({"cancel_time": "2026-08-11", "cancel_by_xai_message": "bad file"}, JobState.FAILED),
+    ],
+    ids=["all done", "some to do", "empty yet", "cancelled", "refused"],
+)
+def test_where_an_xai_job_stands_follows_from_its_counts(changes, state):
+    read = xai_job({**XAI_JOB, **changes})
+    assert (read.state, read.name) == (state, "ours-0")
+    assert read.created_at == 0.0, "a day alone is no time"
+
+
+def test_a_together_job_has_capitals_iso_times_and_no_counts():
+    read = remote_job(TOGETHER_JOB)
+    assert (read.state, read.staged, read.name) == (JobState.COMPLETED, "file-1", None)
+    assert read.created_at == pytest.approx(1_786_363_200.12, abs=0.01)
+    assert (read.total, read.completed, read.failed) == (None, None, None)
+    assert read.result_files == ("file-2",)
+
+
+@pytest.mark.parametrize(
+    ("job", "read"),
+    [(MISTRAL_JOB, mistral_job), (XAI_JOB, xai_job), (TOGETHER_JOB, remote_job)],
+    ids=["mistral", "xai", "together"],
+)
+def test_any_value_in_any_field_of_a_job(job, read):
+    text = json.dumps(job)
+
+    @given(st.sampled_from(paths(job)), anything)
+    def check(path, value):
+        found = put(json.loads(text), path, value)
+        if not isinstance(found, dict):
+            return
+        seen = ended(lambda: read(found))
+        if isinstance(seen, CallError):
+            assert seen.kind == Kind.UNREADABLE
+        else:
+            assert isinstance(seen, RemoteJob)
+            assert isinstance(seen.state, JobState)
+            assert all(n is None or type(n) is int for n in (seen.total, seen.completed))
+
+    check()
+
+
+def xai_result() -> dict[str, Any]:
+    return {
+        "batch_request_id": "c-1",
+        "batch_result": {"response": {"chat_get_completion": reply()}},
+    }
+
+
+@given(st.sampled_from(paths(xai_result())), anything)
+def test_any_value_in_any_field_of_an_xai_result(path, value):
+    line = xai_batches._line_of(put(xai_result(), path, value))
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    try:
+        read = line_reply(line[:-1])
+    except ValueError:
+        return  # nobody's name is on it
+    assert (read.completion is None) is (read.error is not None)
+    assert read.completion is None or good(read.completion)
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        ({"code": 3, "message": "bad argument"}, Remedy.SPLIT),
+        ({"code": 400, "message": "bad argument"}, Remedy.SPLIT),
+        ({"code": 8, "message": "too many"}, Remedy.RETRY),
+        ({"code": 13, "message": "internal"}, Remedy.RETRY),
+        ({"code": None, "message": "?"}, Remedy.RETRY),
+    ],
+)
+def test_an_xai_results_error_has_grpcs_code_or_https(error, remedy):
+    result = {"batch_request_id": "c-1", "batch_result": {"error": error}}
+    found = line_reply(xai_batches._line_of(result)).error
+    assert isinstance(found, CallError)
+    assert found.remedy is remedy
+
+
+def test_mistrals_failed_line_holds_its_error_as_a_text():
+    body = json.dumps({"object": "error", "message": "odd", "type": "invalid_request_error"})
+    line = {"custom_id": "c", "response": {"status_code": 400, "body": body}, "error": None}
+    found = line_reply(written(line)).error
+    assert isinstance(found, CallError)
+    assert (found.remedy, found.status) == (Remedy.SPLIT, 400)
+    assert "odd" in found.message
+
+
+def test_an_expired_line_of_openrouter_is_known_by_its_type():
+    error = {"message": "too late", "type": "batch_expired", "param": None}
+    found = line_reply(written({"custom_id": "c", "response": None, "error": error})).error
+    assert isinstance(found, Retryable)
+    assert found.kind == Kind.EXPIRED
