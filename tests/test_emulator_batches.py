@@ -16,6 +16,7 @@ import openai
 import pytest
 
 from beam_llm.testing import Emulator, EmulatorProcess, Fault
+from beam_llm.testing.emulator.options import REALISTIC
 
 ENDPOINT = "/v1/chat/completions"
 TERMINAL = ("completed", "failed", "expired", "cancelled")
@@ -169,6 +170,34 @@ def test_a_job_goes_through_its_states_to_both_files(start: Any) -> None:
     )
     assert emulator.billed == dict.fromkeys(texts_of(20), 1)
     assert (emulator.calls, emulator.one_by_one) == (0, 0)
+
+
+def test_a_job_is_shown_as_in_recorded_traffic():
+    """Source: OpenAI's, recorded 2026-08-19."""
+    with Emulator(batch_seconds=(0.3, 0.0, 0.0)) as emulator, client_of(emulator) as client:
+        asked = line("good", body=body("good", model="gpt-5-nano"))
+        uploaded = client.files.with_raw_response.create(
+            file=("requests.jsonl", io.BytesIO(json.dumps(asked).encode())), purpose="batch"
+        )
+        file = uploaded.parse()
+        assert file.expires_at - file.created_at == 30 * 86_400
+        created = client.batches.with_raw_response.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        for answer in (uploaded, created):
+            assert {"x-request-id", "openai-processing-ms"} <= set(answer.headers)
+        job = created.parse()
+        assert (job.status, job.model, job.usage.total_tokens) == ("validating", None, 0)
+        ended = wait(client, job.id)
+        assert ended.model == "gpt-5-nano-2025-08-07"
+        assert ended.usage.total_tokens > 0
+
+
+def test_the_realistic_clock_has_a_minute_of_validating():
+    with Emulator(batch_seconds=REALISTIC) as emulator, client_of(emulator) as client:
+        job = submit(client, "good")
+        assert client.batches.retrieve(job.id).status == "validating"
+        assert emulator.options.stages[0] > 60
 
 
 def test_the_batch_api_answers_as_the_live_one_does(start: Any) -> None:

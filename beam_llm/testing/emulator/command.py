@@ -12,6 +12,7 @@ from typing import Any
 
 from beam_llm.testing.emulator.dialects import NAMES
 from beam_llm.testing.emulator.faults import KINDS, load_faults
+from beam_llm.testing.emulator.options import REALISTIC
 from beam_llm.testing.emulator.process import FLAGS, VALUES
 from beam_llm.testing.emulator.server import Emulator
 
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-seconds",
         type=_stages,
         default=2.0,
-        help="how long a batch job takes: S, or VALIDATING,IN_PROGRESS,FINALIZING",
+        help="how long a batch job takes: S, or VALIDATING,IN_PROGRESS,FINALIZING, or realistic",
     )
     parser.add_argument(
         "--cancel-seconds", type=float, default=0.1, help="how long a job is cancelling"
@@ -88,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _stages(text: str) -> float | tuple[float, float, float]:
+    if text == "realistic":
+        return REALISTIC
     numbers = tuple(float(part) for part in text.split(","))
     if len(numbers) == 1:
         return numbers[0]

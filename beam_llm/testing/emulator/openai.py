@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import web
@@ -13,6 +15,9 @@ from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, NewJob, Repl
 from beam_llm.testing.emulator.files import page
 from beam_llm.testing.emulator.wire import WireError, json_response, unknown_model
 from beam_llm.testing.emulator.work import bare
+
+if TYPE_CHECKING:
+    from beam_llm.testing.emulator.service import Service
 
 _PREFIXES = ("/openai/v1", "/v1", "/openai")
 _DEPLOYMENTS = "/openai/deployments/"
@@ -27,6 +32,17 @@ _STAMPS = (
     "cancelling_at",
     "cancelled_at",
 )
+_SNAPSHOTS = {
+    "gpt-4.1": "gpt-4.1-2025-04-14",
+    "gpt-4.1-mini": "gpt-4.1-mini-2025-04-14",
+    "gpt-4.1-nano": "gpt-4.1-nano-2025-04-14",
+    "gpt-4o": "gpt-4o-2024-08-06",
+    "gpt-4o-mini": "gpt-4o-mini-2024-07-18",
+    "gpt-5": "gpt-5-2025-08-07",
+    "gpt-5-mini": "gpt-5-mini-2025-08-07",
+    "gpt-5-nano": "gpt-5-nano-2025-08-07",
+}
+"""What a job names for an alias, once it is validated. Source: recorded traffic, 2026-08."""
 _MOST_PAIRS, _MOST_KEY, _MOST_VALUE = 16, 64, 512
 
 
@@ -37,6 +53,10 @@ class Wire(Dialect):
 
     name = "openai"
     variables = ("OPENAI_BASE_URL", "OPENAI_API_KEY")
+
+    def __init__(self, house: Service) -> None:
+        super().__init__(house)
+        self._control_calls = itertools.count(10**9)  # live calls have the numbers before
 
     @classmethod
     def environment(cls, url: str, key: str) -> dict[str, str]:
@@ -52,6 +72,16 @@ class Wire(Dialect):
         path, deployment = local_path(path)
         if path == "/chat/completions" and request.method == "POST":
             return await self.house.live(request, self, lambda body: self._asked(body, deployment))
+        started = time.perf_counter()
+        reply = await self._control(request, path)
+        headers = self.headers(next(self._control_calls), time.perf_counter() - started)
+        if isinstance(reply, WireError):
+            return reply.with_headers(headers)
+        if reply is not None and not reply.prepared:
+            reply.headers.update(headers)
+        return reply
+
+    async def _control(self, request: web.BaseRequest, path: str) -> Reply | None:
         if path == "/models" and request.method == "GET":
             return self._models()
         if path == "/files" or path.startswith("/files/"):
@@ -190,7 +220,7 @@ class Wire(Dialect):
             "id": job["id"],
             "object": "batch",
             "endpoint": own["endpoint"],
-            "model": job["model"],
+            "model": _SNAPSHOTS.get(job["model"], job["model"]),
             "errors": {"object": "list", "data": job["errors"]} if job["errors"] else None,
             "input_file_id": job["input_file_id"] if options.inputs_shown else None,
             "completion_window": "24h",
@@ -204,7 +234,7 @@ class Wire(Dialect):
                 for name in _STAMPS
             },
             "request_counts": self.house.batches.counts(job),
-            "usage": _usage(job["result"]) if over else None,
+            "usage": _usage(job["result"] if over else None),
             "metadata": own["metadata"] if options.names_kept else None,
         }
 
@@ -248,15 +278,16 @@ def _older_page(after: str, now: float) -> dict[str, Any]:
     }
 
 
-def _usage(result: dict[str, int] | None) -> dict[str, Any] | None:
-    if result is None:
-        return None
+def _usage(result: dict[str, int] | None) -> dict[str, Any]:
+    """Zeros until the job has ended."""
+    inputs = result["input_tokens"] if result is not None else 0
+    outputs = result["output_tokens"] if result is not None else 0
     return {
-        "input_tokens": result["input_tokens"],
+        "input_tokens": inputs,
         "input_tokens_details": {"cached_tokens": 0},
-        "output_tokens": result["output_tokens"],
+        "output_tokens": outputs,
         "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": result["input_tokens"] + result["output_tokens"],
+        "total_tokens": inputs + outputs,
     }
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from beam_llm.testing.emulator.faults import Fault
 
+REALISTIC = (63.0, 69.0, 1.0)
+"""Seconds that a job of two requests took. Source: recorded traffic of OpenAI, 2026-08-19."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmulatorOptions:
@@ -20,7 +23,7 @@ class EmulatorOptions:
       requests_per_minute, tokens_per_minute, max_concurrency: limits of the live endpoint, answered
         with 429.
       batch_seconds: (validating, in_progress, finalizing) of a job; one number is in_progress, with
-        a tenth for each other.
+        a tenth for each other; `REALISTIC`: as OpenAI's own of two requests took, 2026-08.
       cancel_seconds: how long a job is `cancelling`.
       enqueued_token_limit: input tokens of all pending jobs together; a job beyond it fails.
       enqueued_limit_at: `create` answers 429 at once, `validation` accepts and fails the job after
