@@ -10,7 +10,15 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from beam_llm.errors import Aborted, CallError, CannotTell, NotCreated, Rejected
+from beam_llm.errors import (
+    Aborted,
+    CallError,
+    CannotTell,
+    Kind,
+    NotCreated,
+    Rejected,
+    printable,
+)
 from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.guarded import guarded
@@ -37,6 +45,7 @@ class Doubt:
         self._context, self._intent, self._journal, self._search = context, intent, journal, search
         self._known_since: dict[int, float] = {}
         self._counted: set[int] = set()
+        self._told: set[int] = set()
         self.may_repeat = context.provider.traits.recovery is Recovery.TOKEN
 
     def note(self, attempt: int) -> None:
@@ -124,6 +133,12 @@ class Doubt:
             visible_seconds(settings, traits) if is_settled else deadline_seconds(settings, traits)
         )
         return patience - self._age_seconds(attempt, self._journal.read(Creating, attempt))
+
+    def tell(self, attempt: int, error: CallError) -> None:
+        """Says once what a job waits for that can't be told from others yet."""
+        if error.kind == Kind.DOUBTFUL and attempt not in self._told:
+            self._told.add(attempt)
+            _LOG.warning("job %s is in doubt: %s", self._intent.job, printable(error.message))
 
     def resubmits(self, attempt: int) -> bool:
         """Gives the attempt up where the user has said so (`on_doubt`); returns whether that is

@@ -298,6 +298,7 @@ class Submission:
             if isinstance(error, Aborted) and self._settings.on_abort == "raise":
                 raise
             if self._doubt.seconds_left(attempt, error) > 0:
+                self._doubt.tell(attempt, error)
                 return self._later(error, "doubt")
             if self._doubt.resubmits(attempt):
                 return self._wait(0.0, "planned")
