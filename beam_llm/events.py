@@ -1,11 +1,11 @@
 """The one window through which facts leave a process: progress lines and logs are small listeners.
 
 Beam counters are posted by the transforms themselves (they belong to a step and a thread); what is
-told here is for people who watch. Events: `planned` (records, jobs), `answered` (records, errors,
-requests, retries, cost_usd), `waiting` (jobs, states, done, total, oldest_seconds, next_seconds),
-`ended` (no transform of this process is at work any more). Where nobody listens, a pipeline logs
-what it does: INFO, one line a minute and one at the end. What calls do at this moment is in
-`ACTIVITY`.
+told here is for people who watch. Events: `planned` (records, jobs, numbers: theirs in the log),
+`answered` (records, errors, requests, retries, latency_ms of each reply, cost_usd), `waiting`
+(jobs, states, done, total, oldest_seconds, next_seconds), `ended` (no transform of this process is
+at work any more). Where nobody listens, a pipeline logs what it does: INFO, one line a minute and
+one at the end. What calls do at this moment is in `ACTIVITY`.
 """
 
 from __future__ import annotations

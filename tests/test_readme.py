@@ -217,6 +217,22 @@ def test_packing_is_compared_by_the_command_as_it_stands_there(
     assert "Don't pack: 2 compared records are too few" in capsys.readouterr().out
 
 
+def test_a_run_and_a_staging_location_become_pages_by_the_commands_as_they_stand_there(
+    reviews: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str]
+):
+    lines = [
+        line.partition("  #")[0]
+        for block in blocks(RECIPES, "bash")
+        for line in block.splitlines()
+        if "--report" in line
+    ]
+    assert len(lines) == 2
+    for line, more in zip(lines, (["--quiet", "--poll-seconds", "0.05"], []), strict=True):
+        assert main([*shlex.split(line)[1:], *more]) == 0
+    for name in ("report.html", "jobs.html"):
+        assert "batch_" in (reviews / name).read_text(encoding="utf-8")
+
+
 def test_the_commands_of_the_command_line_are_understood():
     written = [
         line.partition("  #")[0].strip()

@@ -37,7 +37,7 @@ from beam_llm.providers import compile_task, connect_batch
 
 def ls(chosen: argparse.Namespace) -> int:
     """One line per job: a table, or JSON lines."""
-    jobs = admin.list_jobs(_store(chosen.staging_location))
+    jobs = admin.list_jobs(store_at(chosen.staging_location))
     if chosen.json:
         for job in jobs:
             print(orjson.dumps(job.as_dict()).decode())
@@ -87,7 +87,7 @@ def _state(job: JobView) -> str:
 
 def show(chosen: argparse.Namespace) -> int:
     """One job in full, and the jobs that asked again for what it left over."""
-    job, following = admin.show(_store(chosen.staging_location), chosen.id)
+    job, following = admin.show(store_at(chosen.staging_location), chosen.id)
     for view in (job, *following):
         facts = {
             "number": view.job,
@@ -121,7 +121,7 @@ def attach(chosen: argparse.Namespace) -> int:
     if chosen.output != "-" and not chosen.output.endswith((".jsonl", ".ndjson")):
         raise UsageError(f"the output {chosen.output!r} has to be a .jsonl file, or - for stdout")
     ids, left = _job_ids(
-        _store(chosen.staging_location), chosen.ids, compile_task(settings).fingerprint.hex()
+        store_at(chosen.staging_location), chosen.ids, compile_task(settings).fingerprint.hex()
     )
     if left:
         write_line(f"{chosen.name}: left {plural(left, 'job')} of other prompts, models or outputs")
@@ -207,7 +207,7 @@ def _job_id(job: JobView) -> str:
 
 def cancel(chosen: argparse.Namespace) -> int:
     """Asks the provider to cancel a job."""
-    store = _store(chosen.staging_location)
+    store = store_at(chosen.staging_location)
     job, _ = admin.show(store, chosen.id)
     with contextlib.closing(_provider(chosen, job)) as provider:
         job_id = admin.cancel(store, provider, chosen.id)
@@ -222,7 +222,7 @@ def cleanup(chosen: argparse.Namespace) -> int:
     """
     if left := remove_leftovers():
         print(f"removed the temporary files of {plural(left, 'killed run')} on this machine")
-    store = _store(chosen.staging_location)
+    store = store_at(chosen.staging_location)
     jobs = admin.list_jobs(store)
     with (
         contextlib.closing(_provider(chosen, jobs[-1]))
@@ -278,7 +278,7 @@ def _agreed() -> bool:
     return input("Remove them? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _store(location: str) -> Store:
+def store_at(location: str) -> Store:
     """The staging location, which has to be there already.
 
     Raises:

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 
 from beam_llm import __version__
-from beam_llm.cli.commands import compare, demo, emulator, estimate, jobs, predict, run
+from beam_llm.cli.commands import compare, demo, emulator, estimate, jobs, predict, report, run
 from beam_llm.cli.exit_codes import FAILED, IN_WORDS, INTERRUPTED, WRONG_USAGE
 from beam_llm.cli.flags import as_flags
 from beam_llm.cli.parser import Parser
@@ -24,7 +24,7 @@ from beam_llm.errors import LLMError, UsageError, printable
 from beam_llm.leftovers import remove_scratch
 from beam_llm.redaction import redact
 
-_COMMANDS = (demo, predict, run, estimate, compare, jobs, emulator)
+_COMMANDS = (demo, predict, run, estimate, compare, jobs, report, emulator)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

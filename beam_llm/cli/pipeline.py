@@ -157,6 +157,7 @@ def to_stored(prediction: Prediction, ordinal: int, digest: str, output: Output)
         cost_usd=prediction.cost_usd,
         reused=prediction.reused,
         digest=digest,
+        model=prediction.model,
     )
 
 
@@ -260,7 +261,11 @@ def read_metrics(result: Any) -> Measured:
         if metric.key.metric.name == "latency_ms"
     ]
     calls = sum(latency.count for latency in latencies)
-    return Measured(counters, sum(latency.sum for latency in latencies) / calls if calls else None)
+    if not calls:
+        return Measured(counters, None)
+    least = min(latency.min for latency in latencies if latency.count)
+    most = max(latency.max for latency in latencies if latency.count)
+    return Measured(counters, sum(latency.sum for latency in latencies) / calls, (least, most))
 
 
 def _value(metric: Any) -> Any:

@@ -6,15 +6,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
+from time import time
 
+from beam_llm import events
 from beam_llm.cli.definitions import definition_of, rechecker, written_schema
 from beam_llm.cli.files.records import Answer, Source
 from beam_llm.cli.files.survey import Survey, changes_between, survey
 from beam_llm.cli.files.target import is_there
 from beam_llm.cli.files.writers import InputChanged, same_rows, write_rows
-from beam_llm.cli.inputs import any_task, check_prompt, inputs_of, name_of
+from beam_llm.cli.hindsight import Seen, look_again
+from beam_llm.cli.inputs import any_task, check_prompt, check_truth, inputs_of, name_of
 from beam_llm.cli.job_lines import last_job, lines_since
 from beam_llm.cli.predict_command import PredictCommand, Report
 from beam_llm.cli.progress import Meter, write_line
@@ -28,8 +31,11 @@ from beam_llm.errors import UsageError, plural
 from beam_llm.prompting.chat_task import ChatTask
 
 
-def predict(command: PredictCommand) -> Report:
+def predict(command: PredictCommand, listener: events.Listener | None = None) -> Report:
     """Runs the command; the output is complete when this returns.
+
+    Args:
+      listener: hears the events of this process while the pipeline runs.
 
     Raises:
       UsageError: wrong files, fields or options; nothing was asked.
@@ -42,6 +48,7 @@ def predict(command: PredictCommand) -> Report:
     with inputs_of(command) as (sources, found):
         task = any_task(command.settings)
         check_prompt(task, sources)
+        check_truth(command.truth, command.settings, list(found.columns))
         if found.records and runs_here(command.beam_options):
             check_key(command.settings)
         question = task.fingerprint + command.answer_field.encode()
@@ -52,10 +59,14 @@ def predict(command: PredictCommand) -> Report:
             folder_for(command.output, question, names, here=runs_here(command.beam_options))
         )
         try:
-            with closing(_Run(command, task, sources, found, spool)) as run:
+            with closing(_Run(command, task, sources, found, spool)) as run, _heard_by(listener):
                 return _ask_all(run)
         finally:
             spool.close()
+
+
+def _heard_by(listener: events.Listener | None) -> AbstractContextManager[None]:
+    return nullcontext() if listener is None else events.listening(listener)
 
 
 def _retrying(command: PredictCommand) -> PredictCommand:
@@ -158,7 +169,7 @@ class _Run:
 
 def _ask_all(run: _Run) -> Report:
     _report_changes(run)
-    command, found, done = run.command, run.found, run.done()
+    command, found, done, began_at = run.command, run.found, run.done(), time()
     already = done.count(1)
     meter = Meter(found.records, already)
     measured, lines = Measured({}, None), 0
@@ -171,7 +182,7 @@ def _ask_all(run: _Run) -> Report:
         last = last_job(command.settings)
         measured = _run_pipeline(run, done, meter)
         lines = lines_since(last, command.settings, here=runs_here(command.beam_options))
-    tally = _write(run)
+    tally, seen = _write(run)
     run.spool.remove()
     return Report(
         tally,
@@ -183,6 +194,11 @@ def _ask_all(run: _Run) -> Report:
         lines=lines,
         bad_lines=found.bad_lines,
         first_bad=found.first_bad,
+        job_numbers=frozenset(meter.job_numbers),
+        began_at=began_at,
+        latency_ms=measured.latency_ms,
+        truth=seen.truth,
+        examples=seen.examples,
     )
 
 
@@ -234,7 +250,7 @@ def _files(
         first += count
 
 
-def _write(run: _Run) -> Tally:
+def _write(run: _Run) -> tuple[Tally, Seen]:
     """The output file, once every record has its end. An input that has changed meanwhile is looked
     at once more.
 
@@ -259,7 +275,7 @@ def _write(run: _Run) -> Tally:
         return _write_once(run)
 
 
-def _write_once(run: _Run) -> Tally:
+def _write_once(run: _Run) -> tuple[Tally, Seen]:
     command, found = run.command, run.found
     tally = Tally()
 
@@ -281,7 +297,8 @@ def _write_once(run: _Run) -> Tally:
             schema,
             answers,
         )
-    return tally
+        seen = look_again(run.sources, index.answers, tally, run.task.output, command.truth)
+    return tally, seen
 
 
 def _refuse_lost(run: _Run, missing: int) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from beam_llm.cli.files.csv_cells import ANSWERS
 from beam_llm.cli.files.target import Target
 from beam_llm.cli.tally import Tally
 from beam_llm.config import Settings
+from beam_llm.prompting.agreement import Share
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class PredictCommand:
       skips_bad_lines: lines that can't be read are left out and counted, instead of ending the
         command.
       csv_safe: see `Target`.
+      truth: field of the input that holds the right answer, for the figures of the run.
     """
 
     inputs: Sequence[str]
@@ -38,6 +41,7 @@ class PredictCommand:
     retry_errors: bool = False
     skips_bad_lines: bool = False
     csv_safe: str = ANSWERS
+    truth: str | None = None
 
     @property
     def answer_field(self) -> str:
@@ -64,6 +68,12 @@ class Report:
       jobs: batch jobs whose answers were collected; those of earlier runs too.
       lines: requests in batch jobs that this run submitted.
       bad_lines: of the input, skipped; `first_bad` says why the first of them was.
+      job_numbers: of the jobs whose answers it waited for, by their entries in the log.
+      began_at: seconds since the epoch.
+      latency_ms: the least and the most of a live call, where there was one.
+      truth: how many answers are right, where the command names a field that says so.
+      examples: of records that ended as errors: by their place in the input where they stand, and
+        their fields.
     """
 
     tally: Tally
@@ -75,6 +85,11 @@ class Report:
     lines: int = 0
     bad_lines: int = 0
     first_bad: str = ""
+    job_numbers: frozenset[int] = frozenset()
+    began_at: float = 0.0
+    latency_ms: tuple[float, float] | None = None
+    truth: Share | None = None
+    examples: Mapping[int, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
     def requests(self) -> int:

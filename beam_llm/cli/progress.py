@@ -39,6 +39,7 @@ class Meter:
     def __init__(self, total: int, already: int = 0, clock: Callable[[], float] = time.monotonic):
         self.tally = Tally()
         self.jobs = 0
+        self.job_numbers: set[int] = set()
         self._total = total
         self._already = already
         self._clock = clock
@@ -52,6 +53,7 @@ class Meter:
             self._waiting = {}  # what is known of jobs is old news; the next poll says anew
         elif event == "planned":
             self.jobs += facts["jobs"]
+            self.job_numbers.update(facts.get("numbers", ()))
         elif event == "waiting":
             self._waiting = facts
 

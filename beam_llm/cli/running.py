@@ -20,12 +20,14 @@ stopping = threading.Event()
 
 
 class Measured(NamedTuple):
-    """What Beam counted: the `beam_llm` counters by name, summed over steps, and the mean latency
-    of live calls.
+    """What Beam counted: the `beam_llm` counters by name, summed over steps, and the latency of
+    live calls.
     """
 
     counters: dict[str, int]
     mean_latency_ms: float | None
+    latency_ms: tuple[float, float] | None = None
+    """The least and the most."""
 
 
 class RunError(LLMError):

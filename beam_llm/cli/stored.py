@@ -23,6 +23,7 @@ class StoredAnswer(NamedTuple):
       value: the answer in JSON form, or None where there is an error.
       kind: of the error (`beam_llm.Kind`), or None.
       error: its message.
+      model: that answered, as the provider named it.
       digest: of the record's content, in hex: the answer belongs to the record that has it,
         wherever that is by now.
     """
@@ -39,6 +40,7 @@ class StoredAnswer(NamedTuple):
     digest: str = ""
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
+    model: str = ""
 
 
 def stored_line(answer: StoredAnswer) -> bytes:

@@ -13,9 +13,10 @@ import orjson
 from beam_llm.cli.files.records import is_remote
 from beam_llm.cli.predict_command import PredictCommand, Report
 from beam_llm.cli.tally import Tally
-from beam_llm.cli.words import duration, shortened, tried_again
+from beam_llm.cli.words import duration, percent, shortened, tried_again
 from beam_llm.errors import UsageError, plural, printable
 from beam_llm.events import warning_in_words
+from beam_llm.prompting.agreement import Share
 
 FORMAT = 1
 _MESSAGE_WIDTH = 300
@@ -42,9 +43,20 @@ def summary(command: PredictCommand, report: Report) -> str:
         f"cost      {tally.cost()}"
         + (f" ({plural(tally.reused, 'answer')} re-used)" if tally.reused else "")
     )
+    if report.truth is not None:
+        lines.append(f"right     {_right(report.truth)}")
     lines.append(f"time      {duration(report.seconds)}")
     lines.append(f"output    {'stdout' if command.output == '-' else command.output}")
     return "\n".join(map(printable, lines))
+
+
+def _right(truth: Share) -> str:
+    if truth.rate is None:
+        return "unknown: no record has a truth that can be read"
+    low, high = truth.interval()
+    return (
+        f"{percent(truth.rate)} of {truth.total:,} (95 % interval {percent(low)}–{percent(high)})"
+    )
 
 
 def _tokens(tally: Tally) -> str:
@@ -142,9 +154,22 @@ def as_json(command: PredictCommand, report: Report) -> dict[str, Any]:
         "cache_write_tokens": tally.cache_write_tokens,
         "reasoning_tokens": tally.reasoning_tokens,
         "cost_usd": None if tally.unpriced else tally.cost_usd,
+        "truth": None if report.truth is None else share_json(report.truth),
         "seconds": report.seconds,
         "mean_latency_ms": report.mean_latency_ms,
         "counters": counters,
+    }
+
+
+def share_json(share: Share) -> dict[str, Any]:
+    """A share with its interval, as plain data."""
+    low, high = share.interval()
+    return {
+        "same": share.hits,
+        "compared": share.total,
+        "rate": share.rate,
+        "low": low,
+        "high": high,
     }
 
 

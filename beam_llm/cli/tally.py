@@ -1,18 +1,37 @@
-"""Sums over how records ended: for the progress line, the summary, and the demo's figures."""
+"""Sums over how records ended: for the progress line, the summary, the report, and the demo's
+figures.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 
 from beam_llm.cli.stored import StoredAnswer
 from beam_llm.cli.words import dollars
 
 
+@dataclass(slots=True)
+class ModelSums:
+    """What one model's answers came to; `unpriced` of them have no known price."""
+
+    records: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+    unpriced: int = 0
+
+
 class Tally:
     """Sums over how records ended."""
 
+    EXAMPLES = 3
+
     def __init__(self) -> None:
+        self.by_model: dict[str, ModelSums] = {}
+        self.examples: dict[str, list[tuple[int, str]]] = {}
+        """Of each kind of error the first few: place of the record in the input, and message."""
         self.records = 0
         self.errors: Counter[str] = Counter()
         self.messages: dict[str, Messages] = {}
@@ -29,9 +48,11 @@ class Tally:
         self.records += 1
         if answer.kind is not None:
             self.errors[answer.kind] += 1
-            self.messages.setdefault(answer.kind, Messages()).add(
-                _without_frame(answer.kind, answer.error or "")
-            )
+            message = _without_frame(answer.kind, answer.error or "")
+            self.messages.setdefault(answer.kind, Messages()).add(message)
+            examples = self.examples.setdefault(answer.kind, [])
+            if len(examples) < self.EXAMPLES:
+                examples.append((answer.ordinal, message))
         self.reused += answer.reused
         self.input_tokens += answer.input_tokens
         self.output_tokens += answer.output_tokens
@@ -42,6 +63,20 @@ class Tally:
             self.unpriced += answer.input_tokens > 0
         else:
             self.cost_usd += answer.cost_usd
+        if answer.model:
+            self._add_to_model(answer)
+
+    def _add_to_model(self, answer: StoredAnswer) -> None:
+        sums = self.by_model.get(answer.model)
+        if sums is None:
+            sums = self.by_model[answer.model] = ModelSums()
+        sums.records += 1
+        sums.input_tokens += answer.input_tokens
+        sums.output_tokens += answer.output_tokens
+        if answer.cost_usd is None:
+            sums.unpriced += 1
+        else:
+            sums.cost_usd += answer.cost_usd
 
     @property
     def failed(self) -> int:
@@ -67,7 +102,7 @@ class Messages:
         self._groups: dict[str, tuple[int, str]] = {}
 
     def add(self, message: str) -> None:
-        wording = _PARTICULARS.sub("#", message)
+        wording = without_particulars(message)
         count, example = self._groups.get(wording, (0, message))
         if count or len(self._groups) < self.MOST_WORDINGS:
             self._groups[wording] = (count + 1, example)
@@ -75,6 +110,11 @@ class Messages:
     def most_frequent(self) -> tuple[int, str]:
         """How many had the most frequent wording, and the first of them as it stood."""
         return max(self._groups.values(), key=lambda group: group[0], default=(0, ""))
+
+
+def without_particulars(message: str) -> str:
+    """The message with `#` for its quotations and numbers."""
+    return _PARTICULARS.sub("#", message)
 
 
 _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,]*")

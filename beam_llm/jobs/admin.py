@@ -3,6 +3,7 @@ no provider but to cancel and delete."""
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from beam_llm.jobs.parts import PartReader
 from beam_llm.jobs.refs import find_job
 from beam_llm.jobs.status import JobStatus, Phase
 from beam_llm.protocols import BatchProvider, RemoteJob, Store
+from beam_llm.values import Usage
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class JobView:
       doubles: further remote jobs that were made for it, found, and cancelled.
       cost_usd: paid for this job's own replies; None where it isn't done or the price is unknown.
       task: hex digest of all that shapes the answers, as `Task.fingerprint`.
+      submitted_at, ended_at: seconds since the epoch; None where that has not come, or where it was
+        not written down. The first is by the provider's clock.
+      input_tokens, output_tokens: of all its replies.
     """
 
     job: str
@@ -59,13 +64,20 @@ class JobView:
     attempts: int = 1
     doubles: int = 0
     task: str = ""
+    submitted_at: float | None = None
+    ended_at: float | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def list_jobs(store: Store) -> list[JobView]:
+def list_jobs(store: Store, numbers: Container[int] | None = None) -> list[JobView]:
     """All jobs, oldest first, each with what follows from it right behind it.
+
+    Args:
+      numbers: only these, by their entries in the log, and what follows from them.
 
     Raises:
       LedgerError: the ledger is damaged, or of a newer format.
@@ -74,6 +86,7 @@ def list_jobs(store: Store) -> list[JobView]:
     return [
         _view(store, intent)
         for root in ledger.intents()
+        if numbers is None or root.number in numbers
         for intent in JobTree(ledger, root.number).intents()
     ]
 
@@ -116,6 +129,7 @@ def _view(store: Store, intent: Intent) -> JobView:
         journal.newest(Created),
     )
     counts = done.counts if done is not None else {}
+    usage = Usage() if done is None else Usage(*done.usage)
     has_follow_up = done is not None and any(child.name == FOLLOW_UP for child in done.children)
     return JobView(
         job=intent.job,
@@ -139,6 +153,10 @@ def _view(store: Store, intent: Intent) -> JobView:
         attempts=status.attempt + 1,
         doubles=0 if twice is None else len(twice.cancelled),
         task=intent.task,
+        submitted_at=None if created is None else created.created_at or None,
+        ended_at=None if done is None else done.at or None,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
     )
 
 

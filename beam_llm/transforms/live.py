@@ -169,7 +169,7 @@ class CallModel(beam.DoFn):
         self, batch: PromptBatch, outcomes: Sequence[Outcome], tally: Tally
     ) -> list[WindowedValue]:
         """Each where its element was."""
-        self._meter.outcomes(outcomes, tally.requests, tally.retries)
+        self._meter.outcomes(outcomes, tally)
         return [
             arrived.with_value(Prediction.of(arrived.value, outcome.value, outcome))
             for arrived, outcome in zip(batch.elements, outcomes, strict=True)

@@ -79,8 +79,8 @@ class Meter:
             self._throttled.inc(int(self._owed_seconds))
             self._owed_seconds %= 1
 
-    def outcomes(self, outcomes: Sequence[Outcome], requests: int = 0, retries: int = 0) -> None:
-        """Records that have ended."""
+    def outcomes(self, outcomes: Sequence[Outcome], tally: Tally | None = None) -> None:
+        """Records that have ended; with what their live calls took, where they had some."""
         failures = [outcome.failure for outcome in outcomes if outcome.failure is not None]
         for failure in failures:
             self._by_kind[failure.kind].inc()
@@ -91,8 +91,9 @@ class Meter:
             "answered",
             records=len(outcomes),
             errors=len(failures),
-            requests=requests,
-            retries=retries,
+            requests=0 if tally is None else tally.requests,
+            retries=0 if tally is None else tally.retries,
+            latency_ms=() if tally is None else tally.latency_ms,
             cost_usd=cost_usd,
         )
 

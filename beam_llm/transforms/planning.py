@@ -136,6 +136,7 @@ class Planner:
             "planned",
             records=sum(ref.records for ref in refs),
             jobs=sum(1 for ref in refs if ref.number),
+            numbers=sorted({ref.number for ref in refs if ref.number}),
         )
         for ref in refs:
             yield WindowedValue(ref, Timestamp(micros=ref.min_timestamp), [GlobalWindow()])

@@ -1,4 +1,4 @@
-"""`python -m tests.components prepare [prism|flink|gcs|azure|lowest_beam|all]`: fetches and builds what
+"""`python -m tests.components prepare [prism|flink|gcs|azure|chromium|lowest_beam|all]`: fetches and builds what
 the tests need, and says what it took.
 
 Exits 0 also where a part can't be had (its tests then skip, and say why), except for parts named by
@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from tests.components import Unavailable, required
 from tests.components.azure import azurite_script
+from tests.components.chromium import chromium_binary
 from tests.components.flink import flink_jars, job_server_jar
 from tests.components.gcs import gcs_binary
 from tests.components.lowest_beam import lowest_beam_python
@@ -23,6 +24,7 @@ PARTS: dict[str, tuple[Callable[[], object], ...]] = {
     "flink": (flink_jars, job_server_jar),
     "gcs": (gcs_binary,),
     "azure": (azurite_script,),
+    "chromium": (chromium_binary,),
     "lowest_beam": (lowest_beam_python,),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from beam_llm.cli.commands.report import add_staging
 from beam_llm.cli.exit_codes import IN_WORDS
 from beam_llm.cli.flags import add_options, add_provider
 from beam_llm.cli.parser import add_command
@@ -35,14 +36,7 @@ def add_parser(commands: Any) -> None:
 
 def _add_action(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
     parser = add_command(actions, name, f"beam_llm.cli.jobs:{name}", text)
-    parser.add_argument(
-        "--staging",
-        "--staging-location",
-        dest="staging_location",
-        required=True,
-        metavar="DIR",
-        help="staging location: local folder, gs://, s3:// or az://",
-    )
+    add_staging(parser)
     return parser
 
 

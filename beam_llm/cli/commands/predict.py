@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from beam_llm.cli.commands.report import add_redact
 from beam_llm.cli.exit_codes import ALL_ANSWERED, IN_WORDS, SOME_ERRORS
 from beam_llm.cli.flags import add_inputs, add_options, chosen_settings
 from beam_llm.cli.parser import add_command, positive
@@ -48,6 +49,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--show", type=positive, metavar="N", help=show)
     summary = "how the run ended, as JSON: counts, errors with messages, warnings, cost"
     parser.add_argument("--summary", metavar="FILE.json", help=summary)
+    page = "the run as a page to look at: calls, latencies, cost, errors, jobs"
+    parser.add_argument("--report", metavar="FILE.html", help=page)
+    add_redact(parser)
+    truth = "field of the input with the right answer: summary and report say how many are right"
+    parser.add_argument("--truth", metavar="FIELD", help=truth)
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary on stderr")
     add_options(parser)
 
@@ -77,6 +83,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     from beam_llm.cli.predict import predict
+    from beam_llm.cli.reporting.call_log import CallLog
+    from beam_llm.cli.reporting.of_run import page_of_run
+    from beam_llm.cli.reporting.render import check_report_path, write_report
     from beam_llm.cli.show import show
     from beam_llm.cli.summary import check_summary_path, write_summary
 
@@ -85,12 +94,17 @@ def run(chosen: argparse.Namespace) -> int:
             "no output given: add --output, such as --output answers.jsonl; or --show 3, to see "
             "the first requests only"
         )
+    if chosen.report is not None:
+        check_report_path(chosen.report)
     if chosen.summary is not None:
         check_summary_path(chosen.summary)
     command = _command(chosen)
     if chosen.show is not None:
         return SOME_ERRORS if show(command, chosen.show) else ALL_ANSWERED
-    report = predict(command)
+    log = CallLog()
+    report = predict(command, log.hear if chosen.report is not None else None)
+    if chosen.report is not None:
+        write_report(chosen.report, page_of_run(command, report, log, redacted=chosen.redact))
     if chosen.summary is not None:
         write_summary(chosen.summary, command, report)
     return _report(chosen, command, report)
@@ -111,6 +125,7 @@ def _command(chosen: argparse.Namespace) -> PredictCommand:
         retry_errors=chosen.retry_errors,
         skips_bad_lines=chosen.on_bad_line == "skip",
         csv_safe=chosen.csv_safe,
+        truth=chosen.truth,
     )
 
 

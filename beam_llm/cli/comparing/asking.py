@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from beam_llm.calls import Tally, borrow_engine, return_engine
+from beam_llm.cli.hindsight import NO_ANSWER
 from beam_llm.config import Settings
 from beam_llm.pricing import LaterPrices
 from beam_llm.prompting.batching import Batcher, prompt_caps
@@ -35,9 +36,6 @@ class Asking:
     def answers(self, output: Output) -> list[Any]:
         """In JSON form; `NO_ANSWER` where there is none."""
         return [_answer(outcome, output) for outcome in self.outcomes]
-
-
-NO_ANSWER = object()
 
 
 def _answer(outcome: Outcome, output: Output) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from beam_llm.cli.comparing.asking import Asking, ask
 from beam_llm.cli.comparing.comparison import Comparison
@@ -13,14 +12,13 @@ from beam_llm.cli.comparing.population import Population
 from beam_llm.cli.comparing.shown import as_json, report
 from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
 from beam_llm.cli.flags import chosen_settings
-from beam_llm.cli.inputs import inputs_of
+from beam_llm.cli.inputs import check_truth, inputs_of
 from beam_llm.cli.predict_command import PredictCommand
 from beam_llm.cli.progress import ProgressLine, write_line
 from beam_llm.cli.show import in_json
 from beam_llm.config import Settings, is_template, replaced
 from beam_llm.errors import UsageError, plural
 from beam_llm.prompting.model_choice import settings_by_model
-from beam_llm.prompting.templates import PromptTemplate
 
 
 def main(chosen: argparse.Namespace) -> int:
@@ -34,8 +32,7 @@ def main(chosen: argparse.Namespace) -> int:
         skips_bad_lines=chosen.on_bad_line == "skip",
     )
     with inputs_of(command, writes=False) as (sources, found):
-        if chosen.truth is not None:
-            _check_truth(chosen.truth, known, list(found.columns))
+        check_truth(chosen.truth, known, list(found.columns), hidden=True)
         comparison = _compare(chosen, known, Population(sources, known, chosen.truth))
     if chosen.json:
         print(in_json(as_json(comparison)))
@@ -56,19 +53,6 @@ def _settings(chosen: argparse.Namespace) -> Settings:
             f"{', '.join(settings_by_model(known))}"
         )
     return replaced(known, mode="online")
-
-
-def _check_truth(field: str, known: Settings, columns: Sequence[str]) -> None:
-    """Raises UsageError where no record has the field, or where the prompt shows it."""
-    if field not in columns:
-        raise UsageError(
-            f"--truth is {field!r}: no record has such a field; fields of the input: "
-            f"{', '.join(columns) or 'none'}"
-        )
-    if known.prompt is not None and field in PromptTemplate(known.prompt).names:
-        raise UsageError(
-            f"--truth is {field!r}, and the prompt shows that field: it would give the answer away"
-        )
 
 
 def _compare(chosen: argparse.Namespace, known: Settings, population: Population) -> Comparison:

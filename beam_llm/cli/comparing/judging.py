@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 from beam_llm.cli.answer_tokens import AnswerTokens
-from beam_llm.cli.comparing.asking import NO_ANSWER, Asking
+from beam_llm.cli.comparing.asking import Asking
 from beam_llm.cli.comparing.comparison import SizeFigures, Whole
 from beam_llm.cli.comparing.population import Population
 from beam_llm.cli.estimate import Forecast, forecast
+from beam_llm.cli.hindsight import NO_ANSWER, truth_of
 from beam_llm.config import Settings, replaced
 from beam_llm.prompting.agreement import Share, same_answer, same_fields
 from beam_llm.prompting.output_types import Output
@@ -34,7 +35,7 @@ class Judge:
         self._tolerance = tolerance
         self._alone = alone.answers(self._output)
         self._has_truth = truth_field is not None
-        self._truths = [_truth(value, self._output) for value in truths]
+        self._truths = [truth_of(value, self._output) for value in truths]
         self.unreadable_truths = self._truths.count(NO_ANSWER) if self._has_truth else 0
 
     def agreement(self, asking: Asking) -> Share:
@@ -65,15 +66,6 @@ class Judge:
             for name, same in same_fields(one, other, self._tolerance).items():
                 shares[name] = shares.get(name, Share(0, 0)) + Share(int(same), 1)
         return shares
-
-
-def _truth(value: Any, output: Output) -> Any:
-    """The right answer in JSON form; `NO_ANSWER` where the field doesn't hold one."""
-    try:
-        typed = output.parse_text(value)[0] if isinstance(value, str) else output.validate(value)
-        return output.dump(typed)
-    except ValueError:
-        return NO_ANSWER
 
 
 class FiguresOf:

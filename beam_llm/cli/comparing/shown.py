@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from beam_llm.cli.comparing.comparison import Comparison, SizeFigures
+from beam_llm.cli.summary import share_json
 from beam_llm.cli.words import dollars, percent, shortened, table
 from beam_llm.errors import plural, printable
 from beam_llm.prompting.agreement import Share
@@ -153,7 +154,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "max_loss": comparison.max_loss,
         "truth": comparison.truth,
         "unreadable_truths": comparison.unreadable_truths,
-        "alone_again": None if comparison.again is None else _share_json(comparison.again),
+        "alone_again": None if comparison.again is None else share_json(comparison.again),
         "by_batch_size": [
             _figures_json(comparison, figures) for figures in (comparison.alone, *comparison.packed)
         ],
@@ -170,9 +171,9 @@ def _figures_json(comparison: Comparison, figures: SizeFigures) -> dict[str, Any
     is_alone = figures is comparison.alone
     return {
         "batch_size": figures.batch_size,
-        "agreement": _share_json(figures.agreement),
-        "agreement_by_field": {name: _share_json(share) for name, share in figures.fields.items()},
-        "truth": None if figures.truth is None else _share_json(figures.truth),
+        "agreement": share_json(figures.agreement),
+        "agreement_by_field": {name: share_json(share) for name, share in figures.fields.items()},
+        "truth": None if figures.truth is None else share_json(figures.truth),
         "loss": 0.0 if is_alone else comparison.loss(figures),
         "errors": dict(figures.errors),
         "prompts": figures.prompts,
@@ -182,15 +183,4 @@ def _figures_json(comparison: Comparison, figures: SizeFigures) -> dict[str, Any
         "cost_usd": figures.cost_usd,
         "whole_input": None if figures.whole is None else asdict(figures.whole),
         "saved": 0.0 if is_alone else comparison.saved(figures),
-    }
-
-
-def _share_json(share: Share) -> dict[str, Any]:
-    low, high = share.interval()
-    return {
-        "same": share.hits,
-        "compared": share.total,
-        "rate": share.rate,
-        "low": low,
-        "high": high,
     }

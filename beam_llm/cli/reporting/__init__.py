@@ -1,0 +1,11 @@
+"""A run, or the jobs of a staging location, as one self-contained page.
+
+    events ─► call_log ─┐
+    run, spool, ledger ─┼► of_run, of_staging ─► page (data) ─► charts + page.html ─► one file
+                        ┘
+call_log      calls over time and their latencies, heard while a run works
+page          what a page shows, as data; nothing of it is HTML
+of_run        … of a run                   of_staging    … of a staging location's ledger
+charts        inline SVG                   render        the page as HTML; everything is escaped
+command       `beam-llm report`
+"""

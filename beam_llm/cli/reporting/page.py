@@ -1,0 +1,129 @@
+"""What a page shows, as data. Texts are plain: whoever draws the page escapes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from beam_llm.prompting.agreement import Share
+
+
+class Figure(NamedTuple):
+    """One number of the headline.
+
+    Attributes:
+      note: a few words below it.
+      tone: `good`, `bad` or nothing.
+    """
+
+    label: str
+    value: str
+    note: str = ""
+    tone: str = ""
+
+
+class Bar(NamedTuple):
+    """One bar of a chart; `label` is shown when it is pointed at."""
+
+    height: float
+    label: str
+    marked: float = 0.0
+    """Of the height, drawn in the colour of errors."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Bars side by side.
+
+    Attributes:
+      ticks: below the bars, evenly from the left edge to the right one.
+      most: beside the highest.
+      summary: what it says, in a sentence.
+    """
+
+    title: str
+    bars: Sequence[Bar]
+    ticks: Sequence[str]
+    most: str
+    summary: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header; columns in `left` are texts, all others numbers."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: Sequence[int] = (0,)
+    note: str = ""
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it needs the whole width."""
+        return len(self.header) > 4
+
+
+class Span(NamedTuple):
+    """One job on the time line; times in seconds since the epoch, None where not known.
+
+    Attributes:
+      state: `done`, `failed` or `open`.
+    """
+
+    name: str
+    planned: float
+    created: float | None
+    ended: float | None
+    state: str
+    label: str
+
+
+class Example(NamedTuple):
+    """One record that ended as an error."""
+
+    place: str
+    message: str
+    text: str
+
+
+class ErrorKind(NamedTuple):
+    """Records that ended as errors of one kind."""
+
+    kind: str
+    records: int
+    advice: str
+    examples: Sequence[Example]
+
+
+class Agreed(NamedTuple):
+    """A share of answers that agree with something."""
+
+    label: str
+    share: Share
+
+
+@dataclass(frozen=True)
+class Page:
+    """All of a page.
+
+    Attributes:
+      jobs: on the time line, which ends at `now` for those that are open.
+      agreement: with the truth, with answers given alone.
+      settings, versions: names and values.
+    """
+
+    title: str
+    subtitle: str
+    headline: Sequence[Figure]
+    charts: Sequence[Chart] = ()
+    tables: Sequence[Table] = ()
+    warnings: Sequence[str] = ()
+    errors: Sequence[ErrorKind] = ()
+    jobs: Sequence[Span] = ()
+    agreement: Sequence[Agreed] = ()
+    settings: Sequence[tuple[str, str]] = ()
+    versions: Sequence[tuple[str, str]] = ()
+    now: float = 0.0
+    notes: Sequence[str] = field(default_factory=tuple)

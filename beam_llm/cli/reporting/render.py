@@ -1,0 +1,77 @@
+"""A page as HTML: one file without a script, a font or an address; every text is escaped."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from importlib import resources
+
+import jinja2
+
+from beam_llm.cli.files.records import is_remote
+from beam_llm.cli.reporting import charts
+from beam_llm.cli.reporting.page import Page
+from beam_llm.cli.words import percent
+from beam_llm.errors import UsageError, printable
+
+MARK = "<!-- a report of beam-llm -->"
+"""What its pages begin with: such a file may be replaced."""
+
+
+def html(page: Page) -> str:
+    """The whole file.
+
+    Whatever others wrote has its control characters escaped, as on a terminal.
+    """
+    drawn = _template().render(
+        page=page,
+        mark=MARK,
+        bars=charts.bars,
+        time_line=charts.time_line,
+        interval=charts.interval,
+        percent=percent,
+        written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(page.now)),
+    )
+    return "\n".join(map(printable, drawn.split("\n")))
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    source = resources.files("beam_llm.cli.reporting").joinpath("page.html").read_text("utf-8")
+    return environment.from_string(source)
+
+
+def check_report_path(path: str) -> None:
+    """Raises UsageError where no page can be written there, before anything is paid."""
+    if is_remote(path):
+        raise UsageError(f"--report is {path!r}: name a local file")
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise UsageError(f"there is no folder {folder!r} for --report: create it first")
+    if os.path.isdir(path):
+        raise UsageError(f"--report is {path!r}, which is a folder: name a file in it")
+    if os.path.exists(path) and not _is_ours(path):
+        raise UsageError(
+            f"--report is {path!r}, which exists and is no report of beam-llm: name another file"
+        )
+
+
+def _is_ours(path: str) -> bool:
+    with open(path, "rb") as file:
+        return MARK.encode() in file.read(200)
+
+
+def write_report(path: str, page: Page) -> None:
+    """Under its name in one step; readable by its owner alone, for it may quote records."""
+    aside = f"{path}.{os.getpid()}.tmp"
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(html(page))
+    os.replace(aside, path)

@@ -1,0 +1,112 @@
+"""What other ways of asking the same would have cost: reckoned from what this one did cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import orjson
+
+from beam_llm.cli.answer_tokens import tokens_of_answer
+from beam_llm.cli.files.records import Source
+from beam_llm.cli.files.sources import read_rows
+from beam_llm.cli.tally import Tally
+from beam_llm.config import Settings, replaced
+from beam_llm.errors import PromptError
+from beam_llm.pricing import Prices
+from beam_llm.prompting.batching import Batcher, prompt_caps
+from beam_llm.prompting.chat_task import ChatTask
+from beam_llm.prompting.tokens import counted_tokens
+from beam_llm.providers import compile_task
+from beam_llm.values import Record, Request, Usage
+
+SAMPLE = 400
+"""Records whose prompts are counted both ways."""
+
+
+class OtherWays(NamedTuple):
+    """Dollars that the same answers would have cost.
+
+    Attributes:
+      one_by_one: by live calls of one record each.
+      live: by live calls of the same prompts.
+    """
+
+    one_by_one: float
+    live: float
+
+
+def other_ways(known: Settings, sources: Sequence[Source], tally: Tally) -> OtherWays | None:
+    """What the tokens that were paid for would have cost otherwise; None where that is not known.
+
+    The same counter counts prompts of a sample in both forms, so that only their ratio matters.
+    """
+    asked = tally.records - tally.reused
+    if tally.unpriced or asked <= 0 or not tally.input_tokens:
+        return None
+    scale = tally.records / asked
+    prices = Prices.of(known)
+    live = prices.cost_usd(_usage(tally.input_tokens, tally.output_tokens, scale))
+    ratios = _ratios(known, sources, tally.records)
+    if live is None or ratios is None:
+        return None
+    of_input, of_output = ratios
+    usage = _usage(tally.input_tokens * of_input, tally.output_tokens * of_output, scale)
+    alone = prices.cost_usd(usage)
+    return None if alone is None else OtherWays(alone, live)
+
+
+def _usage(inputs: float, outputs: float, scale: float) -> Usage:
+    return Usage(round(inputs * scale), round(outputs * scale))
+
+
+def _ratios(known: Settings, sources: Sequence[Source], total: int) -> tuple[float, float] | None:
+    """Tokens of input and of output, alone to packed."""
+    alone, packed = replaced(known, batch_size=1), known
+    ways = [_tokens(way, _some_rows(way, sources, total)) for way in (alone, packed)]
+    (alone_in, alone_out), (packed_in, packed_out) = ways
+    if not packed_in or not packed_out:
+        return None
+    return alone_in / packed_in, alone_out / packed_out
+
+
+def _some_rows(known: Settings, sources: Sequence[Source], total: int) -> list[Record]:
+    """Records from all over the input, in its order."""
+    task, step = compile_task(known), max(total // SAMPLE, 1)
+    rows = (row for source in sources for row in read_rows(source))
+    found = []
+    for ordinal, row in enumerate(rows):
+        if ordinal % step == 0:
+            try:
+                found.append(task.record(row.fields, row.fields))
+            except PromptError:
+                continue
+    return found
+
+
+def _tokens(known: Settings, records: Sequence[Record]) -> tuple[int, int]:
+    task = compile_task(known)
+    answer = tokens_of_answer(task.answer_schema, text=task.output.is_text)
+    inputs = outputs = 0
+    for request, count in _requests(known, task, records):
+        inputs += counted_tokens(_text_of(request), known.model_name)
+        outputs += answer.of(request, count)
+    return inputs, outputs
+
+
+def _requests(
+    known: Settings, task: ChatTask, records: Sequence[Record]
+) -> Iterator[tuple[Request, int]]:
+    batcher: Batcher[None] = Batcher(prompt_caps(known, task), known.model_name)
+    for record in records:
+        if batcher.too_large(record):
+            continue
+        for batch in batcher.add(record, None):
+            yield task.render([member for member, _ in batch]), len(batch)
+    for batch in batcher.flush():
+        yield task.render([member for member, _ in batch]), len(batch)
+
+
+def _text_of(request: Request) -> str:
+    schema = orjson.dumps(request.schema).decode() if request.schema is not None else ""
+    return "\n".join([*(message.content for message in request.messages), schema])

@@ -1,0 +1,125 @@
+"""What both pages have: charts and tables of jobs, settings without secrets, versions, advice."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from beam_llm import __version__
+from beam_llm.cli.reporting.page import Span, Table
+from beam_llm.cli.tally import without_particulars
+from beam_llm.cli.words import dollars, duration, shortened
+from beam_llm.config import OPTIONS, Settings, key_of
+from beam_llm.errors import Kind
+from beam_llm.jobs import JobView
+from beam_llm.redaction import redact
+
+MESSAGE_WIDTH = 300
+TEXT_WIDTH = 200
+MOST_JOBS = 200
+
+ADVICE = {
+    **dict.fromkeys(
+        (Kind.RATE_LIMITED, Kind.UNAVAILABLE, Kind.EXPIRED, Kind.ABORTED, Kind.BUDGET),
+        "run it again later: --retry-errors",
+    ),
+    Kind.TIMED_OUT: "a longer --request-timeout-ms, a smaller --batch-size",
+    Kind.TRUNCATED: "a larger --max-output-tokens, or a smaller answer",
+    **dict.fromkeys(
+        (Kind.MISSING, Kind.INVALID, Kind.UNREADABLE),
+        "look at replies with --log-data; a smaller --batch-size, a stronger model",
+    ),
+    Kind.CANCELLED: "--retry-cancelled in a later run",
+    **dict.fromkeys(
+        (Kind.REFUSED, Kind.REJECTED, Kind.TOO_LARGE, Kind.PROMPT),
+        "the record, the prompt or the request itself: the message says what",
+    ),
+    Kind.DOUBTFUL: "a later run looks again; --on-doubt resubmit takes the risk",
+}
+
+
+def message_shown(message: str, redacted: bool) -> str:
+    """The message of an error on one line; where redacted without quotations and numbers, which may
+    be of a record.
+    """
+    text = shortened(redact(message), MESSAGE_WIDTH)
+    return without_particulars(text) if redacted else text
+
+
+def cost_shown(amount: float | None) -> str:
+    return "unknown" if amount is None else dollars(amount)
+
+
+_TEXTS = ("prompt", "system_prompt", "batch_prompt_template")
+_KEYS_ONLY = ("extra_body", "provider_options")
+
+
+def settings_shown(settings: Settings, redacted: bool) -> list[tuple[str, str]]:
+    """Options that differ from their defaults, by key: references to secrets as they are, mappings
+    that may hold one by their keys, addresses without their query.
+    """
+    shown = []
+    for name, option in OPTIONS.items():
+        value = getattr(settings, name)
+        if name == "model" or (value is not None and value != option.default):
+            shown.append((key_of(name), redact(_value_shown(name, value, redacted))))
+    return shown
+
+
+def _value_shown(name: str, value: Any, redacted: bool) -> str:
+    if name in _TEXTS and redacted:
+        return f"{len(str(value)):,} characters"
+    if name in _KEYS_ONLY and isinstance(value, Mapping):
+        return f"mapping of {', '.join(map(str, value))}"
+    if name == "base_url":
+        return re.split(r"[?#]", str(value))[0]
+    return value.__name__ if isinstance(value, type) else str(value).replace("typing.", "")
+
+
+def versions(runner: str = "") -> list[tuple[str, str]]:
+    """Of what was at work."""
+    found = [("beam-llm", __version__), ("apache-beam", metadata.version("apache-beam"))]
+    found += [("Python", platform.python_version()), ("system", platform.platform(terse=True))]
+    return found + ([("runner", runner)] if runner else [])
+
+
+def spans(jobs: Sequence[JobView]) -> list[Span]:
+    """Jobs on a time line. Those of another clock than ours are put in order."""
+    return [_span(job) for job in jobs[:MOST_JOBS]]
+
+
+def _span(job: JobView) -> Span:
+    is_done = job.state == "done"
+    created = None if job.submitted_at is None else max(job.submitted_at, job.created_at)
+    ended = job.ended_at if is_done else None
+    if is_done and ended is None:
+        ended = created or job.created_at
+    if ended is not None:
+        ended = max(ended, created or job.created_at)
+    state = "open" if not is_done else "done" if job.answered or job.left else "failed"
+    word = job.ended or job.state
+    name = f"{job.job} · {word} · {shortened(job.job_id or 'not created', 24)}"
+    took = "" if ended is None else f", {duration(ended - (created or job.created_at))}"
+    label = f"{job.job} · {word} · {job.job_id or 'not created'}{took}"
+    return Span(name, job.created_at, created, ended, state, label)
+
+
+def job_table(jobs: Sequence[JobView]) -> Table:
+    """Tokens and cost by job."""
+    header = ("job", "state", "records", "answered", "failed", "passed on", "tokens in")
+    rows = [
+        (
+            job.job,
+            job.ended or job.state,
+            f"{job.records:,}",
+            *(f"{count:,}" for count in (job.answered, job.failed, job.left, job.input_tokens)),
+            f"{job.output_tokens:,}",
+            cost_shown(job.cost_usd) if job.state == "done" else "",
+        )
+        for job in jobs[:MOST_JOBS]
+    ]
+    more = f"The first {MOST_JOBS} of {len(jobs):,} jobs." if len(jobs) > MOST_JOBS else ""
+    return Table("Jobs: tokens and cost", (*header, "tokens out", "cost"), rows, (0, 1), more)
