@@ -195,7 +195,7 @@ class RemoteJob:
       completed, failed, total: request counts; None where the provider does not say.
       errors: validation errors, (code, message, 1-based line or None).
       cause: why it failed as a whole, where the provider says so in a way that has a remedy:
-        QueueFull, InputGone, Aborted.
+        QueueFull, InputGone, Aborted, or another Retryable: its own failure, and nothing was paid.
     """
 
     job_id: str

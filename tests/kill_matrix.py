@@ -53,12 +53,14 @@ class KillMatrix:
       model: in it.
       variable: of the environment, for its address.
       options: of LLMPredict, over `tests.killed.QUICK`.
+      done_when_expired: part of an expired job's lines that are answered, and can be fetched.
     """
 
     dialect: str
     model: str
     variable: str
     options: dict[str, Any] = {}
+    done_when_expired = 0.5
 
     def run(self, running: EmulatorProcess, folder: Path, texts: list[str], **more: Any) -> Run:
         """A run over the texts."""
@@ -99,7 +101,7 @@ class KillMatrix:
     def test_killed_between_an_expired_job_and_its_follow_up(
         self, running: EmulatorProcess, tmp_path: Path
     ) -> None:
-        running.set_faults(Fault("expire", nth=1, done=0.5))
+        running.set_faults(Fault("expire", nth=1, done=self.done_when_expired))
         texts = self.texts("expired")
         run = self.run(running, tmp_path, texts)
         assert killed(run.replaced(kill="create.after#2")) == -signal.SIGKILL

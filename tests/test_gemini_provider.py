@@ -388,8 +388,16 @@ def test_a_pipeline_answers_every_record_once_with_usage_and_cost(
     assert sum(each.cost_usd for each in kept.found) == pytest.approx(price)
 
 
-def test_what_an_expired_job_lost_is_asked_again(start_emulator, tmp_path):
-    emulator = start_emulator(faults=[Fault("expire", nth=1, done=0)], batch_seconds=0.05)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("expire", nth=1, done=2),
+        Fault("validation", nth=1, lines=(1,), code="INTERNAL", message="Internal error"),
+    ],
+    ids=["expired", "failed by itself"],
+)
+def test_what_a_job_lost_as_a_whole_is_asked_again(start_emulator, tmp_path, fault):
+    emulator = start_emulator(faults=[fault], batch_seconds=0.05)
     kept = Collect()
     ask = LLMPredict(
         MODEL,

@@ -458,6 +458,13 @@ def test_counts_come_as_texts_and_zeros_are_left_out():
     assert (stats.completed, stats.failed, stats.total) == (2, 1, 3)
 
 
+def test_an_expired_job_without_answers_counts_none_that_would_be_waited_for():
+    expired = job("BATCH_STATE_EXPIRED")
+    assert job_objects.remote_job(expired, NO_CONTEXT).completed == 2
+    del expired["metadata"]["output"]
+    assert job_objects.remote_job(expired, NO_CONTEXT).completed is None
+
+
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
@@ -465,7 +472,7 @@ def test_counts_come_as_texts_and_zeros_are_left_out():
         ({"code": 5, "message": "The File 12 does not exist"}, InputGone),
         ({"code": 3, "message": "gs://b/o was not found"}, InputGone),
         ({"code": 7, "message": "no access"}, Aborted),
-        ({"code": 13, "message": "Internal error"}, type(None)),
+        ({"code": 13, "message": "Internal error"}, Retryable),
         ({"code": 3, "message": "Line 3 is wrong"}, type(None)),
     ],
     ids=lambda value: str(value)[:50],

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from beam_llm.config import Settings
-from beam_llm.errors import Aborted, Failure, Kind, plural
+from beam_llm.errors import Aborted, Failure, Kind, QueueFull, Retryable, plural
 from beam_llm.protocols import BatchTraits, RemoteJob
 from beam_llm.values import JobState
 
@@ -110,6 +110,9 @@ def _failed(job: RemoteJob) -> JobEnd:
     reason = f"the provider's validation failed: {code}: {message}"
     if isinstance(job.cause, Aborted):
         return JobEnd("failed", Failure(Kind.ABORTED, reason, 1))
+    if isinstance(job.cause, Retryable) and not isinstance(job.cause, QueueFull):
+        reason = f"the provider failed: {code}: {message}"
+        return JobEnd("failed", Failure(Kind.UNAVAILABLE, reason, 1), final=False)
     faulty = {
         line - 1: Failure(
             Kind.REJECTED, f"line {line} failed the provider's validation: {error_code}: {text}", 1

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from beam_llm.errors import CallError, InputGone, Kind, QueueFull, Retryable
+from beam_llm.errors import CallError, InputGone, Kind, QueueFull, Rejected, Retryable
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers.errors import ErrorContext, error_of, shown, unreadable
 from beam_llm.providers.gemini.lines import status_of_error
@@ -64,6 +64,8 @@ def remote_job(found: Mapping[str, Any], context: ErrorContext) -> RemoteJob:
     if found.get("done") is True and not state.has_ended:
         state = JobState.FAILED if found.get("error") else JobState.COMPLETED
     errors, cause = failure_in(found.get("error") or batch.get("error"), context)
+    if not output and state in (JobState.EXPIRED, JobState.CANCELLED):
+        stats = {}  # of answers that nobody will get: to wait for them would be in vain
     return RemoteJob(
         job_id=job_id,
         state=state,
@@ -104,8 +106,9 @@ def failure_in(
     sentence = shown(word(fields.get("message") or error), context.secret, context.log_data)
     found = error_of(status_of_error(error), {}, {"error": error}, **context._asdict())
     cause = reason_of(found)
-    has_remedy = cause is not found or cause.kind == Kind.ABORTED
-    return ((code, sentence, None),), cause if has_remedy else None
+    return ((code, sentence, None),), None if isinstance(
+        cause, Rejected
+    ) and cause is found else cause
 
 
 def reason_of(error: CallError) -> CallError:

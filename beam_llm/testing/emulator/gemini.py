@@ -186,9 +186,8 @@ class Wire(Dialect):
         if ended is None:
             return shown
         if job["errors"]:
-            error = job["errors"][0]
-            code = 8 if "token_limit" in str(error["code"]) else 3
-            return {**shown, "done": True, "error": {"code": code, "message": error["message"]}}
+            error = generate_content.job_error(job["errors"][0])
+            return {**shown, "done": True, "error": error}
         return {**shown, "done": True, **({"response": output} if output else {})}
 
     def _state(self, job: Job) -> str:

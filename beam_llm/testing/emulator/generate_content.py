@@ -277,6 +277,13 @@ def precondition(reply: Reply) -> Reply:
     return reply
 
 
+def job_error(error: Mapping[str, Any]) -> dict[str, Any]:
+    """Why a job failed as a whole."""
+    code = str(error["code"])
+    number = 8 if "token_limit" in code else {"INTERNAL": 13}.get(code, 3)
+    return {"code": number, "message": error["message"]}
+
+
 def error_response(error: WireError) -> web.Response:
     """An error as Google writes it: with when to come back inside of it, and not in a header."""
     headers = {name: value for name, value in error.headers.items() if "retry" not in name}

@@ -217,9 +217,7 @@ class Wire(Dialect):
             shown["endTime"] = shown["updateTime"]
             shown.update(self._counts(job))
         if over and job["errors"]:
-            error = job["errors"][0]
-            code = 8 if "token_limit" in str(error["code"]) else 3
-            shown["error"] = {"code": code, "message": error["message"]}
+            shown["error"] = generate_content.job_error(job["errors"][0])
         return shown
 
     def _state(self, job: Job, over: bool) -> str:

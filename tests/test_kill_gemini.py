@@ -1,0 +1,10 @@
+"""Kill -9 of a whole pipeline on Gemini, whose lost creates are found by their label: billed twice 0."""
+
+from __future__ import annotations
+
+from tests.kill_matrix import KillMatrix, running  # noqa: F401 - a fixture
+
+
+class TestGemini(KillMatrix):
+    dialect, model, variable = "gemini", "gemini:gemini-2.5-flash", "GEMINI_BASE_URL"
+    done_when_expired = 0  # there is nothing to fetch of an expired job
