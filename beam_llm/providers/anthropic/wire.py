@@ -16,7 +16,8 @@ from beam_llm.providers.anthropic.plain import plain_reply
 from beam_llm.providers.anthropic.schema import closed_schema
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, unreadable
 from beam_llm.providers.finishes import finish_of
-from beam_llm.providers.typed import clean, loads, name_of, token_count, without_surrogates, word
+from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, can_be_split, encodable, parted
+from beam_llm.providers.typed import clean, loads, name_of, token_count, word
 from beam_llm.redaction import Redactor, redactor_of
 from beam_llm.values import Completion, Finish, Message, Pace, Request, Usage
 
@@ -25,9 +26,6 @@ TOOL_NAME = "reply"
 
 CACHE_TTLS = {"off": None, "5m": "5m", "1h": "1h"}
 """What the option `prompt_cache` may be."""
-
-CHARACTERS_A_TOKEN = 2
-"""From below: a prefix that is marked and too short is read as usual, and costs nothing."""
 
 
 # Requests
@@ -50,7 +48,7 @@ def encode_body(
         "model": request.model,
         "max_tokens": request.max_output_tokens or models.longest_reply(request.model),
     }
-    system, messages = _parted(request.messages)
+    system, messages = parted(request.messages)
     _put_texts(body, system, messages, cache)
     if request.schema is not None:
         _ask_for_shape(body, request, dialect)
@@ -64,24 +62,11 @@ def encode_body(
     try:
         return orjson.dumps(body)
     except TypeError:  # half a character, which JSON has no way to write
-        _put_texts(body, *_without_surrogates(system, messages), cache)
+        _put_texts(body, *encodable(system, messages), cache)
         return orjson.dumps(body)
 
 
 _TIERS = {"auto": "auto", "default": "standard_only"}
-
-
-def _parted(messages: tuple[Message, ...]) -> tuple[str, list[Message]]:
-    """The system's text, which has a field of its own, and the other messages."""
-    system = [message.content for message in messages if message.role == "system"]
-    return "\n\n".join(system), [message for message in messages if message.role != "system"]
-
-
-def _without_surrogates(system: str, messages: list[Message]) -> tuple[str, list[Message]]:
-    return without_surrogates(system), [
-        Message(message.role, without_surrogates(message.content), message.shared)
-        for message in messages
-    ]
 
 
 def _put_texts(
@@ -93,7 +78,7 @@ def _put_texts(
     shared = messages[0].shared if messages else 0
     most = models.cached_from_tokens(body["model"]) * CHARACTERS_A_TOKEN
     is_cached = cache is not None and len(system) + shared >= most
-    ends_in_message = bool(shared) and _can_be_split(messages[0].content, shared)
+    ends_in_message = bool(shared) and can_be_split(messages[0].content, shared)
     mark = {"type": "ephemeral"} if cache == "5m" else {"type": "ephemeral", "ttl": cache}
     if system and is_cached and not ends_in_message and len(system) >= most:
         body["system"] = [{"type": "text", "text": system, "cache_control": mark}]
@@ -106,12 +91,6 @@ def _put_texts(
             {"type": "text", "text": text[:shared], "cache_control": mark},
             {"type": "text", "text": text[shared:]},
         ]
-
-
-def _can_be_split(text: str, at: int) -> bool:
-    """No block of text may be empty or blank."""
-    before, after = text[:at], text[at:]
-    return bool(before and after) and not before.isspace() and not after.isspace()
 
 
 def _ask_for_shape(body: dict[str, Any], request: Request, dialect: Dialect) -> None:

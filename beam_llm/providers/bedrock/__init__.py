@@ -33,7 +33,7 @@ MOST_TEMPERATURE = 1.0
 OPTIONS = ("region", "profile", "role_arn", "bucket", "min_records", "prompt_cache")
 """`region` and `profile` as AWS's tools know them; `role_arn`: the service role by which Bedrock
 reads and writes a job's files; `bucket`: `s3://bucket/path` for them, where the staging location is
-elsewhere; `min_records`: of one job, by your quota; `prompt_cache`: `on` or `off`.
+elsewhere; `min_records`: of one job, by your quota; `prompt_cache`: `on` or `off`, of live calls.
 """
 
 OURS = ("modelId", "messages", "system", "outputConfig", "toolConfig", "serviceTier")
@@ -134,7 +134,7 @@ def connect_batch(settings: Settings) -> BedrockBatches:
 
     return BedrockBatches(
         Place.of(settings),
-        JobOptions.of(settings, is_cached(settings)),
+        JobOptions.of(settings),
         log_data=settings.log_data,
         bounds=Bounds.of(settings),
     )

@@ -84,10 +84,9 @@ class JobOptions(NamedTuple):
     bucket: str
     hours: int = LEAST_HOURS
     min_records: int = MIN_RECORDS
-    is_cached: bool = True
 
     @classmethod
-    def of(cls, settings: Settings, is_cached: bool) -> JobOptions:
+    def of(cls, settings: Settings) -> JobOptions:
         given = settings.provider_options or {}
         hours = int(-(-(settings.job_deadline_hours or LEAST_HOURS) // 1))
         return cls(
@@ -95,7 +94,6 @@ class JobOptions(NamedTuple):
             bucket_of(settings),
             min(max(hours, LEAST_HOURS), MOST_HOURS),
             given.get("min_records", MIN_RECORDS),
-            is_cached,
         )
 
 
@@ -106,6 +104,8 @@ class BedrockBatches:
     Args:
       sleep, clock, wall: see `ControlCalls`.
     """
+
+    texts_are_json_strings = True
 
     def __init__(
         self,
@@ -137,8 +137,9 @@ class BedrockBatches:
         """
         if not _CUSTOM_ID.fullmatch(custom_id):
             raise ValueError(f"custom_id {custom_id!r} is not 1–64 characters of [A-Za-z0-9_-]")
-        # A file can't learn from refusals, so that its bytes depend on the model alone.
-        body = encode_body(request, self._form, is_cached=self._options.is_cached)
+        # A file can't learn from refusals, so that its bytes depend on the model alone; and no
+        # page of Bedrock's tells of a cache for jobs.
+        body = encode_body(request, self._form, is_cached=False)
         return b'{"recordId":"' + custom_id.encode() + b'","modelInput":' + body + b"}"
 
     def decode_line(self, line: bytes) -> LineReply:

@@ -74,7 +74,7 @@ def client_error(
     name = type(error).__name__
     if isinstance(error, known.ReadTimeoutError | known.ConnectTimeoutError):
         return Retryable(Kind.TIMED_OUT, f"no whole answer in time ({name})")
-    if isinstance(error, known.HTTPClientError | known.IncompleteReadError):
+    if isinstance(error, known.ConnectionError | known.HTTPClientError):
         return Retryable(Kind.UNAVAILABLE, f"no connection or a broken one ({name})")
     if isinstance(error, known.ParamValidationError):
         return Rejected(Kind.REJECTED, "the request is not one that Bedrock takes", status=400)

@@ -15,15 +15,13 @@ from beam_llm.providers.anthropic.schema import closed_schema
 from beam_llm.providers.bedrock.forms import SCHEMA, TOOL, Form
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, unreadable
 from beam_llm.providers.finishes import finish_of
-from beam_llm.providers.typed import clean, loads, name_of, token_count, without_surrogates, word
+from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, can_be_split, encodable, parted
+from beam_llm.providers.typed import clean, loads, name_of, token_count, word
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Message, Request, Usage
 
 TOOL_NAME = "reply"
 """Of the tool whose input is the reply, where a model has no structured outputs."""
-
-CHARACTERS_A_TOKEN = 2
-"""From below: a prefix that is marked and too short is read as usual, and costs nothing."""
 
 CACHE_POINT = {"cachePoint": {"type": "default"}}
 TIERS = ("default", "flex", "priority")
@@ -39,32 +37,28 @@ def encode_body(
     """The request as JSON, its keys always in one order: equal requests give equal bytes, live and
     in a job's file. The model is in the address.
     """
+    texts = parted(request.messages)
     try:
-        return orjson.dumps(_body(request, request.messages, form, service_tier, is_cached))
+        return orjson.dumps(_body(request, *texts, form, service_tier, is_cached))
     except TypeError:  # half a character, which JSON has no way to write
-        whole = tuple(Message(m.role, without_surrogates(m.content)) for m in request.messages)
-        return orjson.dumps(_body(request, whole, form, service_tier, is_cached))
+        return orjson.dumps(_body(request, *encodable(*texts), form, service_tier, is_cached))
 
 
 def _body(
     request: Request,
-    messages: tuple[Message, ...],
+    system: str,
+    messages: list[Message],
     form: Form,
     service_tier: str | None,
     is_cached: bool,
 ) -> dict[str, Any]:
-    system = "\n\n".join(message.content for message in messages if message.role == "system")
     body: dict[str, Any] = {
-        "messages": [
-            {"role": message.role, "content": [{"text": message.content}]}
-            for message in messages
-            if message.role != "system"
-        ]
+        "messages": [{"role": m.role, "content": [{"text": m.content}]} for m in messages]
     }
     if system:
         body["system"] = [{"text": system}]
-        if is_cached and _pays(len(system), form):
-            body["system"].append(CACHE_POINT)
+    if is_cached and form.cached_from_tokens is not None:
+        _mark_shared(body, system, messages, form.cached_from_tokens * CHARACTERS_A_TOKEN)
     limits = _inference_config(request, form)
     if limits:
         body["inferenceConfig"] = limits
@@ -78,9 +72,17 @@ def _body(
     return body
 
 
-def _pays(characters: int, form: Form) -> bool:
-    least = form.cached_from_tokens
-    return least is not None and characters >= least * CHARACTERS_A_TOKEN
+def _mark_shared(body: dict[str, Any], system: str, messages: list[Message], least: int) -> None:
+    """Marks the end of what all prompts have in common, where it is long enough for the cache."""
+    shared = messages[0].shared if messages else 0
+    if len(system) + shared < least:
+        return
+    if shared and can_be_split(messages[0].content, shared):
+        text = messages[0].content
+        parts = [{"text": text[:shared]}, CACHE_POINT, {"text": text[shared:]}]
+        body["messages"][0]["content"] = parts
+    elif len(system) >= least:
+        body["system"].append(CACHE_POINT)
 
 
 def _inference_config(request: Request, form: Form) -> dict[str, Any]:
