@@ -42,6 +42,7 @@ def run(block: str) -> dict[str, Any]:
 (FIRST,) = blocks(README, "python")
 LOCAL, TABLES, COUNTERS, TESTING, NOTEBOOK = blocks(RECIPES, "python")
 (YAML,) = blocks(RECIPES, "yaml")
+(SQL,) = blocks(RECIPES, "sql")
 
 
 @pytest.fixture
@@ -142,10 +143,14 @@ def test_the_notebook_s_cells_run(
 
 @pytest.mark.filterwarnings("ignore")  # Beam's YAML side has some of its own
 def test_the_yaml_pipeline_runs(reviews: Path, llm_emulator: Emulator):
-    main = pytest.importorskip("apache_beam.yaml.main", reason="needs apache-beam[yaml]")
+    yaml_main = pytest.importorskip("apache_beam.yaml.main", reason="needs apache-beam[yaml]")
     pytest.importorskip("quickjs", reason="needs apache-beam[yaml]")
+    from beam_llm.fronts.yaml import PROVIDERS_FILE
+
     (reviews / "reviews.yaml").write_text(YAML)
-    main.run([command_with("apache_beam.yaml.main")[-1]])
+    shell = "$(python -m beam_llm.fronts.yaml)"
+    flags = command_with("apache_beam.yaml.main")
+    yaml_main.run([flag.replace(shell, PROVIDERS_FILE) for flag in flags])
     rows = [
         json.loads(line)
         for path in reviews.glob("labelled.jsonl*")
@@ -153,6 +158,20 @@ def test_the_yaml_pipeline_runs(reviews: Path, llm_emulator: Emulator):
     ]
     assert {row["id"]: row["sentiment"] for row in rows} == {0: "positive", 1: "negative"}
     assert {row["sentiment_error"] for row in rows} == {None}
+
+
+def test_the_sql_file_runs(
+    reviews: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("sqlglot", reason="needs the extra sql")
+    (reviews / "reviews.sql").write_text(SQL)
+    assert main(["run", "reviews.sql", "--dry-run"]) == 0
+    assert "first request, of 2 records" in capsys.readouterr().out
+    assert main(["run", "reviews.sql", "--quiet"]) == 0
+    (part,) = (reviews / "out").iterdir()
+    rows = [json.loads(line) for line in part.read_text().splitlines()]
+    assert [row["sentiment"] for row in rows] == ["positive", "negative"]
+    assert "positive" in capsys.readouterr().out
 
 
 # --- commands

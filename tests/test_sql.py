@@ -14,6 +14,7 @@ from beam_llm.cli.main import main
 from beam_llm.testing import Emulator, plugin
 
 llm_emulator = plugin.llm_emulator
+PIPELINES = Path(__file__).parent.parent / "pipelines"
 
 TEXTS = {
     "1": "what a wonderful, excellent phone",
@@ -114,6 +115,14 @@ def test_the_whole_file_of_the_issue_runs_and_pays_once(
     assert len(rows_in(folder)) == 8
     if "batch_api" in model:  # the ledger knows the answers of the first statement
         assert set(llm_emulator.billed.values()) == {1}
+
+
+def test_the_file_of_the_repository_runs(folder: Path):
+    rows = [json.dumps({"id": key, "text": text}) + "\n" for key, text in TEXTS.items()]
+    (folder / "reviews-1.jsonl").write_text("".join(rows))
+    assert main(["run", str(PIPELINES / "reviews.sql"), "--quiet"]) == 0
+    assert labels(rows_in(folder, "labelled")) == MOODS
+    assert {type(row["score"]) for row in rows_in(folder, "labelled")} == {float}
 
 
 # Files

@@ -67,7 +67,9 @@ def _add_cells(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     name = chosen.file.lower()
     if name.endswith((".yaml", ".yml")):
-        raise UsageError("YAML files are run by python -m apache_beam.yaml.main")
+        from beam_llm.cli import yaml_command
+
+        return yaml_command.run(chosen)
     if not name.endswith(".sql"):
         raise UsageError(f"{chosen.file!r} is neither SQL nor YAML: name it FILE.sql or FILE.yaml")
     _need_sql()

@@ -4,15 +4,15 @@ and the first request. No call is made and nothing is written.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 from beam_llm.cli.show import in_json
+from beam_llm.cli.shown_options import options_in_words
 from beam_llm.cli.sql.looking import look
 from beam_llm.cli.sql.rows import read_input, sources_of
-from beam_llm.config import OPTIONS, Settings, key_of
+from beam_llm.config import Settings
 from beam_llm.errors import plural, printable
 from beam_llm.fronts.sql.compute import Evaluator
 from beam_llm.fronts.sql.plan import Ask, Plan, Rows
@@ -65,17 +65,6 @@ def _described_ask(plan: Plan, ask: Ask, number: int, sources: list[Any]) -> Ite
             yield from _first_request(plan, ask, branch.settings, sources)
         else:
             yield "  (its first request depends on the answers before)"
-
-
-def options_in_words(settings: Settings) -> Iterator[str]:
-    """Options after overrides, by string key, those that differ from their defaults; a key is a
-    reference.
-    """
-    for name, option in OPTIONS.items():
-        value = getattr(settings, name)
-        if name == "model" or (value is not None and value != option.default):
-            shown = value if isinstance(value, str) else getattr(value, "__name__", repr(value))
-            yield f"'{key_of(name)}' = {json.dumps(str(shown), ensure_ascii=False)}"
 
 
 def _first_request(plan: Plan, ask: Ask, settings: Settings, sources: list[Any]) -> Iterator[str]:

@@ -1,0 +1,78 @@
+"""Answers of a JSON schema as rows inside of rows, with types that every SDK knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+from beam_llm.transforms.beam_internals import row_fields, row_type
+
+_WORDS = {"string": str, "integer": int, "number": float, "boolean": bool}
+
+
+class NestedRow(dict[str, Any]):
+    """A row inside of a row: its fields by `.` for Beam's coders and expressions, by `[]` for what
+    writes JSON and Parquet, which take no `beam.Row` there.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def nested_type(schema: Any) -> Any:
+    """The Row type of a closed object's schema; None for anything else, which has a column
+    already.
+    """
+    if not isinstance(schema, Mapping) or schema.get("type") != "object":
+        return None
+    kind = _type_of(schema)
+    return None if kind is None else kind
+
+
+def _type_of(schema: Any) -> Any:
+    """The type of a schema's values; None where not all of them have one."""
+    if not isinstance(schema, Mapping):
+        return None
+    word = schema.get("type")
+    if word == "object":
+        return _row_type_of(schema)
+    if word == "array":
+        item = _type_of(schema.get("items"))
+        return None if item is None else Sequence[item]  # type: ignore[valid-type]
+    members = schema.get("enum")
+    if word is None and members and all(isinstance(member, str) for member in members):
+        return str
+    return _WORDS.get(word) if isinstance(word, str) else None
+
+
+def _row_type_of(schema: Mapping[str, Any]) -> Any:
+    properties = schema.get("properties")
+    if not isinstance(properties, Mapping) or not properties:
+        return None
+    required = schema.get("required", ())
+    fields = []
+    for name, inner in properties.items():
+        kind = _type_of(inner)
+        if kind is None or not str(name).isidentifier() or str(name).startswith("_"):
+            return None
+        fields.append((str(name), kind if name in required else Optional[kind]))
+    return row_type(fields)
+
+
+def as_nested(kind: Any, value: Any) -> Any:
+    """A JSON value as one of the type: an object as a row."""
+    fields = row_fields(kind)
+    if fields is not None:
+        if value is None:
+            return None
+        return NestedRow({name: as_nested(inner, value.get(name)) for name, inner in fields})
+    arguments = getattr(kind, "__args__", ())
+    if isinstance(value, list):
+        return [as_nested(arguments[0], item) for item in value] if arguments else value
+    inner = [one for one in arguments if one is not type(None)]
+    if inner and value is not None and not isinstance(value, (str, bool)):
+        return as_nested(inner[0], value)
+    return float(value) if kind is float and value is not None else value

@@ -1,0 +1,191 @@
+"""`LLMPredict` as a step of Beam YAML: rows in, rows with the answer out, errors apart if wanted.
+
+`python -m beam_llm.fronts.yaml` prints where the file of providers is.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+import apache_beam as beam
+from apache_beam import pvalue
+
+from beam_llm.config import OPTIONS, settings_from_options
+from beam_llm.errors import UsageError
+from beam_llm.fronts.nested_rows import NestedRow, as_nested, nested_type
+from beam_llm.transforms.beam_internals import new_row, row_fields, row_type
+from beam_llm.transforms.fields import fields_of
+from beam_llm.transforms.predict import LLMPredict as Transform
+
+PROVIDERS_FILE = str(Path(__file__).with_name("providers.yaml"))
+ANSWER = "answer"
+
+
+class Predict(beam.PTransform):
+    """Rows → rows with `<output_field>` and `<output_field>_error`; with `error_tag`, two outputs.
+
+    Args:
+      settings: as `LLMPredict` has them.
+      error_tag: name of the output of failed rows: `element`, `msg`, `stack`, as Beam YAML's own
+        steps have them, and `kind`.
+    """
+
+    def __init__(self, settings: Any, error_tag: str | None):
+        super().__init__(f"LLMPredict({settings.model_name})")
+        self.settings = settings
+        self._error_tag = error_tag
+
+    def expand(self, rows: pvalue.PCollection) -> Any:
+        settings, tag = self.settings, self._error_tag
+        options = {name: getattr(settings, name) for name in OPTIONS}
+        transform = Transform(**options)
+        if tag is None:
+            return self._nested(rows | "Predict" >> transform)
+        good, bad = rows | "Predict" >> transform.with_exception_handling()
+        return {"good": self._nested(good, drop_error=True), tag: self._bad(bad)}
+
+    def _nested(self, rows: pvalue.PCollection, *, drop_error: bool = False) -> pvalue.PCollection:
+        """The rows with an answer that is an object as a row, whose fields the next step can
+        name.
+        """
+        fields = row_fields(rows.element_type)
+        field = self.settings.output_field
+        nested = nested_type(self.settings.output)
+        if fields is None:
+            return rows
+        left_out = {f"{field}_error"} if drop_error else set()
+        kept = [
+            (name, Optional[nested] if name == field and nested is not None else kind)
+            for name, kind in fields
+            if name not in left_out
+        ]
+        if nested is None and not left_out:
+            return rows
+        shape = _Shape(field, [name for name, _ in kept], nested)
+        return rows | "Shape answers" >> beam.Map(shape).with_output_types(row_type(kept))
+
+    def _bad(self, rows: pvalue.PCollection) -> pvalue.PCollection:
+        element = dict(row_fields(rows.element_type) or ()).get("element", Any)
+        kinds = [("element", element), ("msg", str), ("stack", str), ("kind", str)]
+        return rows | "Shape errors" >> beam.Map(_error_row).with_output_types(row_type(kinds))
+
+
+class _Shape:
+    """Makes a row of those fields, the answer's JSON text as a row."""
+
+    def __init__(self, field: str, names: list[str], nested: Any):
+        self._field = field
+        self._names = names
+        self._nested = nested
+
+    def __call__(self, row: Any) -> beam.Row:
+        values = {name: getattr(row, name) for name in self._names}
+        text = values[self._field]
+        if self._nested is not None and text is not None:
+            values[self._field] = as_nested(self._nested, json.loads(text))
+        return new_row(values)
+
+
+def _error_row(row: Any) -> beam.Row:
+    fields = fields_of(row.element)
+    element = NestedRow(fields) if fields else row.element
+    return new_row(
+        {"element": element, "msg": f"{row.kind}: {row.message}", "stack": "", "kind": row.kind}
+    )
+
+
+def LLMPredict(**config: Any) -> beam.PTransform:  # a transform's name in YAML
+    """The step's constructor; its signature and documentation are made of the table of options.
+
+    A YAML pipeline is a program (its steps may hold Python), so a parser may be named as well.
+    """
+    error_handling = config.pop("error_handling", None) or {}
+    given = {name: value for name, value in config.items() if value is not None}
+    if not any(name in given for name in ("output_field", "output.field", "output-field")):
+        given["output_field"] = ANSWER
+    return Predict(
+        settings_from_options(_plain(given), allow_code=True), _error_tag(error_handling)
+    )
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """YAML's own words as options take them: a list of words is an enum."""
+    output = config.get("output")
+    if isinstance(output, list) and all(isinstance(member, str) for member in output):
+        return {**config, "output": {"type": "string", "enum": [str(one) for one in output]}}
+    return dict(config)
+
+
+def _error_tag(error_handling: Any) -> str | None:
+    if not error_handling:
+        return None
+    if not isinstance(error_handling, Mapping) or set(error_handling) != {"output"}:
+        raise UsageError(
+            f"error_handling is {error_handling!r}: it has the name of an output; write "
+            "error_handling: {output: failed}"
+        )
+    return str(error_handling["output"])
+
+
+# What Beam makes its documentation and its check of a config of
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+_TYPES = {"int": int, "float": float, "bool": bool, "json": Mapping[str, Any], "output": Any}
+
+
+def _signature() -> inspect.Signature:
+    from apache_beam.yaml.yaml_errors import ErrorHandlingConfig
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = []
+    for name, option in OPTIONS.items():
+        rule = option.metadata
+        kind: Any = Any if rule.get("also") else _TYPES.get(str(rule["kind"]), str)
+        needed = name == "model"
+        hint = kind if needed or kind is Any else Optional[kind]
+        default = inspect.Parameter.empty if needed else None
+        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=hint))
+    parameters.append(
+        inspect.Parameter(
+            "error_handling", keyword, default=None, annotation=Optional[ErrorHandlingConfig]
+        )
+    )
+    return inspect.Signature(parameters)
+
+
+def _documentation() -> str:
+    lines = []
+    for name, option in OPTIONS.items():
+        meaning = _MEANINGS.get(name) or str(option.metadata["meaning"])
+        default = option.default
+        shown = isinstance(default, (int, float, str)) and default != "" and name not in _MEANINGS
+        lines.append(f"  {name}: {meaning}" + (f" (default {default})" if shown else ""))
+    lines.append("  error_handling: where rows that got no answer go; without it they have")
+    lines.append("    <output_field>_error beside an empty <output_field>")
+    return "\n".join([_HEAD, "", "Args:", *lines])
+
+
+_HEAD = """Asks a language model about every row; each comes out with its answer, or the reason.
+
+The prompt is a Jinja2 template over the row's fields. Beam runs a pipeline's file through Jinja2
+first, so the prompt stands between {% raw %} and {% endraw %}. The answer is a field of the row, of
+the type that `output` says: an object is a row, whose fields the next step can name."""
+_MEANINGS = {
+    "output": (
+        "the answer: string, integer, number, boolean, enum:a|b|c, a list of words, or a JSON "
+        "schema (default string)"
+    ),
+    "output_field": f"the answer's field; its error is in <field>_error (default {ANSWER})",
+}
+
+
+LLMPredict.__doc__ = _documentation()
+LLMPredict.__signature__ = _signature()  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    print(PROVIDERS_FILE)

@@ -1,0 +1,139 @@
+"""A Beam YAML pipeline from a file, built with this package's steps; what is wrong names the file's
+line.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, NamedTuple
+
+import jinja2
+import yaml
+from apache_beam.yaml import yaml_provider, yaml_transform
+
+from beam_llm.errors import LLMError, UsageError
+from beam_llm.fronts.yaml import PROVIDERS_FILE
+
+_JINJA_HINT = (
+    "Beam runs the file through Jinja2 first: write a prompt's own braces as "
+    "{% raw %}{{ field }}{% endraw %}"
+)
+
+
+class YamlPipeline(NamedTuple):
+    """A file as Beam's YAML reads it.
+
+    Attributes:
+      path: of the file.
+      spec: its mapping, with lines.
+      lines_before: lines of comments at its top, which Beam takes off before it counts.
+    """
+
+    path: str
+    spec: Any
+    lines_before: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The pipeline options that the file gives."""
+        given = yaml_transform.SafeLineLoader.strip_metadata(self.spec.get("options") or {})
+        if not isinstance(given, dict):
+            raise UsageError(f"{self._name}: options is not a mapping: write options: {{name: 1}}")
+        return {str(name): value for name, value in given.items()}
+
+    @property
+    def _name(self) -> str:
+        return os.path.basename(self.path)
+
+    def expand(self, pipeline: Any) -> None:
+        """Builds the file's steps into a pipeline.
+
+        Raises:
+          UsageError: whatever is wrong with them, at its line.
+        """
+        try:
+            ours = yaml_provider.merge_providers(
+                yaml_provider.parse_providers(self.path, [{"include": PROVIDERS_FILE}])
+            )
+            yaml_transform.expand_pipeline(
+                pipeline, self.spec, providers=ours, pipeline_path=self.path
+            )
+        except Exception as error:  # whatever Beam, its providers and their steps raise
+            raise UsageError(located(self._name, _chain(error), self.lines_before)) from error
+
+
+def read_yaml(path: str, text: str, variables: dict[str, Any] | None = None) -> YamlPipeline:
+    """The pipeline that a file's text says.
+
+    Args:
+      variables: Jinja2's, for the file.
+
+    Raises:
+      UsageError: it is not Jinja2, not YAML, or not a pipeline.
+    """
+    name = os.path.basename(path)
+    lines_before = _comment_lines(text)
+    folder = os.path.dirname(path) or "."
+    known = {"beam_llm": PROVIDERS_FILE, **(variables or {})}
+    try:
+        expanded = yaml_transform.expand_jinja(text, known, [folder])
+        spec = yaml.load(expanded, Loader=yaml_transform.SafeLineLoader)
+    except jinja2.TemplateSyntaxError as error:
+        where = f"{name}:{error.lineno + lines_before}"
+        raise UsageError(f"{where}: {error.message}; {_JINJA_HINT}") from None
+    except jinja2.TemplateError as error:
+        raise UsageError(f"{name}: {error}; {_JINJA_HINT}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = f":{mark.line + 1 + lines_before}" if mark is not None else ""
+        raise UsageError(f"{name}{line}: not YAML: {_first_line(error)}") from None
+    except RecursionError:
+        raise UsageError(f"{name}: nested too deeply: write it flatter") from None
+    except Exception as error:  # a template's own arithmetic, an odd date, a key that is a list
+        raise UsageError(f"{name}: {type(error).__name__}: {_first_line(error)}") from None
+    if not isinstance(spec, dict) or "pipeline" not in spec:
+        raise UsageError(
+            f"{name}: there is no pipeline in it: write pipeline: {{type: chain, transforms: […]}}"
+        )
+    return YamlPipeline(path, spec, lines_before)
+
+
+def _comment_lines(text: str) -> int:
+    """Lines of comments and blanks at the top, as Beam takes them off."""
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if line.strip() and not line.strip().startswith("#"):
+            return number
+    return len(lines)
+
+
+def _first_line(error: BaseException) -> str:
+    text = " ".join(str(getattr(error, "problem", None) or error).split())
+    return text[:300]
+
+
+def _chain(error: BaseException) -> str:
+    """Beam's message, and that of a step of ours inside of it where it is hidden."""
+    text = " ".join(str(error).split())
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, LLMError) and str(cause)[:60] not in text:
+            text = f"{text} ({' '.join(str(cause).split())})"
+        cause = cause.__cause__ or cause.__context__
+    return text[:1000] or type(error).__name__
+
+
+_LINE = re.compile(r"\bline (\d+)")
+_WRAPPED = re.compile(
+    r"^(?:Invalid transform specification at|Error applying transform) (.*?) ?at line \d+: "
+)
+
+
+def located(name: str, text: str, lines_before: int) -> str:
+    """`pipeline.yaml:7: "Label": batch_size is …`, with lines as the file has them."""
+    text = _LINE.sub(lambda found: f"line {int(found[1]) + lines_before}", text)
+    found = _LINE.search(text)
+    where = f"{name}:{found[1]}" if found else name
+    short = _WRAPPED.sub(lambda match: f"{match[1]}: " if match[1] else "", text)
+    return f"{where}: {short}"
