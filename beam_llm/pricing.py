@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.provider_table import BATCH_SHARES, WINDOWS
+from beam_llm.provider_table import BATCH_SHARES, TIER_SHARES, WINDOWS
 from beam_llm.values import Usage
 
 BATCH_DISCOUNT = 0.5
@@ -194,19 +194,28 @@ class Published:
         self.live = self._rates(batch=False)
         self.batch = self._rates(batch=True)
 
-    def exact_usd(self, usage: Usage, batch: bool, service_tier: str | None = None) -> float:
-        """The price with tiers for long prompts, and of the service tier."""
+    def exact_usd(self, usage: Usage, batch: bool, service_tier: str | None = None) -> float | None:
+        """The price with tiers for long prompts, and of the service tier; None where that tier's is
+        not known.
+        """
         if not batch:
-            tier = (
-                {"service_tier": service_tier} if service_tier and service_tier in TIERS else None
-            )
-            return float(self._usd(usage, tier))
+            return self._live_usd(usage, service_tier)
         # A job's lines may be hours apart: what they put into a cache is put there for an hour.
         live = self._usd(usage, None, kept_an_hour=True)
         discounted = self._usd(usage, {"processing": "batch"}, kept_an_hour=True)
         share = BATCH_SHARES.get(self.provider_id)
         unlisted = discounted == live and share is not None
         return float(live * Decimal(str(share)) if unlisted else discounted)
+
+    def _live_usd(self, usage: Usage, service_tier: str | None) -> float | None:
+        live = self._usd(usage, None)
+        if not service_tier or service_tier not in TIERS:
+            return float(live)
+        tiered = self._usd(usage, {"service_tier": service_tier})
+        share = TIER_SHARES.get((self.provider_id, service_tier), 1.0)
+        if tiered != live or share == 1.0:
+            return float(tiered)
+        return None if share is None else float(live * Decimal(str(share)))
 
     def _rates(self, batch: bool) -> Rates:
         many = 10_000  # a Decimal divides exactly, and no tier starts that low
@@ -216,7 +225,7 @@ class Published:
             Usage(input_tokens=many, cached_tokens=many),
             Usage(input_tokens=many, cache_write_tokens=many),
         )
-        return Rates(*(self.exact_usd(usage, batch) / many for usage in asked))
+        return Rates(*((self.exact_usd(usage, batch) or 0.0) / many for usage in asked))
 
     def _usd(
         self, usage: Usage, context: Mapping[str, str] | None, *, kept_an_hour: bool = False

@@ -118,6 +118,16 @@ has no batch price of a model. Elsewhere: the live price. Source: the providers'
 2026-11; x-ai: `cost_in_usd_ticks` of recorded batch traffic, 2026-08.
 """
 
+TIER_SHARES: Mapping[tuple[str, str], float | None] = {
+    ("google", "flex"): 0.5,
+    ("google", "priority"): None,
+}
+"""Name in the price table and service tier → what the tier costs as a share of the live price,
+where the table has no price of it; None: more than that, and it isn't known how much. Elsewhere:
+the live price. Source: Gemini API, "Optimization" (flex: 50 %; priority: 75 % to 100 % more), read
+2026-11.
+"""
+
 WINDOWS = {
     "openai:gpt-4.1": 1_000_000,
     "openai:gpt-4.1-mini": 1_000_000,

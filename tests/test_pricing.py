@@ -197,3 +197,22 @@ def test_the_price_table_is_not_read_by_an_import():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("model", "tier", "share"),
+    [
+        ("gemini:gemini-2.5-flash", "flex", 0.5),
+        ("gemini:gemini-2.5-flash", "standard", 1.0),
+        ("gemini:gemini-2.5-flash", "priority", None),
+    ],
+)
+def test_a_tier_that_the_table_does_not_list_has_its_share_or_is_unpriced(model, tier, share):
+    prices, usage = Prices.of(settings(model)), Usage(1_000, 1_000)
+    expected = None if share is None else pytest.approx(share * prices.cost_usd(usage))
+    assert prices.cost_usd(usage, service_tier=tier) == expected
+
+
+def test_a_batch_of_googles_is_half_the_price_also_where_the_table_lists_none():
+    prices, usage = Prices.of(settings("gemini:gemini-3.5-flash")), Usage(1_000, 1_000)
+    assert prices.cost_usd(usage, batch=True) == pytest.approx(prices.cost_usd(usage) / 2)
