@@ -13,6 +13,10 @@ from typing import Any
 import botocore.exceptions as aws
 import orjson
 import pytest
+import yarl
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +29,7 @@ from beam_llm.providers.bedrock.forms import SCHEMA, TOOL, WORDS, Form
 from beam_llm.providers.bedrock.job_objects import job_name, name_prefix, remote_job, token_of
 from beam_llm.providers.bedrock.lines import line_reply
 from beam_llm.providers.bedrock.place import Place
-from beam_llm.providers.bedrock.signing import Signer
+from beam_llm.providers.bedrock.signing import Signature, Signer
 from beam_llm.providers.bedrock.wire import completion_of, decode_reply, encode_body
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext
 from beam_llm.testing import Emulator, Fault
@@ -545,6 +549,31 @@ def test_the_region_is_found_where_aws_looks_for_it(
 # Credentials
 
 
+@given(
+    st.sampled_from(["a:0", "arn:aws:bedrock:eu-west-1:1:x/y.z-v1:0", "ü b%20+", "~_-."]),
+    st.binary(max_size=50),
+    st.sampled_from([None, "a-session-token=="]),
+    st.sampled_from(["https://bedrock.aws.example", "http://127.0.0.1:8080/bedrock"]),
+    st.integers(1_700_000_000, 1_900_000_000),
+)
+def test_a_signature_is_the_one_that_botocore_makes(
+    model: str, body: bytes, token: str | None, base: str, now: int
+) -> None:
+    url = yarl.URL(Place("eu-west-1", model, None, base).converse_url(model), encoded=True)
+    ours = Signature("AKID", "a-secret", token, "eu-west-1").headers(url, body, now + 0.5)
+    request = AWSRequest("POST", str(url), {"Content-Type": "application/json"}, body)
+    for name in ours.keys() - {"Authorization"}:
+        request.headers[name] = ours[name]
+    request.context["timestamp"] = ours["X-Amz-Date"]
+    auth = SigV4Auth(Credentials("AKID", "a-secret", token), "bedrock", "eu-west-1")
+    text = auth.string_to_sign(request, auth.canonical_request(request))
+    names = auth.signed_headers(auth.headers_to_sign(request))
+    assert ours["Authorization"] == (
+        f"AWS4-HMAC-SHA256 Credential={auth.scope(request)}, SignedHeaders={names}, "
+        f"Signature={auth.signature(text, request)}"
+    )
+
+
 def signer_of(*secrets: Any) -> tuple[Signer, list[Any]]:
     """A signer whose credentials are these, one after the other."""
     left = list(secrets)
@@ -565,9 +594,11 @@ def test_credentials_are_looked_up_once_and_anew_when_they_have_expired() -> Non
     signer, left = signer_of("first-secret", "second-secret")
 
     async def sign() -> list[str]:
-        found = [(await signer.headers("http://h/x", b"{}"))["Authorization"] for _ in range(3)]
+        found = [
+            (await signer.headers(yarl.URL("http://h/x"), b"{}"))["Authorization"] for _ in range(3)
+        ]
         signer.forget()
-        return [*found, (await signer.headers("http://h/x", b"{}"))["Authorization"]]
+        return [*found, (await signer.headers(yarl.URL("http://h/x"), b"{}"))["Authorization"]]
 
     signatures = [each.rpartition("=")[2] for each in asyncio.run(sign())]
     assert left == []
@@ -581,7 +612,7 @@ def test_credentials_are_looked_up_once_and_anew_when_they_have_expired() -> Non
 def test_without_credentials_all_calls_end_with_what_to_do(failure: Exception) -> None:
     signer, _ = signer_of(failure)
     with pytest.raises(Aborted, match="AWS_ACCESS_KEY_ID") as caught:
-        asyncio.run(signer.headers("http://h/x", b"{}"))
+        asyncio.run(signer.headers(yarl.URL("http://h/x"), b"{}"))
     assert type(failure).__name__ in caught.value.message
     assert "a-secret-token" not in caught.value.message
 

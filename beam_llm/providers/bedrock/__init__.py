@@ -109,6 +109,7 @@ def is_cached(settings: Settings) -> bool:
 def preload() -> None:
     """Imports what `connect` needs."""
     importlib.import_module("beam_llm.providers.bedrock.chat")
+    importlib.import_module("boto3")
 
 
 def connect(settings: Settings) -> BedrockChat:

@@ -72,7 +72,7 @@ class BedrockChat:
         if signer is None:
             return await self._calls.post(url, body, timeout_seconds)
         for _ in range(2):
-            headers = await signer.headers(str(url), body)
+            headers = await signer.headers(url, body)
             answer = await self._calls.post(url, body, timeout_seconds, headers)
             name = answer.headers.get("x-amzn-errortype", "").partition(":")[0].lower()
             if name not in EXPIRED:
