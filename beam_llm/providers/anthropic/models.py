@@ -7,6 +7,7 @@ version 2026-10-21, and SDK 2.14, read 2026-11.
 
 from __future__ import annotations
 
+import functools
 import re
 
 _WITHOUT_SCHEMAS = re.compile(
@@ -34,21 +35,25 @@ _LONGEST_REPLIES: tuple[tuple[str, int], ...] = (
 _LONGEST_REPLY_OTHERS = 16_384
 
 
+@functools.lru_cache(maxsize=256)
 def enforces_schemas(model: str) -> bool:
     """Whether the model holds its replies to a JSON schema (`output_config`)."""
     return _WITHOUT_SCHEMAS.search(model) is None
 
 
+@functools.lru_cache(maxsize=256)
 def takes_temperature(model: str) -> bool:
     """Whether the model has a temperature."""
     return _WITHOUT_TEMPERATURE.search(model) is None
 
 
+@functools.lru_cache(maxsize=256)
 def cached_from_tokens(model: str) -> int:
     """How long a prefix has to be for the model to keep it in its cache."""
     return _first(_CACHED_FROM, model, _CACHED_FROM_OTHERS)
 
 
+@functools.lru_cache(maxsize=256)
 def longest_reply(model: str) -> int:
     """`max_tokens` where nobody gives one, which the API demands: most of what may be waited for
     without a stream. Only tokens that are written are paid.

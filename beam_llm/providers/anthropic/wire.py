@@ -56,14 +56,19 @@ def encode_body(
         body["temperature"] = request.temperature
     if service_tier is not None:
         body["service_tier"] = _TIERS[service_tier]
-    for name, value in sorted(request.extra.items()):
-        both = isinstance(value, Mapping) and name == "output_config"
-        body[name] = {**value, **body.get(name, {})} if both else value
+    if request.extra:
+        _put_extra(body, request.extra)
     try:
         return orjson.dumps(body)
     except TypeError:  # half a character, which JSON has no way to write
         _put_texts(body, *encodable(system, messages), cache)
         return orjson.dumps(body)
+
+
+def _put_extra(body: dict[str, Any], extra: Mapping[str, Any]) -> None:
+    for name, value in sorted(extra.items()):
+        both = isinstance(value, Mapping) and name == "output_config"
+        body[name] = {**value, **body.get(name, {})} if both else value
 
 
 _TIERS = {"auto": "auto", "default": "standard_only"}
@@ -75,22 +80,22 @@ def _put_texts(
     """Puts system and messages into a body, the end of the shared prefix marked where it is long
     enough for the model's cache.
     """
-    shared = messages[0].shared if messages else 0
-    most = models.cached_from_tokens(body["model"]) * CHARACTERS_A_TOKEN
-    is_cached = cache is not None and len(system) + shared >= most
-    ends_in_message = bool(shared) and can_be_split(messages[0].content, shared)
-    mark = {"type": "ephemeral"} if cache == "5m" else {"type": "ephemeral", "ttl": cache}
-    if system and is_cached and not ends_in_message and len(system) >= most:
-        body["system"] = [{"type": "text", "text": system, "cache_control": mark}]
-    elif system:
+    if system:
         body["system"] = system
     body["messages"] = [{"role": m.role, "content": m.content} for m in messages]
-    if is_cached and ends_in_message:
+    shared = messages[0].shared if messages else 0
+    least = models.cached_from_tokens(body["model"]) * CHARACTERS_A_TOKEN
+    if cache is None or len(system) + shared < least:
+        return
+    mark = {"type": "ephemeral"} if cache == "5m" else {"type": "ephemeral", "ttl": cache}
+    if shared and can_be_split(messages[0].content, shared):
         text = messages[0].content
         body["messages"][0]["content"] = [
             {"type": "text", "text": text[:shared], "cache_control": mark},
             {"type": "text", "text": text[shared:]},
         ]
+    elif len(system) >= least:
+        body["system"] = [{"type": "text", "text": system, "cache_control": mark}]
 
 
 def _ask_for_shape(body: dict[str, Any], request: Request, dialect: Dialect) -> None:
