@@ -4,6 +4,7 @@ dialect of the emulator.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from beam_llm import providers
 from beam_llm.config import settings
 from beam_llm.protocols import CompletionProvider, Recovery
-from beam_llm.testing import Emulator
+from beam_llm.testing import Emulator, Fault
 from beam_llm.testing.contracts import CompletionProviderContract
 from beam_llm.testing.contracts.batches import Mishap
 from beam_llm.testing.contracts.completions import Does, Situation, emulator_fault
@@ -74,6 +75,24 @@ class TestXaiChat(FamilyChat):
     name = "xai"
 
 
+class TestAzureChat(FamilyChat):
+    options: dict[str, Any] = {}
+
+    def provider(self) -> CompletionProvider:
+        known = settings(
+            "azure:m",
+            api_key=self.key_reference,
+            max_reply_bytes=1_000_000,
+            base_url=self.emulator.url,
+            **self.options,
+        )
+        return providers.connect(known)
+
+
+class TestAzureChatByAnOlderVersion(TestAzureChat):
+    options = {"api_version": "2024-10-21"}
+
+
 class FamilyBatches(EmulatedBatchesContract):
     name: str
     rung: Recovery
@@ -118,3 +137,33 @@ class TestXaiBatches(FamilyBatches):
 class TestOpenRouterBatches(FamilyBatches):
     name, rung = "openrouter", Recovery.NONE
     cancels = False
+
+
+class TestAzureBatchesByAnOlderVersion(EmulatedBatchesContract):
+    """As Azure does: an error file of no bytes, and counts that are null. Source: its REST
+    reference, 2026-11.
+    """
+
+    usual = (Fault("empty_error_file"), Fault("null_counts"))
+    options: dict[str, Any] = {"api_version": "2024-10-21"}
+    line_url = "/chat/completions"
+
+    def arrange(self, *mishaps: Mishap) -> None:
+        super().arrange(*mishaps)
+        self.emulator.set_faults(*self.emulator.service.script.faults, *self.usual)
+
+    def model(self) -> str:
+        return "azure:m"
+
+    def address(self) -> dict[str, Any]:
+        return {"base_url": self.emulator.url, **self.options}
+
+    def test_its_lines_name_the_route(self) -> None:
+        self.arrange()
+        line = json.loads(self.provider().encode_line("r-1", self.requests()[0]))
+        assert line["url"] == self.line_url
+
+
+class TestAzureBatchesByTheNewRoute(TestAzureBatchesByAnOlderVersion):
+    options: dict[str, Any] = {}
+    line_url = "/v1/chat/completions"

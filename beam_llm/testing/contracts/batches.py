@@ -225,7 +225,8 @@ class BatchProviderContract:
         ended = self._end(provider, job)
         assert ended.state is JobState.COMPLETED
         assert ended.cause is None
-        assert (ended.total, ended.completed, ended.failed) in ((3, 3, 0), (None, None, None))
+        assert ended.total in (3, None)
+        assert (ended.completed, ended.failed) in ((3, 0), (None, None))
         replies = self._replies(provider, ended)
         assert sorted(replies) == ["r-0", "r-1", "r-2"]
         for reply in replies.values():
