@@ -167,6 +167,8 @@ class Completion(NamedTuple):
       refusal: the model's own words of refusal, else None.
       service_tier: the tier that the provider says it was served in (`default`, `flex`,
         `priority`), which decides its price.
+      billed_usd: what the provider says that the reply cost, all discounts counted; None where it
+        doesn't say.
     """
 
     text: str | None
@@ -178,6 +180,7 @@ class Completion(NamedTuple):
     pace: Pace | None = None
     finish_reason: str = ""
     service_tier: str | None = None
+    billed_usd: float | None = None
 
 
 class Reading(NamedTuple):

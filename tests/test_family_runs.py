@@ -23,8 +23,6 @@ MODELS = {
     "xai": "grok-4.3",
     "fireworks": "accounts/fireworks/models/deepseek-v3p2",
 }
-UNPRICED = ("deepinfra",)
-"""Names that the price table has not."""
 
 
 @pytest.fixture
@@ -59,8 +57,27 @@ def test_every_record_comes_back_once_with_its_usage_and_price(emulator, tmp_pat
     found = run(f"{name}:{MODELS[name]}", **modes(tmp_path)[mode])
     assert [found[text].value for text in TEXTS] == SENTIMENTS
     assert all(each.usage.input_tokens and each.usage.output_tokens for each in found.values())
-    assert all((each.cost_usd is None) == (name in UNPRICED) for each in found.values())
+    is_priced = (name, mode) != ("deepinfra", "batch_api")  # neither by a table nor by its replies
+    assert all((each.cost_usd is not None) is is_priced for each in found.values())
     assert emulator.billed == dict.fromkeys(TEXTS, 1)
+
+
+@pytest.mark.parametrize("mode", ["online", "batch_api"])
+def test_what_the_provider_says_that_a_reply_cost_goes_before_the_table_and_after_yours(
+    emulator, tmp_path, mode
+):
+    options = modes(tmp_path)[mode]
+    found = run("openrouter:a-model/nobody-knows", **options)
+    tokens = sum(sum(each.usage[:2]) for each in found.values())
+    assert sum(each.cost_usd for each in found.values()) == pytest.approx(tokens * 1e-6)
+    yours = {"input": 0.0, "output": 1_000.0, "batch": 1.0}
+    again = run(
+        "openrouter:a-model/nobody-knows",
+        prices=yours,
+        **{**options, **({"fresh": "2"} if options else {})},
+    )
+    outputs = sum(each.usage.output_tokens for each in again.values())
+    assert sum(each.cost_usd for each in again.values()) == pytest.approx(outputs * 1e-3)
 
 
 @pytest.mark.parametrize("name", ["mistral", "together", "groq", "openrouter", "xai"])

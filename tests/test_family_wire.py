@@ -294,6 +294,31 @@ def test_a_batch_costs_its_providers_share_of_the_live_price(model, share):
     assert prices.cost_usd(usage, batch=True) == pytest.approx(share * live)
 
 
+@pytest.mark.parametrize(
+    ("usage", "billed"),
+    [
+        ({"cost": 0.000081}, 0.000081),  # OpenRouter, recorded 2026-06
+        ({"cost": 0}, 0.0),
+        ({"cost_in_usd_ticks": 2_087_200}, 0.00020872),  # xAI, recorded 2026-08
+        ({"estimated_cost": 1e-5}, 1e-5),  # DeepInfra
+        ({"cost": -1}, None),
+        ({"cost": "1"}, None),
+        ({"cost": True}, None),
+        ({"cost": 1e300}, None),
+        ({"cost_in_usd_ticks": 2**80}, None),
+        ({}, None),
+    ],
+    ids=repr,
+)
+def test_what_a_reply_says_that_it_cost_is_read(usage, billed):
+    body = reply()
+    body["usage"].update(usage)
+    for read in (decode_reply(written(body)), completion_of(body)):
+        assert read.billed_usd == (None if billed is None else pytest.approx(billed))
+    line = {"custom_id": "c", "response": {"status_code": 200, "request_id": "r", "body": body}}
+    assert line_reply(written(line)).completion.billed_usd == decode_reply(written(body)).billed_usd
+
+
 def test_mistrals_thoughts_are_no_part_of_the_answer_and_its_tier_is_in_the_usage():
     body = reply()
     thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "Let me see."}]}

@@ -28,10 +28,17 @@ class Billing:
       cost: price of a reply's usage in dollars, None where unknown; one that takes a `service_tier`
         is given what a reply names.
       prepare: gets ready what `cost` needs, if that takes long.
+      takes_bills: what a reply says that it cost goes before `cost`.
     """
 
-    def __init__(self, cost: Callable[..., float | None], prepare: Callable[[], None] | None):
+    def __init__(
+        self,
+        cost: Callable[..., float | None],
+        prepare: Callable[[], None] | None,
+        takes_bills: bool = True,
+    ):
         self._cost = cost
+        self._takes_bills = takes_bills
         self._prices_tiers = "service_tier" in inspect.signature(cost).parameters
         self._prepare = prepare
         self._preparing: asyncio.Future[None] | None = None
@@ -66,6 +73,8 @@ class Billing:
 
     def price_usd(self, completion: Completion) -> float | None:
         """The price of one whole reply; None where it is unknown."""
+        if completion.billed_usd is not None and self._takes_bills:
+            return completion.billed_usd
         tier = completion.service_tier
         named: dict[str, Any] = (
             {"service_tier": tier} if tier in TIERS and self._prices_tiers else {}

@@ -104,7 +104,7 @@ class Engine:
             self.endpoint,
             guard=self.endpoint.guard(task.fingerprint),
             reply_limits=ReplyLimits(settings),
-            billing=Billing(cost, prepare),
+            billing=Billing(cost, prepare, takes_bills=not settings.prices),
             storing=storing,
             rng=rng or random.Random(),
         )

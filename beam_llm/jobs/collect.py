@@ -68,6 +68,7 @@ class ResultReader:
         )
         # Replies are much alike: labels and numbers are few, and so are the tokens they take.
         self._cost = functools.lru_cache(1024)(lambda usage: context.cost(usage, True))
+        self._has_prices = bool(task.settings.prices)  # yours go before a provider's bill
         self._most_bytes = task.settings.max_reply_bytes
         self._plain_answer = functools.lru_cache(1024)(task.plain_answer)
         self._plainly = task.answers_plainly and prior.is_empty
@@ -176,8 +177,8 @@ class ResultReader:
         """One answered line: an outcome for each of its records, final or left over."""
         start = self._starts[line]
         count = self._starts[line + 1] - start
-        text, finish, usage, model, request_id, refusal, _, word, _ = completion
-        paid = self._cost(usage)
+        text, finish, usage, model, request_id, refusal, _, word, _, billed = completion
+        paid = self._cost(usage) if billed is None or self._has_prices else billed
         is_plain = (
             self._plainly
             and count == 1

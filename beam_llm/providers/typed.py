@@ -68,6 +68,17 @@ def count_of(found: Any) -> int | None:
     return number if number is not None and 0 <= number < 2**31 else None
 
 
+_MOST_USD = 1_000.0
+"""Of one reply."""
+
+
+def usd_of(found: Any) -> float | None:
+    """A price in dollars; None where it is none, or can't be one of a reply."""
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        return None
+    return float(found) if 0 <= found < _MOST_USD else None
+
+
 _LAST_SECOND = 2.0**33
 """In the year 2242: a larger number counts milliseconds."""
 

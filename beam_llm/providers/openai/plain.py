@@ -46,6 +46,9 @@ class _Usage(msgspec.Struct, gc=False):
     prompt_tokens_details: _PromptTokens | None = None
     completion_tokens_details: _CompletionTokens | None = None
     service_tier: _ShortName | None = None
+    cost: None = None
+    cost_in_usd_ticks: None = None
+    estimated_cost: None = None
 
 
 class _Body(msgspec.Struct, gc=False):
