@@ -79,6 +79,11 @@ class ControlCalls:
         self._has_asked_time = False
 
     @property
+    def context(self) -> ErrorContext:
+        """What messages must not hold, as of the last call."""
+        return self._context
+
+    @property
     def seconds(self) -> float:
         """Of one control call, where it is not a harmless one among several tries."""
         return self._bounds.control_seconds

@@ -4,7 +4,7 @@ live.py      live calls                  place.py        addresses, the key
 batches.py   the batch API               job_objects.py  a job as the API shows it
 wire.py      requests and replies        plain.py        the same, quickly, where nothing is unusual
 schema.py    schemas as its grammars take them           lines.py  lines of result files
-files.py     uploads and downloads
+files.py     uploads                     job_calls.py    what Vertex AI's jobs have as well
 """
 
 from __future__ import annotations

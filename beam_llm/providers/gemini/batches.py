@@ -6,30 +6,27 @@ Nothing is repeated that may have been done: "the creation of a batch job is not
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from beam_llm.errors import Kind, UnknownJob
-from beam_llm.protocols import BatchTraits, LineReply, Recovery, RemoteJob
+from beam_llm.protocols import BatchTraits, Recovery, RemoteJob
 from beam_llm.providers import http
-from beam_llm.providers.control import ControlCalls, ignoring, steady
+from beam_llm.providers.control import ControlCalls, steady
 from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.gemini.files import delete, file_path, upload
-from beam_llm.providers.gemini.job_list import job_pages, pending_in
+from beam_llm.providers.gemini.job_calls import GoogleBatches
 from beam_llm.providers.gemini.job_objects import object_in, reason_of, remote_job
-from beam_llm.providers.gemini.lines import encode_line, key_of, line_reply
+from beam_llm.providers.gemini.lines import key_of
 from beam_llm.providers.gemini.place import Place, headers, model_path
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import in_path
-from beam_llm.providers.job_search import find_jobs
 from beam_llm.providers.result_files import fetch_files
-from beam_llm.values import Request
 
 TRAITS = BatchTraits(
     max_requests=100_000,
@@ -56,16 +53,15 @@ create takes seconds for a handful of lines (4 s for two, in a recording of 2026
 _JOB_ID = re.compile(r"(batches/)?[A-Za-z0-9_-]{1,200}")
 
 
-class GeminiBatches:
-    """Remote jobs (a BatchProvider), blocking. Harmless verbs are tried four times; a create is
-    tried once.
+class GeminiBatches(GoogleBatches):
+    """Remote jobs of the Gemini API (a BatchProvider).
 
     Args:
       model: of all requests of its jobs.
       sleep, clock, wall: see `ControlCalls`.
     """
 
-    texts_are_json_strings = True
+    listed_as = "operations"
 
     def __init__(
         self,
@@ -79,35 +75,26 @@ class GeminiBatches:
         clock: Callable[[], float] = steady,
         wall: Callable[[], float] = time.time,
     ):
-        self.traits = dataclasses.replace(TRAITS, create_seconds=2 * bounds.control_seconds)
-        self._place, self._model, self._key, self._bounds = place, model, key, bounds
-        self._context = ErrorContext(key, place.key_reference, log_data)
-        self._control = ControlCalls(
-            self._context,
-            bounds,
-            headers(key),
+        context, proxy = (
+            ErrorContext(key, place.key_reference, log_data),
             http.proxy_for(place.base_url),
-            sleep=sleep,
-            clock=clock,
-            wall=wall,
         )
+        control = ControlCalls(
+            context, bounds, headers(key), proxy, sleep=sleep, clock=clock, wall=wall
+        )
+        super().__init__(control, bounds, TRAITS)
+        self._place, self._model, self._key = place, model, key
 
-    def close(self) -> None:
-        """Nothing is held between calls."""
+    def _jobs_url(self, **query: str) -> str:
+        return self._place.url("batches", **query)
 
-    def encode_line(self, custom_id: str, request: Request) -> bytes:
-        """Raises ValueError where `custom_id` is not 1–64 characters of A–Z, a–z, 0–9, `_` and
-        `-`.
-        """
-        return encode_line(custom_id, request)
+    def _job_url(self, job_id: str) -> str:
+        if not _JOB_ID.fullmatch(job_id):  # which the API calls an invalid argument
+            raise UnknownJob(Kind.REJECTED, f"{job_id[:80]!r} is not a job's name", status=404)
+        return self._place.url(f"batches/{in_path(job_id.removeprefix('batches/'))}")
 
-    def decode_line(self, line: bytes) -> LineReply:
-        """Lines of a file and inline responses, by the key that they echo.
-
-        Raises:
-          ValueError: the line is cut, or no reply at all.
-        """
-        return line_reply(line, self._context)
+    def _job(self, found: Mapping[str, Any]) -> RemoteJob:
+        return remote_job(found, self._control.context)
 
     def stage(self, lines: Path, name: str) -> str | None:
         """Uploads a job's lines, streamed; returns the file's name, or None where they are few and
@@ -135,21 +122,6 @@ class GeminiBatches:
         url = self._place.url(f"{model_path(self._model)}:batchGenerateContent")
         return self._job(self._control.create(url, orjson.dumps({"batch": batch}), reason_of))
 
-    def look(self, job_id: str) -> RemoteJob:
-        """Raises UnknownJob where the API does not know the job."""
-        return self._job(self._shown(job_id))
-
-    def _shown(self, job_id: str) -> dict[str, Any]:
-        url = self._place.url(_job_path(job_id))
-        return self._control.harmless(
-            lambda seconds: self._control.object(
-                "GET", url, seconds, missing=UnknownJob, id_field="name", is_large=True
-            )
-        )
-
-    def _job(self, found: Mapping[str, Any]) -> RemoteJob:
-        return remote_job(found, self._context)
-
     def fetch(self, job: RemoteJob, path: Path) -> None:
         """Streams the file of results, or writes a line for each inline response; an expired job
         has neither.
@@ -169,51 +141,13 @@ class GeminiBatches:
             for response in inline if isinstance(inline, list) else []:
                 file.write(_as_line(response))
 
-    def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
-        """Jobs with that name before the last `-` of their displayName. Their input is not shown.
-
-        Raises:
-          CannotTell: jobs can't be listed, or the list doesn't show what they are called.
-        """
-        return find_jobs(
-            self._pages(),
-            name,
-            staged,
-            since,
-            keeps_names=False,
-            most_pages=self._bounds.list_pages,
-        )
-
-    def pending(self) -> list[RemoteJob]:
-        """Jobs under way among the first thousand of the list."""
-        return pending_in(self._pages())
-
-    def _pages(self) -> Iterator[Sequence[RemoteJob]]:
-        def url(**query: str) -> str:
-            return self._place.url("batches", **query)
-
-        return job_pages(self._control, url, "operations", self._job)
-
-    def cancel(self, job_id: str) -> None:
-        """Asks for cancellation; harmless where the job has ended or is not known."""
-        url = self._place.url(f"{_job_path(job_id)}:cancel")
-        with ignoring(400, 404, 409):
-            self._control.harmless(
-                lambda seconds: self._control.call("POST", url, seconds, missing=UnknownJob),
-                final=(409,),
-            )
-
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
         """Removes a job with its results, and an input file; harmless where they are gone."""
         files = [*(job.result_files if job is not None else ()), *([staged] if staged else [])]
         for file in files:
             delete(self._control, self._place.url(file_path(file)))
         if job is not None:
-            delete(self._control, self._place.url(_job_path(job.job_id)))
-
-    def now(self) -> float | None:
-        """The server's own time, by its answers; see `ControlCalls.now`."""
-        return self._control.now(self._place.url("models", pageSize="1"))
+            delete(self._control, self._job_url(job.job_id))
 
 
 def _inline(line: bytes) -> bytes:
@@ -228,10 +162,3 @@ def _as_line(response: Any) -> bytes:
         return orjson.dumps(response) + b"\n"
     except TypeError:  # nested too deeply, or a number beyond 64 bits
         return orjson.dumps({"key": key_of(response)}) + b"\n"
-
-
-def _job_path(job_id: str) -> str:
-    """Raises UnknownJob for what can't be a job's name: the API calls it an invalid argument."""
-    if not _JOB_ID.fullmatch(job_id):
-        raise UnknownJob(Kind.REJECTED, f"{job_id[:80]!r} is not a job's name", status=404)
-    return f"batches/{in_path(job_id.removeprefix('batches/'))}"

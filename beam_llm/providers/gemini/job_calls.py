@@ -1,0 +1,108 @@
+"""Batch jobs as both of Google's APIs have them: listed with a name that is ours, looked at and
+cancelled by their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from beam_llm.errors import UnknownJob
+from beam_llm.protocols import BatchTraits, LineReply, RemoteJob
+from beam_llm.providers.control import ControlCalls, ignoring
+from beam_llm.providers.gemini.job_list import job_pages, pending_in
+from beam_llm.providers.gemini.lines import encode_line, line_reply
+from beam_llm.providers.http import Bounds
+from beam_llm.providers.job_search import find_jobs
+from beam_llm.values import Request
+
+
+class GoogleBatches:
+    """The base of both batch clients, blocking. Harmless verbs are tried four times; a create is
+    tried once.
+
+    Attributes:
+      listed_as: the field of a list that holds its jobs.
+    """
+
+    texts_are_json_strings = True
+    listed_as: ClassVar[str]
+
+    def __init__(self, control: ControlCalls, bounds: Bounds, traits: BatchTraits):
+        self.traits = dataclasses.replace(traits, create_seconds=2 * bounds.control_seconds)
+        self._control, self._bounds = control, bounds
+
+    def _jobs_url(self, **query: str) -> str:
+        raise NotImplementedError
+
+    def _job_url(self, job_id: str) -> str:
+        """Raises UnknownJob for what can't be a job's name."""
+        raise NotImplementedError
+
+    def _job(self, found: Mapping[str, Any]) -> RemoteJob:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing is held between calls."""
+
+    def encode_line(self, custom_id: str, request: Request) -> bytes:
+        """Raises ValueError where `custom_id` is not 1–64 characters of A–Z, a–z, 0–9, `_` and
+        `-`.
+        """
+        return encode_line(custom_id, request)
+
+    def decode_line(self, line: bytes) -> LineReply:
+        """A line as `fetch` writes it, by the key that it echoes.
+
+        Raises:
+          ValueError: the line is cut, or it can't be told whose it is.
+        """
+        return line_reply(line, self._control.context)
+
+    def look(self, job_id: str) -> RemoteJob:
+        """Raises UnknownJob where the API does not know the job."""
+        return self._job(self._shown(job_id))
+
+    def _shown(self, job_id: str) -> dict[str, Any]:
+        url = self._job_url(job_id)
+        return self._control.harmless(
+            lambda seconds: self._control.object(
+                "GET", url, seconds, missing=UnknownJob, id_field="name", is_large=True
+            )
+        )
+
+    def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
+        """Jobs with that name before the last `-` of their displayName, or that input.
+
+        Raises:
+          CannotTell: jobs can't be listed, or the list doesn't show what is looked for.
+        """
+        return find_jobs(
+            self._pages(),
+            name,
+            staged,
+            since,
+            keeps_names=False,
+            most_pages=self._bounds.list_pages,
+        )
+
+    def pending(self) -> list[RemoteJob]:
+        """Jobs under way among the first thousand of the list."""
+        return pending_in(self._pages())
+
+    def _pages(self) -> Iterator[Sequence[RemoteJob]]:
+        return job_pages(self._control, self._jobs_url, self.listed_as, self._job)
+
+    def cancel(self, job_id: str) -> None:
+        """Asks for cancellation; harmless where the job has ended or is not known."""
+        url = f"{self._job_url(job_id)}:cancel"
+        with ignoring(400, 404, 409):
+            self._control.harmless(
+                lambda seconds: self._control.call("POST", url, seconds, missing=UnknownJob),
+                final=(409,),
+            )
+
+    def now(self) -> float | None:
+        """The server's own time, by its answers; see `ControlCalls.now`."""
+        return self._control.now(self._jobs_url(pageSize="1"))
