@@ -330,7 +330,7 @@ def test_of_a_stream_too_few_records_wait_with_more_and_go_live_in_the_end(
     states = {"parts": parts, "known": known, "wait": wait}
     for part in world.spool(TEXTS[:14]):
         assert not list(dofn.process((0, tuple(part)), **states, drain=drain))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="beam_llm"):
         for _ in range(9):
             now[0] = wait.set_to[-1]
             assert not list(dofn.waited(**states))
