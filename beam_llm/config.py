@@ -167,6 +167,22 @@ class Settings:
     rate_limit_shares: int = _option(
         1, "worker processes that share the per-minute budgets", kind="int", least=1
     )
+    guard: float = _option(
+        0.0,
+        "part of the records (0.02: 2 %) that is asked alone as well, to see whether packing "
+        "changes answers",
+        kind="float",
+        least=0.0,
+        most=1.0,
+    )
+    guard_floor: float = _option(
+        0.9,
+        "least part of the guarded answers that has to be the one given alone; below it prompts "
+        "are made smaller",
+        kind="float",
+        least=0.0,
+        most=1.0,
+    )
     on_abort: str = _option(
         "raise",
         "a bad key, an unknown model, a spent quota: `raise` fails the pipeline, `record` "

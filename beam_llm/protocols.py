@@ -151,6 +151,9 @@ class Task(Protocol):
     def stored(self, reading: Reading, index: int) -> Any:
         """The answer as JSON from which `load` makes the same value."""
 
+    def dump(self, value: Any) -> Any:
+        """The JSON form of a typed value, for comparing answers."""
+
     def load(self, data: Any) -> Any:
         """The typed value of a stored answer. Raises ValueError where today's type does not take
         it.

@@ -236,6 +236,19 @@ def test_packing_is_compared_by_the_command_as_it_stands_there(
     assert "Don't pack: 2 compared records are too few" in capsys.readouterr().out
 
 
+def test_a_run_watches_itself_by_the_command_as_it_stands_there(
+    reviews: Path, llm_emulator: Emulator
+):
+    (line,) = [
+        line
+        for block in blocks(RECIPES, "bash")
+        for line in block.splitlines()
+        if "--guard" in line
+    ]
+    assert main([*shlex.split(line)[1:], "--guard", "1", "--quiet"]) == 0
+    assert json.loads((reviews / "summary.json").read_text())["guard"]["compared"] == 2
+
+
 def test_a_run_and_a_staging_location_become_pages_by_the_commands_as_they_stand_there(
     reviews: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str]
 ):

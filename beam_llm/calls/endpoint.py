@@ -12,6 +12,7 @@ import orjson
 
 from beam_llm.calls.breaker import Breaker, Guard
 from beam_llm.calls.limiter import limiter_of
+from beam_llm.calls.packing import Agreement
 from beam_llm.config import Settings
 from beam_llm.errors import Aborted, CallError, Kind, LLMError
 from beam_llm.protocols import CompletionProvider, Limiter
@@ -63,6 +64,7 @@ class Endpoint:
         self._provider: CompletionProvider | None = None
         self._abort: Aborted | None = None
         self._guards: dict[bytes, Guard] = {}
+        self._agreements: dict[bytes, Agreement] = {}
         self._output_per_record = 0.0
         self._answered_at = -math.inf
 
@@ -71,6 +73,10 @@ class Endpoint:
         if fingerprint not in self._guards:
             self._guards[fingerprint] = Guard(Breaker())
         return self._guards[fingerprint]
+
+    def agreement(self, fingerprint: bytes) -> Agreement:
+        """What is known of one task's answers, packed and alone."""
+        return self._agreements.setdefault(fingerprint, Agreement())
 
     @property
     def enforces_schemas(self) -> bool:

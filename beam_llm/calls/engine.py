@@ -12,6 +12,7 @@ to one request in call.py.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import random
@@ -19,11 +20,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from beam_llm.calls.ask import Ask
 from beam_llm.calls.billing import Billing
 from beam_llm.calls.endpoint import Endpoint
 from beam_llm.calls.loop_thread import LOOP_THREAD
+from beam_llm.calls.packing import PackGuard
 from beam_llm.calls.reply_limit import ReplyLimits
 from beam_llm.calls.state import AskContext
 from beam_llm.calls.tally import Asked
@@ -80,6 +83,7 @@ class Engine:
       prepare: gets ready what `cost` needs, if that takes long: called once, in a thread, while the
         first request is on its way.
       endpoint: shared by `borrow_engine`; None for one of its own.
+      alone: the same question for one record at a time, where `guard` has some asked so as well.
       storing: outcomes hold answers as `Task.stored` gives them, for the ledger, and not typed.
       rng: for jitter. Not the global generator: Beam reseeds that one.
     """
@@ -93,6 +97,7 @@ class Engine:
         *,
         prepare: Callable[[], None] | None = None,
         endpoint: Endpoint | None = None,
+        alone: Task | None = None,
         storing: bool = False,
         rng: random.Random | None = None,
     ):
@@ -108,6 +113,7 @@ class Engine:
             storing=storing,
             rng=rng or random.Random(),
         )
+        self._guard = None if alone is None else self._pack_guard(task, alone)
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -115,6 +121,21 @@ class Engine:
         self._inbox: deque[_Pending] = deque()
         self._drain_is_due = False
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def _pack_guard(self, task: Task, alone: Task) -> PackGuard:
+        context = dataclasses.replace(
+            self._context,
+            settings=alone.settings,
+            task=alone,
+            reply_limits=ReplyLimits(alone.settings),
+        )
+        return PackGuard(
+            task,
+            self.endpoint.agreement(task.fingerprint),
+            self._ask_together,
+            lambda records: Ask(context, records).run(),
+            _as_it_is if self._context.storing else task.dump,
+        )
 
     def submit(self, records: Sequence[Record]) -> Future[Asked]:
         """Hands over one ask; returns at once.
@@ -224,4 +245,14 @@ class Engine:
           Aborted: a bad key, an unknown model, a spent quota, with `on_abort="raise"`; every later
             ask raises it at once.
         """
+        if self._guard is None or len(records) < 2:
+            return await self._ask_together(records)
+        return await self._guard.ask(records)
+
+    async def _ask_together(self, records: Sequence[Record]) -> Asked:
         return await Ask(self._context, records).run()
+
+
+def _as_it_is(value: Any) -> Any:
+    """Stored answers are JSON already."""
+    return value

@@ -45,6 +45,7 @@ def borrow_engine(
     cost: Callable[..., float | None],
     *,
     prepare: Callable[[], None] | None = None,
+    alone: Task | None = None,
     storing: bool = False,
 ) -> Engine:
     """An engine on this process's endpoint for these settings.
@@ -62,7 +63,14 @@ def borrow_engine(
     with _ENDPOINTS.lock:
         endpoint = _ENDPOINTS.known.get(key) or Endpoint(settings, connect)
         engine = Engine(
-            settings, task, connect, cost, prepare=prepare, endpoint=endpoint, storing=storing
+            settings,
+            task,
+            connect,
+            cost,
+            prepare=prepare,
+            endpoint=endpoint,
+            alone=alone,
+            storing=storing,
         )
         _ENDPOINTS.known[key] = endpoint
         _ENDPOINTS.engines.add(engine)

@@ -26,6 +26,9 @@ class Tally:
       single_requests: those of `requests` that carried one record only.
       input_tokens, output_tokens, cached_tokens, cache_write_tokens, reasoning_tokens: of all
         replies, also of those that could not be read.
+      guard_compared: records that were asked alone as well; guard_agreed: those of them whose
+        answers were the same.
+      guard_halvings: how often prompts were made smaller for that.
       throttled_seconds: waits because of a per-minute budget, a refusal or a window that refusals
         had narrowed.
       latency_ms: one per reply.
@@ -45,6 +48,9 @@ class Tally:
     cached_tokens: int = 0
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
+    guard_compared: int = 0
+    guard_agreed: int = 0
+    guard_halvings: int = 0
     throttled_seconds: float = 0.0
     latency_ms: list[int] = field(default_factory=list)
     warnings: Counter[str] = field(default_factory=Counter)
@@ -63,6 +69,9 @@ class Tally:
         self.cached_tokens += other.cached_tokens
         self.cache_write_tokens += other.cache_write_tokens
         self.reasoning_tokens += other.reasoning_tokens
+        self.guard_compared += other.guard_compared
+        self.guard_agreed += other.guard_agreed
+        self.guard_halvings += other.guard_halvings
         self.throttled_seconds += other.throttled_seconds
         self.latency_ms.extend(other.latency_ms)
         self.warnings.update(other.warnings)

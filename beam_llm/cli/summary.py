@@ -43,11 +43,28 @@ def summary(command: PredictCommand, report: Report) -> str:
         f"cost      {tally.cost()}"
         + (f" ({plural(tally.reused, 'answer')} re-used)" if tally.reused else "")
     )
+    lines += _labelled("guard", [_guard(guarded)] if (guarded := guard_of(report)) else [])
     if report.truth is not None:
         lines.append(f"right     {_right(report.truth)}")
     lines.append(f"time      {duration(report.seconds)}")
     lines.append(f"output    {'stdout' if command.output == '-' else command.output}")
     return "\n".join(map(printable, lines))
+
+
+def guard_of(report: Report) -> Share | None:
+    """How many of the records that were asked alone as well have the same answer; None where none
+    was.
+    """
+    compared = report.counters.get("guard_compared", 0)
+    return Share(report.counters.get("guard_agreed", 0), compared) if compared else None
+
+
+def _guard(share: Share) -> str:
+    low, high = share.interval()
+    return (
+        f"{percent(share.rate or 0.0)} of {share.total:,} answers are the ones given alone "
+        f"(95 % interval {percent(low)}–{percent(high)})"
+    )
 
 
 def _right(truth: Share) -> str:
@@ -86,6 +103,11 @@ def warnings_of(counters: dict[str, int]) -> Iterator[str]:
     for name, count in sorted(counters.items(), key=lambda item: -item[1]):
         if count and name.startswith(_WARNINGS):
             yield warning_in_words(name.removeprefix(_WARNINGS), count)
+    if halvings := counters.get("guard_halvings", 0):
+        yield (
+            f"prompts made smaller {plural(halvings, 'time')}: too few answers were the ones given "
+            "alone (guard)"
+        )
     if doubts := counters.get("jobs_in_doubt", 0):
         yield (
             f"{plural(doubts, 'create')} of a batch job without a clear answer: looked for "
@@ -154,6 +176,8 @@ def as_json(command: PredictCommand, report: Report) -> dict[str, Any]:
         "cache_write_tokens": tally.cache_write_tokens,
         "reasoning_tokens": tally.reasoning_tokens,
         "cost_usd": None if tally.unpriced else tally.cost_usd,
+        "guard": None if (guarded := guard_of(report)) is None else share_json(guarded),
+        "guard_halvings": counters.get("guard_halvings", 0),
         "truth": None if report.truth is None else share_json(report.truth),
         "seconds": report.seconds,
         "mean_latency_ms": report.mean_latency_ms,

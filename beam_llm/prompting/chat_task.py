@@ -300,6 +300,10 @@ class ChatTask:
         has."""
         return self._reply_reader.stored(reading, index)
 
+    def dump(self, value: Any) -> Any:
+        """The JSON form of a typed value."""
+        return self.output.dump(value)
+
     def load(self, data: Any) -> Any:
         """The typed value of a stored answer.
 

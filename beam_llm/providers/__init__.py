@@ -10,7 +10,7 @@ import importlib
 import threading
 from typing import Any
 
-from beam_llm.config import Settings
+from beam_llm.config import Settings, replaced
 from beam_llm.errors import UsageError
 from beam_llm.prompting.chat_task import ChatTask
 from beam_llm.protocols import BatchProvider, CompletionProvider
@@ -94,6 +94,15 @@ def compile_task(settings: Settings) -> ChatTask:
       UsageError: for an output, a template, a path or a parser that can't be used.
     """
     return ChatTask(settings, getattr(_module(settings), "enforced_schema", None))
+
+
+def compile_alone(settings: Settings) -> ChatTask | None:
+    """The same question for one record at a time, where `guard` has some asked so as well; else
+    None.
+    """
+    if not settings.guard or settings.batch_size == 1:
+        return None
+    return compile_task(replaced(settings, batch_size=1))
 
 
 def _module(settings: Settings) -> Any:

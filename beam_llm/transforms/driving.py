@@ -33,6 +33,7 @@ from beam_llm.transforms.beam_internals import set_windowing
 from beam_llm.transforms.envelopes import EnvelopeCoder, EnvelopeReader
 from beam_llm.transforms.forming import task_and_caps
 from beam_llm.transforms.gc_tuning import QUIET_GC
+from beam_llm.transforms.job_guard import Answered, JobGuard
 from beam_llm.transforms.metrics import Meter
 from beam_llm.transforms.waiting import FINISHED, PACER, JobPositions, Position
 from beam_llm.values import Outcome, Prediction, Record
@@ -97,6 +98,7 @@ class JobRunner:
         self._reader = EnvelopeReader(self.store, envelopes, allow_pickle=settings.allow_pickle)
         self._meter = Meter()
         self._live_ids: set[str | None] = {None}
+        self._guard = JobGuard.of(settings, self._meter, self._live_ids)
         QUIET_GC.acquire()
 
     def _ask(self, records: Sequence[Record]) -> Asked:
@@ -132,13 +134,11 @@ class JobRunner:
     def predictions(self, answers: Iterable[tuple[bytes, Outcome]]) -> Iterator[WindowedValue]:
         """Windowed Predictions, with typed values; counted by the thousand."""
         uncounted: list[Outcome] = []
-        decode, collecting = self._reader.decode, self._collecting
-        for data, outcome in answers:
+        collecting, read = self._collecting, self._read(answers)
+        for arrived, value, outcome in read if self._guard is None else self._guard.checked(read):
             # The records of a line are counted together.
             if len(uncounted) >= 1000 and outcome.request_id != uncounted[-1].request_id:
                 self._count(uncounted)
-            arrived = decode(data)
-            value, outcome = self._load(outcome)
             uncounted.append(outcome)
             prediction = Prediction.of(arrived.value, value, outcome)
             if collecting:
@@ -146,6 +146,11 @@ class JobRunner:
             else:
                 yield arrived.with_value(prediction)
         self._count(uncounted)
+
+    def _read(self, answers: Iterable[tuple[bytes, Outcome]]) -> Iterator[Answered]:
+        decode, load = self._reader.decode, self._load
+        for data, outcome in answers:
+            yield Answered(decode(data), *load(outcome))
 
     def _load(self, outcome: Outcome) -> tuple[Any, Outcome]:
         """The typed value of what the ledger keeps; none, and the reason, where today's class
@@ -184,6 +189,8 @@ class JobRunner:
                 self._engine = None
             else:
                 closing.callback(events.tell, "ended")
+            if self._guard is not None:
+                closing.callback(self._guard.close)
             closing.callback(self._provider.close)
             closing.callback(self.driver.close)
 

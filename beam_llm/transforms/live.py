@@ -16,7 +16,7 @@ from apache_beam.transforms.window import WindowedValue
 from beam_llm.calls import Asked, Tally, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.pricing import LaterPrices
-from beam_llm.providers import compile_task, connect, preload
+from beam_llm.providers import compile_alone, compile_task, connect, preload
 from beam_llm.transforms import runners
 from beam_llm.transforms.beam_internals import set_windowing
 from beam_llm.transforms.gc_tuning import QUIET_GC
@@ -126,6 +126,7 @@ class CallModel(beam.DoFn):
             partial(connect, self._settings),
             prices.cost_usd,
             prepare=prices.load,
+            alone=compile_alone(self._settings),
         )
         self._meter = Meter()
         self._in_flight = InFlight(self._engine.useful_asks)

@@ -21,7 +21,10 @@ NAMESPACE = "beam_llm"
 _log = logging.getLogger("beam_llm")
 _logged: set[str] = set()
 """What this process has said once: a storm of odd replies is for the counters."""
-_OF_CALLS = ("requests", "retries", "waits", "timeouts", "splits", "single_requests")
+_OF_CALLS = (
+    *("requests", "retries", "waits", "timeouts", "splits", "single_requests"),
+    *("guard_compared", "guard_agreed", "guard_halvings"),
+)
 _OF_TOKENS = Usage._fields
 
 
@@ -33,8 +36,9 @@ class Meter:
 
     Counters: records, errors, errors_<kind>, reused, cost_micro_usd, job_requests, requests,
     retries, waits (of `retries`, those for which the server had asked), timeouts, splits,
-    single_requests, input_tokens, output_tokens, cached_tokens, cache_write_tokens,
-    reasoning_tokens, warnings_<what> (of replies),
+    single_requests, guard_compared (records that were asked alone as well), guard_agreed (of these,
+    the same answer), guard_halvings (prompts made smaller for it), input_tokens, output_tokens,
+    cached_tokens, cache_write_tokens, reasoning_tokens, warnings_<what> (of replies),
     jobs_twice (an intent for which two remote jobs were found, the younger cancelled),
     jobs_in_doubt (creates that got no clear answer and were looked for), jobs_resubmitted (in
     doubt, with `on_doubt="resubmit"`), cumulativeThrottlingSeconds.

@@ -37,6 +37,8 @@ class Options(TypedDict, total=False):
     requests_per_minute: float | None
     tokens_per_minute: float | None
     rate_limit_shares: int
+    guard: float
+    guard_floor: float
     on_abort: Literal["raise", "record"]
     on_leftover: Literal["follow_up", "online", "fail"]
     on_doubt: Literal["record", "resubmit"]

@@ -110,6 +110,7 @@ class _WithSettings(beam.PTransform):
         your_prices(settings)
         _warn_of_one_prompt_for_all(settings)
         if settings.mode == "batch_api":
+            _warn_of_a_guard_by_live_calls(settings)
             from beam_llm.jobs import check_location
 
             check_location(str(settings.staging_location))
@@ -174,6 +175,16 @@ def _warn_of_one_prompt_for_all(settings: Settings) -> None:
         _log.warning(
             "the prompt names no field, so every element is asked the same: write {{ field }} "
             "or {{ element }} in it"
+        )
+
+
+def _warn_of_a_guard_by_live_calls(settings: Settings) -> None:
+    if settings.guard and settings.batch_size != 1:
+        _log.warning(
+            "guard=%g with mode='batch_api': that part of the records is asked alone by live "
+            "calls, at their price, and agreement is measured; jobs are cut beforehand, so "
+            "prompts are not made smaller",
+            settings.guard,
         )
 
 

@@ -32,7 +32,7 @@ from beam_llm.cli.reporting.shared import (
     spans,
     versions,
 )
-from beam_llm.cli.summary import calls_of, warnings_of
+from beam_llm.cli.summary import calls_of, guard_of, warnings_of
 from beam_llm.cli.tally import Tally
 from beam_llm.cli.words import dollars, duration, percent, shortened, tried_again
 from beam_llm.config import Settings, is_template
@@ -270,5 +270,8 @@ def _record_shown(fields: object) -> str:
 
 
 def _agreement(command: PredictCommand, report: Report) -> Iterator[Agreed]:
+    guarded = guard_of(report)
+    if guarded is not None:
+        yield Agreed("The guard: the same answer as given alone", guarded)
     if report.truth is not None:
         yield Agreed(f"Right answers, by the field {command.truth}", report.truth)
