@@ -5,11 +5,12 @@ errors in our words.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from beam_llm.errors import Aborted, CallError, Kind, Rejected
+from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
 from beam_llm.providers.bedrock.failures import client_error
 from beam_llm.providers.bedrock.place import Place
 from beam_llm.providers.bedrock.signing import no_credentials
@@ -62,8 +63,9 @@ class Clients:
         """Writes an object behind `start`, streamed; its last line ends with a newline.
 
         Raises:
-          CallError: it can't be read, or is larger than its bound.
+          CallError: it can't be read, is larger than its bound, or takes longer.
         """
+        until = time.monotonic() + self._bounds.transfer_seconds
         bucket, key = _parted(uri)
         found = self._s3("get_object", Bucket=bucket, Key=key)
         file.seek(start)
@@ -76,6 +78,9 @@ class Clients:
                 found["Body"].close()
                 said = f"the result file is larger than {most:,} bytes (max_file_bytes)"
                 raise Rejected(Kind.TOO_LARGE, said)
+            if time.monotonic() > until:
+                found["Body"].close()
+                raise Retryable(Kind.TIMED_OUT, "a result file does not come to its end in time")
             file.write(chunk)
         if last != b"\n":
             file.write(b"\n")

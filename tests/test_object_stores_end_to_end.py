@@ -1,0 +1,65 @@
+"""The pipeline with its ledger on s3:// and az://: as good as a folder, killed or not."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from beam_llm.testing import Emulator
+from tests.killed import (
+    Run,
+    billed,
+    complaints,
+    killed,
+    once,
+    rerun,
+    reviews_of,
+    rows_of,
+    shuffled,
+    start,
+)
+
+Start = Callable[..., Emulator]
+
+
+@pytest.fixture(params=["s3", "azure"])
+def run(request: pytest.FixtureRequest, start_emulator: Start) -> tuple[Emulator, Run]:
+    server = request.getfixturevalue(f"_{request.param}_session")
+    location = request.getfixturevalue(f"{request.param}_location")
+    emulator = start_emulator(batch_seconds=0.1)
+    texts = reviews_of(request.node.name)
+    options = {"job_max_records": 3}
+    return emulator, Run(
+        emulator.base_url, location, texts, options, environment=server.environment
+    )
+
+
+def test_a_pipeline_and_its_rerun(run: tuple[Emulator, Run]) -> None:
+    emulator, first = run
+    assert not complaints(rows_of(first), first.texts)
+    rows = rows_of(first.replaced(texts=shuffled(first.texts), options={"batch_size": 5}))
+    assert not complaints(rows, first.texts)
+    assert all(row.reused for row in rows)
+    assert billed(emulator, first.texts) == once(first.texts)
+
+
+@pytest.mark.parametrize("point", ["create.after", "collect.half"])
+def test_killed_and_run_again(run: tuple[Emulator, Run], point: str) -> None:
+    emulator, first = run
+    assert killed(first.replaced(kill=point)) == -signal.SIGKILL
+    again = first.replaced(texts=shuffled(first.texts), options={"batch_size": 5})
+    assert not complaints(rerun(again), first.texts)
+    assert billed(emulator, first.texts) == once(first.texts)
+
+
+def test_two_processes_at_the_same_time(run: tuple[Emulator, Run]) -> None:
+    emulator, first = run
+    children = [
+        start(first.replaced(texts=shuffled(first.texts, n), options={"batch_size": 2 + n}))
+        for n in range(2)
+    ]
+    for child in children:
+        assert not complaints(child.rows(), first.texts)
+    assert billed(emulator, first.texts) == once(first.texts)
