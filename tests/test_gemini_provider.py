@@ -265,6 +265,7 @@ def test_thoughts_are_no_part_of_the_text(start_emulator):
     [
         ({"temperature": 2.5}, "between 0 and 2"),
         ({"api_version": "v1"}, "only azure:"),
+        ({"seed": 2**31}, "takes 32 bits"),
         ({"provider_options": {"region": "x"}}, "has no options of its own"),
         ({"extra_body": {"contents": []}}, "which this package decides itself"),
         ({"extra_body": {"generationConfig": {"maxOutputTokens": 5}}}, "option max_output_tokens"),

@@ -26,7 +26,8 @@ from google.auth import exceptions as google_errors
 from google.genai import types
 from google.oauth2 import credentials as oauth2
 
-from beam_llm import LLMPredict, UsageError, providers, stores
+from beam_llm import LLMPredict, SubmitBatchJobs, UsageError, providers, stores
+from beam_llm.cli.main import main
 from beam_llm.config import settings
 from beam_llm.errors import Aborted, CallError, Kind, Rejected
 from beam_llm.protocols import CompletionProvider, Recovery, Store
@@ -510,3 +511,22 @@ def test_a_pipeline_answers_every_record_once_with_usage_and_cost(
         assert each.error is None
         assert each.usage.input_tokens > 0
         assert each.cost_usd > 0
+
+
+def test_a_job_is_cancelled_from_the_command_line(start_emulator, monkeypatch, capsys):
+    emulator = start_emulator(batch_seconds=600)
+    monkeypatch.setenv("VERTEX_BASE_URL", address(emulator, "vertex"))
+    submit = SubmitBatchJobs(
+        "vertex:gemini-2.5-flash",
+        "{{ text }}",
+        api_key="env:HOME",
+        provider_options=PLACE,
+        staging_location="gs://bucket/staging",
+    )
+    with beam.Pipeline() as p:
+        _ = p | beam.Create([{"text": "x"}]) | submit
+    command = ["jobs", "cancel", "1", "--staging", "gs://bucket/staging", "--api-key", "env:HOME"]
+    assert main(command) == 2
+    assert "provider_options is without 'project'" in capsys.readouterr().err.replace("-", "_")
+    assert main([*command, "--provider-options", json.dumps(PLACE)]) == 0
+    assert emulator.jobs[0]["state"] in ("JOB_STATE_CANCELLING", "JOB_STATE_CANCELLED")

@@ -94,7 +94,7 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
 
 def add_provider(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say where jobs are, and with which key."""
-    for name in ("model", "api_key", "base_url", "api_version"):
+    for name in ("model", "api_key", "base_url", "api_version", "provider_options"):
         add_option(parser, name)
 
 

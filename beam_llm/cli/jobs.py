@@ -32,7 +32,7 @@ from beam_llm.errors import UsageError, plural, printable
 from beam_llm.jobs import Cleanup, JobView, admin, open_store
 from beam_llm.leftovers import remove_leftovers, scratch_folder
 from beam_llm.protocols import BatchProvider, Store
-from beam_llm.providers import compile_task, connect_batch
+from beam_llm.providers import check, compile_task, connect_batch
 
 
 def ls(chosen: argparse.Namespace) -> int:
@@ -297,10 +297,12 @@ def _provider(chosen: argparse.Namespace, job: JobView) -> BatchProvider:
     Raises:
       UsageError: it is another one than the ledger's.
     """
-    flags = {
-        name: getattr(chosen, f"option_{name}") for name in ("api_key", "base_url", "api_version")
-    }
-    named = config.settings(chosen.option_model or job.model, **flags)
+    names = ("api_key", "base_url", "api_version", "provider_options")
+    flags = {name: getattr(chosen, f"option_{name}") for name in names}
+    named = config.settings(
+        chosen.option_model or job.model, staging_location=chosen.staging_location, **flags
+    )
+    check(named)
     if (named.base_url or "").partition("://")[2].partition("/")[0] != job.host:
         raise UsageError(
             f"the jobs are at {job.host}, but base_url is {named.base_url!r}: give --base-url, or "

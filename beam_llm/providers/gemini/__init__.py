@@ -57,6 +57,8 @@ def check_request(settings: Settings) -> None:
     """The same for what generateContent has, wherever it is."""
     refuse_api_version(settings)
     check_temperature(settings, MOST_TEMPERATURE)
+    if settings.seed is not None and not -(2**31) <= settings.seed < 2**31:
+        raise UsageError(f"seed is {settings.seed}: {settings.provider}: takes 32 bits; try seed=1")
     check_extra_body(settings, OURS)
     config = (settings.extra_body or {}).get(CONFIG, {})
     if not isinstance(config, Mapping):
