@@ -20,19 +20,14 @@ from beam_llm.errors import Aborted, CallError, Kind, QueueFull, Rejected, Usage
 from beam_llm.protocols import LineEnd
 from beam_llm.providers.anthropic import place
 from beam_llm.providers.anthropic.dialect import SCHEMA, TOOL, WORDS, Dialect
-from beam_llm.providers.anthropic.job_objects import (
-    name_in,
-    reason_of,
-    remote_job,
-    tag_of,
-    untagged,
-)
+from beam_llm.providers.anthropic.job_objects import reason_of, remote_job
 from beam_llm.providers.anthropic.lines import line_reply
 from beam_llm.providers.anthropic.plain import plain_line, plain_reply
 from beam_llm.providers.anthropic.schema import MOST_UNIONS, closed_schema
 from beam_llm.providers.anthropic.wire import completion_of, decode_reply, encode_body
 from beam_llm.providers.errors import error_of
 from beam_llm.providers.pace import anthropic_pace_of, retry_after_seconds
+from beam_llm.providers.unnamed_jobs import name_in, tag_of, untagged
 from beam_llm.redaction import redactor_of
 from beam_llm.testing import Emulator, Fault
 from beam_llm.values import (

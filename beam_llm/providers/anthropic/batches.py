@@ -16,28 +16,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlencode
 
 from beam_llm.errors import (
     CallError,
     CannotTell,
-    Kind,
     Rejected,
-    Retryable,
     UnknownJob,
-    plural,
 )
 from beam_llm.protocols import BatchTraits, LineReply, Recovery, RemoteJob
 from beam_llm.providers import http
 from beam_llm.providers.anthropic.dialect import Dialect
-from beam_llm.providers.anthropic.job_objects import (
-    MOST_CUSTOM_ID,
-    name_in,
-    reason_of,
-    remote_job,
-    tag_of,
-)
+from beam_llm.providers.anthropic.job_objects import reason_of, remote_job
 from beam_llm.providers.anthropic.lines import first_custom_id, line_reply
 from beam_llm.providers.anthropic.place import Place
 from beam_llm.providers.anthropic.wire import encode_body
@@ -46,6 +37,13 @@ from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import in_path
 from beam_llm.providers.result_files import fetch_files
+from beam_llm.providers.unnamed_jobs import (
+    LINE_HEAD,
+    MOST_CUSTOM_ID,
+    UnnamedSearch,
+    tag_of,
+    write_tagged,
+)
 from beam_llm.values import Request
 
 BYTES_A_SECOND = 1_000_000
@@ -69,12 +67,8 @@ for tags and frame), 24 h.
 """
 
 PENDING_PAGES = 10
-SLACK_SECONDS = 300.0
-"""A job that is older than its marker by less may be ours: for two clocks of one provider."""
-
 _CUSTOM_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MOST_CUSTOM_ID}}}")
 _PATH = "/messages/batches"
-_HEAD = b'{"custom_id":"'
 
 
 class AnthropicBatches:
@@ -109,7 +103,7 @@ class AnthropicBatches:
             self._context, bounds, place.headers(key), proxy, sleep=sleep, clock=clock, wall=wall
         )
         self._dialects: dict[str, Dialect] = {}
-        self._first_ids: dict[str, str] = {}
+        self._search = UnnamedSearch(self._pages, self._first_custom_id, bounds.list_pages)
 
     def close(self) -> None:
         """Nothing is held between calls."""
@@ -125,7 +119,7 @@ class AnthropicBatches:
         if dialect is None:
             dialect = self._dialects[request.model] = Dialect.of(request.model)
         body = encode_body(request, dialect, None, self._cache)
-        return _HEAD + custom_id.encode() + b'","params":' + body + b"}"
+        return LINE_HEAD + custom_id.encode() + b'","params":' + body + b"}"
 
     def decode_line(self, line: bytes) -> LineReply:
         """Lines that succeeded, and lines that ended in each other way.
@@ -150,7 +144,7 @@ class AnthropicBatches:
         """
         assert lines is not None
         with tempfile.TemporaryFile() as body:
-            size = _write_body(body, lines, tag_of(name).encode())
+            size = write_tagged(body, lines, tag_of(name).encode(), b'{"requests":[')
             seconds = self._control.seconds + size / BYTES_A_SECOND
             url = self._place.url(_PATH)
             created = self._control.create(url, body, reason_of, seconds=seconds)
@@ -213,41 +207,9 @@ class AnthropicBatches:
         self, name: str, lines: int, since: float, is_others: Callable[[str], bool]
     ) -> list[RemoteJob]:
         """See `protocols.FindsUnnamed`: by the tag in the results of jobs that have ended."""
-        found, unclear = [], []
-        for job in self._since(since - SLACK_SECONDS):
-            if job.total is not None and not 0 < job.total <= lines:
-                continue
-            named = self._name_of(job, name) if job.result_files else None
-            if named:
-                found.append(dataclasses.replace(job, name=named))
-            elif named is None and not is_others(job.job_id):
-                unclear.append(job)
-        if unclear and not found:
-            self._raise_doubt(unclear)
-        return sorted(found, key=lambda job: (job.created_at, job.job_id))
-
-    def _raise_doubt(self, unclear: Sequence[RemoteJob]) -> None:
-        lost = [job for job in unclear if job.errors]
-        if lost:
-            raise CannotTell(
-                f"{plural(len(lost), 'job')} that may be this one can't be told from it any more, "
-                f"as results are gone: {lost[0].job_id}"
-            )
-        raise Retryable(
-            Kind.DOUBTFUL,
-            f"{plural(len(unclear), 'job')} under way may be this one, which shows when each has "
-            f"ended: {', '.join(job.job_id for job in unclear[:3])}",
+        return self._search.find(
+            name, lines, since, is_others, has_results=lambda job: bool(job.result_files)
         )
-
-    def _name_of(self, job: RemoteJob, common: str) -> str | None:
-        """What an ended job was created as where that begins with `common`, empty where it is
-        another's; None where its results can't be read any more.
-        """
-        custom_id = self._first_ids.get(job.job_id) or self._first_custom_id(job.job_id)
-        if custom_id is None:
-            return None
-        self._first_ids[job.job_id] = custom_id
-        return name_in(custom_id, common)
 
     def _first_custom_id(self, job_id: str) -> str | None:
         url = self._url(job_id, "/results")
@@ -257,21 +219,6 @@ class AnthropicBatches:
             )
         except Rejected:
             return None
-
-    def _since(self, moment: float) -> Iterator[RemoteJob]:
-        """All jobs that are not older, newest first as the API lists them.
-
-        Raises:
-          CannotTell: the list has no end within bounds, or can't be had.
-        """
-        for number, page in enumerate(self._pages()):
-            yield from (job for job in page if not 0.0 < job.created_at < moment)
-            if page and all(0.0 < job.created_at < moment for job in page):
-                return
-            if number == self._bounds.list_pages:
-                raise CannotTell(
-                    f"the provider's list of jobs has no end within {plural(number, 'page')}"
-                )
 
     def pending(self) -> list[RemoteJob]:
         """Jobs under way among the first thousand."""
@@ -311,18 +258,3 @@ class AnthropicBatches:
         raise CannotTell(
             f"jobs can't be listed here: {refused.message}", status=refused.status
         ) from refused
-
-
-def _write_body(body: IO[bytes], lines: Path, tag: bytes) -> int:
-    """Writes the create's JSON, each line's `custom_id` with the job's tag; returns its size."""
-    start = len(_HEAD)
-    before = b'{"requests":['
-    with open(lines, "rb") as file:
-        for line in file:
-            end = line.index(b'"', start)
-            body.write(before + line[:end] + tag + line[end:].rstrip(b"\n"))
-            before = b","
-    body.write(b"]}")
-    size = body.tell()
-    body.seek(0)
-    return size

@@ -1,10 +1,7 @@
-"""A message batch as the server shows it: read, whatever is in it; and the tag by which its lines
-tell what it was created as.
-"""
+"""A message batch as the server shows it: read, whatever is in it."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,40 +13,6 @@ from beam_llm.providers.ids import identifier_of
 from beam_llm.providers.typed import count_of, seconds_of, word
 from beam_llm.redaction import redactor_of
 from beam_llm.values import JobState
-
-MOST_CUSTOM_ID = 42
-"""Of the 64 characters that the API allows, the tag has the rest."""
-
-_TAG = re.compile(r"-([0-9a-f]{16})-([0-9]{4})$")
-_MOST_ATTEMPTS = 10_000
-
-
-def tag_of(name: str) -> str:
-    """What is put behind each `custom_id` of a job of that name, since a batch has no name of its
-    own: a hash of the part that all attempts have in common, and the attempt.
-
-        tag_of("ours-0")  # "-8c1d5d4a7e0f3b21-0000"
-    """
-    common, _, attempt = name.rpartition("-")
-    if not (attempt.isdecimal() and attempt.isascii() and int(attempt) < _MOST_ATTEMPTS):
-        common, attempt = name, "0"
-    digest = hashlib.blake2b(common.encode("utf-8", "replace"), digest_size=8).hexdigest()
-    return f"-{digest}-{int(attempt):04d}"
-
-
-def untagged(custom_id: str) -> str:
-    """A `custom_id` as `encode_line` was given it."""
-    return _TAG.sub("", custom_id)
-
-
-def name_in(custom_id: str, common: str) -> str:
-    """The name of the job that a line is of, where it begins with `common`; empty where it is
-    another's.
-    """
-    found = _TAG.search(custom_id)
-    if found is None or tag_of(f"{common}-0")[:18] != found[0][:18]:
-        return ""
-    return f"{common}-{int(found[2])}"
 
 
 def remote_job(job: Mapping[str, Any], key: str | None = None) -> RemoteJob:

@@ -1,30 +1,53 @@
 """OpenRouter's batch API: all requests in the create's body, all results in the job.
 
+Jobs have no names: what each was created as stands in the `custom_id` of its lines.
+
 Source: openrouter.ai/docs (batch quickstart), its SDK 1.3.84, 2026-11.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import orjson
 
-from beam_llm.errors import CannotTell, UnknownJob
-from beam_llm.protocols import RemoteJob
+from beam_llm.errors import CallError, CannotTell, Rejected, UnknownJob
+from beam_llm.protocols import LineReply, RemoteJob
 from beam_llm.providers.control import ignoring
 from beam_llm.providers.ids import in_path
 from beam_llm.providers.openai.batch_files import DialectBatches
 from beam_llm.providers.openai.job_objects import reason_of
+from beam_llm.providers.unnamed_jobs import (
+    MOST_CUSTOM_ID,
+    UnnamedSearch,
+    tag_of,
+    untagged,
+    write_tagged,
+)
+from beam_llm.values import Request
 
 
 class OpenRouterBatches(DialectBatches):
-    """Remote jobs (a BatchProvider) that have no names, no files and no cancellation."""
+    """Remote jobs (a BatchProvider that FindsUnnamed) without files and without cancellation."""
 
     _line_middle = b'","body":'
+
+    def encode_line(self, custom_id: str, request: Request) -> bytes:
+        """Raises ValueError where `custom_id` leaves no room for a tag."""
+        if len(custom_id) > MOST_CUSTOM_ID:
+            raise ValueError(f"custom_id {custom_id!r} has more than {MOST_CUSTOM_ID} characters")
+        return super().encode_line(custom_id, request)
+
+    def decode_line(self, line: bytes) -> LineReply:
+        """As of the others, without the tag."""
+        reply = super().decode_line(line)
+        return reply._replace(custom_id=untagged(reply.custom_id))
 
     def stage(self, lines: Path, name: str) -> None:
         """Nothing: `create` sends the lines."""
@@ -33,26 +56,22 @@ class OpenRouterBatches(DialectBatches):
         """Creates the job, in one try. Raises NotCreated where there is none for certain."""
         assert lines is not None
         with tempfile.TemporaryFile() as body:
-            self._write_body(lines, body)
+            write_tagged(body, lines, tag_of(name).encode(), self._head(lines))
             created = self._control.create(self._place.url("/batches"), body, reason_of)
         return self._job(created)
 
-    def _write_body(self, lines: Path, body: IO[bytes]) -> None:
-        """The lines as one array behind what concerns them all: the server reads them as they come,
-        and refuses a body that begins with them.
+    def _head(self, lines: Path) -> bytes:
+        """What concerns all requests, which has to stand before them: the server reads a body as
+        it comes.
         """
         with open(lines, "rb") as file:
-            first = file.readline()
-            head = {
-                "endpoint": self._place.line_url,
-                "model": orjson.loads(first)["body"]["model"],
-                "completion_window": self._api.window,
-            }
-            body.write(orjson.dumps(head)[:-1] + b',"requests":[' + first.rstrip(b"\n"))
-            for line in file:
-                body.write(b"," + line.rstrip(b"\n"))
-            body.write(b"]}")
-        body.seek(0)
+            first = orjson.loads(file.readline())
+        head = {
+            "endpoint": self._place.line_url,
+            "model": first["body"]["model"],
+            "completion_window": self._api.window,
+        }
+        return orjson.dumps(head)[:-1] + b',"requests":['
 
     def look(self, job_id: str) -> RemoteJob:
         """Raises UnknownJob where the provider does not know the job."""
@@ -62,17 +81,49 @@ class OpenRouterBatches(DialectBatches):
         """The job, with its results once it has ended."""
         return self._large_object(self._place.url(f"/batches/{in_path(job_id)}"))
 
+    def _job(self, job: Mapping[str, Any]) -> RemoteJob:
+        """Until it runs, its requests may not have been counted."""
+        read = super()._job(job)
+        is_counted = read.total or read.state.has_ended
+        return read if is_counted else dataclasses.replace(read, total=None)
+
     def fetch(self, job: RemoteJob, path: Path) -> None:
         """Writes the results that stand in the job."""
-        results = self._shown(job.job_id).get("results")
         with open(path, "wb") as file:
-            for result in results if isinstance(results, list) else []:
+            for result in self._results(job.job_id):
                 with suppress(TypeError):  # nested too deeply: a line that nobody could read
                     file.write(orjson.dumps(result) + b"\n")
 
+    def _results(self, job_id: str) -> list[Any]:
+        results = self._shown(job_id).get("results")
+        return results if isinstance(results, list) else []
+
     def find(self, name: str, staged: str | None, since: float) -> Sequence[RemoteJob]:
-        """Raises CannotTell: a job shows nothing of what it was created as."""
-        raise CannotTell("jobs have no names here: which of them is ours can't be told")
+        """Raises CannotTell: a list shows nothing of what a job was created as."""
+        raise CannotTell("jobs have no names here: which of them is ours, their results tell")
+
+    def find_unnamed(
+        self, name: str, lines: int, since: float, is_others: Callable[[str], bool]
+    ) -> list[RemoteJob]:
+        """See `protocols.FindsUnnamed`: by the tag in the results of jobs that have ended."""
+        return self._search.find(
+            name, lines, since, is_others, has_results=lambda job: job.state.has_ended
+        )
+
+    @functools.cached_property
+    def _search(self) -> UnnamedSearch:
+        return UnnamedSearch(self._pages, self._first_custom_id, self._bounds.list_pages)
+
+    def _first_custom_id(self, job_id: str) -> str | None:
+        """Of a job's results. One that ended without any has done nothing for anybody."""
+        try:
+            results = self._results(job_id)
+        except Rejected:
+            return None
+        for result in results:
+            with suppress(ValueError, TypeError, CallError):
+                return super().decode_line(orjson.dumps(result)).custom_id
+        return ""
 
     def cancel(self, job_id: str) -> None:
         """Nothing: no job can be cancelled."""

@@ -172,8 +172,8 @@ OPENROUTER = Server(
             recovery=Recovery.NONE,
             caveats=(
                 (
-                    "jobs have no names: of a create that gets no answer it can't be told whether "
-                    "there is a job"
+                    "a job has no name: one whose create got no answer is told from others by its "
+                    "time, its size and, once it has ended, its lines; until then it is in doubt"
                 ),
                 "jobs can't be cancelled",
                 "a job may take 96 hours, where it runs at Vertex AI",

@@ -1,0 +1,117 @@
+"""What each provider has, in one table: made from their traits, so that no document says otherwise.
+
+print(markdown())
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import NamedTuple
+
+from beam_llm.config import settings
+from beam_llm.errors import plural
+from beam_llm.protocols import BatchTraits, Recovery
+from beam_llm.provider_table import PROVIDERS
+from beam_llm.providers.openai import servers
+
+NAMES = (
+    "openai",
+    "azure",
+    "anthropic",
+    "gemini",
+    "vertex",
+    "bedrock",
+    "mistral",
+    "openrouter",
+    "together",
+    "groq",
+    "fireworks",
+    "deepinfra",
+    "xai",
+)
+"""In the order in which they are shown: by how many people use them."""
+
+_DISCOUNTS = {
+    "openrouter": "by host",
+    "together": "50 %, some models none",
+    "groq": "50 %, some models none",
+    "deepinfra": "20 %",
+    "xai": "20 %",
+}
+"""Of the batch API; of all others half. Source: the providers' price pages, 2026-11."""
+
+_RECOVERY = {
+    Recovery.TOKEN: "exact: a create may be repeated",
+    Recovery.CONTAINER: "by its container",
+    Recovery.METADATA: "by its name",
+    Recovery.LABEL: "by its label or input",
+    Recovery.NONE: "by time, size and lines: doubt until then",
+}
+
+HEADER = (
+    "provider",
+    "batch API",
+    "structured output",
+    "a create without an answer is found",
+    "batch discount",
+    "what to mind",
+)
+
+
+class Row(NamedTuple):
+    """A provider's line of the table; its fields are those of `HEADER`."""
+
+    provider: str
+    batch: str
+    structured_output: str
+    recovery: str
+    discount: str
+    to_mind: str
+
+
+def row_of(name: str) -> Row:
+    """What the provider of that name has."""
+    traits = _traits_of(name)
+    shape = _structured_output_of(name)
+    if traits is None:
+        return Row(f"`{name}:`", "not here", shape, "–", "–", "live calls only")
+    minds = "; ".join(traits.caveats)
+    recovery = _RECOVERY[traits.recovery]
+    return Row(f"`{name}:`", _size(traits), shape, recovery, _DISCOUNTS.get(name, "50 %"), minds)
+
+
+def markdown() -> str:
+    """The table of all providers, as Markdown."""
+    rows = [HEADER, ("---",) * len(HEADER), *map(row_of, NAMES)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _traits_of(name: str) -> BatchTraits | None:
+    module = PROVIDERS[name].module
+    if module != servers.__package__:
+        traits: BatchTraits = importlib.import_module(f"{module}.batches").TRAITS
+        return traits
+    api = _server_of(name).batch
+    return None if api is None else api.traits
+
+
+def _server_of(name: str) -> servers.Server:
+    if name == "openai":
+        return servers.OPENAI
+    return servers.server_of(settings(f"{name}:m", base_url="http://127.0.0.1"))
+
+
+def _size(traits: BatchTraits) -> str:
+    size = f"{plural(traits.max_requests, 'request')} or {traits.max_bytes // 10**6:,} MB"
+    least = f", at least {traits.min_requests}" if traits.min_requests > 1 else ""
+    return f"{size}{least}, {traits.window_seconds / 3600:g} h"
+
+
+def _structured_output_of(name: str) -> str:
+    if PROVIDERS[name].module != servers.__package__:
+        return "schema"
+    server = _server_of(name)
+    if server.form is servers.STRICTLY:
+        return "schema"
+    has_schemas = any(form.reply_format == servers.JSON_SCHEMA for _, form in server.forms)
+    return "schema or JSON object, by model" if has_schemas else "JSON object"

@@ -1,0 +1,161 @@
+"""Jobs that a provider keeps without a name: each `custom_id` of a job carries a tag that says what
+the job was created as, and the results of jobs that have ended are looked through for it.
+
+See `protocols.FindsUnnamed`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from beam_llm.errors import CannotTell, Kind, Retryable, plural
+from beam_llm.protocols import RemoteJob
+
+MOST_CUSTOM_ID = 42
+"""Of the 64 characters that the API allows, the tag has the rest."""
+
+_TAG = re.compile(r"-([0-9a-f]{16})-([0-9]{4})$")
+_MOST_ATTEMPTS = 10_000
+
+
+def tag_of(name: str) -> str:
+    """What is put behind each `custom_id` of a job of that name, since the job has no name of
+    its own: a hash of the part that all attempts have in common, and the attempt.
+
+        tag_of("ours-0")  # "-8c1d5d4a7e0f3b21-0000"
+    """
+    common, _, attempt = name.rpartition("-")
+    if not (attempt.isdecimal() and attempt.isascii() and int(attempt) < _MOST_ATTEMPTS):
+        common, attempt = name, "0"
+    digest = hashlib.blake2b(common.encode("utf-8", "replace"), digest_size=8).hexdigest()
+    return f"-{digest}-{int(attempt):04d}"
+
+
+def untagged(custom_id: str) -> str:
+    """A `custom_id` as `encode_line` was given it."""
+    return _TAG.sub("", custom_id)
+
+
+def name_in(custom_id: str, common: str) -> str:
+    """The name of the job that a line is of, where it begins with `common`; empty where it is
+    another's.
+    """
+    found = _TAG.search(custom_id)
+    if found is None or tag_of(f"{common}-0")[:18] != found[0][:18]:
+        return ""
+    return f"{common}-{int(found[2])}"
+
+
+LINE_HEAD = b'{"custom_id":"'
+"""What every line of a job begins with, before its `custom_id`."""
+
+
+def write_tagged(body: IO[bytes], lines: Path, tag: bytes, head: bytes) -> int:
+    """Writes a create's JSON, each line's `custom_id` with the job's tag; returns its size.
+
+    Args:
+      head: what stands before the first line; an array's `[` last.
+    """
+    start, before = len(LINE_HEAD), head
+    with open(lines, "rb") as file:
+        for line in file:
+            end = line.index(b'"', start)
+            body.write(before + line[:end] + tag + line[end:].rstrip(b"\n"))
+            before = b","
+    body.write(b"]}")
+    size = body.tell()
+    body.seek(0)
+    return size
+
+
+SLACK_SECONDS = 300.0
+"""A job that is older than its marker by less may be ours: for two clocks of one provider."""
+
+
+class UnnamedSearch:
+    """Looks for jobs by the tags in their results; what was seen of an ended job is kept.
+
+    Args:
+      pages: all jobs, newest first as the API lists them.
+      first_custom_id: of an ended job's results; empty where it has none; None where they can't be
+        read any more.
+      most_pages: that are read.
+    """
+
+    def __init__(
+        self,
+        pages: Callable[[], Iterable[Sequence[RemoteJob]]],
+        first_custom_id: Callable[[str], str | None],
+        most_pages: int,
+    ):
+        self._pages, self._first_custom_id, self._most_pages = pages, first_custom_id, most_pages
+        self._first_ids: dict[str, str] = {}
+
+    def find(
+        self,
+        name: str,
+        lines: int,
+        since: float,
+        is_others: Callable[[str], bool],
+        has_results: Callable[[RemoteJob], bool],
+    ) -> list[RemoteJob]:
+        """See `protocols.FindsUnnamed`."""
+        found, unclear = [], []
+        for job in self._since(since - SLACK_SECONDS):
+            if job.total is not None and not 0 < job.total <= lines:
+                continue
+            named = self._name_of(job, name) if has_results(job) else None
+            if named:
+                found.append(dataclasses.replace(job, name=named))
+            elif named is None and not is_others(job.job_id):
+                unclear.append(job)
+        if unclear and not found:
+            raise_doubt(unclear)
+        return sorted(found, key=lambda job: (job.created_at, job.job_id))
+
+    def _name_of(self, job: RemoteJob, common: str) -> str | None:
+        """What an ended job was created as where that begins with `common`, empty where it is
+        another's; None where its results can't be read any more.
+        """
+        custom_id = self._first_ids.get(job.job_id)
+        if custom_id is None:
+            custom_id = self._first_custom_id(job.job_id)
+        if custom_id is None:
+            return None
+        self._first_ids[job.job_id] = custom_id
+        return name_in(custom_id, common)
+
+    def _since(self, moment: float) -> Iterator[RemoteJob]:
+        """All jobs that are not older, newest first as the API lists them.
+
+        Raises:
+          CannotTell: the list has no end within bounds, or can't be had.
+        """
+        for number, page in enumerate(self._pages()):
+            yield from (job for job in page if not 0.0 < job.created_at < moment)
+            if page and all(0.0 < job.created_at < moment for job in page):
+                return
+            if number == self._most_pages:
+                raise CannotTell(
+                    f"the provider's list of jobs has no end within {plural(number, 'page')}"
+                )
+
+
+def raise_doubt(unclear: Sequence[RemoteJob]) -> None:
+    """Raises CannotTell, or Retryable where time will show."""
+    lost = [job for job in unclear if job.errors]
+    if lost:
+        raise CannotTell(
+            f"{plural(len(lost), 'job')} that may be this one can't be told from it any more, "
+            f"as results are gone: {lost[0].job_id}"
+        )
+    raise Retryable(
+        Kind.DOUBTFUL,
+        f"{plural(len(unclear), 'job')} under way may be this one, which shows when each has "
+        f"ended: {', '.join(job.job_id for job in unclear[:3])}",
+    )
