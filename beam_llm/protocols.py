@@ -327,7 +327,8 @@ class BatchProvider(Protocol):
         """
 
     def create(self, name: str, staged: str | None, lines: Path | None) -> RemoteJob:
-        """Creates the job, in one try: a repeat may be a second paid job.
+        """Creates the job, in one try: a repeat may be a second paid job. On the rung TOKEN it is
+        the same job, and whoever lost the answer repeats it, with the same name and input.
 
         Args:
           name: of this attempt; what it begins with, up to its last `-`, is common to all attempts
@@ -336,7 +337,7 @@ class BatchProvider(Protocol):
           lines: the local file, where `staged` is None.
 
         Raises:
-          NotCreated: there is no job, for certain.
+          NotCreated: this call has made no job, for certain.
           Exception: any other: there may be one.
         """
 

@@ -5,6 +5,7 @@ the same dialect, and no reply, line or job can raise past its own record.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 import urllib.error
 import urllib.request
@@ -21,10 +22,11 @@ from botocore.exceptions import ClientError
 
 from beam_llm import LLMPredict, providers
 from beam_llm.config import Settings, settings
-from beam_llm.errors import Aborted, Rejected
+from beam_llm.errors import Aborted, CannotTell, Rejected, Retryable
 from beam_llm.pricing import Prices
-from beam_llm.protocols import BatchProvider, CompletionProvider, Recovery
-from beam_llm.testing import Emulator
+from beam_llm.protocols import BatchProvider, CompletionProvider, Recovery, RemoteJob
+from beam_llm.providers.bedrock import batches as bedrock_batches
+from beam_llm.testing import Emulator, Fault
 from beam_llm.testing.contracts import BatchProviderContract, CompletionProviderContract
 from beam_llm.testing.contracts.batches import Mishap, emulator_options
 from beam_llm.testing.contracts.completions import Situation, emulator_fault
@@ -252,6 +254,101 @@ def test_a_job_of_too_few_records_fails_as_at_bedrock(
     assert job.state is JobState.FAILED
     assert "less records (1) than the required minimum of: 100" in job.errors[0][1]
     assert job.cause is None
+
+
+@pytest.fixture
+def batches(emulator: Emulator, s3_location: str, tmp_path: Path) -> Iterator[Any]:
+    """A client, and a function that creates a job of one line under a name."""
+    client = providers.connect_batch(batch_settings(s3_location))
+
+    def made(name: str) -> RemoteJob:
+        line = client.encode_line("r-1", Request(MODEL, (Message("user", "hello"),)))
+        (tmp_path / "lines").write_bytes(line + b"\n")
+        return client.create(name, client.stage(tmp_path / "lines", name), None)
+
+    yield client, made
+    client.close()
+
+
+LONG = f"0123456789ab-7.{'.'.join('ab' * 20)}-0123456789ab"
+
+
+def test_jobs_are_found_by_the_beginning_of_their_name_however_long(batches: Any) -> None:
+    client, made = batches
+    jobs = {name: made(name).job_id for name in ("a-0", "a-1", "b-0", f"{LONG}-0", f"{LONG}-1")}
+    for begin in ("a", "b", LONG):
+        wanted = [job_id for name, job_id in jobs.items() if name.startswith(f"{begin}-")]
+        found = client.find(begin, None, time.time())
+        assert sorted(job.job_id for job in found) == sorted(wanted)
+    assert client.find("nobody", None, time.time()) == []
+    assert len(client.pending()) <= len(jobs)
+
+
+def test_jobs_that_can_not_be_listed_are_a_doubt(batches: Any, emulator: Emulator) -> None:
+    client, made = batches
+    made("a-0")
+    emulator.set_faults(Fault("poison", where="list", status=403))
+    with pytest.raises(CannotTell, match="jobs can't be listed here"):
+        client.find("a", None, time.time())
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["it is there", "it is not"])
+def test_a_conflict_of_a_create_is_about_the_job_that_there_is(
+    batches: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, exists: bool
+) -> None:
+    made = batches[1]
+    job = made("a-0" if exists else "b-0")
+    monkeypatch.setattr(bedrock_batches, "token_of", lambda name: "forgotten")
+    fault = Fault("poison", where="create", status=400, code="ConflictException", message="in use")
+    emulator.set_faults(fault)
+    if exists:
+        assert made("a-0").job_id == job.job_id
+    else:
+        with pytest.raises(Retryable, match="in use"):
+            made("a-0")
+
+
+def test_the_last_line_of_a_result_file_ends_though_bedrock_leaves_it_open(
+    batches: Any, s3_location: str, tmp_path: Path
+) -> None:
+    client, _ = batches
+    bucket = s3_location.split("/")[2]
+    for name, body in (("a.jsonl.out", b'{"a":1}\n{"b":2}'), ("b.jsonl.out", b'{"c":3}\n')):
+        boto3.client("s3").put_object(Bucket=bucket, Key=f"out/{name}", Body=body)
+    boto3.client("s3").put_object(Bucket=bucket, Key="out/manifest.json.out", Body=b"{}")
+    job = RemoteJob("x", JobState.COMPLETED, result_files=(f"s3://{bucket}/out/",))
+    client.fetch(job, tmp_path / "results")
+    assert (tmp_path / "results").read_bytes() == b'{"a":1}\n{"b":2}\n{"c":3}\n'
+
+
+def test_a_result_file_that_is_larger_than_its_bound_is_refused(
+    emulator: Emulator, s3_location: str, tmp_path: Path
+) -> None:
+    bucket = s3_location.split("/")[2]
+    boto3.client("s3").put_object(Bucket=bucket, Key="out/a.jsonl.out", Body=b"x" * 20_000)
+    known = dataclasses.replace(batch_settings(s3_location), max_file_bytes=10_000)
+    client = providers.connect_batch(known)
+    job = RemoteJob("x", JobState.COMPLETED, result_files=(f"s3://{bucket}/out/",))
+    with pytest.raises(Rejected, match="max_file_bytes"):
+        client.fetch(job, tmp_path / "results")
+    client.close()
+
+
+@pytest.mark.parametrize(("hours", "asked"), [(None, 24), (2.5, 24), (30.2, 31), (1_000, 168)])
+def test_a_job_may_take_as_long_as_it_is_waited_for_within_bedrocks_bounds(
+    hours: float | None, asked: int
+) -> None:
+    known = settings(
+        MODEL,
+        mode="batch_api",
+        staging_location="s3://bucket/x",
+        job_deadline_hours=hours,
+        provider_options={"region": "us-east-1", "role_arn": ROLE},
+    )
+    traits = providers.connect_batch(known).traits
+    assert traits.window_seconds == asked * 3_600
+    assert traits.min_requests == 100
+    assert "go as live calls" in traits.caveats[0]
 
 
 # A pipeline, both ways

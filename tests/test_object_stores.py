@@ -129,6 +129,23 @@ def test_an_error_names_the_object_and_what_was_said_and_no_secret(
         assert caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("status code: 403 Forbidden: <Error><Code>AccessDenied</Code>", "HTTP 403 AccessDenied"),
+        ("Received redirect without LOCATION, an incorrectly configured region", "AWS_REGION"),
+        ("status code: 400 <Code>AuthorizationHeaderMalformed</Code>", "AWS_REGION"),
+        ("status code: 500 at https://a.blob/c?sig=secret", "HTTP 500"),
+        ("error sending request for url (https://a.blob/c?sig=secret)", "no answer"),
+    ],
+)
+def test_what_a_server_said_is_told_by_its_number_and_its_word(said: str, told: str) -> None:
+    from beam_llm.stores.objects import _reason
+
+    assert told in _reason(OSError(said))
+    assert "secret" not in _reason(OSError(said))
+
+
 def test_a_server_that_is_gone_is_an_error_of_the_store(
     s3_location: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,6 +138,33 @@ def test_a_repeat_that_is_refused_finds_the_job_where_it_can_be_looked_for(world
     assert len(world.fake.jobs) == 1
 
 
+class Forgets(FindsByName):
+    """One that knows a name again for an hour."""
+
+    def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
+        for job in self.jobs:
+            if job.name == name and self.clock.time() > job.created_at + 3_600:
+                job.name = f"{name}-forgotten"
+        return super().create(name, staged, lines)
+
+
+@pytest.mark.parametrize("hours", [0.5, 4, 100])
+def test_a_create_of_long_ago_is_looked_for_before_it_is_repeated(
+    world: World, hours: float
+) -> None:
+    """The provider may have forgotten its name by then, and would make a second job."""
+    world.fake = Forgets(world.clock, rung=Recovery.TOKEN)
+    points.watch = killing("create.sent")
+    with pytest.raises(Killed):
+        world.run(TEXTS)
+    points.watch = None
+    world.clock.now += hours * 3_600
+    found, doubts = in_doubt(world, job_deadline_hours=200)
+    assert not wrong(found, TEXTS)
+    assert (len(world.fake.jobs), doubts) == (1, 0)
+    assert set(world.fake.billed.values()) == {1}
+
+
 def test_a_process_that_slept_before_its_create_does_not_close_what_another_has_repeated(
     world: World,
 ) -> None:

@@ -8,6 +8,7 @@ create is sent once more, by whichever process has the job's lease, and gives th
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from beam_llm.errors import (
@@ -32,6 +33,10 @@ from beam_llm.protocols import Recovery, RemoteJob
 from beam_llm.stores import temporary_file
 
 _LOG = logging.getLogger(__name__)
+
+NAME_SECONDS = 3 * 3600.0
+"""No provider says for how long it knows a name again. After so long the job is looked for among
+its jobs before the create is sent once more, where the provider can be asked for them."""
 
 
 class Doubt:
@@ -73,6 +78,10 @@ class Doubt:
         marker = self._journal.read(Creating, attempt)
         if marker is None or marker.adopts is not None:
             return None
+        if self._age_seconds(attempt, marker) > NAME_SECONDS:
+            with suppress(CannotTell):
+                if found := self._search.find_remote():
+                    return found[0]
         failpoint("create.again")
         try:
             job = self._created(f"{self._intent.fingerprint}-{attempt}", marker.file_id)

@@ -250,6 +250,7 @@ class _Replaced(Exception):
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,80})</Code>")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted", "ResourceNotFound")
+_OTHER_REGION = re.compile(r"configured region|PermanentRedirect|AuthorizationHeaderMalformed")
 _MOST_READ = 20_000
 
 
@@ -260,7 +261,10 @@ def _code_of(error: BaseException) -> str:
 
 def _reason(error: BaseException) -> str:
     """What the server said, by its number and its word for it, never a sentence or an address."""
-    status = _STATUS.search(str(error)[:_MOST_READ])
+    text = str(error)[:_MOST_READ]
+    if _OTHER_REGION.search(text):
+        return "the bucket is in another region, or none is set: export AWS_REGION"
+    status = _STATUS.search(text)
     if status is None:
         return f"no answer, or none that can be read ({type(error).__name__})"
     return f"HTTP {status[1]} {_code_of(error)}".rstrip()

@@ -86,17 +86,18 @@ class Clients:
             file.write(b"\n")
 
     def names(self, folder: str) -> list[str]:
-        """Addresses of all objects below a folder's."""
+        """Addresses of the objects below a folder's, as far as pages are read."""
         bucket, prefix = _parted(folder)
         found: list[str] = []
         query: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
-        while True:
+        for _ in range(self._bounds.list_pages):
             page = self._s3("list_objects_v2", **query)
             found += [f"s3://{bucket}/{entry['Key']}" for entry in page.get("Contents", ())]
             token = page.get("NextContinuationToken")
             if not token:
-                return found
+                break
             query["ContinuationToken"] = token
+        return found
 
     def delete(self, uri: str) -> None:
         """Removes an object; harmless where it is gone."""

@@ -205,7 +205,11 @@ class BedrockBatches:
         return remote_job(shown, self._clients.context)
 
     def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
-        """Jobs of that name, or of that input, newest first."""
+        """Jobs of that name, or of that input, oldest first.
+
+        Raises:
+          CannotTell: jobs can't be listed here.
+        """
         return find_jobs(
             self._pages(name_prefix(name)),
             name_prefix(name),
