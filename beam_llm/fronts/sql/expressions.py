@@ -271,12 +271,11 @@ class _Translation:
 
     def _fail(self, node: Any, why: str, instead: str) -> NoReturn:
         start, end = self._expression.start, self._expression.end
-        for part in node.find_all(exp.Identifier):
-            if "start" in part.meta:
-                begin = part.meta["start"] - len("SELECT ")
-                start = self._expression.offset + begin
-                end = self._expression.offset + part.meta["end"] - len("SELECT ") + 1
-                break
+        places = [part.meta for part in node.find_all(exp.Identifier) if "start" in part.meta]
+        if places:
+            offset = self._expression.offset - len("SELECT ")
+            start = offset + min(place["start"] for place in places)
+            end = offset + max(place["end"] for place in places) + 1
         self._source.fail(start, why, instead, end)
 
 

@@ -175,5 +175,6 @@ def _place_of(error: SqlglotError) -> tuple[int, str]:
         return 0, "this can't be read"
     before = str(details[0].get("start_context") or "")
     why = str(details[0].get("description") or "this can't be read").rstrip(".")
+    why = "something is missing" if "<class" in why else why
     at = len(before) - len(_PREFIX) if len(before) < 100 else 0
     return at, f"this is not an expression ({why[:80]})"

@@ -136,9 +136,9 @@ def settings_of(
     prompt = _prompt(together.get("prompt"), inputs, call)
     if prompt is not None:
         values["prompt"] = prompt
-    if "output" not in together:
+    if "output" not in together or (call and call.function == "AI_CLASSIFY"):
         values["output"] = output_of(model, call)[1]
-    elif len(model.outputs) > 1 or (call and call.function == "AI_CLASSIFY"):
+    elif len(model.outputs) > 1:
         source.fail(places["output"].start, "'output' is said by OUTPUT", "take it out")
     try:
         settings = settings_from_options(

@@ -362,9 +362,7 @@ class Planner:
         inputs = self._inputs(call, first, prompted)
         branches = []
         for model in models:
-            if model.inputs is not None and first.inputs != model.inputs and len(models) > 1:
-                self._refuse_unlike(call, first, model)
-            if model.outputs != first.outputs:
+            if _shape(model) != _shape(first):
                 self._refuse_unlike(call, first, model)
             settings = self._settings(model, call, tuple(name for name, _, _ in inputs))
             branches.append(Branch(model.name, settings))
@@ -380,7 +378,7 @@ class Planner:
         self._source.fail(
             call.model_start,
             f"the models {first.name!r} and {other.name!r} have different INPUT or OUTPUT",
-            "give them the same columns",
+            "give them the same types, or write IF or CASE over the names of those that are meant",
             call.end,
         )
 
@@ -649,6 +647,12 @@ def options_of(settings: Settings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in OPTIONS if name != "output_field"}
 
 
+def _shape(model: Model) -> tuple[Any, ...]:
+    """The types of a model's INPUT and OUTPUT."""
+    inputs = None if model.inputs is None else [kind for _, kind in model.inputs]
+    return inputs, [kind for _, kind in model.outputs]
+
+
 def _conjuncts(condition: Expression) -> list[Expression]:
     """The parts of a AND b AND c: each is looked at as early as it can be."""
     parts: list[Any] = []
@@ -675,6 +679,8 @@ def _results(tree: Any) -> list[str] | None:
     """
     if isinstance(tree, exp.Literal) and tree.is_string:
         return [str(tree.this)]
+    if isinstance(tree, exp.Null):
+        return []
     branches: list[Any]
     if isinstance(tree, exp.Paren):
         branches = [tree.this]

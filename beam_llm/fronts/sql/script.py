@@ -78,9 +78,9 @@ def read_script(text: str, name: str, permissions: Permissions = Permissions()) 
     steps: list[Printed | Job] = []
     try:
         statements = parse_statements(source)
-        ends = [statement.start for statement in statements[1:]] + [len(text)]
-        for statement, end in zip(statements, ends, strict=True):
-            step = _run(known, statement, end)
+        starts = [*(statement.start for statement in statements), len(text)]
+        for number, statement in enumerate(statements):
+            step = _run(known, statement, starts[number + 1])
             if step is not None:
                 steps.append(step)
     except RecursionError:

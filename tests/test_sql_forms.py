@@ -1,0 +1,293 @@
+"""Every form of a call in the proposal and in the engines that have near relatives of it, in both
+modes.
+
+All forms run in one file, as one STATEMENT SET; a test looks at one form's rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beam_llm.cli.main import main
+from beam_llm.testing import Emulator
+
+ROWS = [
+    {
+        "id": "1",
+        "title": "Phone",
+        "text": "what a wonderful, excellent phone",
+        "priority": "high",
+        "n": 5,
+    },
+    {
+        "id": "2",
+        "title": "Worse",
+        "text": "terrible, awful, the worst",
+        "priority": "low",
+        "n": 7,
+    },
+]
+MOODS = ["positive", "negative"]
+TEXTS = [row["text"] for row in ROWS]
+MODES = {
+    "online": "",
+    "batch_api": ", 'mode'='batch_api', 'staging.location'='staging', 'poll.seconds'='0.05'",
+}
+HEAD = """
+SET 'batch.size' = '2';
+CREATE TABLE reviews (id STRING, title STRING, text STRING, priority STRING, n INT)
+  WITH ('connector'='filesystem', 'path'='reviews.jsonl', 'format'='json');
+CREATE MODEL m INPUT (text STRING) OUTPUT (sentiment STRING)
+  WITH ('provider'='openai', 'model'='gpt-4', 'output'='enum:positive|negative'<mode>);
+CREATE MODEL free WITH ('provider'='openai', 'model'='gpt-4'<mode>);
+CREATE MODEL powerful OUTPUT (a STRING) WITH ('provider'='openai', 'model'='gpt-4.1'<mode>);
+CREATE MODEL cheap OUTPUT (a STRING) WITH ('provider'='openai', 'model'='gpt-4.1-mini'<mode>);
+CREATE MODEL many INPUT (title STRING, text STRING)
+  OUTPUT (label STRING, score DOUBLE, stars INT, good BOOLEAN, tags ARRAY<STRING>,
+    detail ROW<a INT, b STRING>, why STRING METADATA FROM 'error-string' VIRTUAL)
+  WITH ('provider'='openai-compatible', 'model-name'='gpt-4', 'apiKey'='${OPENAI_API_KEY}',
+    'max-tokens'='500', 'system-prompt'='Rate each review.'<mode>);
+CREATE VIEW labelled AS SELECT id, text, ML_PREDICT('m', text) AS mood FROM reviews;
+CREATE VIEW letters (letter, number) AS SELECT * FROM (VALUES ('good', 1), ('bad', 2)) AS t(a, b);
+"""
+
+# name: columns of the table that takes it, SELECT, rows
+FORMS: dict[str, tuple[str, str, list[list[Any]]]] = {
+    "scalar, of the proposal": (
+        "id STRING, mood STRING",
+        "SELECT id, ML_PREDICT('m', text) AS mood FROM reviews",
+        [["1", "positive"], ["2", "negative"]],
+    ),
+    "scalar, with overrides": (
+        "id STRING, mood STRING",
+        (
+            "SELECT id, ML_PREDICT('m', text, MAP['batch.size', '50', 'batch.prompt.template', "
+            "'{% for r in records %}Input {{ r.index }}: \"{{ r.text }}\"\n{% endfor %}']) FROM reviews"
+        ),
+        [["1", "positive"], ["2", "negative"]],
+    ),
+    "lateral, of the proposal": (
+        "id STRING, sentiment STRING, error_msg STRING",
+        (
+            "SELECT id, result.value AS sentiment, result.error AS error_msg FROM reviews, "
+            "LATERAL TABLE(ML_PREDICT('m', text)) AS result"
+        ),
+        [["1", "positive", None], ["2", "negative", None]],
+    ),
+    "lateral, by the OUTPUT's name": (
+        "id STRING, mood STRING",
+        "SELECT t.id, r.sentiment FROM reviews AS t, LATERAL TABLE(ML_PREDICT('m', t.text)) AS r",
+        [["1", "positive"], ["2", "negative"]],
+    ),
+    "lateral, Confluent's version": (
+        "id STRING, mood STRING",
+        "SELECT id, sentiment FROM reviews, LATERAL TABLE(ML_PREDICT('m$3', text))",
+        [["1", "positive"], ["2", "negative"]],
+    ),
+    "lateral, columns named": (
+        "id STRING, mood STRING, error STRING",
+        (
+            "SELECT id, a, b FROM reviews LEFT JOIN LATERAL TABLE(ML_PREDICT('m', text)) AS x(a, b) "
+            "ON TRUE"
+        ),
+        [["1", "positive", None], ["2", "negative", None]],
+    ),
+    "lateral, cross join": (
+        "id STRING, mood STRING",
+        "SELECT id, x.value FROM reviews CROSS JOIN LATERAL TABLE(ML_PREDICT('m', text)) x",
+        [["1", "positive"], ["2", "negative"]],
+    ),
+    "lateral, twice": (
+        "id STRING, mood STRING, echo STRING",
+        (
+            "SELECT id, x.value, y.value FROM reviews, LATERAL TABLE(ML_PREDICT('m', text)) AS x, "
+            "LATERAL TABLE(ML_PREDICT('free', title)) AS y"
+        ),
+        [["1", "positive", "Phone"], ["2", "negative", "Worse"]],
+    ),
+    "table, positional": (
+        "id STRING, sentiment STRING, error STRING",
+        "SELECT id, sentiment, error FROM ML_PREDICT(TABLE reviews, MODEL m, DESCRIPTOR(text))",
+        [["1", "positive", None], ["2", "negative", None]],
+    ),
+    "table, all columns": (
+        "id STRING, title STRING, text STRING, priority STRING, n INT, sentiment STRING",
+        "SELECT * FROM ML_PREDICT(TABLE reviews, MODEL m, DESCRIPTOR(text))",
+        [[*row.values(), mood] for row, mood in zip(ROWS, MOODS, strict=True)],
+    ),
+    "table, named, wrapped, with Flink's options": (
+        "id STRING, mood STRING",
+        (
+            "SELECT t.id, t.sentiment FROM TABLE(ML_PREDICT(INPUT => TABLE reviews, MODEL => MODEL m, "
+            "ARGS => DESCRIPTOR(text), CONFIG => MAP['async', 'true', 'output-mode', 'ORDERED', "
+            "'max-concurrent-operations', '4', 'timeout', '60 s'])) AS t WHERE n > 1"
+        ),
+        [["1", "positive"], ["2", "negative"]],
+    ),
+    "table, of a query": (
+        "id STRING, mood STRING",
+        (
+            "SELECT id, sentiment FROM ML_PREDICT(TABLE (SELECT id, text FROM reviews WHERE n < 6), "
+            "MODEL m, DESCRIPTOR(text))"
+        ),
+        [["1", "positive"]],
+    ),
+    "several columns into a prompt": (
+        "id STRING, said STRING",
+        (
+            "SELECT id, ML_PREDICT('free', title, text, MAP['prompt', 'Repeat: {{ title }}: {{ text }}'"
+            "]) FROM reviews"
+        ),
+        [["1", f"Phone {TEXTS[0]}"], ["2", f"Worse {TEXTS[1]}"]],
+    ),
+    "AI_COMPLETE": (
+        "id STRING, said STRING",
+        "SELECT id, AI_COMPLETE('free', text, 'Repeat {{ this }}:') FROM reviews",
+        [["1", TEXTS[0]], ["2", TEXTS[1]]],
+    ),
+    "AI_COMPLETE, the model by an expression": (
+        "id STRING, said STRING",
+        (
+            "SELECT id, AI_COMPLETE(IF(priority = 'high', 'powerful', 'cheap'), text, 'Repeat:') "
+            "FROM reviews"
+        ),
+        [["1", TEXTS[0]], ["2", TEXTS[1]]],
+    ),
+    "AI_COMPLETE, the model by a CASE, named arguments": (
+        "id STRING, said STRING, error STRING",
+        (
+            "SELECT id, x.value, x.error FROM reviews, LATERAL TABLE(AI_COMPLETE(MODEL => "
+            "COALESCE(CASE priority WHEN 'high' THEN 'powerful' END, 'free'), INPUT => text, "
+            "PROMPT => 'Repeat:')) AS x WHERE x.error IS NULL"
+        ),
+        [["1", TEXTS[0], None], ["2", TEXTS[1], None]],
+    ),
+    "AI_CLASSIFY": (
+        "id STRING, c ROW<category STRING, confidence DOUBLE>",
+        (
+            "SELECT id, AI_CLASSIFY(MODEL => MODEL m, INPUT => text, LABELS => ARRAY['positive', "
+            "'negative']) FROM reviews"
+        ),
+        [["1", {"category": "positive"}], ["2", {"category": "negative"}]],
+    ),
+    "AI_CLASSIFY, lateral": (
+        "id STRING, category STRING",
+        (
+            "SELECT id, category FROM reviews, LATERAL TABLE(AI_CLASSIFY(MODEL m, text, "
+            "ARRAY['positive', 'negative'])) AS c WHERE confidence >= 0"
+        ),
+        [["1", "positive"], ["2", "negative"]],
+    ),
+    "a view": (
+        "id STRING, mood STRING",
+        "SELECT id, UPPER(mood) AS mood FROM labelled WHERE mood = 'negative'",
+        [["2", "NEGATIVE"]],
+    ),
+    "VALUES": (
+        "letter STRING, number INT, mood STRING",
+        "SELECT letter, number + 1, ML_PREDICT('m', letter) FROM letters",
+        [["good", 2, "positive"], ["bad", 3, "negative"]],
+    ),
+    "a call inside a call": (
+        "id STRING, said STRING",
+        "SELECT id, ML_PREDICT('free', ML_PREDICT('m', text)) FROM reviews",
+        [["1", "positive"], ["2", "negative"]],
+    ),
+    "a call inside an expression and a condition": (
+        "id STRING, said STRING",
+        (
+            "SELECT id, CONCAT('it is ', LOWER(ML_PREDICT('m', text))) FROM reviews "
+            "WHERE ML_PREDICT('m', text) = 'positive'"
+        ),
+        [["1", "it is positive"]],
+    ),
+}
+
+
+class Run:
+    """What one run of all forms gave."""
+
+    def __init__(self, folder: Path, emulator: Emulator, code: int):
+        self.folder = folder
+        self.billed = dict(emulator.billed)
+        self.code = code
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        return [
+            json.loads(line)
+            for path in (self.folder / name).iterdir()
+            for line in path.read_text().splitlines()
+        ]
+
+
+def table(number: int, columns: str) -> str:
+    return (
+        f"CREATE TABLE t{number} ({columns}) "
+        f"WITH ('connector'='filesystem', 'path'='t{number}/', 'format'='json');\n"
+    )
+
+
+TYPED = (
+    "title STRING, label STRING, score DOUBLE, stars INT, good BOOLEAN, tags ARRAY<STRING>, "
+    "detail ROW<a INT, b STRING>, a INT, why STRING"
+)
+SELECT_TYPED = (
+    "SELECT title, label, score, stars, good, tags, detail, detail.a, why "
+    "FROM ML_PREDICT(TABLE reviews, MODEL many, DESCRIPTOR(title, text))"
+)
+
+
+@pytest.fixture(scope="module", params=MODES.values(), ids=MODES)
+def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    folder = tmp_path_factory.mktemp("forms")
+    (folder / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    tables = [table(number, columns) for number, (columns, _, _) in enumerate(FORMS.values())]
+    inserts = [
+        f"INSERT INTO t{number} {select};\n" for number, (_, select, _) in enumerate(FORMS.values())
+    ]
+    sql = "".join([HEAD, *tables, table(99, TYPED), "EXECUTE STATEMENT SET BEGIN\n", *inserts])
+    sql += f"INSERT INTO t99 {SELECT_TYPED};\nEND;"
+    (folder / "forms.sql").write_text(sql.replace("<mode>", request.param))
+    with pytest.MonkeyPatch.context() as patch, Emulator() as emulator:
+        patch.chdir(folder)
+        for name, value in emulator.environment.items():
+            patch.setenv(name, value)
+        code = main(["run", "forms.sql", "--quiet", "--summary", "summary.json"])
+        yield Run(folder, emulator, code)
+
+
+def test_the_whole_file_runs(ran: Run):
+    assert ran.code == 0
+    (summary,) = json.loads((ran.folder / "summary.json").read_text())["statements"]
+    assert len(summary["places"]) == len(FORMS) + 1
+    assert summary["failed"] == 0
+    assert summary["answered"] == sum(len(rows) for _, _, rows in FORMS.values()) + 2
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_form_gives_its_rows(ran: Run, name: str):
+    number = list(FORMS).index(name)
+    expected = FORMS[name][2]
+    rows = [list(row.values()) for row in ran.rows(f"t{number}")]
+    assert len(rows) == len(expected)
+    for row, wanted in zip(rows, expected, strict=True):
+        for value, want in zip(row, wanted, strict=True):
+            assert (value | want if isinstance(want, dict) else want) == value
+
+
+def test_output_columns_have_their_types(ran: Run):
+    for row, given in zip(ran.rows("t99"), ROWS, strict=True):
+        assert row["title"] == given["title"]
+        assert isinstance(row["label"], str)
+        assert isinstance(row["score"], float)
+        assert isinstance(row["stars"], int)
+        assert -(2**31) <= row["stars"] < 2**31
+        assert isinstance(row["good"], bool)
+        assert all(isinstance(tag, str) for tag in row["tags"])
+        assert row["a"] == row["detail"]["a"]
+        assert row["why"] is None

@@ -1,0 +1,442 @@
+"""SQL files are read, checked and planned before anything runs: what each statement comes to, and
+the one clear line for what isn't run.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from beam_llm.errors import UsageError
+from beam_llm.fronts.sql.plan import Plan
+from beam_llm.fronts.sql.script import Job, Printed, Script, read_script
+from beam_llm.fronts.sql.tables import Permissions
+
+HEAD = """CREATE TABLE t (id STRING, title STRING, text STRING, n INT, x DOUBLE, day DATE,
+  tags ARRAY<STRING>, r ROW<a INT, b STRING>) WITH ('connector'='filesystem', 'path'='in/', 'format'='json');
+CREATE TABLE out (id STRING, mood STRING) WITH ('connector'='filesystem', 'path'='out/', 'format'='json');
+CREATE MODEL m INPUT (text STRING) OUTPUT (mood STRING) WITH ('provider'='openai', 'model'='gpt-4', 'base.url'='http://127.0.0.1:9/v1');
+CREATE MODEL two INPUT (a STRING, b STRING) OUTPUT (mood STRING, score DOUBLE) WITH ('model'='openai:gpt-4', 'base.url'='http://127.0.0.1:9/v1');
+"""
+FIRST = HEAD.count("\n") + 1
+
+
+def read(sql: str, **permissions: bool) -> Script:
+    return read_script(HEAD + sql, "file.sql", Permissions(**permissions))
+
+
+def plans(sql: str) -> list[Plan]:
+    return [plan for step in read(sql).steps if isinstance(step, Job) for plan in step.plans]
+
+
+def printed(sql: str) -> list[tuple[str, ...]]:
+    (step,) = [step for step in read(sql).steps if isinstance(step, Printed)]
+    return list(step.rows)
+
+
+def settings_of(sql: str) -> Any:
+    (plan,) = plans(sql)
+    return plan.asks[0].branches[0].settings
+
+
+# What isn't run is refused by name, with its place and what to write instead
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+REFUSED = {
+    "a join": ("SELECT id FROM t JOIN out ON t.id = out.id", 18, "join.*join the tables before"),
+    "a join by comma": ("SELECT id FROM t, out", 17, "join.*LATERAL TABLE"),
+    "a cross join with answers": (
+        "SELECT id FROM t, LATERAL TABLE(ML_PREDICT(TABLE t, MODEL m, DESCRIPTOR(text)))",
+        17,
+        "cross join of a table with all answers.*LATERAL",
+    ),
+    "GROUP BY": ("SELECT id FROM t GROUP BY id", 18, "GROUP BY.*'GROUP BY id'.*database"),
+    "an aggregate": ("SELECT COUNT(*) FROM t", 8, "COUNT is an aggregate.*database"),
+    "ORDER BY": ("SELECT id FROM t ORDER BY id", 18, "ORDER BY.*sort the table that is written"),
+    "a window function": ("SELECT ROW_NUMBER() OVER (ORDER BY id) FROM t", 8, "window functions"),
+    "DISTINCT": ("SELECT DISTINCT id FROM t", 8, "DISTINCT.*asked once"),
+    "UNION": ("SELECT id FROM t UNION ALL SELECT id FROM t", 18, "one INSERT INTO the same table"),
+    "a subquery": ("SELECT (SELECT 1) FROM t", 9, "a query inside an expression"),
+    "WITH": ("WITH a AS (SELECT 1) SELECT * FROM a", 1, "CREATE TEMPORARY VIEW"),
+    "a clock": ("SELECT ML_PREDICT('m', CURRENT_TIMESTAMP)", 24, "another value at every run"),
+    "an unknown function": ("SELECT UPER(id) FROM t", 8, "UPER is not known.*'UPPER'"),
+    "a function that reads files": ("SELECT read_text('/etc/passwd') FROM t", 8, "not known here"),
+    "a function of the engine": ("SELECT current_setting('x') FROM t", 8, "not known here"),
+    "a file as a table": ("SELECT * FROM '/etc/passwd'", 15, "the table's name"),
+    "an unknown column": ("SELECT txt FROM t", 8, "unknown column 'txt'.*'text'"),
+    "an unknown table": ("SELECT id FROM tt", 16, "unknown table 'tt'.*'t'"),
+    "an unknown table's column": ("SELECT a.id FROM t AS b", 8, "unknown column 'a'"),
+    "an unknown field": ("SELECT r.c FROM t", 8, "no field 'c' in ROW.*fields: a, b"),
+    "an unknown model": ("SELECT ML_PREDICT('mm', text) FROM t", 19, "unknown model 'mm'.*'m'"),
+    "an unknown option": (
+        "SELECT ML_PREDICT('m', text, MAP['batch.sise', '5']) FROM t",
+        34,
+        "unknown option 'batch.sise'.*'batch.size'",
+    ),
+    "a value out of its range": (
+        "SELECT ML_PREDICT('m', text, MAP['batch.size', '0']) FROM t",
+        48,
+        "'batch.size' is '0'.*at least 1",
+    ),
+    "an unknown type": ("CREATE TABLE a (id STRNG) WITH ('connector'='print')", 20, "'STRING'"),
+    "an unknown connector": (
+        "CREATE TABLE a (id STRING) WITH ('connector'='filesystm')",
+        46,
+        "'filesystem'",
+    ),
+    "Kafka": ("CREATE TABLE a (id STRING) WITH ('connector'='kafka')", 46, "ReadFromKafka.*allow"),
+    "an unknown format": (
+        "CREATE TABLE a (id STRING) WITH ('connector'='filesystem', 'path'='a', 'format'='jsn')",
+        81,
+        "'json'",
+    ),
+    "an option of a table": (
+        "CREATE TABLE a (id STRING) WITH ('connector'='filesystem', 'pth'='a', 'format'='json')",
+        60,
+        "'path'",
+    ),
+    "a Beam source without leave": (
+        "CREATE TABLE a (id STRING) WITH ('connector'='beam', 'transform'='os.system')",
+        46,
+        "runs code.*--allow-code",
+    ),
+    "a parser without leave": (
+        "SELECT ML_PREDICT('m', text, MAP['response.format', 'os.system']) FROM t",
+        53,
+        "can't name code",
+    ),
+    "a key in a file": (
+        "CREATE MODEL a WITH ('model'='openai:gpt-4', 'api.key'='file:/etc/passwd')",
+        56,
+        "names a file.*--allow-key-files",
+    ),
+    "a literal key": (
+        "CREATE MODEL a WITH ('model'='openai:gpt-4', 'api_key'='sk-abcdefgh12345678')",
+        56,
+        "literal value.*env:NAME",
+    ),
+    "a reference in an address": (
+        "CREATE MODEL a WITH ('model'='openai:gpt-4', 'base.url'='http://${HOST}/v1')",
+        57,
+        "reference, which only 'api.key' can",
+    ),
+    "a reference in a path": (
+        ("CREATE TABLE a (id STRING) WITH ('connector'='filesystem', 'path'='${HOME}/a', "
+        "'format'='json')"),
+        67,
+        "holds a reference",
+    ),
+    "too few columns for INPUT": (
+        "SELECT ML_PREDICT('two', text) FROM t",
+        8,
+        "has 2 INPUT columns, and is given 1.*give a, b",
+    ),
+    "another type than INPUT's": (
+        "SELECT ML_PREDICT('m', n) FROM t",
+        24,
+        "INPUT text of 'm' is STRING, and this is INT.*CAST",
+    ),
+    "another type than the table's": (
+        "INSERT INTO out SELECT id, n FROM t",
+        17,
+        "column 'mood' of 'out' is STRING, and is given INT.*CAST",
+    ),
+    "too many columns": (
+        "INSERT INTO out SELECT id, text, title FROM t",
+        17,
+        "takes 2 columns, and is given 3",
+    ),
+    "a condition that isn't one": ("SELECT id FROM t WHERE n + 1", 24, "this condition is INT"),
+    "types that don't fit": ("SELECT n + tags FROM t", 8, "No function matches"),
+    "a column of two tables": (
+        ("SELECT value FROM t, LATERAL TABLE(ML_PREDICT('m', text)) AS a(value), "
+        "LATERAL TABLE(ML_PREDICT('m', title)) AS b(value)"),
+        8,
+        "a column of several tables",
+    ),
+    "a named argument": (
+        "SELECT id FROM ML_PREDICT(INPT => TABLE t, MODEL => MODEL m, ARGS => DESCRIPTOR(text))",
+        27,
+        "no argument INPT.*'INPUT'",
+    ),
+    "AI_EMBED": ("SELECT AI_EMBED('m', text) FROM t", 8, "AI_EMBED is not run here yet"),
+    "another engine's function": ("SELECT AI_SENTIMENT(text) FROM t", 8, "AI_CLASSIFY"),
+    "not a statement": ("SELEC 1", 1, "not a statement.*'SELECT'"),
+    "INSERT OVERWRITE": ("INSERT OVERWRITE out SELECT id, text FROM t", 8, "--force"),
+    "a text without an end": ("SELECT 'a FROM t", 8, "without its closing '"),
+    "a comment without an end": ("/* SELECT", 1, "comment without"),
+    "a model twice": ("CREATE MODEL m WITH ('model'='openai:a')", 1, "exists already.*DROP MODEL m"),
+    "LIMIT inside": ("SELECT * FROM (SELECT id FROM t LIMIT 1)", 33, "LIMIT is not run inside"),
+    "LIMIT after an answer": (
+        "SELECT id FROM t WHERE ML_PREDICT('m', text) = 'a' LIMIT 2",
+        52,
+        "LIMIT is not run where WHERE looks at",
+    ),
+    "a dimension": (
+        "CREATE MODEL a WITH ('model'='openai:gpt-4', 'dimension'='64')",
+        46,
+        "for embeddings",
+    ),
+    "a table that is read and written": ("INSERT INTO t SELECT * FROM t", 1, "table that it writes"),
+    "writing into a pattern": (
+        ("CREATE TABLE p (id STRING) WITH ('connector'='filesystem', 'path'='a/*.json', "
+        "'format'='json'); INSERT INTO p SELECT id FROM t"),
+        109,
+        "is a pattern",
+    ),
+    "a row of VALUES": ("VALUES (1, 2), (3)", 16, "another number of values"),
+    "an expression": ("SELECT id + FROM t", 11, "not an expression .something is missing."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("sql", "column", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_is_not_run_is_one_line_with_its_place(sql: str, column: int, message: str):
+    with pytest.raises(UsageError) as caught:
+        read(sql)
+    said = str(caught.value)
+    assert re.match(rf"file\.sql:{FIRST}:\d+: ", said), said
+    assert re.search(message, said), said
+    assert "\n" not in said
+    assert "sk-abcdefgh" not in said
+    assert int(said.split(":")[2]) == column, said
+
+
+# Models
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_overriding_map_wins_over_the_model_and_the_model_over_set():
+    known = settings_of("""SET 'batch.size'='3'; SET 'max.retries'='9';
+      ALTER MODEL m SET ('batch.size'='4', 'temperature'='0.5');
+      SELECT ML_PREDICT('m', text, MAP['batch.size', '5']) FROM t;""")
+    assert (known.batch_size, known.temperature, known.max_retries) == (5, 0.5, 9)
+
+
+def test_alter_replaces_an_option_whatever_its_spelling_and_reset_takes_it_out():
+    known = settings_of("""ALTER MODEL m SET ('batch-size'='4', 'max-tokens'='9');
+      ALTER MODEL m SET ('batch.size'='6'); ALTER MODEL m RESET ('max.output.tokens');
+      ALTER MODEL m RENAME TO other; SELECT ML_PREDICT('other', text) FROM t;""")
+    assert (known.batch_size, known.max_output_tokens) == (6, None)
+
+
+@pytest.mark.parametrize(
+    ("written", "name", "value"),
+    [
+        ("'api-key'='env:A'", "api_key", "env:A"),
+        ("'apiKey'='${A}'", "api_key", "env:A"),
+        ("'system-prompt'='Be brief'", "system_prompt", "Be brief"),
+        ("'max-tokens'='7'", "max_output_tokens", 7),
+        ("'endpoint'='http://127.0.0.1:9/v2/chat/completions'", "base_url", "http://127.0.0.1:9/v2"),
+        ("'retry-num'='100'", "max_retries", 20),
+        ("'error-handling-strategy'='IGNORE'", "on_abort", "record"),
+        ("'response-format'='json_object'", "response_format", "json"),
+        ("'response.format'='xml'", "response_format", "xml"),
+        ("'temperature'='0.5'", "temperature", 0.5),
+    ],
+)  # fmt: skip
+def test_options_of_other_engines_are_taken_for_ours(written: str, name: str, value: Any):
+    known = settings_of(
+        f"DROP MODEL m; CREATE MODEL m WITH ('provider'='openai-compat', 'model-name'='gpt-4', "
+        f"{'' if 'endpoint' in written else chr(39) + 'base.url' + chr(39) + '=' + chr(39) + 'http://127.0.0.1:9/v1' + chr(39) + ', '}"
+        f"{written}); SELECT ML_PREDICT('m', text) FROM t;"
+    )
+    assert getattr(known, name) == value
+    assert known.model == "openai:gpt-4"
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "value"),
+    [
+        ("'max-concurrent-operations', '5'", "max_concurrency", 5),
+        ("'max_parallelism', '5'", "max_concurrency", 5),
+        ("'timeout', '60 s'", "request_timeout_ms", 60_000),
+        ("'client_timeout', '60'", "request_timeout_ms", 60_000),
+        ("'retry_count', '2'", "max_retries", 2),
+        ("'async', 'true'", "batch_size", 1),
+        ("'output-mode', 'ALLOW_UNORDERED'", "batch_size", 1),
+    ],
+)
+def test_runtime_options_of_other_engines_are_taken_for_ours(config: str, name: str, value: Any):
+    sql = f"SELECT ML_PREDICT('m', text, MAP[{config}]) FROM t;"
+    assert getattr(settings_of(sql), name) == value
+
+
+def test_what_means_nothing_here_is_said_with_its_place():
+    script = read("""SET 'table.exec.state.ttl'='1';
+      SELECT ML_PREDICT('m', text, MAP['async', 'true']) FROM t;""")
+    first, second = script.notices
+    assert first.startswith(f"file.sql:{FIRST}:1: 'table.exec.state.ttl' means nothing here")
+    assert "'async' means nothing here: calls are always made side by side" in second
+
+
+def test_a_prompt_keeps_what_looks_like_a_reference():
+    sql = "SELECT ML_PREDICT('m', text, MAP['system.prompt', 'Costs ${PRICE}']) FROM t;"
+    assert settings_of(sql).system_prompt == "Costs ${PRICE}"
+
+
+def test_show_and_describe_print_what_there_is():
+    assert printed("SHOW MODELS;") == [("m",), ("two",)]
+    assert printed("CREATE VIEW v AS SELECT id FROM t; SHOW TABLES;") == [("out",), ("t",), ("v",)]
+    assert printed("DESCRIBE MODEL two;")[-1] == ("score", "DOUBLE", "output")
+    assert printed("DESC out;") == [("id", "STRING"), ("mood", "STRING")]
+    assert printed("CREATE VIEW v AS SELECT n + 1 AS k FROM t; DESCRIBE v;") == [("k", "INT")]
+
+
+def test_what_show_create_prints_makes_the_same_model_again():
+    sql = """CREATE TEMPORARY MODEL a INPUT (`in` STRING) OUTPUT (x ARRAY<ROW<a INT>>,
+      e STRING METADATA FROM 'error-string' VIRTUAL)
+      WITH ('model'='openai:gpt-4', 'api.key'='${KEY}', 'system.prompt'='It''s');"""
+    ((text,),) = printed(sql + "SHOW CREATE MODEL a;")
+    assert "'api.key' = '${KEY}'" in text
+    ((again,),) = printed(text + "SHOW CREATE MODEL a;")
+    assert again == text
+
+
+def test_if_exists_and_if_not_exists_pass_over():
+    read("""CREATE MODEL IF NOT EXISTS m WITH ('model'='nobody:x'); DROP MODEL IF EXISTS nobody;
+      CREATE TABLE IF NOT EXISTS t (a INT) WITH ('connector'='print'); DROP TABLE out;
+      DROP VIEW IF EXISTS v; ALTER MODEL IF EXISTS nobody SET ('batch.size'='1');""")
+
+
+# Plans
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_condition_on_columns_is_looked_at_before_the_model_is_asked_also_behind_a_view():
+    (plan,) = plans("""CREATE VIEW v AS SELECT id, text, ML_PREDICT('m', text) AS mood FROM t;
+      SELECT id, mood FROM v WHERE CHAR_LENGTH(text) > 10 AND mood = 'good' AND id <> '3';""")
+    assert len(plan.stages[0].filters) == 2
+    assert len(plan.stages[1].filters) == 1
+
+
+def test_the_same_call_twice_is_one_call():
+    (plan,) = plans("""SELECT ML_PREDICT('m', text) AS a, UPPER(ML_PREDICT('m', text)) AS b FROM t
+      WHERE ML_PREDICT('m', text) <> 'x';""")
+    assert len(plan.asks) == 1
+
+
+def test_only_columns_that_are_used_are_read():
+    (plan,) = plans("SELECT id, ML_PREDICT('m', text) AS a FROM t WHERE n > 1;")
+    assert [name for name, _, _ in plan.columns] == ["id", "text", "n"]
+
+
+def test_a_clash_of_names_gets_an_index():
+    (plan,) = plans("""CREATE VIEW v AS SELECT text AS mood FROM t;
+      SELECT * FROM ML_PREDICT(TABLE v, MODEL m, DESCRIPTOR(mood));""")
+    assert [name for name, _, _ in plan.outputs] == ["mood", "mood0"]
+
+
+@pytest.mark.parametrize(
+    ("expression", "kind"),
+    [
+        ("CHAR_LENGTH(text)", "BIGINT"),
+        ("UPPER(text) || '!'", "STRING"),
+        ("n / 2", "INT"),
+        ("x * 2", "DOUBLE"),
+        ("tags[1]", "STRING"),
+        ("r.a + 1", "INT"),
+        ("CAST(n AS STRING)", "STRING"),
+        ("TRY_CAST(text AS DOUBLE)", "DOUBLE"),
+        ("IF(n > 1, 'a', 'b')", "STRING"),
+        ("CASE WHEN n IS NULL THEN 0 ELSE n END", "INT"),
+        ("EXTRACT(YEAR FROM day)", "BIGINT"),
+        ("SUBSTRING(text FROM 2 FOR 3)", "STRING"),
+        ("POSITION('a' IN text)", "BIGINT"),
+        ("TRIM(BOTH ' ' FROM text)", "STRING"),
+        ("text LIKE 'a%' AND n BETWEEN 1 AND 3 OR id IN ('1', '2')", "BOOLEAN"),
+        ("ARRAY['a', text]", "ARRAY<STRING>"),
+        ("MAP['a', n]", "MAP<STRING, INT>"),
+        ("DATE '2026-01-01'", "DATE"),
+        ("REGEXP_EXTRACT(text, '(a+)', 1)", "STRING"),
+        ("SPLIT_INDEX(text, ' ', 0)", "STRING"),
+        ("JSON_VALUE(text, '$.a')", "STRING"),
+        ("COALESCE(title, text, 'x')", "STRING"),
+        ("`text`", "STRING"),
+    ],
+)
+def test_an_expression_has_its_type(expression: str, kind: str):
+    (plan,) = plans(f"SELECT {expression} AS v FROM t;")
+    assert str(plan.outputs[0][2]) == kind
+
+
+# Any text
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+OTHER_WORDS = """SELECT FROM WHERE INSERT INTO VALUES VIEW AS TABLE LATERAL ML_PREDICT AI_COMPLETE
+  AI_CLASSIFY DESCRIPTOR MAP ARRAY ROW CASE WHEN THEN END NULL NOT AND OR IN IS SHOW MODELS DESCRIBE
+  ALTER SET DROP EXECUTE STATEMENT BEGIN LIMIT CAST => [ ] < > * m t text id n 'm' 'x' 1 2.5 ; ( ) ,
+  . = + - / || % UPPER JOIN ON TRUE r tags day"""
+WORDS = [*re.findall(r"[\w.]+|'[^']*'|[^\s\w]", HEAD), *OTHER_WORDS.split()]
+STATEMENTS = [
+    "SELECT id, ML_PREDICT('m', text) AS a FROM t WHERE CHAR_LENGTH(text) > 10;",
+    (
+        "INSERT INTO out SELECT id, r.value FROM t, LATERAL TABLE(ML_PREDICT('m', text, "
+        "MAP['batch.size', '50'])) AS r;"
+    ),
+    "SELECT * FROM ML_PREDICT(INPUT => TABLE t, MODEL => MODEL two, ARGS => DESCRIPTOR(id, text));",
+    "CREATE VIEW v AS SELECT * FROM (VALUES ('a', 1)) AS t(k, n);",
+    "SELECT CASE WHEN n > 1 THEN UPPER(text) ELSE CAST(n AS STRING) END FROM t;",
+    "EXECUTE STATEMENT SET BEGIN INSERT INTO out SELECT id, text FROM t; END;",
+]
+
+
+def check(sql: str) -> None:
+    """A file is planned, or refused by one line that names its place."""
+    try:
+        read_script(sql, "any.sql")
+    except UsageError as error:
+        said = str(error)
+        if not re.match(r"any\.sql:\d+:\d+: ", said) or "\n" in said:
+            raise AssertionError(said) from error
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_planned_or_refused_with_its_place(text: str):
+    check(text)
+
+
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.sampled_from(WORDS), max_size=30))
+def test_any_words_of_sql_are_planned_or_refused_with_their_place(words: list[str]):
+    check(HEAD + "SELECT " + " ".join(words))
+    check(HEAD + " ".join(words))
+
+
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@given(
+    statement=st.sampled_from(STATEMENTS),
+    at=st.integers(0, 60),
+    length=st.integers(0, 20),
+    put=st.sampled_from([*WORDS, "", "\\", "'", '"', "`", "--", "/*", "${A}", "\x00", "\ud800", "é"]),
+)  # fmt: skip
+def test_a_statement_with_a_mistake_is_planned_or_refused_with_its_place(
+    statement: str, at: int, length: int, put: str
+):
+    check(HEAD + statement[:at] + put + statement[at + length :])
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT " + "(" * 3000 + "1" + ")" * 3000,
+        "SELECT -" + " -".join(["1"] * 3000),
+        "SELECT " + " + ".join(["1"] * 20_000),
+        "SELECT * FROM " + "(SELECT * FROM " * 500 + "t" + ")" * 500,
+        "CREATE TABLE a (b " + "ARRAY<" * 3000 + "INT" + ">" * 3000 + ") WITH ()",
+        "SELECT " + "NOT " * 5000 + "TRUE",
+        "SELECT " + "CASE WHEN TRUE THEN " * 2000 + "1" + " END" * 2000,
+        "".join(
+            f"CREATE VIEW v{k} AS SELECT a || a AS a FROM {f'v{k - 1}' if k else '(SELECT id AS a FROM t)'};"
+            for k in range(40)
+        ),
+    ],
+    ids=[
+        "parentheses", "signs", "a sum", "queries", "arrays", "NOT", "CASE", "views that double",
+    ],
+)  # fmt: skip
+def test_what_is_deep_or_grows_is_planned_or_refused_in_no_time(sql: str):
+    check(HEAD + sql)
