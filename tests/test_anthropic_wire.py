@@ -166,9 +166,11 @@ def test_a_temperature_is_for_those_that_have_one():
     assert "temperature" not in body_of(request(OPUS, temperature=0.0))
 
 
-def test_half_a_character_becomes_a_whole_one():
-    body = body_of(Request(HAIKU, (Message("user", "half \ud83d"),)))
+def test_half_a_character_becomes_a_whole_one_and_the_rest_stays():
+    asked = Request(HAIKU, (Message("system", "\ud83d"), Message("user", "half \ud83d")), YES)
+    body = json.loads(encode_body(asked, Dialect(WORDS)))
     assert body["messages"][0]["content"] == "half \ufffd"
+    assert body["system"].startswith("\ufffd\n\nReply with JSON only")
 
 
 # Prompt caching

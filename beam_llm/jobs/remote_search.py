@@ -6,11 +6,11 @@ import logging
 from collections.abc import Sequence
 
 from beam_llm.errors import CallError, printable
+from beam_llm.jobs.acknowledged import Acknowledged
 from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.guarded import guarded
 from beam_llm.jobs.journal import Closed, CloseReason, Created, Creating, Journal, Twice
 from beam_llm.jobs.ledger import Intent
-from beam_llm.jobs.other_jobs import OtherJobs
 from beam_llm.protocols import FindsUnnamed, RemoteJob
 from beam_llm.values import JobState
 
@@ -58,9 +58,10 @@ class RemoteSearch:
         provider, intent = self._context.provider, self._intent
         if isinstance(provider, FindsUnnamed):
             finds = provider
-            is_others = OtherJobs(self._context.store, self._journal).has
+            # What is looked for has got no answer, so it is none of those that have.
+            is_known = Acknowledged(self._context.store).has
             return guarded(
-                lambda: finds.find_unnamed(intent.fingerprint, intent.line_count, since, is_others)
+                lambda: finds.find_unnamed(intent.fingerprint, intent.line_count, since, is_known)
             )
         return guarded(lambda: provider.find(intent.fingerprint, staged, since))
 

@@ -44,11 +44,26 @@ def encode_body(
       service_tier: of live calls; a batch has a price and a pace of its own.
       cache: for how long what all prompts have in common is kept (`5m`, `1h`); None: not at all.
     """
+    system, messages = parted(request.messages)
+    options = service_tier, cache
+    try:
+        return orjson.dumps(_body(request, system, messages, dialect, *options))
+    except TypeError:  # half a character, which JSON has no way to write
+        return orjson.dumps(_body(request, *encodable(system, messages), dialect, *options))
+
+
+def _body(
+    request: Request,
+    system: str,
+    messages: list[Message],
+    dialect: Dialect,
+    service_tier: str | None,
+    cache: str | None,
+) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": request.model,
         "max_tokens": request.max_output_tokens or models.longest_reply(request.model),
     }
-    system, messages = parted(request.messages)
     _put_texts(body, system, messages, cache)
     if request.schema is not None:
         _ask_for_shape(body, request, dialect)
@@ -58,11 +73,7 @@ def encode_body(
         body["service_tier"] = _TIERS[service_tier]
     if request.extra:
         _put_extra(body, request.extra)
-    try:
-        return orjson.dumps(body)
-    except TypeError:  # half a character, which JSON has no way to write
-        _put_texts(body, *encodable(system, messages), cache)
-        return orjson.dumps(body)
+    return body
 
 
 def _put_extra(body: dict[str, Any], extra: Mapping[str, Any]) -> None:

@@ -18,8 +18,8 @@ from aiohttp import web
 
 from beam_llm.stores import store_at, temporary_file
 from beam_llm.testing.emulator import generate_content
-from beam_llm.testing.emulator.batches import TERMINAL
 from beam_llm.testing.emulator.chat import Answer
+from beam_llm.testing.emulator.clockwork import TERMINAL
 from beam_llm.testing.emulator.dialects import (
     Asked,
     Dialect,
