@@ -19,7 +19,10 @@ from apache_beam.io.gcp.bigquery_tools import RowAsDictJsonCoder
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_llm.cli.main import build_parser, main
-from beam_llm.errors import Kind
+from beam_llm.config import settings
+from beam_llm.errors import Kind, UsageError
+from beam_llm.provider_table import PROVIDERS
+from beam_llm.providers import check, connect_batch
 from beam_llm.testing import Emulator
 from pipelines import reviews_batch, reviews_streaming
 
@@ -290,3 +293,50 @@ def test_the_commands_of_the_command_line_are_understood():
         build_parser().parse_args(
             [part for given in command for part in (question if given == "…" else [given])]
         )
+
+
+def rows_of_providers() -> dict[str, list[str]]:
+    """The cells of README's table of providers, by provider."""
+    rows = re.findall(r"^\| `(\w+):` \| (.*) \|$", README, re.MULTILINE)
+    return {name: [cell.strip() for cell in cells.split(" | ")] for name, cells in rows}
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_the_table_of_providers_says_what_their_traits_say(
+    provider: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    key, _, batch, recovery, *_ = rows_of_providers()[provider]
+    spec = PROVIDERS[provider]
+    if spec.key_variable:
+        assert f"`{spec.key_variable}`" in key
+        monkeypatch.setenv(spec.key_variable, "sk-0123456789abcdef")
+    monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", "https://mine.example")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "a-key")
+    options = {"mode": "batch_api", "staging_location": str(tmp_path), **CLOUDS.get(provider, {})}
+    if batch == "–":
+        with pytest.raises(UsageError, match="has no batch API"):
+            check(settings(f"{provider}:m", **options))
+        return
+    made = settings(f"{provider}:{MODELS.get(provider, 'm')}", **options)
+    check(made)
+    assert recovery == connect_batch(made).traits.recovery.value
+
+
+MODELS = {"bedrock": "anthropic.claude-haiku-4-5-20251001-v1:0"}
+CLOUDS = {
+    "bedrock": {
+        "provider_options": {
+            "region": "us-east-1",
+            "role_arn": "arn:aws:iam::123456789012:role/batch",
+            "bucket": "s3://bucket/jobs",
+        }
+    },
+    "vertex": {
+        "provider_options": {
+            "region": "us-central1",
+            "project": "my-project",
+            "bucket": "gs://bucket/jobs",
+        }
+    },
+}
