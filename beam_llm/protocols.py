@@ -223,7 +223,7 @@ class Recovery(enum.Enum):
       CONTAINER: a job is a named thing, empty at first: look for it before anything is put in.
       METADATA: jobs are listed with the name we gave them.
       LABEL: jobs are listed with a display name, or only with the input they were made of.
-      NONE: not at all.
+      NONE: no list tells it; where the provider `FindsUnnamed`, a job that has ended does.
     """
 
     TOKEN = "token"
@@ -343,7 +343,7 @@ class BatchProvider(Protocol):
 
     def find(self, name: str, staged: str | None, since: float) -> Sequence[RemoteJob]:
         """All jobs that were created under a name that begins with `name` and a `-`, or from the
-        input `staged`, in any state.
+        input `staged`, in any state. Not asked of a provider that `FindsUnnamed`.
 
         Args:
           since: none of them is older, in seconds since the epoch by the provider's clock.

@@ -4,6 +4,8 @@ same in every dialect.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -42,6 +44,19 @@ def test_every_dialect_tells_the_variables_of_its_clients(name):
     variables = dialect_class(name).environment("http://127.0.0.1:1", "the-key")
     assert any(value.startswith("http://127.0.0.1:1/") for value in variables.values())
     assert "the-key" in variables.values()
+
+
+def test_the_emulator_command_prints_the_variables_of_every_dialect() -> None:
+    command = [sys.executable, "-m", "beam_llm", "emulator"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            printed = [process.stdout.readline() for _ in NAMES]
+        finally:
+            process.terminate()
+    assert all(line.startswith("export ") for line in printed)
+    names = {pair.partition("=")[0] for line in printed for pair in line.split()[1:]}
+    assert {"OPENAI_BASE_URL", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"} <= names
 
 
 def test_an_unknown_dialect_is_refused_with_those_that_there_are():

@@ -17,7 +17,7 @@ from beam_llm.errors import UsageError
 from beam_llm.providers.anthropic import models
 from beam_llm.providers.anthropic.place import Place, dialect_of
 from beam_llm.providers.anthropic.schema import closed_schema
-from beam_llm.providers.anthropic.wire import CACHE_TTLS, encode_body
+from beam_llm.providers.anthropic.wire import encode_body
 from beam_llm.providers.checks import check_extra_body, check_temperature, refuse_api_version
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.options import check_names
@@ -58,9 +58,9 @@ def check(settings: Settings) -> None:
 def _check_options(settings: Settings) -> None:
     check_names(settings, OPTIONS)
     for name, value in (settings.provider_options or {}).items():
-        if value not in CACHE_TTLS:
+        if value not in ("on", "off"):
             raise UsageError(
-                f"provider_options has {name} {value!r}: it has to be 'off', '5m' or '1h'"
+                f"provider_options has {name} {value!r}: it has to be 'on' (default) or 'off'"
             )
 
 
@@ -74,9 +74,12 @@ def _check_extra_body(settings: Settings) -> None:
 
 
 def cache_of(settings: Settings) -> str | None:
-    """For how long shared prefixes are kept: a job's lines may be hours apart."""
-    usual = "1h" if settings.mode == "batch_api" else "5m"
-    return CACHE_TTLS[str((settings.provider_options or {}).get("prompt_cache", usual))]
+    """For how long shared prefixes are kept, None: not at all. A job's lines may be hours apart;
+    the price table knows them so, too.
+    """
+    if (settings.provider_options or {}).get("prompt_cache") == "off":
+        return None
+    return "1h" if settings.mode == "batch_api" else "5m"
 
 
 def preload() -> None:

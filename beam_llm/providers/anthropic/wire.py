@@ -24,9 +24,6 @@ from beam_llm.values import Completion, Finish, Message, Pace, Request, Usage
 TOOL_NAME = "reply"
 """Of the tool whose input is the reply, where a model has no structured outputs."""
 
-CACHE_TTLS = {"off": None, "5m": "5m", "1h": "1h"}
-"""What the option `prompt_cache` may be."""
-
 
 # Requests
 # --------------------------------------------------------------------------------------------------
