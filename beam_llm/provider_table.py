@@ -143,6 +143,13 @@ WINDOWS = {
     "anthropic:claude-sonnet-4-5": 200_000,
     "vertex:gemini-2.5-flash": 1_048_576,
     "vertex:gemini-2.5-flash-lite": 1_000_000,
+    "mistral:mistral-small-2603": 262_144,
+    "mistral:mistral-large-2512": 262_144,
+    "groq:openai/gpt-oss-20b": 131_072,
+    "groq:openai/gpt-oss-120b": 131_072,
+    "together:openai/gpt-oss-120b": 131_072,
+    "openrouter:openai/gpt-4.1-mini": 1_047_576,
+    "xai:grok-4.3": 1_000_000,
 }
 """Windows of the most used models, as the price table has them: prompts can be formed before that
 is read (a third of a second).
@@ -159,6 +166,8 @@ LIMIT_PARAMETERS = frozenset({"max_tokens", "max_completion_tokens"})
 THINKING_MODELS = (
     r"(^|/)o\d|gpt-5|gpt-oss|reason|think|-r1|qwq|magistral|grok-[34]|gemini-(2\.5|[3-9])"
     r"|claude-(opus|sonnet|haiku|fable|mythos)-[5-9]"
+    r"|qwen-?3(?!.*instruct)|glm-(4\.[5-9]|[5-9])|minimax-m\d|kimi-k[3-9]|deepseek-v(3[.p][1-9]|[4-9])"
 )
 """Names of models that think before they answer, and need room for that in the length of a reply.
+Source: the models' cards, 2026-11. One too many only makes a limit larger.
 """

@@ -5,6 +5,7 @@ where a model needs more.
 from __future__ import annotations
 
 import enum
+import re
 from typing import Any, Literal
 
 import pydantic
@@ -14,6 +15,7 @@ from beam_llm.calls.reply_limit import default_limit, longest_answer
 from beam_llm.config import settings
 from beam_llm.errors import Kind
 from beam_llm.prompting.output_types import Output
+from beam_llm.provider_table import THINKING_MODELS
 from beam_llm.providers import compile_task
 from beam_llm.testing.fakes import FakeProvider
 from beam_llm.values import Completion, Finish, Usage
@@ -150,3 +152,29 @@ def test_a_model_that_runs_on_without_end_is_let_run_once():
     ended = ask_all(provider, [["a"], ["b"], ["c"]], together=False, task=compile_task(known))
     assert [kinds(one) for one in ended] == [[Kind.TRUNCATED]] * 3
     assert provider.limits.count(None) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "thinks"),
+    [
+        ("gpt-5-mini", True),
+        ("openai/o4-mini", True),
+        ("openai/gpt-oss-20b", True),
+        ("magistral-small-latest", True),
+        ("grok-4.3", True),
+        ("Qwen/Qwen3-235B-A22B", True),
+        ("Qwen/Qwen3-235B-A22B-Instruct-2507", False),
+        ("zai-org/GLM-4.6", True),
+        ("accounts/fireworks/models/deepseek-v3p2", True),
+        ("deepseek/deepseek-r1", True),
+        ("moonshotai/kimi-k2-thinking", True),
+        ("moonshotai/kimi-k2-instruct", False),
+        ("MiniMaxAI/MiniMax-M3", True),
+        ("meta-llama/Llama-3.3-70B-Instruct-Turbo", False),
+        ("mistral-small-latest", False),
+        ("gpt-4.1-mini", False),
+        ("claude-haiku-4-5", False),
+    ],
+)
+def test_a_model_that_thinks_first_is_known_by_its_name(model, thinks):
+    assert bool(re.search(THINKING_MODELS, model, re.IGNORECASE)) is thinks
