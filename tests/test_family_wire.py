@@ -169,12 +169,13 @@ def test_a_tier_is_asked_for_by_the_providers_word(model, tier, word):
     assert sent(model, service_tier=tier)["service_tier"] == word
 
 
-def test_lines_of_mistral_and_openrouter_have_no_method_and_mistrals_no_model():
+def test_lines_have_a_method_where_the_provider_has_it_and_mistrals_no_model():
     lines = {
         name: json.loads(batches(f"{name}:m").encode_line("r-1", request()))
-        for name in ("mistral", "openrouter", "groq")
+        for name in ("mistral", "openrouter", "together", "groq")
     }
-    assert set(lines["mistral"]) == set(lines["openrouter"]) == {"custom_id", "body"}
+    for name in ("mistral", "openrouter", "together"):
+        assert set(lines[name]) == {"custom_id", "body"}
     assert set(lines["groq"]) == {"custom_id", "method", "url", "body"}
     assert "model" not in lines["mistral"]["body"]
     assert lines["mistral"]["body"]["random_seed"] == 7

@@ -94,6 +94,8 @@ class DialectBatches:
     @property
     def _line_middle(self) -> bytes:
         """What stands in a line between its `custom_id` and its body."""
+        if not self._api.names_url:
+            return b'","body":'
         return b'","method":"POST","url":"' + self._place.line_url.encode() + b'","body":'
 
     def encode_line(self, custom_id: str, request: Request) -> bytes:

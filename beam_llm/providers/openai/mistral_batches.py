@@ -29,8 +29,6 @@ _USUAL_HOURS = 24
 class MistralBatches(DialectBatches):
     """Remote jobs (a BatchProvider)."""
 
-    _line_middle = b'","body":'
-
     def _body(self, request: Request, dialect: Dialect) -> bytes:
         """The body without the model, which is the job's."""
         body = super()._body(request, dialect)

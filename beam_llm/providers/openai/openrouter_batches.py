@@ -36,8 +36,6 @@ from beam_llm.values import Request
 class OpenRouterBatches(DialectBatches):
     """Remote jobs (a BatchProvider that FindsUnnamed) without files and without cancellation."""
 
-    _line_middle = b'","body":'
-
     def encode_line(self, custom_id: str, request: Request) -> bytes:
         """Raises ValueError where `custom_id` leaves no room for a tag."""
         if len(custom_id) > MOST_CUSTOM_ID:

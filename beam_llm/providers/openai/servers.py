@@ -54,6 +54,7 @@ class BatchApi:
       purpose: what a file is uploaded for; empty: nothing is said.
       upload_path: where it is uploaded to.
       upload_fields: further fields of that form; `{name}` stands for the file's name.
+      names_url: each line names its method and url beside its body.
       window: `completion_window`, where the user has not chosen one.
       longest_hours: the longest window that may be chosen (`provider_options`); 0: none may.
       keeps_metadata: jobs are shown with the metadata that they were created with.
@@ -67,6 +68,7 @@ class BatchApi:
     purpose: str = "batch"
     upload_path: str = "/files"
     upload_fields: Mapping[str, str] = field(default_factory=dict)
+    names_url: bool = True
     window: str = "24h"
     longest_hours: int = 0
     keeps_metadata: bool = True
@@ -166,6 +168,7 @@ OPENROUTER = Server(
     beside_a_schema={"provider": {"require_parameters": True}},
     batch=BatchApi(
         kind="inline",
+        names_url=False,
         traits=_like_openai(
             max_requests=5_000,
             window_seconds=4 * _DAY,
@@ -189,6 +192,7 @@ TOGETHER = Server(
         purpose="batch-api",
         upload_path="/files/upload",
         upload_fields={"file_name": "{name}", "file_type": "jsonl"},
+        names_url=False,
         keeps_metadata=False,
         keeps_inputs=True,
         traits=_like_openai(
@@ -264,6 +268,7 @@ MISTRAL = Server(
     tiers={"auto": "auto", "default": "standard_only"},
     batch=BatchApi(
         kind="mistral",
+        names_url=False,
         longest_hours=7 * 24,
         traits=_like_openai(max_requests=1_000_000, max_bytes=485_000_000),
     ),

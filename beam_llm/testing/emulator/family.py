@@ -8,10 +8,12 @@ fireworks-ai 1.2.30), recorded traffic of OpenRouter and xAI (2026-06, 2026-08);
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, ClassVar
 
 import orjson
@@ -167,6 +169,26 @@ class Together(Family):
             made = await super().handle(request, path)
             return with_json(made, lambda job: {"job": job, "warning": ""})
         return await super().handle(request, path)
+
+    async def _new_job(self, raw: bytes) -> NewJob | WireError:
+        made = await super()._new_job(raw)
+        if isinstance(made, WireError) or made.input_file_id is None:
+            return made
+        part = self.house.batches.part_path(made.job_id)
+        errors = await asyncio.to_thread(self._rewrite, made.input_file_id, part)
+        return dataclasses.replace(made, lines=part, errors=tuple(errors))
+
+    def _rewrite(self, file_id: str, part: Path) -> list[dict[str, Any]]:
+        """Lines of a `custom_id` and a `body` as OpenAI's; what is wrong with the first other."""
+        target = {"method": "POST", "url": "/v1/chat/completions"}
+        with open(self.house.files.path(file_id), "rb") as lines, open(part, "wb") as file:
+            for number, data in enumerate(lines, 1):
+                line = orjson.loads(data)
+                if not {"custom_id", "body"} <= set(line):
+                    problem = "custom_id and body are required"
+                    return [{"code": "invalid_request", "message": problem, "line": number}]
+                file.write(orjson.dumps({**line, **target}) + b"\n")
+        return []
 
     def _file(self, meta: dict[str, Any]) -> dict[str, Any]:
         names = ("id", "object", "created_at", "filename", "bytes", "purpose")
