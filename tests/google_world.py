@@ -4,6 +4,7 @@ gs:// as folders of this machine, for provider and emulator alike.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -11,9 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from google import genai
 from google.genai import types
 
+from beam_llm.providers import vertex
 from beam_llm.stores.local import LocalStore
 from beam_llm.testing import Emulator
 
@@ -42,6 +47,38 @@ def until_ended(client: genai.Client, name: str) -> Any:
             return job
         time.sleep(0.02)
     raise AssertionError(f"the job does not end: {job}")
+
+
+@contextmanager
+def credentials_of(
+    emulator: Emulator, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Application-default credentials: a service account whose tokens the emulator gives."""
+    account = folder / "account.json"
+    account.write_text(json.dumps(service_account(f"{address(emulator, 'vertex')}/token")))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account))
+    vertex._default_tokens.cache_clear()
+    try:
+        yield
+    finally:
+        vertex._default_tokens.cache_clear()
+
+
+def service_account(token_uri: str) -> dict[str, str]:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return {
+        "type": "service_account",
+        "project_id": "p-1",
+        "private_key": pem.decode(),
+        "private_key_id": "1",
+        "client_email": "a@p-1.iam.gserviceaccount.com",
+        "token_uri": token_uri,
+    }
 
 
 class FolderBuckets(LocalStore):

@@ -18,6 +18,7 @@ from apache_beam.io.filebasedsource import FileBasedSource
 from apache_beam.io.gcp.bigquery_tools import RowAsDictJsonCoder
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from beam_llm import stores
 from beam_llm.cli.main import build_parser, main
 from beam_llm.config import settings
 from beam_llm.errors import Kind, UsageError
@@ -25,6 +26,7 @@ from beam_llm.provider_table import PROVIDERS
 from beam_llm.providers import check, connect_batch
 from beam_llm.testing import Emulator
 from pipelines import reviews_batch, reviews_streaming
+from tests.google_world import FolderBuckets, address, credentials_of
 
 ROOT = Path(__file__).parent.parent
 README, RECIPES = (
@@ -43,7 +45,7 @@ def run(block: str) -> dict[str, Any]:
 
 
 (FIRST,) = blocks(README, "python")
-LOCAL, TABLES, COUNTERS, TESTING, NOTEBOOK = blocks(RECIPES, "python")
+LOCAL, GOOGLE, TABLES, COUNTERS, TESTING, NOTEBOOK = blocks(RECIPES, "python")
 (YAML,) = blocks(RECIPES, "yaml")
 (SQL,) = blocks(RECIPES, "sql")
 
@@ -73,6 +75,21 @@ def test_a_local_server_needs_no_key(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with Emulator(keys=()) as server:  # one that takes any client, as these do
         run(LOCAL.replace("http://localhost:8080/v1", server.base_url))
+    assert sorted(capfd.readouterr().out.splitlines()) == [
+        "I love it → positive",
+        "It broke, I hate it → negative",
+    ]
+
+
+def test_gemini_on_google_cloud_takes_googles_credentials_and_a_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(FolderBuckets, "root", tmp_path, raising=False)
+    monkeypatch.setitem(stores.STORES, "gs", "tests.google_world:FolderBuckets")
+    with Emulator(batch_seconds=0.05) as server, credentials_of(server, tmp_path, monkeypatch):
+        monkeypatch.setenv("VERTEX_BASE_URL", address(server, "vertex"))
+        run(GOOGLE.replace('mode="batch_api"', 'mode="batch_api", poll_seconds=0.05'))
+        assert [job["state"] for job in server.jobs] == ["JOB_STATE_SUCCEEDED"]
     assert sorted(capfd.readouterr().out.splitlines()) == [
         "I love it → positive",
         "It broke, I hate it → negative",

@@ -18,8 +18,6 @@ from typing import Any, Literal
 import apache_beam as beam
 import orjson
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 from google import genai
 from google.api_core import exceptions as api_errors
 from google.auth import exceptions as google_errors
@@ -31,7 +29,6 @@ from beam_llm.cli.main import main
 from beam_llm.config import settings
 from beam_llm.errors import Aborted, CallError, Kind, Rejected
 from beam_llm.protocols import CompletionProvider, Recovery, Store
-from beam_llm.providers import vertex
 from beam_llm.providers.gemini.lines import encode_line, line_reply
 from beam_llm.providers.vertex import bucket_of
 from beam_llm.providers.vertex.credentials import RENEW_SECONDS, Tokens
@@ -43,7 +40,7 @@ from beam_llm.testing.contracts.completions import Situation, all_texts, emulato
 from beam_llm.testing.fake_batches import FakeClock
 from beam_llm.values import Completion, Message, Request
 from tests.collecting import Collect
-from tests.google_world import FolderBuckets, address, until_ended
+from tests.google_world import FolderBuckets, address, credentials_of, until_ended
 from tests.test_contracts import EmulatedBatchesContract as _EmulatedBatches
 
 ASK = "Is it positive or negative:\nI love it"
@@ -240,32 +237,8 @@ def test_a_service_account_gets_its_token_and_the_call_goes_with_it(
     start_emulator, tmp_path, monkeypatch
 ):
     emulator = start_emulator(keys=("ya29.given-by-the-emulator",))
-    where = address(emulator, "vertex")
-    account = tmp_path / "account.json"
-    account.write_text(json.dumps(service_account(f"{where}/token")))
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account))
-    vertex._default_tokens.cache_clear()
-    try:
+    with credentials_of(emulator, tmp_path, monkeypatch):
         assert answered(emulator).text == "positive"
-    finally:
-        vertex._default_tokens.cache_clear()
-
-
-def service_account(token_uri: str) -> dict[str, str]:
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    return {
-        "type": "service_account",
-        "project_id": "p-1",
-        "private_key": pem.decode(),
-        "private_key_id": "1",
-        "client_email": "a@p-1.iam.gserviceaccount.com",
-        "token_uri": token_uri,
-    }
 
 
 def answered(emulator: Emulator, **options: Any) -> Completion:
