@@ -219,7 +219,7 @@ def test_boto3_runs_a_job_over_s3_and_its_token_makes_one(
         ({"jobName": "a b"}, "jobName"),
         ({"clientRequestToken": "a.b"}, "clientRequestToken"),
         ({"roleArn": "arn:aws:iam::1:user/me"}, "roleArn"),
-        ({"modelInvocationType": "InvokeModel"}, "modelInvocationType"),
+        ({"modelInvocationType": "InvokeModel"}, "only Claude's jobs"),
     ],
 )
 def test_a_job_that_bedrock_would_refuse_is_refused(
@@ -360,17 +360,29 @@ REVIEWS = [
 MOODS = ["positive", "negative", "neutral"] * 8
 
 
-@pytest.mark.parametrize("mode", ["online", "batch_api"])
+NOVA = "bedrock:amazon.nova-lite-v1:0"
+
+
 @pytest.mark.parametrize("batch_size", [1, 5])
-@pytest.mark.parametrize("model", [MODEL, "bedrock:amazon.nova-lite-v1:0"], ids=["claude", "nova"])
+@pytest.mark.parametrize(
+    ("model", "mode", "kind"),
+    [
+        (MODEL, "online", "Converse"),
+        (MODEL, "batch_api", "Converse"),
+        (MODEL, "batch_api", "InvokeModel"),
+        (NOVA, "online", "Converse"),
+        (NOVA, "batch_api", "Converse"),
+    ],
+    ids=["claude", "claude by Converse", "claude by InvokeModel", "nova", "nova by Converse"],
+)
 def test_a_pipeline_gets_every_record_once_with_its_usage_and_cost(
-    emulator: Emulator, s3_location: str, mode: str, batch_size: int, model: str
+    emulator: Emulator, s3_location: str, mode: str, batch_size: int, model: str, kind: str
 ) -> None:
     batch = {
         "mode": "batch_api",
         "staging_location": s3_location,
         "poll_seconds": 0.05,
-        "provider_options": {"role_arn": ROLE, "min_records": 1},
+        "provider_options": {"role_arn": ROLE, "min_records": 1, "invocation_type": kind},
     }
     found = Collect()
     with beam.Pipeline() as p:
@@ -392,7 +404,8 @@ def test_a_pipeline_gets_every_record_once_with_its_usage_and_cost(
     assert all(each.error is None and each.cost_usd for each in found.found)
     assert sum(each.usage.output_tokens for each in found.found) > 0
     assert emulator.billed == dict.fromkeys([review["text"] for review in REVIEWS], 1)
-    assert len(emulator.jobs) == int(mode == "batch_api")
+    kinds = [job["modelInvocationType"] for job in emulator.jobs]
+    assert kinds == ([kind] if mode == "batch_api" else [])
 
 
 def test_by_batch_api_it_costs_half(emulator: Emulator, s3_location: str) -> None:

@@ -24,10 +24,12 @@ from beam_llm import providers
 from beam_llm.config import settings
 from beam_llm.errors import Aborted, CallError, InputGone, Kind, QueueFull, Remedy, UsageError
 from beam_llm.protocols import LineEnd, RemoteJob
+from beam_llm.providers.anthropic.dialect import Dialect
 from beam_llm.providers.bedrock.failures import client_error, reply_error
 from beam_llm.providers.bedrock.forms import SCHEMA, TOOL, WORDS, Form
 from beam_llm.providers.bedrock.job_objects import job_name, name_prefix, remote_job, token_of
 from beam_llm.providers.bedrock.lines import line_reply
+from beam_llm.providers.bedrock.messages import encode_message
 from beam_llm.providers.bedrock.place import Place
 from beam_llm.providers.bedrock.signing import Signature, Signer
 from beam_llm.providers.bedrock.wire import completion_of, decode_reply, encode_body
@@ -306,6 +308,41 @@ def test_a_line_without_anything_is_missing_its_answer() -> None:
     assert read.error.kind == Kind.MISSING
 
 
+def message() -> dict[str, Any]:
+    return {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "fine"}],
+        "stop_reason": "end_turn",
+        "usage": {"input_tokens": 20, "output_tokens": 5, "cache_read_input_tokens": 12},
+    }
+
+
+def test_a_message_of_claudes_own_form_is_read_and_asked_for() -> None:
+    read = line_reply(written(line(modelOutput=message())), MODEL, NO_CONTEXT)
+    assert read.completion is not None
+    assert (read.completion.text, read.completion.model) == ("fine", MODEL)
+    assert read.completion.usage == Usage(32, 5, 12)
+    body = encode_message(Request(MODEL, (Message("user", "hi"),)), Dialect.of(MODEL))
+    assert orjson.loads(body) == {
+        "anthropic_version": "bedrock-2023-05-31",
+        "max_tokens": 16_384,
+        "messages": [{"role": "user", "content": "hi"}],
+    }
+
+
+@given(st.sampled_from(paths(line(modelOutput=message()))), anything)
+def test_any_value_in_any_field_of_a_line_of_claudes_own_form(path: Any, value: Any) -> None:
+    _reads_or_is_no_line(put(line(modelOutput=message()), path, value), path)
+
+
+def test_no_other_model_has_a_form_of_its_own_here() -> None:
+    kind = {"region": "r", "invocation_type": "InvokeModel"}
+    with pytest.raises(UsageError, match="known here of Claude only"):
+        providers.check(settings("bedrock:amazon.nova-lite-v1:0", provider_options=kind))
+
+
 # Errors
 
 
@@ -504,6 +541,7 @@ BATCH = {
         ({**BATCH, "provider_options": {"region": "r", "role_arn": "me"}}, "arn:aws:iam::ACCOUNT"),
         ({**BATCH, "staging_location": "gs://b/x"}, "'bucket': 's3://bucket/path'"),
         ({**BATCH, "api_key": "env:KEY"}, "take AWS credentials"),
+        ({"provider_options": {"region": "r", "invocation_type": "x"}}, "or 'InvokeModel'"),
     ],
 )
 def test_what_bedrock_does_not_have_is_refused_with_the_fix(

@@ -18,6 +18,7 @@ from beam_llm.config import Settings
 from beam_llm.errors import UsageError
 from beam_llm.providers.anthropic.schema import closed_schema
 from beam_llm.providers.bedrock.forms import Form
+from beam_llm.providers.bedrock.messages import CONVERSE, INVOKE_MODEL
 from beam_llm.providers.bedrock.place import NO_REGION, Place, bucket_of, known_region
 from beam_llm.providers.bedrock.wire import encode_body
 from beam_llm.providers.checks import check_extra_body, check_temperature, refuse_api_version
@@ -30,10 +31,15 @@ if TYPE_CHECKING:
     from beam_llm.providers.bedrock.chat import BedrockChat
 
 MOST_TEMPERATURE = 1.0
-OPTIONS = ("region", "profile", "role_arn", "bucket", "min_records", "prompt_cache")
+OPTIONS = (
+    *("region", "profile", "role_arn", "bucket", "min_records", "invocation_type"),
+    "prompt_cache",
+)
 """`region` and `profile` as AWS's tools know them; `role_arn`: the service role by which Bedrock
 reads and writes a job's files; `bucket`: `s3://bucket/path` for them, where the staging location is
-elsewhere; `min_records`: of one job, by your quota; `prompt_cache`: `on` or `off`, of live calls.
+elsewhere; `min_records`: of one job, by your quota; `invocation_type`: of a job, `Converse`, or
+`InvokeModel` where a region or a Claude model has no Converse for jobs; `prompt_cache`: `on` or
+`off`, of live calls.
 """
 
 OURS = ("modelId", "messages", "system", "outputConfig", "toolConfig", "serviceTier")
@@ -75,6 +81,17 @@ def _check_options(settings: Settings) -> None:
         raise UsageError(f"provider_options has prompt_cache {cache!r}: it has to be 'on' or 'off'")
     if known_region(settings) is None:
         raise UsageError(NO_REGION)
+    kind = _options(settings).get("invocation_type", CONVERSE)
+    if kind not in (CONVERSE, INVOKE_MODEL):
+        raise UsageError(
+            f"provider_options has invocation_type {kind!r}: it has to be 'Converse' or "
+            "'InvokeModel'"
+        )
+    if kind == INVOKE_MODEL and "claude" not in settings.model_name:
+        raise UsageError(
+            f"provider_options has invocation_type 'InvokeModel', which takes {settings.model_name}"
+            "'s own form of requests, known here of Claude only; leave it out"
+        )
 
 
 def _check_batch(settings: Settings) -> None:

@@ -30,6 +30,7 @@ from beam_llm.errors import (
 )
 from beam_llm.protocols import BatchTraits, LineReply, Recovery, RemoteJob
 from beam_llm.providers import http
+from beam_llm.providers.anthropic.dialect import Dialect
 from beam_llm.providers.bedrock.aws import Clients
 from beam_llm.providers.bedrock.forms import Form
 from beam_llm.providers.bedrock.job_objects import (
@@ -40,6 +41,7 @@ from beam_llm.providers.bedrock.job_objects import (
     token_of,
 )
 from beam_llm.providers.bedrock.lines import line_reply
+from beam_llm.providers.bedrock.messages import CONVERSE, INVOKE_MODEL, encode_message
 from beam_llm.providers.bedrock.place import Place, bucket_of
 from beam_llm.providers.bedrock.wire import encode_body
 from beam_llm.providers.control import ControlCalls, ignoring, steady
@@ -78,12 +80,14 @@ class JobOptions(NamedTuple):
       role_arn: by which Bedrock reads and writes the files.
       bucket: `s3://bucket/path` for them.
       hours: after which a job ends, done or not.
+      invocation_type: how its lines are written.
     """
 
     role_arn: str
     bucket: str
     hours: int = LEAST_HOURS
     min_records: int = MIN_RECORDS
+    invocation_type: str = CONVERSE
 
     @classmethod
     def of(cls, settings: Settings) -> JobOptions:
@@ -94,6 +98,7 @@ class JobOptions(NamedTuple):
             bucket_of(settings),
             min(max(hours, LEAST_HOURS), MOST_HOURS),
             given.get("min_records", MIN_RECORDS),
+            given.get("invocation_type", CONVERSE),
         )
 
 
@@ -120,7 +125,7 @@ class BedrockBatches:
     ):
         self.traits = _traits_of(options, bounds)
         self._place, self._options, self._bounds = place, options, bounds
-        self._form = Form.of(place.model)
+        self._form, self._dialect = Form.of(place.model), Dialect.of(place.model)
         self._clients = Clients(place, log_data, bounds)
         proxy = http.proxy_for(place.control_url)
         self._control = ControlCalls(
@@ -139,7 +144,10 @@ class BedrockBatches:
             raise ValueError(f"custom_id {custom_id!r} is not 1–64 characters of [A-Za-z0-9_-]")
         # A file can't learn from refusals, so that its bytes depend on the model alone; and no
         # page of Bedrock's tells of a cache for jobs.
-        body = encode_body(request, self._form, is_cached=False)
+        if self._options.invocation_type == INVOKE_MODEL:
+            body = encode_message(request, self._dialect)
+        else:
+            body = encode_body(request, self._form, is_cached=False)
         return b'{"recordId":"' + custom_id.encode() + b'","modelInput":' + body + b"}"
 
     def decode_line(self, line: bytes) -> LineReply:
@@ -171,7 +179,7 @@ class BedrockBatches:
                 "s3OutputDataConfig": {"s3Uri": f"{self._options.bucket}/{name}/"}
             },
             "timeoutDurationInHours": self._options.hours,
-            "modelInvocationType": "Converse",
+            "modelInvocationType": self._options.invocation_type,
         }
         try:
             made = self._clients.bedrock("create_model_invocation_job", **body)

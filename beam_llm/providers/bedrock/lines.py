@@ -10,9 +10,11 @@ from typing import Any
 from beam_llm.errors import CallError, Kind, Retryable
 from beam_llm.protocols import LineReply
 from beam_llm.providers.bedrock.failures import named_error
+from beam_llm.providers.bedrock.messages import is_message, read_message
 from beam_llm.providers.bedrock.wire import completion_of
 from beam_llm.providers.errors import ErrorContext, no_answer
 from beam_llm.providers.typed import loads, status_of, word
+from beam_llm.values import Completion
 
 
 def line_reply(line: bytes, model: str, context: ErrorContext) -> LineReply:
@@ -30,9 +32,15 @@ def line_reply(line: bytes, model: str, context: ErrorContext) -> LineReply:
             return LineReply.failed(record_id, _line_error(payload["error"], context))
         if payload.get("modelOutput") is None:
             return LineReply.failed(record_id, no_answer())
-        return LineReply(record_id, completion_of(payload["modelOutput"], model, None, context))
+        return LineReply(record_id, _completion(payload["modelOutput"], model, context))
     except CallError as error:
         return LineReply.failed(record_id, error)
+
+
+def _completion(output: Any, model: str, context: ErrorContext) -> Completion:
+    if is_message(output):
+        return read_message(output, model, context)
+    return completion_of(output, model, None, context)
 
 
 def _line_error(error: Any, context: ErrorContext) -> CallError:

@@ -92,7 +92,7 @@ class Wire(Dialect):
         has_sampling = request.headers["anthropic-version"] != VERSIONS[-1]
         if (request.method, path) == ("POST", "/v1/messages"):
             return await self.house.live(
-                request, self, lambda body: self._asked(body, has_sampling, is_live=True)
+                request, self, lambda body: self.asked(body, has_sampling, is_live=True)
             )
         if path != _BATCHES and not path.startswith(f"{_BATCHES}/"):
             return None
@@ -118,7 +118,7 @@ class Wire(Dialect):
 
     # Messages.
 
-    def _asked(self, body: Any, has_sampling: bool, *, is_live: bool) -> Asked | WireError:
+    def asked(self, body: Any, has_sampling: bool, *, is_live: bool) -> Asked | WireError:
         """A Messages body, checked and translated."""
         problem = next(body_problems(body, has_sampling, is_live), None)
         if problem is not None:
@@ -222,7 +222,7 @@ class Wire(Dialect):
         part = self.house.batches.part_path(job_id)
         with open(part, "wb") as file:
             for entry in body["requests"]:
-                asked = self._asked(entry["params"], has_sampling, is_live=False)
+                asked = self.asked(entry["params"], has_sampling, is_live=False)
                 file.write(Line(entry["custom_id"], asked).encode())
         return NewJob(job_id, part, own={"requests": len(body["requests"])})
 

@@ -178,20 +178,38 @@ class Wire(Dialect):
             source = body["inputDataConfig"]["s3InputDataConfig"]["s3Uri"]
             if not _fetch(source, copy):
                 return WireError(400, f"The S3 object {source} does not exist.")
-            lines = self._translate(Path(copy), part, body["modelId"])
+            lines = self._translate(Path(copy), part, body)
         least = self.house.options.min_batch_requests
         few = f"The job contains less records ({lines}) than the required minimum of: {least}"
         error = {"code": "ValidationException", "message": few, "param": None, "line": None}
         return NewJob(job_id, part, own=body, errors=(error,) if lines < least else ())
 
-    def _translate(self, source: Path, target: Path, model: str) -> int:
-        count = 0
+    def _translate(self, source: Path, target: Path, job: dict[str, Any]) -> int:
+        count, model = 0, job["modelId"]
+        is_converse = job.get("modelInvocationType") == "Converse"
+        read = self.asked if is_converse else self._message
         with open(source, "rb") as lines, open(target, "wb") as file:
             for line in lines:
                 entry, count = orjson.loads(line), count + 1
-                asked = self.asked(entry["modelInput"], model)
+                asked = read(entry["modelInput"], model)
                 file.write(Line(entry["recordId"], asked).encode())
         return count
+
+    def _message(self, body: Any, model: str) -> Asked | WireError:
+        """A body of InvokeModel, as Claude takes it: Anthropic's, without a model."""
+        version = body.get("anthropic_version") if isinstance(body, dict) else None
+        if version != "bedrock-2023-05-31":
+            return WireError(400, "anthropic_version: Field required")
+        own = {name: value for name, value in body.items() if name != "anthropic_version"}
+        if "model" in own:
+            return WireError(400, "model: Extra inputs are not permitted")
+        asked = self._anthropic.asked({**own, "model": model}, True, is_live=False)
+        is_good = isinstance(asked, Asked)
+        return asked._replace(note={**asked.note, "is_message": True}) if is_good else asked
+
+    @property
+    def _anthropic(self) -> Any:
+        return self.house.dialects["anthropic"]
 
     async def _look(self, request: web.BaseRequest, job_id: str) -> Reply:
         job = self.house.batches.known(self, job_id)
@@ -215,7 +233,9 @@ class Wire(Dialect):
     def _result(self, result: LineResult) -> dict[str, Any]:
         line: dict[str, Any] = {"recordId": result.custom_id, "modelInput": {}}
         if result.answer is not None:
-            line["modelOutput"] = self.reply(result.answer, result.asked, result.reply_id)
+            is_message = (result.asked.note or {}).get("is_message")
+            wire = self._anthropic if is_message else self
+            line["modelOutput"] = wire.reply(result.answer, result.asked, result.reply_id)
             return line
         is_over = result.code == "batch_expired"
         error = result.error or WireError(500, "")

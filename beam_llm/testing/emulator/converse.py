@@ -209,6 +209,9 @@ def job_problem(body: Any) -> str | None:
         return "Value at 'jobName' failed to satisfy constraint: length less than or equal to 63"
     if not 24 <= body.get("timeoutDurationInHours", 24) <= 168:
         return "Value at 'timeoutDurationInHours' failed to satisfy constraint: 24 to 168"
-    if body.get("modelInvocationType") != "Converse":
-        return "Only jobs of the modelInvocationType Converse are emulated."
+    kind = body.get("modelInvocationType", "InvokeModel")
+    if kind not in ("Converse", "InvokeModel"):
+        return "Value at 'modelInvocationType' failed to satisfy constraint"
+    if kind == "InvokeModel" and "claude" not in body["modelId"]:
+        return "Of the modelInvocationType InvokeModel only Claude's jobs are emulated."
     return None
