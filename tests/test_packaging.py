@@ -23,6 +23,8 @@ ROOT = Path(__file__).parent.parent
 SOURCES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "beam_llm").rglob("*.py")}
 DATA = {
     "beam_llm/py.typed",
+    "beam_llm/cli/reporting/page.html",
+    "beam_llm/fronts/providers.yaml",
     *(
         f"beam_llm/testing/data/{name}"
         for name in ("LICENSE.reviews.txt", "README.md", "reviews.jsonl")

@@ -27,7 +27,7 @@ def json_path(path: str) -> Callable[[Any], list[Any]]:
     keys = simple_path(path)
     if keys is not None:
         return lambda data: _walked(data, keys, path.endswith("[*]"))
-    import jsonpath
+    import jsonpath_rfc9535 as jsonpath
 
     if not path.startswith("$"):
         raise _no_path(path, "it has to start with $")
@@ -38,7 +38,7 @@ def json_path(path: str) -> Callable[[Any], list[Any]]:
 
     def select(data: Any) -> list[Any]:
         try:
-            return list(compiled.findall(data))
+            return list(compiled.find(data).values())
         except (jsonpath.JSONPathError, RecursionError):
             return []
 
