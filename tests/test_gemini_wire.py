@@ -28,7 +28,12 @@ from beam_llm.providers.gemini.schema import (
     gemini_schema,
     open_api_schema,
 )
-from beam_llm.providers.gemini.wire import completion_of, decode_reply, encode_body
+from beam_llm.providers.gemini.wire import (
+    completion_of,
+    decode_reply,
+    encode_body,
+    refuses_schema,
+)
 from beam_llm.providers.vertex import job_objects as vertex_job_objects
 from beam_llm.providers.vertex.objects import digest_of
 from beam_llm.redaction import redactor_of
@@ -307,6 +312,7 @@ def test_any_details_of_an_error(value, listed):
 # Lines
 # ──────────────────────────────────────────────────────────────────────────────────────────────────
 
+TOO_MANY_STATES = "The specified schema produces a constraint that has too many states for serving."
 VERTEX_STATUS = (
     'Bad Request: {"error": {"code": 400, "status": "INVALID_ARGUMENT", "message": "m"}}'
 )
@@ -317,6 +323,7 @@ VERTEX_STATUS = (
     [
         ({"error": {"code": 3, "message": "m"}}, Kind.REJECTED, LineEnd.REJECTED),
         ({"error": {"code": 400, "message": "m"}}, Kind.REJECTED, LineEnd.REJECTED),
+        ({"error": {"code": 3, "message": TOO_MANY_STATES}}, Kind.UNAVAILABLE, LineEnd.FAILED),
         ({"error": {"code": 13, "message": "m"}}, Kind.UNAVAILABLE, LineEnd.FAILED),
         ({"error": {"code": 8, "message": "m"}}, Kind.RATE_LIMITED, LineEnd.FAILED),
         ({"error": {"code": 4, "message": "m"}}, Kind.TIMED_OUT, LineEnd.FAILED),
@@ -334,6 +341,20 @@ def test_every_shape_of_an_error_line_has_its_end(line, kind, end):
     found = line_reply(orjson.dumps({"key": "r-1", **line}))
     assert found.error is not None
     assert (found.custom_id, found.error.kind, found.end) == ("r-1", kind, end)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "about"),
+    [
+        (TOO_MANY_STATES, True),
+        ("Unknown name \"x\" at 'generation_config.response_schema': Cannot find field.", True),
+        ("A schema in GenerationConfig exceeds the maximum allowed nesting depth.", True),
+        ("Please use a valid role: user, model.", False),
+        ("The prompt 'our database schema' is not allowed.", False),
+    ],
+)
+def test_a_refusal_of_the_schema_is_told_from_others(sentence, about):
+    assert refuses_schema(sentence) is about
 
 
 def test_an_inline_response_is_known_by_its_metadata_and_none_by_its_place():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import apache_beam as beam
+import hypothesis
 import orjson
 import pytest
 from google import genai
@@ -23,6 +24,7 @@ from google.api_core import exceptions as api_errors
 from google.auth import exceptions as google_errors
 from google.genai import types
 from google.oauth2 import credentials as oauth2
+from hypothesis import strategies as st
 
 from beam_llm import LLMPredict, SubmitBatchJobs, UsageError, providers, stores
 from beam_llm.cli.main import main
@@ -42,6 +44,8 @@ from beam_llm.values import Completion, Message, Request
 from tests.collecting import Collect
 from tests.google_world import FolderBuckets, address, credentials_of, until_ended
 from tests.test_contracts import EmulatedBatchesContract as _EmulatedBatches
+from tests.test_wire_properties import anything, paths, written
+from tests.test_wire_properties import put as put_in
 
 ASK = "Is it positive or negative:\nI love it"
 REVIEWS = {"I love it": "positive", "awful, I hate it": "negative", "it is blue": "neutral"}
@@ -503,3 +507,22 @@ def test_a_job_is_cancelled_from_the_command_line(start_emulator, monkeypatch, c
     assert "provider_options is without 'project'" in capsys.readouterr().err.replace("-", "_")
     assert main([*command, "--provider-options", json.dumps(PLACE)]) == 0
     assert emulator.jobs[0]["state"] in ("JOB_STATE_CANCELLING", "JOB_STATE_CANCELLED")
+
+
+def prediction() -> dict[str, Any]:
+    request = {"labels": {"beam_llm": "r-0"}, "contents": [{"parts": [{"text": "Question 0"}]}]}
+    candidate = {"content": {"parts": [{"text": "to Question 0"}]}, "finishReason": "STOP"}
+    return {"status": "", "request": request, "response": {"candidates": [candidate]}}
+
+
+@hypothesis.settings(suppress_health_check=list(hypothesis.HealthCheck), max_examples=60)
+@hypothesis.given(st.sampled_from(paths(prediction())), anything)
+def test_any_value_in_any_field_of_a_result_line(path, value):
+    store, results = staged(1)
+    put(store, [written(put_in(prediction(), path, value))])
+    fetch_results(store, "job-0", "job-0", results, 10**6)
+    for line in results.read_bytes().split(b"\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            reply = line_reply(line)
+            assert reply.custom_id == "r-0"
+            assert (reply.completion is None) is (reply.error is not None)

@@ -15,7 +15,7 @@ from beam_llm.errors import CallError, Kind, Retryable
 from beam_llm.protocols import LineReply
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, no_answer
 from beam_llm.providers.gemini.plain import plain_line
-from beam_llm.providers.gemini.wire import completion_of, encode_body
+from beam_llm.providers.gemini.wire import completion_of, encode_body, refuses_schema
 from beam_llm.providers.typed import loads
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Request
@@ -84,6 +84,9 @@ def _line_error(error: Any, context: ErrorContext) -> CallError:
     found = error_of(status, {}, {"error": error}, **context._asdict())
     if status == 499:
         return Retryable(Kind.CANCELLED, found.message)
+    if status == 400 and refuses_schema(found.message):
+        # A live call, which is what comes in the end, asks for the same in words.
+        return Retryable(Kind.UNAVAILABLE, found.message, status=status)
     return found
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 from beam_llm.providers.errors import ErrorContext, error_of
-from beam_llm.providers.gemini.wire import decode_reply, encode_body
+from beam_llm.providers.gemini.wire import decode_reply, encode_body, refuses_schema
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.live import LiveCalls
 from beam_llm.values import Completion, Request
@@ -16,7 +15,6 @@ from beam_llm.values import Completion, Request
 _log = logging.getLogger(__name__)
 
 _MOST_REFUSED = 1_000
-_ABOUT_THE_SCHEMA = re.compile(r"schema|too many states", re.IGNORECASE)
 
 
 class Access(NamedTuple):
@@ -74,17 +72,11 @@ class GeminiChat:
             )
             if status < 300:
                 return decode_reply(reply, access.context, headers)
-            if in_words or not self._is_about_the_schema(request, status, reply):
+            about = status == 400 and refuses_schema(reply[:4000].decode("utf-8", "replace"))
+            if in_words or request.schema is None or not about:
                 raise error_of(status, headers, reply, **access.context._asdict())
             in_words = True
             self._remember(request)
-
-    def _is_about_the_schema(self, request: Request, status: int, reply: bytes) -> bool:
-        return (
-            status == 400
-            and request.schema is not None
-            and _ABOUT_THE_SCHEMA.search(reply[:4000].decode("utf-8", "replace")) is not None
-        )
 
     def _remember(self, request: Request) -> None:
         """A schema by the identity of its dict, which stands in all requests of one shape."""

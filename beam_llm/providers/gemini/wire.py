@@ -97,6 +97,20 @@ def _told(schema: Any) -> str:
     return words + orjson.dumps(gemini_schema(schema) or schema).decode()
 
 
+_ABOUT_THE_SCHEMA = re.compile(
+    r"too many states|response_?(json_?)?schema|nesting depth"
+    r"|schema.{0,80}(exceeds|too (complex|deep|large|many))",
+    re.IGNORECASE,
+)
+
+
+def refuses_schema(sentence: str) -> bool:
+    """Whether a refusal is about the reply's schema: its size, its depth, a word in it. Source:
+    messages in public issues, 2026-11.
+    """
+    return _ABOUT_THE_SCHEMA.search(sentence) is not None
+
+
 # Replies
 # --------------------------------------------------------------------------------------------------
 
