@@ -9,8 +9,8 @@ import dataclasses
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,14 +72,9 @@ class TestBedrockBatches(BatchProviderContract):
             self.patch.setenv(name, value)
 
     def provider(self) -> BatchProvider:
-        return providers.connect_batch(
-            settings(
-                MODEL,
-                mode="batch_api",
-                staging_location=self.location,
-                provider_options={"role_arn": ROLE},
-            )
-        )
+        client = providers.connect_batch(batch_settings(self.location))
+        self.stack.callback(client.close)
+        return client
 
     def jobs_made(self) -> Sequence[str]:
         return [job["jobArn"] for job in self.emulator.jobs]
@@ -108,6 +103,13 @@ def emulator(s3_location: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emul
         yield running
 
 
+@pytest.fixture
+def aws() -> Iterator[Callable[[str], Any]]:
+    """Official clients by service, closed in the end."""
+    with ExitStack() as stack:
+        yield lambda service: stack.enter_context(closing(boto3.client(service)))
+
+
 def ask(text: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": [{"text": text}]}]}
 
@@ -121,8 +123,10 @@ def ask(text: str) -> dict[str, Any]:
     ],
     ids=["id", "profile", "ARN"],
 )
-def test_boto3_converses_with_the_emulator_and_so_do_we(emulator: Emulator, model: str) -> None:
-    client = boto3.client("bedrock-runtime")
+def test_boto3_converses_with_the_emulator_and_so_do_we(
+    aws: Any, emulator: Emulator, model: str
+) -> None:
+    client = aws("bedrock-runtime")
     reply = client.converse(modelId=model, **ask("Is it positive or negative:\nI love it"))
     assert reply["output"]["message"]["content"] == [{"text": "positive"}]
     assert reply["stopReason"] == "end_turn"
@@ -145,9 +149,9 @@ def test_boto3_converses_with_the_emulator_and_so_do_we(emulator: Emulator, mode
     ids=["temperature", "no message"],
 )
 def test_what_converse_refuses_the_emulator_refuses_by_name(
-    emulator: Emulator, change: dict[str, Any], error: str, message: str
+    aws: Any, emulator: Emulator, change: dict[str, Any], error: str, message: str
 ) -> None:
-    client = boto3.client("bedrock-runtime")
+    client = aws("bedrock-runtime")
     with pytest.raises(Exception, match=message) as caught:
         client.converse(**{"modelId": "amazon.nova-lite-v1:0", **ask("hello"), **change})
     assert type(caught.value).__name__ == error
@@ -175,9 +179,9 @@ def test_a_wrong_secret_is_found_out_and_ends_all_calls(
 
 
 def test_boto3_runs_a_job_over_s3_and_its_token_makes_one(
-    emulator: Emulator, s3_location: str
+    aws: Any, emulator: Emulator, s3_location: str
 ) -> None:
-    bucket, s3, client = s3_location.split("/")[2], boto3.client("s3"), boto3.client("bedrock")
+    bucket, s3, client = s3_location.split("/")[2], aws("s3"), aws("bedrock")
     lines = [{"recordId": f"r{n}", "modelInput": ask(f"Is it good:\ntext {n}")} for n in range(3)]
     s3.put_object(Bucket=bucket, Key="in.jsonl", Body=b"\n".join(map(orjson.dumps, lines)))
     asked = {
@@ -223,7 +227,7 @@ def test_boto3_runs_a_job_over_s3_and_its_token_makes_one(
     ],
 )
 def test_a_job_that_bedrock_would_refuse_is_refused(
-    emulator: Emulator, s3_location: str, change: dict[str, Any], message: str
+    aws: Any, emulator: Emulator, s3_location: str, change: dict[str, Any], message: str
 ) -> None:
     place = {"s3Uri": f"{s3_location}/x"}
     asked = {
@@ -235,16 +239,20 @@ def test_a_job_that_bedrock_would_refuse_is_refused(
         **change,
     }
     with pytest.raises(ClientError, match=message):
-        boto3.client("bedrock").create_model_invocation_job(**asked)
+        aws("bedrock").create_model_invocation_job(**asked)
 
 
 def test_a_job_of_too_few_records_fails_as_at_bedrock(
     s3_location: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with Emulator(keys=("AKIDTEST",), batch_seconds=0.0, min_batch_requests=100) as running:
+    with ExitStack() as stack:
+        running = Emulator(keys=("AKIDTEST",), batch_seconds=0.0, min_batch_requests=100)
+        stack.enter_context(running)
         for name, value in running.environment_of("bedrock").items():
             monkeypatch.setenv(name, value)
-        provider = providers.connect_batch(batch_settings(s3_location))
+        provider = stack.enter_context(
+            closing(providers.connect_batch(batch_settings(s3_location)))
+        )
         (tmp_path / "lines").write_bytes(
             provider.encode_line("r-1", Request(MODEL, (Message("user", "hello"),))) + b"\n"
         )
@@ -309,23 +317,23 @@ def test_a_conflict_of_a_create_is_about_the_job_that_there_is(
 
 
 def test_the_last_line_of_a_result_file_ends_though_bedrock_leaves_it_open(
-    batches: Any, s3_location: str, tmp_path: Path
+    aws: Any, batches: Any, s3_location: str, tmp_path: Path
 ) -> None:
     client, _ = batches
     bucket = s3_location.split("/")[2]
     for name, body in (("a.jsonl.out", b'{"a":1}\n{"b":2}'), ("b.jsonl.out", b'{"c":3}\n')):
-        boto3.client("s3").put_object(Bucket=bucket, Key=f"out/{name}", Body=body)
-    boto3.client("s3").put_object(Bucket=bucket, Key="out/manifest.json.out", Body=b"{}")
+        aws("s3").put_object(Bucket=bucket, Key=f"out/{name}", Body=body)
+    aws("s3").put_object(Bucket=bucket, Key="out/manifest.json.out", Body=b"{}")
     job = RemoteJob("x", JobState.COMPLETED, result_files=(f"s3://{bucket}/out/",))
     client.fetch(job, tmp_path / "results")
     assert (tmp_path / "results").read_bytes() == b'{"a":1}\n{"b":2}\n{"c":3}\n'
 
 
 def test_a_result_file_that_is_larger_than_its_bound_is_refused(
-    emulator: Emulator, s3_location: str, tmp_path: Path
+    aws: Any, emulator: Emulator, s3_location: str, tmp_path: Path
 ) -> None:
     bucket = s3_location.split("/")[2]
-    boto3.client("s3").put_object(Bucket=bucket, Key="out/a.jsonl.out", Body=b"x" * 20_000)
+    aws("s3").put_object(Bucket=bucket, Key="out/a.jsonl.out", Body=b"x" * 20_000)
     known = dataclasses.replace(batch_settings(s3_location), max_file_bytes=10_000)
     client = providers.connect_batch(known)
     job = RemoteJob("x", JobState.COMPLETED, result_files=(f"s3://{bucket}/out/",))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,13 +41,18 @@ class TestS3Store(StoreContract):
         return open_store(self.location, probe=False)
 
     def test_unfinished_uploads_are_swept_after_a_day_and_only_of_this_location(self) -> None:
-        from datetime import timedelta
-
         import boto3
+
+        client = boto3.client("s3")
+        with closing(client):
+            self._begun_and_swept(client)
+
+    def _begun_and_swept(self, client: Any) -> None:
+        from datetime import timedelta
 
         from beam_llm.stores import s3
 
-        store, client = self.store(), boto3.client("s3")
+        store = self.store()
         bucket = self.location.split("/")[2]
         for key in ("staging/big", "other/big"):
             client.create_multipart_upload(Bucket=bucket, Key=key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -53,7 +54,10 @@ class S3Store(ObjectStore):
         return in_words(lambda: self._sweep(session, dry_run), self.location)
 
     def _sweep(self, session: Any, dry_run: bool) -> list[str]:
-        client = session.client("s3", endpoint_url=endpoint_url())
+        with contextlib.closing(session.client("s3", endpoint_url=endpoint_url())) as client:
+            return self._swept(client, dry_run)
+
+    def _swept(self, client: Any, dry_run: bool) -> list[str]:
         pages = client.get_paginator("list_multipart_uploads").paginate(
             Bucket=self.bucket, Prefix=f"{self.prefix}/" if self.prefix else ""
         )

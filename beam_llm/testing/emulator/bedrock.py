@@ -203,9 +203,12 @@ class Wire(Dialect):
         own = {name: value for name, value in body.items() if name != "anthropic_version"}
         if "model" in own:
             return WireError(400, "model: Extra inputs are not permitted")
-        asked = self._anthropic.asked({**own, "model": model}, True, is_live=False)
-        is_good = isinstance(asked, Asked)
-        return asked._replace(note={**asked.note, "is_message": True}) if is_good else asked
+        asked: Asked | WireError = self._anthropic.asked(
+            {**own, "model": model}, True, is_live=False
+        )
+        if isinstance(asked, WireError):
+            return asked
+        return asked._replace(note={**asked.note, "is_message": True})
 
     @property
     def _anthropic(self) -> Any:
