@@ -160,6 +160,17 @@ def test_what_vertex_ai_does_not_have_is_told_when_the_pipeline_is_built(
         LLMPredict("vertex:gemini-2.5-flash", "{{ text }}", **options)
 
 
+@pytest.mark.parametrize("connect", [providers.connect, providers.connect_batch])
+def test_no_client_is_made_that_would_send_credentials_in_the_clear(connect):
+    known = settings(
+        "vertex:m",
+        provider_options={**PLACE, "bucket": "gs://b1/x"},
+        base_url="http://127.0.0.1.example.com",
+    )
+    with pytest.raises(UsageError, match="plain http"):
+        connect(known)
+
+
 def test_a_staging_location_in_gs_is_bucket_enough():
     known = settings(
         "vertex:m", provider_options=PLACE, mode="batch_api", staging_location="gs://b1/x/"
@@ -345,8 +356,10 @@ def predicted(store: Store, *, labels: bool = True, keep: slice = slice(None)) -
     return found[::-1][keep]
 
 
-def put(store: Store, lines: Sequence[bytes], number: int = 1) -> None:
-    folder = stores.store_at(f"{store.location}/job-0/output/prediction-model-2026-11-29T15:00:00Z")
+def put(store: Store, lines: Sequence[bytes], number: int = 1, below: str = "") -> None:
+    folder = stores.store_at(
+        f"{store.location}/job-0/output/prediction-model-2026-11-29T15:00:00Z{below}"
+    )
     folder.put(f"predictions_{number:05}.jsonl", b"\n".join([*lines, b""]))
 
 
@@ -366,6 +379,15 @@ def test_results_in_several_files_and_any_order_belong_to_their_requests(labels)
     lines = predicted(store, labels=labels)
     put(store, lines[:2], 1)
     put(store, lines[2:], 2)
+    assert read(store, path) == ALL
+
+
+def test_what_was_written_on_the_way_is_read_only_where_the_whole_is_missing():
+    store, path = staged()
+    lines = predicted(store)
+    put(store, lines[:1], below="/incremental_predictions")
+    assert read(store, path) == {"r-2": "to Question 2"}
+    put(store, lines)
     assert read(store, path) == ALL
 
 

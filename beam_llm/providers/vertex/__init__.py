@@ -5,7 +5,8 @@
 credentials.py  tokens                     place.py   addresses
 batches.py      batch prediction jobs      objects.py their input and results in a bucket
 
-What is asked and answered is Gemini's: `providers/gemini/`.
+What is asked and answered is Gemini's: `providers/gemini/`. In place of Google's own credentials
+`api_key` may refer to an access token, or be `none` for an emulator.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ def connect(settings: Settings) -> GeminiChat:
     from beam_llm.providers.http import Bounds
     from beam_llm.providers.vertex.credentials import Token, fixed
 
+    _check_address(settings)
     place = Place.of(settings)
     given = None if settings.api_key is None else fixed(resolve_key(settings.api_key))
 
@@ -133,6 +135,7 @@ def connect_batch(settings: Settings) -> VertexBatches:
     from beam_llm.providers.vertex.credentials import fixed
     from beam_llm.stores import store_at
 
+    _check_address(settings)
     given = None if settings.api_key is None else fixed(resolve_key(settings.api_key))
     return VertexBatches(
         Place.of(settings),

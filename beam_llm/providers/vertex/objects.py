@@ -2,7 +2,7 @@
 
 <name>/input.jsonl   the requests, each with its custom_id as a label
 <name>/index         a line for each: digest of what is asked, custom_id
-<name>/output/…      Vertex AI's results, in a folder of its own naming, in one file or several
+<name>/output/…      Vertex AI's results: prediction-model-<time>/predictions.jsonl, or several
 
 A result line echoes its request. It belongs to the request whose label it has; where labels are
 dropped, to one that asks the same. Source: Vertex AI, "Batch inference from Cloud Storage", and
@@ -34,6 +34,7 @@ INPUT, INDEX, OUTPUT = "input.jsonl", "index", "output"
 _IS_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 """What a label's value may be. Source: Google Cloud, "Requirements for labels", read 2026-11."""
 _AT_ONCE_BYTES = 16_000_000
+_ON_THE_WAY = "incremental_predictions"
 _KEPT = ("response", "status", "error")
 
 Ids = dict[str, deque[str]]
@@ -158,11 +159,15 @@ def _index(store: Store, name: str) -> Ids:
 def _result_objects(store: Store, prefix: str) -> Iterator[tuple[Store, str]]:
     """Each file of results, in a store at its own folder: Vertex AI's folders are named by times,
     whose colons are no names of ours.
+
+    What it wrote on the way (`incremental_predictions`) is read only where the whole is missing, as
+    of a job that was cancelled.
     """
-    for name in store.list(prefix):
+    names = [name for name in store.list(prefix) if name.endswith(".jsonl")]
+    whole = [name for name in names if _ON_THE_WAY not in name[len(prefix) :]]
+    for name in whole or names:
         folder, _, last = name.rpartition("/")
-        if last.startswith("prediction") and last.endswith(".jsonl"):
-            yield store_at(f"{store.location}/{folder}"), last
+        yield store_at(f"{store.location}/{folder}"), last
 
 
 def _pieces(store: Store, name: str) -> Iterator[bytes]:
@@ -219,7 +224,8 @@ def forget_results(store: Store, name: str) -> None:
     """Removes all files of a job's results."""
 
     def forget() -> None:
-        for folder, last in list(_result_objects(store, f"{name}/{OUTPUT}/")):
-            folder.delete(last)
+        for found in list(store.list(f"{name}/{OUTPUT}/")):
+            folder, _, last = found.rpartition("/")
+            store_at(f"{store.location}/{folder}").delete(last)
 
     in_storage(store.location, forget)
