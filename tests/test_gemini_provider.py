@@ -414,3 +414,26 @@ def test_what_a_job_lost_as_a_whole_is_asked_again(start_emulator, tmp_path, fau
         _ = p | beam.Create([{"text": text} for text in REVIEWS]) | ask | kept
     assert {each.element["text"]: each.value for each in kept.found} == REVIEWS
     assert len(emulator.jobs) == 2
+
+
+@pytest.mark.parametrize("place", ["create", "validation"])
+def test_jobs_wait_for_room_in_the_queue_of_tokens(start_emulator, tmp_path, place, caplog):
+    caplog.set_level("INFO", "beam_llm.jobs")
+    emulator = start_emulator(enqueued_token_limit=150, enqueued_limit_at=place, batch_seconds=0.05)
+    kept = Collect()
+    ask = LLMPredict(
+        MODEL,
+        "Classify the sentiment of this review:\n{{ text }}",
+        output=Mood,
+        mode="batch_api",
+        base_url=address(emulator, "gemini"),
+        api_key=f"env:{KEY}",
+        staging_location=str(tmp_path),
+        poll_seconds=0.05,
+        job_max_records=1,
+    )
+    with beam.Pipeline() as p:
+        _ = p | beam.Create([{"text": text} for text in REVIEWS]) | ask | kept
+    assert {each.element["text"]: each.value for each in kept.found} == REVIEWS
+    assert emulator.billed == dict.fromkeys(REVIEWS, 1)
+    assert "Enqueued token limit reached" in caplog.text

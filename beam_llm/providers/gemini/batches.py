@@ -62,6 +62,7 @@ class GeminiBatches(GoogleBatches):
     """
 
     listed_as = "operations"
+    page_jobs = 25  # which may have all of their answers with them
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from beam_llm.errors import UnknownJob
 from beam_llm.protocols import BatchTraits, LineReply, RemoteJob
 from beam_llm.providers.control import ControlCalls, ignoring
-from beam_llm.providers.gemini.job_list import job_pages, pending_in
+from beam_llm.providers.gemini.job_list import USUAL_PAGE_JOBS, job_pages, pending_in
 from beam_llm.providers.gemini.lines import encode_line, line_reply
 from beam_llm.providers.http import Bounds
 from beam_llm.providers.job_search import find_jobs
@@ -24,10 +24,12 @@ class GoogleBatches:
 
     Attributes:
       listed_as: the field of a list that holds its jobs.
+      page_jobs: most on one of its pages.
     """
 
     texts_are_json_strings = True
     listed_as: ClassVar[str]
+    page_jobs: ClassVar[int] = USUAL_PAGE_JOBS
 
     def __init__(self, control: ControlCalls, bounds: Bounds, traits: BatchTraits):
         self.traits = dataclasses.replace(traits, create_seconds=2 * bounds.control_seconds)
@@ -84,15 +86,15 @@ class GoogleBatches:
             staged,
             since,
             keeps_names=False,
-            most_pages=self._bounds.list_pages,
+            most_pages=self._bounds.list_pages * USUAL_PAGE_JOBS // self.page_jobs,
         )
 
     def pending(self) -> list[RemoteJob]:
         """Jobs under way among the first thousand of the list."""
-        return pending_in(self._pages())
+        return pending_in(self._pages(), self.page_jobs)
 
     def _pages(self) -> Iterator[Sequence[RemoteJob]]:
-        return job_pages(self._control, self._jobs_url, self.listed_as, self._job)
+        return job_pages(self._control, self._jobs_url, self.listed_as, self._job, self.page_jobs)
 
     def cancel(self, job_id: str) -> None:
         """Asks for cancellation; harmless where the job has ended or is not known."""

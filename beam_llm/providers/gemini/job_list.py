@@ -11,8 +11,8 @@ from beam_llm.errors import CallError, CannotTell, Rejected
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers.control import ControlCalls
 
-PENDING_PAGES = 10
-PAGE_JOBS = "100"
+USUAL_PAGE_JOBS = 100
+MOST_PENDING_JOBS = 1_000
 
 
 def job_pages(
@@ -20,19 +20,21 @@ def job_pages(
     url_of: Callable[..., str],
     field: str,
     read: Callable[[Mapping[str, Any]], RemoteJob],
+    page_jobs: int,
 ) -> Iterator[Sequence[RemoteJob]]:
     """All jobs that are listed, page by page; one that can't be read is passed over.
 
     Args:
       url_of: the list's address with a query.
       field: of a page, where its jobs are.
+      page_jobs: most on a page.
 
     Raises:
       CannotTell: jobs can't be listed here.
     """
     token: str | None = None
     while True:
-        query = {"pageSize": PAGE_JOBS} | ({"pageToken": token} if token else {})
+        query = {"pageSize": str(page_jobs)} | ({"pageToken": token} if token else {})
         page = _page(control, url_of(**query))
         listed = page.get(field)
         jobs: list[RemoteJob] = []
@@ -62,7 +64,7 @@ def _page(control: ControlCalls, url: str) -> dict[str, Any]:
     ) from refused
 
 
-def pending_in(pages: Iterator[Sequence[RemoteJob]]) -> list[RemoteJob]:
+def pending_in(pages: Iterator[Sequence[RemoteJob]], page_jobs: int) -> list[RemoteJob]:
     """Jobs under way among the first thousand."""
-    first = islice(pages, PENDING_PAGES)
+    first = islice(pages, MOST_PENDING_JOBS // page_jobs)
     return [job for page in first for job in page if not job.state.has_ended]
