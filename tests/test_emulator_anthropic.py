@@ -15,6 +15,7 @@ import anthropic
 import pytest
 
 from beam_llm.testing import Emulator, Fault
+from beam_llm.testing.emulator.anthropic_rules import batch_problem
 
 KEY = "the-key"
 YES = {
@@ -356,6 +357,13 @@ def test_a_batch_that_is_wrong_as_a_whole_is_refused(call, body, words):
     status, answer, _ = call(body, "/batches")
     assert status == 400
     assert words in answer["error"]["message"]
+
+
+def test_a_batch_may_have_a_hundred_thousand_requests():
+    lines = [{"custom_id": f"r-{number}", "params": ASK} for number in range(100_001)]
+    assert batch_problem({"requests": lines[:-1]}, 50_000) is None
+    assert "1 to 100000 items, not 100001" in (batch_problem({"requests": lines}, 50_000) or "")
+    assert "1 to 2 items" in (batch_problem({"requests": lines}, 2) or "")
 
 
 def test_results_are_not_there_before_the_end(call, emulator):

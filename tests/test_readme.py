@@ -45,7 +45,7 @@ def run(block: str) -> dict[str, Any]:
 
 
 (FIRST,) = blocks(README, "python")
-LOCAL, GOOGLE, TABLES, COUNTERS, TESTING, NOTEBOOK = blocks(RECIPES, "python")
+LOCAL, GOOGLE, CLAUDE, TABLES, COUNTERS, TESTING, NOTEBOOK = blocks(RECIPES, "python")
 (YAML,) = blocks(RECIPES, "yaml")
 (SQL,) = blocks(RECIPES, "sql")
 
@@ -94,6 +94,22 @@ def test_gemini_on_google_cloud_takes_googles_credentials_and_a_bucket(
         "I love it → positive",
         "It broke, I hate it → negative",
     ]
+
+
+def test_claudes_prompts_are_marked_and_cost_half(
+    reviews: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    (reviews / "guide.md").write_text("Take the writer at his word. " * 1_000)
+    with Emulator(batch_seconds=0.1) as server:
+        for name, value in server.environment_of("anthropic").items():
+            monkeypatch.setenv(name, value)
+        run(CLAUDE.replace('mode="batch_api"', 'mode="batch_api", poll_seconds=0.05'))
+        counts = server.jobs[0]["request_counts"]
+    assert sorted(capfd.readouterr().out.splitlines()) == [
+        "I love it → positive",
+        "It broke, I hate it → negative",
+    ]
+    assert counts["succeeded"] == 2
 
 
 class BigQueryJson(beam.PTransform):

@@ -243,6 +243,32 @@ def unreadable(message: str) -> Retryable:
     return Retryable(Kind.UNREADABLE, message, status=200)
 
 
+def not_json(body: bytes) -> Retryable:
+    """The error of a good answer that is no JSON: it says what came instead, where that tells
+    more.
+    """
+    return unreadable(_what_came(body))
+
+
+def _what_came(body: bytes) -> str:
+    start = body[:2000].lstrip(b"\xef\xbb\xbf \r\n\t")
+    if start.startswith((b"data:", b"event:")):
+        return (
+            "the reply is a stream of events, which was not asked for: take `stream` off "
+            "where the server or a proxy is set up"
+        )
+    if start[:1] == b"<":
+        title = re.search(rb"<title[^>]{0,100}>([^<]{1,80})", start, re.IGNORECASE)
+        named = (
+            f" titled {shown(title[1].decode('utf-8', 'replace'), None, False)!r}" if title else ""
+        )
+        return (
+            f"the reply is a web page{named}, not JSON: base_url may be wrong, or a proxy "
+            "asks to sign in"
+        )
+    return f"the reply's body of {len(body):,} bytes is not JSON"
+
+
 def no_answer() -> Retryable:
     """The error of a line in a job's file that holds nothing."""
     return Retryable(

@@ -14,7 +14,7 @@ from beam_llm.providers.anthropic import models
 from beam_llm.providers.anthropic.dialect import SCHEMA, TOOL, Dialect
 from beam_llm.providers.anthropic.plain import plain_reply
 from beam_llm.providers.anthropic.schema import closed_schema
-from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, unreadable
+from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, not_json, unreadable
 from beam_llm.providers.finishes import finish_of
 from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, can_be_split, encodable, parted
 from beam_llm.providers.typed import clean, loads, name_of, token_count, word
@@ -153,7 +153,7 @@ def decode_reply(
     try:
         payload = loads(body)
     except ValueError:
-        raise unreadable(f"the reply's body of {len(body):,} bytes is not JSON") from None
+        raise not_json(body) from None
     return completion_of(payload, request_id, pace, context)
 
 

@@ -13,7 +13,7 @@ import orjson
 
 from beam_llm.providers.anthropic.schema import closed_schema
 from beam_llm.providers.bedrock.forms import SCHEMA, TOOL, Form
-from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, unreadable
+from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, not_json, unreadable
 from beam_llm.providers.finishes import finish_of
 from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, can_be_split, encodable, parted
 from beam_llm.providers.typed import clean, loads, name_of, token_count, word
@@ -126,7 +126,7 @@ def decode_reply(
     try:
         payload = loads(body)
     except ValueError:
-        raise unreadable(f"the reply's body of {len(body):,} bytes is not JSON") from None
+        raise not_json(body) from None
     return completion_of(payload, model, request_id, context)
 
 

@@ -12,7 +12,14 @@ from typing import Any
 
 import orjson
 
-from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, status_in, unreadable
+from beam_llm.providers.errors import (
+    NO_CONTEXT,
+    ErrorContext,
+    error_of,
+    not_json,
+    status_in,
+    unreadable,
+)
 from beam_llm.providers.finishes import finish_of
 from beam_llm.providers.gemini.plain import plain_reply, tier_of
 from beam_llm.providers.gemini.schema import gemini_schema, open_api_schema
@@ -130,7 +137,7 @@ def decode_reply(
     try:
         payload = loads(body)
     except ValueError:
-        raise unreadable(f"the reply's body of {len(body):,} bytes is not JSON") from None
+        raise not_json(body) from None
     return completion_of(payload, context, tier)
 
 

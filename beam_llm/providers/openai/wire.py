@@ -7,7 +7,6 @@ is in `dialect.py`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from beam_llm.providers.errors import (
     NO_CONTEXT,
     ErrorContext,
     error_of,
-    shown,
+    not_json,
     status_in,
     unreadable,
 )
@@ -109,7 +108,7 @@ def decode_reply(
     try:
         payload = loads(body)
     except ValueError:
-        raise unreadable(_no_json(body)) from None
+        raise not_json(body) from None
     try:
         return completion_of(payload, request_id, pace, context)
     except ODD_SHAPE:
@@ -311,23 +310,3 @@ ODD_SHAPE = (
 """The last guard: what the readers of single fields did not think of is an error of that reply, and
 of no other.
 """
-
-
-def _no_json(body: bytes) -> str:
-    """What came instead, where that tells more than that it isn't JSON."""
-    start = body[:2000].lstrip(b"\xef\xbb\xbf \r\n\t")
-    if start.startswith((b"data:", b"event:")):
-        return (
-            "the reply is a stream of events, which was not asked for: take `stream` off "
-            "where the server or a proxy is set up"
-        )
-    if start[:1] == b"<":
-        title = re.search(rb"<title[^>]{0,100}>([^<]{1,80})", start, re.IGNORECASE)
-        named = (
-            f" titled {shown(title[1].decode('utf-8', 'replace'), None, False)!r}" if title else ""
-        )
-        return (
-            f"the reply is a web page{named}, not JSON: base_url may be wrong, or a proxy "
-            "asks to sign in"
-        )
-    return f"the reply's body of {len(body):,} bytes is not JSON"

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 VERSIONS = ("2023-01-01", "2023-06-01", "2026-10-21")
 _BATCHES = "/v1/messages/batches"
 _WINDOW_SECONDS = 86_400
+MOST_BATCH_BYTES = 256 * 2**20
 _OVER = ("completed", "failed", "expired", "cancelled")
 _COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
 
@@ -215,6 +216,8 @@ class Wire(Dialect):
             body = orjson.loads(raw)
         except orjson.JSONDecodeError:
             return WireError(400, "The request body is not valid JSON")
+        if len(raw) > MOST_BATCH_BYTES:
+            return WireError(413, "Request exceeds the maximum size")
         problem = batch_problem(body, self.house.options.max_batch_requests)
         if problem is not None:
             return WireError(400, problem)

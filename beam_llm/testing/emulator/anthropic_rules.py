@@ -12,6 +12,10 @@ from typing import Any
 
 import orjson
 
+from beam_llm.testing.emulator.options import EmulatorOptions
+
+MOST_REQUESTS = 100_000
+
 _CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 _FIELDS = frozenset(
@@ -175,7 +179,12 @@ def _schema_problems(node: Any) -> Iterator[str]:
 
 
 def batch_problem(body: Any, most: int) -> str | None:
-    """What the API refuses of a batch as a whole."""
+    """What the API refuses of a batch as a whole.
+
+    Args:
+      most: requests; where that is OpenAI's limit, nobody has set it, and it is Anthropic's.
+    """
+    most = MOST_REQUESTS if most == EmulatorOptions.max_batch_requests else most
     if not isinstance(body, dict) or not isinstance(body.get("requests"), list):
         return "requests: Field required"
     for name in body:
