@@ -67,6 +67,7 @@ PROVIDERS = {
         "FIREWORKS_API_KEY",
         "FIREWORKS_BASE_URL",
         "https://api.fireworks.ai/inference/v1",
+        option_variables={"account_id": "FIREWORKS_ACCOUNT_ID"},
     ),
     "deepinfra": ProviderSpec(
         _DIALECT,

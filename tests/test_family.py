@@ -104,7 +104,9 @@ class FamilyBatches(EmulatedBatchesContract):
         return address_of(self.emulator, self.name)
 
     def jobs_made(self) -> list[str]:
-        return [job.get("id") or job["batch_id"] for job in self.emulator.jobs]
+        names = ("id", "batch_id", "name")
+        ids = [next(job[name] for name in names if name in job) for job in self.emulator.jobs]
+        return [job_id.rpartition("/")[2] for job_id in ids]
 
     def test_its_rung_is_the_one_that_it_promises(self) -> None:
         self.arrange()
@@ -132,6 +134,14 @@ class TestXaiBatches(FamilyBatches):
     name, rung = "xai", Recovery.METADATA
     forgets_results = False
     impossible = frozenset({Mishap.EXPIRE, Mishap.NO_COUNTS, Mishap.STRANGE_WORD})
+
+
+class TestFireworksBatches(FamilyBatches):
+    name, rung = "fireworks", Recovery.TOKEN
+    cancels = False
+
+    def address(self) -> dict[str, Any]:
+        return {**super().address(), "provider_options": {"account_id": "emulator"}}
 
 
 class TestOpenRouterBatches(FamilyBatches):

@@ -52,8 +52,6 @@ def modes(tmp_path):
 @pytest.mark.parametrize("mode", ["online", "batch_api"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_record_comes_back_once_with_its_usage_and_price(emulator, tmp_path, name, mode):
-    if (name, mode) == ("fireworks", "batch_api"):
-        pytest.skip("it has no batch API here")
     found = run(f"{name}:{MODELS[name]}", **modes(tmp_path)[mode])
     assert [found[text].value for text in TEXTS] == SENTIMENTS
     assert all(each.usage.input_tokens and each.usage.output_tokens for each in found.values())
@@ -90,7 +88,9 @@ def test_a_second_run_with_another_batch_size_pays_nothing(emulator, tmp_path, n
     assert emulator.billed == dict.fromkeys(TEXTS, 1)
 
 
-@pytest.mark.parametrize("name", ["mistral", "together", "groq", "xai", "deepinfra", "openrouter"])
+@pytest.mark.parametrize(
+    "name", ["mistral", "together", "groq", "xai", "deepinfra", "openrouter", "fireworks"]
+)
 def test_a_lost_create_is_found_and_paid_once(emulator, tmp_path, name):
     emulator.set_faults(Fault("create_lost", nth=1))
     quick = {"list_lag_seconds": 0.0, "control_timeout_ms": 1_000}

@@ -5,7 +5,9 @@ read.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+import re
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from beam_llm.pricing import Prices
 from beam_llm.protocols import RemoteJob
 from beam_llm.provider_table import PROVIDERS
 from beam_llm.providers.errors import error_of
-from beam_llm.providers.openai import mistral_batches, xai_batches
+from beam_llm.providers.openai import fireworks_batches, mistral_batches, servers, xai_batches
 from beam_llm.providers.openai.job_objects import remote_job
 from beam_llm.providers.openai.lines import line_reply
 from beam_llm.providers.openai.wire import completion_of, decode_reply, usage_of
@@ -190,7 +192,7 @@ JOBS = {"mode": "batch_api", "staging_location": "x"}
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [
-        ("fireworks:m", JOBS, "fireworks: has no batch API here; use mode='online'"),
+        ("fireworks:m", JOBS, "batch API needs 'account_id'.*FIREWORKS_ACCOUNT_ID"),
         ("together:m", {"service_tier": "flex"}, "together: has no service tiers"),
         ("xai:m", {"service_tier": "flex"}, "has only 'default', 'priority'"),
         ("mistral:m", {"temperature": 1.8}, "between 0 and 1.5"),
@@ -202,8 +204,15 @@ JOBS = {"mode": "batch_api", "staging_location": "x"}
     ],
 )
 def test_what_a_provider_has_not_is_told_with_its_fix(model, options, words):
-    with pytest.raises(UsageError, match=words.replace("'", ".")):
+    with pytest.raises(UsageError, match=words):
         providers.check(settings(model, **options))
+
+
+def test_a_provider_without_a_batch_api_says_so_when_the_pipeline_is_built(monkeypatch):
+    without = dataclasses.replace(servers.GROQ, batch=None)
+    monkeypatch.setitem(servers._NAMED, "groq", without)
+    with pytest.raises(UsageError, match="groq: has no batch API here; use mode='online'"):
+        providers.check(settings("groq:m", **JOBS))
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -476,6 +485,59 @@ TOGETHER_JOB: dict[str, Any] = {
 }
 
 
+FIREWORKS_JOB: dict[str, Any] = {
+    "name": "accounts/a/batchInferenceJobs/beam-llm-1",
+    "displayName": "ours-0",
+    "createTime": "2026-08-10T12:00:00Z",
+    "state": "JOB_STATE_COMPLETED",
+    "status": {"code": "OK", "message": ""},
+    "inputDatasetId": "accounts/a/datasets/in-1",
+    "outputDatasetId": "accounts/a/datasets/out-1",
+    "jobProgress": {
+        "totalInputRequests": 3,
+        "successfullyProcessedRequests": 2,
+        "failedRequests": 1,
+    },
+}
+
+
+def fireworks_job(job: Any) -> RemoteJob:
+    return remote_job(fireworks_batches._in_openai_shape(job))
+
+
+def test_a_fireworks_job_is_known_by_the_ends_of_its_resources_names():
+    read = fireworks_job(FIREWORKS_JOB)
+    assert (read.job_id, read.state, read.name) == ("beam-llm-1", JobState.COMPLETED, "ours-0")
+    assert (read.staged, read.result_files) == ("in-1", ("out-1",))
+    assert (read.total, read.completed, read.failed) == (3, 2, 1)
+    running = {**FIREWORKS_JOB, "state": "JOB_STATE_WRITING_RESULTS"}
+    assert (fireworks_job(running).state, fireworks_job(running).result_files) == (
+        JobState.RUNNING,
+        (),
+    )
+
+
+def test_the_id_of_a_fireworks_job_is_one_that_the_provider_takes_and_follows_from_its_name():
+    ids = {name: fireworks_batches.job_id_of(name) for name in ("ours-0", "ours-1", "x" * 500)}
+    assert len(set(ids.values())) == 3
+    assert all(re.fullmatch(r"[a-z][a-z0-9-]{0,62}", job_id) for job_id in ids.values())
+    assert ids["ours-0"] == fireworks_batches.job_id_of("ours-0")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://elsewhere.example/x", "file:///etc/passwd", "ftp://h/x", "//h/x", "https:", "[", 7],
+    ids=repr,
+)
+def test_results_are_read_over_tls_or_where_the_provider_is_and_nowhere_else(address):
+    client = batches("fireworks:m", base_url="http://127.0.0.1:9/inference/v1")
+    client._control.object = lambda *a, **k: {"filenameToSignedUrls": {"a": address}}
+    with pytest.raises(CallError, match="not one to read from"):
+        client._files_of("out-1")
+    client._control.object = lambda *a, **k: {"filenameToSignedUrls": {"a": "https://h/x"}}
+    assert client._files_of("out-1") == [("a", "https://h/x")]
+
+
 def mistral_job(job: Any) -> RemoteJob:
     return remote_job(mistral_batches._in_openai_shape(job))
 
@@ -537,8 +599,13 @@ def test_a_together_job_has_capitals_iso_times_and_no_counts():
 
 @pytest.mark.parametrize(
     ("job", "read"),
-    [(MISTRAL_JOB, mistral_job), (XAI_JOB, xai_job), (TOGETHER_JOB, remote_job)],
-    ids=["mistral", "xai", "together"],
+    [
+        (MISTRAL_JOB, mistral_job),
+        (XAI_JOB, xai_job),
+        (TOGETHER_JOB, remote_job),
+        (FIREWORKS_JOB, fireworks_job),
+    ],
+    ids=["mistral", "xai", "together", "fireworks"],
 )
 def test_any_value_in_any_field_of_a_job(job, read):
     text = json.dumps(job)

@@ -6,7 +6,7 @@ place.py         addresses, keys, hosts
 chat.py          live calls
 wire.py          requests and replies      plain.py   the same, quickly, where nothing is unusual
 batches.py       the batch API             batch_files.py  what all shapes of it have in common
-mistral_batches.py, xai_batches.py, openrouter_batches.py  batch APIs of other shapes
+mistral_batches.py, xai_batches.py, openrouter_batches.py, fireworks_batches.py: of other shapes
 job_objects.py   a job as a server shows it               lines.py  lines of result files
 """
 
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
+from beam_llm.provider_table import PROVIDERS
 from beam_llm.providers.checks import check_extra_body, check_temperature, refuse_api_version
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai.place import Place, dialect_of
-from beam_llm.providers.openai.servers import Server
+from beam_llm.providers.openai.servers import WINDOW_OPTION, Server
 from beam_llm.providers.openai.wire import encode_body
 from beam_llm.providers.options import check_names
 from beam_llm.providers.strict_schema import strict_schema
@@ -59,13 +60,19 @@ def _check_server(settings: Settings, server: Server) -> None:
         )
 
 
-WINDOW_OPTION = "window_hours"
-
-
 def _check_options(settings: Settings, server: Server) -> None:
     longest = server.batch.longest_hours if server.batch is not None else 0
-    check_names(settings, (WINDOW_OPTION,) if longest else ())
-    hours = settings.provider_options and settings.provider_options.get(WINDOW_OPTION)
+    needed = server.batch.options if server.batch is not None else ()
+    check_names(settings, (*needed, *((WINDOW_OPTION,) if longest else ())))
+    given = settings.provider_options or {}
+    for name in needed if settings.mode == "batch_api" else ():
+        if not isinstance(given.get(name), str) or not given[name]:
+            variables = PROVIDERS[settings.provider].option_variables
+            raise UsageError(
+                f"{settings.provider}:'s batch API needs {name!r}: give "
+                f"provider_options={{{name!r}: '…'}} or set {variables.get(name, 'it')}"
+            )
+    hours = given.get(WINDOW_OPTION)
     if hours is not None and (type(hours) is not int or not 24 <= hours <= longest):
         raise UsageError(
             f"provider_options has {WINDOW_OPTION!r}: {hours!r}: {settings.provider}: runs a job "
@@ -108,7 +115,7 @@ def connect_batch(settings: Settings) -> BatchProvider:
         place,
         resolve_key(settings.api_key),
         model=settings.model_name,
-        window_hours=(settings.provider_options or {}).get(WINDOW_OPTION),
+        options=settings.provider_options,
         log_data=settings.log_data,
         bounds=Bounds.of(settings),
     )
@@ -119,6 +126,7 @@ _BATCH_CLIENTS = {
     "files": ("batches", "OpenAIBatches"),
     "named": ("xai_batches", "XaiBatches"),
     "mistral": ("mistral_batches", "MistralBatches"),
+    "datasets": ("fireworks_batches", "FireworksBatches"),
     "inline": ("openrouter_batches", "OpenRouterBatches"),
 }
 

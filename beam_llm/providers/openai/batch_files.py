@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import orjson
 
 from beam_llm.errors import CallError, CannotTell, Rejected, UnknownJob
 from beam_llm.protocols import LineReply, RemoteJob
@@ -27,7 +28,7 @@ from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.job_objects import remote_job
 from beam_llm.providers.openai.lines import line_reply
 from beam_llm.providers.openai.place import Place
-from beam_llm.providers.openai.servers import ANY, BatchApi
+from beam_llm.providers.openai.servers import ANY, WINDOW_OPTION, BatchApi
 from beam_llm.providers.openai.wire import encode_body
 from beam_llm.providers.result_files import fetch_files
 from beam_llm.providers.typed import loads
@@ -44,7 +45,7 @@ class DialectBatches:
 
     Args:
       model: of all requests, for an API that wants it named with the job.
-      window_hours: how long a job may run, where the user has chosen.
+      options: the settings' `provider_options`.
       sleep: how waits between tries are spent.
       clock: seconds that never go back, for the time that a verb and its tries may take, and for
         the server's time since it told it.
@@ -59,7 +60,7 @@ class DialectBatches:
         key: str | None,
         *,
         model: str = "",
-        window_hours: int | None = None,
+        options: Mapping[str, Any] | None = None,
         log_data: bool = False,
         bounds: Bounds = DEFAULT_BOUNDS,
         sleep: Callable[[float], None] = time.sleep,
@@ -69,8 +70,10 @@ class DialectBatches:
         assert ANY.batch is not None
         self._api: BatchApi = place.server.batch or ANY.batch
         self._model = model
-        self._window_hours = window_hours
-        seconds = window_hours * 3600.0 if window_hours else self._api.traits.window_seconds
+        self._options = options or {}
+        self._window_hours: int | None = self._options.get(WINDOW_OPTION)
+        hours = self._window_hours
+        seconds = hours * 3600.0 if hours else self._api.traits.window_seconds
         self.traits = dataclasses.replace(
             self._api.traits, create_seconds=2 * bounds.control_seconds, window_seconds=seconds
         )
@@ -258,3 +261,8 @@ class DialectBatches:
             self._control.harmless(
                 lambda seconds: self._control.call("DELETE", url, seconds, missing=Rejected)
             )
+
+
+def without_model(body: bytes, model: str) -> bytes:
+    """A request's body without its model, for an API that wants it named with the job."""
+    return b"{" + body.removeprefix(b'{"model":' + orjson.dumps(model) + b",")

@@ -146,7 +146,8 @@ def _says_queue_full(message: str) -> bool:
 
 def _says_input_gone(message: str, status: int | None) -> bool:
     lower = message.lower()
-    return "file" in lower and (status == 404 or any(word in lower for word in _GONE_WORDS))
+    named = "file" in lower or "dataset" in lower  # Fireworks'
+    return named and (status == 404 or any(word in lower for word in _GONE_WORDS))
 
 
 def stated_limit(message: str) -> int | None:

@@ -16,7 +16,7 @@ from beam_llm.protocols import RemoteJob
 from beam_llm.providers.control import ignoring
 from beam_llm.providers.ids import in_path
 from beam_llm.providers.job_search import find_jobs
-from beam_llm.providers.openai.batch_files import DialectBatches
+from beam_llm.providers.openai.batch_files import DialectBatches, without_model
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.job_objects import FINGERPRINT, reason_of
 from beam_llm.providers.typed import count_of
@@ -31,8 +31,7 @@ class MistralBatches(DialectBatches):
 
     def _body(self, request: Request, dialect: Dialect) -> bytes:
         """The body without the model, which is the job's."""
-        body = super()._body(request, dialect)
-        return b"{" + body.removeprefix(b'{"model":' + orjson.dumps(request.model) + b",")
+        return without_model(super()._body(request, dialect), request.model)
 
     def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
         """Creates the job, in one try. Raises NotCreated where there is none for certain."""

@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 from beam_llm.config import Settings
 from beam_llm.protocols import BatchTraits, Recovery
 
+WINDOW_OPTION = "window_hours"
+"""In `provider_options`, where a provider lets the window be chosen."""
+
 JSON_SCHEMA, JSON_OBJECT, WORDS = "json_schema", "json_object", "words"
 MAX_COMPLETION_TOKENS, MAX_TOKENS = "max_completion_tokens", "max_tokens"
 
@@ -50,12 +53,13 @@ class BatchApi:
       traits: see `BatchTraits`.
       kind: which shape it has: `files` (OpenAI's own: a file in, a job, files out), `named` (xAI's:
         a file in, a job with a name, results in pages), `inline` (OpenRouter's: all in one body),
-        `mistral` (its own).
+        `mistral` and `datasets` (Fireworks') of their own.
       purpose: what a file is uploaded for; empty: nothing is said.
       upload_path: where it is uploaded to.
       upload_fields: further fields of that form; `{name}` stands for the file's name.
       names_url: each line names its method and url beside its body.
       window: `completion_window`, where the user has not chosen one.
+      options: names in `provider_options` that it can't do without.
       longest_hours: the longest window that may be chosen (`provider_options`); 0: none may.
       keeps_metadata: jobs are shown with the metadata that they were created with.
       keeps_inputs: jobs are shown with the id of their input file, so that a list without it proves
@@ -70,6 +74,7 @@ class BatchApi:
     upload_fields: Mapping[str, str] = field(default_factory=dict)
     names_url: bool = True
     window: str = "24h"
+    options: tuple[str, ...] = ()
     longest_hours: int = 0
     keeps_metadata: bool = True
     keeps_inputs: bool = False
@@ -229,7 +234,18 @@ GROQ = Server(
 
 FIREWORKS = Server(
     tiers={"auto": "auto", "default": "default", "priority": "priority"},
-    source="docs.fireworks.ai, SDK 1.2.30, 2026-11",
+    batch=BatchApi(
+        kind="datasets",
+        names_url=False,
+        options=("account_id",),
+        cancels=False,
+        traits=_like_openai(
+            max_bytes=140_000_000,
+            recovery=Recovery.TOKEN,
+            caveats=("jobs can't be cancelled",),
+        ),
+    ),
+    source="docs.fireworks.ai (batch inference, datasets), SDK 1.2.30, 2026-11",
 )
 
 DEEPINFRA = Server(

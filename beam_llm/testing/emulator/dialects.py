@@ -64,9 +64,20 @@ if TYPE_CHECKING:
     from beam_llm.testing.emulator.chat import Answer
     from beam_llm.testing.emulator.service import Service
 
-_FAMILY = ("groq", "together", "deepinfra", "fireworks", "openrouter", "xai")
+_FAMILY = ("groq", "together", "deepinfra")
 
-NAMES = ("openai", "anthropic", "gemini", "vertex", "mistral", "bedrock", *_FAMILY)
+NAMES = (
+    "openai",
+    "anthropic",
+    "gemini",
+    "vertex",
+    "mistral",
+    "bedrock",
+    *_FAMILY,
+    "fireworks",
+    "openrouter",
+    "xai",
+)
 """Dialects, each in a module of this folder, or with others of its family in one. The first one has
 the routes that no other has.
 """

@@ -1,0 +1,148 @@
+"""xAI's wire: OpenAI's chat completions and files, and batch jobs with names and counts.
+
+Source: docs.x.ai, recorded traffic of 2026-08; read 2026-11.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from beam_llm.testing.emulator.chat import Answer
+from beam_llm.testing.emulator.connection import before_work
+from beam_llm.testing.emulator.dialects import Asked, Job, NewJob, Reply
+from beam_llm.testing.emulator.family import OVER, Family, iso
+from beam_llm.testing.emulator.wire import WireError, json_response, with_json
+
+
+class Wire(Family):
+    """Jobs have names and counts, and no status; results come in pages."""
+
+    name = "xai"
+    variables = ("XAI_BASE_URL", "XAI_API_KEY")
+    path = "/v1"
+    purposes = ("",)
+    tiers = ("default", "priority")
+
+    async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
+        if (request.method, path) == ("POST", "/files"):
+            uploaded = await self.house.files.handle(request, path, purpose="")
+            return with_json(uploaded, lambda meta: {**meta, "purpose": ""})
+        if request.method == "POST" and path.endswith(":cancel"):
+            job_id = path.removeprefix("/batches/").removesuffix(":cancel")
+            return await self.house.batches.cancel(request, self, job_id)
+        if request.method == "POST" and path.startswith("/batches/"):
+            return None
+        if path.startswith("/batches/") and path.endswith("/results"):
+            return await self._results(request, path.removeprefix("/batches/")[: -len("/results")])
+        return await super().handle(request, path)
+
+    def error(self, error: WireError) -> web.Response:
+        if error.code == "invalid_api_key":
+            message = (
+                "Incorrect API key provided. You can obtain an API key from https://console.x.ai."
+            )
+            body = {"code": "invalid-argument", "error": message}
+            return json_response(body, 400, error.headers)
+        body = {"code": error.code or error.type, "error": error.message}
+        return json_response(body, error.status, error.headers)
+
+    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+        """Thoughts are counted beside the completion's tokens."""
+        usage = answer.body["usage"]
+        thoughts = 7
+        details = {**usage["completion_tokens_details"], "reasoning_tokens": thoughts}
+        sums = {
+            "total_tokens": usage["total_tokens"] + thoughts,
+            "completion_tokens_details": details,
+            "num_sources_used": 0,
+            "cost_in_usd_ticks": 1_000 * usage["total_tokens"],
+        }
+        return {**answer.body, "usage": {**usage, **sums}}
+
+    async def _new_job(self, raw: bytes) -> NewJob | WireError:
+        try:
+            body = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            body = None
+        if not isinstance(body, dict) or not isinstance(body.get("name"), str):
+            return WireError(422, "Failed to deserialize the JSON body: missing field `name`")
+        if unknown := set(body) - {"name", "input_file_id"}:
+            return WireError(422, f"Failed to deserialize: unknown field `{min(unknown)}`")
+        error = self._check_input(str(body.get("input_file_id")))
+        if error is not None:
+            return error
+        own = {"endpoint": "/v1/chat/completions", "name": body["name"]}
+        return NewJob(f"batch_{uuid.uuid4()}", input_file_id=body["input_file_id"], own=own)
+
+    def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
+        return self._paged(request, "batches", visible, self.job)
+
+    def _paged(
+        self, request: web.BaseRequest, name: str, items: list[Any], show: Callable[[Any], Any]
+    ) -> Reply:
+        options, query = self.house.options, request.query
+        start = int(query.get("pagination_token", "0"))
+        end = start + min(int(query.get("limit", "100")), options.list_page)
+        more = end < len(items) or not options.list_ends
+        token = str(end) if more else None
+        return json_response({name: list(map(show, items[start:end])), "pagination_token": token})
+
+    def job(self, job: Job) -> Any:
+        counts, status = self.house.batches.counts(job), job["status"]
+        done, bad = counts["completed"] or 0, counts["failed"] or 0
+        ended = status in OVER
+        started = status not in ("validating", "failed")
+        failed = "; ".join(one["message"] for one in job["errors"] or ()) or None
+        stamp = job["stamps"].get("cancelled_at") or job["stamps"].get("failed_at")
+        day = datetime.fromtimestamp(job["created"], UTC).date()
+        return {
+            "batch_id": job["id"],
+            "name": job["own"]["name"] if self.house.options.names_kept else "",
+            "create_time": day.isoformat(),
+            "expire_time": day.isoformat(),
+            "create_api_key_id": "key",
+            "cancel_time": iso(stamp) if ended and stamp else None,
+            "cancel_by_xai_message": failed,
+            "input_file_id": job["input_file_id"] if self.house.options.inputs_shown else None,
+            "state": {
+                "num_requests": job["total"] if started else 0,
+                "num_pending": 0 if ended else max(job["total"] - done - bad, 1),
+                "num_success": done,
+                "num_error": bad,
+                "num_cancelled": 0,
+            },
+        }
+
+    async def _results(self, request: web.BaseRequest, job_id: str) -> Reply:
+        faults = self.house.script.strike("content")
+        if (refused := await before_work(request, faults)) is not None:
+            return refused
+        job = self.house.batches.known(self, job_id)
+        if job is None:
+            return self.no_job(job_id)
+        found = list(self._lines(job)) if job["status"] in OVER else []
+        return self._paged(request, "results", found, self._result)
+
+    def _lines(self, job: Job) -> Any:
+        for name in ("output_file_id", "error_file_id"):
+            if job[name] is not None:
+                with open(self.house.files.path(job[name]), "rb") as file:
+                    yield from map(orjson.loads, file)
+
+    def _result(self, line: dict[str, Any]) -> dict[str, Any]:
+        response, error = line["response"], line["error"]
+        result: dict[str, Any]
+        if response is not None and response["status_code"] < 400:
+            result = {"response": {"chat_get_completion": response["body"]}}
+        elif response is not None:
+            code, inner = response["status_code"], response["body"]["error"]
+            result = {"error": {"code": code, "message": inner["message"]}}
+        else:
+            result = {"error": error}
+        return {"batch_request_id": line["custom_id"], "batch_result": result}
