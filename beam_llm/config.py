@@ -301,6 +301,11 @@ class Settings:
         kind="choice",
         choices=("loop", "sdf"),
     )
+    tracing: bool = _option(
+        False,
+        "spans of calls and jobs by OpenTelemetry (extra `otel`), without texts",
+        kind="bool",
+    )
     log_data: bool = _option(
         False, "texts of records and replies may appear in logs and error messages", kind="bool"
     )

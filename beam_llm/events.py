@@ -25,6 +25,9 @@ Listener = Callable[[str, dict[str, Any]], None]
 _log = logging.getLogger("beam_llm")
 _listeners: list[Listener] = []
 
+TRACERS: list[Listener] = []
+"""Who hears of each call and each job, where the option `tracing` asks for it: `call`, `job`."""
+
 
 class Calls(NamedTuple):
     """Live calls of this process.
@@ -89,6 +92,15 @@ def tell(event: str, **facts: Any) -> None:
     """
     for listener in _listeners or (_LOG,):
         listener(event, facts)
+
+
+def trace(event: str, **facts: Any) -> None:
+    """Tells every tracer of this process; what goes wrong there is nobody else's trouble."""
+    for tracer in TRACERS:
+        try:
+            tracer(event, facts)
+        except Exception as error:
+            _log.debug("a tracer failed: %s", type(error).__name__)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from beam_llm import events
 from beam_llm.calls.policy import Again, next_try
 from beam_llm.calls.state import AskContext, Deadline, Member
 from beam_llm.calls.tally import Tally
@@ -114,8 +115,10 @@ class Call:
             self._context.billing.begin()
             completion = await self._ask(provider)
             self._on_reply(admission, completion)
+            self._trace(admission, completion)
         except CallError as error:
             self._on_error(admission, error)
+            self._trace(admission, None, error)
             raise
         finally:
             ACTIVITY.in_flight -= 1
@@ -177,6 +180,32 @@ class Call:
         endpoint.learn(usage.output_tokens, len(self._members))
         endpoint.limiter.settle(
             admission, usage.input_tokens + usage.output_tokens, completion.pace
+        )
+
+    def _trace(
+        self, admission: Admission, reply: Completion | None, error: CallError | None = None
+    ) -> None:
+        """One request, for who traces; the limiter's waits are not in its time."""
+        settings, request = self._context.settings, self._request
+        if not settings.tracing or not admission.sent_at:
+            return
+        usage = {} if reply is None else reply.usage._asdict()
+        events.trace(
+            "call",
+            seconds=asyncio.get_running_loop().time() - admission.sent_at,
+            provider=settings.provider,
+            base_url=settings.base_url,
+            model=request.model,
+            max_tokens=request.max_output_tokens,
+            temperature=request.temperature,
+            seed=request.seed,
+            records=len(self._members),
+            again=self.tries + self.waits or None,
+            error=None if error is None else error.kind,
+            response_model=None if reply is None else reply.model,
+            response_id=None if reply is None else reply.request_id,
+            finish_reason=None if reply is None else reply.finish_reason,
+            **usage,
         )
 
     def _on_error(self, admission: Admission, error: CallError) -> None:

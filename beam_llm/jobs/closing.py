@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from beam_llm import events
 from beam_llm.config import Settings
 from beam_llm.errors import CallError, Kind, LedgerError, Retryable
 from beam_llm.jobs.collect import PriorOutcomes, ResultReader
@@ -23,6 +24,7 @@ from beam_llm.jobs.journal import (
     FOLLOW_UP,
     SECOND_HALF,
     Child,
+    Created,
     Done,
     DoneAgain,
     Journal,
@@ -33,6 +35,7 @@ from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import LEFT
 from beam_llm.protocols import RemoteJob
 from beam_llm.stores import temporary_file
+from beam_llm.values import Usage
 
 _LOG = logging.getLogger(__name__)
 
@@ -88,7 +91,34 @@ class Closing:
             fact: count for fact, count in done.facts.items() if fact.startswith("warnings_")
         }
         self._context.counted.update(warnings)
+        self._trace(done)
         return done
+
+    def _trace(self, done: Done) -> None:
+        """The job, for who traces."""
+        settings, intent = self._context.settings, self._intent
+        created = self._journal.newest(Created) if settings.tracing else None
+        if created is None:
+            return
+        failed = sum(count for kind, count in done.counts.items() if kind)
+        events.trace(
+            "job",
+            created_at=created.created_at,
+            ended_at=done.at,
+            provider=settings.provider,
+            base_url=settings.base_url,
+            model=settings.model_name,
+            job=intent.job,
+            job_id=created.job_id,
+            ended=done.ended,
+            records=intent.records,
+            requests=intent.line_count,
+            answered=done.counts.get("", 0),
+            failed=failed,
+            cost_usd=done.cost_usd,
+            error=None if done.counts.get("") or done.passed_on else done.ended,
+            **Usage(*done.usage)._asdict(),
+        )
 
     def _read_results(self, reader: ResultReader, job: RemoteJob, is_whole: bool) -> None:
         with temporary_file() as path:

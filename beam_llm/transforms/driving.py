@@ -20,7 +20,7 @@ from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import Duration, Timestamp
 
-from beam_llm import events
+from beam_llm import events, telemetry
 from beam_llm.calls import Asked, Tally, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind
@@ -100,6 +100,8 @@ class JobRunner:
         self._live_ids: set[str | None] = {None}
         self._guard = JobGuard.of(settings, self._meter, self._live_ids)
         QUIET_GC.acquire()
+        if settings.tracing:
+            telemetry.begin()
 
     def _ask(self, records: Sequence[Record]) -> Asked:
         """Live calls for what jobs left over, in prompts of the usual size; most leave nothing, so

@@ -13,6 +13,7 @@ import apache_beam as beam
 from apache_beam import pvalue
 from apache_beam.transforms.window import WindowedValue
 
+from beam_llm import telemetry
 from beam_llm.calls import Asked, Tally, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.pricing import LaterPrices
@@ -117,6 +118,8 @@ class CallModel(beam.DoFn):
 
     def setup(self) -> None:
         QUIET_GC.acquire()
+        if self._settings.tracing:
+            telemetry.begin()
         preload(self._settings)
         prices = LaterPrices(self._settings)
         task = compile_task(self._settings)

@@ -60,6 +60,7 @@ class Options(TypedDict, total=False):
     control_timeout_ms: int
     transfer_timeout_ms: int
     waiting: Literal["loop", "sdf"] | None
+    tracing: bool
     log_data: bool
     max_input_tokens: int | None
     context_window: int | None

@@ -25,6 +25,7 @@ from beam_llm.prompting.batching import caps_of
 from beam_llm.prompting.model_choice import settings_by_model
 from beam_llm.prompting.templates import PromptTemplate
 from beam_llm.providers import check, compile_task, preload
+from beam_llm.telemetry import check_tracing
 from beam_llm.transforms import runners
 from beam_llm.transforms.coders import PredictionCoder
 from beam_llm.transforms.delivering import deliver, divide
@@ -104,6 +105,8 @@ class _WithSettings(beam.PTransform):
 
     def _check(self, settings: Settings) -> None:
         check(settings)
+        if settings.tracing:
+            check_tracing()
         task = compile_task(settings)
         if settings.max_input_tokens or settings.context_window:
             caps_of(settings, task.shared_tokens, settings.context_window)
