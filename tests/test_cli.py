@@ -1025,6 +1025,18 @@ def test_an_estimate_makes_no_call_and_is_cheaper_by_batches(
     assert llm_emulator.calls == 0
 
 
+def test_an_estimate_says_how_long_batch_jobs_take(
+    tmp_path: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["estimate", reviews(tmp_path), "--model", MODEL, "--prompt", PROMPT]
+    assert main(command) == 0
+    assert "half of all jobs within 7 minutes, 90 % within an hour" in capsys.readouterr().out
+    assert main([*command, "--json"]) == 0
+    turnaround = json.loads(capsys.readouterr().out)["batch_turnaround"]
+    assert turnaround["median_minutes"] < 60 < turnaround["window_hours"] * 60
+    assert turnaround["source"]
+
+
 # --- small parts
 
 

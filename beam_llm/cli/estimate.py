@@ -8,7 +8,7 @@ import argparse
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -20,7 +20,7 @@ from beam_llm.cli.flags import chosen_settings
 from beam_llm.cli.inputs import check_prompt, inputs_of
 from beam_llm.cli.predict_command import PredictCommand
 from beam_llm.cli.progress import write_line
-from beam_llm.cli.words import dollars, duration, shortened, table
+from beam_llm.cli.words import dollars, duration, percent, shortened, table
 from beam_llm.config import Settings, is_template, replaced
 from beam_llm.errors import PromptError, UsageError, plural
 from beam_llm.pricing import Prices
@@ -33,7 +33,28 @@ from beam_llm.values import Record, Usage
 BATCH_SIZES = (1, 5, 10, 20, 50)
 BASE_LATENCY_SECONDS = 0.5
 OUTPUT_TOKENS_PER_SECOND = 60.0
-BATCH_WINDOW = "≤ 24 h"
+
+
+class Turnaround(NamedTuple):
+    """How long batch jobs take, as measured by others: nobody promises less than the window.
+
+    Attributes:
+      median_minutes: half of all jobs are done by then.
+      within_an_hour: part of all jobs that is.
+      large_minutes: the quickest and the slowest of three providers with 100,000 records.
+      window_hours: what providers promise; some have longer ones.
+    """
+
+    median_minutes: float = 7.0
+    within_an_hour: float = 0.9
+    large_minutes: tuple[float, float] = (14.0, 164.0)
+    window_hours: float = 24.0
+    source: str = "230,000 jobs at OpenRouter; 100,000 records at three providers, 2026-10"
+
+
+TURNAROUND = Turnaround()
+"""Source: OpenRouter's statistics of its batch API, and a study of 100,000 records at Gemini
+(45 min), Anthropic (2 h 44) and OpenAI (14 to 84 min over the day), read 2026-11."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +218,7 @@ def as_json(settings: Settings, records: int, forecasts: Sequence[Forecast]) -> 
         "model": settings.model,
         "records": records,
         "by_batch_size": [asdict(line) for line in forecasts],
+        "batch_turnaround": TURNAROUND._asdict(),
     }
 
 
@@ -220,9 +242,20 @@ def report(
 
 * assumed: {_range(answer_tokens)}; set --output-tokens
 † assumed: {latency} a call, {settings.usual_calls} in flight; set --latency-seconds
-The batch API takes {BATCH_WINDOW}, often minutes.
+{_turnaround()}
 Input tokens are estimated on the high side. Equal records are counted each; the batch API asks them
 once."""
+
+
+def _turnaround() -> str:
+    """Minutes more often than a day."""
+    known = TURNAROUND
+    least, most = (duration(minutes * 60) for minutes in known.large_minutes)
+    return (
+        f"The batch API promises {known.window_hours:g} h; measured: half of all jobs within "
+        f"{known.median_minutes:g} minutes, {percent(known.within_an_hour)} within an hour;\n"
+        f"100,000 records {least} to {most}, by provider and time of day."
+    )
 
 
 _HEADER = (

@@ -15,21 +15,29 @@ def last_job(settings: Settings) -> int:
     return int(names[-1].removeprefix("log/")) if names else 0
 
 
-def lines_since(last: int, settings: Settings, *, here: bool) -> int:
-    """Requests in the jobs that this run added to the ledger.
+def jobs_since(last: int, settings: Settings, *, here: bool) -> list[int]:
+    """Numbers of the jobs that this run added to the ledger.
 
     Args:
       last: number of the newest entry before the run.
       here: the workers are in this process: entries of others are left out.
     """
     if settings.mode != "batch_api":
-        return 0
+        return []
     ledger = Ledger(open_store(str(settings.staging_location)))
-    added = [
+    return [
         root.number
         for root in ledger.intents(last)
         if ledger.appended_here(root.number) or not here
     ]
+
+
+def lines_since(last: int, settings: Settings, *, here: bool) -> int:
+    """Requests in the jobs that this run added to the ledger; see `jobs_since`."""
+    added = jobs_since(last, settings, here=here)
+    if not added:
+        return 0
+    ledger = Ledger(open_store(str(settings.staging_location)))
     jobs = (intent for number in added for intent in JobTree(ledger, number).intents())
     # A half's requests are its parent's already.
     return sum(intent.line_count for intent in jobs if intent.kind != "half")

@@ -18,7 +18,7 @@ from beam_llm.cli.files.target import is_there
 from beam_llm.cli.files.writers import InputChanged, same_rows, write_rows
 from beam_llm.cli.hindsight import Seen, look_again
 from beam_llm.cli.inputs import any_task, check_prompt, check_truth, inputs_of, name_of
-from beam_llm.cli.job_lines import last_job, lines_since
+from beam_llm.cli.job_lines import jobs_since, last_job, lines_since
 from beam_llm.cli.predict_command import PredictCommand, Report
 from beam_llm.cli.progress import Meter, write_line
 from beam_llm.cli.retry import PriorAnswers, content_name, prior_answers
@@ -181,7 +181,10 @@ def _ask_all(run: _Run) -> Report:
             )
         last = last_job(command.settings)
         measured = _run_pipeline(run, done, meter)
-        lines = lines_since(last, command.settings, here=runs_here(command.beam_options))
+        here = runs_here(command.beam_options)
+        lines = lines_since(last, command.settings, here=here)
+        if not here:  # what workers elsewhere tell isn't heard in this process
+            meter.note_jobs(jobs_since(last, command.settings, here=False))
     tally, seen = _write(run)
     run.spool.remove()
     return Report(

@@ -14,7 +14,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import IO, Any
 
 from beam_llm.cli.tally import Tally
@@ -53,9 +53,14 @@ class Meter:
             self._waiting = {}  # what is known of jobs is old news; the next poll says anew
         elif event == "planned":
             self.jobs += facts["jobs"]
-            self.job_numbers.update(facts.get("numbers", ()))
+            self.job_numbers.update(facts["numbers"])
         elif event == "waiting":
             self._waiting = facts
+
+    def note_jobs(self, numbers: Iterable[int]) -> None:
+        """Jobs that no event told of."""
+        self.job_numbers.update(numbers)
+        self.jobs = max(self.jobs, len(self.job_numbers))
 
     @property
     def seconds(self) -> float:
