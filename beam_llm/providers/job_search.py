@@ -57,12 +57,34 @@ def find_jobs(
     return sorted(found.values(), key=lambda job: (job.created_at, job.job_id))
 
 
+def jobs_since(
+    pages: Iterable[Sequence[RemoteJob]], since: float, slack_seconds: float, most_pages: int = 100
+) -> list[RemoteJob]:
+    """The jobs of a list that are not older, for a provider that has to look at each of them.
+
+    Args:
+      slack_seconds: by which a job may be older all the same.
+
+    Raises:
+      CannotTell: the list was not seen to its end, or beyond that time.
+    """
+    found: dict[str, RemoteJob] = {}
+    seen = _Seen(since, most_pages, slack_seconds)
+    for page in pages:
+        goes_on = seen.add(page)
+        found.update((job.job_id, job) for job in page if seen.may_be_ours(job))
+        if not goes_on or seen.is_past:
+            break
+    seen.prove_end()
+    return sorted(found.values(), key=lambda job: (job.created_at, job.job_id))
+
+
 class _Seen:
     """What a list has shown so far."""
 
-    def __init__(self, since: float, most_pages: int):
+    def __init__(self, since: float, most_pages: int, slack_seconds: float = SLACK_SECONDS):
         self._most_pages = most_pages
-        self._oldest_possible = since - SLACK_SECONDS
+        self._oldest_possible = since - slack_seconds
         self._ids: set[str] = set()
         self._last = math.inf
         self._is_newest_first = True
@@ -83,10 +105,14 @@ class _Seen:
             self._is_newest_first &= 0.0 < job.created_at <= self._last
             self._last = job.created_at
             self._shows_names |= job.name is not None
-            is_candidate = not 0.0 < job.created_at < self._oldest_possible
+            is_candidate = self.may_be_ours(job)
             self._candidates += is_candidate
             self._shows_inputs &= job.staged is not None or not is_candidate
         return bool(fresh) and not self._is_cut
+
+    def may_be_ours(self, job: RemoteJob) -> bool:
+        """Whether it is young enough; one that doesn't tell its time may be."""
+        return not 0.0 < job.created_at < self._oldest_possible
 
     @property
     def is_past(self) -> bool:
@@ -95,13 +121,17 @@ class _Seen:
 
     def prove_absence(self, keeps_names: bool, keeps_inputs: bool) -> None:
         """Raises CannotTell where the list may have held our job unrecognized, or further on."""
+        self.prove_end()
         would_be_known = keeps_names or self._shows_names or (keeps_inputs and self._shows_inputs)
-        if self._is_cut and not self.is_past:
-            raise CannotTell(
-                f"the provider's list of jobs has no end within {plural(self._pages, 'page')}"
-            )
         if self._candidates and not would_be_known:
             raise CannotTell(
                 f"none of the {plural(self._candidates, 'job')} in the provider's list shows "
                 "what it was created as"
+            )
+
+    def prove_end(self) -> None:
+        """Raises CannotTell where our job may stand further on."""
+        if self._is_cut and not self.is_past:
+            raise CannotTell(
+                f"the provider's list of jobs has no end within {plural(self._pages, 'page')}"
             )

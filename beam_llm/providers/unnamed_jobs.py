@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
 from beam_llm.errors import CannotTell, Kind, Retryable, plural
 from beam_llm.protocols import RemoteJob
+from beam_llm.providers.job_search import jobs_since
 
 MOST_CUSTOM_ID = 42
 """Of the 64 characters that the API allows, the tag has the rest."""
@@ -81,7 +82,7 @@ class UnnamedSearch:
     """Looks for jobs by the tags in their results; what was seen of an ended job is kept.
 
     Args:
-      pages: all jobs, newest first as the API lists them.
+      pages: all jobs, page by page.
       first_custom_id: of an ended job's results; empty where it has none; None where they can't be
         read any more.
       most_pages: that are read.
@@ -106,7 +107,7 @@ class UnnamedSearch:
     ) -> list[RemoteJob]:
         """See `protocols.FindsUnnamed`."""
         found, unclear = [], []
-        for job in self._since(since - SLACK_SECONDS):
+        for job in jobs_since(self._pages(), since, SLACK_SECONDS, self._most_pages):
             if job.total is not None and not 0 < job.total <= lines:
                 continue
             named = self._name_of(job, name) if has_results(job) else None
@@ -116,7 +117,7 @@ class UnnamedSearch:
                 unclear.append(job)
         if unclear and not found:
             raise_doubt(unclear)
-        return sorted(found, key=lambda job: (job.created_at, job.job_id))
+        return found
 
     def _name_of(self, job: RemoteJob, common: str) -> str | None:
         """What an ended job was created as where that begins with `common`, empty where it is
@@ -129,21 +130,6 @@ class UnnamedSearch:
             return None
         self._first_ids[job.job_id] = custom_id
         return name_in(custom_id, common)
-
-    def _since(self, moment: float) -> Iterator[RemoteJob]:
-        """All jobs that are not older, newest first as the API lists them.
-
-        Raises:
-          CannotTell: the list has no end within bounds, or can't be had.
-        """
-        for number, page in enumerate(self._pages()):
-            yield from (job for job in page if not 0.0 < job.created_at < moment)
-            if page and all(0.0 < job.created_at < moment for job in page):
-                return
-            if number == self._most_pages:
-                raise CannotTell(
-                    f"the provider's list of jobs has no end within {plural(number, 'page')}"
-                )
 
 
 def raise_doubt(unclear: Sequence[RemoteJob]) -> None:

@@ -227,14 +227,12 @@ class AnthropicBatches:
 
     def _pages(self) -> Iterator[Sequence[RemoteJob]]:
         after: str | None = None
-        seen: set[str] = set()
         while True:
             page = self._page(after)
-            jobs = [job for job in self._listed(page.get("data")) if job.job_id not in seen]
+            jobs = list(self._listed(page.get("data")))
             yield jobs
             if not page.get("has_more") or not jobs:
                 return
-            seen.update(job.job_id for job in jobs)
             after = jobs[-1].job_id
 
     def _listed(self, jobs: Any) -> Iterator[RemoteJob]:

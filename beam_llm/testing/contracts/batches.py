@@ -593,8 +593,11 @@ class BatchProviderContract:
     # Rung NONE, of a provider that can tell in time (`protocols.FindsUnnamed`)
 
     @pytest.mark.parametrize("mishap", [Mishap.CREATE_LOST, Mishap.CREATE_LATE], ids=_id_of)
-    def test_unnamed_a_lost_create_is_found_once_it_has_ended(self, mishap: Mishap) -> None:
-        self._arrange(mishap)
+    @pytest.mark.parametrize("listed", [None, Mishap.LISTED_OLDEST_FIRST], ids=_id_of)
+    def test_unnamed_a_lost_create_is_found_once_it_has_ended(
+        self, mishap: Mishap, listed: Mishap | None
+    ) -> None:
+        self._arrange(mishap, *([listed] if listed is not None else []))
         provider = self._unnamed()
         since, made = self.now(), self._staged(provider)
         self._lost(provider, made)
@@ -646,6 +649,25 @@ class BatchProviderContract:
             self._end(provider, provider.look(job_id))
         for lines in (1, 3):
             assert list(provider.find_unnamed("ours", lines, since, lambda job_id: False)) == []
+
+    @pytest.mark.parametrize("listed", [None, Mishap.LISTED_OLDEST_FIRST], ids=_id_of)
+    def test_unnamed_it_is_found_behind_jobs_of_long_ago(self, listed: Mishap | None) -> None:
+        self._arrange(*([listed] if listed is not None else []))
+        provider = self._unnamed()
+        for number in range(3):
+            provider.create(f"theirs-{number}", *self._staged(provider, number + 1))
+        self.pass_time(_LONG_AGO_SECONDS)
+        since = self.now()
+        job = provider.create("ours-0", *self._staged(provider))
+        assert [found.job_id for found in self._found_unnamed(provider, since)] == [job.job_id]
+
+    def test_unnamed_a_list_that_is_refused_is_a_doubt_and_not_a_no(self) -> None:
+        self._arrange(Mishap.CREATE_LOST, Mishap.LIST_REFUSED)
+        provider = self._unnamed()
+        since, made = self.now(), self._staged(provider)
+        self._lost(provider, made)
+        with pytest.raises(CallError):
+            provider.find_unnamed("ours", 3, since, lambda job_id: False)
 
     def _unnamed(self) -> Any:
         """The provider, where it tells jobs without names apart."""
