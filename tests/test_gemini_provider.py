@@ -16,6 +16,8 @@ import pydantic
 import pytest
 from google.genai import errors as genai_errors
 from google.genai import types
+from hypothesis import given
+from hypothesis import strategies as st
 
 from beam_llm import LLMPredict, UsageError, providers
 from beam_llm.config import settings
@@ -338,11 +340,27 @@ def test_few_lines_go_along_with_the_create_and_many_by_a_file(start_emulator, t
     assert {reply.custom_id for reply in replies} == {f"r-{n}" for n in range(6_000)}
 
 
-def test_an_upload_goes_to_the_same_origin_whatever_the_server_says(start_emulator, tmp_path):
-    place = Place("http://127.0.0.1:1/gemini")
-    assert place.same_origin("https://evil.example/upload?upload_id=1") == (
-        "http://127.0.0.1:1/upload?upload_id=1"
-    )
+@pytest.mark.parametrize(
+    ("said", "url"),
+    [
+        ("https://evil.example/upload?upload_id=1", "http://127.0.0.1:1/upload?upload_id=1"),
+        ("http://key@127.0.0.1:1/upload#x", "http://127.0.0.1:1/upload"),
+        ("/upload", "http://127.0.0.1:1/upload"),
+        ("", None),
+        ("upload", None),
+        ("http://[", None),
+        ("http://x/a b", None),
+        ("http://x/é", None),
+    ],
+)
+def test_an_upload_goes_to_the_same_origin_whatever_the_server_says(said, url):
+    assert Place("http://127.0.0.1:1/gemini").same_origin(said) == url
+
+
+@given(st.text())
+def test_any_address_of_an_upload(said):
+    found = Place("http://127.0.0.1:1").same_origin(said)
+    assert found is None or found.startswith("http://127.0.0.1:1/")
 
 
 def test_a_lost_upload_is_begun_anew(start_emulator, tmp_path, monkeypatch):

@@ -5,7 +5,10 @@ raised but what the protocol says.
 from __future__ import annotations
 
 import math
+from functools import partial
+from itertools import islice
 from typing import Any, Literal
+from urllib.parse import urlencode
 
 import orjson
 import pydantic
@@ -14,13 +17,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_llm.config import settings
-from beam_llm.errors import Aborted, CallError, InputGone, Kind, QueueFull, Rejected, Retryable
+from beam_llm.errors import (
+    Aborted,
+    CallError,
+    CannotTell,
+    InputGone,
+    Kind,
+    QueueFull,
+    Rejected,
+    Retryable,
+)
 from beam_llm.prompting.output_types import Output
 from beam_llm.protocols import LineEnd, RemoteJob
 from beam_llm.providers import compile_task
 from beam_llm.providers.error_details import details_of
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of
 from beam_llm.providers.gemini import job_objects
+from beam_llm.providers.gemini.job_list import job_pages
 from beam_llm.providers.gemini.lines import line_reply
 from beam_llm.providers.gemini.plain import plain_line, plain_reply
 from beam_llm.providers.gemini.schema import (
@@ -34,6 +47,7 @@ from beam_llm.providers.gemini.wire import (
     encode_body,
     refuses_schema,
 )
+from beam_llm.providers.job_search import find_jobs
 from beam_llm.providers.vertex import job_objects as vertex_job_objects
 from beam_llm.providers.vertex.objects import digest_of
 from beam_llm.redaction import redactor_of
@@ -530,6 +544,37 @@ def check_job(read: Any, found: Any) -> None:
     assert job.staged is None or isinstance(job.staged, str)
     assert all(isinstance(file, str) and file for file in job.result_files)
     assert all(isinstance(text, str) for code, message, _ in job.errors for text in (code, message))
+
+
+class Pages:
+    """Control calls that always give the same page."""
+
+    def __init__(self, page: dict[str, Any]):
+        self.page, self.calls = page, 0
+
+    def harmless(self, verb: Any) -> Any:
+        return verb(1.0)
+
+    def object(self, *_: Any, **__: Any) -> dict[str, Any]:
+        self.calls += 1
+        return self.page
+
+
+def listed(page: dict[str, Any]) -> Any:
+    read = partial(job_objects.remote_job, context=NO_CONTEXT)
+    return job_pages(Pages(page), lambda **query: urlencode(query), "operations", read, 25)
+
+
+def test_a_list_that_never_moves_on_is_a_doubt_and_not_a_no():
+    page = {"operations": [job()], "nextPageToken": "again"}
+    with pytest.raises(CannotTell, match="no end"):
+        find_jobs(listed(page), "theirs", None, 0.0, keeps_names=False)
+
+
+@given(anything, anything)
+def test_any_page_of_a_list(operations, token):
+    pages = islice(listed({"operations": operations, "nextPageToken": token}), 3)
+    assert all(isinstance(job, RemoteJob) for page in pages for job in page)
 
 
 @given(anything)

@@ -30,7 +30,7 @@ def upload(
     size = path.stat().st_size
 
     def once(seconds: float) -> str:
-        url = place.same_origin(_begin(control, place, name, size, seconds))
+        url = _begin(control, place, name, size, seconds)
         with open(path, "rb") as file:
             answer = control.call(
                 "POST",
@@ -64,9 +64,9 @@ def _begin(control: ControlCalls, place: Place, name: str, size: int, seconds: f
             "X-Goog-Upload-Header-Content-Type": CONTENT_TYPE,
         },
     )
-    url = answer.headers.get("x-goog-upload-url")
-    if not url:
-        raise unreadable("the answer has no address for the upload")
+    url = place.same_origin(answer.headers.get("x-goog-upload-url", ""))
+    if url is None:
+        raise unreadable("the answer has no usable address for the upload")
     return url
 
 

@@ -10,9 +10,11 @@ from typing import Any
 from beam_llm.errors import CallError, CannotTell, Rejected
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers.control import ControlCalls
+from beam_llm.providers.typed import clean, word
 
 USUAL_PAGE_JOBS = 100
 MOST_PENDING_JOBS = 1_000
+_MOST_TOKEN = 4_000
 
 
 def job_pages(
@@ -32,7 +34,7 @@ def job_pages(
     Raises:
       CannotTell: jobs can't be listed here.
     """
-    token: str | None = None
+    token = ""
     while True:
         query = {"pageSize": str(page_jobs)} | ({"pageToken": token} if token else {})
         page = _page(control, url_of(**query))
@@ -43,10 +45,10 @@ def job_pages(
                 with suppress(CallError):
                     jobs.append(read(job))
         yield jobs
-        following = page.get("nextPageToken")
-        if not isinstance(following, str) or not following or following == token:
+        # A list that never moves on is the reader's to notice: it must not be taken for its end.
+        token = clean(word(page.get("nextPageToken"))[:_MOST_TOKEN])
+        if not token:
             return
-        token = following
 
 
 def _page(control: ControlCalls, url: str) -> dict[str, Any]:

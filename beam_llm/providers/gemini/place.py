@@ -41,9 +41,17 @@ class Place(NamedTuple):
         """Where a file's bytes are."""
         return f"{self.base_url}/download/{VERSION}/{file}:download?alt=media"
 
-    def same_origin(self, url: str) -> str:
-        """A server's own address for an upload, at this origin and no other: the key goes along."""
-        origin, named = urlsplit(self.base_url), urlsplit(url)
+    def same_origin(self, url: str) -> str | None:
+        """A server's own address for an upload, at this origin and no other: the key goes along.
+        None where it is no address.
+        """
+        try:
+            named = urlsplit(url)
+        except ValueError:
+            return None
+        if not re.fullmatch(r"/[!-~]*", named.path) or not re.fullmatch(r"[!-~]*", named.query):
+            return None
+        origin = urlsplit(self.base_url)
         return named._replace(scheme=origin.scheme, netloc=origin.netloc, fragment="").geturl()
 
 
