@@ -416,6 +416,32 @@ def test_a_pipeline_gets_every_record_once_with_its_usage_and_cost(
     assert kinds == ([kind] if mode == "batch_api" else [])
 
 
+def test_lines_that_are_refused_for_their_form_are_answered_in_another_by_live_calls(
+    emulator: Emulator, s3_location: str
+) -> None:
+    """A model whose name tells nothing, and that has no structured outputs."""
+    found = Collect()
+    with beam.Pipeline() as p:
+        _ = (
+            p
+            | beam.Create(REVIEWS)
+            | LLMPredict(
+                "bedrock:tuned.llama-of-ours-v1:0",
+                "Classify the sentiment of this review:\n{{ text }}",
+                output=Literal["positive", "negative", "neutral"],
+                batch_size=4,
+                mode="batch_api",
+                staging_location=s3_location,
+                poll_seconds=0.05,
+                provider_options={"role_arn": ROLE, "min_records": 1},
+            )
+            | found
+        )
+    answers = {each.element["text"]: each for each in found.found}
+    assert [answers[review["text"]].value for review in REVIEWS] == MOODS
+    assert emulator.billed == dict.fromkeys([review["text"] for review in REVIEWS], 1)
+
+
 def test_by_batch_api_it_costs_half(emulator: Emulator, s3_location: str) -> None:
     prices = Prices.of(settings(MODEL))
     usage = Usage(1_000, 100)

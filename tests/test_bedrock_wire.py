@@ -288,6 +288,8 @@ def _reads_or_is_no_line(payload: Any, path: Any) -> None:
     [
         ({"errorCode": 400, "errorMessage": "bad request"}, LineEnd.REJECTED, Kind.REJECTED),
         ({"errorCode": 400, "errorMessage": "late", "expired": True}, LineEnd.EXPIRED, Kind.EXPIRED),
+        ({"errorCode": 400, "errorMessage": "no outputConfig.textFormat here"}, LineEnd.FAILED,
+         Kind.UNAVAILABLE),
         ({"errorCode": 429, "errorMessage": "slow"}, LineEnd.FAILED, Kind.RATE_LIMITED),
         ({"errorCode": 424, "errorMessage": "model"}, LineEnd.FAILED, Kind.UNAVAILABLE),
         ({"errorCode": 500, "errorMessage": "oh"}, LineEnd.FAILED, Kind.UNAVAILABLE),

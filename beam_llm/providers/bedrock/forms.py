@@ -89,6 +89,13 @@ _ABOUT_TOOLS = re.compile(r"tool_?choice|tool_?config|tool.?use|\btools?\b", re.
 _ABOUT_TEMPERATURE = re.compile(r"temperature", re.IGNORECASE)
 _ABOUT_CACHES = re.compile(r"cache_?point|prompt caching|cache_control", re.IGNORECASE)
 
+
+def refuses_form(text: str) -> bool:
+    """Whether a refusal is about how a request is written, and not about what is in it."""
+    abouts = (_ABOUT_SCHEMAS, _ABOUT_TOOLS, _ABOUT_TEMPERATURE, _ABOUT_CACHES)
+    return any(about.search(text) for about in abouts)
+
+
 known_forms: dict[tuple[str, str], Form] = {}
 
 

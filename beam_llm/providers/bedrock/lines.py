@@ -10,6 +10,7 @@ from typing import Any
 from beam_llm.errors import CallError, Kind, Retryable
 from beam_llm.protocols import LineReply
 from beam_llm.providers.bedrock.failures import named_error
+from beam_llm.providers.bedrock.forms import refuses_form
 from beam_llm.providers.bedrock.messages import is_message, read_message
 from beam_llm.providers.bedrock.wire import completion_of
 from beam_llm.providers.errors import ErrorContext, no_answer
@@ -50,4 +51,7 @@ def _line_error(error: Any, context: ErrorContext) -> CallError:
     found = named_error(status or 500, {}, "", message, context)
     if said.get("expired") is True:
         return Retryable(Kind.EXPIRED, found.message, status=status)
+    if status == 400 and refuses_form(message):
+        # A job can't learn; a live call, which is what comes in the end, asks in another form.
+        return Retryable(Kind.UNAVAILABLE, found.message, status=status)
     return found

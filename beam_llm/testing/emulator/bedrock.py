@@ -216,7 +216,8 @@ class Wire(Dialect):
 
     async def _look(self, request: web.BaseRequest, job_id: str) -> Reply:
         job = self.house.batches.known(self, job_id)
-        if job is not None and job["output_file_id"] and not job["own"].get("written"):
+        has_results = job is not None and (job["output_file_id"] or job["error_file_id"])
+        if job is not None and has_results and not job["own"].get("written"):
             await asyncio.to_thread(self._write, job)
             job["own"]["written"] = True
         return await self.house.batches.look(request, self, job_id)
