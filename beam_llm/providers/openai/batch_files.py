@@ -18,12 +18,13 @@ import aiohttp
 import orjson
 
 from beam_llm.errors import CallError, CannotTell, Rejected, UnknownJob
-from beam_llm.protocols import LineReply, RemoteJob
+from beam_llm.protocols import LineReply, Recovery, RemoteJob
 from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls, ignoring, steady
 from beam_llm.providers.errors import ErrorContext, unreadable
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import identifier_of, in_path
+from beam_llm.providers.job_search import find_jobs
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.job_objects import remote_job
 from beam_llm.providers.openai.lines import line_reply
@@ -148,7 +149,39 @@ class DialectBatches:
             raise unreadable("the answer is not what the API promises")
         return found
 
+    def _look_at(self, url: str) -> RemoteJob:
+        """The job at an address. Raises UnknownJob where there is none."""
+        return self._control.harmless(
+            lambda seconds: self._job(
+                self._control.object("GET", url, seconds, missing=UnknownJob, id_field=None)
+            )
+        )
+
+    def _cancel_at(self, url: str, *harmless: int) -> None:
+        """Asks for cancellation; harmless where the job is not known, or as these statuses say."""
+        with ignoring(404, 409, *harmless):
+            self._control.harmless(
+                lambda seconds: self._control.call("POST", url, seconds, missing=UnknownJob),
+                final=(409,),
+            )
+
     # Lists
+
+    def find(self, name: str, staged: str | None, since: float) -> Sequence[RemoteJob]:
+        """Jobs of that name, or with that input.
+
+        Raises:
+          CannotTell: jobs can't be listed here, or the list doesn't show what is looked for.
+        """
+        return find_jobs(
+            self._pages(),
+            name,
+            staged,
+            since,
+            keeps_names=self.traits.recovery in (Recovery.METADATA, Recovery.TOKEN),
+            keeps_inputs=self._api.keeps_inputs,
+            most_pages=self._bounds.list_pages,
+        )
 
     def _job(self, job: Mapping[str, Any]) -> RemoteJob:
         return remote_job(job, self._log_data, self._key)

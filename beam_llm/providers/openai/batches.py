@@ -10,11 +10,8 @@ from typing import Any
 
 import orjson
 
-from beam_llm.errors import UnknownJob
-from beam_llm.protocols import Recovery, RemoteJob
-from beam_llm.providers.control import ignoring
+from beam_llm.protocols import RemoteJob
 from beam_llm.providers.ids import in_path
-from beam_llm.providers.job_search import find_jobs
 from beam_llm.providers.openai.batch_files import DialectBatches
 from beam_llm.providers.openai.job_objects import FINGERPRINT, reason_of
 
@@ -44,34 +41,10 @@ class OpenAIBatches(DialectBatches):
 
     def look(self, job_id: str) -> RemoteJob:
         """Raises UnknownJob where the provider does not know the job."""
-        url = self._place.url(f"/batches/{in_path(job_id)}")
-        return self._control.harmless(
-            lambda seconds: self._job(self._control.object("GET", url, seconds, missing=UnknownJob))
-        )
-
-    def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
-        """Jobs with that name in their metadata, or that input file.
-
-        Raises:
-          CannotTell: jobs can't be listed here, or the list doesn't show what is looked for.
-        """
-        return find_jobs(
-            self._pages(),
-            name,
-            staged,
-            since,
-            keeps_names=self.traits.recovery is Recovery.METADATA,
-            keeps_inputs=self._api.keeps_inputs,
-            most_pages=self._bounds.list_pages,
-        )
+        return self._look_at(self._place.url(f"/batches/{in_path(job_id)}"))
 
     def cancel(self, job_id: str) -> None:
         """Asks for cancellation; harmless where the job has ended or is not known, or where no job
         can be cancelled.
         """
-        url = self._place.url(f"/batches/{in_path(job_id)}/cancel")
-        with ignoring(404, 409):
-            self._control.harmless(
-                lambda seconds: self._control.call("POST", url, seconds, missing=UnknownJob),
-                final=(409,),
-            )
+        self._cancel_at(self._place.url(f"/batches/{in_path(job_id)}/cancel"))

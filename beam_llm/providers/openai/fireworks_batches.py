@@ -18,13 +18,12 @@ from urllib.parse import quote, urlencode, urlsplit
 import aiohttp
 import orjson
 
-from beam_llm.errors import NotCreated, Rejected, UnknownJob
+from beam_llm.errors import NotCreated, Rejected
 from beam_llm.protocols import LineReply, RemoteJob
 from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls, ignoring
 from beam_llm.providers.errors import unreadable
 from beam_llm.providers.ids import in_path
-from beam_llm.providers.job_search import find_jobs
 from beam_llm.providers.openai.batch_files import DialectBatches, without_model
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.job_objects import FINGERPRINT, reason_of
@@ -97,12 +96,7 @@ class FireworksBatches(DialectBatches):
 
     def look(self, job_id: str) -> RemoteJob:
         """Raises UnknownJob where the provider does not know the job."""
-        url = self._url("batchInferenceJobs", job_id)
-        return self._control.harmless(
-            lambda seconds: self._job(
-                self._control.object("GET", url, seconds, missing=UnknownJob, id_field=None)
-            )
-        )
+        return self._look_at(self._url("batchInferenceJobs", job_id))
 
     def _job(self, job: Mapping[str, Any]) -> RemoteJob:
         return super()._job(_in_openai_shape(job))
@@ -168,17 +162,6 @@ class FireworksBatches(DialectBatches):
                 return
             seen.add(token)
             query["pageToken"] = token
-
-    def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
-        """Jobs of that name, or with that input. Raises CannotTell where none can be listed."""
-        return find_jobs(
-            self._pages(),
-            name,
-            staged,
-            since,
-            keeps_names=True,
-            most_pages=self._bounds.list_pages,
-        )
 
     # Addresses
 

@@ -11,11 +11,8 @@ from typing import Any
 
 import orjson
 
-from beam_llm.errors import UnknownJob
 from beam_llm.protocols import RemoteJob
-from beam_llm.providers.control import ignoring
 from beam_llm.providers.ids import in_path
-from beam_llm.providers.job_search import find_jobs
 from beam_llm.providers.openai.batch_files import DialectBatches, without_model
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.job_objects import FINGERPRINT, reason_of
@@ -66,27 +63,9 @@ class MistralBatches(DialectBatches):
             if not data or (total is not None and shown >= total):
                 return
 
-    def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
-        """Jobs with that name in their metadata, or that input file. Raises CannotTell where none
-        can be listed.
-        """
-        return find_jobs(
-            self._pages(),
-            name,
-            staged,
-            since,
-            keeps_names=True,
-            most_pages=self._bounds.list_pages,
-        )
-
     def cancel(self, job_id: str) -> None:
         """Asks for cancellation; harmless where the job has ended or is not known."""
-        url = self._place.url(f"/batch/jobs/{in_path(job_id)}/cancel")
-        with ignoring(400, 404, 409, 422):
-            self._control.harmless(
-                lambda seconds: self._control.call("POST", url, seconds, missing=UnknownJob),
-                final=(409,),
-            )
+        self._cancel_at(self._place.url(f"/batch/jobs/{in_path(job_id)}/cancel"), 400, 422)
 
 
 def _in_openai_shape(job: Mapping[str, Any]) -> dict[str, Any]:

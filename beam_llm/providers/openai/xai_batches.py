@@ -16,11 +16,9 @@ from typing import Any
 
 import orjson
 
-from beam_llm.errors import Kind, Rejected, Retryable, UnknownJob
+from beam_llm.errors import Kind, Rejected, Retryable
 from beam_llm.protocols import RemoteJob
-from beam_llm.providers.control import ignoring
 from beam_llm.providers.ids import in_path
-from beam_llm.providers.job_search import find_jobs
 from beam_llm.providers.openai.batch_files import DialectBatches
 from beam_llm.providers.openai.job_objects import FINGERPRINT, reason_of
 from beam_llm.providers.typed import count_of, word
@@ -39,12 +37,7 @@ class XaiBatches(DialectBatches):
 
     def look(self, job_id: str) -> RemoteJob:
         """Raises UnknownJob where the provider does not know the job."""
-        url = self._place.url(f"/batches/{in_path(job_id)}")
-        return self._control.harmless(
-            lambda seconds: self._job(
-                self._control.object("GET", url, seconds, missing=UnknownJob, id_field=None)
-            )
-        )
+        return self._look_at(self._place.url(f"/batches/{in_path(job_id)}"))
 
     def _job(self, job: Mapping[str, Any]) -> RemoteJob:
         return super()._job(_in_openai_shape(job))
@@ -86,27 +79,9 @@ class XaiBatches(DialectBatches):
         for page in self._walk("/batches", "batches"):
             yield list(self._listed(page))
 
-    def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
-        """Jobs of that name, or with that input file. Raises CannotTell where none can be
-        listed.
-        """
-        return find_jobs(
-            self._pages(),
-            name,
-            staged,
-            since,
-            keeps_names=True,
-            most_pages=self._bounds.list_pages,
-        )
-
     def cancel(self, job_id: str) -> None:
         """Asks for cancellation; harmless where the job has ended or is not known."""
-        url = self._place.url(f"/batches/{in_path(job_id)}:cancel")
-        with ignoring(400, 404, 409):
-            self._control.harmless(
-                lambda seconds: self._control.call("POST", url, seconds, missing=UnknownJob),
-                final=(409,),
-            )
+        self._cancel_at(self._place.url(f"/batches/{in_path(job_id)}:cancel"), 400)
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
         """Removes an input file; results go with their job, which can't be removed."""
