@@ -24,8 +24,9 @@ from beam_llm.providers.anthropic.dialect import SCHEMA, TOOL, WORDS, Dialect
 from beam_llm.providers.anthropic.job_objects import reason_of, remote_job
 from beam_llm.providers.anthropic.lines import line_reply
 from beam_llm.providers.anthropic.plain import plain_line, plain_reply
+from beam_llm.providers.anthropic.replies import completion_of, decode_reply
+from beam_llm.providers.anthropic.requests import encode_body
 from beam_llm.providers.anthropic.schema import MOST_UNIONS, closed_schema
-from beam_llm.providers.anthropic.wire import completion_of, decode_reply, encode_body
 from beam_llm.providers.errors import error_of
 from beam_llm.providers.pace import anthropic_pace_of, retry_after_seconds
 from beam_llm.providers.unnamed_jobs import name_in, tag_of, untagged

@@ -2,7 +2,8 @@
 
 chat.py       live calls                 place.py        address, key, version
 batches.py    message batches            job_objects.py  a batch as the server shows it
-wire.py       requests and replies       plain.py        the same, quickly, where nothing is unusual
+requests.py   what is sent               replies.py      what is read
+lines.py      results of a batch         plain.py        what is read, where nothing is unusual
 dialect.py    what an endpoint takes     models.py       what is known of models by their names
 schema.py     schemas as they are enforced
 """
@@ -16,8 +17,8 @@ from beam_llm.config import Settings
 from beam_llm.errors import UsageError
 from beam_llm.providers.anthropic import models
 from beam_llm.providers.anthropic.place import Place, dialect_of
+from beam_llm.providers.anthropic.requests import encode_body
 from beam_llm.providers.anthropic.schema import closed_schema
-from beam_llm.providers.anthropic.wire import encode_body
 from beam_llm.providers.checks import check_extra_body, check_temperature, refuse_api_version
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.options import check_names

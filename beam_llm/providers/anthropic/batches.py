@@ -31,7 +31,7 @@ from beam_llm.providers.anthropic.dialect import Dialect
 from beam_llm.providers.anthropic.job_objects import reason_of, remote_job
 from beam_llm.providers.anthropic.lines import first_custom_id, line_reply
 from beam_llm.providers.anthropic.place import Place
-from beam_llm.providers.anthropic.wire import encode_body
+from beam_llm.providers.anthropic.requests import encode_body
 from beam_llm.providers.control import ControlCalls, ignoring, steady
 from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
@@ -76,7 +76,7 @@ class AnthropicBatches:
     times; a create is tried once.
 
     Args:
-      cache: for how long shared prefixes are kept, see `wire.encode_body`.
+      cache: for how long shared prefixes are kept, see `requests.encode_body`.
       sleep, clock, wall: see `ControlCalls`.
     """
 

@@ -7,7 +7,8 @@ import logging
 from beam_llm.errors import CallError
 from beam_llm.providers.anthropic.dialect import SCHEMA, Dialect
 from beam_llm.providers.anthropic.place import Place
-from beam_llm.providers.anthropic.wire import decode_reply, encode_body
+from beam_llm.providers.anthropic.replies import decode_reply
+from beam_llm.providers.anthropic.requests import encode_body
 from beam_llm.providers.errors import ErrorContext, error_of
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.live import LiveCalls

@@ -12,6 +12,9 @@ from beam_llm.providers.anthropic import models
 
 SCHEMA, TOOL, WORDS = "output_config", "tool", "words"
 
+TOOL_NAME = "reply"
+"""Of the tool whose input is the reply, where a model has no structured outputs."""
+
 
 @dataclass(slots=True)
 class Dialect:

@@ -7,7 +7,7 @@ from typing import Any
 from beam_llm.errors import CallError, Kind, Rejected, Retryable
 from beam_llm.protocols import LineReply
 from beam_llm.providers.anthropic.plain import plain_line
-from beam_llm.providers.anthropic.wire import completion_of, error_in
+from beam_llm.providers.anthropic.replies import completion_of, error_in
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, shown, unreadable
 from beam_llm.providers.typed import loads, word
 from beam_llm.providers.unnamed_jobs import untagged

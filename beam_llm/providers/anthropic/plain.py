@@ -1,5 +1,5 @@
 """Messages that are as Anthropic writes them, read into typed structs in a fraction of the time;
-anything unusual is left to `wire.py`.
+anything unusual is left to `replies.py`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from typing import Any
 import orjson
 
 from beam_llm.providers.anthropic.dialect import Dialect
-from beam_llm.providers.anthropic.wire import completion_of, encode_body
+from beam_llm.providers.anthropic.replies import completion_of
+from beam_llm.providers.anthropic.requests import encode_body
 from beam_llm.providers.errors import ErrorContext
 from beam_llm.values import Completion, Request
 

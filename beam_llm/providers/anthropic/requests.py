@@ -1,0 +1,122 @@
+"""What is sent: a Request as the body of a message. Pure.
+
+Source: Anthropic API reference (version 2023-06-01), read 2026-11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from beam_llm.providers.anthropic import models
+from beam_llm.providers.anthropic.dialect import SCHEMA, TOOL, TOOL_NAME, Dialect
+from beam_llm.providers.anthropic.schema import closed_schema
+from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, can_be_split, encodable, parted
+from beam_llm.values import Message, Request
+
+
+def encode_body(
+    request: Request,
+    dialect: Dialect,
+    service_tier: str | None = None,
+    cache: str | None = "5m",
+) -> bytes:
+    """The request as JSON, its keys always in one order: equal requests give equal bytes.
+
+    Args:
+      service_tier: of live calls; a batch has a price and a pace of its own.
+      cache: for how long what all prompts have in common is kept (`5m`, `1h`); None: not at all.
+    """
+    system, messages = parted(request.messages)
+    options = service_tier, cache
+    try:
+        return orjson.dumps(_body(request, system, messages, dialect, *options))
+    except TypeError:  # half a character, which JSON has no way to write
+        return orjson.dumps(_body(request, *encodable(system, messages), dialect, *options))
+
+
+def _body(
+    request: Request,
+    system: str,
+    messages: list[Message],
+    dialect: Dialect,
+    service_tier: str | None,
+    cache: str | None,
+) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": request.model,
+        "max_tokens": request.max_output_tokens or models.longest_reply(request.model),
+    }
+    _put_texts(body, system, messages, cache)
+    if request.schema is not None:
+        _ask_for_shape(body, request, dialect)
+    if request.temperature is not None and dialect.takes_temperature:
+        body["temperature"] = request.temperature
+    if service_tier is not None:
+        body["service_tier"] = _TIERS[service_tier]
+    if request.extra:
+        _put_extra(body, request.extra)
+    return body
+
+
+def _put_extra(body: dict[str, Any], extra: Mapping[str, Any]) -> None:
+    for name, value in sorted(extra.items()):
+        both = isinstance(value, Mapping) and name == "output_config"
+        body[name] = {**value, **body.get(name, {})} if both else value
+
+
+_TIERS = {"auto": "auto", "default": "standard_only"}
+
+
+def _put_texts(
+    body: dict[str, Any], system: str, messages: list[Message], cache: str | None
+) -> None:
+    """Puts system and messages into a body, the end of the shared prefix marked where it is long
+    enough for the model's cache.
+    """
+    if system:
+        body["system"] = system
+    body["messages"] = [{"role": m.role, "content": m.content} for m in messages]
+    shared = messages[0].shared if messages else 0
+    least = models.cached_from_tokens(body["model"]) * CHARACTERS_A_TOKEN
+    if cache is None or len(system) + shared < least:
+        return
+    mark = {"type": "ephemeral"} if cache == "5m" else {"type": "ephemeral", "ttl": cache}
+    if shared and can_be_split(messages[0].content, shared):
+        text = messages[0].content
+        body["messages"][0]["content"] = [
+            {"type": "text", "text": text[:shared], "cache_control": mark},
+            {"type": "text", "text": text[shared:]},
+        ]
+    elif len(system) >= least:
+        body["system"] = [{"type": "text", "text": system, "cache_control": mark}]
+
+
+def _ask_for_shape(body: dict[str, Any], request: Request, dialect: Dialect) -> None:
+    assert request.schema is not None
+    closed = closed_schema(request.schema)
+    if dialect.reply_format == SCHEMA and closed is not None:
+        body["output_config"] = {"format": {"type": "json_schema", "schema": closed}}
+        return
+    schema = closed or request.schema
+    if dialect.reply_format in (SCHEMA, TOOL) and schema.get("type") == "object":
+        described = "Takes the reply, all of it."
+        tool = {"name": TOOL_NAME, "description": described, "input_schema": schema}
+        body["tools"] = [tool]
+        body["tool_choice"] = {
+            "type": "tool",
+            "name": TOOL_NAME,
+            "disable_parallel_tool_use": True,
+        }
+        return
+    words = (
+        "Reply with JSON only, without any other text, following this JSON schema:\n"
+        + orjson.dumps(schema).decode()
+    )
+    told = body.get("system")
+    if isinstance(told, list):
+        body["system"] = [*told, {"type": "text", "text": words}]
+    else:
+        body["system"] = f"{told}\n\n{words}" if told else words
