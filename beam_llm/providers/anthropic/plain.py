@@ -78,7 +78,7 @@ def _completion(
     details = tokens.output_tokens_details
     thoughts = details.thinking_tokens if details is not None else 0
     inputs = tokens.input_tokens + cached + written
-    if thoughts > tokens.output_tokens:
+    if thoughts > tokens.output_tokens or inputs > MOST_TOKENS:
         return None
     return Completion(
         block.text,
