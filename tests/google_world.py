@@ -10,17 +10,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import apache_beam as beam
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google import genai
 from google.genai import types
 
+from beam_llm import LLMPredict, Prediction
 from beam_llm.providers import vertex
 from beam_llm.stores.local import LocalStore
 from beam_llm.testing import Emulator
+from tests.collecting import Collect
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED", "PARTIALLY_SUCCEEDED")
 
@@ -79,6 +82,31 @@ def service_account(token_uri: str) -> dict[str, str]:
         "client_email": "a@p-1.iam.gserviceaccount.com",
         "token_uri": token_uri,
     }
+
+
+ASK = "Is it positive or negative:\nI love it"
+REVIEWS = {"I love it": "positive", "awful, I hate it": "negative", "it is blue": "neutral"}
+Mood = Literal["positive", "negative", "neutral"]
+
+
+def labelled(emulator: Emulator, model: str, **options: Any) -> list[Prediction]:
+    """What a pipeline says of `REVIEWS`, each once."""
+    batch = {"poll_seconds": 0.05} if options.get("mode") == "batch_api" else {}
+    provider = model.partition(":")[0]
+    ask = LLMPredict(
+        model,
+        "Classify the sentiment of this review:\n{{ text }}",
+        output=Mood,
+        base_url=address(emulator, provider),
+        **batch,
+        **options,
+    )
+    kept = Collect()
+    with beam.Pipeline() as p:
+        _ = p | beam.Create([{"text": text} for text in REVIEWS]) | ask | kept
+    assert {each.element["text"]: each.value for each in kept.found} == REVIEWS
+    assert len(kept.found) == len(REVIEWS)
+    return kept.found
 
 
 class FolderBuckets(LocalStore):

@@ -8,9 +8,8 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import apache_beam as beam
 import orjson
 import pydantic
 import pytest
@@ -31,15 +30,11 @@ from beam_llm.testing.contracts import CompletionProviderContract
 from beam_llm.testing.contracts.batches import Mishap
 from beam_llm.testing.contracts.completions import Situation, emulator_fault
 from beam_llm.values import Completion, JobState, Message, Request, Usage
-from tests.collecting import Collect
-from tests.google_world import address, gemini_client, until_ended
+from tests.google_world import ASK, REVIEWS, Mood, address, gemini_client, labelled, until_ended
 from tests.test_contracts import EmulatedBatchesContract as _EmulatedBatches
 
 MODEL = "gemini:gemini-2.5-flash"
 KEY = "GEMINI_KEY_OF_TESTS"
-ASK = "Is it positive or negative:\nI love it"
-REVIEWS = {"I love it": "positive", "awful, I hate it": "negative", "it is blue": "neutral"}
-Mood = Literal["positive", "negative", "neutral"]
 
 
 class TestGemini(CompletionProviderContract):
@@ -381,30 +376,16 @@ def test_a_pipeline_answers_every_record_once_with_usage_and_cost(
     start_emulator, tmp_path, mode, batch_size
 ):
     emulator = start_emulator(batch_seconds=0.05)
-    staging = {"staging_location": str(tmp_path), "poll_seconds": 0.05}
-    kept = Collect()
-    ask = LLMPredict(
-        MODEL,
-        "Classify the sentiment of this review:\n{{ text }}",
-        output=Mood,
-        batch_size=batch_size,
-        mode=mode,
-        base_url=address(emulator, "gemini"),
-        api_key=f"env:{KEY}",
-        **(staging if mode == "batch_api" else {}),
-    )
-    with beam.Pipeline() as p:
-        _ = p | beam.Create([{"text": text} for text in REVIEWS]) | ask | kept
-    assert {each.element["text"]: each.value for each in kept.found} == REVIEWS
+    options = {"mode": mode, "staging_location": str(tmp_path), "batch_size": batch_size}
+    found = labelled(emulator, MODEL, api_key=f"env:{KEY}", **options)
     assert emulator.billed == dict.fromkeys(REVIEWS, 1)
-    for each in kept.found:
-        assert each.error is None
-        assert each.usage.input_tokens > 0
-        assert each.model == "gemini-2.5-flash"
+    for each in found:
+        assert (each.error, each.model) == (None, "gemini-2.5-flash")
         assert each.finish_reason == "STOP"
-    whole = Usage(*map(sum, zip(*(each.usage for each in kept.found), strict=True)))
+        assert each.usage.input_tokens > 0
+    whole = Usage(*map(sum, zip(*(each.usage for each in found), strict=True)))
     price = Prices.of(settings(MODEL)).cost_usd(whole, mode == "batch_api")
-    assert sum(each.cost_usd for each in kept.found) == pytest.approx(price)
+    assert sum(each.cost_usd for each in found) == pytest.approx(price)
 
 
 @pytest.mark.parametrize(
@@ -417,41 +398,16 @@ def test_a_pipeline_answers_every_record_once_with_usage_and_cost(
 )
 def test_what_a_job_lost_as_a_whole_is_asked_again(start_emulator, tmp_path, fault):
     emulator = start_emulator(faults=[fault], batch_seconds=0.05)
-    kept = Collect()
-    ask = LLMPredict(
-        MODEL,
-        "Classify the sentiment of this review:\n{{ text }}",
-        output=Mood,
-        mode="batch_api",
-        base_url=address(emulator, "gemini"),
-        api_key=f"env:{KEY}",
-        staging_location=str(tmp_path),
-        poll_seconds=0.05,
-    )
-    with beam.Pipeline() as p:
-        _ = p | beam.Create([{"text": text} for text in REVIEWS]) | ask | kept
-    assert {each.element["text"]: each.value for each in kept.found} == REVIEWS
+    options = {"mode": "batch_api", "staging_location": str(tmp_path)}
+    labelled(emulator, MODEL, api_key=f"env:{KEY}", **options)
     assert len(emulator.jobs) == 2
 
 
 @pytest.mark.parametrize("place", ["create", "validation"])
 def test_jobs_wait_for_room_in_the_queue_of_tokens(start_emulator, tmp_path, place, caplog):
     caplog.set_level("INFO", "beam_llm.jobs")
-    emulator = start_emulator(enqueued_token_limit=150, enqueued_limit_at=place, batch_seconds=0.05)
-    kept = Collect()
-    ask = LLMPredict(
-        MODEL,
-        "Classify the sentiment of this review:\n{{ text }}",
-        output=Mood,
-        mode="batch_api",
-        base_url=address(emulator, "gemini"),
-        api_key=f"env:{KEY}",
-        staging_location=str(tmp_path),
-        poll_seconds=0.05,
-        job_max_records=1,
-    )
-    with beam.Pipeline() as p:
-        _ = p | beam.Create([{"text": text} for text in REVIEWS]) | ask | kept
-    assert {each.element["text"]: each.value for each in kept.found} == REVIEWS
+    emulator = start_emulator(enqueued_token_limit=150, enqueued_limit_at=place, batch_seconds=0.6)
+    options = {"mode": "batch_api", "staging_location": str(tmp_path), "job_max_records": 1}
+    labelled(emulator, MODEL, api_key=f"env:{KEY}", **options)
     assert emulator.billed == dict.fromkeys(REVIEWS, 1)
     assert "Enqueued token limit reached" in caplog.text

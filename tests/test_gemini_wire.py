@@ -52,7 +52,7 @@ from beam_llm.providers.vertex import job_objects as vertex_job_objects
 from beam_llm.providers.vertex.objects import digest_of
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Finish, JobState, Message, Request, Usage
-from tests.test_wire_properties import anything, ended, good, paths, put, written
+from tests.test_wire_properties import anything, ended, good, good_job, paths, put, written
 
 KEY = "AIza-0123456789-abcdefghij"
 NUMBER = {"type": "number"}
@@ -198,115 +198,67 @@ def test_vertex_tells_its_tier_as_a_kind_of_traffic(traffic, tier):
 # ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "remedy", "kind", "wait"),
-    [
-        pytest.param(
-            429,
-            google_error(429, "RESOURCE_EXHAUSTED", "q", quota("RequestsPerMinute"), RETRY_IN_20),
-            Retryable,
-            Kind.RATE_LIMITED,
-            20.044,
-            id="a minute's quota says when to come back",
-        ),
-        pytest.param(
-            429,
-            google_error(429, "RESOURCE_EXHAUSTED", "Resource has been exhausted"),
-            Retryable,
-            Kind.RATE_LIMITED,
-            None,
-            id="a quota without details",
-        ),
-        pytest.param(
-            429,
-            google_error(
-                429, "RESOURCE_EXHAUSTED", "q", quota("RequestsPerDayPerProject"), RETRY_IN_20
-            ),
-            Aborted,
-            Kind.ABORTED,
-            None,
-            id="a day's quota is spent",
-        ),
-        pytest.param(
-            400,
-            google_error(400, "INVALID_ARGUMENT", "k", {"reason": "API_KEY_INVALID"}),
-            Aborted,
-            Kind.ABORTED,
-            None,
-            id="a wrong key",
-        ),
-        pytest.param(
-            403,
-            google_error(403, "PERMISSION_DENIED", "no"),
-            Aborted,
-            Kind.ABORTED,
-            None,
-            id="no permission",
-        ),
-        pytest.param(
-            400,
-            google_error(400, "FAILED_PRECONDITION", "User location is not supported"),
-            Aborted,
-            Kind.ABORTED,
-            None,
-            id="a country without the API",
-        ),
-        pytest.param(
-            404,
-            google_error(404, "NOT_FOUND", "models/x is not found"),
-            Aborted,
-            Kind.ABORTED,
-            None,
-            id="no such model",
-        ),
-        pytest.param(
-            400,
-            google_error(
-                400, "INVALID_ARGUMENT", "The input token count (2) exceeds the maximum (1)"
-            ),
-            Rejected,
-            Kind.TOO_LARGE,
-            None,
-            id="a prompt that is too long",
-        ),
-        pytest.param(
-            400,
-            google_error(400, "INVALID_ARGUMENT", "Request payload size exceeds the limit"),
-            Rejected,
-            Kind.TOO_LARGE,
-            None,
-            id="a body that is too large",
-        ),
-        pytest.param(
-            400,
-            google_error(400, "INVALID_ARGUMENT", "no"),
-            Rejected,
-            Kind.REJECTED,
-            None,
-            id="a request that is wrong",
-        ),
-        pytest.param(
-            503,
-            [google_error(503, "UNAVAILABLE", "The model is overloaded.")],
-            Retryable,
-            Kind.UNAVAILABLE,
-            None,
-            id="overloaded, as an array",
-        ),
-        pytest.param(
-            504,
-            google_error(504, "DEADLINE_EXCEEDED", "slow"),
-            Retryable,
-            Kind.TIMED_OUT,
-            None,
-            id="too slow",
-        ),
-    ],
-)
-def test_each_error_names_its_remedy(status, body, remedy, kind, wait):
-    error = error_of(status, {}, orjson.dumps(body))
-    assert (type(error), error.kind, error.retry_after_seconds) == (remedy, kind, wait)
-    assert error.message.startswith(f"HTTP {status} ")
+PER_MINUTE, PER_DAY = quota("RequestsPerMinutePerProject"), quota("RequestsPerDayPerProject")
+WRONG_KEY = {"reason": "API_KEY_INVALID"}
+ERRORS = {
+    "a minute's quota says when to come back": (
+        google_error(429, "RESOURCE_EXHAUSTED", "q", PER_MINUTE, RETRY_IN_20),
+        (Retryable, Kind.RATE_LIMITED, 20.044),
+    ),
+    "a quota without details": (
+        google_error(429, "RESOURCE_EXHAUSTED", "Resource has been exhausted"),
+        (Retryable, Kind.RATE_LIMITED, None),
+    ),
+    "a day's quota is spent": (
+        google_error(429, "RESOURCE_EXHAUSTED", "q", PER_MINUTE, PER_DAY, RETRY_IN_20),
+        (Aborted, Kind.ABORTED, None),
+    ),
+    "a wrong key": (
+        google_error(400, "INVALID_ARGUMENT", "API key not valid.", WRONG_KEY),
+        (Aborted, Kind.ABORTED, None),
+    ),
+    "no permission": (
+        google_error(403, "PERMISSION_DENIED", "no"),
+        (Aborted, Kind.ABORTED, None),
+    ),
+    "a country without the API": (
+        google_error(400, "FAILED_PRECONDITION", "User location is not supported"),
+        (Aborted, Kind.ABORTED, None),
+    ),
+    "no such model": (
+        google_error(404, "NOT_FOUND", "models/x is not found"),
+        (Aborted, Kind.ABORTED, None),
+    ),
+    "a prompt that is too long": (
+        google_error(400, "INVALID_ARGUMENT", "The input token count (2) exceeds the maximum (1)"),
+        (Rejected, Kind.TOO_LARGE, None),
+    ),
+    "a body that is too large": (
+        google_error(400, "INVALID_ARGUMENT", "Request payload size exceeds the limit"),
+        (Rejected, Kind.TOO_LARGE, None),
+    ),
+    "a request that is wrong": (
+        google_error(400, "INVALID_ARGUMENT", "no"),
+        (Rejected, Kind.REJECTED, None),
+    ),
+    "overloaded": (
+        google_error(503, "UNAVAILABLE", "The model is overloaded."),
+        (Retryable, Kind.UNAVAILABLE, None),
+    ),
+    "too slow": (
+        google_error(504, "DEADLINE_EXCEEDED", "slow"),
+        (Retryable, Kind.TIMED_OUT, None),
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "expected"), ERRORS.values(), ids=ERRORS)
+@pytest.mark.parametrize("is_array", [False, True], ids=["object", "array"])
+def test_each_error_names_its_remedy(body, expected, is_array):
+    status = body["error"]["code"]
+    error = error_of(status, {}, orjson.dumps([body] if is_array else body))
+    assert (type(error), error.kind, error.retry_after_seconds) == expected
+    assert error.message.startswith(f"HTTP {status} {body['error']['status']}")
 
 
 @given(anything, st.lists(anything, max_size=3))
@@ -530,20 +482,8 @@ def test_any_value_in_any_field_of_vertex_ais_job(path, value):
 
 
 def check_job(read: Any, found: Any) -> None:
-    if not isinstance(found, dict):
-        return
-    job = ended(lambda: read(found, ErrorContext(KEY)))
-    if isinstance(job, CallError):
-        assert job.kind == Kind.UNREADABLE
-        return
-    assert isinstance(job, RemoteJob)
-    for count in (job.completed, job.failed, job.total):
-        assert count is None or (type(count) is int and count >= 0)
-    assert math.isfinite(job.created_at)
-    assert job.name is None or isinstance(job.name, str)
-    assert job.staged is None or isinstance(job.staged, str)
-    assert all(isinstance(file, str) and file for file in job.result_files)
-    assert all(isinstance(text, str) for code, message, _ in job.errors for text in (code, message))
+    if isinstance(found, dict):
+        good_job(lambda: read(found, ErrorContext(KEY)))
 
 
 class Pages:

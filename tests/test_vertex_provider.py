@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import apache_beam as beam
 import hypothesis
@@ -41,15 +41,19 @@ from beam_llm.testing.contracts import CompletionProviderContract
 from beam_llm.testing.contracts.completions import Situation, all_texts, emulator_fault
 from beam_llm.testing.fake_batches import FakeClock
 from beam_llm.values import Completion, Message, Request
-from tests.collecting import Collect
-from tests.google_world import FolderBuckets, address, credentials_of, until_ended
+from tests.google_world import (
+    ASK,
+    REVIEWS,
+    FolderBuckets,
+    address,
+    credentials_of,
+    labelled,
+    until_ended,
+)
 from tests.test_contracts import EmulatedBatchesContract as _EmulatedBatches
 from tests.test_wire_properties import anything, paths, written
 from tests.test_wire_properties import put as put_in
 
-ASK = "Is it positive or negative:\nI love it"
-REVIEWS = {"I love it": "positive", "awful, I hate it": "negative", "it is blue": "neutral"}
-Mood = Literal["positive", "negative", "neutral"]
 PLACE = {"project": "p-1", "region": "europe-west4"}
 
 
@@ -485,28 +489,14 @@ def test_a_bucket_that_can_not_be_reached_is_an_error_without_its_words(error, k
 
 @pytest.mark.parametrize("mode", ["online", "batch_api"])
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_a_pipeline_answers_every_record_once_with_usage_and_cost(
-    start_emulator, tmp_path, mode, batch_size
-):
+def test_a_pipeline_answers_every_record_once_with_usage_and_cost(start_emulator, mode, batch_size):
     emulator = start_emulator(batch_seconds=0.05)
-    staging = {"staging_location": "gs://bucket/staging", "poll_seconds": 0.05}
-    kept = Collect()
-    ask = LLMPredict(
-        "vertex:gemini-2.5-flash",
-        "Classify the sentiment of this review:\n{{ text }}",
-        output=Mood,
-        batch_size=batch_size,
-        mode=mode,
-        base_url=address(emulator, "vertex"),
-        api_key="env:HOME",
-        provider_options=PLACE,
-        **(staging if mode == "batch_api" else {}),
+    options = {"mode": mode, "staging_location": "gs://bucket/staging", "batch_size": batch_size}
+    found = labelled(
+        emulator, "vertex:gemini-2.5-flash", api_key="env:HOME", provider_options=PLACE, **options
     )
-    with beam.Pipeline() as p:
-        _ = p | beam.Create([{"text": text} for text in REVIEWS]) | ask | kept
-    assert {each.element["text"]: each.value for each in kept.found} == REVIEWS
     assert emulator.billed == dict.fromkeys(REVIEWS, 1)
-    for each in kept.found:
+    for each in found:
         assert each.error is None
         assert each.usage.input_tokens > 0
         assert each.cost_usd > 0

@@ -195,20 +195,26 @@ def test_any_value_in_any_field_of_a_job(path, value):
     found = put(job(), path, value)
     if not isinstance(found, dict):
         return
-    read = ended(lambda: remote_job(found))
-    if isinstance(read, CallError):
-        assert read.kind == Kind.UNREADABLE
+    good_job(lambda: remote_job(found))
+
+
+def good_job(read: Callable[[], RemoteJob]) -> None:
+    job = ended(read)
+    if isinstance(job, CallError):
+        assert job.kind == Kind.UNREADABLE
         return
-    assert isinstance(read, RemoteJob)
-    for count in (read.completed, read.failed, read.total):
+    assert isinstance(job, RemoteJob)
+    for count in (job.completed, job.failed, job.total):
         assert count is None or (type(count) is int and count >= 0)
-    assert math.isfinite(read.created_at)
-    assert read.created_at >= 0
-    for code, message, number in read.errors:
+    assert math.isfinite(job.created_at)
+    assert job.created_at >= 0
+    for name in (job.name, job.staged):
+        assert name is None or isinstance(name, str)
+    for code, message, number in job.errors:
         assert isinstance(code, str)
         assert isinstance(message, str)
         assert number is None or type(number) is int
-    assert all(isinstance(file, str) and file for file in read.result_files)
+    assert all(isinstance(file, str) and file for file in job.result_files)
 
 
 @given(
