@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_llm.cli.main import main
-from beam_llm.testing import Emulator, plugin
+from beam_llm.testing import Emulator, Fault, plugin
 
-llm_emulator = plugin.llm_emulator
+llm_emulator, start_emulator = plugin.llm_emulator, plugin.start_emulator
 PIPELINES = Path(__file__).parent.parent / "pipelines"
 
 TEXTS = {
@@ -163,3 +166,273 @@ def test_several_inserts_into_one_file_are_written_together(folder: Path, model:
     assert run(folder, sql) == 0
     assert labels(rows_in(folder, "one.jsonl")) == MOODS
     assert not list(folder.glob("*.partial-*"))
+
+
+# Errors, stops and outputs that exist
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+INSERT = (
+    "INSERT INTO labelled SELECT id, ML_PREDICT('llm_sentiment', text) AS sentiment FROM reviews;"
+)
+
+
+def test_a_failed_record_is_null_with_its_error_beside_it_and_the_code_says_so(
+    folder: Path,
+    start_emulator: Callable[..., Emulator],
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    capsys: pytest.CaptureFixture[str],
+):
+    emulator = start_emulator(faults=[Fault("refusal", text="awful")])
+    for name, value in emulator.environment.items():
+        monkeypatch.setenv(name, value)
+    assert run(folder, TABLES + model + INSERT) == 3
+    rows = {row["id"]: row for row in rows_in(folder)}
+    assert rows["1"]["error"] is None
+    assert rows["2"]["sentiment"] is None
+    assert rows["2"]["error"].startswith("refused")
+    assert capsys.readouterr().err == "beam-llm run: 1 of 3 records ended as errors\n"
+
+
+def test_a_column_error_named_after_its_column_holds_that_call_s_reason(
+    folder: Path, start_emulator: Callable[..., Emulator], monkeypatch: pytest.MonkeyPatch
+):
+    emulator = start_emulator(faults=[Fault("refusal", text="awful")])
+    for name, value in emulator.environment.items():
+        monkeypatch.setenv(name, value)
+    sql = (
+        TABLES
+        + MODEL.replace("<more>", "")
+        + table(
+            "both", "id STRING, a STRING, a_error STRING, b STRING, b_error STRING", "o/", "json"
+        )
+        + "INSERT INTO both SELECT id, ML_PREDICT('llm_sentiment', text) AS a, "
+        + "ML_PREDICT('llm_sentiment', id) AS b FROM reviews WHERE id = '2';"
+    )
+    assert run(folder, sql) == 3
+    (row,) = rows_in(folder, "o")
+    assert row["a_error"].startswith("refused")
+    assert row["b_error"] is None
+
+
+def test_an_answer_that_its_column_does_not_take_is_that_row_s_error(folder: Path):
+    sql = (
+        TABLES
+        + "CREATE MODEL short OUTPUT (said VARCHAR(8)) WITH ('model'='openai:gpt-4', "
+        + "'on.unparseable'='fail', 'max.retries'='0');"
+        + "INSERT INTO labelled SELECT id, ML_PREDICT('short', text) AS sentiment FROM reviews;"
+    )
+    assert run(folder, sql) == 3
+    rows = {row["id"]: row for row in rows_in(folder)}
+    assert rows["3"] == {"id": "3", "sentiment": "bad", "error": None}
+    assert rows["1"]["sentiment"] is None
+    assert rows["1"]["error"].startswith("invalid")
+
+
+def test_a_row_without_an_input_is_not_asked(folder: Path, llm_emulator: Emulator):
+    (folder / "reviews" / "c.jsonl").write_text('{"id": "4", "text": null}\n')
+    assert run(folder, TABLES + MODEL.replace("<more>", "") + INSERT) == 3
+    rows = {row["id"]: row for row in rows_in(folder)}
+    assert rows["4"] == {"id": "4", "sentiment": None, "error": "prompt: text is NULL"}
+    assert sum(llm_emulator.billed.values()) == 3
+
+
+def test_a_finished_file_asks_nothing_again_and_force_writes_anew(
+    folder: Path, llm_emulator: Emulator, model: str, capsys: pytest.CaptureFixture[str]
+):
+    assert run(folder, TABLES + model + INSERT) == 0
+    before = rows_in(folder)
+    assert run(folder, TABLES + model + INSERT) == 2
+    assert "all of it is finished: out/part-" in capsys.readouterr().err
+    assert set(llm_emulator.billed.values()) == {1}
+    assert run(folder, TABLES + model + INSERT, "--force") == 0
+    assert rows_in(folder) == before
+
+
+def test_a_further_insert_runs_alone(folder: Path, llm_emulator: Emulator, model: str):
+    assert run(folder, TABLES + model + INSERT) == 0
+    more = "INSERT INTO labelled SELECT id, UPPER(text) AS sentiment FROM reviews;"
+    assert run(folder, TABLES + model + INSERT + more) == 0
+    assert len(rows_in(folder)) == 6
+    assert set(llm_emulator.billed.values()) == {1}
+
+
+def test_a_stopped_run_goes_on_with_what_has_no_answer(
+    folder: Path,
+    start_emulator: Callable[..., Emulator],
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+):
+    """The key is withdrawn after three calls, or once the job is made, and given back."""
+    rows = [json.dumps({"id": str(n), "text": f"good thing {n}"}) + "\n" for n in range(40)]
+    (folder / "reviews" / "a.jsonl").write_text("".join(rows))
+    (folder / "reviews" / "b.jsonl").unlink()
+    where = {"where": "retrieve"} if "batch_api" in model else {"after": 3}
+    emulator = start_emulator(faults=[Fault("unauthorized", times=3, **where)])
+    for name, value in emulator.environment.items():
+        monkeypatch.setenv(name, value)
+    model = model.replace("'20'", "'1', 'max.concurrency'='1'")
+    sql = TABLES + model + INSERT
+    assert run(folder, sql) == 1
+    assert rows_in(folder) == []
+    for _ in range(6):
+        if (code := run(folder, sql)) == 0:
+            break
+    assert code == 0
+    assert labels(rows_in(folder)) == dict.fromkeys(map(str, range(40)), "positive")
+    assert set(emulator.billed.values()) == {1}
+    assert not list((folder / "out").glob(".*"))
+
+
+def test_answers_go_with_their_records_when_the_input_changes_between_two_runs(
+    folder: Path, start_emulator: Callable[..., Emulator], monkeypatch: pytest.MonkeyPatch
+):
+    emulator = start_emulator(faults=[Fault("unauthorized", after=2, times=1)])
+    for name, value in emulator.environment.items():
+        monkeypatch.setenv(name, value)
+    sql = TABLES + MODEL.replace("<more>", "").replace("'20'", "'1', 'max.concurrency'='1'")
+    assert run(folder, sql + INSERT) == 1
+    lines = (folder / "reviews" / "a.jsonl").read_text().splitlines()
+    (folder / "reviews" / "a.jsonl").write_text("\n".join(reversed(lines)) + "\n")
+    assert run(folder, sql + INSERT) == 0
+    assert labels(rows_in(folder)) == MOODS
+    assert set(emulator.billed.values()) == {1}
+
+
+# What is wrong before anything is asked
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+BROKEN = {
+    "a value of another type": (
+        '{"id": "9", "text": "a", "n": "many"}',
+        r"reviews/c\.jsonl:1: column 'n': it is not INT",
+    ),
+    "not JSON": ("{", r"reviews/c\.jsonl:1: "),
+    "an expression that fails": (
+        '{"id": "x", "text": "a", "n": 1}',
+        r"reviews/c\.jsonl:1: file\.sql:\d+:\d+: .*x",
+    ),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_bad_row_ends_the_run_with_file_and_line_before_anything_is_paid(
+    folder: Path,
+    llm_emulator: Emulator,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    message: str,
+):
+    (folder / "reviews" / "c.jsonl").write_text(line + "\n")
+    sql = TABLES.replace("text STRING)", "text STRING, n INT)", 1) + MODEL.replace("<more>", "")
+    sql += """INSERT INTO labelled SELECT id, ML_PREDICT('llm_sentiment', text) AS sentiment
+      FROM reviews WHERE CAST(id AS INT) > 0 AND (n > 0 OR n IS NULL);"""
+    assert run(folder, sql) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not llm_emulator.billed
+
+
+def test_no_key_no_file_and_no_extra_are_said_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    sql = TABLES.replace("reviews/*", "nothing/*") + MODEL.replace("<more>", "") + INSERT
+    assert run(folder, sql) == 2
+    assert re.search(r"file\.sql:\d+:\d+: the table 'reviews': no file", capsys.readouterr().err)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert run(folder, TABLES + MODEL.replace("<more>", "") + INSERT) == 1
+    assert "OPENAI_API_KEY" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    assert run(folder, "SELECT 1;") == 2
+    assert "pip install 'beam-llm[sql]'" in capsys.readouterr().err
+
+
+def test_the_value_of_a_key_is_in_nothing_that_is_printed_or_kept(
+    folder: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str]
+):
+    sql = TABLES + MODEL.replace("<more>", "") + INSERT + "SHOW CREATE MODEL llm_sentiment;"
+    assert run(folder, sql, "--dry-run") == 0
+    assert run(folder, sql, "--summary", "summary.json") == 0
+    shown = capsys.readouterr()
+    kept = "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
+    assert "${OPENAI_API_KEY}" in shown.out
+    assert llm_emulator.api_key not in shown.out + shown.err + kept
+
+
+# Showing
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_dry_run_shows_steps_options_and_the_first_request_and_calls_nothing(
+    folder: Path, llm_emulator: Emulator, model: str, capsys: pytest.CaptureFixture[str]
+):
+    insert = INSERT.replace("text)", "text, MAP['batch.size', '2'])") + "SELECT id FROM labelled;"
+    assert run(folder, TABLES + model + insert.partition(";")[0] + ";", "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "Read reviews (reviews/*.jsonl), 3 records" in shown
+    assert "'batch.size' = \"2\"" in shown
+    assert "'api.key' = \"env:OPENAI_API_KEY\"" in shown
+    assert "first request, of 2 records:" in shown
+    assert "what a wonderful, excellent phone" in shown
+    assert "Write labelled (out/) (id STRING, sentiment STRING, error STRING)" in shown
+    assert not llm_emulator.requests
+    assert not list((folder / "out").glob("*"))
+
+
+def test_a_select_prints_a_table_and_a_print_table_prints_as_flink_does(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    sql = (
+        TABLES
+        + MODEL.replace("<more>", "")
+        + "CREATE TABLE shown (id STRING, mood STRING) WITH ('connector'='print');"
+        + "SELECT id, ML_PREDICT('llm_sentiment', text) AS mood FROM reviews LIMIT 2;"
+        + "INSERT INTO shown SELECT id, ML_PREDICT('llm_sentiment', text) FROM reviews;"
+    )
+    assert run(folder, sql) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "id  mood",
+        "──  ────────",
+        "1   positive",
+        "2   negative",
+        "+I[1, positive]",
+        "+I[2, negative]",
+        "+I[3, negative]",
+    ]
+
+
+# Beam's sources and sinks, where the command line allows them
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_table_may_be_a_beam_source_or_sink_with_leave(folder: Path, model: str):
+    sql = (
+        TABLES
+        + model
+        + "CREATE TABLE made (id STRING, text STRING) WITH ('connector'='beam', "
+        + "'transform'='tests.sql_sources.MakeReviews', 'arguments'='{\"count\": 3}');"
+        + "CREATE TABLE taken (id STRING, mood STRING) WITH ('connector'='beam', "
+        + "'transform'='tests.sql_sources.WriteLines', 'arguments'='{\"path\": \"lines\"}');"
+        + "INSERT INTO taken SELECT id, ML_PREDICT('llm_sentiment', text) FROM made;"
+        + "INSERT INTO labelled SELECT id, ML_PREDICT('llm_sentiment', text) AS sentiment FROM made;"
+    )
+    assert run(folder, sql) == 2
+    assert run(folder, sql, "--allow-code") == 0
+    lines = [line for path in folder.glob("lines*") for line in path.read_text().splitlines()]
+    assert sorted(lines) == [f"{{'id': '{n}', 'mood': 'positive'}}" for n in range(3)]
+    assert labels(rows_in(folder)) == dict.fromkeys("012", "positive")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tests.sql_sources.Nothing", "can't be made .AttributeError"),
+        ("json.loads", "can't be made .TypeError"),
+        ("tests.sql_sources.not_a_transform", "makes a dict, which is not a Beam source or sink"),
+    ],
+)
+def test_a_beam_source_that_is_none_is_said_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
+):
+    sql = f"CREATE TABLE s (id STRING) WITH ('connector'='beam', 'transform'='{name}'); SELECT id FROM s;"
+    assert run(folder, sql, "--allow-code") == 2
+    assert re.search(rf"file\.sql:\d+:\d+: the table 's': .*{message}", capsys.readouterr().err)

@@ -151,12 +151,13 @@ def run(branches: Sequence[Branch], beam_options: list[str]) -> Measured:
     pipeline = beam.Pipeline(options=pipeline_options(beam_options))
     for branch in branches:
         head = f"{branch.plan.place}: " if len(branches) > 1 else ""
-        rows = _read(pipeline, branch, head) | f"{head}Run stages" >> RunStages(branch.plan)
+        ways = _read(pipeline, branch, head) | f"{head}Run stages" >> RunStages(branch.plan)
         if branch.spool is None:
-            _into_beam(rows, branch.plan, head)
-        else:
-            store = beam.ParDo(StoreRows(branch.plan, branch.spool))
-            _ = rows | f"{head}Store rows" >> store.with_output_types(None)
+            _into_beam(ways, branch.plan, head)
+            continue
+        store = beam.ParDo(StoreRows(branch.plan, branch.spool))
+        for number, rows in enumerate(ways):
+            _ = rows | f"{head}Store rows {number}" >> store.with_output_types(None)
     result = pipeline.run()
     result.wait_until_finish()
     return read_metrics(result)
@@ -173,13 +174,14 @@ def _read(pipeline: beam.Pipeline, branch: Branch, head: str) -> pvalue.PCollect
     return pipeline | f"{head}Name files" >> files | f"{head}Read rows" >> read
 
 
-def _into_beam(rows: pvalue.PCollection, plan: Plan, head: str) -> None:
+def _into_beam(ways: tuple[pvalue.PCollection, ...], plan: Plan, head: str) -> None:
     sink = plan.target
     assert sink is not None
     make = (lambda row: row_of(plan, row)) if sink.elements == "row" else (
         lambda row: dict_of(plan, row))  # fmt: skip
     _ = (
-        rows
+        ways
+        | f"{head}All rows" >> beam.Flatten()
         | f"{head}Answered" >> beam.Filter(lambda element: DROPPED not in element[1])
         | f"{head}Make elements" >> beam.Map(lambda element: make(element[1]))
         | f"{head}Write {sink.name}" >> transform_of(plan, sink)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, ClassVar
 
 import sqlglot
@@ -25,6 +26,7 @@ from beam_llm.fronts.sql.syntax import Call, Expression
 from beam_llm.fronts.sql.tokens import Cursor, Token
 
 _PREFIX = "SELECT "
+logging.getLogger("sqlglot").setLevel(logging.CRITICAL)  # what it says goes into our one line
 _STOPS = words(
     "FROM WHERE GROUP HAVING ORDER LIMIT WINDOW UNION INTERSECT EXCEPT MINUS QUALIFY OFFSET "
     "FETCH"

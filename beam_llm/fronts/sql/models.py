@@ -190,15 +190,25 @@ def _variable(name: str) -> str:
     """The template's expression for an input."""
     if _SAFE_NAME.fullmatch(name) and name not in ("True", "False", "None"):
         return "{{ " + name + " }}"
+    return "{{ element[" + _quoted(name) + "] }}"
+
+
+def _all(inputs: tuple[str, ...]) -> str:
+    """The template of all inputs as one JSON object."""
+    pairs = (f"{_quoted(name)}: {_variable(name)[3:-3]}" for name in inputs)
+    return "{{ {" + ", ".join(pairs) + "} }}"
+
+
+def _quoted(name: str) -> str:
     escaped = name.replace("\\", "\\\\").replace('"', '\\"')
-    return '{{ element["' + escaped + '"] }}'
+    return f'"{escaped}"'
 
 
 def _prompt(given: str | None, inputs: tuple[str, ...], call: Call | None) -> str | None:
     """The prompt where none is given: the input itself, of several all as one JSON object; None
     where there is nothing to add.
     """
-    own = given if given is not None else _variable(inputs[0]) if len(inputs) == 1 else None
+    own = given if given is not None else _variable(inputs[0]) if len(inputs) == 1 else _all(inputs)
     if call is not None and call.function == "AI_CLASSIFY" and given is None:
         labels = ", ".join(call.labels)
         asked = f"Classify this into one of: {labels}. Confidence is from 0 to 1."

@@ -14,14 +14,16 @@ import apache_beam as beam
 from apache_beam import pvalue
 from apache_beam.typehints import Dict, Tuple
 
-from beam_llm.errors import Failure, Kind
+from beam_llm.config import Settings
+from beam_llm.errors import Failure, Kind, LLMError
 from beam_llm.fronts.sql.compute import Compute, Evaluator, ExpressionError
 from beam_llm.fronts.sql.places import nearest
-from beam_llm.fronts.sql.plan import Ask, Plan
+from beam_llm.fronts.sql.plan import Ask, Branch, Plan
 from beam_llm.fronts.sql.planner import options_of
 from beam_llm.fronts.sql.types import value_of
 from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.text import clean
+from beam_llm.transforms.forming import RecordReader
 from beam_llm.transforms.predict import LLMPredict
 from beam_llm.values import Prediction
 
@@ -33,69 +35,102 @@ InFlight = Tuple[str, Dict[str, Any]]
 
 
 class RunStages(beam.PTransform):
-    """Rows that stage 0 has been through → rows with everything that the plan's outputs need."""
+    """Rows that stage 0 has been through → rows with all that the outputs need, in one or more
+    PCollections.
+
+    They are not flattened: where a runner stores what goes into a Flatten, as Beam's FnApiRunner
+    does, no answer would be kept before the last one is there.
+    """
 
     def __init__(self, plan: Plan):
         super().__init__()
         self._plan = plan
 
-    def expand(self, rows: pvalue.PCollection) -> pvalue.PCollection:
+    def expand(self, rows: pvalue.PCollection) -> tuple[pvalue.PCollection, ...]:
         plan = self._plan
+        ways: tuple[pvalue.PCollection, ...] = (rows,)
         for number, ask in enumerate(plan.asks):
-            rows = rows | ask.label >> AskModel(ask)
-            stage = EvaluateStage(plan.stages[number + 1], plan.keeps[number + 1], ask.error)
-            rows = rows | f"Reckon after {ask.label}" >> beam.ParDo(stage).with_output_types(
-                InFlight
+            together = (
+                ways[0] if len(ways) == 1 else ways | f"All rows for {ask.label}" >> beam.Flatten()
             )
-        return rows
+            asked = together | ask.label >> AskModel(ask)
+            stage = EvaluateStage(plan.stages[number + 1], plan.keeps[number + 1], ask.error)
+            ways = tuple(
+                way
+                | f"Reckon after {ask.label}: {place}"
+                >> beam.ParDo(stage).with_output_types(InFlight)
+                for place, way in enumerate(asked)
+            )
+        return ways
 
 
 class AskModel(beam.PTransform):
-    """One call for every row. A row that a condition left out goes by, as does one without any
-    input, which is NULL with the reason.
+    """One call for every row; a PCollection per model.
+
+    A row that a condition left out goes by, as does one without any input, which is NULL with the
+    reason. Where there is one model they go through the transform as records without fields, for
+    which no prompt can be made and no call is; else by a way of their own.
     """
 
     def __init__(self, ask: Ask):
         super().__init__()
         self._ask = ask
 
-    def expand(self, rows: pvalue.PCollection) -> pvalue.PCollection:
+    def expand(self, rows: pvalue.PCollection) -> tuple[pvalue.PCollection, ...]:
         ask = self._ask
+        if len(ask.branches) == 1 and _refuses_nothing(ask.branches[0].settings):
+            prepared = rows | "Prepare" >> beam.ParDo(PrepareCall(ask)).with_output_types(InFlight)
+            return (self._predicted(prepared, ask.branches[0]),)
         tags = [f"model{number}" for number in range(len(ask.branches))]
-        prepare = beam.ParDo(PrepareCall(ask)).with_outputs(*tags, main="others")
+        prepare = beam.ParDo(PrepareCall(ask, parts=True)).with_outputs(*tags, main="others")
         parted = rows | "Prepare" >> prepare
-        parted["others"].element_type = InFlight
-        ways = [parted["others"]]
+        ways = []
         for tag, branch in zip(tags, ask.branches, strict=True):
             parted[tag].element_type = InFlight
-            ways.append(
-                parted[tag]
-                | f"Predict by {branch.model}" >> LLMPredict(**options_of(branch.settings))
-                | f"Take answers of {branch.model}"
-                >> beam.ParDo(TakeAnswer(ask, branch.settings.output)).with_output_types(InFlight)
-            )
-        return ways | "All rows" >> beam.Flatten()
+            ways.append(self._predicted(parted[tag], branch))
+        parted["others"].element_type = InFlight
+        take = beam.ParDo(TakeAnswer(ask, str)).with_output_types(InFlight)
+        return (*ways, parted["others"] | "Take others" >> take)
+
+    def _predicted(self, prepared: pvalue.PCollection, branch: Branch) -> pvalue.PCollection:
+        take = beam.ParDo(TakeAnswer(self._ask, branch.settings.output))
+        return (
+            prepared
+            | f"Predict by {branch.model}" >> LLMPredict(**options_of(branch.settings))
+            | f"Take answers of {branch.model}" >> take.with_output_types(InFlight)
+        )
+
+
+def _refuses_nothing(settings: Settings) -> bool:
+    """Whether no prompt can be made of a record without fields, so that it is not asked about."""
+    try:
+        return isinstance(RecordReader(settings).record(("", {})), Failure)
+    except LLMError:  # a model that the record's fields have to choose
+        return False
 
 
 class PrepareCall(beam.DoFn):
-    """`(place, row)` → what is asked about, with the row as its key."""
+    """`(place, row)` → what is asked about, with the row and why it isn't asked, if so, as its key.
 
-    def __init__(self, ask: Ask):
+    Args:
+      parts: each model's rows under a tag, and those that aren't asked under none.
+    """
+
+    def __init__(self, ask: Ask, *, parts: bool = False):
         self._ask = ask
+        self._parts = parts
         self._tags = {branch.model: f"model{number}" for number, branch in enumerate(ask.branches)}
 
     def process(self, element: tuple[str, dict[str, Any]]) -> Iterator[Any]:
         place, row = element
         failure = None if DROPPED in row else self._failure(row)
-        if failure is not None:
-            yield place, ended(self._ask, row, None, failure)
-        elif DROPPED in row:
-            yield element
-        else:
-            model = row.get(self._ask.model_column or "") or self._ask.branches[0].model
-            yield pvalue.TaggedOutput(
-                self._tags[model], (json.dumps([place, row]), inputs_of(self._ask, row))
-            )
+        key = json.dumps([place, row, failure])
+        if failure is not None or DROPPED in row:
+            yield key, {}
+            return
+        asked = key, inputs_of(self._ask, row)
+        model = row.get(self._ask.model_column or "") or self._ask.branches[0].model
+        yield pvalue.TaggedOutput(self._tags[model], asked) if self._parts else asked
 
     def _failure(self, row: dict[str, Any]) -> Failure | None:
         ask = self._ask
@@ -125,7 +160,7 @@ def inputs_of(ask: Ask, row: dict[str, Any]) -> dict[str, Any]:
 
 
 class TakeAnswer(beam.DoFn):
-    """A Prediction → its row, with the answer in its columns."""
+    """A Prediction, or what wasn't asked, → its row with the answer in its columns."""
 
     def __init__(self, ask: Ask, output: Any):
         self._ask = ask
@@ -134,9 +169,15 @@ class TakeAnswer(beam.DoFn):
     def setup(self) -> None:
         self._output = Output(self._declared)
 
-    def process(self, element: Prediction) -> Iterator[tuple[str, dict[str, Any]]]:
-        place, row = json.loads(element.element[0])
-        yield place, answered(self._ask, row, element, self._output)
+    def process(self, element: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        key = element.element[0] if isinstance(element, Prediction) else element[0]
+        place, row, failure = json.loads(key)
+        if DROPPED in row:
+            yield place, row
+        elif failure is not None:
+            yield place, ended(self._ask, row, None, Failure(*failure))
+        else:
+            yield place, answered(self._ask, row, element, self._output)
 
 
 def answered(

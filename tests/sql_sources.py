@@ -1,0 +1,30 @@
+"""A Beam source and a sink that a SQL file of the tests names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import apache_beam as beam
+
+
+class MakeReviews(beam.PTransform):
+    def __init__(self, count: int):
+        super().__init__()
+        self._count = count
+
+    def expand(self, begin: Any) -> Any:
+        rows = [{"id": str(n), "text": f"good thing {n}"} for n in range(self._count)]
+        return begin | beam.Create(rows)
+
+
+class WriteLines(beam.PTransform):
+    def __init__(self, path: str):
+        super().__init__()
+        self._path = path
+
+    def expand(self, rows: Any) -> Any:
+        return rows | beam.Map(str) | beam.io.WriteToText(self._path)
+
+
+def not_a_transform() -> dict[str, int]:
+    return {}
