@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from beam_llm.redaction import Redactor
+from beam_llm.values import Usage
 
 
 def word(value: Any) -> str:
@@ -57,6 +58,19 @@ def token_count(value: Any) -> int:
     if isinstance(value, float) and math.isfinite(value):
         return int(min(max(value, 0), MOST_TOKENS))
     return 0
+
+
+def usage_beside_cache(
+    plain: Any, cached: Any, written: Any, outputs: Any, thoughts: Any = None
+) -> Usage:
+    """The usage of an API that counts three kinds of input apart: those that the cache has nothing
+    to do with, those that were read from it, those that were written to it.
+    """
+    read = token_count(cached)
+    put = min(token_count(written), MOST_TOKENS - read)
+    inputs = min(token_count(plain) + read + put, MOST_TOKENS)
+    output = token_count(outputs)
+    return Usage(inputs, output, read, put, min(token_count(thoughts), output))
 
 
 def count_of(found: Any) -> int | None:

@@ -12,7 +12,7 @@ from beam_llm.providers.anthropic.dialect import TOOL_NAME
 from beam_llm.providers.anthropic.plain import plain_reply
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, not_json, unreadable
 from beam_llm.providers.finishes import finish_of
-from beam_llm.providers.typed import MOST_TOKENS, clean, loads, name_of, token_count, word
+from beam_llm.providers.typed import clean, loads, name_of, usage_beside_cache, word
 from beam_llm.redaction import Redactor, redactor_of
 from beam_llm.values import Completion, Finish, Pace, Usage
 
@@ -121,12 +121,13 @@ def usage_of(usage: Any) -> Usage:
     """
     if not isinstance(usage, dict):
         return Usage()
-    cached = token_count(usage.get("cache_read_input_tokens"))
-    written = min(token_count(usage.get("cache_creation_input_tokens")), MOST_TOKENS - cached)
-    inputs = min(token_count(usage.get("input_tokens")) + cached + written, MOST_TOKENS)
-    outputs = token_count(usage.get("output_tokens"))
-    thoughts = token_count(_field(usage, "output_tokens_details", "thinking_tokens"))
-    return Usage(inputs, outputs, cached, written, min(thoughts, outputs))
+    return usage_beside_cache(
+        usage.get("input_tokens"),
+        usage.get("cache_read_input_tokens"),
+        usage.get("cache_creation_input_tokens"),
+        usage.get("output_tokens"),
+        _field(usage, "output_tokens_details", "thinking_tokens"),
+    )
 
 
 STATUSES = {

@@ -16,7 +16,7 @@ from beam_llm.providers.bedrock.forms import SCHEMA, TOOL, Form
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, not_json, unreadable
 from beam_llm.providers.finishes import finish_of
 from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, can_be_split, encodable, parted
-from beam_llm.providers.typed import clean, loads, name_of, token_count, word
+from beam_llm.providers.typed import clean, loads, name_of, usage_beside_cache, word
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Message, Request, Usage
 
@@ -200,7 +200,9 @@ def usage_of(usage: Any) -> Usage:
     """
     if not isinstance(usage, dict):
         return Usage()
-    cached = token_count(usage.get("cacheReadInputTokens"))
-    written = token_count(usage.get("cacheWriteInputTokens"))
-    inputs = token_count(usage.get("inputTokens")) + cached + written
-    return Usage(inputs, token_count(usage.get("outputTokens")), cached, written)
+    return usage_beside_cache(
+        usage.get("inputTokens"),
+        usage.get("cacheReadInputTokens"),
+        usage.get("cacheWriteInputTokens"),
+        usage.get("outputTokens"),
+    )
