@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import hypothesis
 import pytest
@@ -53,6 +53,21 @@ def component(part: str, make: Callable[[], T]) -> T:
 def emulator(llm_emulator: Emulator) -> Emulator:
     """The one that the environment leads to."""
     return llm_emulator
+
+
+@pytest.fixture
+def emulator_with(
+    start_emulator: Callable[..., Emulator], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Emulator]:
+    """Starts one with options of the test's, and has the environment lead to it."""
+
+    def start(**options: Any) -> Emulator:
+        emulator = start_emulator(**options)
+        for name, value in emulator.environment.items():
+            monkeypatch.setenv(name, value)
+        return emulator
+
+    return start
 
 
 @pytest.fixture

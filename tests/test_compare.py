@@ -35,19 +35,6 @@ OPINION = json.dumps(
 )
 
 
-@pytest.fixture
-def emulator_with(
-    start_emulator: Callable[..., Emulator], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Emulator]:
-    def start(**options: Any) -> Emulator:
-        emulator = start_emulator(**options)
-        for name, value in emulator.environment.items():
-            monkeypatch.setenv(name, value)
-        return emulator
-
-    return start
-
-
 def written(folder: Path, rows: list[dict[str, Any]], name: str = "in.jsonl") -> str:
     path = folder / name
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

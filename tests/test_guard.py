@@ -38,19 +38,6 @@ PROMPT = "Mood of this review: {{ text }}"
 MOODS = "enum:positive|negative|neutral"
 
 
-@pytest.fixture
-def emulator_with(
-    start_emulator: Callable[..., Emulator], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Emulator]:
-    def start(**options: Any) -> Emulator:
-        emulator = start_emulator(**options)
-        for name, value in emulator.environment.items():
-            monkeypatch.setenv(name, value)
-        return emulator
-
-    return start
-
-
 def texts(count: int) -> list[str]:
     found = list(dict.fromkeys(review["text"] for review in reviews()))
     assert len(found) >= count

@@ -71,19 +71,6 @@ class Outline(html.parser.HTMLParser):
             self.text += f"{data}\n"
 
 
-@pytest.fixture
-def emulator_with(
-    start_emulator: Callable[..., Emulator], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Emulator]:
-    def start(**options: Any) -> Emulator:
-        emulator = start_emulator(**options)
-        for name, value in emulator.environment.items():
-            monkeypatch.setenv(name, value)
-        return emulator
-
-    return start
-
-
 def written(folder: Path, count: int = 60) -> str:
     path = folder / "in.jsonl"
     moods = ("positive", "negative", "neutral")

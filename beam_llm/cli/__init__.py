@@ -11,6 +11,7 @@
     definitions                        whether the class of earlier answers is still the same
     files/                             exact readers and writers of .jsonl, .csv, .parquet
     comparing/                         a sample asked alone and packed: is packing safe?
+    reporting/                         a run, or a staging location, as a page; with hindsight
     jobs, demo                         `beam-llm jobs …`, `beam-llm demo`
 
 The walk of one record: `files` reads it as a `Row`; `pipeline.ReadRecords` sends it with its place

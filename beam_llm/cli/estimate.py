@@ -164,7 +164,7 @@ def forecast(
     batcher: Batcher[None] = Batcher(prompt_caps(settings, task), settings.model_name)
     too_large = requests = input_tokens = output_tokens = 0
     latencies = 0.0
-    for batch in _batches(batcher, records):
+    for batch in prompts_of(batcher, records):
         if batch is None:
             too_large += 1
             continue
@@ -187,7 +187,7 @@ def forecast(
     )
 
 
-def _batches(batcher: Batcher[None], records: Iterable[Record]) -> Iterator[list[Record] | None]:
+def prompts_of(batcher: Batcher[None], records: Iterable[Record]) -> Iterator[list[Record] | None]:
     """The records of each prompt; None for a record that is too large for any."""
     for record in records:
         if batcher.too_large(record):

@@ -152,7 +152,7 @@ class JobRunner:
     def _read(self, answers: Iterable[tuple[bytes, Outcome]]) -> Iterator[Answered]:
         decode, load = self._reader.decode, self._load
         for data, outcome in answers:
-            yield Answered(decode(data), *load(outcome))
+            yield decode(data), *load(outcome)
 
     def _load(self, outcome: Outcome) -> tuple[Any, Outcome]:
         """The typed value of what the ledger keeps; none, and the reason, where today's class

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from beam_llm.calls import Asked, borrow_engine, return_engine
 from beam_llm.calls.packing import (
@@ -36,12 +36,10 @@ _MOST_WAITING = 2_000
 """Answers held back, in their order, while the first of them is asked alone."""
 
 
-class Answered(NamedTuple):
-    """One record of a job, as it goes out: its element in its window, typed value and outcome."""
-
-    arrived: Any
-    value: Any
-    outcome: Outcome
+Answered = tuple[Any, Any, Outcome]
+"""One record of a job, as it goes out: its element in its window, typed value and outcome. A plain
+tuple, for there are millions.
+"""
 
 
 class JobGuard:
@@ -88,9 +86,10 @@ class JobGuard:
         """The record on its way alone; None for those that are not chosen, and for answers that
         are only given once more.
         """
-        if answer.outcome.reused:
+        arrived, _, outcome = answer
+        if outcome.reused:
             return None
-        record = self._reader.record(answer.arrived.value)
+        record = self._reader.record(arrived.value)
         if not isinstance(record, Record):
             return None
         if not is_guarded(self._reader.task.key(record), self._settings.guard):
@@ -108,7 +107,8 @@ class JobGuard:
             return answer
         outcomes, tally = future.result()
         alone = outcomes[0]
-        packed = answer.outcome._replace(value=answer.value)
+        arrived, value, outcome = answer
+        packed = outcome._replace(value=value)
         same = same_outcome(packed, alone, self._alone.dump)
         if same is not None:
             tally.guard_compared, tally.guard_agreed = 1, int(same)
@@ -117,7 +117,7 @@ class JobGuard:
         # Its tokens are counted when its outcome goes out.
         self._meter.calls(1, tally, tokens=False)
         outcome = with_guard(packed, alone)
-        return Answered(answer.arrived, outcome.value, outcome)
+        return arrived, outcome.value, outcome
 
     def _note(self, same: bool) -> None:
         self._share += Share(int(same), 1)

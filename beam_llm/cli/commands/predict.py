@@ -103,11 +103,12 @@ def run(chosen: argparse.Namespace) -> int:
         return SOME_ERRORS if show(command, chosen.show) else ALL_ANSWERED
     log = CallLog()
     report = predict(command, log.hear if chosen.report is not None else None)
-    if chosen.report is not None:
-        write_report(chosen.report, page_of_run(command, report, log, redacted=chosen.redact))
     if chosen.summary is not None:
         write_summary(chosen.summary, command, report)
-    return _report(chosen, command, report)
+    code = _report(chosen, command, report)
+    if chosen.report is not None:  # last: what goes wrong here takes nothing else along
+        write_report(chosen.report, page_of_run(command, report, log, redacted=chosen.redact))
+    return code
 
 
 def _command(chosen: argparse.Namespace) -> PredictCommand:

@@ -125,6 +125,11 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     kinds = sum((each.errors for each in comparison.packed), comparison.alone.errors.copy())
     if kinds:
         yield f"Errors: {', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common())}."
+    if _is_text(comparison):
+        yield (
+            "Free texts seldom agree word by word: compare with an --output-type that has few "
+            "values, or by --truth."
+        )
     yield (
         f"Numbers with a fraction agree within {percent(comparison.tolerance)}, texts but for case "
         "and white space; an error agrees with nothing."
@@ -132,6 +137,11 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     yield (
         "The whole input is reckoned from the sample; calls beyond one a prompt (surplus) included."
     )
+
+
+def _is_text(comparison: Comparison) -> bool:
+    """Whether answers are free texts."""
+    return comparison.settings.output is str
 
 
 def _advice(comparison: Comparison) -> str:

@@ -21,7 +21,7 @@ from beam_llm.cli.reporting.page import (
     Page,
     Table,
 )
-from beam_llm.cli.reporting.savings import other_ways
+from beam_llm.cli.reporting.savings import OtherWays, other_ways
 from beam_llm.cli.reporting.shared import (
     ADVICE,
     TEXT_WIDTH,
@@ -101,21 +101,29 @@ def _headline(command: PredictCommand, report: Report) -> Iterator[Figure]:
 def _savings(command: PredictCommand, report: Report) -> Iterator[Figure]:
     """Against asking one by one, and against live calls of the same prompts."""
     tally, known = report.tally, command.settings
-    if is_template(known.model) or list(command.inputs) == ["-"]:
-        return
-    sources = [
-        source._replace(skips_bad_lines=command.skips_bad_lines)
-        for source in find_sources(command.inputs, command.input_format)
-    ]
-    if any(is_special(source.path) for source in sources):  # it can't be read again
-        return
-    others = other_ways(known, sources, tally)
+    others = None if is_template(known.model) else _other_ways(command, report)
     if others is None:
         return
     if known.batch_size != 1 or known.mode == "batch_api":
         yield _saving("saved: one by one", others.one_by_one, tally.cost_usd, "one record a call")
     if known.mode == "batch_api":
         yield _saving("saved: live", others.live, tally.cost_usd, "the same prompts, live")
+
+
+def _other_ways(command: PredictCommand, report: Report) -> OtherWays | None:
+    """None also where the input can't be read again: it was a pipe, or is gone by now."""
+    if list(command.inputs) == ["-"]:
+        return None
+    try:
+        sources = [
+            source._replace(skips_bad_lines=command.skips_bad_lines)
+            for source in find_sources(command.inputs, command.input_format)
+        ]
+        if any(is_special(source.path) for source in sources):
+            return None
+        return other_ways(command.settings, sources, report.tally)
+    except (LLMError, OSError):
+        return None
 
 
 def _saving(label: str, other: float, cost: float, against: str) -> Figure:

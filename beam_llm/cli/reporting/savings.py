@@ -8,6 +8,7 @@ from typing import NamedTuple
 import orjson
 
 from beam_llm.cli.answer_tokens import tokens_of_answer
+from beam_llm.cli.estimate import prompts_of
 from beam_llm.cli.files.records import Source
 from beam_llm.cli.files.sources import read_rows
 from beam_llm.cli.tally import Tally
@@ -98,13 +99,9 @@ def _requests(
     known: Settings, task: ChatTask, records: Sequence[Record]
 ) -> Iterator[tuple[Request, int]]:
     batcher: Batcher[None] = Batcher(prompt_caps(known, task), known.model_name)
-    for record in records:
-        if batcher.too_large(record):
-            continue
-        for batch in batcher.add(record, None):
-            yield task.render([member for member, _ in batch]), len(batch)
-    for batch in batcher.flush():
-        yield task.render([member for member, _ in batch]), len(batch)
+    for batch in prompts_of(batcher, records):
+        if batch is not None:  # None: too large for any prompt
+            yield task.render(batch), len(batch)
 
 
 def _text_of(request: Request) -> str:
