@@ -21,7 +21,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from beam_llm import stores
 from beam_llm.cli.main import build_parser, main
 from beam_llm.config import settings
-from beam_llm.errors import Kind, UsageError
+from beam_llm.errors import Kind
 from beam_llm.provider_table import PROVIDERS
 from beam_llm.providers import check, connect_batch
 from beam_llm.testing import Emulator
@@ -338,7 +338,7 @@ def rows_of_providers() -> dict[str, list[str]]:
 def test_the_table_of_providers_says_what_their_traits_say(
     provider: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    key, _, batch, recovery, *_ = rows_of_providers()[provider]
+    key, _, _, recovery, *_ = rows_of_providers()[provider]
     spec = PROVIDERS[provider]
     if spec.key_variable:
         assert f"`{spec.key_variable}`" in key
@@ -347,10 +347,6 @@ def test_the_table_of_providers_says_what_their_traits_say(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "a-key")
     options = {"mode": "batch_api", "staging_location": str(tmp_path), **CLOUDS.get(provider, {})}
-    if batch == "–":
-        with pytest.raises(UsageError, match="has no batch API"):
-            check(settings(f"{provider}:m", **options))
-        return
     made = settings(f"{provider}:{MODELS.get(provider, 'm')}", **options)
     check(made)
     assert recovery == connect_batch(made).traits.recovery.value
@@ -358,6 +354,7 @@ def test_the_table_of_providers_says_what_their_traits_say(
 
 MODELS = {"bedrock": "anthropic.claude-haiku-4-5-20251001-v1:0"}
 CLOUDS = {
+    "fireworks": {"provider_options": {"account_id": "mine"}},
     "bedrock": {
         "provider_options": {
             "region": "us-east-1",
