@@ -184,3 +184,8 @@ def test_a_wrong_key_is_refused_in_each_providers_own_way() -> None:
                     wrong.chat.completions.create(model="m", messages=ASK)
             assert refused.value.status_code == status
             assert words in refused.value.response.text
+
+
+def test_a_field_that_groq_has_not_is_refused_by_name(groq_client: groq.Groq) -> None:
+    with pytest.raises(groq.BadRequestError, match="property 'top_k' is unsupported"):
+        groq_client.chat.completions.create(model="m", messages=ASK, extra_body={"top_k": 5})

@@ -677,3 +677,47 @@ def test_an_expired_line_of_openrouter_is_known_by_its_type():
     found = line_reply(written({"custom_id": "c", "response": None, "error": error})).error
     assert isinstance(found, Retryable)
     assert found.kind == Kind.EXPIRED
+
+
+def openrouter_job() -> dict[str, Any]:
+    result = {
+        "id": "r",
+        "custom_id": "c-1",
+        "response": {"status_code": 200, "request_id": "q", "body": reply()},
+        "error": None,
+    }
+    return {
+        "id": "batch_1",
+        "status": "completed",
+        "created_at": 1_700_000_000,
+        "request_counts": {"total": 1, "completed": 1, "failed": 0},
+        "error": None,
+        "results": [result],
+    }
+
+
+def test_any_value_in_any_field_of_an_openrouter_job_with_its_results(tmp_path):
+    client, text = batches("openrouter:m"), json.dumps(openrouter_job())
+
+    @given(st.sampled_from(paths(openrouter_job())), anything)
+    def check(path, value):
+        found = put(json.loads(text), path, value)
+        client._large_object = lambda url: found if isinstance(found, dict) else {}
+        seen = ended(lambda: client.look("batch_1"))
+        assert isinstance(seen, RemoteJob) or seen.kind == Kind.UNREADABLE
+        job = RemoteJob("batch_1", JobState.COMPLETED)
+        client.fetch(job, tmp_path / "results")
+        for line in (tmp_path / "results").read_bytes().split(b"\n")[:-1]:
+            try:
+                read = client.decode_line(line)
+            except ValueError:
+                continue
+            assert (read.completion is None) is (read.error is not None)
+
+    check()
+
+
+@pytest.mark.parametrize("name", [*FAMILY, "azure"])
+def test_every_row_says_where_it_was_read_and_when(name):
+    server = servers.server_of(settings(f"{name}:m", base_url="http://127.0.0.1"))
+    assert re.search(r"20\d\d-\d\d", server.source)

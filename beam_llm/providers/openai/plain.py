@@ -4,12 +4,12 @@ unusual is left to `wire.py`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from beam_llm.protocols import LineReply
-from beam_llm.providers.typed import MOST_TOKENS
+from beam_llm.providers.typed import MOST_TOKENS, usd_of
 from beam_llm.redaction import Redactor
 from beam_llm.values import Completion, Finish, Pace, Usage
 
@@ -46,9 +46,9 @@ class _Usage(msgspec.Struct, gc=False):
     prompt_tokens_details: _PromptTokens | None = None
     completion_tokens_details: _CompletionTokens | None = None
     service_tier: _ShortName | None = None
-    cost: None = None
-    cost_in_usd_ticks: None = None
-    estimated_cost: None = None
+    cost_in_usd_ticks: int | None = None
+    cost: float | None = None
+    estimated_cost: float | None = None
 
 
 class _Body(msgspec.Struct, gc=False):
@@ -113,7 +113,19 @@ def _plain_completion(
         pace,
         choice.finish_reason,
         tier,
+        billed_of(tokens.cost_in_usd_ticks, tokens.cost, tokens.estimated_cost),
     )
+
+
+TICKS_PER_USD = 10**10
+"""xAI's. Source: recorded traffic of 2026-08, beside its price list."""
+
+
+def billed_of(ticks: Any, cost: Any, estimated: Any) -> float | None:
+    """Dollars that a reply has cost, by what its usage says; None where it says nothing."""
+    if type(ticks) is int and 0 <= ticks < 2**63:
+        return usd_of(ticks / TICKS_PER_USD)
+    return usd_of(estimated if cost is None else cost)
 
 
 def _is_plain_name(name: str, redactor: Redactor) -> bool:

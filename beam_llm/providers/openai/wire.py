@@ -22,7 +22,7 @@ from beam_llm.providers.errors import (
 )
 from beam_llm.providers.finishes import finish_of
 from beam_llm.providers.openai.dialect import Dialect
-from beam_llm.providers.openai.plain import plain_reply
+from beam_llm.providers.openai.plain import billed_of, plain_reply
 from beam_llm.providers.openai.servers import JSON_OBJECT, JSON_SCHEMA
 from beam_llm.providers.strict_schema import strict_schema
 from beam_llm.providers.typed import (
@@ -30,7 +30,6 @@ from beam_llm.providers.typed import (
     loads,
     name_of,
     token_count,
-    usd_of,
     without_surrogates,
     word,
 )
@@ -278,19 +277,11 @@ def usage_of(usage: Any) -> Usage:
     return Usage(inputs, outputs, cached, min(written, inputs - cached), min(thoughts, outputs))
 
 
-TICKS_PER_USD = 10**10
-"""xAI's. Source: recorded traffic of 2026-08, beside its price list."""
-
-
 def billed_usd(usage: Any) -> float | None:
     """What the reply has cost, as OpenRouter, xAI and DeepInfra say; None elsewhere."""
     if not isinstance(usage, dict):
         return None
-    ticks = usage.get("cost_in_usd_ticks")
-    if type(ticks) is int and 0 <= ticks < 2**63:
-        return usd_of(ticks / TICKS_PER_USD)
-    cost = usage.get("cost")
-    return usd_of(usage.get("estimated_cost") if cost is None else cost)
+    return billed_of(*(usage.get(name) for name in ("cost_in_usd_ticks", "cost", "estimated_cost")))
 
 
 def _details(details: Any, *names: str) -> list[int]:

@@ -42,12 +42,10 @@ class Family(openai.Wire):
 
     Attributes:
       purposes: that a file may be uploaded for.
-      fields: of a chat request; None: any are taken.
       tiers: values of `service_tier` that are taken; None: any.
     """
 
     purposes: ClassVar[tuple[str, ...]] = ("batch",)
-    fields: ClassVar[frozenset[str] | None] = None
     tiers: ClassVar[tuple[str, ...] | None] = None
 
     @classmethod
@@ -69,9 +67,6 @@ class Family(openai.Wire):
         asked = super()._asked(body, None)
         if isinstance(asked, WireError):
             return asked
-        for name in body:
-            if self.fields is not None and name not in self.fields:
-                return WireError(400, f"property '{name}' is unsupported", param=name)
         tier = body.get("service_tier")
         if tier is not None and self.tiers is not None and tier not in self.tiers:
             return WireError(
@@ -99,6 +94,7 @@ class Groq(Family):
     variables = ("GROQ_BASE_URL", "GROQ_API_KEY")
     path = "/openai/v1"
     tiers = ("auto", "on_demand", "flex", "performance")
+    unknown_field = "property '{}' is unsupported"
     fields = frozenset(
         (
             "citation_options", "compound_custom", "disable_tool_validation", "documents",

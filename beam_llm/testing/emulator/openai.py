@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 from aiohttp import web
@@ -49,8 +50,14 @@ _MOST_PAIRS, _MOST_KEY, _MOST_VALUE = 16, 64, 512
 class Wire(Dialect):
     """The first dialect: its routes are at the emulator's root as well, and it answers for every
     path that no other has.
+
+    Attributes:
+      fields: of a chat request; None: any are taken, for many servers have some of their own.
+      unknown_field: the sentence that refuses another one.
     """
 
+    fields: ClassVar[frozenset[str] | None] = None
+    unknown_field: ClassVar[str] = "Unknown parameter: '{}'."
     name = "openai"
     variables = ("OPENAI_BASE_URL", "OPENAI_API_KEY")
 
@@ -102,10 +109,18 @@ class Wire(Dialect):
     def _asked(self, body: Any, deployment: str | None) -> Asked | WireError:
         if deployment and isinstance(body, dict):
             body = {**body, "model": deployment}
-        error = self.house.chat.check(body)
+        error = self.house.chat.check(body) or self._unknown(body)
         if error is None and not self.house.chat.knows(body["model"]):
             error = unknown_model(body["model"])
         return Asked(body) if error is None else error
+
+    def _unknown(self, body: Mapping[str, Any]) -> WireError | None:
+        """A field that is none."""
+        name = next((name for name in body if self.fields and name not in self.fields), None)
+        if name is None:
+            return None
+        message = self.unknown_field.format(name)
+        return WireError(400, message, param=name, code="unknown_parameter")
 
     def kept(self, body: Any, asked: Asked) -> Any:
         return asked.body
