@@ -721,3 +721,27 @@ def test_any_value_in_any_field_of_an_openrouter_job_with_its_results(tmp_path):
 def test_every_row_says_where_it_was_read_and_when(name):
     server = servers.server_of(settings(f"{name}:m", base_url="http://127.0.0.1"))
     assert re.search(r"20\d\d-\d\d", server.source)
+
+
+@pytest.mark.parametrize("name", ["groq", "together"])
+def test_a_full_list_that_says_nothing_of_more_proves_nothing_unless_it_goes_back_far_enough(name):
+    client, now = batches(f"{name}:m"), 1_800_000_000
+
+    def listed(*ages: float) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": f"b-{n}",
+                "status": "completed",
+                "created_at": now - age,
+                "input_file_id": f"f{n}",
+            }
+            for n, age in enumerate(ages)
+        ]
+
+    newest_first = listed(*(hours * 3600 for hours in range(100)))
+    for jobs in (newest_first, newest_first[:99]):
+        client._page = lambda after, jobs=jobs: {"data": jobs}
+        assert list(client.find("ours", "file-1", now - 60)) == []
+    client._page = lambda after: {"data": newest_first[::-1]}
+    with pytest.raises(CallError, match="no end"):
+        client.find("ours", "file-1", now - 60)

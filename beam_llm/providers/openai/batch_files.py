@@ -36,6 +36,7 @@ from beam_llm.providers.typed import loads
 from beam_llm.values import Request
 
 PENDING_PAGES = 10
+_PAGE_JOBS = 100
 
 _CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -190,22 +191,26 @@ class DialectBatches:
         """Jobs under way among the first thousand; what is further on has ended long ago where the
         newest come first.
         """
-        return [
-            job
-            for page in islice(self._pages(), PENDING_PAGES)
-            for job in page
-            if not job.state.has_ended
-        ]
+        pages = islice(self._pages(), PENDING_PAGES)
+        pending = {job.job_id: job for page in pages for job in page if not job.state.has_ended}
+        return list(pending.values())
 
     def _pages(self) -> Iterator[Sequence[RemoteJob]]:
-        """All jobs this key can see, page by page."""
+        """All jobs this key can see, page by page.
+
+        A server that doesn't say whether there are more, and gives as many as were asked for, is
+        asked for more: the same again tells that its list can't be seen to the end.
+        """
         after: str | None = None
+        seen: set[str] = set()
         while True:
             page = self._page(after)
             jobs = list(self._listed(page.get("data")))
             yield jobs
-            if not page.get("has_more") or not jobs:
+            more = page.get("has_more", len(jobs) >= _PAGE_JOBS)
+            if not more or all(job.job_id in seen for job in jobs):
                 return
+            seen.update(job.job_id for job in jobs)
             after = jobs[-1].job_id
 
     def _listed(self, jobs: Any) -> Iterator[RemoteJob]:
@@ -216,7 +221,7 @@ class DialectBatches:
                     yield self._job(job)
 
     def _page(self, after: str | None) -> dict[str, Any]:
-        query = {"limit": "100"} if after is None else {"limit": "100", "after": after}
+        query = {"limit": str(_PAGE_JOBS)} | ({} if after is None else {"after": after})
         return self._list_page(self._place.url("/batches", **query))
 
     def _list_page(self, url: str) -> dict[str, Any]:
