@@ -425,12 +425,29 @@ def test_a_line_of_nobodys_is_no_reply_and_a_label_of_nobodys_is_not_believed():
     foreign = orjson.loads(lines[0])
     foreign["request"] = {"labels": {"beam_llm": "r-99"}, "contents": []}
     put(store, [orjson.dumps(foreign), b"[]", b"{broken", *lines[1:]])
+    assert told(store, path) == ["r-0", "r-1"]
+
+
+def told(store: Store, path: Path) -> list[str]:
+    """Whose results were told."""
     fetch_results(store, "job-0", "job-0", path, 10**6)
     found = []
     for line in path.read_bytes().split(b"\n")[:-1]:
         with contextlib.suppress(ValueError):
             found.append(line_reply(line).custom_id)
-    assert sorted(found) == ["r-0", "r-1"]
+    return sorted(found)
+
+
+def test_a_label_that_stands_beside_another_question_is_not_believed():
+    store, path = staged()
+    lines = [orjson.loads(line) for line in predicted(store)]
+    lines[0]["request"]["labels"], lines[1]["request"]["labels"] = (
+        lines[1]["request"]["labels"],
+        lines[0]["request"]["labels"],
+    )
+    lines[2]["request"]["contents"] = [{"parts": [{"text": "as the server writes it"}]}]
+    put(store, [orjson.dumps(line) for line in lines])
+    assert told(store, path) == ["r-0"]
 
 
 def test_results_have_a_bound_and_what_was_forgotten_is_gone():

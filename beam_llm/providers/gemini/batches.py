@@ -76,10 +76,8 @@ class GeminiBatches(GoogleBatches):
         clock: Callable[[], float] = steady,
         wall: Callable[[], float] = time.time,
     ):
-        context, proxy = (
-            ErrorContext(key, place.key_reference, log_data),
-            http.proxy_for(place.base_url),
-        )
+        context = ErrorContext(key, place.key_reference, log_data)
+        proxy = http.proxy_for(place.base_url)
         control = ControlCalls(
             context, bounds, headers(key), proxy, sleep=sleep, clock=clock, wall=wall
         )

@@ -90,10 +90,8 @@ class VertexBatches(GoogleBatches):
         clock: Callable[[], float] = steady,
         wall: Callable[[], float] = time.time,
     ):
-        context, proxy = (
-            ErrorContext(None, place.key_reference, log_data),
-            http.proxy_for(place.base_url),
-        )
+        context = ErrorContext(None, place.key_reference, log_data)
+        proxy = http.proxy_for(place.base_url)
         control = _Control(token, context, bounds, {}, proxy, sleep=sleep, clock=clock, wall=wall)
         super().__init__(control, bounds, TRAITS)
         self._place, self._model, self._store = place, model, store

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import orjson
 
@@ -37,8 +37,17 @@ _AT_ONCE_BYTES = 16_000_000
 _ON_THE_WAY = "incremental_predictions"
 _KEPT = ("response", "status", "error")
 
-Ids = dict[str, deque[str]]
-"""Digest of what is asked → the custom_ids that ask it."""
+
+class Ids(NamedTuple):
+    """What a job's lines ask.
+
+    Attributes:
+      digests: custom_id → digest of what it asks.
+      waiting: digest → the custom_ids that ask it.
+    """
+
+    digests: dict[str, str]
+    waiting: dict[str, deque[str]]
 
 
 def in_storage(location: str, work: Callable[[], T]) -> T:
@@ -148,11 +157,11 @@ def _index(store: Store, name: str) -> Ids:
     data = store.get(f"{name}/{INDEX}")
     if data is None:
         raise Rejected(Kind.REJECTED, f"the job's index at {store.location}/{name} is gone")
-    ids: Ids = {}
+    ids = Ids({}, {})
     for line in data.decode().split("\n")[:-1]:
         digest, _, custom_id = line.partition(" ")
-        ids.setdefault(digest, deque()).append(custom_id)
-        ids[f"={custom_id}"] = deque()
+        ids.digests[custom_id] = digest
+        ids.waiting.setdefault(digest, deque()).append(custom_id)
     return ids
 
 
@@ -203,12 +212,15 @@ def _keyed(line: bytes, ids: Ids) -> bytes:
 
 
 def _key_of(request: Any, ids: Ids) -> str | None:
-    """By the label where it is one of ours, else by what is asked: equal questions take turns."""
+    """By the label where it is one of ours, else by what is asked: equal questions take turns. None
+    where the label is one's, and what is asked another's.
+    """
+    digest = digest_of(request)
+    waiting = ids.waiting.get(digest)
     label = object_in(object_in(request).get("labels")).get(LABEL)
-    if isinstance(label, str) and f"={label}" in ids:
-        return label
-    waiting = ids.get(digest_of(request))
-    if not waiting:
+    if isinstance(label, str) and label in ids.digests:
+        return label if waiting is None or ids.digests[label] == digest else None
+    if waiting is None:
         return None
     waiting.rotate(-1)
     return waiting[-1]
