@@ -45,7 +45,7 @@ def run(block: str) -> dict[str, Any]:
 
 
 (FIRST,) = blocks(README, "python")
-LOCAL, GOOGLE, CLAUDE, TABLES, COUNTERS, TESTING, NOTEBOOK = blocks(RECIPES, "python")
+LOCAL, GOOGLE, AWS, CLAUDE, TABLES, COUNTERS, TESTING, NOTEBOOK = blocks(RECIPES, "python")
 (YAML,) = blocks(RECIPES, "yaml")
 (SQL,) = blocks(RECIPES, "sql")
 
@@ -94,6 +94,21 @@ def test_gemini_on_google_cloud_takes_googles_credentials_and_a_bucket(
         "I love it → positive",
         "It broke, I hate it → negative",
     ]
+
+
+def test_bedrock_on_aws_takes_awss_credentials_and_a_bucket(
+    s3_location: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    with Emulator(batch_seconds=0.05, min_batch_requests=100) as server:
+        for name, value in server.environment_of("bedrock").items():
+            monkeypatch.setenv(name, value)
+        block = AWS.replace('mode="batch_api"', 'mode="batch_api", poll_seconds=0.05')
+        run(block.replace("s3://my-bucket/reviews", s3_location))
+        assert [job["status"] for job in server.jobs] == ["Completed"]
+        assert server.calls == 0
+    answers = capfd.readouterr().out.splitlines()
+    assert len(answers) == 100
+    assert all(answer.endswith("I love it → positive") for answer in answers)
 
 
 def test_claudes_prompts_are_marked_and_cost_half(
