@@ -61,6 +61,18 @@ def test_every_record_comes_back_once_with_its_usage_and_price(emulator, tmp_pat
 
 
 @pytest.mark.parametrize("mode", ["online", "batch_api"])
+def test_a_model_for_each_record_is_the_one_that_answers_it(emulator, tmp_path, mode):
+    """A job has one model, which Mistral wants named with the job and not in its lines."""
+    large, small = "mistral:mistral-large-2512", "mistral:mistral-small-2603"
+    chosen = f"{{{{ '{large}' if 'the' in text or 'this' in text else '{small}' }}}}"
+    found = run(chosen, **modes(tmp_path)[mode])
+    for text, each in found.items():
+        is_large = "the" in text or "this" in text
+        assert each.model == (large if is_large else small).partition(":")[2]
+    assert len({each.model for each in found.values()}) == 2
+
+
+@pytest.mark.parametrize("mode", ["online", "batch_api"])
 def test_what_the_provider_says_that_a_reply_cost_goes_before_the_table_and_after_yours(
     emulator, tmp_path, mode
 ):

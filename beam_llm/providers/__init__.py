@@ -1,5 +1,5 @@
 """Wire ⇄ words: one module per dialect. No Beam in here, and no policy: errors name their remedy,
-others act on it.
+others act on it. What each provider has, in one table: `overview.py`.
 """
 
 from __future__ import annotations
