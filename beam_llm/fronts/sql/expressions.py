@@ -64,6 +64,13 @@ def column_in_flight(name: str, kind: SqlType) -> Value:
     return Value(quoted(name), frozenset((name,)), kind)
 
 
+def cast(value: Value, kind: SqlType) -> Value:
+    """The value as one of the type."""
+    if value.type.duckdb == kind.duckdb and value.type.kind != "NULL":
+        return value._replace(type=kind)
+    return Value(f"CAST({value.sql} AS {kind.duckdb})", value.uses, kind)
+
+
 @dataclass
 class Scope:
     """The columns that a clause can name."""

@@ -74,8 +74,8 @@ class Plan:
       outputs: name, column in flight (None: NULL), type of what comes out.
       target: the table that takes it; None for a SELECT that is printed.
       limit: most rows; None for all.
-      prompts: where each output comes from, for people.
-      notices: what is to be said before it runs.
+      types: of the columns in flight.
+      text: the statement, shortened.
     """
 
     start: int
@@ -88,6 +88,5 @@ class Plan:
     outputs: tuple[tuple[str, str | None, SqlType], ...]
     target: Table | None
     limit: int | None
-    notices: tuple[str, ...]
     types: Mapping[str, SqlType]
     text: str = ""

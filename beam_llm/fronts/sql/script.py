@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from beam_llm.errors import printable
+from beam_llm.fronts.sql.known import Known, View
 from beam_llm.fronts.sql.models import Model, model_of, settings_of
 from beam_llm.fronts.sql.options import spelled
 from beam_llm.fronts.sql.places import SourceText, nearest
 from beam_llm.fronts.sql.plan import Plan
-from beam_llm.fronts.sql.planner import Known, Planner, View
+from beam_llm.fronts.sql.planner import Planner
 from beam_llm.fronts.sql.statements import parse_statements
+from beam_llm.fronts.sql.storing import Insertion
 from beam_llm.fronts.sql.syntax import (
     AlterModel,
     CreateModel,
@@ -52,15 +54,6 @@ class Script:
 
     steps: tuple[Printed | Job, ...]
     notices: tuple[str, ...]
-
-
-class Target(NamedTuple):
-    """Where an INSERT's rows go, for the planner."""
-
-    target: Table
-    columns: tuple[tuple[str, int], ...]
-    start: int
-    query_start: int
 
 
 def read_script(text: str, name: str, permissions: Permissions = Permissions()) -> Script:  # noqa: B008
@@ -119,8 +112,8 @@ def _planned(known: Known, insert: Insert, end: int) -> Plan:
             f"the path of {table.name!r} is a pattern, into which nothing can be written",
             "name a file, or a folder: 'path' = 'out/'",
         )
-    target = Target(table, insert.columns, insert.start, insert.query.start)
-    return Planner(known).plan(insert.query, insert.start, end, target)
+    insertion = Insertion(table, insert.columns, insert.start, insert.query.start)
+    return Planner(known).plan(insert.query, insert.start, end, insertion)
 
 
 # Definitions

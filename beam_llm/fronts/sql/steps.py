@@ -16,10 +16,10 @@ from apache_beam.typehints import Dict, Tuple
 
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, LLMError
+from beam_llm.fronts.sql.asking import options_of
 from beam_llm.fronts.sql.compute import Compute, Evaluator, ExpressionError
 from beam_llm.fronts.sql.places import nearest
 from beam_llm.fronts.sql.plan import Ask, Branch, Plan
-from beam_llm.fronts.sql.planner import options_of
 from beam_llm.fronts.sql.types import value_of
 from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.text import clean

@@ -1,0 +1,262 @@
+"""Calls of models in a query: which models, what each is given, with which settings, and the
+columns that come of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlglot import exp
+
+from beam_llm.config import OPTIONS, Settings
+from beam_llm.errors import LLMError, UsageError
+from beam_llm.fronts.sql.expressions import Scope, Value, cast
+from beam_llm.fronts.sql.known import Known
+from beam_llm.fronts.sql.layers import Layers
+from beam_llm.fronts.sql.models import Model, is_literal_prompt, output_of, settings_of
+from beam_llm.fronts.sql.plan import Ask, Branch
+from beam_llm.fronts.sql.syntax import Call, Expression
+from beam_llm.fronts.sql.types import NULL, STRING, SqlType
+
+MOST_CALLS = 20
+"""Calls of models in one query, views and all."""
+
+Argument = tuple[str, Value, int]
+"""Name, value, place."""
+
+
+@dataclass
+class Answer:
+    """What one call comes to: its columns by name, the whole answer, and the error."""
+
+    columns: list[tuple[str, Value]]
+    whole: Value
+    error: Value
+    metadata: list[tuple[str, Value]]
+
+
+class Asking:
+    """Plans the calls of one query; the same call twice is one.
+
+    Args:
+      value: what an expression comes to in a scope.
+    """
+
+    def __init__(self, known: Known, layers: Layers, value: Callable[[Expression, Scope], Value]):
+        self._known = known
+        self._source = known.source
+        self._layers = layers
+        self._value = value
+        self._answers: dict[str, Answer] = {}
+
+    def ask(self, call: Call, scope: Scope, arguments: list[tuple[str, Value, int]]) -> Answer:
+        """What a call over these arguments (name, value, place) comes to."""
+        models, chosen = self._models(call, scope)
+        first = models[0]
+        prompted = list(arguments)
+        if call.prompt is not None and not is_literal_prompt(call):
+            prompted.append(("prompt", self._value(call.prompt, scope), call.prompt.start))
+        inputs = self._inputs(call, first, prompted)
+        branches = []
+        for model in models:
+            if _shape(model) != _shape(first):
+                self._refuse_unlike(call, first, model)
+            settings = self._settings(model, call, tuple(name for name, _, _ in inputs))
+            branches.append(Branch(model.name, settings))
+        flown = tuple(
+            (name, self._layers.in_flight(value), value.type) for name, value, _ in inputs
+        )
+        known = repr((flown, branches, chosen, call.function))
+        if known in self._answers:
+            return self._answers[known]
+        answer = self._new_ask(call, first, branches, chosen, flown, scope)
+        self._answers[known] = answer
+        return answer
+
+    def _refuse_unlike(self, call: Call, first: Model, other: Model) -> None:
+        self._source.fail(
+            call.model_start,
+            f"the models {first.name!r} and {other.name!r} have different INPUT or OUTPUT",
+            "give them the same types, or write IF or CASE over the names of those that are meant",
+            call.end,
+        )
+
+    def _models(self, call: Call, scope: Scope) -> tuple[list[Model], str | None]:
+        """The models that a call may ask, and the column in flight that says which."""
+        if isinstance(call.model, str):
+            return [self._known.model(call.model, call.model_start)], None
+        value = self._value(call.model, scope)
+        if value.type.kind != "STRING":
+            self._source.fail(
+                call.model_start, f"a model's name is STRING, and this is {value.type}",
+                "write 'm', or an expression that gives the name",
+            )  # fmt: skip
+        literals = _results(call.model.tree)
+        names = sorted(self._known.models) if literals is None else literals
+        if not names:
+            self._source.fail(call.model_start, "there is no model yet", "write CREATE MODEL")
+        return [
+            self._known.model(name, call.model_start) for name in names
+        ], self._layers.in_flight(value)
+
+    def _inputs(
+        self, call: Call, model: Model, arguments: list[tuple[str, Value, int]]
+    ) -> list[tuple[str, Value, int]]:
+        """What is asked about, by the names that the prompt knows."""
+        declared = model.inputs
+        extra = arguments[len(call.arguments or call.descriptor) :]
+        own = arguments[: len(arguments) - len(extra)]
+        if declared is not None and call.function == "ML_PREDICT" and len(declared) != len(own):
+            self._source.fail(
+                call.start,
+                f"the model {model.name!r} has {len(declared)} INPUT columns, and is given "
+                f"{len(own)}",
+                f"give {', '.join(name for name, _ in declared)}",
+                call.end,
+            )
+        named: list[tuple[str, Value, int]] = []
+        for number, (name, value, start) in enumerate(own):
+            if declared is not None and number < len(declared):
+                name, kind = declared[number]
+                if not kind.takes(value.type):
+                    self._source.fail(
+                        start,
+                        f"INPUT {name} of {model.name!r} is {kind}, and this is {value.type}",
+                        f"write CAST(… AS {kind})",
+                    )
+                value = cast(value, kind)
+            usual = "input" if len(own) == 1 else f"input{number + 1}"
+            free = name or usual
+            while any(free == other for other, _, _ in named):
+                free += "_"
+            named.append((free, value if value.type.kind != "NULL" else cast(value, STRING), start))
+        return [*named, *extra]
+
+    def _settings(self, model: Model, call: Call, inputs: tuple[str, ...]) -> Settings:
+        from beam_llm.transforms.predict import LLMPredict
+
+        known = self._known
+        settings, notices = settings_of(
+            self._source, model, known.defaults, known.permissions, call, inputs
+        )
+        known.notices += [notice for notice in notices if notice not in known.notices]
+        try:
+            LLMPredict(**options_of(settings))
+        except UsageError as error:
+            raise self._source.located(call.start, error) from None
+        except LLMError as error:
+            raise type(error)(f"{self._source.place(call.start)}: {error}") from None
+        return settings
+
+    def _new_ask(
+        self,
+        call: Call,
+        model: Model,
+        branches: list[Branch],
+        chosen: str | None,
+        inputs: tuple[tuple[str, str, SqlType], ...],
+        scope: Scope,
+    ) -> Answer:
+        if len(self._layers.asks) >= MOST_CALLS:
+            self._source.fail(
+                call.start, f"there are more than {MOST_CALLS} calls here", "write several INSERTs"
+            )
+        columns, _ = output_of(model, call)
+        number = self._layers.open_stage()
+        named = [
+            (name, self._layers.new(f"a{number}.{name}", number, kind)) for name, kind in columns
+        ]
+        whole = (
+            named[0][1]
+            if len(named) == 1
+            else self._layers.new(f"a{number}", number, SqlType("ROW", fields=columns))
+        )
+        error = self._layers.new(f"a{number}!", number, STRING)
+        single = len(named) == 1 and call.function != "AI_CLASSIFY"
+        fields: list[tuple[str | None, str, SqlType]] = [
+            (None if single else name, str(value.column), value.type) for name, value in named
+        ]
+        if len(named) > 1:
+            fields.append((None, str(whole.column), whole.type))
+        names = " or ".join(branch.model for branch in branches)
+        ask = Ask(
+            f"Ask {names} ({number})",
+            tuple(branches),
+            chosen,
+            inputs,
+            self._record_id(branches, inputs, scope),
+            tuple(fields),
+            str(error.column),
+        )
+        self._layers.asks.append(ask)
+        return Answer(named, whole, error, self._metadata(call, model, error))
+
+    def _metadata(self, call: Call, model: Model, error: Value) -> list[tuple[str, Value]]:
+        """OUTPUT's metadata columns: the error; what isn't known here is NULL, with a notice."""
+        metadata = []
+        for name, kind, key in model.metadata if call.function != "AI_CLASSIFY" else ():
+            value = error if key == "error-string" else Value("NULL", frozenset(), NULL)
+            metadata.append((name, cast(value, kind)))
+            if key != "error-string":
+                self._known.notices.append(
+                    f"{self._source.place(model.start)}: the metadata {key!r} is not known here: "
+                    f"{name} is NULL"
+                )
+        return metadata
+
+    def _record_id(
+        self,
+        branches: list[Branch],
+        inputs: tuple[tuple[str, str, SqlType], ...],
+        scope: Scope,
+    ) -> tuple[str, str] | None:
+        """The column of 'record.id' where it is not among the inputs."""
+        name = branches[0].settings.record_id
+        if name is None or any(name == one for one, _, _ in inputs):
+            return None
+        column, _, _ = scope.find([name])
+        return None if column is None else (name, self._layers.in_flight(column.value))
+
+
+def options_of(settings: Settings) -> dict[str, Any]:
+    """The settings as a transform's arguments."""
+    return {name: getattr(settings, name) for name in OPTIONS if name != "output_field"}
+
+
+def _shape(model: Model) -> tuple[Any, ...]:
+    """The types of a model's INPUT and OUTPUT."""
+    inputs = None if model.inputs is None else [kind for _, kind in model.inputs]
+    return inputs, [kind for _, kind in model.outputs]
+
+
+def _results(tree: Any) -> list[str] | None:
+    """The texts that an expression may give: of IF, CASE and COALESCE those in their branches; None
+    where they can't be told.
+    """
+    if isinstance(tree, exp.Literal) and tree.is_string:
+        return [str(tree.this)]
+    if isinstance(tree, exp.Null):
+        return []
+    branches: list[Any]
+    if isinstance(tree, exp.Paren):
+        branches = [tree.this]
+    elif isinstance(tree, exp.Case):
+        branches = [one.args["true"] for one in tree.args["ifs"]]
+        branches += [tree.args["default"]] if tree.args.get("default") is not None else []
+    elif isinstance(tree, exp.If):
+        branches = [tree.args["true"], tree.args.get("false")]
+    elif isinstance(tree, exp.Anonymous) and str(tree.this).upper() == "IF":
+        branches = tree.expressions[1:]
+    elif isinstance(tree, exp.Anonymous) and str(tree.this).upper() in ("COALESCE", "IFNULL"):
+        branches = tree.expressions
+    else:
+        return None
+    found: dict[str, None] = {}
+    for branch in branches:
+        names = _results(branch) if branch is not None else []
+        if names is None:
+            return None
+        found.update(dict.fromkeys(names))
+    return list(found)

@@ -1,0 +1,49 @@
+"""What a SQL file has created so far, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from beam_llm.fronts.sql.models import Model
+from beam_llm.fronts.sql.places import SourceText, nearest
+from beam_llm.fronts.sql.syntax import Query
+from beam_llm.fronts.sql.tables import Permissions, Table
+
+
+@dataclass(frozen=True)
+class View:
+    """A query by its name."""
+
+    name: str
+    columns: tuple[str, ...]
+    query: Query
+    start: int
+
+
+@dataclass
+class Known:
+    """What a file has created so far."""
+
+    source: SourceText
+    permissions: Permissions
+    models: dict[str, Model] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
+    views: dict[str, View] = field(default_factory=dict)
+    defaults: dict[str, str] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+    def model(self, name: str, start: int) -> Model:
+        found = self.models.get(name) or self.models.get(name.partition("$")[0])
+        if found is None:
+            self.source.fail(
+                start,
+                f"unknown model {name!r}",
+                nearest(name, self.models, "models"),
+                start + len(name) + (self.source.text[start : start + 1] in "'`\"") * 2,
+            )
+        if name not in self.models:
+            self.notices.append(
+                f"{self.source.place(start)}: versions of models are not kept here: {name!r} is "
+                f"{found.name!r} as it was created last"
+            )
+        return found

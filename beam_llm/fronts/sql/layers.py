@@ -1,0 +1,136 @@
+"""What a query reckons before its first call of a model, after it, after the second, and so on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from beam_llm.fronts.sql.compute import Compute
+from beam_llm.fronts.sql.expressions import Column, Value, column_in_flight
+from beam_llm.fronts.sql.plan import Ask, Plan, Rows
+from beam_llm.fronts.sql.tables import Table
+from beam_llm.fronts.sql.types import SqlType
+
+
+class Layers:
+    """Columns in flight, each with the number of calls after which it is there.
+
+    Attributes:
+      types: of all columns in flight.
+      asks: the calls so far.
+      base: the table or rows that all comes from; None before it is known.
+    """
+
+    def __init__(self) -> None:
+        self.types: dict[str, SqlType] = {}
+        self.asks: list[Ask] = []
+        self.base: Table | Rows | None = None
+        self._base_columns: list[tuple[str, str, SqlType]] = []
+        self._levels: dict[str, int] = {}
+        self._filters: list[list[str]] = [[]]
+        self._computed: list[dict[str, tuple[str, SqlType]]] = [{}]
+        self._uses: list[set[str]] = [set()]
+
+    @property
+    def filters_answers(self) -> bool:
+        """Whether a condition looks at a model's answer."""
+        return any(self._filters[1:])
+
+    def begin(self, base: Table | Rows, columns: Sequence[tuple[str, SqlType]]) -> list[Column]:
+        """The source that all comes from, of which there is one."""
+        assert self.base is None, "a join would have been refused"
+        self.base = base
+        made = []
+        for name, kind in columns:
+            inside = f"c.{name}"
+            self.types[inside] = kind
+            self._levels[inside] = 0
+            self._base_columns.append((name, inside, kind))
+            made.append(Column(None, name, column_in_flight(inside, kind)))
+        return made
+
+    def filter(self, value: Value) -> None:
+        """A condition: looked at as early as its columns are there."""
+        level = self._level(value)
+        self._filters[level].append(value.sql)
+        self._uses[level] |= value.uses
+
+    def _level(self, value: Value) -> int:
+        """After how many calls the value can be reckoned."""
+        return max((self._levels[name] for name in value.uses), default=0)
+
+    def in_flight(self, value: Value) -> str:
+        """The column in flight that holds the value; made where there is none yet."""
+        if value.column is not None:
+            return value.column
+        level = self._level(value)
+        for name, (sql, kind) in self._computed[level].items():
+            if sql == value.sql and kind == value.type:
+                return name
+        name = f"e{len(self.types)}"
+        self.types[name] = value.type
+        self._levels[name] = level
+        self._computed[level][name] = (value.sql, value.type)
+        self._uses[level] |= value.uses
+        return name
+
+    def new(self, name: str, level: int, kind: SqlType) -> Value:
+        """A column that a call gives."""
+        self.types[name] = kind
+        self._levels[name] = level
+        return column_in_flight(name, kind)
+
+    def open_stage(self) -> int:
+        """What is reckoned after one more call; returns that call's number, from 1."""
+        self._filters.append([])
+        self._computed.append({})
+        self._uses.append(set())
+        return len(self._uses) - 1
+
+    def plan(
+        self,
+        outputs: Sequence[tuple[str, Value]],
+        target: Table | None,
+        limit: int | None,
+        start: int,
+        place: str,
+        text: str,
+    ) -> Plan:
+        """All of it as a plan.
+
+        Args:
+          outputs: what comes out, by name.
+        """
+        assert self.base is not None
+        out = []
+        for name, value in outputs:
+            is_null = not value.uses and value.sql in ("NULL", "CAST(NULL AS VARCHAR)")
+            out.append((name, None if is_null else self.in_flight(value), value.type))
+        keeps = self._keeps([column for _, column, _ in out if column is not None])
+        used = frozenset().union(*self._uses, *keeps)
+        columns = tuple(one for one in self._base_columns if one[1] in used)
+        stages = tuple(map(self._stage, range(len(self._uses))))
+        asks = tuple(self.asks)
+        types = dict(self.types)
+        return Plan(
+            start, place, self.base, columns, stages, asks, tuple(keeps), tuple(out), target, limit,
+            types, text,
+        )  # fmt: skip
+
+    def _stage(self, level: int) -> Compute:
+        inputs = tuple((name, self.types[name]) for name in sorted(self._uses[level]))
+        made = tuple((name, sql, kind) for name, (sql, kind) in self._computed[level].items())
+        return Compute(inputs, tuple(self._filters[level]), made)
+
+    def _keeps(self, outputs: list[str]) -> list[frozenset[str]]:
+        """Columns in flight that are needed after each stage, from the last to the first."""
+        needed = set(outputs) | {ask.error for ask in self.asks}
+        keeps: list[frozenset[str]] = []
+        for level in reversed(range(len(self._uses))):
+            if level < len(self.asks):
+                ask = self.asks[level]
+                needed |= self._uses[level + 1]
+                needed |= {column for _, column, _ in ask.inputs}
+                needed |= {ask.model_column} if ask.model_column else set()
+                needed |= {ask.record_id[1]} if ask.record_id else set()
+            keeps.insert(0, frozenset(needed))
+        return keeps

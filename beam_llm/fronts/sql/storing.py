@@ -1,0 +1,100 @@
+"""INSERT INTO: what each column of a table is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from beam_llm.fronts.sql.expressions import Column, Value, cast, column_in_flight
+from beam_llm.fronts.sql.places import SourceText, nearest
+from beam_llm.fronts.sql.plan import Ask
+from beam_llm.fronts.sql.tables import Table
+from beam_llm.fronts.sql.types import NULL, STRING
+
+ERROR = "error"
+
+
+class Insertion(NamedTuple):
+    """An INSERT's table, the columns that it names, and its place and its query's."""
+
+    table: Table
+    columns: tuple[tuple[str, int], ...]
+    start: int
+    query_start: int
+
+
+def stored(
+    source: SourceText, insert: Insertion, columns: list[Column], asks: list[Ask]
+) -> list[tuple[str, Value]]:
+    """What each column of a table is given.
+
+    By place where there are as many, else by name. `error`, or `<column>_error`, that is given
+    nothing says why there is no answer.
+    """
+    given = _given(source, insert, columns)
+    stored = []
+    for name, kind in insert.table.columns:
+        value = given.get(name)
+        if value is None:
+            value = _error_for(name, given, asks) or Value("NULL", frozenset(), NULL)
+        if not kind.takes(value.type):
+            source.fail(
+                insert.query_start,
+                f"the column {name!r} of {insert.table.name!r} is {kind}, and is given "
+                f"{value.type}",
+                f"write CAST(… AS {kind})",
+            )
+        stored.append((name, cast(value, kind)))
+    return stored
+
+
+def _given(source: SourceText, insert: Insertion, columns: list[Column]) -> dict[str, Value]:
+    wanted = [name for name, _ in insert.columns] or [name for name, _ in insert.table.columns]
+    known = [name for name, _ in insert.table.columns]
+    for name, start in insert.columns:
+        if name not in known:
+            source.fail(
+                start, f"unknown column {name!r}", nearest(name, known, "columns"),
+                start + len(name),
+            )  # fmt: skip
+    if len(columns) == len(wanted):
+        return dict(zip(wanted, (column.value for column in columns), strict=True))
+    if insert.columns or len(columns) > len(wanted):
+        source.fail(
+            insert.query_start,
+            f"{insert.table.name!r} takes {len(wanted)} columns, and is given {len(columns)}",
+            f"give {', '.join(wanted)}",
+        )
+    for column in columns:
+        if column.name not in known:
+            source.fail(
+                insert.query_start,
+                f"{insert.table.name!r} takes {len(wanted)} columns, and is given "
+                f"{len(columns)}, of which it has no {column.name!r}",
+                nearest(column.name, known, "columns"),
+            )
+    return {column.name: column.value for column in columns}
+
+
+def _error_for(name: str, given: Mapping[str, Value], asks: list[Ask]) -> Value | None:
+    """The errors of all calls, for `error`; of those that a column comes from, for
+    `<column>_error`.
+    """
+    if name == ERROR:
+        asks = asks
+    elif name.endswith(f"_{ERROR}") and name.removesuffix(f"_{ERROR}") in given:
+        uses = given[name.removesuffix(f"_{ERROR}")].uses
+        asks = [ask for ask in asks if _comes_from(uses, ask)]
+    else:
+        return None
+    if not asks:
+        return None
+    errors = ", ".join(column_in_flight(ask.error, STRING).sql for ask in asks)
+    names = frozenset(ask.error for ask in asks)
+    if len(asks) == 1:
+        return column_in_flight(asks[0].error, STRING)
+    return Value(f"coalesce({errors})", names, STRING)
+
+
+def _comes_from(uses: frozenset[str], ask: Ask) -> bool:
+    return any(column in uses for _, column, _ in ask.outputs)
