@@ -131,7 +131,7 @@ def test_a_line_that_is_refused_by_itself_goes_record_by_record(emulator, tmp_pa
     assert [found[text].value for text in TEXTS[1:]] == SENTIMENTS[1:]
 
 
-@pytest.mark.parametrize("kind", ["refusal", "truncated", "malformed_json", "empty_choices"])
+@pytest.mark.parametrize("kind", ["refusal", "truncated"])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_reply_that_is_no_answer_once_is_asked_again(emulator, tmp_path, mode, kind):
     emulator.set_faults(Fault(kind, times=1))
