@@ -393,6 +393,13 @@ def test_mistrals_rate_limit_headers_have_a_minute_in_their_names():
             "invalid-argument: Incorrect API key",
         ),
         (
+            400,
+            {"error": {"message": "Can't read the text 'Invalid API key, it says'"}},
+            Remedy.SPLIT,
+            Kind.REJECTED,
+            "Can't read the text",
+        ),
+        (
             403,
             {"code": "403", "error": "Content violates usage guidelines. Failed check: SAFETY"},
             Remedy.SPLIT,

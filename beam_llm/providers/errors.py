@@ -84,7 +84,7 @@ def error_of(
     is_bad_key = (
         status in (401, 403)
         or bool(words & _WRONG_KEY)
-        or (status == 400 and _BAD_KEY_WORDS.search(sentence) is not None)
+        or (status == 400 and _BAD_KEY_WORDS.match(sentence) is not None)
     )
     if is_bad_key and key_reference:
         message = f"{message} (api_key is {key_reference!r})"
@@ -178,7 +178,9 @@ openrouter.ai/docs (errors), docs.x.ai (debugging), 2026-11.
 
 
 _BAD_KEY_WORDS = re.compile(r"(incorrect|invalid) api key", re.IGNORECASE)
-"""xAI refuses a key with a 400. Source: recorded traffic, 2026-08."""
+"""What the sentence begins with where xAI refuses a key, with a 400; further on it may be quoting a
+record. Source: recorded traffic, 2026-08.
+"""
 
 
 _MISSHAPEN = {"json_validate_failed"}
