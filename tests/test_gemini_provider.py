@@ -370,6 +370,11 @@ def test_a_lost_upload_is_begun_anew(start_emulator, tmp_path, monkeypatch):
 # ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("model", ["gemini:gemini-2.0-flash", "gemini:gemma-3-27b-it"])
+def test_other_families_of_models_are_asked_in_their_own_way(start_emulator, model):
+    labelled(start_emulator(), model, api_key=f"env:{KEY}", batch_size=2, system_prompt="Be kind.")
+
+
 @pytest.mark.parametrize("mode", ["online", "batch_api"])
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_a_pipeline_answers_every_record_once_with_usage_and_cost(

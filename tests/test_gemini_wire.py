@@ -584,6 +584,16 @@ def test_roles_and_options_stand_where_gemini_wants_them():
     }
 
 
+def test_a_model_without_schemas_and_system_instructions_is_told_in_its_prompt():
+    known = settings("gemini:gemma-3-27b-it", prompt="x", system_prompt="s", output=bool)
+    task = compile_task(known)
+    body = orjson.loads(encode_body(task.render([task.record({}, None)])))
+    assert set(body) == {"contents"}
+    told, system, asked = (part["text"] for part in body["contents"][0]["parts"])
+    assert "JSON schema" in told
+    assert (system, asked) == ("s\n\n", "x")
+
+
 def test_half_a_character_is_replaced_and_not_fatal():
     request = Request("m", (Message("system", "\ud800"), Message("user", "x\ud800")))
     body = orjson.loads(encode_body(request))

@@ -28,8 +28,11 @@ from beam_llm.redaction import Redactor, redactor_of
 from beam_llm.values import Completion, Finish, Request, Usage
 
 CONFIG = "generationConfig"
-_WITHOUT_JSON_SCHEMA = re.compile(r"(models/)?(gemini-(1|2\.0)|gemma)")
+_WITHOUT_JSON_SCHEMA = re.compile(r"(models/)?gemini-(1|2\.0)")
 """Models that take OpenAPI's schemas only."""
+_PLAIN = re.compile(r"(models/)?gemma")
+"""Models that take neither schemas nor system instructions: "JSON mode is not enabled for
+models/gemma-3-27b-it", "Developer instruction is not enabled …". Source: public issues, 2026-11."""
 
 TIER_HEADER = "x-gemini-service-tier"
 """Where a reply says how it was served, as it does in its usage. Source: guide to priority
@@ -65,31 +68,39 @@ def encode_body(
 
 
 def _body(request: Request, in_words: bool) -> dict[str, Any]:
-    system = [{"text": m.content} for m in request.messages if m.role == "system"]
-    config: dict[str, Any] = {}
-    if request.schema is not None:
-        config["responseMimeType"] = "application/json"
-        if in_words:
-            system.insert(0, {"text": _told(request.schema)})
+    is_plain = _PLAIN.match(request.model) is not None
+    in_words = in_words or is_plain
+    system = [m.content for m in request.messages if m.role == "system"]
+    if request.schema is not None and in_words:
+        system.insert(0, _told(request.schema))
+    contents: list[dict[str, Any]] = [
+        {"role": "user" if m.role == "user" else "model", "parts": [{"text": m.content}]}
+        for m in request.messages
+        if m.role != "system"
+    ]
+    body: dict[str, Any] = {"contents": contents}
+    if system:
+        if is_plain:
+            before = [{"text": f"{text}\n\n"} for text in system]
+            contents[0]["parts"] = [*before, *contents[0]["parts"]]
         else:
-            config.update(_shape(request))
+            body = {"systemInstruction": {"parts": [{"text": text} for text in system]}, **body}
+    config = _config(request, in_words, is_plain)
+    return {**body, CONFIG: config} if config else body
+
+
+def _config(request: Request, in_words: bool, is_plain: bool) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    if request.schema is not None and not is_plain:
+        config["responseMimeType"] = "application/json"
+        config.update({} if in_words else _shape(request))
     if request.temperature is not None:
         config["temperature"] = request.temperature
     if request.max_output_tokens is not None:
         config["maxOutputTokens"] = request.max_output_tokens
     if request.seed is not None:
         config["seed"] = request.seed
-    body: dict[str, Any] = {}
-    if system:
-        body["systemInstruction"] = {"parts": system}
-    body["contents"] = [
-        {"role": "user" if m.role == "user" else "model", "parts": [{"text": m.content}]}
-        for m in request.messages
-        if m.role != "system"
-    ]
-    if config:
-        body[CONFIG] = config
-    return body
+    return config
 
 
 def _shape(request: Request) -> dict[str, Any]:

@@ -79,10 +79,20 @@ def asked(body: Any, model: str, chat: Chat) -> Asked | WireError:
     if not chat.knows(model):
         return no_model(model)
     config = body.get("generationConfig", {})
+    if model.startswith("gemma"):
+        asks = {"JSON mode": "responseMimeType" in config}
+        asks["Developer instruction"] = "systemInstruction" in body
+        for what, is_asked in asks.items():
+            if is_asked:
+                return WireError(400, f"{what} is not enabled for models/{model}")
     messages = [
         {"role": "user" if content.get("role", "user") == "user" else "assistant"} | _text(content)
         for content in body["contents"]
     ]
+    *before, last = body["contents"][0]["parts"]
+    if model.startswith("gemma") and before:  # as its template has it
+        messages[0] = {"role": "user"} | _text({"parts": [last]})
+        messages.insert(0, {"role": "system"} | _text({"parts": before}))
     if "systemInstruction" in body:
         messages.insert(0, {"role": "system"} | _text(body["systemInstruction"]))
     made: dict[str, Any] = {"model": model, "messages": messages}
