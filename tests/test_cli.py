@@ -1037,6 +1037,24 @@ def test_an_estimate_says_how_long_batch_jobs_take(
     assert turnaround["source"]
 
 
+def test_an_estimate_counts_what_the_guard_asks_alone(
+    tmp_path: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["estimate", reviews(tmp_path, 100), "--model", MODEL, "--prompt", PROMPT, "--json"]
+
+    def foreseen(*more: str) -> dict[int, dict[str, Any]]:
+        assert main([*command, *more]) == 0
+        lines = json.loads(capsys.readouterr().out)["by_batch_size"]
+        return {line["batch_size"]: line for line in lines}
+
+    usual, guarded = foreseen(), foreseen("--guard", "0.1")
+    assert guarded[1] == usual[1]
+    assert guarded[20]["requests"] == usual[20]["requests"] + 10
+    for way in ("online", "batch"):
+        extra = guarded[20][f"cost_{way}_usd"] - usual[20][f"cost_{way}_usd"]
+        assert extra == pytest.approx(usual[1]["cost_online_usd"] / 10)
+
+
 # --- small parts
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -123,7 +123,28 @@ def _forecasts(
         )
         for size in sorted({*BATCH_SIZES, *own})
     ]
-    return forecasts, unusable + forecasts[0].too_large
+    guarded = [forecasts[0], *(with_guard(line, forecasts[0], settings) for line in forecasts[1:])]
+    return guarded, unusable + forecasts[0].too_large
+
+
+def with_guard(line: Forecast, alone: Forecast, settings: Settings) -> Forecast:
+    """The line with what the option `guard` adds: that part of the records asked alone as well, by
+    live calls in both modes.
+    """
+    part = settings.guard
+    if not part:
+        return line
+    extra = (alone.cost_online_usd or 0.0) * part
+    seconds = 0.0 if not line.requests else alone.seconds_online * part
+    return replace(
+        line,
+        requests=line.requests + round(alone.requests * part),
+        input_tokens=line.input_tokens + round(alone.input_tokens * part),
+        output_tokens=line.output_tokens + round(alone.output_tokens * part),
+        seconds_online=line.seconds_online + seconds,
+        cost_online_usd=None if line.cost_online_usd is None else line.cost_online_usd + extra,
+        cost_batch_usd=None if line.cost_batch_usd is None else line.cost_batch_usd + extra,
+    )
 
 
 def _answer_tokens(chosen: argparse.Namespace, settings: Settings) -> AnswerTokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -76,7 +77,9 @@ def _value_shown(name: str, value: Any, redacted: bool) -> str:
         return f"mapping of {', '.join(map(str, value))}"
     if name == "base_url":
         return re.split(r"[?#]", str(value))[0]
-    return value.__name__ if isinstance(value, type) else str(value).replace("typing.", "")
+    if isinstance(value, type) or inspect.isroutine(value):
+        return value.__qualname__
+    return str(value).replace("typing.", "")
 
 
 def versions(runner: str = "") -> list[tuple[str, str]]:
