@@ -4,6 +4,7 @@ emulator, default settings, a fake clock.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,18 @@ def _unwatched() -> Iterator[None]:
     yield
     points.watch = None
     ledgers.forget()
+
+
+class SharedTime(FakeClock):
+    """The one time that all live in; it goes on only when the emulator has come along."""
+
+    emulator: Emulator | None = None
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        patience = time.monotonic() + 10
+        while self.emulator and not self.emulator.is_settled and time.monotonic() < patience:
+            time.sleep(0.001)
 
 
 class Machine(FakeClock):
@@ -143,8 +156,8 @@ def site(tmp_path: Any) -> Iterator[Any]:
     opened: list[Emulator] = []
 
     def make(*faults: Fault, **options: Any) -> Site:
-        clock = FakeClock(1_800_000_000.0)
-        emulator = Emulator(
+        clock = SharedTime(1_800_000_000.0)
+        emulator = clock.emulator = Emulator(
             faults=faults, clock=clock.time, **{"batch_seconds": 0.0, **options}
         ).start()
         opened.append(emulator)

@@ -79,6 +79,7 @@ class Clockwork:
         self._worker = ThreadPoolExecutor(1, "llm-emulator-work")
         self._cancels: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._waits: dict[str, float] = {}
         found = (read_json(path) for path in self.folder.glob("*.json"))
         self.jobs: dict[str, Job] = {
             job["id"]: job for job in sorted(found, key=lambda job: job["number"])
@@ -98,6 +99,14 @@ class Clockwork:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._worker.shutdown(wait=True)
+
+    def is_settled(self) -> bool:
+        """Whether every unfinished job waits for more time to pass; from any thread. A test's clock
+        runs ahead of the work else.
+        """
+        now = self._time()
+        unfinished = [job for job in list(self.jobs.values()) if job["status"] not in TERMINAL]
+        return all(self._waits.get(job["id"], now) > now for job in unfinished)
 
     def cancel(self, job: Job) -> None:
         """Sets an unfinished job to cancelling; harmless where it is."""
@@ -184,6 +193,7 @@ class Clockwork:
     async def _cancelled_by(self, job: dict[str, Any], end: float) -> bool:
         """Sleeps until `end`; True at once where the job is cancelled before."""
         event = self._cancels[job["id"]]
+        self._waits[job["id"]] = end
         while not event.is_set():
             left = end - self._time()
             try:

@@ -202,6 +202,11 @@ class Emulator(Address):
         """The most live calls there were at once."""
         return self.service.limits.most_in_flight
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether all jobs have come as far as the emulator's clock lets them."""
+        return self.service.batches.clockwork.is_settled()
+
     def set_faults(self, *faults: Fault) -> None:
         """Another script from now on; none ends all faults."""
         self.service.set_faults(faults)
