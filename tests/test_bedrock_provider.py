@@ -178,6 +178,21 @@ def test_a_wrong_secret_is_found_out_and_ends_all_calls(
         completed(settings(MODEL), Request("m", (Message("user", "hello"),)))
 
 
+def test_a_list_goes_on_behind_an_empty_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"region": "us-east-1", "role_arn": ROLE, "bucket": "s3://bucket/path"}
+    asked = settings(MODEL, mode="batch_api", staging_location="x", provider_options=options)
+    ours = {"jobArn": "arn", "jobName": "ours-0", "status": "Completed"}
+    pages = {None: ([], "a"), "a": ([], "b"), "b": ([ours], None)}
+
+    def page(query: Any) -> dict[str, Any]:
+        jobs, token = pages[query.get("nextToken")]
+        return {"invocationJobSummaries": jobs, "nextToken": token}
+
+    client = providers.connect_batch(asked)
+    monkeypatch.setattr(client, "_page", page)
+    assert [job.name for job in client.find("ours", None, 0.0)] == ["ours-0"]
+
+
 def test_boto3_runs_a_job_over_s3_and_its_token_makes_one(
     aws: Any, emulator: Emulator, s3_location: str
 ) -> None:

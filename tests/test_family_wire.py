@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from beam_llm import providers
 from beam_llm.config import settings
-from beam_llm.errors import CallError, Kind, Remedy, Retryable, UsageError
+from beam_llm.errors import CallError, CannotTell, Kind, Remedy, Retryable, UsageError
 from beam_llm.pricing import Prices
 from beam_llm.protocols import RemoteJob
 from beam_llm.provider_table import PROVIDERS
@@ -728,6 +728,23 @@ def test_any_value_in_any_field_of_an_openrouter_job_with_its_results(tmp_path):
 def test_every_row_says_where_it_was_read_and_when(name):
     server = servers.server_of(settings(f"{name}:m", base_url="http://127.0.0.1"))
     assert re.search(r"20\d\d-\d\d", server.source)
+
+
+def test_a_fireworks_list_goes_on_behind_an_empty_page_and_proves_nothing_where_it_never_ends():
+    client = batches("fireworks:m", provider_options={"account_id": "a"})
+    ours = {**FIREWORKS_JOB, "displayName": "ours-0"}
+    pages = iter(
+        [
+            {"batchInferenceJobs": [], "nextPageToken": "2"},
+            {"batchInferenceJobs": [ours], "nextPageToken": ""},
+        ]
+    )
+    client._list_page = lambda url: next(pages)
+    (found,) = client.find("ours", None, 0.0)
+    assert found.name == "ours-0"
+    client._list_page = lambda url: {"batchInferenceJobs": [ours], "nextPageToken": "2"}
+    with pytest.raises(CannotTell, match="no end"):
+        client.find("other", None, 0.0)
 
 
 @pytest.mark.parametrize("name", ["groq", "together"])

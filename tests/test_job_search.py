@@ -101,6 +101,13 @@ def test_a_list_without_end_is_a_no_once_all_newest_first_it_is_past_the_time():
     assert find_jobs(endless(-10_000.0), "ours", None, SINCE, keeps_names=True) == []
 
 
+def test_an_empty_page_before_the_end_of_a_list_is_not_its_end():
+    assert find([], [job("mine", name="ours-0")]) == ["mine"]
+    assert find([job("other", name="")], [], [], [job("mine", name="ours-0")]) == ["mine"]
+    with pytest.raises(CannotTell, match="no end within 6 pages"):
+        find(*[[]] * 10, most_pages=5)
+
+
 def test_a_list_that_is_oldest_first_is_read_on_past_old_jobs():
     old = [job(f"old-{n}", LONG_AGO + n / 1000, name="") for n in range(5)]
     assert find(old[:3], old[3:], [job("mine", name="ours-0")]) == ["mine"]

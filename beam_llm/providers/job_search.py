@@ -95,7 +95,7 @@ class _Seen:
 
     def add(self, page: Sequence[RemoteJob]) -> bool:
         """Returns whether to go on: some servers send the first page for ever, or always another
-        one.
+        one. An empty page has others behind it where there is one (Google's AIP-158, AWS's lists).
         """
         fresh = [job for job in page if job.job_id not in self._ids]
         self._pages += 1
@@ -108,7 +108,7 @@ class _Seen:
             is_candidate = self.may_be_ours(job)
             self._candidates += is_candidate
             self._shows_inputs &= job.staged is not None or not is_candidate
-        return bool(fresh) and not self._is_cut
+        return not self._is_cut
 
     def may_be_ours(self, job: RemoteJob) -> bool:
         """Whether it is young enough; one that doesn't tell its time may be."""

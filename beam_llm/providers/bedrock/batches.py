@@ -237,10 +237,9 @@ class BedrockBatches:
         query |= {"maxResults": 100} | ({"nameContains": part} if part else {})
         while True:
             page = self._page(query)
-            jobs = list(self._listed(page.get("invocationJobSummaries")))
-            yield jobs
+            yield list(self._listed(page.get("invocationJobSummaries")))
             token = page.get("nextToken")
-            if not token or not jobs:
+            if not token:  # a page may be empty before the end
                 return
             query["nextToken"] = token
 

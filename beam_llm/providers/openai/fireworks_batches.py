@@ -150,17 +150,14 @@ class FireworksBatches(DialectBatches):
     # Lists
 
     def _pages(self) -> Iterator[Sequence[RemoteJob]]:
-        seen: set[str] = set()
         query = {"pageSize": _PAGE}
         while True:
             page = self._list_page(self._url("batchInferenceJobs", query=query))
-            listed = page.get("batchInferenceJobs")
-            jobs = list(self._listed(listed))
-            yield jobs
+            yield list(self._listed(page.get("batchInferenceJobs")))
+            # A page may be empty before the end; a list that never moves on is no end either.
             token = page.get("nextPageToken")
-            if not jobs or not isinstance(token, str) or not token or token in seen:
+            if not isinstance(token, str) or not token:
                 return
-            seen.add(token)
             query["pageToken"] = token
 
     # Addresses
