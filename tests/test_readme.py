@@ -24,6 +24,7 @@ from beam_llm.config import settings
 from beam_llm.errors import Kind
 from beam_llm.provider_table import PROVIDERS
 from beam_llm.providers import check, connect_batch
+from beam_llm.providers.overview import markdown
 from beam_llm.testing import Emulator
 from pipelines import reviews_batch, reviews_streaming
 from tests.google_world import FolderBuckets, address, credentials_of
@@ -365,6 +366,10 @@ def test_the_table_of_providers_says_what_their_traits_say(
     made = settings(f"{provider}:{MODELS.get(provider, 'm')}", **options)
     check(made)
     assert recovery == connect_batch(made).traits.recovery.value
+
+
+def test_the_recipes_have_the_table_that_is_made_from_the_traits() -> None:
+    assert markdown() in RECIPES
 
 
 MODELS = {"bedrock": "anthropic.claude-haiku-4-5-20251001-v1:0"}
