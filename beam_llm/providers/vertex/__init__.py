@@ -2,7 +2,7 @@
 
     LLMPredict("vertex:gemini-2.5-flash", …, provider_options={"project": "p", "region": "global"})
 
-credentials.py  tokens                     place.py   addresses
+credentials.py  tokens                     place.py   addresses              live.py  live calls
 batches.py      batch prediction jobs      objects.py their input and results in a bucket
 
 What is asked and answered is Gemini's: `providers/gemini/`. In place of Google's own credentials
@@ -28,9 +28,9 @@ from beam_llm.providers.vertex.place import Place
 from beam_llm.values import Request, Schema
 
 if TYPE_CHECKING:
-    from beam_llm.providers.gemini.live import Access, GeminiChat
+    from beam_llm.providers.gemini.live import GeminiChat
     from beam_llm.providers.vertex.batches import VertexBatches
-    from beam_llm.providers.vertex.credentials import Tokens
+    from beam_llm.providers.vertex.credentials import Token, Tokens
 
 OPTIONS = ("project", "region", "bucket")
 _LOOPBACK = re.compile(r"localhost|127\.[\d.]+|::1")
@@ -90,7 +90,7 @@ def bucket_of(settings: Settings) -> str:
 
 def preload() -> None:
     """Imports what `connect` needs."""
-    importlib.import_module("beam_llm.providers.gemini.live")
+    importlib.import_module("beam_llm.providers.vertex.live")
     importlib.import_module("google.auth")
 
 
@@ -102,27 +102,25 @@ def _default_tokens() -> Tokens:
     return Tokens()
 
 
+def _given_token(settings: Settings) -> Token | None:
+    """What `api_key` refers to; None where it isn't given."""
+    from beam_llm.providers.vertex.credentials import fixed
+
+    return None if settings.api_key is None else fixed(resolve_key(settings.api_key))
+
+
 def connect(settings: Settings) -> GeminiChat:
     """A client for live calls; see `providers.connect`."""
     # Imported here: its HTTP client takes a fifth of a second. See `preload`.
     from beam_llm.providers.errors import ErrorContext
-    from beam_llm.providers.gemini.live import Access, GeminiChat
+    from beam_llm.providers.gemini.live import GeminiChat
     from beam_llm.providers.http import Bounds
-    from beam_llm.providers.vertex.credentials import Token, fixed
+    from beam_llm.providers.vertex.live import TokenAccess
 
     _check_address(settings)
     place = Place.of(settings)
-    given = None if settings.api_key is None else fixed(resolve_key(settings.api_key))
-
-    @functools.lru_cache(maxsize=4)
-    def with_token(token: tuple[str | None, tuple[tuple[str, str], ...]]) -> Access:
-        context = ErrorContext(token[0], place.key_reference, settings.log_data)
-        return Access(dict(token[1]), context)
-
-    async def access() -> Access:
-        token: Token = given or await _default_tokens().fresh()
-        return with_token((token.value, tuple(token.headers.items())))
-
+    context = ErrorContext(None, place.key_reference, settings.log_data)
+    access = TokenAccess(_given_token(settings), _default_tokens(), context)
     tier = settings.service_tier
     headers = {_TIER_HEADER: tier} if tier in ("flex", "priority") else {}
     return GeminiChat(place.chat_url, access, headers, bounds=Bounds.of(settings))
@@ -132,11 +130,10 @@ def connect_batch(settings: Settings) -> VertexBatches:
     """A client for batch prediction jobs; see `providers.connect_batch`."""
     from beam_llm.providers.http import Bounds
     from beam_llm.providers.vertex.batches import VertexBatches
-    from beam_llm.providers.vertex.credentials import fixed
     from beam_llm.stores import store_at
 
     _check_address(settings)
-    given = None if settings.api_key is None else fixed(resolve_key(settings.api_key))
+    given = _given_token(settings)
     return VertexBatches(
         Place.of(settings),
         settings.model_name,
