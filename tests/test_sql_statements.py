@@ -99,6 +99,12 @@ REFUSED = {
         60,
         "'path'",
     ),
+    "a CSV with semicolons": (
+        ("CREATE TABLE a (id STRING) WITH ('connector'='filesystem', 'path'='a', 'format'='csv', "
+        "'csv.field-delimiter'=';')"),
+        88,
+        "a CSV file has commas",
+    ),
     "a Beam source without leave": (
         "CREATE TABLE a (id STRING) WITH ('connector'='beam', 'transform'='os.system')",
         46,

@@ -214,8 +214,12 @@ def check_summary_path(path: str) -> None:
 
 
 def write_summary(path: str, command: PredictCommand, report: Report) -> None:
+    write_json_file(path, as_json(command, report))
+
+
+def write_json_file(path: str, data: Any) -> None:
     """Under its name in one step, as the output is."""
     aside = f"{path}.{os.getpid()}.tmp"
     with open(aside, "wb") as file:
-        file.write(orjson.dumps(as_json(command, report), option=orjson.OPT_INDENT_2) + b"\n")
+        file.write(orjson.dumps(data, option=orjson.OPT_INDENT_2) + b"\n")
     os.replace(aside, path)

@@ -7,12 +7,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import orjson
-
 from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
 from beam_llm.cli.progress import Meter, write_line
 from beam_llm.cli.running import Measured, watched
-from beam_llm.cli.summary import check_summary_path, warnings_of
+from beam_llm.cli.summary import FORMAT, check_summary_path, warnings_of, write_json_file
 from beam_llm.cli.words import dollars, duration
 from beam_llm.errors import UsageError, plural, printable
 
@@ -144,8 +142,5 @@ def _summary(counters: dict[str, int], seconds: float) -> Iterator[str]:
 
 
 def _write_summary(path: str, measured: Measured, seconds: float) -> None:
-    data = {"format": 1, "counters": measured.counters, "seconds": seconds}
-    aside = f"{path}.{os.getpid()}.tmp"
-    with open(aside, "wb") as file:
-        file.write(orjson.dumps(data, option=orjson.OPT_INDENT_2) + b"\n")
-    os.replace(aside, path)
+    data = {"format": FORMAT, "counters": measured.counters, "seconds": seconds}
+    write_json_file(path, data)

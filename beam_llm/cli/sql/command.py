@@ -7,14 +7,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
-
 from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
 from beam_llm.cli.predict_command import PredictCommand
 from beam_llm.cli.progress import write_line
 from beam_llm.cli.sql.dry_run import dry_run
 from beam_llm.cli.sql.run import Ended, SqlCommand, SqlRunner, settings_of
-from beam_llm.cli.summary import as_json, check_summary_path, summary
+from beam_llm.cli.summary import FORMAT, as_json, check_summary_path, summary, write_json_file
 from beam_llm.cli.words import table
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
@@ -101,11 +99,7 @@ def _write_summary(path: str, ended: Sequence[Ended]) -> None:
         {"places": [plan.place for plan in one.plans], **as_json(_as_predict(one), one.report)}
         for one in ended
     ]
-    aside = f"{path}.{os.getpid()}.tmp"
-    with open(aside, "wb") as file:
-        data = {"format": 1, "statements": statements}
-        file.write(orjson.dumps(data, option=orjson.OPT_INDENT_2) + b"\n")
-    os.replace(aside, path)
+    write_json_file(path, {"format": FORMAT, "statements": statements})
 
 
 def _exit_code(chosen: argparse.Namespace, ended: Sequence[Ended]) -> int:

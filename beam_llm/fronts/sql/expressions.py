@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from sqlglot import exp
 
-from beam_llm.fronts.sql.compute import ExpressionError, quoted, types_of
+from beam_llm.fronts.sql.compute import ExpressionError, quoted, text_literal, types_of
 from beam_llm.fronts.sql.functions import FUNCTIONS, words
 from beam_llm.fronts.sql.places import SourceText, SqlError, nearest
 from beam_llm.fronts.sql.syntax import Expression
@@ -233,7 +233,7 @@ class _Translation:
                     f"there is no field {name!r} in {kind}",
                     nearest(name, fields, "fields"),
                 )
-            text, kind = f"struct_extract({text}, {_text(name)})", fields[name]
+            text, kind = f"struct_extract({text}, {text_literal(name)})", fields[name]
         return text if value.column is not None and not path else f"({text})"
 
     def _function(self, node: Any) -> str:
@@ -292,10 +292,6 @@ def _marks() -> Iterable[str]:
     while True:
         number += 1
         yield f"part{number}_"
-
-
-def _text(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _parts_of(node: Any) -> list[str]:

@@ -15,12 +15,22 @@ from beam_llm.fronts.sql.types import SqlType
 CONNECTORS = ("filesystem", "print", "beam")
 FORMATS = {"json": "jsonl", "jsonl": "jsonl", "csv": "csv", "parquet": "parquet"}
 _OPTIONS = {
-    "filesystem": ("connector", "path", "format", "source.path.regex-pattern"),
-    "print": ("connector", "print-identifier", "standard-error"),
+    "filesystem": ("connector", "path", "format"),
+    "print": ("connector", "print-identifier"),
     "beam": ("connector", "transform", "arguments", "elements"),
 }
 _TAKEN = re.compile(
-    r"(json|csv|parquet)\.[\w.-]+|sink\.[\w.-]+|source\.monitor-interval|scan\.[\w.-]+|auto-compaction"
+    r"(json|parquet)\.[\w.-]+|sink\.[\w.-]+|source\.monitor-interval|scan\.[\w.-]+|auto-compaction"
+)
+_CSV = (
+    "csv.field-delimiter",
+    "csv.quote-character",
+    "csv.disable-quote-character",
+    "csv.escape-character",
+    "csv.null-literal",
+    "csv.array-element-delimiter",
+    "csv.allow-comments",
+    "csv.ignore-parse-errors",
 )
 _ELSEWHERE = {
     "kafka": "ReadFromKafka",
@@ -91,6 +101,13 @@ def table_of(
     if connector.value not in CONNECTORS:
         _refuse_connector(source, connector)
     for key, option in given.items():
+        if key in _CSV and connector.value == "filesystem":
+            source.fail(
+                option.start,
+                f"{option.key!r} is not taken: a CSV file has commas, a line of names, and quotes "
+                "as in RFC 4180",
+                "convert the file, or write it as JSON lines",
+            )
         if key not in _OPTIONS[connector.value]:
             if connector.value != "filesystem" or not _TAKEN.fullmatch(key):
                 known = _OPTIONS[connector.value]
