@@ -108,7 +108,9 @@ class UnnamedSearch:
         """See `protocols.FindsUnnamed`."""
         found, unclear = [], []
         for job in jobs_since(self._pages(), since, SLACK_SECONDS, self._most_pages):
-            if job.total is not None and not 0 < job.total <= lines:
+            # The requests of a job that runs may not have been counted yet.
+            least = 1 if job.state.has_ended else 0
+            if job.total is not None and not least <= job.total <= lines:
                 continue
             named = self._name_of(job, name) if has_results(job) else None
             if named:
@@ -121,12 +123,13 @@ class UnnamedSearch:
 
     def _name_of(self, job: RemoteJob, common: str) -> str | None:
         """What an ended job was created as where that begins with `common`, empty where it is
-        another's; None where its results can't be read any more.
+        another's; None where its results can't be read any more, or not yet.
         """
         custom_id = self._first_ids.get(job.job_id)
         if custom_id is None:
             custom_id = self._first_custom_id(job.job_id)
-        if custom_id is None:
+        is_late = custom_id == "" and (job.completed or job.failed)
+        if custom_id is None or is_late:
             return None
         self._first_ids[job.job_id] = custom_id
         return name_in(custom_id, common)
