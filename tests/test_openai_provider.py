@@ -838,6 +838,15 @@ def test_a_create_whose_answer_is_lost_has_no_status(server, batches):
     assert len(server.seen) == 1
 
 
+@pytest.mark.parametrize("status", [408, 499, 500, 504])
+def test_a_create_that_the_server_gave_up_on_may_have_made_a_job(server, batches, status):
+    server.says((status, wrong()))
+    with pytest.raises(Retryable) as caught:
+        batches.create("abc-0", "file-1")
+    assert not isinstance(caught.value, NotCreated)
+    assert len(server.seen) == 1
+
+
 def test_harmless_verbs_are_tried_four_times_and_wait_as_told(server, batches, waits):
     server.says((500, wrong()), (429, wrong(), {"retry-after": "3"}), (503, b""), JOB)
     assert batches.look("batch_1").job_id == "batch_1"

@@ -176,7 +176,7 @@ class ControlCalls:
         try:
             return self.object("POST", url, seconds or self.seconds, data=data, id_field=None)
         except CallError as error:
-            if error.status is None or not 300 <= error.status < 500 or error.status == 408:
+            if not is_certain_no(error.status):
                 raise
             refused = error
         raise NotCreated(reason_of(refused)) from refused
@@ -274,6 +274,13 @@ class ControlCalls:
             return
         if self._ahead is None and abs(named - self._wall()) <= MOST_CLOCK_ERROR_SECONDS:
             self._ahead = named - self._clock()
+
+
+def is_certain_no(status: int | None) -> bool:
+    """Whether nothing was done that a call asked for, by the status that it was answered with: a
+    fault of the call, and no time-out (408, or Google's 499 of what was cancelled on its way).
+    """
+    return status is not None and 300 <= status < 500 and status not in (408, 499)
 
 
 class _Enough(Exception):

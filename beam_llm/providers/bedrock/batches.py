@@ -44,7 +44,7 @@ from beam_llm.providers.bedrock.lines import line_reply
 from beam_llm.providers.bedrock.messages import CONVERSE, INVOKE_MODEL, encode_message
 from beam_llm.providers.bedrock.place import Place, bucket_of
 from beam_llm.providers.bedrock.wire import encode_body
-from beam_llm.providers.control import ControlCalls, ignoring, steady
+from beam_llm.providers.control import ControlCalls, ignoring, is_certain_no, steady
 from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.job_search import find_jobs
@@ -191,7 +191,7 @@ class BedrockBatches:
 
     def _not_created(self, name: str, staged: str | None, error: CallError) -> RemoteJob:
         """Raises what the error comes to; a conflict is about a job that there is."""
-        if error.status is None or not 300 <= error.status < 500 or error.status == 408:
+        if not is_certain_no(error.status):
             raise error
         code, message = self._clients.last_words
         if code == "ConflictException":
