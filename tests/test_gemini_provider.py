@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from beam_llm import LLMPredict, UsageError, providers
 from beam_llm.config import settings
-from beam_llm.errors import Aborted, CallError, CannotTell, Kind
+from beam_llm.errors import Aborted, CallError, CannotTell, Kind, Rejected
 from beam_llm.pricing import Prices
 from beam_llm.protocols import BatchProvider, CompletionProvider, Recovery, RemoteJob
 from beam_llm.providers import compile_task, encode
@@ -333,6 +333,14 @@ def test_few_lines_go_along_with_the_create_and_many_by_a_file(start_emulator, t
     found = (tmp_path / "results").read_bytes().split(b"\n")[:-1]
     replies = [provider.decode_line(line) for line in found]
     assert {reply.custom_id for reply in replies} == {f"r-{n}" for n in range(6_000)}
+
+
+def test_results_that_are_gone_end_no_pipeline(start_emulator, tmp_path):
+    """The API calls a file that is gone forbidden, which is no fault of the key."""
+    provider = batches(start_emulator(batch_seconds=0.05))
+    gone = RemoteJob("batches/1", JobState.COMPLETED, result_files=("files/batch-gone",))
+    with pytest.raises(Rejected, match="may not exist"):
+        provider.fetch(gone, tmp_path / "results")
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from beam_llm.errors import Kind, UnknownJob
+from beam_llm.errors import Aborted, Kind, Rejected, UnknownJob
 from beam_llm.protocols import BatchTraits, Recovery, RemoteJob
 from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls, steady
 from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.gemini.files import delete, file_path, upload
 from beam_llm.providers.gemini.job_calls import GoogleBatches
-from beam_llm.providers.gemini.job_objects import object_in, reason_of, remote_job
+from beam_llm.providers.gemini.job_objects import is_gone, object_in, reason_of, remote_job
 from beam_llm.providers.gemini.lines import key_of
 from beam_llm.providers.gemini.place import Place, headers, model_path
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
@@ -130,7 +130,7 @@ class GeminiBatches(GoogleBatches):
         """
         if job.result_files:
             files = [(file, self._place.download_url(file_path(file))) for file in job.result_files]
-            fetch_files(self._control, files, self._bounds.transfer_seconds, path)
+            self._fetch_files(files, path)
             return
         found = self._shown(job.job_id)
         batch = object_in(found.get("metadata")) or found
@@ -139,6 +139,14 @@ class GeminiBatches(GoogleBatches):
         with open(path, "wb") as file:
             for response in inline if isinstance(inline, list) else []:
                 file.write(_as_line(response))
+
+    def _fetch_files(self, files: Sequence[tuple[str, str]], path: Path) -> None:
+        try:
+            fetch_files(self._control, files, self._bounds.transfer_seconds, path)
+        except Aborted as error:
+            if is_gone(error):
+                raise Rejected(Kind.REJECTED, error.message, status=error.status) from None
+            raise
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
         """Removes a job with its results, and an input file; harmless where they are gone."""

@@ -111,6 +111,14 @@ def failure_in(
     ) and cause is found else cause
 
 
+def is_gone(error: CallError) -> bool:
+    """Whether it is a file that is not there, which the API calls forbidden: no fault of the key.
+
+    Source: googleapis' answers in google-gemini/deprecated-generative-ai-python#692, read 2026-11.
+    """
+    return error.status in (400, 403, 404) and _ABOUT_INPUT.search(error.message) is not None
+
+
 def reason_of(error: CallError) -> CallError:
     """Why a job was refused, as an error that has a remedy: a quota of jobs or of their tokens is
     a full queue; a file that is gone can be staged anew.
@@ -119,6 +127,6 @@ def reason_of(error: CallError) -> CallError:
         return QueueFull(
             error.message, retry_after_seconds=error.retry_after_seconds, status=error.status
         )
-    if error.status in (400, 403, 404) and _ABOUT_INPUT.search(error.message):
+    if is_gone(error):
         return InputGone(Kind.REJECTED, error.message, status=error.status)
     return error
