@@ -155,6 +155,40 @@ def test_csv_and_parquet_are_read_and_written(folder: Path, model: str):
     assert labels(rows) == {key: mood.upper() for key, mood in MOODS.items()}
 
 
+KEPT = {
+    "id": "1",
+    "day": "2026-01-02",
+    "at": "2026-01-02 03:04:05",
+    "price": 12.5,
+    "counts": {"a": 1},
+    "pair": {"a": 1, "b": "x"},
+    "tags": ["p", "q"],
+    "it's": "a wonderful phone",
+}
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "parquet"])
+def test_values_of_all_types_come_back_from_a_file_of_every_format(folder: Path, kind: str):
+    columns = (
+        "id STRING, day DATE, `at` TIMESTAMP(3), price DECIMAL(10, 2), counts MAP<STRING, INT>, "
+        "pair ROW<a INT, b STRING>, tags ARRAY<STRING>, `it's` STRING"
+    )
+    (folder / "in.jsonl").write_text(json.dumps(KEPT) + "\n" + '{"id": "2"}\n')
+    sql = (
+        MODEL.replace("<more>", "")
+        + table("i", columns, "in.jsonl", "json")
+        + table("middle", f"{columns}, mood STRING", f"middle.{kind}", kind)
+        + table("o", f"{columns}, mood STRING, y BIGINT", "o.jsonl", "json")
+        + "INSERT INTO middle SELECT *, ML_PREDICT('llm_sentiment', COALESCE(`it's`, 'bad')) FROM i;"
+        + "INSERT INTO o SELECT *, YEAR(day) + pair.a FROM middle;"
+    )
+    assert run(folder, sql) == 0
+    full, empty = rows_in(folder, "o.jsonl")
+    assert full == {**KEPT, "mood": "positive", "y": 2027}
+    assert empty["mood"] == "negative"
+    assert {empty[name] for name in ("day", "at", "price", "counts", "pair", "tags", "y")} == {None}
+
+
 def test_several_inserts_into_one_file_are_written_together(folder: Path, model: str):
     sql = (
         TABLES

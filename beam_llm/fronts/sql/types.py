@@ -360,19 +360,32 @@ def _bytes(kind: SqlType, value: Any) -> str:
     return str(value)
 
 
+def _unpacked(kind: SqlType, value: Any) -> Any:
+    """A list or object that stands as JSON text, as in a CSV file's cell."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise ValueError(f"it is not {kind}, as JSON") from None
+
+
 def _array(kind: SqlType, value: Any) -> list[Any]:
+    value = _unpacked(kind, value)
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"it is not {kind}")
     return [value_of(kind.fields[0][1], item) for item in value]
 
 
 def _map(kind: SqlType, value: Any) -> dict[Any, Any]:
+    value = _unpacked(kind, value)
     pairs = value.items() if isinstance(value, Mapping) else value
     (_, keys), (_, values) = kind.fields
     return {value_of(keys, key): value_of(values, member) for key, member in pairs}
 
 
 def _row(kind: SqlType, value: Any) -> dict[str, Any]:
+    value = _unpacked(kind, value)
     if not isinstance(value, Mapping):
         raise ValueError(f"it is not {kind}")
     return {name: value_of(inner, value.get(name)) for name, inner in kind.fields}
