@@ -20,6 +20,7 @@ from beam_llm.errors import CallError, CannotTell, Kind, Remedy, Retryable, Usag
 from beam_llm.pricing import Prices
 from beam_llm.protocols import RemoteJob
 from beam_llm.provider_table import PROVIDERS
+from beam_llm.providers import http
 from beam_llm.providers.errors import error_of
 from beam_llm.providers.openai import fireworks_batches, mistral_batches, servers, xai_batches
 from beam_llm.providers.openai.job_objects import remote_job
@@ -769,3 +770,35 @@ def test_a_full_list_that_says_nothing_of_more_proves_nothing_unless_it_goes_bac
     client._page = lambda after: {"data": newest_first[::-1]}
     with pytest.raises(CallError, match="no end"):
         client.find("ours", "file-1", now - 60)
+
+
+def test_a_page_of_xais_results_may_be_larger_than_a_reply(tmp_path, monkeypatch):
+    client = batches("xai:m", max_reply_bytes=10_000)
+    results = [{**xai_result(), "batch_request_id": f"r-{n}"} for n in range(100)]
+    page = json.dumps({"results": results, "pagination_token": None}).encode()
+
+    def call(*asked: Any, most: int, **_: Any) -> http.Answer:
+        if len(page) > most:
+            raise http.TooLarge
+        return http.Answer(200, {}, page)
+
+    monkeypatch.setattr(http, "call", call)
+    client.fetch(RemoteJob("b", JobState.COMPLETED), tmp_path / "results")
+    found = (tmp_path / "results").read_bytes().split(b"\n")[:-1]
+    assert [client.decode_line(line).custom_id for line in found] == [f"r-{n}" for n in range(100)]
+
+
+def test_a_create_that_sends_the_lines_has_time_for_all_of_them(tmp_path, monkeypatch):
+    client, (lines, seen) = batches("openrouter:m"), (tmp_path / "lines", [])
+    line = client.encode_line("c", request(schema=None)) + b"\n"
+    lines.write_bytes(line * (5_000_000 // len(line)))
+
+    def call(*asked: Any, seconds: float, **_: Any) -> http.Answer:
+        seen.append(seconds)
+        return http.Answer(200, {}, json.dumps(openrouter_job()).encode())
+
+    monkeypatch.setattr(http, "call", call)
+    client.create("ours-0", None, lines)
+    (seconds,) = seen
+    assert 64 <= seconds < client.traits.create_seconds
+    assert client.traits.create_seconds >= 60 + client.traits.max_bytes / 1_000_000

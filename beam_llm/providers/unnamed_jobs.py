@@ -20,6 +20,9 @@ from beam_llm.providers.job_search import jobs_since
 MOST_CUSTOM_ID = 42
 """Of the 64 characters that the API allows, the tag has the rest."""
 
+BYTES_A_SECOND = 1_000_000
+"""Of a create's body at least, where it holds the lines, beside the time of any control call."""
+
 _TAG = re.compile(r"-([0-9a-f]{16})-([0-9]{4})$")
 _MOST_ATTEMPTS = 10_000
 

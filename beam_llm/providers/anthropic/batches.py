@@ -38,6 +38,7 @@ from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import in_path
 from beam_llm.providers.result_files import fetch_files
 from beam_llm.providers.unnamed_jobs import (
+    BYTES_A_SECOND,
     LINE_HEAD,
     MOST_CUSTOM_ID,
     UnnamedSearch,
@@ -45,9 +46,6 @@ from beam_llm.providers.unnamed_jobs import (
     write_tagged,
 )
 from beam_llm.values import Request
-
-BYTES_A_SECOND = 1_000_000
-"""Of a create's body at least, beside the time of any control call."""
 
 TRAITS = BatchTraits(
     max_requests=100_000,

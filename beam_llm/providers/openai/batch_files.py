@@ -224,12 +224,14 @@ class DialectBatches:
         query = {"limit": str(_PAGE_JOBS)} | ({} if after is None else {"after": after})
         return self._list_page(self._place.url("/batches", **query))
 
-    def _list_page(self, url: str) -> dict[str, Any]:
-        """A page of jobs. Raises CannotTell where there is no such list."""
+    def _list_page(self, url: str, *, is_large: bool = False) -> dict[str, Any]:
+        """A page of jobs, or of results, which may be as large as a file of them. Raises CannotTell
+        where there is no such list.
+        """
         try:
             return self._control.harmless(
                 lambda seconds: self._control.object(
-                    "GET", url, seconds, missing=Rejected, is_list=True
+                    "GET", url, seconds, missing=Rejected, is_list=True, is_large=is_large
                 )
             )
         except Rejected as error:

@@ -24,6 +24,7 @@ from beam_llm.providers.ids import in_path
 from beam_llm.providers.openai.batch_files import DialectBatches
 from beam_llm.providers.openai.job_objects import reason_of
 from beam_llm.providers.unnamed_jobs import (
+    BYTES_A_SECOND,
     MOST_CUSTOM_ID,
     UnnamedSearch,
     tag_of,
@@ -35,6 +36,11 @@ from beam_llm.values import Request
 
 class OpenRouterBatches(DialectBatches):
     """Remote jobs (a BatchProvider that FindsUnnamed) without files and without cancellation."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        seconds = self.traits.create_seconds + self.traits.max_bytes / BYTES_A_SECOND
+        self.traits = dataclasses.replace(self.traits, create_seconds=seconds)
 
     def encode_line(self, custom_id: str, request: Request) -> bytes:
         """Raises ValueError where `custom_id` leaves no room for a tag."""
@@ -54,8 +60,10 @@ class OpenRouterBatches(DialectBatches):
         """Creates the job, in one try. Raises NotCreated where there is none for certain."""
         assert lines is not None
         with tempfile.TemporaryFile() as body:
-            write_tagged(body, lines, tag_of(name).encode(), self._head(lines))
-            created = self._control.create(self._place.url("/batches"), body, reason_of)
+            size = write_tagged(body, lines, tag_of(name).encode(), self._head(lines))
+            seconds = self._control.seconds + size / BYTES_A_SECOND
+            url = self._place.url("/batches")
+            created = self._control.create(url, body, reason_of, seconds=seconds)
         return self._job(created)
 
     def _head(self, lines: Path) -> bytes:

@@ -65,7 +65,8 @@ class XaiBatches(DialectBatches):
         seen: set[str] = set()
         query = {"limit": _PAGE}
         while True:
-            page = self._list_page(self._place.url(path, **query))
+            url = self._place.url(path, **query)
+            page = self._list_page(url, is_large=name == "results")
             items = page.get(name)
             items = items if isinstance(items, list) else []
             yield items
