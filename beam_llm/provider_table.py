@@ -122,11 +122,15 @@ has no batch price of a model. Elsewhere: the live price. Source: the providers'
 TIER_SHARES: Mapping[tuple[str, str], float | None] = {
     ("google", "flex"): 0.5,
     ("google", "priority"): None,
+    ("aws", "flex"): None,
+    ("aws", "priority"): None,
+    ("fireworks", "priority"): None,
 }
 """Name in the price table and service tier → what the tier costs as a share of the live price,
-where the table has no price of it; None: more than that, and it isn't known how much. Elsewhere:
-the live price. Source: Gemini API, "Optimization" (flex: 50 %; priority: 75 % to 100 % more), read
-2026-11.
+where the table has no price of it; None: more or less than that, and it isn't known how much.
+Elsewhere: the live price. Source: Gemini API, "Optimization" (flex: 50 %; priority: 75 % to 100 %
+more); aws.amazon.com/bedrock/service-tiers (a discount, a premium); docs.fireworks.ai/serverless
+(priority: a higher price), read 2026-11.
 """
 
 WINDOWS = {

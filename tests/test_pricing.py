@@ -205,6 +205,10 @@ def test_the_price_table_is_not_read_by_an_import():
         ("gemini:gemini-2.5-flash", "flex", 0.5),
         ("gemini:gemini-2.5-flash", "standard", 1.0),
         ("gemini:gemini-2.5-flash", "priority", None),
+        ("bedrock:amazon.nova-pro-v1:0", "default", 1.0),
+        ("bedrock:amazon.nova-pro-v1:0", "flex", None),
+        ("bedrock:amazon.nova-pro-v1:0", "priority", None),
+        ("fireworks:accounts/fireworks/models/gpt-oss-120b", "priority", None),
     ],
 )
 def test_a_tier_that_the_table_does_not_list_has_its_share_or_is_unpriced(model, tier, share):
