@@ -802,3 +802,26 @@ def test_a_create_that_sends_the_lines_has_time_for_all_of_them(tmp_path, monkey
     (seconds,) = seen
     assert 64 <= seconds < client.traits.create_seconds
     assert client.traits.create_seconds >= 60 + client.traits.max_bytes / 1_000_000
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 307])
+def test_a_store_that_refuses_fireworks_results_is_asked_again_and_is_no_wrong_key(
+    tmp_path, monkeypatch, status
+):
+    options = {"provider_options": {"account_id": "a"}}
+    client, sent = batches("fireworks:m", **options), []
+    signed = {"filenameToSignedUrls": {"results.jsonl": "https://store.example/r?sig=t0p"}}
+
+    def call(method: str, url: str, headers: Any, **_: Any) -> http.Answer:
+        if "getDownloadEndpoint" in url:
+            return http.Answer(200, {}, json.dumps(signed).encode())
+        sent.append(headers)
+        return http.Answer(status, {"location": url}, b"<Error><Code>ExpiredToken</Code></Error>")
+
+    monkeypatch.setattr(http, "call", call)
+    job = RemoteJob("b", JobState.COMPLETED, result_files=("out",))
+    with pytest.raises(Retryable) as caught:
+        client.fetch(job, tmp_path / "results")
+    assert not {"Authorization", "authorization"} & sent[0].keys()
+    assert "t0p" not in str(caught.value)
+    assert "api_key" not in str(caught.value)

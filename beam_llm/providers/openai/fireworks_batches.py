@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import aiohttp
 import orjson
 
-from beam_llm.errors import NotCreated, Rejected
+from beam_llm.errors import Aborted, Kind, NotCreated, Rejected, Retryable
 from beam_llm.protocols import LineReply, RemoteJob
 from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls, ignoring
@@ -106,8 +106,18 @@ class FireworksBatches(DialectBatches):
         are: without the key.
         """
         urls = [pair for dataset in job.result_files for pair in self._files_of(dataset)]
-        plain = ControlCalls(self._context, self._bounds, {}, http.proxy_for(self._place.base_url))
-        fetch_files(plain, urls, self._bounds.transfer_seconds, path)
+        context = self._context._replace(key_reference=None)
+        plain = ControlCalls(context, self._bounds, {}, http.proxy_for(self._place.base_url))
+        try:
+            fetch_files(plain, urls, self._bounds.transfer_seconds, path)
+        except (Aborted, Rejected) as error:
+            if error.status is None:  # larger than its bound
+                raise
+            refused = error
+        else:
+            return
+        # The store has seen no key: the address may have expired, and the next is a new one.
+        raise Retryable(Kind.UNAVAILABLE, f"the results' store refuses them: {refused.message}")
 
     def _files_of(self, dataset: str) -> list[tuple[str, str]]:
         url = self._url("datasets", dataset, ":getDownloadEndpoint")
