@@ -114,6 +114,16 @@ def test_a_list_without_an_end_is_no_proof(tmp_path, monkeypatch):
             batches.find_unnamed("ours", 3, time.time(), _nobodys)
 
 
+def test_a_list_that_goes_on_behind_what_cant_be_read_is_no_proof(monkeypatch):
+    with Emulator() as emulator:
+        batches = _batches(emulator, monkeypatch)
+        monkeypatch.setattr(batches, "_page", lambda after: {"data": [{}], "has_more": True})
+        with pytest.raises(CannotTell, match="goes on"):
+            batches.find_unnamed("ours", 3, time.time(), _nobodys)
+        monkeypatch.setattr(batches, "_page", lambda after: {"data": [{}], "has_more": False})
+        assert batches.find_unnamed("ours", 3, time.time(), _nobodys) == []
+
+
 def test_what_a_batch_was_created_as_is_read_once(tmp_path, monkeypatch):
     with Emulator() as emulator:
         batches = _batches(emulator, monkeypatch)

@@ -229,8 +229,10 @@ class AnthropicBatches:
             page = self._page(after)
             jobs = list(self._listed(page.get("data")))
             yield jobs
-            if not page.get("has_more") or not jobs:
+            if not page.get("has_more"):
                 return
+            if not jobs:
+                raise CannotTell("the list of jobs goes on behind what can't be read of it")
             after = jobs[-1].job_id
 
     def _listed(self, jobs: Any) -> Iterator[RemoteJob]:
