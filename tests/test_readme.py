@@ -202,7 +202,8 @@ def test_the_yaml_pipeline_runs(reviews: Path, llm_emulator: Emulator):
     (reviews / "reviews.yaml").write_text(YAML)
     shell = "$(python -m beam_llm.fronts.yaml)"
     flags = command_with("apache_beam.yaml.main")
-    yaml_main.run([flag.replace(shell, PROVIDERS_FILE) for flag in flags])
+    runner = "--runner=FnApiRunner"  # DirectRunner would look for Prism in the network
+    yaml_main.run([*(flag.replace(shell, PROVIDERS_FILE) for flag in flags), runner])
     rows = [
         json.loads(line)
         for path in reviews.glob("labelled.jsonl*")
