@@ -131,20 +131,21 @@ def redactor_of(secret: str | None) -> Redactor:
     return Redactor(secret)
 
 
-_known: list[str | None] = [None]
+known_secrets: list[str | None] = [None]
+"""That this process has looked up; None stands for whatever looks like a key."""
 
 
 def remember(secret: str) -> None:
     """From now on `redact` takes this key out, whoever calls it."""
-    if secret not in _known:
-        _known.append(secret)
+    if secret not in known_secrets:
+        known_secrets.append(secret)
 
 
 def redact(text: str) -> str:
     """The text without any key that this process has looked up: for messages whose origin is not
     known.
     """
-    for secret in _known:
+    for secret in known_secrets:
         text = redactor_of(secret)(text)
     return text
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import hypothesis
 import pytest
 
+from beam_llm import redaction
 from tests.components import Unavailable, required
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("flink"):
             item.add_marker(pytest.mark.xdist_group("flink"))
     items.sort(key=lambda item: item.get_closest_marker("flink") is None)
+
+
+@pytest.fixture(autouse=True)
+def _keys_of_this_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key of another test may be made of words that this one reads in messages."""
+    monkeypatch.setattr(redaction, "known_secrets", [None])
 
 
 def component(part: str, make: Callable[[], T]) -> T:

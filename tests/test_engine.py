@@ -852,6 +852,7 @@ scripted = st.one_of(
         ),
         st.sampled_from(["stop", "length", "content_filter"]),
         st.builds(Usage, st.integers(0, 500), st.integers(0, 50), st.integers(0, 5)),
+        billed_usd=st.none(),
     ),
 )
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.io.filebasedsource import FileBasedSource
 from apache_beam.io.gcp.bigquery_tools import RowAsDictJsonCoder
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from beam_llm import stores
 from beam_llm.cli.main import build_parser, main
@@ -253,6 +253,13 @@ def test_the_command_for_a_cluster_is_taken_by_beam(
 ):
     if name == "DataflowRunner":
         pytest.importorskip("apitools", reason="Dataflow needs apache-beam[gcp]")
+        from apache_beam.internal.gcp import auth
+
+        # Else: a minute and more of asking for credentials, and for the bucket's policy.
+        monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
+        monkeypatch.setattr(
+            GoogleCloudOptions, "_warn_if_soft_delete_policy_enabled", lambda self, name: None
+        )
     built: list[beam.Pipeline] = []
 
     class Result:
