@@ -9,7 +9,7 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.dialects.dialect import Dialect
 from sqlglot.errors import SqlglotError
-from sqlglot.tokens import Tokenizer
+from sqlglot.tokens import Tokenizer as BaseTokenizer
 
 from beam_llm.fronts.sql.functions import (
     AGGREGATES,
@@ -49,10 +49,10 @@ class Flink(Dialect):
 
     INDEX_OFFSET = 1
 
-    class Tokenizer(Tokenizer):
+    class Tokenizer(BaseTokenizer):
         IDENTIFIERS: ClassVar[Any] = ["`", '"']
         KEYWORDS: ClassVar[Any] = {
-            **Tokenizer.KEYWORDS,
+            **BaseTokenizer.KEYWORDS,
             "STRING": sqlglot.TokenType.TEXT,
             "BYTES": sqlglot.TokenType.VARBINARY,
             "TIMESTAMP_LTZ": sqlglot.TokenType.TIMESTAMPLTZ,
