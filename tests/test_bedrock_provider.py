@@ -22,7 +22,7 @@ from botocore.exceptions import ClientError
 
 from beam_llm import LLMPredict, providers
 from beam_llm.config import Settings, settings
-from beam_llm.errors import Aborted, CannotTell, Rejected, Retryable
+from beam_llm.errors import Aborted, CannotTell, Rejected, Retryable, UsageError
 from beam_llm.pricing import Prices
 from beam_llm.protocols import BatchProvider, CompletionProvider, Recovery, RemoteJob
 from beam_llm.providers.bedrock import batches as bedrock_batches
@@ -508,3 +508,10 @@ def completed(known: Settings, request: Request) -> Completion:
             await provider.close()
 
     return asyncio.run(call())
+
+
+def test_no_credentials_are_sent_over_plain_http() -> None:
+    with pytest.raises(UsageError, match="credentials over plain http"):
+        providers.check(
+            settings("bedrock:amazon.nova-lite-v1:0", base_url="http://proxy.example:8080")
+        )

@@ -139,7 +139,10 @@ def test_project_and_region_are_those_of_the_environment_unless_given(monkeypatc
         ({}, "set GOOGLE_CLOUD_PROJECT"),
         ({"provider_options": {"project": "p", "regoin": "x"}}, "did you mean 'region'"),
         ({"provider_options": {"project": "p/../x"}}, "a name of letters"),
-        ({"provider_options": PLACE, "base_url": "http://example.com"}, "not sent over plain http"),
+        (
+            {"provider_options": PLACE, "base_url": "http://example.com"},
+            "credentials over plain http",
+        ),
         (
             {"provider_options": PLACE, "mode": "batch_api", "staging_location": "/tmp/x"},
             "write provider_options={'bucket': 'gs://bucket/path'}",

@@ -10,12 +10,16 @@ a few of these.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
+from urllib.parse import urlsplit
 
 import orjson
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
+
+_LOOPBACK = re.compile(r"localhost|127\.[\d.]+|::1")
 
 
 def refuse_api_version(settings: Settings) -> None:
@@ -24,6 +28,18 @@ def refuse_api_version(settings: Settings) -> None:
         raise UsageError(
             f"api_version is {settings.api_version!r}: only azure: has versions of its API; "
             f"leave it out for {settings.provider}:"
+        )
+
+
+def refuse_plain_http(settings: Settings) -> None:
+    """Raises UsageError where a cloud's credentials would be sent in the clear, but for a server on
+    this machine.
+    """
+    parts = urlsplit(settings.base_url or "")
+    if parts.scheme == "http" and not _LOOPBACK.fullmatch(parts.hostname or ""):
+        raise UsageError(
+            f"base_url is {settings.base_url!r}: {settings.provider}: doesn't send its cloud's "
+            "credentials over plain http; write https://…"
         )
 
 

@@ -21,7 +21,12 @@ from beam_llm.providers.bedrock.forms import Form
 from beam_llm.providers.bedrock.messages import CONVERSE, INVOKE_MODEL
 from beam_llm.providers.bedrock.place import NO_REGION, Place, bucket_of, known_region
 from beam_llm.providers.bedrock.wire import encode_body
-from beam_llm.providers.checks import check_extra_body, check_temperature, refuse_api_version
+from beam_llm.providers.checks import (
+    check_extra_body,
+    check_temperature,
+    refuse_api_version,
+    refuse_plain_http,
+)
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.options import check_names
 from beam_llm.values import Request, Schema
@@ -51,6 +56,7 @@ _ROLE = re.compile(r"arn:aws(-[^:]+)?:iam::\d{12}:role/.+")
 def check(settings: Settings) -> None:
     """Raises UsageError where the settings ask for what Bedrock does not have."""
     refuse_api_version(settings)
+    refuse_plain_http(settings)
     if settings.seed is not None:
         raise UsageError(f"seed is {settings.seed}: bedrock: has none; leave it out")
     check_temperature(settings, MOST_TEMPERATURE)

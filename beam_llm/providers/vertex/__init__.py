@@ -15,10 +15,10 @@ import functools
 import importlib
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
+from beam_llm.providers.checks import refuse_plain_http
 from beam_llm.providers.gemini import check_request
 from beam_llm.providers.gemini.schema import gemini_schema
 from beam_llm.providers.gemini.wire import encode_body
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from beam_llm.providers.vertex.credentials import Token, Tokens
 
 OPTIONS = ("project", "region", "bucket")
-_LOOPBACK = re.compile(r"localhost|127\.[\d.]+|::1")
 _TIER_HEADER = "X-Vertex-AI-LLM-Shared-Request-Type"
 """Source: Vertex AI, "Flex PayGo" and "Priority PayGo", read 2026-11."""
 
@@ -56,19 +55,9 @@ def check(settings: Settings) -> None:
                 f"provider_options has {name!r}: {options[name]!r}: it has to be a name of "
                 "letters, digits and dashes"
             )
-    _check_address(settings)
+    refuse_plain_http(settings)
     if settings.mode == "batch_api":
         bucket_of(settings)
-
-
-def _check_address(settings: Settings) -> None:
-    """Tokens go nowhere in the clear."""
-    parts = urlsplit(settings.base_url or "")
-    if parts.scheme == "http" and not _LOOPBACK.fullmatch(parts.hostname or ""):
-        raise UsageError(
-            f"base_url is {settings.base_url!r}: Google's credentials are not sent over plain "
-            "http; write https://…"
-        )
 
 
 def bucket_of(settings: Settings) -> str:
@@ -117,7 +106,7 @@ def connect(settings: Settings) -> GeminiChat:
     from beam_llm.providers.http import Bounds
     from beam_llm.providers.vertex.live import TokenAccess
 
-    _check_address(settings)
+    refuse_plain_http(settings)
     place = Place.of(settings)
     context = ErrorContext(None, place.key_reference, settings.log_data)
     access = TokenAccess(_given_token(settings), _default_tokens(), context)
@@ -132,7 +121,7 @@ def connect_batch(settings: Settings) -> VertexBatches:
     from beam_llm.providers.vertex.batches import VertexBatches
     from beam_llm.stores import store_at
 
-    _check_address(settings)
+    refuse_plain_http(settings)
     given = _given_token(settings)
     return VertexBatches(
         Place.of(settings),
