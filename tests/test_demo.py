@@ -72,7 +72,7 @@ def test_a_smaller_and_quiet_demo_says_nothing_on_stderr(
     assert figures(said.out)["calls"][2] == "3 in 1 job"
 
 
-@pytest.mark.parametrize("provider", ["anthropic", "gemini", "mistral"])
+@pytest.mark.parametrize("provider", ["anthropic", "gemini", "mistral", "fireworks", "deepinfra"])
 def test_the_demo_runs_on_another_dialect(
     provider: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +82,7 @@ def test_the_demo_runs_on_another_dialect(
     assert f"from {provider}:" in said
     assert figures(said)["answered"] == ["30", "30", "30"]
     assert "the same in both ways, all of them" in said
+    assert all(cell.startswith("$") for cell in figures(said)["cost by list price"])
 
 
 def test_the_demo_names_the_providers_that_it_has(capsys: pytest.CaptureFixture[str]) -> None:

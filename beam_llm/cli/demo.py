@@ -45,10 +45,16 @@ MODELS = {
     "together": "together:meta-llama/Llama-3.3-70B-Instruct-Turbo",
     "groq": "groq:openai/gpt-oss-20b",
     "xai": "xai:grok-4-fast",
+    "fireworks": "fireworks:accounts/fireworks/models/gpt-oss-20b",
+    "deepinfra": "deepinfra:deepseek-ai/DeepSeek-V3.2",
 }
-"""What is asked of each provider whose dialect the emulator has, whose models have a known price,
-and whose jobs need no cloud of their own.
-"""
+"""What is asked of each provider; Vertex AI's and Bedrock's jobs need a bucket of their clouds."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fireworks": {"provider_options": {"account_id": "demo"}},
+    # The price table has no model of DeepInfra's: round figures, for the demo's sake.
+    "deepinfra": {"prices": {"input": 0.25, "output": 0.5, "batch": 0.8}},
+}
+"""Without which one of them can't be asked, or not priced."""
 PROMPT = (
     "You read what customers and film-goers write. Judge the sentiment of this sentence from a "
     "review: is the writer's opinion positive, "
@@ -135,7 +141,8 @@ def main(chosen: argparse.Namespace) -> int:
 def _model_of(provider: str) -> str:
     if provider not in MODELS:
         raise UsageError(
-            f"provider is {provider!r}: the demo has {', '.join(MODELS)}; try --provider anthropic"
+            f"provider is {provider!r}: the demo has {', '.join(MODELS)} (jobs of vertex and "
+            "bedrock need a bucket of their clouds); try --provider anthropic"
         )
     return MODELS[provider]
 
@@ -221,6 +228,7 @@ class _Asking:
             base_url=self._base_url,
             api_key="none",
             max_retries=5,
+            **OPTIONS.get(self._model.partition(":")[0], {}),
             **options,
         )
         if not self._quiet:
