@@ -48,6 +48,8 @@ class Ask:
                 await self._settle(self._members, self._settings.max_retries, deadline)
             has_ended = True
         finally:
+            # Also when cancelled: a place at the breaker that is never given back would keep all
+            # others waiting for its verdict.
             self._state.fallback.close(is_verdict=has_ended and self._state.aborted is None)
         if self._state.aborted is not None and self._settings.on_abort == "raise":
             raise self._state.aborted
@@ -107,6 +109,7 @@ class Ask:
                 way.time += 1
                 way.note = self._reminder(members, way.time)
             else:
+                # A smaller set is another prompt: its reply limit and count of tries begin anew.
                 way = Way()
 
     async def _those_worth_it(
@@ -125,6 +128,7 @@ class Ask:
         loop = asyncio.get_running_loop()
         started = loop.time()
         may_begin = await self._state.fallback.may_begin()
+        # We wait for others' verdict of our own accord, so it costs the call none of its time.
         deadline.at += loop.time() - started
         if not may_begin:
             self._give_up(members)
@@ -136,6 +140,7 @@ class Ask:
         """
         if len(members) > 1 and await self._state.fallback.affords(1):
             self._state.tally.splits += 1
+            # With no re-asks left to it: `affords` was asked for a single call.
             await self._settle(members[:1], 0, Deadline(deadline.at))
             members = members[1:]
             if await self._state.fallback.affords(1):
@@ -156,6 +161,8 @@ class Ask:
         size = (len(members) + 1) // 2 if step.next is Next.HALVE else 1
         parts = [members[start : start + size] for start in range(0, len(members), size)]
         await asyncio.gather(
+            # A deadline for each part: waits move it, and those of parts that run side by side
+            # would add up in a shared one.
             *(self._settle(part, step.left, Deadline(deadline.at)) for part in parts)
         )
 

@@ -66,8 +66,10 @@ class Billing:
         if self._preparing is None:
             return
         try:
+            # Shielded: an ask that is cancelled here must not cancel what the others wait for.
             await asyncio.shield(self._preparing)
         except Exception as error:
+            # No reason to fail: answers without a price are better than none.
             _logger.warning("not ready: %s", where_of(error))
         self._preparing = None
 

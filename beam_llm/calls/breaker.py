@@ -66,6 +66,7 @@ class Breaker:
         """
         if self._opened_at is not None and now < self._opened_at + self._cooldown_seconds:
             return Verdict.NO
+        # Half-open, or before the first good answer ever, one goes ahead and the others wait.
         if self._begun >= (self._threshold if self._opened_at is None and self.is_proven else 1):
             return Verdict.WAIT
         self._begun += 1
@@ -83,6 +84,7 @@ class Breaker:
         self._fruitless += 1
         if self._opened_at is not None or not self.is_proven or self._fruitless >= self._threshold:
             self._opened_at = now
+            # Room for a probe, once the cool-down is over.
             self._begun = 0
 
     def calls_before_proof(self, prompts: int) -> int:
@@ -93,6 +95,7 @@ class Breaker:
 
     def forget(self) -> None:
         """A fallback was cancelled: no verdict, room for another."""
+        # Not below zero: a good answer to somebody else may have reset the count meanwhile.
         self._begun = max(0, self._begun - 1)
 
 
@@ -110,6 +113,7 @@ class Guard:
     async def may_fall_back(self) -> bool:
         """After True, `good`, `fruitless` or `forget` has to follow."""
         loop = asyncio.get_running_loop()
+        # Asked again after every wake-up: all waiters wake, and there may be room for one only.
         while (verdict := self.breaker.ask(loop.time())) is Verdict.WAIT:
             waiter = loop.create_future()
             self._waiters.append(waiter)
@@ -134,6 +138,7 @@ class Guard:
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
+            # Asks that were cancelled leave their waiters behind.
             if not waiter.done():
                 waiter.set_result(None)
 

@@ -101,6 +101,7 @@ class Call:
     async def _send(self) -> Completion:
         """Once, through the limiter."""
         endpoint, limiter = self._context.endpoint, self._context.endpoint.limiter
+        # Before the wait for a slot and again after it: the key may have been refused meanwhile.
         endpoint.check()
         tokens = endpoint.expected_tokens(
             self._request.input_tokens, self._most_output(), len(self._members)
@@ -138,6 +139,7 @@ class Call:
             raise Retryable(Kind.TIMED_OUT, f"no reply within {timeout_seconds:g} s") from None
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
+            # Our own cancellation goes through; a client that cancels by itself has failed a call.
             if task is None or task.cancelling():
                 raise
             raise Retryable(Kind.UNAVAILABLE, "the provider's client cancelled the call") from error

@@ -138,6 +138,7 @@ def _learned(seen: Observation, limit: Limit) -> Limit:
 
 
 def _unhelpful(seen: Observation, limit: Limit) -> Limit | None:
+    # Not judged before the size is halved: a small cut can't show whether fewer calls help.
     if seen.throttled_share <= THROTTLED_SHARE or limit.size > limit.uncut_size // 2:
         return None
     if not seen.answered or seen.rate / limit.size >= HELPED * limit.uncut_yield:
@@ -148,6 +149,7 @@ def _unhelpful(seen: Observation, limit: Limit) -> Limit | None:
 def _throttled(seen: Observation, limit: Limit) -> Limit | None:
     if limit.pardoned or seen.throttled_share <= THROTTLED_SHARE:
         return None
+    # The first of a series of cuts. What the later ones are measured by stays as it was here.
     if limit.size >= limit.uncut_size:
         limit = limit._replace(uncut_size=limit.size, uncut_yield=seen.rate / limit.size)
     cut = limit.sized(limit.size * max(0.5, 1 - seen.throttled_share))
@@ -157,6 +159,7 @@ def _throttled(seen: Observation, limit: Limit) -> Limit | None:
 def _timed_out(seen: Observation, limit: Limit) -> Limit | None:
     if seen.timed_out_share <= TIMED_OUT_SHARE:
         return None
+    # No ceiling to regain quickly: calls timed out at a size that refusals allowed.
     return limit.sized(limit.size // 2)._replace(leaping=False, ceiling=0)
 
 
@@ -288,8 +291,10 @@ class AutoWindow:
         self._wanted = False
 
     def _ended(self, sent_at: float, now: float) -> None:
+        # The first round begins with its first call: idle time before it would lower its rate.
         if self._began is None:
             self._began = sent_at
+        # At least eight ends, or with one or two calls in flight each of them would be a round.
         if len(self._latencies) + self._throttled + self._timed_out < max(
             self.limit.size, START // 2
         ):

@@ -45,7 +45,9 @@ def endpoint_key(settings: Settings) -> Hashable:
 
 
 class Endpoint:
-    """Lives on one event loop; `users` counts the engines that have borrowed it (see sharing.py).
+    """One endpoint as a process sees it: its session, limiter, breakers and latch.
+
+    Lives on one event loop; `users` counts the engines that have borrowed it (see sharing.py).
 
     Args:
       connect: makes the provider; called on the loop, at the first call.

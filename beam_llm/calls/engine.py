@@ -64,6 +64,7 @@ class _Pending(Future[Asked]):
         return True
 
     def _stop(self) -> None:
+        # Without a task it is still in the inbox, and `_drain` passes it over.
         if self.task is not None:
             self.task.cancel()
 
@@ -154,6 +155,8 @@ class Engine:
         if not self._drain_is_due:
             self._drain_is_due = True
             pending.loop.call_soon_threadsafe(self._drain)
+        # Looked at once more: a `close` since the first look may have emptied the inbox before this
+        # ask was in it.
         if self._closed:
             pending.cancel()
             raise RuntimeError(_GONE)
@@ -181,6 +184,7 @@ class Engine:
         Never from the loop's own thread.
         """
         with self._lock:
+            # After a fork there is nothing to wait for here: the loop's thread is the parent's.
             if self._closed or self._pid != os.getpid():
                 return
             self._closed = True
@@ -215,6 +219,8 @@ class Engine:
             await self.endpoint.close()
 
     def _drain(self) -> None:
+        # Reset before the inbox is emptied: what comes in from here on wakes the loop once more,
+        # instead of being left behind.
         self._drain_is_due = False
         while self._inbox:
             pending = self._inbox.popleft()
@@ -227,12 +233,15 @@ class Engine:
         try:
             asked = await self.ask(pending.records)
         except asyncio.CancelledError:
+            # The base class's: `_Pending.cancel` would cancel this very task again.
             Future.cancel(pending)
             raise
+        # Whatever it is, somebody waits for this future and has to hear of it.
         except BaseException as error:
             if pending.set_running_or_notify_cancel():
                 pending.set_exception(error)
             return
+        # False where the caller has cancelled meanwhile: such a future takes no result.
         if pending.set_running_or_notify_cancel():
             pending.set_result(asked)
 

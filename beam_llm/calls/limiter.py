@@ -73,6 +73,7 @@ class LocalLimiter:
     async def admit(self, tokens: float, *, is_follow_up: bool = False) -> Admission:
         """Waits for a slot, then for the provider's pace and the budgets."""
         admission = Admission()
+        # A free slot belongs to those who wait, if anybody does: nobody overtakes them.
         if self.in_flight < self._window.size and not self._waiters:
             self.in_flight += 1
         else:
@@ -80,6 +81,7 @@ class LocalLimiter:
         if self._budget is not None or self._hold_until:
             try:
                 await self._wait_for_budget(admission, tokens)
+            # Mostly a cancellation, which is no Exception: the slot is held already.
             except BaseException:
                 self.release(admission)
                 raise
@@ -93,6 +95,7 @@ class LocalLimiter:
         now = asyncio.get_running_loop().time()
         if self._window.succeeded(admission.sent_at, now, bool(self._waiters)):
             self._wake()
+        # A reply without usage corrects nothing: its estimate stands.
         if self._budget is not None and admission.charge is not None and tokens:
             self._budget.correct(admission.charge, tokens)
         if pace is not None and (hold := hold_seconds(pace)):
@@ -104,6 +107,7 @@ class LocalLimiter:
         Only the refused call waits as long as it was told; the others, fewer now, go on.
         """
         self._window.throttled(admission.sent_at, asyncio.get_running_loop().time())
+        # A refusal may widen an AutoWindow: its rule `unhelpful` gives back what cuts have taken.
         self._wake()
 
     def timed_out(self, admission: Admission) -> None:
@@ -158,6 +162,7 @@ class LocalLimiter:
 
     def _due(self, tokens: float) -> float:
         now = asyncio.get_running_loop().time()
+        # A hold that is over is forgotten, so that `admit` goes its short way again.
         if self._hold_until <= now:
             self._hold_until = 0.0
         return max(
@@ -207,6 +212,7 @@ class Budget:
         self._prune(now)
         due = -math.inf
         if len(self._log) >= self._requests:
+            # When this one leaves the minute, there is room in it for one request more.
             due = self._log[len(self._log) - int(self._requests)].time + self._span
         return max(due, self._due_for(min(tokens, self._tokens)))
 

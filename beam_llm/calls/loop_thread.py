@@ -26,6 +26,7 @@ class LoopThread:
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
+        # The lock is new as well: another thread may have held the old one at the fork.
         self._lock = threading.Lock()
         self._users = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -36,6 +37,7 @@ class LoopThread:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
+                # A daemon, so that a client that hangs does not keep the process from ending.
                 self._thread = threading.Thread(
                     target=self._run, args=(self._loop,), name="beam-llm-calls", daemon=True
                 )

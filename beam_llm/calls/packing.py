@@ -27,6 +27,7 @@ CONFIDENCE_90 = 1.281552
 agreement is below the floor with this confidence."""
 
 _logger = logging.getLogger(__name__)
+# Keys are digests, so their first eight bytes are spread evenly below this.
 _ONE = 1 << 64
 
 

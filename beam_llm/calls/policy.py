@@ -69,7 +69,7 @@ def next_step(
     Args:
       answered: records that the same reply did answer; any makes the rest a smaller set, which
         starts anew.
-      kind: why the rest has none (of the whole reply, or of the first of the rest).
+      kind: why the rest has none (of the whole reply, or of the last of the rest).
       left: re-asks that the set just asked had left.
     """
     if answered:
@@ -163,6 +163,7 @@ def next_try(
             BACKOFF_MOST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** (waits - PATIENT_WAITS)
         ) * rng.uniform(0.5, 1.0)
         seconds = max(seconds, least)
+    # Compared once more: the longer wait of an impatient server may not fit any more.
     return Again(seconds, is_wait) if seconds is not None and seconds < left_seconds else None
 
 

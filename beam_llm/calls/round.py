@@ -69,6 +69,7 @@ class Round:
             message = (
                 f"not answered within {self._context.settings.call_deadline_ms / 1000:g} s in all"
             )
+            # What went wrong before says more than that the time was up in the end.
             fail(members, Failure(Kind.TIMED_OUT, message), keep_known=True)
             return members, Kind.TIMED_OUT
         call = Call(self._context, members, request, deadline, self._ask.tally)
@@ -121,6 +122,7 @@ class Round:
         if error.kind == Kind.UNREADABLE:
             return Kind.UNREADABLE
         if not way.has_limit and error.kind == Kind.TIMED_OUT:
+            # Without the limit the model ran on until its time was up: the limit was not to blame.
             self._context.reply_limits.is_right = True
         return (
             Kind.REJECTED

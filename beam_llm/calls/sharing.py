@@ -25,6 +25,7 @@ class _Endpoints:
         atexit.register(self.close)
 
     def forget(self) -> None:
+        # The lock is new as well: another thread may have held the old one at the fork.
         self.lock = threading.Lock()
         self.known: dict[Hashable, Endpoint] = {}
         self.engines: set[Engine] = set()
@@ -52,8 +53,9 @@ def borrow_engine(
 
     Give it back with `return_engine`, once.
 
-        engine = borrow_engine(settings, task, partial(connect, settings),
-        Prices.of(settings).cost_usd) outcomes = engine.submit(records).result().outcomes
+        cost = Prices.of(settings).cost_usd
+        engine = borrow_engine(settings, task, partial(connect, settings), cost)
+        outcomes = engine.submit(records).result().outcomes
         return_engine(engine)
 
     Each borrower has its own engine (its own task, prices, retries); what costs or limits is
@@ -75,6 +77,8 @@ def borrow_engine(
         _ENDPOINTS.known[key] = endpoint
         _ENDPOINTS.engines.add(engine)
         endpoint.users += 1
+        # Under the lock: the endpoint's session lives on this loop, and the loop would end if
+        # another engine, its last user, were returned in between.
         engine.start()
     return engine
 
