@@ -97,6 +97,7 @@ class Prices:
             usage.input_tokens > LINEAR_UP_TO_TOKENS or service_tier in TIERS
         ):
             return published.exact_usd(usage, batch, service_tier)
+        # Input tokens include those of the cache, which have prices of their own.
         plain = usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens
         return (
             plain * rates.input
@@ -152,6 +153,7 @@ def your_prices(settings: Settings) -> tuple[Rates, Rates] | None:
     if not prices:
         return None
     if any(isinstance(value, Mapping) for value in prices.values()):
+        # A model that your table doesn't name keeps its published price.
         prices = prices.get(settings.model_name) or prices.get(settings.model)
         if prices is None:
             return None
@@ -204,6 +206,7 @@ class Published:
         live = self._usd(usage, None, kept_an_hour=True)
         discounted = self._usd(usage, {"processing": "batch"}, kept_an_hour=True)
         share = BATCH_SHARES.get(self.provider_id)
+        # genai-prices answers with the live price where it lists none for batches.
         unlisted = discounted == live and share is not None
         return float(live * Decimal(str(share)) if unlisted else discounted)
 
@@ -213,6 +216,7 @@ class Published:
             return float(live)
         tiered = self._usd(usage, {"service_tier": service_tier})
         share = TIER_SHARES.get((self.provider_id, service_tier), 1.0)
+        # As for batches: an unchanged price may mean that the table doesn't know the tier.
         if tiered != live or share == 1.0:
             return float(tiered)
         return None if share is None else float(live * Decimal(str(share)))
@@ -259,6 +263,7 @@ def _published(model: str, provider: str, base_url: str) -> Published | None:
         from genai_prices.data_snapshot import get_snapshot
     except ImportError:
         return None
+    # The address tells more than the name: `openai:` with a base_url may lead anywhere.
     for place in ((None, base_url), (provider, None)):
         try:
             found_provider, found = get_snapshot().find_provider_model(model, None, *place)

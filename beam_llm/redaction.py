@@ -67,6 +67,7 @@ class Redactor:
             (_ENCODED_PIECE, _windows(map(_squeeze, encoded), _ENCODED_PIECE)),
         ]
         own_needles = _needles(secret)
+        # `touches` looks by `in`, which knows no case, so both are listed.
         cased = [needle for form in (secret.lower(), secret.upper()) for needle in _needles(form)]
         others = [needle for form in encoded for needle in _needles(form)]
         self._needles = tuple(dict.fromkeys([*own_needles, *cased, *others]))
@@ -78,6 +79,7 @@ class Redactor:
         """The text, cut to `MOST_READ` characters, with `[key]` for keys and escapes for characters
         that don't print.
         """
+        # Cut first: what follows takes time by the length, and the text is somebody else's.
         text = text[:MOST_READ]
         if self._word is not None:
             text = self._word.sub(MASK, text)
@@ -165,6 +167,7 @@ def _encodings(secret: str) -> list[str]:
             c if c.isalnum() else "".join(f"%{byte:02X}" for byte in c.encode()) for c in secret
         ),
     ]
+    # Base64 writes three bytes as four letters, so the key has three forms, by where it begins.
     for offset, before in enumerate((0, 2, 3)):
         encoded = base64.b64encode(b"\0" * offset + data).decode().rstrip("=")
         found.append(encoded[before : len(encoded) - 1])  # what its neighbours have no part in
@@ -197,6 +200,7 @@ def _masked(text: str, size: int, pieces: frozenset[str]) -> str:
     stands between its letters.
     """
     where = [i for i, character in enumerate(text) if character.isalnum()]
+    # One letter for each, also where lower case has two (`İ`), or the places would shift.
     letters = "".join([text[i].lower()[0] for i in where])
     spans = [
         (where[i], where[i + size - 1] + 1)

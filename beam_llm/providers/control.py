@@ -113,6 +113,7 @@ class ControlCalls:
                 wait = error.retry_after_seconds
                 if wait is None:
                     wait = 0.5 * 2**attempt * random.uniform(0.5, 1.0)
+                # With less than a second left, another try could only time out.
                 is_last = attempt == HARMLESS_TRIES - 1 or end - self._clock() - wait < 1.0
                 if is_last or error.status in final or wait > MOST_WAIT_SECONDS:
                     raise
@@ -174,6 +175,8 @@ class ControlCalls:
           CallError: there may be a job all the same.
         """
         try:
+            # Each API has its id elsewhere (Together's answer wraps the job), so the caller looks
+            # for it.
             return self.object("POST", url, seconds or self.seconds, data=data, id_field=None)
         except CallError as error:
             if not is_certain_no(error.status):
@@ -229,6 +232,7 @@ class ControlCalls:
             raise Rejected(
                 Kind.TOO_LARGE, f"the result file is larger than {most:,} bytes (max_file_bytes)"
             ) from None
+        # Before the status is looked at: a refusal tells the time just as well.
         self._note_time(answer.headers.get("date"))
         if answer.status >= 300:
             raise error_of(
@@ -261,6 +265,7 @@ class ControlCalls:
             time.
         """
         if self._ahead is None and not self._has_asked_time:
+            # Asked once, answered or not: who polls would else ask again at every look.
             self._has_asked_time = True
             with suppress(CallError):
                 self.call("GET", url, TIME_SECONDS)
@@ -272,6 +277,7 @@ class ControlCalls:
             named = parsedate_to_datetime(date or "").timestamp()
         except (ValueError, TypeError, OverflowError):
             return
+        # Only the first date counts: with the steady clock it gives a time that never goes back.
         if self._ahead is None and abs(named - self._wall()) <= MOST_CLOCK_ERROR_SECONDS:
             self._ahead = named - self._clock()
 

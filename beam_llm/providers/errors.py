@@ -79,6 +79,7 @@ def error_of(
         filter(None, (f"HTTP {status}", name, f"({param[:_MOST_NAME]})" if param else ""))
     )
     message = shown(f"{named}: {sentence}" if sentence else named, secret, log_data)
+    # Before the look at the key: this 403 is about one input, and must not end the pipeline.
     if status in (400, 403) and _FLAGGED_WORDS.search(sentence):
         return Rejected(Kind.REFUSED, message, status=status)
     is_bad_key = (
@@ -88,6 +89,8 @@ def error_of(
     )
     if is_bad_key and key_reference:
         message = f"{message} (api_key is {key_reference!r})"
+    # Words go before the status: a spent quota comes as 429, like a rate limit, but no wait mends
+    # it.
     if (
         words & _SPENT
         or is_bad_key
@@ -96,6 +99,7 @@ def error_of(
         or (words & _NO_MODEL and status < 500)
     ):
         return Aborted(Kind.ABORTED, message, status=status)
+    # Whether a 404 is about the address, the model or one job, only the caller knows.
     if status == 404:
         return missing(
             Kind.ABORTED if missing is Aborted else Kind.REJECTED, message, status=status
@@ -121,6 +125,7 @@ def _by_status(
 ) -> CallError:
     is_queue_full = "token_limit_exceeded" in words
     retryable = status in _RETRYABLE or status >= 500 or is_queue_full
+    # The header overrules the status, as it does in OpenAI's own SDK.
     should_retry = headers.get("x-should-retry")
     if should_retry == "true" or (retryable and should_retry != "false"):
         fallback = Kind.RATE_LIMITED if is_queue_full else Kind.UNAVAILABLE
@@ -300,6 +305,7 @@ def _error_in(body: Any) -> Any:
     """The error that a body holds, whatever its shape: mostly an object, perhaps a sentence."""
     if not isinstance(body, dict):
         return body
+    # An empty `error` beside other fields is a place that nobody filled: the sentence is in those.
     nested = body.get("error")
     return body if nested is None or (nested == "" and len(body) > 1) else nested
 

@@ -103,6 +103,8 @@ async def read_body(response: aiohttp.ClientResponse, most: int) -> bytes:
     """
     is_error = response.status >= 300
     limit = min(most, MOST_ERROR_BYTES) if is_error else most
+    # A declared length is refused unread; counting below covers bodies without one, and decoded
+    # ones.
     if not is_error and (response.content_length or 0) > limit:
         raise TooLarge
     parts, size = [], 0
@@ -151,6 +153,7 @@ async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 def _decoder(encoding: str, start: bytes) -> Any:
     """`deflate` comes with a zlib header, from some servers without, from others it is gzip."""
     is_raw = encoding == "deflate" and start[0] & 0x0F != 8 and not start.startswith(b"\x1f\x8b")
+    # Adding 32 lets zlib tell gzip from zlib by the header.
     return zlib.decompressobj(-zlib.MAX_WBITS if is_raw else zlib.MAX_WBITS | 32)
 
 
@@ -198,10 +201,14 @@ async def _call(
         async with asyncio.timeout(seconds), session(headers) as opened:
             sent = opened.request(
                 method,
+                # Ids in the address are quoted already; yarl would undo a part of that (`%3A`
+                # becomes `:`).
                 yarl.URL(url, encoded=True),
                 data=data,
                 proxy=proxy,
                 allow_redirects=False,
+                # The time-out around it is the bound: aiohttp's own, 300 s, would cut off long
+                # transfers.
                 timeout=aiohttp.ClientTimeout(total=None),
             )
             async with sent as response:

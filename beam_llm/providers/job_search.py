@@ -50,6 +50,8 @@ def find_jobs(
                 staged is not None and job.staged == staged
             ):
                 found[job.job_id] = job
+        # Only a list known to be newest first may be left early: in others, ours may stand behind
+        # old jobs.
         if not goes_on or (keeps_names and seen.is_past):
             break
     if not found:
@@ -99,9 +101,12 @@ class _Seen:
         """
         fresh = [job for job in page if job.job_id not in self._ids]
         self._pages += 1
+        # A page without a new job is an earlier one again, not the end of the list.
         self._is_cut = self._pages > self._most_pages or (bool(page) and not fresh)
         for job in fresh:
             self._ids.add(job.job_id)
+            # A job without a time (0.0) says nothing about the order, so the order is no longer
+            # relied on.
             self._is_newest_first &= 0.0 < job.created_at <= self._last
             self._last = job.created_at
             self._shows_names |= job.name is not None
@@ -122,6 +127,8 @@ class _Seen:
     def prove_absence(self, keeps_names: bool, keeps_inputs: bool) -> None:
         """Raises CannotTell where the list may have held our job unrecognized, or further on."""
         self.prove_end()
+        # A server that dropped all names would hide ours, too; one name shown proves that it keeps
+        # them.
         would_be_known = keeps_names or self._shows_names or (keeps_inputs and self._shows_inputs)
         if self._candidates and not would_be_known:
             raise CannotTell(

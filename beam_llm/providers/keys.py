@@ -33,11 +33,13 @@ def resolve_key(reference: str | None) -> str | None:
         raise _missing(
             reference, f"it is longer than {MOST_KEY_CHARACTERS:,} characters, which no key is"
         )
+    # None of these can be sent in a header.
     if not key.isascii() or not key.isprintable() or " " in key:
         raise _missing(
             reference,
             "it holds a character that no key has (a line break, perhaps, or more than one line)",
         )
+    # From here on no message of this process shows it, whoever wrote the message.
     remember(key)
     return key
 
@@ -63,6 +65,7 @@ def _from_file(reference: str, path: str) -> str:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise _missing(reference, "it is not a regular file")
         with open(path, encoding="utf-8") as file:
+            # A little more than the longest key: a longer one has to be noticed, not cut.
             return file.read(MOST_KEY_CHARACTERS + 100)
     except (OSError, ValueError) as error:
         raise _missing(

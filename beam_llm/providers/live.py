@@ -73,6 +73,7 @@ class LiveCalls:
             raise unreadable(
                 f"the reply is larger than {self._most_bytes:,} bytes (max_reply_bytes)"
             ) from None
+        # Nothing is written to a disk here, so any OSError is the connection's.
         except (aiohttp.ClientError, OSError) as error:
             raise http.broken(error, str(url)) from None
 

@@ -36,6 +36,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
         (pace.remaining_requests, pace.reset_requests_seconds),
         (pace.remaining_tokens, pace.reset_tokens_seconds),
     )
+    # A call needs both budgets, so the later of two resets is waited for.
     spent = [reset for remaining, reset in budgets if remaining == 0 and reset is not None]
     return max(spent) if spent else None
 
@@ -139,6 +140,7 @@ def duration_seconds(text: str | None) -> float | None:
     seconds = _number(text)
     if seconds is None:
         parts = _DURATION.findall(text)
+        # `findall` skips what it can't match: only a text that it used up is a duration.
         if "".join(number + unit for number, unit in parts) != text:
             return None
         seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)

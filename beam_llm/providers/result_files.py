@@ -37,6 +37,7 @@ def fetch_files(
                 _fetch_file(control, name, url, seconds, file, start)
             except CallError as error:
                 failed = failed or error
+                # Half a file would pass for a whole one with fewer lines.
                 file.truncate(start)
                 continue
             cut += cut_line(file, start)
@@ -60,6 +61,7 @@ def _fetch_file(
             answer.headers.get("content-encoding", "identity"),
         )
         written = file.tell() - start
+        # Of a compressed body the header counts the compressed bytes, which can't be compared.
         if length is not None and encoded == "identity" and length != str(written):
             raise Retryable(
                 Kind.UNAVAILABLE, f"file {name!r} was cut: {written:,} of {length[:20]} bytes"

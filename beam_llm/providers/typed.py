@@ -160,6 +160,7 @@ def loads(data: bytes | str) -> Any:
 
 
 def _integer(digits: str) -> int | float:
+    # Twenty digits hold any 64-bit number; converting more takes time that grows with their square.
     return int(digits) if len(digits) <= 20 else math.inf
 
 

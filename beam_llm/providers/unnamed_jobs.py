@@ -50,6 +50,7 @@ def name_in(custom_id: str, common: str) -> str:
     another's.
     """
     found = _TAG.search(custom_id)
+    # The first 18 characters are the hash between its hyphens; the attempt's number follows.
     if found is None or tag_of(f"{common}-0")[:18] != found[0][:18]:
         return ""
     return f"{common}-{int(found[2])}"
@@ -68,6 +69,7 @@ def write_tagged(body: IO[bytes], lines: Path, tag: bytes, head: bytes) -> int:
     start, before = len(LINE_HEAD), head
     with open(lines, "rb") as file:
         for line in file:
+            # A `custom_id` of ours needs no escapes, so the next quotation mark is its end.
             end = line.index(b'"', start)
             body.write(before + line[:end] + tag + line[end:].rstrip(b"\n"))
             before = b","
@@ -120,6 +122,7 @@ class UnnamedSearch:
                 found.append(dataclasses.replace(job, name=named))
             elif named is None and not is_others(job.job_id):
                 unclear.append(job)
+        # A job that was found is the answer; doubt matters only where there is none.
         if unclear and not found:
             raise_doubt(unclear)
         return found
@@ -134,6 +137,7 @@ class UnnamedSearch:
         is_late = custom_id == "" and (job.completed or job.failed)
         if custom_id is None or is_late:
             return None
+        # Results of an ended job don't change: each is read once, however often a search is made.
         self._first_ids[job.job_id] = custom_id
         return name_in(custom_id, common)
 

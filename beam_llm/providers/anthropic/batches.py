@@ -92,6 +92,8 @@ class AnthropicBatches:
         clock: Callable[[], float] = steady,
         wall: Callable[[], float] = time.time,
     ):
+        # A control call's time twice: until the create is given up, and for what has reached the
+        # server by then; and the time to send the lines, which are in its body.
         most_seconds = 2 * bounds.control_seconds + TRAITS.max_bytes / BYTES_A_SECOND
         self.traits = dataclasses.replace(TRAITS, create_seconds=most_seconds)
         self._place, self._key, self._cache, self._bounds = place, key, cache, bounds
@@ -169,6 +171,8 @@ class AnthropicBatches:
 
     def cancel(self, job_id: str) -> None:
         """Asks for cancellation; harmless where the job has ended or is not known."""
+        # Only a batch under way can be cancelled, and this one may have ended since it was looked
+        # at.
         with ignoring(400, 404, 409):
             self._control.harmless(
                 lambda seconds: self._control.call(
@@ -231,6 +235,7 @@ class AnthropicBatches:
             yield jobs
             if not page.get("has_more"):
                 return
+            # Without a readable job there is no id to go on behind; the lost one may stand there.
             if not jobs:
                 raise CannotTell("the list of jobs goes on behind what can't be read of it")
             after = jobs[-1].job_id

@@ -33,6 +33,7 @@ def remote_job(job: Mapping[str, Any], key: str | None = None) -> RemoteJob:
     completed = numbers["succeeded"]
     others = [numbers[name] for name in ("errored", "canceled", "expired")]
     failed = None if None in others else sum(number or 0 for number in others)
+    # No field holds the total; until the batch ends, all of it is counted under `processing`.
     total = None if None in numbers.values() else sum(number or 0 for number in numbers.values())
     is_over = status == "ended"
     return RemoteJob(
@@ -58,7 +59,7 @@ def _state(job: Mapping[str, Any], numbers: Mapping[str, int | None]) -> JobStat
 
 
 def _archived(job: Mapping[str, Any]) -> tuple[tuple[str, str, int | None], ...]:
-    """Results are kept for 29 days."""
+    """The note that results are gone, 29 days after the batch was created; empty before that."""
     if not job.get("archived_at"):
         return ()
     return (("archived", "its results were removed 29 days after it was created", None),)

@@ -60,6 +60,7 @@ def _message(result: Any, context: ErrorContext) -> Any:
         found = error_in(error if isinstance(error, dict) else {}, context)
         raise found
     said = shown(kind[:80], context.secret, context.log_data)
+    # Retryable: a fifth way to end may come with the next version of the API.
     raise unreadable(f"the line ended in a way that nobody has told us of: {said!r}")
 
 

@@ -14,9 +14,11 @@ use. Source: Anthropic's guide "Migrating to API version 2026-10-21", read 2026-
 
 
 class Place(NamedTuple):
-    """Attributes:
-    base_url: what paths are put behind; ends with the version, `/v1`.
-    key_reference: where the key is kept, for error messages.
+    """Where the API is.
+
+    Attributes:
+      base_url: what paths are put behind; ends with the version, `/v1`.
+      key_reference: where the key is kept, for error messages.
     """
 
     base_url: str

@@ -67,8 +67,10 @@ def _completion(
     block = message.content[-1]
     if block.type != "text" or not block.text:
         return None
+    # Thoughts come before the text; any other block, or a second text, is for the full reader.
     if len(message.content) > 1 and any(b.type not in _THOUGHTS for b in message.content[:-1]):
         return None
+    # Nothing is masked here: a reply that may hold the key is left to the reader that does.
     if redactor is not None and (
         redactor.touches_plainly(block.text) or not redactor.leaves(message.model)
     ):

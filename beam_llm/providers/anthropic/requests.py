@@ -63,6 +63,7 @@ def _body(
 
 def _put_extra(body: dict[str, Any], extra: Mapping[str, Any]) -> None:
     for name, value in sorted(extra.items()):
+        # Ours goes last there: `format` follows from the output, all else in it is the user's.
         both = isinstance(value, Mapping) and name == "output_config"
         body[name] = {**value, **body.get(name, {})} if both else value
 
@@ -101,6 +102,7 @@ def _ask_for_shape(body: dict[str, Any], request: Request, dialect: Dialect) -> 
         body["output_config"] = {"format": {"type": "json_schema", "schema": closed}}
         return
     schema = closed or request.schema
+    # A tool's input is always an object, so a schema of anything else can only be told.
     if dialect.reply_format in (SCHEMA, TOOL) and schema.get("type") == "object":
         described = "Takes the reply, all of it."
         tool = {"name": TOOL_NAME, "description": described, "input_schema": schema}

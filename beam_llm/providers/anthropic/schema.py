@@ -69,6 +69,7 @@ def _unions(node: Schema) -> int:
 def _is_recursive(schema: Schema) -> bool:
     """Whether a definition is inside of itself."""
     uses = {name: _references(node) for name, node in schema.get("$defs", {}).items()}
+    # As many rounds as there are definitions follow the longest chain of references to its end.
     for _ in uses:
         uses = {
             name: found.union(*(uses.get(other, set()) for other in found))

@@ -140,8 +140,10 @@ class Clients:
         config = Config(
             connect_timeout=min(CONNECT_SECONDS, seconds),
             read_timeout=seconds,
+            # Repeats are `harmless`'s to decide, and a create has none.
             retries={"total_max_attempts": 1},
         )
+        # `base_url` is Bedrock's; where S3 is, AWS's own settings say.
         url = self._place.base_url if service == "bedrock" else None
         return self._session.client(service, config=config, endpoint_url=url)
 

@@ -92,6 +92,7 @@ class JobOptions(NamedTuple):
     @classmethod
     def of(cls, settings: Settings) -> JobOptions:
         given = settings.provider_options or {}
+        # Rounded up: the API takes whole hours.
         hours = int(-(-(settings.job_deadline_hours or LEAST_HOURS) // 1))
         return cls(
             given.get("role_arn", ""),
@@ -170,6 +171,7 @@ class BedrockBatches:
         body: dict[str, Any] = {
             "jobName": job_name(name),
             "roleArn": self._options.role_arn,
+            # What makes a repeated create harmless: the same token gives the same job.
             "clientRequestToken": token_of(name),
             "modelId": self._place.model,
             "inputDataConfig": {
@@ -194,6 +196,7 @@ class BedrockBatches:
         if not is_certain_no(error.status):
             raise error
         code, message = self._clients.last_words
+        # There is a job of that name; where the list doesn't show it yet, the create is repeated.
         if code == "ConflictException":
             found = self.find(name.rpartition("-")[0], staged, 0.0)
             mine = [job for job in found if job.name == job_name(name)]
@@ -223,6 +226,7 @@ class BedrockBatches:
             name_prefix(name),
             staged,
             since,
+            # The query asks for the newest first, and a summary shows the job's name.
             keeps_names=True,
             most_pages=self._bounds.list_pages,
         )

@@ -71,6 +71,7 @@ class BedrockChat:
         signer = self._signer
         if signer is None:
             return await self._calls.post(url, body, timeout_seconds)
+        # Credentials are kept for a minute and may end within it; a second refusal is an answer.
         for _ in range(2):
             headers = await signer.headers(url, body)
             answer = await self._calls.post(url, body, timeout_seconds, headers)

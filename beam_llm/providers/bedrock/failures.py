@@ -89,6 +89,7 @@ def _answered(
     meta, said = response.get("ResponseMetadata") or {}, response.get("Error") or {}
     status, headers = meta.get("HTTPStatusCode"), meta.get("HTTPHeaders") or {}
     code = code_of(word(said.get("Code")))
+    # An error without a status of its own is the service's failure, and may be tried again.
     if not isinstance(status, int) or status < 300:
         status = 500
     return named_error(status, headers, code, word(said.get("Message")), context, missing)

@@ -90,6 +90,7 @@ def remote_job(job: Mapping[str, Any], context: ErrorContext) -> RemoteJob:
         state=state,
         word=status,
         created_at=_seconds(job.get("submitTime")),
+        # Each job has its own folder below the output's address, named by the last part of its ARN.
         result_files=(f"{output.rstrip('/')}/{folder}/",) if state.has_ended and output else (),
         name=name if isinstance(name, str) else None,
         staged=_uri(job, "inputDataConfig", "s3InputDataConfig") or None,

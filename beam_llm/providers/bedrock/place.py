@@ -20,9 +20,12 @@ _S3_URI = re.compile(r"s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](/[-!_*'().a-zA-Z0-9
 
 
 class Place(NamedTuple):
-    """Attributes:
-    model: its id, the id of an inference profile, or an ARN.
-    base_url: of all of Bedrock, where it is not Amazon's own.
+    """Where Bedrock is, which model is asked, and with whose credentials.
+
+    Attributes:
+      model: its id, the id of an inference profile, or an ARN.
+      profile: of AWS's configuration, where the credentials are a profile's.
+      base_url: of all of Bedrock, where it is not Amazon's own.
     """
 
     region: str

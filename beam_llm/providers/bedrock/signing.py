@@ -80,6 +80,7 @@ def _moment(second: int) -> str:
 def _beginning(url: yarl.URL) -> str:
     """Of the form that is signed: the path encoded once more, no query, the first headers."""
     host = url.raw_host if url.is_default_port() else f"{url.raw_host}:{url.port}"
+    # SigV4 wants the path encoded twice, for every service but S3.
     path = quote(url.raw_path, safe="/-_.~")
     return f"POST\n{path}\n\ncontent-type:{_CONTENT_TYPE}\nhost:{host}\nx-amz-date:"
 
@@ -108,6 +109,7 @@ class Signer:
         """
         if self._signature is None or time.monotonic() >= self._until:
             async with self._renewing:
+                # Another call may have renewed it while this one waited for the lock.
                 if self._signature is None or time.monotonic() >= self._until:
                     self._signature = await asyncio.to_thread(self._renewed)
         return self._signature.headers(url, body, time.time())

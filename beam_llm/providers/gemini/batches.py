@@ -144,6 +144,8 @@ class GeminiBatches(GoogleBatches):
         try:
             fetch_files(self._control, files, self._bounds.transfer_seconds, path)
         except Aborted as error:
+            # The API's 403 for a lost file reads as a refused key, which would end the whole
+            # pipeline.
             if is_gone(error):
                 raise Rejected(Kind.REJECTED, error.message, status=error.status) from None
             raise
@@ -159,6 +161,7 @@ class GeminiBatches(GoogleBatches):
 
 def _inline(line: bytes) -> bytes:
     """A line of a file as an inline request: its key goes into the metadata, which is echoed."""
+    # The line is `encode_line`'s own, whose key has no escapes: it can be cut without parsing.
     key, _, request = line.rstrip(b"\n").removeprefix(b'{"key":"').partition(b'","request":')
     return b'{"request":' + request[:-1] + b',"metadata":{"key":"' + key + b'"}}'
 

@@ -30,6 +30,7 @@ def upload(
     size = path.stat().st_size
 
     def once(seconds: float) -> str:
+        # Each try begins anew: to go on with an upload, one would have to ask how far it came.
         url = _begin(control, place, name, size, seconds)
         with open(path, "rb") as file:
             answer = control.call(
@@ -64,6 +65,7 @@ def _begin(control: ControlCalls, place: Place, name: str, size: int, seconds: f
             "X-Goog-Upload-Header-Content-Type": CONTENT_TYPE,
         },
     )
+    # The key is sent along with the bytes, so the address may name the path, but not the host.
     url = place.same_origin(answer.headers.get("x-goog-upload-url", ""))
     if url is None:
         raise unreadable("the answer has no usable address for the upload")

@@ -85,7 +85,9 @@ class GoogleBatches:
             name,
             staged,
             since,
+            # Names are shown, but the list's order is not known: absence is proven at its end only.
             keeps_names=False,
+            # The bound is of pages of the usual size; of smaller ones there may be more.
             most_pages=self._bounds.list_pages * USUAL_PAGE_JOBS // self.page_jobs,
         )
 

@@ -61,6 +61,7 @@ def remote_job(found: Mapping[str, Any], context: ErrorContext) -> RemoteJob:
     file = identifier_of(output.get("responsesFile"), context.secret)
     name = batch.get("displayName")
     status, state = state_in(batch.get("state"), context.secret)
+    # A state that isn't known counts as running, and would be waited for although all is done.
     if found.get("done") is True and not state.has_ended:
         state = JobState.FAILED if found.get("error") else JobState.COMPLETED
     errors, cause = failure_in(found.get("error") or batch.get("error"), context)
@@ -105,6 +106,7 @@ def failure_in(
     )
     sentence = shown(word(fields.get("message") or error), context.secret, context.log_data)
     found = error_of(status_of_error(error), {}, {"error": error}, **context._asdict())
+    # A bare refusal has no remedy for the whole job: its lines are judged one by one.
     cause = reason_of(found)
     return ((code, sentence, None),), None if isinstance(
         cause, Rejected

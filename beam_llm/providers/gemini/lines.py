@@ -68,6 +68,7 @@ def reply_of(key: str, payload: dict[str, Any], context: ErrorContext) -> LineRe
     """What a line says of the request that `key` names."""
     try:
         error = payload.get("error") or payload.get("status")
+        # Vertex AI has an empty `status` beside a good response.
         if payload.get("response") is not None and not error:
             return LineReply(key, completion_of(payload["response"], context))
         return LineReply.failed(key, _line_error(error, context))

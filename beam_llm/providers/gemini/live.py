@@ -73,6 +73,7 @@ class GeminiChat:
             if status < 300:
                 return decode_reply(reply, access.context, headers)
             about = status == 400 and refuses_schema(reply[:4000].decode("utf-8", "replace"))
+            # Asked in words already, or without a schema: nothing is left to change.
             if in_words or request.schema is None or not about:
                 raise error_of(status, headers, reply, **access.context._asdict())
             in_words = True

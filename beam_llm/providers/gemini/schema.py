@@ -163,6 +163,7 @@ class _Sizes:
         if found is None or name not in self._definitions:
             raise _Beyond
         if found == (-1, -1):
+            # None marks what is being counted, so that a way back to it is noticed.
             self._known[name] = None
             self._known[name] = found = self.of(self._definitions[name])
         return found

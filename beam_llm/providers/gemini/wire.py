@@ -81,6 +81,7 @@ def _body(request: Request, in_words: bool) -> dict[str, Any]:
     body: dict[str, Any] = {"contents": contents}
     if system:
         if is_plain:
+            # Gemma refuses a system instruction, so it becomes the beginning of the prompt.
             before = [{"text": f"{text}\n\n"} for text in system]
             contents[0]["parts"] = [*before, *contents[0]["parts"]]
         else:
@@ -243,6 +244,7 @@ def usage_of(usage: Any) -> Usage:
     inputs = token_count(usage.get("promptTokenCount"))
     inputs += token_count(usage.get("toolUsePromptTokenCount"))
     thoughts = token_count(usage.get("thoughtsTokenCount"))
+    # Thoughts stand beside the candidates' tokens here, and are billed as output.
     outputs = token_count(usage.get("candidatesTokenCount")) + thoughts
     cached = token_count(usage.get("cachedContentTokenCount"))
     inputs, outputs = token_count(inputs), token_count(outputs)

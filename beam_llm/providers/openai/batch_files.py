@@ -38,6 +38,7 @@ from beam_llm.values import Request
 PENDING_PAGES = 10
 _PAGE_JOBS = 100
 
+# Anthropic's rule: OpenAI demands an id that is unique and publishes no form for it.
 _CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -76,6 +77,8 @@ class DialectBatches:
         self._window_hours: int | None = self._options.get(WINDOW_OPTION)
         hours = self._window_hours
         seconds = hours * 3600.0 if hours else self._api.traits.window_seconds
+        # A control call's time twice: until the create is given up, and for what has reached the
+        # server by then.
         self.traits = dataclasses.replace(
             self._api.traits, create_seconds=2 * bounds.control_seconds, window_seconds=seconds
         )
@@ -160,6 +163,8 @@ class DialectBatches:
 
     def _cancel_at(self, url: str, *harmless: int) -> None:
         """Asks for cancellation; harmless where the job is not known, or as these statuses say."""
+        # Cancelling a job that has ended is a 409 at OpenAI; any other verb's 409 would be tried
+        # again.
         with ignoring(404, 409, *harmless):
             self._control.harmless(
                 lambda seconds: self._control.call("POST", url, seconds, missing=UnknownJob),
@@ -268,6 +273,7 @@ class DialectBatches:
             fields[field] = filename if value == "{name}" else value
 
         def once(seconds: float) -> str:
+            # Opened by each try: the one before may have sent half of it.
             with open(lines, "rb") as file:
                 form = aiohttp.FormData(fields)
                 form.add_field(
@@ -305,4 +311,5 @@ class DialectBatches:
 
 def without_model(body: bytes, model: str) -> bytes:
     """A request's body without its model, for an API that wants it named with the job."""
+    # `encode_body` writes the model first, so that it can be cut off without parsing.
     return b"{" + body.removeprefix(b'{"model":' + orjson.dumps(model) + b",")

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def _request_id(headers: Mapping[str, str]) -> str | None:
-    """Mistral's has a name of its own."""
+    """The request's id, from the header that the server has for it; Mistral's has its own name."""
     return headers.get("x-request-id") or headers.get("mistral-correlation-id")
 
 
@@ -93,6 +93,7 @@ class OpenAIChat:
         again = await self._calls.post(
             self._place.chat_url, encode_body(request, dialect, self._service_tier), timeout_seconds
         )
+        # Without this second look, a short outage would cost the model its schema for good.
         if again[0] < 300:  # a server that has recovered, and nothing to be learned
             dialect.works = True
             found = again

@@ -106,6 +106,7 @@ class Dialect:
         ):
             return None
         self.failures += 1
+        # A bare 500 may be an outage, so a trial comes after several of them, and twice at most.
         if self.failures not in (4, 12):
             return None
         return replace(
@@ -117,6 +118,7 @@ class Dialect:
         if self.reply_format == WORDS:
             return False
         self.reply_format = JSON_OBJECT if self.reply_format == JSON_SCHEMA else WORDS
+        # The new form has to prove itself, and gets its own trials.
         self.works, self.failures = False, 0
         return True
 

@@ -58,6 +58,7 @@ class FireworksBatches(DialectBatches):
         """Puts a job's lines into a new dataset; returns its id."""
         dataset = f"beam-llm-{uuid.uuid4().hex}"
         body = orjson.dumps({"datasetId": dataset, "dataset": {"userUploaded": {}}})
+        # The id is new and random, so what is there already comes of a try whose answer was lost.
         with ignoring(409):
             self._control.harmless(
                 lambda seconds: self._control.call(
@@ -90,6 +91,7 @@ class FireworksBatches(DialectBatches):
         try:
             return self._job(self._control.create(url, orjson.dumps(body), reason_of))
         except NotCreated as no:
+            # A 409 is about the id: an earlier create went through, and the job is there.
             if no.status != 409:
                 raise
         return self.look(job_id)
@@ -106,6 +108,7 @@ class FireworksBatches(DialectBatches):
         are: without the key.
         """
         urls = [pair for dataset in job.result_files for pair in self._files_of(dataset)]
+        # The addresses are signed and of another host: they need no key, and must not be sent one.
         context = self._context._replace(key_reference=None)
         plain = ControlCalls(context, self._bounds, {}, http.proxy_for(self._place.base_url))
         try:
@@ -182,6 +185,7 @@ class FireworksBatches(DialectBatches):
         verb: str = "",
         query: Mapping[str, str] | None = None,
     ) -> str:
+        # Chats are under /inference/v1; jobs and datasets stand beside that.
         root = self._place.base_url.removesuffix("/inference/v1")
         account = quote(str(self._options.get("account_id", "")), safe="")
         path = f"{root}/v1/accounts/{account}/{kind}"

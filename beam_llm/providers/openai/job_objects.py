@@ -64,6 +64,7 @@ def remote_job(job: Mapping[str, Any], log_data: bool = False, key: str | None =
     job_id = identifier_of(job.get("id"), key)
     if job_id is None:
         raise unreadable("the answer has no usable job id")
+    # Together writes its states in capitals.
     status = redactor_of(key).identifier(word(job.get("status"))[:100]).lower() or "validating"
     state = _STATES.get(status, JobState.RUNNING)
     counts = job.get("request_counts")
@@ -72,6 +73,7 @@ def remote_job(job: Mapping[str, Any], log_data: bool = False, key: str | None =
     metadata = metadata if isinstance(metadata, dict) else {}
     name = metadata.get(FINGERPRINT)
     errors = tuple(_job_errors(job.get("errors") or job.get("error"), log_data, key))
+    # Both files, in every state: an expired or cancelled job's finished lines are paid for, too.
     files = (identifier_of(job.get(name), key) for name in ("output_file_id", "error_file_id"))
     return RemoteJob(
         job_id=job_id,
@@ -79,6 +81,7 @@ def remote_job(job: Mapping[str, Any], log_data: bool = False, key: str | None =
         word=status,
         created_at=seconds_of(job.get("created_at")),
         result_files=tuple(file for file in files if file is not None),
+        # None: the server may show no metadata at all. Empty: it shows somebody else's.
         name=None if not metadata else name if isinstance(name, str) else "",
         staged=identifier_of(job.get("input_file_id"), key),
         completed=count_of(counts.get("completed")),
@@ -99,6 +102,7 @@ def _cause(errors: Sequence[tuple[str, str, int | None]]) -> CallError | None:
     code, _, line = errors[0]
     if any(word in code for word in _SPENT_WORDS):
         return Aborted(Kind.ABORTED, f"the provider's validation failed: {said}")
+    # An error with a line's number is about a record, and may quote words like these from it.
     if line is None and _says_input_gone(said, None):
         return InputGone(Kind.REJECTED, f"the provider's validation failed: {said}")
     return None

@@ -57,6 +57,7 @@ def _line_error(response: Any, error: Any, context: ErrorContext) -> CallError:
     or nothing at all.
     """
     status = status_of(response.get("status_code")) if isinstance(response, dict) else None
+    # Read as a lost answer, which is asked for again, and never as an empty one.
     if error is None and status is None:
         return no_answer()
     named = status if status is not None and status >= 400 else None

@@ -75,6 +75,8 @@ def _in_openai_shape(job: Mapping[str, Any]) -> dict[str, Any]:
     inputs, total = job.get("input_files"), count_of(job.get("total_requests"))
     counts = {
         "total": total,
+        # Not `completed_requests`: a job's SUCCESS means that all were processed, not that all
+        # succeeded.
         "completed": job.get("succeeded_requests"),
         "failed": job.get("failed_requests"),
     }

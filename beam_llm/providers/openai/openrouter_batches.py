@@ -39,6 +39,7 @@ class OpenRouterBatches(DialectBatches):
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
+        # The create's body holds all lines, so the time to send them is a part of it.
         seconds = self.traits.create_seconds + self.traits.max_bytes / BYTES_A_SECOND
         self.traits = dataclasses.replace(self.traits, create_seconds=seconds)
 
@@ -136,6 +137,7 @@ class OpenRouterBatches(DialectBatches):
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
         """Removes an ended job and its results; harmless where it is gone."""
+        # There is no cancelling, so that a job under way is left to its end.
         if job is None or not job.state.has_ended:
             return
         url = self._place.url(f"/batches/{in_path(job.job_id)}")

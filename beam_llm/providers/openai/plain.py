@@ -19,6 +19,7 @@ _Tokens = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
 _ShortName = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 
+# `gc=False`: a reply's structs hold no cycles, so the collector needn't track any of them.
 class _Message(msgspec.Struct, gc=False):
     content: Annotated[str, msgspec.Meta(min_length=1)]
     refusal: None = None
@@ -93,10 +94,12 @@ def _plain_completion(
     thoughts = details_out.reasoning_tokens or 0 if details_out is not None else 0
     if finish is None or cached > tokens.prompt_tokens or thoughts > tokens.completion_tokens:
         return None
+    # xAI counts thoughts beside the completion: `usage_of` adds them.
     if thoughts and tokens.total_tokens != tokens.prompt_tokens + tokens.completion_tokens:
         return None
     tier = body.service_tier or tokens.service_tier
     if redactor is not None:
+        # Nothing is masked here: a reply that may hold the key is left to the reader that does.
         if redactor.touches_plainly(choice.message.content):
             return None
         if not redactor.leaves(body.model) or (tier is not None and not redactor.leaves(tier)):

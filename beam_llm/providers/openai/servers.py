@@ -198,6 +198,7 @@ TOGETHER = Server(
         upload_path="/files/upload",
         upload_fields={"file_name": "{name}", "file_type": "jsonl"},
         names_url=False,
+        # A job's metadata is dropped; the id of its input file is kept, and proves as much.
         keeps_metadata=False,
         keeps_inputs=True,
         traits=_like_openai(
@@ -225,6 +226,7 @@ GROQ = Server(
     batch=BatchApi(
         longest_hours=7 * 24,
         traits=_like_openai(
+            # 100 MB a file, kept below by 5 %.
             max_bytes=95_000_000,
             caveats=("the batch price is that of a documented list of models",),
         ),
@@ -286,6 +288,7 @@ MISTRAL = Server(
         kind="mistral",
         names_url=False,
         longest_hours=7 * 24,
+        # A million requests and 512 MB a file, kept below by 5 %.
         traits=_like_openai(max_requests=1_000_000, max_bytes=485_000_000),
     ),
     source="docs.mistral.ai/api, SDK 3.7.0, recorded traffic of 2026-08, 2026-11",

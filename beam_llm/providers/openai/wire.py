@@ -59,12 +59,14 @@ def encode_body(request: Request, dialect: Dialect, service_tier: str | None = N
     if service_tier is not None:
         body["service_tier"] = service_tier
     for name, value in sorted(request.extra.items()):
+        # OpenRouter's `provider` may hold the user's own routing, which joins ours.
         ours = body.get(name) if name in dialect.beside_a_schema else None
         if isinstance(ours, Mapping) and isinstance(value, Mapping):
             value = {**ours, **value}
         body[name] = value
     try:
         return orjson.dumps(body)
+    # Half a character (a lone surrogate), which JSON has no way to write.
     except TypeError:
         body["messages"] = [
             {"role": m.role, "content": without_surrogates(m.content)} for m in request.messages
@@ -134,11 +136,13 @@ def completion_of(
     choice = _first_choice(choices)
     if choice is None:
         _raise_error_in(payload, context)
+        # An empty list of choices is a reply all the same: it is read as one without text.
         if choices or "choices" not in payload:
             raise unreadable("the reply is no chat completion")
     choice = choice or {}
     message = choice.get("message")
     if not isinstance(message, dict):
+        # Some servers answer in the shape of the older completions API, with `text` in the choice.
         message = {"content": choice.get("text") if message is None else message}
     text = text_of(message.get("content"))
     if text is not None:
@@ -163,7 +167,7 @@ def completion_of(
 
 
 def _tier_of(payload: Mapping[str, Any]) -> Any:
-    """Mistral's stands in the usage."""
+    """The service tier that the reply names; Mistral names it in the usage."""
     usage = payload.get("usage")
     return payload.get("service_tier") or (
         usage.get("service_tier") if isinstance(usage, dict) else None
@@ -271,6 +275,7 @@ def usage_of(usage: Any) -> Usage:
     outputs = token_count(usage.get("completion_tokens"))
     cached, written = _details(usage.get("prompt_tokens_details"), "cached", "cache_write")
     (thoughts,) = _details(usage.get("completion_tokens_details"), "reasoning")
+    # Else thoughts are a part of the completion's tokens, and adding them would count them twice.
     if thoughts and token_count(usage.get("total_tokens")) == inputs + outputs + thoughts:
         outputs += thoughts
     cached = min(cached, inputs)

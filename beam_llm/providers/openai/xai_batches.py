@@ -45,6 +45,7 @@ class XaiBatches(DialectBatches):
     def fetch(self, job: RemoteJob, path: Path) -> None:
         """Writes the results, page by page, as lines of OpenAI's shape."""
         end = self._clock() + self._bounds.transfer_seconds
+        # Each page is bounded by itself; how many there are is the server's word.
         left, most = self._bounds.file_bytes, self._bounds.file_bytes
         pages = self._walk(f"/batches/{in_path(job.job_id)}/results", "results")
         with open(path, "wb") as file:
@@ -120,6 +121,7 @@ _COUNTS = ("requests", "pending", "success", "error", "cancelled")
 def _status_of(job: Mapping[str, Any], counts: Mapping[str, int | None]) -> str:
     if job.get("cancel_time"):
         return "failed" if job.get("cancel_by_xai_message") else "cancelled"
+    # Nothing is counted yet: no pending requests would else read as a job that has completed.
     if not counts["requests"]:
         return "validating"
     return "completed" if counts["pending"] == 0 else "in_progress"

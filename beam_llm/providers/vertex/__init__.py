@@ -106,6 +106,7 @@ def connect(settings: Settings) -> GeminiChat:
     from beam_llm.providers.http import Bounds
     from beam_llm.providers.vertex.live import TokenAccess
 
+    # Once more beside `check`: no client is made that would send credentials in the clear.
     refuse_plain_http(settings)
     place = Place.of(settings)
     context = ErrorContext(None, place.key_reference, settings.log_data)
@@ -121,6 +122,7 @@ def connect_batch(settings: Settings) -> VertexBatches:
     from beam_llm.providers.vertex.batches import VertexBatches
     from beam_llm.stores import store_at
 
+    # See `connect`.
     refuse_plain_http(settings)
     given = _given_token(settings)
     return VertexBatches(

@@ -59,6 +59,7 @@ class _Control(ControlCalls):
         self._token = token
 
     def call(self, method: str, url: str, seconds: float, **more: Any) -> Answer:
+        # For each call: a job's transfers and polls outlast a token's hour.
         token = self._token()
         self._context = self._context._replace(secret=token.value)
         return super().call(method, url, seconds, headers=token.headers, **more)
@@ -162,5 +163,7 @@ class VertexBatches(GoogleBatches):
 
 
 def _publisher(model: str) -> str:
-    """`projects/…/publishers/google/models/m` → `publishers/google/models/m`."""
+    """A model's name as a job takes it: `projects/…/publishers/google/models/m` from
+    `publishers/` on.
+    """
     return model[model.index("publishers/") :]

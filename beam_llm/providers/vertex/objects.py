@@ -222,6 +222,7 @@ def _key_of(request: Any, ids: Ids) -> str | None:
         return label if waiting is None or ids.digests[label] == digest else None
     if waiting is None:
         return None
+    # Equal questions are interchangeable, as long as each of them gets one of the answers.
     waiting.rotate(-1)
     return waiting[-1]
 
