@@ -164,6 +164,7 @@ def upstream_transforms(pcoll: pvalue.PCollection) -> Iterator[Any]:
             continue
         seen.add(id(applied))
         yield applied.transform
+        # A pipeline's beginning (PBegin) is an input without a producer.
         producers = (getattr(source, "producer", None) for source in applied.inputs)
         todo.extend([applied.parent, *(producer for producer in producers if producer is not None)])
 

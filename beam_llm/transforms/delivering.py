@@ -52,7 +52,10 @@ def divide(
 
 
 class _PassOn(beam.DoFn):
-    """A tuple costs 0.5 µs an element; a generator or `beam.Map` half as much again."""
+    """Passes every Prediction on as it is.
+
+    A tuple costs 0.5 µs an element; a generator or `beam.Map` half as much again.
+    """
 
     def process(self, prediction: Prediction) -> tuple[Prediction]:
         return (prediction,)
@@ -66,6 +69,7 @@ class _Divide(beam.DoFn):
 
     def process(self, prediction: Prediction) -> Iterator[Any]:
         shape = self._shape
+        # An answer that has no place in a row is a failure as well, though the model gave one.
         failure = prediction.error if shape is None else shape.cell(prediction)[1]
         if failure is not None:
             yield pvalue.TaggedOutput(

@@ -66,6 +66,7 @@ class DriveJobs(beam.PTransform):
             else DriveAsSdf
         )
         if not runners.is_local(refs.pipeline):
+            # All refs come from one planner: fused with it, one worker would wait for every job.
             refs = refs | "Spread jobs" >> beam.Reshuffle()
         driving = beam.ParDo(kind(self._settings, self._envelopes)).with_output_types(Prediction)
         predictions = refs | "Drive" >> driving
@@ -97,6 +98,7 @@ class JobRunner:
         )
         self._reader = EnvelopeReader(self.store, envelopes, allow_pickle=settings.allow_pickle)
         self._meter = Meter()
+        # An outcome without a request id was in no line of a job, so None is counted as live.
         self._live_ids: set[str | None] = {None}
         self._guard = JobGuard.of(settings, self._meter, self._live_ids)
         QUIET_GC.acquire()
@@ -216,6 +218,8 @@ class DriveInLoop(beam.DoFn):
         self._refs.append(resolve(self._jobs.store, ref))
 
     def finish_bundle(self) -> Iterator[Any]:
+        # All jobs of the bundle are waited for together; in `process` each would wait for the one
+        # before it.
         for _, answers in run_jobs(self._jobs.driver, self._refs, time.sleep, _report_waiting):
             yield from self._jobs.predictions(answers)
 
@@ -244,6 +248,7 @@ class DriveAsSdf(beam.DoFn):
         ),
     ) -> Iterator[Any]:
         ref = resolve(self._jobs.store, ref)
+        # Without a seed it reads as the beginning of time, and holds back all that comes after.
         if watermark.current_watermark() is None:
             watermark.set_watermark(Timestamp(micros=ref.min_timestamp))
         position = Position(*tracker.current_restriction())
@@ -253,6 +258,8 @@ class DriveAsSdf(beam.DoFn):
                 return
             result = self._jobs.step(ref, position.phase)
             position = _after(position, result)
+            # Claimed after the look, for a claim is where to go on from. If the runner has split
+            # meanwhile, the residual looks again; the ledger makes that harmless.
             if not tracker.try_claim(position):
                 return
             if isinstance(result, Ready):

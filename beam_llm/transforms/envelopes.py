@@ -186,7 +186,7 @@ class EnvelopeReader:
             ) from error
 
     def _turn_to(self, name: bytes) -> None:
-        """Neighbours have one coder, nearly always."""
+        """Makes `name`'s decoder the current one: neighbours have the same coder, nearly always."""
         if name not in self._decoders:
             self._decoders[name] = self._load(name).get_impl().decode
         self._name, self._decode = name, self._decoders[name]

@@ -50,6 +50,7 @@ def form_in_bundles(settings: Settings, windowfn: Any) -> FormInBundles:
     return (FormInBundles if isinstance(windowfn, _ONE_WINDOW) else FormInBundlesByWindow)(settings)
 
 
+# Only Beam's own are known to give an element one window; a user's function may give several.
 _ONE_WINDOW = (GlobalWindows, FixedWindows, Sessions)
 
 
@@ -126,6 +127,7 @@ class PromptBatcher:
     def restart(self) -> None:
         """As if no element had been seen."""
         self._reader.restart()
+        # What a bundle that failed has left in it belongs to that bundle's retry.
         self._batcher.flush()
 
     def add(self, arrived: WindowedValue) -> Sequence[PromptBatch]:

@@ -152,6 +152,7 @@ class ChooseBuffers(beam.DoFn):
             if self._by_window
             else GlobalWindow()
         )
+        # Not `hash`, whose result for bytes is another one in every process.
         return WindowedValue((zlib.crc32(data) % self._shards, data), arrived.timestamp, [window])
 
 

@@ -108,6 +108,7 @@ class JobGuard:
         outcomes, tally = future.result()
         alone = outcomes[0]
         arrived, value, outcome = answer
+        # Outcomes of jobs hold the ledger's JSON; the one asked alone holds a typed value.
         packed = outcome._replace(value=value)
         same = same_outcome(packed, alone, self._alone.dump)
         if same is not None:

@@ -67,6 +67,7 @@ class InFlight:
         self._awaited = 0
 
     def add(self, future: Future[Asked], batch: PromptBatch) -> None:
+        # Noted first: a future that is done already calls back here and now, on this thread.
         self._running[future] = batch
         future.add_done_callback(self._land)
 
@@ -91,6 +92,7 @@ class InFlight:
     def _wait_for(self, at_most: int) -> None:
         """Blocks until no more than `at_most` are in the air."""
         self._awaited = at_most
+        # Cleared before the count is looked at: a reply that lands in between sets it again.
         self._enough.clear()
         if len(self._running) - len(self._landed) > at_most:
             self._enough.wait()
@@ -136,6 +138,7 @@ class CallModel(beam.DoFn):
 
     def start_bundle(self) -> None:
         self._in_flight.cancel()  # of a bundle that failed elsewhere
+        # A new one: late callbacks of the old one's calls must not be counted in this bundle.
         self._in_flight = InFlight(self._engine.useful_asks)
 
     def process(self, batch: PromptBatch) -> Iterator[Any]:
@@ -158,7 +161,10 @@ class CallModel(beam.DoFn):
             QUIET_GC.release()
 
     def _finished(self, *, all_of_them: bool) -> Iterator[Any]:
-        """A bundle that fails here, or below here, takes its calls along."""
+        """Predictions of the prompt batches that have landed.
+
+        A bundle that fails here, or below here, takes its calls along.
+        """
         done = False
         try:
             for batch, asked in self._in_flight.landed(all_of_them=all_of_them):
@@ -172,8 +178,10 @@ class CallModel(beam.DoFn):
     def _predictions(
         self, batch: PromptBatch, outcomes: Sequence[Outcome], tally: Tally
     ) -> list[WindowedValue]:
-        """Each where its element was."""
+        """The batch's Predictions, each at its element's timestamp and in its windows."""
         self._meter.outcomes(outcomes, tally)
+        # In several windows each, perhaps, and yet not multiplied: Beam multiplies by the windows
+        # of the input, and a prompt batch is in one (see `in_one_window`).
         return [
             arrived.with_value(Prediction.of(arrived.value, outcome.value, outcome))
             for arrived, outcome in zip(batch.elements, outcomes, strict=True)

@@ -79,6 +79,7 @@ class Meter:
             self._packed.update(records)
         self.post(Counter({f"warnings_{what}": count for what, count in tally.warnings.items()}))
         self._owed_seconds += tally.throttled_seconds
+        # Counters are whole numbers: what is left of a second is posted with the next ones.
         if self._owed_seconds >= 1:
             self._throttled.inc(int(self._owed_seconds))
             self._owed_seconds %= 1

@@ -2,9 +2,9 @@
 NamedTuples, dataclasses, pydantic models.
 
 What a pickle would say of them is a class's name and its fields' values; so much can be written as
-plain data. Reading it runs nothing
-that was not loaded before: a class is looked for among the modules that the program has imported,
-and what isn't found there comes back as a row of the same fields.
+plain data. Reading it runs nothing that was not loaded before: a class is looked for among the
+modules that the program has imported, and what isn't found there comes back as a row of the same
+fields.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pydantic
 def fields_of(value: Any) -> dict[str, Any] | None:
     """The fields of an instance that its class and these make up whole; None for all else."""
     kind = type(value)
+    # A class inside a function, or one replaced under its name, could not be found again.
     if _found(kind.__module__, kind.__qualname__) is not kind:
         return None
     names = _names(kind)
@@ -52,6 +53,7 @@ def made_of(module: str, qualname: str, fields: Mapping[str, Any], *, load: bool
     kind = _found(module, qualname)
     if kind is None or set(_names(kind) or ()) != fields.keys():
         return beam.Row(**fields)
+    # Past `__init__` and validators in all three cases: code of the class must not run here.
     if issubclass(kind, pydantic.BaseModel):
         return kind.model_construct(**fields)
     if issubclass(kind, tuple):

@@ -5,8 +5,7 @@ A pickle runs what its author wants. Whoever may write to a staging location mus
 code in the pipelines that read it, so a coder is rebuilt from a description of a few words, and
 what it reads is built of plain values:
 
-    ["tuple", "str", "primitives"]   describe_coder ⇄ build_coder, out of the table below and
-    nothing else
+    ["tuple", "str", "primitives"]   describe_coder ⇄ build_coder, from the table below alone
 
 Instances of classes of named fields (NamedTuples, dataclasses, pydantic models) are written as
 these (named_classes.py). Pickle stays for all other classes of the user's own. It is read by the
@@ -159,6 +158,8 @@ def _built_row(encoded: Any) -> coders.Coder:
         raise ValueError("its schema can't be read") from error
     if not all(_is_data(field.type) for field in schema.fields):
         raise ValueError("its schema has fields that are not plain data")
+    # Options hold values of any type, which Beam decodes when it makes the row's type; rows are
+    # read without them.
     schema.ClearField("options")
     for field in schema.fields:
         field.ClearField("options")

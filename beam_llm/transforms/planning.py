@@ -112,6 +112,7 @@ class Planner:
         self._store = open_store(str(settings.staging_location))
         self._task, self._caps = task_and_caps(settings)
         self._traits = connect_batch(settings).traits
+        # A job is limited by its lines, and each line is a prompt of several records.
         self._records = (settings.job_max_records or self._traits.max_requests) * self._caps.records
         self._bytes = settings.job_max_bytes or self._traits.max_bytes
         self._tokens = settings.job_max_tokens or float("inf")
@@ -205,6 +206,7 @@ class PlanAcrossBundles(beam.DoFn):
             yield from self._take(parts, known)
             before, held = Gathered(), self._with(Gathered(), part)
         parts.add(tuple(part))
+        # For an older part again: a timer holds the watermark at the timestamp of what set it.
         if not before.rows or held.oldest < before.oldest:
             drain.set(GlobalWindow().max_timestamp())
             wait.set(held.due)

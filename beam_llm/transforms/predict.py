@@ -142,6 +142,7 @@ class _WithSettings(beam.PTransform):
         Raises:
           UsageError: an unknown key (names the nearest known one) or a value that breaks its rule.
         """
+        # Past `__init__`, which takes options by their Python names.
         made = cls.__new__(cls)
         made._use(
             settings_from_options(
@@ -246,6 +247,7 @@ class LLMPredict(_WithSettings):
         Args:
           main_tag, dead_letter_tag: the outputs' names, for `result[tag]`.
         """
+        # A copy: the transform itself may stand elsewhere in the pipeline, with one output.
         divided = copy.copy(self)
         divided._tags = (main_tag, dead_letter_tag)
         return divided
@@ -254,8 +256,8 @@ class LLMPredict(_WithSettings):
         """The first `n` requests exactly as they would be sent, and the schemas of their replies;
         no call is made.
 
-            print(LLMPredict("openai:gpt-4.1-mini", "Label: {{ text }}",
-            batch_size=20).preview([{"text": "…"}])[0].body)
+            predict = LLMPredict("openai:gpt-4.1-mini", "Label: {{ text }}", batch_size=20)
+            print(predict.preview([{"text": "…"}])[0].body)
 
         Args:
           elements: as a pipeline would bring them; no more are read than these requests need.
@@ -263,8 +265,7 @@ class LLMPredict(_WithSettings):
 
         Returns:
           `RequestPreview`s: `body` (the JSON that is sent), `schema` (None for free text),
-            `elements` (whom it asks about), and for an
-          element that can't be asked its `error`.
+          `elements` (which it asks about), and for an element that can't be asked its `error`.
         """
         settings = self._settings
         of_one_model = not is_template(settings.model)

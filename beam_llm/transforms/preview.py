@@ -1,9 +1,9 @@
 """The requests that records would be asked with, without a call: what `.preview(…)` and `predict
 --show` give.
 
-for request in LLMPredict("openai:gpt-4.1-mini", "Label: {{ text }}", batch_size=20).preview(rows,
-n=2):
-    print(request.body["messages"], request.schema)
+    predict = LLMPredict("openai:gpt-4.1-mini", "Label: {{ text }}", batch_size=20)
+    for request in predict.preview(rows, n=2):
+        print(request.body["messages"], request.schema)
 """
 
 from __future__ import annotations

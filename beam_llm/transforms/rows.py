@@ -213,6 +213,7 @@ def _known_values(value: Any) -> dict[str, Any]:
 def _row_values(value: Any, columns: Mapping[str, Column]) -> dict[str, Any]:
     try:
         fields = fields_of(value)
+        # Every column, if only as None: Beam's row coder fails on a row that lacks a field.
         return {name: column.convert(fields.get(name)) for name, column in columns.items()}
     except Exception:  # then it has an error, which says so
         return dict.fromkeys(columns)
@@ -283,6 +284,7 @@ def _column(kind: Any, otherwise: Callable[[Any], Column], inside: tuple[Any, ..
             _column(next(a for a in arguments if a is not types.NoneType), otherwise, inside)
         )
         return Column(_nullable(inner.hint), inner.convert)
+    # A model inside itself would make a row type without end.
     fields = None if kind in inside else fields_of_class(kind)
     if fields and all(_is_field_name(name) for name, _ in fields):
         return _row_column(

@@ -100,8 +100,8 @@ def _is_bundle_based(pcoll: Any) -> bool:
 
 
 def _moves_to_bundle_based(transform: Any) -> bool:
-    """What `direct_runner.py` looks for: a TestStream, Pub/Sub, a REAL_TIME timer (GroupIntoBatches
-    has one).
+    """Whether a transform is one that `direct_runner.py` looks for: a TestStream, Pub/Sub, or one
+    with a REAL_TIME timer, such as GroupIntoBatches.
     """
     return type(transform).__name__ in _BUNDLE_BASED_SOURCES or has_real_time_timer(
         getattr(transform, "dofn", None)
@@ -147,8 +147,9 @@ def emits_in_finish_bundle(predictions: Any, mode: str, waiting: str | None) -> 
 
 
 def warn_of_lost_output(pipeline: Any) -> None:
-    """Flink with checkpoints needs --finish_bundle_before_checkpointing: else a bundle's output is
-    held back or lost (Flink 1.19).
+    """Warns where a Flink job has checkpoints without --finish_bundle_before_checkpointing.
+
+    Flink 1.19 then holds a bundle's output back, or loses it. A transform can't set the flag.
     """
     flags = _flags(pipeline)
     interval = _number(flags.get("checkpointing_interval"))
@@ -162,8 +163,8 @@ def warn_of_lost_output(pipeline: Any) -> None:
 
 
 def warn_of_small_jobs() -> None:
-    """FnApiRunner, also behind a plain DirectRunner, can't let parts of a stream wait for one
-    another.
+    """Warns of a job for every bundle of a stream: FnApiRunner, also behind a plain DirectRunner,
+    can't let parts wait for one another.
     """
     _log.warning(
         "unbounded input on a local runner: each of its bundles, often one element, becomes a "

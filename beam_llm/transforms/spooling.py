@@ -61,6 +61,7 @@ class WriteParts(beam.DoFn):
         check_format(self._store)
         self._reader = RecordReader(self._settings, for_jobs=True)
         self._envelopes = self._coder.open()
+        # Before any part: whoever collects another day can't open the envelopes without it.
         self._coder.save(self._store)
         QUIET_GC.acquire()
 
@@ -72,12 +73,16 @@ class WriteParts(beam.DoFn):
         self._begin_part()
 
     def _begin_part(self) -> None:
+        # A part is named by its content, which must not depend on the records before it: a bundle
+        # that is repeated writes the same file.
         self._reader.restart()
         self._part = PartWriter(self._store)
         self._oldest_micros = MAX_TIMESTAMP.micros
 
     def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam) -> None:
-        """Yields nothing: Beam would multiply it by the number of the element's windows (see
+        """Adds the element to the part.
+
+        Yields nothing: Beam would multiply it by the number of the element's windows (see
         `in_one_window`).
         """
         record, envelope = self._reader.record(element), self._envelopes.encode(arrived)

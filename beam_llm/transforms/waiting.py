@@ -56,6 +56,7 @@ class JobTracker(RestrictionTracker):
         """Only a checkpoint (fraction 0) splits: one job is one piece of work."""
         if fraction_of_remainder != 0 or self._stopped or self._position.phase == FINISHED:
             return None
+        # The primary is done as it stands; all that is left goes with the residual.
         residual, self._position = self._position, Position(FINISHED, 0.0)
         self._stopped = True
         return self._position, residual
@@ -127,6 +128,7 @@ class Pacer:
                 return False
             self._due[job] = next_at
             earliest = min(self._due.values())
+        # Outside of the lock, so that other threads can look after their jobs meanwhile.
         self._sleep(min(max(earliest - now, MIN_SLICE_SECONDS), MAX_SLICE_SECONDS))
         if self._now() < next_at:
             return True
