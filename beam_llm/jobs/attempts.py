@@ -43,6 +43,7 @@ class Attempts:
     def acknowledge(self, attempt: int, job: RemoteJob) -> None:
         """Writes down that the attempt has made this remote job."""
         now = self._shared.time()
+        # The deadline counts from here: an absurd time would end the wait at once, or never.
         is_plausible = 0.0 <= now - job.created_at <= MOST_AGE_SECONDS
         self._journal.add(Created(job.job_id, job.created_at if is_plausible else now), attempt)
         failpoint("ack.after")
@@ -51,6 +52,7 @@ class Attempts:
         """While this process slept in its create, another gave the attempt up. The job is kept as
         the next attempt's where that one is still free, and cancelled where it is not."""
         following = attempt + 1
+        # Attempts that certainly made no job don't stand in the way of keeping this one.
         while self._sent_nothing(following):
             following += 1
         if self.claim(following, file_id, adopts=job.job_id):
@@ -78,6 +80,7 @@ class Attempts:
         lost = sum(
             closed is not None and closed.reason is CloseReason.INPUT_GONE for closed in before
         )
+        # Three in a row: the provider is taken to lose a fourth, too.
         if file_id is None or lost == 3:
             return False
         _LOG.info(

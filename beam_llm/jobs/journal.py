@@ -2,10 +2,9 @@
 
     jobs/<job>/lease-<k>      who may submit it, until when; taken over by creating k + 1
                uploaded-<u>   the job's input is at the provider
-               creating-<a>   written right before attempt a's create: from here on a remote job may
-               exist.
-                              Only who created this object may send that create, so no two processes
-                              ever send the same one.
+               creating-<a>   written right before attempt a's create: from here on a remote job
+                              may exist. Only who created this object may send that create, so no
+                              two processes ever send the same one
                created-<a>    the acknowledgement: the remote job's id
                closed-<a>     attempt a gave nothing; the next may begin
                deadline-<a>   waiting has ended, cancellation was asked for
@@ -42,11 +41,13 @@ class CloseReason(enum.StrEnum):
 
     NOT_FOUND = "not found"
     RESUBMITTED = "doubt, resubmitted"
+    # The attempt was marked, and then another process had the lease.
     LEASE_LOST = "lease lost"
     ABORTED = "aborted"
     REFUSED = "refused"
     QUEUE = "queue"
     INPUT_GONE = "input gone"
+    # Of two remote jobs of one intent the other one stays.
     DOUBLE = "double"
 
     @property
@@ -81,8 +82,11 @@ D = TypeVar("D", bound=Document)
 
 @dataclass(frozen=True)
 class Lease(Document):
-    """`place` and `process` say whether its owner is alive, to whom can know; `shared`: times are
-    by the provider's clock."""
+    """Who may submit a job, until when.
+
+    `place` and `process` show those on the same machine whether the owner lives; `shared`: times
+    are by the provider's clock.
+    """
 
     word = "lease"
     owner: str
@@ -103,7 +107,8 @@ class Uploaded(Document):
 
 @dataclass(frozen=True)
 class Creating(Document):
-    """A create may be sent from now on. `adopts`: no, it is a job that another attempt has made."""
+    """A create may be sent from now on. With `adopts` none is: the attempt takes over that remote
+    job, which another one has made."""
 
     word = "creating"
     at: float
@@ -124,7 +129,7 @@ class Created(Document):
 
 @dataclass(frozen=True)
 class Refusal:
-    """By the provider's queue: the limit that it stated, and whether no other job was under way
+    """What a full queue told: the limit that it stated, and whether no other job was under way
     (None: can't be told)."""
 
     limit: int | None = None
@@ -273,6 +278,7 @@ def parse(name: str, data: bytes, kind: type[D]) -> D:
       LedgerError: it was cut, is damaged or incomplete, or has a format that this version doesn't
         know. Names the object.
     """
+    # The format goes first: members that this version doesn't know are no damage in a newer one.
     try:
         version = _adapter(_Head).validate_json(data, strict=True).format
     except ValidationError as error:
@@ -317,7 +323,9 @@ def job_of(name: str) -> str:
 class Journal:
     """The documents of one job.
 
-    journal = Journal(store, "7.f"); journal.status().phase; journal.newest(Created).job_id
+    journal = Journal(store, "7.f")
+    journal.status().phase
+    journal.newest(Created).job_id
     """
 
     def __init__(self, store: Store, job: str):
@@ -328,6 +336,7 @@ class Journal:
 
     def read(self, kind: type[D], count: int = 0) -> D | None:
         """One document; None where there is none. Raises LedgerError as `parse` does."""
+        # The attempt before the first, and the upload that was not made, are number -1.
         return read(self.store, self.name(kind, count), kind) if count >= 0 else None
 
     def add(self, document: Document, count: int = 0) -> bool:

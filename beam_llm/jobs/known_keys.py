@@ -6,7 +6,9 @@ import numpy as np
 
 from beam_llm.jobs.columns import KEY, Array
 
+# 16 bytes of key and 4 of number.
 ENTRY = np.dtype("S20")
+# Keys that are looked up at a time: the temporary arrays take several times their memory.
 _CHUNK = 1 << 16
 
 
@@ -30,6 +32,7 @@ class Known:
         for start in range(0, len(keys), _CHUNK):
             chunk = keys[start : start + _CHUNK]
             found = numbers[start : start + _CHUNK]
+            # Newest first: a look-up fills in only what is open, so the last job of a key stays.
             for level in reversed(self.levels):
                 _look_up(level, chunk, found)
         return numbers
@@ -40,9 +43,11 @@ class Known:
         if len(run):
             run.sort()
             levels.append(run)
+        # Each level is then at most half of the one before, so there are few of them.
         while len(levels) > 1 and len(levels[-1]) * 2 > len(levels[-2]):
             merged = np.concatenate(levels[-2:])
             del levels[-2:]
+            # Two sorted runs, which numpy's stable sort (a timsort) merges.
             merged.sort(kind="stable")
             levels.append(merged)
         return Known(tuple(levels), last)
@@ -62,6 +67,7 @@ def _look_up(level: Array, keys: Array, numbers: Array) -> None:
         return
     wanted = keys[open_keys]
     last_possible = np.empty(len(wanted), dtype=ENTRY)
+    # The greatest entry that each key can have: the one left of it is of its newest job.
     entries_of(wanted, 0xFFFFFFFF, last_possible)
     positions = np.maximum(np.searchsorted(level, last_possible, side="right") - 1, 0)
     candidates = level[positions].view(np.uint8).reshape(-1, ENTRY.itemsize)

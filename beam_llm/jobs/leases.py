@@ -28,6 +28,8 @@ class _Held(NamedTuple):
     ends: float
 
 
+# Runners may resume one bundle on several workers at once. Without a lease each of them finds no
+# job yet, and creates one.
 class Leases:
     """The leases one driver holds.
 
@@ -47,6 +49,7 @@ class Leases:
         ends, by this machine's clock."""
         wanted = max(self._seconds, seconds)
         held = self._held.get(job)
+        # Renewed early, so that the holder has most of a term for what comes next.
         if held is not None and self._left(held) > 0.75 * wanted:
             return None
         newest = self._newest(job)
@@ -54,8 +57,10 @@ class Leases:
             busy_seconds = self._busy_seconds(job, newest)
             if busy_seconds > 0:
                 return self._clock.here(self._clock.time() + busy_seconds)
+        # Taken before the write, which may be slow: a term must not seem longer than it is.
         now, started = self._clock.time(), self._clock.monotonic()
         if not Journal(self._store, job).add(self._lease(now + wanted, wanted), newest + 1):
+            # Another was quicker by a moment; its lease can be read at the next try.
             return self._clock.here(now + min(self._seconds, 0.5))
         self._held[job] = _Held(newest + 1, now + wanted, started + wanted)
         return None
@@ -70,7 +75,7 @@ class Leases:
         return min(held.expires_at - self._clock.time(), held.ends - self._clock.monotonic())
 
     def is_mine(self, job: str) -> bool:
-        """Looks once more: the newest lease is this owner's and has time left."""
+        """Whether the newest lease, read anew, is this owner's, with time left for a create."""
         held = self._held.get(job)
         return (
             held is not None
@@ -92,6 +97,7 @@ class Leases:
     def _busy_seconds(self, job: str, count: int) -> float:
         """How long another's lease goes on; 0.0 where it is over."""
         lease = Journal(self._store, job).read(Lease, count)
+        # An end at 0.0 is what `release` writes.
         if lease is None or lease.expires_at == 0.0:
             return 0.0
         if lease.place and lease.place == _place() and not _is_alive(lease.process):
@@ -100,6 +106,7 @@ class Leases:
         first_seen = self._watched.setdefault((job, count), self._clock.monotonic())
         watched = self._clock.monotonic() - first_seen
         if lease.shared and self._clock.provider_time() is not None:
+            # Until its end by the common clock, but never for more than a term since it was seen.
             return max(min(lease.expires_at - self._clock.time(), seconds - watched), 0.0)
         return max(seconds - watched, 0.0)
 
@@ -121,6 +128,6 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except OSError:  # it is another user's
         return True
     return True

@@ -3,9 +3,11 @@ to which job.
 
     ledger.json            the format, and the ledger's own id
     log/<20 digits>        one intent per job, appended by an atomic create of the next number;
-    never changed, never deleted snapshots/<20 digits>  every key up to that number with its job,
-    sorted: so that the tail to read stays short jobs/<20 digits>…/…    what happened to each job
-    since, and to the jobs that follow from it (`journal.py`)
+                           never changed, never deleted
+    snapshots/<20 digits>  every key up to that number with its job, sorted: so that the tail to
+                           read stays short
+    jobs/<20 digits>…/…    what happened to each job since, and to the jobs that follow from it
+                           (`journal.py`)
 
 It outlives every runner's checkpoint, which forgets exactly what was paid for after it.
 """
@@ -97,6 +99,8 @@ class Intent(Document):
     def child(self, child: Child, created_at: float) -> Intent:
         """The intent of one of its children: no key is claimed that wasn't before, so the log need
         not know of it."""
+        # The owner stays: an end names its job by fingerprint, and a
+        # log that lost an entry has another owner.
         path = f"{self.path}.{child.name}".lstrip(".")
         ledger, _, owner = self.fingerprint.split("-")
         return replace(
@@ -134,6 +138,7 @@ class Ledger:
 
     def append(self, intent: Intent) -> Intent | None:
         """Claims `intent.number`; None where another writer was first."""
+        # It tells this entry from another that had its number in a log that lost entries since.
         owner = uuid.uuid4().hex
         signed = replace(
             intent, owner=owner, fingerprint=f"{self.id[:12]}-{intent.number}-{owner[:12]}"
@@ -178,13 +183,14 @@ class Ledger:
         """
         last = numbers[-1] if numbers else after
         lost = sorted(set(range(after + 1, last + 1)).difference(numbers))
-        later = next(
-            iter(self.store.list("jobs/", f"jobs/{last:020d}0")), None
-        )  # "0" comes right behind "." and "/"
+        # A job's documents outlive a lost log entry. "0" sorts right behind "." and "/", so the
+        # list begins after the documents of the last entry and of its children.
+        later = next(iter(self.store.list("jobs/", f"jobs/{last:020d}0")), None)
         if later is not None:
             lost.append(int(job_of(later).partition(".")[0]))
         for number in lost:
-            if self.store.get(_log_name(number)) is None:  # else it was written while we looked
+            # It may have been written between the two lists; then it is not lost.
+            if self.store.get(_log_name(number)) is None:
                 raise LedgerError(
                     f"{_log_name(number)} is missing from the staging location {self.location!r}, "
                     f"so which records job {number} has been paid for is not known: "
@@ -237,10 +243,12 @@ class Ledger:
 
     def _write_snapshot(self, known: Known) -> Known:
         if len(known.levels) > 1:
+            # The levels are sorted runs, which numpy's stable sort (a timsort) merges.
             entries = np.concatenate(known.levels)
             entries.sort(kind="stable")
             known = Known((entries,), known.last)
         columns = {"entries": known.levels[0] if known.levels else np.zeros(0, dtype=ENTRY)}
+        # Another process may have written it; snapshots up to one number hold the same keys.
         self.store.create(
             f"snapshots/{known.last:020d}", pack("snapshot", columns, last=known.last)
         )
@@ -280,7 +288,8 @@ def check_location(location: str) -> None:
         (local folders only).
     """
     store = store_at(location)
-    if store.path_of("ledger.json") is not None:  # else looking would need credentials
+    # A look into a bucket would need credentials, which the machine that builds may not have.
+    if store.path_of("ledger.json") is not None:
         check_format(store)
 
 
@@ -296,6 +305,7 @@ def check_format(store: Store) -> None:
 def _opened(store: Store) -> str:
     head = read(store, "ledger.json", _Head)
     if head is None:
+        # Of several that find none one wins, and all go by what is there then.
         store.create("ledger.json", _Head(uuid.uuid4().hex).dumps())
         head = read(store, "ledger.json", _Head)
     if head is None:

@@ -89,6 +89,7 @@ def find_job(ledger: Ledger, job_id: str) -> str:
         and any(intent.number == int(job_id[1:]) for intent in ledger.intents())
     ):
         return job_id[1:]
+    # There is no index by the provider's ids: a job is seldom looked up by one.
     jobs = 0
     for name in store.list("jobs/"):
         if "/created-" in name:

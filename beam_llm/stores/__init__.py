@@ -30,6 +30,8 @@ from beam_llm.errors import LedgerError, UsageError
 from beam_llm.leftovers import scratch_folder
 from beam_llm.protocols import Store
 
+# Not Beam's FileSystems: their `create` and `rename` replace what is
+# there, so two creators of one name would both win.
 STORES = {
     "": "beam_llm.stores.local:LocalStore",
     "file": "beam_llm.stores.local:LocalStore",
@@ -42,6 +44,7 @@ STORES = {
 ENTRY_POINTS = "beam_llm.stores"
 LOCATIONS = "a local folder, gs://bucket/path, s3://bucket/path or az://container/path"
 
+# A probe costs four requests, so a process makes one per location.
 _probed: set[str] = set()
 
 
@@ -49,7 +52,7 @@ def open_store(location: str, *, probe: bool = True) -> Store:
     """The store at `location`: a local folder (made if absent), `gs://bucket/path`,
     `s3://bucket/path` or `az://container/path`.
 
-    For workers: nothing of it is needed before.
+    Any worker can call it; nothing has to be prepared elsewhere.
 
     Args:
       probe: try once per process and location whether an exclusive create is one.
@@ -67,7 +70,7 @@ def open_store(location: str, *, probe: bool = True) -> Store:
 
 
 def store_at(location: str) -> Store:
-    """The same, untouched: nothing is made, tried or asked for.
+    """The store at `location`, without making, probing or contacting anything.
 
     Raises:
       UsageError: there is no store for such a location.
@@ -98,6 +101,7 @@ def probe_create(store: Store) -> None:
     Raises:
       LedgerError: the location can't be used, or its creates are not exclusive.
     """
+    # Several workers may probe one location at once, so each probe has a name of its own.
     name = f"probe/{uuid.uuid4().hex}"
     try:
         first, second = store.create(name, b"first"), store.create(name, b"second")
@@ -105,6 +109,7 @@ def probe_create(store: Store) -> None:
         store.delete(name)
     except (LedgerError, UsageError):
         raise
+    # Stores raise what their client library raises; a user needs to see which location failed.
     except Exception as error:
         raise LedgerError(f"staging location {store.location!r} can't be used: {error}") from error
     if not (first and not second and kept == b"first"):
@@ -142,6 +147,7 @@ def temporary_file() -> Iterator[str]:
     try:
         yield path
     finally:
+        # A store's `get_file` has removed it where there was no such object.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
@@ -153,6 +159,7 @@ def holds(store: Store, name: str, path: str) -> bool:
     """
     stored = store.path_of(name)
     if stored is None:
+        # An empty range tells whether the object is there, without a byte of it.
         return store.read(name, 0, 0) is not None
     try:
         return filecmp.cmp(stored, path, shallow=False)

@@ -138,6 +138,7 @@ def _client() -> Any:
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import storage
 
+    # An emulator asks for no credentials, and must not be sent real ones.
     if os.environ.get("STORAGE_EMULATOR_HOST"):
         return storage.Client(project="emulator", credentials=AnonymousCredentials())
     return storage.Client()

@@ -15,6 +15,7 @@ from beam_llm.errors import LedgerError
 from beam_llm.leftovers import lock_file, unlocked
 from beam_llm.stores.names import is_name, valid_name
 
+# A sweep may win against a new file now and then; to lose every time means there are no locks.
 _LOCK_TRIES = 3
 _NO_SUCH_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """A folder of objects is no object itself, and an object no folder."""
@@ -23,7 +24,7 @@ _NO_SUCH_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 class LocalStore:
     """A folder, in which no object is ever seen half-written.
 
-    They are written aside, synced, then linked (create) or renamed (put) into place.
+    Objects are written aside, synced, then linked (create) or renamed (put) into place.
 
     What it makes there is the user's own (0700, 0600): it holds prompts and answers.
 
@@ -43,6 +44,7 @@ class LocalStore:
         self._check_owner()
 
     def _check_folder(self) -> None:
+        # The folder may not exist yet; then the nearest one above it has to be a folder.
         there = next(path for path in (self._root, *self._root.parents) if os.path.lexists(path))
         if not os.path.isdir(there):
             raise LedgerError(
@@ -54,11 +56,13 @@ class LocalStore:
             found = os.stat(self._root)
         except OSError:  # not there yet
             return
+        # Root is trusted: it could forge answers in any folder.
         if found.st_uid not in (os.geteuid(), 0):
             raise LedgerError(
                 f"staging location {self.location!r} belongs to another user (uid {found.st_uid}), "
                 "who could forge answers in it: name a folder of your own"
             )
+        # With the sticky bit, as on /tmp, others can't remove or replace what is ours.
         if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
             raise LedgerError(
                 f"staging location {self.location!r} can be written by anybody: "
@@ -125,9 +129,11 @@ class LocalStore:
                     os.unlink(path)
 
     def _new_aside(self) -> tuple[str, int]:
-        """Written through the descriptor alone: opened by its name, a file that was swept in the
-        moment between making and locking it would come into being a second time, readable by
-        all."""
+        """Path and descriptor of a new private file, locked where the file system has locks.
+
+        It is written through the descriptor alone: opened by its name, a file that was swept
+        between making and locking would be made a second time, readable by all.
+        """
         _make_folder(self._aside)
         for _ in range(_LOCK_TRIES):
             path = f"{self._aside}/{os.getpid()}-{uuid.uuid4().hex}"
@@ -176,6 +182,7 @@ class LocalStore:
             return
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
+            # `.tmp` holds files in the making, and no object's name begins with a dot.
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
@@ -192,6 +199,7 @@ class LocalStore:
         found = []
         with contextlib.suppress(FileNotFoundError), os.scandir(self._aside) as entries:
             for entry in entries:
+                # Its writer may finish, or another sweep remove it, at any moment.
                 with contextlib.suppress(OSError), unlocked(entry.path) as is_dead:
                     if is_dead:
                         found.append(entry.path)
@@ -208,6 +216,7 @@ def _rename(aside: str, target: str) -> None:
 
 def _make_folder(path: str) -> None:
     """Makes the folder, and those above it, private."""
+    # Step by step, because os.makedirs gives its mode to the last folder only.
     missing = []
     while not os.path.isdir(path):
         missing.append(path)

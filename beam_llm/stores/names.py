@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+# No segment begins with a dot: that rules out `..`, and keeps `.tmp` for the local store's own use.
 _SEGMENT = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_\-.=]*")
 
 

@@ -22,6 +22,7 @@ from beam_llm.stores.names import is_name, valid_name
 PART_BYTES = 8 << 20
 """Of an upload or a download: a few of these are in memory at once, whatever the object's size."""
 PARTS_AT_ONCE = 4
+# A download begins anew that often when its object is replaced under it.
 _READ_TRIES = 5
 CLIENT = {"timeout": timedelta(seconds=300), "connect_timeout": timedelta(seconds=10)}
 """Of one request; a large object is several."""
@@ -111,6 +112,7 @@ class ObjectStore:
         path = valid_name(name)
         try:
             with self._told("created", name):
+                # One request: multipart uploads can't be conditional (arrow-rs-object-store#289).
                 self._sdk.put(self._store, path, data, mode="create", attributes={"creator": nonce})
         except (known.AlreadyExistsError, known.PreconditionError):
             return self._creator(name) == nonce
@@ -132,6 +134,8 @@ class ObjectStore:
     def put(self, name: str, data: bytes) -> None:
         path = valid_name(name)
         with self._told("written", name):
+            # In one request, which a kill can't leave half done; parts
+            # of an upload stay, and are billed.
             self._sdk.put(self._store, path, data, use_multipart=False)
 
     def put_file(self, name: str, path: str) -> None:
@@ -158,6 +162,7 @@ class ObjectStore:
         try:
             self._download(source, path)
         except self._missing:
+            # Nobody may take for the object what was read before it vanished.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             return False
@@ -178,6 +183,7 @@ class ObjectStore:
     def _part(self, name: str, start: int, end: int, e_tag: str | None) -> bytes:
         options: dict[str, Any] = {"range": (start, end)}
         if e_tag is not None:
+            # Otherwise parts of two versions could make up one file.
             options["if_match"] = e_tag
         try:
             with self._told("read", name):
@@ -194,6 +200,7 @@ class ObjectStore:
         except self._missing:
             return None
         except self._sdk.exceptions.BaseError as error:
+            # A range that begins behind the end has no error of its own in obstore: the size tells.
             size = self._size(path)
             if size is not None and size <= start:  # it begins behind the end
                 return b""
@@ -224,6 +231,7 @@ class ObjectStore:
                 self._store, folder or None, offset=start_after or None, chunk_size=1_000
             )
         while True:
+            # obstore asks for a page when it is read, so this is where errors come out.
             with self._told("listed", folder):
                 page = next(pages, None)
             if page is None:
@@ -250,7 +258,9 @@ class _Replaced(Exception):
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,80})</Code>")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted", "ResourceNotFound")
+# What S3 or obstore says where the region is wrong or not set.
 _OTHER_REGION = re.compile(r"configured region|PermanentRedirect|AuthorizationHeaderMalformed")
+# An error's text may quote a whole reply; no more than this of it is searched.
 _MOST_READ = 20_000
 
 
