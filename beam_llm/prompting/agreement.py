@@ -75,6 +75,7 @@ def same_answer(one: Any, other: Any, tolerance: float = FLOAT_TOLERANCE) -> boo
         return len(one) == len(other) and all(
             same_answer(each, its, tolerance) for each, its in zip(one, other, strict=True)
         )
+    # By type as well: True equals 1 in Python.
     return type(one) is type(other) and bool(one == other)
 
 

@@ -50,6 +50,7 @@ def has_usable_numbers(value: Any) -> bool:
 
 
 def unusable(declared: Any, why: str) -> UsageError:
+    """The error of a type that no answer can have; says which types can be used."""
     return UsageError(
         f"output is {_short(declared)}: it can't be used as the type of an answer "
         f"({why}); use {USABLE}"

@@ -1,8 +1,7 @@
 """When a prompt is full: by records, tokens and bytes. Plain Python over any stream of records;
 waiting is the transforms' part.
 
-records ─ add ─► [ still open ] ─ a cap would be passed, or the last place is taken ─► closed prompt
-batches
+records ─ add ─► [ still open ] ─ a cap would be passed, or it is full ─► closed prompt batches
 """
 
 from __future__ import annotations
@@ -115,9 +114,8 @@ def prompt_ends(
         ):
             end = bisect_right(byte_sums, bytes_before + caps.bytes, start, end)
         if end < most:
-            end = start + common_count(
-                max(end - start, 1)
-            )  # one that passes a cap alone has a prompt alone
+            # At least one: a record that passes a cap alone has a prompt alone.
+            end = start + common_count(max(end - start, 1))
         ends.append(end)
         start, tokens_before = end, token_sums[end - 1]
         bytes_before = 0 if byte_sums is None else byte_sums[end - 1]
@@ -207,8 +205,10 @@ class Batcher(Generic[T]):
         caps = self._caps
         size = caps.bytes_of(record)
         tokens = record.tokens + RECORD_OVERHEAD_TOKENS
+        # An exact sum stays exact: then all that joins the open prompt is counted exactly, too.
         if self._tokens + tokens > caps.tokens or self._exact:
             tokens = self._refined(record)
+        # Perhaps twice: what is above a common count stays open, and may leave no room either.
         while self._members and not caps.hold(self._tokens + tokens, self._bytes + size):
             closed.append(self._close_at_common_count())
         self._tokens += tokens
@@ -271,6 +271,7 @@ class Batcher(Generic[T]):
         above = self._members[kept:]
         closed = self._close()[:kept]
         self._members = above
+        # What stays is added up by `_count`, and so the sum goes on as an exact one.
         self._exact = bool(above)
         self._tokens = sum(self._count(record) for record, _ in above)
         self._bytes = sum(self._caps.bytes_of(record) for record, _ in above)

@@ -53,10 +53,9 @@ class ChatTask:
     """Settings, compiled: what every step of a pipeline knows of its question. Built once per
     process; not pickled.
 
-        task = providers.compile_task(
-            settings("openai:gpt-4.1-mini", prompt="Is it spam? {{ text }}", output=bool,
-            batch_size=2)
-        )
+        task = providers.compile_task(settings(
+            "openai:gpt-4.1-mini", prompt="Is it spam? {{ text }}", output=bool, batch_size=2
+        ))
         records = [task.record({"text": text}, None) for text in ("Win a prize!", "See you at 8.")]
         request = task.render(records)      # one message, and the schema of {"1": bool, "2": bool}
         reading = task.read(2, Completion('{"1": true, "2": false}'))
@@ -117,6 +116,7 @@ class ChatTask:
         self._reply_reader = ReplyReader(output, shape, reader, kind, log_data=settings.log_data)
 
     def _set_up_counting(self) -> None:
+        # Several inputs stand in the envelope as an object: each further one brings its name along.
         envelope_tokens = ENVELOPE_TOKENS + 4 * (len(self._template.names) - 1)
         if self._reply_format.has_keys:
             envelope_tokens += KEY_TOKENS
@@ -228,6 +228,7 @@ class ChatTask:
             temperature=self.settings.temperature,
             max_output_tokens=self._max_output_tokens(count, is_single),
             seed=self.settings.seed,
+            # A copy: whoever changes one request's parameters must not change the next one's.
             extra=dict(self._extra),
             input_tokens=(self._single_tokens if is_single else self._batch_tokens) + own,
         )
@@ -382,6 +383,7 @@ def _fingerprint(settings: Settings, output: Output) -> bytes:
     The schema in it is the neutral one: answers stay known when a provider's dialect is written
     otherwise.
     """
+    # A user's parser counts by its name, for its code has no stable form.
     parser: Any = settings.response_format
     shaping = {
         "version": FINGERPRINT_VERSION,

@@ -27,6 +27,7 @@ class Fit(enum.Enum):
     GOOD = 2
 
 
+# A reference may lead back to itself, and would be followed for ever.
 _MOST_REFERENCES = 20
 _KINDS: dict[type, str] = {dict: "object", list: "array", bool: "boolean"}
 
@@ -52,6 +53,7 @@ class _Fitting:
     def fit(self, raw: Any, schema: Mapping[str, Any]) -> Fit:
         if not isinstance(raw, (dict, list)):
             return self._fit(raw, schema)
+        # By identity: neither can be hashed, and both live as long as this look does.
         pair = (id(raw), id(schema))
         if pair not in self._known:
             self._known[pair] = self._fit(raw, schema)
@@ -92,6 +94,7 @@ def _by_value(found: Fit) -> int:
 
 
 def _fit_of_word(raw: Any, words: Iterable[Any]) -> Fit:
+    # True equals 1 in Python, and as a fixed word is another one.
     if any(word == raw and isinstance(word, bool) == isinstance(raw, bool) for word in words):
         return Fit.GOOD
     return Fit.BOOLEAN_AS_NUMBER if isinstance(raw, bool) and raw in words else Fit.OTHER

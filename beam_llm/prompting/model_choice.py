@@ -86,6 +86,7 @@ def _of_body(body: Sequence[nodes.Node]) -> set[str] | None:
     texts = {""}
     for node in body:
         more = _of_node(node)
+        # Branches in a row multiply, so the bound is looked at before they do.
         if more is None or len(texts) * len(more) > MOST_MODELS**2:
             return None
         texts = {start + end for start in texts for end in more}

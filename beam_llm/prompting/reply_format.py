@@ -45,12 +45,12 @@ _MOST_SCHEMAS_KEPT = 256
 class ReplyFormat:
     """The schemas and words by which a task asks for replies.
 
-    Which shape the reply to several records has, hangs on who is to keep it. Where the provider
+    The shape of the reply to several records depends on who is to keep it. Where the provider
     enforces schemas and the user has not chosen a shape, it is an object with one required key per
     record: the grammar then leaves no way to skip, repeat, invent or shift a number, and
-      `"1":"positive"` is half as
-    long as `{"index":1,"value":"positive"}`. Else it is the array of numbered answers, which any
-    model can be told, and which can be read when it is not quite as asked.
+    `"1":"positive"` is half as long as `{"index":1,"value":"positive"}`. Else it is the array of
+    numbered answers, which any model can be told, and which can be read when it is not quite as
+    asked.
 
     Attributes:
       single_schema: of the reply to one record; None where there is none to give.
@@ -197,6 +197,7 @@ def keyed_schema(output: Output, count: int) -> Schema:
     `$defs`."""
     definitions = output.schema.get("$defs", {})
     name = "a"
+    # A definition of the user's may have the name already.
     while name in definitions:
         name += "a"
     keys = [str(index) for index in range(1, count + 1)]

@@ -55,9 +55,8 @@ class ReplyReader:
         """
         try:
             return self._read(count, completion, is_single)
-        except (
-            Exception
-        ) as error:  # a guard: one reply's trouble is its records', whoever else waits for us
+        except Exception as error:
+            # One reply's trouble is its own records' alone: others wait for theirs.
             failure = Failure(Kind.UNREADABLE, f"the reply can't be read: {type(error).__name__}")
             return _nothing(count, failure)
 
@@ -131,6 +130,7 @@ class ReplyReader:
         return Reading(values, failures, missing, None, tuple(sorted(warnings)), raws)
 
     def _found(self, text: str, count: int, is_cut: bool) -> Found:
+        # The other readers take thoughts out themselves, each as its format allows.
         if self._is_custom:
             text = without_thoughts(text)
         return self._reader.find(text, count, is_cut)

@@ -23,8 +23,8 @@ class ReplyWords:
     """The sentences that ask for one task's replies.
 
         words = ReplyWords(Output(int), {"type": "integer"}, Shape(), is_enforced=True)
-        words.keyed()  # Reply with nothing but JSON, each answer under its number: {"1": <integer>,
-        "2": …}
+        words.keyed()
+        # Reply with nothing but JSON, each answer under its number: {"1": <integer>, "2": …}
 
     Args:
       answer: schema of one answer.

@@ -41,6 +41,7 @@ _MEASURED = (
 )
 """Jinja's filters that take numbers, or make long texts out of short ones."""
 
+# Of one rendering: threads render side by side, and must not add up.
 _rounds: ContextVar[list[int]] = ContextVar("rounds")
 
 
@@ -90,9 +91,8 @@ class BoundedEnvironment(sandbox.ImmutableSandboxedEnvironment):
             _check_arguments(right if isinstance(right, tuple) else (right,))
         return super().call_binop(context, operator, left, right)
 
-    def call(
-        __self, __context: Any, __obj: Any, *args: Any, **kwargs: Any
-    ) -> Any:  # Jinja's own names: kwargs are free
+    # Jinja's own names for the first three, so that a template's keywords can't clash with them.
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         _check_call(__obj, args, kwargs)
         return _checked(super().call(__context, __obj, *args, **kwargs))
 
@@ -122,6 +122,7 @@ def bounded(render: Callable[..., Iterable[str]], *args: Any, **variables: Any) 
 
 def _counted(items: Any) -> Iterator[Any]:
     """The items, each of them a round of the rendering's loops."""
+    # Outside of `bounded`, for an expression alone, each loop counts its own rounds.
     rounds = _rounds.get(None) or [0]
     for item in items:
         rounds[0] += 1

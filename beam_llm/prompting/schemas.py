@@ -178,6 +178,7 @@ def plain_form(given: Schema) -> Schema:
 
 def _with_root(given: Schema) -> Schema:
     if "definitions" in given:
+        # As text, for references stand at any depth.
         moved = orjson.loads(orjson.dumps(given).replace(b'"#/definitions/', b'"#/$defs/'))
         definitions = {**moved.pop("definitions"), **moved.get("$defs", {})}
         given = {**moved, "$defs": definitions}

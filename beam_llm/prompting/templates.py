@@ -24,13 +24,14 @@ from beam_llm.prompting.text import NotAValue, clean, plain, show
 ELEMENT = "element"
 
 
+# Nothing that is written in a template can begin with it.
 _MARK = "\0"
 _SELF = "field_called_self"
 
 
 class _FieldsFirst(BoundedEnvironment):
-    """To whom `order.items` is the field, where there is one, and dict's method only in
-    `order.items()`. See `_compiled`."""
+    """Looks a name up among an object's fields before its methods: `order.items` is the field,
+    where there is one, and `order.items()` is dict's method. See `_compiled`."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if attribute[:1] == _MARK:
@@ -61,6 +62,7 @@ def parse(source: str, option: str) -> nodes.Template:
     """
     try:
         tree = _ENVIRONMENT.parse(source)
+        # Compiled as well: an unknown filter, for one, shows only then.
         _ENVIRONMENT.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise _at(source, option, error.lineno, error.message or "not a template") from None
@@ -79,6 +81,7 @@ def parse(source: str, option: str) -> nodes.Template:
 def _compiled(tree: nodes.Template) -> jinja2.Template:
     """The tree as a template in which names are the data's: `self` is a field, not Jinja's own, and
     so is whatever is not called."""
+    # A copy, for the names are changed in it; the caller's tree keeps those of the template.
     tree = copy.deepcopy(tree)
     called = {id(call.node) for call in tree.find_all(nodes.Call)}
     for attribute in tree.find_all(nodes.Getattr):
@@ -203,6 +206,7 @@ class PromptTemplate:
         pieces = self._pieces
         if pieces and isinstance(pieces[-1], str) and not pieces[-1].strip():
             pieces = pieces[:-1]
+        # A single input at the end needs no placeholder: the inputs follow right there.
         if pieces and len(self._parts) == 1 and pieces.count(0) == 1 and pieces[-1] == 0:
             pieces = pieces[:-1]
         return "".join(
@@ -227,9 +231,8 @@ class PromptTemplate:
             if self._is_simple:
                 return tuple([clean(part.expression.render(variables)) for part in self._parts])
             return (clean(bounded(self._whole.generate, variables)),)
-        except (
-            Exception
-        ) as error:  # a template runs the element's own methods, which may raise anything
+        except Exception as error:
+            # A template runs the element's own methods, which may raise anything.
             _refuse(error, fields)
 
     def fill(self, inputs: Sequence[str]) -> str:
@@ -302,6 +305,7 @@ class RecordView:
     __slots__ = ("_values",)
 
     def __init__(self, index: int, text: str, fields: Mapping[str, Any] | None):
+        # A field called `text` is the user's and goes first; `index` is always the record's number.
         self._values = {"text": text, **(fields or {}), "index": index}
 
     def __getattr__(self, name: str) -> Any:
@@ -341,9 +345,11 @@ class BatchTemplate:
             )
         self.names_reply = "reply_format" in loaded
         self._needed = {node.attr for node in tree.find_all(nodes.Getattr)}
+        # Any string may name a field: `record["name"]`, `map(attribute="name")`.
         self._needed |= {
             node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)
         }
+        # Which field `record[name]` reads shows only when it runs.
         self._needs_all = any(
             not isinstance(node.arg, (nodes.Const, nodes.Slice))
             for node in tree.find_all(nodes.Getitem)

@@ -54,9 +54,8 @@ def plain(value: Any) -> Any:
     if value is None or type(value) in (str, bool):
         return value
     if type(value) is int:
-        return (
-            value if -(2**63) <= value < 2**64 else str(value)
-        )  # what JSON, and so the ledger, has room for
+        # A larger one has no place in orjson's JSON, and so none in the ledger.
+        return value if -(2**63) <= value < 2**64 else str(value)
     return orjson.loads(orjson.dumps(value, default=_simpler, option=_JSON_OPTIONS))
 
 
@@ -80,9 +79,11 @@ def _simpler(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Set):
+        # A set's own order differs from process to process.
         return sorted(value, key=repr)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _bytes_text(bytes(value))
+    # Subclasses of str and of numbers: orjson leaves them to us (OPT_PASSTHROUGH_SUBCLASS).
     if isinstance(value, str):
         return str(value)
     if isinstance(value, (int, float)):

@@ -192,9 +192,8 @@ _OLDER_MODELS = re.compile(OLDER_VOCABULARY)
 def _encoder(vocabulary: str) -> Callable[[str], list[int]] | None:
     """Loads the vocabulary once per process (0.2 s, 150 MB); None where there is none to load."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # bpe-openai 0.1.4 opens its files in a way that Python 3.11 calls old
+        # bpe-openai 0.1.4 opens its files in a way that Python 3.11 calls old.
+        warnings.simplefilter("ignore", DeprecationWarning)
         try:
             import bpe_openai
         except ImportError:

@@ -58,6 +58,7 @@ class TypeChecker:
         if self._is_number:
             _refuse_bool(raw)
         elif self._is_text and type(raw) in (int, float):
+            # A model that writes 2024 for a text means the text; pydantic would refuse it.
             return str(raw)
         elif self._number_fields and type(raw) is dict:
             looks_usable = self._have_usable_numbers(raw) and self._is_flat
@@ -72,9 +73,8 @@ class TypeChecker:
             value = self._validate(raw)
             if self._has_numbers and not looks_usable:
                 self._refuse_odd_numbers(value, raw)
-        except (
-            Exception
-        ) as error:  # a validator of the user's may raise anything: this record's trouble
+        except Exception as error:
+            # A user's own validator may raise anything: it is this record's trouble alone.
             raise self._reason(error) from None
         return value
 
@@ -231,6 +231,7 @@ def _adapter(declared: Any) -> pydantic.TypeAdapter[Any]:
         except pydantic.PydanticUserError as error:
             if error.code != "type-adapter-config-unused":
                 raise
+            # Models, dataclasses and TypedDicts have their own config, and take no other.
             return pydantic.TypeAdapter(declared)
     except Exception as error:  # whatever a user's class does when it is looked at
         raise unusable(declared, _first_line(error)) from None

@@ -1,7 +1,7 @@
 """Reply text in, answers by index out. Nothing here knows what was asked; `task` validates.
 
-    text ─► reader (JSON, XML, delimited, or a user's parser) ─► [(index as written, answer as
-    written), …]
+    text ─► reader (JSON, XML, delimited, or a user's parser)
+         ─► [(index as written, answer as written), …]
          ─► match ─► {index: answer}, only where it is certain which record an answer belongs to
 
 Models break every format they are given. A reader climbs down a ladder (strict, then with the noise
@@ -72,9 +72,9 @@ class Reader(Protocol):
     """One reply format. A reader finds what is written, and judges only whether it is whole; whose
     an answer is, `match` decides.
 
-    reader = JsonReader(Shape())
-    reader.find('Sure! [{"index": 1, "value": "spam"}]', 1, cut=False)
-    # Found([(1, "spam")], {"wrapped"})
+        reader = JsonReader(Shape())
+        reader.find('Sure! [{"index": 1, "value": "spam"}]', 1, cut=False)
+        # Found([(1, "spam")], {"wrapped"})
     """
 
     def find(self, text: str, count: int, cut: bool) -> Found:

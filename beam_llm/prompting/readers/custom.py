@@ -19,7 +19,6 @@ class CustomReader:
             parsed = self._parser(text, count)
             pairs = parsed.items() if isinstance(parsed, Mapping) else parsed
             return Found(shallow([(index, answer) for index, answer in pairs]), set())
-        except (
-            Exception
-        ) as error:  # a user's function; whatever it trips over, the reply is not read
+        except Exception as error:
+            # A user's function may trip over anything: then the reply can't be read.
             raise ValueError(f"its parser raised {type(error).__name__}") from error

@@ -69,6 +69,7 @@ class _Line:
 
 _WORD = r"(?:input|record|item|answer|entry|row|line|number|no\.?)"
 _DECORATION = rf"[ \t]{{0,40}}[^\w\n|]{{0,12}}(?:{_WORD}[^\w\n|]{{0,3}})?"
+# A sign or a point in front makes it another number: -3, 1.5.
 _BEFORE = rf"{_DECORATION}(?<![-+.,])"
 _PIPED = re.compile(rf"{_BEFORE}(\d{{1,9}})[^\w\n|]{{0,12}}\|", re.IGNORECASE)
 _ROW = re.compile(rf"[ \t]{{0,40}}\|{_BEFORE}(\d{{1,9}})[^\w\n|]{{0,12}}\|", re.IGNORECASE)

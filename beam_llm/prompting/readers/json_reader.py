@@ -35,6 +35,7 @@ class JsonReader:
         self._shape = shape
         # `$` and `$[*]` say no more than the built-in search for the array does.
         self._select = json_path(path) if path is not None and simple_path(path) != [] else None
+        # Slower than orjson, but it shows keys that are written twice, and where a value ends.
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_whole_number)
         self._key = f'"{shape.index_field}"'
         self._mentions = re.compile(
@@ -402,6 +403,7 @@ def _says(index: Any, key: str) -> bool:
     return type(index) in (int, str) and str(index) == key
 
 
+# Not every bracket in prose begins JSON: `[1]` and `{name}` don't.
 _ROOT = re.compile(r"""\{(?=\s*(?:["'}]|\w+\s*:))|\[(?=\s*[\[{"'\]])""")
 _GAP = re.compile(r"[\s,]*")
 _STEP = re.compile(r"""\{\s*(?:"[^"\\\n]{0,100}"|'[^'\\\n]{0,100}'|\w{1,100})\s*:\s*(?=[\[{])""")

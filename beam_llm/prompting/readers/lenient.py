@@ -39,6 +39,7 @@ _GAP = re.compile(r"(?:\s+|//[^\n]*|/\*.*?\*/)*", re.DOTALL)
 _SPACE = re.compile(r"\s*")
 _CHUNK = {'"': re.compile(r'[^"\\]*'), "'": re.compile(r"[^'\\]*")}
 _ESCAPE = re.compile(r"""\\(?:(["\\/bfnrt]|u[0-9a-fA-F]{4})|(.))""", re.DOTALL)
+# Names and remarks are bounded: this is tried behind many a quote, and has to stay linear.
 _KEY_AHEAD = re.compile(
     r"""\s*(?://[^\n]{0,200}\n\s*)?(?:"[^"\\\n]{1,100}"|'[^'\\\n]{1,100}'|\w{1,100})\s*:|\s*}"""
 )
@@ -47,6 +48,7 @@ _BARE = re.compile(r"""[^,{}\[\]"':\n\r][^,{}\[\]":\n\r]*""")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _NEXT_ELEMENT = re.compile(r"\s*\}\s*,\s*\{\s*\Z")
 _WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
+# Not strict: line breaks inside strings are one of the slips.
 _strings = json.JSONDecoder(strict=False)
 
 
@@ -164,6 +166,7 @@ class LenientReader:
         while True:
             found = chunk.match(text, position)
             assert found is not None
+            # Between single quotes a double one is text, and the decoder has to see it escaped.
             pieces.append(found[0].replace('"', '\\"'))
             position = found.end()
             if position == len(text):
@@ -215,6 +218,7 @@ class LenientReader:
         if mark == ":":
             raise Damaged("a quote that may begin a field, or stand in a text")
         if mark == ",":
+            # A comma may belong to the text: only with a key behind it was the quote an end.
             return _KEY_AHEAD.match(self._text, after + 1) is not None
         if mark == "}":
             return True

@@ -106,6 +106,7 @@ def written_number(written: str | None) -> int | None:
 
 
 def same(one: Any, other: Any) -> bool:
+    """Whether two answers are one and the same as JSON."""
     # 1, 1.0 and True are equal in Python, and are different answers.
     return one == other and _spelled(one) == _spelled(other)
 

@@ -62,6 +62,7 @@ def without_thoughts(text: str, leading_only: bool = False) -> str:
             else ""
         )
     rest = _without_pairs(text, leading_only)
+    # A reply that begins like an answer has no thoughts in front: a lone tag is inside its text.
     if not leading_only and rest.lstrip()[:1] not in ("{", "[", '"', "<"):
         rest = _behind_lone_closing(rest)
     return text if len(rest) == len(text) else rest.strip()
@@ -70,14 +71,14 @@ def without_thoughts(text: str, leading_only: bool = False) -> str:
 def _without_pairs(text: str, leading_only: bool) -> str:
     kept: list[str] = []
     kept_from = position = 0
-    endless: set[str] = (
-        set()
-    )  # closings that do not come any more: looked for once each, however often a tag is repeated
+    # Closings that do not come any more: looked for once each, however often a tag is repeated.
+    endless: set[str] = set()
     while found := _OPENING.search(text, position):
         start, position = found.span()
         if leading_only and text[kept_from:start].strip():
             break
         before = text[max(kept_from, start - _LOOK_BACK) : start]
+        # A tag in quotes is one that the text speaks of.
         if before.endswith(_QUOTES):
             continue
         closing = _closing_of(found)

@@ -145,12 +145,14 @@ class XmlReader:
     def _item(self, element: ElementTree.Element) -> tuple[Any, Any]:
         field = self._shape.index_field
         written = {element.get(field)} - {None}
+        # Where the index is an attribute, an element of its name is a field of the answer's object.
         if field not in self._shape.fields and not (written and self._shape.is_object):
             for child in element.findall(field):
                 written.add("".join(child.itertext()).strip())
                 element.remove(child)
         inner = element.find(self._shape.value_field) if not self._shape.fields else None
         numbers = {written_number(index) for index in written}
+        # An index that is written twice, and not the same, is none.
         return numbers.pop() if len(numbers) == 1 else None, self._answer(
             element if inner is None else inner
         )
