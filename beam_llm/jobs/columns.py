@@ -34,6 +34,7 @@ Array = npt.NDArray[Any]
 
 _MAGIC = b"beam_llm"
 _HEAD = struct.Struct("<8sII")
+# Columns begin at multiples of this, so that they can be used where they lie.
 _ALIGN = 16
 _DIGEST_BYTES = 32
 _WINDOW_BYTES = 1 << 16
@@ -96,6 +97,7 @@ def unpack(kind: str, name: str, data: bytes | None) -> tuple[dict[str, Array], 
     if len(data) < _HEAD.size + _DIGEST_BYTES or not data.startswith(_MAGIC):
         raise LedgerError(f"{name} is no object of this package, or was cut ({len(data)} bytes)")
     _, version, header_bytes = _HEAD.unpack_from(data)
+    # Before the digest: where a newer version keeps it is not known here.
     if version > FORMAT:
         raise newer_format(name, version)
     body = memoryview(data)[:-_DIGEST_BYTES]
@@ -137,6 +139,7 @@ def find(sorted_keys: Array, wanted: Array) -> Array:
     if not len(sorted_keys):
         return np.full(len(wanted), -1, dtype=np.int64)
     positions = np.searchsorted(sorted_keys, wanted)
+    # Greater than all: any position will do, as the key there is another.
     positions[positions == len(sorted_keys)] = 0
     positions[sorted_keys[positions] != wanted] = -1
     return positions
@@ -158,9 +161,9 @@ class Rows:
     def __init__(self, store: Store, name: str, digest: str, at_once_bytes: int = 0):
         self._name = name
         with local_copy(store, name) as path:
-            self._file = os.open(
-                path, os.O_RDONLY
-            )  # a temporary copy lives on, nameless, until this is closed
+            # A temporary copy lives on, nameless, until this is closed.
+            self._file = os.open(path, os.O_RDONLY)
+        # Closed also where a reader is dropped half-way, as iterators over it may be.
         self.close = weakref.finalize(self, os.close, self._file)
         with open(self._file, "rb", buffering=0, closefd=False) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -193,6 +196,7 @@ class Rows:
 
     def _move(self, start: int, end: int) -> None:
         """Has the window begin at `start`, and hold what lies to `end`."""
+        # A jump reads what was asked for and no more; only near reads are worth a window.
         near = self._start <= start <= self._end + _WINDOW_BYTES
         self._window = os.pread(self._file, max(end - start, _WINDOW_BYTES if near else 0), start)
         self._start, self._end = start, start + len(self._window)

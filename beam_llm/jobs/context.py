@@ -38,11 +38,11 @@ class WaitingLine:
         self._due[place] = self._clock.monotonic() + min(max(seconds, 0.0), LONGEST_PAUSE_SECONDS)
 
     def leave(self, place: tuple[int, str]) -> None:
-        """The job was taken, or has ended."""
+        """Gives the place up: the job was taken, or has ended."""
         self._due.pop(place, None)
 
     def is_due(self) -> None:
-        """A job has ended, so there may be room: nobody in the line waits any longer."""
+        """Lets every job in the line try at once: one has ended, so there may be room."""
         now = self._clock.monotonic()
         for place in self._due:
             self._due[place] = min(self._due[place], now)
@@ -50,21 +50,23 @@ class WaitingLine:
     def seconds(self, place: tuple[int, str]) -> float:
         """How long a job has to wait; not above zero: it may try."""
         now = self._clock.monotonic()
-        grace = 2 * longest_backoff(
-            self._settings
-        )  # one that is so late is driven by nobody any more
+        # A job that is later than this is driven by nobody any more, and holds nobody up.
+        grace = 2 * longest_backoff(self._settings)
         ahead = [due for other, due in self._due.items() if other < place and now < due + grace]
         if ahead:
+            # Shortly after the first has knocked: if it was taken, there may be room for more.
             return max(min(ahead) - now, 0.0) + quick_interval(self._settings, place[1])
         return self._due.get(place, now) - now
 
 
 @dataclass
 class JobContext:
-    """Attributes:
-    clock: this machine's; by it runners are told when to come again.
-    shared: the time that machines agree on; by it everything is written down.
-    counted: things worth counting, for the caller to post and clear.
+    """The settings, the seams and the clocks that all jobs of one driver share.
+
+    Attributes:
+      clock: this machine's; by it runners are told when to come again.
+      shared: the time that machines agree on; by it everything is written down.
+      counted: things worth counting, for the caller to post and clear.
     """
 
     settings: Settings

@@ -12,9 +12,9 @@ def cut_lines(tokens: Array, sizes: Array, caps: Caps) -> Array:
     """Greedily fills prompts: first record of each line, and the end. A record that passes a cap
     alone has a line of its own."""
     starts = [0]
-    step = max(
-        _CHUNK, 2 * caps.records
-    )  # Python's numbers take 40 bytes each, so only some at a time
+    # Python's numbers take 40 bytes each, so only some at a time; but at least two full lines, as
+    # the last line of a chunk is dropped.
+    step = max(_CHUNK, 2 * caps.records)
     while starts[-1] < len(tokens):
         begin = starts[-1]
         chunk = slice(begin, begin + step)
@@ -69,6 +69,7 @@ def cut_jobs(
         at += max(count, 1)
         cuts.append(at)
     border = cuts[-1] - min_requests
+    # Only where the job before keeps enough itself, and the last one still fits with what it takes.
     if len(cuts) > 2 and cuts[-2] > border >= cuts[-3] + min_requests:
         fits = int(sizes[border:].sum(dtype=np.int64)) <= max_bytes and (
             max_tokens is None or int(tokens[border:].sum(dtype=np.int64)) <= max_tokens

@@ -74,12 +74,14 @@ class Driver:
         root = Node(self._ledger.intent(ref.number))
         nodes: list[Node] = []
         pending = [root]
+        # From the root at every step, which costs little: jobs that have ended answer from memory.
         while len(nodes) <= phase:
             if not pending:
                 raise LedgerError(f"job {ref.number} has ended, there is no phase {phase} of it")
             node, *pending = pending
             found = self._step(node, nodes, nothing_follows=not pending)
             if isinstance(found, Waiting):
+                # A half knows its own progress; the ref waits for the whole job.
                 share = (
                     node.intent.records / root.intent.records if node.intent.kind == "half" else 1.0
                 )
@@ -100,6 +102,8 @@ class Driver:
         job = self._jobs.get(intent.job)
         if job is None:
             parent = ends.get(intent.parent)
+            # Jobs above it that were split in doubt: one of them may yet
+            # show up as a whole, to be cancelled.
             doubted = [
                 each.intent
                 for each in before

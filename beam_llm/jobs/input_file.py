@@ -77,6 +77,7 @@ def write_input(
     with open(path, "wb", buffering=_WRITE_BYTES) as file:
         for line in input_lines(manifest, parts, task, provider):
             size = len(line)
+            # A first line that is too large alone is left to the provider to refuse.
             if lines == max_requests or (lines and written + size > max_bytes):
                 break
             file.write(line)
@@ -93,6 +94,8 @@ def input_lines(
     if frame is None:
         yield from _rendered(manifest, parts, task, provider)
         return
+    # `custom_ids` goes on through all parts, so it stands last: zip
+    # ends at the rows before it takes an id.
     custom_ids, line_of = manifest.custom_ids(), frame.line
     for reader, rows in parts.runs(manifest):
         for row, text, custom_id in zip(
@@ -114,9 +117,8 @@ def _rendered(
         members = list(islice(records, end - start))
         try:
             yield _line(task, provider, custom_id, members)
-        except (
-            PromptError
-        ):  # a batch template that fails on these records together, though on none alone
+        # A batch template may fail on these records together, though on none alone.
+        except PromptError:
             continue
 
 

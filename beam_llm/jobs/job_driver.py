@@ -103,6 +103,7 @@ class JobDriver:
         return self.done
 
     def _advance(self, nothing_follows: bool) -> Waiting | Done:
+        # A job that is watched needs no look into the journal at each poll.
         if self._remote is not None:
             return self._look(self._remote)
         self._check_intent()
@@ -117,6 +118,7 @@ class JobDriver:
                 return self._closing.split(*found, self._submission.attempts.may_have_sent())
             if isinstance(found, JobEnd):
                 return self._closing.collect(found)
+            # It was acknowledged or has ended, here or in another process: the journal knows which.
             was_sent, status = True, self._journal.status()
         else:
             was_sent = False
@@ -132,6 +134,7 @@ class JobDriver:
         try:
             return remote.step()
         finally:
+            # Also where it raises: a job that aborted begins anew with another attempt.
             if remote.is_over:
                 self._remote = None
 

@@ -19,13 +19,15 @@ from beam_llm.protocols import Store
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """Attributes:
-    keys: S16, one per record.
-    part: u32, which of `parts`.
-    row: u32, which row of that part.
-    line_starts: u32, first record of each JSONL line, and the end (lines + 1 numbers); None for a
-      run's rows.
-    parts: names of parts.
+    """Records by key, each with the part and the row where it lies.
+
+    Attributes:
+      keys: S16, one per record.
+      part: u32, which of `parts`.
+      row: u32, which row of that part.
+      line_starts: u32, first record of each JSONL line, and the end (lines + 1 numbers); None for a
+        run's rows.
+      parts: names of parts.
     """
 
     keys: Array
@@ -50,11 +52,14 @@ class Manifest:
         keys are."""
         assert self.line_starts is not None
         data, starts = self.keys.tobytes(), self.line_starts.tolist()
+        # One record a line: one conversion for all of them.
         if self.lines == len(self):
             names = data.hex()
             yield from ["r-" + names[at : at + 32] for at in range(0, len(names), 32)]
             return
         for start, end in itertools.pairwise(starts):
+            # Ids keep to Anthropic's rule (64 letters, digits, `_` or `-`),
+            # the strictest: hence a digest for many keys.
             if end == start + 1:
                 yield "r-" + data[16 * start : 16 * end].hex()
             else:

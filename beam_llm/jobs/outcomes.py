@@ -1,9 +1,8 @@
 """How a job's records ended, in our own form, so that a re-run needs no provider.
 
 <name>.index   columns, one row per record, sorted by key: key, kind of failure (0: answered),
-offset and length of its text in the rows,
-               tokens (as in `Usage`), cost (NaN: unknown), model and finish reason (numbers
-               of the names among the facts)
+               offset and length of its text in the rows, tokens (as in `Usage`), cost (NaN:
+               unknown), model and finish reason (numbers of the names among the facts)
 <name>.rows    per record a JSON list: value, request id, and the failure where there is one
 """
 
@@ -79,6 +78,8 @@ class OutcomeWriter:
         if failure is None:
             self.put_answer(position, orjson.dumps(value), usage, cost, model, request_id, reason)
         else:
+            # The index has numbers for our own kinds only; a provider
+            # of another package may have others.
             known = failure if failure.kind in _CODES else failure._replace(kind=Kind.UNAVAILABLE)
             text = _failed_row(value, request_id, known)
             self._put(position, text, usage, cost, model, reason, _CODES[known.kind])
@@ -160,6 +161,7 @@ class OutcomeWriter:
         """Once all rows are flushed: the index object for the chosen positions (a mask), and
         records by kind; `""`: answered."""
         table = np.frombuffer(self._table, dtype=_ROW)
+        # A position without a text is one that nothing was put at.
         filled = np.flatnonzero(chosen & (table["lengths"] > 0))
         order = filled[np.argsort(self._keys[filled], kind="stable")]
         columns = {
@@ -255,6 +257,7 @@ class Outcomes:
             value, request_id = found[0], found[1]
             failure = Failure(*found[2]) if len(found) > 2 else None
             if paying:
+                # NaN, which alone differs from itself, is a price that is not known.
                 known = None if cost != cost else cost
                 yield Outcome(
                     value,

@@ -14,6 +14,7 @@ microsecond."""
 LONGEST_PAUSE_SECONDS = 400.0
 """No pause between tries is longer, whatever a document by another machine's clock says."""
 QUICK_DOUBT_SECONDS = 10.0
+# Servers have asked for a pause of 114 hours (openai/openai-dotnet#404).
 _LONGEST_RETRY_AFTER_SECONDS = 300.0
 
 
@@ -38,6 +39,7 @@ def backoff(settings: Settings, tries: int, seed: str) -> float:
     doubling from a poll to 300."""
     pace = settings.poll_seconds
     first, most = (5.0, 300.0) if pace is None else (pace, min(max(16 * pace, 1.0), 300.0))
+    # The exponent is bounded: after a thousand tries the power would overflow.
     return min(first * 2.0 ** min(tries, 12), most) * jitter(seed)
 
 

@@ -4,8 +4,9 @@ descriptor goes on through the pipeline.
 A part is two objects named by their content, so that a retried bundle meets its own earlier work:
 
     parts/<hash>.rows      per record: its question (JSON), then its envelope (bytes of the
-    transforms' coder) parts/<hash>.index     columns: key, tokens, size, flags, offsets; written
-    last, so a part with an index is whole
+                           transforms' coder)
+    parts/<hash>.index     columns: key, tokens, size, flags, offsets; written last, so a part with
+                           an index is whole
 """
 
 from __future__ import annotations
@@ -102,9 +103,8 @@ class PartWriter:
             raise ValueError(f"a record's key has {RECORD_KEY_BYTES} bytes, not {len(key)}")
         else:
             question = _question(record)
-            # Texts stand in a JSON string inside a JSON line, so escaped twice, and the second time
-            # only quotes and backslashes are
-            # left to escape: counted here, while they are at hand.
+            # Texts stand in a JSON string inside a JSON line, so they are escaped twice; the second
+            # time only quotes and backslashes are left to escape. Counted while they are at hand.
             size = len(question) + question.count(b'"') + question.count(b"\\") + 2
             flags = 0 if record.fields is None and record.record_id is None else _DETAILED
             row = _pack_row(key, record.tokens, size, flags, self.size_bytes, len(question))
@@ -132,11 +132,13 @@ class PartWriter:
         assert self._file is not None
         self._file.flush()
         table = np.frombuffer(self._table, dtype=_ROW)
+        # One start more than there are rows: where the last one ends.
         columns = {name: table[name] for name in _ROW.names or ()} | {
             "starts": np.append(table["starts"], np.uint64(self.size_bytes))
         }
         index = pack("part", columns, rows=self._digest.hexdigest(), min_timestamp=min_timestamp)
         name = content_name(index)
+        # A retried bundle finds its part whole, or writes again what is missing or damaged.
         if not (
             self._store.get(f"parts/{name}.index") == index
             and holds(self._store, f"parts/{name}.rows", self._file.name)
@@ -193,6 +195,7 @@ class PartReader:
         self.tokens: Array = columns["tokens"]
         self.sizes: Array = columns["sizes"]
         self.failed: Array = (columns["flags"] & _FAILED) != 0
+        # As memoryviews, whose items are plain numbers and come faster than those of an array.
         self._flags: memoryview = columns["flags"].data
         self._starts: memoryview = columns["starts"].data
         self._heads: memoryview = columns["heads"].data

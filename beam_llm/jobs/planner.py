@@ -33,6 +33,7 @@ from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.protocols import BatchTraits, Clock, Store, Task
 from beam_llm.values import Record
 
+# More than a tree ever has, so that every phase counts as paid for.
 ALL_PHASES = 1_000_000
 _FEW_JOBS = 64
 """Up to so many, looking for each one's rows takes less memory than sorting them, and no more
@@ -100,12 +101,12 @@ class _Plan:
         known = self._ledger.known()
         self._last = known.last
         numbers = known.jobs_of(self._pool.keys)
+        # Rows with an early error share a key of zeros, which is no record's.
         numbers[self._pool.failed] = 0
         for number in np.unique(numbers).tolist():
             unpaid = self._tree(number).unpaid(may_be_asked_again(self._settings)) if number else []
-            for (
-                again
-            ) in unpaid:  # left without an answer by a finished job, at no cost: new once more
+            # Left without an answer by a finished job, at no cost: new once more.
+            for again in unpaid:
                 rows = np.flatnonzero(numbers == number)
                 numbers[rows[find(np.sort(again), self._pool.keys[rows]) >= 0]] = 0
         return numbers
@@ -135,7 +136,7 @@ class _Plan:
                 failpoint("intent.after")
                 self._last, self._rows_named[intent.number] = intent.number, intent.rows
                 numbers[rows] = intent.number
-            else:
+            else:  # every append was won
                 return
             self._leave_to_winner(distinct, numbers, leaders)
             distinct = distinct[numbers[distinct] == 0]
@@ -174,11 +175,11 @@ class _Plan:
         pool = self._pool
         manifest = compact(pool.keys_of(rows), *pool.places_of(rows), pool.names)
         part, row = manifest.part, manifest.row
+        # They nearly always are in order, and looking is cheaper than sorting.
         if ((part[1:] > part[:-1]) | ((part[1:] == part[:-1]) & (row[1:] >= row[:-1]))).all():
             return manifest.write(self._ledger.store)
-        order = np.lexsort(
-            (row, part)
-        )  # one part came twice: two bundles with the very same elements
+        # One part came twice: two bundles with the very same elements.
+        order = np.lexsort((row, part))
         return replace(manifest, keys=manifest.keys[order], part=part[order], row=row[order]).write(
             self._ledger.store
         )
@@ -228,6 +229,8 @@ class _Plan:
         measured on one rendered record."""
         record, size = self._pool.sample(int(distinct[0]))
         task = self._task
+        # A template may treat one record unlike several, so a
+        # further record's share is the third's.
         one, two, three = (task.size(task.render([record] * count)) for count in (1, 2, 3))
         per_record = max(three - two - size, 0) + 24
         return max(one - size, two - 2 * size - per_record, 0) + _FRAME_BYTES, per_record
@@ -264,9 +267,8 @@ class _Plan:
         tree = self._tree(number)
         finished = tree.finished_nodes()
         if not finished and ledger.appended_here(number) and manifest != ledger.intent(number).rows:
-            finished = (
-                ALL_PHASES  # this process's own earlier plan has the job, and reports what it costs
-            )
+            # This process's own earlier plan has the job, and reports what it costs.
+            finished = ALL_PHASES
         state = "done" if tree.is_finished() else "created" if tree.job_id else "planned"
         return ref._replace(job_id=tree.job_id, state=state, reused=finished)
 

@@ -35,7 +35,7 @@ class QueuePlace:
         return self._context.line.seconds(self._place) if self.is_taken else -math.inf
 
     def seconds_after(self, status: JobStatus) -> float:
-        """The same, where another process may have been told to wait."""
+        """Seconds until it may try again, also where another process was told to wait."""
         line = self._context.line
         if status.attempt and not self.is_taken:
             closed = self._journal.read(Closed, status.attempt - 1)
@@ -45,12 +45,13 @@ class QueuePlace:
         return line.seconds(self._place)
 
     def enter(self, seconds: float, refusal: CallError) -> None:
-        """There is no room; a job that has waited long says so, once."""
+        """Takes a place behind the full queue; a job that has waited long says so, once."""
         self._context.line.enter(self._place, seconds)
         now = self._context.clock.monotonic()
         self._since = now if self._since is None else self._since
         waited = now - self._since
         if waited >= LONG_WAIT_SECONDS:
+            # No wait is long from now on: it is said once.
             self._since = math.inf
             _LOG.warning(
                 "job %s has waited %.0f min behind the provider's limit, and goes on waiting: %s",
@@ -60,6 +61,6 @@ class QueuePlace:
             )
 
     def leave(self) -> None:
-        """The job was taken or has ended."""
+        """Gives the place up: the job was taken or has ended."""
         self._context.line.leave(self._place)
         self._since = None

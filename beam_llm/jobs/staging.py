@@ -44,12 +44,16 @@ class Staging:
             return None
         context.store.put_file(f"{self._journal.folder}input.jsonl", str(path))
         failpoint("staged")
+        # Writing the lines may have taken most of the lease. Whether it
+        # is held is looked at before the create.
         context.leases.hold(self._intent.job)
         file_id = guarded(
             lambda: context.provider.stage(path, f"{self._intent.fingerprint}-{status.attempt}")
         )
         if file_id is None:
             return Staged(None, path)
+        # A kill before this leaves an input that nobody names: no job was made of it, and the next
+        # try stages another.
         self._journal.add(Uploaded(file_id), status.uploaded + 1)
         failpoint("uploaded")
         return Staged(file_id, None)
