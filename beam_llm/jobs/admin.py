@@ -115,6 +115,7 @@ def _resolve(ledger: Ledger, job: str) -> Intent:
         raise UsageError(f"there is no job {job} in {ledger.location!r}; {_LISTED}")
     name = job if is_name else find_job(ledger, job)
     for intent in JobTree(ledger, int(name.partition(".")[0])).intents():
+        # Leading zeros don't matter: the ledger's own names have them.
         if intent.job == f"{intent.number}{name[len(name.partition('.')[0]) :]}":
             return intent
     raise UsageError(f"there is no job {job} in {ledger.location!r}; {_LISTED}")
@@ -297,6 +298,7 @@ class _Finder:
         for tree in self._trees:
             (found.jobs if tree.is_finished() else found.kept).append(tree.number)
         needed, gone = self._parts(set(found.jobs))
+        # A part may serve several jobs; one that is not finished keeps it.
         for name in sorted(gone - needed):
             held = [f"parts/{name}.index", f"parts/{name}.rows"]
             present = set(self._store.list(f"parts/{name}"))

@@ -49,8 +49,8 @@ class Attempts:
         failpoint("ack.after")
 
     def rejoin(self, attempt: int, job: RemoteJob, file_id: str | None) -> None:
-        """While this process slept in its create, another gave the attempt up. The job is kept as
-        the next attempt's where that one is still free, and cancelled where it is not."""
+        """Keeps or cancels a job whose attempt another process gave up while this one slept in its
+        create: it becomes the next attempt's where that is still free, else it is cancelled."""
         following = attempt + 1
         # Attempts that certainly made no job don't stand in the way of keeping this one.
         while self._sent_nothing(following):

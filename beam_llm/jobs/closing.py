@@ -138,6 +138,8 @@ class Closing:
         self, manifest: Manifest, reader: ResultReader, end: JobEnd, path: str, kind: type[Done]
     ) -> Done:
         """Writes outcomes, leftovers and, last, the document."""
+        # Several processes may collect at once, each under a name of
+        # its own; the document says which counts.
         store, name = self._context.store, f"{self._journal.folder}answers-{uuid.uuid4().hex[:12]}"
         reader.outcomes.flush()
         left = np.frombuffer(reader.left, dtype=np.bool_)
@@ -203,6 +205,7 @@ class Closing:
             failpoint("done.after")
             return done
         if outcomes is not None:
+            # Another collector was quicker: its end counts, and nothing names these objects.
             for ending in (".index", ".rows", f"{LEFT}.index"):
                 self._context.store.delete(outcomes + ending)
         kept = self._journal.read(type(done))
@@ -226,6 +229,7 @@ class Closing:
         is_job = passed_on.lines >= self._context.provider.traits.min_requests
         goes_live = end.goes_live or not is_job or intent.is_second_try
         if settings.on_leftover == "follow_up" and not goes_live:
+            # By its share: exact weights would take reading the parts.
             tokens = intent.tokens * records // max(intent.records, 1)
             return Child(FOLLOW_UP, name, records, passed_on.lines, tokens)
         return LiveWork(name, records, _slice_size(settings))

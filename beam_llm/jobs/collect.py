@@ -28,6 +28,7 @@ _READ_BYTES = 1 << 20
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([A-Za-z0-9_-]{1,64})"')
 """Inside of a JSON string the quotes have backslashes, so this is found where it is a field, and
 nowhere else."""
+# Final for a record that was asked alone; in company another one may have been at fault.
 _FINAL_ALONE = frozenset({Kind.REFUSED, Kind.REJECTED, Kind.TOO_LARGE})
 
 
@@ -74,6 +75,7 @@ class ResultReader:
         self._plainly = task.answers_plainly and prior.is_empty
         assert manifest.line_starts is not None
         self._starts: list[int] = manifest.line_starts.tolist()
+        # By id, never by place: providers say that results may come in another order.
         self._line_of = {custom_id: line for line, custom_id in enumerate(manifest.custom_ids())}
         self._answered = bytearray(len(self._starts) - 1)
         self._half = len(self._answered) // 2
@@ -139,6 +141,7 @@ class ResultReader:
         """A line that is no reply: its records' error, where it can be seen whose it is. Returns
         whether it was cut."""
         self.facts["unreadable_lines"] += 1
+        # Without its newline a line was cut on the way, or by `result_lines` where it is too long.
         is_long = len(line) >= self._most_bytes
         if not is_long and not line.endswith(b"\n"):
             return True
@@ -158,6 +161,7 @@ class ResultReader:
             self.facts["duplicate_ids"] += 1
         elif completion is not None:
             self._answered[line] = 1
+            # A reply counts before an error of the same line, whichever of them comes first.
             if self._errors:
                 self._errors.pop(line, None)
             try:
@@ -177,6 +181,7 @@ class ResultReader:
         """One answered line: an outcome for each of its records, final or left over."""
         start = self._starts[line]
         count = self._starts[line + 1] - start
+        # Unpacked at once: this is done for every line of every job.
         text, finish, usage, model, request_id, refusal, _, word, _, billed = completion
         paid = self._cost(usage) if billed is None or self._has_prices else billed
         is_plain = (
@@ -255,6 +260,7 @@ class ResultReader:
         """
         if job.state not in (JobState.COMPLETED, JobState.EXPIRED, JobState.CANCELLED):
             return False
+        # Azure may give no counts.
         if job.completed is None:
             return job.state is JobState.COMPLETED and (self._is_cut or not self.lines)
         return self.replies < job.completed and self.lines < job.completed + (job.failed or 0)

@@ -79,6 +79,7 @@ class Doubt:
         if marker is None or marker.adopts is not None:
             return None
         if self._age_seconds(attempt, marker) > NAME_SECONDS:
+            # Where it can't be told, to repeat the create is all that can be done.
             with suppress(CannotTell):
                 if found := self._search.find_remote():
                     return found[0]

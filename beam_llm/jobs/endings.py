@@ -60,6 +60,7 @@ def end_of(job: RemoteJob, past_deadline: bool) -> JobEnd:
                 word,
                 Failure(Kind.CANCELLED, "the job was cancelled before it came to this record", 1),
             )
+        # Lines that expire are not billed, so nothing is paid twice by asking again.
         case JobState.EXPIRED:
             return JobEnd(
                 word,
@@ -110,6 +111,7 @@ def _failed(job: RemoteJob) -> JobEnd:
     reason = f"the provider's validation failed: {code}: {message}"
     if isinstance(job.cause, Aborted):
         return JobEnd("failed", Failure(Kind.ABORTED, reason, 1))
+    # The provider's own failure is no fault of the lines.
     if isinstance(job.cause, Retryable) and not isinstance(job.cause, QueueFull):
         reason = f"the provider failed: {code}: {message}"
         return JobEnd("failed", Failure(Kind.UNAVAILABLE, reason, 1), final=False)

@@ -54,7 +54,7 @@ class Parts:
 
 
 def write_lines(path: str, context: JobContext, lines: str) -> int:
-    """`write_input` of the manifest called `lines`."""
+    """Writes the JSONL file of the manifest called `lines`; returns the number of lines in it."""
     parts = Parts(context.store)
     try:
         manifest = Manifest.read(context.store, lines)

@@ -56,6 +56,7 @@ class Node:
         """What its end says goes on."""
         if self.done is None:
             return []
+        # From what is written alone, so that every process makes the same intents of it.
         jobs = [Node(self.intent.child(child, self.done.at)) for child in self.done.children]
         return [*jobs, Node(self.intent, live=True)] if self.done.live is not None else jobs
 

@@ -58,6 +58,7 @@ def answers(
         return
     paid_before = ref.reused >= len(nodes)
     first = np.zeros(len(rows), dtype=bool) if paid_before else _first_of_equals(rows.keys)
+    # Where half of it has come out, for the failpoint there.
     left = (int(wanted.sum()) + 1) // 2 - 1
     try:
         for reader, members in _by_part(store, rows):
@@ -87,6 +88,8 @@ def _nowhere(store: Store, nodes: Sequence[Node], keys: Array, positions: Array)
 
 
 def _first_of_equals(keys: Array) -> Array:
+    """Whether each key is the first of those equal to it."""
+    # A stable sort, so that "first" is by the order of this run's elements.
     order = np.argsort(keys, kind="stable")
     first = np.ones(len(keys), dtype=bool)
     first[order[1:]] = keys[order[1:]] != keys[order[:-1]]
@@ -126,7 +129,9 @@ class _Joined:
         """The outcome at each position; those that do not pay are re-used answers."""
         if not len(self._keys):
             return itertools.repeat(_UNANSWERED, len(positions))
+        # Nobody's records, at position -1, take from the last of the streams below.
         piece = np.where(positions < 0, len(self._pieces), self._piece[positions])
+        # Nearly always, for only live calls have several pieces: then no streams need merging.
         if not piece.any():
             return self._pieces[0].many(self._row[positions].tolist(), pays.tolist())
         streams: list[Iterator[Outcome]] = [

@@ -53,6 +53,7 @@ class LiveCalls:
         ends = ends_of_slices(journal, done)
         if ends:
             return node.ended(*ends)
+        # A slice blocks until its last call has ended, so the lease is for several call deadlines.
         free_at = self._context.leases.hold(
             node.intent.job, 4 * self._context.settings.call_deadline_ms / 1000
         )
@@ -80,6 +81,8 @@ class LiveCalls:
                 for position, outcome in enumerate(outcomes):
                     writer.put(position, prior.added(chosen, position, outcome))
                 writer.flush()
+                # A name of its own: the document says whose answers count,
+                # should two processes ask one slice.
                 name = f"{journal.folder}ask/{index:06d}-{uuid.uuid4().hex[:12]}"
                 store.put_file(f"{name}.rows", path)
                 packed, counts = writer.whole()

@@ -326,8 +326,8 @@ class _Pool:
         return tokens, sizes
 
     def keys_of(self, rows: Array) -> Array:
-        """A view where the rows follow one another, as they mostly do: no second copy of a million
-        keys."""
+        """The rows' keys: a view where the rows follow one another, as they mostly do, so that a
+        million keys aren't copied."""
         if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
             return self.keys[rows[0] : rows[-1] + 1]
         return self.keys[rows]

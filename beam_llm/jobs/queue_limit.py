@@ -3,9 +3,9 @@ up.
 
     limits/<digest>   what is known of a model's limit on enqueued tokens
 
-A limit is on tokens, tokens here are estimates, and other jobs of the organization may be
-invisible. So we split generously (it costs one more job), and a record is given up only where it
-was tried alone.
+A limit is on the tokens of all jobs together, tokens here are estimates, and other jobs of the
+organization may be invisible. So we split generously (it costs one more job), and a record is given
+up only where it was tried alone.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _LOG = logging.getLogger(__name__)
 PATIENCE = 3
 """Refusals in a row, with nothing else pending, after which a job is taken to be too large
 itself."""
+# Attempts that are read back: twice as many as the most patient rule needs.
 _LOOK_BACK = 12
 LIMIT_SECONDS = 7 * 86_400.0
 """So long a limit is believed: organizations are moved to higher tiers, and nobody tells the
@@ -82,6 +83,7 @@ def note_limit(
     limit = replace(before or Limit(host, model, now), **news)  # type: ignore[arg-type]
     if before is not None and limit.stated != before.stated:
         limit = replace(limit, found=None)
+    # Unchanged it is written once a day, so that a limit that is still met goes on being believed.
     if limit != before or now - before.at > LIMIT_SECONDS / 7:
         store.put(_limit_name(host, model), replace(limit, at=now).dumps())
         failpoint("limit.noted")
@@ -145,6 +147,7 @@ class QueueLimit:
         refusals = self._refusals(attempt)
         stated = refusals[0][1].limit if refusals else None
         limit = self._limit(stated)
+        # The usual case, for which no part's weights are read.
         if limit is None and not refusals:
             return None
         sizes = self._line_tokens()
@@ -159,6 +162,7 @@ class QueueLimit:
             )
         if limit is not None and tokens > limit:
             return self._split(sizes, limit)
+        # Estimates may fall short, so a job of more than half the stated limit may be above it.
         if alone >= PATIENCE and (stated is None or tokens > stated // 2):
             return self._split(sizes, None)
         return None
@@ -221,6 +225,7 @@ class QueueLimit:
                 return None
             at_line = cuts[(len(cuts) - 1) // 2]
         else:
+            # The best guess there is; `completed` raises it again.
             self._note(found=int(sizes[:at_line].sum()))
         why = (
             f"limit of {limit:,} enqueued tokens"

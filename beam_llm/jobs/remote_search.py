@@ -46,6 +46,7 @@ class RemoteSearch:
         ]
         since = min((marker.at for marker in markers), default=self._intent.created_at)
         found: dict[str, RemoteJob] = {}
+        # An input that was staged anew has another name, and a job may be made of either.
         for staged in {marker.file_id for marker in markers} or {None}:
             for job in self._listed(staged, since):
                 if job.job_id not in without:
@@ -95,6 +96,8 @@ class RemoteSearch:
         Returns:
           False where it is written already that others stay; then nothing is cancelled.
         """
+        # Written before anything is cancelled: two processes that see different lists must not
+        # cancel each other's choice.
         if self._journal.add(Twice(kept, tuple(doubles))):
             self._context.counted["jobs_twice"] += 1
         else:
@@ -163,6 +166,7 @@ class RemoteSearch:
         if not self.settle_doubles(kept.job_id, doubles) or kept.job_id == job.job_id:
             return job, attempt
         self.close(attempt, CloseReason.DOUBLE, job_id=job.job_id)
+        # Without a marker, for this attempt creates nothing.
         self._journal.add(Created(kept.job_id, created_at), attempt + 1)
         return kept, attempt + 1
 

@@ -87,12 +87,13 @@ class RemoteWatch:
         self.is_over = False
 
     def begin(self) -> Waiting:
-        """Just created: the first look can wait."""
+        """When to look for the first time at a job that was created just now."""
         first = poll_interval(self._settings, 0.0, f"{self._intent.job}/0")
         return self._wait(first, JobState.WAITING.value)
 
     def step(self) -> Waiting | Done:
-        """One poll per job and interval, however many refs wait for it."""
+        """When to come again, or how the job ended: it is looked at once per interval, however many
+        refs wait for it."""
         pause = self._due - self._clock.monotonic()
         if self._looked is not None and pause > SHORTEST_PAUSE_SECONDS:
             return self._looked._replace(next_at=self._clock.time() + pause)
@@ -107,8 +108,10 @@ class RemoteWatch:
             job.state.has_ended or now >= self._created_at + self._settings.list_lag_seconds
         ):
             job = self._without_double(job)
+        # At every look, as a list may show late what was made of the job as a whole.
         for whole in self._wholes:
             whole.cancel_all()
+        # Before the deadline: what has ended is read however late it is, for it is paid for.
         if job.state.has_ended:
             return self._ended(job)
         if now >= self._deadline():
@@ -153,6 +156,7 @@ class RemoteWatch:
         elif now >= self._deadline() + doubt_seconds(self._settings):
             return self._closing.collect(unreachable())
         self._failures += 1
+        # A refusal is an answer, not an outage: no backoff, but the usual pace.
         if isinstance(error, Rejected):
             pause = poll_interval(
                 self._settings, now - self._created_at, f"{self._intent.job}/{self._failures}"
@@ -175,6 +179,7 @@ class RemoteWatch:
         """Asks for cancellation, waits a little for what is finished, then ends with what there
         is."""
         now = self._time()
+        # One process asks for the cancellation; all wait from the moment that it wrote down.
         if self._journal.add(Deadline(now), self._attempt):
             self._submission.search.cancel(self._job_id)
         asked = self._journal.read(Deadline, self._attempt)
@@ -185,6 +190,8 @@ class RemoteWatch:
     def _ended(self, job: RemoteJob) -> Waiting | Done:
         failpoint("ended")
         self._context.line.is_due()
+        # OpenAI may take a job first and fail it for
+        # `token_limit_exceeded` later: nothing of it ran.
         if isinstance(job.cause, QueueFull):
             self.is_over = True
             return self._submission.queue_up(self._attempt, self._job_id, job.cause)
@@ -204,6 +211,7 @@ class RemoteWatch:
         end = end_of(job, past_deadline)
         if end.failure.kind == Kind.ABORTED and self._settings.on_abort == "raise":
             self.is_over = True
+            # Closed before it raises, so that a corrected run begins with a new attempt.
             self._submission.search.close(self._attempt, CloseReason.ABORTED, job_id=self._job_id)
             raise Aborted(Kind.ABORTED, end.failure.message)
         return self._collect(job, end)

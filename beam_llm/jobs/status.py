@@ -46,10 +46,12 @@ def read_status(names: Iterable[str]) -> JobStatus:
     newest: dict[str, int] = {}
     for name in names:
         word, _, count = name.partition("-")
+        # `done` has no number, and `done-again` none that is one: both count as 0.
         newest[word] = max(newest.get(word, -1), int(count) if count.isdigit() else 0)
     closed, uploaded = newest.get("closed", -1), newest.get("uploaded", -1)
     if "done" in newest:
         return JobStatus(Phase.DONE, max(newest.get("created", 0), 0), uploaded)
+    # Before the marker, which an attempt that was acknowledged mostly has, too.
     if newest.get("created", -1) > closed:
         attempt = newest["created"]
         return JobStatus(Phase.ACKED, attempt, uploaded, newest.get("deadline", -1) >= attempt)
@@ -80,12 +82,13 @@ class Waiting(NamedTuple):
     @property
     def done(self) -> int | None:
         """Records of this run done so far: as large a part of them as of the job."""
+        # Lest 0.29 of 100 be 28: binary fractions may fall short.
         return None if self.part is None else int(self.total * self.part + 1e-6)
 
 
 class Ready(NamedTuple):
-    """(envelope, outcome) of every record that this phase answers; `phase` is the next one to step,
-    None: the ref is finished."""
+    """A phase's answers: (envelope, outcome) of every record that it has one for. `phase` is the
+    next one to step; None: the ref is finished."""
 
     answers: Iterator[tuple[bytes, Outcome]]
     phase: int | None

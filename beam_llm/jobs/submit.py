@@ -88,13 +88,15 @@ class Submission:
         Raises:
           Aborted: no call can succeed, and `on_abort` is `raise`.
         """
+        # Waits that this process knows of go first: they cost no request.
         pause = max(self._due - self._clock.monotonic(), self.place.seconds())
         if pause > SHORTEST_PAUSE_SECONDS:
             return self._wait(pause, "queued" if self.place.is_taken else "doubt")
         free_at = self._context.leases.hold(self._intent.job)
         if free_at is not None:
             return self._wait_for_lease(free_at)
-        status = self._journal.status()  # what the last holder did before its lease ran out
+        # Read under the lease: its last holder may have gone on until it ran out.
+        status = self._journal.status()
         if status.phase in (Phase.DONE, Phase.ACKED):
             return None
         if status.phase is Phase.DOUBT:
@@ -126,6 +128,7 @@ class Submission:
         try:
             found = self.search.find_remote()
         except CallError as error:
+            # A provider that can never tell would hold the job up for ever.
             return self._later(error, "doubt") if not isinstance(error, CannotTell) else split
         if not found:
             given_up = max(
@@ -182,8 +185,11 @@ class Submission:
         """Writes down, before it is sent, that a create may be: whoever finds this has to look for
         its job. False: it may not be sent."""
         leases, job = self._context.leases, self._intent.job
+        # Staging may have taken longer than the lease.
         if leases.hold(job) is not None:
             return False
+        # A process that slept in its create may have had its answer
+        # since; then there is a job already.
         late = self.search.acknowledged_late()
         if late is not None:
             if self.attempts.claim(attempt, late.staged, adopts=late.job_id):
@@ -192,6 +198,8 @@ class Submission:
         if not self.attempts.claim(attempt, staged.file_id):
             return False
         failpoint("marked")
+        # Behind the marker: whoever takes the lease from now on
+        # finds it, and looks before it creates.
         if leases.is_mine(job):
             return True
         # Only this process may send this attempt's create, and it will not: so that is certain.
@@ -215,6 +223,7 @@ class Submission:
         except CallError as error:
             return self._unclear(attempt, error)
         failpoint("create.after")
+        # Before anything is asked: a job that is written down is found again, whatever happens now.
         self._acknowledge(attempt, job)
         if self._journal.read(Closed, attempt) is not None:
             self.attempts.rejoin(attempt, job, staged.file_id)
@@ -306,7 +315,9 @@ class Submission:
             return JobEnd("doubtful", Failure(Kind.DOUBTFUL, message, 1))
         if isinstance(found, RemoteJob):
             self._acknowledge(attempt, found)
+            # As after any create: another process may have given the attempt up meanwhile.
             if repeated and self._journal.read(Closed, attempt) is not None:
                 self.attempts.rejoin(attempt, found, found.staged)
             return None
+        # 0.0: there certainly is no job, and the next step begins the next attempt.
         return self._wait(min(found, self._soon()), "doubt" if found > 0 else "planned")

@@ -51,9 +51,12 @@ class GcsStore:
         return self._bucket.blob(self._prefix + valid_name(name))
 
     def create(self, name: str, data: bytes) -> bool:
-        """The library repeats an upload whose answer was lost, and then the true winner gets the
-        412. So each create carries a nonce of its own in the object's metadata, which is read back
-        to see who won."""
+        """Whether this call has created the object.
+
+        The library repeats an upload whose answer was lost, and then the true winner gets the 412.
+        So each create carries a nonce of its own in the object's metadata, which is read back to
+        see who won.
+        """
         from google.api_core.exceptions import PreconditionFailed
         from google.cloud.storage.exceptions import InvalidResponse
 

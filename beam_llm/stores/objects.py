@@ -76,7 +76,7 @@ class ObjectStore:
 
     @property
     def _store(self) -> Any:
-        """Made at first use: a store travels by its location only."""
+        """obstore's store, made at first use: this one travels by its location only."""
         with self._lock:
             if self._opened is None:
                 with self._told("opened", ""):
@@ -105,9 +105,12 @@ class ObjectStore:
         return ObjectStoreError(f"{place} can't be {verb}: {_reason(error)}")
 
     def create(self, name: str, data: bytes) -> bool:
-        """obstore repeats a put whose answer was lost, and then the true winner is told that the
+        """Whether this call has created the object.
+
+        obstore repeats a put whose answer was lost, and then the true winner is told that the
         object exists. So each create carries a nonce of its own in the object's metadata, which is
-        read back to see who won."""
+        read back to see who won.
+        """
         known, nonce = self._sdk.exceptions, uuid.uuid4().hex
         path = valid_name(name)
         try:
@@ -215,7 +218,8 @@ class ObjectStore:
         return size
 
     def list(self, prefix: str, start_after: str = "") -> Iterable[str]:
-        """obstore lists by whole segments, so the last one of the prefix is looked at here."""
+        """Names that begin with the prefix. obstore lists by whole segments, so its last one is
+        looked at here."""
         folder = prefix.rpartition("/")[0]
         if folder and not is_name(folder):  # `../`, say: no object's name begins so
             return
