@@ -67,7 +67,7 @@ class Prices:
 
     @classmethod
     def of(cls, settings: Settings) -> Prices:
-        """Raises UsageError where `prices` has an unknown key or a value that is no price."""
+        """Raises UsageError where `prices` has an unknown key or a value that is not a price."""
         yours = your_prices(settings)
         published = _published(settings.model_name, settings.provider, settings.base_url or "")
         window = settings.context_window or (published.context_window if published else None)
@@ -147,7 +147,7 @@ def your_prices(settings: Settings) -> tuple[Rates, Rates] | None:
     """Live and batch rates out of the option `prices`: one table, or one for each model's name.
 
     Raises:
-      UsageError: an unknown key, or a value that is no price.
+      UsageError: an unknown key, or a value that is not a price.
     """
     prices: Any = settings.prices
     if not prices:

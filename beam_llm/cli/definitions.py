@@ -44,6 +44,7 @@ def _classes(declared: Any, seen: set[int]) -> Iterator[type]:
     """Classes of the user's in a type: itself, its bases, and those of its fields."""
     if id(declared) in seen:
         return
+    # A class may have fields of its own type.
     seen.add(id(declared))
     for part in typing.get_args(declared):
         yield from _classes(part, seen)

@@ -122,6 +122,7 @@ def main(chosen: argparse.Namespace) -> int:
     records = _write_sample(folder, chosen.records)
     model = _model_of(chosen.provider)
     print(_opening(records, model), flush=True)
+    # A proxy that the environment names can't reach the emulator on this machine.
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(
         filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1"])
     )

@@ -49,6 +49,8 @@ def inputs_of(
         if writes:
             refuse_overwriting(command.target._replace(replaces=True), sources)
             _refuse_finished(command)
+            # Bytes that are not text have a place in parquet alone, and only where it is parquet
+            # all the way.
             keeps_bytes = format_of(
                 command.output, command.output_format
             ) == "parquet" and parquet_fields(sources)

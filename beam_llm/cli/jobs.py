@@ -106,6 +106,7 @@ def show(chosen: argparse.Namespace) -> int:
             "cost": "unknown" if view.cost_usd is None else dollars(view.cost_usd),
         }
         if view.state != "done":
+            # What follows is known of finished jobs only.
             facts = {name: facts[name] for name in list(facts)[:7]}
         print(
             "\n".join(printable(f"{name:<10}{value}") for name, value in facts.items()),

@@ -52,6 +52,7 @@ def predict(command: PredictCommand, listener: events.Listener | None = None) ->
         if found.records and runs_here(command.beam_options):
             check_key(command.settings)
         question = task.fingerprint + command.answer_field.encode()
+        # A task is one model's: which one a record chooses is a part of the question, too.
         if is_template(command.settings.model):
             question += command.settings.model.encode()
         names = list(map(name_of, sources))
@@ -311,6 +312,7 @@ def _refuse_lost(run: _Run, missing: int) -> None:
     Raises:
       InputChanged, RunError: which of the two.
     """
+    # Raises where the input has changed; where it hasn't, the fault is ours.
     for _ in same_rows(run.sources, run.found.digests):
         pass
     lost = plural(missing, "record")

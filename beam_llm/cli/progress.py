@@ -45,6 +45,7 @@ class Meter:
         self._clock = clock
         self._started = clock()
         self._waiting: dict[str, Any] = {}
+        # The counts are of the process, which may have had other runs before, as in a notebook.
         self._before = ACTIVITY.snapshot()
 
     def hear(self, event: str, facts: dict[str, Any]) -> None:

@@ -166,6 +166,8 @@ def _forms_of_input(
     elif kind == "csv":
         for row in rows:
             yield digest_of([_as_read(cell(row.fields.get(name))) for name in columns])
+    # Parquet inputs that agree are passed on with their own types; all others get types by their
+    # values.
     elif names := list(parquet_fields(sources)):
         for row in rows:
             yield digest_of({name: row.fields.get(name) for name in names})

@@ -73,6 +73,7 @@ def watched(
                 else ""
             )
             raise RunError(reason_of(error) + so_far) from error
+        # The pipeline has ended by itself, but early: records were left unread.
         if stopping.is_set():
             raise Interrupted(_kept(meter, go_on))
     return measured

@@ -120,7 +120,9 @@ class Spool:
         return before
 
     def _write_digests(self, digests: bytes) -> None:
+        # Of one width, so that the order of names is that of time.
         name = f"inputs-{time.time_ns():020d}.digests"
+        # A file that a kill cut would pass for fewer records: it gets its name when it is whole.
         with _create(self.folder, name if is_remote(self.folder) else f"{name}.new") as file:
             file.write(digests)
         if not is_remote(self.folder):
@@ -207,6 +209,7 @@ def _claim(folder: str) -> int:
     """
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o700)
+    # Links are not followed: one may lead into a folder that others can write to.
     found = os.lstat(folder)
     try:
         descriptor, probe = (

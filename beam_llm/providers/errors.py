@@ -251,7 +251,7 @@ def unreadable(message: str) -> Retryable:
 
 
 def not_json(body: bytes) -> Retryable:
-    """The error of a good answer that is no JSON: it says what came instead, where that tells
+    """The error of a good answer that is not JSON: it says what came instead, where that tells
     more.
     """
     return unreadable(_what_came(body))

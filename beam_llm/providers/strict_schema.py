@@ -116,6 +116,7 @@ def _object(node: Schema) -> Schema:
 def _is_taken(word: str, value: Any) -> bool:
     if word == "format":
         return value in _FORMATS
+    # `(?` begins look-arounds, among others, which no grammar holds.
     return not (word == "pattern" and "(?" in value)
 
 

@@ -146,7 +146,7 @@ def loads(data: bytes | str) -> Any:
     without end. It may have been paid for.
 
     Raises:
-      ValueError: where it is no JSON for that either, or nested too deeply.
+      ValueError: where it is not JSON for that reader either, or nested too deeply.
     """
     try:
         return orjson.loads(data)

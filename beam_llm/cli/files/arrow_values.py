@@ -23,6 +23,7 @@ def python_values(column: Any) -> list[Any]:
         return list(column.to_pylist())
     if hasattr(column, "combine_chunks"):
         column = column.combine_chunks()
+    # An extension type: its values are those that it stores.
     if hasattr(column, "storage"):
         return python_values(column.storage)
     if kinds.is_dictionary(kind):

@@ -50,6 +50,7 @@ def _csv_text(source: Source) -> Iterator[IO[str]]:
     """Bytes that are not UTF-8 come as surrogates only where their lines are to be skipped: looking
     for them takes time.
     """
+    # Python's own limit of 131,072 characters is less than a long document.
     csv.field_size_limit(text_files.LINE_BYTES)
     errors = "surrogateescape" if source.skips_bad_lines else "strict"
     with (

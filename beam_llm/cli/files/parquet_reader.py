@@ -47,6 +47,7 @@ def parquet_fields(sources: Sequence[Source]) -> dict[str, Any]:
         if any(column.name not in schema.names for schema in schemas)
     }
     return {
+        # A column that one of the files lacks is NULL in that file's rows.
         column.name: column.with_nullable(True) if column.name in lacking else column
         for column in merged
     }

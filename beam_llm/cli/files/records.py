@@ -103,6 +103,7 @@ def digest_of(fields: Any) -> bytes:
         data = orjson.dumps(
             fields, default=plain_value, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS
         )
+        # orjson writes NaN and the infinities as null: different records would have one digest.
         if b"null" in data and _has_non_finite(fields):
             data = _spelled_out(fields)
     except TypeError:

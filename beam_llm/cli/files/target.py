@@ -88,6 +88,7 @@ def finished_file(target: Target) -> Iterator[IO[bytes]]:
         if not target.path.lower().endswith(".gz"):
             yield file
             return
+        # Without time and name in the header, equal answers give equal bytes.
         with gzip.GzipFile(fileobj=file, mode="wb", mtime=0, filename="") as packed:
             yield packed  # type: ignore[misc]
 
@@ -124,6 +125,7 @@ def _replacing(target: Target) -> Iterator[IO[bytes]]:
     """A local file, written beside its name and moved there at the end; what a killed run left of
     such files goes.
     """
+    # Where the name is a link, what it leads to is replaced, and not the link.
     output = os.path.realpath(target.path)
     folder, name = os.path.split(output)
     remove_unfinished(output)
@@ -137,6 +139,8 @@ def _replacing(target: Target) -> Iterator[IO[bytes]]:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
+            # Before it gets its name: after a crash of the machine a name might else stand for
+            # nothing.
             os.fsync(file.fileno())
             _rename(aside, output, target)
     finally:
@@ -149,6 +153,7 @@ def _rename(aside: str, output: str, target: Target) -> None:
         os.replace(aside, output)
         return
     try:
+        # A link fails where the name is taken; a rename would replace what has appeared since.
         os.link(aside, output)
     except FileExistsError:
         raise _there_meanwhile(target) from None

@@ -1,4 +1,4 @@
-"""Files of lines as bytes: unpacked where they are gzip, refused where they are no text in
+"""Files of lines as bytes: unpacked where they are gzip, refused where they are not text in
 UTF-8.
 """
 

@@ -97,6 +97,7 @@ def _write_jsonl(file: IO[bytes], rows: Iterable[tuple[Row, Answer]], field: str
         file.write(
             b"%s%s%s: %s, %s: %s}\n"
             % (
+                # All but the closing brace, before which the answer is put.
                 raw[:-1].rstrip(),
                 comma,
                 answer_key,
@@ -137,6 +138,7 @@ def _write_csv(
         cells = [of_input(cell(row.fields.get(name))) for name in names]
         lines.writerow([*cells, of_answer(cell(answer.value)), of_answer(answer.error)])
     text.flush()
+    # Else the wrapper would close the file, which isn't its own.
     text.detach()
 
 

@@ -81,6 +81,7 @@ def _row(number: int, job: Span, place: object, end: float) -> Markup:
     shape = Markup('<rect x="{:.3f}%" y="{}" width="{:.3f}%" height="12" rx="2" class="{}"/>')
     first, middle, last = place(job.planned), place(created), place(end)
     drawn = shape.format(first, top + 22, max(middle - first, 0.0), "span waiting")
+    # A job that ended at once has to be seen all the same.
     drawn += shape.format(middle, top + 22, max(last - middle, 0.4), f"span {job.state}")
     text = Markup('<text x="0" y="{}" class="row">{}</text>').format(top + 16, job.name)
     return Markup("<g><title>{}</title>{}{}</g>").format(job.label, text, drawn)

@@ -45,6 +45,7 @@ def other_ways(known: Settings, sources: Sequence[Source], tally: Tally) -> Othe
     asked = tally.records - tally.reused
     if tally.unpriced or asked <= 0 or not tally.input_tokens:
         return None
+    # Answers that were re-used cost nothing now, but would have by any other way.
     scale = tally.records / asked
     prices = Prices.of(known)
     live = prices.cost_usd(_usage(tally.input_tokens, tally.output_tokens, scale))

@@ -89,6 +89,7 @@ def _write_csv(
             [safe_cell(one) if guard else one for one, guard in zip(cells, safe, strict=True)]
         )
     text.flush()
+    # Else the wrapper would close the file, which isn't its own.
     text.detach()
 
 

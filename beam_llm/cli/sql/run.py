@@ -116,6 +116,8 @@ class SqlRunner:
             path = "-" if sink is None or sink.connector == "print" else ""
             part = ""
             if sink is not None and sink.connector == "filesystem":
+                # The same INSERT twice in a file writes two parts, and each has to find its own
+                # again.
                 number = seen[sink.path, question]
                 seen[sink.path, question] += 1
                 part = f"{question[:6].hex()}-{number:02}" if number else question[:6].hex()
@@ -128,6 +130,7 @@ class SqlRunner:
         for place in places:
             make_folder(place.path) if _is_folder(place.plan) else None
             refuse_overwriting(Target(place.path, replaces=True), ())
+            # A file has its name once it is complete, so that its being there is enough.
             place.finished = not self.command.force and is_there(place.path)
         if places and len(places) == len(self._places) and all(one.finished for one in places):
             paths = ", ".join(dict.fromkeys(place.path for place in places))
@@ -156,6 +159,7 @@ class SqlRunner:
             tally = Tally()
             for run in runs:
                 self._write(run, tally)
+            # A table of one file waits for its last INSERT: until then its spools stay open.
             stack.pop_all() if self._waiting else None
         report = Report(
             tally,
@@ -183,10 +187,13 @@ class SqlRunner:
             sources = sources_of(plan)
             self._check_complete(plan)
         looked = look(plan, sources)
+        # Without a row nothing is asked, and no key is needed.
         if here and (looked.rows or _is_beam(plan.source)):
             for settings in settings_of(plan):
                 check_key(settings)
         if place.path == "":
+            # A Beam sink takes the rows itself: nothing is kept here, so that nothing counts as
+            # done.
             return _Run(place, sources, looked, None, bytes(looked.rows))
         spool = Spool(self._folder(place))
         stack.callback(spool.close)
@@ -226,8 +233,10 @@ class SqlRunner:
         total = sum(run.looked.rows for run in runs)
         already = sum(run.done.count(1) for run in runs)
         meter = Meter(total, already)
+        # How much a Beam source holds is not known before it is read.
         if already == total and not any(_is_beam(run.plan.source) for run in runs):
             return Measured({}, None), meter, 0
+        # One of each ledger: its requests are counted once, however many models use it.
         batched = {
             str(one.staging_location): one
             for run in runs
@@ -286,6 +295,7 @@ class SqlRunner:
         sink = runs[0].plan.target
         assert sink is not None
         target = Target(runs[0].place.path, sink.format, self.command.force, self.command.csv_safe)
+        # `c.` begins the source's own columns; a model's words may be in all others.
         answers = {
             name
             for run in runs

@@ -68,6 +68,7 @@ class Asking:
         flown = tuple(
             (name, self._layers.in_flight(value), value.type) for name, value, _ in inputs
         )
+        # The same call in SELECT and in WHERE is made, and paid for, once.
         known = repr((flown, branches, chosen, call.function))
         if known in self._answers:
             return self._answers[known]
@@ -94,6 +95,8 @@ class Asking:
                 "write 'm', or an expression that gives the name",
             )  # fmt: skip
         literals = _results(call.model.tree)
+        # Where the names can't be told from the expression, any model may be asked, and all have to
+        # fit.
         names = sorted(self._known.models) if literals is None else literals
         if not names:
             self._source.fail(call.model_start, "there is no model yet", "write CREATE MODEL")
@@ -143,6 +146,8 @@ class Asking:
         )
         known.notices += [notice for notice in notices if notice not in known.notices]
         try:
+            # Made for its checks alone: what is wrong is said at the call's place, before anything
+            # runs.
             LLMPredict(**options_of(settings))
         except UsageError as error:
             raise self._source.located(call.start, error) from None

@@ -135,6 +135,7 @@ def _model(cursor: Cursor, parts: _Parts) -> None:
         while cursor.is_op(".") and cursor.ahead().kind in ("name", "quoted"):
             cursor.take()
             parts.model = cursor.take().value
+    # A text alone is a name; before anything else it begins an expression.
     elif cursor.now.kind == "string" and after.value in (",", ")"):
         parts.model = cursor.take().value
     else:

@@ -65,6 +65,8 @@ def connect() -> Any:
             "memory_limit": "1GB",
         },
     )
+    # Flink divides integers to integers, and every worker has to reckon in one time zone. The lock
+    # comes last: nothing can be set behind it.
     for setting in ("integer_division = true", "TimeZone = 'UTC'", "lock_configuration = true"):
         connection.execute(f"SET {setting}")
     return connection
@@ -86,6 +88,7 @@ def types_of(connection: Any, sql: str, inputs: Sequence[tuple[str, SqlType]]) -
     """
     columns = ", ".join(f"CAST(NULL AS {kind.duckdb}) AS {quoted(name)}" for name, kind in inputs)
     source = f" FROM (SELECT {columns})" if columns else ""
+    # DuckDB only binds this query, so NULLs stand for the columns' values.
     return [type_of_duckdb(kind) for kind in _types(connection, f"SELECT {sql}{source}")]
 
 
@@ -169,6 +172,7 @@ class Evaluator:
         try:
             return self._joined(rows, self._many(rows))
         except Exception:
+            # One by one again: a failed query doesn't say at which of its rows.
             return [self._row_at(number, row) for number, row in enumerate(rows)]
 
     def _row_at(self, number: int, row: dict[str, Any]) -> dict[str, Any] | None:

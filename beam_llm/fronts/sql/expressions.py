@@ -18,6 +18,7 @@ from beam_llm.fronts.sql.types import SqlType
 MOST_TEXT = 200_000
 """Characters of one expression, views and all."""
 
+# What sqlglot parses grows with its versions, so a form that isn't listed is refused.
 _ALLOWED = words(
     "Column Identifier Literal Boolean Null And Or Not Paren EQ NEQ GT GTE LT LTE Is In "
     "Between Like ILike SimilarTo Escape Add Sub Mul Div Mod Neg DPipe Case If Cast TryCast "
@@ -166,6 +167,7 @@ class _Translation:
         self._texts: list[str] = []
         self.uses: set[str] = set()
         text = source.text[expression.start : expression.end]
+        # A mark that the expression doesn't hold, so that none of its own names is taken for one.
         self._mark = next(mark for mark in _marks() if mark not in text)
 
     def text(self, tree: Any) -> str:
@@ -256,6 +258,7 @@ class _Translation:
         if template == "{||}":
             return "(" + " || ".join(f"CAST({one} AS VARCHAR)" for one in arguments) + ")"
         nulls = " OR ".join(f"{one} IS NULL" for one in arguments)
+        # In one substitution: an argument's text may hold braces itself.
         filled = re.sub(
             r"\{(\*|null|\d)\}",
             lambda found: (

@@ -40,6 +40,7 @@ FUNCTIONS: dict[str, Function] = {
     "CHAR_LENGTH": _same("length", 1),
     "CHARACTER_LENGTH": _same("length", 1),
     "LENGTH": _same("length", 1),
+    # DuckDB's `strlen` counts bytes, its `length` characters.
     "OCTET_LENGTH": _same("strlen", 1),
     "LTRIM": _same("ltrim", 1, 2),
     "RTRIM": _same("rtrim", 1, 2),
@@ -55,6 +56,7 @@ FUNCTIONS: dict[str, Function] = {
     "REPLACE": _same("replace", 3),
     "REVERSE": _same("reverse", 1),
     "INSTR": _same("instr", 2),
+    # What is looked for stands first in LOCATE, and second in INSTR.
     "LOCATE": Function(2, 2, "instr({1}, {0})"),
     "ASCII": _same("ascii", 1),
     "CHR": _same("chr", 1),
@@ -64,7 +66,9 @@ FUNCTIONS: dict[str, Function] = {
     "FROM_BASE64": Function(1, 1, "decode(from_base64({0}))"),
     "REGEXP": _same("regexp_matches", 2),
     "REGEXP_LIKE": _same("regexp_matches", 2),
+    # Flink replaces every match; DuckDB does so with `g` only.
     "REGEXP_REPLACE": Function(3, 3, "regexp_replace({*}, 'g')"),
+    # Flink gives NULL where nothing matches, DuckDB an empty text.
     "REGEXP_EXTRACT": Function(
         2,
         3,
@@ -74,6 +78,7 @@ FUNCTIONS: dict[str, Function] = {
         },
     ),
     "SPLIT": _same("string_split", 2),
+    # Flink counts the parts from 0, DuckDB's lists from 1.
     "SPLIT_INDEX": Function(3, 3, "string_split({0}, {1})[CAST({2} AS BIGINT) + 1]"),
     "STARTSWITH": _same("starts_with", 2),
     "ENDSWITH": _same("ends_with", 2),
@@ -96,6 +101,7 @@ FUNCTIONS: dict[str, Function] = {
     "LOG2": _same("log2", 1),
     "EXP": _same("exp", 1),
     "SIGN": _same("sign", 1),
+    # Flink gives NULL where any argument is NULL; DuckDB leaves that argument out.
     "GREATEST": Function(1, _MANY, "CASE WHEN {null} THEN NULL ELSE greatest({*}) END"),
     "LEAST": Function(1, _MANY, "CASE WHEN {null} THEN NULL ELSE least({*}) END"),
     # choices

@@ -33,6 +33,7 @@ class Known:
     notices: list[str] = field(default_factory=list)
 
     def model(self, name: str, start: int) -> Model:
+        # Confluent's `m$2` is the second version of `m`.
         found = self.models.get(name) or self.models.get(name.partition("$")[0])
         if found is None:
             self.source.fail(

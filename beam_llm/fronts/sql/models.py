@@ -232,6 +232,7 @@ def is_literal_prompt(call: Call) -> bool:
 
 def _literal(text: str) -> str:
     """A text as a template that gives it."""
+    # Nothing in it that Jinja would read, nor a `{` at its end, where the input's own `{{` follows.
     if not re.search(r"\{[{%#]", text) and not text.endswith("{"):
         return text
     return "".join(

@@ -41,6 +41,8 @@ class Planner:
         else:
             outputs = stored(self._source, insert, columns, self._layers.asks)
         base, target = self._layers.base, None if insert is None else insert.table
+        # Which rows come within the limit would depend on answers that aren't there when rows are
+        # read.
         if self._limit is not None and self._layers.filters_answers:
             self._source.fail(
                 query.limit_start,
@@ -72,6 +74,7 @@ class Planner:
         return [one._replace(hidden=False) for one in columns]
 
     def _no_source(self) -> Scope:
+        # A SELECT without FROM gives one row.
         self._layers.begin(Rows((), ((),)), [])
         return Scope([])
 

@@ -122,6 +122,7 @@ def _planned(known: Known, insert: Insert, end: int) -> Plan:
 
 def _refuse_taken(known: Known, kind: str, name: str, start: int) -> None:
     for other, names in (("model", known.models), ("table", known.tables), ("view", known.views)):
+        # Tables and views share their names; models have names of their own.
         if name in names and (other == "model") == (kind == "model"):
             known.source.fail(
                 start,
@@ -156,6 +157,7 @@ def _create_view(known: Known, statement: CreateView) -> None:
     if statement.if_not_exists and statement.name in known.views:
         return
     _refuse_taken(known, "view", statement.name, statement.start)
+    # Planned for its errors and its number of columns; each use of the view plans it anew.
     columns = Planner(known).query(statement.query)
     if statement.columns and len(statement.columns) != len(columns):
         known.source.fail(

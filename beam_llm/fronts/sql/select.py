@@ -102,6 +102,7 @@ def _select(cursor: Cursor, depth: int) -> Query:
 def _limit(cursor: Cursor) -> int:
     if cursor.now.kind != "number" or not cursor.now.value.isdecimal():
         cursor.fail("LIMIT needs a whole number", "write LIMIT 10")
+    # Eighteen digits fit into 64 bits, and are more than any input has.
     return int(cursor.take().value[:18])
 
 

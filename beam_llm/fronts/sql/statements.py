@@ -50,6 +50,7 @@ def parse_statements(source: SourceText) -> list[Statement]:
 
 def _statement(cursor: Cursor) -> Statement:
     token = cursor.now
+    # A query may stand in parentheses, as everywhere.
     if token.value == "(":
         return Select(token.start, parse_query(cursor))
     if token.word in _NOT_RUN:
@@ -318,6 +319,7 @@ def _insert(cursor: Cursor) -> Insert:
     table_start = cursor.now.start
     table = parse_name(cursor, "the table's name")
     columns: list[tuple[str, int]] = []
+    # A parenthesis may also begin the query itself.
     is_list = cursor.is_op("(") and cursor.ahead().kind in ("name", "quoted")
     if is_list and cursor.ahead().word not in ("SELECT", "VALUES"):
         cursor.take()

@@ -86,6 +86,7 @@ class AskModel(beam.PTransform):
         parted = rows | "Prepare" >> prepare
         ways = []
         for tag, branch in zip(tags, ask.branches, strict=True):
+            # Beam gives tagged outputs no type of their own.
             parted[tag].element_type = InFlight
             ways.append(self._predicted(parted[tag], branch))
         parted["others"].element_type = InFlight
@@ -124,6 +125,7 @@ class PrepareCall(beam.DoFn):
     def process(self, element: tuple[str, dict[str, Any]]) -> Iterator[Any]:
         place, row = element
         failure = None if DROPPED in row else self._failure(row)
+        # The row rides along as the record's key; as text, since every runner has a coder for it.
         key = json.dumps([place, row, failure])
         if failure is not None or DROPPED in row:
             yield key, {}
@@ -194,6 +196,7 @@ def answered(
             }
             return ended(ask, {**row, **values}, prediction, None)
         except (ValueError, KeyError, TypeError) as error:
+            # The reply is paid for, so this is the row's error and not the pipeline's.
             failure = Failure(Kind.INVALID, f"the answer has no place in its column: {error}", 1)
     return ended(ask, row, prediction, failure)
 

@@ -15,7 +15,7 @@ ERROR = "error"
 
 
 class Insertion(NamedTuple):
-    """An INSERT's table, the columns that it names, and its place and its query's."""
+    """Where an INSERT puts its rows: the table, the columns it names, and the places of both."""
 
     table: Table
     columns: tuple[tuple[str, int], ...]

@@ -50,6 +50,7 @@ def tokens_of(source: SourceText) -> list[Token]:
     tokens, at, text = [], 0, source.text
     while at < len(text):
         found = _TOKENS.match(text, at)
+        # A comment that doesn't end is no `space`; its `/` would else pass for a division.
         if found is None or (found.lastgroup == "op" and text.startswith("/*", at)):
             _refuse_character(source, at)
         at = found.end()
@@ -88,6 +89,7 @@ class Cursor:
 
     def take(self) -> Token:
         token = self.now
+        # `end` is never passed, so that no parser runs off the file.
         self.at = min(self.at + 1, len(self.tokens) - 1)
         return token
 

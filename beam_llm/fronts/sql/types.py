@@ -237,6 +237,7 @@ def type_of_duckdb(found: Any) -> SqlType:
     if kind == "decimal":
         numbers = dict(found.children)
         return SqlType("DECIMAL", (numbers["precision"], numbers["scale"]))
+    # Other types of DuckDB's (UUID, INTERVAL, …) come as their text.
     return SqlType(_OF_DUCKDB.get(kind, "STRING"))
 
 
@@ -334,6 +335,7 @@ def _decimal(kind: SqlType, value: Any) -> str:
 
 
 def _date(kind: SqlType, value: Any) -> str:
+    # First, for in Python a datetime is a date as well.
     if isinstance(value, datetime.datetime):
         value = value.date()
     date = value if isinstance(value, datetime.date) else datetime.date.fromisoformat(value.strip())

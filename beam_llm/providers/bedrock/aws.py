@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 
 class Clients:
-    """Made at first use; used by one thread at a time.
+    """boto3's clients, each made at first use; for one thread at a time.
 
     Attributes:
       context: what errors must not hold.

@@ -74,7 +74,7 @@ R = TypeVar("R")
 
 
 class JobOptions(NamedTuple):
-    """Of all jobs of one client.
+    """What all jobs of one client have in common.
 
     Attributes:
       role_arn: by which Bedrock reads and writes the files.

@@ -122,7 +122,7 @@ def _ask_for_shape(body: dict[str, Any], request: Request, form: Form) -> None:
 def decode_reply(
     body: bytes, model: str, request_id: str | None = None, context: ErrorContext = NO_CONTEXT
 ) -> Completion:
-    """The bytes of a 200 as a Completion. Raises Retryable where it is no reply."""
+    """The bytes of a 200 as a Completion. Raises Retryable where it is not a reply."""
     try:
         payload = loads(body)
     except ValueError:
@@ -140,7 +140,7 @@ def completion_of(
       model: that was asked; a reply doesn't name it.
 
     Raises:
-      Retryable: it is no reply at all.
+      Retryable: it is not a reply at all.
     """
     message = _field(payload, "output", "message")
     content = _field(message, "content")
@@ -179,6 +179,7 @@ def _text_of(content: Iterable[Any]) -> tuple[str | None, bool]:
         tool = _field(block, "toolUse")
         if _field(tool, "name") == TOOL_NAME:
             return word(_field(tool, "input")) or None, True
+        # A reply with citations has its text inside of them.
         parts = _field(block, "citationsContent", "content")
         for part in (block, *(parts if isinstance(parts, list) else ())):
             if isinstance(found := _field(part, "text"), str):

@@ -43,7 +43,7 @@ class Place(NamedTuple):
 
     def same_origin(self, url: str) -> str | None:
         """A server's own address for an upload, at this origin and no other: the key goes along.
-        None where it is no address.
+        None where it is not an address.
         """
         try:
             named = urlsplit(url)

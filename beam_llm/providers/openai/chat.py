@@ -79,7 +79,7 @@ class OpenAIChat:
         it with a bare 500. It is learned from where the schema fails once more after it.
 
         Raises:
-          CallError: `error`, where that is no explanation or the trial fails too.
+          CallError: `error`, where that is not an explanation or the trial fails too.
         """
         dialect = self._dialect
         simpler = dialect.simpler(request, error)

@@ -233,7 +233,7 @@ _DEEPEST = 8
 
 
 def text_of(content: Any, depth: int = 0) -> str | None:
-    """A message's text: a string, or the parts of it that are no thoughts; None where there is
+    """A message's text: a string, or the parts of it that are not thoughts; None where there is
     none.
 
     Args:
