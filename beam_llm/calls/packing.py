@@ -138,6 +138,7 @@ class PackGuard:
         return Asked([outcome for one in asked for outcome in one.outcomes], tally)
 
     async def _ask_part(self, records: Sequence[Record]) -> Asked:
+        # Asked alone as it is, so there is nothing to compare.
         if len(records) == 1:
             return await self._ask(records)
         chosen = [

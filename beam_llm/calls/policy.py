@@ -39,6 +39,7 @@ backoff, or a server that says "in 10 ms" for ever would be asked thousands of t
 PATIENT_REFUSALS = 12
 """Waits after refusals that name no time; with backoff they take half a minute."""
 
+# The reason may lie in one of the records: halves find out in which.
 _ONE_TO_BLAME = frozenset(
     {Kind.REFUSED, Kind.TRUNCATED, Kind.REJECTED, Kind.PROMPT, Kind.TOO_LARGE}
 )

@@ -128,6 +128,7 @@ class EnvelopeCoder:
 
     def save(self, store: Store) -> None:
         """Writes the coder once, so that `EnvelopeReader` finds it."""
+        # Named by its content: where another process was first, the same document is there already.
         store.create(_coder_object(self.name), self._document)
 
     def open(self) -> EnvelopeImpl:

@@ -92,6 +92,7 @@ class FormFromStream(beam.PTransform):
         return (
             batches
             if runners.is_local(keyed.pipeline)
+            # There are few buffers, and calls would be made only by the workers that hold them.
             else batches | "Spread prompt batches" >> beam.Reshuffle()
         )
 
@@ -353,6 +354,7 @@ class FormAcrossBundles(beam.DoFn):
         wait: Any = beam.DoFn.TimerParam(WAIT),
     ) -> Iterator[Any]:
         known.clear()
+        # On Flink a REAL_TIME timer that is pending at the end of input keeps the job from ending.
         wait.clear()
         yield from self._take(buffer)
 

@@ -230,6 +230,8 @@ class PlanAcrossBundles(beam.DoFn):
     ) -> Iterator[Any]:
         held = Gathered(*(known.read() or ()))
         if self._waits_with_more(held):
+            # Set anew and never cleared here: on Prism a timer cleared in its own callback fires
+            # for ever.
             wait.set(time.time() + self._settings.job_max_wait_seconds)
         else:
             yield from self._take(parts, known)
@@ -255,6 +257,7 @@ class PlanAcrossBundles(beam.DoFn):
         known: Any = beam.DoFn.StateParam(KNOWN),
         wait: Any = beam.DoFn.TimerParam(WAIT),
     ) -> Iterator[Any]:
+        # On Flink a REAL_TIME timer that is pending at the end of input keeps the job from ending.
         wait.clear()
         yield from self._take(parts, known)
 

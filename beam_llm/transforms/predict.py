@@ -108,6 +108,7 @@ class _WithSettings(beam.PTransform):
         if settings.tracing:
             check_tracing()
         task = compile_task(settings)
+        # With the user's own limits only: to know the model's may mean to read the price table.
         if settings.max_input_tokens or settings.context_window:
             caps_of(settings, task.shared_tokens, settings.context_window)
         your_prices(settings)

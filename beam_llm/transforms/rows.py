@@ -88,6 +88,7 @@ class RowShape:
         if prediction.error is not None:
             return None, prediction.error
         value = prediction.element[1] if is_keyed(prediction.element) else prediction.element
+        # Without a schema, the names of an element's fields show only now.
         clash = name_clash(self._field, _known_values(value)) if self._columns is None else None
         if clash is not None:
             return None, clash

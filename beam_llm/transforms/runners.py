@@ -63,6 +63,7 @@ def runner_kind(pipeline: Any) -> str:
     kind = next((_KINDS[name] for name in names if name in _KINDS), "unknown")
     if kind != "portable":
         return kind
+    # Beam's own word for a job server inside this process, with an FnApiRunner behind it.
     if pipeline.options.view_as(PortableOptions).job_endpoint == "embed":
         return "local"
     return "flink" if _FLINK_FLAGS & _flags(pipeline).keys() else "portable"
@@ -84,6 +85,7 @@ def gathering(pcoll: Any) -> Gathering:
     if not is_local(pcoll.pipeline):
         return Gathering.TIMERS
     runner = underlying_runner(pcoll.pipeline)
+    # A PortableRunner that is local is the embedded job server: an FnApiRunner as well.
     if is_a_runner(runner, "FnApiRunner") or is_a_runner(runner, "PortableRunner"):
         return Gathering.BUNDLES
     return Gathering.TRIGGERS if _is_bundle_based(pcoll) else Gathering.BUNDLES

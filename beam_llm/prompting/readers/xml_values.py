@@ -15,6 +15,7 @@ from beam_llm.prompting.readers.matching import same
 Schema = Mapping[str, Any]
 Root = dict[str, Any]
 
+# One inside another: a union may hold itself.
 _MOST_UNIONS = 20
 _TYPES: dict[str, tuple[type, ...]] = {
     "integer": (int, float),
