@@ -72,6 +72,7 @@ class ResultReader:
         self._has_prices = bool(task.settings.prices)  # yours go before a provider's bill
         self._most_bytes = task.settings.max_reply_bytes
         self._plain_answer = functools.lru_cache(1024)(task.plain_answer)
+        # The quick way doesn't add what the job before has cost, so a follow-up can't take it.
         self._plainly = task.answers_plainly and prior.is_empty
         assert manifest.line_starts is not None
         self._starts: list[int] = manifest.line_starts.tolist()

@@ -87,6 +87,7 @@ class Doubt:
         try:
             job = self._created(f"{self._intent.fingerprint}-{attempt}", marker.file_id)
         except NotCreated as no:
+            # Such as a full queue: it passes, and says nothing of what the first create did.
             if not isinstance(no.reason, Rejected):
                 raise no.reason from no
             refused = "job %s: its create, sent once more, is refused (%s): looking for its job"

@@ -191,4 +191,5 @@ class JobDriver:
     def _find_late(self, created: Created | None) -> RemoteJob | None:
         if created is not None:
             return guarded(lambda: self._context.provider.look(created.job_id))
+        # It was never acknowledged, but its create may have made a job all the same.
         return next(iter(self._submission.search.find_remote()), None)

@@ -70,6 +70,7 @@ def following(pending: Sequence[Node], node: Node) -> list[Node]:
     children = node.children()
     halves = [child for child in children if child.rank == 0]
     others = [child for child in children if child.rank > 0]
+    # The sort is stable: of equal rank, what was pending already goes first.
     return [*halves, *sorted([*pending, *others], key=lambda each: each.rank)]
 
 

@@ -59,6 +59,7 @@ class LiveCalls:
         )
         if free_at is not None:
             soon = now + quick_interval(self._context.settings, node.intent.job)
+            # Never at once: a lease that ends this moment would make a loop spin.
             return Waiting(max(min(free_at, soon), now + 0.01), None, "asking")
         answered = set(journal.counts(SliceDone))
         index = next((index for index in range(work.slices) if index not in answered), None)

@@ -95,6 +95,7 @@ class OutcomeWriter:
         reason: str | None,
     ) -> None:
         """An outcome without a failure; `value` as JSON."""
+        # Put together by hand: `value` needn't be read and written once more.
         self._put(
             position, b"[%b,%b]" % (value, orjson.dumps(request_id)), usage, cost, model, reason, 0
         )

@@ -223,6 +223,8 @@ class QueueLimit:
             cuts = cut_jobs(sizes, sizes, max_requests=len(sizes), max_bytes=limit, max_tokens=None)
             if len(cuts) <= 2:
                 return None
+            # The middle one of those ends: a job that is many times too
+            # large needs few rounds of halving.
             at_line = cuts[(len(cuts) - 1) // 2]
         else:
             # The best guess there is; `completed` raises it again.

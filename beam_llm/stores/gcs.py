@@ -97,6 +97,7 @@ class GcsStore:
         try:
             self._blob(name).download_to_filename(path)
         except NotFound:
+            # An empty or half file in its place would pass for the object.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             return False
