@@ -123,6 +123,7 @@ def _forecasts(
         )
         for size in sorted({*BATCH_SIZES, *own})
     ]
+    # The first line is of records asked alone already, so that the guard has nothing to add.
     guarded = [forecasts[0], *(with_guard(line, forecasts[0], settings) for line in forecasts[1:])]
     return guarded, unusable + forecasts[0].too_large
 

@@ -44,6 +44,7 @@ class ReadRecords(beam.DoFn):
 
     def process(self, element: tuple[int, Source, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
         first, source, done = element
+        # What a coder hands on may be another tuple than a Source.
         for number, row in enumerate(read_rows(Source(*source))):
             if stopping.is_set():
                 return

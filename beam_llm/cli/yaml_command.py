@@ -70,14 +70,17 @@ def _options(chosen: argparse.Namespace, read: Any) -> Any:
     from beam_llm.cli.pipeline import pipeline_options
 
     given = read.options
+    # Which options can be checked depends on the runner, so the file's has to be known here.
     if not any(option.startswith("--runner") for option in chosen.beam_options):
         beam_options = [*_flags(given, "runner"), *chosen.beam_options]
     else:
         beam_options = list(chosen.beam_options)
+    # Without the defaults, which would else win over what the file says.
     checked = pipeline_options(beam_options).get_all_options(
         drop_default=True, retain_unknown_options=True
     )
     try:
+        # Beam's own command for YAML takes cloudpickle, too.
         return PipelineOptions([], **{"pickle_library": "cloudpickle", **given, **checked})
     except (TypeError, ValueError) as error:
         raise UsageError(f"options of {os.path.basename(chosen.file)}: {error}") from None

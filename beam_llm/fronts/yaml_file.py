@@ -86,6 +86,7 @@ def read_yaml(path: str, text: str, variables: dict[str, Any] | None = None) -> 
         raise UsageError(f"{name}: {error}; {_JINJA_HINT}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        # A mark counts from 0, and from behind the comments that Beam took off.
         line = f":{mark.line + 1 + lines_before}" if mark is not None else ""
         raise UsageError(f"{name}{line}: not YAML: {_first_line(error)}") from None
     except RecursionError:

@@ -50,6 +50,7 @@ def token_count(value: Any) -> int:
     """
     if type(value) is int:
         return min(max(value, 0), MOST_TOKENS)
+    # Google's JSON writes numbers of 64 bits as text.
     if isinstance(value, str) and len(value) <= 40:
         try:
             value = float(value)

@@ -77,6 +77,7 @@ def _csv_records(
         except csv.Error as error:
             on_bad(partial(_not_csv, source, lines, error))
             lines.give_back()
+            # A new reader: the old one may be in the middle of a quoted value.
             records = csv.reader(lines, strict=True)
             continue
         except UnicodeDecodeError:

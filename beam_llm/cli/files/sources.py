@@ -76,6 +76,7 @@ def _local_matches(pattern: str) -> list[str]:
         raise UsageError(
             f"{pattern!r} is a folder: name its files, such as {os.path.join(pattern, '*.jsonl')!r}"
         )
+    # A file whose own name has a star or a bracket in it is that file, and not a pattern.
     if os.path.exists(pattern):
         return [pattern]
     return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))

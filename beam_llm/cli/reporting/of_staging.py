@@ -149,6 +149,7 @@ class _Errors:
                 for end in node.ends:
                     if end.outcomes is not None:
                         self._look(f"job {node.intent.job}", end.outcomes, end.counts)
+        # The ledger counts answers under the empty kind.
         self.answered = self.counts.pop("", 0)
 
     def _look(self, place: str, name: str, counts: dict[str, int]) -> None:

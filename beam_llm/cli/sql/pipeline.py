@@ -52,6 +52,7 @@ class ReadTable(beam.DoFn):
     def process(self, element: tuple[int, Source, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
         first, source, done = element
         evaluator = Evaluator(self._plan.stages[0])
+        # What a coder hands on may be another tuple than a Source.
         rows = read_input(self._plan, Source(*source), evaluator)
         for number, (digest, fields) in enumerate(islice(rows, len(done))):
             if stopping.is_set():

@@ -107,6 +107,7 @@ def _call(cursor: Cursor) -> Call:
 
 def _with_placeholders(text: str, start: int, spans: list[tuple[int, int, str]]) -> str:
     """The text with a name in each call's place, and every character after it where it was."""
+    # From the last one on, so that the places of those before stay right.
     for begin, end, name in reversed(spans):
         old = text[begin - start : end - start]
         rest = "".join("\n" if character == "\n" else " " for character in old[len(name) :])
@@ -162,6 +163,7 @@ def _tree(cursor: Cursor, text: str, first: Token, end: int) -> Any:
     select = statements[0] if len(statements) == 1 else None
     if not isinstance(select, exp.Select) or len(select.expressions) != 1:
         source.fail(first.start, "this is not one expression", _MEND, end)
+    # What stands behind an expression may read as a clause of the SELECT that was put before it.
     if any(value for key, value in select.args.items() if key not in ("expressions", "kind")):
         source.fail(first.start, "this is not one expression", _MEND, end)
     return select.expressions[0]
@@ -178,5 +180,6 @@ def _place_of(error: SqlglotError) -> tuple[int, str]:
     before = str(details[0].get("start_context") or "")
     why = str(details[0].get("description") or "this can't be read").rstrip(".")
     why = "something is missing" if "<class" in why else why
+    # sqlglot shows 100 characters before the place at most: with so many, the place isn't known.
     at = len(before) - len(_PREFIX) if len(before) < 100 else 0
     return at, f"this is not an expression ({why[:80]})"

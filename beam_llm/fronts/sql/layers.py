@@ -64,6 +64,7 @@ class Layers:
             return value.column
         level = self._level(value)
         for name, (sql, kind) in self._computed[level].items():
+            # The same expression is reckoned once, wherever it stands.
             if sql == value.sql and kind == value.type:
                 return name
         name = f"e{len(self.types)}"

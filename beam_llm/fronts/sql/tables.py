@@ -109,6 +109,7 @@ def table_of(
                 "convert the file, or write it as JSON lines",
             )
         if key not in _OPTIONS[connector.value]:
+            # Options of Flink's that change nothing about a file's rows are taken, with a notice.
             if connector.value != "filesystem" or not _TAKEN.fullmatch(key):
                 known = _OPTIONS[connector.value]
                 why = f"unknown option {option.key!r} of a {connector.value} table"

@@ -68,6 +68,7 @@ def check(settings: Settings) -> None:
 
 
 def _check_boto3() -> None:
+    # Looked for and not imported: that is left to `preload`, in its thread.
     if importlib.util.find_spec("boto3") is None:
         raise UsageError("bedrock: needs boto3; pip install 'beam-llm[bedrock]'")
 

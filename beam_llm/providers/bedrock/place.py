@@ -49,6 +49,7 @@ class Place(NamedTuple):
 
     @property
     def _runtime(self) -> str:
+        # A variable of AWS's own, which boto3 follows by itself; live calls are not made by boto3.
         named = os.environ.get("AWS_ENDPOINT_URL_BEDROCK_RUNTIME")
         return self.base_url or (named or "").rstrip("/") or self._usual("bedrock-runtime")
 
@@ -108,4 +109,5 @@ def bucket_of(settings: Settings) -> str:
             f"{'bucket' if given else 'staging_location'} is {found!r}: Bedrock takes "
             "'s3://bucket/path' of letters, digits and -!_*'()."
         )
+    # The staging location holds the ledger, so a job's files get a folder of their own there.
     return found.rstrip("/") if given else f"{found.rstrip('/')}/bedrock"

@@ -85,6 +85,7 @@ def _plain_completion(body: _Body, redactor: Redactor, tier: str | None) -> Comp
     candidate, tokens = body.candidates[0], body.usage_metadata
     finish = _PLAIN_FINISHES.get(candidate.finish_reason)
     parts = candidate.content.parts
+    # With more than one part there are thoughts, or what isn't text: the full reader's business.
     text = parts[0].text if len(parts) == 1 else ""
     inputs = tokens.prompt_token_count + tokens.tool_use_prompt_token_count
     outputs = tokens.candidates_token_count + tokens.thoughts_token_count

@@ -70,6 +70,7 @@ def open_api_schema(schema: Schema) -> Schema | None:
 
 
 def _node(node: Any) -> Schema:
+    # All but `allOf`, which may have one member and is then nothing but that.
     if not isinstance(node, dict) or any(word in node for word in _BEYOND[1:]):
         raise _Beyond
     if "$ref" in node:
@@ -183,6 +184,7 @@ def _open_api(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
     kinds = [kinds] if isinstance(kinds, str) else list(kinds)
     members = [_open_api(member, definitions) for member in node.get("anyOf", ())]
     members += [{"type": kind.upper()} for kind in kinds] if len(kinds) > 1 else []
+    # OpenAPI's schemas have no type for null: `nullable` says it.
     rest = [member for member in members if member.get("type") != "NULL"]
     if len(kinds) == 1:
         made["type"] = kinds[0].upper()

@@ -51,8 +51,10 @@ class Place(NamedTuple):
         base = (settings.base_url or "").rstrip("/")
         if settings.provider != "azure":
             path = server_of(settings).path
+            # The address may be given with the API's path or without it.
             base = base.removesuffix(path) + path if path else base
             return cls(f"{base}/chat/completions", base, "/v1/chat/completions", False, None)
+        # Likewise Azure's: with `/openai`, `/openai/v1` or neither.
         endpoint = re.sub(r"/openai(/v1)?$", "", base)
         if settings.api_version is None:
             return cls(
@@ -87,6 +89,7 @@ class Place(NamedTuple):
             if self.azure
             else {"Authorization": f"Bearer {key}"}
         )
+        # Azure shares OpenAI's row, but organizations and projects are OpenAI's own.
         if self.server is OPENAI and not self.azure:
             for header, variable in (
                 ("OpenAI-Organization", "OPENAI_ORG_ID"),

@@ -93,6 +93,8 @@ class Tokens:
             return known if known is not None else self._renew()
 
     def _lasting(self) -> Token | None:
+        # Read without the lock, too: at worst this is the token before, which lasts for minutes
+        # still.
         return self._known if self._clock() < self._renew_at else None
 
     def _renew(self) -> Token:
