@@ -339,6 +339,30 @@ def test_a_list_that_lags_more_than_allowed_for_shows_the_double_before_it_is_pa
     assert not billed_twice(world)
 
 
+def test_a_kill_while_a_double_is_settled_makes_no_third_job(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.fake.create_faults, world.fake.list_lag, world.fake.answers_after = ["lost"], 7.0, 60.0
+    add, written = Journal.add, []
+
+    def dies_between_two(journal: Journal, document: Any, number: int = 0) -> bool:
+        settles = isinstance(document, Closed) and document.reason is CloseReason.DOUBLE
+        if settles or (isinstance(document, Created) and number == 2):
+            written.append(document)
+        if len(written) == 2:
+            raise Killed("between the two writes")
+        return add(journal, document, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", dies_between_two)
+        with pytest.raises(Killed):
+            world.run(TEXTS)
+    world.restart()
+    assert not wrong(world.run(TEXTS), TEXTS)
+    assert world.fake.calls["create"] == 2
+    assert not billed_twice(world)
+
+
 def test_a_job_that_another_process_cancelled_as_a_double_is_no_end(world: World) -> None:
     (ref,) = world.plan(TEXTS)
     driver, journal = world.driver(), Journal(open_store(world.location), "1")

@@ -165,9 +165,10 @@ class RemoteSearch:
         ]
         if not self.settle_doubles(kept.job_id, doubles) or kept.job_id == job.job_id:
             return job, attempt
-        self.close(attempt, CloseReason.DOUBLE, job_id=job.job_id)
-        # Without a marker, for this attempt creates nothing.
+        # Without a marker, for this attempt creates nothing. Before the other is closed: else a
+        # process that dies between the two leaves a fresh attempt, which makes a third job.
         self._journal.add(Created(kept.job_id, created_at), attempt + 1)
+        self.close(attempt, CloseReason.DOUBLE, job_id=job.job_id)
         return kept, attempt + 1
 
     def close(self, attempt: int, reason: CloseReason, **facts: object) -> None:
