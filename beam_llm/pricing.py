@@ -40,6 +40,17 @@ class Rates(NamedTuple):
     cached: float
     cache_write: float
 
+    def of(self, usage: Usage) -> float:
+        """Dollars for so many tokens."""
+        # Input tokens include those of the cache, which have prices of their own.
+        plain = usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens
+        return (
+            plain * self.input
+            + usage.cached_tokens * self.cached
+            + usage.cache_write_tokens * self.cache_write
+            + usage.output_tokens * self.output
+        )
+
 
 class Prices:
     """Prices and window of one model.
@@ -97,14 +108,22 @@ class Prices:
             usage.input_tokens > LINEAR_UP_TO_TOKENS or service_tier in TIERS
         ):
             return published.exact_usd(usage, batch, service_tier)
-        # Input tokens include those of the cache, which have prices of their own.
-        plain = usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens
-        return (
-            plain * rates.input
-            + usage.cached_tokens * rates.cached
-            + usage.cache_write_tokens * rates.cache_write
-            + usage.output_tokens * rates.output
-        )
+        return rates.of(usage)
+
+    def total_usd(self, usage: Usage, replies: int, batch: bool = False) -> float | None:
+        """The price of many replies of about one size; None where the model's price is unknown.
+
+        Their sum as one reply would be priced as a long prompt.
+
+        Args:
+          usage: of all of them together.
+        """
+        rates = self._batch if batch else self._live
+        each = Usage(*(round(total / max(replies, 1)) for total in usage))
+        if rates is None or each.input_tokens <= LINEAR_UP_TO_TOKENS:
+            return None if rates is None else rates.of(usage)
+        one = self.cost_usd(each, batch)
+        return None if one is None else one * replies
 
 
 def window_of(settings: Settings) -> int | None:

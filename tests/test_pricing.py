@@ -220,3 +220,18 @@ def test_a_tier_that_the_table_does_not_list_has_its_share_or_is_unpriced(model,
 def test_a_batch_of_googles_is_half_the_price_also_where_the_table_lists_none():
     prices, usage = Prices.of(settings("gemini:gemini-3.5-flash")), Usage(1_000, 1_000)
     assert prices.cost_usd(usage, batch=True) == pytest.approx(prices.cost_usd(usage) / 2)
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["live", "batch"])
+def test_many_small_replies_are_not_priced_as_a_long_one(batch: bool) -> None:
+    prices = Prices.of(settings("gemini:gemini-2.5-pro"))
+    one = Usage(1_000, 100, 200)
+    many = Usage(1_000_000, 100_000, 200_000)
+    assert prices.total_usd(many, 1_000, batch) == pytest.approx(
+        1_000 * prices.cost_usd(one, batch)
+    )
+    long = Usage(300_000, 100)
+    assert prices.total_usd(Usage(600_000, 200), 2, batch) == pytest.approx(
+        2 * prices.cost_usd(long, batch)
+    )
+    assert prices.cost_usd(long, batch) > 300 * prices.cost_usd(Usage(1_000, 0), batch)

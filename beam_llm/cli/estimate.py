@@ -204,8 +204,8 @@ def forecast(
         input_tokens,
         output_tokens,
         _seconds(settings, requests, input_tokens + output_tokens, latencies),
-        prices.cost_usd(usage),
-        prices.cost_usd(usage, True),
+        prices.total_usd(usage, requests),
+        prices.total_usd(usage, requests, True),
     )
 
 

@@ -82,7 +82,7 @@ def _live_cost(jobs: Sequence[JobView]) -> float | None:
             prices = Prices.of(config.settings(job.model, api_key="none", base_url="https://none"))
         except UsageError:
             return None
-        cost = prices.cost_usd(Usage(job.input_tokens, job.output_tokens))
+        cost = prices.total_usd(Usage(job.input_tokens, job.output_tokens), job.lines)
         if cost is None or (job.state == "done" and job.cost_usd is None):
             return None
         total += cost

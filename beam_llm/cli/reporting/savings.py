@@ -48,28 +48,33 @@ def other_ways(known: Settings, sources: Sequence[Source], tally: Tally) -> Othe
     # Answers that were re-used cost nothing now, but would have by any other way.
     scale = tally.records / asked
     prices = Prices.of(known)
-    live = prices.cost_usd(_usage(tally.input_tokens, tally.output_tokens, scale))
     ratios = _ratios(known, sources, tally.records)
-    if live is None or ratios is None:
+    if ratios is None:
         return None
-    of_input, of_output = ratios
+    of_input, of_output, of_requests = ratios
+    usage = _usage(tally.input_tokens, tally.output_tokens, scale)
+    live = prices.total_usd(usage, round(tally.records / of_requests))
     usage = _usage(tally.input_tokens * of_input, tally.output_tokens * of_output, scale)
-    alone = prices.cost_usd(usage)
-    return None if alone is None else OtherWays(alone, live)
+    alone = prices.total_usd(usage, tally.records)
+    return None if alone is None or live is None else OtherWays(alone, live)
 
 
 def _usage(inputs: float, outputs: float, scale: float) -> Usage:
     return Usage(round(inputs * scale), round(outputs * scale))
 
 
-def _ratios(known: Settings, sources: Sequence[Source], total: int) -> tuple[float, float] | None:
-    """Tokens of input and of output, alone to packed."""
-    alone, packed = replaced(known, batch_size=1), known
-    ways = [_tokens(way, _some_rows(way, sources, total)) for way in (alone, packed)]
-    (alone_in, alone_out), (packed_in, packed_out) = ways
-    if not packed_in or not packed_out:
+def _ratios(
+    known: Settings, sources: Sequence[Source], total: int
+) -> tuple[float, float, float] | None:
+    """Tokens of input, tokens of output, and requests, alone to packed."""
+    one, several = (
+        _tokens(way, _some_rows(way, sources, total))
+        for way in (replaced(known, batch_size=1), known)
+    )
+    if not all(several):
         return None
-    return alone_in / packed_in, alone_out / packed_out
+    of_input, of_output, of_requests = (a / b for a, b in zip(one, several, strict=True))
+    return of_input, of_output, of_requests
 
 
 def _some_rows(known: Settings, sources: Sequence[Source], total: int) -> list[Record]:
@@ -86,14 +91,16 @@ def _some_rows(known: Settings, sources: Sequence[Source], total: int) -> list[R
     return found
 
 
-def _tokens(known: Settings, records: Sequence[Record]) -> tuple[int, int]:
+def _tokens(known: Settings, records: Sequence[Record]) -> tuple[int, int, int]:
+    """Tokens of input, tokens of output, and requests."""
     task = compile_task(known)
     answer = tokens_of_answer(task.answer_schema, text=task.output.is_text)
-    inputs = outputs = 0
+    inputs = outputs = requests = 0
     for request, count in _requests(known, task, records):
         inputs += counted_tokens(_text_of(request), known.model_name)
         outputs += answer.of(request, count)
-    return inputs, outputs
+        requests += 1
+    return inputs, outputs, requests
 
 
 def _requests(
