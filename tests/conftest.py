@@ -46,6 +46,14 @@ def _keys_of_this_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redaction, "known_secrets", [None])
 
 
+@pytest.fixture(autouse=True)
+def _logs_of_this_test_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """A server of another test that was closed in the middle of a request is collected at any
+    time, and asyncio logs that then.
+    """
+    caplog.handler.addFilter(lambda record: record.name != "asyncio")
+
+
 def component(part: str, make: Callable[[], T]) -> T:
     """A part that a test needs; the test is skipped where it can't be had."""
     try:
