@@ -5,6 +5,7 @@ were measured.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -83,6 +84,22 @@ def test_the_demo_runs_on_another_dialect(
     assert figures(said)["answered"] == ["30", "30", "30"]
     assert "the same in both ways, all of them" in said
     assert all(cell.startswith("$") for cell in figures(said)["cost by list price"])
+
+
+@pytest.mark.parametrize("provider", ["vertex", "bedrock"])
+def test_where_jobs_need_a_bucket_of_a_cloud_the_demo_shows_live_calls(
+    provider: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    options = ["--records", "30", "--batch-size", "10", "--output", str(tmp_path), "--quiet"]
+    assert main(["demo", "--provider", provider, *options]) == 0
+    said = capsys.readouterr().out
+    assert f"from {provider}:" in said
+    assert re.search(r"answered +30 +30\n", said)
+    assert "Batch API: its jobs need a bucket" in said
 
 
 def test_the_demo_names_the_providers_that_it_has(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,12 +47,18 @@ MODELS = {
     "xai": "xai:grok-4-fast",
     "fireworks": "fireworks:accounts/fireworks/models/gpt-oss-20b",
     "deepinfra": "deepinfra:deepseek-ai/DeepSeek-V3.2",
+    "vertex": "vertex:gemini-2.5-flash-lite",
+    "bedrock": "bedrock:amazon.nova-lite-v1:0",
 }
-"""What is asked of each provider; Vertex AI's and Bedrock's jobs need a bucket of their clouds."""
+"""What is asked of each provider."""
+WITHOUT_JOBS = ("vertex", "bedrock")
+"""Their jobs need a bucket of their clouds; live calls are shown alone."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "fireworks": {"provider_options": {"account_id": "demo"}},
     # The price table has no model of DeepInfra's: round figures, for the demo's sake.
     "deepinfra": {"prices": {"input": 0.25, "output": 0.5, "batch": 0.8}},
+    "vertex": {"provider_options": {"project": "emulator", "region": "global"}},
+    "bedrock": {"provider_options": {"region": "us-east-1"}, "api_key": None},
 }
 """Without which one of them can't be asked, or not priced."""
 PROMPT = (
@@ -126,15 +132,21 @@ def main(chosen: argparse.Namespace) -> int:
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(
         filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1"])
     )
-    single, live, staged = _ask_in_three_ways(folder, chosen, records, model)
-    answers, others = live.answers(), staged.answers()
-    differing = sum(a["answer"] != b["answer"] for a, b in zip(answers, others, strict=True))
-    print(_figures([single, live, staged]))
-    print(_comparison(single, live, staged, differing))
+    single, *ways = _ask_in_all_ways(folder, chosen, records, model)
+    live, answers = ways[0], ways[0].answers()
+    differing = 0
+    print(_figures([single, *ways]))
+    print(_comparison(single, live))
+    for staged in ways[1:]:
+        pairs = zip(answers, staged.answers(), strict=True)
+        differing = sum(one["answer"] != other["answer"] for one, other in pairs)
+        print(_of_jobs(single, live, staged, differing))
+    if len(ways) == 1:
+        print("Batch API: its jobs need a bucket of the provider's cloud, so not here.\n")
     print(_table_of_answers(answers))
     print(_agreement(answers))
-    print(_places(folder, live, staged))
-    if live.tally.failed or staged.tally.failed:
+    print(_places(folder, ways))
+    if any(way.tally.failed for way in ways):
         return SOME_ERRORS
     return FAILED if differing else ALL_ANSWERED
 
@@ -142,15 +154,14 @@ def main(chosen: argparse.Namespace) -> int:
 def _model_of(provider: str) -> str:
     if provider not in MODELS:
         raise UsageError(
-            f"provider is {provider!r}: the demo has {', '.join(MODELS)} (jobs of vertex and "
-            "bedrock need a bucket of their clouds); try --provider anthropic"
+            f"provider is {provider!r}: the demo has {', '.join(MODELS)}; try --provider anthropic"
         )
     return MODELS[provider]
 
 
-def _ask_in_three_ways(
+def _ask_in_all_ways(
     folder: Path, chosen: argparse.Namespace, records: int, model: str
-) -> tuple[Way, Way, Way]:
+) -> list[Way]:
     """One by one (a few), live and by batch API, at an emulator whose calls fail now and then."""
     faults = [
         Fault(kind=kind, probability=FAULT_PROBABILITY, where="chat")
@@ -165,7 +176,9 @@ def _ask_in_three_ways(
         seed=SEED,
     ) as emulator:
         variables = emulator.environment_of(chosen.provider)
-        address = variables[PROVIDERS[chosen.provider].base_url_variable or ""]
+        if chosen.provider in WITHOUT_JOBS:
+            os.environ.update(variables)  # a cloud's credentials are found by its own library
+        address = variables.get(PROVIDERS[chosen.provider].base_url_variable or "")
         ask = _Asking(folder, model, address, chosen.quiet)
         size = chosen.batch_size
         single = ask(
@@ -176,6 +189,8 @@ def _ask_in_three_ways(
             serial=True,
         )
         live = ask("live", f"live, {size} a call", "reviews.jsonl", batch_size=size)
+        if chosen.provider in WITHOUT_JOBS:
+            return [single, live]
         staged = ask(
             "batch-api",
             f"batch API, {size} a line",
@@ -185,7 +200,7 @@ def _ask_in_three_ways(
             staging_location=str(folder / "staging"),
             poll_seconds=0.2,
         )
-    return single, live, staged
+    return [single, live, staged]
 
 
 def _write_sample(folder: Path, most: int) -> int:
@@ -205,7 +220,7 @@ def _write_sample(folder: Path, most: int) -> int:
 class _Asking:
     """Runs `predict` on files of the demo's folder."""
 
-    def __init__(self, folder: Path, model: str, base_url: str, quiet: bool):
+    def __init__(self, folder: Path, model: str, base_url: str | None, quiet: bool):
         self._folder = folder
         self._model = model
         self._base_url = base_url
@@ -227,10 +242,8 @@ class _Asking:
             prompt=PROMPT,
             output=Opinion,
             base_url=self._base_url,
-            api_key="none",
             max_retries=5,
-            **OPTIONS.get(self._model.partition(":")[0], {}),
-            **options,
+            **{"api_key": "none", **OPTIONS.get(self._model.partition(":")[0], {}), **options},
         )
         if not self._quiet:
             write_line(f"… {title}")
@@ -296,9 +309,16 @@ def _calls(way: Way) -> str:
     )
 
 
-def _comparison(single: Way, live: Way, staged: Way, differing: int) -> str:
+def _comparison(single: Way, live: Way) -> str:
     fewer = single.report.requests * single.scale / max(live.report.requests, 1)
     faster = single.seconds / live.seconds
+    return (
+        f"\nLive:      {fewer:.0f}x fewer calls than one by one, {faster:.0f}x faster, "
+        f"{_saved(live, single)} less to pay."
+    )
+
+
+def _of_jobs(single: Way, live: Way, staged: Way, differing: int) -> str:
     same = (
         "the same in both ways, all of them."
         if not differing
@@ -306,8 +326,6 @@ def _comparison(single: Way, live: Way, staged: Way, differing: int) -> str:
     )
     half, little = _saved(staged, live), _saved(staged, single)
     return (
-        f"\nLive:      {fewer:.0f}x fewer calls than one by one, {faster:.0f}x faster, "
-        f"{_saved(live, single)} less to pay.\n"
         f"Batch API: {half} less again, {little} less than one by one. (A real job takes minutes "
         "to a day.)\n"
         f"Answers:   {same}\n"
@@ -364,9 +382,8 @@ def _linear(answered: Sequence[dict[str, Any]]) -> str:
         return "undefined on so few"
 
 
-def _places(folder: Path, live: Way, staged: Way) -> str:
+def _places(folder: Path, ways: Sequence[Way]) -> str:
+    answers = "\n          ".join(str(way.path) for way in ways)
     staging = folder / "staging"
-    return (
-        f"answers   {live.path}\n          {staged.path}\nstaging   {staging}  (beam-llm jobs "
-        f"ls --staging {staging})"
-    )
+    jobs = f"\nstaging   {staging}  (beam-llm jobs ls --staging {staging})"
+    return f"answers   {answers}" + (jobs if len(ways) > 1 else "")
