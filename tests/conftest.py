@@ -6,6 +6,7 @@ Nothing is imported, fetched or started before a test asks for it.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -51,9 +52,12 @@ def _logs_of_this_test_alone(caplog: pytest.LogCaptureFixture) -> None:
     """A server of another test that was closed in the middle of a request is collected at any
     time, and asyncio logs that then.
     """
-    caplog.handler.addFilter(
-        lambda record: record.name != "asyncio" or "aiohttp/web_protocol" not in record.getMessage()
-    )
+    # pytest has one handler for all tests, to which the same filter is added once.
+    caplog.handler.addFilter(_is_of_no_closed_server)
+
+
+def _is_of_no_closed_server(record: logging.LogRecord) -> bool:
+    return record.name != "asyncio" or "aiohttp/web_protocol" not in record.getMessage()
 
 
 def component(part: str, make: Callable[[], T]) -> T:
