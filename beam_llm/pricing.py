@@ -118,12 +118,12 @@ class Prices:
         Args:
           usage: of all of them together.
         """
-        rates = self._batch if batch else self._live
         each = Usage(*(round(total / max(replies, 1)) for total in usage))
-        if rates is None or each.input_tokens <= LINEAR_UP_TO_TOKENS:
-            return None if rates is None else rates.of(usage)
-        one = self.cost_usd(each, batch)
-        return None if one is None else one * replies
+        if self._published is not None and each.input_tokens > LINEAR_UP_TO_TOKENS:
+            one = self._published.exact_usd(each, batch)
+            return None if one is None else replies * one
+        rates = self._batch if batch else self._live
+        return None if rates is None else rates.of(usage)
 
 
 def window_of(settings: Settings) -> int | None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_llm.errors import CallError, Kind
+from beam_llm.errors import CallError, Kind, Retryable
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers.errors import error_of
 from beam_llm.providers.finishes import finish_of
@@ -24,6 +24,7 @@ from beam_llm.providers.openai.plain import plain_line
 from beam_llm.providers.openai.servers import ANY, OPENAI
 from beam_llm.providers.openai.wire import completion_of, decode_reply, usage_of
 from beam_llm.providers.pace import pace_of, retry_after_seconds
+from beam_llm.providers.reply_json import read_reply
 from beam_llm.providers.typed import MOST_TOKENS, token_count
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Message, Request, Usage
@@ -450,3 +451,15 @@ def test_a_schema_that_is_ignored_is_put_into_words_once_and_never_at_openai():
         "it is sent all the same: one damaged reply proves nothing"
     )
     assert not Dialect.of("gpt-5", OPENAI).note_ignored_schema()
+
+
+@pytest.mark.parametrize("raised", [KeyError("x"), TypeError("x"), RecursionError("x")], ids=repr)
+def test_what_no_reader_of_a_reply_thought_of_is_that_replys_own_error(raised: Exception) -> None:
+    def odd(found: Any) -> None:
+        raise raised
+
+    with pytest.raises(Retryable, match="the reply is no message") as caught:
+        read_reply(b"{}", odd, "message")
+    assert caught.value.kind == Kind.UNREADABLE
+    with pytest.raises(Retryable, match="not JSON"):
+        read_reply(b"{", odd, "message")

@@ -10,9 +10,10 @@ from typing import Any
 
 from beam_llm.providers.anthropic.dialect import TOOL_NAME
 from beam_llm.providers.anthropic.plain import plain_reply
-from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, not_json, unreadable
+from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, unreadable
 from beam_llm.providers.finishes import finish_of
-from beam_llm.providers.typed import clean, loads, name_of, usage_beside_cache, word
+from beam_llm.providers.reply_json import read_reply
+from beam_llm.providers.typed import clean, name_of, usage_beside_cache, word
 from beam_llm.redaction import Redactor, redactor_of
 from beam_llm.values import Completion, Finish, Pace, Usage
 
@@ -29,11 +30,9 @@ def decode_reply(
     completion = plain_reply(body, request_id, pace, redactor)
     if completion is not None:
         return completion
-    try:
-        payload = loads(body)
-    except ValueError:
-        raise not_json(body) from None
-    return completion_of(payload, request_id, pace, context)
+    return read_reply(
+        body, lambda found: completion_of(found, request_id, pace, context), "message"
+    )
 
 
 def completion_of(

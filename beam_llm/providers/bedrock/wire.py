@@ -13,10 +13,11 @@ import orjson
 
 from beam_llm.providers.anthropic.schema import closed_schema
 from beam_llm.providers.bedrock.forms import SCHEMA, TOOL, Form
-from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, not_json, unreadable
+from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, unreadable
 from beam_llm.providers.finishes import finish_of
+from beam_llm.providers.reply_json import read_reply
 from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, can_be_split, encodable, parted
-from beam_llm.providers.typed import clean, loads, name_of, usage_beside_cache, word
+from beam_llm.providers.typed import clean, name_of, usage_beside_cache, word
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Message, Request, Usage
 
@@ -123,11 +124,9 @@ def decode_reply(
     body: bytes, model: str, request_id: str | None = None, context: ErrorContext = NO_CONTEXT
 ) -> Completion:
     """The bytes of a 200 as a Completion. Raises Retryable where it is not a reply."""
-    try:
-        payload = loads(body)
-    except ValueError:
-        raise not_json(body) from None
-    return completion_of(payload, model, request_id, context)
+    return read_reply(
+        body, lambda found: completion_of(found, model, request_id, context), "message"
+    )
 
 
 def completion_of(

@@ -16,14 +16,14 @@ from beam_llm.providers.errors import (
     NO_CONTEXT,
     ErrorContext,
     error_of,
-    not_json,
     status_in,
     unreadable,
 )
 from beam_llm.providers.finishes import finish_of
 from beam_llm.providers.gemini.plain import plain_reply, tier_of
 from beam_llm.providers.gemini.schema import gemini_schema, open_api_schema
-from beam_llm.providers.typed import clean, loads, name_of, token_count, without_surrogates
+from beam_llm.providers.reply_json import read_reply
+from beam_llm.providers.typed import clean, name_of, token_count, without_surrogates
 from beam_llm.redaction import Redactor, redactor_of
 from beam_llm.values import Completion, Finish, Request, Usage
 
@@ -146,11 +146,7 @@ def decode_reply(
     completion = plain_reply(body, redactor_of(context.secret), tier)
     if completion is not None:
         return completion
-    try:
-        payload = loads(body)
-    except ValueError:
-        raise not_json(body) from None
-    return completion_of(payload, context, tier)
+    return read_reply(body, lambda found: completion_of(found, context, tier), "generated content")
 
 
 def completion_of(

@@ -11,7 +11,8 @@ from beam_llm.errors import CallError, Kind, Retryable
 from beam_llm.protocols import LineReply
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, no_answer, unreadable
 from beam_llm.providers.openai.plain import plain_line
-from beam_llm.providers.openai.wire import ODD_SHAPE, completion_of
+from beam_llm.providers.openai.wire import completion_of
+from beam_llm.providers.reply_json import ODD_SHAPE
 from beam_llm.providers.typed import loads, status_of, word
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion

@@ -16,7 +16,6 @@ from beam_llm.providers.errors import (
     NO_CONTEXT,
     ErrorContext,
     error_of,
-    not_json,
     status_in,
     unreadable,
 )
@@ -24,10 +23,10 @@ from beam_llm.providers.finishes import finish_of
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.plain import billed_of, plain_reply
 from beam_llm.providers.openai.servers import JSON_OBJECT, JSON_SCHEMA
+from beam_llm.providers.reply_json import read_reply
 from beam_llm.providers.strict_schema import strict_schema
 from beam_llm.providers.typed import (
     clean,
-    loads,
     name_of,
     token_count,
     without_surrogates,
@@ -106,14 +105,9 @@ def decode_reply(
     completion = plain_reply(body, request_id, pace, redactor)
     if completion is not None:
         return completion
-    try:
-        payload = loads(body)
-    except ValueError:
-        raise not_json(body) from None
-    try:
-        return completion_of(payload, request_id, pace, context)
-    except ODD_SHAPE:
-        raise unreadable("the reply is no chat completion") from None
+    return read_reply(
+        body, lambda found: completion_of(found, request_id, pace, context), "chat completion"
+    )
 
 
 def completion_of(
@@ -292,17 +286,3 @@ def billed_usd(usage: Any) -> float | None:
 def _details(details: Any, *names: str) -> list[int]:
     found = details if isinstance(details, dict) else {}
     return [token_count(found.get(f"{name}_tokens")) for name in names]
-
-
-ODD_SHAPE = (
-    AttributeError,
-    KeyError,
-    TypeError,
-    IndexError,
-    ValueError,
-    OverflowError,
-    RecursionError,
-)
-"""The last guard: what the readers of single fields did not think of is an error of that reply, and
-of no other.
-"""
