@@ -12,6 +12,7 @@ import os
 import re
 import threading
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -35,7 +36,7 @@ class ObjectStoreError(LLMError):
     """An object could not be read or written: the message names it, and what the server said."""
 
 
-class ObjectStore:
+class ObjectStore(ABC):
     """A prefix of a bucket, by obstore. Subclasses say how the bucket is opened.
 
     Attributes:
@@ -70,9 +71,9 @@ class ObjectStore:
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.location,))
 
+    @abstractmethod
     def _open(self) -> Any:
         """obstore's store of the bucket, with `prefix` before every name."""
-        raise NotImplementedError
 
     @property
     def _store(self) -> Any:
@@ -247,7 +248,7 @@ class ObjectStore:
         with contextlib.suppress(*self._missing), self._told("deleted", name):
             self._sdk.delete(self._store, path)
 
-    def path_of(self, name: str) -> None:
+    def path_of(self, name: str) -> None:  # noqa: B027  # meant for all: not abstract
         """Objects of a bucket are not local files."""
 
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:

@@ -5,6 +5,7 @@ cancelled by their own.
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from beam_llm.providers.job_search import find_jobs
 from beam_llm.values import Request
 
 
-class GoogleBatches:
+class GoogleBatches(ABC):
     """The base of both batch clients, blocking. Harmless verbs are tried four times; a create is
     tried once.
 
@@ -35,17 +36,19 @@ class GoogleBatches:
         self.traits = dataclasses.replace(traits, create_seconds=2 * bounds.control_seconds)
         self._control, self._bounds = control, bounds
 
+    @abstractmethod
     def _jobs_url(self, **query: str) -> str:
-        raise NotImplementedError
+        """The address of the list of jobs."""
 
+    @abstractmethod
     def _job_url(self, job_id: str) -> str:
-        """Raises UnknownJob for what can't be a job's name."""
-        raise NotImplementedError
+        """The address of a job. Raises UnknownJob for what can't be a job's name."""
 
+    @abstractmethod
     def _job(self, found: Mapping[str, Any]) -> RemoteJob:
-        raise NotImplementedError
+        """A job as the API shows it, in our words."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # meant for all: not abstract
         """Nothing is held between calls."""
 
     def encode_line(self, custom_id: str, request: Request) -> bytes:
