@@ -98,6 +98,33 @@ class Batches:
 
     # What dialects' routes are made of.
 
+    async def serve(
+        self,
+        request: web.BaseRequest,
+        dialect: Dialect,
+        path: str,
+        make: Callable[[bytes], Awaitable[NewJob | WireError]],
+        page: Callable[[list[Job]], Reply],
+    ) -> Reply | None:
+        """The routes of a dialect whose jobs are made and listed at one address, shown below it by
+        their id, and cancelled below that; None for any other route.
+
+        Args:
+          path: below the address.
+          make, page: see `create` and `list_jobs`.
+        """
+        job_id, _, tail = path.lstrip("/").partition("/")
+        match request.method, bool(job_id), tail:
+            case "POST", False, "":
+                return await self.create(request, dialect, make)
+            case "GET", False, "":
+                return await self.list_jobs(request, dialect, page)
+            case "GET", True, "":
+                return await self.look(request, dialect, job_id)
+            case "POST", True, "cancel":
+                return await self.cancel(request, dialect, job_id)
+        return None
+
     async def create(
         self,
         request: web.BaseRequest,

@@ -142,18 +142,11 @@ class Wire(Dialect):
     # Batch jobs.
 
     async def _batches(self, request: web.BaseRequest, path: str) -> Reply | None:
-        jobs = self.house.batches
-        job_id, _, tail = path[len("/batches/") :].partition("/")
-        match request.method, bool(job_id), tail:
-            case "POST", False, "":
-                return await jobs.create(request, self, self._new_job)
-            case "GET", False, "":
-                return await jobs.list_jobs(request, self, lambda found: self._page(request, found))
-            case "GET", True, "":
-                return await jobs.look(request, self, job_id)
-            case "POST", True, "cancel":
-                return await jobs.cancel(request, self, job_id)
-        return None
+        serve = self.house.batches.serve
+        below = path.removeprefix("/batches")
+        return await serve(
+            request, self, below, self._new_job, lambda found: self._page(request, found)
+        )
 
     async def _new_job(self, raw: bytes) -> NewJob | WireError:
         try:
