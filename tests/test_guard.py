@@ -34,7 +34,7 @@ from tests.collecting import Collect
 llm_emulator, start_emulator = plugin.llm_emulator, plugin.start_emulator
 
 MODEL = "openai:gpt-4.1-mini"
-PROMPT = "Mood of this review: {{ text }}"
+PROMPT = "What is the mood of this review: {{ text }}"
 MOODS = "enum:positive|negative|neutral"
 
 
