@@ -9,10 +9,13 @@ been created.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from beam_llm.errors import CannotTell, plural
 from beam_llm.protocols import RemoteJob
+from beam_llm.providers.ids import identifier_of
+from beam_llm.providers.typed import clean, word
 
 SLACK_SECONDS = 2 * 86_400.0
 """A job that is older than its marker by less may be ours: for two clocks of one provider, and for
@@ -79,6 +82,32 @@ def jobs_since(
             break
     seen.prove_end()
     return sorted(found.values(), key=lambda job: (job.created_at, job.job_id))
+
+
+_MOST_TOKEN = 4_000
+
+
+def next_token(page: Mapping[str, Any], name: str) -> str:
+    """The token of the page behind this one, as its field `name` says; empty after the last. A page
+    without a job may have others behind it.
+    """
+    return clean(word(page.get(name))[:_MOST_TOKEN])
+
+
+def last_id(page: Mapping[str, Any], jobs: Sequence[RemoteJob], before: str | None) -> str:
+    """The id behind which a list goes on that is walked by ids: of the page's last readable job,
+    else the one that it names as its last.
+
+    Args:
+      before: the id that this page was asked for behind.
+
+    Raises:
+      CannotTell: neither leads on; what is looked for may stand there.
+    """
+    named = identifier_of(page.get("last_id"), None)
+    if not jobs and (named is None or named == before):
+        raise CannotTell("the list of jobs goes on behind what can't be read of it")
+    return jobs[-1].job_id if jobs else str(named)
 
 
 class _Seen:

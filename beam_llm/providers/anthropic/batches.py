@@ -36,6 +36,7 @@ from beam_llm.providers.control import ControlCalls, ignoring, steady
 from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import in_path
+from beam_llm.providers.job_search import last_id
 from beam_llm.providers.result_files import fetch_files
 from beam_llm.providers.unnamed_jobs import (
     BYTES_A_SECOND,
@@ -235,10 +236,7 @@ class AnthropicBatches:
             yield jobs
             if not page.get("has_more"):
                 return
-            # Without a readable job there is no id to go on behind; the lost one may stand there.
-            if not jobs:
-                raise CannotTell("the list of jobs goes on behind what can't be read of it")
-            after = jobs[-1].job_id
+            after = last_id(page, jobs, after)
 
     def _listed(self, jobs: Any) -> Iterator[RemoteJob]:
         """The jobs of a page; one that can't be read is passed over."""

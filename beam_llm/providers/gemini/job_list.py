@@ -10,11 +10,10 @@ from typing import Any
 from beam_llm.errors import CallError, CannotTell, Rejected
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers.control import ControlCalls
-from beam_llm.providers.typed import clean, word
+from beam_llm.providers.job_search import next_token
 
 USUAL_PAGE_JOBS = 100
 MOST_PENDING_JOBS = 1_000
-_MOST_TOKEN = 4_000
 
 
 def job_pages(
@@ -46,7 +45,7 @@ def job_pages(
                     jobs.append(read(job))
         yield jobs
         # A list that never moves on is the reader's to notice: it must not be taken for its end.
-        token = clean(word(page.get("nextPageToken"))[:_MOST_TOKEN])
+        token = next_token(page, "nextPageToken")
         if not token:
             return
 

@@ -24,7 +24,7 @@ from beam_llm.providers.control import ControlCalls, ignoring, steady
 from beam_llm.providers.errors import ErrorContext, unreadable
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import identifier_of, in_path
-from beam_llm.providers.job_search import find_jobs
+from beam_llm.providers.job_search import find_jobs, last_id
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.job_objects import remote_job
 from beam_llm.providers.openai.lines import line_reply
@@ -210,13 +210,16 @@ class DialectBatches:
         seen: set[str] = set()
         while True:
             page = self._page(after)
-            jobs = list(self._listed(page.get("data")))
+            data = page.get("data")
+            jobs = list(self._listed(data))
             yield jobs
-            more = page.get("has_more", len(jobs) >= _PAGE_JOBS)
-            if not more or all(job.job_id in seen for job in jobs):
+            shown = len(data) if isinstance(data, list) else 0
+            if not page.get("has_more", shown >= _PAGE_JOBS):
+                return
+            if jobs and all(job.job_id in seen for job in jobs):
                 return
             seen.update(job.job_id for job in jobs)
-            after = jobs[-1].job_id
+            after = last_id(page, jobs, after)
 
     def _listed(self, jobs: Any) -> Iterator[RemoteJob]:
         """The jobs of a page; one that can't be read is passed over."""

@@ -24,6 +24,7 @@ from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls, ignoring
 from beam_llm.providers.errors import unreadable
 from beam_llm.providers.ids import in_path
+from beam_llm.providers.job_search import next_token
 from beam_llm.providers.openai.batch_files import DialectBatches, without_model
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.job_objects import FINGERPRINT, reason_of
@@ -168,10 +169,9 @@ class FireworksBatches(DialectBatches):
             page = self._list_page(self._url("batchInferenceJobs", query=query))
             yield list(self._listed(page.get("batchInferenceJobs")))
             # A page may be empty before the end; a list that never moves on is no end either.
-            token = page.get("nextPageToken")
-            if not isinstance(token, str) or not token:
+            query["pageToken"] = next_token(page, "nextPageToken")
+            if not query["pageToken"]:
                 return
-            query["pageToken"] = token
 
     # Addresses
 

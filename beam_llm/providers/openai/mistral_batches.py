@@ -60,7 +60,8 @@ class MistralBatches(DialectBatches):
             shown, number = shown + len(data) if isinstance(data, list) else shown, number + 1
             yield list(self._listed(data))
             total = count_of(page.get("total"))
-            if not data or (total is not None and shown >= total):
+            # A page may be empty before the end, which the total tells where there is one.
+            if not data if total is None else shown >= total:
                 return
 
     def cancel(self, job_id: str) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ import orjson
 
 from beam_llm.errors import Kind, Rejected, Retryable
 from beam_llm.protocols import RemoteJob
+from beam_llm.providers.errors import unreadable
 from beam_llm.providers.ids import in_path
+from beam_llm.providers.job_search import next_token
 from beam_llm.providers.openai.batch_files import DialectBatches
 from beam_llm.providers.openai.job_objects import FINGERPRINT, reason_of
 from beam_llm.providers.typed import count_of, word
@@ -47,38 +48,40 @@ class XaiBatches(DialectBatches):
         end = self._clock() + self._bounds.transfer_seconds
         # Each page is bounded by itself; how many there are is the server's word.
         left, most = self._bounds.file_bytes, self._bounds.file_bytes
-        pages = self._walk(f"/batches/{in_path(job.job_id)}/results", "results")
+        tokens: set[str] = set()
         with open(path, "wb") as file:
-            for result in chain.from_iterable(pages):
-                line = _line_of(result)
-                left -= len(line)
-                if left < 0:
-                    message = f"the results are larger than {most:,} bytes (max_file_bytes)"
-                    raise Rejected(Kind.TOO_LARGE, message)
-                if self._clock() > end:
+            for results, token in self._walk(f"/batches/{in_path(job.job_id)}/results", "results"):
+                for line in map(_line_of, results):
+                    left -= len(line)
+                    if left < 0:
+                        message = f"the results are larger than {most:,} bytes (max_file_bytes)"
+                        raise Rejected(Kind.TOO_LARGE, message)
+                    file.write(line)
+                # Pages may be empty, so that only the clock ends a list of them.
+                if token and self._clock() > end:
                     raise Retryable(Kind.TIMED_OUT, "the results did not come to an end in time")
-                file.write(line)
+                if token in tokens:
+                    raise unreadable("the pages of results come round again, without an end")
+                tokens.add(token)
 
-    def _walk(self, path: str, name: str) -> Iterator[list[Any]]:
-        """The pages of a list; one that goes on without an item, or with the same token, has
-        ended.
+    def _walk(self, path: str, name: str) -> Iterator[tuple[list[Any], str]]:
+        """The pages of a list, each with the token of the next, empty after the last. A page may be
+        empty before the end; a list that never moves on is the reader's to notice: it must not be
+        taken for its end.
         """
-        seen: set[str] = set()
-        query = {"limit": _PAGE}
+        token, query = "", {"limit": _PAGE}
         while True:
-            url = self._place.url(path, **query)
+            named = {"pagination_token": token} if token else {}
+            url = self._place.url(path, **query, **named)
             page = self._list_page(url, is_large=name == "results")
             items = page.get(name)
-            items = items if isinstance(items, list) else []
-            yield items
-            token = page.get("pagination_token")
-            if not items or not isinstance(token, str) or not token or token in seen:
+            token = next_token(page, "pagination_token")
+            yield items if isinstance(items, list) else [], token
+            if not token:
                 return
-            seen.add(token)
-            query["pagination_token"] = token
 
     def _pages(self) -> Iterator[Sequence[RemoteJob]]:
-        for page in self._walk("/batches", "batches"):
+        for page, _ in self._walk("/batches", "batches"):
             yield list(self._listed(page))
 
     def cancel(self, job_id: str) -> None:
