@@ -22,7 +22,7 @@ from botocore.exceptions import ClientError
 
 from beam_llm import LLMPredict, providers
 from beam_llm.config import Settings, settings
-from beam_llm.errors import Aborted, CannotTell, Rejected, Retryable, UsageError
+from beam_llm.errors import Aborted, CallError, CannotTell, Rejected, Retryable, UsageError
 from beam_llm.pricing import Prices
 from beam_llm.protocols import BatchProvider, CompletionProvider, Recovery, RemoteJob
 from beam_llm.providers.bedrock import batches as bedrock_batches
@@ -342,6 +342,32 @@ def test_the_last_line_of_a_result_file_ends_though_bedrock_leaves_it_open(
     job = RemoteJob("x", JobState.COMPLETED, result_files=(f"s3://{bucket}/out/",))
     client.fetch(job, tmp_path / "results")
     assert (tmp_path / "results").read_bytes() == b'{"a":1}\n{"b":2}\n{"c":3}\n'
+
+
+def test_no_job_gets_objects_of_others_removed(aws: Any, batches: Any, s3_location: str) -> None:
+    """It says itself where its results are."""
+    client, _ = batches
+    bucket, prefix = s3_location.removeprefix("s3://").split("/")
+    ours = [f"{prefix}/bedrock/a-0/1/in.jsonl.out", f"{prefix}/bedrock/a-0/input.jsonl"]
+    others = ["theirs/1/in.jsonl.out", "theirs/input.jsonl"]
+    for key in ours + others:
+        aws("s3").put_object(Bucket=bucket, Key=key, Body=b"{}\n")
+    for key in (f"{prefix}/bedrock/a-0", "theirs"):
+        folder = f"s3://{bucket}/{key}"
+        job = RemoteJob("1", JobState.COMPLETED, result_files=(f"{folder}/1/",))
+        client.forget(job, f"{folder}/input.jsonl")
+    left = aws("s3").list_objects_v2(Bucket=bucket)["Contents"]
+    assert [entry["Key"] for entry in left] == others
+
+
+def test_a_list_of_result_files_without_an_end_is_not_a_shorter_one(
+    batches: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _ = batches
+    page = {"Contents": [{"Key": "out/a"}, {"Size": 1}], "NextContinuationToken": "again"}
+    monkeypatch.setattr(client._clients, "_s3", lambda verb, **query: page)
+    with pytest.raises(CallError, match="has no end"):
+        client._clients.names("s3://bucket/out/")
 
 
 def test_a_result_file_that_is_larger_than_its_bound_is_refused(

@@ -14,7 +14,7 @@ from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
 from beam_llm.providers.bedrock.failures import client_error
 from beam_llm.providers.bedrock.place import Place
 from beam_llm.providers.bedrock.signing import no_credentials
-from beam_llm.providers.errors import ErrorContext
+from beam_llm.providers.errors import ErrorContext, unreadable
 from beam_llm.providers.http import Bounds
 from beam_llm.providers.typed import word
 from beam_llm.redaction import remember
@@ -86,18 +86,24 @@ class Clients:
             file.write(b"\n")
 
     def names(self, folder: str) -> list[str]:
-        """Addresses of the objects below a folder's, as far as pages are read."""
+        """Addresses of the objects below a folder's.
+
+        Raises:
+          CallError: they can't be listed, or not to the end.
+        """
         bucket, prefix = _parted(folder)
         found: list[str] = []
         query: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
         for _ in range(self._bounds.list_pages):
             page = self._s3("list_objects_v2", **query)
-            found += [f"s3://{bucket}/{entry['Key']}" for entry in page.get("Contents", ())]
+            keys = [entry.get("Key") or "" for entry in page.get("Contents", ())]
+            # What is asked for is below the folder, whatever else a server lists.
+            found += [f"s3://{bucket}/{key}" for key in keys if key.startswith(prefix)]
             token = page.get("NextContinuationToken")
             if not token:
-                break
+                return found
             query["ContinuationToken"] = token
-        return found
+        raise unreadable(f"the list of objects at {folder} has no end")
 
     def delete(self, uri: str) -> None:
         """Removes an object; harmless where it is gone."""

@@ -295,11 +295,17 @@ class BedrockBatches:
             )
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
-        """Removes a job's result files, and its input; harmless where they are gone."""
+        """Removes a job's result files, and its input, where they are in the bucket's path that is
+        ours; harmless where they are gone.
+        """
+        ours = f"{self._options.bucket}/"
         for folder in job.result_files if job is not None else ():
+            # A job says itself where its results are: it must not get others' objects removed.
+            if not folder.startswith(ours):
+                continue
             for uri in self._harmless(lambda folder=folder: self._clients.names(folder)):  # type: ignore[misc]
                 self._harmless(lambda uri=uri: self._clients.delete(uri))  # type: ignore[misc]
-        if staged is not None:
+        if staged is not None and staged.startswith(ours):
             self._harmless(lambda: self._clients.delete(staged))
 
     def now(self) -> float | None:
