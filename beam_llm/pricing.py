@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.provider_table import BATCH_SHARES, TIER_SHARES, WINDOWS
+from beam_llm.provider_table import BATCH_SHARES, PROVIDERS, TIER_SHARES, WINDOWS
 from beam_llm.values import Usage
 
 BATCH_DISCOUNT = 0.5
-"""Price of the batch API as a share of the live price, for your own prices, by default."""
+"""Price of the batch API as a share of the live price, for your own prices where they don't say it
+and the provider has no usual one.
+"""
 
 LINEAR_UP_TO_TOKENS = 30_000
 """No published tier starts below this prompt length (genai-prices 0.2.3: 32,000 at the earliest);
@@ -201,7 +203,8 @@ def your_prices(settings: Settings) -> tuple[Rates, Rates] | None:
         prices.get("cached", prices["input"]) / 1e6,
         prices.get("cache_write", prices["input"]) / 1e6,
     )
-    share = prices.get("batch", BATCH_DISCOUNT)
+    usual = PROVIDERS[settings.provider].batch_share
+    share = prices.get("batch", BATCH_DISCOUNT if usual is None else usual)
     return live, Rates(*(rate * share for rate in live))
 
 

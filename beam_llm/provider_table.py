@@ -3,10 +3,8 @@ its prices and models are like.
 
 A new provider is a row in here and a module in `providers/`:
 
-    PROVIDERS["acme"] = ProviderSpec(
-        "acme_llm.provider", "ACME_API_KEY", "ACME_BASE_URL", "https://api.acme.example/v1"
-    )
-    LLMPredict("acme:large", "Is it spam? {{ text }}")
+    PROVIDERS["acme"] = ProviderSpec("acme_llm.provider", "ACME_API_KEY", "ACME_BASE_URL",
+    "https://api.acme.example/v1") LLMPredict("acme:large", …)
 """
 
 from __future__ import annotations
@@ -27,6 +25,9 @@ class ProviderSpec(NamedTuple):
       base_url: where it is if nobody says otherwise; None beside a variable: somebody has to, but
         for a cloud with credentials of its own, whose library knows.
       option_variables: of the environment, for keys of `provider_options` that nobody gives.
+      batch_share: what its batch API costs as a share of the live price, where the price table has
+        no batch price of a model; None: each model its own.
+      priced_as: its name in the price table, where that is another.
     """
 
     module: str
@@ -34,6 +35,8 @@ class ProviderSpec(NamedTuple):
     base_url_variable: str | None = None
     base_url: str | None = None
     option_variables: Mapping[str, str] = {}
+    batch_share: float | None = 0.5
+    priced_as: str | None = None
 
 
 _DIALECT = "beam_llm.providers.openai"
@@ -49,14 +52,40 @@ PROVIDERS = {
         "https://api.openai.com/v1",
     ),
     "azure": ProviderSpec(_DIALECT, "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
+    "anthropic": ProviderSpec(
+        "beam_llm.providers.anthropic",
+        "ANTHROPIC_API_KEY",
+        "ANTHROPIC_BASE_URL",
+        "https://api.anthropic.com",
+    ),
+    "gemini": ProviderSpec(
+        "beam_llm.providers.gemini",
+        "GEMINI_API_KEY",
+        "GEMINI_BASE_URL",
+        "https://generativelanguage.googleapis.com",
+        priced_as="google",
+    ),
+    "vertex": ProviderSpec(
+        "beam_llm.providers.vertex",
+        None,
+        "VERTEX_BASE_URL",
+        option_variables={"project": "GOOGLE_CLOUD_PROJECT", "region": "GOOGLE_CLOUD_LOCATION"},
+        priced_as="google",
+    ),
+    "bedrock": ProviderSpec(
+        "beam_llm.providers.bedrock",
+        option_variables={"region": "AWS_REGION"},
+        priced_as="aws",
+    ),
     "mistral": ProviderSpec(
         _DIALECT, "MISTRAL_API_KEY", "MISTRAL_BASE_URL", "https://api.mistral.ai"
     ),
-    "bedrock": ProviderSpec(
-        "beam_llm.providers.bedrock", option_variables={"region": "AWS_REGION"}
-    ),
     "openrouter": ProviderSpec(
-        _DIALECT, "OPENROUTER_API_KEY", "OPENROUTER_BASE_URL", "https://openrouter.ai/api/v1"
+        _DIALECT,
+        "OPENROUTER_API_KEY",
+        "OPENROUTER_BASE_URL",
+        "https://openrouter.ai/api/v1",
+        batch_share=None,
     ),
     "together": ProviderSpec(
         _DIALECT, "TOGETHER_API_KEY", "TOGETHER_BASE_URL", "https://api.together.xyz/v1"
@@ -76,27 +105,21 @@ PROVIDERS = {
         "DEEPINFRA_API_KEY",
         "DEEPINFRA_BASE_URL",
         "https://api.deepinfra.com/v1/openai",
+        batch_share=0.8,
     ),
-    "xai": ProviderSpec(_DIALECT, "XAI_API_KEY", "XAI_BASE_URL", "https://api.x.ai/v1"),
-    "gemini": ProviderSpec(
-        "beam_llm.providers.gemini",
-        "GEMINI_API_KEY",
-        "GEMINI_BASE_URL",
-        "https://generativelanguage.googleapis.com",
-    ),
-    "anthropic": ProviderSpec(
-        "beam_llm.providers.anthropic",
-        "ANTHROPIC_API_KEY",
-        "ANTHROPIC_BASE_URL",
-        "https://api.anthropic.com",
-    ),
-    "vertex": ProviderSpec(
-        "beam_llm.providers.vertex",
-        None,
-        "VERTEX_BASE_URL",
-        option_variables={"project": "GOOGLE_CLOUD_PROJECT", "region": "GOOGLE_CLOUD_LOCATION"},
+    "xai": ProviderSpec(
+        _DIALECT,
+        "XAI_API_KEY",
+        "XAI_BASE_URL",
+        "https://api.x.ai/v1",
+        batch_share=0.8,
+        priced_as="x-ai",
     ),
 }
+"""In the order in which they are shown: by how many people use them. Shares are of the providers'
+price pages, 2026-11; DeepInfra's of deepinfra.com/blog/batch-api, xAI's of `cost_in_usd_ticks` of
+recorded batch traffic, 2026-08.
+"""
 
 EXAMPLE_MODEL = "openai:gpt-4.1-mini"
 """For messages that show how a model is named."""
@@ -105,21 +128,11 @@ ANYTHING_ELSE = "anything OpenAI-compatible is 'openai:NAME' with base_url"
 """For whoever names a provider that has no row."""
 
 BATCH_SHARES = {
-    "aws": 0.5,
-    "openai": 0.5,
-    "azure": 0.5,
-    "mistral": 0.5,
-    "groq": 0.5,
-    "anthropic": 0.5,
-    "together": 0.5,
-    "fireworks": 0.5,
-    "google": 0.5,
-    "x-ai": 0.8,
+    spec.priced_as or name: spec.batch_share
+    for name, spec in PROVIDERS.items()
+    if spec.batch_share is not None
 }
-"""Name in the price table → what its batch API costs as a share of the live price, where the table
-has no batch price of a model. Elsewhere: the live price. Source: the providers' price pages,
-2026-11; x-ai: `cost_in_usd_ticks` of recorded batch traffic, 2026-08.
-"""
+"""Name in the price table → `ProviderSpec.batch_share`. Elsewhere: the live price."""
 
 TIER_SHARES: Mapping[tuple[str, str], float | None] = {
     ("google", "flex"): 0.5,

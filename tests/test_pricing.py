@@ -82,12 +82,17 @@ def test_your_prices_for_other_models_leave_this_one_as_published():
 
 
 @pytest.mark.parametrize(
-    ("prices", "share"),
-    [(YOURS, 0.5), ({**YOURS, "batch": 0.8}, 0.8)],
-    ids=["half by default", "yours"],
+    ("model", "prices", "share"),
+    [
+        ("azure:mine", YOURS, 0.5),
+        ("azure:mine", {**YOURS, "batch": 0.7}, 0.7),
+        ("deepinfra:mine", YOURS, 0.8),
+        ("openrouter:mine", YOURS, 0.5),
+    ],
+    ids=["half by default", "yours", "the provider's", "half where it has none for all models"],
 )
-def test_the_batch_discount_of_your_prices(prices, share):
-    known = Prices.of(settings("azure:mine", prices=prices, **AZURE))
+def test_the_batch_discount_of_your_prices(model, prices, share):
+    known = Prices.of(settings(model, prices=prices, **(AZURE if model[0] == "a" else {})))
     assert known.cost_usd(Usage(1_000, 1_000), batch=True) == pytest.approx(
         share * known.cost_usd(Usage(1_000, 1_000))
     )

@@ -56,7 +56,7 @@ WITHOUT_JOBS = ("vertex", "bedrock")
 OPTIONS: dict[str, dict[str, Any]] = {
     "fireworks": {"provider_options": {"account_id": "demo"}},
     # The price table has no model of DeepInfra's: round figures, for the demo's sake.
-    "deepinfra": {"prices": {"input": 0.25, "output": 0.5, "batch": 0.8}},
+    "deepinfra": {"prices": {"input": 0.25, "output": 0.5}},
     "vertex": {"provider_options": {"project": "emulator", "region": "global"}},
     "bedrock": {"provider_options": {"region": "us-east-1"}, "api_key": None},
 }

@@ -14,31 +14,8 @@ from beam_llm.protocols import BatchTraits, Recovery
 from beam_llm.provider_table import PROVIDERS
 from beam_llm.providers.openai import servers
 
-NAMES = (
-    "openai",
-    "azure",
-    "anthropic",
-    "gemini",
-    "vertex",
-    "bedrock",
-    "mistral",
-    "openrouter",
-    "together",
-    "groq",
-    "fireworks",
-    "deepinfra",
-    "xai",
-)
-"""In the order in which they are shown: by how many people use them."""
-
-_DISCOUNTS = {
-    "openrouter": "by host",
-    "together": "50 %, some models none",
-    "groq": "50 %, some models none",
-    "deepinfra": "20 %",
-    "xai": "20 %",
-}
-"""Of the batch API; of all others half. Source: the providers' price pages, 2026-11."""
+_SOME_HAVE_NONE = ("together", "groq")
+"""Some of their models cost as much by batch as live. Source: their price pages, 2026-11."""
 
 _RECOVERY = {
     Recovery.TOKEN: "exact: a create may be repeated",
@@ -75,14 +52,13 @@ def row_of(name: str) -> Row:
     shape = _structured_output_of(name)
     if traits is None:
         return Row(f"`{name}:`", "not here", shape, "–", "–", "live calls only")
-    minds = "; ".join(traits.caveats)
-    recovery = _RECOVERY[traits.recovery]
-    return Row(f"`{name}:`", _size(traits), shape, recovery, _DISCOUNTS.get(name, "50 %"), minds)
+    recovery, minds = _RECOVERY[traits.recovery], "; ".join(traits.caveats)
+    return Row(f"`{name}:`", _size(traits), shape, recovery, _discount_of(name), minds)
 
 
 def markdown() -> str:
     """The table of all providers, as Markdown."""
-    rows = [HEADER, ("---",) * len(HEADER), *map(row_of, NAMES)]
+    rows = [HEADER, ("---",) * len(HEADER), *map(row_of, PROVIDERS)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
@@ -99,6 +75,13 @@ def _server_of(name: str) -> servers.Server:
     if name == "openai":
         return servers.OPENAI
     return servers.server_of(settings(f"{name}:m", base_url="http://127.0.0.1"))
+
+
+def _discount_of(name: str) -> str:
+    share = PROVIDERS[name].batch_share
+    if share is None:
+        return "by host"
+    return f"{100 * (1 - share):.0f} %{', some models none' if name in _SOME_HAVE_NONE else ''}"
 
 
 def _size(traits: BatchTraits) -> str:

@@ -134,10 +134,10 @@ def serve(argv: Sequence[str] | None = None) -> int:
 
 
 def _announce(environments: Sequence[Mapping[str, str]]) -> None:
-    """One line for each provider, OpenAI's first; two dialects of one have the same."""
-    pairs = [" ".join(f"{name}={value}" for name, value in each.items()) for each in environments]
-    for line in dict.fromkeys(pairs):
-        print(f"export {line}", flush=True)
+    """One line for each dialect, OpenAI's first."""
+    for environment in environments:
+        pairs = " ".join(f"{name}={value}" for name, value in environment.items())
+        print(f"export {pairs}", flush=True)
     print("serving until Ctrl-C", file=sys.stderr, flush=True)
 
 

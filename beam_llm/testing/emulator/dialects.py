@@ -77,7 +77,6 @@ NAMES = (
     "fireworks",
     "openrouter",
     "xai",
-    "responses",
 )
 """Dialects, each in a module of this folder, or with others of its family in one. The first one has
 the routes that no other has.
