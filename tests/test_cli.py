@@ -22,10 +22,10 @@ import pytest
 from apache_beam.options.pipeline_options import StandardOptions
 
 import beam_llm
+from beam_llm.cli.beam_run import pipeline_options
 from beam_llm.cli.files.records import DataError
 from beam_llm.cli.flags import output_type
 from beam_llm.cli.main import main
-from beam_llm.cli.pipeline import pipeline_options
 from beam_llm.cli.progress import Meter, ProgressLine
 from beam_llm.cli.running import reason_of
 from beam_llm.cli.stored import StoredAnswer

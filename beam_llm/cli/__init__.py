@@ -5,7 +5,7 @@
 
     predict, predict_command           one run: inputs → pipeline → spool → files/writers
     inputs, show, estimate, retry      what is read, before or instead of asking
-    pipeline                           the Beam side; the only module here that needs Beam
+    pipeline, storing, beam_run        the Beam side; imported only when a pipeline really runs
     spool, spool_index, stored         answers of a run that isn't finished, beside its output
     running, progress, summary         what a person sees, and Ctrl-C; with tally and words
     definitions                        whether the class of earlier answers is still the same

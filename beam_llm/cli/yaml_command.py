@@ -67,7 +67,7 @@ def _options(chosen: argparse.Namespace, read: Any) -> Any:
     """What the file says, and what stands after `--`, which wins."""
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    from beam_llm.cli.pipeline import pipeline_options
+    from beam_llm.cli.beam_run import pipeline_options
 
     given = read.options
     # Which options can be checked depends on the runner, so the file's has to be known here.
@@ -91,11 +91,9 @@ def _flags(given: dict[str, Any], name: str) -> list[str]:
 
 
 def _run(pipeline: Any) -> Measured:
-    from beam_llm.cli.pipeline import read_metrics
+    from beam_llm.cli.beam_run import run_to_end
 
-    result = pipeline.run()
-    result.wait_until_finish()
-    return read_metrics(result)
+    return run_to_end(pipeline)
 
 
 def steps_of(pipeline: Any) -> Iterator[str]:

@@ -9,6 +9,7 @@ import datetime
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 
@@ -56,6 +57,10 @@ class Source(NamedTuple):
     def __str__(self) -> str:
         return self.name or self.path
 
+    def anywhere(self) -> Source:
+        """The same file for a reader that stands in another folder; messages call it the same."""
+        return self._replace(path=absolute(self.path), name=str(self)) if self.path else self
+
 
 class Row(NamedTuple):
     """One record of a file.
@@ -83,6 +88,11 @@ class Answer(NamedTuple):
 
 def is_remote(path: str) -> bool:
     return "://" in path
+
+
+def absolute(path: str) -> str:
+    """A local path from the root on; a remote one as it is."""
+    return path if is_remote(path) else os.path.abspath(path)
 
 
 def open_bytes(path: str) -> IO[bytes]:

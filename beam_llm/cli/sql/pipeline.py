@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam import pvalue
 
-from beam_llm import events
+from beam_llm.cli.beam_run import pipeline_options, run_to_end
 from beam_llm.cli.files.records import Source
-from beam_llm.cli.pipeline import pipeline_options, place_of, read_metrics
 from beam_llm.cli.running import Measured, stopping
-from beam_llm.cli.spool import SpoolFile
 from beam_llm.cli.sql.rows import read_input, typed_fields
 from beam_llm.cli.stored import StoredAnswer
+from beam_llm.cli.storing import StoreInSpool, place_of
 from beam_llm.errors import UsageError
 from beam_llm.fronts.sql.compute import Evaluator
 from beam_llm.fronts.sql.plan import Plan
@@ -79,40 +78,21 @@ class TakeElements(beam.DoFn):
             yield "", kept(row, self._plan.keeps[0])
 
 
-class StoreRows(beam.DoFn):
-    """Rows into the spool, one file per bundle: what comes out of each, and how its calls ended.
-    Emits nothing.
-    """
+class StoreRows(StoreInSpool):
+    """Rows into the spool: what comes out of each, and how its calls ended."""
 
     def __init__(self, plan: Plan, folder: str):
+        super().__init__(folder)
         self._plan = plan
-        self._folder = folder
 
-    def setup(self) -> None:
-        self._file: SpoolFile | None = None
+    def stored(
+        self, element: tuple[str, dict[str, Any]]
+    ) -> tuple[StoredAnswer, Mapping[str, Any] | None]:
+        return stored_row(self._plan, *element), None
 
-    def start_bundle(self) -> None:
-        self._close()  # of a bundle that failed
-
-    def process(self, element: tuple[str, dict[str, Any]]) -> None:
-        if self._file is None:
-            self._file = SpoolFile(self._folder)
-        place, row = element
-        answer = stored_row(self._plan, place, row)
-        self._file.add(answer)
-        if answer.value is not None or answer.error is not None:
-            events.tell("stored", answer=answer)
-
-    def finish_bundle(self) -> None:
-        self._close()
-
-    def teardown(self) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def is_an_end(self, answer: StoredAnswer) -> bool:
+        """Not of a row that a condition left out."""
+        return answer.value is not None or answer.error is not None
 
 
 def stored_row(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswer:
@@ -159,9 +139,7 @@ def run(branches: Sequence[Branch], beam_options: list[str]) -> Measured:
         store = beam.ParDo(StoreRows(branch.plan, branch.spool))
         for number, rows in enumerate(ways):
             _ = rows | f"{head}Store rows {number}" >> store.with_output_types(None)
-    result = pipeline.run()
-    result.wait_until_finish()
-    return read_metrics(result)
+    return run_to_end(pipeline)
 
 
 def _read(pipeline: beam.Pipeline, branch: Branch, head: str) -> pvalue.PCollection:
@@ -171,7 +149,9 @@ def _read(pipeline: beam.Pipeline, branch: Branch, head: str) -> pvalue.PCollect
         take = beam.ParDo(TakeElements(plan)).with_output_types(InFlight)
         return elements | f"{head}Take columns" >> take
     read = beam.ParDo(ReadTable(plan)).with_output_types(InFlight)
-    files = beam.Create(list(branch.files), reshuffle=False)
+    files = beam.Create(
+        [(first, source.anywhere(), done) for first, source, done in branch.files], reshuffle=False
+    )
     return pipeline | f"{head}Name files" >> files | f"{head}Read rows" >> read
 
 

@@ -1,0 +1,89 @@
+"""A Beam pipeline from the command line: its options, its run, and what it counted."""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+from beam_llm.cli.running import Measured
+from beam_llm.errors import UsageError
+
+
+def run_to_end(pipeline: beam.Pipeline) -> Measured:
+    """Runs a pipeline and waits for it."""
+    result = pipeline.run()
+    result.wait_until_finish()
+    return read_metrics(result)
+
+
+def pipeline_options(beam_options: list[str]) -> PipelineOptions:
+    """What stood after `--`, for Beam; without `--runner` it is the FnApiRunner, in this process.
+
+    Beam itself only logs an option that it doesn't know, and runs without it.
+
+    Raises:
+      UsageError: an option that this runner can't know.
+    """
+    options = PipelineOptions(
+        [_DEFAULT_RUNNER, *beam_options]
+    )  # of an option given twice the last one counts
+    with _refused_in_one_line():
+        runner = options.view_as(StandardOptions).runner
+        if runner.rpartition(".")[2] in _KNOWN_BY_A_SERVER:
+            return options
+        given = options.get_all_options(retain_unknown_options=True)
+    known = PipelineOptions([]).get_all_options()
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f": did you mean --{near[0]}?" if near else ""
+            raise UsageError(f"Beam has no option --{name} (after --){hint}")
+    return options
+
+
+@contextmanager
+def _refused_in_one_line() -> Iterator[None]:
+    """Beam answers a value that it can't read with its 150 options and the end of the process."""
+    printed = io.StringIO()
+    try:
+        with redirect_stderr(printed):
+            yield
+    except SystemExit:
+        reason = printed.getvalue().strip().rpartition("error: ")[2]
+        raise UsageError(f"Beam's options (after --): {reason or 'not taken by Beam'}") from None
+
+
+_DEFAULT_RUNNER = "--runner=FnApiRunner"
+_KNOWN_BY_A_SERVER = ("FlinkRunner", "SparkRunner", "PortableRunner", "InteractiveRunner")
+"""Runners that ask a job server for further options: nobody here can tell which are wrong."""
+
+
+def read_metrics(result: Any) -> Measured:
+    """What Beam counted in the `beam_llm` namespace."""
+    counters: dict[str, int] = {}
+    query = result.metrics().query(beam.metrics.MetricsFilter().with_namespace("beam_llm"))
+    for metric in query["counters"]:
+        name = metric.key.metric.name
+        counters[name] = counters.get(name, 0) + int(_value(metric) or 0)
+    latencies = [
+        _value(metric)
+        for metric in query["distributions"]
+        if metric.key.metric.name == "latency_ms"
+    ]
+    calls = sum(latency.count for latency in latencies)
+    if not calls:
+        return Measured(counters, None)
+    least = min(latency.min for latency in latencies if latency.count)
+    most = max(latency.max for latency in latencies if latency.count)
+    return Measured(counters, sum(latency.sum for latency in latencies) / calls, (least, most))
+
+
+def _value(metric: Any) -> Any:
+    """Prism commits, and leaves `attempted` empty; the others have both."""
+    return metric.committed if metric.committed is not None else metric.attempted

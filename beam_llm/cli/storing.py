@@ -1,0 +1,77 @@
+"""How records end, into the spool: the one DoFn that all commands store with, and the place that an
+answer goes back to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import apache_beam as beam
+
+from beam_llm import events
+from beam_llm.cli.files.records import DIGEST_BYTES, absolute
+from beam_llm.cli.spool import SpoolFile
+from beam_llm.cli.stored import StoredAnswer
+
+NO_PLACE = 2**62
+"""Ordinal of records that had none: they come last, as they came."""
+
+
+def place_of(key: Any) -> tuple[int, str]:
+    """Ordinal and digest of a record of `predict`; of any other `NO_PLACE` and none."""
+    if type(key) is str:
+        ordinal, _, digest = key.partition(" ")
+        if len(digest) == 2 * DIGEST_BYTES and ordinal.isdecimal():
+            return int(ordinal), digest
+    return (
+        key if type(key) is int else NO_PLACE
+    ), ""  # jobs of earlier versions have the ordinal alone
+
+
+class StoreInSpool(beam.DoFn):
+    """How elements ended into the spool, one file per bundle. Emits nothing.
+
+    Subclasses say what is kept of an element (`stored`), and who made it (`definition`).
+
+    Args:
+      folder: of the spool.
+    """
+
+    definition = ""
+
+    def __init__(self, folder: str):
+        self._folder = absolute(folder)  # a worker may stand in another
+
+    def stored(self, element: Any) -> tuple[StoredAnswer, Mapping[str, Any] | None]:
+        """How it ended; with its fields where they can't be had again from an input file."""
+        raise NotImplementedError
+
+    def is_an_end(self, answer: StoredAnswer) -> bool:
+        """Whether it counts as a record that was answered, or ended as an error."""
+        return True
+
+    def setup(self) -> None:
+        self._file: SpoolFile | None = None
+
+    def start_bundle(self) -> None:
+        self._close()  # of a bundle that failed
+
+    def process(self, element: Any) -> None:
+        if self._file is None:
+            self._file = SpoolFile(self._folder, self.definition)
+        answer, fields = self.stored(element)
+        self._file.add(answer, fields)
+        if self.is_an_end(answer):
+            events.tell("stored", answer=answer)
+
+    def finish_bundle(self) -> None:
+        self._close()
+
+    def teardown(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
