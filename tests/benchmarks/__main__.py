@@ -36,6 +36,7 @@ from beam_llm.testing import EmulatorProcess, reviews
 from beam_llm.testing.emulator.brain import Brain
 from beam_llm.testing.emulator.reading import read_question
 from beam_llm.values import Usage
+from tests.benchmarks import peer
 from tests.benchmarks.measured import make_input
 
 Run = dict[str, float]
@@ -54,13 +55,15 @@ class Bench:
         return path
 
     def run(self, case: str, emulator: EmulatorProcess, records: int, **values: object) -> Run:
-        command = [
-            sys.executable,
-            "-m",
-            "tests.benchmarks.measured",
-            case,
-            f"source={self.source(records)}",
-        ]
+        command = [sys.executable, "-m", "tests.benchmarks.measured", case]
+        return self.run_command(command, emulator, records, **values)
+
+    def run_command(
+        self, command: list[str], emulator: EmulatorProcess, records: int, **values: object
+    ) -> Run:
+        """A process that takes `KEY=VALUE…` and prints its figures, measured whole."""
+        case = command[-1]
+        command = [*command, f"source={self.source(records)}"]
         command += [f"{name}={value}" for name, value in values.items()]
         environment = {**os.environ, **emulator.environment}
         started = time.perf_counter()
@@ -79,14 +82,18 @@ class Bench:
         self, emulator: EmulatorProcess, runs: dict[str, Callable[[], Run]]
     ) -> dict[str, Run]:
         """Every run once per round, in turn; the median of each figure."""
+        return {
+            name: {figure: statistics.median(r[figure] for r in rows) for figure in rows[0]}
+            for name, rows in self.rows(runs).items()
+        }
+
+    def rows(self, runs: dict[str, Callable[[], Run]]) -> dict[str, list[Run]]:
+        """The figures of every run, once per round, in turn."""
         seen: dict[str, list[Run]] = {name: [] for name in runs}
         for _ in range(self.rounds):
             for name, run in runs.items():
                 seen[name].append(run())
-        return {
-            name: {figure: statistics.median(r[figure] for r in rows) for figure in rows[0]}
-            for name, rows in seen.items()
-        }
+        return seen
 
 
 def _emulator(**options: object) -> EmulatorProcess:
@@ -122,6 +129,38 @@ def packed(bench: Bench) -> None:
 
 def singles(bench: Bench) -> None:
     _against_ideal(bench, "200 ms, 1 per call, 256 in flight, 10,000 records", 200, 1, 256)
+
+
+def against_openaivec(bench: Bench, records: int = 10_000, batch: int = 20) -> None:
+    """Ours, openaivec's and the floor in turn; ratios are of the runs of one round."""
+    try:
+        command = [peer.python_with_openaivec(), str(peer.SCRIPT)]
+        os.environ.update(peer.tiktoken_cache())
+    except peer.NotToBeHad as why:
+        print(f"against openaivec: not measured, for {why}", flush=True)
+        return
+    ideal, options = math.ceil(records / batch / 64) * 0.3, {"batch": batch, "inflight": 64}
+    with _emulator(latency_ms=300) as emulator:
+        rows = bench.rows(
+            {
+                "floor": lambda: bench.run("floor", emulator, records),
+                "ours": lambda: bench.run("predict", emulator, records, **options),
+                "theirs": lambda: bench.run_command(command, emulator, records, **options),
+            }
+        )
+    rounds = list(zip(rows["ours"], rows["theirs"], rows["floor"], strict=True))
+    for figure, goal in (("wall", 0.70), ("cpu", 0.55)):
+        ours, theirs = (statistics.median(r[figure] for r in rows[n]) for n in ("ours", "theirs"))
+        ratio = statistics.median(own[figure] / other[figure] for own, other, _ in rounds)
+        name = f"300 ms, {batch} per call, 64 in flight, {records:,} records: {figure}"
+        _print(name, f"{ours:.2f} s / openaivec {peer.VERSION} {theirs:.2f} s", ratio, goal)
+    floor = statistics.median(r["wall"] for r in rows["floor"])
+    _print(
+        "the same runs: wall",
+        f"(ideal {ideal:.2f} s + floor {floor:.2f} s)",
+        statistics.median(own["wall"] / (ideal + least["wall"]) for own, _, least in rounds),
+        1.20,
+    )
 
 
 def cpu_packed(bench: Bench) -> None:
@@ -283,6 +322,7 @@ CASES = {
     "memory": memory,
     "batch_api": batch_api,
     "planning": planning,
+    "openaivec": against_openaivec,
 }
 
 
@@ -291,7 +331,7 @@ def main() -> None:
     parser.add_argument(
         "cases",
         nargs="*",
-        help=f"out of {', '.join(CASES)}; default: all but memory, batch_api and planning, which take minutes",
+        help=f"out of {', '.join(CASES)}; default: all but memory, batch_api, planning and openaivec, which take minutes or install something",
     )
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
