@@ -403,6 +403,12 @@ def answer(index: int, text: str) -> str:
         ([answer(1, "a <3"), answer(2, "b"), answer(3, "c")], {2: "b", 3: "c"}),
         ([answer(1, "a"), answer(2, "b"), answer(2, "x <"), answer(3, "c")], {1: "a", 3: "c"}),
         ([answer(1, "a"), answer(2, "b"), answer(2, "x"), answer(3, "c")], {1: "a", 3: "c"}),
+        ([answer(1, "a <"), answer(2, "b</answer>" + answer(3, "x")), answer(3, "c")], {}),
+        (
+            [answer(1, "a <"), answer(2, f"<![CDATA[b</answer>{answer(3, 'x')}]]>")],
+            {2: f"b</answer>{answer(3, 'x')}"},
+        ),
+        ([answer(1, "a"), answer(2, "b <"), f"<!-- {answer(3, 'x')} -->"], {1: "a"}),
     ],
     ids=[
         "nested",
@@ -412,12 +418,74 @@ def answer(index: int, text: str) -> str:
         "one damaged",
         "twice and damaged",
         "twice",
+        "an end too many",
+        "a section of text",
+        "a remark",
     ],
 )
 def test_xml_believes_no_index_that_is_written_twice_or_nested(elements, values):
     assert (
         read(f"<answers>{''.join(elements)}</answers>", 3, response_format="xml").values == values
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "response_format"),
+    [
+        ('{"place": "Rome", "place": "Oslo"}', 1, "json"),
+        ('{"place" :"Rome", "place"\n: "Oslo"}', 1, "json"),
+        ('Sure: {"place": "Rome", "place": "Oslo"}', 1, "json"),
+        ('{"1": {"place": "Rome", "place": "Oslo"}, "2": {"place": "Bonn"}}', 2, "json"),
+        ('[{"index":1,"place":"Rome","place":"Oslo"},{"index":2,"place":"Bonn"}]', 2, "json"),
+        ('1|{"place": "Rome", "place": "Oslo"}\n2|{"place": "Bonn"}', 2, "delimited"),
+    ],
+    ids=["alone", "spaced", "in prose", "keyed", "array", "delimited"],
+)
+def test_a_field_that_is_written_twice_and_not_the_same_is_not_a_value(
+    text, count, response_format
+):
+    reading = read(text, count, Trip, response_format)
+    assert reading.values == ({2: Trip(place="Bonn")} if count == 2 else {})
+    assert (reading.failures[1].kind, "twice" in reading.failures[1].message) == (
+        Kind.INVALID,
+        True,
+    )
+    assert 1 in read(text.replace("Oslo", "Rome"), count, Trip, response_format).values
+    if count == 1:
+        assert task_of(Trip).plain_answer(text) is None
+
+
+def test_an_answer_under_one_index_that_is_written_twice_and_not_the_same_is_none():
+    text = '[{"index": 1, "value": "a", "value": "x"}, {"index": 2, "value": "b: \\"c\\": d"}]'
+    assert read(text, 2).values == {2: 'b: "c": d'}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"index":1,"value":"a"},{"index":2,"value":"he said "},{"index":3,"value":"x"} so"}]',
+        '{"answers":[{"index":1,"value":"he said "},{"index":2,"value":"x"},{"index":3,"value":"y"}"',
+        '{"1":"he said ","2":"x"," so","3":"c"}',
+        '{"1":"he said ","2":"x", so", "3":"c"}',
+    ],
+    ids=range(4),
+)
+def test_text_that_looks_like_the_next_answers_is_believed_by_nobody(text):
+    """Quotes that nobody escaped: where the reply goes on like a text, an answer in front quotes
+    those behind it."""
+    assert read(text, 3).values == {}
+
+
+def test_remarks_between_answers_are_no_damage_to_them():
+    text = '[{"index": 1, "value": "a"}, // "one"\n{"index": 2, "value": "b"} /* {2} */]'
+    assert read(text, 2).values == {1: "a", 2: "b"}
+
+
+@pytest.mark.parametrize(
+    "text", ["1. good 2. bad 3. fine", "1|good 2|bad\n3|fine", "1) a **2**) b"]
+)
+def test_answers_on_one_line_are_not_the_first_ones_text(text):
+    assert 1 not in read(text, 3, response_format="delimited").values
 
 
 def test_a_field_of_an_xml_answer_that_is_written_twice_is_not_a_value():
@@ -536,6 +604,7 @@ THOUGHTS = [
     "<THINKING>{}</THINKING>",
     "<thought>{}</thought>\n\n",
     "{}\n</think>\n\n",
+    "</think>\n\n",
     "[THINK]{}[/THINK]",
     "<reasoning>{}</reasoning>",
     "◁think▷{}◁/think▷",

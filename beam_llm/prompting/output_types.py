@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from beam_llm.prompting.readers.doubles import DOUBLED, contradicts_itself
 from beam_llm.prompting.schema_checker import SchemaChecker
 from beam_llm.prompting.schemas import every_field_asked_for
 from beam_llm.prompting.type_checker import TypeChecker
@@ -88,6 +89,11 @@ class Output:
             return self.validate(raw), raw
         try:
             raw = orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            return self._plain_text(text, error), text
+        if contradicts_itself(text, raw):
+            raise ValueError(DOUBLED.reason)
+        try:
             return self.validate(raw), raw
         except ValueError as error:
             return self._plain_text(text, error), text

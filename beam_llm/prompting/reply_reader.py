@@ -16,6 +16,7 @@ from beam_llm.errors import Failure, Kind
 from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.readers import Found, Reader, Shape
 from beam_llm.prompting.readers.depth import TOO_DEEP, Unusable, is_deep, may_be_deep
+from beam_llm.prompting.readers.doubles import contradicts_itself
 from beam_llm.prompting.readers.json_reader import JsonReader, unfenced, without_surrogates
 from beam_llm.prompting.readers.matching import list_indices, match, same
 from beam_llm.prompting.readers.thoughts import may_hold_thoughts, without_thoughts
@@ -86,7 +87,10 @@ class ReplyReader:
         try:
             if output.is_text:
                 return orjson.dumps(text)
-            value = output.validate(orjson.loads(text))
+            raw = orjson.loads(text)
+            if contradicts_itself(text, raw):
+                return None
+            value = output.validate(raw)
         except Exception:  # a user's validator may raise anything; `read` says what
             return None
         return text.encode() if output.keeps_replies else orjson.dumps(value)
@@ -236,6 +240,8 @@ class ReplyReader:
           LookupError: it is not there.
         """
         refused: ValueError | None = None
+        if type(value) is Unusable:
+            raise ValueError(value.reason)
         if may_be_deep(text) and is_deep(value):
             raise ValueError(TOO_DEEP.reason)
         # A list of objects that have an index of their own looks like an envelope: what stands

@@ -37,6 +37,7 @@ class DelimitedReader:
             ]
         else:
             lines = _numbered_lines(text, count)
+            _doubt_lines_of_several(lines, count)
         if not lines:
             raise ValueError("there is no line of the form index|answer in it")
         if cut and lines[0].index != 1:
@@ -151,6 +152,17 @@ def _joined(lines: list[str], marks: list[_Mark | None], count: int, is_list: bo
         elif found and not found[-1].is_row:
             found[-1].texts.append(line)
     return found
+
+
+def _doubt_lines_of_several(lines: list[_Line], count: int) -> None:
+    """`1. good 2. bad`: an answer that holds the mark of the next record, which has no line of its
+    own, is not certain."""
+    indices = {line.index for line in lines}
+    for line in lines:
+        following = (line.index or 0) + 1
+        if 1 < following <= count and following not in indices:
+            mark = re.compile(rf"(?<![\w.,]){following}[*_`]{{0,4}}(?:[.:)\]]+(?!\d)|[ \t]*\|)")
+            line.is_certain &= not any(map(mark.search, line.texts))
 
 
 def _strange_number(line: str, count: int, indices: set[int]) -> int:

@@ -14,6 +14,14 @@ import orjson
 
 from beam_llm.prompting.readers import ANSWERS, MOST_VALUES, NOT_FROM_ONE, Found, Items, Shape
 from beam_llm.prompting.readers.depth import may_be_deep, shallow
+from beam_llm.prompting.readers.doubles import (
+    DOUBLED,
+    contradicts_itself,
+    holds_unusable,
+    marked,
+    may_repeat_keys,
+    without_doubled,
+)
 from beam_llm.prompting.readers.json_path import json_path, simple_path
 from beam_llm.prompting.readers.lenient import Damaged, LenientReader, Pairs
 from beam_llm.prompting.readers.matching import INDEX, same
@@ -48,19 +56,11 @@ class JsonReader:
             data = orjson.loads(text)
         except ValueError:
             return self._find_damaged(without_thoughts(text), count, cut)
-        keyed = self._keyed(data, count) if self._select is None else None
-        if keyed is not None:
-            if text.count(":") > _keys_in(data, keyed):
-                # More colons than keys: texts with colons, or a key that is written twice, of which
-                # a parser keeps the last.
-                keyed = self._keyed(self._decoded(text.strip(), 0)[0], count) or {}
-            items = self._keyed_items(keyed, count)
+        if may_repeat_keys(text, data):
+            # A parser keeps the last of two values under one key, be it an index or an answer.
+            items = without_doubled(self.items(self._decoded(text.strip(), 0)[0], count))
         else:
             items = self.items(data, count)
-            if text.count(self._key) > len(items):
-                # More index keys than elements: nested ones, or two in one element, of which a
-                # parser keeps the last.
-                items = self.items(self._decoded(text.strip(), 0)[0], count)
         return Found(shallow(items) if may_be_deep(text) else items, set())
 
     def items(self, data: Any, count: int) -> Items:
@@ -164,12 +164,12 @@ class JsonReader:
     def _object(self, pairs: Pairs) -> dict[str, Any]:
         """An object; without an index where it has two different ones, so that its answer is
         nobody's."""
-        found = dict(pairs)
+        found = marked(pairs)
         if len(found) == len(pairs):
             return found
         if all(INDEX.fullmatch(key) for key in found):
             return _Twice(pairs)
-        if len({repr(value) for key, value in pairs if key == self._shape.index_field}) > 1:
+        if found.get(self._shape.index_field) is DOUBLED:
             del found[self._shape.index_field]
         return found
 
@@ -196,7 +196,8 @@ class JsonReader:
         """Every JSON value that the reply to a single record may mean, each with a warning or
         None."""
         try:
-            yield orjson.loads(text), None
+            value = orjson.loads(text)
+            yield DOUBLED if contradicts_itself(text, value) else value, None
             return
         except ValueError:
             text = without_thoughts(text).strip()
@@ -208,7 +209,7 @@ class JsonReader:
             # What the model says in front of its answer may hold a draft, and the answer may be
             # what is missing.
             return
-        yield from ((value, "wrapped") for value in roots)
+        yield from ((DOUBLED if holds_unusable(root) else root, "wrapped") for root in roots)
         if broken_at is not None and not cut:
             try:
                 yield self._mended_root(text, broken_at), "repaired"
@@ -265,7 +266,7 @@ class JsonReader:
         if broken_at is None:
             if not roots:
                 raise ValueError("there is no JSON in it")
-            return Found(shallow(items), {"wrapped"})
+            return Found(shallow(without_doubled(items)), {"wrapped"})
         keyed = _INTO_KEYED.match(text, broken_at)
         mentions = (_NUMBER_KEY if keyed[1] else _BARE_NUMBER_KEY) if keyed else self._mentions
         if (first := mentions.search(text)) and first[1].lstrip("0") != "1":
@@ -279,7 +280,7 @@ class JsonReader:
         if not certain:
             raise ValueError("its JSON is damaged from the start")
         warnings = ({"truncated"} if cut else set()) | ({"repaired"} if walk.has_mended else set())
-        return Found(shallow(certain), warnings or {"wrapped"})
+        return Found(shallow(without_doubled(certain)), warnings or {"wrapped"})
 
 
 class _Walk:
@@ -357,8 +358,14 @@ class _Walk:
 
     def _certain(self, items: Items, end: int, closing: str) -> Items:
         """Without those whose end was guessed, unless all that follows up to the reply's end bears
-        it out."""
+        it out.
+
+        None, where what follows is the rest of a text: an answer in front quotes one that looks
+        like the next.
+        """
         rest = self._text[end:].lstrip(" \t\r\n,")
+        if '"' in rest and not _GOES_ON[closing == "}"].match(rest):
+            return []
         is_clean = (
             rest.startswith(closing)
             and not self._cut
@@ -392,12 +399,6 @@ def _number(key: str) -> int | str:
     return int(key) if key.isascii() and key.isdecimal() else key
 
 
-def _keys_in(data: Any, keyed: dict[str, Any]) -> int:
-    """How many keys were parsed, of objects inside answers those of the first level."""
-    outer = 0 if keyed is data else len(data)
-    return outer + len(keyed) + sum([len(value) for value in keyed.values() if type(value) is dict])
-
-
 def _says(index: Any, key: str) -> bool:
     """Whether the index inside an answer is the key that it stands under."""
     return type(index) in (int, str) and str(index) == key
@@ -405,7 +406,7 @@ def _says(index: Any, key: str) -> bool:
 
 # Not every bracket in prose begins JSON: `[1]` and `{name}` don't.
 _ROOT = re.compile(r"""\{(?=\s*(?:["'}]|\w+\s*:))|\[(?=\s*[\[{"'\]])""")
-_GAP = re.compile(r"[\s,]*")
+_GAP = re.compile(r"(?:[\s,]+|//[^\n]*|/\*.*?\*/)*", re.DOTALL)
 _STEP = re.compile(r"""\{\s*(?:"[^"\\\n]{0,100}"|'[^'\\\n]{0,100}'|\w{1,100})\s*:\s*(?=[\[{])""")
 _INTO_KEYED = re.compile(
     rf"""\{{\s*(?:["']?{ANSWERS}["']?\s*:\s*\{{\s*)?(?=(["'])?\d{{1,9}}["']?\s*:)"""
@@ -414,6 +415,11 @@ _NUMBER_KEY = re.compile(r"""["'](\d{1,9})["']\s*:""")
 _BARE_NUMBER_KEY = re.compile(r"""(?<![\w"'\\])(\d{1,9})\s*:""")
 _ANY_NUMBER_KEY = re.compile(r"""["']?(\d{1,9})["']?\s*:\s*""")
 _STRUCTURE = re.compile(r"""[{}\[\]"]""")
+_GOES_ON = (
+    re.compile(r"[\[{}\]`]"),
+    re.compile(r"""[}\]`]|["']?\d{1,9}(?:["']\s*(?::|\Z)|\s*:|\Z)"""),
+)
+"""How a reply goes on behind an answer: with the next one, whole or not, or with its own end."""
 _FENCE_LABEL = re.compile(r"[\w-]{0,20}\s*")
 _MOST_STEPS = 8
 

@@ -63,7 +63,8 @@ def without_thoughts(text: str, leading_only: bool = False) -> str:
         )
     rest = _without_pairs(text, leading_only)
     # A reply that begins like an answer has no thoughts in front: a lone tag is inside its text.
-    if not leading_only and rest.lstrip()[:1] not in ("{", "[", '"', "<"):
+    start = rest.lstrip()
+    if not leading_only and (start[:1] not in ("{", "[", '"', "<") or _CLOSING.match(start)):
         rest = _behind_lone_closing(rest)
     return text if len(rest) == len(text) else rest.strip()
 

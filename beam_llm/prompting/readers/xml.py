@@ -170,10 +170,19 @@ class XmlReader:
 
 
 def _outermost_answers(text: str) -> list[str]:
-    """Answer elements that are whole, with no other one inside, and in none that is open."""
+    """Answer elements that are whole, with no other one inside, and in none that is open.
+
+    An end that nothing began ends an answer that quotes others, and which of those in front began
+    it is not known.
+    """
     pieces: list[str] = []
     depth, start = 0, 0
     for tag in _ANSWER_TAG.finditer(text):
+        if tag[0].startswith("<!"):
+            continue  # what stands in a section is text
+        if tag[0] == "</answer>" and depth == 0:
+            pieces.clear()
+            continue
         if tag[0] != "</answer>":
             # An empty element opens nothing.
             depth, start = (
@@ -184,11 +193,16 @@ def _outermost_answers(text: str) -> list[str]:
             continue
         if depth == 1 and start >= 0:
             pieces.append(text[start : tag.end()])
-        depth = max(depth - 1, 0)
+        depth -= 1
     return pieces
 
 
-_ANSWER_TAG = re.compile(r"<answer(?:\s[^<>]{0,1000})?>|</answer>")
+_ANSWER_TAG = re.compile(
+    r"<answer(?:\s[^<>]{0,1000})?>|</answer>"
+    # Without their end they go on to the text's, so that each is looked for once.
+    r"|<!\[CDATA\[.*?(?:\]\]>|\Z)|<!--.*?(?:-->|\Z)",
+    re.DOTALL,
+)
 _DECLARATION = re.compile(r"\A<\?xml.*?\?>", re.DOTALL)
 _BARE_AMPERSAND = re.compile(r"&(?!(?:amp|lt|gt|quot|apos|#\d{1,7}|#[xX][0-9a-fA-F]{1,6});)")
 _UNXML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")

@@ -1,0 +1,98 @@
+"""Fields that a reply writes twice, and not the same: a JSON parser keeps the last one and says
+nothing, but which one was meant is not known."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from beam_llm.prompting.readers import Items
+from beam_llm.prompting.readers.depth import Unusable
+from beam_llm.prompting.readers.matching import same
+
+DOUBLED = Unusable("a field is written twice, and not the same")
+
+_KEY_END = re.compile(r'"\s*:')
+
+Pairs = list[tuple[str, Any]]
+
+
+def may_repeat_keys(text: str, value: Any) -> bool:
+    """Whether JSON text has more keys than the value that was parsed of it: a quick look, which
+    strings may deceive.
+    """
+    # Nearly every reply to one record: an object without another one in it.
+    if type(value) is dict and text.count(":") == len(value):
+        return False
+    keys = _keys_in(value)
+    return text.count(":") > keys and len(_KEY_END.findall(text)) > keys
+
+
+def contradicts_itself(text: str, value: Any) -> bool:
+    """Whether an object in JSON text has two different values under one key.
+
+    Args:
+      value: what a parser made of the text.
+    """
+    if not may_repeat_keys(text, value):
+        return False
+    try:
+        return holds_unusable(_decoder.decode(text))
+    except (ValueError, RecursionError):  # then it is not known
+        return True
+
+
+def marked(pairs: Pairs) -> dict[str, Any]:
+    """An object of the pairs, with `DOUBLED` under a key that has two different values."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if not same(found[key], value):
+                found[key] = DOUBLED
+    return found
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=marked)
+
+
+def holds_unusable(value: Any) -> bool:
+    """Whether a mark stands anywhere in the value. Without recursion: it may be deep."""
+    level = [value]
+    while level:
+        inner: list[Any] = []
+        for node in level:
+            if type(node) is Unusable:
+                return True
+            inner += _children(node)
+        level = inner
+    return False
+
+
+def without_doubled(items: Items) -> Items:
+    """The items, with `DOUBLED` for an answer that contradicts itself."""
+    return [
+        (index, DOUBLED if type(answer) is not Unusable and holds_unusable(answer) else answer)
+        for index, answer in items
+    ]
+
+
+def _keys_in(value: Any) -> int:
+    """How many keys all objects in the value have."""
+    keys, level = 0, [value]
+    while level:
+        objects = [node for node in level if type(node) is dict]
+        keys += sum(map(len, objects))
+        children: list[Any] = [node.values() for node in objects]
+        children += [node for node in level if type(node) is list]
+        level = [child for some in children for child in some if type(child) in _NESTING]
+    return keys
+
+
+_NESTING = (dict, list)
+
+
+def _children(node: Any) -> Any:
+    if isinstance(node, dict):
+        return node.values()
+    return node if type(node) is list else ()
