@@ -21,7 +21,7 @@ import pytest
 
 from beam_llm import providers
 from beam_llm.config import settings
-from beam_llm.errors import Aborted, CallError, CannotTell, Kind, Rejected, Retryable, UnknownJob
+from beam_llm.errors import Aborted, CallError, CannotTell, Kind, NotCreated, Rejected, Retryable, UnknownJob
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers.http import Bounds
 from beam_llm.providers.openai.batches import OpenAIBatches
@@ -170,6 +170,16 @@ def test_no_batch_call_follows_a_redirect_and_the_error_names_its_address(
     assert thief.seen == []
     assert f"{thief.url}/elsewhere" in str(caught.value)
     assert "t0p" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_create_that_is_answered_by_a_redirect_may_have_made_a_job(serve, tmp_path, status):
+    server = serve(
+        sends(b"HTTP/1.1 %d See\r\nLocation: /jobs/7\r\nContent-Length: 0\r\n\r\n" % status)
+    )
+    with pytest.raises(CallError) as caught:
+        VERBS["create"](batches(server), tmp_path)
+    assert not isinstance(caught.value, NotCreated)
 
 
 @pytest.mark.parametrize("version", [None, "2024-10-21"])

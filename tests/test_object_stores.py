@@ -123,6 +123,8 @@ def test_an_error_names_the_object_and_what_was_said_and_no_secret(
         ("created", lambda: store.create("log/1", b"1")),
         ("written", lambda: store.put("log/1", b"1")),
         ("written", lambda: store.put_file("log/1", str(tmp_path / "file"))),
+        ("read", lambda: store.get("log/1")),
+        ("read", lambda: store.read("log/1", 0, 1)),
         ("listed", lambda: list(store.list("log/"))),
     ):
         with pytest.raises(ObjectStoreError) as caught:

@@ -285,8 +285,11 @@ class ControlCalls:
 def is_certain_no(status: int | None) -> bool:
     """Whether nothing was done that a call asked for, by the status that it was answered with: a
     fault of the call, and no time-out (408, or Google's 499 of what was cancelled on its way).
+
+    A redirect is none: 303 answers what was done, and old servers say 301 and 302 for it (RFC 9110,
+    15.4.4).
     """
-    return status is not None and 300 <= status < 500 and status not in (408, 499)
+    return status is not None and 400 <= status < 500 and status not in (408, 499)
 
 
 class _Enough(Exception):

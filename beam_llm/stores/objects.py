@@ -201,7 +201,9 @@ class ObjectStore(ABC):
             if end <= start:  # which HTTP can't ask for
                 return b"" if self._size(path) is not None else None
             return bytes(self._sdk.get_range(self._store, path, start=start, end=end))
-        except self._missing:
+        except self._missing as error:
+            if _code_of(error) in _NO_BUCKET:  # as `_told` has it
+                raise self._error("read", name, error) from None
             return None
         except self._sdk.exceptions.BaseError as error:
             # A range that begins behind the end has no error of its own in obstore: the size tells.
