@@ -21,7 +21,16 @@ import pytest
 
 from beam_llm import providers
 from beam_llm.config import settings
-from beam_llm.errors import Aborted, CallError, CannotTell, Kind, NotCreated, Rejected, Retryable, UnknownJob
+from beam_llm.errors import (
+    Aborted,
+    CallError,
+    CannotTell,
+    Kind,
+    NotCreated,
+    Rejected,
+    Retryable,
+    UnknownJob,
+)
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers.http import Bounds
 from beam_llm.providers.openai.batches import OpenAIBatches

@@ -13,7 +13,7 @@ import pytest
 
 from beam_llm.config import settings
 from beam_llm.errors import Kind
-from beam_llm.jobs import Driver, PartRow, open_store, plan, run_jobs, write_part
+from beam_llm.jobs import Driver, open_store, plan, run_jobs
 from beam_llm.jobs import failpoints as points
 from beam_llm.jobs import ledger as ledgers
 from beam_llm.jobs.journal import Closed, CloseReason, Journal
@@ -26,6 +26,7 @@ from beam_llm.testing import Emulator, Fault
 from beam_llm.testing.fake_batches import FakeClock
 from beam_llm.values import Outcome, Usage
 from tests.batch_world import Killed, gathered, killing
+from tests.part_rows import PartRow, write_part
 
 TEXTS = [f"the kettle number {number} works" for number in range(9)]
 HOUR, DAY = 3_600.0, 86_400.0

@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from beam_llm.errors import Failure, Kind, LedgerError
-from beam_llm.jobs import PartReader, PartRow, open_store, write_part
+from beam_llm.jobs import PartReader, open_store
 from beam_llm.jobs.columns import key_at
 from beam_llm.protocols import Store
 from beam_llm.values import Record
+from tests.part_rows import PartRow, write_part
 
 
 @pytest.fixture(params=["local", "gcs"])

@@ -142,9 +142,10 @@ def test_overlapping_inputs_share_what_they_have_in_common(world: World) -> None
 
 
 def test_independent_records_are_asked_separately_and_equal_ones_are_not(world: World) -> None:
-    from beam_llm.jobs import PartRow, plan, write_part
+    from beam_llm.jobs import plan
     from beam_llm.prompting.batching import caps_of
     from beam_llm.providers import compile_task
+    from tests.part_rows import PartRow, write_part
 
     for independent, distinct in ((False, 1), (True, 3)):
         known = world.settings(prompt="{{ text }}", record_id="id", independent=independent)

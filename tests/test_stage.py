@@ -13,11 +13,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from beam_llm.config import settings
-from beam_llm.jobs import PartRow, open_store, write_part
-from beam_llm.jobs.input_file import Parts, frame_of, input_lines
+from beam_llm.jobs import open_store
+from beam_llm.jobs.input_file import frame_of, input_lines
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import PartReader
 from beam_llm.providers import compile_task, connect_batch
+from tests.part_rows import PartRow, write_part
 
 
 class Opinion(pydantic.BaseModel):
@@ -61,9 +62,7 @@ def test_lines_are_those_that_the_provider_encodes(
         provider.encode_line(custom_id, task.render([reader.record(row)]))
         for row, custom_id in zip(manifest.row.tolist(), manifest.custom_ids(), strict=True)
     ]
-    assert list(input_lines(manifest, Parts(store), task, provider)) == [
-        line + b"\n" for line in expected
-    ]
+    assert list(input_lines(manifest, store, task, provider)) == [line + b"\n" for line in expected]
 
 
 @pytest.mark.parametrize(

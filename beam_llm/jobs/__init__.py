@@ -45,7 +45,7 @@ its own journal, submits under its lease (`Submission`), watches (`RemoteWatch`)
 from beam_llm.jobs.admin import Cleanup, JobView, cancel, cleanup, list_jobs, show
 from beam_llm.jobs.driver import Driver, run_jobs
 from beam_llm.jobs.ledger import Ledger, check_format, check_location
-from beam_llm.jobs.parts import PartReader, PartRef, PartRow, PartWriter, write_part
+from beam_llm.jobs.parts import PartReader, PartRef, PartWriter
 from beam_llm.jobs.planner import plan
 from beam_llm.jobs.refs import BatchJobRef, find_ref
 from beam_llm.jobs.status import Ready, Waiting
@@ -59,7 +59,6 @@ __all__ = [
     "Ledger",
     "PartReader",
     "PartRef",
-    "PartRow",
     "PartWriter",
     "Ready",
     "Waiting",
@@ -73,5 +72,4 @@ __all__ = [
     "plan",
     "run_jobs",
     "show",
-    "write_part",
 ]

@@ -87,8 +87,8 @@ class ResultReader:
         self.left = bytearray(len(manifest))
         self.regroup = bytearray(len(manifest))
         self.facts: Counter[str] = Counter()
-        self._input_tokens = self._output_tokens = self._cached_tokens = 0
-        self._cache_write_tokens = self._reasoning_tokens = 0
+        # How many replies had which: few differ, and counting is quicker than adding up.
+        self._usages: Counter[Usage] = Counter()
         self.cost_usd: float | None = 0.0
 
     @property
@@ -105,13 +105,12 @@ class ResultReader:
     @property
     def usage(self) -> Usage:
         """Tokens of all replies."""
-        return Usage(
-            _tokens(self._input_tokens),
-            _tokens(self._output_tokens),
-            _tokens(self._cached_tokens),
-            _tokens(self._cache_write_tokens),
-            _tokens(self._reasoning_tokens),
-        )
+        sums = [0, 0, 0, 0, 0]
+        for usage, count in self._usages.items():
+            sums = [
+                total + _tokens(tokens) * count for total, tokens in zip(sums, usage, strict=True)
+            ]
+        return Usage(*map(_tokens, sums))
 
     def read_file(self, path: str) -> None:
         """Takes the file of result lines.
@@ -197,12 +196,7 @@ class ResultReader:
             self._read_closely(start, count, completion, None if paid is None else paid / count)
         else:  # by far the most: no objects on the way
             self.outcomes.put_answer(start, value, usage, paid, model, request_id, word)
-        self._input_tokens += usage[0]
-        self._output_tokens += usage[1]
-        self._cached_tokens += usage[2]
-        if usage[3] or usage[4]:
-            self._cache_write_tokens += usage[3]
-            self._reasoning_tokens += usage[4]
+        self._usages[usage] += 1
         self.cost_usd = None if paid is None or self.cost_usd is None else self.cost_usd + paid
 
     def _put_unreadable(self, line: int, error: Exception) -> None:
@@ -326,7 +320,7 @@ def _failure_in(reply: LineReply) -> Failure:
 
 
 def _tokens(count: Any) -> int:
-    """A sum of what a provider counted, as a number that JSON can hold."""
+    """What a provider counted, as a number that JSON can hold."""
     try:
         return min(max(int(count), 0), 2**53)
     except (TypeError, ValueError, OverflowError):

@@ -11,6 +11,7 @@ found by a column of offsets, so that a million keys can be looked at without a 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import struct
 import weakref
@@ -37,7 +38,7 @@ _HEAD = struct.Struct("<8sII")
 # Columns begin at multiples of this, so that they can be used where they lie.
 _ALIGN = 16
 _DIGEST_BYTES = 32
-_WINDOW_BYTES = 1 << 16
+_BUFFER_BYTES = 1 << 16
 
 
 def pack(kind: str, columns: Mapping[str, Array], **facts: Any) -> bytes:
@@ -146,8 +147,8 @@ def find(sorted_keys: Array, wanted: Array) -> Array:
 
 
 class Rows:
-    """Reads ranges of an object of varying-length rows; nearly sequential reads cost one system
-    call per 64 KB.
+    """Reads ranges of an object of varying-length rows, in order or nearly; then most of them come
+    out of a buffer.
 
     Args:
       digest: sha256 of the whole object in hexadecimal, as its index says; it is looked at before
@@ -162,18 +163,16 @@ class Rows:
         self._name = name
         with local_copy(store, name) as path:
             # A temporary copy lives on, nameless, until this is closed.
-            self._file = os.open(path, os.O_RDONLY)
+            file = io.BufferedReader(io.FileIO(path), _BUFFER_BYTES)
         # Closed also where a reader is dropped half-way, as iterators over it may be.
-        self.close = weakref.finalize(self, os.close, self._file)
-        with open(self._file, "rb", buffering=0, closefd=False) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != digest:
+        self.close = weakref.finalize(self, file.close)
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
             raise LedgerError(
                 f"{name} in {store.location!r} is damaged or was cut: its digest does not match"
             )
-        is_small = os.fstat(self._file).st_size <= at_once_bytes
-        self._window = os.pread(self._file, at_once_bytes, 0) if is_small else b""
-        self._start, self._end = 0, len(self._window)
+        is_small = os.fstat(file.fileno()).st_size <= at_once_bytes
+        file.seek(0)
+        self._file: io.BufferedIOBase = io.BytesIO(file.read()) if is_small else file
 
     def read(self, start: int, end: int) -> bytes:
         """Bytes [start, end).
@@ -181,26 +180,14 @@ class Rows:
         Raises:
           LedgerError: the object ends before.
         """
-        if not self._start <= start <= end <= self._end:
-            self._move(start, end)
-        return self._window[start - self._start : end - self._start]
+        # A seek inside the buffer is no system call.
+        self._file.seek(start)
+        found = self._file.read(end - start)
+        if len(found) != end - start:
+            cut = f"a row lies at {start} to {end}, of which {len(found)} bytes are there"
+            raise LedgerError(f"{self._name} is cut: {cut}")
+        return found
 
     def ranges(self, starts: Iterable[int], ends: Iterable[int]) -> Iterator[bytes]:
         """`read` for many ranges: what is done for every record of every job."""
-        window, first, last = self._window, self._start, self._end
-        for start, end in zip(starts, ends, strict=True):
-            if not first <= start <= end <= last:
-                self._move(start, end)
-                window, first, last = self._window, self._start, self._end
-            yield window[start - first : end - first]
-
-    def _move(self, start: int, end: int) -> None:
-        """Has the window begin at `start`, and hold what lies to `end`."""
-        # A jump reads what was asked for and no more; only near reads are worth a window.
-        near = self._start <= start <= self._end + _WINDOW_BYTES
-        self._window = os.pread(self._file, max(end - start, _WINDOW_BYTES if near else 0), start)
-        self._start, self._end = start, start + len(self._window)
-        if end > self._end:
-            raise LedgerError(
-                f"{self._name} is cut: it ends at byte {self._end}, a row lies at {start} to {end}"
-            )
+        return map(self.read, starts, ends)

@@ -4,100 +4,55 @@ process, whenever it is asked for."""
 from __future__ import annotations
 
 import uuid
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 from beam_llm.errors import PromptError
-from beam_llm.jobs.columns import Array
 from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.parts import PartReader
+from beam_llm.jobs.parts import by_part, records_of
 from beam_llm.protocols import BatchProvider, Store, Task
 from beam_llm.values import Record
 
-OPEN_PARTS = 8
 _WRITE_BYTES = 1 << 20
 
 
-class Parts:
-    """Open part readers, a few at a time."""
-
-    def __init__(self, store: Store, most: int = OPEN_PARTS):
-        self._store, self._most = store, most
-        self._open: OrderedDict[str, PartReader] = OrderedDict()
-
-    def reader(self, name: str) -> PartReader:
-        found = self._open.get(name)
-        if found is None:
-            found = self._open[name] = PartReader(self._store, name)
-            if len(self._open) > self._most:
-                self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(name)
-        return found
-
-    def runs(self, manifest: Manifest) -> Iterator[tuple[PartReader, Array]]:
-        """Where the manifest's records are, in its order: parts, and rows in them."""
-        for part, start, end in manifest.runs():
-            yield self.reader(part), manifest.row[start:end]
-
-    def records(self, manifest: Manifest) -> Iterator[Record]:
-        """The manifest's records, in its order."""
-        for reader, rows in self.runs(manifest):
-            yield from map(reader.record, rows.tolist())
-
-    def close(self) -> None:
-        for reader in self._open.values():
-            reader.close()
-        self._open.clear()
-
-
 def write_lines(path: str, context: JobContext, lines: str) -> int:
-    """Writes the JSONL file of the manifest called `lines`; returns the number of lines in it."""
-    parts = Parts(context.store)
-    try:
-        manifest = Manifest.read(context.store, lines)
-        return write_input(path, manifest, parts, context.task, context.provider)
-    finally:
-        parts.close()
-
-
-def write_input(
-    path: str, manifest: Manifest, parts: Parts, task: Task, provider: BatchProvider
-) -> int:
-    """Writes the JSONL file of a job; returns the number of lines in it.
+    """Writes the JSONL file of the manifest called `lines`; returns the number of lines in it.
 
     The planner estimates sizes from above. Should a file pass the provider's limits all the same,
     it ends before the line that would: those lines get no answer in this job and go the way of its
     leftovers. So does a line that can't be rendered.
     """
+    store, task, provider = context.store, context.task, context.provider
     max_requests, max_bytes = provider.traits.max_requests, provider.traits.max_bytes
-    written = lines = 0
+    written = count = 0
     with open(path, "wb", buffering=_WRITE_BYTES) as file:
-        for line in input_lines(manifest, parts, task, provider):
+        for line in input_lines(Manifest.read(store, lines), store, task, provider):
             size = len(line)
             # A first line that is too large alone is left to the provider to refuse.
-            if lines == max_requests or (lines and written + size > max_bytes):
+            if count == max_requests or (count and written + size > max_bytes):
                 break
             file.write(line)
             written += size
-            lines += 1
-    return lines
+            count += 1
+    return count
 
 
 def input_lines(
-    manifest: Manifest, parts: Parts, task: Task, provider: BatchProvider
+    manifest: Manifest, store: Store, task: Task, provider: BatchProvider
 ) -> Iterator[bytes]:
     """The job's lines, with their newlines."""
     frame = frame_of(task, provider) if manifest.lines == len(manifest) else None
     if frame is None:
-        yield from _rendered(manifest, parts, task, provider)
+        yield from _rendered(manifest, store, task, provider)
         return
     # `custom_ids` goes on through all parts, so it stands last: zip
     # ends at the rows before it takes an id.
     custom_ids, line_of = manifest.custom_ids(), frame.line
-    for reader, rows in parts.runs(manifest):
+    for reader, here in by_part(store, manifest):
+        rows = manifest.row[here]
         for row, text, custom_id in zip(
             rows.tolist(), reader.quoted(rows), custom_ids, strict=False
         ):
@@ -109,10 +64,10 @@ def input_lines(
 
 
 def _rendered(
-    manifest: Manifest, parts: Parts, task: Task, provider: BatchProvider
+    manifest: Manifest, store: Store, task: Task, provider: BatchProvider
 ) -> Iterator[bytes]:
     starts = [] if manifest.line_starts is None else manifest.line_starts.tolist()
-    records = parts.records(manifest)
+    records = records_of(store, manifest)
     for custom_id, start, end in zip(manifest.custom_ids(), starts, starts[1:], strict=False):
         members = list(islice(records, end - start))
         try:

@@ -14,7 +14,7 @@ from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job_tree import Node
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import Outcomes
-from beam_llm.jobs.parts import PartReader
+from beam_llm.jobs.parts import by_part
 from beam_llm.jobs.refs import BatchJobRef
 from beam_llm.protocols import Store
 from beam_llm.values import Outcome
@@ -30,8 +30,8 @@ _NO_REASON = Failure(Kind.PROMPT, "the record has no reason for its failure")
 def early_failures(store: Store, ref: BatchJobRef) -> Iterator[tuple[bytes, Outcome]]:
     """Records that never asked anything, each with its own reason."""
     rows = Manifest.read(store, ref.manifest)
-    for reader, members in _by_part(store, rows):
-        for row in rows.row[members].tolist():
+    for reader, here in by_part(store, rows):
+        for row in rows.row[here].tolist():
             yield (
                 reader.envelope(row),
                 Outcome(failure=reader.failure(row) or _NO_REASON, cost_usd=0.0),
@@ -61,8 +61,8 @@ def answers(
     # Where half of it has come out, for the failpoint there.
     left = (int(wanted.sum()) + 1) // 2 - 1
     try:
-        for reader, members in _by_part(store, rows):
-            chosen = members[wanted[members]]
+        for reader, here in by_part(store, rows):
+            chosen = np.flatnonzero(wanted[here]) + here.start
             envelopes = reader.envelopes(rows.row[chosen])
             found = outcomes.outcomes(positions[chosen], first[chosen])
             pairs = zip(envelopes, found, strict=True)
@@ -94,16 +94,6 @@ def _first_of_equals(keys: Array) -> Array:
     first = np.ones(len(keys), dtype=bool)
     first[order[1:]] = keys[order[1:]] != keys[order[:-1]]
     return first
-
-
-def _by_part(store: Store, rows: Manifest) -> Iterator[tuple[PartReader, Array]]:
-    """Positions of the manifest's rows, part by part; one part open at a time."""
-    for part, start, end in rows.runs():
-        reader = PartReader(store, part)
-        try:
-            yield reader, np.arange(start, end)
-        finally:
-            reader.close()
 
 
 class _Joined:

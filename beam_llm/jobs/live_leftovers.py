@@ -10,12 +10,12 @@ from typing import Protocol
 from beam_llm.errors import LedgerError
 from beam_llm.jobs.collect import PriorOutcomes
 from beam_llm.jobs.context import JobContext
-from beam_llm.jobs.input_file import Parts
 from beam_llm.jobs.job_tree import Node, ends_of_slices
 from beam_llm.jobs.journal import Done, Journal, LiveWork, SliceDone
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import OutcomeWriter
 from beam_llm.jobs.pacing import quick_interval
+from beam_llm.jobs.parts import records_of
 from beam_llm.jobs.status import Waiting
 from beam_llm.stores import temporary_file
 from beam_llm.values import Outcome, Record
@@ -70,13 +70,13 @@ class LiveCalls:
     def _ask_slice(self, journal: Journal, work: LiveWork, left: str | None, index: int) -> None:
         store = self._context.store
         manifest, start = Manifest.read(store, work.lines), index * work.slice
-        parts, prior = Parts(store), PriorOutcomes(store, left)
+        prior = PriorOutcomes(store, left)
         here = slice(start, start + work.slice)
         chosen = replace(
             manifest, keys=manifest.keys[here], part=manifest.part[here], row=manifest.row[here]
         )
         try:
-            outcomes = self._ask(list(parts.records(chosen))).outcomes
+            outcomes = self._ask(list(records_of(store, chosen))).outcomes
             with temporary_file() as path, open(path, "wb") as file:
                 writer = OutcomeWriter(chosen.keys, file)
                 for position, outcome in enumerate(outcomes):
@@ -89,7 +89,6 @@ class LiveCalls:
                 packed, counts = writer.whole()
                 store.put(f"{name}.index", packed)
         finally:
-            parts.close()
             prior.close()
         paid = sum(outcome.cost_usd for outcome in outcomes if outcome.cost_usd is not None)
         journal.add(SliceDone(name, counts, paid), index)

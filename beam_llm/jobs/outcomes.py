@@ -77,12 +77,12 @@ class OutcomeWriter:
         value, failure, usage, cost, model, request_id, reason, _ = outcome
         if failure is None:
             self.put_answer(position, orjson.dumps(value), usage, cost, model, request_id, reason)
-        else:
-            # The index has numbers for our own kinds only; a provider
-            # of another package may have others.
-            known = failure if failure.kind in _CODES else failure._replace(kind=Kind.UNAVAILABLE)
-            text = _failed_row(value, request_id, known)
-            self._put(position, text, usage, cost, model, reason, _CODES[known.kind])
+            return
+        # The index has numbers for our own kinds only; a provider of another package may have
+        # others.
+        known = failure if failure.kind in _CODES else failure._replace(kind=Kind.UNAVAILABLE)
+        text = _failed_row(value, request_id, known)
+        self._put(position, text, usage, cost, model, reason, _CODES[known.kind])
 
     def put_answer(
         self,
@@ -96,9 +96,8 @@ class OutcomeWriter:
     ) -> None:
         """An outcome without a failure; `value` as JSON."""
         # Put together by hand: `value` needn't be read and written once more.
-        self._put(
-            position, b"[%b,%b]" % (value, orjson.dumps(request_id)), usage, cost, model, reason, 0
-        )
+        text = b"[%b,%b]" % (value, orjson.dumps(request_id))
+        self._put(position, text, usage, cost, model, reason, 0)
 
     def _put(
         self,
@@ -110,37 +109,15 @@ class OutcomeWriter:
         reason: str | None,
         code: int,
     ) -> None:
-        size, known = len(text), math.nan if cost is None else cost
+        place, known = position * _ROW_BYTES, math.nan if cost is None else cost
+        rest = known, self._models[model], self._reasons[reason], code
         try:
-            tokens, sent, cached, cache_write, reasoning = usage
-            _pack_row(
-                self._table,
-                position * _ROW_BYTES,
-                self._at,
-                size,
-                tokens,
-                sent,
-                cached,
-                cache_write,
-                reasoning,
-                known,
-                self._models[model],
-                self._reasons[reason],
-                code,
-            )
+            _pack_row(self._table, place, self._at, len(text), *usage, *rest)
         except struct.error:  # no number of tokens that anybody can have used
-            self._put(
-                position,
-                text,
-                Usage(*[min(max(int(n), 0), _MOST_TOKENS) for n in usage]),
-                cost,
-                model,
-                reason,
-                code,
-            )
-            return
+            plausible = [min(max(int(n), 0), _MOST_TOKENS) for n in usage]
+            _pack_row(self._table, place, self._at, len(text), *plausible, *rest)
         self._buffer += text
-        self._at += size
+        self._at += len(text)
         if len(self._buffer) >= _WRITE_BYTES:
             self.flush()
 
@@ -249,30 +226,24 @@ class Outcomes:
     def _some(self, rows: Rows, positions: Array, pays: Sequence[bool]) -> Iterator[Outcome]:
         taken = {name: self._columns[name][positions] for name in _ROW.names or ()}
         texts = rows.ranges(taken["starts"].tolist(), (taken["starts"] + taken["lengths"]).tolist())
-        rest = [taken[name].tolist() for name in (*_USAGE, "cost", "models", "reasons")]
+        usages = map(Usage, *(taken[name].tolist() for name in _USAGE))
+        rest = [taken[name].tolist() for name in ("cost", "models", "reasons")]
         models, reasons, loads = self._models, self._reasons, orjson.loads
-        for text, paying, tokens, sent, cached, written, thought, cost, model, reason in zip(
-            texts, pays, *rest, strict=True
+        for text, paying, usage, cost, model, reason in zip(
+            texts, pays, usages, *rest, strict=True
         ):
-            found = loads(text)
-            value, request_id = found[0], found[1]
-            failure = Failure(*found[2]) if len(found) > 2 else None
-            if paying:
+            value, request_id, *failed = loads(text)
+            yield Outcome(
+                value,
+                Failure(*failed[0]) if failed else None,
+                usage if paying else _NOTHING,
                 # NaN, which alone differs from itself, is a price that is not known.
-                known = None if cost != cost else cost
-                yield Outcome(
-                    value,
-                    failure,
-                    Usage(tokens, sent, cached, written, thought),
-                    known,
-                    models[model],
-                    request_id,
-                    reasons[reason],
-                )
-            else:
-                yield Outcome(
-                    value, failure, _NOTHING, 0.0, models[model], request_id, reasons[reason], True
-                )
+                0.0 if not paying else None if cost != cost else cost,
+                models[model],
+                request_id,
+                reasons[reason],
+                not paying,
+            )
 
     def close(self) -> None:
         if self._rows is not None:

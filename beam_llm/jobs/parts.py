@@ -11,9 +11,10 @@ A part is two objects named by their content, so that a retried bundle meets its
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ import orjson
 
 from beam_llm.errors import Failure, LedgerError
 from beam_llm.jobs.columns import KEY, Array, Rows, content_name, pack, packer_of, unpack_named
+from beam_llm.jobs.manifest import Manifest
 from beam_llm.leftovers import scratch_folder
 from beam_llm.protocols import Store
 from beam_llm.stores import holds
@@ -42,15 +44,6 @@ _NO_KEY = b"\0" * RECORD_KEY_BYTES
 _WRITE_BYTES = 1 << 20
 
 
-class PartRow(NamedTuple):
-    """One element: what it asks, or why it can't be asked, and what is needed to give it back."""
-
-    key: bytes
-    record: Record | None
-    envelope: bytes
-    failure: Failure | None
-
-
 class PartRef(NamedTuple):
     """A part as it travels through the pipeline.
 
@@ -64,18 +57,6 @@ class PartRef(NamedTuple):
     bytes: int
     tokens: int
     min_timestamp: int
-
-
-def write_part(store: Store, rows: Iterable[PartRow], min_timestamp: int) -> PartRef:
-    """Writes `rows` as one part.
-
-    Raises:
-      LedgerError: the store fails.
-    """
-    with PartWriter(store) as part:
-        for row in rows:
-            part.add(*row)
-        return part.finish(min_timestamp)
 
 
 class PartWriter:
@@ -95,7 +76,8 @@ class PartWriter:
     def add(
         self, key: bytes, record: Record | None, envelope: bytes, failure: Failure | None = None
     ) -> None:
-        """One row; see PartRow."""
+        """One element: what it asks, or why it can't be asked, and what is needed to give it
+        back."""
         if record is None or failure is not None:
             question = orjson.dumps(tuple(failure or Failure("prompt", "there is no record")))
             row = _pack_row(_NO_KEY, 0, 0, _FAILED, self.size_bytes, len(question))
@@ -268,3 +250,17 @@ class PartReader:
 def _read_index(store: Store, name: str) -> tuple[dict[str, Array], dict[str, Any]]:
     full_name = f"parts/{name}.index"
     return unpack_named("part", "parts", f"{name}.index", store.get(full_name))
+
+
+def by_part(store: Store, manifest: Manifest) -> Iterator[tuple[PartReader, slice]]:
+    """Where a manifest's records lie, part by part, one part open at a time: the part, and which of
+    the manifest's records are in it."""
+    for name, start, end in manifest.runs():
+        with contextlib.closing(PartReader(store, name)) as reader:
+            yield reader, slice(start, end)
+
+
+def records_of(store: Store, manifest: Manifest) -> Iterator[Record]:
+    """The manifest's records, in its order."""
+    for reader, here in by_part(store, manifest):
+        yield from map(reader.record, manifest.row[here].tolist())

@@ -28,7 +28,7 @@ from beam_llm.jobs.guarded import guarded
 from beam_llm.jobs.journal import Closed, Document, Journal, Refusal, read
 from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.parts import PartReader
+from beam_llm.jobs.parts import by_part
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS
 from beam_llm.protocols import RemoteJob, Store, Task
 
@@ -100,13 +100,8 @@ def _limit_name(host: str, model: str) -> str:
 def line_tokens(store: Store, manifest: Manifest, task: Task) -> Array:
     """Estimated input tokens of each line, as the planner reckons them."""
     tokens = np.zeros(len(manifest), dtype=np.int64)
-    for number, name in enumerate(manifest.parts):
-        rows = np.flatnonzero(manifest.part == number)
-        reader = PartReader(store, name)
-        try:
-            tokens[rows] = reader.tokens[manifest.row[rows]]
-        finally:
-            reader.close()
+    for reader, here in by_part(store, manifest):
+        tokens[here] = reader.tokens[manifest.row[here]]
     assert manifest.line_starts is not None
     starts = manifest.line_starts.astype(np.int64)
     sums: Array = (
