@@ -580,6 +580,13 @@ def test_a_server_that_is_always_busy_is_asked_until_the_calls_deadline_and_not_
     assert len(provider.requests) < 40
 
 
+def test_a_refusal_after_waits_is_not_put_down_to_the_deadline():
+    refused = Rejected(Kind.REFUSED, "HTTP 400: flagged", status=400)
+    asked = ask(FakeProvider(script=[rate_limited(0.1), refused]), ["a"])
+    assert asked.tally.waits == 1
+    assert asked.outcomes[0].failure.message == "HTTP 400: flagged"
+
+
 def test_a_429_without_a_time_is_a_wait_while_others_get_answers():
     provider = FakeProvider(script=[None, *[rate_limited() for _ in range(9)]])
     first, second = ask_all(provider, [["a"], ["b"]], together=False, max_retries=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import logging
 import sys
 import types
 from typing import Literal
@@ -11,6 +12,8 @@ import apache_beam as beam
 import pydantic
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing import test_stream
+from apache_beam.transforms.display import DisplayData
 from apache_beam.transforms.window import (
     FixedWindows,
     GlobalWindows,
@@ -397,3 +400,64 @@ def test_a_provider_without_a_batch_api_is_refused_before_there_is_a_pipeline(
         LLMPredict(
             "small:model", PROMPT, mode="batch_api", staging_location=str(tmp_path / "staging")
         )
+
+
+def applied(pipeline: beam.Pipeline, form: str, staging: str) -> None:
+    """One form of the transforms, put into a pipeline that is not run."""
+    batch = {"mode": "batch_api", "staging_location": staging}
+    common = {"base_url": "http://localhost/v1", "batch_size": 5}
+    texts = pipeline | beam.Create(["good"], reshuffle=False)
+    stream = (
+        pipeline | test_stream.TestStream().add_elements(["good"]).advance_watermark_to_infinity()
+    )
+    predict = LLMPredict("openai:gpt-4.1-mini", **common)
+    by_batch = LLMPredict("openai:gpt-4.1-mini", **common, **batch)
+    submit = SubmitBatchJobs("openai:gpt-4.1-mini", **common, staging_location=staging)
+    collect = CollectBatchJobs("openai:gpt-4.1-mini", **common, staging_location=staging)
+    forms = {
+        "live": lambda: texts | predict,
+        "live, good and bad": lambda: texts | predict.with_exception_handling(),
+        "live, a stream": lambda: stream | predict,
+        "live, by model": lambda: (
+            texts | LLMPredict("openai:{{ 'gpt-4.1' if element else 'gpt-4.1-mini' }}", **common)
+        ),
+        "batch API": lambda: texts | by_batch,
+        "batch API, a stream": lambda: stream | by_batch,
+        "submit, collect": lambda: texts | submit | collect,
+    }
+    forms[form]()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "live",
+        "live, good and bad",
+        "live, a stream",
+        "live, by model",
+        "batch API",
+        "batch API, a stream",
+        "submit, collect",
+    ],
+)
+def test_building_a_pipeline_logs_nothing_about_type_hints(form, tmp_path, caplog):
+    """Beam reads annotations that are strings as Any, and logs a line for each."""
+    caplog.set_level(logging.INFO, logger="apache_beam.typehints")
+    applied(beam.Pipeline(options=PipelineOptions(["--streaming"])), form, str(tmp_path))
+    assert [record.getMessage() for record in caplog.records if "literal" in record.message] == []
+
+
+@pytest.mark.parametrize(
+    ("output", "shown"),
+    [
+        (Literal["a", "b"], "Literal['a', 'b']"),
+        ("enum:a|b", "Literal['a', 'b']"),
+        (Mood, "Mood"),
+        (list[int], "list[int]"),
+    ],
+    ids=["Literal", "by name", "a class", "a list"],
+)
+def test_display_data_says_what_may_be_answered(output, shown):
+    predict = LLMPredict("openai:gpt-4.1-mini", output=output)
+    items = {item.key: item.value for item in DisplayData.create_from(predict).items}
+    assert items["output"] == shown

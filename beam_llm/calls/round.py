@@ -76,7 +76,9 @@ class Round:
         try:
             completion = await call.completion()
         except CallError as error:
-            return members, self._on_error(members, error, way, was_put_off=call.waits > 0)
+            # A refusal after waits says nothing about time: only what still puts us off does.
+            was_put_off = call.waits > 0 and error.is_throttle
+            return members, self._on_error(members, error, way, was_put_off=was_put_off)
         self._learn_from(completion, way)
         self._note(members, completion)
         return await self._keep(members, request, completion)

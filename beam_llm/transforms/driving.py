@@ -5,8 +5,6 @@ A local runner waits in a loop inside the bundle (DriveInLoop), others in a spli
 holds no thread meanwhile (DriveAsSdf).
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections import Counter

@@ -2,8 +2,6 @@
 `forming_streams.py`.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -43,7 +41,7 @@ class FormPromptBatches(beam.PTransform):
         return elements | "Form" >> forming.with_output_types(PromptBatch)
 
 
-def form_in_bundles(settings: Settings, windowfn: Any) -> FormInBundles:
+def form_in_bundles(settings: Settings, windowfn: Any) -> "FormInBundles":
     """The DoFn that forms prompt batches of what a bundle holds: a faster one where each element is
     in exactly one window.
     """

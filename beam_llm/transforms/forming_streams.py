@@ -23,8 +23,6 @@ bundles   FnApiRunner and plain DirectRunner: FnApiRunner fires every timer and 
           sources. Prompts and jobs hold what their bundle holds.
 """
 
-from __future__ import annotations
-
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -255,7 +253,7 @@ class Buffered(NamedTuple):
 
     def with_record(
         self, record: Record, caps: Caps, micros: int, ends: int, due: float
-    ) -> Buffered:
+    ) -> "Buffered":
         if not self.records:
             return Buffered(1, tokens_of(record), caps.bytes_of(record), due, micros, ends)
         return Buffered(

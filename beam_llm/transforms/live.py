@@ -1,7 +1,5 @@
 """Prompt batches → Predictions by live calls. Wiring only: the engine in `beam_llm.calls` calls."""
 
-from __future__ import annotations
-
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence

@@ -2,8 +2,6 @@
 by job (PlanAcrossBundles).
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import time
@@ -159,7 +157,7 @@ class Gathered(NamedTuple):
     due: float = 0.0
     oldest: int = 0
 
-    def with_part(self, part: PartRef, due: float) -> Gathered:
+    def with_part(self, part: PartRef, due: float) -> "Gathered":
         if not self.rows:
             return Gathered(part.rows, part.bytes, part.tokens, due, part.min_timestamp)
         return Gathered(

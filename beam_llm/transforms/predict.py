@@ -2,8 +2,6 @@
 collected another day.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 import logging
@@ -241,7 +239,7 @@ class LLMPredict(_WithSettings):
 
     def with_exception_handling(
         self, main_tag: str = "good", dead_letter_tag: str = "bad"
-    ) -> LLMPredict:
+    ) -> "LLMPredict":
         """Two outputs, `good, bad = …`: what was answered, and rows of `element`, `message` and
         `kind` of what was not.
 
@@ -341,7 +339,7 @@ class CollectBatchJobs(_WithSettings):
     _takes_templates = False
     _element_type: Any = Any
 
-    def of_elements(self, element_type: Any) -> CollectBatchJobs:
+    def of_elements(self, element_type: Any) -> "CollectBatchJobs":
         """The same for elements of a known type: with `output_field` the rows have its fields, and
         so a schema.
         """
@@ -397,7 +395,9 @@ def _shown(name: str, value: Any) -> Any:
         return f"mapping of {', '.join(map(str, value))}"
     if name == "base_url":
         return str(value).partition("?")[0]
-    text = str(getattr(value, "__name__", value))
+    # `Literal["a", "b"]` has a `__name__` as well, which would hide what may be answered.
+    is_named = isinstance(value, type) or inspect.isroutine(value)
+    text = value.__name__ if is_named else str(value).replace("typing.", "")
     if name in ("prompt", "system_prompt", "batch_prompt_template"):
         return f"{text[: min(_SHOWN_CHARACTERS, len(text) // 2)]}… ({len(text):,} characters)"
     return text

@@ -5,8 +5,6 @@ elements ─ "Choose the model" ─┬─► openai:gpt-4.1        ─┐
                                └─► (no model: an error)  ─┘
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ a pacer for runners that hurry.
 A restriction is a `Position`; a look at the ledger claims the next one. Bounded (so a batch
 pipeline stays one, and a drain keeps it)."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable
