@@ -51,14 +51,29 @@ MODELS = {
     "bedrock": "bedrock:amazon.nova-lite-v1:0",
 }
 """What is asked of each provider."""
-WITHOUT_JOBS = ("vertex", "bedrock")
-"""Their jobs need a bucket of their clouds; live calls are shown alone."""
+CLOUDS = ("vertex", "bedrock")
+"""Their jobs' files are in their clouds' buckets, here the emulator's own."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "fireworks": {"provider_options": {"account_id": "demo"}},
     # The price table has no model of DeepInfra's: round figures, for the demo's sake.
     "deepinfra": {"prices": {"input": 0.25, "output": 0.5}},
-    "vertex": {"provider_options": {"project": "emulator", "region": "global"}},
-    "bedrock": {"provider_options": {"region": "us-east-1"}, "api_key": None},
+    "vertex": {
+        "provider_options": {
+            "project": "emulator",
+            "region": "global",
+            "bucket": "gs://demo/jobs",
+        },
+    },
+    "bedrock": {
+        "provider_options": {
+            "region": "us-east-1",
+            "role_arn": "arn:aws:iam::123456789012:role/demo",
+            "bucket": "s3://demo/jobs",
+            # Bedrock's own jobs have a hundred requests at least, and fewer would go live.
+            "min_records": 1,
+        },
+        "api_key": None,
+    },
 }
 """Without which one of them can't be asked, or not priced."""
 PROMPT = (
@@ -132,21 +147,16 @@ def main(chosen: argparse.Namespace) -> int:
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(
         filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1"])
     )
-    single, *ways = _ask_in_all_ways(folder, chosen, records, model)
-    live, answers = ways[0], ways[0].answers()
-    differing = 0
-    print(_figures([single, *ways]))
-    print(_comparison(single, live))
-    for staged in ways[1:]:
-        pairs = zip(answers, staged.answers(), strict=True)
-        differing = sum(one["answer"] != other["answer"] for one, other in pairs)
-        print(_of_jobs(single, live, staged, differing))
-    if len(ways) == 1:
-        print("Batch API: its jobs need a bucket of the provider's cloud, so not here.\n")
+    single, live, staged = _ask_in_all_ways(folder, chosen, records, model)
+    answers = live.answers()
+    pairs = zip(answers, staged.answers(), strict=True)
+    differing = sum(one["answer"] != other["answer"] for one, other in pairs)
+    print(_figures([single, live, staged]))
+    print(_comparison(single, live, staged, differing))
     print(_table_of_answers(answers))
     print(_agreement(answers))
-    print(_places(folder, ways))
-    if any(way.tally.failed for way in ways):
+    print(_places(folder, live, staged))
+    if live.tally.failed or staged.tally.failed:
         return SOME_ERRORS
     return FAILED if differing else ALL_ANSWERED
 
@@ -161,7 +171,7 @@ def _model_of(provider: str) -> str:
 
 def _ask_in_all_ways(
     folder: Path, chosen: argparse.Namespace, records: int, model: str
-) -> list[Way]:
+) -> tuple[Way, Way, Way]:
     """One by one (a few), live and by batch API, at an emulator whose calls fail now and then."""
     faults = [
         Fault(kind=kind, probability=FAULT_PROBABILITY, where="chat")
@@ -176,8 +186,10 @@ def _ask_in_all_ways(
         seed=SEED,
     ) as emulator:
         variables = emulator.environment_of(chosen.provider)
-        if chosen.provider in WITHOUT_JOBS:
-            os.environ.update(variables)  # a cloud's credentials are found by its own library
+        if chosen.provider in CLOUDS:
+            # A cloud's own library finds its credentials, and its buckets.
+            os.environ.update({**variables, **emulator.buckets_environment})
+            os.environ.pop("AWS_PROFILE", None)
         address = variables.get(PROVIDERS[chosen.provider].base_url_variable or "")
         ask = _Asking(folder, model, address, chosen.quiet)
         size = chosen.batch_size
@@ -189,8 +201,6 @@ def _ask_in_all_ways(
             serial=True,
         )
         live = ask("live", f"live, {size} a call", "reviews.jsonl", batch_size=size)
-        if chosen.provider in WITHOUT_JOBS:
-            return [single, live]
         staged = ask(
             "batch-api",
             f"batch API, {size} a line",
@@ -200,7 +210,7 @@ def _ask_in_all_ways(
             staging_location=str(folder / "staging"),
             poll_seconds=0.2,
         )
-    return [single, live, staged]
+    return single, live, staged
 
 
 def _write_sample(folder: Path, most: int) -> int:
@@ -309,16 +319,9 @@ def _calls(way: Way) -> str:
     )
 
 
-def _comparison(single: Way, live: Way) -> str:
+def _comparison(single: Way, live: Way, staged: Way, differing: int) -> str:
     fewer = single.report.requests * single.scale / max(live.report.requests, 1)
     faster = single.seconds / live.seconds
-    return (
-        f"\nLive:      {fewer:.0f}x fewer calls than one by one, {faster:.0f}x faster, "
-        f"{_saved(live, single)} less to pay."
-    )
-
-
-def _of_jobs(single: Way, live: Way, staged: Way, differing: int) -> str:
     same = (
         "the same in both ways, all of them."
         if not differing
@@ -326,6 +329,8 @@ def _of_jobs(single: Way, live: Way, staged: Way, differing: int) -> str:
     )
     half, little = _saved(staged, live), _saved(staged, single)
     return (
+        f"\nLive:      {fewer:.0f}x fewer calls than one by one, {faster:.0f}x faster, "
+        f"{_saved(live, single)} less to pay.\n"
         f"Batch API: {half} less again, {little} less than one by one. (A real job takes minutes "
         "to a day.)\n"
         f"Answers:   {same}\n"
@@ -382,8 +387,9 @@ def _linear(answered: Sequence[dict[str, Any]]) -> str:
         return "undefined on so few"
 
 
-def _places(folder: Path, ways: Sequence[Way]) -> str:
-    answers = "\n          ".join(str(way.path) for way in ways)
+def _places(folder: Path, live: Way, staged: Way) -> str:
     staging = folder / "staging"
-    jobs = f"\nstaging   {staging}  (beam-llm jobs ls --staging {staging})"
-    return f"answers   {answers}" + (jobs if len(ways) > 1 else "")
+    return (
+        f"answers   {live.path}\n          {staged.path}\n"
+        f"staging   {staging}  (beam-llm jobs ls --staging {staging})"
+    )

@@ -1,8 +1,8 @@
 """Amazon Bedrock's wire: Converse, and batch inference jobs whose files are in S3.
 
 A key of the emulator's is both the id and the secret of an access key. Files are read from and
-written to the S3 that the environment names (`AWS_ENDPOINT_URL_S3`), when a job is created, and
-when it is first looked at after its end.
+written to the S3 that the environment names (`AWS_ENDPOINT_URL_S3`), which may be the emulator's
+own (`buckets.py`), when a job is created, and when it is first looked at after its end.
 
 Source: botocore 1.44, `bedrock` and `bedrock-runtime`; Bedrock user guide, "Process multiple
 prompts with batch inference"; AWS general reference, "Signature Version 4"; all read 2026-11.
@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from beam_llm.stores import open_store, temporary_file
+from beam_llm.stores import temporary_file
 from beam_llm.testing.emulator import converse
 from beam_llm.testing.emulator.aws_signatures import access_key_of, has_signed
 from beam_llm.testing.emulator.chat import Answer
@@ -176,7 +176,8 @@ class Wire(Dialect):
         part = self.house.batches.part_path(job_id)
         with temporary_file() as copy:
             source = body["inputDataConfig"]["s3InputDataConfig"]["s3Uri"]
-            if not _fetch(source, copy):
+            bucket, name = _place(source)
+            if not self.house.buckets.store_at(bucket).get_file(name, copy):
                 return WireError(400, f"The S3 object {source} does not exist.")
             lines = self._translate(Path(copy), part, body)
         least = self.house.options.min_batch_requests
@@ -230,9 +231,10 @@ class Wire(Dialect):
             with open(path, "wb") as file:
                 for result in self.house.batches.results_of(job):
                     file.write(orjson.dumps(self._result(result)) + b"\n")
-            _keep(f"{folder}/{job['id']}/{source}.out", path)
-            Path(path).write_bytes(orjson.dumps(self._counts(job)))
-            _keep(f"{folder}/{job['id']}/manifest.json.out", path)
+            bucket, name = _place(f"{folder}/{job['id']}")
+            store = self.house.buckets.store_at(bucket)
+            store.put_file(f"{name}/{source}.out", path)
+            store.put(f"{name}/manifest.json.out", orjson.dumps(self._counts(job)))
 
     def _result(self, result: LineResult) -> dict[str, Any]:
         line: dict[str, Any] = {"recordId": result.custom_id, "modelInput": {}}
@@ -312,13 +314,3 @@ def _iso(seconds: float) -> str:
 def _place(uri: str) -> tuple[str, str]:
     bucket, _, name = uri.removeprefix("s3://").partition("/")
     return f"s3://{bucket}", name
-
-
-def _fetch(uri: str, path: str) -> bool:
-    bucket, name = _place(uri)
-    return open_store(bucket, probe=False).get_file(name, path)
-
-
-def _keep(uri: str, path: str) -> None:
-    bucket, name = _place(uri)
-    open_store(bucket, probe=False).put_file(name, path)

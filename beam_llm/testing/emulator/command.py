@@ -128,13 +128,18 @@ def serve(argv: Sequence[str] | None = None) -> int:
     except (OSError, OverflowError) as error:  # the latter: no such port
         print(f"beam-llm emulator: {error}", file=sys.stderr)
         return 1
-    _announce([emulator.environment_of(name) for name in NAMES])
+    # Its own process: what it reads and writes for jobs is in its own buckets, unless the
+    # environment names others.
+    for name, value in emulator.buckets_environment.items():
+        os.environ.setdefault(name, value)
+    buckets = {name: os.environ[name] for name in emulator.buckets_environment}
+    _announce([*(emulator.environment_of(name) for name in NAMES), buckets])
     _until_stopped(emulator, given.parent)
     return 0
 
 
 def _announce(environments: Sequence[Mapping[str, str]]) -> None:
-    """One line for each dialect, OpenAI's first."""
+    """One line for each dialect, OpenAI's first, and one for buckets."""
     for environment in environments:
         pairs = " ".join(f"{name}={value}" for name, value in environment.items())
         print(f"export {pairs}", flush=True)

@@ -17,6 +17,7 @@ from typing import Any, Self
 from aiohttp import web
 
 from beam_llm.testing.emulator.billing import BilledCounter
+from beam_llm.testing.emulator.buckets import environment as buckets_environment
 from beam_llm.testing.emulator.dialects import dialect_class
 from beam_llm.testing.emulator.faults import Fault
 from beam_llm.testing.emulator.options import EmulatorOptions
@@ -54,6 +55,11 @@ class Address:
     def environment(self) -> dict[str, str]:
         """Variables that lead an OpenAI client here."""
         return self.environment_of("openai")
+
+    @property
+    def buckets_environment(self) -> dict[str, str]:
+        """Variables that lead clients of gs:// and s3:// here; see `buckets.py`."""
+        return dict(buckets_environment(self.url))
 
     def environment_of(self, dialect: str) -> dict[str, str]:
         """Variables that lead a client of that provider here.

@@ -19,6 +19,7 @@ from aiohttp import web
 from beam_llm.testing.emulator.batches import Batches
 from beam_llm.testing.emulator.billing import BilledCounter, Billing
 from beam_llm.testing.emulator.brain import Brain
+from beam_llm.testing.emulator.buckets import Buckets
 from beam_llm.testing.emulator.chat import Chat, prompt_tokens
 from beam_llm.testing.emulator.connection import drop, flood, garbage, pause
 from beam_llm.testing.emulator.dialects import NAMES, Asked, Dialect, Reply, dialect_class
@@ -43,6 +44,7 @@ class Service:
         self.calls = 0
         self.errors = 0
         self._folder = folder
+        self.buckets = Buckets(folder / "buckets", lambda: self.url)
         self._has_own_time = options.clock is not time.time
         self.started = f"{time.time_ns():x}"
         self._numbers = itertools.count(1)
@@ -77,6 +79,8 @@ class Service:
         """Every request ends here."""
         if request.path.startswith("/_emulator"):
             return await self._own(request, request.path)
+        if (found := await self.buckets.handle(request)) is not None:
+            return found
         dialect, path = self._meant(request.path)
         reply: Reply | None = dialect.refuse(request)
         if reply is None:

@@ -1,9 +1,9 @@
 """Vertex AI's wire: generateContent in a project and a region, and batch prediction jobs over gs://.
 
-What is at gs:// is read and written through the package's own store, so a server of objects on
-loopback (STORAGE_EMULATOR_HOST) will do. `/token` gives tokens to a service account whose
-`token_uri` it is. Source: Vertex AI REST reference (v1) and guide to batch inference, google-genai
-2.34, a recording of a live call of 2026-08, read 2026-11.
+What is at gs:// is read and written where the environment leads (STORAGE_EMULATOR_HOST): in the
+emulator's own buckets (`buckets.py`), or through the package's store. `/token` gives tokens to a
+service account whose `token_uri` it is. Source: Vertex AI REST reference (v1) and guide to batch
+inference, google-genai 2.34, a recording of a live call of 2026-08, read 2026-11.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from beam_llm.stores import store_at, temporary_file
+from beam_llm.stores import temporary_file
 from beam_llm.testing.emulator import generate_content
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.clockwork import TERMINAL
@@ -137,7 +137,7 @@ class Wire(Dialect):
         part = self.house.batches.part_path(job_id)
         with open(part, "wb") as file, temporary_file() as given:
             folder, _, name = uri.rpartition("/")
-            if not store_at(folder).get_file(name, given):
+            if not self.house.buckets.store_at(folder).get_file(name, given):
                 said = f"The object {uri} does not exist, or the service agent can't read it."
                 return WireError(400, said)
             for number, line in enumerate(_lines_of(given), 1):
@@ -166,7 +166,7 @@ class Wire(Dialect):
         prefix = job["own"]["outputConfig"]["gcsDestination"]["outputUriPrefix"]
         folder = f"{prefix.rstrip('/')}/prediction-model-{rfc3339(job['created'])}"
         results = [orjson.dumps(self._result(found)) for found in self._results(job)]
-        store, half = store_at(folder), (len(results) + 1) // 2
+        store, half = self.house.buckets.store_at(folder), (len(results) + 1) // 2
         for number, lines in enumerate((results[:half], results[half:]), 1):
             if lines:
                 store.put(f"predictions_{number:05}.jsonl", b"\n".join([*lines, b""]))

@@ -60,6 +60,17 @@ def with_json(reply: T, change: Callable[[Any], Any]) -> T | web.Response:
     return reply
 
 
+def ranged(data: bytes, asked: str | None) -> tuple[int, bytes, dict[str, Any]]:
+    """Status, bytes and headers of an answer to `Range: bytes=a-b`, or to none."""
+    if not asked or not asked.startswith("bytes="):
+        return 200, data, {}
+    first, _, last = asked.removeprefix("bytes=").partition("-")
+    start, end = int(first), min(int(last) + 1 if last else len(data), len(data))
+    if start >= len(data):
+        return 416, b"", {"Content-Range": f"bytes */{len(data)}"}
+    return 206, data[start:end], {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}
+
+
 def missing_key() -> WireError:
     return WireError(
         401,
