@@ -54,6 +54,7 @@ class KillMatrix:
       variable: of the environment, for its address.
       options: of LLMPredict, over `tests.killed.QUICK`.
       done_when_expired: part of an expired job's lines that are answered, and can be fetched.
+    constants: of modules, `package.module.NAME`, as they are in the runs.
     """
 
     dialect: str
@@ -61,12 +62,13 @@ class KillMatrix:
     variable: str
     options: dict[str, Any] = {}
     done_when_expired = 0.5
+    constants: dict[str, Any] = {}
 
     def run(self, running: EmulatorProcess, folder: Path, texts: list[str], **more: Any) -> Run:
         """A run over the texts."""
         options = {"model": self.model, "list_lag_seconds": 0.6, **self.options, **more}
         address = running.environment_of(self.dialect)[self.variable]
-        return Run(address, str(folder), texts, options)
+        return Run(address, str(folder), texts, options, constants=self.constants)
 
     @pytest.fixture(autouse=True)
     def _no_faults(self, running: EmulatorProcess) -> Iterator[None]:
@@ -95,6 +97,17 @@ class KillMatrix:
         running.set_faults(Fault("create_lost", nth=1), Fault("list_lag", seconds=lag))
         texts, before = self.texts(f"lost {lag}"), jobs_made(running)
         assert not complaints(rerun(self.run(running, tmp_path, texts)), texts)
+        assert jobs_made(running) == before + 1
+        assert billed(running, texts) == once(texts)
+
+    def test_a_job_that_is_created_after_its_create_was_given_up_is_the_only_one(
+        self, running: EmulatorProcess, tmp_path: Path
+    ) -> None:
+        running.set_faults(Fault("create_late", nth=1, seconds=0.5))
+        texts, before = self.texts("late"), jobs_made(running)
+        # A create may come as late as twice the time of a control call.
+        run = self.run(running, tmp_path, texts, control_timeout_ms=1_500)
+        assert not complaints(rerun(run), texts)
         assert jobs_made(running) == before + 1
         assert billed(running, texts) == once(texts)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -76,6 +77,7 @@ class Run:
       kill, stop: `point` or `point#n`: kill -9, or SIGSTOP, when it is reached (the n-th time).
       flags: of Beam.
       fields: further fields of each element.
+      constants: of modules, `package.module.NAME`, as they are in the run.
     """
 
     base_url: str
@@ -88,6 +90,7 @@ class Run:
     mode: str = "batch_api"
     environment: Mapping[str, str] = field(default_factory=dict)
     fields: Sequence[Mapping[str, Any]] = ()
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
     def replaced(self, **changes: Any) -> Run:
         return dataclasses.replace(self, **changes)
@@ -277,6 +280,9 @@ def _child(run: Run | Command, folder: str) -> None:
         from beam_llm.cli.main import main
 
         sys.exit(main(list(run.arguments)))
+    for path, value in run.constants.items():
+        module, _, name = path.rpartition(".")
+        setattr(importlib.import_module(module), name, value)
     rows = rows_of(run)
     Path(folder, "rows.json").write_text(json.dumps(rows))
 

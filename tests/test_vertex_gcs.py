@@ -1,5 +1,6 @@
 """Vertex AI over a GCS server with real preconditions: as good as over folders, killed or not; and a
-rerun with the input shuffled and another batch size pays nothing.
+rerun with the input shuffled and another batch size pays nothing. `test_kill_vertex.py` has all
+points.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.gcs
 
 
-@pytest.mark.parametrize("point", [None, "uploaded", "create.sent", "ended"], ids=str)
+@pytest.mark.parametrize("point", [None, "create.sent"], ids=str)
 def test_killed_or_not_a_rerun_answers_all_and_pays_nothing_twice(
     start_emulator: Any, gcs_emulator: GcsServer, gcs_location: str, point: str | None
 ) -> None:
