@@ -368,6 +368,11 @@ def test_no_other_model_has_a_form_of_its_own_here() -> None:
          Kind.ABORTED),
         (400, "ValidationException", "Invocation with on-demand throughput isn’t supported.",
          Remedy.ABORT, Kind.ABORTED),
+        (400, "ValidationException",
+         "Invocation of model ID us.amazon.nova-lite-v1:0 with on-demand throughput isn't supported.",
+         Remedy.ABORT, Kind.ABORTED),
+        (400, "ValidationException", "messages.0: not allowed: the model identifier is invalid",
+         Remedy.SPLIT, Kind.REJECTED),  # which the record says
     ],
 )  # fmt: skip
 def test_each_error_of_a_call_has_its_remedy(

@@ -9,8 +9,9 @@ from beam_llm.providers.anthropic.dialect import SCHEMA, Dialect
 from beam_llm.providers.anthropic.place import Place
 from beam_llm.providers.anthropic.replies import decode_reply
 from beam_llm.providers.anthropic.requests import encode_body
+from beam_llm.providers.asking import ask_in_form
 from beam_llm.providers.errors import ErrorContext, error_of
-from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
+from beam_llm.providers.http import DEFAULT_BOUNDS, Answer, Bounds
 from beam_llm.providers.live import LiveCalls
 from beam_llm.providers.pace import anthropic_pace_of
 from beam_llm.values import Completion, Request
@@ -47,19 +48,19 @@ class AnthropicChat:
         Raises:
           CallError: Retryable, Rejected or Aborted.
         """
-        dialect = self._dialect
-        while True:
-            form = dialect.form
+
+        async def send(dialect: Dialect) -> Answer:
             data = encode_body(request, dialect, self._service_tier, self._cache)
-            status, headers, reply = await self._calls.post(self._url, data, timeout_seconds)
-            if status < 300:
-                pace = anthropic_pace_of(headers)
-                return decode_reply(reply, headers.get("request-id"), pace, self._context)
-            error = error_of(status, headers, reply, **self._context._asdict())
-            if dialect.form == form:  # else another call has learned it meanwhile
-                if not dialect.learn(error, reply[:4000].decode("utf-8", "replace")):
-                    raise error
-                self._announce(error)
+            return await self._calls.post(self._url, data, timeout_seconds)
+
+        _, headers, reply = await ask_in_form(
+            self._dialect, request, send, self._error_of, self._announce
+        )
+        pace = anthropic_pace_of(headers)
+        return decode_reply(reply, headers.get("request-id"), pace, self._context)
+
+    def _error_of(self, answer: Answer) -> CallError:
+        return error_of(*answer, **self._context._asdict())
 
     def _announce(self, error: CallError) -> None:
         _log.warning(

@@ -38,7 +38,7 @@ class Dialect:
         )
 
     @property
-    def form(self) -> tuple[str, bool]:
+    def key(self) -> tuple[str, bool]:
         """What a request's form hangs on."""
         return self.reply_format, self.takes_temperature
 

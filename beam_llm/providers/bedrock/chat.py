@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import yarl
 
 from beam_llm.errors import CallError
+from beam_llm.providers.asking import ask_in_form
 from beam_llm.providers.bedrock.failures import EXPIRED, reply_error
 from beam_llm.providers.bedrock.forms import SCHEMA, Form, form_of
 from beam_llm.providers.bedrock.place import Place
@@ -53,18 +55,19 @@ class BedrockChat:
           CallError: Retryable, Rejected or Aborted.
         """
         url, form = self._model(request.model)
-        while True:
-            sent = form.key
+
+        async def send(form: Form) -> Answer:
             body = encode_body(request, form, self._service_tier, is_cached=self._is_cached)
-            answer = await self._post(url, body, timeout_seconds)
-            if answer.status < 300:
-                request_id = answer.headers.get("x-amzn-requestid")
-                return decode_reply(answer.body, request.model, request_id, self._context)
-            error = reply_error(answer.status, answer.headers, answer.body, self._context)
-            if form.key == sent:  # else another call has learned it meanwhile
-                if not form.learn(error, answer.body[:4_000].decode("utf-8", "replace")):
-                    raise error
-                self._announce(error, form)
+            return await self._post(url, body, timeout_seconds)
+
+        _, headers, reply = await ask_in_form(
+            form, request, send, self._error_of, partial(self._announce, form)
+        )
+        request_id = headers.get("x-amzn-requestid")
+        return decode_reply(reply, request.model, request_id, self._context)
+
+    def _error_of(self, answer: Answer) -> CallError:
+        return reply_error(*answer, self._context)
 
     async def _post(self, url: yarl.URL, body: bytes, timeout_seconds: float) -> Answer:
         """Sent once more where the credentials have expired since they were looked up."""
@@ -94,7 +97,7 @@ class BedrockChat:
         secret = self._key if self._signer is None else self._signer.secret
         return ErrorContext(secret, self._key_reference, self._log_data)
 
-    def _announce(self, error: CallError, form: Form) -> None:
+    def _announce(self, form: Form, error: CallError) -> None:
         _log.warning(
             "%s: from now on replies of %s are asked for by %s, with %s temperature",
             error.message,

@@ -12,11 +12,14 @@ from beam_llm.providers.errors import ErrorContext, error_of, unreadable
 from beam_llm.providers.typed import loads, word
 
 _NO_MODEL = re.compile(
-    r"model identifier is invalid|on-demand throughput isn.t supported|end of (its )?life"
-    r"|does(n.t| not) support converse|marked by provider as legacy",
+    r"(invocation of model id \S{1,300} with |[^\"`{\[:]{0,250}?)"
+    r"(model identifier is invalid|on-demand throughput isn.t supported|end of (its )?life"
+    r"|does(n.t| not) support converse|marked by provider as legacy)",
     re.IGNORECASE,
 )
-"""Of a ValidationException: no request of this model will succeed."""
+"""What a ValidationException begins with where no request of this model will succeed; behind a
+colon or a quotation mark it may be quoting a record, which must not end a pipeline.
+"""
 
 _QUOTA = "servicequotaexceededexception"
 EXPIRED = ("expiredtokenexception", "expiredtoken")
@@ -56,7 +59,7 @@ def named_error(
     if isinstance(found, Rejected):
         if code.lower() == _QUOTA:
             return Retryable(Kind.RATE_LIMITED, found.message, status=status)
-        if _NO_MODEL.search(message):
+        if _NO_MODEL.match(message):
             return Aborted(Kind.ABORTED, found.message, status=status)
     return found
 

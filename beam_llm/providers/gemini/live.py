@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+from beam_llm.errors import CallError
+from beam_llm.providers.asking import ask_in_form
 from beam_llm.providers.errors import ErrorContext, error_of
 from beam_llm.providers.gemini.wire import decode_reply, encode_body, refuses_schema
-from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
+from beam_llm.providers.http import DEFAULT_BOUNDS, Answer, Bounds
 from beam_llm.providers.live import LiveCalls
 from beam_llm.values import Completion, Request
 
@@ -27,6 +31,30 @@ class Access(NamedTuple):
 
     headers: Mapping[str, str] | None
     context: ErrorContext
+
+
+@dataclass(slots=True)
+class SchemaForm:
+    """How the schema of one request is asked for.
+
+    Attributes:
+      in_words: among the instructions, since the endpoint refuses it.
+    """
+
+    has_schema: bool
+    in_words: bool = False
+
+    @property
+    def key(self) -> bool:
+        return self.in_words
+
+    def learn(self, error: CallError, text: str) -> bool:
+        """Whether the refusal was about the schema, which is put into words from now on."""
+        # In words already, or without a schema: nothing is left to change.
+        if not self.has_schema or self.in_words or error.status != 400:
+            return False
+        self.in_words = refuses_schema(text)
+        return self.in_words
 
 
 class GeminiChat:
@@ -61,26 +89,30 @@ class GeminiChat:
         Raises:
           CallError: Retryable, Rejected or Aborted.
         """
-        in_words = self._refused.get(id(request.schema)) is request.schema is not None
-        access = await self._access()
-        while True:
-            status, headers, reply = await self._calls.post(
-                self._url_of(request.model),
-                encode_body(request, self._service_tier, in_words=in_words),
-                timeout_seconds,
-                access.headers,
-            )
-            if status < 300:
-                return decode_reply(reply, access.context, headers)
-            about = status == 400 and refuses_schema(reply[:4000].decode("utf-8", "replace"))
-            # Asked in words already, or without a schema: nothing is left to change.
-            if in_words or request.schema is None or not about:
-                raise error_of(status, headers, reply, **access.context._asdict())
-            in_words = True
-            self._remember(request)
+        access, form = await self._access(), self._form_of(request)
 
-    def _remember(self, request: Request) -> None:
-        """A schema by the identity of its dict, which stands in all requests of one shape."""
+        async def send(form: SchemaForm) -> Answer:
+            body = encode_body(request, self._service_tier, in_words=form.in_words)
+            url = self._url_of(request.model)
+            return await self._calls.post(url, body, timeout_seconds, access.headers)
+
+        def error_of_answer(answer: Answer) -> CallError:
+            return error_of(*answer, **access.context._asdict())
+
+        _, headers, reply = await ask_in_form(
+            form, request, send, error_of_answer, partial(self._remember, request)
+        )
+        return decode_reply(reply, access.context, headers)
+
+    def _form_of(self, request: Request) -> SchemaForm:
+        """How the request's schema is asked for, by the identity of its dict, which stands in all
+        requests of one shape.
+        """
+        known = self._refused.get(id(request.schema))
+        is_refused = known is request.schema is not None
+        return SchemaForm(has_schema=request.schema is not None, in_words=is_refused)
+
+    def _remember(self, request: Request, error: CallError) -> None:
         _log.warning(
             "%s refuses the schema of a reply: from now on it is asked for in words", request.model
         )

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Mapping
 
 from beam_llm.errors import CallError
+from beam_llm.providers.asking import ask_in_form
 from beam_llm.providers.errors import ErrorContext, error_of
-from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
+from beam_llm.providers.http import DEFAULT_BOUNDS, Answer, Bounds
 from beam_llm.providers.live import LiveCalls
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.place import Place
@@ -51,30 +52,32 @@ class OpenAIChat:
         Raises:
           CallError: Retryable, Rejected or Aborted.
         """
-        dialect = self._dialect
-        while True:
-            form = (dialect.reply_format, dialect.tokens_field)
-            status, headers, reply = await self._calls.post(
-                self._place.chat_url,
-                encode_body(request, dialect, self._service_tier),
-                timeout_seconds,
-            )
-            if status < 300:
-                dialect.works = True
-                return decode_reply(reply, _request_id(headers), pace_of(headers), self._context)
-            error = error_of(status, headers, reply, **self._context._asdict())
-            # Else another call has learned it meanwhile.
-            if (
-                dialect.reply_format,
-                dialect.tokens_field,
-            ) == form:
-                if not dialect.learn(error, reply[:4000].decode("utf-8", "replace")):
-                    return await self._in_simpler_form(request, timeout_seconds, error)
-                self._announce(error)
+
+        async def send(dialect: Dialect) -> Answer:
+            answer = await self._post(request, dialect, timeout_seconds)
+            dialect.works |= answer.status < 300
+            return answer
+
+        try:
+            answer = await ask_in_form(self._dialect, request, send, self._error_of, self._announce)
+        except CallError as error:
+            answer = await self._in_simpler_form(request, timeout_seconds, error)
+        return self._decoded(answer)
+
+    async def _post(self, request: Request, dialect: Dialect, timeout_seconds: float) -> Answer:
+        body = encode_body(request, dialect, self._service_tier)
+        return await self._calls.post(self._place.chat_url, body, timeout_seconds)
+
+    def _error_of(self, answer: Answer) -> CallError:
+        return error_of(*answer, **self._context._asdict())
+
+    def _decoded(self, answer: Answer) -> Completion:
+        _, headers, reply = answer
+        return decode_reply(reply, _request_id(headers), pace_of(headers), self._context)
 
     async def _in_simpler_form(
         self, request: Request, timeout_seconds: float, error: CallError
-    ) -> Completion:
+    ) -> Answer:
         """One trial without a schema where a server has done nothing but fail with it: some refuse
         it with a bare 500. It is learned from where the schema fails once more after it.
 
@@ -85,22 +88,17 @@ class OpenAIChat:
         simpler = dialect.simpler(request, error)
         if simpler is None:
             raise error
-        found = await self._calls.post(
-            self._place.chat_url, encode_body(request, simpler, self._service_tier), timeout_seconds
-        )
-        if found[0] >= 300:
+        found = await self._post(request, simpler, timeout_seconds)
+        if found.status >= 300:
             raise error
-        again = await self._calls.post(
-            self._place.chat_url, encode_body(request, dialect, self._service_tier), timeout_seconds
-        )
+        again = await self._post(request, dialect, timeout_seconds)
         # Without this second look, a short outage would cost the model its schema for good.
-        if again[0] < 300:  # a server that has recovered, and nothing to be learned
+        if again.status < 300:  # a server that has recovered, and nothing to be learned
             dialect.works = True
-            found = again
-        elif dialect.reply_format != simpler.reply_format and dialect.step_down():
+            return again
+        if dialect.reply_format != simpler.reply_format and dialect.step_down():
             self._announce(error)
-        _, headers, reply = found
-        return decode_reply(reply, _request_id(headers), pace_of(headers), self._context)
+        return found
 
     def _announce(self, error: CallError) -> None:
         _log.warning(

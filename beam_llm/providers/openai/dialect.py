@@ -69,6 +69,11 @@ class Dialect:
             seed_field=server.seed_field,
         )
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """What a request's form hangs on, of what refusals teach."""
+        return self.reply_format, self.tokens_field
+
     def learn(self, error: CallError, text: str | None = None) -> bool:
         """Whether the refusal was about the request's form and another form is left to try.
 
@@ -78,13 +83,13 @@ class Dialect:
         """
         if error.status is None or error.status < 400 or error.status in _NOT_ABOUT_THE_FORM:
             return False
-        text = (error.message if text is None else text)[:4000]
+        text = error.message if text is None else text
         if _ABOUT_THE_SHAPE.search(text) or (error.status >= 500 and _ABOUT_A_GRAMMAR.search(text)):
             return self.step_down()
         if MAX_COMPLETION_TOKENS in text or MAX_TOKENS in text:
             refused = re.compile(
-                rf"(nsupported|nknown|nrecognized|xtra|not permitted).*{self.tokens_field}"
-                rf"|{self.tokens_field}.*(not supported|xtra)"
+                rf"(nsupported|nknown|nrecognized|xtra|not permitted).{{0,300}}{self.tokens_field}"
+                rf"|{self.tokens_field}.{{0,300}}(not supported|xtra)"
             )
             if refused.search(text):
                 self.tokens_field = (

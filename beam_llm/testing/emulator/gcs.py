@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import itertools
 import re
 from typing import TYPE_CHECKING, Any
@@ -124,9 +125,7 @@ def _kept(
 
 def _shown(buckets: Buckets, bucket: str, name: str, data: bytes) -> dict[str, Any]:
     """An object as the API shows it."""
-    import google_crc32c  # which google-cloud-storage brings
-
-    checksum = base64.b64encode(google_crc32c.Checksum(data).digest()).decode()
+    checksums: Any = importlib.import_module("google_crc32c")  # google-cloud-storage brings it
     kept = buckets.get(f"{bucket}/metadata", name)
     shown = {
         "kind": "storage#object",
@@ -136,7 +135,7 @@ def _shown(buckets: Buckets, bucket: str, name: str, data: bytes) -> dict[str, A
         "generation": str(buckets.path(bucket, name).stat().st_mtime_ns // 1000),
         "metageneration": "1",
         "md5Hash": base64.b64encode(hashlib.md5(data).digest()).decode(),
-        "crc32c": checksum,
+        "crc32c": base64.b64encode(checksums.Checksum(data).digest()).decode(),
     }
     return shown if kept is None else {**shown, "metadata": orjson.loads(kept)}
 
