@@ -366,6 +366,22 @@ def test_a_batch_may_have_a_hundred_thousand_requests():
     assert "1 to 2 items" in (batch_problem({"requests": lines}, 2) or "")
 
 
+def test_results_are_gone_29_days_after_the_batch_was_made():
+    now = [1_800_000_000.0]
+    with Emulator(keys=(KEY,), batch_seconds=0.0, clock=lambda: now[0]) as emulator:
+        call = Plain(emulator)
+        _, job, _ = call({"requests": requests(1)}, "/batches")
+        while job["processing_status"] != "ended":
+            now[0] += 1
+            _, job, _ = call(None, f"/batches/{job['id']}")
+        results = f"/batches/{job['id']}/results"
+        assert (call(None, results)[0], job["archived_at"]) == (200, None)
+        now[0] += 29 * 86_400
+        _, job, _ = call(None, f"/batches/{job['id']}")
+        assert job["archived_at"] is not None
+        assert call(None, results)[0] == 404
+
+
 def test_results_are_not_there_before_the_end(call, emulator):
     emulator.set_faults(Fault("stuck"))
     _, job, _ = call({"requests": requests(1)}, "/batches")

@@ -36,7 +36,11 @@ if TYPE_CHECKING:
 VERSIONS = ("2023-01-01", "2023-06-01", "2026-10-21")
 _BATCHES = "/v1/messages/batches"
 _WINDOW_SECONDS = 86_400
-MOST_BATCH_BYTES = 256 * 2**20
+_KEPT_SECONDS = 29 * 86_400
+"""From a batch's creation on; then its results are gone, and `archived_at` says so. Source: SDK
+anthropic 2.14 (MessageBatch.archived_at), guide to batch processing, read 2026-11."""
+MOST_BODY_BYTES, MOST_BATCH_BYTES = 32 * 2**20, 256 * 2**20
+"""Source: Anthropic API, "Errors" ("Request size limits"), read 2026-11."""
 _OVER = ("completed", "failed", "expired", "cancelled")
 _COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
 
@@ -56,6 +60,7 @@ _TYPES = {
     402: "billing_error",
     403: "permission_error",
     404: "not_found_error",
+    409: "conflict_error",
     413: "request_too_large",
     429: "rate_limit_error",
     504: "timeout_error",
@@ -92,6 +97,8 @@ class Wire(Dialect):
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
         has_sampling = request.headers["anthropic-version"] != VERSIONS[-1]
         if (request.method, path) == ("POST", "/v1/messages"):
+            if (request.content_length or 0) > MOST_BODY_BYTES:
+                return WireError(413, "Request exceeds the maximum size")
             return await self.house.live(
                 request, self, lambda body: self.asked(body, has_sampling, is_live=True)
             )
@@ -212,12 +219,12 @@ class Wire(Dialect):
 
     def _made(self, raw: bytes, has_sampling: bool) -> NewJob | WireError:
         """Lines with faulty params are taken, and end as errors of their own."""
+        if len(raw) > MOST_BATCH_BYTES:
+            return WireError(413, "Request exceeds the maximum size")
         try:
             body = orjson.loads(raw)
         except orjson.JSONDecodeError:
             return WireError(400, "The request body is not valid JSON")
-        if len(raw) > MOST_BATCH_BYTES:
-            return WireError(413, "Request exceeds the maximum size")
         problem = batch_problem(body, self.house.options.max_batch_requests)
         if problem is not None:
             return WireError(400, problem)
@@ -261,12 +268,16 @@ class Wire(Dialect):
             "ended_at": _rfc3339(ended),
             "created_at": _rfc3339(job["created"]),
             "expires_at": _rfc3339(job["created"] + _WINDOW_SECONDS),
-            "archived_at": None,
+            "archived_at": _rfc3339(self._archived_at(job)),
             "cancel_initiated_at": _rfc3339(stamps.get("cancelling_at")),
             "results_url": f"{self.house.url}/anthropic{_BATCHES}/{job['id']}/results"
             if is_over
             else None,
         }
+
+    def _archived_at(self, job: Job) -> float | None:
+        end: float = job["created"] + _KEPT_SECONDS
+        return end if self.house.options.clock() >= end else None
 
     def _counts(self, job: Job, is_over: bool) -> dict[str, int | None]:
         """All zero but `processing` until the whole job has ended."""
@@ -283,7 +294,7 @@ class Wire(Dialect):
         job = self.house.batches.known(self, job_id)
         if job is None:
             return self.no_job(job_id)
-        if job["status"] not in _OVER:
+        if job["status"] not in _OVER or self._archived_at(job) is not None:
             return WireError(404, f"Batch {job_id} has no available results.")
         return await self.house.batches.results(request, job, self._result)
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import orjson
+from msgspec import UNSET, UnsetType
 
 from beam_llm.testing.emulator.options import EmulatorOptions
+from beam_llm.testing.emulator.shapes import SchemaNode, Share, Whole, by_pydantic, misfit
 
 MOST_REQUESTS = 100_000
 
@@ -39,6 +42,85 @@ _WITHOUT_SCHEMAS = re.compile(r"claude-(3|(opus|sonnet)-4($|-[01]|-2025))")
 _WITHOUT_SAMPLING = re.compile(r"claude-(opus-(4-[789]|[5-9])|(sonnet|haiku)-[5-9]|fable|mythos)")
 
 
+_LONGEST = (
+    (r"claude-3-(opus|sonnet|haiku)", 4_096),
+    (r"claude-3-5", 8_192),
+    (r"claude-opus-4-[01]|claude-opus-4-2025", 32_000),
+    (r"claude-(haiku|sonnet)-4", 64_000),
+)
+"""Of output tokens that a model may be asked for; others are not known here. Source: Anthropic's
+pages on models, and its refusals as public repositories quote them, read 2026-11."""
+
+
+class _Mark(msgspec.Struct):
+    type: str
+    ttl: str | None = None
+
+
+class _Block(msgspec.Struct):
+    type: str
+    text: str | UnsetType = UNSET
+    cache_control: _Mark | None = None
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: str | list[_Block]
+
+
+class _Tool(msgspec.Struct):
+    name: str
+    input_schema: SchemaNode
+    description: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class _Format(msgspec.Struct):
+    type: str
+    schema: SchemaNode
+
+
+class _Output(msgspec.Struct):
+    effort: str | None = None
+    format: _Format | None = None
+
+
+class _Metadata(msgspec.Struct, forbid_unknown_fields=True):
+    user_id: str | None = None
+
+
+class _Thinking(msgspec.Struct):
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: Whole | None = None
+
+
+class _Body(msgspec.Struct):
+    """Types and bounds; which names may stand where is looked at below, for its own sentences.
+
+    Source: SDK anthropic 2.14 (MessageCreateParams).
+    """
+
+    model: str
+    max_tokens: Whole
+    messages: list[_Message]
+    system: str | list[_Block] | None = None
+    temperature: Share | None = None
+    top_p: Share | None = None
+    top_k: Whole | None = None
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    metadata: _Metadata | None = None
+    thinking: _Thinking | None = None
+    tools: list[_Tool] | None = None
+    tool_choice: _Choice | None = None
+    output_config: _Output | None = None
+
+
 def forced_tool(body: Mapping[str, Any]) -> dict[str, Any] | None:
     choice = body.get("tool_choice") or {}
     tools = {tool["name"]: tool for tool in body.get("tools") or ()}
@@ -52,8 +134,15 @@ def body_problems(body: Any, has_sampling: bool, is_live: bool) -> Iterator[str]
         return
     yield from (f"{name}: Field required" for name in _REQUIRED if name not in body)
     yield from (f"{name}: Extra inputs are not permitted" for name in body if name not in _FIELDS)
-    if type(body["max_tokens"]) is not int or body["max_tokens"] < 1:
-        yield "max_tokens: Input should be greater than or equal to 1"
+    wrong = misfit(body, _Body)
+    if wrong is not None:
+        yield f"{wrong.dotted}: {by_pydantic(wrong)}"
+    most = next((most for name, most in _LONGEST if re.search(name, body["model"])), None)
+    if most is not None and body["max_tokens"] > most:
+        yield (
+            f"max_tokens: {body['max_tokens']} > {most}, which is the maximum allowed number of "
+            f"output tokens for {body['model']}"
+        )
     if body.get("stream"):
         yield "stream: the emulator does not stream" if is_live else "stream: not in a batch"
     if body.get("service_tier", "auto") not in ("auto", "standard_only"):
@@ -79,8 +168,6 @@ def _sampling_problems(body: Mapping[str, Any], has_sampling: bool) -> Iterator[
             yield f"{name}: Extra inputs are not permitted"
         if _WITHOUT_SAMPLING.search(body["model"]):
             yield f"`{name}` is deprecated for this model."
-    if not 0 <= (body.get("temperature") or 0) <= 1:
-        yield "temperature: Input should be less than or equal to 1"
 
 
 def _message_problems(messages: Any) -> Iterator[str]:
@@ -196,7 +283,9 @@ def batch_problem(body: Any, most: int) -> str | None:
     for place, entry in enumerate(body["requests"]):
         if not isinstance(entry, dict) or set(entry) != {"custom_id", "params"}:
             return f"requests.{place}: custom_id and params are required, and nothing else"
-        if not _CUSTOM_ID.fullmatch(str(entry["custom_id"])):
+        if not isinstance(entry["custom_id"], str):
+            return f"requests.{place}.custom_id: Input should be a valid string"
+        if not _CUSTOM_ID.fullmatch(entry["custom_id"]):
             return f"requests.{place}.custom_id: String should match '^[a-zA-Z0-9_-]{{1,64}}$'"
         if entry["custom_id"] in seen:
             return f"requests.{place}.custom_id: {entry['custom_id']!r} is used more than once"

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 from aiohttp import web
 
@@ -25,7 +26,7 @@ from beam_llm.testing.emulator import converse
 from beam_llm.testing.emulator.aws_signatures import access_key_of, has_signed
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, Line, LineResult, NewJob, Reply
-from beam_llm.testing.emulator.wire import WireError, json_response
+from beam_llm.testing.emulator.wire import WireError, json_response, page_asked
 
 _CONVERSE = re.compile(r"/model/(.{1,2048})/converse")
 _JOBS = "/model-invocation-jobs"
@@ -54,6 +55,13 @@ _ERRORS = {
     503: "ServiceUnavailableException",
 }
 _MISSING = "MissingAuthenticationTokenException"
+
+
+class _Entry(msgspec.Struct):
+    """A line of a job's input."""
+
+    modelInput: Any
+    recordId: str = ""
 
 
 class Wire(Dialect):
@@ -179,22 +187,32 @@ class Wire(Dialect):
             bucket, name = _place(source)
             if not self.house.buckets.store_at(bucket).get_file(name, copy):
                 return WireError(400, f"The S3 object {source} does not exist.")
-            lines = self._translate(Path(copy), part, body)
+            lines, faulty = self._translate(Path(copy), part, body)
+        if faulty is not None:
+            said = f"Line {faulty} of the input has no modelInput."
+            wrong = {"code": "ValidationException", "message": said, "param": None, "line": faulty}
+            return NewJob(job_id, part, own=body, errors=(wrong,))
         least = self.house.options.min_batch_requests
         few = f"The job contains less records ({lines}) than the required minimum of: {least}"
         error = {"code": "ValidationException", "message": few, "param": None, "line": None}
         return NewJob(job_id, part, own=body, errors=(error,) if lines < least else ())
 
-    def _translate(self, source: Path, target: Path, job: dict[str, Any]) -> int:
+    def _translate(self, source: Path, target: Path, job: dict[str, Any]) -> tuple[int, int | None]:
+        """How many lines there are, and the number of the first that is not one."""
         count, model = 0, job["modelId"]
         is_converse = job.get("modelInvocationType") == "Converse"
         read = self.asked if is_converse else self._message
         with open(source, "rb") as lines, open(target, "wb") as file:
             for line in lines:
-                entry, count = orjson.loads(line), count + 1
-                asked = read(entry["modelInput"], model)
-                file.write(Line(entry["recordId"], asked).encode())
-        return count
+                count += 1
+                try:
+                    entry = msgspec.json.decode(line, type=_Entry)
+                except msgspec.MsgspecError:
+                    return count, count
+                asked = read(entry.modelInput, model)
+                # A record without an id of its client's is given one of eleven characters.
+                file.write(Line(entry.recordId or f"CALL{count:07}", asked).encode())
+        return count, None
 
     def _message(self, body: Any, model: str) -> Asked | WireError:
         """A body of InvokeModel, as Claude takes it: Anthropic's, without a model."""
@@ -263,12 +281,17 @@ class Wire(Dialect):
         query, options = request.query, self.house.options
         part = query.get("nameContains", "")
         found = [job for job in visible if part in job["own"]["jobName"]]
-        start = int(query.get("nextToken", "0"))
-        most = min(int(query.get("maxResults", "100")), options.list_page)
-        shown = found[start : start + most]
-        page: dict[str, Any] = {"invocationJobSummaries": [self.job(job) for job in shown]}
-        if start + most < len(found):
-            page["nextToken"] = str(start + most)
+        asked = page_asked(query, "maxResults", 100, "nextToken", 1_000)
+        if asked is None:
+            return WireError(
+                400, "Value at 'maxResults' or 'nextToken' failed to satisfy constraint"
+            )
+        start, end = asked.start, asked.start + min(asked.size, options.list_page)
+        page: dict[str, Any] = {
+            "invocationJobSummaries": [self.job(job) for job in found[start:end]]
+        }
+        if end < len(found):
+            page["nextToken"] = str(end)
         return json_response(page)
 
     def job(self, job: Job) -> Any:

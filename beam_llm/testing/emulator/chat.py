@@ -8,13 +8,16 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import orjson
+from msgspec import UNSET, UnsetType
 
 from beam_llm.testing.emulator.brain import Brain
 from beam_llm.testing.emulator.faults import STATUS_KINDS, Fault
 from beam_llm.testing.emulator.reading import Question, read_question
+from beam_llm.testing.emulator.shapes import Misfit, SchemaNode, Share, Whole, misfit
 from beam_llm.testing.emulator.wire import WireError, scripted
 
 _CACHE_FROM_TOKENS = 1024
@@ -98,6 +101,9 @@ class Chat:
                 "The 'metadata' parameter is only allowed when 'store' is enabled.",
                 param="metadata",
             )
+        wrong = misfit(body, _Body)
+        if wrong is not None:
+            return misfit_error(wrong)
         form = body.get("response_format")
         return self._check_form(form) if form is not None else None
 
@@ -168,6 +174,89 @@ class Chat:
         return 0
 
 
+class _Part(msgspec.Struct):
+    type: str
+    text: str | UnsetType = UNSET
+
+
+class _Message(msgspec.Struct):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[_Part] | None = None
+
+
+class _Body(msgspec.Struct):
+    """What OpenAI's own reference says of a body, as far as servers of its dialect agree. Other
+    fields are free here: many of those servers have some of their own.
+
+    Source: OpenAI API reference ("Create chat completion"), read 2026-11.
+    """
+
+    model: str
+    messages: Annotated[list[_Message], msgspec.Meta(min_length=1)]
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    top_p: Share | None = None
+    max_tokens: Whole | None = None
+    max_completion_tokens: Whole | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=128)] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    frequency_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    service_tier: str | None = None
+    stream: bool | None = None
+    user: str | None = None
+
+
+class _Named(msgspec.Struct, forbid_unknown_fields=True):
+    name: Annotated[str, msgspec.Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    schema: SchemaNode
+    strict: bool | None = None
+    description: str | None = None
+
+
+_NOUNS = {
+    "str": "a string",
+    "int": "an integer",
+    "float": "a decimal",
+    "bool": "a boolean",
+    "array": "an array",
+    "object": "an object",
+    "null": "null",
+}
+
+
+def misfit_error(wrong: Misfit) -> WireError:
+    """The misfit in OpenAI's words.
+
+    Source: its messages as public repositories quote them ("Invalid 'temperature': decimal above
+    maximum value. Expected a value <= 2", code `decimal_above_max_value`), read 2026-11.
+    """
+    place = wrong.place
+    match wrong.rule:
+        case "missing":
+            said, code = f"Missing required parameter: '{place}'.", "missing_required_parameter"
+        case "unknown":
+            said, code = f"Unknown parameter: '{place}'.", "unknown_parameter"
+        case "word":
+            said, code = f"Invalid value for '{place}'.", "invalid_value"
+        case "bound":
+            noun = _NOUNS.get(wrong.found, wrong.found).rpartition(" ")[2]
+            is_above = wrong.expected.startswith("<")
+            bound, short = (
+                ("above maximum", "above_max") if is_above else ("below minimum", "below_min")
+            )
+            said = f"Invalid '{place}': {noun} {bound} value. Expected a value {wrong.expected}."
+            code = f"{noun}_{short}_value"
+        case _:
+            nouns = " or ".join(_NOUNS.get(name, name) for name in wrong.expected.split(" | "))
+            got = _NOUNS.get(wrong.found, wrong.found)
+            said = f"Invalid type for '{place}': expected {nouns}, but got {got} instead."
+            code = "invalid_type"
+    return WireError(400, said, param=place, code=code)
+
+
 def _check_format(form: Any) -> WireError | None:
     kind = form.get("type") if isinstance(form, dict) else None
     if kind not in ("text", "json_object", "json_schema"):
@@ -187,13 +276,16 @@ def _check_format(form: Any) -> WireError | None:
             param="response_format.json_schema.name",
             code="missing_required_parameter",
         )
-    schema = given.get("schema")
+    wrong = misfit(given, _Named)
+    if wrong is not None:
+        return misfit_error(wrong._replace(place=f"response_format.json_schema.{wrong.place}"))
     if not given.get("strict"):
         return None
-    problem = strict_problem(schema, ()) if isinstance(schema, dict) else "schema must be an object"
-    if problem is None and isinstance(schema, dict) and schema.get("type") != "object":
+    schema = given["schema"]
+    problem = strict_problem(schema, ())
+    if problem is None and schema.get("type") != "object":
         problem = "schema must be a JSON Schema of 'type: \"object\"'"
-    if problem is None and isinstance(schema, dict):
+    if problem is None:
         problem = _size_problem(schema)
     if problem is None:
         return None

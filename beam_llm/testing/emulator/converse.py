@@ -6,12 +6,15 @@ Source: botocore 1.44, `bedrock-runtime` and `bedrock`, read 2026-11.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import orjson
+from msgspec import UNSET, UnsetType
 
 from beam_llm.testing.emulator.chat import Answer, strict_problem
 from beam_llm.testing.emulator.dialects import Asked
+from beam_llm.testing.emulator.shapes import SchemaNode, Share, Whole, misfit
 from beam_llm.testing.emulator.wire import WireError
 
 _FIELDS = frozenset(
@@ -21,7 +24,6 @@ _FIELDS = frozenset(
         *("performanceConfig", "promptVariables", "serviceTier", "projectIdentifier"),
     )
 )
-_LIMITS = ("maxTokens", "temperature", "topP", "stopSequences")
 _ENDS = {
     "stop": "end_turn",
     "length": "max_tokens",
@@ -42,6 +44,99 @@ _TOKEN = re.compile(r"[a-zA-Z0-9]{1,256}(-*[a-zA-Z0-9]){0,256}")
 _ROLE = re.compile(r"arn:aws(-[^:]+)?:iam::([0-9]{12})?:role/.+")
 
 
+_ToolName = Annotated[str, msgspec.Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class _CachePoint(msgspec.Struct, forbid_unknown_fields=True):
+    type: Literal["default"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
+class _Block(msgspec.Struct, forbid_unknown_fields=True):
+    """Of a block only what is text, or a point of the cache: the emulated model has no eyes."""
+
+    text: Annotated[str, msgspec.Meta(min_length=1)] | UnsetType = UNSET
+    cachePoint: _CachePoint | UnsetType = UNSET
+
+
+class _Message(msgspec.Struct, forbid_unknown_fields=True):
+    role: Literal["user", "assistant"]
+    content: list[_Block]
+
+
+class _Limits(msgspec.Struct, forbid_unknown_fields=True):
+    maxTokens: Whole | None = None
+    temperature: Share | None = None
+    topP: Share | None = None
+    stopSequences: list[str] | None = None
+
+
+class _InputSchema(msgspec.Struct, forbid_unknown_fields=True):
+    json: SchemaNode
+
+
+class _ToolSpec(msgspec.Struct, forbid_unknown_fields=True):
+    name: _ToolName
+    inputSchema: _InputSchema
+    description: Annotated[str, msgspec.Meta(min_length=1)] | UnsetType = UNSET
+    strict: bool | None = None
+
+
+class _Tool(msgspec.Struct, forbid_unknown_fields=True):
+    toolSpec: _ToolSpec | UnsetType = UNSET
+    cachePoint: _CachePoint | UnsetType = UNSET
+
+
+class _NamedTool(msgspec.Struct, forbid_unknown_fields=True):
+    name: _ToolName
+
+
+class _Choice(msgspec.Struct, forbid_unknown_fields=True):
+    tool: _NamedTool | UnsetType = UNSET
+    auto: dict[str, Any] | UnsetType = UNSET
+    any: dict[str, Any] | UnsetType = UNSET
+
+
+class _Tools(msgspec.Struct, forbid_unknown_fields=True):
+    tools: Annotated[list[_Tool], msgspec.Meta(min_length=1)]
+    toolChoice: _Choice | None = None
+
+
+class _JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
+    schema: str
+    name: str | None = None
+    description: str | None = None
+
+
+class _Structure(msgspec.Struct, forbid_unknown_fields=True):
+    jsonSchema: _JsonSchema
+
+
+class _TextFormat(msgspec.Struct, forbid_unknown_fields=True):
+    type: Literal["json_schema"]
+    structure: _Structure
+
+
+class _Output(msgspec.Struct, forbid_unknown_fields=True):
+    textFormat: _TextFormat | None = None
+    effort: str | None = None
+
+
+class _Tier(msgspec.Struct, forbid_unknown_fields=True):
+    type: Literal["priority", "default", "flex", "reserved"]
+
+
+class _Body(msgspec.Struct):
+    """Types, bounds and words. Source: botocore 1.44, ConverseRequest."""
+
+    messages: list[_Message] | None = None
+    system: list[_Block] | None = None
+    inferenceConfig: _Limits | None = None
+    toolConfig: _Tools | None = None
+    outputConfig: _Output | None = None
+    serviceTier: _Tier | None = None
+
+
 def asked(body: Any, model: str) -> Asked | WireError:
     """A Converse body, checked and translated."""
     problem = _problem(body, model)
@@ -52,7 +147,7 @@ def asked(body: Any, model: str) -> Asked | WireError:
         messages.insert(0, {"role": "system", "content": _text(body["system"])})
     chat: dict[str, Any] = {"model": model, "messages": messages}
     limits = body.get("inferenceConfig") or {}
-    if "maxTokens" in limits:
+    if limits.get("maxTokens") is not None:
         chat["max_tokens"] = limits["maxTokens"]
     tool = _forced_tool(body)
     schema = tool["inputSchema"]["json"] if tool is not None else _schema(body)
@@ -129,66 +224,47 @@ def _problem(body: Any, model: str) -> str | None:
     for name in body:
         if name not in _FIELDS:
             return f"Malformed input request: extraneous key [{name}] is not permitted"
-    return (
-        _messages_problem(body)
-        or _limits_problem(body.get("inferenceConfig") or {})
-        or _shape_problem(body, model)
-    )
+    if (wrong := misfit(body, _Body)) is not None:
+        if wrong.rule == "unknown":
+            name = wrong.place.rpartition(".")[2]
+            return f"Malformed input request: extraneous key [{name}] is not permitted"
+        rule = f"Member must be {wrong.expected}" if wrong.expected else wrong.rule
+        return f"Value at '{wrong.place}' failed to satisfy constraint: {rule}"
+    return _messages_problem(body) or _shape_problem(body, model)
 
 
 def _messages_problem(body: Any) -> str | None:
     messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
+    if not messages:
         return "A conversation must start with a user message. Try again with one."
     for place, message in enumerate(messages):
-        if message.get("role") not in ("user", "assistant"):
-            return f"Value at 'messages.{place + 1}.member.role' failed to satisfy constraint"
-        if not _are_blocks(message.get("content")):
+        if not _are_blocks(message["content"]):
             return f"The content field in the Message object at messages.{place} is empty."
-    if "system" in body and not _are_blocks(body["system"]):
+    if body.get("system") is not None and not _are_blocks(body["system"]):
         return "Value at 'system' failed to satisfy constraint: Member must have texts"
     return None
 
 
-def _are_blocks(blocks: Any) -> bool:
-    """Texts, none of them empty, and points of a cache."""
-    return (
-        isinstance(blocks, list)
-        and any("text" in block for block in blocks)
-        and all(
-            bool(block.get("text")) or block.get("cachePoint", {}).get("type") == "default"
-            for block in blocks
-        )
-    )
-
-
-def _limits_problem(limits: Any) -> str | None:
-    for name in limits:
-        if name not in _LIMITS:
-            return f"Malformed input request: extraneous key [{name}] is not permitted"
-    if limits.get("temperature", 0.0) > 1.0:
-        rule = "Member must have value less than or equal to 1"
-        return f"Value at 'inferenceConfig.temperature' failed to satisfy constraint: {rule}"
-    if limits.get("maxTokens", 1) < 1:
-        rule = "Member must have value greater than or equal to 1"
-        return f"Value at 'inferenceConfig.maxTokens' failed to satisfy constraint: {rule}"
-    return None
+def _are_blocks(blocks: list[dict[str, Any]]) -> bool:
+    """Texts, and points of a cache: each block has one of both, and not all are points."""
+    # Blocks are unions in the API's model, which a struct of optional fields does not say.
+    return any("text" in block for block in blocks) and all(len(block) == 1 for block in blocks)
 
 
 def _shape_problem(body: Any, model: str) -> str | None:
-    if "outputConfig" in body:
+    if (body.get("outputConfig") or {}).get("textFormat"):
         if _WITHOUT_SCHEMAS.search(model):
             return "This model doesn't support the outputConfig.textFormat field."
         try:
             schema = _schema(body)
         except ValueError:
             return "outputConfig.textFormat.structure.jsonSchema.schema is not valid JSON."
+        if (wrong := misfit(schema, SchemaNode)) is not None:
+            return f"outputConfig.textFormat: {wrong.place or 'schema'} is not a JSON schema's"
         problem = strict_problem(schema, ())
         return problem and f"outputConfig.textFormat: {problem}"
     if "toolConfig" in body and _WITHOUT_TOOLS.search(model):
         return "This model doesn't support tool use."
-    if "toolConfig" in body and not isinstance(body["toolConfig"].get("tools"), list):
-        return "toolConfig.tools must have at least one tool."
     return None
 
 

@@ -103,9 +103,13 @@ class Asked(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One request of a job, as the dialect read it; a refused one ends as an error of its own."""
+    """One request of a job, as the dialect read it; a refused one ends as an error of its own.
 
-    custom_id: str
+    Attributes:
+      custom_id: None where a client gave none, and the API doesn't ask for one.
+    """
+
+    custom_id: str | None
     asked: Asked | WireError
 
     def encode(self) -> bytes:
@@ -132,7 +136,7 @@ class LineResult(NamedTuple):
       asked: what was asked, its body left out.
     """
 
-    custom_id: str
+    custom_id: str | None
     reply_id: str
     answer: Answer | None
     error: WireError | None

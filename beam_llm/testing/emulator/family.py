@@ -11,7 +11,7 @@ import dataclasses
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import orjson
 from aiohttp import web
@@ -28,9 +28,6 @@ from beam_llm.testing.emulator.dialects import (
 from beam_llm.testing.emulator.wire import WireError, json_response, with_json
 from beam_llm.testing.emulator.work import CANCELLED, EXPIRED
 
-if TYPE_CHECKING:
-    pass
-
 UNDONE = (EXPIRED["code"], CANCELLED["code"])
 """Codes of lines that their job did not come to."""
 
@@ -45,6 +42,8 @@ class Family(openai.Wire):
       tiers: values of `service_tier` that are taken; None: any.
     """
 
+    # Each of them has fields of its own beside OpenAI's (Together's `model_id`, `priority`).
+    create_shape: ClassVar[type[openai.Create]] = openai.Create
     purposes: ClassVar[tuple[str, ...]] = ("batch",)
     tiers: ClassVar[tuple[str, ...] | None] = None
 
@@ -115,10 +114,7 @@ class Groq(Family):
         if isinstance(asked, WireError):
             return asked
         form = body.get("response_format") or {}
-        knows_schemas = re.match(
-            r"openai/gpt-oss|moonshotai/kimi-k2|meta-llama/llama-4", body["model"]
-        )
-        if form.get("type") == "json_schema" and not knows_schemas:
+        if form.get("type") == "json_schema" and not self.knows_schemas.match(body["model"]):
             message = "This model does not support response format `json_schema`."
             return WireError(400, message, param="response_format")
         return asked
@@ -176,8 +172,11 @@ class Together(Family):
         target = {"method": "POST", "url": "/v1/chat/completions"}
         with open(self.house.files.path(file_id), "rb") as lines, open(part, "wb") as file:
             for number, data in enumerate(lines, 1):
-                line = orjson.loads(data)
-                if not {"custom_id", "body"} <= set(line):
+                try:
+                    line = orjson.loads(data)
+                except orjson.JSONDecodeError:
+                    line = None
+                if not isinstance(line, dict) or not {"custom_id", "body"} <= set(line):
                     problem = "custom_id and body are required"
                     return [{"code": "invalid_request", "message": problem, "line": number}]
                 file.write(orjson.dumps({**line, **target}) + b"\n")

@@ -17,7 +17,7 @@ from aiohttp import web
 from beam_llm.testing.emulator.connection import before_work, send_lines
 from beam_llm.testing.emulator.dialects import Job, Line, LineResult, NewJob, Reply
 from beam_llm.testing.emulator.family import UNDONE, Family, iso
-from beam_llm.testing.emulator.wire import WireError, json_response, with_json
+from beam_llm.testing.emulator.wire import WireError, json_response, page_asked, with_json
 from beam_llm.testing.emulator.work import line_results
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ class Wire(Family):
     async def _new_dataset(self, request: web.BaseRequest) -> Reply:
         if (refused := await before_work(request, self.house.script.strike("upload"))) is not None:
             return refused
-        body = orjson.loads(await request.read())
+        body = _object_of(await request.read())
+        if body is None:
+            return WireError(400, "invalid JSON")
         if unknown := set(body) - {"datasetId", "dataset", "sourceDatasetId"}:
             return WireError(400, f"unknown field: {min(unknown)}")
         name = str(body.get("datasetId"))
@@ -163,7 +165,9 @@ class Wire(Family):
         return None
 
     async def _made_job(self, job_id: str, raw: bytes) -> NewJob | WireError:
-        body = orjson.loads(raw)
+        body = _object_of(raw)
+        if body is None or not isinstance(body.get("model"), str):
+            return WireError(400, "model is required")
         if unknown := set(body) - {
             *("displayName", "model", "inputDatasetId", "outputDatasetId"),
             *("inferenceParameters", "precision", "continuedFromJobName"),
@@ -173,24 +177,33 @@ class Wire(Family):
             return WireError(400, f"invalid job id {job_id!r}")
         if self.house.batches.known(self, job_id) is not None:
             return WireError(409, f"batch inference job {job_id!r} already exists")
-        file_id = self._datasets.get(str(body["inputDatasetId"]).rpartition("/")[2])
+        dataset = str(body.get("inputDatasetId"))
+        file_id = self._datasets.get(dataset.rpartition("/")[2])
         if file_id is None or self.house.files.get(file_id) is None:
-            return WireError(404, f"dataset {body['inputDatasetId']!r} not found")
+            return WireError(404, f"dataset {dataset!r} not found")
         part = self.house.batches.part_path(job_id)
-        await asyncio.to_thread(self._write, file_id, part, body["model"])
+        problem = await asyncio.to_thread(self._write, file_id, part, body["model"])
+        if problem is not None:
+            return problem
         own = {name: body.get(name) for name in ("displayName", "model", "inputDatasetId")}
         return NewJob(job_id, part, own=own)
 
-    def _write(self, file_id: str, part: Path, model: str) -> None:
+    def _write(self, file_id: str, part: Path, model: str) -> WireError | None:
+        """Writes a dataset's lines as a job's; returns what is wrong with the first bad one."""
         with open(self.house.files.path(file_id), "rb") as lines, open(part, "wb") as file:
-            for line in map(orjson.loads, lines):
+            for number, data in enumerate(lines, 1):
+                line = _object_of(data) or {}
+                if type(line.get("custom_id")) is not str or type(line.get("body")) is not dict:
+                    return WireError(400, f"line {number}: custom_id and body are required")
                 asked = self._asked({**line["body"], "model": model}, None)
                 file.write(Line(line["custom_id"], asked).encode())
+        return None
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
-        size = min(int(request.query.get("pageSize", "50")), 200, self.house.options.list_page)
-        start = int(request.query.get("pageToken") or "0")
-        end = start + size
+        asked = page_asked(request.query, "pageSize", 50, "pageToken", 200)
+        if asked is None:
+            return WireError(400, "invalid page size or page token")
+        start, end = asked.start, asked.start + min(asked.size, self.house.options.list_page)
         return json_response(
             {
                 "batchInferenceJobs": [self.job(job) for job in visible[start:end]],
@@ -218,3 +231,11 @@ class Wire(Family):
                 "failedRequests": counts["failed"],
             },
         }
+
+
+def _object_of(data: bytes) -> dict[str, Any] | None:
+    try:
+        found = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None

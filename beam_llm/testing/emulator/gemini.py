@@ -10,10 +10,12 @@ import asyncio
 import re
 import uuid
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import orjson
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from beam_llm.testing.emulator import generate_content
 from beam_llm.testing.emulator.chat import Answer
@@ -28,7 +30,8 @@ from beam_llm.testing.emulator.dialects import (
 )
 from beam_llm.testing.emulator.gemini_files import GeminiFiles, no_file
 from beam_llm.testing.emulator.generate_content import precondition, rfc3339
-from beam_llm.testing.emulator.wire import WireError, json_response
+from beam_llm.testing.emulator.shapes import misfit
+from beam_llm.testing.emulator.wire import WireError, json_response, page_asked
 
 MOST_INLINE_BYTES = 20_971_520
 _STATES = {
@@ -42,6 +45,26 @@ _KIND = "type.googleapis.com/google.ai.generativelanguage.v1main.GenerateContent
 _INPUT = "* BatchGenerateContentRequest.batch.input_config"
 _MODEL = re.compile(r"/v1beta/models/([^/:]+):(generateContent|batchGenerateContent)")
 _BATCH = re.compile(r"/v1beta/batches/([^/:]+)(:cancel)?")
+
+
+class _Requests(msgspec.Struct, forbid_unknown_fields=True):
+    requests: Annotated[list[Any], msgspec.Meta(min_length=1)]
+
+
+class _Input(msgspec.Struct):
+    requests: _Requests | UnsetType = UNSET
+    fileName: str | UnsetType = UNSET
+
+
+class _Batch(msgspec.Struct):
+    inputConfig: _Input
+    displayName: str | None = None
+
+
+class _Create(msgspec.Struct):
+    """Source: Gemini API reference (BatchGenerateContentRequest), read 2026-11."""
+
+    batch: _Batch
 
 
 class Wire(Dialect):
@@ -151,8 +174,10 @@ class Wire(Dialect):
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
         options = self.house.options
-        start = int(request.query.get("pageToken") or 0)
-        most = min(int(request.query.get("pageSize") or 50), options.list_page)
+        asked = page_asked(request.query, "pageSize", 50, "pageToken", 1_000)
+        if asked is None:
+            return WireError(400, "Request contains an invalid argument.")
+        start, most = asked.start, min(asked.size, options.list_page)
         shown: list[Any] = [self.job(job) for job in visible[start : start + most]]
         is_last = start + most >= len(visible)
         if not options.list_ends and not shown:
@@ -264,12 +289,11 @@ def _batch_of(raw: bytes) -> tuple[dict[str, Any], WireError | None]:
                 said = f'Unknown name "{name}"{place}: Cannot find field.'
                 return {}, WireError(400, f"Invalid JSON payload received. {said}")
         found = found.get("batch" if not where else "inputConfig", {})
-    source = body["batch"].get("inputConfig", {})
-    inline = source.get("requests")
-    if ("fileName" in source) == (inline is not None):
+    if (wrong := misfit(body, _Create)) is not None:
+        return {}, WireError(400, generate_content.misfit_said(wrong, ""))
+    source = body["batch"]["inputConfig"]
+    if len(source.keys() & {"fileName", "requests"}) != 1:
         return {}, WireError(400, f"{_INPUT}: one of requests and file_name is required.")
-    if inline is not None and not inline.get("requests"):
-        return {}, WireError(400, f"{_INPUT}.requests: must not be empty.")
     return body["batch"], None
 
 
@@ -277,7 +301,10 @@ def _as_entry(request: Any) -> Any:
     """An inline request as a line of a file; what a client gave no key has its own."""
     if not isinstance(request, dict) or not set(request) <= {"request", "metadata"}:
         return None
-    key = (request.get("metadata") or {}).get("key") or f"unnamed-{uuid.uuid4().hex}"
+    metadata = request.get("metadata") or {}
+    if misfit(metadata, dict[str, str]) is not None:
+        return None
+    key = metadata.get("key") or f"unnamed-{uuid.uuid4().hex}"
     return {"key": key, "request": request.get("request")}
 
 

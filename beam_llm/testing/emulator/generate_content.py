@@ -11,12 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from beam_llm.testing.emulator.chat import Answer, Chat
 from beam_llm.testing.emulator.dialects import Asked, Reply
+from beam_llm.testing.emulator.shapes import Misfit, SchemaNode, Share, misfit
 from beam_llm.testing.emulator.wire import WireError, json_response
 
 _REQUEST = frozenset(
@@ -32,6 +35,9 @@ _PART = frozenset(
         *("thoughtSignature", "executableCode", "codeExecutionResult", "videoMetadata"),
     )
 )
+_DATA = _PART - {"thought", "thoughtSignature", "videoMetadata"}
+"""Of a part, the fields of which it must have one."""
+
 _CONFIG = frozenset(
     (
         *("temperature", "topP", "topK", "candidateCount", "maxOutputTokens", "stopSequences"),
@@ -67,6 +73,62 @@ RPC_CODES = {400: 3, 403: 7, 404: 5, 429: 8, 500: 13, 503: 14, 504: 4}
 """HTTP's number → google.rpc's, for the errors of lines."""
 
 _TYPE = "type.googleapis.com/google.rpc."
+
+
+_Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
+
+
+class _Part(msgspec.Struct):
+    text: str | UnsetType = UNSET
+    thought: bool | None = None
+
+
+class _Config(msgspec.Struct):
+    """Types and bounds. Source: Gemini API reference (GenerationConfig), read 2026-11."""
+
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    topP: Share | None = None
+    topK: _Int32 | None = None
+    candidateCount: Annotated[int, msgspec.Meta(ge=1, le=8)] | None = None
+    maxOutputTokens: Annotated[int, msgspec.Meta(ge=1, lt=2**31)] | None = None
+    seed: _Int32 | None = None
+    stopSequences: Annotated[list[str], msgspec.Meta(max_length=5)] | None = None
+    responseMimeType: Literal["text/plain", "application/json", "text/x.enum"] | None = None
+    responseSchema: dict[str, Any] | None = None
+    responseJsonSchema: SchemaNode | None = None
+    thinkingConfig: dict[str, Any] | None = None
+
+
+class _OpenApiNode(msgspec.Struct):
+    """One level of a schema; its parts are looked at one by one."""
+
+    type: str | UnsetType = UNSET
+    enum: list[str] | UnsetType = UNSET
+    required: list[str] | UnsetType = UNSET
+    properties: dict[str, Any] | UnsetType = UNSET
+    anyOf: list[Any] | UnsetType = UNSET
+    nullable: bool | UnsetType = UNSET
+
+
+_OPEN_API_TYPES = frozenset(
+    ("TYPE_UNSPECIFIED", "STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT", "NULL")
+)
+_PROTO_TYPES = {
+    "str": "TYPE_STRING",
+    "int": "TYPE_INT32",
+    "float": "TYPE_FLOAT",
+    "bool": "TYPE_BOOL",
+}
+
+
+def misfit_said(wrong: Misfit, where: str) -> str:
+    """The misfit in the words of Google's front end, which knows fields by their proto names."""
+    place = re.sub(r"[A-Z]", lambda letter: f"_{letter[0].lower()}", wrong.place)
+    place = f"{where}.{place}".strip(".")
+    if wrong.rule == "bound":
+        return f"* GenerateContentRequest.{place}: must be {wrong.expected}\n"
+    kind = _PROTO_TYPES.get(wrong.expected, "TYPE_MESSAGE")
+    return f"Invalid value at '{place}' ({kind if wrong.rule == 'type' else 'TYPE_ENUM'})"
 
 
 def asked(body: Any, model: str, chat: Chat) -> Asked | WireError:
@@ -158,14 +220,26 @@ def _content_problem(content: Any, where: str) -> str | None:
     parts = content.get("parts")
     if not isinstance(parts, list) or not parts:
         return f"* GenerateContentRequest.{where}.parts: contents.parts must not be empty.\n"
-    found = (_camel(part, f"{where}.parts[{place}]", _PART)[1] for place, part in enumerate(parts))
+    found = (_part_problem(part, f"{where}.parts[{place}]") for place, part in enumerate(parts))
     return next(filter(None, found), None)
 
 
+def _part_problem(part: Any, where: str) -> str | None:
+    part, problem = _camel(part, where, _PART)
+    if problem is not None:
+        return problem
+    if (wrong := misfit(part, _Part)) is not None:
+        return misfit_said(wrong, where)
+    if not part.keys() & _DATA or part.get("text") == "":
+        # An empty text counts as none: proto3 doesn't tell it from a field that isn't there.
+        missing = "required oneof field 'data' must have one initialized field"
+        return f"* GenerateContentRequest.{where}.data: {missing}\n"
+    return None
+
+
 def _config_problem(config: dict[str, Any]) -> str | None:
-    temperature = config.get("temperature")
-    if temperature is not None and not 0 <= temperature <= 2:
-        return f"* GenerateContentRequest.generation_config.temperature: {temperature} is above 2"
+    if (wrong := misfit(config, _Config)) is not None:
+        return misfit_said(wrong, "generation_config")
     shapes = [name for name in ("responseSchema", "responseJsonSchema") if name in config]
     if len(shapes) > 1:
         return "response_schema and response_json_schema can't both be set"
@@ -182,6 +256,10 @@ def _open_api_problem(schema: Any, where: str) -> str | None:
     schema, problem = _camel(schema, where, _SCHEMA)
     if problem is not None:
         return problem
+    if (wrong := misfit(schema, _OpenApiNode)) is not None:
+        return misfit_said(wrong, where)
+    if str(schema.get("type", "STRING")).upper() not in _OPEN_API_TYPES:
+        return f"Invalid value at '{where}.type' (TYPE_ENUM), \"{schema['type']}\""
     inner = [(f"{where}.items", schema["items"])] if "items" in schema else []
     for place, (name, part) in enumerate(schema.get("properties", {}).items()):
         inner.append((f"{where}.properties[{place}].value ({name})", part))

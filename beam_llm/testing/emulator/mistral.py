@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import orjson
 from aiohttp import web
 
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.connection import before_work, send_lines
 from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, Line, LineResult, NewJob, Reply
+from beam_llm.testing.emulator.shapes import Misfit, Share, Whole, by_pydantic, misfit
 from beam_llm.testing.emulator.wire import WireError, json_response, unknown_model, with_json
 from beam_llm.testing.emulator.work import CANCELLED, EXPIRED, line_results
 
@@ -36,6 +38,43 @@ _JOB_FIELDS = frozenset(
         "endpoint", "input_files", "requests", "model", "agent_id", "metadata", "timeout_hours",
     )
 )  # fmt: skip
+
+
+class _Message(msgspec.Struct):
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | list[dict[str, Any]] | None = None
+
+
+class _Body(msgspec.Struct):
+    """Types and bounds. Source: SDK mistralai 3.7.0 (ChatCompletionRequest)."""
+
+    model: str
+    messages: list[_Message]
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=1.5)] | None = None
+    top_p: Share | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    random_seed: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    stop: str | list[str] | None = None
+    n: Whole | None = None
+    metadata: dict[str, Any] | None = None
+    safe_prompt: bool | None = None
+
+
+class _Create(msgspec.Struct):
+    endpoint: Literal["/v1/chat/completions"]
+    model: str
+    input_files: list[str] | None = None
+    metadata: dict[str, str] | None = None
+    timeout_hours: Annotated[int, msgspec.Meta(ge=1, le=168)] = 24
+
+
+class _Entry(msgspec.Struct):
+    """A line of an input. An id may be left out, and is null in the results then."""
+
+    body: dict[str, Any]
+    custom_id: str | None = None
+
+
 _WORDS = {
     "validating": "QUEUED",
     "in_progress": "RUNNING",
@@ -144,7 +183,23 @@ class Wire(Dialect):
         meta = self.house.files.get(file_id) if file_id else None
         if tail == "content" and meta is not None and meta["purpose"] == "batch_output":
             return await self._results(request, file_id)
-        return with_json(await self.house.files.handle(request, path), _file)
+        reply = await self.house.files.handle(request, path)
+        if request.method == "POST" and isinstance(reply, web.Response) and reply.status == 200:
+            uploaded = orjson.loads(reply.body)["id"]  # type: ignore[arg-type]
+            if (problem := await asyncio.to_thread(self._refused_upload, uploaded)) is not None:
+                return problem
+        return with_json(reply, _file)
+
+    def _refused_upload(self, file_id: str) -> WireError | None:
+        """Why a file is not taken: lines are looked at here, not when a job is made of them."""
+        with open(self.house.files.path(file_id), "rb") as file:
+            for number, line in enumerate(file):
+                try:
+                    msgspec.json.decode(line, type=_Entry)
+                except msgspec.MsgspecError as error:
+                    self.house.files.remove(file_id)
+                    return _wrong(("body", str(number)), f"Invalid line: {error}")
+        return None
 
     async def _results(self, request: web.BaseRequest, file_id: str) -> Reply:
         faults = self.house.script.strike("content")
@@ -197,13 +252,8 @@ class Wire(Dialect):
         for name in body:
             if name not in _JOB_FIELDS:
                 return _wrong(("body", name), "Extra inputs are not permitted")
-        if body.get("endpoint") != "/v1/chat/completions":
-            return _wrong(("body", "endpoint"), "Input should be '/v1/chat/completions'")
-        if not isinstance(body.get("model"), str):
-            return _wrong(("body", "model"), "Field required")
-        hours = body.get("timeout_hours", 24)
-        if not isinstance(hours, int) or not 1 <= hours <= 168:
-            return _wrong(("body", "timeout_hours"), "Input should be between 1 and 168")
+        if (wrong := misfit(body, _Create)) is not None:
+            return _misfit_error(wrong)
         for file_id in body.get("input_files") or [""]:
             meta = self.house.files.get(file_id)
             if meta is None or meta["purpose"] != "batch":
@@ -216,7 +266,7 @@ class Wire(Dialect):
         with open(part, "wb") as file:
             for line in self._lines(body["input_files"]):
                 asked = self._asked({**line["body"], "model": body["model"]})
-                file.write(Line(line["custom_id"], asked).encode())
+                file.write(Line(line.get("custom_id"), asked).encode())
         own = {
             "endpoint": body["endpoint"],
             "model": body["model"],
@@ -312,7 +362,9 @@ def _problem(body: Any) -> WireError | None:
     for name in body:
         if name not in _FIELDS:
             return _wrong(("body", name), "Extra inputs are not permitted")
-    temperature = body.get("temperature")
-    if temperature is not None and not 0 <= temperature <= 1.5:
-        return _wrong(("body", "temperature"), "Input should be less than or equal to 1.5")
-    return None
+    wrong = misfit(body, _Body)
+    return None if wrong is None else _misfit_error(wrong)
+
+
+def _misfit_error(wrong: Misfit) -> WireError:
+    return _wrong(("body", *filter(None, wrong.dotted.split("."))), by_pydantic(wrong))

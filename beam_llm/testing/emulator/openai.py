@@ -6,14 +6,16 @@ import itertools
 import time
 import uuid
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import msgspec
 import orjson
 from aiohttp import web
 
-from beam_llm.testing.emulator.chat import Answer
+from beam_llm.testing.emulator.chat import Answer, misfit_error
 from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, NewJob, Reply
 from beam_llm.testing.emulator.files import page
+from beam_llm.testing.emulator.shapes import misfit
 from beam_llm.testing.emulator.wire import WireError, json_response, unknown_model
 from beam_llm.testing.emulator.work import bare
 
@@ -47,6 +49,26 @@ _SNAPSHOTS = {
 _MOST_PAIRS, _MOST_KEY, _MOST_VALUE = 16, 64, 512
 
 
+class _ExpiresAfter(msgspec.Struct, forbid_unknown_fields=True):
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, msgspec.Meta(ge=3_600, le=2_592_000)]
+
+
+class Create(msgspec.Struct):
+    """What a create of a batch has to have. Source: SDK openai 3.57 (BatchCreateParams)."""
+
+    input_file_id: str
+    endpoint: str
+    completion_window: str
+    output_expires_after: _ExpiresAfter | None = None
+
+
+class _OwnCreate(Create, forbid_unknown_fields=True):
+    """And nothing else, at OpenAI and Azure themselves."""
+
+    metadata: Any = None
+
+
 class Wire(Dialect):
     """The first dialect: its routes are at the emulator's root as well, and it answers for every
     path that no other has.
@@ -54,7 +76,10 @@ class Wire(Dialect):
     Attributes:
       fields: of a chat request; None: any are taken, for many servers have some of their own.
       unknown_field: the sentence that refuses another one.
+      create_shape: of the body that creates a batch.
     """
+
+    create_shape: ClassVar[type[Create]] = _OwnCreate
 
     fields: ClassVar[frozenset[str] | None] = None
     unknown_field: ClassVar[str] = "Unknown parameter: '{}'."
@@ -163,14 +188,8 @@ class Wire(Dialect):
     def _check_create(self, body: Any) -> WireError | None:
         if not isinstance(body, dict):
             return WireError(400, "We could not parse the JSON body of your request.")
-        for name in ("input_file_id", "endpoint", "completion_window"):
-            if not isinstance(body.get(name), str):
-                return WireError(
-                    400,
-                    f"Missing required parameter: '{name}'.",
-                    code="missing_required_parameter",
-                    param=name,
-                )
+        if (wrong := misfit(body, self.create_shape)) is not None:
+            return misfit_error(wrong)
         if bare(body["endpoint"]) != "/chat/completions":
             return WireError(
                 400,

@@ -9,13 +9,22 @@ import asyncio
 import uuid
 from typing import Any
 
+import msgspec
 import orjson
 from aiohttp import web
 
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.dialects import Asked, Job, Line, LineResult, NewJob, Reply
 from beam_llm.testing.emulator.family import OVER, UNDONE, Family
+from beam_llm.testing.emulator.shapes import misfit
 from beam_llm.testing.emulator.wire import WireError, json_response, with_json
+
+
+class _Entry(msgspec.Struct, forbid_unknown_fields=True):
+    custom_id: str
+    body: dict[str, Any]
+    method: str | None = None
+    url: str | None = None
 
 
 class Wire(Family):
@@ -105,8 +114,12 @@ class Wire(Family):
         most = min(self.most_requests, self.house.options.max_batch_requests)
         if not 1 <= len(body["requests"]) <= most:
             return f"requests: between 1 and {most} are allowed"
-        ids = [entry.get("custom_id") for entry in body["requests"]]
-        if len(set(ids)) < len(ids) or not all(isinstance(one, str) and one for one in ids):
+        if not (isinstance(body["endpoint"], str) and isinstance(body["model"], str)):
+            return "endpoint and model: expected strings"
+        if (wrong := misfit(body["requests"], list[_Entry])) is not None:
+            return f"requests{wrong.place}: {wrong.rule} {wrong.expected}".rstrip()
+        ids = [entry["custom_id"] for entry in body["requests"]]
+        if len(set(ids)) < len(ids) or not all(ids):
             return "requests: every custom_id must be a string of its own"
         if any(
             entry["body"].get("model", body["model"]) != body["model"] for entry in body["requests"]

@@ -30,7 +30,8 @@ from beam_llm.testing.emulator.dialects import (
     Reply,
 )
 from beam_llm.testing.emulator.generate_content import precondition, rfc3339
-from beam_llm.testing.emulator.wire import WireError, json_response
+from beam_llm.testing.emulator.shapes import misfit
+from beam_llm.testing.emulator.wire import WireError, json_response, page_asked
 
 _STATES = {
     "validating": "PENDING",
@@ -87,9 +88,11 @@ class Wire(Dialect):
         if isinstance(body, dict) and {"serviceTier", "service_tier", "store"} & set(body):
             said = 'Unknown name "serviceTier": Cannot find field.'
             return WireError(400, f"Invalid JSON payload received. {said}")
-        labels = body.get("labels") if isinstance(body, dict) else None
-        for name, value in labels.items() if isinstance(labels, dict) else ():
-            if not _LABEL.fullmatch(name) or not _LABEL.fullmatch(str(value)):
+        labels = body.get("labels", {}) if isinstance(body, dict) else {}
+        if (wrong := misfit(labels, dict[str, str])) is not None:
+            return WireError(400, generate_content.misfit_said(wrong, "labels"))
+        for name, value in labels.items():
+            if not _LABEL.fullmatch(name) or not _LABEL.fullmatch(value):
                 return WireError(400, f"Label {name!r}: {value!r} is not a valid label.")
         return generate_content.asked(body, model, self.house.chat)
 
@@ -191,8 +194,10 @@ class Wire(Dialect):
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
         options = self.house.options
-        start = int(request.query.get("pageToken") or 0)
-        end = start + min(int(request.query.get("pageSize") or 50), options.list_page)
+        asked = page_asked(request.query, "pageSize", 50, "pageToken", 1_000)
+        if asked is None:
+            return WireError(400, "Request contains an invalid argument.")
+        start, end = asked.start, asked.start + min(asked.size, options.list_page)
         shown = [self.job(job) for job in visible[start:end]]
         page: dict[str, Any] = {"batchPredictionJobs": shown} if shown else {}
         if end < len(visible) or not options.list_ends:

@@ -50,6 +50,28 @@ def json_response(
     return web.Response(body=orjson.dumps(data), status=status, headers=headers, content_type=JSON)
 
 
+class PageAsked(NamedTuple):
+    """Which part of a list a client wants."""
+
+    start: int
+    size: int
+
+
+def page_asked(
+    query: Mapping[str, str], size: str, usual: int, token: str, most: int
+) -> PageAsked | None:
+    """The page that a query asks for, in APIs whose tokens are opaque; None where it can't be read.
+
+    Args:
+      size, token: the parameters' names; `usual`, `most`: sizes.
+    """
+    wanted, start = query.get(size) or str(usual), query.get(token) or "0"
+    # Digits in ASCII: a token is one of ours, or it is refused.
+    if not (wanted.isascii() and wanted.isdecimal() and start.isascii() and start.isdecimal()):
+        return None
+    return PageAsked(int(start), min(int(wanted), most)) if int(wanted) > 0 else None
+
+
 T = TypeVar("T")
 
 

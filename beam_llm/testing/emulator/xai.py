@@ -17,7 +17,7 @@ from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.connection import before_work
 from beam_llm.testing.emulator.dialects import Asked, Job, NewJob, Reply
 from beam_llm.testing.emulator.family import OVER, Family, iso
-from beam_llm.testing.emulator.wire import WireError, json_response, with_json
+from beam_llm.testing.emulator.wire import WireError, json_response, page_asked, with_json
 
 
 class Wire(Family):
@@ -87,8 +87,10 @@ class Wire(Family):
         self, request: web.BaseRequest, name: str, items: list[Any], show: Callable[[Any], Any]
     ) -> Reply:
         options, query = self.house.options, request.query
-        start = int(query.get("pagination_token", "0"))
-        end = start + min(int(query.get("limit", "100")), options.list_page)
+        asked = page_asked(query, "limit", 100, "pagination_token", 1_000)
+        if asked is None:
+            return WireError(400, "Invalid limit or pagination_token.")
+        start, end = asked.start, asked.start + min(asked.size, options.list_page)
         more = end < len(items) or not options.list_ends
         token = str(end) if more else None
         return json_response({name: list(map(show, items[start:end])), "pagination_token": token})
