@@ -35,6 +35,12 @@ class Remedy(enum.Enum):
     ABORT = "abort"
 
 
+USER_CODE_ERRORS = (Exception, SystemExit, GeneratorExit)
+"""What a user's own code (a validator, a parser, an element's attribute) may raise about a record.
+Also what ends programs elsewhere: `sys.exit()` in a validator is not the user who wants to stop.
+"""
+
+
 class Kind:
     """Every value `error.kind` can have; a closed set.
 

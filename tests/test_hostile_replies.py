@@ -36,6 +36,14 @@ class Trip(pydantic.BaseModel):
     days: int | None = None
 
 
+class Alone(pydantic.BaseModel):
+    days: int
+
+
+class Other(pydantic.BaseModel):
+    name: str
+
+
 class Tagged(pydantic.BaseModel):
     index: int
     name: str
@@ -246,6 +254,28 @@ def test_the_answer_beside_one_that_is_too_deep_is_read_and_the_other_named():
         )
 
 
+@pytest.mark.parametrize(
+    "output", [Alone | None, Alone | Other, str | Alone, Literal["none"] | Alone]
+)
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ('{"1": {"days": 3}, "2": {"days": 3}}', 2),
+        (
+            '{"answers": [{"index": 1, "value": {"days": 3}}, {"index": 2, "value": {"days": 3}}]}',
+            2,
+        ),
+        ('{"value": {"days": 3}}', 1),
+        ('{"days": 3}', 1),
+        ('Sure: {"days": 3}', 1),
+    ],
+    ids=["keyed", "array", "alone", "bare", "wrapped"],
+)
+def test_an_object_of_one_field_beside_other_types_is_the_answer_itself(output, text, count):
+    assert set(read(text, count, output).values) == set(range(1, count + 1))
+    assert all(value == Alone(days=3) for value in read(text, count, output).values.values())
+
+
 def test_what_a_users_parser_gives_may_be_endless():
     loop: list[Any] = []
     loop.append(loop)
@@ -264,10 +294,12 @@ class Strict(pydantic.BaseModel):
     def shortened(cls, mark: str) -> str:
         if mark == "loop":
             raise RecursionError
+        if mark == "exit":
+            raise SystemExit(1)
         return {"good": "+", "bad": "-"}[mark]
 
 
-@pytest.mark.parametrize("mark", ["unknown", "loop"])
+@pytest.mark.parametrize("mark", ["unknown", "loop", "exit"])
 @pytest.mark.parametrize("response_format", FORMATS)
 def test_a_validator_that_raises_whatever_it_likes_fails_its_own_record(mark, response_format):
     task = task_of(Strict, response_format)

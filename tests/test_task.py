@@ -842,13 +842,14 @@ def test_a_users_parser_reads_replies_of_every_size(parser):
     )
 
 
-def test_an_error_in_a_users_parser_leaves_the_reply_unread():
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_an_error_in_a_users_parser_leaves_the_reply_unread(error):
     def broken(text, count):
-        raise RuntimeError(text)
+        raise error(text)
 
     reading = task_of(response_format=broken).read(2, stop("SECRET"))
     assert reading.reply_failure.kind == Kind.UNREADABLE
-    assert "RuntimeError" in reading.reply_failure.message
+    assert error.__name__ in reading.reply_failure.message
     assert "SECRET" not in reading.reply_failure.message
 
 

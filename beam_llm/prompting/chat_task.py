@@ -360,7 +360,8 @@ def _shape(settings: Settings, output: Output) -> Shape:
         is_flat = is_flat and all(
             re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII) for name in output.properties
         )
-    return Shape(index_field, value_field, output.properties if is_flat else (), output.is_object)
+    fields = output.properties if is_flat else ()
+    return Shape(index_field, value_field, fields, output.may_be_object)
 
 
 def _batchless_tokens(template: BatchTemplate | None) -> int:

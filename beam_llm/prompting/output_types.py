@@ -18,7 +18,7 @@ import orjson
 
 from beam_llm.prompting.readers.doubles import DOUBLED, contradicts_itself
 from beam_llm.prompting.schema_checker import SchemaChecker
-from beam_llm.prompting.schemas import every_field_asked_for
+from beam_llm.prompting.schemas import every_field_asked_for, may_be_object
 from beam_llm.prompting.type_checker import TypeChecker
 from beam_llm.values import Schema
 
@@ -38,6 +38,7 @@ class Output:
         a `$ref`.
       is_text: output is `str`, so that a single record needs no schema.
       is_object: an answer is a JSON object.
+      may_be_object: an answer is one, or may be one beside other things: `Review | None`.
       properties: names of the fields of an object answer that is closed; empty for all else.
       python_type: what `validate` gives; for Beam's row types.
 
@@ -60,6 +61,7 @@ class Output:
         )
         self.is_text = declared is str
         self.is_object = self.schema.get("type") == "object"
+        self.may_be_object = may_be_object(self.schema)
         closed = self.is_object and not self.schema.get("additionalProperties")
         self.properties: tuple[str, ...] = (
             tuple(self.schema.get("properties", ())) if closed else ()

@@ -251,7 +251,7 @@ class ReplyReader:
             and type(value) is dict
             and value.keys() == {self._shape.value_field}
         )
-        if type(value) is not dict or self._output.is_object or is_wrapped:
+        if type(value) is not dict or self._output.may_be_object or is_wrapped:
             answer = value[self._shape.value_field] if is_wrapped else value
             try:
                 return self._output.validate(answer), answer

@@ -219,3 +219,25 @@ def every_field_asked_for(schema: Any) -> Any:
         return schema
     asked = {word: part for word, part in schema.items() if word not in ("title", "default")}
     return {**asked, "required": list(asked["properties"])} if "properties" in asked else asked
+
+
+def may_be_object(schema: Schema) -> bool:
+    """Whether a value of the schema may be a JSON object; also where that is not certain."""
+    return _may_be_object(schema, schema, 8)
+
+
+def _may_be_object(schema: Any, root: Schema, steps: int) -> bool:
+    if not isinstance(schema, dict) or not steps:
+        return schema is not False
+    if "$ref" in schema and not _may_be_object(resolved(root, schema["$ref"]), root, steps - 1):
+        return False
+    for word in ("anyOf", "oneOf"):
+        if word in schema and not any(
+            _may_be_object(branch, root, steps - 1) for branch in schema[word]
+        ):
+            return False
+    types = schema.get("type", "object")
+    values = schema.get("enum", [schema["const"]] if "const" in schema else [{}])
+    return ("object" in types if isinstance(types, list) else types == "object") and any(
+        isinstance(value, dict) for value in values
+    )

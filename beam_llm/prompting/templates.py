@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2 import nodes
 
-from beam_llm.errors import PromptError, UsageError
+from beam_llm.errors import USER_CODE_ERRORS, PromptError, UsageError
 from beam_llm.prompting.sandbox import BoundedEnvironment, bounded
 from beam_llm.prompting.text import NotAValue, clean, plain, show
 
@@ -231,7 +231,7 @@ class PromptTemplate:
             if self._is_simple:
                 return tuple([clean(part.expression.render(variables)) for part in self._parts])
             return (clean(bounded(self._whole.generate, variables)),)
-        except Exception as error:
+        except USER_CODE_ERRORS as error:
             # A template runs the element's own methods, which may raise anything.
             _refuse(error, fields)
 
@@ -270,7 +270,7 @@ def _dotted(owner: nodes.Node, name: str) -> str:
     )
 
 
-def _refuse(error: Exception, fields: Mapping[str, Any]) -> NoReturn:
+def _refuse(error: BaseException, fields: Mapping[str, Any]) -> NoReturn:
     """Turns what a template raised into the element's own error, without the element's texts."""
     if isinstance(error, KeyError) and error.args and error.args[0] not in fields:
         raise PromptError(_missing(str(error.args[0]), fields)) from None
@@ -380,5 +380,5 @@ class BatchTemplate:
         """
         try:
             return clean(bounded(self._template.generate, records=views, reply_format=reply_format))
-        except Exception as error:  # see PromptTemplate.inputs
+        except USER_CODE_ERRORS as error:  # see PromptTemplate.inputs
             _refuse(error, views[0].as_dict() if views else {})

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import pydantic
 
+from beam_llm.errors import USER_CODE_ERRORS
 from beam_llm.prompting.answer_rules import (
     MOST_INTEGER,
     TOO_DEEP,
@@ -73,7 +74,7 @@ class TypeChecker:
             value = self._validate(raw)
             if self._has_numbers and not looks_usable:
                 self._refuse_odd_numbers(value, raw)
-        except Exception as error:
+        except USER_CODE_ERRORS as error:
             # A user's own validator may raise anything: it is this record's trouble alone.
             raise self._reason(error) from None
         return value
@@ -84,7 +85,7 @@ class TypeChecker:
         if _holds_boolean(raw) and fit(raw, self.schema, self.schema) is Fit.BOOLEAN_AS_NUMBER:
             raise _Odd(_NO_NUMBER)
 
-    def _reason(self, error: Exception) -> ValueError:
+    def _reason(self, error: BaseException) -> ValueError:
         """In short, and without the value that was wrong, which a foreign error's text may hold."""
         if isinstance(error, pydantic.ValidationError):
             return ValueError(_reason(error, self._names))
@@ -110,7 +111,7 @@ class TypeChecker:
             return value
         try:
             return self._dump(value)
-        except Exception as error:  # a serializer of the user's class, too
+        except USER_CODE_ERRORS as error:  # a serializer of the user's class, too
             raise ValueError(f"it can't be written as JSON: {_failed(error)}") from None
 
     def load(self, data: Any) -> Any:
@@ -118,7 +119,7 @@ class TypeChecker:
             return data
         try:
             return self._validate(data)
-        except Exception as error:  # as in `validate`
+        except USER_CODE_ERRORS as error:  # as in `validate`
             raise self._reason(error) from None
 
 
@@ -129,7 +130,7 @@ class _Odd(ValueError):
 _NO_NUMBER = "a boolean is not a number"
 
 
-def _failed(error: Exception) -> str:
+def _failed(error: BaseException) -> str:
     """The kind of the error only: its text may hold the answer."""
     return (
         TOO_DEEP

@@ -11,7 +11,7 @@ import apache_beam as beam
 import pydantic
 from apache_beam.typehints import typehints
 
-from beam_llm.errors import Failure, Kind
+from beam_llm.errors import USER_CODE_ERRORS, Failure, Kind
 from beam_llm.transforms.beam_internals import row_fields
 
 _NO_FIELDS: Mapping[str, Any] = {}
@@ -38,7 +38,7 @@ def readable_fields(value: Any) -> Mapping[str, Any] | Failure:
     """`fields_of`, or why a class of the user's doesn't give them."""
     try:
         return fields_of(value)
-    except Exception as error:  # whatever a user's class does in its attributes
+    except USER_CODE_ERRORS as error:  # whatever a user's class does in its attributes
         return Failure(
             Kind.PROMPT,
             f"the fields of this {type(value).__name__} can't be read: {type(error).__name__}",

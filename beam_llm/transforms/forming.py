@@ -11,7 +11,7 @@ from apache_beam import pvalue
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions, WindowedValue
 
 from beam_llm.config import Settings
-from beam_llm.errors import Failure, Kind, PromptError
+from beam_llm.errors import USER_CODE_ERRORS, Failure, Kind, PromptError
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Batcher, Caps, prompt_caps
 from beam_llm.prompting.chat_task import ChatTask
 from beam_llm.prompting.tokens import SampledTokens, estimate_tokens, rough_tokens
@@ -103,7 +103,7 @@ class RecordReader:
                 return self._limits.too_large_failure(record)
         except PromptError as error:
             return Failure(Kind.PROMPT, str(error))
-        except Exception as error:  # as above: of a Mapping of the user's own, say
+        except USER_CODE_ERRORS as error:  # as above: of a Mapping of the user's own, say
             return Failure(
                 Kind.PROMPT,
                 f"this {type(value).__name__} can't be put into the prompt: {type(error).__name__}",

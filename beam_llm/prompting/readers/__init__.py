@@ -51,7 +51,8 @@ class Shape(NamedTuple):
       value_field: field that holds the answer, where it isn't flat.
       fields: names of the fields of a flat answer, which stand beside the index; empty where there
         is a value field.
-      is_object: an answer is an object, so that under a key of its own it needs nothing around it.
+      is_object: an answer is an object, or may be one, so that under a key of its own it has
+        nothing around it.
     """
 
     index_field: str = "index"

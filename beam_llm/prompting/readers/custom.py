@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from beam_llm.errors import USER_CODE_ERRORS
 from beam_llm.prompting.readers import Found, Parser
 from beam_llm.prompting.readers.depth import shallow
 
@@ -19,6 +20,6 @@ class CustomReader:
             parsed = self._parser(text, count)
             pairs = parsed.items() if isinstance(parsed, Mapping) else parsed
             return Found(shallow([(index, answer) for index, answer in pairs]), set())
-        except Exception as error:
+        except USER_CODE_ERRORS as error:
             # A user's function may trip over anything: then the reply can't be read.
             raise ValueError(f"its parser raised {type(error).__name__}") from error
