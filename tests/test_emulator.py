@@ -542,6 +542,9 @@ def test_standalone_prints_what_to_export_and_stops_on_ctrl_c(tmp_path: Path) ->
         pytest.param('{"kind": "slow"}', "expected a JSON list", id="no list"),
         pytest.param('[{"kind": "nonsense"}]', "no fault 'nonsense'", id="unknown kind"),
         pytest.param('[{"kind": "slow", "often": 3}]', "often", id="unknown attribute"),
+        pytest.param('[{"kind": "slow", "seconds": "x"}]', "not a number", id="wrong type"),
+        pytest.param('[{"kind": "slow", "nth": [1, "2"]}]', "whole number", id="wrong in a list"),
+        pytest.param('[{"kind": "slow"}, 3]', "fault 2", id="no object"),
     ],
 )
 def test_a_wrong_fault_file_is_usage_error_2(
@@ -552,7 +555,45 @@ def test_a_wrong_fault_file_is_usage_error_2(
     with pytest.raises(ValueError, match=said):
         load_faults(str(path))
     assert serve(["--faults", str(path)]) == 2
-    assert said in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert said in message
+    assert str(path) in message
+
+
+def test_every_attribute_of_a_fault_can_stand_in_a_file(tmp_path: Path) -> None:
+    fault = Fault(
+        "server_error",
+        where="chat",
+        probability=0.5,
+        nth=(1, 3),
+        after=1,
+        times=2,
+        text="curse",
+        pattern="c.rse",
+        status=503,
+        code="busy",
+        message="too busy",
+        retry_after=1.5,
+        seconds=0.1,
+        lines=(2, 3),
+        done=0.25,
+    )
+    path = tmp_path / "faults.json"
+    path.write_text(json.dumps([fault.to_json()]))
+    assert load_faults(str(path)) == [fault]
+
+
+@pytest.mark.parametrize("stages", ["soon", "1,2", "-1"])
+def test_a_wrong_time_of_a_job_says_which_are_right(
+    stages: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serve([f"--batch-seconds={stages}"]) == 2
+    assert "VALIDATING,IN_PROGRESS,FINALIZING" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_missing_fault_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve(["--faults", "nothere.json"]) == 2
+    assert capsys.readouterr().err == "beam-llm emulator: nothere.json: No such file or directory\n"
 
 
 def test_a_taken_port_ends_the_command_with_1(capsys: pytest.CaptureFixture[str]) -> None:

@@ -327,12 +327,13 @@ def _comparison(single: Way, live: Way, staged: Way, differing: int) -> str:
         if not differing
         else f"{differing:,} differ between the two ways, and should not."
     )
-    half, little = _saved(staged, live), _saved(staged, single)
+    is_cheaper = staged.cost_usd < live.cost_usd
+    again = f"{_saved(staged, live)} less again" if is_cheaper else "no cheaper than live here"
     return (
         f"\nLive:      {fewer:.0f}x fewer calls than one by one, {faster:.0f}x faster, "
         f"{_saved(live, single)} less to pay.\n"
-        f"Batch API: {half} less again, {little} less than one by one. (A real job takes minutes "
-        "to a day.)\n"
+        f"Batch API: {again}, {_saved(staged, single)} less than one by one. (A real job takes "
+        "minutes to a day.)\n"
         f"Answers:   {same}\n"
     )
 

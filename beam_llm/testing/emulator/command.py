@@ -24,7 +24,10 @@ def _parser() -> argparse.ArgumentParser:
             "The provider emulator: a server on loopback that speaks every provider's dialect; "
             "no key, no cost."
         ),
-        epilog=f"kinds of faults: {', '.join(KINDS)}",
+        epilog=(
+            f"kinds of faults: {', '.join(KINDS)}. When one strikes is said by probability, nth, "
+            "after, times, text and pattern; see beam_llm.testing.Fault."
+        ),
     )
     parser.add_argument("--port", type=int, default=0, help="0 (default) picks a free one")
     parser.add_argument(
@@ -35,54 +38,115 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--state-dir",
         metavar="DIR",
-        help="keep files, jobs and the ledger here (default: a temporary folder)",
+        help="keep files, jobs and the book of what was billed here (default: a temporary folder)",
     )
     parser.add_argument(
-        "--key", action="append", dest="keys", help="an API key to take (default: any)"
+        "--key",
+        action="append",
+        dest="keys",
+        metavar="KEY",
+        help="an API key to take; may be repeated (default: any)",
     )
     parser.add_argument("--any-client", action="store_true", help="ask for no key at all")
     parser.add_argument(
-        "--model", action="append", dest="models", help="a model to know (default: all)"
+        "--model",
+        action="append",
+        dest="models",
+        metavar="MODEL",
+        help="a model to know; may be repeated (default: all)",
     )
-    parser.add_argument("--latency-ms", type=float, default=0.0, help="of a live call")
-    parser.add_argument("--jitter-ms", type=float, default=0.0, help="added to it, evenly from 0")
-    parser.add_argument("--requests-per-minute", type=float, help="answer 429 beyond it")
-    parser.add_argument("--tokens-per-minute", type=float, help="answer 429 beyond it")
     parser.add_argument(
-        "--max-concurrency", type=int, help="answer 429 beyond so many calls at once"
+        "--latency-ms",
+        type=float,
+        default=0.0,
+        metavar="MS",
+        help="time a live call takes (default: 0)",
+    )
+    parser.add_argument(
+        "--jitter-ms",
+        type=float,
+        default=0.0,
+        metavar="MS",
+        help="most that is added to it at random (default: 0)",
+    )
+    parser.add_argument(
+        "--requests-per-minute", type=float, metavar="X", help="answer 429 beyond it"
+    )
+    parser.add_argument("--tokens-per-minute", type=float, metavar="X", help="answer 429 beyond it")
+    parser.add_argument(
+        "--max-concurrency", type=int, metavar="N", help="answer 429 beyond so many calls at once"
     )
     parser.add_argument(
         "--batch-seconds",
         type=_stages,
         default=2.0,
-        help="how long a batch job takes: S, or VALIDATING,IN_PROGRESS,FINALIZING, or realistic",
+        metavar="S",
+        help=(
+            "how long a batch job takes: seconds, or VALIDATING,IN_PROGRESS,FINALIZING, or "
+            "realistic: two minutes, as recorded (default: 2)"
+        ),
     )
     parser.add_argument(
-        "--cancel-seconds", type=float, default=0.1, help="how long a job is cancelling"
+        "--cancel-seconds",
+        type=float,
+        default=0.1,
+        metavar="S",
+        help="how long a job is cancelling (default: 0.1)",
     )
     parser.add_argument(
-        "--enqueued-token-limit", type=int, help="input tokens of all pending jobs together"
+        "--enqueued-token-limit",
+        type=int,
+        metavar="N",
+        help="input tokens of all pending jobs together",
     )
     parser.add_argument(
-        "--enqueued-limit-at", choices=("create", "validation"), default="validation"
+        "--enqueued-limit-at",
+        choices=("create", "validation"),
+        default="validation",
+        help="a job beyond that limit: create answers 429, validation fails the job (default)",
     )
-    parser.add_argument("--max-batch-requests", type=int, default=50_000)
-    parser.add_argument("--min-batch-requests", type=int, default=1)
-    parser.add_argument("--max-file-bytes", type=int, default=200_000_000)
+    parser.add_argument(
+        "--max-batch-requests",
+        type=int,
+        default=50_000,
+        metavar="N",
+        help="most requests in a job (default: 50,000)",
+    )
+    parser.add_argument(
+        "--min-batch-requests",
+        type=int,
+        default=1,
+        metavar="N",
+        help="fewest requests in a job (default: 1)",
+    )
+    parser.add_argument(
+        "--max-file-bytes",
+        type=int,
+        default=200_000_000,
+        metavar="N",
+        help="most bytes of a file (default: 200,000,000)",
+    )
     parser.add_argument(
         "--fast", action="store_true", help="labels from a checksum, for benchmarks"
     )
     parser.add_argument(
-        "--reads", type=int, help="records of a prompt read with care; others get wrong answers"
+        "--reads",
+        type=int,
+        metavar="N",
+        help="records of a prompt that are answered with care; those after them get wrong answers",
     )
     parser.add_argument(
         "--billing",
         choices=("texts", "digests", "off"),
         default="texts",
-        help="how records are kept in the book",
+        help="how the book of what was billed keeps records (default: texts)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of faults and of the order of result files"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of faults and of the order of result files (default: 0)",
     )
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     return parser
@@ -91,11 +155,17 @@ def _parser() -> argparse.ArgumentParser:
 def _stages(text: str) -> float | tuple[float, float, float]:
     if text == "realistic":
         return REALISTIC
-    numbers = tuple(float(part) for part in text.split(","))
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    # argparse would name this function in its own message.
+    if len(numbers) not in (1, 3) or min(numbers) < 0:
+        raise argparse.ArgumentTypeError(
+            "seconds are one number, or three: VALIDATING,IN_PROGRESS,FINALIZING"
+        )
     if len(numbers) == 1:
         return numbers[0]
-    if len(numbers) != 3:
-        raise argparse.ArgumentTypeError("one number, or three: VALIDATING,IN_PROGRESS,FINALIZING")
     return numbers[0], numbers[1], numbers[2]
 
 
@@ -117,7 +187,10 @@ def serve(argv: Sequence[str] | None = None) -> int:
         return int(stopped.code or 0)
     try:
         faults = load_faults(given.faults) if given.faults else []
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        print(f"beam-llm emulator: {given.faults}: {error.strerror}", file=sys.stderr)
+        return 2
+    except ValueError as error:
         print(f"beam-llm emulator: {error}", file=sys.stderr)
         return 2
     emulator = Emulator(

@@ -177,16 +177,42 @@ def load_faults(path: str) -> list[Fault]:
     """Reads a JSON file: a list of objects such as `{"kind": "rate_limit", "probability": 0.05}`.
 
     Raises:
-      ValueError: not such a list; names the entry.
+      ValueError: not such a list; names the file and the entry.
     """
     with open(path, encoding="utf-8") as file:
-        entries = json.load(file)
-    if not isinstance(entries, list):
-        raise ValueError(f"{path}: expected a JSON list of faults")
+        text = file.read()
     try:
-        return [Fault.from_json(entry) for entry in entries]
-    except (TypeError, ValueError) as error:
+        entries = json.loads(text)
+        if not isinstance(entries, list):
+            raise ValueError("expected a JSON list of faults")
+        return [_checked(number, entry) for number, entry in enumerate(entries, 1)]
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _checked(number: int, entry: Any) -> Fault:
+    """A fault as people write it; a wrong type would fail inside the server, at its first call."""
+    if not isinstance(entry, dict) or "kind" not in entry:
+        raise ValueError(f'fault {number}: expected an object such as {{"kind": "rate_limit"}}')
+    for name, value in entry.items():
+        if name not in _TYPES:
+            raise ValueError(
+                f"fault {number} has no attribute {name!r}; known: {', '.join(_TYPES)}"
+            )
+        kind = _TYPES[name]
+        values = value if isinstance(value, list) and name in ("nth", "lines") else [value]
+        if not all(isinstance(one, kind) and not isinstance(one, bool) for one in values):
+            raise ValueError(f"fault {number}: {name} is {value!r}, which is not {_WORDS[kind]}")
+    return Fault.from_json(entry)
+
+
+_TEXT, _WHOLE, _NUMBER = (str,), (int,), (int, float)
+_WORDS = {_TEXT: "a text", _WHOLE: "a whole number", _NUMBER: "a number"}
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("kind", "where", "text", "pattern", "code", "message"), _TEXT),
+    **dict.fromkeys(("nth", "after", "times", "status", "lines"), _WHOLE),
+    **dict.fromkeys(("probability", "retry_after", "seconds", "done"), _NUMBER),
+}
 
 
 class FaultScript:

@@ -61,7 +61,10 @@ class Wire(Family):
             "total_tokens": usage["total_tokens"] + thoughts,
             "completion_tokens_details": details,
             "num_sources_used": 0,
-            "cost_in_usd_ticks": 1_000 * usage["total_tokens"],
+            # As grok-4-fast's list price, in ticks of 1e-10 dollars: results of jobs name no cost
+            # and are priced by the list, so that both ways can be compared.
+            "cost_in_usd_ticks": 2_000 * usage["prompt_tokens"]
+            + 5_000 * (usage["completion_tokens"] + thoughts),
         }
         return {**answer.body, "usage": {**usage, **sums}}
 
