@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     from beam_llm.providers.anthropic.chat import AnthropicChat
 
 MOST_TEMPERATURE = 1.0
+# The API's own words are `auto` and `standard_only`; "default" is our word for the usual price,
+# which means the same with each provider. Neither is cheaper: half the price is the batch API's.
 SERVICE_TIERS = ("auto", "default")
 OPTIONS = ("prompt_cache",)
 
 OURS = ("model", "messages", "system", "stream", "tools", "tool_choice", "service_tier")
-"""Request fields that `extra_body` may not set."""
+"""Request fields that `extra_body` may not set: a stream would not be read, tools of the user's
+would take the place of the one that a reply's schema may have to go through."""
 
 
 def check(settings: Settings) -> None:
@@ -68,6 +71,7 @@ def _check_options(settings: Settings) -> None:
 def _check_extra_body(settings: Settings) -> None:
     check_extra_body(settings, OURS)
     config = (settings.extra_body or {}).get("output_config")
+    # Only the format is ours; `output_config.effort` is a fair thing to ask for.
     if config is not None and (not isinstance(config, dict) or "format" in config):
         raise UsageError(
             "extra_body sets output_config.format, which follows from `output`: leave it out"
@@ -75,8 +79,8 @@ def _check_extra_body(settings: Settings) -> None:
 
 
 def cache_of(settings: Settings) -> str | None:
-    """For how long shared prefixes are kept, None: not at all. A job's lines may be hours apart;
-    the price table knows them so, too.
+    """For how long shared prefixes are kept; None: not at all. A job's lines may be hours apart,
+    so five minutes would pay for writes that no line reads; the price table counts on it, too.
     """
     if (settings.provider_options or {}).get("prompt_cache") == "off":
         return None
@@ -90,6 +94,7 @@ def preload() -> None:
 
 def connect(settings: Settings) -> AnthropicChat:
     """A client for live calls; see `providers.connect`."""
+    # Imported here: its HTTP client takes a fifth of a second. See `preload`.
     from beam_llm.providers.anthropic.chat import AnthropicChat
     from beam_llm.providers.http import Bounds
 

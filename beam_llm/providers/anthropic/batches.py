@@ -48,6 +48,7 @@ from beam_llm.providers.unnamed_jobs import (
 )
 from beam_llm.values import Request
 
+# `create_seconds` is what a client with the usual bounds comes to; each one reckons its own.
 TRAITS = BatchTraits(
     max_requests=100_000,
     max_bytes=240_000_000,
@@ -65,6 +66,7 @@ TRAITS = BatchTraits(
 for tags and frame), 24 h.
 """
 
+# Of a hundred jobs: an overview, which may miss the oldest of more than a thousand.
 PENDING_PAGES = 10
 _CUSTOM_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MOST_CUSTOM_ID}}}")
 _PATH = "/messages/batches"
@@ -103,7 +105,9 @@ class AnthropicBatches:
         self._control = ControlCalls(
             self._context, bounds, place.headers(key), proxy, sleep=sleep, clock=clock, wall=wall
         )
+        # One for each model, since lines of different models may share a batch here.
         self._dialects: dict[str, Dialect] = {}
+        # Kept with the client: what it has read of ended jobs is not read again.
         self._search = UnnamedSearch(self._pages, self._first_custom_id, bounds.list_pages)
 
     def close(self) -> None:
@@ -144,6 +148,7 @@ class AnthropicBatches:
           CallError: there may be a job all the same.
         """
         assert lines is not None
+        # On disk, not in memory: a body of 240 MB is more than a worker's share.
         with tempfile.TemporaryFile() as body:
             size = write_tagged(body, lines, tag_of(name).encode(), b'{"requests":[')
             seconds = self._control.seconds + size / BYTES_A_SECOND
@@ -216,6 +221,7 @@ class AnthropicBatches:
 
     def _first_custom_id(self, job_id: str) -> str | None:
         url = self._url(job_id, "/results")
+        # Refused although the job has ended: its results were archived, after 29 days.
         try:
             return self._control.harmless(
                 lambda seconds: first_custom_id(self._control.first_line(url, seconds))
@@ -246,6 +252,7 @@ class AnthropicBatches:
                     yield remote_job(job, self._key)
 
     def _page(self, after: str | None) -> dict[str, Any]:
+        # The API gives up to a thousand; `max_list_pages` is reckoned in pages of a hundred.
         query = {"limit": "100"} if after is None else {"limit": "100", "after_id": after}
         url = f"{self._place.url(_PATH)}?{urlencode(query)}"
         try:

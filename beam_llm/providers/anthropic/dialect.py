@@ -48,8 +48,11 @@ class Dialect:
         Args:
           text: the server's own words, where `error` holds them shortened.
         """
+        # Anthropic says 400; servers that check bodies by FastAPI's own means say 422.
         if error.status not in (400, 422):
             return False
+        # From the strictest form to the loosest, one step for each refusal: the next one is sent
+        # before anything is concluded from this sentence about the form after it.
         if self.reply_format == SCHEMA and _ABOUT_SCHEMAS.search(text):
             self.reply_format = TOOL
             return True

@@ -29,6 +29,7 @@ def remote_job(job: Mapping[str, Any], key: str | None = None) -> RemoteJob:
     status = redactor_of(key).identifier(word(job.get("processing_status"))[:100]).lower()
     counts = job.get("request_counts")
     counts = counts if isinstance(counts, dict) else {}
+    # None where a count is missing: a sum of the others would look like a finished job.
     numbers = {name: count_of(counts.get(name)) for name in _COUNTS}
     completed = numbers["succeeded"]
     others = [numbers[name] for name in ("errored", "canceled", "expired")]
@@ -41,6 +42,7 @@ def remote_job(job: Mapping[str, Any], key: str | None = None) -> RemoteJob:
         state=_state(job, numbers) if is_over else JobState.RUNNING,
         word=status or "in_progress",
         created_at=seconds_of(job.get("created_at")),
+        # The address that the server names is not used: the key would go wherever it leads.
         result_files=(job_id,) if is_over and job.get("results_url") else (),
         completed=completed,
         failed=failed,
@@ -53,6 +55,8 @@ _COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
 
 
 def _state(job: Mapping[str, Any], numbers: Mapping[str, int | None]) -> JobState:
+    # By the wish, not by the counts: what a cancelled job left is asked again only where the user
+    # says so (`retry_cancelled`).
     if job.get("cancel_initiated_at"):
         return JobState.CANCELLED
     return JobState.EXPIRED if numbers["expired"] else JobState.COMPLETED
@@ -67,6 +71,7 @@ def _archived(job: Mapping[str, Any]) -> tuple[tuple[str, str, int | None], ...]
 
 def reason_of(error: CallError) -> CallError:
     """Why a create was refused, as an error that has a remedy."""
+    # A 429 without those words is the rate of calls: it passes in seconds, a queue in hours.
     if error.status == 429 and _QUEUE.search(error.message):
         wait = error.retry_after_seconds
         return QueueFull(error.message, retry_after_seconds=wait, status=error.status)

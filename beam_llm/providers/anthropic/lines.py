@@ -25,6 +25,7 @@ def line_reply(line: bytes, context: ErrorContext = NO_CONTEXT) -> LineReply:
     Raises:
       ValueError: where the line is cut or no result at all.
     """
+    # The tag that `create` put behind each id is taken off: nothing above this package knows it.
     plain = plain_line(line, redactor_of(context.secret))
     if plain is not None:
         return plain._replace(custom_id=untagged(plain.custom_id))
@@ -53,6 +54,7 @@ def _message(result: Any, context: ErrorContext) -> Any:
     kind = word(result.get("type")) if isinstance(result, dict) else ""
     if kind == "succeeded":
         return result.get("message")
+    # Neither is billed (Anthropic's guide, read 2026-11), so asking again pays nothing twice.
     if kind in _ENDS:
         raise Retryable(*_ENDS[kind])
     if kind == "errored":

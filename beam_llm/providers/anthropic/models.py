@@ -20,6 +20,8 @@ _WITHOUT_TEMPERATURE = re.compile(
 )
 """From Opus 4.7 on models refuse `temperature`, `top_p` and `top_k`."""
 
+# First match wins, so the narrower names come first. Below its least length a marked prefix is
+# read as usual and costs nothing, so that a wrong number here only misses a saving.
 _CACHED_FROM: tuple[tuple[str, int], ...] = (
     (r"(opus|fable|mythos)-[5-9]", 512),
     (r"opus-4-7", 2_048),
@@ -28,10 +30,14 @@ _CACHED_FROM: tuple[tuple[str, int], ...] = (
 )
 _CACHED_FROM_OTHERS = 1_024
 
+# What older models can write at most; of Opus 4 and 4.1, what the SDK lets them write without a
+# stream (MODEL_NONSTREAMING_TOKENS).
 _LONGEST_REPLIES: tuple[tuple[str, int], ...] = (
     (r"claude-(instant|[12]\b|v[12]|2|3-(opus|sonnet|haiku))", 4_096),
     (r"claude-(3-5|opus-4($|-[01]\b|-2025))", 8_192),
 )
+# Anthropic's own SDK (2.14) refuses to send more than 21,333 without a stream: at 128,000 tokens
+# an hour they would take over ten minutes.
 _LONGEST_REPLY_OTHERS = 16_384
 
 

@@ -27,6 +27,7 @@ class Place(NamedTuple):
     @classmethod
     def of(cls, settings: Settings) -> Place:
         base = (settings.base_url or "").rstrip("/")
+        # ANTHROPIC_BASE_URL is given without `/v1` for Anthropic's SDK, with it for many proxies.
         return cls(base if base.endswith("/v1") else f"{base}/v1", settings.api_key)
 
     def url(self, path: str) -> str:
@@ -37,6 +38,7 @@ class Place(NamedTuple):
         return {"anthropic-version": VERSION, **named}
 
 
+# By model as well: behind one address some models take a schema, and others don't.
 known_dialects: dict[tuple[str, str], Dialect] = {}
 
 

@@ -47,6 +47,7 @@ def completion_of(
     Raises:
       CallError: where it is an error in the guise of a reply, or no message at all.
     """
+    # Behind a gateway an error may come with a 200.
     if isinstance(payload, dict) and payload.get("type") == "error":
         raise error_in(payload, context)
     if not isinstance(payload, dict) or not isinstance(payload.get("content"), list | str):
@@ -71,7 +72,8 @@ def completion_of(
 
 
 STANDARD_TIERS = {"standard": "default"}
-"""The provider's word for the tier that is nothing special: ours."""
+"""Anthropic's word for the usual tier → the word that prices know it by. `priority` and `batch`
+are called the same in both."""
 
 
 def _field(payload: Any, *names: str) -> Any:
@@ -84,12 +86,14 @@ def _text_of(content: Any) -> tuple[str | None, bool]:
     """A message's text, without thoughts, or the input of the tool that takes the reply; and
     whether it was that.
     """
+    # The API takes a lone text as a string; a server that resembles it may send one so, too.
     if isinstance(content, str):
         return content or None, False
     texts: list[str] = []
     for block in content:
         if not isinstance(block, dict):
             continue
+        # The reply is the tool's input alone: words beside it would be about the call.
         if block.get("type") == "tool_use" and block.get("name") == TOOL_NAME:
             return word(block.get("input")) or None, True
         if block.get("type") == "text" and isinstance(block.get("text"), str):

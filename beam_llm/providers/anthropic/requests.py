@@ -31,6 +31,7 @@ def encode_body(
     """
     system, messages = parted(request.messages)
     options = service_tier, cache
+    # Lone surrogates are rare: they are looked for only where the encoding has failed.
     try:
         return orjson.dumps(_body(request, system, messages, dialect, *options))
     except TypeError:  # half a character, which JSON has no way to write
@@ -47,6 +48,7 @@ def _body(
 ) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": request.model,
+        # The one API that demands it.
         "max_tokens": request.max_output_tokens or models.longest_reply(request.model),
     }
     _put_texts(body, system, messages, cache)
@@ -68,6 +70,7 @@ def _put_extra(body: dict[str, Any], extra: Mapping[str, Any]) -> None:
         body[name] = {**value, **body.get(name, {})} if both else value
 
 
+# "auto" may use the organization's priority capacity, "standard_only" never does.
 _TIERS = {"auto": "auto", "default": "standard_only"}
 
 
@@ -85,6 +88,8 @@ def _put_texts(
     if cache is None or len(system) + shared < least:
         return
     mark = {"type": "ephemeral"} if cache == "5m" else {"type": "ephemeral", "ttl": cache}
+    # One mark of the four that are allowed: all before it is cached with it, the system's text
+    # and the tools included.
     if shared and can_be_split(messages[0].content, shared):
         text = messages[0].content
         body["messages"][0]["content"] = [
@@ -110,6 +115,7 @@ def _ask_for_shape(body: dict[str, Any], request: Request, dialect: Dialect) -> 
         body["tool_choice"] = {
             "type": "tool",
             "name": TOOL_NAME,
+            # Only the first use is read, so there must not be a second with the rest in it.
             "disable_parallel_tool_use": True,
         }
         return
@@ -117,6 +123,7 @@ def _ask_for_shape(body: dict[str, Any], request: Request, dialect: Dialect) -> 
         "Reply with JSON only, without any other text, following this JSON schema:\n"
         + orjson.dumps(schema).decode()
     )
+    # Behind the mark, so that the cached prefix is the same with and without these words.
     told = body.get("system")
     if isinstance(told, list):
         body["system"] = [*told, {"type": "text", "text": words}]

@@ -14,7 +14,7 @@ from beam_llm.providers.strict_schema import strict_schema
 from beam_llm.values import Schema
 
 MOST_UNIONS = 16
-"""Of parameters that may be of several types."""
+"""How many parameters may be of several types; the API refuses a schema with more."""
 
 _IN_WORDS = (
     *("pattern", "multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
@@ -31,6 +31,7 @@ def closed_schema(schema: Schema) -> Schema | None:
     {"type": "integer", "minimum": 1}  →  {"type": "integer", "description": "minimum 1"}
     """
     strict = strict_schema(schema)
+    # Beyond the limits None: a schema that is sure to be refused would cost a call first.
     if strict is None or _unions(strict) > MOST_UNIONS or _is_recursive(strict):
         return None
     found = _node(strict)
@@ -44,6 +45,7 @@ def _node(node: Any) -> Any:
         return node
     told = [f"{word} {node[word]}" for word in _IN_WORDS if word in node]
     found = {word: part for word, part in node.items() if word not in _IN_WORDS}
+    # Names of properties are no words of a schema: one may be called `pattern`.
     for word in ("properties", "$defs"):
         if word in found:
             found[word] = {name: _node(part) for name, part in found[word].items()}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from beam_llm.providers.gemini.batches import GeminiBatches
     from beam_llm.providers.gemini.live import GeminiChat
 
+# Source: Gemini API reference (GenerationConfig), read 2026-11; Vertex AI has the same.
 MOST_TEMPERATURE = 2.0
 
 OURS = (
@@ -42,7 +43,7 @@ OUR_CONFIG = {
     "responseMimeType": "output",
     "responseSchema": "output",
     "responseJsonSchema": "output",
-    "candidateCount": None,
+    "candidateCount": None,  # only the first would be read, and all of them be paid
 }
 """Fields of `generationConfig` that it may not set either, and the option to use."""
 
@@ -57,6 +58,7 @@ def check_request(settings: Settings) -> None:
     """The same for what generateContent has, wherever it is."""
     refuse_api_version(settings)
     check_temperature(settings, MOST_TEMPERATURE)
+    # The field is an int32: Google's front end refuses a larger number in every single call.
     if settings.seed is not None and not -(2**31) <= settings.seed < 2**31:
         raise UsageError(f"seed is {settings.seed}: {settings.provider}: takes 32 bits; try seed=1")
     check_extra_body(settings, OURS)

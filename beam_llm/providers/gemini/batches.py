@@ -88,6 +88,7 @@ class GeminiBatches(GoogleBatches):
         return self._place.url("batches", **query)
 
     def _job_url(self, job_id: str) -> str:
+        # A 400 from the API would not say whether it is the name or the job that is wrong.
         if not _JOB_ID.fullmatch(job_id):  # which the API calls an invalid argument
             raise UnknownJob(Kind.REJECTED, f"{job_id[:80]!r} is not a job's name", status=404)
         return self._place.url(f"batches/{in_path(job_id.removeprefix('batches/'))}")
@@ -132,6 +133,7 @@ class GeminiBatches(GoogleBatches):
             files = [(file, self._place.download_url(file_path(file))) for file in job.result_files]
             self._fetch_files(files, path)
             return
+        # Inline answers stand in the job itself, so it is looked at once more.
         found = self._shown(job.job_id)
         batch = object_in(found.get("metadata")) or found
         output = object_in(found.get("response")) or object_in(batch.get("output"))
@@ -152,6 +154,7 @@ class GeminiBatches(GoogleBatches):
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
         """Removes a job with its results, and an input file; harmless where they are gone."""
+        # Files first: once the job is gone, nobody knows what its files are called.
         files = [*(job.result_files if job is not None else ()), *([staged] if staged else [])]
         for file in files:
             delete(self._control, self._place.url(file_path(file)))

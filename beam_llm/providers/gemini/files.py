@@ -28,6 +28,8 @@ def upload(
 ) -> str:
     """Uploads a local file, streamed; returns the name that the API gives it (`files/…`)."""
     size = path.stat().st_size
+    # Harmless to repeat: a second upload is another file, which costs nothing and is dropped by
+    # Google after 48 hours.
 
     def once(seconds: float) -> str:
         # Each try begins anew: to go on with an upload, one would have to ask how far it came.

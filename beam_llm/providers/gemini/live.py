@@ -18,6 +18,7 @@ from beam_llm.values import Completion, Request
 
 _log = logging.getLogger(__name__)
 
+# A pipeline has a schema for each number of records a prompt, some dozens; more is a leak.
 _MOST_REFUSED = 1_000
 
 

@@ -13,6 +13,7 @@ from beam_llm.providers.typed import MOST_TOKENS
 from beam_llm.redaction import Redactor
 from beam_llm.values import Completion, Finish, Usage
 
+# Half, since two of these counts are added, and a Usage holds no more than MOST_TOKENS.
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS // 2)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
@@ -51,7 +52,7 @@ class _Body(msgspec.Struct, gc=False, rename="camel"):
 class _Line(msgspec.Struct, gc=False):
     key: Annotated[str, msgspec.Meta(min_length=1)]
     response: _Body
-    error: None = None
+    error: None = None  # a line that has one is the full reader's, whatever stands beside it
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode

@@ -80,6 +80,7 @@ def _node(node: Any) -> Schema:
         return _node({**rest, **node["allOf"][0]})
     if "allOf" in node:
         raise _Beyond
+    # `title` and `default` are left out: they only add to what the model has to read.
     made = {word: node[word] for word in _KEPT if word in node}
     if node.get("format") in _FORMATS:
         made["format"] = node["format"]
@@ -88,6 +89,7 @@ def _node(node: Any) -> Schema:
         made["description"] = "; ".join(filter(None, [node.get("description"), *told]))
     if "enum" in node or "const" in node:
         return _of_words(made, node.get("enum", [node.get("const")]))
+    # `oneOf` as `anyOf`: a reply that fits two of them is found out when it is read.
     members = (*node.get("anyOf", ()), *node.get("oneOf", ()))
     if members:
         made["anyOf"] = [_node(member) for member in members]
@@ -129,6 +131,7 @@ def _of_words(made: Schema, words: Any) -> Schema:
 def _object(node: Schema) -> Schema:
     """A closed object; its properties come in the order that they have here."""
     fields = node.get("properties", {})
+    # Free keys have no grammar here, and an object without properties may only be empty.
     if node.get("additionalProperties") or not fields:
         raise _Beyond
     required = node.get("required", ())

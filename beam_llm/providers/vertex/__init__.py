@@ -49,6 +49,7 @@ def check(settings: Settings) -> None:
             "provider_options is without 'project': write provider_options={'project': '…'}, or "
             "set GOOGLE_CLOUD_PROJECT"
         )
+    # They become parts of a host and of a path, so no slash and no `@` may be in them.
     for name in ("project", "region"):
         if not re.fullmatch(r"[a-zA-Z0-9.:-]{1,100}", str(options.get(name, "global"))):
             raise UsageError(
@@ -67,6 +68,7 @@ def bucket_of(settings: Settings) -> str:
       UsageError: the settings name no bucket.
     """
     named = (settings.provider_options or {}).get("bucket")
+    # The staging location will do where it is a bucket: one less thing to set up.
     location = str(named or settings.staging_location or "")
     if re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]{1,221}(/[^?#\s]*)?", location):
         return location.rstrip("/")
@@ -111,6 +113,7 @@ def connect(settings: Settings) -> GeminiChat:
     place = Place.of(settings)
     context = ErrorContext(None, place.key_reference, settings.log_data)
     access = TokenAccess(_given_token(settings), _default_tokens(), context)
+    # On Vertex AI the tier is a header; the body's field is one that it refuses.
     tier = settings.service_tier
     headers = {_TIER_HEADER: tier} if tier in ("flex", "priority") else {}
     return GeminiChat(place.chat_url, access, headers, bounds=Bounds.of(settings))

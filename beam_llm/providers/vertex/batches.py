@@ -47,6 +47,8 @@ TRAITS = BatchTraits(
 job (kept below by 5 %), up to 72 h in the queue and 24 h at work.
 """
 
+# Jobs are shown by their full names, in which the project is its number and not its id; what
+# a user types by hand may be the last part alone.
 _JOB = re.compile(r"projects/[^/]+/locations/[^/]+/batchPredictionJobs/([A-Za-z0-9_-]{1,100})")
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
@@ -120,6 +122,7 @@ class VertexBatches(GoogleBatches):
           NotCreated: the server has answered, and said no.
           CallError: there may be a job all the same.
         """
+        # A folder for each attempt: results of a double must not lie among those of the job.
         prefix = f"{self._store.location}/{name}/{OUTPUT}"
         model = self._place.model(self._model)
         body = {
@@ -141,6 +144,7 @@ class VertexBatches(GoogleBatches):
           CallError: they can't be read, or are not of a job of ours.
         """
         prefix = job.result_files[0] if job.result_files else None
+        # Somebody else's job may have been attached to: only folders that we name are read.
         name = name_in(self._store, prefix, OUTPUT)
         if name is None:
             raise Rejected(

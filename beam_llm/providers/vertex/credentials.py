@@ -17,6 +17,7 @@ from beam_llm.errors import Aborted, CallError, Kind, Retryable
 from beam_llm.redaction import remember
 
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
+# Longer than any call of the API may take by default, so that no token ends under way.
 RENEW_SECONDS = 300.0
 """Before its end a token is renewed; Google's tokens live an hour."""
 
@@ -103,8 +104,10 @@ class Tokens:
         credentials = self._credentials
         _refresh(credentials)
         value = str(credentials.token)
+        # Before anything can fail with it: from now on no log and no error shows it.
         remember(value)
         headers = {"Authorization": f"Bearer {value}"}
+        # A user's own credentials (gcloud's) name the project that pays for their quota.
         project = getattr(credentials, "quota_project_id", None)
         if project:
             headers["x-goog-user-project"] = str(project)
@@ -112,6 +115,7 @@ class Tokens:
         self._renew_at = (
             expiry.replace(tzinfo=UTC).timestamp() - RENEW_SECONDS
             if expiry is not None
+            # Credentials that don't say when they end are asked again every five minutes.
             else self._clock() + RENEW_SECONDS
         )
         self._known = Token(value, headers)
@@ -130,6 +134,7 @@ def _refresh(credentials: Any) -> None:
     except RefreshError as error:
         name = type(error).__name__
         failed = Aborted(Kind.ABORTED, f"Google's credentials are refused ({name}): {_FIX}")
+        # google-auth's word for it: the token server's 5xx, and not a revoked grant.
         if error.retryable:
             failed = Retryable(Kind.UNAVAILABLE, f"Google gives no token now ({name})")
     except TransportError as error:

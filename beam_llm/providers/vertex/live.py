@@ -21,6 +21,7 @@ class TokenAccess:
 
     async def __call__(self) -> Access:
         token = self._given if self._given is not None else await self._tokens.fresh()
+        # One context for each token, not for each call: it holds what errors must not show.
         if token is not self._token:
             context = self._context._replace(secret=token.value)
             self._token, self._access = token, Access(token.headers, context)

@@ -33,8 +33,10 @@ LABEL = "beam_llm"
 INPUT, INDEX, OUTPUT = "input.jsonl", "index", "output"
 _IS_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 """What a label's value may be. Source: Google Cloud, "Requirements for labels", read 2026-11."""
+# Large enough that requests to the bucket don't count, small beside a worker's memory.
 _AT_ONCE_BYTES = 16_000_000
 _ON_THE_WAY = "incremental_predictions"
+# Without the echoed request, which is most of a line and of no use once its key is known.
 _KEPT = ("response", "status", "error")
 
 
@@ -59,6 +61,7 @@ def in_storage(location: str, work: Callable[[], T]) -> T:
     except CallError:
         raise
     except Exception as error:  # of a client library, of its credentials, of the network
+        # Only its class is kept: the text of such an error may quote headers, and a token in them.
         status, name = getattr(error, "code", None), type(error).__name__
     # Out here, so that it is not the new error's context.
     if status in (401, 403):
@@ -79,6 +82,7 @@ def put_input(store: Store, name: str, lines: Path) -> str:
                 made.write(_with_label(custom_id, request))
                 digest = digest_of(orjson.loads(request))
                 ids.write(f"{digest} {custom_id}\n".encode())
+        # The index first: an input is only ever seen with the index that its results need.
         for part, path in ((INDEX, index), (INPUT, requests)):
             in_storage(store.location, partial(store.put_file, f"{name}/{part}", path))
     return f"{store.location}/{name}/{INPUT}"
@@ -101,6 +105,7 @@ def _with_label(custom_id: str, request: bytes) -> bytes:
 def digest_of(request: Any) -> str:
     """Of the texts that are asked, whatever else a server adds, drops or reorders."""
     request = object_in(request)
+    # Only texts: a server adds defaults to the rest, and writes it in another case.
     system = request.get("systemInstruction") or request.get("system_instruction")
     contents = request.get("contents")
     asked = [_texts(content) for content in (contents if isinstance(contents, list) else [])]
@@ -173,6 +178,7 @@ def _result_objects(store: Store, prefix: str) -> Iterator[tuple[Store, str]]:
     of a job that was cancelled.
     """
     names = [name for name in store.list(prefix) if name.endswith(".jsonl")]
+    # Else each answer would come twice.
     whole = [name for name in names if _ON_THE_WAY not in name[len(prefix) :]]
     for name in whole or names:
         folder, _, last = name.rpartition("/")

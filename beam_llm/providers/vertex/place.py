@@ -34,6 +34,7 @@ class Place(NamedTuple):
         options = settings.provider_options or {}
         region = str(options.get("region") or GLOBAL)
         usual = _ENDPOINTS.get(region, f"https://{region}-aiplatform.googleapis.com")
+        # With a version where it was copied from Google's pages, without one from the emulator's.
         base = (settings.base_url or usual).rstrip("/").removesuffix("/v1")
         project = quote(str(options.get("project", "")), safe=":")
         return cls(base, f"projects/{project}/locations/{quote(region)}", settings.api_key)
