@@ -89,6 +89,21 @@ class Request:
     extra: Mapping[str, Any] = field(default_factory=dict)
     input_tokens: int = 0
 
+    def limited_to(self, max_output_tokens: int) -> Request:
+        """The same with another limit. Written out: once per call, and a third of what `replace`
+        takes.
+        """
+        return Request(
+            self.model,
+            self.messages,
+            self.schema,
+            self.temperature,
+            max_output_tokens,
+            self.seed,
+            self.extra,
+            self.input_tokens,
+        )
+
 
 class Usage(NamedTuple):
     """Tokens of one reply, or a record's share of them.

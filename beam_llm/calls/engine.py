@@ -133,7 +133,7 @@ class Engine:
         return PackGuard(
             task,
             self.endpoint.agreement(task.fingerprint),
-            self._ask_together,
+            lambda records: Ask(self._context, records).run(),
             lambda records: Ask(context, records).run(),
             _as_it_is if self._context.storing else task.dump,
         )
@@ -255,11 +255,8 @@ class Engine:
             ask raises it at once.
         """
         if self._guard is None or len(records) < 2:
-            return await self._ask_together(records)
+            return await Ask(self._context, records).run()
         return await self._guard.ask(records)
-
-    async def _ask_together(self, records: Sequence[Record]) -> Asked:
-        return await Ask(self._context, records).run()
 
 
 def _as_it_is(value: Any) -> Any:

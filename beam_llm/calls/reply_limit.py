@@ -41,6 +41,14 @@ class ReplyLimits:
     def __init__(self, settings: Settings):
         self.is_given = gives_limits(settings)
         self.is_right = False
+        self._known: dict[tuple[int, str], int | None] = {}
+
+    def limit(self, schema: Any, records: int, model: str) -> int | None:
+        """What `default_limit` says; `schema` is one and the same for all prompts of an engine."""
+        key = records, model
+        if key not in self._known:
+            self._known[key] = default_limit(schema, records, model)
+        return self._known[key]
 
     def may_be_wrong(self) -> bool:
         """Whether a reply that was cut by our limit should be asked for once without it."""

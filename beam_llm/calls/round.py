@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from beam_llm.calls.call import Call, is_too_slow
-from beam_llm.calls.reply_limit import default_limit
 from beam_llm.calls.state import AskContext, AskState, Deadline, Member, fail
 from beam_llm.errors import Aborted, CallError, Failure, Kind, PromptError, Remedy, where_of
 from beam_llm.prompting.readers import LONG_REPLY_CHARACTERS
@@ -100,12 +98,9 @@ class Round:
             way.has_limit and self._context.reply_limits.is_given and request.schema is not None
         ):
             return request
-        way.limit = default_limit(task.answer_schema, len(records), request.model)
-        return (
-            request
-            if way.limit is None
-            else dataclasses.replace(request, max_output_tokens=way.limit)
-        )
+        limits = self._context.reply_limits
+        way.limit = limits.limit(task.answer_schema, len(records), request.model)
+        return request if way.limit is None else request.limited_to(way.limit)
 
     def _on_error(
         self, members: Sequence[Member], error: CallError, way: Way, *, was_put_off: bool

@@ -73,9 +73,12 @@ class Tally:
         self.guard_agreed += other.guard_agreed
         self.guard_halvings += other.guard_halvings
         self.throttled_seconds += other.throttled_seconds
-        self.latency_ms.extend(other.latency_ms)
-        self.warnings.update(other.warnings)
-        self.errors.update(other.errors)
+        self.latency_ms += other.latency_ms
+        # Looked at first: most have none, and an update by nothing costs more than all above.
+        if other.warnings:
+            self.warnings.update(other.warnings)
+        if other.errors:
+            self.errors.update(other.errors)
 
 
 class Asked(NamedTuple):

@@ -103,10 +103,14 @@ async def read_body(response: aiohttp.ClientResponse, most: int) -> bytes:
     """
     is_error = response.status >= 300
     limit = min(most, MOST_ERROR_BYTES) if is_error else most
+    declared = response.content_length
     # A declared length is refused unread; counting below covers bodies without one, and decoded
     # ones.
-    if not is_error and (response.content_length or 0) > limit:
+    if not is_error and (declared or 0) > limit:
         raise TooLarge
+    # Most replies: the parser reads no more than was declared, so there is nothing to count.
+    if declared is not None and declared <= limit and "Content-Encoding" not in response.headers:
+        return await response.content.read()
     parts, size = [], 0
     async for chunk in chunks(response):
         size += len(chunk)

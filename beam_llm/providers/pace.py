@@ -112,6 +112,9 @@ def _seconds_between(date: str | None, moment: str | None) -> float | None:
 
 
 def _whole(value: str | None) -> int | None:
+    # What nearly all are, and there are two in every reply.
+    if value is not None and len(value) <= _MOST_DIGITS and value.isascii() and value.isdigit():
+        return int(value)
     number = _number(value)
     return None if number is None else int(min(number, _MOST_COUNT))
 
@@ -131,6 +134,8 @@ _UNIT_SECONDS = {
 }
 
 
+# There are two in every reply, and few different ones.
+@functools.lru_cache(maxsize=256)
 def duration_seconds(text: str | None) -> float | None:
     """`6m0s`, `12ms`, `1h2m3.5s`, or plain seconds, up to 30 days; None where it is none of
     these.
@@ -148,6 +153,7 @@ def duration_seconds(text: str | None) -> float | None:
 
 
 _MOST_COUNT = 10**12
+_MOST_DIGITS = 12
 
 
 _MOST_SECONDS = 30 * 86_400.0

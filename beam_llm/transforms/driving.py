@@ -127,7 +127,7 @@ class JobRunner:
                 future.cancel()  # of those that are done, nothing
         for batch, asked in zip(closed, answered, strict=True):
             # Its tokens are counted when its outcomes go out.
-            self._meter.calls(len(batch), asked.tally, tokens=False)
+            self._meter.calls([len(batch)], asked.tally, tokens=False)
             tally.merge(asked.tally)
         outcomes = [outcome for asked in answered for outcome in asked.outcomes]
         self._live_ids.update(outcome.request_id for outcome in outcomes)

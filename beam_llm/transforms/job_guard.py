@@ -116,7 +116,7 @@ class JobGuard:
             self._note(same)
         self._live_ids.add(alone.request_id)
         # Its tokens are counted when its outcome goes out.
-        self._meter.calls(1, tally, tokens=False)
+        self._meter.calls([1], tally, tokens=False)
         outcome = with_guard(packed, alone)
         return arrived, outcome.value, outcome
 

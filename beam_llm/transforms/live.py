@@ -74,16 +74,15 @@ class InFlight:
         if len(self._running) - len(self._landed) <= self._awaited:
             self._enough.set()
 
-    def landed(self, *, all_of_them: bool = False) -> Iterator[tuple[PromptBatch, Asked]]:
-        """Those that have landed, once there is no room for another; to the last one where
-        `all_of_them`.
+    def landed(self, *, all_of_them: bool = False) -> Iterator[list[tuple[PromptBatch, Asked]]]:
+        """Those that have landed, once there is no room for another; group by group to the last one
+        where `all_of_them`.
         """
         if len(self._running) >= self._most() or all_of_them:
             while self._running:
                 self._wait_for(len(self._running) - max(len(self._running) // 8, 1))
-                while self._landed:
-                    future = self._landed.popleft()
-                    yield self._running.pop(future), future.result()
+                futures = [self._landed.popleft() for _ in range(len(self._landed))]
+                yield [(self._running.pop(future), future.result()) for future in futures]
                 if not all_of_them:
                     return
 
@@ -141,9 +140,9 @@ class CallModel(beam.DoFn):
 
     def process(self, batch: PromptBatch) -> Iterator[Any]:
         if batch.failures:
-            yield from self._predictions(
-                batch, [Outcome(failure=failure) for failure in batch.failures], Tally()
-            )
+            outcomes = [Outcome(failure=failure) for failure in batch.failures]
+            self._meter.outcomes(outcomes)
+            yield from _predictions(batch, outcomes)
         else:
             self._in_flight.add(self._engine.submit(batch.records), batch)
             yield from self._finished(all_of_them=False)
@@ -165,22 +164,32 @@ class CallModel(beam.DoFn):
         """
         done = False
         try:
-            for batch, asked in self._in_flight.landed(all_of_them=all_of_them):
-                self._meter.calls(len(batch.records), asked.tally)
-                yield from self._predictions(batch, asked.outcomes, asked.tally)
+            for group in self._in_flight.landed(all_of_them=all_of_them):
+                self._count(group)
+                for batch, asked in group:
+                    yield from _predictions(batch, asked.outcomes)
             done = True
         finally:
             if not done:
                 self._in_flight.cancel()
 
-    def _predictions(
-        self, batch: PromptBatch, outcomes: Sequence[Outcome], tally: Tally
-    ) -> list[WindowedValue]:
-        """The batch's Predictions, each at its element's timestamp and in its windows."""
-        self._meter.outcomes(outcomes, tally)
-        # In several windows each, perhaps, and yet not multiplied: Beam multiplies by the windows
-        # of the input, and a prompt batch is in one (see `in_one_window`).
-        return [
-            arrived.with_value(Prediction.of(arrived.value, outcome.value, outcome))
-            for arrived, outcome in zip(batch.elements, outcomes, strict=True)
-        ]
+    def _count(self, group: Sequence[tuple[PromptBatch, Asked]]) -> None:
+        """Once for all that have landed together: a dozen counters each would cost more than their
+        predictions.
+        """
+        tally = Tally()
+        for _, asked in group:
+            tally.merge(asked.tally)
+        packed = [len(batch.records) for batch, asked in group if asked.tally.requests]
+        self._meter.calls(packed, tally)
+        self._meter.outcomes([outcome for _, asked in group for outcome in asked.outcomes], tally)
+
+
+def _predictions(batch: PromptBatch, outcomes: Sequence[Outcome]) -> list[WindowedValue]:
+    """The batch's Predictions, each at its element's timestamp and in its windows."""
+    # In several windows each, perhaps, and yet not multiplied: Beam multiplies by the windows
+    # of the input, and a prompt batch is in one (see `in_one_window`).
+    return [
+        arrived.with_value(Prediction.of(arrived.value, outcome.value, outcome))
+        for arrived, outcome in zip(batch.elements, outcomes, strict=True)
+    ]

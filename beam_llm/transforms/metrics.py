@@ -65,18 +65,17 @@ class Meter:
         self._owed_seconds = 0.0
         self._owed_micro_usd = 0.0
 
-    def calls(self, records: int, tally: Tally, *, tokens: bool = True) -> None:
-        """Live requests made for one prompt batch of `records` records; `tokens` False where
+    def calls(self, packed: Sequence[int], tally: Tally, *, tokens: bool = True) -> None:
+        """Live requests made for prompt batches of so many records each; `tokens` False where
         `job_answers` will count theirs.
         """
         for name in (*_OF_CALLS, *_OF_TOKENS) if tokens else _OF_CALLS:
             count = getattr(tally, name)
             if count:
                 self._counters[name].inc(count)
-        for latency in tally.latency_ms:
-            self._latency.update(latency)
+        update_all(self._latency, tally.latency_ms)
         if tally.requests:
-            self._packed.update(records)
+            update_all(self._packed, packed)
         self.post(Counter({f"warnings_{what}": count for what, count in tally.warnings.items()}))
         self._owed_seconds += tally.throttled_seconds
         # Counters are whole numbers: what is left of a second is posted with the next ones.
