@@ -29,6 +29,14 @@ _PIECE = 10
 """So many letters and digits in a row of a key are taken for it (of a short key: half of it). Fewer
 would match ordinary words wherever a key is made of such."""
 
+_WORD_PIECE = 8
+"""The same for a key without digits that reads like words, as people give to servers of their own:
+half of `not-needed` or `lm-studio` stands in "needed" and in "audio"."""
+
+_WORDS_IN_ANSWER = 12
+"""So many letters in a row of such a key are taken out of an answer. Answers are data: a reply
+about students has to come through, whatever the key is."""
+
 _ENCODED_PIECE = 14
 """The same for the encoded forms, which carry less in each letter."""
 
@@ -62,6 +70,8 @@ class Redactor:
             return
         encoded = _encodings(secret)
         own = min(_PIECE, _least_in_half(secret))
+        if _reads_like_words(secret):
+            own = max(own, _WORD_PIECE)
         self._pieces = [
             (own, _windows([letters], own)),
             (_ENCODED_PIECE, _windows(map(_squeeze, encoded), _ENCODED_PIECE)),
@@ -71,9 +81,14 @@ class Redactor:
         cased = [needle for form in (secret.lower(), secret.upper()) for needle in _needles(form)]
         others = [needle for form in encoded for needle in _needles(form)]
         self._needles = tuple(dict.fromkeys([*own_needles, *cased, *others]))
-        self._own_needles = own_needles
         self._half = len(secret) // 2
-        self._halves = _windows([secret], self._half)
+        self._halves = frozenset(
+            half
+            for half in _windows([secret], self._half)
+            if not _reads_like_words(half) or len(_squeeze(half)) >= _WORDS_IN_ANSWER
+        )
+        # Of a key of words only the whole is looked for in answers.
+        self._own_needles = own_needles if self._halves else (secret,)
 
     def __call__(self, text: str) -> str:
         """The text, cut to `MOST_READ` characters, with `[key]` for keys and escapes for characters
@@ -117,6 +132,8 @@ class Redactor:
         """A model's text: data, so that only the plain key, or a plain half of it, is taken out."""
         if not self._half or not self.touches(text):
             return text
+        if self._word is not None:
+            text = self._word.sub(MASK, text)
         size = self._half
         starts = [i for i in range(len(text) - size + 1) if text[i : i + size] in self._halves]
         return _replaced(text, [(start, start + size) for start in starts])
@@ -185,6 +202,15 @@ def _least_in_half(secret: str) -> int:
     """The fewest letters and digits that any half of the key has, but at least four."""
     half = len(secret) // 2
     return max(4, min(len(_squeeze(secret[i : i + half])) for i in range(len(secret) - half + 1)))
+
+
+_CASES_MIXED = re.compile("[a-z][A-Z]")
+
+
+def _reads_like_words(piece: str) -> bool:
+    """Whether ordinary text may hold the piece of a key: no digit is in it, and no capital
+    inside."""
+    return not any(map(str.isdigit, piece)) and not _CASES_MIXED.search(piece)
 
 
 def _squeeze(text: str) -> str:

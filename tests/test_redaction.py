@@ -196,6 +196,25 @@ def test_words_are_left_alone():
         assert Redactor(key)(text) == text
 
 
+WORDY_KEYS = ["lm-studio", "not-needed", "password", "token-abc123", "sentiment-analysis"]
+
+
+@pytest.mark.parametrize("key", WORDY_KEYS)
+def test_an_answer_is_left_alone_where_it_has_words_like_those_of_the_key(key):
+    text = "The student needed no audio: a token-based analysis, bypassed, of sentiments."
+    assert Redactor(key).in_answer(text) == text
+    assert Redactor(key)(text) == text or key in WORDY_KEYS[3:]
+    assert Redactor(key).in_answer(f"it is {key}, I think") == "it is [key], I think"
+    assert key not in Redactor(key)(f"it is {key}, I think")
+
+
+def test_half_of_a_long_key_of_words_is_taken_out_of_an_answer():
+    key = "correct-horse-battery-staple"
+    assert Redactor(key).in_answer(f"so {key[:14]}") == "so [key]"
+    assert Redactor(key).in_answer(f"so {key[14:]}") == "so [key]"
+    assert Redactor(key).in_answer("correct, the horse") == "correct, the horse"
+
+
 def test_other_peoples_keys_are_taken_out_by_their_looks():
     text = "upstream said: sk-or-v1-0a1b2c3d, AIzaSyA-0123456789abc, Bearer abcdef12345, key_9f8e7d, ab***yz"
     assert redactor_of(None)(text) == "upstream said: [key], [key], [key], [key], [key]"
