@@ -23,7 +23,8 @@ from beam_llm.errors import UsageError
 from beam_llm.provider_table import ANYTHING_ELSE, EXAMPLE_MODEL, PROVIDERS
 
 AUTO_CALLS = 512
-"""Most calls in flight with `max_concurrency="auto"`."""
+"""Most calls in flight with `max_concurrency="auto"`. It stands here, not in the controller, since
+the option's own text names it."""
 MODES = ("online", "batch_api")
 RESPONSE_FORMATS = ("json", "xml", "delimited")
 
@@ -32,6 +33,8 @@ def _option(default: Any, meaning: str, **rule: Any) -> Any:
     """One row of the table: default, meaning and rule (`kind`, `least`, `most`, `choices`,
     `also`).
     """
+    # A field of a dataclass, not of a pydantic model: an import of this package stays cheap, and
+    # the messages are ours, with the fix in them.
     return dataclasses.field(default=default, metadata={"meaning": meaning, **rule})
 
 
@@ -44,6 +47,7 @@ class Settings:
     nothing.
     """
 
+    # The empty default is never used: `settings` demands a model.
     model: str = _option(
         "",
         f"which model: `PROVIDER:MODEL`, such as `{EXAMPLE_MODEL}`, or a template of the record "
@@ -59,6 +63,7 @@ class Settings:
         None, "Jinja2 template over the element's fields; `{{ element }}` is the whole", kind="text"
     )
     system_prompt: str | None = _option(None, "system-level instruction", kind="text")
+    # A type is judged by `prompting.output_types`, which config, on the ground, can't import.
     output: Any = _option(  # noqa: RUF009  # a row of the table
         str,
         "type of the answer: str, int, float, bool, Literal, Enum, list, pydantic model, JSON "
@@ -72,6 +77,8 @@ class Settings:
         least=1,
         also=("auto",),
     )
+    # Milliseconds where people tune latencies, seconds where they wait for jobs: the unit is in
+    # each name, as the proposal has them.
     batch_timeout_ms: int = _option(
         1000,
         "longest wait before an incomplete prompt batch is sent (unbounded input)",
@@ -106,6 +113,7 @@ class Settings:
     response_value_field: str | None = _option(
         None, "field that holds a record's answer", kind="text"
     )
+    # Twenty is where a mistake begins: with backoff they take minutes, beyond `call_deadline_ms`.
     max_retries: int = _option(
         3,
         "further tries of a failed call, and the bound on re-asking the same records",
@@ -114,6 +122,7 @@ class Settings:
         most=20,
     )
     request_timeout_ms: int = _option(30_000, "timeout of one API call", kind="int", least=1)
+    # Flink's checkpoints time out after ten minutes by default, and wait for a bundle's calls.
     call_deadline_ms: int = _option(
         120_000,
         "one call with all its retries and waits; keep it below a checkpoint's timeout",
@@ -158,6 +167,7 @@ class Settings:
         most=10_000,
         also=("auto",),
     )
+    # Floats: a budget below one a minute is a way to say "one in an hour".
     requests_per_minute: float | None = _option(
         None, "budget of the whole job, divided by `rate_limit_shares`", kind="float", least=0.001
     )
@@ -197,6 +207,7 @@ class Settings:
         kind="choice",
         choices=("follow_up", "online", "fail"),
     )
+    # The default never pays twice: that a record may end as an error is seen, a double is not.
     on_doubt: str = _option(
         "record",
         "batch_api, a job that may exist but can't be found: `record` names the doubt in the "
@@ -230,12 +241,14 @@ class Settings:
         kind="int",
         least=1,
     )
+    # Five minutes are little beside the hours that a job may take, and make jobs of some size.
     job_max_wait_seconds: float = _option(
         300.0,
         "unbounded input: longest wait before an incomplete job is submitted",
         kind="float",
         least=0.05,
     )
+    # Less than a tenth of a second is for tests, whose jobs take no longer.
     poll_seconds: float | None = _option(
         None, "pace of the polls (default: adaptive, 30 to 300 s)", kind="float", least=0.05
     )
@@ -257,6 +270,7 @@ class Settings:
         kind="float",
         least=0.0,
     )
+    # Off, for a staging location is often shared, and unpickling runs what stands in a pickle.
     allow_pickle: bool = _option(
         False,
         "batch_api: elements of classes that only pickle can carry are read back from the "
@@ -264,6 +278,7 @@ class Settings:
         "whoever can write there can then run code here",
         kind="bool",
     )
+    # Unpacked, since a reply of some kilobytes can be packed to hold gigabytes.
     max_reply_bytes: int = _option(
         20_000_000,
         "most bytes of one reply, unpacked: of a live call, of a line of a result file",
@@ -306,6 +321,7 @@ class Settings:
         "spans of calls and jobs by OpenTelemetry (extra `otel`), without texts",
         kind="bool",
     )
+    # Off: logs are read by more people than the data is meant for.
     log_data: bool = _option(
         False, "texts of records and replies may appear in logs and error messages", kind="bool"
     )
@@ -318,6 +334,7 @@ class Settings:
     context_window: int | None = _option(
         None, "the model's window in tokens (default: as published)", kind="int", least=64
     )
+    # Without an upper bound here: providers have different ones (`check` of each).
     temperature: float | None = _option(None, "passed to the provider", kind="float", least=0.0)
     max_output_tokens: int | None = _option(
         None,
@@ -358,6 +375,7 @@ class Settings:
     @property
     def usual_calls(self) -> int:
         """Calls in flight, for what is reckoned ahead of them; with `auto` a guess."""
+        # Four times where `auto` starts, an eighth of where it may end.
         return 64 if self.max_concurrency == "auto" else self.max_concurrency
 
     @property
@@ -382,6 +400,7 @@ def settings(model: str, **values: Any) -> Settings:
     Raises:
       UsageError: names the option, its value, the rule and the fix.
     """
+    # None is "not given", so that callers may pass on what they have; only an output may be None.
     checked = {name: _checked(name, value) for name, value in {"model": model, **values}.items()}
     known = Settings(
         **{name: value for name, value in checked.items() if value is not None or name == "output"}
@@ -411,6 +430,7 @@ def settings_from_options(
     if not allow_code:
         for layer in layers:
             _refuse_code(layer)
+    # Parted before they are merged: an override of the provider alone keeps the model's name.
     named = {name: value for layer in [*layers, values] for name, value in _parted(layer).items()}
     provider, model = named.pop("provider", None), named.pop("model", None)
     if model is None:
@@ -427,6 +447,7 @@ def settings_from_options(
 
 def replaced(known: Settings, **changes: Any) -> Settings:
     """The same settings with some changed, checked anew."""
+    # `dataclasses.replace` would check nothing.
     values = {name: getattr(known, name) for name in OPTIONS}
     return settings(**{**values, **changes})
 
@@ -437,6 +458,7 @@ def _parted(layer: Mapping[str, Any]) -> dict[str, Any]:
     """
     provider, model = layer.get("provider"), layer.get("model")
     if isinstance(model, str):
+        # A colon alone says nothing: OpenAI's tuned models are called `ft:gpt-4:org`.
         prefix, _, rest = model.partition(":")
         if prefix == provider or (provider is None and prefix in PROVIDERS):
             provider, model = prefix, rest
@@ -450,10 +472,21 @@ def _by_name(layer: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(
             f"options have to be a mapping of names to values, not {type(layer).__name__}"
         )
-    return {_name_of(key): value for key, value in layer.items()}
+    given: dict[str, str] = {}
+    for key in layer:
+        # Two layers may say different things, the later one wins; in one it is a slip, and to take
+        # the one that happens to stand last would hide it.
+        name = _name_of(key)
+        if name in given:
+            raise UsageError(
+                f"{key!r} is the same option as {given[name]!r}: leave one of them out"
+            )
+        given[name] = key
+    return {name: layer[key] for name, key in given.items()}
 
 
 def _refuse_code(layer: Mapping[str, Any]) -> None:
+    # To check the name would be to import it, so it is refused unseen.
     parser = layer.get("response_format")
     if isinstance(parser, str) and "." in parser:
         raise UsageError(
@@ -473,6 +506,7 @@ def _name_of(key: str) -> str:
 
 
 def _unknown(key: str, known: list[str]) -> str:
+    # Below difflib's usual 0.6, with which `size` would not find `batch.size`.
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     advice = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(sorted(known))}"
     return f"unknown option {key!r}: {advice}"
@@ -488,6 +522,7 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def _wrong(name: str, value: Any, rule: str, fix: str) -> UsageError:
+    # Shortened: a prompt of megabytes would be the whole message.
     value = repr(value)
     return UsageError(
         f"{name} is {value if len(value) <= 200 else value[:199] + '…'}: {rule}; {fix}"
@@ -500,6 +535,7 @@ def _number(
     if isinstance(value, str) and value in rule.get("also", ()):
         return value
     try:
+        # To Python True is 1: `batch_size=True` would pass for a size.
         if isinstance(value, bool):
             raise ValueError("a boolean")
         number = convert(value)
@@ -521,10 +557,11 @@ def _example(name: str) -> str:
 def _whole(value: Any) -> int:
     if isinstance(value, float) and not value.is_integer():
         raise ValueError("not whole")
-    return int(value.replace("_", "")) if isinstance(value, str) else int(value)
+    return int(value)
 
 
 def _finite(value: Any) -> float:
+    # No bound catches NaN, which is neither below nor above anything.
     number = float(value)
     if number != number or number in (float("inf"), float("-inf")):
         raise ValueError("not finite")
@@ -549,12 +586,14 @@ def _bool(name: str, value: Any, rule: Mapping[str, Any]) -> bool:
 
 
 def _text(name: str, value: Any, rule: Mapping[str, Any]) -> str:
+    # `staging_location=tmp_path` is what tests and notebooks write.
     if isinstance(value, os.PathLike):
         return str(os.fspath(value))
     if not isinstance(value, str):
         raise _wrong(
             name, value, f"it has to be a string, not {type(value).__name__}", f"write {name}='…'"
         )
+    # Here, and not in some worker's request hours later.
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -579,6 +618,7 @@ def _choice(name: str, value: Any, rule: Mapping[str, Any]) -> str:
     )
 
 
+# By what a reference looks like, not by what a key looks like: keys have no common form.
 _REFERENCE = re.compile(r"env:[A-Za-z_]\w*|file:.+|gcp-secret:projects/.+|none")
 
 
@@ -610,6 +650,7 @@ def _json(name: str, value: Any, rule: Mapping[str, Any]) -> Mapping[str, Any]:
             ) from None
     if not isinstance(value, Mapping):
         raise _wrong(name, value, "it has to be a mapping", f"write {name}={{…}}")
+    # A copy: what the caller changes later must not change a pipeline that is built.
     return dict(value)
 
 
@@ -666,6 +707,7 @@ _OUTPUT_WORDS = {"string": str, "integer": int, "number": float, "boolean": bool
 
 
 def _output(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
+    # Types and schemas are judged where they are understood: `prompting.output_types`.
     if not isinstance(value, str):
         return value
     if value in _OUTPUT_WORDS:
@@ -722,29 +764,20 @@ def _completed(known: Settings) -> Settings:
 
     Settings whose model is a template are completed model by model: `settings_by_model`.
     """
+    # First, for they hold whatever the model is.
     _check_rules(known)
     if is_template(known.model):
         return known
     if known.models:
         raise UsageError(
-            f"models is {list(known.models)}, but model is {known.model!r}, which is no template: "
-            "leave models out"
+            f"models is {list(known.models)}, but model is {known.model!r}, which is not a "
+            "template: leave models out"
         )
     provider, _, model = known.model.partition(":")
     if provider not in PROVIDERS or not model:
-        near = difflib.get_close_matches(provider, PROVIDERS, n=1)
-        hint = ANYTHING_ELSE
-        if near and model:
-            hint = f"did you mean '{near[0]}:{model}'?"
-        elif provider in PROVIDERS:
-            hint = f"name a model, such as '{provider}:{EXAMPLE_MODEL.partition(':')[2]}'"
-        elif (slash := known.model.partition("/"))[0] in PROVIDERS and slash[2]:
-            hint = f"write '{slash[0]}:{slash[2]}'"
-        elif known.model and not model:
-            hint = f"write '{EXAMPLE_MODEL.partition(':')[0]}:{known.model}'"
         raise UsageError(
             f"model is {known.model!r}: it has to be PROVIDER:MODEL with a provider out of "
-            f"{', '.join(PROVIDERS)}; {hint}"
+            f"{', '.join(PROVIDERS)}; {_advice_on(known.model)}"
         )
     return dataclasses.replace(
         known,
@@ -752,6 +785,23 @@ def _completed(known: Settings) -> Settings:
         api_key=known.api_key or _usual_key(provider),
         provider_options=_provider_options(known, provider),
     )
+
+
+def _advice_on(name: str) -> str:
+    """What to write in place of a name that is not PROVIDER:MODEL, the likeliest slip first."""
+    provider, _, model = name.partition(":")
+    near = difflib.get_close_matches(provider, PROVIDERS, n=1)
+    if near and model:
+        return f"did you mean '{near[0]}:{model}'?"
+    if provider in PROVIDERS:
+        return f"name a model, such as '{provider}:{EXAMPLE_MODEL.partition(':')[2]}'"
+    # As LiteLLM and OpenRouter write it.
+    by_slash, _, rest = name.partition("/")
+    if by_slash in PROVIDERS and rest:
+        return f"write '{by_slash}:{rest}'"
+    if name and not model:
+        return f"write '{EXAMPLE_MODEL.partition(':')[0]}:{name}'"
+    return ANYTHING_ELSE
 
 
 def is_template(model: str) -> bool:
@@ -775,6 +825,7 @@ def _check_rules(known: Settings) -> None:
 
 def _provider_options(known: Settings, provider: str) -> Mapping[str, Any] | None:
     """The options of one provider alone, completed by the environment."""
+    # What the user gave wins over the environment, option by option; an empty variable is none.
     found = {
         name: os.environ[variable]
         for name, variable in PROVIDERS[provider].option_variables.items()
@@ -793,7 +844,9 @@ def _base_url(known: Settings, provider: str) -> str | None:
     """The address, checked; None for a provider whose cloud's own library knows it."""
     spec = PROVIDERS[provider]
     variable, usual = spec.base_url_variable, spec.base_url
+    # Read now and kept: a worker's environment is not the one where the pipeline was built.
     url = known.base_url or (variable and os.environ.get(variable)) or usual
+    # Bedrock and Vertex AI make their address of the region, each in a way of its own.
     if not url and (variable is None or spec.key_variable is None):
         return None
     if not url:
@@ -805,6 +858,7 @@ def _base_url(known: Settings, provider: str) -> str | None:
             "base_url holds a user name or password: those would be stored in the pipeline; "
             "give the key by api_key='env:NAME'"
         )
+    # No query and no fragment: paths are put behind it.
     try:
         is_address = (
             re.fullmatch(r"https?://[^/\s?#]+[^\s?#]*", url) is not None and urlsplit(url).port != 0

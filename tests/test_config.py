@@ -299,6 +299,24 @@ def test_a_password_in_an_address_is_not_shown(url):
     assert "pass77" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"batch.size": "20", "batch_size": "50"}, {"batch-size": 20, "BATCH.SIZE": 20}],
+    ids=["other values", "one value"],
+)
+def test_one_option_in_two_spellings_is_refused_and_not_guessed_at(options):
+    first, second = options
+    with pytest.raises(UsageError, match=f"{second!r} is the same option as {first!r}"):
+        settings_from_options({"model": MODEL, **options})
+
+
+def test_a_whole_number_may_have_underscores_between_its_digits_alone():
+    assert settings(MODEL, batch_size="1_000").batch_size == 1_000
+    for odd in ("_1", "1_", "1__0"):
+        with pytest.raises(UsageError, match="a whole number"):
+            settings(MODEL, batch_size=odd)
+
+
 @pytest.mark.parametrize("options", [None, [("model", MODEL)], {7: "x"}])
 def test_options_of_another_kind_are_refused(options):
     with pytest.raises(UsageError):

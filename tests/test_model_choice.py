@@ -104,7 +104,7 @@ def test_provider_and_model_apart_may_hold_a_template_too() -> None:
         ("{{ 'openai:a' if x else 'opnai:b' }}", {}, "opnai:b.*did you mean 'openai:b'"),
         ("{{ 'openai:a' if x }}", {}, "depends on the records"),
         ("{{ 'openai:a' if x else }}", {}, "model, line 1"),
-        ("openai:a", {"models": ["openai:b"]}, "no template: leave models out"),
+        ("openai:a", {"models": ["openai:b"]}, "not a template: leave models out"),
         ("{{ m }}", {"models": [3]}, "list of names"),
         (BY_TIER, {"temperature": 9}, "temperature is 9"),
     ],
