@@ -40,6 +40,8 @@ def endpoint_key(settings: Settings) -> Hashable:
         settings.requests_per_minute,
         settings.tokens_per_minute,
         settings.rate_limit_shares,
+        # The session keeps to these, and it is the one that the first borrower connected.
+        settings.max_reply_bytes,
         settings.log_data,
     )
 
