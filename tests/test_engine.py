@@ -375,10 +375,7 @@ def test_after_the_last_retry_every_record_is_an_error(error, kind):
     assert kinds(asked) == [kind, kind]
     tries = 1 + 3 if kind == Kind.TIMED_OUT else 3  # together once, then each alone
     assert [outcome.failure.attempts for outcome in asked.outcomes] == [tries, tries]
-    assert (len(provider.requests), asked.tally.errors) == (
-        1 + 2 * 3 if kind == Kind.TIMED_OUT else 3,
-        {kind: 2},
-    )
+    assert len(provider.requests) == (1 + 2 * 3 if kind == Kind.TIMED_OUT else 3)
 
 
 def test_retry_after_is_waited_for():
@@ -886,9 +883,6 @@ def test_every_record_ends_once_in_order_and_usage_adds_up_under_any_script(
             assert (outcome.value is None) != (outcome.failure is None)
             assert outcome.value in (None, text.upper(), "X")
             assert outcome.failure is None or outcome.failure.kind in Kind.ALL
-        assert sum(one.tally.errors.values()) == sum(
-            outcome.failure is not None for outcome in one.outcomes
-        )
     everything = [outcome for one in asked for outcome in one.outcomes]
     assert sum((outcome.usage for outcome in everything), Usage()) == sum(provider.replied, Usage())
     assert sum(one.tally.input_tokens for one in asked) == sum(
@@ -943,4 +937,4 @@ def test_tallies_add_up():
     first, second = ask_all(provider, [["a", "bad"], ["b"]], max_retries=1, together=False)
     first.tally.merge(second.tally)
     assert (first.tally.requests, first.tally.retries, first.tally.single_requests) == (3, 1, 2)
-    assert (len(first.tally.latency_ms), first.tally.errors) == (3, {Kind.MISSING: 1})
+    assert len(first.tally.latency_ms) == 3

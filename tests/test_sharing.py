@@ -108,7 +108,7 @@ def test_two_worker_threads_share_one_session_and_one_limit():
         pytest.param({"max_concurrency": 5}, False, id="another limit"),
         pytest.param({"base_url": "http://localhost:8080/v1"}, False, id="another address"),
         pytest.param({"api_key": "env:ANOTHER_KEY"}, False, id="another key"),
-        pytest.param({"max_reply_bytes": 1000}, False, id="another bound on replies"),
+        pytest.param({"max_reply_bytes": 10_000}, False, id="another bound on replies"),
     ],
 )
 def test_engines_of_one_endpoint_share_its_limits(other, shared):

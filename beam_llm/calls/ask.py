@@ -54,11 +54,7 @@ class Ask:
         if self._state.aborted is not None and self._settings.on_abort == "raise":
             raise self._state.aborted
         await self._share_costs()
-        outcomes = [member.outcome() for member in self._members]
-        for outcome in outcomes:
-            if outcome.failure is not None:
-                self._state.tally.errors[outcome.failure.kind] += 1
-        return Asked(outcomes, self._state.tally)
+        return Asked([member.outcome() for member in self._members], self._state.tally)
 
     async def _settle(self, members: Sequence[Member], left: int, deadline: Deadline) -> None:
         """Ends each member with an answer or a failure; never raises but for cancellation."""

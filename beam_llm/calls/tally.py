@@ -34,7 +34,6 @@ class Tally:
       latency_ms: one per reply.
       warnings: by the reader's word (`unknown_index`, …), and `larger_than_tokens_per_minute`,
         `not_split` (the breaker was open).
-      errors: records that ended as errors, by kind.
     """
 
     requests: int = 0
@@ -54,7 +53,6 @@ class Tally:
     throttled_seconds: float = 0.0
     latency_ms: list[int] = field(default_factory=list)
     warnings: Counter[str] = field(default_factory=Counter)
-    errors: Counter[str] = field(default_factory=Counter)
 
     def merge(self, other: Tally) -> None:
         """Adds the other's counts to these."""
@@ -77,8 +75,6 @@ class Tally:
         # Looked at first: most have none, and an update by nothing costs more than all above.
         if other.warnings:
             self.warnings.update(other.warnings)
-        if other.errors:
-            self.errors.update(other.errors)
 
 
 class Asked(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, NoReturn
 
-from beam_llm.fronts.sql.places import SourceText, nearest
+from beam_llm.fronts.sql.places import SourceText
 
 
 class Token(NamedTuple):
@@ -130,6 +130,3 @@ class Cursor:
     def fail(self, why: str, instead: str) -> NoReturn:
         token = self.now
         self.source.fail(token.start, why, instead, token.end if token.kind != "end" else None)
-
-    def fail_unknown(self, known: list[str], what: str) -> NoReturn:
-        self.fail(f"this is not {what}", nearest(self.now.value, known, "known are"))
