@@ -639,11 +639,14 @@ def test_credentials_are_looked_up_once_and_anew_when_they_have_expired() -> Non
     signer, left = signer_of("first-secret", "second-secret")
 
     async def sign() -> list[str]:
-        found = [
-            (await signer.headers(yarl.URL("http://h/x"), b"{}"))["Authorization"] for _ in range(3)
-        ]
-        signer.forget()
-        return [*found, (await signer.headers(yarl.URL("http://h/x"), b"{}"))["Authorization"]]
+        sent = [await signer.headers(yarl.URL("http://h/x"), b"{}") for _ in range(3)]
+        source = signer._source
+        for headers in sent:
+            signer.forget(headers)
+        assert signer._source is None
+        signer._source = source
+        sent.append(await signer.headers(yarl.URL("http://h/x"), b"{}"))
+        return [headers["Authorization"] for headers in sent]
 
     signatures = [each.rpartition("=")[2] for each in asyncio.run(sign())]
     assert left == []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
-from beam_llm.providers.bedrock.failures import client_error
+from beam_llm.providers.bedrock.failures import EXPIRED, client_error
 from beam_llm.providers.bedrock.place import Place
 from beam_llm.providers.bedrock.signing import no_credentials
 from beam_llm.providers.errors import ErrorContext, unreadable
@@ -56,8 +56,13 @@ class Clients:
     def put_file(self, uri: str, path: Path) -> None:
         """Uploads a file, streamed."""
         bucket, key = _parted(uri)
-        with open(path, "rb") as file:
-            self._s3("put_object", Bucket=bucket, Key=key, Body=file)
+
+        def once() -> None:
+            # Opened by each try: the one before may have sent half of it.
+            with open(path, "rb") as file:
+                self._client("s3").put_object(Bucket=bucket, Key=key, Body=file)
+
+        self._call(once, Rejected)
 
     def get_file(self, uri: str, file: IO[bytes], start: int) -> None:
         """Writes an object behind `start`, streamed; its last line ends with a newline.
@@ -114,6 +119,24 @@ class Clients:
         return self._call(lambda: getattr(self._client("s3"), verb)(**parameters), Rejected)
 
     def _call(self, call: Callable[[], R], missing: type[CallError]) -> R:
+        """One call; once more with credentials found anew where the server says that they have
+        expired, also of a create: what is refused so is not done.
+        """
+        try:
+            return self._once(call, missing)
+        except CallError:
+            if self.last_words[0].lower() not in EXPIRED:
+                raise
+        self._forget()
+        return self._once(call, missing)
+
+    def _forget(self) -> None:
+        """By its own clock boto3 may think that its credentials last."""
+        self.close()
+        self._session = None
+
+    def _once(self, call: Callable[[], R], missing: type[CallError]) -> R:
+        self.last_words = "", ""
         try:
             return call()
         except CallError:

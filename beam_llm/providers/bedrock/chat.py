@@ -9,7 +9,7 @@ import yarl
 
 from beam_llm.errors import CallError
 from beam_llm.providers.asking import ask_in_form
-from beam_llm.providers.bedrock.failures import EXPIRED, reply_error
+from beam_llm.providers.bedrock.failures import has_expired, reply_error
 from beam_llm.providers.bedrock.forms import SCHEMA, Form, form_of
 from beam_llm.providers.bedrock.place import Place
 from beam_llm.providers.bedrock.signing import Signer
@@ -78,10 +78,9 @@ class BedrockChat:
         for _ in range(2):
             headers = await signer.headers(url, body)
             answer = await self._calls.post(url, body, timeout_seconds, headers)
-            name = answer.headers.get("x-amzn-errortype", "").partition(":")[0].lower()
-            if name not in EXPIRED:
+            if answer.status < 400 or not has_expired(answer.headers, answer.body):
                 break
-            signer.forget()
+            signer.forget(headers)
         return answer
 
     def _model(self, model: str) -> tuple[yarl.URL, Form]:

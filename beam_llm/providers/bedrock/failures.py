@@ -22,22 +22,32 @@ colon or a quotation mark it may be quoting a record, which must not end a pipel
 """
 
 _QUOTA = "servicequotaexceededexception"
-EXPIRED = ("expiredtokenexception", "expiredtoken")
-"""Codes of credentials that have to be looked up anew."""
+EXPIRED = ("expiredtokenexception", "expiredtoken", "requestexpired")
+"""Codes of credentials that have to be found anew, in small letters."""
 
 
 def reply_error(
     status: int, headers: Mapping[str, str], body: bytes, context: ErrorContext
 ) -> CallError:
     """The error that a call was answered with: its name stands in a header, or in `__type`."""
+    code, message = _said(headers, body)
+    return named_error(status, headers, code, message, context)
+
+
+def has_expired(headers: Mapping[str, str], body: bytes) -> bool:
+    """Whether an error says that the credentials have expired."""
+    return _said(headers, body)[0].lower() in EXPIRED
+
+
+def _said(headers: Mapping[str, str], body: bytes) -> tuple[str, str]:
+    """Code and sentence."""
     try:
         found = loads(body)
     except ValueError:
         found = body[:2_000].decode("utf-8", "replace")
     said = found if isinstance(found, dict) else {"message": found}
     name = headers.get("x-amzn-errortype") or word(said.get("__type"))
-    message = word(said.get("message") or said.get("Message"))
-    return named_error(status, headers, code_of(name), message, context)
+    return code_of(name), word(said.get("message") or said.get("Message"))
 
 
 def code_of(name: str) -> str:

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import hmac
 import time
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -62,6 +63,11 @@ class Signature:
             ),
         }
         return {**named, "X-Amz-Security-Token": self._token} if self._token else named
+
+    def has_made(self, headers: Mapping[str, str]) -> bool:
+        """Whether these headers are by the same credentials."""
+        is_of_key = f" Credential={self._key_id}/" in headers.get("Authorization", "")
+        return is_of_key and headers.get("X-Amz-Security-Token") == (self._token or None)
 
     def _begin_day(self, day: str) -> None:
         self._day, self._scope = day, f"{day}/{self._region}/{SERVICE}/aws4_request"
@@ -114,9 +120,15 @@ class Signer:
                     self._signature = await asyncio.to_thread(self._renewed)
         return self._signature.headers(url, body, time.time())
 
-    def forget(self) -> None:
-        """Has credentials looked up again: the server says that they have expired."""
-        self._signature = None
+    def forget(self, sent: Mapping[str, str]) -> None:
+        """Has credentials found anew: the server says that those of a call have expired.
+
+        Args:
+          sent: the headers of that call. Of many with one token, the first has it renewed.
+        """
+        if self._signature is not None and self._signature.has_made(sent):
+            # Not only asked for again: by its own clock boto3 may think that they last.
+            self._signature = self._source = None
 
     def _renewed(self) -> Signature:
         failed: str | None = None

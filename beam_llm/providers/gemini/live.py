@@ -28,10 +28,12 @@ class Access(NamedTuple):
     Attributes:
       headers: of the call.
       context: what its errors must not hold.
+      forget: to be called where the server says that it has ended; whether another can be had.
     """
 
     headers: Mapping[str, str] | None
     context: ErrorContext
+    forget: Callable[[], bool] = lambda: False
 
 
 @dataclass(slots=True)
@@ -94,8 +96,14 @@ class GeminiChat:
 
         async def send(form: SchemaForm) -> Answer:
             body = encode_body(request, self._service_tier, in_words=form.in_words)
+            nonlocal access
             url = self._url_of(request.model)
-            return await self._calls.post(url, body, timeout_seconds, access.headers)
+            answer = await self._calls.post(url, body, timeout_seconds, access.headers)
+            # A token may end before its time; a second refusal is an answer.
+            if answer.status == 401 and access.forget():
+                access = await self._access()
+                answer = await self._calls.post(url, body, timeout_seconds, access.headers)
+            return answer
 
         def error_of_answer(answer: Answer) -> CallError:
             return error_of(*answer, **access.context._asdict())

@@ -30,7 +30,7 @@ from beam_llm.values import Request, Schema
 if TYPE_CHECKING:
     from beam_llm.providers.gemini.live import GeminiChat
     from beam_llm.providers.vertex.batches import VertexBatches
-    from beam_llm.providers.vertex.credentials import Token, Tokens
+    from beam_llm.providers.vertex.credentials import GivenToken, Tokens
 
 OPTIONS = ("project", "region", "bucket")
 _TIER_HEADER = "X-Vertex-AI-LLM-Shared-Request-Type"
@@ -93,11 +93,13 @@ def _default_tokens() -> Tokens:
     return Tokens()
 
 
-def _given_token(settings: Settings) -> Token | None:
-    """What `api_key` refers to; None where it isn't given."""
-    from beam_llm.providers.vertex.credentials import fixed
+def _tokens_of(settings: Settings) -> Tokens | GivenToken:
+    """What `api_key` refers to; Google's own credentials where it isn't given."""
+    from beam_llm.providers.vertex.credentials import GivenToken
 
-    return None if settings.api_key is None else fixed(resolve_key(settings.api_key))
+    if settings.api_key is None:
+        return _default_tokens()
+    return GivenToken(resolve_key(settings.api_key))
 
 
 def connect(settings: Settings) -> GeminiChat:
@@ -112,7 +114,7 @@ def connect(settings: Settings) -> GeminiChat:
     refuse_plain_http(settings)
     place = Place.of(settings)
     context = ErrorContext(None, place.key_reference, settings.log_data)
-    access = TokenAccess(_given_token(settings), _default_tokens(), context)
+    access = TokenAccess(_tokens_of(settings), context)
     # On Vertex AI the tier is a header; the body's field is one that it refuses.
     tier = settings.service_tier
     headers = {_TIER_HEADER: tier} if tier in ("flex", "priority") else {}
@@ -127,12 +129,11 @@ def connect_batch(settings: Settings) -> VertexBatches:
 
     # See `connect`.
     refuse_plain_http(settings)
-    given = _given_token(settings)
     return VertexBatches(
         Place.of(settings),
         settings.model_name,
         store_at(f"{bucket_of(settings)}/vertex"),
-        _default_tokens().renewed if given is None else lambda: given,
+        _tokens_of(settings),
         log_data=settings.log_data,
         bounds=Bounds.of(settings),
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from beam_llm.errors import Kind, Rejected, UnknownJob
+from beam_llm.errors import Aborted, Kind, Rejected, UnknownJob
 from beam_llm.protocols import BatchTraits, Recovery, RemoteJob, Store
 from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls, steady
@@ -23,7 +23,7 @@ from beam_llm.providers.gemini.job_calls import GoogleBatches
 from beam_llm.providers.gemini.job_objects import reason_of
 from beam_llm.providers.http import DEFAULT_BOUNDS, Answer, Bounds
 from beam_llm.providers.ids import in_path
-from beam_llm.providers.vertex.credentials import Token
+from beam_llm.providers.vertex.credentials import GivenToken, Token, Tokens
 from beam_llm.providers.vertex.job_objects import remote_job
 from beam_llm.providers.vertex.objects import (
     INPUT,
@@ -56,13 +56,22 @@ _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 class _Control(ControlCalls):
     """Control calls whose token may be another one each time."""
 
-    def __init__(self, token: Callable[[], Token], context: ErrorContext, *args: Any, **more: Any):
+    def __init__(self, tokens: Tokens | GivenToken, context: ErrorContext, *args: Any, **more: Any):
         super().__init__(context, *args, **more)
-        self._token = token
+        self._tokens = tokens
 
     def call(self, method: str, url: str, seconds: float, **more: Any) -> Answer:
         # For each call: a job's transfers and polls outlast a token's hour.
-        token = self._token()
+        token = self._tokens.renewed()
+        try:
+            return self._call(token, method, url, seconds, **more)
+        except Aborted as error:
+            # A token may end before its time. Also of a create: what is refused so is not done.
+            if error.status != 401 or not self._tokens.forget(token):
+                raise
+        return self._call(self._tokens.renewed(), method, url, seconds, **more)
+
+    def _call(self, token: Token, method: str, url: str, seconds: float, **more: Any) -> Answer:
         self._context = self._context._replace(secret=token.value)
         return super().call(method, url, seconds, headers=token.headers, **more)
 
@@ -74,7 +83,7 @@ class VertexBatches(GoogleBatches):
     Args:
       model: of all requests of its jobs.
       store: the part of the bucket that is the package's.
-      token: gives one that lasts.
+      tokens: give one that lasts.
       sleep, clock, wall: see `ControlCalls`.
     """
 
@@ -85,7 +94,7 @@ class VertexBatches(GoogleBatches):
         place: Place,
         model: str,
         store: Store,
-        token: Callable[[], Token],
+        tokens: Tokens | GivenToken,
         *,
         log_data: bool = False,
         bounds: Bounds = DEFAULT_BOUNDS,
@@ -95,7 +104,7 @@ class VertexBatches(GoogleBatches):
     ):
         context = ErrorContext(None, place.key_reference, log_data)
         proxy = http.proxy_for(place.base_url)
-        control = _Control(token, context, bounds, {}, proxy, sleep=sleep, clock=clock, wall=wall)
+        control = _Control(tokens, context, bounds, {}, proxy, sleep=sleep, clock=clock, wall=wall)
         super().__init__(control, bounds, TRAITS)
         self._place, self._model, self._store = place, model, store
 

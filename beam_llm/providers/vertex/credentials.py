@@ -1,7 +1,8 @@
 """Google's own credentials as tokens: looked up on the worker, renewed before they expire.
 
 tokens = Tokens()                                # gcloud's, a service account's, the machine's
-headers = (await tokens.fresh()).headers         # on an event loop, which is never blocked
+token = await tokens.fresh()                     # on an event loop, which is never blocked
+tokens.forget(token)                             # the server says that it has ended
 """
 
 from __future__ import annotations
@@ -39,9 +40,26 @@ class Token(NamedTuple):
     headers: Mapping[str, str]
 
 
-def fixed(value: str | None) -> Token:
-    """A token that is given, and never renewed; None: calls without one, for an emulator."""
-    return Token(value, {} if value is None else {"Authorization": f"Bearer {value}"})
+class GivenToken:
+    """In place of `Tokens`: a token that is given, and never renewed.
+
+    Args:
+      value: None: calls go without one, for an emulator.
+    """
+
+    def __init__(self, value: str | None):
+        headers = {} if value is None else {"Authorization": f"Bearer {value}"}
+        self._token = Token(value, headers)
+
+    async def fresh(self) -> Token:
+        return self._token
+
+    def renewed(self) -> Token:
+        return self._token
+
+    def forget(self, token: Token) -> bool:
+        """There is no other."""
+        return False
 
 
 def default_credentials() -> Any:
@@ -92,6 +110,16 @@ class Tokens:
         with self._lock:
             known: Token | None = self._lasting()  # another thread's, meanwhile
             return known if known is not None else self._renew()
+
+    def forget(self, token: Token) -> bool:
+        """Has another one fetched, since the server says that this one has ended: by its own clock,
+        or because it was withdrawn. Returns whether another can be had.
+        """
+        with self._lock:
+            # Of many calls with one token, the first has it renewed.
+            if token is self._known:
+                self._renew_at = 0.0
+        return True
 
     def _lasting(self) -> Token | None:
         # Read without the lock, too: at worst this is the token before, which lasts for minutes

@@ -54,6 +54,7 @@ _ERRORS = {
     500: "InternalServerException",
     503: "ServiceUnavailableException",
 }
+_ENDED = "ExpiredTokenException"
 _MISSING = "MissingAuthenticationTokenException"
 
 
@@ -81,6 +82,10 @@ class Wire(Dialect):
         }
 
     def refuse(self, request: web.BaseRequest) -> WireError | None:
+        if self.house.has_ended(request.headers.get("X-Amz-Security-Token", "")):
+            return WireError(
+                403, "The security token included in the request is expired", code=_ENDED
+            )
         keys = self.house.options.keys
         if keys == ():
             return None

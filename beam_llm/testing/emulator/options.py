@@ -44,6 +44,8 @@ class EmulatorOptions:
       list_page: most jobs on a page.
       list_ends: False: every page promises a further one, and there is one, of jobs that are older
         and older.
+      token_calls: how many calls a cloud's temporary token is good for, by the server's own count;
+        None: any.
       file_seconds: how long an uploaded file is kept; None: for ever.
     """
 
@@ -73,6 +75,7 @@ class EmulatorOptions:
     list_order: str = "newest"
     list_page: int = 100
     list_ends: bool = True
+    token_calls: int | None = None
     file_seconds: float | None = None
 
     @property

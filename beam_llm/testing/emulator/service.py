@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from pathlib import Path
@@ -48,6 +48,7 @@ class Service:
         self._has_own_time = options.clock is not time.time
         self.started = f"{time.time_ns():x}"
         self._numbers = itertools.count(1)
+        self._uses: Counter[str] = Counter()
         self.limits = Limits(
             options.requests_per_minute, options.tokens_per_minute, options.max_concurrency
         )
@@ -102,6 +103,12 @@ class Service:
         if self._has_own_time and not answer.prepared:
             answer.headers["Date"] = formatdate(self.options.clock(), usegmt=True)
         return answer
+
+    def has_ended(self, token: str) -> bool:
+        """Whether a cloud's temporary token, now used once more, is no longer good."""
+        most = self.options.token_calls
+        self._uses[token] += 1
+        return most is not None and bool(token) and self._uses[token] > most
 
     async def live(
         self,

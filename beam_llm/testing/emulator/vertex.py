@@ -31,7 +31,7 @@ from beam_llm.testing.emulator.dialects import (
 )
 from beam_llm.testing.emulator.generate_content import precondition, rfc3339
 from beam_llm.testing.emulator.shapes import misfit
-from beam_llm.testing.emulator.wire import WireError, json_response, page_asked
+from beam_llm.testing.emulator.wire import WireError, json_response, page_asked, wrong_key
 
 _STATES = {
     "validating": "PENDING",
@@ -63,7 +63,12 @@ class Wire(Dialect):
         return {**super().environment(url, key), **place}
 
     def refuse(self, request: web.BaseRequest) -> WireError | None:
-        if request.path.endswith("/token") or (refused := super().refuse(request)) is None:
+        if request.path.endswith("/token"):
+            return None
+        refused = super().refuse(request)
+        if refused is None and self.house.has_ended(self.key_of(request)):
+            refused = wrong_key()
+        if refused is None:
             return None
         said = "Request had invalid authentication credentials. Expected OAuth 2 access token."
         return WireError(refused.status, said, code="UNAUTHENTICATED")
@@ -71,7 +76,7 @@ class Wire(Dialect):
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
         if path == "/token" and request.method == "POST":
             keys = self.house.options.keys
-            token = keys[0] if keys else "token-of-the-emulator"
+            token = keys[0] if keys else f"token-{uuid.uuid4().hex}"
             granted = {"access_token": token, "expires_in": 3600, "token_type": "Bearer"}
             return json_response(granted)
         if request.method == "POST" and (found := _LIVE.fullmatch(path)) is not None:
