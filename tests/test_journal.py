@@ -23,9 +23,8 @@ from beam_llm.jobs.journal import (
     Done,
     Journal,
     Lease,
-    LiveWork,
     Refusal,
-    SliceDone,
+    Slice,
     Twice,
     Uploaded,
     folder,
@@ -52,7 +51,6 @@ DOCUMENTS: list[Document] = [
         {"": 3, "invalid": 1},
         8.0,
         (Child("f", "lines", 2, 1, 40),),
-        None,
         "left",
         cost_usd=None,
     ),
@@ -61,11 +59,11 @@ DOCUMENTS: list[Document] = [
         None,
         "completed",
         {},
-        live=LiveWork("lines", 41, 20),
+        children=(Child("l", "lines", 41, 3, 900),),
         ends_all=("cancelled", "by hand"),
         usage=(1, 2, 3),
     ),
-    SliceDone("answers", {"": 1}, 0.25),
+    Slice("answers", 20, 0.25),
     INTENT,
 ]
 
@@ -129,12 +127,7 @@ def test_where_a_job_stands_follows_from_the_names_of_its_own_documents(journal:
     assert seen == [Phase.FRESH, Phase.DOUBT, Phase.FRESH, Phase.ACKED, Phase.DONE]
 
 
-def test_slices_of_live_calls_are_no_documents_of_the_job(journal: Journal) -> None:
-    journal.add(SliceDone("answers", {}), 11)
-    assert (journal.names(), journal.counts(SliceDone)) == ([], [11])
-
-
-@pytest.mark.parametrize("job", ["7", "7.f", "7.a.b.f", "12345"])
+@pytest.mark.parametrize("job", ["7", "7.f", "7.f.l", "7.a.b.f", "12345"])
 def test_a_jobs_folder_leads_back_to_it(job: str) -> None:
     assert job_of(folder(job) + "created-0000") == job
 

@@ -383,7 +383,7 @@ def test_cleanup_takes_texts_of_finished_jobs_and_nothing_that_is_still_needed(
 
 def test_outcomes_are_found_by_key_whatever_their_order(local: World) -> None:
     local.run(TEXTS)
-    (end,) = JobTree(Ledger(open_store(local.location)), 1).nodes[0].ends
+    end = JobTree(Ledger(open_store(local.location)), 1).nodes[0].done
     outcomes = Outcomes(open_store(local.location), str(end.outcomes))
     keys = Manifest.read(
         open_store(local.location), Ledger(open_store(local.location)).intent(1).lines

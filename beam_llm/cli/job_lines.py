@@ -39,5 +39,5 @@ def lines_since(last: int, settings: Settings, *, here: bool) -> int:
         return 0
     ledger = Ledger(open_store(str(settings.staging_location)))
     jobs = (intent for number in added for intent in JobTree(ledger, number).intents())
-    # A half's requests are its parent's already.
-    return sum(intent.line_count for intent in jobs if intent.kind != "half")
+    # A half's requests are its parent's already, and live calls are counted as they are made.
+    return sum(intent.line_count for intent in jobs if intent.kind in ("job", "follow_up"))

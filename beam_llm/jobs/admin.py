@@ -88,6 +88,7 @@ def list_jobs(store: Store, numbers: Container[int] | None = None) -> list[JobVi
         for root in ledger.intents()
         if numbers is None or root.number in numbers
         for intent in JobTree(ledger, root.number).intents()
+        if intent.kind != "live"
     ]
 
 
@@ -100,7 +101,7 @@ def show(store: Store, job: str) -> tuple[JobView, list[JobView]]:
     found = _resolve(Ledger(store), job)
     tree = JobTree(Ledger(store), found.number).intents()
     return _view(store, found), [
-        _view(store, intent) for intent in tree if intent.job.startswith(f"{found.job}.")
+        _view(store, intent) for intent in tree if intent.is_below(found) and intent.kind != "live"
     ]
 
 
@@ -320,12 +321,6 @@ class _Finder:
         known = self._ledger.known()
         of_lines = {
             intent.lines: intent.number for tree in self._trees for intent in tree.intents()
-        }
-        of_lines |= {
-            node.done.live.lines: tree.number
-            for tree in self._trees
-            for node in tree.nodes
-            if node.done is not None and node.done.live is not None
         }
         for full_name in self._store.list("manifests/"):
             name = full_name.removeprefix("manifests/").removesuffix(".manifest")

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from beam_llm import events
-from beam_llm.config import Settings
 from beam_llm.errors import CallError, Kind, LedgerError, Retryable
 from beam_llm.jobs.collect import PriorOutcomes, ResultReader
 from beam_llm.jobs.columns import Array
@@ -22,13 +21,13 @@ from beam_llm.jobs.guarded import guarded
 from beam_llm.jobs.journal import (
     FIRST_HALF,
     FOLLOW_UP,
+    LIVE,
     SECOND_HALF,
     Child,
     Created,
     Done,
     DoneAgain,
     Journal,
-    LiveWork,
 )
 from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
@@ -158,15 +157,14 @@ class Closing:
             ended=end.word,
             counts=counts,
             at=self._context.shared.time(),
-            children=(goes_on,) if isinstance(goes_on, Child) else (),
-            live=goes_on if isinstance(goes_on, LiveWork) else None,
+            children=() if goes_on is None else (goes_on,),
             left=None if goes_on is None else f"{name}{LEFT}",
             ends_all=(end.failure.kind, end.failure.message) if end.is_of_all else None,
             facts=dict(reader.facts),
             usage=tuple(reader.usage),
             cost_usd=reader.cost_usd,
         )
-        return self._add(done, name)
+        return self.write(done, name)
 
     def split(self, at_line: int, line_tokens: Array, doubted: bool) -> Done:
         """Ends a job that no queue will take as it is: the lines before `at_line` and those behind
@@ -197,9 +195,11 @@ class Closing:
             left=self._prior,
             doubted=doubted,
         )
-        return self._add(done, None)
+        return self.write(done, None)
 
-    def _add(self, done: Done, outcomes: str | None) -> Done:
+    def write(self, done: Done, outcomes: str | None) -> Done:
+        """Ends the job, with the outcomes of that name; returns the end that counts, which may be a
+        quicker process's."""
         failpoint("done.before")
         if self._journal.add(done):
             failpoint("done.after")
@@ -215,7 +215,7 @@ class Closing:
 
     def _going_on(
         self, manifest: Manifest, reader: ResultReader, left: Array, end: JobEnd
-    ) -> Child | LiveWork | None:
+    ) -> Child | None:
         """What asks again for records that do not end here; None: nobody, they end as they are.
 
         A follow-up that the provider would find too small is none: its records go live at once.
@@ -228,18 +228,10 @@ class Closing:
         name, records = passed_on.write(self._context.store), len(passed_on)
         is_job = passed_on.lines >= self._context.provider.traits.min_requests
         goes_live = end.goes_live or not is_job or intent.is_second_try
-        if settings.on_leftover == "follow_up" and not goes_live:
-            # By its share: exact weights would take reading the parts.
-            tokens = intent.tokens * records // max(intent.records, 1)
-            return Child(FOLLOW_UP, name, records, passed_on.lines, tokens)
-        return LiveWork(name, records, _slice_size(settings))
-
-
-def _slice_size(settings: Settings) -> int:
-    """Records of leftovers that are asked by live calls between two writes: one round of calls. A
-    kill can have them asked again."""
-    batch = settings.batch_size if isinstance(settings.batch_size, int) else 20
-    return max(20, min(settings.usual_calls * batch, 5000))
+        child = FOLLOW_UP if settings.on_leftover == "follow_up" and not goes_live else LIVE
+        # By its share: exact weights would take reading the parts.
+        tokens = intent.tokens * records // max(intent.records, 1)
+        return Child(child, name, records, passed_on.lines, tokens)
 
 
 def _regrouped(manifest: Manifest, left: Array, alone: Array) -> Array:

@@ -7,14 +7,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from beam_llm.config import Settings
-from beam_llm.errors import Aborted, LedgerError
+from beam_llm.errors import Aborted, Failure, LedgerError
 from beam_llm.jobs import join
 from beam_llm.jobs.context import Cost, JobContext
+from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.job_driver import JobDriver
 from beam_llm.jobs.job_tree import JobTree, Node, following
 from beam_llm.jobs.journal import Done
-from beam_llm.jobs.ledger import Ledger
-from beam_llm.jobs.live_leftovers import Ask, LiveCalls
+from beam_llm.jobs.ledger import Intent, Ledger
+from beam_llm.jobs.live_leftovers import Ask, LiveJob
 from beam_llm.jobs.refs import BatchJobRef
 from beam_llm.jobs.status import Ready, Waiting
 from beam_llm.protocols import BatchProvider, Clock, Store, Task
@@ -44,8 +45,9 @@ class Driver:
         clock: Clock,
     ):
         self._context = JobContext(settings, task, store, provider, cost, clock)
-        self._ledger, self._live = Ledger(store), LiveCalls(self._context, ask)
-        self._jobs: dict[str, JobDriver] = {}
+        self._ledger, self._ask = Ledger(store), ask
+        self._jobs: dict[str, JobDriver | LiveJob] = {}
+        self._ends: dict[str, Done] = {}
         self.counted = self._context.counted
         self.leases = self._context.leases
 
@@ -71,50 +73,60 @@ class Driver:
             raise
 
     def _walk(self, ref: BatchJobRef, phase: int) -> Waiting | Ready:
-        root = Node(self._ledger.intent(ref.number))
+        root = self._ledger.intent(ref.number)
         nodes: list[Node] = []
-        pending = [root]
+        pending = [Node(root)]
         # From the root at every step, which costs little: jobs that have ended answer from memory.
         while len(nodes) <= phase:
             if not pending:
                 raise LedgerError(f"job {ref.number} has ended, there is no phase {phase} of it")
             node, *pending = pending
-            found = self._step(node, nodes, nothing_follows=not pending)
+            found: Waiting | Done | None = self._ends.get(node.intent.job)
+            if found is None:
+                found = self._driver_of(node.intent, nodes, is_last=not pending).step()
             if isinstance(found, Waiting):
                 # A half knows its own progress; the ref waits for the whole job.
-                share = (
-                    node.intent.records / root.intent.records if node.intent.kind == "half" else 1.0
-                )
+                share = node.intent.records / root.records if node.intent.kind == "half" else 1.0
                 part = None if found.part is None else found.part * share
                 return found._replace(part=part, total=ref.records)
-            nodes.append(found)
-            pending = following(pending, found)
+            self._ends[node.intent.job] = found
+            self._jobs.pop(node.intent.job, None)
+            nodes.append(node._replace(done=found))
+            pending = following(pending, nodes[-1])
         return Ready(
             join.answers(self._context.store, ref, nodes, last=not pending),
             phase + 1 if pending else None,
         )
 
-    def _step(self, node: Node, before: Sequence[Node], nothing_follows: bool) -> Waiting | Node:
+    def _driver_of(
+        self, intent: Intent, before: Sequence[Node], is_last: bool
+    ) -> JobDriver | LiveJob:
+        """Who steps a job; made once all that goes before it in the tree has ended.
+
+        Args:
+          before: what has ended by now.
+          is_last: nothing else of the tree is to be done, as far as is known.
+        """
+        if intent.job in self._jobs:
+            return self._jobs[intent.job]
         ends = {each.intent.job: each.done for each in before if each.done is not None}
-        intent = node.intent
-        if node.live:
-            return self._live.advance(node, ends[intent.job])
-        job = self._jobs.get(intent.job)
-        if job is None:
-            parent = ends.get(intent.parent)
-            # Jobs above it that were split in doubt: one of them may yet
-            # show up as a whole, to be cancelled.
+        parent = ends.get(intent.parent)
+        prior = None if parent is None else parent.left
+        found: JobDriver | LiveJob
+        if intent.kind == "live":
+            found = LiveJob(self._context, intent, prior, self._ask)
+        else:
+            # Jobs above it that were split in doubt: one of them may yet show up as a whole, to be
+            # cancelled.
             doubted = [
                 each.intent
                 for each in before
                 if each.done and each.done.doubted and intent.is_below(each.intent)
             ]
-            job = JobDriver(self._context, intent, None if parent is None else parent.left, doubted)
-            self._jobs[intent.job] = job
-        found = job.step(
-            nothing_follows=nothing_follows, other_half=_ended_for_all(intent.undivided, before)
-        )
-        return found if isinstance(found, Waiting) else node.ended(found)
+            inherited = _ended_for_all(intent.undivided, before)
+            found = JobDriver(self._context, intent, prior, doubted, inherited, is_last)
+        self._jobs[intent.job] = found
+        return found
 
     def job_id(self, number: int) -> str | None:
         """The provider's id of a job, once there is one."""
@@ -133,12 +145,12 @@ class Driver:
         self.leases.release()
 
 
-def _ended_for_all(undivided: str, nodes: Sequence[Node]) -> Done | None:
+def _ended_for_all(undivided: str, nodes: Sequence[Node]) -> JobEnd | None:
     """The end of a part of that job which its other parts share."""
-    ends = (
-        node.done for node in nodes if node.done is not None and node.intent.undivided == undivided
-    )
-    return next((done for done in ends if done.ends_all is not None), None)
+    for intent, done in nodes:
+        if intent.undivided == undivided and done is not None and done.ends_all is not None:
+            return JobEnd(done.ended, Failure(*done.ends_all, 1))
+    return None
 
 
 def run_jobs(

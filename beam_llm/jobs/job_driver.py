@@ -48,9 +48,9 @@ class JobDriver:
       prior: name of the outcomes that the job before left to this one.
       undivided: jobs that this is a part of, of which one as a whole may yet show up at the
         provider.
-
-    Attributes:
-      done: how it ended; None before.
+      inherited: how another part of the same job has ended, if its other parts end so, too.
+      is_last: no other job is to be stepped after it. Then a doubt that it ended in may be looked
+        at once more.
     """
 
     def __init__(
@@ -59,6 +59,8 @@ class JobDriver:
         intent: Intent,
         prior: str | None,
         undivided: Sequence[Intent] = (),
+        inherited: JobEnd | None = None,
+        is_last: bool = True,
     ):
         self._context, self.intent = context, intent
         self._settings, self._clock, self._time = (
@@ -67,42 +69,27 @@ class JobDriver:
             context.shared.time,
         )
         self._journal = Journal(context.store, intent.job)
-        self._submission = Submission(context, intent, self._journal)
+        self._submission = Submission(context, intent, self._journal, inherited)
         self._closing = Closing(context, intent, self._journal, prior)
         self._wholes = [
             RemoteSearch(context, whole, Journal(context.store, whole.job)) for whole in undivided
         ]
+        self._is_last = is_last
         self._remote: RemoteWatch | None = None
-        self.done: Done | None = None
 
-    def step(
-        self, *, nothing_follows: bool = True, other_half: Done | None = None
-    ) -> Waiting | Done:
+    def step(self) -> Waiting | Done:
         """Goes on with the job as far as it can without waiting.
-
-        Args:
-          nothing_follows: no other job is to be stepped after it. Then a doubt that it ended in may
-            be looked at once more.
-          other_half: a part of the same job that has ended in a way that its other parts end in,
-            too.
 
         Raises:
           Aborted: no call can succeed, and `on_abort` is `raise`.
           UsageError: it was made for another prompt, model or output.
         """
-        if self.done is None:
-            if other_half is not None and other_half.ends_all is not None:
-                self._submission.inherited = JobEnd(
-                    other_half.ended, Failure(*other_half.ends_all, 1)
-                )
-            found = self._advance(nothing_follows)
-            if isinstance(found, Waiting):
-                return found
-            self.done, self._remote = found, None
+        found = self._advance()
+        if isinstance(found, Done):
             self._submission.place.leave()
-        return self.done
+        return found
 
-    def _advance(self, nothing_follows: bool) -> Waiting | Done:
+    def _advance(self) -> Waiting | Done:
         # A job that is watched needs no look into the journal at each poll.
         if self._remote is not None:
             return self._look(self._remote)
@@ -123,7 +110,7 @@ class JobDriver:
         else:
             was_sent = False
         if status.phase is Phase.DONE:
-            return self._end_of_before(status, nothing_follows)
+            return self._end_of_before(status)
         if status.phase is not Phase.ACKED:  # another process goes on with it
             return Waiting(self._clock.time(), None, "planned")
         remote = self._remote = self._acknowledged(status)
@@ -163,7 +150,7 @@ class JobDriver:
             undivided=self._wholes,
         )
 
-    def _end_of_before(self, status: JobStatus, nothing_follows: bool) -> Done:
+    def _end_of_before(self, status: JobStatus) -> Done:
         """How the job has ended; one that ended in doubt is looked at once more, for by now its
         answers, which are paid for, may be there.
 
@@ -171,7 +158,7 @@ class JobDriver:
         """
         done = self._journal.end(self.intent.fingerprint)
         assert done is not None
-        if not (done.may_end_again and nothing_follows):
+        if not (done.may_end_again and self._is_last):
             return done
         try:
             job = self._find_late(self._journal.read(Created, status.attempt))

@@ -1,6 +1,6 @@
 """The tree of a job: what follows from it, in the order in which that is done.
 
-    7 ── left over ──► 7.f ── left over ──► live calls of 7.f, slice by slice
+    7 ── left over ──► 7.f ── left over ──► 7.f.l, live calls
 
     7 (too large for the queue) ─┬─► 7.a ── left over ──► 7.a.f ──► …
                                  └─► 7.b ── left over ──► 7.b.f ──► …
@@ -11,54 +11,41 @@ own; a record ends in exactly one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from beam_llm.errors import Kind
 from beam_llm.jobs.columns import Array
-from beam_llm.jobs.journal import Created, Done, Journal, SliceDone
+from beam_llm.jobs.journal import Created, Done, Journal
 from beam_llm.jobs.ledger import Intent, Ledger
 from beam_llm.jobs.outcomes import Outcomes
 
 
-@dataclass(frozen=True)
-class Node:
-    """A job, or the live calls (`live`) for what it left over.
-
-    Attributes:
-      ends: what was written at its end (live calls: one document per slice); empty while it is not
-        finished.
-    """
+class Node(NamedTuple):
+    """A job of the tree, and how it ended; None while it has not."""
 
     intent: Intent
-    live: bool = False
-    ends: tuple[Done | SliceDone, ...] = ()
-
-    @property
-    def done(self) -> Done | None:
-        """How the job ended; None for live calls."""
-        return next((end for end in self.ends if isinstance(end, Done)), None)
+    done: Done | None = None
 
     @property
     def rank(self) -> int:
         """Halves go first, live calls last."""
-        return 2 if self.live else int(self.intent.kind == "follow_up")
+        return {"follow_up": 1, "live": 2}.get(self.intent.kind, 0)
 
     @property
-    def gave_nothing(self) -> bool:
-        """It ended in doubt, without any answer."""
-        return self.done is not None and self.done.may_end_again and not self.done.counts.get("")
-
-    def ended(self, *ends: Done | SliceDone) -> Node:
-        return replace(self, ends=ends)
+    def has_given(self) -> bool:
+        """It has ended, and not in doubt and without any answer."""
+        return self.done is not None and not (
+            self.done.may_end_again and not self.done.counts.get("")
+        )
 
     def children(self) -> list[Node]:
         """What its end says goes on."""
         if self.done is None:
             return []
         # From what is written alone, so that every process makes the same intents of it.
-        jobs = [Node(self.intent.child(child, self.done.at)) for child in self.done.children]
-        return [*jobs, Node(self.intent, live=True)] if self.done.live is not None else jobs
+        return [Node(self.intent.child(child, self.done.at)) for child in self.done.children]
 
 
 def following(pending: Sequence[Node], node: Node) -> list[Node]:
@@ -74,14 +61,6 @@ def following(pending: Sequence[Node], node: Node) -> list[Node]:
     return [*halves, *sorted([*pending, *others], key=lambda each: each.rank)]
 
 
-def ends_of_slices(journal: Journal, done: Done) -> list[SliceDone]:
-    """Of the live calls for a job's leftovers, once all slices are answered; before, nothing."""
-    counts = journal.counts(SliceDone)
-    return (
-        journal.all(SliceDone) if done.live is not None and len(counts) >= done.live.slices else []
-    )
-
-
 class JobTree:
     """Where a job and what follows from it stand now. Read-only.
 
@@ -94,34 +73,26 @@ class JobTree:
         self._store, self.number = ledger.store, number
         self.nodes: list[Node] = []
         self.pending = [Node(ledger.intent(number))]
-        while self.pending and (not self.nodes or self.nodes[-1].ends):
+        while self.pending and (not self.nodes or self.nodes[-1].done):
             node, *rest = self.pending
-            node = self._read(node)
+            done = Journal(self._store, node.intent.job).end(node.intent.fingerprint)
+            node = node._replace(done=done)
             self.nodes.append(node)
             self.pending = following(rest, node)
 
-    def _read(self, node: Node) -> Node:
-        journal = Journal(self._store, node.intent.job)
-        done = journal.end(node.intent.fingerprint)
-        if done is None:
-            return node
-        return node.ended(*ends_of_slices(journal, done)) if node.live else node.ended(done)
-
     def is_finished(self) -> bool:
-        return not self.pending and bool(self.nodes[-1].ends)
+        return not self.pending and self.nodes[-1].done is not None
 
     def finished_nodes(self) -> int:
         """Up to the last whose answers earlier runs have given and paid for; not one that ended in
         doubt and without any."""
-        given = [bool(node.ends) and not node.gave_nothing for node in self.nodes]
+        given = [node.has_given for node in self.nodes]
         return len(given) - given[::-1].index(True) if any(given) else 0
 
     def intents(self) -> Iterator[Intent]:
         """Of all its jobs that are known of, in the order of their names."""
-        yield from sorted(
-            (node.intent for node in (*self.nodes, *self.pending) if not node.live),
-            key=lambda each: each.job,
-        )
+        intents = (node.intent for node in (*self.nodes, *self.pending))
+        yield from sorted(intents, key=lambda each: each.job)
 
     @property
     def job_id(self) -> str | None:
@@ -140,19 +111,20 @@ class JobTree:
         was refused as a whole, as for a full file storage, was never run."""
         found = []
         for node in self.nodes:
-            these = kinds | {Kind.REJECTED} if node.done and node.done.ended == "refused" else kinds
-            for end in node.ends:
-                if end.outcomes is not None and any(end.counts.get(kind) for kind in these):
-                    found.append(Outcomes(self._store, end.outcomes).of_kinds(these))
+            done = node.done
+            if done is None or done.outcomes is None:
+                continue
+            these = kinds | {Kind.REJECTED} if done.ended == "refused" else kinds
+            if any(done.counts.get(kind) for kind in these):
+                found.append(Outcomes(self._store, done.outcomes).of_kinds(these))
         return found
 
-    def totals(self) -> tuple[dict[str, int], float]:
+    def totals(self) -> tuple[Counter[str], float]:
         """Records by kind of failure (`""`: answered), and what was paid in dollars, over all
         finished nodes."""
-        counts: dict[str, int] = {}
+        counts: Counter[str] = Counter()
         paid = 0.0
-        for end in (end for node in self.nodes for end in node.ends):
-            for kind, count in end.counts.items():
-                counts[kind] = counts.get(kind, 0) + count
-            paid += end.cost_usd or 0.0
+        for done in (node.done for node in self.nodes if node.done is not None):
+            counts.update(done.counts)
+            paid += done.cost_usd or 0.0
         return counts, paid

@@ -3,13 +3,14 @@ outcomes, streamed."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from beam_llm.errors import Failure, Kind
-from beam_llm.jobs.columns import KEY, Array, find
+from beam_llm.jobs.columns import Array
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job_tree import Node
 from beam_llm.jobs.manifest import Manifest
@@ -47,32 +48,46 @@ def answers(
     Of several elements with one content the first carries what it cost, the others say that their
     answer was re-used.
     """
+    outcomes = _outcomes_of(store, nodes[-1])
+    if outcomes is None:
+        return
     rows = Manifest.read(store, ref.manifest)
-    outcomes = _Joined(store, nodes[-1])
     positions = outcomes.positions(rows.keys)
     wanted = positions >= 0
     if last:
         wanted |= _nowhere(store, nodes[:-1], rows.keys, positions)
     if not wanted.any():
-        outcomes.close()
         return
     paid_before = ref.reused >= len(nodes)
     first = np.zeros(len(rows), dtype=bool) if paid_before else _first_of_equals(rows.keys)
     # Where half of it has come out, for the failpoint there.
     left = (int(wanted.sum()) + 1) // 2 - 1
-    try:
+    with contextlib.closing(outcomes):
         for reader, here in by_part(store, rows):
             chosen = np.flatnonzero(wanted[here]) + here.start
             envelopes = reader.envelopes(rows.row[chosen])
-            found = outcomes.outcomes(positions[chosen], first[chosen])
+            found = _many(outcomes, positions[chosen], first[chosen])
             pairs = zip(envelopes, found, strict=True)
             if 0 <= left < len(chosen):
                 yield from itertools.islice(pairs, left)
                 failpoint("output.half")
             yield from pairs
             left -= len(chosen)
-    finally:
-        outcomes.close()
+
+
+def _outcomes_of(store: Store, node: Node) -> Outcomes | None:
+    """None of a job that went as two: no record ended in it."""
+    name = None if node.done is None else node.done.outcomes
+    return None if name is None else Outcomes(store, name)
+
+
+def _many(outcomes: Outcomes, positions: Array, pays: Array) -> Iterator[Outcome]:
+    """The outcome at each position; those that do not pay are re-used answers."""
+    known = positions >= 0
+    found = outcomes.many(positions[known].tolist(), pays[known].tolist())
+    if known.all():
+        return found
+    return (next(found) if is_known else _UNANSWERED for is_known in known.tolist())
 
 
 def _nowhere(store: Store, nodes: Sequence[Node], keys: Array, positions: Array) -> Array:
@@ -81,9 +96,9 @@ def _nowhere(store: Store, nodes: Sequence[Node], keys: Array, positions: Array)
     for node in nodes:
         if not missing.any():
             break
-        earlier = _Joined(store, node)
-        missing &= earlier.positions(keys) < 0
-        earlier.close()
+        earlier = _outcomes_of(store, node)
+        if earlier is not None:
+            missing &= earlier.positions(keys) < 0
     return missing
 
 
@@ -94,45 +109,3 @@ def _first_of_equals(keys: Array) -> Array:
     first = np.ones(len(keys), dtype=bool)
     first[order[1:]] = keys[order[1:]] != keys[order[:-1]]
     return first
-
-
-class _Joined:
-    """The outcomes of one node as one: a job's, or those of all slices of live calls."""
-
-    def __init__(self, store: Store, node: Node):
-        self._pieces = [
-            Outcomes(store, end.outcomes) for end in node.ends if end.outcomes is not None
-        ]
-        keys = np.concatenate([np.zeros(0, dtype=KEY), *(piece.keys for piece in self._pieces)])
-        order = np.argsort(keys, kind="stable")
-        self._keys = keys[order]
-        sizes = np.array([len(piece) for piece in self._pieces], dtype=np.int64)
-        self._piece = np.repeat(np.arange(len(sizes)), sizes)[order]
-        self._row = np.concatenate(
-            [np.zeros(0, dtype=np.int64), *(np.arange(size) for size in sizes)]
-        )[order]
-
-    def positions(self, keys: Array) -> Array:
-        return find(self._keys, keys)
-
-    def outcomes(self, positions: Array, pays: Array) -> Iterator[Outcome]:
-        """The outcome at each position; those that do not pay are re-used answers."""
-        if not len(self._keys):
-            return itertools.repeat(_UNANSWERED, len(positions))
-        # Nobody's records, at position -1, take from the last of the streams below.
-        piece = np.where(positions < 0, len(self._pieces), self._piece[positions])
-        # Nearly always, for only live calls have several pieces: then no streams need merging.
-        if not piece.any():
-            return self._pieces[0].many(self._row[positions].tolist(), pays.tolist())
-        streams: list[Iterator[Outcome]] = [
-            reader.many(
-                self._row[positions[piece == number]].tolist(), pays[piece == number].tolist()
-            )
-            for number, reader in enumerate(self._pieces)
-        ]
-        streams.append(itertools.repeat(_UNANSWERED))
-        return (next(streams[number]) for number in piece.tolist())
-
-    def close(self) -> None:
-        for piece in self._pieces:
-            piece.close()

@@ -11,11 +11,11 @@
                twice          several remote jobs were made: which one stays
                done           how it ended: outcomes are stored, and its children are named
                done-again     how it ended after all, where `done` is a doubt
-               ask/done-<s>   slice s of what it left to live calls is answered
+               slice-<s>      the next records of a job of live calls are answered
 
 A job is called `7`, after its entry in the log, or by the job that it comes from: `7.f` asks once
-more for what 7 left over, `7.a` and `7.b` are the halves of a 7 that was too large for the
-provider's queue, `7.b.f` is the follow-up of a half.
+more for what 7 left over, `7.f.l` asks by live calls for what that left over, `7.a` and `7.b` are
+the halves of a 7 that was too large for the provider's queue, `7.b.f` is the follow-up of a half.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from beam_llm.jobs.columns import FORMAT, newer_format
 from beam_llm.jobs.status import JobStatus, read_status
 from beam_llm.protocols import Store
 
-FOLLOW_UP, FIRST_HALF, SECOND_HALF = "f", "a", "b"
+FOLLOW_UP, FIRST_HALF, SECOND_HALF, LIVE = "f", "a", "b", "l"
 """What a child's name ends with."""
 
 
@@ -179,19 +179,6 @@ class Child:
 
 
 @dataclass(frozen=True)
-class LiveWork:
-    """Records that are asked by live calls: those of a manifest, so many at a time."""
-
-    lines: str
-    records: int
-    slice: int
-
-    @property
-    def slices(self) -> int:
-        return -(-self.records // self.slice)
-
-
-@dataclass(frozen=True)
 class Done(Document):
     """How a job ended, and where it goes on. Whoever creates this object decides that, once and for
     all.
@@ -201,8 +188,7 @@ class Done(Document):
       outcomes: name of the outcomes of the records that end here; None where none does.
       ended: the remote job's state, or our word: `split`, `lost`, `refused`, `doubtful`, ….
       counts: records that end here by kind of failure; `""`: answered.
-      children: jobs for what does not end here.
-      live: live calls for what does not end here.
+      children: jobs, or live calls, for what does not end here.
       left: name of the outcomes of what is passed on: failures, usage, what it has cost.
       doubted: it was split although an attempt at it as a whole may have made a job, which shows up
         later.
@@ -218,7 +204,6 @@ class Done(Document):
     counts: dict[str, int]
     at: float = 0.0
     children: tuple[Child, ...] = ()
-    live: LiveWork | None = None
     left: str | None = None
     doubted: bool = False
     ends_all: tuple[str, str] | None = None
@@ -229,16 +214,14 @@ class Done(Document):
     @property
     def passed_on(self) -> int:
         """Records that do not end here."""
-        return sum(child.records for child in self.children) + (
-            self.live.records if self.live else 0
-        )
+        return sum(child.records for child in self.children)
 
     @property
     def may_end_again(self) -> bool:
         """Whether answers may still come, or be there by now: it ended in doubt, and nobody asked
         for them elsewhere."""
         in_doubt = self.ended in ("deadline", "unread", "lost", "doubtful")
-        return in_doubt and not self.children and self.live is None
+        return in_doubt and not self.children
 
 
 @dataclass(frozen=True)
@@ -247,12 +230,12 @@ class DoneAgain(Done):
 
 
 @dataclass(frozen=True)
-class SliceDone(Document):
-    """One slice of live calls is answered."""
+class Slice(Document):
+    """The next so many records of a job of live calls are answered."""
 
-    word, digits = "ask/done", 6
+    word, digits = "slice", 6
     outcomes: str
-    counts: dict[str, int]
+    records: int
     cost_usd: float | None = 0.0
 
 
@@ -356,14 +339,9 @@ class Journal:
         found = (self.read(kind, count) for count in self.counts(kind))
         return [document for document in found if document is not None]
 
-    def names(self) -> list[str]:
-        """Of all documents, without those of live calls."""
-        names = (name.removeprefix(self.folder) for name in self.store.list(self.folder))
-        return [name for name in names if "/" not in name]
-
     def status(self) -> JobStatus:
         """Where the job stands."""
-        return read_status(self.names())
+        return read_status(name.removeprefix(self.folder) for name in self.store.list(self.folder))
 
     def end(self, fingerprint: str) -> Done | None:
         """How the job ended; None where it has not.

@@ -23,7 +23,7 @@ import numpy as np
 
 from beam_llm.errors import LedgerError
 from beam_llm.jobs.columns import pack, unpack
-from beam_llm.jobs.journal import FOLLOW_UP, Child, Document, job_of, read
+from beam_llm.jobs.journal import FOLLOW_UP, LIVE, Child, Document, job_of, read
 from beam_llm.jobs.known_keys import ENTRY, Known, entries_of
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.protocols import Store
@@ -75,10 +75,9 @@ class Intent(Document):
 
     @property
     def kind(self) -> str:
-        """`job`, `follow_up`, or `half`."""
-        if not self.path:
-            return "job"
-        return "follow_up" if self.path.endswith(FOLLOW_UP) else "half"
+        """`job`, `follow_up`, `half`, or `live`: not a remote job, but live calls."""
+        last = self.path.rpartition(".")[2]
+        return {"": "job", FOLLOW_UP: "follow_up", LIVE: "live"}.get(last, "half")
 
     @property
     def undivided(self) -> str:

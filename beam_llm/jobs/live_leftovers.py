@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from beam_llm.errors import LedgerError
+from beam_llm.config import Settings
+from beam_llm.jobs.closing import Closing
 from beam_llm.jobs.collect import PriorOutcomes
+from beam_llm.jobs.columns import Array
 from beam_llm.jobs.context import JobContext
-from beam_llm.jobs.job_tree import Node, ends_of_slices
-from beam_llm.jobs.journal import Done, Journal, LiveWork, SliceDone
+from beam_llm.jobs.journal import Done, Journal, Slice
+from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.outcomes import OutcomeWriter
-from beam_llm.jobs.pacing import quick_interval
+from beam_llm.jobs.outcomes import Outcomes, OutcomeWriter
 from beam_llm.jobs.parts import records_of
 from beam_llm.jobs.status import Waiting
 from beam_llm.stores import temporary_file
@@ -31,64 +33,96 @@ class Answered(Protocol):
 Ask = Callable[[Sequence[Record]], Answered]
 
 
-class LiveCalls:
-    """Asks live what a job left over; under the job's lease, so that two runs do not both ask."""
+class LiveJob:
+    """Asks live what a job left over; under a lease, so that two runs do not both ask.
 
-    def __init__(self, context: JobContext, ask: Ask):
-        self._context, self._ask = context, ask
+    Args:
+      intent: of the child that stands for these calls, such as `7.f.l`.
+      prior: name of the outcomes that the job before left to this one.
+      ask: blocks until all are answered.
+    """
 
-    def advance(self, node: Node, done: Done) -> Waiting | Node:
-        """One slice per step; each slice's answers are kept, so a kill loses at most one.
+    def __init__(self, context: JobContext, intent: Intent, prior: str | None, ask: Ask):
+        self._context, self._intent, self._prior, self._ask = context, intent, prior, ask
+        self._journal = Journal(context.store, intent.job)
 
-        Args:
-          done: how the job ended that left something over.
-        """
-        journal, work, now = (
-            Journal(self._context.store, node.intent.job),
-            done.live,
-            self._context.clock.time(),
-        )
-        if work is None:
-            raise LedgerError(f"job {node.intent.job} left nothing to live calls")
-        ends = ends_of_slices(journal, done)
-        if ends:
-            return node.ended(*ends)
+    def step(self) -> Waiting | Done:
+        """Asks one slice; each slice's answers are kept, so a kill loses at most one."""
+        context, job = self._context, self._intent.job
+        done = self._journal.end(self._intent.fingerprint)
+        if done is not None:
+            return done
         # A slice blocks until its last call has ended, so the lease is for several call deadlines.
-        free_at = self._context.leases.hold(
-            node.intent.job, 4 * self._context.settings.call_deadline_ms / 1000
-        )
-        if free_at is not None:
-            soon = now + quick_interval(self._context.settings, node.intent.job)
-            # Never at once: a lease that ends this moment would make a loop spin.
-            return Waiting(max(min(free_at, soon), now + 0.01), None, "asking")
-        answered = set(journal.counts(SliceDone))
-        index = next((index for index in range(work.slices) if index not in answered), None)
-        if index is not None:
-            self._ask_slice(journal, work, done.left, index)
-        return Waiting(self._context.clock.time(), None, "asking")
+        seconds = 4 * context.settings.call_deadline_ms / 1000
+        waiting = context.wait_for_lease(job, "asking", seconds)
+        if waiting is not None:
+            return waiting
+        slices = self._journal.all(Slice)
+        at = sum(each.records for each in slices)
+        if at == self._intent.records:
+            return self._end(slices)
+        self._ask_slice(len(slices), slice(at, at + _slice_size(context.settings)))
+        return Waiting(context.clock.time(), None, "asking")
 
-    def _ask_slice(self, journal: Journal, work: LiveWork, left: str | None, index: int) -> None:
+    def _ask_slice(self, number: int, here: slice) -> None:
         store = self._context.store
-        manifest, start = Manifest.read(store, work.lines), index * work.slice
-        prior = PriorOutcomes(store, left)
-        here = slice(start, start + work.slice)
+        manifest = Manifest.read(store, self._intent.lines)
         chosen = replace(
             manifest, keys=manifest.keys[here], part=manifest.part[here], row=manifest.row[here]
         )
-        try:
-            outcomes = self._ask(list(records_of(store, chosen))).outcomes
-            with temporary_file() as path, open(path, "wb") as file:
-                writer = OutcomeWriter(chosen.keys, file)
-                for position, outcome in enumerate(outcomes):
-                    writer.put(position, prior.added(chosen, position, outcome))
-                writer.flush()
-                # A name of its own: the document says whose answers count,
-                # should two processes ask one slice.
-                name = f"{journal.folder}ask/{index:06d}-{uuid.uuid4().hex[:12]}"
-                store.put_file(f"{name}.rows", path)
-                packed, counts = writer.whole()
-                store.put(f"{name}.index", packed)
-        finally:
-            prior.close()
+        outcomes = self._ask(list(records_of(store, chosen))).outcomes
+        with contextlib.closing(PriorOutcomes(store, self._prior)) as prior:
+            # A name of its own: the document says whose answers count, should two processes ask one
+            # slice.
+            name, _ = self._write(
+                chosen.keys,
+                (prior.added(chosen, *numbered) for numbered in enumerate(outcomes)),
+            )
         paid = sum(outcome.cost_usd for outcome in outcomes if outcome.cost_usd is not None)
-        journal.add(SliceDone(name, counts, paid), index)
+        self._journal.add(Slice(name, len(chosen), paid), number)
+
+    def _end(self, slices: Sequence[Slice]) -> Done:
+        """All slices as one: how the job ended."""
+        name, counts = self._write(
+            Manifest.read(self._context.store, self._intent.lines).keys, self._of_slices(slices)
+        )
+        done = Done(
+            intent=self._intent.fingerprint,
+            outcomes=name,
+            ended="live",
+            counts=counts,
+            at=self._context.shared.time(),
+            cost_usd=sum(each.cost_usd or 0.0 for each in slices),
+        )
+        closing = Closing(self._context, self._intent, self._journal, self._prior)
+        return closing.write(done, name)
+
+    def _of_slices(self, slices: Sequence[Slice]) -> Iterator[Outcome]:
+        """What was answered, in the manifest's order."""
+        store, at = self._context.store, 0
+        keys = Manifest.read(store, self._intent.lines).keys
+        for each in slices:
+            with contextlib.closing(Outcomes(store, each.outcomes)) as outcomes:
+                positions = outcomes.positions(keys[at : at + each.records])
+                yield from outcomes.many(positions.tolist(), [True] * each.records)
+            at += each.records
+
+    def _write(self, keys: Array, outcomes: Iterable[Outcome]) -> tuple[str, dict[str, int]]:
+        """Stores outcomes, one per key in order; returns their name, and records by kind."""
+        store, name = self._context.store, f"{self._journal.folder}answers-{uuid.uuid4().hex[:12]}"
+        with temporary_file() as path, open(path, "wb") as file:
+            writer = OutcomeWriter(keys, file)
+            for position, outcome in enumerate(outcomes):
+                writer.put(position, outcome)
+            writer.flush()
+            store.put_file(f"{name}.rows", path)
+        packed, counts = writer.whole()
+        store.put(f"{name}.index", packed)
+        return name, counts
+
+
+def _slice_size(settings: Settings) -> int:
+    """Records that are asked between two writes: one round of calls. A kill can have them asked
+    again."""
+    batch = settings.batch_size if isinstance(settings.batch_size, int) else 20
+    return max(20, min(settings.usual_calls * batch, 5000))

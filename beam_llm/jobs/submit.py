@@ -56,21 +56,25 @@ class Submission:
     """One job's way to the provider, under its lease. What it knows beyond the ledger is only when
     to try again.
 
+    Args:
+      inherited: how it ends if nothing was sent of it yet, because the other half of the same job
+        has ended so.
+
     Attributes:
       search: finds and settles its remote jobs.
       limit: decides what becomes of it where the queue refuses it.
       attempts: claims, acknowledges and closes its attempts.
       place: in the provider's queue.
-      inherited: how it ends if nothing was sent of it yet, because the other half of the same job
-        has ended so.
     """
 
-    def __init__(self, context: JobContext, intent: Intent, journal: Journal):
+    def __init__(
+        self, context: JobContext, intent: Intent, journal: Journal, inherited: JobEnd | None
+    ):
         self._context, self._intent, self._journal = context, intent, journal
         self._settings, self._clock, self._shared = context.settings, context.clock, context.shared
         self.search = RemoteSearch(context, intent, journal)
         self.limit = QueueLimit(context, intent, journal)
-        self.inherited: JobEnd | None = None
+        self._inherited = inherited
         self.place = QueuePlace(context, intent, journal)
         self._tries = 0
         self._due = -math.inf
@@ -92,17 +96,17 @@ class Submission:
         pause = max(self._due - self._clock.monotonic(), self.place.seconds())
         if pause > SHORTEST_PAUSE_SECONDS:
             return self._wait(pause, "queued" if self.place.is_taken else "doubt")
-        free_at = self._context.leases.hold(self._intent.job)
-        if free_at is not None:
-            return self._wait_for_lease(free_at)
+        waiting = self._context.wait_for_lease(self._intent.job, "leased")
+        if waiting is not None:
+            return waiting
         # Read under the lease: its last holder may have gone on until it ran out.
         status = self._journal.status()
         if status.phase in (Phase.DONE, Phase.ACKED):
             return None
         if status.phase is Phase.DOUBT:
             return self._resolve(status.attempt)
-        if self.inherited is not None and not self.attempts.may_have_sent():
-            return self.inherited
+        if self._inherited is not None and not self.attempts.may_have_sent():
+            return self._inherited
         pause = self.place.seconds_after(status)
         if pause > SHORTEST_PAUSE_SECONDS:
             return self._wait(pause, "queued")
@@ -150,12 +154,6 @@ class Submission:
 
     def _wait(self, seconds: float, status: str) -> Waiting:
         return Waiting(self._clock.time() + seconds, None, status)
-
-    def _wait_for_lease(self, free_at: float) -> Waiting:
-        """Its holder may be done, or dead, long before it ends; and it may end at once, which must
-        not make a loop spin."""
-        now = self._clock.time()
-        return Waiting(max(min(free_at, now + self._soon()), now + 0.01), None, "leased")
 
     def _soon(self) -> float:
         return quick_interval(self._settings, self._intent.job)

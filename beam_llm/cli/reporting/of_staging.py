@@ -145,10 +145,9 @@ class _Errors:
             counts, paid = tree.totals()
             self.counts.update(counts)
             self.paid_usd += paid
-            for node in tree.nodes:
-                for end in node.ends:
-                    if end.outcomes is not None:
-                        self._look(f"job {node.intent.job}", end.outcomes, end.counts)
+            for intent, done in tree.nodes:
+                if done is not None and done.outcomes is not None:
+                    self._look(f"job {intent.job}", done.outcomes, done.counts)
         # The ledger counts answers under the empty kind.
         self.answered = self.counts.pop("", 0)
 
