@@ -515,6 +515,33 @@ def test_leftovers_go_where_the_user_says(
     assert not billed_twice(world)
 
 
+@pytest.mark.parametrize("point", ["in the second slice", "at the end"])
+def test_live_calls_that_were_answered_before_a_kill_are_not_made_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    texts = [f"review {number}" for number in range(50)]
+    world.fake.expire_after = 0
+    world.options |= {"on_leftover": "online", "max_concurrency": 20}
+    ask = world.ask
+
+    def dying(records: Any) -> Any:
+        if world.asked:
+            raise Killed(point)
+        return ask(records)
+
+    if point == "at the end":
+        monkeypatch.setattr(points, "watch", killing("done.before", 2))
+    else:
+        monkeypatch.setattr(world, "ask", dying)
+    with pytest.raises(Killed):
+        world.run(texts)
+    monkeypatch.undo()
+    world.restart()
+    world.clock.now += 3_600
+    assert not wrong(world.run(texts), texts)
+    assert sorted(world.asked) == sorted(texts)
+
+
 FILES: dict[str, Callable[[World], None]] = {
     "lines shuffled": lambda world: setattr(world.fake, "shuffle", True),
     "each line twice, the second time with another answer": lambda world: setattr(
