@@ -12,10 +12,10 @@
     journal.py          the documents of one job
     driver.py           walks the tree of a job
     job_tree.py         what follows from a job, in which order
-    job_driver.py       one job, step by step
+    job.py              one job, as all that work on it have it
+    job_driver.py       it goes step by step
     status.py           where it stands
     submit.py           from an intent to a remote job
-    attempts.py         who may send a create
     staging.py          the input in its place
     queue_place.py      behind a full queue
     input_file.py       what is sent
@@ -36,10 +36,11 @@
     failpoints.py       where tests kill
 
 The way of one job: `plan` writes its intent into the log and gives a `BatchJobRef`.
-`Driver.step(ref)` gets the `JobDriver` of the ref's number and calls `step()`: the job object reads
-its own journal, submits under its lease (`Submission`), watches (`RemoteWatch`), and at the end has
-`Closing` write a `Done`, which names the children that go on with what was left over.
-`join.answers` gives what each node answers back to the elements of this run.
+`Driver.step(ref)` gets the `JobDriver` of the ref's number and calls `step()`: it reads the `Job`'s
+journal, submits under its lease (`Submission`), watches (`RemoteWatch`), and at the end has
+`Closing` write a `Done`, which names the children that go on with what was left over: jobs, each
+with a `JobDriver`, or live calls (`LiveJob`). `join.answers` gives what each node answers back to
+the elements of this run.
 """
 
 from beam_llm.jobs.admin import Cleanup, JobView, cancel, cleanup, list_jobs, show

@@ -14,10 +14,10 @@ from beam_llm import events
 from beam_llm.errors import CallError, Kind, LedgerError, Retryable
 from beam_llm.jobs.collect import PriorOutcomes, ResultReader
 from beam_llm.jobs.columns import Array
-from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.guarded import guarded
+from beam_llm.jobs.job import Job
 from beam_llm.jobs.journal import (
     FIRST_HALF,
     FOLLOW_UP,
@@ -27,9 +27,7 @@ from beam_llm.jobs.journal import (
     Created,
     Done,
     DoneAgain,
-    Journal,
 )
-from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import LEFT
 from beam_llm.protocols import RemoteJob
@@ -46,8 +44,8 @@ class Closing:
       prior: name of the outcomes that the job before left to this one.
     """
 
-    def __init__(self, context: JobContext, intent: Intent, journal: Journal, prior: str | None):
-        self._context, self._intent, self._journal, self._prior = context, intent, journal, prior
+    def __init__(self, job: Job, prior: str | None):
+        self._job, self._prior = job, prior
 
     def collect(
         self,
@@ -72,12 +70,12 @@ class Closing:
           CallError: with `is_whole`, the results can't be read yet, or not whole; to be tried
             again.
         """
-        store = self._context.store
-        manifest = Manifest.read(store, self._intent.lines)
+        store = self._job.store
+        manifest = Manifest.read(store, self._job.intent.lines)
         prior = PriorOutcomes(store, self._prior)
         try:
             with temporary_file() as path, open(path, "wb") as file:
-                reader = ResultReader(self._context, manifest, end, file, prior)
+                reader = ResultReader(self._job.context, manifest, end, file, prior)
                 if job is not None:
                     self._read_results(reader, job, is_whole)
                 if again and not reader.lines:
@@ -89,14 +87,14 @@ class Closing:
         warnings = {
             fact: count for fact, count in done.facts.items() if fact.startswith("warnings_")
         }
-        self._context.counted.update(warnings)
+        self._job.context.counted.update(warnings)
         self._trace(done)
         return done
 
     def _trace(self, done: Done) -> None:
         """The job, for who traces."""
-        settings, intent = self._context.settings, self._intent
-        created = self._journal.newest(Created) if settings.tracing else None
+        settings, intent = self._job.settings, self._job.intent
+        created = self._job.journal.newest(Created) if settings.tracing else None
         if created is None:
             return
         failed = sum(count for kind, count in done.counts.items() if kind)
@@ -122,7 +120,7 @@ class Closing:
     def _read_results(self, reader: ResultReader, job: RemoteJob, is_whole: bool) -> None:
         with temporary_file() as path:
             try:
-                guarded(lambda: self._context.provider.fetch(job, Path(path)))
+                guarded(lambda: self._job.provider.fetch(job, Path(path)))
             except CallError as error:
                 if is_whole:
                     raise
@@ -139,7 +137,7 @@ class Closing:
         """Writes outcomes, leftovers and, last, the document."""
         # Several processes may collect at once, each under a name of
         # its own; the document says which counts.
-        store, name = self._context.store, f"{self._journal.folder}answers-{uuid.uuid4().hex[:12]}"
+        store, name = self._job.store, f"{self._job.journal.folder}answers-{uuid.uuid4().hex[:12]}"
         reader.outcomes.flush()
         left = np.frombuffer(reader.left, dtype=np.bool_)
         failpoint("answers.before")
@@ -152,11 +150,11 @@ class Closing:
             store.put(f"{name}{LEFT}.index", reader.outcomes.part(left)[0])
         store.put(f"{name}.index", index)
         done = kind(
-            intent=self._intent.fingerprint,
+            intent=self._job.intent.fingerprint,
             outcomes=name,
             ended=end.word,
             counts=counts,
-            at=self._context.shared.time(),
+            at=self._job.time(),
             children=() if goes_on is None else (goes_on,),
             left=None if goes_on is None else f"{name}{LEFT}",
             ends_all=(end.failure.kind, end.failure.message) if end.is_of_all else None,
@@ -177,20 +175,20 @@ class Closing:
           doubted: an attempt at it may have made a job all the same; then its parts look out for
             that.
         """
-        manifest = Manifest.read(self._context.store, self._intent.lines)
+        manifest = Manifest.read(self._job.store, self._job.intent.lines)
         halves = [
-            Child(name, part.write(self._context.store), len(part), part.lines, int(tokens.sum()))
+            Child(name, part.write(self._job.store), len(part), part.lines, int(tokens.sum()))
             for name, part, tokens in (
                 (FIRST_HALF, manifest.some_lines(0, at_line), line_tokens[:at_line]),
                 (SECOND_HALF, manifest.some_lines(at_line, manifest.lines), line_tokens[at_line:]),
             )
         ]
         done = Done(
-            intent=self._intent.fingerprint,
+            intent=self._job.intent.fingerprint,
             outcomes=None,
             ended="split",
             counts={},
-            at=self._context.shared.time(),
+            at=self._job.time(),
             children=tuple(halves),
             left=self._prior,
             doubted=doubted,
@@ -201,16 +199,16 @@ class Closing:
         """Ends the job, with the outcomes of that name; returns the end that counts, which may be a
         quicker process's."""
         failpoint("done.before")
-        if self._journal.add(done):
+        if self._job.journal.add(done):
             failpoint("done.after")
             return done
         if outcomes is not None:
             # Another collector was quicker: its end counts, and nothing names these objects.
             for ending in (".index", ".rows", f"{LEFT}.index"):
-                self._context.store.delete(outcomes + ending)
-        kept = self._journal.read(type(done))
+                self._job.store.delete(outcomes + ending)
+        kept = self._job.journal.read(type(done))
         if kept is None:
-            raise LedgerError(f"{self._journal.name(type(done))} can't be read back")
+            raise LedgerError(f"{self._job.journal.name(type(done))} can't be read back")
         return kept
 
     def _going_on(
@@ -220,13 +218,13 @@ class Closing:
 
         A follow-up that the provider would find too small is none: its records go live at once.
         """
-        settings, intent = self._context.settings, self._intent
+        settings, intent = self._job.settings, self._job.intent
         if settings.on_leftover == "fail":
             return None
         starts = _regrouped(manifest, left, np.frombuffer(reader.regroup, dtype=np.uint8))
         passed_on = manifest.chosen(np.flatnonzero(left), starts)
-        name, records = passed_on.write(self._context.store), len(passed_on)
-        is_job = passed_on.lines >= self._context.provider.traits.min_requests
+        name, records = passed_on.write(self._job.store), len(passed_on)
+        is_job = passed_on.lines >= self._job.provider.traits.min_requests
         goes_live = end.goes_live or not is_job or intent.is_second_try
         child = FOLLOW_UP if settings.on_leftover == "follow_up" and not goes_live else LIVE
         # By its share: exact weights would take reading the parts.

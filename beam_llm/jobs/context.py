@@ -10,7 +10,6 @@ from beam_llm.config import Settings
 from beam_llm.jobs.clocks import SharedClock
 from beam_llm.jobs.leases import Leases
 from beam_llm.jobs.pacing import LONGEST_PAUSE_SECONDS, longest_backoff, quick_interval
-from beam_llm.jobs.status import Waiting
 from beam_llm.protocols import BatchProvider, Clock, Store, Task
 from beam_llm.values import Usage
 
@@ -82,19 +81,3 @@ class JobContext:
         self.shared = SharedClock(self.provider, self.clock)
         self.leases = Leases(self.store, self.settings.lease_seconds, self.shared)
         self.line = WaitingLine(self.settings, self.clock)
-
-    def wait_for_lease(self, job: str, status: str, seconds: float = 0.0) -> Waiting | None:
-        """Takes or renews a job's lease; None: it is held.
-
-        Args:
-          status: of who has to wait for it.
-          seconds: that the lease has to be for, where those of the settings are too few.
-        """
-        free_at = self.leases.hold(job, seconds)
-        if free_at is None:
-            return None
-        now = self.clock.time()
-        # Its holder may be done, or dead, long before it ends; and it may end at once, which must
-        # not make a loop spin.
-        soon = min(free_at, now + quick_interval(self.settings, job))
-        return Waiting(max(soon, now + 0.01), None, status)

@@ -25,7 +25,8 @@ from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.guarded import guarded
-from beam_llm.jobs.journal import Closed, Created, Done, Journal
+from beam_llm.jobs.job import Job
+from beam_llm.jobs.journal import Created, Done
 from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.queue_limit import Split
 from beam_llm.jobs.remote_search import RemoteSearch
@@ -62,18 +63,10 @@ class JobDriver:
         inherited: JobEnd | None = None,
         is_last: bool = True,
     ):
-        self._context, self.intent = context, intent
-        self._settings, self._clock, self._time = (
-            context.settings,
-            context.clock,
-            context.shared.time,
-        )
-        self._journal = Journal(context.store, intent.job)
-        self._submission = Submission(context, intent, self._journal, inherited)
-        self._closing = Closing(context, intent, self._journal, prior)
-        self._wholes = [
-            RemoteSearch(context, whole, Journal(context.store, whole.job)) for whole in undivided
-        ]
+        self._job = Job(context, intent)
+        self._submission = Submission(self._job, inherited)
+        self._closing = Closing(self._job, prior)
+        self._wholes = [RemoteSearch(Job(context, whole)) for whole in undivided]
         self._is_last = is_last
         self._remote: RemoteWatch | None = None
 
@@ -94,25 +87,25 @@ class JobDriver:
         if self._remote is not None:
             return self._look(self._remote)
         self._check_intent()
-        status = self._journal.status()
-        if status.phase is Phase.FRESH and not status.attempt and self.intent.path:
+        status = self._job.journal.status()
+        if status.phase is Phase.FRESH and not status.attempt and self._job.intent.path:
             failpoint("child.begun")
         if status.phase not in (Phase.DONE, Phase.ACKED):
             found = self._submission.step()
             if isinstance(found, Waiting):
                 return found
             if isinstance(found, Split):
-                return self._closing.split(*found, self._submission.attempts.may_have_sent())
+                return self._closing.split(*found, bool(self._job.guesses()))
             if isinstance(found, JobEnd):
                 return self._closing.collect(found)
             # It was acknowledged or has ended, here or in another process: the journal knows which.
-            was_sent, status = True, self._journal.status()
+            was_sent, status = True, self._job.journal.status()
         else:
             was_sent = False
         if status.phase is Phase.DONE:
             return self._end_of_before(status)
         if status.phase is not Phase.ACKED:  # another process goes on with it
-            return Waiting(self._clock.time(), None, "planned")
+            return Waiting(self._job.clock.time(), None, "planned")
         remote = self._remote = self._acknowledged(status)
         self._submission.place.leave()
         return remote.begin() if was_sent else self._look(remote)
@@ -126,27 +119,23 @@ class JobDriver:
                 self._remote = None
 
     def _check_intent(self) -> None:
-        if self.intent.task != self._context.task.fingerprint.hex():
+        if self._job.intent.task != self._job.task.fingerprint.hex():
             raise UsageError(
-                f"job {self.intent.job} in {self._context.store.location!r} was made for "
-                f"{self.intent.model} with another prompt, output or parameter than now: "
+                f"job {self._job.name} in {self._job.store.location!r} was made for "
+                f"{self._job.intent.model} with another prompt, output or parameter than now: "
                 "collect it with the arguments it was submitted with"
             )
 
     def _acknowledged(self, status: JobStatus) -> RemoteWatch:
-        created = self._journal.read(Created, status.attempt)
+        created = self._job.journal.read(Created, status.attempt)
         assert created is not None
-        closed = [self._journal.read(Closed, attempt) for attempt in range(status.attempt)]
-        doubted = any(doc is not None and doc.reason.is_a_guess for doc in closed)
         return RemoteWatch(
-            self._context,
-            self.intent,
-            self._journal,
+            self._job,
             self._submission,
             self._closing,
             created,
             attempt=status.attempt,
-            doubted=doubted,
+            doubted=bool(self._job.guesses()),
             undivided=self._wholes,
         )
 
@@ -156,12 +145,12 @@ class JobDriver:
 
         Not where other jobs follow: their place in the order of a run must not change.
         """
-        done = self._journal.end(self.intent.fingerprint)
+        done = self._job.journal.end(self._job.intent.fingerprint)
         assert done is not None
         if not (done.may_end_again and self._is_last):
             return done
         try:
-            job = self._find_late(self._journal.read(Created, status.attempt))
+            job = self._find_late(self._job.journal.read(Created, status.attempt))
             if job is None or not job.state.has_ended:
                 return done
             late = f"the job ended late, as {job.state.value}, and without an answer to this record"
@@ -170,13 +159,13 @@ class JobDriver:
         except CallError as error:
             _LOG.warning(
                 "job %s ended in doubt, and can't be looked at again: %s",
-                self.intent.job,
+                self._job.name,
                 error.message,
             )
             return done
 
     def _find_late(self, created: Created | None) -> RemoteJob | None:
         if created is not None:
-            return guarded(lambda: self._context.provider.look(created.job_id))
+            return guarded(lambda: self._job.provider.look(created.job_id))
         # It was never acknowledged, but its create may have made a job all the same.
         return next(iter(self._submission.search.find_remote()), None)

@@ -13,7 +13,8 @@ from beam_llm.jobs.closing import Closing
 from beam_llm.jobs.collect import PriorOutcomes
 from beam_llm.jobs.columns import Array
 from beam_llm.jobs.context import JobContext
-from beam_llm.jobs.journal import Done, Journal, Slice
+from beam_llm.jobs.job import Job
+from beam_llm.jobs.journal import Done, Slice
 from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import Outcomes, OutcomeWriter
@@ -43,30 +44,28 @@ class LiveJob:
     """
 
     def __init__(self, context: JobContext, intent: Intent, prior: str | None, ask: Ask):
-        self._context, self._intent, self._prior, self._ask = context, intent, prior, ask
-        self._journal = Journal(context.store, intent.job)
+        self._job, self._prior, self._ask = Job(context, intent), prior, ask
 
     def step(self) -> Waiting | Done:
         """Asks one slice; each slice's answers are kept, so a kill loses at most one."""
-        context, job = self._context, self._intent.job
-        done = self._journal.end(self._intent.fingerprint)
+        done = self._job.journal.end(self._job.intent.fingerprint)
         if done is not None:
             return done
         # A slice blocks until its last call has ended, so the lease is for several call deadlines.
-        seconds = 4 * context.settings.call_deadline_ms / 1000
-        waiting = context.wait_for_lease(job, "asking", seconds)
+        seconds = 4 * self._job.settings.call_deadline_ms / 1000
+        waiting = self._job.wait_for_lease("asking", seconds)
         if waiting is not None:
             return waiting
-        slices = self._journal.all(Slice)
+        slices = self._job.journal.all(Slice)
         at = sum(each.records for each in slices)
-        if at == self._intent.records:
+        if at == self._job.intent.records:
             return self._end(slices)
-        self._ask_slice(len(slices), slice(at, at + _slice_size(context.settings)))
-        return Waiting(context.clock.time(), None, "asking")
+        self._ask_slice(len(slices), slice(at, at + _slice_size(self._job.settings)))
+        return self._job.wait(0.0, "asking")
 
     def _ask_slice(self, number: int, here: slice) -> None:
-        store = self._context.store
-        manifest = Manifest.read(store, self._intent.lines)
+        store = self._job.store
+        manifest = Manifest.read(store, self._job.intent.lines)
         chosen = replace(
             manifest, keys=manifest.keys[here], part=manifest.part[here], row=manifest.row[here]
         )
@@ -79,28 +78,28 @@ class LiveJob:
                 (prior.added(chosen, *numbered) for numbered in enumerate(outcomes)),
             )
         paid = sum(outcome.cost_usd for outcome in outcomes if outcome.cost_usd is not None)
-        self._journal.add(Slice(name, len(chosen), paid), number)
+        self._job.journal.add(Slice(name, len(chosen), paid), number)
 
     def _end(self, slices: Sequence[Slice]) -> Done:
         """All slices as one: how the job ended."""
         name, counts = self._write(
-            Manifest.read(self._context.store, self._intent.lines).keys, self._of_slices(slices)
+            Manifest.read(self._job.store, self._job.intent.lines).keys, self._of_slices(slices)
         )
         done = Done(
-            intent=self._intent.fingerprint,
+            intent=self._job.intent.fingerprint,
             outcomes=name,
             ended="live",
             counts=counts,
-            at=self._context.shared.time(),
+            at=self._job.time(),
             cost_usd=sum(each.cost_usd or 0.0 for each in slices),
         )
-        closing = Closing(self._context, self._intent, self._journal, self._prior)
+        closing = Closing(self._job, self._prior)
         return closing.write(done, name)
 
     def _of_slices(self, slices: Sequence[Slice]) -> Iterator[Outcome]:
         """What was answered, in the manifest's order."""
-        store, at = self._context.store, 0
-        keys = Manifest.read(store, self._intent.lines).keys
+        store, at = self._job.store, 0
+        keys = Manifest.read(store, self._job.intent.lines).keys
         for each in slices:
             with contextlib.closing(Outcomes(store, each.outcomes)) as outcomes:
                 positions = outcomes.positions(keys[at : at + each.records])
@@ -109,7 +108,7 @@ class LiveJob:
 
     def _write(self, keys: Array, outcomes: Iterable[Outcome]) -> tuple[str, dict[str, int]]:
         """Stores outcomes, one per key in order; returns their name, and records by kind."""
-        store, name = self._context.store, f"{self._journal.folder}answers-{uuid.uuid4().hex[:12]}"
+        store, name = self._job.store, f"{self._job.journal.folder}answers-{uuid.uuid4().hex[:12]}"
         with temporary_file() as path, open(path, "wb") as file:
             writer = OutcomeWriter(keys, file)
             for position, outcome in enumerate(outcomes):

@@ -20,12 +20,12 @@ import numpy as np
 
 from beam_llm.errors import CallError, Failure, Kind, QueueFull
 from beam_llm.jobs.columns import Array
-from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.cutting import cut_jobs
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.guarded import guarded
-from beam_llm.jobs.journal import Closed, Document, Journal, Refusal, read
+from beam_llm.jobs.job import Job
+from beam_llm.jobs.journal import Closed, Document, Refusal, read
 from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import by_part
@@ -127,9 +127,8 @@ class QueueLimit:
     """Decides what becomes of one job that the queue refuses. Only the holder of the job's lease
     asks it to."""
 
-    def __init__(self, context: JobContext, intent: Intent, journal: Journal):
-        self._context, self._intent, self._journal = context, intent, journal
-        self._time = context.shared.time
+    def __init__(self, job: Job):
+        self._job = job
 
     def refusal(self, error: QueueFull) -> Refusal:
         """What the ledger is to remember of a refusal by the queue."""
@@ -172,21 +171,27 @@ class QueueLimit:
                 self._note(found=2 * tokens)
 
     def _read(self) -> Limit | None:
-        return _read_limit(self._context.store, self._intent.host, self._intent.model)
+        return _read_limit(self._job.store, self._job.intent.host, self._job.intent.model)
 
     def _note(self, **news: int | tuple[str, int, int] | None) -> None:
-        note_limit(self._context.store, self._intent.host, self._intent.model, self._time(), **news)
+        note_limit(
+            self._job.store,
+            self._job.intent.host,
+            self._job.intent.model,
+            self._job.time(),
+            **news,
+        )
 
     def _manifest(self) -> Manifest:
-        return Manifest.read(self._context.store, self._intent.lines)
+        return Manifest.read(self._job.store, self._job.intent.lines)
 
     def _line_tokens(self) -> Array:
-        return line_tokens(self._context.store, self._manifest(), self._context.task)
+        return line_tokens(self._job.store, self._manifest(), self._job.task)
 
     def _refusals(self, attempt: int) -> list[tuple[float, Refusal]]:
         """(when, what) of those of the latest attempts that the queue refused, newest first."""
         tried = range(attempt - 1, max(0, attempt - _LOOK_BACK) - 1, -1)
-        closed = [self._journal.read(Closed, earlier) for earlier in tried]
+        closed = [self._job.journal.read(Closed, earlier) for earlier in tried]
         return [
             (doc.at, doc.refusal) for doc in closed if doc is not None and doc.refusal is not None
         ]
@@ -197,7 +202,7 @@ class QueueLimit:
         times = [at for at, _ in takewhile(lambda refused: refused[1].alone, refusals)]
         return (
             len(times)
-            if times and times[0] - times[-1] >= self._context.settings.list_lag_seconds
+            if times and times[0] - times[-1] >= self._job.settings.list_lag_seconds
             else 0
         )
 
@@ -205,9 +210,12 @@ class QueueLimit:
         """What the last refusal said, and what the ledger knows; the latter only where the user has
         no number of their own."""
         known = None
-        if self._context.settings.job_max_tokens is None:
+        if self._job.settings.job_max_tokens is None:
             known = known_limit(
-                self._context.store, self._intent.host, self._intent.model, self._time()
+                self._job.store,
+                self._job.intent.host,
+                self._job.intent.model,
+                self._job.time(),
             )
         return min((limit for limit in (stated, known) if limit is not None), default=None)
 
@@ -231,7 +239,7 @@ class QueueLimit:
         )
         _LOG.info(
             "job %s: goes as two, of %d and %d lines, for the provider's %s",
-            self._intent.job,
+            self._job.name,
             at_line,
             len(sizes) - at_line,
             why,
@@ -252,7 +260,7 @@ class QueueLimit:
             and tokens > stated
             and (alone >= PATIENCE or (tokens > 2 * stated and unseen))
         ):
-            self._note(too_large=(self._intent.undivided, tokens, records))
+            self._note(too_large=(self._job.intent.undivided, tokens, records))
             return _too_large([tokens], stated)
         if stated is None and alone >= 2 * PATIENCE:
             self._note(found=None)  # it was not the size
@@ -274,7 +282,7 @@ class QueueLimit:
             return None
         job, tokens, records = known.too_large
         if (
-            job != self._intent.undivided
+            job != self._job.intent.undivided
             or sizes.min() < tokens
             or self._manifest().records_per_line().min() < records
         ):
@@ -285,7 +293,7 @@ class QueueLimit:
         """Whether the provider has no other job under way, as far as it lists them; None where that
         can't be told."""
         try:
-            pending = guarded(self._context.provider.pending)
+            pending = guarded(self._job.provider.pending)
         except CallError:
             return None
         return all(self._is_of_another_model(job) for job in pending)
@@ -294,12 +302,12 @@ class QueueLimit:
         """Limits are per model. Of jobs that are not this ledger's, the model is not known."""
         ledger, _, rest = (job.name or "").partition("-")
         number = rest.partition("-")[0].partition(".")[0]
-        if ledger != self._intent.fingerprint.partition("-")[0] or not number.isdigit():
+        if ledger != self._job.intent.fingerprint.partition("-")[0] or not number.isdigit():
             return False
-        other = read(self._context.store, f"log/{int(number):020d}", Intent)
+        other = read(self._job.store, f"log/{int(number):020d}", Intent)
         return other is not None and (other.model, other.host) != (
-            self._intent.model,
-            self._intent.host,
+            self._job.intent.model,
+            self._job.intent.host,
         )
 
 

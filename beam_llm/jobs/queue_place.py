@@ -6,10 +6,8 @@ import logging
 import math
 
 from beam_llm.errors import CallError
-from beam_llm.jobs.context import JobContext
-from beam_llm.jobs.journal import Closed, CloseReason, Journal
-from beam_llm.jobs.ledger import Intent
-from beam_llm.jobs.pacing import LONGEST_PAUSE_SECONDS
+from beam_llm.jobs.job import Job
+from beam_llm.jobs.journal import Closed, CloseReason
 from beam_llm.jobs.status import JobStatus
 
 _LOG = logging.getLogger(__name__)
@@ -21,33 +19,31 @@ LONG_WAIT_SECONDS = 600.0
 class QueuePlace:
     """Where one job stands among those that wait for room."""
 
-    def __init__(self, context: JobContext, intent: Intent, journal: Journal):
-        self._context, self._intent, self._journal = context, intent, journal
-        self._place = (intent.number, intent.job)
+    def __init__(self, job: Job):
+        self._job, self._line = job, job.context.line
+        self._place = (job.intent.number, job.name)
         self._since: float | None = None
 
     @property
     def is_taken(self) -> bool:
-        return self._place in self._context.line
+        return self._place in self._line
 
     def seconds(self) -> float:
         """Until it may try again; in the past where it doesn't wait."""
-        return self._context.line.seconds(self._place) if self.is_taken else -math.inf
+        return self._line.seconds(self._place) if self.is_taken else -math.inf
 
     def seconds_after(self, status: JobStatus) -> float:
         """Seconds until it may try again, also where another process was told to wait."""
-        line = self._context.line
         if status.attempt and not self.is_taken:
-            closed = self._journal.read(Closed, status.attempt - 1)
+            closed = self._job.journal.read(Closed, status.attempt - 1)
             if closed is not None and closed.reason is CloseReason.QUEUE:
-                left = closed.retry_at - self._context.shared.time()
-                line.enter(self._place, min(left, LONGEST_PAUSE_SECONDS))
-        return line.seconds(self._place)
+                self._line.enter(self._place, closed.retry_at - self._job.time())
+        return self._line.seconds(self._place)
 
     def enter(self, seconds: float, refusal: CallError) -> None:
         """Takes a place behind the full queue; a job that has waited long says so, once."""
-        self._context.line.enter(self._place, seconds)
-        now = self._context.clock.monotonic()
+        self._line.enter(self._place, seconds)
+        now = self._job.clock.monotonic()
         self._since = now if self._since is None else self._since
         waited = now - self._since
         if waited >= LONG_WAIT_SECONDS:
@@ -55,12 +51,12 @@ class QueuePlace:
             self._since = math.inf
             _LOG.warning(
                 "job %s has waited %.0f min behind the provider's limit, and goes on waiting: %s",
-                self._intent.job,
+                self._job.name,
                 waited / 60,
                 refusal.message,
             )
 
     def leave(self) -> None:
         """Gives the place up: the job was taken or has ended."""
-        self._context.line.leave(self._place)
+        self._line.leave(self._place)
         self._since = None

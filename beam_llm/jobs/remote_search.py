@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from beam_llm.errors import CallError, printable
-from beam_llm.jobs.acknowledged import Acknowledged
-from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.guarded import guarded
-from beam_llm.jobs.journal import Closed, CloseReason, Created, Creating, Journal, Twice
-from beam_llm.jobs.ledger import Intent
-from beam_llm.protocols import FindsUnnamed, RemoteJob
+from beam_llm.jobs.job import Job
+from beam_llm.jobs.journal import Closed, CloseReason, Created, Creating, Twice, read
+from beam_llm.protocols import FindsUnnamed, RemoteJob, Store
 from beam_llm.values import JobState
 
 _LOG = logging.getLogger(__name__)
@@ -20,8 +18,8 @@ _LOG = logging.getLogger(__name__)
 class RemoteSearch:
     """Looks for what may have been created of a job without anybody having heard of it."""
 
-    def __init__(self, context: JobContext, intent: Intent, journal: Journal):
-        self._context, self._intent, self._journal = context, intent, journal
+    def __init__(self, job: Job):
+        self._job = job
         self._cancelling: set[str] = set()
 
     def find_remote(self) -> list[RemoteJob]:
@@ -31,8 +29,8 @@ class RemoteSearch:
         Raises:
           CallError: it can't be told, now or ever (CannotTell).
         """
-        attempts = self._journal.counts(Creating)
-        closed = {attempt: self._journal.read(Closed, attempt) for attempt in attempts}
+        attempts = self._job.journal.counts(Creating)
+        closed = {attempt: self._job.journal.read(Closed, attempt) for attempt in attempts}
         given_up = self._cancelled()
         without = {doc.job_id for doc in closed.values() if doc is not None} | given_up
         # An attempt that is closed for certain made no job, or one that is known by its id.
@@ -41,10 +39,10 @@ class RemoteSearch:
         ]
         markers = [
             doc
-            for doc in (self._journal.read(Creating, attempt) for attempt in unsettled)
+            for doc in (self._job.journal.read(Creating, attempt) for attempt in unsettled)
             if doc is not None
         ]
-        since = min((marker.at for marker in markers), default=self._intent.created_at)
+        since = min((marker.at for marker in markers), default=self._job.intent.created_at)
         found: dict[str, RemoteJob] = {}
         # An input that was staged anew has another name, and a job may be made of either.
         for staged in {marker.file_id for marker in markers} or {None}:
@@ -56,11 +54,11 @@ class RemoteSearch:
         return sorted(found.values(), key=lambda job: (job.created_at, job.job_id))
 
     def _listed(self, staged: str | None, since: float) -> Sequence[RemoteJob]:
-        provider, intent = self._context.provider, self._intent
+        provider, intent = self._job.provider, self._job.intent
         if isinstance(provider, FindsUnnamed):
             finds = provider
             # What is looked for has got no answer, so it is none of those that have.
-            is_known = Acknowledged(self._context.store).has
+            is_known = Acknowledged(self._job.store).has
             return guarded(
                 lambda: finds.find_unnamed(intent.fingerprint, intent.line_count, since, is_known)
             )
@@ -74,15 +72,15 @@ class RemoteSearch:
     def acknowledged_late(self) -> RemoteJob | None:
         """The job of an attempt that was given up before a process that had sent its create came
         back with the answer. (What was given up after its answer is closed with the job's id.)"""
-        for attempt in self._journal.counts(Created):
-            closed = self._journal.read(Closed, attempt)
+        for attempt in self._job.journal.counts(Created):
+            closed = self._job.journal.read(Closed, attempt)
             found = (
-                self._journal.read(Created, attempt)
+                self._job.journal.read(Created, attempt)
                 if closed is not None and closed.job_id is None
                 else None
             )
             if found is not None:
-                job = guarded(lambda: self._context.provider.look(found.job_id))  # noqa: B023 - called at once
+                job = guarded(lambda: self._job.provider.look(found.job_id))  # noqa: B023 - called at once
                 if job.state is not JobState.CANCELLED:
                     return job
         return None
@@ -98,16 +96,16 @@ class RemoteSearch:
         """
         # Written before anything is cancelled: two processes that see different lists must not
         # cancel each other's choice.
-        if self._journal.add(Twice(kept, tuple(doubles))):
-            self._context.counted["jobs_twice"] += 1
+        if self._job.journal.add(Twice(kept, tuple(doubles))):
+            self._job.context.counted["jobs_twice"] += 1
         else:
-            before = self._journal.read(Twice)
+            before = self._job.journal.read(Twice)
             if before is not None and (kept in before.cancelled or before.kept in doubles):
                 return False
         for job_id in doubles:
             _LOG.warning(
                 "job %s exists twice at the provider: keeping %s, cancelling %s",
-                self._intent.job,
+                self._job.name,
                 printable(kept or "the other"),
                 printable(job_id),
             )
@@ -115,13 +113,13 @@ class RemoteSearch:
         return True
 
     def _cancelled(self) -> set[str]:
-        found = self._journal.read(Twice)
+        found = self._job.journal.read(Twice)
         return set() if found is None else set(found.cancelled)
 
     def cancel(self, job_id: str) -> None:
         """As far as the provider lets it be cancelled."""
         try:
-            guarded(lambda: self._context.provider.cancel(job_id))
+            guarded(lambda: self._job.provider.cancel(job_id))
             self._cancelling.add(job_id)
         except CallError as error:
             _LOG.warning("cancelling %s failed: %s", printable(job_id), error.message)
@@ -133,7 +131,7 @@ class RemoteSearch:
         except CallError as error:
             _LOG.warning(
                 "job %s: can't look for what may have been made of it as a whole: %s",
-                self._intent.job,
+                self._job.name,
                 error.message,
             )
             return
@@ -153,7 +151,7 @@ class RemoteSearch:
         try:
             found = self.find_remote()
         except CallError as error:
-            _LOG.warning("job %s: can't look for a double: %s", self._intent.job, error.message)
+            _LOG.warning("job %s: can't look for a double: %s", self._job.name, error.message)
             return job, attempt
         if all(other.job_id == job.job_id for other in found):
             return job, attempt
@@ -167,10 +165,61 @@ class RemoteSearch:
             return job, attempt
         # Without a marker, for this attempt creates nothing. Before the other is closed: else a
         # process that dies between the two leaves a fresh attempt, which makes a third job.
-        self._journal.add(Created(kept.job_id, created_at), attempt + 1)
-        self.close(attempt, CloseReason.DOUBLE, job_id=job.job_id)
+        self._job.journal.add(Created(kept.job_id, created_at), attempt + 1)
+        self._job.close(attempt, CloseReason.DOUBLE, job_id=job.job_id)
         return kept, attempt + 1
 
-    def close(self, attempt: int, reason: CloseReason, **facts: object) -> None:
-        """Writes down that an attempt gave nothing."""
-        self._journal.add(Closed(reason, self._context.shared.time(), **facts), attempt)  # type: ignore[arg-type]
+    def rejoin(self, attempt: int, job: RemoteJob, file_id: str | None) -> None:
+        """Keeps or cancels a job whose attempt another process gave up while this one slept in its
+        create: it becomes the next attempt's where that is still free, else it is cancelled."""
+        following = attempt + 1
+        # Attempts that certainly made no job don't stand in the way of keeping this one.
+        while self._sent_nothing(following):
+            following += 1
+        if self._job.claim(following, file_id, adopts=job.job_id):
+            self._job.acknowledge(following, job)
+            return
+        marker = self._job.journal.read(Creating, following)
+        if marker is not None and marker.adopts == job.job_id:
+            return  # the other has seen the late acknowledgement
+        if self.settle_doubles(None, [job.job_id]):
+            _LOG.warning(
+                "job %s: another process has taken it over while this one was asleep in its create",
+                self._job.name,
+            )
+
+    def _sent_nothing(self, attempt: int) -> bool:
+        closed = self._job.journal.read(Closed, attempt)
+        return closed is not None and closed.reason.sent_nothing
+
+
+MOST_READ = 2_000
+"""Acknowledgements, the newest first: a list of candidates is seldom longer than a hundred."""
+
+
+class Acknowledged:
+    """The acknowledgements in a ledger, of all jobs and attempts, read as far as is asked for.
+
+    Acknowledged(store).has("msgbatch_1")
+    """
+
+    def __init__(self, store: Store):
+        self._store = store
+        self._known: set[str] = set()
+        self._rest = self._newest_first()
+
+    def has(self, job_id: str) -> bool:
+        """Whether some create of the ledger was answered with that remote job."""
+        while job_id not in self._known:
+            found = next(self._rest, None)
+            if found is None:
+                return False
+            self._known.add(found)
+        return True
+
+    def _newest_first(self) -> Iterator[str]:
+        names = [name for name in self._store.list("jobs/") if f"/{Created.word}-" in name]
+        for name in reversed(names[-MOST_READ:]):
+            document = read(self._store, name, Created)
+            if document is not None:
+                yield document.job_id

@@ -21,12 +21,11 @@ from beam_llm.errors import (
     printable,
 )
 from beam_llm.jobs.closing import Closing
-from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.endings import JobEnd, end_of, unreachable
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.guarded import guarded
-from beam_llm.jobs.journal import CloseReason, Created, Deadline, Done, Journal
-from beam_llm.jobs.ledger import Intent
+from beam_llm.jobs.job import Job
+from beam_llm.jobs.journal import CloseReason, Created, Deadline, Done
 from beam_llm.jobs.pacing import (
     SHORTEST_PAUSE_SECONDS,
     backoff,
@@ -59,9 +58,7 @@ class RemoteWatch:
 
     def __init__(
         self,
-        context: JobContext,
-        intent: Intent,
-        journal: Journal,
+        job: Job,
         submission: Submission,
         closing: Closing,
         created: Created,
@@ -70,9 +67,7 @@ class RemoteWatch:
         doubted: bool,
         undivided: Sequence[RemoteSearch],
     ):
-        self._context, self._intent, self._journal = context, intent, journal
-        self._settings, self._clock = context.settings, context.clock
-        self._time = context.shared.time
+        self._job = job
         self._submission, self._closing = submission, closing
         self._wholes = undivided
         self._job_id, self._created_at = created.job_id, created.created_at
@@ -88,24 +83,24 @@ class RemoteWatch:
 
     def begin(self) -> Waiting:
         """When to look for the first time at a job that was created just now."""
-        first = poll_interval(self._settings, 0.0, f"{self._intent.job}/0")
+        first = poll_interval(self._job.settings, 0.0, f"{self._job.name}/0")
         return self._wait(first, JobState.WAITING.value)
 
     def step(self) -> Waiting | Done:
         """When to come again, or how the job ended: it is looked at once per interval, however many
         refs wait for it."""
-        pause = self._due - self._clock.monotonic()
+        pause = self._due - self._job.clock.monotonic()
         if self._looked is not None and pause > SHORTEST_PAUSE_SECONDS:
-            return self._looked._replace(next_at=self._clock.time() + pause)
+            return self._looked._replace(next_at=self._job.clock.time() + pause)
         failpoint("waiting")
-        now = self._time()
+        now = self._job.time()
         try:
-            job = guarded(lambda: self._context.provider.look(self._job_id))
+            job = guarded(lambda: self._job.provider.look(self._job_id))
         except CallError as error:
             return self._poll_failed(error)
         self._failures, self._unknown_since = 0, None
         if self._doubted and (
-            job.state.has_ended or now >= self._created_at + self._settings.list_lag_seconds
+            job.state.has_ended or now >= self._created_at + self._job.settings.list_lag_seconds
         ):
             job = self._without_double(job)
         # At every look, as a list may show late what was made of the job as a whole.
@@ -118,12 +113,12 @@ class RemoteWatch:
             return self._past_deadline(job)
         self._polls += 1
         pause = poll_interval(
-            self._settings, now - self._created_at, f"{self._intent.job}/{self._polls}"
+            self._job.settings, now - self._created_at, f"{self._job.name}/{self._polls}"
         )
         return self._wait(pause, job.word, job)
 
     def _deadline(self) -> float:
-        return self._created_at + deadline_seconds(self._settings, self._context.provider.traits)
+        return self._created_at + deadline_seconds(self._job.settings, self._job.provider.traits)
 
     def _without_double(self, job: RemoteJob) -> RemoteJob:
         kept, attempt = self._submission.search.without_double(job, self._attempt, self._created_at)
@@ -132,37 +127,39 @@ class RemoteWatch:
         return kept
 
     def _wait(self, pause: float, status: str, job: RemoteJob | None = None) -> Waiting:
-        self._due = self._clock.monotonic() + pause
+        self._due = self._job.clock.monotonic() + pause
         part = None if job is None else self._part_done(job)
-        since = self._context.shared.here(self._created_at)
-        self._looked = Waiting(self._clock.time() + pause, self._job_id, status, part, since=since)
+        since = self._job.shared.here(self._created_at)
+        self._looked = Waiting(
+            self._job.clock.time() + pause, self._job_id, status, part, since=since
+        )
         return self._looked
 
     def _part_done(self, job: RemoteJob) -> float | None:
         """The refs that wait for a job differ in their records, but not in the part of them that is
         done."""
-        if job.completed is None or not self._intent.line_count:
+        if job.completed is None or not self._job.intent.line_count:
             return None
-        return min((job.completed + (job.failed or 0)) / self._intent.line_count, 1.0)
+        return min((job.completed + (job.failed or 0)) / self._job.intent.line_count, 1.0)
 
     def _poll_failed(self, error: CallError) -> Waiting | Done:
-        now = self._time()
-        if isinstance(error, Aborted) and self._settings.on_abort == "raise":
+        now = self._job.time()
+        if isinstance(error, Aborted) and self._job.settings.on_abort == "raise":
             raise error
         if isinstance(error, UnknownJob):
             self._unknown_since = now if self._unknown_since is None else self._unknown_since
-            if now - self._unknown_since >= doubt_seconds(self._settings):
+            if now - self._unknown_since >= doubt_seconds(self._job.settings):
                 return self._lost()
-        elif now >= self._deadline() + doubt_seconds(self._settings):
+        elif now >= self._deadline() + doubt_seconds(self._job.settings):
             return self._closing.collect(unreachable())
         self._failures += 1
         # A refusal is an answer, not an outage: no backoff, but the usual pace.
         if isinstance(error, Rejected):
             pause = poll_interval(
-                self._settings, now - self._created_at, f"{self._intent.job}/{self._failures}"
+                self._job.settings, now - self._created_at, f"{self._job.name}/{self._failures}"
             )
         else:
-            pause = pause_after(self._settings, error, self._failures, self._intent.job)
+            pause = pause_after(self._job.settings, error, self._failures, self._job.name)
         return self._wait(pause, "unreachable")
 
     def _lost(self) -> Done:
@@ -170,7 +167,7 @@ class RemoteWatch:
         known = printable(self._job_id)
         lost = f"the provider no longer knows job {known}, which it had taken"
         reason = f"{lost}; on_doubt='resubmit' asks again"
-        may_be_paid = self._settings.on_doubt != "resubmit"
+        may_be_paid = self._job.settings.on_doubt != "resubmit"
         return self._closing.collect(
             JobEnd("lost", Failure(Kind.DOUBTFUL, reason, 1), final=may_be_paid)
         )
@@ -178,30 +175,30 @@ class RemoteWatch:
     def _past_deadline(self, job: RemoteJob) -> Waiting | Done:
         """Asks for cancellation, waits a little for what is finished, then ends with what there
         is."""
-        now = self._time()
+        now = self._job.time()
         # One process asks for the cancellation; all wait from the moment that it wrote down.
-        if self._journal.add(Deadline(now), self._attempt):
+        if self._job.journal.add(Deadline(now), self._attempt):
             self._submission.search.cancel(self._job_id)
-        asked = self._journal.read(Deadline, self._attempt)
-        if now >= (now if asked is None else asked.at) + settle_seconds(self._settings):
+        asked = self._job.journal.read(Deadline, self._attempt)
+        if now >= (now if asked is None else asked.at) + settle_seconds(self._job.settings):
             return self._collect(job, end_of(job, past_deadline=True))
-        return self._wait(poll_interval(self._settings, 0.0, self._intent.job), job.word, job)
+        return self._wait(poll_interval(self._job.settings, 0.0, self._job.name), job.word, job)
 
     def _ended(self, job: RemoteJob) -> Waiting | Done:
         failpoint("ended")
-        self._context.line.is_due()
+        self._job.context.line.is_due()
         # OpenAI may take a job first and fail it for
         # `token_limit_exceeded` later: nothing of it ran.
         if isinstance(job.cause, QueueFull):
             self.is_over = True
             return self._submission.queue_up(self._attempt, self._job_id, job.cause)
-        if isinstance(job.cause, InputGone) and self._submission.attempts.stage_anew(
+        if isinstance(job.cause, InputGone) and self._submission.staging.renew(
             self._attempt, job.staged, self._job_id
         ):
             return self._begin_again("planned")
         past_deadline = False
         if job.state is JobState.CANCELLED:
-            status = self._journal.status()
+            status = self._job.journal.status()
             # Another process found it to be a double, and keeps the other one.
             if status.attempt != self._attempt:
                 return self._begin_again(job.word)
@@ -209,16 +206,16 @@ class RemoteWatch:
         if job.state is JobState.COMPLETED:
             self._submission.limit.completed()
         end = end_of(job, past_deadline)
-        if end.failure.kind == Kind.ABORTED and self._settings.on_abort == "raise":
+        if end.failure.kind == Kind.ABORTED and self._job.settings.on_abort == "raise":
             self.is_over = True
             # Closed before it raises, so that a corrected run begins with a new attempt.
-            self._submission.search.close(self._attempt, CloseReason.ABORTED, job_id=self._job_id)
+            self._job.close(self._attempt, CloseReason.ABORTED, job_id=self._job_id)
             raise Aborted(Kind.ABORTED, end.failure.message)
         return self._collect(job, end)
 
     def _begin_again(self, status: str) -> Waiting:
         self.is_over = True
-        return Waiting(self._clock.time(), None, status)
+        return Waiting(self._job.clock.time(), None, status)
 
     def _collect(self, job: RemoteJob, end: JobEnd) -> Waiting | Done:
         """Ends the job with what its result files hold.
@@ -230,10 +227,10 @@ class RemoteWatch:
         try:
             return self._closing.collect(end, job, is_whole=True)
         except CallError as error:
-            if isinstance(error, Aborted) and self._settings.on_abort == "raise":
+            if isinstance(error, Aborted) and self._job.settings.on_abort == "raise":
                 raise
-            until = self._deadline() + doubt_seconds(self._settings)
-            if self._time() >= until:
+            until = self._deadline() + doubt_seconds(self._job.settings)
+            if self._job.time() >= until:
                 ended = f"job {printable(self._job_id)} has ended as {end.word}"
                 reason = f"{ended}, but its results can't be read: {error.message}"
                 return self._closing.collect(
@@ -242,20 +239,20 @@ class RemoteWatch:
             self._warn_if_late(error, until)
             self._fetches += 1
             pause = backoff(
-                self._settings, self._fetches - 1, f"{self._intent.job}/d{self._fetches}"
+                self._job.settings, self._fetches - 1, f"{self._job.name}/d{self._fetches}"
             )
             return self._wait(pause, "results late")
 
     def _warn_if_late(self, error: CallError, until: float) -> None:
         """Once per job: minutes without results are more than the delay that is usual."""
-        now = self._time()
+        now = self._job.time()
         self._unread_since = now if self._unread_since is None else self._unread_since
-        if self._has_warned or now < self._unread_since + doubt_seconds(self._settings):
+        if self._has_warned or now < self._unread_since + doubt_seconds(self._job.settings):
             return
         self._has_warned = True
         _LOG.warning(
             "job %s (%s) has ended, but its results can't be read: %s. They are paid for, and "
             "waited for %.1f h more (job_deadline_hours); then records without an answer are "
             "doubtful, and not asked again",
-            self._intent.job, printable(self._job_id), error.message, (until - now) / 3600,
+            self._job.name, printable(self._job_id), error.message, (until - now) / 3600,
         )  # fmt: skip

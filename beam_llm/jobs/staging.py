@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.guarded import guarded
 from beam_llm.jobs.input_file import write_lines
-from beam_llm.jobs.journal import Closed, CloseReason, Journal, Uploaded
-from beam_llm.jobs.ledger import Intent
+from beam_llm.jobs.job import Job
+from beam_llm.jobs.journal import Closed, CloseReason, Uploaded
 from beam_llm.jobs.status import JobStatus
+
+_LOG = logging.getLogger(__name__)
 
 
 class Staged(NamedTuple):
@@ -26,8 +28,8 @@ class Staged(NamedTuple):
 class Staging:
     """Puts the input of one job in its place, once for all its attempts."""
 
-    def __init__(self, context: JobContext, intent: Intent, journal: Journal):
-        self._context, self._intent, self._journal = context, intent, journal
+    def __init__(self, job: Job):
+        self._job = job
 
     def put(self, status: JobStatus, path: Path) -> Staged | None:
         """The job's lines where the provider takes them from; None where none of them fits its
@@ -39,29 +41,46 @@ class Staging:
         known = self._newest_upload(status)
         if known is not None:
             return Staged(known.file_id, None)
-        context = self._context
-        if not write_lines(str(path), context, self._intent.lines):
+        job = self._job
+        if not write_lines(str(path), job.context, job.intent.lines):
             return None
-        context.store.put_file(f"{self._journal.folder}input.jsonl", str(path))
+        job.store.put_file(f"{job.journal.folder}input.jsonl", str(path))
         failpoint("staged")
         # Writing the lines may have taken most of the lease. Whether it
         # is held is looked at before the create.
-        context.leases.hold(self._intent.job)
-        file_id = guarded(
-            lambda: context.provider.stage(path, f"{self._intent.fingerprint}-{status.attempt}")
-        )
+        job.context.leases.hold(job.name)
+        file_id = guarded(lambda: job.provider.stage(path, job.create_name(status.attempt)))
         if file_id is None:
             return Staged(None, path)
         # A kill before this leaves an input that nobody names: no job was made of it, and the next
         # try stages another.
-        self._journal.add(Uploaded(file_id), status.uploaded + 1)
+        job.journal.add(Uploaded(file_id), status.uploaded + 1)
         failpoint("uploaded")
         return Staged(file_id, None)
 
     def _newest_upload(self, status: JobStatus) -> Uploaded | None:
         """The input staged last, unless the attempt before has found it gone."""
-        upload = self._journal.read(Uploaded, status.uploaded)
-        closed = self._journal.read(Closed, status.attempt - 1)
+        upload = self._job.journal.read(Uploaded, status.uploaded)
+        closed = self._job.journal.read(Closed, status.attempt - 1)
         if upload is None or closed is None or closed.reason is not CloseReason.INPUT_GONE:
             return upload
         return None if closed.file_id == upload.file_id else upload
+
+    def renew(self, attempt: int, file_id: str | None, job_id: str | None = None) -> bool:
+        """Closes an attempt whose staged input the provider has lost, so that the next one stages
+        it anew; False where it loses one after the other."""
+        before = [
+            self._job.journal.read(Closed, earlier)
+            for earlier in range(max(attempt - 3, 0), attempt)
+        ]
+        lost = sum(
+            closed is not None and closed.reason is CloseReason.INPUT_GONE for closed in before
+        )
+        # Three in a row: the provider is taken to lose a fourth, too.
+        if file_id is None or lost == 3:
+            return False
+        _LOG.info(
+            "job %s: its staged input is gone at the provider, and is staged anew", self._job.name
+        )
+        self._job.close(attempt, CloseReason.INPUT_GONE, file_id=file_id, job_id=job_id)
+        return True

@@ -23,18 +23,15 @@ from beam_llm.errors import (
     QueueFull,
     Rejected,
 )
-from beam_llm.jobs.attempts import Attempts
-from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.doubt import Doubt
 from beam_llm.jobs.endings import JobEnd, too_small
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.guarded import guarded
-from beam_llm.jobs.journal import Closed, CloseReason, Journal
-from beam_llm.jobs.ledger import Intent
+from beam_llm.jobs.job import Job
+from beam_llm.jobs.journal import Closed, CloseReason
 from beam_llm.jobs.pacing import (
     SHORTEST_PAUSE_SECONDS,
     pause_after,
-    quick_interval,
     visible_seconds,
 )
 from beam_llm.jobs.queue_limit import QueueLimit, Split
@@ -63,24 +60,17 @@ class Submission:
     Attributes:
       search: finds and settles its remote jobs.
       limit: decides what becomes of it where the queue refuses it.
-      attempts: claims, acknowledges and closes its attempts.
+      staging: puts its input in its place.
       place: in the provider's queue.
     """
 
-    def __init__(
-        self, context: JobContext, intent: Intent, journal: Journal, inherited: JobEnd | None
-    ):
-        self._context, self._intent, self._journal = context, intent, journal
-        self._settings, self._clock, self._shared = context.settings, context.clock, context.shared
-        self.search = RemoteSearch(context, intent, journal)
-        self.limit = QueueLimit(context, intent, journal)
-        self._inherited = inherited
-        self.place = QueuePlace(context, intent, journal)
+    def __init__(self, job: Job, inherited: JobEnd | None):
+        self._job, self._inherited = job, inherited
+        self.search, self.staging = RemoteSearch(job), Staging(job)
+        self.limit, self.place = QueueLimit(job), QueuePlace(job)
+        self._doubt = Doubt(job, self.search)
         self._tries = 0
         self._due = -math.inf
-        self.attempts = Attempts(context, intent, journal, self.search)
-        self._staging = Staging(context, intent, journal)
-        self._doubt = Doubt(context, intent, journal, self.search)
 
     def step(self) -> Waiting | JobEnd | Split | None:
         """Goes on with a job that has no acknowledgement.
@@ -93,32 +83,32 @@ class Submission:
           Aborted: no call can succeed, and `on_abort` is `raise`.
         """
         # Waits that this process knows of go first: they cost no request.
-        pause = max(self._due - self._clock.monotonic(), self.place.seconds())
+        pause = max(self._due - self._job.clock.monotonic(), self.place.seconds())
         if pause > SHORTEST_PAUSE_SECONDS:
-            return self._wait(pause, "queued" if self.place.is_taken else "doubt")
-        waiting = self._context.wait_for_lease(self._intent.job, "leased")
+            return self._job.wait(pause, "queued" if self.place.is_taken else "doubt")
+        waiting = self._job.wait_for_lease("leased")
         if waiting is not None:
             return waiting
         # Read under the lease: its last holder may have gone on until it ran out.
-        status = self._journal.status()
+        status = self._job.journal.status()
         if status.phase in (Phase.DONE, Phase.ACKED):
             return None
         if status.phase is Phase.DOUBT:
             return self._resolve(status.attempt)
-        if self._inherited is not None and not self.attempts.may_have_sent():
+        if self._inherited is not None and not self._job.guesses():
             return self._inherited
         pause = self.place.seconds_after(status)
         if pause > SHORTEST_PAUSE_SECONDS:
-            return self._wait(pause, "queued")
+            return self._job.wait(pause, "queued")
         if self._is_too_small():
-            end = too_small(self._intent.line_count, self._context.provider.traits)
-            if self._settings.on_leftover != "fail":
+            end = too_small(self._job.intent.line_count, self._job.provider.traits)
+            if self._job.settings.on_leftover != "fail":
                 why = end.failure.message.partition(";")[0]
                 live = "job %s goes as live calls, at the live price: %s"
-                _LOG.warning(live, self._intent.job, why)
+                _LOG.warning(live, self._job.name, why)
             return end
         decision = self.limit.decide(status.attempt)
-        if isinstance(decision, Split) and self.attempts.may_have_sent():
+        if isinstance(decision, Split) and self._job.guesses():
             return self._adopt_or(decision, status.attempt)
         return decision or self._create(status)
 
@@ -135,33 +125,25 @@ class Submission:
             # A provider that can never tell would hold the job up for ever.
             return self._later(error, "doubt") if not isinstance(error, CannotTell) else split
         if not found:
-            given_up = max(
-                closed.at for closed in self._journal.all(Closed) if closed.reason.is_a_guess
-            )
+            given_up = max(closed.at for closed in self._job.guesses())
             patience = SPLIT_PATIENCE * visible_seconds(
-                self._settings, self._context.provider.traits
+                self._job.settings, self._job.provider.traits
             )
-            left = given_up + patience - self._shared.time()
-            return self._wait(min(left, self._soon()), "doubt") if left > 0 else split
-        if self.attempts.claim(attempt, found[0].staged, adopts=found[0].job_id):
+            left = given_up + patience - self._job.time()
+            return self._job.wait(min(left, self._job.soon()), "doubt") if left > 0 else split
+        if self._job.claim(attempt, found[0].staged, adopts=found[0].job_id):
             self._acknowledge(attempt, found[0])
         return None
 
     def _is_too_small(self) -> bool:
         """Whether the provider takes no job of so few requests, and none was sent."""
-        fewest = self._context.provider.traits.min_requests
-        return self._intent.line_count < fewest and not self.attempts.may_have_sent()
-
-    def _wait(self, seconds: float, status: str) -> Waiting:
-        return Waiting(self._clock.time() + seconds, None, status)
-
-    def _soon(self) -> float:
-        return quick_interval(self._settings, self._intent.job)
+        fewest = self._job.provider.traits.min_requests
+        return self._job.intent.line_count < fewest and not self._job.guesses()
 
     def _create(self, status: JobStatus) -> Waiting | JobEnd | None:
         with temporary_file() as path:
             try:
-                staged = self._staging.put(status, Path(path))
+                staged = self.staging.put(status, Path(path))
                 if staged is None:
                     failure = Failure(
                         Kind.TOO_LARGE, "no line of this job fits the provider's limits"
@@ -176,13 +158,13 @@ class Submission:
             return (
                 self._send(status.attempt, staged)
                 if may_send
-                else self._wait(self._soon(), "leased")
+                else self._job.wait(self._job.soon(), "leased")
             )
 
     def _mark(self, attempt: int, staged: Staged) -> bool:
         """Writes down, before it is sent, that a create may be: whoever finds this has to look for
         its job. False: it may not be sent."""
-        leases, job = self._context.leases, self._intent.job
+        leases, job = self._job.context.leases, self._job.name
         # Staging may have taken longer than the lease.
         if leases.hold(job) is not None:
             return False
@@ -190,10 +172,10 @@ class Submission:
         # since; then there is a job already.
         late = self.search.acknowledged_late()
         if late is not None:
-            if self.attempts.claim(attempt, late.staged, adopts=late.job_id):
+            if self._job.claim(attempt, late.staged, adopts=late.job_id):
                 self._acknowledge(attempt, late)
             return False
-        if not self.attempts.claim(attempt, staged.file_id):
+        if not self._job.claim(attempt, staged.file_id):
             return False
         failpoint("marked")
         # Behind the marker: whoever takes the lease from now on
@@ -203,17 +185,15 @@ class Submission:
         # Only this process may send this attempt's create, and it will not: so that is certain.
         # Not where a create may be repeated: then whoever has the lease now has perhaps done so.
         if not self._doubt.may_repeat:
-            self.search.close(attempt, CloseReason.LEASE_LOST)
+            self._job.close(attempt, CloseReason.LEASE_LOST)
         return False
 
     def _send(self, attempt: int, staged: Staged) -> Waiting | JobEnd | None:
-        name = f"{self._intent.fingerprint}-{attempt}"
         failpoint("create.before")
         try:
             try:
-                job = guarded(
-                    lambda: self._context.provider.create(name, staged.file_id, staged.path)
-                )
+                name = self._job.create_name(attempt)
+                job = guarded(lambda: self._job.provider.create(name, staged.file_id, staged.path))
             finally:
                 failpoint("create.sent")
         except NotCreated as no:
@@ -223,23 +203,23 @@ class Submission:
         failpoint("create.after")
         # Before anything is asked: a job that is written down is found again, whatever happens now.
         self._acknowledge(attempt, job)
-        if self._journal.read(Closed, attempt) is not None:
-            self.attempts.rejoin(attempt, job, staged.file_id)
+        if self._job.journal.read(Closed, attempt) is not None:
+            self.search.rejoin(attempt, job, staged.file_id)
         return None
 
     def _unclear(self, attempt: int, error: CallError) -> Waiting | JobEnd | None:
         """The create may have made a job or not."""
         if self._doubt.may_repeat:
             again = "job %s: create got no clear answer (%s); it is sent again under the same name"
-            _LOG.info(again, self._intent.job, error.message)
+            _LOG.info(again, self._job.name, error.message)
             return self._resolve(attempt)
         _LOG.warning(
             "job %s: create got no clear answer (%s); looking for it before anything else",
-            self._intent.job,
+            self._job.name,
             error.message,
         )
         self._doubt.note(attempt)
-        return self._wait(self._soon(), "doubt")
+        return self._job.wait(self._job.soon(), "doubt")
 
     def _not_staged(self, error: CallError) -> Waiting | JobEnd | None:
         """Staging failed: nothing was created."""
@@ -251,45 +231,45 @@ class Submission:
 
     def _pause_after(self, error: CallError) -> float:
         self._tries += 1
-        pause = pause_after(self._settings, error, self._tries, self._intent.job)
-        _LOG.info("job %s: %s; next try in %.1f s", self._intent.job, error.message, pause)
+        pause = pause_after(self._job.settings, error, self._tries, self._job.name)
+        _LOG.info("job %s: %s; next try in %.1f s", self._job.name, error.message, pause)
         return pause
 
     def _later(self, error: CallError, status: str) -> Waiting:
         pause = self._pause_after(error)
-        self._due = self._clock.monotonic() + pause
-        return self._wait(pause, status)
+        self._due = self._job.clock.monotonic() + pause
+        return self._job.wait(pause, status)
 
     def _not_created(
         self, attempt: int, staged: Staged, error: CallError
     ) -> Waiting | JobEnd | None:
         """The provider has said no, for certain."""
         if isinstance(error, Aborted):
-            self.search.close(attempt, CloseReason.ABORTED)
+            self._job.close(attempt, CloseReason.ABORTED)
             return self._aborted(error)
-        if isinstance(error, InputGone) and self.attempts.stage_anew(attempt, staged.file_id):
-            return self._wait(0.0, "planned")
+        if isinstance(error, InputGone) and self.staging.renew(attempt, staged.file_id):
+            return self._job.wait(0.0, "planned")
         if isinstance(error, Rejected):
-            self.search.close(attempt, CloseReason.REFUSED)
+            self._job.close(attempt, CloseReason.REFUSED)
             return JobEnd("refused", Failure(Kind.REJECTED, error.message, 1))
         return self.queue_up(attempt, None, error)
 
     def _acknowledge(self, attempt: int, job: RemoteJob) -> None:
-        self.attempts.acknowledge(attempt, job)
+        self._job.acknowledge(attempt, job)
         self._tries, self._due = 0, -math.inf
 
     def queue_up(self, attempt: int, job_id: str | None, error: CallError) -> Waiting:
         """The provider has no room for this job now: it gave nothing, and is tried again."""
         refusal = self.limit.refusal(error) if isinstance(error, QueueFull) else None
         pause = self._pause_after(error)
-        facts = {"retry_at": self._shared.time() + pause, "job_id": job_id, "refusal": refusal}
-        self.search.close(attempt, CloseReason.QUEUE, **facts)
+        facts = {"retry_at": self._job.time() + pause, "job_id": job_id, "refusal": refusal}
+        self._job.close(attempt, CloseReason.QUEUE, **facts)
         failpoint("queued")
         self.place.enter(pause, error)
-        return self._wait(pause, "queued")
+        return self._job.wait(pause, "queued")
 
     def _aborted(self, error: Aborted) -> JobEnd:
-        if self._settings.on_abort == "raise":
+        if self._job.settings.on_abort == "raise":
             raise error
         return JobEnd("aborted", Failure(Kind.ABORTED, error.message, 1))
 
@@ -302,20 +282,20 @@ class Submission:
                 repeated = self._doubt.repeat(attempt)
             found = repeated or self._doubt.look(attempt)
         except CallError as error:
-            if isinstance(error, Aborted) and self._settings.on_abort == "raise":
+            if isinstance(error, Aborted) and self._job.settings.on_abort == "raise":
                 raise
             if self._doubt.seconds_left(attempt, error) > 0:
                 self._doubt.tell(attempt, error)
                 return self._later(error, "doubt")
             if self._doubt.resubmits(attempt):
-                return self._wait(0.0, "planned")
+                return self._job.wait(0.0, "planned")
             message = f"a batch job may have been created, but can't be looked for: {error.message}"
             return JobEnd("doubtful", Failure(Kind.DOUBTFUL, message, 1))
         if isinstance(found, RemoteJob):
             self._acknowledge(attempt, found)
             # As after any create: another process may have given the attempt up meanwhile.
-            if repeated and self._journal.read(Closed, attempt) is not None:
-                self.attempts.rejoin(attempt, found, found.staged)
+            if repeated and self._job.journal.read(Closed, attempt) is not None:
+                self.search.rejoin(attempt, found, found.staged)
             return None
         # 0.0: there certainly is no job, and the next step begins the next attempt.
-        return self._wait(min(found, self._soon()), "doubt" if found > 0 else "planned")
+        return self._job.wait(min(found, self._job.soon()), "doubt" if found > 0 else "planned")
