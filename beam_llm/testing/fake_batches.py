@@ -35,11 +35,12 @@ from beam_llm.protocols import BatchTraits, Clock, LineReply, Recovery, RemoteJo
 from beam_llm.providers.job_search import find_jobs
 from beam_llm.values import Completion, Finish, JobState, Request, Usage
 
+# How a prompt of several records has each of them: its text as JSON, on a line of its own.
 _INPUT = re.compile(r"^Input \d+: (.+)$", re.MULTILINE)
 
 
 class FakeClock:
-    """Time that passes only when told to."""
+    """Time that passes only when a test says so."""
 
     def __init__(self, now: float = 1_000_000.0):
         self.now = now
@@ -51,6 +52,7 @@ class FakeClock:
         return self.now
 
     def sleep(self, seconds: float) -> None:
+        # Never nothing: a loop that waits until some moment has come would not get there.
         self.now += max(seconds, 0.001)
 
 
@@ -155,7 +157,8 @@ class FakeBatches:
         self.calls: Counter[str] = Counter()
         self._count = 0
 
-    # BatchProvider
+    # BatchProvider. Its lines have a form of their own, that no provider has: nothing in jobs/ may
+    # look into them.
 
     def encode_line(self, custom_id: str, request: Request) -> bytes:
         messages = [[message.role, message.content] for message in request.messages]
@@ -189,6 +192,7 @@ class FakeBatches:
     def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
         self.calls["create"] += 1
         fault = self.create_faults.pop(0) if self.create_faults else ""
+        # In the order in which a provider looks: at its queue, its input, and at last the job.
         active = sum(1 for job in self.jobs if not self.moved(job).state.has_ended)
         if fault == "429" or (self.most_jobs is not None and active >= self.most_jobs):
             raise NotCreated(QueueFull("Enqueued token limit reached for fake-model", status=429))
@@ -215,9 +219,11 @@ class FakeBatches:
             job.fail(full)
         if fault == "queue":
             job.fail(QueueFull("Enqueued token limit reached"))
+        # No cause: a faulty line has no remedy for the whole job, only for the line it names.
         if fault == "validation":
             job.state, job.errors = JobState.FAILED, (("invalid_request", "line is bad", 1),)
         self.jobs.append(job)
+        # After the job is there, so that what the client knows and what is true come apart.
         if fault in ("lost", "late"):
             raise Retryable(Kind.UNAVAILABLE, "connection reset")
         return self._seen(job)
@@ -268,12 +274,12 @@ class FakeBatches:
         return [self._as_listed(self._seen(self.moved(job))) for job in visible]
 
     def _as_listed(self, job: RemoteJob) -> RemoteJob:
-        keeps_name, keeps_input = (
-            self.shows_names or self.rung is not Recovery.LABEL,
-            self.shows_inputs,
-        )
+        # Only on the rung LABEL may names be dropped: the others promise that they are listed.
+        keeps_name = self.shows_names or self.rung is not Recovery.LABEL
         return replace(
-            job, name=job.name if keeps_name else None, staged=job.staged if keeps_input else None
+            job,
+            name=job.name if keeps_name else None,
+            staged=job.staged if self.shows_inputs else None,
         )
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
@@ -334,6 +340,7 @@ class FakeBatches:
         return file_id
 
     def _seen(self, job: _Job) -> RemoteJob:
+        # 0 where the input was forgotten: nobody asks for the count of a job that is cleaned up.
         total = self.files.get(job.file_id, b"").count(b"\n")
         return RemoteJob(
             job_id=job.job_id,
@@ -383,25 +390,24 @@ class FakeBatches:
                         "error": [Kind.REJECTED, "refused by the provider"],
                     }
                 )
+            # Not billed, and in no file: as if the provider had forgotten the line.
             elif self.drop_ids_every and index % self.drop_ids_every == 0:
                 continue
             else:
                 self.billed.update(texts)
                 output.append(self.answer(request, texts))
-        rng = random.Random(job.job_id)
         # A provider counts requests, not the lines it writes.
-        job.completed, job.failed = (
-            len(output),
-            len(errors),
-        )
+        job.completed, job.failed = len(output), len(errors)
         if self.duplicate:
             output += [replace_text(line) for line in output]
         output += [
             {"custom_id": f"stranger-{number}", "text": "?", "usage": [1, 1, 0]}
             for number in range(self.strangers)
         ]
+        # By the job's id: another order for each job, the same in each run. Of two answers to one
+        # id the first has to win, so that their order must stay.
         if self.shuffle and not self.duplicate:
-            rng.shuffle(output)
+            random.Random(job.job_id).shuffle(output)
         job.state = state
         job.files = tuple(
             self._keep(b"".join(orjson.dumps(line) + b"\n" for line in lines) + tail)
@@ -409,6 +415,7 @@ class FakeBatches:
         )
 
     def answer(self, request: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+        # Odd numbers, which add up only where each is counted once, and in its own place.
         usage = [10 + sum(len(text) for text in texts), 3 * len(texts), 2]
         if any(text in self.garble for text in texts):
             return {

@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 
 def fake_record(text: str, tokens: int = 10) -> Record:
+    """A record of one text, with the tokens that limits and batches reckon with."""
     return Record((text,), tokens)
 
 
@@ -33,6 +34,8 @@ class FakeReading:
 
 
 class _AnyJson:
+    """Stands for `Output`: answers of a fake need no type."""
+
     def dump(self, value: Any) -> Any:
         return value
 
@@ -90,7 +93,9 @@ class FakeProvider:
       answers_at_most: records of one request that get an answer.
       requests: what was asked, with the loop's time; every try counts.
       sent: the requests themselves.
-      peak: most requests under way at once.
+      replied: the usage of each reply, to add up what was paid.
+      in_flight, peak: requests under way now, and most at once.
+      closed: how often it was closed.
     """
 
     seconds: float = 0.0
@@ -115,6 +120,7 @@ class FakeProvider:
         self.sent.append(request)
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
+        # `finally`, for a call may be cancelled while it waits, as the engine does at its end.
         try:
             await self._work(self.seconds + self.seconds_per_record * len(texts), timeout_seconds)
             scripted = self.script.pop(0) if self.script else None
@@ -129,6 +135,7 @@ class FakeProvider:
     async def _work(self, seconds: float, timeout_seconds: float) -> None:
         if self.hang:
             await asyncio.Event().wait()
+        # As long as a real client waits: the engine's clock has to have moved by so much.
         if seconds > timeout_seconds:
             await asyncio.sleep(timeout_seconds)
             raise Retryable(Kind.TIMED_OUT, f"no reply within {timeout_seconds:g} s")
@@ -139,6 +146,7 @@ class FakeProvider:
 
     def _reply(self, texts: list[str]) -> Completion:
         bad = {index for index, text in enumerate(texts, 1) if self.poisoned(text)}
+        # Different from reply to reply, so that sums show whether one was counted twice.
         usage = Usage(10 + sum(len(text) for text in texts), 3 * len(texts) + 1, len(texts) % 7)
         if bad and self.poison == "rejected":
             raise Rejected(Kind.REJECTED, "HTTP 400: poison", status=400)
@@ -200,12 +208,15 @@ class StuckError(RuntimeError):
 class _VirtualSelector(selectors.SelectSelector):
     """Instead of waiting, moves the clock to the next timer."""
 
+    # Not 0.0: code that takes a missing time for zero would pass.
     now = 1_000.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        # The self-pipe may be ready: other threads wake the loop by it.
         ready = super().select(0)
         if ready or timeout == 0:
             return ready
+        # None is asyncio's "until something happens", and nothing is left that could.
         if timeout is None:
             raise StuckError("every task waits, and no timer is set")
         self.now += timeout
@@ -235,6 +246,7 @@ def run_virtually(main: Coroutine[Any, Any, T]) -> T:
     try:
         return loop.run_until_complete(main)
     finally:
+        # Unlike `asyncio.run` it does not wait for them: a stuck task would be stuck here again.
         for task in asyncio.all_tasks(loop):
             task.cancel()
         loop.run_until_complete(loop.shutdown_asyncgens())

@@ -62,7 +62,9 @@ from beam_llm.testing.emulator.faults import Fault
 from beam_llm.testing.fake_batches import FakeBatches
 from beam_llm.values import Completion, Finish, JobState, Message, Request, Usage
 
+# Real seconds: a suite that never ends says less than one that fails.
 _PATIENCE_SECONDS = 60.0
+# Beyond the window of any provider, so that jobs of then can't be what is looked for.
 _LONG_AGO_SECONDS = 5 * 86_400.0
 _LAG_SECONDS = 5.0
 """How late a mishap's job is made or listed, by the server's clock."""
@@ -139,6 +141,7 @@ class BatchProviderContract:
     """
 
     tmp_path: Path
+    # Long and without a word in it: a shorter one might stand in an error by chance.
     key = "sk-contract-0123456789abcdefghij"
     key_reference = "env:CONTRACT_API_KEY"
     impossible: frozenset[Mishap] = frozenset()
@@ -200,8 +203,10 @@ class BatchProviderContract:
         ):
             line = self.provider().encode_line(custom_id, request)
             assert type(line) is bytes
+            # The caller puts the newlines; one inside would make two broken lines of one.
             assert b"\n" not in line
             assert custom_id.encode() in line
+            # By another client, as another worker has it: a job's file is named by its content.
             assert self.provider().encode_line(custom_id, request) == line
             assert self.provider().encode_line("r-1000000", request) != line
 
@@ -225,6 +230,7 @@ class BatchProviderContract:
         ended = self._end(provider, job)
         assert ended.state is JobState.COMPLETED
         assert ended.cause is None
+        # Counts may be left out, but not be wrong: waiting and cancelling go by them.
         assert ended.total in (3, None)
         assert (ended.completed, ended.failed) in ((3, 0), (None, None))
         replies = self._replies(provider, ended)
@@ -244,6 +250,7 @@ class BatchProviderContract:
             assert type(job) is RemoteJob
             assert job.job_id == created.job_id != ""
             assert type(job.state) is JobState
+            # 0.0 is "not told"; two minutes are for clocks of a server that differ.
             assert job.created_at == 0.0 or since - 120.0 <= job.created_at <= self.now() + 120.0
             assert job.name in ("ours-0", None)
             assert all(
@@ -255,6 +262,7 @@ class BatchProviderContract:
         self._arrange()
         ended = self._end(self.provider(), self._created(self.provider()))
         replies = self._replies(self.provider(), ended)
+        # What a killed worker left there must neither stay behind the lines nor be gone on with.
         (self.tmp_path / "results").write_bytes(b"older, and longer" * 10_000)
         assert self._replies(self.provider(), ended) == replies
 
@@ -262,6 +270,7 @@ class BatchProviderContract:
         self._arrange()
         provider, made = self.provider(), self._staged(self.provider())
         ended = self._end(provider, provider.create("ours-0", *made))
+        # Cleaning up is done again after a kill, and by two workers at once.
         for _ in range(2):
             provider.forget(ended, made.staged)
             provider.forget(None, None)
@@ -292,6 +301,7 @@ class BatchProviderContract:
         provider = self.provider()
         job = self._created(provider)
         self.pass_time(1.0)
+        # An overview for people: a server without lists takes it away, and no promise with it.
         try:
             pending = provider.pending()
         except CannotTell:
@@ -322,6 +332,7 @@ class BatchProviderContract:
     def test_a_full_queue_is_told_from_a_refusal(self) -> None:
         self._arrange(Mishap.QUEUE_FULL)
         provider = self.provider()
+        # Some say so at once, others take the job and fail it: both are the same to the driver.
         try:
             cause: CallError | None = self._end(provider, self._created(provider)).cause
         except NotCreated as no:
@@ -361,6 +372,7 @@ class BatchProviderContract:
         assert ended.state is JobState.EXPIRED
         replies = self._replies(provider, ended)
         assert set(replies) <= {"r-0", "r-1", "r-2"}
+        # What was done is paid for, so it has to be had; the rest may be silent or say why.
         done = [reply for reply in replies.values() if reply.completion is not None]
         assert len(done) == 1
         assert {reply.end for reply in replies.values() if reply.completion is None} <= {
@@ -374,6 +386,7 @@ class BatchProviderContract:
         provider = self.provider()
         job = self._created(provider)
         self.pass_time(1.0)
+        # Twice while it runs and once after, as two workers and a late one would.
         provider.cancel(job.job_id)
         provider.cancel(job.job_id)
         ended = self._end(provider, job)
@@ -419,6 +432,7 @@ class BatchProviderContract:
         self._arrange(Mishap.STRANGE_WORD)
         provider = self.provider()
         job = self._created(provider)
+        # Of a provider of tomorrow: to take an unknown word for an end would lose a paid job.
         states = set()
         for _ in range(200):
             states.add(provider.look(job.job_id).state)
@@ -440,6 +454,7 @@ class BatchProviderContract:
     def test_no_error_shows_the_key_though_the_server_repeats_it(self) -> None:
         self._arrange(Mishap.REPEAT_KEY)
         provider, lines = self.provider(), self._lines(self.provider())
+        # Every verb, for each of them meets the server's words in a place of its own.
         job = RemoteJob("batch_1", JobState.COMPLETED, result_files=("file-1",))
         verbs: list[Callable[[], Any]] = [
             lambda: provider.stage(lines, "ours-0"),
@@ -479,6 +494,7 @@ class BatchProviderContract:
     def test_token_another_name_is_another_job(self) -> None:
         self._arrange()
         provider = self._provider_on(Recovery.TOKEN)
+        # Another attempt is another job on purpose: the one before is known to have failed.
         jobs = {
             provider.create(name, *self._staged(provider)).job_id
             for name in ("ours-0", "ours-1", "ours2-0")
@@ -499,6 +515,7 @@ class BatchProviderContract:
         provider = self._provider_on(*_LISTING)
         since, made = self.now(), self._staged(provider)
         self._lost(provider, made)
+        # Other input as well as another name: LABEL providers may go by either.
         others = {
             provider.create(f"theirs-{number}", *self._staged(provider, number + 1)).job_id
             for number in range(3)
@@ -512,6 +529,7 @@ class BatchProviderContract:
     def test_it_is_found_behind_jobs_of_long_ago(self, listed: Mishap | None) -> None:
         self._arrange(*([listed] if listed is not None else []))
         provider = self._provider_on(*_LISTING)
+        # A list that is oldest first can't be left at the first job that is too old.
         for number in range(3):
             provider.create(f"theirs-{number}", *self._staged(provider, number + 1))
         self.pass_time(_LONG_AGO_SECONDS)
@@ -529,6 +547,7 @@ class BatchProviderContract:
             provider.create(f"ours-{attempt}", *self._staged(provider, attempt)).job_id
             for attempt in range(2)
         }
+        # Names that a search by prefix or by substring would find.
         for number, name in enumerate(("ours2-0", "our-0", "theirs-ours-0"), 2):
             provider.create(name, *self._staged(provider, number))
         for job_id in mine:
@@ -543,6 +562,7 @@ class BatchProviderContract:
         for number in range(2):
             provider.create(f"theirs-{number}", *self._staged(provider, number))
         self.pass_time(_LAG_SECONDS + 1)
+        # The one answer that allows another create: it has to be right.
         assert list(provider.find("ours", "file-that-nobody-has", self.now())) == []
 
     def test_label_without_names_it_is_found_by_its_input(self) -> None:
@@ -558,6 +578,7 @@ class BatchProviderContract:
             job_id for job_id in self.jobs_made() if job_id != other.job_id
         ]
 
+    # Whether it was lost or never sent, the client can't know: the answer has to be the same.
     @pytest.mark.parametrize("is_lost", [True, False], ids=["lost", "never sent"])
     def test_label_a_list_without_names_and_inputs_proves_nothing(self, is_lost: bool) -> None:
         lost = (Mishap.CREATE_LOST,) if is_lost else ()
@@ -632,6 +653,7 @@ class BatchProviderContract:
         since = self.now()
         other = provider.create("theirs-0", *self._staged(provider, 1)).job_id
         self.pass_time(_LAG_SECONDS + 1)
+        # Not CannotTell, which ends the waiting: this one shows itself when the job has ended.
         with pytest.raises(CallError) as caught:
             provider.find_unnamed("ours", 3, since, lambda job_id: False)
         assert not isinstance(caught.value, CannotTell)
@@ -694,6 +716,7 @@ class BatchProviderContract:
     # How it is asked
 
     def _arrange(self, *mishaps: Mishap) -> None:
+        # Skipped, not passed: a report shows which promises this provider was not held to.
         impossible = self.impossible.intersection(mishaps)
         if impossible:
             pytest.skip(
@@ -713,6 +736,7 @@ class BatchProviderContract:
     def _lines(self, provider: BatchProvider, number: int = 0) -> Path:
         """A job's input; another `number`, other lines."""
         path = self.tmp_path / f"input-{number}.jsonl"
+        # Another number of them, too: NONE providers tell jobs apart by their size at first.
         requests = self.requests()[number % 2 :] if number else self.requests()
         ids = [
             f"r-{place}" if not number else f"other-{number}-{place}"
@@ -764,6 +788,7 @@ class BatchProviderContract:
         path = self.tmp_path / "results"
         provider.fetch(job, path)
         data = path.read_bytes()
+        # A file that was cut would end otherwise; lines are split at newlines and nothing else.
         assert data == b"" or data.endswith(b"\n")
         replies = [provider.decode_line(line) for line in data.split(b"\n")[:-1]]
         by_id = {reply.custom_id: reply for reply in replies}
@@ -804,6 +829,7 @@ def on_fake(fake: FakeBatches, *mishaps: Mishap) -> None:
         Mishap.YOUNG_UNKNOWN: ("unknown_until", fake.clock.time() + _LAG_SECONDS),
         Mishap.EXPIRE: ("expire_after", 1),
         Mishap.REFUSE_LINE: ("refuse", frozenset({"Question 0"})),
+        # Of every billionth line the first is the only one in sight.
         Mishap.LOSE_LINE: ("drop_ids_every", 10**9),
         Mishap.NO_COUNTS: ("shows_counts", False),
         Mishap.STUCK: ("stuck", True),
@@ -832,6 +858,7 @@ def emulator_options(*mishaps: Mishap, key: str = "") -> dict[str, Any]:
 
 def _faults(mishap: Mishap, key: str) -> list[Fault]:
     if mishap is Mishap.REPEAT_KEY:
+        # A refusal: what may be tried again would be, for as long as the verb has.
         refused = ("upload", "content", "create", "retrieve", "list", "cancel", "delete")
         return [
             Fault("poison", where=where, message=f"The key {key} is not liked: Bearer {key}")

@@ -38,6 +38,7 @@ from beam_llm.protocols import CompletionProvider
 from beam_llm.testing.emulator.faults import Fault
 from beam_llm.values import Completion, Finish, Message, Pace, Request, Usage
 
+# Far beyond what a call on loopback takes: where it is reached, something hangs.
 TIMEOUT_SECONDS = 60.0
 
 
@@ -110,6 +111,7 @@ class CompletionProviderContract:
       impossible: what the server can't be brought to do, or never does; those promises are skipped.
     """
 
+    # Long and without a word in it: a shorter one might stand in an error by chance.
     key = "sk-contract-0123456789abcdefghij"
     key_reference = "env:CONTRACT_API_KEY"
     impossible: frozenset[Does] = frozenset()
@@ -150,6 +152,7 @@ class CompletionProviderContract:
         assert self._complete(Does.FILTER).finish is Finish.FILTERED
 
     def test_a_refusal_is_no_answer(self) -> None:
+        # Some say it in the finish, others in a field beside the text; readers take either.
         completion = self._complete(Does.REFUSE)
         assert completion.finish is Finish.REFUSED or completion.refusal
 
@@ -165,6 +168,7 @@ class CompletionProviderContract:
     )
     def test_whatever_a_reply_says_it_is_of_the_right_types(self, does: Does) -> None:
         completion = self._complete(does)
+        # Exact types: else a bool would pass for an int, and an enum for a str.
         assert type(completion) is Completion
         assert type(completion.finish) is Finish
         assert type(completion.usage) is Usage
@@ -188,6 +192,7 @@ class CompletionProviderContract:
     def test_asking_leaves_the_request_as_it_was(self) -> None:
         self._arrange(Situation(Does.ANSWER))
         request = self.request()
+        # It is sent again after an error, and by other dialects' forms: a change would go along.
         before = copy.deepcopy(request)
         asyncio.run(self._ask(request))
         assert request == before
@@ -226,6 +231,7 @@ class CompletionProviderContract:
 
     def test_too_many_calls_are_a_throttle(self) -> None:
         error = self._fail(Situation(Does.FAIL, 429, "slow down"))
+        # The engine slows down for a throttle, and counts it as a wait and not as a try.
         assert error.is_throttle
         assert error.kind == Kind.RATE_LIMITED
 
@@ -238,15 +244,18 @@ class CompletionProviderContract:
         assert self._fail(Situation(Does.FAIL, status, "overloaded")).retry_after_seconds is None
 
     def test_a_body_that_cant_be_read_is_tried_again(self) -> None:
+        # A proxy's page with a 200 says nothing about the request; the next answer may be good.
         error = self._fail(Situation(Does.GARBLE))
         assert (error.remedy, error.kind) == (Remedy.RETRY, Kind.UNREADABLE)
 
     def test_a_broken_connection_is_tried_again(self) -> None:
         error = self._fail(Situation(Does.HANG_UP))
         assert (error.remedy, error.kind) == (Remedy.RETRY, Kind.UNAVAILABLE)
+        # Made on this side, so its words hold nothing of the server's and may be shown.
         assert error.is_ours
 
     def test_of_a_reply_without_end_only_so_much_is_read(self) -> None:
+        # Which of both depends on whether the bound is met before or after the decoding.
         assert self._fail(Situation(Does.FLOOD)).kind in (Kind.UNREADABLE, Kind.TOO_LARGE)
 
     def test_silence_ends_at_the_timeout(self) -> None:
@@ -254,6 +263,7 @@ class CompletionProviderContract:
         error = self._fail(Situation(Does.BE_SILENT), 0.2)
         assert (error.remedy, error.kind) == (Remedy.RETRY, Kind.TIMED_OUT)
         assert error.is_ours
+        # Not a measurement: that it was this timeout, and not another one of the client's.
         assert time.monotonic() - started < TIMEOUT_SECONDS / 2
 
     @pytest.mark.parametrize(
@@ -284,6 +294,7 @@ class CompletionProviderContract:
         async def cancel() -> Completion:
             provider = self.provider()
             try:
+                # Under way when it is cancelled, so that a connection is left with half an answer.
                 call = asyncio.ensure_future(provider.complete(self.request(), TIMEOUT_SECONDS))
                 await asyncio.wait([call], timeout=0.1)
                 call.cancel()
@@ -339,6 +350,7 @@ def emulator_fault(situation: Situation) -> Iterable[Fault]:
     if situation.does is Does.ANSWER:
         return ()
     if situation.does is Does.FAIL:
+        # One kind for all statuses: others of the script bring words of their own.
         status, message = situation.status, situation.message
         return (
             Fault(
@@ -365,6 +377,7 @@ _FAULTS = {
 
 def all_texts(error: BaseException | None) -> list[str]:
     """Whatever a log may show of an error, with what it came from."""
+    # Sentry and the like show arguments and attributes; a cause shows what it was made of.
     texts = traceback.format_exception(error) if error is not None else []
     seen: list[BaseException] = []
     while error is not None and error not in seen:

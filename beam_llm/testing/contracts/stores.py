@@ -31,11 +31,13 @@ from beam_llm.errors import LedgerError
 from beam_llm.protocols import Store
 from beam_llm.stores import probe_create
 
+# Not "fork": client libraries have threads, and a fork keeps their locks as they are.
 _SPAWN = multiprocessing.get_context("spawn")
 _CHILD_SECONDS = 120.0
 _BIG_BYTES = 9 * 2**20
 """Beyond where client libraries change from one request to several."""
 
+# Of a short text: a writing that takes long enough to be killed in.
 _MANY = 2**20
 
 GOOD_NAMES = (
@@ -47,6 +49,7 @@ GOOD_NAMES = (
     "/".join("abcdefgh"),
     "part.rows",
 )
+# What some store takes for another name, a folder, a query or a pattern.
 BAD_NAMES = (
     "",
     "/a",
@@ -68,6 +71,7 @@ BAD_NAMES = (
 CONTENTS = {
     "nothing": b"",
     "every byte": bytes(range(256)),
+    # Text modes, and clients that unpack what looks packed, would change the next two.
     "line ends": b"a\r\nb\nc\r\xe2\x80\xa8",
     "what looks compressed": b"\x1f\x8b\x08\x00not gzip",
     "much": bytes(range(251)) * (_BIG_BYTES // 251),
@@ -115,6 +119,7 @@ class StoreContract:
     def test_of_many_racing_threads_exactly_one_creates(self, shared: bool) -> None:
         store = self.store()
         racers = [store if shared else _again(store) for _ in range(8)]
+        # Several races, for one may go well by luck.
         for race in range(5):
             barrier, name = threading.Barrier(len(racers)), f"log/{race}"
 
@@ -129,6 +134,7 @@ class StoreContract:
                     if first
                 ]
             assert len(won) == 1, f"{len(won)} of {len(racers)} threads created {name}"
+            # The winner's content, too: a loser must not have written before it was told.
             assert store.get(name) == _content_of(won[0], race)
 
     def test_of_racing_processes_exactly_one_creates(self) -> None:
@@ -158,6 +164,7 @@ class StoreContract:
         probe_create(store)
         assert list(store.list("")) == []
 
+    # gcp-storage-emulator 2026.7.19 is such a one: it takes `if_generation_match=0` and overwrites.
     def test_a_store_that_pretends_to_create_is_found_out(self) -> None:
         with pytest.raises(LedgerError, match="no atomic create"):
             probe_create(_Pretender(self.store()))
@@ -172,6 +179,7 @@ class StoreContract:
         store.put("put", data)
         store.put_file("file", str(source))
         for name in ("created", "put", "file"):
+            # Longer than most contents: a copy that does not truncate would show.
             copy.write_bytes(b"what was there before" * 100)
             assert store.get(name) == data
             assert store.get_file(name, str(copy)) is True
@@ -189,6 +197,7 @@ class StoreContract:
 
     def test_a_reader_sees_one_content_or_the_next_and_no_mixture(self) -> None:
         store = self.store()
+        # Of different lengths and bytes, so that neither a mixture nor a cut one passes.
         versions = [bytes([number]) * (300_000 + 50_000 * number) for number in range(8)]
         store.put("a", versions[0])
 
@@ -233,6 +242,7 @@ class StoreContract:
     def test_what_is_missing_is_none_or_false_and_leaves_no_file(self) -> None:
         store, copy = self.store(), self.tmp_path / "copy"
         store.put("here/too", b"1")
+        # To a file system "here" is a folder, and "here/too" is one to "here/too/deep".
         for name in ("nothing", "here", "here/to", "here/too/deep"):
             assert store.get(name) is None
             assert store.read(name, 0, 5) is None
@@ -244,6 +254,7 @@ class StoreContract:
 
     def test_names_are_listed_in_order_by_prefix_after_a_name(self) -> None:
         store = self.store()
+        # In the order of bytes, which is not that of folders: "log-old" comes before "log/1".
         for name in (
             "log/2",
             "log/10",
@@ -275,6 +286,7 @@ class StoreContract:
 
     def test_what_was_written_is_listed_at_once_and_what_was_deleted_no_more(self) -> None:
         store = self.store()
+        # By another client: workers find each other's intents by nothing but the list.
         other = _again(store)
         for number in range(20):
             store.create(f"jobs/1/creating-{number:04d}", b"x")
@@ -348,7 +360,8 @@ class StoreContract:
         with _processes(_write_for_ever, 1, store) as (child,):
             assert child.recv() == "ready"
             while store.get("big") is None:
-                assert child.writable
+                # A process that has died closes its end, which counts as something to be read.
+                assert not child.poll(), "the writer has ended by itself"
         contents = (_content_of(0, _MANY), _content_of(1, _MANY))
         assert store.get("big") in contents
         assert list(store.list("")) == ["big", "here"]
@@ -410,6 +423,7 @@ def _processes(
             child = _SPAWN.Process(target=work, args=(number, theirs, *arguments), daemon=True)
             child.start()
             children.append(child)
+            # Else the pipe stays open on this side, and a child's death would not be seen.
             theirs.close()
         yield ends
     finally:
@@ -418,6 +432,7 @@ def _processes(
                 os.kill(child.pid, signal.SIGKILL)
             child.join()
             child.close()
+        # Only now: a child that writes into a closed pipe would end by itself, and not by a kill.
         for end in ends:
             end.close()
 
