@@ -113,6 +113,21 @@ def test_a_model_that_reads_one_only_is_not_packed(
     assert "Don't pack: every size loses more than 5 % of the answers" in text
 
 
+@pytest.mark.parametrize("truth", [[], ["--truth", "mood"]], ids=["no truth", "a truth"])
+def test_right_answers_have_columns_only_where_there_is_a_truth(
+    truth: list[str], tmp_path: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**row, "mood": "positive"} for row in some_reviews(20)]
+    path = written(tmp_path, rows)
+    assert main(command(path, "--sample", 10, "--batch-sizes", "1,5", *truth)) == 0
+    header, rule, alone, five = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert ("right" in header) is bool(truth)
+    assert header.count("95 % interval") == 1 + bool(truth)
+    assert len(rule.split()) == (11 if truth else 9)
+    assert alone.split()[1] == "–"  # nothing to agree with
+    assert five.split()[1] == "100"
+
+
 def test_structured_answers_are_compared_field_by_field_and_whole(
     tmp_path: Path,
     emulator_with: Callable[..., Emulator],

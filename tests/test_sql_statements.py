@@ -279,6 +279,29 @@ def test_what_means_nothing_here_is_said_with_its_place():
     assert "'async' means nothing here: calls are always made side by side" in second
 
 
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("Label {{ txt }}", "names the field 'txt', which it isn't given.*did you mean 'text'"),
+        ("{{ text }} by {{ author }}", "names the field 'author'.*it is given: text"),
+    ],
+    ids=["a typo", "one of two"],
+)
+def test_a_prompt_that_names_what_no_row_has_is_refused_before_anything_runs(prompt, said):
+    with pytest.raises(UsageError, match=said) as refused:
+        read(f"SELECT ML_PREDICT('m', text, MAP['prompt', '{prompt}']) FROM t;")
+    assert str(refused.value).startswith(f"file.sql:{FIRST}:8: ")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["{{ element }}", "{{ text }}", "{% if lang is defined %}{{ lang }}{% endif %} {{ text }}"],
+    ids=["the whole", "a field", "a field that may be missing"],
+)
+def test_a_prompt_that_rows_can_fit_is_taken(prompt):
+    assert settings_of(f"SELECT ML_PREDICT('m', text, MAP['prompt', '{prompt}']) FROM t;")
+
+
 def test_a_prompt_keeps_what_looks_like_a_reference():
     sql = "SELECT ML_PREDICT('m', text, MAP['system.prompt', 'Costs ${PRICE}']) FROM t;"
     assert settings_of(sql).system_prompt == "Costs ${PRICE}"

@@ -144,6 +144,8 @@ class PromptTemplate:
       instruction: the text that all records share, each varying part as `<name>`.
       shared: the text that all records share, without the varying parts; for counting tokens.
       lead: how many characters of it stand before the first varying part.
+      required: fields that every element has to have: those that stand alone in `{{ … }}`. What
+        else is read depends on the template's own logic, and on the element.
       only_field: the field whose text is the only input, where that is all there is to do; None
         otherwise. Like the other names of fields here it may be `element`, which stands for the
         whole.
@@ -167,6 +169,7 @@ class PromptTemplate:
         self.lead = sum(len(str(piece)) for piece in before)
         self.instruction = self._instruction()
         plain_names = [part.field for part in self._parts if part.field is not None]
+        self.required = tuple(name for name in plain_names if name != ELEMENT)
         self._fields = (
             plain_names if self._is_simple and len(plain_names) == len(self._parts) else None
         )

@@ -27,7 +27,7 @@ def _paragraphs(comparison: Comparison) -> Iterator[str]:
     asked = f"{comparison.sample:,} of {plural(comparison.records, 'record')}"
     yield f"{asked}, seed {comparison.seed}, {known.model}, prompt {prompt!r}"
     all_figures = [comparison.alone, *comparison.packed]
-    yield table(_HEADER, [_row(comparison, figures) for figures in all_figures])
+    yield table(_header(comparison), [_row(comparison, figures) for figures in all_figures])
     if any(figures.fields for figures in comparison.packed):
         yield _fields_table(comparison)
     yield (
@@ -38,27 +38,21 @@ def _paragraphs(comparison: Comparison) -> Iterator[str]:
     yield _advice(comparison)
 
 
-_HEADER = (
-    "records a prompt",
-    "agreement",
-    "95 % interval",
-    "right",
-    "95 % interval",
-    "errors",
-    "calls",
-    "surplus",
-    "tokens in",
-    "tokens out",
-    "cost",
-)
+def _header(comparison: Comparison) -> tuple[str, ...]:
+    # Without a --truth there is nothing to be right about, and no empty columns for it.
+    right = ("right", "95 % interval") if comparison.truth is not None else ()
+    rates = ("agreement", "95 % interval", *right)
+    counts = ("errors", "calls", "surplus", "tokens in", "tokens out", "cost")
+    return ("records a prompt", *rates, *counts)
 
 
 def _row(comparison: Comparison, figures: SizeFigures) -> tuple[str, ...]:
     is_alone = figures is comparison.alone
+    right = ("", "") if figures.truth is None else _rate(figures.truth)
     return (
         _ALONE if is_alone else str(figures.batch_size),
-        *((_ALONE, "") if is_alone else _rate(figures.agreement)),
-        *(_rate(figures.truth) if figures.truth is not None else ("", "")),
+        *(("–", "") if is_alone else _rate(figures.agreement)),
+        *(right if comparison.truth is not None else ()),
         f"{figures.errors.total():,}",
         f"{figures.calls:,}",
         f"{figures.surplus_calls:,}",
@@ -131,11 +125,12 @@ def _notes(comparison: Comparison) -> Iterator[str]:
             "values, or by --truth."
         )
     yield (
-        f"Numbers with a fraction agree within {percent(comparison.tolerance)}, texts but for case "
-        "and white space; an error agrees with nothing."
+        f"Numbers with a fraction agree within {percent(comparison.tolerance)}, texts whatever "
+        "their case and white space; an error agrees with nothing."
     )
     yield (
-        "The whole input is reckoned from the sample; calls beyond one a prompt (surplus) included."
+        "Surplus: calls beyond one a prompt. The whole input is estimated from the sample, surplus "
+        "included."
     )
 
 

@@ -16,9 +16,11 @@ from beam_llm.fronts.sql.expressions import Scope, Value, cast
 from beam_llm.fronts.sql.known import Known
 from beam_llm.fronts.sql.layers import Layers
 from beam_llm.fronts.sql.models import Model, is_literal_prompt, output_of, settings_of
+from beam_llm.fronts.sql.places import nearest
 from beam_llm.fronts.sql.plan import Ask, Branch
 from beam_llm.fronts.sql.syntax import Call, Expression
 from beam_llm.fronts.sql.types import NULL, STRING, SqlType
+from beam_llm.prompting.templates import PromptTemplate
 
 MOST_CALLS = 20
 """Calls of models in one query, views and all."""
@@ -153,7 +155,22 @@ class Asking:
             raise self._source.located(call.start, error) from None
         except LLMError as error:
             raise type(error)(f"{self._source.place(call.start)}: {error}") from None
+        self._check_prompt(settings, model, call, inputs)
         return settings
+
+    def _check_prompt(
+        self, settings: Settings, model: Model, call: Call, inputs: tuple[str, ...]
+    ) -> None:
+        """A field that no row has would make every row an error, when files have been written."""
+        required = PromptTemplate(str(settings.prompt)).required if settings.prompt else ()
+        for name in required:
+            if name not in inputs:
+                self._source.fail(
+                    call.start,
+                    f"the prompt of {model.name!r} names the field {name!r}, which it isn't given",
+                    nearest(name, inputs, "it is given"),
+                    call.end,
+                )
 
     def _new_ask(
         self,
