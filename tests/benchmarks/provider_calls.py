@@ -8,13 +8,14 @@ busy machine changes least. The provider is the emulator, in its own process.
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 
 from beam_llm import providers
-from beam_llm.cli.demo import MODELS, PROMPT, Opinion
+from beam_llm.cli.demo import CLOUDS, MODELS, OPTIONS, PROMPT, Opinion
 from beam_llm.config import Settings, settings
 from beam_llm.provider_table import PROVIDERS
 from beam_llm.testing import EmulatorProcess, reviews
@@ -42,9 +43,12 @@ async def _ask(known: Settings, requests: Sequence[Request]) -> float:
 
 
 def _question(name: str, emulator: EmulatorProcess) -> tuple[Settings, list[Request]]:
-    address = emulator.environment_of(name)[PROVIDERS[name].base_url_variable or ""]
-    options = {"base_url": address, "api_key": "none", "prompt": PROMPT, "output": Opinion}
-    known = settings(MODELS[name], batch_size=RECORDS, **options)
+    variables = emulator.environment_of(name)
+    if name in CLOUDS:  # whose credentials are found by its own library
+        os.environ.update(variables)
+    address = variables.get(PROVIDERS[name].base_url_variable or "")
+    options = {"api_key": "none", "prompt": PROMPT, "output": Opinion, **OPTIONS.get(name, {})}
+    known = settings(MODELS[name], base_url=address, batch_size=RECORDS, **options)
     task = providers.compile_task(known)
     records = [task.record({"text": row["text"]}, None) for row in reviews()]
     starts = [RECORDS * number % (len(records) - RECORDS) for number in range(CALLS)]

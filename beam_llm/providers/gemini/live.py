@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class GeminiChat:
         service_tier: str | None = None,
         bounds: Bounds = DEFAULT_BOUNDS,
     ):
-        self._url_of = url_of
+        self._url_of = functools.lru_cache(maxsize=64)(url_of)
         self._access = access
         self._service_tier = service_tier
         self._calls = LiveCalls(headers, bounds)
