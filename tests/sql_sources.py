@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.transforms.periodicsequence import PeriodicImpulse
 
 
 class MakeReviews(beam.PTransform):
@@ -28,3 +29,11 @@ class WriteLines(beam.PTransform):
 
 def not_a_transform() -> dict[str, int]:
     return {}
+
+
+class EndlessReviews(beam.PTransform):
+    """A stream of rows, which nobody may wait for."""
+
+    def expand(self, begin: Any) -> Any:
+        ticks = begin | PeriodicImpulse(fire_interval=3600)
+        return ticks | beam.Map(lambda tick: beam.Row(text=f"good thing at {tick}"))

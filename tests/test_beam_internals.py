@@ -340,3 +340,17 @@ def test_every_use_names_its_place_upstream():
     made = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     without = [node.name for node in made if "Upstream: `" not in (ast.get_docstring(node) or "")]
     assert without == ["is_a_runner"]
+
+
+def test_a_pipeline_without_the_steps_beside_the_way_runs_what_is_left():
+    seen, beside = Collect(), Collect()
+    p = beam.Pipeline(options=FNAPI)
+    numbers = p | beam.Create([1, 2]) | beam.Map(lambda number: number + 1)
+    looked_at = numbers | seen
+    _ = numbers | beside
+    labels = [step.full_label for step in internals.applied_transforms(p)]
+    assert labels.index("Create") < labels.index(seen.label) < labels.index(beside.label)
+    internals.keep_only(p, internals.producers_of([looked_at]))
+    p.run().wait_until_finish()
+    assert sorted(seen.found) == [2, 3]
+    assert beside.found == []

@@ -173,3 +173,31 @@ def output_type(text: str) -> Any:
                 "package.module.Model"
             ) from None
     return text
+
+
+def add_existing(parser: argparse.ArgumentParser, output: str) -> None:
+    """Adds the flags that say what becomes of an output that exists.
+
+    Args:
+      output: what the command's help calls it.
+    """
+    existing = parser.add_mutually_exclusive_group()
+    force = f"replace {output} that exists; without it nothing is asked then"
+    existing.add_argument("--force", action="store_true", help=force)
+    retry = f"ask only the records that ended as errors in {output} that exists"
+    existing.add_argument("--retry-errors", action="store_true", help=retry)
+
+
+def add_cells(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which cells of a CSV file a spreadsheet must not run."""
+    cells = parser.add_mutually_exclusive_group()
+    safe = (
+        "a text that a spreadsheet would run as a formula gets a ' before it, in every cell of "
+        "a .csv (default: in answers' cells)"
+    )
+    cells.add_argument(
+        "--csv-safe", action="store_const", const="all", default="answers", help=safe
+    )
+    cells.add_argument(
+        "--csv-unsafe", dest="csv_safe", action="store_const", const="none", help="in no cell"
+    )

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, replace
 from time import time
 
-from beam_llm import events
 from beam_llm.cli.definitions import definition_of, rechecker, written_schema
 from beam_llm.cli.files.records import Answer, Source
 from beam_llm.cli.files.survey import Survey, changes_between, survey
@@ -21,21 +20,24 @@ from beam_llm.cli.inputs import any_task, check_prompt, check_truth, inputs_of, 
 from beam_llm.cli.job_lines import jobs_since, last_job, lines_since
 from beam_llm.cli.predict_command import PredictCommand, Report
 from beam_llm.cli.progress import Meter, write_line
-from beam_llm.cli.retry import PriorAnswers, content_name, prior_answers
+from beam_llm.cli.retry import (
+    PriorAnswers,
+    asked_anew,
+    holds_doubtful,
+    prior_answers,
+    version_of,
+)
 from beam_llm.cli.running import Measured, RunError, watched
 from beam_llm.cli.spool import Spool, folder_for
 from beam_llm.cli.spool_index import SpoolIndex
 from beam_llm.cli.tally import Tally
-from beam_llm.config import Settings, is_template, replaced
+from beam_llm.config import Settings, is_template
 from beam_llm.errors import UsageError, plural
 from beam_llm.prompting.chat_task import ChatTask
 
 
-def predict(command: PredictCommand, listener: events.Listener | None = None) -> Report:
+def predict(command: PredictCommand) -> Report:
     """Runs the command; the output is complete when this returns.
-
-    Args:
-      listener: hears the events of this process while the pipeline runs.
 
     Raises:
       UsageError: wrong files, fields or options; nothing was asked.
@@ -60,21 +62,14 @@ def predict(command: PredictCommand, listener: events.Listener | None = None) ->
             folder_for(command.output, question, names, here=runs_here(command.beam_options))
         )
         try:
-            with closing(_Run(command, task, sources, found, spool)) as run, _heard_by(listener):
+            with closing(_Run(command, task, sources, found, spool)) as run:
                 return _ask_all(run)
         finally:
             spool.close()
 
 
-def _heard_by(listener: events.Listener | None) -> AbstractContextManager[None]:
-    return nullcontext() if listener is None else events.listening(listener)
-
-
 def _retrying(command: PredictCommand) -> PredictCommand:
-    """The command with a name of its own for the answers of a batch run.
-
-    The ledger knows the old answers, errors among them; under another name it asks, and still
-    nothing paid for twice.
+    """The command as it asks what ended as an error.
 
     Raises:
       UsageError: there is no output with errors to retry.
@@ -89,12 +84,7 @@ def _retrying(command: PredictCommand) -> PredictCommand:
             "--retry-errors goes through an existing output, and there is none at "
             f"{command.output!r}"
         )
-    if command.settings.mode != "batch_api":
-        return command
-    fresh = ":".join(
-        filter(None, [command.settings.fresh, f"retry-{content_name(command.target)}"])
-    )
-    return replace(command, settings=replaced(command.settings, fresh=fresh))
+    return replace(command, settings=asked_anew(command.settings, version_of(command.target)))
 
 
 def runs_here(beam_options: Sequence[str]) -> bool:
@@ -142,9 +132,12 @@ class _Run:
         self.close()
         command = self.command
         if command.retry_errors:
-            holds = command.settings.mode == "batch_api" and command.settings.on_doubt != "resubmit"
             self.prior = prior_answers(
-                command.target, command.answer_field, self.sources, self.found, holds_doubtful=holds
+                command.target,
+                command.answer_field,
+                self.sources,
+                self.found,
+                holds_doubtful=holds_doubtful(command.settings),
             )
 
     def answers(self) -> SpoolIndex:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,3 +96,34 @@ class Report:
     def requests(self) -> int:
         """Live calls, and requests in batch jobs."""
         return self.counters.get("requests", 0) + self.lines
+
+
+def together(reports: Sequence[Report]) -> Report:
+    """Several runs, one after another, as one."""
+    tally, counters = Tally(), Counter[str]()
+    for report in reports:
+        tally.merge(report.tally)
+        counters.update(report.counters)
+    ends = [report.latency_ms for report in reports if report.latency_ms is not None]
+    return Report(
+        tally,
+        sum(report.already for report in reports),
+        counters=dict(counters),
+        seconds=sum(report.seconds for report in reports),
+        mean_latency_ms=_mean_latency(reports),
+        jobs=sum(report.jobs for report in reports),
+        lines=sum(report.lines for report in reports),
+        began_at=min((report.began_at for report in reports), default=0.0),
+        latency_ms=(min(low for low, _ in ends), max(high for _, high in ends)) if ends else None,
+    )
+
+
+def _mean_latency(reports: Sequence[Report]) -> float | None:
+    """Weighted by the calls that each run made."""
+    known = [
+        (report.mean_latency_ms, report.counters.get("requests", 0) or 1)
+        for report in reports
+        if report.mean_latency_ms is not None
+    ]
+    calls = sum(count for _, count in known)
+    return sum(mean * count for mean, count in known) / calls if known else None

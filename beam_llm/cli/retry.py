@@ -1,10 +1,11 @@
-"""`predict --retry-errors`: the answers of an existing output, joined to the input's records by
-content, so that only the rest is asked.
+"""`--retry-errors`: what is asked again, and under which name. Of `predict`, the answers of an
+existing output, joined to the input's records by content, so that only the rest is asked.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +16,20 @@ import orjson
 from beam_llm.cli.files.csv_cells import cell, unsafe_cell
 from beam_llm.cli.files.parquet_reader import PARQUET_ROWS, parquet_fields, rows_of
 from beam_llm.cli.files.parquet_writer import chunks, python_table
-from beam_llm.cli.files.records import DataError, Source, digest_of, json_bytes, open_bytes
+from beam_llm.cli.files.records import (
+    DataError,
+    Source,
+    digest_of,
+    is_remote,
+    json_bytes,
+    open_bytes,
+)
 from beam_llm.cli.files.sources import format_of, read_rows
 from beam_llm.cli.files.survey import Column, Survey
 from beam_llm.cli.files.target import Target
 from beam_llm.cli.spool_index import SpoolIndex
 from beam_llm.cli.stored import StoredAnswer, stored_line
+from beam_llm.config import Settings, replaced
 from beam_llm.errors import Kind, UsageError, plural
 
 _DOUBTFUL = f"{Kind.DOUBTFUL}: "
@@ -75,13 +84,45 @@ def count_ends(target: Target, field: str) -> tuple[int, int] | None:
     return len(errors), sum(errors)
 
 
-def content_name(target: Target) -> str:
-    """A short name of the output's content."""
+def asked_anew(settings: Settings, version: str) -> Settings:
+    """The settings with a name of its own for the answers of a batch run.
+
+    The ledger knows the old answers, errors among them; under another name it asks, and still
+    nothing paid for twice.
+
+    Args:
+      version: names the output as it is: a retry that was stopped finds its jobs again.
+    """
+    if settings.mode != "batch_api":
+        return settings
+    return replaced(settings, fresh=":".join(filter(None, [settings.fresh, f"retry-{version}"])))
+
+
+def holds_doubtful(settings: Settings) -> bool:
+    """Whether records whose job is in doubt are left as they are: they may be paid for."""
+    return settings.mode == "batch_api" and settings.on_doubt != "resubmit"
+
+
+def version_of(target: Target) -> str:
+    """A short name of the output's content, as it was written at its time.
+
+    Records that fail again leave the very same content: without the time the next retry would find
+    their errors in the ledger, and ask nobody.
+    """
+    hasher = hashlib.sha256(str(_written_at(target.path)).encode())
     with open_bytes(target.path) as file:
-        hasher = hashlib.sha256()
         while part := file.read(1 << 20):
             hasher.update(part)
     return hasher.hexdigest()[:12]
+
+
+def _written_at(path: str) -> float:
+    if not is_remote(path):
+        return os.stat(path).st_mtime_ns
+    from apache_beam.io.filesystems import FileSystems
+
+    (found,) = FileSystems.match([path])[0].metadata_list
+    return float(found.last_updated_in_seconds)
 
 
 def prior_answers(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from beam_llm.config import OPTIONS, Settings, key_of
 
@@ -15,7 +17,16 @@ def options_in_words(settings: Settings) -> Iterator[str]:
     for name, option in OPTIONS.items():
         value = getattr(settings, name)
         if name == "model" or (value is not None and value != option.default):
-            shown = getattr(value, "__name__", None) or str(value)
-            if isinstance(value, Mapping):
-                shown = json.dumps(dict(value), default=str)
+            shown = (
+                json.dumps(dict(value), default=str)
+                if isinstance(value, Mapping)
+                else value_in_words(value)
+            )
             yield f"'{key_of(name)}' = {json.dumps(shown, ensure_ascii=False)}"
+
+
+def value_in_words(value: Any) -> str:
+    """A class or a function by its name, a type as it is written."""
+    if isinstance(value, type) or inspect.isroutine(value):
+        return value.__qualname__
+    return str(value).replace("typing.", "")

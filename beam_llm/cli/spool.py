@@ -41,6 +41,7 @@ _FLUSH_SECONDS = 0.2
 
 
 _SUPERUSER = 0
+_KEPT = "ended-with-errors"
 
 
 def folder_for(output: str, question: bytes, inputs: Iterable[str], *, here: bool = True) -> str:
@@ -153,6 +154,13 @@ class Spool:
                     if (answer := parse_line(line)) is not None:
                         yield answer
 
+    def keep(self) -> None:
+        """Marks its answers as those of an output that is written with errors among them: they stay
+        for `--retry-errors`.
+        """
+        if not was_kept(self.folder):
+            _create(self.folder, _KEPT).close()
+
     def remove(self) -> None:
         """All of it: the output is written."""
         if is_remote(self.folder):
@@ -171,12 +179,30 @@ class Spool:
         """Lets go of the folder; one that holds no answer goes too."""
         if self._lock is None:
             return
-        if os.path.isdir(self.folder) and not any(
-            os.path.getsize(path) for path in _files_named(self.folder, ".jsonl")
+        if os.path.isdir(self.folder) and not (
+            was_kept(self.folder)
+            or any(os.path.getsize(path) for path in _files_named(self.folder, ".jsonl"))
         ):
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
         self._lock = None
+
+
+def was_kept(folder: str) -> bool:
+    """Whether the folder has the answers of an output that is written, with errors among them."""
+    path = f"{folder}/{_KEPT}"
+    if not is_remote(folder):
+        return os.path.isfile(path)
+    from apache_beam.io.filesystems import FileSystems
+
+    return bool(FileSystems.exists(path))
+
+
+def holds_answers(folder: str) -> bool:
+    """Whether there is such a folder with answers in it, or marked to have all there can be."""
+    if not is_remote(folder) and not os.path.isdir(folder):
+        return False
+    return was_kept(folder) or bool(_files_named(folder, ".jsonl"))
 
 
 def records_in(folder: str) -> Iterator[tuple[StoredAnswer, dict[str, Any]]]:

@@ -112,6 +112,14 @@ class SpoolIndex:
 
     def answers(self) -> Iterator[StoredAnswer]:
         """One per record, by ordinal. Call it where none is missing."""
+        return map(self._answer, range(len(self._offset_of)))
+
+    def answers_so_far(self) -> Iterator[StoredAnswer]:
+        """One per record that has any, by ordinal."""
         for ordinal, offset in enumerate(self._offset_of):
-            self._file.seek(offset)
-            yield StoredAnswer(*orjson.loads(self._file.readline()))._replace(ordinal=ordinal)
+            if offset != _NOWHERE:
+                yield self._answer(ordinal)
+
+    def _answer(self, ordinal: int) -> StoredAnswer:
+        self._file.seek(self._offset_of[ordinal])
+        return StoredAnswer(*orjson.loads(self._file.readline()))._replace(ordinal=ordinal)

@@ -47,7 +47,8 @@ def summary(command: PredictCommand, report: Report) -> str:
     if report.truth is not None:
         lines.append(f"right     {_right(report.truth)}")
     lines.append(f"time      {duration(report.seconds)}")
-    lines.append(f"output    {'stdout' if command.output == '-' else command.output}")
+    if command.output:
+        lines.append(f"output    {'stdout' if command.output == '-' else command.output}")
     return "\n".join(map(printable, lines))
 
 
@@ -94,8 +95,9 @@ def _errors(tally: Tally) -> Iterator[str]:
     """`8 rate_limited: HTTP 429 …`; where not all of a kind read like that, how many do."""
     for kind, count in tally.errors.most_common():
         alike, message = tally.messages[kind].most_frequent()
-        share = "" if alike == count else f", {alike:,} of them"
-        yield shortened(f"{count:,} {kind}{share}: {message}", _MESSAGE_WIDTH)
+        share = "" if alike in (0, count) else f", {alike:,} of them"
+        words = f": {message}" if message else ""
+        yield shortened(f"{count:,} {kind}{share}{words}", _MESSAGE_WIDTH)
 
 
 def warnings_of(counters: dict[str, int]) -> Iterator[str]:
@@ -211,10 +213,6 @@ def check_summary_path(path: str) -> None:
         raise UsageError(f"there is no folder {folder!r} for --summary: create it first")
     if os.path.isdir(path):
         raise UsageError(f"--summary is {path!r}, which is a folder: name a file in it")
-
-
-def write_summary(path: str, command: PredictCommand, report: Report) -> None:
-    write_json_file(path, as_json(command, report))
 
 
 def write_json_file(path: str, data: Any) -> None:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 from beam_llm.cli.stored import StoredAnswer
 from beam_llm.cli.words import dollars
@@ -78,6 +79,34 @@ class Tally:
         else:
             sums.cost_usd += answer.cost_usd
 
+    @classmethod
+    def of_counters(cls, counters: Mapping[str, int]) -> Tally:
+        """The sums that Beam's counters have, where no single record is known."""
+        tally = cls()
+        for name in _SUMS:
+            setattr(tally, name, counters.get(name, 0))
+        tally.cost_usd = counters.get("cost_micro_usd", 0) / 1e6
+        for name, count in counters.items():
+            kind = name.removeprefix("errors_")
+            if kind != name and count:
+                tally.errors[kind] = count
+                tally.messages[kind] = Messages()
+        return tally
+
+    def merge(self, other: Tally) -> None:
+        """Adds the sums of another."""
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.errors.update(other.errors)
+        for kind, messages in other.messages.items():
+            self.messages.setdefault(kind, Messages()).merge(messages)
+            examples = self.examples.setdefault(kind, [])
+            examples += other.examples.get(kind, ())[: self.EXAMPLES - len(examples)]
+        for model, sums in other.by_model.items():
+            own = self.by_model.setdefault(model, ModelSums())
+            for field in fields(ModelSums):
+                setattr(own, field.name, getattr(own, field.name) + getattr(sums, field.name))
+
     @property
     def failed(self) -> int:
         return self.errors.total()
@@ -89,6 +118,12 @@ class Tally:
             if self.unpriced
             else dollars(self.cost_usd)
         )
+
+
+_SUMS = (
+    *("records", "reused", "input_tokens", "output_tokens", "cached_tokens"),
+    *("cache_write_tokens", "reasoning_tokens", "cost_usd", "unpriced"),
+)
 
 
 class Messages:
@@ -106,6 +141,12 @@ class Messages:
         count, example = self._groups.get(wording, (0, message))
         if count or len(self._groups) < self.MOST_WORDINGS:
             self._groups[wording] = (count + 1, example)
+
+    def merge(self, other: Messages) -> None:
+        for wording, (count, example) in other._groups.items():
+            own, first = self._groups.get(wording, (0, example))
+            if own or len(self._groups) < self.MOST_WORDINGS:
+                self._groups[wording] = (own + count, first)
 
     def most_frequent(self) -> tuple[int, str]:
         """How many had the most frequent wording, and the first of them as it stood."""

@@ -45,6 +45,7 @@ __all__ = [
     "NullableCoder",
     "PrimitiveTag",
     "RowCoder",
+    "applied_transforms",
     "coder_impl",
     "component_coders",
     "dumps_by_value",
@@ -53,8 +54,10 @@ __all__ = [
     "is_a_runner",
     "is_portable_type",
     "is_same_element",
+    "keep_only",
     "loads",
     "new_row",
+    "producers_of",
     "row_fields",
     "row_type",
     "runner_names",
@@ -66,6 +69,72 @@ __all__ = [
     "upstream_transforms",
     "without_pane",
 ]
+
+
+# -- a pipeline's graph
+
+
+def applied_transforms(pipeline: beam.Pipeline) -> Iterator[Any]:
+    """All steps that were applied so far, composites before their parts: `full_label`, `transform`,
+    `inputs`, `parts`.
+
+    A visitor sees them too, but not in a pipeline that is still without a runner's replacements.
+
+    Upstream: `pipeline.py`, Pipeline._root_transform and AppliedPTransform.parts.
+    """
+    waiting = [pipeline._root_transform()]
+    while waiting:
+        step = waiting.pop()
+        yield step
+        waiting += reversed(step.parts)
+
+
+def producers_of(pcolls: Iterable[pvalue.PValue]) -> list[Any]:
+    """The steps without parts that these PCollections come from, all the way up.
+
+    Upstream: `pvalue.py`, PValue.producer; `pipeline.py`, AppliedPTransform.inputs, side_inputs.
+    """
+    found: dict[int, Any] = {}
+    waiting = [pcoll.producer for pcoll in pcolls]
+    while waiting:
+        step = waiting.pop()
+        if step is None or id(step) in found:
+            continue
+        found[id(step)] = step
+        sides = [side.pvalue for side in step.side_inputs]
+        waiting += [pcoll.producer for pcoll in (*step.inputs, *sides)]
+    return list(found.values())
+
+
+def upstream_transforms(pcoll: pvalue.PCollection) -> Iterator[Any]:
+    """All transforms that `pcoll` comes from, composites included.
+
+    Beam's own visitors start at a pipeline's root and see what is beside the way, too.
+
+    Upstream: `pipeline.py`, AppliedPTransform.parent; see `producers_of`.
+    """
+    seen = set()
+    for step in producers_of([pcoll]):
+        while step is not None and id(step) not in seen:
+            seen.add(id(step))
+            yield step.transform
+            step = step.parent
+
+
+def keep_only(pipeline: beam.Pipeline, steps: Iterable[Any]) -> None:
+    """Takes all other steps out of a pipeline: those that write, in a run that only looks.
+
+    Upstream: `pipeline.py`, AppliedPTransform.parts, which to_runner_api writes down.
+    """
+    wanted = {id(step) for step in steps}
+
+    def is_kept(step: Any) -> bool:
+        if id(step) in wanted:
+            return True
+        step.parts[:] = [part for part in step.parts if is_kept(part)]
+        return bool(step.parts)
+
+    is_kept(pipeline._root_transform())
 
 
 # -- windows
@@ -147,26 +216,6 @@ def runner_names(runner: Any) -> list[str]:
 def is_a_runner(runner: Any, name: str) -> bool:
     """Whether a runner is of the class `name`, or of one that derives from it."""
     return name in runner_names(runner)
-
-
-def upstream_transforms(pcoll: pvalue.PCollection) -> Iterator[Any]:
-    """All transforms that `pcoll` comes from, composites included.
-
-    Beam's own visitors start at a pipeline's root and see what is beside the way, too.
-
-    Upstream: `pvalue.py`, PCollection.producer; `pipeline.py`, AppliedPTransform.inputs and
-    .parent.
-    """
-    todo, seen = [pcoll.producer], set()
-    while todo:
-        applied = todo.pop()
-        if applied is None or id(applied) in seen:
-            continue
-        seen.add(id(applied))
-        yield applied.transform
-        # A pipeline's beginning (PBegin) is an input without a producer.
-        producers = (getattr(source, "producer", None) for source in applied.inputs)
-        todo.extend([applied.parent, *(producer for producer in producers if producer is not None)])
 
 
 def has_real_time_timer(dofn: Any) -> bool:

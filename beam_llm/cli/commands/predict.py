@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from beam_llm.cli.commands.report import add_redact
+from beam_llm.cli.commands.report import add_run_files
 from beam_llm.cli.exit_codes import ALL_ANSWERED, IN_WORDS, SOME_ERRORS
-from beam_llm.cli.flags import add_inputs, add_options, chosen_settings
+from beam_llm.cli.flags import (
+    add_cells,
+    add_existing,
+    add_inputs,
+    add_options,
+    chosen_settings,
+)
 from beam_llm.cli.parser import add_command, positive
 from beam_llm.errors import UsageError
 
@@ -47,11 +53,7 @@ def add_parser(commands: Any) -> None:
     _add_output(parser)
     show = "print the first N requests as they would be sent; no call is made"
     parser.add_argument("--show", type=positive, metavar="N", help=show)
-    summary = "how the run ended, as JSON: counts, errors with messages, warnings, cost"
-    parser.add_argument("--summary", metavar="FILE.json", help=summary)
-    page = "the run as a page to look at: calls, latencies, cost, errors, jobs"
-    parser.add_argument("--report", metavar="FILE.html", help=page)
-    add_redact(parser)
+    add_run_files(parser)
     truth = "field of the input with the right answer: summary and report say how many are right"
     parser.add_argument("--truth", metavar="FIELD", help=truth)
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary on stderr")
@@ -63,51 +65,31 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="OUT", help=output)
     formats = "where OUT's name doesn't tell (default for -: jsonl)"
     parser.add_argument("--output-format", choices=("jsonl", "csv", "parquet"), help=formats)
-    existing = parser.add_mutually_exclusive_group()
-    force = "replace an OUT that exists; without it nothing is asked then"
-    existing.add_argument("--force", action="store_true", help=force)
-    retry = "ask only the records that ended as errors in an OUT that exists"
-    existing.add_argument("--retry-errors", action="store_true", help=retry)
-    cells = parser.add_mutually_exclusive_group()
-    safe = (
-        "a text that a spreadsheet would run as a formula gets a ' before it, in every cell of "
-        "a .csv (default: in answers' cells)"
-    )
-    cells.add_argument(
-        "--csv-safe", action="store_const", const="all", default="answers", help=safe
-    )
-    cells.add_argument(
-        "--csv-unsafe", dest="csv_safe", action="store_const", const="none", help="in no cell"
-    )
+    add_existing(parser, "an OUT")
+    add_cells(parser)
 
 
 def run(chosen: argparse.Namespace) -> int:
     from beam_llm.cli.predict import predict
-    from beam_llm.cli.reporting.call_log import CallLog
-    from beam_llm.cli.reporting.of_run import page_of_run
-    from beam_llm.cli.reporting.render import check_report_path, write_report
+    from beam_llm.cli.reporting.of_predict import subject_of_predict
+    from beam_llm.cli.run_files import RunFiles
     from beam_llm.cli.show import show
-    from beam_llm.cli.summary import check_summary_path, write_summary
+    from beam_llm.cli.summary import as_json
 
     if chosen.output is None and chosen.show is None:
         raise UsageError(
             "no output given: add --output, such as --output answers.jsonl; or --show 3, to see "
             "the first requests only"
         )
-    if chosen.report is not None:
-        check_report_path(chosen.report)
-    if chosen.summary is not None:
-        check_summary_path(chosen.summary)
+    files = RunFiles(chosen)
     command = _command(chosen)
     if chosen.show is not None:
         return SOME_ERRORS if show(command, chosen.show) else ALL_ANSWERED
-    log = CallLog()
-    report = predict(command, log.hear if chosen.report is not None else None)
-    if chosen.summary is not None:
-        write_summary(chosen.summary, command, report)
+    with files.listening():
+        report = predict(command)
+    files.write_summary(as_json(command, report))
     code = _report(chosen, command, report)
-    if chosen.report is not None:  # last: what goes wrong here takes nothing else along
-        write_report(chosen.report, page_of_run(command, report, log, redacted=chosen.redact))
+    files.write_page(lambda: report, lambda: subject_of_predict(command, report))
     return code
 
 

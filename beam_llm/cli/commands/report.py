@@ -29,6 +29,15 @@ def add_staging(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_run_files(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where a run's summary and page go."""
+    summary = "how the run ended, as JSON: counts, errors with messages, warnings, cost"
+    parser.add_argument("--summary", metavar="FILE.json", help=summary)
+    page = "the run as a page to look at: calls, latencies, cost, errors, jobs"
+    parser.add_argument("--report", metavar="FILE.html", help=page)
+    add_redact(parser)
+
+
 def add_redact(parser: argparse.ArgumentParser) -> None:
     """Adds the flag that keeps texts out of a page."""
     redact = "texts of prompts and records, and what messages quote, stay out of the page"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from beam_llm.cli.commands.report import add_run_files
 from beam_llm.cli.exit_codes import IN_WORDS
+from beam_llm.cli.flags import add_cells, add_existing
 from beam_llm.cli.parser import add_command
 from beam_llm.errors import UsageError
 
@@ -41,33 +43,20 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("file", metavar="FILE", help="a file of SQL statements, or a YAML pipeline")
     dry = "print the pipeline that would run, each model's options and the first request; no call"
     parser.add_argument("--dry-run", action="store_true", help=dry)
-    force = "replace outputs that exist; without it nothing is asked for them"
-    parser.add_argument("--force", action="store_true", help=force)
+    add_existing(parser, "outputs")
     code = "the file may name code: parsers, and Beam's sources and sinks, as package.module.Name"
     parser.add_argument("--allow-code", action="store_true", help=code)
     keys = "the file may name keys that are in files: 'api.key' = 'file:PATH'"
     parser.add_argument("--allow-key-files", action="store_true", help=keys)
-    summary = "how each statement ended, as JSON"
-    parser.add_argument("--summary", metavar="FILE.json", help=summary)
+    add_run_files(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary on stderr")
-    _add_cells(parser)
-
-
-def _add_cells(parser: argparse.ArgumentParser) -> None:
-    cells = parser.add_mutually_exclusive_group()
-    safe = "as for predict: every cell of a .csv, instead of answers' cells"
-    cells.add_argument(
-        "--csv-safe", action="store_const", const="all", default="answers", help=safe
-    )
-    cells.add_argument(
-        "--csv-unsafe", dest="csv_safe", action="store_const", const="none", help="in no cell"
-    )
+    add_cells(parser)
 
 
 def run(chosen: argparse.Namespace) -> int:
     name = chosen.file.lower()
     if name.endswith((".yaml", ".yml")):
-        from beam_llm.cli import yaml_command
+        from beam_llm.cli.yaml import command as yaml_command
 
         return yaml_command.run(chosen)
     if not name.endswith(".sql"):

@@ -1,15 +1,15 @@
-"""The page of a `predict` run."""
+"""The page of a run, whichever command it was."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import orjson
 
 from beam_llm.cli.files.records import plain_value
-from beam_llm.cli.files.sources import find_sources, is_special
-from beam_llm.cli.predict_command import PredictCommand, Report
+from beam_llm.cli.predict_command import Report
 from beam_llm.cli.reporting.call_log import CallLog, Slot
 from beam_llm.cli.reporting.page import (
     Agreed,
@@ -21,7 +21,7 @@ from beam_llm.cli.reporting.page import (
     Page,
     Table,
 )
-from beam_llm.cli.reporting.savings import OtherWays, other_ways
+from beam_llm.cli.reporting.savings import OtherWays
 from beam_llm.cli.reporting.shared import (
     ADVICE,
     TEXT_WIDTH,
@@ -35,43 +35,71 @@ from beam_llm.cli.reporting.shared import (
 from beam_llm.cli.summary import calls_of, guard_of, warnings_of
 from beam_llm.cli.tally import Tally
 from beam_llm.cli.words import dollars, duration, percent, shortened, tried_again
-from beam_llm.config import Settings, is_template
+from beam_llm.config import Settings
 from beam_llm.errors import LLMError, plural
 from beam_llm.jobs import JobView, admin, open_store
 
 _MOST_BARS = 60
 
 
-def page_of_run(command: PredictCommand, report: Report, log: CallLog, *, redacted: bool) -> Page:
+@dataclass(frozen=True)
+class Subject:
+    """What a run was about.
+
+    Attributes:
+      way: where records came from and went to.
+      uses: the settings of every use of a model, by what the pipeline calls it; of a single use by
+        no name.
+      jobs: whose answers were waited for.
+      others: what the same answers would have cost by other ways; None where that is not known.
+      truth: field that holds the right answer.
+      note: what this page can't know.
+    """
+
+    way: str
+    uses: Mapping[str, Settings]
+    beam_options: Sequence[str] = ()
+    jobs: Sequence[JobView] = ()
+    others: OtherWays | None = None
+    truth: str | None = None
+    note: str = ""
+
+
+def page_of_run(subject: Subject, report: Report, log: CallLog, *, redacted: bool) -> Page:
     """What a run did, for people.
 
     Args:
       log: what was heard of its calls.
       redacted: texts of prompts and records stay out.
     """
-    jobs = _jobs(command.settings, report)
+    models = ", ".join(dict.fromkeys(used.model for used in subject.uses.values())) or "no model"
+    left_out = "Texts of prompts and records are left out (--redact)." if redacted else ""
     return Page(
-        title=f"{plural(report.tally.records, 'record')}, {command.settings.model}",
-        subtitle=_subtitle(command, report),
-        headline=list(_headline(command, report)),
+        title=f"{plural(report.tally.records, 'record')}, {models}",
+        subtitle=_subtitle(subject, report),
+        headline=list(_headline(subject, report)),
         charts=list(_charts(report, log)),
-        tables=[_model_table(report.tally), *([job_table(jobs)] if jobs else [])],
+        tables=list(_tables(subject, report)),
         warnings=list(_oddities(report)),
         errors=list(_errors(report, redacted)),
-        jobs=spans(jobs),
-        agreement=list(_agreement(command, report)),
-        settings=settings_shown(command.settings, redacted),
-        versions=versions(_runner(command.beam_options)),
+        jobs=spans(subject.jobs),
+        agreement=list(_agreement(subject, report)),
+        settings=list(_settings(subject, redacted)),
+        versions=versions(_runner(subject.beam_options)),
         now=time.time(),
-        notes=["Texts of prompts and records are left out (--redact)."] if redacted else [],
+        notes=[note for note in (subject.note, left_out) if note],
     )
 
 
-def _subtitle(command: PredictCommand, report: Report) -> str:
+def _subtitle(subject: Subject, report: Report) -> str:
     began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(report.began_at))
-    return (
-        f"{', '.join(command.inputs)} → {command.output}; begun {began}, {duration(report.seconds)}"
-    )
+    return f"{subject.way}; begun {began}, {duration(report.seconds)}"
+
+
+def _settings(subject: Subject, redacted: bool) -> Iterator[tuple[str, str]]:
+    for use, known in subject.uses.items():
+        for name, value in settings_shown(known, redacted):
+            yield f"{use}: {name}" if use else name, value
 
 
 def _runner(beam_options: Sequence[str]) -> str:
@@ -82,7 +110,7 @@ def _runner(beam_options: Sequence[str]) -> str:
 # The headline
 
 
-def _headline(command: PredictCommand, report: Report) -> Iterator[Figure]:
+def _headline(subject: Subject, report: Report) -> Iterator[Figure]:
     tally = report.tally
     before = f"{report.already:,} answered by an earlier run" if report.already else ""
     yield Figure("records", f"{tally.records:,}", before)
@@ -91,39 +119,23 @@ def _headline(command: PredictCommand, report: Report) -> Iterator[Figure]:
     cost = "unknown" if tally.unpriced else dollars(tally.cost_usd)
     reused = f"{plural(tally.reused, 'answer')} re-used" if tally.reused else ""
     yield Figure("cost", cost, reused)
-    yield from _savings(command, report)
+    yield from _savings(subject, report)
     calls, _, rest = calls_of(report).partition(" ")
     yield Figure("calls", calls, rest.strip("()"))
     yield Figure("tokens", f"{tally.input_tokens:,} in", f"{tally.output_tokens:,} out")
     yield Figure("time", duration(report.seconds))
 
 
-def _savings(command: PredictCommand, report: Report) -> Iterator[Figure]:
+def _savings(subject: Subject, report: Report) -> Iterator[Figure]:
     """Against asking one by one, and against live calls of the same prompts."""
-    tally, known = report.tally, command.settings
-    others = None if is_template(known.model) else _other_ways(command, report)
+    others, cost, uses = subject.others, report.tally.cost_usd, subject.uses.values()
     if others is None:
         return
-    if known.batch_size != 1 or known.mode == "batch_api":
-        yield _saving("saved: one by one", others.one_by_one, tally.cost_usd, "one record a call")
-    if known.mode == "batch_api":
-        yield _saving("saved: live", others.live, tally.cost_usd, "the same prompts, live")
-
-
-def _other_ways(command: PredictCommand, report: Report) -> OtherWays | None:
-    """None also where the input can't be read again: it was a pipe, or is gone by now."""
-    if list(command.inputs) == ["-"]:
-        return None
-    try:
-        sources = [
-            source._replace(skips_bad_lines=command.skips_bad_lines)
-            for source in find_sources(command.inputs, command.input_format)
-        ]
-        if any(is_special(source.path) for source in sources):
-            return None
-        return other_ways(command.settings, sources, report.tally)
-    except (LLMError, OSError):
-        return None
+    in_jobs = any(used.mode == "batch_api" for used in uses)
+    if in_jobs or any(used.batch_size != 1 for used in uses):
+        yield _saving("saved: one by one", others.one_by_one, cost, "one record a call")
+    if in_jobs:
+        yield _saving("saved: live", others.live, cost, "the same prompts, live")
 
 
 def _saving(label: str, other: float, cost: float, against: str) -> Figure:
@@ -143,11 +155,19 @@ def _charts(report: Report, log: CallLog) -> Iterator[Chart]:
     seconds, slots = log.series()
     if any(slot.calls for slot in slots):
         yield _calls_chart(seconds, slots)
+    elif report.counters.get("requests", 0):
+        yield Chart("Calls over time", summary=_NOT_HEARD)
     counts = log.latencies()
     if counts:
         yield _latency_chart(counts, log)
     elif report.mean_latency_ms is not None:
         yield _remote_latency(report)
+
+
+_NOT_HEARD = (
+    "Not known here: the workers were in other processes, and only their sums come back, not when "
+    "each call was made."
+)
 
 
 def _calls_chart(seconds: int, slots: Sequence[Slot]) -> Chart:
@@ -231,12 +251,19 @@ def _not_by_model(tally: Tally) -> str:
     return f"{plural(others, 'record')} without a reply." if others else ""
 
 
-def _jobs(known: Settings, report: Report) -> list[JobView]:
-    """Those whose answers were waited for; from another process's workers: none are known."""
-    if known.mode != "batch_api" or not report.job_numbers:
+def _tables(subject: Subject, report: Report) -> Iterator[Table]:
+    if report.tally.by_model:
+        yield _model_table(report.tally)
+    if subject.jobs:
+        yield job_table(subject.jobs)
+
+
+def jobs_of(known: Settings, numbers: frozenset[int]) -> list[JobView]:
+    """The ledger's jobs of these numbers; none where there is no ledger, or it is gone."""
+    if known.mode != "batch_api" or not numbers:
         return []
     try:
-        return admin.list_jobs(open_store(str(known.staging_location)), report.job_numbers)
+        return admin.list_jobs(open_store(str(known.staging_location)), numbers)
     except LLMError:  # the run is over, and its page must not fail for a ledger that is gone
         return []
 
@@ -277,9 +304,9 @@ def _record_shown(fields: object) -> str:
     return shortened(data.decode(), TEXT_WIDTH)
 
 
-def _agreement(command: PredictCommand, report: Report) -> Iterator[Agreed]:
+def _agreement(subject: Subject, report: Report) -> Iterator[Agreed]:
     guarded = guard_of(report)
     if guarded is not None:
         yield Agreed("The guard: the same answer as given alone", guarded)
     if report.truth is not None:
-        yield Agreed(f"Right answers, by the field {command.truth}", report.truth)
+        yield Agreed(f"Right answers, by the field {subject.truth}", report.truth)

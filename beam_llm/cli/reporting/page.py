@@ -34,7 +34,7 @@ class Bar(NamedTuple):
 
 @dataclass(frozen=True)
 class Chart:
-    """Bars side by side.
+    """Bars side by side; without any, the sentence alone.
 
     Attributes:
       ticks: below the bars, evenly from the left edge to the right one.
@@ -43,10 +43,10 @@ class Chart:
     """
 
     title: str
-    bars: Sequence[Bar]
-    ticks: Sequence[str]
-    most: str
-    summary: str
+    bars: Sequence[Bar] = ()
+    ticks: Sequence[str] = ()
+    most: str = ""
+    summary: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import orjson
 
 from beam_llm.cli.answer_tokens import tokens_of_answer
 from beam_llm.cli.estimate import prompts_of
-from beam_llm.cli.files.records import Source
-from beam_llm.cli.files.sources import read_rows
 from beam_llm.cli.tally import Tally
 from beam_llm.config import Settings, replaced
 from beam_llm.errors import PromptError
@@ -25,6 +23,9 @@ SAMPLE = 400
 """Records whose prompts are counted both ways."""
 
 
+ReadRecords = Callable[[], Iterator[Mapping[str, Any]]]
+
+
 class OtherWays(NamedTuple):
     """Dollars that the same answers would have cost.
 
@@ -37,10 +38,13 @@ class OtherWays(NamedTuple):
     live: float
 
 
-def other_ways(known: Settings, sources: Sequence[Source], tally: Tally) -> OtherWays | None:
+def other_ways(known: Settings, records: ReadRecords, tally: Tally) -> OtherWays | None:
     """What the tokens that were paid for would have cost otherwise; None where that is not known.
 
     The same counter counts prompts of a sample in both forms, so that only their ratio matters.
+
+    Args:
+      records: reads the fields of all that was asked about, as often as it is called.
     """
     asked = tally.records - tally.reused
     if tally.unpriced or asked <= 0 or not tally.input_tokens:
@@ -48,7 +52,7 @@ def other_ways(known: Settings, sources: Sequence[Source], tally: Tally) -> Othe
     # Answers that were re-used cost nothing now, but would have by any other way.
     scale = tally.records / asked
     prices = Prices.of(known)
-    ratios = _ratios(known, sources, tally.records)
+    ratios = _ratios(known, records, tally.records)
     if ratios is None:
         return None
     of_input, of_output, of_requests = ratios
@@ -63,12 +67,10 @@ def _usage(inputs: float, outputs: float, scale: float) -> Usage:
     return Usage(round(inputs * scale), round(outputs * scale))
 
 
-def _ratios(
-    known: Settings, sources: Sequence[Source], total: int
-) -> tuple[float, float, float] | None:
+def _ratios(known: Settings, records: ReadRecords, total: int) -> tuple[float, float, float] | None:
     """Tokens of input, tokens of output, and requests, alone to packed."""
     one, several = (
-        _tokens(way, _some_rows(way, sources, total))
+        _tokens(way, _some_records(way, records, total))
         for way in (replaced(known, batch_size=1), known)
     )
     if not all(several):
@@ -77,15 +79,14 @@ def _ratios(
     return of_input, of_output, of_requests
 
 
-def _some_rows(known: Settings, sources: Sequence[Source], total: int) -> list[Record]:
+def _some_records(known: Settings, records: ReadRecords, total: int) -> list[Record]:
     """Records from all over the input, in its order."""
     task, step = compile_task(known), max(total // SAMPLE, 1)
-    rows = (row for source in sources for row in read_rows(source))
     found = []
-    for ordinal, row in enumerate(rows):
+    for ordinal, fields in enumerate(records()):
         if ordinal % step == 0:
             try:
-                found.append(task.record(row.fields, row.fields))
+                found.append(task.record(fields, fields))
             except PromptError:
                 continue
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from beam_llm import __version__
 from beam_llm.cli.reporting.page import Span, Table
+from beam_llm.cli.shown_options import value_in_words
 from beam_llm.cli.tally import without_particulars
 from beam_llm.cli.words import dollars, duration, shortened
 from beam_llm.config import OPTIONS, Settings, key_of
@@ -77,9 +77,7 @@ def _value_shown(name: str, value: Any, redacted: bool) -> str:
         return f"mapping of {', '.join(map(str, value))}"
     if name == "base_url":
         return re.split(r"[?#]", str(value))[0]
-    if isinstance(value, type) or inspect.isroutine(value):
-        return value.__qualname__
-    return str(value).replace("typing.", "")
+    return value_in_words(value)
 
 
 def versions(runner: str = "") -> list[tuple[str, str]]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
-from beam_llm.cli.predict_command import PredictCommand
 from beam_llm.cli.progress import write_line
+from beam_llm.cli.run_files import RunFiles
 from beam_llm.cli.sql.dry_run import dry_run
-from beam_llm.cli.sql.run import Ended, SqlCommand, SqlRunner, settings_of
-from beam_llm.cli.summary import FORMAT, as_json, check_summary_path, summary, write_json_file
+from beam_llm.cli.sql.reporting import (
+    as_predict,
+    report_of_file,
+    subject_of_file,
+    summary_of_file,
+)
+from beam_llm.cli.sql.run import Ended, SqlCommand, SqlRunner
+from beam_llm.cli.summary import summary
 from beam_llm.cli.words import table
-from beam_llm.config import Settings
 from beam_llm.errors import UsageError
 from beam_llm.fronts.sql.script import Job, Printed, Script, read_script
 from beam_llm.fronts.sql.tables import Permissions
@@ -25,8 +29,7 @@ MOST_BYTES = 1_000_000
 
 def run(chosen: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
-    if chosen.summary is not None:
-        check_summary_path(chosen.summary)
+    files = RunFiles(chosen)
     script = read_script(
         _text_of(chosen.file),
         os.path.basename(chosen.file),
@@ -37,10 +40,14 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.dry_run:
         dry_run(script)
         return ALL_ANSWERED
-    ended = _run_all(chosen, script)
-    if chosen.summary is not None:
-        _write_summary(chosen.summary, ended)
-    return _exit_code(chosen, ended)
+    with files.listening():
+        ended = _run_all(chosen, script)
+    files.write_summary(summary_of_file(ended))
+    code = _exit_code(chosen, ended)
+    files.write_page(
+        lambda: report_of_file(ended), lambda: subject_of_file(ended, chosen.beam_options)
+    )
+    return code
 
 
 def _text_of(path: str) -> str:
@@ -57,7 +64,9 @@ def _text_of(path: str) -> str:
 
 
 def _run_all(chosen: argparse.Namespace, script: Script) -> list[Ended]:
-    command = SqlCommand(chosen.beam_options, chosen.quiet, chosen.force, chosen.csv_safe)
+    command = SqlCommand(
+        chosen.beam_options, chosen.quiet, chosen.force, chosen.retry_errors, chosen.csv_safe
+    )
     runner = SqlRunner(command, [step for step in script.steps if isinstance(step, Job)])
     ended = []
     try:
@@ -78,28 +87,13 @@ def _printed(step: Printed) -> str:
     return table(step.header, step.rows, range(len(step.header)))
 
 
-def _as_predict(one: Ended) -> PredictCommand:
-    """The job as `predict` would have run it, for the same summary."""
-    settings: Sequence[Settings] = [found for plan in one.plans for found in settings_of(plan)]
-    output = ", ".join(one.outputs)
-    return PredictCommand((), output, settings[0] if settings else Settings())
-
-
 def _say_end(chosen: argparse.Namespace, one: Ended) -> None:
     if chosen.quiet:
         return
     for plan in one.plans:
         write_line(f"{plan.place}: {plan.text}")
-    for line in summary(_as_predict(one), one.report).split("\n"):
+    for line in summary(as_predict(one), one.report).split("\n"):
         write_line(line)
-
-
-def _write_summary(path: str, ended: Sequence[Ended]) -> None:
-    statements: list[dict[str, Any]] = [
-        {"places": [plan.place for plan in one.plans], **as_json(_as_predict(one), one.report)}
-        for one in ended
-    ]
-    write_json_file(path, {"format": FORMAT, "statements": statements})
 
 
 def _exit_code(chosen: argparse.Namespace, ended: Sequence[Ended]) -> int:

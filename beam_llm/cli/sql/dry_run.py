@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from beam_llm.cli.show import in_json
+from beam_llm.cli.first_request import first_request
 from beam_llm.cli.shown_options import options_in_words
 from beam_llm.cli.sql.looking import look
 from beam_llm.cli.sql.rows import read_input, sources_of
@@ -19,8 +19,6 @@ from beam_llm.fronts.sql.plan import Ask, Plan, Rows
 from beam_llm.fronts.sql.script import Job, Script
 from beam_llm.fronts.sql.steps import inputs_of
 from beam_llm.fronts.sql.tables import Table
-from beam_llm.transforms.forming import RecordReader
-from beam_llm.transforms.preview import preview
 
 _SAMPLE = 1_000
 """Rows that are looked through for one that is asked about."""
@@ -75,16 +73,8 @@ def _first_request(plan: Plan, ask: Ask, settings: Settings, sources: list[Any])
     )
     elements = (inputs_of(ask, row) for row in islice(rows, _SAMPLE))
     asked = (one for one in elements if any(value is not None for value in one.values()))
-    found = preview(settings, asked, 1, RecordReader(settings).record)
-    if not found:
-        yield "  (no record is asked)"
-        return
-    request = found[0]
-    if request.error is not None:
-        yield printable(f"  the first record can't be asked: {request.error}")
-        return
-    yield f"  first request, of {plural(len(request.elements), 'record')}:"
-    yield "\n".join(f"  {line}" for line in in_json(request.body).split("\n"))
+    for text in first_request(settings, asked):
+        yield "\n".join(f"  {line}" for line in text.split("\n"))
 
 
 def _is_beam(table: Any) -> bool:

@@ -17,7 +17,7 @@ from beam_llm.cli.running import Measured, stopping
 from beam_llm.cli.sql.rows import read_input, typed_fields
 from beam_llm.cli.stored import StoredAnswer
 from beam_llm.cli.storing import StoreInSpool, place_of
-from beam_llm.errors import UsageError
+from beam_llm.errors import Kind, UsageError
 from beam_llm.fronts.sql.compute import Evaluator
 from beam_llm.fronts.sql.plan import Plan
 from beam_llm.fronts.sql.steps import DROPPED, META, InFlight, RunStages, kept
@@ -53,11 +53,11 @@ class ReadTable(beam.DoFn):
         evaluator = Evaluator(self._plan.stages[0])
         # What a coder hands on may be another tuple than a Source.
         rows = read_input(self._plan, Source(*source), evaluator)
-        for number, (digest, fields) in enumerate(islice(rows, len(done))):
+        for number, row in enumerate(islice(rows, len(done))):
             if stopping.is_set():
                 return
             if not done[number]:
-                yield f"{first + number} {digest.hex()}", fields
+                yield f"{first + number} {row.digest.hex()}", row.fields
 
 
 class TakeElements(beam.DoFn):
@@ -102,7 +102,9 @@ def stored_row(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswer:
     """
     ordinal, digest = place_of(place)
     metas = row.get(META, [])
-    failed = next((meta for meta in metas if meta[0]), [None, None])
+    failures = [meta for meta in metas if meta[0]] or [[None, None]]
+    # A call in doubt comes before others: it may be paid for, so the row is not simply asked again.
+    failed = min(failures, key=lambda meta: meta[0] != Kind.DOUBTFUL)
     sums = [sum(meta[number] for meta in metas) for number in range(2, 7)]
     costs = [meta[7] for meta in metas]
     values = None if DROPPED in row else values_of(plan, row)
@@ -119,6 +121,7 @@ def stored_row(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswer:
         digest=digest,
         cache_write_tokens=sums[3],
         reasoning_tokens=sums[4],
+        model=" + ".join(dict.fromkeys(meta[9] for meta in metas if meta[9])),
     )
 
 

@@ -30,10 +30,12 @@ class InputRow(NamedTuple):
     Attributes:
       digest: of the columns that the plan uses: what the record is.
       fields: columns in flight, after stage 0.
+      line: where it stands in its source.
     """
 
     digest: bytes
     fields: dict[str, Any]
+    line: int
 
 
 def sources_of(plan: Plan) -> list[Source]:
@@ -90,9 +92,9 @@ def read_input(plan: Plan, source: Source, evaluator: Evaluator) -> Iterator[Inp
         except ExpressionError as error:
             line = chunk[error.row][0]
             raise DataError(f"{_named(plan, source, line)}: {plan.place}: {error}") from None
-        for (_, fields), after in zip(chunk, found, strict=True):
+        for (line, fields), after in zip(chunk, found, strict=True):
             if after is not None:
-                yield InputRow(digest_of(fields), kept(after, plan.keeps[0]))
+                yield InputRow(digest_of(fields), kept(after, plan.keeps[0]), line)
 
 
 def _named(plan: Plan, source: Source, line: int) -> str:

@@ -204,17 +204,17 @@ def answered(
 def ended(
     ask: Ask, row: dict[str, Any], prediction: Prediction | None, failure: Failure | None
 ) -> dict[str, Any]:
-    """The row with how its call ended: kind, message, tokens, cost."""
+    """The row with how its call ended: kind, message, tokens, cost, model."""
     known = {column: row.get(column) for _, column, _ in ask.outputs}
     meta: list[Any] = [None, None] if failure is None else [failure.kind, str(failure)]
     if prediction is not None:
         usage = prediction.usage
         meta += [
             usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.cache_write_tokens,
-            usage.reasoning_tokens, prediction.cost_usd, prediction.reused,
+            usage.reasoning_tokens, prediction.cost_usd, prediction.reused, prediction.model,
         ]  # fmt: skip
     else:
-        meta += [0, 0, 0, 0, 0, 0.0, False]
+        meta += [0, 0, 0, 0, 0, 0.0, False, ""]
     if failure is not None:
         known = dict.fromkeys(known)
     return {**row, **known, ask.error: meta[1], META: [*row.get(META, ()), meta]}
@@ -244,7 +244,7 @@ class EvaluateStage(beam.DoFn):
             found = self._evaluator.row(row)
         except ExpressionError as error:
             failure = Failure(Kind.INVALID, f"an expression failed: {error}", 1)
-            meta = [failure.kind, str(failure), 0, 0, 0, 0, 0, 0.0, False]
+            meta = [failure.kind, str(failure), 0, 0, 0, 0, 0, 0.0, False, ""]
             return {**row, self._error: str(failure), META: [*row.get(META, ()), meta]}
         return {META: row.get(META, []), DROPPED: True} if found is None else found
 

@@ -1,0 +1,66 @@
+"""The files that say how a run went, `--summary FILE.json` and `--report FILE.html`, for whichever
+command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from beam_llm import events
+from beam_llm.cli.reporting.call_log import CallLog
+from beam_llm.cli.reporting.render import check_report_path, write_report
+from beam_llm.cli.summary import check_summary_path, write_json_file
+
+if TYPE_CHECKING:
+    from beam_llm.cli.predict_command import Report
+    from beam_llm.cli.reporting.of_run import Subject
+
+
+class RunFiles:
+    """The files that a command line names.
+
+        files = RunFiles(chosen)
+        with files.listening():
+            report = …
+        files.write_summary(as_json(command, report))
+        files.write_page(lambda: report, lambda: subject_of_predict(command, report))
+
+    Raises:
+      UsageError: there can't be a file of that name; nothing is asked then.
+    """
+
+    def __init__(self, chosen: argparse.Namespace):
+        self._summary, self._page = chosen.summary, chosen.report
+        self._redacted = chosen.redact
+        self._log = CallLog()
+        if self._page is not None:
+            check_report_path(self._page)
+        if self._summary is not None:
+            check_summary_path(self._summary)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hears of the calls that this process makes meanwhile, where there will be a page."""
+        if self._page is None:
+            yield
+            return
+        with events.listening(self._log.hear):
+            yield
+
+    def write_summary(self, data: Any) -> None:
+        if self._summary is not None:
+            write_json_file(self._summary, data)
+
+    def write_page(self, report: Callable[[], Report], subject: Callable[[], Subject]) -> None:
+        """Comes last: what goes wrong here takes nothing else along. Where no page is wanted,
+        nobody is asked for what would be on it.
+        """
+        if self._page is None:
+            return
+        from beam_llm.cli.reporting.of_run import page_of_run
+
+        page = page_of_run(subject(), report(), self._log, redacted=self._redacted)
+        write_report(self._page, page)

@@ -1,0 +1,154 @@
+"""Where the rows of each statement go, and what an earlier run has left there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from beam_llm.cli.files.target import Target, is_there, refuse_overwriting
+from beam_llm.cli.retry import asked_anew, version_of
+from beam_llm.cli.spool import Spool, folder_for, holds_answers, was_kept
+from beam_llm.cli.sql.looking import question_of
+from beam_llm.cli.sql.outputs import file_of, make_folder
+from beam_llm.errors import UsageError
+from beam_llm.fronts.sql.plan import Branch, Plan
+
+
+@dataclass
+class Destination:
+    """Where a plan's rows go.
+
+    Attributes:
+      plan: to be run.
+      path: the file that is written; `-` for stdout, empty for a Beam sink.
+      folder: where answers are kept until there is one for every row.
+      finished: an earlier run has written it.
+    """
+
+    plan: Plan
+    path: str
+    folder: str
+    finished: bool = False
+
+    @property
+    def is_file(self) -> bool:
+        return self.path not in ("", "-")
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is one of its table's files, and not the only one."""
+        return is_folder(self.plan)
+
+    @property
+    def name(self) -> str:
+        """As a summary calls it."""
+        sink = self.plan.target
+        return self.path or (sink.transform if sink is not None else "")
+
+    def spool(self, *, force: bool) -> Spool:
+        """Where its answers are kept; empty where all is asked anew."""
+        if force and was_kept(self.folder):
+            Spool(self.folder).remove()
+        return Spool(self.folder)
+
+    def retried(self) -> Plan:
+        """The plan with a name of its own for answers of batch runs: the ledger knows the old ones,
+        errors among them.
+        """
+        version = version_of(Target(self.path))
+
+        def anew(branch: Branch) -> Branch:
+            return replace(branch, settings=asked_anew(branch.settings, version))
+
+        asks = (replace(ask, branches=tuple(map(anew, ask.branches))) for ask in self.plan.asks)
+        return replace(self.plan, asks=tuple(asks))
+
+
+def is_folder(plan: Plan) -> bool:
+    """Whether the plan's table is a folder of parts."""
+    sink = plan.target
+    return sink is not None and sink.connector == "filesystem" and sink.is_folder
+
+
+def destinations_of(plans: Sequence[Plan], *, here: bool) -> list[Destination]:
+    """Where each plan's rows go, in the plans' order.
+
+    Args:
+      here: the workers are in this process.
+    """
+    seen: Counter[tuple[str, bytes]] = Counter()
+    found = []
+    for plan in plans:
+        question, sink = question_of(plan), plan.target
+        path = "-" if sink is None or sink.connector == "print" else ""
+        part = ""
+        if sink is not None and sink.connector == "filesystem":
+            # The same INSERT twice in a file writes two parts, and each has to find its own again.
+            number = seen[sink.path, question]
+            seen[sink.path, question] += 1
+            part = f"{question[:6].hex()}-{number:02}" if number else question[:6].hex()
+            path = file_of(sink, part)
+        hidden = path
+        if path != "-" and is_folder(plan):
+            head, _, name = path.rpartition("/")
+            hidden = f"{head}/.{name}"  # a reader of the folder passes it over
+        folder = folder_for(hidden, question + part.encode(), (), here=here)
+        found.append(Destination(plan, path, folder))
+    return found
+
+
+def look_at_outputs(
+    destinations: Sequence[Destination], *, force: bool, retries: bool
+) -> Iterator[str]:
+    """Notes what earlier runs have finished; yields what to say of it.
+
+    Args:
+      force: all of it is asked anew.
+      retries: only what ended as errors is asked, so that an output counts as finished where
+        nothing of it did.
+
+    Raises:
+      UsageError: an output that can't be written, or there is nothing to do.
+    """
+    files = [one for one in destinations if one.is_file]
+    for one in files:
+        if one.is_part:
+            make_folder(one.path)
+        refuse_overwriting(Target(one.path, replaces=True), ())
+        # A file has its name once it is complete, so that its being there is enough.
+        one.finished = not force and is_there(one.path)
+    paths = ", ".join(dict.fromkeys(one.path for one in files))
+    if retries:
+        yield from _look_at_errors(destinations, paths)
+    elif files and len(files) == len(destinations) and all(one.finished for one in files):
+        errors = any(was_kept(one.folder) for one in files)
+        raise UsageError(
+            f"all of it is finished: {paths}. Nothing was asked: "
+            + ("--retry-errors asks only the records that ended as errors, " if errors else "")
+            + "--force asks again and replaces what is there"
+        )
+
+
+def _look_at_errors(destinations: Sequence[Destination], paths: str) -> Iterator[str]:
+    files = [one for one in destinations if one.is_file]
+    if not any(one.finished for one in files):
+        raise UsageError(
+            "--retry-errors goes through outputs that exist, and there is none"
+            + (f" at {paths}" if paths else ": this file writes no table of files")
+        )
+    # A file of several INSERTs is written anew from the answers of all of them.
+    lost = {one.path for one in files if not holds_answers(one.folder)}
+    for one in destinations:
+        if one.finished and one.path not in lost:
+            one.finished = False
+            one.plan = one.retried()
+        elif not one.is_file:
+            # Its rows are nowhere to be found again, and would all be asked.
+            one.finished = True
+            yield f"{one.plan.place}: passed over: --retry-errors goes through tables of files"
+    if all(one.finished for one in destinations):
+        raise UsageError(
+            f"--retry-errors: no answers with errors among them are kept of {paths}. Nothing was "
+            "asked: --force asks all again and replaces what is there"
+        )

@@ -1,0 +1,137 @@
+"""How the rows of a plan ended: their sums, what comes out of them, and examples of errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+from beam_llm.cli.files.records import Source
+from beam_llm.cli.retry import holds_doubtful
+from beam_llm.cli.running import RunError
+from beam_llm.cli.spool import Spool
+from beam_llm.cli.spool_index import SpoolIndex
+from beam_llm.cli.sql.destinations import Destination
+from beam_llm.cli.sql.looking import Looked
+from beam_llm.cli.sql.rows import read_input
+from beam_llm.cli.stored import StoredAnswer
+from beam_llm.cli.tally import Tally
+from beam_llm.config import Settings
+from beam_llm.errors import Kind, plural
+from beam_llm.fronts.sql.compute import Evaluator
+from beam_llm.fronts.sql.plan import Plan
+from beam_llm.fronts.sql.steps import inputs_of
+from beam_llm.fronts.sql.tables import Table
+
+
+@dataclass
+class PlanRun:
+    """A plan under way.
+
+    Attributes:
+      plan: as it is asked.
+      spool: None where a Beam sink takes the rows.
+      done: one byte per row: 1 where it isn't to be asked.
+      failed: rows that ended as errors.
+      first: place of its first row among all of the file.
+    """
+
+    destination: Destination
+    sources: Sequence[Source]
+    looked: Looked
+    spool: Spool | None
+    first: int = 0
+    done: bytes = b""
+    failed: int = 0
+
+    @property
+    def plan(self) -> Plan:
+        return self.destination.plan
+
+    def index(self) -> SpoolIndex:
+        assert self.spool is not None
+        return self.spool.answers(self.looked.digests)
+
+    def note_done(self, *, retries: bool) -> None:
+        """Rows with an answer aren't asked; where errors are retried, nor those that may be paid
+        for already.
+        """
+        with self.index() as index:
+            done = bytearray(index.done())
+            if retries and any(map(holds_doubtful, settings_of(self.plan))):
+                for answer in index.answers_so_far():
+                    done[answer.ordinal] |= answer.kind == Kind.DOUBTFUL
+        self.done = bytes(done)
+
+    def count(self) -> Tally:
+        """Adds up how the rows ended.
+
+        Raises:
+          RunError: rows without an end: the input was changed while the run was on.
+        """
+        tally = Tally()
+        if is_beam(self.plan.source):
+            for number, answer in enumerate(self._unplaced()):
+                tally.add(answer._replace(ordinal=self.first + number))
+            return tally
+        with self.index() as index:
+            if missing := index.missing():
+                raise RunError(
+                    f"{self.plan.place}: the input has changed while the run was on: "
+                    f"{plural(missing, 'record')} of {self.looked.rows:,} not asked; all answers "
+                    "are kept: the same command again asks these alone"
+                )
+            for answer in index.answers():
+                if answer.value is not None or answer.error is not None:
+                    tally.add(answer._replace(ordinal=self.first + answer.ordinal))
+        return tally
+
+    def rows(self) -> Iterator[list[Any]]:
+        """What comes out, in the order of the input."""
+        if is_beam(self.plan.source):
+            yield from (one.value for one in self._unplaced() if one.value is not None)
+            return
+        with self.index() as index:
+            yield from (one.value for one in index.answers() if one.value is not None)
+
+    def _unplaced(self) -> Iterator[StoredAnswer]:
+        """Rows of a Beam source, as they came."""
+        assert self.spool is not None
+        return self.spool.lines()
+
+    def asked(self) -> Iterator[Mapping[str, Any]]:
+        """What its first model is asked about, row by row, read anew."""
+        for source in self.sources:
+            for row in read_input(self.plan, source, Evaluator(self.plan.stages[0])):
+                fields = inputs_of(self.plan.asks[0], row.fields)
+                if any(value is not None for value in fields.values()):
+                    yield fields
+
+    def examples(self, tally: Tally) -> dict[int, tuple[str, Mapping[str, Any]]]:
+        """Where the rows of a tally's examples stand, and what was asked of them."""
+        wanted = {ordinal for found in tally.examples.values() for ordinal, _ in found}
+        if not wanted or is_beam(self.plan.source) or not self.plan.asks:
+            return {}
+        evaluator = Evaluator(self.plan.stages[0])
+        rows = chain.from_iterable(
+            ((source, row) for row in read_input(self.plan, source, evaluator))
+            for source in self.sources
+        )
+        return {
+            ordinal: (f"{source}:{row.line:,}", inputs_of(self.plan.asks[0], row.fields))
+            for ordinal, (source, row) in enumerate(
+                islice(rows, max(wanted) + 1 - self.first), self.first
+            )
+            if ordinal in wanted
+        }
+
+
+def is_beam(table: Any) -> bool:
+    """Whether Beam's own source or sink stands behind it."""
+    return isinstance(table, Table) and table.connector == "beam"
+
+
+def settings_of(plan: Plan) -> list[Settings]:
+    """The settings of all models that a plan may ask."""
+    return [branch.settings for ask in plan.asks for branch in ask.branches]

@@ -1,0 +1,111 @@
+"""How a SQL file's run went, as its summary and its page show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from beam_llm.cli.predict_command import PredictCommand, Report, together
+from beam_llm.cli.reporting.of_run import Subject, jobs_of
+from beam_llm.cli.reporting.savings import OtherWays, other_ways
+from beam_llm.cli.sql.ends import PlanRun, is_beam, settings_of
+from beam_llm.cli.sql.run import Ended
+from beam_llm.cli.summary import FORMAT, as_json
+from beam_llm.cli.tally import Tally
+from beam_llm.config import Settings
+from beam_llm.errors import LLMError
+from beam_llm.fronts.sql.plan import Plan, Rows
+
+
+def summary_of_file(ended: Sequence[Ended]) -> dict[str, Any]:
+    """Each statement as `predict` would have run it."""
+    statements = [
+        {"places": [plan.place for plan in one.plans], **as_json(as_predict(one), one.report)}
+        for one in ended
+    ]
+    return {"format": FORMAT, "statements": statements}
+
+
+def as_predict(one: Ended) -> PredictCommand:
+    """The job as `predict` would have run it, for the same summary."""
+    settings = [found for plan in one.plans for found in settings_of(plan)]
+    return PredictCommand((), ", ".join(one.outputs), settings[0] if settings else Settings())
+
+
+def report_of_file(ended: Sequence[Ended]) -> Report:
+    """All of a file's jobs as one run, with examples of errors where they can be read again."""
+    report = together([one.report for one in ended])
+    examples: dict[int, Any] = {}
+    for run, tally in _runs(ended):
+        try:
+            examples |= run.examples(tally)
+        except (LLMError, OSError):  # the input is gone or changed by now; the run is over
+            continue
+    return replace(report, examples=examples)
+
+
+def subject_of_file(ended: Sequence[Ended], beam_options: Sequence[str]) -> Subject:
+    """Which tables were asked about, by which models."""
+    runs = [run for run, _ in _runs(ended)]
+    sources = ", ".join(dict.fromkeys(_source_of(run.plan) for run in runs))
+    names = dict.fromkeys(run.destination.name for run in runs)
+    outputs = ", ".join("stdout" if name == "-" else name for name in names)
+    uses = _uses(runs)
+    ledgers = {str(used.staging_location): used for used in uses.values()}
+    return Subject(
+        way=f"{sources} → {outputs}",
+        uses={"": next(iter(uses.values()))} if len(uses) == 1 else uses,
+        beam_options=beam_options,
+        jobs=[
+            view
+            for name, used in ledgers.items()
+            for view in jobs_of(used, frozenset().union(*(one.jobs.get(name, ()) for one in ended)))
+        ],
+        others=_other_ways(ended),
+    )
+
+
+def _runs(ended: Sequence[Ended]) -> Iterator[tuple[PlanRun, Tally]]:
+    for one in ended:
+        yield from zip(one.runs, one.tallies, strict=True)
+
+
+def _source_of(plan: Plan) -> str:
+    if isinstance(plan.source, Rows):
+        return "VALUES"
+    return plan.source.path or plan.source.transform
+
+
+def _uses(runs: Sequence[PlanRun]) -> Mapping[str, Settings]:
+    """Settings by model's name; those of a call with options of its own by its place too."""
+    uses: dict[str, Settings] = {}
+    for run in runs:
+        for ask in run.plan.asks:
+            for branch in ask.branches:
+                name = branch.model
+                if uses.setdefault(name, branch.settings) != branch.settings:
+                    uses[f"{name}, {run.plan.place}"] = branch.settings
+    return uses
+
+
+def _other_ways(ended: Sequence[Ended]) -> OtherWays | None:
+    """Sums over all statements; None where one of them can't be reckoned, as with two calls in a
+    row, whose tokens are not known apart.
+    """
+    ways = []
+    for run, tally in _runs(ended):
+        # What was only re-used would have cost something too: no more is claimed than is known.
+        if not run.plan.asks or not tally.input_tokens:
+            continue
+        settings = settings_of(run.plan)
+        if len(settings) != 1 or is_beam(run.plan.source):
+            return None
+        try:
+            found = other_ways(settings[0], run.asked, tally)
+        except (LLMError, OSError):
+            found = None
+        if found is None:
+            return None
+        ways.append(found)
+    return OtherWays(*map(sum, zip(*ways, strict=True))) if ways else None

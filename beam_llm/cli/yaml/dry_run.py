@@ -1,0 +1,129 @@
+"""`beam-llm run FILE.yaml --dry-run`: the steps, the options of each one that asks, and its first
+request. No call is made and nothing is written.
+
+The rows that a step would ask about are made by Beam itself, in this process: the pipeline without
+all that doesn't lead to them.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+
+from beam_llm.cli.first_request import first_request
+from beam_llm.cli.running import reason_of
+from beam_llm.cli.shown_options import options_in_words
+from beam_llm.config import Settings
+from beam_llm.errors import printable
+from beam_llm.fronts.yaml import Predict
+from beam_llm.transforms.beam_internals import applied_transforms, keep_only, producers_of
+from beam_llm.transforms.fields import fields_of
+
+_SAMPLE = 1_000
+"""Rows that are looked through for a request."""
+
+_SEEN: dict[str, list[dict[str, Any]]] = {}
+"""Rows by step, for Beam's workers are threads of this process."""
+
+
+def llm_steps(pipeline: beam.Pipeline) -> dict[str, Settings]:
+    """What each step that asks a model was given, by its label."""
+    return {
+        str(step.full_label): step.transform.settings
+        for step in applied_transforms(pipeline)
+        if isinstance(step.transform, Predict)
+    }
+
+
+def dry_run(pipeline: beam.Pipeline) -> None:
+    """Prints what a file would do, step by step.
+
+    Args:
+      pipeline: built for a runner in this process; it is used up.
+    """
+    steps = [step for step in applied_transforms(pipeline) if _is_shown(step)]
+    shown = [str(step.full_label) for step in steps]
+    asking = {label: step for label, step in zip(shown, steps, strict=True)
+              if isinstance(step.transform, Predict)}  # fmt: skip
+    rows = _rows_of(pipeline, asking)
+    for label, step in zip(shown, steps, strict=True):
+        print(printable(label))
+        if label in asking:
+            for text in _described(step.transform.settings, rows[label]):
+                print("\n".join(f"  {line}" if line else line for line in text.split("\n")))
+
+
+def _is_shown(step: Any) -> bool:
+    """The file's own steps, and those that ask wherever they stand."""
+    is_own = step.parent is not None and step.parent.parent is None
+    return is_own or isinstance(step.transform, Predict)
+
+
+def _described(settings: Settings, rows: list[dict[str, Any]] | str) -> Iterator[str]:
+    yield printable(", ".join(options_in_words(settings)))
+    if isinstance(rows, str):
+        yield printable(rows)
+    else:
+        yield from first_request(settings, rows)
+
+
+class _Look(beam.DoFn):
+    """Remembers the first rows."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def process(self, element: Any) -> None:
+        rows = _SEEN.get(self._name)
+        if rows is not None and len(rows) < _SAMPLE:
+            rows.append(dict(fields_of(element)) or {"element": element})
+
+
+def _rows_of(pipeline: beam.Pipeline, asking: dict[str, Any]) -> dict[str, Any]:
+    """The first rows of each step that asks, or why they are not known."""
+    found: dict[str, Any] = {}
+    looks = {}
+    for label, step in asking.items():
+        (rows,) = step.inputs
+        sources = producers_of([rows])
+        if any(_is_part_of(source, other) for source in sources for other in asking.values()):
+            found[label] = "(its first request depends on the answers before)"
+        elif not rows.is_bounded:
+            found[label] = "(its rows are a stream, which is not read here)"
+        else:
+            looks[label] = rows
+    name = uuid.uuid4().hex
+    kept = [
+        *producers_of(looks.values()),
+        *(_looked_at(f"{name} {label}", rows) for label, rows in looks.items()),
+    ]
+    if not kept:
+        return found
+    keep_only(pipeline, kept)
+    try:
+        pipeline.run().wait_until_finish()
+        why = ""
+    except Exception as error:  # whatever Beam and its sources raise
+        why = f"(its rows can't be read here: {reason_of(error)})"
+    for label in looks:
+        seen = _SEEN.pop(f"{name} {label}")
+        found[label] = why if why and not seen else seen
+    return found
+
+
+def _looked_at(name: str, rows: Any) -> Any:
+    """A step that remembers rows."""
+    _SEEN[name] = []
+    look = rows | f"Look at {name}" >> beam.ParDo(_Look(name)).with_output_types(None)
+    return look.producer
+
+
+def _is_part_of(step: Any, whole: Any) -> bool:
+    while step is not None:
+        if step is whole:
+            return True
+        step = step.parent
+    return False
