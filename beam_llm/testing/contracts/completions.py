@@ -251,7 +251,7 @@ class CompletionProviderContract:
     def test_a_broken_connection_is_tried_again(self) -> None:
         error = self._fail(Situation(Does.HANG_UP))
         assert (error.remedy, error.kind) == (Remedy.RETRY, Kind.UNAVAILABLE)
-        # Made on this side, so its words hold nothing of the server's and may be shown.
+        # No server said so, which tells it from a 503: another one may be reached meanwhile.
         assert error.is_ours
 
     def test_of_a_reply_without_end_only_so_much_is_read(self) -> None:

@@ -45,7 +45,10 @@ _OVER = ("completed", "failed", "expired", "cancelled")
 _COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
 
 
+# A few names of each kind; any other model caches from 1,024 tokens on. Source: Anthropic's guide
+# to prompt caching, read 2026-11.
 _CACHED_FROM = ((r"(opus|fable|mythos)-[5-9]", 512), (r"haiku-4-5|opus-4-[56]", 4_096))
+# An alias is answered by its snapshot's name, under which prices are looked up.
 _DATED = {"claude-haiku-4-5": "20251001", "claude-sonnet-4-5": "20250929"}
 
 _ENDS = {
@@ -77,12 +80,14 @@ class Wire(Dialect):
 
     def __init__(self, house: Service) -> None:
         super().__init__(house)
+        # They never expire here, as no test takes five minutes.
         self._prefixes: set[bytes] = set()
 
     def refuse(self, request: web.BaseRequest) -> WireError | None:
         refused = super().refuse(request)
         if refused is not None:
             return refused._replace(message="invalid x-api-key")
+        # After the key: a stranger is not told which versions there are.
         version = request.headers.get("anthropic-version")
         if version is None:
             return WireError(400, "anthropic-version: header is required")
@@ -95,6 +100,7 @@ class Wire(Dialect):
         return request.headers.get("x-api-key", "") or super().key_of(request)
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
+        # The newest version has no temperature, for any model.
         has_sampling = request.headers["anthropic-version"] != VERSIONS[-1]
         if (request.method, path) == ("POST", "/v1/messages"):
             if (request.content_length or 0) > MOST_BODY_BYTES:
@@ -201,6 +207,7 @@ class Wire(Dialect):
         if seconds is None:
             return named
         now = self.house.options.clock()
+        # Two budgets for four headers: input and output are limited together here.
         for what, budget in (
             ("requests", "requests"),
             ("tokens", "tokens"),
@@ -241,6 +248,7 @@ class Wire(Dialect):
         limit = query.get("limit", "20")
         if not limit.isdecimal() or not 1 <= int(limit) <= 1000:
             return WireError(400, "limit: Input should be between 1 and 1000")
+        # Behind an id that is not there the list begins anew.
         ids = [job["id"] for job in visible]
         start = ids.index(query["after_id"]) + 1 if query.get("after_id") in ids else 0
         end = start + min(int(limit), options.list_page)
@@ -285,6 +293,7 @@ class Wire(Dialect):
             return dict.fromkeys(_COUNTS)
         if not is_over:
             return {**dict.fromkeys(_COUNTS, 0), "processing": job["own"]["requests"]}
+        # Counted once: a list of a hundred ended jobs would read all of their results.
         if "counts" not in job["own"]:
             ends = [_end_of(result) for result in self.house.batches.results_of(job)]
             job["own"]["counts"] = {name: ends.count(name) for name in _COUNTS}
@@ -379,6 +388,7 @@ def _blocks(content: Any) -> list[dict[str, Any]]:
 
 def _marked_prefix(body: Mapping[str, Any]) -> tuple[str, str | None]:
     """Everything up to the last mark, and for how long it is kept; None where there is no mark."""
+    # Tools, system, messages: the order in which the API puts a prompt together.
     parts: list[str] = [orjson.dumps([body["model"], body.get("tools")]).decode()]
     marked, ttl = "", None
     contents = [body.get("system"), *(message["content"] for message in body["messages"])]

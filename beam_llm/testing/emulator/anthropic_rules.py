@@ -38,6 +38,7 @@ _SCHEMA_WORDS = frozenset(
     )
 )
 
+# Not the package's own tables: that both say the same of a model is what tests find out.
 _WITHOUT_SCHEMAS = re.compile(r"claude-(3|(opus|sonnet)-4($|-[01]|-2025))")
 _WITHOUT_SAMPLING = re.compile(r"claude-(opus-(4-[789]|[5-9])|(sonnet|haiku)-[5-9]|fable|mythos)")
 
@@ -143,6 +144,7 @@ def body_problems(body: Any, has_sampling: bool, is_live: bool) -> Iterator[str]
             f"max_tokens: {body['max_tokens']} > {most}, which is the maximum allowed number of "
             f"output tokens for {body['model']}"
         )
+    # A live stream is a fair wish that the emulator can't fulfil: said so, and not ignored.
     if body.get("stream"):
         yield "stream: the emulator does not stream" if is_live else "stream: not in a batch"
     if body.get("service_tier", "auto") not in ("auto", "standard_only"):
@@ -152,6 +154,7 @@ def body_problems(body: Any, has_sampling: bool, is_live: bool) -> Iterator[str]
     yield from _message_problems(body["messages"])
     yield from _tool_problems(body)
     yield from _format_problems(body)
+    # Wherever they stand: the limit is of the whole request.
     marks = orjson.dumps(body).count(b'"cache_control":{')
     if marks > 4:
         yield f"A maximum of 4 blocks with cache_control may be provided. Found {marks}."

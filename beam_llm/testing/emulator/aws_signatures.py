@@ -1,4 +1,5 @@
-"""Whether a request carries a good signature of Amazon's (SigV4), reckoned here anew.
+"""Whether a request carries a good signature of Amazon's (SigV4), reckoned here anew: a client that
+signs another body or path than it sends is found out here, and not in production.
 
 Source: AWS general reference, "Create a signed AWS API request", read 2026-11.
 """
@@ -38,6 +39,7 @@ def has_signed(request: web.BaseRequest, body: bytes, secret: str) -> bool:
             hashlib.sha256(_canonical(request, body, names).encode()).hexdigest(),
         )
     )
+    # The secret itself signs nothing: a key of the day, region and service is made of it.
     key = f"AWS4{secret}".encode()
     for part in scope.split("/"):
         key = hmac.new(key, part.encode(), hashlib.sha256).digest()
@@ -47,6 +49,7 @@ def has_signed(request: web.BaseRequest, body: bytes, secret: str) -> bool:
 
 def _canonical(request: web.BaseRequest, body: bytes, names: str) -> str:
     """The request in the one form that is signed: its path is encoded once more."""
+    # Raw, as it came over the wire: aiohttp's `path` has lost which characters were escaped.
     path, _, query = request.raw_path.partition("?")
     pairs = sorted(pair.partition("=")[::2] for pair in query.split("&") if pair)
     encoded = "&".join(
@@ -55,5 +58,6 @@ def _canonical(request: web.BaseRequest, body: bytes, names: str) -> str:
     )
     headers = "".join(f"{name}:{request.headers[name].strip()}\n" for name in names.split(";"))
     digest = hashlib.sha256(body).hexdigest()
+    # Every service but S3 escapes the path twice: a model's `:` is `%3A` on the wire, `%253A` here.
     lines = (request.method, quote(path, safe="/-_.~"), encoded, headers, names, digest)
     return "\n".join(lines)

@@ -46,6 +46,7 @@ class Batches:
         self._options = options
         self._time = options.clock
         self._dialects = dialects
+        # Lists are in the order of numbers, which must go on growing over a restart.
         newest = max((job["number"] for job in self.clockwork.jobs.values()), default=0)
         self._numbers = itertools.count(newest + 1)
 
@@ -55,7 +56,7 @@ class Batches:
 
     @property
     def script(self) -> FaultScript:
-        """Of faults."""
+        """What goes wrong, and when."""
         return self.clockwork.script
 
     @script.setter
@@ -71,7 +72,8 @@ class Batches:
         await self.clockwork.close()
 
     def billed_ids(self) -> list[str]:
-        """Jobs whose bill counts."""
+        """The ids of jobs whose bill counts: of those that were worked on to some end."""
+        # A copy of the values: tests ask from their own thread while the loop adds jobs.
         return [
             job["id"] for job in list(self.clockwork.jobs.values()) if job["result"] is not None
         ]
@@ -137,11 +139,13 @@ class Batches:
           make: the job that a body asks for, or what is wrong with the body.
         """
         raw = await request.read()
+        # Decoded only where a fault may want to see it: a body can have a quarter of a gigabyte.
         texts = (raw.decode("utf-8", "replace"),) if self.script.has("create") else ()
         faults = self.script.strike("create", texts)
         refused = await before_work(
             request, [fault for fault in faults if fault.kind not in ("slow", "hang")]
         )
+        # Faults before what is wrong with the body: a server that is down looks at no body.
         if refused is not None:
             return refused
         made = await make(raw)
@@ -170,6 +174,7 @@ class Batches:
 
     def _new_job(self, dialect: Dialect, made: NewJob, late_seconds: float) -> Job:
         source = _source_of(made)
+        # Taken over under the job's own name, by which a restart finds them.
         if made.lines is not None:
             source["lines"] = f"{made.job_id}.lines"
             os.replace(made.lines, self.clockwork.folder / source["lines"])
@@ -190,6 +195,7 @@ class Batches:
             "error_file_id": None,
             "stamps": {},
         }
+        # Of the whole input only the first line is looked at for a text: it may have a million.
         first = _first_line(self.clockwork.source(job))
         job["faults"] = [fault.to_json() for fault in self.script.strike("job", (first,))]
         self.clockwork.jobs[job["id"]] = job
@@ -216,7 +222,7 @@ class Batches:
             for job in reversed(self.clockwork.jobs.values())
             if job["dialect"] == dialect.name
             and not job.get("deleted")
-            and now >= job["created"]
+            and now >= job["created"]  # a late create's job is not there yet
             and not _hidden(job, "list_lag", now)
         ]
         if self._options.list_order == "oldest":
@@ -243,6 +249,7 @@ class Batches:
         job = self.known(dialect, job_id)
         if job is None:
             return dialect.no_job(job_id)
+        # A cancelled job may be cancelled again, as OpenAI's may (others' tests, read 2026-11).
         if job["status"] in TERMINAL - {"cancelled"}:
             return WireError(409, f"Cannot cancel a batch with status '{job['status']}'.")
         self.clockwork.cancel(job)
@@ -263,6 +270,7 @@ class Batches:
             return dialect.no_job(job_id)
         if job["status"] not in TERMINAL:
             return WireError(409, f"Cannot delete a batch with status '{job['status']}'.")
+        # Marked, not taken out: its number and its bill are still to be counted.
         job["deleted"] = True
         self.clockwork.save(job)
         for name in ("output_file_id", "error_file_id"):
@@ -292,6 +300,7 @@ class Batches:
 
     def results_of(self, job: Job) -> Iterator[LineResult]:
         """What came of each request of an ended job: answers, then errors."""
+        # Two files whatever the dialect: those that have one show both as one stream.
         for name in ("output_file_id", "error_file_id"):
             if job[name] is not None:
                 yield from line_results(self.files.path(job[name]))
@@ -316,8 +325,6 @@ class Batches:
         if job["result"] is not None:
             done, failed = job["result"]["completed"], job["result"]["failed"]
         return {"total": job["total"], "completed": done, "failed": failed}
-
-    # The clockwork.
 
 
 def _source_of(made: NewJob) -> dict[str, Any]:

@@ -32,6 +32,7 @@ _CONVERSE = re.compile(r"/model/(.{1,2048})/converse")
 _JOBS = "/model-invocation-jobs"
 _JOB = "/model-invocation-job"
 _ACCOUNT = "arn:aws:bedrock:us-east-1:123456789012"
+# A job that ran out of time is "PartiallyCompleted"; "Expired" is one that never began.
 _STATES = {
     "validating": "Validating",
     "in_progress": "InProgress",
@@ -90,6 +91,7 @@ class Wire(Dialect):
         if keys == ():
             return None
         key = self.key_of(request)
+        # Only the id is looked at here; the signature covers the body, which is read in `handle`.
         if not key:
             return WireError(403, "Missing Authentication Token", code=_MISSING)
         if keys is not None and key not in keys:
@@ -101,6 +103,7 @@ class Wire(Dialect):
         return access_key_of(request) or super().key_of(request)
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
+        # Without keys of its own the emulator knows no secret to reckon a signature with.
         if self.house.options.keys and access_key_of(request):
             secret = access_key_of(request)
             if not has_signed(request, await request.read(), secret):
@@ -128,11 +131,13 @@ class Wire(Dialect):
         return converse.reply(answer, asked)
 
     def error(self, error: WireError) -> web.Response:
+        # Bedrock has no 429 for a full queue: a quota of jobs is a 400 with a name of its own.
         is_quota = error.code == "token_limit_exceeded"
         status = 400 if is_quota else error.status
         name = "ServiceQuotaExceededException" if is_quota else _ERRORS.get(status)
         if error.code and error.code.endswith("Exception"):
             name = error.code
+        # The header decides, not the body: botocore reads the name up to the colon.
         named = {"x-amzn-errortype": f"{name or 'InternalServerException'}:http://internal/"}
         body = {"message": error.message}
         return json_response(body, status, {**named, **error.headers})
@@ -144,6 +149,9 @@ class Wire(Dialect):
 
     async def _jobs(self, request: web.BaseRequest, path: str) -> Reply | None:
         if (request.method, path) == ("GET", _JOBS):
+            # A list tells of ends as well as a look does.
+            for job in list(self.house.batches.clockwork.jobs.values()):
+                await self._deliver(job if job["dialect"] == self.name else None)
             return await self.house.batches.list_jobs(
                 request, self, lambda found: self._page(request, found)
             )
@@ -158,6 +166,7 @@ class Wire(Dialect):
 
     async def _create(self, request: web.BaseRequest) -> Reply:
         """One token makes one job: a repeat is answered with the job that there is."""
+        # At every create, also where the answer to the first was lost: tokens are for that.
         known = self._made_by(await request.read())
         if known is not None:
             return json_response({"jobArn": known})
@@ -225,6 +234,7 @@ class Wire(Dialect):
         if version != "bedrock-2023-05-31":
             return WireError(400, "anthropic_version: Field required")
         own = {name: value for name, value in body.items() if name != "anthropic_version"}
+        # The job names the model, for all of its records.
         if "model" in own:
             return WireError(400, "model: Extra inputs are not permitted")
         asked: Asked | WireError = self._anthropic.asked(
@@ -239,12 +249,15 @@ class Wire(Dialect):
         return self.house.dialects["anthropic"]
 
     async def _look(self, request: web.BaseRequest, job_id: str) -> Reply:
-        job = self.house.batches.known(self, job_id)
+        await self._deliver(self.house.batches.known(self, job_id))
+        return await self.house.batches.look(request, self, job_id)
+
+    async def _deliver(self, job: Job | None) -> None:
+        """Writes the results of a job that has ended, before anybody is told that it has."""
         has_results = job is not None and (job["output_file_id"] or job["error_file_id"])
         if job is not None and has_results and not job["own"].get("written"):
             await asyncio.to_thread(self._write, job)
             job["own"]["written"] = True
-        return await self.house.batches.look(request, self, job_id)
 
     def _write(self, job: Job) -> None:
         """The results, and what they come to, beside the input's name in the output's folder."""

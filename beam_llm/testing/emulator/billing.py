@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+# The book is what tests of "paid once" ask: it must not lose an entry that a client has seen.
 KEEP = ("texts", "digests", "off")
 
 
@@ -27,6 +28,7 @@ class BilledCounter(Counter[str]):
     """
 
     def __missing__(self, key: str) -> int:
+        # Not through `self[…]`, which would come here again for a digest that is not there.
         return self.get(digest_of(key), 0)
 
     def times(self, text: str) -> int:
@@ -62,6 +64,7 @@ class Billing:
         self._frozen: tuple[BilledCounter, Counter[str]] | None = None
         for line in _lines(folder / "live.log"):
             self._count(line)
+        # Counted first: a torn line was never counted, and its answer never sent.
         _cut_torn_line(folder / "live.log")
         self._log = os.open(folder / "live.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
@@ -84,6 +87,7 @@ class Billing:
         output_tokens: int,
     ) -> None:
         """One live call whose answer was produced, whether or not it arrived."""
+        # Hashed outside the lock, which calls of all threads go through.
         entry = self._entry(texts, request, input_tokens, output_tokens)
         with self._lock:
             self._count(entry)
@@ -113,6 +117,7 @@ class Billing:
     ) -> list[Any]:
         entry: list[Any] = [len(texts), input_tokens, output_tokens]
         if self.keeps:
+            # Sorted: two requests that only differ in the order of their keys are one, asked twice.
             canonical = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
             entry += [hashlib.blake2b(canonical, digest_size=16).hexdigest(), self.names(texts)]
         return entry
@@ -150,6 +155,7 @@ class Billing:
 
     def freeze(self, batch_ids: Sequence[str]) -> None:
         """Takes the jobs' bills into memory, before their folder goes."""
+        # Tests ask what was billed after the `with` has ended, and its folder is gone.
         if self._frozen is None:
             self._frozen = self.batch_billed(batch_ids), self.batch_requests(batch_ids)
 

@@ -21,6 +21,8 @@ import orjson
 from beam_llm.testing.emulator.faults import Fault
 from beam_llm.testing.emulator.reading import Question, resolve, spoken_choice
 
+# A schema is turned into a function once, and that is called for each record: a job has one schema
+# and a million records.
 Filler = Callable[[str], Any]
 
 _WORD = re.compile(r"[^\W\d_][\w'-]*")
@@ -29,6 +31,7 @@ _SENTIMENT = re.compile(
     re.IGNORECASE,
 )
 _SCORE = re.compile(r"scor|rating|stars?\b|sentiment|polarity|compound|valence", re.IGNORECASE)
+# Recursive schemas never end by themselves; below this, only what is required is filled in.
 _MAX_DEPTH = 6
 
 
@@ -55,6 +58,7 @@ class Brain:
         """The reply's text, with such faults as concern its answers or its form."""
         values = self.values(question)
         if any(fault.kind == "line_conflicting" for fault in faults):
+            # Another answer to the same line, which the client must not take for the first.
             values = [
                 self.other_value(question, text, value)
                 for text, value in zip(question.texts, values, strict=True)
@@ -68,6 +72,7 @@ class Brain:
             text = _indexed_text(question, entries)
         else:
             text = _single_text(question, values[0], faults)
+        # Last, for these concern the text and not what it says.
         for fault in faults:
             text = _spoilt(text, fault)
         return text
@@ -78,6 +83,7 @@ class Brain:
 
     def other_value(self, question: Question, text: str, value: Any) -> Any:
         """A valid answer to the record other than `value`, where the schema knows one."""
+        # Words that turn a sentiment, then some that turn a checksum: one of them gives another.
         fill = self._filler(question)
         tries = (
             fill(opposite + text)
@@ -107,6 +113,7 @@ class Brain:
         )
         filler = self._fillers.get(key)
         if filler is None:
+            # Emptied, not evicted one by one: no test has so many schemas, but a long run may.
             if len(self._fillers) > 512:
                 self._fillers.clear()
             filler = self._fillers[key] = self._build(question, sentiment)
@@ -137,6 +144,7 @@ class Brain:
                 for name, part in schema["properties"].items()
                 if name != question.index_field
             }
+            # An answer of one field is given bare, and put under its name with the index.
             if list(rest) == [question.value_field]:
                 part = rest[question.value_field]
                 part = (
@@ -149,6 +157,7 @@ class Brain:
         return self.filler(schema, root, "value", sentiment)
 
     def _label(self, text: str) -> str:
+        # VADER's own thresholds (Hutto and Gilbert).
         score = self._compound(text)
         return "positive" if score >= 0.05 else "negative" if score <= -0.05 else "neutral"
 
@@ -196,6 +205,7 @@ class Brain:
         return self._string(schema, name, means_sentiment)
 
     def _enum(self, members: list[Any], name: str) -> Filler:
+        # By any case, as enums are written `POSITIVE` or `Positive`, and answered as written.
         by_word = {str(member).lower(): member for member in members}
         if "positive" in by_word and "negative" in by_word:
             return lambda text: self._sentiment_member(text, by_word)
@@ -250,6 +260,7 @@ class Brain:
 
     def _number(self, schema: Mapping[str, Any], name: str, whole: bool, sentiment: bool) -> Filler:
         least, most = _bounds(schema, whole)
+        # "Rate it" without a range is meant as stars, and a score as -1 … 1.
         stars = sentiment and whole and least is None and most is None
         if stars:
             least, most = 1, 5
@@ -289,6 +300,7 @@ class Brain:
         return max(words, key=lambda word: abs(_valence(word.lower())), default=text.strip()[:20])
 
 
+# Scoring is most of an answer's work, and many benchmarks ask for the same reviews again.
 @lru_cache(maxsize=1 << 17)
 def compound(text: str) -> float:
     """VADER's compound score, -1 … 1; a checksum where VADER is not installed."""
@@ -326,6 +338,7 @@ def _checksum_compound(text: str) -> float:
 
 def hashed(text: str, name: str) -> int:
     """A number that only depends on a record's text and the field it is for."""
+    # Not `hash()`, which is another one in each process.
     digest = hashlib.blake2b(
         f"{name}\0{text}".encode("utf-8", "surrogatepass"), digest_size=6
     ).digest()
@@ -383,6 +396,7 @@ def _simplified(
 
 def _bounds(schema: Mapping[str, Any], whole: bool) -> tuple[float | None, float | None]:
     """Inclusive bounds; exclusive ones are moved inwards."""
+    # A thousandth, since numbers are rounded to four digits when they are written.
     inwards = 1 if whole else 1e-3
     least, most = schema.get("minimum"), schema.get("maximum")
     if schema.get("exclusiveMinimum") is not None:
@@ -414,6 +428,7 @@ def _changed(
     if kind == "string_index":
         return [(str(index), value) for index, value in entries]
     if kind == "unknown_index":
+        # Far enough behind the last one that no shift of the indices explains it.
         return [*entries, (len(question.texts) + 7, entries[0][1])] if entries else entries
     if kind not in ("missing", "duplicate", "conflicting", "invalid_value"):
         return entries
@@ -435,6 +450,7 @@ def _changed(
 
 
 def _victims(fault: Fault, question: Question) -> set[int]:
+    # By the texts and not by the draw of a generator: the same prompt loses the same answer again.
     if fault.reads_text:
         return {index for index, text in enumerate(question.texts, 1) if fault.matches(text)}
     return {1 + hashed("\0".join(question.texts), fault.kind) % len(question.texts)}
@@ -513,6 +529,7 @@ def _single_text(question: Question, value: Any, faults: tuple[Fault, ...]) -> s
 def _spoilt(text: str, fault: Fault) -> str:
     """The reply's text after a fault that concerns its form."""
     if fault.kind == "malformed_json":
+        # Broken in two ways, so that no repair by closing brackets makes JSON of it.
         return text[: len(text) * 2 // 3].replace('":', '" ', 1) + " ...]]"
     if fault.kind == "truncated":
         return text[: max(1, len(text) * 3 // 5)]

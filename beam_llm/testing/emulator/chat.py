@@ -20,6 +20,7 @@ from beam_llm.testing.emulator.reading import Question, read_question
 from beam_llm.testing.emulator.shapes import Misfit, SchemaNode, Share, Whole, misfit
 from beam_llm.testing.emulator.wire import WireError, scripted
 
+# Source: OpenAI's guide to prompt caching, read 2026-11.
 _CACHE_FROM_TOKENS = 1024
 _NO_TEXT = frozenset({"empty_choices", "null_content", "refusal", "content_filter"})
 
@@ -86,6 +87,7 @@ class Chat:
         """What OpenAI rejects before any work."""
         if not isinstance(body, dict):
             return WireError(400, "We could not parse the JSON body of your request.")
+        # Before types: these three sentences are OpenAI's own, and clients look for them.
         if not isinstance(body.get("model"), str) or not body["model"]:
             return WireError(400, "you must provide a model parameter")
         if not isinstance(body.get("messages"), list) or not body["messages"]:
@@ -95,6 +97,7 @@ class Chat:
                 code="missing_required_parameter",
                 param="messages",
             )
+        # A trap for batches: in a file each line would end so, hours later.
         if body.get("metadata") is not None and not body.get("store"):
             return WireError(
                 400,
@@ -113,6 +116,7 @@ class Chat:
         if key in self._good_forms:
             return None
         error = _check_format(form)
+        # Only good ones are kept: a bad one is to be refused with its sentence each time.
         if error is None and len(self._good_forms) < 10_000:
             self._good_forms.add(key)
         return error
@@ -135,6 +139,7 @@ class Chat:
         Args:
           reply_id: makes the reply's id; equal ids and bodies give equal replies, but for the time.
         """
+        # The first such fault is the whole answer, as one refusal is.
         for fault in faults:
             if fault.kind in STATUS_KINDS:
                 error = scripted(fault, body["model"])
@@ -144,9 +149,11 @@ class Chat:
         most = body.get("max_completion_tokens") or body.get("max_tokens")
         finish = "length" if "truncated" in kinds else "stop"
         if most is not None and tokens_of(words) > most:
+            # As `tokens_of` counts, backwards; characters beyond ASCII make it a little longer.
             words, finish = words[: 4 * most], "length"
         choice = _choice(words, finish, kinds)
         prompt = prompt_tokens(body)
+        # Replies without a text are paid for, too: a filter strikes after the model has written.
         output = tokens_of(words) if not kinds & _NO_TEXT else 3
         body_out = {
             "id": f"chatcmpl-{reply_id}",
@@ -164,6 +171,7 @@ class Chat:
         """Prompts of 1,024 tokens and more are cached by their first 1,024, in steps of 128."""
         if tokens < _CACHE_FROM_TOKENS:
             return 0
+        # The schema is part of the prefix: another one makes the whole prompt another.
         words = orjson.dumps([body["model"], body.get("response_format"), body["messages"]])
         prefix = hashlib.blake2b(words[: 4 * _CACHE_FROM_TOKENS], digest_size=12).digest()
         if prefix in self._prefixes:
@@ -334,6 +342,7 @@ def _size_problem(schema: Mapping[str, Any]) -> str | None:
     """The limits of strict schemas: 5,000 properties, 120,000 characters of names and values, 1,000
     enum values.
     """
+    # Source: OpenAI's guide to structured outputs ("Limitations"), read 2026-11.
     properties, characters, members = _sizes(schema)
     if properties > 5_000:
         return f"Expected at most 5000 total object properties, but got {properties}"

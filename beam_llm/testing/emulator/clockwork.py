@@ -39,6 +39,7 @@ from beam_llm.testing.emulator.work import (
 
 T = TypeVar("T")
 TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
+# Thirty years: a number, for it is added to times that are kept as JSON.
 _FOR_EVER_SECONDS = 10.0**9
 
 
@@ -76,6 +77,7 @@ class Clockwork:
         self._billing = billing
         self._dialects = dialects
         self._closing = False
+        # One thread: two jobs at once would take their faults in an order that no run repeats.
         self._worker = ThreadPoolExecutor(1, "llm-emulator-work")
         self._cancels: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -94,6 +96,7 @@ class Clockwork:
     async def close(self) -> None:
         """Stops all jobs where they are."""
         self._closing = True
+        # The flag stops the thread between lines; cancelling a task does not reach into it.
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -111,6 +114,7 @@ class Clockwork:
     def cancel(self, job: Job) -> None:
         """Sets an unfinished job to cancelling; harmless where it is."""
         if job["status"] not in ("cancelling", "cancelled"):
+            # Kept now: how much was done depends on when it was asked, not on when it is written.
             job["done_at_cancel"] = self.done_by_now(job)
             self.move(job, "cancelling")
             self._cancels[job["id"]].set()
@@ -131,6 +135,7 @@ class Clockwork:
             "cancelling": self._end_cancelled,
         }
         try:
+            # The status is the only memory, so that a restart goes on wherever a kill came.
             while job["status"] not in TERMINAL:
                 await steps[job["status"]](job)
         except Stopped:
@@ -140,9 +145,12 @@ class Clockwork:
         if await self._cancelled_by(job, job["created"] + self._options.stages[0]):
             return
         checked = await self.in_worker(self.check, job)
+        # Cancelled while the thread looked at the file: the loop goes on with that.
         if job["status"] != "validating":
             return
         job["total"], job["model"], job["tokens"] = checked.lines, checked.model, checked.tokens
+        # What the dialect found at the create comes first; a full queue is looked at last, for
+        # only a good file would take room in it.
         errors = (
             job["errors"]
             or checked.errors
@@ -162,6 +170,7 @@ class Clockwork:
             end += word.seconds or _FOR_EVER_SECONDS
         if await self._cancelled_by(job, end):
             return
+        # An expired job ends at once here, not after a day: what counts is how much was done.
         expire = fault_of(job, "expire")
         done = job["total"] if expire is None else _share(expire.done, job["total"])
         undone = EXPIRED if expire is not None else None
@@ -180,6 +189,7 @@ class Clockwork:
         self.move(job, "completed" if fault_of(job, "expire") is None else "expired")
 
     async def _end_cancelled(self, job: dict[str, Any]) -> None:
+        # Cancelled while it was finalizing: all was done, and stays.
         if job["result"] is None:
             shown = self._dialects[job["dialect"]].shows_cancelled
             done, undone = job["done_at_cancel"], CANCELLED if shown else None
@@ -196,6 +206,7 @@ class Clockwork:
         self._waits[job["id"]] = end
         while not event.is_set():
             left = end - self._time()
+            # A test's clock jumps without waking anybody, so it is looked at every 10 ms.
             try:
                 await asyncio.wait_for(
                     event.wait(), max(0.0, left if self._time is time.time else min(left, 0.01))
@@ -231,7 +242,7 @@ class Clockwork:
     def _answer(self, job: Job, done: int, undone: Mapping[str, str] | None) -> Result:
         job_id = job["id"]
         task = Assignment(
-            batch_id=job_id.removeprefix("batch_"),
+            batch_id=job_id.removeprefix("batch_"),  # a part of its replies' ids
             source=self.source(job),
             output=self.files.part_path(f"{job_id}-output"),
             errors=self.files.part_path(f"{job_id}-errors"),
@@ -239,6 +250,7 @@ class Clockwork:
             done=done,
             undone=undone,
             in_order=fault_of(job, "input_order") is not None,
+            # Other dialects cut what they send: their lines are written anew from these.
             cut=job["lines"] is None and fault_of(job, "cut_last_line") is not None,
             seed=self._options.seed,
             place=list(self.jobs).index(job_id),
@@ -250,6 +262,7 @@ class Clockwork:
         at once.
         """
         job_id = job["id"]
+        # An empty file is none, as with OpenAI; Azure shows an empty error file (a fault here).
         for kind, name in (("output", "output_file_id"), ("errors", "error_file_id")):
             part = self.files.part_path(f"{job_id}-{kind}")
             wanted = part.stat().st_size > 0 or (

@@ -171,6 +171,7 @@ def _stages(text: str) -> float | tuple[float, float, float]:
 
 def _options(given: argparse.Namespace) -> dict[str, Any]:
     values = {name: getattr(given, name) for name in (*FLAGS, *VALUES, "batch_seconds")}
+    # Nobody can ask this process for its last requests, so none are kept.
     values["keys"] = () if given.any_client else tuple(given.keys) if given.keys else None
     return {**values, "models": tuple(given.models) if given.models else None, "keep_requests": 0}
 
@@ -199,6 +200,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
     try:
         emulator.start()
     except (OSError, OverflowError) as error:  # the latter: no such port
+        # 1, and not 2: the arguments are good, the machine is busy.
         print(f"beam-llm emulator: {error}", file=sys.stderr)
         return 1
     # Its own process: what it reads and writes for jobs is in its own buckets, unless the
@@ -213,6 +215,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
 
 def _announce(environments: Sequence[Mapping[str, str]]) -> None:
     """One line for each dialect, OpenAI's first, and one for buckets."""
+    # On stdout, to be pasted or read by `EmulatorProcess`; what is for people goes to stderr.
     for environment in environments:
         pairs = " ".join(f"{name}={value}" for name, value in environment.items())
         print(f"export {pairs}", flush=True)
@@ -224,6 +227,7 @@ def _until_stopped(emulator: Emulator, parent: int | None) -> None:
     before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     try:
         while not stopped.wait(0.5):
+            # A parent that was killed can't stop it; its child is handed to another process then.
             if parent is not None and os.getppid() != parent:
                 break
     except KeyboardInterrupt:

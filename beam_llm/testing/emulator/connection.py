@@ -15,12 +15,14 @@ from aiohttp import web
 from beam_llm.testing.emulator.faults import STATUS_KINDS, Fault
 from beam_llm.testing.emulator.wire import JSON, WireError, scripted, server_error
 
+# Longer than any client waits, short enough that a forgotten one ends.
 _FOR_EVER_SECONDS = 3600.0
 _CHUNK_BYTES = 2**18
 
 
 def drop(request: web.BaseRequest) -> web.Response:
     """Closes the connection without an answer; what is returned goes nowhere."""
+    # Not `close`, which would first send what is still to be sent.
     if request.transport is not None:
         request.transport.abort()
     return server_error(500).response()
@@ -35,6 +37,7 @@ async def before_work(
             return scripted(fault)
         if fault.kind == "drop_before":
             return drop(request)
+    # Slow only where it is not refused: a refusal is quick.
     await pause(faults)
     return None
 
@@ -51,6 +54,7 @@ def after_work(request: web.BaseRequest, faults: Sequence[Fault]) -> web.Respons
 
 def garbage() -> web.Response:
     """200, and no JSON in it."""
+    # As a gateway fails: what it had of the answer, within a page of its own, called JSON.
     return web.Response(body=b'<html><body>upstream says {"id": "chatcmpl', content_type=JSON)
 
 
@@ -79,6 +83,7 @@ async def send_file(
 ) -> web.StreamResponse:
     """Streams a file's body; one that is to be cut breaks off half-way, all its length promised."""
     response = web.StreamResponse(headers={"content-type": "application/octet-stream"})
+    # Promised in full, so that a client can notice that half of it is missing.
     response.content_length = size
     await response.prepare(request)
     left = size // 2 if cut_off else size
@@ -112,6 +117,7 @@ async def send_lines(
             pending = b""
             if cut_off:
                 break
+        # One line stays behind in the buffer, as the last one may have to be cut.
         last, pending = len(pending), pending + orjson.dumps(line) + b"\n"
     if pending:
         end = len(pending) // 2 if cut_off else (last + len(pending)) // 2

@@ -31,6 +31,7 @@ _ENDS = {
     "refusal": "refusal",
     "empty": "end_turn",
 }
+# By names that stand for many: what the package does with such a model is what is tested.
 _WITHOUT_SCHEMAS = re.compile(r"claude-3|nova|titan|llama")
 _WITHOUT_TOOLS = re.compile(r"titan")
 
@@ -154,6 +155,7 @@ def asked(body: Any, model: str) -> Asked | WireError:
     if schema is not None:
         named = {"name": "reply", "strict": False, "schema": schema}
         chat["response_format"] = {"type": "json_schema", "json_schema": named}
+    # Whether anything is cached is the model's to say; without a mark it must not be told.
     is_cached = b'"cachePoint"' in orjson.dumps(body)
     note = {"tool": tool and tool["name"], "cached": is_cached, "tier": body.get("serviceTier")}
     return Asked(chat, note)
@@ -182,7 +184,7 @@ def _usage(answer: Answer, is_cached: bool) -> dict[str, int]:
     details = answer.body["usage"].get("prompt_tokens_details") or {}
     cached = details.get("cached_tokens", 0) if is_cached else 0
     return {
-        "inputTokens": answer.input_tokens - cached,
+        "inputTokens": answer.input_tokens - cached,  # those beside the cache, as Bedrock counts
         "outputTokens": answer.output_tokens,
         "totalTokens": answer.input_tokens + answer.output_tokens,
         "cacheReadInputTokens": cached,

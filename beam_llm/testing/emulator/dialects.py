@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from beam_llm.testing.emulator.chat import Answer
     from beam_llm.testing.emulator.service import Service
 
+# Each differs from OpenAI's dialect by a few words, so they share a module.
 _FAMILY = ("groq", "together", "deepinfra")
 
 NAMES = (
@@ -86,7 +87,7 @@ Reply = web.StreamResponse | WireError
 """What a route gives: a response, or an error that is put into the dialect's words at the end."""
 
 Job = dict[str, Any]
-"""A job as `Batches` keeps it."""
+"""A job as `Batches` keeps it. A dict, for it is one JSON file that is rewritten at every step."""
 
 
 class Asked(NamedTuple):
@@ -114,6 +115,7 @@ class Line(NamedTuple):
 
     def encode(self) -> bytes:
         """OpenAI's form of it, which `Batches` works on, with a newline."""
+        # With a method and a URL, so that one reader of lines serves all dialects.
         line: dict[str, Any] = {
             "custom_id": self.custom_id,
             "method": "POST",
@@ -189,11 +191,13 @@ class Dialect:
 
     def local_path(self, path: str) -> str | None:
         """The path below the prefix; None where another dialect is meant."""
+        # With the slash: `/xai2` is not a path below `/xai`.
         prefix = f"/{self.name}"
         return path[len(prefix) :] if path.startswith(f"{prefix}/") else None
 
     def refuse(self, request: web.BaseRequest) -> WireError | None:
         """What is wrong with a request whatever it asks: its key, its version."""
+        # No tuple at all takes any key, an empty one asks for none: both are common in tests.
         keys = self.house.options.keys
         if keys == ():
             return None
@@ -244,6 +248,7 @@ def dialect_class(name: str) -> type[Dialect]:
     """The `Wire` of a name in `NAMES`. Raises ValueError for another one."""
     if name not in NAMES:
         raise ValueError(f"the emulator has no dialect {name!r}; it has {', '.join(NAMES)}")
+    # Loaded when first asked for, as a client's environment needs one dialect alone.
     module = "family" if name in _FAMILY else name
     loaded = importlib.import_module(f"beam_llm.testing.emulator.{module}")
     found: type[Dialect] = loaded.WIRES[name] if name in _FAMILY else loaded.Wire

@@ -60,9 +60,11 @@ class Family(openai.Wire):
         return Dialect.key_of(self, request)
 
     def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
+        # Without OpenAI's `openai-…` headers, by which a client might take it for OpenAI.
         return {"x-request-id": f"req_{self.house.started}_{number}", **self.house.limits.headers()}
 
     def _asked(self, body: Any, deployment: str | None) -> Asked | WireError:
+        # Deployments in a path are Azure's alone.
         asked = super()._asked(body, None)
         if isinstance(asked, WireError):
             return asked
@@ -106,7 +108,9 @@ class Groq(Family):
             "top_p", "user",
         )
     )  # fmt: skip
+    # Models that hold replies to a schema; the others know `json_object` alone.
     knows_schemas = re.compile(r"openai/gpt-oss|moonshotai/kimi-k2|meta-llama/llama-4")
+    # 24 hours to 7 days, in whole hours or days.
     windows = re.compile(r"(2[4-9]|[3-9]\d|1[0-5]\d|16[0-8])h|[1-7]d")
 
     def _asked(self, body: Any, deployment: str | None) -> Asked | WireError:
@@ -126,6 +130,7 @@ class Groq(Family):
 
     def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
         tier = asked.body.get("service_tier") or "on_demand"
+        # Fields beside OpenAI's, which a reader of usage has to pass over.
         usage = {
             "queue_time": 0.01,
             "prompt_time": 0.001,
@@ -146,6 +151,7 @@ class Together(Family):
     variables = ("TOGETHER_BASE_URL", "TOGETHER_API_KEY")
     path = "/v1"
     purposes = ("batch-api",)
+    # It has no word for either; all others are OpenAI's in capitals.
     _words: ClassVar[dict[str, str]] = {"finalizing": "IN_PROGRESS", "cancelling": "IN_PROGRESS"}
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
@@ -219,6 +225,7 @@ class DeepInfra(Family):
     tiers = ("default", "priority")
 
     def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+        # A cost in dollars beside the tokens, of which the client reckons its own.
         tokens = answer.input_tokens + answer.output_tokens
         return {
             **answer.body,

@@ -95,6 +95,7 @@ OPERATIONS = (
     "cancel",
     "delete",
 )
+# The first group of the table above, which answers by a status.
 STATUS_KINDS = frozenset(list(KINDS)[:7])
 
 
@@ -163,7 +164,10 @@ class Fault:
         return self.text is not None or self.pattern is not None
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        # Without what is not set: a file of faults has no nulls, and is refused with them.
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if value is not None
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Fault:
@@ -221,8 +225,8 @@ class FaultScript:
     Args:
       faults: the script.
       seed: another seed, another course.
-      fired: how often each fault struck in an earlier life of the emulator (`times` and `nth` go on
-        counting).
+      counts: of each fault the matching calls, and how often it struck, in an earlier life of the
+        emulator (`times` and `nth` go on counting).
       save: called with the new counts when a counted fault struck.
     """
 
@@ -237,6 +241,7 @@ class FaultScript:
         self._seed = seed
         self._save = save
         self._lock = threading.Lock()
+        # Counts of another script would be of other faults: by their number the two are told apart.
         fits = counts is not None and len(counts) == len(self._faults)
         self._seen = [seen for seen, _ in counts] if fits and counts else [0] * len(self._faults)
         self._fired = [fired for _, fired in counts] if fits and counts else [0] * len(self._faults)
@@ -267,6 +272,7 @@ class FaultScript:
             number serves.
           number: the 1-based number `nth` looks at, where it isn't the count of matching calls.
         """
+        # All of them are asked, also after one has struck: each counts its own matching calls.
         struck = []
         counted = False
         with self._lock:
@@ -278,6 +284,7 @@ class FaultScript:
                 counted = (
                     counted or fault.times is not None or fault.nth is not None or fault.after > 0
                 )
+            # Lines are answered again after a kill, so their counts are kept when all are done.
             if counted and self._save is not None and operation != "line":
                 self._save(self.counts())
         return tuple(struck)
@@ -293,6 +300,7 @@ class FaultScript:
     def _strikes(
         self, place: int, fault: Fault, texts: Sequence[str], salt: str, number: int | None
     ) -> bool:
+        # What the fault is not after doesn't count: `nth` is the nth call about that text.
         if fault.reads_text and not any(fault.matches(text) for text in texts):
             return False
         self._seen[place] += 1
@@ -304,6 +312,7 @@ class FaultScript:
             wanted = (fault.nth,) if isinstance(fault.nth, int) else fault.nth
             if (number if number is not None else self._seen[place]) not in wanted:
                 return False
+        # By what the call is, where that is known: a line that is done again meets the same fate.
         return (
             fault.probability >= 1.0
             or chance(self._seed, place, salt or self._seen[place]) < fault.probability

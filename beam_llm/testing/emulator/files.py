@@ -35,6 +35,7 @@ class Files:
         self._folder = folder
         self._options = options
         self._strike = strike
+        # Of uploads that a kill cut off: their clients never got an id.
         for leftover in folder.glob(".*.part"):
             leftover.unlink(missing_ok=True)
         known = [read_json(path) for path in folder.glob("*.json")]
@@ -49,7 +50,7 @@ class Files:
         meta, seconds = self._files.get(file_id), self._options.file_seconds
         if (
             meta is not None
-            and meta["purpose"] != "batch_output"
+            and meta["purpose"] != "batch_output"  # the option is of what clients upload
             and seconds is not None
             and self._options.clock() >= meta["made_at"] + seconds
         ):
@@ -64,6 +65,7 @@ class Files:
         """Takes a finished part in. Overwrites an equal id: the same work done again after a
         kill.
         """
+        # The body before its JSON: a file is there once it can be listed, and then it is whole.
         size = part.stat().st_size
         os.replace(part, self.path(file_id))
         meta = {
@@ -120,6 +122,7 @@ class Files:
     ) -> Reply:
         if not request.content_type.startswith("multipart/"):
             return WireError(400, "Expected a multipart/form-data body.")
+        # The parts come in any order; a purpose may stand behind the file.
         filename, size = None, 0
         cut = any(fault.kind == "upload_cut" for fault in faults)
         async for field in await request.multipart():
@@ -130,6 +133,7 @@ class Files:
             elif field.name == "file":
                 filename = field.filename or "file"
                 size = await self._receive(field, part, cut)
+        # Before what is wrong with the upload, as it never came to its end.
         if cut:
             return drop(request)
         if (refused := await before_work(request, faults)) is not None:
@@ -152,6 +156,7 @@ class Files:
         size = 0
         with open(part, "wb") as file:
             while chunk := await field.read_chunk(_CHUNK_BYTES):
+                # Read to the end all the same: a client that is still sending would see a reset.
                 size += len(chunk)
                 if size <= self._options.max_file_bytes:
                     file.write(chunk)
@@ -247,6 +252,7 @@ def page(
     size = min(size, page_size or size)
     start = 0
     if after is not None:
+        # Another id is refused: to begin anew would show the first page again, for ever.
         places = [place for place, item in enumerate(items) if item["id"] == after]
         if not places:
             return WireError(400, f"No object with id '{after}'.", param="after")

@@ -42,6 +42,7 @@ class Wire(Family):
 
     def __init__(self, house: Service) -> None:
         super().__init__(house)
+        # Name → file; None between its making and its upload, which are two calls.
         self._datasets: dict[str, str | None] = {}
 
     @classmethod
@@ -101,6 +102,7 @@ class Wire(Family):
         name = str(body.get("datasetId"))
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", name):
             return WireError(400, f"invalid dataset id {name!r}")
+        # By this a lost create is found: to repeat it is refused, and so known to have been made.
         if name in self._datasets:
             return WireError(409, f"dataset {name!r} already exists")
         self._datasets[name] = None
@@ -113,6 +115,7 @@ class Wire(Family):
     async def _remove(self, request: web.BaseRequest, name: str) -> Reply:
         if (refused := await before_work(request, self.house.script.strike("delete"))) is not None:
             return refused
+        # A name is that of an upload, or of a job's results, which are a dataset as well.
         ids = [self._datasets.pop(name)] if name in self._datasets else list(self._outputs(name))
         gone = [self.house.files.remove(file_id) for file_id in ids]
         return json_response({}) if any(gone) else WireError(404, f"dataset {name!r} not found")
@@ -175,6 +178,7 @@ class Wire(Family):
             return WireError(400, f"unknown field: {min(unknown)}")
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", job_id):
             return WireError(400, f"invalid job id {job_id!r}")
+        # The id is the client's own, so that a repeated create finds its job, and makes no other.
         if self.house.batches.known(self, job_id) is not None:
             return WireError(409, f"batch inference job {job_id!r} already exists")
         dataset = str(body.get("inputDatasetId"))

@@ -33,6 +33,7 @@ from beam_llm.testing.emulator.generate_content import precondition, rfc3339
 from beam_llm.testing.emulator.shapes import misfit
 from beam_llm.testing.emulator.wire import WireError, json_response, page_asked
 
+# 20 MB, in the front end's own number: "exceeds the limit: 20971520 bytes".
 MOST_INLINE_BYTES = 20_971_520
 _STATES = {
     "validating": "PENDING",
@@ -74,6 +75,7 @@ class Wire(Dialect):
     variables = ("GEMINI_BASE_URL", "GEMINI_API_KEY")
 
     def refuse(self, request: web.BaseRequest) -> WireError | None:
+        # A key that is wrong is an invalid argument here, and one that is missing is forbidden.
         refused = super().refuse(request)
         if refused is None or "upload_id" in request.query:  # whose name is enough
             return None
@@ -141,6 +143,7 @@ class Wire(Dialect):
             if meta is None:
                 return no_file(str(source["fileName"]).removeprefix("files/"))
             entries = _lines_of(self.house.files.path(meta["id"]).read_bytes())
+        # Letters and digits, of no meaning, as in the recording.
         job_id = uuid.uuid4().hex + "x"
         errors: list[dict[str, Any]] = []
         part = self.house.batches.part_path(job_id)
@@ -179,6 +182,7 @@ class Wire(Dialect):
             return WireError(400, "Request contains an invalid argument.")
         start, most = asked.start, min(asked.size, options.list_page)
         shown: list[Any] = [self.job(job) for job in visible[start : start + most]]
+        # A page without jobs has no `operations` at all: proto3 leaves out what is empty.
         is_last = start + most >= len(visible)
         if not options.list_ends and not shown:
             shown, most = [_older(start, options.clock())], 1
@@ -239,6 +243,7 @@ class Wire(Dialect):
 
     def _output(self, job: Job) -> dict[str, Any]:
         """Where the answers are; an expired job has none, nor has one that failed."""
+        # "Will not have any results to retrieve" (guide): what was done before is lost.
         if job["status"] not in ("completed", "cancelled"):
             return {}
         if not job["own"]["inline"]:
@@ -262,6 +267,7 @@ class Wire(Dialect):
     def _end(self, result: LineResult) -> dict[str, Any]:
         if result.answer is not None:
             return {"response": self.reply(result.answer, result.asked, result.reply_id)}
+        # google.rpc's numbers, not HTTP's: a line is a status of theirs.
         status, said = 500, "Internal error encountered."
         if result.error is not None:
             status, said = result.error.status, result.error.message

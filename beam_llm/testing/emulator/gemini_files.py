@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 2**18
 _FILE = re.compile(r"/v1beta/files/([a-z0-9-]+)")
 _DOWNLOAD = re.compile(r"(?:/download)?/v1beta/files/batch-([a-z0-9]+):download")
+# Source: Files API guide ("files are stored for 48 hours"), read 2026-11.
 _KEPT_SECONDS = 48 * 3600
 
 
@@ -62,6 +63,7 @@ class GeminiFiles:
             return WireError(400, "X-Goog-Upload-Header-Content-Length is missing.")
         if int(size) > self._house.options.max_file_bytes:
             return WireError(400, "Request payload size exceeds the limit.")
+        # The size rides in the id, so that nothing has to be remembered of uploads that never come.
         upload_id = f"{uuid.uuid4().hex[:12]}-{size}"
         url = f"{self._house.url}/gemini/upload/v1beta/files?upload_id={upload_id}"
         named = {"X-Goog-Upload-URL": url, "X-Goog-Upload-Status": "active"}
@@ -76,6 +78,7 @@ class GeminiFiles:
         files = self._house.files
         part = files.part_path(file_id)
         offset = int(request.headers.get("X-Goog-Upload-Offset", "-1"))
+        # From where it stopped, or all over again; a hole would be filled with nothing.
         if offset != (part.stat().st_size if part.exists() else 0) and offset != 0:
             return WireError(400, "Upload offset is wrong.")
         with open(part, "ab" if offset else "wb") as file:

@@ -141,6 +141,7 @@ def asked(body: Any, model: str, chat: Chat) -> Asked | WireError:
     if not chat.knows(model):
         return no_model(model)
     config = body.get("generationConfig", {})
+    # Source of both sentences: public issues, read 2026-11.
     if model.startswith("gemma"):
         asks = {"JSON mode": "responseMimeType" in config}
         asks["Developer instruction"] = "systemInstruction" in body
@@ -180,6 +181,7 @@ def _camel(found: Any, where: str, known: frozenset[str]) -> tuple[Any, str | No
         return found, f"Invalid JSON payload received. {where or 'Root element'} must be a message."
     made = {}
     for name, value in found.items():
+        # Both spellings are the same field to protobuf's JSON.
         camel = re.sub(r"_([a-z])", lambda letter: letter[1].upper(), name)
         if camel not in known:
             place = f" at '{where}'" if where else ""
@@ -335,6 +337,7 @@ def reply(answer: Answer, asked: Asked, reply_id: str, usage: Mapping[str, Any])
     cached = answer.body["usage"]["prompt_tokens_details"]["cached_tokens"]
     if cached:
         counts["cachedContentTokenCount"] = cached
+    # What was blocked has no candidate, but is counted; lists that are empty are left out.
     made: dict[str, Any] = {"candidates": [_candidate(answer, asked)]}
     if answer.finish == "refusal":
         made = {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}
@@ -374,6 +377,7 @@ def job_error(error: Mapping[str, Any]) -> dict[str, Any]:
 
 def error_response(error: WireError) -> web.Response:
     """An error as Google writes it: with when to come back inside of it, and not in a header."""
+    # A client that looks for `retry-after` alone would never wait here.
     headers = {name: value for name, value in error.headers.items() if "retry" not in name}
     return json_response({"error": error_object(error)}, error.status, headers)
 
@@ -394,6 +398,7 @@ def _details(error: WireError, code: str) -> list[dict[str, Any]]:
     if code == "invalid_api_key":
         reason = {"reason": "API_KEY_INVALID", "domain": "googleapis.com"}
         found.append({"@type": f"{_TYPE}ErrorInfo", **reason})
+    # By the quota's id a client tells a minute's limit, which passes, from a day's.
     quota = {
         "insufficient_quota": "GenerateRequestsPerDayPerProjectPerModel",
         "rate_limit_exceeded": "GenerateRequestsPerMinutePerProjectPerModel",

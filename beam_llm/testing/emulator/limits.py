@@ -28,9 +28,11 @@ class Bucket:
 
     def wait_seconds(self, amount: float) -> float:
         """Until `amount` can be taken; 0.0 where it can be now."""
+        # A call larger than the whole budget waits for a full one, else it would wait for ever.
         return max(0.0, (min(amount, self.limit) - self.left()) * 60 / self.limit)
 
     def take(self, amount: float) -> None:
+        # May go below zero: what was too large for the budget is paid off before the next call.
         self._left -= amount
 
     def reset_seconds(self) -> float:
@@ -72,6 +74,7 @@ class Limits:
             return too_many(
                 "concurrent requests", model, self._max_concurrency, self.in_flight, 0.05
             )
+        # Looked at before anything is taken: a call that one of them refuses costs the other none.
         for bucket, amount, what in (
             (self.requests, 1, "requests per min (RPM)"),
             (self._tokens, tokens, "tokens per min (TPM)"),
@@ -121,6 +124,7 @@ def duration(seconds: float) -> str:
     return f"{int(minutes)}m{shown}s" if minutes else f"{shown}s"
 
 
+# Made once: most emulators have no limits, and every reply has these headers.
 _UNLIMITED = {
     **_shown("requests", Limits().standing("requests")),
     **_shown("tokens", Limits().standing("tokens")),

@@ -140,6 +140,7 @@ class Wire(Dialect):
             return problem
         if not self.house.chat.knows(body["model"]):
             return unknown_model(body["model"])._replace(status=400, code="1500")
+        # What OpenAI's rules would refuse, or call by another name, is taken out.
         renamed = {**body, "seed": body.get("random_seed")}
         for name in ("random_seed", "safe_prompt", "metadata"):
             renamed.pop(name, None)
@@ -215,6 +216,7 @@ class Wire(Dialect):
     def _result(self, result: LineResult) -> dict[str, Any]:
         """An answered line holds an object; a failed one a text of JSON, and no error."""
         line: dict[str, Any] = {"id": f"batch-{result.reply_id}", "custom_id": result.custom_id}
+        # A line that failed has no `error`: its reason is a text of JSON in the response.
         missed = result.code in (EXPIRED["code"], CANCELLED["code"])
         if result.answer is not None:
             body: Any = self.reply(result.answer, result.asked, result.reply_id)

@@ -22,6 +22,7 @@ from beam_llm.testing.emulator.work import bare
 if TYPE_CHECKING:
     from beam_llm.testing.emulator.service import Service
 
+# The longer one first: `/openai/v1` is Azure's newer route, `/openai` its older one.
 _PREFIXES = ("/openai/v1", "/v1", "/openai")
 _DEPLOYMENTS = "/openai/deployments/"
 _TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
@@ -104,6 +105,7 @@ class Wire(Dialect):
         path, deployment = local_path(path)
         if path == "/chat/completions" and request.method == "POST":
             return await self.house.live(request, self, lambda body: self._asked(body, deployment))
+        # Control calls have the headers of live ones, under numbers of their own.
         started = time.perf_counter()
         reply = await self._control(request, path)
         headers = self.headers(next(self._control_calls), time.perf_counter() - started)
@@ -132,6 +134,7 @@ class Wire(Dialect):
     # Live calls.
 
     def _asked(self, body: Any, deployment: str | None) -> Asked | WireError:
+        # Azure's older route names the model in its path, and takes none in the body.
         if deployment and isinstance(body, dict):
             body = {**body, "model": deployment}
         error = self.house.chat.check(body) or self._unknown(body)
@@ -197,6 +200,7 @@ class Wire(Dialect):
                 param="endpoint",
                 code="invalid_value",
             )
+        # The file is looked at when the job is made, its lines only while it is `validating`.
         return (
             self._check_window(body["completion_window"])
             or self._check_input(body["input_file_id"])
@@ -226,6 +230,7 @@ class Wire(Dialect):
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
         options = self.house.options
         after, limit = request.query.get("after"), request.query.get("limit")
+        # A list without end begins with the jobs that there are, and goes on with made-up ones.
         if not options.list_ends and (after is not None or not visible):
             return json_response(_older_page(after or "", options.clock()))
         return page(
@@ -252,6 +257,7 @@ class Wire(Dialect):
             "input_file_id": job["input_file_id"] if options.inputs_shown else None,
             "completion_window": "24h",
             "status": self.house.batches.status(job),
+            # The files are there earlier, from `finalizing` on; nobody is told before the end.
             "output_file_id": job["output_file_id"] if over else None,
             "error_file_id": job["error_file_id"] if over else None,
             "created_at": int(job["created"]),
@@ -269,6 +275,7 @@ class Wire(Dialect):
 def _check_metadata(metadata: Any) -> WireError | None:
     if metadata is None:
         return None
+    # Source: SDK openai 3.57 (shared_params.Metadata).
     fits = isinstance(metadata, dict) and len(metadata) <= _MOST_PAIRS
     fits = fits and all(
         isinstance(value, str) and len(key) <= _MOST_KEY and len(value) <= _MOST_VALUE

@@ -47,6 +47,7 @@ class Wire(Family):
             found = await jobs.look(request, self, job_id)
             return with_json(found, lambda job: self._with_results(job))
         reply = await super().handle(request, path)
+        # "Accepted", and not yet looked at: its requests are validated after that.
         is_create = (request.method, path) == ("POST", "/batches")
         if is_create and isinstance(reply, web.Response) and reply.status == 200:
             reply.set_status(202)
@@ -101,6 +102,7 @@ class Wire(Family):
         if not isinstance(body, dict) or not isinstance(body.get("requests"), list):
             return "requests: expected an array"
         names = list(body)
+        # The body is read as a stream there: what its requests are for has to be known before them.
         for name in ("endpoint", "model"):
             if name not in names or names.index(name) > names.index("requests"):
                 return f"'{name}' must come before 'requests'"
@@ -149,6 +151,7 @@ class Wire(Family):
         }
 
     def _with_results(self, shown: dict[str, Any]) -> dict[str, Any]:
+        # Only a look has them: a list would be as large as all of its jobs' answers.
         job = self.house.batches.known(self, shown["id"])
         if job is None or job["status"] not in OVER:
             return shown

@@ -57,6 +57,7 @@ class EmulatorOptions:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     max_concurrency: int | None = None
+    # Short, for tests; the shape of a job's life is the same as over hours.
     batch_seconds: float | tuple[float, float, float] = 0.2
     cancel_seconds: float = 0.1
     enqueued_token_limit: int | None = None
@@ -67,6 +68,7 @@ class EmulatorOptions:
     fast: bool = False
     reads: int | None = None
     billing: str = "texts"
+    # Enough to look at what was sent, too few to fill the memory of a long run.
     keep_requests: int = 200
     seed: int = 0
     clock: Callable[[], float] = time.time

@@ -55,6 +55,7 @@ class EmulatorProcess(Address):
         if self.state_dir is None:
             self.state_dir = Path(tempfile.mkdtemp(prefix="llm-emulator-"))
         self.state_dir.mkdir(parents=True, exist_ok=True)
+        # In a file, as a script may be longer than a command line.
         faults = self.state_dir / "script.json"
         faults.write_bytes(orjson.dumps([fault.to_json() for fault in self.options.faults]))
         command = [
@@ -73,10 +74,12 @@ class EmulatorProcess(Address):
             str(os.getpid()),
             *arguments_of(self.options),
         ]
+        # This very package, also where another version of it is installed.
         paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
         assert self._process.stdout is not None
+        # The first line says its address, and that it listens; empty where it has ended.
         line = self._process.stdout.readline().decode()
         if "http://" not in line:
             self.close()
@@ -148,6 +151,7 @@ class EmulatorProcess(Address):
         self._ask("/_emulator/faults", orjson.dumps([fault.to_json() for fault in faults]))
 
     def _ask(self, path: str, data: bytes | None = None) -> Any:
+        # Without proxies: the environment of a test may name one, and this is loopback.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(urllib.request.Request(self.url + path, data=data), timeout=120) as answer:
             return orjson.loads(answer.read())
@@ -158,6 +162,7 @@ class EmulatorProcess(Address):
             return
         if process.poll() is None:
             process.send_signal(with_signal)
+        # A job's thread may be in the middle of a million lines; then it is killed.
         try:
             process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -167,6 +172,8 @@ class EmulatorProcess(Address):
             process.stdout.close()
 
 
+# Options that cross to the other process; `keys`, `models` and stages have a form of their own,
+# and a clock can't cross.
 FLAGS = ("fast",)
 VALUES = (
     "reads",

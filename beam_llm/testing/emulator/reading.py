@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+# Three ways in which a prompt numbers its records: `Input 1: …`, XML, and lists as people write
+# them. A template of the user's own may have any of them.
 _INPUT = re.compile(r"^[ \t]*Input (\d+):[ ]?", re.MULTILINE)
 _XML_INPUT = re.compile(r'<input index="(\d+)"[^>]*>(.*?)</input>', re.DOTALL)
 _NUMBERED = re.compile(r"^[ \t]*\[?(\d+)[.):\]|][ \t]?", re.MULTILINE)
@@ -26,7 +28,8 @@ _WORD_LIST = re.compile(
 _REPLY_WORDS = re.compile(r"\n\n(?=(?:Reply|Answer|Respond) with\b)")
 _TOLD_SCHEMA = re.compile(r"[^\n]*\bJSON schema:\s*(?=\{)")
 _CARE = re.compile(r"\n\nAnswer with care, [^\n]*\Z")
-"""What stands after a prompt that is asked again."""
+"""The sentence that the package puts at the end of a prompt when it asks again; it is about the
+first reply, and no part of the record."""
 _VERBS = (
     "classify|rate|score|label|judge|decide|summari[sz]e|translate|extract|give|tell|answer|say|"
     "name|list|find|read|write|count|describe|explain|detect|identify|determine|assess|evaluate|"
@@ -72,6 +75,7 @@ def read_question(body: Mapping[str, Any]) -> Question:
     system, user = _words(body.get("messages") or ())
     system, told = _without_told_schema(system)
     root = _strict_schema(body.get("response_format")) or told
+    # A schema without room for several answers decides: numbers in the text are the record's own.
     may_be_many = (
         root is None or _answer_list(root, root) is not None or _keyed_answer(root) is not None
     )
@@ -88,6 +92,7 @@ def read_question(body: Mapping[str, Any]) -> Question:
     schema = spoken_schema(words)
     if schema is None:
         return Question((text,), False, "text", None, None, f"{system}\n{instruction}")
+    # An answer that is no object is asked for inside one, as `{"value": …}`.
     named = re.search(r'\bThe "(\w+)" follows', words)
     if named is not None:
         schema = {
@@ -105,6 +110,7 @@ def split_single(user: str) -> tuple[str, str]:
     The record follows the first line that ends in a colon; else `… this review: `; else a first
     line that asks for something. A prompt that asks for nothing is the record itself.
     """
+    # In the order of how sure each sign is.
     colon = user.find(":\n")
     if colon >= 0:
         return user[: colon + 1], user[colon + 2 :]
@@ -138,12 +144,13 @@ def _words(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
         if message.get("role") in ("system", "developer"):
             system.append(content)
         elif message.get("role") == "user":
-            user = content
+            user = content  # of a session, the last turn is what is asked
     return "\n".join(system), _CARE.sub("", user)
 
 
 def _without_told_schema(system: str) -> tuple[str, Mapping[str, Any] | None]:
     """System text, and the schema of the whole reply that was written out in it."""
+    # By a decoder and not by matching braces, which may stand inside of a text.
     for match in _TOLD_SCHEMA.finditer(system):
         try:
             schema, end = json.JSONDecoder().raw_decode(system, match.end())
@@ -177,6 +184,7 @@ def _find_inputs(user: str) -> tuple[tuple[str, ...], str, bool] | None:
             return tuple(text for _, text, _ in run), user[: run[0][2]] + after, True
     for mark, ours in ((_INPUT, True), (_NUMBERED, False)):
         run = _run(_marked(user, mark))
+        # A lone "1." may be the beginning of a record; a lone `Input 1:` is ours.
         if run and (ours or len(run) > 1):
             return tuple(text for _, text, _ in run), user[: run[0][2]] + after, ours
     return None
@@ -198,6 +206,7 @@ def _marked(user: str, mark: re.Pattern[str]) -> list[tuple[int, str, int]]:
         end = marks[place + 1].start() if place + 1 < len(marks) else len(user)
         line_end = user.find("\n", match.end())
         line = user[match.end() : line_end if line_end >= 0 else len(user)]
+        # As JSON a text is on one line, whatever is in it; else it goes on to the next mark.
         text = _json_text(line)
         found.append(
             (
@@ -211,6 +220,7 @@ def _marked(user: str, mark: re.Pattern[str]) -> list[tuple[int, str, int]]:
 
 def _run(found: list[tuple[int, str, int]]) -> list[tuple[int, str, int]]:
     """Those numbered 1, 2, 3, … in order."""
+    # A number out of turn is part of a text: "2." inside the first record.
     run: list[tuple[int, str, int]] = []
     for entry in found:
         if entry[0] == len(run) + 1:
@@ -237,6 +247,7 @@ def _xml_text(content: str) -> str:
 
 
 def _many(texts: tuple[str, ...], hint: str, root: Mapping[str, Any] | None) -> Question | None:
+    # A grammar leaves no choice; words are tried from the most particular to the most general.
     if root is not None:
         return _many_by_schema(texts, hint, root)
     tag = re.search(r'<answer (\w+)="1">', hint)
@@ -308,6 +319,7 @@ def _keyed_answer(root: Mapping[str, Any]) -> Mapping[str, Any] | None:
         str(index) for index in range(1, len(properties) + 1)
     ]:
         return None
+    # Keys "1", "2" may be a user's own fields; those of a reply all have one type.
     kinds = list(properties.values())
     if not kinds or any(kind != kinds[0] for kind in kinds) or not isinstance(kinds[0], dict):
         return None
@@ -376,6 +388,7 @@ def _index_name(items: Mapping[str, Any]) -> str | None:
 
 def resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
     """Follows local `$ref`s."""
+    # Bounded: a definition may refer to itself, directly or in a circle.
     seen = 0
     while "$ref" in schema and seen < 32:
         target: Any = root
@@ -395,6 +408,7 @@ def spoken_schema(words: str) -> Mapping[str, Any] | None:
         _spoken_words(words),
         *(_spoken_type(words, pattern, kind) for pattern, kind in _TYPES),
     ]
+    # The last word counts, as the instruction on the reply comes after the task.
     return max(found, key=lambda place: place[0])[1]
 
 

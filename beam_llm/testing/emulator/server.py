@@ -26,7 +26,9 @@ from beam_llm.testing.emulator.service import Service
 HOST = "127.0.0.1"
 API_KEY = "emulator-key"
 _MOST_BODY_BYTES = 300 * 2**20
-"""A batch whose create sends its lines may have 256 MB."""
+"""Beyond the 256 MB of a batch whose create sends its lines, so that the dialect refuses what is
+too large in its own words."""
+# For calls under way when a test ends; most of them hang on purpose.
 _SHUTDOWN_SECONDS = 0.2
 
 
@@ -114,6 +116,7 @@ class Emulator(Address):
         self._folder.mkdir(parents=True, exist_ok=True)
         ready = threading.Event()
         self._failure = None
+        # A loop of its own: clients block, or have loops of theirs, and must not wait for it.
         self._thread = threading.Thread(
             target=self._run, args=(ready,), name="llm-emulator", daemon=True
         )
@@ -233,8 +236,11 @@ class Emulator(Address):
         runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_SECONDS, access_log=None)
         try:
             await runner.setup()
+            # Thousands may connect at once, more than the usual backlog of 128; and the port of a
+            # killed emulator is taken again at once.
             site = web.TCPSite(runner, HOST, self.port, backlog=4096, reuse_address=True)
             await site.start()
+            # Kept for a second `start`: clients know the address.
             self.port = runner.addresses[0][1]
             service.url = self.url
             ready.set()

@@ -46,6 +46,7 @@ class Service:
         self._folder = folder
         self.buckets = Buckets(folder / "buckets", lambda: self.url)
         self._has_own_time = options.clock is not time.time
+        # Part of every id, so that ids of another life of the emulator are other ids.
         self.started = f"{time.time_ns():x}"
         self._numbers = itertools.count(1)
         self._uses: Counter[str] = Counter()
@@ -54,6 +55,7 @@ class Service:
         )
         self.chat = Chat(Brain(options.fast, options.reads), options.models)
         self.script = FaultScript()
+        # Dialects and batches know each other: the dict is handed over empty, and filled then.
         self.dialects: dict[str, Dialect] = {}
         self.batches = Batches(options, folder, self.chat, self.billing, self.dialects)
         self.dialects.update((name, dialect_class(name)(self)) for name in NAMES)
@@ -122,6 +124,7 @@ class Service:
           ask: translates a body (None where it was no JSON), or says what is wrong with it.
         """
         started = time.perf_counter()
+        # Counted once the body is here: a connection that broke before asked for nothing.
         raw = await request.read()
         self.calls += 1
         self.limits.in_flight += 1
@@ -147,6 +150,7 @@ class Service:
         except orjson.JSONDecodeError:
             body = None
         number = next(self._numbers)
+        # What is wrong with a call is said before its limits are: it is no use to wait with it.
         asked = ask(body)
         if isinstance(asked, WireError):
             return asked.with_headers(dialect.headers(number))
@@ -170,6 +174,7 @@ class Service:
         question = self.chat.read(asked.body)
         faults = self.script.strike("chat", question.texts) if self.script else ()
         kinds = {fault.kind for fault in faults}
+        # Slow first, whatever comes of it: errors take as long as answers here.
         await self._pause(faults, number)
         if "drop_before" in kinds:
             return self._dropped(request)
@@ -178,6 +183,7 @@ class Service:
         headers = dialect.headers(number, time.perf_counter() - started)
         if answer.error is not None:
             return answer.error.with_headers(headers)
+        # Billed before it is sent: an answer that is lost on its way was made, and is paid for.
         self.billing.live(answer.texts, asked.body, answer.input_tokens, answer.output_tokens)
         if "drop_after" in kinds:
             return self._dropped(request)
@@ -199,10 +205,11 @@ class Service:
         return drop(request)
 
     async def _own(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
-        """`/_emulator/ledger`, `/_emulator/faults`, `/_emulator/health`: not the provider's,
-        ours.
+        """Answers what no provider has and tests want to know: `/_emulator/ledger`, `…/totals`,
+        `…/faults`, `…/health`.
         """
         if path == "/_emulator/ledger":
+            # In a thread: the bills of a million records are read, and calls go on meanwhile.
             loop = asyncio.get_running_loop()
             text = request.query.get("text")
             return json_response(

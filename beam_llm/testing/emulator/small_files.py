@@ -11,6 +11,7 @@ import orjson
 
 def write_json(path: Path, data: Any) -> None:
     """Writes aside, then renames."""
+    # By the process: a killed emulator's successor may write while the old one still dies.
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     aside.write_bytes(orjson.dumps(data))
     os.replace(aside, path)

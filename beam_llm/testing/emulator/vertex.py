@@ -39,6 +39,7 @@ _STATES = {
     "finalizing": "RUNNING",
     "completed": "SUCCEEDED",
 }
+# Google's SDK asks under v1beta1, this package under v1.
 _PARENT = r"/v1(?:beta1)?/(projects/[^/]+/locations/[^/]+)"
 _LIVE = re.compile(rf"{_PARENT}/publishers/google/models/([^/:]+):generateContent")
 _JOBS = re.compile(rf"{_PARENT}/batchPredictionJobs(?:/([^/:]+)(:cancel)?)?")
@@ -139,6 +140,7 @@ class Wire(Dialect):
         if problem is not None:
             return WireError(400, problem)
         uri = body["inputConfig"]["gcsSource"]["uris"][0]
+        # Nineteen digits, as Vertex AI's.
         job_id = str(uuid.uuid4().int)[:19]
         own = {"parent": parent, **{name: body[name] for name in _SHOWN if name in body}}
         model = body["model"].rpartition("/")[2]
@@ -171,6 +173,7 @@ class Wire(Dialect):
         """Writes the results of a job that has ended, before anybody is told that it has."""
         if job is None or job["status"] not in TERMINAL or job["own"].get("delivered"):
             return
+        # Two files, for a large job has several, and a reader of one alone would lose the half.
         prefix = job["own"]["outputConfig"]["gcsDestination"]["outputUriPrefix"]
         folder = f"{prefix.rstrip('/')}/prediction-model-{rfc3339(job['created'])}"
         results = [orjson.dumps(self._result(found)) for found in self._results(job)]
@@ -211,6 +214,7 @@ class Wire(Dialect):
 
     def job(self, job: Job) -> Any:
         own, stamps, options = job["own"], job["stamps"], self.house.options
+        # Not over before its results are in the bucket; a look has them delivered first.
         over = job["status"] in TERMINAL and bool(own.get("delivered"))
         hidden = {"inputConfig"} if not options.inputs_shown else set()
         hidden |= {"displayName"} if not options.names_kept else set()

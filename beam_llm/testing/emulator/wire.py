@@ -131,6 +131,7 @@ def retry_after(seconds: float | None) -> dict[str, str]:
     if seconds is None:
         return {}
     return {
+        # Rounded up: a client that is told 0 for 0.4 would come back too early.
         "retry-after": str(max(0, -int(-seconds // 1))),
         "retry-after-ms": str(round(seconds * 1000)),
     }
@@ -146,6 +147,7 @@ def token_limit(model: Any, limit: int | None) -> str:
 
 def scripted(fault: Fault, model: Any = "the model") -> WireError:
     """The error body of a fault that is an HTTP status."""
+    # Each part of it may be another one: real servers differ in all of them.
     usual = _scripted(fault, model)
     return usual._replace(
         status=fault.status or usual.status,

@@ -20,6 +20,7 @@ from beam_llm.testing.emulator.dialects import Asked, LineResult
 from beam_llm.testing.emulator.faults import Fault, FaultScript
 from beam_llm.testing.emulator.wire import WireError
 
+# More would not be read: a file with one mistake on each line has a million of them.
 _MOST_ERRORS = 50
 EXPIRED = {
     "code": "batch_expired",
@@ -65,6 +66,7 @@ def check_file(
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             checked.lines = number
+            # All lines are counted, for the message; those beyond the limit are not looked at.
             if number <= most_lines:
                 _check_line(checked, number, line, endpoint, chat, seen, count_tokens)
     if checked.lines == 0:
@@ -103,6 +105,7 @@ def _check_line(
                 "missing_required_parameter", f"Missing required parameter: '{name}'.", name, number
             )
             return
+    # A digest where the id is longer: the ids of a million lines are held at once.
     custom_id = str(request["custom_id"]).encode()
     digest = (
         custom_id if len(custom_id) < 40 else hashlib.blake2b(custom_id, digest_size=16).digest()
@@ -229,6 +232,7 @@ def answer_file(
         open(task.bill, "wb") as bill,
     ):
         for place, (number, line) in enumerate(_lines(task)):
+            # Often enough that a test's end does not wait, seldom enough to cost nothing.
             if place % 500 == 0 and stopped():
                 raise Stopped
             request = orjson.loads(line)
@@ -254,11 +258,13 @@ def _lines(task: Assignment) -> Iterator[tuple[int, bytes]]:
         open(task.source, "rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
+        # Only where lines start is held; the lines themselves stay in the file.
         starts, start = [0], data.find(b"\n") + 1
         while 0 < start < len(data):
             starts.append(start)
             start = data.find(b"\n", start) + 1
         numbers = list(range(len(starts)))
+        # By the job's id, so that the work done again after a kill gives the same files.
         if not task.in_order:
             random.Random(f"{task.seed}{task.batch_id}").shuffle(numbers)
         starts.append(len(data))
@@ -300,6 +306,7 @@ def _answer_line(
         errors.write(_error_line(task, number, request, error))
         result.failed += 1
         return
+    # A conflict is two answers: the first is the good one, the second is made below.
     usual = tuple(fault for fault in faults if fault.kind != "line_conflicting")
     answer = answer_line(chat, request, usual, f"{task.batch_id}-{number}")
     line = _reply_line(task, number, request, answer)
@@ -312,6 +319,7 @@ def _answer_line(
     result.records += len(answer.texts)
     result.input_tokens += answer.input_tokens
     result.output_tokens += answer.output_tokens
+    # Once for each line that was answered, however often its answer is written.
     bill.write(billing.line(answer.texts, body, answer.input_tokens, answer.output_tokens))
     if "line_duplicate" in by_kind:
         output.write(line)
@@ -362,6 +370,7 @@ def _result_line(
         "response": response,
         "error": error,
     }
+    # OpenAI's own lines are sent as they are here, so they must have nothing else in them.
     if "note" in request or "refused" in request:  # of a dialect, which reads them again
         line["note"] = request.get("note")
         line["refused"] = refused._asdict() if refused is not None else None

@@ -26,6 +26,7 @@ class Wire(Family):
     name = "xai"
     variables = ("XAI_BASE_URL", "XAI_API_KEY")
     path = "/v1"
+    # Its files have no purpose.
     purposes = ("",)
     tiers = ("default", "priority")
 
@@ -55,6 +56,7 @@ class Wire(Family):
     def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
         """Thoughts are counted beside the completion's tokens."""
         usage = answer.body["usage"]
+        # Some number that is not 0: a client that leaves it out pays more than it thinks.
         thoughts = 7
         details = {**usage["completion_tokens_details"], "reasoning_tokens": thoughts}
         sums = {
@@ -102,9 +104,11 @@ class Wire(Family):
         counts, status = self.house.batches.counts(job), job["status"]
         done, bad = counts["completed"] or 0, counts["failed"] or 0
         ended = status in OVER
+        # There is no status: a client goes by the counts, which are 0 until all requests are read.
         started = status not in ("validating", "failed")
         failed = "; ".join(one["message"] for one in job["errors"] or ()) or None
         stamp = job["stamps"].get("cancelled_at") or job["stamps"].get("failed_at")
+        # Recorded jobs show a day and no time.
         day = datetime.fromtimestamp(job["created"], UTC).date()
         return {
             "batch_id": job["id"],
@@ -117,6 +121,7 @@ class Wire(Family):
             "input_file_id": job["input_file_id"] if self.house.options.inputs_shown else None,
             "state": {
                 "num_requests": job["total"] if started else 0,
+                # One at least while it runs: none pending is how a client sees that it has ended.
                 "num_pending": 0 if ended else max(job["total"] - done - bad, 1),
                 "num_success": done,
                 "num_error": bad,
