@@ -208,6 +208,12 @@ def your_prices(settings: Settings) -> tuple[Rates, Rates] | None:
     return live, Rates(*(rate * share for rate in live))
 
 
+_MANY = 10_000
+"""Tokens: a Decimal divides exactly, and no tier starts that low."""
+
+_BATCH = {"processing": "batch"}
+
+
 class Published:
     """A model as genai-prices knows it."""
 
@@ -215,6 +221,10 @@ class Published:
         self.model_id = model_id
         self.provider_id = provider_id
         self.context_window = context_window
+        # By what every reply has: some of a model's batch prices may be as its live ones (Google's
+        # of cached tokens), and no usage of theirs alone tells.
+        usual = Usage(input_tokens=_MANY, output_tokens=_MANY)
+        self._lists_batches = self._usd(usual, None) != self._usd(usual, _BATCH)
         self.live = self._rates(batch=False)
         self.batch = self._rates(batch=True)
 
@@ -225,12 +235,12 @@ class Published:
         if not batch:
             return self._live_usd(usage, service_tier)
         # A job's lines may be hours apart: what they put into a cache is put there for an hour.
-        live = self._usd(usage, None, kept_an_hour=True)
-        discounted = self._usd(usage, {"processing": "batch"}, kept_an_hour=True)
+        listed = self._usd(usage, _BATCH, kept_an_hour=True)
         share = BATCH_SHARES.get(self.provider_id)
         # genai-prices answers with the live price where it lists none for batches.
-        unlisted = discounted == live and share is not None
-        return float(live * Decimal(str(share)) if unlisted else discounted)
+        if self._lists_batches or share is None:
+            return float(listed)
+        return float(listed * Decimal(str(share)))
 
     def _live_usd(self, usage: Usage, service_tier: str | None) -> float | None:
         live = self._usd(usage, None)
@@ -244,14 +254,13 @@ class Published:
         return None if share is None else float(live * Decimal(str(share)))
 
     def _rates(self, batch: bool) -> Rates:
-        many = 10_000  # a Decimal divides exactly, and no tier starts that low
         asked = (
-            Usage(input_tokens=many),
-            Usage(output_tokens=many),
-            Usage(input_tokens=many, cached_tokens=many),
-            Usage(input_tokens=many, cache_write_tokens=many),
+            Usage(input_tokens=_MANY),
+            Usage(output_tokens=_MANY),
+            Usage(input_tokens=_MANY, cached_tokens=_MANY),
+            Usage(input_tokens=_MANY, cache_write_tokens=_MANY),
         )
-        return Rates(*((self.exact_usd(usage, batch) or 0.0) / many for usage in asked))
+        return Rates(*((self.exact_usd(usage, batch) or 0.0) / _MANY for usage in asked))
 
     def _usd(
         self, usage: Usage, context: Mapping[str, str] | None, *, kept_an_hour: bool = False

@@ -227,6 +227,19 @@ def test_a_batch_of_googles_is_half_the_price_also_where_the_table_lists_none():
     assert prices.cost_usd(usage, batch=True) == pytest.approx(prices.cost_usd(usage) / 2)
 
 
+@pytest.mark.parametrize(
+    ("model", "share"),
+    [("gemini:gemini-2.5-flash", 1.0), ("openai:gpt-5-mini", 0.5)],
+    ids=["as live", "halved"],
+)
+def test_cached_tokens_of_a_batch_cost_what_the_table_says(model: str, share: float) -> None:
+    """Google's discounts of caches and of batches don't add up."""
+    prices = Prices.of(settings(model))
+    cached, fresh = Usage(1_000, 0, 1_000), Usage(1_000, 10)
+    assert prices.cost_usd(cached, batch=True) == pytest.approx(share * prices.cost_usd(cached))
+    assert prices.cost_usd(fresh, batch=True) == pytest.approx(prices.cost_usd(fresh) / 2)
+
+
 @pytest.mark.parametrize("batch", [False, True], ids=["live", "batch"])
 def test_many_small_replies_are_not_priced_as_a_long_one(batch: bool) -> None:
     prices = Prices.of(settings("gemini:gemini-2.5-pro"))

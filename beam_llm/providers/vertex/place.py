@@ -13,7 +13,9 @@ _ENDPOINTS = {
     "us": "https://aiplatform.us.rep.googleapis.com",
     "eu": "https://aiplatform.eu.rep.googleapis.com",
 }
-"""Of what is more than one region. Source: Vertex AI, "Deployments and endpoints", read 2026-11."""
+"""Of what is more than one region. Source: Vertex AI, "Deployments and endpoints", read 2026-11.
+Jobs over Cloud Storage take `global`, too (GoogleCloudPlatform/generative-ai#2391, 2025-10).
+"""
 
 
 class Place(NamedTuple):
