@@ -17,7 +17,7 @@ from beam_llm.errors import Kind
 from beam_llm.jobs import BatchJobRef, Ledger, Ready, Waiting, find_ref, list_jobs, open_store
 from beam_llm.jobs import failpoints as points
 from beam_llm.jobs.job_tree import JobTree
-from beam_llm.jobs.queue_limit import LIMIT_SECONDS, known_limit, note_limit
+from beam_llm.jobs.queue_limit import LIMIT_SECONDS, ModelLimit
 from beam_llm.jobs.queue_place import LONG_WAIT_SECONDS
 from beam_llm.protocols import BatchTraits
 from beam_llm.providers.openai.job_objects import stated_limit
@@ -334,13 +334,8 @@ def test_a_double_of_an_earlier_attempt_counts_with_the_lines_it_was_made_with(
     def fallen(point: str) -> None:
         if point == "marked" and world.fake.calls["create"] == 1:
             limit_to(world, 24)
-            note_limit(
-                open_store(world.location),
-                "127.0.0.1:1",
-                "fake-model",
-                world.clock.now,
-                stated=world.fake.token_limit // 6,
-            )
+            limit = ModelLimit(open_store(world.location), "127.0.0.1:1", "fake-model")
+            limit.note(world.clock.now, stated=world.fake.token_limit // 6)
 
     points.watch = fallen
     found = gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None))
@@ -365,7 +360,7 @@ def test_a_whole_job_that_shows_up_long_after_it_was_split_is_cancelled_before_i
 
     def learn(point: str) -> None:
         if point == "create.sent" and world.fake.calls["create"] == 1:
-            note_limit(store, intent.host, intent.model, world.clock.now, stated=limit)
+            ModelLimit(store, intent.host, intent.model).note(world.clock.now, stated=limit)
 
     points.watch = learn
     found = gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None))
@@ -587,15 +582,15 @@ def test_what_was_learned_is_kept_for_a_week_and_a_new_limit_forgets_what_was_fo
     world: World,
 ) -> None:
     store = open_store(world.location)
-    note_limit(store, "host", "model", 0.0, stated=100)
-    note_limit(store, "host", "model", 1.0, found=40)
-    assert known_limit(store, "host", "model", 2.0) == 40
-    assert known_limit(store, "host", "other", 2.0) is None
-    note_limit(store, "host", "model", 3.0, stated=100)
-    assert known_limit(store, "host", "model", 3.0) == 40
-    note_limit(store, "host", "model", 4.0, stated=900)
-    assert known_limit(store, "host", "model", 4.0) == 900
-    assert known_limit(store, "host", "model", 5.0 + LIMIT_SECONDS) is None
+    ModelLimit(store, "host", "model").note(0.0, stated=100)
+    ModelLimit(store, "host", "model").note(1.0, found=40)
+    assert ModelLimit(store, "host", "model").tokens(2.0) == 40
+    assert ModelLimit(store, "host", "other").tokens(2.0) is None
+    ModelLimit(store, "host", "model").note(3.0, stated=100)
+    assert ModelLimit(store, "host", "model").tokens(3.0) == 40
+    ModelLimit(store, "host", "model").note(4.0, stated=900)
+    assert ModelLimit(store, "host", "model").tokens(4.0) == 900
+    assert ModelLimit(store, "host", "model").tokens(5.0 + LIMIT_SECONDS) is None
 
 
 # What is said

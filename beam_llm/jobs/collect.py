@@ -351,28 +351,17 @@ class PriorOutcomes:
             if failure is None or failure.attempts:
                 return outcome
             return outcome._replace(failure=failure._replace(attempts=1))
-        before = self._outcome(manifest, position) or Outcome(cost_usd=0.0)
-        tries = (before.failure.attempts if before.failure else 0) + max(
-            failure.attempts if failure else 0, 1
-        )
+        at = int(self._known.positions(manifest.keys[position : position + 1])[0])
+        before = self._known.outcome(at) if at >= 0 else Outcome(cost_usd=0.0)
+        if failure is not None:
+            tries = before.failure.attempts if before.failure else 0
+            failure = failure._replace(attempts=tries + max(failure.attempts, 1))
         cost = (
             None
             if outcome.cost_usd is None or before.cost_usd is None
             else outcome.cost_usd + before.cost_usd
         )
-        return outcome._replace(
-            usage=outcome.usage + before.usage,
-            cost_usd=cost,
-            failure=failure._replace(attempts=tries) if failure is not None else None,
-        )
-
-    def _outcome(self, manifest: Manifest, position: int) -> Outcome | None:
-        at = (
-            -1
-            if self._known is None
-            else int(self._known.positions(manifest.keys[position : position + 1])[0])
-        )
-        return self._known.outcome(at) if self._known is not None and at >= 0 else None
+        return outcome._replace(usage=outcome.usage + before.usage, cost_usd=cost, failure=failure)
 
     def close(self) -> None:
         if self._known is not None:

@@ -54,18 +54,9 @@ def cut_jobs(
     cuts, at = [0], 0
     while at < len(sizes):
         taken = slice(at, at + max_requests)
-        count = int(
-            np.searchsorted(np.cumsum(sizes[taken], dtype=np.int64), max_bytes, side="right")
-        )
+        count = _fitting(sizes[taken], max_bytes)
         if max_tokens is not None:
-            count = min(
-                count,
-                int(
-                    np.searchsorted(
-                        np.cumsum(tokens[taken], dtype=np.int64), max_tokens, side="right"
-                    )
-                ),
-            )
+            count = min(count, _fitting(tokens[taken], max_tokens))
         at += max(count, 1)
         cuts.append(at)
     border = cuts[-1] - min_requests
@@ -76,3 +67,8 @@ def cut_jobs(
         )
         cuts[-2] = border if fits and min_requests <= max_requests else cuts[-2]
     return cuts
+
+
+def _fitting(weights: Array, most: int) -> int:
+    """How many, from the first on, have no more than `most` together."""
+    return int(np.searchsorted(np.cumsum(weights, dtype=np.int64), most, side="right"))

@@ -27,7 +27,7 @@ from beam_llm.jobs.job_tree import JobTree
 from beam_llm.jobs.ledger import Intent, Ledger
 from beam_llm.jobs.manifest import compact
 from beam_llm.jobs.parts import PartReader, PartRef
-from beam_llm.jobs.queue_limit import known_limit
+from beam_llm.jobs.queue_limit import ModelLimit
 from beam_llm.jobs.refs import BatchJobRef, host_of
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.protocols import BatchTraits, Clock, Store, Task
@@ -220,9 +220,8 @@ class _Plan:
     def _learned_limit(self) -> int | None:
         """Enqueued tokens beyond which an earlier job was refused: a larger one would have to be
         sent in several goes."""
-        return known_limit(
-            self._ledger.store, host_of(self._settings), self._settings.model, self._clock.time()
-        )
+        model = ModelLimit(self._ledger.store, host_of(self._settings), self._settings.model)
+        return model.tokens(self._clock.time())
 
     def _line_frame(self, distinct: Array) -> tuple[int, int]:
         """Bytes of a line without its records' texts, and what each record adds beside its text;

@@ -63,38 +63,38 @@ class Limit(Document):
     too_large: tuple[str, int, int] | None = None
 
 
-def known_limit(store: Store, host: str, model: str, now: float) -> int | None:
-    """Estimated tokens that one job of this model may have, as far as this ledger has learned."""
-    limit = _read_limit(store, host, model)
-    if limit is None or now - limit.at > LIMIT_SECONDS:
-        return None
-    return min((tokens for tokens in (limit.stated, limit.found) if tokens), default=None)
+class ModelLimit:
+    """What a ledger has learned of one model's limit, kept for later plans."""
 
+    def __init__(self, store: Store, host: str, model: str):
+        self._store, self._host, self._model = store, host, model
+        self._name = f"limits/{hashlib.sha256(f'{host} {model}'.encode()).hexdigest()[:32]}"
 
-def note_limit(
-    store: Store, host: str, model: str, now: float, **news: int | tuple[str, int, int] | None
-) -> None:
-    """Keeps a limit for later plans.
+    def read(self) -> Limit | None:
+        return read(self._store, self._name, Limit)
 
-    Args:
-      news: fields of `Limit`. What was found under another stated limit no longer holds.
-    """
-    before = _read_limit(store, host, model)
-    limit = replace(before or Limit(host, model, now), **news)  # type: ignore[arg-type]
-    if before is not None and limit.stated != before.stated:
-        limit = replace(limit, found=None)
-    # Unchanged it is written once a day, so that a limit that is still met goes on being believed.
-    if limit != before or now - before.at > LIMIT_SECONDS / 7:
-        store.put(_limit_name(host, model), replace(limit, at=now).dumps())
-        failpoint("limit.noted")
+    def tokens(self, now: float) -> int | None:
+        """Estimated tokens that one job of this model may have, as far as is known."""
+        limit = self.read()
+        if limit is None or now - limit.at > LIMIT_SECONDS:
+            return None
+        return min((tokens for tokens in (limit.stated, limit.found) if tokens), default=None)
 
+    def note(self, now: float, **news: int | tuple[str, int, int] | None) -> None:
+        """Keeps what was learned.
 
-def _read_limit(store: Store, host: str, model: str) -> Limit | None:
-    return read(store, _limit_name(host, model), Limit)
-
-
-def _limit_name(host: str, model: str) -> str:
-    return f"limits/{hashlib.sha256(f'{host} {model}'.encode()).hexdigest()[:32]}"
+        Args:
+          news: fields of `Limit`. What was found under another stated limit no longer holds.
+        """
+        before = self.read()
+        limit = replace(before or Limit(self._host, self._model, now), **news)  # type: ignore[arg-type]
+        if before is not None and limit.stated != before.stated:
+            limit = replace(limit, found=None)
+        # Unchanged it is written once a day, so that a limit that is still met goes on being
+        # believed.
+        if limit != before or now - before.at > LIMIT_SECONDS / 7:
+            self._store.put(self._name, replace(limit, at=now).dumps())
+            failpoint("limit.noted")
 
 
 def line_tokens(store: Store, manifest: Manifest, task: Task) -> Array:
@@ -129,6 +129,7 @@ class QueueLimit:
 
     def __init__(self, job: Job):
         self._job = job
+        self._known = ModelLimit(job.store, job.intent.host, job.intent.model)
 
     def refusal(self, error: QueueFull) -> Refusal:
         """What the ledger is to remember of a refusal by the queue."""
@@ -164,23 +165,14 @@ class QueueLimit:
     def completed(self) -> None:
         """The job has ended well: where a limit was only found by trying, twice as much may be
         tried next."""
-        limit = self._read()
+        limit = self._known.read()
         if limit is not None and limit.found:
             tokens = int(self._line_tokens().sum())
             if 2 * tokens > limit.found:
                 self._note(found=2 * tokens)
 
-    def _read(self) -> Limit | None:
-        return _read_limit(self._job.store, self._job.intent.host, self._job.intent.model)
-
     def _note(self, **news: int | tuple[str, int, int] | None) -> None:
-        note_limit(
-            self._job.store,
-            self._job.intent.host,
-            self._job.intent.model,
-            self._job.time(),
-            **news,
-        )
+        self._known.note(self._job.time(), **news)
 
     def _manifest(self) -> Manifest:
         return Manifest.read(self._job.store, self._job.intent.lines)
@@ -209,14 +201,8 @@ class QueueLimit:
     def _limit(self, stated: int | None) -> int | None:
         """What the last refusal said, and what the ledger knows; the latter only where the user has
         no number of their own."""
-        known = None
-        if self._job.settings.job_max_tokens is None:
-            known = known_limit(
-                self._job.store,
-                self._job.intent.host,
-                self._job.intent.model,
-                self._job.time(),
-            )
+        own = self._job.settings.job_max_tokens
+        known = self._known.tokens(self._job.time()) if own is None else None
         return min((limit for limit in (stated, known) if limit is not None), default=None)
 
     def _split(self, sizes: Array, limit: int | None) -> Split | None:
@@ -277,7 +263,7 @@ class QueueLimit:
     def _as_large_as_one_given_up(self, sizes: Array, limit: int) -> JobEnd | None:
         """Where another line of the job that this is a part of was given up, lines that are as
         large need not be tried."""
-        known = self._read()
+        known = self._known.read()
         if known is None or known.too_large is None:
             return None
         job, tokens, records = known.too_large

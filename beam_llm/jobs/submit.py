@@ -95,20 +95,17 @@ class Submission:
             return None
         if status.phase is Phase.DOUBT:
             return self._resolve(status.attempt)
-        if self._inherited is not None and not self._job.guesses():
+        may_have_sent = status.attempt > 0 and bool(self._job.guesses())
+        if self._inherited is not None and not may_have_sent:
             return self._inherited
         pause = self.place.seconds_after(status)
         if pause > SHORTEST_PAUSE_SECONDS:
             return self._job.wait(pause, "queued")
-        if self._is_too_small():
-            end = too_small(self._job.intent.line_count, self._job.provider.traits)
-            if self._job.settings.on_leftover != "fail":
-                why = end.failure.message.partition(";")[0]
-                live = "job %s goes as live calls, at the live price: %s"
-                _LOG.warning(live, self._job.name, why)
-            return end
+        fewest = self._job.provider.traits.min_requests
+        if self._job.intent.line_count < fewest and not may_have_sent:
+            return self._too_small()
         decision = self.limit.decide(status.attempt)
-        if isinstance(decision, Split) and self._job.guesses():
+        if isinstance(decision, Split) and may_have_sent:
             return self._adopt_or(decision, status.attempt)
         return decision or self._create(status)
 
@@ -132,25 +129,26 @@ class Submission:
             left = given_up + patience - self._job.time()
             return self._job.wait(min(left, self._job.soon()), "doubt") if left > 0 else split
         if self._job.claim(attempt, found[0].staged, adopts=found[0].job_id):
-            self._acknowledge(attempt, found[0])
+            self._acknowledge(attempt, found[0], found[0].staged)
         return None
 
-    def _is_too_small(self) -> bool:
-        """Whether the provider takes no job of so few requests, and none was sent."""
-        fewest = self._job.provider.traits.min_requests
-        return self._job.intent.line_count < fewest and not self._job.guesses()
+    def _too_small(self) -> JobEnd:
+        end = too_small(self._job.intent.line_count, self._job.provider.traits)
+        if self._job.settings.on_leftover != "fail":
+            why = end.failure.message.partition(";")[0]
+            live = "job %s goes as live calls, at the live price: %s"
+            _LOG.warning(live, self._job.name, why)
+        return end
 
     def _create(self, status: JobStatus) -> Waiting | JobEnd | None:
         with temporary_file() as path:
             try:
                 staged = self.staging.put(status, Path(path))
-                if staged is None:
-                    failure = Failure(
-                        Kind.TOO_LARGE, "no line of this job fits the provider's limits"
-                    )
-                    return JobEnd("empty", failure, final=False)
             except CallError as error:
-                return self._not_staged(error)
+                return self._end_of(error) or self._later(error, "planned")
+            if staged is None:
+                why = "no line of this job fits the provider's limits"
+                return JobEnd("empty", Failure(Kind.TOO_LARGE, why), final=False)
             try:
                 may_send = self._mark(status.attempt, staged)
             except CallError as error:
@@ -173,7 +171,7 @@ class Submission:
         late = self.search.acknowledged_late()
         if late is not None:
             if self._job.claim(attempt, late.staged, adopts=late.job_id):
-                self._acknowledge(attempt, late)
+                self._acknowledge(attempt, late, late.staged)
             return False
         if not self._job.claim(attempt, staged.file_id):
             return False
@@ -202,9 +200,7 @@ class Submission:
             return self._unclear(attempt, error)
         failpoint("create.after")
         # Before anything is asked: a job that is written down is found again, whatever happens now.
-        self._acknowledge(attempt, job)
-        if self._job.journal.read(Closed, attempt) is not None:
-            self.search.rejoin(attempt, job, staged.file_id)
+        self._acknowledge(attempt, job, staged.file_id)
         return None
 
     def _unclear(self, attempt: int, error: CallError) -> Waiting | JobEnd | None:
@@ -221,13 +217,15 @@ class Submission:
         self._doubt.note(attempt)
         return self._job.wait(self._job.soon(), "doubt")
 
-    def _not_staged(self, error: CallError) -> Waiting | JobEnd | None:
-        """Staging failed: nothing was created."""
+    def _end_of(self, error: CallError) -> JobEnd | None:
+        """How the job ends where nothing was created, and never will be."""
         if isinstance(error, Aborted):
-            return self._aborted(error)
+            if self._job.settings.on_abort == "raise":
+                raise error
+            return JobEnd("aborted", Failure(Kind.ABORTED, error.message, 1))
         if isinstance(error, Rejected):
             return JobEnd("refused", Failure(Kind.REJECTED, error.message, 1))
-        return self._later(error, "planned")
+        return None
 
     def _pause_after(self, error: CallError) -> float:
         self._tries += 1
@@ -244,18 +242,20 @@ class Submission:
         self, attempt: int, staged: Staged, error: CallError
     ) -> Waiting | JobEnd | None:
         """The provider has said no, for certain."""
-        if isinstance(error, Aborted):
-            self._job.close(attempt, CloseReason.ABORTED)
-            return self._aborted(error)
         if isinstance(error, InputGone) and self.staging.renew(attempt, staged.file_id):
             return self._job.wait(0.0, "planned")
-        if isinstance(error, Rejected):
+        # Closed before it raises, so that a corrected run begins with a new attempt.
+        if isinstance(error, Aborted):
+            self._job.close(attempt, CloseReason.ABORTED)
+        elif isinstance(error, Rejected):
             self._job.close(attempt, CloseReason.REFUSED)
-            return JobEnd("refused", Failure(Kind.REJECTED, error.message, 1))
-        return self.queue_up(attempt, None, error)
+        return self._end_of(error) or self.queue_up(attempt, None, error)
 
-    def _acknowledge(self, attempt: int, job: RemoteJob) -> None:
+    def _acknowledge(self, attempt: int, job: RemoteJob, file_id: str | None) -> None:
         self._job.acknowledge(attempt, job)
+        # Another process may have given the attempt up while this one slept in its create.
+        if self._job.journal.read(Closed, attempt) is not None:
+            self.search.rejoin(attempt, job, file_id)
         self._tries, self._due = 0, -math.inf
 
     def queue_up(self, attempt: int, job_id: str | None, error: CallError) -> Waiting:
@@ -268,18 +268,11 @@ class Submission:
         self.place.enter(pause, error)
         return self._job.wait(pause, "queued")
 
-    def _aborted(self, error: Aborted) -> JobEnd:
-        if self._job.settings.on_abort == "raise":
-            raise error
-        return JobEnd("aborted", Failure(Kind.ABORTED, error.message, 1))
-
     def _resolve(self, attempt: int) -> Waiting | JobEnd | None:
         """A create was sent, or may have been, and its answer is not known: it is repeated where it
         may be, else the job is looked for among the provider's."""
-        repeated = None
         try:
-            if self._doubt.may_repeat:
-                repeated = self._doubt.repeat(attempt)
+            repeated = self._doubt.repeat(attempt) if self._doubt.may_repeat else None
             found = repeated or self._doubt.look(attempt)
         except CallError as error:
             if isinstance(error, Aborted) and self._job.settings.on_abort == "raise":
@@ -292,10 +285,7 @@ class Submission:
             message = f"a batch job may have been created, but can't be looked for: {error.message}"
             return JobEnd("doubtful", Failure(Kind.DOUBTFUL, message, 1))
         if isinstance(found, RemoteJob):
-            self._acknowledge(attempt, found)
-            # As after any create: another process may have given the attempt up meanwhile.
-            if repeated and self._job.journal.read(Closed, attempt) is not None:
-                self.search.rejoin(attempt, found, found.staged)
+            self._acknowledge(attempt, found, found.staged)
             return None
         # 0.0: there certainly is no job, and the next step begins the next attempt.
         return self._job.wait(min(found, self._job.soon()), "doubt" if found > 0 else "planned")
