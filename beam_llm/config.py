@@ -374,7 +374,7 @@ class Settings:
 
     @property
     def usual_calls(self) -> int:
-        """Calls in flight, for what is reckoned ahead of them; with `auto` a guess."""
+        """Calls in flight, for what is estimated ahead of them; with `auto` a guess."""
         # Four times where `auto` starts, an eighth of where it may end.
         return 64 if self.max_concurrency == "auto" else self.max_concurrency
 

@@ -458,8 +458,8 @@ def test_what_no_reader_of_a_reply_thought_of_is_that_replys_own_error(raised: E
     def odd(found: Any) -> None:
         raise raised
 
-    with pytest.raises(Retryable, match="the reply is no message") as caught:
-        read_reply(b"{}", odd, "message")
+    with pytest.raises(Retryable, match="the reply is not a message") as caught:
+        read_reply(b"{}", odd, "a message")
     assert caught.value.kind == Kind.UNREADABLE
     with pytest.raises(Retryable, match="not JSON"):
-        read_reply(b"{", odd, "message")
+        read_reply(b"{", odd, "a message")

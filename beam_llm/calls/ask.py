@@ -148,7 +148,7 @@ class Ask:
         self._state.tally.warnings["not_split"] += 1
         for member in members:
             if member.failure is not None:
-                why = "not asked again: nor did other prompts get a good answer"
+                why = "not asked again, for other prompts got no good answer either"
                 member.failure = member.failure._replace(message=f"{member.failure.message}; {why}")
 
     async def _part(self, members: Sequence[Member], step: Step, deadline: Deadline) -> None:

@@ -81,7 +81,7 @@ class LocalLimiter:
         if self._budget is not None or self._hold_until:
             try:
                 await self._wait_for_budget(admission, tokens)
-            # Mostly a cancellation, which is no Exception: the slot is held already.
+            # Mostly a cancellation, which is not an Exception: the slot is held already.
             except BaseException:
                 self.release(admission)
                 raise

@@ -115,7 +115,7 @@ class Round:
         fail(members, Failure(Kind.ABORTED if aborted else error.kind, message))
         if aborted:
             self._ask.aborted = Aborted(Kind.ABORTED, error.message, status=error.status)
-        # A body that is no reply: like any other reply that can't be read.
+        # A body that is not a reply: like any other reply that can't be read.
         if error.kind == Kind.UNREADABLE:
             return Kind.UNREADABLE
         if not way.has_limit and error.kind == Kind.TIMED_OUT:

@@ -22,7 +22,7 @@ class Tally:
       waits: those of `retries` that came after a pause for which the server had asked; they use up
         time, but no `max_retries`.
       timeouts: requests without a reply in time.
-      splits: times that records which shared a prompt were parted.
+      splits: times that the records of one prompt were split over several.
       single_requests: those of `requests` that carried one record only.
       input_tokens, output_tokens, cached_tokens, cache_write_tokens, reasoning_tokens: of all
         replies, also of those that could not be read.

@@ -96,7 +96,9 @@ def unpack(kind: str, name: str, data: bytes | None) -> tuple[dict[str, Array], 
     if data is None:
         raise LedgerError(f"{name} is missing from the staging location")
     if len(data) < _HEAD.size + _DIGEST_BYTES or not data.startswith(_MAGIC):
-        raise LedgerError(f"{name} is no object of this package, or was cut ({len(data)} bytes)")
+        raise LedgerError(
+            f"{name} is not an object of this package, or was cut short ({len(data)} bytes)"
+        )
     _, version, header_bytes = _HEAD.unpack_from(data)
     # Before the digest: where a newer version keeps it is not known here.
     if version > FORMAT:

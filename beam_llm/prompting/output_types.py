@@ -85,7 +85,7 @@ class Output:
         if self.is_text:
             return text, text
         text = text.strip()
-        # Before JSON is tried: where "true" is one of the words, it is no boolean.
+        # Before JSON is tried: where "true" is one of the words, it is not a boolean.
         raw = self._choices.get(text, self._choices.get(text.casefold(), _NOTHING))
         if raw is not _NOTHING:
             return self.validate(raw), raw

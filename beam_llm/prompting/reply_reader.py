@@ -185,7 +185,7 @@ class ReplyReader:
             try:
                 orjson.dumps(raw)
                 return raw
-            except TypeError:  # a custom parser may give what is no JSON
+            except TypeError:  # a custom parser may give what is not JSON
                 pass
         return self._output.dump(reading.values[index])
 

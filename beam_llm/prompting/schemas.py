@@ -114,7 +114,7 @@ _TYPES = ("string", "integer", "number", "boolean", "array", "object", "null")
 
 def inner_schema(given: Mapping[str, Any]) -> str | None:
     """Where the schema is in a provider's wrapper, as Python reads it: `["json_schema"]["schema"]`;
-    None where `given` is no wrapper."""
+    None where `given` is not a wrapper."""
     if given.get("type") in _TYPES or any(
         word in given for word in ("properties", "enum", "anyOf", "oneOf", "allOf", "$ref")
     ):

@@ -58,7 +58,7 @@ def parse(source: str, option: str) -> nodes.Template:
     """The template's tree.
 
     Raises:
-      UsageError: where it is no template, naming option and line.
+      UsageError: where it is not a template, naming option and line.
     """
     try:
         tree = _ENVIRONMENT.parse(source)
@@ -151,7 +151,7 @@ class PromptTemplate:
         whole.
 
     Raises:
-      UsageError: where `source` is no template.
+      UsageError: where `source` is not a template.
     """
 
     def __init__(self, source: str, option: str = "prompt"):
@@ -332,7 +332,7 @@ class BatchTemplate:
         explained.
 
     Raises:
-      UsageError: where `source` is no template.
+      UsageError: where `source` is not a template.
     """
 
     def __init__(self, source: str, option: str = "batch_prompt_template"):

@@ -30,7 +30,7 @@ _PLAIN: tuple[Any, ...] = (str, int, float, bool)
 
 class TypeChecker:
     """A Python type, checked by pydantic by JSON's rules: `"4"` is an int unless the type is
-    strict, `1.0` too, `True` is no number."""
+    strict, `1.0` too, `True` is not a number."""
 
     def __init__(self, declared: Any):
         self.python_type = declared

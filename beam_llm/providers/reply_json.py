@@ -28,7 +28,7 @@ def read_reply(body: bytes, read: Callable[[Any], R], expected: str) -> R:
     """What `read` makes of the body's JSON.
 
     Args:
-      expected: what the reply is to be, for people.
+      expected: what the reply has to be, for people: "a message".
 
     Raises:
       CallError: `read`'s own, or Retryable: it is not JSON, or in a shape that `read` can't take.
@@ -40,4 +40,4 @@ def read_reply(body: bytes, read: Callable[[Any], R], expected: str) -> R:
     try:
         return read(payload)
     except ODD_SHAPE:
-        raise unreadable(f"the reply is no {expected}") from None
+        raise unreadable(f"the reply is not {expected}") from None

@@ -46,7 +46,7 @@ class JobGuard:
     """Asks some of the records of jobs alone; their outcomes go out with what that has cost.
 
     Args:
-      live_ids: takes the ids of live replies, which are no lines of a job.
+      live_ids: takes the ids of live replies, which are not lines of a job.
     """
 
     def __init__(

@@ -283,7 +283,7 @@ def _oddities(report: Report) -> Iterator[str]:
 
 
 _COUNTED = {
-    "splits": ("time", "the records of a prompt were parted"),
+    "splits": ("time", "a prompt was split"),
     "single_requests": ("call", "for one record alone"),
 }
 

@@ -1,4 +1,4 @@
-"""Row-wise expressions, reckoned by DuckDB: many rows at once, or one.
+"""Row-wise expressions, computed by DuckDB: many rows at once, or one.
 
 DuckDB sees the rows that it is given and nothing else: no files, no extensions, no settings to
 change.

@@ -55,7 +55,7 @@ class Layers:
         self._uses[level] |= value.uses
 
     def _level(self, value: Value) -> int:
-        """After how many calls the value can be reckoned."""
+        """After how many calls the value can be computed."""
         return max((self._levels[name] for name in value.uses), default=0)
 
     def in_flight(self, value: Value) -> str:
@@ -64,7 +64,7 @@ class Layers:
             return value.column
         level = self._level(value)
         for name, (sql, kind) in self._computed[level].items():
-            # The same expression is reckoned once, wherever it stands.
+            # The same expression is computed once, wherever it stands.
             if sql == value.sql and kind == value.type:
                 return name
         name = f"e{len(self.types)}"
@@ -81,7 +81,7 @@ class Layers:
         return column_in_flight(name, kind)
 
     def open_stage(self) -> int:
-        """What is reckoned after one more call; returns that call's number, from 1."""
+        """What is computed after one more call; returns that call's number, from 1."""
         self._filters.append([])
         self._computed.append({})
         self._uses.append(set())

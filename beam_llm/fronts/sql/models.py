@@ -139,7 +139,11 @@ def settings_of(
     if "output" not in together or (call and call.function == "AI_CLASSIFY"):
         values["output"] = output_of(model, call)[1]
     elif len(model.outputs) > 1:
-        source.fail(places["output"].start, "'output' is said by OUTPUT", "take it out")
+        source.fail(
+            places["output"].start,
+            "the model's OUTPUT says what the answer is, not 'output'",
+            "take it out",
+        )
     try:
         settings = settings_from_options(
             given, config.values, allow_code=permissions.code, **values

@@ -1,9 +1,9 @@
-"""A query as the pipeline runs it: where rows come from, what is reckoned and asked, what comes
+"""A query as the pipeline runs it: where rows come from, what is computed and asked, what comes
 out.
 
     rows ─ Compute 0 ─ Ask 1 ─ Compute 1 ─ Ask 2 ─ … ─ outputs
 
-Every expression is reckoned as early as its columns are there, and so is every condition: a row
+Every expression is computed as early as its columns are there, and so is every condition: a row
 that WHERE leaves out is not asked about, also behind a view.
 """
 

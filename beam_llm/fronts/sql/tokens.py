@@ -50,7 +50,7 @@ def tokens_of(source: SourceText) -> list[Token]:
     tokens, at, text = [], 0, source.text
     while at < len(text):
         found = _TOKENS.match(text, at)
-        # A comment that doesn't end is no `space`; its `/` would else pass for a division.
+        # A comment that doesn't end is not a `space`; its `/` would otherwise pass for a division.
         if found is None or (found.lastgroup == "op" and text.startswith("/*", at)):
             _refuse_character(source, at)
         at = found.end()

@@ -8,7 +8,7 @@ from typing import Any
 from beam_llm.prompting.readers import Items
 
 MAX_DEPTH = 64
-"""Levels of objects and arrays inside an answer. More is no answer: whatever keeps values and
+"""Levels of objects and arrays inside an answer. More is not an answer: whatever keeps values and
 passes them on has bounds, too."""
 
 

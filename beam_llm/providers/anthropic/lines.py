@@ -63,7 +63,7 @@ def _message(result: Any, context: ErrorContext) -> Any:
         raise found
     said = shown(kind[:80], context.secret, context.log_data)
     # Retryable: a fifth way to end may come with the next version of the API.
-    raise unreadable(f"the line ended in a way that nobody has told us of: {said!r}")
+    raise unreadable(f"the line ended in a way that is not documented: {said!r}")
 
 
 def first_custom_id(line: bytes) -> str:

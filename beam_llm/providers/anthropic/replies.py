@@ -31,7 +31,7 @@ def decode_reply(
     if completion is not None:
         return completion
     return read_reply(
-        body, lambda found: completion_of(found, request_id, pace, context), "message"
+        body, lambda found: completion_of(found, request_id, pace, context), "a message"
     )
 
 
@@ -51,7 +51,7 @@ def completion_of(
     if isinstance(payload, dict) and payload.get("type") == "error":
         raise error_in(payload, context)
     if not isinstance(payload, dict) or not isinstance(payload.get("content"), list | str):
-        raise unreadable("the reply is no message")
+        raise unreadable("the reply is not a message")
     redactor = redactor_of(context.secret)
     text, has_reply_tool = _text_of(payload["content"])
     if text is not None:

@@ -125,7 +125,7 @@ def decode_reply(
 ) -> Completion:
     """The bytes of a 200 as a Completion. Raises Retryable where it is not a reply."""
     return read_reply(
-        body, lambda found: completion_of(found, model, request_id, context), "message"
+        body, lambda found: completion_of(found, model, request_id, context), "a message"
     )
 
 

@@ -162,7 +162,7 @@ def completion_of(
         payload = payload[0]
     if not isinstance(payload, dict) or not payload.keys() & _OF_A_REPLY:
         _raise_error_in(payload, context)
-        raise unreadable("the reply is no generated content")
+        raise unreadable("the reply is not generated content")
     redactor = redactor_of(context.secret)
     candidate = _first(payload.get("candidates"))
     feedback = payload.get("promptFeedback")

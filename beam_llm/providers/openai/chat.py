@@ -116,7 +116,7 @@ class OpenAIChat:
         return self._dialect.enforces_schemas
 
     def note_ignored_schema(self, request: Request) -> bool:
-        """To be called with a request whose reply ended well and is no JSON, although
+        """To be called with a request whose reply ended well and is not JSON, although
         `request.schema` was sent with it: from now on the schema is put into words as well as being
         sent.
 

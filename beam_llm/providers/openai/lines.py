@@ -39,7 +39,7 @@ def line_reply(line: bytes, context: ErrorContext = NO_CONTEXT) -> LineReply:
     except CallError as error:
         return LineReply.failed(custom_id, error)
     except ODD_SHAPE:
-        return LineReply.failed(custom_id, unreadable("the reply is no chat completion"))
+        return LineReply.failed(custom_id, unreadable("the reply is not a chat completion"))
 
 
 def _answer(response: dict[str, Any], context: ErrorContext) -> Completion:

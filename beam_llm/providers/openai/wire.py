@@ -106,7 +106,7 @@ def decode_reply(
     if completion is not None:
         return completion
     return read_reply(
-        body, lambda found: completion_of(found, request_id, pace, context), "chat completion"
+        body, lambda found: completion_of(found, request_id, pace, context), "a chat completion"
     )
 
 
@@ -124,7 +124,7 @@ def completion_of(
         no chat completion at all.
     """
     if not isinstance(payload, dict):
-        raise unreadable("the reply is no chat completion")
+        raise unreadable("the reply is not a chat completion")
     redactor = redactor_of(context.secret)
     choices = payload.get("choices")
     choice = _first_choice(choices)
@@ -132,7 +132,7 @@ def completion_of(
         _raise_error_in(payload, context)
         # An empty list of choices is a reply all the same: it is read as one without text.
         if choices or "choices" not in payload:
-            raise unreadable("the reply is no chat completion")
+            raise unreadable("the reply is not a chat completion")
     choice = choice or {}
     message = choice.get("message")
     if not isinstance(message, dict):
@@ -174,7 +174,7 @@ def _first_choice(choices: Any) -> dict[str, Any] | None:
     if isinstance(choices, list) and choices and isinstance(choices[0], dict):
         return choices[0]
     if isinstance(choices, list) and choices:
-        raise unreadable("the reply is no chat completion")
+        raise unreadable("the reply is not a chat completion")
     return None
 
 
