@@ -19,7 +19,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from beam_llm.calls.ask import Ask
@@ -225,7 +225,7 @@ class Engine:
         while self._inbox:
             pending = self._inbox.popleft()
             if not pending.cancelled():
-                pending.task = task = asyncio.get_running_loop().create_task(self._serve(pending))
+                pending.task = task = pending.loop.create_task(self._serve(pending))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
@@ -238,12 +238,9 @@ class Engine:
             raise
         # Whatever it is, somebody waits for this future and has to hear of it.
         except BaseException as error:
-            if pending.set_running_or_notify_cancel():
-                pending.set_exception(error)
+            _end(pending.set_exception, error)
             return
-        # False where the caller has cancelled meanwhile: such a future takes no result.
-        if pending.set_running_or_notify_cancel():
-            pending.set_result(asked)
+        _end(pending.set_result, asked)
 
     async def ask(self, records: Sequence[Record]) -> Asked:
         """One outcome per record, in the records' order.
@@ -257,6 +254,14 @@ class Engine:
         if self._guard is None or len(records) < 2:
             return await Ask(self._context, records).run()
         return await self._guard.ask(records)
+
+
+def _end(end: Callable[[Any], None], how: Any) -> None:
+    """Ends a future, unless its caller has cancelled it meanwhile."""
+    try:
+        end(how)
+    except InvalidStateError:
+        _logger.debug("an ask was cancelled at its end")
 
 
 def _as_it_is(value: Any) -> Any:

@@ -71,7 +71,8 @@ class InFlight:
 
     def _land(self, future: Future[Asked]) -> None:  # on the loop's thread
         self._landed.append(future)
-        if len(self._running) - len(self._landed) <= self._awaited:
+        # Not set twice: each time would take a lock that the other thread may hold.
+        if len(self._running) - len(self._landed) <= self._awaited and not self._enough.is_set():
             self._enough.set()
 
     def landed(self, *, all_of_them: bool = False) -> Iterator[list[tuple[PromptBatch, Asked]]]:

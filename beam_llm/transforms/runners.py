@@ -153,10 +153,12 @@ def warn_of_lost_output(pipeline: Any) -> None:
 
     Flink 1.19 then holds a bundle's output back, or loses it. A transform can't set the flag.
     """
+    if runner_kind(pipeline) not in ("flink", "portable"):
+        return
     flags = _flags(pipeline)
     interval = _number(flags.get("checkpointing_interval"))
     finishes = str(flags.get("finish_bundle_before_checkpointing")).lower() in ("true", "1")
-    if runner_kind(pipeline) in ("flink", "portable") and interval > 0 and not finishes:
+    if interval > 0 and not finishes:
         _log.warning(
             "checkpointing_interval is %d without --finish_bundle_before_checkpointing: Flink then "
             "releases a bundle's output only when the next bundle starts, or never; add the flag",
