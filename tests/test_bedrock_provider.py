@@ -106,8 +106,10 @@ def emulator(s3_location: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emul
 @pytest.fixture
 def aws() -> Iterator[Callable[[str], Any]]:
     """Official clients by service, closed in the end."""
+    # A session of its own: boto3's usual one keeps the credentials of the first test in the process.
+    session = boto3.Session()
     with ExitStack() as stack:
-        yield lambda service: stack.enter_context(closing(boto3.client(service)))
+        yield lambda service: stack.enter_context(closing(session.client(service)))
 
 
 def ask(text: str) -> dict[str, Any]:
