@@ -317,6 +317,32 @@ def test_openais_create_knows_its_fields(call, changes, words):
 
 
 @pytest.mark.parametrize(
+    ("changes", "code", "param"),
+    [
+        ({"custom_id": 5}, "invalid_type", "custom_id"),
+        ({"url": 5}, "invalid_type", "url"),
+        ({"method": ["POST"]}, "invalid_type", "method"),
+        ({"body": "x"}, "invalid_type", "body"),
+        ({"body": {"model": 5}}, "invalid_request", "body.model"),
+        ({"url": None}, "missing_required_parameter", "url"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_line_of_another_type_fails_openais_job_and_does_not_keep_it_validating(
+    call, changes, code, param
+):
+    line = {**LINE, "method": "POST", "url": "/v1/chat/completions", **changes}
+    _, file = upload(call, "/v1/files", "batch", json.dumps(line).encode() + b"\n")
+    _, made = call("/v1/batches", BEARER, {**CREATE, "input_file_id": file["id"]})
+    job = json.loads(made)
+    while job["status"] == "validating":
+        job = json.loads(call(f"/v1/batches/{job['id']}", BEARER, method="GET")[1])
+    assert job["status"] == "failed"
+    error = job["errors"]["data"][0]
+    assert (error["code"], error["param"], error["line"]) == (code, param, 1)
+
+
+@pytest.mark.parametrize(
     "line", [b"{", b"[]", b'{"custom_id": "a"}', b'{"custom_id": 5, "body": {}}'], ids=repr
 )
 def test_mistral_refuses_a_file_with_a_faulty_line_at_its_upload(call, line):

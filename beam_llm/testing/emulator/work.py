@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 
 from beam_llm.testing.emulator.billing import Billing
-from beam_llm.testing.emulator.chat import Answer, Chat, prompt_tokens
+from beam_llm.testing.emulator.chat import Answer, Chat, misfit_error, prompt_tokens
 from beam_llm.testing.emulator.dialects import Asked, LineResult
 from beam_llm.testing.emulator.faults import Fault, FaultScript
+from beam_llm.testing.emulator.shapes import misfit
 from beam_llm.testing.emulator.wire import WireError
 
 # More would not be read: a file with one mistake on each line has a million of them.
@@ -81,6 +83,37 @@ def check_file(
     return checked
 
 
+class _Line(msgspec.Struct):
+    custom_id: str
+    method: str
+    url: str
+    body: dict[str, Any]
+
+
+def _request_of(checked: Checked, number: int, line: bytes) -> dict[str, Any] | None:
+    """The line's request; None where it is none, which is complained of."""
+    try:
+        request = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        request = None
+    if not isinstance(request, dict):
+        checked.complain(
+            "invalid_json_line", "This line is not parseable as valid JSON.", None, number
+        )
+        return None
+    for name in ("custom_id", "method", "url", "body"):
+        if not request.get(name):
+            checked.complain(
+                "missing_required_parameter", f"Missing required parameter: '{name}'.", name, number
+            )
+            return None
+    if (wrong := misfit(request, _Line)) is not None:
+        problem = misfit_error(wrong)
+        checked.complain(str(problem.code), problem.message, problem.param, number)
+        return None
+    return request
+
+
 def _check_line(
     checked: Checked,
     number: int,
@@ -90,23 +123,11 @@ def _check_line(
     seen: set[bytes],
     count_tokens: bool,
 ) -> None:
-    try:
-        request = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        request = None
-    if not isinstance(request, dict):
-        checked.complain(
-            "invalid_json_line", "This line is not parseable as valid JSON.", None, number
-        )
+    request = _request_of(checked, number, line)
+    if request is None:
         return
-    for name in ("custom_id", "method", "url", "body"):
-        if not request.get(name):
-            checked.complain(
-                "missing_required_parameter", f"Missing required parameter: '{name}'.", name, number
-            )
-            return
     # A digest where the id is longer: the ids of a million lines are held at once.
-    custom_id = str(request["custom_id"]).encode()
+    custom_id = request["custom_id"].encode("utf-8", "surrogatepass")
     digest = (
         custom_id if len(custom_id) < 40 else hashlib.blake2b(custom_id, digest_size=16).digest()
     )
@@ -189,6 +210,13 @@ class Result:
     records: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+
+    def add(self, answer: Answer) -> None:
+        """Counts a line that was answered."""
+        self.completed += 1
+        self.records += len(answer.texts)
+        self.input_tokens += answer.input_tokens
+        self.output_tokens += answer.output_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,12 +326,7 @@ def _answer_line(
         result.failed += 1
         return
     if "line_error" in by_kind:
-        fault = by_kind["line_error"]
-        error = {
-            "code": fault.code or "server_error",
-            "message": fault.message or "The server had an error while processing your request.",
-        }
-        errors.write(_error_line(task, number, request, error))
+        errors.write(_error_line(task, number, request, _scripted_error(by_kind["line_error"])))
         result.failed += 1
         return
     # A conflict is two answers: the first is the good one, the second is made below.
@@ -315,10 +338,7 @@ def _answer_line(
         result.failed += 1
         return
     output.write(line)
-    result.completed += 1
-    result.records += len(answer.texts)
-    result.input_tokens += answer.input_tokens
-    result.output_tokens += answer.output_tokens
+    result.add(answer)
     # Once for each line that was answered, however often its answer is written.
     bill.write(billing.line(answer.texts, body, answer.input_tokens, answer.output_tokens))
     if "line_duplicate" in by_kind:
@@ -329,6 +349,13 @@ def _answer_line(
     if "line_unknown" in by_kind:
         unknown = {**request, "custom_id": f"unknown-{number}"}
         output.write(_reply_line(task, number, unknown, answer))
+
+
+def _scripted_error(fault: Fault) -> dict[str, str]:
+    return {
+        "code": fault.code or "server_error",
+        "message": fault.message or "The server had an error while processing your request.",
+    }
 
 
 def answer_line(
