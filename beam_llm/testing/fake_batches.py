@@ -84,7 +84,10 @@ class FakeBatches:
       rung: of the ladder of recovery. TOKEN: a name makes one job, however often it is created, and
         nothing can be found. CONTAINER, METADATA: jobs are listed with their names. LABEL: so they
         are, unless `shows_names` is False. NONE: nothing can be found.
-      shows_names, shows_inputs: what jobs are listed with; newest_first: in which order.
+      shows_names, shows_inputs: what jobs are listed with; newest_first: in which order;
+        shows_counts: whether a job says how many of its requests are done.
+      running_word: the provider's word for a running job.
+      stuck: jobs never end by themselves.
       answers_after: seconds from a job's creation to its end.
       create_faults: consumed one per create: `lost` (created, answer lost), `late` (so, and made
         `late_seconds` later), `500` (not created, no clear answer), `429`, `refused`, `queue`
@@ -99,7 +102,11 @@ class FakeBatches:
       unknown_until: until then every job is a 404.
       expire_after, cancel_after: lines answered before the job expires or ends as cancelled; None:
         all.
-      spoil: (line index, line) → lines, applied to every result line.
+      drop_ids_every: every so many lines one gets neither an answer nor an error.
+      duplicate: each line is answered twice, the second time otherwise; strangers: so many results
+        are of requests that nobody made; shuffle: results are in another order than requests.
+      polls_fail, downloads_fail, uploads_fail: so many of the next ones fail.
+      download_cuts: so many of the next downloads end half-way.
       tail: bytes after the last line of an output file.
       denies_files, hides_files: result files are a 404, or the ended job names none.
       shows_lines, cuts_bytes: result files hold only their first lines, or lack their last bytes;

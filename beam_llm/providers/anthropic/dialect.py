@@ -13,7 +13,7 @@ from beam_llm.providers.anthropic import models
 SCHEMA, TOOL, WORDS = "output_config", "tool", "words"
 
 TOOL_NAME = "reply"
-"""Of the tool whose input is the reply, where a model has no structured outputs."""
+"""The name of the tool whose input is the reply, for models without structured outputs."""
 
 
 @dataclass(slots=True)

@@ -8,8 +8,10 @@ from beam_llm.config import Settings
 from beam_llm.providers.anthropic.dialect import Dialect
 
 VERSION = "2023-06-01"
-"""Of the API. The next one, 2026-10-21, has no temperature for any model, and nothing more that we
-use. Source: Anthropic's guide "Migrating to API version 2026-10-21", read 2026-11.
+"""The version of the API that is asked for. The next one, 2026-10-21, has no temperature for any
+model, and nothing more that we use.
+
+Source: Anthropic's guide "Migrating to API version 2026-10-21", read 2026-11.
 """
 
 

@@ -102,7 +102,9 @@ def _text_of(content: Any) -> tuple[str | None, bool]:
 
 
 def _finish(reason: Any, text: str | None, has_reply_tool: bool) -> Finish:
-    """Where no text is, nothing was answered, whatever good word stands for it."""
+    """How the reply ended; one without text answers nothing, however well it is said to have
+    ended.
+    """
     finish = Finish.STOP if reason is None or reason == "" else finish_of(reason)
     if finish is Finish.EMPTY:  # `tool_use`
         finish = Finish.STOP if has_reply_tool else Finish.OTHER
@@ -146,7 +148,7 @@ STATUSES = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
-"""By an error's type, where it stands without a status: in a batch's results."""
+"""The HTTP status of each type of error: in a batch's results an error has its type alone."""
 
 
 def error_in(payload: Mapping[str, Any], context: ErrorContext) -> Exception:

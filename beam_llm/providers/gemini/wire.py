@@ -207,8 +207,8 @@ def _text(part: Mapping[str, Any]) -> str | None:
 
 
 def _finish(reason: Any, text: str | None) -> Finish:
-    """A word that is missing is `STOP`. Where no text is, nothing was answered, whatever good word
-    stands for it.
+    """How the reply ended; a missing word stands for `STOP`. A reply without text answers nothing,
+    however well it is said to have ended.
     """
     finish = Finish.STOP if not reason else finish_of(reason)
     return Finish.EMPTY if not text and finish in (Finish.STOP, Finish.OTHER) else finish

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 OPTIONS = ("project", "region", "bucket")
 _TIER_HEADER = "X-Vertex-AI-LLM-Shared-Request-Type"
-"""Source: Vertex AI, "Flex PayGo" and "Priority PayGo", read 2026-11."""
+"""By it a live call asks to be served cheaper and later, or first.
+
+Source: Vertex AI, "Flex PayGo" and "Priority PayGo", read 2026-11."""
 
 
 def check(settings: Settings) -> None:

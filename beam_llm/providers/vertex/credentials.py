@@ -20,7 +20,7 @@ from beam_llm.redaction import remember
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 # Longer than any call of the API may take by default, so that no token ends under way.
 RENEW_SECONDS = 300.0
-"""Before its end a token is renewed; Google's tokens live an hour."""
+"""How long before its end a token is renewed; Google's tokens live an hour."""
 
 _FIX = (
     "run `gcloud auth application-default login`, set GOOGLE_APPLICATION_CREDENTIALS, "

@@ -53,9 +53,7 @@ class Ids(NamedTuple):
 
 
 def in_storage(location: str, work: Callable[[], T]) -> T:
-    """What `work` with objects comes to, Cloud Storage's errors as CallErrors without their
-    texts.
-    """
+    """Runs `work` on objects; Cloud Storage's errors become CallErrors, without their texts."""
     try:
         return work()
     except CallError:
@@ -205,7 +203,7 @@ def _write(data: bytes, ids: Ids, file: IO[bytes]) -> None:
 
 
 def _keyed(line: bytes, ids: Ids) -> bytes:
-    """The line by the id of its request; as it is where that can't be told."""
+    """The line under the id of its request; unchanged where that can't be told."""
     try:
         found = object_in(loads(line))
         key = _key_of(found.get("request"), ids)

@@ -13,8 +13,10 @@ _ENDPOINTS = {
     "us": "https://aiplatform.us.rep.googleapis.com",
     "eu": "https://aiplatform.eu.rep.googleapis.com",
 }
-"""Of what is more than one region. Source: Vertex AI, "Deployments and endpoints", read 2026-11.
+"""Hosts of locations that are more than one region; a region's host begins with its name.
+
 Jobs over Cloud Storage take `global`, too (GoogleCloudPlatform/generative-ai#2391, 2025-10).
+Source: Vertex AI, "Deployments and endpoints", read 2026-11.
 """
 
 

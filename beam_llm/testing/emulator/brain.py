@@ -40,8 +40,8 @@ class Brain:
 
     Args:
       fast: labels from a checksum instead of the scorer: constant time, for benchmarks.
-      reads: how many records of a prompt it reads with care; of those after them it gives answers
-        that are valid and wrong, as weak models do that are asked too much at once.
+      reads: how many records of a prompt it reads with care; its answers to those after them are
+        valid and wrong, like a weak model's that is asked too much at once.
     """
 
     def __init__(self, fast: bool = False, reads: int | None = None) -> None:

@@ -129,7 +129,7 @@ class Line(NamedTuple):
 
 
 class LineResult(NamedTuple):
-    """What came of one request of a job.
+    """What one request of a job came to.
 
     Attributes:
       answer: where the model answered it, else None.
@@ -173,6 +173,7 @@ class Dialect:
       variables: of the environment: the base URL's, the key's.
       path: what a base URL has behind the prefix.
       shows_cancelled: lines that a cancelled job did not come to are results of their own.
+      house: the service that it is mounted on, with its options, limits, faults and jobs.
     """
 
     name: ClassVar[str]

@@ -304,7 +304,7 @@ def _batch_of(raw: bytes) -> tuple[dict[str, Any], WireError | None]:
 
 
 def _as_entry(request: Any) -> Any:
-    """An inline request as a line of a file; what a client gave no key has its own."""
+    """An inline request as a line of a file; one without a key is given one."""
     if not isinstance(request, dict) or not set(request) <= {"request", "metadata"}:
         return None
     metadata = request.get("metadata") or {}

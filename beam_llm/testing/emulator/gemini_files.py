@@ -129,6 +129,6 @@ def shown_file(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def no_file(file_id: str) -> WireError:
-    """Whether there is none, or it is another's, the API does not say."""
+    """The answer for a file that isn't there: the API calls it forbidden, as it does another's."""
     said = f"You do not have permission to access the File {file_id} or it may not exist."
     return WireError(403, said)

@@ -321,7 +321,7 @@ def _from_open_api(schema: Any) -> Any:
 
 
 def reply(answer: Answer, asked: Asked, reply_id: str, usage: Mapping[str, Any]) -> dict[str, Any]:
-    """A good answer.
+    """A good answer as a GenerateContentResponse.
 
     Args:
       usage: what this API adds to the counts.

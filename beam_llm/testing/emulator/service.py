@@ -79,7 +79,7 @@ class Service:
         self.billing.close()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Every request ends here."""
+        """Answers a request as its dialect does; errors are put into the dialect's words."""
         if request.path.startswith("/_emulator"):
             return await self._own(request, request.path)
         if (found := await self.buckets.handle(request)) is not None:
