@@ -4,5 +4,5 @@ ALL_ANSWERED, FAILED, WRONG_USAGE, SOME_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130
 
 IN_WORDS = (
     "exit codes: 0 all records answered; 1 the command failed; 2 wrong usage; 3 finished, "
-    "but some records ended as errors"
+    "but some records ended as errors; 130 stopped by Ctrl-C"
 )
