@@ -26,6 +26,7 @@ from beam_llm.provider_table import PROVIDERS
 from beam_llm.providers import check, connect_batch
 from beam_llm.providers.overview import markdown
 from beam_llm.testing import Emulator
+from beam_llm.testing.contracts import StoreContract
 from pipelines import reviews_batch, reviews_streaming
 from tests.google_world import FolderBuckets, address, credentials_of
 
@@ -46,7 +47,10 @@ def run(block: str) -> dict[str, Any]:
 
 
 (FIRST,) = blocks(README, "python")
-LOCAL, GOOGLE, AWS, CLAUDE, TABLES, COUNTERS, TESTING, NOTEBOOK = blocks(RECIPES, "python")
+SEEN, ERRORS, LOCAL, GOOGLE, AWS, CLAUDE, TABLES, COUNTERS, TESTING, NOTEBOOK, *ADDED = blocks(
+    RECIPES, "python"
+)
+ACME, USES_ACME, STORE, TESTS_STORE, PARSER = ADDED
 (YAML,) = blocks(RECIPES, "yaml")
 (SQL,) = blocks(RECIPES, "sql")
 
@@ -68,6 +72,84 @@ def test_the_first_pipeline_answers(llm_emulator: Emulator, capfd: pytest.Captur
     assert re.findall(
         r"^(\d) sentiment='(\w+)' .* None$", capfd.readouterr().out, re.MULTILINE
     ) == [("1", "positive"), ("2", "negative")]
+
+
+def section(question: str) -> str:
+    """What stands under a heading."""
+    return RECIPES.partition(f"\n## {question}\n")[2].partition("\n## ")[0]
+
+
+QUESTIONS = {
+    "Which provider": None,
+    "Which runner": 0,
+    "How do I see the request": 0,
+    "What does it cost": 0,
+    "What to do with errors": None,
+    "How to resume": 0,
+    "How to pack safely": None,
+    "How to add a provider": None,
+    "How to add a store": None,
+    "How to add a parser": None,
+}
+"""What newcomers ask, each a section; the code that its commands end with, where it has some that
+no other test runs."""
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_what_newcomers_ask_has_a_section_that_is_linked_and_its_commands_run(
+    reviews: Path, llm_emulator: Emulator, question: str, capsys: pytest.CaptureFixture[str]
+):
+    head = RECIPES.partition("\n## ")[0]
+    assert f"](#{question.lower().replace(' ', '-')})" in head
+    assert section(question)
+    commands = [line for block in blocks(section(question), "bash") for line in block.splitlines()]
+    for line in commands if QUESTIONS[question] is not None else ():
+        own, _, beam_options = line.partition(" -- ")
+        words = shlex.split(own)[1:]
+        quick = ["--quiet", "--poll-seconds", "0.05"] if words[0] == "predict" else []
+        code = main([*words, *quick, *(["--", *beam_options.split()] if beam_options else [])])
+        if "--retry-errors" in line:  # there are none
+            assert code == 0
+        assert code == QUESTIONS[question]
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_request_is_seen_and_records_without_an_answer_come_out_apart(
+    llm_emulator: Emulator, capfd: pytest.CaptureFixture[str]
+):
+    run(SEEN)
+    assert "It broke, I hate it" in capfd.readouterr().out
+    assert llm_emulator.calls == 0
+    run(ERRORS)
+    good, bad = sorted(capfd.readouterr().out.splitlines())
+    assert good == "I love it → positive"
+    assert bad.startswith("prompt → the prompt names the field 'text'")
+
+
+def test_providers_stores_and_parsers_of_others_are_added_as_it_stands_there(
+    reviews: Path,
+    llm_emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+):
+    monkeypatch.syspath_prepend(reviews)
+    for table in (PROVIDERS, stores.STORES):  # what the snippets add is taken away again
+        monkeypatch.setitem(table, "acme", None)
+    (reviews / "acme_llm.py").write_text(ACME)
+    (reviews / "acme_store.py").write_text(STORE)
+    run(USES_ACME)
+    assert capfd.readouterr().out == "I LOVE IT\n"
+    run(PARSER)
+    assert sorted(capfd.readouterr().out.splitlines()) == [
+        "I love it → positive",
+        "It broke, I hate it → negative",
+    ]
+    contract = run(TESTS_STORE)["TestAcmeStore"]
+    store = contract().store()
+    assert isinstance(contract(), StoreContract)
+    assert store.create("log/1", b"mine")
+    assert not store.create("log/1", b"another's")
+    assert (reviews / "mounted" / "reviews" / "log" / "1").read_bytes() == b"mine"
 
 
 def test_a_local_server_needs_no_key(

@@ -234,3 +234,19 @@ def test_a_row_whose_job_is_in_doubt_is_not_asked_again(
     billed = mended(emulator)
     assert run(sql, "--retry-errors") == 3
     assert emulator.billed == billed
+
+
+def test_predict_asks_again_as_often_as_it_is_told_what_its_ledger_knows_as_failed(
+    folder: Path, emulator_with: Callable[..., Emulator]
+):
+    emulator = emulator_with(faults=[Fault("poison", text="odd")])
+    command = [
+        *("predict", "reviews.jsonl", "--output", "labelled.jsonl", "--quiet"),
+        *("--model", "openai:gpt-4.1-mini", "--prompt", "Mood of: {{ text }}"),
+        *("--mode", "batch_api", "--staging", "staging", "--poll-seconds", "0.05"),
+    ]
+    for flags in ([], ["--retry-errors"]):
+        assert main([*command, *flags]) == 3
+    billed = mended(emulator)
+    assert main([*command, "--retry-errors"]) == 0
+    assert emulator.billed - billed == {"Mood of: odd thing": 1}
