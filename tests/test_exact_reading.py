@@ -137,6 +137,12 @@ BROKEN = [
         id="endless number",
     ),
     pytest.param(
+        "in.jsonl",
+        b'{"a": "1:2", "b": {"c": 1}}\n{"a": 1, "b": {"c": 1, "c": 2}}\n',
+        "in.jsonl:2: a key stands twice in one object, with two values",
+        id="a key twice",
+    ),
+    pytest.param(
         "in.csv",
         b'a,b\n1,"x\n2,y\n3,z\n',
         "in.csv:2: not CSV: the quote in column 3 is never closed",

@@ -311,7 +311,7 @@ def test_a_json_schema_has_a_column_type(schema: dict[str, object], expected: pa
         pytest.param(
             "in.csv",
             "a,b\n1,2\n3\n",
-            "in.csv:3: 1 values, but the header names 2 columns",
+            "in.csv:3: 1 value, but the header names 2 columns",
             id="short csv row",
         ),
         pytest.param(

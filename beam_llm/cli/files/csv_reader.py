@@ -42,7 +42,8 @@ def read_csv(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
 
 
 def _wrong_count(source: Source, line: int, values: int, columns: int) -> DataError:
-    return DataError(f"{source}:{line}: {values} values, but the header names {columns} columns")
+    written = f"{values} value{'s' if values != 1 else ''}"
+    return DataError(f"{source}:{line}: {written}, but the header names {columns} columns")
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Reader of JSON lines, plain or gzipped: every record exactly, or an error that names file, line
 and column.
 
-Of a key that stands twice in one object the last value counts, as for Python, orjson, pandas and
-jq; the line itself is passed on to a `.jsonl` output as it was.
+A line with a key that stands twice in one object, with two values, is refused like a CSV header that
+names a column twice: Python, orjson, pandas and jq would keep the last one without a word.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import orjson
 
 from beam_llm.cli.files import text_files
 from beam_llm.cli.files.records import DataError, OnBadLine, Row, Source
+from beam_llm.prompting.readers.doubles import contradicts_itself
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONG_NUMBER = re.compile(rb"\d{19}")
@@ -79,6 +80,8 @@ def _fields(raw: bytes) -> dict[str, Any]:
         and _LONG_NUMBER.search(raw)
     ):
         fields = _second_look(raw)
+    if raw.count(b":") > len(fields) and contradicts_itself(raw.decode(), fields):
+        raise _Unreadable("a key stands twice in one object, with two values")
     return fields
 
 
