@@ -1,8 +1,8 @@
 """Reader of JSON lines, plain or gzipped: every record exactly, or an error that names file, line
 and column.
 
-A line with a key that stands twice in one object, with two values, is refused like a CSV header that
-names a column twice: Python, orjson, pandas and jq would keep the last one without a word.
+A line with a key that stands twice in one object, with two values, is refused like a CSV header
+that names a column twice: Python, orjson, pandas and jq would keep the last one without a word.
 """
 
 from __future__ import annotations
