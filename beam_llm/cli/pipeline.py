@@ -39,6 +39,7 @@ class ReadRecords(beam.DoFn):
         first, source, done = element
         # What a coder hands on may be another tuple than a Source.
         for number, row in enumerate(read_rows(Source(*source))):
+            # Ctrl-C: calls in flight are paid for and are waited for, but no new ones begin.
             if stopping.is_set():
                 return
             if not (number < len(done) and done[number]):
@@ -101,9 +102,8 @@ def to_stored(prediction: Prediction, ordinal: int, digest: str, output: Output)
     if failure is None:
         try:
             value = output.dump(prediction.value)
-        except (
-            ValueError
-        ) as error:  # of the class's own serializer: this record's error, and paid for
+        # Of the class's own serializer: this record's error alone, for the answer is paid for.
+        except ValueError as error:
             failure = Failure(Kind.INVALID, f"the answer has no place in a file: {error}", 1)
     return StoredAnswer(
         ordinal,

@@ -51,6 +51,7 @@ def predict(command: PredictCommand) -> Report:
         task = any_task(command.settings)
         check_prompt(task, sources)
         check_truth(command.truth, command.settings, list(found.columns))
+        # Workers elsewhere have their own keys, which can't be looked at from here.
         if found.records and runs_here(command.beam_options):
             check_key(command.settings)
         question = task.fingerprint + command.answer_field.encode()
@@ -156,6 +157,7 @@ class _Run:
                 unfit = plural(index.unfit, "kept answer")
                 write_line(f"{unfit} made by an earlier version of the output type: asked again")
             done = bytearray(index.done())
+        # Records in doubt count as done: asked again here, they might be paid for twice.
         for ordinal in self.prior.held if self.prior else ():
             done[ordinal] = 1
         return bytes(done)
@@ -180,6 +182,7 @@ def _ask_all(run: _Run) -> Report:
         if not here:  # what workers elsewhere tell isn't heard in this process
             meter.note_jobs(jobs_since(last, command.settings, here=False))
     tally, seen = _write(run)
+    # Only now: a kill before the output has its name has to find the answers again.
     run.spool.remove()
     return Report(
         tally,
@@ -261,6 +264,7 @@ def _write(run: _Run) -> tuple[Tally, Seen]:
         run.found = survey(run.sources, (field, f"{field}_error"))
         run.read_output()
         what = f"{changed}: {changes_between(before, run.found.digests) or 'and back again'}"
+        # Noted before anything is refused: the next run says what changed since this look.
         run.spool.note_inputs(run.found.digests)
         with run.answers() as index:
             if missing := index.missing():

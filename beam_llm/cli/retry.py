@@ -150,6 +150,7 @@ def prior_answers(
         if not (ordinals := places.get(ended.form)):
             gone += 1
             continue
+        # Equal records can't be told apart but by their order, which both files have.
         ordinal = ordinals.popleft()
         digest = found.digest(ordinal).hex()
         if ended.error is None:

@@ -127,6 +127,7 @@ def reason_of(error: BaseException) -> str:
     """The reason in one line: Beam hands a worker's exception on as the text of a traceback inside
     another exception.
     """
+    # The chain first: a worker in this process raises our own error, one elsewhere only its text.
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, LLMError):

@@ -59,6 +59,7 @@ class SpoolIndex:
                 except ValueError:
                     self.unfit += 1
                     continue
+            # Appended, also where it replaces an error: the older line is merely not pointed at.
             self._file.write(line)
             self._offset_of[ordinal] = self._end
             self._end += len(line)

@@ -24,9 +24,8 @@ def place_of(key: Any) -> tuple[int, str]:
         ordinal, _, digest = key.partition(" ")
         if len(digest) == 2 * DIGEST_BYTES and ordinal.isdecimal():
             return int(ordinal), digest
-    return (
-        key if type(key) is int else NO_PLACE
-    ), ""  # jobs of earlier versions have the ordinal alone
+    # Jobs that earlier versions submitted have the ordinal alone.
+    return (key if type(key) is int else NO_PLACE), ""
 
 
 class StoreInSpool(beam.DoFn):

@@ -279,6 +279,7 @@ def _after(position: Position, result: Ready | Waiting) -> Position:
 
 def resolve(store: Any, ref: Any) -> BatchJobRef:
     """The ref itself, or the one that a bare job id names."""
+    # What a coder hands on may be another tuple than a BatchJobRef.
     return find_ref(store, ref) if isinstance(ref, str) else BatchJobRef(*ref)
 
 
