@@ -373,6 +373,56 @@ def test_a_page_that_cant_be_is_refused(call, path, headers):
     assert json.loads(answer)
 
 
+NO_BOUNDARY = {**BEARER, "Content-Type": "multipart/form-data"}
+PARTS = {**BEARER, "Content-Type": "multipart/form-data; boundary=x"}
+UPLOAD = {"X-Goog-Upload-Offset": "0", "X-Goog-Upload-Command": "upload, finalize", **GOOGLE}
+VERTEX_JOBS = "/vertex/v1/projects/p/locations/l/batchPredictionJobs"
+VERTEX_JOB = {
+    "displayName": "x",
+    "model": "publishers/google/models/g",
+    "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": ["gs://a/b"]}},
+    "outputConfig": {
+        "predictionsFormat": "jsonl",
+        "gcsDestination": {"outputUriPrefix": "gs://a/c"},
+    },
+}
+BEDROCK_JOB = {
+    "jobName": "a",
+    "roleArn": "arn:aws:iam::123456789012:role/x",
+    "modelId": "m",
+    "modelInvocationType": "Converse",
+    "inputDataConfig": {"s3InputDataConfig": {"s3Uri": "s3://a/b"}},
+    "outputDataConfig": {"s3OutputDataConfig": {"s3Uri": "s3://a/c"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "body"),
+    [
+        ("/v1/files", NO_BOUNDARY, b"x"),
+        ("/v1/files", PARTS, b""),
+        ("/v1/files", PARTS, b"--x\r\nno header\r\n"),
+        ("/mistral/v1/files", NO_BOUNDARY, b"x"),
+        ("/gemini/upload/v1beta/files?upload_id=../../a-5", UPLOAD, b"12345"),
+        ("/gemini/upload/v1beta/files?upload_id=0123456789ab-x", UPLOAD, b"12345"),
+        ("/gemini/upload/v1beta/files?upload_id=0123456789ab-5", {**UPLOAD, "X-Goog-Upload-Offset": "x"}, b"12345"),
+        ("/gemini/v1beta/models/g:batchGenerateContent", GOOGLE, b"{"),
+        ("/fireworks/v1/accounts/a/datasets", BEARER, b"[]"),
+        ("/mistral/v1/batch/jobs?page=x", BEARER, None),
+        ("/_emulator/faults", {}, b"{"),
+        ("/_emulator/faults", {}, b'[{"kind": "no such fault"}]'),
+        *((VERTEX_JOBS, BEARER, {**VERTEX_JOB, name: 5}) for name in VERTEX_JOB),
+        (VERTEX_JOBS, BEARER, changed(VERTEX_JOB, ("inputConfig", "gcsSource"), {"uris": 5})),
+        *(("/bedrock/model-invocation-job", BEARER, {**BEDROCK_JOB, name: 5}) for name in BEDROCK_JOB),
+        ("/bedrock/model-invocation-job", BEARER, {**BEDROCK_JOB, "timeoutDurationInHours": 23}),
+    ],
+)  # fmt: skip
+def test_whatever_comes_to_another_route_is_refused_and_no_failure(call, path, headers, body):
+    status, answer = call(path, headers, body, method="GET" if body is None else "POST")
+    assert status in (400, 422)
+    assert json.loads(answer)
+
+
 def test_anthropic_takes_32_mb_of_a_live_call(call):
     body = {**ANTHROPIC_BODY, "system": "x" * 32 * 2**20}
     status, answer = call("/anthropic/v1/messages", ANTHROPIC, body)

@@ -270,6 +270,30 @@ def _shape_problem(body: Any, model: str) -> str | None:
     return None
 
 
+class _Uri(msgspec.Struct):
+    s3Uri: str
+
+
+class _JobInput(msgspec.Struct):
+    s3InputDataConfig: _Uri
+
+
+class _JobOutput(msgspec.Struct):
+    s3OutputDataConfig: _Uri
+
+
+class _Job(msgspec.Struct):
+    """Types and bounds. Source: botocore 1.44, CreateModelInvocationJobRequest."""
+
+    jobName: str
+    roleArn: str
+    modelId: str
+    inputDataConfig: _JobInput
+    outputDataConfig: _JobOutput
+    clientRequestToken: str | UnsetType = UNSET
+    timeoutDurationInHours: Annotated[int, msgspec.Meta(ge=24, le=168)] = 24
+
+
 def job_problem(body: Any) -> str | None:
     """What CreateModelInvocationJob refuses of a body."""
     if not isinstance(body, dict):
@@ -280,13 +304,13 @@ def job_problem(body: Any) -> str | None:
     for name in _REQUIRED:
         if name not in body:
             return f"Value null at '{name}' failed to satisfy constraint: Member must not be null"
+    if (wrong := misfit(body, _Job)) is not None:
+        return f"Value at '{wrong.place}' failed to satisfy constraint: {wrong.expected}"
     for name, rule in (("jobName", _NAME), ("clientRequestToken", _TOKEN), ("roleArn", _ROLE)):
-        if name in body and not rule.fullmatch(str(body[name])):
+        if name in body and not rule.fullmatch(body[name]):
             return f"Value at '{name}' failed to satisfy constraint: {rule.pattern}"
     if len(body["jobName"]) > 63:
         return "Value at 'jobName' failed to satisfy constraint: length less than or equal to 63"
-    if not 24 <= body.get("timeoutDurationInHours", 24) <= 168:
-        return "Value at 'timeoutDurationInHours' failed to satisfy constraint: 24 to 168"
     kind = body.get("modelInvocationType", "InvokeModel")
     if kind not in ("Converse", "InvokeModel"):
         return "Value at 'modelInvocationType' failed to satisfy constraint"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http import HttpProcessingError
 
 from beam_llm.testing.emulator.connection import after_work, before_work, drop, send_file
 from beam_llm.testing.emulator.dialects import Reply
@@ -110,6 +111,8 @@ class Files:
         part = self.part_path(uuid.uuid4().hex)
         try:
             return await self._uploaded(request, faults, part, purpose)
+        except (ValueError, HttpProcessingError):  # of a body that has no parts, or none that end
+            return WireError(400, "Could not parse the multipart/form-data body.")
         finally:
             part.unlink(missing_ok=True)
 

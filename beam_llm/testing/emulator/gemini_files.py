@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 2**18
 _FILE = re.compile(r"/v1beta/files/([a-z0-9-]+)")
+# Only ids of ours: one becomes the name of a file.
+_UPLOAD = re.compile(r"([0-9a-f]{12})-([0-9]+)")
 _DOWNLOAD = re.compile(r"(?:/download)?/v1beta/files/batch-([a-z0-9]+):download")
 # Source: Files API guide ("files are stored for 48 hours"), read 2026-11.
 _KEPT_SECONDS = 48 * 3600
@@ -59,7 +61,7 @@ class GeminiFiles:
         if headers.get("X-Goog-Upload-Protocol") != "resumable":
             return WireError(400, "Invalid upload protocol: only resumable is known.")
         size = headers.get("X-Goog-Upload-Header-Content-Length", "")
-        if not size.isdecimal():
+        if not re.fullmatch(r"[0-9]+", size):
             return WireError(400, "X-Goog-Upload-Header-Content-Length is missing.")
         if int(size) > self._house.options.max_file_bytes:
             return WireError(400, "Request payload size exceeds the limit.")
@@ -72,12 +74,14 @@ class GeminiFiles:
     async def _upload(self, request: web.BaseRequest) -> Reply:
         """The bytes, in one piece or in several."""
         faults = self._house.batches.script.strike("upload")
-        file_id, _, size = request.query.get("upload_id", "").partition("-")
-        if not size:
+        found = _UPLOAD.fullmatch(request.query.get("upload_id", ""))
+        if found is None:
             return WireError(400, "Upload ID is missing.")
+        file_id, size = found.groups()
         files = self._house.files
         part = files.part_path(file_id)
-        offset = int(request.headers.get("X-Goog-Upload-Offset", "-1"))
+        given = request.headers.get("X-Goog-Upload-Offset", "")
+        offset = int(given) if re.fullmatch(r"[0-9]+", given) else -1
         # From where it stopped, or all over again; a hole would be filled with nothing.
         if offset != (part.stat().st_size if part.exists() else 0) and offset != 0:
             return WireError(400, "Upload offset is wrong.")

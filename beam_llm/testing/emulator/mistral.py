@@ -19,7 +19,13 @@ from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.connection import before_work, send_lines
 from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, Line, LineResult, NewJob, Reply
 from beam_llm.testing.emulator.shapes import Misfit, Share, Whole, by_pydantic, misfit
-from beam_llm.testing.emulator.wire import WireError, json_response, unknown_model, with_json
+from beam_llm.testing.emulator.wire import (
+    WireError,
+    json_response,
+    page_asked,
+    unknown_model,
+    with_json,
+)
 from beam_llm.testing.emulator.work import CANCELLED, EXPIRED, line_results
 
 _OVER = frozenset({"completed", "failed", "expired", "cancelled"})
@@ -283,9 +289,12 @@ class Wire(Dialect):
                 yield from map(orjson.loads, file)
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
-        query, options = request.query, self.house.options
-        size = min(int(query.get("page_size", "100")), options.list_page)
-        start = int(query.get("page", "0")) * size
+        # A page by its number, not by a token: a job that is made meanwhile shifts all of them.
+        asked = page_asked(request.query, "page_size", 100, "page", 1_000)
+        if asked is None:
+            return _wrong(("query", "page"), "Input should be a valid integer")
+        size = min(asked.size, self.house.options.list_page)
+        start = asked.start * size
         shown = [self.job(job) for job in visible[start : start + size]]
         return json_response({"data": shown, "object": "list", "total": len(visible)})
 

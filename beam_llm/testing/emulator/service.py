@@ -218,9 +218,11 @@ class Service:
         if path == "/_emulator/totals":
             return json_response(self.totals())
         if path == "/_emulator/faults" and request.method == "POST":
-            self.set_faults(
-                [Fault.from_json(entry) for entry in orjson.loads(await request.read())]
-            )
+            try:
+                faults = [Fault.from_json(entry) for entry in orjson.loads(await request.read())]
+            except (TypeError, ValueError) as error:
+                return WireError(400, f"not a script of faults: {error}").response()
+            self.set_faults(faults)
         if path == "/_emulator/faults":
             return json_response([fault.to_json() for fault in self.script.faults])
         if path == "/_emulator/health":

@@ -13,6 +13,7 @@ import re
 import uuid
 from typing import Any
 
+import msgspec
 import orjson
 from aiohttp import web
 
@@ -256,6 +257,33 @@ class Wire(Dialect):
 _SHOWN = ("displayName", "model", "inputConfig", "outputConfig")
 
 
+class _Source(msgspec.Struct):
+    uris: list[str]
+
+
+class _Input(msgspec.Struct):
+    instancesFormat: str
+    gcsSource: _Source | None = None
+
+
+class _Target(msgspec.Struct):
+    outputUriPrefix: str
+
+
+class _Output(msgspec.Struct):
+    predictionsFormat: str
+    gcsDestination: _Target | None = None
+
+
+class _Create(msgspec.Struct):
+    """Types alone; what is missing has a sentence of its own."""
+
+    displayName: str
+    model: str
+    inputConfig: _Input
+    outputConfig: _Output
+
+
 def _lines_of(path: str) -> list[bytes]:
     with open(path, "rb") as file:
         return [line for line in file.read().split(b"\n") if line.strip()]
@@ -270,6 +298,8 @@ def _job_problem(body: Any) -> str | None:
     for name in ("displayName", "model", "inputConfig", "outputConfig"):
         if not body.get(name):
             return f"{name} is required."
+    if (wrong := misfit(body, _Create)) is not None:
+        return generate_content.misfit_said(wrong, "batch_prediction_job")
     if "publishers/google/models/" not in body["model"]:
         return f"Model {body['model']!r} is not a publisher model."
     source, target = body["inputConfig"], body["outputConfig"]
