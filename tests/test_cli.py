@@ -27,7 +27,8 @@ from beam_llm.cli.files.records import DataError
 from beam_llm.cli.flags import output_type
 from beam_llm.cli.main import main
 from beam_llm.cli.progress import Meter, ProgressLine
-from beam_llm.cli.running import reason_of
+from beam_llm.cli.running import Measured, reason_of
+from beam_llm.cli.spool import SpoolFile
 from beam_llm.cli.stored import StoredAnswer
 from beam_llm.cli.words import dollars, duration, shortened, table
 from beam_llm.config import OPTIONS, settings_from_options
@@ -692,6 +693,30 @@ def test_attach_writes_the_records_of_jobs_submitted_before(
     )
     assert rows(tmp_path / "again.jsonl") == rows(tmp_path / "out.jsonl")
     assert set(llm_emulator.billed.values()) == {1}
+
+
+def test_attach_counts_what_workers_elsewhere_stored(
+    tmp_path: Path,
+    submitted: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Their events are not heard here; their files are."""
+
+    def collect(settings: Any, ids: list[str], folder: str, options: list[str]) -> Measured:
+        file = SpoolFile(folder)
+        file.add(StoredAnswer(0, "positive", None, None), {"text": "a"})
+        file.add(StoredAnswer(1, None, "missing", "missing: none"), {"text": "b"})
+        file.close()
+        return Measured({}, None)
+
+    monkeypatch.setattr("beam_llm.cli.pipeline.collect", collect)
+    output = tmp_path / "again.jsonl"
+    assert main(["jobs", "attach", "--output", str(output), *submitted]) == 3
+    assert len(rows(output)) == 2
+    said = capsys.readouterr().err
+    assert "2 records of 1 job" in said
+    assert "1 of 2 records ended as errors" in said
 
 
 @pytest.mark.parametrize(

@@ -153,22 +153,24 @@ def _collected(
 
         return pipeline.collect(settings, ids, folder, list(chosen.beam_options))
 
-    meter = Meter(0)
     watched(
         run,
-        meter,
+        Meter(0),
         go_on="the jobs stay in the ledger, and the same command again collects them",
         quiet=chosen.quiet,
         at_once=True,
     )
     field = settings.output_field or "answer"
-    write_json_lines(_target(chosen), _rows(folder), field)
-    return meter.tally
+    # Counted as they are written: what workers elsewhere tell is not heard in this process.
+    tally = Tally()
+    write_json_lines(_target(chosen), _rows(folder, tally), field)
+    return tally
 
 
-def _rows(folder: str) -> Iterator[tuple[Row, Answer]]:
+def _rows(folder: str, tally: Tally) -> Iterator[tuple[Row, Answer]]:
     """In the order of the input they came from, where they came from one."""
     for answer, fields in records_in(folder):
+        tally.add(answer)
         yield Row(0, fields, None), Answer(answer.value, answer.error)
 
 

@@ -29,126 +29,8 @@ def _parser() -> argparse.ArgumentParser:
             "after, times, text and pattern; see beam_llm.testing.Fault."
         ),
     )
-    parser.add_argument("--port", type=int, default=0, help="0 (default) picks a free one")
-    parser.add_argument(
-        "--faults",
-        metavar="FILE",
-        help='JSON list of faults, such as [{"kind": "rate_limit", "probability": 0.05}]',
-    )
-    parser.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        help="keep files, jobs and the book of what was billed here (default: a temporary folder)",
-    )
-    parser.add_argument(
-        "--key",
-        action="append",
-        dest="keys",
-        metavar="KEY",
-        help="an API key to take; may be repeated (default: any)",
-    )
-    parser.add_argument("--any-client", action="store_true", help="ask for no key at all")
-    parser.add_argument(
-        "--model",
-        action="append",
-        dest="models",
-        metavar="MODEL",
-        help="a model to know; may be repeated (default: all)",
-    )
-    parser.add_argument(
-        "--latency-ms",
-        type=float,
-        default=0.0,
-        metavar="MS",
-        help="time a live call takes (default: 0)",
-    )
-    parser.add_argument(
-        "--jitter-ms",
-        type=float,
-        default=0.0,
-        metavar="MS",
-        help="most that is added to it at random (default: 0)",
-    )
-    parser.add_argument(
-        "--requests-per-minute", type=float, metavar="X", help="answer 429 beyond it"
-    )
-    parser.add_argument("--tokens-per-minute", type=float, metavar="X", help="answer 429 beyond it")
-    parser.add_argument(
-        "--max-concurrency", type=int, metavar="N", help="answer 429 beyond so many calls at once"
-    )
-    parser.add_argument(
-        "--batch-seconds",
-        type=_stages,
-        default=2.0,
-        metavar="S",
-        help=(
-            "how long a batch job takes: seconds, or VALIDATING,IN_PROGRESS,FINALIZING, or "
-            "realistic: two minutes, as recorded (default: 2)"
-        ),
-    )
-    parser.add_argument(
-        "--cancel-seconds",
-        type=float,
-        default=0.1,
-        metavar="S",
-        help="how long a job is cancelling (default: 0.1)",
-    )
-    parser.add_argument(
-        "--enqueued-token-limit",
-        type=int,
-        metavar="N",
-        help="input tokens of all pending jobs together",
-    )
-    parser.add_argument(
-        "--enqueued-limit-at",
-        choices=("create", "validation"),
-        default="validation",
-        help="a job beyond that limit: create answers 429, validation fails the job (default)",
-    )
-    parser.add_argument(
-        "--max-batch-requests",
-        type=int,
-        default=50_000,
-        metavar="N",
-        help="most requests in a job (default: 50,000)",
-    )
-    parser.add_argument(
-        "--min-batch-requests",
-        type=int,
-        default=1,
-        metavar="N",
-        help="fewest requests in a job (default: 1)",
-    )
-    parser.add_argument(
-        "--max-file-bytes",
-        type=int,
-        default=200_000_000,
-        metavar="N",
-        help="most bytes of a file (default: 200,000,000)",
-    )
-    parser.add_argument(
-        "--fast", action="store_true", help="labels from a checksum, for benchmarks"
-    )
-    parser.add_argument(
-        "--reads",
-        type=int,
-        metavar="N",
-        help="records of a prompt that are answered with care; those after them get wrong answers",
-    )
-    parser.add_argument(
-        "--billing",
-        choices=("texts", "digests", "off"),
-        default="texts",
-        help="how the book of what was billed keeps records (default: texts)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="of faults and of the order of result files (default: 0)",
-    )
-    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    for flag, facts in _OPTIONS.items():
+        parser.add_argument(flag, **facts)
     return parser
 
 
@@ -167,6 +49,110 @@ def _stages(text: str) -> float | tuple[float, float, float]:
     if len(numbers) == 1:
         return numbers[0]
     return numbers[0], numbers[1], numbers[2]
+
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--port": {"type": int, "default": 0, "help": "0 (default) picks a free one"},
+    "--faults": {
+        "metavar": "FILE",
+        "help": 'JSON list of faults, such as [{"kind": "rate_limit", "probability": 0.05}]',
+    },
+    "--state-dir": {
+        "metavar": "DIR",
+        "help": "keep files, jobs and the book of bills here (default: a temporary folder)",
+    },
+    "--key": {
+        "action": "append",
+        "dest": "keys",
+        "metavar": "KEY",
+        "help": "an API key to take; may be repeated (default: any)",
+    },
+    "--any-client": {"action": "store_true", "help": "ask for no key at all"},
+    "--model": {
+        "action": "append",
+        "dest": "models",
+        "metavar": "MODEL",
+        "help": "a model to know; may be repeated (default: all)",
+    },
+    "--latency-ms": {
+        "type": float,
+        "default": 0.0,
+        "metavar": "MS",
+        "help": "time a live call takes (default: 0)",
+    },
+    "--jitter-ms": {
+        "type": float,
+        "default": 0.0,
+        "metavar": "MS",
+        "help": "most that is added to it at random (default: 0)",
+    },
+    "--requests-per-minute": {"type": float, "metavar": "X", "help": "answer 429 beyond it"},
+    "--tokens-per-minute": {"type": float, "metavar": "X", "help": "answer 429 beyond it"},
+    "--max-concurrency": {
+        "type": int,
+        "metavar": "N",
+        "help": "answer 429 beyond so many calls at once",
+    },
+    "--batch-seconds": {
+        "type": _stages,
+        "default": 2.0,
+        "metavar": "S",
+        "help": "how long a batch job takes: seconds, or VALIDATING,IN_PROGRESS,FINALIZING, or "
+        "realistic: two minutes, as recorded (default: 2)",
+    },
+    "--cancel-seconds": {
+        "type": float,
+        "default": 0.1,
+        "metavar": "S",
+        "help": "how long a job is cancelling (default: 0.1)",
+    },
+    "--enqueued-token-limit": {
+        "type": int,
+        "metavar": "N",
+        "help": "input tokens of all pending jobs together",
+    },
+    "--enqueued-limit-at": {
+        "choices": ("create", "validation"),
+        "default": "validation",
+        "help": "a job beyond that limit: create answers 429, validation fails the job (default)",
+    },
+    "--max-batch-requests": {
+        "type": int,
+        "default": 50_000,
+        "metavar": "N",
+        "help": "most requests in a job (default: 50,000)",
+    },
+    "--min-batch-requests": {
+        "type": int,
+        "default": 1,
+        "metavar": "N",
+        "help": "fewest requests in a job (default: 1)",
+    },
+    "--max-file-bytes": {
+        "type": int,
+        "default": 200_000_000,
+        "metavar": "N",
+        "help": "most bytes of a file (default: 200,000,000)",
+    },
+    "--fast": {"action": "store_true", "help": "labels from a checksum, for benchmarks"},
+    "--reads": {
+        "type": int,
+        "metavar": "N",
+        "help": "records of a prompt answered with care; those after them get wrong answers",
+    },
+    "--billing": {
+        "choices": ("texts", "digests", "off"),
+        "default": "texts",
+        "help": "how the book of what was billed keeps records (default: texts)",
+    },
+    "--seed": {
+        "type": int,
+        "default": 0,
+        "metavar": "N",
+        "help": "of faults and of the order of result files (default: 0)",
+    },
+    "--parent": {"type": int, "help": argparse.SUPPRESS},
+}
 
 
 def _options(given: argparse.Namespace) -> dict[str, Any]:
