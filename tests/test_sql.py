@@ -412,6 +412,18 @@ def test_a_dry_run_shows_steps_options_and_the_first_request_and_calls_nothing(
     assert not list((folder / "out").glob("*"))
 
 
+def test_a_dry_run_counts_the_rows_that_pass_a_condition_behind_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    asked = "SELECT ML_PREDICT('llm_sentiment', text) AS mood FROM reviews"
+    sql = TABLES + MODEL.replace("<more>", "") + asked + " WHERE text LIKE '%phone%';"
+    assert run(folder, sql, "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  Read reviews (reviews/*.jsonl)" in lines
+    (condition,) = [line for line in lines if line.startswith("  Filter ")]
+    assert condition.endswith(", 1 record")
+
+
 def test_a_select_prints_a_table_and_a_print_table_prints_as_flink_does(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ):

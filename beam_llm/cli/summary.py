@@ -70,7 +70,7 @@ def _guard(share: Share) -> str:
 
 def _right(truth: Share) -> str:
     if truth.rate is None:
-        return "unknown: no record has a truth that can be read"
+        return "unknown: no record's truth is a value of the output type"
     low, high = truth.interval()
     return (
         f"{percent(truth.rate)} of {truth.total:,} (95 % interval {percent(low)}–{percent(high)})"

@@ -39,13 +39,16 @@ def _indented(line: str) -> str:
 
 def _described(plan: Plan) -> Iterator[str]:
     sources = [] if _is_beam(plan.source) else sources_of(plan)
+    # Rows that a first WHERE leaves out are not counted: the number stands behind what they pass.
+    first = plan.stages[0].filters if plan.stages else ()
     rows = "" if _is_beam(plan.source) else f", {plural(look(plan, sources).rows, 'record')}"
-    yield printable(f"Read {_source_name(plan)}{rows}")
+    yield printable(f"Read {_source_name(plan)}{'' if first else rows}")
     for number, stage in enumerate(plan.stages):
-        for condition in stage.filters:
-            yield printable(f"Filter {condition}")
+        for place, condition in enumerate(stage.filters, 1):
+            is_last_of_first = number == 0 and place == len(stage.filters)
+            yield printable(f"Filter {condition}{rows if is_last_of_first else ''}")
         for name, sql, kind in stage.outputs:
-            yield printable(f"Reckon {name} {kind} = {sql}")
+            yield printable(f"Compute {name} {kind} = {sql}")
         if number < len(plan.asks):
             yield from _described_ask(plan, plan.asks[number], number, sources)
     outputs = ", ".join(f"{name} {kind}" for name, _, kind in plan.outputs)
