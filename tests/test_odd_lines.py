@@ -265,6 +265,27 @@ def test_a_validator_that_raises_anything_ends_its_own_record(tmp_path: Path) ->
         world.restart()
 
 
+@pytest.mark.parametrize("custom_id", [b'"x"', b'""', b"null", b'{"a": 1}', b"7"], ids=str)
+def test_a_line_under_another_id_keeps_nobody_waiting(tmp_path: Path, custom_id: bytes) -> None:
+    world = odd_world(str(tmp_path), on_leftover="fail")
+    world.fake.spoil_line = lambda line: spoiled(line, ("custom_id",), custom_id)
+    started = world.clock.time()
+    found = world.run(TEXTS)
+    assert [text for text, (outcome,) in found.items() if outcome.failure] == [ODD]
+    assert world.clock.time() - started < 3_600
+
+
+def test_a_file_of_other_ids_is_another_jobs_and_is_waited_for(tmp_path: Path) -> None:
+    world = odd_world(str(tmp_path), job_deadline_hours=0.5)
+    read = world.fake.decode_line
+    world.fake.decode_line = lambda line: read(line)._replace(custom_id=line.hex())
+    found = world.run(TEXTS)
+    assert {outcome.failure.kind for (outcome,) in found.values() if outcome.failure} == {
+        Kind.DOUBTFUL
+    }
+    assert world.fake.calls["create"] == 1
+
+
 def test_a_line_that_is_too_long_is_its_records_error_and_is_not_asked_again(
     tmp_path: Path,
 ) -> None:

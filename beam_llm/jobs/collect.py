@@ -82,6 +82,7 @@ class ResultReader:
         self._half = len(self._answered) // 2
         self._errors: dict[int, LineReply] = {}
         self._nobodys = 0
+        self._strangers: set[str] = set()
         self._is_cut = False
         self.outcomes = OutcomeWriter(manifest.keys, file)
         self.left = bytearray(len(manifest))
@@ -99,8 +100,12 @@ class ResultReader:
     @property
     def lines(self) -> int:
         """Lines of the job that came back, good or bad; also those of which one can't see whose
-        they are."""
-        return self.replies + len(self._errors) + self._nobodys
+        they are.
+
+        A file of ids that are all unknown is another job's, and none of its lines came back.
+        """
+        found = self.replies + len(self._errors)
+        return found + self._nobodys + (len(self._strangers) if found else 0)
 
     @property
     def usage(self) -> Usage:
@@ -132,6 +137,8 @@ class ResultReader:
             lines += 1
             if number is None:
                 self.facts["unknown_ids"] += 1
+                if len(self._strangers) < len(self._answered):
+                    self._strangers.add(reply.custom_id)
             else:
                 self._take(number, reply)
         self.facts["lines"] += lines
