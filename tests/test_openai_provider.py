@@ -41,6 +41,7 @@ from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai import place as provider
 from beam_llm.providers.openai.batches import OpenAIBatches
 from beam_llm.providers.openai.dialect import Dialect
+from beam_llm.providers.openai.job_objects import remote_job
 from beam_llm.providers.openai.servers import OPENAI
 from beam_llm.providers.openai.wire import encode_body
 from beam_llm.providers.pace import duration_seconds, pace_of, retry_after_seconds
@@ -810,6 +811,8 @@ def test_a_create_without_a_clear_answer_is_neither_repeated_nor_called_a_no(
         (404, wrong(None, "No such File object: file-1"), InputGone, Kind.REJECTED),
         (400, wrong(None, "The file 'file-1' has expired."), InputGone, Kind.REJECTED),
         (400, wrong(None, "The endpoint is not supported"), Rejected, Kind.REJECTED),
+        # What a record says, quoted.
+        (400, wrong(None, "bad: 'Enqueued token limit reached'"), Rejected, Kind.REJECTED),
         (401, wrong("invalid_api_key"), Aborted, Kind.ABORTED),
         (429, wrong("insufficient_quota"), Aborted, Kind.ABORTED),
     ],
@@ -825,6 +828,18 @@ def test_a_refused_create_is_a_certain_no_with_its_reason(
         90_000 if "Limit:" in str(body) else None
     )
     assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "is_full"), [(None, True), (3, False)], ids=["the job's", "a record's"]
+)
+def test_a_record_with_the_words_of_a_full_queue_does_not_hold_up_its_job(line, is_full):
+    """A job that fails for one faulty line may quote it."""
+    message = "invalid: Enqueued token limit reached. Limit: 5 enqueued tokens."
+    error = {"code": "invalid_json_line", "message": message, "line": line, "param": None}
+    job = remote_job({"id": "b", "status": "failed", "errors": {"data": [error]}})
+    assert isinstance(job.cause, QueueFull) is is_full
+    assert getattr(job.cause, "limit_tokens", None) == (5 if is_full else None)
 
 
 def test_a_create_whose_answer_is_lost_has_no_status(server, batches):

@@ -94,16 +94,17 @@ def remote_job(job: Mapping[str, Any], log_data: bool = False, key: str | None =
 
 def _cause(errors: Sequence[tuple[str, str, int | None]]) -> CallError | None:
     """Why a job failed as a whole, where there is something to be done about it."""
-    said = "; ".join(f"{code}: {message}" for code, message, _ in errors)
-    if _says_queue_full(said):
-        return QueueFull(said, limit_tokens=stated_limit(said))
     if not errors:
         return None
+    said = "; ".join(f"{code}: {message}" for code, message, _ in errors)
+    # An error with a line's number is about a record, and may quote words like these from it.
+    own = "; ".join(f"{code}: {message if line is None else ''}" for code, message, line in errors)
+    if _says_queue_full(own):
+        return QueueFull(said, limit_tokens=stated_limit(own))
     code, _, line = errors[0]
     if any(word in code for word in _SPENT_WORDS):
         return Aborted(Kind.ABORTED, f"the provider's validation failed: {said}")
-    # An error with a line's number is about a record, and may quote words like these from it.
-    if line is None and _says_input_gone(said, None):
+    if line is None and _says_input_gone(own, None):
         return InputGone(Kind.REJECTED, f"the provider's validation failed: {said}")
     return None
 
@@ -130,7 +131,9 @@ def _job_errors(
 
 def reason_of(error: CallError) -> CallError:
     """Why a create was refused, as an error that has a remedy."""
-    if _says_queue_full(error.message):
+    # A 400 may quote a record of a create that holds them all, so only its code counts.
+    said = error.message if error.status == 429 else error.message.partition(":")[0]
+    if _says_queue_full(said):
         wait = error.retry_after_seconds
         return QueueFull(
             error.message,
