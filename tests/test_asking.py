@@ -44,6 +44,17 @@ class Case(NamedTuple):
 
 CASES = {
     "openai": Case("openai:local", "response_format json_schema is not supported", "json_schema"),
+    "vLLM": Case("openai:local", "Grammar error: Unknown format: uri", "json_schema"),
+    "vLLM, older": Case(
+        "openai:local",
+        "The provided JSON schema contains features not supported by xgrammar.",
+        "json_schema",
+    ),
+    "llama.cpp": Case(
+        "openai:local",
+        "Failed to initialize samplers: failed to parse grammar",
+        "json_schema",
+    ),
     "openai, length": Case("openai:local", "Unsupported parameter: 'max_tokens'", '"max_tokens"'),
     "anthropic": Case("anthropic:claude-haiku-4-5", "output_config: not here", "output_config"),
     "anthropic, temperature": Case(

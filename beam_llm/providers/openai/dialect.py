@@ -84,7 +84,8 @@ class Dialect:
         if error.status is None or error.status < 400 or error.status in _NOT_ABOUT_THE_FORM:
             return False
         text = error.message if text is None else text
-        if _ABOUT_THE_SHAPE.search(text) or (error.status >= 500 and _ABOUT_A_GRAMMAR.search(text)):
+        may_be_the_schema = error.status in (400, 422) or error.status >= 500
+        if _ABOUT_THE_SHAPE.search(text) or (may_be_the_schema and _ABOUT_A_GRAMMAR.search(text)):
             return self.step_down()
         if MAX_COMPLETION_TOKENS in text or MAX_TOKENS in text:
             refused = re.compile(
@@ -154,3 +155,8 @@ _ABOUT_THE_SHAPE = re.compile(
 _ABOUT_A_GRAMMAR = re.compile(
     r"schema|grammar|guided|structured.?output|constrained", re.IGNORECASE
 )
+"""Of servers that people run themselves: vLLM ("Grammar error: Unknown format: uri", "The provided
+JSON schema contains features not supported by xgrammar."), llama.cpp ("Failed to initialize
+samplers: failed to parse grammar"), Ollama. Source: z-lab/paroquant#31, lidge-jun/opencodex#2135,
+ollama/ollama#8126, read 2026-11.
+"""
