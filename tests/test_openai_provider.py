@@ -35,13 +35,14 @@ from beam_llm.errors import (
     Retryable,
     UsageError,
 )
-from beam_llm.protocols import BatchProvider, CompletionProvider, RemoteJob
+from beam_llm.protocols import BatchProvider, CompletionProvider, LineEnd, RemoteJob
 from beam_llm.providers.errors import error_of
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai import place as provider
 from beam_llm.providers.openai.batches import OpenAIBatches
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.job_objects import remote_job
+from beam_llm.providers.openai.lines import line_reply
 from beam_llm.providers.openai.servers import OPENAI
 from beam_llm.providers.openai.wire import encode_body
 from beam_llm.providers.pace import duration_seconds, pace_of, retry_after_seconds
@@ -828,6 +829,23 @@ def test_a_refused_create_is_a_certain_no_with_its_reason(
         90_000 if "Limit:" in str(body) else None
     )
     assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "end"),
+    [
+        ("failed to parse grammar", Kind.UNAVAILABLE, LineEnd.FAILED),
+        ("temperature: too high", Kind.REJECTED, LineEnd.REJECTED),
+        ("the schema: maximum context length is 9 tokens", Kind.TOO_LARGE, LineEnd.REJECTED),
+    ],
+    ids=["about the form", "about the record", "about its length"],
+)
+def test_a_line_refused_for_its_form_is_not_its_records_end(message, kind, end):
+    """A live call asks for the same in another form."""
+    body = {"error": {"message": message, "type": "invalid_request_error"}}
+    line = {"custom_id": "a", "response": {"status_code": 400, "body": body}}
+    reply = line_reply(json.dumps(line).encode())
+    assert (reply.error.kind, reply.end) == (kind, end)
 
 
 @pytest.mark.parametrize(

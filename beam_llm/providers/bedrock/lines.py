@@ -51,7 +51,7 @@ def _line_error(error: Any, context: ErrorContext) -> CallError:
     found = named_error(status or 500, {}, "", message, context)
     if said.get("expired") is True:
         return Retryable(Kind.EXPIRED, found.message, status=status)
-    if status == 400 and refuses_form(message):
+    if found.kind == Kind.REJECTED and status == 400 and refuses_form(message):
         # A job can't learn; a live call, which is what comes in the end, asks in another form.
         return Retryable(Kind.UNAVAILABLE, found.message, status=status)
     return found

@@ -85,7 +85,7 @@ def _line_error(error: Any, context: ErrorContext) -> CallError:
     found = error_of(status, {}, {"error": error}, **context._asdict())
     if status == 499:
         return Retryable(Kind.CANCELLED, found.message)
-    if status == 400 and refuses_schema(found.message):
+    if found.kind == Kind.REJECTED and status == 400 and refuses_schema(found.message):
         # A live call, which is what comes in the end, asks for the same in words.
         return Retryable(Kind.UNAVAILABLE, found.message, status=status)
     return found

@@ -160,3 +160,8 @@ JSON schema contains features not supported by xgrammar."), llama.cpp ("Failed t
 samplers: failed to parse grammar"), Ollama. Source: z-lab/paroquant#31, lidge-jun/opencodex#2135,
 ollama/ollama#8126, read 2026-11.
 """
+
+
+def refuses_form(sentence: str) -> bool:
+    """Whether a refusal is about how a reply's shape was asked for."""
+    return any(about.search(sentence) for about in (_ABOUT_THE_SHAPE, _ABOUT_A_GRAMMAR))

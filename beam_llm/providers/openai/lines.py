@@ -10,6 +10,7 @@ from typing import Any
 from beam_llm.errors import CallError, Kind, Retryable
 from beam_llm.protocols import LineReply
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, no_answer, unreadable
+from beam_llm.providers.openai.dialect import refuses_form
 from beam_llm.providers.openai.plain import plain_line
 from beam_llm.providers.openai.wire import completion_of
 from beam_llm.providers.reply_json import ODD_SHAPE
@@ -49,7 +50,11 @@ def _answer(response: dict[str, Any], context: ErrorContext) -> Completion:
             body = loads(body)
     status = status_of(response.get("status_code")) or 200
     if status >= 400 or isinstance(body, str):
-        raise error_of(status if status >= 400 else 502, {}, body, **context._asdict())
+        found = error_of(status if status >= 400 else 502, {}, body, **context._asdict())
+        if found.kind == Kind.REJECTED and status in (400, 422) and refuses_form(found.message):
+            # A job can't learn; a live call, which comes in the end, asks in another form.
+            raise Retryable(Kind.UNAVAILABLE, found.message, status=status)
+        raise found
     return completion_of(body, response.get("request_id"), None, context)
 
 
