@@ -341,8 +341,12 @@ class Settings:
         "most output tokens per record; multiplied by the records in a prompt",
         kind="int",
         least=1,
+        most=10_000_000,
     )
-    seed: int | None = _option(None, "passed to the provider", kind="int")
+    # 64 bits, as OpenAI's reference has it: JSON encoders refuse more, and would in every call.
+    seed: int | None = _option(
+        None, "passed to the provider", kind="int", least=-(2**63), most=2**63 - 1
+    )
     service_tier: str | None = _option(
         None,
         "live calls: how urgent they are, sent where the provider has it: `auto`, `default`, "

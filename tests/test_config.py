@@ -272,6 +272,8 @@ def test_the_permission_itself_is_no_option(key):
         ({"base_url": "http://host/v1\nX-Evil: 1"}, "an address"),
         ({"base_url": "http://host/v1?key=1"}, "an address"),
         ({"prompt": "x" * 100_000 + "\ud800"}, "half of one"),
+        ({"seed": 2**64}, "between -9,223,372,036,854,775,808 and 9,223,372,036,854,775,807"),
+        ({"max_output_tokens": 2**70}, "between 1 and 10,000,000"),
     ],
     ids=[
         "slash",
@@ -284,6 +286,8 @@ def test_the_permission_itself_is_no_option(key):
         "line",
         "query",
         "long",
+        "a seed of 65 bits",
+        "tokens beyond JSON",
     ],
 )
 def test_mistakes_are_usage_errors_with_advice_that_fits(values, words):

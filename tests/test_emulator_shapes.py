@@ -247,7 +247,7 @@ def test_whatever_stands_anywhere_in_a_body_it_is_answered_in_json_and_never_by_
         ("openai", "response_format.json_schema.name", "a b", "response_format.json_schema.name"),
         ("openai", "response_format.json_schema.schema.properties.value.type", "bool", "schema.properties"),
         ("mistral", "temperature", 1.6, "less than or equal to 1.5"),
-        ("mistral", "random_seed", -1, "greater than or equal to 0"),
+        ("mistral", "random_seed", 1.5, "Input should be a valid integer"),
         ("mistral", "messages.0.role", "developer", "one of the values"),
         ("anthropic", "max_tokens", 64_001, "max_tokens: 64001 > 64000, which is the maximum allowed number"),
         ("anthropic", "max_tokens", "5", "max_tokens: Input should be a valid integer"),

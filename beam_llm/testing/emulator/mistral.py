@@ -59,7 +59,7 @@ class _Body(msgspec.Struct):
     temperature: Annotated[float, msgspec.Meta(ge=0, le=1.5)] | None = None
     top_p: Share | None = None
     max_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    random_seed: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    random_seed: int | None = None
     stop: str | list[str] | None = None
     n: Whole | None = None
     metadata: dict[str, Any] | None = None
