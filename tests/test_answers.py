@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_llm.errors import UsageError
+from beam_llm.errors import UsageError, list_indices, missing_message
 from beam_llm.prompting.readers import Shape
 from beam_llm.prompting.readers.custom import CustomReader
 from beam_llm.prompting.readers.delimited import DelimitedReader
 from beam_llm.prompting.readers.json_path import json_path
 from beam_llm.prompting.readers.json_reader import JsonReader
-from beam_llm.prompting.readers.matching import list_indices, match, missing_message
+from beam_llm.prompting.readers.matching import match
 from beam_llm.prompting.readers.xml import XmlReader
 
 SHAPE = Shape()

@@ -8,9 +8,17 @@ from typing import Any
 
 from beam_llm.calls.call import Call, is_too_slow
 from beam_llm.calls.state import AskContext, AskState, Deadline, Member, fail
-from beam_llm.errors import Aborted, CallError, Failure, Kind, PromptError, Remedy, where_of
+from beam_llm.errors import (
+    Aborted,
+    CallError,
+    Failure,
+    Kind,
+    PromptError,
+    Remedy,
+    missing_message,
+    where_of,
+)
 from beam_llm.prompting.readers import LONG_REPLY_CHARACTERS
-from beam_llm.prompting.readers.matching import missing_message
 from beam_llm.values import Completion, Finish, Reading, Request
 
 # Failures of single members that a further request may mend.

@@ -29,7 +29,7 @@ class JobView:
       job: what it is called: `7`, or by the job that it comes from: `7.f` (its follow-up), `7.a`,
         `7.b` (its halves).
       number: of its log entry.
-      kind: `job`, `follow_up` or `half`.
+      kind: `job`, `follow_up` or `half`; `live` (calls for what was left over) is not listed.
       parent: the job that it comes from, or empty.
       state: `planned`, `queued`, `doubt`, `created` or `done`.
       ended: the state that it ended in, or our word for how; None before.

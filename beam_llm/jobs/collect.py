@@ -14,13 +14,20 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any
 
-from beam_llm.errors import CallError, Failure, Kind, LedgerError, Rejected, Retryable
+from beam_llm.errors import (
+    CallError,
+    Failure,
+    Kind,
+    LedgerError,
+    Rejected,
+    Retryable,
+    missing_message,
+)
 from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import Outcomes, OutcomeWriter
-from beam_llm.prompting.readers.matching import missing_message
 from beam_llm.protocols import LineEnd, LineReply, RemoteJob, Store
 from beam_llm.values import Completion, Finish, JobState, Outcome, Reading, Usage
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -29,19 +30,15 @@ class RemoteSearch:
         Raises:
           CallError: it can't be told, now or ever (CannotTell).
         """
-        attempts = self._job.journal.counts(Creating)
-        closed = {attempt: self._job.journal.read(Closed, attempt) for attempt in attempts}
-        given_up = self._cancelled()
-        without = {doc.job_id for doc in closed.values() if doc is not None} | given_up
-        # An attempt that is closed for certain made no job, or one that is known by its id.
-        unsettled = [
-            attempt for attempt, doc in closed.items() if doc is None or doc.reason.is_a_guess
-        ]
-        markers = [
-            doc
-            for doc in (self._job.journal.read(Creating, attempt) for attempt in unsettled)
-            if doc is not None
-        ]
+        journal, given_up = self._job.journal, self._cancelled()
+        without, markers = set(given_up), list[Creating]()
+        for attempt in journal.counts(Creating):
+            closed = journal.read(Closed, attempt)
+            if closed is not None and closed.job_id is not None:
+                without.add(closed.job_id)
+            # An attempt that is closed for certain made no job, or one that is known by its id.
+            if closed is None or closed.reason.is_a_guess:
+                markers += filter(None, [journal.read(Creating, attempt)])
         since = min((marker.at for marker in markers), default=self._job.intent.created_at)
         found: dict[str, RemoteJob] = {}
         # An input that was staged anew has another name, and a job may be made of either.
@@ -72,15 +69,11 @@ class RemoteSearch:
     def acknowledged_late(self) -> RemoteJob | None:
         """The job of an attempt that was given up before a process that had sent its create came
         back with the answer. (What was given up after its answer is closed with the job's id.)"""
-        for attempt in self._job.journal.counts(Created):
-            closed = self._job.journal.read(Closed, attempt)
-            found = (
-                self._job.journal.read(Created, attempt)
-                if closed is not None and closed.job_id is None
-                else None
-            )
-            if found is not None:
-                job = guarded(lambda: self._job.provider.look(found.job_id))  # noqa: B023 - called at once
+        journal = self._job.journal
+        for attempt in journal.counts(Created):
+            closed, created = journal.read(Closed, attempt), journal.read(Created, attempt)
+            if created is not None and closed is not None and closed.job_id is None:
+                job = guarded(functools.partial(self._job.provider.look, created.job_id))
                 if job.state is not JobState.CANCELLED:
                     return job
         return None

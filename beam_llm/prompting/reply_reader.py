@@ -12,13 +12,13 @@ from typing import Any
 import orjson
 import pydantic_core
 
-from beam_llm.errors import Failure, Kind
+from beam_llm.errors import Failure, Kind, list_indices
 from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.readers import Found, Reader, Shape
 from beam_llm.prompting.readers.depth import TOO_DEEP, Unusable, is_deep, may_be_deep
 from beam_llm.prompting.readers.doubles import contradicts_itself
 from beam_llm.prompting.readers.json_reader import JsonReader, unfenced, without_surrogates
-from beam_llm.prompting.readers.matching import list_indices, match, same
+from beam_llm.prompting.readers.matching import match, same
 from beam_llm.prompting.readers.thoughts import may_hold_thoughts, without_thoughts
 from beam_llm.values import Completion, Finish, Reading
 

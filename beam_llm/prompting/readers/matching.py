@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from beam_llm.prompting.readers import Items
@@ -113,27 +113,3 @@ def same(one: Any, other: Any) -> bool:
 
 def _spelled(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
-
-
-def list_indices(indices: Iterable[int]) -> str:
-    """`1, 2, 4–9`: indices as a person writes them."""
-    runs: list[list[int]] = []
-    for index in sorted(indices):
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ", ".join(_run(first, last) for first, last in runs) or "none"
-
-
-def _run(first: int, last: int) -> str:
-    if first == last:
-        return str(first)
-    return f"{first}, {last}" if last == first + 1 else f"{first}–{last}"
-
-
-def missing_message(index: int, count: int, got: Iterable[int]) -> str:
-    """`answer 3 of 5 missing (asked for 1–5, got 1, 2, 4, 5)`."""
-    return (
-        f"answer {index} of {count} missing (asked for {_run(1, count)}, got {list_indices(got)})"
-    )
