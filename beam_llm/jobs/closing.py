@@ -3,6 +3,7 @@ down, once and for all."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 from itertools import pairwise
@@ -38,14 +39,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class Closing:
-    """Writes the end of one job.
+    """Writes the end of one job."""
 
-    Args:
-      prior: name of the outcomes that the job before left to this one.
-    """
-
-    def __init__(self, job: Job, prior: str | None):
-        self._job, self._prior = job, prior
+    def __init__(self, job: Job):
+        self._job = job
 
     def collect(
         self,
@@ -72,18 +69,18 @@ class Closing:
         """
         store = self._job.store
         manifest = Manifest.read(store, self._job.intent.lines)
-        prior = PriorOutcomes(store, self._prior)
-        try:
-            with temporary_file() as path, open(path, "wb") as file:
-                reader = ResultReader(self._job.context, manifest, end, file, prior)
-                if job is not None:
-                    self._read_results(reader, job, is_whole)
-                if again and not reader.lines:
-                    raise Retryable(Kind.UNAVAILABLE, "there are no results")
-                reader.finish()
-                done = self._write(manifest, reader, end, path, DoneAgain if again else Done)
-        finally:
-            prior.close()
+        with (
+            contextlib.closing(PriorOutcomes(store, self._job.prior)) as prior,
+            temporary_file() as path,
+            open(path, "wb") as file,
+        ):
+            reader = ResultReader(self._job.context, manifest, end, file, prior)
+            if job is not None:
+                self._read_results(reader, job, is_whole)
+            if again and not reader.lines:
+                raise Retryable(Kind.UNAVAILABLE, "there are no results")
+            reader.finish()
+            done = self._write(manifest, reader, end, path, DoneAgain if again else Done)
         warnings = {
             fact: count for fact, count in done.facts.items() if fact.startswith("warnings_")
         }
@@ -190,7 +187,7 @@ class Closing:
             counts={},
             at=self._job.time(),
             children=tuple(halves),
-            left=self._prior,
+            left=self._job.prior,
             doubted=doubted,
         )
         return self.write(done, None)

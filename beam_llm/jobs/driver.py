@@ -11,6 +11,7 @@ from beam_llm.errors import Aborted, Failure, LedgerError
 from beam_llm.jobs import join
 from beam_llm.jobs.context import Cost, JobContext
 from beam_llm.jobs.endings import JobEnd
+from beam_llm.jobs.job import Job
 from beam_llm.jobs.job_driver import JobDriver
 from beam_llm.jobs.job_tree import JobTree, Node, following
 from beam_llm.jobs.journal import Done
@@ -111,20 +112,19 @@ class Driver:
             return self._jobs[intent.job]
         ends = {each.intent.job: each.done for each in before if each.done is not None}
         parent = ends.get(intent.parent)
-        prior = None if parent is None else parent.left
-        found: JobDriver | LiveJob
-        if intent.kind == "live":
-            found = LiveJob(self._context, intent, prior, self._ask)
-        else:
-            # Jobs above it that were split in doubt: one of them may yet show up as a whole, to be
-            # cancelled.
-            doubted = [
-                each.intent
-                for each in before
-                if each.done and each.done.doubted and intent.is_below(each.intent)
-            ]
-            inherited = _ended_for_all(intent.undivided, before)
-            found = JobDriver(self._context, intent, prior, doubted, inherited, is_last)
+        # Jobs above it that were split in doubt: one of them may yet show up as a whole, to be
+        # cancelled.
+        doubted = [
+            each.intent
+            for each in before
+            if each.done and each.done.doubted and intent.is_below(each.intent)
+        ]
+        job = Job(self._context, intent, None if parent is None else parent.left, doubted)
+        found = (
+            LiveJob(job, self._ask)
+            if intent.kind == "live"
+            else JobDriver(job, _ended_for_all(intent.undivided, before), is_last)
+        )
         self._jobs[intent.job] = found
         return found
 

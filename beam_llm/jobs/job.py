@@ -5,6 +5,8 @@ Attempt n of a job is one marker, created by exactly one process: only that one 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.journal import Closed, CloseReason, Created, Creating, Journal
@@ -26,10 +28,20 @@ class Job:
 
     Attributes:
       name: `7`, `7.f`, …
+      prior: name of the outcomes that the job before left to this one.
+      undivided: jobs that this is a part of, of which one as a whole may yet show up at the
+        provider.
     """
 
-    def __init__(self, context: JobContext, intent: Intent):
+    def __init__(
+        self,
+        context: JobContext,
+        intent: Intent,
+        prior: str | None = None,
+        undivided: Sequence[Intent] = (),
+    ):
         self.context, self.intent, self.name = context, intent, intent.job
+        self.prior, self.undivided = prior, undivided
         self.journal = Journal(context.store, intent.job)
         self.settings, self.task = context.settings, context.task
         self.store, self.provider = context.store, context.provider

@@ -12,7 +12,6 @@ when to come again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 from beam_llm.errors import (
     CallError,
@@ -21,15 +20,12 @@ from beam_llm.errors import (
     UsageError,
 )
 from beam_llm.jobs.closing import Closing
-from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.guarded import guarded
 from beam_llm.jobs.job import Job
 from beam_llm.jobs.journal import Created, Done
-from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.queue_limit import Split
-from beam_llm.jobs.remote_search import RemoteSearch
 from beam_llm.jobs.remote_watch import RemoteWatch
 from beam_llm.jobs.status import JobStatus, Phase, Waiting
 from beam_llm.jobs.submit import Submission
@@ -41,33 +37,19 @@ _LOG = logging.getLogger(__name__)
 class JobDriver:
     """One job of a ledger: its intent, where it stands, and its pace.
 
-        job = JobDriver(context, ledger.intent(7), prior=None)
+        job = JobDriver(Job(context, ledger.intent(7)))
         while isinstance(found := job.step(), Waiting): …    # until found.next_at
         found.counts                                         # {"": 50_000}
 
     Args:
-      prior: name of the outcomes that the job before left to this one.
-      undivided: jobs that this is a part of, of which one as a whole may yet show up at the
-        provider.
       inherited: how another part of the same job has ended, if its other parts end so, too.
       is_last: no other job is to be stepped after it. Then a doubt that it ended in may be looked
         at once more.
     """
 
-    def __init__(
-        self,
-        context: JobContext,
-        intent: Intent,
-        prior: str | None,
-        undivided: Sequence[Intent] = (),
-        inherited: JobEnd | None = None,
-        is_last: bool = True,
-    ):
-        self._job = Job(context, intent)
-        self._submission = Submission(self._job, inherited)
-        self._closing = Closing(self._job, prior)
-        self._wholes = [RemoteSearch(Job(context, whole)) for whole in undivided]
-        self._is_last = is_last
+    def __init__(self, job: Job, inherited: JobEnd | None = None, is_last: bool = True):
+        self._job, self._is_last = job, is_last
+        self._submission, self._closing = Submission(job, inherited), Closing(job)
         self._remote: RemoteWatch | None = None
 
     def step(self) -> Waiting | Done:
@@ -90,7 +72,8 @@ class JobDriver:
         status = self._job.journal.status()
         if status.phase is Phase.FRESH and not status.attempt and self._job.intent.path:
             failpoint("child.begun")
-        if status.phase not in (Phase.DONE, Phase.ACKED):
+        begins = status.phase not in (Phase.DONE, Phase.ACKED)
+        if begins:
             found = self._submission.step()
             if isinstance(found, Waiting):
                 return found
@@ -99,16 +82,14 @@ class JobDriver:
             if isinstance(found, JobEnd):
                 return self._closing.collect(found)
             # It was acknowledged or has ended, here or in another process: the journal knows which.
-            was_sent, status = True, self._job.journal.status()
-        else:
-            was_sent = False
+            status = self._job.journal.status()
         if status.phase is Phase.DONE:
             return self._end_of_before(status)
         if status.phase is not Phase.ACKED:  # another process goes on with it
-            return Waiting(self._job.clock.time(), None, "planned")
-        remote = self._remote = self._acknowledged(status)
+            return self._job.wait(0.0, "planned")
+        self._remote = RemoteWatch(self._job, self._submission, self._closing, status.attempt)
         self._submission.place.leave()
-        return remote.begin() if was_sent else self._look(remote)
+        return self._remote.begin() if begins else self._look(self._remote)
 
     def _look(self, remote: RemoteWatch) -> Waiting | Done:
         try:
@@ -125,19 +106,6 @@ class JobDriver:
                 f"{self._job.intent.model} with another prompt, output or parameter than now: "
                 "collect it with the arguments it was submitted with"
             )
-
-    def _acknowledged(self, status: JobStatus) -> RemoteWatch:
-        created = self._job.journal.read(Created, status.attempt)
-        assert created is not None
-        return RemoteWatch(
-            self._job,
-            self._submission,
-            self._closing,
-            created,
-            attempt=status.attempt,
-            doubted=bool(self._job.guesses()),
-            undivided=self._wholes,
-        )
 
     def _end_of_before(self, status: JobStatus) -> Done:
         """How the job has ended; one that ended in doubt is looked at once more, for by now its

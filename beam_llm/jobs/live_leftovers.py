@@ -12,10 +12,8 @@ from beam_llm.config import Settings
 from beam_llm.jobs.closing import Closing
 from beam_llm.jobs.collect import PriorOutcomes
 from beam_llm.jobs.columns import Array
-from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.job import Job
 from beam_llm.jobs.journal import Done, Slice
-from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import Outcomes, OutcomeWriter
 from beam_llm.jobs.parts import records_of
@@ -38,13 +36,12 @@ class LiveJob:
     """Asks live what a job left over; under a lease, so that two runs do not both ask.
 
     Args:
-      intent: of the child that stands for these calls, such as `7.f.l`.
-      prior: name of the outcomes that the job before left to this one.
+      job: the child that stands for these calls, such as `7.f.l`.
       ask: blocks until all are answered.
     """
 
-    def __init__(self, context: JobContext, intent: Intent, prior: str | None, ask: Ask):
-        self._job, self._prior, self._ask = Job(context, intent), prior, ask
+    def __init__(self, job: Job, ask: Ask):
+        self._job, self._ask = job, ask
 
     def step(self) -> Waiting | Done:
         """Asks one slice; each slice's answers are kept, so a kill loses at most one."""
@@ -70,7 +67,7 @@ class LiveJob:
             manifest, keys=manifest.keys[here], part=manifest.part[here], row=manifest.row[here]
         )
         outcomes = self._ask(list(records_of(store, chosen))).outcomes
-        with contextlib.closing(PriorOutcomes(store, self._prior)) as prior:
+        with contextlib.closing(PriorOutcomes(store, self._job.prior)) as prior:
             # A name of its own: the document says whose answers count, should two processes ask one
             # slice.
             name, _ = self._write(
@@ -93,7 +90,7 @@ class LiveJob:
             at=self._job.time(),
             cost_usd=sum(each.cost_usd or 0.0 for each in slices),
         )
-        closing = Closing(self._job, self._prior)
+        closing = Closing(self._job)
         return closing.write(done, name)
 
     def _of_slices(self, slices: Sequence[Slice]) -> Iterator[Outcome]:

@@ -7,7 +7,6 @@ look, … ─ cancelled at its deadline? ─ ended ─ results ─► Done
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 from beam_llm.errors import (
     Aborted,
@@ -48,30 +47,20 @@ class RemoteWatch:
     """What this process knows of a remote job; the ledger has all of it but the pace.
 
     Args:
-      created: its acknowledgement, and the `attempt` that it is of.
-      doubted: an earlier attempt was given up without certainty: it may have made a second job.
-      undivided: jobs that this is a part of, of which one as a whole may yet show up.
+      attempt: the one that was acknowledged.
 
     Attributes:
       is_over: there is nothing more to look at here; the job goes on with its next attempt.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        submission: Submission,
-        closing: Closing,
-        created: Created,
-        *,
-        attempt: int,
-        doubted: bool,
-        undivided: Sequence[RemoteSearch],
-    ):
-        self._job = job
-        self._submission, self._closing = submission, closing
-        self._wholes = undivided
-        self._job_id, self._created_at = created.job_id, created.created_at
-        self._attempt, self._doubted = attempt, doubted
+    def __init__(self, job: Job, submission: Submission, closing: Closing, attempt: int):
+        created = job.journal.read(Created, attempt)
+        assert created is not None
+        self._job, self._submission, self._closing = job, submission, closing
+        self._wholes = [RemoteSearch(Job(job.context, whole)) for whole in job.undivided]
+        self._job_id, self._created_at, self._attempt = created.job_id, created.created_at, attempt
+        # An earlier attempt was given up without certainty: it may have made a second job.
+        self._doubted = bool(job.guesses())
         self._polls = self._failures = self._fetches = 0
         self._unread_since: float | None = None
         self._unknown_since: float | None = None
@@ -215,7 +204,7 @@ class RemoteWatch:
 
     def _begin_again(self, status: str) -> Waiting:
         self.is_over = True
-        return Waiting(self._job.clock.time(), None, status)
+        return self._job.wait(0.0, status)
 
     def _collect(self, job: RemoteJob, end: JobEnd) -> Waiting | Done:
         """Ends the job with what its result files hold.
