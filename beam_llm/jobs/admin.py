@@ -124,12 +124,8 @@ def _resolve(ledger: Ledger, job: str) -> Intent:
 
 def _view(store: Store, intent: Intent) -> JobView:
     journal = Journal(store, intent.job)
-    status, done, twice, created = (
-        journal.status(),
-        journal.end(intent.fingerprint),
-        journal.read(Twice),
-        journal.newest(Created),
-    )
+    status, done = journal.status(), journal.end(intent.fingerprint)
+    twice, created = journal.read(Twice), journal.newest(Created)
     counts = done.counts if done is not None else {}
     usage = Usage() if done is None else Usage(*done.usage)
     has_follow_up = done is not None and any(child.name == FOLLOW_UP for child in done.children)

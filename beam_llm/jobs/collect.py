@@ -67,13 +67,8 @@ class ResultReader:
         prior: PriorOutcomes,
     ):
         task = context.task
-        self._manifest, self._task, self._provider, self._end, self._prior = (
-            manifest,
-            task,
-            context.provider,
-            end,
-            prior,
-        )
+        self._manifest, self._end, self._prior = manifest, end, prior
+        self._task, self._provider = task, context.provider
         # Replies are much alike: labels and numbers are few, and so are the tokens they take.
         self._cost = functools.lru_cache(1024)(lambda usage: context.cost(usage, True))
         self._has_prices = bool(task.settings.prices)  # yours go before a provider's bill

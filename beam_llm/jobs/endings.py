@@ -52,33 +52,18 @@ def end_of(job: RemoteJob, past_deadline: bool) -> JobEnd:
         answer may still come, and be paid for.
     """
     if past_deadline:
-        return _late(job.state)
+        return late(job.state)
+    if job.state is JobState.FAILED:
+        return _failed(job)
     word = job.state.value
-    match job.state:
-        case JobState.CANCELLED:
-            return JobEnd(
-                word,
-                Failure(Kind.CANCELLED, "the job was cancelled before it came to this record", 1),
-            )
-        # Lines that expire are not billed, so nothing is paid twice by asking again.
-        case JobState.EXPIRED:
-            return JobEnd(
-                word,
-                Failure(Kind.EXPIRED, "the job expired before it came to this record", 1),
-                final=False,
-            )
-        case JobState.FAILED:
-            return _failed(job)
-    return JobEnd(
-        word,
-        Failure(Kind.UNAVAILABLE, f"the job ended as {word} without an answer to this record", 1),
-        final=False,
-    )
-
-
-def unreachable() -> JobEnd:
-    """The provider could not be asked about the job for so long that its deadline has passed."""
-    return _late(JobState.RUNNING)
+    if job.state is JobState.CANCELLED:
+        kind, why = Kind.CANCELLED, "the job was cancelled before it came to this record"
+    # Lines that expire are not billed, so nothing is paid twice by asking again.
+    elif job.state is JobState.EXPIRED:
+        kind, why = Kind.EXPIRED, "the job expired before it came to this record"
+    else:
+        kind, why = Kind.UNAVAILABLE, f"the job ended as {word} without an answer to this record"
+    return JobEnd(word, Failure(kind, why, 1), final=job.state is JobState.CANCELLED)
 
 
 def too_small(requests: int, traits: BatchTraits) -> JobEnd:
@@ -89,12 +74,12 @@ def too_small(requests: int, traits: BatchTraits) -> JobEnd:
     return JobEnd("too small", Failure(Kind.UNAVAILABLE, reason), final=False, goes_live=True)
 
 
-def _late(state: JobState) -> JobEnd:
+def late(state: JobState) -> JobEnd:
+    """What it means that a job's deadline has passed, where it stands so: or was last known to, as
+    the provider can't be asked."""
     if state.has_ended:
-        return JobEnd(
-            "deadline",
-            Failure(Kind.TIMED_OUT, "the job had not come to this record by its deadline", 1),
-        )
+        why = "the job had not come to this record by its deadline"
+        return JobEnd("deadline", Failure(Kind.TIMED_OUT, why, 1))
     doubt = (
         "the job neither ended nor was cancelled by its deadline, so an answer may yet be paid for"
     )

@@ -90,8 +90,7 @@ class LiveJob:
             at=self._job.time(),
             cost_usd=sum(each.cost_usd or 0.0 for each in slices),
         )
-        closing = Closing(self._job)
-        return closing.write(done, name)
+        return Closing(self._job).write(done, name)
 
     def _of_slices(self, slices: Sequence[Slice]) -> Iterator[Outcome]:
         """What was answered, in the manifest's order."""

@@ -75,13 +75,8 @@ class _Plan:
         parts: Sequence[PartRef],
         clock: Clock,
     ):
-        self._ledger, self._task, self._caps, self._traits, self._clock = (
-            ledger,
-            task,
-            caps,
-            traits,
-            clock,
-        )
+        self._ledger, self._clock = ledger, clock
+        self._task, self._caps, self._traits = task, caps, traits
         self._settings: Settings = task.settings
         # By name: then equal parts give equal jobs in whatever order they come, and rows lie in a
         # manifest's canonical order.

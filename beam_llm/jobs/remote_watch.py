@@ -20,7 +20,7 @@ from beam_llm.errors import (
     printable,
 )
 from beam_llm.jobs.closing import Closing
-from beam_llm.jobs.endings import JobEnd, end_of, unreachable
+from beam_llm.jobs.endings import JobEnd, end_of, late
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.guarded import guarded
 from beam_llm.jobs.job import Job
@@ -140,7 +140,7 @@ class RemoteWatch:
             if now - self._unknown_since >= doubt_seconds(self._job.settings):
                 return self._lost()
         elif now >= self._deadline() + doubt_seconds(self._job.settings):
-            return self._closing.collect(unreachable())
+            return self._closing.collect(late(JobState.RUNNING))
         self._failures += 1
         # A refusal is an answer, not an outage: no backoff, but the usual pace.
         if isinstance(error, Rejected):
