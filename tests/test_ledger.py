@@ -378,6 +378,20 @@ def test_cleanup_takes_texts_of_finished_jobs_and_nothing_that_is_still_needed(
     assert max(local.fake.billed.values()) == 1
 
 
+def test_cleanup_keeps_the_answers_of_live_calls_once(local: World) -> None:
+    local.fake.expire_after = 0
+    local.options |= {"on_leftover": "online", "max_concurrency": 8}
+    texts = [f"review {number}" for number in range(30)]
+    local.run(texts)
+    store = open_store(local.location)
+    cleanup(store, local.fake, dry_run=False)
+    kept = [name for name in store.list("jobs/00000000000000000001.l/answers") if "rows" in name]
+    assert len(kept) == 1
+    local.restart()
+    assert not wrong(local.run(texts), texts)
+    assert len(local.asked) == 30
+
+
 # Small things
 
 

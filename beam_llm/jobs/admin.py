@@ -10,7 +10,16 @@ from typing import Any
 from beam_llm.errors import CallError, LedgerError, UsageError, plural, printable
 from beam_llm.jobs.columns import key_at, keys_array
 from beam_llm.jobs.job_tree import JobTree
-from beam_llm.jobs.journal import FOLLOW_UP, Closed, CloseReason, Created, Journal, Twice, Uploaded
+from beam_llm.jobs.journal import (
+    FOLLOW_UP,
+    Closed,
+    CloseReason,
+    Created,
+    Journal,
+    Slice,
+    Twice,
+    Uploaded,
+)
 from beam_llm.jobs.known_keys import Known
 from beam_llm.jobs.ledger import Intent, Ledger
 from beam_llm.jobs.manifest import Manifest
@@ -305,9 +314,11 @@ class _Finder:
         for tree in self._trees:
             if tree.is_finished():
                 for intent in tree.intents():
-                    found.names += self._store.list(
-                        Journal(self._store, intent.job).folder + "input.jsonl"
-                    )
+                    journal = Journal(self._store, intent.job)
+                    found.names += self._store.list(journal.folder + "input.jsonl")
+                    # A finished job of live calls has them all in one.
+                    for each in journal.all(Slice):
+                        found.names += self._store.list(each.outcomes)
         return found
 
     def _parts(self, finished: set[int]) -> tuple[set[str], set[str]]:

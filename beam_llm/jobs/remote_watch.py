@@ -185,16 +185,15 @@ class RemoteWatch:
             self._attempt, job.staged, self._job_id
         ):
             return self._begin_again("planned")
-        past_deadline = False
+        asked = None
         if job.state is JobState.CANCELLED:
-            status = self._job.journal.status()
             # Another process found it to be a double, and keeps the other one.
-            if status.attempt != self._attempt:
+            if self._job.journal.status().attempt != self._attempt:
                 return self._begin_again(job.word)
-            past_deadline = status.past_deadline
+            asked = self._job.journal.read(Deadline, self._attempt)
         if job.state is JobState.COMPLETED:
             self._submission.limit.completed()
-        end = end_of(job, past_deadline)
+        end = end_of(job, past_deadline=asked is not None)
         if end.failure.kind == Kind.ABORTED and self._job.settings.on_abort == "raise":
             self.is_over = True
             # Closed before it raises, so that a corrected run begins with a new attempt.

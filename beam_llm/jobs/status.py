@@ -32,13 +32,11 @@ class JobStatus:
     Attributes:
       attempt: the one to go on with.
       uploaded: last upload of its input, or -1.
-      past_deadline: this attempt's waiting has ended.
     """
 
     phase: Phase
     attempt: int
     uploaded: int = -1
-    past_deadline: bool = False
 
 
 def read_status(names: Iterable[str]) -> JobStatus:
@@ -53,8 +51,7 @@ def read_status(names: Iterable[str]) -> JobStatus:
         return JobStatus(Phase.DONE, max(newest.get("created", 0), 0), uploaded)
     # Before the marker, which an attempt that was acknowledged mostly has, too.
     if newest.get("created", -1) > closed:
-        attempt = newest["created"]
-        return JobStatus(Phase.ACKED, attempt, uploaded, newest.get("deadline", -1) >= attempt)
+        return JobStatus(Phase.ACKED, newest["created"], uploaded)
     if newest.get("creating", -1) > closed:
         return JobStatus(Phase.DOUBT, newest["creating"], uploaded)
     return JobStatus(Phase.FRESH, closed + 1, uploaded)
