@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from beam_llm.jobs.columns import Array, content_name, key_at, pack, unpack_named
+from beam_llm.jobs.columns import Array, content_name, pack, unpack_named
 from beam_llm.protocols import Store
 
 
@@ -72,9 +72,6 @@ class Manifest:
         for start, end in itertools.pairwise([0, *borders.tolist(), len(self)]):
             if start < end:
                 yield self.parts[int(self.part[start])], start, end
-
-    def key(self, record: int) -> bytes:
-        return key_at(self.keys, record)
 
     def write(self, store: Store) -> str:
         """Stores it under the hash of its content; returns that name."""
