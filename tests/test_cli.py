@@ -979,6 +979,24 @@ def test_help_answers_at_once_and_without_beam() -> None:
     assert time.monotonic() - started < 3  # 0.1 s on a quiet machine; importing Beam takes 4
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("demo", "predict", "run", "estimate", "compare", "report", "emulator", "jobs"),
+        *("jobs ls", "jobs show", "jobs attach", "jobs cancel", "jobs cleanup"),
+    ],
+)
+def test_help_begins_with_a_usage_that_can_be_read(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not with a screenful of every option, which stands below."""
+    assert main([*command.split(), "--help"]) == 0
+    usage, description = capsys.readouterr().out.split("\n\n")[:2]
+    assert usage.startswith(f"usage: beam-llm {command} ")
+    assert len(usage.splitlines()) <= 3
+    assert not description.startswith(("options:", "positional arguments:"))
+
+
 def test_no_command_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "predict" in capsys.readouterr().err

@@ -7,13 +7,28 @@ from typing import Any
 from beam_llm.cli.flags import add_inputs, add_options
 from beam_llm.cli.parser import add_command, positive, positive_number
 
+_DESCRIPTION = """\
+Estimates what predict would cost over the input files, without a call: requests, tokens, cost and
+time, live and by the batch API, at several batch sizes. Options are those of predict.
+
+  beam-llm estimate reviews.jsonl --model openai:gpt-4.1-mini \\
+    --prompt 'Sentiment of this review: {{ text }}' --output-type 'enum:positive|negative' \\
+    --batch-size 20"""
+
 
 def add_parser(commands: Any) -> None:
     text = (
         "what predict would cost: requests, tokens, cost and time at several batch sizes, "
         "without a call"
     )
-    parser = add_command(commands, "estimate", "beam_llm.cli.estimate:main", text)
+    parser = add_command(
+        commands,
+        "estimate",
+        "beam_llm.cli.estimate:main",
+        text,
+        description=_DESCRIPTION,
+        usage="beam-llm estimate INPUT … --model M --prompt P [option …]",
+    )
     add_inputs(parser)
     parser.add_argument("--json", action="store_true", help="the table as JSON")
     for name in ("--output", "--output-format"):

@@ -15,7 +15,7 @@ _ID = "number in the log, or the provider's job id"
 
 def add_parser(commands: Any) -> None:
     text = "batch jobs in a staging location: look, collect, cancel, tidy"
-    parser = commands.add_parser("jobs", help=text, epilog=IN_WORDS)
+    parser = commands.add_parser("jobs", help=text, description=text, epilog=IN_WORDS)
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     _add_action(actions, "ls", "all jobs, one a line").add_argument(
         "--json", action="store_true", help="JSON lines"
@@ -34,8 +34,8 @@ def add_parser(commands: Any) -> None:
     add_provider(cleanup)
 
 
-def _add_action(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
-    parser = add_command(actions, name, f"beam_llm.cli.jobs:{name}", text)
+def _add_action(actions: Any, name: str, text: str, **kwargs: Any) -> argparse.ArgumentParser:
+    parser = add_command(actions, name, f"beam_llm.cli.jobs:{name}", text, **kwargs)
     add_staging(parser)
     return parser
 
@@ -45,6 +45,8 @@ def _add_attach(actions: Any) -> None:
         actions,
         "attach",
         "waits for jobs, collects them and writes their records with their answers",
+        usage="beam-llm jobs attach [ID …] --staging DIR --output OUT --model M --prompt P "
+        "[option …]",
     )
     ids = "numbers in the log or job ids (default: all of this prompt, model and output)"
     attach.add_argument("ids", nargs="*", metavar="ID", help=ids)

@@ -20,6 +20,7 @@ from beam_llm.testing.emulator.server import Emulator
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="beam-llm emulator",
+        usage="beam-llm emulator [option …]",
         description=(
             "The provider emulator: a server on loopback that speaks every provider's dialect; "
             "no key, no cost."
