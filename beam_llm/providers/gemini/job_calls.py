@@ -1,4 +1,4 @@
-"""Batch jobs as both of Google's APIs have them: listed with a name that is ours, looked at and
+"""Batch jobs as both of Google's APIs have them: listed with a name that we gave, looked at and
 cancelled by their own.
 """
 

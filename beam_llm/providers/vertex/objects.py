@@ -87,7 +87,7 @@ def put_input(store: Store, name: str, lines: Path) -> str:
 
 
 def parts_of(line: bytes) -> tuple[str, bytes]:
-    """custom_id and request of a line of ours."""
+    """The custom_id and the request of a line that `VertexBatches.encode_line` made."""
     head, _, request = line.rstrip(b"\n").partition(b'","request":')
     return head.removeprefix(b'{"key":"').decode(), request[:-1]
 
@@ -121,7 +121,7 @@ def _texts(content: Any) -> list[str]:
 
 
 def name_in(store: Store, uri: str | None, rest: str) -> str | None:
-    """The job's name in a URI of ours, `<location>/<name>/<rest>`; None for another's."""
+    """The job's name in a URI `<location>/<name>/<rest>` of this store; None for any other URI."""
     head, tail = f"{store.location}/", f"/{rest}"
     if uri is None or not uri.startswith(head) or not uri.endswith(tail):
         return None
@@ -170,7 +170,7 @@ def _index(store: Store, name: str) -> Ids:
 
 def _result_objects(store: Store, prefix: str) -> Iterator[tuple[Store, str]]:
     """Each file of results, in a store at its own folder: Vertex AI's folders are named by times,
-    whose colons are no names of ours.
+    whose colons this package's names don't have.
 
     What it wrote on the way (`incremental_predictions`) is read only where the whole is missing, as
     of a job that was cancelled.

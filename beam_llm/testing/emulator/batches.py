@@ -1,5 +1,5 @@
 """Batch jobs as the routes of dialects ask for them: create, look, list, cancel, delete, results,
-with all that may befall each.
+each with the faults that the script has for it.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Batches:
         dialect: Dialect,
         make: Callable[[bytes], Awaitable[NewJob | WireError]],
     ) -> Reply:
-        """Makes a job, with all that may befall a create.
+        """Makes a job, with the faults that are scripted for creates.
 
         Args:
           make: the job that a body asks for, or what is wrong with the body.
@@ -208,7 +208,7 @@ class Batches:
         dialect: Dialect,
         page: Callable[[list[Job]], Reply],
     ) -> Reply:
-        """Shows jobs, with all that may befall a list.
+        """Shows jobs, with the faults that are scripted for lists.
 
         Args:
           page: the reply's page of all jobs that are to be seen, in the list's order (newest
@@ -232,7 +232,7 @@ class Batches:
         return page(visible)
 
     async def look(self, request: web.BaseRequest, dialect: Dialect, job_id: str) -> Reply:
-        """Shows a job, with all that may befall that."""
+        """Shows a job, with the faults that are scripted for that."""
         faults = self.script.strike("retrieve", (job_id,))
         if (refused := await before_work(request, faults)) is not None:
             return refused
@@ -242,7 +242,7 @@ class Batches:
         return after_work(request, faults) or json_response(dialect.job(job))
 
     async def cancel(self, request: web.BaseRequest, dialect: Dialect, job_id: str) -> Reply:
-        """Sets a job to cancelling, with all that may befall that."""
+        """Sets a job to cancelling, with the faults that are scripted for that."""
         faults = self.script.strike("cancel", (job_id,))
         if (refused := await before_work(request, faults)) is not None:
             return refused
@@ -258,7 +258,7 @@ class Batches:
     async def delete(
         self, request: web.BaseRequest, dialect: Dialect, job_id: str, gone: Any
     ) -> Reply:
-        """Removes an ended job and its results, not its bill, with all that may befall that.
+        """Removes an ended job and its results, but not its bill, unless a scripted fault strikes.
 
         Args:
           gone: the reply's JSON.
@@ -283,7 +283,7 @@ class Batches:
         job: Job,
         encode: Callable[[LineResult], Any],
     ) -> Reply:
-        """Streams an ended job's results as JSON lines, with all that may befall that.
+        """Streams an ended job's results as JSON lines, with the faults scripted for that.
 
         Args:
           encode: a result as the dialect's line; JSON.

@@ -167,8 +167,8 @@ def _strict_schema(response_format: Any) -> Mapping[str, Any] | None:
     return None
 
 
-def _find_inputs(user: str) -> tuple[tuple[str, ...], str, bool] | None:
-    """(texts, the words around them, whether the marks were our `Input`s), or None."""
+def _find_inputs(user: str) -> tuple[tuple[str, ...], str] | None:
+    """The records' texts and the words around them; None where no records are marked."""
     user, after = (
         _without_reply_words(user)
         if _REPLY_WORDS.search(user) and not _marks_end(user)
@@ -181,12 +181,12 @@ def _find_inputs(user: str) -> tuple[tuple[str, ...], str, bool] | None:
         ]
         run = _run(tagged)
         if run:
-            return tuple(text for _, text, _ in run), user[: run[0][2]] + after, True
-    for mark, ours in ((_INPUT, True), (_NUMBERED, False)):
+            return tuple(text for _, text, _ in run), user[: run[0][2]] + after
+    for mark, is_input in ((_INPUT, True), (_NUMBERED, False)):
         run = _run(_marked(user, mark))
-        # A lone "1." may be the beginning of a record; a lone `Input 1:` is ours.
-        if run and (ours or len(run) > 1):
-            return tuple(text for _, text, _ in run), user[: run[0][2]] + after, ours
+        # A lone "1." may be the beginning of a record; a lone `Input 1:` is this package's mark.
+        if run and (is_input or len(run) > 1):
+            return tuple(text for _, text, _ in run), user[: run[0][2]] + after
     return None
 
 

@@ -1,5 +1,5 @@
-"""The emulator's HTTP face: which dialect a request is in, and what befalls live calls in every one
-of them. aiohttp's low-level server, because it is the fast one.
+"""The emulator's HTTP face: which dialect a request is in, and what live calls of all dialects go
+through. On aiohttp's low-level server, which is the fast one: benchmarks run against it.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Service:
         dialect: Dialect,
         ask: Callable[[Any], Asked | WireError],
     ) -> Reply:
-        """Answers one live call, with all that may befall it.
+        """Answers one live call: limits, latency, scripted faults and the bill included.
 
         Args:
           ask: translates a body (None where it was no JSON), or says what is wrong with it.
