@@ -110,9 +110,8 @@ def _forecasts(
 ) -> tuple[list[Forecast], int]:
     """One forecast per batch size, and how many records can't be asked."""
     alone, unusable = rendered(compile_task(replaced(settings, batch_size=1)), sources)
-    several, _ = rendered(
-        compile_task(replaced(settings, batch_size=2)), sources
-    )  # each with what stands around it
+    # Any size above 1: each record then has the words around it that number it.
+    several, _ = rendered(compile_task(replaced(settings, batch_size=2)), sources)
     own = [settings.batch_size] if isinstance(settings.batch_size, int) else []
     forecasts = [
         forecast(

@@ -143,7 +143,8 @@ def calls_of(report: Report) -> str:
 
 def as_json(command: PredictCommand, report: Report) -> dict[str, Any]:
     """The same as plain data. Counts are of this run where they are of calls, of the output where
-    they are of records.
+    they are of records. `retries` has the `waits` in it, as Beam's counters do; the summary's text
+    tells the two apart.
     """
     tally, counters = report.tally, report.counters
     return {

@@ -14,7 +14,7 @@ from beam_llm.values import Usage
 
 @dataclass(frozen=True)
 class Whole:
-    """What a size would come to for the whole input, reckoned from the sample.
+    """What a size would come to for the whole input, estimated from the sample.
 
     Costs are None where the model has no known price.
     """
@@ -91,6 +91,7 @@ class Comparison:
             return max(0.0, before.rate - after.rate)
         if figures.agreement.rate is None:
             return None
+        # A model that contradicts itself when asked alone twice is held to no more than that.
         usual = 1.0 if self.again is None or self.again.rate is None else self.again.rate
         return max(0.0, usual - figures.agreement.rate)
 

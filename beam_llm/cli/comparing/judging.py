@@ -69,7 +69,7 @@ class Judge:
 
 
 class FiguresOf:
-    """What one size came to, in the sample and reckoned for the whole input."""
+    """What one size came to, in the sample and estimated for the whole input."""
 
     def __init__(self, known: Settings, population: Population, judge: Judge):
         self._known = known
@@ -102,6 +102,8 @@ class FiguresOf:
         counted for both as a run would form them.
         """
         known = replaced(self._known, batch_size=size)
+        # The sample's own mean on both sides of the ratio, so that no guess at an answer's length
+        # is left in it.
         each = usage.output_tokens / max(len(asking.records), 1)
         tokens = AnswerTokens(each, each, each)
         part = forecast(known, asking.records, tokens, None)
@@ -123,6 +125,7 @@ def _of_size(
     known: Settings, population: Population, made: dict[bool, list[Record]], size: int
 ) -> list[Record]:
     """All records: alone, or with what stands around each of several."""
+    # What stands around a record is the same at every size above 1, so two sets do for all.
     if (size == 1) not in made:
         made[size == 1] = population.records(compile_task(replaced(known, batch_size=min(size, 2))))
     return made[size == 1]

@@ -100,6 +100,7 @@ def survey(sources: Sequence[Source], taken: Sequence[str] = ()) -> Survey:
             count += 1
             digests += digest_of(row.fields)
             for name, value in row.fields.items():
+                # A name is held against `taken` once, when it is met first: not in every row.
                 if (column := columns.get(name)) is None:
                     _refuse_taken(f"{source}:{row.line}: the record", name, taken)
                     column = columns[name] = Column()

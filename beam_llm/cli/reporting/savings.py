@@ -1,4 +1,4 @@
-"""What other ways of asking the same would have cost: reckoned from what this one did cost."""
+"""What other ways of asking the same would have cost, estimated from what this one did cost."""
 
 from __future__ import annotations
 
