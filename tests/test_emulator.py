@@ -315,7 +315,7 @@ def test_a_hanging_call_runs_into_the_clients_timeout_and_closing_does_not_wait_
             ask(client_of(emulator, timeout=0.2), "slow one")
         assert ask(client_of(emulator), "good").choices[0].message.content == "positive"
         closing = time.monotonic()
-    assert time.monotonic() - closing < 3
+    assert time.monotonic() - closing < 30  # it hangs for ten minutes
 
 
 def test_latency_and_slow_faults_take_their_time() -> None:
