@@ -316,6 +316,13 @@ def test_openais_create_knows_its_fields(call, changes, words):
     assert words in json.loads(answer)["error"]["message"]
 
 
+def test_openai_knows_what_a_file_may_be_for(call):
+    assert upload(call, "/v1/files", "batch", b"{}\n")[0] == 200
+    status, answer = upload(call, "/v1/files", "batches", b"{}\n")
+    assert status == 400
+    assert "'batches' is not one of" in answer["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "param"),
     [

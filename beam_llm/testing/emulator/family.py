@@ -44,6 +44,7 @@ class Family(openai.Wire):
 
     # Each of them has fields of its own beside OpenAI's (Together's `model_id`, `priority`).
     create_shape: ClassVar[type[openai.Create]] = openai.Create
+    upload_purposes: ClassVar[tuple[str, ...] | None] = None
     purposes: ClassVar[tuple[str, ...]] = ("batch",)
     tiers: ClassVar[tuple[str, ...] | None] = None
 

@@ -84,18 +84,23 @@ class Files:
         return meta
 
     async def handle(
-        self, request: web.BaseRequest, path: str, purpose: str | None = None
+        self,
+        request: web.BaseRequest,
+        path: str,
+        purpose: str | None = None,
+        purposes: tuple[str, ...] | None = None,
     ) -> Reply | None:
         """The answer to a request under `/files`, None for another route.
 
         Args:
           purpose: of an upload that names none; None: it has to name one.
+          purposes: that an upload may name; None: any.
         """
         _, _, rest = path.partition("/files")
         file_id, _, tail = rest.lstrip("/").partition("/")
         match request.method, bool(file_id), tail:
             case "POST", False, "":
-                return await self._upload(request, purpose)
+                return await self._upload(request, purpose, purposes)
             case "GET", False, "":
                 return await self._list(request)
             case "GET", True, "":
@@ -106,11 +111,13 @@ class Files:
                 return await self._delete(request, file_id)
         return None
 
-    async def _upload(self, request: web.BaseRequest, purpose: str | None) -> Reply:
+    async def _upload(
+        self, request: web.BaseRequest, purpose: str | None, purposes: tuple[str, ...] | None
+    ) -> Reply:
         faults = self._strike("upload")
         part = self.part_path(uuid.uuid4().hex)
         try:
-            return await self._uploaded(request, faults, part, purpose)
+            return await self._uploaded(request, faults, part, purpose, purposes)
         except (ValueError, HttpProcessingError):  # of a body that has no parts, or none that end
             return WireError(400, "Could not parse the multipart/form-data body.")
         finally:
@@ -122,6 +129,7 @@ class Files:
         faults: tuple[Fault, ...],
         part: Path,
         purpose: str | None,
+        purposes: tuple[str, ...] | None,
     ) -> Reply:
         if not request.content_type.startswith("multipart/"):
             return WireError(400, "Expected a multipart/form-data body.")
@@ -149,6 +157,8 @@ class Files:
                 code="missing_required_parameter",
                 param=name,
             )
+        if purposes is not None and purpose not in purposes:
+            return WireError(400, f"{purpose!r} is not one of {list(purposes)} - 'purpose'")
         if size > self._options.max_file_bytes:
             return WireError(413, "File is too large.", code="file_too_large")
         meta = self.add(f"file-{uuid.uuid4().hex[:24]}", filename, purpose, part)

@@ -78,9 +78,14 @@ class Wire(Dialect):
       fields: of a chat request; None: any are taken, for many servers have some of their own.
       unknown_field: the sentence that refuses another one.
       create_shape: of the body that creates a batch.
+      upload_purposes: that a file may be uploaded for; None: any.
     """
 
     create_shape: ClassVar[type[Create]] = _OwnCreate
+    # Source: SDK openai 3.57 (FilePurpose).
+    upload_purposes: ClassVar[tuple[str, ...] | None] = (
+        *("assistants", "batch", "fine-tune", "vision", "user_data", "evals"),
+    )
 
     fields: ClassVar[frozenset[str] | None] = None
     unknown_field: ClassVar[str] = "Unknown parameter: '{}'."
@@ -119,7 +124,7 @@ class Wire(Dialect):
         if path == "/models" and request.method == "GET":
             return self._models()
         if path == "/files" or path.startswith("/files/"):
-            return await self.house.files.handle(request, path)
+            return await self.house.files.handle(request, path, purposes=self.upload_purposes)
         if path == "/batches" or path.startswith("/batches/"):
             return await self._batches(request, path)
         return None
