@@ -295,6 +295,21 @@ def test_an_endless_body_ends(serve, status):
         batches(server, max_reply_bytes=2_000_000).look("batch_1")
 
 
+@pytest.mark.parametrize("name", [b"Transfer-Encoding", b"transfer-encoding"])
+def test_chunks_beyond_a_declared_length_are_not_read_without_end(serve, name):
+    def endless(peer: Peer, method: str, path: str) -> None:
+        peer.send(JSON_HEAD + b"Content-Length: 5\r\n" + name + b": chunked\r\n\r\n")
+        peer.trickle(b"186A0\r\n" + b" " * 100_000 + b"\r\n", 0)
+
+    server = serve(endless)
+
+    def run() -> None:
+        with pytest.raises(CallError):
+            chat(server, max_reply_bytes=2_000_000)
+
+    assert peak_megabytes(run) < 30
+
+
 HEADS = {
     "a header of megabytes": b"HTTP/1.1 200 OK\r\nX-A: " + b"a" * 5_000_000 + b"\r\n\r\n{}",
     "a million headers": b"HTTP/1.1 200 OK\r\n"

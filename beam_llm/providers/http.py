@@ -108,8 +108,9 @@ async def read_body(response: aiohttp.ClientResponse, most: int) -> bytes:
     # ones.
     if not is_error and (declared or 0) > limit:
         raise TooLarge
-    # Most replies: the parser reads no more than was declared, so there is nothing to count.
-    if declared is not None and declared <= limit and "Content-Encoding" not in response.headers:
+    # Most replies: the parser reads no more than was declared, so there is nothing to count. A
+    # body in chunks may be longer than another header says, and an encoded one once decoded.
+    if declared is not None and declared <= limit and not _may_be_longer(response.headers):
         return await response.content.read()
     parts, size = [], 0
     async for chunk in chunks(response):
@@ -121,6 +122,10 @@ async def read_body(response: aiohttp.ClientResponse, most: int) -> bytes:
                 break
             raise TooLarge
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _may_be_longer(headers: Mapping[str, str]) -> bool:
+    return "Content-Encoding" in headers or "Transfer-Encoding" in headers
 
 
 async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
