@@ -235,6 +235,42 @@ def test_boto3_runs_a_job_over_s3_and_its_token_makes_one(
 
 
 @pytest.mark.parametrize(
+    ("line", "state"),
+    [
+        ({"modelInput": ask("Is it good:\nyes")}, "Completed"),
+        ({"recordId": "r0"}, "Failed"),
+        (["r0"], "Failed"),
+    ],
+    ids=["without an id", "without an input", "no object"],
+)
+def test_a_job_that_a_list_shows_as_ended_has_its_results_or_says_what_is_wrong(
+    aws: Any, emulator: Emulator, s3_location: str, line: Any, state: str
+) -> None:
+    bucket, s3, client = s3_location.split("/")[2], aws("s3"), aws("bedrock")
+    s3.put_object(Bucket=bucket, Key="in.jsonl", Body=orjson.dumps(line))
+    client.create_model_invocation_job(
+        jobName="job",
+        roleArn=ROLE,
+        modelId="amazon.nova-lite-v1:0",
+        inputDataConfig={"s3InputDataConfig": {"s3Uri": f"s3://{bucket}/in.jsonl"}},
+        outputDataConfig={"s3OutputDataConfig": {"s3Uri": f"s3://{bucket}/listed/"}},
+        modelInvocationType="Converse",
+    )
+
+    def listed() -> Any:
+        (job,) = client.list_model_invocation_jobs()["invocationJobSummaries"]
+        return job
+
+    while (job := listed())["status"] not in ("Completed", "Failed"):
+        time.sleep(0.02)
+    assert job["status"] == state
+    found = s3.list_objects_v2(Bucket=bucket, Prefix="listed/").get("Contents", [])
+    assert len(found) == (2 if state == "Completed" else 0)
+    if state == "Failed":
+        assert "Line 1 of the input" in job["message"]
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"jobName": "a b"}, "jobName"),
