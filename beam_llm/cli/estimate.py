@@ -108,23 +108,41 @@ def main(chosen: argparse.Namespace) -> int:
 def _forecasts(
     chosen: argparse.Namespace, settings: Settings, sources: Sequence[Source]
 ) -> tuple[list[Forecast], int]:
-    """One forecast per batch size, and how many records can't be asked."""
-    alone, unusable = rendered(compile_task(replaced(settings, batch_size=1)), sources)
-    # Any size above 1: each record then has the words around it that number it.
-    several, _ = rendered(compile_task(replaced(settings, batch_size=2)), sources)
+    """One forecast per batch size, and how many records can't be asked.
+
+    Each record is read once, counted at every size and forgotten: a million of them need no more
+    memory than a thousand.
+    """
     own = [settings.batch_size] if isinstance(settings.batch_size, int) else []
-    forecasts = [
-        forecast(
-            replaced(settings, batch_size=size),
-            alone if size == 1 else several,
-            _answer_tokens(chosen, settings),
-            chosen.latency_seconds,
-        )
+    answer = _answer_tokens(chosen, settings)
+    first, *others = (
+        Forecaster(replaced(settings, batch_size=size), answer, chosen.latency_seconds)
         for size in sorted({*BATCH_SIZES, *own})
-    ]
+    )
+    alone = compile_task(replaced(settings, batch_size=1))
+    # Any size above 1: each record then has the words around it that number it.
+    several = compile_task(replaced(settings, batch_size=2))
+    unusable = 0
+    for row in (row for source in sources for row in read_rows(source)):
+        if record := _record_of(alone, row.fields):
+            first.add(record)
+        else:
+            unusable += 1
+        if record := _record_of(several, row.fields):
+            for forecaster in others:
+                forecaster.add(record)
+    line, *lines = (forecaster.forecast() for forecaster in (first, *others))
     # The first line is of records asked alone already, so that the guard has nothing to add.
-    guarded = [forecasts[0], *(with_guard(line, forecasts[0], settings) for line in forecasts[1:])]
-    return guarded, unusable + forecasts[0].too_large
+    guarded = [line, *(with_guard(one, line, settings) for one in lines)]
+    return guarded, unusable + line.too_large
+
+
+def _record_of(task: ChatTask, fields: dict[str, Any]) -> Record | None:
+    """The record as the prompt takes it; None where it can't."""
+    try:
+        return task.record(fields, fields)
+    except PromptError:
+        return None
 
 
 def with_guard(line: Forecast, alone: Forecast, settings: Settings) -> Forecast:
@@ -155,17 +173,59 @@ def _answer_tokens(chosen: argparse.Namespace, settings: Settings) -> AnswerToke
     return tokens_of_answer(task.answer_schema, text=task.output.is_text)
 
 
-def rendered(task: ChatTask, sources: Sequence[Source]) -> tuple[list[Record], int]:
-    """The records as the prompt takes them, and how many it can't take."""
-    records: list[Record] = []
-    unusable = 0
-    for source in sources:
-        for row in read_rows(source):
-            try:
-                records.append(task.record(row.fields, row.fields))
-            except PromptError:
-                unusable += 1
-    return records, unusable
+class Forecaster:
+    """Forms the prompts exactly as a run would, and adds up what they hold; keeps none of them.
+
+    Args:
+      answer_tokens: assumed.
+      latency_seconds: of one call; None: by its output tokens.
+    """
+
+    def __init__(
+        self, settings: Settings, answer_tokens: AnswerTokens, latency_seconds: float | None
+    ):
+        self._settings = settings
+        self._answer_tokens = answer_tokens
+        self._latency_seconds = latency_seconds
+        self._task = compile_task(settings)
+        caps = prompt_caps(settings, self._task)
+        self._batcher: Batcher[None] = Batcher(caps, settings.model_name)
+        self._too_large = self._requests = self._input_tokens = self._output_tokens = 0
+        self._latencies = 0.0
+
+    def add(self, record: Record) -> None:
+        if self._batcher.too_large(record):
+            self._too_large += 1
+            return
+        for batch in self._batcher.add(record, None):
+            self._count([member for member, _ in batch])
+
+    def _count(self, batch: list[Record]) -> None:
+        request = self._task.render(batch)
+        answered = self._answer_tokens.of(request, len(batch))
+        self._requests += 1
+        self._input_tokens += request.input_tokens
+        self._output_tokens += answered
+        usual = BASE_LATENCY_SECONDS + answered / OUTPUT_TOKENS_PER_SECOND
+        self._latencies += self._latency_seconds or usual
+
+    def forecast(self) -> Forecast:
+        """Of all that was added, the prompt that is still open among it."""
+        for batch in self._batcher.flush():
+            self._count([member for member, _ in batch])
+        settings, requests = self._settings, self._requests
+        tokens = self._input_tokens + self._output_tokens
+        prices, usage = Prices.of(settings), Usage(self._input_tokens, self._output_tokens)
+        return Forecast(
+            settings.batch_size,
+            self._too_large,
+            requests,
+            self._input_tokens,
+            self._output_tokens,
+            _seconds(settings, requests, tokens, self._latencies),
+            prices.total_usd(usage, requests),
+            prices.total_usd(usage, requests, True),
+        )
 
 
 def forecast(
@@ -174,38 +234,11 @@ def forecast(
     answer_tokens: AnswerTokens,
     latency_seconds: float | None,
 ) -> Forecast:
-    """Forms the prompts exactly as a run would, and adds up what they hold.
-
-    Args:
-      answer_tokens: assumed.
-      latency_seconds: of one call; None: by its output tokens.
-    """
-    task = compile_task(settings)
-    prices = Prices.of(settings)
-    batcher: Batcher[None] = Batcher(prompt_caps(settings, task), settings.model_name)
-    too_large = requests = input_tokens = output_tokens = 0
-    latencies = 0.0
-    for batch in prompts_of(batcher, records):
-        if batch is None:
-            too_large += 1
-            continue
-        request = task.render(batch)
-        answered = answer_tokens.of(request, len(batch))
-        requests += 1
-        input_tokens += request.input_tokens
-        output_tokens += answered
-        latencies += latency_seconds or BASE_LATENCY_SECONDS + answered / OUTPUT_TOKENS_PER_SECOND
-    usage = Usage(input_tokens, output_tokens)
-    return Forecast(
-        settings.batch_size,
-        too_large,
-        requests,
-        input_tokens,
-        output_tokens,
-        _seconds(settings, requests, input_tokens + output_tokens, latencies),
-        prices.total_usd(usage, requests),
-        prices.total_usd(usage, requests, True),
-    )
+    """What the prompts of these records come to; see `Forecaster`."""
+    forecaster = Forecaster(settings, answer_tokens, latency_seconds)
+    for record in records:
+        forecaster.add(record)
+    return forecaster.forecast()
 
 
 def prompts_of(batcher: Batcher[None], records: Iterable[Record]) -> Iterator[list[Record] | None]:
