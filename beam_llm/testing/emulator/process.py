@@ -11,7 +11,6 @@ import tempfile
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import orjson
@@ -19,7 +18,7 @@ import orjson
 from beam_llm.testing.emulator.billing import BilledCounter
 from beam_llm.testing.emulator.faults import Fault
 from beam_llm.testing.emulator.options import EmulatorOptions
-from beam_llm.testing.emulator.server import API_KEY, HOST, Address
+from beam_llm.testing.emulator.server import HOST, Address
 
 
 class EmulatorProcess(Address):
@@ -43,10 +42,7 @@ class EmulatorProcess(Address):
         faults: Sequence[Fault] = (),
         **options: Any,
     ) -> None:
-        self.options = EmulatorOptions(faults=tuple(faults), **options)
-        self.port = port
-        self.api_key = self.options.keys[0] if self.options.keys else API_KEY
-        self._given_dir = state_dir
+        super().__init__(state_dir=state_dir, port=port, faults=faults, **options)
         self.state_dir = Path(state_dir) if state_dir is not None else None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -102,17 +98,6 @@ class EmulatorProcess(Address):
         if self._given_dir is None and self.state_dir is not None:
             shutil.rmtree(self.state_dir, ignore_errors=True)
             self.state_dir = None
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def pid(self) -> int | None:

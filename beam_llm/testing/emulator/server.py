@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +33,7 @@ too large in its own words."""
 _SHUTDOWN_SECONDS = 0.2
 
 
-class Address:
+class Address(ABC):
     """Where an emulator is to be found, in whatever process it runs.
 
     Attributes:
@@ -40,8 +41,37 @@ class Address:
       api_key: one that it takes.
     """
 
-    port: int
-    api_key: str
+    def __init__(
+        self,
+        *,
+        state_dir: str | os.PathLike[str] | None = None,
+        port: int = 0,
+        faults: Sequence[Fault] = (),
+        **options: Any,
+    ) -> None:
+        self.options = EmulatorOptions(faults=tuple(faults), **options)
+        self.port = port
+        self.api_key = self.options.keys[0] if self.options.keys else API_KEY
+        self._given_dir = state_dir
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Listens when it returns. Raises OSError where it can't."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stops it, and removes its folder unless that was given; harmless twice."""
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     @property
     def url(self) -> str:
@@ -95,10 +125,7 @@ class Emulator(Address):
         faults: Sequence[Fault] = (),
         **options: Any,
     ) -> None:
-        self.options = EmulatorOptions(faults=tuple(faults), **options)
-        self.port = port
-        self.api_key = self.options.keys[0] if self.options.keys else API_KEY
-        self._given_dir = state_dir
+        super().__init__(state_dir=state_dir, port=port, faults=faults, **options)
         self._folder: Path | None = None
         self._service: Service | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -141,17 +168,6 @@ class Emulator(Address):
             if self._service is not None:
                 self._service.billing.freeze(self._service.batches.billed_ids())
             shutil.rmtree(self._folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def wait(self) -> None:
         """Until `close` or Ctrl-C."""
