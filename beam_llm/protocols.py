@@ -34,8 +34,8 @@ class CompletionProvider(Protocol):
         class Echo:
             async def complete(self, request: Request, timeout_seconds: float) -> Completion:
                 if not request.messages:
-                    raise Rejected(Kind.REJECTED, "no messages")  # an error names its remedy:
-                    nobody else sees the wire
+                    # An error names its remedy: nobody else sees the wire.
+                    raise Rejected(Kind.REJECTED, "no messages")
                 text = request.messages[-1].content
                 return Completion(text, Finish.STOP, Usage(len(text), len(text)), request.model)
 
@@ -43,8 +43,8 @@ class CompletionProvider(Protocol):
 
         def check(settings: Settings) -> None: ...
         def connect(settings: Settings) -> Echo: return Echo()
-        def encode(settings: Settings, request: Request) -> bytes: return
-        request.messages[-1].content.encode()
+        def encode(settings: Settings, request: Request) -> bytes:
+            return request.messages[-1].content.encode()
 
     One that asks for schemas may be a `LearnsSchemas`, too. HTTP with bounds, keys, waits and
     errors: `providers/http.py`, `keys.py`, `pace.py`, `errors.py`, `typed.py`.

@@ -3,8 +3,10 @@ its prices and models are like.
 
 A new provider is a row in here and a module in `providers/`:
 
-    PROVIDERS["acme"] = ProviderSpec("acme_llm.provider", "ACME_API_KEY", "ACME_BASE_URL",
-    "https://api.acme.example/v1") LLMPredict("acme:large", …)
+    PROVIDERS["acme"] = ProviderSpec(
+        "acme_llm.provider", "ACME_API_KEY", "ACME_BASE_URL", "https://api.acme.example/v1"
+    )
+    LLMPredict("acme:large", "Is it spam? {{ text }}")
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,34 @@ def test_nobody_but_a_provider_looks_at_the_number_of_an_http_status(path):
         if isinstance(node, ast.Constant) and type(node.value) is int
     }
     assert looked_at & STATUSES == set()
+
+
+_EXAMPLE = re.compile(
+    r"(?:class|def|async def|with|from|import|for|while|assert) |[A-Za-z_][\w.\[\]\"]* = |\w+\("
+)
+
+
+def _examples(path: Path) -> list[str]:
+    """The blocks of a file's docstrings that begin like Python."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        words = (ast.get_docstring(node) or "") if isinstance(node, kinds) else ""
+        for block in re.findall(r"(?:^|\n\n)((?: {4}.*\n?|\n(?= {4}))+)", words):
+            code = textwrap.dedent(block)
+            if _EXAMPLE.match(code) and "─" not in code:  # else it is a drawing
+                found.append(code)
+    return found
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_an_example_in_a_docstring_is_python(path):
+    for example in _examples(path):
+        ast.parse(example.replace("…", "..."))
+
+
+def test_the_examples_in_docstrings_are_found():
+    assert len([example for path in _modules() for example in _examples(path)]) >= 15
 
 
 def test_importing_the_package_loads_no_beam_no_sdk_and_no_price_table():

@@ -51,7 +51,8 @@ def test_the_emulator_command_prints_the_variables_of_every_dialect() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            printed = [process.stdout.readline() for _ in NAMES]
+            # OpenAI's two APIs are one provider's.
+            printed = [process.stdout.readline() for _ in NAMES[1:]]
         finally:
             process.terminate()
     assert all(line.startswith("export ") for line in printed)

@@ -43,7 +43,8 @@ class ResultReader:
     """The results of one job, turned into outcomes line by line; they are written down as they are
     read.
 
-        reader = ResultReader(context, manifest, end, file, prior); reader.read_file(path);
+        reader = ResultReader(context, manifest, end, file, prior)
+        reader.read_file(path)
         reader.finish()
 
     Args:

@@ -87,8 +87,9 @@ def compile_task(settings: Settings) -> ChatTask:
     """What the settings ask, compiled, with schemas where the provider enforces them. No key is
     looked up, nothing is called.
 
-        task = compile_task(settings("openai:gpt-4.1-mini", prompt="Is it spam? {{ text }}",
-        output=bool)) request = task.render([task.record({"text": "Win a prize!"}, None)])
+        spam = settings("openai:gpt-4.1-mini", prompt="Is it spam? {{ text }}", output=bool)
+        task = compile_task(spam)
+        request = task.render([task.record({"text": "Win a prize!"}, None)])
 
     Raises:
       UsageError: for an output, a template, a path or a parser that can't be used.

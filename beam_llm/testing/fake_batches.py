@@ -1,8 +1,11 @@
 """A batch provider in memory, with failure knobs: for tests of jobs that need neither HTTP nor real
 time.
 
-    fake = FakeBatches(clock); fake.answers_after = 5.0; fake.create_faults = ["lost"]; …;
-    fake.billed[text] == 1
+    fake = FakeBatches(clock)
+    fake.answers_after = 5.0
+    fake.create_faults = ["lost"]
+    ...                            # run what is tested
+    assert fake.billed[text] == 1
 
 It answers `re: <text>` to every record's text, alone or in a prompt of several, and bills each line
 that it answers.

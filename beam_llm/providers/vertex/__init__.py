@@ -1,6 +1,10 @@
 """Vertex AI: Gemini with Google's own credentials, in a project and a region; batches over `gs://`.
 
-    LLMPredict("vertex:gemini-2.5-flash", …, provider_options={"project": "p", "region": "global"})
+    LLMPredict(
+        "vertex:gemini-2.5-flash",
+        "Is it spam? {{ text }}",
+        provider_options={"project": "my-project", "region": "global"},
+    )
 
 credentials.py  tokens                     place.py   addresses              live.py  live calls
 batches.py      batch prediction jobs      objects.py their input and results in a bucket

@@ -472,11 +472,16 @@ def _indexed_text(question: Question, entries: list[tuple[Any, Any]]) -> str:
             + ",".join(f'"{index}":{orjson.dumps(value).decode()}' for index, value in entries)
             + "}"
         )
-    answers = [_entry(question, index, value) for index, value in entries]
+    answers = [_entry(question, _number(question, index), value) for index, value in entries]
     reply: Any = answers
     for name in reversed(question.list_path):
         reply = {name: reply}
     return orjson.dumps(reply).decode()
+
+
+def _number(question: Question, index: Any) -> Any:
+    """The record's own number; one that a fault has made a text stays as it is."""
+    return index + question.first - 1 if isinstance(index, int) else index
 
 
 def _entry(question: Question, index: Any, value: Any) -> dict[str, Any]:

@@ -201,11 +201,13 @@ def serve(argv: Sequence[str] | None = None) -> int:
 
 
 def _announce(environments: Sequence[Mapping[str, str]]) -> None:
-    """One line for each dialect, OpenAI's first, and one for buckets."""
+    """One line for each provider, OpenAI's first, and one for buckets; two dialects of one provider
+    have the same.
+    """
     # On stdout, to be pasted or read by `EmulatorProcess`; what is for people goes to stderr.
-    for environment in environments:
-        pairs = " ".join(f"{name}={value}" for name, value in environment.items())
-        print(f"export {pairs}", flush=True)
+    pairs = [" ".join(f"{name}={value}" for name, value in each.items()) for each in environments]
+    for line in dict.fromkeys(pairs):
+        print(f"export {line}", flush=True)
     print("serving until Ctrl-C", file=sys.stderr, flush=True)
 
 

@@ -78,6 +78,7 @@ NAMES = (
     "fireworks",
     "openrouter",
     "xai",
+    "responses",
 )
 """Dialects, each in a module of this folder, or with others of its family in one. The first one has
 the routes that no other has.

@@ -1,7 +1,12 @@
 """Scripted faults: what goes wrong, where, and when (by probability, by nth call, by record text).
 
-    Emulator(faults=[Fault("rate_limit", probability=0.05, retry_after=0.1), Fault("poison",
-    text="curse"), Fault("create_lost", nth=1)])
+    Emulator(
+        faults=[
+            Fault("rate_limit", probability=0.05, retry_after=0.1),
+            Fault("poison", text="curse"),
+            Fault("create_lost", nth=1),
+        ]
+    )
 
 Decisions are hashes of the seed and of what is decided on, not draws from a shared generator: the
 same script meets the same calls in the same way, also after the emulator was killed and started

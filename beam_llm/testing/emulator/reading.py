@@ -11,7 +11,7 @@ import html
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -54,6 +54,7 @@ class Question:
       index_field, list_path, value_field: names in a reply; an empty `list_path` is a bare array;
         `value_field` None puts an object answer's fields beside the index.
       keyed: the reply is one object, each answer under its number.
+      first: the number of the first record, where answers are a list.
     """
 
     texts: tuple[str, ...]
@@ -66,6 +67,7 @@ class Question:
     list_path: tuple[str, ...] = ()
     value_field: str | None = "value"
     keyed: bool = False
+    first: int = 1
 
 
 def read_question(body: Mapping[str, Any]) -> Question:
@@ -85,6 +87,10 @@ def read_question(body: Mapping[str, Any]) -> Question:
         if question is not None:
             return question
     if root is not None:
+        listed = _listed_inputs(user)
+        packed = _many_by_schema(listed[0], system, root) if listed is not None else None
+        if listed is not None and packed is not None:
+            return replace(packed, first=listed[1])
         instruction, text = split_single(user)
         return Question((text,), False, "json", root, root, f"{system}\n{instruction}")
     asked, words = _without_reply_words(user)
@@ -188,6 +194,27 @@ def _find_inputs(user: str) -> tuple[tuple[str, ...], str] | None:
         if run and (is_input or len(run) > 1):
             return tuple(text for _, text, _ in run), user[: run[0][2]] + after
     return None
+
+
+def _listed_inputs(user: str) -> tuple[tuple[str, ...], int] | None:
+    """Texts and the number of the first, of a prompt that is JSON: `{"messages": [{"id": 0, "body":
+    "…"}]}`, under whatever names.
+    """
+    if not user.startswith("{"):
+        return None
+    try:
+        lists = list(json.loads(user).values())
+    except ValueError:
+        return None
+    if len(lists) != 1 or not isinstance(lists[0], list) or not lists[0]:
+        return None
+    pairs = [tuple(each.values()) if isinstance(each, dict) else () for each in lists[0]]
+    if any(len(pair) != 2 or type(pair[0]) is not int for pair in pairs):
+        return None
+    first = pairs[0][0]
+    if [number for number, _ in pairs] != list(range(first, first + len(pairs))):
+        return None
+    return tuple(str(text) for _, text in pairs), first
 
 
 def _marks_end(user: str) -> bool:
