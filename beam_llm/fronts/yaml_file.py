@@ -78,6 +78,7 @@ def read_yaml(path: str, text: str, variables: dict[str, Any] | None = None) -> 
     known = {"beam_llm": PROVIDERS_FILE, **(variables or {})}
     try:
         expanded = yaml_transform.expand_jinja(text, known, [folder])
+        _refuse_amplified(name, yaml.compose(expanded, Loader=yaml.SafeLoader), lines_before)
         spec = yaml.load(expanded, Loader=yaml_transform.SafeLineLoader)
     except jinja2.TemplateSyntaxError as error:
         where = f"{name}:{error.lineno + lines_before}"
@@ -88,16 +89,50 @@ def read_yaml(path: str, text: str, variables: dict[str, Any] | None = None) -> 
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         # A mark counts from 0, and from behind the comments that Beam took off.
         line = f":{mark.line + 1 + lines_before}" if mark is not None else ""
+        if (position := getattr(error, "position", None)) is not None:  # of a character it refuses
+            line = f":{expanded.count(chr(10), 0, position) + 1 + lines_before}"
         raise UsageError(f"{name}{line}: not YAML: {_first_line(error)}") from None
     except RecursionError:
         raise UsageError(f"{name}: nested too deeply: write it flatter") from None
+    except UsageError:
+        raise
     except Exception as error:  # a template's own arithmetic, an odd date, a key that is a list
         raise UsageError(f"{name}: {type(error).__name__}: {_first_line(error)}") from None
-    if not isinstance(spec, dict) or "pipeline" not in spec:
+    if not isinstance(spec, dict) or not isinstance(spec.get("pipeline"), (dict, list)):
         raise UsageError(
             f"{name}: there is no pipeline in it: write pipeline: {{type: chain, transforms: […]}}"
         )
     return YamlPipeline(path, spec, lines_before)
+
+
+MOST_NODES = 100_000
+"""Values of a file with all that its aliases stand for: Beam's reading copies each."""
+
+
+def _refuse_amplified(name: str, root: Any, lines_before: int) -> None:
+    """Aliases of aliases: a file of a few lines can stand for more than any memory holds.
+
+    Raises:
+      UsageError: there is too much, or a value that holds itself.
+    """
+    sizes: dict[int, int] = {}
+
+    def size_of(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = MOST_NODES  # for as long as it is not known: it may hold itself
+            pairs = node.value if isinstance(node, yaml.CollectionNode) else ()
+            inner = (one for pair in pairs for one in (pair if type(pair) is tuple else (pair,)))
+            sizes[id(node)] = 1 + sum(map(size_of, inner))
+            if sizes[id(node)] > MOST_NODES:
+                where = f"{name}:{node.start_mark.line + 1 + lines_before}"
+                raise UsageError(
+                    f"{where}: this stands for more than {MOST_NODES:,} values, or for itself: "
+                    "write it without aliases (*name)"
+                )
+        return sizes[id(node)]
+
+    if root is not None:
+        size_of(root)
 
 
 def _comment_lines(text: str) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
 from beam_llm.cli.progress import write_line
 from beam_llm.cli.run_files import RunFiles
+from beam_llm.cli.run_text import text_of
 from beam_llm.cli.sql.dry_run import dry_run
 from beam_llm.cli.sql.reporting import (
     as_predict,
@@ -19,19 +20,15 @@ from beam_llm.cli.sql.reporting import (
 from beam_llm.cli.sql.run import Ended, SqlCommand, SqlRunner
 from beam_llm.cli.summary import summary
 from beam_llm.cli.words import table
-from beam_llm.errors import UsageError
 from beam_llm.fronts.sql.script import Job, Printed, Script, read_script
 from beam_llm.fronts.sql.tables import Permissions
-
-MOST_BYTES = 1_000_000
-"""Of a SQL file: larger ones are data."""
 
 
 def run(chosen: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     files = RunFiles(chosen)
     script = read_script(
-        _text_of(chosen.file),
+        text_of(chosen.file),
         os.path.basename(chosen.file),
         Permissions(code=chosen.allow_code, key_files=chosen.allow_key_files),
     )
@@ -48,19 +45,6 @@ def run(chosen: argparse.Namespace) -> int:
         lambda: report_of_file(ended), lambda: subject_of_file(ended, chosen.beam_options)
     )
     return code
-
-
-def _text_of(path: str) -> str:
-    with open(path, "rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise UsageError(f"{path!r} has more than {MOST_BYTES:,} bytes: rows belong into tables")
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path!r} is not text in UTF-8 (byte {error.start + 1:,}): save it as UTF-8"
-        ) from None
 
 
 def _run_all(chosen: argparse.Namespace, script: Script) -> list[Ended]:

@@ -14,6 +14,7 @@ from beam_llm.cli.predict_command import PredictCommand, Report
 from beam_llm.cli.progress import Meter, write_line
 from beam_llm.cli.reporting.of_run import Subject, jobs_of
 from beam_llm.cli.run_files import RunFiles
+from beam_llm.cli.run_text import text_of
 from beam_llm.cli.running import Measured, watched
 from beam_llm.cli.summary import as_json, summary
 from beam_llm.cli.tally import Tally
@@ -73,14 +74,7 @@ def _need_yaml() -> None:
 def _read(path: str) -> Any:
     from beam_llm.fronts.yaml_file import read_yaml
 
-    with open(path, "rb") as file:
-        data = file.read()
-    try:
-        return read_yaml(path, data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path!r} is not text in UTF-8 (byte {error.start + 1:,}): save it as UTF-8"
-        ) from None
+    return read_yaml(path, text_of(path))
 
 
 def _options(chosen: argparse.Namespace, read: Any) -> Any:

@@ -115,6 +115,8 @@ def rows_of(connection: Any, query: str) -> tuple[list[SqlType], list[tuple[Any,
 def reason_of(error: BaseException) -> str:
     """DuckDB's reason in one line, without its picture of our query."""
     text = str(error).split("\n\nLINE ")[0].split("\nLINE ")[0]
+    if "expression depth limit" in text:  # it goes on to name a setting of its own
+        return "this is nested too deeply, or has too many parts"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     kept = " ".join(line for line in lines if not line.startswith(("Candidate", "Did you mean")))
     return kept[:300] or type(error).__name__
