@@ -109,9 +109,9 @@ class Settings:
         "JSONPath or XPath to the answers; for `delimited` a regex with groups `index` and `value`",
         kind="text",
     )
-    response_index_field: str = _option("index", "field that holds a record's index", kind="text")
+    response_index_field: str = _option("index", "field that holds a record's index", kind="field")
     response_value_field: str | None = _option(
-        None, "field that holds a record's answer", kind="text"
+        None, "field that holds a record's answer", kind="field"
     )
     # Twenty is where a mistake begins: with backoff they take minutes, beyond `call_deadline_ms`.
     max_retries: int = _option(
@@ -366,10 +366,10 @@ class Settings:
         kind="json",
     )
     record_id: str | None = _option(
-        None, "field that identifies a record (default: its content)", kind="text"
+        None, "field that identifies a record (default: its content)", kind="field"
     )
     output_field: str | None = _option(
-        None, "emit rows: the element's fields, this field, and `<field>_error`", kind="text"
+        None, "emit rows: the element's fields, this field, and `<field>_error`", kind="field"
     )
 
     @property
@@ -554,8 +554,8 @@ def _number(
 
 
 def _example(name: str) -> str:
-    default = OPTIONS[name].default
-    return f"{name}={default if default is not None else OPTIONS[name].metadata.get('least') or 1}"
+    default, least = OPTIONS[name].default, OPTIONS[name].metadata.get("least") or 1
+    return f"{name}={default if default is not None else least if least > 0 else 1}"
 
 
 def _whole(value: Any) -> int:
@@ -608,6 +608,13 @@ def _text(name: str, value: Any, rule: Mapping[str, Any]) -> str:
             name, value, where, "take it out, or write text.encode('utf-8', 'replace').decode()"
         ) from None
     return value
+
+
+def _field(name: str, value: Any, rule: Mapping[str, Any]) -> str:
+    text = _text(name, value, rule)
+    if not text.strip():
+        raise _wrong(name, value, "it has to be the name of a field", f"leave {name} out")
+    return text
 
 
 def _choice(name: str, value: Any, rule: Mapping[str, Any]) -> str:
@@ -754,6 +761,7 @@ _KINDS: dict[str, Callable[[str, Any, Mapping[str, Any]], Any]] = {
     "float": _float,
     "bool": _bool,
     "text": _text,
+    "field": _field,
     "choice": _choice,
     "secret": _secret,
     "json": _json,

@@ -66,7 +66,8 @@ class RowShape:
         clash = name_clash(self._field, names)
         if clash is not None:
             raise UsageError(clash.message)
-        if self._columns is not None and not _is_field_name(self._field):
+        is_row = self._columns is not None or value_type in _SCALARS
+        if is_row and not _is_field_name(self._field):
             raise UsageError(
                 f"output_field is {self._field!r}: a schema's field is a name that begins "
                 "with a letter; try 'answer'"
