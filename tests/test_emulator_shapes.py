@@ -131,6 +131,20 @@ class Route(NamedTuple):
 
 ROUTES = {
     "openai": Route("/v1/chat/completions", BEARER, OPENAI_BODY),
+    "openai's responses": Route(
+        "/v1/responses",
+        BEARER,
+        {
+            "model": "m",
+            "instructions": "s",
+            "input": [{"role": "user", "content": "hello"}],
+            "temperature": 0.5,
+            "max_output_tokens": 50,
+            "text": {"format": {"type": "json_schema", "name": "r", "strict": True, "schema": YES}},
+            "metadata": {"a": "b"},
+            "store": False,
+        },
+    ),
     "groq": Route("/groq/openai/v1/chat/completions", BEARER, OPENAI_BODY),
     "xai": Route("/xai/v1/chat/completions", BEARER, OPENAI_BODY),
     "mistral": Route("/mistral/v1/chat/completions", BEARER, MISTRAL_BODY),
