@@ -23,7 +23,7 @@ from beam_llm.fronts.sql.syntax import (
     StatementSet,
 )
 from beam_llm.fronts.sql.tokens import Cursor, tokens_of
-from beam_llm.fronts.sql.types import parse_type
+from beam_llm.fronts.sql.type_syntax import parse_type
 
 _KINDS = ("MODEL", "TABLE", "VIEW")
 _METADATA = ("error-string", "http-status-code", "http-headers-map")
