@@ -79,7 +79,7 @@ def test_a_sql_file_s_run_can_be_looked_at(
         TABLES
         + model
         + INSERT
-        + "SELECT ML_PREDICT('m', text, MAP['batch.size','2']) FROM reviews;"
+        + "SELECT ML_PREDICT('m', text, MAP['batch.size','2','mode','online']) FROM reviews;"
     )
     assert run(sql, "--report", "page.html", "--summary", "summary.json") == 3
     found = Outline((folder / "page.html").read_text())

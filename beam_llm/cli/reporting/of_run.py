@@ -97,9 +97,15 @@ def _subtitle(subject: Subject, report: Report) -> str:
 
 
 def _settings(subject: Subject, redacted: bool) -> Iterator[tuple[str, str]]:
+    """Of the first use all, of each further one what differs from it."""
+    first: dict[str, str] = {}
     for use, known in subject.uses.items():
-        for name, value in settings_shown(known, redacted):
-            yield f"{use}: {name}" if use else name, value
+        own = dict(settings_shown(known, redacted))
+        left_out = dict.fromkeys(first.keys() - own.keys(), "default")
+        for name, value in {**own, **left_out}.items():
+            if name == "model" or first.get(name) != value:
+                yield f"{use}: {name}" if use else name, value
+        first = first or own
 
 
 def _runner(beam_options: Sequence[str]) -> str:

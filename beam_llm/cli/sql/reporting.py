@@ -52,7 +52,8 @@ def subject_of_file(ended: Sequence[Ended], beam_options: Sequence[str]) -> Subj
     names = dict.fromkeys(run.destination.name for run in runs)
     outputs = ", ".join("stdout" if name == "-" else name for name in names)
     uses = _uses(runs)
-    ledgers = {str(used.staging_location): used for used in uses.values()}
+    in_jobs = [used for used in uses.values() if used.mode == "batch_api"]
+    ledgers = {str(used.staging_location): used for used in in_jobs}
     return Subject(
         way=f"{sources} → {outputs}",
         uses={"": next(iter(uses.values()))} if len(uses) == 1 else uses,
