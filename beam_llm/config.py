@@ -148,7 +148,7 @@ class Settings:
     )
     mode: str = _option(
         "online",
-        "`online`: live calls; `batch_api`: the provider's batch API, half price",
+        "`online`: live calls; `batch_api`: the provider's batch API, at half price with most",
         kind="choice",
         choices=MODES,
     )

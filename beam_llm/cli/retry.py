@@ -160,6 +160,7 @@ def prior_answers(
             doubtful = StoredAnswer(ordinal, None, Kind.DOUBTFUL, ended.error, digest=digest)
             lines.write(stored_line(doubtful))
     if rows and gone == rows:
+        lines.close()
         raise UsageError(
             f"none of the records of {target.path!r} is in the input: is it this input's output? "
             "--force asks all"
