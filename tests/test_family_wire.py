@@ -510,7 +510,7 @@ FIREWORKS_JOB: dict[str, Any] = {
 
 
 def fireworks_job(job: Any) -> RemoteJob:
-    return remote_job(fireworks_batches._in_openai_shape(job))
+    return remote_job(fireworks_batches.in_openai_shape(job))
 
 
 def test_a_fireworks_job_is_known_by_the_ends_of_its_resources_names():
@@ -547,11 +547,11 @@ def test_results_are_read_over_tls_or_where_the_provider_is_and_nowhere_else(add
 
 
 def mistral_job(job: Any) -> RemoteJob:
-    return remote_job(mistral_batches._in_openai_shape(job))
+    return remote_job(mistral_batches.in_openai_shape(job))
 
 
 def xai_job(job: Any) -> RemoteJob:
-    return remote_job(xai_batches._in_openai_shape(job))
+    return remote_job(xai_batches.in_openai_shape(job))
 
 
 def test_a_mistral_job_counts_its_failures_apart():
@@ -643,7 +643,7 @@ def xai_result() -> dict[str, Any]:
 
 @given(st.sampled_from(paths(xai_result())), anything)
 def test_any_value_in_any_field_of_an_xai_result(path, value):
-    line = xai_batches._line_of(put(xai_result(), path, value))
+    line = xai_batches.line_of(put(xai_result(), path, value))
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     try:
@@ -666,7 +666,7 @@ def test_any_value_in_any_field_of_an_xai_result(path, value):
 )
 def test_an_xai_results_error_has_grpcs_code_or_https(error, remedy):
     result = {"batch_request_id": "c-1", "batch_result": {"error": error}}
-    found = line_reply(xai_batches._line_of(result)).error
+    found = line_reply(xai_batches.line_of(result)).error
     assert isinstance(found, CallError)
     assert found.remedy is remedy
 

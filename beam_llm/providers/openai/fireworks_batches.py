@@ -102,7 +102,7 @@ class FireworksBatches(DialectBatches):
         return self._look_at(self._url("batchInferenceJobs", job_id))
 
     def _job(self, job: Mapping[str, Any]) -> RemoteJob:
-        return super()._job(_in_openai_shape(job))
+        return super()._job(in_openai_shape(job))
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
         """Streams the files of the output dataset into one, from where the provider says that they
@@ -200,7 +200,7 @@ def job_id_of(name: str) -> str:
     return f"beam-llm-{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
 
 
-def _in_openai_shape(job: Mapping[str, Any]) -> dict[str, Any]:
+def in_openai_shape(job: Mapping[str, Any]) -> dict[str, Any]:
     """A job as OpenAI would show it."""
     state = word(job.get("state")).removeprefix("JOB_STATE_")
     progress, status = job.get("jobProgress"), job.get("status")

@@ -48,7 +48,7 @@ class MistralBatches(DialectBatches):
         return self._job(self._large_object(self._place.url(f"/batch/jobs/{in_path(job_id)}")))
 
     def _job(self, job: Mapping[str, Any]) -> RemoteJob:
-        return super()._job(_in_openai_shape(job))
+        return super()._job(in_openai_shape(job))
 
     def _pages(self) -> Iterator[Sequence[RemoteJob]]:
         """All jobs, newest first, page by page."""
@@ -69,7 +69,7 @@ class MistralBatches(DialectBatches):
         self._cancel_at(self._place.url(f"/batch/jobs/{in_path(job_id)}/cancel"), 400, 422)
 
 
-def _in_openai_shape(job: Mapping[str, Any]) -> dict[str, Any]:
+def in_openai_shape(job: Mapping[str, Any]) -> dict[str, Any]:
     """A job as OpenAI would show it. `completed_requests` counts failures, too; all counts are 0
     until the job runs.
     """

@@ -41,7 +41,7 @@ class XaiBatches(DialectBatches):
         return self._look_at(self._place.url(f"/batches/{in_path(job_id)}"))
 
     def _job(self, job: Mapping[str, Any]) -> RemoteJob:
-        return super()._job(_in_openai_shape(job))
+        return super()._job(in_openai_shape(job))
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
         """Writes the results, page by page, as lines of OpenAI's shape."""
@@ -51,7 +51,7 @@ class XaiBatches(DialectBatches):
         tokens: set[str] = set()
         with open(path, "wb") as file:
             for results, token in self._walk(f"/batches/{in_path(job.job_id)}/results", "results"):
-                for line in map(_line_of, results):
+                for line in map(line_of, results):
                     left -= len(line)
                     if left < 0:
                         message = f"the results are larger than {most:,} bytes (max_file_bytes)"
@@ -94,7 +94,7 @@ class XaiBatches(DialectBatches):
             self._delete_file(staged)
 
 
-def _in_openai_shape(job: Mapping[str, Any]) -> dict[str, Any]:
+def in_openai_shape(job: Mapping[str, Any]) -> dict[str, Any]:
     """A job as OpenAI would show it: its status follows from its counts."""
     state = job.get("state")
     state = state if isinstance(state, dict) else {}
@@ -134,7 +134,7 @@ _HTTP_OF_RPC = {3: 400, 4: 504, 5: 404, 7: 403, 8: 429, 9: 400, 11: 400, 14: 503
 """An error's code may be gRPC's. Source: google.rpc.Code's own mapping to HTTP."""
 
 
-def _line_of(result: Any) -> bytes:
+def line_of(result: Any) -> bytes:
     """A result as a line of OpenAI's shape. What has another shape is a line that says nothing."""
     result = result if isinstance(result, dict) else {}
     found = result.get("batch_result")
