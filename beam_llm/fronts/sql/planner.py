@@ -226,7 +226,7 @@ class Planner:
             self._source.fail(
                 call.start,
                 "AI_EMBED is not run here yet",
-                "ask for a vector in Python, or take it out",
+                "take it out: this package asks for text, not yet for vectors",
                 call.end,
             )
         arguments: list[Argument] = []
