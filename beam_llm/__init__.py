@@ -2,6 +2,7 @@
 
     LLMPredict                             elements in, one Prediction (or row) per element out;
                                            live calls or the provider's batch API
+    LLMEmbed                               likewise a vector for each element
     SubmitBatchJobs, CollectBatchJobs      the batch API in two pipelines: job refs today,
                                            answers another day
     Prediction, Failure, Kind, Usage       what comes out
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from beam_llm.jobs import BatchJobRef
+    from beam_llm.transforms.embed import LLMEmbed
     from beam_llm.transforms.predict import CollectBatchJobs, LLMPredict, SubmitBatchJobs
     from beam_llm.values import Prediction, Record, Usage
 
@@ -42,6 +44,7 @@ __all__ = [
     "CollectBatchJobs",
     "Failure",
     "Kind",
+    "LLMEmbed",
     "LLMError",
     "LLMPredict",
     "LedgerError",
@@ -67,6 +70,7 @@ _ROOMS = {
         "UsageError",
     ),
     "beam_llm.jobs": ("BatchJobRef",),
+    "beam_llm.transforms.embed": ("LLMEmbed",),
     "beam_llm.transforms.predict": ("CollectBatchJobs", "LLMPredict", "SubmitBatchJobs"),
     "beam_llm.values": ("Prediction", "Record", "Usage"),
 }

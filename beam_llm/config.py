@@ -26,12 +26,15 @@ AUTO_CALLS = 512
 """Most calls in flight with `max_concurrency="auto"`. It stands here, not in the controller, since
 the option's own text names it."""
 MODES = ("online", "batch_api")
+TASKS = ("chat", "embed")
+VECTOR = list[float]
+"""The `output` of the task `embed`."""
 RESPONSE_FORMATS = ("json", "xml", "delimited")
 
 
 def _option(default: Any, meaning: str, **rule: Any) -> Any:
-    """One row of the table: default, meaning and rule (`kind`, `least`, `most`, `choices`,
-    `also`).
+    """One row of the table: default, meaning and rule (`kind`, `least`, `most`, `choices`, `also`;
+    `only`: the one `task` that has the option).
     """
     # A field of a dataclass, not of a pydantic model: an import of this package stays cheap, and
     # the messages are ours, with the fix in them.
@@ -62,13 +65,28 @@ class Settings:
     prompt: str | None = _option(
         None, "Jinja2 template over the element's fields; `{{ element }}` is the whole", kind="text"
     )
-    system_prompt: str | None = _option(None, "system-level instruction", kind="text")
+    system_prompt: str | None = _option(None, "system-level instruction", kind="text", only="chat")
+    task: str = _option(
+        "chat",
+        "what the model does: `chat`: it answers; `embed`: it gives a vector of each text",
+        kind="choice",
+        choices=TASKS,
+    )
+    dimensions: int | None = _option(
+        None,
+        "numbers of each vector (default: the model's)",
+        kind="int",
+        least=1,
+        most=65_536,
+        only="embed",
+    )
     # A type is judged by `prompting.output_types`, which config, on the ground, can't import.
     output: Any = _option(  # noqa: RUF009  # a row of the table
         str,
         "type of the answer: str, int, float, bool, Literal, Enum, list, pydantic model, JSON "
         "schema",
         kind="output",
+        only="chat",
     )
     batch_size: int | Literal["auto"] = _option(
         1,
@@ -97,21 +115,28 @@ class Settings:
         most=1000,
     )
     batch_prompt_template: str | None = _option(
-        None, "Jinja2 over `records`, each with `index`, `text` and its fields", kind="text"
+        None,
+        "Jinja2 over `records`, each with `index`, `text` and its fields",
+        kind="text",
+        only="chat",
     )
     response_format: str = _option(
         "json",
         "shape of the reply: `json`, `xml`, `delimited`, or the dotted name of a parser",
         kind="format",
+        only="chat",
     )
     response_path: str | None = _option(
         None,
         "JSONPath or XPath to the answers; for `delimited` a regex with groups `index` and `value`",
         kind="text",
+        only="chat",
     )
-    response_index_field: str = _option("index", "field that holds a record's index", kind="field")
+    response_index_field: str = _option(
+        "index", "field that holds a record's index", kind="field", only="chat"
+    )
     response_value_field: str | None = _option(
-        None, "field that holds a record's answer", kind="field"
+        None, "field that holds a record's answer", kind="field", only="chat"
     )
     # Twenty is where a mistake begins: with backoff they take minutes, beyond `call_deadline_ms`.
     max_retries: int = _option(
@@ -182,6 +207,7 @@ class Settings:
         "part of the records (0.02: 2 %) that is asked alone as well, to see whether packing "
         "changes answers",
         kind="float",
+        only="chat",
         least=0.0,
         most=1.0,
     )
@@ -190,6 +216,7 @@ class Settings:
         "least part of the guarded answers that has to be the one given alone; below it prompts "
         "are made smaller",
         kind="float",
+        only="chat",
         least=0.0,
         most=1.0,
     )
@@ -335,23 +362,27 @@ class Settings:
         None, "the model's window in tokens (default: as published)", kind="int", least=64
     )
     # Without an upper bound here: providers have different ones (`check` of each).
-    temperature: float | None = _option(None, "passed to the provider", kind="float", least=0.0)
+    temperature: float | None = _option(
+        None, "passed to the provider", kind="float", only="chat", least=0.0
+    )
     max_output_tokens: int | None = _option(
         None,
         "most output tokens per record; multiplied by the records in a prompt",
         kind="int",
+        only="chat",
         least=1,
         most=10_000_000,
     )
     # 64 bits, as OpenAI's reference has it: JSON encoders refuse more, and would in every call.
     seed: int | None = _option(
-        None, "passed to the provider", kind="int", least=-(2**63), most=2**63 - 1
+        None, "passed to the provider", kind="int", only="chat", least=-(2**63), most=2**63 - 1
     )
     service_tier: str | None = _option(
         None,
         "live calls: how urgent they are, sent where the provider has it: `auto`, `default`, "
         "`flex` (cheaper, slower), `priority`",
         kind="choice",
+        only="chat",
         choices=("auto", "default", "flex", "priority"),
     )
     extra_body: Mapping[str, Any] | None = _option(
@@ -417,6 +448,7 @@ def settings_from_options(
     overrides: Mapping[str, Any] | None = None,
     *,
     allow_code: bool = False,
+    usual: Mapping[str, Any] | None = None,
     **values: Any,
 ) -> Settings:
     """Settings from string keys as in SQL's `WITH (…)`: `{"provider": "openai", "model": "gpt-4",
@@ -428,6 +460,7 @@ def settings_from_options(
       allow_code: whether `options` and `overrides` may name a parser by its dotted name. They may
         come from a file or a query of somebody else, and a name is enough to run whatever this
         machine can import. No option can give this permission.
+      usual: a transform's own defaults by Python name; everything wins over them.
       values: already typed values by Python name (an `output` class, say); win over both.
     """
     layers = [_by_name(layer) for layer in (options, overrides or {})]
@@ -435,7 +468,8 @@ def settings_from_options(
         for layer in layers:
             _refuse_code(layer)
     # Parted before they are merged: an override of the provider alone keeps the model's name.
-    named = {name: value for layer in [*layers, values] for name, value in _parted(layer).items()}
+    layers = [dict(usual or {}), *layers, values]
+    named = {name: value for layer in layers for name, value in _parted(layer).items()}
     provider, model = named.pop("provider", None), named.pop("model", None)
     if model is None:
         if provider is not None:
@@ -526,11 +560,13 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def _wrong(name: str, value: Any, rule: str, fix: str) -> UsageError:
-    # Shortened: a prompt of megabytes would be the whole message.
-    value = repr(value)
-    return UsageError(
-        f"{name} is {value if len(value) <= 200 else value[:199] + '…'}: {rule}; {fix}"
-    )
+    return UsageError(f"{name} is {_shortened(value)}: {rule}; {fix}")
+
+
+def _shortened(value: Any) -> str:
+    # A prompt of megabytes would be the whole message.
+    shown = repr(value)
+    return shown if len(shown) <= 200 else shown[:199] + "…"
 
 
 def _number(
@@ -778,6 +814,8 @@ def _completed(known: Settings) -> Settings:
     """
     # First, for they hold whatever the model is.
     _check_rules(known)
+    if known.task == "embed":
+        known = dataclasses.replace(known, output=VECTOR)
     if is_template(known.model):
         return known
     if known.models:
@@ -833,6 +871,14 @@ def _check_rules(known: Settings) -> None:
             "independent is True but record_id is missing: name the field that tells equal "
             "records apart"
         )
+    for name, option in OPTIONS.items():
+        only = option.metadata.get("only", known.task)
+        value = getattr(known, name)
+        if only != known.task and value != option.default and value != VECTOR:
+            raise UsageError(
+                f"{name} is {_shortened(value)}: it is an option of task={only!r} alone, and task "
+                f"is {known.task!r}; leave it out"
+            )
 
 
 def _provider_options(known: Settings, provider: str) -> Mapping[str, Any] | None:

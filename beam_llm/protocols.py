@@ -87,15 +87,20 @@ class Task(Protocol):
     """A question, compiled: all that engine, planner and driver know of what is asked. Pure, and
     never pickled.
 
-    `prompting.ChatTask` asks chat models; another kind of model (embeddings, say) is another task.
+    `prompting.ChatTask` asks chat models, `prompting.EmbedTask` asks for vectors; another kind of
+    model is another task.
     What it does is a function of settings and records alone, so that a rerun, in another process
     and in another order, finds its own requests and answers again.
 
     Attributes:
       settings: the options that it was compiled from.
+      output: the compiled type of an answer (`prompting.output_types.Output`).
       fingerprint: digest of all that shapes an answer, except the record.
       shared_tokens: estimated input tokens of a prompt without its records.
       answer_schema: of one answer, in no provider's dialect.
+      caps: how much one prompt holds (`prompting.batching.Caps`), where that does not follow from
+        the model's window; else None.
+      texts: how many texts of each record a prompt shows.
       answers_plainly: `plain_answer` may know a reply to one record.
       sends_one_text: requests about one record differ in nothing but its one text, which stands in
         the prompt as it is.
@@ -104,18 +109,30 @@ class Task(Protocol):
     @property
     def settings(self) -> Any: ...
     @property
+    def output(self) -> Any: ...
+    @property
     def fingerprint(self) -> bytes: ...
     @property
     def shared_tokens(self) -> int: ...
     @property
     def answer_schema(self) -> Schema: ...
     @property
+    def caps(self) -> Any: ...
+    @property
+    def texts(self) -> int: ...
+    @property
     def answers_plainly(self) -> bool: ...
     @property
     def sends_one_text(self) -> bool: ...
 
-    def record(self, fields: Mapping[str, Any], element: Any) -> Record:
-        """What one element asks. Raises PromptError where it doesn't fit the prompt."""
+    def record(
+        self, fields: Mapping[str, Any], element: Any, count: Callable[[str], int] = ...
+    ) -> Record:
+        """What one element asks. Raises PromptError where it doesn't fit the prompt.
+
+        Args:
+          count: tokens of a text, from above.
+        """
 
     def key(self, record: Record) -> bytes:
         """16 bytes that name the question: equal for equal content, in every process and at every
@@ -158,6 +175,28 @@ class Task(Protocol):
         """The typed value of a stored answer. Raises ValueError where today's type does not take
         it.
         """
+
+
+class EmbedLimits(NamedTuple):
+    """How much a provider embeds at once: what the function `embed_limits` of its module gives; one
+    without it has no embeddings.
+
+        def embed_limits(settings):  # of a provider with one row for all its models
+            return EmbedLimits(inputs=2_048, input_tokens=8_192, request_tokens=300_000)
+
+    Attributes:
+      inputs: most texts of one request.
+      usual_inputs: of a request whose size nobody has chosen, where that is less.
+      input_tokens: most tokens of one text; None where only the model's window says.
+      request_tokens: most tokens of a request's texts together; None where nobody says.
+      number_bytes: what a number of a vector takes in a reply.
+    """
+
+    inputs: int
+    usual_inputs: int | None = None
+    input_tokens: int | None = None
+    request_tokens: int | None = None
+    number_bytes: float = 12.0
 
 
 class SchemaDialect(Protocol):
@@ -239,6 +278,8 @@ class BatchTraits:
 
     Attributes:
       max_requests, max_bytes: of one job.
+      max_records: of one job, in all its requests together, where the provider counts them; else
+        None.
       window_seconds: how long a job may run.
       create_seconds: after so long a create that was sent has made its job, or never will.
       min_requests: of one job.
@@ -253,6 +294,7 @@ class BatchTraits:
     min_requests: int = 1
     recovery: Recovery = Recovery.METADATA
     caveats: tuple[str, ...] = ()
+    max_records: int | None = None
 
 
 class LineEnd(enum.Enum):

@@ -82,7 +82,7 @@ def _call(facts: Mapping[str, Any]) -> None:
     """One request: `seconds` ago it was sent, now it has a reply or an `error`."""
     end = time.time_ns()
     start = end - int(facts["seconds"] * _NANOSECONDS)
-    _span(f"chat {facts['model']}", facts, start, end)
+    _span(f"{_operation(facts)} {facts['model']}", facts, start, end)
 
 
 def _job(facts: Mapping[str, Any]) -> None:
@@ -105,11 +105,16 @@ def _span(name: str, facts: Mapping[str, Any], start: int, end: int) -> None:
     span.end(end_time=end)
 
 
+def _operation(facts: Mapping[str, Any]) -> str:
+    """OpenTelemetry's name for what the model does."""
+    return "embeddings" if facts.get("task") == "embed" else "chat"
+
+
 def attributes_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a span says of a call or a job."""
     provider = str(facts["provider"])
     found: dict[str, Any] = {
-        "gen_ai.operation.name": "chat",
+        "gen_ai.operation.name": _operation(facts),
         "gen_ai.provider.name": _PROVIDER_NAMES.get(provider, provider),
     }
     for name, attribute in _NAMES.items():

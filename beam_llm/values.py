@@ -73,11 +73,14 @@ class Request:
     """A provider-neutral ask. Equal content gives equal bytes in every process.
 
     Attributes:
+      messages: what a chat model is asked; empty where `inputs` are asked about.
       schema: JSON schema the reply must follow, in no provider's dialect; None where the reply is
         free text, or described in words.
       max_output_tokens: of the whole reply (already multiplied by the records in it), or None.
       extra: further parameters, passed to the provider as they are (`extra_body`).
       input_tokens: estimated, for budgets and limits; not part of what is sent.
+      inputs: texts of which vectors are wanted, instead of messages.
+      dimensions: numbers of each vector, or None for as many as the model gives.
     """
 
     model: str
@@ -88,6 +91,8 @@ class Request:
     seed: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     input_tokens: int = 0
+    inputs: tuple[str, ...] = ()
+    dimensions: int | None = None
 
     def limited_to(self, max_output_tokens: int) -> Request:
         """The same with another limit. Written out: once per call, and a third of what `replace`
@@ -178,6 +183,19 @@ class Finish(enum.Enum):
     """A word that we don't know. A valid answer counts, half of one does not."""
 
 
+class Vector(NamedTuple):
+    """One embedding as a reply has it.
+
+    Attributes:
+      place: of its text among the request's `inputs`, from 0, as the reply writes it; None where it
+        writes none.
+      numbers: 32-bit floats, little-endian; None where they are not numbers.
+    """
+
+    place: int | None
+    numbers: bytes | None
+
+
 class Completion(NamedTuple):
     """A provider-neutral reply to one Request.
 
@@ -190,6 +208,7 @@ class Completion(NamedTuple):
         `priority`), which decides its price.
       billed_usd: what the provider says that the reply cost, all discounts counted; None where it
         doesn't say.
+      vectors: of a request with `inputs`, in any order; None for all others.
     """
 
     text: str | None
@@ -202,6 +221,14 @@ class Completion(NamedTuple):
     finish_reason: str = ""
     service_tier: str | None = None
     billed_usd: float | None = None
+    vectors: tuple[Vector, ...] | None = None
+
+    @property
+    def length(self) -> int:
+        """Characters of its text, or bytes of its vectors: how much there is to read."""
+        if self.vectors is not None:
+            return sum(len(vector.numbers or b"") for vector in self.vectors)
+        return len(self.text or "")
 
 
 class Reading(NamedTuple):

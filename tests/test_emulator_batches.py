@@ -343,7 +343,7 @@ def test_a_file_beyond_the_limit_is_refused(start: Any) -> None:
     "changes",
     [
         {"input_file_id": "file-nobody"},
-        {"endpoint": "/v1/embeddings"},
+        {"endpoint": "/v1/completions"},
         {"completion_window": "48h"},
         {"metadata": {"key": "x" * 513}},
         {"metadata": {f"key{number}": "x" for number in range(17)}},

@@ -31,6 +31,7 @@ LEFT_OUT = {
     *("batch_prompt_template", "response_path"),  # have to be templates and paths
     *("provider_options", "prices", "api_version", "seed", "guard", "guard_floor"),
     *("context_window", "max_input_tokens"),  # have to hold the prompt
+    *("task", "dimensions"),  # say which other options there are; SQL has chat models only
     *(name for name, option in OPTIONS.items() if option.metadata["kind"] == "names"),  # fields
 }
 

@@ -47,8 +47,8 @@ def run(block: str) -> dict[str, Any]:
 
 
 (FIRST,) = blocks(README, "python")
-SEEN, ERRORS, LOCAL, GOOGLE, AWS, CLAUDE, TABLES, COUNTERS, TESTING, NOTEBOOK, *ADDED = blocks(
-    RECIPES, "python"
+SEEN, ERRORS, VECTORS, LOCAL, GOOGLE, AWS, CLAUDE, TABLES, COUNTERS, TESTING, NOTEBOOK, *ADDED = (
+    blocks(RECIPES, "python")
 )
 ACME, USES_ACME, STORE, TESTS_STORE, PARSER = ADDED
 (YAML,) = blocks(RECIPES, "yaml")
@@ -150,6 +150,11 @@ def test_providers_stores_and_parsers_of_others_are_added_as_it_stands_there(
     assert store.create("log/1", b"mine")
     assert not store.create("log/1", b"another's")
     assert (reviews / "mounted" / "reviews" / "log" / "1").read_bytes() == b"mine"
+
+
+def test_texts_become_vectors(llm_emulator: Emulator, capfd: pytest.CaptureFixture[str]):
+    run(VECTORS)
+    assert sorted(capfd.readouterr().out.splitlines()) == ["Kettle 256 None", "Lamp 256 None"]
 
 
 def test_a_local_server_needs_no_key(

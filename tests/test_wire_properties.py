@@ -137,7 +137,7 @@ def ended(read: Callable[[], Any]) -> Any:
 
 
 def good(completion: Completion) -> bool:
-    text, finish, usage, model, request_id, refusal, _, reason, tier, billed = completion
+    text, finish, usage, model, request_id, refusal, _, reason, tier, billed, _ = completion
     assert billed is None or 0 <= billed < 1_000
     for found in (text, request_id, refusal, tier):
         assert found is None or isinstance(found, str)

@@ -198,6 +198,7 @@ class Call:
             provider=settings.provider,
             base_url=settings.base_url,
             model=request.model,
+            task=settings.task,
             max_tokens=request.max_output_tokens,
             temperature=request.temperature,
             seed=request.seed,

@@ -31,6 +31,7 @@ def endpoint_key(settings: Settings) -> Hashable:
     """
     return (
         settings.model,
+        settings.task,
         settings.base_url,
         settings.api_key,
         settings.api_version,

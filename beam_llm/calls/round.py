@@ -193,7 +193,7 @@ class Round:
         """
         task = self._context.task
         try:
-            if completion.text is not None and len(completion.text) > LONG_REPLY_CHARACTERS:
+            if completion.length > LONG_REPLY_CHARACTERS:
                 reading: Reading = await asyncio.to_thread(task.read, count, completion)
             else:
                 reading = task.read(count, completion)

@@ -25,8 +25,8 @@ from beam_llm.config import Settings, is_template, replaced
 from beam_llm.errors import PromptError, UsageError, plural
 from beam_llm.pricing import Prices
 from beam_llm.prompting.batching import Batcher, prompt_caps
-from beam_llm.prompting.chat_task import ChatTask
 from beam_llm.prompting.model_choice import settings_by_model
+from beam_llm.protocols import Task
 from beam_llm.providers import compile_task
 from beam_llm.values import Record, Usage
 
@@ -137,7 +137,7 @@ def _forecasts(
     return guarded, unusable + line.too_large
 
 
-def _record_of(task: ChatTask, fields: dict[str, Any]) -> Record | None:
+def _record_of(task: Task, fields: dict[str, Any]) -> Record | None:
     """The record as the prompt takes it; None where it can't."""
     try:
         return task.record(fields, fields)
@@ -169,6 +169,8 @@ def _answer_tokens(chosen: argparse.Namespace, settings: Settings) -> AnswerToke
     given = chosen.output_tokens
     if given:
         return AnswerTokens(given, given, given)
+    if settings.task == "embed":  # a vector has no output tokens
+        return AnswerTokens(0, 0, 0)
     task = compile_task(settings)
     return tokens_of_answer(task.answer_schema, text=task.output.is_text)
 

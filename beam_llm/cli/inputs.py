@@ -25,9 +25,9 @@ from beam_llm.cli.retry import count_ends
 from beam_llm.config import Settings
 from beam_llm.errors import PromptError, UsageError, plural
 from beam_llm.leftovers import scratch_folder
-from beam_llm.prompting.chat_task import ChatTask
 from beam_llm.prompting.model_choice import settings_by_model
 from beam_llm.prompting.templates import ELEMENT
+from beam_llm.protocols import Task
 from beam_llm.providers import compile_task
 
 
@@ -119,12 +119,12 @@ def name_of(source: Source) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def any_task(settings: Settings) -> ChatTask:
+def any_task(settings: Settings) -> Task:
     """The question, compiled: for what is the same whichever model is asked."""
     return compile_task(next(iter(settings_by_model(settings).values())))
 
 
-def check_prompt(task: ChatTask, sources: Sequence[Source]) -> None:
+def check_prompt(task: Task, sources: Sequence[Source]) -> None:
     """Looks for a record that fits the prompt, so that a prompt naming a field that isn't there
     ends before the first call.
 
@@ -143,7 +143,7 @@ def check_prompt(task: ChatTask, sources: Sequence[Source]) -> None:
         )
 
 
-def misfit_of(task: ChatTask, fields: dict[str, Any]) -> PromptError | None:
+def misfit_of(task: Task, fields: dict[str, Any]) -> PromptError | None:
     """Why the fields don't fit the prompt; None where they do."""
     try:
         task.record(fields, fields)

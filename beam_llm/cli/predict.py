@@ -33,7 +33,7 @@ from beam_llm.cli.spool_index import SpoolIndex
 from beam_llm.cli.tally import Tally
 from beam_llm.config import Settings, is_template
 from beam_llm.errors import UsageError, plural
-from beam_llm.prompting.chat_task import ChatTask
+from beam_llm.protocols import Task
 
 
 def predict(command: PredictCommand) -> Report:
@@ -113,7 +113,7 @@ class _Run:
     """
 
     command: PredictCommand
-    task: ChatTask
+    task: Task
     sources: Sequence[Source]
     found: Survey
     spool: Spool

@@ -102,6 +102,7 @@ class Closing:
             provider=settings.provider,
             base_url=settings.base_url,
             model=settings.model_name,
+            task=settings.task,
             job=intent.job,
             job_id=created.job_id,
             ended=done.ended,

@@ -192,7 +192,7 @@ class ResultReader:
         start = self._starts[line]
         count = self._starts[line + 1] - start
         # Unpacked at once: this is done for every line of every job.
-        text, finish, usage, model, request_id, refusal, _, word, _, billed = completion
+        text, finish, usage, model, request_id, refusal, _, word, _, billed, _ = completion
         paid = self._cost(usage) if billed is None or self._has_prices else billed
         is_plain = (
             self._plainly

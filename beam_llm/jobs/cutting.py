@@ -44,27 +44,30 @@ def cut_jobs(
     max_bytes: int,
     max_tokens: int | None,
     min_requests: int = 1,
+    counts: Array | None = None,
+    max_records: int | None = None,
 ) -> list[int]:
     """Greedily fills jobs with lines: first line of each, and the end. A line that passes a limit
     alone has a job of its own; a last job of less than `min_requests` takes some of the one before.
 
     Args:
       sizes, tokens: of each line.
+      counts: records of each line; looked at only where there is a `max_records`.
     """
     cuts, at = [0], 0
+    limits = [(sizes, max_bytes)]
+    if max_tokens is not None:
+        limits.append((tokens, max_tokens))
+    if max_records is not None and counts is not None:
+        limits.append((counts, max_records))
     while at < len(sizes):
         taken = slice(at, at + max_requests)
-        count = _fitting(sizes[taken], max_bytes)
-        if max_tokens is not None:
-            count = min(count, _fitting(tokens[taken], max_tokens))
-        at += max(count, 1)
+        at += max(min(_fitting(column[taken], most) for column, most in limits), 1)
         cuts.append(at)
     border = cuts[-1] - min_requests
     # Only where the job before keeps enough itself, and the last one still fits with what it takes.
     if len(cuts) > 2 and cuts[-2] > border >= cuts[-3] + min_requests:
-        fits = int(sizes[border:].sum(dtype=np.int64)) <= max_bytes and (
-            max_tokens is None or int(tokens[border:].sum(dtype=np.int64)) <= max_tokens
-        )
+        fits = all(int(column[border:].sum(dtype=np.int64)) <= most for column, most in limits)
         cuts[-2] = border if fits and min_requests <= max_requests else cuts[-2]
     return cuts
 

@@ -201,6 +201,8 @@ class _Plan:
             max_bytes=min(settings.job_max_bytes or traits.max_bytes, traits.max_bytes),
             max_tokens=settings.job_max_tokens or self._learned_limit(),
             min_requests=traits.min_requests,
+            counts=counts,
+            max_records=traits.max_records,
         )
         return [
             _Cut(

@@ -66,11 +66,19 @@ class Caps(NamedTuple):
       tokens: most input tokens of the records together, their numbering included; the shared part
         is taken off already.
       bytes: most UTF-8 bytes of the records' texts together, or None.
+      record_tokens: most input tokens of each record, where that is less than of all together.
     """
 
     records: int
     tokens: int
     bytes: int | None
+    record_tokens: int | None = None
+
+    @property
+    def most_of_record(self) -> int:
+        """Input tokens that a record may have, its numbering included."""
+        each = self.tokens if self.record_tokens is None else self.record_tokens
+        return min(self.tokens, each + RECORD_OVERHEAD_TOKENS)
 
     def hold(self, tokens: int, size: int) -> bool:
         """Whether a prompt may hold records that have so many tokens (`tokens_of`) and bytes
@@ -128,7 +136,8 @@ def prompt_caps(settings: Settings, task: Task) -> Caps:
     Raises:
       UsageError: where the prompt alone leaves no room for any record.
     """
-    return caps_of(settings, task.shared_tokens, window_of(settings))
+    caps: Caps | None = task.caps
+    return caps or caps_of(settings, task.shared_tokens, window_of(settings))
 
 
 def caps_of(settings: Settings, shared_tokens: int, window: int | None) -> Caps:
@@ -228,7 +237,8 @@ class Batcher(Generic[T]):
 
     def too_large(self, record: Record) -> bool:
         """Whether the record alone passes a cap, so that no prompt can hold it."""
-        if tokens_of(record) > self._caps.tokens and self._count(record) > self._caps.tokens:
+        most = self._caps.most_of_record
+        if tokens_of(record) > most and self._count(record) > most:
             return True
         return self._caps.bytes is not None and _bytes_of(record) > self._caps.bytes
 
@@ -243,7 +253,7 @@ class Batcher(Generic[T]):
         return Failure(
             Kind.TOO_LARGE,
             f"the record has about {self._count(record):,} tokens; "
-            f"beside the rest of the prompt {self._caps.tokens:,} fit. "
+            f"beside the rest of the prompt {self._caps.most_of_record:,} fit. "
             "Shorten the text, or raise max_input_tokens or context_window",
         )
 

@@ -25,8 +25,14 @@ from beam_llm.prompting.readers.json_reader import JsonReader
 from beam_llm.prompting.readers.xml import XmlReader
 from beam_llm.prompting.reply_format import KEY_TOKENS, ReplyFormat
 from beam_llm.prompting.reply_reader import ReplyReader
-from beam_llm.prompting.templates import ELEMENT, BatchTemplate, PromptTemplate, RecordView
-from beam_llm.prompting.text import clean, show
+from beam_llm.prompting.templates import (
+    ELEMENT,
+    BatchTemplate,
+    PromptTemplate,
+    RecordView,
+    record_id_of,
+)
+from beam_llm.prompting.text import clean
 from beam_llm.prompting.tokens import estimate_tokens
 from beam_llm.protocols import SchemaDialect
 from beam_llm.values import (
@@ -69,6 +75,7 @@ class ChatTask:
       fingerprint: digest of all that shapes an answer, except the record.
       shared_tokens: estimated input tokens of a prompt without its records.
       texts: how many texts of each record a prompt shows.
+      caps: None: how much a prompt holds follows from the model's window.
       sends_one_text: requests about one record differ in nothing but its one text, which stands in
         the prompt as it is.
       answers_plainly: a reply to one record is what `plain_answer` takes.
@@ -80,6 +87,8 @@ class ChatTask:
     Raises:
       UsageError: for an output, a template, a path or a parser that can't be used.
     """
+
+    caps = None
 
     def __init__(self, settings: Settings, enforced_schema: SchemaDialect | None = None):
         self.settings = settings
@@ -158,24 +167,14 @@ class ChatTask:
         inputs = self._template.inputs(fields, element)
         tokens = sum(map(count, inputs)) + self._record_tokens
         if self._batch_template is None:
-            return Record(inputs, tokens, None, self._record_id(fields))
+            return Record(inputs, tokens, None, record_id_of(self.settings.record_id, fields))
         needed = self._batch_template.needed(fields)
         # Tried out on this record alone, so that an error in the template stays its own.
         view = RecordView(1, self._template.fill(inputs), needed)
         written = estimate_tokens(self._batch_template.render([view], "")) - self._batchless_tokens
-        return Record(inputs, max(tokens, written), needed, self._record_id(fields))
-
-    def _record_id(self, fields: Mapping[str, Any]) -> str | None:
-        name = self.settings.record_id
-        if name is None:
-            return None
-        if name not in fields:
-            has = ", ".join(map(repr, fields)) or "none"
-            raise PromptError(
-                f"record_id names the field {name!r}, which this element "
-                f"does not have; it has {has}"
-            )
-        return clean(str(show(fields[name])))
+        return Record(
+            inputs, max(tokens, written), needed, record_id_of(self.settings.record_id, fields)
+        )
 
     def key(self, record: Record) -> bytes:
         """16 bytes that name the question: equal for equal content, in every process and at every

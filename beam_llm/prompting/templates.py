@@ -301,6 +301,22 @@ def _missing(name: str, fields: Mapping[str, Any]) -> str:
     return f"the prompt names the field {name!r}, which this element does not have; it has {has}"
 
 
+def record_id_of(name: str | None, fields: Mapping[str, Any]) -> str | None:
+    """The text of the field that identifies an element; None where none is named.
+
+    Raises:
+      PromptError: where the element doesn't have it.
+    """
+    if name is None:
+        return None
+    if name not in fields:
+        has = ", ".join(map(repr, fields)) or "none"
+        raise PromptError(
+            f"record_id names the field {name!r}, which this element does not have; it has {has}"
+        )
+    return clean(str(show(fields[name])))
+
+
 class RecordView:
     """A record as a batch template sees it: `record.index`, `record.text`, and the element's
     fields."""

@@ -13,7 +13,7 @@ from typing import Any
 from beam_llm.config import Settings, replaced
 from beam_llm.errors import UsageError
 from beam_llm.prompting.chat_task import ChatTask
-from beam_llm.protocols import BatchProvider, CompletionProvider
+from beam_llm.protocols import BatchProvider, CompletionProvider, EmbedLimits, Task
 from beam_llm.provider_table import PROVIDERS
 from beam_llm.values import Request
 
@@ -30,6 +30,8 @@ def check(settings: Settings) -> None:
         raise UsageError(
             f"mode is 'batch_api' but {settings.provider}: has no batch API here; use mode='online'"
         )
+    if settings.task == "embed":
+        _embed_limits(settings)
     module.check(settings)
 
 
@@ -83,9 +85,9 @@ def encode(settings: Settings, request: Request) -> bytes:
     return body
 
 
-def compile_task(settings: Settings) -> ChatTask:
-    """What the settings ask, compiled, with schemas where the provider enforces them. No key is
-    looked up, nothing is called.
+def compile_task(settings: Settings) -> Task:
+    """What the settings ask, compiled, with schemas where the provider enforces them, or with its
+    limits where vectors are asked for. No key is looked up, nothing is called.
 
         spam = settings("openai:gpt-4.1-mini", prompt="Is it spam? {{ text }}", output=bool)
         task = compile_task(spam)
@@ -94,10 +96,38 @@ def compile_task(settings: Settings) -> ChatTask:
     Raises:
       UsageError: for an output, a template, a path or a parser that can't be used.
     """
+    if settings.task == "embed":
+        # Imported here: numpy takes a tenth of a second, and chat models need none.
+        from beam_llm.prompting.embed_task import EmbedTask
+
+        return EmbedTask(settings, _embed_limits(settings))
     return ChatTask(settings, getattr(_module(settings), "enforced_schema", None))
 
 
-def compile_alone(settings: Settings) -> ChatTask | None:
+def _embed_limits(settings: Settings) -> EmbedLimits:
+    """How much the provider embeds at once. Raises UsageError where it doesn't embed, or not in
+    this mode."""
+    module = _module(settings)
+    limits: EmbedLimits | None = None
+    if hasattr(module, "embed_limits"):
+        limits = module.embed_limits(settings)
+    if limits is None:
+        by_batch = " by batch" if settings.mode == "batch_api" else ""
+        raise UsageError(
+            f"model is {settings.model!r}: {settings.provider}: has no embeddings{by_batch} here; "
+            f"{_EMBEDDERS[settings.mode]} have"
+        )
+    return limits
+
+
+_EMBEDDERS = {
+    "online": "openai:, azure:, mistral:, together:, fireworks: and deepinfra:",
+    "batch_api": "openai:, azure:, mistral: and deepinfra:",
+}
+"""For whoever asks another one for vectors."""
+
+
+def compile_alone(settings: Settings) -> Task | None:
     """The same question for one record at a time, where `guard` has some asked so as well; else
     None.
     """

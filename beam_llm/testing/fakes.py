@@ -47,6 +47,7 @@ class FakeTask:
 
     fingerprint = b"fake"
     output = _AnyJson()
+    caps = None
 
     def render(self, records: Sequence[Record], enforced: bool = True, note: str = "") -> Request:
         texts = [record.inputs[0] for record in records]

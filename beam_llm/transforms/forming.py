@@ -13,8 +13,8 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions,
 from beam_llm.config import Settings
 from beam_llm.errors import USER_CODE_ERRORS, Failure, Kind, PromptError
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Batcher, Caps, prompt_caps
-from beam_llm.prompting.chat_task import ChatTask
 from beam_llm.prompting.tokens import SampledTokens, estimate_tokens, rough_tokens
+from beam_llm.protocols import Task
 from beam_llm.providers import compile_task
 from beam_llm.transforms import runners
 from beam_llm.transforms.beam_internals import in_one_window
@@ -52,7 +52,7 @@ def form_in_bundles(settings: Settings, windowfn: Any) -> "FormInBundles":
 _ONE_WINDOW = (GlobalWindows, FixedWindows, Sessions)
 
 
-def task_and_caps(settings: Settings) -> tuple[ChatTask, Caps]:
+def task_and_caps(settings: Settings) -> tuple[Task, Caps]:
     """What is asked, and how much one prompt of it may hold."""
     task = compile_task(settings)
     return task, prompt_caps(settings, task)

@@ -24,7 +24,7 @@ from beam_llm.calls.packing import (
 from beam_llm.config import Settings
 from beam_llm.pricing import Prices
 from beam_llm.prompting.agreement import Share
-from beam_llm.prompting.chat_task import ChatTask
+from beam_llm.protocols import Task
 from beam_llm.providers import compile_alone, connect
 from beam_llm.transforms.forming import RecordReader
 from beam_llm.transforms.metrics import Meter
@@ -49,9 +49,7 @@ class JobGuard:
       live_ids: takes the ids of live replies, which are not lines of a job.
     """
 
-    def __init__(
-        self, settings: Settings, alone: ChatTask, meter: Meter, live_ids: set[str | None]
-    ):
+    def __init__(self, settings: Settings, alone: Task, meter: Meter, live_ids: set[str | None]):
         self._settings = settings
         self._alone = alone
         self._meter = meter

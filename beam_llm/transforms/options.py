@@ -15,6 +15,8 @@ class Options(TypedDict, total=False):
 
     models: Sequence[str] | None
     system_prompt: str | None
+    task: Literal["chat", "embed"]
+    dimensions: int | None
     batch_size: int | Literal["auto"]
     batch_timeout_ms: int
     batch_max_bytes: int | None

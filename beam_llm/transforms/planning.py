@@ -111,7 +111,9 @@ class Planner:
         self._task, self._caps = task_and_caps(settings)
         self._traits = connect_batch(settings).traits
         # A job is limited by its lines, and each line is a prompt of several records.
-        self._records = (settings.job_max_records or self._traits.max_requests) * self._caps.records
+        lines = settings.job_max_records or self._traits.max_requests
+        in_lines = lines * self._caps.records
+        self._records = min(in_lines, self._traits.max_records or in_lines)
         self._bytes = settings.job_max_bytes or self._traits.max_bytes
         self._tokens = settings.job_max_tokens or float("inf")
 

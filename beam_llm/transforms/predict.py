@@ -43,35 +43,52 @@ coders.registry.register_coder(Prediction, PredictionCoder)
 _log = logging.getLogger("beam_llm")
 
 
-def _signature() -> inspect.Signature:
-    """All options with their types and defaults, for `help()`, notebooks and Beam YAML."""
+def signature(
+    fixed: Mapping[str, Any] | None = None, usual: Mapping[str, Any] | None = None
+) -> inspect.Signature:
+    """All options with their types and defaults, for `help()`, notebooks and Beam YAML.
+
+    Args:
+      fixed: what a transform is made by: these options can't be given, nor can those that its
+        `task` doesn't have.
+      usual: its own defaults.
+    """
     keyword = inspect.Parameter.KEYWORD_ONLY
-    hints = typing.get_type_hints(Options)
+    hints, fixed = typing.get_type_hints(Options), fixed or {}
+    defaults = {**{name: option.default for name, option in OPTIONS.items()}, **(usual or {})}
     options = [
-        inspect.Parameter(name, keyword, default=OPTIONS[name].default, annotation=hint)
+        inspect.Parameter(name, keyword, default=defaults[name], annotation=hint)
         for name, hint in hints.items()
     ]
-    return inspect.Signature(
-        [
-            inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str),
-            inspect.Parameter(
-                "prompt",
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=None,
-                annotation=str | None,
-            ),
-            inspect.Parameter("output", keyword, default=str, annotation=Any),
-            inspect.Parameter("label", keyword, default=None, annotation=str | None),
-            *options,
-        ]
-    )
+    parameters = [
+        inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str),
+        inspect.Parameter(
+            "prompt",
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=None,
+            annotation=str | None,
+        ),
+        inspect.Parameter("output", keyword, default=str, annotation=Any),
+        inspect.Parameter("label", keyword, default=None, annotation=str | None),
+        *options,
+    ]
+    task = fixed.get("task")
+    left_out = {
+        name
+        for name, option in OPTIONS.items()
+        if name in fixed or (task and option.metadata.get("only", task) != task)
+    }
+    return inspect.Signature([each for each in parameters if each.name not in left_out])
 
 
 class _WithSettings(beam.PTransform):
     """What all front doors share: settings, options by string keys, display data."""
 
-    __signature__ = _signature()
+    __signature__ = signature()
     _FIXED: ClassVar[Mapping[str, Any]] = {}
+    _USUAL: ClassVar[Mapping[str, Any]] = {}
+    """Values by Python name: what this transform is made by, and what it has for a default of its
+    own."""
     _takes_templates: ClassVar[bool] = True
     """Of a model's name: job refs don't say which model they are of."""
 
@@ -85,7 +102,9 @@ class _WithSettings(beam.PTransform):
         **options: Unpack[Options],
     ) -> None:
         self._use(
-            config.settings(model, prompt=prompt, output=output, **{**options, **self._FIXED})
+            config.settings(
+                model, prompt=prompt, output=output, **{**self._USUAL, **options, **self._FIXED}
+            )
         )
         super().__init__(label)
 
@@ -107,7 +126,7 @@ class _WithSettings(beam.PTransform):
             check_tracing()
         task = compile_task(settings)
         # With the user's own limits only: to know the model's may mean to read the price table.
-        if settings.max_input_tokens or settings.context_window:
+        if task.caps is None and (settings.max_input_tokens or settings.context_window):
             caps_of(settings, task.shared_tokens, settings.context_window)
         your_prices(settings)
         _warn_of_one_prompt_for_all(settings)
@@ -145,7 +164,11 @@ class _WithSettings(beam.PTransform):
         made = cls.__new__(cls)
         made._use(
             settings_from_options(
-                options, overrides, allow_code=allow_code, **{**values, **cls._FIXED}
+                options,
+                overrides,
+                allow_code=allow_code,
+                usual=cls._USUAL,
+                **{**values, **cls._FIXED},
             )
         )
         beam.PTransform.__init__(made)

@@ -12,8 +12,8 @@ from beam_llm.cli.hindsight import NO_ANSWER
 from beam_llm.config import Settings
 from beam_llm.pricing import LaterPrices
 from beam_llm.prompting.batching import Batcher, prompt_caps
-from beam_llm.prompting.chat_task import ChatTask
 from beam_llm.prompting.output_types import Output
+from beam_llm.protocols import Task
 from beam_llm.providers import compile_task, connect
 from beam_llm.values import Outcome, Record
 
@@ -70,7 +70,7 @@ def ask(known: Settings, rows: Sequence[Mapping[str, Any]]) -> Asking:
 
 def _ask_prompts(
     known: Settings,
-    task: ChatTask,
+    task: Task,
     prompts: Sequence[Sequence[tuple[Record, int]]],
     outcomes: dict[int, Outcome],
 ) -> Tally:

@@ -11,7 +11,7 @@ from beam_llm.cli.files.sources import read_rows
 from beam_llm.cli.inputs import misfit_of
 from beam_llm.config import Settings, replaced
 from beam_llm.errors import PromptError, UsageError
-from beam_llm.prompting.chat_task import ChatTask
+from beam_llm.protocols import Task
 from beam_llm.providers import compile_task
 from beam_llm.values import Record
 
@@ -68,12 +68,12 @@ class Population:
         places = {usable[number] for number in chosen}
         return [row for place, row in enumerate(self.rows()) if place in places]
 
-    def records(self, task: ChatTask) -> list[Record]:
+    def records(self, task: Task) -> list[Record]:
         """All that fit."""
         return list(_fitting(task, (fields for fields, _ in self.rows())))
 
 
-def _fitting(task: ChatTask, rows: Iterator[Fields]) -> Iterator[Record]:
+def _fitting(task: Task, rows: Iterator[Fields]) -> Iterator[Record]:
     for fields in rows:
         try:
             yield task.record(fields, fields)

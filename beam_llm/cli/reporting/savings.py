@@ -14,8 +14,8 @@ from beam_llm.config import Settings, replaced
 from beam_llm.errors import PromptError
 from beam_llm.pricing import Prices
 from beam_llm.prompting.batching import Batcher, prompt_caps
-from beam_llm.prompting.chat_task import ChatTask
 from beam_llm.prompting.tokens import counted_tokens
+from beam_llm.protocols import Task
 from beam_llm.providers import compile_task
 from beam_llm.values import Record, Request, Usage
 
@@ -105,7 +105,7 @@ def _tokens(known: Settings, records: Sequence[Record]) -> tuple[int, int, int]:
 
 
 def _requests(
-    known: Settings, task: ChatTask, records: Sequence[Record]
+    known: Settings, task: Task, records: Sequence[Record]
 ) -> Iterator[tuple[Request, int]]:
     batcher: Batcher[None] = Batcher(prompt_caps(known, task), known.model_name)
     for batch in prompts_of(batcher, records):

@@ -74,7 +74,8 @@ class Spelled(NamedTuple):
     notices: tuple[str, ...]
 
 
-_OURS = {name.replace("_", ""): key_of(name) for name in OPTIONS}
+# A model's `task` is said by its prompt and OUTPUT; there are only chat models in SQL so far.
+_OURS = {name.replace("_", ""): key_of(name) for name in OPTIONS if name != "task"}
 _ALIASES = {
     "modelname": "model",
     "maxtokens": "max.output.tokens",
@@ -212,4 +213,5 @@ _SPECIAL = {
     "responseformat": _response_format,
     "errorhandlingstrategy": _strategy,
     "dimension": _dimension,
+    "dimensions": _dimension,
 }

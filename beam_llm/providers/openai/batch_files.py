@@ -26,11 +26,11 @@ from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import identifier_of, in_path
 from beam_llm.providers.job_search import find_jobs, last_id
 from beam_llm.providers.openai.dialect import Dialect
+from beam_llm.providers.openai.embed_wire import most_records, wire_of
 from beam_llm.providers.openai.job_objects import remote_job
 from beam_llm.providers.openai.lines import line_reply
 from beam_llm.providers.openai.place import Place
 from beam_llm.providers.openai.servers import ANY, WINDOW_OPTION, BatchApi
-from beam_llm.providers.openai.wire import encode_body
 from beam_llm.providers.result_files import fetch_files
 from beam_llm.providers.typed import loads
 from beam_llm.values import Request
@@ -80,8 +80,12 @@ class DialectBatches:
         # A control call's time twice: until the create is given up, and for what has reached the
         # server by then.
         self.traits = dataclasses.replace(
-            self._api.traits, create_seconds=2 * bounds.control_seconds, window_seconds=seconds
+            self._api.traits,
+            create_seconds=2 * bounds.control_seconds,
+            window_seconds=seconds,
+            max_records=most_records(place),
         )
+        self._encode, self._read = wire_of(place)
         self._place = place
         self._key = key
         self._log_data = log_data
@@ -120,7 +124,7 @@ class DialectBatches:
         return b'{"custom_id":"' + custom_id.encode() + self._line_middle + body + b"}"
 
     def _body(self, request: Request, dialect: Dialect) -> bytes:
-        return encode_body(request, dialect)
+        return self._encode(request, dialect)
 
     def decode_line(self, line: bytes) -> LineReply:
         """Success lines, error lines of every known shape, and lines without any answer.
@@ -128,7 +132,7 @@ class DialectBatches:
         Raises:
           ValueError: where the line is cut or no reply at all.
         """
-        return line_reply(line, self._context)
+        return line_reply(line, self._context, self._read)
 
     def now(self) -> float | None:
         """The server's own time, by its answers; see `ControlCalls.now`."""

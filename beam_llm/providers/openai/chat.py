@@ -19,7 +19,7 @@ from beam_llm.values import Completion, Request
 _log = logging.getLogger(__name__)
 
 
-def _request_id(headers: Mapping[str, str]) -> str | None:
+def request_id_of(headers: Mapping[str, str]) -> str | None:
     """The request's id, from the header that the server has for it; Mistral's has its own name."""
     return headers.get("x-request-id") or headers.get("mistral-correlation-id")
 
@@ -66,14 +66,14 @@ class OpenAIChat:
 
     async def _post(self, request: Request, dialect: Dialect, timeout_seconds: float) -> Answer:
         body = encode_body(request, dialect, self._service_tier)
-        return await self._calls.post(self._place.chat_url, body, timeout_seconds)
+        return await self._calls.post(self._place.live_url, body, timeout_seconds)
 
     def _error_of(self, answer: Answer) -> CallError:
         return error_of(*answer, **self._context._asdict())
 
     def _decoded(self, answer: Answer) -> Completion:
         _, headers, reply = answer
-        return decode_reply(reply, _request_id(headers), pace_of(headers), self._context)
+        return decode_reply(reply, request_id_of(headers), pace_of(headers), self._context)
 
     async def _in_simpler_form(
         self, request: Request, timeout_seconds: float, error: CallError

@@ -12,20 +12,25 @@ from beam_llm.protocols import LineReply
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, no_answer, unreadable
 from beam_llm.providers.openai.dialect import refuses_form
 from beam_llm.providers.openai.plain import plain_line
-from beam_llm.providers.openai.wire import completion_of
+from beam_llm.providers.openai.wire import ReadReply, completion_of
 from beam_llm.providers.reply_json import ODD_SHAPE
 from beam_llm.providers.typed import loads, status_of, word
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion
 
 
-def line_reply(line: bytes, context: ErrorContext = NO_CONTEXT) -> LineReply:
+def line_reply(
+    line: bytes, context: ErrorContext = NO_CONTEXT, read: ReadReply = completion_of
+) -> LineReply:
     """One line: success lines, error lines of every known shape, and lines without any answer.
+
+    Args:
+      read: what is made of an answer's body.
 
     Raises:
       ValueError: where the line is cut or no reply at all.
     """
-    plain = plain_line(line, redactor_of(context.secret))
+    plain = plain_line(line, redactor_of(context.secret)) if read is completion_of else None
     if plain is not None:
         return plain
     payload = loads(line)
@@ -35,7 +40,7 @@ def line_reply(line: bytes, context: ErrorContext = NO_CONTEXT) -> LineReply:
     try:
         response = payload.get("response")
         if isinstance(response, dict) and response.get("body") is not None:
-            return LineReply(custom_id, _answer(response, context))
+            return LineReply(custom_id, _answer(response, context, read))
         return LineReply.failed(custom_id, _line_error(response, payload.get("error"), context))
     except CallError as error:
         return LineReply.failed(custom_id, error)
@@ -43,7 +48,7 @@ def line_reply(line: bytes, context: ErrorContext = NO_CONTEXT) -> LineReply:
         return LineReply.failed(custom_id, unreadable("the reply is not a chat completion"))
 
 
-def _answer(response: dict[str, Any], context: ErrorContext) -> Completion:
+def _answer(response: dict[str, Any], context: ErrorContext, read: ReadReply) -> Completion:
     body = response["body"]
     if isinstance(body, str):  # Mistral's error rows, and all rows of some servers
         with contextlib.suppress(ValueError):
@@ -55,7 +60,7 @@ def _answer(response: dict[str, Any], context: ErrorContext) -> Completion:
             # A job can't learn; a live call, which comes in the end, asks in another form.
             raise Retryable(Kind.UNAVAILABLE, found.message, status=status)
         raise found
-    return completion_of(body, response.get("request_id"), None, context)
+    return read(body, response.get("request_id"), None, context)
 
 
 def _line_error(response: Any, error: Any, context: ErrorContext) -> CallError:

@@ -24,49 +24,50 @@ class Place(NamedTuple):
     """Where an API is: addresses and how it wants the key.
 
     Attributes:
-      chat_url: full address of chat completions.
+      live_url: full address of what is asked live: chat completions, or embeddings.
       base_url: what the paths of files and batches are put behind.
       line_url: the `url` of a line in a batch file.
       key_reference: where the key is kept, for error messages.
       server: what this provider takes otherwise.
+      embeds: embeddings are asked for.
     """
 
-    chat_url: str
+    live_url: str
     base_url: str
     line_url: str
     azure: bool
     api_version: str | None
     key_reference: str | None = None
     server: Server = OPENAI
+    embeds: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> Place:
         place = cls._of(settings)
         return place._replace(
-            key_reference=settings.api_key, server=server_of(settings, place.host)
+            key_reference=settings.api_key,
+            server=server_of(settings, place.host),
+            embeds=settings.task == "embed",
         )
 
     @classmethod
     def _of(cls, settings: Settings) -> Place:
+        route = "/embeddings" if settings.task == "embed" else "/chat/completions"
         base = (settings.base_url or "").rstrip("/")
         if settings.provider != "azure":
             path = server_of(settings).path
             # The address may be given with the API's path or without it.
             base = base.removesuffix(path) + path if path else base
-            return cls(f"{base}/chat/completions", base, "/v1/chat/completions", False, None)
+            return cls(f"{base}{route}", base, f"/v1{route}", False, None)
         # Likewise Azure's: with `/openai`, `/openai/v1` or neither.
         endpoint = re.sub(r"/openai(/v1)?$", "", base)
         if settings.api_version is None:
             return cls(
-                f"{endpoint}/openai/v1/chat/completions",
-                f"{endpoint}/openai/v1",
-                "/v1/chat/completions",
-                True,
-                None,
+                f"{endpoint}/openai/v1{route}", f"{endpoint}/openai/v1", f"/v1{route}", True, None
             )
         deployment = f"{endpoint}/openai/deployments/{quote(settings.model_name, safe='')}"
-        chat_url = f"{deployment}/chat/completions?api-version={quote(settings.api_version)}"
-        return cls(chat_url, f"{endpoint}/openai", "/chat/completions", True, settings.api_version)
+        live_url = f"{deployment}{route}?api-version={quote(settings.api_version)}"
+        return cls(live_url, f"{endpoint}/openai", route, True, settings.api_version)
 
     def url(self, path: str, **query: str) -> str:
         """The address of a path of the files and batches API."""
@@ -76,7 +77,7 @@ class Place(NamedTuple):
 
     @property
     def host(self) -> str:
-        return urlsplit(self.chat_url).hostname or ""
+        return urlsplit(self.live_url).hostname or ""
 
     def headers(self, key: str | None) -> dict[str, str]:
         """The key as this place wants it, and OpenAI's organization and project, where the
@@ -108,5 +109,5 @@ def dialect_of(place: Place, model: str) -> Dialect:
     once.
     """
     return known_dialects.setdefault(
-        (place.chat_url, model), Dialect.of(model, place.server, is_live=True)
+        (place.live_url, model), Dialect.of(model, place.server, is_live=True)
     )

@@ -82,6 +82,33 @@ class BatchApi:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class EmbedApi:
+    """What a provider's embeddings are like.
+
+    Attributes:
+      inputs: most texts of one request.
+      usual_inputs: of a request whose size nobody has chosen, where that is less.
+      input_tokens, request_tokens: most tokens of one text, and of a request's together; None
+        where nobody says.
+      dimensions_field: the parameter that chooses how many numbers a vector has.
+      fixed_models: pattern of the names of models of which it can't be chosen; empty: of all.
+      takes_base64: vectors can be asked for as base64 of their bytes.
+      is_batched: its batch API embeds, too.
+      job_inputs: most texts of one job, where it counts them.
+    """
+
+    inputs: int
+    usual_inputs: int | None = None
+    input_tokens: int | None = None
+    request_tokens: int | None = None
+    dimensions_field: str = "dimensions"
+    fixed_models: str = r"text-embedding-ada|mistral-embed"
+    takes_base64: bool = False
+    is_batched: bool = False
+    job_inputs: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Server:
     """A provider that speaks the dialect.
 
@@ -96,6 +123,7 @@ class Server:
       tiers: the option `service_tier` → this provider's word; what is not in it, it has not.
       beside_a_schema: further fields of a live request that has a schema.
       batch: its batch API; None: it has none here.
+      embed: its embeddings; None: it has none here.
       source: where all this was read, and when.
     """
 
@@ -109,6 +137,7 @@ class Server:
     tiers: Mapping[str, str] = field(default_factory=dict)
     beside_a_schema: Mapping[str, Any] = field(default_factory=dict)
     batch: BatchApi | None = None
+    embed: EmbedApi | None = None
     source: str = ""
 
     def form_of(self, model: str) -> Form:
@@ -141,13 +170,27 @@ def _like_openai(**traits: Any) -> BatchTraits:
     return dataclasses.replace(_OPENAI_TRAITS, **traits)
 
 
+WRITTEN_OUT = 25_000
+"""Texts of a job whose vectors come as decimals: with 3,072 numbers each its results have 1.8 GB,
+which `max_file_bytes` lets through.
+"""
+
 OPENAI = Server(
     tokens_field=MAX_COMPLETION_TOKENS,
     forms=_OLDER_MODELS,
     is_enforced=True,
     tiers=_ALL_TIERS,
     batch=BatchApi(traits=_OPENAI_TRAITS),
-    source="developers.openai.com/api/reference, 2026-11; Azure's REST reference, 2026-11",
+    embed=EmbedApi(
+        inputs=2_048,
+        input_tokens=8_192,
+        request_tokens=300_000,
+        takes_base64=True,
+        is_batched=True,
+        job_inputs=50_000,
+    ),
+    source="developers.openai.com/api/reference (chat, embeddings, batch), 2026-11; Azure's REST "
+    "reference, 2026-11",
 )
 
 ANY = Server(
@@ -164,6 +207,8 @@ ANY = Server(
             ),
         )
     ),
+    # Text Embeddings Inference takes 32 texts a request if nobody allows more; others take any.
+    embed=EmbedApi(inputs=2_048, usual_inputs=32, is_batched=True, job_inputs=WRITTEN_OUT),
     source="whatever `openai:` with a base_url leads to; many take `max_tokens` only",
 )
 
@@ -212,7 +257,9 @@ TOGETHER = Server(
             ),
         ),
     ),
-    source="docs.together.ai (batch overview, upload-file), SDK 3.1.1, 2026-11",
+    # No most is documented; a hundred texts a request are common.
+    embed=EmbedApi(inputs=2_048, usual_inputs=100, fixed_models=""),
+    source="docs.together.ai (batch overview, upload-file, embeddings), SDK 3.1.1, 2026-11",
 )
 
 GROQ = Server(
@@ -247,7 +294,8 @@ FIREWORKS = Server(
             caveats=("jobs can't be cancelled",),
         ),
     ),
-    source="docs.fireworks.ai (batch inference, datasets), SDK 1.2.30, 2026-11",
+    embed=EmbedApi(inputs=2_048, input_tokens=8_192),
+    source="docs.fireworks.ai (batch inference, datasets, embeddings), SDK 1.2.30, 2026-11",
 )
 
 DEEPINFRA = Server(
@@ -258,6 +306,7 @@ DEEPINFRA = Server(
             caveats=("the batch price is 80 % of the live one",),
         )
     ),
+    embed=EmbedApi(inputs=1_024, is_batched=True, job_inputs=WRITTEN_OUT),
     source="deepinfra.com/blog/batch-api, docs.deepinfra.com, 2026-11",
 )
 
@@ -291,7 +340,18 @@ MISTRAL = Server(
         # A million requests and 512 MB a file, kept below by 5 %.
         traits=_like_openai(max_requests=1_000_000, max_bytes=485_000_000),
     ),
-    source="docs.mistral.ai/api, SDK 3.7.0, recorded traffic of 2026-08, 2026-11",
+    embed=EmbedApi(
+        inputs=256,
+        input_tokens=8_192,
+        request_tokens=16_000,
+        dimensions_field="output_dimension",
+        takes_base64=True,
+        is_batched=True,
+    ),
+    source=(
+        "docs.mistral.ai/api, SDK 3.7.0, recorded traffic of 2026-08, 2026-11; how many texts and "
+        "tokens an embeddings request takes: found out by rig-core 0.42 and langchain-mistralai"
+    ),
 )
 
 _NAMED = {

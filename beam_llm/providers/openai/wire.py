@@ -7,7 +7,7 @@ is in `dialect.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -34,6 +34,9 @@ from beam_llm.providers.typed import (
 )
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Pace, Request, Usage
+
+ReadReply = Callable[[Any, Any, Pace | None, ErrorContext], Completion]
+"""A reply's JSON in words: its payload, its request id, its headers' pace, and what errors need."""
 
 
 def encode_body(request: Request, dialect: Dialect, service_tier: str | None = None) -> bytes:
@@ -129,7 +132,7 @@ def completion_of(
     choices = payload.get("choices")
     choice = _first_choice(choices)
     if choice is None:
-        _raise_error_in(payload, context)
+        raise_error_in(payload, context)
         # An empty list of choices is a reply all the same: it is read as one without text.
         if choices or "choices" not in payload:
             raise unreadable("the reply is not a chat completion")
@@ -143,7 +146,7 @@ def completion_of(
         text = redactor.in_answer(text)
     reason = choice.get("finish_reason")
     if not text and (not reason or finish_of(reason) in (Finish.STOP, Finish.OTHER, Finish.FAILED)):
-        _raise_error_in(choice, context)
+        raise_error_in(choice, context)
     refusal = message.get("refusal")
     refusal = redactor(clean(refusal)) if isinstance(refusal, str) and refusal else None
     return Completion(
@@ -190,7 +193,7 @@ def _finish(reason: Any, text: str | None, has_error: bool) -> Finish:
     return Finish.EMPTY if not text and finish in (Finish.STOP, Finish.OTHER) else finish
 
 
-def _raise_error_in(payload: Mapping[str, Any], context: ErrorContext) -> None:
+def raise_error_in(payload: Mapping[str, Any], context: ErrorContext) -> None:
     """Raises the error that stands where an answer should: OpenRouter's `error`, vLLM's `object:
     error`, FastAPI's `detail`.
     """

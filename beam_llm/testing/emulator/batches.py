@@ -13,12 +13,12 @@ from typing import Any
 from aiohttp import web
 
 from beam_llm.testing.emulator.billing import Billing
-from beam_llm.testing.emulator.chat import Chat
 from beam_llm.testing.emulator.clockwork import TERMINAL, Clockwork, fault_of
 from beam_llm.testing.emulator.connection import after_work, before_work, drop, send_lines
 from beam_llm.testing.emulator.dialects import Dialect, Job, LineResult, NewJob, Reply
 from beam_llm.testing.emulator.faults import FaultScript, chance
 from beam_llm.testing.emulator.files import Files
+from beam_llm.testing.emulator.models import Model
 from beam_llm.testing.emulator.options import EmulatorOptions
 from beam_llm.testing.emulator.wire import WireError, json_response, token_limit
 from beam_llm.testing.emulator.work import line_results
@@ -38,11 +38,11 @@ class Batches:
         self,
         options: EmulatorOptions,
         folder: Path,
-        chat: Chat,
+        models: Mapping[str, Model],
         billing: Billing,
         dialects: Mapping[str, Dialect],
     ) -> None:
-        self.clockwork = Clockwork(options, folder, chat, billing, dialects)
+        self.clockwork = Clockwork(options, folder, models, billing, dialects)
         self._options = options
         self._time = options.clock
         self._dialects = dialects

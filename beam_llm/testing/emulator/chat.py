@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import orjson
@@ -77,6 +77,8 @@ class Chat:
       models: names it knows; None knows all.
     """
 
+    most_job_texts: ClassVar[int | None] = None
+
     def __init__(self, brain: Brain, models: tuple[str, ...] | None = None) -> None:
         self._brain = brain
         self._models = models
@@ -126,6 +128,10 @@ class Chat:
 
     def read(self, body: Mapping[str, Any]) -> Question:
         return read_question(body)
+
+    def tokens(self, body: Mapping[str, Any]) -> int:
+        """Input tokens of a request."""
+        return prompt_tokens(body)
 
     def answer(
         self,

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from beam_llm.testing.emulator.billing import Billing
-from beam_llm.testing.emulator.chat import Chat
 from beam_llm.testing.emulator.dialects import Dialect, Job
 from beam_llm.testing.emulator.faults import Fault, FaultScript
 from beam_llm.testing.emulator.files import Files
+from beam_llm.testing.emulator.models import CHAT, Model
 from beam_llm.testing.emulator.options import EmulatorOptions
 from beam_llm.testing.emulator.small_files import read_json, write_json
 from beam_llm.testing.emulator.wire import token_limit
@@ -33,6 +33,7 @@ from beam_llm.testing.emulator.work import (
     Result,
     Stopped,
     answer_file,
+    bare,
     check_file,
     survey_file,
 )
@@ -54,6 +55,7 @@ class Clockwork:
 
     Args:
       folder: where files, jobs and bills are.
+      models: by their routes; that of chat is also for jobs which name none.
       dialects: by name; filled by the caller before the first request.
     """
 
@@ -61,7 +63,7 @@ class Clockwork:
         self,
         options: EmulatorOptions,
         folder: Path,
-        chat: Chat,
+        models: Mapping[str, Model],
         billing: Billing,
         dialects: Mapping[str, Dialect],
     ) -> None:
@@ -73,7 +75,7 @@ class Clockwork:
         self.folder.mkdir(exist_ok=True)
         self._options = options
         self._time = options.clock
-        self._chat = chat
+        self._models = models
         self._billing = billing
         self._dialects = dialects
         self._closing = False
@@ -229,9 +231,12 @@ class Clockwork:
             )
             return checked
         if job["lines"] is not None:
-            return survey_file(path, self._chat, counts_tokens)
+            return survey_file(path, self._model_of(job), counts_tokens)
         most = self._options.max_batch_requests
-        return check_file(path, job["endpoint"], self._chat, most, counts_tokens)
+        return check_file(path, job["endpoint"], self._model_of(job), most, counts_tokens)
+
+    def _model_of(self, job: Mapping[str, Any]) -> Model:
+        return self._models.get(bare(job["endpoint"]), self._models[CHAT])
 
     def source(self, job: Mapping[str, Any]) -> Path:
         """The job's lines, in OpenAI's form."""
@@ -255,7 +260,8 @@ class Clockwork:
             seed=self._options.seed,
             place=list(self.jobs).index(job_id),
         )
-        return answer_file(task, self._chat, self._billing, self.script, lambda: self._closing)
+        model = self._model_of(job)
+        return answer_file(task, model, self._billing, self.script, lambda: self._closing)
 
     def _take_in(self, job: dict[str, Any], result: Result) -> None:
         """Puts files and bill in place; the caller's next `_move` or `_save` makes them count, all

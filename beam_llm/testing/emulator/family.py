@@ -25,6 +25,7 @@ from beam_llm.testing.emulator.dialects import (
     NewJob,
     Reply,
 )
+from beam_llm.testing.emulator.models import CHAT
 from beam_llm.testing.emulator.wire import WireError, json_response, with_json
 from beam_llm.testing.emulator.work import CANCELLED, EXPIRED
 
@@ -93,6 +94,8 @@ def iso(seconds: float | None) -> str | None:
 
 class Groq(Family):
     name = "groq"
+    embeds = False
+    job_routes = (CHAT,)
     variables = ("GROQ_BASE_URL", "GROQ_API_KEY")
     path = "/openai/v1"
     tiers = ("auto", "on_demand", "flex", "performance")
@@ -149,6 +152,7 @@ class Groq(Family):
 
 class Together(Family):
     name = "together"
+    job_routes = (CHAT,)
     variables = ("TOGETHER_BASE_URL", "TOGETHER_API_KEY")
     path = "/v1"
     purposes = ("batch-api",)

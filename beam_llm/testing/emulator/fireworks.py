@@ -17,6 +17,7 @@ from aiohttp import web
 from beam_llm.testing.emulator.connection import before_work, send_lines
 from beam_llm.testing.emulator.dialects import Job, Line, LineResult, NewJob, Reply
 from beam_llm.testing.emulator.family import UNDONE, Family, iso
+from beam_llm.testing.emulator.models import CHAT, EMBED
 from beam_llm.testing.emulator.wire import WireError, json_response, page_asked, with_json
 from beam_llm.testing.emulator.work import line_results
 
@@ -57,7 +58,7 @@ class Wire(Family):
         return super().refuse(request)
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
-        if path == "/chat/completions":
+        if path in (CHAT, EMBED):
             return await super().handle(request, path)
         if path.startswith("/signed/"):
             return await self._signed(request, path.removeprefix("/signed/"))

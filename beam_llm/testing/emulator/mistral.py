@@ -18,6 +18,7 @@ from aiohttp import web
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.connection import before_work, send_lines
 from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, Line, LineResult, NewJob, Reply
+from beam_llm.testing.emulator.models import EMBED
 from beam_llm.testing.emulator.shapes import Misfit, Share, Whole, by_pydantic, misfit
 from beam_llm.testing.emulator.wire import (
     WireError,
@@ -26,7 +27,7 @@ from beam_llm.testing.emulator.wire import (
     unknown_model,
     with_json,
 )
-from beam_llm.testing.emulator.work import CANCELLED, EXPIRED, line_results
+from beam_llm.testing.emulator.work import CANCELLED, EXPIRED, bare, line_results
 
 _OVER = frozenset({"completed", "failed", "expired", "cancelled"})
 _FIELDS = frozenset(
@@ -66,8 +67,23 @@ class _Body(msgspec.Struct):
     safe_prompt: bool | None = None
 
 
+class _EmbedBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Source: SDK mistralai 3.7.0 (EmbeddingRequest)."""
+
+    model: str
+    input: str | Annotated[list[str], msgspec.Meta(min_length=1)]
+    output_dimension: Whole | None = None
+    output_dtype: Literal["float"] | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    metadata: dict[str, Any] | None = None
+
+
+_MOST_TEXTS = 256
+"""Of a request for vectors. Source: rig-core 0.42, which asked the real API, read 2026-11."""
+
+
 class _Create(msgspec.Struct):
-    endpoint: Literal["/v1/chat/completions"]
+    endpoint: Literal["/v1/chat/completions", "/v1/embeddings"]
     model: str
     input_files: list[str] | None = None
     metadata: dict[str, str] | None = None
@@ -103,6 +119,9 @@ class Wire(Dialect):
         path = path.removeprefix("/v1")
         if path == "/chat/completions" and request.method == "POST":
             return await self.house.live(request, self, self._asked)
+        if path == EMBED and request.method == "POST":
+            ask = self._asked_for_vectors
+            return await self.house.live(request, self, ask, self.house.embedder)
         if path == "/files" or path.startswith("/files/"):
             return await self._files(request, path)
         if path == "/batch/jobs" or path.startswith("/batch/jobs/"):
@@ -153,11 +172,28 @@ class Wire(Dialect):
         error = self.house.chat.check(renamed)
         return Asked(renamed) if error is None else error
 
+    def _asked_for_vectors(self, body: Any) -> Asked | WireError:
+        if (wrong := misfit(body, _EmbedBody)) is not None:
+            return _misfit_error(wrong)
+        if isinstance(body["input"], list) and len(body["input"]) > _MOST_TEXTS:
+            message = "Too many inputs in request, split into more batches."
+            return WireError(400, message, code="3210")
+        if not self.house.embedder.knows(body["model"]):
+            return unknown_model(body["model"])._replace(status=400, code="1500")
+        renamed = {"dimensions": body.get("output_dimension")}
+        renamed |= {name: body.get(name) for name in ("model", "input", "encoding_format")}
+        translated = {name: value for name, value in renamed.items() if value is not None}
+        error = self.house.embedder.check(translated)
+        return Asked(translated) if error is None else error
+
     def kept(self, body: Any, asked: Asked) -> Any:
         return body
 
     def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
         usage = answer.body["usage"]
+        named = {"id": uuid.uuid5(uuid.NAMESPACE_URL, reply_id).hex}
+        if "data" in answer.body:
+            return {**named, **answer.body, "usage": {**usage, "completion_tokens": 0}}
         choices = []
         for choice in answer.body["choices"]:
             content = choice["message"]["content"]
@@ -167,7 +203,7 @@ class Wire(Dialect):
             choices.append({**choice, "message": message})
             choices[-1].pop("logprobs", None)
         return {
-            "id": uuid.uuid5(uuid.NAMESPACE_URL, reply_id).hex,
+            **named,
             "object": "chat.completion",
             "created": answer.body["created"],
             "model": answer.body["model"],
@@ -271,9 +307,10 @@ class Wire(Dialect):
     def _made(self, body: dict[str, Any]) -> NewJob | WireError:
         job_id = str(uuid.uuid4())
         part = self.house.batches.part_path(job_id)
+        ask = self._asked_for_vectors if bare(body["endpoint"]) == EMBED else self._asked
         with open(part, "wb") as file:
             for line in self._lines(body["input_files"]):
-                asked = self._asked({**line["body"], "model": body["model"]})
+                asked = ask({**line["body"], "model": body["model"]})
                 file.write(Line(line.get("custom_id"), asked).encode())
         own = {
             "endpoint": body["endpoint"],

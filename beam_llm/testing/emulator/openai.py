@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 import uuid
@@ -15,6 +16,7 @@ from aiohttp import web
 from beam_llm.testing.emulator.chat import Answer, misfit_error
 from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, NewJob, Reply
 from beam_llm.testing.emulator.files import page
+from beam_llm.testing.emulator.models import CHAT, EMBED
 from beam_llm.testing.emulator.shapes import misfit
 from beam_llm.testing.emulator.wire import WireError, json_response, unknown_model
 from beam_llm.testing.emulator.work import bare
@@ -79,6 +81,8 @@ class Wire(Dialect):
       unknown_field: the sentence that refuses another one.
       create_shape: of the body that creates a batch.
       upload_purposes: that a file may be uploaded for; None: any.
+      embeds: it has embeddings live.
+      job_routes: that its jobs are for.
     """
 
     create_shape: ClassVar[type[Create]] = _OwnCreate
@@ -89,6 +93,8 @@ class Wire(Dialect):
 
     fields: ClassVar[frozenset[str] | None] = None
     unknown_field: ClassVar[str] = "Unknown parameter: '{}'."
+    embeds: ClassVar[bool] = True
+    job_routes: ClassVar[tuple[str, ...]] = (CHAT, EMBED)
     name = "openai"
     variables = ("OPENAI_BASE_URL", "OPENAI_API_KEY")
 
@@ -108,8 +114,11 @@ class Wire(Dialect):
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
         path, deployment = local_path(path)
-        if path == "/chat/completions" and request.method == "POST":
+        if path == CHAT and request.method == "POST":
             return await self.house.live(request, self, lambda body: self._asked(body, deployment))
+        if path == EMBED and request.method == "POST" and self.embeds:
+            asked = functools.partial(self._asked_for_vectors, deployment=deployment)
+            return await self.house.live(request, self, asked, self.house.embedder)
         # Control calls have the headers of live ones, under numbers of their own.
         started = time.perf_counter()
         reply = await self._control(request, path)
@@ -144,6 +153,14 @@ class Wire(Dialect):
             body = {**body, "model": deployment}
         error = self.house.chat.check(body) or self._unknown(body)
         if error is None and not self.house.chat.knows(body["model"]):
+            error = unknown_model(body["model"])
+        return Asked(body) if error is None else error
+
+    def _asked_for_vectors(self, body: Any, deployment: str | None) -> Asked | WireError:
+        if deployment and isinstance(body, dict):
+            body = {**body, "model": deployment}
+        error = self.house.embedder.check(body)
+        if error is None and not self.house.embedder.knows(body["model"]):
             error = unknown_model(body["model"])
         return Asked(body) if error is None else error
 
@@ -198,10 +215,11 @@ class Wire(Dialect):
             return WireError(400, "We could not parse the JSON body of your request.")
         if (wrong := misfit(body, self.create_shape)) is not None:
             return misfit_error(wrong)
-        if bare(body["endpoint"]) != "/chat/completions":
+        if bare(body["endpoint"]) not in self.job_routes:
+            known = " and ".join(f"'/v1{route}'" for route in self.job_routes)
             return WireError(
                 400,
-                f"Invalid value: '{body['endpoint']}'. Supported: '/v1/chat/completions'.",
+                f"Invalid value: '{body['endpoint']}'. Supported: {known}.",
                 param="endpoint",
                 code="invalid_value",
             )

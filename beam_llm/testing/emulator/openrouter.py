@@ -16,6 +16,7 @@ from aiohttp import web
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.dialects import Asked, Job, Line, LineResult, NewJob, Reply
 from beam_llm.testing.emulator.family import OVER, UNDONE, Family
+from beam_llm.testing.emulator.models import CHAT
 from beam_llm.testing.emulator.shapes import misfit
 from beam_llm.testing.emulator.wire import WireError, json_response, with_json
 
@@ -31,6 +32,8 @@ class Wire(Family):
     """No files: a job's requests come in its create, its results stand in it."""
 
     name = "openrouter"
+    embeds = False
+    job_routes = (CHAT,)
     variables = ("OPENROUTER_BASE_URL", "OPENROUTER_API_KEY")
     path = "/api/v1"
     most_requests = 5_000

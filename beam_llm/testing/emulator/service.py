@@ -20,12 +20,14 @@ from beam_llm.testing.emulator.batches import Batches
 from beam_llm.testing.emulator.billing import BilledCounter, Billing
 from beam_llm.testing.emulator.brain import Brain
 from beam_llm.testing.emulator.buckets import Buckets
-from beam_llm.testing.emulator.chat import Chat, prompt_tokens
+from beam_llm.testing.emulator.chat import Chat
 from beam_llm.testing.emulator.connection import drop, flood, garbage, pause
 from beam_llm.testing.emulator.dialects import NAMES, Asked, Dialect, Reply, dialect_class
+from beam_llm.testing.emulator.embedder import Embedder
 from beam_llm.testing.emulator.faults import Fault, FaultScript, chance
 from beam_llm.testing.emulator.files import Files
 from beam_llm.testing.emulator.limits import Limits
+from beam_llm.testing.emulator.models import CHAT, EMBED, Model
 from beam_llm.testing.emulator.options import EmulatorOptions
 from beam_llm.testing.emulator.small_files import read_json, write_json
 from beam_llm.testing.emulator.wire import WireError, json_response, unknown_route
@@ -54,10 +56,12 @@ class Service:
             options.requests_per_minute, options.tokens_per_minute, options.max_concurrency
         )
         self.chat = Chat(Brain(options.fast, options.reads), options.models)
+        self.embedder = Embedder(options.models)
         self.script = FaultScript()
+        models: dict[str, Model] = {CHAT: self.chat, EMBED: self.embedder}
         # Dialects and batches know each other: the dict is handed over empty, and filled then.
         self.dialects: dict[str, Dialect] = {}
-        self.batches = Batches(options, folder, self.chat, self.billing, self.dialects)
+        self.batches = Batches(options, folder, models, self.billing, self.dialects)
         self.dialects.update((name, dialect_class(name)(self)) for name in NAMES)
         # The first one takes every path, so it is asked last.
         self._mounted = list(reversed(self.dialects.values()))
@@ -117,12 +121,15 @@ class Service:
         request: web.BaseRequest,
         dialect: Dialect,
         ask: Callable[[Any], Asked | WireError],
+        model: Model | None = None,
     ) -> Reply:
         """Answers one live call: limits, latency, scripted faults and the bill included.
 
         Args:
           ask: translates a body (None where it was no JSON), or says what is wrong with it.
+          model: who answers; by default the one for chat.
         """
+        model = model or self.chat
         started = time.perf_counter()
         # Counted once the body is here: a connection that broke before asked for nothing.
         raw = await request.read()
@@ -130,7 +137,7 @@ class Service:
         self.limits.in_flight += 1
         self.limits.most_in_flight = max(self.limits.most_in_flight, self.limits.in_flight)
         try:
-            reply = await self._read(request, dialect, raw, ask, started)
+            reply = await self._read(request, dialect, raw, ask, model, started)
         finally:
             self.limits.in_flight -= 1
         if isinstance(reply, WireError):
@@ -143,6 +150,7 @@ class Service:
         dialect: Dialect,
         raw: bytes,
         ask: Callable[[Any], Asked | WireError],
+        model: Model,
         started: float,
     ) -> Reply:
         try:
@@ -157,21 +165,22 @@ class Service:
         if self.requests.maxlen:
             self.requests.append(dialect.kept(body, asked))
         self.limits.in_flight -= 1  # This call itself is no reason to turn it away.
-        refused = self.limits.admit(asked.body["model"], prompt_tokens(asked.body))
+        refused = self.limits.admit(asked.body["model"], model.tokens(asked.body))
         self.limits.in_flight += 1
         if refused is not None:
             return refused.with_headers(dialect.headers(number, time.perf_counter() - started))
-        return await self._work(request, dialect, asked, number, started)
+        return await self._work(request, dialect, asked, model, number, started)
 
     async def _work(
         self,
         request: web.BaseRequest,
         dialect: Dialect,
         asked: Asked,
+        model: Model,
         number: int,
         started: float,
     ) -> Reply:
-        question = self.chat.read(asked.body)
+        question = model.read(asked.body)
         faults = self.script.strike("chat", question.texts) if self.script else ()
         kinds = {fault.kind for fault in faults}
         # Slow first, whatever comes of it: errors take as long as answers here.
@@ -179,7 +188,7 @@ class Service:
         if "drop_before" in kinds:
             return self._dropped(request)
         reply_id = f"{self.started}-{number}"
-        answer = self.chat.answer(asked.body, question, faults, reply_id)
+        answer = model.answer(asked.body, question, faults, reply_id)
         headers = dialect.headers(number, time.perf_counter() - started)
         if answer.error is not None:
             return answer.error.with_headers(headers)

@@ -16,9 +16,10 @@ import msgspec
 import orjson
 
 from beam_llm.testing.emulator.billing import Billing
-from beam_llm.testing.emulator.chat import Answer, Chat, misfit_error, prompt_tokens
+from beam_llm.testing.emulator.chat import Answer, misfit_error
 from beam_llm.testing.emulator.dialects import Asked, LineResult
 from beam_llm.testing.emulator.faults import Fault, FaultScript
+from beam_llm.testing.emulator.models import Model
 from beam_llm.testing.emulator.shapes import misfit
 from beam_llm.testing.emulator.wire import WireError
 
@@ -45,11 +46,13 @@ class Checked:
     Attributes:
       errors: OpenAI's `errors.data`; empty where the file is good.
       tokens: input tokens of all lines; 0 where nobody asked.
+      texts: of all lines, where a job may have so many only.
     """
 
     lines: int = 0
     model: str | None = None
     tokens: int = 0
+    texts: int = 0
     errors: list[dict[str, Any]] = field(default_factory=list)
 
     def complain(self, code: str, message: str, param: str | None, line: int | None) -> None:
@@ -58,7 +61,7 @@ class Checked:
 
 
 def check_file(
-    path: Path, endpoint: str, chat: Chat, most_lines: int, count_tokens: bool
+    path: Path, endpoint: str, chat: Model, most_lines: int, count_tokens: bool
 ) -> Checked:
     """Validates like OpenAI: JSON lines, a unique `custom_id` each, one model, the job's endpoint,
     not too many.
@@ -71,6 +74,9 @@ def check_file(
             # All lines are counted, for the message; those beyond the limit are not looked at.
             if number <= most_lines:
                 _check_line(checked, number, line, endpoint, chat, seen, count_tokens)
+    if chat.most_job_texts is not None and checked.texts > chat.most_job_texts:
+        problem = f"has {checked.texts} inputs; at most {chat.most_job_texts} are allowed."
+        checked.complain("too_many_inputs", f"The input file {problem}", None, None)
     if checked.lines == 0:
         checked.complain("empty_file", "The input file is empty.", None, None)
     if checked.lines > most_lines:
@@ -119,7 +125,7 @@ def _check_line(
     number: int,
     line: bytes,
     endpoint: str,
-    chat: Chat,
+    chat: Model,
     seen: set[bytes],
     count_tokens: bool,
 ) -> None:
@@ -147,11 +153,13 @@ def _check_line(
             number,
         )
     _check_body(checked, number, request["body"], chat)
-    if count_tokens and chat.check(request["body"]) is None:
-        checked.tokens += prompt_tokens(request["body"])
+    counts_texts = chat.most_job_texts is not None
+    if (count_tokens or counts_texts) and chat.check(request["body"]) is None:
+        checked.tokens += chat.tokens(request["body"]) if count_tokens else 0
+        checked.texts += len(chat.read(request["body"]).texts) if counts_texts else 0
 
 
-def _check_body(checked: Checked, number: int, body: Any, chat: Chat) -> None:
+def _check_body(checked: Checked, number: int, body: Any, chat: Model) -> None:
     model = body.get("model") if isinstance(body, dict) else None
     if not isinstance(model, str):
         checked.complain("invalid_request", "The request body has no model.", "body.model", number)
@@ -182,7 +190,7 @@ def _check_body(checked: Checked, number: int, body: Any, chat: Chat) -> None:
         )
 
 
-def survey_file(path: Path, chat: Chat, counts_tokens: bool) -> Checked:
+def survey_file(path: Path, chat: Model, counts_tokens: bool) -> Checked:
     """A dialect's lines, counted: it has validated them itself."""
     checked = Checked()
     with open(path, "rb") as file:
@@ -192,7 +200,7 @@ def survey_file(path: Path, chat: Chat, counts_tokens: bool) -> Checked:
                 body = orjson.loads(line)["body"]
                 checked.model = checked.model or body.get("model")
                 if counts_tokens and chat.check(body) is None:
-                    checked.tokens += prompt_tokens(body)
+                    checked.tokens += chat.tokens(body)
     return checked
 
 
@@ -246,7 +254,11 @@ class Assignment:
 
 
 def answer_file(
-    task: Assignment, chat: Chat, billing: Billing, script: FaultScript, stopped: Callable[[], bool]
+    task: Assignment,
+    chat: Model,
+    billing: Billing,
+    script: FaultScript,
+    stopped: Callable[[], bool],
 ) -> Result:
     """Answers the lines into the task's files, which the caller then takes in together. The same
     task gives the same files.
@@ -301,7 +313,7 @@ def _lines(task: Assignment) -> Iterator[tuple[int, bytes]]:
 
 
 def _line_faults(
-    script: FaultScript, task: Assignment, chat: Chat, request: dict[str, Any], number: int
+    script: FaultScript, task: Assignment, chat: Model, request: dict[str, Any], number: int
 ) -> tuple[Fault, ...]:
     if not script.has("line"):
         return ()
@@ -313,7 +325,7 @@ def _answer_line(
     task: Assignment,
     number: int,
     request: dict[str, Any],
-    chat: Chat,
+    chat: Model,
     faults: tuple[Fault, ...],
     billing: Billing,
     result: Result,
@@ -359,7 +371,7 @@ def _scripted_error(fault: Fault) -> dict[str, str]:
 
 
 def answer_line(
-    chat: Chat, request: dict[str, Any], faults: tuple[Fault, ...], reply_id: str
+    chat: Model, request: dict[str, Any], faults: tuple[Fault, ...], reply_id: str
 ) -> Answer:
     """A line's request, checked and answered."""
     refused = request.get("refused")
@@ -418,7 +430,7 @@ def _line_result(line: dict[str, Any]) -> LineResult:
     if failure is None and response is not None:
         usage = response["body"]["usage"]
         answer = Answer(
-            (), 200, response["body"], usage["prompt_tokens"], usage["completion_tokens"]
+            (), 200, response["body"], usage["prompt_tokens"], usage.get("completion_tokens", 0)
         )
     elif error is not None:
         code = error["code"]

@@ -17,6 +17,7 @@ from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.connection import before_work
 from beam_llm.testing.emulator.dialects import Asked, Job, NewJob, Reply
 from beam_llm.testing.emulator.family import OVER, Family, iso
+from beam_llm.testing.emulator.models import CHAT
 from beam_llm.testing.emulator.wire import WireError, json_response, page_asked, with_json
 
 
@@ -24,6 +25,8 @@ class Wire(Family):
     """Jobs have names and counts, and no status; results come in pages."""
 
     name = "xai"
+    embeds = False
+    job_routes = (CHAT,)
     variables = ("XAI_BASE_URL", "XAI_API_KEY")
     path = "/v1"
     # Its files have no purpose.

@@ -1,0 +1,139 @@
+"""The embeddings of the dialect as bytes: Request → body, body → Completion with vectors. Pure.
+
+Source: OpenAI's API reference (embeddings), read 2026-11; what others take differently is in their
+rows (`servers.EmbedApi`).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import orjson
+
+from beam_llm.prompting.vectors import pack
+from beam_llm.protocols import EmbedLimits
+from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, unreadable
+from beam_llm.providers.openai.dialect import Dialect
+from beam_llm.providers.openai.place import Place
+from beam_llm.providers.openai.servers import EmbedApi
+from beam_llm.providers.openai.wire import (
+    ReadReply,
+    billed_usd,
+    completion_of,
+    encode_body,
+    raise_error_in,
+    usage_of,
+)
+from beam_llm.providers.typed import name_of, without_surrogates
+from beam_llm.redaction import redactor_of
+from beam_llm.values import Completion, Finish, Pace, Request, Vector
+
+_BASE64_NUMBER_BYTES = 5.5
+"""A number of a vector in a reply: four bytes in base64, and its share of what is around them."""
+_DECIMAL_NUMBER_BYTES = 24.0
+"""Of one that is written out: `-0.02310485951602459,`, as some servers write a double."""
+
+
+def limits_of(api: EmbedApi) -> EmbedLimits:
+    """How much a server embeds at once."""
+    return EmbedLimits(
+        api.inputs,
+        api.usual_inputs,
+        api.input_tokens,
+        api.request_tokens,
+        _BASE64_NUMBER_BYTES if api.takes_base64 else _DECIMAL_NUMBER_BYTES,
+    )
+
+
+class Wire(NamedTuple):
+    """How a place is asked, and how its replies are read."""
+
+    encode: Callable[[Request, Dialect], bytes]
+    read: ReadReply
+
+
+def wire_of(place: Place) -> Wire:
+    """The wire of what a place is asked for: completions, or embeddings."""
+    if not place.embeds or place.server.embed is None:
+        return Wire(encode_body, completion_of)
+    return Wire(functools.partial(encode_inputs, place.server.embed), vectors_of)
+
+
+def most_records(place: Place) -> int | None:
+    """Most records of one job, where the server counts them."""
+    api = place.server.embed
+    return api.job_inputs if place.embeds and api is not None else None
+
+
+def encode_inputs(api: EmbedApi, request: Request, dialect: Dialect | None = None) -> bytes:
+    """The request as JSON, its keys always in one order: equal requests give equal bytes, live and
+    in a batch file.
+    """
+    body: dict[str, Any] = {"model": request.model, "input": request.inputs}
+    if request.dimensions is not None:
+        body[api.dimensions_field] = request.dimensions
+    if api.takes_base64:
+        body["encoding_format"] = "base64"
+    body.update(sorted(request.extra.items()))
+    try:
+        return orjson.dumps(body)
+    # Half a character (a lone surrogate), which JSON has no way to write.
+    except TypeError:
+        body["input"] = [without_surrogates(text) for text in request.inputs]
+        return orjson.dumps(body)
+
+
+def vectors_of(
+    payload: Any,
+    request_id: Any = None,
+    pace: Pace | None = None,
+    context: ErrorContext = NO_CONTEXT,
+) -> Completion:
+    """The reply in words. Every field is read as far as it can be; a vector that is none, or has no
+    index, is there without it.
+
+    Raises:
+      CallError: where it is an error in the guise of a reply, or holds no list of vectors.
+    """
+    if not isinstance(payload, dict):
+        raise unreadable("the reply holds no embeddings")
+    found = payload.get("data")
+    if not isinstance(found, list):
+        raise_error_in(payload, context)
+        raise unreadable("the reply holds no embeddings")
+    redactor = redactor_of(context.secret)
+    return Completion(
+        None,
+        Finish.STOP,
+        usage_of(payload.get("usage")),
+        name_of(payload.get("model"), redactor) or "",
+        name_of(request_id, redactor) or name_of(payload.get("id"), redactor),
+        pace=pace,
+        billed_usd=billed_usd(payload.get("usage")),
+        vectors=tuple(_vectors(found)),
+    )
+
+
+def _vectors(found: list[Any]) -> Iterator[Vector]:
+    for entry in found:
+        if isinstance(entry, dict):
+            place = entry.get("index")
+            yield Vector(place if type(place) is int else None, _numbers(entry.get("embedding")))
+
+
+def _numbers(embedding: Any) -> bytes | None:
+    """The bytes of a vector's numbers, out of base64 or a list of them; None where they are
+    neither."""
+    if isinstance(embedding, list):
+        return pack(embedding)
+    if not isinstance(embedding, str):
+        return None
+    try:
+        numbers = base64.b64decode(embedding, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return numbers if len(numbers) % 4 == 0 else None
