@@ -111,7 +111,7 @@ def test_any_text_and_any_envelope_survive(tmp_path: Path, rows: list[tuple[str,
         (lambda data: data[:10], "was cut"),
         (lambda data: data[:60] + bytes([data[60] ^ 1]) + data[61:], "damaged"),
         (lambda data: data[:8] + b"\x09\0\0\0" + data[12:], "format 9.*reads up to 1"),
-        (lambda data: b"<html>quota</html>" * 10, "no object of this package"),
+        (lambda data: b"<html>quota</html>" * 10, "not an object of this package"),
     ],
     ids=["cut", "cut to its head", "a bit flipped", "a newer format", "something else"],
 )
