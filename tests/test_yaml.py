@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from beam_llm.testing import Emulator, Fault, plugin
 pytest.importorskip("quickjs", reason="needs apache-beam[yaml]")
 yaml_main = pytest.importorskip("apache_beam.yaml.main", reason="needs apache-beam[yaml]")
 
-from beam_llm.fronts.yaml import PROVIDERS_FILE, LLMPredict  # noqa: E402
+from beam_llm.fronts.yaml import PROVIDERS_FILE, LLMEmbed, LLMPredict  # noqa: E402
 from beam_llm.fronts.yaml_file import read_yaml  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Beam's YAML side has some of its own
@@ -78,6 +79,33 @@ def test_a_step_labels_rows_in_both_modes(folder: Path, llm_emulator: Emulator, 
     rows = rows_in(folder)
     assert {row["id"]: row["answer"] for row in rows} == {"0": "positive", "1": "negative"}
     assert {row["answer_error"] for row in rows} == {None}
+
+
+EMBED = STEP.replace("LLMPredict", "LLMEmbed").replace(
+    "output: enum:positive|negative", "CONFIG", 1
+)
+EMBED = EMBED.replace("gpt-4.1-mini", "text-embedding-3-small").replace(
+    "CONFIG", "dimensions: 8", 1
+)
+
+
+@pytest.mark.parametrize(
+    "config", ["max_retries: 1", MODES["batch_api"]], ids=["online", "batch_api"]
+)
+def test_a_step_embeds_rows_in_both_modes(folder: Path, llm_emulator: Emulator, config: str):
+    assert run(folder, EMBED.replace("CONFIG", config)) == 0
+    rows = {row["id"]: row for row in rows_in(folder)}
+    assert {name: len(row["vector"]) for name, row in rows.items()} == {"0": 8, "1": 8}
+    assert rows["0"]["vector"] != rows["1"]["vector"]
+    assert {row["vector_error"] for row in rows.values()} == {None}
+    assert llm_emulator.billed.total() == 2
+
+
+def test_a_chat_model_s_option_of_an_embedding_step_is_refused_with_its_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert run(folder, EMBED.replace("CONFIG", "system_prompt: Be brief")) == 2
+    assert re.search(r"file\.yaml:\d+: .*system_prompt", capsys.readouterr().err)
 
 
 def test_options_may_be_spelled_as_keys(folder: Path, llm_emulator: Emulator):
@@ -172,8 +200,6 @@ def test_what_is_wrong_with_a_step_names_its_line(
     assert said.count("\n") == 1
     assert "sk-123" not in said
     if message is not None:
-        import re
-
         assert re.search(message, said), said
 
 
@@ -208,8 +234,6 @@ def test_what_is_wrong_with_a_file_is_one_line(
     text: str,
     message: str,
 ):
-    import re
-
     assert run(folder, text.replace("CONFIG", "batch_size: 2")) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
@@ -251,18 +275,37 @@ def test_any_value_of_an_option_is_taken_or_refused_with_its_line(name: str, val
 # ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_beam_makes_the_step_s_documentation_of_our_table_of_options():
+@pytest.mark.parametrize(
+    ("step", "words", "left_out"),
+    [
+        (LLMPredict, ("Asks a language model about every row", "most records in one prompt"), ()),
+        (
+            LLMEmbed,
+            ("a vector, or the reason", "most texts in one request"),
+            ("system_prompt", "task"),
+        ),
+    ],
+    ids=["LLMPredict", "LLMEmbed"],
+)
+def test_beam_makes_a_step_s_documentation_of_our_table_of_options(
+    step: Any, words: tuple[str, ...], left_out: tuple[str, ...]
+):
     generate = pytest.importorskip("apache_beam.yaml.generate_yaml_docs")
     from apache_beam.yaml import yaml_provider
 
+    provider = yaml_provider.InlineProvider({step.__name__: step})
+    documentation = generate.transform_docs(
+        step.__name__, [step.__name__], {step.__name__: [provider]}
+    )
+    for word in (*words, "error_handling"):
+        assert word in documentation
+    for name in step.__signature__.parameters:
+        assert f"**{name}**" in documentation
+    for name in left_out:
+        assert f"**{name}**" not in documentation
+
+
+def test_a_step_that_predicts_has_every_option():
     from beam_llm.config import OPTIONS
 
-    provider = yaml_provider.InlineProvider({"LLMPredict": LLMPredict})
-    documentation = generate.transform_docs(
-        "LLMPredict", ["LLMPredict"], {"LLMPredict": [provider]}
-    )
-    assert "Asks a language model about every row" in documentation
-    for name in OPTIONS:
-        assert f"**{name}**" in documentation
-    assert "most records in one prompt" in documentation
-    assert "error_handling" in documentation
+    assert set(OPTIONS) <= set(LLMPredict.__signature__.parameters)

@@ -85,6 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _exit_code_of(chosen: argparse.Namespace) -> int:
     """Runs the command; what it raises becomes one line on stderr and an exit code."""
+    # The options of a file are spelled as they stand in it.
+    flags = chosen.name.rpartition(" ")[2] != "run"
     try:
         return int(chosen.run(chosen))
     except BrokenPipeError:
@@ -93,11 +95,11 @@ def _exit_code_of(chosen: argparse.Namespace) -> int:
         )  # who read our stdout has left
         return FAILED
     except (LLMError, OSError, KeyboardInterrupt) as error:
-        _print_failure(chosen, in_one_line(error))
+        _print_failure(chosen, in_one_line(error, flags))
         return _exit_code(error)
     except Exception as error:  # a mistake of ours: still one line, and how to see more
         _print_failure(
-            chosen, f"{type(error).__name__}: {in_one_line(error)} (--debug shows where)"
+            chosen, f"{type(error).__name__}: {in_one_line(error, flags)} (--debug shows where)"
         )
         return FAILED
 
@@ -119,15 +121,20 @@ def _exit_code(error: BaseException) -> int:
     return WRONG_USAGE if isinstance(error, UsageError) else FAILED
 
 
-def in_one_line(error: BaseException) -> str:
-    """The error in one line that a terminal shows as it is, with options spelled as flags."""
+def in_one_line(error: BaseException, flags: bool = True) -> str:
+    """The error in one line that a terminal shows as it is.
+
+    Args:
+      flags: options are spelled as flags of the command line.
+    """
     if isinstance(error, KeyboardInterrupt):
         return "stopped"
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename or 'reading or writing a stream'}: {error.strerror}"
     else:
         text = str(error) or type(error).__name__
-    return printable(as_flags(" ".join(redact(text).split())))
+    line = " ".join(redact(text).split())
+    return printable(as_flags(line) if flags else line)
 
 
 def _quieten(debug: bool) -> None:

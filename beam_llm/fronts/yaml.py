@@ -1,4 +1,5 @@
-"""`LLMPredict` as a step of Beam YAML: rows in, rows with the answer out, errors apart if wanted.
+"""`LLMPredict` and `LLMEmbed` as steps of Beam YAML: rows in, rows with the answer or the vector
+out, errors apart if wanted.
 
 `python -m beam_llm.fronts.yaml` prints where the file of providers is.
 """
@@ -22,7 +23,8 @@ from beam_llm.transforms.fields import fields_of
 from beam_llm.transforms.predict import LLMPredict as Transform
 
 PROVIDERS_FILE = str(Path(__file__).with_name("providers.yaml"))
-ANSWER = "answer"
+ANSWER, VECTOR = "answer", "vector"
+"""The fields of what comes out, where nobody names them."""
 
 
 class Predict(beam.PTransform):
@@ -103,13 +105,21 @@ def LLMPredict(**config: Any) -> beam.PTransform:  # a transform's name in YAML
 
     A YAML pipeline is a program (its steps may hold Python), so a parser may be named as well.
     """
+    return _step(config, ANSWER)
+
+
+def LLMEmbed(**config: Any) -> beam.PTransform:  # likewise
+    """The step's constructor; its signature and documentation are made of the table of options."""
+    return _step(config, VECTOR, task="embed", usual={"batch_size": "auto"})
+
+
+def _step(config: dict[str, Any], field: str, **fixed: Any) -> Predict:
     error_handling = config.pop("error_handling", None) or {}
     given = {name: value for name, value in config.items() if value is not None}
     if not any(name in given for name in ("output_field", "output.field", "output-field")):
-        given["output_field"] = ANSWER
-    return Predict(
-        settings_from_options(_plain(given), allow_code=True), _error_tag(error_handling)
-    )
+        given["output_field"] = field
+    settings = settings_from_options(_plain(given), allow_code=True, **fixed)
+    return Predict(settings, _error_tag(error_handling))
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,12 +147,21 @@ def _error_tag(error_handling: Any) -> str | None:
 _TYPES = {"int": int, "float": float, "bool": bool, "json": Mapping[str, Any], "output": Any}
 
 
-def _signature() -> inspect.Signature:
+def _options_of(task: str | None) -> dict[str, Any]:
+    """The rows of the table that a step has: all of them, or those of its task."""
+    return {
+        name: option
+        for name, option in OPTIONS.items()
+        if task is None or (name != "task" and option.metadata.get("only", task) == task)
+    }
+
+
+def _signature(task: str | None = None) -> inspect.Signature:
     from apache_beam.yaml.yaml_errors import ErrorHandlingConfig
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = []
-    for name, option in OPTIONS.items():
+    for name, option in _options_of(task).items():
         rule = option.metadata
         kind: Any = Any if rule.get("also") else _TYPES.get(str(rule["kind"]), str)
         needed = name == "model"
@@ -157,34 +176,50 @@ def _signature() -> inspect.Signature:
     return inspect.Signature(parameters)
 
 
-def _documentation() -> str:
+def _documentation(head: str, meanings: Mapping[str, str], task: str | None = None) -> str:
     lines = []
-    for name, option in OPTIONS.items():
-        meaning = _MEANINGS.get(name) or str(option.metadata["meaning"])
+    for name, option in _options_of(task).items():
+        meaning = meanings.get(name) or str(option.metadata["meaning"])
         default = option.default
-        shown = isinstance(default, (int, float, str)) and default != "" and name not in _MEANINGS
+        shown = isinstance(default, (int, float, str)) and default != "" and name not in meanings
         lines.append(f"  {name}: {meaning}" + (f" (default {default})" if shown else ""))
     lines.append("  error_handling: where rows that got no answer go; without it they have")
     lines.append("    <output_field>_error beside an empty <output_field>")
-    return "\n".join([_HEAD, "", "Args:", *lines])
+    return "\n".join([head, "", "Args:", *lines])
 
 
-_HEAD = """Asks a language model about every row; each comes out with its answer, or the reason.
+_PREDICTS = """Asks a language model about every row; each comes out with its answer, or the reason.
 
 The prompt is a Jinja2 template over the row's fields. Beam runs a pipeline's file through Jinja2
 first, so the prompt stands between {% raw %} and {% endraw %}. The answer is a field of the row, of
 the type that `output` says: an object is a row, whose fields the next step can name."""
-_MEANINGS = {
-    "output": (
-        "the answer: string, integer, number, boolean, enum:a|b|c, a list of words, or a JSON "
-        "schema (default string)"
-    ),
-    "output_field": f"the answer's field; its error is in <field>_error (default {ANSWER})",
-}
+_EMBEDS = """Asks an embedding model about every row; each comes out with a vector, or the reason.
+
+The prompt is a Jinja2 template over the row's fields that gives the text. Beam runs a pipeline's
+file through Jinja2 first, so it stands between {% raw %} and {% endraw %}. The vector is a field of
+the row: a list of numbers."""
 
 
-LLMPredict.__doc__ = _documentation()
+LLMPredict.__doc__ = _documentation(
+    _PREDICTS,
+    {
+        "output": (
+            "the answer: string, integer, number, boolean, enum:a|b|c, a list of words, or a JSON "
+            "schema (default string)"
+        ),
+        "output_field": f"the answer's field; its error is in <field>_error (default {ANSWER})",
+    },
+)
 LLMPredict.__signature__ = _signature()  # type: ignore[attr-defined]
+LLMEmbed.__doc__ = _documentation(
+    _EMBEDS,
+    {
+        "batch_size": "most texts in one request (default auto: as many as the provider takes)",
+        "output_field": f"the vector's field; its error is in <field>_error (default {VECTOR})",
+    },
+    "embed",
+)
+LLMEmbed.__signature__ = _signature("embed")  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":
