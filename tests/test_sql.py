@@ -120,6 +120,24 @@ def test_the_whole_file_of_the_issue_runs_and_pays_once(
         assert set(llm_emulator.billed.values()) == {1}
 
 
+def test_prompts_of_twenty_are_a_twentieth_of_the_requests(
+    folder: Path, llm_emulator: Emulator, model: str
+):
+    moods = {str(n): MOODS[str(n % 2 + 1)] for n in range(40)}
+    rows = [
+        json.dumps({"id": key, "text": f"{TEXTS['12'[mood == 'negative']]}, {key}"}) + "\n"
+        for key, mood in moods.items()
+    ]
+    (folder / "reviews" / "a.jsonl").write_text("".join(rows))
+    (folder / "reviews" / "b.jsonl").unlink()
+    analyzer = "You are a sentiment analyzer. Process each item and respond with JSON."
+    model = model.replace("Sentiment of each review?", analyzer)
+    assert run(folder, TABLES + model + INSERT) == 0
+    assert labels(rows_in(folder)) == moods
+    lines = sum(job["request_counts"]["total"] for job in llm_emulator.jobs)
+    assert llm_emulator.calls + lines == 2
+
+
 def test_the_file_of_the_repository_runs(folder: Path):
     rows = [json.dumps({"id": key, "text": text}) + "\n" for key, text in TEXTS.items()]
     (folder / "reviews-1.jsonl").write_text("".join(rows))
@@ -226,6 +244,24 @@ def test_a_failed_record_is_null_with_its_error_beside_it_and_the_code_says_so(
     assert rows["2"]["sentiment"] is None
     assert rows["2"]["error"].startswith("refused")
     assert capsys.readouterr().err == "beam-llm run: 1 of 3 records ended as errors\n"
+
+
+def test_metadata_says_why_a_row_has_no_answer(
+    folder: Path, emulator_with: Callable[..., Emulator], model: str
+):
+    emulator_with(faults=[Fault("refusal", text="awful")])
+    why = "(sentiment STRING, why STRING METADATA FROM 'error-string' VIRTUAL)"
+    sql = (
+        TABLES
+        + model.replace("(sentiment STRING)", why)
+        + "INSERT INTO labelled SELECT id, sentiment, why "
+        + "FROM ML_PREDICT(TABLE reviews, MODEL llm_sentiment, DESCRIPTOR(text));"
+    )
+    assert run(folder, sql) == 3
+    rows = {row["id"]: row for row in rows_in(folder)}
+    assert rows["1"] == {"id": "1", "sentiment": "positive", "error": None}
+    assert rows["2"]["sentiment"] is None
+    assert rows["2"]["error"].startswith("refused")
 
 
 def test_a_column_error_named_after_its_column_holds_that_call_s_reason(

@@ -52,8 +52,19 @@ CREATE MODEL many INPUT (title STRING, text STRING)
     detail ROW<a INT, b STRING>, why STRING METADATA FROM 'error-string' VIRTUAL)
   WITH ('provider'='openai-compatible', 'model-name'='gpt-4', 'apiKey'='${OPENAI_API_KEY}',
     'max-tokens'='500', 'system-prompt'='Rate each review.'<mode>);
+CREATE MODEL cdc COMMENT 'as in Flink CDC' WITH ('provider'='bailian', 'model'='gpt-4',
+  'api-key'='env:OPENAI_API_KEY', 'system-prompt'='Be brief.', 'max-tokens'='90',
+  'temperature'='0', 'response-format'='text', 'error-handling-strategy'='IGNORE',
+  'retry-num'='100'<mode>);
+CREATE MODEL values_of INPUT (text STRING) WITH ('provider'='openai', 'model'='gpt-4',
+  'api_key'='${OPENAI_API_KEY}', 'output'='enum:positive|negative', 'batch.size'='2',
+  'batch.timeout.ms'='50', 'system.prompt'='You are a sentiment analyzer.', 'max.retries'='2',
+  'request.timeout.ms'='60000'<mode>);
+CREATE MODEL moods INPUT (text STRING) OUTPUT (mood STRING)
+  WITH ('provider'='openai', 'model'='gpt-4', 'output'='enum:positive|negative'<mode>);
 CREATE VIEW labelled AS SELECT id, text, ML_PREDICT('m', text) AS mood FROM reviews;
 CREATE VIEW letters (letter, number) AS SELECT * FROM (VALUES ('good', 1), ('bad', 2)) AS t(a, b);
+CREATE TEMPORARY VIEW pairs (letter, number) COMMENT 'two' AS VALUES ('good', 1), ('bad', 2);
 """
 
 # name: columns of the table that takes it, SELECT, rows
@@ -78,6 +89,31 @@ FORMS: dict[str, tuple[str, str, list[list[Any]]]] = {
             "LATERAL TABLE(ML_PREDICT('m', text)) AS result"
         ),
         [["1", "positive", None], ["2", "negative", None]],
+    ),
+    "lateral, of the proposal, without an alias": (
+        "id STRING, text STRING, sentiment STRING, error_msg STRING",
+        (
+            "SELECT id, text, result.value AS sentiment, result.error AS error_msg FROM reviews, "
+            "LATERAL TABLE(ML_PREDICT('m', text))"
+        ),
+        [["1", TEXTS[0], "positive", None], ["2", TEXTS[1], "negative", None]],
+    ),
+    "lateral, two without an alias": (
+        "id STRING, mood STRING, again STRING",
+        (
+            "SELECT id, sentiment, mood0 FROM labelled, LATERAL TABLE(ML_PREDICT('m', text)), "
+            "LATERAL TABLE(ML_PREDICT('moods', text, MAP['batch.size', '1']))"
+        ),
+        [["1", "positive", "positive"], ["2", "negative", "negative"]],
+    ),
+    "lateral, several columns and Confluent's options": (
+        "id STRING, said STRING",
+        (
+            "SELECT id, r.said FROM reviews, LATERAL TABLE(ML_PREDICT('free', title, text, "
+            "MAP['prompt', 'Repeat: {{ title }}: {{ text }}', 'async_enabled', 'true', "
+            "'client_timeout', '60', 'max_parallelism', '4', 'retry_count', '2'])) AS r(said)"
+        ),
+        [["1", f"Phone {TEXTS[0]}"], ["2", f"Worse {TEXTS[1]}"]],
     ),
     "lateral, by the OUTPUT's name": (
         "id STRING, mood STRING",
@@ -115,6 +151,30 @@ FORMS: dict[str, tuple[str, str, list[list[Any]]]] = {
         "SELECT id, sentiment, error FROM ML_PREDICT(TABLE reviews, MODEL m, DESCRIPTOR(text))",
         [["1", "positive", None], ["2", "negative", None]],
     ),
+    "table, positional, wrapped, with options and an alias": (
+        "id STRING, sentiment STRING",
+        (
+            "SELECT a.id, a.sentiment FROM TABLE(ML_PREDICT(TABLE reviews, MODEL m, "
+            "DESCRIPTOR(text), MAP['batch.size', '1'])) AS a"
+        ),
+        [["1", "positive"], ["2", "negative"]],
+    ),
+    "table, named, bare": (
+        "id STRING, sentiment STRING",
+        (
+            "SELECT id, sentiment FROM ML_PREDICT(INPUT => TABLE reviews, MODEL => MODEL m, "
+            "ARGS => DESCRIPTOR(text)) LIMIT 1"
+        ),
+        [["1", "positive"]],
+    ),
+    "table, a clash of names": (
+        "text STRING, mood STRING",
+        (
+            "SELECT sentiment, sentiment0 FROM ML_PREDICT(TABLE (SELECT text AS sentiment FROM "
+            "reviews), MODEL m, DESCRIPTOR(sentiment))"
+        ),
+        [[TEXTS[0], "positive"], [TEXTS[1], "negative"]],
+    ),
     "table, all columns": (
         "id STRING, title STRING, text STRING, priority STRING, n INT, sentiment STRING",
         "SELECT * FROM ML_PREDICT(TABLE reviews, MODEL m, DESCRIPTOR(text))",
@@ -145,10 +205,38 @@ FORMS: dict[str, tuple[str, str, list[list[Any]]]] = {
         ),
         [["1", f"Phone {TEXTS[0]}"], ["2", f"Worse {TEXTS[1]}"]],
     ),
+    "a model as in Flink CDC": (
+        "id STRING, said STRING",
+        "SELECT id, ML_PREDICT('cdc', title) FROM reviews",
+        [["1", "Phone"], ["2", "Worse"]],
+    ),
+    **{
+        f"a reply in {kind}": (
+            "id STRING, value STRING, error STRING",
+            (
+                "SELECT id, result.value, result.error FROM reviews, LATERAL TABLE(ML_PREDICT("
+                f"'values_of', text, MAP['response.format', '{kind}'{options}]))"
+            ),
+            [["1", "positive", None], ["2", "negative", None]],
+        )
+        for kind, options in {
+            "json": (
+                ", 'response.path', '$[*]', 'response.index.field', 'nr', 'response.value.field', "
+                "'entities'"
+            ),
+            "xml": "",
+            "delimited": "",
+        }.items()
+    },
     "AI_COMPLETE": (
         "id STRING, said STRING",
         "SELECT id, AI_COMPLETE('free', text, 'Repeat {{ this }}:') FROM reviews",
         [["1", TEXTS[0]], ["2", TEXTS[1]]],
+    ),
+    "AI_COMPLETE, an instruction for each row": (
+        "id STRING, said STRING",
+        "SELECT id, AI_COMPLETE('free', title, IF(n > 5, 'Name', 'Repeat')) FROM reviews",
+        [["1", "Repeat Phone"], ["2", "Name Worse"]],
     ),
     "AI_COMPLETE, the model by an expression": (
         "id STRING, said STRING",
@@ -193,10 +281,26 @@ FORMS: dict[str, tuple[str, str, list[list[Any]]]] = {
         "SELECT letter, number + 1, ML_PREDICT('m', letter) FROM letters",
         [["good", 2, "positive"], ["bad", 3, "negative"]],
     ),
+    "VALUES, a temporary view": (
+        "letter STRING, mood STRING",
+        "SELECT letter, ML_PREDICT('m', letter) FROM pairs WHERE number > 1",
+        [["bad", "negative"]],
+    ),
     "a call inside a call": (
         "id STRING, said STRING",
         "SELECT id, ML_PREDICT('free', ML_PREDICT('m', text)) FROM reviews",
         [["1", "positive"], ["2", "negative"]],
+    ),
+    "a call inside a MAP and a ROW, beside braces": (
+        "id STRING, moods MAP<STRING, STRING>, both ROW<title STRING, mood STRING>",
+        (
+            "SELECT id, MAP['{mood}', ML_PREDICT('m', text)], ROW(CONCAT('{', title, '}'), "
+            "ML_PREDICT('m', text)) FROM reviews"
+        ),
+        [
+            ["1", {"{mood}": "positive"}, {"title": "{Phone}", "mood": "positive"}],
+            ["2", {"{mood}": "negative"}, {"title": "{Worse}", "mood": "negative"}],
+        ],
     ),
     "a call inside an expression and a condition": (
         "id STRING, said STRING",

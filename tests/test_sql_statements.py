@@ -12,9 +12,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from beam_llm.errors import UsageError
+from beam_llm.fronts.sql.compute import Evaluator
+from beam_llm.fronts.sql.functions import (
+    AGGREGATES,
+    CLOCKS,
+    FUNCTIONS,
+    NOT_CALLS,
+    WINDOWS,
+    WITH_A_SYNTAX,
+)
 from beam_llm.fronts.sql.plan import Plan
 from beam_llm.fronts.sql.script import Job, Printed, Script, read_script
 from beam_llm.fronts.sql.tables import Permissions
+from beam_llm.fronts.sql.types import to_json
 
 HEAD = """CREATE TABLE t (id STRING, title STRING, text STRING, n INT, x DOUBLE, day DATE,
   tags ARRAY<STRING>, r ROW<a INT, b STRING>) WITH ('connector'='filesystem', 'path'='in/', 'format'='json');
@@ -70,6 +80,7 @@ REFUSED = {
     "an unknown column": ("SELECT txt FROM t", 8, "unknown column 'txt'.*'text'"),
     "an unknown table": ("SELECT id FROM tt", 16, "unknown table 'tt'.*'t'"),
     "an unknown table's column": ("SELECT a.id FROM t AS b", 8, "unknown column 'a'"),
+    "an unknown column of a table": ("SELECT b.txt FROM t AS b", 8, "column 'txt'.*'text'"),
     "an unknown field": ("SELECT r.c FROM t", 8, "no field 'c' in ROW.*fields: a, b"),
     "an unknown model": ("SELECT ML_PREDICT('mm', text) FROM t", 19, "unknown model 'mm'.*'m'"),
     "an unknown option": (
@@ -89,6 +100,17 @@ REFUSED = {
         "'filesystem'",
     ),
     "Kafka": ("CREATE TABLE a (id STRING) WITH ('connector'='kafka')", 46, "ReadFromKafka.*allow"),
+    **{
+        f"the connector {name}": (
+            f"CREATE TABLE a (id STRING) WITH ('connector'='{name}')",
+            46,
+            f"'beam'.*Beam's own .{own}.*--allow-code",
+        )
+        for name, own in {
+            "upsert-kafka": "ReadFromKafka", "jdbc": "ReadFromJdbc", "pubsub": "ReadFromPubSub",
+            "bigquery": "ReadFromBigQuery", "iceberg": "a Managed transform", "datagen": "Create",
+        }.items()
+    },
     "an unknown format": (
         "CREATE TABLE a (id STRING) WITH ('connector'='filesystem', 'path'='a', 'format'='jsn')",
         81,
@@ -169,7 +191,7 @@ REFUSED = {
         27,
         "no argument INPT.*'INPUT'",
     ),
-    "AI_EMBED": ("SELECT AI_EMBED('m', text) FROM t", 8, "AI_EMBED is not run here yet"),
+    "AI_EMBED": ("SELECT AI_EMBED('m', text) FROM t", 8, "AI_EMBED is not run here yet.*LLMEmbed"),
     "another engine's function": ("SELECT AI_SENTIMENT(text) FROM t", 8, "AI_CLASSIFY"),
     "not a statement": ("SELEC 1", 1, "not a statement.*'SELECT'"),
     "INSERT OVERWRITE": ("INSERT OVERWRITE out SELECT id, text FROM t", 8, "--force"),
@@ -195,6 +217,130 @@ REFUSED = {
         "is a pattern",
     ),
     "a row of VALUES": ("VALUES (1, 2), (3)", 16, "another number of values"),
+    **{
+        f"{join} JOIN": (f"SELECT id FROM t {join} JOIN out ON TRUE", 18, "join.*with a database")
+        for join in ("INNER", "LEFT", "RIGHT", "FULL", "CROSS", "NATURAL")
+    },
+    **{
+        words: (f"SELECT id FROM t {words}", 18, instead)
+        for words, instead in {
+            "HAVING n > 1": "HAVING.*filter with WHERE",
+            "WINDOW w AS (ORDER BY id)": "window functions.*one by one",
+            "QUALIFY n = 1": "QUALIFY.*filter with WHERE",
+            "INTERSECT SELECT id FROM t": "INTERSECT.*with a database",
+            "EXCEPT SELECT id FROM t": "EXCEPT.*with a database",
+            "MINUS SELECT id FROM t": "MINUS.*with a database",
+            "OFFSET 1": "OFFSET.*filter with WHERE",
+            "FETCH FIRST 1 ROW ONLY": "FETCH.*write LIMIT",
+            "TABLESAMPLE (10)": "TABLESAMPLE.*LIMIT",
+            "FOR SYSTEM_TIME AS OF day": "temporal join.*with a database",
+            "MATCH_RECOGNIZE ()": "MATCH_RECOGNIZE.*one by one",
+        }.items()
+    },
+    **{
+        words: (f"SELECT {words} FROM t", 8, message)
+        for words, message in {
+            **{f"{name}(n)": f"{name} is an aggregate" for name in sorted(AGGREGATES)},
+            **{f"{name}(n)": "window functions" for name in sorted(WINDOWS)},
+            **{f"{name}(n)": f"{name} gives another value" for name in sorted(CLOCKS)},
+            **{f"{name}(n)": f"{name} is not run here: .*; " for name in NOT_CALLS},
+        }.items()
+    },
+    **{
+        f"{word} as a statement": (f"{word} x", 1, f"{word} is not run here.*{instead}")
+        for word, instead in {
+            "EXPLAIN": "--dry-run", "USE": "one catalog", "DELETE": "WHERE", "UPDATE": "insert",
+            "MERGE": "insert", "TRUNCATE": "--force", "ANALYZE": "take it out",
+            "LOAD": "take it out", "ADD": "loads no code", "CALL": "take it out",
+        }.items()
+    },
+    "a window in FROM": (
+        "SELECT id FROM TABLE(TUMBLE(TABLE t, DESCRIPTOR(day), INTERVAL '1' DAY))",
+        22,
+        "window functions are not run here.*one by one",
+    ),
+    "another engine's function in FROM": (
+        "SELECT * FROM ML_EVALUATE('m', TABLE t)", 15, "ML_EVALUATE is not run here.*compare",
+    ),
+    "an unknown function in FROM": ("SELECT * FROM ML_GUESS(TABLE t)", 15, "ML_PREDICT, AI_COMPL"),
+    "CREATE OR REPLACE": ("CREATE OR REPLACE MODEL m WITH ()", 8, "DROP … IF EXISTS"),
+    "a function of one's own": ("CREATE FUNCTION f AS 'x'", 8, "kinds: MODEL, TABLE, VIEW"),
+    "a table altered": ("ALTER TABLE t SET ('a'='b')", 7, "only a MODEL can be altered"),
+    "a watermark": ("CREATE TABLE a (id STRING, WATERMARK FOR id AS id) WITH ()", 28, "WATERMARK"),
+    "partitions": ("CREATE TABLE a (id STRING) PARTITIONED BY (id) WITH ()", 28, "by a pattern"),
+    "a computed column": ("CREATE TABLE a (id STRING, b AS id) WITH ()", 30, "into the SELECT"),
+    "a table as a query": ("CREATE TABLE a (id STRING) AS SELECT id FROM t", 28, "INSERT INTO"),
+    **{
+        f"{verb} a model that isn't there": (f"{verb} MODEL mm{more}", column, "'mm'.*'m'")
+        for verb, column, more in [
+            ("DROP", 12, ""), ("DESCRIBE", 16, ""), ("SHOW CREATE", 19, ""),
+            ("ALTER", 13, " SET ('batch.size'='1')"),
+        ]
+    },
+    "metadata of INPUT": (
+        "CREATE MODEL a INPUT (b STRING METADATA FROM 'error-string') WITH ()",
+        32,
+        "in a model's OUTPUT only",
+    ),
+    "unknown metadata": (
+        "CREATE MODEL a OUTPUT (b STRING, e STRING METADATA FROM 'error-text') WITH ()",
+        57,
+        "'error-string'",
+    ),
+    "too many columns in DESCRIPTOR": (
+        "SELECT mood FROM ML_PREDICT(TABLE t, MODEL m, DESCRIPTOR(title, text))",
+        18,
+        "has 1 INPUT columns, and is given 2",
+    ),
+    "too few columns in DESCRIPTOR": (
+        "SELECT mood FROM ML_PREDICT(TABLE t, MODEL two, DESCRIPTOR(text))",
+        18,
+        "has 2 INPUT columns, and is given 1",
+    ),
+    "too few names of LATERAL's columns": (
+        "SELECT id FROM t, LATERAL TABLE(ML_PREDICT('two', title, text)) AS r(mood)",
+        33,
+        "1 names are given to 2 columns",
+    ),
+    "result, of two calls": (
+        ("SELECT result.value FROM t, LATERAL TABLE(ML_PREDICT('m', text)), "
+        "LATERAL TABLE(ML_PREDICT('m', title))"),
+        8,
+        "unknown column 'result'",
+    ),
+    "a model's name that is no text": ("SELECT AI_COMPLETE(n, text, 'x') FROM t", 20, "is STRING"),
+    "an expression's unknown model": (
+        "SELECT AI_COMPLETE(IF(n > 1, 'm', 'mm'), text, 'x') FROM t", 20, "unknown model 'mm'",
+    ),
+    "models of several shapes": (
+        "SELECT AI_COMPLETE(IF(n > 1, 'm', 'two'), text, 'x') FROM t", 20, "different INPUT or OUT",
+    ),
+    "AI_CLASSIFY without labels": (
+        "SELECT AI_CLASSIFY(MODEL => MODEL m, INPUT => text) FROM t", 8, "needs LABELS",
+    ),
+    "AI_EMBED behind LATERAL": (
+        "SELECT id FROM t, LATERAL TABLE(AI_EMBED('m', text)) AS v", 33, "AI_EMBED is not run here",
+    ),
+    **{
+        f"a literal key as {key}": (
+            f"CREATE MODEL a WITH ('model'='openai:a', '{key}'='sk-abcdefgh12345678')",
+            45 + len(key),
+            r"literal value.*'env:NAME' or '\$\{NAME\}'",
+        )
+        for key in ("api-key", "apiKey", "api_key", "api.key")
+    },
+    "an option in two spellings": (
+        "CREATE MODEL a WITH ('model'='openai:a', 'model-name'='openai:b')", 42, "given twice",
+    ),
+    "an unknown strategy": (
+        "CREATE MODEL a WITH ('model'='openai:a', 'error-handling-strategy'='HOPE')",
+        68,
+        "strategies: FAILOVER, IGNORE, RETRY",
+    ),
+    "an unknown provider": (
+        "CREATE MODEL a WITH ('provider'='opnai', 'model'='a')", 50, "did you mean 'openai:a'",
+    ),
+    "no time": ("SELECT ML_PREDICT('m', text, MAP['timeout', 'soon']) FROM t", 45, "'60 s'"),
     "an expression": ("SELECT id + FROM t", 11, "not an expression .something is missing."),
 }  # fmt: skip
 
@@ -238,7 +384,11 @@ def test_alter_replaces_an_option_whatever_its_spelling_and_reset_takes_it_out()
         ("'max-tokens'='7'", "max_output_tokens", 7),
         ("'endpoint'='http://127.0.0.1:9/v2/chat/completions'", "base_url", "http://127.0.0.1:9/v2"),
         ("'retry-num'='100'", "max_retries", 20),
+        ("'api_key'='env:A'", "api_key", "env:A"),
+        ("'system.prompt'='Be brief'", "system_prompt", "Be brief"),
         ("'error-handling-strategy'='IGNORE'", "on_abort", "record"),
+        ("'error-handling-strategy'='RETRY'", "on_abort", "raise"),
+        ("'error-handling-strategy'='failover'", "on_abort", "raise"),
         ("'response-format'='json_object'", "response_format", "json"),
         ("'response.format'='xml'", "response_format", "xml"),
         ("'temperature'='0.5'", "temperature", 0.5),
@@ -262,13 +412,79 @@ def test_options_of_other_engines_are_taken_for_ours(written: str, name: str, va
         ("'timeout', '60 s'", "request_timeout_ms", 60_000),
         ("'client_timeout', '60'", "request_timeout_ms", 60_000),
         ("'retry_count', '2'", "max_retries", 2),
+        ("'timeout', '250'", "request_timeout_ms", 250),
         ("'async', 'true'", "batch_size", 1),
+        ("'async_enabled', 'true'", "batch_size", 1),
+        ("'output-mode', 'ORDERED'", "batch_size", 1),
         ("'output-mode', 'ALLOW_UNORDERED'", "batch_size", 1),
     ],
 )
 def test_runtime_options_of_other_engines_are_taken_for_ours(config: str, name: str, value: Any):
     sql = f"SELECT ML_PREDICT('m', text, MAP[{config}]) FROM t;"
     assert getattr(settings_of(sql), name) == value
+
+
+@pytest.mark.parametrize("provider", ["openai", "openai-compat", "openai-compatible", "bailian"])
+@pytest.mark.parametrize("name", ["model", "model-name"])
+def test_providers_and_models_of_other_engines_are_ours(provider: str, name: str):
+    known = settings_of(
+        f"CREATE MODEL a WITH ('provider'='{provider}', '{name}'='q', "
+        "'endpoint'='http://127.0.0.1:9/v1/chat/completions'); SELECT ML_PREDICT('a', text) FROM t;"
+    )
+    assert (known.model, known.base_url) == ("openai:q", "http://127.0.0.1:9/v1")
+
+
+def test_every_option_of_the_proposal_is_a_model_s_and_a_call_s():
+    written = {
+        "batch.size": "20",
+        "batch.timeout.ms": "50",
+        "system.prompt": "You are a sentiment analyzer.",
+        "batch.prompt.template": "{% for r in records %}{{ r.index }}: {{ r.text }}{% endfor %}",
+        "response.format": "json",
+        "response.path": "$[*]",
+        "response.index.field": "nr",
+        "response.value.field": "entities",
+        "max.retries": "5",
+        "request.timeout.ms": "9000",
+        "api_key": "env:A",
+    }
+    model = ", ".join(f"'{key}'='{value}'" for key, value in written.items())
+    call = ", ".join(f"'{key}', '{value}'" for key, value in written.items())
+    of_model = settings_of(
+        "DROP MODEL m; CREATE MODEL m WITH ('provider'='openai', 'model'='gpt-4', "
+        f"'base.url'='http://127.0.0.1:9/v1', {model}); SELECT ML_PREDICT('m', text) FROM t;"
+    )
+    of_call = settings_of(f"SELECT ML_PREDICT('m', text, MAP[{call}]) FROM t;")
+    for known in (of_model, of_call):
+        assert {key: str(getattr(known, re.sub(r"\W", "_", key))) for key in written} == written
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "task", "retry-fallback-strategy", "context-overflow-action", "max-context-size", "n",
+        "stop", "presence-penalty", "top-p",
+    ],
+)  # fmt: skip
+def test_options_of_a_model_of_flink_s_that_mean_nothing_here_are_said(key: str):
+    script = read(f"CREATE MODEL a WITH ('model'='openai:gpt-4', '{key}'='x');")
+    (notice,) = script.notices
+    assert notice.startswith(f"file.sql:{FIRST}:46: {key!r} means nothing here: ")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "json.fail-on-missing-field", "parquet.compression", "sink.parallelism", "scan.parallelism",
+        "source.monitor-interval", "auto-compaction",
+    ],
+)  # fmt: skip
+def test_options_of_a_table_of_flink_s_that_mean_nothing_here_are_said(key: str):
+    script = read(
+        f"CREATE TABLE a (id STRING) WITH ('connector'='filesystem', '{key}'='x', 'path'='a', "
+        "'format'='json');"
+    )
+    assert script.notices == (f"file.sql:{FIRST}:60: {key!r} means nothing here",)
 
 
 def test_what_means_nothing_here_is_said_with_its_place():
@@ -317,10 +533,11 @@ def test_show_and_describe_print_what_there_is():
 
 def test_what_show_create_prints_makes_the_same_model_again():
     sql = """CREATE TEMPORARY MODEL a INPUT (`in` STRING) OUTPUT (x ARRAY<ROW<a INT>>,
-      e STRING METADATA FROM 'error-string' VIRTUAL)
+      e STRING METADATA FROM 'error-string' VIRTUAL) COMMENT 'It''s one'
       WITH ('model'='openai:gpt-4', 'api.key'='${KEY}', 'system.prompt'='It''s');"""
     ((text,),) = printed(sql + "SHOW CREATE MODEL a;")
     assert "'api.key' = '${KEY}'" in text
+    assert "COMMENT 'It''s one'" in text
     ((again,),) = printed(text + "SHOW CREATE MODEL a;")
     assert again == text
 
@@ -329,6 +546,31 @@ def test_if_exists_and_if_not_exists_pass_over():
     read("""CREATE MODEL IF NOT EXISTS m WITH ('model'='nobody:x'); DROP MODEL IF EXISTS nobody;
       CREATE TABLE IF NOT EXISTS t (a INT) WITH ('connector'='print'); DROP TABLE out;
       DROP VIEW IF EXISTS v; ALTER MODEL IF EXISTS nobody SET ('batch.size'='1');""")
+
+
+def test_what_is_temporary_is_made_and_dropped_like_the_rest():
+    read("""CREATE TEMPORARY TABLE a (id STRING) COMMENT 'x' WITH ('connector'='print');
+      CREATE TEMPORARY VIEW v AS (SELECT id FROM t);
+      CREATE TEMPORARY MODEL b WITH ('model'='openai:gpt-4');
+      DROP TEMPORARY TABLE a; DROP TEMPORARY VIEW v; DROP TEMPORARY MODEL b; DROP MODEL m;""")
+
+
+def test_a_statement_set_needs_no_execute_and_holds_several_inserts():
+    insert = "INSERT INTO out SELECT id, text FROM t;"
+    for head in ("STATEMENT SET BEGIN", "EXECUTE STATEMENT SET BEGIN"):
+        assert len(plans(f"{head} {insert} {insert} END;")) == 2
+
+
+def test_metadata_of_http_is_null_and_said():
+    script = read("""CREATE MODEL a OUTPUT (b STRING, `error-string` STRING METADATA,
+      s INT METADATA FROM 'http-status-code' VIRTUAL,
+      h MAP<STRING, STRING> METADATA FROM 'http-headers-map') WITH ('model'='openai:gpt-4');
+      SELECT b, `error-string`, s, h FROM ML_PREDICT(TABLE t, MODEL a, DESCRIPTOR(text));""")
+    (step,) = script.steps
+    assert isinstance(step, Job)
+    types = [str(kind) for _, _, kind in step.plans[0].outputs]
+    assert types == ["STRING", "STRING", "INT", "MAP<STRING, STRING>"]
+    assert ["s is NULL" in one or "h is NULL" in one for one in script.notices] == [True, True]
 
 
 # Plans
@@ -390,6 +632,101 @@ def test_a_clash_of_names_gets_an_index():
 def test_an_expression_has_its_type(expression: str, kind: str):
     (plan,) = plans(f"SELECT {expression} AS v FROM t;")
     assert str(plan.outputs[0][2]) == kind
+
+
+ANSWERS = {
+    "ML_PREDICT('m', text)": "STRING",
+    "ML_PREDICT('two', title, text)": "ROW<`mood` STRING, `score` DOUBLE>",
+    "ML_PREDICT('two', title, text).score": "DOUBLE",
+    "AI_COMPLETE('m', text, 'Label it.')": "STRING",
+    "AI_CLASSIFY(MODEL => MODEL m, INPUT => text, LABELS => ARRAY['a', 'b'])": (
+        "ROW<`category` STRING, `confidence` DOUBLE>"
+    ),
+    "AI_CLASSIFY(MODEL m, text, ARRAY['a', 'b']).confidence": "DOUBLE",
+}
+
+
+@pytest.mark.parametrize("call", ANSWERS)
+def test_an_answer_has_its_type(call: str):
+    (plan,) = plans(f"SELECT {call} AS v FROM t;")
+    assert str(plan.outputs[0][2]) == ANSWERS[call]
+
+
+TYPES = {
+    **dict.fromkeys(("STRING", "TEXT", "VARCHAR", "CHAR"), "STRING"),
+    "VARCHAR(9)": "VARCHAR(9)", "BOOLEAN": "BOOLEAN", "BOOL": "BOOLEAN", "TINYINT": "TINYINT",
+    "SMALLINT": "SMALLINT", "INT": "INT", "INTEGER": "INT", "BIGINT": "BIGINT", "FLOAT": "FLOAT",
+    "REAL": "FLOAT", "DOUBLE PRECISION": "DOUBLE", "DECIMAL(10, 2)": "DECIMAL(10, 2)",
+    "NUMERIC(5)": "DECIMAL(5)", "DEC": "DECIMAL", "DATE": "DATE", "TIME": "TIME",
+    "TIMESTAMP(3)": "TIMESTAMP", "TIMESTAMP(3) WITH LOCAL TIME ZONE": "TIMESTAMP_LTZ",
+    "TIMESTAMP_LTZ(3)": "TIMESTAMP_LTZ", "BYTES": "BYTES", "BINARY(2)": "BYTES",
+    "VARBINARY(2)": "BYTES", "ARRAY<FLOAT>": "ARRAY<FLOAT>", "MAP<STRING, INT>": "MAP<STRING, INT>",
+    "ROW<a INT, b ARRAY<STRING>>": "ROW<`a` INT, `b` ARRAY<STRING>>", "ROW(a INT)": "ROW<`a` INT>",
+    "STRING NOT NULL": "STRING",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("written", TYPES)
+def test_a_column_of_a_table_or_of_an_answer_may_have_any_type(written: str):
+    table = f"CREATE TABLE a (x {written}) WITH ('connector'='print'); DESCRIBE a;"
+    assert printed(table) == [("x", TYPES[written])]
+    model = f"CREATE MODEL a OUTPUT (x {written}) WITH ('model'='openai:gpt-4');"
+    assert printed(model + "DESCRIBE MODEL a;") == [("x", TYPES[written], "output")]
+    (plan,) = plans(model.replace("4');", "4', 'base.url'='http://127.0.0.1:9/v1');")
+                    + "SELECT ML_PREDICT('a', text) AS v FROM t;")  # fmt: skip
+    assert str(plan.outputs[0][2]) == TYPES[written]
+
+
+VALUES = {
+    "UPPER('aB')": "AB", "LOWER('aB')": "ab", "CHAR_LENGTH('né')": 2, "CHARACTER_LENGTH('né')": 2,
+    "LENGTH('né')": 2, "OCTET_LENGTH('né')": 3, "LTRIM(' a ')": "a ", "RTRIM(' a ')": " a",
+    "BTRIM(' a ')": "a", "TRIM(LEADING 'x' FROM 'xax')": "ax", "CONCAT('a', 'b')": "ab",
+    "CONCAT('a', CAST(NULL AS STRING))": None, "CONCAT_WS('-', 'a', 'b')": "a-b",
+    "SUBSTR('abc', 2, 1)": "b", "SUBSTRING('abc' FROM 2)": "bc", "LEFT('abc', 2)": "ab",
+    "RIGHT('abc', 2)": "bc", "LPAD('a', 3, 'x')": "xxa", "RPAD('a', 3, 'x')": "axx",
+    "REPEAT('ab', 2)": "abab", "REPLACE('aba', 'a', 'x')": "xbx", "REVERSE('abc')": "cba",
+    "INSTR('abc', 'c')": 3, "LOCATE('c', 'abc')": 3, "POSITION('c' IN 'abc')": 3, "ASCII('a')": 97,
+    "CHR(97)": "a", "MD5('')": "d41d8cd98f00b204e9800998ecf8427e",
+    "SHA256('')": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    "TO_BASE64('a')": "YQ==", "FROM_BASE64('YQ==')": "a", "REGEXP('abc', 'b')": True,
+    "REGEXP_LIKE('abc', 'x')": False, "REGEXP_REPLACE('aba', 'a', 'x')": "xbx",
+    "REGEXP_REPLACE('ab', '(a)', '$1-$1')": "a-ab",
+    "REGEXP_EXTRACT('abc', 'a(b)', 1)": "b", "REGEXP_EXTRACT('abc', 'x')": None,
+    "SPLIT('a,b', ',')": ["a", "b"], "SPLIT_INDEX('a,b', ',', 1)": "b",
+    "STARTSWITH('abc', 'a')": True, "ENDSWITH('abc', 'a')": False,
+    "JSON_VALUE('{\"a\": 1}', '$.a')": "1", "JSON_QUERY('{\"a\": [1]}', '$.a')": "[1]",
+    "JSON_EXISTS('{\"a\": 1}', '$.b')": False, "JSON_STRING(ARRAY[1, 2])": "[1,2]",
+    "ABS(-2)": 2, "CEIL(1.5)": 2, "CEILING(1.5)": 2, "FLOOR(1.5)": 1, "ROUND(1.25, 1)": 1.3,
+    "TRUNCATE(1.9)": 1, "MOD(7, 4)": 3, "POWER(2, 3)": 8, "SQRT(9)": 3, "LN(1)": 0, "LOG10(100)": 2,
+    "LOG2(8)": 3, "EXP(0)": 1, "SIGN(-3)": -1, "GREATEST(1, 3)": 3, "LEAST(1, 3)": 1,
+    "GREATEST(1, CAST(NULL AS INT))": None, "COALESCE(NULL, 'a')": "a", "IFNULL(NULL, 1)": 1,
+    "NULLIF(1, 1)": None, "IF(1 > 2, 'a', 'b')": "b", "CARDINALITY(ARRAY[1, 2])": 2,
+    "ARRAY_CONTAINS(ARRAY[1], 2)": False, "ARRAY_POSITION(ARRAY[1, 5], 5)": 2,
+    "ARRAY_POSITION(ARRAY[1, 5], 7)": 0,
+    "CARDINALITY(ARRAY_DISTINCT(ARRAY[1, 1]))": 1, "ARRAY_CONCAT(ARRAY[1], ARRAY[2])": [1, 2],
+    "ARRAY_DISTINCT(ARRAY[3, 1, 3, 2])": [3, 1, 2], "CONCAT('{', 'a', '}')": "{a}",
+    "MAP['a', 1]": {"a": 1}, "ARRAY_JOIN(ARRAY['a', 'b'], '-')": "a-b",
+    "MAP_KEYS(MAP['a', 1])": ["a"],
+    "MAP_VALUES(MAP['a', 1])": [1], "ROW(1, 'a')": {"f0": 1, "f1": "a"},
+    "YEAR(DATE '2026-05-04')": 2026, "QUARTER(DATE '2026-05-04')": 2,
+    "MONTH(DATE '2026-05-04')": 5, "DAYOFMONTH(DATE '2026-05-04')": 4,
+    "HOUR(TIMESTAMP '2026-05-04 03:02:01')": 3, "MINUTE(TIMESTAMP '2026-05-04 03:02:01')": 2,
+    "SECOND(TIMESTAMP '2026-05-04 03:02:01')": 1, "EXTRACT(DAY FROM DATE '2026-05-04')": 4,
+    "TO_DATE('2026-05-04')": "2026-05-04",
+    "TO_TIMESTAMP('2026-05-04 03:02:01')": "2026-05-04 03:02:01",
+    "CAST('7' AS INT)": 7, "TRY_CAST('x' AS INT)": None,
+}  # fmt: skip
+
+
+def test_functions_give_what_they_give_in_flink():
+    named = set(re.findall(r"([A-Z][A-Z0-9_]*)\(", " ".join(VALUES)))
+    assert set(FUNCTIONS) | WITH_A_SYNTAX <= named
+    items = ", ".join(f"{text} AS c{number}" for number, text in enumerate(VALUES))
+    (plan,) = plans(f"SELECT {items};")
+    row = Evaluator(plan.stages[0]).row({})
+    assert row is not None
+    found = [to_json(kind, row.get(str(column))) for _, column, kind in plan.outputs]
+    assert dict(zip(VALUES, found, strict=True)) == VALUES
 
 
 # Any text

@@ -157,9 +157,8 @@ class Evaluator:
             for name, sql, kind in compute.outputs
         )
         where = " AND ".join(f"({sql})" for sql in compute.filters)
-        self._query = f"SELECT {quoted(_NUMBER)}{outputs} FROM ({{}})" + (
-            f" WHERE {where}" if where else ""
-        )
+        self._select = f"SELECT {quoted(_NUMBER)}{outputs}"
+        self._where = f" WHERE {where}" if where else ""
 
     def rows(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
         """Each row with the new columns; None for one that a filter leaves out.
@@ -177,6 +176,10 @@ class Evaluator:
             # One by one again: a failed query doesn't say at which of its rows.
             return [self._row_at(number, row) for number, row in enumerate(rows)]
 
+    def _query(self, rows: str) -> str:
+        # Put together, and not by `format`: the texts of a file hold braces themselves.
+        return f"{self._select} FROM ({rows}){self._where}"
+
     def _row_at(self, number: int, row: dict[str, Any]) -> dict[str, Any] | None:
         try:
             return self.row(row)
@@ -189,7 +192,7 @@ class Evaluator:
         inputs = self._compute.inputs
         columns = "".join(f", CAST(? AS {kind.duckdb}) AS {quoted(name)}" for name, kind in inputs)
         values = [to_duckdb(kind, row.get(name)) for name, kind in inputs]
-        query = self._query.format(f"SELECT 0 AS {quoted(_NUMBER)}{columns}")
+        query = self._query(f"SELECT 0 AS {quoted(_NUMBER)}{columns}")
         try:
             found = self._connection.execute(query, values).fetchall()
         except Exception as error:
@@ -206,7 +209,7 @@ class Evaluator:
             arrays[name] = pa.array(values, arrow_type(kind))
             columns += f", CAST({quoted(name)} AS {kind.duckdb}) AS {quoted(name)}"
         self._connection.register("rows_in_flight", pa.table(arrays))
-        query = self._query.format(f"SELECT {quoted(_NUMBER)}{columns} FROM rows_in_flight")
+        query = self._query(f"SELECT {quoted(_NUMBER)}{columns} FROM rows_in_flight")
         return list(self._connection.execute(query).fetchall())
 
     def _joined(

@@ -214,9 +214,9 @@ class _Translation:
                 f"write {self._scope.tables()[0] if self._scope.tables() else 't'}.{parts[0]}",
             )
         if column is None:
-            known: Iterable[str] = (one.name for one in self._scope.columns)
+            known = [one.name for one in self._scope.columns]
             if len(parts) > 1 and parts[0] in self._scope.tables():
-                known = (one.name for one in self._scope.columns if one.table == parts[0])
+                known = [one.name for one in self._scope.columns if one.table == parts[0]]
                 parts = parts[1:]
             self._fail(
                 node, f"unknown column {parts[0]!r}", nearest(parts[0], known, "columns here")

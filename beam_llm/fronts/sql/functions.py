@@ -66,8 +66,12 @@ FUNCTIONS: dict[str, Function] = {
     "FROM_BASE64": Function(1, 1, "decode(from_base64({0}))"),
     "REGEXP": _same("regexp_matches", 2),
     "REGEXP_LIKE": _same("regexp_matches", 2),
-    # Flink replaces every match; DuckDB does so with `g` only.
-    "REGEXP_REPLACE": Function(3, 3, "regexp_replace({*}, 'g')"),
+    # Flink replaces every match; DuckDB does so with `g` only. A group is `$1` there, `\\1` here.
+    "REGEXP_REPLACE": Function(
+        3,
+        3,
+        "regexp_replace({0}, {1}, regexp_replace({2}, '[$](\\d)', '\\\\\\1', 'g'), 'g')",
+    ),
     # Flink gives NULL where nothing matches, DuckDB an empty text.
     "REGEXP_EXTRACT": Function(
         2,
@@ -112,8 +116,14 @@ FUNCTIONS: dict[str, Function] = {
     # collections
     "CARDINALITY": _same("len", 1),
     "ARRAY_CONTAINS": _same("list_contains", 2),
-    "ARRAY_POSITION": _same("list_position", 2),
-    "ARRAY_DISTINCT": _same("list_distinct", 1),
+    # Flink gives 0 where there is none, DuckDB NULL.
+    "ARRAY_POSITION": Function(
+        2, 2, "CASE WHEN {null} THEN NULL ELSE coalesce(list_position({*}), 0) END"
+    ),
+    # DuckDB's own `list_distinct` keeps neither the order nor NULL.
+    "ARRAY_DISTINCT": Function(
+        1, 1, "list_filter({0}, lambda item, place: list_position({0}, item) = place)"
+    ),
     "ARRAY_CONCAT": _same("list_concat", 1, 2),
     "ARRAY_JOIN": _same("array_to_string", 2),
     "MAP_KEYS": _same("map_keys", 1),

@@ -145,7 +145,7 @@ def _translated(
         return special(source, option, notices)
     key = "provider" if folded == "provider" else _ALIASES.get(folded) or _OURS.get(folded)
     if key is None:
-        known = [*map(key_of, OPTIONS), "provider"]
+        known = [*_OURS.values(), "provider"]
         source.fail(
             option.start, f"unknown option {option.key!r}", nearest(option.key, known, "options")
         )

@@ -20,6 +20,9 @@ from beam_llm.fronts.sql.syntax import Call, Expression, Item, Lateral, Query, S
 from beam_llm.fronts.sql.tables import Table
 from beam_llm.fronts.sql.types import STRING
 
+RESULT = "result"
+"""What the one call behind LATERAL is called that has no alias."""
+
 
 class Planner:
     """Plans one statement's query."""
@@ -101,8 +104,11 @@ class Planner:
         alias = source.alias or source.table
         columns = self._renamed(columns, source.columns, alias, source.start)
         scope = Scope(columns)
+        aliases = [lateral.alias for lateral in source.laterals]
+        # The proposal writes `result.value` of its one call, to which it gives no alias.
+        other = RESULT if aliases.count(None) == 1 and RESULT not in (alias, *aliases) else None
         for lateral in source.laterals:
-            self._lateral(lateral, scope)
+            self._lateral(lateral, scope, lateral.alias or other)
         return scope
 
     def _named(self, name: str, start: int) -> list[Column]:
@@ -200,9 +206,8 @@ class Planner:
         answer = self._asking.ask(call, scope, arguments)
         return [*columns, *_answer_columns(answer, {one.name for one in columns}, None)]
 
-    def _lateral(self, lateral: Lateral, scope: Scope) -> None:
+    def _lateral(self, lateral: Lateral, scope: Scope, alias: str | None) -> None:
         answer = self._call(lateral.call, scope)
-        alias = lateral.alias
         if not lateral.columns:
             taken = {one.name for one in scope.columns}
             scope.columns += _answer_columns(answer, taken, alias)
@@ -226,7 +231,7 @@ class Planner:
             self._source.fail(
                 call.start,
                 "AI_EMBED is not run here yet",
-                "take it out: this package asks for text, not yet for vectors",
+                "take it out, and ask for vectors in Python, by LLMEmbed",
                 call.end,
             )
         arguments: list[Argument] = []

@@ -305,6 +305,8 @@ def _created(known: Known, found: Any) -> str:
                 for name, kind, key in found.metadata
             )
             head += f"\nOUTPUT ({_columns(found.outputs)}{metadata})"
+        if found.comment is not None:
+            head += "\nCOMMENT '{}'".format(found.comment.replace("'", "''"))
     else:
         head += f"TABLE `{found.name}` ({_columns(found.columns)})"
     options = ",\n  ".join(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from beam_llm.fronts.sql.calls import parse_call
-from beam_llm.fronts.sql.functions import CALLS
+from beam_llm.fronts.sql.functions import CALLS, NOT_CALLS, WINDOWS
 from beam_llm.fronts.sql.grammar import parse_expression
 from beam_llm.fronts.sql.syntax import Call, Expression, Item, Lateral, Query, Source
 from beam_llm.fronts.sql.tokens import Cursor, Token
@@ -207,17 +207,24 @@ def _table_call(cursor: Cursor, depth: int) -> Call | None:
     wrapped = cursor.now.word == "TABLE" and cursor.ahead().value == "("
     name = cursor.ahead(2) if wrapped else cursor.now
     if name.word not in CALLS:
-        if not wrapped:
+        if not wrapped and cursor.ahead().value != "(":
             return None
-        cursor.source.fail(
-            name.start, "this table function is not known here", f"functions: {', '.join(CALLS)}"
-        )
+        _refuse_function(cursor, name)
     if wrapped:
         cursor.take(), cursor.take()
     call = parse_call(cursor, lambda inner: parse_query(inner, depth + 1))
     if wrapped:
         cursor.need_op(")", "at the end of TABLE(…)")
     return call
+
+
+def _refuse_function(cursor: Cursor, name: Token) -> NoReturn:
+    why, instead = "this table function is not known here", f"functions: {', '.join(CALLS)}"
+    if name.word in WINDOWS:
+        why, instead = _REFUSED["WINDOW"]
+    elif name.word in NOT_CALLS:
+        why, instead = f"{name.word} is not run here", NOT_CALLS[name.word]
+    cursor.source.fail(name.start, why, instead)
 
 
 def _lateral(cursor: Cursor, start: int, depth: int) -> Lateral:

@@ -144,7 +144,7 @@ def type_of_duckdb(found: Any) -> SqlType:
         inner = dict(found.children)
         fields = (("0", type_of_duckdb(inner["key"])), ("1", type_of_duckdb(inner["value"])))
         return SqlType("MAP", fields=fields)
-    if kind == "struct":
+    if kind in ("struct", "tuple"):  # a tuple is a ROW whose fields have no names yet
         named = tuple(
             (name or f"f{number}", type_of_duckdb(inner))
             for number, (name, inner) in enumerate(found.children)
