@@ -62,6 +62,8 @@ CREATE MODEL values_of INPUT (text STRING) WITH ('provider'='openai', 'model'='g
   'request.timeout.ms'='60000'<mode>);
 CREATE MODEL moods INPUT (text STRING) OUTPUT (mood STRING)
   WITH ('provider'='openai', 'model'='gpt-4', 'output'='enum:positive|negative'<mode>);
+CREATE MODEL vectors INPUT (text STRING) OUTPUT (embedding ARRAY<FLOAT>)
+  WITH ('provider'='openai', 'model'='text-embedding-3-small', 'dimension'='8'<mode>);
 CREATE VIEW labelled AS SELECT id, text, ML_PREDICT('m', text) AS mood FROM reviews;
 CREATE VIEW letters (letter, number) AS SELECT * FROM (VALUES ('good', 1), ('bad', 2)) AS t(a, b);
 CREATE TEMPORARY VIEW pairs (letter, number) COMMENT 'two' AS VALUES ('good', 1), ('bad', 2);
@@ -69,6 +71,20 @@ CREATE TEMPORARY VIEW pairs (letter, number) COMMENT 'two' AS VALUES ('good', 1)
 
 # name: columns of the table that takes it, SELECT, rows
 FORMS: dict[str, tuple[str, str, list[list[Any]]]] = {
+    "AI_EMBED": (
+        "id STRING, n INT",
+        "SELECT id, CARDINALITY(AI_EMBED('vectors', text)) AS n FROM reviews",
+        [["1", 8], ["2", 8]],
+    ),
+    "AI_EMBED behind LATERAL, its dimensions overridden": (
+        "id STRING, is_short BOOLEAN, error STRING",
+        (
+            "SELECT id, t.embedding[5] IS NULL AS is_short, t.error FROM reviews, "
+            "LATERAL TABLE(AI_EMBED(MODEL => MODEL vectors, INPUT => text, "
+            "CONFIG => MAP['dimension', '4'])) AS t"
+        ),
+        [["1", True, None], ["2", True, None]],
+    ),
     "scalar, of the proposal": (
         "id STRING, mood STRING",
         "SELECT id, ML_PREDICT('m', text) AS mood FROM reviews",

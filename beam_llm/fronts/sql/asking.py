@@ -25,6 +25,9 @@ from beam_llm.prompting.templates import PromptTemplate
 MOST_CALLS = 20
 """Calls of models in one query, views and all."""
 
+_OWN_OUTPUT = ("AI_CLASSIFY", "AI_EMBED")
+"""Functions whose columns are their own, whatever OUTPUT the model has."""
+
 Argument = tuple[str, Value, int]
 """Name, value, place."""
 
@@ -218,7 +221,7 @@ class Asking:
     def _metadata(self, call: Call, model: Model, error: Value) -> list[tuple[str, Value]]:
         """OUTPUT's metadata columns: the error; what isn't known here is NULL, with a notice."""
         metadata = []
-        for name, kind, key in model.metadata if call.function != "AI_CLASSIFY" else ():
+        for name, kind, key in model.metadata if call.function not in _OWN_OUTPUT else ():
             value = error if key == "error-string" else Value("NULL", frozenset(), NULL)
             metadata.append((name, cast(value, kind)))
             if key != "error-string":

@@ -16,6 +16,7 @@ from beam_llm.fronts.sql.tables import Permissions
 from beam_llm.fronts.sql.types import DOUBLE, STRING, SqlType, object_schema
 
 Columns = tuple[tuple[str, SqlType], ...]
+VECTOR = SqlType("ARRAY", fields=(("0", DOUBLE),))
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ def output_of(model: Model, call: Call | None) -> tuple[Columns, Any]:
         schema["properties"]["category"] = labels
         schema["properties"]["confidence"] = {"type": "number", "minimum": 0, "maximum": 1}
         return (("category", STRING), ("confidence", DOUBLE)), schema
+    if call is not None and call.function == "AI_EMBED":
+        return (("embedding", VECTOR),), None
     if len(model.outputs) == 1:
         return model.outputs, model.outputs[0][1].answer
     return model.outputs, object_schema(model.outputs)
@@ -136,7 +139,11 @@ def settings_of(
     prompt = _prompt(together.get("prompt"), inputs, call)
     if prompt is not None:
         values["prompt"] = prompt
-    if "output" not in together or (call and call.function == "AI_CLASSIFY"):
+    usual: dict[str, Any] = {}
+    # A model by itself is one that embeds where only such a one has its options.
+    if call.function == "AI_EMBED" if call else "dimensions" in together:
+        values["task"], usual = "embed", {"batch_size": "auto"}
+    elif "output" not in together or (call and call.function == "AI_CLASSIFY"):
         values["output"] = output_of(model, call)[1]
     elif len(model.outputs) > 1:
         source.fail(
@@ -146,7 +153,7 @@ def settings_of(
         )
     try:
         settings = settings_from_options(
-            given, config.values, allow_code=permissions.code, **values
+            given, config.values, allow_code=permissions.code, usual=usual, **values
         )
     except UsageError as error:
         start = call.start if call else model.start

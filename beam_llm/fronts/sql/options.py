@@ -74,7 +74,7 @@ class Spelled(NamedTuple):
     notices: tuple[str, ...]
 
 
-# A model's `task` is said by its prompt and OUTPUT; there are only chat models in SQL so far.
+# What a model does is said by the function that calls it.
 _OURS = {name.replace("_", ""): key_of(name) for name in OPTIONS if name != "task"}
 _ALIASES = {
     "modelname": "model",
@@ -89,7 +89,7 @@ _MEANINGLESS = {
     "async": "calls are always made side by side",
     "asyncenabled": "calls are always made side by side",
     "outputmode": "each answer comes back with its own row",
-    "task": "what a model does is said by its prompt and OUTPUT",
+    "task": "what a model does is said by the function that calls it",
     "retryfallbackstrategy": "an error stands in the row",
     "contextoverflowaction": "a record that is too large is an error in its row",
     "maxcontextsize": "a model's window is known, or 'context.window'",
@@ -199,11 +199,7 @@ def _strategy(source: SourceText, option: Option, notices: list[str]) -> Mapping
 
 
 def _dimension(source: SourceText, option: Option, notices: list[str]) -> Mapping[str, str]:
-    source.fail(
-        option.start,
-        f"{option.key!r} is for embeddings, which SQL doesn't run yet",
-        "take it out",
-    )
+    return {"dimensions": option.value}
 
 
 _SPECIAL = {

@@ -227,13 +227,6 @@ class Planner:
 
     def _call(self, call: Call, scope: Scope) -> Answer:
         """A call over columns, as an item, in a condition or behind LATERAL."""
-        if call.function == "AI_EMBED":
-            self._source.fail(
-                call.start,
-                "AI_EMBED is not run here yet",
-                "take it out, and ask for vectors in Python, by LLMEmbed",
-                call.end,
-            )
         arguments: list[Argument] = []
         for expression in call.arguments:
             value = self._value(expression, scope)
