@@ -182,14 +182,17 @@ class Rows:
         Raises:
           LedgerError: the object ends before.
         """
-        # A seek inside the buffer is no system call.
-        self._file.seek(start)
-        found = self._file.read(end - start)
-        if len(found) != end - start:
-            cut = f"a row lies at {start} to {end}, of which {len(found)} bytes are there"
-            raise LedgerError(f"{self._name} is cut: {cut}")
-        return found
+        return next(self.ranges((start,), (end,)))
 
     def ranges(self, starts: Iterable[int], ends: Iterable[int]) -> Iterator[bytes]:
-        """`read` for many ranges: what is done for every record of every job."""
-        return map(self.read, starts, ends)
+        """`read` for many ranges."""
+        # Looked up once, not per range: this is done for every record of every job.
+        seek, read = self._file.seek, self._file.read
+        for start, end in zip(starts, ends, strict=True):
+            # Inside the buffer it is no system call.
+            seek(start)
+            found = read(end - start)
+            if len(found) != end - start:
+                cut = f"a row lies at {start} to {end}, of which {len(found)} bytes are there"
+                raise LedgerError(f"{self._name} is cut: {cut}")
+            yield found

@@ -194,12 +194,22 @@ class Batcher(Generic[T]):
       count: how a text is counted then.
     """
 
-    __slots__ = ("_bytes", "_caps", "_count_text", "_exact", "_members", "_model", "_tokens")
+    __slots__ = (
+        "_bytes",
+        "_caps",
+        "_count_text",
+        "_exact",
+        "_members",
+        "_model",
+        "_most_of_record",
+        "_tokens",
+    )
 
     def __init__(
         self, caps: Caps, model: str = "", count: Callable[[str, str], int] = counted_tokens
     ):
         self._caps = caps
+        self._most_of_record = caps.most_of_record
         self._model = model
         self._count_text = count
         self._members: list[tuple[Record, T]] = []
@@ -237,7 +247,7 @@ class Batcher(Generic[T]):
 
     def too_large(self, record: Record) -> bool:
         """Whether the record alone passes a cap, so that no prompt can hold it."""
-        most = self._caps.most_of_record
+        most = self._most_of_record
         if tokens_of(record) > most and self._count(record) > most:
             return True
         return self._caps.bytes is not None and _bytes_of(record) > self._caps.bytes
@@ -253,7 +263,7 @@ class Batcher(Generic[T]):
         return Failure(
             Kind.TOO_LARGE,
             f"the record has about {self._count(record):,} tokens; "
-            f"beside the rest of the prompt {self._caps.most_of_record:,} fit. "
+            f"beside the rest of the prompt {self._most_of_record:,} fit. "
             "Shorten the text, or raise max_input_tokens or context_window",
         )
 
