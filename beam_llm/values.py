@@ -107,6 +107,8 @@ class Request:
             self.seed,
             self.extra,
             self.input_tokens,
+            self.inputs,
+            self.dimensions,
         )
 
 

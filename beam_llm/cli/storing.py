@@ -4,6 +4,7 @@ answer goes back to.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ def place_of(key: Any) -> tuple[int, str]:
     return (key if type(key) is int else NO_PLACE), ""
 
 
-class StoreInSpool(beam.DoFn):
+class StoreInSpool(beam.DoFn, ABC):
     """How elements ended into the spool, one file per bundle. Emits nothing.
 
     Subclasses say what is kept of an element (`stored`), and who made it (`definition`).
@@ -42,9 +43,9 @@ class StoreInSpool(beam.DoFn):
     def __init__(self, folder: str):
         self._folder = absolute(folder)  # a worker may stand in another
 
+    @abstractmethod
     def stored(self, element: Any) -> tuple[StoredAnswer, Mapping[str, Any] | None]:
         """How it ended; with its fields where they can't be had again from an input file."""
-        raise NotImplementedError
 
     def is_an_end(self, answer: StoredAnswer) -> bool:
         """Whether it counts as a record that was answered, or ended as an error."""

@@ -79,9 +79,8 @@ class LiveJob:
 
     def _end(self, slices: Sequence[Slice]) -> Done:
         """All slices as one: how the job ended."""
-        name, counts = self._write(
-            Manifest.read(self._job.store, self._job.intent.lines).keys, self._of_slices(slices)
-        )
+        keys = Manifest.read(self._job.store, self._job.intent.lines).keys
+        name, counts = self._write(keys, self._of_slices(slices, keys))
         done = Done(
             intent=self._job.intent.fingerprint,
             outcomes=name,
@@ -92,12 +91,11 @@ class LiveJob:
         )
         return Closing(self._job).write(done, name)
 
-    def _of_slices(self, slices: Sequence[Slice]) -> Iterator[Outcome]:
-        """What was answered, in the manifest's order."""
-        store, at = self._job.store, 0
-        keys = Manifest.read(store, self._job.intent.lines).keys
+    def _of_slices(self, slices: Sequence[Slice], keys: Array) -> Iterator[Outcome]:
+        """What was answered, in the order of the records' keys."""
+        at = 0
         for each in slices:
-            with contextlib.closing(Outcomes(store, each.outcomes)) as outcomes:
+            with contextlib.closing(Outcomes(self._job.store, each.outcomes)) as outcomes:
                 positions = outcomes.positions(keys[at : at + each.records])
                 yield from outcomes.many(positions.tolist(), [True] * each.records)
             at += each.records
