@@ -14,7 +14,7 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -426,6 +426,23 @@ OPTIONS: dict[str, dataclasses.Field[Any]] = {
 def key_of(name: str) -> str:
     """`batch_size` → `batch.size`."""
     return name.replace("_", ".")
+
+
+def options_of(task: str) -> dict[str, dataclasses.Field[Any]]:
+    """The rows of the table that a task has."""
+    return {
+        name: option
+        for name, option in OPTIONS.items()
+        if option.metadata.get("only", task) == task
+    }
+
+
+def given_options(settings: Settings) -> Iterator[tuple[str, Any]]:
+    """The model, and every option with a value other than its default, by Python name."""
+    for name, option in OPTIONS.items():
+        value = getattr(settings, name)
+        if name == "model" or (value is not None and value != option.default):
+            yield name, value
 
 
 def settings(model: str, **values: Any) -> Settings:
@@ -871,10 +888,10 @@ def _check_rules(known: Settings) -> None:
             "independent is True but record_id is missing: name the field that tells equal "
             "records apart"
         )
-    for name, option in OPTIONS.items():
-        only = option.metadata.get("only", known.task)
-        value = getattr(known, name)
-        if only != known.task and value != option.default and value != VECTOR:
+    own = options_of(known.task)
+    for name, value in given_options(known):
+        if name not in own and value != VECTOR:
+            only = OPTIONS[name].metadata["only"]
             raise UsageError(
                 f"{name} is {_shortened(value)}: it is an option of task={only!r} alone, and task "
                 f"is {known.task!r}; leave it out"

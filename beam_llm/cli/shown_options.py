@@ -7,22 +7,20 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from beam_llm.config import OPTIONS, Settings, key_of
+from beam_llm.config import Settings, given_options, key_of
 
 
 def options_in_words(settings: Settings) -> Iterator[str]:
     """Options after overrides, by string key, those that differ from their defaults; a key is a
     reference.
     """
-    for name, option in OPTIONS.items():
-        value = getattr(settings, name)
-        if name == "model" or (value is not None and value != option.default):
-            shown = (
-                json.dumps(dict(value), default=str)
-                if isinstance(value, Mapping)
-                else value_in_words(value)
-            )
-            yield f"'{key_of(name)}' = {json.dumps(shown, ensure_ascii=False)}"
+    for name, value in given_options(settings):
+        shown = (
+            json.dumps(dict(value), default=str)
+            if isinstance(value, Mapping)
+            else value_in_words(value)
+        )
+        yield f"'{key_of(name)}' = {json.dumps(shown, ensure_ascii=False)}"
 
 
 def value_in_words(value: Any) -> str:

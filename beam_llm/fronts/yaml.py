@@ -15,7 +15,7 @@ from typing import Any, Optional
 import apache_beam as beam
 from apache_beam import pvalue
 
-from beam_llm.config import OPTIONS, settings_from_options
+from beam_llm.config import OPTIONS, options_of, settings_from_options
 from beam_llm.errors import UsageError
 from beam_llm.fronts.nested_rows import NestedRow, as_nested, nested_type
 from beam_llm.transforms.beam_internals import new_row, row_fields, row_type
@@ -148,12 +148,10 @@ _TYPES = {"int": int, "float": float, "bool": bool, "json": Mapping[str, Any], "
 
 
 def _options_of(task: str | None) -> dict[str, Any]:
-    """The rows of the table that a step has: all of them, or those of its task."""
-    return {
-        name: option
-        for name, option in OPTIONS.items()
-        if task is None or (name != "task" and option.metadata.get("only", task) == task)
-    }
+    """The rows of the table that a step has: all of them, or those of the task it is made for."""
+    if task is None:
+        return dict(OPTIONS)
+    return {name: option for name, option in options_of(task).items() if name != "task"}
 
 
 def _signature(task: str | None = None) -> inspect.Signature:

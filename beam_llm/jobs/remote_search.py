@@ -193,7 +193,7 @@ MOST_READ = 2_000
 class Acknowledged:
     """The acknowledgements in a ledger, of all jobs and attempts, read as far as is asked for.
 
-        Acknowledged(store).has("msgbatch_1")
+    Acknowledged(store).has("msgbatch_1")
     """
 
     def __init__(self, store: Store):

@@ -72,12 +72,9 @@ def signature(
         inspect.Parameter("label", keyword, default=None, annotation=str | None),
         *options,
     ]
-    task = fixed.get("task")
-    left_out = {
-        name
-        for name, option in OPTIONS.items()
-        if name in fixed or (task and option.metadata.get("only", task) != task)
-    }
+    left_out = set(fixed)
+    if "task" in fixed:
+        left_out |= OPTIONS.keys() - config.options_of(fixed["task"]).keys()
     return inspect.Signature([each for each in parameters if each.name not in left_out])
 
 
@@ -401,14 +398,12 @@ def _display_data(settings: Settings) -> dict[str, Any]:
     """Options that differ from their defaults, by string key: texts shortened, mappings by their
     keys, addresses without their query.
     """
-    shown = {}
-    for name, option in OPTIONS.items():
-        value = getattr(settings, name)
-        if name == "model" or (value is not None and value != option.default):
-            shown[key_of(name)] = DisplayDataItem(
-                _shown(name, value), label=option.metadata["meaning"][:80]
-            )
-    return shown
+    return {
+        key_of(name): DisplayDataItem(
+            _shown(name, value), label=OPTIONS[name].metadata["meaning"][:80]
+        )
+        for name, value in config.given_options(settings)
+    }
 
 
 def _shown(name: str, value: Any) -> Any:

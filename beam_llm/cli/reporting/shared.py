@@ -13,7 +13,7 @@ from beam_llm.cli.reporting.page import Span, Table
 from beam_llm.cli.shown_options import value_in_words
 from beam_llm.cli.tally import without_particulars
 from beam_llm.cli.words import dollars, duration, shortened
-from beam_llm.config import OPTIONS, Settings, key_of
+from beam_llm.config import Settings, given_options, key_of
 from beam_llm.errors import Kind
 from beam_llm.jobs import JobView
 from beam_llm.redaction import redact
@@ -62,12 +62,10 @@ def settings_shown(settings: Settings, redacted: bool) -> list[tuple[str, str]]:
     """Options that differ from their defaults, by key: references to secrets as they are, mappings
     that may hold one by their keys, addresses without their query.
     """
-    shown = []
-    for name, option in OPTIONS.items():
-        value = getattr(settings, name)
-        if name == "model" or (value is not None and value != option.default):
-            shown.append((key_of(name), redact(_value_shown(name, value, redacted))))
-    return shown
+    return [
+        (key_of(name), redact(_value_shown(name, value, redacted)))
+        for name, value in given_options(settings)
+    ]
 
 
 def _value_shown(name: str, value: Any, redacted: bool) -> str:
