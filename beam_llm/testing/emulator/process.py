@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,32 +31,20 @@ class EmulatorProcess(Address):
       state_dir, port, faults, options: as in `Emulator`.
     """
 
-    def __init__(
-        self,
-        *,
-        state_dir: str | os.PathLike[str] | None = None,
-        port: int = 0,
-        faults: Sequence[Fault] = (),
-        **options: Any,
-    ) -> None:
-        super().__init__(state_dir=state_dir, port=port, faults=faults, **options)
-        self.state_dir = Path(state_dir) if state_dir is not None else None
-        self._process: subprocess.Popen[bytes] | None = None
+    _process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
         """Listens when it returns. Raises OSError where it could not start."""
-        if self.state_dir is None:
-            self.state_dir = Path(tempfile.mkdtemp(prefix="llm-emulator-"))
-        self.state_dir.mkdir(parents=True, exist_ok=True)
+        folder = self._make_folder()
         # In a file, as a script may be longer than a command line.
-        faults = self.state_dir / "script.json"
+        faults = folder / "script.json"
         faults.write_bytes(orjson.dumps([fault.to_json() for fault in self.options.faults]))
         command = [
             sys.executable,
             "-m",
             "beam_llm.testing",
             "--state-dir",
-            str(self.state_dir),
+            str(folder),
             "--port",
             str(self.port),
         ]
@@ -95,9 +80,7 @@ class EmulatorProcess(Address):
     def close(self) -> None:
         """Stops it, waits for it, and removes its folder unless that was given."""
         self._end(signal.SIGTERM)
-        if self._given_dir is None and self.state_dir is not None:
-            shutil.rmtree(self.state_dir, ignore_errors=True)
-            self.state_dir = None
+        self._remove_folder()
 
     @property
     def pid(self) -> int | None:

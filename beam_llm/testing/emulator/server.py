@@ -37,6 +37,8 @@ class Address(ABC):
     """Where an emulator is to be found, in whatever process it runs.
 
     Attributes:
+      state_dir: its folder; None while it has none, which is before it was started and after it was
+        closed where none was given.
       port: 0 before it was started on a free one.
       api_key: one that it takes.
     """
@@ -52,7 +54,21 @@ class Address(ABC):
         self.options = EmulatorOptions(faults=tuple(faults), **options)
         self.port = port
         self.api_key = self.options.keys[0] if self.options.keys else API_KEY
-        self._given_dir = state_dir
+        self.state_dir = Path(state_dir) if state_dir is not None else None
+        self._is_temporary = state_dir is None
+
+    def _make_folder(self) -> Path:
+        """The folder, made; a temporary one where none was given."""
+        if self.state_dir is None:
+            self.state_dir = Path(tempfile.mkdtemp(prefix="llm-emulator-"))
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        return self.state_dir
+
+    def _remove_folder(self) -> None:
+        """Removes it, unless it was given; harmless twice."""
+        if self._is_temporary and self.state_dir is not None:
+            shutil.rmtree(self.state_dir, ignore_errors=True)
+            self.state_dir = None
 
     @abstractmethod
     def start(self) -> Self:
@@ -117,35 +133,19 @@ class Emulator(Address):
       options: as in `EmulatorOptions`.
     """
 
-    def __init__(
-        self,
-        *,
-        state_dir: str | os.PathLike[str] | None = None,
-        port: int = 0,
-        faults: Sequence[Fault] = (),
-        **options: Any,
-    ) -> None:
-        super().__init__(state_dir=state_dir, port=port, faults=faults, **options)
-        self._folder: Path | None = None
-        self._service: Service | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
+    _service: Service | None = None
+    _loop: asyncio.AbstractEventLoop | None = None
+    _stop: asyncio.Event | None = None
+    _thread: threading.Thread | None = None
+    _failure: BaseException | None = None
 
     def start(self) -> Self:
         """Listens when it returns. Raises OSError where the port is taken."""
-        self._folder = (
-            Path(self._given_dir)
-            if self._given_dir is not None
-            else Path(tempfile.mkdtemp(prefix="llm-emulator-"))
-        )
-        self._folder.mkdir(parents=True, exist_ok=True)
-        ready = threading.Event()
+        ready, folder = threading.Event(), self._make_folder()
         self._failure = None
         # A loop of its own: clients block, or have loops of theirs, and must not wait for it.
         self._thread = threading.Thread(
-            target=self._run, args=(ready,), name="llm-emulator", daemon=True
+            target=self._run, args=(folder, ready), name="llm-emulator", daemon=True
         )
         self._thread.start()
         ready.wait()
@@ -164,10 +164,10 @@ class Emulator(Address):
                 self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
             self._thread = None
-        if self._given_dir is None and self._folder is not None:
-            if self._service is not None:
-                self._service.billing.freeze(self._service.batches.billed_ids())
-            shutil.rmtree(self._folder, ignore_errors=True)
+        # The book is asked after the end, too.
+        if self._is_temporary and self.state_dir is not None and self._service is not None:
+            self._service.billing.freeze(self._service.batches.billed_ids())
+        self._remove_folder()
 
     def wait(self) -> None:
         """Until `close` or Ctrl-C."""
@@ -236,18 +236,17 @@ class Emulator(Address):
         """Another script from now on; none ends all faults."""
         self.service.set_faults(faults)
 
-    def _run(self, ready: threading.Event) -> None:
+    def _run(self, folder: Path, ready: threading.Event) -> None:
         try:
-            asyncio.run(self._serve(ready))
+            asyncio.run(self._serve(folder, ready))
         except BaseException as error:  # The starting thread raises it.
             self._failure = error
         finally:
             ready.set()
 
-    async def _serve(self, ready: threading.Event) -> None:
-        assert self._folder is not None
+    async def _serve(self, folder: Path, ready: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        service = self._service = Service(self.options, self._folder)
+        service = self._service = Service(self.options, folder)
         server = web.Server(service.handle, request_factory=_request, access_log=None)
         runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_SECONDS, access_log=None)
         try:
