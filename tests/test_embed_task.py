@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 import struct
 from functools import partial
 
@@ -16,8 +18,9 @@ from beam_llm.prompting.batching import Batcher, prompt_caps
 from beam_llm.prompting.embed_task import EmbedTask
 from beam_llm.prompting.tokens import counted_tokens
 from beam_llm.prompting.vectors import pack, unpack
+from beam_llm.provider_table import PROVIDERS
 from beam_llm.providers import check, compile_task
-from beam_llm.values import Completion, Reading, Vector
+from beam_llm.values import Completion, Reading, Request, Vector
 
 SMALL = "azure:text-embedding-3-small"
 JOBS = {"mode": "batch_api", "staging_location": "s"}
@@ -338,3 +341,39 @@ def test_only_numbers_that_32_bits_hold_are_packed(numbers, packs):
     packed = pack(numbers)
     assert (packed is not None) == packs
     assert packed is None or unpack(packed) == numbers
+
+
+@pytest.mark.parametrize("mode", ["online", "batch_api"])
+def test_a_provider_without_embeddings_names_those_that_have_them(mode):
+    """The sentence is written by hand; the rows of the providers say what is true."""
+    places = {
+        "base_url": "https://example.com/v1",
+        "api_key": "none",
+        "mode": mode,
+        "staging_location": "staging" if mode == "batch_api" else None,
+    }
+    embed, sentences = set(), set()
+    for name in PROVIDERS:
+        own = settings(f"{name}:any", task="embed", **places)
+        try:
+            compile_task(own)
+            embed.add(f"{name}:")
+        except UsageError as error:
+            sentences.add(str(error).partition("; ")[2])
+    assert [set(re.findall(r"\w+:", sentence)) for sentence in sentences] == [embed]
+
+
+def test_a_request_with_another_limit_is_the_same_in_all_else():
+    request = Request(
+        "m",
+        (),
+        {"type": "string"},
+        0.5,
+        10,
+        7,
+        {"a": 1},
+        input_tokens=3,
+        inputs=("a",),
+        dimensions=2,
+    )
+    assert request.limited_to(5) == dataclasses.replace(request, max_output_tokens=5)

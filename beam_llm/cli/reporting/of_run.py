@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -262,6 +262,16 @@ def _tables(subject: Subject, report: Report) -> Iterator[Table]:
         yield _model_table(report.tally)
     if subject.jobs:
         yield job_table(subject.jobs)
+
+
+def told_apart(uses: Mapping[str, Settings]) -> Mapping[str, Settings]:
+    """As a `Subject` has them: where there is only one, it needs no name."""
+    return {"": next(iter(uses.values()))} if len(uses) == 1 else uses
+
+
+def ledgers_of(uses: Iterable[Settings]) -> dict[str, Settings]:
+    """The staging locations of those that go by batch API, each with the settings of one."""
+    return {str(one.staging_location): one for one in uses if one.mode == "batch_api"}
 
 
 def jobs_of(known: Settings, numbers: frozenset[int]) -> list[JobView]:

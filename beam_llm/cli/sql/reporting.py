@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from beam_llm.cli.predict_command import PredictCommand, Report, together
-from beam_llm.cli.reporting.of_run import Subject, jobs_of
+from beam_llm.cli.reporting.of_run import Subject, jobs_of, ledgers_of, told_apart
 from beam_llm.cli.reporting.savings import OtherWays, other_ways
 from beam_llm.cli.sql.ends import PlanRun, is_beam, settings_of
 from beam_llm.cli.sql.run import Ended
@@ -52,15 +52,13 @@ def subject_of_file(ended: Sequence[Ended], beam_options: Sequence[str]) -> Subj
     names = dict.fromkeys(run.destination.name for run in runs)
     outputs = ", ".join("stdout" if name == "-" else name for name in names)
     uses = _uses(runs)
-    in_jobs = [used for used in uses.values() if used.mode == "batch_api"]
-    ledgers = {str(used.staging_location): used for used in in_jobs}
     return Subject(
         way=f"{sources} → {outputs}",
-        uses={"": next(iter(uses.values()))} if len(uses) == 1 else uses,
+        uses=told_apart(uses),
         beam_options=beam_options,
         jobs=[
             view
-            for name, used in ledgers.items()
+            for name, used in ledgers_of(uses.values()).items()
             for view in jobs_of(used, frozenset().union(*(one.jobs.get(name, ()) for one in ended)))
         ],
         others=_other_ways(ended),

@@ -12,7 +12,7 @@ from beam_llm.cli.beam_run import pipeline_options, run_to_end
 from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
 from beam_llm.cli.predict_command import PredictCommand, Report
 from beam_llm.cli.progress import Meter, write_line
-from beam_llm.cli.reporting.of_run import Subject, jobs_of
+from beam_llm.cli.reporting.of_run import Subject, jobs_of, ledgers_of, told_apart
 from beam_llm.cli.run_files import RunFiles
 from beam_llm.cli.run_text import text_of
 from beam_llm.cli.running import Measured, watched
@@ -144,12 +144,12 @@ def _say_end(chosen: argparse.Namespace, command: PredictCommand, report: Report
 
 
 def _subject(chosen: argparse.Namespace, steps: Mapping[str, Settings], report: Report) -> Subject:
-    ledgers = {str(one.staging_location): one for one in steps.values() if one.mode == "batch_api"}
+    ledgers = ledgers_of(steps.values())
     # Numbers are a ledger's own.
     known = ledgers.values() if len(ledgers) == 1 else ()
     return Subject(
         way=os.path.basename(chosen.file),
-        uses={"": next(iter(steps.values()))} if len(steps) == 1 else steps,
+        uses=told_apart(steps),
         beam_options=chosen.beam_options,
         jobs=[view for one in known for view in jobs_of(one, report.job_numbers)],
         note="By Beam's counters: messages of errors are where the file's steps put failed rows.",
