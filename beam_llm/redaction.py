@@ -82,10 +82,12 @@ class Redactor:
         others = [needle for form in encoded for needle in _needles(form)]
         self._needles = tuple(dict.fromkeys([*own_needles, *cased, *others]))
         self._half = len(secret) // 2
+        # Of a key that has digits elsewhere, a half of letters is no word that anybody has chosen.
+        spared = _WORDS_IN_ANSWER if _reads_like_words(secret) else _WORD_PIECE
         self._halves = frozenset(
             half
             for half in _windows([secret], self._half)
-            if not _reads_like_words(half) or len(_squeeze(half)) >= _WORDS_IN_ANSWER
+            if not _reads_like_words(half) or len(_squeeze(half)) >= spared
         )
         # Of a key of words only the whole is looked for in answers.
         self._own_needles = own_needles if self._halves else (secret,)

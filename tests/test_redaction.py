@@ -215,6 +215,12 @@ def test_half_of_a_long_key_of_words_is_taken_out_of_an_answer():
     assert Redactor(key).in_answer("correct, the horse") == "correct, the horse"
 
 
+@pytest.mark.parametrize("key", ["qwertyuiop1234567890", "1029384756zmxncbvlak"])
+def test_half_of_a_key_that_happens_to_be_letters_is_taken_out_of_an_answer(key):
+    assert Redactor(key).in_answer(f"so {key[:10]}") == "so [key]"
+    assert Redactor(key).in_answer(f"so {key[10:]}") == "so [key]"
+
+
 def test_other_peoples_keys_are_taken_out_by_their_looks():
     text = "upstream said: sk-or-v1-0a1b2c3d, AIzaSyA-0123456789abc, Bearer abcdef12345, key_9f8e7d, ab***yz"
     assert redactor_of(None)(text) == "upstream said: [key], [key], [key], [key], [key]"
