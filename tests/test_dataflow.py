@@ -18,6 +18,8 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.transforms.periodicsequence import PeriodicImpulse
 
 from beam_llm import BatchJobRef, LLMPredict, SubmitBatchJobs
+from beam_llm.cli.main import main
+from beam_llm.cli.running import Measured
 from beam_llm.transforms.waiting import JobPositions, Position
 
 pytest.importorskip("apitools", reason="Dataflow needs apache-beam[gcp]")
@@ -48,11 +50,43 @@ class Job(NamedTuple):
         }
 
 
+class Translation:
+    """Builds a pipeline, and gives the job as Dataflow would get it.
+
+    Attributes:
+      options: Beam's, with which a pipeline is only translated.
+    """
+
+    def __init__(self, template: Path, staged: dict[str, bytes]):
+        self._template, self._staged = template, staged
+        self.options = [
+            "--runner=DataflowRunner",
+            "--project=project",
+            "--region=us-central1",
+            "--job_name=test",
+            "--no_auth",
+            "--temp_location=gs://bucket/tmp",
+            "--staging_location=gs://bucket/stage",
+            f"--template_location={template}",
+        ]
+
+    def __call__(self, build: Any, *flags: str) -> Job:
+        p = beam.Pipeline(options=PipelineOptions([*self.options, *flags]))
+        build(p)
+        p.run()
+        return self.job()
+
+    def job(self) -> Job:
+        return Job(
+            json.loads(self._template.read_text())["type"],
+            beam_runner_api_pb2.Pipeline.FromString(self._staged["pipeline.pb"]),
+            self._staged,
+        )
+
+
 @pytest.fixture
 def translated(monkeypatch, tmp_path):
-    """Builds a pipeline, and gives the job as Dataflow would get it."""
     from apache_beam.internal.gcp import auth
-    from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner
     from apache_beam.runners.dataflow.internal.apiclient import DataflowApplicationClient
 
     staged: dict[str, bytes] = {}
@@ -71,31 +105,7 @@ def translated(monkeypatch, tmp_path):
     # Else: 20 s of asking for credentials.
     monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
 
-    def translate(build: Any, *flags: str) -> Job:
-        template = tmp_path / "job.json"
-        where = [
-            "--temp_location=gs://bucket/tmp",
-            "--staging_location=gs://bucket/stage",
-            f"--template_location={template}",
-        ]
-        options = [
-            "--project=project",
-            "--region=us-central1",
-            "--job_name=test",
-            "--no_auth",
-            *where,
-            *flags,
-        ]
-        p = beam.Pipeline(runner=DataflowRunner(), options=PipelineOptions(options))
-        build(p)
-        p.run()
-        return Job(
-            json.loads(template.read_text())["type"],
-            beam_runner_api_pb2.Pipeline.FromString(staged["pipeline.pb"]),
-            staged,
-        )
-
-    return translate
+    return Translation(tmp_path / "job.json", staged)
 
 
 def bounded(p: beam.Pipeline) -> Any:
@@ -206,3 +216,32 @@ def _copy_of_the_sources(folder: Path) -> Path:
             shutil.copy(ROOT / name, folder / name)
     (folder / "README.md").touch()
     return folder
+
+
+SQL = """
+CREATE TABLE r (id STRING, text STRING)
+  WITH ('connector'='filesystem', 'path'='r.jsonl', 'format'='json');
+CREATE TABLE o (id STRING, mood STRING)
+  WITH ('connector'='filesystem', 'path'='out/', 'format'='json');
+CREATE MODEL m WITH ('provider'='openai', 'model'='gpt-4.1-mini', 'output'='enum:good|bad',
+  'base.url'='http://127.0.0.1:9/v1');
+INSERT INTO o SELECT id, ML_PREDICT('m', text) AS mood FROM r;
+"""
+
+
+def test_a_sql_file_is_a_job_of_dataflow_as_it_is(translated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("r.jsonl").write_text('{"id": "1", "text": "a"}\n')
+    Path("file.sql").write_text(SQL)
+
+    def only_translated(pipeline: beam.Pipeline) -> Measured:
+        pipeline.run()
+        return Measured({}, None)
+
+    monkeypatch.setattr("beam_llm.cli.sql.pipeline.run_to_end", only_translated)
+    main(["run", "file.sql", "--quiet", "--", *translated.options])
+    job = translated.job()
+    names = {step.unique_name for step in job.graph.components.transforms.values()}
+    assert job.type == "JOB_TYPE_BATCH"
+    assert {"Read rows", "Store rows 0"} <= names
+    assert any("Ask m" in name for name in names)
