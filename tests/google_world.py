@@ -60,11 +60,11 @@ def credentials_of(
     account = folder / "account.json"
     account.write_text(json.dumps(service_account(f"{address(emulator, 'vertex')}/token")))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account))
-    vertex._default_tokens.cache_clear()
+    vertex.default_tokens.cache_clear()
     try:
         yield
     finally:
-        vertex._default_tokens.cache_clear()
+        vertex.default_tokens.cache_clear()
 
 
 def service_account(token_uri: str) -> dict[str, str]:

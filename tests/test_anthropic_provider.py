@@ -19,6 +19,7 @@ from beam_llm.testing.contracts import CompletionProviderContract
 from beam_llm.testing.contracts.completions import Does, Situation, emulator_fault
 from beam_llm.testing.emulator.anthropic import Wire
 from beam_llm.values import Message, Request
+from tests.canned import Canned
 from tests.test_contracts import EmulatedBatchesContract as _EmulatedBatches
 
 
@@ -117,10 +118,10 @@ def test_a_list_without_an_end_is_no_proof(tmp_path, monkeypatch):
 def test_a_list_that_goes_on_behind_what_cant_be_read_is_no_proof(monkeypatch):
     with Emulator() as emulator:
         batches = _batches(emulator, monkeypatch)
-        monkeypatch.setattr(batches, "_page", lambda after: {"data": [{}], "has_more": True})
+        canned = Canned(monkeypatch, {"data": [{}], "has_more": True})
         with pytest.raises(CannotTell, match="goes on"):
             batches.find_unnamed("ours", 3, time.time(), _nobodys)
-        monkeypatch.setattr(batches, "_page", lambda after: {"data": [{}], "has_more": False})
+        canned.reply = {"data": [{}], "has_more": False}
         assert batches.find_unnamed("ours", 3, time.time(), _nobodys) == []
 
 

@@ -186,6 +186,106 @@ def test_nobody_but_a_provider_looks_at_the_number_of_an_http_status(path):
     assert looked_at & STATUSES == set()
 
 
+# Private names in tests
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+TESTS = Path(__file__).parent
+PUBLIC_ALL_THE_SAME = {"_replace", "_asdict", "_fields", "_make", "_exit"}
+"""Of named tuples, and of `os`."""
+
+
+def _is_private(name: str) -> bool:
+    return re.fullmatch(r"_[A-Za-z]\w*", name) is not None and name not in PUBLIC_ALL_THE_SAME
+
+
+def _names_of_the_package() -> set[str]:
+    """What the package's files define, attributes among it."""
+    defined: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                defined.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                defined.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                defined.add(node.id)
+    return defined
+
+
+PRIVATE_OF_OURS = {name for name in _names_of_the_package() if _is_private(name)}
+
+
+def _taken(node: ast.AST) -> list[str]:
+    """The private names that a piece of a test takes from elsewhere: by a dot, by an import, or
+    written out for `setattr` and its kin. What an object of the test's own does with itself is free.
+    """
+    if isinstance(node, ast.Attribute):
+        owner = node.value
+        is_own = isinstance(owner, ast.Name) and owner.id in ("self", "cls")
+        return [] if is_own else [node.attr]
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        source = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+        return [
+            part
+            for name in (source, *(each.name for each in node.names))
+            for part in name.split(".")
+        ]
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("attr"):
+        written = [each.value for each in node.args if isinstance(each, ast.Constant)]
+        return [part for text in written if isinstance(text, str) for part in text.split(".")]
+    return []
+
+
+def private_names_taken(source: str, ours: set[str]) -> list[str]:
+    """`line: name` for each private name of the package that a test's source takes, and for each of
+    others' without a reason on its line.
+    """
+    lines, found = source.splitlines(), set()
+    for node in ast.walk(ast.parse(source)):
+        names = [name for name in _taken(node) if _is_private(name)]
+        is_import = isinstance(node, (ast.Import, ast.ImportFrom))
+        is_of_others = is_import and "beam_llm" not in ast.unparse(node)
+        for name in names:
+            reason = lines[node.lineno - 1].partition("  # ")[2]
+            # Beam has some of our names, too; an import says itself whose they are.
+            if not reason or (name in ours and not is_of_others and "Beam's" not in reason):
+                found.add(f"{node.lineno}: {name}")
+    return sorted(found)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS))
+)
+def test_a_test_takes_no_private_name(path):
+    """Else nobody could change the inside of a class; what a test needs, an author of a provider
+    needs, too.
+    """
+    assert private_names_taken(path.read_text(), PRIVATE_OF_OURS) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("client._page(1)", ["1: _page"]),
+        ("client._page(1)  # a reason is none for what is ours", ["1: _page"]),
+        ("client._page = lambda: 1", ["1: _page"]),
+        ("super()._page()", ["1: _page"]),
+        ("from beam_llm.x import _page", ["1: _page"]),
+        ("import beam_llm._page.x", ["1: _page"]),
+        ("from theirs import _page  # they have no public name for it", []),
+        ("monkeypatch.setattr(client, '_page', 1)", ["1: _page"]),
+        ("monkeypatch.setattr('beam_llm.x._page', 1)", ["1: _page"]),
+        ("monkeypatch.setattr(Source, '_page', 1)  # Beam's, not ours", []),
+        ("beam._theirs", ["1: _theirs"]),
+        ("beam._theirs  # Beam has no public name for it", []),
+        ("self._page = cls._page = 1", []),
+        ("row._replace(a=1), row.__class__, '_page'", []),
+    ],
+)
+def test_a_private_name_is_noticed_however_it_is_taken(source, found):
+    assert private_names_taken(source, {"_page"}) == found
+
+
 _EXAMPLE = re.compile(
     r"(?:class|def|async def|with|from|import|for|while|assert) |[A-Za-z_][\w.\[\]\"]* = |\w+\("
 )

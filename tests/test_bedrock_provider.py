@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import apache_beam as beam
@@ -178,21 +179,6 @@ def test_a_wrong_secret_is_found_out_and_ends_all_calls(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-secret")
     with pytest.raises(Aborted, match="InvalidSignatureException"):
         completed(settings(MODEL), Request("m", (Message("user", "hello"),)))
-
-
-def test_a_list_goes_on_behind_an_empty_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"region": "us-east-1", "role_arn": ROLE, "bucket": "s3://bucket/path"}
-    asked = settings(MODEL, mode="batch_api", staging_location="x", provider_options=options)
-    ours = {"jobArn": "arn", "jobName": "ours-0", "status": "Completed"}
-    pages = {None: ([], "a"), "a": ([], "b"), "b": ([ours], None)}
-
-    def page(query: Any) -> dict[str, Any]:
-        jobs, token = pages[query.get("nextToken")]
-        return {"invocationJobSummaries": jobs, "nextToken": token}
-
-    client = providers.connect_batch(asked)
-    monkeypatch.setattr(client, "_page", page)
-    assert [job.name for job in client.find("ours", None, 0.0)] == ["ours-0"]
 
 
 def test_boto3_runs_a_job_over_s3_and_its_token_makes_one(
@@ -399,13 +385,15 @@ def test_no_job_gets_objects_of_others_removed(aws: Any, batches: Any, s3_locati
 
 
 def test_a_list_of_result_files_without_an_end_is_not_a_shorter_one(
-    batches: Any, monkeypatch: pytest.MonkeyPatch
+    batches: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     client, _ = batches
     page = {"Contents": [{"Key": "out/a"}, {"Size": 1}], "NextContinuationToken": "again"}
-    monkeypatch.setattr(client._clients, "_s3", lambda verb, **query: page)
+    s3 = SimpleNamespace(list_objects_v2=lambda **query: page, close=lambda: None)
+    monkeypatch.setattr(boto3.Session, "client", lambda session, service, **options: s3)
+    job = RemoteJob("1", JobState.COMPLETED, result_files=("s3://bucket/out/",))
     with pytest.raises(CallError, match="has no end"):
-        client._clients.names("s3://bucket/out/")
+        client.fetch(job, tmp_path / "results")
 
 
 def test_a_result_file_that_is_larger_than_its_bound_is_refused(

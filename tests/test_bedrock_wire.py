@@ -619,9 +619,13 @@ def test_a_signature_is_the_one_that_botocore_makes(
     )
 
 
-def signer_of(*secrets: Any) -> tuple[Signer, list[Any]]:
-    """A signer whose credentials are these, one after the other."""
-    left = list(secrets)
+def signer_of(
+    monkeypatch: pytest.MonkeyPatch, *secrets: Any
+) -> tuple[Signer, list[Any], list[Any]]:
+    """A signer whose credentials are these, one after the other; what is left of them, and the
+    sources that they were asked of.
+    """
+    left, sources = list(secrets), []
 
     class Source:
         def get_frozen_credentials(self) -> Any:
@@ -630,26 +634,29 @@ def signer_of(*secrets: Any) -> tuple[Signer, list[Any]]:
                 raise found
             return SimpleNamespace(access_key="AKID", secret_key=found, token=None)
 
-    signer = Signer(Place("us-east-1", MODEL))
-    signer._source = Source()
-    return signer, left
+        def get_credentials(self) -> Any:
+            sources.append(self)
+            return self
+
+    monkeypatch.setattr(Place, "session", lambda place: Source())
+    return Signer(Place("us-east-1", MODEL)), left, sources
 
 
-def test_credentials_are_looked_up_once_and_anew_when_they_have_expired() -> None:
-    signer, left = signer_of("first-secret", "second-secret")
+def test_credentials_are_looked_up_once_and_anew_when_they_have_expired(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    signer, left, sources = signer_of(monkeypatch, "first-secret", "second-secret")
 
     async def sign() -> list[str]:
         sent = [await signer.headers(yarl.URL("http://h/x"), b"{}") for _ in range(3)]
-        source = signer._source
         for headers in sent:
             signer.forget(headers)
-        assert signer._source is None
-        signer._source = source
         sent.append(await signer.headers(yarl.URL("http://h/x"), b"{}"))
         return [headers["Authorization"] for headers in sent]
 
     signatures = [each.rpartition("=")[2] for each in asyncio.run(sign())]
     assert left == []
+    assert len(sources) == 2  # not the first one again, which may think that they last
     assert signer.secret == "second-secret"
     assert signatures[-1] not in signatures[:-1]
 
@@ -657,8 +664,10 @@ def test_credentials_are_looked_up_once_and_anew_when_they_have_expired() -> Non
 @pytest.mark.parametrize(
     "failure", [aws.TokenRetrievalError(provider="sso", error_msg="a-secret-token"), KeyError("x")]
 )
-def test_without_credentials_all_calls_end_with_what_to_do(failure: Exception) -> None:
-    signer, _ = signer_of(failure)
+def test_without_credentials_all_calls_end_with_what_to_do(
+    failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signer, *_ = signer_of(monkeypatch, failure)
     with pytest.raises(Aborted, match="AWS_ACCESS_KEY_ID") as caught:
         asyncio.run(signer.headers(yarl.URL("http://h/x"), b"{}"))
     assert type(failure).__name__ in caught.value.message

@@ -35,6 +35,7 @@ from beam_llm.cli.words import dollars, duration, shortened, table
 from beam_llm.config import OPTIONS, settings_from_options
 from beam_llm.errors import UsageError
 from beam_llm.testing import Emulator, Fault, plugin
+from tests.beams_search import ask_nothing_of_google
 
 # Also where the package is only on the path.
 llm_emulator, start_emulator = (
@@ -285,11 +286,9 @@ def test_a_bucket_is_as_good_as_a_folder(
     monkeypatch: pytest.MonkeyPatch,
     mode: str,
 ) -> None:
-    from apache_beam.internal.gcp import auth
     from apache_beam.io.filesystems import FileSystems
 
-    # Looking for credentials that aren't there takes 20 s.
-    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
+    ask_nothing_of_google(monkeypatch)
     with FileSystems.create(f"{gcs_location}/in-1.jsonl") as file:
         file.write(Path(reviews(tmp_path)).read_bytes())
     more = (

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pytest
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.transforms.periodicsequence import PeriodicImpulse
 
@@ -21,6 +21,7 @@ from beam_llm import BatchJobRef, LLMPredict, SubmitBatchJobs
 from beam_llm.cli.main import main
 from beam_llm.cli.running import Measured
 from beam_llm.transforms.waiting import JobPositions, Position
+from tests.beams_search import ask_nothing_of_google
 
 pytest.importorskip("apitools", reason="Dataflow needs apache-beam[gcp]")
 
@@ -86,7 +87,6 @@ class Translation:
 
 @pytest.fixture
 def translated(monkeypatch, tmp_path):
-    from apache_beam.internal.gcp import auth
     from apache_beam.runners.dataflow.internal.apiclient import DataflowApplicationClient
 
     staged: dict[str, bytes] = {}
@@ -99,12 +99,7 @@ def translated(monkeypatch, tmp_path):
             Path(location, name).write_bytes(data)
 
     monkeypatch.setattr(DataflowApplicationClient, "stage_file_with_retry", stage)
-    monkeypatch.setattr(
-        GoogleCloudOptions, "_warn_if_soft_delete_policy_enabled", lambda self, name: None
-    )
-    # Else: 20 s of asking for credentials.
-    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
-
+    ask_nothing_of_google(monkeypatch)
     return Translation(tmp_path / "job.json", staged)
 
 

@@ -29,6 +29,7 @@ from beam_llm.providers.openai.wire import completion_of, decode_reply, usage_of
 from beam_llm.providers.pace import pace_of
 from beam_llm.testing import Emulator, Fault
 from beam_llm.values import Finish, JobState, Message, Pace, Request, Usage
+from tests.canned import Canned
 from tests.test_wire_properties import anything, ended, good, paths, put, reply, written
 
 FAMILY = ("mistral", "openrouter", "together", "groq", "fireworks", "deepinfra", "xai")
@@ -211,7 +212,7 @@ def test_what_a_provider_has_not_is_told_with_its_fix(model, options, words):
 
 def test_a_provider_without_a_batch_api_says_so_when_the_pipeline_is_built(monkeypatch):
     without = dataclasses.replace(servers.GROQ, batch=None)
-    monkeypatch.setitem(servers._NAMED, "groq", without)
+    monkeypatch.setitem(servers.BY_NAME, "groq", without)
     with pytest.raises(UsageError, match="groq: has no batch API here; use mode='online'"):
         providers.check(settings("groq:m", **JOBS))
 
@@ -537,13 +538,19 @@ def test_the_id_of_a_fireworks_job_is_one_that_the_provider_takes_and_follows_fr
     ["http://elsewhere.example/x", "file:///etc/passwd", "ftp://h/x", "//h/x", "https:", "[", 7],
     ids=repr,
 )
-def test_results_are_read_over_tls_or_where_the_provider_is_and_nowhere_else(address):
-    client = batches("fireworks:m", base_url="http://127.0.0.1:9/inference/v1")
-    client._control.object = lambda *a, **k: {"filenameToSignedUrls": {"a": address}}
+def test_results_are_read_over_tls_or_where_the_provider_is_and_nowhere_else(
+    address, monkeypatch, tmp_path
+):
+    canned = Canned(monkeypatch, {"filenameToSignedUrls": {"a": address}})
+    options = {"account_id": "a"}
+    client = batches("fireworks:m", base_url="http://127.0.0.1:9/v1", provider_options=options)
+    job = RemoteJob("b", JobState.COMPLETED, result_files=("out-1",))
     with pytest.raises(CallError, match="not one to read from"):
-        client._files_of("out-1")
-    client._control.object = lambda *a, **k: {"filenameToSignedUrls": {"a": "https://h/x"}}
-    assert client._files_of("out-1") == [("a", "https://h/x")]
+        client.fetch(job, tmp_path / "results")
+    assert all(url.startswith("http://127.0.0.1:9/v1/") for url in canned.urls)
+    canned.reply = {"filenameToSignedUrls": {"a": "https://h/x"}}
+    client.fetch(job, tmp_path / "results")
+    assert canned.urls[-1] == "https://h/x"
 
 
 def mistral_job(job: Any) -> RemoteJob:
@@ -704,13 +711,14 @@ def openrouter_job() -> dict[str, Any]:
     }
 
 
-def test_any_value_in_any_field_of_an_openrouter_job_with_its_results(tmp_path):
+def test_any_value_in_any_field_of_an_openrouter_job_with_its_results(tmp_path, monkeypatch):
     client, text = batches("openrouter:m"), json.dumps(openrouter_job())
+    canned = Canned(monkeypatch)
 
     @given(st.sampled_from(paths(openrouter_job())), anything)
     def check(path, value):
         found = put(json.loads(text), path, value)
-        client._large_object = lambda url: found if isinstance(found, dict) else {}
+        canned.reply = found if isinstance(found, dict) else {}
         seen = ended(lambda: client.look("batch_1"))
         assert isinstance(seen, RemoteJob) or seen.kind == Kind.UNREADABLE
         job = RemoteJob("batch_1", JobState.COMPLETED)
@@ -731,7 +739,9 @@ def test_every_row_says_where_it_was_read_and_when(name):
     assert re.search(r"20\d\d-\d\d", server.source)
 
 
-def test_a_fireworks_list_goes_on_behind_an_empty_page_and_proves_nothing_where_it_never_ends():
+def test_a_fireworks_list_goes_on_behind_an_empty_page_and_proves_nothing_where_it_never_ends(
+    monkeypatch,
+):
     client = batches("fireworks:m", provider_options={"account_id": "a"})
     ours = {**FIREWORKS_JOB, "displayName": "ours-0"}
     pages = iter(
@@ -740,16 +750,18 @@ def test_a_fireworks_list_goes_on_behind_an_empty_page_and_proves_nothing_where_
             {"batchInferenceJobs": [ours], "nextPageToken": ""},
         ]
     )
-    client._list_page = lambda url: next(pages)
+    canned = Canned(monkeypatch, lambda url: next(pages))
     (found,) = client.find("ours", None, 0.0)
     assert found.name == "ours-0"
-    client._list_page = lambda url: {"batchInferenceJobs": [ours], "nextPageToken": "2"}
+    canned.reply = {"batchInferenceJobs": [ours], "nextPageToken": "2"}
     with pytest.raises(CannotTell, match="no end"):
         client.find("other", None, 0.0)
 
 
 @pytest.mark.parametrize("name", ["groq", "together"])
-def test_a_full_list_that_says_nothing_of_more_proves_nothing_unless_it_goes_back_far_enough(name):
+def test_a_full_list_that_says_nothing_of_more_proves_nothing_unless_it_goes_back_far_enough(
+    name, monkeypatch
+):
     client, now = batches(f"{name}:m"), 1_800_000_000
 
     def listed(*ages: float) -> list[dict[str, Any]]:
@@ -764,10 +776,11 @@ def test_a_full_list_that_says_nothing_of_more_proves_nothing_unless_it_goes_bac
         ]
 
     newest_first = listed(*(hours * 3600 for hours in range(100)))
+    canned = Canned(monkeypatch)
     for jobs in (newest_first, newest_first[:99]):
-        client._page = lambda after, jobs=jobs: {"data": jobs}
+        canned.reply = {"data": jobs}
         assert list(client.find("ours", "file-1", now - 60)) == []
-    client._page = lambda after: {"data": newest_first[::-1]}
+    canned.reply = {"data": newest_first[::-1]}
     with pytest.raises(CallError, match="no end"):
         client.find("ours", "file-1", now - 60)
 

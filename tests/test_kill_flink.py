@@ -28,8 +28,8 @@ class RestartingCluster(FlinkCluster):
     cluster's to do.
     """
 
-    def _write_configuration(self) -> None:
-        super()._write_configuration()
+    def write_configuration(self) -> None:
+        super().write_configuration()
         conf = self.folder / "conf" / "flink-conf.yaml"
         lines = conf.read_text().splitlines()
         lines[lines.index("restart-strategy: none")] = RESTARTS

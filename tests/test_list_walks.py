@@ -58,6 +58,13 @@ def pages() -> Iterator[Any]:
     thread.join()
 
 
+@pytest.fixture(autouse=True)
+def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bedrock's, which are no `api_key`."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDTEST")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
+
+
 def openai_page(jobs: list[dict[str, Any]], number: int, more: bool) -> dict[str, Any]:
     return {"object": "list", "data": jobs, "has_more": more, "last_id": f"last-{number}"}
 
@@ -103,6 +110,15 @@ def mistral_job(name: str) -> dict[str, Any]:
     return {"id": f"b-{name}", "status": "RUNNING", **made}
 
 
+def bedrock_job(name: str) -> dict[str, Any]:
+    arn = f"arn:aws:bedrock:us-east-1:123456789012:model-invocation-job/b-{name}"
+    return {"jobArn": arn, "jobName": name, "status": "InProgress", "submitTime": RFC}
+
+
+def bedrock_page(jobs: list[dict[str, Any]], number: int, more: bool) -> dict[str, Any]:
+    return {"invocationJobSummaries": jobs} | ({"nextToken": f"t{number}"} if more else {})
+
+
 PROVIDERS: dict[str, tuple[Any, Any]] = {
     "openai": (openai_job, openai_page),
     "groq": (openai_job, openai_page),
@@ -119,10 +135,16 @@ PROVIDERS: dict[str, tuple[Any, Any]] = {
     "fireworks": (fireworks_job, google_page("batchInferenceJobs")),
     "gemini": (gemini_job, google_page("operations")),
     "vertex": (vertex_job, google_page("batchPredictionJobs")),
+    "bedrock": (bedrock_job, bedrock_page),
 }
 OPTIONS: dict[str, Any] = {
     "fireworks": {"account_id": "a"},
     "vertex": {"project": "p", "region": "global", "bucket": "gs://bucket/x"},
+    "bedrock": {
+        "region": "us-east-1",
+        "role_arn": "arn:aws:iam::123456789012:role/batches",
+        "bucket": "s3://bucket/x",
+    },
 }
 
 

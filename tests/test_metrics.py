@@ -12,7 +12,7 @@ from beam_llm.transforms import metrics
 def test_an_odd_reply_is_logged_once_and_counted_always(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "_logged", set())
+    monkeypatch.setattr(metrics, "LOGGED", set())
     meter = metrics.Meter()
     for _ in range(3):
         counted = Counter({"warnings_unknown_index": 2, "jobs_twice": 0})

@@ -57,7 +57,7 @@ class TestS3Store(StoreContract):
         for key in ("staging/big", "other/big"):
             client.create_multipart_upload(Bucket=bucket, Key=key)
         with pytest.MonkeyPatch.context() as patch:  # moto's uploads are all of 2010
-            patch.setattr(s3, "_ABANDONED", timedelta(days=36_500))
+            patch.setattr(s3, "ABANDONED_AFTER", timedelta(days=36_500))
             assert list(store.sweep()) == []
         assert len(store.sweep(dry_run=True)) == 1
         (swept,) = store.sweep()
@@ -98,15 +98,17 @@ def test_a_server_that_ignores_preconditions_is_found_out_when_the_store_is_open
 
 def test_a_create_whose_answer_is_lost_is_still_known_to_have_won(s3_location: str) -> None:
     """obstore repeats it, and the server answers the repeat with 412."""
+    import obstore
+
     store = open_store(s3_location)
-    sdk, put = store._sdk, store._sdk.put
+    put = obstore.put
 
     def put_and_repeat(*arguments: Any, **options: Any) -> None:
         put(*arguments, **options)
         put(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sdk, "put", put_and_repeat)
+        patch.setattr(obstore, "put", put_and_repeat)
         assert store.create("log/1", b"mine")
     assert not store.create("log/1", b"other")
     assert store.get("log/1") == b"mine"
@@ -148,10 +150,10 @@ def test_an_error_names_the_object_and_what_was_said_and_no_secret(
     ],
 )
 def test_what_a_server_said_is_told_by_its_number_and_its_word(said: str, told: str) -> None:
-    from beam_llm.stores.objects import _reason
+    from beam_llm.stores.objects import reason_of
 
-    assert told in _reason(OSError(said))
-    assert "secret" not in _reason(OSError(said))
+    assert told in reason_of(OSError(said))
+    assert "secret" not in reason_of(OSError(said))
 
 
 def test_a_server_that_is_gone_is_an_error_of_the_store(

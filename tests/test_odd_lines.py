@@ -112,8 +112,8 @@ class OddProvider(FakeBatches):
         line = line_of(request["custom_id"], super().answer(request, texts)["text"])
         return orjson.Fragment(self.spoil_line(line) if ODD in texts else orjson.dumps(line))
 
-    def _seen(self, job: Any) -> RemoteJob:
-        whole = super()._seen(job)
+    def shown(self, job: Any) -> RemoteJob:
+        whole = super().shown(job)
         try:
             read = orjson.loads(self.spoil_job(job_of(whole)))
         except ValueError:

@@ -1219,11 +1219,10 @@ def test_a_file_that_is_too_long_for_a_key_is_not_one_nor_read_to_its_end(tmp_pa
 
 
 @pytest.mark.parametrize("content", ["a\0b", "a\x1b[31mb", "a\x7fb"])
-def test_a_key_of_characters_that_no_header_takes_is_refused(monkeypatch, content):
-    path = content
-    monkeypatch.setattr("beam_llm.providers.keys._SCHEMES", {"file": lambda reference, place: path})
+def test_a_key_of_characters_that_no_header_takes_is_refused(tmp_path, content):
+    (tmp_path / "key").write_text(content)
     with pytest.raises(Aborted, match="a character that no key has"):
-        resolve_key("file:key")
+        resolve_key(f"file:{tmp_path / 'key'}")
 
 
 def test_none_is_no_key():

@@ -6,7 +6,7 @@ import pytest
 
 from beam_llm.protocols import Recovery
 from beam_llm.provider_table import PROVIDERS
-from beam_llm.providers.overview import _RECOVERY, HEADER, markdown, row_of
+from beam_llm.providers.overview import HEADER, RECOVERY_WORDS, markdown, row_of
 
 
 def test_every_provider_has_a_line_and_every_line_every_column():
@@ -16,7 +16,7 @@ def test_every_provider_has_a_line_and_every_line_every_column():
 
 
 def test_every_rung_has_words():
-    assert set(_RECOVERY) == set(Recovery)
+    assert set(RECOVERY_WORDS) == set(Recovery)
 
 
 @pytest.mark.parametrize(

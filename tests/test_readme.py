@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.io.filebasedsource import FileBasedSource
 from apache_beam.io.gcp.bigquery_tools import RowAsDictJsonCoder
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_llm import stores
 from beam_llm.cli.main import build_parser, main
@@ -28,6 +28,7 @@ from beam_llm.providers.overview import markdown
 from beam_llm.testing import Emulator
 from beam_llm.testing.contracts import StoreContract
 from pipelines import reviews_batch, reviews_streaming
+from tests.beams_search import ask_nothing_of_google
 from tests.google_world import FolderBuckets, address, credentials_of
 
 ROOT = Path(__file__).parent.parent
@@ -340,21 +341,15 @@ def test_the_command_for_a_cluster_is_taken_by_beam(
 ):
     if name == "DataflowRunner":
         pytest.importorskip("apitools", reason="Dataflow needs apache-beam[gcp]")
-        from apache_beam.internal.gcp import auth
-
-        # Else: a minute and more of asking for credentials, and for the bucket's policy.
-        monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
-        monkeypatch.setattr(
-            GoogleCloudOptions, "_warn_if_soft_delete_policy_enabled", lambda self, name: None
-        )
+        ask_nothing_of_google(monkeypatch)
     built: list[beam.Pipeline] = []
 
     class Result:
         def wait_until_finish(self) -> None:
             pass
 
-    # It would look into the bucket.
-    monkeypatch.setattr(FileBasedSource, "_validate", lambda self: None)
+    # It would look into the bucket, and this method of Beam's is where.
+    monkeypatch.setattr(FileBasedSource, "_validate", lambda self: None)  # Beam's: see above
     monkeypatch.setattr(
         beam.Pipeline, "run", lambda self, *args, **kwargs: built.append(self) or Result()
     )

@@ -23,7 +23,7 @@ from beam_llm.calls import Asked, Engine, borrow_engine, return_engine
 from beam_llm.calls import endpoint as endpoint_module
 from beam_llm.calls import engine as engine_module
 from beam_llm.calls import loop_thread as runtime_module
-from beam_llm.calls.sharing import _ENDPOINTS
+from beam_llm.calls.sharing import ENDPOINTS
 from beam_llm.config import Settings, settings
 from beam_llm.errors import Aborted, Kind
 from beam_llm.testing.fakes import FakeProvider, FakeTask, fake_record
@@ -63,7 +63,7 @@ def _nothing_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         yield
         gc.collect()
     assert threads() == []
-    assert (_ENDPOINTS.known, _ENDPOINTS.engines) == ({}, set())
+    assert (ENDPOINTS.known, ENDPOINTS.engines) == ({}, set())
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
@@ -261,7 +261,7 @@ while not provider.in_flight: time.sleep(0.001)
 
 
 def test_a_client_that_never_lets_go_keeps_nobody(monkeypatch, caplog):
-    monkeypatch.setattr(endpoint_module, "_CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(endpoint_module, "CLOSE_SECONDS", 0.05)
     provider = FakeProvider()
 
     async def never() -> None:
@@ -275,8 +275,8 @@ def test_a_client_that_never_lets_go_keeps_nobody(monkeypatch, caplog):
 
 
 def test_a_loop_that_hangs_keeps_no_worker_from_ending(monkeypatch, caplog):
-    monkeypatch.setattr(engine_module, "_CLOSE_SECONDS", 0.05)
-    monkeypatch.setattr(runtime_module, "_JOIN_SECONDS", 0.05)
+    monkeypatch.setattr(engine_module, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(runtime_module, "JOIN_SECONDS", 0.05)
     blocked, goes_on = threading.Event(), threading.Event()
 
     class Blocking(FakeProvider):

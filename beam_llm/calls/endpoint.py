@@ -21,7 +21,7 @@ from beam_llm.values import Completion, Finish, Request
 _OUTPUT_MEMORY = 0.1  # weight of the newest reply in the mean of output tokens per record
 _LATELY_SECONDS = 60.0
 """A rate limit counts by the minute: who was answered within one is limited, not shut out."""
-_CLOSE_SECONDS = 5.0
+CLOSE_SECONDS = 5.0
 
 
 def endpoint_key(settings: Settings) -> Hashable:
@@ -172,5 +172,5 @@ class Endpoint:
         """Gives back the session; a client that does not let go is left behind."""
         provider, self._provider = self._provider, None
         if provider is not None:
-            async with asyncio.timeout(_CLOSE_SECONDS):
+            async with asyncio.timeout(CLOSE_SECONDS):
                 await provider.close()

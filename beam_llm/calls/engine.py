@@ -41,7 +41,7 @@ _logger = logging.getLogger(__name__)
 # worker from ending.
 _SHUT_SECONDS = 5.0
 # How long `close` waits for the loop to do so; a loop that hangs must not hang its process as well.
-_CLOSE_SECONDS = 2 * _SHUT_SECONDS + 2.0
+CLOSE_SECONDS = 2 * _SHUT_SECONDS + 2.0
 _GONE = "this engine is closed, or was made before a fork; borrow another"
 
 
@@ -192,7 +192,7 @@ class Engine:
         if loop is None:
             return
         try:
-            asyncio.run_coroutine_threadsafe(self._shut(), loop).result(_CLOSE_SECONDS)
+            asyncio.run_coroutine_threadsafe(self._shut(), loop).result(CLOSE_SECONDS)
         except Exception as error:
             # The process goes on, or ends: whoever closes can do nothing about it.
             _logger.warning("the calls' end was not waited for: %s", where_of(error))

@@ -12,7 +12,7 @@ import threading
 
 _logger = logging.getLogger(__name__)
 
-_JOIN_SECONDS = 5.0
+JOIN_SECONDS = 5.0
 
 
 class LoopThread:
@@ -57,9 +57,9 @@ class LoopThread:
             self._loop = self._thread = None
         # Outside of the lock: who comes meanwhile starts a thread of its own.
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(_JOIN_SECONDS)
+        thread.join(JOIN_SECONDS)
         if thread.is_alive():
-            _logger.warning("the thread of live calls did not end within %g s", _JOIN_SECONDS)
+            _logger.warning("the thread of live calls did not end within %g s", JOIN_SECONDS)
 
     @staticmethod
     def _run(loop: asyncio.AbstractEventLoop) -> None:

@@ -36,7 +36,7 @@ class _Endpoints:
             return_engine(engine)
 
 
-_ENDPOINTS = _Endpoints()
+ENDPOINTS = _Endpoints()
 
 
 def borrow_engine(
@@ -62,8 +62,8 @@ def borrow_engine(
     shared. Nothing is connected before the first call.
     """
     key = endpoint_key(settings)
-    with _ENDPOINTS.lock:
-        endpoint = _ENDPOINTS.known.get(key) or Endpoint(settings, connect)
+    with ENDPOINTS.lock:
+        endpoint = ENDPOINTS.known.get(key) or Endpoint(settings, connect)
         engine = Engine(
             settings,
             task,
@@ -74,8 +74,8 @@ def borrow_engine(
             alone=alone,
             storing=storing,
         )
-        _ENDPOINTS.known[key] = endpoint
-        _ENDPOINTS.engines.add(engine)
+        ENDPOINTS.known[key] = endpoint
+        ENDPOINTS.engines.add(engine)
         endpoint.users += 1
         # Under the lock: the endpoint's session lives on this loop, and the loop would end if
         # another engine, its last user, were returned in between.
@@ -90,15 +90,15 @@ def return_engine(engine: Engine) -> None:
     Waits for both, but not for ever, and not under the lock: others may borrow meanwhile, a new
     endpoint where this was the last.
     """
-    with _ENDPOINTS.lock:
-        if engine not in _ENDPOINTS.engines:
+    with ENDPOINTS.lock:
+        if engine not in ENDPOINTS.engines:
             return
-        _ENDPOINTS.engines.discard(engine)
+        ENDPOINTS.engines.discard(engine)
         engine.endpoint.users -= 1
         key = endpoint_key(engine.settings)
-        if engine.endpoint.users <= 0 and _ENDPOINTS.known.get(key) is engine.endpoint:
-            del _ENDPOINTS.known[key]
-        is_last = not _ENDPOINTS.engines
+        if engine.endpoint.users <= 0 and ENDPOINTS.known.get(key) is engine.endpoint:
+            del ENDPOINTS.known[key]
+        is_last = not ENDPOINTS.engines
     engine.close()
     if is_last:
         events.tell("ended")

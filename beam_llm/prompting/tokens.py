@@ -168,7 +168,7 @@ def exact_tokens(text: str, model: str = "") -> int | None:
       model: as the provider names it; one that the table below does not know is counted with
         o200k_base, the newest.
     """
-    encode = _encoder(_vocabulary(model))
+    encode = encoder_of(_vocabulary(model))
     try:
         return None if encode is None else len(encode(text))
     except ValueError:  # bpe-openai 0.1.4 takes less than a million characters
@@ -189,7 +189,7 @@ _OLDER_MODELS = re.compile(OLDER_VOCABULARY)
 
 
 @functools.cache
-def _encoder(vocabulary: str) -> Callable[[str], list[int]] | None:
+def encoder_of(vocabulary: str) -> Callable[[str], list[int]] | None:
     """Loads the vocabulary once per process (0.2 s, 150 MB); None where there is none to load."""
     with warnings.catch_warnings():
         # bpe-openai 0.1.4 opens its files in a way that Python 3.11 calls old.

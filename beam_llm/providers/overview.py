@@ -17,7 +17,7 @@ from beam_llm.providers.openai import servers
 _SOME_HAVE_NONE = ("together", "groq")
 """Some of their models cost as much by batch as live. Source: their price pages, 2026-11."""
 
-_RECOVERY = {
+RECOVERY_WORDS = {
     Recovery.TOKEN: "exact: a create may be repeated",
     Recovery.CONTAINER: "by its container",
     Recovery.METADATA: "by its name",
@@ -52,7 +52,7 @@ def row_of(name: str) -> Row:
     shape = _structured_output_of(name)
     if traits is None:
         return Row(f"`{name}:`", "not here", shape, "–", "–", "live calls only")
-    recovery, minds = _RECOVERY[traits.recovery], "; ".join(traits.caveats)
+    recovery, minds = RECOVERY_WORDS[traits.recovery], "; ".join(traits.caveats)
     return Row(f"`{name}:`", _size(traits), shape, recovery, _discount_of(name), minds)
 
 

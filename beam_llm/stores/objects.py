@@ -103,7 +103,7 @@ class ObjectStore(ABC):
 
     def _error(self, verb: str, name: str, error: BaseException) -> ObjectStoreError:
         place = f"{self.location.rstrip('/')}/{name}".rstrip("/")
-        return ObjectStoreError(f"{place} can't be {verb}: {_reason(error)}")
+        return ObjectStoreError(f"{place} can't be {verb}: {reason_of(error)}")
 
     def create(self, name: str, data: bytes) -> bool:
         """Whether this call has created the object.
@@ -276,7 +276,7 @@ def _code_of(error: BaseException) -> str:
     return found[1] if found else ""
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What the server said, by its number and its word for it, never a sentence or an address."""
     text = str(error)[:_MOST_READ]
     if _OTHER_REGION.search(text):

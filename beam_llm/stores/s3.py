@@ -10,7 +10,7 @@ from typing import Any
 
 from beam_llm.stores.objects import CLIENT, RETRIES, ObjectStore, in_words
 
-_ABANDONED = timedelta(days=1)
+ABANDONED_AFTER = timedelta(days=1)
 """An upload that was begun so long ago and not completed is of a process that was killed."""
 
 
@@ -63,7 +63,7 @@ class S3Store(ObjectStore):
         )
         found = []
         for upload in (upload for page in pages for upload in page.get("Uploads", ())):
-            if datetime.now(UTC) - upload["Initiated"] > _ABANDONED:
+            if datetime.now(UTC) - upload["Initiated"] > ABANDONED_AFTER:
                 found.append(f"s3://{self.bucket}/{upload['Key']} (upload {upload['UploadId']})")
                 if not dry_run:
                     client.abort_multipart_upload(

@@ -216,7 +216,7 @@ class FakeBatches:
             raise NotCreated(Rejected(Kind.REJECTED, "too few requests", status=400))
         made = next((job for job in self.jobs if job.name == name), None)
         if made is not None and self.rung in (Recovery.TOKEN, Recovery.CONTAINER):
-            return self._seen(self.moved(made))
+            return self.shown(self.moved(made))
         late = self.late_seconds if fault == "late" else 0.0
         job = _Job(self._new("batch"), staged, name, self.clock.time() + late)
         if self._is_over_limit(staged):
@@ -236,7 +236,7 @@ class FakeBatches:
         # After the job is there, so that what the client knows and what is true come apart.
         if fault in ("lost", "late"):
             raise Retryable(Kind.UNAVAILABLE, "connection reset")
-        return self._seen(job)
+        return self.shown(job)
 
     def _is_over_limit(self, file_id: str) -> bool:
         pending = [job.file_id for job in self.jobs if not self.moved(job).state.has_ended]
@@ -260,7 +260,7 @@ class FakeBatches:
             raise UnknownJob(Kind.REJECTED, "no such batch", status=404)
         for job in self.jobs:
             if job.job_id == job_id:
-                return self._seen(self.moved(job))
+                return self.shown(self.moved(job))
         raise UnknownJob(Kind.REJECTED, "no such batch", status=404)
 
     def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
@@ -281,7 +281,7 @@ class FakeBatches:
             raise Retryable(Kind.UNAVAILABLE, "bad gateway", status=502)
         jobs = sorted(self.jobs, key=lambda job: job.created_at, reverse=self.newest_first)
         visible = [job for job in jobs if self.clock.time() >= job.created_at + self.list_lag]
-        return [self._as_listed(self._seen(self.moved(job))) for job in visible]
+        return [self._as_listed(self.shown(self.moved(job))) for job in visible]
 
     def _as_listed(self, job: RemoteJob) -> RemoteJob:
         # Only on the rung LABEL may names be dropped: the others promise that they are listed.
@@ -349,7 +349,8 @@ class FakeBatches:
         self.files[file_id] = data
         return file_id
 
-    def _seen(self, job: _Job) -> RemoteJob:
+    def shown(self, job: _Job) -> RemoteJob:
+        """What a look tells of a job; a test may show it otherwise."""
         # 0 where the input was forgotten: nobody asks for the count of a job that is cleaned up.
         total = self.files.get(job.file_id, b"").count(b"\n")
         return RemoteJob(

@@ -19,7 +19,7 @@ from beam_llm.values import Outcome, Usage
 
 NAMESPACE = "beam_llm"
 _log = logging.getLogger("beam_llm")
-_logged: set[str] = set()
+LOGGED: set[str] = set()
 """What this process has said once: a storm of odd replies is for the counters."""
 _OF_CALLS = (
     *("requests", "retries", "waits", "timeouts", "splits", "single_requests"),
@@ -147,8 +147,8 @@ class Meter:
         """
         for name, count in counted.items():
             Metrics.counter(NAMESPACE, name).inc(count)
-            if name.startswith("warnings_") and name not in _logged:
-                _logged.add(name)
+            if name.startswith("warnings_") and name not in LOGGED:
+                LOGGED.add(name)
                 _log.warning(
                     "%s; the counter %s counts more",
                     events.warning_in_words(name.removeprefix("warnings_")),

@@ -17,8 +17,8 @@ from typing import Literal
 
 import openai
 import pydantic
-from openaivec._cache import AsyncBatchCache
-from openaivec._responses import AsyncBatchResponses
+from openaivec._cache import AsyncBatchCache  # openaivec has no public name for it
+from openaivec._responses import AsyncBatchResponses  # nor for this
 
 INSTRUCTION = "Classify the sentiment of this review and score it from -1 to 1."
 

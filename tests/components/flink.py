@@ -157,7 +157,7 @@ class FlinkCluster:
         self.rest_url = f"http://127.0.0.1:{self._rest_port}"
         self._programs: list[Program] = []
         self._taskmanager: Program | None = None
-        self._write_configuration()
+        self.write_configuration()
 
     def __enter__(self) -> FlinkCluster:
         try:
@@ -374,7 +374,7 @@ class FlinkCluster:
         self._programs.append(program)
         return program
 
-    def _write_configuration(self) -> None:
+    def write_configuration(self) -> None:
         (self.folder / "conf").mkdir()
         (self.folder / "tmp").mkdir()
         values = {

@@ -354,7 +354,7 @@ MISTRAL = Server(
     ),
 )
 
-_NAMED = {
+BY_NAME = {
     "mistral": MISTRAL,
     "azure": OPENAI,
     "openrouter": OPENROUTER,
@@ -372,7 +372,7 @@ def server_of(settings: Settings, host: str = "") -> Server:
     Args:
       host: of the address.
     """
-    named = _NAMED.get(settings.provider)
+    named = BY_NAME.get(settings.provider)
     if named is not None:
         return named
     return OPENAI if host == "openai.com" or host.endswith(".openai.com") else ANY

@@ -92,7 +92,7 @@ def preload() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _default_tokens() -> Tokens:
+def default_tokens() -> Tokens:
     """One for all clients of the process: a token lasts an hour."""
     from beam_llm.providers.vertex.credentials import Tokens
 
@@ -104,7 +104,7 @@ def _tokens_of(settings: Settings) -> Tokens | GivenToken:
     from beam_llm.providers.vertex.credentials import GivenToken
 
     if settings.api_key is None:
-        return _default_tokens()
+        return default_tokens()
     return GivenToken(resolve_key(settings.api_key))
 
 
