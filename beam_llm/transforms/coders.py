@@ -29,6 +29,8 @@ class AnyObjectCoder(coders.Coder):
     def encode(self, value: Any) -> bytes:
         try:
             return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        # What is raised depends on the reason: a local class is an AttributeError, a lock a
+        # TypeError.
         except (pickle.PicklingError, AttributeError, TypeError):
             return dumps_by_value(value)
 

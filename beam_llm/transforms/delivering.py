@@ -31,6 +31,7 @@ def deliver(
         return predictions | "Shape rows" >> beam.Map(_to_row, shape).with_output_types(
             shape.type_hint
         )
+    # Rows have a step of their own anyway; only plain Predictions may need one more.
     if runners.emits_in_finish_bundle(predictions, settings.mode, settings.waiting):
         return predictions | "Deliver" >> beam.ParDo(_PassOn()).with_output_types(Prediction)
     return predictions

@@ -198,6 +198,7 @@ class JobRunner:
                 closing.callback(return_engine, self._engine)
                 self._engine = None
             else:
+                # Listeners are told once: where there is an engine, its return tells them.
                 closing.callback(events.tell, "ended")
             if self._guard is not None:
                 closing.callback(self._guard.close)

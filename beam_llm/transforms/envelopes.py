@@ -34,6 +34,7 @@ from beam_llm.protocols import Store
 from beam_llm.transforms.beam_internals import dumps_by_value, is_same_element, loads, without_pane
 from beam_llm.transforms.plain_coders import NeedsPickle, build_coder, describe_coder, plain
 
+# They stand before every element, so they are few.
 CODER_NAME_BYTES = 8
 
 

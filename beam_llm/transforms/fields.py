@@ -53,6 +53,8 @@ def _reader_of(kind: type) -> Callable[[Any], Mapping[str, Any]]:
     if issubclass(kind, tuple) and hasattr(kind, "_fields"):
         return lambda value: value._asdict()
     if issubclass(kind, pydantic.BaseModel):
+        # `dict(model)` leaves computed fields out; `model_dump` would turn models inside into
+        # dicts.
         computed = tuple(kind.model_computed_fields)
         return (
             (lambda value: {**dict(value), **{name: getattr(value, name) for name in computed}})
@@ -61,6 +63,8 @@ def _reader_of(kind: type) -> Callable[[Any], Mapping[str, Any]]:
         )
     if dataclasses.is_dataclass(kind):
         names = [field.name for field in dataclasses.fields(kind)]
+        # Not `vars`, which a class with slots has none of, nor `asdict`, which copies at every
+        # depth.
         return lambda value: {name: getattr(value, name) for name in names}
     return lambda value: _NO_FIELDS
 

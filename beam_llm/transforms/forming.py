@@ -82,6 +82,7 @@ class RecordReader:
         self._count: Callable[[str], int] = (
             self._sampled if for_jobs else partial(rough_tokens, up_to_bytes=share)
         )
+        # The limiter needs every request's tokens, also where a prompt is far from its own limit.
         if settings.tokens_per_minute is not None:
             self._count = estimate_tokens
 

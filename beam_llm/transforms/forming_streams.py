@@ -98,6 +98,7 @@ class FormFromStream(beam.PTransform):
         self, keyed: pvalue.PCollection, windowfn: Any, coder: coders.Coder
     ) -> pvalue.PCollection:
         size = self._settings.batch_size
+        # A trigger counts elements but can't weigh them: "Form" looks at tokens and bytes.
         most = AUTO_RECORDS if size == "auto" else int(size)
         set_windowing(
             keyed, flushed_windowing(windowfn, most, self._settings.batch_timeout_ms / 1000)
@@ -304,8 +305,11 @@ class FormAcrossBundles(beam.DoFn):
         arrived, caps = self._decode(keyed[1]), self._reader.caps
         record = self._reader.record(arrived.value)
         if isinstance(record, Failure):
+            # Past the buffer: nothing is asked about it, so it has to wait for nobody.
             yield pack([BufferedRecord(keyed[1], arrived.timestamp_micros)], record)
             return
+        # The figures lie beside the bag: to read a whole buffer for each element would be
+        # quadratic.
         held = Buffered(*(known.read() or ()))
         if held.overflows(record, caps):
             yield from self._take(buffer)

@@ -36,9 +36,11 @@ class QuietGc:
             if self._users > 1 or not gc.isenabled():
                 return
             thresholds = gc.get_threshold()
+            # A higher one is somebody's choice, and does as well.
             if thresholds[0] < _YOUNG:
                 self._thresholds = thresholds
                 gc.set_threshold(_YOUNG, *thresholds[1:])
+            # `unfreeze` gives back all that is frozen: what somebody else froze has to stay so.
             if gc.get_freeze_count() == 0:
                 self._frozen = True
                 gc.freeze()

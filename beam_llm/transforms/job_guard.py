@@ -92,6 +92,7 @@ class JobGuard:
             return None
         if not is_guarded(self._reader.task.key(record), self._settings.guard):
             return None
+        # Not before the first record is chosen: to borrow an engine starts its thread.
         if self._engine is None:
             prices = Prices.of(self._settings)
             self._engine = borrow_engine(

@@ -60,6 +60,8 @@ class InFlight:
     def __init__(self, most: Callable[[], int]):
         self._most = most
         self._running: dict[Future[Asked], PromptBatch] = {}
+        # The loop's thread appends, the bundle's takes: of a deque both are atomic, so no lock is
+        # needed.
         self._landed: deque[Future[Asked]] = deque()
         self._enough = threading.Event()
         self._awaited = 0
@@ -121,6 +123,8 @@ class CallModel(beam.DoFn):
         if self._settings.tracing:
             telemetry.begin()
         preload(self._settings)
+        # The table takes a third of a second to read: the engine does it while the first replies
+        # are on their way (`prepare`).
         prices = LaterPrices(self._settings)
         task = compile_task(self._settings)
         self._engine = borrow_engine(
@@ -181,6 +185,7 @@ class CallModel(beam.DoFn):
         tally = Tally()
         for _, asked in group:
             tally.merge(asked.tally)
+        # What ended without a request was in no prompt that was sent.
         packed = [len(batch.records) for batch, asked in group if asked.tally.requests]
         self._meter.calls(packed, tally)
         self._meter.outcomes([outcome for _, asked in group for outcome in asked.outcomes], tally)

@@ -80,6 +80,7 @@ def plain(coder: coders.Coder) -> coders.Coder:
     """The same coder, which writes plain values where Beam's would pickle them: large integers,
     decimals, dates, rows.
     """
+    # Exact classes, here and below: one that derives from Beam's may write other bytes.
     if type(coder) is coders.FastPrimitivesCoder:
         return coders.FastPrimitivesCoder(_PlainValueCoder())
     if type(coder) is coders.TupleCoder:
@@ -198,6 +199,7 @@ class _PlainValueCoder(coders.Coder):
         if encoded[:1] == _ROW:
             return beam.Row(**_PRIMITIVES.decode(encoded[1:]))
         if encoded[:1] == _NAMED:
+            # What this coder reads its own run has written, so the class's module may be imported.
             return made_of(*_PRIMITIVES.decode(encoded[1:]), load=True)
         read = _READERS.get(encoded[:1])
         return _PICKLES.decode(encoded) if read is None else read(encoded[1:])

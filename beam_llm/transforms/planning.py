@@ -59,6 +59,7 @@ class PlanJobs(beam.PTransform):
             ).with_output_types(BatchJobRef)
         if gathering is Gathering.BUNDLES:
             runners.warn_of_small_jobs()
+            # This runner holds no element back for another (`forming_streams.py` says why).
             grouped = keyed | "Each part" >> beam.Map(_alone)
         else:
             if gathering is Gathering.TRIGGERS:
@@ -202,12 +203,15 @@ class PlanAcrossBundles(beam.DoFn):
         part = PartRef(*keyed[1])
         before = Gathered(*(known.read() or ()))
         held = self._with(before, part)
+        # What would overfill a job is not in it: that one goes out as it is, and this part begins
+        # anew.
         if before.rows and self._filled(held) > 1:
             yield from self._take(parts, known)
             before, held = Gathered(), self._with(Gathered(), part)
         parts.add(tuple(part))
         # For an older part again: a timer holds the watermark at the timestamp of what set it.
         if not before.rows or held.oldest < before.oldest:
+            # The global window ends with the input, or at a drain.
             drain.set(GlobalWindow().max_timestamp())
             wait.set(held.due)
         if self._filled(held) >= 1:

@@ -72,6 +72,7 @@ def signature(
         inspect.Parameter("label", keyword, default=None, annotation=str | None),
         *options,
     ]
+    # Beam YAML, notebooks and `help()` show the signature: what can't be given must not be offered.
     left_out = set(fixed)
     if "task" in fixed:
         left_out |= OPTIONS.keys() - config.options_of(fixed["task"]).keys()
@@ -133,6 +134,7 @@ class _WithSettings(beam.PTransform):
 
             check_location(str(settings.staging_location))
         else:
+            # The HTTP client's import takes a fifth of a second, which building the pipeline hides.
             preload(settings)
 
     @classmethod
@@ -417,5 +419,6 @@ def _shown(name: str, value: Any) -> Any:
     is_named = isinstance(value, type) or inspect.isroutine(value)
     text = value.__name__ if is_named else str(value).replace("typing.", "")
     if name in ("prompt", "system_prompt", "batch_prompt_template"):
+        # Half of it at most: a short prompt would else stand there whole.
         return f"{text[: min(_SHOWN_CHARACTERS, len(text) // 2)]}… ({len(text):,} characters)"
     return text

@@ -126,6 +126,7 @@ def _request(settings: Settings, task: Task, batch: Sequence[tuple[Record, Any]]
         request = task.render([record for record, _ in batch])
     except PromptError as error:  # of a batch template on these records together
         return RequestPreview({}, None, elements, Failure(Kind.PROMPT, str(error)))
+    # A live call has a default limit on its reply, which a job's lines don't.
     if settings.mode == "online":
         request = as_first_sent(request, settings, task.answer_schema, len(batch))
     body = orjson.loads(encode(settings, request))

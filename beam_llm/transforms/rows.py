@@ -93,6 +93,8 @@ class RowShape:
         clash = name_clash(self._field, _known_values(value)) if self._columns is None else None
         if clash is not None:
             return None, clash
+        # A dict goes to `json.dumps` or BigQuery as it is, so the answer in it is plain all
+        # through.
         convert = (
             self._dump
             if self._columns is None and isinstance(value, Mapping)
@@ -222,6 +224,7 @@ def _row_values(value: Any, columns: Mapping[str, Column]) -> dict[str, Any]:
 
 
 def _nullable(hint: Any) -> Any:
+    # Not `hint | None`: Beam's own constraints, of rows among them, have no `|`.
     return hint if hint is Any else Optional[hint]
 
 

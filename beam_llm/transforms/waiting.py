@@ -87,6 +87,7 @@ class JobPositions(RestrictionProvider):
         return 1
 
     def restriction_coder(self) -> coders.Coder:
+        # Two plain numbers: a pickle would tie a runner's checkpoints to this class.
         return coders.TupleCoder((coders.VarIntCoder(), coders.FloatCoder()))
 
     def truncate(self, element: Any, restriction: Position) -> Position:
