@@ -365,6 +365,28 @@ def test_building_writes_nothing_to_a_staging_location(tmp_path, build, is_there
     assert list(tmp_path.rglob("*")) == ([folder] if is_there else [])
 
 
+@pytest.mark.parametrize(
+    ("location", "becomes"),
+    [
+        ("staging", "{here}/staging"),
+        ("file://staging", "file://{here}/staging"),
+        ("~/staging", "{home}/staging"),
+        ("~nobody-of-that-name/x", "{here}/~nobody-of-that-name/x"),
+        ("/mnt/shared", "/mnt/shared"),
+        ("gs://bucket/staging", "gs://bucket/staging"),
+    ],
+)
+def test_workers_elsewhere_find_the_folder_that_the_pipeline_was_built_with(
+    tmp_path, monkeypatch, location, becomes
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    predict = LLMPredict("openai:gpt-4.1-mini", mode="batch_api", staging_location=location)
+    assert predict.settings.staging_location == becomes.format(
+        here=tmp_path, home=tmp_path / "home"
+    )
+
+
 def test_building_needs_no_credentials_for_a_bucket(monkeypatch):
     from google.cloud import storage
 

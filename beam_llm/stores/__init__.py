@@ -24,6 +24,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Any, cast
 
 from beam_llm.errors import LedgerError, UsageError
@@ -79,6 +80,14 @@ def store_at(location: str) -> Store:
     scheme, separator, _ = location.partition("://")
     store: Store = _store_class(scheme if separator else "", location)(location)
     return store
+
+
+def absolute(location: str) -> str:
+    """The same location for a process with another working folder or another user's home."""
+    scheme, separator, path = location.rpartition("://")
+    if scheme not in ("", "file"):
+        return location
+    return f"{scheme}{separator}{Path(os.path.expanduser(path)).absolute()}"
 
 
 def _store_class(scheme: str, location: str) -> Callable[[str], Any]:

@@ -38,7 +38,8 @@ class LocalStore:
 
     def __init__(self, location: str):
         self.location = location
-        self._root = Path(location.removeprefix("file://")).expanduser().absolute()
+        # Not `Path.expanduser`, which raises for a user that doesn't exist: `~x` is a name then.
+        self._root = Path(os.path.expanduser(location.removeprefix("file://"))).absolute()
         self._aside = f"{self._root}/.tmp"
         self._check_folder()
         self._check_owner()

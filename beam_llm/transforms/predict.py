@@ -3,6 +3,7 @@ collected another day.
 """
 
 import copy
+import dataclasses
 import inspect
 import logging
 import typing
@@ -23,6 +24,7 @@ from beam_llm.prompting.batching import caps_of
 from beam_llm.prompting.model_choice import settings_by_model
 from beam_llm.prompting.templates import PromptTemplate
 from beam_llm.providers import check, compile_task, preload
+from beam_llm.stores import absolute
 from beam_llm.telemetry import check_tracing
 from beam_llm.transforms import runners
 from beam_llm.transforms.coders import PredictionCoder
@@ -113,6 +115,10 @@ class _WithSettings(beam.PTransform):
                 f"model is {settings.model!r}: {type(self).__name__} takes one model; use one "
                 "for each, or LLMPredict"
             )
+        if settings.staging_location is not None:
+            # Workers have folders of their own: a relative one would be another ledger there.
+            location = absolute(settings.staging_location)
+            settings = dataclasses.replace(settings, staging_location=location)
         self._by_model = settings_by_model(settings)
         for each in self._by_model.values():
             self._check(each)
