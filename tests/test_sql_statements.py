@@ -369,6 +369,22 @@ def test_an_overriding_map_wins_over_the_model_and_the_model_over_set():
     assert (known.batch_size, known.temperature, known.max_retries) == (5, 0.5, 9)
 
 
+@pytest.mark.parametrize(
+    ("reset", "left"),
+    [
+        ("RESET 'batch-size';", (1, 9)),
+        ("RESET;", (1, 3)),
+        ("RESET 'table.x';", (3, 9)),
+        ("RESET 'seed';", (3, 9)),
+    ],
+)
+def test_reset_takes_back_what_it_names_and_all_where_it_names_nothing(reset, left):
+    known = settings_of(
+        f"SET 'batch.size'='3'; SET 'max.retries'='9'; {reset} SELECT ML_PREDICT('m', text) FROM t;"
+    )
+    assert (known.batch_size, known.max_retries) == left
+
+
 def test_alter_replaces_an_option_whatever_its_spelling_and_reset_takes_it_out():
     known = settings_of("""ALTER MODEL m SET ('batch-size'='4', 'max-tokens'='9');
       ALTER MODEL m SET ('batch.size'='6'); ALTER MODEL m RESET ('max.output.tokens');

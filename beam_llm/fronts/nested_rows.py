@@ -28,8 +28,7 @@ def nested_type(schema: Any) -> Any:
     """
     if not isinstance(schema, Mapping) or schema.get("type") != "object":
         return None
-    kind = _type_of(schema)
-    return None if kind is None else kind
+    return _row_type_of(schema)
 
 
 def _type_of(schema: Any) -> Any:
@@ -58,6 +57,7 @@ def _row_type_of(schema: Mapping[str, Any]) -> Any:
         kind = _type_of(inner)
         if kind is None or not str(name).isidentifier() or str(name).startswith("_"):
             return None
+        # What may be missing in an answer is NULL in a row, whose fields are always all there.
         fields.append((str(name), kind if name in required else Optional[kind]))
     return row_type(fields)
 

@@ -47,6 +47,7 @@ class Predict(beam.PTransform):
         transform = Transform(**options)
         if tag is None:
             return self._nested(rows | "Predict" >> transform)
+        # What is good has no error: its column would be empty in every row.
         good, bad = rows | "Predict" >> transform.with_exception_handling()
         return {"good": self._nested(good, drop_error=True), tag: self._bad(bad)}
 
@@ -96,6 +97,7 @@ def _error_row(row: Any) -> beam.Row:
     fields = fields_of(row.element)
     element = NestedRow(fields) if fields else row.element
     return new_row(
+        # No stack: what failed is a reply, not code of the pipeline's.
         {"element": element, "msg": f"{row.kind}: {row.message}", "stack": "", "kind": row.kind}
     )
 
@@ -116,6 +118,7 @@ def LLMEmbed(**config: Any) -> beam.PTransform:  # likewise
 def _step(config: dict[str, Any], field: str, **fixed: Any) -> Predict:
     error_handling = config.pop("error_handling", None) or {}
     given = {name: value for name, value in config.items() if value is not None}
+    # In whichever of the spellings that a file may use.
     if not any(name in given for name in ("output_field", "output.field", "output-field")):
         given["output_field"] = field
     settings = settings_from_options(_plain(given), allow_code=True, **fixed)
@@ -126,6 +129,7 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """YAML's own words as options take them: a list of words is an enum."""
     output = config.get("output")
     if isinstance(output, list) and all(isinstance(member, str) for member in output):
+        # Plain texts: those of Beam's loader are of a class of its own, which knows their line.
         return {**config, "output": {"type": "string", "enum": [str(one) for one in output]}}
     return dict(config)
 

@@ -75,10 +75,12 @@ def read_yaml(path: str, text: str, variables: dict[str, Any] | None = None) -> 
     name = os.path.basename(path)
     lines_before = _comment_lines(text)
     folder = os.path.dirname(path) or "."
+    # So that a file can include this package's steps wherever it is installed.
     known = {"beam_llm": PROVIDERS_FILE, **(variables or {})}
     try:
         expanded = yaml_transform.expand_jinja(text, known, [folder])
         _refuse_amplified(name, yaml.compose(expanded, Loader=yaml.SafeLoader), lines_before)
+        # Only now that aliases are counted: this loader copies what they stand for.
         spec = yaml.load(expanded, Loader=yaml_transform.SafeLineLoader)
     except jinja2.TemplateSyntaxError as error:
         where = f"{name}:{error.lineno + lines_before}"

@@ -114,6 +114,8 @@ class Asking:
     ) -> list[tuple[str, Value, int]]:
         """What is asked about, by the names that the prompt knows."""
         declared = model.inputs
+        # AI_COMPLETE's prompt, where it is a column, stands behind the inputs and is not one of
+        # them.
         extra = arguments[len(call.arguments or call.descriptor) :]
         own = arguments[: len(arguments) - len(extra)]
         if declared is not None and call.function == "ML_PREDICT" and len(declared) != len(own):
@@ -137,8 +139,10 @@ class Asking:
                 value = cast(value, kind)
             usual = "input" if len(own) == 1 else f"input{number + 1}"
             free = name or usual
+            # One column may be given twice, and the prompt has to tell them apart.
             while any(free == other for other, _, _ in named):
                 free += "_"
+            # A bare NULL has no type, which a column in flight needs.
             named.append((free, value if value.type.kind != "NULL" else cast(value, STRING), start))
         return [*named, *extra]
 
@@ -199,7 +203,7 @@ class Asking:
             else self._layers.new(f"a{number}", number, SqlType("ROW", fields=columns))
         )
         error = self._layers.new(f"a{number}!", number, STRING)
-        single = len(named) == 1 and call.function != "AI_CLASSIFY"
+        single = len(named) == 1
         fields: list[tuple[str | None, str, SqlType]] = [
             (None if single else name, str(value.column), value.type) for name, value in named
         ]

@@ -131,10 +131,8 @@ def _model(cursor: Cursor, parts: _Parts) -> None:
     if cursor.now.word == "MODEL" and after.kind in ("name", "quoted"):
         cursor.take()
         parts.model_start = cursor.now.start
-        parts.model = cursor.take().value
-        while cursor.is_op(".") and cursor.ahead().kind in ("name", "quoted"):
-            cursor.take()
-            parts.model = cursor.take().value
+        cursor.take()
+        parts.model = cursor.last_part().value
     # A text alone is a name; before anything else it begins an expression.
     elif cursor.now.kind == "string" and after.value in (",", ")"):
         parts.model = cursor.take().value
@@ -176,10 +174,8 @@ def _table(cursor: Cursor, parts: _Parts, query: QueryParser | None) -> None:
         parts.query = query(cursor)
         return
     parts.table_start = cursor.now.start
-    parts.table = cursor.need_name("the table's name").value
-    while cursor.is_op(".") and cursor.ahead().kind in ("name", "quoted"):
-        cursor.take()
-        parts.table = cursor.take().value
+    cursor.need_name("the table's name")
+    parts.table = cursor.last_part().value
 
 
 def _labels(cursor: Cursor, parts: _Parts) -> None:

@@ -172,6 +172,7 @@ class _Translation:
 
     def text(self, tree: Any) -> str:
         """DuckDB's text of a part of the tree."""
+        # A copy: a view's expressions are translated anew at each of its uses.
         copied = tree.copy().transform(self._replaced, copy=False)
         return self._filled(copied.sql(dialect="duckdb", comments=False))
 
@@ -283,6 +284,7 @@ class _Translation:
         start, end = self._expression.start, self._expression.end
         places = [part.meta for part in node.find_all(exp.Identifier) if "start" in part.meta]
         if places:
+            # sqlglot was given the text behind a SELECT, and counts from that.
             offset = self._expression.offset - len("SELECT ")
             start = offset + min(place["start"] for place in places)
             end = offset + max(place["end"] for place in places) + 1
@@ -315,5 +317,6 @@ def _is_map(node: Any) -> bool:
         isinstance(node.this, exp.Column)
         and not node.this.table
         and node.this.name.upper() == "MAP"
+        # `MAP` in backticks is a column, and its brackets take an element of it.
         and not node.this.this.args.get("quoted")
     )

@@ -104,6 +104,7 @@ class Layers:
         assert self.base is not None
         out = []
         for name, value in outputs:
+            # What is always NULL need not be carried through the calls.
             is_null = not value.uses and value.sql in ("NULL", "CAST(NULL AS VARCHAR)")
             out.append((name, None if is_null else self.in_flight(value), value.type))
         keeps = self._keeps([column for _, column, _ in out if column is not None])

@@ -44,6 +44,7 @@ class Model:
 
     def altered(self, source: SourceText, options: tuple[Option, ...]) -> Model:
         """The same with other options."""
+        # Spelled anew, so that a wrong option is refused by ALTER as it is by CREATE.
         return replace(self, options=options, spelled=spelled(source, options, "a model"))
 
 
@@ -53,9 +54,8 @@ def model_of(source: SourceText, created: CreateModel) -> Model:
     Raises:
       SqlError: an option that isn't known or can't be.
     """
-    for column in (*(created.inputs or ()), *(created.outputs or ())):
-        if column.name in ("value", "error") and column in (created.outputs or ()):
-            _check_reserved(source, created, column)
+    for column in created.outputs or ():
+        _check_reserved(source, created, column)
     plain = tuple(column for column in created.outputs or () if column.metadata is None)
     if created.outputs is not None and not plain:
         source.fail(
@@ -131,6 +131,7 @@ def settings_of(
       SqlError: at the place of the option that is wrong.
     """
     config = spelled(source, call.config if call else (), "a call")
+    # What stands nearer to the use goes before: SET, then the model, then the call.
     given = {**defaults, **model.spelled.values}
     places = {**model.spelled.places, **config.places}
     together = {**given, **config.values}
@@ -192,6 +193,7 @@ def _check_references(
         )
 
 
+# What Jinja reads as a variable: none of its words, nor `element`, which is the record here.
 _SAFE_NAME = re.compile(
     r"(?!(?:in|not|and|or|is|if|else|true|false|none|self|element)\Z)[A-Za-z]\w*"
 )

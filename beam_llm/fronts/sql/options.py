@@ -31,6 +31,7 @@ def parse_with(cursor: Cursor, after: str) -> list[Option]:
 
 
 def is_map(cursor: Cursor) -> bool:
+    """Whether a MAP of options stands here."""
     return cursor.now.word == "MAP" and cursor.ahead().value in ("[", "(")
 
 
@@ -117,6 +118,7 @@ def spelled(source: SourceText, options: Iterable[Option], where: str) -> Spelle
     places: dict[str, Option] = {}
     notices: list[str] = []
     for option in options:
+        # `batch.size`, `batch-size` and `batch_size` are one option, as everywhere in this package.
         folded = re.sub(r"[._-]", "", option.key.strip()).lower()
         if folded in _NEVER:
             source.fail(option.start, f"{option.key!r} is no option of {where}", _NEVER[folded])
@@ -152,6 +154,7 @@ def _translated(
     value = option.value
     if key == "provider":
         value = _PROVIDERS.get(value.lower(), value)
+    # Other engines' options take any number; our own is refused with its rule.
     elif key == "max.retries" and folded != "maxretries" and value.isdecimal() and int(value) > 20:
         notices.append(
             f"{source.place(option.start)}: {option.key!r} is {value}: 20 tries are made at most"

@@ -69,6 +69,7 @@ def nearest(word: str, known: Iterable[str], noun: str) -> str:
 
 
 _SPELLED = {name: key_of(name) for name in OPTIONS if "_" in name}
+# The longest first: one option's name may begin another's.
 _NAMES = re.compile(rf"(?<![\w.'-])({'|'.join(sorted(_SPELLED, key=len, reverse=True))})\b(=?)")
 
 

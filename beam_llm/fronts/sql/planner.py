@@ -90,6 +90,7 @@ class Planner:
             kinds, found = rows_of(self._connection, f"VALUES {', '.join(rows)}")
         except ExpressionError as error:
             self._source.fail(query.start, str(error).rstrip("."), "give rows of the same types")
+        # A column of NULLs alone has no type, which the rest of the query needs.
         kinds = [STRING if kind.kind == "NULL" else kind for kind in kinds]
         named = [(f"EXPR${number}", kind) for number, kind in enumerate(kinds)]
         return self._layers.begin(Rows(tuple(named), tuple(found)), named)
@@ -122,6 +123,7 @@ class Planner:
                 start,
                 f"unknown table {name!r}",
                 nearest(name, [*known.tables, *known.views], "tables"),
+                # The quotes that stand around it in the file are not in the name.
                 start + len(name) + (self._source.text[start : start + 1] in '`"') * 2,
             )
         table = known.tables[name]
@@ -268,5 +270,6 @@ def _conjuncts(condition: Expression) -> list[Expression]:
     try:
         walk(condition.tree)
     except RecursionError:
+        # Too deep to be taken apart; whether it can run, its translation says.
         return [condition]
     return [replace(condition, tree=part) for part in parts]

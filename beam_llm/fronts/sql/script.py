@@ -56,7 +56,7 @@ class Script:
     notices: tuple[str, ...]
 
 
-def read_script(text: str, name: str, permissions: Permissions = Permissions()) -> Script:  # noqa: B008
+def read_script(text: str, name: str, permissions: Permissions = Permissions()) -> Script:  # noqa: B008 - a tuple
     """The file's statements, checked and planned.
 
     Args:
@@ -78,6 +78,7 @@ def read_script(text: str, name: str, permissions: Permissions = Permissions()) 
                 steps.append(step)
     except RecursionError:
         source.fail(0, "something in this file is nested too deeply", "write it simpler")
+    # Each once: a view is planned anew wherever it is used.
     return Script(tuple(steps), tuple(dict.fromkeys(known.notices)))
 
 
@@ -218,24 +219,27 @@ def _alter(known: Known, statement: AlterModel) -> None:
 
 def _same_options(known: Known, options: Sequence[Option]) -> set[str]:
     """Our keys of options, whatever they are spelled like."""
+    # A key of RESET has no value, and some spellings are read together with theirs (`timeout`).
     readable = [option._replace(value=option.value or "1") for option in options]
     return set(spelled(known.source, readable, "a model").values)
 
 
 def _set(known: Known, statement: SetOption) -> None:
-    if statement.option is None:
+    option = statement.option or statement.reset
+    if option is None:
         known.defaults.clear()
-        return
-    key = statement.option.key
-    if key.startswith(_FLINKS):
+    elif option.key.startswith(_FLINKS):
         known.notices.append(
-            f"{known.source.place(statement.start)}: {key!r} means nothing here: it is Flink's; "
-            "options of Beam stand after -- on the command line"
+            f"{known.source.place(statement.start)}: {option.key!r} means nothing here: it is "
+            "Flink's; options of Beam stand after -- on the command line"
         )
-        return
-    option = spelled(known.source, [statement.option], "SET")
-    known.defaults.update(option.values)
-    known.notices += option.notices
+    elif statement.option is None:
+        for key in _same_options(known, [option]):
+            known.defaults.pop(key, None)
+    else:
+        given = spelled(known.source, [option], "SET")
+        known.defaults.update(given.values)
+        known.notices += given.notices
 
 
 _FLINKS = (
@@ -261,6 +265,7 @@ def _show(known: Known, statement: Show) -> Printed:
     if statement.what in ("MODELS", "TABLES", "VIEWS"):
         names = dict(_of_kind(known, statement.what[:-1]))
         if statement.what == "TABLES":
+            # As Flink has it, where views are tables that are not stored.
             names |= known.views
         noun = statement.what[:-1].lower()
         return Printed((f"{noun} name",), tuple((name,) for name in sorted(names)))
@@ -313,6 +318,7 @@ def _created(known: Known, found: Any) -> str:
         "'{}' = '{}'".format(*(part.replace("'", "''") for part in option[:2]))
         for option in found.options
     )
+    # What a file says may hold control characters, which a terminal would follow.
     return "\n".join(map(printable, f"{head}\nWITH (\n  {options}\n);".split("\n")))
 
 

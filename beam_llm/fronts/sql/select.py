@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NoReturn
 
 from beam_llm.fronts.sql.calls import parse_call
@@ -54,6 +55,7 @@ _CROSS = (
         "FROM t, LATERAL TABLE(ML_PREDICT('m', column)) AS r"
     ),
 )
+# Not aliases, though an alias may stand without AS where these do.
 _ENDS = {"WHERE", "LIMIT", "END", *_REFUSED, *_JOIN_WORDS}
 
 
@@ -119,6 +121,7 @@ def _item(cursor: Cursor) -> Item:
     tree = expression.tree
     alias = tree.alias if type(tree).__name__ == "Alias" else None
     if alias is not None:
+        # sqlglot has read the AS along: it knows where an alias may stand without one.
         expression = Expression(
             tree.this, expression.start, expression.end, expression.calls, expression.offset
         )
@@ -175,8 +178,7 @@ def _from(cursor: Cursor, depth: int) -> Source:
             laterals.append(_lateral_join(cursor, start, depth))
         else:
             break
-    values = {**vars(source), "laterals": tuple(laterals)}
-    return Source(**values)
+    return replace(source, laterals=tuple(laterals))
 
 
 def _source(cursor: Cursor, depth: int) -> Source:
@@ -285,11 +287,8 @@ def _alias(cursor: Cursor) -> tuple[str | None, tuple[str, ...]]:
 
 def parse_name(cursor: Cursor, what: str) -> str:
     """A name; `catalog.database.name` is its last part, for there is one catalog here."""
-    token = cursor.need_name(what)
-    while cursor.is_op(".") and cursor.ahead().kind in ("name", "quoted"):
-        cursor.take()
-        token = cursor.take()
-    return token.value
+    cursor.need_name(what)
+    return cursor.last_part().value
 
 
 def _refuse_clauses(cursor: Cursor) -> None:

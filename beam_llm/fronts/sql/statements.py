@@ -196,6 +196,7 @@ def _column(cursor: Cursor, metadata: bool, is_table: bool) -> ColumnDefinition:
                 start, f"unknown metadata {key!r}", nearest(key, _METADATA, "metadata keys")
             )
         cursor.take_words("VIRTUAL")
+    # Read, and not checked: a model's answer is NULL where it failed.
     while cursor.take_words("NOT", "NULL") or cursor.take_words("NULL"):
         pass
     if cursor.take_words("PRIMARY", "KEY"):
@@ -305,8 +306,10 @@ def _set(cursor: Cursor) -> SetOption:
 
 def _reset(cursor: Cursor) -> SetOption:
     start = cursor.take().start
-    key = cursor.take().value if cursor.now.kind == "string" else ""
-    return SetOption(start, None, key)
+    if cursor.now.kind != "string":
+        return SetOption(start, None)
+    key = cursor.take()
+    return SetOption(start, None, Option(key.value, "", key.start, key.start))
 
 
 def _insert(cursor: Cursor) -> Insert:

@@ -78,7 +78,7 @@ class AskModel(beam.PTransform):
 
     def expand(self, rows: pvalue.PCollection) -> tuple[pvalue.PCollection, ...]:
         ask = self._ask
-        if len(ask.branches) == 1 and _refuses_nothing(ask.branches[0].settings):
+        if len(ask.branches) == 1 and _asks_nothing_of_no_fields(ask.branches[0].settings):
             prepared = rows | "Prepare" >> beam.ParDo(PrepareCall(ask)).with_output_types(InFlight)
             return (self._predicted(prepared, ask.branches[0]),)
         tags = [f"model{number}" for number in range(len(ask.branches))]
@@ -102,7 +102,7 @@ class AskModel(beam.PTransform):
         )
 
 
-def _refuses_nothing(settings: Settings) -> bool:
+def _asks_nothing_of_no_fields(settings: Settings) -> bool:
     """Whether no prompt can be made of a record without fields, so that it is not asked about."""
     try:
         return isinstance(RecordReader(settings).record(("", {})), Failure)
@@ -214,6 +214,7 @@ def ended(
             usage.reasoning_tokens, prediction.cost_usd, prediction.reused, prediction.model,
         ]  # fmt: skip
     else:
+        # By position, since it rides in every row: `cli/sql/pipeline.py` reads it.
         meta += [0, 0, 0, 0, 0, 0.0, False, ""]
     if failure is not None:
         known = dict.fromkeys(known)
@@ -238,6 +239,7 @@ class EvaluateStage(beam.DoFn):
         yield place, kept(row, self._keeps)
 
     def _evaluated(self, row: dict[str, Any]) -> dict[str, Any]:
+        # Not in `setup`: most stages reckon nothing, and need no DuckDB.
         if self._evaluator is None:
             self._evaluator = Evaluator(self._compute)
         try:

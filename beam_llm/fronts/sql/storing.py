@@ -80,13 +80,11 @@ def _error_for(name: str, given: Mapping[str, Value], asks: list[Ask]) -> Value 
     """The errors of all calls, for `error`; of those that a column comes from, for
     `<column>_error`.
     """
-    if name == ERROR:
-        asks = asks
-    elif name.endswith(f"_{ERROR}") and name.removesuffix(f"_{ERROR}") in given:
-        uses = given[name.removesuffix(f"_{ERROR}")].uses
-        asks = [ask for ask in asks if _comes_from(uses, ask)]
-    else:
-        return None
+    if name != ERROR:
+        column = name.removesuffix(f"_{ERROR}")
+        if column == name or column not in given:
+            return None
+        asks = [ask for ask in asks if _comes_from(given[column].uses, ask)]
     if not asks:
         return None
     errors = ", ".join(column_in_flight(ask.error, STRING).sql for ask in asks)

@@ -123,11 +123,15 @@ class Query:
 
 @dataclass(frozen=True)
 class Statement:
+    """One statement, and where it begins."""
+
     start: int
 
 
 @dataclass(frozen=True)
 class CreateModel(Statement):
+    """`CREATE MODEL name INPUT (…) OUTPUT (…) WITH (…)`."""
+
     name: str
     temporary: bool
     if_not_exists: bool
@@ -139,6 +143,8 @@ class CreateModel(Statement):
 
 @dataclass(frozen=True)
 class CreateTable(Statement):
+    """`CREATE TABLE name (…) WITH (…)`."""
+
     name: str
     if_not_exists: bool
     columns: tuple[ColumnDefinition, ...]
@@ -147,6 +153,8 @@ class CreateTable(Statement):
 
 @dataclass(frozen=True)
 class CreateView(Statement):
+    """`CREATE VIEW name (…) AS SELECT …`."""
+
     name: str
     if_not_exists: bool
     columns: tuple[str, ...]
@@ -175,6 +183,8 @@ class Show(Statement):
 
 @dataclass(frozen=True)
 class AlterModel(Statement):
+    """`ALTER MODEL name` with SET, RESET or RENAME TO: one of the three is given."""
+
     name: str
     name_start: int
     if_exists: bool
@@ -185,12 +195,16 @@ class AlterModel(Statement):
 
 @dataclass(frozen=True)
 class SetOption(Statement):
+    """`SET 'k' = 'v'`, or RESET where there is no `option`: of all, or of the key in `reset`."""
+
     option: Option | None
-    reset: str | None = None
+    reset: Option | None = None
 
 
 @dataclass(frozen=True)
 class Insert(Statement):
+    """`INSERT INTO table (columns) SELECT …`."""
+
     table: str
     table_start: int
     columns: tuple[tuple[str, int], ...]
@@ -199,9 +213,13 @@ class Insert(Statement):
 
 @dataclass(frozen=True)
 class Select(Statement):
+    """A query whose rows are printed."""
+
     query: Query
 
 
 @dataclass(frozen=True)
 class StatementSet(Statement):
+    """`EXECUTE STATEMENT SET BEGIN … END`: INSERTs that run in one pipeline."""
+
     inserts: tuple[Insert, ...] = field(default=())

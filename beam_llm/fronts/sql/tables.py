@@ -115,6 +115,7 @@ def table_of(
                 why = f"unknown option {option.key!r} of a {connector.value} table"
                 source.fail(option.start, why, nearest(key, known, "options"))
             notices.append(f"{source.place(option.start)}: {option.key!r} means nothing here")
+        # Nothing is put in for it here, so it would be a part of the path.
         if "${" in option.value:
             source.fail(
                 option.value_start,

@@ -122,6 +122,15 @@ class Cursor:
             self.fail(f"{what} is missing here", "write a name, in backticks where it is a keyword")
         return self.take()
 
+    def last_part(self) -> Token:
+        """The last part of a dotted name, whose first was just taken: there is one catalog here, so
+        `catalog.database.name` is `name`.
+        """
+        while self.is_op(".") and self.ahead().kind in ("name", "quoted"):
+            self.take()
+            self.take()
+        return self.tokens[self.at - 1]
+
     def need_string(self, what: str) -> Token:
         if self.now.kind != "string":
             self.fail(f"{what} has to be a text in single quotes", "write '…'")

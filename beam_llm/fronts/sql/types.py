@@ -188,6 +188,7 @@ def value_of(kind: SqlType, value: Any) -> Any:
 
 
 def _integer(kind: SqlType, value: Any) -> int:
+    # No 64 bits need as many digits, and Python takes its time with long ones.
     if isinstance(value, str) and len(value) > 40:
         raise ValueError(f"it is not {kind}")
     try:
@@ -240,9 +241,11 @@ def _decimal(kind: SqlType, value: Any) -> str:
     number = decimal.Decimal(value if isinstance(value, (str, int)) else str(value))
     if not number.is_finite() or isinstance(value, bool):
         raise ValueError(f"it is not {kind}")
+    # 1E+999999 is a short text, but not once all its digits are written.
     if abs(number.adjusted()) > 60:
         raise ValueError(f"it is out of the range of {kind}")
     precision, scale = (*kind.numbers, *(10, 0)[len(kind.numbers) :])
+    # Room for sixty digits before the point and all of a DECIMAL's behind it.
     with decimal.localcontext(prec=120):
         rounded = number.quantize(decimal.Decimal(1).scaleb(-scale), decimal.ROUND_HALF_UP)
     if rounded.adjusted() >= precision - scale and rounded != 0:
@@ -266,6 +269,7 @@ def _time(kind: SqlType, value: Any) -> str:
 def _timestamp(kind: SqlType, value: Any) -> str:
     if not isinstance(value, datetime.datetime):
         value = datetime.datetime.fromisoformat(value.strip())
+    # In UTC, as DuckDB reckons on every worker (`compute.connect`).
     if kind.kind == "TIMESTAMP" and value.tzinfo is not None:
         value = value.astimezone(datetime.UTC).replace(tzinfo=None)
     return str(value.isoformat(sep=" "))
