@@ -24,8 +24,8 @@ import enum
 import os
 import re
 import traceback
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, ParamSpec, TypeVar
 
 
 class Remedy(enum.Enum):
@@ -260,6 +260,25 @@ def where_of(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def guarded(call: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+    """Calls a provider. Whatever else than CallError it raises is taken for a fault that may pass:
+    a wait must end in outcomes.
+    """
+    try:
+        return call(*args, **named)
+    except (CallError, LedgerError):
+        raise
+    except Exception as error:
+        # Without its words, which may hold a key or a record; the cause has them.
+        raise Retryable(
+            Kind.UNAVAILABLE, f"the provider's code failed ({where_of(error)})"
+        ) from error
 
 
 # Control characters (C0, DEL, C1), line and paragraph separators, marks that turn the direction of

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from beam_llm.errors import Kind, Rejected, Retryable, where_of
-from beam_llm.jobs.guarded import guarded
+from beam_llm.errors import Kind, Rejected, Retryable, guarded, where_of
 
 
 def leaking() -> None:

@@ -16,9 +16,9 @@ import pytest
 from beam_llm.errors import Kind
 from beam_llm.jobs import BatchJobRef, Ledger, Ready, Waiting, find_ref, list_jobs, open_store
 from beam_llm.jobs import failpoints as points
+from beam_llm.jobs.job import LONG_WAIT_SECONDS
 from beam_llm.jobs.job_tree import JobTree
 from beam_llm.jobs.queue_limit import LIMIT_SECONDS, ModelLimit
-from beam_llm.jobs.queue_place import LONG_WAIT_SECONDS
 from beam_llm.protocols import BatchTraits
 from beam_llm.providers.openai.job_objects import stated_limit
 from beam_llm.values import JobState

@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from beam_llm import events
-from beam_llm.errors import CallError, Kind, LedgerError, Retryable
+from beam_llm.errors import CallError, Kind, LedgerError, Retryable, guarded
 from beam_llm.jobs.collect import PriorOutcomes, ResultReader
 from beam_llm.jobs.columns import Array
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
-from beam_llm.jobs.guarded import guarded
 from beam_llm.jobs.job import Job
 from beam_llm.jobs.journal import (
     FIRST_HALF,
@@ -38,196 +37,191 @@ from beam_llm.values import Usage
 _LOG = logging.getLogger(__name__)
 
 
-class Closing:
-    """Writes the end of one job."""
+def collect(
+    job: Job,
+    end: JobEnd,
+    remote: RemoteJob | None = None,
+    *,
+    is_whole: bool = False,
+    again: bool = False,
+) -> Done:
+    """Reads the results, if any, and writes down how every record of the job ends.
 
-    def __init__(self, job: Job):
-        self._job = job
+    Args:
+      remote: whose results are read; None: there are none.
+      is_whole: what it counts as done has to be among them; else whatever is there is all there
+        will be.
+      again: the job has ended before, in doubt; now with at least one line, or not.
 
-    def collect(
-        self,
-        end: JobEnd,
-        job: RemoteJob | None = None,
-        *,
-        is_whole: bool = False,
-        again: bool = False,
-    ) -> Done:
-        """Reads the results, if any, and writes down how every record of the job ends.
+    Returns:
+      What is written down, be it ours or a quicker collector's.
 
-        Args:
-          job: whose results are read; None: there are none.
-          is_whole: what it counts as done has to be among them; else whatever is there is all there
-            will be.
-          again: the job has ended before, in doubt; now with at least one line, or not.
+    Raises:
+      CallError: with `is_whole`, the results can't be read yet, or not whole; to be tried again.
+    """
+    manifest = Manifest.read(job.store, job.intent.lines)
+    with (
+        contextlib.closing(PriorOutcomes(job.store, job.prior)) as prior,
+        temporary_file() as path,
+        open(path, "wb") as file,
+    ):
+        reader = ResultReader(job.context, manifest, end, file, prior)
+        if remote is not None:
+            _read_results(job, reader, remote, is_whole)
+        if again and not reader.lines:
+            raise Retryable(Kind.UNAVAILABLE, "there are no results")
+        reader.finish()
+        done = _write(job, manifest, reader, end, path, DoneAgain if again else Done)
+    warnings = {fact: count for fact, count in done.facts.items() if fact.startswith("warnings_")}
+    job.context.counted.update(warnings)
+    _trace(job, done)
+    return done
 
-        Returns:
-          What is written down, be it ours or a quicker collector's.
 
-        Raises:
-          CallError: with `is_whole`, the results can't be read yet, or not whole; to be tried
-            again.
-        """
-        store = self._job.store
-        manifest = Manifest.read(store, self._job.intent.lines)
-        with (
-            contextlib.closing(PriorOutcomes(store, self._job.prior)) as prior,
-            temporary_file() as path,
-            open(path, "wb") as file,
-        ):
-            reader = ResultReader(self._job.context, manifest, end, file, prior)
-            if job is not None:
-                self._read_results(reader, job, is_whole)
-            if again and not reader.lines:
-                raise Retryable(Kind.UNAVAILABLE, "there are no results")
-            reader.finish()
-            done = self._write(manifest, reader, end, path, DoneAgain if again else Done)
-        warnings = {
-            fact: count for fact, count in done.facts.items() if fact.startswith("warnings_")
-        }
-        self._job.context.counted.update(warnings)
-        self._trace(done)
+def _trace(job: Job, done: Done) -> None:
+    """The job, for who traces."""
+    settings, intent = job.settings, job.intent
+    created = job.journal.newest(Created) if settings.tracing else None
+    if created is None:
+        return
+    failed = sum(count for kind, count in done.counts.items() if kind)
+    events.trace(
+        "job",
+        created_at=created.created_at,
+        ended_at=done.at,
+        provider=settings.provider,
+        base_url=settings.base_url,
+        model=settings.model_name,
+        task=settings.task,
+        job=intent.job,
+        job_id=created.job_id,
+        ended=done.ended,
+        records=intent.records,
+        requests=intent.line_count,
+        answered=done.counts.get("", 0),
+        failed=failed,
+        cost_usd=done.cost_usd,
+        error=None if done.counts.get("") or done.passed_on else done.ended,
+        **Usage(*done.usage)._asdict(),
+    )
+
+
+def _read_results(job: Job, reader: ResultReader, remote: RemoteJob, is_whole: bool) -> None:
+    with temporary_file() as path:
+        try:
+            guarded(job.provider.fetch, remote, Path(path))
+        except CallError as error:
+            if is_whole:
+                raise
+            _LOG.warning("the results of %s can't all be read: %s", remote.job_id, error.message)
+        failpoint("collect.file")
+        reader.read_file(path)
+    if is_whole and reader.is_short_of(remote):
+        found = f"{reader.replies} replies and {reader.lines} lines of {remote.completed} counted"
+        raise Retryable(Kind.UNAVAILABLE, f"its files hold {found}")
+
+
+def _write(
+    job: Job, manifest: Manifest, reader: ResultReader, end: JobEnd, path: str, kind: type[Done]
+) -> Done:
+    """Writes outcomes, leftovers and, last, the document."""
+    # Several processes may collect at once, each under a name of its own; the document says which
+    # counts.
+    store, name = job.store, f"{job.journal.folder}answers-{uuid.uuid4().hex[:12]}"
+    reader.outcomes.flush()
+    left = np.frombuffer(reader.left, dtype=np.bool_)
+    failpoint("answers.before")
+    store.put_file(f"{name}.rows", path)
+    goes_on = _going_on(job, manifest, reader, left, end) if left.any() else None
+    if goes_on is None:
+        index, counts = reader.outcomes.whole()
+    else:  # two indexes over the same rows: what ends here, and what is passed on
+        index, counts = reader.outcomes.part(~left)
+        store.put(f"{name}{LEFT}.index", reader.outcomes.part(left)[0])
+    store.put(f"{name}.index", index)
+    done = kind(
+        intent=job.intent.fingerprint,
+        outcomes=name,
+        ended=end.word,
+        counts=counts,
+        at=job.time(),
+        children=() if goes_on is None else (goes_on,),
+        left=None if goes_on is None else f"{name}{LEFT}",
+        ends_all=(end.failure.kind, end.failure.message) if end.is_of_all else None,
+        facts=dict(reader.facts),
+        usage=tuple(reader.usage),
+        cost_usd=reader.cost_usd,
+    )
+    return write_end(job, done, name)
+
+
+def split(job: Job, at_line: int, line_tokens: Array) -> Done:
+    """Ends a job that no queue will take as it is: the lines before `at_line` and those behind
+    become jobs of their own.
+
+    Nothing was sent of it, so no record ends here; what the job before left to it goes to both.
+
+    Args:
+      line_tokens: estimated tokens of each line.
+    """
+    manifest = Manifest.read(job.store, job.intent.lines)
+    halves = [
+        Child(name, part.write(job.store), len(part), part.lines, int(tokens.sum()))
+        for name, part, tokens in (
+            (FIRST_HALF, manifest.some_lines(0, at_line), line_tokens[:at_line]),
+            (SECOND_HALF, manifest.some_lines(at_line, manifest.lines), line_tokens[at_line:]),
+        )
+    ]
+    done = Done(
+        intent=job.intent.fingerprint,
+        outcomes=None,
+        ended="split",
+        counts={},
+        at=job.time(),
+        children=tuple(halves),
+        left=job.prior,
+        # An attempt may have made a job all the same; then its parts look out for that.
+        doubted=bool(job.guesses()),
+    )
+    return write_end(job, done, None)
+
+
+def write_end(job: Job, done: Done, outcomes: str | None) -> Done:
+    """Ends the job, with the outcomes of that name; returns the end that counts, which may be a
+    quicker process's."""
+    failpoint("done.before")
+    if job.journal.add(done):
+        failpoint("done.after")
         return done
+    if outcomes is not None:
+        # Another collector was quicker: its end counts, and nothing names these objects.
+        for ending in (".index", ".rows", f"{LEFT}.index"):
+            job.store.delete(outcomes + ending)
+    kept = job.journal.read(type(done))
+    if kept is None:
+        raise LedgerError(f"{job.journal.name(type(done))} can't be read back")
+    return kept
 
-    def _trace(self, done: Done) -> None:
-        """The job, for who traces."""
-        settings, intent = self._job.settings, self._job.intent
-        created = self._job.journal.newest(Created) if settings.tracing else None
-        if created is None:
-            return
-        failed = sum(count for kind, count in done.counts.items() if kind)
-        events.trace(
-            "job",
-            created_at=created.created_at,
-            ended_at=done.at,
-            provider=settings.provider,
-            base_url=settings.base_url,
-            model=settings.model_name,
-            task=settings.task,
-            job=intent.job,
-            job_id=created.job_id,
-            ended=done.ended,
-            records=intent.records,
-            requests=intent.line_count,
-            answered=done.counts.get("", 0),
-            failed=failed,
-            cost_usd=done.cost_usd,
-            error=None if done.counts.get("") or done.passed_on else done.ended,
-            **Usage(*done.usage)._asdict(),
-        )
 
-    def _read_results(self, reader: ResultReader, job: RemoteJob, is_whole: bool) -> None:
-        with temporary_file() as path:
-            try:
-                guarded(lambda: self._job.provider.fetch(job, Path(path)))
-            except CallError as error:
-                if is_whole:
-                    raise
-                _LOG.warning("the results of %s can't all be read: %s", job.job_id, error.message)
-            failpoint("collect.file")
-            reader.read_file(path)
-        if is_whole and reader.is_short_of(job):
-            found = f"{reader.replies} replies and {reader.lines} lines of {job.completed} counted"
-            raise Retryable(Kind.UNAVAILABLE, f"its files hold {found}")
+def _going_on(
+    job: Job, manifest: Manifest, reader: ResultReader, left: Array, end: JobEnd
+) -> Child | None:
+    """What asks again for records that do not end here; None: nobody, they end as they are.
 
-    def _write(
-        self, manifest: Manifest, reader: ResultReader, end: JobEnd, path: str, kind: type[Done]
-    ) -> Done:
-        """Writes outcomes, leftovers and, last, the document."""
-        # Several processes may collect at once, each under a name of
-        # its own; the document says which counts.
-        store, name = self._job.store, f"{self._job.journal.folder}answers-{uuid.uuid4().hex[:12]}"
-        reader.outcomes.flush()
-        left = np.frombuffer(reader.left, dtype=np.bool_)
-        failpoint("answers.before")
-        store.put_file(f"{name}.rows", path)
-        goes_on = self._going_on(manifest, reader, left, end) if left.any() else None
-        if goes_on is None:
-            index, counts = reader.outcomes.whole()
-        else:  # two indexes over the same rows: what ends here, and what is passed on
-            index, counts = reader.outcomes.part(~left)
-            store.put(f"{name}{LEFT}.index", reader.outcomes.part(left)[0])
-        store.put(f"{name}.index", index)
-        done = kind(
-            intent=self._job.intent.fingerprint,
-            outcomes=name,
-            ended=end.word,
-            counts=counts,
-            at=self._job.time(),
-            children=() if goes_on is None else (goes_on,),
-            left=None if goes_on is None else f"{name}{LEFT}",
-            ends_all=(end.failure.kind, end.failure.message) if end.is_of_all else None,
-            facts=dict(reader.facts),
-            usage=tuple(reader.usage),
-            cost_usd=reader.cost_usd,
-        )
-        return self.write(done, name)
-
-    def split(self, at_line: int, line_tokens: Array, doubted: bool) -> Done:
-        """Ends a job that no queue will take as it is: the lines before `at_line` and those behind
-        become jobs of their own.
-
-        Nothing was sent of it, so no record ends here; what the job before left to it goes to both.
-
-        Args:
-          line_tokens: estimated tokens of each line.
-          doubted: an attempt at it may have made a job all the same; then its parts look out for
-            that.
-        """
-        manifest = Manifest.read(self._job.store, self._job.intent.lines)
-        halves = [
-            Child(name, part.write(self._job.store), len(part), part.lines, int(tokens.sum()))
-            for name, part, tokens in (
-                (FIRST_HALF, manifest.some_lines(0, at_line), line_tokens[:at_line]),
-                (SECOND_HALF, manifest.some_lines(at_line, manifest.lines), line_tokens[at_line:]),
-            )
-        ]
-        done = Done(
-            intent=self._job.intent.fingerprint,
-            outcomes=None,
-            ended="split",
-            counts={},
-            at=self._job.time(),
-            children=tuple(halves),
-            left=self._job.prior,
-            doubted=doubted,
-        )
-        return self.write(done, None)
-
-    def write(self, done: Done, outcomes: str | None) -> Done:
-        """Ends the job, with the outcomes of that name; returns the end that counts, which may be a
-        quicker process's."""
-        failpoint("done.before")
-        if self._job.journal.add(done):
-            failpoint("done.after")
-            return done
-        if outcomes is not None:
-            # Another collector was quicker: its end counts, and nothing names these objects.
-            for ending in (".index", ".rows", f"{LEFT}.index"):
-                self._job.store.delete(outcomes + ending)
-        kept = self._job.journal.read(type(done))
-        if kept is None:
-            raise LedgerError(f"{self._job.journal.name(type(done))} can't be read back")
-        return kept
-
-    def _going_on(
-        self, manifest: Manifest, reader: ResultReader, left: Array, end: JobEnd
-    ) -> Child | None:
-        """What asks again for records that do not end here; None: nobody, they end as they are.
-
-        A follow-up that the provider would find too small is none: its records go live at once.
-        """
-        settings, intent = self._job.settings, self._job.intent
-        if settings.on_leftover == "fail":
-            return None
-        starts = _regrouped(manifest, left, np.frombuffer(reader.regroup, dtype=np.uint8))
-        passed_on = manifest.chosen(np.flatnonzero(left), starts)
-        name, records = passed_on.write(self._job.store), len(passed_on)
-        is_job = passed_on.lines >= self._job.provider.traits.min_requests
-        goes_live = end.goes_live or not is_job or intent.is_second_try
-        child = FOLLOW_UP if settings.on_leftover == "follow_up" and not goes_live else LIVE
-        # By its share: exact weights would take reading the parts.
-        tokens = intent.tokens * records // max(intent.records, 1)
-        return Child(child, name, records, passed_on.lines, tokens)
+    A follow-up that the provider would find too small is none: its records go live at once.
+    """
+    settings, intent = job.settings, job.intent
+    if settings.on_leftover == "fail":
+        return None
+    starts = _regrouped(manifest, left, np.frombuffer(reader.regroup, dtype=np.uint8))
+    passed_on = manifest.chosen(np.flatnonzero(left), starts)
+    name, records = passed_on.write(job.store), len(passed_on)
+    is_job = passed_on.lines >= job.provider.traits.min_requests
+    goes_live = end.goes_live or not is_job or intent.is_second_try
+    child = FOLLOW_UP if settings.on_leftover == "follow_up" and not goes_live else LIVE
+    # By its share: exact weights would take reading the parts.
+    tokens = intent.tokens * records // max(intent.records, 1)
+    return Child(child, name, records, passed_on.lines, tokens)
 
 
 def _regrouped(manifest: Manifest, left: Array, alone: Array) -> Array:

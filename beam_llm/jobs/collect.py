@@ -23,9 +23,9 @@ from beam_llm.errors import (
     Retryable,
     missing_message,
 )
-from beam_llm.jobs.context import JobContext
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
+from beam_llm.jobs.job import JobContext
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import Outcomes, OutcomeWriter
 from beam_llm.protocols import LineEnd, LineReply, RemoteJob, Store

@@ -18,15 +18,15 @@ from beam_llm.errors import (
     Kind,
     NotCreated,
     Rejected,
+    guarded,
     printable,
 )
 from beam_llm.jobs.failpoints import failpoint
-from beam_llm.jobs.guarded import guarded
 from beam_llm.jobs.input_file import write_lines
 from beam_llm.jobs.job import Job
 from beam_llm.jobs.journal import CloseReason, Creating
 from beam_llm.jobs.pacing import deadline_seconds, visible_seconds
-from beam_llm.jobs.remote_search import RemoteSearch
+from beam_llm.jobs.remote_search import find_remote, settle_doubles
 from beam_llm.jobs.status import Phase
 from beam_llm.protocols import Recovery, RemoteJob
 from beam_llm.stores import temporary_file
@@ -39,52 +39,53 @@ its jobs before the create is sent once more, where the provider can be asked fo
 
 
 class Doubt:
-    """What is not known of one job's creates. Only the holder of the job's lease resolves it.
+    """What is not known of one attempt's create. Only the holder of the job's lease resolves it."""
 
-    Attributes:
-      may_repeat: the provider makes one job for one name, so a create may be sent again.
-    """
+    def __init__(self, job: Job, attempt: int):
+        self.attempt = attempt
+        self._job, self._marker = job, job.journal.read(Creating, attempt)
+        self._known_since = job.clock.monotonic()
+        self._is_counted = self._is_told = False
 
-    def __init__(self, job: Job, search: RemoteSearch):
-        self._job, self._search = job, search
-        self._known_since: dict[int, float] = {}
-        self._counted: set[int] = set()
-        self._told: set[int] = set()
-        self.may_repeat = job.provider.traits.recovery is Recovery.TOKEN
+    @staticmethod
+    def may_repeat(job: Job) -> bool:
+        """Whether the provider makes one job for one name, so that a create may be sent again."""
+        return job.provider.traits.recovery is Recovery.TOKEN
 
-    def note(self, attempt: int) -> None:
-        """Counts a create without a clear answer, once."""
-        self._watched_seconds(attempt)
-        if attempt not in self._counted:
-            self._counted.add(attempt)
+    def count(self) -> None:
+        """Counts the doubt, once."""
+        if not self._is_counted:
+            self._is_counted = True
             self._job.context.counted["jobs_in_doubt"] += 1
 
-    def _watched_seconds(self, attempt: int) -> float:
-        """For how many seconds this process has known of it."""
-        now = self._job.clock.monotonic()
-        return now - self._known_since.setdefault(attempt, now)
-
-    def repeat(self, attempt: int) -> RemoteJob | None:
-        """Sends the attempt's create once more: the same name, the same input.
+    def resolve(self) -> RemoteJob | float:
+        """Sends the create once more where it may be repeated, else looks for the job among the
+        provider's.
 
         Returns:
-          The job that there is now. None: it has to be looked for, because the provider refuses
-          what it may have taken before, or because nothing was to be created.
+          The job, of several the oldest, the others being cancelled. Or seconds until it is certain
+          that there is none; 0.0: it is, and the attempt is closed.
 
         Raises:
-          CallError: no clear answer again.
+          CallError: no clear answer again, or it can't be looked for, now or ever.
         """
-        marker = self._job.journal.read(Creating, attempt)
+        return (self._repeat() if self.may_repeat(self._job) else None) or self._look()
+
+    def _repeat(self) -> RemoteJob | None:
+        """The job that the same create, by the same name and from the same input, gives now. None:
+        it has to be looked for, because the provider refuses what it may have taken before, or
+        because nothing was to be created."""
+        marker = self._marker
         if marker is None or marker.adopts is not None:
             return None
-        if self._age_seconds(attempt, marker) > NAME_SECONDS:
+        if self._age_seconds() > NAME_SECONDS:
             # Where it can't be told, to repeat the create is all that can be done.
             with suppress(CannotTell):
-                if found := self._search.find_remote():
+                if found := find_remote(self._job):
                     return found[0]
         failpoint("create.again")
         try:
-            job = self._created(self._job.create_name(attempt), marker.file_id)
+            remote = self._created(self._job.create_name(self.attempt), marker.file_id)
         except NotCreated as no:
             # Such as a full queue: it passes, and says nothing of what the first create did.
             if not isinstance(no.reason, Rejected):
@@ -93,81 +94,68 @@ class Doubt:
             _LOG.warning(refused, self._job.name, no.message)
             return None
         failpoint("adopted")
-        return job
+        return remote
 
     def _created(self, name: str, file_id: str | None) -> RemoteJob:
         create = self._job.provider.create
         if file_id is not None:
-            return guarded(lambda: create(name, file_id, None))
+            return guarded(create, name, file_id, None)
         with temporary_file() as path:
             write_lines(path, self._job.context, self._job.intent.lines)
-            return guarded(lambda: create(name, None, Path(path)))
+            return guarded(create, name, None, Path(path))
 
-    def look(self, attempt: int) -> RemoteJob | float:
-        """Looks for the job among the provider's.
-
-        Returns:
-          The job, of several the oldest, the others being cancelled. Or seconds until it is certain
-          that there is none; 0.0: it is, and the attempt is closed.
-
-        Raises:
-          CallError: it can't be looked for, now or ever.
-        """
-        self.note(attempt)
-        marker = self._job.journal.read(Creating, attempt)
-        found = self._search.find_remote()
-        left = visible_seconds(self._job.settings, self._job.provider.traits) - self._age_seconds(
-            attempt, marker
-        )
+    def _look(self) -> RemoteJob | float:
+        self.count()
+        job = self._job
+        found = find_remote(job)
+        left = visible_seconds(job.settings, job.provider.traits) - self._age_seconds()
         # One that is not this attempt's may have an older sister that the list doesn't show yet.
-        if found and (left <= 0 or any(self._is_of(attempt, marker, job) for job in found)):
+        if found and (left <= 0 or any(map(self._has_made, found))):
             oldest, *younger = found
             if younger:
-                self._search.settle_doubles(oldest.job_id, [job.job_id for job in younger])
+                settle_doubles(job, oldest.job_id, [remote.job_id for remote in younger])
             failpoint("adopted")
             return oldest
         if left > 0:
             return left
-        if self._job.journal.status().phase is Phase.DOUBT:  # else its process came back meanwhile
-            self._job.close(attempt, CloseReason.NOT_FOUND)
+        if job.journal.status().phase is Phase.DOUBT:  # else its process came back meanwhile
+            job.close(self.attempt, CloseReason.NOT_FOUND)
         return 0.0
 
-    def seconds_left(self, attempt: int, error: CallError) -> float:
-        """How long it is still worth looking after a look that failed.
+    def _has_made(self, remote: RemoteJob) -> bool:
+        if remote.name:
+            return remote.name == self._job.create_name(self.attempt)
+        return remote.staged == (None if self._marker is None else self._marker.file_id)
+
+    def may_pass(self, error: CallError) -> bool:
+        """Whether it is still worth looking after a look that failed.
 
         Where the provider can't tell, that will not change; anything else may, until the deadline.
         """
         settings, traits = self._job.settings, self._job.provider.traits
         is_settled = isinstance(error, CannotTell | Rejected | Aborted)
-        patience = (
-            visible_seconds(settings, traits) if is_settled else deadline_seconds(settings, traits)
-        )
-        return patience - self._age_seconds(attempt, self._job.journal.read(Creating, attempt))
-
-    def tell(self, attempt: int, error: CallError) -> None:
-        """Says once what a job waits for that can't be told from others yet."""
-        if error.kind == Kind.DOUBTFUL and attempt not in self._told:
-            self._told.add(attempt)
+        patience = (visible_seconds if is_settled else deadline_seconds)(settings, traits)
+        if patience <= self._age_seconds():
+            return False
+        # Said once: what it waits for can't be told from others yet.
+        if error.kind == Kind.DOUBTFUL and not self._is_told:
+            self._is_told = True
             _LOG.warning("job %s is in doubt: %s", self._job.name, printable(error.message))
+        return True
 
-    def resubmits(self, attempt: int) -> bool:
+    def resubmits(self) -> bool:
         """Gives the attempt up where the user has said so (`on_doubt`); returns whether that is
         so."""
         if self._job.settings.on_doubt != "resubmit":
             return False
-        self._job.close(attempt, CloseReason.RESUBMITTED)
+        self._job.close(self.attempt, CloseReason.RESUBMITTED)
         self._job.context.counted["jobs_resubmitted"] += 1
         return True
 
-    def _age_seconds(self, attempt: int, marker: Creating | None) -> float:
+    def _age_seconds(self) -> float:
         """At least so long ago the create was sent, if it ever was."""
-        watched = self._watched_seconds(attempt)
-        shared = self._job.shared
+        watched = self._job.clock.monotonic() - self._known_since
+        marker, shared = self._marker, self._job.shared
         if marker is None or not marker.shared or shared.provider_time() is None:
             return watched  # two machines' clocks: what can be compared is what was seen here
         return max(watched, shared.time() - marker.at)
-
-    def _is_of(self, attempt: int, marker: Creating | None, job: RemoteJob) -> bool:
-        if job.name:
-            return job.name == self._job.create_name(attempt)
-        return job.staged == (marker.file_id if marker is not None else None)

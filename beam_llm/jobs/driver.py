@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from beam_llm.config import Settings
 from beam_llm.errors import Aborted, Failure, LedgerError
 from beam_llm.jobs import join
-from beam_llm.jobs.context import Cost, JobContext
 from beam_llm.jobs.endings import JobEnd
-from beam_llm.jobs.job import Job
+from beam_llm.jobs.job import Cost, Job, JobContext
 from beam_llm.jobs.job_driver import JobDriver
 from beam_llm.jobs.job_tree import JobTree, Node, following
 from beam_llm.jobs.journal import Done

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from beam_llm.errors import PromptError
-from beam_llm.jobs.context import JobContext
+from beam_llm.jobs.job import JobContext
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import by_part, records_of
 from beam_llm.protocols import BatchProvider, Store, Task

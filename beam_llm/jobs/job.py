@@ -1,26 +1,124 @@
-"""One job as everything that works on it has it.
+"""One job as everything that works on it has it, and what it shares with the others of its driver.
 
 Attempt n of a job is one marker, created by exactly one process: only that one may send its create.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from beam_llm.jobs.context import JobContext
+from beam_llm.config import Settings
+from beam_llm.errors import CallError
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.journal import Closed, CloseReason, Created, Creating, Journal
+from beam_llm.jobs.leases import Leases, SharedClock
 from beam_llm.jobs.ledger import Intent
-from beam_llm.jobs.pacing import quick_interval
+from beam_llm.jobs.pacing import (
+    LONGEST_PAUSE_SECONDS,
+    SHORTEST_PAUSE_SECONDS,
+    longest_backoff,
+    pause_after,
+    quick_interval,
+)
 from beam_llm.jobs.status import Waiting
-from beam_llm.protocols import RemoteJob
+from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store, Task
+from beam_llm.values import Usage
 
+_LOG = logging.getLogger(__name__)
+
+Cost = Callable[[Usage, bool], float | None]
+"""Price of a reply's usage in dollars; True: at the batch API's price."""
 MOST_AGE_SECONDS = 30 * 86_400.0
 """Of a job that is adopted; an older time is taken for a mistake."""
+LONG_WAIT_SECONDS = 600.0
+"""After so long behind the provider's limit a job says so."""
+
+
+class WaitingLine:
+    """A driver's jobs behind a full queue: only the first of them knocks, the others wait behind
+    it."""
+
+    def __init__(self, settings: Settings, clock: Clock):
+        self._settings, self._clock = settings, clock
+        # By number, then name: the line is in this order.
+        self._due: dict[tuple[int, str], float] = {}
+        self._since: dict[tuple[int, str], float] = {}
+
+    def enter(self, job: Intent, seconds: float, refusal: CallError | None = None) -> None:
+        """Gives a job its place.
+
+        Args:
+          seconds: until it is worth trying again.
+          refusal: what the queue has just said; a job that has waited long says so, once.
+        """
+        place, now = (job.number, job.job), self._clock.monotonic()
+        self._due[place] = now + min(max(seconds, 0.0), LONGEST_PAUSE_SECONDS)
+        waited = now - self._since.setdefault(place, now) if refusal is not None else 0.0
+        if waited >= LONG_WAIT_SECONDS:
+            # No wait is long from now on: it is said once.
+            self._since[place] = math.inf
+            _LOG.warning(
+                "job %s has waited %.0f min behind the provider's limit, and goes on waiting: %s",
+                job.job,
+                waited / 60,
+                refusal.message if refusal else "",
+            )
+
+    def leave(self, job: Intent) -> None:
+        """Gives the place up: the job was taken, or has ended."""
+        self._due.pop((job.number, job.job), None)
+        self._since.pop((job.number, job.job), None)
+
+    def __contains__(self, job: Intent) -> bool:
+        return (job.number, job.job) in self._due
+
+    def is_due(self) -> None:
+        """Lets every job in the line try at once: one has ended, so there may be room."""
+        now = self._clock.monotonic()
+        self._due = {place: min(due, now) for place, due in self._due.items()}
+
+    def seconds(self, job: Intent) -> float:
+        """How long a job has to wait; not above zero: it may try."""
+        place, now = (job.number, job.job), self._clock.monotonic()
+        # A job that is later than this is driven by nobody any more, and holds nobody up.
+        grace = 2 * longest_backoff(self._settings)
+        ahead = [due for other, due in self._due.items() if other < place and now < due + grace]
+        if ahead:
+            # Shortly after the first has knocked: if it was taken, there may be room for more.
+            return max(min(ahead) - now, 0.0) + quick_interval(self._settings, job.job)
+        return self._due.get(place, now) - now
+
+
+@dataclass
+class JobContext:
+    """The settings, the seams and the clocks that all jobs of one driver share.
+
+    Attributes:
+      clock: this machine's; by it runners are told when to come again.
+      shared: the time that machines agree on; by it everything is written down.
+      counted: things worth counting, for the caller to post and clear.
+    """
+
+    settings: Settings
+    task: Task
+    store: Store
+    provider: BatchProvider
+    cost: Cost
+    clock: Clock
+    counted: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.shared = SharedClock(self.provider, self.clock)
+        self.leases = Leases(self.store, self.settings.lease_seconds, self.shared)
+        self.line = WaitingLine(self.settings, self.clock)
 
 
 class Job:
-    """What one job is to do, what is written down of it, and what all jobs of its driver share.
+    """What one job is to do, what is written down of it, and how long it waits.
 
         job = Job(context, ledger.intent(7))
         if job.claim(0, file_id):
@@ -31,6 +129,8 @@ class Job:
       prior: name of the outcomes that the job before left to this one.
       undivided: jobs that this is a part of, of which one as a whole may yet show up at the
         provider.
+      tries: calls that failed in a row.
+      cancelling: remote jobs that this process has cancelled.
     """
 
     def __init__(
@@ -46,13 +146,44 @@ class Job:
         self.settings, self.task = context.settings, context.task
         self.store, self.provider = context.store, context.provider
         self.clock, self.shared = context.clock, context.shared
+        # Seconds since the epoch, as they are written down: by the clock that machines share.
+        self.time = context.shared.time
+        self.tries = 0
+        self.cancelling: set[str] = set()
+        self._waiting, self._due = Waiting(0.0), -math.inf
 
-    def time(self) -> float:
-        """Seconds since the epoch, as they are written down: by the clock that machines share."""
-        return self.shared.time()
+    def wait(
+        self,
+        seconds: float,
+        status: str,
+        job_id: str | None = None,
+        part: float | None = None,
+        since: float | None = None,
+    ) -> Waiting:
+        """Nothing to be done for so long; `waiting` says so until then."""
+        self._due = self.clock.monotonic() + seconds
+        self._waiting = Waiting(self.clock.time() + seconds, job_id, status, part=part, since=since)
+        return self._waiting
 
-    def wait(self, seconds: float, status: str) -> Waiting:
-        return Waiting(self.clock.time() + seconds, None, status)
+    @property
+    def waiting(self) -> Waiting | None:
+        """The last answer while it holds, however many refs ask for it; None: there is something
+        to do."""
+        left = (
+            self.context.line.seconds(self.intent)  # which another job's end may shorten
+            if self._waiting.status == "queued"
+            else self._due - self.clock.monotonic()
+        )
+        if left <= SHORTEST_PAUSE_SECONDS:
+            return None
+        return self._waiting._replace(next_at=self.clock.time() + left)
+
+    def pause_after(self, error: CallError) -> float:
+        """Seconds until a call that failed is tried again, longer at each failure in a row."""
+        self.tries += 1
+        pause = pause_after(self.settings, error, self.tries, self.name)
+        _LOG.info("job %s: %s; next try in %.1f s", self.name, error.message, pause)
+        return pause
 
     def soon(self) -> float:
         """Seconds to the next look at something that changes soon: a lease, a list."""
@@ -84,12 +215,13 @@ class Job:
         marker = Creating(self.time(), shared, self.context.leases.owner, file_id, adopts)
         return self.journal.add(marker, attempt)
 
-    def acknowledge(self, attempt: int, job: RemoteJob) -> None:
+    def acknowledge(self, attempt: int, remote: RemoteJob) -> None:
         """Writes down that the attempt has made this remote job."""
         now = self.time()
         # The deadline counts from here: an absurd time would end the wait at once, or never.
-        is_plausible = 0.0 <= now - job.created_at <= MOST_AGE_SECONDS
-        self.journal.add(Created(job.job_id, job.created_at if is_plausible else now), attempt)
+        is_plausible = 0.0 <= now - remote.created_at <= MOST_AGE_SECONDS
+        created_at = remote.created_at if is_plausible else now
+        self.journal.add(Created(remote.job_id, created_at), attempt)
         failpoint("ack.after")
 
     def close(self, attempt: int, reason: CloseReason, **facts: object) -> None:

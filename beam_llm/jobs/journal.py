@@ -21,6 +21,7 @@ the halves of a 7 that was too large for the provider's queue, `7.b.f` is the fo
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -301,6 +302,16 @@ def job_of(name: str) -> str:
     """The job that an object below `jobs/` belongs to."""
     number, dot, path = name.split("/")[1].partition(".")
     return f"{int(number)}{dot}{path}"
+
+
+def acknowledged(store: Store) -> Iterator[tuple[str, str]]:
+    """(job, the provider's id) of every create in a ledger that was answered, the newest job
+    first."""
+    # There is no index by the provider's ids: a job is seldom looked up by one.
+    for name in reversed([name for name in store.list("jobs/") if f"/{Created.word}-" in name]):
+        created = read(store, name, Created)
+        if created is not None:
+            yield job_of(name), created.job_id
 
 
 class Journal:

@@ -1,4 +1,5 @@
-"""Leases: who may submit a job, until when. Needs nothing of a store but create-if-absent.
+"""Leases: who may submit a job, until when, by a time that machines agree on. Needs nothing of a
+store but create-if-absent.
 
 Lease k + 1 may be created by k's owner at any time, by others once k has expired, or once its owner
 is known to be dead.
@@ -14,9 +15,38 @@ import uuid
 from pathlib import Path
 from typing import NamedTuple
 
-from beam_llm.jobs.clocks import SharedClock
+from beam_llm.errors import CallError, guarded
 from beam_llm.jobs.journal import Journal, Lease
-from beam_llm.protocols import Store
+from beam_llm.protocols import BatchProvider, Clock, Store
+
+
+class SharedClock:
+    """The time that several machines agree on: the provider's where it is known, else this
+    machine's. What is written into the ledger is by this clock.
+
+    Their own clocks may be hours apart, and may be set while they run. Pauses are measured by
+    `monotonic`, and given to runners as this machine's time.
+    """
+
+    def __init__(self, provider: BatchProvider, clock: Clock):
+        self._provider, self._clock = provider, clock
+        self.monotonic = clock.monotonic
+
+    def provider_time(self) -> float | None:
+        """None where the provider doesn't tell it."""
+        try:
+            return guarded(self._provider.now)
+        except CallError:
+            return None
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        told = self.provider_time()
+        return self._clock.time() if told is None else told
+
+    def here(self, moment: float) -> float:
+        """What this machine's clock shows at a moment by `time`."""
+        return self._clock.time() + moment - self.time()
 
 
 class _Held(NamedTuple):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from beam_llm.config import Settings
-from beam_llm.jobs.closing import Closing
+from beam_llm.jobs.closing import write_end
 from beam_llm.jobs.collect import PriorOutcomes
 from beam_llm.jobs.columns import Array
 from beam_llm.jobs.job import Job
@@ -89,7 +89,7 @@ class LiveJob:
             at=self._job.time(),
             cost_usd=sum(each.cost_usd or 0.0 for each in slices),
         )
-        return Closing(self._job).write(done, name)
+        return write_end(self._job, done, name)
 
     def _of_slices(self, slices: Sequence[Slice], keys: Array) -> Iterator[Outcome]:
         """What was answered, in the order of the records' keys."""

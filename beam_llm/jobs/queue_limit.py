@@ -18,17 +18,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from beam_llm.errors import CallError, Failure, Kind, QueueFull
+from beam_llm.errors import CallError, Failure, Kind, QueueFull, guarded
 from beam_llm.jobs.columns import Array
 from beam_llm.jobs.cutting import cut_jobs
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
-from beam_llm.jobs.guarded import guarded
 from beam_llm.jobs.job import Job
-from beam_llm.jobs.journal import Closed, Document, Refusal, read
+from beam_llm.jobs.journal import Closed, CloseReason, Document, Refusal, read
 from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import by_part
+from beam_llm.jobs.status import Waiting
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS
 from beam_llm.protocols import RemoteJob, Store, Task
 
@@ -124,18 +124,34 @@ class Split(NamedTuple):
 
 
 class QueueLimit:
-    """Decides what becomes of one job that the queue refuses. Only the holder of the job's lease
-    asks it to."""
+    """Decides what becomes of one job that the queue refuses, for the holder of its lease."""
 
     def __init__(self, job: Job):
         self._job = job
         self._known = ModelLimit(job.store, job.intent.host, job.intent.model)
 
-    def refusal(self, error: QueueFull) -> Refusal:
-        """What the ledger is to remember of a refusal by the queue."""
-        if error.limit_tokens is not None:
-            self._note(stated=error.limit_tokens)
-        return Refusal(error.limit_tokens, self._is_alone())
+    def queue_up(self, attempt: int, job_id: str | None, error: CallError) -> Waiting:
+        """The provider has no room for the job now: it gave nothing, and is tried again."""
+        job, refusal = self._job, None
+        if isinstance(error, QueueFull):
+            if error.limit_tokens is not None:
+                self._note(stated=error.limit_tokens)
+            refusal = Refusal(error.limit_tokens, self._is_alone())
+        pause = job.pause_after(error)
+        facts = {"retry_at": job.time() + pause, "job_id": job_id, "refusal": refusal}
+        job.close(attempt, CloseReason.QUEUE, **facts)
+        failpoint("queued")
+        job.context.line.enter(job.intent, pause, error)
+        return job.wait(pause, "queued")
+
+    def seconds(self, attempt: int) -> float:
+        """Until the job may try to enter the queue, also where another process was told to wait;
+        not above zero: at once."""
+        job, line = self._job, self._job.context.line
+        closed = job.journal.read(Closed, attempt - 1) if job.intent not in line else None
+        if closed is not None and closed.reason is CloseReason.QUEUE:
+            line.enter(job.intent, closed.retry_at - job.time())
+        return line.seconds(job.intent)
 
     def decide(self, attempt: int) -> Split | JobEnd | None:
         """How the job goes on instead of being sent as it is; None: it is to be sent."""

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
 from beam_llm.jobs.job_tree import JobTree
-from beam_llm.jobs.journal import Created, job_of, read
+from beam_llm.jobs.journal import acknowledged
 from beam_llm.jobs.ledger import Ledger
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.parts import PartReader
@@ -82,24 +82,18 @@ def find_job(ledger: Ledger, job_id: str) -> str:
     Raises:
       UsageError: there is none.
     """
-    store = ledger.store
     if (
         job_id.startswith("#")
         and job_id[1:].isdigit()
         and any(intent.number == int(job_id[1:]) for intent in ledger.intents())
     ):
         return job_id[1:]
-    # There is no index by the provider's ids: a job is seldom looked up by one.
-    jobs = 0
-    for name in store.list("jobs/"):
-        if "/created-" in name:
-            jobs += 1
-            found = read(store, name, Created)
-            if found is not None and found.job_id == job_id:
-                return job_of(name)
+    known = acknowledged(ledger.store)
+    if job := next((job for job, remote in known if remote == job_id), None):
+        return job
     where = (
         "`beam-llm jobs ls` lists those there are"
-        if jobs
+        if next(acknowledged(ledger.store), None)
         else "it holds no jobs at all: is it the one they were submitted with?"
     )
     raise UsageError(
