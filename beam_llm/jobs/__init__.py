@@ -12,12 +12,11 @@
     journal.py          the documents of one job
     driver.py           walks the tree of a job
     job_tree.py         what follows from a job, in which order
-    job.py              one job, as all that work on it have it
+    job.py              one job, as all that work on it have it, and how long it waits
     job_driver.py       it goes step by step
     status.py           where it stands
     submit.py           from an intent to a remote job
     staging.py          the input in its place
-    queue_place.py      behind a full queue
     input_file.py       what is sent
     doubt.py            a create that got no answer
     remote_search.py    a job that nobody heard of
@@ -29,18 +28,16 @@
     endings.py          what the end of a job means
     join.py             back to this run's elements
     live_leftovers.py   live calls for the last leftovers
-    leases.py           who may submit
-    context.py          what all jobs of a driver share
-    clocks.py           the time that machines agree on
+    leases.py           who may submit, by a time that machines agree on
     admin.py            look, cancel, tidy
     failpoints.py       where tests kill
 
 The way of one job: `plan` writes its intent into the log and gives a `BatchJobRef`.
 `Driver.step(ref)` gets the `JobDriver` of the ref's number and calls `step()`: it reads the `Job`'s
-journal, submits under its lease (`Submission`), watches (`RemoteWatch`), and at the end has
-`Closing` write a `Done`, which names the children that go on with what was left over: jobs, each
-with a `JobDriver`, or live calls (`LiveJob`). `join.answers` gives what each node answers back to
-the elements of this run.
+journal, submits under its lease (`Submission`), watches (`RemoteWatch`), and at the end `collect`s
+into a `Done`, which names the children that go on with what was left over: jobs, each with a
+`JobDriver`, or live calls (`LiveJob`). `join.answers` gives what each node answers back to the
+elements of this run.
 """
 
 from beam_llm.jobs.admin import Cleanup, JobView, cancel, cleanup, list_jobs, show
