@@ -66,6 +66,13 @@ class Settings:
         None, "Jinja2 template over the element's fields; `{{ element }}` is the whole", kind="text"
     )
     system_prompt: str | None = _option(None, "system-level instruction", kind="text", only="chat")
+    media: Sequence[str] | None = _option(
+        None,
+        "fields that hold images, to stand beside the text: bytes, `data:` URLs, addresses, or "
+        "lists of these",
+        kind="names",
+        only="chat",
+    )
     task: str = _option(
         "chat",
         "what the model does: `chat`: it answers; `embed`: it gives a vector of each text",

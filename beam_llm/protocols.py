@@ -100,6 +100,8 @@ class Task(Protocol):
       answer_schema: of one answer, in no provider's dialect.
       caps: how much one prompt holds (`prompting.batching.Caps`), where that does not follow from
         the model's window; else None.
+      media: its fields with images (`prompting.media.MediaFields`), which narrow what a prompt may
+        hold; None of most.
       texts: how many texts of each record a prompt shows.
       answers_plainly: `plain_answer` may know a reply to one record.
       sends_one_text: requests about one record differ in nothing but its one text, which stands in
@@ -118,6 +120,8 @@ class Task(Protocol):
     def answer_schema(self) -> Schema: ...
     @property
     def caps(self) -> Any: ...
+    @property
+    def media(self) -> Any: ...
     @property
     def texts(self) -> int: ...
     @property
@@ -197,6 +201,33 @@ class EmbedLimits(NamedTuple):
     input_tokens: int | None = None
     request_tokens: int | None = None
     number_bytes: float = 12.0
+
+
+class MediaLimits(NamedTuple):
+    """Which images a provider takes beside a prompt's text: what the function `media_limits` of its
+    module gives; one without it takes none.
+
+        def media_limits(settings):  # of a provider whose models all see
+            return MediaLimits(kinds=("image/png", "image/jpeg"), image_bytes=5_000_000)
+
+    Attributes:
+      kinds: MIME types of images.
+      images: most in one request; None where nobody says.
+      image_bytes: most bytes of one image, before base64.
+      request_bytes: most bytes of a request's texts and images together, in base64.
+      schemes: of addresses that it fetches images from.
+      names_kinds: it has to be told the kind of an image that it fetches.
+      tokens: width and height in pixels → input tokens of an image, from above; of zeros, the most
+        that an image may have.
+    """
+
+    kinds: tuple[str, ...]
+    images: int | None = None
+    image_bytes: int | None = None
+    request_bytes: int | None = None
+    schemes: tuple[str, ...] = ()
+    names_kinds: bool = False
+    tokens: Callable[[int, int], int] = lambda width, height: 2_000
 
 
 class SchemaDialect(Protocol):

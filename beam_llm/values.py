@@ -22,6 +22,28 @@ Schema = dict[str, Any]
 """A JSON schema (2020-12) as `json.loads` gives it, with its definitions in `$defs` at the root."""
 
 
+class Media(NamedTuple):
+    """An image beside a prompt's text. Its data stands in it once, in the form in which all
+    providers take it.
+
+    Attributes:
+      name: of the field that it is the value of.
+      kind: its MIME type, such as `image/png`; empty where only its address is known.
+      data: its bytes in base64; empty where it has a `uri`.
+      uri: where the provider finds it; empty where it has `data`.
+    """
+
+    name: str
+    kind: str
+    data: str = ""
+    uri: str = ""
+
+    @property
+    def data_url(self) -> str:
+        """Its address; of data, the data itself written as one."""
+        return self.uri or f"data:{self.kind};base64,{self.data}"
+
+
 class Record(NamedTuple):
     """What one element asks: the strings that its prompt varies by, and nothing of Beam.
 
@@ -32,12 +54,14 @@ class Record(NamedTuple):
         hangs on it, their bytes.
       fields: the element's fields, only where a custom batch template needs them, else None.
       record_id: the user's id as text, where `record_id` names a field, else None.
+      media: its images, in the order of their fields.
     """
 
     inputs: tuple[str, ...]
     tokens: int
     fields: Mapping[str, Any] | None = None
     record_id: str | None = None
+    media: tuple[Media, ...] = ()
 
 
 class PromptBatch(NamedTuple):
@@ -59,13 +83,29 @@ class PromptBatch(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Message:
     """Attributes:
+    content: its text, all of it.
     shared: how many characters at its start every prompt of its question has; what a provider
       caches of it, where it wants to be told.
+    media: its images, each with the number of characters of `content` that stand before it,
+      ascending.
     """
 
     role: str
     content: str
     shared: int = field(default=0, compare=False)
+    media: tuple[tuple[int, Media], ...] = ()
+
+    def parts(self) -> list[str | Media]:
+        """Its texts and images in the order in which they are read, without texts that are blank:
+        some providers refuse those.
+        """
+        parts: list[str | Media] = []
+        start = 0
+        for end, media in self.media:
+            parts += (self.content[start:end], media)
+            start = end
+        parts.append(self.content[start:])
+        return [part for part in parts if not isinstance(part, str) or part.strip()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,9 +192,10 @@ def test_words_to_choose_from_are_understood(words: str, members: list[str] | No
 def test_content_given_in_parts_is_read() -> None:
     parts = [
         {"type": "text", "text": "Classify:\nI love it"},
-        {"type": "image_url", "image_url": {"url": "data:"}},
+        {"type": "image_url", "image_url": {"url": "https://host/cat.png"}},
     ]
-    assert read_question({"messages": [{"role": "user", "content": parts}]}).texts == ("I love it",)
+    (text,) = read_question({"messages": [{"role": "user", "content": parts}]}).texts
+    assert text == "I love it\n[picture https://host/cat.png]"
 
 
 class Part(pydantic.BaseModel):

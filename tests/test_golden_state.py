@@ -34,16 +34,14 @@ ELEMENT = WindowedValue(
 STATE = {
     "buffered element": (
         STATE_CODER,
-        tuple(
-            BufferedRecord(
-                ENVELOPES.encode(ELEMENT),
-                25_000_000,
-                ("größer",),
-                3,
-                {"text": "größer", "n": 1.5},
-                "r-1",
-            )
-        ),
+        BufferedRecord(
+            ENVELOPES.encode(ELEMENT),
+            25_000_000,
+            ("größer",),
+            3,
+            {"text": "größer", "n": 1.5},
+            "r-1",
+        ).stored,
     ),
     "buffer's figures": (
         STATE_CODER,

@@ -24,9 +24,10 @@ from beam_llm.errors import Failure, LedgerError
 from beam_llm.jobs.columns import KEY, Array, Rows, content_name, pack, packer_of, unpack_named
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.leftovers import scratch_folder
+from beam_llm.prompting.media import FRAME_BYTES
 from beam_llm.protocols import Store
 from beam_llm.stores import holds
-from beam_llm.values import RECORD_KEY_BYTES, Record
+from beam_llm.values import RECORD_KEY_BYTES, Media, Record
 
 _FAILED, _DETAILED = 1, 2
 _ROW = np.dtype(
@@ -88,7 +89,10 @@ class PartWriter:
             # Texts stand in a JSON string inside a JSON line, so they are escaped twice; the second
             # time only quotes and backslashes are left to escape. Counted while they are at hand.
             size = len(question) + question.count(b'"') + question.count(b"\\") + 2
-            flags = 0 if record.fields is None and record.record_id is None else _DETAILED
+            flags = 0
+            if record.fields is not None or record.record_id is not None or record.media:
+                size += len(record.media) * FRAME_BYTES
+                flags = _DETAILED
             row = _pack_row(key, record.tokens, size, flags, self.size_bytes, len(question))
         self._table += row
         self._buffer += question
@@ -157,13 +161,14 @@ def _question(record: Record) -> bytes:
 
 
 def _dumped(record: Record, inputs: tuple[str, ...]) -> bytes:
-    if record.fields is None and record.record_id is None:
+    if record.fields is None and record.record_id is None and not record.media:
         return orjson.dumps(inputs)
     # default=str: a field may be anything; what it renders as is what counts, and each run renders
     # from this copy
-    return orjson.dumps(
-        [inputs, record.fields and dict(record.fields), record.record_id], default=str
-    )
+    detailed: list[Any] = [inputs, record.fields and dict(record.fields), record.record_id]
+    if record.media:
+        detailed.append(list(map(tuple, record.media)))
+    return orjson.dumps(detailed, default=str)
 
 
 class PartReader:
@@ -198,7 +203,9 @@ class PartReader:
         if flags & _FAILED:
             raise LedgerError(f"row {row} of part {self._name} has no record: {question}")
         if flags & _DETAILED:
-            return Record(tuple(question[0]), self._tokens[row], question[1], question[2])
+            inputs, fields, record_id, *media = question
+            images = tuple([Media(*one) for one in media[0]]) if media else ()
+            return Record(tuple(inputs), self._tokens[row], fields, record_id, images)
         return Record(tuple(question), self._tokens[row])
 
     def quoted(self, rows: Array) -> Iterator[bytes | None]:

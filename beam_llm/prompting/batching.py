@@ -65,7 +65,7 @@ class Caps(NamedTuple):
       records: most records.
       tokens: most input tokens of the records together, their numbering included; the shared part
         is taken off already.
-      bytes: most UTF-8 bytes of the records' texts together, or None.
+      bytes: most UTF-8 bytes of the records' texts and images (in base64) together, or None.
       record_tokens: most input tokens of each record, where that is less than of all together.
     """
 
@@ -136,8 +136,9 @@ def prompt_caps(settings: Settings, task: Task) -> Caps:
     Raises:
       UsageError: where the prompt alone leaves no room for any record.
     """
-    caps: Caps | None = task.caps
-    return caps or caps_of(settings, task.shared_tokens, window_of(settings))
+    own: Caps | None = task.caps
+    caps = own or caps_of(settings, task.shared_tokens, window_of(settings))
+    return caps if task.media is None else task.media.narrowed(caps)
 
 
 def caps_of(settings: Settings, shared_tokens: int, window: int | None) -> Caps:
@@ -255,10 +256,10 @@ class Batcher(Generic[T]):
     def too_large_failure(self, record: Record) -> Failure:
         """Says how large the record is, what would fit, and what to do."""
         if self._caps.bytes is not None and _bytes_of(record) > self._caps.bytes:
+            whose = "the provider, or batch_max_bytes," if record.media else "batch_max_bytes"
             return Failure(
                 Kind.TOO_LARGE,
-                f"the record has {_bytes_of(record):,} bytes; "
-                f"batch_max_bytes allows {self._caps.bytes:,}",
+                f"the record has {_bytes_of(record):,} bytes; {whose} allows {self._caps.bytes:,}",
             )
         return Failure(
             Kind.TOO_LARGE,
@@ -278,7 +279,8 @@ class Batcher(Generic[T]):
     def _count(self, record: Record) -> int:
         """The record's tokens as near to the truth as possible, and never more than
         `record.tokens`."""
-        if record.fields is not None:  # a batch template writes more than the inputs
+        # A batch template writes more than the inputs, and images have tokens, too.
+        if record.fields is not None or record.media:
             return tokens_of(record)
         return (
             min(record.tokens, sum(self._count_text(text, self._model) for text in record.inputs))
@@ -306,4 +308,5 @@ class Batcher(Generic[T]):
 
 
 def _bytes_of(record: Record) -> int:
-    return sum(map(utf8_bytes, record.inputs))
+    size = sum(map(utf8_bytes, record.inputs))
+    return size + sum(len(media.data) for media in record.media) if record.media else size

@@ -17,6 +17,7 @@ import orjson
 
 from beam_llm.config import RESPONSE_FORMATS, Settings, load_dotted
 from beam_llm.errors import PromptError, UsageError
+from beam_llm.prompting.media import FRAME_BYTES, MediaFields, placed_several, placed_single
 from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.readers import Parser, Reader, Shape
 from beam_llm.prompting.readers.custom import CustomReader
@@ -34,10 +35,11 @@ from beam_llm.prompting.templates import (
 )
 from beam_llm.prompting.text import clean
 from beam_llm.prompting.tokens import estimate_tokens
-from beam_llm.protocols import SchemaDialect
+from beam_llm.protocols import MediaLimits, SchemaDialect
 from beam_llm.values import (
     RECORD_KEY_BYTES,
     Completion,
+    Media,
     Message,
     Reading,
     Record,
@@ -76,6 +78,7 @@ class ChatTask:
       shared_tokens: estimated input tokens of a prompt without its records.
       texts: how many texts of each record a prompt shows.
       caps: None: how much a prompt holds follows from the model's window.
+      media: the fields that hold images; None where there are none.
       sends_one_text: requests about one record differ in nothing but its one text, which stands in
         the prompt as it is.
       answers_plainly: a reply to one record is what `plain_answer` takes.
@@ -83,6 +86,7 @@ class ChatTask:
     Args:
       enforced_schema: what the provider makes of a schema that it enforces; None where it enforces
         none.
+      media_limits: which images the provider takes; None: none.
 
     Raises:
       UsageError: for an output, a template, a path or a parser that can't be used.
@@ -90,7 +94,12 @@ class ChatTask:
 
     caps = None
 
-    def __init__(self, settings: Settings, enforced_schema: SchemaDialect | None = None):
+    def __init__(
+        self,
+        settings: Settings,
+        enforced_schema: SchemaDialect | None = None,
+        media_limits: MediaLimits | None = None,
+    ):
         self.settings = settings
         self.output = Output(settings.output)
         self._template = PromptTemplate(
@@ -100,6 +109,7 @@ class ChatTask:
         self._batch_template = BatchTemplate(source) if source is not None else None
         self._batchless_tokens = _batchless_tokens(self._batch_template)
         self._may_batch = settings.batch_size != 1
+        self.media = _media_of(settings, media_limits)
         self._format = _format_of(settings)
         self._extra = dict(settings.extra_body or {})
         self._enforced_schema = enforced_schema or _enforces_nothing
@@ -110,7 +120,7 @@ class ChatTask:
         is_plain = self.output.is_text or (self._format == "json" and self.output.is_object)
         self.answers_plainly = self._is_single(1) and is_plain
         self.texts = len(self._template.names)
-        self.sends_one_text = self._is_single(1) and self.texts == 1
+        self.sends_one_text = self._is_single(1) and self.texts == 1 and self.media is None
 
     def _build_reply_tools(self) -> None:
         settings, output = self.settings, self.output
@@ -133,7 +143,9 @@ class ChatTask:
         single, several = self._reply_format.tokens(self._template.shared)
         self._single_tokens, self._batch_tokens = single, several
         self.shared_tokens = max(single, several) if self._may_batch else single
-        has_only_a_field = self._batch_template is None and self.settings.record_id is None
+        has_only_a_field = (
+            self._batch_template is None and self.settings.record_id is None and self.media is None
+        )
         self._quick_field = self._template.only_field if has_only_a_field else None
 
     @property
@@ -164,10 +176,17 @@ class ChatTask:
             if type(value) is str:
                 text = value if value.isascii() else clean(value)
                 return Record((text,), count(text) + self._record_tokens)
+        media: tuple[Media, ...] = ()
+        if self.media is not None:
+            media = self.media.read(fields, element)
+            fields, element = self.media.masked(fields, element)
         inputs = self._template.inputs(fields, element)
         tokens = sum(map(count, inputs)) + self._record_tokens
+        if media and self.media is not None:
+            tokens += self.media.tokens(media)
         if self._batch_template is None:
-            return Record(inputs, tokens, None, record_id_of(self.settings.record_id, fields))
+            record_id = record_id_of(self.settings.record_id, fields)
+            return Record(inputs, tokens, None, record_id, media)
         needed = self._batch_template.needed(fields)
         # Tried out on this record alone, so that an error in the template stays its own.
         view = RecordView(1, self._template.fill(inputs), needed)
@@ -185,8 +204,11 @@ class ChatTask:
             parts += ["fields", orjson.dumps(record.fields, option=orjson.OPT_SORT_KEYS).decode()]
         if self.settings.independent and record.record_id is not None:
             parts += ["id", record.record_id]
+        for media in record.media:
+            parts += ["media", *media]
         # A text alone needs no frame: whether it has one, is the same for all records of a task.
-        hasher.update(parts[0].encode() if len(parts) == 1 else _framed(parts))
+        is_bare = len(parts) == 1 and self.media is None
+        hasher.update(parts[0].encode() if is_bare else _framed(parts))
         return hasher.digest()[:RECORD_KEY_BYTES]
 
     # Requests: once per prompt
@@ -205,12 +227,16 @@ class ChatTask:
         count, reply_format = len(records), self._reply_format
         is_single = self._is_single(count)
         is_keyed = not is_single and enforced and reply_format.is_keyed(count)
-        text = (
-            self._single_text(records[0]) if is_single else self._text_of_several(records, is_keyed)
-        )
+        places: Sequence[tuple[int, Media]] = ()
+        if self.media is not None:
+            text, places = self._text_and_media(records, is_single, is_keyed)
+        elif is_single:
+            text = self._single_text(records[0])
+        else:
+            text = self._text_of_several(records, is_keyed)
         shared = self._template.lead if is_single else self._shared_of_several(is_keyed)
         text = f"{text}\n\n{note}" if note else text
-        messages: tuple[Message, ...] = (Message("user", text, shared),)
+        messages: tuple[Message, ...] = (Message("user", text, shared, tuple(places)),)
         system = self.settings.system_prompt
         if system:
             messages = (Message("system", system, len(system)), *messages)
@@ -236,7 +262,11 @@ class ChatTask:
         """Bytes of the request's texts, schema and further parameters, in the provider's form."""
         messages = [[message.role, message.content] for message in request.messages]
         schema = request.schema and (self._enforced_schema(request.schema) or request.schema)
-        return len(orjson.dumps([messages, schema, request.extra], default=str))
+        size = len(orjson.dumps([messages, schema, request.extra], default=str))
+        for message in request.messages:
+            for _, media in message.media:
+                size += FRAME_BYTES + len(media.data) + len(media.uri)
+        return size
 
     def _is_single(self, count: int) -> bool:
         """Whether the record goes without an envelope."""
@@ -246,6 +276,22 @@ class ChatTask:
 
     def _single_text(self, record: Record) -> str:
         return self._template.fill(record.inputs) + self._reply_format.single_suffix
+
+    def _text_and_media(
+        self, records: Sequence[Record], is_single: bool, is_keyed: bool
+    ) -> tuple[str, Sequence[tuple[int, Media]]]:
+        """The prompt's text, and where its images stand in it."""
+        reply_format = self._reply_format
+        if is_single:
+            text = self._template.fill(records[0].inputs)
+            has_labels = self.media is not None and self.media.labels_single
+            text, places = placed_single(text, records[0].media, has_labels)
+            return text + reply_format.single_suffix, places
+        lines = [
+            reply_format.envelope(index, record.inputs) for index, record in enumerate(records, 1)
+        ]
+        media = [record.media for record in records]
+        return placed_several(reply_format.prefix(is_keyed), lines, media)
 
     def _text_of_several(self, records: Sequence[Record], is_keyed: bool) -> str:
         reply_format = self._reply_format
@@ -312,6 +358,22 @@ class ChatTask:
             the value.
         """
         return self.output.load(data)
+
+
+def _media_of(settings: Settings, limits: MediaLimits | None) -> MediaFields | None:
+    if not settings.media:
+        return None
+    if limits is None:
+        raise UsageError(
+            f"media is {list(settings.media)}: {settings.model} takes no images; leave it out, or "
+            "use a model that sees"
+        )
+    if settings.batch_prompt_template is not None:
+        raise UsageError(
+            "media stands beside batch_prompt_template, in which images have no place: leave one "
+            "of them out"
+        )
+    return MediaFields(settings, limits)
 
 
 def _enforces_nothing(schema: Schema) -> Schema | None:
@@ -407,6 +469,9 @@ def _fingerprint(settings: Settings, output: Output) -> bytes:
         ],
         "fresh": settings.fresh,
     }
+    # Not among the others, so that answers to texts alone stay known.
+    if settings.media:
+        shaping["media"] = list(settings.media)
     try:
         data = orjson.dumps(shaping, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     except TypeError as error:

@@ -77,6 +77,7 @@ class EmbedTask:
     """
 
     answers_plainly = False
+    media = None
     sends_one_text = True
     shared_tokens = 0
     texts = 1

@@ -101,7 +101,13 @@ def compile_task(settings: Settings) -> Task:
         from beam_llm.prompting.embed_task import EmbedTask
 
         return EmbedTask(settings, _embed_limits(settings))
-    return ChatTask(settings, getattr(_module(settings), "enforced_schema", None))
+    module = _module(settings)
+    media_limits = getattr(module, "media_limits", None) if settings.media else None
+    return ChatTask(
+        settings,
+        getattr(module, "enforced_schema", None),
+        media_limits(settings) if media_limits is not None else None,
+    )
 
 
 def _embed_limits(settings: Settings) -> EmbedLimits:

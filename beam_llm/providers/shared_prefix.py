@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from beam_llm.providers.typed import without_surrogates
-from beam_llm.values import Message
+from beam_llm.values import Media, Message
 
 CHARACTERS_A_TOKEN = 2
 """From below: a prefix that is marked and too short is read as usual, and costs nothing."""
@@ -21,9 +21,32 @@ def can_be_split(text: str, at: int) -> bool:
     return bool(before and after) and not before.isspace() and not after.isspace()
 
 
+def marked_parts(message: Message) -> list[str | Media] | None:
+    """The message's texts and images, the first of them its shared prefix; None where no mark may
+    stand behind that.
+    """
+    text, shared = message.content, message.shared
+    if not message.media:
+        return [text[:shared], text[shared:]] if can_be_split(text, shared) else None
+    first, *others = message.parts()
+    if not isinstance(first, str) or not first[:shared].strip():
+        return None
+    own = first[shared:]
+    parts = [first[:shared], *([own] if own.strip() else []), *others]
+    return parts if len(parts) > 1 else None
+
+
 def encodable(system: str, messages: list[Message]) -> tuple[str, list[Message]]:
     """The same without halves of characters, which JSON has no way to write."""
-    return without_surrogates(system), [
-        Message(message.role, without_surrogates(message.content), message.shared)
-        for message in messages
-    ]
+    return without_surrogates(system), [_encodable(message) for message in messages]
+
+
+def _encodable(message: Message) -> Message:
+    # Piece by piece: a pair of halves becomes one character, and what is behind it moves.
+    text, start, places = "", 0, []
+    for end, media in message.media:
+        text += without_surrogates(message.content[start:end])
+        places.append((len(text), media))
+        start = end
+    text += without_surrogates(message.content[start:])
+    return Message(message.role, text, message.shared, tuple(places))

@@ -82,8 +82,9 @@ class RecordReader:
         self._count: Callable[[str], int] = (
             self._sampled if for_jobs else partial(rough_tokens, up_to_bytes=share)
         )
-        # The limiter needs every request's tokens, also where a prompt is far from its own limit.
-        if settings.tokens_per_minute is not None:
+        # The limiter needs every request's tokens, also where a prompt is far from its own limit;
+        # and beside an image, a text's bytes would be added to what is an estimate.
+        if settings.tokens_per_minute is not None or settings.media:
             self._count = estimate_tokens
 
     def restart(self) -> None:

@@ -49,7 +49,7 @@ from beam_llm.transforms.coders import STATE_CODER
 from beam_llm.transforms.envelopes import Arrivals, flushed_windowing, one_window
 from beam_llm.transforms.forming import RecordReader, form_in_bundles
 from beam_llm.transforms.runners import Gathering
-from beam_llm.values import PromptBatch, Record
+from beam_llm.values import Media, PromptBatch, Record
 
 
 class FormFromStream(beam.PTransform):
@@ -164,6 +164,7 @@ class BufferedRecord(NamedTuple):
       envelope: the element with its timestamp and windows, as bytes.
       micros: its timestamp.
       inputs, tokens, fields, record_id: its Record's; all plain values.
+      media: its Record's, each as a plain tuple.
     """
 
     envelope: bytes
@@ -172,10 +173,26 @@ class BufferedRecord(NamedTuple):
     tokens: int = 0
     fields: Mapping[str, Any] | None = None
     record_id: str | None = None
+    media: tuple[tuple[str, ...], ...] = ()
 
     @property
     def record(self) -> Record:
-        return Record(self.inputs, self.tokens, self.fields, self.record_id)
+        if not self.media:
+            return Record(self.inputs, self.tokens, self.fields, self.record_id)
+        media = tuple([Media(*one) for one in self.media])
+        return Record(self.inputs, self.tokens, self.fields, self.record_id, media)
+
+    @property
+    def stored(self) -> tuple[Any, ...]:
+        """As it lies in the state: without images, as before there were any."""
+        return tuple(self) if self.media else self[:6]
+
+
+def _plain(record: Record) -> tuple[Any, ...]:
+    """A record's fields as plain values, in the order of a BufferedRecord's."""
+    if not record.media:
+        return record[:4]
+    return (*record[:4], tuple([tuple(one) for one in record.media]))
 
 
 def pack(members: Sequence[BufferedRecord], failure: Failure | None = None) -> WindowedValue:
@@ -186,7 +203,7 @@ def pack(members: Sequence[BufferedRecord], failure: Failure | None = None) -> W
       failure: why its only element can't be asked.
     """
     data = STATE_CODER.encode(
-        (tuple(map(tuple, members)), None if failure is None else tuple(failure))
+        (tuple([member.stored for member in members]), None if failure is None else tuple(failure))
     )
     return WindowedValue(
         data, Timestamp(micros=min(member.micros for member in members)), [GlobalWindow()]
@@ -314,7 +331,7 @@ class FormAcrossBundles(beam.DoFn):
         if held.overflows(record, caps):
             yield from self._take(buffer)
             held = Buffered()
-        buffer.add((keyed[1], arrived.timestamp_micros, *record))
+        buffer.add((keyed[1], arrived.timestamp_micros, *_plain(record)))
         held = self._with(held, record, arrived, window_end, wait)
         if held.records >= caps.records:
             yield from self._take(buffer)
@@ -387,5 +404,5 @@ class FormFromGroups(beam.DoFn):
             if isinstance(record, Failure):
                 yield pack([BufferedRecord(envelope, arrived.timestamp_micros)], record)
             else:
-                members.append(BufferedRecord(envelope, arrived.timestamp_micros, *record))
+                members.append(BufferedRecord(envelope, arrived.timestamp_micros, *_plain(record)))
         yield from self._packer.pack_all(members)

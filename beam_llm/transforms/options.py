@@ -15,6 +15,7 @@ class Options(TypedDict, total=False):
 
     models: Sequence[str] | None
     system_prompt: str | None
+    media: Sequence[str] | None
     task: Literal["chat", "embed"]
     dimensions: int | None
     batch_size: int | Literal["auto"]

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
+from beam_llm.protocols import MediaLimits
+from beam_llm.providers import images
 from beam_llm.providers.anthropic import models
 from beam_llm.providers.anthropic.place import Place, dialect_of
 from beam_llm.providers.anthropic.requests import encode_body
@@ -127,6 +129,12 @@ def connect_batch(settings: Settings) -> AnthropicBatches:
 def enforced_schema(schema: Schema) -> Schema | None:
     """The schema as it is enforced; None where it can't be. See `protocols.SchemaDialect`."""
     return closed_schema(schema)
+
+
+def media_limits(settings: Settings) -> MediaLimits | None:
+    """Which images the model takes; None where it is known to take none."""
+    tokens = images.by_model(images.CLAUDE_TOKENS, settings.model_name)
+    return images.limits_of(settings, images.ANTHROPIC_IMAGES._replace(tokens=tokens))
 
 
 def encode(settings: Settings, request: Request) -> bytes:

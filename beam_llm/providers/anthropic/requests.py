@@ -13,8 +13,8 @@ import orjson
 from beam_llm.providers.anthropic import models
 from beam_llm.providers.anthropic.dialect import SCHEMA, TOOL, TOOL_NAME, Dialect
 from beam_llm.providers.anthropic.schema import closed_schema
-from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, can_be_split, encodable, parted
-from beam_llm.values import Message, Request
+from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, encodable, marked_parts, parted
+from beam_llm.values import Media, Message, Request
 
 
 def encode_body(
@@ -82,7 +82,10 @@ def _put_texts(
     """
     if system:
         body["system"] = system
-    body["messages"] = [{"role": m.role, "content": m.content} for m in messages]
+    body["messages"] = [
+        {"role": m.role, "content": m.content if not m.media else list(map(_block, m.parts()))}
+        for m in messages
+    ]
     shared = messages[0].shared if messages else 0
     least = models.cached_from_tokens(body["model"]) * CHARACTERS_A_TOKEN
     if cache is None or len(system) + shared < least:
@@ -90,14 +93,24 @@ def _put_texts(
     mark = {"type": "ephemeral"} if cache == "5m" else {"type": "ephemeral", "ttl": cache}
     # One mark of the four that are allowed: all before it is cached with it, the system's text
     # and the tools included.
-    if shared and can_be_split(messages[0].content, shared):
-        text = messages[0].content
-        body["messages"][0]["content"] = [
-            {"type": "text", "text": text[:shared], "cache_control": mark},
-            {"type": "text", "text": text[shared:]},
-        ]
+    parts = marked_parts(messages[0]) if shared else None
+    if parts is not None:
+        first, *others = map(_block, parts)
+        body["messages"][0]["content"] = [{**first, "cache_control": mark}, *others]
     elif len(system) >= least:
         body["system"] = [{"type": "text", "text": system, "cache_control": mark}]
+
+
+def _block(part: str | Media) -> dict[str, Any]:
+    """A text or an image as the API has it."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    source = (
+        {"type": "url", "url": part.uri}
+        if part.uri
+        else {"type": "base64", "media_type": part.kind, "data": part.data}
+    )
+    return {"type": "image", "source": source}
 
 
 def _ask_for_shape(body: dict[str, Any], request: Request, dialect: Dialect) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
+from beam_llm.protocols import MediaLimits
+from beam_llm.providers import images
 from beam_llm.providers.anthropic.schema import closed_schema
 from beam_llm.providers.bedrock.forms import Form
 from beam_llm.providers.bedrock.messages import CONVERSE, INVOKE_MODEL
@@ -168,6 +170,12 @@ def connect_batch(settings: Settings) -> BedrockBatches:
 def enforced_schema(schema: Schema) -> Schema | None:
     """The schema as it is enforced; None where it can't be. See `protocols.SchemaDialect`."""
     return closed_schema(schema)
+
+
+def media_limits(settings: Settings) -> MediaLimits | None:
+    """Which images the model takes; None where it is known to take none."""
+    tokens = images.by_model(images.BEDROCK_TOKENS, settings.model_name)
+    return images.limits_of(settings, images.BEDROCK_IMAGES._replace(tokens=tokens))
 
 
 def encode(settings: Settings, request: Request) -> bytes:

@@ -16,10 +16,10 @@ from beam_llm.providers.bedrock.forms import SCHEMA, TOOL, Form
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, unreadable
 from beam_llm.providers.finishes import finish_of
 from beam_llm.providers.reply_json import read_reply
-from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, can_be_split, encodable, parted
+from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, encodable, marked_parts, parted
 from beam_llm.providers.typed import clean, name_of, usage_beside_cache, word
 from beam_llm.redaction import redactor_of
-from beam_llm.values import Completion, Finish, Message, Request, Usage
+from beam_llm.values import Completion, Finish, Media, Message, Request, Usage
 
 TOOL_NAME = "reply"
 """Of the tool whose input is the reply, where a model has no structured outputs."""
@@ -54,7 +54,13 @@ def _body(
     is_cached: bool,
 ) -> dict[str, Any]:
     body: dict[str, Any] = {
-        "messages": [{"role": m.role, "content": [{"text": m.content}]} for m in messages]
+        "messages": [
+            {
+                "role": m.role,
+                "content": list(map(_block, m.parts())) if m.media else [{"text": m.content}],
+            }
+            for m in messages
+        ]
     }
     if system:
         body["system"] = [{"text": system}]
@@ -78,12 +84,21 @@ def _mark_shared(body: dict[str, Any], system: str, messages: list[Message], lea
     shared = messages[0].shared if messages else 0
     if len(system) + shared < least:
         return
-    if shared and can_be_split(messages[0].content, shared):
-        text = messages[0].content
-        parts = [{"text": text[:shared]}, CACHE_POINT, {"text": text[shared:]}]
-        body["messages"][0]["content"] = parts
+    parts = marked_parts(messages[0]) if shared else None
+    if parts is not None:
+        first, *others = map(_block, parts)
+        body["messages"][0]["content"] = [first, CACHE_POINT, *others]
     elif len(system) >= least:
         body["system"].append(CACHE_POINT)
+
+
+def _block(part: str | Media) -> dict[str, Any]:
+    """A text or an image as Converse has it."""
+    if isinstance(part, str):
+        return {"text": part}
+    return {
+        "image": {"format": part.kind.removeprefix("image/"), "source": {"bytes": part.data}},
+    }
 
 
 def _inference_config(request: Request, form: Form) -> dict[str, Any]:

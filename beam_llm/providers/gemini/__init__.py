@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
+from beam_llm.protocols import MediaLimits
+from beam_llm.providers import images
 from beam_llm.providers.checks import check_extra_body, check_temperature, refuse_api_version
 from beam_llm.providers.gemini.place import Place, headers, model_path
 from beam_llm.providers.gemini.schema import gemini_schema
@@ -122,6 +124,12 @@ def connect_batch(settings: Settings) -> GeminiBatches:
 def enforced_schema(schema: Schema) -> Schema | None:
     """The schema as Gemini enforces it; None where it can't. See `protocols.SchemaDialect`."""
     return gemini_schema(schema)
+
+
+def media_limits(settings: Settings) -> MediaLimits | None:
+    """Which images the model takes; None where it is known to take none."""
+    tokens = images.by_model(images.GEMINI_TOKENS, settings.model_name)
+    return images.limits_of(settings, images.GEMINI_IMAGES._replace(tokens=tokens))
 
 
 def encode(settings: Settings, request: Request) -> bytes:

@@ -25,7 +25,7 @@ from beam_llm.providers.gemini.schema import gemini_schema, open_api_schema
 from beam_llm.providers.reply_json import read_reply
 from beam_llm.providers.typed import clean, name_of, token_count, without_surrogates
 from beam_llm.redaction import Redactor, redactor_of
-from beam_llm.values import Completion, Finish, Request, Usage
+from beam_llm.values import Completion, Finish, Media, Request, Usage
 
 CONFIG = "generationConfig"
 _WITHOUT_JSON_SCHEMA = re.compile(r"(models/)?gemini-(1|2\.0)")
@@ -63,7 +63,8 @@ def encode_body(
     except TypeError:
         for content in (*body["contents"], body.get("systemInstruction", {"parts": []})):
             for part in content["parts"]:
-                part["text"] = without_surrogates(part["text"])
+                if "text" in part:
+                    part["text"] = without_surrogates(part["text"])
         return orjson.dumps(body)
 
 
@@ -74,7 +75,10 @@ def _body(request: Request, in_words: bool) -> dict[str, Any]:
     if request.schema is not None and in_words:
         system.insert(0, _told(request.schema))
     contents: list[dict[str, Any]] = [
-        {"role": "user" if m.role == "user" else "model", "parts": [{"text": m.content}]}
+        {
+            "role": "user" if m.role == "user" else "model",
+            "parts": list(map(_part, m.parts())) if m.media else [{"text": m.content}],
+        }
         for m in request.messages
         if m.role != "system"
     ]
@@ -88,6 +92,15 @@ def _body(request: Request, in_words: bool) -> dict[str, Any]:
             body = {"systemInstruction": {"parts": [{"text": text} for text in system]}, **body}
     config = _config(request, in_words, is_plain)
     return {**body, CONFIG: config} if config else body
+
+
+def _part(part: str | Media) -> dict[str, Any]:
+    """A text or an image as the API has it."""
+    if isinstance(part, str):
+        return {"text": part}
+    if part.uri:
+        return {"fileData": {"mimeType": part.kind, "fileUri": part.uri}}
+    return {"inlineData": {"mimeType": part.kind, "data": part.data}}
 
 
 def _config(request: Request, in_words: bool, is_plain: bool) -> dict[str, Any]:

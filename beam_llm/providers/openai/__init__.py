@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.protocols import EmbedLimits
+from beam_llm.protocols import EmbedLimits, MediaLimits
 from beam_llm.provider_table import PROVIDERS
+from beam_llm.providers import images
 from beam_llm.providers.checks import check_extra_body, check_temperature, refuse_api_version
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai.place import Place, dialect_of
-from beam_llm.providers.openai.servers import WINDOW_OPTION, Server
+from beam_llm.providers.openai.servers import OPENAI, WINDOW_OPTION, Server
 from beam_llm.providers.openai.wire import encode_body
 from beam_llm.providers.options import check_names
 from beam_llm.providers.strict_schema import strict_schema
@@ -184,6 +185,16 @@ def embed_limits(settings: Settings) -> EmbedLimits | None:
     if api is None or (settings.mode == "batch_api" and not api.is_batched):
         return None
     return limits_of(api)
+
+
+def media_limits(settings: Settings) -> MediaLimits | None:
+    """Which images the server takes; None where the model is known to take none."""
+    server = Place.of(settings).server
+    limits = server.images
+    if server is OPENAI:
+        tokens = images.by_model(images.OPENAI_TOKENS, settings.model_name)
+        limits = limits._replace(tokens=tokens)
+    return images.limits_of(settings, limits)
 
 
 def encode(settings: Settings, request: Request) -> bytes:

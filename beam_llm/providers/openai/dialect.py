@@ -39,6 +39,7 @@ class Dialect:
       is_strict: the schema is sent as one to keep to the letter, where it can be.
       beside_a_schema: further fields of a request that has one.
       seed_field: the parameter that repeats a reply.
+      has_bare_urls: an image's address stands alone, and not in an object as its `url`.
     """
 
     reply_format: str = JSON_SCHEMA
@@ -50,6 +51,7 @@ class Dialect:
     is_strict: bool = True
     beside_a_schema: Mapping[str, Any] = field(default_factory=dict)
     seed_field: str = "seed"
+    has_bare_urls: bool = False
 
     @classmethod
     def of(cls, model: str, server: Server, is_live: bool = False) -> Dialect:
@@ -67,6 +69,7 @@ class Dialect:
             is_strict=form.is_strict,
             beside_a_schema=server.beside_a_schema if is_live else {},
             seed_field=server.seed_field,
+            has_bare_urls=server.has_bare_urls,
         )
 
     @property

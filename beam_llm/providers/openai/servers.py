@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from beam_llm.config import Settings
-from beam_llm.protocols import BatchTraits, Recovery
+from beam_llm.protocols import BatchTraits, MediaLimits, Recovery
+from beam_llm.providers import images
 
 WINDOW_OPTION = "window_hours"
 """In `provider_options`, where a provider lets the window be chosen."""
@@ -124,6 +125,8 @@ class Server:
       beside_a_schema: further fields of a live request that has a schema.
       batch: its batch API; None: it has none here.
       embed: its embeddings; None: it has none here.
+      images: which images it takes beside a text.
+      has_bare_urls: an image's address stands alone, and not in an object as its `url`.
       source: where all this was read, and when.
     """
 
@@ -138,6 +141,8 @@ class Server:
     beside_a_schema: Mapping[str, Any] = field(default_factory=dict)
     batch: BatchApi | None = None
     embed: EmbedApi | None = None
+    images: MediaLimits = images.OTHER_IMAGES
+    has_bare_urls: bool = False
     source: str = ""
 
     def form_of(self, model: str) -> Form:
@@ -189,6 +194,7 @@ OPENAI = Server(
         is_batched=True,
         job_inputs=50_000,
     ),
+    images=images.OPENAI_IMAGES,
     source="developers.openai.com/api/reference (chat, embeddings, batch), 2026-11; Azure's REST "
     "reference, 2026-11",
 )
@@ -278,6 +284,7 @@ GROQ = Server(
             caveats=("the batch price is that of a documented list of models",),
         ),
     ),
+    images=images.GROQ_IMAGES,
     source="console.groq.com/docs (structured outputs, batch, flex), SDK 1.7.0, 2026-11",
 )
 
@@ -295,6 +302,7 @@ FIREWORKS = Server(
         ),
     ),
     embed=EmbedApi(inputs=2_048, input_tokens=8_192),
+    images=images.FIREWORKS_IMAGES,
     source="docs.fireworks.ai (batch inference, datasets, embeddings), SDK 1.2.30, 2026-11",
 )
 
@@ -325,6 +333,7 @@ XAI = Server(
             ),
         ),
     ),
+    images=images.XAI_IMAGES,
     source="docs.x.ai (batch API, files), recorded traffic of 2026-08, 2026-11",
 )
 
@@ -348,6 +357,8 @@ MISTRAL = Server(
         takes_base64=True,
         is_batched=True,
     ),
+    images=images.MISTRAL_IMAGES,
+    has_bare_urls=True,
     source=(
         "docs.mistral.ai/api, SDK 3.7.0, recorded traffic of 2026-08, 2026-11; how many texts and "
         "tokens an embeddings request takes: found out by rig-core 0.42 and langchain-mistralai"

@@ -33,7 +33,7 @@ from beam_llm.providers.typed import (
     word,
 )
 from beam_llm.redaction import redactor_of
-from beam_llm.values import Completion, Finish, Pace, Request, Usage
+from beam_llm.values import Completion, Finish, Media, Message, Pace, Request, Usage
 
 ReadReply = Callable[[Any, Any, Pace | None, ErrorContext], Completion]
 """A reply's JSON in words: its payload, its request id, its headers' pace, and what errors need."""
@@ -48,7 +48,10 @@ def encode_body(request: Request, dialect: Dialect, service_tier: str | None = N
     """
     body: dict[str, Any] = {
         "model": request.model,
-        "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+        "messages": [
+            {"role": m.role, "content": m.content if not m.media else _parts(m, dialect)}
+            for m in request.messages
+        ],
     }
     if request.schema is not None:
         _ask_for_shape(body, request, dialect)
@@ -70,10 +73,32 @@ def encode_body(request: Request, dialect: Dialect, service_tier: str | None = N
         return orjson.dumps(body)
     # Half a character (a lone surrogate), which JSON has no way to write.
     except TypeError:
-        body["messages"] = [
-            {"role": m.role, "content": without_surrogates(m.content)} for m in request.messages
-        ]
-        return orjson.dumps(body)
+        return orjson.dumps(_without_halves(body))
+
+
+def _without_halves(body: Any) -> Any:
+    return {**body, "messages": [_cleaned(message) for message in body["messages"]]}
+
+
+def _cleaned(found: Any) -> Any:
+    if isinstance(found, str):
+        return without_surrogates(found)
+    if isinstance(found, list):
+        return [_cleaned(part) for part in found]
+    return {name: _cleaned(part) for name, part in found.items()}
+
+
+def _parts(message: Message, dialect: Dialect) -> list[dict[str, Any]]:
+    """A message's content, where there are images in it."""
+    return [
+        {"type": "text", "text": part} if isinstance(part, str) else _image(part, dialect)
+        for part in message.parts()
+    ]
+
+
+def _image(media: Media, dialect: Dialect) -> dict[str, Any]:
+    url = media.data_url
+    return {"type": "image_url", "image_url": url if dialect.has_bare_urls else {"url": url}}
 
 
 def _ask_for_shape(body: dict[str, Any], request: Request, dialect: Dialect) -> None:

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
+from beam_llm.protocols import MediaLimits
+from beam_llm.providers import images
 from beam_llm.providers.checks import refuse_plain_http
 from beam_llm.providers.gemini import check_request
 from beam_llm.providers.gemini.schema import gemini_schema
@@ -148,6 +150,12 @@ def connect_batch(settings: Settings) -> VertexBatches:
 def enforced_schema(schema: Schema) -> Schema | None:
     """The schema as Gemini enforces it; None where it can't. See `protocols.SchemaDialect`."""
     return gemini_schema(schema)
+
+
+def media_limits(settings: Settings) -> MediaLimits | None:
+    """Which images the model takes; None where it is known to take none."""
+    tokens = images.by_model(images.GEMINI_TOKENS, settings.model_name)
+    return images.limits_of(settings, images.VERTEX_IMAGES._replace(tokens=tokens))
 
 
 def encode(settings: Settings, request: Request) -> bytes:

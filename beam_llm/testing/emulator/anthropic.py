@@ -28,6 +28,7 @@ from beam_llm.testing.emulator.dialects import (
     NewJob,
     Reply,
 )
+from beam_llm.testing.emulator.pictures import image_part, joined, part_of_address
 from beam_llm.testing.emulator.wire import WireError, json_response, unknown_model
 
 if TYPE_CHECKING:
@@ -140,7 +141,10 @@ class Wire(Dialect):
         model = body["model"]
         if not self.house.chat.knows(model):
             return unknown_model(model)
-        messages = [{"role": m["role"], "content": _text(m["content"])} for m in body["messages"]]
+        messages = [
+            {"role": m["role"], "content": joined(map(_part, _blocks(m["content"])))}
+            for m in body["messages"]
+        ]
         if body.get("system"):
             messages.insert(0, {"role": "system", "content": _text(body["system"])})
         chat = {"model": model, "messages": messages, "max_tokens": body["max_tokens"]}
@@ -380,6 +384,16 @@ def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
     return "".join(block.get("text", "") for block in content)
+
+
+def _part(block: Mapping[str, Any]) -> str | dict[str, Any]:
+    """A block as OpenAI has it: a text, or an image's part."""
+    if block["type"] == "text":
+        return str(block["text"])
+    source = block["source"]
+    if source["type"] == "url":
+        return part_of_address(source["url"])
+    return image_part(source["media_type"], source["data"])
 
 
 def _blocks(content: Any) -> list[dict[str, Any]]:

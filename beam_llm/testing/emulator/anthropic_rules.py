@@ -15,6 +15,7 @@ import orjson
 from msgspec import UNSET, UnsetType
 
 from beam_llm.testing.emulator.options import EmulatorOptions
+from beam_llm.testing.emulator.pictures import decoded, seen
 from beam_llm.testing.emulator.shapes import SchemaNode, Share, Whole, by_pydantic, misfit
 
 MOST_REQUESTS = 100_000
@@ -29,6 +30,11 @@ _FIELDS = frozenset(
     )
 )
 _TEXT_BLOCK = frozenset({"type", "text", "cache_control", "citations"})
+_IMAGE_BLOCK = frozenset({"type", "source", "cache_control"})
+_SOURCES = {"base64": {"type", "media_type", "data"}, "url": {"type", "url"}}
+_IMAGE_KINDS = ("image/jpeg", "image/png", "image/gif", "image/webp")
+_MOST_IMAGES = 100
+_MOST_IMAGE_BYTES = 5 * 2**20
 _TOOL = frozenset({"name", "description", "input_schema", "cache_control", "strict", "type"})
 _TOOL_CHOICE = frozenset({"type", "name", "disable_parallel_tool_use"})
 _SCHEMA_WORDS = frozenset(
@@ -58,9 +64,17 @@ class _Mark(msgspec.Struct):
     ttl: str | None = None
 
 
+class _Source(msgspec.Struct):
+    type: str
+    media_type: str | UnsetType = UNSET
+    data: str | UnsetType = UNSET
+    url: str | UnsetType = UNSET
+
+
 class _Block(msgspec.Struct):
     type: str
     text: str | UnsetType = UNSET
+    source: _Source | UnsetType = UNSET
     cache_control: _Mark | None = None
 
 
@@ -184,6 +198,54 @@ def _message_problems(messages: Any) -> Iterator[str]:
         if set(named) != {"role", "content"}:
             yield f"messages.{place}: role and content are required, and nothing else"
         yield from _block_problems(f"messages.{place}", named["content"])
+    images = [block for message in messages for block in _images(message["content"])]
+    if len(images) > _MOST_IMAGES:
+        yield f"messages: too many images and documents: {len(images)} + 0 > {_MOST_IMAGES}"
+
+
+def _images(content: Any) -> list[dict[str, Any]]:
+    blocks = content if isinstance(content, list) else ()
+    return [block for block in blocks if block.get("type") == "image"]
+
+
+def _image_problems(where: str, block: Mapping[str, Any]) -> Iterator[str]:
+    """Source: its refusals as public repositories quote them, read 2026-11."""
+    for name in block:
+        if name not in _IMAGE_BLOCK:
+            yield f"{where}.{name}: Extra inputs are not permitted"
+    source = block.get("source")
+    if source is None:
+        yield f"{where}.source: Field required"
+        return
+    known = _SOURCES.get(source["type"])
+    if known is None:
+        yield f"{where}.source: Input tag '{source['type']}' found using 'type' does not match"
+        return
+    for name in known ^ set(source):
+        rule = "Field required" if name in known else "Extra inputs are not permitted"
+        yield f"{where}.source.{source['type']}.{name}: {rule}"
+    if source["type"] == "url":
+        if not re.match(r"https://[^/\s]", source["url"]):
+            yield f"{where}.source.url.url: Only HTTPS URLs are supported."
+        return
+    yield from _data_problems(f"{where}.source.base64", source["media_type"], source["data"])
+
+
+def _data_problems(where: str, kind: str, data: str) -> Iterator[str]:
+    if kind not in _IMAGE_KINDS:
+        yield f"{where}.media_type: Input should be {' or '.join(map(repr, _IMAGE_KINDS))}"
+    if len(data) > _MOST_IMAGE_BYTES:
+        yield (
+            f"{where}: image exceeds 5 MB maximum: {len(data)} bytes > {_MOST_IMAGE_BYTES} bytes"
+        )
+    found = decoded(data)
+    picture = seen(found) if found is not None else None
+    if found is None:
+        yield f"{where}.data: Invalid base64 data"
+    elif picture is None:
+        yield "Could not process image"
+    elif picture.kind != kind:
+        yield f"{where}.data: Image does not match the provided media type {kind}"
 
 
 def _block_problems(where: str, content: Any) -> Iterator[str]:
@@ -195,6 +257,9 @@ def _block_problems(where: str, content: Any) -> Iterator[str]:
         yield f"{where}.content: Input should be a valid list"
         return
     for place, block in enumerate(content):
+        if block.get("type") == "image" and where != "system":
+            yield from _image_problems(f"{where}.content.{place}.image", block)
+            continue
         for name in block:
             if name not in _TEXT_BLOCK:
                 yield f"{where}.content.{place}.text.{name}: Extra inputs are not permitted"

@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 from beam_llm.testing.emulator.faults import Fault
+from beam_llm.testing.emulator.pictures import PICTURE, colour_names
 from beam_llm.testing.emulator.reading import Question, resolve, spoken_choice
 
 # A schema is turned into a function once, and that is called for each record: a job has one schema
@@ -209,7 +210,7 @@ class Brain:
         by_word = {str(member).lower(): member for member in members}
         if "positive" in by_word and "negative" in by_word:
             return lambda text: self._sentiment_member(text, by_word)
-        return lambda text: members[hashed(text, name) % len(members)]
+        return lambda text: _by_picture(text, by_word) or members[hashed(text, name) % len(members)]
 
     def _sentiment_member(self, text: str, by_word: Mapping[str, Any]) -> Any:
         label = self._label(text)
@@ -350,8 +351,16 @@ def words_of(text: str) -> list[str]:
     return list(dict.fromkeys(_WORD.findall(text)))
 
 
+def _by_picture(text: str, by_word: Mapping[str, Any]) -> Any:
+    """The member that names the colour of a picture, where there is one."""
+    return next((by_word[name] for name in colour_names(text) if name in by_word), None)
+
+
 def extract(text: str) -> str:
-    """A short answer drawn from the text: its first words."""
+    """A short answer drawn from the text: what its pictures show, else its first words."""
+    pictures = PICTURE.findall(text)
+    if pictures:
+        return " ".join(pictures)[:80]
     return " ".join(text.split()[:6])[:80] or "(nothing to say)"
 
 

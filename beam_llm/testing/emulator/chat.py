@@ -12,10 +12,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import orjson
-from msgspec import UNSET, UnsetType
 
 from beam_llm.testing.emulator.brain import Brain
 from beam_llm.testing.emulator.faults import STATUS_KINDS, Fault
+from beam_llm.testing.emulator.pictures import refusal, tokens_of_image, urls_in
 from beam_llm.testing.emulator.reading import Question, read_question
 from beam_llm.testing.emulator.shapes import Misfit, SchemaNode, Share, Whole, misfit
 from beam_llm.testing.emulator.wire import WireError, scripted
@@ -109,6 +109,9 @@ class Chat:
         wrong = misfit(body, _Body)
         if wrong is not None:
             return misfit_error(wrong)
+        refused = refusal(body["messages"])
+        if refused is not None:
+            return WireError(400, refused.message, param=refused.place, code=refused.code)
         form = body.get("response_format")
         return self._check_form(form) if form is not None else None
 
@@ -188,14 +191,22 @@ class Chat:
         return 0
 
 
-class _Part(msgspec.Struct):
-    type: str
-    text: str | UnsetType = UNSET
+class _ImageUrl(msgspec.Struct, forbid_unknown_fields=True):
+    url: str
+    detail: Literal["auto", "low", "high", "original"] | None = None
+
+
+class _TextPart(msgspec.Struct, tag_field="type", tag="text"):
+    text: str
+
+
+class _ImagePart(msgspec.Struct, tag_field="type", tag="image_url"):
+    image_url: _ImageUrl
 
 
 class _Message(msgspec.Struct):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[_Part] | None = None
+    content: str | list[_TextPart | _ImagePart] | None = None
 
 
 class _Body(msgspec.Struct):
@@ -424,5 +435,6 @@ def prompt_tokens(body: Mapping[str, Any]) -> int:
         if isinstance(content, list):
             content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
         total += 4 + tokens_of(content or "")
+    total += sum(tokens_of_image(url) for _, _, url in urls_in(body["messages"]))
     form = body.get("response_format")
     return total + (len(orjson.dumps(form)) // 4 if form else 0)

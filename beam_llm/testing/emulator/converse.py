@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from beam_llm.testing.emulator.chat import Answer, strict_problem
 from beam_llm.testing.emulator.dialects import Asked
+from beam_llm.testing.emulator.pictures import decoded, image_part, joined, seen
 from beam_llm.testing.emulator.shapes import SchemaNode, Share, Whole, misfit
 from beam_llm.testing.emulator.wire import WireError
 
@@ -53,11 +54,30 @@ class _CachePoint(msgspec.Struct, forbid_unknown_fields=True):
     ttl: Literal["5m", "1h"] | None = None
 
 
-class _Block(msgspec.Struct, forbid_unknown_fields=True):
-    """Of a block only what is text, or a point of the cache: the emulated model has no eyes."""
+class _SystemBlock(msgspec.Struct, forbid_unknown_fields=True):
+    """A text, or a point of the cache."""
 
     text: Annotated[str, msgspec.Meta(min_length=1)] | UnsetType = UNSET
     cachePoint: _CachePoint | UnsetType = UNSET
+
+
+class _Source(msgspec.Struct, forbid_unknown_fields=True):
+    bytes: str
+
+
+class _Image(msgspec.Struct, forbid_unknown_fields=True):
+    format: Literal["png", "jpeg", "gif", "webp"]
+    source: _Source
+
+
+class _Block(_SystemBlock, forbid_unknown_fields=True):
+    """Of a block only what the emulated model reads: no documents, no videos."""
+
+    image: _Image | UnsetType = UNSET
+
+
+_MOST_IMAGES, _MOST_IMAGE_BYTES = 20, 3_932_160
+"""3.75 MB each. Source: Bedrock API reference (ImageBlock), read 2026-11."""
 
 
 class _Message(msgspec.Struct, forbid_unknown_fields=True):
@@ -131,7 +151,7 @@ class _Body(msgspec.Struct):
     """Types, bounds and words. Source: botocore 1.44, ConverseRequest."""
 
     messages: list[_Message] | None = None
-    system: list[_Block] | None = None
+    system: list[_SystemBlock] | None = None
     inferenceConfig: _Limits | None = None
     toolConfig: _Tools | None = None
     outputConfig: _Output | None = None
@@ -143,7 +163,9 @@ def asked(body: Any, model: str) -> Asked | WireError:
     problem = _problem(body, model)
     if problem is not None:
         return WireError(400, problem)
-    messages = [{"role": m["role"], "content": _text(m["content"])} for m in body["messages"]]
+    messages = [
+        {"role": m["role"], "content": joined(map(_part, m["content"]))} for m in body["messages"]
+    ]
     if body.get("system"):
         messages.insert(0, {"role": "system", "content": _text(body["system"])})
     chat: dict[str, Any] = {"model": model, "messages": messages}
@@ -199,6 +221,14 @@ def _parsed(words: str) -> Any:
         return {"text": words}
 
 
+def _part(block: dict[str, Any]) -> str | dict[str, Any]:
+    """A block as OpenAI has it."""
+    image = block.get("image")
+    if image is None:
+        return str(block.get("text", ""))
+    return image_part(f"image/{image['format']}", image["source"]["bytes"])
+
+
 def _text(blocks: list[Any]) -> str:
     return "".join(block.get("text", "") for block in blocks)
 
@@ -242,15 +272,34 @@ def _messages_problem(body: Any) -> str | None:
     for place, message in enumerate(messages):
         if not _are_blocks(message["content"]):
             return f"The content field in the Message object at messages.{place} is empty."
+        if (problem := _images_problem(message)) is not None:
+            return problem
     if body.get("system") is not None and not _are_blocks(body["system"]):
         return "Value at 'system' failed to satisfy constraint: Member must have texts"
     return None
 
 
+def _images_problem(message: dict[str, Any]) -> str | None:
+    images = [block["image"] for block in message["content"] if "image" in block]
+    if images and message["role"] != "user":
+        return "Images are only supported in messages of the user role."
+    if len(images) > _MOST_IMAGES:
+        return f"too many images and documents: {len(images)} > {_MOST_IMAGES}"
+    for image in images:
+        data = decoded(image["source"]["bytes"])
+        picture = seen(data) if data is not None else None
+        if picture is None or picture.kind != f"image/{image['format']}":
+            return "Could not process image"
+        if data is not None and len(data) > _MOST_IMAGE_BYTES:
+            return f"image exceeds 3.75 MB maximum: {len(data)} bytes"
+    return None
+
+
 def _are_blocks(blocks: list[dict[str, Any]]) -> bool:
-    """Texts, and points of a cache: each block has one of both, and not all are points."""
+    """Texts, images, and points of a cache: each block is one of them, and not all are points."""
     # Blocks are unions in the API's model, which a struct of optional fields does not say.
-    return any("text" in block for block in blocks) and all(len(block) == 1 for block in blocks)
+    has_content = any("text" in block or "image" in block for block in blocks)
+    return has_content and all(len(block) == 1 for block in blocks)
 
 
 def _shape_problem(body: Any, model: str) -> str | None:

@@ -26,6 +26,7 @@ from beam_llm.testing.emulator.dialects import (
     Reply,
 )
 from beam_llm.testing.emulator.models import CHAT
+from beam_llm.testing.emulator.pictures import refusal
 from beam_llm.testing.emulator.wire import WireError, json_response, with_json
 from beam_llm.testing.emulator.work import CANCELLED, EXPIRED
 
@@ -41,6 +42,7 @@ class Family(openai.Wire):
     Attributes:
       purposes: that a file may be uploaded for.
       tiers: values of `service_tier` that are taken; None: any.
+      most_images, image_kinds: of a request.
     """
 
     # Each of them has fields of its own beside OpenAI's (Together's `model_id`, `priority`).
@@ -48,6 +50,8 @@ class Family(openai.Wire):
     upload_purposes: ClassVar[tuple[str, ...] | None] = None
     purposes: ClassVar[tuple[str, ...]] = ("batch",)
     tiers: ClassVar[tuple[str, ...] | None] = None
+    most_images: ClassVar[int] = 500
+    image_kinds: ClassVar[tuple[str, ...]] = ("image/png", "image/jpeg", "image/gif", "image/webp")
 
     @classmethod
     def environment(cls, url: str, key: str) -> dict[str, str]:
@@ -70,6 +74,9 @@ class Family(openai.Wire):
         asked = super()._asked(body, None)
         if isinstance(asked, WireError):
             return asked
+        images = refusal(asked.body["messages"], self.most_images, self.image_kinds)
+        if images is not None:
+            return WireError(400, images.message, param=images.place, code=images.code)
         tier = body.get("service_tier")
         if tier is not None and self.tiers is not None and tier not in self.tiers:
             return WireError(
@@ -96,6 +103,7 @@ class Groq(Family):
     name = "groq"
     embeds = False
     job_routes = (CHAT,)
+    most_images = 5
     variables = ("GROQ_BASE_URL", "GROQ_API_KEY")
     path = "/openai/v1"
     tiers = ("auto", "on_demand", "flex", "performance")

@@ -32,6 +32,7 @@ class Wire(Family):
     variables = ("FIREWORKS_BASE_URL", "FIREWORKS_API_KEY")
     path = "/inference/v1"
     tiers = ("auto", "default", "flex", "priority")
+    most_images = 30
     _control_path = re.compile(
         r"/v1/accounts/([^/]+)/(datasets|batchInferenceJobs)(?:/([^/:]+))?(:\w+)?"
     )

@@ -8,6 +8,7 @@ sets), read 2026-11.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,6 +20,13 @@ from msgspec import UNSET, UnsetType
 
 from beam_llm.testing.emulator.chat import Answer, Chat
 from beam_llm.testing.emulator.dialects import Asked, Reply
+from beam_llm.testing.emulator.pictures import (
+    decoded,
+    image_part,
+    joined,
+    part_of_address,
+    seen,
+)
 from beam_llm.testing.emulator.shapes import Misfit, SchemaNode, Share, misfit
 from beam_llm.testing.emulator.wire import WireError, json_response
 
@@ -78,9 +86,24 @@ _TYPE = "type.googleapis.com/google.rpc."
 _Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 
 
+class _Blob(msgspec.Struct):
+    mimeType: str
+    data: str
+
+
+class _File(msgspec.Struct):
+    fileUri: str
+    mimeType: str | UnsetType = UNSET
+
+
 class _Part(msgspec.Struct):
     text: str | UnsetType = UNSET
     thought: bool | None = None
+    inlineData: _Blob | UnsetType = UNSET
+    fileData: _File | UnsetType = UNSET
+
+
+_IMAGE_KINDS = ("image/png", "image/jpeg", "image/webp", "image/heic", "image/heif")
 
 
 class _Config(msgspec.Struct):
@@ -131,11 +154,17 @@ def misfit_said(wrong: Misfit, where: str) -> str:
     return f"Invalid value at '{place}' ({kind if wrong.rule == 'type' else 'TYPE_ENUM'})"
 
 
-def asked(body: Any, model: str, chat: Chat) -> Asked | WireError:
-    """A generateContent body, checked and translated."""
+def asked(
+    body: Any, model: str, chat: Chat, schemes: tuple[str, ...] = ("https",)
+) -> Asked | WireError:
+    """A generateContent body, checked and translated.
+
+    Args:
+      schemes: of addresses that a file may have.
+    """
     body, problem = _camel(body, "", _REQUEST)
     if problem is None:
-        problem = _problem(body)
+        problem = _problem(body) or _address_problem(body, schemes)
     if problem is not None:
         return WireError(400, problem)
     if not chat.knows(model):
@@ -152,9 +181,10 @@ def asked(body: Any, model: str, chat: Chat) -> Asked | WireError:
         {"role": "user" if content.get("role", "user") == "user" else "assistant"} | _text(content)
         for content in body["contents"]
     ]
-    *before, last = body["contents"][0]["parts"]
+    parts = body["contents"][0]["parts"]
+    before = list(itertools.takewhile(lambda part: "text" in part, parts))[:-1]
     if model.startswith("gemma") and before:  # as its template has it
-        messages[0] = {"role": "user"} | _text({"parts": [last]})
+        messages[0] = {"role": "user"} | _text({"parts": parts[len(before) :]})
         messages.insert(0, {"role": "system"} | _text({"parts": before}))
     if "systemInstruction" in body:
         messages.insert(0, {"role": "system"} | _text(body["systemInstruction"]))
@@ -236,6 +266,31 @@ def _part_problem(part: Any, where: str) -> str | None:
         # An empty text counts as none: proto3 doesn't tell it from a field that isn't there.
         missing = "required oneof field 'data' must have one initialized field"
         return f"* GenerateContentRequest.{where}.data: {missing}\n"
+    return _blob_problem(part.get("inlineData"), where)
+
+
+def _blob_problem(blob: Any, where: str) -> str | None:
+    if blob is None:
+        return None
+    if blob["mimeType"] not in _IMAGE_KINDS:
+        return f"Unsupported MIME type: {blob['mimeType']}"
+    data = decoded(blob["data"])
+    if data is None:
+        place = f"{where}.inline_data.data"
+        return f"Invalid value at '{place}' (TYPE_BYTES), Base64 decoding failed"
+    picture = seen(data)
+    if picture is None or picture.kind != blob["mimeType"]:
+        return "Unable to process input image. Please retry or report in the developer forum."
+    return None
+
+
+def _address_problem(body: dict[str, Any], schemes: tuple[str, ...]) -> str | None:
+    files = [part.get("fileData") for content in body["contents"] for part in content["parts"]]
+    for file in filter(None, files):
+        if file["fileUri"].partition("://")[0] not in schemes:
+            return f"Invalid or unsupported file uri: {file['fileUri']}"
+        if file.get("mimeType") not in _IMAGE_KINDS:
+            return f"Unsupported MIME type: {file.get('mimeType', '')}"
     return None
 
 
@@ -283,8 +338,15 @@ def _json_schema_problem(schema: Any) -> str | None:
     return next(filter(None, map(_json_schema_problem, schema.values())), None)
 
 
-def _text(content: Mapping[str, Any]) -> dict[str, str]:
-    return {"content": "".join(part.get("text", "") for part in content["parts"])}
+def _text(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {"content": joined(map(_openai_part, content["parts"]))}
+
+
+def _openai_part(part: Mapping[str, Any]) -> str | dict[str, Any]:
+    blob, file = part.get("inlineData"), part.get("fileData")
+    if blob is not None:
+        return image_part(blob["mimeType"], blob["data"])
+    return part_of_address(file["fileUri"]) if file is not None else str(part.get("text", ""))
 
 
 def _ordered(schema: Any) -> Any:

@@ -19,6 +19,7 @@ from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.connection import before_work, send_lines
 from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, Line, LineResult, NewJob, Reply
 from beam_llm.testing.emulator.models import EMBED
+from beam_llm.testing.emulator.pictures import part_of_address, refusal
 from beam_llm.testing.emulator.shapes import Misfit, Share, Whole, by_pydantic, misfit
 from beam_llm.testing.emulator.wire import (
     WireError,
@@ -47,9 +48,26 @@ _JOB_FIELDS = frozenset(
 )  # fmt: skip
 
 
+class _ImageUrl(msgspec.Struct, forbid_unknown_fields=True):
+    url: str
+    detail: str | None = None
+
+
+class _Text(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
+    text: str
+
+
+class _Image(msgspec.Struct, tag_field="type", tag="image_url", forbid_unknown_fields=True):
+    image_url: str | _ImageUrl
+
+
+_MOST_IMAGES = 8
+"""Of a request. Source: docs.mistral.ai/capabilities/vision, read 2026-11."""
+
+
 class _Message(msgspec.Struct):
     role: Literal["system", "user", "assistant", "tool"]
-    content: str | list[dict[str, Any]] | None = None
+    content: str | list[_Text | _Image] | None = None
 
 
 class _Body(msgspec.Struct):
@@ -166,7 +184,11 @@ class Wire(Dialect):
         if not self.house.chat.knows(body["model"]):
             return unknown_model(body["model"])._replace(status=400, code="1500")
         # What OpenAI's rules would refuse, or call by another name, is taken out.
-        renamed = {**body, "seed": body.get("random_seed")}
+        images = refusal(map(_translated, body["messages"]), _MOST_IMAGES)
+        if images is not None:
+            return WireError(400, images.message, code="3051")
+        messages = list(map(_translated, body["messages"]))
+        renamed = {**body, "seed": body.get("random_seed"), "messages": messages}
         for name in ("random_seed", "safe_prompt", "metadata"):
             renamed.pop(name, None)
         error = self.house.chat.check(renamed)
@@ -399,6 +421,20 @@ def _wrong(place: tuple[str, ...], message: str) -> WireError:
 def _detail(error: WireError) -> dict[str, Any]:
     place = (error.param or "body").split(".")
     return {"type": "value_error", "loc": place, "msg": error.message, "input": "…"}
+
+
+def _translated(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as OpenAI has it, where an image's address stands in an object."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    parts = [
+        part_of_address(part["image_url"])
+        if part["type"] == "image_url" and isinstance(part["image_url"], str)
+        else part
+        for part in content
+    ]
+    return {**message, "content": parts}
 
 
 def _problem(body: Any) -> WireError | None:

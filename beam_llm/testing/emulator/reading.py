@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from beam_llm.testing.emulator.pictures import PICTURE, words_of
+
 # Three ways in which a prompt numbers its records: `Input 1: …`, XML, and lists as people write
 # them. A template of the user's own may have any of them.
 _INPUT = re.compile(r"^[ \t]*Input (\d+):[ ]?", re.MULTILINE)
@@ -141,17 +143,20 @@ def _words(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     for message in messages:
         content = message.get("content")
         if isinstance(content, list):
-            content = "\n".join(
-                part["text"]
-                for part in content
-                if isinstance(part, dict) and isinstance(part.get("text"), str)
-            )
+            content = "\n".join(_part_words(part) for part in content if isinstance(part, dict))
         content = content if isinstance(content, str) else ""
         if message.get("role") in ("system", "developer"):
             system.append(content)
         elif message.get("role") == "user":
             user = content  # of a session, the last turn is what is asked
     return "\n".join(system), _CARE.sub("", user)
+
+
+def _part_words(part: Mapping[str, Any]) -> str:
+    if part.get("type") == "image_url":
+        return words_of(part["image_url"]["url"])
+    text = part.get("text")
+    return text if isinstance(text, str) else ""
 
 
 def _without_told_schema(system: str) -> tuple[str, Mapping[str, Any] | None]:
@@ -181,11 +186,7 @@ def _find_inputs(user: str) -> tuple[tuple[str, ...], str] | None:
         else (user, "")
     )
     if "<input index=" in user:
-        tagged = [
-            (int(match[1]), _xml_text(match[2]), match.start())
-            for match in _XML_INPUT.finditer(user)
-        ]
-        run = _run(tagged)
+        run = _run(_tagged(user))
         if run:
             return tuple(text for _, text, _ in run), user[: run[0][2]] + after
     for mark, is_input in ((_INPUT, True), (_NUMBERED, False)):
@@ -223,6 +224,21 @@ def _marks_end(user: str) -> bool:
     return _INPUT.match(last) is not None or last.endswith("</input>")
 
 
+def _tagged(user: str) -> list[tuple[int, str, int]]:
+    """(number, text, position) of every `<input>`, with the pictures that follow it."""
+    tags = list(_XML_INPUT.finditer(user))
+    ends = [*(match.start() for match in tags[1:]), len(user)]
+    return [
+        (int(match[1]), _with_pictures(_xml_text(match[2]), user[match.end() : end]), match.start())
+        for match, end in zip(tags, ends, strict=True)
+    ]
+
+
+def _with_pictures(text: str, after: str) -> str:
+    """A record's text and the pictures behind it."""
+    return "\n".join([text, *(found[0] for found in PICTURE.finditer(after))])
+
+
 def _marked(user: str, mark: re.Pattern[str]) -> list[tuple[int, str, int]]:
     """(number, text, position) of every mark; a text is the JSON on its line, else all up to the
     next mark.
@@ -235,6 +251,8 @@ def _marked(user: str, mark: re.Pattern[str]) -> list[tuple[int, str, int]]:
         line = user[match.end() : line_end if line_end >= 0 else len(user)]
         # As JSON a text is on one line, whatever is in it; else it goes on to the next mark.
         text = _json_text(line)
+        if text is not None and line_end >= 0:
+            text = _with_pictures(text, user[line_end:end])
         found.append(
             (
                 int(match[1]),

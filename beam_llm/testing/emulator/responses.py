@@ -194,7 +194,7 @@ def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     """The same as a chat completion's body."""
     given, form = body["input"], (body.get("text") or {}).get("format") or {}
     messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
-    messages = [{"role": each["role"], "content": each["content"]} for each in messages]
+    messages = [{"role": each["role"], "content": _content(each["content"])} for each in messages]
     if body.get("instructions"):
         messages = [{"role": "developer", "content": body["instructions"]}, *messages]
     chat: dict[str, Any] = {"model": body["model"], "messages": messages}
@@ -206,6 +206,12 @@ def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     if body.get("max_output_tokens") is not None:
         chat["max_completion_tokens"] = body["max_output_tokens"]
     return chat
+
+
+def _content(content: Any) -> Any:
+    if isinstance(content, str):
+        return content
+    return [{"type": "text", "text": part.get("text", "")} for part in content]
 
 
 # What is wrong with a body, the first of it first.

@@ -101,7 +101,7 @@ class Wire(Dialect):
         for name, value in labels.items():
             if not _LABEL.fullmatch(name) or not _LABEL.fullmatch(value):
                 return WireError(400, f"Label {name!r}: {value!r} is not a valid label.")
-        return generate_content.asked(body, model, self.house.chat)
+        return generate_content.asked(body, model, self.house.chat, ("gs", "https"))
 
     def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
         return generate_content.reply(answer, asked, reply_id, {"trafficType": "ON_DEMAND"})

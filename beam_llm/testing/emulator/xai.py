@@ -27,6 +27,7 @@ class Wire(Family):
     name = "xai"
     embeds = False
     job_routes = (CHAT,)
+    image_kinds = ("image/png", "image/jpeg")
     variables = ("XAI_BASE_URL", "XAI_API_KEY")
     path = "/v1"
     # Its files have no purpose.

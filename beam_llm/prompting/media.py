@@ -1,0 +1,247 @@
+"""Fields that hold images: read from an element, and put beside the texts of a prompt.
+
+one record    the prompt's text, then its images
+n records     each record's line, then its images, each under a line that says whose it is:
+              Input 3: "…"
+              Input 3, photo: [image]
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from beam_llm.config import Settings
+from beam_llm.errors import PromptError, UsageError
+from beam_llm.prompting.batching import AUTO_RECORDS, Caps
+from beam_llm.prompting.image_files import ENDINGS, WORDS, kind_of, size_of
+from beam_llm.prompting.templates import ELEMENT
+from beam_llm.protocols import MediaLimits
+from beam_llm.values import Media
+
+FRAME_BYTES = 250
+"""What an image's part of a request has around its data, in any provider's form, from above."""
+
+LABEL_TOKENS = 10
+"""What `Input 12, photo:` and the borders of its image add to a prompt."""
+
+MOST_URI_CHARACTERS = 8_192
+
+_DATA_URL = re.compile(r"data:([^,;]{0,100})((?:;[^,;]{0,100}){0,5}),")
+_ADDRESS = re.compile(r"(https?|gs|s3)://[!#-;=?-\[\]_a-z~]+")
+"""The characters that an address may have, by RFC 3986; all others are percent-encoded in it."""
+
+Placed = tuple[str, list[tuple[int, Media]]]
+"""A text, and the images in it by the number of characters before each."""
+
+
+class MediaFields:
+    """The option `media`, compiled: what one record's images are, and how many a prompt may hold.
+
+        fields = MediaFields(settings("openai:gpt-4.1-mini", media=["photo"]), limits)
+        fields.read({"photo": open("cat.png", "rb").read()}, None)  # (Media("photo", "image/png"),)
+
+    Args:
+      limits: what the provider takes.
+
+    Raises:
+      UsageError: prompts of so many records would have more images than the provider takes.
+    """
+
+    def __init__(self, settings: Settings, limits: MediaLimits):
+        assert settings.media
+        self._names, self._limits = tuple(settings.media), limits
+        self._provider = settings.provider
+        self.labels_single = len(self._names) > 1
+        self._most_records = _most_records(settings, limits)
+        records = min(self._most_records or 1, _wanted(settings))
+        self._most_images = None if limits.images is None else limits.images // records
+
+    def read(self, fields: Mapping[str, Any], element: Any) -> tuple[Media, ...]:
+        """The images of an element, in the order in which the option names their fields.
+
+        Raises:
+          PromptError: a field is missing, or holds what is not an image that the provider takes.
+        """
+        found: list[Media] = []
+        for name in self._names:
+            value = element if name == ELEMENT else fields.get(name, _MISSING)
+            if value is _MISSING:
+                has = ", ".join(map(repr, fields)) or "no fields"
+                raise PromptError(
+                    f"media names the field {name!r}, which this element does not have; it has "
+                    f"{has}"
+                )
+            found += [self._image(name, one) for one in _several(value)]
+        if self._most_images is not None and len(found) > self._most_images:
+            raise PromptError(
+                f"the element has {len(found):,} images; {self._provider}: takes "
+                f"{self._limits.images:,} a request, which leaves {self._most_images:,} to each "
+                "record: make batch_size smaller"
+            )
+        return tuple(found)
+
+    def masked(self, fields: Mapping[str, Any], element: Any) -> tuple[Mapping[str, Any], Any]:
+        """Fields and element as a template sees them: an image is its field's name in brackets."""
+        hidden: dict[str, Any] = dict(fields)
+        for name in self._names:
+            if name in hidden:
+                hidden[name] = f"[{name}]" if _several(hidden[name]) else None
+        if ELEMENT in self._names:
+            return hidden, f"[{ELEMENT}]"
+        return hidden, hidden if fields else element
+
+    def tokens(self, media: Sequence[Media]) -> int:
+        """Input tokens of images, from above."""
+        return sum(
+            [LABEL_TOKENS + self._limits.tokens(*size_of(_first_bytes(one))) for one in media]
+        )
+
+    def narrowed(self, caps: Caps) -> Caps:
+        """The caps with what the provider takes of images in one request."""
+        records = min(caps.records, self._most_records or caps.records)
+        sizes = [size for size in (caps.bytes, self._limits.request_bytes) if size is not None]
+        return caps._replace(records=records, bytes=min(sizes, default=None))
+
+    def _image(self, name: str, value: Any) -> Media:
+        if isinstance(value, str):
+            data_url = _DATA_URL.match(value)
+            if data_url is None:
+                return self._address(name, str(value))
+            return self._data(name, _decoded(name, value, data_url))
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            return self._data(name, bytes(value))
+        raise PromptError(
+            f"{name!r} holds a value of type {type(value).__name__}, which is not an image: "
+            f"{self._allowed}"
+        )
+
+    def _data(self, name: str, data: bytes) -> Media:
+        kind, most = kind_of(data), self._limits.image_bytes
+        if kind not in self._limits.kinds:
+            what = f"a {WORDS[kind]} file" if kind in WORDS else "not an image that is known here"
+            raise PromptError(f"{name!r} holds {len(data):,} bytes, {what}: {self._allowed}")
+        if most is not None and len(data) > most:
+            raise PromptError(
+                f"{name!r} holds an image of {len(data):,} bytes: {self._provider}: takes "
+                f"{most:,}; make it smaller"
+            )
+        return Media(name, kind, base64.b64encode(data).decode())
+
+    def _address(self, name: str, value: str) -> Media:
+        scheme = value.partition("://")[0].lower()
+        if scheme not in self._limits.schemes or not _is_address(value):
+            raise PromptError(
+                f"{name!r} holds a text of {len(value):,} characters, which is not an image: "
+                f"{self._allowed}"
+            )
+        ending = urlsplit(value).path.rpartition(".")[2].lower()
+        kind = ENDINGS.get(ending, "")
+        if self._limits.names_kinds and kind not in self._limits.kinds:
+            raise PromptError(
+                f"{name!r} holds an address that does not end in a kind of image (.png, .jpg), "
+                f"and {self._provider}: has to be told: give the image's bytes"
+            )
+        return Media(name, kind, uri=value)
+
+    @property
+    def _allowed(self) -> str:
+        kinds = ", ".join(WORDS[kind] for kind in self._limits.kinds)
+        schemes = "".join(f", a {scheme}:// address" for scheme in self._limits.schemes)
+        return (
+            f"it has to be bytes ({kinds}), a data: URL with base64{schemes}, a list of these, or "
+            "None"
+        )
+
+
+_MISSING = object()
+
+
+def _several(value: Any) -> Sequence[Any]:
+    """The values of a field: one, several, or none."""
+    # An empty text is what CSV has for nothing.
+    if value is None or (isinstance(value, str) and not value):
+        return ()
+    if isinstance(value, (list, tuple)):
+        return [one for one in value if one is not None]
+    return (value,)
+
+
+def _decoded(name: str, value: str, data_url: re.Match[str]) -> bytes:
+    try:
+        if "base64" not in data_url[2].lower().split(";"):
+            raise ValueError("without base64")
+        return binascii.a2b_base64(value[data_url.end() :].strip(), strict_mode=True)
+    except ValueError:  # characters beyond ASCII among them
+        raise PromptError(
+            f"{name!r} holds a data: URL whose data is not base64: write data:image/png;base64,…"
+        ) from None
+
+
+def _is_address(value: str) -> bool:
+    if len(value) > MOST_URI_CHARACTERS or not _ADDRESS.fullmatch(value, re.IGNORECASE):
+        return False
+    try:
+        return bool(urlsplit(value).hostname)
+    except ValueError:  # half of an IPv6 address
+        return False
+
+
+def _first_bytes(media: Media) -> bytes:
+    # A photo's own header, thumbnails in it, is a few dozen kilobytes.
+    return binascii.a2b_base64(media.data[:_LOOKED_AT])
+
+
+_LOOKED_AT = 4 * 65_536
+"""Characters of base64 in which a size is looked for; a multiple of four."""
+
+
+def _wanted(settings: Settings) -> int:
+    return AUTO_RECORDS if settings.batch_size == "auto" else settings.batch_size
+
+
+def _most_records(settings: Settings, limits: MediaLimits) -> int | None:
+    """How many records of one image per field a request holds."""
+    if limits.images is None or not settings.media:
+        return None
+    most = limits.images // len(settings.media)
+    if not most or (settings.batch_size != "auto" and settings.batch_size > most):
+        raise UsageError(
+            f"batch_size is {settings.batch_size!r} and media names {len(settings.media)} "
+            f"field(s): {settings.provider}: takes {limits.images:,} images a request; write "
+            f"batch_size={max(most, 1)}"
+        )
+    return most
+
+
+def placed_single(text: str, media: Sequence[Media], has_labels: bool) -> Placed:
+    """A record's text, its images after it.
+
+    Args:
+      has_labels: each stands under its field's name.
+    """
+    places = []
+    for one in media:
+        if has_labels:
+            text += f"\n{one.name}:"
+        places.append((len(text), one))
+    return text, places
+
+
+def placed_several(prefix: str, lines: Sequence[str], media: Sequence[Sequence[Media]]) -> Placed:
+    """The lines of several records, each with its images after it and their number before each."""
+    pieces, length, places = [prefix], len(prefix), []
+    for index, (line, own) in enumerate(zip(lines, media, strict=True), 1):
+        line = line if index == 1 else f"\n{line}"
+        pieces.append(line)
+        length += len(line)
+        for one in own:
+            label = f"\nInput {index}, {one.name}:"
+            pieces.append(label)
+            length += len(label)
+            places.append((length, one))
+    return "".join(pieces), places

@@ -1,0 +1,249 @@
+"""What the emulated model sees of an image: its kind, its size and, of a PNG, the colour in its
+corner. It answers by that colour, so that a test can tell whose image an answer is about.
+
+    [picture #ff0000 2x2 png]          of data
+    [picture https://host/cat.png]     of an address: nothing is fetched
+
+Images of all dialects become OpenAI's content parts, and those become such words.
+"""
+
+from __future__ import annotations
+
+import binascii
+import math
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+PICTURE = re.compile(r"\[picture ([^\]\s]+)[^\]]*\]")
+"""The words for a picture in a prompt, as the model reads it."""
+
+MOST_TOKENS = 1_000
+_DATA_URL = re.compile(r"data:(image/[a-z+.-]+);base64,")
+_PALETTE = {
+    "red": (255, 0, 0),
+    "green": (0, 128, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "orange": (255, 165, 0),
+    "purple": (128, 0, 128),
+    "black": (0, 0, 0),
+    "white": (255, 255, 255),
+    "grey": (128, 128, 128),
+}
+_MOST_PIXEL_BYTES = 100_000_000
+
+
+class Picture(NamedTuple):
+    """An image, seen.
+
+    Attributes:
+      colour: of the pixel in its upper left corner, `#rrggbb`; empty where it is not known.
+    """
+
+    kind: str
+    width: int = 0
+    height: int = 0
+    colour: str = ""
+    digest: str = ""
+
+    @property
+    def words(self) -> str:
+        named = self.colour or self.digest
+        return f"[picture {named} {self.width}x{self.height} {self.kind.removeprefix('image/')}]"
+
+
+def seen(data: bytes) -> Picture | None:
+    """The picture that the bytes are; None of none, a damaged PNG among them."""
+    digest = f"{zlib.crc32(data):08x}"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _png(data, digest)
+    if data.startswith(b"\xff\xd8\xff"):
+        return Picture("image/jpeg", digest=digest)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return Picture("image/webp", digest=digest)
+    if data.startswith((b"GIF87a", b"GIF89a")) and len(data) >= 10:
+        width, height = struct.unpack_from("<HH", data, 6)
+        return Picture("image/gif", width, height, digest=digest)
+    return None
+
+
+def _png(data: bytes, digest: str) -> Picture | None:
+    width = height = depth = kind = 0
+    pixels = b""
+    for name, chunk in _chunks(data):
+        if name == b"IHDR" and len(chunk) == 13:
+            width, height, depth, kind = struct.unpack_from(">IIBB", chunk)
+        if name == b"IDAT":
+            pixels += chunk
+        if name == b"IEND":
+            break
+    else:  # it is cut
+        return None
+    try:
+        # The first pixel of the first row is written as it is, by whatever filter.
+        corner = zlib.decompressobj().decompress(pixels, 4)[1:4]
+    except zlib.error:
+        return None
+    if not width or not height:
+        return None
+    has_rgb = depth == 8 and kind in (2, 6) and len(corner) == 3
+    return Picture("image/png", width, height, f"#{corner.hex()}" if has_rgb else "", digest)
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = 8
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        name, chunk = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        checksum = data[at + 8 + length : at + 12 + length]
+        if checksum != struct.pack(">I", zlib.crc32(name + chunk)):
+            return
+        yield name, chunk
+        at += 12 + length
+
+
+def decoded(text: Any) -> bytes | None:
+    """The bytes of base64; None where it is none."""
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except (ValueError, TypeError):
+        return None
+
+
+# Content parts
+# --------------------------------------------------------------------------------------------------
+
+
+def image_part(kind: str, data: str) -> dict[str, Any]:
+    """An image as OpenAI has it."""
+    return part_of_address(f"data:{kind};base64,{data}")
+
+
+def part_of_address(url: str) -> dict[str, Any]:
+    """An image of an address, as OpenAI has it."""
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def joined(parts: Iterable[str | dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """Texts as one; with images among them, OpenAI's list of content parts."""
+    found: list[dict[str, Any]] = []
+    for part in parts:
+        if not isinstance(part, str):
+            found.append(part)
+        elif found and found[-1]["type"] == "text":
+            found[-1] = {"type": "text", "text": found[-1]["text"] + part}
+        else:
+            found.append({"type": "text", "text": part})
+    if not found:
+        return ""
+    return found[0]["text"] if len(found) == 1 and found[0]["type"] == "text" else found
+
+
+def urls_in(messages: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str, str]]:
+    """Message, place and address of each image of a body that has its shape."""
+    for number, message in enumerate(messages):
+        content = message.get("content")
+        for at, part in enumerate(content if isinstance(content, list) else ()):
+            if part.get("type") == "image_url":
+                place = f"messages[{number}].content[{at}].image_url"
+                yield message, place, part["image_url"]["url"]
+
+
+def words_of(url: str) -> str:
+    """An image of a checked body as the model reads it."""
+    picture = _picture_of(url)
+    return picture.words if picture is not None else f"[picture {url}]"
+
+
+def tokens_of_image(url: str) -> int:
+    """A token for each square of 32 pixels; of an address, the most."""
+    picture = _picture_of(url)
+    if picture is None or not picture.width:
+        return MOST_TOKENS
+    return min(MOST_TOKENS, math.ceil(picture.width / 32) * math.ceil(picture.height / 32))
+
+
+def _picture_of(url: str) -> Picture | None:
+    match = _DATA_URL.match(url)
+    data = decoded(url[match.end() :]) if match is not None else None
+    return seen(data) if data is not None else None
+
+
+def colour_names(text: str) -> list[str]:
+    """What a prompt's pictures show, in their order: colours, and else what names the picture."""
+    return [_colour_name(found) for found in PICTURE.findall(text)]
+
+
+def _colour_name(found: str) -> str:
+    if not re.fullmatch(r"#[0-9a-f]{6}", found):
+        return found
+    rgb = bytes.fromhex(found[1:])
+    return min(
+        _PALETTE,
+        key=lambda name: sum((a - b) ** 2 for a, b in zip(rgb, _PALETTE[name], strict=True)),
+    )
+
+
+# What is refused
+# --------------------------------------------------------------------------------------------------
+
+
+class Refusal(NamedTuple):
+    """Why a body's images are not taken: OpenAI's sentence, the place and its code."""
+
+    message: str
+    place: str
+    code: str
+
+
+def refusal(
+    messages: Iterable[Mapping[str, Any]],
+    most: int = 500,
+    kinds: tuple[str, ...] = ("image/png", "image/jpeg", "image/gif", "image/webp"),
+) -> Refusal | None:
+    """What OpenAI says of images that it does not take; None of all others.
+
+    Args:
+      most: images of a request.
+
+    Source: its messages as public repositories quote them, read 2026-11.
+    """
+    found = list(urls_in(messages))
+    if len(found) > most:
+        said = f"Too many images in request. Max is {most}, but got {len(found)}."
+        return Refusal(said, "messages", "max_images_per_request")
+    for message, place, url in found:
+        if message["role"] != "user":
+            said = (
+                f"Invalid '{place.partition('.')[0]}'. Image URLs are only allowed for messages "
+                f"with role 'user', but this message with role '{message['role']}' contains an "
+                "image URL."
+            )
+            return Refusal(said, place, "invalid_value")
+        if (refused := _refused_url(url, place, kinds)) is not None:
+            return refused
+    return None
+
+
+def _refused_url(url: str, place: str, kinds: tuple[str, ...]) -> Refusal | None:
+    if re.match(r"(https?|gs)://[^/\s]", url):
+        return None
+    match = _DATA_URL.match(url)
+    if match is None:
+        said = f"Invalid '{place}'. Expected a valid URL, but got a value with an invalid format."
+        return Refusal(said, place, "invalid_value")
+    data = decoded(url[match.end() :])
+    if data is None:
+        return Refusal("Invalid base64 image_url.", place, "invalid_base64")
+    picture = seen(data)
+    if picture is None or picture.kind not in kinds or picture.kind != match[1]:
+        named = [kind.removeprefix("image/") for kind in kinds]
+        said = (
+            "You uploaded an unsupported image. Please make sure your image has of one the "
+            f"following formats: {named}."
+        )
+        return Refusal(said, place, "invalid_image_format")
+    return None
