@@ -30,9 +30,8 @@ def pipeline_options(beam_options: list[str]) -> PipelineOptions:
     Raises:
       UsageError: an option that this runner can't know.
     """
-    options = PipelineOptions(
-        [_DEFAULT_RUNNER, *beam_options]
-    )  # of an option given twice the last one counts
+    # Of an option given twice the last one counts.
+    options = PipelineOptions([_DEFAULT_RUNNER, *beam_options])
     with _refused_in_one_line():
         runner = options.view_as(StandardOptions).runner
         if runner.rpartition(".")[2] in _KNOWN_BY_A_SERVER:

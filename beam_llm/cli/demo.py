@@ -139,6 +139,7 @@ class Way:
 def main(chosen: argparse.Namespace) -> int:
     """Runs the demo. Exit code 1 where the two ways' answers differ: they must not."""
     folder = Path(chosen.output or tempfile.mkdtemp(prefix="beam-llm-demo-"))
+    # Left where it is at the end: the answers and the staging location are there to be looked at.
     folder.mkdir(parents=True, exist_ok=True)
     records = _write_sample(folder, chosen.records)
     model = _model_of(chosen.provider)
@@ -148,6 +149,7 @@ def main(chosen: argparse.Namespace) -> int:
         filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1"])
     )
     single, live, staged = _ask_in_all_ways(folder, chosen, records, model)
+    # Both files keep the order of the input, so that equal places are the same review.
     answers = live.answers()
     pairs = zip(answers, staged.answers(), strict=True)
     differing = sum(one["answer"] != other["answer"] for one, other in pairs)
@@ -182,6 +184,7 @@ def _ask_in_all_ways(
         latency_ms=LATENCY_MS,
         batch_seconds=JOB_SECONDS,
         faults=faults,
+        # Nobody looks at them here; they are for tests.
         keep_requests=0,
         seed=SEED,
     ) as emulator:

@@ -113,6 +113,7 @@ def _forecasts(
     Each record is read once, counted at every size and forgotten: a million of them need no more
     memory than a thousand.
     """
+    # `auto` is no size that could stand in the table.
     own = [settings.batch_size] if isinstance(settings.batch_size, int) else []
     answer = _answer_tokens(chosen, settings)
     first, *others = (
@@ -259,6 +260,7 @@ def _seconds(settings: Settings, requests: int, tokens: int, latencies: float) -
     """Calls side by side, or the per-minute budgets where those are narrower."""
     if not requests:
         return 0.0
+    # Whole rounds: a last call alone takes as long as a full round.
     rounds = math.ceil(requests / settings.usual_calls)
     bounds = [rounds * latencies / requests]
     if settings.requests_per_minute:

@@ -49,6 +49,7 @@ def add_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) 
     common.add_argument(
         "--provider", help="the part of --model before the colon, where it is given apart"
     )
+    # Read from the table, so that a new option is a flag without further work.
     for name in [*_COMMON, *(name for name in OPTIONS if name not in _COMMON)]:
         if name not in leave_out:
             add_option(common if name in _COMMON else further, name)
@@ -63,6 +64,7 @@ def add_option(parser: Any, name: str) -> None:
     """Adds one option's flag."""
     rule = OPTIONS[name].metadata
     flags = ["--staging", "--staging-location"] if name == "staging_location" else [flag_of(name)]
+    # None is "not given": defaults are `config`'s, also where another flag decides about them.
     wanted: dict[str, Any] = {"dest": f"option_{name}", "default": None, "help": _help(name)}
     if rule["kind"] == "bool":
         parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **wanted)
@@ -76,6 +78,7 @@ def _help(name: str) -> str:
     meaning = _MEANINGS.get(name) or str(option.metadata["meaning"]).replace("`", "")
     if option.default is not None and option.default != "" and "default" not in meaning:
         meaning += f" (default: {option.default})"
+    # argparse takes a help text for a format.
     return as_flags(meaning).replace("%", "%%")
 
 
@@ -105,12 +108,15 @@ def flag_of(name: str) -> str:
 
 def as_flags(text: str) -> str:
     """`batch_size is 'x': …; try batch.size=1` → `--batch-size is 'x': …; try --batch-size=1`."""
+    # The longest first: one option's name may begin another's.
     for name in sorted(OPTIONS, key=len, reverse=True):
         flag = flag_of(name)
         text = re.sub(rf"(?<![\w.'-]){re.escape(key_of(name))}=", f"{flag}=", text)
         if "_" in name:
             text = re.sub(rf"(?<![\w.'-]){name}\b", flag, text)
         else:
+            # `model` and `output` are plain words as well: only at a message's beginning are they
+            # options.
             text = re.sub(rf"^{name} (is|holds)\b", rf"{flag} \1", text)
     return text
 

@@ -14,6 +14,7 @@ from beam_llm.cli.tally import Tally
 from beam_llm.prompting.agreement import FLOAT_TOLERANCE, Share, same_answer
 from beam_llm.prompting.output_types import Output
 
+# Not None, which is an answer where the output type takes it.
 NO_ANSWER = object()
 
 
@@ -49,6 +50,7 @@ def look_again(
     if truth is None and not wanted:
         return Seen(None, found)
     last = max(wanted, default=-1)
+    # Not strict: an input that has grown since then has records without an answer.
     for ordinal, ((source, row), answer) in enumerate(zip(_rows(sources), answers(), strict=False)):
         if ordinal in wanted:
             found[ordinal] = (f"{source}:{row.line:,}", row.fields)

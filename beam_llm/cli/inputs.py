@@ -47,6 +47,7 @@ def inputs_of(
             for source in _readable_sources(command, copies)
         ]
         if writes:
+            # Whether it is there already is asked below, where it can be told what is in it.
             refuse_overwriting(command.target._replace(replaces=True), sources)
             _refuse_finished(command)
             # Bytes that are not text have a place in parquet alone, and only where it is parquet
@@ -102,6 +103,7 @@ def _readable_sources(command: PredictCommand, copies: list[str]) -> Iterator[So
 
 
 def _copy(stream: IO[bytes], copies: list[str]) -> str:
+    # In a folder that the next run clears should this one be killed.
     descriptor, path = tempfile.mkstemp(dir=scratch_folder())
     copies.append(path)
     with os.fdopen(descriptor, "wb") as file:
@@ -171,6 +173,7 @@ def check_truth(
             f"{', '.join(columns) or 'none'}"
         )
     prompt = "{{ element }}" if settings.prompt is None else settings.prompt
+    # By the template's own parser: a field's name may also stand in the prompt as a plain word.
     names = meta.find_undeclared_variables(Environment().parse(prompt))
     if field in names or (not hidden and ELEMENT in names):
         raise UsageError(

@@ -118,6 +118,7 @@ def show(chosen: argparse.Namespace) -> int:
 def attach(chosen: argparse.Namespace) -> int:
     """Waits for jobs, collects them, writes their records with their answers as JSON lines."""
     settings = chosen_settings(chosen, mode="batch_api", staging_location=chosen.staging_location)
+    # Before jobs are waited for, which may take a day.
     refuse_overwriting(_target(chosen), [])
     if chosen.output != "-" and not chosen.output.endswith((".jsonl", ".ndjson")):
         raise UsageError(f"the output {chosen.output!r} has to be a .jsonl file, or - for stdout")
@@ -189,6 +190,7 @@ def _job_ids(store: Store, given: Sequence[str], task: str) -> tuple[list[str], 
     """
     if given:
         return list(dict.fromkeys(_job_id(admin.show(store, name)[0]) for name in given)), 0
+    # Follow-ups and halves are collected with the job that they belong to.
     jobs = [job for job in admin.list_jobs(store) if job.job_id is not None and job.kind == "job"]
     ids = [str(job.job_id) for job in jobs if job.task == task]
     if jobs and not ids:
@@ -236,6 +238,7 @@ def cleanup(chosen: argparse.Namespace) -> int:
 
 
 def _cleaned_up(chosen: argparse.Namespace, store: Store, provider: BatchProvider | None) -> int:
+    # What is shown is found by the same code that removes it.
     would = admin.cleanup(store, provider, dry_run=True)
     print(_removal(would))
     if not would.names and not would.provider_files and not would.leftovers:
@@ -302,6 +305,7 @@ def _provider(chosen: argparse.Namespace, job: JobView) -> BatchProvider:
     """
     names = ("api_key", "base_url", "api_version", "provider_options")
     flags = {name: getattr(chosen, f"option_{name}") for name in names}
+    # The ledger has a job's model and host, and neither key nor options: those are the flags'.
     named = config.settings(
         chosen.option_model or job.model, staging_location=chosen.staging_location, **flags
     )

@@ -90,9 +90,8 @@ def _exit_code_of(chosen: argparse.Namespace) -> int:
     try:
         return int(chosen.run(chosen))
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # who read our stdout has left
+        # Who read our stdout has left, and its last flush would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (LLMError, OSError, KeyboardInterrupt) as error:
         _print_failure(chosen, in_one_line(error, flags))
@@ -145,9 +144,8 @@ def _quieten(debug: bool) -> None:
         level=logging.INFO if debug else logging.WARNING, handlers=[LogLines()], force=True
     )
     if not debug:
-        logging.getLogger().setLevel(
-            logging.ERROR
-        )  # "apitools not found": Beam logs it through the root logger
+        # Beam logs "apitools not found" through the root logger.
+        logging.getLogger().setLevel(logging.ERROR)
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
         # It says which options after -- it doesn't know; where we can be sure, that is an error
         # (`pipeline_options`).

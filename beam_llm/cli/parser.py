@@ -20,9 +20,12 @@ class Parser(argparse.ArgumentParser):
     """One line instead of the usage text; a flag nearly right is named."""
 
     def __init__(self, **kwargs: Any):
+        # An abbreviation that is clear today means another flag, or two, once there is one option
+        # more.
         super().__init__(**{**kwargs, "allow_abbrev": False, "formatter_class": _Help})
 
     def error(self, message: str) -> NoReturn:
+        # Whoever names no command wants to see which there are, and not that one is missing.
         if message.endswith((": COMMAND", ": ACTION")):
             self.print_help(sys.stderr)
             self.exit(WRONG_USAGE)
@@ -93,6 +96,7 @@ def positive_number(text: str) -> float:
         number = float(text)
     except ValueError:
         number = 0.0
+    # NaN, too, is not above 0.
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number

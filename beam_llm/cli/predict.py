@@ -49,6 +49,7 @@ def predict(command: PredictCommand) -> Report:
         command = _retrying(command)
     with inputs_of(command) as (sources, found):
         task = any_task(command.settings)
+        # Whatever can be wrong is looked for before a spool is made and anything is asked.
         check_prompt(task, sources)
         check_truth(command.truth, command.settings, list(found.columns))
         # Workers elsewhere have their own keys, which can't be looked at from here.
@@ -90,6 +91,7 @@ def _retrying(command: PredictCommand) -> PredictCommand:
 
 def runs_here(beam_options: Sequence[str]) -> bool:
     """Whether the workers are in this process, so that what they need has to be here."""
+    # Beam's own parser would have to load Beam, before anything is known to be asked.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--runner", default="FnApiRunner")
     runner = parser.parse_known_args(list(beam_options))[0].runner

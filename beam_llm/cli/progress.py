@@ -153,6 +153,8 @@ class ProgressLine:
         while not self._stopped.wait(self._every):
             if self._live:
                 self._write(
+                    # A column less than there are: some terminals begin a new line after the last
+                    # one.
                     f"{_CLEARED}{shortened(self._line(), shutil.get_terminal_size().columns - 1)}"
                 )
             else:
@@ -179,10 +181,8 @@ def write_line(text: str) -> None:
     Who reads stderr may have left: what was paid for is finished all the same.
     """
     shown = ProgressLine._shown
-    with (
-        _STDERR,
-        contextlib.suppress(OSError, AttributeError),
-    ):  # AttributeError: stderr is closed, and so None
+    # AttributeError: stderr is closed, and so None.
+    with _STDERR, contextlib.suppress(OSError, AttributeError):
         if shown is not None and shown._live:
             sys.stderr.write(_CLEARED)
         sys.stderr.write(f"{printable(text)}\n")

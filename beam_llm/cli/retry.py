@@ -186,6 +186,7 @@ def _ended(target: Target, field: str) -> Iterator[_Ended]:
         value, error = fields.pop(field), fields.pop(error_field)
         if source.format == "csv":
             yield _Ended(
+                # By place: a CSV file's names are its header's, and its cells have no types.
                 digest_of(list(map(unsafe_cell, fields.values()))),
                 unsafe_cell(value),
                 error or None,

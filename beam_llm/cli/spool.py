@@ -37,6 +37,7 @@ from beam_llm.errors import LLMError
 _log = logging.getLogger("beam_llm")
 
 
+# What a kill can lose of a local spool: these answers are asked, and paid for, again.
 _FLUSH_SECONDS = 0.2
 
 
@@ -58,6 +59,7 @@ def folder_for(output: str, question: bytes, inputs: Iterable[str], *, here: boo
         b"\0".join([question, *(name.encode("utf-8", "surrogateescape") for name in inputs)])
     ).hexdigest()[:12]
     aside = output == "-" or (here and is_remote(output)) or is_special(output)
+    # By user: the temporary folder is everybody's, and so its names are, too.
     base = os.path.join(tempfile.gettempdir(), f"beam-llm-{os.getuid()}") if aside else output
     return f"{base}.partial-{name}"
 
@@ -262,9 +264,8 @@ def _claim(folder: str) -> int:
 def _lock_file(path: str) -> IO[bytes]:
     import fcntl
 
-    file = os.fdopen(
-        os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb"
-    )  # held open for as long as the command runs
+    # Held open for as long as the command runs; with it the lock goes, however the command ends.
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -284,7 +285,9 @@ def _create(folder: str, name: str) -> IO[bytes]:
             f"{folder}/{name}", compression_type=CompressionTypes.UNCOMPRESSED
         )
     return os.fdopen(
-        os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+        # O_EXCL: nothing that somebody has put there under this name is written into.
+        os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600),
+        "wb",
     )
 
 

@@ -28,6 +28,8 @@ class StoredAnswer(NamedTuple):
         wherever that is by now.
     """
 
+    # By position in a line: new fields come last and have a default, so that older lines still
+    # read.
     ordinal: int
     value: Any
     kind: str | None

@@ -130,6 +130,7 @@ def warnings_of(counters: dict[str, int]) -> Iterator[str]:
 def calls_of(report: Report) -> str:
     """`100`, `100 (2 retries)`, `100 in 1 batch job`, `100 in 1 batch job and 3 live`, …"""
     jobs = f" in {plural(report.jobs, 'batch job')}" if report.jobs else ""
+    # What was in no job's line was a live call: for the guard, or for what jobs left over.
     live = report.requests - report.lines
     if jobs and live:
         jobs += f" and {live:,} live"
@@ -178,6 +179,7 @@ def as_json(command: PredictCommand, report: Report) -> dict[str, Any]:
         "cached_tokens": tally.cached_tokens,
         "cache_write_tokens": tally.cache_write_tokens,
         "reasoning_tokens": tally.reasoning_tokens,
+        # A sum over the priced part alone would pass for all of it.
         "cost_usd": None if tally.unpriced else tally.cost_usd,
         "guard": None if (guarded := guard_of(report)) is None else share_json(guarded),
         "guard_halvings": counters.get("guard_halvings", 0),

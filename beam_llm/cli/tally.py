@@ -61,6 +61,7 @@ class Tally:
         self.cache_write_tokens += answer.cache_write_tokens
         self.reasoning_tokens += answer.reasoning_tokens
         if answer.cost_usd is None:
+            # A record that was never sent has no tokens, and so no cost that could be unknown.
             self.unpriced += answer.input_tokens > 0
         else:
             self.cost_usd += answer.cost_usd
@@ -90,6 +91,8 @@ class Tally:
             kind = name.removeprefix("errors_")
             if kind != name and count:
                 tally.errors[kind] = count
+                # Counters have no messages; an empty one has no most frequent wording, and none is
+                # shown.
                 tally.messages[kind] = Messages()
         return tally
 
@@ -139,6 +142,7 @@ class Messages:
     def add(self, message: str) -> None:
         wording = without_particulars(message)
         count, example = self._groups.get(wording, (0, message))
+        # A server may put something new into each of a million messages.
         if count or len(self._groups) < self.MOST_WORDINGS:
             self._groups[wording] = (count + 1, example)
 

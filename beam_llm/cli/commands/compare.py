@@ -34,6 +34,7 @@ def add_parser(commands: Any) -> None:
     _add_measuring(parser)
     parser.add_argument("--json", action="store_true", help="the tables as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    # So that a command of `predict` becomes one of `compare` by its first word.
     for name in ("--output", "--output-format"):
         parser.add_argument(name, metavar="…", help="as for predict; nothing is written")
     add_options(parser)

@@ -31,6 +31,7 @@ def add_parser(commands: Any) -> None:
     )
     add_inputs(parser)
     parser.add_argument("--json", action="store_true", help="the table as JSON")
+    # So that a command of `predict` becomes one of `estimate` by its first word.
     for name in ("--output", "--output-format"):
         parser.add_argument(name, metavar="…", help="as for predict; nothing is written")
     tokens = "tokens of one answer (default: by --output-type)"

@@ -66,10 +66,12 @@ def advise(
       saved_what: what `Candidate.saved` is a part of.
     """
     known = [each for each in candidates if each.loss is not None]
+    # Before all other rules: what too few records say is no ground for any of them.
     if compared and Share(compared, compared).interval()[0] < 1 - _TELLING * max_loss:
         return Advice(1, "too_few", _too_few(compared, max_loss))
     if not known or not compared:
         return Advice(1, "nothing_compared", "no size above 1 could be compared with single calls")
+    # `or` for the type checker alone: what has no loss is not among those that are known.
     good = [each for each in known if (each.loss or 0.0) <= max_loss]
     if not good:
         return Advice(1, "loses", _loses(known, max_loss))

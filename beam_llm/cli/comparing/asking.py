@@ -80,6 +80,7 @@ def _ask_prompts(
         known, task, partial(connect, known), prices.cost_usd, prepare=prices.load
     )
     try:
+        # All at once: the engine itself bounds how many are in flight.
         asked = [engine.submit([record for record, _ in prompt]) for prompt in prompts]
         for prompt, future in zip(prompts, asked, strict=True):
             answered = future.result()

@@ -59,6 +59,7 @@ def _compare(chosen: argparse.Namespace, known: Settings, population: Population
     sample = population.sample(chosen.sample, chosen.sample_seed)
     rows = [fields for fields, _ in sample]
     own = [known.batch_size] if isinstance(known.batch_size, int) else []
+    # 1 is what they are all compared with, and asked anyway.
     sizes = sorted({*chosen.batch_sizes, *own} - {1})
     now = "asking alone"
     with ProgressLine(lambda: now, quiet=chosen.quiet or not sys.stderr):

@@ -81,6 +81,7 @@ class FiguresOf:
         costs = [outcome.cost_usd for outcome in asking.outcomes]
         failures = [each.failure for each in asking.outcomes if each.failure]
         usage = Usage(*(getattr(tally, name) for name in Usage._fields))
+        # A sum without the unpriced ones would make their size look cheap.
         cost_usd = None if None in costs else sum(cost or 0.0 for cost in costs)
         return SizeFigures(
             batch_size=size,

@@ -29,6 +29,7 @@ class Population:
     def __init__(self, sources: Sequence[Source], known: Settings, hidden: str | None):
         self._sources = sources
         self._hidden = hidden
+        # Any size above 1: a record's length is that of its text among others.
         task = compile_task(replaced(known, batch_size=2))
         self._lengths: list[int] = []
         self._digests: list[bytes] = []
@@ -40,6 +41,7 @@ class Population:
                 self._lengths.append(task.record(fields, fields).tokens)
             except PromptError:
                 self.unusable += 1
+                # It keeps its place, so that a sample's places are those of the input.
                 self._lengths.append(-1)
                 together = {**together, **fields}
             self._digests.append(digest_of(fields))
@@ -66,6 +68,7 @@ class Population:
             seed,
         )
         places = {usable[number] for number in chosen}
+        # Read again: only lengths and digests of all records are held in memory.
         return [row for place, row in enumerate(self.rows()) if place in places]
 
     def records(self, task: Task) -> list[Record]:

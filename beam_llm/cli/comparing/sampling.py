@@ -37,4 +37,5 @@ def stratified(
 
 
 def _lot(digest: bytes, seed: int) -> bytes:
+    # Not `random` with a seed, which would choose by place.
     return hashlib.blake2b(digest, digest_size=8, salt=str(seed).encode()[:16]).digest()

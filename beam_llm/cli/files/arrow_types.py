@@ -29,9 +29,9 @@ def _arrow_schema(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> 
         members = schema.get("enum", [schema.get("const")])
         return type_of_column(column_of(members))
     if members := schema.get("anyOf", schema.get("oneOf")):
-        (only,) = [
-            member for member in members if member.get("type") != "null"
-        ]  # columns are nullable anyway
+        # Columns are nullable anyway. More than one left is a union, which no column can be: the
+        # ValueError makes it text.
+        (only,) = [member for member in members if member.get("type") != "null"]
         return _arrow_schema(only, definitions)
     kind = schema["type"]
     if kind == "array":

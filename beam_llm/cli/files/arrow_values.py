@@ -21,6 +21,7 @@ def python_values(column: Any) -> list[Any]:
     kind = column.type
     if not _needs_care(kind):
         return list(column.to_pylist())
+    # A table's column is in chunks; a batch's, and what is inside of one, is not.
     if hasattr(column, "combine_chunks"):
         column = column.combine_chunks()
     # An extension type: its values are those that it stores.
@@ -110,10 +111,12 @@ def _times(column: Any) -> list[Any]:
 def _timestamps(kind: Any) -> Callable[[int], Any]:
     import pyarrow as pa
 
+    # Arrow makes of a zone's name what `to_pylist` would give.
     zone = None if kind.tz is None else pa.scalar(0, pa.timestamp("s", kind.tz)).as_py().tzinfo
     epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
     def show(value: int) -> Any:
+        # Not `fromtimestamp`, whose floats are off by microseconds far from 1970.
         moment = epoch + datetime.timedelta(microseconds=value // 1000)
         moment = moment.replace(tzinfo=None) if zone is None else moment.astimezone(zone)
         return moment if value % 1000 == 0 else _with_nanoseconds(moment, value)

@@ -48,4 +48,5 @@ def _is_number(text: str) -> bool:
         float(text)
     except ValueError:
         return False
+    # `float` allows white space around a number, and a cell that begins with a tab is a formula.
     return "\n" not in text and "\r" not in text and "\t" not in text

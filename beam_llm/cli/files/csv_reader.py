@@ -16,6 +16,7 @@ from typing import IO
 from beam_llm.cli.files import text_files
 from beam_llm.cli.files.records import DataError, OnBadLine, Row, Source, raise_bad_line
 
+# What `surrogateescape` makes of a byte that is not UTF-8.
 _BAD_BYTE = re.compile("[\udc80-\udcff]")
 
 
@@ -33,6 +34,7 @@ def read_csv(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
                 f"{source}:{line}: the header names a column twice: {', '.join(header)}"
             )
         for line, values in records:
+            # A blank line, as editors leave at the end.
             if not values:
                 continue
             if len(values) != len(header):

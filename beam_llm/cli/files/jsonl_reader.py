@@ -20,6 +20,7 @@ from beam_llm.cli.files.records import DataError, OnBadLine, Row, Source
 from beam_llm.prompting.readers.doubles import contradicts_itself
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# Up to eighteen digits fit into 64 bits, and orjson reads them exactly.
 _LONG_NUMBER = re.compile(rb"\d{19}")
 
 
@@ -80,6 +81,7 @@ def _fields(raw: bytes) -> dict[str, Any]:
         and _LONG_NUMBER.search(raw)
     ):
         fields = _second_look(raw)
+    # No more colons than fields: nothing is nested, and no key stands twice; most records end here.
     if raw.count(b":") > len(fields) and contradicts_itself(raw.decode(), fields):
         raise _Unreadable("a key stands twice in one object, with two values")
     return fields
@@ -100,10 +102,8 @@ def _second_look(raw: bytes) -> Any:
         ) from None
     except json.JSONDecodeError as error:
         raise _Unreadable(f"not JSON: {error.msg} (column {error.colno})") from None
-    except (
-        RecursionError,
-        ValueError,
-    ) as error:  # Python makes no integer of more than 4,300 digits
+    # A ValueError: Python makes no integer of more than 4,300 digits.
+    except (RecursionError, ValueError) as error:
         why = (
             "it is nested too deeply"
             if isinstance(error, RecursionError)

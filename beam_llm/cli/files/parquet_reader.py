@@ -87,6 +87,7 @@ def rows_of(source: Source, batch: Any, before: int = 0) -> list[dict[str, Any]]
                 f"{source}, {where}: column {name!r} holds a value that Python can't: {error}"
             ) from None
     names = batch.schema.names
+    # A file may have rows and no columns; `zip` would give no rows then.
     if not names:
         return [{} for _ in range(batch.num_rows)]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
@@ -118,6 +119,7 @@ def _opened(source: Source) -> Iterator[Any]:
             names: Sequence[str] = opened.schema_arrow.names
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{source}: not a parquet file: {error}") from None
+        # Arrow takes such a file, and a dict of its row would lose a value.
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise DataError(

@@ -59,6 +59,7 @@ def find_sources(patterns: Sequence[str], given: str | None = None) -> list[Sour
     Raises:
       UsageError: a pattern that matches nothing, or a file whose format can't be told.
     """
+    # Patterns may overlap; a file twice would be asked, and paid for, twice.
     paths = dict.fromkeys(path for pattern in patterns for path in _matches(pattern))
     return [Source(path, format_of(path, given)) for path in paths]
 

@@ -98,6 +98,8 @@ def survey(sources: Sequence[Source], taken: Sequence[str] = ()) -> Survey:
             columns.setdefault(name, Column())
         for row in read_rows(source, bad.handler(source)):
             count += 1
+            # One string of bytes: a million digests as objects of their own would take several
+            # times as much.
             digests += digest_of(row.fields)
             for name, value in row.fields.items():
                 # A name is held against `taken` once, when it is met first: not in every row.

@@ -40,6 +40,7 @@ DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
 def opened(source: Source) -> Iterator[IO[bytes]]:
     """The file's bytes, unpacked where they are gzip, whatever the file's name says."""
     with open_bytes(source.path) as raw:
+        # By content: a name may lie, and a pipe has none.
         file: Any = raw if hasattr(raw, "peek") else io.BufferedReader(raw)
         head = file.peek(8)[:8]
         for magic, what in _NOT_TEXT.items():

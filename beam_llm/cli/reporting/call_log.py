@@ -53,6 +53,7 @@ class CallLog:
             self._slots[number] = _sum(before, seen)
             for latency in facts.get("latency_ms", ()):
                 self._latencies[_step(latency)] += 1
+            # Several times after a long silence.
             while max(self._slots) >= MOST_SLOTS:
                 self._halve()
 

@@ -20,6 +20,7 @@ def bars(chart: Chart) -> Markup:
     """Bars side by side, with the highest value and ticks written beside them."""
     most = max((bar.height for bar in chart.bars), default=0.0) or 1.0
     width = 100 / max(len(chart.bars), 1)
+    # Markup's `join` and `format` escape what is put in: labels hold what servers and users wrote.
     drawn = Markup().join(
         _bar(number * width, width, bar.height / most, bar.marked / most, bar.label)
         for number, bar in enumerate(chart.bars)

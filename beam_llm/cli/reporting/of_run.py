@@ -178,6 +178,7 @@ _NOT_HEARD = (
 
 def _calls_chart(seconds: int, slots: Sequence[Slot]) -> Chart:
     """Answered calls, by the time at which their records came out."""
+    # Rounded up, so that there are never more bars than that.
     width = -(-len(slots) // _MOST_BARS)
     groups = [slots[at : at + width] for at in range(0, len(slots), width)]
     per_group = seconds * width
@@ -213,6 +214,7 @@ def _latency_chart(counts: Sequence[tuple[float, float, int]], log: CallLog) -> 
     return Chart(
         "Latency of calls",
         bars,
+        # The axis is logarithmic: the geometric mean stands in its middle.
         (f"{least:,.0f} ms", f"{(least * most) ** 0.5:,.0f} ms", f"{most:,.0f} ms"),
         plural(int(max(bar.height for bar in bars)), "call"),
         ", ".join(f"{name} about {value:,.0f} ms" for name, value in points.items()) + ".",

@@ -79,6 +79,7 @@ def _live_cost(jobs: Sequence[JobView]) -> float | None:
     total = 0.0
     for job in jobs:
         try:
+            # Settings want both, though prices are the model's alone and nothing is called.
             prices = Prices.of(config.settings(job.model, api_key="none", base_url="https://none"))
         except UsageError:
             return None

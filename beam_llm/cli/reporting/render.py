@@ -40,6 +40,7 @@ def html(page: Page) -> str:
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True,
+        # A slip in the template fails a test, in place of an empty cell that nobody sees.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -87,6 +87,7 @@ def _some_records(known: Settings, records: ReadRecords, total: int) -> list[Rec
         if ordinal % step == 0:
             try:
                 found.append(task.record(fields, fields))
+            # It was not asked, so that it is in none of the sums that are compared.
             except PromptError:
                 continue
     return found

@@ -87,6 +87,7 @@ def versions(runner: str = "") -> list[tuple[str, str]]:
 
 def spans(jobs: Sequence[JobView]) -> list[Span]:
     """Jobs on a time line. Those of another clock than ours are put in order."""
+    # Bounds the page: a ledger may have thousands.
     return [_span(job) for job in jobs[:MOST_JOBS]]
 
 

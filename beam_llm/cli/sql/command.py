@@ -26,6 +26,7 @@ from beam_llm.fronts.sql.tables import Permissions
 
 def run(chosen: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
+    # First: a page that can't be written is told before anything is read, or paid for.
     files = RunFiles(chosen)
     script = read_script(
         text_of(chosen.file),

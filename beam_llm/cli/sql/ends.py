@@ -61,6 +61,7 @@ class PlanRun:
             done = bytearray(index.done())
             if retries and any(map(holds_doubtful, settings_of(self.plan))):
                 for answer in index.answers_so_far():
+                    # It may be paid for: only who says so (`on_doubt`) has it asked again.
                     done[answer.ordinal] |= answer.kind == Kind.DOUBTFUL
         self.done = bytes(done)
 
@@ -83,6 +84,8 @@ class PlanRun:
                     "are kept: the same command again asks these alone"
                 )
             for answer in index.answers():
+                # A row that a condition on an answer left out has neither, and is no record of the
+                # output.
                 if answer.value is not None or answer.error is not None:
                     tally.add(answer._replace(ordinal=self.first + answer.ordinal))
         return tally

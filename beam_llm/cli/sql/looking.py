@@ -51,6 +51,7 @@ def look(plan: Plan, sources: Sequence[Source]) -> Looked:
     counts = []
     for source in sources:
         before = len(digests)
+        # LIMIT is of all files together, in their order.
         left = None if plan.limit is None else plan.limit - before // DIGEST_BYTES
         for row in islice(read_input(plan, source, evaluator), left):
             digests += row.digest

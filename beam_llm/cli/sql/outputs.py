@@ -117,6 +117,7 @@ def _array(values: list[Any], kind: SqlType) -> Any:
     import pyarrow as pa
 
     if kind.kind == "MAP":
+        # Arrow takes a map as its pairs.
         values = [None if value is None else list(value.items()) for value in values]
     return pa.array(values, arrow_type(kind)).cast(parquet_type(kind))
 

@@ -105,6 +105,7 @@ def stored_row(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswer:
     failures = [meta for meta in metas if meta[0]] or [[None, None]]
     # A call in doubt comes before others: it may be paid for, so the row is not simply asked again.
     failed = min(failures, key=lambda meta: meta[0] != Kind.DOUBTFUL)
+    # Positions as `steps.ended` writes them: tokens from the third on, then cost, re-use and model.
     sums = [sum(meta[number] for meta in metas) for number in range(2, 7)]
     costs = [meta[7] for meta in metas]
     values = None if DROPPED in row else values_of(plan, row)

@@ -29,6 +29,7 @@ def summary_of_file(ended: Sequence[Ended]) -> dict[str, Any]:
 
 def as_predict(one: Ended) -> PredictCommand:
     """The job as `predict` would have run it, for the same summary."""
+    # Of several models the first stands for all: the summary's own figures don't depend on it.
     settings = [found for plan in one.plans for found in settings_of(plan)]
     return PredictCommand((), ", ".join(one.outputs), settings[0] if settings else Settings())
 

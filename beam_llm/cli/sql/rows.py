@@ -62,6 +62,7 @@ def _pattern(table: Table) -> str:
     if is_remote(table.path):
         return table.path + "*" if table.path.endswith("/") else table.path
     if os.path.isdir(table.path):
+        # As Spark and Hive have it; ours are written under a name with a dot before.
         return os.path.join(glob.escape(table.path), "[!._]*")
     return table.path
 

@@ -108,6 +108,7 @@ def _report(
     """How the run ended, by what Beam counted: its rows don't come past here."""
     counters = measured.counters
     tally = Tally.of_counters(counters)
+    # Beam's sums don't tell whose tokens they are: one unknown price makes the whole cost unknown.
     if not all(map(_has_price, steps.values())):
         tally.unpriced = tally.records
     return Report(

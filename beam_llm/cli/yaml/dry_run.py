@@ -95,6 +95,7 @@ def _rows_of(pipeline: beam.Pipeline, asking: dict[str, Any]) -> dict[str, Any]:
             found[label] = "(its rows are a stream, which is not read here)"
         else:
             looks[label] = rows
+    # A name of this look: another one in the same process has rows of its own.
     name = uuid.uuid4().hex
     kept = [
         *producers_of(looks.values()),
