@@ -469,6 +469,57 @@ class BatchProvider(Protocol):
         """Gives back connections; harmless to repeat."""
 
 
+class Slot(enum.Enum):
+    """What one value in a result line is to its reader; all else of a `LineForm` is fixed.
+
+    Attributes:
+      CUSTOM_ID, TEXT: strings; the text is never empty.
+      REQUEST_ID: a string of small letters, digits, `_` and `-`, with a letter in it.
+      COUNT: a whole number that shapes the reply: of tokens.
+      NAME, NUMBER: an id, or a whole number, that nothing of the reply depends on.
+    """
+
+    CUSTOM_ID = "custom_id"
+    REQUEST_ID = "request_id"
+    TEXT = "text"
+    COUNT = "count"
+    NAME = "name"
+    NUMBER = "number"
+
+
+class LineForm(NamedTuple):
+    """What the good lines of a result file have in common.
+
+    Attributes:
+      parts: in the order of the line, up to its newline: bytes that all have, and slots; strings
+        without their quotes.
+      is_clean: whether a text or ids can be taken as they stand in their slots: False where a key
+        may be in them. Gets them with a character for each byte (latin-1).
+    """
+
+    parts: tuple[bytes | Slot, ...]
+    is_clean: Callable[[str], bool]
+
+
+@runtime_checkable
+class HasLineForms(Protocol):
+    """A BatchProvider whose good result lines differ in few places. A million of them are read by
+    the block then: what `decode_line` says of one is said of all that have its counts.
+    """
+
+    def line_form(self, line: bytes) -> LineForm | None:
+        """The form of a good line; None where it has none, or is not good.
+
+            def line_form(self, line):  # {"custom_id":"r-1","id":"a7","text":"yes","tokens":12}
+                found = form_of(line, SLOTS)  # providers/line_forms.py
+                return found and LineForm(found, self._holds_no_key)
+
+        It promises of every line that has this form, and is clean: `decode_line` gives its
+        custom_id, its text and its request id as they stand in their slots, and else what it gives
+        for any other line with the same counts.
+        """
+
+
 @runtime_checkable
 class FindsUnnamed(Protocol):
     """A BatchProvider whose jobs have no name (`Recovery.NONE`), and that can tell them apart all

@@ -9,6 +9,7 @@ line ─► custom_id ─► line of the job ─┤
 from __future__ import annotations
 
 import functools
+import io
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from beam_llm.errors import (
     Retryable,
     missing_message,
 )
+from beam_llm.jobs.alike_lines import AlikeLines
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job import JobContext
@@ -53,6 +55,8 @@ class ResultReader:
         follow-up.
 
     Attributes:
+      line_of: lines of the job by their custom_id.
+      answered: 1 for each line that has a reply.
       left: 1 for each record that does not end here.
       regroup: 1 for each record that has to be asked alone.
       facts: things worth counting.
@@ -80,9 +84,9 @@ class ResultReader:
         assert manifest.line_starts is not None
         self._starts: list[int] = manifest.line_starts.tolist()
         # By id, never by place: providers say that results may come in another order.
-        self._line_of = {custom_id: line for line, custom_id in enumerate(manifest.custom_ids())}
-        self._answered = bytearray(len(self._starts) - 1)
-        self._half = len(self._answered) // 2
+        self.line_of = {custom_id: line for line, custom_id in enumerate(manifest.custom_ids())}
+        self.answered = bytearray(len(self._starts) - 1)
+        self._half = len(self.answered) // 2
         self._errors: dict[int, LineReply] = {}
         self._nobodys = 0
         self._strangers: set[str] = set()
@@ -98,7 +102,7 @@ class ResultReader:
     @property
     def replies(self) -> int:
         """Lines of the job that have one."""
-        return sum(self._answered)
+        return sum(self.answered)
 
     @property
     def lines(self) -> int:
@@ -126,26 +130,49 @@ class ResultReader:
         Whatever stands in a line is the trouble of its own records: nothing raises but the ledger
         and the disk.
         """
-        cut, lines = False, 0
-        for line in result_lines(path, self._most_bytes):
-            if line.isspace():
-                continue
-            try:
-                reply = self._provider.decode_line(line)
-                number = self._line_of.get(reply.custom_id)
-            except Exception as error:
-                cut = self._take_unreadable(line, error)
-                lines += not cut
-                continue
-            lines += 1
-            if number is None:
-                self.facts["unknown_ids"] += 1
-                if len(self._strangers) < len(self._answered):
-                    self._strangers.add(reply.custom_id)
-            else:
-                self._take(number, reply)
-        self.facts["lines"] += lines
-        self._is_cut = cut
+        alike = AlikeLines.of(self, self._provider, self._task) if self._has_plain_lines else None
+        for block in result_blocks(path, self._most_bytes):
+            if alike is None or not alike.read(block):
+                for line in io.BytesIO(block):
+                    self.read_line(line)
+
+    @property
+    def _has_plain_lines(self) -> bool:
+        """Whether each line is one record, and what a reply says of it may be known by its text."""
+        return self._plainly and len(self.answered) == len(self._manifest)
+
+    def read_line(self, line: bytes) -> None:
+        """Takes one line, whatever stands in it."""
+        if line.isspace():
+            return
+        try:
+            reply = self._provider.decode_line(line)
+            number = self.line_of.get(reply.custom_id)
+        except Exception as error:
+            self._is_cut = self._take_unreadable(line, error)
+            self.facts["lines"] += not self._is_cut
+            return
+        self.facts["lines"] += 1
+        if number is None:
+            self.facts["unknown_ids"] += 1
+            if len(self._strangers) < len(self.answered):
+                self._strangers.add(reply.custom_id)
+        else:
+            self._take(number, reply)
+
+    def take_answers(self, lines: list[int], rows: list[str], endings: list[int]) -> None:
+        """Takes many lines with a final answer to their one record, once they are marked as
+        answered.
+
+        Args:
+          rows, endings: as for `OutcomeWriter.put_answers`.
+        """
+        self.facts["lines"] += len(lines)
+        self.outcomes.put_answers(lines, rows, endings)
+        for line in lines if self._errors else ():
+            self._errors.pop(line, None)
+        if self._half in lines:
+            failpoint("collect.half")
 
     def _take_unreadable(self, line: bytes, error: Exception) -> bool:
         """A line that is no reply: its records' error, where it can be seen whose it is. Returns
@@ -156,7 +183,7 @@ class ResultReader:
         if not is_long and not line.endswith(b"\n"):
             return True
         found = _CUSTOM_ID.search(line)
-        number = self._line_of.get(found[1].decode()) if found else None
+        number = self.line_of.get(found[1].decode()) if found else None
         if number is None:
             self._nobodys += 1
         else:
@@ -167,10 +194,10 @@ class ResultReader:
 
     def _take(self, line: int, reply: LineReply) -> None:
         completion = reply.completion
-        if self._answered[line]:
+        if self.answered[line]:
             self.facts["duplicate_ids"] += 1
         elif completion is not None:
-            self._answered[line] = 1
+            self.answered[line] = 1
             # A reply counts before an error of the same line, whichever of them comes first.
             if self._errors:
                 self._errors.pop(line, None)
@@ -193,7 +220,7 @@ class ResultReader:
         count = self._starts[line + 1] - start
         # Unpacked at once: this is done for every line of every job.
         text, finish, usage, model, request_id, refusal, _, word, _, billed, _ = completion
-        paid = self._cost(usage) if billed is None or self._has_prices else billed
+        paid = self.paid(usage, billed)
         is_plain = (
             self._plainly
             and count == 1
@@ -206,8 +233,17 @@ class ResultReader:
             self._read_closely(start, count, completion, None if paid is None else paid / count)
         else:  # by far the most: no objects on the way
             self.outcomes.put_answer(start, value, usage, paid, model, request_id, word)
-        self._usages[usage] += 1
-        self.cost_usd = None if paid is None or self.cost_usd is None else self.cost_usd + paid
+        self.count(usage, paid)
+
+    def paid(self, usage: Usage, billed: float | None) -> float | None:
+        """What a reply cost, for all we know."""
+        return self._cost(usage) if billed is None or self._has_prices else billed
+
+    def count(self, usage: Usage, paid: float | None, replies: int = 1) -> None:
+        """Counts replies that used, and cost, the same."""
+        self._usages[usage] += replies
+        known = self.cost_usd
+        self.cost_usd = None if paid is None or known is None else known + paid * replies
 
     def _put_unreadable(self, line: int, error: Exception) -> None:
         """Ends the records of a reply that something in it, or in the user's own class, made
@@ -249,7 +285,7 @@ class ResultReader:
 
     def finish(self) -> None:
         """Ends the records whose lines have no answer."""
-        for line, answered in enumerate(self._answered):
+        for line, answered in enumerate(self.answered):
             if answered:
                 continue
             count = self._starts[line + 1] - self._starts[line]
@@ -298,14 +334,28 @@ class ResultReader:
         self.outcomes.put(position, self._prior.added(self._manifest, position, outcome))
 
 
-def result_lines(path: str, most_bytes: int) -> Iterator[bytes]:
-    """The lines of a result file, which end at b"\\n" and nowhere else; of one that is too long
-    only the beginning."""
+def result_blocks(path: str, most_bytes: int) -> Iterator[bytes]:
+    """The lines of a result file, which end at b"\\n" and nowhere else: many at once, or one that
+    is too long, of which only the beginning, or was cut."""
     with open(path, "rb", buffering=_READ_BYTES) as file:
-        for line in iter(functools.partial(file.readline, most_bytes), b""):
-            yield line
-            while len(line) == most_bytes and not line.endswith(b"\n"):
-                line = file.readline(most_bytes)
+        start, size = 0, min(_READ_BYTES, most_bytes)
+        while block := file.read(size):
+            end = block.rfind(b"\n") + 1
+            if not end:
+                yield from _one_line(file, start, most_bytes)
+            else:
+                yield block[:end]
+                file.seek(start + end)
+            start = file.tell()
+
+
+def _one_line(file: IO[bytes], start: int, most_bytes: int) -> Iterator[bytes]:
+    """The line that begins there, of which only the beginning where it is too long."""
+    file.seek(start)
+    line = file.readline(most_bytes)
+    yield line
+    while len(line) == most_bytes and not line.endswith(b"\n"):
+        line = file.readline(most_bytes)
 
 
 def _unreadable_line(line: bytes, error: Exception, most_bytes: int) -> CallError:

@@ -69,6 +69,7 @@ class OutcomeWriter:
         self._table = bytearray(_ROW_BYTES * len(keys))
         self._models = _Names()
         self._reasons = _Names()
+        self._endings = bytearray()
         self._buffer = bytearray()
         self._digest = hashlib.sha256()
         self._at = 0
@@ -132,10 +133,37 @@ class OutcomeWriter:
             plausible = Usage(*[min(max(int(n), 0), _MOST_TOKENS) for n in usage])
             self._put(position, text, plausible, cost, model, reason, code)
             return
-        self._buffer += text
-        self._at += size
+        self._append(text)
+
+    def _append(self, texts: bytes) -> None:
+        self._buffer += texts
+        self._at += len(texts)
         if len(self._buffer) >= _WRITE_BYTES:
             self.flush()
+
+    def ending(self, usage: Usage, cost: float | None, model: str, reason: str | None) -> int:
+        """What many answers have in common; its number for `put_answers`."""
+        at = len(self._endings)
+        self._endings += bytes(_ROW_BYTES)
+        tokens = [min(max(int(n), 0), _MOST_TOKENS) for n in usage]
+        known = math.nan if cost is None else cost
+        names = self._models[model], self._reasons[reason]
+        _pack_row(self._endings, at, 0, 0, *tokens, known, *names, 0)
+        return at // _ROW_BYTES
+
+    def put_answers(self, positions: list[int], rows: list[str], endings: list[int]) -> None:
+        """`put_answer` for many, in a tenth of the time.
+
+        Args:
+          rows: of each, value and request id as a JSON list, a character for each byte (latin-1).
+          endings: of each, a number that `ending` gave.
+        """
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        new = np.frombuffer(self._endings, dtype=_ROW)[endings]
+        new["starts"] = self._at + np.cumsum(lengths) - lengths
+        new["lengths"] = lengths
+        np.frombuffer(self._table, dtype=_ROW)[positions] = new
+        self._append("".join(rows).encode("latin-1"))
 
     def flush(self) -> None:
         """All rows so far are in the file.

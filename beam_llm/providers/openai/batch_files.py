@@ -18,7 +18,7 @@ import aiohttp
 import orjson
 
 from beam_llm.errors import CallError, CannotTell, Rejected, UnknownJob
-from beam_llm.protocols import LineReply, Recovery, RemoteJob
+from beam_llm.protocols import LineForm, LineReply, Recovery, RemoteJob
 from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls, ignoring, steady
 from beam_llm.providers.errors import ErrorContext, unreadable
@@ -30,7 +30,9 @@ from beam_llm.providers.openai.embed_wire import most_records, wire_of
 from beam_llm.providers.openai.job_objects import remote_job
 from beam_llm.providers.openai.lines import line_reply
 from beam_llm.providers.openai.place import Place
+from beam_llm.providers.openai.plain import plain_form
 from beam_llm.providers.openai.servers import ANY, WINDOW_OPTION, BatchApi
+from beam_llm.providers.openai.wire import completion_of
 from beam_llm.providers.result_files import fetch_files
 from beam_llm.providers.typed import loads
 from beam_llm.values import Request
@@ -133,6 +135,10 @@ class DialectBatches:
           ValueError: where the line is cut or no reply at all.
         """
         return line_reply(line, self._context, self._read)
+
+    def line_form(self, line: bytes) -> LineForm | None:
+        """The form of a chat model's good line, as OpenAI writes it."""
+        return plain_form(line, self._context.secret) if self._read is completion_of else None
 
     def now(self) -> float | None:
         """The server's own time, by its answers; see `ControlCalls.now`."""

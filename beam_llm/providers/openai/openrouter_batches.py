@@ -54,6 +54,9 @@ class OpenRouterBatches(DialectBatches):
         reply = super().decode_line(line)
         return reply._replace(custom_id=untagged(reply.custom_id))
 
+    def line_form(self, line: bytes) -> None:
+        """None: custom_ids carry the job's tag."""
+
     def stage(self, lines: Path, name: str) -> None:
         """Nothing: `create` sends the lines."""
 

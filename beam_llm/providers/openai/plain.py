@@ -4,13 +4,15 @@ unusual is left to `wire.py`.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from beam_llm.protocols import LineReply
+from beam_llm.protocols import LineForm, LineReply, Slot
+from beam_llm.providers.line_forms import Path, form_of
 from beam_llm.providers.typed import MOST_TOKENS, usd_of
-from beam_llm.redaction import Redactor
+from beam_llm.redaction import Redactor, redactor_of
 from beam_llm.values import Completion, Finish, Pace, Usage
 
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
@@ -169,3 +171,38 @@ def plain_line(line: bytes, redactor: Redactor | None = None) -> LineReply | Non
         return None
     completion = _plain_completion(response.body, response.request_id, None, redactor)
     return None if completion is None else LineReply(found.custom_id, completion)
+
+
+_PLAIN_KEY = re.compile("[A-Za-z0-9_.-]*")
+_BODY: Path = ("response", "body")
+_USAGE: Path = (*_BODY, "usage")
+_SLOTS: dict[Path, Slot] = {
+    ("id",): Slot.NAME,
+    ("custom_id",): Slot.CUSTOM_ID,
+    ("response", "request_id"): Slot.REQUEST_ID,
+    (*_BODY, "id"): Slot.NAME,
+    (*_BODY, "created"): Slot.NUMBER,
+    (*_BODY, "system_fingerprint"): Slot.NAME,
+    (*_BODY, "choices", 0, "message", "content"): Slot.TEXT,
+    (*_USAGE, "prompt_tokens"): Slot.COUNT,
+    (*_USAGE, "completion_tokens"): Slot.COUNT,
+    (*_USAGE, "total_tokens"): Slot.COUNT,
+    (*_USAGE, "prompt_tokens_details", "cached_tokens"): Slot.COUNT,
+    (*_USAGE, "completion_tokens_details", "reasoning_tokens"): Slot.COUNT,
+}
+
+
+def plain_form(line: bytes, secret: str | None) -> LineForm | None:
+    """The form of a line that `plain_line` takes; None where it doesn't.
+
+    Args:
+      secret: the key in use.
+    """
+    redactor = redactor_of(secret)
+    # Of a key with other letters it can't be told whether it is in a line without decoding it.
+    if plain_line(line, redactor) is None or not _PLAIN_KEY.fullmatch(secret or ""):
+        return None
+    parts = form_of(line, _SLOTS)
+    if parts is None:
+        return None
+    return LineForm(parts, lambda text: not redactor.touches_plainly(text))

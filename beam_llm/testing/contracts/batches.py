@@ -31,8 +31,9 @@
 from __future__ import annotations
 
 import enum
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,10 +53,13 @@ from beam_llm.protocols import (
     BatchProvider,
     BatchTraits,
     FindsUnnamed,
+    HasLineForms,
     LineEnd,
+    LineForm,
     LineReply,
     Recovery,
     RemoteJob,
+    Slot,
 )
 from beam_llm.testing.contracts.completions import all_texts
 from beam_llm.testing.emulator.faults import Fault
@@ -241,6 +245,37 @@ class BatchProviderContract:
             assert type(reply.completion.finish) is Finish
             assert type(reply.completion.usage) is Usage
             assert reply.completion.text
+
+    @pytest.mark.parametrize(
+        "text", ["yes", 'a "b" \\ \n', "\u00e9\u2028\U0001f600", "{}", "x" * 900]
+    )
+    def test_lines_of_one_form_say_what_stands_in_their_slots(self, text: str) -> None:
+        self._arrange()
+        provider = self.provider()
+        if not isinstance(provider, HasLineForms):
+            pytest.skip("it knows of no forms")
+        provider.fetch(self._end(provider, self._created(provider)), self.tmp_path / "results")
+        found = [
+            provider.line_form(line)
+            for line in (self.tmp_path / "results").read_bytes().splitlines(keepends=True)
+        ]
+        for form in (form for form in found if form is not None):
+            assert not form.is_clean(f"{text} {self.key}")
+            assert form.is_clean("req_0a")
+            slots = {Slot.TEXT: json.dumps(text, ensure_ascii=False)[1:-1], Slot.COUNT: "3"}
+            one = slots | {Slot.CUSTOM_ID: "r-1", Slot.REQUEST_ID: "req_0a"}
+            other = {
+                Slot.CUSTOM_ID: "r-2",
+                Slot.REQUEST_ID: "b1-2",
+                Slot.TEXT: "no",
+                Slot.COUNT: "3",
+            }
+            first = provider.decode_line(_filled(form, one | {Slot.NAME: "n-1", Slot.NUMBER: "1"}))
+            second = provider.decode_line(_filled(form, other | {Slot.NAME: "m", Slot.NUMBER: "0"}))
+            assert first.completion is not None
+            assert second.completion is not None
+            assert (first.custom_id, second.custom_id) == ("r-1", "r-2")
+            assert second.completion._replace(text=text, request_id="req_0a") == first.completion
 
     def test_a_job_is_shown_with_the_right_types(self) -> None:
         self._arrange()
@@ -801,6 +836,12 @@ class BatchProviderContract:
                 == (reply.error is not None)
             )
         return by_id
+
+
+def _filled(form: LineForm, values: Mapping[Slot, str]) -> bytes:
+    return b"".join(
+        values[part].encode() if isinstance(part, Slot) else part for part in form.parts
+    )
 
 
 def _error_of(verb: Callable[[], Any]) -> BaseException | None:

@@ -1,0 +1,150 @@
+"""The quick way through the results of a job: most of its lines are of one form, and most of what
+is in them has been read before.
+
+line ─► custom_id     ─► line of the job
+        text          ─► its answer, as JSON          read once per text
+        counts        ─► usage, cost, model, finish   read once per counts, by `decode_line`
+        request id
+
+Whatever is not exactly so goes the way of all lines (`ResultReader.read_line`): another form, an
+unknown or repeated custom_id, a text that is no plain answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import orjson
+
+from beam_llm.jobs.line_pattern import LinePattern
+from beam_llm.protocols import BatchProvider, HasLineForms, Task
+from beam_llm.values import Finish, Usage
+
+if TYPE_CHECKING:
+    from beam_llm.jobs.collect import ResultReader
+
+_MOST_FORMS = 20
+"""That are looked for in a file: a pattern is compiled for each."""
+_MOST_TEXTS, _MOST_TEXT_CHARACTERS = 4096, 200
+_MOST_COUNTS = 16_384
+
+
+class AlikeLines:
+    """Reads blocks of result lines for a ResultReader whose job has one record in each line."""
+
+    def __init__(self, results: ResultReader, provider: BatchProvider, task: Task):
+        assert isinstance(provider, HasLineForms)
+        self._results, self._plain_answer = results, task.plain_answer
+        self._form_of, self._decode = provider.line_form, provider.decode_line
+        self._pattern: LinePattern | None = None
+        self._forms_left = _MOST_FORMS
+        self._answers: dict[str, str] = {}
+        self._endings: dict[str, int] = {}
+        self._paid: dict[int, tuple[Usage, float | None]] = {}
+
+    @classmethod
+    def of(cls, results: ResultReader, provider: BatchProvider, task: Task) -> AlikeLines | None:
+        """None where the provider knows of no forms."""
+        return cls(results, provider, task) if isinstance(provider, HasLineForms) else None
+
+    def read(self, block: bytes) -> bool:
+        """Takes all lines of a block, which end with their newlines; False: it took none.
+
+        A line of 640 bytes takes 3.4 µs, where one by one it takes 7.0.
+        """
+        if not block.endswith(b"\n"):
+            return False
+        if self._pattern is None:
+            self._learn(block[: block.find(b"\n") + 1])
+        if self._pattern is None:
+            return False
+        found = self._pattern.find(block.decode("latin-1"))
+        if not self._pattern.is_clean(" ".join([line[1] for line in found])):
+            return False
+        others = self._take(found, block)
+        if len(others) > len(found) // 2:
+            self._learn(others[-1])
+        return True
+
+    def _learn(self, line: bytes) -> None:
+        """From now on lines are expected to be like this one, if it is a good one."""
+        if self._forms_left <= 0:
+            return
+        self._forms_left -= 1
+        form = self._form_of(line)
+        try:
+            pattern = None if form is None else LinePattern(form)
+        except ValueError:
+            return
+        if pattern is not None:
+            self._pattern = pattern
+            # What these mean depends on all that is fixed.
+            self._endings.clear()
+            self._answers.clear()
+
+    def _take(self, found: Sequence[tuple[str, ...]], block: bytes) -> list[bytes]:
+        """Takes the lines; returns those that have another form."""
+        lines: list[bytes] = []
+        results, answers, endings = self._results, self._answers, self._endings
+        line_of, answered = results.line_of, results.answered
+        others: list[bytes] = []
+        numbers: list[int] = []
+        rows: list[str] = []
+        ends: list[int] = []
+        for at, (custom_id, request_id, text, counts, other) in enumerate(found):
+            number, answer = line_of.get(custom_id), answers.get(text) or self._answer(text)
+            ending = endings.get(counts)
+            if number is None or ending is None or not answer or answered[number]:
+                lines = lines or block.split(b"\n")
+                line = lines[at] + b"\n"
+                results.read_line(line)
+                if other:
+                    others.append(line)
+                elif ending is None:
+                    self._learn_counts(counts, line, (custom_id, request_id, text))
+                continue
+            answered[number] = 1
+            numbers.append(number)
+            rows.append(f'[{answer},"{request_id}"]')
+            ends.append(ending)
+        if numbers:
+            results.take_answers(numbers, rows, ends)
+            for ending, count in Counter(ends).items():
+                results.count(*self._paid[ending], count)
+        return others
+
+    def _answer(self, text: str) -> str:
+        """The answer in a text as it stands in its line, as JSON; empty where it is none."""
+        assert self._pattern is not None
+        try:
+            written = orjson.loads(f'"{text}"'.encode("latin-1"))
+        except ValueError:  # not UTF-8
+            return ""
+        plain = self._plain_answer(written) if self._pattern.is_clean(text) else None
+        if plain is None:
+            return ""
+        if len(text) <= _MOST_TEXT_CHARACTERS:
+            if len(self._answers) >= _MOST_TEXTS:
+                self._answers.clear()
+            self._answers[text] = plain.decode("latin-1")
+        return plain.decode("latin-1")
+
+    def _learn_counts(self, counts: str, line: bytes, slots: tuple[str, str, str]) -> None:
+        """Keeps what a line says beside its slots, for others with its counts: unless that is not
+        what its slots say, or no good end."""
+        if len(self._paid) >= _MOST_COUNTS:
+            return
+        try:
+            reply, text = self._decode(line), orjson.loads(f'"{slots[2]}"'.encode("latin-1"))
+        except Exception:  # as for any line: `read_line` has said what it is
+            return
+        found = reply.completion
+        if found is None or found.finish is not Finish.STOP or found.refusal:
+            return
+        if (reply.custom_id, found.request_id, found.text) != (*slots[:2], text):
+            return
+        paid, outcomes = self._results.paid(found.usage, found.billed_usd), self._results.outcomes
+        number = outcomes.ending(found.usage, paid, found.model, found.finish_reason)
+        self._endings[counts], self._paid[number] = number, (found.usage, paid)
