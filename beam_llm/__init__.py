@@ -3,6 +3,8 @@
     LLMPredict                             elements in, one Prediction (or row) per element out;
                                            live calls or the provider's batch API
     LLMEmbed                               likewise a vector for each element
+    LLMChat                                messages of sessions in, replies out, each after what
+                                           was said before
     SubmitBatchJobs, CollectBatchJobs      the batch API in two pipelines: job refs today,
                                            answers another day
     Prediction, Failure, Kind, Usage       what comes out
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from beam_llm.jobs import BatchJobRef
+    from beam_llm.transforms.chat import LLMChat
     from beam_llm.transforms.embed import LLMEmbed
     from beam_llm.transforms.predict import CollectBatchJobs, LLMPredict, SubmitBatchJobs
     from beam_llm.values import Prediction, Record, Usage
@@ -44,6 +47,7 @@ __all__ = [
     "CollectBatchJobs",
     "Failure",
     "Kind",
+    "LLMChat",
     "LLMEmbed",
     "LLMError",
     "LLMPredict",
@@ -70,6 +74,7 @@ _ROOMS = {
         "UsageError",
     ),
     "beam_llm.jobs": ("BatchJobRef",),
+    "beam_llm.transforms.chat": ("LLMChat",),
     "beam_llm.transforms.embed": ("LLMEmbed",),
     "beam_llm.transforms.predict": ("CollectBatchJobs", "LLMPredict", "SubmitBatchJobs"),
     "beam_llm.values": ("Prediction", "Record", "Usage"),

@@ -26,15 +26,20 @@ AUTO_CALLS = 512
 """Most calls in flight with `max_concurrency="auto"`. It stands here, not in the controller, since
 the option's own text names it."""
 MODES = ("online", "batch_api")
-TASKS = ("chat", "embed")
+TASKS = ("chat", "embed", "session")
 VECTOR = list[float]
 """The `output` of the task `embed`."""
 RESPONSE_FORMATS = ("json", "xml", "delimited")
+# Which tasks have an option, where not all do.
+_CHAT, _EMBED, _SESSION = ("chat",), ("embed",), ("session",)
+_ANSWERS = ("chat", "session")
+_RECORDS = ("chat", "embed")
+"""Those that ask about records one by one, which may therefore wait for others, and go by jobs."""
 
 
 def _option(default: Any, meaning: str, **rule: Any) -> Any:
     """One row of the table: default, meaning and rule (`kind`, `least`, `most`, `choices`, `also`;
-    `only`: the one `task` that has the option).
+    `only`: the tasks that have the option, where not all do).
     """
     # A field of a dataclass, not of a pydantic model: an import of this package stays cheap, and
     # the messages are ours, with the fix in them.
@@ -61,21 +66,25 @@ class Settings:
         None,
         "the models that a `model` template may give (default: those that stand in it)",
         kind="names",
+        only=_RECORDS,
     )
     prompt: str | None = _option(
         None, "Jinja2 template over the element's fields; `{{ element }}` is the whole", kind="text"
     )
-    system_prompt: str | None = _option(None, "system-level instruction", kind="text", only="chat")
+    system_prompt: str | None = _option(
+        None, "system-level instruction", kind="text", only=_ANSWERS
+    )
     media: Sequence[str] | None = _option(
         None,
         "fields that hold images, to stand beside the text: bytes, `data:` URLs, addresses, or "
         "lists of these",
         kind="names",
-        only="chat",
+        only=_CHAT,
     )
     task: str = _option(
         "chat",
-        "what the model does: `chat`: it answers; `embed`: it gives a vector of each text",
+        "what the model does: `chat`: it answers; `embed`: it gives a vector of each text; "
+        "`session`: it answers turn after turn (LLMChat)",
         kind="choice",
         choices=TASKS,
     )
@@ -85,7 +94,37 @@ class Settings:
         kind="int",
         least=1,
         most=65_536,
-        only="embed",
+        only=_EMBED,
+    )
+    # Bounds of what a session keeps, and of what its prompts hold.
+    history_turns: int = _option(
+        20,
+        "most earlier turns of its session that a turn is asked with; the oldest are left out",
+        kind="int",
+        only=_SESSION,
+        least=0,
+        most=10_000,
+    )
+    history_tokens: int | None = _option(
+        None,
+        "most tokens of those earlier turns (default: what the model's window leaves)",
+        kind="int",
+        only=_SESSION,
+        least=0,
+    )
+    session_ttl_seconds: float = _option(
+        86_400.0,
+        "a session ends so long after its last turn, by the elements' timestamps",
+        kind="float",
+        only=_SESSION,
+        least=0.001,
+    )
+    turn_order: str | None = _option(
+        None,
+        "bounded input: field of the message by which a session's turns follow one another "
+        "(default: the element's timestamp)",
+        kind="field",
+        only=_SESSION,
     )
     # A type is judged by `prompting.output_types`, which config, on the ground, can't import.
     output: Any = _option(  # noqa: RUF009  # a row of the table
@@ -93,7 +132,7 @@ class Settings:
         "type of the answer: str, int, float, bool, Literal, Enum, list, pydantic model, JSON "
         "schema",
         kind="output",
-        only="chat",
+        only=_ANSWERS,
     )
     batch_size: int | Literal["auto"] = _option(
         1,
@@ -108,6 +147,7 @@ class Settings:
         1000,
         "longest wait before an incomplete prompt batch is sent (unbounded input)",
         kind="int",
+        only=_RECORDS,
         least=1,
     )
     batch_max_bytes: int | None = _option(
@@ -118,6 +158,7 @@ class Settings:
         "buffers that form prompt batches side by side (unbounded input); more for over "
         "10,000 records a second",
         kind="int",
+        only=_RECORDS,
         least=1,
         most=1000,
     )
@@ -125,25 +166,25 @@ class Settings:
         None,
         "Jinja2 over `records`, each with `index`, `text` and its fields",
         kind="text",
-        only="chat",
+        only=_CHAT,
     )
     response_format: str = _option(
         "json",
         "shape of the reply: `json`, `xml`, `delimited`, or the dotted name of a parser",
         kind="format",
-        only="chat",
+        only=_CHAT,
     )
     response_path: str | None = _option(
         None,
         "JSONPath or XPath to the answers; for `delimited` a regex with groups `index` and `value`",
         kind="text",
-        only="chat",
+        only=_CHAT,
     )
     response_index_field: str = _option(
-        "index", "field that holds a record's index", kind="field", only="chat"
+        "index", "field that holds a record's index", kind="field", only=_CHAT
     )
     response_value_field: str | None = _option(
-        None, "field that holds a record's answer", kind="field", only="chat"
+        None, "field that holds a record's answer", kind="field", only=_CHAT
     )
     # Twenty is where a mistake begins: with backoff they take minutes, beyond `call_deadline_ms`.
     max_retries: int = _option(
@@ -189,6 +230,7 @@ class Settings:
         "batch_api: local folder or gs:// for files and ledger; with the extra `objectstore` "
         "s3:// or az://",
         kind="text",
+        only=_RECORDS,
     )
     max_concurrency: int | Literal["auto"] = _option(
         "auto",
@@ -214,7 +256,7 @@ class Settings:
         "part of the records (0.02: 2 %) that is asked alone as well, to see whether packing "
         "changes answers",
         kind="float",
-        only="chat",
+        only=_CHAT,
         least=0.0,
         most=1.0,
     )
@@ -223,7 +265,7 @@ class Settings:
         "least part of the guarded answers that has to be the one given alone; below it prompts "
         "are made smaller",
         kind="float",
-        only="chat",
+        only=_CHAT,
         least=0.0,
         most=1.0,
     )
@@ -239,6 +281,7 @@ class Settings:
         "batch_api, records a job did not answer: `follow_up` (one more job, then live "
         "calls), `online`, `fail`",
         kind="choice",
+        only=_RECORDS,
         choices=("follow_up", "online", "fail"),
     )
     # The default never pays twice: that a record may end as an error is seen, a double is not.
@@ -247,32 +290,46 @@ class Settings:
         "batch_api, a job that may exist but can't be found: `record` names the doubt in the "
         "error, `resubmit` asks again",
         kind="choice",
+        only=_RECORDS,
         choices=("record", "resubmit"),
     )
     retry_cancelled: bool = _option(
-        False, "batch_api: ask again what a cancelled job left unanswered", kind="bool"
+        False,
+        "batch_api: ask again what a cancelled job left unanswered",
+        kind="bool",
+        only=_RECORDS,
     )
     independent: bool = _option(
-        False, "equal records (told apart by `record_id`) are asked separately", kind="bool"
+        False,
+        "equal records (told apart by `record_id`) are asked separately",
+        kind="bool",
+        only=_RECORDS,
     )
     fresh: str | None = _option(
         None,
         "batch_api: another string makes a new set of answers instead of re-using known ones",
         kind="text",
+        only=_RECORDS,
     )
     job_max_records: int | None = _option(
-        None, "most requests in one job (default: the provider's limit)", kind="int", least=1
+        None,
+        "most requests in one job (default: the provider's limit)",
+        kind="int",
+        only=_RECORDS,
+        least=1,
     )
     job_max_bytes: int | None = _option(
         None,
         "most bytes in one job's file (default: the provider's limit)",
         kind="int",
+        only=_RECORDS,
         least=1_000,
     )
     job_max_tokens: int | None = _option(
         None,
         "most estimated input tokens in one job; keep it below your enqueued-token limit",
         kind="int",
+        only=_RECORDS,
         least=1,
     )
     # Five minutes are little beside the hours that a job may take, and make jobs of some size.
@@ -280,28 +337,36 @@ class Settings:
         300.0,
         "unbounded input: longest wait before an incomplete job is submitted",
         kind="float",
+        only=_RECORDS,
         least=0.05,
     )
     # Less than a tenth of a second is for tests, whose jobs take no longer.
     poll_seconds: float | None = _option(
-        None, "pace of the polls (default: adaptive, 30 to 300 s)", kind="float", least=0.05
+        None,
+        "pace of the polls (default: adaptive, 30 to 300 s)",
+        kind="float",
+        only=_RECORDS,
+        least=0.05,
     )
     job_deadline_hours: float | None = _option(
         None,
         "end of waiting for a job (default: the provider's window and an hour)",
         kind="float",
+        only=_RECORDS,
         least=0.0001,
     )
     lease_seconds: float = _option(
         120.0,
         "batch_api: how long a worker may hold a job it is submitting before another takes it over",
         kind="float",
+        only=_RECORDS,
         least=0.5,
     )
     list_lag_seconds: float = _option(
         60.0,
         "batch_api: how long a created job may stay invisible in the provider's list",
         kind="float",
+        only=_RECORDS,
         least=0.0,
     )
     # Off, for a staging location is often shared, and unpickling runs what stands in a pickle.
@@ -311,6 +376,7 @@ class Settings:
         "staging location by other runs than their own; "
         "whoever can write there can then run code here",
         kind="bool",
+        only=_RECORDS,
     )
     # Unpacked, since a reply of some kilobytes can be packed to hold gigabytes.
     max_reply_bytes: int = _option(
@@ -323,12 +389,14 @@ class Settings:
         2_000_000_000,
         "batch_api: most bytes of one result file, unpacked",
         kind="int",
+        only=_RECORDS,
         least=10_000,
     )
     max_list_pages: int = _option(
         100,
         "batch_api: most pages (of 100 jobs) of the provider's list that are read",
         kind="int",
+        only=_RECORDS,
         least=1,
     )
     control_timeout_ms: int = _option(
@@ -336,18 +404,21 @@ class Settings:
         "batch_api: one call about a job (create, look, cancel), with its tries and to its "
         "last byte",
         kind="int",
+        only=_RECORDS,
         least=1,
     )
     transfer_timeout_ms: int = _option(
         1_800_000,
         "batch_api: one upload or download, with its tries and to its last byte",
         kind="int",
+        only=_RECORDS,
         least=1,
     )
     waiting: str | None = _option(
         None,
         "how jobs are waited for: `loop` or `sdf` (default: by runner)",
         kind="choice",
+        only=_RECORDS,
         choices=("loop", "sdf"),
     )
     tracing: bool = _option(
@@ -370,26 +441,26 @@ class Settings:
     )
     # Without an upper bound here: providers have different ones (`check` of each).
     temperature: float | None = _option(
-        None, "passed to the provider", kind="float", only="chat", least=0.0
+        None, "passed to the provider", kind="float", only=_ANSWERS, least=0.0
     )
     max_output_tokens: int | None = _option(
         None,
         "most output tokens per record; multiplied by the records in a prompt",
         kind="int",
-        only="chat",
+        only=_ANSWERS,
         least=1,
         most=10_000_000,
     )
     # 64 bits, as OpenAI's reference has it: JSON encoders refuse more, and would in every call.
     seed: int | None = _option(
-        None, "passed to the provider", kind="int", only="chat", least=-(2**63), most=2**63 - 1
+        None, "passed to the provider", kind="int", only=_ANSWERS, least=-(2**63), most=2**63 - 1
     )
     service_tier: str | None = _option(
         None,
         "live calls: how urgent they are, sent where the provider has it: `auto`, `default`, "
         "`flex` (cheaper, slower), `priority`",
         kind="choice",
-        only="chat",
+        only=_ANSWERS,
         choices=("auto", "default", "flex", "priority"),
     )
     extra_body: Mapping[str, Any] | None = _option(
@@ -404,7 +475,7 @@ class Settings:
         kind="json",
     )
     record_id: str | None = _option(
-        None, "field that identifies a record (default: its content)", kind="field"
+        None, "field that identifies a record (default: its content)", kind="field", only=_RECORDS
     )
     output_field: str | None = _option(
         None, "emit rows: the element's fields, this field, and `<field>_error`", kind="field"
@@ -440,7 +511,7 @@ def options_of(task: str) -> dict[str, dataclasses.Field[Any]]:
     return {
         name: option
         for name, option in OPTIONS.items()
-        if option.metadata.get("only", task) == task
+        if task in option.metadata.get("only", TASKS)
     }
 
 
@@ -885,6 +956,11 @@ def is_template(model: str) -> bool:
 
 def _check_rules(known: Settings) -> None:
     """Rules between options."""
+    if known.task == "session" and known.mode == "batch_api":
+        raise UsageError(
+            "mode is 'batch_api': a turn of a session needs the reply before it, and a batch job "
+            "answers all its requests at one time; leave mode out"
+        )
     if known.mode == "batch_api" and not known.staging_location:
         raise UsageError(
             "mode is 'batch_api' but staging_location is missing: name a local folder, "
@@ -898,9 +974,9 @@ def _check_rules(known: Settings) -> None:
     own = options_of(known.task)
     for name, value in given_options(known):
         if name not in own and value != VECTOR:
-            only = OPTIONS[name].metadata["only"]
+            only = " and ".join(f"task={task!r}" for task in OPTIONS[name].metadata["only"])
             raise UsageError(
-                f"{name} is {_shortened(value)}: it is an option of task={only!r} alone, and task "
+                f"{name} is {_shortened(value)}: it is an option of {only} alone, and task "
                 f"is {known.task!r}; leave it out"
             )
 

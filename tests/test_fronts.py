@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from beam_llm import LLMPredict, config
 from beam_llm.cli.flags import chosen_settings, flag_of
 from beam_llm.cli.main import build_parser
-from beam_llm.config import OPTIONS, Settings, key_of, settings_from_options
+from beam_llm.config import OPTIONS, TASKS, Settings, key_of, settings_from_options
 from beam_llm.errors import UsageError
 from beam_llm.fronts.sql.script import Job, read_script
 
@@ -31,7 +31,8 @@ LEFT_OUT = {
     *("batch_prompt_template", "response_path"),  # have to be templates and paths
     *("provider_options", "prices", "api_version", "seed", "guard", "guard_floor"),
     *("context_window", "max_input_tokens"),  # have to hold the prompt
-    *("task", "dimensions"),  # say which other options there are; SQL has chat models only
+    "task",  # says which other options there are; SQL has chat models only
+    *(name for name, option in OPTIONS.items() if "chat" not in option.metadata.get("only", TASKS)),
     *(name for name, option in OPTIONS.items() if option.metadata["kind"] == "names"),  # fields
 }
 

@@ -21,7 +21,7 @@ from apache_beam.transforms.window import (
     TimestampedValue,
 )
 
-from beam_llm import LLMPredict
+from beam_llm import LLMChat, LLMPredict
 from tests.collecting import Collect
 from tests.streams import Pane, together
 
@@ -230,3 +230,64 @@ def test_on_flink_a_taskmanager_killed_in_mid_stream_loses_no_record(
     assert max(together(emulator, mode)) >= 3
     if mode.get("mode") == "batch_api":  # live calls promise less: what is replayed is asked again
         assert all(emulator.billed[f"text {n}"] == 1 for n in range(records))
+
+
+# Sessions, whose histories are in state
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def prompt_of(text: str) -> str:
+    return f"The user says:\n{text}"
+
+
+def histories(emulator) -> dict[str, list[list[str]]]:
+    """Each session's prompts as the texts of their messages, in the order in which they came."""
+    found: dict[str, list[list[str]]] = {}
+    for number in range(len(emulator.requests)):
+        texts = [message["content"] for message in emulator.requests[number]["messages"]]
+        found.setdefault(texts[-1].rpartition(" of ")[2], []).append(texts)
+    return found
+
+
+def conversation(session: str, turns: int) -> list[list[str]]:
+    """The prompts of a session: each has the exchanges before it."""
+    texts = [f"turn {turn} of {session}" for turn in range(turns)]
+    return [
+        [part for text in texts[:turn] for part in (prompt_of(text), text)]
+        + [prompt_of(texts[turn])]
+        for turn in range(turns)
+    ]
+
+
+SESSIONS = [f"s{n}" for n in range(4)]
+
+
+class SayTurn(beam.DoFn):
+    """Each tick is the next turn of every session."""
+
+    def process(self, tick, start: float, interval: float):
+        number = round((float(tick) - start) / interval)
+        for session in SESSIONS:
+            yield session, f"turn {number} of {session}"
+
+
+def reply_line(prediction) -> list:
+    return [prediction.element, prediction.value, prediction.error and prediction.error.kind]
+
+
+@pytest.mark.prism
+def test_on_prism_a_session_s_history_spans_bundles(emulator, prism_options):
+    found, grouped, start = Collect(), Collect(), time.time()
+    with pipeline(*prism_options) as p:
+        ticks = p | PeriodicImpulse(start, start + 4, 0.5) | beam.ParDo(SayTurn(), start, 0.5)
+        replies = ticks | LLMChat(MODEL, prompt_of("{{ element }}"))
+        _ = replies | beam.Map(reply_line) | found
+        seconds = replies | beam.WindowInto(FixedWindows(1)) | beam.Map(lambda p: (p.key, 1))
+        _ = seconds | beam.GroupByKey() | beam.ParDo(Pane()) | grouped
+    assert sorted(found.found) == sorted(
+        [(session, f"turn {n} of {session}"), f"turn {n} of {session}", None]
+        for session in SESSIONS
+        for n in range(8)
+    )
+    assert histories(emulator) == {session: conversation(session, 8) for session in SESSIONS}
+    assert {timing for _, _, timing in grouped.found} == {"on time"}

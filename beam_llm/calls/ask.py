@@ -85,6 +85,8 @@ class Ask:
                 way.has_limit = False  # once: perhaps the limit was wrong, and not the reply
                 self._count_re_ask()
                 continue
+            if self._context.asks_once:
+                return
             step = next_step(
                 members=len(members),
                 answered=count - len(members),

@@ -31,7 +31,7 @@ def endpoint_key(settings: Settings) -> Hashable:
     """
     return (
         settings.model,
-        settings.task,
+        settings.task == "embed",
         settings.base_url,
         settings.api_key,
         settings.api_version,

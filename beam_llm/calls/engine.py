@@ -48,9 +48,15 @@ _GONE = "this engine is closed, or was made before a fork; borrow another"
 class _Pending(Future[Asked]):
     """The caller's end of an ask. Cancelling it cancels the call itself, on the loop."""
 
-    def __init__(self, records: Sequence[Record], loop: asyncio.AbstractEventLoop):
+    def __init__(
+        self,
+        records: Sequence[Record],
+        in_session: Task | None,
+        loop: asyncio.AbstractEventLoop,
+    ):
         super().__init__()
         self.records = records
+        self.in_session = in_session
         self.task: asyncio.Task[None] | None = None
         self.loop = loop
 
@@ -138,17 +144,22 @@ class Engine:
             _as_it_is if self._context.storing else task.dump,
         )
 
-    def submit(self, records: Sequence[Record]) -> Future[Asked]:
+    def submit(self, records: Sequence[Record], in_session: Task | None = None) -> Future[Asked]:
         """Hands over one ask; returns at once.
 
         Cancelling the future cancels the call and frees its slot.
+
+        Args:
+          in_session: the task as this ask has it, where it belongs to a session. Several records
+            are its next turns: they are asked once, together, for what was left of them could not
+            be asked again without the answers before it.
 
         Raises:
           RuntimeError: the engine was closed, or belongs to the process this one was forked from.
         """
         if self._pid != os.getpid():
             raise RuntimeError(_GONE)
-        pending = _Pending(records, self._loop or self.start())
+        pending = _Pending(records, in_session, self._loop or self.start())
         self._inbox.append(pending)
         # One wake-up of the loop for all that is submitted until it wakes; each costs a system
         # call.
@@ -231,7 +242,7 @@ class Engine:
 
     async def _serve(self, pending: _Pending) -> None:
         try:
-            asked = await self.ask(pending.records)
+            asked = await self.ask(pending.records, pending.in_session)
         except asyncio.CancelledError:
             # The base class's: `_Pending.cancel` would cancel this very task again.
             Future.cancel(pending)
@@ -242,15 +253,23 @@ class Engine:
             return
         _end(pending.set_result, asked)
 
-    async def ask(self, records: Sequence[Record]) -> Asked:
+    async def ask(self, records: Sequence[Record], in_session: Task | None = None) -> Asked:
         """One outcome per record, in the records' order.
 
         On the caller's loop, which has to be the same each time.
+
+        Args:
+          in_session: as for `submit`.
 
         Raises:
           Aborted: a bad key, an unknown model, a spent quota, with `on_abort="raise"`; every later
             ask raises it at once.
         """
+        if in_session is not None:
+            context = dataclasses.replace(
+                self._context, task=in_session, asks_once=len(records) > 1
+            )
+            return await Ask(context, records).run()
         if self._guard is None or len(records) < 2:
             return await Ask(self._context, records).run()
         return await self._guard.ask(records)

@@ -29,6 +29,7 @@ class AskContext:
       guard: the breaker of this task's fallback.
       storing: outcomes hold answers as the ledger keeps them, and not typed.
       rng: for jitter.
+      asks_once: what a reply leaves unanswered is not asked again here: the caller does it.
     """
 
     settings: Settings
@@ -39,6 +40,7 @@ class AskContext:
     billing: Billing
     storing: bool
     rng: random.Random
+    asks_once: bool = False
 
 
 @dataclass(slots=True)

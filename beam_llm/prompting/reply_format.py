@@ -35,6 +35,12 @@ SEPARATELY = (
 )
 """What stands between the instruction and the reply's shape in every prompt of several records."""
 
+IN_TURN = (
+    "The inputs below are the user's next messages, in their order: answer each of them in its "
+    "turn, knowing the ones before it."
+)
+"""The same in a session, whose inputs are turns that wait together."""
+
 UNKNOWN_SHAPE = "Give each answer together with its input's number."
 """How to reply where only the user's own prompt can say it: to a parser or path that we can't
 follow."""
@@ -93,8 +99,9 @@ class ReplyFormat:
         self.single_suffix = "\n\n" + words.single() if needs_json and not is_enforced else ""
         self.array_words = words.several(kind, self._keys) if is_built_in else ""
         self.keyed_words = words.keyed() if self.has_keys else ""
+        how = IN_TURN if settings.task == "session" else SEPARATELY
         self._prefixes = [
-            "\n\n".join([*filter(None, [template.instruction]), f"{SEPARATELY}\n{told}", ""])
+            "\n\n".join([*filter(None, [template.instruction]), f"{how}\n{told}", ""])
             for told in (self.array_words or UNKNOWN_SHAPE, self.keyed_words)
         ]
         make_envelope = xml_envelope if kind == "xml" else json_envelope

@@ -13,6 +13,7 @@ from typing import Any
 from beam_llm.config import Settings, replaced
 from beam_llm.errors import UsageError
 from beam_llm.prompting.chat_task import ChatTask
+from beam_llm.prompting.session_task import SessionTask
 from beam_llm.protocols import BatchProvider, CompletionProvider, EmbedLimits, Task
 from beam_llm.provider_table import PROVIDERS
 from beam_llm.values import Request
@@ -103,7 +104,8 @@ def compile_task(settings: Settings) -> Task:
         return EmbedTask(settings, _embed_limits(settings))
     module = _module(settings)
     media_limits = getattr(module, "media_limits", None) if settings.media else None
-    return ChatTask(
+    kind = SessionTask if settings.task == "session" else ChatTask
+    return kind(
         settings,
         getattr(module, "enforced_schema", None),
         media_limits(settings) if media_limits is not None else None,

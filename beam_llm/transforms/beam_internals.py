@@ -40,6 +40,7 @@ __all__ = [
     "FastCoder",
     "GlobalWindowCoder",
     "IntervalWindowCoder",
+    "LateWrites",
     "ListCoder",
     "MapCoder",
     "NullableCoder",
@@ -230,6 +231,40 @@ def has_real_time_timer(dofn: Any) -> bool:
     return any(
         timer.time_domain == TimeDomain.REAL_TIME for timer in userstate.get_dofn_specs(dofn)[1]
     )
+
+
+# -- state
+
+
+class LateWrites:
+    """State cells of one bundle, written at its end: by `finish_bundle`, when what is to be written
+    is known of all keys.
+
+    Beam shows a key's cells to `process` and timers alone, and promises nothing of a cell that is
+    kept beyond them. The SDK itself keeps each until its bundle has ended: writes are collected,
+    and sent to the runner, key by key, after `finish_bundle`. So to the runner these writes look
+    like any others, and they belong to the same bundle: either its output and its state are
+    committed, or neither.
+
+    Upstream: `runners/worker/operations.py`, DoOperation.finish (`self.dofn_runner.finish()`, then
+    `self.user_state_context.commit()`); `runners/worker/bundle_processor.py`,
+    FnApiUserStateContext.get_state (`self._all_states`); `runners/direct/transform_evaluator.py`,
+    _ParDoEvaluator.finish_bundle.
+    """
+
+    def __init__(self) -> None:
+        self._cells: dict[Any, Any] = {}
+
+    def keep(self, key: Any, cell: Any) -> None:
+        """The cell that `write` is to write for a key: a ReadModifyWrite state."""
+        self._cells[key] = cell
+
+    def write(self, key: Any, value: Any) -> None:
+        """Writes a kept cell; None clears it."""
+        if value is None:
+            self._cells[key].clear()
+        else:
+            self._cells[key].write(value)
 
 
 # -- types and rows

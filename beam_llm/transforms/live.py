@@ -2,10 +2,10 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import apache_beam as beam
 from apache_beam import pvalue
@@ -21,6 +21,8 @@ from beam_llm.transforms.beam_internals import set_windowing
 from beam_llm.transforms.gc_tuning import QUIET_GC
 from beam_llm.transforms.metrics import Meter
 from beam_llm.values import Outcome, Prediction, PromptBatch
+
+T = TypeVar("T")
 
 
 class AskTheModel(beam.PTransform):
@@ -46,8 +48,8 @@ class AskTheModel(beam.PTransform):
         return predictions | "Keep what is paid for" >> beam.Reshuffle()
 
 
-class InFlight:
-    """The prompt batches of one bundle that are with the engine.
+class InFlight(Generic[T]):
+    """What of one bundle is with the engine: prompt batches, or sessions' turns.
 
     When full, `landed` waits for an eighth of the calls rather than for one: a wake-up per reply
     would have two threads fight for the interpreter.
@@ -59,16 +61,16 @@ class InFlight:
 
     def __init__(self, most: Callable[[], int]):
         self._most = most
-        self._running: dict[Future[Asked], PromptBatch] = {}
+        self._running: dict[Future[Asked], T] = {}
         # The loop's thread appends, the bundle's takes: of a deque both are atomic, so no lock is
         # needed.
         self._landed: deque[Future[Asked]] = deque()
         self._enough = threading.Event()
         self._awaited = 0
 
-    def add(self, future: Future[Asked], batch: PromptBatch) -> None:
+    def add(self, future: Future[Asked], asked: T) -> None:
         # Noted first: a future that is done already calls back here and now, on this thread.
-        self._running[future] = batch
+        self._running[future] = asked
         future.add_done_callback(self._land)
 
     def _land(self, future: Future[Asked]) -> None:  # on the loop's thread
@@ -77,17 +79,21 @@ class InFlight:
         if len(self._running) - len(self._landed) <= self._awaited and not self._enough.is_set():
             self._enough.set()
 
-    def landed(self, *, all_of_them: bool = False) -> Iterator[list[tuple[PromptBatch, Asked]]]:
+    def landed(self, *, all_of_them: bool = False) -> Iterator[list[tuple[T, Asked]]]:
         """Those that have landed, once there is no room for another; group by group to the last one
         where `all_of_them`.
         """
         if len(self._running) >= self._most() or all_of_them:
             while self._running:
                 self._wait_for(len(self._running) - max(len(self._running) // 8, 1))
-                futures = [self._landed.popleft() for _ in range(len(self._landed))]
-                yield [(self._running.pop(future), future.result()) for future in futures]
+                yield self.landed_already()
                 if not all_of_them:
                     return
+
+    def landed_already(self) -> list[tuple[T, Asked]]:
+        """Those that have landed by now."""
+        futures = [self._landed.popleft() for _ in range(len(self._landed))]
+        return [(self._running.pop(future), future.result()) for future in futures]
 
     def _wait_for(self, at_most: int) -> None:
         """Blocks until no more than `at_most` are in the air."""
@@ -105,13 +111,9 @@ class InFlight:
         self._landed.clear()
 
 
-class CallModel(beam.DoFn):
-    """PromptBatches in, one Prediction per element out, each at its element's timestamp and in its
-    windows.
-
-    A bounded number of prompt batches is in flight per bundle; what is finished goes out in the
-    order of finishing, and with no room `process` waits. That is the back-pressure: a slow API
-    slows the bundle. Nothing outlives its bundle.
+class WithEngine(beam.DoFn, Generic[T]):
+    """What DoFns share that ask: an engine of this process, what is in flight of a bundle, and
+    counters. Nothing outlives its bundle.
     """
 
     def __init__(self, settings: Settings):
@@ -136,24 +138,12 @@ class CallModel(beam.DoFn):
             alone=compile_alone(self._settings),
         )
         self._meter = Meter()
-        self._in_flight = InFlight(self._engine.useful_asks)
+        self._in_flight: InFlight[T] = InFlight(self._engine.useful_asks)
 
     def start_bundle(self) -> None:
         self._in_flight.cancel()  # of a bundle that failed elsewhere
         # A new one: late callbacks of the old one's calls must not be counted in this bundle.
         self._in_flight = InFlight(self._engine.useful_asks)
-
-    def process(self, batch: PromptBatch) -> Iterator[Any]:
-        if batch.failures:
-            outcomes = [Outcome(failure=failure) for failure in batch.failures]
-            self._meter.outcomes(outcomes)
-            yield from _predictions(batch, outcomes)
-        else:
-            self._in_flight.add(self._engine.submit(batch.records), batch)
-            yield from self._finished(all_of_them=False)
-
-    def finish_bundle(self) -> Iterator[Any]:
-        yield from self._finished(all_of_them=True)
 
     def teardown(self) -> None:
         if self._engine is not None:
@@ -162,26 +152,49 @@ class CallModel(beam.DoFn):
             self._engine = None
             QUIET_GC.release()
 
-    def _finished(self, *, all_of_them: bool) -> Iterator[Any]:
-        """Predictions of the prompt batches that have landed.
+    def _finished(self, groups: Iterable[list[tuple[T, Asked]]]) -> Iterator[Any]:
+        """Predictions of what has landed.
 
         A bundle that fails here, or below here, takes its calls along.
         """
         done = False
         try:
-            for group in self._in_flight.landed(all_of_them=all_of_them):
-                self._count(group)
-                for batch, asked in group:
-                    yield from _predictions(batch, asked.outcomes)
+            for group in groups:
+                yield from self._predictions(group)
             done = True
         finally:
             if not done:
                 self._in_flight.cancel()
 
-    def _count(self, group: Sequence[tuple[PromptBatch, Asked]]) -> None:
-        """Once for all that have landed together: a dozen counters each would cost more than their
-        predictions.
-        """
+    def _predictions(self, group: list[tuple[T, Asked]]) -> Iterable[WindowedValue]:
+        """The Predictions of what has landed together, counted."""
+        raise NotImplementedError
+
+
+class CallModel(WithEngine[PromptBatch]):
+    """PromptBatches in, one Prediction per element out, each at its element's timestamp and in its
+    windows.
+
+    A bounded number of prompt batches is in flight per bundle; what is finished goes out in the
+    order of finishing, and with no room `process` waits. That is the back-pressure: a slow API
+    slows the bundle.
+    """
+
+    def process(self, batch: PromptBatch) -> Iterator[Any]:
+        if batch.failures:
+            outcomes = [Outcome(failure=failure) for failure in batch.failures]
+            self._meter.outcomes(outcomes)
+            yield from _predictions(batch, outcomes)
+        else:
+            self._in_flight.add(self._engine.submit(batch.records), batch)
+            yield from self._finished(self._in_flight.landed())
+
+    def finish_bundle(self) -> Iterator[Any]:
+        yield from self._finished(self._in_flight.landed(all_of_them=True))
+
+    def _predictions(self, group: list[tuple[PromptBatch, Asked]]) -> Iterator[WindowedValue]:
+        # Counted once for all that have landed together: a dozen counters each would cost more than
+        # their predictions.
         tally = Tally()
         for _, asked in group:
             tally.merge(asked.tally)
@@ -189,6 +202,8 @@ class CallModel(beam.DoFn):
         packed = [len(batch.records) for batch, asked in group if asked.tally.requests]
         self._meter.calls(packed, tally)
         self._meter.outcomes([outcome for _, asked in group for outcome in asked.outcomes], tally)
+        for batch, asked in group:
+            yield from _predictions(batch, asked.outcomes)
 
 
 def _predictions(batch: PromptBatch, outcomes: Sequence[Outcome]) -> list[WindowedValue]:

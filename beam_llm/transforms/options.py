@@ -16,8 +16,12 @@ class Options(TypedDict, total=False):
     models: Sequence[str] | None
     system_prompt: str | None
     media: Sequence[str] | None
-    task: Literal["chat", "embed"]
+    task: Literal["chat", "embed", "session"]
     dimensions: int | None
+    history_turns: int
+    history_tokens: int | None
+    session_ttl_seconds: float
+    turn_order: str | None
     batch_size: int | Literal["auto"]
     batch_timeout_ms: int
     batch_max_bytes: int | None

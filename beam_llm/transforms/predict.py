@@ -110,6 +110,11 @@ class _WithSettings(beam.PTransform):
 
     def _use(self, settings: Settings) -> None:
         """Whatever is wrong with the settings is said here, before there is a pipeline."""
+        if settings.task == "session" != self._FIXED.get("task"):
+            raise UsageError(
+                f"task is 'session': {type(self).__name__} asks about each element alone; use "
+                "LLMChat"
+            )
         if is_template(settings.model) and not self._takes_templates:
             raise UsageError(
                 f"model is {settings.model!r}: {type(self).__name__} takes one model; use one "
@@ -254,16 +259,20 @@ class LLMPredict(_WithSettings):
     """The outputs' names, where good and bad ones go apart."""
 
     def expand(self, elements: pvalue.PCollection) -> Any:
-        settings, by_model = self._settings, self._by_model
+        settings = self._settings
         runners.warn_of_lost_output(elements.pipeline)
-        predict = _predict_live if settings.mode == "online" else _predict_by_jobs
-        if is_template(settings.model):
-            predictions = predict_by_model(elements, settings.model, by_model, predict)
-        else:
-            predictions = predict(elements, settings)
+        predictions = self._predict(elements)
         if self._tags is not None:
             return divide(predictions, settings, elements.element_type, *self._tags)
         return deliver(predictions, settings, elements.element_type)
+
+    def _predict(self, elements: pvalue.PCollection) -> pvalue.PCollection:
+        """Elements → Predictions."""
+        settings = self._settings
+        predict = _predict_live if settings.mode == "online" else _predict_by_jobs
+        if is_template(settings.model):
+            return predict_by_model(elements, settings.model, self._by_model, predict)
+        return predict(elements, settings)
 
     def with_exception_handling(
         self, main_tag: str = "good", dead_letter_tag: str = "bad"

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import enum
 import time
 import traceback
@@ -144,6 +145,16 @@ class CompletionProviderContract:
         assert completion.text
         assert completion.finish is Finish.STOP
         assert completion.refusal is None
+
+    def test_a_conversation_is_answered_its_earlier_replies_among_its_messages(self) -> None:
+        said = (Message("user", "I am Ada."), Message("assistant", "Hello, Ada."))
+        request = self.request()
+        *before, last = request.messages
+        conversation = dataclasses.replace(request, messages=(*before, *said, *said, last))
+        self._arrange(Situation(Does.ANSWER))
+        completion = asyncio.run(self._ask(conversation))
+        assert completion.text
+        assert completion.finish is Finish.STOP
 
     def test_a_cut_reply_says_so(self) -> None:
         assert self._complete(Does.CUT).finish is Finish.LENGTH
