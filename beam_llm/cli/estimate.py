@@ -115,14 +115,15 @@ def _forecasts(
     """
     # `auto` is no size that could stand in the table.
     own = [settings.batch_size] if isinstance(settings.batch_size, int) else []
+    sizes = sorted({*BATCH_SIZES, *own})
     answer = _answer_tokens(chosen, settings)
     first, *others = (
         Forecaster(replaced(settings, batch_size=size), answer, chosen.latency_seconds)
-        for size in sorted({*BATCH_SIZES, *own})
+        for size in _possible(sizes, settings)
     )
     alone = compile_task(replaced(settings, batch_size=1))
     # Any size above 1: each record then has the words around it that number it.
-    several = compile_task(replaced(settings, batch_size=2))
+    several = compile_task(replaced(settings, batch_size=2)) if others else alone
     unusable = 0
     for row in (row for source in sources for row in read_rows(source)):
         if record := _record_of(alone, row.fields):
@@ -136,6 +137,13 @@ def _forecasts(
     # The first line is of records asked alone already, so that the guard has nothing to add.
     guarded = [line, *(with_guard(one, line, settings) for one in lines)]
     return guarded, unusable + line.too_large
+
+
+def _possible(sizes: Sequence[int], settings: Settings) -> Sequence[int]:
+    """The sizes of prompts that the provider takes: with images, of some only small ones."""
+    media = compile_task(replaced(settings, batch_size=1)).media
+    most = media.most_records if media is not None else None
+    return sizes if most is None else [size for size in sizes if size <= most]
 
 
 def _record_of(task: Task, fields: dict[str, Any]) -> Record | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from beam_llm.cli.show import in_json
+from beam_llm.cli.show import in_json, without_images
 from beam_llm.config import Settings, is_template
 from beam_llm.errors import plural, printable
 from beam_llm.transforms.forming import RecordReader
@@ -24,4 +24,4 @@ def first_request(settings: Settings, elements: Iterable[Mapping[str, Any]]) -> 
         yield printable(f"the first record can't be asked: {request.error}")
         return
     yield f"first request, of {plural(len(request.elements), 'record')}:"
-    yield in_json(request.body)
+    yield without_images(in_json(request.body), settings)

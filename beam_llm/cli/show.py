@@ -1,5 +1,5 @@
-"""`beam-llm predict INPUT … --show N`: the first requests as JSON, exactly as they would be sent;
-no call is made.
+"""`beam-llm predict INPUT … --show N`: the first requests as JSON, exactly as they would be sent
+(the data of images shortened); no call is made.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from beam_llm.cli.files.records import Source
 from beam_llm.cli.files.sources import read_rows
 from beam_llm.cli.inputs import any_task, check_prompt, inputs_of
 from beam_llm.cli.predict_command import PredictCommand
+from beam_llm.config import Settings
 from beam_llm.errors import UNPRINTABLE
 from beam_llm.transforms.preview import RequestPreview, preview
 
@@ -30,7 +31,7 @@ def show(command: PredictCommand, most: int) -> int:
         check_prompt(any_task(command.settings), sources)
         for request in preview(command.settings, _elements(sources), most):
             unusable += request.error is not None
-            print(in_json(_shown(request)))
+            print(without_images(in_json(_shown(request)), command.settings))
     return unusable
 
 
@@ -51,9 +52,26 @@ def _shown(request: RequestPreview) -> dict[str, Any]:
 def in_json(value: Any) -> str:
     """Indented JSON in which nothing steers a terminal: it stays the same JSON."""
     text = orjson.dumps(
-        value, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
+        value, default=_as_text, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
     ).decode()
     return "\n".join(UNPRINTABLE.sub(_json_escape, line) for line in text.split("\n"))
+
+
+def without_images(text: str, settings: Settings) -> str:
+    """A request's JSON with the data of its images shortened, where it may have any."""
+    return _DATA.sub(_shortened, text) if settings.media else text
+
+
+def _as_text(value: Any) -> str:
+    return f"{len(value):,} bytes" if isinstance(value, bytes) else str(value)
+
+
+_DATA = re.compile(r"(?<=[,\"])([A-Za-z0-9+/]{40})[A-Za-z0-9+/]{60,}={0,2}(?=\")")
+"""An image in base64; the first characters of it tell its kind."""
+
+
+def _shortened(found: re.Match[str]) -> str:
+    return f"{found[1]}… ({len(found[0]):,} characters)"
 
 
 def _json_escape(found: re.Match[str]) -> str:

@@ -32,7 +32,7 @@ LABEL_TOKENS = 10
 MOST_URI_CHARACTERS = 8_192
 
 _DATA_URL = re.compile(r"data:([^,;]{0,100})((?:;[^,;]{0,100}){0,5}),")
-_ADDRESS = re.compile(r"(https?|gs|s3)://[!#-;=?-\[\]_a-z~]+")
+_ADDRESS = re.compile(r"[a-z0-9]+://[!#-;=?-\[\]_a-z~]+", re.IGNORECASE)
 """The characters that an address may have, by RFC 3986; all others are percent-encoded in it."""
 
 Placed = tuple[str, list[tuple[int, Media]]]
@@ -41,6 +41,10 @@ Placed = tuple[str, list[tuple[int, Media]]]
 
 class MediaFields:
     """The option `media`, compiled: what one record's images are, and how many a prompt may hold.
+
+    Attributes:
+      labels_single: in a prompt of one record, too, each image stands under its field's name.
+      most_records: of one prompt, by the images that a request may have; None where nobody says.
 
         fields = MediaFields(settings("openai:gpt-4.1-mini", media=["photo"]), limits)
         fields.read({"photo": open("cat.png", "rb").read()}, None)  # (Media("photo", "image/png"),)
@@ -57,8 +61,8 @@ class MediaFields:
         self._names, self._limits = tuple(settings.media), limits
         self._provider = settings.provider
         self.labels_single = len(self._names) > 1
-        self._most_records = _most_records(settings, limits)
-        records = min(self._most_records or 1, _wanted(settings))
+        self.most_records = _most_records(settings, limits)
+        records = min(self.most_records or 1, _wanted(settings))
         self._most_images = None if limits.images is None else limits.images // records
 
     def read(self, fields: Mapping[str, Any], element: Any) -> tuple[Media, ...]:
@@ -103,7 +107,7 @@ class MediaFields:
 
     def narrowed(self, caps: Caps) -> Caps:
         """The caps with what the provider takes of images in one request."""
-        records = min(caps.records, self._most_records or caps.records)
+        records = min(caps.records, self.most_records or caps.records)
         sizes = [size for size in (caps.bytes, self._limits.request_bytes) if size is not None]
         return caps._replace(records=records, bytes=min(sizes, default=None))
 
@@ -151,9 +155,10 @@ class MediaFields:
     @property
     def _allowed(self) -> str:
         kinds = ", ".join(WORDS[kind] for kind in self._limits.kinds)
-        schemes = "".join(f", a {scheme}:// address" for scheme in self._limits.schemes)
+        schemes = " or ".join(f"{scheme}://" for scheme in self._limits.schemes)
+        address = f", an address with {schemes}" if schemes else ""
         return (
-            f"it has to be bytes ({kinds}), a data: URL with base64{schemes}, a list of these, or "
+            f"it has to be bytes ({kinds}), a data: URL with base64{address}, a list of these, or "
             "None"
         )
 
@@ -164,11 +169,21 @@ _MISSING = object()
 def _several(value: Any) -> Sequence[Any]:
     """The values of a field: one, several, or none."""
     # An empty text is what CSV has for nothing.
+    value = _unwrapped(value)
     if value is None or (isinstance(value, str) and not value):
         return ()
     if isinstance(value, (list, tuple)):
-        return [one for one in value if one is not None]
+        return [one for one in map(_unwrapped, value) if one is not None]
     return (value,)
+
+
+def _unwrapped(value: Any) -> Any:
+    """The bytes of `{"bytes": …, "path": …}`, as Hugging Face's parquet files have images."""
+    is_wrapped = isinstance(value, Mapping) and "bytes" in value and value.keys() <= _WRAPPING
+    return value["bytes"] if is_wrapped else value
+
+
+_WRAPPING = frozenset({"bytes", "path"})
 
 
 def _decoded(name: str, value: str, data_url: re.Match[str]) -> bytes:
@@ -183,7 +198,7 @@ def _decoded(name: str, value: str, data_url: re.Match[str]) -> bytes:
 
 
 def _is_address(value: str) -> bool:
-    if len(value) > MOST_URI_CHARACTERS or not _ADDRESS.fullmatch(value, re.IGNORECASE):
+    if len(value) > MOST_URI_CHARACTERS or not _ADDRESS.fullmatch(value):
         return False
     try:
         return bool(urlsplit(value).hostname)

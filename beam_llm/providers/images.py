@@ -79,9 +79,9 @@ def area(pixels: float, most: int, least: int = 0) -> Tokens:
 
 
 def gemini_tokens(width: int, height: int) -> int:
-    """258 for each tile of two thirds of the shorter side, between 256 and 768 pixels."""
-    if not (width and height):
-        return 12 * 258
+    """258 for each tile of two thirds of the shorter side, between 256 and 768 pixels, of an image
+    of at most 3,072 pixels a side."""
+    width, height = _within(width or 3_072, height or 3_072, 3_072)
     if max(width, height) <= 384:
         return 258
     side = min(max(math.floor(min(width, height) / 1.5), 256), 768)

@@ -171,7 +171,10 @@ class FakeBatches:
     # look into them.
 
     def encode_line(self, custom_id: str, request: Request) -> bytes:
-        messages = [[message.role, message.content] for message in request.messages]
+        messages: list[list[Any]] = [
+            [message.role, message.content, *(one.data_url for _, one in message.media)]
+            for message in request.messages
+        ]
         return orjson.dumps({"custom_id": custom_id, "messages": messages, "model": request.model})
 
     def decode_line(self, line: bytes) -> LineReply:

@@ -48,6 +48,7 @@ class FakeTask:
     fingerprint = b"fake"
     output = _AnyJson()
     caps = None
+    media = None
 
     def render(self, records: Sequence[Record], enforced: bool = True, note: str = "") -> Request:
         texts = [record.inputs[0] for record in records]

@@ -61,10 +61,10 @@ from beam_llm.protocols import (
     RemoteJob,
     Slot,
 )
-from beam_llm.testing.contracts.completions import all_texts
+from beam_llm.testing.contracts.completions import PNG, all_texts
 from beam_llm.testing.emulator.faults import Fault
 from beam_llm.testing.fake_batches import FakeBatches
-from beam_llm.values import Completion, Finish, JobState, Message, Request, Usage
+from beam_llm.values import Completion, Finish, JobState, Media, Message, Request, Usage
 
 # Real seconds: a suite that never ends says less than one that fails.
 _PATIENCE_SECONDS = 60.0
@@ -120,6 +120,11 @@ def _id_of(mishap: Mishap | None) -> str:
     return "usual" if mishap is None else mishap.value
 
 
+def _request_with(image: Media) -> Request:
+    message = Message("user", "Before it, behind it", media=((9, image),))
+    return Request("contract-model", (message,), input_tokens=5)
+
+
 class _Made(NamedTuple):
     """A job's input as it was written and staged."""
 
@@ -142,6 +147,7 @@ class BatchProviderContract:
       cancels: jobs can be cancelled.
       shows_names: jobs are listed with what they were created as, unless a mishap has it.
       forgets_results: results can be removed.
+      takes_images: requests may have images.
     """
 
     tmp_path: Path
@@ -152,6 +158,7 @@ class BatchProviderContract:
     cancels = True
     shows_names = True
     forgets_results = True
+    takes_images = True
 
     def provider(self) -> BatchProvider:
         """A client with `key`, of the server that was arranged."""
@@ -213,6 +220,17 @@ class BatchProviderContract:
             # By another client, as another worker has it: a job's file is named by its content.
             assert self.provider().encode_line(custom_id, request) == line
             assert self.provider().encode_line("r-1000000", request) != line
+
+    def test_an_image_stands_in_its_line_once_and_in_its_place(self) -> None:
+        if not self.takes_images:
+            pytest.skip("it takes no images")
+        self._arrange()
+        image = Media("photo", "image/png", PNG)
+        line = self.provider().encode_line("r-0", _request_with(image))
+        assert line.count(PNG.encode()) == 1
+        assert line.index(b"Before it") < line.index(PNG.encode()) < line.index(b"behind it")
+        other = Media("photo", "image/png", PNG.replace("z8AA", "z8AB"))
+        assert self.provider().encode_line("r-0", _request_with(other)) != line
 
     @pytest.mark.parametrize(
         "line",

@@ -30,6 +30,7 @@ import enum
 import time
 import traceback
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -37,7 +38,7 @@ import pytest
 from beam_llm.errors import CallError, Kind, Remedy
 from beam_llm.protocols import CompletionProvider
 from beam_llm.testing.emulator.faults import Fault
-from beam_llm.values import Completion, Finish, Message, Pace, Request, Usage
+from beam_llm.values import Completion, Finish, Media, Message, Pace, Request, Usage
 
 # Far beyond what a call on loopback takes: where it is reached, something hangs.
 TIMEOUT_SECONDS = 60.0
@@ -103,6 +104,10 @@ REMEDIES = {
 """What a status comes to, where the message says nothing else. 404: of a model or an address."""
 
 
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+"""A red pixel, in base64."""
+
+
 class CompletionProviderContract:
     """Subclass it under a name that begins with `Test`, and override `provider` and `arrange`.
 
@@ -110,12 +115,14 @@ class CompletionProviderContract:
       key: what the provider is to authenticate with; no error may show it.
       key_reference: where it is found, as `api_key` wants it.
       impossible: what the server can't be brought to do, or never does; those promises are skipped.
+      takes_images: requests may have images.
     """
 
     # Long and without a word in it: a shorter one might stand in an error by chance.
     key = "sk-contract-0123456789abcdefghij"
     key_reference = "env:CONTRACT_API_KEY"
     impossible: frozenset[Does] = frozenset()
+    takes_images = True
 
     @pytest.fixture(autouse=True)
     def _key_in_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +145,16 @@ class CompletionProviderContract:
         )
 
     # Replies
+
+    def test_a_question_about_an_image_is_answered(self) -> None:
+        if not self.takes_images:
+            pytest.skip("it takes no images")
+        asked = self.request()
+        *others, last = asked.messages
+        image = Media("photo", "image/png", PNG)
+        last = Message(last.role, last.content, media=((len(last.content), image),))
+        request = replace(asked, messages=(*others, last))
+        assert self._complete(Does.ANSWER, request).text
 
     def test_an_answer_is_a_text_that_came_to_its_end(self) -> None:
         completion = self._complete(Does.ANSWER)
@@ -338,9 +355,9 @@ class CompletionProviderContract:
             pytest.skip(f"this provider's server does not {situation.does.value}")
         self.arrange(situation)
 
-    def _complete(self, does: Does) -> Completion:
+    def _complete(self, does: Does, request: Request | None = None) -> Completion:
         self._arrange(Situation(does))
-        return asyncio.run(self._ask(self.request()))
+        return asyncio.run(self._ask(request or self.request()))
 
     def _fail(self, situation: Situation, timeout_seconds: float = TIMEOUT_SECONDS) -> CallError:
         self._arrange(situation)
