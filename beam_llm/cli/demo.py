@@ -175,19 +175,7 @@ def _ask_in_all_ways(
     folder: Path, chosen: argparse.Namespace, records: int, model: str
 ) -> tuple[Way, Way, Way]:
     """One by one (a few), live and by batch API, at an emulator whose calls fail now and then."""
-    faults = [
-        Fault(kind=kind, probability=FAULT_PROBABILITY, where="chat")
-        for kind in ("rate_limit", "server_error")
-    ]
-    with Emulator(
-        keys=(),
-        latency_ms=LATENCY_MS,
-        batch_seconds=JOB_SECONDS,
-        faults=faults,
-        # Nobody looks at them here; they are for tests.
-        keep_requests=0,
-        seed=SEED,
-    ) as emulator:
+    with _emulator() as emulator:
         variables = emulator.environment_of(chosen.provider)
         if chosen.provider in CLOUDS:
             # A cloud's own library finds its credentials, and its buckets.
@@ -214,6 +202,22 @@ def _ask_in_all_ways(
             poll_seconds=0.2,
         )
     return single, live, staged
+
+
+def _emulator() -> Emulator:
+    faults = [
+        Fault(kind=kind, probability=FAULT_PROBABILITY, where="chat")
+        for kind in ("rate_limit", "server_error")
+    ]
+    return Emulator(
+        keys=(),
+        latency_ms=LATENCY_MS,
+        batch_seconds=JOB_SECONDS,
+        faults=faults,
+        # Nobody looks at them here; they are for tests.
+        keep_requests=0,
+        seed=SEED,
+    )
 
 
 def _write_sample(folder: Path, most: int) -> int:

@@ -20,7 +20,7 @@ from beam_llm.cli.flags import chosen_settings
 from beam_llm.cli.inputs import check_prompt, inputs_of
 from beam_llm.cli.predict_command import PredictCommand
 from beam_llm.cli.progress import write_line
-from beam_llm.cli.words import dollars, duration, percent, shortened, table
+from beam_llm.cli.words import duration, percent, price, shortened, table
 from beam_llm.config import Settings, is_template, replaced
 from beam_llm.errors import PromptError, UsageError, plural
 from beam_llm.pricing import Prices
@@ -342,8 +342,8 @@ def _row(line: Forecast, settings: Settings) -> tuple[str, ...]:
         f"{line.input_tokens:,}",
         f"{line.output_tokens:,}",
         duration(line.seconds_online),
-        _cost(line.cost_online_usd),
-        _cost(line.cost_batch_usd),
+        price(line.cost_online_usd),
+        price(line.cost_batch_usd),
     )
 
 
@@ -352,7 +352,3 @@ def _range(tokens: AnswerTokens) -> str:
     if least == most:
         return f"{least} tokens an answer"
     return f"{least} to {most} tokens an answer, by the form of the reply"
-
-
-def _cost(amount: float | None) -> str:
-    return "unknown" if amount is None else dollars(amount)

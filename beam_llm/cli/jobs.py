@@ -26,7 +26,7 @@ from beam_llm.cli.progress import Meter, write_line
 from beam_llm.cli.running import Measured, watched
 from beam_llm.cli.spool import records_in
 from beam_llm.cli.tally import Tally
-from beam_llm.cli.words import dollars, duration, table
+from beam_llm.cli.words import duration, price, table
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError, plural, printable
 from beam_llm.jobs import Cleanup, JobView, admin, open_store
@@ -65,7 +65,7 @@ def ls(chosen: argparse.Namespace) -> int:
 def _line(job: JobView) -> tuple[str, ...]:
     done = job.state == "done"
     counts = [f"{count:,}" if done else "" for count in (job.answered, job.failed, job.left)]
-    cost = dollars(job.cost_usd) if job.cost_usd is not None else "unknown" if done else ""
+    cost = price(job.cost_usd) if done or job.cost_usd is not None else ""
     return (
         job.job,
         job.job_id or "–",
@@ -103,7 +103,7 @@ def show(chosen: argparse.Namespace) -> int:
             "failed": f"{view.failed:,}",
             "passed on": f"{view.left:,}"
             + (f", to job {view.follow_up}" if view.follow_up else ""),
-            "cost": "unknown" if view.cost_usd is None else dollars(view.cost_usd),
+            "cost": price(view.cost_usd),
         }
         if view.state != "done":
             # What follows is known of finished jobs only.

@@ -17,11 +17,12 @@ from beam_llm.cli.files.sources import read_rows
 from beam_llm.cli.running import Measured, stopping
 from beam_llm.cli.stored import StoredAnswer
 from beam_llm.cli.storing import StoreInSpool, place_of
-from beam_llm.config import OPTIONS, Settings
+from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind
 from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.text import clean
 from beam_llm.transforms.fields import fields_of, is_keyed
+from beam_llm.transforms.options import arguments_of
 from beam_llm.transforms.predict import CollectBatchJobs, LLMPredict
 from beam_llm.values import Prediction
 
@@ -139,7 +140,7 @@ def run(
         pipeline
         | "Name files" >> beam.Create(files, reshuffle=False)
         | "Read records" >> beam.ParDo(ReadRecords()).with_output_types(Tuple[str, Dict[str, Any]])
-        | "Ask" >> LLMPredict(**transform_options(settings))
+        | "Ask" >> LLMPredict(**arguments_of(settings))
         | "Store answers" >> beam.ParDo(StoreAnswers(spool, settings)).with_output_types(None)
     )
     return run_to_end(pipeline)
@@ -153,12 +154,7 @@ def collect(
     _ = (
         pipeline
         | "Name jobs" >> beam.Create(job_ids, reshuffle=False)
-        | "Collect" >> CollectBatchJobs(**transform_options(settings))
+        | "Collect" >> CollectBatchJobs(**arguments_of(settings))
         | "Store records" >> beam.ParDo(StoreRecords(spool, settings)).with_output_types(None)
     )
     return run_to_end(pipeline)
-
-
-def transform_options(settings: Settings) -> dict[str, Any]:
-    """The settings as a transform's arguments; the answer's field is the command's business."""
-    return {name: getattr(settings, name) for name in OPTIONS if name != "output_field"}

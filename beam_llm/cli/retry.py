@@ -138,10 +138,8 @@ def prior_answers(
       UsageError: the file isn't an output with these fields, or has no record of the input.
       DataError: it can't be read.
     """
-    places: defaultdict[bytes, deque[int]] = defaultdict(deque)
-    kind = format_of(target.path, target.format)
-    for ordinal, form in enumerate(_forms_of_input(kind, sources, found.columns)):
-        places[form].append(ordinal)
+    forms = _forms_of_input(format_of(target.path, target.format), sources, found.columns)
+    places = _ordinals_of(forms)
     lines: IO[bytes] = tempfile.TemporaryFile(prefix="beam-llm-")  # noqa: SIM115 - closed by `PriorAnswers.close`
     held: list[int] = []
     rows = gone = 0
@@ -166,6 +164,13 @@ def prior_answers(
             "--force asks all"
         )
     return PriorAnswers(lines, held, gone, sum(map(len, places.values())))
+
+
+def _ordinals_of(forms: Iterator[bytes]) -> dict[bytes, deque[int]]:
+    places: defaultdict[bytes, deque[int]] = defaultdict(deque)
+    for ordinal, form in enumerate(forms):
+        places[form].append(ordinal)
+    return places
 
 
 def _ended(target: Target, field: str) -> Iterator[_Ended]:

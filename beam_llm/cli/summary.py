@@ -17,6 +17,7 @@ from beam_llm.cli.words import duration, percent, shortened, tried_again
 from beam_llm.errors import UsageError, plural, printable
 from beam_llm.events import warning_in_words
 from beam_llm.prompting.agreement import Share
+from beam_llm.values import Usage
 
 FORMAT = 1
 _MESSAGE_WIDTH = 300
@@ -174,11 +175,7 @@ def as_json(command: PredictCommand, report: Report) -> dict[str, Any]:
         "jobs_in_doubt": counters.get("jobs_in_doubt", 0),
         "jobs_resubmitted": counters.get("jobs_resubmitted", 0),
         "doubtful": tally.errors.get("doubtful", 0),
-        "input_tokens": tally.input_tokens,
-        "output_tokens": tally.output_tokens,
-        "cached_tokens": tally.cached_tokens,
-        "cache_write_tokens": tally.cache_write_tokens,
-        "reasoning_tokens": tally.reasoning_tokens,
+        **{name: getattr(tally, name) for name in Usage._fields},
         # A sum over the priced part alone would pass for all of it.
         "cost_usd": None if tally.unpriced else tally.cost_usd,
         "guard": None if (guarded := guard_of(report)) is None else share_json(guarded),

@@ -18,6 +18,11 @@ def dollars(amount: float) -> str:
     return f"${amount:,.{digits}f}"
 
 
+def price(amount: float | None) -> str:
+    """`$12.34`; `unknown` where there is no price."""
+    return "unknown" if amount is None else dollars(amount)
+
+
 def percent(part: float) -> str:
     """`12 %`; what is below ten with a digit more where that says something."""
     value = round(part * 100, 1)

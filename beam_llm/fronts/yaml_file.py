@@ -88,12 +88,8 @@ def read_yaml(path: str, text: str, variables: dict[str, Any] | None = None) -> 
     except jinja2.TemplateError as error:
         raise UsageError(f"{name}: {error}; {_JINJA_HINT}") from None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        # A mark counts from 0, and from behind the comments that Beam took off.
-        line = f":{mark.line + 1 + lines_before}" if mark is not None else ""
-        if (position := getattr(error, "position", None)) is not None:  # of a character it refuses
-            line = f":{expanded.count(chr(10), 0, position) + 1 + lines_before}"
-        raise UsageError(f"{name}{line}: not YAML: {_first_line(error)}") from None
+        where = f"{name}{_line_of(error, expanded, lines_before)}"
+        raise UsageError(f"{where}: not YAML: {_first_line(error)}") from None
     except RecursionError:
         raise UsageError(f"{name}: nested too deeply: write it flatter") from None
     except UsageError:
@@ -105,6 +101,20 @@ def read_yaml(path: str, text: str, variables: dict[str, Any] | None = None) -> 
             f"{name}: there is no pipeline in it: write pipeline: {{type: chain, transforms: […]}}"
         )
     return YamlPipeline(path, spec, lines_before)
+
+
+def _line_of(error: yaml.YAMLError, text: str, lines_before: int) -> str:
+    """`:3`; nothing where the error doesn't say."""
+    position = getattr(error, "position", None)  # of a character that YAML refuses
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if position is not None:
+        line = text.count("\n", 0, position)
+    elif mark is not None:
+        line = mark.line
+    else:
+        return ""
+    # Counted from 0, and from behind the comments that Beam took off.
+    return f":{line + 1 + lines_before}"
 
 
 MOST_NODES = 100_000

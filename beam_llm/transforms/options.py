@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
+from beam_llm.config import OPTIONS, Settings
+
 
 class Options(TypedDict, total=False):
     """`LLMPredict(model, prompt, output=…, **options)`; a test keeps it in step with
@@ -80,3 +82,10 @@ class Options(TypedDict, total=False):
     prices: Mapping[str, Any] | None
     record_id: str | None
     output_field: str | None
+
+
+def arguments_of(settings: Settings) -> dict[str, Any]:
+    """The settings as a transform's arguments, but for `output_field`: what an answer is called is
+    the business of whoever builds the pipeline.
+    """
+    return {name: getattr(settings, name) for name in OPTIONS if name != "output_field"}

@@ -8,7 +8,7 @@ from typing import Any
 
 from beam_llm.cli.comparing.comparison import Comparison, SizeFigures
 from beam_llm.cli.summary import share_json
-from beam_llm.cli.words import dollars, percent, shortened, table
+from beam_llm.cli.words import percent, price, shortened, table
 from beam_llm.errors import plural, printable
 from beam_llm.prompting.agreement import Share
 
@@ -58,7 +58,7 @@ def _row(comparison: Comparison, figures: SizeFigures) -> tuple[str, ...]:
         f"{figures.surplus_calls:,}",
         f"{figures.usage.input_tokens:,}",
         f"{figures.usage.output_tokens:,}",
-        _cost(figures.cost_usd),
+        price(figures.cost_usd),
     )
 
 
@@ -67,10 +67,6 @@ def _rate(share: Share) -> tuple[str, str]:
         return "unknown", ""
     low, high = share.interval()
     return percent(share.rate), f"{percent(low)}–{percent(high)}"
-
-
-def _cost(amount: float | None) -> str:
-    return "unknown" if amount is None else dollars(amount)
 
 
 def _fields_table(comparison: Comparison) -> str:
@@ -99,9 +95,9 @@ def _whole_row(comparison: Comparison, figures: SizeFigures) -> tuple[str, ...]:
         f"{whole.calls:,}",
         f"{whole.input_tokens:,}",
         f"{whole.output_tokens:,}",
-        _cost(whole.cost_usd),
+        price(whole.cost_usd),
         "" if is_alone else percent(comparison.saved(figures)),
-        _cost(whole.cost_batch_usd),
+        price(whole.cost_batch_usd),
     )
 
 

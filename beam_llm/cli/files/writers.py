@@ -11,6 +11,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import IO, Any
 
 from beam_llm.cli.files.csv_cells import ALL_CELLS, NO_CELLS, cell, safe_cell
@@ -120,6 +121,20 @@ class _Lines:
         self._text.write(line.removesuffix("\r\n") + "\n")
 
 
+@contextmanager
+def csv_lines(file: IO[bytes]) -> Iterator[Any]:
+    """A `csv.writer` of UTF-8 with `\\n` for line ends; half a character is written as its
+    escape.
+    """
+    text = io.TextIOWrapper(
+        file, encoding="utf-8", errors="backslashreplace", newline="", write_through=True
+    )
+    yield csv.writer(_Lines(text), lineterminator="\r\n")
+    text.flush()
+    # Else the wrapper would close the file, which isn't its own.
+    text.detach()
+
+
 def _write_csv(
     file: IO[bytes],
     rows: Iterable[tuple[Row, Answer]],
@@ -127,19 +142,13 @@ def _write_csv(
     names: Sequence[str],
     csv_safe: str,
 ) -> None:
-    text = io.TextIOWrapper(
-        file, encoding="utf-8", errors="backslashreplace", newline="", write_through=True
-    )
-    lines = csv.writer(_Lines(text), lineterminator="\r\n")
     of_input: Callable[[Any], Any] = safe_cell if csv_safe == ALL_CELLS else _unchanged
     of_answer: Callable[[Any], Any] = safe_cell if csv_safe != NO_CELLS else _unchanged
-    lines.writerow([*map(of_input, names), field, f"{field}_error"])
-    for row, answer in rows:
-        cells = [of_input(cell(row.fields.get(name))) for name in names]
-        lines.writerow([*cells, of_answer(cell(answer.value)), of_answer(answer.error)])
-    text.flush()
-    # Else the wrapper would close the file, which isn't its own.
-    text.detach()
+    with csv_lines(file) as lines:
+        lines.writerow([*map(of_input, names), field, f"{field}_error"])
+        for row, answer in rows:
+            cells = [of_input(cell(row.fields.get(name))) for name in names]
+            lines.writerow([*cells, of_answer(cell(answer.value)), of_answer(answer.error)])
 
 
 def _unchanged(value: Any) -> Any:

@@ -25,7 +25,6 @@ from beam_llm.cli.reporting.savings import OtherWays
 from beam_llm.cli.reporting.shared import (
     ADVICE,
     TEXT_WIDTH,
-    cost_shown,
     job_table,
     message_shown,
     settings_shown,
@@ -34,7 +33,7 @@ from beam_llm.cli.reporting.shared import (
 )
 from beam_llm.cli.summary import calls_of, guard_of, warnings_of
 from beam_llm.cli.tally import Tally
-from beam_llm.cli.words import dollars, duration, percent, shortened, tried_again
+from beam_llm.cli.words import dollars, duration, percent, price, shortened, tried_again
 from beam_llm.config import Settings
 from beam_llm.errors import LLMError, plural
 from beam_llm.jobs import JobView, admin, open_store
@@ -122,7 +121,7 @@ def _headline(subject: Subject, report: Report) -> Iterator[Figure]:
     yield Figure("records", f"{tally.records:,}", before)
     part = percent(tally.failed / tally.records) if tally.failed else "every record has an answer"
     yield Figure("errors", f"{tally.failed:,}", part, "bad" if tally.failed else "good")
-    cost = "unknown" if tally.unpriced else dollars(tally.cost_usd)
+    cost = price(None if tally.unpriced else tally.cost_usd)
     reused = f"{plural(tally.reused, 'answer')} re-used" if tally.reused else ""
     yield Figure("cost", cost, reused)
     yield from _savings(subject, report)
@@ -246,7 +245,7 @@ def _model_table(tally: Tally) -> Table:
             f"{sums.records:,}",
             f"{sums.input_tokens:,}",
             f"{sums.output_tokens:,}",
-            cost_shown(None if sums.unpriced else sums.cost_usd),
+            price(None if sums.unpriced else sums.cost_usd),
         )
         for model, sums in sorted(tally.by_model.items())
     ]

@@ -10,13 +10,12 @@ from beam_llm import config
 from beam_llm.cli.reporting.page import ErrorKind, Example, Figure, Page, Table
 from beam_llm.cli.reporting.shared import (
     ADVICE,
-    cost_shown,
     job_table,
     message_shown,
     spans,
     versions,
 )
-from beam_llm.cli.words import dollars, percent
+from beam_llm.cli.words import dollars, percent, price
 from beam_llm.errors import LLMError, UsageError, plural
 from beam_llm.jobs import JobView, Ledger, admin
 from beam_llm.jobs.job_tree import JobTree
@@ -101,7 +100,7 @@ def _model_table(jobs: Sequence[JobView]) -> Table:
             f"{sum(job.answered for job in its):,}",
             f"{sum(job.input_tokens for job in its):,}",
             f"{sum(job.output_tokens for job in its):,}",
-            cost_shown(None if _has_unpriced(its) else sum(job.cost_usd or 0.0 for job in its)),
+            price(None if _has_unpriced(its) else sum(job.cost_usd or 0.0 for job in its)),
         )
         for model, its in sorted(by_model.items())
     ]

@@ -12,7 +12,7 @@ from beam_llm import __version__
 from beam_llm.cli.reporting.page import Span, Table
 from beam_llm.cli.shown_options import value_in_words
 from beam_llm.cli.tally import without_particulars
-from beam_llm.cli.words import dollars, duration, shortened
+from beam_llm.cli.words import duration, price, shortened
 from beam_llm.config import Settings, given_options, key_of
 from beam_llm.errors import Kind
 from beam_llm.jobs import JobView
@@ -48,10 +48,6 @@ def message_shown(message: str, redacted: bool) -> str:
     """
     text = shortened(redact(message), MESSAGE_WIDTH)
     return without_particulars(text) if redacted else text
-
-
-def cost_shown(amount: float | None) -> str:
-    return "unknown" if amount is None else dollars(amount)
 
 
 _TEXTS = ("prompt", "system_prompt", "batch_prompt_template")
@@ -117,7 +113,7 @@ def job_table(jobs: Sequence[JobView]) -> Table:
             f"{job.records:,}",
             *(f"{count:,}" for count in (job.answered, job.failed, job.left, job.input_tokens)),
             f"{job.output_tokens:,}",
-            cost_shown(job.cost_usd) if job.state == "done" else "",
+            price(job.cost_usd) if job.state == "done" else "",
         )
         for job in jobs[:MOST_JOBS]
     ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
@@ -12,6 +10,7 @@ from beam_llm.cli.files.csv_cells import ALL_CELLS, NO_CELLS, cell, safe_cell
 from beam_llm.cli.files.parquet_writer import chunks
 from beam_llm.cli.files.records import json_bytes
 from beam_llm.cli.files.target import Target, finished_file
+from beam_llm.cli.files.writers import csv_lines
 from beam_llm.cli.words import shortened, table
 from beam_llm.errors import printable
 from beam_llm.fronts.sql.compute import arrow_type
@@ -75,22 +74,16 @@ def _write_csv(
     csv_safe: str,
     answers: set[str],
 ) -> None:
-    text = io.TextIOWrapper(
-        file, encoding="utf-8", errors="backslashreplace", newline="", write_through=True
-    )
-    lines = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
-    lines.writerow([name for name, _ in columns])
     safe = [
         csv_safe == ALL_CELLS or (csv_safe != NO_CELLS and name in answers) for name, _ in columns
     ]
-    for row in rows:
-        cells = (cell(to_json(kind, value)) for (_, kind), value in zip(columns, row, strict=True))
-        lines.writerow(
-            [safe_cell(one) if guard else one for one, guard in zip(cells, safe, strict=True)]
-        )
-    text.flush()
-    # Else the wrapper would close the file, which isn't its own.
-    text.detach()
+    with csv_lines(file) as lines:
+        lines.writerow([name for name, _ in columns])
+        for row in rows:
+            cells = map(cell, _in_json(columns, row).values())
+            lines.writerow(
+                [safe_cell(one) if guard else one for one, guard in zip(cells, safe, strict=True)]
+            )
 
 
 def _write_parquet(

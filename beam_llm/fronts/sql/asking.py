@@ -10,12 +10,12 @@ from typing import Any
 
 from sqlglot import exp
 
-from beam_llm.config import OPTIONS, Settings
+from beam_llm.config import Settings
 from beam_llm.errors import LLMError, UsageError
 from beam_llm.fronts.sql.expressions import Scope, Value, cast
 from beam_llm.fronts.sql.known import Known
 from beam_llm.fronts.sql.layers import Layers
-from beam_llm.fronts.sql.models import Model, is_literal_prompt, output_of, settings_of
+from beam_llm.fronts.sql.models import Columns, Model, is_literal_prompt, output_of, settings_of
 from beam_llm.fronts.sql.places import nearest
 from beam_llm.fronts.sql.plan import Ask, Branch
 from beam_llm.fronts.sql.syntax import Call, Expression
@@ -147,6 +147,7 @@ class Asking:
         return [*named, *extra]
 
     def _settings(self, model: Model, call: Call, inputs: tuple[str, ...]) -> Settings:
+        from beam_llm.transforms.options import arguments_of
         from beam_llm.transforms.predict import LLMPredict
 
         known = self._known
@@ -157,7 +158,7 @@ class Asking:
         try:
             # Made for its checks alone: what is wrong is said at the call's place, before anything
             # runs.
-            LLMPredict(**options_of(settings))
+            LLMPredict(**arguments_of(settings))
         except UsageError as error:
             raise self._source.located(call.start, error) from None
         except LLMError as error:
@@ -192,23 +193,9 @@ class Asking:
             self._source.fail(
                 call.start, f"there are more than {MOST_CALLS} calls here", "write several INSERTs"
             )
-        columns, _ = output_of(model, call)
         number = self._layers.open_stage()
-        named = [
-            (name, self._layers.new(f"a{number}.{name}", number, kind)) for name, kind in columns
-        ]
-        whole = (
-            named[0][1]
-            if len(named) == 1
-            else self._layers.new(f"a{number}", number, SqlType("ROW", fields=columns))
-        )
+        named, whole = self._new_columns(output_of(model, call)[0], number)
         error = self._layers.new(f"a{number}!", number, STRING)
-        single = len(named) == 1
-        fields: list[tuple[str | None, str, SqlType]] = [
-            (None if single else name, str(value.column), value.type) for name, value in named
-        ]
-        if len(named) > 1:
-            fields.append((None, str(whole.column), whole.type))
         names = " or ".join(branch.model for branch in branches)
         ask = Ask(
             f"Ask {names} ({number})",
@@ -216,11 +203,19 @@ class Asking:
             chosen,
             inputs,
             self._record_id(branches, inputs, scope),
-            tuple(fields),
+            _fields_of(named, whole),
             str(error.column),
         )
         self._layers.asks.append(ask)
         return Answer(named, whole, error, self._metadata(call, model, error))
+
+    def _new_columns(self, columns: Columns, number: int) -> tuple[list[tuple[str, Value]], Value]:
+        """The columns in flight of an answer, and that of all of it: a single one is both."""
+        new = self._layers.new
+        named = [(name, new(f"a{number}.{name}", number, kind)) for name, kind in columns]
+        if len(named) == 1:
+            return named, named[0][1]
+        return named, new(f"a{number}", number, SqlType("ROW", fields=columns))
 
     def _metadata(self, call: Call, model: Model, error: Value) -> list[tuple[str, Value]]:
         """OUTPUT's metadata columns: the error; what isn't known here is NULL, with a notice."""
@@ -249,9 +244,15 @@ class Asking:
         return None if column is None else (name, self._layers.in_flight(column.value))
 
 
-def options_of(settings: Settings) -> dict[str, Any]:
-    """The settings as a transform's arguments."""
-    return {name: getattr(settings, name) for name in OPTIONS if name != "output_field"}
+def _fields_of(
+    named: list[tuple[str, Value]], whole: Value
+) -> tuple[tuple[str | None, str, SqlType], ...]:
+    """Where each field of an answer goes, and where all of it does."""
+    fields = named if len(named) > 1 else []
+    return (
+        *((name, str(value.column), value.type) for name, value in fields),
+        (None, str(whole.column), whole.type),
+    )
 
 
 def _shape(model: Model) -> tuple[Any, ...]:

@@ -136,22 +136,14 @@ def settings_of(
     places = {**model.spelled.places, **config.places}
     together = {**given, **config.values}
     _check_references(source, together, places, permissions)
-    values: dict[str, Any] = {}
     prompt = _prompt(together.get("prompt"), inputs, call)
-    if prompt is not None:
-        values["prompt"] = prompt
+    values: dict[str, Any] = {} if prompt is None else {"prompt": prompt}
     usual: dict[str, Any] = {}
     # A model by itself is one that embeds where only such a one has its options.
     if call.function == "AI_EMBED" if call else "dimensions" in together:
         values["task"], usual = "embed", {"batch_size": "auto"}
-    elif "output" not in together or (call and call.function == "AI_CLASSIFY"):
-        values["output"] = output_of(model, call)[1]
-    elif len(model.outputs) > 1:
-        source.fail(
-            places["output"].start,
-            "the model's OUTPUT says what the answer is, not 'output'",
-            "take it out",
-        )
+    else:
+        values |= _output(source, model, call, places.get("output"))
     try:
         settings = settings_from_options(
             given, config.values, allow_code=permissions.code, usual=usual, **values
@@ -160,6 +152,19 @@ def settings_of(
         start = call.start if call else model.start
         raise source.located(_start_of(str(error), places, start), error) from None
     return settings, (*model.spelled.notices, *config.notices)
+
+
+def _output(
+    source: SourceText, model: Model, call: Call | None, given: Option | None
+) -> dict[str, Any]:
+    """What is answered, unless the option `output` says it itself."""
+    if given is None or (call and call.function == "AI_CLASSIFY"):
+        return {"output": output_of(model, call)[1]}
+    if len(model.outputs) > 1:
+        source.fail(
+            given.start, "the model's OUTPUT says what the answer is, not 'output'", "take it out"
+        )
+    return {}
 
 
 def _start_of(message: str, places: Mapping[str, Option], start: int) -> int:

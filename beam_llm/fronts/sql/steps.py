@@ -16,7 +16,6 @@ from apache_beam.typehints import Dict, Tuple
 
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, LLMError
-from beam_llm.fronts.sql.asking import options_of
 from beam_llm.fronts.sql.compute import Compute, Evaluator, ExpressionError
 from beam_llm.fronts.sql.places import nearest
 from beam_llm.fronts.sql.plan import Ask, Branch, Plan
@@ -24,6 +23,7 @@ from beam_llm.fronts.sql.types import value_of
 from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.text import clean
 from beam_llm.transforms.forming import RecordReader
+from beam_llm.transforms.options import arguments_of
 from beam_llm.transforms.predict import LLMPredict
 from beam_llm.values import Prediction
 
@@ -97,7 +97,7 @@ class AskModel(beam.PTransform):
         take = beam.ParDo(TakeAnswer(self._ask, branch.settings.output))
         return (
             prepared
-            | f"Predict by {branch.model}" >> LLMPredict(**options_of(branch.settings))
+            | f"Predict by {branch.model}" >> LLMPredict(**arguments_of(branch.settings))
             | f"Take answers of {branch.model}" >> take.with_output_types(InFlight)
         )
 

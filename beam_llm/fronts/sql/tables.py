@@ -100,6 +100,21 @@ def table_of(
         source.fail(created.start, "this table has no connector", "add 'connector' = 'filesystem'")
     if connector.value not in CONNECTORS:
         _refuse_connector(source, connector)
+    _check_options(source, connector, given, notices)
+    columns = tuple((column.name, column.type) for column in created.columns)
+    common: dict[str, Any] = {"options": created.options}
+    if connector.value == "filesystem":
+        common |= _of_files(source, created, given)
+    elif connector.value == "beam":
+        common |= _of_beam(source, created, given, permissions)
+    elif "print-identifier" in given:
+        common["identifier"] = given["print-identifier"].value
+    return Table(created.name, columns, connector.value, created.start, **common)
+
+
+def _check_options(
+    source: SourceText, connector: Option, given: Mapping[str, Option], notices: list[str]
+) -> None:
     for key, option in given.items():
         if key in _CSV and connector.value == "filesystem":
             source.fail(
@@ -122,15 +137,6 @@ def table_of(
                 f"{option.key!r} holds a reference, which only a model's 'api.key' can",
                 "write the value itself",
             )
-    columns = tuple((column.name, column.type) for column in created.columns)
-    common: dict[str, Any] = {"options": created.options}
-    if connector.value == "filesystem":
-        common |= _of_files(source, created, given)
-    elif connector.value == "beam":
-        common |= _of_beam(source, created, given, permissions)
-    elif "print-identifier" in given:
-        common["identifier"] = given["print-identifier"].value
-    return Table(created.name, columns, connector.value, created.start, **common)
 
 
 def _refuse_connector(source: SourceText, connector: Option) -> None:
