@@ -1,0 +1,391 @@
+"""Images on every way into a pipeline and through it: streams, rows, files, YAML, SQL; addresses; what
+official SDKs make of the same; what the emulator refuses; and what no log shows.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import anthropic
+import apache_beam as beam
+import openai
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydantic
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing import test_stream
+from google.genai import types
+from openai.types.chat import ChatCompletionUserMessageParam
+
+from beam_llm import LLMPredict
+from beam_llm.cli.main import main
+from beam_llm.config import settings
+from beam_llm.providers import compile_task, encode
+from beam_llm.testing import Emulator, Fault, plugin
+from beam_llm.transforms import forming_streams, runners
+from beam_llm.transforms.runners import Gathering
+from tests.collecting import Collect
+from tests.pictures import PDF, colour_of, png, things
+
+llm_emulator, start_emulator = plugin.llm_emulator, plugin.start_emulator
+MODEL = "openai:gpt-4.1-mini"
+PROMPT = "Name the colour of this thing: {{ text }}"
+BATCH = {"mode": "batch_api", "poll_seconds": 0.05}
+
+
+def data_url(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+# Through a pipeline
+
+
+@pytest.mark.parametrize("gathering", ["triggers", "timers"])
+def test_a_stream_keeps_each_image_with_its_record(monkeypatch, llm_emulator, gathering):
+    monkeypatch.setattr(runners, "gathering", lambda pcoll: Gathering(gathering))
+    monkeypatch.setattr(forming_streams, "time", SimpleNamespace(time=lambda: 0.0))
+    elements, rows = things(7), Collect()
+    options = PipelineOptions(["--streaming"], pickle_library="cloudpickle")
+    with beam.Pipeline(options=options) as pipeline:
+        source = test_stream.TestStream().add_elements(elements).advance_watermark_to_infinity()
+        predict = LLMPredict(MODEL, PROMPT, media=["photo"], batch_size=4)
+        _ = pipeline | source | predict | rows
+    assert sorted(each.element["n"] for each in rows.found) == list(range(7))
+    assert all(each.value == colour_of(each.element) for each in rows.found)
+
+
+@pytest.mark.parametrize("mode", ["online", "batch_api"])
+def test_rows_keep_their_images_beside_the_answer(tmp_path, llm_emulator, mode):
+    batch = {**BATCH, "staging_location": str(tmp_path)} if mode == "batch_api" else {}
+    rows = Collect()
+    predict = LLMPredict(
+        MODEL, PROMPT, media=["photo"], output_field="colour", batch_size=3, **batch
+    )
+    with beam.Pipeline() as pipeline:
+        elements = [beam.Row(**each) for each in things(5)]
+        _ = pipeline | beam.Create(elements) | predict | rows
+    found = sorted(rows.found, key=lambda row: row.n)
+    assert [row.photo for row in found] == [each["photo"] for each in things(5)]
+    assert [row.colour for row in found] == list(map(colour_of, things(5)))
+
+
+@pytest.mark.parametrize("mode", ["online", "batch_api"])
+def test_what_is_not_an_image_is_its_records_own_error(tmp_path, llm_emulator, mode):
+    batch = {**BATCH, "staging_location": str(tmp_path)} if mode == "batch_api" else {}
+    elements, rows = things(6), Collect()
+    elements[2]["photo"], elements[4]["photo"] = PDF, None
+    with beam.Pipeline() as pipeline:
+        predict = LLMPredict(MODEL, PROMPT, media=["photo"], batch_size=3, **batch)
+        _ = pipeline | beam.Create(elements) | predict | rows
+    found = sorted(rows.found, key=lambda each: each.element["n"])
+    assert [each.element for each in found] == elements
+    assert [each.error and each.error.kind for each in found] == [None, None, "prompt", *[None] * 3]
+    assert "a PDF file" in found[2].error.message
+    others = [n for n in range(6) if n not in (2, 4)]
+    assert [found[n].value for n in others] == [colour_of(elements[n]) for n in others]
+    assert found[4].value  # asked without an image
+
+
+def test_a_jobs_file_is_never_larger_than_its_limit(tmp_path, llm_emulator):
+    elements, rows = things(12), Collect()
+    for each in elements:
+        each["photo"] = png((int(each["n"]), 255 - int(each["n"]), 7), 60, 60) + b"\0" * 3_000
+    predict = LLMPredict(
+        *(MODEL, PROMPT),
+        media=["photo"],
+        batch_size=2,
+        staging_location=str(tmp_path),
+        job_max_bytes=20_000,
+        **BATCH,
+    )
+    with beam.Pipeline() as pipeline:
+        _ = pipeline | beam.Create(elements) | predict | rows
+    assert sorted(each.value for each in rows.found) == sorted(map(colour_of, elements))
+    address, key = llm_emulator.base_url, llm_emulator.api_key
+    with openai.OpenAI(base_url=address, api_key=key) as client:
+        sizes = [file.bytes for file in client.files.list() if file.purpose == "batch"]
+    assert len(sizes) == len(llm_emulator.jobs) >= 3
+    assert max(sizes) <= 20_000
+
+
+def test_no_log_shows_an_image(caplog, llm_emulator):
+    llm_emulator.set_faults(Fault("server_error", times=2), Fault("malformed_json", nth=3))
+    caplog.set_level(logging.DEBUG)
+    elements, rows = things(4), Collect()
+    elements[1]["photo"] = PDF + elements[2]["photo"]
+    with beam.Pipeline() as pipeline:
+        predict = LLMPredict(MODEL, PROMPT, media=["photo"], log_data=True)
+        _ = pipeline | beam.Create(elements) | predict | rows
+    data = base64.b64encode(elements[3]["photo"]).decode()[40:80]
+    shown = caplog.text + "".join(str(each.error) for each in rows.found)
+    assert data not in shown
+    assert repr(elements[3]["photo"])[2:60] not in shown
+
+
+# Addresses
+
+
+def test_an_address_is_left_to_the_provider(llm_emulator):
+    elements = [{"n": n, "text": "a", "photo": f"https://host/{n}.png"} for n in range(3)]
+    rows = Collect()
+    with beam.Pipeline() as pipeline:
+        predict = LLMPredict(MODEL, PROMPT, media=["photo"], batch_size=3)
+        _ = pipeline | beam.Create(elements) | predict | rows
+    assert all(each.value == each.element["photo"] for each in rows.found)
+
+
+def body_of(model: str, value: Any) -> Any:
+    task = compile_task(
+        settings(model, prompt="{{ text }}", media=["photo"], api_key="none", **PLACES)
+        if model.startswith("vertex")
+        else settings(model, prompt="{{ text }}", media=["photo"], api_key="none")
+    )
+    request = task.render([task.record({"text": "a", "photo": value}, None)])
+    return json.loads(encode(task.settings, request))
+
+
+PLACES = {"provider_options": {"project": "p-1"}}
+ADDRESS = "https://host/cat.png"
+TEXT = {"type": "text", "text": "a"}
+
+
+@pytest.mark.parametrize(
+    ("model", "value", "part"),
+    [
+        (MODEL, ADDRESS, {"type": "image_url", "image_url": {"url": ADDRESS}}),
+        ("mistral:m", ADDRESS, {"type": "image_url", "image_url": ADDRESS}),
+        ("anthropic:m", ADDRESS, {"type": "image", "source": {"type": "url", "url": ADDRESS}}),
+        ("gemini:m", ADDRESS, {"fileData": {"mimeType": "image/png", "fileUri": ADDRESS}}),
+        (
+            "vertex:m",
+            "gs://b/cat.jpg",
+            {"fileData": {"mimeType": "image/jpeg", "fileUri": "gs://b/cat.jpg"}},
+        ),
+    ],
+    ids=["openai", "mistral", "anthropic", "gemini", "vertex"],
+)
+def test_each_provider_has_addresses_in_its_own_form(model, value, part):
+    body = body_of(model, value)
+    contents = (
+        body["messages"][-1]["content"] if "messages" in body else body["contents"][0]["parts"]
+    )
+    assert contents[1] == part
+
+
+# Official SDKs: their types take our bodies, and the emulator takes theirs
+
+
+def test_official_types_take_our_messages():
+    ours = {model: body_of(model, png()) for model in (MODEL, "anthropic:m", "gemini:m")}
+    chat = pydantic.TypeAdapter(ChatCompletionUserMessageParam)
+    assert list(chat.validate_python(ours[MODEL]["messages"][0])["content"])
+    messages = pydantic.TypeAdapter(anthropic.types.MessageParam)
+    assert messages.validate_python(ours["anthropic:m"]["messages"][0])["role"] == "user"
+    content = types.Content.model_validate(ours["gemini:m"]["contents"][0])
+    assert content.parts[1].inline_data.data == png()
+
+
+def test_official_clients_ask_about_images(llm_emulator, monkeypatch):
+    for name in ("openai", "anthropic"):
+        for variable, value in llm_emulator.environment_of(name).items():
+            monkeypatch.setenv(variable, value)
+    data = base64.b64encode(png((0, 0, 254))).decode()
+    ask = "Which colour is it?"
+    with openai.OpenAI(max_retries=0) as client:
+        part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+        message = {"role": "user", "content": [{"type": "text", "text": ask}, part]}
+        reply = client.chat.completions.create(model="gpt-4.1-mini", messages=[message])
+        assert reply.choices[0].message.content == "#0000fe"
+    with anthropic.Anthropic(max_retries=0) as other:
+        source = {"type": "base64", "media_type": "image/png", "data": data}
+        block = {"type": "image", "source": source}
+        message = {"role": "user", "content": [{"type": "text", "text": ask}, block]}
+        made = other.messages.create(model="claude-haiku-4-5", messages=[message], max_tokens=50)
+        assert made.content[0].text == "#0000fe"
+
+
+# The emulator
+
+
+DATA = base64.b64encode(png()).decode()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("data:image/png;base64,!!!", "Invalid base64"),
+        ("file:///etc/passwd", "Expected a valid URL"),
+        (f"data:image/jpeg;base64,{DATA}", "unsupported image"),
+        (f"data:image/png;base64,{base64.b64encode(png()[:-8]).decode()}", "unsupported image"),
+        (5, "expected a string, but got an integer"),
+    ],
+    ids=["base64", "address", "another kind", "cut", "type"],
+)
+def test_the_emulator_refuses_images_in_openais_words(llm_emulator, url, said):
+    part = {"type": "image_url", "image_url": {"url": url}}
+    message: Any = {"role": "user", "content": [{"type": "text", "text": "What is it?"}, part]}
+    address = f"{llm_emulator.base_url}"
+    with (
+        openai.OpenAI(base_url=address, api_key=llm_emulator.api_key, max_retries=0) as client,
+        pytest.raises(openai.BadRequestError, match=said),
+    ):
+        client.chat.completions.create(model="gpt-4.1-mini", messages=[message])
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ({"type": "image"}, "source: Field required"),
+        ({"type": "image", "source": {"type": "file", "url": "x"}}, "'file'"),
+        ({"type": "image", "source": {"type": "url", "url": "http://h/a.png"}}, "Only HTTPS"),
+        (
+            {
+                "type": "image",
+                "source": {"type": "base64", "media_type": "image/bmp", "data": DATA},
+            },
+            "media_type: Input should be",
+        ),
+        (
+            {
+                "type": "image",
+                "source": {"type": "base64", "media_type": "image/gif", "data": DATA},
+            },
+            "does not match the provided media type image/gif",
+        ),
+        (
+            {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "?"}},
+            "Invalid base64 data",
+        ),
+    ],
+    ids=["no source", "source", "http", "kind", "another kind", "base64"],
+)
+def test_the_emulator_refuses_images_in_anthropics_words(llm_emulator, block, said):
+    address = llm_emulator.environment_of("anthropic")["ANTHROPIC_BASE_URL"]
+    message: Any = {"role": "user", "content": [{"type": "text", "text": "What is it?"}, block]}
+    with (
+        anthropic.Anthropic(
+            base_url=address, api_key=llm_emulator.api_key, max_retries=0
+        ) as client,
+        pytest.raises(anthropic.BadRequestError, match=said),
+    ):
+        client.messages.create(model="claude-haiku-4-5", messages=[message], max_tokens=50)
+
+
+# Files
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llm_emulator: Emulator) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rows = [{**each, "photo": data_url(each["photo"])} for each in things(6)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = pa.Table.from_pylist(things(6))
+    pq.write_table(table, tmp_path / "in.parquet")
+    return tmp_path
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    else:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return sorted(rows, key=lambda row: row["n"])
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+@pytest.mark.parametrize("mode", ["online", "batch_api"])
+def test_files_hold_images_as_data_urls_or_as_bytes(folder, ending, mode):
+    batch = ["--mode", "batch_api", "--staging", "staging", "--poll-seconds", "0.05"]
+    name = f"in.{ending}"
+    flags = [*("--model", MODEL, "--prompt", PROMPT, "--media", "photo", "--batch-size", "3")]
+    more = batch if mode == "batch_api" else []
+    assert main(["predict", name, "--output", f"out.{ending}", "--quiet", *flags, *more]) == 0
+    found = rows_of(folder / f"out.{ending}")
+    assert [row["answer"] for row in found] == list(map(colour_of, things(6)))
+    assert [row["photo"] for row in found] == [row["photo"] for row in rows_of(folder / name)]
+
+
+def test_a_request_is_shown_with_its_image_shortened_and_exact_in_python(folder, capsys):
+    large = png((1, 2, 3), 90, 70)
+    (folder / "one.jsonl").write_text(json.dumps({"text": "a", "photo": data_url(large)}))
+    flags = ["--model", MODEL, "--prompt", PROMPT, "--media", "photo", "--show", "1"]
+    assert main(["predict", "one.jsonl", *flags]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    url = shown["request"]["messages"][0]["content"][1]["image_url"]["url"]
+    assert url.startswith("data:image/png;base64,iVBORw0KGgo")
+    assert url.endswith(" characters)")
+    (preview,) = LLMPredict(MODEL, PROMPT, media=["photo"]).preview([{"text": "a", "photo": large}])
+    part = preview.body["messages"][0]["content"][1]
+    assert part["image_url"]["url"] == data_url(large)
+
+
+def test_an_estimate_counts_images_and_knows_how_many_a_request_takes(folder, capsys):
+    flags = ["--prompt", PROMPT, "--json", "--api-key", "none"]
+    tokens = {}
+    for media in ([], ["--media", "photo"]):
+        assert main(["estimate", "in.parquet", "--model", "mistral:m", *media, *flags]) == 0
+        lines = json.loads(capsys.readouterr().out)["by_batch_size"]
+        tokens[len(media)] = {line["batch_size"]: line["input_tokens"] for line in lines}
+    assert list(tokens[2]) == [1, 5]
+    assert tokens[2][1] > tokens[0][1] + 6
+
+
+def test_a_yaml_step_has_the_option(folder):
+    pytest.importorskip("quickjs", reason="needs apache-beam[yaml]")
+    (folder / "file.yaml").write_text(
+        f"""pipeline:
+  type: chain
+  transforms:
+    - type: ReadFromJson
+      config: {{path: "./in.jsonl"}}
+    - type: LLMPredict
+      config:
+        model: {MODEL}
+        prompt: "{{% raw %}}Name the colour of this thing: {{{{ text }}}}{{% endraw %}}"
+        media: [photo]
+        batch_size: 3
+        output_field: colour
+    - type: WriteToJson
+      config: {{path: out.jsonl}}
+"""
+    )
+    assert main(["run", "file.yaml", "--quiet"]) == 0
+    found = [
+        json.loads(line)
+        for path in folder.glob("out.jsonl*")
+        for line in path.read_text().splitlines()
+    ]
+    assert {row["n"]: row["colour"] for row in found} == {
+        each["n"]: colour_of(each) for each in things(6)
+    }
+
+
+def test_a_sql_model_has_the_option(folder):
+    (folder / "file.sql").write_text(
+        f"""
+CREATE TABLE things (n BIGINT, text STRING, photo STRING)
+  WITH ('connector'='filesystem', 'path'='in.jsonl', 'format'='json');
+CREATE TABLE seen (n BIGINT, colour STRING)
+  WITH ('connector'='filesystem', 'path'='out/', 'format'='json');
+CREATE MODEL eyes INPUT (text STRING, photo STRING) OUTPUT (colour STRING)
+  WITH ('provider'='openai', 'model'='gpt-4.1-mini', 'media'='photo', 'batch.size'='3',
+    'prompt'='{PROMPT}');
+INSERT INTO seen SELECT n, colour FROM ML_PREDICT(
+  TABLE things, MODEL eyes, DESCRIPTOR(text, photo));
+"""
+    )
+    assert main(["run", "file.sql", "--quiet"]) == 0
+    found = [
+        json.loads(line)
+        for path in (folder / "out").glob("*")
+        for line in path.read_text().splitlines()
+    ]
+    assert {row["n"]: row["colour"] for row in found} == {
+        each["n"]: colour_of(each) for each in things(6)
+    }
