@@ -371,18 +371,21 @@ class Prediction(NamedTuple):
         """How the record of `element` ended, with the typed `value` of its outcome.
 
         The outcome's fields by name: a field that it gets must not move the others. That costs
-        0.15 µs more than `*outcome`; keywords for the Prediction's own would cost 0.5 µs more.
+        0.15 µs more than `*outcome`; the generated `__new__` would cost 0.25 µs more.
         """
-        return cls(
-            element,
-            value,
-            outcome.failure,
-            outcome.usage,
-            outcome.cost_usd,
-            outcome.model,
-            outcome.request_id,
-            outcome.finish_reason,
-            outcome.reused,
+        return tuple.__new__(
+            cls,
+            (
+                element,
+                value,
+                outcome.failure,
+                outcome.usage,
+                outcome.cost_usd,
+                outcome.model,
+                outcome.request_id,
+                outcome.finish_reason,
+                outcome.reused,
+            ),
         )
 
     @property

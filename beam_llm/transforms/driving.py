@@ -141,38 +141,30 @@ class JobRunner:
         """Windowed Predictions, with typed values; counted by the thousand."""
         uncounted: list[Outcome] = []
         collecting, read = self._collecting, self._read(answers)
+        window, of = [GlobalWindow()], Prediction.of
         for arrived, value, outcome in read if self._guard is None else self._guard.checked(read):
             # The records of a line are counted together.
             if len(uncounted) >= 1000 and outcome.request_id != uncounted[-1].request_id:
                 self._count(uncounted)
             uncounted.append(outcome)
-            prediction = Prediction.of(arrived.value, value, outcome)
+            prediction = of(arrived.value, value, outcome)
             if collecting:
-                yield WindowedValue(prediction, arrived.timestamp, [GlobalWindow()])
+                yield WindowedValue(prediction, arrived.timestamp, window)
             else:
                 yield arrived.with_value(prediction)
         self._count(uncounted)
 
     def _read(self, answers: Iterable[tuple[bytes, Outcome]]) -> Iterator[Answered]:
-        decode, load = self._reader.decode, self._load
+        decode, load = self._reader.decode, self._task.load
         for data, outcome in answers:
-            yield decode(data), *load(outcome)
-
-    def _load(self, outcome: Outcome) -> tuple[Any, Outcome]:
-        """The typed value of what the ledger keeps; none, and the reason, where today's class
-        refuses it.
-        """
-        if outcome.failure is not None:
-            return None, outcome
-        try:
-            return self._task.load(outcome.value), outcome
-        # A class whose validators changed since, or raise anything: its record's error alone.
-        except Exception as error:
-            reason = "" if isinstance(error, ValueError) else f" ({type(error).__name__})"
-            failure = Failure(
-                Kind.INVALID, f"the stored answer is not a value of output any more{reason}", 1
-            )
-            return None, outcome._replace(value=None, failure=failure)
+            if outcome.failure is not None:
+                yield decode(data), None, outcome
+                continue
+            try:
+                value = load(outcome.value)
+            except Exception as error:
+                outcome, value = _refused(outcome, error), None
+            yield decode(data), value, outcome
 
     def step(self, ref: BatchJobRef, phase: int) -> Waiting | Ready:
         """The driver's next step with a job; what it counted is posted."""
@@ -204,6 +196,15 @@ class JobRunner:
                 closing.callback(self._guard.close)
             closing.callback(self._provider.close)
             closing.callback(self.driver.close)
+
+
+def _refused(outcome: Outcome, error: Exception) -> Outcome:
+    """The outcome of an answer that today's class refuses: one whose validators changed since, or
+    raise anything. It is its record's error alone.
+    """
+    reason = "" if isinstance(error, ValueError) else f" ({type(error).__name__})"
+    message = f"the stored answer is not a value of output any more{reason}"
+    return outcome._replace(value=None, failure=Failure(Kind.INVALID, message, 1))
 
 
 class DriveInLoop(beam.DoFn):
