@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.provider_table import BATCH_SHARES, PROVIDERS, TIER_SHARES, WINDOWS
+from beam_llm.provider_table import (
+    BATCH_SHARES,
+    EMBED_BATCH_SHARES,
+    PROVIDERS,
+    TIER_SHARES,
+    WINDOWS,
+)
 from beam_llm.values import Usage
 
 BATCH_DISCOUNT = 0.5
@@ -82,7 +88,10 @@ class Prices:
     def of(cls, settings: Settings) -> Prices:
         """Raises UsageError where `prices` has an unknown key or a value that is not a price."""
         yours = your_prices(settings)
-        published = _published(settings.model_name, settings.provider, settings.base_url or "")
+        share = _embed_share(settings)
+        published = _published(
+            settings.model_name, settings.provider, settings.base_url or "", share
+        )
         window = settings.context_window or (published.context_window if published else None)
         if yours is not None:
             return cls(*yours, window, None, "yours")
@@ -93,7 +102,8 @@ class Prices:
     def cost_usd(
         self, usage: Usage, batch: bool = False, service_tier: str | None = None
     ) -> float | None:
-        """The price of one whole reply in dollars; None where the model's price is unknown.
+        """The price of one whole reply in dollars; None where the model's price is unknown, or the
+        reply doesn't tell its tokens.
 
         Long prompts may have a higher price per token, so price a reply first and share the sum out
         afterwards.
@@ -103,7 +113,8 @@ class Prices:
           service_tier: what the reply says it was served as; your own prices are taken for all.
         """
         rates = self._batch if batch else self._live
-        if rates is None:
+        # A reply without any token is one whose tokens the server doesn't tell.
+        if rates is None or not (usage.input_tokens or usage.output_tokens):
             return None
         published = self._published
         if published is not None and (
@@ -203,9 +214,14 @@ def your_prices(settings: Settings) -> tuple[Rates, Rates] | None:
         prices.get("cached", prices["input"]) / 1e6,
         prices.get("cache_write", prices["input"]) / 1e6,
     )
-    usual = PROVIDERS[settings.provider].batch_share
+    usual = _embed_share(settings) or PROVIDERS[settings.provider].batch_share
     share = prices.get("batch", BATCH_DISCOUNT if usual is None else usual)
     return live, Rates(*(rate * share for rate in live))
+
+
+def _embed_share(settings: Settings) -> float | None:
+    """The batch API's share of the live price, where vectors have another one than answers."""
+    return EMBED_BATCH_SHARES.get(settings.provider) if settings.task == "embed" else None
 
 
 _MANY = 10_000
@@ -215,11 +231,23 @@ _BATCH = {"processing": "batch"}
 
 
 class Published:
-    """A model as genai-prices knows it."""
+    """A model as genai-prices knows it.
 
-    def __init__(self, model_id: str, provider_id: str, context_window: int | None):
+    Args:
+      batch_share: what it costs by the batch API as a share of the live price, where the table has
+        no batch price; None: as the provider's models do.
+    """
+
+    def __init__(
+        self,
+        model_id: str,
+        provider_id: str,
+        context_window: int | None,
+        batch_share: float | None = None,
+    ):
         self.model_id = model_id
         self.provider_id = provider_id
+        self._batch_share = BATCH_SHARES.get(provider_id) if batch_share is None else batch_share
         self.context_window = context_window
         # By what every reply has: some of a model's batch prices may be as its live ones (Google's
         # of cached tokens), and no usage of theirs alone tells.
@@ -236,7 +264,7 @@ class Published:
             return self._live_usd(usage, service_tier)
         # A job's lines may be hours apart: what they put into a cache is put there for an hour.
         listed = self._usd(usage, _BATCH, kept_an_hour=True)
-        share = BATCH_SHARES.get(self.provider_id)
+        share = self._batch_share
         # genai-prices answers with the live price where it lists none for batches.
         if self._lists_batches or share is None:
             return float(listed)
@@ -286,7 +314,9 @@ class Published:
 
 
 @functools.lru_cache(maxsize=64)
-def _published(model: str, provider: str, base_url: str) -> Published | None:
+def _published(
+    model: str, provider: str, base_url: str, batch_share: float | None
+) -> Published | None:
     """The model in the price table; by the address where that names a provider, else as the
     provider's own model.
     """
@@ -300,5 +330,5 @@ def _published(model: str, provider: str, base_url: str) -> Published | None:
             found_provider, found = get_snapshot().find_provider_model(model, None, *place)
         except LookupError:
             continue
-        return Published(model, found_provider.id, found.context_window)
+        return Published(model, found_provider.id, found.context_window, batch_share)
     return None

@@ -136,6 +136,12 @@ BATCH_SHARES = {
 }
 """Name in the price table → `ProviderSpec.batch_share`. Elsewhere: the live price."""
 
+EMBED_BATCH_SHARES = {"vertex": 0.8}
+"""Provider → what a vector by its batch API costs as a share of the live price, where that is
+another share than an answer's. Source: Vertex AI's price page (text embeddings: $0.000025 and
+$0.00002 by 1,000 characters, Gemini Embedding in the same proportion), read 2026-11.
+"""
+
 TIER_SHARES: Mapping[tuple[str, str], float | None] = {
     ("google", "flex"): 0.5,
     ("google", "priority"): None,
