@@ -194,6 +194,7 @@ class EmbedLimits(NamedTuple):
       input_tokens: most tokens of one text; None where only the model's window says.
       request_tokens: most tokens of a request's texts together; None where nobody says.
       number_bytes: what a number of a vector takes in a reply.
+      shaping_options: keys of `provider_options` on which a vector depends.
     """
 
     inputs: int
@@ -201,6 +202,7 @@ class EmbedLimits(NamedTuple):
     input_tokens: int | None = None
     request_tokens: int | None = None
     number_bytes: float = 12.0
+    shaping_options: tuple[str, ...] = ()
 
 
 class MediaLimits(NamedTuple):

@@ -49,7 +49,7 @@ from beam_llm.providers.gemini.wire import (
 )
 from beam_llm.providers.job_search import find_jobs
 from beam_llm.providers.vertex import job_objects as vertex_job_objects
-from beam_llm.providers.vertex.objects import digest_of
+from beam_llm.providers.vertex.forms import digest_of
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Finish, JobState, Message, Request, Usage
 from tests.test_wire_properties import anything, ended, good, good_job, paths, put, written

@@ -120,7 +120,7 @@ def test_a_region_has_its_own_address(monkeypatch, region, url):
     monkeypatch.delenv("GOOGLE_CLOUD_LOCATION", raising=False)
     options = {"project": "p-1"} | ({"region": region} if region else {})
     place = Place.of(settings("vertex:gemini-2.5-flash", provider_options=options))
-    assert place.chat_url("gemini-2.5-flash") == (
+    assert place.live_url("gemini-2.5-flash", "generateContent") == (
         f"{url}publishers/google/models/gemini-2.5-flash:generateContent"
     )
     assert place.jobs_url() == f"{url}batchPredictionJobs"

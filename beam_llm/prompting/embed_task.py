@@ -91,7 +91,7 @@ class EmbedTask:
             "{{ element }}" if settings.prompt is None else settings.prompt
         )
         self._extra = dict(settings.extra_body or {})
-        self.fingerprint = _fingerprint(settings)
+        self.fingerprint = _fingerprint(settings, limits)
         self._hasher = hashlib.sha256(self.fingerprint)
 
     def record(
@@ -236,9 +236,12 @@ def _unreadable(count: int, reason: str, *warnings: str) -> Reading:
 def _caps(settings: Settings, limits: EmbedLimits) -> Caps:
     """How much one request holds: as the provider says, and as its reply may be large."""
     if settings.batch_size != "auto" and settings.batch_size > limits.inputs:
+        most = f"{limits.inputs:,} texts a request at most"
+        if limits.inputs == 1:
+            most = "one text a request, for a reply to several doesn't say which vector is whose"
         raise UsageError(
-            f"batch_size is {settings.batch_size:,}: {settings.provider}: embeds {limits.inputs:,} "
-            "texts a request at most; write batch_size='auto'"
+            f"batch_size is {settings.batch_size:,}: {settings.provider}: embeds {most}; write "
+            "batch_size='auto'"
         )
     vector_bytes = limits.number_bytes * (settings.dimensions or LARGEST_VECTOR)
     fitting = int(settings.max_reply_bytes * REPLY_SHARE / vector_bytes)
@@ -259,8 +262,10 @@ def _wanted(settings: Settings, limits: EmbedLimits) -> int:
     return min(usual, LIVE_NUMBERS // (settings.dimensions or LARGEST_VECTOR)) if is_live else usual
 
 
-def _fingerprint(settings: Settings) -> bytes:
+def _fingerprint(settings: Settings, limits: EmbedLimits) -> bytes:
     """sha256 over all that shapes a vector except its text."""
+    given = settings.provider_options or {}
+    options = {name: given[name] for name in limits.shaping_options if name in given}
     shaping = {
         "version": FINGERPRINT_VERSION,
         "task": settings.task,
@@ -269,5 +274,7 @@ def _fingerprint(settings: Settings) -> bytes:
         "dimensions": settings.dimensions,
         "extra_body": dict(settings.extra_body or {}),
         "fresh": settings.fresh,
+        # Without them as it was before there were any: what is known stays known.
+        **({"provider_options": options} if options else {}),
     }
     return hashlib.sha256(orjson.dumps(shaping, option=orjson.OPT_SORT_KEYS)).digest()

@@ -5,6 +5,7 @@ batches.py   the batch API               job_objects.py  a job as the API shows 
 wire.py      requests and replies        plain.py        the same, quickly, where nothing is unusual
 schema.py    schemas as its grammars take them           lines.py  lines of result files
 files.py     uploads                     job_calls.py    what Vertex AI's jobs have as well
+embeddings.py  live calls for embeddings   embed_wire.py  their requests and replies, in jobs too
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.protocols import MediaLimits
+from beam_llm.protocols import EmbedLimits, MediaLimits
 from beam_llm.providers import images
 from beam_llm.providers.checks import check_extra_body, check_temperature, refuse_api_version
 from beam_llm.providers.gemini.place import Place, headers, model_path
@@ -26,8 +27,9 @@ from beam_llm.providers.options import check_names
 from beam_llm.values import Request, Schema
 
 if TYPE_CHECKING:
+    from beam_llm.protocols import CompletionProvider
     from beam_llm.providers.gemini.batches import GeminiBatches
-    from beam_llm.providers.gemini.live import GeminiChat
+    from beam_llm.providers.gemini.live import GoogleCalls
 
 # Source: Gemini API reference (GenerationConfig), read 2026-11; Vertex AI has the same.
 MOST_TEMPERATURE = 2.0
@@ -52,6 +54,12 @@ OUR_CONFIG = {
 
 def check(settings: Settings) -> None:
     """Raises UsageError where the settings ask for what the API does not have."""
+    if settings.task == "embed":
+        from beam_llm.providers.gemini import embed_wire
+
+        check_names(settings, embed_wire.OPTIONS)
+        embed_wire.check(settings)
+        return
     check_names(settings, ())
     check_request(settings)
 
@@ -85,11 +93,24 @@ def preload() -> None:
     importlib.import_module("beam_llm.providers.gemini.live")
 
 
-def connect(settings: Settings) -> GeminiChat:
+def connect(settings: Settings) -> CompletionProvider:
     """A client for live calls; see `providers.connect`."""
     # Imported here: its HTTP client takes a fifth of a second. See `preload`.
+    from beam_llm.providers.gemini.live import GeminiChat
+
+    if settings.task == "embed":
+        from beam_llm.providers.gemini.embed_wire import wire_of
+        from beam_llm.providers.gemini.embeddings import GoogleEmbeddings
+
+        wire = wire_of(settings)
+        return GoogleEmbeddings(_calls(settings, wire.verb), wire)
+    return GeminiChat(_calls(settings, "generateContent"), service_tier=settings.service_tier)
+
+
+def _calls(settings: Settings, verb: str) -> GoogleCalls:
+    """Calls of models by a verb of theirs."""
     from beam_llm.providers.errors import ErrorContext
-    from beam_llm.providers.gemini.live import Access, GeminiChat
+    from beam_llm.providers.gemini.live import Access, GoogleCalls
     from beam_llm.providers.http import Bounds
 
     place, key = Place.of(settings), resolve_key(settings.api_key)
@@ -98,27 +119,40 @@ def connect(settings: Settings) -> GeminiChat:
     async def access() -> Access:
         return known
 
-    return GeminiChat(
-        lambda model: place.url(f"{model_path(model)}:generateContent"),
+    return GoogleCalls(
+        lambda model: place.url(f"{model_path(model)}:{verb}"),
         access,
         headers(key),
-        service_tier=settings.service_tier,
-        bounds=Bounds.of(settings),
+        Bounds.of(settings),
     )
 
 
 def connect_batch(settings: Settings) -> GeminiBatches:
     """A client for the batch API; see `providers.connect_batch`."""
     from beam_llm.providers.gemini.batches import GeminiBatches
+    from beam_llm.providers.gemini.lines import COMPLETIONS
     from beam_llm.providers.http import Bounds
 
+    wire = COMPLETIONS
+    if settings.task == "embed":
+        from beam_llm.providers.gemini.embed_wire import wire_of
+
+        wire = wire_of(settings).of_jobs(settings.model_name, "asyncBatchEmbedContent")
     return GeminiBatches(
         Place.of(settings),
         settings.model_name,
         resolve_key(settings.api_key),
+        wire=wire,
         log_data=settings.log_data,
         bounds=Bounds.of(settings),
     )
+
+
+def embed_limits(settings: Settings) -> EmbedLimits:
+    """How much is embedded at once: a text."""
+    from beam_llm.providers.gemini.embed_wire import limits_of
+
+    return limits_of(settings)
 
 
 def enforced_schema(schema: Schema) -> Schema | None:
@@ -134,4 +168,8 @@ def media_limits(settings: Settings) -> MediaLimits | None:
 
 def encode(settings: Settings, request: Request) -> bytes:
     """The body of a request as it would be sent first; see `providers.encode`."""
+    if settings.task == "embed":
+        from beam_llm.providers.gemini.embed_wire import wire_of
+
+        return wire_of(settings).encode(request)
     return encode_body(request, settings.service_tier)

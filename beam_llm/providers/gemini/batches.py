@@ -22,7 +22,7 @@ from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.gemini.files import delete, file_path, upload
 from beam_llm.providers.gemini.job_calls import GoogleBatches
 from beam_llm.providers.gemini.job_objects import is_gone, object_in, reason_of, remote_job
-from beam_llm.providers.gemini.lines import key_of
+from beam_llm.providers.gemini.lines import COMPLETIONS, JobWire, key_of
 from beam_llm.providers.gemini.place import Place, headers, model_path
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import in_path
@@ -58,6 +58,7 @@ class GeminiBatches(GoogleBatches):
 
     Args:
       model: of all requests of its jobs.
+      wire: what they ask.
       sleep, clock, wall: see `ControlCalls`.
     """
 
@@ -70,6 +71,7 @@ class GeminiBatches(GoogleBatches):
         model: str,
         key: str | None,
         *,
+        wire: JobWire = COMPLETIONS,
         log_data: bool = False,
         bounds: Bounds = DEFAULT_BOUNDS,
         sleep: Callable[[float], None] = time.sleep,
@@ -81,7 +83,7 @@ class GeminiBatches(GoogleBatches):
         control = ControlCalls(
             context, bounds, headers(key), proxy, sleep=sleep, clock=clock, wall=wall
         )
-        super().__init__(control, bounds, TRAITS)
+        super().__init__(control, bounds, TRAITS, wire)
         self._place, self._model, self._key = place, model, key
 
     def _jobs_url(self, **query: str) -> str:
@@ -119,7 +121,7 @@ class GeminiBatches(GoogleBatches):
                 inline = b",".join(map(_inline, file))
             source = {"requests": {"requests": orjson.Fragment(b"[" + inline + b"]")}}
         batch = {"displayName": name, "inputConfig": source}
-        url = self._place.url(f"{model_path(self._model)}:batchGenerateContent")
+        url = self._place.url(f"{model_path(self._model)}:{self._wire.verb}")
         return self._job(self._control.create(url, orjson.dumps({"batch": batch}), reason_of))
 
     def fetch(self, job: RemoteJob, path: Path) -> None:

@@ -13,7 +13,7 @@ from beam_llm.errors import UnknownJob
 from beam_llm.protocols import BatchTraits, LineReply, RemoteJob
 from beam_llm.providers.control import ControlCalls, ignoring
 from beam_llm.providers.gemini.job_list import USUAL_PAGE_JOBS, job_pages, pending_in
-from beam_llm.providers.gemini.lines import encode_line, line_reply
+from beam_llm.providers.gemini.lines import COMPLETIONS, JobWire, encode_line, line_reply
 from beam_llm.providers.http import Bounds
 from beam_llm.providers.job_search import find_jobs
 from beam_llm.values import Request
@@ -32,9 +32,15 @@ class GoogleBatches(ABC):
     listed_as: ClassVar[str]
     page_jobs: ClassVar[int] = USUAL_PAGE_JOBS
 
-    def __init__(self, control: ControlCalls, bounds: Bounds, traits: BatchTraits):
+    def __init__(
+        self,
+        control: ControlCalls,
+        bounds: Bounds,
+        traits: BatchTraits,
+        wire: JobWire = COMPLETIONS,
+    ):
         self.traits = dataclasses.replace(traits, create_seconds=2 * bounds.control_seconds)
-        self._control, self._bounds = control, bounds
+        self._control, self._bounds, self._wire = control, bounds, wire
 
     @abstractmethod
     def _jobs_url(self, **query: str) -> str:
@@ -55,7 +61,7 @@ class GoogleBatches(ABC):
         """Raises ValueError where `custom_id` is not 1–64 characters of A–Z, a–z, 0–9, `_` and
         `-`.
         """
-        return encode_line(custom_id, request)
+        return encode_line(custom_id, request, self._wire.encode)
 
     def decode_line(self, line: bytes) -> LineReply:
         """A line as `fetch` writes it, by the key that it echoes.
@@ -63,7 +69,7 @@ class GoogleBatches(ABC):
         Raises:
           ValueError: the line is cut, or it can't be told whose it is.
         """
-        return line_reply(line, self._control.context)
+        return line_reply(line, self._control.context, self._wire.read)
 
     def look(self, job_id: str) -> RemoteJob:
         """Raises UnknownJob where the API does not know the job."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from beam_llm.errors import CallError, Kind, Retryable
 from beam_llm.protocols import LineReply
@@ -18,7 +19,7 @@ from beam_llm.providers.gemini.plain import plain_line
 from beam_llm.providers.gemini.wire import completion_of, encode_body, refuses_schema
 from beam_llm.providers.typed import loads
 from beam_llm.redaction import redactor_of
-from beam_llm.values import Request
+from beam_llm.values import Completion, Request
 
 _STATUSES = {
     1: 499, 2: 500, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429, 9: 400, 10: 409, 11: 400,
@@ -29,30 +30,54 @@ _STATUSES = {
 
 _CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
+ReadReply = Callable[[Any, ErrorContext], Completion]
 
-def encode_line(custom_id: str, request: Request) -> bytes:
+
+class JobWire(NamedTuple):
+    """What a job's lines ask, and how their answers are read; completions unless said otherwise.
+
+    Attributes:
+      verb: of the model, by which the Gemini API creates such a job.
+    """
+
+    encode: Callable[[Request], bytes] = encode_body
+    read: ReadReply = completion_of
+    verb: str = "batchGenerateContent"
+
+
+COMPLETIONS = JobWire()
+
+
+def encode_line(
+    custom_id: str, request: Request, encode: Callable[[Request], bytes] = encode_body
+) -> bytes:
     """One line of a job's input. Raises ValueError where `custom_id` is not 1–64 characters of
     A–Z, a–z, 0–9, `_` and `-`.
     """
     if not _CUSTOM_ID.fullmatch(custom_id):
         raise ValueError(f"custom_id {custom_id!r} is not 1–64 characters of [A-Za-z0-9_-]")
-    return b'{"key":"' + custom_id.encode() + b'","request":' + encode_body(request) + b"}"
+    return b'{"key":"' + custom_id.encode() + b'","request":' + encode(request) + b"}"
 
 
-def line_reply(line: bytes, context: ErrorContext = NO_CONTEXT) -> LineReply:
+def line_reply(
+    line: bytes, context: ErrorContext = NO_CONTEXT, read: ReadReply = completion_of
+) -> LineReply:
     """One line, by the key that it echoes; never by its place.
+
+    Args:
+      read: what is made of an answer.
 
     Raises:
       ValueError: the line is cut, or says nobody's key.
     """
-    plain = plain_line(line, redactor_of(context.secret))
+    plain = plain_line(line, redactor_of(context.secret)) if read is completion_of else None
     if plain is not None:
         return plain
     payload = loads(line)
     key = key_of(payload)
     if key is None:
         raise ValueError(f"a result line of {len(line):,} bytes has no key")
-    return reply_of(key, payload, context)
+    return reply_of(key, payload, context, read)
 
 
 def key_of(payload: Any) -> str | None:
@@ -64,13 +89,15 @@ def key_of(payload: Any) -> str | None:
     return key if isinstance(key, str) and key else None
 
 
-def reply_of(key: str, payload: dict[str, Any], context: ErrorContext) -> LineReply:
+def reply_of(
+    key: str, payload: dict[str, Any], context: ErrorContext, read: ReadReply = completion_of
+) -> LineReply:
     """What a line says of the request that `key` names."""
     try:
         error = payload.get("error") or payload.get("status")
         # Vertex AI has an empty `status` beside a good response.
         if payload.get("response") is not None and not error:
-            return LineReply(key, completion_of(payload["response"], context))
+            return LineReply(key, read(payload["response"], context))
         return LineReply.failed(key, _line_error(error, context))
     except CallError as error:
         return LineReply.failed(key, error)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from beam_llm.errors import CallError
 from beam_llm.providers.asking import ask_in_form
-from beam_llm.providers.errors import ErrorContext, error_of
+from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of
 from beam_llm.providers.gemini.wire import decode_reply, encode_body, refuses_schema
 from beam_llm.providers.http import DEFAULT_BOUNDS, Answer, Bounds
 from beam_llm.providers.live import LiveCalls
@@ -61,14 +61,13 @@ class SchemaForm:
         return self.in_words
 
 
-class GeminiChat:
-    """Live calls (a CompletionProvider). Made anywhere, used and closed on one event loop.
+class GoogleCalls:
+    """Calls of models, each with a token that may be another one than the last call's.
 
     Args:
       url_of: a model's address.
       access: gives what a call is authenticated with; Vertex AI's tokens are renewed by it.
       headers: of every call.
-      service_tier: goes into the body; None where it goes elsewhere.
     """
 
     def __init__(
@@ -76,14 +75,39 @@ class GeminiChat:
         url_of: Callable[[str], str],
         access: Callable[[], Awaitable[Access]],
         headers: Mapping[str, str],
-        *,
-        service_tier: str | None = None,
         bounds: Bounds = DEFAULT_BOUNDS,
     ):
         self._url_of = functools.lru_cache(maxsize=64)(url_of)
         self._access = access
-        self._service_tier = service_tier
         self._calls = LiveCalls(headers, bounds)
+
+    async def post(
+        self, model: str, body: bytes, timeout_seconds: float
+    ) -> tuple[Answer, ErrorContext]:
+        """The answer to one call, and what its errors must not show. Raises as `LiveCalls.post`."""
+        access, url = await self._access(), self._url_of(model)
+        answer = await self._calls.post(url, body, timeout_seconds, access.headers)
+        # A token may end before its time; a second refusal is an answer.
+        if answer.status == 401 and access.forget():
+            access = await self._access()
+            answer = await self._calls.post(url, body, timeout_seconds, access.headers)
+        return answer, access.context
+
+    async def close(self) -> None:
+        """Gives back connections; harmless when done twice."""
+        await self._calls.close()
+
+
+class GeminiChat:
+    """Live calls (a CompletionProvider). Made anywhere, used and closed on one event loop.
+
+    Args:
+      service_tier: goes into the body; None where it goes elsewhere.
+    """
+
+    def __init__(self, calls: GoogleCalls, *, service_tier: str | None = None):
+        self._service_tier = service_tier
+        self._calls = calls
         self._refused: dict[int, Any] = {}
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
@@ -93,26 +117,21 @@ class GeminiChat:
         Raises:
           CallError: Retryable, Rejected or Aborted.
         """
-        access, form = await self._access(), self._form_of(request)
+        form, context = self._form_of(request), NO_CONTEXT
 
         async def send(form: SchemaForm) -> Answer:
             body = encode_body(request, self._service_tier, in_words=form.in_words)
-            nonlocal access
-            url = self._url_of(request.model)
-            answer = await self._calls.post(url, body, timeout_seconds, access.headers)
-            # A token may end before its time; a second refusal is an answer.
-            if answer.status == 401 and access.forget():
-                access = await self._access()
-                answer = await self._calls.post(url, body, timeout_seconds, access.headers)
+            nonlocal context
+            answer, context = await self._calls.post(request.model, body, timeout_seconds)
             return answer
 
         def error_of_answer(answer: Answer) -> CallError:
-            return error_of(*answer, **access.context._asdict())
+            return error_of(*answer, **context._asdict())
 
         _, headers, reply = await ask_in_form(
             form, request, send, error_of_answer, partial(self._remember, request)
         )
-        return decode_reply(reply, access.context, headers)
+        return decode_reply(reply, context, headers)
 
     def _form_of(self, request: Request) -> SchemaForm:
         """How the request's schema is asked for, by the identity of its dict, which stands in all

@@ -174,7 +174,7 @@ def completion_of(
     if isinstance(payload, list) and len(payload) == 1:  # as a proxy ends a stream
         payload = payload[0]
     if not isinstance(payload, dict) or not payload.keys() & _OF_A_REPLY:
-        _raise_error_in(payload, context)
+        raise_error_in(payload, context)
         raise unreadable("the reply is not generated content")
     redactor = redactor_of(context.secret)
     candidate = _first(payload.get("candidates"))
@@ -239,7 +239,8 @@ def _refusal(
     return f"the prompt was blocked: {named}" if named else None
 
 
-def _raise_error_in(payload: Any, context: ErrorContext) -> None:
+def raise_error_in(payload: Any, context: ErrorContext) -> None:
+    """Raises the error that stands where a reply should; nothing where there is none."""
     error = payload.get("error") if isinstance(payload, dict) else None
     if error:
         status = status_in(error)

@@ -5,11 +5,12 @@ Nothing is repeated that may have been done: a repeated create may be a second p
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -21,9 +22,11 @@ from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.gemini.files import delete
 from beam_llm.providers.gemini.job_calls import GoogleBatches
 from beam_llm.providers.gemini.job_objects import reason_of
+from beam_llm.providers.gemini.lines import COMPLETIONS, JobWire
 from beam_llm.providers.http import DEFAULT_BOUNDS, Answer, Bounds
 from beam_llm.providers.ids import in_path
 from beam_llm.providers.vertex.credentials import GivenToken, Token, Tokens
+from beam_llm.providers.vertex.forms import REQUESTS, Form
 from beam_llm.providers.vertex.job_objects import remote_job
 from beam_llm.providers.vertex.objects import (
     INPUT,
@@ -46,6 +49,30 @@ TRAITS = BatchTraits(
 """Source: Vertex AI, "Batch inference with Gemini", read 2026-11-22: 200,000 requests and 1 GB a
 job (kept below by 5 %), up to 72 h in the queue and 24 h at work.
 """
+
+MOST_TEXTS = 30_000
+"""Of a job that embeds. Source: Vertex AI, "Get batch text embeddings predictions", read
+2026-11."""
+
+
+class Asking(NamedTuple):
+    """What a client's jobs ask; completions unless said otherwise.
+
+    Attributes:
+      wire: of lines on this side.
+      form: of lines in the bucket.
+      parameters: of a job, which all of its lines have in common.
+      most_requests: of one job.
+    """
+
+    wire: JobWire = COMPLETIONS
+    form: Form = REQUESTS
+    parameters: Mapping[str, Any] = {}
+    most_requests: int = TRAITS.max_requests
+
+
+COMPLETING = Asking()
+
 
 # Jobs are shown by their full names, in which the project is its number and not its id; what
 # a user types by hand may be the last part alone.
@@ -84,6 +111,7 @@ class VertexBatches(GoogleBatches):
       model: of all requests of its jobs.
       store: the part of the bucket that is the package's.
       tokens: give one that lasts.
+      asking: what its jobs ask.
       sleep, clock, wall: see `ControlCalls`.
     """
 
@@ -96,6 +124,7 @@ class VertexBatches(GoogleBatches):
         store: Store,
         tokens: Tokens | GivenToken,
         *,
+        asking: Asking = COMPLETING,
         log_data: bool = False,
         bounds: Bounds = DEFAULT_BOUNDS,
         sleep: Callable[[float], None] = time.sleep,
@@ -105,7 +134,9 @@ class VertexBatches(GoogleBatches):
         context = ErrorContext(None, place.key_reference, log_data)
         proxy = http.proxy_for(place.base_url)
         control = _Control(tokens, context, bounds, {}, proxy, sleep=sleep, clock=clock, wall=wall)
-        super().__init__(control, bounds, TRAITS)
+        traits = dataclasses.replace(TRAITS, max_requests=asking.most_requests)
+        super().__init__(control, bounds, traits, asking.wire)
+        self._asking = asking
         self._place, self._model, self._store = place, model, store
 
     def _jobs_url(self, **query: str) -> str:
@@ -122,7 +153,7 @@ class VertexBatches(GoogleBatches):
 
     def stage(self, lines: Path, name: str) -> str:
         """Writes the job's requests into the bucket; returns their URI."""
-        return put_input(self._store, name, lines)
+        return put_input(self._store, name, lines, self._asking.form)
 
     def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
         """Creates the job, in one try.
@@ -134,7 +165,7 @@ class VertexBatches(GoogleBatches):
         # A folder for each attempt: results of a double must not lie among those of the job.
         prefix = f"{self._store.location}/{name}/{OUTPUT}"
         model = self._place.model(self._model)
-        body = {
+        body: dict[str, Any] = {
             "displayName": name,
             "model": model if self._model.startswith("projects/") else _publisher(model),
             "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": [staged]}},
@@ -143,6 +174,8 @@ class VertexBatches(GoogleBatches):
                 "gcsDestination": {"outputUriPrefix": prefix},
             },
         }
+        if self._asking.parameters:
+            body["modelParameters"] = self._asking.parameters
         url = self._place.jobs_url()
         return self._job(self._control.create(url, orjson.dumps(body), reason_of))
 
@@ -160,7 +193,8 @@ class VertexBatches(GoogleBatches):
                 Kind.REJECTED, f"the results of {job.job_id!r} are not in {self._store.location}"
             )
         staged = name_in(self._store, job.staged, INPUT)
-        fetch_results(self._store, name, staged or name, path, self._bounds.file_bytes)
+        most, form = self._bounds.file_bytes, self._asking.form
+        fetch_results(self._store, name, staged or name, path, most, form)
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
         """Removes a job and its results, and an input; harmless where they are gone."""

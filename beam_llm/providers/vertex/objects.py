@@ -1,17 +1,18 @@
 """The input and the results of batch prediction jobs, as objects of a bucket.
 
-<name>/input.jsonl   the requests, each with its custom_id as a label
+<name>/input.jsonl   the requests, each with its custom_id as a label; or texts to be embedded
 <name>/index         a line for each: digest of what is asked, custom_id
 <name>/output/…      Vertex AI's results: prediction-model-<time>/predictions.jsonl, or several
 
 A result line echoes its request. It belongs to the request whose label it has; where labels are
-dropped, to one that asks the same. Source: Vertex AI, "Batch inference from Cloud Storage", and
-googleapis/python-aiplatform#2621 (ids that get lost), read 2026-11.
+dropped, to one that asks the same. A text to be embedded has no place for a label: its vector
+belongs to whoever has the very text that is echoed. Source: Vertex AI, "Batch inference from Cloud
+Storage" and "Get batch text embeddings predictions" (`{"instance": …, "predictions": […], "status":
+""}`), and googleapis/python-aiplatform#2621 (ids that get lost), read 2026-11.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,14 +26,12 @@ from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
 from beam_llm.protocols import Store
 from beam_llm.providers.gemini.job_objects import object_in
 from beam_llm.providers.typed import loads
+from beam_llm.providers.vertex.forms import LABEL, REQUESTS, Form
 from beam_llm.stores import store_at, temporary_file
 
 T = TypeVar("T")
 
-LABEL = "beam_llm"
 INPUT, INDEX, OUTPUT = "input.jsonl", "index", "output"
-_IS_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
-"""What a label's value may be. Source: Google Cloud, "Requirements for labels", read 2026-11."""
 # Large enough that requests to the bucket don't count, small beside a worker's memory.
 _AT_ONCE_BYTES = 16_000_000
 _ON_THE_WAY = "incremental_predictions"
@@ -67,7 +66,7 @@ def in_storage(location: str, work: Callable[[], T]) -> T:
     raise Retryable(Kind.UNAVAILABLE, f"the objects at {location} can't be reached ({name})")
 
 
-def put_input(store: Store, name: str, lines: Path) -> str:
+def put_input(store: Store, name: str, lines: Path, form: Form = REQUESTS) -> str:
     """Writes a job's input and index; returns the input's URI.
 
     Args:
@@ -77,8 +76,8 @@ def put_input(store: Store, name: str, lines: Path) -> str:
         with open(lines, "rb") as given, open(requests, "wb") as made, open(index, "wb") as ids:
             for line in given:
                 custom_id, request = parts_of(line)
-                made.write(_with_label(custom_id, request))
-                digest = digest_of(orjson.loads(request))
+                made.write(form.line_of(custom_id, request))
+                digest = form.digest_of(orjson.loads(request))
                 ids.write(f"{digest} {custom_id}\n".encode())
         # The index first: an input is only ever seen with the index that its results need.
         for part, path in ((INDEX, index), (INPUT, requests)):
@@ -92,34 +91,6 @@ def parts_of(line: bytes) -> tuple[str, bytes]:
     return head.removeprefix(b'{"key":"').decode(), request[:-1]
 
 
-def _with_label(custom_id: str, request: bytes) -> bytes:
-    """A line of the input; an id that can't be a label goes without."""
-    if not _IS_LABEL.fullmatch(custom_id):
-        return b'{"request":' + request + b"}\n"
-    label = f'{{"request":{{"labels":{{"{LABEL}":"{custom_id}"}},'.encode()
-    return label + request[1:] + b"}\n"
-
-
-def digest_of(request: Any) -> str:
-    """Of the texts that are asked, whatever else a server adds, drops or reorders."""
-    request = object_in(request)
-    # Only texts: a server adds defaults to the rest, and writes it in another case.
-    system = request.get("systemInstruction") or request.get("system_instruction")
-    contents = request.get("contents")
-    asked = [_texts(content) for content in (contents if isinstance(contents, list) else [])]
-    try:
-        data = orjson.dumps([_texts(system), asked])
-    except TypeError:
-        data = b""
-    return hashlib.sha256(data).hexdigest()[:32]
-
-
-def _texts(content: Any) -> list[str]:
-    parts = object_in(content).get("parts")
-    found = [object_in(part).get("text") for part in (parts if isinstance(parts, list) else [])]
-    return [text for text in found if isinstance(text, str)]
-
-
 def name_in(store: Store, uri: str | None, rest: str) -> str | None:
     """The job's name in a URI `<location>/<name>/<rest>` of this store; None for any other URI."""
     head, tail = f"{store.location}/", f"/{rest}"
@@ -129,7 +100,9 @@ def name_in(store: Store, uri: str | None, rest: str) -> str | None:
     return name if re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) else None
 
 
-def fetch_results(store: Store, name: str, staged: str, path: Path, most_bytes: int) -> None:
+def fetch_results(
+    store: Store, name: str, staged: str, path: Path, most_bytes: int, form: Form = REQUESTS
+) -> None:
     """Writes all result lines, each with its key, as lines of the Gemini API's.
 
     Args:
@@ -139,10 +112,10 @@ def fetch_results(store: Store, name: str, staged: str, path: Path, most_bytes: 
     Raises:
       Rejected: there is no index of that job, or its results are larger than `most_bytes`.
     """
-    in_storage(store.location, lambda: _fetch(store, name, staged, path, most_bytes))
+    in_storage(store.location, lambda: _fetch(store, name, staged, path, most_bytes, form))
 
 
-def _fetch(store: Store, name: str, staged: str, path: Path, most_bytes: int) -> None:
+def _fetch(store: Store, name: str, staged: str, path: Path, most_bytes: int, form: Form) -> None:
     ids, left = _index(store, staged), most_bytes
     with open(path, "wb") as file:
         for folder, object_name in _result_objects(store, f"{name}/{OUTPUT}/"):
@@ -153,7 +126,7 @@ def _fetch(store: Store, name: str, staged: str, path: Path, most_bytes: int) ->
                         Kind.TOO_LARGE,
                         f"the results are larger than {most_bytes:,} bytes (max_file_bytes)",
                     )
-                _write(data, ids, file)
+                _write(data, ids, file, form)
 
 
 def _index(store: Store, name: str) -> Ids:
@@ -195,31 +168,31 @@ def _pieces(store: Store, name: str) -> Iterator[bytes]:
         yield rest
 
 
-def _write(data: bytes, ids: Ids, file: IO[bytes]) -> None:
+def _write(data: bytes, ids: Ids, file: IO[bytes], form: Form) -> None:
     *lines, cut = data.split(b"\n")
     for line in lines:
-        file.write(_keyed(line, ids))
+        file.write(_keyed(line, ids, form))
     file.write(cut)
 
 
-def _keyed(line: bytes, ids: Ids) -> bytes:
+def _keyed(line: bytes, ids: Ids, form: Form) -> bytes:
     """The line under the id of its request; unchanged where that can't be told."""
     try:
         found = object_in(loads(line))
-        key = _key_of(found.get("request"), ids)
+        key = _key_of(found.get(form.echo), ids, form)
         if key is None:
             return line + b"\n"
         kept = {name: found[name] for name in _KEPT if name in found}
-        return orjson.dumps({"key": key, **kept}) + b"\n"
+        return orjson.dumps({"key": key, **kept, **form.response_of(found)}) + b"\n"
     except (ValueError, TypeError, RecursionError):
         return line + b"\n"
 
 
-def _key_of(request: Any, ids: Ids) -> str | None:
+def _key_of(request: Any, ids: Ids, form: Form) -> str | None:
     """By the label where it is one of ours, else by what is asked: equal questions take turns. None
     where the label is one's, and what is asked another's.
     """
-    digest = digest_of(request)
+    digest = form.digest_of(request)
     waiting = ids.waiting.get(digest)
     label = object_in(object_in(request).get("labels")).get(LABEL)
     if isinstance(label, str) and label in ids.digests:

@@ -49,8 +49,9 @@ class Place(NamedTuple):
             return quote(model)
         return f"{self.parent}/publishers/google/models/{quote(model, safe='@')}"
 
-    def chat_url(self, model: str) -> str:
-        return f"{self.base_url}/v1/{self.model(model)}:generateContent"
+    def live_url(self, model: str, verb: str) -> str:
+        """Where a model is asked by a verb of its own."""
+        return f"{self.base_url}/v1/{self.model(model)}:{verb}"
 
     def jobs_url(self, **query: str) -> str:
         """The address of the list of batch jobs."""

@@ -12,6 +12,13 @@ and fakes pass them too. Needs pytest, which the rest of `beam_llm.testing` does
 
 from beam_llm.testing.contracts.batches import BatchProviderContract
 from beam_llm.testing.contracts.completions import CompletionProviderContract
+from beam_llm.testing.contracts.embeddings import EmbeddingBatchContract, EmbeddingContract
 from beam_llm.testing.contracts.stores import StoreContract
 
-__all__ = ["BatchProviderContract", "CompletionProviderContract", "StoreContract"]
+__all__ = [
+    "BatchProviderContract",
+    "CompletionProviderContract",
+    "EmbeddingBatchContract",
+    "EmbeddingContract",
+    "StoreContract",
+]

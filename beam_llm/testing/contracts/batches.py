@@ -180,12 +180,17 @@ class BatchProviderContract:
         """Lets so much time pass by the server's clock, or waits."""
         time.sleep(seconds)
 
+    def request(self, text: str) -> Request:
+        """A question of one model that the server can answer."""
+        return Request("contract-model", (Message("user", text),), input_tokens=5)
+
+    def check_answer(self, completion: Completion) -> None:
+        """Asserts that it is an answer to `request`."""
+        assert completion.text
+
     def requests(self) -> list[Request]:
-        """Three questions of one model that the server can answer."""
-        return [
-            Request("contract-model", (Message("user", f"Question {number}"),), input_tokens=5)
-            for number in range(3)
-        ]
+        """Three questions."""
+        return [self.request(f"Question {number}") for number in range(3)]
 
     @pytest.fixture(autouse=True)
     def _surroundings(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,10 +213,7 @@ class BatchProviderContract:
     def test_a_line_is_the_same_bytes_for_the_same_request(self, custom_id: str) -> None:
         self._arrange()
         odd = "line\nends\r, \u2028, quotes \" and ', é, \U0001f600, \x00"
-        for request in (
-            *self.requests(),
-            Request("contract-model", (Message("system", odd), Message("user", odd))),
-        ):
+        for request in (*self.requests(), self.request(odd)):
             line = self.provider().encode_line(custom_id, request)
             assert type(line) is bytes
             # The caller puts the newlines; one inside would make two broken lines of one.
@@ -262,7 +264,7 @@ class BatchProviderContract:
             assert type(reply.completion) is Completion
             assert type(reply.completion.finish) is Finish
             assert type(reply.completion.usage) is Usage
-            assert reply.completion.text
+            self.check_answer(reply.completion)
 
     @pytest.mark.parametrize(
         "text", ["yes", 'a "b" \\ \n', "\u00e9\u2028\U0001f600", "{}", "x" * 900]

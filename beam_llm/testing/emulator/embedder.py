@@ -25,7 +25,13 @@ MOST_INPUT_TOKENS = 8_192
 MOST_REQUEST_TOKENS = 300_000
 """Source: OpenAI's API reference (embeddings), read 2026-11."""
 
-_DIMENSIONS = {"text-embedding-3-large": 3_072}
+_DIMENSIONS = {
+    "text-embedding-3-large": 3_072,
+    "gemini-embedding-001": 3_072,
+    "gemini-embedding-2": 3_072,
+    "text-embedding-005": 768,
+    "amazon.titan-embed-text-v2:0": 1_024,
+}
 _USUAL_DIMENSIONS = 1_536
 _FIXED_DIMENSIONS = re.compile("text-embedding-ada")
 _FIELDS = frozenset({"model", "input", "dimensions", "encoding_format", "user"})
@@ -82,7 +88,7 @@ class Embedder:
             if fault.kind in STATUS_KINDS:
                 error = scripted(fault, body["model"])
                 return Answer(question.texts, error.status, error.body, error=error)
-        dimensions = body.get("dimensions") or _DIMENSIONS.get(body["model"], _USUAL_DIMENSIONS)
+        dimensions = body.get("dimensions") or most_dimensions(body["model"])
         vectors = [vector_of(text, dimensions) for text in question.texts]
         placed = _with_faults(list(enumerate(vectors)), {fault.kind for fault in faults})
         is_base64 = body.get("encoding_format") == "base64"
@@ -98,6 +104,11 @@ class Embedder:
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
         return Answer(question.texts, 200, body_out, tokens, 0)
+
+
+def most_dimensions(model: str) -> int:
+    """Numbers of a model's vector, if nobody wants fewer."""
+    return _DIMENSIONS.get(model, _USUAL_DIMENSIONS)
 
 
 def _texts(given: Any) -> list[str]:
@@ -145,7 +156,7 @@ def _check_form(body: Mapping[str, Any]) -> WireError | None:
         return None
     if _FIXED_DIMENSIONS.match(body["model"]):
         return WireError(400, "This model does not support specifying dimensions.")
-    most = _DIMENSIONS.get(body["model"], _USUAL_DIMENSIONS)
+    most = most_dimensions(body["model"])
     if type(dimensions) is not int or not 1 <= dimensions <= most:
         return WireError(
             400, f"Invalid value for 'dimensions': it has to be 1 to {most}.", param="dimensions"

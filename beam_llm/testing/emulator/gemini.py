@@ -17,7 +17,7 @@ import orjson
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from beam_llm.testing.emulator import generate_content
+from beam_llm.testing.emulator import embed_content, generate_content
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.dialects import (
     Asked,
@@ -30,6 +30,7 @@ from beam_llm.testing.emulator.dialects import (
 )
 from beam_llm.testing.emulator.gemini_files import GeminiFiles, no_file
 from beam_llm.testing.emulator.generate_content import precondition, rfc3339
+from beam_llm.testing.emulator.models import EMBED
 from beam_llm.testing.emulator.shapes import misfit
 from beam_llm.testing.emulator.wire import WireError, json_response, page_asked
 
@@ -44,7 +45,11 @@ _STATES = {
 }
 _KIND = "type.googleapis.com/google.ai.generativelanguage.v1main.GenerateContentBatch"
 _INPUT = "* BatchGenerateContentRequest.batch.input_config"
-_MODEL = re.compile(r"/v1beta/models/([^/:]+):(generateContent|batchGenerateContent)")
+_VECTORS_KIND = "type.googleapis.com/google.ai.generativelanguage.v1main.EmbedContentBatch"
+_MODEL = re.compile(
+    r"/v1beta/models/([^/:]+):(generateContent|batchGenerateContent|embedContent|batchEmbedContents"
+    r"|asyncBatchEmbedContent)"
+)
 _BATCH = re.compile(r"/v1beta/batches/([^/:]+)(:cancel)?")
 
 
@@ -109,13 +114,16 @@ class Wire(Dialect):
     # Live calls.
 
     async def _of_model(self, request: web.BaseRequest, model: str, verb: str) -> Reply:
-        def ask(body: Any) -> Asked | WireError:
-            return self.asked(body, model)
-
         if verb == "generateContent":
-            return await self.house.live(request, self, ask)
+            return await self.house.live(request, self, lambda body: self.asked(body, model))
+        if verb in _EMBEDDINGS:
+            ask, embedder = _EMBEDDINGS[verb], self.house.embedder
+            return await self.house.live(
+                request, self, lambda body: ask(body, model, embedder), embedder
+            )
+        embeds = verb == "asyncBatchEmbedContent"
         return await self.house.batches.create(
-            request, self, lambda raw: asyncio.to_thread(self._new_job, raw, model)
+            request, self, lambda raw: asyncio.to_thread(self._new_job, raw, model, embeds)
         )
 
     def asked(self, body: Any, model: str) -> Asked | WireError:
@@ -123,6 +131,8 @@ class Wire(Dialect):
         return generate_content.asked(body, model, self.house.chat)
 
     def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+        if "data" in answer.body:
+            return embed_content.reply(answer, asked)
         tier = asked.note["tier"] if asked.note else "standard"
         return generate_content.reply(answer, asked, reply_id, {"serviceTier": tier})
 
@@ -131,7 +141,7 @@ class Wire(Dialect):
 
     # Batches.
 
-    def _new_job(self, raw: bytes, model: str) -> NewJob | WireError:
+    def _new_job(self, raw: bytes, model: str, embeds: bool) -> NewJob | WireError:
         body, problem = _batch_of(raw)
         if problem is not None:
             return problem
@@ -149,17 +159,24 @@ class Wire(Dialect):
         part = self.house.batches.part_path(job_id)
         with open(part, "wb") as file:
             for number, entry in enumerate(entries, 1):
-                line = self._line(entry, number, model, errors)
+                line = self._line(entry, number, model, embeds, errors)
                 file.write(line.encode())
         own = {"model": model, "displayName": body.get("displayName"), "inline": inline}
+        own |= {"endpoint": EMBED} if embeds else {}
         return NewJob(job_id, part, own=own, errors=tuple(errors))
 
-    def _line(self, entry: Any, number: int, model: str, errors: list[dict[str, Any]]) -> Line:
+    def _line(
+        self, entry: Any, number: int, model: str, embeds: bool, errors: list[dict[str, Any]]
+    ) -> Line:
         if not isinstance(entry, dict) or set(entry) != {"key", "request"} or not entry["key"]:
             said = f"Line {number} is not a JSON object with 'key' and 'request' alone."
             errors.append({"code": "INVALID_ARGUMENT", "message": said, "line": number})
             return Line(f"faulty-{number}", WireError(400, said))
-        return Line(str(entry["key"]), self.asked(entry["request"], model))
+        if embeds:
+            asked = embed_content.asked(entry["request"], model, self.house.embedder)
+        else:
+            asked = self.asked(entry["request"], model)
+        return Line(str(entry["key"]), asked)
 
     async def _batch(self, request: web.BaseRequest, job_id: str, is_cancel: bool) -> Reply | None:
         jobs = self.house.batches
@@ -200,7 +217,7 @@ class Wire(Dialect):
         ended = stamps.get("completed_at", ended)
         counts = self._counts(job)
         batch = {
-            "@type": _KIND,
+            "@type": _VECTORS_KIND if own.get("endpoint") == EMBED else _KIND,
             "model": f"models/{own['model']}",
             **({"displayName": own["displayName"]} if self.house.options.names_kept else {}),
             **({"output": output} if output else {}),
@@ -262,7 +279,10 @@ class Wire(Dialect):
         return {"key": result.custom_id, **self._end(result)}
 
     def _inline(self, result: LineResult) -> Any:
-        return {**self._end(result), "metadata": {"key": result.custom_id}}
+        shown = {**self._end(result), "metadata": {"key": result.custom_id}}
+        if result.answer is not None and "data" in result.answer.body:
+            shown["response"] = embed_content.inline_reply(result.answer, result.asked)
+        return shown
 
     def _end(self, result: LineResult) -> dict[str, Any]:
         if result.answer is not None:
@@ -274,6 +294,12 @@ class Wire(Dialect):
         return {"error": {"code": generate_content.RPC_CODES.get(status, 13), "message": said}}
 
 
+_EMBEDDINGS = {
+    "embedContent": embed_content.asked,
+    "batchEmbedContents": embed_content.many_asked,
+}
+
+
 def _batch_of(raw: bytes) -> tuple[dict[str, Any], WireError | None]:
     """The batch that a create asks for, or what is wrong with it as a whole."""
     if len(raw) > MOST_INLINE_BYTES:
@@ -283,6 +309,11 @@ def _batch_of(raw: bytes) -> tuple[dict[str, Any], WireError | None]:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError:
         return {}, WireError(400, "Invalid JSON payload received. Unexpected token.")
+    config = body.get("batch", {}) if isinstance(body, dict) else {}
+    config = config.get("inputConfig", {}) if isinstance(config, dict) else {}
+    # Google's own client spells it so for embeddings; protobuf's JSON takes both.
+    if isinstance(config, dict) and "file_name" in config:
+        config["fileName"] = config.pop("file_name")
     found: Any = body
     for where, known in (
         ("", {"batch"}),

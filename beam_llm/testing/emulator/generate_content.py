@@ -162,7 +162,7 @@ def asked(
     Args:
       schemes: of addresses that a file may have.
     """
-    body, problem = _camel(body, "", _REQUEST)
+    body, problem = camel(body, "", _REQUEST)
     if problem is None:
         problem = _problem(body) or _address_problem(body, schemes)
     if problem is not None:
@@ -205,7 +205,7 @@ def no_model(model: str) -> WireError:
     return WireError(404, f"models/{model} {said}.")
 
 
-def _camel(found: Any, where: str, known: frozenset[str]) -> tuple[Any, str | None]:
+def camel(found: Any, where: str, known: frozenset[str]) -> tuple[Any, str | None]:
     """An object with its names in camelCase, and which of them Google doesn't know."""
     if not isinstance(found, dict):
         return found, f"Invalid JSON payload received. {where or 'Root element'} must be a message."
@@ -227,26 +227,27 @@ def _problem(body: dict[str, Any]) -> str | None:
     if not isinstance(contents, list) or not contents:
         return "* GenerateContentRequest.contents: contents is not specified\n"
     for place, content in enumerate(contents):
-        if problem := _content_problem(content, f"contents[{place}]"):
+        if problem := content_problem(content, f"contents[{place}]"):
             return problem
         if content.get("role", "user") not in ("user", "model"):
             return "Please use a valid role: user, model."
     if "systemInstruction" in body and (
-        problem := _content_problem(body["systemInstruction"], "system_instruction")
+        problem := content_problem(body["systemInstruction"], "system_instruction")
     ):
         return problem
     if body.get("serviceTier", "standard") not in ("standard", "flex", "priority", "unspecified"):
         return f"Invalid value at 'service_tier': \"{body['serviceTier']}\""
     if "generationConfig" not in body:
         return None
-    body["generationConfig"], problem = _camel(
+    body["generationConfig"], problem = camel(
         body["generationConfig"], "generation_config", _CONFIG
     )
     return problem or _config_problem(body["generationConfig"])
 
 
-def _content_problem(content: Any, where: str) -> str | None:
-    content, problem = _camel(content, where, _CONTENT)
+def content_problem(content: Any, where: str) -> str | None:
+    """What is wrong with a Content; None where nothing is."""
+    content, problem = camel(content, where, _CONTENT)
     if problem is not None:
         return problem
     parts = content.get("parts")
@@ -257,7 +258,7 @@ def _content_problem(content: Any, where: str) -> str | None:
 
 
 def _part_problem(part: Any, where: str) -> str | None:
-    part, problem = _camel(part, where, _PART)
+    part, problem = camel(part, where, _PART)
     if problem is not None:
         return problem
     if (wrong := misfit(part, _Part)) is not None:
@@ -310,7 +311,7 @@ def _config_problem(config: dict[str, Any]) -> str | None:
 
 
 def _open_api_problem(schema: Any, where: str) -> str | None:
-    schema, problem = _camel(schema, where, _SCHEMA)
+    schema, problem = camel(schema, where, _SCHEMA)
     if problem is not None:
         return problem
     if (wrong := misfit(schema, _OpenApiNode)) is not None:

@@ -18,7 +18,7 @@ import orjson
 from aiohttp import web
 
 from beam_llm.stores import temporary_file
-from beam_llm.testing.emulator import generate_content
+from beam_llm.testing.emulator import embed_content, generate_content
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.clockwork import TERMINAL
 from beam_llm.testing.emulator.dialects import (
@@ -31,6 +31,7 @@ from beam_llm.testing.emulator.dialects import (
     Reply,
 )
 from beam_llm.testing.emulator.generate_content import precondition, rfc3339
+from beam_llm.testing.emulator.models import EMBED
 from beam_llm.testing.emulator.shapes import misfit
 from beam_llm.testing.emulator.wire import WireError, json_response, page_asked, wrong_key
 
@@ -42,7 +43,9 @@ _STATES = {
 }
 # Google's SDK asks under v1beta1, this package under v1.
 _PARENT = r"/v1(?:beta1)?/(projects/[^/]+/locations/[^/]+)"
-_LIVE = re.compile(rf"{_PARENT}/publishers/google/models/([^/:]+):generateContent")
+_LIVE = re.compile(
+    rf"{_PARENT}/publishers/google/models/([^/:]+):(generateContent|predict|embedContent)"
+)
 _JOBS = re.compile(rf"{_PARENT}/batchPredictionJobs(?:/([^/:]+)(:cancel)?)?")
 _FIELDS = frozenset(
     (
@@ -51,6 +54,8 @@ _FIELDS = frozenset(
     )
 )
 _LABEL = re.compile(r"[a-z0-9_-]{0,63}")
+MOST_TEXTS = 30_000
+"""Of a job that embeds. Source: Vertex AI, "Get batch text embeddings predictions", 2026-11."""
 
 
 class Wire(Dialect):
@@ -82,13 +87,22 @@ class Wire(Dialect):
             granted = {"access_token": token, "expires_in": 3600, "token_type": "Bearer"}
             return json_response(granted)
         if request.method == "POST" and (found := _LIVE.fullmatch(path)) is not None:
-            model = found[2]
-            return await self.house.live(request, self, lambda body: self.asked(body, model))
+            return await self._live(request, found[2], found[3])
         if (found := _JOBS.fullmatch(path)) is not None:
             return await self._jobs(request, found[1], found[2], found[3] is not None)
         return None
 
     # Live calls.
+
+    async def _live(self, request: web.BaseRequest, model: str, verb: str) -> Reply:
+        if verb == "generateContent":
+            return await self.house.live(request, self, lambda body: self.asked(body, model))
+        embedder = self.house.embedder
+
+        def ask(body: Any) -> Asked | WireError:
+            return embed_content.vertex_asked(body, model, verb, embedder)
+
+        return await self.house.live(request, self, ask, embedder)
 
     def asked(self, body: Any, model: str) -> Asked | WireError:
         """A body, checked and translated; a tier is a header here, and no field."""
@@ -104,6 +118,8 @@ class Wire(Dialect):
         return generate_content.asked(body, model, self.house.chat, ("gs", "https"))
 
     def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+        if "data" in answer.body:
+            return embed_content.vertex_reply(answer, asked)
         return generate_content.reply(answer, asked, reply_id, {"trafficType": "ON_DEMAND"})
 
     def error(self, error: WireError) -> web.Response:
@@ -145,25 +161,39 @@ class Wire(Dialect):
         job_id = str(uuid.uuid4().int)[:19]
         own = {"parent": parent, **{name: body[name] for name in _SHOWN if name in body}}
         model = body["model"].rpartition("/")[2]
+        parameters = body.get("modelParameters", {}) if "embedding" in model else None
+        own |= {} if parameters is None else {"endpoint": EMBED}
         part = self.house.batches.part_path(job_id)
         with open(part, "wb") as file, temporary_file() as given:
             folder, _, name = uri.rpartition("/")
             if not self.house.buckets.store_at(folder).get_file(name, given):
                 said = f"The object {uri} does not exist, or the service agent can't read it."
                 return WireError(400, said)
-            for number, line in enumerate(_lines_of(given), 1):
-                file.write(self._line(line, number, model).encode())
+            lines = _lines_of(given)
+            if parameters is not None and len(lines) > MOST_TEXTS:
+                return WireError(400, f"A job has at most {MOST_TEXTS} prompts.")
+            for number, line in enumerate(lines, 1):
+                file.write(self._line(line, number, model, parameters).encode())
         return NewJob(job_id, part, own=own)
 
-    def _line(self, line: bytes, number: int, model: str) -> Line:
-        """A request by its number: the echo is all that a client has."""
+    def _line(self, line: bytes, number: int, model: str, parameters: Any) -> Line:
+        """A request by its number: the echo is all that a client has.
+
+        Args:
+          parameters: of a job that embeds; None for others.
+        """
         try:
             entry = orjson.loads(line)
         except orjson.JSONDecodeError:
             entry = None
         request = entry.get("request") if isinstance(entry, dict) else None
-        if not isinstance(entry, dict) or set(entry) != {"request"}:
-            asked: Asked | WireError = WireError(400, "A line must have a request, and no more.")
+        if parameters is not None:
+            request = entry
+            asked: Asked | WireError = embed_content.instance_asked(
+                entry, parameters, model, self.house.embedder
+            )
+        elif not isinstance(entry, dict) or set(entry) != {"request"}:
+            asked = WireError(400, "A line must have a request, and no more.")
         else:
             asked = self.asked(request, model)
         if isinstance(asked, Asked):
@@ -177,7 +207,8 @@ class Wire(Dialect):
         # Two files, for a large job has several, and a reader of one alone would lose the half.
         prefix = job["own"]["outputConfig"]["gcsDestination"]["outputUriPrefix"]
         folder = f"{prefix.rstrip('/')}/prediction-model-{rfc3339(job['created'])}"
-        results = [orjson.dumps(self._result(found)) for found in self._results(job)]
+        embeds = job["own"].get("endpoint") == EMBED
+        results = [orjson.dumps(self._result(found, embeds)) for found in self._results(job)]
         store, half = self.house.buckets.store_at(folder), (len(results) + 1) // 2
         for number, lines in enumerate((results[:half], results[half:]), 1):
             if lines:
@@ -189,16 +220,20 @@ class Wire(Dialect):
         found = self.house.batches.results_of(job) if job["status"] != "failed" else ()
         return [result for result in found if result.code != "batch_expired"]
 
-    def _result(self, result: LineResult) -> Any:
+    def _result(self, result: LineResult, embeds: bool) -> Any:
         note = result.asked.note or {}
         echo = note.get("echo")
         if result.answer is not None:
             reply = self.reply(result.answer, result.asked, result.reply_id)
+            if embeds:
+                return {"instance": echo, "predictions": reply["predictions"], "status": ""}
             return {"status": "", "request": echo, "response": reply}
         error = result.error or WireError(500, "Internal error encountered.")
         if echo is None and error.param:
             echo = orjson.loads(error.param)
         told = orjson.dumps({"error": generate_content.error_object(error)}).decode()
+        if embeds:
+            return {"instance": echo, "predictions": [], "status": f"Bad Request: {told}"}
         return {"status": f"Bad Request: {told}", "request": echo, "response": {}}
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:

@@ -1,0 +1,198 @@
+"""Embeddings of Google's models as bytes: Request → body, body → Completion with a vector. Pure.
+
+One text per request, for in a reply to several a vector says nowhere whose it is. What Vertex AI
+has otherwise is in `vertex/embed_wire.py`.
+
+Vectors are left as the API gives them: those of gemini-embedding-001 with fewer than 3,072 numbers
+are not of length 1. Source: Gemini API reference (embeddings) and guide, google-genai 2.34
+(`models.py`, `batches.py`), read 2026-11.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import orjson
+
+from beam_llm.config import Settings
+from beam_llm.errors import Kind, Rejected, UsageError
+from beam_llm.prompting.vectors import pack
+from beam_llm.protocols import EmbedLimits
+from beam_llm.providers.checks import check_extra_body, refuse_api_version
+from beam_llm.providers.errors import ErrorContext, unreadable
+from beam_llm.providers.gemini.job_objects import object_in
+from beam_llm.providers.gemini.lines import JobWire
+from beam_llm.providers.gemini.wire import raise_error_in, usage_of
+from beam_llm.providers.typed import token_count, without_surrogates
+from beam_llm.values import Completion, Finish, Request, Usage, Vector
+
+OPTIONS = ("task_type", "title")
+"""Of `provider_options`: what the vectors are for, and the title of the document that the texts are
+of."""
+
+DOCUMENT = "RETRIEVAL_DOCUMENT"
+TASK_TYPES = (
+    *("RETRIEVAL_QUERY", DOCUMENT, "SEMANTIC_SIMILARITY", "CLASSIFICATION", "CLUSTERING"),
+    *("QUESTION_ANSWERING", "FACT_VERIFICATION", "CODE_RETRIEVAL_QUERY"),
+)
+
+_OURS = (
+    *("model", "content", "contents", "requests", "instances", "parameters", "embedContentConfig"),
+    *("embed_content_config", "outputDimensionality", "output_dimensionality", "taskType"),
+    *("task_type", "title", "autoTruncate", "auto_truncate"),
+)
+"""Request fields that `extra_body` may not set."""
+
+_TOLD_BY_PROMPT = re.compile(r"(.*/)?gemini-embedding-[1-9]")
+"""Models that are told their task in the text."""
+
+_INPUT_TOKENS = ((_TOLD_BY_PROMPT, 8_192), (re.compile(r"(.*/)?(gemini|text)-embedding"), 2_048))
+"""Most tokens of a text. Source: the models' cards, read 2026-11."""
+
+_NUMBER_BYTES = 24.0
+"""Of a number that is written out in a reply: `-0.02310485951602459,`."""
+
+
+class EmbedWire(NamedTuple):
+    """How a model is asked for a vector, and how its replies are read.
+
+    Attributes:
+      verb: of the model, in the address.
+      read: makes a reply in words of the reply's JSON, the model's name and what errors must not
+        show.
+    """
+
+    verb: str
+    encode: Callable[[Request], bytes]
+    read: Callable[[Any, str, ErrorContext], Completion]
+
+    def of_jobs(self, model: str, verb: str) -> JobWire:
+        """The same for the lines of jobs, which all ask one model."""
+        return JobWire(
+            self.encode, lambda payload, context: self.read(payload, model, context), verb
+        )
+
+
+# Settings
+# --------------------------------------------------------------------------------------------------
+
+
+def limits_of(settings: Settings) -> EmbedLimits:
+    """One text a request, of as many tokens as the model takes."""
+    name = settings.model_name
+    tokens = next((most for named, most in _INPUT_TOKENS if named.match(name)), None)
+    return EmbedLimits(
+        inputs=1, input_tokens=tokens, number_bytes=_NUMBER_BYTES, shaping_options=OPTIONS
+    )
+
+
+def check(settings: Settings) -> None:
+    """Raises UsageError where the settings ask for what these models do not have."""
+    refuse_api_version(settings)
+    check_extra_body(settings, _OURS)
+    options = settings.provider_options or {}
+    kind, title = options.get("task_type"), options.get("title")
+    if kind is not None and _TOLD_BY_PROMPT.match(settings.model_name):
+        raise UsageError(
+            f"provider_options has 'task_type': {settings.model_name} is told its task in the "
+            "text; write it into the prompt, such as 'task: clustering | query: {{ text }}'"
+        )
+    if kind is not None and kind not in TASK_TYPES:
+        near = difflib.get_close_matches(str(kind).upper(), TASK_TYPES, n=1, cutoff=0.0)[0]
+        raise UsageError(
+            f"provider_options has 'task_type': {kind!r}: it has to be one of "
+            f"{', '.join(TASK_TYPES)}; did you mean {near!r}?"
+        )
+    if title is not None and (kind != DOCUMENT or not isinstance(title, str) or not title):
+        raise UsageError(
+            f"provider_options has 'title': {title!r}: it has to be a text, beside "
+            f"{{'task_type': '{DOCUMENT}'}}"
+        )
+
+
+def shared_fields(settings: Settings, *names: str) -> dict[str, str]:
+    """The options that are set, under the API's names for them.
+
+    Args:
+      names: the API's for each of `OPTIONS`.
+    """
+    options = settings.provider_options or {}
+    return {
+        name: options[ours] for ours, name in zip(OPTIONS, names, strict=True) if ours in options
+    }
+
+
+# Requests and replies
+# --------------------------------------------------------------------------------------------------
+
+
+def wire_of(settings: Settings) -> EmbedWire:
+    """How the Gemini API is asked."""
+    fields = shared_fields(settings, "taskType", "title")
+
+    def encode(request: Request) -> bytes:
+        size = {} if request.dimensions is None else {"outputDimensionality": request.dimensions}
+        return encoded({**fields, **size}, text_of(request), request.extra, content_of)
+
+    return EmbedWire("embedContent", encode, read_embedding)
+
+
+def content_of(text: str) -> dict[str, Any]:
+    """The fields of a request that hold its text."""
+    return {"content": {"parts": [{"text": text}]}}
+
+
+def text_of(request: Request) -> str:
+    """The one text of a request."""
+    [text] = request.inputs
+    return text
+
+
+def encoded(
+    fields: Mapping[str, Any],
+    text: str,
+    extra: Mapping[str, Any],
+    around: Callable[[str], dict[str, Any]],
+) -> bytes:
+    """A request as JSON, its keys always in one order: equal requests give equal bytes.
+
+    Args:
+      around: what holds the text.
+    """
+    rest = {**fields, **dict(sorted(extra.items()))}
+    try:
+        return orjson.dumps({**around(text), **rest})
+    except TypeError:  # half a character, which JSON has no way to write
+        return orjson.dumps({**around(without_surrogates(text)), **rest})
+
+
+def read_embedding(payload: Any, model: str, context: ErrorContext) -> Completion:
+    """The reply of embedContent in words; its tokens are 0 where they are not told.
+
+    Raises:
+      CallError: it is an error in the guise of a reply, or holds no vector.
+    """
+    found = object_in(payload)
+    values = object_in(found.get("embedding")).get("values")
+    if not isinstance(values, list):
+        raise_error_in(payload, context)
+        raise unreadable("the reply holds no embedding")
+    usage = usage_of(found.get("usageMetadata"))
+    # By which the lines of the Gemini API's jobs tell it (google-genai's
+    # SingleEmbedContentResponse).
+    tokens = usage.input_tokens or token_count(found.get("tokenCount"))
+    return completion_of(values, tokens, model, is_cut=found.get("truncated") is True)
+
+
+def completion_of(values: list[Any], tokens: int, model: str, *, is_cut: bool) -> Completion:
+    """A vector's numbers as a reply to the one text of its request.
+
+    Raises:
+      Rejected: they are of the text's beginning alone.
+    """
+    if is_cut:
+        raise Rejected(Kind.TOO_LARGE, "the text was cut: it is longer than the model takes")
+    return Completion(None, Finish.STOP, Usage(tokens), model, vectors=(Vector(0, pack(values)),))

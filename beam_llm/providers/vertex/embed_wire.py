@@ -1,0 +1,120 @@
+"""Embeddings of Vertex AI as bytes: of models that `predict`, and of newer ones that have
+embedContent, as the Gemini API has it. Pure.
+
+Texts that are too long are refused and not cut, which is this API's default. Source: google-genai
+2.34 (`models.py`, `t_is_vertex_embed_content_model`); Vertex AI, "Text embeddings API" and "Get
+batch text embeddings predictions", read 2026-11.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from beam_llm.config import Settings
+from beam_llm.errors import UsageError
+from beam_llm.protocols import EmbedLimits
+from beam_llm.providers.errors import ErrorContext, unreadable
+from beam_llm.providers.gemini import embed_wire
+from beam_llm.providers.gemini.embed_wire import (
+    EmbedWire,
+    completion_of,
+    encoded,
+    read_embedding,
+    shared_fields,
+    text_of,
+)
+from beam_llm.providers.gemini.job_objects import object_in
+from beam_llm.providers.gemini.lines import JobWire
+from beam_llm.providers.gemini.wire import raise_error_in
+from beam_llm.providers.typed import token_count
+from beam_llm.values import Completion, Request
+
+_PREDICTS = re.compile(r"(?!.*gemini)|(.*/)?gemini-embedding-001")
+"""Models that are asked by `predict`."""
+
+
+def check(settings: Settings) -> None:
+    """Raises UsageError where the settings ask for what these models do not have."""
+    embed_wire.check(settings)
+    if settings.mode == "batch_api" and not _PREDICTS.match(settings.model_name):
+        raise UsageError(
+            f"mode is 'batch_api' but vertex: has batch jobs for gemini-embedding-001 and "
+            f"text-embedding-… alone, not for {settings.model_name}; use mode='online', or gemini:"
+        )
+
+
+def limits_of(settings: Settings) -> EmbedLimits:
+    """One text a request, of as many tokens as the model takes."""
+    return embed_wire.limits_of(settings)
+
+
+def wire_of(settings: Settings) -> EmbedWire:
+    """How the model is asked."""
+    return _predict_wire(settings) if _PREDICTS.match(settings.model_name) else _content_wire()
+
+
+def _predict_wire(settings: Settings) -> EmbedWire:
+    fields = shared_fields(settings, "task_type", "title")
+
+    def encode(request: Request) -> bytes:
+        shared = {"parameters": parameters_of(request.dimensions)}
+        return encoded(
+            shared,
+            text_of(request),
+            request.extra,
+            lambda text: {"instances": [{"content": text, **fields}]},
+        )
+
+    return EmbedWire("predict", encode, read_prediction)
+
+
+def _content_wire() -> EmbedWire:
+    def encode(request: Request) -> bytes:
+        config = {"embedContentConfig": parameters_of(request.dimensions)}
+        return encoded(
+            config,
+            text_of(request),
+            request.extra,
+            lambda text: {"content": {"role": "user", "parts": [{"text": text}]}},
+        )
+
+    return EmbedWire("embedContent", encode, read_embedding)
+
+
+def parameters_of(dimensions: int | None) -> dict[str, Any]:
+    """What all texts of a call, or of a job, have in common."""
+    size = {} if dimensions is None else {"outputDimensionality": dimensions}
+    return {"autoTruncate": False, **size}
+
+
+def job_wire_of(settings: Settings) -> JobWire:
+    """What a job's lines ask: instances, whose parameters are the job's."""
+    fields = shared_fields(settings, "task_type", "title")
+
+    def encode(request: Request) -> bytes:
+        return encoded(fields, text_of(request), request.extra, lambda text: {"content": text})
+
+    def read(payload: Any, context: ErrorContext) -> Completion:
+        return read_prediction(payload, settings.model_name, context)
+
+    return JobWire(encode, read)
+
+
+def read_prediction(payload: Any, model: str, context: ErrorContext) -> Completion:
+    """The reply of `predict` in words; its tokens are 0 where they are not told.
+
+    Raises:
+      CallError: it is an error in the guise of a reply, or holds no vector, or several.
+    """
+    predictions = object_in(payload).get("predictions")
+    if not isinstance(predictions, list) or len(predictions) != 1:
+        raise_error_in(payload, context)
+        raise unreadable("the reply doesn't hold one prediction")
+    found = object_in(object_in(predictions[0]).get("embeddings"))
+    values = found.get("values")
+    if not isinstance(values, list):
+        raise unreadable("the reply holds no embedding")
+    told = object_in(found.get("statistics"))
+    is_cut = told.get("truncated") is True
+    return completion_of(values, token_count(told.get("token_count")), model, is_cut=is_cut)

@@ -1,0 +1,52 @@
+"""What a provider of embeddings promises beside what all promise: a vector for each text, in the
+place that the reply gives it.
+
+    class TestMyEmbeddings(EmbeddingContract, CompletionProviderContract):
+        ...     # `provider` and `arrange`, as of any provider of live calls
+
+    class TestMyEmbeddingJobs(EmbeddingBatchContract, BatchProviderContract):
+        ...
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from beam_llm.prompting.vectors import unpack
+from beam_llm.testing.contracts.completions import Does
+from beam_llm.values import Completion, Request
+
+DIMENSIONS = 8
+
+
+class EmbeddingContract:
+    """Put it before `CompletionProviderContract`, whose questions it makes texts to be embedded.
+
+    Attributes:
+      embedding_model: that is asked.
+    """
+
+    embedding_model = "contract-model"
+    # What only a model that writes can do.
+    impossible = frozenset({Does.CUT, Does.REFUSE, Does.FILTER, Does.SAY_NOTHING})
+
+    def request(self, *args: Any) -> Request:
+        """A text that the server can embed."""
+        [text] = args or ("How are you?",)
+        return Request(
+            self.embedding_model, (), inputs=(text,), dimensions=DIMENSIONS, input_tokens=10
+        )
+
+    def check_answer(self, completion: Completion) -> None:
+        """Asserts that it is the vector of a text, in its place."""
+        assert completion.text is None
+        assert completion.vectors is not None
+        [(place, numbers)] = completion.vectors
+        assert place == 0
+        assert len(unpack(numbers or b"")) == DIMENSIONS
+
+
+class EmbeddingBatchContract(EmbeddingContract):
+    """The same before `BatchProviderContract`."""
+
+    impossible = frozenset()
