@@ -29,6 +29,7 @@ class EmbeddingContract:
     embedding_model = "contract-model"
     # What only a model that writes can do.
     impossible = frozenset({Does.CUT, Does.REFUSE, Does.FILTER, Does.SAY_NOTHING})
+    takes_images = False
 
     def request(self, *args: Any) -> Request:
         """A text that the server can embed."""
