@@ -53,6 +53,9 @@ class Settings:
 
     Build it with `settings(...)` or `settings_from_options(...)`; the constructor alone checks
     nothing.
+
+        known = settings("openai:gpt-4.1-mini", prompt="Label: {{ text }}", batch_size=20)
+        known.provider, known.model_name  # ("openai", "gpt-4.1-mini")
     """
 
     # The empty default is never used: `settings` demands a model.
@@ -483,6 +486,7 @@ class Settings:
 
     @property
     def provider(self) -> str:
+        """What stands before the model's colon: `openai`."""
         return self.model.partition(":")[0]
 
     @property
@@ -493,6 +497,7 @@ class Settings:
 
     @property
     def model_name(self) -> str:
+        """The model as its provider names it: what stands behind the colon."""
         return self.model.partition(":")[2]
 
 

@@ -45,6 +45,8 @@ Also what ends programs elsewhere: `sys.exit()` in a validator is not the user w
 class Kind:
     """Every value `error.kind` can have; a closed set.
 
+        again = [p.element for p in found if p.error and p.error.kind == Kind.RATE_LIMITED]
+
     Attributes (each under its name in capitals):
       missing: The reply answered other records of its prompt but not this one.
       unreadable: The reply could not be read at all.
@@ -93,6 +95,9 @@ class Kind:
 class Failure(NamedTuple):
     """Why a record has no value.
 
+        str(Failure(Kind.TIMED_OUT, "no reply within 60 s", 4))
+        # "timed_out: no reply within 60 s (after 4 attempts)"
+
     Attributes:
       kind: one of `Kind.ALL`.
       message: a sentence for a person; never holds a key, and a record's text only with `log_data`.
@@ -129,7 +134,11 @@ class LedgerError(LLMError):
 
 
 class CallError(LLMError):
-    """A request to the provider failed.
+    """A request to the provider failed. A provider raises one of the kinds below, by what helps:
+
+        raise Retryable(Kind.RATE_LIMITED, "HTTP 429", retry_after_seconds=2.0, status=429)
+        raise Rejected(Kind.REJECTED, "HTTP 400: the context is too long", status=400)
+        raise Aborted(Kind.ABORTED, "HTTP 401: the key is wrong", status=401)
 
     Attributes:
       kind: the record's error kind if nothing mends it.

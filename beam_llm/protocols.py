@@ -73,7 +73,8 @@ class LearnsSchemas(Protocol):
     """
 
     @property
-    def enforces_schemas(self) -> bool: ...
+    def enforces_schemas(self) -> bool:
+        """Whether it holds replies to their schema, as far as is known by now."""
 
     def note_ignored_schema(self, request: Request) -> bool:
         """Learns from a reply that ended well and is not JSON, although its request had a schema.
@@ -259,6 +260,8 @@ class SchemaDialect(Protocol):
 class RemoteJob:
     """A provider's batch job as last seen.
 
+        RemoteJob("batch_1", JobState.RUNNING, "in_progress", 1_790_000_000.0, name="ours-0")
+
     Attributes:
       state: where it stands.
       word: the provider's own word for that, for people.
@@ -309,6 +312,8 @@ class Recovery(enum.Enum):
 class BatchTraits:
     """What a provider's batch API can do, as data.
 
+        BatchTraits(50_000, 200_000_000, recovery=Recovery.LABEL, caveats=("jobs take two days",))
+
     Attributes:
       max_requests, max_bytes: of one job.
       max_records: of one job, in all its requests together, where the provider counts them; else
@@ -351,6 +356,9 @@ class LineEnd(enum.Enum):
 class LineReply(NamedTuple):
     """One line of a result file: the completion, or the error, of the request named `custom_id`.
 
+        LineReply("r-1", Completion("positive", Finish.STOP, Usage(31, 2)))
+        LineReply.failed("r-2", Rejected(Kind.REJECTED, "HTTP 400: the context is too long"))
+
     Attributes:
       end: how the line ended, where it has an error.
     """
@@ -376,6 +384,16 @@ class BatchProvider(Protocol):
 
     A job's way: `stage` its lines, `create` it, `look` until it has ended. Where a create's answer
     was lost, `find`.
+
+        staged = provider.stage(lines, "ours-0")
+        job = provider.create("ours-0", staged, lines)
+        while not (job := provider.look(job.job_id)).state.has_ended:
+            time.sleep(60.0)
+        provider.fetch(job, results)
+        replies = [provider.decode_line(line) for line in results.read_bytes().splitlines()]
+        provider.forget(job, staged)
+
+    `testing.contracts.BatchProviderContract` tests one.
 
     One with an attribute `texts_are_json_strings = True` promises that the text of a message is a
     JSON string in its line, as orjson writes it, and that nothing else of the line depends on it:

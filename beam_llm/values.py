@@ -82,12 +82,17 @@ class PromptBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Attributes:
-    content: its text, all of it.
-    shared: how many characters at its start every prompt of its question has; what a provider
-      caches of it, where it wants to be told.
-    media: its images, each with the number of characters of `content` that stand before it,
-      ascending.
+    """One message of a prompt: who says it, its text, and images at their places in it.
+
+        Message("user", "Is  on this page?", media=((3, logo),))
+        # reads: "Is ", the image, " on this page?"
+
+    Attributes:
+      content: its text, all of it.
+      shared: how many characters at its start every prompt of its question has; what a provider
+        caches of it, where it wants to be told.
+      media: its images, each with the number of characters of `content` that stand before it,
+        ascending.
     """
 
     role: str
@@ -111,6 +116,8 @@ class Message:
 @dataclass(frozen=True, slots=True)
 class Request:
     """A provider-neutral ask. Equal content gives equal bytes in every process.
+
+        Request("gpt-4.1-mini", (Message("user", "Label: I love it."),), schema, temperature=0.0)
 
     Attributes:
       messages: what a chat model is asked; empty where `inputs` are asked about.
@@ -154,6 +161,8 @@ class Request:
 
 class Usage(NamedTuple):
     """Tokens of one reply, or a record's share of them.
+
+        Usage(103, 20).split(2)  # [Usage(52, 10), Usage(51, 10)]
 
     Attributes:
       input_tokens: of the whole prompt, however much of it was cached.
@@ -240,6 +249,8 @@ class Vector(NamedTuple):
 
 class Completion(NamedTuple):
     """A provider-neutral reply to one Request.
+
+        Completion("positive", Finish.STOP, Usage(31, 2), "gpt-4.1-mini-2025-04-14", "chatcmpl-1")
 
     Attributes:
       text: the reply's text; None where there was none (a refusal, empty choices, null content).
@@ -338,11 +349,15 @@ class JobState(enum.Enum):
 
     @property
     def has_ended(self) -> bool:
+        """Whether nothing will change any more."""
         return self not in (JobState.WAITING, JobState.RUNNING)
 
 
 class Prediction(NamedTuple):
     """How a record ends: its element, untouched, with a typed `value` or an `error`.
+
+        predictions = rows | LLMPredict("openai:gpt-4.1-mini", "Label: {{ text }}")
+        predictions | beam.Map(lambda p: (p.element["id"], p.error.kind if p.error else p.value))
 
     Attributes:
       element: the input element as it came, `(key, value)` pairs included.

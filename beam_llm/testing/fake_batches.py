@@ -43,18 +43,25 @@ _INPUT = re.compile(r"^Input \d+: (.+)$", re.MULTILINE)
 
 
 class FakeClock:
-    """Time that passes only when a test says so."""
+    """Time that passes only when a test says so.
+
+    clock = FakeClock()
+    clock.sleep(3600)  # at once; clock.time() is an hour later
+    """
 
     def __init__(self, now: float = 1_000_000.0):
         self.now = now
 
     def time(self) -> float:
+        """Seconds since the epoch."""
         return self.now
 
     def monotonic(self) -> float:
+        """The same: nothing sets this clock back."""
         return self.now
 
     def sleep(self, seconds: float) -> None:
+        """Lets time pass, at once."""
         # Never nothing: a loop that waits until some moment has come would not get there.
         self.now += max(seconds, 0.001)
 
@@ -171,6 +178,7 @@ class FakeBatches:
     # look into them.
 
     def encode_line(self, custom_id: str, request: Request) -> bytes:
+        """One line in a form that no provider has."""
         messages: list[list[Any]] = [
             [message.role, message.content, *(one.data_url for _, one in message.media)]
             for message in request.messages
@@ -178,6 +186,7 @@ class FakeBatches:
         return orjson.dumps({"custom_id": custom_id, "messages": messages, "model": request.model})
 
     def decode_line(self, line: bytes) -> LineReply:
+        """The completion of a line, or its error."""
         facts = orjson.loads(line)
         if not isinstance(facts, dict):
             raise ValueError("a reply is a JSON object")
@@ -195,6 +204,7 @@ class FakeBatches:
         return LineReply(facts["custom_id"], completion)
 
     def stage(self, lines: Path, name: str) -> str:
+        """Keeps the lines under a file id."""
         self.calls["upload"] += 1
         if self.uploads_fail:
             self.uploads_fail -= 1
@@ -203,6 +213,7 @@ class FakeBatches:
             return self._keep(file.read())
 
     def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
+        """Makes a job, or fails as the next of `create_faults` says."""
         self.calls["create"] += 1
         fault = self.create_faults.pop(0) if self.create_faults else ""
         # In the order in which a provider looks: at its queue, its input, and at last the job.
@@ -255,6 +266,7 @@ class FakeBatches:
         )
 
     def look(self, job_id: str) -> RemoteJob:
+        """The job as it is by now."""
         self.calls["retrieve"] += 1
         if self.polls_fail:
             self.polls_fail -= 1
@@ -267,6 +279,7 @@ class FakeBatches:
         raise UnknownJob(Kind.REJECTED, "no such batch", status=404)
 
     def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
+        """Jobs by name or input, as far as the rung shows them."""
         if self.rung in (Recovery.TOKEN, Recovery.NONE):
             raise CannotTell(f"a job can't be found again on the rung {self.rung.name}")
         return find_jobs(
@@ -274,6 +287,7 @@ class FakeBatches:
         )
 
     def pending(self) -> list[RemoteJob]:
+        """Jobs that are listed and have not ended."""
         return [job for job in self._listed() if not job.state.has_ended]
 
     def _listed(self) -> list[RemoteJob]:
@@ -296,6 +310,7 @@ class FakeBatches:
         )
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
+        """Writes the result files, as far as the knobs leave them whole."""
         self.calls["download"] += 1
         if self.downloads_fail:
             self.downloads_fail -= 1
@@ -319,16 +334,19 @@ class FakeBatches:
         return (data[: len(data) // 2] if self.download_cuts else data).splitlines(keepends=True)
 
     def cancel(self, job_id: str) -> None:
+        """Ends a job with what it has done by then."""
         self.calls["cancel"] += 1
         for job in self.jobs:
             if job.job_id == job_id and not job.state.has_ended:
                 job.cancel_at = self.clock.time()
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
+        """Removes files; harmless where they are gone."""
         for file_id in (*(job.result_files if job is not None else ()), staged):
             self.files.pop(file_id or "", None)
 
     def now(self) -> float | None:
+        """The fake clock's time."""
         return self.clock.time()
 
     def close(self) -> None:
@@ -429,6 +447,7 @@ class FakeBatches:
         )
 
     def answer(self, request: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+        """What a line is answered: its custom id, text and usage; a test may answer otherwise."""
         # Odd numbers, which add up only where each is counted once, and in its own place.
         usage = [10 + sum(len(text) for text in texts), 3 * len(texts), 2]
         if any(text in self.garble for text in texts):

@@ -43,6 +43,9 @@ class _AnyJson:
 class FakeTask:
     """Asks for every record's text in upper case: a request is a JSON list of texts, a reply a JSON
     object of answers by index.
+
+        request = FakeTask().render([fake_record("a"), fake_record("b")])
+        request.messages[-1].content  # '["a", "b"]', to which a FakeProvider says {"1": "A", …}
     """
 
     fingerprint = b"fake"
@@ -51,6 +54,7 @@ class FakeTask:
     media = None
 
     def render(self, records: Sequence[Record], enforced: bool = True, note: str = "") -> Request:
+        """The records' texts as a JSON list, behind the note where there is one."""
         texts = [record.inputs[0] for record in records]
         notes = (Message("system", note),) if note else ()
         return Request(
@@ -60,6 +64,7 @@ class FakeTask:
         )
 
     def read(self, count: int, completion: Completion) -> FakeReading:
+        """Answers by index; what is not a string is invalid."""
         if completion.refusal:
             return FakeReading(reply_failure=Failure(Kind.REFUSED, completion.refusal))
         try:
@@ -81,6 +86,10 @@ class FakeTask:
 @dataclass
 class FakeProvider:
     """Answers a FakeTask's requests, or does not, as its knobs say.
+
+        provider = FakeProvider(script=[status_error(429, retry_after_seconds=1.0), None])
+        engine = borrow_engine(known, FakeTask(), lambda: provider, lambda *usage: 0.0)
+        engine.submit([fake_record("a")]).result().outcomes[0].value  # "A", at the second try
 
     Attributes:
       seconds: how long a call takes; seconds_per_record: and how much longer for each record in it.
@@ -117,6 +126,7 @@ class FakeProvider:
     closed: int = 0
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
+        """The texts in upper case, unless a knob has something else."""
         texts = json.loads(request.messages[-1].content)
         self.requests.append((asyncio.get_running_loop().time(), texts))
         self.sent.append(request)
@@ -178,6 +188,7 @@ class FakeProvider:
         )
 
     async def close(self) -> None:
+        """Counts how often it is called."""
         self.closed += 1
 
 
@@ -228,6 +239,10 @@ class _VirtualSelector(selectors.SelectSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop without waiting: `asyncio.sleep(3600)` returns at once, an hour later by
     `loop.time()`.
+
+        loop = VirtualLoop()
+        loop.run_until_complete(asyncio.sleep(3600))
+        assert loop.time() == 4_600.0  # it begins at 1,000
     """
 
     def __init__(self) -> None:
@@ -235,6 +250,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(self._virtual)
 
     def time(self) -> float:
+        """Virtual seconds."""
         return self._virtual.now
 
 

@@ -228,6 +228,15 @@ class LLMPredict(_WithSettings):
     """Asks a language model about every element; every element comes back, with a typed answer or a
     reason.
 
+        reviews = pipeline | beam.Create([{"id": 1, "text": "I love it."}])
+        labelled = reviews | LLMPredict(
+            "openai:gpt-4.1-mini",
+            "Is this review positive or negative? {{ text }}",
+            output=Literal["positive", "negative"],
+            batch_size=20,
+        )
+        labelled | beam.Map(lambda prediction: (prediction.element["id"], prediction.value))
+
     Args:
       model: `"openai:gpt-4.1-mini"`, `"azure:DEPLOYMENT"`; anything OpenAI-compatible is `openai:`
         with a `base_url`. Or a template of the record that gives one:
@@ -342,6 +351,10 @@ def _predict_by_jobs(elements: pvalue.PCollection, settings: Settings) -> pvalue
 class SubmitBatchJobs(_WithSettings):
     """Elements in, one `BatchJobRef` per batch job out, as soon as it is created or queued behind a
     limit. See `CollectBatchJobs`.
+
+        asking = {"prompt": "Label: {{ text }}", "staging_location": "gs://bucket/llm"}
+        refs = reviews | SubmitBatchJobs("openai:gpt-4.1-mini", **asking)
+        refs | beam.Map(lambda ref: ref.job_id or f"#{ref.number}") | WriteToText("jobs")
     """
 
     _FIXED: ClassVar[Mapping[str, Any]] = {"mode": "batch_api"}
@@ -363,6 +376,10 @@ class SubmitBatchJobs(_WithSettings):
 class CollectBatchJobs(_WithSettings):
     """`BatchJobRef`s, or provider job ids as `str`, in; the predictions of their elements out.
     Today, next week, in another pipeline.
+
+        asking = {"prompt": "Label: {{ text }}", "staging_location": "gs://bucket/llm"}
+        ids = another_pipeline | ReadFromText("jobs*")
+        predictions = ids | CollectBatchJobs("openai:gpt-4.1-mini", **asking)
 
     Takes the arguments its `SubmitBatchJobs` had: `staging_location` finds the elements, `prompt`
     and `output` read the answers. Predictions have their elements' timestamps and are in the global
