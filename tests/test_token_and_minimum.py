@@ -126,7 +126,7 @@ class FindsByName(FakeBatches):
     """One that can be asked for jobs by name, too."""
 
     def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
-        return [self._seen(job) for job in self.jobs if job.name.startswith(f"{name}-")]
+        return [self.shown(job) for job in self.jobs if job.name.startswith(f"{name}-")]
 
 
 def test_a_repeat_that_is_refused_finds_the_job_where_it_can_be_looked_for(world: World) -> None:

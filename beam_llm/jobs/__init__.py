@@ -10,10 +10,9 @@
     cutting.py          where lines and jobs end
     refs.py             jobs as a run names them
     journal.py          the documents of one job
-    driver.py           walks the tree of a job
+    driver.py           walks the tree of a job, and each job's way step by step
     job_tree.py         what follows from a job, in which order
     job.py              one job, as all that work on it have it, and how long it waits
-    job_driver.py       it goes step by step
     status.py           where it stands
     submit.py           from an intent to a remote job
     staging.py          the input in its place
@@ -33,9 +32,9 @@
     failpoints.py       where tests kill
 
 The way of one job: `plan` writes its intent into the log and gives a `BatchJobRef`.
-`Driver.step(ref)` gets the `JobDriver` of the ref's number and calls `step()`: it reads the `Job`'s
-journal, submits under its lease (`Submission`), watches (`RemoteWatch`), and at the end `collect`s
-into a `Done`, which names the children that go on with what was left over: jobs, each with a
+`Driver.step(ref)` gets the `JobDriver` of the ref's number and calls `step()`: the `Job`'s journal
+says who goes on, a `Submission` under its lease or a `RemoteWatch`; at the end they `collect` into
+a `Done`, which names the children that go on with what was left over: jobs, each with a
 `JobDriver`, or live calls (`LiveJob`). `join.answers` gives what each node answers back to the
 elements of this run.
 """

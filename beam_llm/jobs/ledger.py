@@ -14,6 +14,7 @@ It outlives every runner's checkpoint, which forgets exactly what was paid for a
 
 from __future__ import annotations
 
+import functools
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -63,7 +64,7 @@ class Intent(Document):
     fingerprint: str = ""
     path: str = ""
 
-    @property
+    @functools.cached_property
     def job(self) -> str:
         """What the job is called: `7`, `7.b.f`."""
         return f"{self.number}.{self.path}" if self.path else str(self.number)

@@ -61,23 +61,21 @@ class RemoteWatch:
         self._unknown_since: float | None = None
         self._has_warned = False
 
-    def begin(self) -> Waiting:
-        """When to look for the first time at a job that was created just now."""
-        return self._wait_for_poll(0.0, JobState.WAITING.value)
-
     def step(self) -> Waiting | Done | None:
         """When to come again, or how the job ended. None: this attempt is over, and the job goes on
         with its next one."""
-        failpoint("waiting")
         job, now = self._job, self._job.time()
+        age = now - self._created_at
+        # A job that was created just now has nothing to show yet.
+        if not self._polls and 0.0 <= age < poll_interval(job.settings, 0.0, f"{job.name}/0"):
+            return self._wait_for_poll(0.0, JobState.WAITING.value)
+        failpoint("waiting")
         try:
             remote = guarded(job.provider.look, self._job_id)
         except CallError as error:
             return self._poll_failed(error)
         self._unknown_since = None
-        if self._doubted and (
-            remote.state.has_ended or now >= self._created_at + job.settings.list_lag_seconds
-        ):
+        if self._doubted and (remote.state.has_ended or age >= job.settings.list_lag_seconds):
             remote = self._without_double(remote)
         # At every look, as a list may show late what was made of the job as a whole.
         for whole in self._wholes:
@@ -88,7 +86,7 @@ class RemoteWatch:
         job.tries = 0
         if now >= self._deadline():
             return self._past_deadline(remote)
-        return self._wait_for_poll(now - self._created_at, remote.word, remote)
+        return self._wait_for_poll(age, remote.word, remote)
 
     def _deadline(self) -> float:
         return self._created_at + deadline_seconds(self._job.settings, self._job.provider.traits)

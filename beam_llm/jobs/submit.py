@@ -22,11 +22,12 @@ from beam_llm.errors import (
     Rejected,
     guarded,
 )
+from beam_llm.jobs.closing import collect, split
 from beam_llm.jobs.doubt import Doubt
 from beam_llm.jobs.endings import JobEnd, too_small
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job import Job
-from beam_llm.jobs.journal import Closed, CloseReason
+from beam_llm.jobs.journal import Closed, CloseReason, Done
 from beam_llm.jobs.pacing import SHORTEST_PAUSE_SECONDS, visible_seconds
 from beam_llm.jobs.queue_limit import QueueLimit, Split
 from beam_llm.jobs.remote_search import acknowledged_late, find_remote, rejoin
@@ -56,16 +57,22 @@ class Submission:
         self._limit = QueueLimit(job)
         self._doubt: Doubt | None = None
 
-    def step(self) -> Waiting | JobEnd | Split | None:
+    def step(self) -> Waiting | Done | None:
         """Goes on with a job that has no acknowledgement.
 
         Returns:
-          When to come again; how the job ends without ever being sent; that it goes as two; or
-          None: it is acknowledged or done now.
+          When to come again; or how it has ended without ever being sent as it is. None: it is
+          acknowledged or done now, here or in another process.
 
         Raises:
           Aborted: no call can succeed, and `on_abort` is `raise`.
         """
+        found = self._go_on()
+        if isinstance(found, Split):
+            return split(self._job, *found)
+        return collect(self._job, found) if isinstance(found, JobEnd) else found
+
+    def _go_on(self) -> Waiting | JobEnd | Split | None:
         job = self._job
         waiting = job.wait_for_lease("leased")
         if waiting is not None:
@@ -149,7 +156,7 @@ class Submission:
             return False
         # A process that slept in its create may have had its answer since; then there is a job
         # already.
-        late = acknowledged_late(job)
+        late = acknowledged_late(job) if attempt else None
         if late is not None:
             self._adopt(attempt, late)
             return False
