@@ -48,9 +48,10 @@ def run(block: str) -> dict[str, Any]:
 
 
 (FIRST,) = blocks(README, "python")
-SEEN, ERRORS, VECTORS, LOCAL, GOOGLE, AWS, CLAUDE, TABLES, COUNTERS, TESTING, NOTEBOOK, *ADDED = (
-    blocks(RECIPES, "python")
+SEEN, ERRORS, VECTORS, IMAGES, LOCAL, GOOGLE, AWS, CLAUDE, TABLES, COUNTERS, *OTHERS = blocks(
+    RECIPES, "python"
 )
+TESTING, NOTEBOOK, *ADDED = OTHERS
 ACME, USES_ACME, STORE, TESTS_STORE, PARSER = ADDED
 (YAML,) = blocks(RECIPES, "yaml")
 (SQL,) = blocks(RECIPES, "sql")
@@ -151,6 +152,14 @@ def test_providers_stores_and_parsers_of_others_are_added_as_it_stands_there(
     assert store.create("log/1", b"mine")
     assert not store.create("log/1", b"another's")
     assert (reviews / "mounted" / "reviews" / "log" / "1").read_bytes() == b"mine"
+
+
+def test_images_are_answered_about_each_its_own(
+    llm_emulator: Emulator, capfd: pytest.CaptureFixture[str]
+):
+    run(IMAGES)
+    printed = sorted(line.split() for line in capfd.readouterr().out.splitlines())
+    assert printed == [["1", "red", "None"], ["2", "blue", "None"]]
 
 
 def test_texts_become_vectors(llm_emulator: Emulator, capfd: pytest.CaptureFixture[str]):

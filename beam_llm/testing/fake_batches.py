@@ -36,7 +36,7 @@ from beam_llm.errors import (
 )
 from beam_llm.protocols import BatchTraits, Clock, LineReply, Recovery, RemoteJob
 from beam_llm.providers.job_search import find_jobs
-from beam_llm.values import Completion, Finish, JobState, Request, Usage
+from beam_llm.values import Completion, Finish, JobState, Message, Request, Usage
 
 # How a prompt of several records has each of them: its text as JSON, on a line of its own.
 _INPUT = re.compile(r"^Input \d+: (.+)$", re.MULTILINE)
@@ -179,10 +179,7 @@ class FakeBatches:
 
     def encode_line(self, custom_id: str, request: Request) -> bytes:
         """One line in a form that no provider has."""
-        messages: list[list[Any]] = [
-            [message.role, message.content, *(one.data_url for _, one in message.media)]
-            for message in request.messages
-        ]
+        messages = [[message.role, _content(message)] for message in request.messages]
         return orjson.dumps({"custom_id": custom_id, "messages": messages, "model": request.model})
 
     def decode_line(self, line: bytes) -> LineReply:
@@ -469,6 +466,14 @@ class FakeBatches:
 def replace_text(line: dict[str, Any]) -> dict[str, Any]:
     """The same line once more with another answer, which must lose."""
     return {**line, "text": "a second answer to one id"}
+
+
+def _content(message: Message) -> str:
+    """The message as one text, its images as their addresses in it."""
+    if not message.media:
+        return message.content
+    parts = message.parts()
+    return "".join([part if isinstance(part, str) else part.data_url for part in parts])
 
 
 def _texts(request: dict[str, Any]) -> list[str]:
