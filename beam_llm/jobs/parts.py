@@ -68,36 +68,36 @@ class PartWriter:
         self._store, self._table = store, bytearray()
         self._digest, self._buffer = hashlib.sha256(), bytearray()
         self._file: IO[bytes] | None = None
-        self.size_bytes = 0
-        """Of all rows so far."""
-
-    def __len__(self) -> int:
-        return len(self._table) // _ROW.itemsize
+        self.rows = self.size_bytes = 0
+        """So far."""
 
     def add(
         self, key: bytes, record: Record | None, envelope: bytes, failure: Failure | None = None
     ) -> None:
         """One element: what it asks, or why it can't be asked, and what is needed to give it
         back."""
+        at = self.size_bytes
         if record is None or failure is not None:
             question = orjson.dumps(tuple(failure or Failure("prompt", "there is no record")))
-            row = _pack_row(_NO_KEY, 0, 0, _FAILED, self.size_bytes, len(question))
+            row = _pack_row(_NO_KEY, 0, 0, _FAILED, at, len(question))
         elif len(key) != RECORD_KEY_BYTES:
             raise ValueError(f"a record's key has {RECORD_KEY_BYTES} bytes, not {len(key)}")
         else:
-            question = _question(record)
+            is_plain = record.fields is None and record.record_id is None and not record.media
+            question = _question(record, is_plain)
             # Texts stand in a JSON string inside a JSON line, so they are escaped twice; the second
             # time only quotes and backslashes are left to escape. Counted while they are at hand.
             size = len(question) + question.count(b'"') + question.count(b"\\") + 2
             flags = 0
-            if record.fields is not None or record.record_id is not None or record.media:
+            if not is_plain:
                 size += len(record.media) * FRAME_BYTES
                 flags = _DETAILED
-            row = _pack_row(key, record.tokens, size, flags, self.size_bytes, len(question))
+            row = _pack_row(key, record.tokens, size, flags, at, len(question))
+        self.rows += 1
         self._table += row
         self._buffer += question
         self._buffer += envelope
-        self.size_bytes += len(question) + len(envelope)
+        self.size_bytes = at + len(question) + len(envelope)
         if len(self._buffer) >= _WRITE_BYTES:
             self._flush()
 
@@ -133,7 +133,7 @@ class PartWriter:
             self._store.put(f"parts/{name}.index", index)
         return PartRef(
             name,
-            len(self),
+            self.rows,
             self.size_bytes,
             int(table["tokens"].sum(dtype=np.int64)),
             min_timestamp,
@@ -151,21 +151,18 @@ class PartWriter:
         self.close()
 
 
-def _question(record: Record) -> bytes:
+def _question(record: Record, is_plain: bool) -> bytes:
     try:
-        return _dumped(record, record.inputs)
+        return orjson.dumps(record.inputs) if is_plain else _detailed(record)
     except TypeError:  # lone surrogates: no JSON, and no request, can hold them
-        return _dumped(
-            record, tuple([text.encode("utf-8", "replace").decode() for text in record.inputs])
-        )
+        inputs = tuple([text.encode("utf-8", "replace").decode() for text in record.inputs])
+        return orjson.dumps(inputs) if is_plain else _detailed(record._replace(inputs=inputs))
 
 
-def _dumped(record: Record, inputs: tuple[str, ...]) -> bytes:
-    if record.fields is None and record.record_id is None and not record.media:
-        return orjson.dumps(inputs)
+def _detailed(record: Record) -> bytes:
     # default=str: a field may be anything; what it renders as is what counts, and each run renders
     # from this copy
-    detailed: list[Any] = [inputs, record.fields and dict(record.fields), record.record_id]
+    detailed: list[Any] = [record.inputs, record.fields and dict(record.fields), record.record_id]
     if record.media:
         detailed.append(list(map(tuple, record.media)))
     return orjson.dumps(detailed, default=str)

@@ -199,6 +199,10 @@ class ChatTask:
         """16 bytes that name the question: equal for equal content, in every process and at every
         batch size."""
         hasher = self._hasher.copy()
+        if self._quick_field is not None and self.media is None:
+            # As below, for a record that has no more than its one text.
+            hasher.update(record.inputs[0].encode())
+            return hasher.digest()[:RECORD_KEY_BYTES]
         parts = list(record.inputs)
         if record.fields is not None:
             parts += ["fields", orjson.dumps(record.fields, option=orjson.OPT_SORT_KEYS).decode()]

@@ -148,7 +148,7 @@ class EnvelopeImpl:
 
     def encode(self, arrived: WindowedValue) -> bytes:
         """The element with its timestamp and windows."""
-        return self.name + bytes(self._encode(without_pane(arrived)))
+        return self.name + self._encode(without_pane(arrived))
 
 
 class EnvelopeReader:

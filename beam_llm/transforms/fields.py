@@ -14,7 +14,7 @@ from apache_beam.typehints import typehints
 from beam_llm.errors import USER_CODE_ERRORS, Failure, Kind
 from beam_llm.transforms.beam_internals import row_fields
 
-_NO_FIELDS: Mapping[str, Any] = {}
+NO_FIELDS: Mapping[str, Any] = {}
 _readers: dict[type, Callable[[Any], Mapping[str, Any]]] = {}
 
 
@@ -66,7 +66,7 @@ def _reader_of(kind: type) -> Callable[[Any], Mapping[str, Any]]:
         # Not `vars`, which a class with slots has none of, nor `asdict`, which copies at every
         # depth.
         return lambda value: {name: getattr(value, name) for name in names}
-    return lambda value: _NO_FIELDS
+    return lambda value: NO_FIELDS
 
 
 def declared_fields(element_type: Any) -> list[tuple[str, Any]] | None:

@@ -90,7 +90,7 @@ class WriteParts(beam.DoFn):
             self._part.add(self._reader.task.key(record), record, envelope)
         if arrived.timestamp_micros < self._oldest_micros:
             self._oldest_micros = arrived.timestamp_micros
-        if len(self._part) >= PART_ROWS or self._part.size_bytes >= PART_BYTES:
+        if self._part.rows >= PART_ROWS or self._part.size_bytes >= PART_BYTES:
             self._end_part()
 
     def _end_part(self) -> None:
@@ -99,7 +99,7 @@ class WriteParts(beam.DoFn):
         self._begin_part()
 
     def finish_bundle(self) -> Iterator[Any]:
-        if len(self._part):
+        if self._part.rows:
             self._end_part()
         for ref in self._finished:
             yield WindowedValue(tuple(ref), Timestamp(micros=ref.min_timestamp), [GlobalWindow()])
