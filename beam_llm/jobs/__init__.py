@@ -15,8 +15,7 @@
     job.py              one job, as all that work on it have it, and how long it waits
     status.py           where it stands
     submit.py           from an intent to a remote job
-    staging.py          the input in its place
-    input_file.py       what is sent
+    input_file.py       what is sent, and put in its place
     doubt.py            a create that got no answer
     remote_search.py    a job that nobody heard of
     remote_watch.py     a job under way, to its end

@@ -101,7 +101,7 @@ class Doubt:
         if file_id is not None:
             return guarded(create, name, file_id, None)
         with temporary_file() as path:
-            write_lines(path, self._job.context, self._job.intent.lines)
+            write_lines(self._job, Path(path))
             return guarded(create, name, None, Path(path))
 
     def _look(self) -> RemoteJob | float:
