@@ -5,6 +5,8 @@
     LLMEmbed                               likewise a vector for each element
     LLMChat                                messages of sessions in, replies out, each after what
                                            was said before
+    LLMReduce                              (key, value) pairs in, one answer over all records of
+                                           each key out
     SubmitBatchJobs, CollectBatchJobs      the batch API in two pipelines: job refs today,
                                            answers another day
     Prediction, Failure, Kind, Usage       what comes out
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from beam_llm.transforms.chat import LLMChat
     from beam_llm.transforms.embed import LLMEmbed
     from beam_llm.transforms.predict import CollectBatchJobs, LLMPredict, SubmitBatchJobs
+    from beam_llm.transforms.reduce import Group, LLMReduce
     from beam_llm.values import Prediction, Record, Usage
 
 __version__ = "0.1.0"
@@ -46,11 +49,13 @@ __all__ = [
     "CallError",
     "CollectBatchJobs",
     "Failure",
+    "Group",
     "Kind",
     "LLMChat",
     "LLMEmbed",
     "LLMError",
     "LLMPredict",
+    "LLMReduce",
     "LedgerError",
     "Prediction",
     "PromptError",
@@ -77,6 +82,7 @@ _ROOMS = {
     "beam_llm.transforms.chat": ("LLMChat",),
     "beam_llm.transforms.embed": ("LLMEmbed",),
     "beam_llm.transforms.predict": ("CollectBatchJobs", "LLMPredict", "SubmitBatchJobs"),
+    "beam_llm.transforms.reduce": ("Group", "LLMReduce"),
     "beam_llm.values": ("Prediction", "Record", "Usage"),
 }
 _LAZY = {name: room for room, names in _ROOMS.items() for name in names}

@@ -26,15 +26,17 @@ AUTO_CALLS = 512
 """Most calls in flight with `max_concurrency="auto"`. It stands here, not in the controller, since
 the option's own text names it."""
 MODES = ("online", "batch_api")
-TASKS = ("chat", "embed", "session")
+TASKS = ("chat", "embed", "session", "reduce")
 VECTOR = list[float]
 """The `output` of the task `embed`."""
 RESPONSE_FORMATS = ("json", "xml", "delimited")
 # Which tasks have an option, where not all do.
-_CHAT, _EMBED, _SESSION = ("chat",), ("embed",), ("session",)
-_ANSWERS = ("chat", "session")
-_RECORDS = ("chat", "embed")
-"""Those that ask about records one by one, which may therefore wait for others, and go by jobs."""
+_CHAT, _EMBED, _SESSION, _REDUCE = ("chat",), ("embed",), ("session",), ("reduce",)
+_ANSWERS = ("chat", "session", "reduce")
+EACH = ("chat", "embed")
+"""The tasks that ask about records one by one, which may therefore wait for others."""
+_JOBS = (*EACH, "reduce")
+"""Those that may go by jobs."""
 
 
 def _option(default: Any, meaning: str, **rule: Any) -> Any:
@@ -69,7 +71,7 @@ class Settings:
         None,
         "the models that a `model` template may give (default: those that stand in it)",
         kind="names",
-        only=_RECORDS,
+        only=EACH,
     )
     prompt: str | None = _option(
         None, "Jinja2 template over the element's fields; `{{ element }}` is the whole", kind="text"
@@ -87,7 +89,8 @@ class Settings:
     task: str = _option(
         "chat",
         "what the model does: `chat`: it answers; `embed`: it gives a vector of each text; "
-        "`session`: it answers turn after turn (LLMChat)",
+        "`session`: it answers turn after turn (LLMChat); `reduce`: it answers about all records "
+        "of a key (LLMReduce)",
         kind="choice",
         choices=TASKS,
     )
@@ -137,6 +140,34 @@ class Settings:
         kind="output",
         only=_ANSWERS,
     )
+    instruction: str | None = _option(
+        None,
+        "what the answer over all records of a key is, such as `Summarise the complaints.`",
+        kind="text",
+        only=_REDUCE,
+    )
+    combine_instruction: str | None = _option(
+        None,
+        "how partial answers are put together (default: to one, as if all records had been in "
+        "one prompt)",
+        kind="text",
+        only=_REDUCE,
+    )
+    partial_output: Any = _option(  # noqa: RUF009  # as `output`
+        str,
+        "type of the answers over a part of a key's records, as for `output`",
+        kind="output",
+        only=_REDUCE,
+    )
+    # The default loses nothing unseen.
+    on_bad_record: str = _option(
+        "fail",
+        "records that can't be asked (a field is missing, too large): `fail` ends their key as an "
+        "error that names them, `leave_out` answers over the others and counts them",
+        kind="choice",
+        only=_REDUCE,
+        choices=("fail", "leave_out"),
+    )
     batch_size: int | Literal["auto"] = _option(
         1,
         "most records in one prompt, or `auto`: as many as the model's window takes",
@@ -150,7 +181,7 @@ class Settings:
         1000,
         "longest wait before an incomplete prompt batch is sent (unbounded input)",
         kind="int",
-        only=_RECORDS,
+        only=EACH,
         least=1,
     )
     batch_max_bytes: int | None = _option(
@@ -161,7 +192,7 @@ class Settings:
         "buffers that form prompt batches side by side (unbounded input); more for over "
         "10,000 records a second",
         kind="int",
-        only=_RECORDS,
+        only=EACH,
         least=1,
         most=1000,
     )
@@ -233,7 +264,7 @@ class Settings:
         "batch_api: local folder or gs:// for files and ledger; with the extra `objectstore` "
         "s3:// or az://",
         kind="text",
-        only=_RECORDS,
+        only=_JOBS,
     )
     max_concurrency: int | Literal["auto"] = _option(
         "auto",
@@ -284,7 +315,7 @@ class Settings:
         "batch_api, records a job did not answer: `follow_up` (one more job, then live "
         "calls), `online`, `fail`",
         kind="choice",
-        only=_RECORDS,
+        only=_JOBS,
         choices=("follow_up", "online", "fail"),
     )
     # The default never pays twice: that a record may end as an error is seen, a double is not.
@@ -293,46 +324,46 @@ class Settings:
         "batch_api, a job that may exist but can't be found: `record` names the doubt in the "
         "error, `resubmit` asks again",
         kind="choice",
-        only=_RECORDS,
+        only=_JOBS,
         choices=("record", "resubmit"),
     )
     retry_cancelled: bool = _option(
         False,
         "batch_api: ask again what a cancelled job left unanswered",
         kind="bool",
-        only=_RECORDS,
+        only=_JOBS,
     )
     independent: bool = _option(
         False,
         "equal records (told apart by `record_id`) are asked separately",
         kind="bool",
-        only=_RECORDS,
+        only=EACH,
     )
     fresh: str | None = _option(
         None,
         "batch_api: another string makes a new set of answers instead of re-using known ones",
         kind="text",
-        only=_RECORDS,
+        only=_JOBS,
     )
     job_max_records: int | None = _option(
         None,
         "most requests in one job (default: the provider's limit)",
         kind="int",
-        only=_RECORDS,
+        only=_JOBS,
         least=1,
     )
     job_max_bytes: int | None = _option(
         None,
         "most bytes in one job's file (default: the provider's limit)",
         kind="int",
-        only=_RECORDS,
+        only=_JOBS,
         least=1_000,
     )
     job_max_tokens: int | None = _option(
         None,
         "most estimated input tokens in one job; keep it below your enqueued-token limit",
         kind="int",
-        only=_RECORDS,
+        only=_JOBS,
         least=1,
     )
     # Five minutes are little beside the hours that a job may take, and make jobs of some size.
@@ -340,7 +371,7 @@ class Settings:
         300.0,
         "unbounded input: longest wait before an incomplete job is submitted",
         kind="float",
-        only=_RECORDS,
+        only=_JOBS,
         least=0.05,
     )
     # Less than a tenth of a second is for tests, whose jobs take no longer.
@@ -348,28 +379,28 @@ class Settings:
         None,
         "pace of the polls (default: adaptive, 30 to 300 s)",
         kind="float",
-        only=_RECORDS,
+        only=_JOBS,
         least=0.05,
     )
     job_deadline_hours: float | None = _option(
         None,
         "end of waiting for a job (default: the provider's window and an hour)",
         kind="float",
-        only=_RECORDS,
+        only=_JOBS,
         least=0.0001,
     )
     lease_seconds: float = _option(
         120.0,
         "batch_api: how long a worker may hold a job it is submitting before another takes it over",
         kind="float",
-        only=_RECORDS,
+        only=_JOBS,
         least=0.5,
     )
     list_lag_seconds: float = _option(
         60.0,
         "batch_api: how long a created job may stay invisible in the provider's list",
         kind="float",
-        only=_RECORDS,
+        only=_JOBS,
         least=0.0,
     )
     # Off, for a staging location is often shared, and unpickling runs what stands in a pickle.
@@ -379,7 +410,7 @@ class Settings:
         "staging location by other runs than their own; "
         "whoever can write there can then run code here",
         kind="bool",
-        only=_RECORDS,
+        only=_JOBS,
     )
     # Unpacked, since a reply of some kilobytes can be packed to hold gigabytes.
     max_reply_bytes: int = _option(
@@ -392,14 +423,14 @@ class Settings:
         2_000_000_000,
         "batch_api: most bytes of one result file, unpacked",
         kind="int",
-        only=_RECORDS,
+        only=_JOBS,
         least=10_000,
     )
     max_list_pages: int = _option(
         100,
         "batch_api: most pages (of 100 jobs) of the provider's list that are read",
         kind="int",
-        only=_RECORDS,
+        only=_JOBS,
         least=1,
     )
     control_timeout_ms: int = _option(
@@ -407,21 +438,21 @@ class Settings:
         "batch_api: one call about a job (create, look, cancel), with its tries and to its "
         "last byte",
         kind="int",
-        only=_RECORDS,
+        only=_JOBS,
         least=1,
     )
     transfer_timeout_ms: int = _option(
         1_800_000,
         "batch_api: one upload or download, with its tries and to its last byte",
         kind="int",
-        only=_RECORDS,
+        only=_JOBS,
         least=1,
     )
     waiting: str | None = _option(
         None,
         "how jobs are waited for: `loop` or `sdf` (default: by runner)",
         kind="choice",
-        only=_RECORDS,
+        only=_JOBS,
         choices=("loop", "sdf"),
     )
     tracing: bool = _option(
@@ -478,7 +509,7 @@ class Settings:
         kind="json",
     )
     record_id: str | None = _option(
-        None, "field that identifies a record (default: its content)", kind="field", only=_RECORDS
+        None, "field that identifies a record (default: its content)", kind="field", only=_JOBS
     )
     output_field: str | None = _option(
         None, "emit rows: the element's fields, this field, and `<field>_error`", kind="field"
@@ -511,12 +542,12 @@ def key_of(name: str) -> str:
     return name.replace("_", ".")
 
 
-def options_of(task: str) -> dict[str, dataclasses.Field[Any]]:
-    """The rows of the table that a task has."""
+def options_of(*tasks: str) -> dict[str, dataclasses.Field[Any]]:
+    """The rows of the table that a task has, or one of several."""
     return {
         name: option
         for name, option in OPTIONS.items()
-        if task in option.metadata.get("only", TASKS)
+        if not set(tasks).isdisjoint(option.metadata.get("only", TASKS))
     }
 
 
@@ -984,6 +1015,11 @@ def _check_rules(known: Settings) -> None:
                 f"{name} is {_shortened(value)}: it is an option of {only} alone, and task "
                 f"is {known.task!r}; leave it out"
             )
+    if known.task == "reduce" and not (known.instruction or "").strip():
+        raise UsageError(
+            "instruction is missing: say what the answer over all records of a key is, such as "
+            "instruction='Summarise what customers complain about.'"
+        )
 
 
 def _provider_options(known: Settings, provider: str) -> Mapping[str, Any] | None:

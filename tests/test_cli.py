@@ -32,7 +32,7 @@ from beam_llm.cli.running import Measured, reason_of
 from beam_llm.cli.spool import SpoolFile
 from beam_llm.cli.stored import StoredAnswer
 from beam_llm.cli.words import dollars, duration, shortened, table
-from beam_llm.config import OPTIONS, settings_from_options
+from beam_llm.config import EACH, options_of, settings_from_options
 from beam_llm.errors import UsageError
 from beam_llm.testing import Emulator, Fault, plugin
 from tests.beams_search import ask_nothing_of_google
@@ -1005,12 +1005,14 @@ def test_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("beam-llm ")
 
 
-def test_every_option_of_the_package_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_option_about_each_record_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "--help"]) == 0
     text = capsys.readouterr().out
     flags = {"output": "--output-type", "staging_location": "--staging"}
     assert [
-        name for name in OPTIONS if flags.get(name, f"--{name.replace('_', '-')}") not in text
+        name
+        for name in options_of(*EACH)
+        if flags.get(name, f"--{name.replace('_', '-')}") not in text
     ] == []
 
 

@@ -56,7 +56,7 @@ def values_of(name: str) -> st.SearchStrategy[Any]:
     return kinds[rule["kind"]]
 
 
-NAMES = sorted(set(OPTIONS) - LEFT_OUT)
+NAMES = sorted(set(config.options_of(*config.EACH)) - LEFT_OUT)
 SETS = st.lists(st.sampled_from(NAMES), unique=True, max_size=5).flatmap(
     lambda names: st.fixed_dictionaries({name: values_of(name) for name in names})
 )

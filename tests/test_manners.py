@@ -41,7 +41,7 @@ from beam_llm import (
     Usage,
     UsageError,
 )
-from beam_llm.config import OPTIONS
+from beam_llm.config import EACH, OPTIONS, options_of
 from beam_llm.testing import Emulator, Fault
 from beam_llm.transforms.coders import AnyObjectCoder, PredictionCoder
 from beam_llm.transforms.options import Options
@@ -323,15 +323,20 @@ def test_a_prompt_of_any_length_is_shown_shortened(tmp_path):
 
 def test_the_signature_names_every_option_with_its_type_and_default():
     parameters = inspect.signature(LLMPredict).parameters
-    assert set(parameters) == {*OPTIONS, "label"}
-    assert set(typing.get_type_hints(Options)) == OPTIONS.keys() - {"model", "prompt", "output"}
-    assert {name: parameters[name].default for name in OPTIONS if name != "model"} == {
-        name: option.default for name, option in OPTIONS.items() if name != "model"
+    own = options_of(*EACH)
+    assert set(parameters) == {*own, "label"}
+    assert set(typing.get_type_hints(Options)) == OPTIONS.keys() - ARGUMENTS
+    assert {name: parameters[name].default for name in own if name != "model"} == {
+        name: option.default for name, option in own.items() if name != "model"
     }
     assert inspect.signature(SubmitBatchJobs) == inspect.signature(LLMPredict)
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS.keys() - {"model", "prompt", "output"}))
+ARGUMENTS = {"model", "prompt", "output", "instruction"}
+"""Options that are parameters of a constructor beside `**options`."""
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS.keys() - ARGUMENTS))
 def test_the_type_of_an_option_is_that_of_its_setting(name):
     declared, option = typing.get_type_hints(Options)[name], OPTIONS[name]
     choices = option.metadata.get("choices")

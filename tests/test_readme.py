@@ -48,10 +48,8 @@ def run(block: str) -> dict[str, Any]:
 
 
 (FIRST,) = blocks(README, "python")
-SEEN, ERRORS, VECTORS, IMAGES, LOCAL, GOOGLE, AWS, CLAUDE, TABLES, COUNTERS, *OTHERS = blocks(
-    RECIPES, "python"
-)
-TESTING, NOTEBOOK, *ADDED = OTHERS
+SEEN, ERRORS, VECTORS, IMAGES, REDUCED, LOCAL, *OTHERS = blocks(RECIPES, "python")
+GOOGLE, AWS, CLAUDE, TABLES, COUNTERS, TESTING, NOTEBOOK, *ADDED = OTHERS
 ACME, USES_ACME, STORE, TESTS_STORE, PARSER = ADDED
 (YAML,) = blocks(RECIPES, "yaml")
 (SQL,) = blocks(RECIPES, "sql")
@@ -165,6 +163,14 @@ def test_images_are_answered_about_each_its_own(
 def test_texts_become_vectors(llm_emulator: Emulator, capfd: pytest.CaptureFixture[str]):
     run(VECTORS)
     assert sorted(capfd.readouterr().out.splitlines()) == ["Kettle 256 None", "Lamp 256 None"]
+
+
+def test_records_of_a_key_have_one_answer(
+    llm_emulator: Emulator, capfd: pytest.CaptureFixture[str]
+):
+    run(REDUCED)
+    lines = sorted(capfd.readouterr().out.splitlines())
+    assert [line.split(",")[0] for line in lines] == ["kettle 2 2 records", "lamp 1 1 records"]
 
 
 def test_a_local_server_needs_no_key(

@@ -1,7 +1,7 @@
 """The package's options as flags, and flags as settings.
 
-Every option of `config.OPTIONS` is a flag: its meaning and default come from there, and its check
-too. Values stay text until then, so that one message serves every door.
+Every option of `config.OPTIONS` that is about each element is a flag: its meaning and default come
+from there, and its check too. Values stay text until then, so that one message serves every door.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from beam_llm.config import OPTIONS, Settings, key_of, settings_from_options
+from beam_llm.config import (
+    EACH,
+    OPTIONS,
+    Settings,
+    key_of,
+    options_of,
+    settings_from_options,
+)
 from beam_llm.errors import UsageError
 
 _FLAG_NAMES = {"output": "--output-type"}
@@ -43,14 +50,14 @@ _MEANINGS = {
 
 
 def add_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
-    """Adds a flag for every option of the package, the common ones first."""
+    """Adds a flag for every option that is about each element, the common ones first."""
     common = parser.add_argument_group("the question")
     further = parser.add_argument_group("further options")
     common.add_argument(
         "--provider", help="the part of --model before the colon, where it is given apart"
     )
     # Read from the table, so that a new option is a flag without further work.
-    for name in [*_COMMON, *(name for name in OPTIONS if name not in _COMMON)]:
+    for name in [*_COMMON, *(name for name in options_of(*EACH) if name not in _COMMON)]:
         if name not in leave_out:
             add_option(common if name in _COMMON else further, name)
     further.add_argument(

@@ -15,7 +15,7 @@ from typing import Any, Optional
 import apache_beam as beam
 from apache_beam import pvalue
 
-from beam_llm.config import OPTIONS, options_of, settings_from_options
+from beam_llm.config import EACH, OPTIONS, options_of, settings_from_options
 from beam_llm.errors import UsageError
 from beam_llm.fronts.nested_rows import NestedRow, as_nested, nested_type
 from beam_llm.transforms.beam_internals import new_row, row_fields, row_type
@@ -152,9 +152,11 @@ _TYPES = {"int": int, "float": float, "bool": bool, "json": Mapping[str, Any], "
 
 
 def _options_of(task: str | None) -> dict[str, Any]:
-    """The rows of the table that a step has: all of them, or those of the task it is made for."""
+    """The rows of the table that a step has: those about each row, or those of the task it is made
+    for.
+    """
     if task is None:
-        return dict(OPTIONS)
+        return options_of(*EACH)
     return {name: option for name, option in options_of(task).items() if name != "task"}
 
 

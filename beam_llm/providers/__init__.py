@@ -13,6 +13,7 @@ from typing import Any
 from beam_llm.config import Settings, replaced
 from beam_llm.errors import UsageError
 from beam_llm.prompting.chat_task import ChatTask
+from beam_llm.prompting.reduce_task import ReduceTask, final_settings, partial_settings
 from beam_llm.prompting.session_task import SessionTask
 from beam_llm.protocols import BatchProvider, CompletionProvider, EmbedLimits, Task
 from beam_llm.provider_table import PROVIDERS
@@ -102,6 +103,11 @@ def compile_task(settings: Settings) -> Task:
         from beam_llm.prompting.embed_task import EmbedTask
 
         return EmbedTask(settings, _embed_limits(settings))
+    if settings.task == "reduce":
+        raise UsageError(
+            "task is 'reduce': that is not asked about each element; use LLMReduce(model, "
+            "instruction)"
+        )
     module = _module(settings)
     media_limits = getattr(module, "media_limits", None) if settings.media else None
     kind = SessionTask if settings.task == "session" else ChatTask
@@ -110,6 +116,16 @@ def compile_task(settings: Settings) -> Task:
         getattr(module, "enforced_schema", None),
         media_limits(settings) if media_limits is not None else None,
     )
+
+
+def compile_reduce(settings: Settings) -> ReduceTask:
+    """What the settings of the task `reduce` ask, compiled. No key is looked up, nothing is called.
+
+    Raises:
+      UsageError: for an output or a template that can't be used.
+    """
+    final, partial = final_settings(settings), partial_settings(settings)
+    return ReduceTask(settings, compile_task(final), compile_task(partial))
 
 
 def _embed_limits(settings: Settings) -> EmbedLimits:

@@ -65,10 +65,12 @@ class RecordReader:
       for_jobs: the records' tokens are added up to the size of a job. For live calls they matter
         with `tokens_per_minute`, else only where a prompt comes near its limit; there the batcher
         counts again.
+      task: what makes the records, where they are not what `settings` ask about one by one.
     """
 
-    def __init__(self, settings: Settings, *, for_jobs: bool = False):
-        self.task, self.caps = task_and_caps(settings)
+    def __init__(self, settings: Settings, *, for_jobs: bool = False, task: Any = None):
+        made: tuple[Task, Caps] = task_and_caps(settings) if task is None else (task, task.caps)
+        self.task, self.caps = made
         self._limits: Batcher[None] = Batcher(self.caps, settings.model_name)
         # As many bytes as this, and the most records of a prompt together can't pass its limit in
         # tokens.

@@ -18,12 +18,15 @@ class Options(TypedDict, total=False):
     models: Sequence[str] | None
     system_prompt: str | None
     media: Sequence[str] | None
-    task: Literal["chat", "embed", "session"]
+    task: Literal["chat", "embed", "session", "reduce"]
     dimensions: int | None
     history_turns: int
     history_tokens: int | None
     session_ttl_seconds: float
     turn_order: str | None
+    combine_instruction: str | None
+    partial_output: Any
+    on_bad_record: Literal["fail", "leave_out"]
     batch_size: int | Literal["auto"]
     batch_timeout_ms: int
     batch_max_bytes: int | None

@@ -46,7 +46,9 @@ _log = logging.getLogger("beam_llm")
 
 
 def signature(
-    fixed: Mapping[str, Any] | None = None, usual: Mapping[str, Any] | None = None
+    fixed: Mapping[str, Any] | None = None,
+    usual: Mapping[str, Any] | None = None,
+    asks: str = "prompt",
 ) -> inspect.Signature:
     """All options with their types and defaults, for `help()`, notebooks and Beam YAML.
 
@@ -54,30 +56,25 @@ def signature(
       fixed: what a transform is made by: these options can't be given, nor can those that its
         `task` doesn't have.
       usual: its own defaults.
+      asks: the argument after the model, by place or by name.
     """
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    hints, fixed = typing.get_type_hints(Options), fixed or {}
+    keyword, either = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    asked = dict.fromkeys(("prompt", "instruction"), str | None)
+    hints, fixed = {**asked, **typing.get_type_hints(Options)}, fixed or {}
     defaults = {**{name: option.default for name, option in OPTIONS.items()}, **(usual or {})}
-    options = [
-        inspect.Parameter(name, keyword, default=defaults[name], annotation=hint)
-        for name, hint in hints.items()
-    ]
     parameters = [
-        inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str),
-        inspect.Parameter(
-            "prompt",
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=None,
-            annotation=str | None,
-        ),
+        inspect.Parameter("model", either, annotation=str),
+        inspect.Parameter(asks, either, default=None, annotation=hints.pop(asks)),
         inspect.Parameter("output", keyword, default=str, annotation=Any),
         inspect.Parameter("label", keyword, default=None, annotation=str | None),
-        *options,
+        *(
+            inspect.Parameter(name, keyword, default=defaults[name], annotation=hint)
+            for name, hint in hints.items()
+        ),
     ]
     # Beam YAML, notebooks and `help()` show the signature: what can't be given must not be offered.
-    left_out = set(fixed)
-    if "task" in fixed:
-        left_out |= OPTIONS.keys() - config.options_of(fixed["task"]).keys()
+    tasks = (fixed["task"],) if "task" in fixed else config.EACH
+    left_out = set(fixed) | (OPTIONS.keys() - config.options_of(*tasks).keys())
     return inspect.Signature([each for each in parameters if each.name not in left_out])
 
 
@@ -138,7 +135,7 @@ class _WithSettings(beam.PTransform):
         if task.caps is None and (settings.max_input_tokens or settings.context_window):
             caps_of(settings, task.shared_tokens, settings.context_window)
         your_prices(settings)
-        _warn_of_one_prompt_for_all(settings)
+        warn_of_one_prompt_for_all(settings)
         if settings.mode == "batch_api":
             _warn_of_a_guard_by_live_calls(settings)
             from beam_llm.jobs import check_location
@@ -200,7 +197,7 @@ class _WithSettings(beam.PTransform):
         return f"{type(self).__name__}({'by model' if of_record else self._settings.model_name})"
 
 
-def _warn_of_one_prompt_for_all(settings: Settings) -> None:
+def warn_of_one_prompt_for_all(settings: Settings) -> None:
     """`{text}` for `{{ text }}`, most often."""
     is_own = (
         settings.prompt is not None
@@ -268,20 +265,21 @@ class LLMPredict(_WithSettings):
     """The outputs' names, where good and bad ones go apart."""
 
     def expand(self, elements: pvalue.PCollection) -> Any:
-        settings = self._settings
         runners.warn_of_lost_output(elements.pipeline)
-        predictions = self._predict(elements)
-        if self._tags is not None:
-            return divide(predictions, settings, elements.element_type, *self._tags)
-        return deliver(predictions, settings, elements.element_type)
+        return self._deliver(self._predict(elements), elements.element_type)
 
     def _predict(self, elements: pvalue.PCollection) -> pvalue.PCollection:
         """Elements → Predictions."""
         settings = self._settings
-        predict = _predict_live if settings.mode == "online" else _predict_by_jobs
         if is_template(settings.model):
             return predict_by_model(elements, settings.model, self._by_model, predict)
         return predict(elements, settings)
+
+    def _deliver(self, predictions: pvalue.PCollection, element_type: Any) -> Any:
+        """What the transform gives of them."""
+        if self._tags is not None:
+            return divide(predictions, self._settings, element_type, *self._tags)
+        return deliver(predictions, self._settings, element_type)
 
     def with_exception_handling(
         self, main_tag: str = "good", dead_letter_tag: str = "bad"
@@ -320,6 +318,12 @@ class LLMPredict(_WithSettings):
     def with_error_handler(self, error_handler: ErrorHandler) -> beam.PTransform:
         """One output, what was answered; the rows of what was not go to Beam's `ErrorHandler`."""
         return _Handled(self.with_exception_handling(), error_handler)
+
+
+def predict(elements: pvalue.PCollection, settings: Settings) -> pvalue.PCollection:
+    """Elements → Predictions, in the settings' mode, by the one model that they name."""
+    by_mode = _predict_live if settings.mode == "online" else _predict_by_jobs
+    return by_mode(elements, settings)
 
 
 def _predict_live(elements: pvalue.PCollection, settings: Settings) -> pvalue.PCollection:
@@ -426,6 +430,10 @@ class _Handled(beam.PTransform):
 
 
 _SHOWN_CHARACTERS = 40
+_SHORTENED = (
+    *("prompt", "system_prompt", "batch_prompt_template"),
+    *("instruction", "combine_instruction"),
+)
 
 
 def _display_data(settings: Settings) -> dict[str, Any]:
@@ -450,7 +458,7 @@ def _shown(name: str, value: Any) -> Any:
     # `Literal["a", "b"]` has a `__name__` as well, which would hide what may be answered.
     is_named = isinstance(value, type) or inspect.isroutine(value)
     text = value.__name__ if is_named else str(value).replace("typing.", "")
-    if name in ("prompt", "system_prompt", "batch_prompt_template"):
+    if name in _SHORTENED:
         # Half of it at most: a short prompt would else stand there whole.
         return f"{text[: min(_SHOWN_CHARACTERS, len(text) // 2)]}… ({len(text):,} characters)"
     return text

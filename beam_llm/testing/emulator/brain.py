@@ -12,6 +12,7 @@ import hashlib
 import html
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -31,6 +32,7 @@ _SENTIMENT = re.compile(
     r"sentiment|polarity|positive|negative|mood|tone|satisf|opinion|stars?\b|rat(?:e|ing)\b|scor",
     re.IGNORECASE,
 )
+_COUNT = re.compile(r"(?:number_of_|num_)?records|(?:record_)?count", re.IGNORECASE)
 _SCORE = re.compile(r"scor|rating|stars?\b|sentiment|polarity|compound|valence", re.IGNORECASE)
 # Recursive schemas never end by themselves; below this, only what is required is filled in.
 _MAX_DEPTH = 6
@@ -53,6 +55,8 @@ class Brain:
     def values(self, question: Question) -> list[Any]:
         """One answer per record; an indexed object answer comes without its index."""
         fill = self._filler(question)
+        if question.covers is not None:
+            return [fill(_over_all(question))]
         return [fill(text) for text in question.texts]
 
     def reply(self, question: Question, faults: tuple[Fault, ...] = ()) -> str:
@@ -108,6 +112,7 @@ class Brain:
                     question.schema,
                     question.index_field if question.indexed and question.root else None,
                     choice,
+                    question.covers is not None,
                 ]
             ),
             sentiment,
@@ -127,6 +132,8 @@ class Brain:
             return (
                 self._enum(list(choice["enum"]), "value")
                 if choice
+                else extract
+                if question.covers is not None
                 else self._label
                 if sentiment
                 else extract
@@ -261,6 +268,8 @@ class Brain:
 
     def _number(self, schema: Mapping[str, Any], name: str, whole: bool, sentiment: bool) -> Filler:
         least, most = _bounds(schema, whole)
+        if whole and _COUNT.fullmatch(name):
+            return _leading_number
         # "Rate it" without a range is meant as stars, and a score as -1 … 1.
         stars = sentiment and whole and least is None and most is None
         if stars:
@@ -335,6 +344,28 @@ def _valence(word: str) -> float:
 
 def _checksum_compound(text: str) -> float:
     return zlib.crc32(text.encode("utf-8", "surrogatepass")) % 2001 / 1000 - 1
+
+
+def _over_all(question: Question) -> str:
+    """What one answer over several records is drawn from: how many they are, the words they have
+    most of, and all they say.
+    """
+    said = "\n".join(question.texts)
+    words = Counter(word.lower() for word in _WORD.findall(said) if len(word) > 4)
+    for word in ("record", "records", "often"):  # of earlier answers
+        del words[word]
+    most = ", ".join(word for word, _ in sorted(words.items(), key=_most_first)[:3])
+    return f"{question.covers} records, most often {most}\n{said}"
+
+
+def _most_first(counted: tuple[str, int]) -> tuple[int, str]:
+    return -counted[1], counted[0]
+
+
+def _leading_number(text: str) -> int:
+    """The number that a text begins with: of records, where an answer is over several."""
+    found = re.match(r"\d+", text)
+    return int(found[0]) if found else hashed(text, "count") % 101
 
 
 def hashed(text: str, name: str) -> int:

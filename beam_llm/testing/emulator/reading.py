@@ -22,6 +22,7 @@ from beam_llm.testing.emulator.pictures import PICTURE, words_of
 _INPUT = re.compile(r"^[ \t]*Input (\d+):[ ]?", re.MULTILINE)
 _XML_INPUT = re.compile(r'<input index="(\d+)"[^>]*>(.*?)</input>', re.DOTALL)
 _NUMBERED = re.compile(r"^[ \t]*\[?(\d+)[.):\]|][ \t]?", re.MULTILINE)
+_MEMBER = re.compile(r"^(?:Record (\d+)|Part (\d+) \(([\d,]+) records?\)): ", re.MULTILINE)
 _CHILD = re.compile(r"<([A-Za-z_][\w.-]*)>(.*?)</\1>", re.DOTALL)
 _DELIMITED = re.compile(r"\b1\s?\||(?:index|number)>?\s?\|", re.IGNORECASE)
 _WORD_LIST = re.compile(
@@ -57,6 +58,7 @@ class Question:
         `value_field` None puts an object answer's fields beside the index.
       keyed: the reply is one object, each answer under its number.
       first: the number of the first record, where answers are a list.
+      covers: how many records the one answer is over; None where each text has its own.
     """
 
     texts: tuple[str, ...]
@@ -70,6 +72,7 @@ class Question:
     value_field: str | None = "value"
     keyed: bool = False
     first: int = 1
+    covers: int | None = None
 
 
 def read_question(body: Mapping[str, Any]) -> Question:
@@ -79,6 +82,9 @@ def read_question(body: Mapping[str, Any]) -> Question:
     system, user = _words(body.get("messages") or ())
     system, told = _without_told_schema(system)
     root = _strict_schema(body.get("response_format")) or told
+    reduced = _reduced(system, user, root)
+    if reduced is not None:
+        return reduced
     # A schema without room for several answers decides: numbers in the text are the record's own.
     may_be_many = (
         root is None or _answer_list(root, root) is not None or _keyed_answer(root) is not None
@@ -97,19 +103,27 @@ def read_question(body: Mapping[str, Any]) -> Question:
         return Question((text,), False, "json", root, root, f"{system}\n{instruction}")
     asked, words = _without_reply_words(user)
     instruction, text = split_single(asked)
-    schema = spoken_schema(words)
+    schema = _spoken_answer(words)
     if schema is None:
         return Question((text,), False, "text", None, None, f"{system}\n{instruction}")
-    # An answer that is no object is asked for inside one, as `{"value": …}`.
-    named = re.search(r'\bThe "(\w+)" follows', words)
-    if named is not None:
-        schema = {
-            "type": "object",
-            "properties": {named[1]: schema},
-            "required": [named[1]],
-            "$defs": schema.get("$defs", {}),
-        }
     return Question((text,), False, "json", schema, schema, f"{system}\n{instruction}")
+
+
+def _reduced(system: str, user: str, root: Mapping[str, Any] | None) -> Question | None:
+    """A prompt that wants one answer over all its records, or over partial answers; None for any
+    other.
+    """
+    marks = list(_MEMBER.finditer(user))
+    if not marks or "one answer over" not in user[: marks[0].start()].lower():
+        return None
+    asked, words = _without_reply_words(user)
+    lines = [asked[mark.end() :].partition("\n")[0] for mark in marks if mark.end() <= len(asked)]
+    texts = tuple(_json_text(line) or line for line in lines)
+    covers = sum(int(mark[3].replace(",", "")) if mark[3] else 1 for mark in marks)
+    schema = root or _spoken_answer(words)
+    hint = f"{system}\n{user[: marks[0].start()]}"
+    shape = "text" if schema is None else "json"
+    return Question(texts, False, shape, schema, schema, hint, covers=covers)
 
 
 def split_single(user: str) -> tuple[str, str]:
@@ -129,6 +143,21 @@ def split_single(user: str) -> tuple[str, str]:
         return user[: named.end()].rstrip(), user[named.end() :]
     first, line_break, rest = user.partition("\n")
     return (first, rest) if line_break else ("", user)
+
+
+def _spoken_answer(words: str) -> Mapping[str, Any] | None:
+    """The schema of a reply to one record, as the words at the end of its prompt give it."""
+    schema = spoken_schema(words)
+    # An answer that is no object is asked for inside one, as `{"value": …}`.
+    named = None if schema is None else re.search(r'\bThe "(\w+)" follows', words)
+    if schema is None or named is None:
+        return schema
+    return {
+        "type": "object",
+        "properties": {named[1]: schema},
+        "required": [named[1]],
+        "$defs": schema.get("$defs", {}),
+    }
 
 
 def _without_reply_words(text: str) -> tuple[str, str]:
