@@ -102,6 +102,13 @@ class Settings:
         most=65_536,
         only=_EMBED,
     )
+    session: str | None = _option(
+        None,
+        "field that names an element's session (default: elements are pairs of a session and a "
+        "message)",
+        kind="field",
+        only=_SESSION,
+    )
     # Bounds of what a session keeps, and of what its prompts hold.
     history_turns: int = _option(
         20,

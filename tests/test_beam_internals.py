@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import pickle
+import time
 import typing
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import pytest
 from apache_beam import coders
 from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing import test_stream
+from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import TimerSpec, on_timer
+from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import (
     GlobalWindow,
     IntervalWindow,
@@ -203,6 +206,49 @@ class WaitsForTheWatermark(beam.DoFn):
 )
 def test_a_real_time_timer_is_seen(dofn, has_one):
     assert internals.has_real_time_timer(dofn) == has_one
+
+
+class SumAtTheEnd(beam.DoFn):
+    """Sums per key over bundles, written when the bundle ends, all keys at once."""
+
+    TOTAL = ReadModifyWriteStateSpec("total", coders.FastPrimitivesCoder())
+
+    def start_bundle(self):
+        self._sums, self._cells = {}, internals.LateWrites()
+
+    def process(self, keyed, total=beam.DoFn.StateParam(TOTAL)):
+        key, number = keyed
+        if key not in self._sums:
+            self._cells.keep(key, total)
+            self._sums[key] = total.read() or 0
+        self._sums[key] += number
+        yield key, self._sums[key]
+
+    def finish_bundle(self):
+        for key, total in self._sums.items():
+            self._cells.write(key, None if total > 100 else total)
+
+
+@pytest.mark.parametrize("runner", ["FnApiRunner", "BundleBasedDirectRunner", "DirectRunner"])
+def test_a_state_that_is_written_when_its_bundle_ends_is_read_by_the_next(runner):
+    seen = Collect()
+    events = [[("a", 1), ("b", 10)], [("a", 2)], [("b", 100), ("a", 4)], [("b", 5), ("a", 8)]]
+    flags = [f"--runner={runner}", "--streaming"]
+    with beam.Pipeline(options=PipelineOptions(flags, pickle_library="cloudpickle")) as p:
+        if runner == "FnApiRunner":  # it has no TestStream
+            start = time.time()
+            ticks = p | PeriodicImpulse(start, start + 0.35, 0.1)
+            source = ticks | beam.FlatMap(lambda tick: events[round((tick - start) / 0.1)])
+        else:
+            made = test_stream.TestStream()
+            for together in events:
+                made = made.add_elements(together)
+            source = p | made.advance_watermark_to_infinity()
+        keyed = source | beam.Map(tuple).with_output_types(tuple[str, int])
+        _ = keyed | beam.ParDo(SumAtTheEnd()) | seen
+    assert [total for key, total in seen.found if key == "a"] == [1, 3, 7, 15]
+    if runner != "FnApiRunner":  # there, late ticks come in one bundle
+        assert [total for key, total in seen.found if key == "b"] == [10, 110, 5]
 
 
 def test_a_row_type_gives_back_its_fields_and_a_tuple_class():

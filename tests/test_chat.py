@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import itertools
 import pickle
+import time
 from collections import defaultdict
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import pydantic
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing import test_stream
+from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.transforms.trigger import AccumulationMode, AfterCount, Repeatedly
 from apache_beam.transforms.window import (
     FixedWindows,
@@ -30,7 +32,9 @@ from beam_llm import LLMChat, LLMPredict, UsageError, providers
 from beam_llm.config import settings
 from beam_llm.testing import Emulator, Fault
 from beam_llm.transforms import chat
+from beam_llm.transforms.beam_internals import LateWrites
 from beam_llm.transforms.chat import AskSessions
+from beam_llm.transforms.sessions import Session
 from beam_llm.values import Message, Prediction, Request
 from tests.collecting import Collect
 
@@ -386,6 +390,27 @@ def test_a_field_that_a_message_does_not_have_is_its_own_error(emulator):
     assert prompts(emulator)[-1] == [*exchange("a"), said("b")]
 
 
+def test_a_field_may_name_the_session(emulator):
+    rows = [
+        {"who": "a", "n": 2, "text": "two"},
+        {"who": "b", "n": 1, "text": "other"},
+        {"n": 3, "text": "nobody's"},
+        {"who": "a", "n": 1, "text": "one"},
+    ]
+    found = answered(
+        rows, prompt="The user says:\n{{ text }}", session="who", turn_order="n", output_field="is"
+    )
+    assert {row["text"]: row["is"] for row in found} == {
+        "one": "one",
+        "two": "two",
+        "other": "other",
+        "nobody's": None,
+    }
+    [reason] = [row["is_error"] for row in found if row["is_error"]]
+    assert "session names the field 'who', which this message does not have" in reason
+    assert prompts(emulator, "two") == [[*exchange("one"), said("two")]]
+
+
 def test_a_pause_ends_a_session(emulator):
     elements = at(("a", "one", 0), ("a", "two", 60), ("a", "three", 121), ("a", "four", 130))
     answered(elements, session_ttl_seconds=60)
@@ -605,6 +630,75 @@ def test_a_bundle_that_is_repeated_asks_again_and_gives_each_answer_once(emulato
     for prompt in prompts(emulator):
         asked[prompt[-1]].append(prompt)
     assert all(len(set(map(tuple, each))) == 1 for each in asked.values()), "always the same"
+
+
+@pytest.mark.parametrize("fails", ["the call is made", "the state is written"])
+def test_a_bundle_of_a_stream_that_fails_is_repeated_from_where_its_sessions_were(
+    emulator, monkeypatch, fails
+):
+    """The BundleBasedDirectRunner repeats a bundle that fails; its state is as it was before."""
+    failed: list[str] = []
+
+    def fail_once(at: str) -> None:
+        if at == fails and not failed and emulator.calls >= 3:
+            failed.append(at)
+            raise ConnectionError("once")
+
+    settle, write = Session.settle, LateWrites.write
+    monkeypatch.setattr(
+        Session, "settle", lambda *given: (fail_once("the call is made"), settle(*given))[1]
+    )
+    monkeypatch.setattr(
+        LateWrites, "write", lambda *given: (fail_once("the state is written"), write(*given))[1]
+    )
+    events = [[("a", f"turn {n}", n), ("b", f"other {n}", n)] for n in range(4)]
+    found = answered(stream(*events), "--streaming", **STREAMING)
+    assert failed == [fails]
+    assert emulator.calls > 8
+    assert sorted(p.element[1] for p in found) == sorted(text for e in events for _, text, _ in e)
+    for word in ("turn", "other"):
+        assert {tuple(prompt) for prompt in prompts(emulator, word)} == {
+            (
+                *itertools.chain.from_iterable(exchange(f"{word} {n}") for n in range(turn)),
+                said(f"{word} {turn}"),
+            )
+            for turn in range(4)
+        }
+
+
+@pytest.mark.parametrize("repeat", [0, 1])
+@pytest.mark.parametrize("runner", ["FnApiRunner", "DirectRunner"])
+def test_a_local_runner_s_stream_has_its_histories_over_bundles_of_one_element(
+    emulator, runner, repeat
+):
+    found, start = Collect(), time.time()
+    with pipeline("--streaming", f"--direct_runner_bundle_repeat={repeat}", runner=runner) as p:
+        ticks = p | PeriodicImpulse(start, start + 0.45, 0.1)
+        turns = ticks | beam.Map(lambda tick: ("a", f"turn {round((tick - start) / 0.1)}"))
+        replies = turns | LLMChat(MODEL, PROMPT) | beam.Map(lambda p: p.element[1])
+        counted = replies | beam.WindowInto(FixedWindows(1000)) | beam.combiners.Count.PerElement()
+        _ = counted | found
+    assert set(found.found) == {(f"turn {n}", 1) for n in range(5)}
+    assert max(prompts(emulator), key=len) == [
+        *itertools.chain.from_iterable(exchange(f"turn {n}") for n in range(4)),
+        said("turn 4"),
+    ]
+
+
+@pytest.mark.parametrize("how", ["multi_threading", "multi_processing"])
+def test_several_workers_of_the_local_runner_keep_sessions_apart_and_in_order(
+    emulator, how, tmp_path
+):
+    elements = [(n, f"turn {t} of {n}.") for t in range(4) for n in range(10)]
+    flags = ["--direct_num_workers=2", f"--direct_running_mode={how}"]
+    with pipeline(*flags) as p:
+        replies = p | beam.Create(elements, reshuffle=False) | LLMChat(MODEL, PROMPT)
+        _ = replies | beam.Map(lambda p: p.value) | beam.io.WriteToText(str(tmp_path / "out"))
+    lines = [line for path in tmp_path.iterdir() for line in path.read_text().splitlines()]
+    assert sorted(lines) == sorted(text for _, text in elements)
+    for n in range(10):
+        sizes = [len(prompt) for prompt in prompts(emulator, f" of {n}.")]
+        assert sizes == [1, 3, 5, 7]
 
 
 # At construction

@@ -48,7 +48,7 @@ def run(block: str) -> dict[str, Any]:
 
 
 (FIRST,) = blocks(README, "python")
-SEEN, ERRORS, VECTORS, IMAGES, REDUCED, LOCAL, *OTHERS = blocks(RECIPES, "python")
+SEEN, ERRORS, VECTORS, IMAGES, REDUCED, SESSIONS, LOCAL, *OTHERS = blocks(RECIPES, "python")
 GOOGLE, AWS, CLAUDE, TABLES, COUNTERS, TESTING, NOTEBOOK, *ADDED = OTHERS
 ACME, USES_ACME, STORE, TESTS_STORE, PARSER = ADDED
 (YAML,) = blocks(RECIPES, "yaml")
@@ -171,6 +171,19 @@ def test_records_of_a_key_have_one_answer(
     run(REDUCED)
     lines = sorted(capfd.readouterr().out.splitlines())
     assert [line.split(",")[0] for line in lines] == ["kettle 2 2 records", "lamp 1 1 records"]
+
+
+def test_sessions_are_answered_turn_by_turn(
+    llm_emulator: Emulator, capfd: pytest.CaptureFixture[str]
+):
+    run(SESSIONS)
+    assert sorted(capfd.readouterr().out.splitlines()) == [
+        "ada I am Ada, and I like tea. → I am Ada, and I like",
+        "ada What do I like? → What do I like?",
+        "bob I am Bob. → I am Bob.",
+    ]
+    sizes = [len(llm_emulator.requests[n]["messages"]) for n in range(3)]
+    assert sorted(sizes) == [2, 2, 4]
 
 
 def test_a_local_server_needs_no_key(

@@ -236,8 +236,11 @@ def test_on_flink_a_taskmanager_killed_in_mid_stream_loses_no_record(
 # ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+PROMPT = "The user says:\n{{ element }}"
+
+
 def prompt_of(text: str) -> str:
-    return f"The user says:\n{text}"
+    return PROMPT.replace("{{ element }}", text)
 
 
 def histories(emulator) -> dict[str, list[list[str]]]:
@@ -280,7 +283,7 @@ def test_on_prism_a_session_s_history_spans_bundles(emulator, prism_options):
     found, grouped, start = Collect(), Collect(), time.time()
     with pipeline(*prism_options) as p:
         ticks = p | PeriodicImpulse(start, start + 4, 0.5) | beam.ParDo(SayTurn(), start, 0.5)
-        replies = ticks | LLMChat(MODEL, prompt_of("{{ element }}"))
+        replies = ticks | LLMChat(MODEL, PROMPT)
         _ = replies | beam.Map(reply_line) | found
         seconds = replies | beam.WindowInto(FixedWindows(1)) | beam.Map(lambda p: (p.key, 1))
         _ = seconds | beam.GroupByKey() | beam.ParDo(Pane()) | grouped
@@ -291,3 +294,55 @@ def test_on_prism_a_session_s_history_spans_bundles(emulator, prism_options):
     )
     assert histories(emulator) == {session: conversation(session, 8) for session in SESSIONS}
     assert {timing for _, _, timing in grouped.found} == {"on time"}
+
+
+@pytest.mark.flink
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_on_flink_a_session_s_history_spans_bundles_and_the_job_ends(
+    flink_cluster, emulator, tmp_path
+):
+    out, start = tmp_path / "out.jsonl", time.time()
+    flags = flink_cluster.streaming_options(env=emulator.environment)
+    with pipeline(*flags, "--max_bundle_time_mills=200") as p:
+        ticks = p | PeriodicImpulse(start, start + 4, 0.5) | beam.ParDo(SayTurn(), start, 0.5)
+        replies = ticks | beam.WindowInto(FixedWindows(10**6)) | LLMChat(MODEL, PROMPT)
+        seconds = (
+            replies
+            | "seconds" >> beam.WindowInto(FixedWindows(1))
+            | beam.Map(lambda p: (0, p.value))
+        )
+        _ = seconds | beam.GroupByKey() | beam.ParDo(Pane()) | beam.ParDo(AppendLine(out))
+    panes = written(out)
+    assert {timing for _, _, timing in panes} == {"on time"}
+    assert sorted(text for _, texts, _ in panes for text in texts) == sorted(
+        f"turn {n} of {session}" for session in SESSIONS for n in range(8)
+    )
+    assert histories(emulator) == {session: conversation(session, 8) for session in SESSIONS}
+
+
+@pytest.mark.flink
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_on_flink_a_taskmanager_killed_in_mid_session_breaks_no_history(
+    flink_cluster, emulator_with, tmp_path
+):
+    emulator, turns, out = emulator_with(keep_requests=5_000), 40, tmp_path / "out.jsonl"
+    flags = flink_cluster.streaming_options(checkpoint_ms=1000, env=emulator.environment)
+    start = time.time()
+    p = pipeline(*flags)
+    ticks = p | PeriodicImpulse(start, start + turns * 0.5, 0.5) | beam.ParDo(SayTurn(), start, 0.5)
+    replies = ticks | LLMChat(MODEL, PROMPT, history_turns=100)
+    _ = replies | beam.Map(reply_line) | beam.ParDo(AppendLine(out))
+    p.run()
+    wait_until(lambda: len(written(out)) >= 12, 90)
+    flink_cluster.kill_taskmanager()
+    flink_cluster.start_taskmanager()
+    everything = {f"turn {n} of {session}" for session in SESSIONS for n in range(turns)}
+    wait_until(lambda: everything <= {line[1] for line in written(out)}, 120)
+    assert all(error is None for _, _, error in written(out))
+    # Asked again after the kill, a turn is asked after the same history; none is lost or doubled.
+    for session, prompts in histories(emulator).items():
+        assert sorted(set(map(tuple, prompts)), key=len) == [
+            tuple(prompt) for prompt in conversation(session, turns)
+        ]

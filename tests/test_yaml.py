@@ -101,6 +101,19 @@ def test_a_step_embeds_rows_in_both_modes(folder: Path, llm_emulator: Emulator, 
     assert llm_emulator.billed.total() == 2
 
 
+CHAT = STEP.replace("LLMPredict", "LLMChat").replace("CONFIG", "session: who")
+CHAT = CHAT.replace("output: enum:positive|negative", "turn_order: id")
+CHAT = CHAT.replace("Sentiment of this review: ", "")
+
+
+def test_a_step_answers_rows_of_a_session_one_after_another(folder: Path, llm_emulator: Emulator):
+    rows = [{"id": n, "who": n % 2, "text": f"text {n}"} for n in range(4)]
+    (folder / "reviews-1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(folder, CHAT) == 0
+    assert {row["answer"] for row in rows_in(folder)} == {row["text"] for row in rows}
+    assert sorted(len(llm_emulator.requests[n]["messages"]) for n in range(4)) == [1, 1, 3, 3]
+
+
 def test_a_chat_model_s_option_of_an_embedding_step_is_refused_with_its_line(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ):

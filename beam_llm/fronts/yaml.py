@@ -1,5 +1,5 @@
-"""`LLMPredict` and `LLMEmbed` as steps of Beam YAML: rows in, rows with the answer or the vector
-out, errors apart if wanted.
+"""`LLMPredict`, `LLMEmbed` and `LLMChat` as steps of Beam YAML: rows in, rows with the answer or
+the vector out, errors apart if wanted.
 
 `python -m beam_llm.fronts.yaml` prints where the file of providers is.
 """
@@ -19,6 +19,7 @@ from beam_llm.config import EACH, OPTIONS, options_of, settings_from_options
 from beam_llm.errors import UsageError
 from beam_llm.fronts.nested_rows import NestedRow, as_nested, nested_type
 from beam_llm.transforms.beam_internals import new_row, row_fields, row_type
+from beam_llm.transforms.chat import LLMChat as Sessions
 from beam_llm.transforms.fields import fields_of
 from beam_llm.transforms.predict import LLMPredict as Transform
 
@@ -44,7 +45,7 @@ class Predict(beam.PTransform):
     def expand(self, rows: pvalue.PCollection) -> Any:
         settings, tag = self.settings, self._error_tag
         options = {name: getattr(settings, name) for name in OPTIONS}
-        transform = Transform(**options)
+        transform = (Sessions if settings.task == "session" else Transform)(**options)
         if tag is None:
             return self._nested(rows | "Predict" >> transform)
         # What is good has no error: its column would be empty in every row.
@@ -113,6 +114,11 @@ def LLMPredict(**config: Any) -> beam.PTransform:  # a transform's name in YAML
 def LLMEmbed(**config: Any) -> beam.PTransform:  # likewise
     """The step's constructor; its signature and documentation are made of the table of options."""
     return _step(config, VECTOR, task="embed", usual={"batch_size": "auto"})
+
+
+def LLMChat(**config: Any) -> beam.PTransform:  # likewise
+    """The step's constructor; its signature and documentation are made of the table of options."""
+    return _step(config, ANSWER, task="session")
 
 
 def _step(config: dict[str, Any], field: str, **fixed: Any) -> Predict:
@@ -202,6 +208,12 @@ _EMBEDS = """Asks an embedding model about every row; each comes out with a vect
 The prompt is a Jinja2 template over the row's fields that gives the text. Beam runs a pipeline's
 file through Jinja2 first, so it stands between {% raw %} and {% endraw %}. The vector is a field of
 the row: a list of numbers."""
+_CHATS = """Answers rows as messages of sessions, each after what was said in its session before;
+each row comes out with its reply, or the reason.
+
+`session` names the field with the session. The prompt is a Jinja2 template over the row's fields
+that gives the message. Beam runs a pipeline's file through Jinja2 first, so it stands between
+{% raw %} and {% endraw %}."""
 
 
 LLMPredict.__doc__ = _documentation(
@@ -224,6 +236,15 @@ LLMEmbed.__doc__ = _documentation(
     "embed",
 )
 LLMEmbed.__signature__ = _signature("embed")  # type: ignore[attr-defined]
+LLMChat.__doc__ = _documentation(
+    _CHATS,
+    {
+        "output": "the reply: string, integer, number, boolean, enum:a|b|c, or a JSON schema",
+        "output_field": f"the reply's field; its error is in <field>_error (default {ANSWER})",
+    },
+    "session",
+)
+LLMChat.__signature__ = _signature("session")  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

@@ -59,7 +59,15 @@ from beam_llm.transforms.fields import is_keyed, split_type
 from beam_llm.transforms.forming import RecordReader
 from beam_llm.transforms.live import WithEngine
 from beam_llm.transforms.predict import LLMPredict, signature
-from beam_llm.transforms.sessions import MICROS, Bounds, Session, Turn, in_order
+from beam_llm.transforms.sessions import (
+    MICROS,
+    Bounds,
+    Session,
+    Turn,
+    field_of,
+    in_order,
+    message_of,
+)
 from beam_llm.values import Outcome, Prediction, Record
 
 
@@ -75,8 +83,9 @@ class LLMChat(LLMPredict):
         replies = messages | LLMChat("openai:gpt-4.1-mini", system_prompt="Be brief.")
         replies | beam.Map(lambda reply: (reply.key, reply.element[1], reply.value))
 
-    Elements are pairs of a session and a message; a session is whatever has a deterministic coder
-    (a string, a number, a tuple of them), and in each window it is another one. A session's turns
+    Elements are pairs of a session and a message, or have a field that `session` names; a session
+    is whatever has a deterministic coder (a string, a number, a tuple of them), and in each window
+    it is another one. A session's turns
     are asked one after another, each with the messages and replies before it: in bounded input by
     the elements' timestamps, or by `turn_order`; those at the same place as the runner brings them
     (local runners in the order of the input, others in none, so give `turn_order` there). Unbounded
@@ -100,6 +109,7 @@ class LLMChat(LLMPredict):
       prompt: a Jinja2 template over the message's fields; `{{ element }}` (the default) is the
         whole of it.
       output: the type of a reply, as for `LLMPredict`.
+      session: field that names an element's session, where elements are no pairs.
       system_prompt: the instruction that every turn is asked with.
       history_turns, history_tokens: most exchanges, and tokens of them, before a turn.
       session_ttl_seconds: a session ends so long after its last turn.
@@ -107,8 +117,8 @@ class LLMChat(LLMPredict):
       batch_size: most waiting turns of a session in one prompt.
       options: every option of `beam_llm.config.Settings` that is not about records one by one.
 
-    Returns: one `Prediction` per element, at its timestamp and in its windows, with the session as
-    its `key`; with `output_field`, rows.
+    Returns: one `Prediction` per element, at its timestamp and in its windows; the session of a
+    pair is its `key`. With `output_field`, rows.
 
     Raises:
       UsageError: when built, for any option that can't work, `mode="batch_api"` among them: a turn
@@ -133,10 +143,10 @@ def _check_elements(elements: pvalue.PCollection, settings: Settings) -> None:
     kind = elements.element_type
     # Unions and tuples of any length may hold pairs: what is none shows when it comes.
     may_be_pair = isinstance(kind, typehints.UnionConstraint) or kind in _ANYTHING
-    if not may_be_pair and split_type(kind)[0] is None:
+    if settings.session is None and not may_be_pair and split_type(kind)[0] is None:
         raise UsageError(
-            f"LLMChat takes pairs of a session and a message, and these elements are {kind}: put "
-            "beam.WithKeys(…) before it"
+            f"LLMChat takes pairs of a session and a message, and these elements are {kind}: name "
+            "the field with the session by session='…', or put beam.WithKeys(…) before it"
         )
     if elements.is_bounded:
         return
@@ -164,14 +174,17 @@ class AnswerSessions(beam.PTransform):
         self._settings = settings
 
     def expand(self, elements: pvalue.PCollection) -> pvalue.PCollection:
-        key_type, _ = split_type(elements.element_type)
         windowfn, settings = elements.windowing.windowfn, self._settings
+        key_type = None if settings.session else split_type(elements.element_type)[0]
         key_coder = coders.registry.get_coder(Any if key_type is None else key_type)
         coder = coders.WindowedValueCoder(
             coders.registry.get_coder(elements.element_type), windowfn.get_window_coder()
         )
         keying = KeyTurns(
-            key_coder.as_deterministic_coder(self.label), coder, by_window=not elements.is_bounded
+            settings.session,
+            key_coder.as_deterministic_coder(self.label),
+            coder,
+            by_window=not elements.is_bounded,
         )
         keyed = elements | "Key turns" >> beam.ParDo(keying).with_output_types(tuple[bytes, bytes])
         if elements.is_bounded:
@@ -193,14 +206,21 @@ class KeyTurns(beam.DoFn):
     """Elements → `(session as bytes, envelope)`, once for each of their windows.
 
     Args:
+      field: that names the session; None where elements are pairs.
       key_coder: of sessions, deterministic.
       coder: of the elements with their timestamps and windows.
       by_window: the window is part of the key, and the pair is in the global one.
     """
 
     def __init__(
-        self, key_coder: coders.Coder, coder: coders.WindowedValueCoder, *, by_window: bool
+        self,
+        field: str | None,
+        key_coder: coders.Coder,
+        coder: coders.WindowedValueCoder,
+        *,
+        by_window: bool,
     ):
+        self._field = field
         self._key_coder = key_coder
         self._coder = coder
         self._by_window = by_window
@@ -231,20 +251,28 @@ class KeyTurns(beam.DoFn):
 
     def session(self, element: Any) -> bytes | Failure:
         """An element's session as bytes, or why it has none."""
-        if not is_keyed(element):
-            return Failure(
-                Kind.PROMPT,
-                f"the element is a {type(element).__name__}, and has to be a pair of a session and "
-                "a message",
-            )
+        session = self._named(element)
+        if isinstance(session, Failure):
+            return session
         try:
-            return bytes(self._encode_key(element[0]))
+            return bytes(self._encode_key(session))
         except USER_CODE_ERRORS as error:
             return Failure(
                 Kind.PROMPT,
-                f"the session is a {type(element[0]).__name__} that has no deterministic bytes: "
+                f"the session is a {type(session).__name__} that has no deterministic bytes: "
                 f"{type(error).__name__}",
             )
+
+    def _named(self, element: Any) -> Any | Failure:
+        if self._field is not None:
+            return field_of(message_of(element), self._field, "session")
+        if is_keyed(element):
+            return element[0]
+        return Failure(
+            Kind.PROMPT,
+            f"the element is a {type(element).__name__}, and has to be a pair of a session and "
+            "a message",
+        )
 
 
 class AskSessions(WithEngine[tuple[Session, list[Turn]]]):

@@ -20,6 +20,7 @@ class Options(TypedDict, total=False):
     media: Sequence[str] | None
     task: Literal["chat", "embed", "session", "reduce"]
     dimensions: int | None
+    session: str | None
     history_turns: int
     history_tokens: int | None
     session_ttl_seconds: float

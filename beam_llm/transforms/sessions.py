@@ -20,7 +20,7 @@ from apache_beam.utils.timestamp import Timestamp
 from beam_llm.errors import Failure, Kind
 from beam_llm.prompting.batching import Caps, tokens_of
 from beam_llm.prompting.session_task import Exchange, SessionTask, recent
-from beam_llm.transforms.fields import readable_fields
+from beam_llm.transforms.fields import is_keyed, readable_fields
 from beam_llm.values import Outcome, Record, Usage
 
 MICROS = 1_000_000
@@ -196,7 +196,7 @@ def in_order(turns: Iterable[Turn], field: str | None) -> list[Turn]:
         return sorted(turns, key=lambda turn: turn.micros)
     placed, misplaced = list[tuple[Any, Turn]](), list[Turn]()
     for turn in turns:
-        place = _place_of(turn.arrived.value[1], field) if _is_askable(turn) else None
+        place = _place_of(message_of(turn.arrived.value), field) if _is_askable(turn) else None
         if place is None or isinstance(place, Failure):
             turn.record = turn.record if place is None else place
             misplaced.append(turn)
@@ -209,20 +209,33 @@ def _is_askable(turn: Turn) -> bool:
     return isinstance(turn.record, Record)
 
 
+def message_of(element: Any) -> Any:
+    """What an element says: the value of a pair, else all of it."""
+    return element[1] if is_keyed(element) else element
+
+
 def _place_of(message: Any, field: str) -> tuple[int, Any] | Failure:
+    value = field_of(message, field, "turn_order")
+    if isinstance(value, Failure):
+        return value
+    return _rank(value) or Failure(
+        Kind.PROMPT,
+        f"turn_order names the field {field!r}, whose {type(value).__name__} says no place: it has "
+        "to be a number, a text or a time",
+    )
+
+
+def field_of(message: Any, field: str, option: str) -> Any | Failure:
+    """The value of a field that an option names, or why there is none."""
     fields = readable_fields(message)
     if isinstance(fields, Failure):
         return fields
-    if field not in fields:
-        has = ", ".join(map(repr, fields)) or "none"
-        return Failure(
-            Kind.PROMPT,
-            f"turn_order names the field {field!r}, which this message does not have; it has {has}",
-        )
-    return _rank(fields[field]) or Failure(
+    if field in fields:
+        return fields[field]
+    has = ", ".join(map(repr, fields)) or "none"
+    return Failure(
         Kind.PROMPT,
-        f"turn_order names the field {field!r}, whose {type(fields[field]).__name__} says no "
-        "place: it has to be a number, a text or a time",
+        f"{option} names the field {field!r}, which this message does not have; it has {has}",
     )
 
 
