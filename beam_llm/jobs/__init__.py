@@ -16,8 +16,7 @@
     status.py           where it stands
     submit.py           from an intent to a remote job
     input_file.py       what is sent, and put in its place
-    doubt.py            a create that got no answer
-    remote_search.py    a job that nobody heard of
+    doubt.py            a create that got no answer, jobs that nobody heard of
     remote_watch.py     a job under way, to its end
     queue_limit.py      too large for the queue: two jobs
     pacing.py           when to look again

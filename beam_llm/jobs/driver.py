@@ -27,6 +27,7 @@ from beam_llm.errors import (
 )
 from beam_llm.jobs import join
 from beam_llm.jobs.closing import collect
+from beam_llm.jobs.doubt import find_remote
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job import Cost, Job, JobContext
@@ -35,7 +36,6 @@ from beam_llm.jobs.journal import Created, Done
 from beam_llm.jobs.ledger import Intent, Ledger
 from beam_llm.jobs.live_leftovers import Ask, LiveJob
 from beam_llm.jobs.refs import BatchJobRef
-from beam_llm.jobs.remote_search import find_remote
 from beam_llm.jobs.remote_watch import RemoteWatch
 from beam_llm.jobs.status import JobStatus, Phase, Ready, Waiting
 from beam_llm.jobs.submit import Submission

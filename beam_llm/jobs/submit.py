@@ -23,7 +23,7 @@ from beam_llm.errors import (
     guarded,
 )
 from beam_llm.jobs.closing import collect, split
-from beam_llm.jobs.doubt import Doubt
+from beam_llm.jobs.doubt import Doubt, acknowledged_late, find_remote, rejoin
 from beam_llm.jobs.endings import JobEnd, too_small
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.input_file import Staged, stage, stage_anew
@@ -31,7 +31,6 @@ from beam_llm.jobs.job import Job
 from beam_llm.jobs.journal import Closed, CloseReason, Done
 from beam_llm.jobs.pacing import SHORTEST_PAUSE_SECONDS, visible_seconds
 from beam_llm.jobs.queue_limit import QueueLimit, Split
-from beam_llm.jobs.remote_search import acknowledged_late, find_remote, rejoin
 from beam_llm.jobs.status import JobStatus, Phase, Waiting
 from beam_llm.protocols import RemoteJob
 from beam_llm.stores import temporary_file
