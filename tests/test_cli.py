@@ -1100,6 +1100,19 @@ def test_an_estimate_says_how_long_batch_jobs_take(
     assert turnaround["source"]
 
 
+def test_an_estimate_is_made_of_answers_that_hold_answers_of_their_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = {"type": "object", "required": ["name", "children"], "additionalProperties": False}
+    children = {"type": "array", "items": {"$ref": "#/$defs/Node"}}
+    node["properties"] = {"name": {"type": "string"}, "children": children}
+    schema = {"$defs": {"Node": node}, "$ref": "#/$defs/Node"}
+    (tmp_path / "tree.json").write_text(json.dumps(schema))
+    command = ["estimate", reviews(tmp_path), "--model", MODEL, "--prompt", PROMPT]
+    assert main([*command, "--output-type", str(tmp_path / "tree.json")]) == 0
+    assert "tokens an answer" in capsys.readouterr().out
+
+
 def test_an_estimate_counts_what_the_guard_asks_alone(
     tmp_path: Path, llm_emulator: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:

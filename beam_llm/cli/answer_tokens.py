@@ -59,10 +59,11 @@ class _Example:
     def __init__(self, definitions: Mapping[str, Any]):
         self.free_strings = 0
         self._definitions = definitions
+        self._open: list[str] = []
 
     def of(self, part: Mapping[str, Any]) -> str:
         if "$ref" in part:
-            return self.of(self._definitions.get(part["$ref"].rpartition("/")[2], {}))
+            return self._of_definition(part["$ref"].rpartition("/")[2])
         if "enum" in part or "const" in part:
             # The longest: an estimate may be too high, but not too low.
             return max((f'"{member}"' for member in part.get("enum", [part.get("const")])), key=len)
@@ -75,6 +76,16 @@ class _Example:
             )
             return "{" + ",".join(fields) + "}"
         if kind == "array":
+            # Two, for nobody knows how many.
             return f"[{self.of(part.get('items', {}))},{self.of(part.get('items', {}))}]"
         self.free_strings += kind not in _PLAIN
         return _PLAIN.get(str(kind), '""')
+
+    def _of_definition(self, name: str) -> str:
+        # A tree's own end is its depth, which nobody knows: here it is one node.
+        if name in self._open:
+            return "null"
+        self._open.append(name)
+        text = self.of(self._definitions.get(name, {}))
+        self._open.pop()
+        return text
