@@ -194,7 +194,7 @@ REFUSED = {
     "vectors of a model that answers": (
         "SELECT AI_EMBED('m', text, MAP['system.prompt', 'x']) FROM t",
         49,
-        "system.prompt' is 'x': it is an option of task='chat' alone",
+        "system.prompt' is 'x': it is an option of task='chat'",
     ),
     "answers of a model that embeds": (
         "SELECT ML_PREDICT('m', text, MAP['dimension', '8']) FROM t",

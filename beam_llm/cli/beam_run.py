@@ -37,6 +37,7 @@ def pipeline_options(beam_options: list[str]) -> PipelineOptions:
         if runner.rpartition(".")[2] in _KNOWN_BY_A_SERVER:
             return options
         given = options.get_all_options(retain_unknown_options=True)
+    # Of all of Beam's modules that are loaded; a runner's own are among them.
     known = PipelineOptions([]).get_all_options()
     for name in given:
         if name not in known:

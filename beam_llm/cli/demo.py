@@ -72,6 +72,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
             # Bedrock's own jobs have a hundred requests at least, and fewer would go live.
             "min_records": 1,
         },
+        # It signs, by its cloud's own credentials.
         "api_key": None,
     },
 }
@@ -391,6 +392,7 @@ def _linear(answered: Sequence[dict[str, Any]]) -> str:
     scores = [row["answer"]["score"] for row in answered]
     try:
         return f"{correlation(scores, [row['rating'] for row in answered]):.2f}"
+    # Of one answer, or where all have the same score.
     except StatisticsError:
         return "undefined on so few"
 

@@ -14,6 +14,7 @@ from beam_llm.transforms.preview import preview
 
 def first_request(settings: Settings, elements: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Lines: the first request over these elements, or why there is none."""
+    # Which model reads a record is told by the record, so each has a reader of its own.
     record_of = None if is_template(settings.model) else RecordReader(settings).record
     found = preview(settings, elements, 1, record_of)
     if not found:

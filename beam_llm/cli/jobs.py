@@ -64,6 +64,7 @@ def ls(chosen: argparse.Namespace) -> int:
 
 def _line(job: JobView) -> tuple[str, ...]:
     done = job.state == "done"
+    # The ledger knows them once a job is done.
     counts = [f"{count:,}" if done else "" for count in (job.answered, job.failed, job.left)]
     cost = price(job.cost_usd) if done or job.cost_usd is not None else ""
     return (
@@ -127,6 +128,7 @@ def attach(chosen: argparse.Namespace) -> int:
     )
     if left:
         write_line(f"{chosen.name}: left {plural(left, 'job')} of other prompts, models or outputs")
+    # Answers go by the disk: a job's may be more than fits into memory.
     folder = tempfile.mkdtemp(dir=scratch_folder())
     try:
         tally = _collected(chosen, settings, ids, folder)

@@ -288,6 +288,7 @@ def _write_once(run: _Run) -> tuple[Tally, Seen]:
     with run.answers() as index:
         if index.missing():
             _refuse_lost(run, index.missing())
+        # Read once for the sums and once for the file: in memory are only their places.
         for answer in index.answers():
             tally.add(answer)
         schema = written_schema(run.task.output)

@@ -121,6 +121,7 @@ def together(reports: Sequence[Report]) -> Report:
 def _mean_latency(reports: Sequence[Report]) -> float | None:
     """Weighted by the calls that each run made."""
     known = [
+        # At least one call was measured, whatever was counted.
         (report.mean_latency_ms, report.counters.get("requests", 0) or 1)
         for report in reports
         if report.mean_latency_ms is not None

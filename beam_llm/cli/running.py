@@ -133,6 +133,7 @@ def reason_of(error: BaseException) -> str:
         if isinstance(cause, LLMError):
             return str(cause)
         cause = cause.__cause__ or cause.__context__
+    # From elsewhere comes a traceback's text: our own exception first, else the last line of all.
     text = str(error)
     ours = _WRAPPED.findall(text)
     if ours:

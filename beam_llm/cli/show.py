@@ -75,5 +75,6 @@ def _shortened(found: re.Match[str]) -> str:
 
 
 def _json_escape(found: re.Match[str]) -> str:
+    # JSON's escapes are of UTF-16: a character beyond the first 65,536 takes two.
     units = found[0].encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))

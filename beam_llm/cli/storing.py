@@ -58,6 +58,7 @@ class StoreInSpool(beam.DoFn, ABC):
         self._close()  # of a bundle that failed
 
     def process(self, element: Any) -> None:
+        # At the first element: a bundle without any leaves no empty file behind.
         if self._file is None:
             self._file = SpoolFile(self._folder, self.definition)
         answer, fields = self.stored(element)

@@ -16,6 +16,7 @@ def command(arguments: Sequence[str]) -> argparse.Namespace:
     """The command as a parsed one, for arguments that no parser here knows."""
 
     def run(_: object) -> int:
+        # Not at the top: the emulator loads a web server, which no other command needs.
         from beam_llm.testing import serve
 
         return serve(arguments)

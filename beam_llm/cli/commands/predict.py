@@ -83,6 +83,7 @@ def run(chosen: argparse.Namespace) -> int:
         )
     files = RunFiles(chosen)
     command = _command(chosen)
+    # Before anything that a run has: nothing is asked, so no key is looked for.
     if chosen.show is not None:
         return SOME_ERRORS if show(command, chosen.show) else ALL_ANSWERED
     with files.listening():

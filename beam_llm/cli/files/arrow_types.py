@@ -16,6 +16,7 @@ def arrow_type(schema: Mapping[str, Any]) -> Any:
 
     try:
         return _arrow_schema(schema, schema.get("$defs", {}))
+    # Whatever there is in a schema that no column has: text holds it.
     except (KeyError, TypeError, ValueError, RecursionError):
         return pa.string()
 

@@ -192,6 +192,7 @@ def _after_plain_value(text: str, at: int) -> int:
 
 def _bad_byte(source: Source) -> DataError:
     """Names the byte that is not UTF-8; the decoder alone knows only the block it is in."""
+    # Read anew in the way that keeps such bytes: only a file that is refused is read twice.
     with _csv_text(source._replace(skips_bad_lines=True)) as text:
         for number, line in enumerate(text, 1):
             if bad := _BAD_BYTE.search(line):

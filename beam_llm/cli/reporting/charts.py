@@ -46,6 +46,7 @@ def _bar(left: float, width: float, part: float, marked: float, label: str) -> M
 
 def _ticks(texts: Sequence[str], y: float) -> Markup:
     last = max(len(texts) - 1, 1)
+    # The outer two would be cut off at the edges.
     anchors = ["start", *["middle"] * (len(texts) - 2), "end"] if len(texts) > 1 else ["start"]
     return Markup().join(
         Markup('<text x="{:.2f}%" y="{}" text-anchor="{}" class="tick">{}</text>').format(

@@ -100,6 +100,8 @@ def _settings(subject: Subject, redacted: bool) -> Iterator[tuple[str, str]]:
     first: dict[str, str] = {}
     for use, known in subject.uses.items():
         own = dict(settings_shown(known, redacted))
+        # Only options that differ from their defaults are shown, so what a use lacks is a default
+        # there.
         left_out = dict.fromkeys(first.keys() - own.keys(), "default")
         for name, value in {**own, **left_out}.items():
             if name == "model" or first.get(name) != value:
@@ -109,6 +111,7 @@ def _settings(subject: Subject, redacted: bool) -> Iterator[tuple[str, str]]:
 
 def _runner(beam_options: Sequence[str]) -> str:
     named = [option for option in beam_options if option.startswith("--runner=")]
+    # Of a flag given twice the last one counts.
     return named[-1].removeprefix("--runner=") if named else "FnApiRunner"
 
 

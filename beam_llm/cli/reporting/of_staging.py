@@ -51,6 +51,7 @@ def page_of_staging(store: Store, *, redacted: bool) -> Page:
 def _headline(jobs: Sequence[JobView], errors: _Errors) -> Iterator[Figure]:
     states = Counter("done" if job.state == "done" else "open" for job in jobs)
     yield Figure("jobs", f"{len(jobs):,}", f"{states['open']:,} open" if states["open"] else "")
+    # Those of follow-ups and halves are their parents' already.
     records = sum(job.records for job in jobs if job.kind == "job")
     yield Figure("records", f"{records:,}", f"{errors.answered:,} answered")
     failed = sum(errors.counts.values())

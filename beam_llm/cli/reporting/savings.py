@@ -57,6 +57,7 @@ def other_ways(known: Settings, records: ReadRecords, tally: Tally) -> OtherWays
         return None
     of_input, of_output, of_requests = ratios
     usage = _usage(tally.input_tokens, tally.output_tokens, scale)
+    # By the size of one, for long prompts have a price of their own.
     live = prices.total_usd(usage, round(tally.records / of_requests))
     usage = _usage(tally.input_tokens * of_input, tally.output_tokens * of_output, scale)
     alone = prices.total_usd(usage, tally.records)

@@ -56,6 +56,7 @@ def _run_all(chosen: argparse.Namespace, script: Script) -> list[Ended]:
     ended = []
     try:
         for step in script.steps:
+            # In the file's order: what SHOW tells is of the moment at which it stands there.
             if isinstance(step, Printed):
                 print(_printed(step))
             elif (one := runner.run(step)) is not None:

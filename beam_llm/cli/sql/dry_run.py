@@ -10,6 +10,7 @@ from typing import Any
 
 from beam_llm.cli.first_request import first_request
 from beam_llm.cli.shown_options import options_in_words
+from beam_llm.cli.sql.ends import is_beam
 from beam_llm.cli.sql.looking import look
 from beam_llm.cli.sql.rows import read_input, sources_of
 from beam_llm.config import Settings
@@ -18,7 +19,6 @@ from beam_llm.fronts.sql.compute import Evaluator
 from beam_llm.fronts.sql.plan import Ask, Plan, Rows
 from beam_llm.fronts.sql.script import Job, Script
 from beam_llm.fronts.sql.steps import inputs_of
-from beam_llm.fronts.sql.tables import Table
 
 _SAMPLE = 1_000
 """Rows that are looked through for one that is asked about."""
@@ -38,10 +38,10 @@ def _indented(line: str) -> str:
 
 
 def _described(plan: Plan) -> Iterator[str]:
-    sources = [] if _is_beam(plan.source) else sources_of(plan)
+    sources = [] if is_beam(plan.source) else sources_of(plan)
     # Rows that a first WHERE leaves out are not counted: the number stands behind what they pass.
     first = plan.stages[0].filters if plan.stages else ()
-    rows = "" if _is_beam(plan.source) else f", {plural(look(plan, sources).rows, 'record')}"
+    rows = "" if is_beam(plan.source) else f", {plural(look(plan, sources).rows, 'record')}"
     yield printable(f"Read {_source_name(plan)}{'' if first else rows}")
     for number, stage in enumerate(plan.stages):
         for place, condition in enumerate(stage.filters, 1):
@@ -78,10 +78,6 @@ def _first_request(plan: Plan, ask: Ask, settings: Settings, sources: list[Any])
     asked = (one for one in elements if any(value is not None for value in one.values()))
     for text in first_request(settings, asked):
         yield "\n".join(f"  {line}" for line in text.split("\n"))
-
-
-def _is_beam(table: Any) -> bool:
-    return isinstance(table, Table) and table.connector == "beam"
 
 
 def _source_name(plan: Plan) -> str:

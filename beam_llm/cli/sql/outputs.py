@@ -19,7 +19,6 @@ from beam_llm.fronts.sql.tables import Table
 from beam_llm.fronts.sql.types import SqlType, to_json
 
 Values = Sequence[Any]
-_SUFFIXES = {"jsonl": "jsonl", "csv": "csv", "parquet": "parquet"}
 _PARQUET_ROWS = 10_000
 _CELL_WIDTH = 60
 
@@ -28,7 +27,7 @@ def file_of(sink: Table, part: str) -> str:
     """The file that an INSERT writes: the table's own, or its part of the table's folder."""
     if not sink.is_folder:
         return sink.path
-    return f"{sink.path.rstrip('/')}/part-{part}.{_SUFFIXES[sink.format]}"
+    return f"{sink.path.rstrip('/')}/part-{part}.{sink.format}"
 
 
 def make_folder(path: str) -> None:
@@ -125,6 +124,7 @@ def parquet_type(kind: SqlType) -> Any:
         "DATE": pa.date32(), "TIMESTAMP": pa.timestamp("us"),
         "TIMESTAMP_LTZ": pa.timestamp("us", "UTC"), "TIME": pa.time64("us"),
     }  # fmt: skip
+    # In flight these are text; a file's readers expect its own types.
     return own.get(kind.kind) or arrow_type(kind)
 
 

@@ -34,6 +34,7 @@ def run(chosen: argparse.Namespace) -> int:
             "those"
         )
     _need_yaml()
+    # Before Beam is loaded: a page that can't be written is told at once.
     files = RunFiles(chosen)
     import apache_beam as beam
 

@@ -117,6 +117,7 @@ def _positional(cursor: Cursor, parts: _Parts, query: QueryParser | None) -> Non
         _model(cursor, parts)
     elif parts.function == "AI_CLASSIFY" and cursor.now.word == "ARRAY":
         _labels(cursor, parts)
+    # What is asked about stands before the instruction.
     elif parts.function == "AI_COMPLETE" and parts.arguments and parts.prompt is None:
         parts.prompt = parse_expression(cursor)
     else:
@@ -162,6 +163,7 @@ def _descriptor(cursor: Cursor, parts: _Parts) -> None:
 
 def _table(cursor: Cursor, parts: _Parts, query: QueryParser | None) -> None:
     parts.table_start = cursor.take().start
+    # A call among SELECT's items asks about its own row, and has no place for a table's.
     if query is None:
         cursor.source.fail(
             parts.table_start,

@@ -131,6 +131,7 @@ class Translator:
             self._fail(
                 expression, f"this can't be run ({type(error).__name__})", "write it simpler"
             )
+        # A view's text stands in its name's place, so that views of views may double it each time.
         if len(sql) > MOST_TEXT:
             self._fail(expression, "this is too large, views and all", "write it simpler")
         value = Value(sql, frozenset(translation.uses), SqlType("NULL"))
@@ -237,6 +238,7 @@ class _Translation:
                     nearest(name, fields, "fields"),
                 )
             text, kind = f"struct_extract({text}, {text_literal(name)})", fields[name]
+        # What a view's column stands for may be any expression, which the one around must not cut.
         return text if value.column is not None and not path else f"({text})"
 
     def _function(self, node: Any) -> str:

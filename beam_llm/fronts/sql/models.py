@@ -150,6 +150,7 @@ def settings_of(
         )
     except UsageError as error:
         start = call.start if call else model.start
+        # Settings name an option in Python's spelling, and know no line.
         raise source.located(_start_of(str(error), places, start), error) from None
     return settings, (*model.spelled.notices, *config.notices)
 
@@ -190,6 +191,8 @@ def _check_references(
                 f"{key!r} holds a reference, which only 'api.key' can",
                 "write the value itself",
             )
+    # Whoever wrote the file names the server as well: it could have any file of this machine sent
+    # to it.
     if given.get("api.key", "").startswith("file:") and not permissions.key_files:
         at = places["api.key"].value_start if "api.key" in places else 0
         raise SqlError(

@@ -174,6 +174,7 @@ def _timeout(source: SourceText, option: Option, notices: list[str]) -> Mapping[
         source.fail(option.value_start, f"{option.key!r} is not a time", "write '60 s'")
     # A bare number is seconds in Confluent's `client_timeout`, milliseconds in `timeout`.
     usual = "s" if "client" in option.key.lower() else "ms"
+    # `m` and `mi` are minutes, `ms` is not.
     unit = (found[2] or usual)[0:2]
     factor = 1 if unit == "ms" else 1_000 if unit.startswith("s") else 60_000
     return {"request.timeout.ms": str(int(found[1]) * factor)}

@@ -65,6 +65,7 @@ def parse_query(cursor: Cursor, depth: int = 0) -> Query:
     Raises:
       SqlError: it is neither, or has a clause that isn't run here.
     """
+    # Python's own limit would end it as well, but know no place in the file.
     if depth > MOST_DEPTH:
         cursor.fail("queries are nested too deeply here", "make views of them")
     if cursor.take_op("("):
@@ -246,7 +247,6 @@ def _lateral_join(cursor: Cursor, start: int, depth: int) -> Lateral:
     """`CROSS JOIN LATERAL TABLE(…)`, `LEFT JOIN LATERAL TABLE(…) ON TRUE`: each row has one answer,
     so all of them are the same.
     """
-    at = cursor.at
     cross = cursor.take_words("CROSS", "JOIN")
     if not (
         cross
@@ -257,7 +257,6 @@ def _lateral_join(cursor: Cursor, start: int, depth: int) -> Lateral:
     ):
         _refuse_join(cursor, start)
     if cursor.now.word != "LATERAL":
-        cursor.at = at
         _refuse_join(cursor, start)
     lateral = _lateral(cursor, start, depth)
     if not cross:

@@ -100,6 +100,7 @@ def _create(cursor: Cursor) -> Statement:
 def _create_model(
     cursor: Cursor, start: int, name: str, temporary: bool, if_not_exists: bool
 ) -> CreateModel:
+    # In any order, though Flink has one.
     inputs = outputs = comment = None
     while True:
         if cursor.take_words("INPUT"):
@@ -187,6 +188,7 @@ def _column(cursor: Cursor, metadata: bool, is_table: bool) -> ColumnDefinition:
         cursor.fail("METADATA stands in a model's OUTPUT only", "take it out")
     key = None
     if metadata and cursor.take_words("METADATA"):
+        # Without FROM the column is called as its metadata is.
         key, start = name.value, name.start
         if cursor.take_words("FROM"):
             start = cursor.now.start
@@ -229,6 +231,7 @@ def _constraint(cursor: Cursor) -> bool:
 
 def _drop(cursor: Cursor) -> Drop:
     start = cursor.take().start
+    # Whatever a file creates is gone at its end, so that the word says nothing here.
     cursor.take_words("TEMPORARY")
     kind = cursor.now.word
     if kind not in _KINDS:

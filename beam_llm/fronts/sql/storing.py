@@ -91,6 +91,7 @@ def _error_for(name: str, given: Mapping[str, Value], asks: list[Ask]) -> Value 
     names = frozenset(ask.error for ask in asks)
     if len(asks) == 1:
         return column_in_flight(asks[0].error, STRING)
+    # The first that there is: calls after it had nothing to ask about.
     return Value(f"coalesce({errors})", names, STRING)
 
 

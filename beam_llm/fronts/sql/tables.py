@@ -83,6 +83,7 @@ class Table:
     @property
     def is_folder(self) -> bool:
         """Whether the table is a folder of part files, and not one file."""
+        # A table of Flink's is always a folder; here a name with an ending is one file.
         return self.path.endswith("/") or not re.search(r"\.\w+$", self.path.rpartition("/")[2])
 
 
@@ -165,7 +166,9 @@ def _of_files(
             f"the format {kind.value!r} is not known here",
             nearest(kind.value, [name for name in FORMATS if name != "jsonl"], "formats"),
         )
+    # As Flink writes paths; what reads them here knows none of that scheme.
     local = path.value.removeprefix("file://")
+    # Python's `open` raises a ValueError for it, which nobody takes for a missing file.
     if "\0" in local:
         source.fail(path.value_start, "this is not a path", "take out what can't be shown")
     return {"path": local, "format": FORMATS[kind.value]}

@@ -41,6 +41,7 @@ def parse_type(cursor: Cursor) -> SqlType:
     cursor.take_words("WITHOUT", "TIME", "ZONE")
     if kind == "DECIMAL" and numbers and not (1 <= numbers[0] <= 38 and numbers[-1] <= numbers[0]):
         cursor.source.fail(token.start, "a decimal has 1 to 38 digits", "write DECIMAL(10, 2)")
+    # Of others the number changes nothing here: TIMESTAMP(3).
     keeps = kind == "DECIMAL" or (kind == "STRING" and token.word != "STRING")
     return SqlType(kind, numbers[:2] if keeps else ())
 
@@ -51,6 +52,7 @@ def _numbers(cursor: Cursor) -> tuple[int, ...]:
         while True:
             if cursor.now.kind != "number" or not cursor.now.value.isdecimal():
                 cursor.fail("a type's length has to be a whole number", "write VARCHAR(100)")
+            # A text of a million digits is not made a number of, and no length is longer than this.
             numbers.append(min(int(cursor.take().value[:12]), 2**31 - 1))
             if not cursor.take_op(","):
                 break
