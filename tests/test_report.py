@@ -188,7 +188,7 @@ def test_the_jobs_of_a_staging_location_can_be_looked_at_later(
         pytest.param("folder", "is a folder", id="a folder"),
         pytest.param("no/such/page.html", "there is no folder", id="no folder"),
         pytest.param("gs://bucket/page.html", "name a local file", id="remote"),
-        pytest.param("mine.html", "is no report of beam-llm", id="somebody's file"),
+        pytest.param("mine.html", "is not a report of beam-llm", id="somebody's file"),
     ],
 )
 def test_where_no_page_can_be_is_told_before_anything_is_paid(

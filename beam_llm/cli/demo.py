@@ -125,7 +125,7 @@ class Way:
 
     @property
     def seconds(self) -> float:
-        """Of the run; one after another: the mean latency measured, times the calls."""
+        """How long the run took; one call after another, the mean latency times the calls."""
         if self.serial:
             return (self.report.mean_latency_ms or 0.0) / 1000 * self.report.requests * self.scale
         return self.report.seconds
@@ -175,7 +175,7 @@ def _model_of(provider: str) -> str:
 def _ask_in_all_ways(
     folder: Path, chosen: argparse.Namespace, records: int, model: str
 ) -> tuple[Way, Way, Way]:
-    """One by one (a few), live and by batch API, at an emulator whose calls fail now and then."""
+    """Asks one by one (a few), live and by batch API, at an emulator whose calls fail at times."""
     with _emulator() as emulator:
         variables = emulator.environment_of(chosen.provider)
         if chosen.provider in CLOUDS:

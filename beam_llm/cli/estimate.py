@@ -113,7 +113,7 @@ def _forecasts(
     Each record is read once, counted at every size and forgotten: a million of them need no more
     memory than a thousand.
     """
-    # `auto` is no size that could stand in the table.
+    # `auto` is not a size that could stand in the table.
     own = [settings.batch_size] if isinstance(settings.batch_size, int) else []
     sizes = sorted({*BATCH_SIZES, *own})
     answer = _answer_tokens(chosen, settings)
@@ -221,7 +221,7 @@ class Forecaster:
         self._latencies += self._latency_seconds or usual
 
     def forecast(self) -> Forecast:
-        """Of all that was added, the prompt that is still open among it."""
+        """What all that was added comes to, with the prompt that is still open."""
         for batch in self._batcher.flush():
             self._count([member for member, _ in batch])
         settings, requests = self._settings, self._requests

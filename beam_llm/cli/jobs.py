@@ -171,7 +171,7 @@ def _collected(
 
 
 def _rows(folder: str, tally: Tally) -> Iterator[tuple[Row, Answer]]:
-    """In the order of the input they came from, where they came from one."""
+    """The records with their answers, in the order of their input where they had one."""
     for answer, fields in records_in(folder):
         tally.add(answer)
         yield Row(0, fields, None), Answer(answer.value, answer.error)

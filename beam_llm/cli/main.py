@@ -104,7 +104,7 @@ def _exit_code_of(chosen: argparse.Namespace) -> int:
 
 
 def _print_failure(chosen: argparse.Namespace, reason: str) -> None:
-    """One line; before it, with `--debug`, the traceback of the exception at hand."""
+    """Says the reason in one line; with `--debug` after the traceback of the exception at hand."""
     from beam_llm.cli.progress import write_line
 
     for line in traceback.format_exc().splitlines() if chosen.debug else ():

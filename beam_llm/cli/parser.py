@@ -17,7 +17,7 @@ from beam_llm.errors import printable
 
 
 class Parser(argparse.ArgumentParser):
-    """One line instead of the usage text; a flag nearly right is named."""
+    """Says what is wrong in one line, without the usage text; names a flag that is nearly right."""
 
     def __init__(self, **kwargs: Any):
         # An abbreviation that is clear today means another flag, or two, once there is one option

@@ -22,7 +22,7 @@ def text_of(path: str) -> str:
     if len(data) > MOST_BYTES:
         raise UsageError(f"{path!r} has more than {MOST_BYTES:,} bytes: rows belong into tables")
     try:
-        # Windows' editors begin a file with a mark, which is no part of its first statement.
+        # Windows' editors begin a file with a mark, which is not a part of its first statement.
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise UsageError(

@@ -135,9 +135,9 @@ def reason_of(error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     # From elsewhere comes a traceback's text: our own exception first, else the last line of all.
     text = str(error)
-    ours = _WRAPPED.findall(text)
-    if ours:
-        return str(ours[0][1]).strip()
+    own_errors = _WRAPPED.findall(text)
+    if own_errors:
+        return str(own_errors[0][1]).strip()
     found = _LAST_LINE.findall(text)
     if found:
         kind, message = found[-1]

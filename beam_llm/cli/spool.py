@@ -164,7 +164,7 @@ class Spool:
             _create(self.folder, _KEPT).close()
 
     def remove(self) -> None:
-        """All of it: the output is written."""
+        """Removes the folder with all that is in it: the output is written."""
         if is_remote(self.folder):
             from apache_beam.io.filesystems import FileSystems
 

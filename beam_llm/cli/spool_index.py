@@ -112,11 +112,11 @@ class SpoolIndex:
         return self._offset_of.count(_NOWHERE)
 
     def answers(self) -> Iterator[StoredAnswer]:
-        """One per record, by ordinal. Call it where none is missing."""
+        """The answer of each record, by ordinal. Call it where none is missing."""
         return map(self._answer, range(len(self._offset_of)))
 
     def answers_so_far(self) -> Iterator[StoredAnswer]:
-        """One per record that has any, by ordinal."""
+        """The answer of each record that has one, by ordinal."""
         for ordinal, offset in enumerate(self._offset_of):
             if offset != _NOWHERE:
                 yield self._answer(ordinal)

@@ -88,7 +88,7 @@ def _tokens(tally: Tally) -> str:
 
 
 def _labelled(label: str, texts: list[str]) -> list[str]:
-    """One text a line, the label before the first."""
+    """The texts as lines, with the label before the first."""
     return [f"{label if number == 0 else '':<10}{text}" for number, text in enumerate(texts)]
 
 
@@ -216,7 +216,7 @@ def check_summary_path(path: str) -> None:
 
 
 def write_json_file(path: str, data: Any) -> None:
-    """Under its name in one step, as the output is."""
+    """Writes the file in one step, as the output is written."""
     aside = f"{path}.{os.getpid()}.tmp"
     with open(aside, "wb") as file:
         file.write(orjson.dumps(data, option=orjson.OPT_INDENT_2) + b"\n")

@@ -62,15 +62,15 @@ class Predict(beam.PTransform):
         if fields is None:
             return rows
         left_out = {f"{field}_error"} if drop_error else set()
-        kept = [
+        columns = [
             (name, Optional[nested] if name == field and nested is not None else kind)
             for name, kind in fields
             if name not in left_out
         ]
         if nested is None and not left_out:
             return rows
-        shape = _Shape(field, [name for name, _ in kept], nested)
-        return rows | "Shape answers" >> beam.Map(shape).with_output_types(row_type(kept))
+        shape = _Shape(field, [name for name, _ in columns], nested)
+        return rows | "Shape answers" >> beam.Map(shape).with_output_types(row_type(columns))
 
     def _bad(self, rows: pvalue.PCollection) -> pvalue.PCollection:
         element = dict(row_fields(rows.element_type) or ()).get("element", Any)

@@ -53,11 +53,11 @@ class YamlPipeline(NamedTuple):
           UsageError: whatever is wrong with them, at its line.
         """
         try:
-            ours = yaml_provider.merge_providers(
+            own_steps = yaml_provider.merge_providers(
                 yaml_provider.parse_providers(self.path, [{"include": PROVIDERS_FILE}])
             )
             yaml_transform.expand_pipeline(
-                pipeline, self.spec, providers=ours, pipeline_path=self.path
+                pipeline, self.spec, providers=own_steps, pipeline_path=self.path
             )
         except Exception as error:  # whatever Beam, its providers and their steps raise
             raise UsageError(located(self._name, _chain(error), self.lines_before)) from error

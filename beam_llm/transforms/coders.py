@@ -93,7 +93,7 @@ def _to_parts(p: Prediction) -> tuple[Any, ...]:
 
 
 def _from_parts(parts: tuple[Any, ...]) -> Prediction:
-    """By position: the order of `_to_parts` is the format."""
+    """The Prediction of these parts, by position: the order of `_to_parts` is the format."""
     element, value, error, usage, *rest = parts
     return Prediction(
         element, value, None if error is None else Failure(*error), Usage(*usage), *rest

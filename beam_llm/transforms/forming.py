@@ -128,7 +128,7 @@ class PromptBatcher:
         self._batcher: Batcher[WindowedValue] = Batcher(self._reader.caps, settings.model_name)
 
     def restart(self) -> None:
-        """As if no element had been seen."""
+        """Begins anew, as if no element had been seen."""
         self._reader.restart()
         # What a bundle that failed has left in it belongs to that bundle's retry.
         self._batcher.flush()

@@ -61,7 +61,7 @@ class JobGuard:
 
     @classmethod
     def of(cls, settings: Settings, meter: Meter, live_ids: set[str | None]) -> JobGuard | None:
-        """None where nothing is to be guarded."""
+        """The guard that the settings ask for; None where nothing is to be guarded."""
         alone = compile_alone(settings)
         return None if alone is None else cls(settings, alone, meter, live_ids)
 

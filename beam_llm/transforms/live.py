@@ -91,7 +91,7 @@ class InFlight(Generic[T]):
                     return
 
     def landed_already(self) -> list[tuple[T, Asked]]:
-        """Those that have landed by now."""
+        """What has landed by now."""
         futures = [self._landed.popleft() for _ in range(len(self._landed))]
         return [(self._running.pop(future), future.result()) for future in futures]
 

@@ -313,7 +313,7 @@ def _named(value: Any) -> bytes | None:
 
 
 def _instant(value: datetime.datetime) -> bytes | None:
-    """Only zones that the text names exactly."""
+    """The moment as text; None where its zone is one that the text doesn't name exactly."""
     if value.tzinfo is not None and value.tzinfo is not datetime.UTC:
         return None
     return b"\x03" + bytes([value.fold]) + value.replace(fold=0).isoformat().encode()

@@ -106,7 +106,9 @@ class _WithSettings(beam.PTransform):
         super().__init__(label)
 
     def _use(self, settings: Settings) -> None:
-        """Whatever is wrong with the settings is said here, before there is a pipeline."""
+        """Takes the settings; whatever is wrong with them is raised here, before there is a
+        pipeline.
+        """
         if settings.task == "session" != self._FIXED.get("task"):
             raise UsageError(
                 f"task is 'session': {type(self).__name__} asks about each element alone; use "

@@ -51,7 +51,7 @@ class JobTracker(RestrictionTracker):
         return True
 
     def try_split(self, fraction_of_remainder: float) -> tuple[Position, Position] | None:
-        """Only a checkpoint (fraction 0) splits: one job is one piece of work."""
+        """Splits at a checkpoint (fraction 0) alone: one job is one piece of work."""
         if fraction_of_remainder != 0 or self._stopped or self._position.phase == FINISHED:
             return None
         # The primary is done as it stands; all that is left goes with the residual.

@@ -66,7 +66,7 @@ def advise(
       saved_what: what `Candidate.saved` is a part of.
     """
     known = [each for each in candidates if each.loss is not None]
-    # Before all other rules: what too few records say is no ground for any of them.
+    # Before all other rules: too few records are not a ground for any of them.
     if compared and Share(compared, compared).interval()[0] < 1 - _TELLING * max_loss:
         return Advice(1, "too_few", _too_few(compared, max_loss))
     if not known or not compared:

@@ -34,7 +34,7 @@ class Asking:
     tally: Tally
 
     def answers(self, output: Output) -> list[Any]:
-        """In JSON form; `NO_ANSWER` where there is none."""
+        """The answers in JSON form; `NO_ANSWER` where there is none."""
         return [_answer(outcome, output) for outcome in self.outcomes]
 
 

@@ -45,7 +45,7 @@ def main(chosen: argparse.Namespace) -> int:
 
 
 def _settings(chosen: argparse.Namespace) -> Settings:
-    """As the flags say, for live calls."""
+    """The settings that the flags say, for live calls."""
     known = chosen_settings(chosen)
     if is_template(known.model):
         raise UsageError(

@@ -57,7 +57,7 @@ class SizeFigures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of it.
+    """What was measured at all sizes, and what it comes to.
 
     Attributes:
       records: of the input; `unusable` of them don't fit the prompt.

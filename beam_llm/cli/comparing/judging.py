@@ -39,7 +39,7 @@ class Judge:
         self.unreadable_truths = self._truths.count(NO_ANSWER) if self._has_truth else 0
 
     def agreement(self, asking: Asking) -> Share:
-        """With the answers given alone, of records that have one; an error agrees with none."""
+        """The share of answers that are the ones given alone; an error agrees with none."""
         return self._share(self._alone, asking)
 
     def truth(self, asking: Asking) -> Share | None:
@@ -58,7 +58,7 @@ class Judge:
         return Share(sum(same), len(pairs))
 
     def fields(self, asking: Asking) -> dict[str, Share]:
-        """The same for each field of structured answers."""
+        """The share that agrees for each field of structured answers."""
         shares: dict[str, Share] = {}
         for one, other in zip(self._alone, asking.answers(self._output), strict=True):
             if one is NO_ANSWER:
@@ -135,7 +135,7 @@ def _of_size(
 def _whole_costs(
     cost_usd: float | None, part: Forecast, whole: Forecast
 ) -> tuple[float | None, float | None]:
-    """By live calls, and by the batch API."""
+    """What the whole input costs by live calls, and by the batch API."""
     if cost_usd is None or not part.cost_online_usd or whole.cost_online_usd is None:
         return cost_usd, None  # unknown, or nothing
     cost = cost_usd * whole.cost_online_usd / part.cost_online_usd

@@ -59,7 +59,7 @@ class Population:
                 )
 
     def sample(self, count: int, seed: int) -> list[tuple[Fields, Any]]:
-        """Some of those that fit the prompt, spread over their lengths, in the input's order."""
+        """Records that fit the prompt, spread over their lengths, in the input's order."""
         usable = [place for place, length in enumerate(self._lengths) if length >= 0]
         chosen = stratified(
             [self._lengths[place] for place in usable],

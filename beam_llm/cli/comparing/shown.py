@@ -142,7 +142,7 @@ def _advice(comparison: Comparison) -> str:
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """The same as plain data."""
+    """The comparison as plain data."""
     advice = comparison.advice()
     return {
         "format": FORMAT,

@@ -97,7 +97,7 @@ def _nested(column: Any, flat: list[Any]) -> list[Any]:
 
 
 def _times(column: Any) -> list[Any]:
-    """Of nanoseconds since the epoch, since midnight, or as such."""
+    """Times made of nanoseconds: since the epoch, since midnight, or of a duration."""
     import pyarrow as pa
     import pyarrow.types as kinds
 

@@ -33,7 +33,7 @@ class Target(NamedTuple):
       csv_safe: in which cells of a CSV file a text that a spreadsheet would run as a formula gets a
         `'` before it: those of answers, which a model wrote and nobody has looked at; all; or none.
         Cells of the input stay as they are by default: they are the user's own, and -5 or +49 30
-          1234 in them are no attack.
+          1234 in them are not an attack.
     """
 
     path: str

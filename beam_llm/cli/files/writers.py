@@ -62,7 +62,7 @@ def write_rows(
 
 
 def write_json_lines(target: Target, rows: Iterable[tuple[Row, Answer]], field: str) -> None:
-    """The same for records that come from no file: JSON lines, in the order of `rows`."""
+    """Writes records that come from no file as JSON lines, in the order of `rows`."""
     with finished_file(target) as file:
         _write_jsonl(file, rows, field)
 

@@ -26,7 +26,7 @@ def subject_of_predict(command: PredictCommand, report: Report) -> Subject:
 
 
 def _other_ways(command: PredictCommand, report: Report) -> OtherWays | None:
-    """None also where the input can't be read again: it was a pipe, or is gone by now."""
+    """What other ways would have cost; None where it isn't known, as when the input was a pipe."""
     if list(command.inputs) == ["-"] or is_template(command.settings.model):
         return None
     try:

@@ -96,7 +96,7 @@ def _subtitle(subject: Subject, report: Report) -> str:
 
 
 def _settings(subject: Subject, redacted: bool) -> Iterator[tuple[str, str]]:
-    """Of the first use all, of each further one what differs from it."""
+    """The options of the first use, and of each further one those that differ from it."""
     first: dict[str, str] = {}
     for use, known in subject.uses.items():
         own = dict(settings_shown(known, redacted))
@@ -269,7 +269,7 @@ def _tables(subject: Subject, report: Report) -> Iterator[Table]:
 
 
 def told_apart(uses: Mapping[str, Settings]) -> Mapping[str, Settings]:
-    """As a `Subject` has them: where there is only one, it needs no name."""
+    """The uses as a `Subject` has them: where there is only one, it needs no name."""
     return {"": next(iter(uses.values()))} if len(uses) == 1 else uses
 
 

@@ -106,7 +106,7 @@ class Agreed(NamedTuple):
 
 @dataclass(frozen=True)
 class Page:
-    """All of a page.
+    """What stands on a page.
 
     Attributes:
       jobs: on the time line, which ends at `now` for those that are open.

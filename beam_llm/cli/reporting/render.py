@@ -60,7 +60,7 @@ def check_report_path(path: str) -> None:
         raise UsageError(f"--report is {path!r}, which is a folder: name a file in it")
     if os.path.exists(path) and not _is_ours(path):
         raise UsageError(
-            f"--report is {path!r}, which exists and is no report of beam-llm: name another file"
+            f"--report is {path!r}, which exists and is not a report of beam-llm: name another file"
         )
 
 
@@ -70,7 +70,7 @@ def _is_ours(path: str) -> bool:
 
 
 def write_report(path: str, page: Page) -> None:
-    """Under its name in one step; readable by its owner alone, for it may quote records."""
+    """Writes the page in one step, readable by its owner alone, for it may quote records."""
     aside = f"{path}.{os.getpid()}.tmp"
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

@@ -42,7 +42,7 @@ class Destination:
 
     @property
     def name(self) -> str:
-        """As a summary calls it."""
+        """What a summary calls it."""
         sink = self.plan.target
         return self.path or (sink.transform if sink is not None else "")
 

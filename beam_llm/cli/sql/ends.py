@@ -84,8 +84,7 @@ class PlanRun:
                     "are kept: the same command again asks these alone"
                 )
             for answer in index.answers():
-                # A row that a condition on an answer left out has neither, and is no record of the
-                # output.
+                # A row that a condition on an answer left out has neither: it is not in the output.
                 if answer.value is not None or answer.error is not None:
                     tally.add(answer._replace(ordinal=self.first + answer.ordinal))
         return tally

@@ -91,7 +91,7 @@ class StoreRows(StoreInSpool):
         return stored_row(self._plan, *element), None
 
     def is_an_end(self, answer: StoredAnswer) -> bool:
-        """Not of a row that a condition left out."""
+        """Whether it is a record of the output: a row that a condition left out is not."""
         return answer.value is not None or answer.error is not None
 
 

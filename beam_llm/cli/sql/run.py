@@ -159,24 +159,24 @@ class SqlRunner:
             raise UsageError(f"{plan.place}: LIMIT of a Beam source is not run: take it out")
         self._check_complete(plan)
         sources = [] if is_beam(plan.source) else sources_of(plan)
-        looked = look(plan, sources)
+        found = look(plan, sources)
         # Without a row nothing is asked, and no key is needed.
-        if here and (looked.rows or is_beam(plan.source)):
+        if here and (found.rows or is_beam(plan.source)):
             for settings in settings_of(plan):
                 check_key(settings)
-        first, self._rows = self._rows, self._rows + looked.rows
+        first, self._rows = self._rows, self._rows + found.rows
         if destination.path == "":
             # A Beam sink takes the rows itself: nothing is kept here, so that nothing counts as
             # done.
-            return PlanRun(destination, sources, looked, None, first, bytes(looked.rows))
+            return PlanRun(destination, sources, found, None, first, bytes(found.rows))
         spool = destination.spool(force=self.command.force)
         stack.callback(spool.close)
-        run = PlanRun(destination, sources, looked, spool, first)
+        run = PlanRun(destination, sources, found, spool, first)
         self._report_changes(run)
         run.note_done(retries=self.command.retry_errors)
         if already := run.done.count(1):
             self._say(
-                f"{plan.place}: going on: {already:,} of {looked.rows:,} records were answered by "
+                f"{plan.place}: going on: {already:,} of {found.rows:,} records were answered by "
                 "an earlier run"
             )
         return run

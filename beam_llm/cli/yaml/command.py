@@ -89,12 +89,12 @@ def _options(chosen: argparse.Namespace, read: Any) -> Any:
     else:
         beam_options = list(chosen.beam_options)
     # Without the defaults, which would else win over what the file says.
-    checked = pipeline_options(beam_options).get_all_options(
+    given_here = pipeline_options(beam_options).get_all_options(
         drop_default=True, retain_unknown_options=True
     )
     try:
         # Beam's own command for YAML takes cloudpickle, too.
-        return PipelineOptions([], **{"pickle_library": "cloudpickle", **given, **checked})
+        return PipelineOptions([], **{"pickle_library": "cloudpickle", **given, **given_here})
     except (TypeError, ValueError) as error:
         raise UsageError(f"options of {os.path.basename(chosen.file)}: {error}") from None
 

@@ -96,7 +96,7 @@ class Layers:
         place: str,
         text: str,
     ) -> Plan:
-        """All of it as a plan.
+        """The plan of all that was gathered.
 
         Args:
           outputs: what comes out, by name.

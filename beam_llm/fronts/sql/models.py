@@ -21,7 +21,7 @@ VECTOR = SqlType("ARRAY", fields=(("0", DOUBLE),))
 
 @dataclass(frozen=True)
 class Model:
-    """One model.
+    """A model that a file has created.
 
     Attributes:
       inputs: its INPUT; None where it has none and takes any.
@@ -43,7 +43,7 @@ class Model:
     start: int
 
     def altered(self, source: SourceText, options: tuple[Option, ...]) -> Model:
-        """The same with other options."""
+        """The model with other options."""
         # Spelled anew, so that a wrong option is refused by ALTER as it is by CREATE.
         return replace(self, options=options, spelled=spelled(source, options, "a model"))
 

@@ -121,7 +121,7 @@ def spelled(source: SourceText, options: Iterable[Option], where: str) -> Spelle
         # `batch.size`, `batch-size` and `batch_size` are one option, as everywhere in this package.
         folded = re.sub(r"[._-]", "", option.key.strip()).lower()
         if folded in _NEVER:
-            source.fail(option.start, f"{option.key!r} is no option of {where}", _NEVER[folded])
+            source.fail(option.start, f"{option.key!r} is not an option of {where}", _NEVER[folded])
         if folded in _MEANINGLESS and folded not in _OURS:
             notices.append(
                 f"{source.place(option.start)}: {option.key!r} means nothing here: "

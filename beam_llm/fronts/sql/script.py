@@ -211,10 +211,10 @@ def _alter(known: Known, statement: AlterModel) -> None:
         return
     reset = _same_options(known, [Option(key, "", at, at) for key, at in statement.reset])
     changed = _same_options(known, statement.options)
-    kept = [
+    unchanged = [
         option for option in model.options if not _same_options(known, [option]) & (changed | reset)
     ]
-    _define(known, model.altered(known.source, (*kept, *statement.options)))
+    _define(known, model.altered(known.source, (*unchanged, *statement.options)))
 
 
 def _same_options(known: Known, options: Sequence[Option]) -> set[str]:

@@ -57,7 +57,7 @@ class Permissions(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """One table.
+    """A table that a file has created.
 
     Attributes:
       columns: names with their types.
