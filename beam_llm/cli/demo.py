@@ -153,6 +153,7 @@ def main(chosen: argparse.Namespace) -> int:
     # Both files keep the order of the input, so that equal places are the same review.
     answers = live.answers()
     pairs = zip(answers, staged.answers(), strict=True)
+    # The emulator answers the same text alike, so that a difference is a fault of this package.
     differing = sum(one["answer"] != other["answer"] for one, other in pairs)
     print(_figures([single, live, staged]))
     print(_comparison(single, live, staged, differing))

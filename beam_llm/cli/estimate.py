@@ -117,6 +117,7 @@ def _forecasts(
     own = [settings.batch_size] if isinstance(settings.batch_size, int) else []
     sizes = sorted({*BATCH_SIZES, *own})
     answer = _answer_tokens(chosen, settings)
+    # 1 is among the sizes, and the first of them.
     first, *others = (
         Forecaster(replaced(settings, batch_size=size), answer, chosen.latency_seconds)
         for size in _possible(sizes, settings)
@@ -222,6 +223,7 @@ class Forecaster:
 
     def forecast(self) -> Forecast:
         """What all that was added comes to, with the prompt that is still open."""
+        # A run's last prompt is seldom full, and costs its shared words all the same.
         for batch in self._batcher.flush():
             self._count([member for member, _ in batch])
         settings, requests = self._settings, self._requests

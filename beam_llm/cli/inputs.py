@@ -134,6 +134,8 @@ def check_prompt(task: Task, sources: Sequence[Source]) -> None:
       UsageError: no record fits, nor would all their fields together; names what is missing and the
         fields there are.
     """
+    # A template may need one field in one record and another in the next: one record that fits is
+    # enough, and what is told is what no record has.
     together: dict[str, Any] | None = None
     for row in (row for source in sources for row in read_rows(source)):
         if misfit_of(task, row.fields) is None:

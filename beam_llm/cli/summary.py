@@ -96,6 +96,7 @@ def _errors(tally: Tally) -> Iterator[str]:
     """`8 rate_limited: HTTP 429 …`; where not all of a kind read like that, how many do."""
     for kind, count in tally.errors.most_common():
         alike, message = tally.messages[kind].most_frequent()
+        # 0: the sums are Beam's counters, which have no messages.
         share = "" if alike in (0, count) else f", {alike:,} of them"
         words = f": {message}" if message else ""
         yield shortened(f"{count:,} {kind}{share}{words}", _MESSAGE_WIDTH)

@@ -68,6 +68,7 @@ def _part(text: str) -> float:
         number = float(text)
     except ValueError:
         number = -1.0
+    # NaN, too, is outside.
     if not 0 <= number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up to 1, such as 0.05")
     return number

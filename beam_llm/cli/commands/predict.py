@@ -70,6 +70,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> int:
+    # Not at the top: `--help` would have to wait for them.
     from beam_llm.cli.predict import predict
     from beam_llm.cli.reporting.of_predict import subject_of_predict
     from beam_llm.cli.run_files import RunFiles
@@ -99,6 +100,7 @@ def _command(chosen: argparse.Namespace) -> PredictCommand:
 
     return PredictCommand(
         inputs=chosen.inputs,
+        # Without one there is --show, which writes nothing.
         output=chosen.output or "-",
         settings=chosen_settings(chosen),
         input_format=chosen.input_format,

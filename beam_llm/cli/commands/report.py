@@ -13,6 +13,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(commands, "report", "beam_llm.cli.reporting.command:main", text)
     add_staging(parser)
     page = "the page (default: report.html)"
+    # As a run calls its page, and as every other command calls what it writes.
     parser.add_argument("--report", "--output", default="report.html", metavar="FILE", help=page)
     add_redact(parser)
 

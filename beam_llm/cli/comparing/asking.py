@@ -54,6 +54,7 @@ def ask(known: Settings, rows: Sequence[Mapping[str, Any]]) -> Asking:
       Aborted: no call can succeed.
     """
     task = compile_task(known)
+    # None fails: the sample is of records that fit the prompt.
     records = [task.record(fields, fields) for fields in rows]
     batcher: Batcher[int] = Batcher(prompt_caps(known, task), known.model_name)
     outcomes: dict[int, Outcome] = {}

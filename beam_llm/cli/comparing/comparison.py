@@ -88,6 +88,7 @@ class Comparison:
             before, after = self.alone.truth, figures.truth
             if before is None or after is None or before.rate is None or after.rate is None:
                 return None
+            # Packed answers may be right more often by chance; that is not a gain to be promised.
             return max(0.0, before.rate - after.rate)
         if figures.agreement.rate is None:
             return None

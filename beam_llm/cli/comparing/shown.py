@@ -74,6 +74,7 @@ def _fields_table(comparison: Comparison) -> str:
     rows = [
         (
             str(figures.batch_size),
+            # A field that no answer of this size has: its rate is unknown.
             *(_rate(figures.fields.get(name, Share(0, 0)))[0] for name in names),
         )
         for figures in comparison.packed

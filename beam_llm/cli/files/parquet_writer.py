@@ -124,6 +124,7 @@ def _answer_type(schema: Mapping[str, Any] | None, answers: Callable[[], Iterato
     if pa.types.is_string(declared):
         return declared
     try:
+        # All of them before the first is written: a file's schema can't change any more then.
         for part in chunks((answer.value for answer in answers()), PARQUET_ROWS):
             if not all(map(_is_kept, part, pa.array(part, declared).to_pylist())):
                 return pa.string()

@@ -36,6 +36,7 @@ def format_of(path: str, given: str | None = None) -> str:
             f"{path!r} is compressed in a way that can't be read here: unpack it, or pack it by "
             "gzip (.jsonl.gz, .csv.gz)"
         )
+    # What is given goes before the name, which may be that of a pipe, or wrong.
     found = given or (
         "jsonl" if path == "-" else _SUFFIXES.get(Path(name.removesuffix(".gz")).suffix)
     )

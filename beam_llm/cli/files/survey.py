@@ -93,6 +93,7 @@ def survey(sources: Sequence[Source], taken: Sequence[str] = ()) -> Survey:
     bad = _BadLines()
     for source in sources:
         count = 0
+        # A file without a record has columns all the same, which its output keeps.
         for name in header_of(source):
             _refuse_taken(f"{source}: the file", name, taken)
             columns.setdefault(name, Column())

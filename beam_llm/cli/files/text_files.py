@@ -22,6 +22,7 @@ nothing would fill the memory.
 _GZIP = b"\x1f\x8b"
 
 
+# Named, for "not JSON in line 1" would not say what to do.
 _NOT_TEXT = {
     b"BZh": "compressed by bzip2",
     b"\xfd7zXZ": "compressed by xz",

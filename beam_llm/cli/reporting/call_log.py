@@ -102,6 +102,7 @@ def _sum(one: Slot, other: Slot) -> Slot:
 
 
 def _step(latency_ms: float) -> int:
+    # What takes less than a millisecond is one step.
     return int(math.log2(max(latency_ms, 1)) * _STEPS_PER_DOUBLING)
 
 

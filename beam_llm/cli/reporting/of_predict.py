@@ -34,6 +34,7 @@ def _other_ways(command: PredictCommand, report: Report) -> OtherWays | None:
             source._replace(skips_bad_lines=command.skips_bad_lines)
             for source in find_sources(command.inputs, command.input_format)
         ]
+        # A pipe has been read to its end.
         if any(is_special(source.path) for source in sources):
             return None
 
@@ -41,5 +42,6 @@ def _other_ways(command: PredictCommand, report: Report) -> OtherWays | None:
             return (row.fields for source in sources for row in read_rows(source))
 
         return other_ways(command.settings, records, report.tally)
+    # The run is over and its output written: the page must not fail for one of its figures.
     except (LLMError, OSError):
         return None

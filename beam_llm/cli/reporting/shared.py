@@ -76,6 +76,7 @@ def _value_shown(name: str, value: Any, redacted: bool) -> str:
 
 def versions(runner: str = "") -> list[tuple[str, str]]:
     """The versions of what was at work, by name."""
+    # By the installed package's own data: to import Beam for it would take seconds.
     found = [("beam-llm", __version__), ("apache-beam", metadata.version("apache-beam"))]
     found += [("Python", platform.python_version()), ("system", platform.platform(terse=True))]
     return found + ([("runner", runner)] if runner else [])

@@ -74,6 +74,7 @@ def _first_request(plan: Plan, ask: Ask, settings: Settings, sources: list[Any])
         for source in sources
         for row in read_input(plan, source, Evaluator(plan.stages[0]))
     )
+    # As a run does: a row whose inputs are all NULL is not asked about.
     elements = (inputs_of(ask, row) for row in islice(rows, _SAMPLE))
     asked = (one for one in elements if any(value is not None for value in one.values()))
     for text in first_request(settings, asked):

@@ -116,6 +116,7 @@ class PlanRun:
         if not wanted or is_beam(self.plan.source) or not self.plan.asks:
             return {}
         evaluator = Evaluator(self.plan.stages[0])
+        # Read anew, and no further than the last example: answers are kept without their records.
         rows = chain.from_iterable(
             ((source, row) for row in read_input(self.plan, source, evaluator))
             for source in self.sources

@@ -118,6 +118,7 @@ def stored_row(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswer:
         output_tokens=sums[1],
         cached_tokens=sums[2],
         cost_usd=None if None in costs else sum(costs),
+        # A row that no model was asked about has re-used nothing.
         reused=bool(metas) and all(meta[8] for meta in metas),
         digest=digest,
         cache_write_tokens=sums[3],

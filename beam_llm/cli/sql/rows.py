@@ -118,8 +118,9 @@ def typed_fields(plan: Plan, fields: Any, place: str) -> dict[str, Any]:
     typed = {}
     for name, column, kind in plan.columns:
         value = fields.get(name)
+        # CSV has no NULL, and nothing but a text can be empty.
         if value == "" and kind.kind not in ("STRING", "BYTES"):
-            value = None  # an empty cell of a CSV file
+            value = None
         try:
             typed[column] = cleaned(value_of(kind, value))
         except ValueError as error:

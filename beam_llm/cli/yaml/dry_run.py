@@ -103,6 +103,7 @@ def _rows_of(pipeline: beam.Pipeline, asking: dict[str, Any]) -> dict[str, Any]:
     ]
     if not kept:
         return found
+    # Sinks are left out, and all that asks: no call is made and nothing is written.
     keep_only(pipeline, kept)
     try:
         pipeline.run().wait_until_finish()
