@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from beam_llm.testing import Emulator
+from beam_llm.testing.contracts.completions import PNG
 from beam_llm.testing.emulator.shapes import Misfit, SchemaNode, misfit
 
 YES = {
@@ -182,6 +183,92 @@ ROUTES = {
             "endpoint": "/api/v1/chat/completions",
             "model": "m",
             "requests": [{"custom_id": "a", "body": {"messages": MISTRAL_BODY["messages"]}}],
+        },
+    ),
+}
+
+_DATA_URL = f"data:image/png;base64,{PNG}"
+_ASK = {"type": "text", "text": "What is it?"}
+ROUTES |= {
+    "openai's images": Route(
+        *ROUTES["openai"][:2],
+        {
+            "model": "m",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        _ASK,
+                        {"type": "image_url", "image_url": {"url": _DATA_URL, "detail": "low"}},
+                        {"type": "image_url", "image_url": {"url": "https://h/a.png"}},
+                    ],
+                }
+            ],
+        },
+    ),
+    "mistral's images": Route(
+        *ROUTES["mistral"][:2],
+        {
+            "model": "m",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        _ASK,
+                        {"type": "image_url", "image_url": _DATA_URL},
+                        {"type": "image_url", "image_url": {"url": _DATA_URL}},
+                    ],
+                }
+            ],
+        },
+    ),
+    "anthropic's images": Route(
+        *ROUTES["anthropic"][:2],
+        {
+            "model": "m",
+            "max_tokens": 5,
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        _ASK,
+                        {
+                            "type": "image",
+                            "source": {"type": "base64", "media_type": "image/png", "data": PNG},
+                        },
+                        {"type": "image", "source": {"type": "url", "url": "https://h/a.png"}},
+                    ],
+                }
+            ],
+        },
+    ),
+    "gemini's images": Route(
+        *ROUTES["gemini"][:2],
+        {
+            "contents": [
+                {
+                    "parts": [
+                        {"text": "What is it?"},
+                        {"inlineData": {"mimeType": "image/png", "data": PNG}},
+                        {"inline_data": {"mime_type": "image/png", "data": PNG}},
+                        {"fileData": {"mimeType": "image/png", "fileUri": "https://h/a.png"}},
+                    ]
+                }
+            ]
+        },
+    ),
+    "bedrock's images": Route(
+        *ROUTES["bedrock"][:2],
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"text": "What is it?"},
+                        {"image": {"format": "png", "source": {"bytes": PNG}}},
+                    ],
+                }
+            ]
         },
     ),
 }

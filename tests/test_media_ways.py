@@ -7,12 +7,16 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import urllib.error
+import urllib.request
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import anthropic
 import apache_beam as beam
+import boto3
 import openai
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,16 +25,19 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing import test_stream
 from google.genai import types
+from mistralai.client import Mistral
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from beam_llm import LLMPredict
 from beam_llm.cli.main import main
 from beam_llm.config import settings
-from beam_llm.providers import compile_task, encode
+from beam_llm.providers import compile_task, connect_batch, encode
+from beam_llm.providers.errors import error_of
 from beam_llm.testing import Emulator, Fault, plugin
 from beam_llm.transforms import forming_streams, runners
 from beam_llm.transforms.runners import Gathering
 from tests.collecting import Collect
+from tests.google_world import gemini_client
 from tests.pictures import PDF, colour_of, png, things
 
 llm_emulator, start_emulator = plugin.llm_emulator, plugin.start_emulator
@@ -128,6 +135,13 @@ def test_no_log_shows_an_image(caplog, llm_emulator):
     assert repr(elements[3]["photo"])[2:60] not in shown
 
 
+def test_an_image_that_a_server_quotes_is_not_in_its_error():
+    quoted = {"error": {"message": f"Invalid input: {data_url(png((9, 9, 9), 40, 40) * 3)}"}}
+    for log_data in (False, True):
+        error = error_of(400, {}, quoted, log_data=log_data)
+        assert "data:image/png;base64,…" in error.message
+
+
 # Addresses
 
 
@@ -208,6 +222,56 @@ def test_official_clients_ask_about_images(llm_emulator, monkeypatch):
         message = {"role": "user", "content": [{"type": "text", "text": ask}, block]}
         made = other.messages.create(model="claude-haiku-4-5", messages=[message], max_tokens=50)
         assert made.content[0].text == "#0000fe"
+
+
+def test_googles_and_amazons_and_mistrals_clients_do(llm_emulator, monkeypatch):
+    for variable, value in llm_emulator.environment_of("bedrock").items():
+        monkeypatch.setenv(variable, value)
+    ask, picture = "Which colour is it?", png((0, 0, 254))
+    with gemini_client(llm_emulator) as client:
+        part = types.Part.from_bytes(data=picture, mime_type="image/png")
+        made = client.models.generate_content(model="gemini-2.5-flash", contents=[ask, part])
+        assert made.text == "#0000fe"
+    aws = boto3.Session(region_name="us-east-1").client("bedrock-runtime")
+    with closing(aws):
+        image = {"image": {"format": "png", "source": {"bytes": picture}}}
+        message: Any = {"role": "user", "content": [{"text": ask}, image]}
+        reply = aws.converse(modelId="anthropic.claude-haiku-4-5", messages=[message])
+        assert reply["output"]["message"]["content"] == [{"text": "#0000fe"}]
+    address = llm_emulator.environment_of("mistral")["MISTRAL_BASE_URL"]
+    with Mistral(api_key=llm_emulator.api_key, server_url=address) as mistral:
+        message = {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": ask},
+                {"type": "image_url", "image_url": data_url(picture)},
+            ],
+        }
+        answer = mistral.chat.complete(model="mistral-small-latest", messages=[message])
+        assert answer.choices[0].message.content == "#0000fe"
+
+
+def test_a_job_of_claudes_own_form_has_its_images_in_it(monkeypatch):
+    """Bedrock's jobs of the type InvokeModel."""
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    known = settings(
+        "bedrock:anthropic.claude-haiku-4-5",
+        prompt="{{ text }}",
+        media=["photo"],
+        mode="batch_api",
+        staging_location="s3://bucket/staging",
+        provider_options={
+            "role_arn": "arn:aws:iam::123456789012:role/batches",
+            "invocation_type": "InvokeModel",
+        },
+    )
+    task = compile_task(known)
+    request = task.render([task.record({"text": "a", "photo": png()}, None)])
+    with closing(connect_batch(known)) as batches:
+        line = json.loads(batches.encode_line("r-1", request))
+    source = {"type": "base64", "media_type": "image/png", "data": DATA}
+    content = line["modelInput"]["messages"][0]["content"]
+    assert content == [TEXT, {"type": "image", "source": source}]
 
 
 # The emulator
@@ -389,3 +453,60 @@ INSERT INTO seen SELECT n, colour FROM ML_PREDICT(
     assert {row["n"]: row["colour"] for row in found} == {
         each["n"]: colour_of(each) for each in things(6)
     }
+
+
+# More words of refusal: by plain HTTP, for official clients send no such bodies.
+
+
+def refused(emulator: Emulator, name: str, path: str, body: Any) -> str:
+    """What the emulator says of a body; it has to be a 400 or 422."""
+    environment = emulator.environment_of(name)
+    address = next(value for key, value in environment.items() if key.endswith("_BASE_URL"))
+    headers = {"x-goog-api-key": emulator.api_key, "authorization": f"Bearer {emulator.api_key}"}
+    request = urllib.request.Request(
+        f"{address}{path}",
+        json.dumps(body).encode(),
+        {"content-type": "application/json", **headers},
+    )
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request)
+    with caught.value as answer:
+        assert answer.code in (400, 422)
+        return answer.read().decode()
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"inlineData": {"mimeType": "image/gif", "data": DATA}}, "Unsupported MIME type"),
+        ({"inlineData": {"mimeType": "image/png", "data": "?"}}, "Base64 decoding failed"),
+        ({"inlineData": {"mimeType": "image/jpeg", "data": DATA}}, "Unable to process input image"),
+        ({"inlineData": {"mimeType": "image/png"}}, "data"),
+        (
+            {"fileData": {"fileUri": "gs://b/a.png", "mimeType": "image/png"}},
+            "unsupported file uri",
+        ),
+        ({"fileData": {"fileUri": "https://h/a.png"}}, "Unsupported MIME type"),
+    ],
+    ids=["kind", "base64", "another kind", "no data", "gs", "no kind"],
+)
+def test_the_emulator_refuses_images_in_googles_words(llm_emulator, part, said):
+    body = {"contents": [{"parts": [{"text": "What is it?"}, part]}]}
+    path = "/v1beta/models/gemini-2.5-flash:generateContent"
+    assert said in refused(llm_emulator, "gemini", path, body)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ([{"type": "image", "image_url": data_url(png())}], "messages"),
+        ([{"type": "image_url"}], "image_url"),
+        ([{"type": "image_url", "image_url": data_url(png())}] * 9, "Max is 8"),
+        ([{"type": "image_url", "image_url": "data:image/png;base64,?"}], "Invalid base64"),
+    ],
+    ids=["type", "no address", "nine", "base64"],
+)
+def test_the_emulator_refuses_images_in_mistrals_words(llm_emulator, parts, said):
+    message = {"role": "user", "content": [{"type": "text", "text": "What is it?"}, *parts]}
+    body = {"model": "mistral-small-latest", "messages": [message]}
+    assert said in refused(llm_emulator, "mistral", "/v1/chat/completions", body)

@@ -352,11 +352,15 @@ def _detail(one: Mapping[str, Any]) -> str:
 _QUOTED = re.compile(r"'[^']{25,}'|\"[^\"]{25,}\"|`[^`]{25,}`")
 
 
+_IMAGE = re.compile(r"[A-Za-z0-9+/]{120,}={0,2}")
+"""Base64, as a server quotes a request that it doesn't understand; no word is so long."""
+
+
 def shown(sentence: str, secret: str | None, log_data: bool) -> str:
-    """A provider's message without keys, on one line; and, unless data may be logged, short and
-    without long quotations.
+    """A provider's message without keys and images, on one line; and, unless data may be logged,
+    short and without long quotations.
     """
-    text = redactor_of(secret)(sentence)
+    text = _IMAGE.sub("…", redactor_of(secret)(sentence))
     if log_data:
         return text[:2000]
     text = _QUOTED.sub("'…'", text)

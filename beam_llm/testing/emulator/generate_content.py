@@ -212,7 +212,7 @@ def camel(found: Any, where: str, known: frozenset[str]) -> tuple[Any, str | Non
     made = {}
     for name, value in found.items():
         # Both spellings are the same field to protobuf's JSON.
-        camel = re.sub(r"_([a-z])", lambda letter: letter[1].upper(), name)
+        camel = _camel_name(name)
         if camel not in known:
             place = f" at '{where}'" if where else ""
             return found, (
@@ -261,6 +261,7 @@ def _part_problem(part: Any, where: str) -> str | None:
     part, problem = camel(part, where, _PART)
     if problem is not None:
         return problem
+    part = _with_camel_data(part)
     if (wrong := misfit(part, _Part)) is not None:
         return misfit_said(wrong, where)
     if not part.keys() & _DATA or part.get("text") == "":
@@ -268,6 +269,24 @@ def _part_problem(part: Any, where: str) -> str | None:
         missing = "required oneof field 'data' must have one initialized field"
         return f"* GenerateContentRequest.{where}.data: {missing}\n"
     return _blob_problem(part.get("inlineData"), where)
+
+
+def _with_camel_data(part: dict[str, Any]) -> dict[str, Any]:
+    """A part with camelCase names, in its data too; and that in the usual base64: both its
+    alphabets are the same bytes to protobuf's JSON.
+    """
+    made = {_camel_name(name): value for name, value in part.items()}
+    for name in ("inlineData", "fileData"):
+        if isinstance(made.get(name), dict):
+            made[name] = {_camel_name(inner): value for inner, value in made[name].items()}
+    blob = made.get("inlineData")
+    if isinstance(blob, dict) and isinstance(blob.get("data"), str):
+        blob["data"] = blob["data"].replace("-", "+").replace("_", "/")
+    return made
+
+
+def _camel_name(name: str) -> str:
+    return re.sub(r"_([a-z])", lambda letter: letter[1].upper(), name)
 
 
 def _blob_problem(blob: Any, where: str) -> str | None:
@@ -286,7 +305,8 @@ def _blob_problem(blob: Any, where: str) -> str | None:
 
 
 def _address_problem(body: dict[str, Any], schemes: tuple[str, ...]) -> str | None:
-    files = [part.get("fileData") for content in body["contents"] for part in content["parts"]]
+    parts = [part for content in body["contents"] for part in content["parts"]]
+    files = [_with_camel_data(part).get("fileData") for part in parts]
     for file in filter(None, files):
         if file["fileUri"].partition("://")[0] not in schemes:
             return f"Invalid or unsupported file uri: {file['fileUri']}"
@@ -344,6 +364,7 @@ def _text(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _openai_part(part: Mapping[str, Any]) -> str | dict[str, Any]:
+    part = _with_camel_data(dict(part))
     blob, file = part.get("inlineData"), part.get("fileData")
     if blob is not None:
         return image_part(blob["mimeType"], blob["data"])
