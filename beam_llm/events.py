@@ -56,6 +56,7 @@ class Activity:
         self.in_flight = self.retries = self.waits = self.timeouts = 0
 
     def snapshot(self) -> Calls:
+        """The counts at this moment."""
         return Calls(self.in_flight, self.retries, self.waits, self.timeouts)
 
 

@@ -76,10 +76,12 @@ class Observation(NamedTuple):
 
     @property
     def throttled_share(self) -> float:
+        """Part of the round's calls that the server refused as too many."""
         return self.throttled / max(1, self.answered + self.throttled)
 
     @property
     def timed_out_share(self) -> float:
+        """Part of the round's calls that got no answer in time."""
         return self.timed_out / max(1, self.answered + self.timed_out)
 
     @property
@@ -116,6 +118,7 @@ class Limit(NamedTuple):
     pardoned: int = 0
 
     def sized(self, size: float) -> Limit:
+        """The limit with another size, within its bounds."""
         return self._replace(size=max(self.least, min(self.most, int(size))))
 
 

@@ -117,10 +117,12 @@ class Way:
 
     @property
     def tally(self) -> Tally:
+        """The sums over its records."""
         return self.report.tally
 
     @property
     def cost_usd(self) -> float:
+        """What the whole demo would cost this way."""
         return self.tally.cost_usd * self.scale
 
     @property
@@ -131,9 +133,11 @@ class Way:
         return self.report.seconds
 
     def scaled(self, count: int) -> str:
+        """A count as it would be for the whole demo."""
         return f"{round(count * self.scale):,}"
 
     def answers(self) -> list[dict[str, Any]]:
+        """The rows of its output."""
         return [orjson.loads(line) for line in self.path.read_bytes().splitlines()]
 
 

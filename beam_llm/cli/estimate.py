@@ -206,6 +206,7 @@ class Forecaster:
         self._latencies = 0.0
 
     def add(self, record: Record) -> None:
+        """Counts a record in; one that is too large for any prompt is counted apart."""
         if self._batcher.too_large(record):
             self._too_large += 1
             return

@@ -25,6 +25,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{**kwargs, "allow_abbrev": False, "formatter_class": _Help})
 
     def error(self, message: str) -> NoReturn:
+        """Ends the command with one line, and help where a command is missing."""
         # Whoever names no command wants to see which there are, and not that one is missing.
         if message.endswith((": COMMAND", ": ACTION")):
             self.print_help(sys.stderr)

@@ -46,10 +46,12 @@ class PredictCommand:
 
     @property
     def answer_field(self) -> str:
+        """The field that the answer stands in."""
         return self.settings.output_field or "answer"
 
     @property
     def target(self) -> Target:
+        """Where the records go with their answers."""
         return Target(
             self.output, self.output_format, self.force or self.retry_errors, self.csv_safe
         )

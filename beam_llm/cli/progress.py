@@ -65,6 +65,7 @@ class Meter:
 
     @property
     def seconds(self) -> float:
+        """How long the run has taken so far."""
         return self._clock() - self._started
 
     def line(self) -> str:

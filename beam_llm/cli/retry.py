@@ -52,6 +52,7 @@ class PriorAnswers(NamedTuple):
     new: int
 
     def fill(self, index: SpoolIndex) -> None:
+        """Puts the answers into an index of the input's records."""
         self.lines.seek(0)
         index.add_lines(self.lines)
 

@@ -51,6 +51,7 @@ class RunFiles:
             yield
 
     def write_summary(self, data: Any) -> None:
+        """Writes the summary, where the command line names a file for it."""
         if self._summary is not None:
             write_json_file(self._summary, data)
 

@@ -46,6 +46,7 @@ class Tally:
         self.unpriced = 0
 
     def add(self, answer: StoredAnswer) -> None:
+        """Counts in how one record ended."""
         self.records += 1
         if answer.kind is not None:
             self.errors[answer.kind] += 1
@@ -112,6 +113,7 @@ class Tally:
 
     @property
     def failed(self) -> int:
+        """Records that ended as errors."""
         return self.errors.total()
 
     def cost(self) -> str:
@@ -140,6 +142,7 @@ class Messages:
         self._groups: dict[str, tuple[int, str]] = {}
 
     def add(self, message: str) -> None:
+        """Counts a message to those of its wording."""
         wording = without_particulars(message)
         count, example = self._groups.get(wording, (0, message))
         # A server may put something new into each of a million messages.
@@ -147,6 +150,7 @@ class Messages:
             self._groups[wording] = (count + 1, example)
 
     def merge(self, other: Messages) -> None:
+        """Adds the messages of another."""
         for wording, (count, example) in other._groups.items():
             own, first = self._groups.get(wording, (0, example))
             if own or len(self._groups) < self.MOST_WORDINGS:

@@ -42,6 +42,7 @@ class SchemaChecker:
         self.python_type = _TYPES_OF_WORDS.get(str(self.schema.get("type")), Any)
 
     def validate(self, raw: Any) -> Any:
+        """The answer, where the schema takes it; raises ValueError where it doesn't."""
         try:
             return self._checked(raw)
         except RecursionError:
@@ -69,9 +70,11 @@ class SchemaChecker:
         return None if has_usable_numbers(raw) else UNUSABLE_NUMBER
 
     def dump(self, value: Any) -> Any:
+        """The answer's JSON, which is the answer itself."""
         return value
 
     def load(self, data: Any) -> Any:
+        """The answer that JSON holds, which is the JSON itself."""
         return data
 
 

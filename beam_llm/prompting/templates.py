@@ -337,6 +337,7 @@ class RecordView:
         return self._values[name]
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields as a dict."""
         return dict(self._values)
 
 

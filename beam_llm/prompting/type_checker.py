@@ -55,6 +55,7 @@ class TypeChecker:
         self.keeps_replies = not self._is_plain
 
     def validate(self, raw: Any) -> Any:
+        """The typed value of an answer; raises ValueError where it is none."""
         looks_usable = False
         if self._is_number:
             _refuse_bool(raw)
@@ -107,6 +108,7 @@ class TypeChecker:
         return usable
 
     def dump(self, value: Any) -> Any:
+        """The JSON of a typed value."""
         if self._is_plain:
             return value
         try:
@@ -115,6 +117,7 @@ class TypeChecker:
             raise ValueError(f"it can't be written as JSON: {_failed(error)}") from None
 
     def load(self, data: Any) -> Any:
+        """The typed value of an answer that was kept."""
         if self._is_plain:
             return data
         try:

@@ -248,6 +248,7 @@ def _redirected(location: str | None) -> str:
 
 
 def unreadable(message: str) -> Retryable:
+    """The error of an answer that can't be read; it may be whole another time."""
     return Retryable(Kind.UNREADABLE, message, status=200)
 
 

@@ -47,6 +47,7 @@ class Bounds(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Bounds:
+        """The bounds that the options set."""
         return cls(
             settings.max_reply_bytes,
             settings.max_file_bytes,
@@ -64,6 +65,8 @@ class TooLarge(Exception):
 
 
 class Answer(NamedTuple):
+    """What a server has answered: status, headers and body."""
+
     status: int
     headers: Mapping[str, str]
     body: bytes

@@ -177,6 +177,7 @@ class BufferedRecord(NamedTuple):
 
     @property
     def record(self) -> Record:
+        """What it asks."""
         if not self.media:
             return Record(self.inputs, self.tokens, self.fields, self.record_id)
         media = tuple([Media(*one) for one in self.media])
@@ -272,6 +273,7 @@ class Buffered(NamedTuple):
     def with_record(
         self, record: Record, caps: Caps, micros: int, ends: int, due: float
     ) -> "Buffered":
+        """The figures with one more record."""
         if not self.records:
             return Buffered(1, tokens_of(record), caps.bytes_of(record), due, micros, ends)
         return Buffered(
@@ -362,6 +364,7 @@ class FormAcrossBundles(beam.DoFn):
     def waited(
         self, buffer: Any = beam.DoFn.StateParam(BUFFER), known: Any = beam.DoFn.StateParam(KNOWN)
     ) -> Iterator[Any]:
+        """Sends what is buffered: it has waited `batch_timeout_ms`."""
         known.clear()
         yield from self._take(buffer)
 
@@ -372,6 +375,7 @@ class FormAcrossBundles(beam.DoFn):
         known: Any = beam.DoFn.StateParam(KNOWN),
         wait: Any = beam.DoFn.TimerParam(WAIT),
     ) -> Iterator[Any]:
+        """Sends what is buffered: a window ends, or the pipeline drains."""
         known.clear()
         # On Flink a REAL_TIME timer that is pending at the end of input keeps the job from ending.
         wait.clear()

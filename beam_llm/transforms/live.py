@@ -69,6 +69,7 @@ class InFlight(Generic[T]):
         self._awaited = 0
 
     def add(self, future: Future[Asked], asked: T) -> None:
+        """Notes what is with the engine now."""
         # Noted first: a future that is done already calls back here and now, on this thread.
         self._running[future] = asked
         future.add_done_callback(self._land)

@@ -133,6 +133,7 @@ class Planner:
         return math.ceil(records / self._caps.records) < self._traits.min_requests
 
     def planned(self, parts: Sequence[PartRef]) -> Iterator[WindowedValue]:
+        """The jobs that these parts become, each at its earliest element's time."""
         refs = plan(self._store, self._task, self._caps, self._traits, parts, time)
         events.tell(
             "planned",
@@ -161,6 +162,7 @@ class Gathered(NamedTuple):
     oldest: int = 0
 
     def with_part(self, part: PartRef, due: float) -> "Gathered":
+        """The figures with one more part."""
         if not self.rows:
             return Gathered(part.rows, part.bytes, part.tokens, due, part.min_timestamp)
         return Gathered(
@@ -232,6 +234,7 @@ class PlanAcrossBundles(beam.DoFn):
         known: Any = beam.DoFn.StateParam(KNOWN),
         wait: Any = beam.DoFn.TimerParam(WAIT),
     ) -> Iterator[Any]:
+        """Plans what is kept, unless it waits for more."""
         held = Gathered(*(known.read() or ()))
         if self._waits_with_more(held):
             # Set anew and never cleared here: on Prism a timer cleared in its own callback fires
@@ -261,6 +264,7 @@ class PlanAcrossBundles(beam.DoFn):
         known: Any = beam.DoFn.StateParam(KNOWN),
         wait: Any = beam.DoFn.TimerParam(WAIT),
     ) -> Iterator[Any]:
+        """Plans what is kept: the input ends, or the pipeline drains."""
         # On Flink a REAL_TIME timer that is pending at the end of input keeps the job from ending.
         wait.clear()
         yield from self._take(parts, known)

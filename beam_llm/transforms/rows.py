@@ -158,6 +158,7 @@ class BadShape:
         return element_type if element_type in _SCALARS else Any
 
     def row(self, prediction: Prediction) -> Any:
+        """The row of a Prediction that has an error."""
         element = prediction.element
         if not self._plain and self._columns is not None:
             element = new_row(_row_values(element, self._columns))

@@ -52,6 +52,7 @@ class SizeFigures:
 
     @property
     def surplus_calls(self) -> int:
+        """Calls beyond one a prompt: retries, re-asks and halves."""
         return self.calls - self.prompts
 
 
@@ -98,6 +99,7 @@ class Comparison:
 
     @property
     def is_priced(self) -> bool:
+        """Whether the price is known, so that sizes are held against one another by cost."""
         return self.alone.whole is not None and bool(self.alone.whole.cost_usd)
 
     def saved(self, figures: SizeFigures) -> float:

@@ -43,6 +43,7 @@ class Judge:
         return self._share(self._alone, asking)
 
     def truth(self, asking: Asking) -> Share | None:
+        """The share of right answers; None where nobody says which are right."""
         return self._share(self._truths, asking) if self._has_truth else None
 
     def _share(self, right: Sequence[Any], asking: Asking) -> Share:

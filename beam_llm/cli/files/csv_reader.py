@@ -21,11 +21,13 @@ _BAD_BYTE = re.compile("[\udc80-\udcff]")
 
 
 def csv_header(source: Source) -> list[str]:
+    """The names in the file's first line."""
     with _csv_text(source) as text:
         return next(_csv_records(source, text, raise_bad_line), (1, []))[1]
 
 
 def read_csv(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
+    """The records of a CSV file, by the names in its first line; see `read_rows`."""
     with _csv_text(source) as text:
         records = _csv_records(source, text, on_bad)
         line, header = next(records, (1, []))

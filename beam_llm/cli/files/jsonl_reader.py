@@ -31,6 +31,7 @@ _EXACT_INTEGER = float(2**63)
 
 
 def read_jsonl(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
+    """The records of a file of JSON lines; see `read_rows`."""
     number, is_rest = 0, False
     with text_files.opened(source) as file:
         try:

@@ -15,6 +15,7 @@ PARQUET_ROWS = 1_000
 
 
 def parquet_header(source: Source) -> list[str]:
+    """The names of the file's columns."""
     return list(parquet_schema(source).names)
 
 
@@ -54,6 +55,7 @@ def parquet_fields(sources: Sequence[Source]) -> dict[str, Any]:
 
 
 def read_parquet(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
+    """The records of a Parquet file; see `read_rows`."""
     number = 0
     for batch in _batches(source):
         for fields in rows_of(source, batch, number):

@@ -147,6 +147,7 @@ def _is_kept(value: Any, back: Any) -> bool:
 
 
 def chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """The rows in lists of `size`, the last one shorter."""
     chunk: list[Any] = []
     for row in rows:
         chunk.append(row)

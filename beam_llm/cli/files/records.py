@@ -87,6 +87,7 @@ class Answer(NamedTuple):
 
 
 def is_remote(path: str) -> bool:
+    """Whether the path has a scheme, such as `gs://`."""
     return "://" in path
 
 

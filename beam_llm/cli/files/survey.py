@@ -37,6 +37,7 @@ class Column:
     most: int = 0
 
     def add(self, value: Any) -> None:
+        """Notes the type of a value, and its size where it is an integer."""
         self.types.add(type(value))
         if type(value) is int:
             if value > self.most:
@@ -46,6 +47,7 @@ class Column:
 
 
 def column_of(values: Iterable[Any]) -> Column:
+    """The column that holds these values."""
     column = Column()
     for value in values:
         column.add(value)
@@ -71,9 +73,11 @@ class Survey(NamedTuple):
 
     @property
     def records(self) -> int:
+        """How many records there are in all sources."""
         return sum(self.counts)
 
     def digest(self, ordinal: int) -> bytes:
+        """The digest of the record in this place."""
         return self.digests[ordinal * DIGEST_BYTES : (ordinal + 1) * DIGEST_BYTES]
 
 
@@ -135,6 +139,7 @@ class _BadLines:
 
 
 def each_digest(digests: bytes) -> Iterator[bytes]:
+    """The digests one by one."""
     return (digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES))
 
 

@@ -57,6 +57,7 @@ def opened(source: Source) -> Iterator[IO[bytes]]:
 
 
 def damaged(source: Source, line: int, error: Exception) -> DataError:
+    """The error of a gzip file that is damaged or cut."""
     return DataError(
         f"{source}:{line}: the gzip data is damaged or cut in or after this line: {error}"
     )

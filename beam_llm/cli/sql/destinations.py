@@ -33,6 +33,7 @@ class Destination:
 
     @property
     def is_file(self) -> bool:
+        """Whether it is a file, and neither stdout nor a Beam sink."""
         return self.path not in ("", "-")
 
     @property

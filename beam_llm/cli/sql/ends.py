@@ -47,9 +47,11 @@ class PlanRun:
 
     @property
     def plan(self) -> Plan:
+        """The plan as it is asked."""
         return self.destination.plan
 
     def index(self) -> SpoolIndex:
+        """Each row's best answer so far."""
         assert self.spool is not None
         return self.spool.answers(self.looked.digests)
 

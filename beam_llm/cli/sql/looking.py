@@ -29,6 +29,7 @@ class Looked(NamedTuple):
 
     @property
     def rows(self) -> int:
+        """How many rows WHERE and LIMIT leave in."""
         return len(self.digests) // DIGEST_BYTES
 
     def files(self, sources: Sequence[Source], done: bytes) -> Iterator[tuple[int, Source, bytes]]:

@@ -181,6 +181,7 @@ def dict_of(plan: Plan, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def row_of(plan: Plan, row: dict[str, Any]) -> beam.Row:
+    """What comes out of a row, as a `beam.Row`."""
     return beam.Row(**dict_of(plan, row))
 
 

@@ -51,6 +51,7 @@ class SqlCommand:
 
     @property
     def here(self) -> bool:
+        """Whether the workers are in this process."""
         return runs_here(self.beam_options)
 
 
@@ -69,10 +70,12 @@ class Ended(NamedTuple):
 
     @property
     def plans(self) -> tuple[Plan, ...]:
+        """The plans that were run."""
         return tuple(run.plan for run in self.runs)
 
     @property
     def outputs(self) -> tuple[str, ...]:
+        """The names of what was written, each once."""
         return tuple(dict.fromkeys(run.destination.name for run in self.runs))
 
 

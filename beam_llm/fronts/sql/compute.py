@@ -48,6 +48,7 @@ class Compute:
 
     @property
     def is_empty(self) -> bool:
+        """Whether there is nothing to compute."""
         return not self.filters and not self.outputs
 
 
@@ -73,10 +74,12 @@ def connect() -> Any:
 
 
 def quoted(name: str) -> str:
+    """The name as DuckDB reads it, whatever stands in it."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def text_literal(text: str) -> str:
+    """The text as DuckDB reads it, whatever stands in it."""
     return "'" + text.replace("'", "''") + "'"
 
 

@@ -62,6 +62,7 @@ class Column(NamedTuple):
 
 
 def column_in_flight(name: str, kind: SqlType) -> Value:
+    """The value that a column in flight holds."""
     return Value(quoted(name), frozenset((name,)), kind)
 
 
@@ -83,6 +84,7 @@ class Scope:
         return [one for one in self.columns if not one.hidden and table in (None, one.table)]
 
     def tables(self) -> list[str]:
+        """The aliases that may stand before a column's name."""
         return sorted({one.table for one in self.columns if one.table is not None})
 
     def find(self, parts: Sequence[str]) -> tuple[Column | None, int, bool]:

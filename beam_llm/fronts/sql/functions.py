@@ -23,6 +23,7 @@ class Function(NamedTuple):
     template: str | dict[int, str]
 
     def text(self, count: int) -> str:
+        """The template for so many arguments."""
         return self.template if isinstance(self.template, str) else self.template[count]
 
 

@@ -33,6 +33,7 @@ class Known:
     notices: list[str] = field(default_factory=list)
 
     def model(self, name: str, start: int) -> Model:
+        """The model of that name; fails at its place where there is none."""
         # Confluent's `m$2` is the second version of `m`.
         found = self.models.get(name) or self.models.get(name.partition("$")[0])
         if found is None:

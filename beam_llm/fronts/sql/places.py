@@ -49,6 +49,7 @@ class SourceText:
         return SqlError(f"{self.place(start)}: {why}: {shown!r}; {instead}")
 
     def fail(self, start: int, why: str, instead: str, end: int | None = None) -> NoReturn:
+        """Raises the error at a place; see `error`."""
         raise self.error(start, why, instead, end)
 
     def located(self, start: int, error: UsageError) -> SqlError:

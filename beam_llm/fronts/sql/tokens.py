@@ -82,18 +82,22 @@ class Cursor:
 
     @property
     def now(self) -> Token:
+        """The word that stands here; `end` behind the last one."""
         return self.tokens[self.at]
 
     def ahead(self, by: int = 1) -> Token:
+        """The word so many further on; `end` behind the last one."""
         return self.tokens[min(self.at + by, len(self.tokens) - 1)]
 
     def take(self) -> Token:
+        """The word that stands here; the cursor goes on behind it."""
         token = self.now
         # `end` is never passed, so that no parser runs off the file.
         self.at = min(self.at + 1, len(self.tokens) - 1)
         return token
 
     def is_op(self, op: str) -> bool:
+        """Whether this operator stands here."""
         return self.now.kind == "op" and self.now.value == op
 
     def take_op(self, op: str) -> bool:
@@ -108,16 +112,19 @@ class Cursor:
         return True
 
     def need_op(self, op: str, where: str) -> Token:
+        """Takes this operator, or fails and says where it is missing."""
         if not self.is_op(op):
             self.fail(f"{op!r} is missing {where}", f"write {op}")
         return self.take()
 
     def need_words(self, *words: str, where: str) -> None:
+        """Takes these keywords, or fails and says which is missing."""
         for word in words:
             if not self.take_words(word):
                 self.fail(f"{word} is missing {where}", f"write {' '.join(words)}")
 
     def need_name(self, what: str) -> Token:
+        """Takes a name, in backticks or not, or fails."""
         if self.now.kind not in ("name", "quoted"):
             self.fail(f"{what} is missing here", "write a name, in backticks where it is a keyword")
         return self.take()
@@ -132,10 +139,12 @@ class Cursor:
         return self.tokens[self.at - 1]
 
     def need_string(self, what: str) -> Token:
+        """Takes a text in single quotes, or fails."""
         if self.now.kind != "string":
             self.fail(f"{what} has to be a text in single quotes", "write '…'")
         return self.take()
 
     def fail(self, why: str, instead: str) -> NoReturn:
+        """Raises the error at the word that stands here."""
         token = self.now
         self.source.fail(token.start, why, instead, token.end if token.kind != "end" else None)

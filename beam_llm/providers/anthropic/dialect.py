@@ -33,6 +33,7 @@ class Dialect:
 
     @classmethod
     def of(cls, model: str) -> Dialect:
+        """What is known of the model behind this address."""
         return cls(
             SCHEMA if models.enforces_schemas(model) else TOOL, models.takes_temperature(model)
         )

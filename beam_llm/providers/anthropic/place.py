@@ -28,14 +28,17 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Place:
+        """Where the settings say that Anthropic is."""
         base = (settings.base_url or "").rstrip("/")
         # ANTHROPIC_BASE_URL is given without `/v1` for Anthropic's SDK, with it for many proxies.
         return cls(base if base.endswith("/v1") else f"{base}/v1", settings.api_key)
 
     def url(self, path: str) -> str:
+        """The address of a path."""
         return self.base_url + path
 
     def headers(self, key: str | None) -> dict[str, str]:
+        """What every call is sent with."""
         named = {} if key is None else {"x-api-key": key}
         return {"anthropic-version": VERSION, **named}
 

@@ -91,6 +91,7 @@ class JobOptions(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> JobOptions:
+        """The options of jobs that the settings give."""
         given = settings.provider_options or {}
         # Rounded up: the API takes whole hours.
         hours = int(-(-(settings.job_deadline_hours or LEAST_HOURS) // 1))

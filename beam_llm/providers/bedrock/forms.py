@@ -52,6 +52,7 @@ class Form:
 
     @classmethod
     def of(cls, model: str) -> Form:
+        """What is known of the model's form."""
         form = WORDS if _IN_WORDS.search(model) else TOOL if _BY_TOOL.search(model) else SCHEMA
         tokens = next((least for name, least in _CACHES if re.search(name, model)), None)
         return cls(form, _WITHOUT_TEMPERATURE.search(model) is None, tokens)

@@ -50,6 +50,7 @@ class SchemaForm:
 
     @property
     def key(self) -> bool:
+        """What tells two forms of the same request apart."""
         return self.in_words
 
     def learn(self, error: CallError, text: str) -> bool:

@@ -26,6 +26,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Place:
+        """Where the settings say that Gemini is."""
         base = re.sub(r"/v1(beta)?$", "", (settings.base_url or "").rstrip("/"))
         return cls(base, settings.api_key)
 

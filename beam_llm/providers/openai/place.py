@@ -43,6 +43,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Place:
+        """Where the settings say that the server is."""
         place = cls._of(settings)
         return place._replace(
             key_reference=settings.api_key,
@@ -77,6 +78,7 @@ class Place(NamedTuple):
 
     @property
     def host(self) -> str:
+        """The server's host name."""
         return urlsplit(self.live_url).hostname or ""
 
     def headers(self, key: str | None) -> dict[str, str]:

@@ -142,6 +142,7 @@ def _is_plain_name(name: str, redactor: Redactor) -> bool:
 def plain_reply(
     data: bytes, request_id: str | None, pace: Pace | None, redactor: Redactor
 ) -> Completion | None:
+    """The completion of an ordinary reply, typed at once; None of any other."""
     try:
         body = _decode_body(data)
     except _UNUSUAL:

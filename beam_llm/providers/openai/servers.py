@@ -146,6 +146,7 @@ class Server:
     source: str = ""
 
     def form_of(self, model: str) -> Form:
+        """How replies of this model are held to a schema."""
         return next((form for names, form in self.forms if re.match(names, model)), self.form)
 
 

@@ -52,9 +52,11 @@ class GivenToken:
         self._token = Token(value, headers)
 
     async def fresh(self) -> Token:
+        """The token that was given."""
         return self._token
 
     def renewed(self) -> Token:
+        """The token that was given: there is no other."""
         return self._token
 
     def forget(self, token: Token) -> bool:

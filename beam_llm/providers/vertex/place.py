@@ -35,6 +35,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Place:
+        """Where the settings say that Vertex is."""
         options = settings.provider_options or {}
         region = str(options.get("region") or GLOBAL)
         usual = _ENDPOINTS.get(region, f"https://{region}-aiplatform.googleapis.com")

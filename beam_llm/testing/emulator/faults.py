@@ -156,6 +156,7 @@ class Fault:
 
     @property
     def operations(self) -> tuple[str, ...]:
+        """The operations that it may befall."""
         return KINDS[self.kind] if self.where is None else (self.where,)
 
     def matches(self, text: str) -> bool:
@@ -166,9 +167,11 @@ class Fault:
 
     @property
     def reads_text(self) -> bool:
+        """Whether it is after certain records alone."""
         return self.text is not None or self.pattern is not None
 
     def to_json(self) -> dict[str, Any]:
+        """The fault as a file of faults has it."""
         # Without what is not set: a file of faults has no nulls, and is refused with them.
         return {
             name: value for name, value in dataclasses.asdict(self).items() if value is not None
@@ -176,6 +179,7 @@ class Fault:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Fault:
+        """The fault that a file of faults has."""
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
         }

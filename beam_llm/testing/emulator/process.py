@@ -84,6 +84,7 @@ class EmulatorProcess(Address):
 
     @property
     def pid(self) -> int | None:
+        """The number of its process; None before it is started."""
         return self._process.pid if self._process is not None else None
 
     @property
@@ -108,10 +109,12 @@ class EmulatorProcess(Address):
 
     @property
     def calls(self) -> int:
+        """Chat completions asked for, failed ones included."""
         return int(self.totals["calls"])
 
     @property
     def one_by_one(self) -> int:
+        """How many calls the live answers would have taken, one record each."""
         return int(self.totals["live"]["records"])
 
     def set_faults(self, *faults: Fault) -> None:

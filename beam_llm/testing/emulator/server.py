@@ -176,6 +176,7 @@ class Emulator(Address):
 
     @property
     def service(self) -> Service:
+        """What answers behind the sockets."""
         assert self._service is not None, "the emulator was not started"
         return self._service
 
@@ -206,10 +207,12 @@ class Emulator(Address):
 
     @property
     def input_tokens(self) -> int:
+        """Input tokens of all that was billed live."""
         return self.service.billing.input_tokens
 
     @property
     def output_tokens(self) -> int:
+        """Output tokens of all that was billed live."""
         return self.service.billing.output_tokens
 
     @property
