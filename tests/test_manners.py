@@ -152,8 +152,7 @@ LABELS = {
     ("batch_api", "bounded", "FnApiRunner"): {
         "Spool parts": ["Write"],
         "Plan jobs": ["To one planner", "Group parts", "Plan"],
-        "Drive jobs": ["Drive"],
-        "Deliver": [],
+        "Drive jobs": ["Gather jobs", "Drive"],
     },
     ("batch_api", "bounded", "PrismRunner"): {
         "Spool parts": ["Write"],
@@ -213,7 +212,7 @@ def test_submitting_and_collecting_have_labels_too(tmp_path):
     _ = refs | CollectBatchJobs(
         MODEL, PROMPT, base_url="http://127.0.0.1:9/v1", **batch_options(tmp_path)
     )
-    assert list(Steps(p).own)[-2:] == ["Drive jobs", "Deliver"]
+    assert list(Steps(p).own)[-1] == "Drive jobs"
 
 
 @pytest.mark.parametrize("output_field", [None, "mood"])

@@ -32,7 +32,7 @@ def deliver(
             shape.type_hint
         )
     # Rows have a step of their own anyway; only plain Predictions may need one more.
-    if runners.emits_in_finish_bundle(predictions, settings.mode, settings.waiting):
+    if runners.emits_in_finish_bundle(predictions, settings.mode):
         return predictions | "Deliver" >> beam.ParDo(_PassOn()).with_output_types(Prediction)
     return predictions
 

@@ -16,7 +16,7 @@ import apache_beam as beam
 from apache_beam import pvalue
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
-from apache_beam.utils.timestamp import Duration, Timestamp
+from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
 from beam_llm import events, telemetry
 from beam_llm.calls import Asked, Tally, borrow_engine, return_engine
@@ -66,6 +66,8 @@ class DriveJobs(beam.PTransform):
         if not runners.is_local(refs.pipeline):
             # All refs come from one planner: fused with it, one worker would wait for every job.
             refs = refs | "Spread jobs" >> beam.Reshuffle()
+        if kind is DriveInLoop:
+            refs = refs | "Gather jobs" >> beam.ParDo(GatherJobs()).with_output_types(list[Any])
         driving = beam.ParDo(kind(self._settings, self._envelopes)).with_output_types(Prediction)
         predictions = refs | "Drive" >> driving
         return (
@@ -207,6 +209,24 @@ def _refused(outcome: Outcome, error: Exception) -> Outcome:
     return outcome._replace(value=None, failure=Failure(Kind.INVALID, message, 1))
 
 
+class GatherJobs(beam.DoFn):
+    """The refs of a bundle as one element: whoever waits in a loop waits for all together, where
+    each would wait for the one before it.
+
+    So this step ends its bundle with output, and the one after it does not (see `deliver`).
+    """
+
+    def start_bundle(self) -> None:
+        self._refs: list[BatchJobRef | str] = []
+
+    def process(self, ref: BatchJobRef | str) -> None:
+        self._refs.append(ref)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        if self._refs:
+            yield WindowedValue(self._refs, MIN_TIMESTAMP, [GlobalWindow()])
+
+
 class DriveInLoop(beam.DoFn):
     """Waits for its bundle's jobs inside the bundle: for local runners, which lose or hurry a
     splittable DoFn's remainders.
@@ -219,16 +239,9 @@ class DriveInLoop(beam.DoFn):
     def setup(self) -> None:
         self._jobs = JobRunner(self._settings, self._coder)
 
-    def start_bundle(self) -> None:
-        self._refs: list[BatchJobRef] = []
-
-    def process(self, ref: BatchJobRef | str) -> None:
-        self._refs.append(resolve(self._jobs.store, ref))
-
-    def finish_bundle(self) -> Iterator[Any]:
-        # All jobs of the bundle are waited for together; in `process` each would wait for the one
-        # before it.
-        for _, answers in run_jobs(self._jobs.driver, self._refs, time.sleep, _report_waiting):
+    def process(self, refs: list[BatchJobRef | str]) -> Iterator[Any]:
+        found = [resolve(self._jobs.store, ref) for ref in refs]
+        for _, answers in run_jobs(self._jobs.driver, found, time.sleep, _report_waiting):
             yield from self._jobs.predictions(answers)
 
     def teardown(self) -> None:

@@ -139,13 +139,11 @@ def waiting_for(pcoll: Any, waiting: str | None) -> str:
     return waiting or ("loop" if is_local(pipeline) else "sdf")
 
 
-def emits_in_finish_bundle(predictions: Any, mode: str, waiting: str | None) -> bool:
+def emits_in_finish_bundle(predictions: Any, mode: str) -> bool:
     """Whether the step that asked is the last one and ends its bundle with output: elsewhere a
-    shuffle or a splittable DoFn does not.
+    shuffle does not, and jobs are driven element by element.
     """
-    if mode == "batch_api":
-        return waiting_for(predictions, waiting) == "loop"
-    return is_local(predictions.pipeline)
+    return mode == "online" and is_local(predictions.pipeline)
 
 
 def warn_of_lost_output(pipeline: Any) -> None:
