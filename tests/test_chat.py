@@ -10,6 +10,7 @@ import itertools
 import pickle
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -701,6 +702,54 @@ def test_several_workers_of_the_local_runner_keep_sessions_apart_and_in_order(
         assert sizes == [1, 3, 5, 7]
 
 
+# On every runner
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def converse(emulator: Emulator, flags: list[str], out: Path) -> None:
+    """Sessions of bounded input have their turns in order, each after those before it."""
+    turns = [
+        (who, {"n": turn, "text": f"turn {turn} of {who}."})
+        for turn in (2, 0, 1)
+        for who in range(20)
+    ]
+    with beam.Pipeline(options=PipelineOptions(flags, pickle_library="cloudpickle")) as p:
+        replies = (
+            p | beam.Create(turns) | LLMChat(MODEL, "The user says:\n{{ text }}", turn_order="n")
+        )
+        _ = replies | beam.Map(lambda p: f"{p.key}: {p.value}") | beam.io.WriteToText(str(out))
+    lines = [line for path in out.parent.glob("out*") for line in path.read_text().splitlines()]
+    assert sorted(lines) == sorted(f"{who}: {message['text']}" for who, message in turns)
+    for who in range(20):
+        texts = [f"turn {turn} of {who}." for turn in range(3)]
+        assert prompts(emulator, f" of {who}.") == [
+            [said(texts[0])],
+            [*exchange(texts[0]), said(texts[1])],
+            [*exchange(texts[0]), *exchange(texts[1]), said(texts[2])],
+        ]
+
+
+@pytest.mark.parametrize("runner", ["FnApiRunner", "DirectRunner", "BundleBasedDirectRunner"])
+def test_local_runners_agree(emulator, runner, tmp_path):
+    converse(emulator, [f"--runner={runner}"], tmp_path / "out")
+
+
+@pytest.mark.prism
+@pytest.mark.parametrize("how", [[], ["--streaming"]], ids=["batch", "streaming"])
+def test_prism_agrees(emulator, how, prism_options, tmp_path):
+    converse(emulator, [*prism_options, *how], tmp_path / "out")
+
+
+@pytest.mark.flink
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("how", ["batch", "streaming"])
+def test_flink_agrees(emulator, how, flink_cluster, tmp_path):
+    env = emulator.environment
+    options = flink_cluster.batch_options if how == "batch" else flink_cluster.streaming_options
+    converse(emulator, options(env=env), tmp_path / "out")
+
+
 # At construction
 # ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -771,6 +820,16 @@ def test_options_by_string_keys_are_shown_and_survive_pickling(emulator):
     again = pickle.loads(pickle.dumps(made))
     assert again.settings == made.settings
     assert made.default_label() == "LLMChat(gpt-4.1-mini)"
+
+
+def test_a_preview_shows_each_message_as_the_first_of_its_session(emulator):
+    elements = [("a", "one"), ("a", "two"), "no pair"]
+    shown = LLMChat(MODEL, PROMPT, system_prompt="Be brief.", batch_size=5).preview(elements)
+    assert [messages(each.body) for each in shown[:2]] == [
+        [("system", "Be brief."), said("one")],
+        [("system", "Be brief."), said("two")],
+    ]
+    assert emulator.calls == 0
 
 
 def test_rows_have_the_reply_in_a_field(emulator):

@@ -17,7 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.transforms.periodicsequence import PeriodicImpulse
 
-from beam_llm import BatchJobRef, LLMPredict, SubmitBatchJobs
+from beam_llm import BatchJobRef, LLMChat, LLMPredict, SubmitBatchJobs
 from beam_llm.cli.main import main
 from beam_llm.cli.running import Measured
 from beam_llm.transforms.waiting import JobPositions, Position
@@ -140,6 +140,24 @@ def test_a_job_is_of_its_inputs_type_and_asks_for_no_more_than_it_needs(
     assert job.type == kind
     assert set(job.graph.requirements) == requirements
     assert (job.unbounded == set()) == (source is bounded)
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "requirements"),
+    [
+        (bounded, "JOB_TYPE_BATCH", set()),
+        (unbounded, "JOB_TYPE_STREAMING", {STATEFUL, SPLITTABLE}),
+    ],
+    ids=["bounded", "unbounded"],
+)
+def test_sessions_need_state_for_a_stream_alone(translated, source, kind, requirements):
+    chat = LLMChat(
+        "openai:gpt-4.1-mini", "{{ text }}", session="text", base_url="http://127.0.0.1:9/v1"
+    )
+    job = translated(lambda p: source(p) | chat)
+    assert (job.type, set(job.graph.requirements)) == (kind, requirements)
+    steps = [step.unique_name for step in job.graph.components.transforms.values()]
+    assert not [name for name in steps if name.startswith("LLMChat(") and "lambda" in name]
 
 
 def test_submitting_alone_needs_no_splittable_dofn(translated, tmp_path):

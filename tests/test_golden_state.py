@@ -18,6 +18,8 @@ from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm.config import settings
 from beam_llm.jobs import BatchJobRef, PartRef
+from beam_llm.prompting.session_task import Exchange
+from beam_llm.transforms.chat import AnswerTurnsAndForget, KeyTurns
 from beam_llm.transforms.coders import STATE_CODER
 from beam_llm.transforms.forming_streams import Buffered, BufferedRecord, FormAcrossBundles
 from beam_llm.transforms.planning import Gathered, PlanAcrossBundles
@@ -49,6 +51,7 @@ STATE = {
     ),
     "part": (STATE_CODER, tuple(PartRef("0123456789abcdef", 40, 12_345, 678, -1_000_000))),
     "parts' figures": (STATE_CODER, tuple(Gathered(40, 12_345, 678, 1_700_000_300.25, -1_000_000))),
+    "session": (STATE_CODER, (25_000_000, (tuple(Exchange("größer", "I see", 14)),))),
     "job's position": (JobPositions().restriction_coder(), (1, 1_700_000_000.5)),
 }
 REF = BatchJobRef(
@@ -88,6 +91,12 @@ def test_new_fields_come_last_and_have_defaults(kind, what, known):
     assert tuple(kind(*old))[:known] == tuple(old)
 
 
+def test_a_session_goes_on_from_old_state():
+    last, history = STATE_CODER.decode(bytes.fromhex(GOLDEN["session"]))
+    assert last == 25_000_000
+    assert [Exchange(*exchange) for exchange in history] == [Exchange("größer", "I see", 14)]
+
+
 def test_a_job_that_waits_is_read_from_an_old_checkpoint():
     """The waiting DoFn's element, as the runner keeps it: it names its class, which therefore can't
     move.
@@ -104,7 +113,12 @@ def test_state_and_timers_keep_their_names():
         staging_location="/tmp/none",
     )
     names = {}
-    for dofn in (FormAcrossBundles(made, ENVELOPES), PlanAcrossBundles(made)):
+    keying = KeyTurns(None, coders.StrUtf8Coder(), ENVELOPES, by_window=True)
+    for dofn in (
+        FormAcrossBundles(made, ENVELOPES),
+        PlanAcrossBundles(made),
+        AnswerTurnsAndForget(made, keying),
+    ):
         states, timers = get_dofn_specs(dofn)
         names[type(dofn).__name__] = [
             sorted(spec.name for spec in states),

@@ -42,23 +42,25 @@ from typing import Any, ClassVar, cast
 import apache_beam as beam
 from apache_beam import coders, pvalue
 from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.trigger import AccumulationMode
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.typehints import typehints
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm.calls import Asked, Tally
-from beam_llm.config import Settings
+from beam_llm.config import Settings, replaced
 from beam_llm.errors import USER_CODE_ERRORS, Failure, Kind, UsageError
 from beam_llm.prompting.session_task import SessionTask
 from beam_llm.transforms import runners
 from beam_llm.transforms.beam_internals import LateWrites, set_windowing
 from beam_llm.transforms.coders import STATE_CODER
-from beam_llm.transforms.envelopes import one_window
+from beam_llm.transforms.envelopes import NEVER_TOO_LATE_SECONDS, one_window
 from beam_llm.transforms.fields import is_keyed, split_type
 from beam_llm.transforms.forming import RecordReader
 from beam_llm.transforms.live import WithEngine
 from beam_llm.transforms.predict import LLMPredict, signature
+from beam_llm.transforms.preview import RequestPreview, preview
 from beam_llm.transforms.sessions import (
     MICROS,
     Bounds,
@@ -133,6 +135,13 @@ class LLMChat(LLMPredict):
     _takes_templates = False
     __signature__ = signature(_FIXED)
 
+    def preview(self, elements: Iterable[Any], n: int = 3) -> list[RequestPreview]:
+        """The first `n` requests, each message as the first of its session: what is said before it
+        hangs on replies. No call is made; see `LLMPredict.preview`.
+        """
+        alone = replaced(self._settings, batch_size=1)
+        return preview(alone, elements, n, RecordReader(alone).record)
+
     def _predict(self, elements: pvalue.PCollection) -> pvalue.PCollection:
         _check_elements(elements, self._settings)
         return elements | "Answer sessions" >> AnswerSessions(self._settings)
@@ -188,8 +197,7 @@ class AnswerSessions(beam.PTransform):
         )
         keyed = elements | "Key turns" >> beam.ParDo(keying).with_output_types(tuple[bytes, bytes])
         if elements.is_bounded:
-            # Not with triggers of the user's, which would part a session.
-            groups = set_windowing(keyed, beam.Windowing(windowfn)) | beam.GroupByKey()
+            groups = set_windowing(keyed, _whole(windowfn)) | beam.GroupByKey()
             answering: beam.DoFn = AnswerGroups(settings, keying)
         else:
             groups = set_windowing(keyed, one_window())
@@ -200,6 +208,17 @@ class AnswerSessions(beam.PTransform):
         if runners.is_local(elements.pipeline):
             return predictions
         return predictions | "Keep what is paid for" >> beam.Reshuffle()
+
+
+def _whole(windowfn: Any) -> beam.Windowing:
+    """Groups that go on when all is there: not by triggers of the user's, which would part a
+    session. What is late all the same goes on by itself.
+    """
+    return beam.Windowing(
+        windowfn,
+        accumulation_mode=AccumulationMode.DISCARDING,
+        allowed_lateness=NEVER_TOO_LATE_SECONDS,
+    )
 
 
 class KeyTurns(beam.DoFn):

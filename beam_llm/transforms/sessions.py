@@ -104,25 +104,27 @@ class Session:
         self._task, self._bounds = task, bounds
         last, history = known or (None, ())
         self._last: int | None = last
+        self._newest: int | None = last
         self._history = [Exchange(*exchange) for exchange in history]
         self._waiting: deque[Turn] = deque()
         self.is_asking = False
 
     @property
-    def state(self) -> tuple[Any, ...]:
-        """What a later bundle has to know: plain values, the format `v1` of sessions' state."""
-        return self._last, tuple(map(tuple, self._history))
+    def state(self) -> tuple[Any, ...] | None:
+        """What a later bundle has to know: plain values, the format `v1` of sessions' state. None
+        of a session in which nothing was asked.
+        """
+        return None if self._last is None else (self._last, tuple(map(tuple, self._history)))
 
     @property
     def ends(self) -> int | None:
         """Micros after which it has ended if no further turn comes; None of one without turns."""
-        waiting = [turn.micros for turn in self._waiting]
-        last = max(waiting if self._last is None else [self._last, *waiting], default=None)
-        return None if last is None else last + self._bounds.idle_micros
+        return None if self._newest is None else self._newest + self._bounds.idle_micros
 
     def add(self, turn: Turn) -> None:
         """Puts a turn behind those that wait."""
         self._waiting.append(turn)
+        self._newest = _later(self._newest, turn.micros)
 
     def next_turns(self) -> list[Turn]:
         """The turns of the next prompt; none where none waits."""
@@ -137,7 +139,7 @@ class Session:
                 break
             if is_new:
                 self._history.clear()
-            self._last = turn.micros if self._last is None else max(self._last, turn.micros)
+            self._last = _later(self._last, turn.micros)
             taken.append(self._waiting.popleft())
             if turn.is_alone:
                 break
@@ -184,6 +186,10 @@ class Session:
             most = bounds.caps.tokens if bounds.tokens is None else bounds.tokens
             # Trimmed here as well: what is never sent again need not be kept.
             self._history = recent([*self._history, exchange], bounds.turns, most)
+
+
+def _later(one: int | None, other: int) -> int:
+    return other if one is None else max(one, other)
 
 
 def in_order(turns: Iterable[Turn], field: str | None) -> list[Turn]:
