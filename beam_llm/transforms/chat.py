@@ -263,6 +263,7 @@ class KeyTurns(beam.DoFn):
         # One that can't be told is asked about nothing: its element comes back with the reason.
         key = hashlib.sha256(data).digest() if isinstance(session, Failure) else session
         if self._by_window:
+            # Its length stands before it: two sessions in two windows must not read the same.
             key = b"%d:%b%b" % (len(key), key, self._encode_window(window))
             yield WindowedValue((key, data), timestamp, (GlobalWindow(),))
         else:

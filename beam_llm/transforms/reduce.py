@@ -165,6 +165,7 @@ def _ask_in_levels(formed: Any, settings: Settings) -> pvalue.PCollection:
     """First prompts → the prediction of each group's last one."""
     final, partial = final_settings(settings), partial_settings(settings)
     outputs = [_in_one_window(formed)]
+    # A pipeline's graph has no loops, so that each level is a step of its own; most stay empty.
     for level in range(1, LEVELS + 1):
         answers = (
             outputs[-1][PART]
@@ -214,6 +215,7 @@ def _previews(settings: Settings, elements: Iterable[Any]) -> Iterator[RequestPr
             groups.setdefault(key, []).append((record, element))
     task = compile_reduce(settings)
     for members in groups.values():
+        # As a run orders them, whatever order they came in.
         members.sort(key=lambda member: place_of(member[0]))
         prompts = task.first_prompts([record for record, _ in members])
         asking = final_settings(settings) if len(prompts) == 1 else partial_settings(settings)

@@ -136,6 +136,7 @@ class Branch(NamedTuple):
 
     def with_costs(self, usage: Usage, cost_usd: float | None, reused: bool) -> Branch:
         """The same with a further prompt below it."""
+        # Without tokens there was no call, and so no cost that could be unknown.
         unknown = cost_usd is None and usage != Usage()
         known = None if unknown or self.cost_usd is None else self.cost_usd + (cost_usd or 0.0)
         return self._replace(
@@ -215,6 +216,8 @@ class FormFirstPrompts(_Former):
         data = self._encode(without_pane(key))
         digest = hashlib.sha256(b"%d:%b%d:" % (len(data), data, key.pane_info.index))
         for record in records:
+            # Digests, all of one length: texts one after another may be those of other records as
+            # well.
             digest.update(hashlib.sha256(record.inputs[0].encode()).digest())
         total = len(records) + bad
         return Branch(data, digest.digest()[:16], 1, 1, len(records), total, bad)
@@ -222,6 +225,7 @@ class FormFirstPrompts(_Former):
 
 def _cannot_be_asked(bad: Sequence[Any], total: int, has_ids: bool) -> Failure:
     """Why a key has no answer some of whose records have no text."""
+    # A repeated bundle says the same of them, whatever order they came in.
     bad = sorted(bad, key=lambda each: (each[4] or "", each[3]))
     ids = [each[4] for each in bad if each[4] is not None]
     named = ", ".join(map(repr, ids[:MOST_NAMED])) + (", …" if len(ids) > MOST_NAMED else "")
@@ -286,6 +290,7 @@ class CombineAnswers(_Former):
         count: Any = beam.DoFn.StateParam(COUNT),
     ) -> Iterator[Any]:
         answers.add(keyed[1])
+        # The count lies beside the bag: to read all answers for each new one would be quadratic.
         held = (count.read() or 0) + 1
         first, _, _ = STATE_CODER.decode(keyed[1])
         if held < Branch(*first).of:
