@@ -18,7 +18,7 @@ from beam_llm.jobs import BatchJobRef, Ledger, Ready, Waiting, find_ref, list_jo
 from beam_llm.jobs import failpoints as points
 from beam_llm.jobs.job import LONG_WAIT_SECONDS
 from beam_llm.jobs.job_tree import JobTree
-from beam_llm.jobs.queue_limit import LIMIT_SECONDS, ModelLimit
+from beam_llm.jobs.queue_limit import LIMIT_SECONDS, ModelLimit, Observed, Verdict, decide
 from beam_llm.protocols import BatchTraits
 from beam_llm.providers.openai.job_objects import stated_limit
 from beam_llm.values import JobState
@@ -633,3 +633,53 @@ def test_a_pipeline_whose_only_job_is_ten_times_the_limit_answers_every_record_o
     views = list_jobs(open_store(str(tmp_path / "staging")))
     assert [view.kind for view in views] == ["job", *["half"] * (len(views) - 1)]
     assert sum(view.ended == "completed" for view in views) == len(ended)
+
+
+# The policy
+
+
+@pytest.mark.parametrize(
+    ("verdict", "seen"),
+    [
+        (Verdict.SEND, Observed(5, 50)),
+        (Verdict.SEND, Observed(5, 50, limit=50)),
+        (Verdict.CUT, Observed(5, 51, limit=50)),
+        (Verdict.CUT, Observed(5, 51, stated=60, limit=50, alone=9)),
+        (Verdict.SEND, Observed(5, 50, alone=2)),
+        (Verdict.HALVE, Observed(5, 50, alone=3)),
+        (Verdict.HALVE, Observed(5, 51, stated=100, limit=100, alone=3)),
+        (Verdict.SEND, Observed(5, 50, stated=100, limit=100, alone=3)),
+        (Verdict.SEND, Observed(1, 50, limit=10)),
+        (Verdict.SEND, Observed(1, 50, alone=5)),
+        (Verdict.REFUSED, Observed(1, 50, alone=6)),
+        (Verdict.SEND, Observed(1, 50, stated=50, limit=50, alone=9)),
+        (Verdict.SEND, Observed(1, 51, stated=50, limit=50, alone=2)),
+        (Verdict.TOO_LARGE, Observed(1, 51, stated=50, limit=50, alone=3)),
+        (Verdict.SEND, Observed(1, 100, stated=50, limit=50, unseen=True)),
+        (Verdict.TOO_LARGE, Observed(1, 101, stated=50, limit=50, unseen=True)),
+        (Verdict.LIKE_GIVEN_UP, Observed(5, 50, limit=10, like_given_up=True)),
+        (Verdict.SEND, Observed(5, 50, like_given_up=True)),
+    ],
+    ids=[
+        "nothing is known",
+        "it just fits what is known",
+        "it is above what is known",
+        "what is known goes before what was tried",
+        "refused alone, but not often enough",
+        "refused alone, and no limit was named",
+        "refused alone, and estimates may fall short",
+        "refused alone, but far below the limit",
+        "one line is tried whatever is known",
+        "one line, refused alone as often as several",
+        "one line, refused alone twice as often",
+        "one line that fits the limit is tried again and again",
+        "one line above the limit, refused not often enough",
+        "one line above the limit, refused alone",
+        "one line at twice the limit, others unseen",
+        "one line above twice the limit, others unseen",
+        "another of its lines was given up",
+        "but the limit is not known any more",
+    ],
+)
+def test_what_becomes_of_a_job_the_queue_refuses(verdict: Verdict, seen: Observed) -> None:
+    assert decide(seen) is verdict

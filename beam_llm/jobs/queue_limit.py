@@ -10,6 +10,7 @@ up only where it was tried alone.
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import logging
 from dataclasses import dataclass, replace
@@ -112,6 +113,60 @@ def line_tokens(store: Store, manifest: Manifest, task: Task) -> Array:
     return sums
 
 
+class Verdict(enum.Enum):
+    """What becomes of a job next. SEND: it is sent as it is. CUT: it becomes two, where a part that
+    just fits the limit ends. HALVE: two, in the middle. Else its records end: its one line is
+    TOO_LARGE, or REFUSED whatever its size; or all are LIKE_GIVEN_UP."""
+
+    SEND = "send"
+    CUT = "cut"
+    HALVE = "halve"
+    TOO_LARGE = "too large"
+    REFUSED = "refused"
+    LIKE_GIVEN_UP = "like one given up"
+
+
+class Observed(NamedTuple):
+    """All that the decision on a job goes by.
+
+    Attributes:
+      lines, tokens: of the job; tokens are an estimate.
+      stated: the limit that its last refusal named.
+      limit: the least that is known, of whatever origin.
+      alone: its last refusals in a row that found nothing else pending.
+      unseen: at its last refusal could not be told what else is pending.
+      like_given_up: each line is as large as one that was given up, of the job that this is a part
+        of.
+    """
+
+    lines: int
+    tokens: int
+    stated: int | None = None
+    limit: int | None = None
+    alone: int = 0
+    unseen: bool = False
+    like_given_up: bool = False
+
+
+def decide(seen: Observed) -> Verdict:
+    """The first rule that fits."""
+    if seen.limit is not None and seen.like_given_up:
+        return Verdict.LIKE_GIVEN_UP  # it need not be tried
+    if seen.lines > 1:
+        if seen.limit is not None and seen.tokens > seen.limit:
+            return Verdict.CUT
+        # Estimates may fall short, so a job of more than half the stated limit may be above it.
+        may_be_above = seen.stated is None or seen.tokens > seen.stated // 2
+        return Verdict.HALVE if seen.alone >= PATIENCE and may_be_above else Verdict.SEND
+    if seen.stated is None:
+        return Verdict.REFUSED if seen.alone >= 2 * PATIENCE else Verdict.SEND
+    # Its estimate has to say so, too: by far, where it can't be told what else is pending.
+    is_too_large = (seen.tokens > seen.stated and seen.alone >= PATIENCE) or (
+        seen.tokens > 2 * seen.stated and seen.unseen
+    )
+    return Verdict.TOO_LARGE if is_too_large else Verdict.SEND
+
+
 class Split(NamedTuple):
     """The job goes as two: the lines before `at_line`, and those from it on.
 
@@ -156,27 +211,65 @@ class QueueLimit:
     def decide(self, attempt: int) -> Split | JobEnd | None:
         """How the job goes on instead of being sent as it is; None: it is to be sent."""
         refusals = self._refusals(attempt)
-        stated = refusals[0][1].limit if refusals else None
-        limit = self._limit(stated)
+        last = refusals[0][1] if refusals else None
+        limit = self._limit(last.limit if last else None)
         # The usual case, for which no part's weights are read.
-        if limit is None and not refusals:
+        if limit is None and last is None:
             return None
         sizes = self._line_tokens()
-        tokens, alone = int(sizes.sum()), self._alone(refusals)
-        if limit is not None and (end := self._as_large_as_one_given_up(sizes, limit)) is not None:
-            return end
-        if len(sizes) == 1:
-            return (
-                self._single(tokens, stated, alone, refusals[0][1].alone is None)
-                if refusals
-                else None
+        seen = Observed(
+            len(sizes),
+            int(sizes.sum()),
+            last.limit if last else None,
+            limit,
+            self._alone(refusals),
+            last is not None and last.alone is None,
+            self._is_like_given_up(sizes),
+        )
+        return self._carry_out(decide(seen), seen, sizes)
+
+    def _carry_out(self, verdict: Verdict, seen: Observed, sizes: Array) -> Split | JobEnd | None:
+        if verdict is Verdict.CUT:
+            assert seen.limit is not None
+            cuts = cut_jobs(
+                sizes, sizes, max_requests=seen.lines, max_bytes=seen.limit, max_tokens=None
             )
-        if limit is not None and tokens > limit:
-            return self._split(sizes, limit)
-        # Estimates may fall short, so a job of more than half the stated limit may be above it.
-        if alone >= PATIENCE and (stated is None or tokens > stated // 2):
-            return self._split(sizes, None)
-        return None
+            # The middle one of the parts' ends: a job that is many times too large needs few
+            # rounds of halving.
+            why = f"limit of {seen.limit:,} enqueued tokens"
+            return self._split(cuts[(len(cuts) - 1) // 2], sizes, why) if len(cuts) > 2 else None
+        if verdict is Verdict.HALVE:
+            middle = seen.lines // 2
+            # The best guess there is; `completed` raises it again.
+            self._note(found=int(sizes[:middle].sum()))
+            why = "queue, which refused it with nothing else pending"
+            return self._split(middle, sizes, why)
+        if verdict is Verdict.TOO_LARGE:
+            assert seen.stated is not None
+            records = len(self._manifest())
+            self._note(too_large=(self._job.intent.undivided, seen.tokens, records))
+            return _too_large([seen.tokens], seen.stated)
+        if verdict is Verdict.LIKE_GIVEN_UP:
+            assert seen.limit is not None
+            return _too_large(sizes.tolist(), seen.limit)
+        return self._refused(seen.tokens) if verdict is Verdict.REFUSED else None
+
+    def _split(self, at_line: int, sizes: Array, why: str) -> Split:
+        counts = at_line, len(sizes) - at_line
+        goes = "job %s: goes as two, of %d and %d lines, for the provider's %s"
+        _LOG.info(goes, self._job.name, *counts, why)
+        failpoint("split")
+        return Split(at_line, sizes)
+
+    def _refused(self, tokens: int) -> JobEnd:
+        """Prompts of several records are asked record by record; a record alone has its error."""
+        self._note(found=None)  # it was not the size
+        refused = f"the provider's queue refused even one request of about {tokens:,} tokens"
+        reason = f"{refused} with nothing else pending, naming no limit"
+        failure = Failure(Kind.RATE_LIMITED, reason)
+        if len(self._manifest()) == 1:
+            return JobEnd("queue", failure)
+        return JobEnd("too_large", failure, faulty_lines={0: failure})
 
     def completed(self) -> None:
         """The job has ended well: where a limit was only found by trying, twice as much may be
@@ -221,75 +314,16 @@ class QueueLimit:
         known = self._known.tokens(self._job.time()) if own is None else None
         return min((limit for limit in (stated, known) if limit is not None), default=None)
 
-    def _split(self, sizes: Array, limit: int | None) -> Split | None:
-        """In two where a part that just fits `limit` ends; without a limit, in the middle."""
-        at_line = len(sizes) // 2
-        if limit is not None:
-            cuts = cut_jobs(sizes, sizes, max_requests=len(sizes), max_bytes=limit, max_tokens=None)
-            if len(cuts) <= 2:
-                return None
-            # The middle one of those ends: a job that is many times too
-            # large needs few rounds of halving.
-            at_line = cuts[(len(cuts) - 1) // 2]
-        else:
-            # The best guess there is; `completed` raises it again.
-            self._note(found=int(sizes[:at_line].sum()))
-        why = (
-            f"limit of {limit:,} enqueued tokens"
-            if limit is not None
-            else "queue, which refused it with nothing else pending"
-        )
-        _LOG.info(
-            "job %s: goes as two, of %d and %d lines, for the provider's %s",
-            self._job.name,
-            at_line,
-            len(sizes) - at_line,
-            why,
-        )
-        failpoint("split")
-        return Split(at_line, sizes)
-
-    def _single(self, tokens: int, stated: int | None, alone: int, unseen: bool) -> JobEnd | None:
-        """One line, refused. It is too large where its estimate says so and it was refused again
-        and again with nothing else pending (`unseen`: where that can't be told, the estimate must
-        say so by far).
-
-        Prompts of several records are asked record by record; a record alone has its error.
-        """
-        records = len(self._manifest())
-        if (
-            stated is not None
-            and tokens > stated
-            and (alone >= PATIENCE or (tokens > 2 * stated and unseen))
-        ):
-            self._note(too_large=(self._job.intent.undivided, tokens, records))
-            return _too_large([tokens], stated)
-        if stated is None and alone >= 2 * PATIENCE:
-            self._note(found=None)  # it was not the size
-            refused = f"the provider's queue refused even one request of about {tokens:,} tokens"
-            reason = f"{refused} with nothing else pending, naming no limit"
-            failure = Failure(Kind.RATE_LIMITED, reason)
-            return (
-                JobEnd("queue", failure)
-                if records == 1
-                else JobEnd("too_large", failure, faulty_lines={0: failure})
-            )
-        return None
-
-    def _as_large_as_one_given_up(self, sizes: Array, limit: int) -> JobEnd | None:
-        """Where another line of the job that this is a part of was given up, lines that are as
-        large need not be tried."""
+    def _is_like_given_up(self, sizes: Array) -> bool:
         known = self._known.read()
         if known is None or known.too_large is None:
-            return None
+            return False
         job, tokens, records = known.too_large
-        if (
-            job != self._job.intent.undivided
-            or sizes.min() < tokens
-            or self._manifest().records_per_line().min() < records
-        ):
-            return None
-        return _too_large(sizes.tolist(), limit)
+        return (
+            job == self._job.intent.undivided
+            and bool(sizes.min() >= tokens)
+            and bool(self._manifest().records_per_line().min() >= records)
+        )
 
     def _is_alone(self) -> bool | None:
         """Whether the provider has no other job under way, as far as it lists them; None where that
