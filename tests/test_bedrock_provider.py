@@ -262,7 +262,7 @@ def test_a_job_that_a_list_shows_as_ended_has_its_results_or_says_what_is_wrong(
         ({"jobName": "a b"}, "jobName"),
         ({"clientRequestToken": "a.b"}, "clientRequestToken"),
         ({"roleArn": "arn:aws:iam::1:user/me"}, "roleArn"),
-        ({"modelInvocationType": "InvokeModel"}, "only Claude's jobs"),
+        ({"modelInvocationType": "InvokeModel"}, "only Claude's and Titan's"),
     ],
 )
 def test_a_job_that_bedrock_would_refuse_is_refused(

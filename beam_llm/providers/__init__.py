@@ -145,8 +145,9 @@ def _embed_limits(settings: Settings) -> EmbedLimits:
 
 
 _EMBEDDERS = {
-    "online": "openai:, azure:, gemini:, vertex:, mistral:, together:, fireworks: and deepinfra:",
-    "batch_api": "openai:, azure:, gemini:, vertex:, mistral: and deepinfra:",
+    "online": "openai:, azure:, gemini:, vertex:, bedrock:, mistral:, together:, fireworks: and "
+    "deepinfra:",
+    "batch_api": "openai:, azure:, gemini:, vertex:, bedrock:, mistral: and deepinfra:",
 }
 """For whoever asks another one for vectors."""
 

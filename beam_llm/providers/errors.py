@@ -205,7 +205,7 @@ _TOO_LONG = {
 _TOO_LONG_WORDS = re.compile(
     r"maximum context length|context.{0,20}(exceed|too long|too large)|request too large"
     r"|prompt is too long|input is too long|input token count.{0,40}exceeds|payload size exceeds"
-    r"|input token count is \d+ but|too many input tokens",
+    r"|input token count is \d+ but|too many input tokens|expected maxlength: \d+",
     re.IGNORECASE,
 )
 

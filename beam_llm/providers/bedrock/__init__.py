@@ -1,9 +1,12 @@
-"""Amazon Bedrock: live calls of the Converse API, and batch inference jobs over S3.
+"""Amazon Bedrock: live calls of the Converse API, embeddings by InvokeModel, and batch inference
+jobs over S3.
 
 chat.py      live calls                 place.py        region, addresses, credentials
 batches.py   batch inference jobs       job_objects.py  a job as Bedrock shows it
 wire.py      requests and replies       signing.py      signatures of live calls
 forms.py     how a reply's shape is asked for, by model    failures.py  errors in our words
+embeddings.py  live calls for embeddings    embed_wire.py  their requests and replies, by model
+calls.py     what live calls have in common
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.protocols import MediaLimits
+from beam_llm.protocols import EmbedLimits, MediaLimits
 from beam_llm.providers import images
 from beam_llm.providers.anthropic.schema import closed_schema
 from beam_llm.providers.bedrock.forms import Form
@@ -34,8 +37,8 @@ from beam_llm.providers.options import check_names
 from beam_llm.values import Request, Schema
 
 if TYPE_CHECKING:
+    from beam_llm.protocols import CompletionProvider
     from beam_llm.providers.bedrock.batches import BedrockBatches
-    from beam_llm.providers.bedrock.chat import BedrockChat
 
 MOST_TEMPERATURE = 1.0
 OPTIONS = (
@@ -49,6 +52,9 @@ elsewhere; `min_records`: of one job, by your quota; `invocation_type`: of a job
 `off`, of live calls.
 """
 
+EMBED_OPTIONS = ("region", "profile", "role_arn", "bucket", "min_records")
+"""Those of them that embeddings have, beside their own (`embed_wire.OPTIONS`)."""
+
 OURS = ("modelId", "messages", "system", "outputConfig", "toolConfig", "serviceTier")
 """Request fields that `extra_body` may not set."""
 
@@ -59,12 +65,11 @@ def check(settings: Settings) -> None:
     """Raises UsageError where the settings ask for what Bedrock does not have."""
     refuse_api_version(settings)
     refuse_plain_http(settings)
-    if settings.seed is not None:
-        raise UsageError(f"seed is {settings.seed}: bedrock: has none; leave it out")
-    check_temperature(settings, MOST_TEMPERATURE)
     _check_boto3()
-    _check_options(settings)
-    check_extra_body(settings, OURS)
+    if settings.task == "embed":
+        _check_embedding(settings)
+    else:
+        _check_question(settings)
     if settings.mode == "batch_api":
         _check_batch(settings)
 
@@ -75,9 +80,28 @@ def _check_boto3() -> None:
         raise UsageError("bedrock: needs boto3; pip install 'beam-llm[bedrock]'")
 
 
-def _check_options(settings: Settings) -> None:
+def _check_question(settings: Settings) -> None:
+    if settings.seed is not None:
+        raise UsageError(f"seed is {settings.seed}: bedrock: has none; leave it out")
+    check_temperature(settings, MOST_TEMPERATURE)
     check_names(settings, OPTIONS)
+    _check_options(settings)
+    _check_invocation(settings)
+    check_extra_body(settings, OURS)
+
+
+def _check_embedding(settings: Settings) -> None:
+    from beam_llm.providers.bedrock import embed_wire
+
+    check_names(settings, (*EMBED_OPTIONS, *embed_wire.OPTIONS))
+    _check_options(settings)
+    embed_wire.check(settings)
+
+
+def _check_options(settings: Settings) -> None:
     for name, value in _options(settings).items():
+        if name not in OPTIONS:  # of an embedding
+            continue
         if name == "min_records":
             if type(value) is not int or value < 1:
                 raise UsageError(
@@ -90,6 +114,9 @@ def _check_options(settings: Settings) -> None:
         raise UsageError(f"provider_options has prompt_cache {cache!r}: it has to be 'on' or 'off'")
     if known_region(settings) is None:
         raise UsageError(NO_REGION)
+
+
+def _check_invocation(settings: Settings) -> None:
     kind = _options(settings).get("invocation_type", CONVERSE)
     if kind not in (CONVERSE, INVOKE_MODEL):
         raise UsageError(
@@ -134,23 +161,31 @@ def is_cached(settings: Settings) -> bool:
 
 def preload() -> None:
     """Imports what `connect` needs."""
-    importlib.import_module("beam_llm.providers.bedrock.chat")
+    importlib.import_module("beam_llm.providers.bedrock.calls")
     importlib.import_module("boto3")
 
 
-def connect(settings: Settings) -> BedrockChat:
+def connect(settings: Settings) -> CompletionProvider:
     """A client for live calls; see `providers.connect`."""
+    from beam_llm.providers.bedrock.calls import BedrockCalls
     from beam_llm.providers.bedrock.chat import BedrockChat
     from beam_llm.providers.http import Bounds
 
-    return BedrockChat(
-        Place.of(settings),
+    place = Place.of(settings)
+    calls = BedrockCalls(
+        place,
         resolve_key(settings.api_key) if settings.api_key else None,
         key_reference=settings.api_key,
-        service_tier=settings.service_tier,
-        is_cached=is_cached(settings),
         log_data=settings.log_data,
         bounds=Bounds.of(settings),
+    )
+    if settings.task == "embed":
+        from beam_llm.providers.bedrock.embed_wire import encoder_of
+        from beam_llm.providers.bedrock.embeddings import BedrockEmbeddings
+
+        return BedrockEmbeddings(place, calls, encoder_of(settings))
+    return BedrockChat(
+        place, calls, service_tier=settings.service_tier, is_cached=is_cached(settings)
     )
 
 
@@ -159,12 +194,25 @@ def connect_batch(settings: Settings) -> BedrockBatches:
     from beam_llm.providers.bedrock.batches import BedrockBatches, JobOptions
     from beam_llm.providers.http import Bounds
 
+    wire: dict[str, Any] = {}
+    if settings.task == "embed":
+        from beam_llm.providers.bedrock.embed_wire import completion_of, encoder_of
+
+        wire = {"encode": encoder_of(settings), "read": completion_of}
     return BedrockBatches(
         Place.of(settings),
         JobOptions.of(settings),
+        **wire,
         log_data=settings.log_data,
         bounds=Bounds.of(settings),
     )
+
+
+def embed_limits(settings: Settings) -> EmbedLimits:
+    """How much is embedded at once: a text."""
+    from beam_llm.providers.bedrock.embed_wire import limits_of
+
+    return limits_of(settings)
 
 
 def enforced_schema(schema: Schema) -> Schema | None:
@@ -180,5 +228,9 @@ def media_limits(settings: Settings) -> MediaLimits | None:
 
 def encode(settings: Settings, request: Request) -> bytes:
     """The body of a request as it would be sent first; see `providers.encode`."""
+    if settings.task == "embed":
+        from beam_llm.providers.bedrock.embed_wire import encoder_of
+
+        return encoder_of(settings)(request)
     form = Form.of(settings.model_name)
     return encode_body(request, form, settings.service_tier, is_cached=is_cached(settings))

@@ -40,7 +40,7 @@ from beam_llm.providers.bedrock.job_objects import (
     remote_job,
     token_of,
 )
-from beam_llm.providers.bedrock.lines import line_reply
+from beam_llm.providers.bedrock.lines import ReadOutput, line_reply, read_answer
 from beam_llm.providers.bedrock.messages import CONVERSE, INVOKE_MODEL, encode_message
 from beam_llm.providers.bedrock.place import Place, bucket_of
 from beam_llm.providers.bedrock.wire import encode_body
@@ -95,12 +95,13 @@ class JobOptions(NamedTuple):
         given = settings.provider_options or {}
         # Rounded up: the API takes whole hours.
         hours = int(-(-(settings.job_deadline_hours or LEAST_HOURS) // 1))
+        usual = INVOKE_MODEL if settings.task == "embed" else CONVERSE
         return cls(
             given.get("role_arn", ""),
             bucket_of(settings),
             min(max(hours, LEAST_HOURS), MOST_HOURS),
             given.get("min_records", MIN_RECORDS),
-            given.get("invocation_type", CONVERSE),
+            given.get("invocation_type", usual),
         )
 
 
@@ -109,6 +110,7 @@ class BedrockBatches:
     once: who may repeat it does.
 
     Args:
+      encode, read: requests and outputs of models that don't answer but embed.
       sleep, clock, wall: see `ControlCalls`.
     """
 
@@ -119,6 +121,8 @@ class BedrockBatches:
         place: Place,
         options: JobOptions,
         *,
+        encode: Callable[[Request], bytes] | None = None,
+        read: ReadOutput = read_answer,
         log_data: bool = False,
         bounds: Bounds = DEFAULT_BOUNDS,
         sleep: Callable[[float], None] = time.sleep,
@@ -127,6 +131,7 @@ class BedrockBatches:
     ):
         self.traits = _traits_of(options, bounds)
         self._place, self._options, self._bounds = place, options, bounds
+        self._encode, self._read = encode or self._encode_question, read
         self._form, self._dialect = Form.of(place.model), Dialect.of(place.model)
         self._clients = Clients(place, log_data, bounds)
         proxy = http.proxy_for(place.control_url)
@@ -144,17 +149,19 @@ class BedrockBatches:
         """
         if not _CUSTOM_ID.fullmatch(custom_id):
             raise ValueError(f"custom_id {custom_id!r} is not 1–64 characters of [A-Za-z0-9_-]")
+        body = self._encode(request)
+        return b'{"recordId":"' + custom_id.encode() + b'","modelInput":' + body + b"}"
+
+    def _encode_question(self, request: Request) -> bytes:
         # A file can't learn from refusals, so that its bytes depend on the model alone; and no
         # page of Bedrock's tells of a cache for jobs.
         if self._options.invocation_type == INVOKE_MODEL:
-            body = encode_message(request, self._dialect)
-        else:
-            body = encode_body(request, self._form, is_cached=False)
-        return b'{"recordId":"' + custom_id.encode() + b'","modelInput":' + body + b"}"
+            return encode_message(request, self._dialect)
+        return encode_body(request, self._form, is_cached=False)
 
     def decode_line(self, line: bytes) -> LineReply:
         """Raises ValueError where the line is cut, or no reply at all."""
-        return line_reply(line, self._place.model, self._clients.context)
+        return line_reply(line, self._place.model, self._clients.context, self._read)
 
     def stage(self, lines: Path, name: str) -> str:
         """Uploads a job's lines, streamed; returns their address in S3."""

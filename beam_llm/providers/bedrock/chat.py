@@ -9,42 +9,29 @@ import yarl
 
 from beam_llm.errors import CallError
 from beam_llm.providers.asking import ask_in_form
-from beam_llm.providers.bedrock.failures import has_expired, reply_error
+from beam_llm.providers.bedrock.calls import BedrockCalls
 from beam_llm.providers.bedrock.forms import SCHEMA, Form, form_of
 from beam_llm.providers.bedrock.place import Place
-from beam_llm.providers.bedrock.signing import Signer
 from beam_llm.providers.bedrock.wire import decode_reply, encode_body
-from beam_llm.providers.errors import ErrorContext
-from beam_llm.providers.http import DEFAULT_BOUNDS, Answer, Bounds
-from beam_llm.providers.live import LiveCalls
+from beam_llm.providers.http import Answer
 from beam_llm.values import Completion, Request
 
 _log = logging.getLogger(__name__)
 
 
 class BedrockChat:
-    """Live calls (a CompletionProvider). Made anywhere, used and closed on one event loop.
-
-    Args:
-      key: a Bedrock API key, which is sent as it is; None: calls are signed with AWS credentials.
-    """
+    """Live calls (a CompletionProvider). Made anywhere, used and closed on one event loop."""
 
     def __init__(
         self,
         place: Place,
-        key: str | None = None,
+        calls: BedrockCalls,
         *,
-        key_reference: str | None = None,
         service_tier: str | None = None,
         is_cached: bool = True,
-        log_data: bool = False,
-        bounds: Bounds = DEFAULT_BOUNDS,
     ):
-        self._place, self._key, self._key_reference = place, key, key_reference
-        self._service_tier, self._is_cached, self._log_data = service_tier, is_cached, log_data
-        self._signer = None if key is not None else Signer(place)
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        self._calls = LiveCalls(headers, bounds)
+        self._place, self._calls = place, calls
+        self._service_tier, self._is_cached = service_tier, is_cached
         self._forms: dict[str, tuple[yarl.URL, Form]] = {}
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
@@ -58,30 +45,13 @@ class BedrockChat:
 
         async def send(form: Form) -> Answer:
             body = encode_body(request, form, self._service_tier, is_cached=self._is_cached)
-            return await self._post(url, body, timeout_seconds)
+            return await self._calls.post(url, body, timeout_seconds)
 
         _, headers, reply = await ask_in_form(
-            form, request, send, self._error_of, partial(self._announce, form)
+            form, request, send, self._calls.error_of, partial(self._announce, form)
         )
         request_id = headers.get("x-amzn-requestid")
-        return decode_reply(reply, request.model, request_id, self._context)
-
-    def _error_of(self, answer: Answer) -> CallError:
-        return reply_error(*answer, self._context)
-
-    async def _post(self, url: yarl.URL, body: bytes, timeout_seconds: float) -> Answer:
-        """Sent once more where the credentials have expired since they were looked up."""
-        signer = self._signer
-        if signer is None:
-            return await self._calls.post(url, body, timeout_seconds)
-        # Credentials are kept for a minute and may end within it; a second refusal is an answer.
-        for _ in range(2):
-            headers = await signer.headers(url, body)
-            answer = await self._calls.post(url, body, timeout_seconds, headers)
-            if answer.status < 400 or not has_expired(answer.headers, answer.body):
-                break
-            signer.forget(headers)
-        return answer
+        return decode_reply(reply, request.model, request_id, self._calls.context)
 
     def _model(self, model: str) -> tuple[yarl.URL, Form]:
         found = self._forms.get(model)
@@ -90,11 +60,6 @@ class BedrockChat:
             # As it is signed: a colon of the model's name stays `%3A`.
             found = self._forms[model] = yarl.URL(url, encoded=True), form_of(url, model)
         return found
-
-    @property
-    def _context(self) -> ErrorContext:
-        secret = self._key if self._signer is None else self._signer.secret
-        return ErrorContext(secret, self._key_reference, self._log_data)
 
     def _announce(self, form: Form, error: CallError) -> None:
         _log.warning(

@@ -5,6 +5,7 @@ Source: Bedrock user guide, "View the results of a batch inference job", read 20
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from beam_llm.errors import CallError, Kind, Retryable
@@ -17,9 +18,23 @@ from beam_llm.providers.errors import ErrorContext, no_answer
 from beam_llm.providers.typed import loads, status_of, word
 from beam_llm.values import Completion
 
+ReadOutput = Callable[[Any, str, ErrorContext], Completion]
 
-def line_reply(line: bytes, model: str, context: ErrorContext) -> LineReply:
+
+def read_answer(output: Any, model: str, context: ErrorContext) -> Completion:
+    """The output of a model that answers: a message of Claude's, or Converse's."""
+    if is_message(output):
+        return read_message(output, model, context)
+    return completion_of(output, model, None, context)
+
+
+def line_reply(
+    line: bytes, model: str, context: ErrorContext, read: ReadOutput = read_answer
+) -> LineReply:
     """One line.
+
+    Args:
+      read: what is made of an output.
 
     Raises:
       ValueError: it is cut, or no reply at all.
@@ -33,15 +48,9 @@ def line_reply(line: bytes, model: str, context: ErrorContext) -> LineReply:
             return LineReply.failed(record_id, _line_error(payload["error"], context))
         if payload.get("modelOutput") is None:
             return LineReply.failed(record_id, no_answer())
-        return LineReply(record_id, _completion(payload["modelOutput"], model, context))
+        return LineReply(record_id, read(payload["modelOutput"], model, context))
     except CallError as error:
         return LineReply.failed(record_id, error)
-
-
-def _completion(output: Any, model: str, context: ErrorContext) -> Completion:
-    if is_message(output):
-        return read_message(output, model, context)
-    return completion_of(output, model, None, context)
 
 
 def _line_error(error: Any, context: ErrorContext) -> CallError:

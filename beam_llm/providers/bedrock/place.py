@@ -47,6 +47,10 @@ class Place(NamedTuple):
         """The address of a model's Converse, percent-encoded as it is signed."""
         return f"{self._runtime}/model/{quote(model, safe='')}/converse"
 
+    def invoke_url(self, model: str) -> str:
+        """The address of a model's InvokeModel, likewise."""
+        return f"{self._runtime}/model/{quote(model, safe='')}/invoke"
+
     @property
     def _runtime(self) -> str:
         # A variable of AWS's own, which boto3 follows by itself; live calls are not made by boto3.

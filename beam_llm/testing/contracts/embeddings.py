@@ -16,17 +16,17 @@ from beam_llm.prompting.vectors import unpack
 from beam_llm.testing.contracts.completions import Does
 from beam_llm.values import Completion, Request
 
-DIMENSIONS = 8
-
 
 class EmbeddingContract:
     """Put it before `CompletionProviderContract`, whose questions it makes texts to be embedded.
 
     Attributes:
       embedding_model: that is asked.
+      dimensions: numbers of a vector that it has a choice of.
     """
 
     embedding_model = "contract-model"
+    dimensions = 8
     # What only a model that writes can do.
     impossible = frozenset({Does.CUT, Does.REFUSE, Does.FILTER, Does.SAY_NOTHING})
     takes_images = False
@@ -35,7 +35,7 @@ class EmbeddingContract:
         """A text that the server can embed."""
         [text] = args or ("How are you?",)
         return Request(
-            self.embedding_model, (), inputs=(text,), dimensions=DIMENSIONS, input_tokens=10
+            self.embedding_model, (), inputs=(text,), dimensions=self.dimensions, input_tokens=10
         )
 
     def check_answer(self, completion: Completion) -> None:
@@ -44,7 +44,7 @@ class EmbeddingContract:
         assert completion.vectors is not None
         [(place, numbers)] = completion.vectors
         assert place == 0
-        assert len(unpack(numbers or b"")) == DIMENSIONS
+        assert len(unpack(numbers or b"")) == self.dimensions
 
 
 class EmbeddingBatchContract(EmbeddingContract):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ import orjson
 from aiohttp import web
 
 from beam_llm.stores import temporary_file
-from beam_llm.testing.emulator import converse
+from beam_llm.testing.emulator import converse, embed_invoke
 from beam_llm.testing.emulator.aws_signatures import access_key_of, has_signed
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, Line, LineResult, NewJob, Reply
+from beam_llm.testing.emulator.models import EMBED
 from beam_llm.testing.emulator.wire import WireError, json_response, page_asked
 
 _CONVERSE = re.compile(r"/model/(.{1,2048})/converse")
+_INVOKE = re.compile(r"/model/(.{1,2048})/invoke")
 _JOBS = "/model-invocation-jobs"
 _JOB = "/model-invocation-job"
 _ACCOUNT = "arn:aws:bedrock:us-east-1:123456789012"
@@ -67,7 +70,8 @@ class _Entry(msgspec.Struct):
 
 
 class Wire(Dialect):
-    """`/model/{id}/converse` and `/model-invocation-job…` under `/bedrock`."""
+    """`/model/{id}/converse`, `/model/{id}/invoke` of models of embeddings, and
+    `/model-invocation-job…` under `/bedrock`."""
 
     name = "bedrock"
     variables = ("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", "AWS_ACCESS_KEY_ID")
@@ -116,6 +120,9 @@ class Wire(Dialect):
         if request.method == "POST" and (found := _CONVERSE.fullmatch(path)):
             model = found[1]
             return await self.house.live(request, self, lambda body: self.asked(body, model))
+        if request.method == "POST" and (found := _INVOKE.fullmatch(path)):
+            ask = self._embedding_of(found[1])
+            return await self.house.live(request, self, ask, self.house.embedder)
         return await self._jobs(request, path)
 
     # Live calls.
@@ -127,7 +134,12 @@ class Wire(Dialect):
             return WireError(400, "The provided model identifier is invalid.")
         return found
 
+    def _embedding_of(self, model: str) -> Callable[[Any], Asked | WireError]:
+        return lambda body: embed_invoke.asked(body, model, self.house.embedder)
+
     def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+        if "data" in answer.body:
+            return embed_invoke.reply(answer, asked.note)
         return converse.reply(answer, asked)
 
     def error(self, error: WireError) -> web.Response:
@@ -144,6 +156,10 @@ class Wire(Dialect):
 
     def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
         return {"x-amzn-requestid": f"{self.house.started}-{number}"}
+
+    def answer_headers(self, answer: Answer) -> dict[str, str]:
+        is_vector = "data" in answer.body
+        return {"x-amzn-bedrock-input-token-count": str(answer.input_tokens)} if is_vector else {}
 
     # Jobs.
 
@@ -195,6 +211,7 @@ class Wire(Dialect):
         if problem is not None:
             return WireError(400, problem)
         job_id = uuid.uuid4().hex[:12]
+        body |= {"endpoint": EMBED} if embed_invoke.embeds(body["modelId"]) else {}
         part = self.house.batches.part_path(job_id)
         with temporary_file() as copy:
             source = body["inputDataConfig"]["s3InputDataConfig"]["s3Uri"]
@@ -214,8 +231,7 @@ class Wire(Dialect):
     def _translate(self, source: Path, target: Path, job: dict[str, Any]) -> tuple[int, int | None]:
         """How many lines there are, and the number of the first that is not one."""
         count, model = 0, job["modelId"]
-        is_converse = job.get("modelInvocationType") == "Converse"
-        read = self.asked if is_converse else self._message
+        read = self._reader_of(job)
         with open(source, "rb") as lines, open(target, "wb") as file:
             for line in lines:
                 count += 1
@@ -227,6 +243,13 @@ class Wire(Dialect):
                 # A record without an id of its client's is given one of eleven characters.
                 file.write(Line(entry.recordId or f"CALL{count:07}", asked).encode())
         return count, None
+
+    def _reader_of(self, job: dict[str, Any]) -> Callable[[Any, str], Asked | WireError]:
+        if job.get("modelInvocationType") == "Converse":
+            return self.asked
+        if not embed_invoke.embeds(job["modelId"]):
+            return self._message
+        return lambda body, model: embed_invoke.asked(body, model, self.house.embedder)
 
     def _message(self, body: Any, model: str) -> Asked | WireError:
         """A body of InvokeModel, as Claude takes it: Anthropic's, without a model."""

@@ -363,6 +363,7 @@ def job_problem(body: Any) -> str | None:
     kind = body.get("modelInvocationType", "InvokeModel")
     if kind not in ("Converse", "InvokeModel"):
         return "Value at 'modelInvocationType' failed to satisfy constraint"
-    if kind == "InvokeModel" and "claude" not in body["modelId"]:
-        return "Of the modelInvocationType InvokeModel only Claude's jobs are emulated."
+    model = body["modelId"]
+    if kind == "InvokeModel" and "claude" not in model and "titan-embed-text-v2" not in model:
+        return "Of the modelInvocationType InvokeModel only Claude's and Titan's are emulated."
     return None

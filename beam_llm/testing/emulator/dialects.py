@@ -237,6 +237,10 @@ class Dialect:
         """
         return {}
 
+    def answer_headers(self, answer: Answer) -> dict[str, str]:
+        """Of a good answer, beside `headers`."""
+        return {}
+
     def job(self, job: Job) -> Any:
         """A job as this provider shows it; JSON."""
         raise NotImplementedError

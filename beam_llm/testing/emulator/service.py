@@ -200,6 +200,7 @@ class Service:
             return garbage()
         if "endless_body" in kinds:
             return await flood(request)
+        headers = {**headers, **dialect.answer_headers(answer)}
         return json_response(dialect.reply(answer, asked, reply_id), headers=headers)
 
     async def _pause(self, faults: tuple[Fault, ...], number: int) -> None:
