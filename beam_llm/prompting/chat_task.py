@@ -17,7 +17,7 @@ import orjson
 
 from beam_llm.config import RESPONSE_FORMATS, Settings, load_dotted
 from beam_llm.errors import PromptError, UsageError
-from beam_llm.prompting.media import FRAME_BYTES, MediaFields, placed_several, placed_single
+from beam_llm.prompting.media import FRAME_BYTES, MediaFields, Placed, media_of
 from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.readers import Parser, Reader, Shape
 from beam_llm.prompting.readers.custom import CustomReader
@@ -109,7 +109,7 @@ class ChatTask:
         self._batch_template = BatchTemplate(source) if source is not None else None
         self._batchless_tokens = _batchless_tokens(self._batch_template)
         self._may_batch = settings.batch_size != 1
-        self.media = _media_of(settings, media_limits)
+        self.media = media_of(settings, media_limits)
         self._format = _format_of(settings)
         self._extra = dict(settings.extra_body or {})
         self._enforced_schema = enforced_schema or _enforces_nothing
@@ -231,16 +231,16 @@ class ChatTask:
         count, reply_format = len(records), self._reply_format
         is_single = self._is_single(count)
         is_keyed = not is_single and enforced and reply_format.is_keyed(count)
-        places: Sequence[tuple[int, Media]] = ()
+        places: tuple[tuple[int, Media], ...] = ()
         if self.media is not None:
-            text, places = self._text_and_media(records, is_single, is_keyed)
+            text, places = self._text_and_images(self.media, records, is_single, is_keyed)
         elif is_single:
             text = self._single_text(records[0])
         else:
             text = self._text_of_several(records, is_keyed)
         shared = self._template.lead if is_single else self._shared_of_several(is_keyed)
         text = f"{text}\n\n{note}" if note else text
-        messages: tuple[Message, ...] = (Message("user", text, shared, tuple(places)),)
+        messages: tuple[Message, ...] = (Message("user", text, shared, places),)
         system = self.settings.system_prompt
         if system:
             messages = (Message("system", system, len(system)), *messages)
@@ -281,30 +281,26 @@ class ChatTask:
     def _single_text(self, record: Record) -> str:
         return self._template.fill(record.inputs) + self._reply_format.single_suffix
 
-    def _text_and_media(
-        self, records: Sequence[Record], is_single: bool, is_keyed: bool
-    ) -> tuple[str, Sequence[tuple[int, Media]]]:
+    def _text_and_images(
+        self, media: MediaFields, records: Sequence[Record], is_single: bool, is_keyed: bool
+    ) -> Placed:
         """The prompt's text, and where its images stand in it."""
         reply_format = self._reply_format
         if is_single:
             text = self._template.fill(records[0].inputs)
-            has_labels = self.media is not None and self.media.labels_single
-            text, places = placed_single(text, records[0].media, has_labels)
-            return text + reply_format.single_suffix, places
-        lines = [
-            reply_format.envelope(index, record.inputs) for index, record in enumerate(records, 1)
-        ]
-        media = [record.media for record in records]
-        return placed_several(reply_format.prefix(is_keyed), lines, media)
+            return media.behind_one(text, records[0], reply_format.single_suffix)
+        return media.behind_each(reply_format.prefix(is_keyed), self._lines_of(records), records)
+
+    def _lines_of(self, records: Sequence[Record]) -> list[str]:
+        envelope = self._reply_format.envelope
+        return [envelope(index, record.inputs) for index, record in enumerate(records, 1)]
 
     def _text_of_several(self, records: Sequence[Record], is_keyed: bool) -> str:
         reply_format = self._reply_format
         if self._batch_template is not None and self._may_batch:
             words = reply_format.keyed_words if is_keyed else reply_format.array_words
             return self._templated(self._batch_template, records, words)
-        envelope = reply_format.envelope
-        lines = [envelope(index, record.inputs) for index, record in enumerate(records, 1)]
-        return reply_format.prefix(is_keyed) + "\n".join(lines)
+        return reply_format.prefix(is_keyed) + "\n".join(self._lines_of(records))
 
     def _shared_of_several(self, is_keyed: bool) -> int:
         """Characters before the first record; none are known of a template of the user's."""
@@ -362,22 +358,6 @@ class ChatTask:
             the value.
         """
         return self.output.load(data)
-
-
-def _media_of(settings: Settings, limits: MediaLimits | None) -> MediaFields | None:
-    if not settings.media:
-        return None
-    if limits is None:
-        raise UsageError(
-            f"media is {list(settings.media)}: {settings.model} takes no images; leave it out, or "
-            "use a model that sees"
-        )
-    if settings.batch_prompt_template is not None:
-        raise UsageError(
-            "media stands beside batch_prompt_template, in which images have no place: leave one "
-            "of them out"
-        )
-    return MediaFields(settings, limits)
 
 
 def _enforces_nothing(schema: Schema) -> Schema | None:

@@ -21,7 +21,7 @@ from beam_llm.prompting.batching import AUTO_RECORDS, Caps
 from beam_llm.prompting.image_files import ENDINGS, WORDS, kind_of, size_of
 from beam_llm.prompting.templates import ELEMENT
 from beam_llm.protocols import MediaLimits
-from beam_llm.values import Media
+from beam_llm.values import Media, Record
 
 FRAME_BYTES = 250
 """What an image's part of a request has around its data, in any provider's form, from above."""
@@ -35,7 +35,7 @@ _DATA_URL = re.compile(r"data:([^,;]{0,100})((?:;[^,;]{0,100}){0,5}),")
 _ADDRESS = re.compile(r"[a-z0-9]+://[!#-;=?-\[\]_a-z~]+", re.IGNORECASE)
 """The characters that an address may have, by RFC 3986; all others are percent-encoded in it."""
 
-Placed = tuple[str, list[tuple[int, Media]]]
+Placed = tuple[str, tuple[tuple[int, Media], ...]]
 """A text, and the images in it by the number of characters before each."""
 
 
@@ -43,7 +43,6 @@ class MediaFields:
     """The option `media`, compiled: what one record's images are, and how many a prompt may hold.
 
     Attributes:
-      labels_single: in a prompt of one record, too, each image stands under its field's name.
       most_records: of one prompt, by the images that a request may have; None where nobody says.
 
         fields = MediaFields(settings("openai:gpt-4.1-mini", media=["photo"]), limits)
@@ -60,7 +59,6 @@ class MediaFields:
         assert settings.media
         self._names, self._limits = tuple(settings.media), limits
         self._provider = settings.provider
-        self.labels_single = len(self._names) > 1
         self.most_records = _most_records(settings, limits)
         records = min(self.most_records or 1, _wanted(settings))
         self._most_images = None if limits.images is None else limits.images // records
@@ -110,6 +108,34 @@ class MediaFields:
         records = min(caps.records, self.most_records or caps.records)
         sizes = [size for size in (caps.bytes, self._limits.request_bytes) if size is not None]
         return caps._replace(records=records, bytes=min(sizes, default=None))
+
+    def behind_one(self, text: str, record: Record, suffix: str) -> Placed:
+        """A record's text with its images after it: of several fields each under its field's name.
+
+        Args:
+          suffix: what stands behind them.
+        """
+        places = []
+        for one in record.media:
+            if len(self._names) > 1:
+                text += f"\n{one.name}:"
+            places.append((len(text), one))
+        return text + suffix, tuple(places)
+
+    def behind_each(self, prefix: str, lines: Sequence[str], records: Sequence[Record]) -> Placed:
+        """The lines of several records, each with its images after it, and whose they are before
+        each."""
+        pieces, length, places = [prefix], len(prefix), []
+        for index, (line, record) in enumerate(zip(lines, records, strict=True), 1):
+            line = line if index == 1 else f"\n{line}"
+            pieces.append(line)
+            length += len(line)
+            for one in record.media:
+                label = f"\nInput {index}, {one.name}:"
+                pieces.append(label)
+                length += len(label)
+                places.append((length, one))
+        return "".join(pieces), tuple(places)
 
     def _image(self, name: str, value: Any) -> Media:
         if isinstance(value, str):
@@ -233,30 +259,25 @@ def _most_records(settings: Settings, limits: MediaLimits) -> int | None:
     return most
 
 
-def placed_single(text: str, media: Sequence[Media], has_labels: bool) -> Placed:
-    """A record's text, its images after it.
+def media_of(settings: Settings, limits: MediaLimits | None) -> MediaFields | None:
+    """The fields that hold images; None where the settings name none.
 
     Args:
-      has_labels: each stands under its field's name.
+      limits: what the provider takes; None: no images.
+
+    Raises:
+      UsageError: they can't be sent, whatever is in them.
     """
-    places = []
-    for one in media:
-        if has_labels:
-            text += f"\n{one.name}:"
-        places.append((len(text), one))
-    return text, places
-
-
-def placed_several(prefix: str, lines: Sequence[str], media: Sequence[Sequence[Media]]) -> Placed:
-    """The lines of several records, each with its images after it and their number before each."""
-    pieces, length, places = [prefix], len(prefix), []
-    for index, (line, own) in enumerate(zip(lines, media, strict=True), 1):
-        line = line if index == 1 else f"\n{line}"
-        pieces.append(line)
-        length += len(line)
-        for one in own:
-            label = f"\nInput {index}, {one.name}:"
-            pieces.append(label)
-            length += len(label)
-            places.append((length, one))
-    return "".join(pieces), places
+    if not settings.media:
+        return None
+    if limits is None:
+        raise UsageError(
+            f"media is {list(settings.media)}: {settings.model} takes no images; leave it out, or "
+            "use a model that sees"
+        )
+    if settings.batch_prompt_template is not None:
+        raise UsageError(
+            "media stands beside batch_prompt_template, in which images have no place: leave one "
+            "of them out"
+        )
+    return MediaFields(settings, limits)
