@@ -73,7 +73,7 @@ class Run:
     """One run of the pipeline.
 
     Attributes:
-      options: of LLMPredict, over `QUICK`.
+      options: of LLMPredict, over `QUICK`; of LLMReduce, where there is an `instruction`.
       kill, stop: `point` or `point#n`: kill -9, or SIGSTOP, when it is reached (the n-th time).
       flags: of Beam.
       fields: further fields of each element.
@@ -111,10 +111,10 @@ def rows_of(run: Run) -> list[Row]:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    from beam_llm import LLMPredict
+    from beam_llm import LLMPredict, LLMReduce
     from tests.collecting import Collect
 
-    elements = [
+    elements: list[Any] = [
         dict(extra, text=text)
         for text, extra in zip(run.texts, run.fields or [{}] * len(run.texts), strict=True)
     ]
@@ -129,11 +129,14 @@ def rows_of(run: Run) -> list[Row]:
     }
     options |= {**batch, **run.options}
     model = options.pop("model", MODEL)
+    kind: Any = LLMPredict
+    if "instruction" in options:  # one answer per key, which stands where a text would
+        kind, elements = LLMReduce, [(element["key"], element) for element in elements]
     with beam.Pipeline(options=PipelineOptions(list(run.flags))) as p:
-        _ = p | beam.Create(elements) | LLMPredict(model, mode=run.mode, **options) | kept
+        _ = p | beam.Create(elements) | kind(model, mode=run.mode, **options) | kept
     return [
         Row(
-            e.element["text"],
+            e.element["text"] if kind is LLMPredict else e.element.key,
             e.value,
             e.error and str(e.error.kind),
             e.error and e.error.message,

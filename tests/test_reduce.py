@@ -15,20 +15,7 @@ import pydantic
 import pytest
 from apache_beam.internal import pickler
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.testing import test_stream
 from apache_beam.transforms.display import DisplayData
-from apache_beam.transforms.trigger import (
-    AccumulationMode,
-    AfterCount,
-    Repeatedly,
-)
-from apache_beam.transforms.window import (
-    FixedWindows,
-    GlobalWindows,
-    Sessions,
-    SlidingWindows,
-    TimestampedValue,
-)
 
 from beam_llm import Group, LLMPredict, LLMReduce, UsageError
 from beam_llm.config import settings
@@ -303,102 +290,6 @@ def test_a_rerun_in_another_order_pays_nothing_twice(emulator, tmp_path):
         key: each.value for key, each in first.items()
     }
     assert {(each.cost_usd, each.reused) for each in again.values()} == {(0.0, True)}
-
-
-# Windows, and streams
-# ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Place(beam.DoFn):
-    def process(self, prediction, timestamp=beam.DoFn.TimestampParam, window=beam.DoFn.WindowParam):
-        group = prediction.element
-        value = int(prediction.value.split()[0]) if prediction.value else prediction.error.kind
-        yield str(group.key), group.records, value, float(timestamp), str(window)
-
-
-def placed(source: Any, windows: Any, mode: dict[str, Any], *flags: str, **options: Any) -> Any:
-    kept = Collect()
-    made = PipelineOptions([*flags], pickle_library="cloudpickle")
-    with beam.Pipeline(options=made) as p:
-        answered = p | source | windows | LLMReduce(MODEL, ASK, **options, **mode)
-        _ = answered | beam.ParDo(Place()) | kept
-    return sorted(kept.found)
-
-
-TIMED = [TimestampedValue(("a", f"a{n} kettle"), n) for n in range(25)]
-
-
-@pytest.mark.parametrize(
-    ("windows", "expected"),
-    [
-        (FixedWindows(10), [(10, 0, 10), (10, 10, 20), (5, 20, 30)]),
-        (SlidingWindows(20, 10), [(10, -10, 10), (20, 0, 20), (15, 10, 30), (5, 20, 40)]),
-        (Sessions(5), [(25, 0, 29)]),
-    ],
-    ids=["fixed", "sliding", "sessions"],
-)
-def test_each_window_has_an_answer_of_its_own_at_its_end(emulator, mode, windows, expected):
-    into = beam.WindowInto(windows)
-    found = placed(beam.Create(TIMED), into, mode, "--runner=FnApiRunner", batch_size=3)
-    assert [each[:3] + each[4:] for each in found] == sorted(
-        ("a", n, n, f"[{start:.1f}, {end:.1f})") for n, start, end in expected
-    )
-    # What a window's last moment is, runners know to the millisecond.
-    ends = [float(window.rstrip(")").split(", ")[1]) for *_, window in found]
-    assert all(0 < end - at < 0.0011 for end, (*_, at, _) in zip(ends, found, strict=True))
-
-
-def stream() -> Any:
-    return (
-        test_stream.TestStream()
-        .advance_watermark_to(0)
-        .add_elements(TIMED[:7])
-        .add_elements(TIMED[7:15])
-        .advance_watermark_to(12)
-        .add_elements([TimestampedValue(("a", "late1"), 5), TimestampedValue(("a", "late2"), 6)])
-        .add_elements(TIMED[15:20])
-        .advance_watermark_to_infinity()
-    )
-
-
-def test_a_stream_is_answered_window_by_window_and_late_records_by_themselves(emulator, mode):
-    windows = beam.WindowInto(FixedWindows(10), allowed_lateness=100)
-    found = placed(stream(), windows, mode, "--runner=DirectRunner", "--streaming", batch_size=3)
-    ten, twenty = "[0.0, 10.0)", "[10.0, 20.0)"
-    assert [(n, value, window) for _, n, value, _, window in found if n > 2] == [
-        (10, 10, ten),
-        (10, 10, twenty),
-    ]
-    # Each late one fires a pane of its own, or both one together.
-    assert sum(n for _, n, _, _, _ in found if n <= 2) == 2
-
-
-@pytest.mark.parametrize("accumulating", [False, True])
-def test_each_pane_of_a_trigger_is_answered_whole(emulator, mode, accumulating):
-    """Early panes of several prompts each, which a GroupByKey by window would answer in pieces."""
-    how = AccumulationMode.ACCUMULATING if accumulating else AccumulationMode.DISCARDING
-    windows = beam.WindowInto(
-        GlobalWindows(), trigger=Repeatedly(AfterCount(7)), accumulation_mode=how
-    )
-    source = test_stream.TestStream().add_elements(TIMED[:7]).add_elements(TIMED[7:14])
-    found = placed(
-        source.advance_watermark_to_infinity(),
-        windows, mode, "--runner=DirectRunner", "--streaming", batch_size=3,
-    )  # fmt: skip
-    assert [(n, value) for _, n, value, _, _ in found] == [(7, 7), (14 if accumulating else 7,) * 2]
-
-
-def test_equal_panes_of_one_window_are_answered_each(emulator, mode):
-    windows = beam.WindowInto(
-        GlobalWindows(),
-        trigger=Repeatedly(AfterCount(2)),
-        accumulation_mode=AccumulationMode.DISCARDING,
-    )
-    same = [("a", "x"), ("a", "x")]
-    source = test_stream.TestStream().add_elements(same).add_elements(same)
-    flags = ("--runner=DirectRunner", "--streaming")
-    found = placed(source.advance_watermark_to_infinity(), windows, mode, *flags, batch_size=1)
-    assert [n for _, n, _, _, _ in found] == [2, 2]
 
 
 # How it is written

@@ -1,0 +1,231 @@
+"""`LLMReduce` in windows, on streams and under triggers, on the runners of this process, on Prism and
+on a Flink cluster: an answer for each pane, over all its records, at its window's end.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing import test_stream
+from apache_beam.transforms.periodicsequence import PeriodicImpulse
+from apache_beam.transforms.trigger import AccumulationMode, AfterCount, Repeatedly
+from apache_beam.transforms.window import (
+    FixedWindows,
+    GlobalWindows,
+    Sessions,
+    SlidingWindows,
+    TimestampedValue,
+)
+
+from beam_llm import LLMReduce
+from tests.collecting import Collect
+from tests.streams import Pane
+
+MODEL = "openai:gpt-4.1-mini"
+ASK = "Summarise what customers complain about."
+
+
+@pytest.fixture(params=["online", "batch_api"])
+def mode(request: pytest.FixtureRequest, emulator: Any, tmp_path: Any) -> dict[str, Any]:
+    """Options of either mode; what is expected does not depend on which."""
+    if request.param == "online":
+        return {}
+    return {
+        "mode": "batch_api",
+        "staging_location": str(tmp_path / "staging"),
+        "poll_seconds": 0.05,
+        "job_max_wait_seconds": 1,
+    }
+
+
+# In this process
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Place(beam.DoFn):
+    def process(self, prediction, timestamp=beam.DoFn.TimestampParam, window=beam.DoFn.WindowParam):
+        group = prediction.element
+        value = int(prediction.value.split()[0]) if prediction.value else prediction.error.kind
+        yield str(group.key), group.records, value, float(timestamp), str(window)
+
+
+def placed(source: Any, windows: Any, mode: dict[str, Any], *flags: str, **options: Any) -> Any:
+    kept = Collect()
+    made = PipelineOptions([*flags], pickle_library="cloudpickle")
+    with beam.Pipeline(options=made) as p:
+        answered = p | source | windows | LLMReduce(MODEL, ASK, **options, **mode)
+        _ = answered | beam.ParDo(Place()) | kept
+    return sorted(kept.found)
+
+
+TIMED = [TimestampedValue(("a", f"a{n} kettle"), n) for n in range(25)]
+
+
+@pytest.mark.parametrize(
+    ("windows", "expected"),
+    [
+        (FixedWindows(10), [(10, 0, 10), (10, 10, 20), (5, 20, 30)]),
+        (SlidingWindows(20, 10), [(10, -10, 10), (20, 0, 20), (15, 10, 30), (5, 20, 40)]),
+        (Sessions(5), [(25, 0, 29)]),
+    ],
+    ids=["fixed", "sliding", "sessions"],
+)
+def test_each_window_has_an_answer_of_its_own_at_its_end(emulator, mode, windows, expected):
+    into = beam.WindowInto(windows)
+    found = placed(beam.Create(TIMED), into, mode, "--runner=FnApiRunner", batch_size=3)
+    assert [each[:3] + each[4:] for each in found] == sorted(
+        ("a", n, n, f"[{start:.1f}, {end:.1f})") for n, start, end in expected
+    )
+    # What a window's last moment is, runners know to the millisecond.
+    ends = [float(window.rstrip(")").split(", ")[1]) for *_, window in found]
+    assert all(0 < end - at < 0.0011 for end, (*_, at, _) in zip(ends, found, strict=True))
+
+
+def stream() -> Any:
+    return (
+        test_stream.TestStream()
+        .advance_watermark_to(0)
+        .add_elements(TIMED[:7])
+        .add_elements(TIMED[7:15])
+        .advance_watermark_to(12)
+        .add_elements([TimestampedValue(("a", "late1"), 5), TimestampedValue(("a", "late2"), 6)])
+        .add_elements(TIMED[15:20])
+        .advance_watermark_to_infinity()
+    )
+
+
+def test_a_stream_is_answered_window_by_window_and_late_records_by_themselves(emulator, mode):
+    windows = beam.WindowInto(FixedWindows(10), allowed_lateness=100)
+    found = placed(stream(), windows, mode, "--runner=DirectRunner", "--streaming", batch_size=3)
+    ten, twenty = "[0.0, 10.0)", "[10.0, 20.0)"
+    assert [(n, value, window) for _, n, value, _, window in found if n > 2] == [
+        (10, 10, ten),
+        (10, 10, twenty),
+    ]
+    # Each late one fires a pane of its own, or both one together.
+    assert sum(n for _, n, _, _, _ in found if n <= 2) == 2
+
+
+@pytest.mark.parametrize("accumulating", [False, True])
+def test_each_pane_of_a_trigger_is_answered_whole(emulator, mode, accumulating):
+    """Early panes of several prompts each, which a GroupByKey by window would answer in pieces."""
+    how = AccumulationMode.ACCUMULATING if accumulating else AccumulationMode.DISCARDING
+    windows = beam.WindowInto(
+        GlobalWindows(), trigger=Repeatedly(AfterCount(7)), accumulation_mode=how
+    )
+    source = test_stream.TestStream().add_elements(TIMED[:7]).add_elements(TIMED[7:14])
+    found = placed(
+        source.advance_watermark_to_infinity(),
+        windows, mode, "--runner=DirectRunner", "--streaming", batch_size=3,
+    )  # fmt: skip
+    assert [(n, value) for _, n, value, _, _ in found] == [(7, 7), (14 if accumulating else 7,) * 2]
+
+
+def test_equal_panes_of_one_window_are_answered_each(emulator, mode):
+    windows = beam.WindowInto(
+        GlobalWindows(),
+        trigger=Repeatedly(AfterCount(2)),
+        accumulation_mode=AccumulationMode.DISCARDING,
+    )
+    same = [("a", "x"), ("a", "x")]
+    source = test_stream.TestStream().add_elements(same).add_elements(same)
+    flags = ("--runner=DirectRunner", "--streaming")
+    found = placed(source.advance_watermark_to_infinity(), windows, mode, *flags, batch_size=1)
+    assert [n for _, n, _, _, _ in found] == [2, 2]
+
+
+# Prism and Flink
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class AppendLine(beam.DoFn):
+    """A sink that the workers of another process share with the test."""
+
+    def __init__(self, path: Path):
+        self._path = str(path)
+
+    def process(self, line: Any) -> None:
+        with open(self._path, "a", encoding="utf-8") as out:
+            out.write(json.dumps(line) + "\n")
+
+
+def skewed() -> list[tuple[str, str]]:
+    return [("big", f"big{n} kettle") for n in range(70)] + [
+        (f"k{n % 3}", f"small{n} kettle") for n in range(9)
+    ]
+
+
+def answered_on(flags: list[str], mode: dict[str, Any], out: Path) -> list[Any]:
+    """What a bounded run of a tree of three levels gives: a prompt holds five records, or two or
+    three answers."""
+    options = {"batch_size": 5, "max_input_tokens": 280, **mode}
+    with beam.Pipeline(options=PipelineOptions(flags, pickle_library="cloudpickle")) as p:
+        pairs = p | beam.Create(skewed(), reshuffle=False).with_output_types(tuple[str, str])
+        answered = pairs | LLMReduce(MODEL, ASK, **options)
+        _ = answered | beam.ParDo(Place()) | beam.ParDo(AppendLine(out))
+    return sorted(json.loads(line)[:3] for line in out.read_text().splitlines())
+
+
+def each_record_once(emulator: Any) -> bool:
+    return {emulator.billed[text] for _, text in skewed()} == {1}
+
+
+EXPECTED = [["big", 70, 70], *([f"k{n}", 3, 3] for n in range(3))]
+
+
+@pytest.mark.prism
+def test_on_prism_a_tree_of_prompts_comes_to_one_answer(emulator, mode, prism_options, tmp_path):
+    assert answered_on(prism_options, mode, tmp_path / "out") == EXPECTED
+    assert each_record_once(emulator)
+
+
+@pytest.mark.flink
+@pytest.mark.timeout(300)
+def test_on_flink_a_tree_of_prompts_comes_to_one_answer(emulator, mode, flink_cluster, tmp_path):
+    flags = flink_cluster.batch_options(env=emulator.environment)
+    assert answered_on(flags, mode, tmp_path / "out") == EXPECTED
+    assert each_record_once(emulator)
+
+
+def stream_on(flags: list[str], mode: dict[str, Any], out: Path, seconds: int) -> list[Any]:
+    """The panes that a GroupByKey in windows of two seconds makes of a stream's answers, with no
+    allowance for late ones: (window, answers' records, timing)."""
+    start = float(int(time.time()) // 2 * 2)
+    made = PipelineOptions([*flags, "--streaming"], pickle_library="cloudpickle")
+    with beam.Pipeline(options=made) as p:
+        ticks = p | PeriodicImpulse(start, start + seconds, 0.2)
+        pairs = ticks | beam.Map(lambda tick: ("a", f"text {float(tick) - start:.1f}"))
+        windows = beam.WindowInto(FixedWindows(2))
+        answered = pairs | windows | LLMReduce(MODEL, ASK, batch_size=3, **mode)
+        counted = answered | beam.Map(lambda each: (0, int(each.value.split()[0])))
+        _ = counted | beam.GroupByKey() | beam.ParDo(Pane()) | beam.ParDo(AppendLine(out))
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def check_stream(panes: list[Any], emulator: Any, seconds: int) -> None:
+    assert {timing for _, _, timing in panes} == {"on time"}
+    assert sum(sum(counts) for _, counts, _ in panes) == seconds * 5
+    assert Counter(len(counts) for _, counts, _ in panes) == {1: seconds // 2}
+    assert {emulator.billed[f"text {n / 5:.1f}"] for n in range(seconds * 5)} == {1}
+
+
+@pytest.mark.prism
+@pytest.mark.timeout(120)
+def test_on_prism_a_stream_s_answers_are_on_time(emulator, mode, prism_options, tmp_path):
+    check_stream(stream_on(prism_options, mode, tmp_path / "out", 4), emulator, 4)
+
+
+@pytest.mark.flink
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_on_flink_a_stream_s_answers_are_on_time(emulator, mode, flink_cluster, tmp_path):
+    flags = flink_cluster.streaming_options(env=emulator.environment)
+    flags = [*flags, "--max_bundle_time_mills=200"]
+    check_stream(stream_on(flags, mode, tmp_path / "out", 6), emulator, 6)
