@@ -99,6 +99,26 @@ def test_what_is_not_an_image_is_its_records_own_error(tmp_path, llm_emulator, m
     assert found[4].value  # asked without an image
 
 
+@pytest.mark.parametrize("mode", ["online", "batch_api"])
+@pytest.mark.parametrize("model", [MODEL, "anthropic:claude-haiku-4-5", "gemini:gemini-2.5-flash"])
+def test_an_image_that_the_provider_refuses_costs_no_other_record_its_answer(
+    tmp_path, llm_emulator, monkeypatch, model, mode
+):
+    for variable, value in llm_emulator.environment_of(model.partition(":")[0]).items():
+        monkeypatch.setenv(variable, value)
+    batch = {**BATCH, "staging_location": str(tmp_path)} if mode == "batch_api" else {}
+    elements, rows = things(10), Collect()
+    elements[3]["photo"] = elements[3]["photo"][:-9]  # begins like a PNG, and is cut
+    with beam.Pipeline() as pipeline:
+        predict = LLMPredict(model, PROMPT, media=["photo"], batch_size=10, **batch)
+        _ = pipeline | beam.Create(elements) | predict | rows
+    found = sorted(rows.found, key=lambda each: each.element["n"])
+    errors = [each.error.kind if each.error else None for each in found]
+    assert errors == [None] * 3 + ["rejected"] + [None] * 6
+    others = [n for n in range(10) if n != 3]
+    assert [found[n].value for n in others] == [colour_of(elements[n]) for n in others]
+
+
 def test_a_jobs_file_is_never_larger_than_its_limit(tmp_path, llm_emulator):
     elements, rows = things(12), Collect()
     for each in elements:

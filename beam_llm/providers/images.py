@@ -21,7 +21,7 @@ Tokens = Callable[[int, int], int]
 
 TEXT_ONLY = re.compile(
     r"gpt-3\.5|gpt-35|gpt-4(-0314|-0613|-32k.*)?$|o1-mini|o1-preview|o3-mini"
-    r"|claude-(2|instant)|claude-3-5-haiku"
+    r"|claude-(2|instant)"
     r"|(.*/|.*\.)?(gpt-oss|deepseek-(r1|v3|coder)|codestral|mixtral|titan-text|llama-?3[.-][13]-)",
     re.IGNORECASE,
 )
@@ -137,15 +137,19 @@ def by_model(table: tuple[tuple[str, Tokens], ...], model: str) -> Tokens:
 # Limits
 # --------------------------------------------------------------------------------------------------
 
+REQUEST_BYTES = 48_000_000
+"""OpenAI's 50 MB a request, kept below by 4 % for its texts; also of those who don't say how much
+they take, for a request is in memory.
+"""
+
 OPENAI_IMAGES = MediaLimits(
     kinds=ALL_KINDS,
     images=500,
     image_bytes=20_000_000,
-    request_bytes=48_000_000,
+    request_bytes=REQUEST_BYTES,
     schemes=WEB,
 )
-"""50 MB a request, kept below by 4 % for its texts. Source: OpenAI's guide "Images and vision",
-read 2026-11."""
+"""Source: OpenAI's guide "Images and vision", read 2026-11."""
 
 ANTHROPIC_IMAGES = MediaLimits(
     kinds=ALL_KINDS,
@@ -178,7 +182,12 @@ BEDROCK_IMAGES = MediaLimits(
 2026-11."""
 
 MISTRAL_IMAGES = MediaLimits(
-    kinds=ALL_KINDS, images=8, image_bytes=10_000_000, schemes=WEB, tokens=MISTRAL_TOKENS
+    kinds=ALL_KINDS,
+    images=8,
+    image_bytes=10_000_000,
+    request_bytes=REQUEST_BYTES,
+    schemes=WEB,
+    tokens=MISTRAL_TOKENS,
 )
 """Source: docs.mistral.ai/capabilities/vision, read 2026-11."""
 
@@ -193,10 +202,16 @@ FIREWORKS_IMAGES = MediaLimits(
 """30 images, 10 MB in base64. Source: docs.fireworks.ai (vision models), read 2026-11."""
 
 XAI_IMAGES = MediaLimits(
-    kinds=(PNG, JPEG), image_bytes=20 * 2**20, schemes=WEB, tokens=area(110, 1_792)
+    kinds=(PNG, JPEG),
+    image_bytes=20 * 2**20,
+    request_bytes=REQUEST_BYTES,
+    schemes=WEB,
+    tokens=area(110, 1_792),
 )
 """20 MiB an image, any number of them; tiles of 448 pixels with 256 tokens, six at most and one
 more. Source: docs.x.ai (image understanding), read 2026-11."""
 
-OTHER_IMAGES = MediaLimits(kinds=ALL_KINDS, schemes=WEB, tokens=OTHER_TOKENS)
+OTHER_IMAGES = MediaLimits(
+    kinds=ALL_KINDS, request_bytes=REQUEST_BYTES, schemes=WEB, tokens=OTHER_TOKENS
+)
 """Of servers that don't say, or whose models differ: they say themselves what is too much."""

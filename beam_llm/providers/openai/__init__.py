@@ -25,7 +25,7 @@ from beam_llm.providers import images
 from beam_llm.providers.checks import check_extra_body, check_temperature, refuse_api_version
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai.place import Place, dialect_of
-from beam_llm.providers.openai.servers import OPENAI, WINDOW_OPTION, Server
+from beam_llm.providers.openai.servers import ANY, OPENAI, WINDOW_OPTION, Server
 from beam_llm.providers.openai.wire import encode_body
 from beam_llm.providers.options import check_names
 from beam_llm.providers.strict_schema import strict_schema
@@ -194,7 +194,9 @@ def media_limits(settings: Settings) -> MediaLimits | None:
     if server is OPENAI:
         tokens = images.by_model(images.OPENAI_TOKENS, settings.model_name)
         limits = limits._replace(tokens=tokens)
-    return images.limits_of(settings, limits)
+    # A deployment's name says little of its model, and LocalAI serves any as `gpt-4`.
+    is_anything = settings.provider == "azure" or server is ANY
+    return limits if is_anything else images.limits_of(settings, limits)
 
 
 def encode(settings: Settings, request: Request) -> bytes:
