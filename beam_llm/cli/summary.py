@@ -22,6 +22,7 @@ from beam_llm.values import Usage
 FORMAT = 1
 _MESSAGE_WIDTH = 300
 _WARNINGS = "warnings_"
+_OF_JOBS = ("jobs_twice", "jobs_in_doubt", "jobs_resubmitted")
 
 
 def summary(command: PredictCommand, report: Report) -> str:
@@ -168,13 +169,9 @@ def as_json(command: PredictCommand, report: Report) -> dict[str, Any]:
             if name.startswith(_WARNINGS)
         },
         "requests": report.requests,
-        "retries": counters.get("retries", 0),
-        "waits": counters.get("waits", 0),
-        "timeouts": counters.get("timeouts", 0),
+        **{name: counters.get(name, 0) for name in ("retries", "waits", "timeouts")},
         "jobs": report.jobs,
-        "jobs_twice": counters.get("jobs_twice", 0),
-        "jobs_in_doubt": counters.get("jobs_in_doubt", 0),
-        "jobs_resubmitted": counters.get("jobs_resubmitted", 0),
+        **{name: counters.get(name, 0) for name in _OF_JOBS},
         "doubtful": tally.errors.get("doubtful", 0),
         **{name: getattr(tally, name) for name in Usage._fields},
         # A sum over the priced part alone would pass for all of it.

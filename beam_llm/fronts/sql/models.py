@@ -136,9 +136,7 @@ def settings_of(
     places = {**model.spelled.places, **config.places}
     together = {**given, **config.values}
     _check_references(source, together, places, permissions)
-    prompt = _prompt(together.get("prompt"), inputs, call)
-    values: dict[str, Any] = {} if prompt is None else {"prompt": prompt}
-    usual: dict[str, Any] = {}
+    values, usual = _prompted(together.get("prompt"), inputs, call), dict[str, Any]()
     # A model by itself is one that embeds where only such a one has its options.
     if call.function == "AI_EMBED" if call else "dimensions" in together:
         values["task"], usual = "embed", {"batch_size": "auto"}
@@ -149,9 +147,9 @@ def settings_of(
             given, config.values, allow_code=permissions.code, usual=usual, **values
         )
     except UsageError as error:
-        start = call.start if call else model.start
         # Settings name an option in Python's spelling, and know no line.
-        raise source.located(_start_of(str(error), places, start), error) from None
+        place = _start_of(str(error), places, call or model)
+        raise source.located(place, error) from None
     return settings, (*model.spelled.notices, *config.notices)
 
 
@@ -168,13 +166,13 @@ def _output(
     return {}
 
 
-def _start_of(message: str, places: Mapping[str, Option], start: int) -> int:
-    """Where the option stands that an error begins with."""
+def _start_of(message: str, places: Mapping[str, Option], use: Model | Call) -> int:
+    """Where the option stands that an error begins with; else where it is used."""
     name = re.match(r"\w+", message)
     for key, option in places.items():
         if name and key.replace(".", "_") == name[0]:
             return option.value_start
-    return start
+    return use.start
 
 
 def _check_references(
@@ -223,6 +221,11 @@ def _all(inputs: tuple[str, ...]) -> str:
 def _quoted(name: str) -> str:
     escaped = name.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
+
+
+def _prompted(given: str | None, inputs: tuple[str, ...], call: Call | None) -> dict[str, Any]:
+    prompt = _prompt(given, inputs, call)
+    return {} if prompt is None else {"prompt": prompt}
 
 
 def _prompt(given: str | None, inputs: tuple[str, ...], call: Call | None) -> str | None:
