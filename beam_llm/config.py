@@ -1024,8 +1024,9 @@ def _check_rules(known: Settings) -> None:
             )
     if known.task == "reduce" and not (known.instruction or "").strip():
         raise UsageError(
-            "instruction is missing: say what the answer over all records of a key is, such as "
-            "instruction='Summarise what customers complain about.'"
+            "instruction is missing: LLMReduce (task='reduce') has to be told what the answer over "
+            "all records of a key is, such as instruction='Summarise what customers complain "
+            "about.'"
         )
 
 

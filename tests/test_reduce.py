@@ -21,6 +21,7 @@ from beam_llm import Group, LLMPredict, LLMReduce, UsageError
 from beam_llm.config import settings
 from beam_llm.errors import Failure
 from beam_llm.prompting.reduce_task import PartialAnswer, ordered
+from beam_llm.prompting.text import one_line
 from beam_llm.providers import compile_reduce
 from beam_llm.testing import Fault
 from tests.collecting import Collect
@@ -231,6 +232,21 @@ def test_partial_answers_too_long_to_be_put_together_are_an_error_with_the_remed
     assert isinstance(failure, Failure)
     assert failure.kind == "too_large"
     assert "max_output_tokens" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("value", "content"),
+    [
+        (10**30, "1" + "0" * 30),
+        ({"about": "half of \ud83d"}, '{"about":"half of \ufffd"}'),
+        ("two\nlines\u2028three", '"two\\nlines\\u2028three"'),
+        ("\ud800", '"\ufffd"'),
+        ([1.5, None], "[1.5,null]"),
+    ],
+    ids=["an endless integer", "half a character", "line breaks", "half alone", "a list"],
+)
+def test_whatever_a_partial_answer_holds_it_is_one_line_that_can_be_sent(value, content):
+    assert one_line(value) == content
 
 
 # Which records share a prompt

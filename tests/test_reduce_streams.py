@@ -25,6 +25,9 @@ from apache_beam.transforms.window import (
 )
 
 from beam_llm import LLMReduce
+from beam_llm.config import settings
+from beam_llm.transforms.coders import STATE_CODER
+from beam_llm.transforms.reducing import Branch, CombineAnswers
 from tests.collecting import Collect
 from tests.streams import Pane
 
@@ -139,6 +142,47 @@ def test_equal_panes_of_one_window_are_answered_each(emulator, mode):
     flags = ("--runner=DirectRunner", "--streaming")
     found = placed(source.advance_watermark_to_infinity(), windows, mode, *flags, batch_size=1)
     assert [n for _, n, _, _, _ in found] == [2, 2]
+
+
+class Bag:
+    """A bag of state, as a runner keeps it."""
+
+    def __init__(self) -> None:
+        self.held: list[bytes] = []
+
+    def add(self, data: bytes) -> None:
+        self.held.append(data)
+
+    def read(self) -> list[bytes]:
+        return list(self.held)
+
+    def clear(self) -> None:
+        self.held.clear()
+
+
+class Cell:
+    value: int | None = None
+
+    def read(self) -> int | None:
+        return self.value
+
+    def write(self, value: int) -> None:
+        self.value = value
+
+
+@pytest.mark.parametrize("order", [[1, 1, 2, 2], [1, 2, 2, 1], [2, 1, 1, 2], [2, 2, 1, 1]])
+def test_equal_panes_that_a_runner_does_not_number_are_told_apart_by_their_prompts(order):
+    options = {"task": "reduce", "instruction": ASK, "base_url": "http://127.0.0.1:9"}
+    combining = CombineAnswers(settings(MODEL, **options), 1, is_last=False)
+    combining.setup()
+    bag, cell, found = Bag(), Cell(), []
+    for place in order:
+        part = (tuple(Branch(b"", b"name", place, 2, place, 3, 0)), f'"answer {place}"', None)
+        data = bytes(STATE_CODER.encode(part))
+        found += combining.process((b"name", data), 0, bag, cell)
+    assert [Branch.unpack(each.value.value[0]).records for each in found] == [3, 3]
+    assert all('"answer 1"' in each.value.value[1] for each in found)
+    assert (bag.held, cell.value) == ([], 0)
 
 
 # Prism and Flink

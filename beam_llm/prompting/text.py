@@ -40,11 +40,7 @@ def show(value: Any) -> Any:
         return ""
     if type(value) is int:
         return str(value)
-    try:
-        text = orjson.dumps(value, default=_simpler, option=_JSON_OPTIONS).decode()
-    except TypeError:
-        # A lone surrogate, or an int beyond 64 bits.
-        text = _slow_json(value)
+    text = _json_of(value)
     # A date, a Decimal: a string in JSON, and shown as one.
     return orjson.loads(text) if text.startswith('"') else text
 
@@ -119,6 +115,18 @@ def quote(text: str) -> str:
     escaped."""
     quoted = orjson.dumps(text).decode()
     return quoted if quoted.isascii() else _one_line(quoted)
+
+
+def one_line(value: Any) -> str:
+    """A JSON value as JSON on one line that can be sent, whatever it holds."""
+    return quote(clean(value)) if isinstance(value, str) else _one_line(clean(_json_of(value)))
+
+
+def _json_of(value: Any) -> str:
+    try:
+        return orjson.dumps(value, default=_simpler, option=_JSON_OPTIONS).decode()
+    except TypeError:  # a lone surrogate, or an int beyond 64 bits
+        return _slow_json(value)
 
 
 def _one_line(quoted: str) -> str:

@@ -23,7 +23,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-import orjson
 from apache_beam import coders, pvalue
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
@@ -32,6 +31,7 @@ from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, plural
 from beam_llm.prompting.reduce_task import PartialAnswer, TreePrompt, ordered
 from beam_llm.prompting.templates import record_id_of
+from beam_llm.prompting.text import one_line
 from beam_llm.providers import compile_reduce, compile_task
 from beam_llm.transforms.beam_internals import without_pane
 from beam_llm.transforms.coders import STATE_CODER
@@ -258,9 +258,8 @@ class AnswerOfPart(beam.DoFn):
         branch = Branch.unpack(prediction.element[0]).with_costs(
             prediction.usage, prediction.cost_usd, prediction.reused
         )
-        error, content = prediction.error, ""
-        if error is None:
-            content = orjson.dumps(self._task.dump(prediction.value)).decode()
+        error = prediction.error
+        content = "" if error is not None else one_line(self._task.dump(prediction.value))
         data = STATE_CODER.encode((tuple(branch), content, error and tuple(error)))
         return ((branch.name, bytes(data)),)
 
@@ -292,13 +291,20 @@ class CombineAnswers(_Former):
         answers.add(keyed[1])
         # The count lies beside the bag: to read all answers for each new one would be quadratic.
         held = (count.read() or 0) + 1
-        first, _, _ = STATE_CODER.decode(keyed[1])
-        if held < Branch(*first).of:
+        of = Branch(*STATE_CODER.decode(keyed[1])[0]).of
+        parts, others = _one_of_each(answers.read()) if held >= of else ([], [])
+        if len(parts) < of:
             count.write(held)
             return
-        parts = sorted((STATE_CODER.decode(data) for data in answers.read()), key=_place)
         answers.clear()
-        count.clear()
+        # Of an equal pane, on a runner that doesn't number them.
+        for data in others:
+            answers.add(data)
+        count.write(len(others))
+        yield from self._go_on(parts, timestamp)
+
+    def _go_on(self, parts: Sequence[Any], timestamp: Any) -> Iterator[Any]:
+        """What follows on all answers of a level."""
         branches = [Branch(*branch) for branch, _, _ in parts]
         group = branches[0]._replace(usage=tuple(Usage()), cost_usd=0.0, reused=True)
         prompts = self._next(branches, parts, group)
@@ -342,8 +348,15 @@ class CombineAnswers(_Former):
         )
 
 
-def _place(part: Any) -> int:
-    return Branch(*part[0]).place
+def _one_of_each(answers: Iterable[bytes]) -> tuple[list[Any], list[bytes]]:
+    """The answers in the order of their places, each place once, and those that are over."""
+    by_place: dict[int, Any] = {}
+    others: list[bytes] = []
+    for data in answers:
+        part = STATE_CODER.decode(data)
+        if by_place.setdefault(Branch(*part[0]).place, part) is not part:
+            others.append(data)
+    return [by_place[place] for place in sorted(by_place)], others
 
 
 class FinishGroups(beam.DoFn):
