@@ -32,9 +32,9 @@ from apache_beam.transforms.window import (
 from beam_llm import LLMChat, LLMPredict, UsageError, providers
 from beam_llm.config import settings
 from beam_llm.testing import Emulator, Fault
-from beam_llm.transforms import chat
+from beam_llm.transforms import answering_sessions
+from beam_llm.transforms.answering_sessions import AskSessions
 from beam_llm.transforms.beam_internals import LateWrites
-from beam_llm.transforms.chat import AskSessions
 from beam_llm.transforms.sessions import Session
 from beam_llm.values import Message, Prediction, Request
 from tests.collecting import Collect
@@ -515,7 +515,9 @@ STREAMING = {"runner": "BundleBasedDirectRunner"}
 def forgetting(request, monkeypatch):
     """Both ways: local runners have no timers, and here they fire as they should."""
     if request.param == "forgotten by timers":
-        monkeypatch.setattr(chat, "AnswerTurns", chat.AnswerTurnsAndForget)
+        monkeypatch.setattr(
+            answering_sessions, "AnswerTurns", answering_sessions.AnswerTurnsAndForget
+        )
 
 
 def test_a_stream_is_answered_as_it_arrives_with_what_was_said_in_earlier_bundles(
@@ -605,9 +607,11 @@ def test_state_of_a_session_that_has_ended_is_cleared_where_timers_can_do_it(
         read.append(known)
         return AskSessions.session(self, known)
 
-    answering = chat.AnswerTurnsAndForget if forgets else chat.AnswerTurns
+    answering = (
+        answering_sessions.AnswerTurnsAndForget if forgets else answering_sessions.AnswerTurns
+    )
     monkeypatch.setattr(answering, "session", session)
-    monkeypatch.setattr(chat, "AnswerTurns", answering)
+    monkeypatch.setattr(answering_sessions, "AnswerTurns", answering)
     events = [("a", "one", 0), 50, ("a", "two", 55), 100, 200, ("a", "new", 300)]
     answered(stream(*events), "--streaming", session_ttl_seconds=60, **STREAMING)
     assert [known is None for known in read] == [True, False, forgets]
@@ -700,6 +704,37 @@ def test_several_workers_of_the_local_runner_keep_sessions_apart_and_in_order(
     for n in range(10):
         sizes = [len(prompt) for prompt in prompts(emulator, f" of {n}.")]
         assert sizes == [1, 3, 5, 7]
+
+
+# With every provider
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("output", [str, Mood], ids=["text", "typed"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "anthropic:claude-sonnet-4-5",
+        "gemini:gemini-2.5-flash",
+        "mistral:mistral-small-latest",
+        "bedrock:amazon.nova-lite-v1:0",
+        "groq:llama-3.1-8b-instant",
+    ],
+)
+def test_every_provider_answers_sessions(emulator, monkeypatch, model, output, batch_size):
+    for name, value in emulator.environment_of(model.partition(":")[0]).items():
+        monkeypatch.setenv(name, value)
+    elements, kept = [("a", f"text {n}") for n in range(4)] + [("b", "other")], Collect()
+    chat = LLMChat(model, PROMPT, system_prompt="Be brief.", output=output, batch_size=batch_size)
+    with pipeline() as p:
+        _ = p | beam.Create(elements, reshuffle=False) | chat | kept
+    assert sorted(p.element for p in kept.found) == sorted(elements)
+    assert all(p.error is None and type(p.value) is output for p in kept.found)
+    bodies = [str(emulator.requests[n]) for n in range(len(emulator.requests))]
+    [last] = [body for body in bodies if "text 3" in body]
+    assert all(f"text {n}" in last for n in range(4))
+    assert len(bodies) == (5 if batch_size == 1 else 3)
 
 
 # On every runner

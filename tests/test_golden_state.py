@@ -19,7 +19,7 @@ from apache_beam.utils.timestamp import Timestamp
 from beam_llm.config import settings
 from beam_llm.jobs import BatchJobRef, PartRef
 from beam_llm.prompting.session_task import Exchange
-from beam_llm.transforms.chat import AnswerTurnsAndForget, KeyTurns
+from beam_llm.transforms.answering_sessions import AnswerTurnsAndForget, KeyTurns
 from beam_llm.transforms.coders import STATE_CODER
 from beam_llm.transforms.forming_streams import Buffered, BufferedRecord, FormAcrossBundles
 from beam_llm.transforms.planning import Gathered, PlanAcrossBundles

@@ -1,6 +1,7 @@
 """Records in, a request out; a reply in, answers out. Pure: no I/O, no clock, no provider.
 
     chat_task       one use of a chat model, compiled: what `protocols.Task` asks for
+    session_task    the same in sessions: asked after what was said before
     embed_task      one use of an embedding model, likewise       vectors   as bytes
     templates       the user's prompt over an element's fields    sandbox   within bounds
     text            values and records as a prompt shows them     tokens    how long they are
