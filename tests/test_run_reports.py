@@ -122,7 +122,7 @@ def test_a_page_that_can_t_be_written_is_told_before_anything_is_paid(
 ):
     (folder / "page.html").write_text("mine")
     assert run(TABLES + MODEL.replace("<more>", "") + INSERT, "--report", "page.html") == 2
-    assert "no report of beam-llm" in capsys.readouterr().err
+    assert "not a report of beam-llm" in capsys.readouterr().err
     assert not llm_emulator.requests
 
 
