@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_llm import LLMEmbed, UsageError, providers, stores
+from beam_llm.cli.main import main
 from beam_llm.config import settings
 from beam_llm.errors import CallError, Kind, Rejected
 from beam_llm.pricing import Prices
@@ -263,6 +264,60 @@ def test_the_task_is_part_of_what_a_vector_is_known_by(tmp_path):
         for kind in ("CLUSTERING", "CLASSIFICATION", "CLUSTERING"):
             embedded(emulator, f"gemini:{OLD}", rows, tmp_path, own={"task_type": kind})
         assert len(emulator.jobs) == 2
+
+
+SQL = """
+CREATE TABLE reviews (id STRING, text STRING)
+  WITH ('connector'='filesystem', 'path'='reviews.jsonl', 'format'='json');
+CREATE MODEL vectors INPUT (text STRING) OUTPUT (embedding ARRAY<FLOAT>)
+  WITH ('provider'='gemini', 'model'='gemini-embedding-001',
+    'provider.options'='{"task_type": "CLUSTERING"}'<mode>);
+CREATE TABLE out (id STRING, embedding ARRAY<DOUBLE>)
+  WITH ('connector'='filesystem', 'path'='out/', 'format'='json');
+INSERT INTO out SELECT id, AI_EMBED('vectors', text, MAP['dimension', '8']) FROM reviews;
+"""
+BY_BATCH = ", 'mode'='batch_api', 'staging.location'='staging', 'poll.seconds'='0.05'"
+YAML = """
+pipeline:
+  type: chain
+  transforms:
+    - type: Create
+      config: {elements: [{id: "1", text: "a b"}, {id: "2", text: c}]}
+    - type: LLMEmbed
+      config:
+        model: gemini:gemini-embedding-001
+        prompt: "{% raw %}{{ text }}{% endraw %}"
+        dimensions: 8
+        provider_options: {task_type: CLUSTERING}
+        output_field: embedding
+    - type: MapToFields
+      config: {language: python, fields: {id: id, embedding: {callable: "lambda r: list(r.embedding)"}}}
+    - type: WriteToJson
+      config: {path: out/vectors}
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("f.sql", SQL.replace("<mode>", "")), ("f.sql", SQL.replace("<mode>", BY_BATCH)),
+     ("f.yaml", YAML)],
+    ids=["SQL", "SQL by batch", "YAML"],
+)  # fmt: skip
+def test_a_file_embeds_with_a_task(tmp_path, monkeypatch, file, text):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": "1", "text": "a b"}, {"id": "2", "text": "c"}]
+    (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / file).write_text(text)
+    with Emulator() as emulator:
+        for name, value in emulator.environment_of("gemini").items():
+            monkeypatch.setenv(name, value)
+        assert main(["run", file, "--quiet"]) == 0
+        assert all(body["taskType"] == "CLUSTERING" for body in emulator.requests)
+    lines = [
+        line for path in (tmp_path / "out").iterdir() for line in path.read_text().splitlines()
+    ]
+    found = {row["id"]: row["embedding"] for row in map(json.loads, lines)}
+    assert found == {row["id"]: pytest.approx(expected(row["text"], 8)) for row in rows}
 
 
 # Settings

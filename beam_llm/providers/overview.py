@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import NamedTuple
 
-from beam_llm.config import settings
+from beam_llm.config import MODES, settings
 from beam_llm.errors import plural
 from beam_llm.protocols import BatchTraits, Recovery
 from beam_llm.provider_table import PROVIDERS
@@ -31,6 +31,7 @@ HEADER = (
     "structured output",
     "a create without an answer is found",
     "batch discount",
+    "texts a request for vectors",
     "what to mind",
 )
 
@@ -43,6 +44,7 @@ class Row(NamedTuple):
     structured_output: str
     recovery: str
     discount: str
+    vectors: str
     to_mind: str
 
 
@@ -50,10 +52,11 @@ def row_of(name: str) -> Row:
     """What the provider of that name has."""
     traits = _traits_of(name)
     shape = _structured_output_of(name)
+    vectors = _vectors_of(name)
     if traits is None:
-        return Row(f"`{name}:`", "not here", shape, "–", "–", "live calls only")
+        return Row(f"`{name}:`", "not here", shape, "–", "–", vectors, "live calls only")
     recovery, minds = RECOVERY_WORDS[traits.recovery], "; ".join(traits.caveats)
-    return Row(f"`{name}:`", _size(traits), shape, recovery, _discount_of(name), minds)
+    return Row(f"`{name}:`", _size(traits), shape, recovery, _discount_of(name), vectors, minds)
 
 
 def markdown() -> str:
@@ -69,6 +72,27 @@ def _traits_of(name: str) -> BatchTraits | None:
         return traits
     api = _server_of(name).batch
     return None if api is None else api.traits
+
+
+_EMBEDDERS = {
+    "gemini": "gemini-embedding-001",
+    "vertex": "text-embedding-005",
+    "bedrock": "amazon.titan-embed-text-v2:0",
+}
+"""Models that embed, of providers of which not every name will do."""
+
+
+def _vectors_of(name: str) -> str:
+    """How many texts a request embeds, and whether by batch, too."""
+    module = importlib.import_module(PROVIDERS[name].module)
+    if not hasattr(module, "embed_limits"):
+        return "–"
+    asked = {"task": "embed", "base_url": "http://127.0.0.1", "staging_location": "."}
+    model = f"{name}:{_EMBEDDERS.get(name, 'm')}"
+    live, by_batch = (module.embed_limits(settings(model, mode=mode, **asked)) for mode in MODES)
+    if live is None:
+        return "–"
+    return f"{live.inputs:,}" if by_batch is not None else f"{live.inputs:,}, live only"
 
 
 def _server_of(name: str) -> servers.Server:
