@@ -313,9 +313,8 @@ def test_a_file_embeds_with_a_task(tmp_path, monkeypatch, file, text):
             monkeypatch.setenv(name, value)
         assert main(["run", file, "--quiet"]) == 0
         assert all(body["taskType"] == "CLUSTERING" for body in emulator.requests)
-    lines = [
-        line for path in (tmp_path / "out").iterdir() for line in path.read_text().splitlines()
-    ]
+    files = [path for path in (tmp_path / "out").iterdir() if path.is_file()]
+    lines = [line for path in files for line in path.read_text().splitlines()]
     found = {row["id"]: row["embedding"] for row in map(json.loads, lines)}
     assert found == {row["id"]: pytest.approx(expected(row["text"], 8)) for row in rows}
 
