@@ -26,7 +26,8 @@ AUTO_CALLS = 512
 """Most calls in flight with `max_concurrency="auto"`. It stands here, not in the controller, since
 the option's own text names it."""
 MODES = ("online", "batch_api")
-TASKS = ("chat", "embed", "session", "reduce")
+TASKS = {"chat": "LLMPredict", "embed": "LLMEmbed", "session": "LLMChat", "reduce": "LLMReduce"}
+"""Each task with the transform that has it, as errors name it."""
 VECTOR = list[float]
 """The `output` of the task `embed`."""
 RESPONSE_FORMATS = ("json", "xml", "delimited")
@@ -92,7 +93,7 @@ class Settings:
         "`session`: it answers turn after turn (LLMChat); `reduce`: it answers about all records "
         "of a key (LLMReduce)",
         kind="choice",
-        choices=TASKS,
+        choices=tuple(TASKS),
     )
     dimensions: int | None = _option(
         None,
@@ -574,6 +575,10 @@ def settings(model: str, **values: Any) -> Settings:
       UsageError: names the option, its value, the rule and the fix.
     """
     # None is "not given", so that callers may pass on what they have; only an output may be None.
+    task = values.get("task") or "chat"
+    own = options_of(task) if task in tuple(TASKS) else OPTIONS
+    for name in values.keys() - OPTIONS.keys():
+        raise UsageError(_unknown(name, list(OPTIONS), list(own)))
     checked = {name: _checked(name, value) for name, value in {"model": model, **values}.items()}
     known = Settings(
         **{name: value for name, value in checked.items() if value is not None or name == "output"}
@@ -678,19 +683,21 @@ def _name_of(key: str) -> str:
     name = key.strip().replace(".", "_").replace("-", "_").lower()
     if name in OPTIONS or name == "provider":
         return name
-    raise UsageError(_unknown(key, [key_of(option) for option in OPTIONS] + ["provider"]))
+    known = [key_of(option) for option in OPTIONS] + ["provider"]
+    raise UsageError(_unknown(key, known, known))
 
 
-def _unknown(key: str, known: list[str]) -> str:
+def _unknown(key: str, known: list[str], own: list[str]) -> str:
+    """Args:
+    known, own: options of all transforms, and of this one.
+    """
     # Below difflib's usual 0.6, with which `size` would not find `batch.size`.
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    advice = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(sorted(known))}"
+    advice = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(sorted(own))}"
     return f"unknown option {key!r}: {advice}"
 
 
 def _checked(name: str, value: Any) -> Any:
-    if name not in OPTIONS:
-        raise UsageError(_unknown(name, list(OPTIONS)))
     option = OPTIONS[name]
     if value is None and name != "output":
         return option.default
@@ -1017,10 +1024,10 @@ def _check_rules(known: Settings) -> None:
     own = options_of(known.task)
     for name, value in given_options(known):
         if name not in own and value != VECTOR:
-            only = " and ".join(f"task={task!r}" for task in OPTIONS[name].metadata["only"])
+            only = " and ".join(TASKS[task] for task in OPTIONS[name].metadata["only"])
             raise UsageError(
-                f"{name} is {_shortened(value)}: it is an option of {only} alone, and task "
-                f"is {known.task!r}; leave it out"
+                f"{name} is {_shortened(value)}: it is an option of {only} alone, and this is "
+                f"{TASKS[known.task]}; leave it out"
             )
     if known.task == "reduce" and not (known.instruction or "").strip():
         raise UsageError(

@@ -793,10 +793,10 @@ def test_flink_agrees(emulator, how, flink_cluster, tmp_path):
     ("options", "message"),
     [
         ({"mode": "batch_api", "staging_location": "x"}, "needs the reply before it"),
-        ({"guard": 0.1}, "guard is 0.1: it is an option of task='chat' alone"),
+        ({"guard": 0.1}, "guard is 0.1: it is an option of LLMPredict alone"),
         ({"batch_prompt_template": "{{ records }}"}, "batch_prompt_template"),
         ({"response_format": "xml"}, "response_format"),
-        ({"batch_timeout_ms": 5}, "task='chat' and task='embed' alone"),
+        ({"batch_timeout_ms": 5}, "LLMPredict and LLMEmbed alone"),
         ({"job_max_records": 5}, "job_max_records"),
         ({"independent": True}, "independent"),
         ({"dimensions": 5}, "dimensions"),
@@ -814,7 +814,7 @@ def test_what_makes_no_sense_for_sessions_is_refused_when_built(emulator, option
 
 
 def test_a_session_s_options_are_refused_elsewhere(emulator):
-    with pytest.raises(UsageError, match="task='session' alone"):
+    with pytest.raises(UsageError, match="LLMChat alone"):
         LLMPredict(MODEL, history_turns=5)
     with pytest.raises(UsageError, match="use LLMChat"):
         LLMPredict(MODEL, task="session")

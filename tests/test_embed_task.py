@@ -199,12 +199,12 @@ def test_a_provider_that_cannot_is_refused_at_once(model, options, words):
     ids=lambda option: next(iter(option)),
 )
 def test_an_option_of_chat_models_is_refused_by_its_name(option):
-    with pytest.raises(UsageError, match=f"^{next(iter(option))} is .*task is 'embed'"):
+    with pytest.raises(UsageError, match=f"^{next(iter(option))} is .*this is LLMEmbed"):
         settings(SMALL, task="embed", **ADDRESS, **option)
 
 
 def test_dimensions_are_no_option_of_chat_models():
-    with pytest.raises(UsageError, match="dimensions is 5: it is an option of task='embed' alone"):
+    with pytest.raises(UsageError, match="dimensions is 5: it is an option of LLMEmbed alone"):
         settings("openai:gpt-4.1-mini", dimensions=5)
 
 

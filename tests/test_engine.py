@@ -932,6 +932,14 @@ def test_an_unpriced_model_costs_none():
     assert ask(FakeProvider(), ["a"], cost=lambda usage: None).outcomes[0].cost_usd is None
 
 
+@pytest.mark.parametrize("texts", [["bad"], ["bad", "bad 2"]], ids=["alone", "packed"])
+def test_a_record_without_any_reply_has_cost_nothing(texts):
+    # What a model's tokens cost is no matter: a reply that doesn't tell its tokens has no price.
+    provider = FakeProvider(poison="rejected", poisoned=is_bad)
+    asked = ask(provider, texts, cost=lambda usage: None, max_retries=1)
+    assert [(o.failure is None, o.cost_usd) for o in asked.outcomes] == [(False, 0.0)] * len(texts)
+
+
 def test_tallies_add_up():
     provider = FakeProvider(poison="missing", poisoned=is_bad)
     first, second = ask_all(provider, [["a", "bad"], ["b"]], max_retries=1, together=False)

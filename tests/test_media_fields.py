@@ -7,8 +7,10 @@ from __future__ import annotations
 import base64
 import itertools
 import os
+import textwrap
 from typing import Any
 from unittest import mock
+from urllib.parse import quote
 
 import hypothesis
 import pytest
@@ -30,6 +32,9 @@ from tests.pictures import GIF, JPEG, PDF, WEBP, png
 RED = png()
 BASE64 = base64.b64encode(RED).decode()
 DATA_URL = f"data:image/png;base64,{BASE64}"
+JPEG_ODD = JPEG + b"\0" * ((1 - len(JPEG)) % 3)
+BASE64_ODD = base64.b64encode(JPEG_ODD).decode()
+"""Of a length that base64 fills up with two signs."""
 
 
 def task_of(model: str = "openai:gpt-4.1-mini", **options: Any) -> Any:
@@ -56,6 +61,10 @@ def media(kind: str = "image/png", data: bytes = RED) -> Media:
         (GIF, [media("image/gif", GIF)]),
         (DATA_URL, [media()]),
         (f"data:image/jpeg;charset=x;BASE64,{BASE64}\n", [media()]),
+        (f"DATA:IMAGE/PNG;BASE64,{BASE64}", [media()]),
+        (" data:image/png;base64,\n" + "\r\n".join(textwrap.wrap(BASE64, 20)), [media()]),
+        (f"data:image/png;base64,{quote(BASE64, safe='')}", [media()]),
+        (f"data:image/jpeg;base64,{BASE64_ODD.rstrip('=')}", [media("image/jpeg", JPEG_ODD)]),
         ("https://host/a%20cat.JPG?size=2", [Media("photo", "image/jpeg", uri="…")]),
         ("HTTP://host:8080/cat", [Media("photo", "", uri="…")]),
         ([RED, None, DATA_URL], [media(), media()]),
@@ -330,7 +339,7 @@ def test_images_are_counted_as_their_providers_count_them(table, model, size, to
         ("groq:llama-4", {"batch_size": 6}, "takes 5 images a request; write batch_size=5"),
         ("mistral:m", {"batch_size": 5, "media": "photo, back"}, "write batch_size=4"),
         ("openai:m", {"batch_prompt_template": "{{ records }}"}, "images have no place"),
-        ("openai:text-embedding-3-small", {"task": "embed"}, "an option of task='chat'"),
+        ("openai:text-embedding-3-small", {"task": "embed"}, "an option of LLMPredict"),
         ("openai:m", {"media": 5}, "it has to be a list of names"),
     ],
     ids=["model", "model by server", "size", "fields", "template", "task", "type"],

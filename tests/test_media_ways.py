@@ -162,6 +162,28 @@ def test_an_image_that_a_server_quotes_is_not_in_its_error():
         assert "data:image/png;base64,…" in error.message
 
 
+@pytest.mark.parametrize("log_data", [False, True])
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://me:letmein@host/a.png", "https://…@host/a.png"),
+        ("https://host/a.png?X-Amz-Signature=0ddba11&x=1", "https://host/a.png?…"),
+        ("gs://bucket/a.png", "gs://bucket/a.png"),
+        (
+            "https://console.host/overview?project=my-1",
+            "https://console.host/overview?project=my-1",
+        ),
+    ],
+    ids=["login", "signed", "plain", "a provider's own"],
+)
+def test_what_gives_access_in_an_address_that_a_server_quotes_is_not_in_its_error(
+    address, shown, log_data
+):
+    quoted = {"error": {"message": f"Error while downloading {address}."}}
+    error = error_of(400, {}, quoted, log_data=log_data)
+    assert f"Error while downloading {shown}" in error.message
+
+
 # Addresses
 
 

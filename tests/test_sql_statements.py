@@ -194,12 +194,12 @@ REFUSED = {
     "vectors of a model that answers": (
         "SELECT AI_EMBED('m', text, MAP['system.prompt', 'x']) FROM t",
         49,
-        "system.prompt' is 'x': it is an option of task='chat'",
+        "system.prompt' is 'x': it is an option of LLMPredict",
     ),
     "answers of a model that embeds": (
         "SELECT ML_PREDICT('m', text, MAP['dimension', '8']) FROM t",
         47,
-        "dimensions is 8: it is an option of task='embed' alone",
+        "dimensions is 8: it is an option of LLMEmbed alone",
     ),
     "another engine's function": ("SELECT AI_SENTIMENT(text) FROM t", 8, "AI_CLASSIFY"),
     "not a statement": ("SELEC 1", 1, "not a statement.*'SELECT'"),

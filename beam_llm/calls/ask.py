@@ -16,7 +16,7 @@ from beam_llm.calls.tally import Asked
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, where_of
 from beam_llm.events import ACTIVITY
-from beam_llm.values import Completion, Record
+from beam_llm.values import Record
 
 _logger = logging.getLogger(__name__)
 
@@ -186,8 +186,7 @@ class Ask:
         billing = self._context.billing
         if self._state.bills:
             await billing.ready()
-        # Without a reply: nothing, or unknown.
-        for members, completion in self._state.bills or [(self._members, Completion(None))]:
+        for members, completion in self._state.bills:
             price_usd = billing.price_usd(completion)
             for member in members:
                 if price_usd is None or member.cost_usd is None:

@@ -13,7 +13,7 @@ import binascii
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from beam_llm.config import Settings
 from beam_llm.errors import PromptError, UsageError
@@ -31,7 +31,7 @@ LABEL_TOKENS = 10
 
 MOST_URI_CHARACTERS = 8_192
 
-_DATA_URL = re.compile(r"data:([^,;]{0,100})((?:;[^,;]{0,100}){0,5}),")
+_DATA_URL = re.compile(r"\s*data:([^,;]{0,100})((?:;[^,;]{0,100}){0,9}),", re.IGNORECASE)
 _ADDRESS = re.compile(r"[a-z0-9]+://[!#-;=?-\[\]_a-z~]+", re.IGNORECASE)
 """The characters that an address may have, by RFC 3986; all others are percent-encoded in it."""
 
@@ -216,11 +216,24 @@ def _decoded(name: str, value: str, data_url: re.Match[str]) -> bytes:
     try:
         if "base64" not in data_url[2].lower().split(";"):
             raise ValueError("without base64")
-        return binascii.a2b_base64(value[data_url.end() :].strip(), strict_mode=True)
+        return _forgiving(value[data_url.end() :])
     except ValueError:  # characters beyond ASCII among them
         raise PromptError(
             f"{name!r} holds a data: URL whose data is not base64: write data:image/png;base64,…"
         ) from None
+
+
+def _forgiving(text: str) -> bytes:
+    """What base64 in a URL stands for, as browsers read it: in lines, percent-encoded, or without
+    the signs that fill it up.
+
+    Source: WHATWG Infra, "forgiving-base64 decode", read 2026-11.
+    """
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
+        text = "".join(unquote(text, errors="strict").split()).rstrip("=")
+        return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
 
 
 def _is_address(value: str) -> bool:

@@ -356,12 +356,18 @@ _QUOTED = re.compile(r"'[^']{25,}'|\"[^\"]{25,}\"|`[^`]{25,}`")
 _IMAGE = re.compile(r"[A-Za-z0-9+/]{120,}={0,2}")
 """Base64, as a server quotes a request that it doesn't understand; no word is so long."""
 
+_LOGIN = re.compile(r"(?<=://)[^\s/?#@'\"]{1,400}@")
+_QUERY = re.compile(r"(://[^\s?'\"]{1,2000}\?)(?!project=[\w-]+(?:\W|$))[^\s'\"]+")
+"""What gives access in an address of a record's, such as a signed one of an image that a server
+could not fetch. Google's own, which say where to switch an API on, name a project alone."""
+
 
 def shown(sentence: str, secret: str | None, log_data: bool) -> str:
-    """A provider's message without keys and images, on one line; and, unless data may be logged,
-    short and without long quotations.
+    """A provider's message without keys, images and what gives access in addresses, on one line;
+    and, unless data may be logged, short and without long quotations.
     """
-    text = _IMAGE.sub("…", redactor_of(secret)(sentence))
+    text = _LOGIN.sub("…@", redactor_of(secret)(sentence))
+    text = _IMAGE.sub("…", _QUERY.sub(r"\1…", text))
     if log_data:
         return text[:2000]
     text = _QUOTED.sub("'…'", text)

@@ -224,7 +224,7 @@ class AskSessions(WithEngine[tuple[Session, list[Turn]]]):
         """Puts turns into their session; gives what has been answered meanwhile."""
         for turn in turns:
             if isinstance(turn.record, Failure):
-                outcome = Outcome(failure=turn.record)
+                outcome = Outcome(failure=turn.record, cost_usd=0.0)
                 self._meter.outcomes([outcome])
                 yield _prediction(turn, outcome)
             else:

@@ -183,7 +183,7 @@ class CallModel(WithEngine[PromptBatch]):
 
     def process(self, batch: PromptBatch) -> Iterator[Any]:
         if batch.failures:
-            outcomes = [Outcome(failure=failure) for failure in batch.failures]
+            outcomes = [Outcome(failure=failure, cost_usd=0.0) for failure in batch.failures]
             self._meter.outcomes(outcomes)
             yield from _predictions(batch, outcomes)
         else:
