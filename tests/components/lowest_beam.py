@@ -31,7 +31,7 @@ TESTS = [
             "plain_coders",
             "golden_state",
         ),
-        *("streaming", "waiting", "runners", "metrics"),
+        *("streaming", "waiting", "runners", "metrics", "chat"),
     )
 ]
 _EXTRAS = ("tokens", "schema", "demo", "test")
