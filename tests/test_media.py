@@ -93,3 +93,10 @@ def test_a_batch_job_does_too_and_a_second_run_pays_nothing(emulator, tmp_path, 
     assert [each.value for each in again] == list(map(colour_of, elements))
     assert all(each.reused for each in again)
     assert sorted(emulator.billed.values()) == [1] * 12
+
+
+@pytest.mark.parametrize("shape", ["json", "xml", "delimited"])
+def test_replies_of_other_shapes_are_about_each_image_too(emulator, shape):
+    elements = things(7)
+    found = seen("openai", elements, batch_size=4, response_format=shape)
+    assert [each.value for each in found] == list(map(colour_of, elements))

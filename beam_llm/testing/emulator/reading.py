@@ -259,7 +259,7 @@ def _tagged(user: str) -> list[tuple[int, str, int]]:
     ends = [*(match.start() for match in tags[1:]), len(user)]
     return [
         (int(match[1]), _with_pictures(_xml_text(match[2]), user[match.end() : end]), match.start())
-        for match, end in zip(tags, ends, strict=True)
+        for match, end in zip(tags, ends, strict=False)  # without tags there is an end all the same
     ]
 
 
