@@ -17,8 +17,7 @@ from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
 from beam_llm.cli.files.records import Source
 from beam_llm.cli.files.sources import read_rows
 from beam_llm.cli.flags import chosen_settings
-from beam_llm.cli.inputs import check_prompt, inputs_of
-from beam_llm.cli.predict_command import PredictCommand
+from beam_llm.cli.inputs import check_prompt, inputs_of, reading
 from beam_llm.cli.progress import write_line
 from beam_llm.cli.words import duration, percent, price, shortened, table
 from beam_llm.config import Settings, is_template, replaced
@@ -79,14 +78,7 @@ def main(chosen: argparse.Namespace) -> int:
             f"model is {settings.model!r}: an estimate is of one model; estimate each of "
             f"{', '.join(settings_by_model(settings))}"
         )
-    command = PredictCommand(
-        inputs=chosen.inputs,
-        output="-",
-        settings=settings,
-        input_format=chosen.input_format,
-        skips_bad_lines=chosen.on_bad_line == "skip",
-    )
-    with inputs_of(command, writes=False) as (sources, found):
+    with inputs_of(reading(chosen, settings), writes=False) as (sources, found):
         check_prompt(compile_task(settings), sources)
         forecasts, unusable = _forecasts(chosen, settings, sources)
     if chosen.json:

@@ -4,6 +4,7 @@ before anything is paid.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -29,6 +30,17 @@ from beam_llm.prompting.model_choice import settings_by_model
 from beam_llm.prompting.templates import ELEMENT
 from beam_llm.protocols import Task
 from beam_llm.providers import compile_task
+
+
+def reading(chosen: argparse.Namespace, settings: Settings) -> PredictCommand:
+    """The `predict` command that only reads: for commands that look at its input and write none."""
+    return PredictCommand(
+        inputs=chosen.inputs,
+        output="-",
+        settings=settings,
+        input_format=chosen.input_format,
+        skips_bad_lines=chosen.on_bad_line == "skip",
+    )
 
 
 @contextmanager

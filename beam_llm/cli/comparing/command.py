@@ -12,8 +12,7 @@ from beam_llm.cli.comparing.population import Population
 from beam_llm.cli.comparing.shown import as_json, report
 from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
 from beam_llm.cli.flags import chosen_settings
-from beam_llm.cli.inputs import check_truth, inputs_of
-from beam_llm.cli.predict_command import PredictCommand
+from beam_llm.cli.inputs import check_truth, inputs_of, reading
 from beam_llm.cli.progress import ProgressLine, write_line
 from beam_llm.cli.show import in_json
 from beam_llm.config import Settings, is_template, replaced
@@ -24,14 +23,7 @@ from beam_llm.prompting.model_choice import settings_by_model
 def main(chosen: argparse.Namespace) -> int:
     """Asks, compares and prints; exit code 3 where records asked alone ended as errors."""
     known = _settings(chosen)
-    command = PredictCommand(
-        inputs=chosen.inputs,
-        output="-",
-        settings=known,
-        input_format=chosen.input_format,
-        skips_bad_lines=chosen.on_bad_line == "skip",
-    )
-    with inputs_of(command, writes=False) as (sources, found):
+    with inputs_of(reading(chosen, known), writes=False) as (sources, found):
         check_truth(chosen.truth, known, list(found.columns), hidden=True)
         comparison = _compare(chosen, known, Population(sources, known, chosen.truth))
     if chosen.json:
