@@ -154,6 +154,12 @@ class Settings:
         kind="text",
         only=_REDUCE,
     )
+    group_by: Sequence[str] | None = _option(
+        None,
+        "fields by whose values elements are grouped (default: the key of `(key, value)` pairs)",
+        kind="names",
+        only=_REDUCE,
+    )
     combine_instruction: str | None = _option(
         None,
         "how partial answers are put together (default: to one, as if all records had been in "

@@ -22,7 +22,7 @@ from beam_llm.testing import Emulator, Fault, plugin
 pytest.importorskip("quickjs", reason="needs apache-beam[yaml]")
 yaml_main = pytest.importorskip("apache_beam.yaml.main", reason="needs apache-beam[yaml]")
 
-from beam_llm.fronts.yaml import PROVIDERS_FILE, LLMEmbed, LLMPredict  # noqa: E402
+from beam_llm.fronts.yaml import PROVIDERS_FILE, LLMEmbed, LLMPredict, LLMReduce  # noqa: E402
 from beam_llm.fronts.yaml_file import read_yaml  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Beam's YAML side has some of its own
@@ -112,6 +112,29 @@ def test_a_step_answers_rows_of_a_session_one_after_another(folder: Path, llm_em
     assert run(folder, CHAT) == 0
     assert {row["answer"] for row in rows_in(folder)} == {row["text"] for row in rows}
     assert sorted(len(llm_emulator.requests[n]["messages"]) for n in range(4)) == [1, 1, 3, 3]
+
+
+REDUCE = STEP.replace("LLMPredict", "LLMReduce").replace(
+    "output: enum:positive|negative",
+    "instruction: What do they complain about?\n        group_by: product",
+)
+REDUCE = REDUCE.replace("Sentiment of this review: ", "")
+
+
+@pytest.mark.parametrize("config", MODES.values(), ids=MODES)
+def test_a_step_answers_about_all_rows_of_a_group(
+    folder: Path, llm_emulator: Emulator, config: str, capsys: pytest.CaptureFixture[str]
+):
+    rows = [{"id": n, "product": f"p{n % 2}", "text": f"text {n}"} for n in range(50)]
+    (folder / "reviews-1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(folder, REDUCE.replace("CONFIG", config), "--dry-run") == 0
+    assert "What do they complain about?" in capsys.readouterr().out
+    assert run(folder, REDUCE.replace("CONFIG", config)) == 0
+    assert sorted(
+        (row["product"], row["records"], row["left_out"], row["answer"][:10], row["answer_error"])
+        for row in rows_in(folder)
+    ) == [(f"p{n}", 25, 0, "25 records", None) for n in range(2)]
+    assert {llm_emulator.billed[row["text"]] for row in rows} == {1}
 
 
 def test_a_chat_model_s_option_of_an_embedding_step_is_refused_with_its_line(
@@ -297,8 +320,13 @@ def test_any_value_of_an_option_is_taken_or_refused_with_its_line(name: str, val
             ("a vector, or the reason", "most texts in one request"),
             ("system_prompt", "task"),
         ),
+        (
+            LLMReduce,
+            ("one question about all rows of a group", "fields by whose values"),
+            ("guard", "batch_timeout_ms"),
+        ),
     ],
-    ids=["LLMPredict", "LLMEmbed"],
+    ids=["LLMPredict", "LLMEmbed", "LLMReduce"],
 )
 def test_beam_makes_a_step_s_documentation_of_our_table_of_options(
     step: Any, words: tuple[str, ...], left_out: tuple[str, ...]
@@ -319,6 +347,6 @@ def test_beam_makes_a_step_s_documentation_of_our_table_of_options(
 
 
 def test_a_step_that_predicts_has_every_option():
-    from beam_llm.config import OPTIONS
+    from beam_llm.config import EACH, options_of
 
-    assert set(OPTIONS) <= set(LLMPredict.__signature__.parameters)
+    assert set(options_of(*EACH)) <= set(LLMPredict.__signature__.parameters)

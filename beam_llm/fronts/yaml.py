@@ -1,5 +1,5 @@
-"""`LLMPredict`, `LLMEmbed` and `LLMChat` as steps of Beam YAML: rows in, rows with the answer or
-the vector out, errors apart if wanted.
+"""`LLMPredict`, `LLMEmbed`, `LLMChat` and `LLMReduce` as steps of Beam YAML: rows in, rows with the
+answer or the vector out, errors apart if wanted.
 
 `python -m beam_llm.fronts.yaml` prints where the file of providers is.
 """
@@ -22,6 +22,7 @@ from beam_llm.transforms.beam_internals import new_row, row_fields, row_type
 from beam_llm.transforms.chat import LLMChat as Sessions
 from beam_llm.transforms.fields import fields_of
 from beam_llm.transforms.predict import LLMPredict as Transform
+from beam_llm.transforms.reduce import LLMReduce as Groups
 
 PROVIDERS_FILE = str(Path(__file__).with_name("providers.yaml"))
 ANSWER, VECTOR = "answer", "vector"
@@ -45,7 +46,7 @@ class Predict(beam.PTransform):
     def expand(self, rows: pvalue.PCollection) -> Any:
         settings, tag = self.settings, self._error_tag
         options = {name: getattr(settings, name) for name in OPTIONS}
-        transform = (Sessions if settings.task == "session" else Transform)(**options)
+        transform = {"session": Sessions, "reduce": Groups}.get(settings.task, Transform)(**options)
         if tag is None:
             return self._nested(rows | "Predict" >> transform)
         # What is good has no error: its column would be empty in every row.
@@ -119,6 +120,11 @@ def LLMEmbed(**config: Any) -> beam.PTransform:  # likewise
 def LLMChat(**config: Any) -> beam.PTransform:  # likewise
     """The step's constructor; its signature and documentation are made of the table of options."""
     return _step(config, ANSWER, task="session")
+
+
+def LLMReduce(**config: Any) -> beam.PTransform:  # likewise
+    """The step's constructor; its signature and documentation are made of the table of options."""
+    return _step(config, ANSWER, task="reduce", usual={"batch_size": "auto"})
 
 
 def _step(config: dict[str, Any], field: str, **fixed: Any) -> Predict:
@@ -215,6 +221,14 @@ each row comes out with its reply, or the reason.
 that gives the message. Beam runs a pipeline's file through Jinja2 first, so it stands between
 {% raw %} and {% endraw %}."""
 
+_REDUCES = """Asks a language model one question about all rows of a group; each group comes out
+with one answer, or the reason.
+
+`group_by` names the fields that make the groups, and `instruction` says what the answer is. The
+prompt is a Jinja2 template over a row's fields that gives its text. Beam runs a pipeline's file
+through Jinja2 first, so it stands between {% raw %} and {% endraw %}. What comes out has the fields
+of `group_by`, `records`, `left_out` and the answer."""
+
 
 LLMPredict.__doc__ = _documentation(
     _PREDICTS,
@@ -245,6 +259,16 @@ LLMChat.__doc__ = _documentation(
     "session",
 )
 LLMChat.__signature__ = _signature("session")  # type: ignore[attr-defined]
+LLMReduce.__doc__ = _documentation(
+    _REDUCES,
+    {
+        "output": "the answer: string, integer, number, boolean, enum:a|b|c, or a JSON schema",
+        "output_field": f"the answer's field; its error is in <field>_error (default {ANSWER})",
+        "batch_size": "most records in one prompt (default auto: as many as fit)",
+    },
+    "reduce",
+)
+LLMReduce.__signature__ = _signature("reduce")  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ class Options(TypedDict, total=False):
     history_tokens: int | None
     session_ttl_seconds: float
     turn_order: str | None
+    group_by: Sequence[str] | None
     combine_instruction: str | None
     partial_output: Any
     on_bad_record: Literal["fail", "leave_out"]

@@ -18,7 +18,6 @@ from beam_llm.transforms import runners
 from beam_llm.transforms.beam_internals import row_type, set_windowing
 from beam_llm.transforms.coders import STATE_CODER
 from beam_llm.transforms.envelopes import one_window
-from beam_llm.transforms.fields import is_keyed, split_type
 from beam_llm.transforms.options import Options
 from beam_llm.transforms.predict import LLMPredict, predict, signature, warn_of_one_prompt_for_all
 from beam_llm.transforms.preview import RequestPreview, preview
@@ -32,6 +31,7 @@ from beam_llm.transforms.reducing import (
     FinishGroups,
     FormFirstPrompts,
     Group,
+    KeyReader,
     RenderRecords,
     reader_of,
 )
@@ -65,6 +65,8 @@ class LLMReduce(LLMPredict):
       instruction: what the answer over all records is, in plain words.
       prompt: a Jinja2 template over the fields of a record's value that gives its text;
         `{{ element }}` (the default) is the whole of it.
+      group_by: fields by whose values elements that are no pairs are grouped, such as
+        `["product"]`; then rows of answers have these fields in place of `key`.
       output: type of the answer, as for `LLMPredict`.
       partial_output: type of the partial answers (default: text). A model with the counts and lists
         that the answer needs keeps them short and comparable.
@@ -77,7 +79,8 @@ class LLMReduce(LLMPredict):
       options: every option of `beam_llm.config.Settings` that is about calls, jobs and one answer,
         such as `mode="batch_api"`; `max_output_tokens` is of each prompt, partial ones too.
 
-    Input: `(key, value)` pairs; elements that are no pairs are all of one group, with the key None.
+    Input: `(key, value)` pairs; without `group_by` elements that are no pairs are all of one group,
+    with the key None.
     Bounded or unbounded, the latter in windows or with a trigger, as for any GroupByKey.
     Returns: one `Prediction` per key and window (per pane, where a trigger fires several: an
     accumulating one is answered anew over all it holds), at its window's end. `element` is a
@@ -123,10 +126,8 @@ class LLMReduce(LLMPredict):
 
     def expand(self, elements: pvalue.PCollection) -> Any:
         runners.warn_of_lost_output(elements.pipeline)
-        key_type, _ = split_type(elements.element_type)
-        group_type = row_type(
-            [("key", Any if key_type is None else key_type), ("records", int), ("left_out", int)]
-        )
+        columns = KeyReader(self._settings).columns(elements.element_type)
+        group_type = row_type([*columns, ("records", int), ("left_out", int)])
         return self._deliver(reduce(elements, self._settings), group_type)
 
     def preview(self, elements: Iterable[Any], n: int = 3) -> list[RequestPreview]:
@@ -137,13 +138,12 @@ class LLMReduce(LLMPredict):
           elements: as a pipeline would bring them in one window; all are read.
           n: most requests.
         """
-        return list(_previews(self._settings, elements))[:n]
+        return list(previews(self._settings, elements))[:n]
 
 
 def reduce(elements: pvalue.PCollection, settings: Settings) -> pvalue.PCollection:
     """Elements → one Prediction per key and window."""
-    key_type, _ = split_type(elements.element_type)
-    key_type = Any if key_type is None else key_type
+    key_type = KeyReader(settings).key_type(elements.element_type)
     pairs = elements | "Render records" >> beam.ParDo(RenderRecords(settings)).with_output_types(
         typehints.Tuple[key_type, Any]
     )
@@ -155,9 +155,9 @@ def reduce(elements: pvalue.PCollection, settings: Settings) -> pvalue.PCollecti
     ended = _ask_in_levels(
         groups | "Form prompts" >> _forming(FormFirstPrompts(settings, coder)), settings
     )
-    finished = ended | "Finish groups" >> beam.ParDo(FinishGroups(coder)).with_output_types(
-        Prediction
-    )
+    finished = ended | "Finish groups" >> beam.ParDo(
+        FinishGroups(settings, coder)
+    ).with_output_types(Prediction)
     return set_windowing(finished, groups.windowing)
 
 
@@ -209,16 +209,16 @@ class AskPrompts(beam.PTransform):
         return predict(prompts, self._settings)
 
 
-def _previews(settings: Settings, elements: Iterable[Any]) -> Iterator[RequestPreview]:
+def previews(settings: Settings, elements: Iterable[Any]) -> Iterator[RequestPreview]:
     """The first requests of each key, in the order in which keys come."""
-    reader = reader_of(settings)
+    reader, keys = reader_of(settings), KeyReader(settings)
     groups: dict[bytes, list[tuple[Record, Any]]] = {}
     for element in elements:
         record = reader.record(element)
         if isinstance(record, Failure):
             yield RequestPreview({}, None, (element,), record)
         else:
-            key = STATE_CODER.encode(element[0] if is_keyed(element) else None)
+            key = STATE_CODER.encode(keys.key(element))
             groups.setdefault(key, []).append((record, element))
     task = compile_reduce(settings)
     for members in groups.values():

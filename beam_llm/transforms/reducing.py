@@ -26,6 +26,7 @@ import apache_beam as beam
 from apache_beam import coders, pvalue
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
+from apache_beam.typehints import typehints
 
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, plural
@@ -33,9 +34,9 @@ from beam_llm.prompting.reduce_task import PartialAnswer, TreePrompt, ordered
 from beam_llm.prompting.templates import record_id_of
 from beam_llm.prompting.text import one_line
 from beam_llm.providers import compile_reduce, compile_task
-from beam_llm.transforms.beam_internals import without_pane
+from beam_llm.transforms.beam_internals import new_row, without_pane
 from beam_llm.transforms.coders import STATE_CODER
-from beam_llm.transforms.fields import is_keyed, readable_fields
+from beam_llm.transforms.fields import declared_fields, is_keyed, readable_fields, split_type
 from beam_llm.transforms.forming import RecordReader
 from beam_llm.transforms.metrics import Meter
 from beam_llm.values import Outcome, Prediction, Record, Usage
@@ -56,7 +57,7 @@ class Group(NamedTuple):
     """What a prediction of `LLMReduce` is about.
 
     Attributes:
-      key: of its `(key, value)` elements; None where they were not keyed.
+      key: of its `(key, value)` elements, or what `group_by` names; None where there is neither.
       records: how many there were of it, in this window (and pane, where a trigger fires several).
       left_out: how many of them the answer is not over, with `on_bad_record="leave_out"`.
     """
@@ -73,6 +74,46 @@ def reader_of(settings: Settings) -> RecordReader:
     return RecordReader(reading, task=compile_reduce(reading))
 
 
+class KeyReader:
+    """Elements → what they are grouped by: the key of a pair, or the values of the fields that
+    `group_by` names (of several a tuple), None for one that is missing.
+    """
+
+    def __init__(self, settings: Settings):
+        self._names = tuple(settings.group_by or ())
+
+    def key(self, element: Any) -> Any:
+        if not self._names:
+            return element[0] if is_keyed(element) else None
+        fields = readable_fields(element[1] if is_keyed(element) else element)
+        found = {} if isinstance(fields, Failure) else fields
+        values = tuple([found.get(name) for name in self._names])
+        return values[0] if len(values) == 1 else values
+
+    def key_type(self, element_type: Any) -> Any:
+        """The type of the keys, as far as the elements' type declares it."""
+        key_type, value_type = split_type(element_type)
+        if not self._names:
+            return Any if key_type is None else key_type
+        kinds = [kind for _, kind in self.columns(value_type)]
+        return kinds[0] if len(kinds) == 1 else typehints.Tuple[tuple(kinds)]
+
+    def columns(self, element_type: Any) -> list[tuple[str, Any]]:
+        """The columns of a group's key in rows of answers: `key`, or the fields it is made of."""
+        if not self._names:
+            return [("key", self.key_type(element_type))]
+        known = dict(declared_fields(split_type(element_type)[1]) or ())
+        return [(name, known.get(name, Any)) for name in self._names]
+
+    def row(self, group: Group) -> Any:
+        """The group as a row of those columns."""
+        if not self._names:
+            return group
+        values = (group.key,) if len(self._names) == 1 else group.key
+        own = {"records": group.records, "left_out": group.left_out}
+        return new_row({**dict(zip(self._names, values, strict=True)), **own})
+
+
 class RenderRecords(beam.DoFn):
     """Elements → `(key, (text, tokens, kind, message, record id))`: the text, or why there is
     none."""
@@ -82,10 +123,11 @@ class RenderRecords(beam.DoFn):
 
     def setup(self) -> None:
         self._reader = reader_of(self._settings)
+        self._keys = KeyReader(self._settings)
 
     def process(self, element: Any) -> tuple[tuple[Any, tuple[Any, ...]]]:
         record = self._reader.record(element)
-        key = element[0] if is_keyed(element) else None
+        key = self._keys.key(element)
         rendered: tuple[Any, ...]
         if isinstance(record, Failure):
             rendered = ("", 0, record.kind, record.message, self._id_of(element))
@@ -362,18 +404,21 @@ def _one_of_each(answers: Iterable[bytes]) -> tuple[list[Any], list[bytes]]:
 class FinishGroups(beam.DoFn):
     """Predictions of prompts → those of their groups, in their windows."""
 
-    def __init__(self, coder: coders.WindowedValueCoder):
+    def __init__(self, settings: Settings, coder: coders.WindowedValueCoder):
+        self._settings = settings
         self._coder = coder
 
     def setup(self) -> None:
+        self._keys = KeyReader(self._settings)
         self._decode = self._coder.get_impl().decode
 
     def process(self, prediction: Prediction) -> tuple[WindowedValue]:
         branch = Branch.unpack(prediction.element[0])
         spent = branch.with_costs(prediction.usage, prediction.cost_usd, prediction.reused)
         arrived = self._decode(branch.group)
+        group = Group(arrived.value, branch.total, branch.left_out)
         finished = prediction._replace(
-            element=Group(arrived.value, branch.total, branch.left_out),
+            element=group if self._settings.output_field is None else self._keys.row(group),
             usage=Usage(*spent.usage),
             cost_usd=spent.cost_usd,
             reused=prediction.error is None and spent.reused,
