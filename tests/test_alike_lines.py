@@ -167,8 +167,7 @@ def file_of(lines: Sequence[dict[str, Any]]) -> bytes:
 
 def test_lines_of_one_form_are_read_by_the_block(options: Settings) -> None:
     found = assert_same(options, file_of([line_of(number) for number in range(RECORDS)]))
-    # The first with its counts is read by itself, as all others are known by it.
-    assert found.answers_by_block == RECORDS - 1
+    assert found.answers_by_block == RECORDS
     assert found.outcomes[3].value == {"sentiment": "good\n", "score": 0.0}
     assert found.outcomes[3].usage == Usage(60, 9)
     assert found.outcomes[3].request_id == "req_0003"
@@ -187,7 +186,7 @@ def test_the_order_of_a_lines_fields_does_not_matter(
     options: Settings, order: tuple[str, ...]
 ) -> None:
     lines = [{name: line_of(number)[name] for name in order} for number in range(RECORDS)]
-    assert assert_same(options, file_of(lines)).answers_by_block == RECORDS - 1
+    assert assert_same(options, file_of(lines)).answers_by_block == RECORDS
 
 
 def test_lines_of_several_forms_go_each_their_way(options: Settings) -> None:
@@ -199,7 +198,7 @@ def test_lines_of_several_forms_go_each_their_way(options: Settings) -> None:
     lines[6]["custom_id"] = IDS[7]
     lines[9]["response"]["body"]["usage"]["prompt_tokens"] = 10**18
     found = assert_same(options, file_of(lines) + b"\n" + b"x" * 12_000 + b"\n" + b'{"custom')
-    assert found.answers_by_block == 5
+    assert found.answers_by_block == 6
 
 
 HALF = KEY_IN_USE[: len(KEY_IN_USE) // 2]

@@ -96,15 +96,18 @@ class AlikeLines:
         for at, (custom_id, request_id, text, counts, other) in enumerate(found):
             number, answer = line_of.get(custom_id), answers.get(text) or self._answer(text)
             ending = endings.get(counts)
-            if number is None or ending is None or not answer or answered[number]:
+            is_known = not (number is None or not answer or answered[number])
+            if ending is None or not is_known:
                 lines = lines or block.split(b"\n")
                 line = lines[at] + b"\n"
-                results.read_line(line)
-                if other:
-                    others.append(line)
-                elif ending is None:
-                    self._learn_counts(counts, line, (custom_id, request_id, text))
-                continue
+                if is_known:
+                    ending = self._learn_counts(counts, line, (custom_id, request_id, text))
+                if ending is None or not is_known:
+                    results.read_line(line)
+                    if other:
+                        others.append(line)
+                    continue
+            assert number is not None
             answered[number] = 1
             numbers.append(number)
             rows.append(f'[{answer},"{request_id}"]')
@@ -131,20 +134,21 @@ class AlikeLines:
             self._answers[text] = plain.decode("latin-1")
         return plain.decode("latin-1")
 
-    def _learn_counts(self, counts: str, line: bytes, slots: tuple[str, str, str]) -> None:
-        """Keeps what a line says beside its slots, for others with its counts: unless that is not
-        what its slots say, or no good end."""
+    def _learn_counts(self, counts: str, line: bytes, slots: tuple[str, str, str]) -> int | None:
+        """Keeps what a line says beside its slots, for others with its counts; None, and nothing is
+        kept, where it says something else than its slots, or has no good end."""
         if len(self._paid) >= _MOST_COUNTS:
-            return
+            return None
         try:
             reply, text = self._decode(line), orjson.loads(f'"{slots[2]}"'.encode("latin-1"))
-        except Exception:  # as for any line: `read_line` has said what it is
-            return
+        except Exception:  # as for any line: `read_line` says what it is
+            return None
         found = reply.completion
         if found is None or found.finish is not Finish.STOP or found.refusal:
-            return
+            return None
         if (reply.custom_id, found.request_id, found.text) != (*slots[:2], text):
-            return
+            return None
         paid, outcomes = self._results.paid(found.usage, found.billed_usd), self._results.outcomes
         number = outcomes.ending(found.usage, paid, found.model, found.finish_reason)
         self._endings[counts], self._paid[number] = number, (found.usage, paid)
+        return number
