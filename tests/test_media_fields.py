@@ -87,7 +87,7 @@ def test_what_stands_for_an_image(value, found):
         (PDF, "9 bytes, a PDF file: it has to be bytes (PNG, JPEG, WebP, GIF)"),
         (b"secret-data", "11 bytes, not an image that is known here"),
         (b"", "0 bytes"),
-        ("/home/me/secret-data.png", "a text of 24 characters, which is not an image"),
+        ("/data/me/secret-data.png", "a text of 24 characters, which is not an image"),
         ("https://", "a text of 8 characters"),
         ("https://host/a secret-data", "a text of 26 characters"),
         ("https://[::1/secret-data", "a text of 24 characters"),
