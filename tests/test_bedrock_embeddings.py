@@ -5,10 +5,9 @@ batch inference jobs; one text a request.
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,15 @@ from beam_llm.providers.bedrock.lines import line_reply
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext
 from beam_llm.testing import Emulator, Fault
 from beam_llm.testing.contracts import (
-    BatchProviderContract,
     CompletionProviderContract,
     EmbeddingBatchContract,
     EmbeddingContract,
 )
-from beam_llm.testing.contracts.batches import Mishap, emulator_options
+from beam_llm.testing.contracts.batches import Mishap
 from beam_llm.testing.contracts.completions import Situation, emulator_fault
 from beam_llm.testing.emulator.embedder import vector_of
 from beam_llm.values import Usage, Vector
+from tests.test_contracts import EmulatedBatchesContract as _EmulatedBatches
 from tests.test_embeddings import collected
 from tests.test_wire_properties import anything, ended, good, paths, put, written
 
@@ -94,24 +93,16 @@ class TestCohere(LiveContract):
     embedding_model = NEW_COHERE
 
 
-class TestTitanBatches(EmbeddingBatchContract, BatchProviderContract):
-    """Against the emulator, whose clock can be moved on."""
-
+class TestTitanBatches(EmbeddingBatchContract, _EmulatedBatches):
     embedding_model = TITAN
     dimensions = 256
-    ahead = 0.0
 
     @pytest.fixture(autouse=True)
-    def _emulators(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def _patched(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.patch = monkeypatch
-        with ExitStack() as self.stack:
-            yield
 
     def arrange(self, *mishaps: Mishap) -> None:
-        options = emulator_options(*mishaps, key=self.key)
-        self.emulator = self.stack.enter_context(
-            Emulator(keys=(self.key,), clock=self.now, batch_seconds=0.2, **options)
-        )
+        super().arrange(*mishaps)
         lead_to(self.emulator, self.patch)
 
     def provider(self) -> BatchProvider:
@@ -122,13 +113,6 @@ class TestTitanBatches(EmbeddingBatchContract, BatchProviderContract):
 
     def jobs_made(self) -> Sequence[str]:
         return [job["jobArn"] for job in self.emulator.jobs]
-
-    def now(self) -> float:
-        return time.time() + self.ahead
-
-    def pass_time(self, seconds: float) -> None:
-        self.ahead += seconds
-        time.sleep(0.02)  # the emulator's work takes time of its own
 
 
 # On a pipeline

@@ -386,6 +386,8 @@ def test_each_api_is_asked_in_its_own_words(model, own, body):
         (f"vertex:{NEW}", {"task_type": "CLUSTERING"}, {}, "write it into the prompt, such as"),
         (f"gemini:{OLD}", {"title": "A book"}, {}, "beside {'task_type': 'RETRIEVAL_DOCUMENT'}"),
         (f"vertex:{OLD}", {"regoin": "us"}, {}, "did you mean 'region'"),
+        (f"gemini:{NEW}", {}, {"dimensions": 4_096}, "has 3,072 at most; try dimensions=3072"),
+        ("vertex:text-embedding-005", {}, {"dimensions": 1_024}, "try dimensions=768"),
         (f"gemini:{OLD}", {}, {"extra_body": {"taskType": "x"}}, "this package decides itself"),
         (f"gemini:{OLD}", {}, {"api_version": "v1"}, "only azure: has versions"),
     ],

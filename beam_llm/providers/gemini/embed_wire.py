@@ -1,6 +1,8 @@
 """Embeddings of Google's models as bytes: Request → body, body → Completion with a vector. Pure.
 
-One text per request, for in a reply to several a vector says nowhere whose it is. What Vertex AI
+One text per request, for in a reply to several a vector says nowhere whose it is. Nothing is lost
+by it but connections: quotas count a request to batchEmbedContents as often as it has texts
+(measured by others, garrytan/gbrain#1922, 2026-06). What Vertex AI
 has otherwise is in `vertex/embed_wire.py`.
 
 Vectors are left as the API gives them: those of gemini-embedding-001 with fewer than 3,072 numbers
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -52,6 +54,12 @@ _TOLD_BY_PROMPT = re.compile(r"(.*/)?gemini-embedding-[1-9]")
 _INPUT_TOKENS = ((_TOLD_BY_PROMPT, 8_192), (re.compile(r"(.*/)?(gemini|text)-embedding"), 2_048))
 """Most tokens of a text. Source: the models' cards, read 2026-11."""
 
+_DIMENSIONS = (
+    (re.compile(r"(.*/)?gemini-embedding"), 3_072),
+    (re.compile(r"(.*/)?text-(multilingual-)?embedding-0"), 768),
+)
+"""Most numbers of a vector. Source: likewise."""
+
 _NUMBER_BYTES = 24.0
 """Of a number that is written out in a reply: `-0.02310485951602459,`."""
 
@@ -82,17 +90,31 @@ class EmbedWire(NamedTuple):
 
 def limits_of(settings: Settings) -> EmbedLimits:
     """One text a request, of as many tokens as the model takes."""
-    name = settings.model_name
-    tokens = next((most for named, most in _INPUT_TOKENS if named.match(name)), None)
+    tokens = _of_model(_INPUT_TOKENS, settings.model_name)
     return EmbedLimits(
         inputs=1, input_tokens=tokens, number_bytes=_NUMBER_BYTES, shaping_options=OPTIONS
     )
+
+
+def _of_model(table: Sequence[tuple[re.Pattern[str], int]], model: str) -> int | None:
+    """The number of the first pattern that a model's name has; None where it has none."""
+    return next((number for named, number in table if named.match(model)), None)
 
 
 def check(settings: Settings) -> None:
     """Raises UsageError where the settings ask for what these models do not have."""
     refuse_api_version(settings)
     check_extra_body(settings, _OURS)
+    most = _of_model(_DIMENSIONS, settings.model_name)
+    if most is not None and (settings.dimensions or 0) > most:
+        raise UsageError(
+            f"dimensions is {settings.dimensions:,}: {settings.model_name} has {most:,} at most; "
+            f"try dimensions={most}"
+        )
+    _check_options(settings)
+
+
+def _check_options(settings: Settings) -> None:
     options = settings.provider_options or {}
     kind, title = options.get("task_type"), options.get("title")
     if kind is not None and _TOLD_BY_PROMPT.match(settings.model_name):

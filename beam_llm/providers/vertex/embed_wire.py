@@ -83,7 +83,12 @@ def _content_wire() -> EmbedWire:
 
 
 def parameters_of(dimensions: int | None) -> dict[str, Any]:
-    """What all texts of a call, or of a job, have in common."""
+    """What all texts of a call, or of a job, have in common.
+
+    That a job's `modelParameters` are those of `predict` is said by the API's reference, and shown
+    for embeddings in no guide: where one were ignored, the vectors of another length, and those of
+    texts that were cut, end as errors of their records.
+    """
     size = {} if dimensions is None else {"outputDimensionality": dimensions}
     return {"autoTruncate": False, **size}
 
