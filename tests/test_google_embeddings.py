@@ -204,6 +204,21 @@ def test_a_large_job_of_gemini_goes_by_a_file(tmp_path, monkeypatch):
     assert all(p.value == expected(p.element["text"]) for p in found)
 
 
+@pytest.mark.parametrize(
+    ("dimensions", "is_file"), [(64, False), (3_072, True)], ids=["small vectors", "large ones"]
+)
+def test_a_job_of_few_texts_goes_by_a_file_where_its_vectors_are_large(
+    tmp_path, dimensions, is_file
+):
+    rows = [{"text": f"text {n}"} for n in range(40)]
+    with Emulator() as emulator:
+        found = embedded(emulator, MODELS[0], rows, tmp_path, dimensions=dimensions)
+        [job] = emulator.jobs
+    # Inline, every look at the job and every list would bring all of them along.
+    assert ("responsesFile" in job["metadata"]["output"]) is is_file
+    assert all(p.value == expected(p.element["text"], dimensions) for p in found)
+
+
 @pytest.mark.parametrize("is_job", [False, True], ids=["live", "by batch"])
 @pytest.mark.parametrize("model", MODELS[1:3])
 def test_one_refused_text_among_good_ones_costs_no_other_its_vector(tmp_path, model, is_job):

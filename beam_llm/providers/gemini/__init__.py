@@ -137,7 +137,7 @@ def connect_batch(settings: Settings) -> GeminiBatches:
     if settings.task == "embed":
         from beam_llm.providers.gemini.embed_wire import wire_of
 
-        wire = wire_of(settings).of_jobs(settings.model_name, "asyncBatchEmbedContent")
+        wire = wire_of(settings).of_jobs(settings, "asyncBatchEmbedContent")
     return GeminiBatches(
         Place.of(settings),
         settings.model_name,

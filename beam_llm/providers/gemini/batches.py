@@ -102,10 +102,17 @@ class GeminiBatches(GoogleBatches):
         """Uploads a job's lines, streamed; returns the file's name, or None where they are few and
         go along with the create.
         """
-        if lines.stat().st_size <= INLINE_BYTES:
+        if lines.stat().st_size <= INLINE_BYTES and self._reply_bytes(lines) <= INLINE_BYTES:
             return None
         seconds = self._bounds.transfer_seconds
         return upload(self._control, self._place, lines, name, seconds, self._key)
+
+    def _reply_bytes(self, lines: Path) -> int:
+        """What the answers come to, where they are much more than the lines are."""
+        if not self._wire.reply_bytes:
+            return 0
+        with open(lines, "rb") as file:
+            return sum(self._wire.reply_bytes for _ in file)
 
     def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
         """Creates the job, in one try.

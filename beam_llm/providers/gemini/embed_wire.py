@@ -54,8 +54,9 @@ _TOLD_BY_PROMPT = re.compile(r"(.*/)?gemini-embedding-[1-9]")
 _INPUT_TOKENS = ((_TOLD_BY_PROMPT, 8_192), (re.compile(r"(.*/)?(gemini|text)-embedding"), 2_048))
 """Most tokens of a text. Source: the models' cards, read 2026-11."""
 
+LARGEST_VECTOR = 3_072
 _DIMENSIONS = (
-    (re.compile(r"(.*/)?gemini-embedding"), 3_072),
+    (re.compile(r"(.*/)?gemini-embedding"), LARGEST_VECTOR),
     (re.compile(r"(.*/)?text-(multilingual-)?embedding-0"), 768),
 )
 """Most numbers of a vector. Source: likewise."""
@@ -77,10 +78,14 @@ class EmbedWire(NamedTuple):
     encode: Callable[[Request], bytes]
     read: Callable[[Any, str, ErrorContext], Completion]
 
-    def of_jobs(self, model: str, verb: str) -> JobWire:
+    def of_jobs(self, settings: Settings, verb: str) -> JobWire:
         """The same for the lines of jobs, which all ask one model."""
+        model, numbers = settings.model_name, settings.dimensions or LARGEST_VECTOR
         return JobWire(
-            self.encode, lambda payload, context: self.read(payload, model, context), verb
+            self.encode,
+            lambda payload, context: self.read(payload, model, context),
+            verb,
+            int(numbers * _NUMBER_BYTES),
         )
 
 

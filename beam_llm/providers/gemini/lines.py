@@ -38,11 +38,13 @@ class JobWire(NamedTuple):
 
     Attributes:
       verb: of the model, by which the Gemini API creates such a job.
+      reply_bytes: of an answer, where that is much more than what is asked.
     """
 
     encode: Callable[[Request], bytes] = encode_body
     read: ReadReply = completion_of
     verb: str = "batchGenerateContent"
+    reply_bytes: int = 0
 
 
 COMPLETIONS = JobWire()
