@@ -46,8 +46,9 @@ class CompletionProvider(Protocol):
         def encode(settings: Settings, request: Request) -> bytes:
             return request.messages[-1].content.encode()
 
-    One that asks for schemas may be a `LearnsSchemas`, too. HTTP with bounds, keys, waits and
-    errors: `providers/http.py`, `keys.py`, `pace.py`, `errors.py`, `typed.py`.
+    One that takes images has a function `media_limits` in its module, and finds them in
+    `Message.parts()`. One that asks for schemas may be a `LearnsSchemas`, too. HTTP with bounds,
+    keys, waits and errors: `providers/http.py`, `keys.py`, `pace.py`, `errors.py`, `typed.py`.
     """
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:

@@ -6,6 +6,7 @@
     templates       the user's prompt over an element's fields    sandbox   within bounds
     text            values and records as a prompt shows them     tokens    how long they are
     batching        how many records share a prompt
+    media           fields with images, beside the texts          image_files  what they are
     reply_format    how a reply is asked for: its schema          reply_words   and in words
     readers/        a reply's text → answers by index             reply_reader  → a Reading
     output_types    what an answer has to be              type_checker  a Python type
