@@ -209,6 +209,8 @@ def test_records_that_cannot_be_asked_may_be_left_out_and_are_counted(emulator, 
     assert (found["a"].element, found["a"].error) == (Group("a", 3, 2), None)
     assert found["none"].element == Group("none", 1)
     assert found["none"].error.message.startswith("1 of its 1 record can't be asked")
+    # There are no others to answer over.
+    assert "leave_out" not in found["none"].error.message
 
 
 def test_a_partial_answer_that_fails_ends_its_key_alone_and_says_over_how_many(emulator, mode):

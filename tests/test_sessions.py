@@ -4,10 +4,13 @@ was said before it.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
+import pandas
 import pytest
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import Timestamp
@@ -123,11 +126,14 @@ def test_the_newest_exchanges_that_there_is_room_for_are_kept(turns, tokens, kep
     assert "".join(exchange.message for exchange in recent(history, turns, tokens)) == kept
 
 
-NAN = float("nan")
+NAN, SIGNAL = float("nan"), Decimal("sNaN")
 
 
 def _is_place(value: Any) -> bool:
-    return value is not NAN and not isinstance(value, (bool, list, type(None)))
+    return repr(value) not in _NOWHERE and not isinstance(value, (bool, list, type(None)))
+
+
+_NOWHERE = {"nan", "NaT", "Decimal('sNaN')"}
 
 
 @pytest.mark.parametrize(
@@ -142,8 +148,18 @@ def _is_place(value: Any) -> bool:
         ([Timestamp(5), Timestamp(2)], [Timestamp(2), Timestamp(5)]),
         ([2, None, 1], [None, 1, 2]),
         ([2, True, NAN, [1], 1], [True, NAN, [1], 1, 2]),
+        ([numpy.int64(3), Decimal("1.5"), 2], [Decimal("1.5"), 2, numpy.int64(3)]),
+        ([2, SIGNAL, 1], [SIGNAL, 1, 2]),
+        ([2, pandas.NaT, 1], [pandas.NaT, 1, 2]),
+        (
+            [datetime.max, date(2026, 1, 2), pandas.Timestamp("2026-01-01T12"), datetime.min],
+            [datetime.min, pandas.Timestamp("2026-01-01T12"), date(2026, 1, 2), datetime.max],
+        ),
     ],
-    ids=["numbers", "texts after numbers", "times", "timestamps", "nothing", "what has no place"],
+    ids=[
+        *("numbers", "texts after numbers", "times", "timestamps", "nothing", "what has no place"),
+        *("any numbers", "no number", "no time", "dates"),
+    ],
 )
 def test_turns_have_the_place_that_a_field_says(places, order):
     turns = [

@@ -274,11 +274,13 @@ def _cannot_be_asked(bad: Sequence[Any], total: int, has_ids: bool) -> Failure:
     which = f" ({named})" if named else ""
     reasons = list(dict.fromkeys(each[3] for each in bad))
     more = f"; {plural(len(reasons) - 1, 'further reason')}" if len(reasons) > 1 else ""
-    advice = "" if has_ids else "; name a record_id to have them named"
+    advice = ["on_bad_record='leave_out' answers over the others"] if len(bad) < total else []
+    advice += [] if has_ids else ["name a record_id to have them named"]
+    said = f" ({'; '.join(advice)})" if advice else ""
     return Failure(
         bad[0][2],
         f"{len(bad):,} of its {plural(total, 'record')} can't be asked{which}: {reasons[0]}{more}"
-        f" (on_bad_record='leave_out' answers over the others{advice})",
+        f"{said}",
     )
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from apache_beam.transforms.window import WindowedValue
@@ -246,16 +248,25 @@ def field_of(message: Any, field: str, option: str) -> Any | Failure:
 
 
 def _rank(value: Any) -> tuple[int, Any] | None:
-    """What a value is sorted by: numbers before texts before times."""
+    """What a value is sorted by: numbers before texts before times; a time without a zone is UTC's,
+    and a date its first moment."""
     match value:
         case bool():
             return None
-        case int() | float():
-            return None if value != value else (0, value)  # NaN is at no place
         case str():
-            return 1, value
-        case datetime():
-            return 2, value.timestamp()
+            return 1, str(value)
         case Timestamp():
             return 2, value.micros / MICROS
+        case datetime():
+            if value != value:  # pandas' NaT is one as well
+                return None
+            return 2, (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+        case date():
+            return 2, datetime(value.year, value.month, value.day, tzinfo=UTC).timestamp()
+        case Decimal():
+            return None if value.is_nan() else (0, value)
+        case Integral():  # numpy's, too
+            return 0, int(value)
+        case Real():
+            return None if value != value else (0, float(value))
     return None
