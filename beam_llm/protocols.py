@@ -183,6 +183,12 @@ class Task(Protocol):
         """
 
 
+WRITTEN_OUT = 25_000
+"""Texts of a job whose vectors come as decimals: with 3,072 numbers each its results have 1.8 GB,
+which `max_file_bytes` lets through.
+"""
+
+
 class EmbedLimits(NamedTuple):
     """How much a provider embeds at once: what the function `embed_limits` of its module gives; one
     without it has no embeddings.

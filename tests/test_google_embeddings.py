@@ -120,6 +120,12 @@ class BatchContract(EmbeddingBatchContract, _EmulatedBatches):
     def jobs_made(self) -> Sequence[str]:
         return [job["name"] for job in self.emulator.jobs]
 
+    def test_its_results_fit_into_a_file_however_large_its_vectors_are(self) -> None:
+        self.arrange()
+        most = self.provider().traits.max_records
+        assert most is not None
+        assert most * 3_072 * 24 < 2_000_000_000  # `max_file_bytes`
+
 
 class TestGeminiBatches(BatchContract):
     inline_bytes = 2_000_000

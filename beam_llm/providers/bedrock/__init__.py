@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.protocols import EmbedLimits, MediaLimits
+from beam_llm.protocols import WRITTEN_OUT, EmbedLimits, MediaLimits
 from beam_llm.providers import images
 from beam_llm.providers.anthropic.schema import closed_schema
 from beam_llm.providers.bedrock.forms import Form
@@ -199,6 +199,7 @@ def connect_batch(settings: Settings) -> BedrockBatches:
         from beam_llm.providers.bedrock.embed_wire import completion_of, encoder_of
 
         wire = {"encode": encoder_of(settings), "read": completion_of}
+        wire["most_records"] = WRITTEN_OUT
     return BedrockBatches(
         Place.of(settings),
         JobOptions.of(settings),

@@ -111,6 +111,7 @@ class BedrockBatches:
 
     Args:
       encode, read: requests and outputs of models that don't answer but embed.
+      most_records: of one job, where its results would be too many bytes for a file.
       sleep, clock, wall: see `ControlCalls`.
     """
 
@@ -123,13 +124,14 @@ class BedrockBatches:
         *,
         encode: Callable[[Request], bytes] | None = None,
         read: ReadOutput = read_answer,
+        most_records: int | None = None,
         log_data: bool = False,
         bounds: Bounds = DEFAULT_BOUNDS,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = steady,
         wall: Callable[[], float] = time.time,
     ):
-        self.traits = _traits_of(options, bounds)
+        self.traits = dataclasses.replace(_traits_of(options, bounds), max_records=most_records)
         self._place, self._options, self._bounds = place, options, bounds
         self._encode, self._read = encode or self._encode_question, read
         self._form, self._dialect = Form.of(place.model), Dialect.of(place.model)

@@ -22,7 +22,7 @@ import orjson
 from beam_llm.config import Settings
 from beam_llm.errors import Kind, Rejected, UsageError
 from beam_llm.prompting.vectors import pack
-from beam_llm.protocols import EmbedLimits
+from beam_llm.protocols import WRITTEN_OUT, EmbedLimits
 from beam_llm.providers.checks import check_extra_body, refuse_api_version
 from beam_llm.providers.errors import ErrorContext, unreadable
 from beam_llm.providers.gemini.job_objects import object_in
@@ -86,6 +86,7 @@ class EmbedWire(NamedTuple):
             lambda payload, context: self.read(payload, model, context),
             verb,
             int(numbers * _NUMBER_BYTES),
+            WRITTEN_OUT,
         )
 
 

@@ -39,7 +39,9 @@ class GoogleBatches(ABC):
         traits: BatchTraits,
         wire: JobWire = COMPLETIONS,
     ):
-        self.traits = dataclasses.replace(traits, create_seconds=2 * bounds.control_seconds)
+        self.traits = dataclasses.replace(
+            traits, create_seconds=2 * bounds.control_seconds, max_records=wire.most_records
+        )
         self._control, self._bounds, self._wire = control, bounds, wire
 
     @abstractmethod

@@ -39,12 +39,14 @@ class JobWire(NamedTuple):
     Attributes:
       verb: of the model, by which the Gemini API creates such a job.
       reply_bytes: of an answer, where that is much more than what is asked.
+      most_records: of one job, where its results would be too many bytes for a file.
     """
 
     encode: Callable[[Request], bytes] = encode_body
     read: ReadReply = completion_of
     verb: str = "batchGenerateContent"
     reply_bytes: int = 0
+    most_records: int | None = None
 
 
 COMPLETIONS = JobWire()

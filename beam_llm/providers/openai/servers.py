@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from beam_llm.config import Settings
-from beam_llm.protocols import BatchTraits, MediaLimits, Recovery
+from beam_llm.protocols import WRITTEN_OUT, BatchTraits, MediaLimits, Recovery
 from beam_llm.providers import images
 
 WINDOW_OPTION = "window_hours"
@@ -175,11 +175,6 @@ then reached the server is given another.
 def _like_openai(**traits: Any) -> BatchTraits:
     return dataclasses.replace(_OPENAI_TRAITS, **traits)
 
-
-WRITTEN_OUT = 25_000
-"""Texts of a job whose vectors come as decimals: with 3,072 numbers each its results have 1.8 GB,
-which `max_file_bytes` lets through.
-"""
 
 OPENAI = Server(
     tokens_field=MAX_COMPLETION_TOKENS,

@@ -13,7 +13,7 @@ from typing import Any
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.protocols import EmbedLimits
+from beam_llm.protocols import WRITTEN_OUT, EmbedLimits
 from beam_llm.providers.errors import ErrorContext, unreadable
 from beam_llm.providers.gemini import embed_wire
 from beam_llm.providers.gemini.embed_wire import (
@@ -103,7 +103,7 @@ def job_wire_of(settings: Settings) -> JobWire:
     def read(payload: Any, context: ErrorContext) -> Completion:
         return read_prediction(payload, settings.model_name, context)
 
-    return JobWire(encode, read)
+    return JobWire(encode, read, most_records=WRITTEN_OUT)
 
 
 def read_prediction(payload: Any, model: str, context: ErrorContext) -> Completion:
