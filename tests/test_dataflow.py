@@ -16,8 +16,9 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.transforms.periodicsequence import PeriodicImpulse
+from apache_beam.transforms.window import FixedWindows
 
-from beam_llm import BatchJobRef, LLMChat, LLMPredict, SubmitBatchJobs
+from beam_llm import BatchJobRef, LLMChat, LLMPredict, LLMReduce, SubmitBatchJobs
 from beam_llm.cli.main import main
 from beam_llm.cli.running import Measured
 from beam_llm.transforms.waiting import JobPositions, Position
@@ -158,6 +159,25 @@ def test_sessions_need_state_for_a_stream_alone(translated, source, kind, requir
     assert (job.type, set(job.graph.requirements)) == (kind, requirements)
     steps = [step.unique_name for step in job.graph.components.transforms.values()]
     assert not [name for name in steps if name.startswith("LLMChat(") and "lambda" in name]
+
+
+@pytest.mark.parametrize(
+    ("mode", "source", "kind"),
+    [
+        ("online", bounded, "JOB_TYPE_BATCH"),
+        ("batch_api", bounded, "JOB_TYPE_BATCH"),
+        ("batch_api", unbounded, "JOB_TYPE_STREAMING"),
+    ],
+    ids=["online-bounded", "batch_api-bounded", "batch_api-unbounded"],
+)
+def test_a_tree_of_prompts_is_a_job_of_its_inputs_type(translated, tmp_path, mode, source, kind):
+    windows = beam.WindowInto(FixedWindows(60))
+    job = translated(lambda p: source(p) | windows | predict(mode, tmp_path, LLMReduce))
+    assert job.type == kind
+    jobs = {SPLITTABLE} if mode == "batch_api" or source is unbounded else set()
+    assert set(job.graph.requirements) == {STATEFUL} | jobs
+    steps = [step.unique_name for step in job.graph.components.transforms.values()]
+    assert not [name for name in steps if name.startswith("LLMReduce(") and "lambda" in name]
 
 
 def test_submitting_alone_needs_no_splittable_dofn(translated, tmp_path):

@@ -27,7 +27,8 @@ from apache_beam.transforms.window import (
 from beam_llm import LLMReduce
 from beam_llm.config import settings
 from beam_llm.transforms.coders import STATE_CODER
-from beam_llm.transforms.reducing import Branch, CombineAnswers
+from beam_llm.transforms.groups import Branch
+from beam_llm.transforms.reducing import CombineAnswers
 from tests.collecting import Collect
 from tests.streams import Pane
 

@@ -18,6 +18,7 @@ from beam_llm.transforms import runners
 from beam_llm.transforms.beam_internals import row_type, set_windowing
 from beam_llm.transforms.coders import STATE_CODER
 from beam_llm.transforms.envelopes import one_window
+from beam_llm.transforms.groups import Group, KeyReader
 from beam_llm.transforms.options import Options
 from beam_llm.transforms.predict import LLMPredict, predict, signature, warn_of_one_prompt_for_all
 from beam_llm.transforms.preview import RequestPreview, preview
@@ -30,8 +31,6 @@ from beam_llm.transforms.reducing import (
     CombineAnswers,
     FinishGroups,
     FormFirstPrompts,
-    Group,
-    KeyReader,
     RenderRecords,
     reader_of,
 )

@@ -1,0 +1,110 @@
+"""What `LLMReduce` makes one answer for: the group, what it is grouped by, and where each of its
+prompts belongs in its tree.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from apache_beam.typehints import typehints
+
+from beam_llm.config import Settings
+from beam_llm.errors import Failure
+from beam_llm.transforms.beam_internals import new_row
+from beam_llm.transforms.coders import STATE_CODER
+from beam_llm.transforms.fields import declared_fields, is_keyed, readable_fields, split_type
+from beam_llm.values import Usage
+
+
+class Group(NamedTuple):
+    """What a prediction of `LLMReduce` is about.
+
+    Attributes:
+      key: of its `(key, value)` elements, or what `group_by` names; None where there is neither.
+      records: how many there were of it, in this window (and pane, where a trigger fires several).
+      left_out: how many of them the answer is not over, with `on_bad_record="leave_out"`.
+    """
+
+    key: Any
+    records: int
+    left_out: int = 0
+
+
+class KeyReader:
+    """Elements → what they are grouped by: the key of a pair, or the values of the fields that
+    `group_by` names (of several a tuple), None for one that is missing.
+    """
+
+    def __init__(self, settings: Settings):
+        self._names = tuple(settings.group_by or ())
+
+    def key(self, element: Any) -> Any:
+        if not self._names:
+            return element[0] if is_keyed(element) else None
+        fields = readable_fields(element[1] if is_keyed(element) else element)
+        found = {} if isinstance(fields, Failure) else fields
+        values = tuple([found.get(name) for name in self._names])
+        return values[0] if len(values) == 1 else values
+
+    def key_type(self, element_type: Any) -> Any:
+        """The type of the keys, as far as the elements' type declares it."""
+        key_type, value_type = split_type(element_type)
+        if not self._names:
+            return Any if key_type is None else key_type
+        kinds = [kind for _, kind in self.columns(value_type)]
+        return kinds[0] if len(kinds) == 1 else typehints.Tuple[tuple(kinds)]
+
+    def columns(self, element_type: Any) -> list[tuple[str, Any]]:
+        """The columns of a group's key in rows of answers: `key`, or the fields it is made of."""
+        if not self._names:
+            return [("key", self.key_type(element_type))]
+        known = dict(declared_fields(split_type(element_type)[1]) or ())
+        return [(name, known.get(name, Any)) for name in self._names]
+
+    def row(self, group: Group) -> Any:
+        """The group as a row of those columns."""
+        if not self._names:
+            return group
+        values = (group.key,) if len(self._names) == 1 else group.key
+        own = {"records": group.records, "left_out": group.left_out}
+        return new_row({**dict(zip(self._names, values, strict=True)), **own})
+
+
+class Branch(NamedTuple):
+    """One prompt of a group: where it belongs, and what lies below it. All plain values.
+
+    Attributes:
+      group: its key with its timestamp and window, as bytes.
+      name: 16 bytes that tell the group from all others, its other panes among them.
+      place, of: which of how many prompts of its level it is, from 1.
+      records: how many its answer stands for.
+      total, left_out: of the whole group.
+      usage, cost_usd, reused: of all prompts below; a cost of None is unknown.
+    """
+
+    group: bytes
+    name: bytes
+    place: int
+    of: int
+    records: int
+    total: int
+    left_out: int
+    usage: tuple[int, ...] = tuple(Usage())
+    cost_usd: float | None = 0.0
+    reused: bool = True
+
+    def pack(self) -> bytes:
+        return bytes(STATE_CODER.encode(tuple(self)))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Branch:
+        return cls(*STATE_CODER.decode(data))
+
+    def with_costs(self, usage: Usage, cost_usd: float | None, reused: bool) -> Branch:
+        """The same with a further prompt below it."""
+        # Without tokens there was no call, and so no cost that could be unknown.
+        unknown = cost_usd is None and usage != Usage()
+        known = None if unknown or self.cost_usd is None else self.cost_usd + (cost_usd or 0.0)
+        return self._replace(
+            usage=tuple(Usage(*self.usage) + usage), cost_usd=known, reused=self.reused and reused
+        )
