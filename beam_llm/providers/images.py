@@ -2,6 +2,10 @@
 
 Tokens are estimated from above, by width and height; zeros, of an image that the provider fetches
 itself, stand for the largest.
+
+"Read 2026-11" says that the figures were looked up then. Where a row says that they were not, they
+are what was known of the guide it names. A limit that is too wide costs a record a refusal by the
+provider, which is its own; one that is too narrow has it refused here.
 """
 
 from __future__ import annotations
@@ -97,36 +101,37 @@ OPENAI_TOKENS: tuple[tuple[str, Tokens], ...] = (
     (r"", tiles(85, 170)),
 )
 """Pattern of models → tokens of an image. Source: OpenAI's guide "Images and vision" (calculating
-costs), read 2026-11; of models newer than it the largest that any of them has."""
+costs), of 2025, not looked up again; of newer models the largest that any of them has."""
 
 CLAUDE_TOKENS: tuple[tuple[str, Tokens], ...] = (
     (r".*claude-(3|(haiku|sonnet)-4|opus-4(-[0156]\b|-2025|$))", area(750, 1_640)),
     (r"", area(750, 4_900)),
 )
 """Width by height over 750, of an image of at most 1,568 pixels a side, or 2,576 from Opus 4.7 on.
-Source: Anthropic's guide "Vision", read 2026-11."""
+Source: Anthropic's guide "Vision" as others quote it, read 2026-11."""
 
 GEMINI_TOKENS: tuple[tuple[str, Tokens], ...] = (
     (r"gemini-[3-9]", lambda width, height: 1_120),
     (r"", gemini_tokens),
 )
-"""Source: Gemini API, "Image understanding" and "Media resolution" (Gemini 3: 1,120 an image where
-nobody chooses), read 2026-11."""
+"""Source: Vertex AI, "Image understanding" (Gemini 3: 1,120 an image where nobody chooses), read
+2026-11; the tiles: Gemini API, "Image understanding", not looked up again."""
 
 MISTRAL_TOKENS = patches(16, 4_160, row_tokens=1)
 """Pixtral's, of 1,024 pixels a side; later models merge patches of 14 two by two and need fewer.
-Source: mistral-common, ImageConfig, read 2026-11."""
+Source: mistral-common, ImageConfig, not looked up again; 16 pixels
+and 4,096 of them: Scaleway's page on Pixtral, read 2026-11."""
 
 OTHER_TOKENS = patches(28, 16_384)
 """Qwen-VL's, the most of the open models (Llama 4 and Gemma have at most 2,500 and 256 an image).
-Source: the models' cards, 2026-11."""
+Source: the models' cards, not looked up again."""
 
 BEDROCK_TOKENS: tuple[tuple[str, Tokens], ...] = (
     (r".*claude", lambda width, height: by_model(CLAUDE_TOKENS, "claude-")(width, height)),
     (r"", area(500, 6_400, least=300)),
 )
 """Claude's by its own rule; Nova's are between 506 and 708 pixels each. Source: Amazon Nova user
-guide, "Image understanding", read 2026-11."""
+guide, "Image understanding", not looked up again."""
 
 
 def by_model(table: tuple[tuple[str, Tokens], ...], model: str) -> Tokens:
@@ -159,7 +164,8 @@ ANTHROPIC_IMAGES = MediaLimits(
     schemes=("https",),
 )
 """5 MB an image, which counts base64; 32 MB a request, kept below by 6 %. Source: Anthropic's guide
-"Vision" and its SDK's constants, read 2026-11."""
+"Vision" as others quote it, read 2026-11; 100 images: not looked up again. Of more than 20 images
+none may have a side above 2,000 pixels: the provider says so itself."""
 
 GEMINI_IMAGES = MediaLimits(
     kinds=(PNG, JPEG, WEBP),
@@ -178,8 +184,8 @@ VERTEX_IMAGES = GEMINI_IMAGES._replace(image_bytes=7_000_000, schemes=("gs", "ht
 BEDROCK_IMAGES = MediaLimits(
     kinds=ALL_KINDS, images=20, image_bytes=3_750_000, request_bytes=24_000_000
 )
-"""20 images of 3.75 MB, 25 MB a request. Source: Bedrock API reference (Converse, ImageBlock), read
-2026-11."""
+"""20 images of 3.75 MB. Source: Bedrock API reference (Message), read 2026-11; 25 MB a request: not
+looked up again."""
 
 MISTRAL_IMAGES = MediaLimits(
     kinds=ALL_KINDS,
@@ -189,17 +195,18 @@ MISTRAL_IMAGES = MediaLimits(
     schemes=WEB,
     tokens=MISTRAL_TOKENS,
 )
-"""Source: docs.mistral.ai/capabilities/vision, read 2026-11."""
+"""8 images of 10 MB. Source: Mistral's limits as dlt's page on it quotes them, read 2026-11."""
 
 GROQ_IMAGES = MediaLimits(
     kinds=ALL_KINDS, images=5, request_bytes=3_900_000, schemes=WEB, tokens=OTHER_TOKENS
 )
-"""5 images, 4 MB in base64. Source: console.groq.com/docs/vision, read 2026-11."""
+"""4 MB in base64. Source: console.groq.com/docs/vision, read 2026-11; 5 images, of Llama 4: not
+looked up again."""
 
 FIREWORKS_IMAGES = MediaLimits(
     kinds=ALL_KINDS, images=30, request_bytes=9_500_000, schemes=WEB, tokens=OTHER_TOKENS
 )
-"""30 images, 10 MB in base64. Source: docs.fireworks.ai (vision models), read 2026-11."""
+"""30 images, 10 MB in base64. Source: docs.fireworks.ai (vision models), not looked up again."""
 
 XAI_IMAGES = MediaLimits(
     kinds=(PNG, JPEG),
@@ -208,8 +215,9 @@ XAI_IMAGES = MediaLimits(
     schemes=WEB,
     tokens=area(110, 1_792),
 )
-"""20 MiB an image, any number of them; tiles of 448 pixels with 256 tokens, six at most and one
-more. Source: docs.x.ai (image understanding), read 2026-11."""
+"""Any number of images, JPEG or PNG. Source: docs.x.ai (image understanding), read 2026-11. Of an
+image's size its versions say 10 or 20 MiB: the wider one, since the provider refuses by itself.
+Tiles of 448 pixels with 256 tokens, six at most and one more: not looked up again."""
 
 OTHER_IMAGES = MediaLimits(
     kinds=ALL_KINDS, request_bytes=REQUEST_BYTES, schemes=WEB, tokens=OTHER_TOKENS
