@@ -30,7 +30,7 @@ TEXT_ONLY = re.compile(
     re.IGNORECASE,
 )
 """Names of models that are known to take no images; of all others the provider itself says so.
-Source: the models' cards, 2026-11."""
+Source: what is known of the models; not looked up again."""
 
 
 def limits_of(settings: Settings, limits: MediaLimits) -> MediaLimits | None:

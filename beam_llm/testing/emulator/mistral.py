@@ -62,7 +62,7 @@ class _Image(msgspec.Struct, tag_field="type", tag="image_url", forbid_unknown_f
 
 
 _MOST_IMAGES = 8
-"""Of a request. Source: docs.mistral.ai/capabilities/vision, read 2026-11."""
+"""Of a request; the source is with `providers.images.MISTRAL_IMAGES`."""
 
 
 class _Message(msgspec.Struct):
