@@ -1027,6 +1027,14 @@ def _check_rules(known: Settings) -> None:
             "independent is True but record_id is missing: name the field that tells equal "
             "records apart"
         )
+    if known.combine_instruction is not None and not known.combine_instruction.strip():
+        raise UsageError(
+            f"combine_instruction is {known.combine_instruction!r}: it has to say how partial "
+            "answers are put together; leave it out"
+        )
+    named = known.media or ()
+    if len(set(named)) < len(named):
+        raise UsageError(f"media is {list(named)!r}: it has to name each field once")
     own = options_of(known.task)
     for name, value in given_options(known):
         if name not in own and value != VECTOR:

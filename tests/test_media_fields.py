@@ -341,8 +341,19 @@ def test_images_are_counted_as_their_providers_count_them(table, model, size, to
         ("openai:m", {"batch_prompt_template": "{{ records }}"}, "images have no place"),
         ("openai:text-embedding-3-small", {"task": "embed"}, "an option of LLMPredict"),
         ("openai:m", {"media": 5}, "it has to be a list of names"),
+        ("openai:m", {"media": ["photo", "photo"]}, "it has to name each field once"),
     ],
-    ids=["model", "model by server", "size", "fields", "template", "task", "type"],
+    ids=[
+        "model",
+        "model by server",
+        "size",
+        "fields",
+        "template",
+        "task",
+        "type",
+        "twice",
+        "empty",
+    ],
 )
 def test_what_can_never_be_sent_is_refused_where_the_pipeline_is_built(
     monkeypatch, model, options, said

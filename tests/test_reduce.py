@@ -389,6 +389,7 @@ def test_a_preview_shows_the_requests_over_records_as_they_are_sent(emulator):
         ({"instruction": None}, "instruction is missing"),
         ({"instruction": " "}, "instruction is missing"),
         ({"guard": 0.1}, "guard is 0.1: it is an option of LLMPredict alone"),
+        ({"combine_instruction": " "}, "it has to say how partial answers are put together"),
         ({"batch_prompt_template": "{{ records }}"}, "batch_prompt_template is"),
         ({"response_format": "xml"}, "response_format is 'xml'"),
         ({"batch_timeout_ms": 5}, "batch_timeout_ms is 5"),
