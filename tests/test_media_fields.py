@@ -352,7 +352,6 @@ def test_images_are_counted_as_their_providers_count_them(table, model, size, to
         "task",
         "type",
         "twice",
-        "empty",
     ],
 )
 def test_what_can_never_be_sent_is_refused_where_the_pipeline_is_built(
