@@ -995,7 +995,7 @@ def _advice_on(name: str) -> str:
     if near and model:
         return f"did you mean '{near[0]}:{model}'?"
     if provider in PROVIDERS:
-        return f"name a model, such as '{provider}:{EXAMPLE_MODEL.partition(':')[2]}'"
+        return f"name a model, too: write it as '{provider}:MODEL'"
     # As LiteLLM and OpenRouter write it.
     by_slash, _, rest = name.partition("/")
     if by_slash in PROVIDERS and rest:

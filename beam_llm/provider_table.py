@@ -138,8 +138,8 @@ BATCH_SHARES = {
 
 EMBED_BATCH_SHARES = {"vertex": 0.8}
 """Provider → what a vector by its batch API costs as a share of the live price, where that is
-another share than an answer's. Source: Vertex AI's price page (text embeddings: $0.000025 and
-$0.00002 by 1,000 characters, Gemini Embedding in the same proportion), read 2026-11.
+another share than an answer's. Source: what others quote of Vertex AI's prices (text embeddings:
+$0.000025 and $0.00002 by 1,000 characters), 2026-11; taken for Gemini's embeddings, too.
 """
 
 TIER_SHARES: Mapping[tuple[str, str], float | None] = {

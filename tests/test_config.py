@@ -266,7 +266,7 @@ def test_the_permission_itself_is_no_option(key):
     ("values", "words"),
     [
         ({"model": "openai/gpt-4.1-mini"}, "write 'openai:gpt-4.1-mini'"),
-        ({"model": "azure:"}, "such as 'azure:"),
+        ({"model": "azure:"}, "write it as 'azure:MODEL'"),
         ({"prompt": "half \ud83d {{ text }}"}, "character 6 is half of one"),
         ({"temperature": 10**400}, "a number"),
         ({"extra_body": "[" * 100_000}, "JSON object"),

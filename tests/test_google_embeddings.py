@@ -44,6 +44,7 @@ from beam_llm.testing.contracts.completions import Situation, emulator_fault
 from beam_llm.testing.emulator.embedder import vector_of
 from beam_llm.values import Completion, Usage, Vector
 from tests.google_world import FolderBuckets, address, gemini_client, until_ended
+from tests.ids import shown
 from tests.test_contracts import EmulatedBatchesContract as _EmulatedBatches
 from tests.test_embeddings import collected
 from tests.test_wire_properties import anything, ended, good, paths, put, written
@@ -589,7 +590,7 @@ def test_a_reply_is_the_vector_of_the_one_text(read, made):
         ),
         (read_prediction, {"error": {"code": 503, "message": "m"}}, Kind.UNAVAILABLE),
     ],
-    ids=lambda value: str(value)[:60],
+    ids=lambda value: shown(value)[:60],
 )
 def test_what_is_no_vector_or_that_of_half_a_text_is_an_error(read, body, kind):
     with pytest.raises(CallError) as caught:

@@ -25,7 +25,10 @@ from apache_beam.typehints.row_type import RowTypeConstraint
 from beam_llm import (
     CollectBatchJobs,
     LedgerError,
+    LLMChat,
+    LLMEmbed,
     LLMPredict,
+    LLMReduce,
     Prediction,
     SubmitBatchJobs,
     UsageError,
@@ -446,6 +449,12 @@ def applied(pipeline: beam.Pipeline, form: str, staging: str) -> None:
         "batch API": lambda: texts | by_batch,
         "batch API, a stream": lambda: stream | by_batch,
         "submit, collect": lambda: texts | submit | collect,
+        "chat": lambda: texts | beam.WithKeys("ada") | LLMChat("openai:gpt-4.1-mini"),
+        "chat, a stream": lambda: stream | beam.WithKeys("ada") | LLMChat("openai:gpt-4.1-mini"),
+        "reduce": lambda: (
+            texts | beam.WithKeys("tea") | LLMReduce("openai:gpt-4.1-mini", "Sum up.")
+        ),
+        "vectors": lambda: texts | LLMEmbed("openai:text-embedding-3-small"),
     }
     forms[form]()
 
@@ -460,6 +469,10 @@ def applied(pipeline: beam.Pipeline, form: str, staging: str) -> None:
         "batch API",
         "batch API, a stream",
         "submit, collect",
+        "chat",
+        "chat, a stream",
+        "reduce",
+        "vectors",
     ],
 )
 def test_building_a_pipeline_logs_nothing_about_type_hints(form, tmp_path, caplog):

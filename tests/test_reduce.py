@@ -415,7 +415,7 @@ def test_what_makes_no_sense_is_refused_when_built(options, words):
 
 @pytest.mark.parametrize("options", [{"task": "reduce", "instruction": ASK}, {"instruction": ASK}])
 def test_llmpredict_refuses_what_is_asked_over_all_records(options):
-    with pytest.raises(UsageError, match="reduce"):
+    with pytest.raises(UsageError, match=r"(?i)reduce"):
         LLMPredict(MODEL, base_url="http://127.0.0.1:9", **options)
 
 

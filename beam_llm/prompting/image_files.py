@@ -43,7 +43,9 @@ _MOST_SEGMENTS = 1_000
 
 def kind_of(data: bytes) -> str | None:
     """The MIME type by the file's first bytes; None of what is not known."""
-    return next((kind for kind, at, magic in _MAGIC if data.startswith(magic, at)), None)
+    kind = next((kind for kind, at, magic in _MAGIC if data.startswith(magic, at)), None)
+    # A WebP is one of several files that begin with RIFF and their length.
+    return None if kind == WEBP and not data.startswith(b"RIFF") else kind
 
 
 def size_of(data: bytes) -> tuple[int, int]:

@@ -33,8 +33,6 @@ timers, since FnApiRunner fires them at the end of every bundle (issue 35168): t
 kept until the pipeline ends.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """`messages | LLMChat(...)`: sessions of turns, each answered after the turns before it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 

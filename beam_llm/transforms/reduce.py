@@ -1,7 +1,5 @@
 """`pairs | LLMReduce(...)`: one answer over all records of a key, by a tree of prompts that fit."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Unpack

@@ -15,8 +15,6 @@ watermark meanwhile, and none is needed: all prompts of a group have its timesta
 that is still missing holds it, and with the last one the group goes on in the same bundle.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
