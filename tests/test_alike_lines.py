@@ -148,8 +148,8 @@ def read(options: Settings, kind: type[OpenAIBatches], data: bytes) -> Read:
         bytes(reader.left),
         bytes(reader.regroup),
         {fact: count for fact, count in reader.facts.items() if count},
-        reader.usage,
-        round(reader.cost_usd or 0.0, 12),
+        reader.bill.usage,
+        round(reader.bill.cost_usd or 0.0, 12),
         (reader.replies, reader.lines, reader.is_short_of(RemoteJob("j", JobState.COMPLETED))),
         by_block,
     )

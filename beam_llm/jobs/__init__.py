@@ -21,6 +21,9 @@
     queue_limit.py      too large for the queue: two jobs
     pacing.py           when to look again
     collect.py          result lines → outcomes
+    alike_lines.py      the same by the block, where lines are alike
+    line_pattern.py     what such a line looks like
+    bill.py             what they used and cost
     closing.py          how every record ends, written once
     endings.py          what the end of a job means
     join.py             back to this run's elements

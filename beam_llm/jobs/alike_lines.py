@@ -115,7 +115,7 @@ class AlikeLines:
         if numbers:
             results.take_answers(numbers, rows, ends)
             for ending, count in Counter(ends).items():
-                results.count(*self._paid[ending], count)
+                results.bill.add(*self._paid[ending], count)
         return others
 
     def _answer(self, text: str) -> str:
@@ -148,7 +148,7 @@ class AlikeLines:
             return None
         if (reply.custom_id, found.request_id, found.text) != (*slots[:2], text):
             return None
-        paid, outcomes = self._results.paid(found.usage, found.billed_usd), self._results.outcomes
-        number = outcomes.ending(found.usage, paid, found.model, found.finish_reason)
+        paid = self._results.bill.price(found.usage, found.billed_usd)
+        number = self._results.outcomes.ending(found.usage, paid, found.model, found.finish_reason)
         self._endings[counts], self._paid[number] = number, (found.usage, paid)
         return number

@@ -149,8 +149,8 @@ def _write(
         left=None if goes_on is None else f"{name}{LEFT}",
         ends_all=(end.failure.kind, end.failure.message) if end.is_of_all else None,
         facts=dict(reader.facts),
-        usage=tuple(reader.usage),
-        cost_usd=reader.cost_usd,
+        usage=tuple(reader.bill.usage),
+        cost_usd=reader.bill.cost_usd,
     )
     return write_end(job, done, name)
 

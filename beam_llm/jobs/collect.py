@@ -13,7 +13,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO
 
 from beam_llm.errors import (
     CallError,
@@ -25,13 +25,14 @@ from beam_llm.errors import (
     missing_message,
 )
 from beam_llm.jobs.alike_lines import AlikeLines
+from beam_llm.jobs.bill import Bill
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job import JobContext
 from beam_llm.jobs.manifest import Manifest
 from beam_llm.jobs.outcomes import Outcomes, OutcomeWriter
 from beam_llm.protocols import LineEnd, LineReply, RemoteJob, Store
-from beam_llm.values import Completion, Finish, JobState, Outcome, Reading, Usage
+from beam_llm.values import Completion, Finish, JobState, Outcome, Reading
 
 _READ_BYTES = 1 << 20
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([A-Za-z0-9_-]{1,64})"')
@@ -60,7 +61,7 @@ class ResultReader:
       left: 1 for each record that does not end here.
       regroup: 1 for each record that has to be asked alone.
       facts: things worth counting.
-      cost_usd: of all replies; None where a price is not known.
+      bill: what all its replies used and cost.
     """
 
     def __init__(
@@ -74,9 +75,7 @@ class ResultReader:
         task = context.task
         self._manifest, self._end, self._prior = manifest, end, prior
         self._task, self._provider = task, context.provider
-        # Replies are much alike: labels and numbers are few, and so are the tokens they take.
-        self._cost = functools.lru_cache(1024)(lambda usage: context.cost(usage, True))
-        self._has_prices = bool(task.settings.prices)  # yours go before a provider's bill
+        self.bill = Bill(context)
         self._most_bytes = task.settings.max_reply_bytes
         self._plain_answer = functools.lru_cache(1024)(task.plain_answer)
         # The quick way doesn't add what the job before has cost, so a follow-up can't take it.
@@ -95,9 +94,6 @@ class ResultReader:
         self.left = bytearray(len(manifest))
         self.regroup = bytearray(len(manifest))
         self.facts: Counter[str] = Counter()
-        # How many replies had which: few differ, and counting is quicker than adding up.
-        self._usages: Counter[Usage] = Counter()
-        self.cost_usd: float | None = 0.0
 
     @property
     def replies(self) -> int:
@@ -113,16 +109,6 @@ class ResultReader:
         """
         found = self.replies + len(self._errors)
         return found + self._nobodys + (len(self._strangers) if found else 0)
-
-    @property
-    def usage(self) -> Usage:
-        """Tokens of all replies."""
-        sums = [0, 0, 0, 0, 0]
-        for usage, count in self._usages.items():
-            sums = [
-                total + _tokens(tokens) * count for total, tokens in zip(sums, usage, strict=True)
-            ]
-        return Usage(*map(_tokens, sums))
 
     def read_file(self, path: str) -> None:
         """Takes the file of result lines.
@@ -220,7 +206,7 @@ class ResultReader:
         count = self._starts[line + 1] - start
         # Unpacked at once: this is done for every line of every job.
         text, finish, usage, model, request_id, refusal, _, word, _, billed, _ = completion
-        paid = self.paid(usage, billed)
+        paid = self.bill.price(usage, billed)
         is_plain = (
             self._plainly
             and count == 1
@@ -233,17 +219,7 @@ class ResultReader:
             self._read_closely(start, count, completion, None if paid is None else paid / count)
         else:  # by far the most: no objects on the way
             self.outcomes.put_answer(start, value, usage, paid, model, request_id, word)
-        self.count(usage, paid)
-
-    def paid(self, usage: Usage, billed: float | None) -> float | None:
-        """What a reply cost, for all we know."""
-        return self._cost(usage) if billed is None or self._has_prices else billed
-
-    def count(self, usage: Usage, paid: float | None, replies: int = 1) -> None:
-        """Counts replies that used, and cost, the same."""
-        self._usages[usage] += replies
-        known = self.cost_usd
-        self.cost_usd = None if paid is None or known is None else known + paid * replies
+        self.bill.add(usage, paid)
 
     def _put_unreadable(self, line: int, error: Exception) -> None:
         """Ends the records of a reply that something in it, or in the user's own class, made
@@ -289,7 +265,7 @@ class ResultReader:
             if answered:
                 continue
             count = self._starts[line + 1] - self._starts[line]
-            failure, final, alone = self._unanswered(line, self._errors.get(line), count)
+            failure, final, alone = _unanswered(self._end, line, self._errors.get(line), count)
             for position in range(self._starts[line], self._starts[line + 1]):
                 self.regroup[position] = alone
                 self._put(position, Outcome(None, failure, cost_usd=0.0), final)
@@ -305,28 +281,6 @@ class ResultReader:
         if job.completed is None:
             return job.state is JobState.COMPLETED and (self._is_cut or not self.lines)
         return self.replies < job.completed and self.lines < job.completed + (job.failed or 0)
-
-    def _unanswered(
-        self, line: int, reply: LineReply | None, count: int
-    ) -> tuple[Failure, bool, bool]:
-        """(why, whether that is final, whether its records are to be asked one by one). A line's
-        own end goes before the job's."""
-        end = self._end
-        fault = end.faulty_lines.get(line)
-        if fault is not None:
-            return fault, count == 1, True
-        if reply is None:
-            return end.failure, end.final, False
-        failure, own_end = _failure_in(reply), reply.end
-        if own_end in (LineEnd.EXPIRED, LineEnd.CANCELLED):
-            if end.word == "deadline":  # it was our own cancellation
-                return end.failure, end.final, False
-            return failure, end.final or own_end is LineEnd.CANCELLED, False
-        if end.final:
-            return failure, True, False
-        return (
-            (failure, count == 1, True) if own_end is LineEnd.REJECTED else (failure, False, False)
-        )
 
     def _put(self, position: int, outcome: Outcome, final: bool) -> None:
         if not final:
@@ -370,6 +324,26 @@ def _unreadable_line(line: bytes, error: Exception, most_bytes: int) -> CallErro
     )
 
 
+def _unanswered(
+    end: JobEnd, line: int, reply: LineReply | None, count: int
+) -> tuple[Failure, bool, bool]:
+    """(why a line of `count` records has no answer, whether that is final, whether its records are
+    to be asked one by one). A line's own end goes before the job's."""
+    fault = end.faulty_lines.get(line)
+    if fault is not None:
+        return fault, count == 1, True
+    if reply is None:
+        return end.failure, end.final, False
+    failure, own_end = _failure_in(reply), reply.end
+    if own_end in (LineEnd.EXPIRED, LineEnd.CANCELLED):
+        if end.word == "deadline":  # it was our own cancellation
+            return end.failure, end.final, False
+        return failure, end.final or own_end is LineEnd.CANCELLED, False
+    if end.final:
+        return failure, True, False
+    return (failure, count == 1, True) if own_end is LineEnd.REJECTED else (failure, False, False)
+
+
 def _failure_in(reply: LineReply) -> Failure:
     """What the provider says of a line without a completion, in its words where there are any."""
     error = reply.error
@@ -377,14 +351,6 @@ def _failure_in(reply: LineReply) -> Failure:
         return Failure(Kind.UNREADABLE, "the provider's error line says nothing", 1)
     kind = error.kind if isinstance(error, CallError) else Kind.UNAVAILABLE
     return Failure(kind, str(error) or kind, 1)
-
-
-def _tokens(count: Any) -> int:
-    """What a provider counted, as a number that JSON can hold."""
-    try:
-        return min(max(int(count), 0), 2**53)
-    except (TypeError, ValueError, OverflowError):
-        return 0
 
 
 def _failure_of(reading: Reading, index: int, count: int) -> Failure:

@@ -1,0 +1,56 @@
+"""What the replies of one job used, and what they cost."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from typing import Any
+
+from beam_llm.jobs.job import JobContext
+from beam_llm.values import Usage
+
+
+class Bill:
+    """The tokens and the price of a job's replies, added up as they are read.
+
+    Attributes:
+      cost_usd: of all replies; None where a price is not known.
+    """
+
+    def __init__(self, context: JobContext):
+        # Replies are much alike: labels and numbers are few, and so are the tokens they take.
+        self._cost = functools.lru_cache(1024)(lambda usage: context.cost(usage, True))
+        self._has_prices = bool(context.settings.prices)
+        # How many replies had which: few differ, and counting is quicker than adding up.
+        self._usages: Counter[Usage] = Counter()
+        self.cost_usd: float | None = 0.0
+
+    def price(self, usage: Usage, billed: float | None) -> float | None:
+        """What a reply cost, for all we know: by the user's prices, the provider's bill, or the
+        price table.
+        """
+        return self._cost(usage) if billed is None or self._has_prices else billed
+
+    def add(self, usage: Usage, paid: float | None, replies: int = 1) -> None:
+        """Counts replies that used, and cost, the same each."""
+        self._usages[usage] += replies
+        known = self.cost_usd
+        self.cost_usd = None if paid is None or known is None else known + paid * replies
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of all replies."""
+        sums = [0, 0, 0, 0, 0]
+        for usage, count in self._usages.items():
+            sums = [
+                total + _tokens(tokens) * count for total, tokens in zip(sums, usage, strict=True)
+            ]
+        return Usage(*map(_tokens, sums))
+
+
+def _tokens(count: Any) -> int:
+    """What a provider counted, as a number that JSON can hold."""
+    try:
+        return min(max(int(count), 0), 2**53)
+    except (TypeError, ValueError, OverflowError):
+        return 0
