@@ -10,6 +10,7 @@ import itertools
 import pickle
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -637,6 +638,21 @@ def test_a_bundle_that_is_repeated_asks_again_and_gives_each_answer_once(emulato
     assert all(len(set(map(tuple, each))) == 1 for each in asked.values()), "always the same"
 
 
+@pytest.fixture
+def torn_down(monkeypatch) -> Iterator[None]:
+    """Ends what the BundleBasedDirectRunner leaves behind: it never tears down a DoFn that failed.
+
+    Its engine would go on in this process, and so into other tests.
+    """
+    begun: list[AskSessions] = []
+    setup = AskSessions.setup
+    monkeypatch.setattr(AskSessions, "setup", lambda dofn: (begun.append(dofn), setup(dofn))[1])
+    yield
+    for dofn in begun:
+        dofn.teardown()
+
+
+@pytest.mark.usefixtures("torn_down")
 @pytest.mark.parametrize("fails", ["the call is made", "the state is written"])
 def test_a_bundle_of_a_stream_that_fails_is_repeated_from_where_its_sessions_were(
     emulator, monkeypatch, fails
