@@ -40,9 +40,7 @@ def run_of(running: EmulatorProcess, folder: Path, texts: list[str], prompt: str
                                      **running.buckets_environment})  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "point", ["staged", "create.sent", "create.after#2", "answers.before", "output.half#2"]
-)
+@pytest.mark.parametrize("point", ["create.sent", "create.after#2", "output.half#2"])
 def test_killed_at_any_point_the_rerun_has_all_vectors_and_pays_nothing_twice(
     running: EmulatorProcess,  # noqa: F811
     tmp_path: Path,

@@ -37,9 +37,9 @@ def run_of(running: EmulatorProcess, folder: Path, texts: list[str], name: str, 
 
 
 POINTS = {
-    "gemini": ["intent.after", "create.before", "create.sent", "ack.after", "answers.before"],
+    "gemini": ["create.sent", "ack.after", "answers.before"],
     "gemini by file": ["staged", "create.after#2"],
-    "vertex": ["staged", "create.sent", "ended", "answers.before", "output.half#2"],
+    "vertex": ["staged", "create.sent", "output.half#2"],
 }
 
 

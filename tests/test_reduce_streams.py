@@ -238,6 +238,7 @@ def test_on_prism_a_tree_of_prompts_comes_to_one_answer(emulator, mode, prism_op
 
 @pytest.mark.flink
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("mode", ["batch_api"], indirect=True)  # `online` has its stream below
 def test_on_flink_a_tree_of_prompts_comes_to_one_answer(emulator, mode, flink_cluster, tmp_path):
     flags = flink_cluster.batch_options(env=emulator.environment)
     assert answered_on(flags, mode, tmp_path / "out") == EXPECTED
@@ -293,6 +294,7 @@ def test_on_prism_a_stream_s_answers_are_on_time(emulator, mode, prism_options, 
 @pytest.mark.flink
 @pytest.mark.slow
 @pytest.mark.timeout(240)
+@pytest.mark.parametrize("mode", ["online"], indirect=True)  # `batch_api` has its tree above
 def test_on_flink_a_stream_s_answers_are_on_time(emulator, mode, flink_cluster, tmp_path):
     flags = flink_cluster.streaming_options(env=emulator.environment)
     flags = [*flags, "--max_bundle_time_mills=200"]

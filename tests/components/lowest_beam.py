@@ -31,7 +31,7 @@ TESTS = [
             "plain_coders",
             "golden_state",
         ),
-        *("streaming", "waiting", "runners", "metrics", "chat"),
+        *("streaming", "waiting", "runners", "metrics"),
     )
 ]
 _EXTRAS = ("tokens", "schema", "demo", "test")
