@@ -24,12 +24,12 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import Any, cast
 
 from beam_llm.errors import LedgerError, UsageError
 from beam_llm.leftovers import scratch_folder
 from beam_llm.protocols import Store
+from beam_llm.stores.names import folder_of
 
 # Not Beam's FileSystems: their `create` and `rename` replace what is
 # there, so two creators of one name would both win.
@@ -84,10 +84,8 @@ def store_at(location: str) -> Store:
 
 def absolute(location: str) -> str:
     """The same location for a process with another working folder or another user's home."""
-    scheme, separator, path = location.rpartition("://")
-    if scheme not in ("", "file"):
-        return location
-    return f"{scheme}{separator}{Path(os.path.expanduser(path)).absolute()}"
+    scheme, separator, _ = location.rpartition("://")
+    return f"{scheme}{separator}{folder_of(location)}" if scheme in ("", "file") else location
 
 
 def _store_class(scheme: str, location: str) -> Callable[[str], Any]:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from beam_llm.errors import LedgerError
 from beam_llm.leftovers import lock_file, unlocked
-from beam_llm.stores.names import is_name, valid_name
+from beam_llm.stores.names import folder_of, is_name, valid_name
 
 # A sweep may win against a new file now and then; to lose every time means there are no locks.
 _LOCK_TRIES = 3
@@ -38,8 +38,7 @@ class LocalStore:
 
     def __init__(self, location: str):
         self.location = location
-        # Not `Path.expanduser`, which raises for a user that doesn't exist: `~x` is a name then.
-        self._root = Path(os.path.expanduser(location.removeprefix("file://"))).absolute()
+        self._root = folder_of(location)
         self._aside = f"{self._root}/.tmp"
         self._check_folder()
         self._check_owner()

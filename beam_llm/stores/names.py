@@ -1,8 +1,12 @@
-"""What an object may be called: a path in any store, and none that leads out of it."""
+"""What an object may be called (a path in any store, and none that leads out of it), and the folder
+that a local location names.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 # No segment begins with a dot: that rules out `..`, and keeps `.tmp` for the local store's own use.
 _SEGMENT = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_\-.=]*")
@@ -25,3 +29,9 @@ def valid_name(name: str) -> str:
         f"{name!r} can't name a staging object: "
         "relative, segments of letters, digits, '_', '-', '.', '='"
     )
+
+
+def folder_of(location: str) -> Path:
+    """The folder that a local location names, with or without `file://`, from the root on."""
+    # Not `Path.expanduser`, which raises for a user that doesn't exist: `~x` is a name then.
+    return Path(os.path.expanduser(location.removeprefix("file://"))).absolute()
