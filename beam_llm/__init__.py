@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         PromptError,
         UsageError,
     )
-    from beam_llm.jobs import BatchJobRef
+    from beam_llm.ledger import BatchJobRef
     from beam_llm.transforms.chat import LLMChat
     from beam_llm.transforms.embed import LLMEmbed
     from beam_llm.transforms.predict import CollectBatchJobs, LLMPredict, SubmitBatchJobs
@@ -78,7 +78,7 @@ _ROOMS = {
         "PromptError",
         "UsageError",
     ),
-    "beam_llm.jobs": ("BatchJobRef",),
+    "beam_llm.ledger": ("BatchJobRef",),
     "beam_llm.transforms.chat": ("LLMChat",),
     "beam_llm.transforms.embed": ("LLMEmbed",),
     "beam_llm.transforms.predict": ("CollectBatchJobs", "LLMPredict", "SubmitBatchJobs"),

@@ -10,11 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from beam_llm.config import Settings, settings
-from beam_llm.jobs import BatchJobRef, Driver, PartRef, open_store, plan, run_jobs
-from beam_llm.jobs import ledger as ledgers
+from beam_llm.jobs import Driver, plan, run_jobs
+from beam_llm.ledger import BatchJobRef, PartRef
+from beam_llm.ledger import log as ledgers
 from beam_llm.prompting.batching import caps_of
 from beam_llm.protocols import Task
 from beam_llm.providers import compile_task
+from beam_llm.stores import open_store
 from beam_llm.testing.fake_batches import FakeBatches, FakeClock
 from beam_llm.values import Outcome, Record, Usage
 from tests.part_rows import PartRow, write_part

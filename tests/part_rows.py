@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from beam_llm.errors import Failure
-from beam_llm.jobs import PartRef, PartWriter
+from beam_llm.ledger import PartRef, PartWriter
 from beam_llm.protocols import Store
 from beam_llm.values import Record
 

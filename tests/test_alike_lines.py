@@ -20,12 +20,12 @@ from pydantic import BaseModel
 from beam_llm.config import Settings, settings
 from beam_llm.errors import Failure, Kind
 from beam_llm.jobs.collect import PriorOutcomes, ResultReader
-from beam_llm.jobs.columns import KEY
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.job import JobContext
 from beam_llm.jobs.line_pattern import LinePattern
-from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.outcomes import Outcomes
+from beam_llm.ledger.columns import KEY
+from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.outcomes import Outcomes
 from beam_llm.protocols import LineForm, RemoteJob, Slot
 from beam_llm.providers import compile_task
 from beam_llm.providers.line_forms import form_of

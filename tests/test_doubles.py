@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from beam_llm.jobs import Ledger, open_store
 from beam_llm.jobs import failpoints as points
 from beam_llm.jobs.doubt import rejoin, settle_doubles
 from beam_llm.jobs.input_file import write_lines
 from beam_llm.jobs.job import Job, JobContext
-from beam_llm.jobs.journal import CloseReason, Created, Creating
 from beam_llm.jobs.queue_limit import ModelLimit
+from beam_llm.ledger import Ledger
+from beam_llm.ledger.journal import CloseReason, Created, Creating
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers import compile_task
-from beam_llm.stores import temporary_file
+from beam_llm.stores import open_store, temporary_file
 from beam_llm.values import JobState
 from tests.batch_world import World, cost, driven, gathered, wrong
 from tests.test_driver import billed_twice

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 
 from beam_llm.errors import Aborted, Failure, Kind, NotCreated, UsageError
-from beam_llm.jobs import Ledger, Ready, Waiting, find_ref, list_jobs, open_store, plan
+from beam_llm.jobs import Ready, Waiting, list_jobs, plan
 from beam_llm.jobs import failpoints as points
-from beam_llm.jobs.job_tree import JobTree
-from beam_llm.jobs.journal import Closed, CloseReason, Created, Journal
 from beam_llm.jobs.pacing import jitter, poll_interval
+from beam_llm.ledger import Ledger, find_ref
+from beam_llm.ledger.job_tree import JobTree
+from beam_llm.ledger.journal import Closed, CloseReason, Created, Journal
 from beam_llm.protocols import BatchTraits
 from beam_llm.providers import compile_task
+from beam_llm.stores import open_store
 from tests.batch_world import Killed, World, driven, gathered, killing, wrong
 from tests.part_rows import PartRow, write_part
 

@@ -17,7 +17,7 @@ from apache_beam.transforms.window import IntervalWindow, SlidingWindows, Window
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm.config import settings
-from beam_llm.jobs import BatchJobRef, PartRef
+from beam_llm.ledger import BatchJobRef, PartRef
 from beam_llm.prompting.session_task import Exchange
 from beam_llm.transforms.answering_sessions import AnswerTurnsAndForget, KeyTurns
 from beam_llm.transforms.coders import STATE_CODER

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from beam_llm.config import settings
-from beam_llm.jobs import admin, open_store
-from beam_llm.jobs import ledger as ledgers
+from beam_llm.jobs import admin
+from beam_llm.ledger import log as ledgers
 from beam_llm.providers import connect_batch
+from beam_llm.stores import open_store
 from beam_llm.testing import Emulator, Fault
 from tests.killed import MODEL, Run, billed, complaints, once, reviews_of, rows_of, wait_until
 

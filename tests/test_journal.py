@@ -11,9 +11,9 @@ import orjson
 import pytest
 
 from beam_llm.errors import LedgerError
-from beam_llm.jobs import journal as journals
-from beam_llm.jobs import open_store
-from beam_llm.jobs.journal import (
+from beam_llm.ledger import journal as journals
+from beam_llm.ledger.intent import Intent
+from beam_llm.ledger.journal import (
     Child,
     Closed,
     CloseReason,
@@ -31,8 +31,8 @@ from beam_llm.jobs.journal import (
     job_of,
     parse,
 )
-from beam_llm.jobs.ledger import Intent
-from beam_llm.jobs.status import Phase
+from beam_llm.ledger.status import Phase
+from beam_llm.stores import open_store
 
 INTENT = Intent(
     7, "lines", "rows", 40, 20, 900, "task", "m", "host", 5.0, "owner", "ledger-7-owner"

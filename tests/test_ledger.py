@@ -13,11 +13,14 @@ import orjson
 import pytest
 
 from beam_llm.errors import Failure, LedgerError, UsageError
-from beam_llm.jobs import Ledger, cancel, cleanup, find_ref, ledger, list_jobs, open_store, show
-from beam_llm.jobs.job_tree import JobTree
-from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.outcomes import Outcomes, OutcomeWriter
+from beam_llm.jobs import cancel, cleanup, list_jobs, show
+from beam_llm.ledger import Ledger, find_ref
+from beam_llm.ledger import log as ledger
+from beam_llm.ledger.job_tree import JobTree
+from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.outcomes import Outcomes, OutcomeWriter
 from beam_llm.protocols import BatchTraits
+from beam_llm.stores import open_store
 from beam_llm.values import Outcome, Usage
 from tests.batch_world import World, driven, wrong
 

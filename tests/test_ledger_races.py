@@ -14,9 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from beam_llm.config import settings
-from beam_llm.jobs import Driver, open_store, plan
+from beam_llm.jobs import Driver, plan
 from beam_llm.prompting.batching import caps_of
 from beam_llm.providers import compile_task, connect_batch
+from beam_llm.stores import open_store
 from beam_llm.values import Outcome
 from tests.batch_world import driven
 from tests.part_rows import PartRow, write_part

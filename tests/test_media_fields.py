@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from beam_llm import LLMPredict, UsageError
 from beam_llm.config import settings
 from beam_llm.errors import PromptError
-from beam_llm.jobs.parts import PartReader, PartWriter
+from beam_llm.ledger.parts import PartReader, PartWriter
 from beam_llm.prompting.batching import Batcher, prompt_caps
 from beam_llm.prompting.chat_task import ChatTask
 from beam_llm.prompting.image_files import size_of

@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 from beam_llm import LLMPredict
-from beam_llm.jobs import ledger as ledgers
+from beam_llm.ledger import log as ledgers
 from tests.collecting import Collect
 
 TEXTS = ["I love it", "It is awful", "It is a phone"]

@@ -198,7 +198,7 @@ def test_without_obstore_one_sentence_says_what_to_install(location: str) -> Non
     code = (
         "import sys; sys.modules['obstore'] = None\n"
         "from beam_llm.errors import UsageError\n"
-        "from beam_llm.jobs.ledger import check_location\n"
+        "from beam_llm.ledger.log import check_location\n"
         f"try: check_location({location!r})\n"
         "except UsageError as error: print(error)\n"
     )

@@ -13,15 +13,16 @@ import pytest
 
 from beam_llm.config import settings
 from beam_llm.errors import Kind
-from beam_llm.jobs import Driver, open_store, plan, run_jobs
+from beam_llm.jobs import Driver, plan, run_jobs
 from beam_llm.jobs import failpoints as points
-from beam_llm.jobs import ledger as ledgers
-from beam_llm.jobs.journal import Closed, CloseReason, Journal
+from beam_llm.ledger import log as ledgers
+from beam_llm.ledger.journal import Closed, CloseReason, Journal
 from beam_llm.prompting.batching import caps_of
 from beam_llm.providers import compile_task
 from beam_llm.providers.http import Bounds
 from beam_llm.providers.openai.batches import OpenAIBatches
 from beam_llm.providers.openai.place import Place
+from beam_llm.stores import open_store
 from beam_llm.testing import Emulator, Fault
 from beam_llm.testing.fake_batches import FakeClock
 from beam_llm.values import Outcome, Usage

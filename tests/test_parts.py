@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from beam_llm.errors import Failure, Kind, LedgerError
-from beam_llm.jobs import PartReader, open_store
-from beam_llm.jobs.columns import key_at
+from beam_llm.ledger import PartReader
+from beam_llm.ledger.columns import key_at
 from beam_llm.protocols import Store
+from beam_llm.stores import open_store
 from beam_llm.values import Record
 from tests.part_rows import PartRow, write_part
 

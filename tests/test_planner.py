@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_llm.jobs import Ledger, open_store
-from beam_llm.jobs.columns import keys_array
 from beam_llm.jobs.cutting import cut_jobs, cut_lines
-from beam_llm.jobs.known_keys import Known, entries_of
-from beam_llm.jobs.ledger import Intent
-from beam_llm.jobs.manifest import Manifest
+from beam_llm.ledger import Ledger
+from beam_llm.ledger.columns import keys_array
+from beam_llm.ledger.intent import Intent
+from beam_llm.ledger.known_keys import Known, entries_of
+from beam_llm.ledger.manifest import Manifest
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.protocols import BatchTraits
+from beam_llm.stores import open_store
 from tests.batch_world import World
 
 TEXTS = [f"review number {number}" for number in range(20)]

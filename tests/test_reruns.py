@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from beam_llm.jobs import ledger as ledgers
+from beam_llm.ledger import log as ledgers
 from beam_llm.testing import Emulator
 from tests.killed import Row, Run, billed, complaints, expected, once, reviews_of, rows_of, shuffled
 

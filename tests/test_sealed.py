@@ -13,7 +13,8 @@ import orjson
 import pytest
 
 from beam_llm.errors import LedgerError
-from beam_llm.jobs import admin, open_store
+from beam_llm.jobs import admin
+from beam_llm.stores import open_store
 from tests.batch_world import World, wrong
 
 TEXTS = [f"question {number}" for number in range(9)]

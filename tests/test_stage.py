@@ -13,11 +13,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from beam_llm.config import settings
-from beam_llm.jobs import open_store
 from beam_llm.jobs.input_file import frame_of, input_lines
-from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.parts import PartReader
+from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.parts import PartReader
 from beam_llm.providers import compile_task, connect_batch
+from beam_llm.stores import open_store
 from tests.part_rows import PartRow, write_part
 
 

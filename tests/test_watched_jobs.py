@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from beam_llm.errors import Aborted, CallError, Kind, QueueFull, Retryable
-from beam_llm.jobs import Waiting, open_store
+from beam_llm.jobs import Waiting
 from beam_llm.jobs.endings import end_of
-from beam_llm.jobs.journal import Closed, CloseReason, Created, Creating, Journal
+from beam_llm.ledger.journal import Closed, CloseReason, Created, Creating, Journal
 from beam_llm.protocols import RemoteJob
+from beam_llm.stores import open_store
 from beam_llm.values import JobState
 from tests.batch_world import World, driven, gathered, wrong
 from tests.test_driver import billed_twice, kinds

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from beam_llm.config import Settings
-from beam_llm.jobs import Ledger, open_store
-from beam_llm.jobs.job_tree import JobTree
+from beam_llm.ledger import Ledger
+from beam_llm.ledger.job_tree import JobTree
+from beam_llm.stores import open_store
 
 
 def last_job(settings: Settings) -> int:

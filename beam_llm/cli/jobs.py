@@ -29,10 +29,11 @@ from beam_llm.cli.tally import Tally
 from beam_llm.cli.words import duration, price, table
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError, plural, printable
-from beam_llm.jobs import Cleanup, JobView, admin, open_store
+from beam_llm.jobs import Cleanup, JobView, admin
 from beam_llm.leftovers import remove_leftovers, scratch_folder
 from beam_llm.protocols import BatchProvider, Store
 from beam_llm.providers import check, compile_task, connect_batch
+from beam_llm.stores import open_store
 
 
 def ls(chosen: argparse.Namespace) -> int:

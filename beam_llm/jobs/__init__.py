@@ -1,34 +1,24 @@
-"""Remote jobs: nothing paid twice, nothing lost.
+"""Remote jobs: nothing paid twice, nothing lost. What is written down of them is in `ledger/`.
 
-    parts.py            the records of a bundle, put aside
-    manifest.py         which records, where they lie
-    columns.py          binary columns, sealed by a digest
-    outcomes.py         how records ended, kept by key
-    ledger.py           the log: which job has which record
-    known_keys.py       an index of that
     planner.py          known or new, which line, which job
     cutting.py          where lines and jobs end
-    refs.py             jobs as a run names them
-    journal.py          the documents of one job
     driver.py           walks the tree of a job, and each job's way step by step
-    job_tree.py         what follows from a job, in which order
+    step.py             what a step gives back
     job.py              one job, as all that work on it have it, and how long it waits
-    status.py           where it stands
+    pacing.py           when to look again
     submit.py           from an intent to a remote job
     input_file.py       what is sent, and put in its place
     doubt.py            a create that got no answer, jobs that nobody heard of
-    remote_watch.py     a job under way, to its end
     queue_limit.py      too large for the queue: two jobs
-    pacing.py           when to look again
+    remote_watch.py     a job under way, to its end
+    endings.py          what the end of a job means
     collect.py          result lines → outcomes
     alike_lines.py      the same by the block, where lines are alike
     line_pattern.py     what such a line looks like
     bill.py             what they used and cost
     closing.py          how every record ends, written once
-    endings.py          what the end of a job means
-    join.py             back to this run's elements
     live_leftovers.py   live calls for the last leftovers
-    leases.py           who may submit, by a time that machines agree on
+    join.py             back to this run's elements
     admin.py            look, cancel, tidy
     failpoints.py       where tests kill
 
@@ -42,31 +32,18 @@ elements of this run.
 
 from beam_llm.jobs.admin import Cleanup, JobView, cancel, cleanup, list_jobs, show
 from beam_llm.jobs.driver import Driver, run_jobs
-from beam_llm.jobs.ledger import Ledger, check_format, check_location
-from beam_llm.jobs.parts import PartReader, PartRef, PartWriter
 from beam_llm.jobs.planner import plan
-from beam_llm.jobs.refs import BatchJobRef, find_ref
-from beam_llm.jobs.status import Ready, Waiting
-from beam_llm.stores import open_store
+from beam_llm.jobs.step import Ready, Waiting
 
 __all__ = [
-    "BatchJobRef",
     "Cleanup",
     "Driver",
     "JobView",
-    "Ledger",
-    "PartReader",
-    "PartRef",
-    "PartWriter",
     "Ready",
     "Waiting",
     "cancel",
-    "check_format",
-    "check_location",
     "cleanup",
-    "find_ref",
     "list_jobs",
-    "open_store",
     "plan",
     "run_jobs",
     "show",

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from beam_llm.errors import CallError, LedgerError, UsageError, plural, printable
-from beam_llm.jobs.columns import key_at, keys_array
-from beam_llm.jobs.job_tree import JobTree
-from beam_llm.jobs.journal import (
+from beam_llm.ledger.columns import key_at, keys_array
+from beam_llm.ledger.intent import Intent
+from beam_llm.ledger.job_tree import JobTree
+from beam_llm.ledger.journal import (
     FOLLOW_UP,
     Closed,
     CloseReason,
@@ -20,12 +21,12 @@ from beam_llm.jobs.journal import (
     Twice,
     Uploaded,
 )
-from beam_llm.jobs.known_keys import Known
-from beam_llm.jobs.ledger import Intent, Ledger
-from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.parts import PartReader
-from beam_llm.jobs.refs import find_job
-from beam_llm.jobs.status import JobStatus, Phase
+from beam_llm.ledger.known_keys import Known
+from beam_llm.ledger.log import Ledger
+from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.parts import PartReader
+from beam_llm.ledger.refs import find_job
+from beam_llm.ledger.status import JobStatus, Phase
 from beam_llm.protocols import BatchProvider, RemoteJob, Store
 from beam_llm.values import Usage
 

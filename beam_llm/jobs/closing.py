@@ -14,11 +14,11 @@ import numpy as np
 from beam_llm import events
 from beam_llm.errors import CallError, Kind, LedgerError, Retryable, guarded
 from beam_llm.jobs.collect import PriorOutcomes, ResultReader
-from beam_llm.jobs.columns import Array
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job import Job
-from beam_llm.jobs.journal import (
+from beam_llm.ledger.columns import Array
+from beam_llm.ledger.journal import (
     FIRST_HALF,
     FOLLOW_UP,
     LIVE,
@@ -28,8 +28,8 @@ from beam_llm.jobs.journal import (
     Done,
     DoneAgain,
 )
-from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.outcomes import LEFT
+from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.outcomes import LEFT
 from beam_llm.protocols import RemoteJob
 from beam_llm.stores import temporary_file
 from beam_llm.values import Usage

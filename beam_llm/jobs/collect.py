@@ -29,8 +29,8 @@ from beam_llm.jobs.bill import Bill
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job import JobContext
-from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.outcomes import Outcomes, OutcomeWriter
+from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.outcomes import Outcomes, OutcomeWriter
 from beam_llm.protocols import LineEnd, LineReply, RemoteJob, Store
 from beam_llm.values import Completion, Finish, JobState, Outcome, Reading
 

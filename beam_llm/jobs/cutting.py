@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from beam_llm.jobs.columns import Array
+from beam_llm.ledger.columns import Array
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps, prompt_ends
 
 

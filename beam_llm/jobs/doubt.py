@@ -27,9 +27,9 @@ from beam_llm.errors import (
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.input_file import write_lines
 from beam_llm.jobs.job import Job
-from beam_llm.jobs.journal import Closed, CloseReason, Created, Creating, Twice, acknowledged
 from beam_llm.jobs.pacing import deadline_seconds, visible_seconds
-from beam_llm.jobs.status import Phase
+from beam_llm.ledger.journal import Closed, CloseReason, Created, Creating, Twice, acknowledged
+from beam_llm.ledger.status import Phase
 from beam_llm.protocols import FindsUnnamed, Recovery, RemoteJob
 from beam_llm.stores import temporary_file
 from beam_llm.values import JobState

@@ -31,14 +31,16 @@ from beam_llm.jobs.doubt import find_remote
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job import Cost, Job, JobContext
-from beam_llm.jobs.job_tree import JobTree, Node, following
-from beam_llm.jobs.journal import Created, Done
-from beam_llm.jobs.ledger import Intent, Ledger
 from beam_llm.jobs.live_leftovers import Ask, LiveJob
-from beam_llm.jobs.refs import BatchJobRef
 from beam_llm.jobs.remote_watch import RemoteWatch
-from beam_llm.jobs.status import JobStatus, Phase, Ready, Waiting
+from beam_llm.jobs.step import Ready, Waiting
 from beam_llm.jobs.submit import Submission
+from beam_llm.ledger.intent import Intent
+from beam_llm.ledger.job_tree import JobTree, Node, following
+from beam_llm.ledger.journal import Created, Done
+from beam_llm.ledger.log import Ledger
+from beam_llm.ledger.refs import BatchJobRef
+from beam_llm.ledger.status import JobStatus, Phase
 from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store, Task
 from beam_llm.values import Outcome
 

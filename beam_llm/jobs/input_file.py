@@ -14,10 +14,10 @@ from typing import NamedTuple
 from beam_llm.errors import PromptError, guarded
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job import Job
-from beam_llm.jobs.journal import Closed, CloseReason, Uploaded
-from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.parts import by_part, records_of
-from beam_llm.jobs.status import JobStatus
+from beam_llm.ledger.journal import Closed, CloseReason, Uploaded
+from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.parts import by_part, records_of
+from beam_llm.ledger.status import JobStatus
 from beam_llm.protocols import BatchProvider, Store, Task
 from beam_llm.values import Record
 

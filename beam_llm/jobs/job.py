@@ -14,9 +14,6 @@ from dataclasses import dataclass, field
 from beam_llm.config import Settings
 from beam_llm.errors import CallError
 from beam_llm.jobs.failpoints import failpoint
-from beam_llm.jobs.journal import Closed, CloseReason, Created, Creating, Journal
-from beam_llm.jobs.leases import Leases, SharedClock
-from beam_llm.jobs.ledger import Intent
 from beam_llm.jobs.pacing import (
     LONGEST_PAUSE_SECONDS,
     SHORTEST_PAUSE_SECONDS,
@@ -24,7 +21,10 @@ from beam_llm.jobs.pacing import (
     pause_after,
     quick_interval,
 )
-from beam_llm.jobs.status import Waiting
+from beam_llm.jobs.step import Waiting
+from beam_llm.ledger.intent import Intent
+from beam_llm.ledger.journal import Closed, CloseReason, Created, Creating, Journal
+from beam_llm.ledger.leases import Leases, SharedClock
 from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store, Task
 from beam_llm.values import Usage
 

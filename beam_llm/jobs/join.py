@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from beam_llm.errors import Failure, Kind
-from beam_llm.jobs.columns import Array
 from beam_llm.jobs.failpoints import failpoint
-from beam_llm.jobs.job_tree import Node
-from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.outcomes import Outcomes
-from beam_llm.jobs.parts import by_part
-from beam_llm.jobs.refs import BatchJobRef
+from beam_llm.ledger.columns import Array
+from beam_llm.ledger.job_tree import Node
+from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.outcomes import Outcomes
+from beam_llm.ledger.parts import by_part
+from beam_llm.ledger.refs import BatchJobRef
 from beam_llm.protocols import Store
 from beam_llm.values import Outcome
 

@@ -11,13 +11,13 @@ from typing import Protocol
 from beam_llm.config import Settings
 from beam_llm.jobs.closing import write_end
 from beam_llm.jobs.collect import PriorOutcomes
-from beam_llm.jobs.columns import Array
 from beam_llm.jobs.job import Job
-from beam_llm.jobs.journal import Done, Slice
-from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.outcomes import Outcomes, OutcomeWriter
-from beam_llm.jobs.parts import records_of
-from beam_llm.jobs.status import Waiting
+from beam_llm.jobs.step import Waiting
+from beam_llm.ledger.columns import Array
+from beam_llm.ledger.journal import Done, Slice
+from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.outcomes import Outcomes, OutcomeWriter
+from beam_llm.ledger.parts import records_of
 from beam_llm.stores import temporary_file
 from beam_llm.values import Outcome, Record
 

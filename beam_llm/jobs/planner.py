@@ -19,16 +19,17 @@ from typing import NamedTuple
 import numpy as np
 
 from beam_llm.config import Settings
-from beam_llm.jobs.columns import KEY, Array, find
 from beam_llm.jobs.cutting import cut_jobs, cut_lines
 from beam_llm.jobs.endings import may_be_asked_again
 from beam_llm.jobs.failpoints import failpoint
-from beam_llm.jobs.job_tree import JobTree
-from beam_llm.jobs.ledger import Intent, Ledger
-from beam_llm.jobs.manifest import compact
-from beam_llm.jobs.parts import PartReader, PartRef
 from beam_llm.jobs.queue_limit import ModelLimit
-from beam_llm.jobs.refs import BatchJobRef, host_of
+from beam_llm.ledger.columns import KEY, Array, find
+from beam_llm.ledger.intent import Intent
+from beam_llm.ledger.job_tree import JobTree
+from beam_llm.ledger.log import Ledger
+from beam_llm.ledger.manifest import compact
+from beam_llm.ledger.parts import PartReader, PartRef
+from beam_llm.ledger.refs import BatchJobRef, host_of
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.protocols import BatchTraits, Clock, Store, Task
 from beam_llm.values import Record

@@ -20,16 +20,16 @@ from typing import NamedTuple
 import numpy as np
 
 from beam_llm.errors import CallError, Failure, Kind, QueueFull, guarded
-from beam_llm.jobs.columns import Array
 from beam_llm.jobs.cutting import cut_jobs
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job import Job
-from beam_llm.jobs.journal import Closed, CloseReason, Document, Refusal, read
-from beam_llm.jobs.ledger import Intent
-from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.parts import by_part
-from beam_llm.jobs.status import Waiting
+from beam_llm.jobs.step import Waiting
+from beam_llm.ledger.columns import Array
+from beam_llm.ledger.intent import Intent
+from beam_llm.ledger.journal import Closed, CloseReason, Document, Refusal, read
+from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.parts import by_part
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS
 from beam_llm.protocols import RemoteJob, Store, Task
 

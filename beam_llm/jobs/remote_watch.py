@@ -26,7 +26,6 @@ from beam_llm.jobs.endings import JobEnd, end_of, late
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.input_file import stage_anew
 from beam_llm.jobs.job import Job
-from beam_llm.jobs.journal import CloseReason, Created, Deadline, Done
 from beam_llm.jobs.pacing import (
     deadline_seconds,
     doubt_seconds,
@@ -34,7 +33,8 @@ from beam_llm.jobs.pacing import (
     settle_seconds,
 )
 from beam_llm.jobs.queue_limit import QueueLimit
-from beam_llm.jobs.status import Waiting
+from beam_llm.jobs.step import Waiting
+from beam_llm.ledger.journal import CloseReason, Created, Deadline, Done
 from beam_llm.protocols import RemoteJob
 from beam_llm.values import JobState
 

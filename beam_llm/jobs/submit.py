@@ -28,10 +28,11 @@ from beam_llm.jobs.endings import JobEnd, too_small
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.input_file import Staged, stage, stage_anew
 from beam_llm.jobs.job import Job
-from beam_llm.jobs.journal import Closed, CloseReason, Done
 from beam_llm.jobs.pacing import SHORTEST_PAUSE_SECONDS, visible_seconds
 from beam_llm.jobs.queue_limit import QueueLimit, Split
-from beam_llm.jobs.status import JobStatus, Phase, Waiting
+from beam_llm.jobs.step import Waiting
+from beam_llm.ledger.journal import Closed, CloseReason, Done
+from beam_llm.ledger.status import JobStatus, Phase
 from beam_llm.protocols import RemoteJob
 from beam_llm.stores import temporary_file
 

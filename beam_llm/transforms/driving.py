@@ -22,10 +22,12 @@ from beam_llm import events, telemetry
 from beam_llm.calls import Asked, Tally, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind
-from beam_llm.jobs import BatchJobRef, Driver, Ready, Waiting, find_ref, open_store, run_jobs
+from beam_llm.jobs import Driver, Ready, Waiting, run_jobs
+from beam_llm.ledger import BatchJobRef, find_ref
 from beam_llm.pricing import Prices
 from beam_llm.prompting.batching import Batcher
 from beam_llm.providers import connect, connect_batch
+from beam_llm.stores import open_store
 from beam_llm.transforms import runners
 from beam_llm.transforms.beam_internals import set_windowing
 from beam_llm.transforms.envelopes import EnvelopeCoder, EnvelopeReader

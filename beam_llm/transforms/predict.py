@@ -140,7 +140,7 @@ class _WithSettings(beam.PTransform):
         warn_of_one_prompt_for_all(settings)
         if settings.mode == "batch_api":
             _warn_of_a_guard_by_live_calls(settings)
-            from beam_llm.jobs import check_location
+            from beam_llm.ledger import check_location
 
             check_location(str(settings.staging_location))
         else:

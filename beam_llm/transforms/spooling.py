@@ -12,7 +12,8 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 
 from beam_llm.config import Settings
 from beam_llm.errors import Failure
-from beam_llm.jobs import PartRef, PartWriter, check_format, open_store
+from beam_llm.ledger import PartRef, PartWriter, check_format
+from beam_llm.stores import open_store
 from beam_llm.transforms.beam_internals import set_windowing
 from beam_llm.transforms.envelopes import EnvelopeCoder, one_window
 from beam_llm.transforms.forming import RecordReader

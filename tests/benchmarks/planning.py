@@ -16,11 +16,14 @@ import time
 from collections.abc import Iterator
 
 from beam_llm.config import settings
-from beam_llm.jobs import Ledger, PartRef, ledger, open_store, plan
-from beam_llm.jobs.parts import PartWriter
+from beam_llm.jobs import plan
+from beam_llm.ledger import Ledger, PartRef
+from beam_llm.ledger import log as ledger
+from beam_llm.ledger.parts import PartWriter
 from beam_llm.prompting.batching import caps_of
 from beam_llm.protocols import Store
 from beam_llm.providers import compile_task, connect_batch
+from beam_llm.stores import open_store
 from beam_llm.values import Record
 
 PART_ROWS = 50_000

@@ -36,7 +36,8 @@ from beam_llm.cli.tally import Tally
 from beam_llm.cli.words import dollars, duration, percent, price, shortened, tried_again
 from beam_llm.config import Settings
 from beam_llm.errors import LLMError, plural
-from beam_llm.jobs import JobView, admin, open_store
+from beam_llm.jobs import JobView, admin
+from beam_llm.stores import open_store
 
 _MOST_BARS = 60
 

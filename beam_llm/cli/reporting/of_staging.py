@@ -17,9 +17,10 @@ from beam_llm.cli.reporting.shared import (
 )
 from beam_llm.cli.words import dollars, percent, price
 from beam_llm.errors import LLMError, UsageError, plural
-from beam_llm.jobs import JobView, Ledger, admin
-from beam_llm.jobs.job_tree import JobTree
-from beam_llm.jobs.outcomes import Outcomes
+from beam_llm.jobs import JobView, admin
+from beam_llm.ledger import Ledger
+from beam_llm.ledger.job_tree import JobTree
+from beam_llm.ledger.outcomes import Outcomes
 from beam_llm.pricing import Prices
 from beam_llm.protocols import Store
 from beam_llm.values import Usage

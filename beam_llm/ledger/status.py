@@ -1,4 +1,4 @@
-"""Where a job stands, told from the names of its documents alone; and what a step of it gives back.
+"""Where a job stands, told from the names of its documents alone.
 
 FRESH ──creating──► DOUBT ──created──► ACKED ──done──► DONE
   ▲                   │                  │
@@ -8,11 +8,8 @@ FRESH ──creating──► DOUBT ──created──► ACKED ──done─�
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
-
-from beam_llm.values import Outcome
 
 
 class Phase(enum.Enum):
@@ -55,37 +52,3 @@ def read_status(names: Iterable[str]) -> JobStatus:
     if newest.get("creating", -1) > closed:
         return JobStatus(Phase.DOUBT, newest["creating"], uploaded)
     return JobStatus(Phase.FRESH, closed + 1, uploaded)
-
-
-class Waiting(NamedTuple):
-    """Nothing to emit yet.
-
-    Attributes:
-      next_at: when to step again, seconds since the epoch.
-      job_id: the provider's id, once there is one.
-      status: the provider's word, or `planned`, `queued`, `leased`, `doubt`, `asking`.
-      part: of the job's lines that is done, 0 to 1, where the provider says.
-      total: records of this run in the job, which may be fewer than the job has, or more.
-      since: when the remote job was created, seconds since the epoch; None where there is none yet.
-    """
-
-    next_at: float
-    job_id: str | None = None
-    status: str = ""
-    part: float | None = None
-    total: int = 0
-    since: float | None = None
-
-    @property
-    def done(self) -> int | None:
-        """Records of this run done so far: as large a part of them as of the job."""
-        # Lest 0.29 of 100 be 28: binary fractions may fall short.
-        return None if self.part is None else int(self.total * self.part + 1e-6)
-
-
-class Ready(NamedTuple):
-    """A phase's answers: (envelope, outcome) of every record that it has one for. `phase` is the
-    next one to step; None: the ref is finished."""
-
-    answers: Iterator[tuple[bytes, Outcome]]
-    phase: int | None

@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 
 from beam_llm.errors import Failure, Kind, LedgerError
-from beam_llm.jobs.columns import Array, Rows, find, pack, packer_of, unpack
+from beam_llm.ledger.columns import Array, Rows, find, pack, packer_of, unpack
 from beam_llm.protocols import Store
 from beam_llm.values import Outcome, Usage
 

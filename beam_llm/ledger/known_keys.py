@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from beam_llm.jobs.columns import KEY, Array
+from beam_llm.ledger.columns import KEY, Array
 
 # 16 bytes of key and 4 of number.
 ENTRY = np.dtype("S20")

@@ -21,8 +21,8 @@ import numpy as np
 import orjson
 
 from beam_llm.errors import Failure, LedgerError
-from beam_llm.jobs.columns import KEY, Array, Rows, content_name, pack, packer_of, unpack_named
-from beam_llm.jobs.manifest import Manifest
+from beam_llm.ledger.columns import KEY, Array, Rows, content_name, pack, packer_of, unpack_named
+from beam_llm.ledger.manifest import Manifest
 from beam_llm.leftovers import scratch_folder
 from beam_llm.prompting.media import FRAME_BYTES
 from beam_llm.protocols import Store

@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.jobs.job_tree import JobTree
-from beam_llm.jobs.journal import acknowledged
-from beam_llm.jobs.ledger import Ledger
-from beam_llm.jobs.manifest import Manifest
-from beam_llm.jobs.parts import PartReader
+from beam_llm.ledger.job_tree import JobTree
+from beam_llm.ledger.journal import acknowledged
+from beam_llm.ledger.log import Ledger
+from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.parts import PartReader
 from beam_llm.protocols import Store
 
 

@@ -14,7 +14,6 @@ It outlives every runner's checkpoint, which forgets exactly what was paid for a
 
 from __future__ import annotations
 
-import functools
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -23,97 +22,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from beam_llm.errors import LedgerError
-from beam_llm.jobs.columns import pack, unpack
-from beam_llm.jobs.journal import FOLLOW_UP, LIVE, Child, Document, job_of, read
-from beam_llm.jobs.known_keys import ENTRY, Known, entries_of
-from beam_llm.jobs.manifest import Manifest
+from beam_llm.ledger.columns import pack, unpack
+from beam_llm.ledger.intent import Intent
+from beam_llm.ledger.journal import Document, job_of, read
+from beam_llm.ledger.known_keys import ENTRY, Known, entries_of
+from beam_llm.ledger.manifest import Manifest
 from beam_llm.protocols import Store
 from beam_llm.stores import store_at
 
 SNAPSHOT_AFTER = 50
 """Log entries read one by one before a snapshot is worth writing."""
-
-
-@dataclass(frozen=True)
-class Intent(Document):
-    """One job, as its log entry or the end of its parent says: it will be created, by whoever holds
-    its lease.
-
-    Attributes:
-      number: of the log entry that it comes from.
-      lines: manifest of the records in prompt order, cut into lines.
-      line_count, records: of `lines`.
-      rows: manifest of the elements that the run which planned it wants answered.
-      task: hex digest of all that shapes the answers (`Task.fingerprint`).
-      host: of the provider's base URL. No key, no query, no user name is ever here.
-      fingerprint: what the remote job's metadata will hold, with the attempt's number after it.
-      path: from the log entry's job to this one, such as `b.f`; empty for the entry's own.
-    """
-
-    number: int
-    lines: str
-    rows: str
-    records: int
-    line_count: int
-    tokens: int
-    task: str
-    model: str
-    host: str
-    created_at: float
-    owner: str = ""
-    fingerprint: str = ""
-    path: str = ""
-
-    @functools.cached_property
-    def job(self) -> str:
-        """What the job is called: `7`, `7.b.f`."""
-        return f"{self.number}.{self.path}" if self.path else str(self.number)
-
-    @property
-    def parent(self) -> str:
-        """What its parent is called; empty where it has none."""
-        return self.job.rpartition(".")[0] if self.path else ""
-
-    @property
-    def kind(self) -> str:
-        """`job`, `follow_up`, `half`, or `live`: not a remote job, but live calls."""
-        last = self.path.rpartition(".")[2]
-        return {"": "job", FOLLOW_UP: "follow_up", LIVE: "live"}.get(last, "half")
-
-    @property
-    def undivided(self) -> str:
-        """The job that this is a part of, after any number of halvings; or its own name."""
-        names = self.job.split(".")
-        while len(names) > 1 and names[-1] != FOLLOW_UP:
-            names.pop()
-        return ".".join(names)
-
-    def is_below(self, other: Intent) -> bool:
-        return self.job.startswith(f"{other.job}.")
-
-    @property
-    def is_second_try(self) -> bool:
-        """Whether its records have been asked for before."""
-        return FOLLOW_UP in self.path.split(".")
-
-    def child(self, child: Child, created_at: float) -> Intent:
-        """The intent of one of its children: no key is claimed that wasn't before, so the log need
-        not know of it."""
-        # The owner stays: an end names its job by fingerprint, and a
-        # log that lost an entry has another owner.
-        path = f"{self.path}.{child.name}".lstrip(".")
-        ledger, _, owner = self.fingerprint.split("-")
-        return replace(
-            self,
-            path=path,
-            lines=child.lines,
-            rows=child.lines,
-            records=child.records,
-            line_count=child.line_count,
-            tokens=child.tokens,
-            created_at=created_at or self.created_at,
-            fingerprint=f"{ledger}-{self.number}.{path}-{owner}",
-        )
 
 
 @dataclass(frozen=True)

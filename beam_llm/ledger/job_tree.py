@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from beam_llm.errors import Kind
-from beam_llm.jobs.columns import Array
-from beam_llm.jobs.journal import Created, Done, Journal
-from beam_llm.jobs.ledger import Intent, Ledger
-from beam_llm.jobs.outcomes import Outcomes
+from beam_llm.ledger.columns import Array
+from beam_llm.ledger.intent import Intent
+from beam_llm.ledger.journal import Created, Done, Journal
+from beam_llm.ledger.log import Ledger
+from beam_llm.ledger.outcomes import Outcomes
 
 
 class Node(NamedTuple):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from beam_llm.jobs.columns import Array, content_name, pack, unpack_named
+from beam_llm.ledger.columns import Array, content_name, pack, unpack_named
 from beam_llm.protocols import Store
 
 

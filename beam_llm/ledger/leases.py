@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from beam_llm.errors import CallError, guarded
-from beam_llm.jobs.journal import Journal, Lease
+from beam_llm.ledger.journal import Journal, Lease
 from beam_llm.protocols import BatchProvider, Clock, Store
 
 

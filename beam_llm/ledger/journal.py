@@ -29,8 +29,8 @@ import orjson
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from beam_llm.errors import LedgerError
-from beam_llm.jobs.columns import FORMAT, newer_format
-from beam_llm.jobs.status import JobStatus, read_status
+from beam_llm.ledger.columns import FORMAT, newer_format
+from beam_llm.ledger.status import JobStatus, read_status
 from beam_llm.protocols import Store
 
 FOLLOW_UP, FIRST_HALF, SECOND_HALF, LIVE = "f", "a", "b", "l"

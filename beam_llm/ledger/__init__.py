@@ -1,0 +1,35 @@
+"""What is kept of a run in the staging location, outside of every checkpoint. It knows no provider
+and decides nothing: `jobs/` does, and writes it down here.
+
+    parts.py        the records of a bundle, put aside
+    manifest.py     which records, in which order, and where they lie
+    outcomes.py     how records ended, by key
+    columns.py      binary columns, sealed by a digest: what these three are written in
+    intent.py       one job that will be made
+    log.py          the log of them: which job has which record
+    known_keys.py   an index of that
+    journal.py      the documents of one job
+    status.py       where it stands, told from their names
+    job_tree.py     what follows from a job, in which order
+    leases.py       who may submit it, by a time that machines agree on
+    refs.py         jobs as a run names them
+
+Records go in as parts. An `Intent` appended to the log claims their keys for one job, for ever. Its
+`Journal` says what was done for it, and by whom; its `Done` names the outcomes of its records, and
+the jobs that go on with the others.
+"""
+
+from beam_llm.ledger.log import Ledger, check_format, check_location
+from beam_llm.ledger.parts import PartReader, PartRef, PartWriter
+from beam_llm.ledger.refs import BatchJobRef, find_ref
+
+__all__ = [
+    "BatchJobRef",
+    "Ledger",
+    "PartReader",
+    "PartRef",
+    "PartWriter",
+    "check_format",
+    "check_location",
+    "find_ref",
+]
