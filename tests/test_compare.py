@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_llm.cli.comparing.advice import Candidate, advise
-from beam_llm.cli.comparing.sampling import stratified
+from beam_llm.cli.comparing.population import stratified
 from beam_llm.cli.main import main
 from beam_llm.prompting.agreement import Share, same_answer, same_fields
 from beam_llm.testing import Emulator, Fault, plugin

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_llm.cli.files.arrow_types import arrow_type
+from beam_llm.cli.files.parquet_writer import arrow_type
 from beam_llm.cli.files.records import Answer, DataError, digest_of
 from beam_llm.cli.files.sources import find_sources, format_of, read_rows
 from beam_llm.cli.files.survey import survey

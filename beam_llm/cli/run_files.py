@@ -1,5 +1,5 @@
-"""The files that say how a run went, `--summary FILE.json` and `--report FILE.html`, for whichever
-command runs.
+"""Files that a command line names beside its data: the pipeline that `beam-llm run` runs, and those
+that say how a run went (`--summary FILE.json`, `--report FILE.html`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from beam_llm import events
 from beam_llm.cli.reporting.call_log import CallLog
 from beam_llm.cli.reporting.render import check_report_path, write_report
 from beam_llm.cli.summary import check_summary_path, write_json_file
+from beam_llm.errors import UsageError
 
 if TYPE_CHECKING:
     from beam_llm.cli.predict_command import Report
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class RunFiles:
-    """The files that a command line names.
+    """Those that say how a run went.
 
         files = RunFiles(chosen)
         with files.listening():
@@ -65,3 +66,29 @@ class RunFiles:
 
         page = page_of_run(subject(), report(), self._log, redacted=self._redacted)
         write_report(self._page, page)
+
+
+MOST_BYTES = 1_000_000
+"""Of a file of statements or steps: larger ones are data."""
+
+
+def text_of(path: str) -> str:
+    """What the file says.
+
+    Raises:
+      UsageError: it can't be read, is too large, or not text.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path!r} can't be read: {error.strerror}") from None
+    if len(data) > MOST_BYTES:
+        raise UsageError(f"{path!r} has more than {MOST_BYTES:,} bytes: rows belong into tables")
+    try:
+        # Windows' editors begin a file with a mark, which is not a part of its first statement.
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path!r} is not text in UTF-8 (byte {error.start + 1:,}): save it as UTF-8"
+        ) from None

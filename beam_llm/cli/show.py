@@ -1,11 +1,12 @@
-"""`beam-llm predict INPUT … --show N`: the first requests as JSON, exactly as they would be sent
-(the data of images shortened); no call is made.
+"""Requests before anything is asked, exactly as they would be sent (the data of images shortened):
+those of `predict --show N`, and the first one of each model in a `run --dry-run`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -14,9 +15,11 @@ from beam_llm.cli.files.records import Source
 from beam_llm.cli.files.sources import read_rows
 from beam_llm.cli.inputs import any_task, check_prompt, inputs_of
 from beam_llm.cli.predict_command import PredictCommand
-from beam_llm.config import Settings
-from beam_llm.errors import UNPRINTABLE
+from beam_llm.config import Settings, is_template
+from beam_llm.errors import UNPRINTABLE, plural, printable
+from beam_llm.transforms.forming import RecordReader
 from beam_llm.transforms.preview import RequestPreview, preview
+from beam_llm.transforms.reduce import previews
 
 
 def show(command: PredictCommand, most: int) -> int:
@@ -47,6 +50,30 @@ def _shown(request: RequestPreview) -> dict[str, Any]:
         "request": request.body,
         "reply_schema": request.schema,
     }
+
+
+def first_request(settings: Settings, elements: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Lines: the first request over these elements, or why there is none."""
+    found = _previewed(settings, elements)
+    if not found:
+        yield "(no record is asked)"
+        return
+    request = found[0]
+    if request.error is not None:
+        yield printable(f"the first record can't be asked: {request.error}")
+        return
+    yield f"first request, of {plural(len(request.elements), 'record')}:"
+    yield without_images(in_json(request.body), settings)
+
+
+def _previewed(
+    settings: Settings, elements: Iterable[Mapping[str, Any]]
+) -> Sequence[RequestPreview]:
+    if settings.task == "reduce":
+        return list(islice(previews(settings, elements), 1))
+    # Which model reads a record is told by the record, so each has a reader of its own.
+    record_of = None if is_template(settings.model) else RecordReader(settings).record
+    return preview(settings, elements, 1, record_of)
 
 
 def in_json(value: Any) -> str:

@@ -1,12 +1,15 @@
-"""Numbers, times, money and tables as a person reads them. What others wrote is shown with its
-control characters escaped.
+"""Numbers, times, money, options and tables as a person reads them. What others wrote is shown with
+its control characters escaped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import inspect
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from beam_llm.config import Settings, given_options, key_of
 from beam_llm.errors import plural, printable
 
 TABLE_WIDTH = 100
@@ -76,3 +79,23 @@ def table(
     ]
     lines.insert(1, indent + "  ".join("─" * width for width in widths))
     return "\n".join(lines)
+
+
+def options_in_words(settings: Settings) -> Iterator[str]:
+    """Options after overrides, by string key, those that differ from their defaults; a key is a
+    reference.
+    """
+    for name, value in given_options(settings):
+        shown = (
+            json.dumps(dict(value), default=str)
+            if isinstance(value, Mapping)
+            else value_in_words(value)
+        )
+        yield f"'{key_of(name)}' = {json.dumps(shown, ensure_ascii=False)}"
+
+
+def value_in_words(value: Any) -> str:
+    """A class or a function by its name, a type as it is written."""
+    if isinstance(value, type) or inspect.isroutine(value):
+        return value.__qualname__
+    return str(value).replace("typing.", "")

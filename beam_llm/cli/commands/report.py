@@ -10,7 +10,7 @@ from beam_llm.cli.parser import add_command
 
 def add_parser(commands: Any) -> None:
     text = "the batch jobs of a staging location as one page to look at"
-    parser = add_command(commands, "report", "beam_llm.cli.reporting.command:main", text)
+    parser = add_command(commands, "report", "beam_llm.cli.reporting.of_staging:main", text)
     add_staging(parser)
     page = "the page (default: report.html)"
     # As a run calls its page, and as every other command calls what it writes.

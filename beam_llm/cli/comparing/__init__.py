@@ -4,7 +4,7 @@
                          ├► ask 5 each ─┼► judge ─► comparison ─► advice
                          └► ask 20 each ┘
 
-population, sampling   which records stand for all
+population             all records, and those that stand for them
 asking                 the sample at one size, by the engine that a run asks with
 judging                answers held against one another; what a size comes to for the whole input
 comparison             what was measured, as data

@@ -4,5 +4,5 @@ not at all.
 records         Source, Row, Answer; a row's digest; exact JSON
 sources         files by name, glob and format; jsonl_reader, csv_reader, parquet_reader
 survey          one look through all inputs before anything is paid
-writers         rows with their answers: target, csv_cells, parquet_writer, arrow_types
+writers         rows with their answers: target, csv_cells, parquet_writer
 """

@@ -5,7 +5,6 @@
                         ┘
 call_log      calls over time and their latencies, heard while a run works
 page          what a page shows, as data; nothing of it is HTML
-of_run        … of a run                   of_staging    … of a staging location's ledger
+of_run        … of a run                   of_staging    … of a ledger, for `beam-llm report`
 charts        inline SVG                   render        the page as HTML; everything is escaped
-command       `beam-llm report`
 """

@@ -1,13 +1,19 @@
-"""The page of a staging location: what its ledger knows of all jobs, whoever ran them."""
+"""`beam-llm report --staging DIR`: a page of what the ledger there knows of all jobs, whoever ran
+them.
+"""
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from beam_llm import config
+from beam_llm.cli.exit_codes import ALL_ANSWERED
+from beam_llm.cli.jobs import store_at
 from beam_llm.cli.reporting.page import ErrorKind, Example, Figure, Page, Table
+from beam_llm.cli.reporting.render import check_report_path, write_report
 from beam_llm.cli.reporting.shared import (
     ADVICE,
     job_table,
@@ -16,7 +22,7 @@ from beam_llm.cli.reporting.shared import (
     versions,
 )
 from beam_llm.cli.words import dollars, percent, price
-from beam_llm.errors import LLMError, UsageError, plural
+from beam_llm.errors import LLMError, UsageError, plural, printable
 from beam_llm.jobs import JobView, admin
 from beam_llm.ledger import Ledger
 from beam_llm.ledger.job_tree import JobTree
@@ -26,6 +32,15 @@ from beam_llm.protocols import Store
 from beam_llm.values import Usage
 
 EXAMPLES = 3
+
+
+def main(chosen: argparse.Namespace) -> int:
+    """Writes the page and prints where it is."""
+    check_report_path(chosen.report)
+    page = page_of_staging(store_at(chosen.staging_location), redacted=chosen.redact)
+    write_report(chosen.report, page)
+    print(printable(chosen.report))
+    return ALL_ANSWERED
 
 
 def page_of_staging(store: Store, *, redacted: bool) -> Page:

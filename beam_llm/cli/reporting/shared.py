@@ -10,9 +10,8 @@ from typing import Any
 
 from beam_llm import __version__
 from beam_llm.cli.reporting.page import Span, Table
-from beam_llm.cli.shown_options import value_in_words
 from beam_llm.cli.tally import without_particulars
-from beam_llm.cli.words import duration, price, shortened
+from beam_llm.cli.words import duration, price, shortened, value_in_words
 from beam_llm.config import Settings, given_options, key_of
 from beam_llm.errors import Kind
 from beam_llm.jobs import JobView

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
 from beam_llm.cli.progress import write_line
-from beam_llm.cli.run_files import RunFiles
-from beam_llm.cli.run_text import text_of
+from beam_llm.cli.run_files import RunFiles, text_of
 from beam_llm.cli.sql.dry_run import dry_run
 from beam_llm.cli.sql.reporting import (
     as_predict,

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from beam_llm.cli.first_request import first_request
-from beam_llm.cli.shown_options import options_in_words
+from beam_llm.cli.show import first_request
 from beam_llm.cli.sql.ends import is_beam
 from beam_llm.cli.sql.looking import look
 from beam_llm.cli.sql.rows import read_input, sources_of
+from beam_llm.cli.words import options_in_words
 from beam_llm.config import Settings
 from beam_llm.errors import plural, printable
 from beam_llm.fronts.sql.compute import Evaluator

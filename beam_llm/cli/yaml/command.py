@@ -13,8 +13,7 @@ from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
 from beam_llm.cli.predict_command import PredictCommand, Report
 from beam_llm.cli.progress import Meter, write_line
 from beam_llm.cli.reporting.of_run import Subject, jobs_of, ledgers_of, told_apart
-from beam_llm.cli.run_files import RunFiles
-from beam_llm.cli.run_text import text_of
+from beam_llm.cli.run_files import RunFiles, text_of
 from beam_llm.cli.running import Measured, watched
 from beam_llm.cli.summary import as_json, summary
 from beam_llm.cli.tally import Tally

@@ -13,9 +13,9 @@ from typing import Any
 
 import apache_beam as beam
 
-from beam_llm.cli.first_request import first_request
 from beam_llm.cli.running import reason_of
-from beam_llm.cli.shown_options import options_in_words
+from beam_llm.cli.show import first_request
+from beam_llm.cli.words import options_in_words
 from beam_llm.config import Settings
 from beam_llm.errors import printable
 from beam_llm.fronts.yaml import Predict
