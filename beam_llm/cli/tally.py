@@ -7,109 +7,110 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from beam_llm.cli.stored import StoredAnswer
 from beam_llm.cli.words import dollars
 
+MOST_EXAMPLES = 3
+"""Of each kind of error."""
 
-@dataclass(slots=True)
-class ModelSums:
-    """What one model's answers came to; `unpriced` of them have no known price."""
+
+@dataclass
+class Sums:
+    """What some answers came to.
+
+    Attributes:
+      unpriced: those whose cost is not known.
+    """
 
     records: int = 0
+    reused: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
     cost_usd: float = 0.0
     unpriced: int = 0
 
-
-class Tally:
-    """Sums over how records ended."""
-
-    EXAMPLES = 3
-
-    def __init__(self) -> None:
-        self.by_model: dict[str, ModelSums] = {}
-        self.examples: dict[str, list[tuple[int, str]]] = {}
-        """Of each kind of error the first few: place of the record in the input, and message."""
-        self.records = 0
-        self.errors: Counter[str] = Counter()
-        self.messages: dict[str, Messages] = {}
-        self.reused = 0
-        self.input_tokens = 0
-        self.output_tokens = 0
-        self.cached_tokens = 0
-        self.cache_write_tokens = 0
-        self.reasoning_tokens = 0
-        self.cost_usd = 0.0
-        self.unpriced = 0
-
-    def add(self, answer: StoredAnswer) -> None:
-        """Counts in how one record ended."""
+    def count(self, answer: StoredAnswer, *, unpriced: bool) -> None:
+        """Adds what one answer came to."""
         self.records += 1
-        if answer.kind is not None:
-            self.errors[answer.kind] += 1
-            message = _without_frame(answer.kind, answer.error or "")
-            self.messages.setdefault(answer.kind, Messages()).add(message)
-            examples = self.examples.setdefault(answer.kind, [])
-            if len(examples) < self.EXAMPLES:
-                examples.append((answer.ordinal, message))
         self.reused += answer.reused
         self.input_tokens += answer.input_tokens
         self.output_tokens += answer.output_tokens
         self.cached_tokens += answer.cached_tokens
         self.cache_write_tokens += answer.cache_write_tokens
         self.reasoning_tokens += answer.reasoning_tokens
-        if answer.cost_usd is None:
-            # A record that was never sent has no tokens, and so no cost that could be unknown.
-            self.unpriced += answer.input_tokens > 0
-        else:
-            self.cost_usd += answer.cost_usd
-        if answer.model:
-            self._add_to_model(answer)
+        self.cost_usd += answer.cost_usd or 0.0
+        self.unpriced += unpriced
 
-    def _add_to_model(self, answer: StoredAnswer) -> None:
-        sums = self.by_model.get(answer.model)
-        if sums is None:
-            sums = self.by_model[answer.model] = ModelSums()
-        sums.records += 1
-        sums.input_tokens += answer.input_tokens
-        sums.output_tokens += answer.output_tokens
-        if answer.cost_usd is None:
-            sums.unpriced += 1
-        else:
-            sums.cost_usd += answer.cost_usd
+    def plus(self, other: Sums) -> None:
+        """Adds the sums of another."""
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+_SUMS = tuple(field.name for field in fields(Sums))
+
+
+@dataclass
+class Tally(Sums):
+    """Sums over how records ended.
+
+    Attributes:
+      by_model: of the answers that each model gave.
+      errors: records without an answer, by kind.
+      messages: of each kind of error.
+      examples: of each kind of error the first few: the record's place in the input, and message.
+    """
+
+    by_model: dict[str, Sums] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
+    messages: dict[str, Messages] = field(default_factory=dict)
+    examples: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+
+    def add(self, answer: StoredAnswer) -> None:
+        """Counts in how one record ended."""
+        is_unpriced = answer.cost_usd is None
+        # A record that was never sent has no tokens, and so no cost that could be unknown.
+        self.count(answer, unpriced=is_unpriced and answer.input_tokens > 0)
+        if answer.model:
+            self.by_model.setdefault(answer.model, Sums()).count(answer, unpriced=is_unpriced)
+        if answer.kind is not None:
+            self._add_error(answer, answer.kind)
+
+    def _add_error(self, answer: StoredAnswer, kind: str) -> None:
+        message = _without_frame(kind, answer.error or "")
+        self.errors[kind] += 1
+        self.messages.setdefault(kind, Messages()).add(message)
+        examples = self.examples.setdefault(kind, [])
+        if len(examples) < MOST_EXAMPLES:
+            examples.append((answer.ordinal, message))
 
     @classmethod
     def of_counters(cls, counters: Mapping[str, int]) -> Tally:
         """The sums that Beam's counters have, where no single record is known."""
-        tally = cls()
-        for name in _SUMS:
-            setattr(tally, name, counters.get(name, 0))
+        tally = cls(**{name: counters.get(name, 0) for name in _SUMS if name != "cost_usd"})
         tally.cost_usd = counters.get("cost_micro_usd", 0) / 1e6
         for name, count in counters.items():
             kind = name.removeprefix("errors_")
             if kind != name and count:
                 tally.errors[kind] = count
-                # Counters have no messages; an empty one has no most frequent wording, and none is
-                # shown.
-                tally.messages[kind] = Messages()
+                tally.messages[kind] = Messages()  # counters have none, so none is shown
         return tally
 
     def merge(self, other: Tally) -> None:
         """Adds the sums of another."""
-        for name in _SUMS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.plus(other)
         self.errors.update(other.errors)
         for kind, messages in other.messages.items():
             self.messages.setdefault(kind, Messages()).merge(messages)
             examples = self.examples.setdefault(kind, [])
-            examples += other.examples.get(kind, ())[: self.EXAMPLES - len(examples)]
+            examples += other.examples.get(kind, ())[: MOST_EXAMPLES - len(examples)]
         for model, sums in other.by_model.items():
-            own = self.by_model.setdefault(model, ModelSums())
-            for field in fields(ModelSums):
-                setattr(own, field.name, getattr(own, field.name) + getattr(sums, field.name))
+            self.by_model.setdefault(model, Sums()).plus(sums)
 
     @property
     def failed(self) -> int:
@@ -118,17 +119,9 @@ class Tally:
 
     def cost(self) -> str:
         """The price in dollars, or why there is none."""
-        return (
-            "unknown (the model has no list price; give --prices)"
-            if self.unpriced
-            else dollars(self.cost_usd)
-        )
-
-
-_SUMS = (
-    *("records", "reused", "input_tokens", "output_tokens", "cached_tokens"),
-    *("cache_write_tokens", "reasoning_tokens", "cost_usd", "unpriced"),
-)
+        if self.unpriced:
+            return "unknown (the model has no list price; give --prices)"
+        return dollars(self.cost_usd)
 
 
 class Messages:
@@ -167,8 +160,6 @@ def without_particulars(message: str) -> str:
 
 
 _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,]*")
-
-
 _ATTEMPTS = re.compile(r" \(after \d+ attempts\)$")
 
 
