@@ -35,9 +35,10 @@ if TYPE_CHECKING:
         UsageError,
     )
     from beam_llm.ledger import BatchJobRef
+    from beam_llm.transforms.batch_jobs import CollectBatchJobs, SubmitBatchJobs
     from beam_llm.transforms.chat import LLMChat
     from beam_llm.transforms.embed import LLMEmbed
-    from beam_llm.transforms.predict import CollectBatchJobs, LLMPredict, SubmitBatchJobs
+    from beam_llm.transforms.predict import LLMPredict
     from beam_llm.transforms.reduce import Group, LLMReduce
     from beam_llm.values import Prediction, Record, Usage
 
@@ -79,9 +80,10 @@ _ROOMS = {
         "UsageError",
     ),
     "beam_llm.ledger": ("BatchJobRef",),
+    "beam_llm.transforms.batch_jobs": ("CollectBatchJobs", "SubmitBatchJobs"),
     "beam_llm.transforms.chat": ("LLMChat",),
     "beam_llm.transforms.embed": ("LLMEmbed",),
-    "beam_llm.transforms.predict": ("CollectBatchJobs", "LLMPredict", "SubmitBatchJobs"),
+    "beam_llm.transforms.predict": ("LLMPredict",),
     "beam_llm.transforms.reduce": ("Group", "LLMReduce"),
     "beam_llm.values": ("Prediction", "Record", "Usage"),
 }

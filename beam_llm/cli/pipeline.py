@@ -21,9 +21,10 @@ from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind
 from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.text import clean
+from beam_llm.transforms.batch_jobs import CollectBatchJobs
 from beam_llm.transforms.fields import fields_of, is_keyed
 from beam_llm.transforms.options import arguments_of
-from beam_llm.transforms.predict import CollectBatchJobs, LLMPredict
+from beam_llm.transforms.predict import LLMPredict
 from beam_llm.values import Prediction
 
 

@@ -11,7 +11,8 @@ from beam_llm.errors import UsageError
 from beam_llm.transforms.answering_sessions import AnswerSessions
 from beam_llm.transforms.fields import split_type
 from beam_llm.transforms.forming import RecordReader
-from beam_llm.transforms.predict import LLMPredict, signature
+from beam_llm.transforms.front_door import signature
+from beam_llm.transforms.predict import LLMPredict
 from beam_llm.transforms.preview import RequestPreview, preview
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from beam_llm.transforms.predict import LLMPredict, signature
+from beam_llm.transforms.front_door import signature
+from beam_llm.transforms.predict import LLMPredict
 
 
 class LLMEmbed(LLMPredict):

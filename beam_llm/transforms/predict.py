@@ -1,39 +1,22 @@
-"""`records | LLMPredict(...)`: one transform, two modes, and its two halves for batch jobs that are
-collected another day.
-"""
+"""`records | LLMPredict(...)`: one transform, two modes."""
 
 import copy
-import dataclasses
-import inspect
-import logging
-import typing
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Unpack
+from collections.abc import Iterable
+from typing import Any
 
 import apache_beam as beam
 from apache_beam import coders, pvalue
-from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.error_handling import ErrorHandler
-from apache_beam.transforms.window import GlobalWindows
 
-from beam_llm import config
-from beam_llm.config import OPTIONS, Settings, is_template, key_of, settings_from_options
-from beam_llm.errors import UsageError
-from beam_llm.pricing import your_prices
-from beam_llm.prompting.batching import caps_of
-from beam_llm.prompting.model_choice import settings_by_model
-from beam_llm.prompting.templates import PromptTemplate
-from beam_llm.providers import check, compile_task, preload
-from beam_llm.stores import absolute
-from beam_llm.telemetry import check_tracing
+from beam_llm.config import Settings, is_template
 from beam_llm.transforms import runners
 from beam_llm.transforms.coders import PredictionCoder
 from beam_llm.transforms.delivering import deliver, divide
 from beam_llm.transforms.envelopes import EnvelopeCoder
 from beam_llm.transforms.forming import FormPromptBatches, RecordReader
 from beam_llm.transforms.forming_streams import FormFromStream
+from beam_llm.transforms.front_door import WithSettings
 from beam_llm.transforms.live import AskTheModel
-from beam_llm.transforms.options import Options
 from beam_llm.transforms.preview import RequestPreview, preview
 from beam_llm.transforms.routing import predict_by_model
 from beam_llm.values import Prediction
@@ -42,188 +25,7 @@ from beam_llm.values import Prediction
 coders.registry.register_coder(Prediction, PredictionCoder)
 
 
-_log = logging.getLogger("beam_llm")
-
-
-def signature(
-    fixed: Mapping[str, Any] | None = None,
-    usual: Mapping[str, Any] | None = None,
-    asks: str = "prompt",
-) -> inspect.Signature:
-    """All options with their types and defaults, for `help()`, notebooks and Beam YAML.
-
-    Args:
-      fixed: what a transform is made by: these options can't be given, nor can those that its
-        `task` doesn't have.
-      usual: its own defaults.
-      asks: the argument after the model, by place or by name.
-    """
-    keyword, either = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
-    asked = dict.fromkeys(("prompt", "instruction"), str | None)
-    hints, fixed = {**asked, **typing.get_type_hints(Options)}, fixed or {}
-    defaults = {**{name: option.default for name, option in OPTIONS.items()}, **(usual or {})}
-    parameters = [
-        inspect.Parameter("model", either, annotation=str),
-        inspect.Parameter(asks, either, default=None, annotation=hints.pop(asks)),
-        inspect.Parameter("output", keyword, default=str, annotation=Any),
-        inspect.Parameter("label", keyword, default=None, annotation=str | None),
-        *(
-            inspect.Parameter(name, keyword, default=defaults[name], annotation=hint)
-            for name, hint in hints.items()
-        ),
-    ]
-    # Beam YAML, notebooks and `help()` show the signature: what can't be given must not be offered.
-    tasks = (fixed["task"],) if "task" in fixed else config.EACH
-    left_out = set(fixed) | (OPTIONS.keys() - config.options_of(*tasks).keys())
-    return inspect.Signature([each for each in parameters if each.name not in left_out])
-
-
-class _WithSettings(beam.PTransform):
-    """What all front doors share: settings, options by string keys, display data."""
-
-    __signature__ = signature()
-    _FIXED: ClassVar[Mapping[str, Any]] = {}
-    _USUAL: ClassVar[Mapping[str, Any]] = {}
-    """Values by Python name: what this transform is made by, and what it has for a default of its
-    own."""
-    _takes_templates: ClassVar[bool] = True
-    """Of a model's name: job refs don't say which model they are of."""
-
-    def __init__(
-        self,
-        model: str,
-        prompt: str | None = None,
-        *,
-        output: Any = str,
-        label: str | None = None,
-        **options: Unpack[Options],
-    ) -> None:
-        self._use(
-            config.settings(
-                model, prompt=prompt, output=output, **{**self._USUAL, **options, **self._FIXED}
-            )
-        )
-        super().__init__(label)
-
-    def _use(self, settings: Settings) -> None:
-        """Takes the settings; whatever is wrong with them is raised here, before there is a
-        pipeline.
-        """
-        if settings.task == "session" != self._FIXED.get("task"):
-            raise UsageError(
-                f"task is 'session': {type(self).__name__} asks about each element alone; use "
-                "LLMChat"
-            )
-        if is_template(settings.model) and not self._takes_templates:
-            raise UsageError(
-                f"model is {settings.model!r}: {type(self).__name__} takes one model; use one "
-                "for each, or LLMPredict"
-            )
-        if settings.staging_location is not None:
-            # Workers have folders of their own: a relative one would be another ledger there.
-            location = absolute(settings.staging_location)
-            settings = dataclasses.replace(settings, staging_location=location)
-        self._by_model = settings_by_model(settings)
-        for each in self._by_model.values():
-            self._check(each)
-        self._settings = settings
-
-    def _check(self, settings: Settings) -> None:
-        check(settings)
-        if settings.tracing:
-            check_tracing()
-        task = compile_task(settings)
-        # With the user's own limits only: to know the model's may mean to read the price table.
-        if task.caps is None and (settings.max_input_tokens or settings.context_window):
-            caps_of(settings, task.shared_tokens, settings.context_window)
-        your_prices(settings)
-        warn_of_one_prompt_for_all(settings)
-        if settings.mode == "batch_api":
-            _warn_of_a_guard_by_live_calls(settings)
-            from beam_llm.ledger import check_location
-
-            check_location(str(settings.staging_location))
-        else:
-            # The HTTP client's import takes a fifth of a second, which building the pipeline hides.
-            preload(settings)
-
-    @classmethod
-    def from_options(
-        cls,
-        options: Mapping[str, Any],
-        overrides: Mapping[str, Any] | None = None,
-        *,
-        allow_code: bool = False,
-        **values: Any,
-    ) -> Any:
-        """The transform from string keys, as in SQL's `WITH (…)`.
-
-        Args:
-          options: a model's defaults: `{"provider": "openai", "model": "gpt-4", "batch.size":
-            "20"}`.
-          overrides: what this use changes.
-          allow_code: whether these may name a parser (`response.format`) by its dotted name: to
-            name code is to run it.
-          values: typed values by Python name, such as `output=Review`.
-
-        Raises:
-          UsageError: an unknown key (names the nearest known one) or a value that breaks its rule.
-        """
-        # Past `__init__`, which takes options by their Python names.
-        made = cls.__new__(cls)
-        made._use(
-            settings_from_options(
-                options,
-                overrides,
-                allow_code=allow_code,
-                usual=cls._USUAL,
-                **{**values, **cls._FIXED},
-            )
-        )
-        beam.PTransform.__init__(made)
-        return made
-
-    @property
-    def settings(self) -> Settings:
-        """Every option as it was checked and completed."""
-        return self._settings
-
-    def display_data(self) -> dict[str, Any]:
-        """What the runner's page shows: the model and the options that were set; never a secret or
-        a whole prompt.
-        """
-        return _display_data(self._settings)
-
-    def default_label(self) -> str:
-        of_record = is_template(self._settings.model)
-        return f"{type(self).__name__}({'by model' if of_record else self._settings.model_name})"
-
-
-def warn_of_one_prompt_for_all(settings: Settings) -> None:
-    """`{text}` for `{{ text }}`, most often."""
-    is_own = (
-        settings.prompt is not None
-        and settings.batch_prompt_template is None
-        and not settings.independent
-    )
-    if is_own and not PromptTemplate(str(settings.prompt)).names:
-        _log.warning(
-            "the prompt names no field, so every element is asked the same: write {{ field }} "
-            "or {{ element }} in it"
-        )
-
-
-def _warn_of_a_guard_by_live_calls(settings: Settings) -> None:
-    if settings.guard and settings.batch_size != 1:
-        _log.warning(
-            "guard=%g with mode='batch_api': that part of the records is asked alone by live "
-            "calls, at their price, and agreement is measured; jobs are cut beforehand, so "
-            "prompts are not made smaller",
-            settings.guard,
-        )
-
-
-class LLMPredict(_WithSettings):
+class LLMPredict(WithSettings):
     """Asks a language model about every element; every element comes back, with a typed answer or a
     reason.
 
@@ -354,69 +156,6 @@ def _predict_by_jobs(elements: pvalue.PCollection, settings: Settings) -> pvalue
     )
 
 
-class SubmitBatchJobs(_WithSettings):
-    """Elements in, one `BatchJobRef` per batch job out, as soon as it is created or queued behind a
-    limit. See `CollectBatchJobs`.
-
-        asking = {"prompt": "Label: {{ text }}", "staging_location": "gs://bucket/llm"}
-        refs = reviews | SubmitBatchJobs("openai:gpt-4.1-mini", **asking)
-        refs | beam.Map(lambda ref: ref.job_id or f"#{ref.number}") | WriteToText("jobs")
-    """
-
-    _FIXED: ClassVar[Mapping[str, Any]] = {"mode": "batch_api"}
-    _takes_templates = False
-
-    def expand(self, elements: pvalue.PCollection) -> pvalue.PCollection:
-        from beam_llm.transforms.driving import SubmitJobs
-        from beam_llm.transforms.planning import PlanJobs
-        from beam_llm.transforms.spooling import SpoolParts
-
-        return (
-            elements
-            | "Spool parts" >> SpoolParts(self._settings, EnvelopeCoder.of(elements))
-            | "Plan jobs" >> PlanJobs(self._settings)
-            | "Submit jobs" >> SubmitJobs(self._settings)
-        )
-
-
-class CollectBatchJobs(_WithSettings):
-    """`BatchJobRef`s, or provider job ids as `str`, in; the predictions of their elements out.
-    Today, next week, in another pipeline.
-
-        asking = {"prompt": "Label: {{ text }}", "staging_location": "gs://bucket/llm"}
-        ids = another_pipeline | ReadFromText("jobs*")
-        predictions = ids | CollectBatchJobs("openai:gpt-4.1-mini", **asking)
-
-    Takes the arguments its `SubmitBatchJobs` had: `staging_location` finds the elements, `prompt`
-    and `output` read the answers. Predictions have their elements' timestamps and are in the global
-    window: the windows of another pipeline mean nothing here. A job that still queues has no id
-    yet; `#3` is job number 3. An id stands for the elements of the run that created the job: a
-    later run with the same records has refs of its own, and elements that failed before any call
-    are in no job, only behind their ref.
-    """
-
-    _FIXED: ClassVar[Mapping[str, Any]] = {"mode": "batch_api"}
-    _takes_templates = False
-    _element_type: Any = Any
-
-    def of_elements(self, element_type: Any) -> "CollectBatchJobs":
-        """The same for elements of a known type: with `output_field` the rows have its fields, and
-        so a schema.
-        """
-        self._element_type = element_type
-        return self
-
-    def expand(self, refs: pvalue.PCollection) -> pvalue.PCollection:
-        from beam_llm.transforms.driving import DriveJobs
-
-        predictions = (
-            refs
-            | "Out of windows" >> beam.WindowInto(GlobalWindows())
-            | "Drive jobs" >> DriveJobs(self._settings)
-        )
-        return deliver(predictions, self._settings, self._element_type)
-
-
 class _Handled(beam.PTransform):
     """The errors go to a handler, which the user closes."""
 
@@ -429,38 +168,3 @@ class _Handled(beam.PTransform):
         good, bad = pcoll | "Predict" >> self._divided
         self._error_handler.add_error_pcollection(bad)
         return good
-
-
-_SHOWN_CHARACTERS = 40
-_SHORTENED = (
-    *("prompt", "system_prompt", "batch_prompt_template"),
-    *("instruction", "combine_instruction"),
-)
-
-
-def _display_data(settings: Settings) -> dict[str, Any]:
-    """Options that differ from their defaults, by string key: texts shortened, mappings by their
-    keys, addresses without their query.
-    """
-    return {
-        key_of(name): DisplayDataItem(
-            _shown(name, value), label=OPTIONS[name].metadata["meaning"][:80]
-        )
-        for name, value in config.given_options(settings)
-    }
-
-
-def _shown(name: str, value: Any) -> Any:
-    if isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, Mapping):
-        return f"mapping of {', '.join(map(str, value))}"
-    if name == "base_url":
-        return str(value).partition("?")[0]
-    # `Literal["a", "b"]` has a `__name__` as well, which would hide what may be answered.
-    is_named = isinstance(value, type) or inspect.isroutine(value)
-    text = value.__name__ if is_named else str(value).replace("typing.", "")
-    if name in _SHORTENED:
-        # Half of it at most: a short prompt would else stand there whole.
-        return f"{text[: min(_SHOWN_CHARACTERS, len(text) // 2)]}… ({len(text):,} characters)"
-    return text

@@ -16,9 +16,10 @@ from beam_llm.transforms import runners
 from beam_llm.transforms.beam_internals import row_type, set_windowing
 from beam_llm.transforms.coders import STATE_CODER
 from beam_llm.transforms.envelopes import one_window
+from beam_llm.transforms.front_door import signature, warn_of_one_prompt_for_all
 from beam_llm.transforms.groups import Group, KeyReader
 from beam_llm.transforms.options import Options
-from beam_llm.transforms.predict import LLMPredict, predict, signature, warn_of_one_prompt_for_all
+from beam_llm.transforms.predict import LLMPredict, predict
 from beam_llm.transforms.preview import RequestPreview, preview
 from beam_llm.transforms.reducing import (
     ENDED,
