@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from beam_llm.errors import LedgerError
-from beam_llm.jobs import admin
+from beam_llm.jobs import tidy
 from beam_llm.stores import open_store
 from tests.batch_world import World, wrong
 
@@ -153,9 +153,9 @@ def test_cleanup_removes_what_killed_processes_were_writing_and_nothing_else(wor
     store = open_store(world.location)
     left = Path(world.location) / ".tmp" / "123-abc"
     left.write_bytes(b"a prompt")
-    assert admin.cleanup(store, None, dry_run=True).leftovers == [str(left)]
+    assert tidy.cleanup(store, None, dry_run=True).leftovers == [str(left)]
     assert left.exists()
-    assert admin.cleanup(store, None, dry_run=False).leftovers == [str(left)]
+    assert tidy.cleanup(store, None, dry_run=False).leftovers == [str(left)]
     assert not left.exists()
 
 
@@ -166,7 +166,7 @@ def test_cleanup_leaves_alone_what_is_being_written(
     store, sync, swept = open_store(world.location), os.fsync, []
 
     def tidy_meanwhile(file: int) -> None:
-        swept.append(admin.cleanup(open_store(world.location), None, dry_run=False).leftovers)
+        swept.append(tidy.cleanup(open_store(world.location), None, dry_run=False).leftovers)
         sync(file)
 
     monkeypatch.setattr(os, "fsync", tidy_meanwhile)

@@ -29,7 +29,7 @@ from beam_llm.cli.tally import Tally
 from beam_llm.cli.words import duration, price, table
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError, plural, printable
-from beam_llm.jobs import Cleanup, JobView, admin
+from beam_llm.jobs import Cleanup, JobView, admin, tidy
 from beam_llm.leftovers import remove_leftovers, scratch_folder
 from beam_llm.protocols import BatchProvider, Store
 from beam_llm.providers import check, compile_task, connect_batch
@@ -242,14 +242,14 @@ def cleanup(chosen: argparse.Namespace) -> int:
 
 def _cleaned_up(chosen: argparse.Namespace, store: Store, provider: BatchProvider | None) -> int:
     # What is shown is found by the same code that removes it.
-    would = admin.cleanup(store, provider, dry_run=True)
+    would = tidy.cleanup(store, provider, dry_run=True)
     print(_removal(would))
     if not would.names and not would.provider_files and not would.leftovers:
         return ALL_ANSWERED
     if not chosen.yes and not _agreed():
         print("nothing was removed")
         return ALL_ANSWERED
-    done = admin.cleanup(store, provider, dry_run=False)
+    done = tidy.cleanup(store, provider, dry_run=False)
     print(
         f"removed {plural(len(done.names), 'staging object')} and "
         f"{plural(len(done.provider_files) - len(done.failed), 'provider file')}"

@@ -19,7 +19,8 @@
     closing.py          how every record ends, written once
     live_leftovers.py   live calls for the last leftovers
     join.py             back to this run's elements
-    admin.py            look, cancel, tidy
+    admin.py            look, cancel
+    tidy.py             remove what finished jobs no longer need
     failpoints.py       where tests kill
 
 The way of one job: `plan` writes its intent into the log and gives a `BatchJobRef`.
@@ -30,10 +31,11 @@ a `Done`, which names the children that go on with what was left over: jobs, eac
 elements of this run.
 """
 
-from beam_llm.jobs.admin import Cleanup, JobView, cancel, cleanup, list_jobs, show
+from beam_llm.jobs.admin import JobView, cancel, list_jobs, show
 from beam_llm.jobs.driver import Driver, run_jobs
 from beam_llm.jobs.planner import plan
 from beam_llm.jobs.step import Ready, Waiting
+from beam_llm.jobs.tidy import Cleanup, cleanup
 
 __all__ = [
     "Cleanup",

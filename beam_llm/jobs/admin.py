@@ -1,14 +1,13 @@
-"""Looking at a ledger from outside, and tidying it: what `beam-llm jobs` does. Needs no task, and
-no provider but to cancel and delete."""
+"""Looking at the jobs of a ledger from outside: what `beam-llm jobs ls`, `show` and `cancel` do.
+Needs no task, and no provider but to cancel."""
 
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from beam_llm.errors import CallError, LedgerError, UsageError, plural, printable
-from beam_llm.ledger.columns import key_at, keys_array
+from beam_llm.errors import UsageError, printable
 from beam_llm.ledger.intent import Intent
 from beam_llm.ledger.job_tree import JobTree
 from beam_llm.ledger.journal import (
@@ -17,17 +16,12 @@ from beam_llm.ledger.journal import (
     CloseReason,
     Created,
     Journal,
-    Slice,
     Twice,
-    Uploaded,
 )
-from beam_llm.ledger.known_keys import Known
 from beam_llm.ledger.log import Ledger
-from beam_llm.ledger.manifest import Manifest
-from beam_llm.ledger.parts import PartReader
 from beam_llm.ledger.refs import find_job
 from beam_llm.ledger.status import JobStatus, Phase
-from beam_llm.protocols import BatchProvider, RemoteJob, Store
+from beam_llm.protocols import BatchProvider, Store
 from beam_llm.values import Usage
 
 
@@ -201,154 +195,3 @@ def cancel(store: Store, provider: BatchProvider, job: str) -> str:
         raise UsageError(f"{ended}; the next run or `beam-llm jobs attach` collects it")
     provider.cancel(view.job_id)
     return view.job_id
-
-
-@dataclass
-class Cleanup:
-    """What a clean-up removes, or would.
-
-    Attributes:
-      jobs: log numbers of jobs that are finished, with all that follows from them: their staging
-        goes.
-      kept: those that are not: nothing of theirs is touched.
-      names: staging objects.
-      provider_files: ids at the provider, input and result files.
-      remote: the same as `BatchProvider.forget` takes it: (job, staged input).
-      leftovers: files that killed processes were writing to a local location.
-      texts: a sentence on what those held.
-      failed: provider files that could not be removed, and why.
-    """
-
-    jobs: list[int] = field(default_factory=list)
-    kept: list[int] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    provider_files: list[str] = field(default_factory=list)
-    remote: list[tuple[RemoteJob | None, str | None]] = field(default_factory=list, repr=False)
-    leftovers: list[str] = field(default_factory=list)
-    records: int = 0
-    texts: str = ""
-    failed: list[str] = field(default_factory=list)
-
-
-def cleanup(store: Store, provider: BatchProvider | None, dry_run: bool = True) -> Cleanup:
-    """Removes what finished jobs no longer need: provider files, input files, and the parts with
-    the records' texts and elements.
-
-    The log, its manifests of keys and the answers stay: they are what keeps a re-run from paying
-    again, and a re-run brings its own records. After it a finished job can no longer be collected
-    by its id. Not to be run beside a pipeline on the same location.
-
-    Args:
-      provider: whose files are removed too; None: only staging is tidied.
-      dry_run: only says what would go.
-    """
-    found = _Finder(store).found()
-    if provider is not None:
-        ledger = Ledger(store)
-        for intent in (
-            intent for number in found.jobs for intent in JobTree(ledger, number).intents()
-        ):
-            _find_remote(Journal(store, intent.job), provider, found)
-    parts = sum(".rows" in name for name in found.names)
-    inputs = sum(name.endswith("input.jsonl") for name in found.names)
-    found.texts = (
-        f"the texts and elements of {plural(found.records, 'record')} "
-        f"in {plural(parts, 'part file')}, "
-        f"{plural(inputs, 'input file')} with the prompts made of them, "
-        f"and {plural(len(found.provider_files), 'provider file')} (prompts and replies); "
-        "answers stay, so that a re-run pays nothing again"
-    )
-    found.leftovers = list(store.sweep(dry_run=dry_run))
-    if not dry_run:
-        for job, staged in found.remote:
-            _forget(provider, job, staged, found)
-        for name in found.names:
-            store.delete(name)
-    return found
-
-
-def _forget(
-    provider: BatchProvider | None, job: RemoteJob | None, staged: str | None, found: Cleanup
-) -> None:
-    try:
-        if provider is not None:
-            provider.forget(job, staged)
-    except CallError as error:
-        of_what = staged or f"results of {printable(job.job_id if job else '')}"
-        found.failed.append(f"{of_what}: {error.message}")
-
-
-def _find_remote(journal: Journal, provider: BatchProvider, found: Cleanup) -> None:
-    for upload in journal.all(Uploaded):
-        found.provider_files.append(upload.file_id)
-        found.remote.append((None, upload.file_id))
-    created = journal.newest(Created)
-    if created is not None:
-        try:
-            job = provider.look(created.job_id)
-        except CallError as error:
-            found.failed.append(f"result files of {printable(created.job_id)}: {error.message}")
-        else:
-            found.provider_files += job.result_files
-            found.remote.append((job, None))
-
-
-class _Finder:
-    """Sorts parts and manifests into those that only finished jobs need, and the others."""
-
-    def __init__(self, store: Store):
-        self._store, self._ledger = store, Ledger(store)
-        self._trees = [JobTree(self._ledger, intent.number) for intent in self._ledger.intents()]
-
-    def found(self) -> Cleanup:
-        found = Cleanup()
-        for tree in self._trees:
-            (found.jobs if tree.is_finished() else found.kept).append(tree.number)
-        needed, gone = self._parts(set(found.jobs))
-        # A part may serve several jobs; one that is not finished keeps it.
-        for name in sorted(gone - needed):
-            held = [f"parts/{name}.index", f"parts/{name}.rows"]
-            present = set(self._store.list(f"parts/{name}"))
-            if held[0] in present:
-                found.records += len(PartReader(self._store, name))
-            found.names += [part for part in held if part in present]
-        for tree in self._trees:
-            if tree.is_finished():
-                for intent in tree.intents():
-                    journal = Journal(self._store, intent.job)
-                    found.names += self._store.list(journal.folder + "input.jsonl")
-                    # A finished job of live calls has them all in one.
-                    for each in journal.all(Slice):
-                        found.names += self._store.list(each.outcomes)
-        return found
-
-    def _parts(self, finished: set[int]) -> tuple[set[str], set[str]]:
-        """(parts that an unfinished job needs, parts that a finished one needed)."""
-        needed: set[str] = set()
-        gone: set[str] = set()
-        known = self._ledger.known()
-        of_lines = {
-            intent.lines: intent.number for tree in self._trees for intent in tree.intents()
-        }
-        for full_name in self._store.list("manifests/"):
-            name = full_name.removeprefix("manifests/").removesuffix(".manifest")
-            try:
-                manifest = Manifest.read(self._store, name)
-            except LedgerError:
-                continue
-            number = of_lines.get(name) or self._job_of(manifest, known)
-            if number:
-                (gone if number in finished else needed).update(manifest.parts)
-            elif number is None:
-                needed.update(manifest.parts)  # planned by someone, claimed by nobody yet
-        return needed, gone
-
-    def _job_of(self, manifest: Manifest, known: Known) -> int | None:
-        """The job that answers a run's rows; 0 for rows that failed early and need none; None where
-        nobody claimed them."""
-        if not len(manifest):
-            return 0
-        first = key_at(manifest.keys, 0)
-        if not any(first):
-            return 0
-        return int(known.jobs_of(keys_array(first))[0]) or None

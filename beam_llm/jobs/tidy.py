@@ -1,0 +1,155 @@
+"""Removing what finished jobs no longer need: what `beam-llm jobs cleanup` does.
+
+goes    parts that only finished jobs needed (the records' texts and elements), their input
+        files, what live calls kept slice by slice, their files at the provider, and what killed
+        processes left half-written
+stays   the log, its manifests of keys, and the answers: they keep a re-run, which brings its
+        own records, from paying again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from beam_llm.errors import CallError, LedgerError, plural, printable
+from beam_llm.ledger.columns import key_at, keys_array
+from beam_llm.ledger.job_tree import JobTree
+from beam_llm.ledger.journal import Created, Journal, Slice, Uploaded
+from beam_llm.ledger.known_keys import Known
+from beam_llm.ledger.log import Ledger
+from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.parts import PartReader
+from beam_llm.protocols import BatchProvider, RemoteJob, Store
+
+
+@dataclass
+class Cleanup:
+    """What a clean-up removes, or would.
+
+    Attributes:
+      jobs: log numbers of jobs that are finished, with all that follows from them.
+      kept: those that are not: nothing of theirs is touched.
+      names: staging objects.
+      records: whose texts and elements are in these.
+      remote: what goes at the provider, as `BatchProvider.forget` takes it: (job, staged input).
+      leftovers: files that killed processes were writing to a local location.
+      failed: provider files that could not be removed, and why.
+    """
+
+    jobs: list[int] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    records: int = 0
+    remote: list[tuple[RemoteJob | None, str | None]] = field(default_factory=list, repr=False)
+    leftovers: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def provider_files(self) -> list[str]:
+        """Ids at the provider, of input and result files."""
+        ids: list[str] = []
+        for job, staged in self.remote:
+            ids += () if job is None else job.result_files
+            ids += () if staged is None else (staged,)
+        return ids
+
+    @property
+    def texts(self) -> str:
+        """A sentence on what all of these hold."""
+        parts = sum(".rows" in name for name in self.names)
+        inputs = sum(name.endswith("input.jsonl") for name in self.names)
+        return (
+            f"the texts and elements of {plural(self.records, 'record')} "
+            f"in {plural(parts, 'part file')}, "
+            f"{plural(inputs, 'input file')} with the prompts made of them, "
+            f"and {plural(len(self.provider_files), 'provider file')} (prompts and replies); "
+            "answers stay, so that a re-run pays nothing again"
+        )
+
+
+def cleanup(store: Store, provider: BatchProvider | None, dry_run: bool = True) -> Cleanup:
+    """Removes what finished jobs no longer need, or says what that is.
+
+    After it a finished job can no longer be collected by its id. Not to be run beside a pipeline on
+    the same location.
+
+    Args:
+      provider: whose files are removed too; None: only staging is tidied.
+      dry_run: only says what would go.
+    """
+    ledger, found = Ledger(store), Cleanup()
+    trees = [JobTree(ledger, intent.number) for intent in ledger.intents()]
+    for tree in trees:
+        (found.jobs if tree.is_finished() else found.kept).append(tree.number)
+    _find_parts(ledger, trees, found)
+    for tree in trees:
+        for intent in tree.intents() if tree.is_finished() else ():
+            journal = Journal(store, intent.job)
+            found.names += store.list(journal.folder + "input.jsonl")
+            # A finished job of live calls has them all in one.
+            for each in journal.all(Slice):
+                found.names += store.list(each.outcomes)
+            if provider is not None:
+                _find_remote(journal, provider, found)
+    found.leftovers = list(store.sweep(dry_run=dry_run))
+    if not dry_run:
+        if provider is not None:
+            _forget_remote(provider, found)
+        for name in found.names:
+            store.delete(name)
+    return found
+
+
+def _find_parts(ledger: Ledger, trees: Sequence[JobTree], found: Cleanup) -> None:
+    """Adds the parts that a finished job needed, and no other does."""
+    store, finished = ledger.store, set(found.jobs)
+    needed: set[str] = set()
+    gone: set[str] = set()
+    known = ledger.known()
+    # Of runs' rows the log names only those of the run that planned a job; a re-run has its own.
+    of_lines = {intent.lines: tree.number for tree in trees for intent in tree.intents()}
+    for full_name in store.list("manifests/"):
+        name = full_name.removeprefix("manifests/").removesuffix(".manifest")
+        try:
+            manifest = Manifest.read(store, name)
+        except LedgerError:
+            continue
+        number = of_lines.get(name) or _job_of(manifest, known)
+        if number:
+            (gone if number in finished else needed).update(manifest.parts)
+        elif number is None:
+            needed.update(manifest.parts)  # planned by someone, claimed by nobody yet
+    for name in sorted(gone - needed):
+        index, rows = f"parts/{name}.index", f"parts/{name}.rows"
+        present = set(store.list(f"parts/{name}"))
+        if index in present:
+            found.records += len(PartReader(store, name))
+        found.names += [part for part in (index, rows) if part in present]
+
+
+def _job_of(manifest: Manifest, known: Known) -> int | None:
+    """The job that answers a run's rows; 0 for rows that failed early and need none; None where
+    nobody claimed them."""
+    first = key_at(manifest.keys, 0)
+    # An early failure has a key of zeros; of no rows at all there is no key.
+    return (int(known.jobs_of(keys_array(first))[0]) or None) if any(first) else 0
+
+
+def _find_remote(journal: Journal, provider: BatchProvider, found: Cleanup) -> None:
+    found.remote += [(None, upload.file_id) for upload in journal.all(Uploaded)]
+    created = journal.newest(Created)
+    if created is not None:
+        try:
+            found.remote.append((provider.look(created.job_id), None))
+        except CallError as error:
+            found.failed.append(f"result files of {printable(created.job_id)}: {error.message}")
+
+
+def _forget_remote(provider: BatchProvider, found: Cleanup) -> None:
+    for job, staged in found.remote:
+        try:
+            provider.forget(job, staged)
+        except CallError as error:
+            of_what = staged or f"results of {printable(job.job_id if job else '')}"
+            found.failed.append(f"{of_what}: {error.message}")
