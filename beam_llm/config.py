@@ -940,7 +940,12 @@ def _names(name: str, value: Any, rule: Mapping[str, Any]) -> tuple[str, ...]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
         raise _wrong(name, value, "it has to be a list of names", f"write {name}=['…', '…']")
-    return tuple(part.strip() for part in parts if part.strip())
+    names = tuple(part.strip() for part in parts)
+    # Not passed over: `media=[""]`, of a variable that is not set, would ask without any image.
+    if "" in names:
+        which = f"name {names.index('') + 1} of {len(names)} is blank"
+        raise _wrong(name, value, which, f"write a name there, or leave {name} out")
+    return names
 
 
 _KINDS: dict[str, Callable[[str, Any, Mapping[str, Any]], Any]] = {

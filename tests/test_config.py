@@ -277,6 +277,10 @@ def test_the_permission_itself_is_no_option(key):
         ({"prompt": "x" * 100_000 + "\ud800"}, "half of one"),
         ({"seed": 2**64}, "between -9,223,372,036,854,775,808 and 9,223,372,036,854,775,807"),
         ({"max_output_tokens": 2**70}, "between 1 and 10,000,000"),
+        ({"media": [""]}, r"media is \[''\]: name 1 of 1 is blank; write a name there, or leave"),
+        ({"media": "photo, ,back"}, "name 2 of 3 is blank"),
+        ({"media": [None]}, r"media is \[None\]: it has to be a list of names"),
+        ({"models": ["  "]}, "name 1 of 1 is blank"),
     ],
     ids=[
         "slash",
@@ -291,6 +295,10 @@ def test_the_permission_itself_is_no_option(key):
         "long",
         "a seed of 65 bits",
         "tokens beyond JSON",
+        "blank name",
+        "blank between commas",
+        "no name",
+        "blank model",
     ],
 )
 def test_mistakes_are_usage_errors_with_advice_that_fits(values, words):

@@ -7,6 +7,7 @@ import datetime
 import decimal
 import enum
 import json
+import math
 import re
 import time
 import tracemalloc
@@ -58,6 +59,7 @@ class RowLike:
     [
         ("text", "text"),
         (None, ""),
+        (math.nan, ""),
         (3, "3"),
         (2**70, str(2**70)),
         (0.5, "0.5"),

@@ -5,6 +5,7 @@ question.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from xml.sax.saxutils import escape
 
 import orjson
+import pandas as pd
 import pydantic
 import pytest
 from hypothesis import given
@@ -21,7 +23,7 @@ from beam_llm.config import settings
 from beam_llm.errors import Kind, PromptError, UsageError
 from beam_llm.prompting.chat_task import REPLY_TOKENS
 from beam_llm.protocols import Task
-from beam_llm.providers import compile_task
+from beam_llm.providers import compile_reduce, compile_task
 from beam_llm.providers.finishes import finish_of
 from beam_llm.values import Completion, Finish, Message
 from tests.ids import shown
@@ -386,6 +388,53 @@ def test_what_is_stored_of_an_answer_makes_the_same_value_again(output, response
         assert task.output.load(json.loads(json.dumps(task.stored(reading, index)))) == value
     if text.startswith("{") and count == 1:
         assert task.output.load(json.loads(task.plain_answer(text) or "")) == reading.values[1]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fields", "named"),
+    [
+        ("Label: {{ text }}", {"text": None}, "the field 'text' is None: there is nothing"),
+        ("Label: {{ text }}", {"text": math.nan}, "'text' is None"),
+        ("Label: {{ text }}", {"text": pd.NA}, "'text' is None"),
+        ("Label: {{ text }}", {"text": pd.NaT}, "'text' is None"),
+        ("{{ a }}: {{ b }} {{ a }}", {"a": None, "b": None}, "the field 'a' is None, like 'b'"),
+        (None, None, "the element is None"),
+    ],
+    ids=["None", "NaN", "NA", "NaT", "all of several", "the element"],
+)
+@pytest.mark.parametrize("task", ["chat", "session", "reduce"])
+def test_a_record_of_nothing_but_none_is_not_asked_about(
+    task: str, prompt: str | None, fields: Any, named: str
+) -> None:
+    more = {"instruction": "Summarise."} if task == "reduce" else {}
+    known = settings("openai:gpt-4.1-mini", prompt=prompt, task=task, **more)
+    compiled: Any = compile_reduce(known) if task == "reduce" else compile_task(known)
+    with pytest.raises(PromptError, match=named):
+        compiled.record(fields or {}, fields)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fields", "inputs"),
+    [
+        ("{{ title }}: {{ text }}", {"title": None, "text": "a"}, ("", "a")),
+        ("{{ text }}", {"text": ""}, ("",)),
+        ("{{ text or 'unknown' }}", {"text": None}, ("unknown",)),
+        ("{% if text is none %}nobody{% endif %}", {"text": None}, ("nobody",)),
+        ("Which model are you?", {"text": None}, ()),
+    ],
+    ids=["one of two", "an empty text", "what stands for it", "a condition", "no field"],
+)
+def test_what_a_template_makes_of_none_is_asked(
+    prompt: str, fields: dict[str, Any], inputs: tuple[str, ...]
+) -> None:
+    task = task_of(str, prompt)
+    assert task.record(fields, fields).inputs == inputs
+
+
+def test_a_batch_template_reads_other_fields_where_the_prompts_own_is_none() -> None:
+    task = task_of(batch_prompt_template=TEMPLATE)
+    record = task.record({"text": None, "lang": "en"}, None)
+    assert "(en)" in user_text(task.render([record, record]))
 
 
 def test_no_two_records_share_a_key_whatever_their_texts_and_ids_hold():

@@ -185,6 +185,8 @@ class ChatTask:
         if media and self.media is not None:
             tokens += self.media.tokens(media)
         if self._batch_template is None:
+            if not media:
+                self._template.check_inputs(inputs, fields, element)
             record_id = record_id_of(self.settings.record_id, fields)
             return Record(inputs, tokens, None, record_id, media)
         needed = self._batch_template.needed(fields)

@@ -158,7 +158,9 @@ class ReduceTask:
         Raises:
           PromptError: where the element does not fit the template.
         """
-        line = quote(self._template.fill(self._template.inputs(fields, element)))
+        inputs = self._template.inputs(fields, element)
+        self._template.check_inputs(inputs, fields, element)
+        line = quote(self._template.fill(inputs))
         return Record((line,), count(line), None, record_id_of(self.settings.record_id, fields))
 
     def first_prompts(self, records: Sequence[Record]) -> list[TreePrompt]:

@@ -19,7 +19,7 @@ from jinja2 import nodes
 
 from beam_llm.errors import USER_CODE_ERRORS, PromptError, UsageError
 from beam_llm.prompting.sandbox import BoundedEnvironment, bounded
-from beam_llm.prompting.text import NotAValue, clean, plain, show
+from beam_llm.prompting.text import NotAValue, clean, is_missing, plain, show
 
 ELEMENT = "element"
 
@@ -237,6 +237,25 @@ class PromptTemplate:
         except USER_CODE_ERRORS as error:
             # A template runs the element's own methods, which may raise anything.
             _refuse(error, fields)
+
+    def check_inputs(self, inputs: Sequence[str], fields: Mapping[str, Any], element: Any) -> None:
+        """Looks whether there is anything to ask about. As in SQL, where the answer about NULL is
+        NULL: a model that is asked about nothing makes something up. One missing field among others
+        is shown as nothing, and what a template computes is its own affair.
+
+        Raises:
+          PromptError: each field that the prompt shows is None.
+        """
+        if any(inputs) or not self._fields:
+            return
+        if all(is_missing(element if name == ELEMENT else fields[name]) for name in self._fields):
+            [first, *others] = dict.fromkeys(self._fields)
+            named = "the element" if first == ELEMENT else f"the field {first!r}"
+            more = f", like {', '.join(map(repr, others))}" if others else ""
+            raise PromptError(
+                f"{named} is None{more}: there is nothing to ask about; leave such elements out, "
+                f"or say in the prompt what stands for it: {{{{ {first} or 'unknown' }}}}"
+            )
 
     def fill(self, inputs: Sequence[str]) -> str:
         """The prompt of one record, as a person would send it."""

@@ -24,8 +24,8 @@ class NotAValue(TypeError):
 
 
 def show(value: Any) -> Any:
-    """A value as a prompt shows it: a string as itself, None as nothing, everything else as compact
-    JSON.
+    """A value as a prompt shows it: a string as itself, a missing one as nothing, all else as
+    compact JSON.
 
     Jinja's `finalize`: an undefined variable passes through, so that StrictUndefined can refuse it.
 
@@ -36,13 +36,24 @@ def show(value: Any) -> Any:
         return show(value.value)
     if isinstance(value, (str, jinja2.Undefined)):
         return value
-    if value is None:
-        return ""
     if type(value) is int:
         return str(value)
+    if is_missing(value):
+        return ""
     text = _json_of(value)
     # A date, a Decimal: a string in JSON, and shown as one.
     return orjson.loads(text) if text.startswith('"') else text
+
+
+def is_missing(value: Any) -> bool:
+    """Whether the value says that there is none: None, or what pandas has in its place."""
+    if value is None or (isinstance(value, float) and value != value):
+        return True
+    return type(value).__name__ in _MISSING_IN_PANDAS
+
+
+_MISSING_IN_PANDAS = ("NAType", "NaTType")
+"""By name: pandas need not be there."""
 
 
 def plain(value: Any) -> Any:
