@@ -29,8 +29,7 @@ from beam_llm.cli.flags import output_type
 from beam_llm.cli.main import main
 from beam_llm.cli.progress import Meter, ProgressLine
 from beam_llm.cli.running import Measured, reason_of
-from beam_llm.cli.spool import SpoolFile
-from beam_llm.cli.stored import StoredAnswer
+from beam_llm.cli.stored import StoredAnswer, stored_line
 from beam_llm.cli.words import dollars, duration, shortened, table
 from beam_llm.config import EACH, options_of, settings_from_options
 from beam_llm.errors import UsageError
@@ -673,26 +672,46 @@ def submitted(tmp_path: Path, llm_emulator: Emulator) -> list[str]:
     return question
 
 
-@pytest.mark.parametrize("named", [[], ["1"]], ids=["all", "by number"])
+@pytest.mark.parametrize(
+    ("named", "flags"),
+    [
+        ([], []),
+        (["1"], []),
+        ([], ["--", "--runner=FnApiRunner", "--direct_runner_bundle_repeat=2"]),
+    ],
+    ids=["all", "by number", "by a runner that repeats each bundle"],
+)
 def test_attach_writes_the_records_of_jobs_submitted_before(
-    tmp_path: Path, llm_emulator: Emulator, submitted: list[str], named: list[str]
+    tmp_path: Path,
+    llm_emulator: Emulator,
+    submitted: list[str],
+    named: list[str],
+    flags: list[str],
 ) -> None:
-    assert (
-        main(
-            [
-                "jobs",
-                "attach",
-                *named,
-                "--output",
-                str(tmp_path / "again.jsonl"),
-                "--quiet",
-                *submitted,
-            ]
-        )
-        == 0
-    )
+    output = ["--output", str(tmp_path / "again.jsonl"), "--quiet"]
+    assert main(["jobs", "attach", *named, *output, *submitted, *flags]) == 0
     assert rows(tmp_path / "again.jsonl") == rows(tmp_path / "out.jsonl")
     assert set(llm_emulator.billed.values()) == {1}
+
+
+def test_attach_has_workers_elsewhere_write_where_it_can_read(
+    tmp_path: Path, submitted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[str] = []
+
+    def collect(settings: Any, ids: list[str], folder: str, options: list[str]) -> Measured:
+        folders.append(folder)
+        assert Path(folder).stat().st_mode & 0o077 == 0
+        return Measured({}, None)
+
+    monkeypatch.setattr("beam_llm.cli.pipeline.collect", collect)
+    elsewhere = ["--quiet", *submitted, "--", "--runner=FlinkRunner"]
+    for output in (str(tmp_path / "again.jsonl"), "-"):
+        assert main(["jobs", "attach", "--output", output, *elsewhere]) == 0
+    beside_output, beside_ledger = (folder.partition(".partial-")[0] for folder in folders)
+    assert beside_output == str(tmp_path / "again.jsonl")
+    assert beside_ledger == str(tmp_path / "staging" / "attached")
+    assert not any(map(os.path.exists, folders))
 
 
 def test_attach_counts_what_workers_elsewhere_stored(
@@ -704,10 +723,10 @@ def test_attach_counts_what_workers_elsewhere_stored(
     """Their events are not heard here; their files are."""
 
     def collect(settings: Any, ids: list[str], folder: str, options: list[str]) -> Measured:
-        file = SpoolFile(folder)
-        file.add(StoredAnswer(0, "positive", None, None), {"text": "a"})
-        file.add(StoredAnswer(1, None, "missing", "missing: none"), {"text": "b"})
-        file.close()
+        ended = {"a": ("positive", None), "b": (None, "missing")}
+        for number, (text, (value, kind)) in enumerate(ended.items()):
+            answer = StoredAnswer(number, value, kind, kind)
+            Path(folder, f"{number}.jsonl").write_bytes(stored_line(answer, {"text": text}))
         return Measured({}, None)
 
     monkeypatch.setattr("beam_llm.cli.pipeline.collect", collect)

@@ -504,6 +504,26 @@ def test_a_table_may_be_a_beam_source_or_sink_with_leave(folder: Path, model: st
     assert labels(rows_in(folder)) == dict.fromkeys("012", "positive")
 
 
+def test_rows_of_a_beam_source_are_written_once_by_a_retry_and_where_bundles_are_repeated(
+    folder: Path, model: str, emulator_with: Callable[..., Emulator]
+):
+    """They have no place in an input: what an earlier run has kept of them is nobody's."""
+    sql = (
+        TABLES
+        + model
+        + "CREATE TABLE made (id STRING, text STRING) WITH ('connector'='beam', "
+        + "'transform'='tests.sql_sources.MakeReviews', 'arguments'='{\"count\": 3}');"
+        + "INSERT INTO labelled SELECT id, ML_PREDICT('llm_sentiment', text) AS sentiment FROM made;"
+    )
+    emulator = emulator_with(faults=[Fault("refusal", text="good thing 1")])
+    assert run(folder, sql, "--allow-code") == 3
+    emulator.set_faults()
+    repeated = ("--", "--runner=FnApiRunner", "--direct_runner_bundle_repeat=2")
+    assert run(folder, sql, "--allow-code", "--retry-errors", *repeated) == 0
+    assert sorted(row["id"] for row in rows_in(folder)) == ["0", "1", "2"]
+    assert labels(rows_in(folder)) == dict.fromkeys("012", "positive")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -7,10 +7,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -18,13 +18,14 @@ import orjson
 
 from beam_llm import config
 from beam_llm.cli.exit_codes import ALL_ANSWERED, FAILED, SOME_ERRORS
-from beam_llm.cli.files.records import Answer, Row, is_remote
+from beam_llm.cli.files.records import Answer, Row, absolute, is_remote
 from beam_llm.cli.files.target import Target, refuse_overwriting
 from beam_llm.cli.files.writers import write_json_lines
 from beam_llm.cli.flags import chosen_settings
+from beam_llm.cli.predict import runs_here
 from beam_llm.cli.progress import Meter, write_line
 from beam_llm.cli.running import Measured, watched
-from beam_llm.cli.spool import records_in
+from beam_llm.cli.spool import Spool, records_in
 from beam_llm.cli.tally import Tally
 from beam_llm.cli.words import duration, price, table
 from beam_llm.config import Settings
@@ -130,11 +131,11 @@ def attach(chosen: argparse.Namespace) -> int:
     if left:
         write_line(f"{chosen.name}: left {plural(left, 'job')} of other prompts, models or outputs")
     # Answers go by the disk: a job's may be more than fits into memory.
-    folder = tempfile.mkdtemp(dir=scratch_folder())
+    spool = Spool(_new_folder(chosen))
     try:
-        tally = _collected(chosen, settings, ids, folder)
+        tally = _collected(chosen, settings, ids, spool.folder)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        spool.remove()
     if not chosen.quiet:
         write_line(
             f"{plural(tally.records, 'record')} of {plural(len(ids), 'job')}, cost {tally.cost()}"
@@ -143,6 +144,14 @@ def attach(chosen: argparse.Namespace) -> int:
         write_line(f"{chosen.name}: {tally.failed:,} of {tally.records:,} records ended as errors")
         return SOME_ERRORS
     return ALL_ANSWERED
+
+
+def _new_folder(chosen: argparse.Namespace) -> str:
+    """Where the workers put what they collect: where they and this process can both see it."""
+    if runs_here(chosen.beam_options):
+        return tempfile.mkdtemp(dir=scratch_folder())
+    place = chosen.output if chosen.output != "-" else f"{chosen.staging_location}/attached"
+    return f"{absolute(place)}.partial-{uuid.uuid4().hex[:12]}"
 
 
 def _target(chosen: argparse.Namespace) -> Target:

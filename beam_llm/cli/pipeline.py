@@ -4,19 +4,20 @@ loads Beam.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.typehints import Dict, Tuple
 
+from beam_llm import events
 from beam_llm.cli.beam_run import pipeline_options, run_to_end
 from beam_llm.cli.definitions import definition_of
 from beam_llm.cli.files.records import Row, Source, digest_of
 from beam_llm.cli.files.sources import read_rows
 from beam_llm.cli.running import Measured, stopping
-from beam_llm.cli.stored import StoredAnswer
-from beam_llm.cli.storing import StoreInSpool, place_of
+from beam_llm.cli.stored import StoredAnswer, stored_line
+from beam_llm.cli.storing import StoreInSpool, place_of, write_once
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind
 from beam_llm.prompting.output_types import Output
@@ -81,19 +82,26 @@ class StoreAnswers(StoreInSpool):
         self._output = Output(self._settings.output)
         self.definition = definition_of(self._settings.output)
 
-    def stored(self, element: Prediction) -> tuple[StoredAnswer, Mapping[str, Any] | None]:
-        return to_stored(element, *place_of(element.element[0]), self._output), None
+    def stored(self, element: Prediction) -> StoredAnswer:
+        return to_stored(element, *place_of(element.element[0]), self._output)
 
 
-class StoreRecords(StoreAnswers):
-    """Predictions of any element into the spool, with the element's fields. A record of `predict`
+class LinesOfRecords(beam.DoFn):
+    """Predictions of any element → stored lines with the element's fields. A record of `predict`
     keeps its place in the input.
     """
 
-    def stored(self, element: Prediction) -> tuple[StoredAnswer, Mapping[str, Any] | None]:
+    def __init__(self, settings: Settings):
+        self._settings = settings
+
+    def setup(self) -> None:
+        self._output = Output(self._settings.output)
+
+    def process(self, element: Prediction) -> tuple[bytes]:
         key, value = element.element if is_keyed(element.element) else (None, element.element)
         answer = to_stored(element, *place_of(key), self._output)
-        return answer, dict(fields_of(value)) or {"element": value}
+        events.tell("stored", answer=answer)
+        return (stored_line(answer, dict(fields_of(value)) or {"element": value}),)
 
 
 def to_stored(prediction: Prediction, ordinal: int, digest: str, output: Output) -> StoredAnswer:
@@ -152,10 +160,11 @@ def collect(
 ) -> Measured:
     """Waits for batch jobs that were submitted before, and stores their records and answers."""
     pipeline = beam.Pipeline(options=pipeline_options(beam_options))
-    _ = (
+    lines = (
         pipeline
         | "Name jobs" >> beam.Create(job_ids, reshuffle=False)
         | "Collect" >> CollectBatchJobs(**arguments_of(settings))
-        | "Store records" >> beam.ParDo(StoreRecords(spool, settings)).with_output_types(None)
+        | "Make lines" >> beam.ParDo(LinesOfRecords(settings)).with_output_types(bytes)
     )
+    write_once(lines, spool)
     return run_to_end(pipeline)

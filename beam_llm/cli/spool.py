@@ -23,12 +23,12 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 import orjson
 
-from beam_llm.cli.files.records import is_remote, json_bytes, open_bytes
+from beam_llm.cli.files.records import is_remote, open_bytes
 from beam_llm.cli.files.sources import is_special
 from beam_llm.cli.spool_index import SpoolIndex
 from beam_llm.cli.stored import Check, StoredAnswer, parse_line, stored_line
@@ -76,15 +76,9 @@ class SpoolFile:
         self._file = _create(folder, f"answers-{definition}-{uuid.uuid4().hex}.jsonl")
         self._flushed = time.monotonic()
 
-    def add(self, answer: StoredAnswer, fields: Mapping[str, Any] | None = None) -> None:
-        """Writes how a record ended.
-
-        Args:
-          fields: of the record, where they can't be had again from an input file.
-        """
-        self._file.write(
-            stored_line(answer) if fields is None else json_bytes([*answer, fields]) + b"\n"
-        )
+    def add(self, answer: StoredAnswer) -> None:
+        """Writes how a record ended."""
+        self._file.write(stored_line(answer))
         if (now := time.monotonic()) - self._flushed > _FLUSH_SECONDS:
             self._flushed = now
             self._file.flush()
@@ -148,8 +142,14 @@ class Spool:
                 index.add_lines(file, None if is_present else check)
         return index
 
+    def clear(self) -> None:
+        """Removes all answers: those of records without a place are nobody's in another run."""
+        from apache_beam.io.filesystems import FileSystems
+
+        FileSystems.delete(_files_named(self.folder, ".jsonl", self._owner))
+
     def lines(self) -> Iterator[StoredAnswer]:
-        """All answers as they came, also those of records that had no place in an input."""
+        """All answers of records that had no place in an input, as `write_once` stored them."""
         for path in sorted(_files_named(self.folder, ".jsonl", self._owner)):
             with open_bytes(path) as file:
                 for line in file:
@@ -208,13 +208,13 @@ def holds_answers(folder: str) -> bool:
 
 
 def records_in(folder: str) -> Iterator[tuple[StoredAnswer, dict[str, Any]]]:
-    """Answers that a local folder keeps with their records' fields, by ordinal; those with the same
-    one as they came.
+    """Answers that a folder keeps with their records' fields, by ordinal; those with the same one
+    in any order.
     """
     places: list[tuple[int, int]] = []
     with tempfile.TemporaryFile(prefix="beam-llm-") as together:
-        for path in sorted(_files_named(folder, ".jsonl"), key=os.path.getmtime):
-            with open(path, "rb") as lines:
+        for path in sorted(_files_named(folder, ".jsonl")):
+            with open_bytes(path) as lines:
                 for line in lines:
                     places.append((orjson.loads(line)[0], together.tell()))
                     together.write(line)

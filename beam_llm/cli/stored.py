@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import orjson
@@ -45,8 +45,14 @@ class StoredAnswer(NamedTuple):
     model: str = ""
 
 
-def stored_line(answer: StoredAnswer) -> bytes:
-    """The answer's line, with its newline."""
+def stored_line(answer: StoredAnswer, fields: Mapping[str, Any] | None = None) -> bytes:
+    """The answer's line, with its newline.
+
+    Args:
+      fields: of the record, where they can't be had again from an input file.
+    """
+    if fields is not None:
+        return json_bytes([*answer, fields]) + b"\n"
     try:
         return orjson.dumps(
             list(answer), default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE

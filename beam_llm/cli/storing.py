@@ -1,14 +1,14 @@
 """How records end, into the spool: the one DoFn that all commands store with, and the place that an
-answer goes back to.
+answer goes back to; and the one way of answers that have no such place.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
 import apache_beam as beam
+from apache_beam import coders, pvalue
 
 from beam_llm import events
 from beam_llm.cli.files.records import DIGEST_BYTES, absolute
@@ -44,8 +44,8 @@ class StoreInSpool(beam.DoFn, ABC):
         self._folder = absolute(folder)  # a worker may stand in another
 
     @abstractmethod
-    def stored(self, element: Any) -> tuple[StoredAnswer, Mapping[str, Any] | None]:
-        """How it ended; with its fields where they can't be had again from an input file."""
+    def stored(self, element: Any) -> StoredAnswer:
+        """How it ended."""
 
     def is_an_end(self, answer: StoredAnswer) -> bool:
         """Whether it counts as a record that was answered, or ended as an error."""
@@ -61,8 +61,8 @@ class StoreInSpool(beam.DoFn, ABC):
         # At the first element: a bundle without any leaves no empty file behind.
         if self._file is None:
             self._file = SpoolFile(self._folder, self.definition)
-        answer, fields = self.stored(element)
-        self._file.add(answer, fields)
+        answer = self.stored(element)
+        self._file.add(answer)
         if self.is_an_end(answer):
             events.tell("stored", answer=answer)
 
@@ -76,3 +76,16 @@ class StoreInSpool(beam.DoFn, ABC):
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def write_once(lines: pvalue.PCollection, folder: str, label: str = "Write lines") -> None:
+    """Stored lines into files of a folder, each line once, however often a runner repeats a bundle:
+    Beam's own sink gives files their names when all of them are there. What has a place in an input
+    needs none of this, for its answer may be there twice.
+    """
+    _ = lines | label >> beam.io.WriteToText(
+        f"{absolute(folder)}/lines",
+        file_name_suffix=".jsonl",
+        append_trailing_newlines=False,
+        coder=coders.BytesCoder(),
+    )

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam import pvalue
 
+from beam_llm import events
 from beam_llm.cli.beam_run import pipeline_options, run_to_end
 from beam_llm.cli.files.records import Source
 from beam_llm.cli.running import Measured, stopping
+from beam_llm.cli.sql.ends import is_beam
 from beam_llm.cli.sql.rows import read_input, typed_fields
-from beam_llm.cli.stored import StoredAnswer
-from beam_llm.cli.storing import StoreInSpool, place_of
+from beam_llm.cli.stored import StoredAnswer, stored_line
+from beam_llm.cli.storing import StoreInSpool, place_of, write_once
 from beam_llm.errors import Kind, UsageError
 from beam_llm.fronts.sql.compute import Evaluator
 from beam_llm.fronts.sql.plan import Plan
@@ -85,14 +87,26 @@ class StoreRows(StoreInSpool):
         super().__init__(folder)
         self._plan = plan
 
-    def stored(
-        self, element: tuple[str, dict[str, Any]]
-    ) -> tuple[StoredAnswer, Mapping[str, Any] | None]:
-        return stored_row(self._plan, *element), None
+    def stored(self, element: tuple[str, dict[str, Any]]) -> StoredAnswer:
+        return stored_row(self._plan, *element)
 
     def is_an_end(self, answer: StoredAnswer) -> bool:
         """Whether it is a record of the output: a row that a condition left out is not."""
         return answer.value is not None or answer.error is not None
+
+
+class LinesOfRows(beam.DoFn):
+    """Rows of a Beam source, which have no place to go back to → stored lines."""
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+
+    def process(self, element: tuple[str, dict[str, Any]]) -> tuple[bytes, ...]:
+        answer = stored_row(self._plan, *element)
+        if answer.value is None and answer.error is None:
+            return ()
+        events.tell("stored", answer=answer)
+        return (stored_line(answer),)
 
 
 def stored_row(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswer:
@@ -140,6 +154,11 @@ def run(branches: Sequence[Branch], beam_options: list[str]) -> Measured:
         ways = _read(pipeline, branch, head) | f"{head}Run stages" >> RunStages(branch.plan)
         if branch.spool is None:
             _into_beam(ways, branch.plan, head)
+            continue
+        if is_beam(branch.plan.source):
+            made = beam.ParDo(LinesOfRows(branch.plan)).with_output_types(bytes)
+            lines = ways | f"{head}All rows" >> beam.Flatten() | f"{head}Make lines" >> made
+            write_once(lines, branch.spool, f"{head}Write lines")
             continue
         store = beam.ParDo(StoreRows(branch.plan, branch.spool))
         for number, rows in enumerate(ways):

@@ -174,6 +174,8 @@ class SqlRunner:
             return PlanRun(destination, sources, found, None, first, bytes(found.rows))
         spool = destination.spool(force=self.command.force)
         stack.callback(spool.close)
+        if is_beam(plan.source):
+            spool.clear()
         run = PlanRun(destination, sources, found, spool, first)
         self._report_changes(run)
         run.note_done(retries=self.command.retry_errors)
