@@ -64,8 +64,6 @@ REFUSED = {
         17,
         "cross join of a table with all answers.*LATERAL",
     ),
-    "GROUP BY": ("SELECT id FROM t GROUP BY id", 18, "GROUP BY.*'GROUP BY id'.*database"),
-    "an aggregate": ("SELECT COUNT(*) FROM t", 8, "COUNT is an aggregate.*database"),
     "ORDER BY": ("SELECT id FROM t ORDER BY id", 18, "ORDER BY.*sort the table that is written"),
     "a window function": ("SELECT ROW_NUMBER() OVER (ORDER BY id) FROM t", 8, "window functions"),
     "DISTINCT": ("SELECT DISTINCT id FROM t", 8, "DISTINCT.*asked once"),
@@ -228,7 +226,6 @@ REFUSED = {
     **{
         words: (f"SELECT id FROM t {words}", 18, instead)
         for words, instead in {
-            "HAVING n > 1": "HAVING.*filter with WHERE",
             "WINDOW w AS (ORDER BY id)": "window functions.*one by one",
             "QUALIFY n = 1": "QUALIFY.*filter with WHERE",
             "INTERSECT SELECT id FROM t": "INTERSECT.*with a database",
@@ -342,6 +339,96 @@ REFUSED = {
         "CREATE MODEL a WITH ('provider'='opnai', 'model'='a')", 50, "did you mean 'openai:a'",
     ),
     "no time": ("SELECT ML_PREDICT('m', text, MAP['timeout', 'soon']) FROM t", 45, "'60 s'"),
+    # Groups and aggregates
+    "a column beside an aggregate": (
+        "SELECT id, title, COUNT(*) FROM t GROUP BY id", 12, "'title' stands neither in GROUP BY",
+    ),
+    "a table's column beside one": (
+        "SELECT a.title, COUNT(*) FROM t AS a", 8, r"neither in GROUP BY.*write MIN\(a.title\)",
+    ),
+    "all columns of groups": ("SELECT *, COUNT(*) FROM t GROUP BY id", 8, "here are groups"),
+    "an aggregate in WHERE": (
+        "SELECT id FROM t WHERE AI_AGG('m', text, 'x') = 'a'", 24, "which can't stand here.*HAVING",
+    ),
+    "an aggregate in GROUP BY": ("SELECT 1 FROM t GROUP BY COUNT(*)", 26, "can't stand here"),
+    "an aggregate in FROM": (
+        "SELECT id FROM t, LATERAL TABLE(AI_AGG('m', text, 'x'))", 33, "can't stand in FROM",
+    ),
+    "an aggregate in VALUES": ("VALUES (COUNT(*))", 9, "COUNT is not called inside of VALUES"),
+    "aggregates of aggregates": (
+        "SELECT AI_AGG('m', AI_SUMMARIZE_AGG('m', text), 'x') FROM t", 20,
+        "AI_SUMMARIZE_AGG stands inside of AI_AGG.*insert the groups into a table",
+    ),
+    "groups of groups": (
+        "SELECT COUNT(*) FROM (SELECT id FROM t GROUP BY id)", 8, "groups of groups",
+    ),
+    "groups by answers": (
+        "SELECT COUNT(*) FROM t GROUP BY ML_PREDICT('m', text)", 33, "answers are not grouped",
+    ),
+    "groups of answers": (
+        "SELECT COUNT(*) FROM t WHERE ML_PREDICT('m', text) = 'a'", 8, "insert the answers",
+    ),
+    "an aggregate of answers": (
+        "SELECT AI_AGG('m', ML_PREDICT('m', text), 'x') FROM t", 20, "insert the answers",
+    ),
+    "DISTINCT in AI_AGG": ("SELECT AI_AGG(DISTINCT text, 'x') FROM t", 15, "DISTINCT in AI_AGG"),
+    **{
+        f"{given} as an instruction": (
+            f"SELECT AI_AGG('m', text, {given}) FROM t", 26, "has to be a text in single quotes",
+        )
+        for given in ("title", "5", "NULL", "' '")
+    },
+    "AI_AGG without an instruction": ("SELECT AI_AGG(text) FROM t", 8, "needs an instruction"),
+    "AI_AGG with a model for an instruction": (
+        "SELECT AI_AGG('m', text) FROM t", 20, r"write AI_AGG\('m', column, 'instruction'\)",
+    ),
+    "AI_SUMMARIZE_AGG of two": (
+        "SELECT AI_SUMMARIZE_AGG('m', text, title) FROM t", 8, "takes one input",
+    ),
+    "AI_AGG without a model": (
+        "SELECT AI_AGG(text, 'x') FROM t", 8, "names no model, and there are 'm', 'two'",
+    ),
+    "AI_AGG of an unknown model": ("SELECT AI_AGG('mm', text, 'x') FROM t", 15, "model 'mm'.*'m'"),
+    "AI_AGG of several models": (
+        "SELECT AI_AGG(IF(n > 1, 'm', 'two'), text, 'x') FROM t", 8, "one model by its name",
+    ),
+    "AI_AGG of a number": ("SELECT AI_AGG('m', n, 'x') FROM t", 20, "this is INT.*CAST"),
+    "an option that no group has": (
+        "SELECT AI_AGG('m', text, 'x', MAP['response.format', 'xml']) FROM t", 54, "leave it out",
+    ),
+    "an instruction as an option": (
+        "SELECT AI_AGG('m', text, 'x', MAP['instruction', 'y']) FROM t", 35, "AI_AGG's last",
+    ),
+    "a group as an option": (
+        "SELECT AI_AGG('m', text, 'x', MAP['group.by', 'id']) FROM t", 35, "GROUP BY says it",
+    ),
+    "a type of partial answers": (
+        "SELECT AI_AGG('m', text, 'x', MAP['partial.output', 'intger']) FROM t", 53,
+        "'partial.output' is 'intger'",
+    ),
+    "a sum of texts": ("SELECT SUM(title) FROM t", 8, "SUM is of numbers, and this is STRING"),
+    "a mean of whole numbers": ("SELECT AVG(n) FROM t", 8, r"AVG\(CAST\(… AS DOUBLE\)\)"),
+    "FILTER": ("SELECT COUNT(*) FILTER (WHERE n > 1) FROM t", 17, "CASE WHEN"),
+    "an aggregate over a window": ("SELECT COUNT(*) OVER (ORDER BY id) FROM t", 17, "window func"),
+    **{
+        f"GROUP BY {keys}": (f"SELECT 1 FROM t GROUP BY {keys}", 26, message)
+        for keys, message in {
+            "1": "write the column", "(id, n)": "write GROUP BY a, b", "ALL": "write the columns",
+            "ROLLUP (id)": "one INSERT for each", "CUBE (id)": "one INSERT for each",
+            "GROUPING SETS ((id))": "one INSERT for each",
+        }.items()
+    },
+    "HAVING without groups": ("SELECT id FROM t HAVING n > 1", 25, "filter with WHERE"),
+    "HAVING of a column": (
+        "SELECT id FROM t GROUP BY id HAVING n > 1", 37, "'n' stands neither in GROUP BY",
+    ),
+    "HAVING that is no condition": (
+        "SELECT id FROM t GROUP BY id HAVING COUNT(*)", 37, "this condition is BIGINT",
+    ),
+    "GROUP BY behind LIMIT": ("SELECT id FROM t LIMIT 1 GROUP BY id", 26, "GROUP BY can't stand"),
+    "LIMIT after HAVING": (
+        "SELECT id FROM t GROUP BY id HAVING COUNT(*) > 1 LIMIT 2", 50, "HAVING leaves groups out",
+    ),
     "an expression": ("SELECT id + FROM t", 11, "not an expression .something is missing."),
 }  # fmt: skip
 
@@ -601,6 +688,58 @@ def test_a_condition_on_columns_is_looked_at_before_the_model_is_asked_also_behi
     assert len(plan.stages[1].filters) == 1
 
 
+def test_a_group_is_asked_once_and_after_what_having_can_tell_without_an_answer():
+    (plan,) = plans(
+        "SELECT UPPER(title), COUNT(*), AI_AGG('m', text, 'What?') FROM t WHERE n > 1 "
+        "GROUP BY UPPER(title) HAVING COUNT(*) > 1 AND AI_AGG('m', text, 'What?') <> 'none'"
+    )
+    (ask,) = plan.asks
+    settings = ask.branches[0].settings
+    assert (settings.task, settings.instruction) == ("reduce", "What?")
+    assert [len(stage.filters) for stage in (plan.grouping.compute, *plan.stages)] == [1, 1, 1]
+    assert [sql for _, sql, _ in plan.grouping.aggregates.outputs] == ["count(*)"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "AI_AGG(text, 'What?')",
+        "AI_AGG('m', text, 'What?')",
+        "AI_AGG(MODEL m, text, 'What?')",
+        "AI_AGG(MODEL => MODEL m, INPUT => text, INSTRUCTION => 'What?')",
+        "AI_AGG(INPUT => text, INSTRUCTION => 'What?', CONFIG => MAP['batch.size', '2'])",
+        "AI_AGG(text, 'What?', MAP['batch.size', '2'])",
+    ],
+)
+def test_ai_agg_may_name_its_model_where_there_is_one(call: str):
+    (plan,) = plans(f"DROP MODEL two; SELECT {call} FROM t")
+    settings = plan.asks[0].branches[0].settings
+    assert (settings.instruction, settings.prompt) == ("What?", "{{ text }}")
+    assert settings.batch_size == (2 if "2" in call else "auto")
+
+
+def test_an_answer_over_a_group_has_the_model_s_output_and_a_summary_is_text():
+    (plan,) = plans(
+        "SELECT r.a, AI_AGG('two', text, 'x'), AI_SUMMARIZE_AGG('two', text) FROM t GROUP BY r.a"
+    )
+    assert [str(kind) for _, _, kind in plan.outputs] == [
+        "INT", "ROW<`mood` STRING, `score` DOUBLE>", "STRING",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "kind"),
+    {
+        "COUNT(*)": "BIGINT", "COUNT(DISTINCT tags)": "BIGINT", "SUM(n)": "BIGINT",
+        "SUM(x)": "DOUBLE", "SUM(CAST(n AS DECIMAL(9, 2)))": "DECIMAL(38, 2)", "MIN(day)": "DATE",
+        "MAX(title)": "STRING", "AVG(x)": "DOUBLE", "MAX(n) - MIN(n)": "INT",
+    }.items(),
+)  # fmt: skip
+def test_an_aggregate_has_its_type(aggregate: str, kind: str):
+    (plan,) = plans(f"SELECT {aggregate} FROM t GROUP BY id, title")
+    assert str(plan.outputs[0][2]) == kind
+
+
 def test_the_same_call_twice_is_one_call():
     (plan,) = plans("""SELECT ML_PREDICT('m', text) AS a, UPPER(ML_PREDICT('m', text)) AS b FROM t
       WHERE ML_PREDICT('m', text) <> 'x';""")
@@ -752,7 +891,8 @@ def test_functions_give_what_they_give_in_flink():
 OTHER_WORDS = """SELECT FROM WHERE INSERT INTO VALUES VIEW AS TABLE LATERAL ML_PREDICT AI_COMPLETE
   AI_CLASSIFY DESCRIPTOR MAP ARRAY ROW CASE WHEN THEN END NULL NOT AND OR IN IS SHOW MODELS DESCRIBE
   ALTER SET DROP EXECUTE STATEMENT BEGIN LIMIT CAST => [ ] < > * m t text id n 'm' 'x' 1 2.5 ; ( ) ,
-  . = + - / || % UPPER JOIN ON TRUE r tags day"""
+  . = + - / || % UPPER JOIN ON TRUE r tags day GROUP BY HAVING COUNT(*) SUM( AI_AGG( AI_SUMMARIZE_AGG
+  DISTINCT ALL"""
 WORDS = [*re.findall(r"[\w.]+|'[^']*'|[^\s\w]", HEAD), *OTHER_WORDS.split()]
 STATEMENTS = [
     "SELECT id, ML_PREDICT('m', text) AS a FROM t WHERE CHAR_LENGTH(text) > 10;",
@@ -761,6 +901,7 @@ STATEMENTS = [
         "MAP['batch.size', '50'])) AS r;"
     ),
     "SELECT * FROM ML_PREDICT(INPUT => TABLE t, MODEL => MODEL two, ARGS => DESCRIPTOR(id, text));",
+    "SELECT id, COUNT(*), AI_AGG('m', text, 'x') FROM t GROUP BY id HAVING SUM(n + 1) > 2;",
     "CREATE VIEW v AS SELECT * FROM (VALUES ('a', 1)) AS t(k, n);",
     "SELECT CASE WHEN n > 1 THEN UPPER(text) ELSE CAST(n AS STRING) END FROM t;",
     "EXECUTE STATEMENT SET BEGIN INSERT INTO out SELECT id, text FROM t; END;",

@@ -5,7 +5,7 @@ those of `predict --show N`, and the first one of each model in a `run --dry-run
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -52,7 +52,7 @@ def _shown(request: RequestPreview) -> dict[str, Any]:
     }
 
 
-def first_request(settings: Settings, elements: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+def first_request(settings: Settings, elements: Iterable[Any]) -> Iterator[str]:
     """Lines: the first request over these elements, or why there is none."""
     found = _previewed(settings, elements)
     if not found:
@@ -66,9 +66,7 @@ def first_request(settings: Settings, elements: Iterable[Mapping[str, Any]]) -> 
     yield without_images(in_json(request.body), settings)
 
 
-def _previewed(
-    settings: Settings, elements: Iterable[Mapping[str, Any]]
-) -> Sequence[RequestPreview]:
+def _previewed(settings: Settings, elements: Iterable[Any]) -> Sequence[RequestPreview]:
     if settings.task == "reduce":
         return list(islice(previews(settings, elements), 1))
     # Which model reads a record is told by the record, so each has a reader of its own.

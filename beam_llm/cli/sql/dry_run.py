@@ -4,7 +4,7 @@ and the first request. No call is made and nothing is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -15,10 +15,11 @@ from beam_llm.cli.sql.rows import read_input, sources_of
 from beam_llm.cli.words import options_in_words
 from beam_llm.config import Settings
 from beam_llm.errors import plural, printable
-from beam_llm.fronts.sql.compute import Evaluator
-from beam_llm.fronts.sql.plan import Ask, Plan, Rows
+from beam_llm.fronts.sql.compute import Compute, Evaluator
+from beam_llm.fronts.sql.group_steps import key_of
+from beam_llm.fronts.sql.in_flight import inputs_of
+from beam_llm.fronts.sql.plan import Ask, Grouping, Plan, Rows
 from beam_llm.fronts.sql.script import Job, Script
-from beam_llm.fronts.sql.steps import inputs_of
 
 _SAMPLE = 1_000
 """Rows that are looked through for one that is asked about."""
@@ -39,20 +40,30 @@ def _indented(line: str) -> str:
 
 def _described(plan: Plan) -> Iterator[str]:
     sources = [] if is_beam(plan.source) else sources_of(plan)
+    noun = "record" if plan.grouping is None else "group"
+    count = "" if is_beam(plan.source) else f", {plural(look(plan, sources).rows, noun)}"
     # Rows that a first WHERE leaves out are not counted: the number stands behind what they pass.
-    first = plan.stages[0].filters if plan.stages else ()
-    rows = "" if is_beam(plan.source) else f", {plural(look(plan, sources).rows, 'record')}"
-    yield printable(f"Read {_source_name(plan)}{'' if first else rows}")
+    rows = count if plan.grouping is None else ""
+    yield printable(f"Read {_source_name(plan)}{'' if plan.reading.filters else rows}")
+    if plan.grouping is not None:
+        yield from _described_stage(plan.reading)
+        keys = ", ".join(plan.grouping.keys)
+        yield printable(f"Group by {keys}{count}" if keys else "All rows are one group")
+        yield from _described_stage(plan.grouping.aggregates)
     for number, stage in enumerate(plan.stages):
-        for place, condition in enumerate(stage.filters, 1):
-            is_last_of_first = number == 0 and place == len(stage.filters)
-            yield printable(f"Filter {condition}{rows if is_last_of_first else ''}")
-        for name, sql, kind in stage.outputs:
-            yield printable(f"Compute {name} {kind} = {sql}")
+        yield from _described_stage(stage, "" if number else rows)
         if number < len(plan.asks):
             yield from _described_ask(plan, plan.asks[number], number, sources)
     outputs = ", ".join(f"{name} {kind}" for name, _, kind in plan.outputs)
     yield printable(f"Write {_sink_name(plan)} ({outputs})")
+
+
+def _described_stage(stage: Compute, rows: str = "") -> Iterator[str]:
+    """Its steps, with the number of rows behind the last condition."""
+    for place, condition in enumerate(stage.filters, 1):
+        yield printable(f"Filter {condition}{rows if place == len(stage.filters) else ''}")
+    for name, sql, kind in stage.outputs:
+        yield printable(f"Compute {name} {kind} = {sql}")
 
 
 def _described_ask(plan: Plan, ask: Ask, number: int, sources: list[Any]) -> Iterator[str]:
@@ -62,7 +73,7 @@ def _described_ask(plan: Plan, ask: Ask, number: int, sources: list[Any]) -> Ite
     for branch in ask.branches:
         options = ", ".join(options_in_words(branch.settings))
         yield printable(f"  {branch.model}: {options}")
-        if number == 0:
+        if number == 0 or ask.of_groups:
             yield from _first_request(plan, ask, branch.settings, sources)
         else:
             yield "  (its first request depends on the answers before)"
@@ -72,13 +83,28 @@ def _first_request(plan: Plan, ask: Ask, settings: Settings, sources: list[Any])
     rows = (
         row.fields
         for source in sources
-        for row in read_input(plan, source, Evaluator(plan.stages[0]))
+        for row in read_input(plan, source, Evaluator(plan.reading))
     )
     # As a run does: a row whose inputs are all NULL is not asked about.
-    elements = (inputs_of(ask, row) for row in islice(rows, _SAMPLE))
-    asked = (one for one in elements if any(value is not None for value in one.values()))
-    for text in first_request(settings, asked):
+    asked = (row for row in rows if any(row.get(column) is not None for _, column, _ in ask.inputs))
+    if plan.grouping is not None and ask.of_groups:
+        elements: Iterable[Any] = _of_first_group(plan.grouping, ask, asked)
+    else:
+        elements = (inputs_of(ask, row) for row in islice(asked, _SAMPLE))
+    for text in first_request(settings, elements):
         yield "\n".join(f"  {line}" for line in text.split("\n"))
+
+
+def _of_first_group(
+    grouping: Grouping, ask: Ask, rows: Iterable[dict[str, Any]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All records of one group: which of them share its first prompt depends on all."""
+    first = None
+    for row in rows:
+        key = key_of(grouping, row)
+        first = key if first is None else first
+        if key == first:
+            yield key, inputs_of(ask, row)
 
 
 def _source_name(plan: Plan) -> str:

@@ -13,15 +13,16 @@ from beam_llm.cli.running import RunError
 from beam_llm.cli.spool import Spool
 from beam_llm.cli.spool_index import SpoolIndex
 from beam_llm.cli.sql.destinations import Destination
+from beam_llm.cli.sql.groups import FIRST, LookedGroups, places_of
 from beam_llm.cli.sql.looking import Looked
-from beam_llm.cli.sql.rows import read_input
+from beam_llm.cli.sql.rows import InputRow, read_input
 from beam_llm.cli.stored import StoredAnswer
 from beam_llm.cli.tally import Tally
 from beam_llm.config import Settings
 from beam_llm.errors import Kind, plural
 from beam_llm.fronts.sql.compute import Evaluator
+from beam_llm.fronts.sql.in_flight import inputs_of
 from beam_llm.fronts.sql.plan import Plan
-from beam_llm.fronts.sql.steps import inputs_of
 from beam_llm.fronts.sql.tables import Table
 
 
@@ -39,7 +40,7 @@ class PlanRun:
 
     destination: Destination
     sources: Sequence[Source]
-    looked: Looked
+    looked: Looked | LookedGroups
     spool: Spool | None
     first: int = 0
     done: bytes = b""
@@ -49,6 +50,17 @@ class PlanRun:
     def plan(self) -> Plan:
         """The plan as it is asked."""
         return self.destination.plan
+
+    def seed(self) -> str | None:
+        """The place of the one group of all rows, which is there also without a row; None where
+        there is none, or it is done.
+        """
+        grouping = self.plan.grouping
+        if grouping is None or grouping.keys or self.done[:1] == b"\1":
+            return None
+        if is_beam(self.plan.source):
+            return ""
+        return next(places_of(FIRST, self.looked.digests)) if self.looked.rows else None
 
     def index(self) -> SpoolIndex:
         """Each row's best answer so far."""
@@ -107,7 +119,7 @@ class PlanRun:
     def asked(self) -> Iterator[Mapping[str, Any]]:
         """What its first model is asked about, row by row, read anew."""
         for source in self.sources:
-            for row in read_input(self.plan, source, Evaluator(self.plan.stages[0])):
+            for row in read_input(self.plan, source, Evaluator(self.plan.reading)):
                 fields = inputs_of(self.plan.asks[0], row.fields)
                 if any(value is not None for value in fields.values()):
                     yield fields
@@ -117,12 +129,14 @@ class PlanRun:
         wanted = {ordinal for found in tally.examples.values() for ordinal, _ in found}
         if not wanted or is_beam(self.plan.source) or not self.plan.asks:
             return {}
-        evaluator = Evaluator(self.plan.stages[0])
+        evaluator = Evaluator(self.plan.reading)
         # Read anew, and no further than the last example: answers are kept without their records.
         rows = chain.from_iterable(
             ((source, row) for row in read_input(self.plan, source, evaluator))
             for source in self.sources
         )
+        if isinstance(self.looked, LookedGroups):
+            return _first_rows(self.looked, rows, wanted, self.plan, self.first)
         return {
             ordinal: (f"{source}:{row.line:,}", inputs_of(self.plan.asks[0], row.fields))
             for ordinal, (source, row) in enumerate(
@@ -130,6 +144,26 @@ class PlanRun:
             )
             if ordinal in wanted
         }
+
+
+def _first_rows(
+    looked: LookedGroups,
+    rows: Iterator[tuple[Source, InputRow]],
+    wanted: set[int],
+    plan: Plan,
+    first: int,
+) -> dict[int, tuple[str, Mapping[str, Any]]]:
+    """Where the first rows of groups stand, and the groups' keys."""
+    assert plan.grouping is not None
+    found: dict[int, tuple[str, Mapping[str, Any]]] = {}
+    for number, (source, row) in zip(looked.ordinals(), rows, strict=False):
+        ordinal = first + number
+        if ordinal in wanted and ordinal not in found and number >= 0:
+            keys = {name.removeprefix("c."): row.fields[name] for name in plan.grouping.keys}
+            found[ordinal] = f"{source}:{row.line:,}", keys
+        if len(found) == len(wanted):
+            break
+    return found
 
 
 def is_beam(table: Any) -> bool:

@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 from beam_llm.cli.files.records import DIGEST_BYTES, Source
 from beam_llm.cli.inputs import any_task
+from beam_llm.cli.sql.groups import LookedGroups, look_at_groups
 from beam_llm.cli.sql.rows import read_input
 from beam_llm.config import Settings
 from beam_llm.fronts.sql.compute import Evaluator
-from beam_llm.fronts.sql.plan import Plan, Rows
+from beam_llm.fronts.sql.plan import Grouping, Plan, Rows
 from beam_llm.fronts.sql.tables import Table
+from beam_llm.providers import compile_reduce
 
 
 class Looked(NamedTuple):
@@ -40,14 +42,16 @@ class Looked(NamedTuple):
             first += count
 
 
-def look(plan: Plan, sources: Sequence[Source]) -> Looked:
+def look(plan: Plan, sources: Sequence[Source]) -> Looked | LookedGroups:
     """Reads everything once.
 
     Raises:
       DataError: a line that can't be read, a value that isn't of its column's type, or one that an
         expression fails on.
     """
-    evaluator = Evaluator(plan.stages[0])
+    if plan.grouping is not None:
+        return look_at_groups(plan, sources)
+    evaluator = Evaluator(plan.reading)
     digests = bytearray()
     counts = []
     for source in sources:
@@ -68,12 +72,23 @@ def question_of(plan: Plan) -> bytes:
     tasks = [_fingerprint(branch.settings) for ask in plan.asks for branch in ask.branches]
     parts = (
         _source_name(plan.source), plan.columns, plan.stages, asks, tasks, plan.outputs, plan.limit,
+        *([] if plan.grouping is None else [_of_grouping(plan.grouping)]),
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).digest()
 
 
+def _of_grouping(grouping: Grouping) -> tuple[object, ...]:
+    """All of it, in one order: a set's own differs from process to process."""
+    return grouping.compute, grouping.keys, grouping.aggregates
+
+
 def _fingerprint(settings: Settings) -> bytes:
     """Everything that shapes an answer; of a model that a record chooses, its template too."""
+    if settings.task == "reduce":
+        task, size = compile_reduce(settings), (settings.batch_size, settings.max_input_tokens)
+        words = (settings.instruction, settings.combine_instruction, settings.on_bad_record)
+        shape = repr((settings.model, settings.prompt, *words, *size))
+        return task.final.fingerprint + task.partial.fingerprint + shape.encode()
     return any_task(settings).fingerprint + settings.model.encode()
 
 

@@ -16,13 +16,16 @@ from beam_llm.cli.beam_run import pipeline_options, run_to_end
 from beam_llm.cli.files.records import Source
 from beam_llm.cli.running import Measured, stopping
 from beam_llm.cli.sql.ends import is_beam
+from beam_llm.cli.sql.groups import places_of
 from beam_llm.cli.sql.rows import read_input, typed_fields
 from beam_llm.cli.stored import StoredAnswer, stored_line
 from beam_llm.cli.storing import StoreInSpool, place_of, write_once
 from beam_llm.errors import Kind, UsageError
 from beam_llm.fronts.sql.compute import Evaluator
+from beam_llm.fronts.sql.group_steps import no_row
+from beam_llm.fronts.sql.in_flight import DROPPED, META, InFlight, kept
 from beam_llm.fronts.sql.plan import Plan
-from beam_llm.fronts.sql.steps import DROPPED, META, InFlight, RunStages, kept
+from beam_llm.fronts.sql.steps import RunStages
 from beam_llm.fronts.sql.tables import Table
 from beam_llm.fronts.sql.types import to_json
 from beam_llm.transforms.fields import fields_of
@@ -33,13 +36,15 @@ class Branch(NamedTuple):
 
     Attributes:
       files: per source its first ordinal, what it is, and which of its rows are done: one byte for
-        each that is to come out of it.
+        each that is to come out of it; of groups what `LookedGroups.files` gives.
+      seed: the place of the one group of all rows, which is there also without a row.
       spool: folder for what comes out; None where a Beam sink takes it.
     """
 
     plan: Plan
-    files: Sequence[tuple[int, Source, bytes]]
+    files: Sequence[tuple[Any, ...]]
     spool: str | None
+    seed: str | None = None
 
 
 class ReadTable(beam.DoFn):
@@ -52,7 +57,7 @@ class ReadTable(beam.DoFn):
 
     def process(self, element: tuple[int, Source, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
         first, source, done = element
-        evaluator = Evaluator(self._plan.stages[0])
+        evaluator = Evaluator(self._plan.reading)
         # What a coder hands on may be another tuple than a Source.
         rows = read_input(self._plan, Source(*source), evaluator)
         for number, row in enumerate(islice(rows, len(done))):
@@ -60,6 +65,24 @@ class ReadTable(beam.DoFn):
                 return
             if not done[number]:
                 yield f"{first + number} {row.digest.hex()}", row.fields
+
+
+class ReadGroups(beam.DoFn):
+    """(Source, numbers of its rows' groups, the groups' digests) in, `(place of its group, row)`
+    out for every row of a group that is to be asked.
+    """
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+
+    def process(self, element: tuple[Source, bytes, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
+        source, numbers, digests = element
+        rows = read_input(self._plan, Source(*source), Evaluator(self._plan.reading))
+        for place, row in zip(places_of(numbers, digests), rows, strict=False):
+            if stopping.is_set():
+                return
+            if place:
+                yield place, row.fields
 
 
 class TakeElements(beam.DoFn):
@@ -71,13 +94,13 @@ class TakeElements(beam.DoFn):
 
     def process(self, element: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         if self._evaluator is None:
-            self._evaluator = Evaluator(self._plan.stages[0])
+            self._evaluator = Evaluator(self._plan.reading)
         table = self._plan.source
         assert isinstance(table, Table)
         fields = typed_fields(self._plan, fields_of(element), f"the table {table.name!r}")
-        row = self._evaluator.row(fields) if not self._plan.stages[0].is_empty else fields
+        row = self._evaluator.row(fields) if not self._plan.reading.is_empty else fields
         if row is not None:
-            yield "", kept(row, self._plan.keeps[0])
+            yield "", kept(row, self._plan.reading_keeps)
 
 
 class StoreRows(StoreInSpool):
@@ -119,7 +142,7 @@ def stored_row(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswer:
     failures = [meta for meta in metas if meta[0]] or [[None, None]]
     # A call in doubt comes before others: it may be paid for, so the row is not simply asked again.
     failed = min(failures, key=lambda meta: meta[0] != Kind.DOUBTFUL)
-    # Positions as `steps.ended` writes them: tokens from the third on, then cost, re-use and model.
+    # As `in_flight.meta_of` writes them: tokens from the third on, then cost, re-use, model.
     sums = [sum(meta[number] for meta in metas) for number in range(2, 7)]
     costs = [meta[7] for meta in metas]
     values = None if DROPPED in row else values_of(plan, row)
@@ -171,12 +194,22 @@ def _read(pipeline: beam.Pipeline, branch: Branch, head: str) -> pvalue.PCollect
     if isinstance(plan.source, Table) and plan.source.connector == "beam":
         elements = pipeline | f"{head}Read {plan.source.name}" >> transform_of(plan, plan.source)
         take = beam.ParDo(TakeElements(plan)).with_output_types(InFlight)
-        return elements | f"{head}Take columns" >> take
-    read = beam.ParDo(ReadTable(plan)).with_output_types(InFlight)
-    files = beam.Create(
-        [(first, source.anywhere(), done) for first, source, done in branch.files], reshuffle=False
-    )
-    return pipeline | f"{head}Name files" >> files | f"{head}Read rows" >> read
+        rows = elements | f"{head}Take columns" >> take
+    else:
+        dofn = ReadTable(plan) if plan.grouping is None else ReadGroups(plan)
+        files = [
+            tuple(part.anywhere() if isinstance(part, Source) else part for part in file)
+            for file in branch.files
+        ]
+        rows = (
+            pipeline
+            | f"{head}Name files" >> beam.Create(files, reshuffle=False)
+            | f"{head}Read rows" >> beam.ParDo(dofn).with_output_types(InFlight)
+        )
+    if branch.seed is None:
+        return rows
+    seed = beam.Create([no_row(branch.seed)], reshuffle=False).with_output_types(InFlight)
+    return (rows, pipeline | f"{head}Name the group" >> seed) | f"{head}All of it" >> beam.Flatten()
 
 
 def _into_beam(ways: tuple[pvalue.PCollection, ...], plan: Plan, head: str) -> None:

@@ -14,9 +14,9 @@ from beam_llm.cli.files.records import DataError, Source, digest_of, is_remote
 from beam_llm.cli.files.sources import find_sources, header_of, read_rows
 from beam_llm.errors import UsageError
 from beam_llm.fronts.sql.compute import CHUNK_ROWS, Evaluator, ExpressionError
+from beam_llm.fronts.sql.in_flight import cleaned, kept
 from beam_llm.fronts.sql.places import nearest
 from beam_llm.fronts.sql.plan import Plan, Rows
-from beam_llm.fronts.sql.steps import cleaned, kept
 from beam_llm.fronts.sql.tables import Table
 from beam_llm.fronts.sql.types import value_of
 
@@ -95,7 +95,7 @@ def read_input(plan: Plan, source: Source, evaluator: Evaluator) -> Iterator[Inp
             raise DataError(f"{_named(plan, source, line)}: {plan.place}: {error}") from None
         for (line, fields), after in zip(chunk, found, strict=True):
             if after is not None:
-                yield InputRow(digest_of(fields), kept(after, plan.keeps[0]), line)
+                yield InputRow(digest_of(fields), kept(after, plan.reading_keeps), line)
 
 
 def _named(plan: Plan, source: Source, line: int) -> str:

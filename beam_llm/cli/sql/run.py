@@ -252,6 +252,7 @@ class SqlRunner:
                 run.plan,
                 list(run.looked.files(run.sources, run.done)),
                 None if run.spool is None else run.spool.folder,
+                run.seed(),
             )
             for run in runs
         ]

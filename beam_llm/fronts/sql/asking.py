@@ -15,7 +15,14 @@ from beam_llm.errors import LLMError, UsageError
 from beam_llm.fronts.sql.expressions import Scope, Value, cast
 from beam_llm.fronts.sql.known import Known
 from beam_llm.fronts.sql.layers import Layers
-from beam_llm.fronts.sql.models import Columns, Model, is_literal_prompt, output_of, settings_of
+from beam_llm.fronts.sql.models import (
+    OWN_OUTPUT,
+    Columns,
+    Model,
+    is_literal_prompt,
+    output_of,
+    settings_of,
+)
 from beam_llm.fronts.sql.places import nearest
 from beam_llm.fronts.sql.plan import Ask, Branch
 from beam_llm.fronts.sql.syntax import Call, Expression
@@ -24,9 +31,6 @@ from beam_llm.prompting.templates import PromptTemplate
 
 MOST_CALLS = 20
 """Calls of models in one query, views and all."""
-
-_OWN_OUTPUT = ("AI_CLASSIFY", "AI_EMBED")
-"""Functions whose columns are their own, whatever OUTPUT the model has."""
 
 Argument = tuple[str, Value, int]
 """Name, value, place."""
@@ -40,6 +44,23 @@ class Answer:
     whole: Value
     error: Value
     metadata: list[tuple[str, Value]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One call with all that it takes from the rows it is about.
+
+    Attributes:
+      model: whose OUTPUT the answer has.
+      chosen, inputs, record_id: see `Ask`.
+    """
+
+    call: Call
+    model: Model
+    branches: tuple[Branch, ...]
+    chosen: str | None
+    inputs: tuple[tuple[str, str, SqlType], ...]
+    record_id: tuple[str, str] | None
 
 
 class Asking:
@@ -56,8 +77,12 @@ class Asking:
         self._value = value
         self._answers: dict[str, Answer] = {}
 
-    def ask(self, call: Call, scope: Scope, arguments: list[tuple[str, Value, int]]) -> Answer:
-        """What a call over these arguments (name, value, place) comes to."""
+    def ask(self, call: Call, scope: Scope, arguments: list[Argument]) -> Answer:
+        """What a call over these arguments comes to."""
+        return self.answer(self.prepared(call, scope, arguments))
+
+    def prepared(self, call: Call, scope: Scope, arguments: list[Argument]) -> Prepared:
+        """The call with its settings, and its arguments in flight."""
         models, chosen = self._models(call, scope)
         first = models[0]
         prompted = list(arguments)
@@ -73,13 +98,17 @@ class Asking:
         flown = tuple(
             (name, self._layers.in_flight(value), value.type) for name, value, _ in inputs
         )
+        return Prepared(
+            call, first, tuple(branches), chosen, flown, self._record_id(branches, flown, scope)
+        )
+
+    def answer(self, prepared: Prepared) -> Answer:
+        """What the call comes to."""
         # The same call in SELECT and in WHERE is made, and paid for, once.
-        known = repr((flown, branches, chosen, call.function))
-        if known in self._answers:
-            return self._answers[known]
-        answer = self._new_ask(call, first, branches, chosen, flown, scope)
-        self._answers[known] = answer
-        return answer
+        known = repr((prepared.inputs, prepared.branches, prepared.chosen, prepared.call.function))
+        if known not in self._answers:
+            self._answers[known] = self._new_ask(prepared)
+        return self._answers[known]
 
     def _refuse_unlike(self, call: Call, first: Model, other: Model) -> None:
         self._source.fail(
@@ -91,6 +120,8 @@ class Asking:
 
     def _models(self, call: Call, scope: Scope) -> tuple[list[Model], str | None]:
         """The models that a call may ask, and the column in flight that says which."""
+        if call.model is None:
+            return [self._known.only_model(call)], None
         if isinstance(call.model, str):
             return [self._known.model(call.model, call.model_start)], None
         value = self._value(call.model, scope)
@@ -149,6 +180,7 @@ class Asking:
     def _settings(self, model: Model, call: Call, inputs: tuple[str, ...]) -> Settings:
         from beam_llm.transforms.options import arguments_of
         from beam_llm.transforms.predict import LLMPredict
+        from beam_llm.transforms.reduce import LLMReduce
 
         known = self._known
         settings, notices = settings_of(
@@ -158,7 +190,8 @@ class Asking:
         try:
             # Made for its checks alone: what is wrong is said at the call's place, before anything
             # runs.
-            LLMPredict(**arguments_of(settings))
+            transform = LLMReduce if settings.task == "reduce" else LLMPredict
+            transform(**arguments_of(settings))
         except UsageError as error:
             raise self._source.located(call.start, error) from None
         except LLMError as error:
@@ -182,13 +215,9 @@ class Asking:
 
     def _new_ask(
         self,
-        call: Call,
-        model: Model,
-        branches: list[Branch],
-        chosen: str | None,
-        inputs: tuple[tuple[str, str, SqlType], ...],
-        scope: Scope,
+        prepared: Prepared,
     ) -> Answer:
+        call, model = prepared.call, prepared.model
         if len(self._layers.asks) >= MOST_CALLS:
             self._source.fail(
                 call.start, f"there are more than {MOST_CALLS} calls here", "write several INSERTs"
@@ -196,13 +225,13 @@ class Asking:
         number = self._layers.open_stage()
         named, whole = self._new_columns(output_of(model, call)[0], number)
         error = self._layers.new(f"a{number}!", number, STRING)
-        names = " or ".join(branch.model for branch in branches)
+        names = " or ".join(branch.model for branch in prepared.branches)
         ask = Ask(
             f"Ask {names} ({number})",
-            tuple(branches),
-            chosen,
-            inputs,
-            self._record_id(branches, inputs, scope),
+            prepared.branches,
+            prepared.chosen,
+            prepared.inputs,
+            prepared.record_id,
             _fields_of(named, whole),
             str(error.column),
         )
@@ -220,7 +249,7 @@ class Asking:
     def _metadata(self, call: Call, model: Model, error: Value) -> list[tuple[str, Value]]:
         """OUTPUT's metadata columns: the error; what isn't known here is NULL, with a notice."""
         metadata = []
-        for name, kind, key in model.metadata if call.function not in _OWN_OUTPUT else ():
+        for name, kind, key in model.metadata if call.function not in OWN_OUTPUT else ():
             value = error if key == "error-string" else Value("NULL", frozenset(), NULL)
             metadata.append((name, cast(value, kind)))
             if key != "error-string":

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from beam_llm.fronts.sql.functions import AGGREGATE_CALLS
 from beam_llm.fronts.sql.grammar import parse_expression
 from beam_llm.fronts.sql.options import is_map, parse_map
 from beam_llm.fronts.sql.places import nearest
-from beam_llm.fronts.sql.syntax import Call, Expression, Option, Query
+from beam_llm.fronts.sql.syntax import Call, Expression, Option, Query, literal_text
 from beam_llm.fronts.sql.tokens import Cursor, Token
 
 QueryParser = Callable[[Cursor], Query]
@@ -19,6 +20,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "AI_COMPLETE": ("MODEL", "INPUT", "PROMPT", "CONFIG"),
     "AI_CLASSIFY": ("MODEL", "INPUT", "LABELS", "CONFIG"),
     "AI_EMBED": ("MODEL", "INPUT", "CONFIG"),
+    "AI_AGG": ("MODEL", "INPUT", "INSTRUCTION", "CONFIG"),
+    "AI_SUMMARIZE_AGG": ("MODEL", "INPUT", "CONFIG"),
 }
 _FORMS = {
     "ML_PREDICT": "write ML_PREDICT('m', column), or in FROM "
@@ -27,6 +30,8 @@ _FORMS = {
     "AI_CLASSIFY": "write AI_CLASSIFY(MODEL => MODEL m, INPUT => column, LABELS => ARRAY['a', "
     "'b'])",
     "AI_EMBED": "write AI_EMBED('m', column)",
+    "AI_AGG": "write AI_AGG('m', column, 'instruction')",
+    "AI_SUMMARIZE_AGG": "write AI_SUMMARIZE_AGG('m', column)",
 }
 
 
@@ -46,6 +51,7 @@ class _Parts:
     config: list[Option] = field(default_factory=list)
     prompt: Expression | None = None
     labels: list[str] = field(default_factory=list)
+    instruction: str | None = None
     has_config: bool = False
 
 
@@ -61,6 +67,11 @@ def parse_call(cursor: Cursor, query: QueryParser | None) -> Call:
     name = cursor.take()
     parts = _Parts(name.word, name.start)
     cursor.need_op("(", f"after {name.word}")
+    if name.word in AGGREGATE_CALLS and cursor.now.word == "DISTINCT":
+        cursor.fail(
+            f"DISTINCT in {name.word} is not run here",
+            "take it out: each text weighs as often as it is there",
+        )
     if not cursor.is_op(")"):
         while True:
             _argument(cursor, parts, query)
@@ -98,6 +109,8 @@ def _named(cursor: Cursor, parts: _Parts, name: Token, query: QueryParser | None
         parts.prompt = parse_expression(cursor)
     elif name.word == "LABELS":
         _labels(cursor, parts)
+    elif name.word == "INSTRUCTION":
+        _instruction(cursor, parts, parse_expression(cursor))
     elif cursor.now.word == "TABLE":
         _table(cursor, parts, query)
     else:
@@ -113,7 +126,7 @@ def _positional(cursor: Cursor, parts: _Parts, query: QueryParser | None) -> Non
         _table(cursor, parts, query)
     elif cursor.now.word == "DESCRIPTOR":
         _descriptor(cursor, parts)
-    elif parts.model is None:
+    elif parts.model is None and (parts.function not in AGGREGATE_CALLS or _is_model(cursor)):
         _model(cursor, parts)
     elif parts.function == "AI_CLASSIFY" and cursor.now.word == "ARRAY":
         _labels(cursor, parts)
@@ -124,12 +137,17 @@ def _positional(cursor: Cursor, parts: _Parts, query: QueryParser | None) -> Non
         parts.arguments.append(parse_expression(cursor))
 
 
+def _is_model(cursor: Cursor) -> bool:
+    """Whether `MODEL m` stands here."""
+    return cursor.now.word == "MODEL" and cursor.ahead().kind in ("name", "quoted")
+
+
 def _model(cursor: Cursor, parts: _Parts) -> None:
     if parts.model is not None:
         cursor.fail("the model is named twice", "name it once")
     parts.model_start = cursor.now.start
     after = cursor.ahead()
-    if cursor.now.word == "MODEL" and after.kind in ("name", "quoted"):
+    if _is_model(cursor):
         cursor.take()
         parts.model_start = cursor.now.start
         cursor.take()
@@ -193,12 +211,41 @@ def _labels(cursor: Cursor, parts: _Parts) -> None:
     cursor.need_op("]", "at the end of ARRAY")
 
 
+def _instruction(cursor: Cursor, parts: _Parts, given: Expression) -> None:
+    text = literal_text(given.tree)
+    if text is None or not text.strip():
+        cursor.source.fail(
+            given.start,
+            f"the instruction of {parts.function} has to be a text in single quotes",
+            _FORMS[parts.function],
+            given.end,
+        )
+    parts.instruction = text
+
+
+def _sort_arguments(cursor: Cursor, parts: _Parts) -> None:
+    """`AI_AGG(text, 'instruction')`, or with the model before them: which is which."""
+    wants_instruction = parts.function == "AI_AGG" and parts.instruction is None
+    if parts.model is None and len(parts.arguments) == 2 + wants_instruction:
+        named = parts.arguments.pop(0)
+        parts.model_start = named.start
+        parts.model = literal_text(named.tree) or named
+    if wants_instruction and len(parts.arguments) == 2:
+        _instruction(cursor, parts, parts.arguments.pop())
+
+
 def _checked(cursor: Cursor, parts: _Parts, end: int) -> Call:
     def fail(why: str) -> NoReturn:
         cursor.source.fail(parts.start, f"{parts.function} {why}", _FORMS[parts.function], end)
 
     of_table = parts.table is not None or parts.query is not None
-    if parts.model is None:
+    if parts.function in AGGREGATE_CALLS:
+        _sort_arguments(cursor, parts)
+        if parts.model is not None and not isinstance(parts.model, str):
+            fail("takes one model by its name")
+        if parts.function == "AI_AGG" and parts.instruction is None:
+            fail("needs an instruction")
+    elif parts.model is None:
         fail("names no model")
     if of_table and not parts.descriptor:
         fail("over a table needs the columns that it asks about")
@@ -228,4 +275,5 @@ def _checked(cursor: Cursor, parts: _Parts, end: int) -> Call:
         tuple(parts.config),
         parts.prompt,
         tuple(parts.labels),
+        parts.instruction,
     )

@@ -152,6 +152,8 @@ def from_duckdb(kind: SqlType, value: Any) -> Any:
 class Evaluator:
     """One `Compute`, ready to use; it belongs to one thread."""
 
+    _number = quoted(_NUMBER)
+
     def __init__(self, compute: Compute):
         self._compute = compute
         self._connection = connect()
@@ -160,7 +162,7 @@ class Evaluator:
             for name, sql, kind in compute.outputs
         )
         where = " AND ".join(f"({sql})" for sql in compute.filters)
-        self._select = f"SELECT {quoted(_NUMBER)}{outputs}"
+        self._select = f"SELECT {self._number}{outputs}"
         self._where = f" WHERE {where}" if where else ""
 
     def rows(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
@@ -226,6 +228,27 @@ class Evaluator:
             }
             joined[number] = {**rows[number], **new}
         return joined
+
+
+class Aggregator(Evaluator):
+    """One `Compute` of aggregates, ready to use; it belongs to one thread."""
+
+    _number = "0"
+
+    def values(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """What the aggregates come to over these rows.
+
+        Raises:
+          ExpressionError: one of them failed.
+        """
+        if self._compute.is_empty:
+            return {}
+        try:
+            [row] = self._joined([{}], self._many(rows))
+        except Exception as error:
+            raise ExpressionError(reason_of(error)) from None
+        assert row is not None, "aggregates alone give one row, also of none"
+        return row
 
 
 def _for_arrow(kind: SqlType, value: Any) -> Any:

@@ -75,9 +75,16 @@ def cast(value: Value, kind: SqlType) -> Value:
 
 @dataclass
 class Scope:
-    """The columns that a clause can name."""
+    """The columns that a clause can name.
+
+    Attributes:
+      keys: of groups: the expressions of GROUP BY as sqlglot's trees, and what each comes to.
+      of_rows: names that only a group's rows have.
+    """
 
     columns: list[Column]
+    keys: tuple[tuple[Any, Value], ...] = ()
+    of_rows: frozenset[str] = frozenset()
 
     def seen(self, table: str | None = None) -> list[Column]:
         """What `*`, or `t.*`, stands for."""
@@ -216,6 +223,12 @@ class _Translation:
                 node,
                 f"{parts[0]!r} is a column of several tables",
                 f"write {self._scope.tables()[0] if self._scope.tables() else 't'}.{parts[0]}",
+            )
+        if column is None and not self._scope.of_rows.isdisjoint(parts[:2]):
+            self._fail(
+                node,
+                f"{parts[-1]!r} stands neither in GROUP BY nor in an aggregate",
+                f"add it to GROUP BY, or write MIN({'.'.join(parts)})",
             )
         if column is None:
             known = [one.name for one in self._scope.columns]

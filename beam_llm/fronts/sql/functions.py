@@ -145,8 +145,11 @@ FUNCTIONS: dict[str, Function] = {
 WITH_A_SYNTAX = frozenset({"CAST", "TRY_CAST", "EXTRACT", "POSITION", "SUBSTRING", "TRIM"})
 """Functions whose arguments have words of their own: sqlglot knows them."""
 
+AGGREGATE_FUNCTIONS = {"COUNT": "count", "SUM": "sum", "AVG": "avg", "MIN": "min", "MAX": "max"}
+"""Aggregates that are run, and what each is in DuckDB."""
+
 AGGREGATES = words(
-    "COUNT SUM AVG MIN MAX COLLECT LISTAGG STRING_AGG ARRAY_AGG STDDEV_POP STDDEV_SAMP "
+    "COLLECT LISTAGG STRING_AGG ARRAY_AGG STDDEV_POP STDDEV_SAMP "
     "VAR_POP VAR_SAMP VARIANCE STDDEV FIRST_VALUE LAST_VALUE JSON_OBJECTAGG JSON_ARRAYAGG "
     "MEDIAN PERCENTILE APPROX_COUNT_DISTINCT GROUPING"
 )
@@ -160,7 +163,12 @@ CLOCKS = words(
 )
 """What gives another value each time: the same record would be asked, and paid, again."""
 
-CALLS = ("ML_PREDICT", "AI_COMPLETE", "AI_CLASSIFY", "AI_EMBED")
+AGGREGATE_CALLS = ("AI_AGG", "AI_SUMMARIZE_AGG")
+"""One answer over all rows of a group. Source: Snowflake documentation, AI_AGG and
+AI_SUMMARIZE_AGG, read 2026-11; the model, which these don't name, stands first as in
+AI_COMPLETE."""
+
+CALLS = ("ML_PREDICT", "AI_COMPLETE", "AI_CLASSIFY", "AI_EMBED", *AGGREGATE_CALLS)
 NOT_CALLS = {
     "ML_EVALUATE": "it aggregates over a table: compare two models on a sample with labels "
     "(beam-llm compare)",

@@ -12,6 +12,8 @@ from sqlglot.errors import SqlglotError
 from sqlglot.tokens import Tokenizer as BaseTokenizer
 
 from beam_llm.fronts.sql.functions import (
+    AGGREGATE_CALLS,
+    AGGREGATE_FUNCTIONS,
     AGGREGATES,
     CALLS,
     CLOCKS,
@@ -22,7 +24,7 @@ from beam_llm.fronts.sql.functions import (
     words,
 )
 from beam_llm.fronts.sql.places import nearest
-from beam_llm.fronts.sql.syntax import Call, Expression
+from beam_llm.fronts.sql.syntax import Aggregate, Call, Expression
 from beam_llm.fronts.sql.tokens import Cursor, Token
 
 _PREFIX = "SELECT "
@@ -75,6 +77,7 @@ def parse_expression(cursor: Cursor) -> Expression:
     """
     first = cursor.now
     calls: dict[str, Call] = {}
+    aggregates: dict[str, Aggregate] = {}
     spans: list[tuple[int, int, str]] = []
     depth, end = 0, first.start
     while (token := cursor.now).kind != "end":
@@ -84,25 +87,47 @@ def parse_expression(cursor: Cursor) -> Expression:
             break
         if token.kind == "op":
             depth += (token.value in _OPEN) - (token.value in _CLOSE)
-        if token.word in CALLS and cursor.ahead().value == "(":
-            call = _call(cursor)
-            name = f"__call_{len(calls)}"
-            calls[name] = call
-            spans.append((call.start, call.end, name))
-            end = call.end
+        if token.word in (*CALLS, *AGGREGATE_FUNCTIONS) and cursor.ahead().value == "(":
+            part: Call | Aggregate
+            if token.word in CALLS:
+                name = f"__call_{len(calls)}"
+                part = calls[name] = _call(cursor)
+            else:
+                name = f"__a{len(aggregates)}"  # no longer than `MIN(n)`
+                part = aggregates[name] = _aggregate(cursor)
+            spans.append((part.start, part.end, name))
+            end = part.end
             continue
         _check_function(cursor, token)
         end = cursor.take().end
     if end == first.start:
         cursor.fail("an expression is missing here", "write a column or an expression")
     text = _with_placeholders(cursor.source.text[first.start : end], first.start, spans)
-    return Expression(_tree(cursor, text, first, end), first.start, end, calls, first.start)
+    tree = _tree(cursor, text, first, end)
+    return Expression(tree, first.start, end, calls, first.start, aggregates)
 
 
 def _call(cursor: Cursor) -> Call:
     from beam_llm.fronts.sql.calls import parse_call  # calls have expressions, and these have calls
 
     return parse_call(cursor, None)
+
+
+def _aggregate(cursor: Cursor) -> Aggregate:
+    name = cursor.take()
+    cursor.take()
+    distinct = cursor.take_words("DISTINCT")
+    if name.word == "COUNT" and not distinct and cursor.take_op("*"):
+        argument = None
+    else:
+        argument = parse_expression(cursor)
+    end = cursor.need_op(")", f"at the end of {name.word}").end
+    if cursor.now.word == "FILTER":
+        cursor.fail(
+            "FILTER of an aggregate is not run here",
+            f"write {name.word}(CASE WHEN … THEN … END): NULL is not counted",
+        )
+    return Aggregate(name.word, name.start, end, argument, distinct)
 
 
 def _with_placeholders(text: str, start: int, spans: list[tuple[int, int, str]]) -> str:
@@ -139,12 +164,13 @@ def _check_function(cursor: Cursor, token: Token) -> None:
     if word in AGGREGATES:
         cursor.fail(
             f"{word} is an aggregate, which is not run here",
-            "insert the rows into a table, and aggregate that with a database, such as DuckDB",
+            "insert the rows into a table, and aggregate that with a database, such as DuckDB; "
+            f"aggregates here: {', '.join((*AGGREGATE_FUNCTIONS, *AGGREGATE_CALLS))}",
         )
     if word in NOT_CALLS:
         cursor.fail(f"{word} is not run here", NOT_CALLS[word])
     if word not in FUNCTIONS and word not in WITH_A_SYNTAX:
-        known = [*FUNCTIONS, *WITH_A_SYNTAX, *CALLS]
+        known = [*FUNCTIONS, *WITH_A_SYNTAX, *CALLS, *AGGREGATE_FUNCTIONS]
         cursor.fail(f"the function {token.value} is not known here", nearest(word, known, "known"))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from beam_llm.fronts.sql.models import Model
 from beam_llm.fronts.sql.places import SourceText, nearest
-from beam_llm.fronts.sql.syntax import Query
+from beam_llm.fronts.sql.syntax import Call, Query
 from beam_llm.fronts.sql.tables import Permissions, Table
 
 
@@ -31,6 +31,21 @@ class Known:
     views: dict[str, View] = field(default_factory=dict)
     defaults: dict[str, str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+
+    def only_model(self, call: Call) -> Model:
+        """The file's only model, for a call that names none; fails at its place where there are
+        others.
+        """
+        if len(self.models) != 1:
+            names = ", ".join(map(repr, self.models))
+            self.source.fail(
+                call.start,
+                f"{call.function} names no model, and there "
+                + (f"are {names}" if names else "is none yet"),
+                "write the model before the text" if names else "write CREATE MODEL",
+                call.end,
+            )
+        return next(iter(self.models.values()))
 
     def model(self, name: str, start: int) -> Model:
         """The model of that name; fails at its place where there is none."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from beam_llm.fronts.sql.compute import Compute
 from beam_llm.fronts.sql.expressions import Column, Value, column_in_flight
-from beam_llm.fronts.sql.plan import Ask, Plan, Rows
+from beam_llm.fronts.sql.plan import Ask, Grouping, Plan, Rows
 from beam_llm.fronts.sql.tables import Table
 from beam_llm.fronts.sql.types import SqlType
 
@@ -18,22 +18,30 @@ class Layers:
       types: of all columns in flight.
       asks: the calls so far.
       base: the table or rows that all comes from; None before it is known.
+      grouping: how its rows become groups; None where they don't.
     """
 
     def __init__(self) -> None:
         self.types: dict[str, SqlType] = {}
         self.asks: list[Ask] = []
         self.base: Table | Rows | None = None
+        self.grouping: Grouping | None = None
         self._base_columns: list[tuple[str, str, SqlType]] = []
         self._levels: dict[str, int] = {}
         self._filters: list[list[str]] = [[]]
         self._computed: list[dict[str, tuple[str, SqlType]]] = [{}]
         self._uses: list[set[str]] = [set()]
+        self._grouped_uses: set[str] = set()
 
     @property
     def filters_answers(self) -> bool:
         """Whether a condition looks at a model's answer."""
         return any(self._filters[1:])
+
+    @property
+    def filters_groups(self) -> bool:
+        """Whether a condition leaves out groups."""
+        return self.grouping is not None and bool(self._filters[0])
 
     def begin(self, base: Table | Rows, columns: Sequence[tuple[str, SqlType]]) -> list[Column]:
         """The source that all comes from, of which there is one."""
@@ -87,6 +95,34 @@ class Layers:
         self._uses.append(set())
         return len(self._uses) - 1
 
+    def group(
+        self, keys: Sequence[str], aggregates: Sequence[tuple[str, Value]], rows: Iterable[str]
+    ) -> None:
+        """From here on a row is a group.
+
+        Args:
+          keys: columns in flight that rows are grouped by.
+          aggregates: the group's new columns, with DuckDB's text over columns of its rows.
+          rows: further columns in flight of its rows that are needed.
+        """
+        assert self.grouping is None, "it would have been refused"
+        inputs = sorted(frozenset().union(*(value.uses for _, value in aggregates)))
+        compute = self._stage(0)
+        self.grouping = Grouping(
+            compute,
+            frozenset((*keys, *inputs, *rows)),
+            tuple(keys),
+            Compute(
+                tuple((name, self.types[name]) for name in inputs),
+                (),
+                tuple((name, value.sql, value.type) for name, value in aggregates),
+            ),
+        )
+        self._grouped_uses = self._uses[0] | self.grouping.keeps
+        self._filters, self._computed, self._uses = [[]], [{}], [set()]
+        for name, value in aggregates:
+            self.new(name, 0, value.type)
+
     def plan(
         self,
         outputs: Sequence[tuple[str, Value]],
@@ -108,14 +144,14 @@ class Layers:
             is_null = not value.uses and value.sql in ("NULL", "CAST(NULL AS VARCHAR)")
             out.append((name, None if is_null else self.in_flight(value), value.type))
         keeps = self._keeps([column for _, column, _ in out if column is not None])
-        used = frozenset().union(*self._uses, *keeps)
+        used = frozenset().union(*self._uses, *keeps, self._grouped_uses)
         columns = tuple(one for one in self._base_columns if one[1] in used)
         stages = tuple(map(self._stage, range(len(self._uses))))
         asks = tuple(self.asks)
         types = dict(self.types)
         return Plan(
             start, place, self.base, columns, stages, asks, tuple(keeps), tuple(out), target, limit,
-            types, text,
+            types, text, self.grouping,
         )  # fmt: skip
 
     def _stage(self, level: int) -> Compute:

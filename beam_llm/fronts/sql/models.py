@@ -9,14 +9,26 @@ from typing import Any
 
 from beam_llm.config import Settings, settings_from_options
 from beam_llm.errors import UsageError
+from beam_llm.fronts.sql.functions import AGGREGATE_CALLS
 from beam_llm.fronts.sql.options import Spelled, spelled
 from beam_llm.fronts.sql.places import SourceText, SqlError
-from beam_llm.fronts.sql.syntax import Call, ColumnDefinition, CreateModel, Option
+from beam_llm.fronts.sql.syntax import (
+    Call,
+    ColumnDefinition,
+    CreateModel,
+    Option,
+    literal_text,
+)
 from beam_llm.fronts.sql.tables import Permissions
 from beam_llm.fronts.sql.types import DOUBLE, STRING, SqlType, object_schema
 
 Columns = tuple[tuple[str, SqlType], ...]
 VECTOR = SqlType("ARRAY", fields=(("0", DOUBLE),))
+OWN_OUTPUT = ("AI_CLASSIFY", "AI_EMBED", "AI_SUMMARIZE_AGG")
+"""Functions whose columns are their own, whatever OUTPUT the model has."""
+
+SUMMARIZE = "Summarize these texts."
+"""What AI_SUMMARIZE_AGG asks, which has no instruction."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,8 @@ def output_of(model: Model, call: Call | None) -> tuple[Columns, Any]:
         return (("category", STRING), ("confidence", DOUBLE)), schema
     if call is not None and call.function == "AI_EMBED":
         return (("embedding", VECTOR),), None
+    if call is not None and call.function == "AI_SUMMARIZE_AGG":
+        return (("summary", STRING),), str
     if len(model.outputs) == 1:
         return model.outputs, model.outputs[0][1].answer
     return model.outputs, object_schema(model.outputs)
@@ -141,6 +155,9 @@ def settings_of(
     if call.function == "AI_EMBED" if call else "dimensions" in together:
         values["task"], usual = "embed", {"batch_size": "auto"}
     else:
+        if call is not None and call.function in AGGREGATE_CALLS:
+            values |= {"task": "reduce", "instruction": call.instruction or SUMMARIZE}
+            usual = {"batch_size": "auto"}
         values |= _output(source, model, call, places.get("output"))
     try:
         settings = settings_from_options(
@@ -157,7 +174,7 @@ def _output(
     source: SourceText, model: Model, call: Call | None, given: Option | None
 ) -> dict[str, Any]:
     """What is answered, unless the option `output` says it itself."""
-    if given is None or (call and call.function == "AI_CLASSIFY"):
+    if given is None or (call and call.function in OWN_OUTPUT):
         return {"output": output_of(model, call)[1]}
     if len(model.outputs) > 1:
         source.fail(
@@ -238,20 +255,16 @@ def _prompt(given: str | None, inputs: tuple[str, ...], call: Call | None) -> st
         asked = f"Classify this into one of: {labels}. Confidence is from 0 to 1."
         return f"{_literal(asked)}\n\n{own}"
     if call is not None and call.function == "AI_COMPLETE" and call.prompt is not None:
-        prompt = _literal_text(call.prompt.tree)
+        prompt = literal_text(call.prompt.tree)
         if prompt is None:
             return f"{_variable('prompt')}\n\n{_variable(inputs[0])}"
         return f"{_literal(prompt)}\n\n{_variable(inputs[0])}"
     return None if given is not None else own
 
 
-def _literal_text(tree: Any) -> str | None:
-    return str(tree.this) if type(tree).__name__ == "Literal" and tree.is_string else None
-
-
 def is_literal_prompt(call: Call) -> bool:
     """Whether AI_COMPLETE's prompt is the same for every row."""
-    return call.prompt is not None and _literal_text(call.prompt.tree) is not None
+    return call.prompt is not None and literal_text(call.prompt.tree) is not None
 
 
 def _literal(text: str) -> str:

@@ -102,6 +102,8 @@ _MEANINGLESS = {
 _NEVER = {
     "output.field": "an answer's column is named by AS",
     "outputfield": "an answer's column is named by AS",
+    "instruction": "it is AI_AGG's last argument",
+    "groupby": "the query's GROUP BY says it",
 }
 
 

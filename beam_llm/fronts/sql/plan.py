@@ -4,7 +4,10 @@ out.
     rows ─ Compute 0 ─ Ask 1 ─ Compute 1 ─ Ask 2 ─ … ─ outputs
 
 Every expression is computed as early as its columns are there, and so is every condition: a row
-that WHERE leaves out is not asked about, also behind a view.
+that WHERE leaves out is not asked about, also behind a view. With GROUP BY, or aggregates alone,
+the rows of all this are groups, and there is a step before it:
+
+    rows of the source ─ Compute ─ Grouping ─ rows
 """
 
 from __future__ import annotations
@@ -60,6 +63,29 @@ class Ask:
     outputs: tuple[tuple[str | None, str, SqlType], ...]
     error: str
 
+    @property
+    def of_groups(self) -> bool:
+        """Whether it is one call over all rows of a group; its inputs are columns of these rows."""
+        return self.branches[0].settings.task == "reduce"
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How rows become groups, of which each is a row from there on.
+
+    Attributes:
+      compute: what is reckoned of each row before.
+      keeps: columns in flight that are needed after that.
+      keys: columns in flight that rows are grouped by; without any, all rows are one group, which
+        is there also where there is no row.
+      aggregates: the new columns, such as `count(*)`, over all rows of a group.
+    """
+
+    compute: Compute
+    keeps: frozenset[str]
+    keys: tuple[str, ...]
+    aggregates: Compute
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -69,6 +95,7 @@ class Plan:
       start: of its statement in the file; `place` in words.
       source: a table, or rows.
       columns: the source's columns that are used: name, column in flight, type.
+      grouping: how rows become groups; None where they don't.
       stages: what is reckoned before the first call, after it, and so on: one more than `asks`.
       keeps: columns in flight that are needed after each stage.
       outputs: name, column in flight (None: NULL), type of what comes out.
@@ -90,3 +117,19 @@ class Plan:
     limit: int | None
     types: Mapping[str, SqlType]
     text: str = ""
+    grouping: Grouping | None = None
+
+    @property
+    def reading(self) -> Compute:
+        """What is reckoned of each row as it is read."""
+        return self.stages[0] if self.grouping is None else self.grouping.compute
+
+    @property
+    def reading_keeps(self) -> frozenset[str]:
+        """Columns in flight that are needed after that."""
+        return self.keeps[0] if self.grouping is None else self.grouping.keeps
+
+    @property
+    def group_asks(self) -> tuple[Ask, ...]:
+        """The calls over all rows of a group, which come before all others."""
+        return tuple(ask for ask in self.asks if ask.of_groups)

@@ -11,6 +11,8 @@ from sqlglot import exp
 from beam_llm.fronts.sql.asking import Answer, Argument, Asking
 from beam_llm.fronts.sql.compute import ExpressionError, connect, rows_of
 from beam_llm.fronts.sql.expressions import Column, Scope, Translator, Value
+from beam_llm.fronts.sql.functions import AGGREGATE_CALLS
+from beam_llm.fronts.sql.grouping import Grouping, with_keys
 from beam_llm.fronts.sql.known import Known
 from beam_llm.fronts.sql.layers import Layers
 from beam_llm.fronts.sql.places import nearest
@@ -34,6 +36,14 @@ class Planner:
         self._layers = Layers()
         self._asking = Asking(known, self._layers, self._value)
         self._limit: int | None = None
+        self._groups = Grouping(
+            known.source,
+            self._layers,
+            self._asking,
+            self._connection,
+            self._value,
+            self._arguments,
+        )
         self._translate = Translator(self._source, self._connection, self._layers.types)
 
     def plan(self, query: Query, start: int, end: int, insert: Insertion | None = None) -> Plan:
@@ -44,13 +54,16 @@ class Planner:
         else:
             outputs = stored(self._source, insert, columns, self._layers.asks)
         base, target = self._layers.base, None if insert is None else insert.table
-        # Which rows come within the limit would depend on answers that aren't there when rows are
-        # read.
-        if self._limit is not None and self._layers.filters_answers:
+        # Which rows come within the limit would depend on answers, or on sums over all rows, that
+        # aren't there when rows are read.
+        if self._limit is not None and (
+            self._layers.filters_answers or self._layers.filters_groups
+        ):
+            condition = "WHERE looks at a model's answer"
+            if self._layers.filters_groups:
+                condition = "HAVING leaves groups out"
             self._source.fail(
-                query.limit_start,
-                "LIMIT is not run where WHERE looks at a model's answer",
-                "take one of them out",
+                query.limit_start, f"LIMIT is not run where {condition}", "take one of them out"
             )
         if isinstance(base, Table) and target is not None and target.name == base.name:
             self._source.fail(
@@ -67,6 +80,9 @@ class Planner:
         if query.where is not None:
             for condition in _conjuncts(query.where):
                 self._filter(condition, scope)
+        scope = self._groups.group(query, scope)
+        for condition in _conjuncts(query.having) if query.having is not None else ():
+            self._filter(condition, scope)
         if query.limit is not None:
             if not is_outer:
                 self._source.fail(
@@ -146,6 +162,11 @@ class Planner:
         ]
 
     def _item(self, item: Item, scope: Scope) -> list[Column]:
+        if item.expression is None and scope.of_rows:
+            self._source.fail(
+                item.start, "* stands for columns of rows, and here are groups",
+                "name the columns of GROUP BY", item.end,
+            )  # fmt: skip
         if item.expression is None:
             found = scope.seen(item.star_of)
             if not found:
@@ -167,10 +188,17 @@ class Planner:
         if call is not None and isinstance(call.model, str) and call.model in self._known.models:
             outputs = self._known.models[call.model].outputs
             return outputs[0][0] if len(outputs) == 1 else "value"
-        return name if name and call is None else "EXPR"
+        return name if name and call is None and name not in expression.aggregates else "EXPR"
 
     def _value(self, expression: Expression, scope: Scope) -> Value:
-        calls = {name: self._call(call, scope).whole for name, call in expression.calls.items()}
+        calls = {
+            name: self._groups.value(call)
+            if call.function in AGGREGATE_CALLS
+            else self._call(call, scope).whole
+            for name, call in expression.calls.items()
+        }
+        calls |= {name: self._groups.value(one) for name, one in expression.aggregates.items()}
+        expression, calls = with_keys(expression, scope, calls)
         return self._translate.value(expression, scope, calls)
 
     def _filter(self, condition: Expression, scope: Scope) -> None:
@@ -229,6 +257,9 @@ class Planner:
 
     def _call(self, call: Call, scope: Scope) -> Answer:
         """A call over columns, as an item, in a condition or behind LATERAL."""
+        return self._asking.ask(call, scope, self._arguments(call, scope))
+
+    def _arguments(self, call: Call, scope: Scope) -> list[Argument]:
         arguments: list[Argument] = []
         for expression in call.arguments:
             value = self._value(expression, scope)
@@ -236,7 +267,7 @@ class Planner:
             name = str(tree.name) if isinstance(tree, exp.Column) else ""
             is_call = name in expression.calls
             arguments.append(("" if is_call else name, value, expression.start))
-        return self._asking.ask(call, scope, arguments)
+        return arguments
 
 
 def _answer_columns(answer: Answer, taken: set[str], alias: str | None) -> list[Column]:

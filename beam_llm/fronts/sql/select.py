@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 from beam_llm.fronts.sql.calls import parse_call
-from beam_llm.fronts.sql.functions import CALLS, NOT_CALLS, WINDOWS
+from beam_llm.fronts.sql.functions import AGGREGATE_CALLS, CALLS, NOT_CALLS, WINDOWS
 from beam_llm.fronts.sql.grammar import parse_expression
 from beam_llm.fronts.sql.syntax import Call, Expression, Item, Lateral, Query, Source
 from beam_llm.fronts.sql.tokens import Cursor, Token
@@ -16,11 +16,8 @@ MOST_DEPTH = 20
 
 _STREAMED = "rows are handled one by one, as they come"
 _REFUSED: dict[str, tuple[str, str]] = {
-    "GROUP": (
-        "GROUP BY is not run here",
-        "insert the rows into a table, and aggregate that with a database, such as DuckDB",
-    ),
-    "HAVING": ("HAVING is not run here", "it belongs to GROUP BY: filter with WHERE"),
+    "GROUP": ("GROUP BY can't stand here", "write SELECT … FROM … WHERE … GROUP BY …"),
+    "HAVING": ("HAVING can't stand here", "write SELECT … FROM … GROUP BY … HAVING …"),
     "ORDER": (
         "ORDER BY is not run here",
         (
@@ -55,6 +52,14 @@ _CROSS = (
         "FROM t, LATERAL TABLE(ML_PREDICT('m', column)) AS r"
     ),
 )
+_GROUPS = {
+    **dict.fromkeys(
+        ("ROLLUP", "CUBE", "GROUPING"),
+        ("sets of groups are not run here", "write one INSERT for each"),
+    ),
+    "ALL": ("GROUP BY ALL is not run here", "write the columns"),
+    "(": ("columns of GROUP BY have no parentheses around them here", "write GROUP BY a, b"),
+}
 # Not aliases, though an alias may stand without AS where these do.
 _ENDS = {"WHERE", "LIMIT", "END", *_REFUSED, *_JOIN_WORDS}
 
@@ -96,10 +101,24 @@ def _select(cursor: Cursor, depth: int) -> Query:
         items.append(_item(cursor))
     source = _from(cursor, depth) if cursor.take_words("FROM") else None
     where = parse_expression(cursor) if cursor.take_words("WHERE") else None
+    group_start = cursor.now.start if cursor.now.word == "GROUP" else None
+    keys = _group_by(cursor) if cursor.take_words("GROUP", "BY") else ()
+    having = parse_expression(cursor) if cursor.take_words("HAVING") else None
     _refuse_clauses(cursor)
     limit_start = cursor.now.start
     limit = _limit(cursor) if cursor.take_words("LIMIT") else None
-    return Query(start, tuple(items), source, where, limit, limit_start)
+    return Query(
+        start, tuple(items), source, where, limit, limit_start, (), keys, group_start, having
+    )
+
+
+def _group_by(cursor: Cursor) -> tuple[Expression, ...]:
+    if (refused := _GROUPS.get(cursor.now.word or cursor.now.value)) is not None:
+        cursor.fail(*refused)
+    keys = [parse_expression(cursor)]
+    while cursor.take_op(","):
+        keys.append(parse_expression(cursor))
+    return tuple(keys)
 
 
 def _limit(cursor: Cursor) -> int:
@@ -123,9 +142,7 @@ def _item(cursor: Cursor) -> Item:
     alias = tree.alias if type(tree).__name__ == "Alias" else None
     if alias is not None:
         # sqlglot has read the AS along: it knows where an alias may stand without one.
-        expression = Expression(
-            tree.this, expression.start, expression.end, expression.calls, expression.offset
-        )
+        expression = replace(expression, tree=tree.this)
     return Item(start, expression.end, expression, alias or None)
 
 
@@ -155,10 +172,10 @@ def _values_row(cursor: Cursor) -> tuple[Expression, ...]:
 
 def _value(cursor: Cursor) -> Expression:
     expression = parse_expression(cursor)
-    for call in expression.calls.values():
+    for call in expression.placed:
         cursor.source.fail(
             call.start,
-            "a model is not called inside of VALUES",
+            f"{call.function} is not called inside of VALUES",
             "write SELECT … FROM (VALUES …) AS t(column)",
         )
     return expression
@@ -213,6 +230,12 @@ def _table_call(cursor: Cursor, depth: int) -> Call | None:
         if not wrapped and cursor.ahead().value != "(":
             return None
         _refuse_function(cursor, name)
+    if name.word in AGGREGATE_CALLS:
+        cursor.source.fail(
+            name.start,
+            f"{name.word} is an aggregate, which can't stand in FROM",
+            f"write SELECT {name.word}(…) FROM t",
+        )
     if wrapped:
         cursor.take(), cursor.take()
     call = parse_call(cursor, lambda inner: parse_query(inner, depth + 1))

@@ -1,8 +1,4 @@
-"""A plan's steps in Beam: rows in flight through calls of models, each by the one transform.
-
-An element is `(place, row)`: where the record was read, as text, and its columns in flight. Under
-`META` a row keeps how each of its calls ended.
-"""
+"""A plan's steps in Beam: rows in flight through calls of models, each by the one transform."""
 
 from __future__ import annotations
 
@@ -12,26 +8,28 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam import pvalue
-from apache_beam.typehints import Dict, Tuple
 
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, LLMError
 from beam_llm.fronts.sql.compute import Compute, Evaluator, ExpressionError
+from beam_llm.fronts.sql.group_steps import GroupRows
+from beam_llm.fronts.sql.in_flight import (
+    DROPPED,
+    META,
+    InFlight,
+    answered,
+    ended,
+    inputs_of,
+    kept,
+    meta_of,
+)
 from beam_llm.fronts.sql.places import nearest
 from beam_llm.fronts.sql.plan import Ask, Branch, Plan
-from beam_llm.fronts.sql.types import value_of
 from beam_llm.prompting.output_types import Output
-from beam_llm.prompting.text import clean
 from beam_llm.transforms.forming import RecordReader
 from beam_llm.transforms.options import arguments_of
 from beam_llm.transforms.predict import LLMPredict
 from beam_llm.values import Prediction
-
-META = "$"
-DROPPED = "$dropped"
-"""A row with this key was left out by a condition on an answer."""
-
-InFlight = Tuple[str, Dict[str, Any]]
 
 
 class RunStages(beam.PTransform):
@@ -48,12 +46,11 @@ class RunStages(beam.PTransform):
 
     def expand(self, rows: pvalue.PCollection) -> tuple[pvalue.PCollection, ...]:
         plan = self._plan
+        if plan.grouping is not None:
+            rows = rows | "Group rows" >> GroupRows(plan)
         ways: tuple[pvalue.PCollection, ...] = (rows,)
         for number, ask in enumerate(plan.asks):
-            together = (
-                ways[0] if len(ways) == 1 else ways | f"All rows for {ask.label}" >> beam.Flatten()
-            )
-            asked = together | ask.label >> AskModel(ask)
+            asked = ways if ask.of_groups else self._asked(ask, ways)
             stage = EvaluateStage(plan.stages[number + 1], plan.keeps[number + 1], ask.error)
             ways = tuple(
                 way
@@ -62,6 +59,14 @@ class RunStages(beam.PTransform):
                 for place, way in enumerate(asked)
             )
         return ways
+
+    def _asked(
+        self, ask: Ask, ways: tuple[pvalue.PCollection, ...]
+    ) -> tuple[pvalue.PCollection, ...]:
+        together = (
+            ways[0] if len(ways) == 1 else ways | f"All rows for {ask.label}" >> beam.Flatten()
+        )
+        return together | ask.label >> AskModel(ask)
 
 
 class AskModel(beam.PTransform):
@@ -152,15 +157,6 @@ class PrepareCall(beam.DoFn):
         return f"{names} is NULL" + (f" ({earlier[0]})" if earlier else "")
 
 
-def inputs_of(ask: Ask, row: dict[str, Any]) -> dict[str, Any]:
-    """What is asked about, as the prompt's fields."""
-    fields = {name: row.get(column) for name, column, _ in ask.inputs}
-    if ask.record_id is not None:
-        name, column = ask.record_id
-        fields[name] = row.get(column)
-    return fields
-
-
 class TakeAnswer(beam.DoFn):
     """A Prediction, or what wasn't asked, → its row with the answer in its columns."""
 
@@ -180,45 +176,6 @@ class TakeAnswer(beam.DoFn):
             yield place, ended(self._ask, row, None, Failure(*failure))
         else:
             yield place, answered(self._ask, row, element, self._output)
-
-
-def answered(
-    ask: Ask, row: dict[str, Any], prediction: Prediction, output: Output
-) -> dict[str, Any]:
-    """The row with an answer; one that is not of its column's type is an error."""
-    failure, value = prediction.error, None
-    if failure is None:
-        try:
-            value = output.dump(prediction.value)
-            values = {
-                column: value_of(kind, value if name is None else value[name])
-                for name, column, kind in ask.outputs
-            }
-            return ended(ask, {**row, **values}, prediction, None)
-        except (ValueError, KeyError, TypeError) as error:
-            # The reply is paid for, so this is the row's error and not the pipeline's.
-            failure = Failure(Kind.INVALID, f"the answer has no place in its column: {error}", 1)
-    return ended(ask, row, prediction, failure)
-
-
-def ended(
-    ask: Ask, row: dict[str, Any], prediction: Prediction | None, failure: Failure | None
-) -> dict[str, Any]:
-    """The row with how its call ended: kind, message, tokens, cost, model."""
-    known = {column: row.get(column) for _, column, _ in ask.outputs}
-    meta: list[Any] = [None, None] if failure is None else [failure.kind, str(failure)]
-    if prediction is not None:
-        usage = prediction.usage
-        meta += [
-            usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.cache_write_tokens,
-            usage.reasoning_tokens, prediction.cost_usd, prediction.reused, prediction.model,
-        ]  # fmt: skip
-    else:
-        # By position, since it rides in every row: `cli/sql/pipeline.py` reads it.
-        meta += [0, 0, 0, 0, 0, 0.0, False, ""]
-    if failure is not None:
-        known = dict.fromkeys(known)
-    return {**row, **known, ask.error: meta[1], META: [*row.get(META, ()), meta]}
 
 
 class EvaluateStage(beam.DoFn):
@@ -246,20 +203,6 @@ class EvaluateStage(beam.DoFn):
             found = self._evaluator.row(row)
         except ExpressionError as error:
             failure = Failure(Kind.INVALID, f"an expression failed: {error}", 1)
-            meta = [failure.kind, str(failure), 0, 0, 0, 0, 0, 0.0, False, ""]
-            return {**row, self._error: str(failure), META: [*row.get(META, ()), meta]}
+            metas = [*row.get(META, ()), meta_of(failure)]
+            return {**row, self._error: str(failure), META: metas}
         return {META: row.get(META, []), DROPPED: True} if found is None else found
-
-
-def kept(row: dict[str, Any], keeps: frozenset[str]) -> dict[str, Any]:
-    """The row with what is needed from here on."""
-    return {name: value for name, value in row.items() if name in keeps or name in (META, DROPPED)}
-
-
-def cleaned(value: Any) -> Any:
-    """A value without halves of characters, which no coder and no DuckDB takes."""
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, dict):
-        return {cleaned(name): cleaned(member) for name, member in value.items()}
-    return list(map(cleaned, value)) if isinstance(value, list) else value

@@ -29,13 +29,14 @@ class ColumnDefinition(NamedTuple):
 
 @dataclass(frozen=True)
 class Expression:
-    """A row-wise expression.
+    """A row-wise expression, or one over a group's aggregates.
 
     Attributes:
-      tree: sqlglot's; a call in it is a column named by its placeholder.
+      tree: sqlglot's; a call or an aggregate in it is a column named by its placeholder.
       start, end: its place in the file.
       calls: the calls in it by placeholder.
       offset: of the tree's text in the file, for places of what is in it.
+      aggregates: `COUNT(*)` and its like by placeholder.
     """
 
     tree: Any
@@ -43,6 +44,28 @@ class Expression:
     end: int
     calls: Mapping[str, Call]
     offset: int
+    aggregates: Mapping[str, Aggregate] = field(default_factory=dict)
+
+    @property
+    def placed(self) -> tuple[Aggregate | Call, ...]:
+        """All that stands in it by a placeholder."""
+        return (*self.calls.values(), *self.aggregates.values())
+
+
+def literal_text(tree: Any) -> str | None:
+    """The text that an expression is; None where it is anything else."""
+    return str(tree.this) if type(tree).__name__ == "Literal" and tree.is_string else None
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """`SUM(n)`, `COUNT(DISTINCT id)`, `COUNT(*)`, which has no argument."""
+
+    function: str
+    start: int
+    end: int
+    argument: Expression | None
+    distinct: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,17 +73,19 @@ class Call:
     """One call of a model.
 
     Attributes:
-      function: `ML_PREDICT`, `AI_COMPLETE`, `AI_CLASSIFY` or `AI_EMBED`.
-      model: its name, or an expression that gives the name for each row.
+      function: one of `functions.CALLS`.
+      model: its name, or an expression that gives the name for each row; None where an aggregate
+        names none, and the file's only model is meant.
       arguments: what is asked about; of the table form none, whose columns are `descriptor`.
       table, query: the table form's input: a table's name, or a query.
       config: overrides of this use.
       prompt: AI_COMPLETE's third argument.
       labels: AI_CLASSIFY's.
+      instruction: AI_AGG's last argument.
     """
 
     function: str
-    model: str | Expression
+    model: str | Expression | None
     start: int
     end: int
     model_start: int
@@ -72,6 +97,7 @@ class Call:
     config: tuple[Option, ...] = ()
     prompt: Expression | None = None
     labels: tuple[str, ...] = ()
+    instruction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +136,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Query:
-    """A SELECT, or rows given by VALUES."""
+    """A SELECT, or rows given by VALUES.
+
+    Attributes:
+      group_start: of GROUP BY; None where there is none.
+    """
 
     start: int
     items: tuple[Item, ...] = ()
@@ -119,6 +149,9 @@ class Query:
     limit: int | None = None
     limit_start: int = 0
     rows: tuple[tuple[Expression, ...], ...] = ()
+    group_by: tuple[Expression, ...] = ()
+    group_start: int | None = None
+    having: Expression | None = None
 
 
 @dataclass(frozen=True)

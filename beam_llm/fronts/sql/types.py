@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_INTEGERS = {"TINYINT": 8, "SMALLINT": 16, "INT": 32, "BIGINT": 64}
+INTEGERS = {"TINYINT": 8, "SMALLINT": 16, "INT": 32, "BIGINT": 64}
 _FAMILIES = {
-    **dict.fromkeys([*_INTEGERS, "FLOAT", "DOUBLE", "DECIMAL"], "number"),
+    **dict.fromkeys([*INTEGERS, "FLOAT", "DOUBLE", "DECIMAL"], "number"),
     **dict.fromkeys(["DATE", "TIMESTAMP", "TIMESTAMP_LTZ"], "time"),
 }
 _DUCKDB = {
@@ -25,7 +25,7 @@ _DUCKDB = {
     "NULL": "VARCHAR",
 }  # fmt: skip
 _AS_TEXT = ("DATE", "TIME", "TIMESTAMP", "TIMESTAMP_LTZ", "DECIMAL", "BYTES")
-_WORDS = {"BOOLEAN": "boolean", **dict.fromkeys(_INTEGERS, "integer")}
+_WORDS = {"BOOLEAN": "boolean", **dict.fromkeys(INTEGERS, "integer")}
 _WORDS |= dict.fromkeys(("FLOAT", "DOUBLE", "DECIMAL"), "number")
 _FORMATS = {"DATE": "date", "TIME": "time", "TIMESTAMP": "date-time", "TIMESTAMP_LTZ": "date-time"}
 _ANSWERS: dict[str, Any] = {"STRING": str, "INT": int, "BIGINT": int, "DOUBLE": float}
@@ -111,8 +111,8 @@ class SqlType:
             return {"type": "object", "additionalProperties": self.fields[1][1].schema}
         if self.kind == "ROW":
             return object_schema(self.fields)
-        if self.kind in _INTEGERS and self.kind != "BIGINT":
-            most = 2 ** (_INTEGERS[self.kind] - 1)
+        if self.kind in INTEGERS and self.kind != "BIGINT":
+            most = 2 ** (INTEGERS[self.kind] - 1)
             return {"type": "integer", "minimum": -most, "maximum": most - 1}
         if self.kind in _FORMATS:
             return {"type": "string", "format": _FORMATS[self.kind]}
@@ -179,7 +179,7 @@ def value_of(kind: SqlType, value: Any) -> Any:
     """
     if value is None or kind.kind == "NULL":
         return None
-    if kind.kind in _INTEGERS:
+    if kind.kind in INTEGERS:
         return _integer(kind, value)
     try:
         return _READERS[kind.kind](kind, value)
@@ -197,7 +197,7 @@ def _integer(kind: SqlType, value: Any) -> int:
         number = int(value.strip() if isinstance(value, str) else value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"it is not {kind}") from None
-    most = 2 ** (_INTEGERS[kind.kind] - 1)
+    most = 2 ** (INTEGERS[kind.kind] - 1)
     if not -most <= number < most:
         raise ValueError(f"it is out of the range of {kind}")
     return number

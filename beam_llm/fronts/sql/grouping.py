@@ -1,0 +1,218 @@
+"""GROUP BY and aggregates: how rows become groups, and what an aggregate comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from sqlglot import exp
+
+from beam_llm.fronts.sql.asking import Argument, Asking
+from beam_llm.fronts.sql.compute import ExpressionError, types_of
+from beam_llm.fronts.sql.expressions import Column, Scope, Value, column_in_flight
+from beam_llm.fronts.sql.functions import AGGREGATE_CALLS, AGGREGATE_FUNCTIONS
+from beam_llm.fronts.sql.layers import Layers
+from beam_llm.fronts.sql.places import SourceText
+from beam_llm.fronts.sql.syntax import Aggregate, Call, Expression, Query
+from beam_llm.fronts.sql.types import INTEGERS, SqlType
+
+AnyAggregate = Aggregate | Call
+_FRACTIONS = ("FLOAT", "DOUBLE", "DECIMAL", "NULL")
+
+
+class Grouping:
+    """Plans the one SELECT of a query that groups.
+
+    Args:
+      connection: a DuckDB, which is asked for types.
+      value: what an expression comes to in a scope.
+      arguments: what a call is given in a scope.
+    """
+
+    def __init__(
+        self,
+        source: SourceText,
+        layers: Layers,
+        asking: Asking,
+        connection: Any,
+        value: Callable[[Expression, Scope], Value],
+        arguments: Callable[[Call, Scope], list[Argument]],
+    ):
+        self._source = source
+        self._layers = layers
+        self._asking = asking
+        self._connection = connection
+        self._value = value
+        self._arguments = arguments
+        # By where they stand in the file.
+        self._values: dict[int, Value] = {}
+
+    def value(self, aggregate: AnyAggregate) -> Value:
+        """What an aggregate comes to, where it may stand."""
+        if aggregate.start not in self._values:
+            self._source.fail(
+                aggregate.start,
+                f"{aggregate.function} is an aggregate, which can't stand here",
+                "write it among SELECT's items, or in HAVING",
+                aggregate.end,
+            )
+        return self._values[aggregate.start]
+
+    def group(self, query: Query, scope: Scope) -> Scope:
+        """From here on a row is a group, where the query has them; returns what its other clauses
+        can name.
+        """
+        found = _aggregates_of(query)
+        if query.group_start is None and not found:
+            if query.having is not None:
+                self._source.fail(
+                    query.having.start, "HAVING without groups is not run", "filter with WHERE"
+                )
+            return scope
+        self._check_groupable(found[0].start if query.group_start is None else query.group_start)
+        keys = tuple((key.tree, self._key(key, scope)) for key in query.group_by)
+        self._aggregated(found, [str(value.column) for _, value in keys], scope)
+        columns = [column for key in keys for column in _columns_of(key, scope)]
+        return Scope(columns, keys, frozenset(one.name for one in scope.columns))
+
+    def _aggregated(self, found: list[AnyAggregate], keys: list[str], scope: Scope) -> None:
+        """Notes what each aggregate comes to."""
+        values = [(one, self._text(one, scope)) for one in found if isinstance(one, Aggregate)]
+        calls = [one for one in found if isinstance(one, Call)]
+        for call in calls:
+            self._check_arguments(call, call.arguments)
+        prepared = [
+            self._asking.prepared(call, scope, self._arguments(call, scope)) for call in calls
+        ]
+        # The same aggregate in SELECT and in HAVING is one.
+        distinct = {value.sql: value for _, value in values}
+        named = {sql: f"g{number}" for number, sql in enumerate(distinct)}
+        inputs = [column for one in prepared for _, column, _ in one.inputs]
+        inputs += [one.record_id[1] for one in prepared if one.record_id is not None]
+        self._layers.group(keys, [(named[sql], value) for sql, value in distinct.items()], inputs)
+        for aggregate, value in values:
+            self._values[aggregate.start] = column_in_flight(named[value.sql], value.type)
+        for call, ready in zip(calls, prepared, strict=True):
+            self._values[call.start] = self._asking.answer(ready).whole
+
+    def _check_groupable(self, start: int) -> None:
+        if self._layers.grouping is not None:
+            self._source.fail(
+                start, "groups of groups are not run here", "insert the groups into a table before"
+            )
+        if self._layers.asks:
+            self._refuse_answers(start)
+
+    def _refuse_answers(self, start: int, end: int | None = None) -> NoReturn:
+        # Which groups there are would depend on answers, and no run could go on with its groups.
+        self._source.fail(
+            start,
+            "rows with a model's answers are not grouped in the same query",
+            "insert the answers into a table, and group what is in that",
+            end,
+        )
+
+    def _key(self, expression: Expression, scope: Scope) -> Value:
+        """The column in flight that rows are grouped by."""
+        if isinstance(expression.tree, exp.Literal):
+            self._source.fail(
+                expression.start,
+                "GROUP BY by a value or a place is not run here",
+                "write the column",
+                expression.end,
+            )
+        for call in expression.calls.values():
+            if call.function not in AGGREGATE_CALLS:
+                self._refuse_answers(call.start, call.end)
+        value = self._value(expression, scope)
+        return column_in_flight(self._layers.in_flight(value), value.type)
+
+    def _text(self, aggregate: Aggregate, scope: Scope) -> Value:
+        """DuckDB's text of an aggregate, over columns of rows."""
+        argument = aggregate.argument
+        text, uses = "*", frozenset[str]()
+        if argument is not None:
+            self._check_arguments(aggregate, (argument,))
+            value = self._value(argument, scope)
+            self._check_type(aggregate, value.type)
+            text, uses = f"{'DISTINCT ' * aggregate.distinct}({value.sql})", value.uses
+        sql = f"{AGGREGATE_FUNCTIONS[aggregate.function]}({text})"
+        inputs = [(name, self._layers.types[name]) for name in sorted(uses)]
+        try:
+            (kind,) = types_of(self._connection, sql, inputs)
+        except ExpressionError as error:
+            self._source.fail(
+                aggregate.start, str(error).rstrip("."), "mend it, or CAST a value", aggregate.end
+            )
+        return Value(sql, uses, kind)
+
+    def _check_type(self, aggregate: Aggregate, kind: SqlType) -> None:
+        name = aggregate.function
+        why = ""
+        if name in ("SUM", "AVG") and kind.kind not in (*INTEGERS, *_FRACTIONS):
+            why = f"{name} is of numbers, and this is {kind}"
+        # Flink cuts the mean of whole numbers to one, and others don't.
+        elif name == "AVG" and kind.kind in INTEGERS:
+            why = f"AVG of {kind} differs from engine to engine"
+        if why:
+            self._source.fail(
+                aggregate.start, why, f"write {name}(CAST(… AS DOUBLE))", aggregate.end
+            )
+
+    def _check_arguments(self, outer: AnyAggregate, arguments: tuple[Expression, ...]) -> None:
+        for inner in (inner for one in arguments for inner in one.placed):
+            if isinstance(inner, Call) and inner.function not in AGGREGATE_CALLS:
+                self._refuse_answers(inner.start, inner.end)
+            self._source.fail(
+                inner.start,
+                f"{inner.function} stands inside of {outer.function}, and both are aggregates",
+                "insert the groups into a table, and aggregate what is in that",
+                inner.end,
+            )
+
+
+def _aggregates_of(query: Query) -> list[AnyAggregate]:
+    """The aggregates of a SELECT's items and of its HAVING, also inside of other calls."""
+    waiting = [item.expression for item in query.items if item.expression is not None]
+    waiting += [query.having] if query.having is not None else []
+    found: list[AnyAggregate] = []
+    for expression in waiting:  # it grows while it is gone through
+        found += expression.aggregates.values()
+        for call in expression.calls.values():
+            if call.function in AGGREGATE_CALLS:
+                found.append(call)
+            else:
+                more = (*call.arguments, call.prompt, call.model)
+                waiting += [one for one in more if isinstance(one, Expression)]
+    return found
+
+
+def _columns_of(key: tuple[Any, Value], scope: Scope) -> list[Column]:
+    """The column that a plain column of GROUP BY is of its group."""
+    tree, value = key
+    if not isinstance(tree, exp.Column):
+        return []
+    parts = [str(part.name) for part in tree.parts]
+    column, taken, _ = scope.find(parts)
+    if column is None or taken < len(parts):
+        return []
+    return [column._replace(value=value, hidden=False)]
+
+
+def with_keys(
+    expression: Expression, scope: Scope, calls: dict[str, Value]
+) -> tuple[Expression, dict[str, Value]]:
+    """The expression with a placeholder for each part that stands in GROUP BY as it is, and what
+    all placeholders come to.
+    """
+    if not scope.keys:
+        return expression, calls
+    trees = [tree for tree, _ in scope.keys]
+
+    def replaced(node: Any) -> Any:
+        return exp.column(f"__key_{trees.index(node)}") if node in trees else node
+
+    tree = expression.tree.copy().transform(replaced, copy=False)
+    values = {f"__key_{place}": value for place, (_, value) in enumerate(scope.keys)}
+    return replace(expression, tree=tree), {**calls, **values}

@@ -1,0 +1,92 @@
+"""Rows in flight: their columns, what a call is asked about, and how it ended.
+
+An element is `(place, row)`: where the record was read, as text, and its columns in flight. Under
+`META` a row keeps how each of its calls ended.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from apache_beam.typehints import Dict, Tuple
+
+from beam_llm.errors import Failure, Kind
+from beam_llm.fronts.sql.plan import Ask
+from beam_llm.fronts.sql.types import value_of
+from beam_llm.prompting.output_types import Output
+from beam_llm.prompting.text import clean
+from beam_llm.values import Prediction
+
+META = "$"
+DROPPED = "$dropped"
+"""A row with this key was left out by a condition on an answer."""
+
+InFlight = Tuple[str, Dict[str, Any]]
+
+
+def inputs_of(ask: Ask, row: dict[str, Any]) -> dict[str, Any]:
+    """What is asked about, as the prompt's fields."""
+    fields = {name: row.get(column) for name, column, _ in ask.inputs}
+    if ask.record_id is not None:
+        name, column = ask.record_id
+        fields[name] = row.get(column)
+    return fields
+
+
+def answered(
+    ask: Ask, row: dict[str, Any], prediction: Prediction, output: Output
+) -> dict[str, Any]:
+    """The row with an answer; one that is not of its column's type is an error."""
+    failure, value = prediction.error, None
+    if failure is None:
+        try:
+            value = output.dump(prediction.value)
+            values = {
+                column: value_of(kind, value if name is None else value[name])
+                for name, column, kind in ask.outputs
+            }
+            return ended(ask, {**row, **values}, prediction, None)
+        except (ValueError, KeyError, TypeError) as error:
+            # The reply is paid for, so this is the row's error and not the pipeline's.
+            failure = Failure(Kind.INVALID, f"the answer has no place in its column: {error}", 1)
+    return ended(ask, row, prediction, failure)
+
+
+def ended(
+    ask: Ask, row: dict[str, Any], prediction: Prediction | None, failure: Failure | None
+) -> dict[str, Any]:
+    """The row with how its call ended: kind, message, tokens, cost, model."""
+    known = {column: row.get(column) for _, column, _ in ask.outputs}
+    if failure is not None:
+        known = dict.fromkeys(known)
+    meta = meta_of(failure, prediction)
+    return {**row, **known, ask.error: meta[1], META: [*row.get(META, ()), meta]}
+
+
+def meta_of(failure: Failure | None, prediction: Prediction | None = None) -> list[Any]:
+    """How a call ended: by position, since it rides in every row (`cli/sql/pipeline.py` reads
+    it).
+    """
+    meta: list[Any] = [None, None] if failure is None else [failure.kind, str(failure)]
+    if prediction is None:
+        return [*meta, 0, 0, 0, 0, 0, 0.0, False, ""]
+    usage = prediction.usage
+    return [
+        *meta, usage.input_tokens, usage.output_tokens, usage.cached_tokens,
+        usage.cache_write_tokens, usage.reasoning_tokens, prediction.cost_usd, prediction.reused,
+        prediction.model,
+    ]  # fmt: skip
+
+
+def kept(row: dict[str, Any], keeps: frozenset[str]) -> dict[str, Any]:
+    """The row with what is needed from here on."""
+    return {name: value for name, value in row.items() if name in keeps or name in (META, DROPPED)}
+
+
+def cleaned(value: Any) -> Any:
+    """A value without halves of characters, which no coder and no DuckDB takes."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {cleaned(name): cleaned(member) for name, member in value.items()}
+    return list(map(cleaned, value)) if isinstance(value, list) else value
