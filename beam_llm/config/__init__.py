@@ -1,0 +1,47 @@
+"""Settings: every option, its default and its check, in one table; every door (Python, SQL, YAML,
+command line) leads here.
+
+    table.py   `Settings`: the table of options, each with default, rule and meaning
+    kinds.py   what a value of each kind may be
+    rules.py   rules between options, and what the environment says
+    doors.py   `settings(…)` by Python names, `settings_from_options(…)` by string keys
+
+An option has one name in two spellings: `batch_size` in Python, `batch.size` as a string key. To
+add one is to add its line to `Settings`; `OPTIONS` lists them for the command line and the docs.
+"""
+
+from beam_llm.config.doors import replaced, settings, settings_from_options
+from beam_llm.config.kinds import load_dotted
+from beam_llm.config.rules import is_template
+from beam_llm.config.table import (
+    AUTO_CALLS,
+    EACH,
+    MODES,
+    OPTIONS,
+    RESPONSE_FORMATS,
+    TASKS,
+    VECTOR,
+    Settings,
+    given_options,
+    key_of,
+    options_of,
+)
+
+__all__ = [
+    "AUTO_CALLS",
+    "EACH",
+    "MODES",
+    "OPTIONS",
+    "RESPONSE_FORMATS",
+    "TASKS",
+    "VECTOR",
+    "Settings",
+    "given_options",
+    "is_template",
+    "key_of",
+    "load_dotted",
+    "options_of",
+    "replaced",
+    "settings",
+    "settings_from_options",
+]

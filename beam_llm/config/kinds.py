@@ -1,0 +1,281 @@
+"""Kinds of values: what a number, a choice, a reference to a key, an output may be, as Python or as
+text. Whatever is wrong is said with the value, the rule and the fix.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from beam_llm.config.table import OPTIONS, RESPONSE_FORMATS
+from beam_llm.errors import UsageError
+
+
+def check_value(name: str, value: Any) -> Any:
+    """The value of an option as its row of the table wants it, whichever door it came through.
+
+    Raises:
+      UsageError: names the option, its value, the rule and the fix.
+    """
+    option = OPTIONS[name]
+    if value is None and name != "output":
+        return option.default
+    return _KINDS[option.metadata["kind"]](name, value, option.metadata)
+
+
+def wrong(name: str, value: Any, rule: str, fix: str) -> UsageError:
+    return UsageError(f"{name} is {shortened(value)}: {rule}; {fix}")
+
+
+def shortened(value: Any) -> str:
+    # A prompt of megabytes would be the whole message.
+    shown = repr(value)
+    return shown if len(shown) <= 200 else shown[:199] + "…"
+
+
+def _number(
+    name: str, value: Any, rule: Mapping[str, Any], convert: Callable[[Any], Any], noun: str
+) -> Any:
+    if isinstance(value, str) and value in rule.get("also", ()):
+        return value
+    try:
+        # To Python True is 1: `batch_size=True` would pass for a size.
+        if isinstance(value, bool):
+            raise ValueError("a boolean")
+        number = convert(value)
+    except (TypeError, ValueError, OverflowError):
+        also = "".join(f" or {word!r}" for word in rule.get("also", ()))
+        raise wrong(name, value, f"it has to be {noun}{also}", f"try {_example(name)}") from None
+    least, most = rule.get("least"), rule.get("most")
+    if (least is not None and number < least) or (most is not None and number > most):
+        bounds = f"at least {least:,}" if most is None else f"between {least:,} and {most:,}"
+        raise wrong(name, value, f"it has to be {bounds}", f"try {_example(name)}")
+    return number
+
+
+def _example(name: str) -> str:
+    default, least = OPTIONS[name].default, OPTIONS[name].metadata.get("least") or 1
+    return f"{name}={default if default is not None else least if least > 0 else 1}"
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError("not whole")
+    return int(value)
+
+
+def _finite(value: Any) -> float:
+    # No bound catches NaN, which is neither below nor above anything.
+    number = float(value)
+    if number != number or number in (float("inf"), float("-inf")):
+        raise ValueError("not finite")
+    return number
+
+
+def _int(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
+    return _number(name, value, rule, _whole, "a whole number")
+
+
+def _float(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
+    return _number(name, value, rule, _finite, "a number")
+
+
+def _bool(name: str, value: Any, rule: Mapping[str, Any]) -> bool:
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise wrong(name, value, "it has to be true or false", f"try {name}=True")
+
+
+def _text(name: str, value: Any, rule: Mapping[str, Any]) -> str:
+    # `staging_location=tmp_path` is what tests and notebooks write.
+    if isinstance(value, os.PathLike):
+        return str(os.fspath(value))
+    if not isinstance(value, str):
+        raise wrong(
+            name, value, f"it has to be a string, not {type(value).__name__}", f"write {name}='…'"
+        )
+    # Here, and not in some worker's request hours later.
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        where = (
+            f"character {error.start + 1:,} is half of one (a lone surrogate), which can't be sent"
+        )
+        raise wrong(
+            name, value, where, "take it out, or write text.encode('utf-8', 'replace').decode()"
+        ) from None
+    return value
+
+
+def _field(name: str, value: Any, rule: Mapping[str, Any]) -> str:
+    text = _text(name, value, rule)
+    if not text.strip():
+        raise wrong(name, value, "it has to be the name of a field", f"leave {name} out")
+    return text
+
+
+def _choice(name: str, value: Any, rule: Mapping[str, Any]) -> str:
+    if value in rule["choices"]:
+        return str(value)
+    near = difflib.get_close_matches(str(value), rule["choices"], n=1)
+    raise wrong(
+        name,
+        value,
+        f"it has to be one of {', '.join(rule['choices'])}",
+        f"try {near[0] if near else rule['choices'][0]!r}",
+    )
+
+
+# By what a reference looks like, not by what a key looks like: keys have no common form.
+_REFERENCE = re.compile(r"env:[A-Za-z_]\w*|file:.+|gcp-secret:projects/.+|none")
+
+
+def _secret(name: str, value: Any, rule: Mapping[str, Any]) -> str:
+    """Only references may ride in the graph. The value itself is never put into the message: it may
+    be a key.
+    """
+    if isinstance(value, str):
+        wrapped = re.fullmatch(r"\$\{([A-Za-z_]\w*)\}", value)
+        reference = f"env:{wrapped[1]}" if wrapped else value
+        if _REFERENCE.fullmatch(reference):
+            return reference
+    raise UsageError(
+        f"{name} holds a literal value: keys are given by reference, so that none is stored "
+        "in the pipeline; "
+        "put the key into an environment variable and write 'env:NAME' or '${NAME}' "
+        "(or 'file:PATH', 'gcp-secret:projects/…'; "
+        "'none' for servers without keys)"
+    )
+
+
+def _json(name: str, value: Any, rule: Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise wrong(
+                name, value, f"it has to be a JSON object ({error})", f"write {name}='{{\"…\": …}}'"
+            ) from None
+    if not isinstance(value, Mapping):
+        raise wrong(name, value, "it has to be a mapping", f"write {name}={{…}}")
+    # A copy: what the caller changes later must not change a pipeline that is built.
+    return dict(value)
+
+
+def _format(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
+    """A built-in format, or a parser by dotted name or as a function."""
+    if value in RESPONSE_FORMATS:
+        return value
+    if callable(value):
+        # Its name stands for it where known answers are looked up.
+        if not hasattr(value, "__qualname__"):
+            raise wrong(
+                name,
+                value,
+                "a parser has to have a name, which a partial or a callable object has not",
+                "wrap it in a function",
+            )
+        return value
+    if isinstance(value, str) and "." in value:
+        load_dotted(name, value)
+        return value
+    near = difflib.get_close_matches(str(value), RESPONSE_FORMATS, n=1)
+    raise wrong(
+        name,
+        value,
+        f"it has to be one of {', '.join(RESPONSE_FORMATS)} or the dotted name of a parser",
+        f"try {near[0] if near else 'json'!r}",
+    )
+
+
+def load_dotted(name: str, dotted: str) -> Callable[..., Any]:
+    """The object that `package.module.name` names.
+
+    Raises:
+      UsageError: where there is no such module or object, or it can't be called.
+    """
+    module, _, attribute = dotted.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # a module runs when it is imported, and may raise anything
+        raise wrong(
+            name,
+            dotted,
+            f"it can't be imported ({type(error).__name__}: {error})",
+            "name a function as package.module.function",
+        ) from None
+    if not callable(found):
+        raise wrong(
+            name, dotted, "it is not a function", "name a function as package.module.function"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+_OUTPUT_WORDS = {"string": str, "integer": int, "number": float, "boolean": bool}
+
+
+def _output(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
+    # Types and schemas are judged where they are understood: `prompting.output_types`.
+    if not isinstance(value, str):
+        return value
+    if value in _OUTPUT_WORDS:
+        return _OUTPUT_WORDS[value]
+    if value.startswith("enum:"):
+        return Literal[_members(name, value)]
+    if value.lstrip().startswith("{"):
+        return _json(name, value, rule)
+    raise wrong(
+        name,
+        value,
+        "it has to be string, integer, number, boolean, enum:a|b|c or a JSON schema",
+        "try 'enum:positive|negative|neutral'",
+    )
+
+
+def _members(name: str, value: str) -> tuple[str, ...]:
+    fix = "write enum:positive|negative|neutral"
+    members = tuple(member.strip() for member in value[len("enum:") :].split("|"))
+    if not any(members):
+        raise wrong(name, value, "an enum needs members", fix)
+    if not all(members):
+        raise wrong(name, value, f"member {members.index('') + 1} of the enum is empty", fix)
+    repeated = next((member for member in members if members.count(member) > 1), None)
+    if repeated is not None:
+        raise wrong(name, value, f"the enum has the member {repeated!r} twice", fix)
+    return members
+
+
+def _names(name: str, value: Any, rule: Mapping[str, Any]) -> tuple[str, ...]:
+    """A list of texts, or a text with commas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+        raise wrong(name, value, "it has to be a list of names", f"write {name}=['…', '…']")
+    names = tuple(part.strip() for part in parts)
+    # Not passed over: `media=[""]`, of a variable that is not set, would ask without any image.
+    if "" in names:
+        which = f"name {names.index('') + 1} of {len(names)} is blank"
+        raise wrong(name, value, which, f"write a name there, or leave {name} out")
+    return names
+
+
+_KINDS: dict[str, Callable[[str, Any, Mapping[str, Any]], Any]] = {
+    "int": _int,
+    "float": _float,
+    "bool": _bool,
+    "text": _text,
+    "field": _field,
+    "choice": _choice,
+    "secret": _secret,
+    "json": _json,
+    "format": _format,
+    "output": _output,
+    "names": _names,
+}

@@ -1,0 +1,161 @@
+"""Rules between options, and what the environment says: the end of every check."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from beam_llm.config.kinds import shortened
+from beam_llm.config.table import OPTIONS, TASKS, VECTOR, Settings, given_options, options_of
+from beam_llm.errors import UsageError
+from beam_llm.provider_table import ANYTHING_ELSE, EXAMPLE_MODEL, PROVIDERS
+
+
+def completed(known: Settings) -> Settings:
+    """Rules between options, and what the environment says when the pipeline is built.
+
+    Settings whose model is a template are completed model by model: `settings_by_model`.
+    """
+    # First, for they hold whatever the model is.
+    _check_rules(known)
+    if known.task == "embed":
+        known = dataclasses.replace(known, output=VECTOR)
+    if is_template(known.model):
+        return known
+    if known.models:
+        raise UsageError(
+            f"models is {list(known.models)}, but model is {known.model!r}, which is not a "
+            "template: leave models out"
+        )
+    provider, _, model = known.model.partition(":")
+    if provider not in PROVIDERS or not model:
+        raise UsageError(
+            f"model is {known.model!r}: it has to be PROVIDER:MODEL with a provider out of "
+            f"{', '.join(PROVIDERS)}; {_advice_on(known.model)}"
+        )
+    return dataclasses.replace(
+        known,
+        base_url=_base_url(known, provider),
+        api_key=known.api_key or _usual_key(provider),
+        provider_options=_provider_options(known, provider),
+    )
+
+
+def _advice_on(name: str) -> str:
+    """What to write in place of a name that is not PROVIDER:MODEL, the likeliest slip first."""
+    provider, _, model = name.partition(":")
+    near = difflib.get_close_matches(provider, PROVIDERS, n=1)
+    if near and model:
+        return f"did you mean '{near[0]}:{model}'?"
+    if provider in PROVIDERS:
+        return f"name a model, too: write it as '{provider}:MODEL'"
+    # As LiteLLM and OpenRouter write it.
+    by_slash, _, rest = name.partition("/")
+    if by_slash in PROVIDERS and rest:
+        return f"write '{by_slash}:{rest}'"
+    if name and not model:
+        return f"write '{EXAMPLE_MODEL.partition(':')[0]}:{name}'"
+    return ANYTHING_ELSE
+
+
+def is_template(model: str) -> bool:
+    """Whether a model's name is a template of the record."""
+    return "{{" in model or "{%" in model
+
+
+def _check_rules(known: Settings) -> None:
+    """Rules between options."""
+    if known.task == "session" and known.mode == "batch_api":
+        raise UsageError(
+            "mode is 'batch_api': a turn of a session needs the reply before it, and a batch job "
+            "answers all its requests at one time; leave mode out"
+        )
+    if known.mode == "batch_api" and not known.staging_location:
+        raise UsageError(
+            "mode is 'batch_api' but staging_location is missing: name a local folder, "
+            "gs://bucket/path, s3://bucket/path or az://container/path that keeps files and ledger"
+        )
+    if known.independent and not known.record_id:
+        raise UsageError(
+            "independent is True but record_id is missing: name the field that tells equal "
+            "records apart"
+        )
+    if known.combine_instruction is not None and not known.combine_instruction.strip():
+        raise UsageError(
+            f"combine_instruction is {known.combine_instruction!r}: it has to say how partial "
+            "answers are put together; leave it out"
+        )
+    named = known.media or ()
+    if len(set(named)) < len(named):
+        raise UsageError(f"media is {list(named)!r}: it has to name each field once")
+    own = options_of(known.task)
+    for name, value in given_options(known):
+        if name not in own and value != VECTOR:
+            only = " and ".join(TASKS[task] for task in OPTIONS[name].metadata["only"])
+            raise UsageError(
+                f"{name} is {shortened(value)}: it is an option of {only} alone, and this is "
+                f"{TASKS[known.task]}; leave it out"
+            )
+    if known.task == "reduce" and not (known.instruction or "").strip():
+        raise UsageError(
+            "instruction is missing: LLMReduce (task='reduce') has to be told what the answer over "
+            "all records of a key is, such as instruction='Summarise what customers complain "
+            "about.'"
+        )
+
+
+def _provider_options(known: Settings, provider: str) -> Mapping[str, Any] | None:
+    """The options of one provider alone, completed by the environment."""
+    # What the user gave wins over the environment, option by option; an empty variable is none.
+    found = {
+        name: os.environ[variable]
+        for name, variable in PROVIDERS[provider].option_variables.items()
+        if os.environ.get(variable)
+    }
+    return {**found, **(known.provider_options or {})} or known.provider_options
+
+
+def _usual_key(provider: str) -> str | None:
+    """The reference to the provider's usual key; None where its cloud has credentials itself."""
+    variable = PROVIDERS[provider].key_variable
+    return None if variable is None else f"env:{variable}"
+
+
+def _base_url(known: Settings, provider: str) -> str | None:
+    """The address, checked; None for a provider whose cloud's own library knows it."""
+    spec = PROVIDERS[provider]
+    variable, usual = spec.base_url_variable, spec.base_url
+    # Read now and kept: a worker's environment is not the one where the pipeline was built.
+    url = known.base_url or (variable and os.environ.get(variable)) or usual
+    # Bedrock and Vertex AI make their address of the region, each in a way of its own.
+    if not url and (variable is None or spec.key_variable is None):
+        return None
+    if not url:
+        raise UsageError(
+            f"base_url is missing for {provider}: give base_url='https://…' or set {variable}"
+        )
+    if re.match(r"[^/]*//[^/]*@", url):  # looked at first, for it must not be shown
+        raise UsageError(
+            "base_url holds a user name or password: those would be stored in the pipeline; "
+            "give the key by api_key='env:NAME'"
+        )
+    # No query and no fragment: paths are put behind it.
+    try:
+        is_address = (
+            re.fullmatch(r"https?://[^/\s?#]+[^\s?#]*", url) is not None and urlsplit(url).port != 0
+        )
+    except ValueError:  # no such port, or half of an IPv6 address
+        is_address = False
+    if not is_address:
+        shown = re.split(r"[?#]", url)[0]
+        raise UsageError(
+            f"base_url is {shown!r}: it has to be an address with http:// or https:// and "
+            "without spaces, ? or #; "
+            "write base_url='https://host/v1'"
+        )
+    return url.rstrip("/")
