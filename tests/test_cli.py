@@ -831,6 +831,39 @@ def test_attach_to_a_named_job_of_another_question_is_refused(
     assert not (tmp_path / "again.jsonl").exists()
 
 
+def test_live_calls_for_leftovers_are_listed_with_their_jobs(
+    tmp_path: Path, emulator_with: Callable[..., Emulator], capsys: pytest.CaptureFixture[str]
+) -> None:
+    emulator_with(faults=[Fault("line_missing", times=3)])
+    staging = ["--staging", str(tmp_path / "staging")]
+    question = ["--model", MODEL, "--prompt", PROMPT, "--output-type", MOODS, *staging]
+    batch = ["--mode", "batch_api", "--poll-seconds", "0.05", "--on-leftover", "online"]
+    summary = tmp_path / "summary.json"
+    files = [reviews(tmp_path, 10), "--output", str(tmp_path / "out.jsonl")]
+    told = ["--quiet", "--summary", str(summary)]
+    assert main(["predict", *files, *question, *batch, *told]) == 0
+    assert main(["jobs", "ls", "--json", *staging]) == 0
+    views = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(view["job"], view["kind"], view["records"], view["answered"]) for view in views] == [
+        ("1", "job", 10, 7),
+        ("1.l", "live", 3, 3),
+    ]
+    cost = json.loads(summary.read_text())["cost_usd"]
+    assert sum(view["cost_usd"] for view in views) == pytest.approx(cost)
+    assert main(["jobs", "ls", *staging]) == 0
+    assert "1.l  live calls" in capsys.readouterr().out
+    assert main(["jobs", "show", "1", *staging]) == 0
+    assert "job       live calls\nstate     live (follows 1)\n" in capsys.readouterr().out
+    assert main(["jobs", "cancel", "1.l", *staging]) == 2
+    assert "1.l is of live calls, which can't be cancelled" in said(capsys)
+    attach = ["jobs", "attach", "1.l", "--output", str(tmp_path / "again.jsonl"), *question]
+    assert main(attach) == 2
+    assert "1.l is of live calls: name the job they are for, 1" in said(capsys)
+    page = tmp_path / "page.html"
+    assert main(["report", *staging, "--report", str(page)]) == 0
+    assert "3 records asked by live calls" in page.read_text()
+
+
 def test_ls_and_show_say_what_the_ledger_knows(
     tmp_path: Path, submitted: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -492,9 +492,17 @@ def test_what_the_follow_up_leaves_is_asked_live_and_costs_add_up(world: World) 
     found = world.run(TEXTS, batch_size=4)
     assert not wrong(found, TEXTS)
     assert sorted(world.asked) == TEXTS[:2]
-    batch = sum(view.cost_usd for view in list_jobs(open_store(world.location)))
-    paid = sum(outcome.cost_usd for outcomes in found.values() for outcome in outcomes)
-    assert paid == pytest.approx(batch + 0.5 * len(world.asked))
+    views = list_jobs(open_store(world.location))
+    outcomes = [outcome for outcomes in found.values() for outcome in outcomes]
+    assert sum(view.cost_usd or 0.0 for view in views) == pytest.approx(
+        sum(outcome.cost_usd or 0.0 for outcome in outcomes)
+    )
+    assert sum(view.answered for view in views) == len(TEXTS)
+    (live,) = (view for view in views if view.kind == "live")
+    assert (live.job, live.parent, live.state, live.ended) == ("1.f.l", "1.f", "done", "live")
+    assert (live.records, live.answered, live.failed) == (2, 2, 0)
+    assert live.cost_usd == pytest.approx(0.5 * len(world.asked))
+    assert (live.input_tokens, live.output_tokens) == (10, 2)
 
 
 @pytest.mark.parametrize(
@@ -539,6 +547,10 @@ def test_live_calls_that_were_answered_before_a_kill_are_not_made_again(
         world.run(texts)
     monkeypatch.undo()
     world.restart()
+    (_, live) = list_jobs(open_store(world.location))
+    assert (live.kind, live.state) == ("live", "asking")
+    # What was answered has been paid for, and is not answered yet as far as anybody gets it.
+    assert (live.cost_usd, live.answered) == (pytest.approx(0.5 * len(world.asked)), 0)
     world.clock.now += 3_600
     assert not wrong(world.run(texts), texts)
     assert sorted(world.asked) == sorted(texts)

@@ -307,7 +307,11 @@ def test_show_takes_numbers_and_ids_and_follows_the_chain(local: World) -> None:
     local.run(TEXTS)
     store = open_store(local.location)
     view, following = show(store, "1")
-    assert (view.left, view.follow_up, [other.job for other in following]) == (16, "1.f", ["1.f"])
+    assert (view.left, view.follow_up, [other.job for other in following]) == (
+        16,
+        "1.f",
+        ["1.f", "1.f.l"],
+    )
     assert show(store, local.fake.jobs[0].job_id)[0] == view
     assert show(store, "1.f")[0] == show(store, local.fake.jobs[1].job_id)[0] == following[0]
     for unknown in ("77", "1.b", "batch_x"):

@@ -71,15 +71,20 @@ def _line(job: JobView) -> tuple[str, ...]:
     cost = price(job.cost_usd) if done or job.cost_usd is not None else ""
     return (
         job.job,
-        job.job_id or "–",
+        _name(job),
         _state(job),
         f"{job.records:,}",
         *counts,
-        f"{job.lines:,}",
+        "" if job.kind == "live" else f"{job.lines:,}",
         cost,
         duration(max(time.time() - job.created_at, 0.0)),
         job.model,
     )
+
+
+def _name(job: JobView) -> str:
+    """What it is at the provider."""
+    return "live calls" if job.kind == "live" else job.job_id or "–"
 
 
 def _state(job: JobView) -> str:
@@ -94,7 +99,7 @@ def show(chosen: argparse.Namespace) -> int:
     for view in (job, *following):
         facts = {
             "number": view.job,
-            "job": view.job_id or "not submitted yet",
+            "job": "live calls" if view.kind == "live" else view.job_id or "not submitted yet",
             "state": _state(view),
             "model": f"{view.model} at {view.host}",
             "planned": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(view.created_at)),
@@ -109,8 +114,9 @@ def show(chosen: argparse.Namespace) -> int:
             "cost": price(view.cost_usd),
         }
         if view.state != "done":
-            # What follows is known of finished jobs only.
-            facts = {name: facts[name] for name in list(facts)[:7]}
+            # Of what follows, only what live calls cost is known before the end.
+            known = [*list(facts)[:7], *(["cost"] if view.cost_usd is not None else [])]
+            facts = {name: facts[name] for name in known}
         print(
             "\n".join(printable(f"{name:<10}{value}") for name, value in facts.items()),
             end="\n\n" if following and view is not following[-1] else "\n",
@@ -215,6 +221,8 @@ def _job_ids(store: Store, given: Sequence[str], task: str) -> tuple[list[str], 
 
 
 def _job_id(job: JobView) -> str:
+    if job.kind == "live":
+        raise UsageError(f"{job.job} is of live calls: name the job they are for, {job.number}")
     if job.job_id is None:
         raise UsageError(
             f"job {job.job} has not been submitted yet: run the command that planned it again"

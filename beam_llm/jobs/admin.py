@@ -16,6 +16,7 @@ from beam_llm.ledger.journal import (
     CloseReason,
     Created,
     Journal,
+    Slice,
     Twice,
 )
 from beam_llm.ledger.log import Ledger
@@ -33,14 +34,17 @@ class JobView:
       job: what it is called: `7`, or by the job that it comes from: `7.f` (its follow-up), `7.a`,
         `7.b` (its halves).
       number: of its log entry.
-      kind: `job`, `follow_up` or `half`; `live` (calls for what was left over) is not listed.
+      kind: `job`, `follow_up`, `half`, or `live`: calls for what was left over, which are in no job
+        of the provider's.
       parent: the job that it comes from, or empty.
-      state: `planned`, `queued`, `doubt`, `created` or `done`.
+      state: `planned`, `queued`, `doubt`, `created` or `done`; of live calls `asking` once some are
+        answered.
       ended: the state that it ended in, or our word for how; None before.
       answered, failed: records that ended in this job; what it passed on is in `left`.
       left: records passed on to `follow_up`, to its halves, or to live calls.
       doubles: further remote jobs that were made for it, found, and cancelled.
-      cost_usd: paid for this job's own replies; None where it isn't done or the price is unknown.
+      cost_usd: paid for this job's own replies, live calls' as far as they are answered; None where
+        it isn't done or the price is unknown.
       task: hex digest of all that shapes the answers, as `Task.fingerprint`.
       submitted_at, ended_at: seconds since the epoch; None where that has not come, or where it was
         not written down. The first is by the provider's clock.
@@ -92,7 +96,6 @@ def list_jobs(store: Store, numbers: Container[int] | None = None) -> list[JobVi
         for root in ledger.intents()
         if numbers is None or root.number in numbers
         for intent in JobTree(ledger, root.number).intents()
-        if intent.kind != "live"
     ]
 
 
@@ -104,9 +107,7 @@ def show(store: Store, job: str) -> tuple[JobView, list[JobView]]:
     """
     found = _resolve(Ledger(store), job)
     tree = JobTree(Ledger(store), found.number).intents()
-    return _view(store, found), [
-        _view(store, intent) for intent in tree if intent.is_below(found) and intent.kind != "live"
-    ]
+    return _view(store, found), [_view(store, intent) for intent in tree if intent.is_below(found)]
 
 
 _LISTED = "`beam-llm jobs ls` lists those there are"
@@ -131,7 +132,11 @@ def _view(store: Store, intent: Intent) -> JobView:
     status, done = journal.status(), journal.end(intent.fingerprint)
     twice, created = journal.read(Twice), journal.newest(Created)
     counts = done.counts if done is not None else {}
-    usage = Usage() if done is None else Usage(*done.usage)
+    # Of live calls what is paid is known before their end.
+    slices = journal.all(Slice) if intent.kind == "live" and done is None else []
+    so_far = sum((Usage(*each.usage) for each in slices), Usage())
+    usage = so_far if done is None else Usage(*done.usage)
+    paid = sum(each.cost_usd or 0.0 for each in slices) if slices else None
     has_follow_up = done is not None and any(child.name == FOLLOW_UP for child in done.children)
     return JobView(
         job=intent.job,
@@ -139,7 +144,7 @@ def _view(store: Store, intent: Intent) -> JobView:
         kind=intent.kind,
         parent=intent.parent,
         job_id=None if created is None else created.job_id,
-        state=_state(journal, status),
+        state="asking" if slices else _state(journal, status),
         ended=None if done is None else done.ended,
         model=intent.model,
         host=intent.host,
@@ -151,7 +156,7 @@ def _view(store: Store, intent: Intent) -> JobView:
         failed=sum(count for kind, count in counts.items() if kind),
         left=0 if done is None else done.passed_on,
         follow_up=f"{intent.job}.{FOLLOW_UP}" if has_follow_up else None,
-        cost_usd=None if done is None else done.cost_usd,
+        cost_usd=paid if done is None else done.cost_usd,
         attempts=status.attempt + 1,
         doubles=0 if twice is None else len(twice.cancelled),
         task=intent.task,
@@ -184,6 +189,11 @@ def cancel(store: Store, provider: BatchProvider, job: str) -> str:
       CallError: the provider doesn't know the job, or can't be reached.
     """
     view = _view(store, _resolve(Ledger(store), job))
+    if view.kind == "live":
+        raise UsageError(
+            f"{view.job} is of live calls, which can't be cancelled: stop the pipeline that makes "
+            "them"
+        )
     if view.state == "done":
         raise UsageError(f"job {view.job} has ended ({view.ended}); there is nothing to cancel")
     if view.job_id is None or view.state != "created":

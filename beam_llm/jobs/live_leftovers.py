@@ -19,7 +19,7 @@ from beam_llm.ledger.manifest import Manifest
 from beam_llm.ledger.outcomes import Outcomes, OutcomeWriter
 from beam_llm.ledger.parts import records_of
 from beam_llm.stores import temporary_file
-from beam_llm.values import Outcome, Record
+from beam_llm.values import Outcome, Record, Usage
 
 
 class Answered(Protocol):
@@ -75,7 +75,8 @@ class LiveJob:
                 (prior.added(chosen, *numbered) for numbered in enumerate(outcomes)),
             )
         paid = sum(outcome.cost_usd for outcome in outcomes if outcome.cost_usd is not None)
-        self._job.journal.add(Slice(name, len(chosen), paid), number)
+        usage = sum((outcome.usage for outcome in outcomes), Usage())
+        self._job.journal.add(Slice(name, len(chosen), paid, tuple(usage)), number)
 
     def _end(self, slices: Sequence[Slice]) -> Done:
         """All slices as one: how the job ended."""
@@ -87,6 +88,7 @@ class LiveJob:
             ended="live",
             counts=counts,
             at=self._job.time(),
+            usage=tuple(sum((Usage(*each.usage) for each in slices), Usage())),
             cost_usd=sum(each.cost_usd or 0.0 for each in slices),
         )
         return write_end(self._job, done, name)

@@ -238,6 +238,7 @@ class Slice(Document):
     outcomes: str
     records: int
     cost_usd: float | None = 0.0
+    usage: tuple[int, ...] = (0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,9 @@ def page_of_staging(store: Store, *, redacted: bool) -> Page:
     """
     jobs = admin.list_jobs(store)
     errors = _Errors(store)
+    count = sum(job.kind != "live" for job in jobs)
     return Page(
-        title=f"{plural(len(jobs), 'batch job')} in {store.location}",
+        title=f"{plural(count, 'batch job')} in {store.location}",
         subtitle="What the ledger knows; the provider was not asked.",
         headline=list(_headline(jobs, errors)),
         tables=[_model_table(jobs), job_table(jobs)],
@@ -65,8 +66,9 @@ def page_of_staging(store: Store, *, redacted: bool) -> Page:
 
 
 def _headline(jobs: Sequence[JobView], errors: _Errors) -> Iterator[Figure]:
-    states = Counter("done" if job.state == "done" else "open" for job in jobs)
-    yield Figure("jobs", f"{len(jobs):,}", f"{states['open']:,} open" if states["open"] else "")
+    states = ["done" if job.state == "done" else "open" for job in jobs if job.kind != "live"]
+    still_open = states.count("open")
+    yield Figure("jobs", f"{len(states):,}", f"{still_open:,} open" if still_open else "")
     # Those of follow-ups and halves are their parents' already.
     records = sum(job.records for job in jobs if job.kind == "job")
     yield Figure("records", f"{records:,}", f"{errors.answered:,} answered")
@@ -113,7 +115,7 @@ def _model_table(jobs: Sequence[JobView]) -> Table:
     rows = [
         (
             model,
-            f"{len(its):,}",
+            f"{sum(job.kind != 'live' for job in its):,}",
             f"{sum(job.answered for job in its):,}",
             f"{sum(job.input_tokens for job in its):,}",
             f"{sum(job.output_tokens for job in its):,}",
@@ -122,7 +124,7 @@ def _model_table(jobs: Sequence[JobView]) -> Table:
         for model, its in sorted(by_model.items())
     ]
     header = ("model", "jobs", "answered", "tokens in", "tokens out", "cost")
-    return Table("Models: tokens and cost", header, rows, (0,), "Without live calls for leftovers.")
+    return Table("Models: tokens and cost", header, rows, (0,), "With live calls for leftovers.")
 
 
 def _oddities(jobs: Sequence[JobView]) -> Iterator[str]:
@@ -136,7 +138,10 @@ def _oddities(jobs: Sequence[JobView]) -> Iterator[str]:
         yield f"{plural(again, 'further attempt')} at creating a job"
     if doubles := sum(job.doubles for job in jobs):
         yield f"{plural(doubles, 'double')} found at the provider and cancelled"
-    for state, count in Counter(job.ended for job in jobs if job.ended).most_common():
+    if live := sum(job.records for job in jobs if job.kind == "live"):
+        yield f"{plural(live, 'record')} asked by live calls, for jobs had left them over"
+    ended = Counter(job.ended for job in jobs if job.ended and job.kind != "live")
+    for state, count in ended.most_common():
         yield f"{plural(count, 'job')} ended as {state}"
     if queued := sum(job.state in ("queued", "doubt") for job in jobs):
         yield f"{plural(queued, 'job')} queued or in doubt"

@@ -97,9 +97,10 @@ def _span(job: JobView) -> Span:
         ended = max(ended, created or job.created_at)
     state = "open" if not is_done else "done" if job.answered or job.left else "failed"
     word = job.ended or job.state
-    name = f"{job.job} · {word} · {shortened(job.job_id or 'not created', 24)}"
+    job_id = job.job_id or ("live calls" if job.kind == "live" else "not created")
+    name = f"{job.job} · {word} · {shortened(job_id, 24)}"
     took = "" if ended is None else f", {duration(ended - (created or job.created_at))}"
-    label = f"{job.job} · {word} · {job.job_id or 'not created'}{took}"
+    label = f"{job.job} · {word} · {job_id}{took}"
     return Span(name, job.created_at, created, ended, state, label)
 
 
@@ -113,7 +114,7 @@ def job_table(jobs: Sequence[JobView]) -> Table:
             f"{job.records:,}",
             *(f"{count:,}" for count in (job.answered, job.failed, job.left, job.input_tokens)),
             f"{job.output_tokens:,}",
-            price(job.cost_usd) if job.state == "done" else "",
+            price(job.cost_usd) if job.state == "done" or job.cost_usd is not None else "",
         )
         for job in jobs[:MOST_JOBS]
     ]
