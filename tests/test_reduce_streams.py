@@ -274,9 +274,8 @@ def stream_on(flags: list[str], mode: dict[str, Any], out: Path, seconds: int) -
     return [pane for pane in panes if pane[1]]
 
 
-def check_stream(panes: list[Any], emulator: Any, seconds: int, *, may_be_late: bool) -> None:
-    if not may_be_late:
-        assert {timing for _, _, timing in panes} == {"on time"}
+def check_stream(panes: list[Any], emulator: Any, seconds: int) -> None:
+    assert {timing for _, _, timing in panes} == {"on time"}
     assert sum(sum(counts) for _, counts, _ in panes) == seconds * 5
     assert Counter(len(counts) for _, counts, _ in panes) == {1: seconds // 2}
     assert {emulator.billed[f"text {n / 5:.1f}"] for n in range(seconds * 5)} == {1}
@@ -285,10 +284,8 @@ def check_stream(panes: list[Any], emulator: Any, seconds: int, *, may_be_late: 
 @pytest.mark.prism
 @pytest.mark.timeout(120)
 def test_on_prism_a_stream_s_answers_are_on_time(emulator, mode, prism_options, tmp_path):
-    # By batch API they may be late there (3 of 20 runs): Prism's watermark goes past elements that
-    # a job is under way for.
     panes = stream_on(prism_options, mode, tmp_path / "out", 4)
-    check_stream(panes, emulator, 4, may_be_late="mode" in mode)
+    check_stream(panes, emulator, 4)
 
 
 @pytest.mark.flink
@@ -299,4 +296,4 @@ def test_on_flink_a_stream_s_answers_are_on_time(emulator, mode, flink_cluster, 
     flags = flink_cluster.streaming_options(env=emulator.environment)
     flags = [*flags, "--max_bundle_time_mills=200"]
     panes = stream_on(flags, mode, tmp_path / "out", 6)
-    check_stream(panes, emulator, 6, may_be_late=False)
+    check_stream(panes, emulator, 6)

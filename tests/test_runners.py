@@ -9,6 +9,7 @@ import apache_beam as beam
 import pyarrow.parquet
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.transforms.periodicsequence import PeriodicImpulse
 
 from beam_llm import CollectBatchJobs, LLMPredict
 from beam_llm.errors import UsageError
@@ -222,3 +223,26 @@ def test_collected_rows_have_a_schema_where_the_elements_type_is_told(reviews, t
 def test_checkpoints_without_finished_bundles_are_warned_of(flags, warned, caplog):
     runners.warn_of_lost_output(beam.Pipeline(options=PipelineOptions(flags)))
     assert ("finish_bundle_before_checkpointing" in caplog.text) == warned
+
+
+JOB_SERVER = ["--runner=PortableRunner", "--job_endpoint=localhost:8073"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_stream", "warned"),
+    [
+        (JOB_SERVER, True, True),
+        (JOB_SERVER, False, False),
+        ([*JOB_SERVER, "--max_bundle_time_mills=200"], True, False),
+        (["--runner=PrismRunner", *JOB_SERVER[1:]], True, False),
+    ],
+    ids=["a job server", "bounded input", "Flink by its flags", "Prism by its name"],
+)
+def test_a_stream_by_jobs_is_warned_of_a_job_server_that_may_be_prism(
+    flags, is_stream, warned, tmp_path, caplog
+):
+    p = beam.Pipeline(options=PipelineOptions(flags))
+    texts = p | PeriodicImpulse() | beam.Map(str) if is_stream else p | beam.Create(["text"])
+    asking = {"mode": "batch_api", "staging_location": str(tmp_path / "staging")}
+    _ = texts | LLMPredict("openai:gpt-4.1-mini", **asking)
+    assert ("--runner=PrismRunner" in caplog.text) == warned

@@ -7,13 +7,14 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing import test_stream
-from apache_beam.transforms.periodicsequence import PeriodicImpulse
+from apache_beam.transforms.periodicsequence import PeriodicImpulse, PeriodicSequence
 from apache_beam.transforms.window import (
     FixedWindows,
     GlobalWindows,
@@ -21,7 +22,9 @@ from apache_beam.transforms.window import (
     TimestampedValue,
 )
 
-from beam_llm import LLMChat, LLMPredict
+from beam_llm import LLMChat, LLMEmbed, LLMPredict, LLMReduce
+from beam_llm.testing import Fault
+from beam_llm.values import Prediction
 from tests.collecting import Collect
 from tests.streams import Pane, together
 
@@ -125,6 +128,53 @@ def test_on_prism_records_wait_for_one_another_across_bundles(emulator, mode, pr
     assert all(emulator.billed[text] == 1 for text in texts), "and asked once"
     assert max(together(emulator, mode)) >= 5
     assert {timing for _, _, timing in grouped.found} == {"on time"}
+
+
+def three_seconds(_) -> tuple[float, float, float]:
+    """From now on, five times a second."""
+    start = time.time()
+    return start, start + 3, 0.2
+
+
+class TextsForThreeSeconds(beam.PTransform):
+    """Five texts a second, from when the pipeline runs, in windows of a second."""
+
+    def expand(self, p):
+        times = p | beam.Create([0]) | beam.Map(three_seconds)
+        ticks = times | PeriodicSequence() | beam.WindowInto(FixedWindows(1))
+        return ticks | beam.Map(lambda tick: f"text {float(tick):.1f}")
+
+
+def records_of(prediction: Prediction) -> int:
+    """How many records an answer is over."""
+    return getattr(prediction.element, "records", 1)
+
+
+@pytest.mark.prism
+@pytest.mark.parametrize(
+    "ask",
+    [
+        partial(LLMPredict, MODEL),
+        partial(LLMEmbed, "openai:text-embedding-3-small"),
+        partial(LLMReduce, MODEL, "Summarise.", batch_size=2),
+    ],
+    ids=["LLMPredict", "LLMEmbed", "LLMReduce"],
+)
+def test_on_prism_no_answer_of_a_job_is_late_because_a_younger_job_waits(
+    emulator_with, prism_options, tmp_path, ask
+):
+    """The first job takes two seconds longer than those after it. A GroupByKey by the second drops
+    what is late.
+    """
+    emulator_with(faults=[Fault("stuck", nth=1, seconds=2)])
+    options = {"mode": "batch_api", "staging_location": str(tmp_path / "staging")}
+    predict, found = ask(**options, poll_seconds=0.05, job_max_wait_seconds=0.4), Collect()
+    with pipeline(*prism_options) as p:
+        answers = p | TextsForThreeSeconds() | predict
+        seconds = answers | "seconds" >> beam.WindowInto(FixedWindows(1))
+        counts = seconds | beam.Map(lambda p: (0, records_of(p))) | beam.GroupByKey()
+        _ = counts | beam.Map(lambda counts: sum(counts[1])) | found
+    assert sum(found.found) == 15
 
 
 class ReadLines(beam.DoFn):

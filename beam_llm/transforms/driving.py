@@ -60,18 +60,18 @@ class DriveJobs(beam.PTransform):
         self._windowing = windowing
 
     def expand(self, refs: pvalue.PCollection) -> pvalue.PCollection:
-        kind = (
-            DriveInLoop
-            if runners.waiting_for(refs, self._settings.waiting) == "loop"
-            else DriveAsSdf
-        )
         if not runners.is_local(refs.pipeline):
             # All refs come from one planner: fused with it, one worker would wait for every job.
             refs = refs | "Spread jobs" >> beam.Reshuffle()
-        if kind is DriveInLoop:
+        driving: beam.DoFn
+        if runners.waiting_for(refs, self._settings.waiting) == "loop":
             refs = refs | "Gather jobs" >> beam.ParDo(GatherJobs()).with_output_types(list[Any])
-        driving = beam.ParDo(kind(self._settings, self._envelopes)).with_output_types(Prediction)
-        predictions = refs | "Drive" >> driving
+            driving = DriveInLoop(self._settings, self._envelopes)
+        else:
+            runners.warn_of_prism_unnamed(refs)
+            reports = runners.adds_up_watermarks(refs)
+            driving = DriveAsSdf(self._settings, self._envelopes, reports_watermark=reports)
+        predictions = refs | "Drive" >> beam.ParDo(driving).with_output_types(Prediction)
         return (
             predictions if self._windowing is None else set_windowing(predictions, self._windowing)
         )
@@ -253,11 +253,23 @@ class DriveInLoop(beam.DoFn):
 class DriveAsSdf(beam.DoFn):
     """Waits for one job per element without holding a thread: looks, and if the job isn't done
     defers itself until the next look.
+
+    Args:
+      reports_watermark: whether each remainder says that its answers may be as old as its job's
+        earliest element (`runners.adds_up_watermarks`). Where none does, the runner takes its
+        input's watermark, which such a runner holds at the timestamp of every ref that waits.
     """
 
-    def __init__(self, settings: Settings, envelopes: EnvelopeCoder | None = None):
+    def __init__(
+        self,
+        settings: Settings,
+        envelopes: EnvelopeCoder | None = None,
+        *,
+        reports_watermark: bool = True,
+    ):
         self._settings = settings
         self._coder = envelopes
+        self._reports_watermark = reports_watermark
 
     def setup(self) -> None:
         self._jobs = JobRunner(self._settings, self._coder)
@@ -272,7 +284,7 @@ class DriveAsSdf(beam.DoFn):
     ) -> Iterator[Any]:
         ref = resolve(self._jobs.store, ref)
         # Without a seed it reads as the beginning of time, and holds back all that comes after.
-        if watermark.current_watermark() is None:
+        if self._reports_watermark and watermark.current_watermark() is None:
             watermark.set_watermark(Timestamp(micros=ref.min_timestamp))
         position = Position(*tracker.current_restriction())
         while position.phase != FINISHED:

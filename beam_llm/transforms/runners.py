@@ -139,6 +139,24 @@ def waiting_for(pcoll: Any, waiting: str | None) -> str:
     return waiting or ("loop" if is_local(pipeline) else "sdf")
 
 
+def adds_up_watermarks(pcoll: Any) -> bool:
+    """Whether the runner holds its watermark at the least of what the remainders of a splittable
+    DoFn report, and at the beginning of time where one reports nothing: Flink, Dataflow, and
+    whatever isn't known.
+
+    Prism takes the last report for all remainders of a step, even above the step's input watermark:
+    answers of a job would be late as soon as one of younger elements waits. Where none is reported,
+    it takes the input's, which stands at the oldest element that waits. Of an unknown job server a
+    bounded pipeline asks for nothing better: it may be Prism, and others only wait till the end.
+
+    Source: Beam 2.77: Prism's `elementmanager.go`, PersistBundle (`stage.estimatedOutput =
+    estimate`) and updateWatermarks (`newOut = ss.estimatedOutput`); `BundleCheckpointHandlers.java`
+    of the portable runners, onCheckpoint; read 2026-11.
+    """
+    kind = runner_kind(pcoll.pipeline)
+    return kind not in ("local", "prism") and not (kind == "portable" and pcoll.is_bounded)
+
+
 def emits_in_finish_bundle(predictions: Any, mode: str) -> bool:
     """Whether the step that asked is the last one and ends its bundle with output: elsewhere a
     shuffle does not, and jobs are driven element by element.
@@ -161,6 +179,16 @@ def warn_of_lost_output(pipeline: Any) -> None:
             "checkpointing_interval is %d without --finish_bundle_before_checkpointing: Flink then "
             "releases a bundle's output only when the next bundle starts, or never; add the flag",
             interval,
+        )
+
+
+def warn_of_prism_unnamed(pcoll: Any) -> None:
+    """Warns of a stream by jobs on a job server that may be Prism (see `adds_up_watermarks`)."""
+    if runner_kind(pcoll.pipeline) == "portable" and not pcoll.is_bounded:
+        _log.warning(
+            "jobs of a stream on a job server that does not say what it is: if it is Prism, use "
+            "--runner=PrismRunner with the same --job_endpoint, or windows that group answers may "
+            "drop some as late"
         )
 
 
