@@ -514,10 +514,67 @@ def test_remarks_between_answers_are_no_damage_to_them():
 
 
 @pytest.mark.parametrize(
-    "text", ["1. good 2. bad 3. fine", "1|good 2|bad\n3|fine", "1) a **2**) b"]
+    "text",
+    [
+        "1. good 2. bad 3. fine",
+        "1|good 2|bad\n3|fine",
+        "1) a **2**) b",
+        "3|fine\n1|rated 4.52 | bad",
+        "1) good2) bad\n3) fine",
+        r"1|good\n2|bad\n3|fine",
+    ],
 )
 def test_answers_on_one_line_are_not_the_first_ones_text(text):
     assert 1 not in read(text, 3, response_format="delimited").values
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1|he wrote:\n3: odd\n2|b", "1. he wrote:\n2. b\n3|odd", "1: he wrote:\n2: b\n3. odd"],
+)
+def test_a_line_numbered_otherwise_than_the_first_is_nobodys_answer(text):
+    assert 3 not in read(text, 3, response_format="delimited").values
+
+
+QUOTED = '"1|glad\\n2|sad \\"so\\"\\n3|calm"'
+
+
+@pytest.mark.parametrize(
+    "text", [QUOTED, f"```json\n{QUOTED}\n```", json.dumps(QUOTED)], ids=range(3)
+)
+def test_lines_inside_a_json_string_are_not_the_first_ones_text(text):
+    values = read(text, 3, response_format="delimited").values
+    assert values == {1: "glad", 2: 'sad "so"', 3: "calm"}
+
+
+@pytest.mark.parametrize(
+    ("answers", "read_as"),
+    [
+        ({"1": '{"place": "Rome"}', "2": '{"place": "Bonn"}'}, {1: "Rome", 2: "Bonn"}),
+        ('{"1": {"place": "Rome"}, "2": {"place": "Bonn"}}', {1: "Rome", 2: "Bonn"}),
+        ({"1": '{"place": "Rome", "place": "Oslo"}', "2": '{"place": "Bonn"'}, {}),
+        ('{"1": {"place": "Rome"}, "1": {"place": "Bonn"}}', {}),
+    ],
+    ids=["each answer", "the whole reply", "no one reading", "no one index"],
+)
+def test_json_inside_a_string_is_what_it_spells_where_that_is_certain(answers, read_as):
+    values = read(json.dumps(answers), 2, Trip).values
+    assert {index: trip.place for index, trip in values.items()} == read_as
+
+
+def test_a_key_without_its_colon_is_not_the_text_of_the_answer_in_front():
+    assert 1 not in read("{'1': 'glad', '2' 'sad', '3': 'calm'}", 3).values
+
+
+def test_a_section_that_is_left_open_gives_no_answer_those_behind_it():
+    text = "".join([answer(1, "a <![CDATA["), answer(2, "b"), answer(3, "]]>")])
+    assert read(f"<answers>{text}</answers>", 3, response_format="xml").values == {}
+
+
+def test_a_section_is_read_as_written():
+    text = "".join([answer(1, "<![CDATA[R&D &amp; <b>]]> &amp; Q&A"), answer(2, "b")])
+    values = read(f"<answers>{text}</answers>", 2, response_format="xml").values
+    assert values == {1: "R&D &amp; <b> & Q&A", 2: "b"}
 
 
 def test_a_field_of_an_xml_answer_that_is_written_twice_is_not_a_value():

@@ -140,6 +140,30 @@ def test_a_single_answer_of_several_types_is_read_from_a_field(declared, text, v
         assert output.validate(xml_value(element, output.schema, output.schema)) == value
 
 
+ITEMS = "<item>1</item><item>2</item>"
+
+
+@pytest.mark.parametrize(
+    ("declared", "text", "value"),
+    [
+        (dict[str, list[int]], f"<a>{ITEMS}</a><b><item>3</item></b>", {"a": [1, 2], "b": [3]}),
+        (dict[str, Level], "<a>1</a>", {"a": Level.LOW}),
+        (list[Car] | dict[str, int], "<item><kind>car</kind><doors>1</doors></item>",
+         [Car(kind="car", doors=1)]),
+        (list[Car] | dict[str, int], "<a>1</a>", {"a": 1}),
+        ({"type": "object", "properties": {"a": {"type": "string"}},
+          "additionalProperties": {"type": "integer"}}, "<a>1</a><b>2</b>", {"a": "1", "b": 2}),
+        ({"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}]}, ITEMS,
+         [1, "2"]),
+    ],
+    ids=shown,
+)  # fmt: skip
+def test_keys_and_places_that_have_no_name_of_their_own_have_a_type(declared, text, value):
+    output = Output(declared)
+    element = ElementTree.fromstring(f"<answer>{text}</answer>")
+    assert output.validate(xml_value(element, output.schema, output.schema)) == value
+
+
 def test_a_recursive_union_is_looked_at_in_linear_time():
     """Every level could be either of two models: what is tried once per level would be tried 2 **
     60 times in all.

@@ -17,7 +17,12 @@ from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.readers import Found, Reader, Shape
 from beam_llm.prompting.readers.depth import TOO_DEEP, Unusable, is_deep, may_be_deep
 from beam_llm.prompting.readers.doubles import contradicts_itself
-from beam_llm.prompting.readers.json_reader import JsonReader, unfenced, without_surrogates
+from beam_llm.prompting.readers.json_reader import (
+    JsonReader,
+    inner_json,
+    unfenced,
+    without_surrogates,
+)
 from beam_llm.prompting.readers.matching import match, same
 from beam_llm.prompting.readers.thoughts import may_hold_thoughts, without_thoughts
 from beam_llm.values import Completion, Finish, Reading
@@ -151,7 +156,7 @@ class ReplyReader:
         return Reading({1: value}, {}, (), None, ("no_index",), {1: raw})
 
     def _validated(
-        self, answers: Mapping[int, Any]
+        self, answers: dict[int, Any]
     ) -> tuple[dict[int, Any], dict[int, Failure], Mapping[int, Any]]:
         """Values, failures and the values' JSON, by index."""
         values: dict[int, Any] = {}
@@ -164,6 +169,8 @@ class ReplyReader:
                     failures[index] = Failure(
                         Kind.INVALID, f"answer {index} is not a value of output: {answer.reason}"
                     )
+                elif is_json and type(answer) is str:
+                    values[index], answers[index] = typed(answer)
                 elif is_json:
                     values[index] = validate(answer)
                 elif type(answer) is str and may_be_deep(answer) and not self._output.is_text:
@@ -254,14 +261,14 @@ class ReplyReader:
         if type(value) is not dict or self._output.may_be_object or is_wrapped:
             answer = value[self._shape.value_field] if is_wrapped else value
             try:
-                return self._output.validate(answer), answer
+                return self._typed_json(answer)
             except ValueError as error:
                 refused = error
         assert isinstance(self._reader, JsonReader)
         items = self._reader.items(value, 1)
         answers = match(items, 1, set())
         if answers:
-            return self._output.validate(answers[1]), answers[1]
+            return self._typed_json(answers[1])
         if refused is not None and (
             is_wrapped or (items and all(index is None for index, _ in items))
         ):
@@ -269,7 +276,14 @@ class ReplyReader:
         raise LookupError("no certain answer")
 
     def _typed_json(self, answer: Any) -> tuple[Any, Any]:
-        return self._output.validate(answer), answer
+        try:
+            return self._output.validate(answer), answer
+        except ValueError:
+            # JSON inside a string, as models write the arguments of tools.
+            inner = inner_json(answer) if isinstance(answer, str) else None
+            if inner is None:
+                raise
+            return self._output.validate(inner), inner
 
     def _typed_xml(self, answer: Any) -> tuple[Any, Any]:
         return (

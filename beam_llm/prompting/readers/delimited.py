@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
+import orjson
+
 from beam_llm.errors import UsageError
 from beam_llm.prompting.readers import MOST_VALUES, NOT_FROM_ONE, Found
+from beam_llm.prompting.readers.json_reader import unfenced
 from beam_llm.prompting.readers.matching import written_number
 from beam_llm.prompting.readers.thoughts import without_thoughts
 
@@ -27,7 +30,7 @@ class DelimitedReader:
         self._pattern = _delimited_pattern(path) if path is not None else None
 
     def find(self, text: str, count: int, cut: bool) -> Found:
-        text = without_thoughts(text)
+        text = _unquoted(without_thoughts(text))
         if self._pattern is not None:
             matches = self._pattern.finditer(text)
             lines = [
@@ -68,6 +71,25 @@ class _Line:
         self.is_row = is_row
 
 
+_MOST_QUOTES = 3
+"""JSON strings of JSON strings."""
+
+
+def _unquoted(text: str) -> str:
+    """The lines of a reply that is written as one JSON string, where each of them would be part of
+    the first one's answer; any other reply as it is."""
+    for _ in range(_MOST_QUOTES):
+        inner = unfenced(text)
+        if not inner.startswith('"'):
+            break
+        try:
+            found = orjson.loads(inner)
+        except ValueError:
+            break
+        text = found if isinstance(found, str) else text
+    return text
+
+
 _WORD = r"(?:input|record|item|answer|entry|row|line|number|no\.?)"
 _DECORATION = rf"[ \t]{{0,40}}[^\w\n|]{{0,12}}(?:{_WORD}[^\w\n|]{{0,3}})?"
 # A sign or a point in front makes it another number: -3, 1.5.
@@ -77,7 +99,7 @@ _ROW = re.compile(rf"[ \t]{{0,40}}\|{_BEFORE}(\d{{1,9}})[^\w\n|]{{0,12}}\|", re.
 _LISTED = re.compile(
     rf"[ \t]{{0,40}}(?:[-*•][ \t]+)?[*_(\[#`]{{0,4}}(?:{_WORD}[ \t]{{0,3}}#?)?(?<![-+.,])"
     rf"(\d{{1,9}})[*_`]{{0,4}}"
-    r"(?:[ \t]{0,2}(?:[.:](?!\d)|[)\]][.:]?)|[ \t]{1,3}[-–—=>]{1,3}(?=[ \t]))[*_`]{0,4}[ \t]*",
+    r"(?:[ \t]{0,2}([.:](?!\d)|[)\]][.:]?)|[ \t]{1,3}[-–—=>]{1,3}(?=[ \t]))[*_`]{0,4}[ \t]*",
     re.IGNORECASE,
 )
 _PERHAPS = re.compile(rf"{_DECORATION}(\d{{1,9}})(?![\d.,]*\d)", re.IGNORECASE)
@@ -93,58 +115,60 @@ def _numbered_lines(text: str, count: int) -> list[_Line]:
     marks = [_mark(line) for line in lines]
     if len(marks) - marks.count(None) > MOST_VALUES:
         raise ValueError(f"there are more than {MOST_VALUES:,} answers in it")
-    is_list = not any(mark is not None and mark[1] != _LISTED for mark in marks)
-    if not is_list:
-        # A line like a list's may belong to an answer's text; only an index that was asked for
-        # makes it one that counts.
-        marks = [
-            mark if mark and (mark[1] != _LISTED or 1 <= mark[0] <= count) else None
-            for mark in marks
-        ]
-    return _joined(lines, marks, count, is_list)
+    return _joined(lines, marks, count)
 
 
-_Mark = tuple[int, re.Pattern[str], int]
+_Form = tuple[re.Pattern[str], str]
+"""How a line is numbered: `1|`, `| 1 |`, or as in a list, and by which sign there."""
+_Mark = tuple[int, _Form, int]
 """A line's index, the form it is written in, and where the answer starts."""
 
 
 def _mark(line: str) -> _Mark | None:
-    for form in (_PIPED, _ROW, _LISTED) if "|" in line else (_LISTED,):
-        if found := form.match(line):
-            return int(found[1]), form, found.end()
+    for pattern in (_PIPED, _ROW, _LISTED) if "|" in line else (_LISTED,):
+        if found := pattern.match(line):
+            sign = found[2] or "" if pattern is _LISTED else ""
+            return int(found[1]), (pattern, sign), found.end()
     return None
 
 
-def _joined(lines: list[str], marks: list[_Mark | None], count: int, is_list: bool) -> list[_Line]:
+def _form_of(marks: list[_Mark | None], count: int) -> _Form | None:
+    """The form of the first record's line; where that one is numbered twice, not that of a list,
+    which may be part of its answer, or stand in front of all."""
+    asked = [mark for mark in marks if mark and 1 <= mark[0] <= count]
+    if not asked:
+        return None
+    own = [form for index, form, _ in asked if index == asked[0][0]]
+    return next((form for form in own if form[0] is not _LISTED), own[0])
+
+
+def _joined(lines: list[str], marks: list[_Mark | None], count: int) -> list[_Line]:
     """Marked lines with those that go on from them.
 
     A line of a list inside an answer looks like the next answer. So it ends the answer in front of
     it; and where its index does not go on from there, the answer in front is not certain any more.
-    A line that starts with the number of a record which has no other line is read into no answer:
-    it may be that record's.
+    One that is not numbered like the others is no record's answer for certain, nor is a line that
+    starts with the number of a record which has no other line: it may be that record's.
     """
+    form = _form_of(marks, count)
     indices = {mark[0] for mark in marks if mark}
     seen: set[int] = set()
     found: list[_Line] = []
     for line, mark in zip(lines, marks, strict=True):
+        if mark and mark[1] != form and not 1 <= mark[0] <= count:
+            mark = None  # part of an answer's text
         if mark is not None:
-            index, form, start = mark
-            if (
-                found
-                and form is _LISTED
-                and index <= (found[-1].index or 0)
-                and (index in seen or not is_list)
-            ):
-                found[-1].is_certain = False
+            index, own_form, start = mark
+            is_usual = own_form == form
+            if found and own_form[0] is _LISTED and index <= (found[-1].index or 0):
+                found[-1].is_certain &= is_usual and index not in seen
+            if found and not is_usual:
+                found[-1].is_certain &= index == (found[-1].index or 0) + 1
             seen.add(index)
-            is_row = form is _ROW
-            found.append(
-                _Line(
-                    index,
-                    [line[start:].strip().removesuffix("|") if is_row else line[start:]],
-                    is_row,
-                )
-            )
+            is_row = own_form[0] is _ROW
+            answer = line[start:].strip().removesuffix("|") if is_row else line[start:]
+            found.append(_Line(index, [answer], is_row))
+            found[-1].is_certain = is_usual
         elif found and (number := _strange_number(line, count, indices)):
             found[-1].is_certain &= number == (found[-1].index or 0) + 1
             found.append(_Line(None, []))
@@ -154,15 +178,29 @@ def _joined(lines: list[str], marks: list[_Mark | None], count: int, is_list: bo
     return found
 
 
+_INSIDE = re.compile(r"(\d{1,9})[^\w\n|]{0,4}\|")
+
+
 def _doubt_lines_of_several(lines: list[_Line], count: int) -> None:
-    """`1. good 2. bad`: an answer that holds the mark of the next record, which has no line of its
-    own, is not certain."""
-    indices = {line.index for line in lines}
-    for line in lines:
+    """`1. good 2. bad`: an answer that holds the mark of a record which has no line of its own is
+    not certain."""
+    missing = set(range(1, count + 1)).difference(line.index or 0 for line in lines)
+    for line in lines if missing else ():
         following = (line.index or 0) + 1
-        if 1 < following <= count and following not in indices:
-            mark = re.compile(rf"(?<![\w.,]){following}[*_`]{{0,4}}(?:[.:)\]]+(?!\d)|[ \t]*\|)")
-            line.is_certain &= not any(map(mark.search, line.texts))
+        if following in missing:
+            listed = re.compile(rf"(?<!\d)(?<!\d[.,]){following}[*_`]{{0,4}}[.:)\]]+(?!\d)")
+            line.is_certain &= not any(map(listed.search, line.texts))
+        line.is_certain &= not any(_holds_mark(text, missing) for text in line.texts)
+
+
+def _holds_mark(text: str, missing: set[int]) -> bool:
+    """Whether one of these numbers stands in front of a bar; other digits may touch it, where a
+    line break was left out."""
+    return "|" in text and any(
+        int(digits[start:]) in missing
+        for digits in _INSIDE.findall(text)
+        for start in range(len(digits))
+    )
 
 
 def _strange_number(line: str, count: int, indices: set[int]) -> int:

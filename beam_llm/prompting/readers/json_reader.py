@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from beam_llm.prompting.readers import ANSWERS, MOST_VALUES, NOT_FROM_ONE, Found, Items, Shape
-from beam_llm.prompting.readers.depth import may_be_deep, shallow
+from beam_llm.prompting.readers.depth import is_deep, may_be_deep, shallow
 from beam_llm.prompting.readers.doubles import (
     DOUBLED,
     contradicts_itself,
@@ -56,6 +56,8 @@ class JsonReader:
             data = orjson.loads(text)
         except ValueError:
             return self._find_damaged(without_thoughts(text), count, cut)
+        if type(data) is str and (inner := inner_json(data)) is not None:
+            return Found(shallow(self.items(inner, count)), {"wrapped"})
         if may_repeat_keys(text, data):
             # A parser keeps the last of two values under one key, be it an index or an answer.
             items = without_doubled(self.items(self._decoded(text.strip(), 0)[0], count))
@@ -445,6 +447,18 @@ def _only_fence(text: str) -> tuple[int, int] | None:
     if end < 0 or text.find("```", end + 3) >= 0:
         return None
     return min(_FENCE_LABEL.match(text, start + 3).end(), end), end  # type: ignore[union-attr]  # it matches nothing, too
+
+
+def inner_json(text: str) -> Any:
+    """The object or array that a string holds as JSON; None where it holds none, or one that
+    contradicts itself or is too deep."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        value = orjson.loads(text)
+    except ValueError:
+        return None
+    return None if is_deep(value) or contradicts_itself(text, value) else value
 
 
 def unfenced(text: str) -> str:

@@ -37,6 +37,7 @@ class Read(NamedTuple):
 
 _GAP = re.compile(r"(?:\s+|//[^\n]*|/\*.*?\*/)*", re.DOTALL)
 _SPACE = re.compile(r"\s*")
+_SPACE_QUOTE = re.compile(r"""\s*["']""")
 _CHUNK = {'"': re.compile(r'[^"\\]*'), "'": re.compile(r"[^'\\]*")}
 _ESCAPE = re.compile(r"""\\(?:(["\\/bfnrt]|u[0-9a-fA-F]{4})|(.))""", re.DOTALL)
 # Names and remarks are bounded: this is tried behind many a quote, and has to stay linear.
@@ -219,7 +220,11 @@ class LenientReader:
             raise Damaged("a quote that may begin a field, or stand in a text")
         if mark == ",":
             # A comma may belong to the text: only with a key behind it was the quote an end.
-            return _KEY_AHEAD.match(self._text, after + 1) is not None
+            if _KEY_AHEAD.match(self._text, after + 1) is not None:
+                return True
+            if _SPACE_QUOTE.match(self._text, after + 1):
+                raise Damaged("a quote in front of what may be a key without its colon")
+            return False
         if mark == "}":
             return True
         if mark in ("]", "/"):

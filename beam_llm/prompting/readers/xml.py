@@ -61,7 +61,7 @@ class XmlReader:
             text = _trimmed(text, rf"<{ANSWERS}[\s>]|<answer[\s>]", (f"</{ANSWERS}>", "</answer>"))
         root = self._root(text)
         if root is not None:
-            return Found(self._items(root), set())
+            return Found(self._without_swallowers(self._items(root), text), set())
         return Found(self._pieces(text), {"truncated" if cut else "repaired"})
 
     def _items(self, root: ElementTree.Element) -> Items:
@@ -78,6 +78,19 @@ class XmlReader:
         return [
             item for item, holds_another in items if not holds_another and item[0] not in inside
         ]
+
+    def _without_swallowers(self, items: Items, text: str) -> Items:
+        """The items, without those of a reply in which a section or a remark holds an answer that
+        is missing: where it was left open by mistake, the end of an answer and others are in it."""
+        if "<!" not in text:
+            return items
+        known = {index for index, _ in items}
+        hidden = {
+            int(one or other)
+            for section in _SECTION.findall(text)
+            for one, other in self._mentions.findall(section)
+        }
+        return [] if hidden - known else items
 
     def _nested(self, element: ElementTree.Element) -> list[int | None]:
         """The indices of answers inside an answer; a field may be called "answer", but has no
@@ -136,7 +149,7 @@ class XmlReader:
         """A document whose root holds what the text holds; None where it is not well-formed, or
         dangerous."""
         text = _DECLARATION.sub("", text.strip(), count=1)
-        text = _BARE_AMPERSAND.sub("&amp;", _UNXML.sub("\ufffd", text))
+        text = _BARE_AMPERSAND.sub(_escaped, _UNXML.sub("\ufffd", text))
         try:
             return self._parse(f"<root>{text}</root>", forbid_dtd=True)  # type: ignore[no-any-return]
         except (ElementTree.ParseError, ValueError, RecursionError):
@@ -203,9 +216,18 @@ _ANSWER_TAG = re.compile(
     r"|<!\[CDATA\[.*?(?:\]\]>|\Z)|<!--.*?(?:-->|\Z)",
     re.DOTALL,
 )
+_SECTION = re.compile(r"<!\[CDATA\[.*?\]\]>|<!--.*?-->", re.DOTALL)
 _DECLARATION = re.compile(r"\A<\?xml.*?\?>", re.DOTALL)
-_BARE_AMPERSAND = re.compile(r"&(?!(?:amp|lt|gt|quot|apos|#\d{1,7}|#[xX][0-9a-fA-F]{1,6});)")
+_BARE_AMPERSAND = re.compile(
+    # In a section it is text already. One without its end goes on to the text's: see above.
+    r"<!\[CDATA\[.*?(?:\]\]>|\Z)|&(?!(?:amp|lt|gt|quot|apos|#\d{1,7}|#[xX][0-9a-fA-F]{1,6});)",
+    re.DOTALL,
+)
 _UNXML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return "&amp;" if found[0] == "&" else found[0]
 
 
 def _trimmed(text: str, opening: str, closings: tuple[str, ...]) -> str:

@@ -64,21 +64,30 @@ def _with_children(element: ElementTree.Element, members: list[Schema], root: Ro
         for member in members
         if member.get("type", "object") == "object" and not words_of(member)
     ]
+    array = next((member for member in members if member.get("type") == "array"), None)
+    if array is not None and (not objects or all(child.tag == "item" for child in element)):
+        first, others = array.get("prefixItems", []), _schema_in(array, "items")
+        return [
+            xml_value(child, first[place] if place < len(first) else others, root)
+            for place, child in enumerate(element)
+        ]
     if not objects:
-        array = next((member for member in members if member.get("type") == "array"), None)
-        if array is None:
-            return "".join(element.itertext())
-        return [xml_value(child, array.get("items", {}), root) for child in element]
-    fields = next((one for one in objects if _may_be(element, one, root)), objects[0]).get(
-        "properties", {}
-    )
+        return "".join(element.itertext())
+    chosen = next((one for one in objects if _may_be(element, one, root)), objects[0])
+    fields, others = chosen.get("properties", {}), _schema_in(chosen, "additionalProperties")
     value: dict[str, Any] = {}
     for child in element:
-        one = xml_value(child, fields.get(child.tag, {}), root)
+        one = xml_value(child, fields.get(child.tag, others), root)
         if child.tag in fields and child.tag in value and not same(value[child.tag], one):
             raise ValueError(f"the field {child.tag} is written twice")
         value[child.tag] = one
     return value
+
+
+def _schema_in(schema: Schema, word: str) -> Schema:
+    """The schema under a keyword that may also say yes or no."""
+    found = schema.get(word)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _may_be(element: ElementTree.Element, member: Schema, root: Root) -> bool:
