@@ -135,11 +135,10 @@ def _mark(line: str) -> _Mark | None:
 def _form_of(marks: list[_Mark | None], count: int) -> _Form | None:
     """The form of the first record's line; where that one is numbered twice, not that of a list,
     which may be part of its answer, or stand in front of all."""
-    asked = [mark for mark in marks if mark and 1 <= mark[0] <= count]
-    if not asked:
-        return None
-    own = [form for index, form, _ in asked if index == asked[0][0]]
-    return next((form for form in own if form[0] is not _LISTED), own[0])
+    known = [mark for mark in marks if mark]
+    first = next((mark[0] for mark in known if 1 <= mark[0] <= count), known[0][0] if known else 0)
+    own = [form for index, form, _ in known if index == first]
+    return next((form for form in own if form[0] is not _LISTED), own[0] if own else None)
 
 
 def _joined(lines: list[str], marks: list[_Mark | None], count: int) -> list[_Line]:
