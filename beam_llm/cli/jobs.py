@@ -17,7 +17,7 @@ from dataclasses import replace
 import orjson
 
 from beam_llm import config
-from beam_llm.cli.exit_codes import ALL_ANSWERED, FAILED, SOME_ERRORS
+from beam_llm.cli.exit_codes import ALL_ANSWERED, FAILED
 from beam_llm.cli.files.records import Answer, Row, absolute, is_remote
 from beam_llm.cli.files.target import Target, refuse_overwriting
 from beam_llm.cli.files.writers import write_json_lines
@@ -26,6 +26,7 @@ from beam_llm.cli.predict import runs_here
 from beam_llm.cli.progress import Meter, write_line
 from beam_llm.cli.running import Measured, watched
 from beam_llm.cli.spool import Spool, records_in
+from beam_llm.cli.summary import exit_code_of
 from beam_llm.cli.tally import Tally
 from beam_llm.cli.words import duration, price, table
 from beam_llm.config import Settings
@@ -146,10 +147,7 @@ def attach(chosen: argparse.Namespace) -> int:
         write_line(
             f"{plural(tally.records, 'record')} of {plural(len(ids), 'job')}, cost {tally.cost()}"
         )
-    if tally.failed:
-        write_line(f"{chosen.name}: {tally.failed:,} of {tally.records:,} records ended as errors")
-        return SOME_ERRORS
-    return ALL_ANSWERED
+    return exit_code_of(chosen.name, tally)
 
 
 def _new_folder(chosen: argparse.Namespace) -> str:

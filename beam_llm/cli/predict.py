@@ -17,7 +17,7 @@ from beam_llm.cli.files.target import is_there
 from beam_llm.cli.files.writers import InputChanged, same_rows, write_rows
 from beam_llm.cli.hindsight import Seen, look_again
 from beam_llm.cli.inputs import any_task, check_prompt, check_truth, inputs_of, name_of
-from beam_llm.cli.job_lines import jobs_since, last_job, lines_since
+from beam_llm.cli.new_jobs import NewJobs
 from beam_llm.cli.predict_command import PredictCommand, Report
 from beam_llm.cli.progress import Meter, write_line
 from beam_llm.cli.retry import (
@@ -177,28 +177,22 @@ def _ask_all(run: _Run) -> Report:
                 f"going on: {already:,} of {found.records:,} records were answered by an earlier "
                 "run"
             )
-        last = last_job(command.settings)
+        new = NewJobs([command.settings], here=runs_here(command.beam_options))
         measured = _run_pipeline(run, done, meter)
-        here = runs_here(command.beam_options)
-        lines = lines_since(last, command.settings, here=here)
-        if not here:  # what workers elsewhere tell isn't heard in this process
-            meter.note_jobs(jobs_since(last, command.settings, here=False))
+        lines = new.requests()
+        new.waited_for(meter)
     tally, seen = _write(run)
     # Only now: a kill before the output has its name has to find the answers again.
     run.spool.remove()
-    return Report(
+    return Report.of_run(
         tally,
-        already,
-        counters=measured.counters,
-        seconds=meter.seconds,
-        mean_latency_ms=measured.mean_latency_ms,
-        jobs=meter.jobs,
+        measured,
+        meter,
+        already=already,
         lines=lines,
         bad_lines=found.bad_lines,
         first_bad=found.first_bad,
-        job_numbers=frozenset(meter.job_numbers),
         began_at=began_at,
-        latency_ms=measured.latency_ms,
         truth=seen.truth,
         examples=seen.examples,
     )
@@ -208,8 +202,7 @@ def _report_changes(run: _Run) -> None:
     """What became of the records since an earlier run: a line of its own, also where `quiet`, for
     it decides what is asked.
     """
-    before = run.spool.note_inputs(run.found.digests)
-    if before is not None and (changes := changes_between(before, run.found.digests)):
+    if changes := run.spool.note_inputs(run.found.digests):
         write_line(
             f"the input has changed since an earlier run: {changes}; answers go with their records"
         )
@@ -219,7 +212,7 @@ def _report_changes(run: _Run) -> None:
 
 def _run_pipeline(run: _Run, done: bytes, meter: Meter) -> Measured:
     command = run.command
-    files = list(_files(run.sources, run.found, done))
+    files = list(run.found.files(run.sources, done))
 
     def work() -> Measured:
         from beam_llm.cli import pipeline
@@ -241,15 +234,6 @@ WAITING_JOBS = (
     "submitted jobs go on at the provider and are in the ledger: the same command "
     "again goes on, nothing is paid twice"
 )
-
-
-def _files(
-    sources: Sequence[Source], found: Survey, done: bytes
-) -> Iterator[tuple[int, Source, bytes]]:
-    first = 0
-    for source, count in zip(sources, found.counts, strict=True):
-        yield first, source, done[first : first + count]
-        first += count
 
 
 def _write(run: _Run) -> tuple[Tally, Seen]:

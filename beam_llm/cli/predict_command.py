@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from beam_llm.cli.files.csv_cells import ANSWERS
 from beam_llm.cli.files.target import Target
 from beam_llm.cli.tally import Tally
 from beam_llm.config import Settings
 from beam_llm.prompting.agreement import Share
+
+if TYPE_CHECKING:
+    from beam_llm.cli.progress import Meter
+    from beam_llm.cli.running import Measured
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Report:
     """
 
     tally: Tally
-    already: int
+    already: int = 0
     counters: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     mean_latency_ms: float | None = None
@@ -94,13 +98,29 @@ class Report:
     truth: Share | None = None
     examples: Mapping[int, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
 
+    @classmethod
+    def of_run(cls, tally: Tally, measured: Measured, meter: Meter, **others: Any) -> Report:
+        """The report of a run, by what Beam counted and what was heard meanwhile.
+
+        Args:
+          others: further attributes.
+        """
+        return cls(
+            tally,
+            seconds=meter.seconds,
+            jobs=meter.jobs,
+            job_numbers=frozenset(meter.job_numbers),
+            **measured._asdict(),
+            **others,
+        )
+
     @property
     def requests(self) -> int:
         """Live calls, and requests in batch jobs."""
         return self.counters.get("requests", 0) + self.lines
 
 
-def together(reports: Sequence[Report]) -> Report:
+def combined(reports: Sequence[Report]) -> Report:
     """Several runs, one after another, as one."""
     tally, counters = Tally(), Counter[str]()
     for report in reports:

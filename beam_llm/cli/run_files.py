@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from beam_llm import events
+from beam_llm.cli.files.target import check_side_file, write_side_file
 from beam_llm.cli.reporting.call_log import CallLog
 from beam_llm.cli.reporting.render import check_report_path, write_report
-from beam_llm.cli.summary import check_summary_path, write_json_file
 from beam_llm.errors import UsageError
 
 if TYPE_CHECKING:
     from beam_llm.cli.predict_command import Report
-    from beam_llm.cli.reporting.of_run import Subject
+    from beam_llm.cli.reporting.subject import Subject
 
 
 class RunFiles:
@@ -27,7 +29,7 @@ class RunFiles:
         with files.listening():
             report = …
         files.write_summary(as_json(command, report))
-        files.write_page(lambda: report, lambda: subject_of_predict(command, report))
+        files.write_page(lambda: (subject_of_predict(command, report), report))
 
     Raises:
       UsageError: there can't be a file of that name; nothing is asked then.
@@ -40,7 +42,7 @@ class RunFiles:
         if self._page is not None:
             check_report_path(self._page)
         if self._summary is not None:
-            check_summary_path(self._summary)
+            check_side_file("--summary", self._summary)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -54,18 +56,20 @@ class RunFiles:
     def write_summary(self, data: Any) -> None:
         """Writes the summary, where the command line names a file for it."""
         if self._summary is not None:
-            write_json_file(self._summary, data)
+            data = orjson.dumps(data, option=orjson.OPT_INDENT_2)
+            write_side_file(self._summary, data + b"\n")
 
-    def write_page(self, report: Callable[[], Report], subject: Callable[[], Subject]) -> None:
-        """Comes last: what goes wrong here takes nothing else along. Where no page is wanted,
-        nobody is asked for what would be on it.
+    def write_page(self, content: Callable[[], tuple[Subject, Report]]) -> None:
+        """Comes last: what goes wrong here takes nothing else along.
+
+        Args:
+          content: what the page is about, asked for where a page is wanted.
         """
         if self._page is None:
             return
         from beam_llm.cli.reporting.of_run import page_of_run
 
-        page = page_of_run(subject(), report(), self._log, redacted=self._redacted)
-        write_report(self._page, page)
+        write_report(self._page, page_of_run(*content(), self._log, redacted=self._redacted))
 
 
 MOST_BYTES = 1_000_000

@@ -30,6 +30,7 @@ import orjson
 
 from beam_llm.cli.files.records import is_remote, open_bytes
 from beam_llm.cli.files.sources import is_special
+from beam_llm.cli.files.survey import changes_between
 from beam_llm.cli.spool_index import SpoolIndex
 from beam_llm.cli.stored import Check, StoredAnswer, parse_line, stored_line
 from beam_llm.errors import LLMError
@@ -103,9 +104,9 @@ class Spool:
             self._owner = _claim(folder)
             self._lock = _lock_file(os.path.join(folder, "lock"))
 
-    def note_inputs(self, digests: bytes) -> bytes | None:
-        """Remembers what the records are now; returns what they were when this was last called on
-        the folder, if ever.
+    def note_inputs(self, digests: bytes) -> str:
+        """Remembers what the records are now; returns what became of those of an earlier run, in
+        words: nothing where they are the same, or there was none.
         """
         names = sorted(_files_named(self.folder, ".digests", self._owner))
         before = None
@@ -114,7 +115,7 @@ class Spool:
                 before = file.read()
         if before != digests:
             self._write_digests(digests)
-        return before
+        return "" if before is None else changes_between(before, digests)
 
     def _write_digests(self, digests: bytes) -> None:
         # Of one width, so that the order of names is that of time.

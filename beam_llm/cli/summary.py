@@ -4,17 +4,15 @@ FILE.json`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
-import orjson
-
-from beam_llm.cli.files.records import is_remote
+from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
 from beam_llm.cli.predict_command import PredictCommand, Report
+from beam_llm.cli.progress import write_line
 from beam_llm.cli.tally import Tally
 from beam_llm.cli.words import duration, percent, shortened, tried_again
-from beam_llm.errors import UsageError, plural, printable
+from beam_llm.errors import plural, printable
 from beam_llm.events import warning_in_words
 from beam_llm.prompting.agreement import Share
 from beam_llm.values import Usage
@@ -25,8 +23,27 @@ _WARNINGS = "warnings_"
 _OF_JOBS = ("jobs_twice", "jobs_in_doubt", "jobs_resubmitted")
 
 
+def print_summary(command: PredictCommand, report: Report) -> None:
+    """The run in a few lines, on stderr."""
+    for line in summary(command, report).split("\n"):
+        write_line(line)
+
+
+def exit_code_of(name: str, tally: Tally, hint: str = "") -> int:
+    """A run's exit code. Where records ended as errors, a line on stderr says how many.
+
+    Args:
+      name: the command's, as the line begins.
+      hint: where to look, as the line ends.
+    """
+    if not tally.failed:
+        return ALL_ANSWERED
+    write_line(f"{name}: {tally.failed:,} of {tally.records:,} records ended as errors{hint}")
+    return SOME_ERRORS
+
+
 def summary(command: PredictCommand, report: Report) -> str:
-    """The run in a few lines, for stderr."""
+    """The run in a few lines."""
     tally = report.tally
     lines = [
         f"records   {tally.records:,}"
@@ -200,22 +217,3 @@ def share_json(share: Share) -> dict[str, Any]:
 def _error(tally: Tally, kind: str, count: int) -> dict[str, Any]:
     alike, message = tally.messages[kind].most_frequent()
     return {"records": count, "most_frequent": message, "most_frequent_records": alike}
-
-
-def check_summary_path(path: str) -> None:
-    """Raises UsageError where no file can be there, before anything is paid."""
-    folder = os.path.dirname(os.path.abspath(path))
-    if is_remote(path):
-        raise UsageError(f"--summary is {path!r}: name a local file")
-    if not os.path.isdir(folder):
-        raise UsageError(f"there is no folder {folder!r} for --summary: create it first")
-    if os.path.isdir(path):
-        raise UsageError(f"--summary is {path!r}, which is a folder: name a file in it")
-
-
-def write_json_file(path: str, data: Any) -> None:
-    """Writes the file in one step, as the output is written."""
-    aside = f"{path}.{os.getpid()}.tmp"
-    with open(aside, "wb") as file:
-        file.write(orjson.dumps(data, option=orjson.OPT_INDENT_2) + b"\n")
-    os.replace(aside, path)

@@ -92,7 +92,9 @@ class Tally(Sums):
     @classmethod
     def of_counters(cls, counters: Mapping[str, int]) -> Tally:
         """The sums that Beam's counters have, where no single record is known."""
-        tally = cls(**{name: counters.get(name, 0) for name in _SUMS if name != "cost_usd"})
+        tally = cls()
+        for name in _SUMS:
+            setattr(tally, name, counters.get(name, 0))
         tally.cost_usd = counters.get("cost_micro_usd", 0) / 1e6
         for name, count in counters.items():
             kind = name.removeprefix("errors_")

@@ -1,4 +1,4 @@
-"""`beam-llm predict`: its arguments, and what a person hears of the run."""
+"""`beam-llm predict`: its arguments, its run, and the files that say how it went."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from beam_llm.cli.commands.report import add_run_files
 from beam_llm.cli.exit_codes import ALL_ANSWERED, IN_WORDS, SOME_ERRORS
-from beam_llm.cli.flags import (
-    add_cells,
-    add_existing,
-    add_inputs,
-    add_options,
-    chosen_settings,
-)
+from beam_llm.cli.flags import add_cells, add_existing, add_inputs, add_options, chosen_settings
 from beam_llm.cli.parser import add_command, positive
 from beam_llm.errors import UsageError
 
 if TYPE_CHECKING:
-    from beam_llm.cli.predict_command import PredictCommand, Report
+    from beam_llm.cli.predict_command import PredictCommand
 
 _DESCRIPTION = """\
 Asks a model about every record of the input files and writes the records with their answers.
@@ -72,10 +66,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     # Not at the top: `--help` would have to wait for them.
     from beam_llm.cli.predict import predict
-    from beam_llm.cli.reporting.of_predict import subject_of_predict
+    from beam_llm.cli.reporting.subject import subject_of_predict
     from beam_llm.cli.run_files import RunFiles
     from beam_llm.cli.show import show
-    from beam_llm.cli.summary import as_json
+    from beam_llm.cli.summary import as_json, exit_code_of, print_summary
 
     if chosen.output is None and chosen.show is None:
         raise UsageError(
@@ -90,8 +84,10 @@ def run(chosen: argparse.Namespace) -> int:
     with files.listening():
         report = predict(command)
     files.write_summary(as_json(command, report))
-    code = _report(chosen, command, report)
-    files.write_page(lambda: report, lambda: subject_of_predict(command, report))
+    if not chosen.quiet:
+        print_summary(command, report)
+    code = exit_code_of(chosen.name, report.tally, f": see {command.answer_field}_error")
+    files.write_page(lambda: (subject_of_predict(command, report), report))
     return code
 
 
@@ -113,20 +109,3 @@ def _command(chosen: argparse.Namespace) -> PredictCommand:
         csv_safe=chosen.csv_safe,
         truth=chosen.truth,
     )
-
-
-def _report(chosen: argparse.Namespace, command: PredictCommand, report: Report) -> int:
-    """What the run did, on stderr, and the command's exit code."""
-    from beam_llm.cli.progress import write_line
-    from beam_llm.cli.summary import summary
-
-    for line in summary(command, report).split("\n") if not chosen.quiet else ():
-        write_line(line)
-    tally = report.tally
-    if not tally.failed:
-        return ALL_ANSWERED
-    write_line(
-        f"{chosen.name}: {tally.failed:,} of {tally.records:,} records ended as errors: see "
-        f"{command.answer_field}_error"
-    )
-    return SOME_ERRORS

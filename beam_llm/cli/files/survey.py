@@ -76,6 +76,15 @@ class Survey(NamedTuple):
         """How many records there are in all sources."""
         return sum(self.counts)
 
+    def files(self, sources: Sequence[Source], done: bytes) -> Iterator[tuple[int, Source, bytes]]:
+        """Per source its first ordinal, what it is, and which of its records are done: one byte for
+        each.
+        """
+        first = 0
+        for source, count in zip(sources, self.counts, strict=True):
+            yield first, source, done[first : first + count]
+            first += count
+
     def digest(self, ordinal: int) -> bytes:
         """The digest of the record in this place."""
         return self.digests[ordinal * DIGEST_BYTES : (ordinal + 1) * DIGEST_BYTES]

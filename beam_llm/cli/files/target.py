@@ -195,3 +195,32 @@ def _upload(path: str, target: Target) -> None:
         FileSystems.create(target.path, compression_type=CompressionTypes.UNCOMPRESSED) as there,
     ):
         shutil.copyfileobj(source, there, 1 << 20)
+
+
+def check_side_file(flag: str, path: str) -> None:
+    """Raises UsageError where no file can be written there beside the output, before anything is
+    paid.
+
+    Args:
+      flag: that names it, such as `--summary`.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    if is_remote(path):
+        raise UsageError(f"{flag} is {path!r}: name a local file")
+    if not os.path.isdir(folder):
+        raise UsageError(f"there is no folder {folder!r} for {flag}: create it first")
+    if os.path.isdir(path):
+        raise UsageError(f"{flag} is {path!r}, which is a folder: name a file in it")
+
+
+def write_side_file(path: str, data: bytes, mode: int = 0o666) -> None:
+    """Writes the file in one step.
+
+    Args:
+      mode: its permissions, less the user's umask.
+    """
+    aside = f"{path}.{os.getpid()}.tmp"
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    os.replace(aside, path)

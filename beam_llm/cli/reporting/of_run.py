@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import orjson
 
@@ -21,7 +20,6 @@ from beam_llm.cli.reporting.page import (
     Page,
     Table,
 )
-from beam_llm.cli.reporting.savings import OtherWays
 from beam_llm.cli.reporting.shared import (
     ADVICE,
     TEXT_WIDTH,
@@ -31,38 +29,13 @@ from beam_llm.cli.reporting.shared import (
     spans,
     versions,
 )
+from beam_llm.cli.reporting.subject import Subject
 from beam_llm.cli.summary import calls_of, guard_of, warnings_of
 from beam_llm.cli.tally import Tally
 from beam_llm.cli.words import dollars, duration, percent, price, shortened, tried_again
-from beam_llm.config import Settings
-from beam_llm.errors import LLMError, plural
-from beam_llm.jobs import JobView, admin
-from beam_llm.stores import open_store
+from beam_llm.errors import plural
 
 _MOST_BARS = 60
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a run was about.
-
-    Attributes:
-      way: where records came from and went to.
-      uses: the settings of every use of a model, by what the pipeline calls it; of a single use by
-        no name.
-      jobs: whose answers were waited for.
-      others: what the same answers would have cost by other ways; None where that is not known.
-      truth: field that holds the right answer.
-      note: what this page can't know.
-    """
-
-    way: str
-    uses: Mapping[str, Settings]
-    beam_options: Sequence[str] = ()
-    jobs: Sequence[JobView] = ()
-    others: OtherWays | None = None
-    truth: str | None = None
-    note: str = ""
 
 
 def page_of_run(subject: Subject, report: Report, log: CallLog, *, redacted: bool) -> Page:
@@ -93,7 +66,7 @@ def page_of_run(subject: Subject, report: Report, log: CallLog, *, redacted: boo
 
 def _subtitle(subject: Subject, report: Report) -> str:
     began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(report.began_at))
-    return f"{subject.way}; begun {began}, {duration(report.seconds)}"
+    return f"{subject.route}; begun {began}, {duration(report.seconds)}"
 
 
 def _settings(subject: Subject, redacted: bool) -> Iterator[tuple[str, str]]:
@@ -137,7 +110,7 @@ def _headline(subject: Subject, report: Report) -> Iterator[Figure]:
 
 def _savings(subject: Subject, report: Report) -> Iterator[Figure]:
     """Against asking one by one, and against live calls of the same prompts."""
-    others, cost, uses = subject.others, report.tally.cost_usd, subject.uses.values()
+    others, cost, uses = subject.alternatives, report.tally.cost_usd, subject.uses.values()
     if others is None:
         return
     in_jobs = any(used.mode == "batch_api" for used in uses)
@@ -267,26 +240,6 @@ def _tables(subject: Subject, report: Report) -> Iterator[Table]:
         yield _model_table(report.tally)
     if subject.jobs:
         yield job_table(subject.jobs)
-
-
-def told_apart(uses: Mapping[str, Settings]) -> Mapping[str, Settings]:
-    """The uses as a `Subject` has them: where there is only one, it needs no name."""
-    return {"": next(iter(uses.values()))} if len(uses) == 1 else uses
-
-
-def ledgers_of(uses: Iterable[Settings]) -> dict[str, Settings]:
-    """The staging locations of those that go by batch API, each with the settings of one."""
-    return {str(one.staging_location): one for one in uses if one.mode == "batch_api"}
-
-
-def jobs_of(known: Settings, numbers: frozenset[int]) -> list[JobView]:
-    """The ledger's jobs of these numbers; none where there is no ledger, or it is gone."""
-    if known.mode != "batch_api" or not numbers:
-        return []
-    try:
-        return admin.list_jobs(open_store(str(known.staging_location)), numbers)
-    except LLMError:  # the run is over, and its page must not fail for a ledger that is gone
-        return []
 
 
 # What went wrong, and what agreed

@@ -9,7 +9,7 @@ from importlib import resources
 
 import jinja2
 
-from beam_llm.cli.files.records import is_remote
+from beam_llm.cli.files.target import check_side_file, write_side_file
 from beam_llm.cli.reporting import charts
 from beam_llm.cli.reporting.page import Page
 from beam_llm.cli.words import percent
@@ -51,28 +51,18 @@ def _template() -> jinja2.Template:
 
 def check_report_path(path: str) -> None:
     """Raises UsageError where no page can be written there, before anything is paid."""
-    if is_remote(path):
-        raise UsageError(f"--report is {path!r}: name a local file")
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise UsageError(f"there is no folder {folder!r} for --report: create it first")
-    if os.path.isdir(path):
-        raise UsageError(f"--report is {path!r}, which is a folder: name a file in it")
-    if os.path.exists(path) and not _is_ours(path):
+    check_side_file("--report", path)
+    if os.path.exists(path) and not _is_report(path):
         raise UsageError(
             f"--report is {path!r}, which exists and is not a report of beam-llm: name another file"
         )
 
 
-def _is_ours(path: str) -> bool:
+def _is_report(path: str) -> bool:
     with open(path, "rb") as file:
         return MARK.encode() in file.read(200)
 
 
 def write_report(path: str, page: Page) -> None:
     """Writes the page in one step, readable by its owner alone, for it may quote records."""
-    aside = f"{path}.{os.getpid()}.tmp"
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(html(page))
-    os.replace(aside, path)
+    write_side_file(path, html(page).encode(), 0o600)

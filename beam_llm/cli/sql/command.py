@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
 
-from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
+from beam_llm.cli.exit_codes import ALL_ANSWERED
+from beam_llm.cli.predict_command import combined
 from beam_llm.cli.progress import write_line
 from beam_llm.cli.run_files import RunFiles, text_of
 from beam_llm.cli.sql.dry_run import dry_run
@@ -17,7 +17,7 @@ from beam_llm.cli.sql.reporting import (
     summary_of_file,
 )
 from beam_llm.cli.sql.run import Ended, SqlCommand, SqlRunner
-from beam_llm.cli.summary import summary
+from beam_llm.cli.summary import exit_code_of, print_summary
 from beam_llm.cli.words import table
 from beam_llm.fronts.sql.script import Job, Printed, Script, read_script
 from beam_llm.fronts.sql.tables import Permissions
@@ -40,10 +40,8 @@ def run(chosen: argparse.Namespace) -> int:
     with files.listening():
         ended = _run_all(chosen, script)
     files.write_summary(summary_of_file(ended))
-    code = _exit_code(chosen, ended)
-    files.write_page(
-        lambda: report_of_file(ended), lambda: subject_of_file(ended, chosen.beam_options)
-    )
+    code = exit_code_of(chosen.name, combined([one.report for one in ended]).tally)
+    files.write_page(lambda: (subject_of_file(ended, chosen.beam_options), report_of_file(ended)))
     return code
 
 
@@ -60,7 +58,10 @@ def _run_all(chosen: argparse.Namespace, script: Script) -> list[Ended]:
                 print(_printed(step))
             elif (one := runner.run(step)) is not None:
                 ended.append(one)
-                _say_end(chosen, one)
+                if not chosen.quiet:
+                    for plan in one.plans:
+                        write_line(f"{plan.place}: {plan.text}")
+                    print_summary(as_predict(one), one.report)
     finally:
         runner.close()
     return ended
@@ -70,21 +71,3 @@ def _printed(step: Printed) -> str:
     if not step.header:
         return "\n".join(row[0] for row in step.rows)
     return table(step.header, step.rows, range(len(step.header)))
-
-
-def _say_end(chosen: argparse.Namespace, one: Ended) -> None:
-    if chosen.quiet:
-        return
-    for plan in one.plans:
-        write_line(f"{plan.place}: {plan.text}")
-    for line in summary(as_predict(one), one.report).split("\n"):
-        write_line(line)
-
-
-def _exit_code(chosen: argparse.Namespace, ended: Sequence[Ended]) -> int:
-    failed = sum(one.report.tally.failed for one in ended)
-    if not failed:
-        return ALL_ANSWERED
-    records = sum(one.report.tally.records for one in ended)
-    write_line(f"{chosen.name}: {failed:,} of {records:,} records ended as errors")
-    return SOME_ERRORS

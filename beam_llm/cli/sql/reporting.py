@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from beam_llm.cli.predict_command import PredictCommand, Report, together
-from beam_llm.cli.reporting.of_run import Subject, jobs_of, ledgers_of, told_apart
+from beam_llm.cli.new_jobs import locations_of
+from beam_llm.cli.predict_command import PredictCommand, Report, combined
 from beam_llm.cli.reporting.savings import OtherWays, other_ways
+from beam_llm.cli.reporting.subject import Subject, jobs_in, named_uses
 from beam_llm.cli.sql.ends import PlanRun, is_beam, settings_of
 from beam_llm.cli.sql.run import Ended
 from beam_llm.cli.summary import FORMAT, as_json
@@ -36,7 +37,7 @@ def as_predict(one: Ended) -> PredictCommand:
 
 def report_of_file(ended: Sequence[Ended]) -> Report:
     """All of a file's jobs as one run, with examples of errors where they can be read again."""
-    report = together([one.report for one in ended])
+    report = combined([one.report for one in ended])
     examples: dict[int, Any] = {}
     for run, tally in _runs(ended):
         try:
@@ -54,15 +55,15 @@ def subject_of_file(ended: Sequence[Ended], beam_options: Sequence[str]) -> Subj
     outputs = ", ".join("stdout" if name == "-" else name for name in names)
     uses = _uses(runs)
     return Subject(
-        way=f"{sources} → {outputs}",
-        uses=told_apart(uses),
+        route=f"{sources} → {outputs}",
+        uses=named_uses(uses),
         beam_options=beam_options,
         jobs=[
-            view
-            for name, used in ledgers_of(uses.values()).items()
-            for view in jobs_of(used, frozenset().union(*(one.jobs.get(name, ()) for one in ended)))
+            job
+            for name in locations_of(uses.values())
+            for job in jobs_in(name, frozenset().union(*(one.jobs.get(name, ()) for one in ended)))
         ],
-        others=_other_ways(ended),
+        alternatives=_other_ways(ended),
     )
 
 

@@ -13,9 +13,8 @@ from time import time
 from typing import NamedTuple
 
 from beam_llm.cli.files.csv_cells import ANSWERS
-from beam_llm.cli.files.survey import changes_between
 from beam_llm.cli.files.target import Target
-from beam_llm.cli.job_lines import jobs_since, last_job, lines_since
+from beam_llm.cli.new_jobs import NewJobs
 from beam_llm.cli.predict import LIVE_CALLS, WAITING_JOBS, check_key, runs_here
 from beam_llm.cli.predict_command import Report
 from beam_llm.cli.progress import Meter, write_line
@@ -26,7 +25,6 @@ from beam_llm.cli.sql.looking import look
 from beam_llm.cli.sql.outputs import print_rows, write_file
 from beam_llm.cli.sql.rows import sources_of
 from beam_llm.cli.tally import Tally
-from beam_llm.config import Settings
 from beam_llm.errors import UsageError
 from beam_llm.fronts.sql.plan import Plan
 from beam_llm.fronts.sql.script import Job
@@ -139,16 +137,13 @@ class SqlRunner:
                 self._write(run)
             # A table of one file waits for its last INSERT: until then its spools stay open.
             stack.pop_all() if self._waiting else None
-        report = Report(
+        report = Report.of_run(
             tally,
-            sum(run.done.count(1) for run in runs),
-            counters=asked.measured.counters,
-            seconds=asked.meter.seconds,
-            mean_latency_ms=asked.measured.mean_latency_ms,
-            jobs=asked.meter.jobs,
+            asked.measured,
+            asked.meter,
+            already=sum(run.done.count(1) for run in runs),
             lines=asked.lines,
             began_at=began_at,
-            latency_ms=asked.measured.latency_ms,
         )
         return Ended(runs, report, tallies, asked.jobs)
 
@@ -177,23 +172,18 @@ class SqlRunner:
         if is_beam(plan.source):
             spool.clear()
         run = PlanRun(destination, sources, found, spool, first)
-        self._report_changes(run)
+        if changes := spool.note_inputs(found.digests):
+            write_line(
+                f"{plan.place}: the input has changed since an earlier run: {changes}; answers go "
+                "with their records"
+            )
         run.note_done(retries=self.command.retry_errors)
         if already := run.done.count(1):
             self._say(
-                f"{plan.place}: going on: {already:,} of {found.rows:,} records were answered by "
-                "an earlier run"
+                f"{plan.place}: going on: {already:,} of {found.rows:,} records were answered "
+                "by an earlier run"
             )
         return run
-
-    def _report_changes(self, run: PlanRun) -> None:
-        assert run.spool is not None
-        before = run.spool.note_inputs(run.looked.digests)
-        if before is not None and (changes := changes_between(before, run.looked.digests)):
-            write_line(
-                f"{run.plan.place}: the input has changed since an earlier run: {changes}; answers "
-                "go with their records"
-            )
 
     def _check_complete(self, plan: Plan) -> None:
         source = plan.source
@@ -211,38 +201,16 @@ class SqlRunner:
         # How much a Beam source holds is not known before it is read.
         if already == total and not any(is_beam(run.plan.source) for run in runs):
             return _Asked(Measured({}, None), meter)
-        # One of each ledger: its requests are counted once, however many models use it.
-        ledgers = {
-            str(one.staging_location): one
-            for run in runs
-            for one in settings_of(run.plan)
-            if one.mode == "batch_api"
-        }
-        last = {name: last_job(one) for name, one in ledgers.items()}
+        uses = [settings for run in runs for settings in settings_of(run.plan)]
+        new = NewJobs(uses, here=self.command.here)
         measured = watched(
             lambda: self._pipeline(runs),
             meter,
-            go_on=WAITING_JOBS if ledgers else LIVE_CALLS,
+            go_on=WAITING_JOBS if new.has_ledger else LIVE_CALLS,
             quiet=self.command.quiet,
-            at_once=bool(ledgers),
+            at_once=new.has_ledger,
         )
-        lines, jobs = self._jobs(ledgers, last, meter)
-        return _Asked(measured, meter, lines, jobs)
-
-    def _jobs(
-        self, ledgers: Mapping[str, Settings], last: Mapping[str, int], meter: Meter
-    ) -> tuple[int, dict[str, frozenset[int]]]:
-        """Requests in jobs that this run submitted, and the jobs that it waited for."""
-        here = self.command.here
-        lines = sum(lines_since(last[name], one, here=here) for name, one in ledgers.items())
-        added = {
-            name: frozenset(jobs_since(last[name], one, here=here)) for name, one in ledgers.items()
-        }
-        if not here:  # what workers elsewhere tell isn't heard in this process
-            meter.note_jobs(number for numbers in added.values() for number in numbers)
-        elif len(ledgers) == 1:  # numbers are a ledger's own; those of earlier runs are heard too
-            added = dict.fromkeys(ledgers, frozenset(meter.job_numbers))
-        return lines, added
+        return _Asked(measured, meter, new.requests(), new.waited_for(meter))
 
     def _pipeline(self, runs: Sequence[PlanRun]) -> Measured:
         from beam_llm.cli.sql import pipeline

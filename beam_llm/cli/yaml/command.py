@@ -9,13 +9,14 @@ from time import time
 from typing import Any
 
 from beam_llm.cli.beam_run import pipeline_options, run_to_end
-from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
+from beam_llm.cli.exit_codes import ALL_ANSWERED
+from beam_llm.cli.new_jobs import locations_of
 from beam_llm.cli.predict_command import PredictCommand, Report
-from beam_llm.cli.progress import Meter, write_line
-from beam_llm.cli.reporting.of_run import Subject, jobs_of, ledgers_of, told_apart
+from beam_llm.cli.progress import Meter
+from beam_llm.cli.reporting.subject import Subject, jobs_in, named_uses
 from beam_llm.cli.run_files import RunFiles, text_of
 from beam_llm.cli.running import Measured, watched
-from beam_llm.cli.summary import as_json, summary
+from beam_llm.cli.summary import as_json, exit_code_of, print_summary
 from beam_llm.cli.tally import Tally
 from beam_llm.config import Settings
 from beam_llm.errors import LLMError, UsageError
@@ -57,8 +58,10 @@ def run(chosen: argparse.Namespace) -> int:
     report = _report(steps, measured, meter, began_at)
     command = PredictCommand((), "", next(iter(steps.values()), Settings()))
     files.write_summary(as_json(command, report))
-    code = _say_end(chosen, command, report)
-    files.write_page(lambda: report, lambda: _subject(chosen, steps, report))
+    if not chosen.quiet:
+        print_summary(command, report)
+    code = exit_code_of(chosen.name, report.tally)
+    files.write_page(lambda: (_subject(chosen, steps, report), report))
     return code
 
 
@@ -111,18 +114,8 @@ def _report(
     # Beam's sums don't tell whose tokens they are: one unknown price makes the whole cost unknown.
     if not all(map(_has_price, steps.values())):
         tally.unpriced = tally.records
-    return Report(
-        tally,
-        0,
-        counters=counters,
-        seconds=meter.seconds,
-        mean_latency_ms=measured.mean_latency_ms,
-        jobs=meter.jobs,
-        lines=counters.get("job_requests", 0),
-        job_numbers=frozenset(meter.job_numbers),
-        began_at=began_at,
-        latency_ms=measured.latency_ms,
-    )
+    lines = counters.get("job_requests", 0)
+    return Report.of_run(tally, measured, meter, lines=lines, began_at=began_at)
 
 
 def _has_price(settings: Settings) -> bool:
@@ -133,25 +126,13 @@ def _has_price(settings: Settings) -> bool:
     return all(Prices.of(one).total_usd(Usage(1, 1), 1) is not None for one in models)
 
 
-def _say_end(chosen: argparse.Namespace, command: PredictCommand, report: Report) -> int:
-    if not chosen.quiet:
-        for line in summary(command, report).split("\n"):
-            write_line(line)
-    tally = report.tally
-    if not tally.failed:
-        return ALL_ANSWERED
-    write_line(f"{chosen.name}: {tally.failed:,} of {tally.records:,} records ended as errors")
-    return SOME_ERRORS
-
-
 def _subject(chosen: argparse.Namespace, steps: Mapping[str, Settings], report: Report) -> Subject:
-    ledgers = ledgers_of(steps.values())
-    # Numbers are a ledger's own.
-    known = ledgers.values() if len(ledgers) == 1 else ()
+    locations = locations_of(steps.values())
     return Subject(
-        way=os.path.basename(chosen.file),
-        uses=told_apart(steps),
+        route=os.path.basename(chosen.file),
+        uses=named_uses(steps),
         beam_options=chosen.beam_options,
-        jobs=[view for one in known for view in jobs_of(one, report.job_numbers)],
+        # Numbers are a ledger's own.
+        jobs=jobs_in(locations[0], report.job_numbers) if len(locations) == 1 else (),
         note="By Beam's counters: messages of errors are where the file's steps put failed rows.",
     )

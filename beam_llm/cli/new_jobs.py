@@ -1,0 +1,82 @@
+"""Which batch jobs a run has added to its ledgers, by what those had before and have after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+from beam_llm.cli.progress import Meter
+from beam_llm.config import Settings
+from beam_llm.ledger import Ledger
+from beam_llm.ledger.job_tree import JobTree
+from beam_llm.stores import open_store
+
+
+def locations_of(uses: Iterable[Settings]) -> list[str]:
+    """The staging locations of those that go by batch API, each once."""
+    return list(dict.fromkeys(str(one.staging_location) for one in uses if one.mode == "batch_api"))
+
+
+class NewJobs:
+    """The jobs that a run adds to its models' ledgers; to be made before the run.
+
+        new = NewJobs([settings], here=True)
+        …                                       # the run
+        new.requests()
+
+    Args:
+      uses: settings of all models. Each ledger is looked at once, however many models use it.
+      here: the workers are in this process: entries of others are left out.
+    """
+
+    def __init__(self, uses: Iterable[Settings], *, here: bool):
+        self._here = here
+        self._newest = {location: _newest_entry(location) for location in locations_of(uses)}
+
+    @property
+    def has_ledger(self) -> bool:
+        """Whether the run goes by batch API at all."""
+        return bool(self._newest)
+
+    @cached_property
+    def numbers(self) -> dict[str, frozenset[int]]:
+        """Numbers of the jobs that were added, by their ledger's location."""
+        return {location: self._added(location) for location in self._newest}
+
+    def _added(self, location: str) -> frozenset[int]:
+        ledger = Ledger(open_store(location))
+        roots = ledger.intents(self._newest[location])
+        return frozenset(
+            root.number for root in roots if not self._here or ledger.appended_here(root.number)
+        )
+
+    def requests(self) -> int:
+        """Requests in the jobs that were added."""
+        return sum(_requests_of(location, numbers) for location, numbers in self.numbers.items())
+
+    def waited_for(self, meter: Meter) -> dict[str, frozenset[int]]:
+        """The jobs whose answers the run waited for, by their ledger's location.
+
+        Args:
+          meter: what was heard of the run; told of jobs that it could not hear of.
+        """
+        if not self._here:  # what workers elsewhere tell isn't heard in this process
+            meter.note_jobs(number for numbers in self.numbers.values() for number in numbers)
+        elif len(self._newest) == 1:  # numbers are a ledger's own; those of earlier runs are heard
+            return dict.fromkeys(self._newest, frozenset(meter.job_numbers))
+        return self.numbers
+
+
+def _newest_entry(location: str) -> int:
+    """Number of the ledger's newest entry; 0 where there is none, or no ledger yet."""
+    names = list(open_store(location).list("log/"))
+    return int(names[-1].removeprefix("log/")) if names else 0
+
+
+def _requests_of(location: str, numbers: frozenset[int]) -> int:
+    if not numbers:
+        return 0
+    ledger = Ledger(open_store(location))
+    jobs = (intent for number in sorted(numbers) for intent in JobTree(ledger, number).intents())
+    # A half's requests are its parent's already, and live calls are counted as they are made.
+    return sum(intent.line_count for intent in jobs if intent.kind in ("job", "follow_up"))
