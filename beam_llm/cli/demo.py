@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from statistics import StatisticsError, correlation
@@ -31,7 +32,7 @@ from beam_llm.cli.progress import write_line
 from beam_llm.cli.tally import Tally
 from beam_llm.cli.words import TABLE_WIDTH, dollars, duration, shortened, table
 from beam_llm.config import settings
-from beam_llm.errors import UsageError
+from beam_llm.errors import UsageError, plural
 from beam_llm.provider_table import PROVIDERS
 from beam_llm.testing import Emulator, Fault
 from beam_llm.testing.emulator.brain import knows_sentiment
@@ -188,20 +189,16 @@ def _ask_in_all_ways(
             os.environ.update({**variables, **emulator.buckets_environment})
             os.environ.pop("AWS_PROFILE", None)
         address = variables.get(PROVIDERS[chosen.provider].base_url_variable or "")
-        ask = _Asking(folder, model, address, chosen.quiet)
+        own = {"api_key": "none", "base_url": address, **OPTIONS.get(chosen.provider, {})}
+        question = {"model": model, "prompt": PROMPT, "output": Opinion, "max_retries": 5, **own}
+        ask = partial(_ask, folder, {"quiet": chosen.quiet, "options": question})
         size = chosen.batch_size
-        single = ask(
-            "one-by-one",
-            "one by one*",
-            "sample.jsonl",
-            scale=records / min(records, ONE_BY_ONE_SAMPLE),
-            serial=True,
-        )
-        live = ask("live", f"live, {size} a call", "reviews.jsonl", batch_size=size)
+        scale = records / min(records, ONE_BY_ONE_SAMPLE)
+        single = ask("one-by-one", "one by one*", "sample.jsonl", scale=scale, serial=True)
+        live = ask("live", f"live, {size} a call", batch_size=size)
         staged = ask(
             "batch-api",
             f"batch API, {size} a line",
-            "reviews.jsonl",
             batch_size=size,
             mode="batch_api",
             staging_location=str(folder / "staging"),
@@ -240,47 +237,31 @@ def _write_sample(folder: Path, most: int) -> int:
     return len(lines)
 
 
-class _Asking:
-    """Runs `predict` on files of the demo's folder."""
+def _ask(
+    folder: Path,
+    common: Mapping[str, Any],
+    name: str,
+    title: str,
+    file: str = "reviews.jsonl",
+    *,
+    scale: float = 1.0,
+    serial: bool = False,
+    **options: Any,
+) -> Way:
+    """Runs `predict` on a file of the demo's folder.
 
-    def __init__(self, folder: Path, model: str, base_url: str | None, quiet: bool):
-        self._folder = folder
-        self._model = model
-        self._base_url = base_url
-        self._quiet = quiet
-
-    def __call__(
-        self,
-        name: str,
-        title: str,
-        file: str,
-        *,
-        scale: float = 1.0,
-        serial: bool = False,
-        **options: Any,
-    ) -> Way:
-        path = self._folder / f"answers-{name}.jsonl"
-        question = settings(
-            self._model,
-            prompt=PROMPT,
-            output=Opinion,
-            base_url=self._base_url,
-            max_retries=5,
-            **{"api_key": "none", **OPTIONS.get(self._model.partition(":")[0], {}), **options},
-        )
-        if not self._quiet:
-            write_line(f"… {title}")
-        return Way(
-            title,
-            predict(
-                PredictCommand(
-                    [str(self._folder / file)], str(path), question, quiet=self._quiet, force=True
-                )
-            ),
-            path,
-            scale,
-            serial,
-        )
+    Args:
+      common: `quiet`, and the options that all ways share.
+      options: those of this one.
+    """
+    path = folder / f"answers-{name}.jsonl"
+    quiet, question = common["quiet"], {**common["options"], **options}
+    if not quiet:
+        write_line(f"… {title}")
+    command = PredictCommand(
+        [str(folder / file)], str(path), settings(**question), quiet=quiet, force=True
+    )
+    return Way(title, predict(command), path, scale, serial)
 
 
 def _scorer() -> str:
@@ -324,12 +305,8 @@ def _figures(ways: Sequence[Way]) -> str:
 
 
 def _calls(way: Way) -> str:
-    jobs = way.report.jobs
-    return (
-        f"{way.scaled(way.report.requests)} in {jobs} job{'s' if jobs > 1 else ''}"
-        if jobs
-        else way.scaled(way.report.requests)
-    )
+    jobs = f" in {plural(way.report.jobs, 'job')}" if way.report.jobs else ""
+    return way.scaled(way.report.requests) + jobs
 
 
 def _comparison(single: Way, live: Way, staged: Way, differing: int) -> str:
@@ -368,11 +345,9 @@ def _table_of_answers(answers: Sequence[dict[str, Any]]) -> str:
 
 def _cells(row: dict[str, Any]) -> tuple[str, str]:
     answer = row["answer"]
-    return (
-        (answer["sentiment"], f"{answer['score']:+.2f}")
-        if answer
-        else (row["answer_error"].partition(":")[0], "")
-    )
+    if not answer:
+        return row["answer_error"].partition(":")[0], ""
+    return answer["sentiment"], f"{answer['score']:+.2f}"
 
 
 def _agreement(answers: Sequence[dict[str, Any]]) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,17 +15,21 @@ import orjson
 from beam_llm.cli.answer_tokens import AnswerTokens, tokens_of_answer
 from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
 from beam_llm.cli.files.records import Source
-from beam_llm.cli.files.sources import read_rows
+from beam_llm.cli.files.sources import read_all
 from beam_llm.cli.flags import chosen_settings
-from beam_llm.cli.inputs import check_prompt, inputs_of, reading
+from beam_llm.cli.inputs import (
+    check_prompt,
+    inputs_of,
+    reading,
+    record_of,
+    refuse_several_models,
+)
 from beam_llm.cli.progress import write_line
 from beam_llm.cli.words import duration, percent, price, shortened, table
-from beam_llm.config import Settings, is_template, replaced
-from beam_llm.errors import PromptError, UsageError, plural
+from beam_llm.config import Settings, replaced
+from beam_llm.errors import plural
 from beam_llm.pricing import Prices
 from beam_llm.prompting.batching import Batcher, prompt_caps
-from beam_llm.prompting.model_choice import settings_by_model
-from beam_llm.protocols import Task
 from beam_llm.providers import compile_task
 from beam_llm.values import Record, Usage
 
@@ -73,11 +77,7 @@ class Forecast:
 def main(chosen: argparse.Namespace) -> int:
     """Prints the table; exit code 3 where records would end as errors before a call."""
     settings = chosen_settings(chosen)
-    if is_template(settings.model):
-        raise UsageError(
-            f"model is {settings.model!r}: an estimate is of one model; estimate each of "
-            f"{', '.join(settings_by_model(settings))}"
-        )
+    refuse_several_models(settings, "an estimate", "estimate")
     with inputs_of(reading(chosen, settings), writes=False) as (sources, found):
         check_prompt(compile_task(settings), sources)
         forecasts, unusable = _forecasts(chosen, settings, sources)
@@ -118,12 +118,12 @@ def _forecasts(
     # Any size above 1: each record then has the words around it that number it.
     several = compile_task(replaced(settings, batch_size=2)) if others else alone
     unusable = 0
-    for row in (row for source in sources for row in read_rows(source)):
-        if record := _record_of(alone, row.fields):
+    for row in read_all(sources):
+        if record := record_of(alone, row.fields):
             first.add(record)
         else:
             unusable += 1
-        if record := _record_of(several, row.fields):
+        if record := record_of(several, row.fields):
             for forecaster in others:
                 forecaster.add(record)
     line, *lines = (forecaster.forecast() for forecaster in (first, *others))
@@ -137,14 +137,6 @@ def _possible(sizes: Sequence[int], settings: Settings) -> Sequence[int]:
     media = compile_task(replaced(settings, batch_size=1)).media
     most = media.most_records if media is not None else None
     return sizes if most is None else [size for size in sizes if size <= most]
-
-
-def _record_of(task: Task, fields: dict[str, Any]) -> Record | None:
-    """The record as the prompt takes it; None where it can't."""
-    try:
-        return task.record(fields, fields)
-    except PromptError:
-        return None
 
 
 def with_guard(line: Forecast, alone: Forecast, settings: Settings) -> Forecast:
@@ -245,18 +237,6 @@ def forecast(
     for record in records:
         forecaster.add(record)
     return forecaster.forecast()
-
-
-def prompts_of(batcher: Batcher[None], records: Iterable[Record]) -> Iterator[list[Record] | None]:
-    """The records of each prompt; None for a record that is too large for any."""
-    for record in records:
-        if batcher.too_large(record):
-            yield None
-            continue
-        for batch in batcher.add(record, None):
-            yield [member for member, _ in batch]
-    for batch in batcher.flush():
-        yield [member for member, _ in batch]
 
 
 def _seconds(settings: Settings, requests: int, tokens: int, latencies: float) -> float:

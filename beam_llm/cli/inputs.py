@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -18,18 +18,19 @@ from jinja2 import Environment, meta
 
 from beam_llm.cli.files.parquet_reader import parquet_fields
 from beam_llm.cli.files.records import Source, is_remote
-from beam_llm.cli.files.sources import find_sources, format_of, is_special, read_rows
+from beam_llm.cli.files.sources import find_sources, format_of, is_special, read_all
 from beam_llm.cli.files.survey import Survey, survey
 from beam_llm.cli.files.target import is_there, refuse_overwriting
 from beam_llm.cli.predict_command import PredictCommand
 from beam_llm.cli.retry import count_ends
-from beam_llm.config import Settings
+from beam_llm.config import Settings, is_template
 from beam_llm.errors import PromptError, UsageError, plural
 from beam_llm.leftovers import scratch_folder
 from beam_llm.prompting.model_choice import settings_by_model
 from beam_llm.prompting.templates import ELEMENT
 from beam_llm.protocols import Task
 from beam_llm.providers import compile_task
+from beam_llm.values import Record
 
 
 def reading(chosen: argparse.Namespace, settings: Settings) -> PredictCommand:
@@ -41,6 +42,15 @@ def reading(chosen: argparse.Namespace, settings: Settings) -> PredictCommand:
         input_format=chosen.input_format,
         skips_bad_lines=chosen.on_bad_line == "skip",
     )
+
+
+def refuse_several_models(settings: Settings, what: str, verb: str) -> None:
+    """Raises UsageError where the records choose their model: these figures are of one alone."""
+    if is_template(settings.model):
+        raise UsageError(
+            f"model is {settings.model!r}: {what} is of one model; {verb} each of "
+            f"{', '.join(settings_by_model(settings))}"
+        )
 
 
 @contextmanager
@@ -149,7 +159,7 @@ def check_prompt(task: Task, sources: Sequence[Source]) -> None:
     # A template may need one field in one record and another in the next: one record that fits is
     # enough, and what is told is what no record has.
     together: dict[str, Any] | None = None
-    for row in (row for source in sources for row in read_rows(source)):
+    for row in read_all(sources):
         if misfit_of(task, row.fields) is None:
             return
         together = {**(together or {}), **row.fields}
@@ -159,7 +169,15 @@ def check_prompt(task: Task, sources: Sequence[Source]) -> None:
         )
 
 
-def misfit_of(task: Task, fields: dict[str, Any]) -> PromptError | None:
+def record_of(task: Task, fields: Mapping[str, Any]) -> Record | None:
+    """The record as the prompt takes it; None where it can't."""
+    try:
+        return task.record(fields, fields)
+    except PromptError:
+        return None
+
+
+def misfit_of(task: Task, fields: Mapping[str, Any]) -> PromptError | None:
     """Why the fields don't fit the prompt; None where they do."""
     try:
         task.record(fields, fields)

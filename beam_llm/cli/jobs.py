@@ -12,7 +12,6 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import orjson
 
@@ -48,19 +47,8 @@ def ls(chosen: argparse.Namespace) -> int:
     if not jobs:
         print(printable(f"no jobs in {chosen.staging_location}"))
         return ALL_ANSWERED
-    header = (
-        "no.",
-        "job",
-        "state",
-        "records",
-        "answered",
-        "failed",
-        "passed on",
-        "requests",
-        "cost",
-        "age",
-        "model",
-    )
+    counts = ("records", "answered", "failed", "passed on", "requests")
+    header = ("no.", "job", "state", *counts, "cost", "age", "model")
     print(table(header, [_line(job) for job in jobs], left=(1, 2, 10)))
     return ALL_ANSWERED
 
@@ -97,32 +85,37 @@ def _state(job: JobView) -> str:
 def show(chosen: argparse.Namespace) -> int:
     """One job in full, and the jobs that asked again for what it left over."""
     job, following = admin.show(store_at(chosen.staging_location), chosen.id)
-    for view in (job, *following):
-        facts = {
-            "number": view.job,
-            "job": "live calls" if view.kind == "live" else view.job_id or "not submitted yet",
-            "state": _state(view),
-            "model": f"{view.model} at {view.host}",
-            "planned": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(view.created_at)),
-            "records": f"{view.records:,} in {plural(view.lines, 'request')}, about "
-            f"{view.tokens:,} input tokens",
-            "attempts": f"{view.attempts}"
-            + (f" ({plural(view.doubles, 'double')} cancelled)" if view.doubles else ""),
+    blocks = [
+        "\n".join(printable(f"{name:<10}{value}") for name, value in _facts(view).items())
+        for view in (job, *following)
+    ]
+    print("\n\n".join(blocks))
+    return ALL_ANSWERED
+
+
+def _facts(view: JobView) -> dict[str, str]:
+    doubles = f" ({plural(view.doubles, 'double')} cancelled)" if view.doubles else ""
+    facts = {
+        "number": view.job,
+        "job": "live calls" if view.kind == "live" else view.job_id or "not submitted yet",
+        "state": _state(view),
+        "model": f"{view.model} at {view.host}",
+        "planned": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(view.created_at)),
+        "records": f"{view.records:,} in {plural(view.lines, 'request')}, about "
+        f"{view.tokens:,} input tokens",
+        "attempts": f"{view.attempts}{doubles}",
+    }
+    if view.state == "done":
+        to_job = f", to job {view.follow_up}" if view.follow_up else ""
+        facts |= {
             "answered": f"{view.answered:,}",
             "failed": f"{view.failed:,}",
-            "passed on": f"{view.left:,}"
-            + (f", to job {view.follow_up}" if view.follow_up else ""),
-            "cost": price(view.cost_usd),
+            "passed on": f"{view.left:,}{to_job}",
         }
-        if view.state != "done":
-            # Of what follows, only what live calls cost is known before the end.
-            known = [*list(facts)[:7], *(["cost"] if view.cost_usd is not None else [])]
-            facts = {name: facts[name] for name in known}
-        print(
-            "\n".join(printable(f"{name:<10}{value}") for name, value in facts.items()),
-            end="\n\n" if following and view is not following[-1] else "\n",
-        )
-    return ALL_ANSWERED
+    # What live calls cost is known before their end.
+    if view.state == "done" or view.cost_usd is not None:
+        facts["cost"] = price(view.cost_usd)
+    return facts
 
 
 def attach(chosen: argparse.Namespace) -> int:
@@ -275,20 +268,15 @@ def _cleaned_up(chosen: argparse.Namespace, store: Store, provider: BatchProvide
 
 
 def _removal(would: Cleanup) -> str:
-    if would.leftovers:
-        return (
-            f"{plural(len(would.leftovers), 'file')} of killed processes go. "
-            f"{_removal(replace(would, leftovers=[]))}"
-        )
+    """What a clean-up removes, in words."""
+    orphans = plural(len(would.leftovers), "file")
+    head = f"{orphans} of killed processes go. " if would.leftovers else ""
+    still_open = plural(len(would.kept), "job")
     if not would.names and not would.provider_files:
-        kept = f" ({plural(len(would.kept), 'job')} still open)" if would.kept else ""
-        return f"there is nothing to remove{kept}"
-    kept = (
-        f"\nNothing of the {plural(len(would.kept), 'job')} still open is touched."
-        if would.kept
-        else ""
-    )
-    return f"Of {plural(len(would.jobs), 'finished job')} this removes {would.texts}.{kept}"
+        kept = f" ({still_open} still open)" if would.kept else ""
+        return f"{head}there is nothing to remove{kept}"
+    kept = f"\nNothing of the {still_open} still open is touched." if would.kept else ""
+    return f"{head}Of {plural(len(would.jobs), 'finished job')} this removes {would.texts}.{kept}"
 
 
 def _agreed() -> bool:

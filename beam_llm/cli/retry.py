@@ -24,7 +24,7 @@ from beam_llm.cli.files.records import (
     json_bytes,
     open_bytes,
 )
-from beam_llm.cli.files.sources import format_of, read_rows
+from beam_llm.cli.files.sources import format_of, read_all, read_rows
 from beam_llm.cli.files.survey import Column, Survey
 from beam_llm.cli.files.target import Target
 from beam_llm.cli.spool_index import SpoolIndex
@@ -207,7 +207,7 @@ def _forms_of_input(
     """Of every input record what `_ended` gives for it once it has been through a file of that
     format.
     """
-    rows = (row for source in sources for row in read_rows(source))
+    rows = read_all(sources)
     if kind == "jsonl":
         for row in rows:
             yield digest_of(

@@ -11,8 +11,7 @@ from typing import Any
 
 import orjson
 
-from beam_llm.cli.files.records import Source
-from beam_llm.cli.files.sources import read_rows
+from beam_llm.cli.files.sources import read_all
 from beam_llm.cli.inputs import any_task, check_prompt, inputs_of
 from beam_llm.cli.predict_command import PredictCommand
 from beam_llm.config import Settings, is_template
@@ -32,14 +31,11 @@ def show(command: PredictCommand, most: int) -> int:
     unusable = 0
     with inputs_of(command, writes=False) as (sources, _):
         check_prompt(any_task(command.settings), sources)
-        for request in preview(command.settings, _elements(sources), most):
+        elements = (row.fields for row in read_all(sources))
+        for request in preview(command.settings, elements, most):
             unusable += request.error is not None
             print(without_images(in_json(_shown(request)), command.settings))
     return unusable
-
-
-def _elements(sources: Sequence[Source]) -> Iterator[dict[str, Any]]:
-    return (row.fields for source in sources for row in read_rows(source))
 
 
 def _shown(request: RequestPreview) -> dict[str, Any]:

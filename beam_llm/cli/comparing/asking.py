@@ -47,16 +47,16 @@ def _answer(outcome: Outcome, output: Output) -> Any:
         return NO_ANSWER
 
 
-def ask(known: Settings, rows: Sequence[Mapping[str, Any]]) -> Asking:
+def ask(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> Asking:
     """Asks about every row, in prompts formed as a run would form them.
 
     Raises:
       Aborted: no call can succeed.
     """
-    task = compile_task(known)
+    task = compile_task(settings)
     # None fails: the sample is of records that fit the prompt.
     records = [task.record(fields, fields) for fields in rows]
-    batcher: Batcher[int] = Batcher(prompt_caps(known, task), known.model_name)
+    batcher: Batcher[int] = Batcher(prompt_caps(settings, task), settings.model_name)
     outcomes: dict[int, Outcome] = {}
     prompts: list[list[tuple[Record, int]]] = []
     for place, record in enumerate(records):
@@ -65,20 +65,20 @@ def ask(known: Settings, rows: Sequence[Mapping[str, Any]]) -> Asking:
         else:
             prompts += batcher.add(record, place)
     prompts += batcher.flush()
-    tally = _ask_prompts(known, task, prompts, outcomes)
+    tally = _ask_prompts(settings, task, prompts, outcomes)
     return Asking(records, [outcomes[place] for place in range(len(records))], len(prompts), tally)
 
 
 def _ask_prompts(
-    known: Settings,
+    settings: Settings,
     task: Task,
     prompts: Sequence[Sequence[tuple[Record, int]]],
     outcomes: dict[int, Outcome],
 ) -> Tally:
     """All at once, as far as the engine lets them; fills in their outcomes."""
-    prices, tally = LaterPrices(known), Tally()
+    prices, tally = LaterPrices(settings), Tally()
     engine = borrow_engine(
-        known, task, partial(connect, known), prices.cost_usd, prepare=prices.load
+        settings, task, partial(connect, settings), prices.cost_usd, prepare=prices.load
     )
     try:
         # All at once: the engine itself bounds how many are in flight.

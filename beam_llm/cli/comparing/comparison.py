@@ -13,7 +13,7 @@ from beam_llm.values import Usage
 
 
 @dataclass(frozen=True)
-class Whole:
+class Projection:
     """What a size would come to for the whole input, estimated from the sample.
 
     Costs are None where the model has no known price.
@@ -48,7 +48,7 @@ class SizeFigures:
     calls: int
     usage: Usage
     cost_usd: float | None
-    whole: Whole | None
+    projection: Projection | None
 
     @property
     def surplus_calls(self) -> int:
@@ -100,13 +100,13 @@ class Comparison:
     @property
     def is_priced(self) -> bool:
         """Whether the price is known, so that sizes are held against one another by cost."""
-        return self.alone.whole is not None and bool(self.alone.whole.cost_usd)
+        return self.alone.projection is not None and bool(self.alone.projection.cost_usd)
 
     def saved(self, figures: SizeFigures) -> float:
         """Part of what asking alone costs for the whole input; of its calls where that has no
         price.
         """
-        before, after = self.alone.whole, figures.whole
+        before, after = self.alone.projection, figures.projection
         if before is None or after is None:
             return 0.0
         if before.cost_usd and after.cost_usd is not None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 from beam_llm.cli.answer_tokens import AnswerTokens
 from beam_llm.cli.comparing.asking import Asking
-from beam_llm.cli.comparing.comparison import SizeFigures, Whole
+from beam_llm.cli.comparing.comparison import Projection, SizeFigures
 from beam_llm.cli.comparing.population import Population
 from beam_llm.cli.estimate import Forecast, forecast
 from beam_llm.cli.hindsight import NO_ANSWER, truth_of
@@ -25,13 +24,13 @@ class Judge:
 
     def __init__(
         self,
-        known: Settings,
+        settings: Settings,
         tolerance: float,
         alone: Asking,
         truths: Sequence[Any],
         truth_field: str | None,
     ):
-        self._output = Output(known.output)
+        self._output = Output(settings.output)
         self._tolerance = tolerance
         self._alone = alone.answers(self._output)
         self._has_truth = truth_field is not None
@@ -69,18 +68,19 @@ class Judge:
         return shares
 
 
-class FiguresOf:
-    """What one size came to, in the sample and estimated for the whole input."""
+class Estimator:
+    """What a size came to in the sample, and comes to for the whole input."""
 
-    def __init__(self, known: Settings, population: Population, judge: Judge):
-        self._known = known
+    def __init__(self, settings: Settings, population: Population, judge: Judge):
+        self._settings = settings
+        self._population = population
         self._judge = judge
-        self._records: Callable[[int], list[Record]] = partial(_of_size, known, population, {})
+        self._records: dict[int, list[Record]] = {}
 
-    def __call__(self, size: int, asking: Asking) -> SizeFigures:
+    def figures(self, size: int, asking: Asking) -> SizeFigures:
+        """The sample asked at this size, judged and projected."""
         tally, judge = asking.tally, self._judge
         costs = [outcome.cost_usd for outcome in asking.outcomes]
-        failures = [each.failure for each in asking.outcomes if each.failure]
         usage = Usage(*(getattr(tally, name) for name in Usage._fields))
         # A sum without the unpriced ones would make their size look cheap.
         cost_usd = None if None in costs else sum(cost or 0.0 for cost in costs)
@@ -89,32 +89,32 @@ class FiguresOf:
             agreement=judge.agreement(asking),
             fields=judge.fields(asking),
             truth=judge.truth(asking),
-            errors=Counter(failure.kind for failure in failures),
+            errors=Counter(each.failure.kind for each in asking.outcomes if each.failure),
             prompts=asking.prompts,
             calls=tally.requests,
             usage=usage,
             cost_usd=cost_usd,
-            whole=self._whole(size, asking, usage, cost_usd),
+            projection=self._projection(size, asking, usage, cost_usd),
         )
 
-    def _whole(
+    def _projection(
         self, size: int, asking: Asking, usage: Usage, cost_usd: float | None
-    ) -> Whole | None:
+    ) -> Projection | None:
         """The sample's figures times what the whole input is to the sample: prompts and tokens are
         counted for both as a run would form them.
         """
-        known = replaced(self._known, batch_size=size)
+        settings = replaced(self._settings, batch_size=size)
         # The sample's own mean on both sides of the ratio, so that no guess at an answer's length
         # is left in it.
         each = usage.output_tokens / max(len(asking.records), 1)
         tokens = AnswerTokens(each, each, each)
-        part = forecast(known, asking.records, tokens, None)
-        whole = forecast(known, self._records(size), tokens, None)
+        part = forecast(settings, asking.records, tokens, None)
+        whole = forecast(settings, self._all_records(size), tokens, None)
         if not part.requests or not part.input_tokens:
             return None
         cost, cost_batch = _whole_costs(cost_usd, part, whole)
         outputs = usage.output_tokens * whole.output_tokens / max(part.output_tokens, 1)
-        return Whole(
+        return Projection(
             calls=round(asking.tally.requests * whole.requests / part.requests),
             input_tokens=round(usage.input_tokens * whole.input_tokens / part.input_tokens),
             output_tokens=round(outputs),
@@ -122,15 +122,13 @@ class FiguresOf:
             cost_batch_usd=cost_batch,
         )
 
-
-def _of_size(
-    known: Settings, population: Population, made: dict[bool, list[Record]], size: int
-) -> list[Record]:
-    """All records: alone, or with what stands around each of several."""
-    # What stands around a record is the same at every size above 1, so two sets do for all.
-    if (size == 1) not in made:
-        made[size == 1] = population.records(compile_task(replaced(known, batch_size=min(size, 2))))
-    return made[size == 1]
+    def _all_records(self, size: int) -> list[Record]:
+        # What stands around a record is the same at every size above 1, so two sets do for all.
+        size = min(size, 2)
+        if size not in self._records:
+            task = compile_task(replaced(self._settings, batch_size=size))
+            self._records[size] = self._population.records(task)
+        return self._records[size]
 
 
 def _whole_costs(

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from beam_llm.cli.files.records import Source, digest_of
-from beam_llm.cli.files.sources import read_rows
-from beam_llm.cli.inputs import misfit_of
+from beam_llm.cli.files.sources import read_all
+from beam_llm.cli.inputs import misfit_of, record_of
 from beam_llm.config import Settings, replaced
-from beam_llm.errors import PromptError, UsageError
+from beam_llm.errors import UsageError
 from beam_llm.protocols import Task
 from beam_llm.providers import compile_task
 from beam_llm.values import Record
@@ -26,37 +26,33 @@ class Population:
       unusable: of these, how many don't fit the prompt.
     """
 
-    def __init__(self, sources: Sequence[Source], known: Settings, hidden: str | None):
+    def __init__(self, sources: Sequence[Source], settings: Settings, hidden: str | None):
         self._sources = sources
         self._hidden = hidden
         # Any size above 1: a record's length is that of its text among others.
-        task = compile_task(replaced(known, batch_size=2))
+        task = compile_task(replaced(settings, batch_size=2))
         self._lengths: list[int] = []
         self._digests: list[bytes] = []
         together: Fields = {}
         self.size = self.unusable = 0
         for fields, _ in self.rows():
             self.size += 1
-            try:
-                self._lengths.append(task.record(fields, fields).tokens)
-            except PromptError:
+            record = record_of(task, fields)
+            # One that doesn't fit keeps its place, so that a sample's places are the input's.
+            self._lengths.append(-1 if record is None else record.tokens)
+            if record is None:
                 self.unusable += 1
-                # It keeps its place, so that a sample's places are those of the input.
-                self._lengths.append(-1)
                 together = {**together, **fields}
             self._digests.append(digest_of(fields))
-        if self.unusable == self.size and (error := misfit_of(task, dict(together))):
+        if self.unusable == self.size and (error := misfit_of(task, together)):
             raise UsageError(f"{error} (no record fits; fields: {', '.join(together) or 'none'})")
 
     def rows(self) -> Iterator[tuple[Fields, Any]]:
         """Each record's fields without the right answer, and that."""
-        for source in self._sources:
-            for row in read_rows(source):
-                truth = row.fields.get(self._hidden) if self._hidden else None
-                yield (
-                    {name: value for name, value in row.fields.items() if name != self._hidden},
-                    truth,
-                )
+        for row in read_all(self._sources):
+            fields = dict(row.fields)
+            truth = fields.pop(self._hidden, None) if self._hidden is not None else None
+            yield fields, truth
 
     def sample(self, count: int, seed: int) -> list[tuple[Fields, Any]]:
         """Records that fit the prompt, spread over their lengths, in the input's order."""
@@ -73,15 +69,8 @@ class Population:
 
     def records(self, task: Task) -> list[Record]:
         """All that fit."""
-        return list(_fitting(task, (fields for fields, _ in self.rows())))
-
-
-def _fitting(task: Task, rows: Iterator[Fields]) -> Iterator[Record]:
-    for fields in rows:
-        try:
-            yield task.record(fields, fields)
-        except PromptError:
-            continue
+        found = (record_of(task, fields) for fields, _ in self.rows())
+        return [record for record in found if record is not None]
 
 
 def stratified(

@@ -22,17 +22,17 @@ def report(comparison: Comparison) -> str:
 
 
 def _paragraphs(comparison: Comparison) -> Iterator[str]:
-    known = comparison.settings
-    prompt = shortened(known.prompt or "{{ element }}", 60)
+    settings = comparison.settings
+    prompt = shortened(settings.prompt or "{{ element }}", 60)
     asked = f"{comparison.sample:,} of {plural(comparison.records, 'record')}"
-    yield f"{asked}, seed {comparison.seed}, {known.model}, prompt {prompt!r}"
+    yield f"{asked}, seed {comparison.seed}, {settings.model}, prompt {prompt!r}"
     all_figures = [comparison.alone, *comparison.packed]
     yield table(_header(comparison), [_row(comparison, figures) for figures in all_figures])
     if any(figures.fields for figures in comparison.packed):
         yield _fields_table(comparison)
     yield (
         f"The whole input, {plural(comparison.records - comparison.unusable, 'record')}:\n"
-        + table(_WHOLE, [_whole_row(comparison, figures) for figures in all_figures])
+        + table(_PROJECTED, [_projected_row(comparison, figures) for figures in all_figures])
     )
     yield "\n".join(_notes(comparison))
     yield _advice(comparison)
@@ -82,23 +82,23 @@ def _fields_table(comparison: Comparison) -> str:
     return "Agreement field by field:\n" + table(("records a prompt", *names), rows)
 
 
-_WHOLE = ("records a prompt", "calls", "tokens in", "tokens out", "cost", "saved", "batch API")
+_PROJECTED = ("records a prompt", "calls", "tokens in", "tokens out", "cost", "saved", "batch API")
 
 
-def _whole_row(comparison: Comparison, figures: SizeFigures) -> tuple[str, ...]:
+def _projected_row(comparison: Comparison, figures: SizeFigures) -> tuple[str, ...]:
     is_alone = figures is comparison.alone
     name = _ALONE if is_alone else str(figures.batch_size)
-    whole = figures.whole
-    if whole is None:
-        return (name, *["unknown"] * (len(_WHOLE) - 1))
+    projection = figures.projection
+    if projection is None:
+        return (name, *["unknown"] * (len(_PROJECTED) - 1))
     return (
         name,
-        f"{whole.calls:,}",
-        f"{whole.input_tokens:,}",
-        f"{whole.output_tokens:,}",
-        price(whole.cost_usd),
+        f"{projection.calls:,}",
+        f"{projection.input_tokens:,}",
+        f"{projection.output_tokens:,}",
+        price(projection.cost_usd),
         "" if is_alone else percent(comparison.saved(figures)),
-        price(whole.cost_batch_usd),
+        price(projection.cost_batch_usd),
     )
 
 
@@ -183,6 +183,6 @@ def _figures_json(comparison: Comparison, figures: SizeFigures) -> dict[str, Any
         "surplus_calls": figures.surplus_calls,
         **figures.usage._asdict(),
         "cost_usd": figures.cost_usd,
-        "whole_input": None if figures.whole is None else asdict(figures.whole),
+        "whole_input": None if figures.projection is None else asdict(figures.projection),
         "saved": 0.0 if is_alone else comparison.saved(figures),
     }

@@ -8,7 +8,6 @@ itself refuses them, or gives pandas' types where pandas is installed.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
 from typing import Any
 
 from beam_llm.cli.files.records import text_of
@@ -101,42 +100,25 @@ def _times(column: Any) -> list[Any]:
     import pyarrow as pa
     import pyarrow.types as kinds
 
-    if kinds.is_timestamp(column.type):
-        show = _timestamps(column.type)
+    kind = column.type
+    if kinds.is_timestamp(kind):
+        coarser = pa.timestamp("us", kind.tz)
     else:
-        show = _time_of_day if kinds.is_time(column.type) else _duration
-    return [None if value is None else show(value) for value in column.cast(pa.int64()).to_pylist()]
+        coarser = pa.time64("us") if kinds.is_time(kind) else pa.duration("us")
+    counts = column.cast(pa.int64()).to_pylist()
+    # Rounded down here: Arrow would round what is before 1970 up.
+    microseconds = [None if count is None else count // 1000 for count in counts]
+    times = pa.array(microseconds, pa.int64()).cast(coarser).to_pylist()
+    return [
+        time if not count or count % 1000 == 0 else _with_nanoseconds(time, count)
+        for time, count in zip(times, counts, strict=True)
+    ]
 
 
-def _timestamps(kind: Any) -> Callable[[int], Any]:
-    import pyarrow as pa
-
-    # Arrow makes of a zone's name what `to_pylist` would give.
-    zone = None if kind.tz is None else pa.scalar(0, pa.timestamp("s", kind.tz)).as_py().tzinfo
-    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-
-    def show(value: int) -> Any:
-        # Not `fromtimestamp`, whose floats are off by microseconds far from 1970.
-        moment = epoch + datetime.timedelta(microseconds=value // 1000)
-        moment = moment.replace(tzinfo=None) if zone is None else moment.astimezone(zone)
-        return moment if value % 1000 == 0 else _with_nanoseconds(moment, value)
-
-    return show
-
-
-def _time_of_day(value: int) -> Any:
-    time = (datetime.datetime.min + datetime.timedelta(microseconds=value // 1000)).time()
-    return time if value % 1000 == 0 else _with_nanoseconds(time, value)
-
-
-def _with_nanoseconds(moment: Any, value: int) -> str:
-    text = moment.isoformat(timespec="microseconds")
+def _with_nanoseconds(time: Any, count: int) -> str:
+    if isinstance(time, datetime.timedelta):
+        seconds, rest = divmod(count, 10**9)
+        return f"{datetime.timedelta(seconds=seconds)}.{rest:09d}"
+    text = time.isoformat(timespec="microseconds")
     end = text.rindex(".") + 7
-    return f"{text[:end]}{value % 1000:03d}{text[end:]}"
-
-
-def _duration(value: int) -> Any:
-    if value % 1000 == 0:
-        return datetime.timedelta(microseconds=value // 1000)
-    seconds, rest = divmod(value, 10**9)
-    return f"{datetime.timedelta(seconds=seconds)}.{rest:09d}"
+    return f"{text[:end]}{count % 1000:03d}{text[end:]}"

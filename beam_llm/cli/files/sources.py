@@ -7,7 +7,7 @@ from __future__ import annotations
 import glob
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from beam_llm.cli.files.csv_reader import csv_header, read_csv
@@ -112,6 +112,12 @@ def read_rows(source: Source, on_bad: OnBadLine | None = None) -> Iterator[Row]:
     return _READERS[source.format](
         source, on_bad or (_skip if source.skips_bad_lines else raise_bad_line)
     )
+
+
+def read_all(sources: Iterable[Source]) -> Iterator[Row]:
+    """Every record of all files, in order; see `read_rows`."""
+    for source in sources:
+        yield from read_rows(source)
 
 
 def _skip(describe: Callable[[], DataError]) -> None:

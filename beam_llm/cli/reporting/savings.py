@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import orjson
 
 from beam_llm.cli.answer_tokens import tokens_of_answer
-from beam_llm.cli.estimate import prompts_of
+from beam_llm.cli.inputs import record_of
 from beam_llm.cli.tally import Tally
 from beam_llm.config import Settings, replaced
-from beam_llm.errors import PromptError
 from beam_llm.pricing import Prices
 from beam_llm.prompting.batching import Batcher, prompt_caps
 from beam_llm.prompting.tokens import counted_tokens
-from beam_llm.protocols import Task
 from beam_llm.providers import compile_task
 from beam_llm.values import Record, Request, Usage
 
@@ -38,7 +37,7 @@ class OtherWays(NamedTuple):
     live: float
 
 
-def other_ways(known: Settings, records: ReadRecords, tally: Tally) -> OtherWays | None:
+def other_ways(settings: Settings, records: ReadRecords, tally: Tally) -> OtherWays | None:
     """What the tokens that were paid for would have cost otherwise; None where that is not known.
 
     The same counter counts prompts of a sample in both forms, so that only their ratio matters.
@@ -51,8 +50,8 @@ def other_ways(known: Settings, records: ReadRecords, tally: Tally) -> OtherWays
         return None
     # Answers that were re-used cost nothing now, but would have by any other way.
     scale = tally.records / asked
-    prices = Prices.of(known)
-    ratios = _ratios(known, records, tally.records)
+    prices = Prices.of(settings)
+    ratios = _ratios(settings, records, tally.records)
     if ratios is None:
         return None
     of_input, of_output, of_requests = ratios
@@ -68,51 +67,42 @@ def _usage(inputs: float, outputs: float, scale: float) -> Usage:
     return Usage(round(inputs * scale), round(outputs * scale))
 
 
-def _ratios(known: Settings, records: ReadRecords, total: int) -> tuple[float, float, float] | None:
+def _ratios(
+    settings: Settings, records: ReadRecords, total: int
+) -> tuple[float, float, float] | None:
     """Tokens of input, tokens of output, and requests, alone to packed."""
-    one, several = (
+    alone, packed = (
         _tokens(way, _some_records(way, records, total))
-        for way in (replaced(known, batch_size=1), known)
+        for way in (replaced(settings, batch_size=1), settings)
     )
-    if not all(several):
+    if not all(packed):
         return None
-    of_input, of_output, of_requests = (a / b for a, b in zip(one, several, strict=True))
+    of_input, of_output, of_requests = (a / b for a, b in zip(alone, packed, strict=True))
     return of_input, of_output, of_requests
 
 
-def _some_records(known: Settings, records: ReadRecords, total: int) -> list[Record]:
+def _some_records(settings: Settings, records: ReadRecords, total: int) -> list[Record]:
     """Records from all over the input, in its order."""
-    task, step = compile_task(known), max(total // SAMPLE, 1)
-    found = []
-    for ordinal, fields in enumerate(records()):
-        if ordinal % step == 0:
-            try:
-                found.append(task.record(fields, fields))
-            # It was not asked, so that it is in none of the sums that are compared.
-            except PromptError:
-                continue
-    return found
+    task, step = compile_task(settings), max(total // SAMPLE, 1)
+    found = (record_of(task, fields) for fields in islice(records(), 0, None, step))
+    # What doesn't fit was not asked, so that it is in none of the sums that are compared.
+    return [record for record in found if record is not None]
 
 
-def _tokens(known: Settings, records: Sequence[Record]) -> tuple[int, int, int]:
+def _tokens(settings: Settings, records: Sequence[Record]) -> tuple[int, int, int]:
     """Tokens of input, tokens of output, and requests."""
-    task = compile_task(known)
+    task = compile_task(settings)
     answer = tokens_of_answer(task.answer_schema, text=task.output.is_text)
+    batcher: Batcher[None] = Batcher(prompt_caps(settings, task), settings.model_name)
+    fitting = (record for record in records if not batcher.too_large(record))
+    batches = [batch for record in fitting for batch in batcher.add(record, None)]
     inputs = outputs = requests = 0
-    for request, count in _requests(known, task, records):
-        inputs += counted_tokens(_text_of(request), known.model_name)
-        outputs += answer.of(request, count)
+    for batch in [*batches, *batcher.flush()]:
+        request = task.render([record for record, _ in batch])
+        inputs += counted_tokens(_text_of(request), settings.model_name)
+        outputs += answer.of(request, len(batch))
         requests += 1
     return inputs, outputs, requests
-
-
-def _requests(
-    known: Settings, task: Task, records: Sequence[Record]
-) -> Iterator[tuple[Request, int]]:
-    batcher: Batcher[None] = Batcher(prompt_caps(known, task), known.model_name)
-    for batch in prompts_of(batcher, records):
-        if batch is not None:  # None: too large for any prompt
-            yield task.render(batch), len(batch)
 
 
 def _text_of(request: Request) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from beam_llm.cli.files.sources import find_sources, is_special, read_rows
+from beam_llm.cli.files.sources import find_sources, is_special, read_all
 from beam_llm.cli.new_jobs import locations_of
 from beam_llm.cli.predict_command import PredictCommand, Report
 from beam_llm.cli.reporting.savings import OtherWays, other_ways
@@ -71,7 +71,7 @@ def _other_ways(command: PredictCommand, report: Report) -> OtherWays | None:
             return None
 
         def records() -> Iterator[Mapping[str, Any]]:
-            return (row.fields for source in sources for row in read_rows(source))
+            return (row.fields for row in read_all(sources))
 
         return other_ways(command.settings, records, report.tally)
     # The run is over and its output written: the page must not fail for one of its figures.

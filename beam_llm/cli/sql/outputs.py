@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from beam_llm.cli.files.csv_cells import ALL_CELLS, NO_CELLS, cell, safe_cell
 from beam_llm.cli.files.parquet_writer import chunks
-from beam_llm.cli.files.records import json_bytes
+from beam_llm.cli.files.records import is_remote, json_bytes
 from beam_llm.cli.files.target import Target, finished_file
 from beam_llm.cli.files.writers import csv_lines
 from beam_llm.cli.words import shortened, table
@@ -32,7 +32,7 @@ def file_of(sink: Table, part: str) -> str:
 
 def make_folder(path: str) -> None:
     """The folder of a table's parts; of one file the folder has to be there."""
-    if "://" not in path:
+    if not is_remote(path):
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
 
 
@@ -48,18 +48,18 @@ def write_file(
       answers: columns that a model's words may be in, for the cells of a CSV file.
     """
     with finished_file(target) as file:
-        _WRITERS[str(target.format)](file, columns, rows, target.csv_safe, answers)
+        if target.format == "csv":
+            guarded = [_is_guarded(target.csv_safe, name in answers) for name, _ in columns]
+            _write_csv(file, columns, rows, guarded)
+        elif target.format == "parquet":
+            _write_parquet(file, columns, rows)
+        else:
+            file.writelines(json_bytes(_in_json(columns, row)) + b"\n" for row in rows)
 
 
-def _write_jsonl(
-    file: IO[bytes],
-    columns: Sequence[tuple[str, SqlType]],
-    rows: Iterable[Values],
-    csv_safe: str,
-    answers: set[str],
-) -> None:
-    for row in rows:
-        file.write(json_bytes(_in_json(columns, row)) + b"\n")
+def _is_guarded(csv_safe: str, is_answer: bool) -> bool:
+    """Whether a column's cells are kept from being formulas; see `Target`."""
+    return csv_safe == ALL_CELLS or (csv_safe != NO_CELLS and is_answer)
 
 
 def _in_json(columns: Sequence[tuple[str, SqlType]], row: Values) -> dict[str, Any]:
@@ -70,27 +70,17 @@ def _write_csv(
     file: IO[bytes],
     columns: Sequence[tuple[str, SqlType]],
     rows: Iterable[Values],
-    csv_safe: str,
-    answers: set[str],
+    guarded: Sequence[bool],
 ) -> None:
-    safe = [
-        csv_safe == ALL_CELLS or (csv_safe != NO_CELLS and name in answers) for name, _ in columns
-    ]
     with csv_lines(file) as lines:
         lines.writerow([name for name, _ in columns])
         for row in rows:
-            cells = map(cell, _in_json(columns, row).values())
-            lines.writerow(
-                [safe_cell(one) if guard else one for one, guard in zip(cells, safe, strict=True)]
-            )
+            cells = zip(map(cell, _in_json(columns, row).values()), guarded, strict=True)
+            lines.writerow([safe_cell(one) if is_guarded else one for one, is_guarded in cells])
 
 
 def _write_parquet(
-    file: IO[bytes],
-    columns: Sequence[tuple[str, SqlType]],
-    rows: Iterable[Values],
-    csv_safe: str,
-    answers: set[str],
+    file: IO[bytes], columns: Sequence[tuple[str, SqlType]], rows: Iterable[Values]
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -128,9 +118,6 @@ def parquet_type(kind: SqlType) -> Any:
     return own.get(kind.kind) or arrow_type(kind)
 
 
-_WRITERS = {"jsonl": _write_jsonl, "csv": _write_csv, "parquet": _write_parquet}
-
-
 # Printing
 # ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -139,8 +126,11 @@ def print_rows(plan: Plan, rows: Iterator[Values]) -> None:
     """A SELECT's rows as a table, or a print table's as Flink prints them: `+I[1, positive]`."""
     columns = [(name, kind) for name, _, kind in plan.outputs]
     if plan.target is None:
-        shown = [[_shown(kind, value) for (_, kind), value in zip(columns, row, strict=True)]
-                 for row in rows]  # fmt: skip
+        shown = [
+            [shortened(_printed(kind, value), _CELL_WIDTH)
+             for (_, kind), value in zip(columns, row, strict=True)]
+            for row in rows
+        ]  # fmt: skip
         numbers = ("TINYINT", "SMALLINT", "INT", "BIGINT", "FLOAT", "DOUBLE", "DECIMAL")
         left = [number for number, (_, kind) in enumerate(columns) if kind.kind not in numbers]
         print(table([name for name, _ in columns], shown, left))
@@ -149,10 +139,6 @@ def print_rows(plan: Plan, rows: Iterator[Values]) -> None:
     for row in rows:
         values = (_printed(kind, value) for (_, kind), value in zip(columns, row, strict=True))
         print(printable(f"{head}+I[{', '.join(values)}]"))
-
-
-def _shown(kind: SqlType, value: Any) -> str:
-    return shortened(_printed(kind, value), _CELL_WIDTH)
 
 
 def _printed(kind: SqlType, value: Any) -> str:
