@@ -7,11 +7,15 @@
     inputs, show, estimate, retry      what is read, before or instead of asking
     pipeline, storing, beam_run        the Beam side; imported only when a pipeline really runs
     spool, spool_index, stored         answers of a run that isn't finished, beside its output
-    running, progress, summary         what a person sees, and Ctrl-C; with tally and words
-    definitions                        whether the class of earlier answers is still the same
+    definitions                        whether the class of those answers is still the same
+    running, progress                  what a person sees of a run, and Ctrl-C
+    tally, new_jobs, inspection        sums over answers; jobs of the run; answers beside the truth
+    summary, run_files, words          how it ended, on stderr and in files
     files/                             exact readers and writers of .jsonl, .csv, .parquet
+    sql/, yaml/                        `beam-llm run`: pipelines from files
     comparing/                         a sample asked alone and packed: is packing safe?
-    reporting/                         a run, or a staging location, as a page; with hindsight
+    reporting/                         a run, or a staging location, as a page
+    answer_tokens                      how long an answer will be, for estimates and pages
     jobs, demo                         `beam-llm jobs …`, `beam-llm demo`
 
 The walk of one record: `files` reads it as a `Row`; `pipeline.ReadRecords` sends it with its place

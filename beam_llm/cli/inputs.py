@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
-from jinja2 import Environment, meta
-
 from beam_llm.cli.files.parquet_reader import parquet_fields
 from beam_llm.cli.files.records import Source, is_remote
 from beam_llm.cli.files.sources import find_sources, format_of, is_special, read_all
@@ -27,7 +25,6 @@ from beam_llm.config import Settings, is_template
 from beam_llm.errors import PromptError, UsageError, plural
 from beam_llm.leftovers import scratch_folder
 from beam_llm.prompting.model_choice import settings_by_model
-from beam_llm.prompting.templates import ELEMENT
 from beam_llm.protocols import Task
 from beam_llm.providers import compile_task
 from beam_llm.values import Record
@@ -184,30 +181,3 @@ def misfit_of(task: Task, fields: Mapping[str, Any]) -> PromptError | None:
     except PromptError as error:
         return error
     return None
-
-
-def check_truth(
-    field: str | None, settings: Settings, columns: Sequence[str], *, hidden: bool = False
-) -> None:
-    """Whether the field of the right answers is there, and not in the prompt.
-
-    Args:
-      hidden: records go into prompts without it, so that `{{ element }}` doesn't show it.
-
-    Raises:
-      UsageError: no record has the field, or the prompt shows it.
-    """
-    if field is None:
-        return
-    if field not in columns:
-        raise UsageError(
-            f"--truth is {field!r}: no record has such a field; fields of the input: "
-            f"{', '.join(columns) or 'none'}"
-        )
-    prompt = "{{ element }}" if settings.prompt is None else settings.prompt
-    # By the template's own parser: a field's name may also stand in the prompt as a plain word.
-    names = meta.find_undeclared_variables(Environment().parse(prompt))
-    if field in names or (not hidden and ELEMENT in names):
-        raise UsageError(
-            f"--truth is {field!r}, and the prompt shows that field: it would give the answer away"
-        )

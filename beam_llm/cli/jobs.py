@@ -21,9 +21,8 @@ from beam_llm.cli.files.records import Answer, Row, absolute, is_remote
 from beam_llm.cli.files.target import Target, refuse_overwriting
 from beam_llm.cli.files.writers import write_json_lines
 from beam_llm.cli.flags import chosen_settings
-from beam_llm.cli.predict import runs_here
 from beam_llm.cli.progress import Meter, write_line
-from beam_llm.cli.running import Measured, watched
+from beam_llm.cli.running import Measured, runs_here, watched
 from beam_llm.cli.spool import Spool, records_in
 from beam_llm.cli.summary import exit_code_of
 from beam_llm.cli.tally import Tally

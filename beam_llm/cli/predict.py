@@ -4,7 +4,6 @@ pipeline; loads Beam only to run it.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -15,8 +14,8 @@ from beam_llm.cli.files.records import Answer, Source
 from beam_llm.cli.files.survey import Survey, changes_between, survey
 from beam_llm.cli.files.target import is_there
 from beam_llm.cli.files.writers import InputChanged, same_rows, write_rows
-from beam_llm.cli.hindsight import Seen, look_again
-from beam_llm.cli.inputs import any_task, check_prompt, check_truth, inputs_of, name_of
+from beam_llm.cli.inputs import any_task, check_prompt, inputs_of, name_of
+from beam_llm.cli.inspection import Inspection, check_truth, inspect_answers
 from beam_llm.cli.new_jobs import NewJobs
 from beam_llm.cli.predict_command import PredictCommand, Report
 from beam_llm.cli.progress import Meter, write_line
@@ -27,11 +26,19 @@ from beam_llm.cli.retry import (
     prior_answers,
     version_of,
 )
-from beam_llm.cli.running import Measured, RunError, watched
+from beam_llm.cli.running import (
+    LIVE_CALLS,
+    WAITING_JOBS,
+    Measured,
+    RunError,
+    check_key,
+    runs_here,
+    watched,
+)
 from beam_llm.cli.spool import Spool, folder_for
 from beam_llm.cli.spool_index import SpoolIndex
 from beam_llm.cli.tally import Tally
-from beam_llm.config import Settings, is_template
+from beam_llm.config import is_template
 from beam_llm.errors import UsageError, plural
 from beam_llm.protocols import Task
 
@@ -87,22 +94,6 @@ def _retrying(command: PredictCommand) -> PredictCommand:
             f"{command.output!r}"
         )
     return replace(command, settings=asked_anew(command.settings, version_of(command.target)))
-
-
-def runs_here(beam_options: Sequence[str]) -> bool:
-    """Whether the workers are in this process, so that what they need has to be here."""
-    # Beam's own parser would have to load Beam, before anything is known to be asked.
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--runner", default="FnApiRunner")
-    runner = parser.parse_known_args(list(beam_options))[0].runner
-    return runner in ("FnApiRunner", "DirectRunner", "BundleBasedDirectRunner")
-
-
-def check_key(settings: Settings) -> None:
-    """A key that is missing is named at once, not by a worker's traceback."""
-    from beam_llm.providers.keys import resolve_key
-
-    resolve_key(settings.api_key)
 
 
 @dataclass
@@ -181,7 +172,7 @@ def _ask_all(run: _Run) -> Report:
         measured = _run_pipeline(run, done, meter)
         lines = new.requests()
         new.waited_for(meter)
-    tally, seen = _write(run)
+    tally, inspection = _write(run)
     # Only now: a kill before the output has its name has to find the answers again.
     run.spool.remove()
     return Report.of_run(
@@ -193,8 +184,8 @@ def _ask_all(run: _Run) -> Report:
         bad_lines=found.bad_lines,
         first_bad=found.first_bad,
         began_at=began_at,
-        truth=seen.truth,
-        examples=seen.examples,
+        truth=inspection.truth,
+        examples=inspection.examples,
     )
 
 
@@ -229,14 +220,7 @@ def _run_pipeline(run: _Run, done: bytes, meter: Meter) -> Measured:
     )
 
 
-LIVE_CALLS = "the same command again goes on after them"
-WAITING_JOBS = (
-    "submitted jobs go on at the provider and are in the ledger: the same command "
-    "again goes on, nothing is paid twice"
-)
-
-
-def _write(run: _Run) -> tuple[Tally, Seen]:
+def _write(run: _Run) -> tuple[Tally, Inspection]:
     """The output file, once every record has its end. An input that has changed meanwhile is looked
     at once more.
 
@@ -262,7 +246,7 @@ def _write(run: _Run) -> tuple[Tally, Seen]:
         return _write_once(run)
 
 
-def _write_once(run: _Run) -> tuple[Tally, Seen]:
+def _write_once(run: _Run) -> tuple[Tally, Inspection]:
     command, found = run.command, run.found
     tally = Tally()
 
@@ -285,8 +269,10 @@ def _write_once(run: _Run) -> tuple[Tally, Seen]:
             schema,
             answers,
         )
-        seen = look_again(run.sources, index.answers, tally, run.task.output, command.truth)
-    return tally, seen
+        inspection = inspect_answers(
+            run.sources, index.answers, tally, run.task.output, command.truth
+        )
+    return tally, inspection
 
 
 def _refuse_lost(run: _Run, missing: int) -> None:

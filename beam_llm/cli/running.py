@@ -4,16 +4,25 @@ where it fails.
 
 from __future__ import annotations
 
+import argparse
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from beam_llm import events
 from beam_llm.cli.progress import Meter, ProgressLine, write_line
+from beam_llm.config import Settings
 from beam_llm.errors import LLMError, plural
+
+LIVE_CALLS = "the same command again goes on after them"
+WAITING_JOBS = (
+    "submitted jobs go on at the provider and are in the ledger: the same command "
+    "again goes on, nothing is paid twice"
+)
+"""What to do after a Ctrl-C, as the end of a sentence."""
 
 stopping = threading.Event()
 """Set by the first Ctrl-C: no further record is read; calls in flight are waited for."""
@@ -38,13 +47,29 @@ class Interrupted(LLMError):
     """Ctrl-C; the message says what is kept and how to go on."""
 
 
+def runs_here(beam_options: Sequence[str]) -> bool:
+    """Whether the workers are in this process, so that what they need has to be here."""
+    # Beam's own parser would have to load Beam, before anything is known to be asked.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--runner", default="FnApiRunner")
+    runner = parser.parse_known_args(list(beam_options))[0].runner
+    return runner in ("FnApiRunner", "DirectRunner", "BundleBasedDirectRunner")
+
+
+def check_key(settings: Settings) -> None:
+    """A key that is missing is named at once, not by a worker's traceback."""
+    from beam_llm.providers.keys import resolve_key
+
+    resolve_key(settings.api_key)
+
+
 def watched(
     run: Callable[[], Measured], meter: Meter, *, go_on: str, quiet: bool, at_once: bool
 ) -> Measured:
     """Runs a pipeline.
 
     Args:
-      go_on: what to do after a Ctrl-C, as the end of a sentence.
+      go_on: what to do after a Ctrl-C: `LIVE_CALLS`, `WAITING_JOBS`, or another end of a sentence.
       at_once: end at the first Ctrl-C: nothing in this process is waited for that a ledger doesn't
         know.
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from beam_llm.calls import Tally, borrow_engine, return_engine
-from beam_llm.cli.hindsight import NO_ANSWER
+from beam_llm.cli.inspection import NO_ANSWER
 from beam_llm.config import Settings
 from beam_llm.pricing import LaterPrices
 from beam_llm.prompting.batching import Batcher, prompt_caps

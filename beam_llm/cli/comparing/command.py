@@ -12,7 +12,8 @@ from beam_llm.cli.comparing.population import Population
 from beam_llm.cli.comparing.shown import as_json, report
 from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
 from beam_llm.cli.flags import chosen_settings
-from beam_llm.cli.inputs import check_truth, inputs_of, reading, refuse_several_models
+from beam_llm.cli.inputs import inputs_of, reading, refuse_several_models
+from beam_llm.cli.inspection import check_truth
 from beam_llm.cli.progress import ProgressLine, write_line
 from beam_llm.cli.show import in_json
 from beam_llm.config import Settings, replaced

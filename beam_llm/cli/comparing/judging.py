@@ -11,7 +11,7 @@ from beam_llm.cli.comparing.asking import Asking
 from beam_llm.cli.comparing.comparison import Projection, SizeFigures
 from beam_llm.cli.comparing.population import Population
 from beam_llm.cli.estimate import Forecast, forecast
-from beam_llm.cli.hindsight import NO_ANSWER, truth_of
+from beam_llm.cli.inspection import NO_ANSWER, truth_of
 from beam_llm.config import Settings, replaced
 from beam_llm.prompting.agreement import Share, same_answer, same_fields
 from beam_llm.prompting.output_types import Output

@@ -15,10 +15,16 @@ from typing import NamedTuple
 from beam_llm.cli.files.csv_cells import ANSWERS
 from beam_llm.cli.files.target import Target
 from beam_llm.cli.new_jobs import NewJobs
-from beam_llm.cli.predict import LIVE_CALLS, WAITING_JOBS, check_key, runs_here
 from beam_llm.cli.predict_command import Report
 from beam_llm.cli.progress import Meter, write_line
-from beam_llm.cli.running import Measured, watched
+from beam_llm.cli.running import (
+    LIVE_CALLS,
+    WAITING_JOBS,
+    Measured,
+    check_key,
+    runs_here,
+    watched,
+)
 from beam_llm.cli.sql.destinations import Destination, destinations_of, look_at_outputs
 from beam_llm.cli.sql.ends import PlanRun, is_beam, settings_of
 from beam_llm.cli.sql.looking import look

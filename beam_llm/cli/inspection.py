@@ -1,5 +1,5 @@
-"""A last look at the records beside their answers: how many are right, and which ones the first
-errors of each kind were about.
+"""Records beside their answers once a run is over: how many answers are right, where a field of the
+input says so, and which records the first errors of each kind were about.
 """
 
 from __future__ import annotations
@@ -7,19 +7,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jinja2 import Environment, meta
+
 from beam_llm.cli.files.records import Row, Source
 from beam_llm.cli.files.sources import read_rows
 from beam_llm.cli.stored import StoredAnswer
 from beam_llm.cli.tally import Tally
+from beam_llm.config import Settings
+from beam_llm.errors import UsageError
 from beam_llm.prompting.agreement import FLOAT_TOLERANCE, Share, same_answer
 from beam_llm.prompting.output_types import Output
+from beam_llm.prompting.templates import ELEMENT
 
 # Not None, which is an answer where the output type takes it.
 NO_ANSWER = object()
 
 
-class Seen(NamedTuple):
-    """What the look found.
+class Inspection(NamedTuple):
+    """What a look at records and answers found.
 
     Attributes:
       truth: answers that are right, of the records whose truth can be read; None where no field
@@ -31,13 +36,13 @@ class Seen(NamedTuple):
     examples: Mapping[int, tuple[str, Mapping[str, Any]]]
 
 
-def look_again(
+def inspect_answers(
     sources: Sequence[Source],
     answers: Callable[[], Iterator[StoredAnswer]],
     tally: Tally,
     output: Output,
     truth: str | None,
-) -> Seen:
+) -> Inspection:
     """Reads the inputs once more where there is a reason to, and no further than that.
 
     Args:
@@ -48,7 +53,7 @@ def look_again(
     found: dict[int, tuple[str, Mapping[str, Any]]] = {}
     share = Share(0, 0)
     if truth is None and not wanted:
-        return Seen(None, found)
+        return Inspection(None, found)
     last = max(wanted, default=-1)
     # Not strict: an input that has grown since then has records without an answer.
     for ordinal, ((source, row), answer) in enumerate(zip(_rows(sources), answers(), strict=False)):
@@ -58,7 +63,7 @@ def look_again(
             share += _judged(truth_of(row.fields.get(truth), output), answer)
         elif ordinal >= last:
             break
-    return Seen(None if truth is None else share, found)
+    return Inspection(None if truth is None else share, found)
 
 
 def _rows(sources: Sequence[Source]) -> Iterator[tuple[Source, Row]]:
@@ -78,3 +83,30 @@ def truth_of(value: Any, output: Output) -> Any:
         return output.dump(typed)
     except ValueError:
         return NO_ANSWER
+
+
+def check_truth(
+    field: str | None, settings: Settings, columns: Sequence[str], *, hidden: bool = False
+) -> None:
+    """Whether the field of the right answers is there, and not in the prompt.
+
+    Args:
+      hidden: records go into prompts without it, so that `{{ element }}` doesn't show it.
+
+    Raises:
+      UsageError: no record has the field, or the prompt shows it.
+    """
+    if field is None:
+        return
+    if field not in columns:
+        raise UsageError(
+            f"--truth is {field!r}: no record has such a field; fields of the input: "
+            f"{', '.join(columns) or 'none'}"
+        )
+    prompt = "{{ element }}" if settings.prompt is None else settings.prompt
+    # By the template's own parser: a field's name may also stand in the prompt as a plain word.
+    names = meta.find_undeclared_variables(Environment().parse(prompt))
+    if field in names or (not hidden and ELEMENT in names):
+        raise UsageError(
+            f"--truth is {field!r}, and the prompt shows that field: it would give the answer away"
+        )
