@@ -58,26 +58,20 @@ def shortened(text: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def table(
-    header: Sequence[str],
-    rows: Iterable[Sequence[Any]],
-    left: Sequence[int] = (0,),
-    indent: str = "",
-) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence[int] = (0,)) -> str:
     """Columns aligned by spaces: those numbered in `left` to the left, all others to the right.
     Cells are escaped.
     """
     cells = [[printable(str(cell)) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = [
-        indent
-        + "  ".join(
+        "  ".join(
             cell.ljust(width) if column in left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in cells
     ]
-    lines.insert(1, indent + "  ".join("─" * width for width in widths))
+    lines.insert(1, "  ".join("─" * width for width in widths))
     return "\n".join(lines)
 
 

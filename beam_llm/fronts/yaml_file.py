@@ -63,11 +63,8 @@ class YamlPipeline(NamedTuple):
             raise UsageError(located(self._name, _chain(error), self.lines_before)) from error
 
 
-def read_yaml(path: str, text: str, variables: dict[str, Any] | None = None) -> YamlPipeline:
+def read_yaml(path: str, text: str) -> YamlPipeline:
     """The pipeline that a file's text says.
-
-    Args:
-      variables: Jinja2's, for the file.
 
     Raises:
       UsageError: it is not Jinja2, not YAML, or not a pipeline.
@@ -76,7 +73,7 @@ def read_yaml(path: str, text: str, variables: dict[str, Any] | None = None) -> 
     lines_before = _comment_lines(text)
     folder = os.path.dirname(path) or "."
     # So that a file can include this package's steps wherever it is installed.
-    known = {"beam_llm": PROVIDERS_FILE, **(variables or {})}
+    known = {"beam_llm": PROVIDERS_FILE}
     try:
         expanded = yaml_transform.expand_jinja(text, known, [folder])
         _refuse_amplified(name, yaml.compose(expanded, Loader=yaml.SafeLoader), lines_before)

@@ -73,10 +73,7 @@ def parse_call(cursor: Cursor, query: QueryParser | None) -> Call:
             "take it out: each text weighs as often as it is there",
         )
     if not cursor.is_op(")"):
-        while True:
-            _argument(cursor, parts, query)
-            if not cursor.take_op(","):
-                break
+        cursor.listed(lambda: _argument(cursor, parts, query))
     end = cursor.need_op(")", f"at the end of {name.word}").end
     return _checked(cursor, parts, end)
 
@@ -171,11 +168,7 @@ def _config(cursor: Cursor, parts: _Parts) -> None:
 def _descriptor(cursor: Cursor, parts: _Parts) -> None:
     cursor.need_words("DESCRIPTOR", where="here")
     cursor.need_op("(", "after DESCRIPTOR")
-    while True:
-        token = cursor.need_name("a column's name")
-        parts.descriptor.append((token.value, token.start))
-        if not cursor.take_op(","):
-            break
+    parts.descriptor += cursor.names("a column's name")
     cursor.need_op(")", "at the end of DESCRIPTOR")
 
 
@@ -201,14 +194,15 @@ def _table(cursor: Cursor, parts: _Parts, query: QueryParser | None) -> None:
 def _labels(cursor: Cursor, parts: _Parts) -> None:
     cursor.need_words("ARRAY", where="here")
     cursor.need_op("[", "after ARRAY")
-    while True:
-        token = cursor.need_string("a label")
-        if token.value in parts.labels or not token.value.strip():
-            cursor.source.fail(token.start, "this label is empty or twice there", "take it out")
-        parts.labels.append(token.value)
-        if not cursor.take_op(","):
-            break
+    cursor.listed(lambda: _label(cursor, parts))
     cursor.need_op("]", "at the end of ARRAY")
+
+
+def _label(cursor: Cursor, parts: _Parts) -> None:
+    token = cursor.need_string("a label")
+    if token.value in parts.labels or not token.value.strip():
+        cursor.source.fail(token.start, "this label is empty or twice there", "take it out")
+    parts.labels.append(token.value)
 
 
 def _instruction(cursor: Cursor, parts: _Parts, given: Expression) -> None:

@@ -27,9 +27,7 @@ class ExpressionError(LLMError):
       row: the number of the row among those given.
     """
 
-    def __init__(self, message: str, row: int = 0):
-        super().__init__(message)
-        self.row = row
+    row = 0
 
 
 @dataclass(frozen=True)

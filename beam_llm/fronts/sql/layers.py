@@ -128,7 +128,6 @@ class Layers:
         outputs: Sequence[tuple[str, Value]],
         target: Table | None,
         limit: int | None,
-        start: int,
         place: str,
         text: str,
     ) -> Plan:
@@ -148,10 +147,9 @@ class Layers:
         columns = tuple(one for one in self._base_columns if one[1] in used)
         stages = tuple(map(self._stage, range(len(self._uses))))
         asks = tuple(self.asks)
-        types = dict(self.types)
         return Plan(
-            start, place, self.base, columns, stages, asks, tuple(keeps), tuple(out), target, limit,
-            types, text, self.grouping,
+            place, self.base, columns, stages, asks, tuple(keeps), tuple(out), target, limit, text,
+            self.grouping,
         )  # fmt: skip
 
     def _stage(self, level: int) -> Compute:

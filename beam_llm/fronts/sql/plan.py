@@ -12,7 +12,6 @@ the rows of all this are groups, and there is a step before it:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +91,7 @@ class Plan:
     """A query ready to run.
 
     Attributes:
-      start: of its statement in the file; `place` in words.
+      place: of its statement in the file.
       source: a table, or rows.
       columns: the source's columns that are used: name, column in flight, type.
       grouping: how rows become groups; None where they don't.
@@ -101,11 +100,9 @@ class Plan:
       outputs: name, column in flight (None: NULL), type of what comes out.
       target: the table that takes it; None for a SELECT that is printed.
       limit: most rows; None for all.
-      types: of the columns in flight.
       text: the statement, shortened.
     """
 
-    start: int
     place: str
     source: Table | Rows
     columns: tuple[tuple[str, str, SqlType], ...]
@@ -115,7 +112,6 @@ class Plan:
     outputs: tuple[tuple[str, str | None, SqlType], ...]
     target: Table | None
     limit: int | None
-    types: Mapping[str, SqlType]
     text: str = ""
     grouping: Grouping | None = None
 

@@ -70,7 +70,7 @@ class Planner:
                 start, "this reads the table that it writes", "write into another table"
             )
         place, text = self._source.place(start), self._source.shown(start, end)
-        return self._layers.plan(outputs, target, self._limit, start, place, text)
+        return self._layers.plan(outputs, target, self._limit, place, text)
 
     def query(self, query: Query, *, is_outer: bool = False) -> list[Column]:
         """The columns that come out of a query."""

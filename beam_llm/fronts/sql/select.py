@@ -96,9 +96,7 @@ def _select(cursor: Cursor, depth: int) -> Query:
             "take DISTINCT out: equal records are asked once, and each gets the answer",
         )
     cursor.take_words("ALL")
-    items = [_item(cursor)]
-    while cursor.take_op(","):
-        items.append(_item(cursor))
+    items = cursor.listed(lambda: _item(cursor))
     source = _from(cursor, depth) if cursor.take_words("FROM") else None
     where = parse_expression(cursor) if cursor.take_words("WHERE") else None
     group_start = cursor.now.start if cursor.now.word == "GROUP" else None
@@ -162,9 +160,7 @@ def _values(cursor: Cursor) -> Query:
 def _values_row(cursor: Cursor) -> tuple[Expression, ...]:
     if cursor.take_words("ROW") or cursor.is_op("("):
         cursor.need_op("(", "at the begin of a row of VALUES")
-        row = [_value(cursor)]
-        while cursor.take_op(","):
-            row.append(_value(cursor))
+        row = cursor.listed(lambda: _value(cursor))
         cursor.need_op(")", "at the end of a row of VALUES")
         return tuple(row)
     return (_value(cursor),)
@@ -297,14 +293,11 @@ def _alias(cursor: Cursor) -> tuple[str | None, tuple[str, ...]]:
     if not given and (cursor.now.kind not in ("name", "quoted") or cursor.now.word in _ENDS):
         return None, ()
     alias = cursor.need_name("the alias").value
-    columns: list[str] = []
-    if cursor.take_op("("):
-        while True:
-            columns.append(cursor.need_name("a column's alias").value)
-            if not cursor.take_op(","):
-                break
-        cursor.need_op(")", "after the columns' aliases")
-    return alias, tuple(columns)
+    if not cursor.take_op("("):
+        return alias, ()
+    columns = cursor.names("a column's alias")
+    cursor.need_op(")", "after the columns' aliases")
+    return alias, tuple(name for name, _ in columns)
 
 
 def parse_name(cursor: Cursor, what: str) -> str:

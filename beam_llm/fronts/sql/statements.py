@@ -126,10 +126,7 @@ def _create_model(
 def _create_view(cursor: Cursor, start: int, name: str, if_not_exists: bool) -> CreateView:
     columns: list[str] = []
     if cursor.take_op("("):
-        while True:
-            columns.append(cursor.need_name("a column's name").value)
-            if not cursor.take_op(","):
-                break
+        columns = [name for name, _ in cursor.names("a column's name")]
         cursor.need_op(")", "after the view's columns")
     if cursor.take_words("COMMENT"):
         cursor.need_string("a comment")
@@ -218,8 +215,7 @@ def _constraint(cursor: Cursor) -> bool:
     if not cursor.take_words("PRIMARY", "KEY"):
         return False
     cursor.need_op("(", "after PRIMARY KEY")
-    while cursor.need_name("a column's name") and cursor.take_op(","):
-        pass
+    cursor.names("a column's name")
     cursor.need_op(")", "after PRIMARY KEY")
     cursor.take_words("NOT", "ENFORCED")
     return True
@@ -287,14 +283,9 @@ def _alter(cursor: Cursor) -> AlterModel:
 
 def _keys(cursor: Cursor) -> tuple[tuple[str, int], ...]:
     cursor.need_op("(", "after RESET")
-    keys: list[tuple[str, int]] = []
-    while True:
-        key = cursor.need_string("an option's name")
-        keys.append((key.value, key.start))
-        if not cursor.take_op(","):
-            break
+    keys = cursor.listed(lambda: cursor.need_string("an option's name"))
     cursor.need_op(")", "at the end of RESET")
-    return tuple(keys)
+    return tuple((key.value, key.start) for key in keys)
 
 
 def _set(cursor: Cursor) -> SetOption:
@@ -329,11 +320,7 @@ def _insert(cursor: Cursor) -> Insert:
     is_list = cursor.is_op("(") and cursor.ahead().kind in ("name", "quoted")
     if is_list and cursor.ahead().word not in ("SELECT", "VALUES"):
         cursor.take()
-        while True:
-            token = cursor.need_name("a column's name")
-            columns.append((token.value, token.start))
-            if not cursor.take_op(","):
-                break
+        columns = cursor.names("a column's name")
         cursor.need_op(")", "after the columns")
     return Insert(start, table, table_start, tuple(columns), parse_query(cursor))
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, NoReturn
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn, TypeVar
 
 from beam_llm.fronts.sql.places import SourceText
+
+T = TypeVar("T")
 
 
 class Token(NamedTuple):
@@ -75,10 +78,10 @@ def _value(kind: str, text: str) -> str:
 class Cursor:
     """Words one after another, for a parser that looks one or two ahead."""
 
-    def __init__(self, source: SourceText, tokens: list[Token], at: int = 0):
+    def __init__(self, source: SourceText, tokens: list[Token]):
         self.source = source
         self.tokens = tokens
-        self.at = at
+        self.at = 0
 
     @property
     def now(self) -> Token:
@@ -110,6 +113,18 @@ class Cursor:
             return False
         self.at += len(words)
         return True
+
+    def listed(self, part: Callable[[], T]) -> list[T]:
+        """What `part` reads, once or more often, with commas between."""
+        parts = [part()]
+        while self.take_op(","):
+            parts.append(part())
+        return parts
+
+    def names(self, what: str) -> list[tuple[str, int]]:
+        """Takes names with commas between, each with its place, or fails."""
+        tokens = self.listed(lambda: self.need_name(what))
+        return [(token.value, token.start) for token in tokens]
 
     def need_op(self, op: str, where: str) -> Token:
         """Takes this operator, or fails and says where it is missing."""

@@ -47,17 +47,18 @@ def parse_type(cursor: Cursor) -> SqlType:
 
 
 def _numbers(cursor: Cursor) -> tuple[int, ...]:
-    numbers: list[int] = []
-    if cursor.take_op("("):
-        while True:
-            if cursor.now.kind != "number" or not cursor.now.value.isdecimal():
-                cursor.fail("a type's length has to be a whole number", "write VARCHAR(100)")
-            # A text of a million digits is not made a number of, and no length is longer than this.
-            numbers.append(min(int(cursor.take().value[:12]), 2**31 - 1))
-            if not cursor.take_op(","):
-                break
-        cursor.need_op(")", "after a type's length")
+    if not cursor.take_op("("):
+        return ()
+    numbers = cursor.listed(lambda: _number(cursor))
+    cursor.need_op(")", "after a type's length")
     return tuple(numbers)
+
+
+def _number(cursor: Cursor) -> int:
+    if cursor.now.kind != "number" or not cursor.now.value.isdecimal():
+        cursor.fail("a type's length has to be a whole number", "write VARCHAR(100)")
+    # A text of a million digits is not made a number of, and no length is longer than this.
+    return min(int(cursor.take().value[:12]), 2**31 - 1)
 
 
 def _inner(cursor: Cursor, kind: str) -> tuple[tuple[str, SqlType], ...]:

@@ -24,7 +24,6 @@ _DUCKDB = {
     "STRING": "VARCHAR", "INT": "INTEGER", "BYTES": "BLOB", "TIMESTAMP_LTZ": "TIMESTAMPTZ",
     "NULL": "VARCHAR",
 }  # fmt: skip
-_AS_TEXT = ("DATE", "TIME", "TIMESTAMP", "TIMESTAMP_LTZ", "DECIMAL", "BYTES")
 _WORDS = {"BOOLEAN": "boolean", **dict.fromkeys(INTEGERS, "integer")}
 _WORDS |= dict.fromkeys(("FLOAT", "DOUBLE", "DECIMAL"), "number")
 _FORMATS = {"DATE": "date", "TIME": "time", "TIMESTAMP": "date-time", "TIMESTAMP_LTZ": "date-time"}
@@ -58,15 +57,7 @@ class SqlType:
     @property
     def duckdb(self) -> str:
         """The type's name in DuckDB."""
-        return self._duckdb(storage=False)
-
-    @property
-    def storage(self) -> str:
-        """The DuckDB type of a value in flight, which is cast to `duckdb` to reckon with it."""
-        return self._duckdb(storage=True)
-
-    def _duckdb(self, *, storage: bool) -> str:
-        inner = [kind._duckdb(storage=storage) for _, kind in self.fields]
+        inner = [kind.duckdb for _, kind in self.fields]
         if self.kind == "ARRAY":
             return f"{inner[0]}[]"
         if self.kind == "MAP":
@@ -75,8 +66,6 @@ class SqlType:
             names = (name.replace('"', '""') for name, _ in self.fields)
             pairs = (f'"{name}" {kind}' for name, kind in zip(names, inner, strict=True))
             return f"STRUCT({', '.join(pairs)})"
-        if storage and self.kind in _AS_TEXT:
-            return "VARCHAR"
         if self.kind == "DECIMAL":
             precision, scale = (*self.numbers, *(10, 0)[len(self.numbers) :])
             return f"DECIMAL({precision}, {scale})"
@@ -120,8 +109,7 @@ class SqlType:
         return {"type": _WORDS.get(self.kind, "string"), **longest}
 
 
-STRING, BIGINT, DOUBLE = SqlType("STRING"), SqlType("BIGINT"), SqlType("DOUBLE")
-INT, BOOLEAN, NULL = SqlType("INT"), SqlType("BOOLEAN"), SqlType("NULL")
+STRING, DOUBLE, NULL = SqlType("STRING"), SqlType("DOUBLE"), SqlType("NULL")
 
 
 def object_schema(fields: tuple[tuple[str, SqlType], ...]) -> dict[str, Any]:
