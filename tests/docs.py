@@ -1,6 +1,6 @@
-"""`python -m tests.docs [FOLDER]`: renders the documentation as pages to look at: the recipes of
-pipelines/README.md, and the docstrings of what others may build on (default: build/docs, which git
-ignores).
+"""`python -m tests.docs [FOLDER]`: renders the documentation as pages to look at: README.md, the
+recipes of pipelines/README.md, and the docstrings of what others may build on (default: build/docs,
+which git ignores).
 
 Needs `pip install -e '.[test]'`. Whatever pdoc warns of ends it, such as a name that is not there.
 """
@@ -40,6 +40,18 @@ def render(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", module=r"pdoc\.")
         pdoc.pdoc(*PUBLIC, output_directory=folder)
+    _fill_first_page(folder / "index.html")
+
+
+def _fill_first_page(index: Path) -> None:
+    """README on the page that opens first, which pdoc leaves empty."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    text = pdoc.render_helpers.to_html(readme.replace("](pipelines/README.md", "](pipelines.html"))
+    empty = '<main class="pdoc"></main>'
+    page = index.read_text(encoding="utf-8")
+    assert empty in page
+    filled = f'<main class="pdoc"><section class="docstring">{text}</section></main>'
+    index.write_text(page.replace(empty, filled), encoding="utf-8")
 
 
 def _resolve_annotations(module: typing.Any) -> None:

@@ -36,7 +36,10 @@ def test_every_public_module_has_a_page_and_the_recipes_are_on_one(tmp_path: Pat
     recipes = (tmp_path / "pipelines.html").read_text(encoding="utf-8")
     for heading in re.findall(r"^## (.+)$", RECIPES, re.MULTILINE):
         assert f'id="{heading.lower().replace(" ", "-").replace(",", "")}"' in recipes, heading
-    assert "How to pack safely" in recipes
+    first = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert 'id="a-first-pipeline"' in first
+    for anchor in re.findall(r'href="pipelines\.html#([^"]+)"', first):
+        assert f'id="{anchor}"' in recipes, anchor
     assert not re.search(r'<(?:script|link|img)[^>]+(?:src|href)="https?:', recipes)
 
 
