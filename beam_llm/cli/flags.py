@@ -1,4 +1,4 @@
-"""The package's options as flags, and flags as settings.
+"""The package's options as flags, flags as settings, and the arguments that several commands share.
 
 Every option of `config.OPTIONS` that is about each element is a flag: its meaning and default come
 from there, and its check too. Values stay text until then, so that one message serves every door.
@@ -214,3 +214,30 @@ def add_cells(parser: argparse.ArgumentParser) -> None:
     cells.add_argument(
         "--csv-unsafe", dest="csv_safe", action="store_const", const="none", help="in no cell"
     )
+
+
+def add_staging(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that says where the ledger is."""
+    parser.add_argument(
+        "--staging",
+        "--staging-location",
+        dest="staging_location",
+        required=True,
+        metavar="DIR",
+        help="staging location: local folder, gs://, s3:// or az://",
+    )
+
+
+def add_run_files(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where a run's summary and page go."""
+    summary = "how the run ended, as JSON: counts, errors with messages, warnings, cost"
+    parser.add_argument("--summary", metavar="FILE.json", help=summary)
+    page = "the run as a page to look at: calls, latencies, cost, errors, jobs"
+    parser.add_argument("--report", metavar="FILE.html", help=page)
+    add_redact(parser)
+
+
+def add_redact(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that keeps texts out of a page."""
+    redact = "texts of prompts and records, and what messages quote, stay out of the page"
+    parser.add_argument("--redact", action="store_true", help=redact)

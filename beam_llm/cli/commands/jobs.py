@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from beam_llm.cli.commands.report import add_staging
 from beam_llm.cli.exit_codes import IN_WORDS
-from beam_llm.cli.flags import add_options, add_provider
+from beam_llm.cli.flags import add_options, add_provider, add_staging
 from beam_llm.cli.parser import add_command
 
 _ID = "number in the log, or the provider's job id"

@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from beam_llm.cli.commands.report import add_run_files
 from beam_llm.cli.exit_codes import ALL_ANSWERED, IN_WORDS, SOME_ERRORS
-from beam_llm.cli.flags import add_cells, add_existing, add_inputs, add_options, chosen_settings
+from beam_llm.cli.flags import (
+    add_cells,
+    add_existing,
+    add_inputs,
+    add_options,
+    add_run_files,
+    chosen_settings,
+)
 from beam_llm.cli.parser import add_command, positive
 from beam_llm.errors import UsageError
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from beam_llm.cli.commands.report import add_run_files
 from beam_llm.cli.exit_codes import IN_WORDS
-from beam_llm.cli.flags import add_cells, add_existing
+from beam_llm.cli.flags import add_cells, add_existing, add_run_files
 from beam_llm.cli.parser import add_command
 from beam_llm.errors import UsageError
 

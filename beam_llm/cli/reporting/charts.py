@@ -5,9 +5,9 @@ their size on a telephone and on a wide screen.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from beam_llm.cli.reporting.page import Chart, Span
 from beam_llm.cli.words import duration
@@ -25,11 +25,13 @@ def bars(chart: Chart) -> Markup:
         _bar(number * width, width, bar.height / most, bar.marked / most, bar.label)
         for number, bar in enumerate(chart.bars)
     )
-    return _svg(_HEIGHT + 40, chart.summary)(
+    return _svg(
+        _HEIGHT + 40,
+        chart.summary,
         Markup('<text x="0" y="12" class="tick">{}</text>').format(chart.most)
         + drawn
         + Markup('<line x1="0" x2="100%" y1="{0}" y2="{0}" class="axis"/>').format(_HEIGHT + 20)
-        + _ticks(chart.ticks, _HEIGHT + 36)
+        + _ticks(chart.ticks, _HEIGHT + 36),
     )
 
 
@@ -73,11 +75,10 @@ def time_line(jobs: Sequence[Span], now: float) -> Markup:
     ticks = [_clock(start)[11:], f"+ {duration(seconds / 2)}", f"+ {duration(seconds)}"]
     what = f"{len(jobs)} jobs from {_clock(start)} on, in all {duration(seconds)}"
     axis = Markup('<line x1="0" x2="100%" y1="{0}" y2="{0}" class="axis"/>').format(y + 2)
-    return _svg(y + 22, what)(rows + axis + _ticks(ticks, y + 18))
+    return _svg(y + 22, what, rows + axis + _ticks(ticks, y + 18))
 
 
-def _row(number: int, job: Span, place: object, end: float) -> Markup:
-    assert callable(place)
+def _row(number: int, job: Span, place: Callable[[float], float], end: float) -> Markup:
     top = number * 2 * _ROW
     created = end if job.created is None else job.created
     shape = Markup('<rect x="{:.3f}%" y="{}" width="{:.3f}%" height="12" rx="2" class="{}"/>')
@@ -92,12 +93,14 @@ def _row(number: int, job: Span, place: object, end: float) -> Markup:
 def interval(low: float, rate: float, high: float) -> Markup:
     """A share between 0 and 1 on a line, with the stretch in which the true one lies."""
     what = f"{rate:.3f}, between {low:.3f} and {high:.3f}"
-    return _svg(16, what)(
+    return _svg(
+        16,
+        what,
         Markup('<line x1="0" x2="100%" y1="8" y2="8" class="axis"/>')
         + Markup(
             '<rect x="{:.2f}%" y="4" width="{:.2f}%" height="8" rx="2" class="range"/>'
         ).format(low * 100, max(high - low, 0.005) * 100)
-        + Markup('<circle cx="{:.2f}%" cy="8" r="4" class="dot"/>').format(rate * 100)
+        + Markup('<circle cx="{:.2f}%" cy="8" r="4" class="dot"/>').format(rate * 100),
     )
 
 
@@ -105,14 +108,8 @@ def _clock(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at)) + " UTC"
 
 
-class _svg:
-    """An element of full width; called with what is in it."""
-
-    def __init__(self, height: float, summary: str):
-        self._height = height
-        self._summary = summary
-
-    def __call__(self, inside: Markup) -> Markup:
-        return Markup('<svg width="100%" height="{}" role="img" aria-label="{}">{}</svg>').format(
-            f"{self._height:g}", self._summary, escape(inside)
-        )
+def _svg(height: float, summary: str, inside: Markup) -> Markup:
+    """An element of full width."""
+    return Markup('<svg width="100%" height="{}" role="img" aria-label="{}">{}</svg>').format(
+        f"{height:g}", summary, inside
+    )
