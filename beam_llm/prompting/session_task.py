@@ -94,14 +94,14 @@ class SessionTask(ChatTask):
         if not self._history:
             return request
         *before, last = request.messages
-        said = [
+        earlier = [
             message
             for exchange in self._history
             for message in (Message("user", exchange.message), Message("assistant", exchange.reply))
         ]
         return dataclasses.replace(
             request,
-            messages=(*before, *said, last),
+            messages=(*before, *earlier, last),
             input_tokens=request.input_tokens + sum(each.tokens for each in self._history),
         )
 

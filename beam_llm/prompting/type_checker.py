@@ -283,13 +283,13 @@ def _reason(error: pydantic.ValidationError, names: frozenset[str]) -> str:
     place = ".".join(
         str(part) if isinstance(part, int) or part in names else "…" for part in first["loc"]
     )
-    said = (
+    message = (
         "a validator refused it"
         if first["type"] in ("value_error", "assertion_error")
         else first["msg"]
     )
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{place}: {said}{more}" if place else f"{said}{more}"
+    return f"{place}: {message}{more}" if place else f"{message}{more}"
 
 
 def _property_names(node: Any) -> Iterator[str]:

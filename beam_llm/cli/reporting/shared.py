@@ -99,8 +99,8 @@ def _span(job: JobView) -> Span:
     word = job.ended or job.state
     job_id = job.job_id or ("live calls" if job.kind == "live" else "not created")
     name = f"{job.job} · {word} · {shortened(job_id, 24)}"
-    took = "" if ended is None else f", {duration(ended - (created or job.created_at))}"
-    label = f"{job.job} · {word} · {job_id}{took}"
+    lasted = "" if ended is None else f", {duration(ended - (created or job.created_at))}"
+    label = f"{job.job} · {word} · {job_id}{lasted}"
     return Span(name, job.created_at, created, ended, state, label)
 
 

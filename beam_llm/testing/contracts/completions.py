@@ -168,12 +168,12 @@ class CompletionProviderContract:
         assert completion.refusal is None
 
     def test_a_conversation_is_answered_its_earlier_replies_among_its_messages(self) -> None:
-        said = (Message("user", "I am Ada."), Message("assistant", "Hello, Ada."))
+        exchange = (Message("user", "I am Ada."), Message("assistant", "Hello, Ada."))
         request = self.request()
         if not request.messages:
             pytest.skip("it is asked about texts, not in messages")
         *before, last = request.messages
-        conversation = dataclasses.replace(request, messages=(*before, *said, *said, last))
+        conversation = dataclasses.replace(request, messages=(*before, *exchange, *exchange, last))
         self._arrange(Situation(Does.ANSWER))
         completion = asyncio.run(self._ask(conversation))
         assert completion.text

@@ -15,7 +15,7 @@ import orjson
 from msgspec import UNSET, UnsetType
 
 from beam_llm.testing.emulator.options import EmulatorOptions
-from beam_llm.testing.emulator.pictures import decoded, seen
+from beam_llm.testing.emulator.pictures import decoded, picture_of
 from beam_llm.testing.emulator.shapes import SchemaNode, Share, Whole, by_pydantic, misfit
 
 MOST_REQUESTS = 100_000
@@ -239,7 +239,7 @@ def _data_problems(where: str, kind: str, data: str) -> Iterator[str]:
             f"{where}: image exceeds 5 MB maximum: {len(data)} bytes > {_MOST_IMAGE_BYTES} bytes"
         )
     found = decoded(data)
-    picture = seen(found) if found is not None else None
+    picture = picture_of(found) if found is not None else None
     if found is None:
         yield f"{where}.data: Invalid base64 data"
     elif picture is None:
@@ -320,8 +320,8 @@ def _schema_problems(node: Any) -> Iterator[str]:
     for name in node:
         if name not in _SCHEMA_WORDS:
             kind = node.get("type")
-            said = f"For '{kind}' type, property '{name}' is not supported"
-            yield f"output_config.format.schema: {said}"
+            message = f"For '{kind}' type, property '{name}' is not supported"
+            yield f"output_config.format.schema: {message}"
     if node.get("type") == "object" and node.get("additionalProperties") is not False:
         yield (
             "output_config.format.schema: For 'object' type, 'additionalProperties' must be "

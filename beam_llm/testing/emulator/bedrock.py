@@ -220,8 +220,8 @@ class Wire(Dialect):
                 return WireError(400, f"The S3 object {source} does not exist.")
             lines, faulty = self._translate(Path(copy), part, body)
         if faulty is not None:
-            said = f"Line {faulty} of the input has no modelInput."
-            wrong = {"code": "ValidationException", "message": said, "param": None, "line": faulty}
+            why = f"Line {faulty} of the input has no modelInput."
+            wrong = {"code": "ValidationException", "message": why, "param": None, "line": faulty}
             return NewJob(job_id, part, own=body, errors=(wrong,))
         least = self.house.options.min_batch_requests
         few = f"The job contains less records ({lines}) than the required minimum of: {least}"

@@ -350,12 +350,12 @@ def _over_all(question: Question) -> str:
     """What one answer over several records is drawn from: how many they are, the words they have
     most of, and all they say.
     """
-    said = "\n".join(question.texts)
-    words = Counter(word.lower() for word in _WORD.findall(said) if len(word) > 4)
+    text = "\n".join(question.texts)
+    words = Counter(word.lower() for word in _WORD.findall(text) if len(word) > 4)
     for word in ("record", "records", "often"):  # of earlier answers
         del words[word]
     most = ", ".join(word for word, _ in sorted(words.items(), key=_most_first)[:3])
-    return f"{question.covers} records, most often {most}\n{said}"
+    return f"{question.covers} records, most often {most}\n{text}"
 
 
 def _most_first(counted: tuple[str, int]) -> tuple[int, str]:

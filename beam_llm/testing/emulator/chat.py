@@ -261,25 +261,25 @@ def misfit_error(wrong: Misfit) -> WireError:
     place = wrong.place
     match wrong.rule:
         case "missing":
-            said, code = f"Missing required parameter: '{place}'.", "missing_required_parameter"
+            message, code = f"Missing required parameter: '{place}'.", "missing_required_parameter"
         case "unknown":
-            said, code = f"Unknown parameter: '{place}'.", "unknown_parameter"
+            message, code = f"Unknown parameter: '{place}'.", "unknown_parameter"
         case "word":
-            said, code = f"Invalid value for '{place}'.", "invalid_value"
+            message, code = f"Invalid value for '{place}'.", "invalid_value"
         case "bound":
             noun = _NOUNS.get(wrong.found, wrong.found).rpartition(" ")[2]
             is_above = wrong.expected.startswith("<")
             bound, short = (
                 ("above maximum", "above_max") if is_above else ("below minimum", "below_min")
             )
-            said = f"Invalid '{place}': {noun} {bound} value. Expected a value {wrong.expected}."
+            message = f"Invalid '{place}': {noun} {bound} value. Expected a value {wrong.expected}."
             code = f"{noun}_{short}_value"
         case _:
             nouns = " or ".join(_NOUNS.get(name, name) for name in wrong.expected.split(" | "))
             got = _NOUNS.get(wrong.found, wrong.found)
-            said = f"Invalid type for '{place}': expected {nouns}, but got {got} instead."
+            message = f"Invalid type for '{place}': expected {nouns}, but got {got} instead."
             code = "invalid_type"
-    return WireError(400, said, param=place, code=code)
+    return WireError(400, message, param=place, code=code)
 
 
 def _check_format(form: Any) -> WireError | None:

@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from beam_llm.testing.emulator.chat import Answer, strict_problem
 from beam_llm.testing.emulator.dialects import Asked
-from beam_llm.testing.emulator.pictures import decoded, image_part, joined, seen
+from beam_llm.testing.emulator.pictures import decoded, image_part, joined, picture_of
 from beam_llm.testing.emulator.shapes import SchemaNode, Share, Whole, misfit
 from beam_llm.testing.emulator.wire import WireError
 
@@ -287,7 +287,7 @@ def _images_problem(message: dict[str, Any]) -> str | None:
         return f"too many images and documents: {len(images)} > {_MOST_IMAGES}"
     for image in images:
         data = decoded(image["source"]["bytes"])
-        picture = seen(data) if data is not None else None
+        picture = picture_of(data) if data is not None else None
         if picture is None or picture.kind != f"image/{image['format']}":
             return "Could not process image"
         if data is not None and len(data) > _MOST_IMAGE_BYTES:

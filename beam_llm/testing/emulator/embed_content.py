@@ -77,8 +77,8 @@ def many_asked(body: Any, model: str, embedder: Embedder) -> Asked | WireError:
     if not isinstance(requests, list) or not requests or set(body) != {"requests"}:
         return WireError(400, "* BatchEmbedContentsRequest.requests: requests must not be empty\n")
     if len(requests) > MOST_REQUESTS:
-        said = f"at most {MOST_REQUESTS} requests can be in one batch"
-        return WireError(400, f"* BatchEmbedContentsRequest.requests: {said}\n")
+        message = f"at most {MOST_REQUESTS} requests can be in one batch"
+        return WireError(400, f"* BatchEmbedContentsRequest.requests: {message}\n")
     read = [_content_asked(request, model) for request in requests]
     texts = [each for each in read if not isinstance(each, WireError)]
     wrong = next((each for each in read if isinstance(each, WireError)), None)
@@ -226,19 +226,19 @@ def _made(
       cuts: what is too long is cut, and not refused.
     """
     if not embedder.knows(model):
-        said = "is not found for API version v1beta, or is not supported for embedContent"
-        return WireError(404, f"models/{model} {said}.")
+        message = "is not found for API version v1beta, or is not supported for embedContent"
+        return WireError(404, f"models/{model} {message}.")
     most = 2_048 if _PREDICTS.match(model) else 8_192
     longest = max(tokens_of(text) for text, _ in found)
     if longest > most and not cuts:
-        said = f"the input token count is {longest} but the model supports up to {most}"
-        return WireError(400, f"Unable to submit request because {said}.")
+        message = f"the input token count is {longest} but the model supports up to {most}"
+        return WireError(400, f"Unable to submit request because {message}.")
     made: dict[str, Any] = {"model": model, "input": [_cut(text, most) for text, _ in found]}
     size = found[0][1].get("outputDimensionality")
     if size is not None:
         if size > most_dimensions(model):
-            said = f"must be in the range [1, {most_dimensions(model)}]"
-            return WireError(400, f"* EmbedContentRequest.output_dimensionality: {said}\n")
+            message = f"must be in the range [1, {most_dimensions(model)}]"
+            return WireError(400, f"* EmbedContentRequest.output_dimensionality: {message}\n")
         made["dimensions"] = size
     return Asked(made, {**(note or {}), "cut": longest > most})
 

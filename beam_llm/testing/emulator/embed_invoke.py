@@ -73,8 +73,8 @@ def asked(body: Any, model: str, embedder: Embedder) -> Asked | WireError:
     if "inputText" in body:
         tokens = tokens_of(body["inputText"])
         if tokens > _TITAN_TOKENS:
-            said = f"Max input tokens: {_TITAN_TOKENS}, request input token count: {tokens}"
-            return WireError(400, f"400 Bad Request: Too many input tokens. {said} ")
+            message = f"Max input tokens: {_TITAN_TOKENS}, request input token count: {tokens}"
+            return WireError(400, f"400 Bad Request: Too many input tokens. {message} ")
         size, texts = body.get("dimensions"), [body["inputText"]]
     else:
         size, texts = body.get("output_dimension"), body["texts"]
@@ -101,8 +101,8 @@ def _problem(body: Any, form: type[msgspec.Struct]) -> str | None:
 
 
 def _malformed(problem: str) -> WireError:
-    said = f"Malformed input request: {problem}, please reformat your input and try again."
-    return WireError(400, said)
+    message = f"Malformed input request: {problem}, please reformat your input and try again."
+    return WireError(400, message)
 
 
 def reply(answer: Answer, note: Any) -> dict[str, Any]:

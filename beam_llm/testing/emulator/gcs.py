@@ -115,8 +115,8 @@ def _kept(
 ) -> web.StreamResponse:
     name = meta["name"]
     if is_exclusive and buckets.get(bucket, name) is not None:
-        said = "At least one of the pre-conditions you specified did not hold."
-        return _error(412, said)
+        message = "At least one of the pre-conditions you specified did not hold."
+        return _error(412, message)
     buckets.put(bucket, name, data)
     if meta.get("metadata"):
         buckets.put(f"{bucket}/metadata", name, orjson.dumps(meta["metadata"]))

@@ -85,14 +85,14 @@ class Wire(Dialect):
         if refused is None or "upload_id" in request.query:  # whose name is enough
             return None
         if refused.code is None:
-            said = (
+            message = (
                 "Method doesn't allow unregistered callers (callers without established identity)."
             )
             return WireError(
-                403, f"{said} Please use API Key or other form of API consumer identity."
+                403, f"{message} Please use API Key or other form of API consumer identity."
             )
-        said = "API key not valid. Please pass a valid API key."
-        return WireError(400, said, code="invalid_api_key")
+        message = "API key not valid. Please pass a valid API key."
+        return WireError(400, message, code="invalid_api_key")
 
     def key_of(self, request: web.BaseRequest) -> str:
         return request.headers.get("x-goog-api-key", "") or request.query.get("key", "")
@@ -169,9 +169,9 @@ class Wire(Dialect):
         self, entry: Any, number: int, model: str, embeds: bool, errors: list[dict[str, Any]]
     ) -> Line:
         if not isinstance(entry, dict) or set(entry) != {"key", "request"} or not entry["key"]:
-            said = f"Line {number} is not a JSON object with 'key' and 'request' alone."
-            errors.append({"code": "INVALID_ARGUMENT", "message": said, "line": number})
-            return Line(f"faulty-{number}", WireError(400, said))
+            message = f"Line {number} is not a JSON object with 'key' and 'request' alone."
+            errors.append({"code": "INVALID_ARGUMENT", "message": message, "line": number})
+            return Line(f"faulty-{number}", WireError(400, message))
         if embeds:
             asked = embed_content.asked(entry["request"], model, self.house.embedder)
         else:
@@ -288,10 +288,10 @@ class Wire(Dialect):
         if result.answer is not None:
             return {"response": self.reply(result.answer, result.asked, result.reply_id)}
         # google.rpc's numbers, not HTTP's: a line is a status of theirs.
-        status, said = 500, "Internal error encountered."
+        status, message = 500, "Internal error encountered."
         if result.error is not None:
-            status, said = result.error.status, result.error.message
-        return {"error": {"code": generate_content.RPC_CODES.get(status, 13), "message": said}}
+            status, message = result.error.status, result.error.message
+        return {"error": {"code": generate_content.RPC_CODES.get(status, 13), "message": message}}
 
 
 _EMBEDDINGS = {
@@ -303,8 +303,8 @@ _EMBEDDINGS = {
 def _batch_of(raw: bytes) -> tuple[dict[str, Any], WireError | None]:
     """The batch that a create asks for, or what is wrong with it as a whole."""
     if len(raw) > MOST_INLINE_BYTES:
-        said = f"Request payload size exceeds the limit: {MOST_INLINE_BYTES} bytes."
-        return {}, WireError(400, said)
+        message = f"Request payload size exceeds the limit: {MOST_INLINE_BYTES} bytes."
+        return {}, WireError(400, message)
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -323,8 +323,8 @@ def _batch_of(raw: bytes) -> tuple[dict[str, Any], WireError | None]:
         for name in found if isinstance(found, dict) else ("the body",):
             if name not in known:
                 place = f" at '{where}'" if where else ""
-                said = f'Unknown name "{name}"{place}: Cannot find field.'
-                return {}, WireError(400, f"Invalid JSON payload received. {said}")
+                message = f'Unknown name "{name}"{place}: Cannot find field.'
+                return {}, WireError(400, f"Invalid JSON payload received. {message}")
         found = found.get("batch" if not where else "inputConfig", {})
     if (wrong := misfit(body, _Create)) is not None:
         return {}, WireError(400, generate_content.misfit_said(wrong, ""))

@@ -134,5 +134,5 @@ def shown_file(meta: dict[str, Any]) -> dict[str, Any]:
 
 def no_file(file_id: str) -> WireError:
     """The answer for a file that isn't there: the API calls it forbidden, as it does another's."""
-    said = f"You do not have permission to access the File {file_id} or it may not exist."
-    return WireError(403, said)
+    message = f"You do not have permission to access the File {file_id} or it may not exist."
+    return WireError(403, message)

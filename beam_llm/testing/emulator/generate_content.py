@@ -25,7 +25,7 @@ from beam_llm.testing.emulator.pictures import (
     image_part,
     joined,
     part_of_address,
-    seen,
+    picture_of,
 )
 from beam_llm.testing.emulator.shapes import Misfit, SchemaNode, Share, misfit
 from beam_llm.testing.emulator.wire import WireError, json_response
@@ -201,8 +201,8 @@ def asked(
 
 
 def no_model(model: str) -> WireError:
-    said = "is not found for API version v1beta, or is not supported for generateContent"
-    return WireError(404, f"models/{model} {said}.")
+    message = "is not found for API version v1beta, or is not supported for generateContent"
+    return WireError(404, f"models/{model} {message}.")
 
 
 def camel(found: Any, where: str, known: frozenset[str]) -> tuple[Any, str | None]:
@@ -298,7 +298,7 @@ def _blob_problem(blob: Any, where: str) -> str | None:
     if data is None:
         place = f"{where}.inline_data.data"
         return f"Invalid value at '{place}' (TYPE_BYTES), Base64 decoding failed"
-    picture = seen(data)
+    picture = picture_of(data)
     if picture is None or picture.kind != blob["mimeType"]:
         return "Unable to process input image. Please retry or report in the developer forum."
     return None

@@ -150,8 +150,8 @@ class Wire(Dialect):
         """A body that is wrong is an `error` of its own; the gateway's are a bare `detail`."""
         if error.status == 401:
             is_usual = error.code == "invalid_api_key"
-            said = "Invalid API Key" if is_usual else error.message
-            return json_response({"detail": said}, 401, error.headers)
+            detail = "Invalid API Key" if is_usual else error.message
+            return json_response({"detail": detail}, 401, error.headers)
         if error.status == 422:
             message: Any = {"detail": [_detail(error)]}
         else:

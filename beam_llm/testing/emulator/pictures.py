@@ -55,7 +55,7 @@ class Picture(NamedTuple):
         return f"[picture {named} {self.width}x{self.height} {self.kind.removeprefix('image/')}]"
 
 
-def seen(data: bytes) -> Picture | None:
+def picture_of(data: bytes) -> Picture | None:
     """The picture that the bytes are; None of none, a damaged PNG among them."""
     digest = f"{zlib.crc32(data):08x}"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -169,7 +169,7 @@ def tokens_of_image(url: str) -> int:
 def _picture_of(url: str) -> Picture | None:
     match = _DATA_URL.match(url)
     data = decoded(url[match.end() :]) if match is not None else None
-    return seen(data) if data is not None else None
+    return picture_of(data) if data is not None else None
 
 
 def colour_names(text: str) -> list[str]:
@@ -213,16 +213,16 @@ def refusal(
     """
     found = list(urls_in(messages))
     if len(found) > most:
-        said = f"Too many images in request. Max is {most}, but got {len(found)}."
-        return Refusal(said, "messages", "max_images_per_request")
+        why = f"Too many images in request. Max is {most}, but got {len(found)}."
+        return Refusal(why, "messages", "max_images_per_request")
     for message, place, url in found:
         if message["role"] != "user":
-            said = (
+            why = (
                 f"Invalid '{place.partition('.')[0]}'. Image URLs are only allowed for messages "
                 f"with role 'user', but this message with role '{message['role']}' contains an "
                 "image URL."
             )
-            return Refusal(said, place, "invalid_value")
+            return Refusal(why, place, "invalid_value")
         if (refused := _refused_url(url, place, kinds)) is not None:
             return refused
     return None
@@ -233,17 +233,19 @@ def _refused_url(url: str, place: str, kinds: tuple[str, ...]) -> Refusal | None
         return None
     match = _DATA_URL.match(url)
     if match is None:
-        said = f"Invalid '{place}'. Expected a valid URL, but got a value with an invalid format."
-        return Refusal(said, place, "invalid_value")
+        message = (
+            f"Invalid '{place}'. Expected a valid URL, but got a value with an invalid format."
+        )
+        return Refusal(message, place, "invalid_value")
     data = decoded(url[match.end() :])
     if data is None:
         return Refusal("Invalid base64 image_url.", place, "invalid_base64")
-    picture = seen(data)
+    picture = picture_of(data)
     if picture is None or picture.kind not in kinds or picture.kind != match[1]:
         named = [kind.removeprefix("image/") for kind in kinds]
-        said = (
+        message = (
             "You uploaded an unsupported image. Please make sure your image has of one the "
             f"following formats: {named}."
         )
-        return Refusal(said, place, "invalid_image_format")
+        return Refusal(message, place, "invalid_image_format")
     return None

@@ -48,8 +48,8 @@ async def _put(
     if "aws-chunked" in request.headers.get("Content-Encoding", ""):
         data = _unchunked(data)
     if request.headers.get("If-None-Match") == "*" and buckets.get(bucket, key) is not None:
-        said = "At least one of the pre-conditions you specified did not hold"
-        return _error(412, "PreconditionFailed", said)
+        message = "At least one of the pre-conditions you specified did not hold"
+        return _error(412, "PreconditionFailed", message)
     buckets.put(bucket, key, data)
     return web.Response(headers={"ETag": _etag(data)})
 

@@ -85,10 +85,10 @@ def misfit(value: Any, shape: Any) -> Misfit | None:
     return None
 
 
-def _read(said: str) -> Misfit:
+def _read(sentence: str) -> Misfit:
     """msgspec's sentence, which is all that its error holds."""
     # From the right: a word that was found in the body may itself look like a place.
-    found = re.fullmatch(r"(.*?)(?: - at `\$\.?([^`]*)`)?", said, re.DOTALL)
+    found = re.fullmatch(r"(.*?)(?: - at `\$\.?([^`]*)`)?", sentence, re.DOTALL)
     assert found is not None
     problem, place = found[1], found[2] or ""
     quoted = re.findall(r"`([^`]*)`", problem)

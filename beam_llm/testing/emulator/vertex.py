@@ -77,8 +77,8 @@ class Wire(Dialect):
             refused = wrong_key()
         if refused is None:
             return None
-        said = "Request had invalid authentication credentials. Expected OAuth 2 access token."
-        return WireError(refused.status, said, code="UNAUTHENTICATED")
+        message = "Request had invalid authentication credentials. Expected OAuth 2 access token."
+        return WireError(refused.status, message, code="UNAUTHENTICATED")
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
         if path == "/token" and request.method == "POST":
@@ -107,8 +107,8 @@ class Wire(Dialect):
     def asked(self, body: Any, model: str) -> Asked | WireError:
         """A body, checked and translated; a tier is a header here, and no field."""
         if isinstance(body, dict) and {"serviceTier", "service_tier", "store"} & set(body):
-            said = 'Unknown name "serviceTier": Cannot find field.'
-            return WireError(400, f"Invalid JSON payload received. {said}")
+            message = 'Unknown name "serviceTier": Cannot find field.'
+            return WireError(400, f"Invalid JSON payload received. {message}")
         labels = body.get("labels", {}) if isinstance(body, dict) else {}
         if (wrong := misfit(labels, dict[str, str])) is not None:
             return WireError(400, generate_content.misfit_said(wrong, "labels"))
@@ -167,8 +167,8 @@ class Wire(Dialect):
         with open(part, "wb") as file, temporary_file() as given:
             folder, _, name = uri.rpartition("/")
             if not self.house.buckets.store_at(folder).get_file(name, given):
-                said = f"The object {uri} does not exist, or the service agent can't read it."
-                return WireError(400, said)
+                message = f"The object {uri} does not exist, or the service agent can't read it."
+                return WireError(400, message)
             lines = _lines_of(given)
             if parameters is not None and len(lines) > MOST_TEXTS:
                 return WireError(400, f"A job has at most {MOST_TEXTS} prompts.")
