@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from typing import Any
 
 from beam_llm.cli.exit_codes import IN_WORDS
@@ -60,17 +61,19 @@ def run(chosen: argparse.Namespace) -> int:
         return yaml_command.run(chosen)
     if not name.endswith(".sql"):
         raise UsageError(f"{chosen.file!r} is neither SQL nor YAML: name it FILE.sql or FILE.yaml")
-    _need_sql()
+    need("SQL", "beam-llm[sql]", "duckdb", "sqlglot")
     from beam_llm.cli.sql import command
 
     return command.run(chosen)
 
 
-def _need_sql() -> None:
-    try:
-        import duckdb  # noqa: F401
-        import sqlglot  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"SQL files need {error.name}, which is not installed: pip install 'beam-llm[sql]'"
-        ) from None
+def need(language: str, package: str, *modules: str) -> None:
+    """Raises UsageError where a module is missing that files of this language need."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UsageError(
+                f"{language} files need {error.name}, which is not installed: pip install "
+                f"{package!r}"
+            ) from None

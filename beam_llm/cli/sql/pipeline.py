@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -215,13 +214,12 @@ def _read(pipeline: beam.Pipeline, branch: Branch, head: str) -> pvalue.PCollect
 def _into_beam(ways: tuple[pvalue.PCollection, ...], plan: Plan, head: str) -> None:
     sink = plan.target
     assert sink is not None
-    make = (lambda row: row_of(plan, row)) if sink.elements == "row" else (
-        lambda row: dict_of(plan, row))  # fmt: skip
+    make = row_of if sink.elements == "row" else dict_of
     _ = (
         ways
         | f"{head}All rows" >> beam.Flatten()
         | f"{head}Answered" >> beam.Filter(lambda element: DROPPED not in element[1])
-        | f"{head}Make elements" >> beam.Map(lambda element: make(element[1]))
+        | f"{head}Make elements" >> beam.Map(lambda element: make(plan, element[1]))
         | f"{head}Write {sink.name}" >> transform_of(plan, sink)
     )
 
@@ -246,7 +244,7 @@ def transform_of(plan: Plan, table: Table) -> beam.PTransform:
     module, _, name = table.transform.rpartition(".")
     try:
         made = getattr(importlib.import_module(module), name)
-        made = made(**(table.arguments or {})) if inspect.isclass(made) or callable(made) else made
+        made = made(**(table.arguments or {})) if callable(made) else made
     except Exception as error:  # whatever the code of somebody else raises when it is made
         raise UsageError(
             f"{plan.place}: the table {table.name!r}: {table.transform} can't be made "

@@ -9,6 +9,7 @@ from time import time
 from typing import Any
 
 from beam_llm.cli.beam_run import pipeline_options, run_to_end
+from beam_llm.cli.commands.run import need
 from beam_llm.cli.exit_codes import ALL_ANSWERED
 from beam_llm.cli.new_jobs import locations_of
 from beam_llm.cli.predict_command import PredictCommand, Report
@@ -33,7 +34,7 @@ def run(chosen: argparse.Namespace) -> int:
             "writes its own: put failed rows apart (error_handling: {output: failed}) and run on "
             "those"
         )
-    _need_yaml()
+    need("YAML", "apache-beam[yaml]", "apache_beam.yaml.yaml_transform")
     # Before Beam is loaded: a page that can't be written is told at once.
     files = RunFiles(chosen)
     import apache_beam as beam
@@ -63,15 +64,6 @@ def run(chosen: argparse.Namespace) -> int:
     code = exit_code_of(chosen.name, report.tally)
     files.write_page(lambda: (_subject(chosen, steps, report), report))
     return code
-
-
-def _need_yaml() -> None:
-    try:
-        import apache_beam.yaml.yaml_transform  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"YAML files need {error.name}, which is not installed: pip install 'apache-beam[yaml]'"
-        ) from None
 
 
 def _read(path: str) -> Any:
