@@ -11,9 +11,12 @@ from beam_llm.transforms.gc_tuning import QuietGc
 
 @pytest.fixture
 def as_it_was():
+    """Nothing is frozen at first, as in a worker; the tests' own process has frozen what it collected."""
+    gc.unfreeze()
     before = gc.get_threshold(), gc.get_freeze_count()
     yield before
     assert (gc.get_threshold(), gc.get_freeze_count()) == before
+    gc.freeze()
 
 
 def test_the_first_holds_and_the_last_releases(as_it_was):
