@@ -29,7 +29,8 @@ _WORD_LIST = re.compile(
     r"\b(?:one of|either)(?: the following| these)?:?\s+([^\n]+)", re.IGNORECASE
 )
 _REPLY_WORDS = re.compile(r"\n\n(?=(?:Reply|Answer|Respond) with\b)")
-_TOLD_SCHEMA = re.compile(r"[^\n]*\bJSON schema:\s*(?=\{)")
+# From the beginning of a line alone: from any place of it, a long one takes quadratic time.
+_TOLD_SCHEMA = re.compile(r"^[^\n]*\bJSON schema:\s*(?=\{)", re.MULTILINE)
 _CARE = re.compile(r"\n\nAnswer with care, [^\n]*\Z")
 """The sentence that the package puts at the end of a prompt when it asks again; it is about the
 first reply, and no part of the record."""
