@@ -259,15 +259,6 @@ class FlinkCluster:
         """Cancels whatever runs and waits until nothing does."""
         self._settle(cancel=True, seconds=seconds)
 
-    def checkpoints(self, job_id: str) -> int:
-        """How many checkpoints of this job were completed; 0 also while the job is only being set
-        up.
-        """
-        try:
-            return int(self.rest(f"/jobs/{job_id}/checkpoints")["counts"]["completed"])
-        except OSError:
-            return 0
-
     def rest(self, path: str, method: str = "GET") -> Any:
         """The JSON that Flink's REST interface answers."""
         with urllib.request.urlopen(
