@@ -108,6 +108,16 @@ def start() -> Iterator[Callable[..., tuple[Emulator, openai.OpenAI]]]:
         emulator.close()
 
 
+class Clock:
+    """An emulator's, which stands still until it is set forward."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def test_files_are_uploaded_listed_read_and_deleted(start: Any) -> None:
     _, client = start()
     ids = [upload(client, line(text)) for text in texts_of(5)]
@@ -123,7 +133,8 @@ def test_files_are_uploaded_listed_read_and_deleted(start: Any) -> None:
 
 
 def test_a_job_goes_through_its_states_to_both_files(start: Any) -> None:
-    emulator, client = start(batch_seconds=(0.3, 0.4, 0.3))
+    clock = Clock()
+    emulator, client = start(batch_seconds=(30, 40, 30), clock=clock)
     bad = line("bad", body=body("bad", response_format={"type": "nonsense"}))
     batch = create(
         client, upload(client, *(line(text) for text in texts_of(20)), bad), metadata={"run": "7"}
@@ -137,6 +148,8 @@ def test_a_job_goes_through_its_states_to_both_files(start: Any) -> None:
     seen = []
     while batch.status not in TERMINAL:
         seen.append(batch.status)
+        if emulator.is_settled:
+            clock.now += 10
         time.sleep(0.01)
         batch = client.batches.retrieve(batch.id)
     assert list(dict.fromkeys([*seen, batch.status])) == [
@@ -320,11 +333,13 @@ def test_a_wrong_file_fails_in_validation_and_bills_nothing(
 
 
 def test_an_empty_file_and_a_deleted_one_fail(start: Any) -> None:
-    _, client = start(batch_seconds=(0.2, 0, 0))
+    clock = Clock()
+    _, client = start(batch_seconds=(20, 0, 0), clock=clock)
     empty = create(client, client.files.create(file=("a.jsonl", b""), purpose="batch").id)
     file_id = upload(client, line("x"))
     deleted = create(client, file_id)
     client.files.delete(file_id)
+    clock.now += 21
     assert [wait(client, batch.id).errors.data[0].code for batch in (empty, deleted)] == [
         "empty_file",
         "invalid_request",
@@ -364,22 +379,24 @@ def test_a_wrong_create_is_400(start: Any, changes: dict[str, Any]) -> None:
 
 
 def test_a_cancelled_job_keeps_and_bills_what_was_done(start: Any) -> None:
-    emulator, client = start(batch_seconds=(0, 1.0, 0), cancel_seconds=0.1)
+    emulator, client = start(batch_seconds=(0, 10.0, 0), cancel_seconds=0.1)
     batch = submit(client, *texts_of(100))
-    wait(client, batch.id, lambda batch: (batch.request_counts.completed or 0) >= 10)
+    wait(client, batch.id, lambda batch: (batch.request_counts.completed or 0) >= 5)
     assert client.batches.cancel(batch.id).status == "cancelling"
     batch = wait(client, batch.id)
     done = content(client, batch.output_file_id)
     assert batch.status == "cancelled"
-    assert 10 <= len(done) == batch.request_counts.completed < 100
+    assert 5 <= len(done) == batch.request_counts.completed < 100
     assert sum(emulator.billed.values()) == len(done)
     assert client.batches.cancel(batch.id).status == "cancelled"
 
 
 def test_a_job_cancelled_at_once_did_nothing_and_an_ended_one_cannot_be(start: Any) -> None:
-    emulator, client = start(batch_seconds=(0.6, 0, 0))
+    clock = Clock()
+    emulator, client = start(batch_seconds=(60, 0, 0), clock=clock)
     early, late = submit(client, "early"), submit(client, "late")
     client.batches.cancel(early.id)
+    clock.now += 61
     assert (wait(client, early.id).status, wait(client, late.id).status) == (
         "cancelled",
         "completed",
@@ -568,14 +585,14 @@ def test_a_refused_create_has_not_created(
 
 
 def test_a_new_job_may_be_hidden_from_lists_and_from_retrieve_for_a_while(start: Any) -> None:
-    _, client = start(
-        Fault("list_lag", seconds=1.0, nth=1), Fault("retrieve_missing", seconds=1.0, nth=2)
-    )
+    clock = Clock()
+    faults = Fault("list_lag", seconds=10, nth=1), Fault("retrieve_missing", seconds=10, nth=2)
+    _, client = start(*faults, clock=clock)
     lagging, missing = submit(client, "a"), submit(client, "b")
     assert [batch.id for batch in client.batches.list()] == [missing.id]
     with pytest.raises(openai.NotFoundError):
         client.batches.retrieve(missing.id)
-    time.sleep(1.1)
+    clock.now += 11
     assert [batch.id for batch in client.batches.list()] == [missing.id, lagging.id]
     assert client.batches.retrieve(missing.id).id == missing.id
 
@@ -621,7 +638,8 @@ def test_a_cut_download_breaks_off(start: Any) -> None:
 
 
 def test_the_enqueued_token_limit_holds_until_other_jobs_are_over(start: Any) -> None:
-    _, client = start(batch_seconds=(0.05, 0.6, 0), enqueued_token_limit=60)
+    clock = Clock()
+    _, client = start(batch_seconds=(0, 60, 0), enqueued_token_limit=60, clock=clock)
     file_id = upload(client, line("one of the reviews"), line("another of the reviews"))
     first = create(client, file_id)
     wait(client, first.id, lambda batch: batch.status == "in_progress")
@@ -629,8 +647,12 @@ def test_the_enqueued_token_limit_holds_until_other_jobs_are_over(start: Any) ->
     assert second.status == "failed"
     assert [error.code for error in second.errors.data] == ["token_limit_exceeded"]
     assert "Enqueued token limit reached for m" in second.errors.data[0].message
+    clock.now += 61
     assert wait(client, first.id).status == "completed"
-    assert wait(client, create(client, file_id).id).status == "completed"
+    third = create(client, file_id)
+    wait(client, third.id, lambda batch: batch.status == "in_progress")
+    clock.now += 61
+    assert wait(client, third.id).status == "completed"
 
 
 def test_the_enqueued_token_limit_may_answer_at_create(start: Any) -> None:
@@ -665,8 +687,13 @@ def test_the_book_stays_readable_after_the_end() -> None:
 def test_a_killed_emulator_goes_on_with_its_jobs_and_bills_each_line_once(
     tmp_path: Path, moment: str
 ) -> None:
+    # Long enough at that moment for a busy machine to see it.
+    long = {"cancelling": "in_progress"}.get(moment, moment)
+    stages = ("validating", "in_progress", "finalizing")
     with EmulatorProcess(
-        state_dir=tmp_path, batch_seconds=(0.4, 0.4, 0.4), cancel_seconds=0.4
+        state_dir=tmp_path,
+        batch_seconds=tuple(2.0 if stage == long else 0.05 for stage in stages),
+        cancel_seconds=2.0,
     ) as emulator:
         client = client_of(emulator)
         batch = submit(client, *texts_of(40), metadata={"a": "b"})
