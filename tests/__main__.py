@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.components import Unavailable, python_path, required
+from tests.components import WORKERS, Unavailable, python_path, required
 from tests.components.lowest_beam import test_command
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
         "lint": ["ruff", "check", "."],
         "format": ["ruff", "format", "--check", "."],
         "types": ["mypy"],
-        "tests": ["pytest", "-rs", "-n", "2", "--dist", "loadgroup", *arguments],
+        "tests": ["pytest", "-rs", "-n", str(WORKERS), "--dist", "loadgroup", *arguments],
     }
     failed = []
     for name, command in checks.items():

@@ -26,6 +26,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+WORKERS = 3
+"""Processes that run tests: one more than CI has cores, for a third of the time two waited, for jobs
+and for other processes."""
 
 
 class Unavailable(Exception):

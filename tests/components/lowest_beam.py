@@ -15,7 +15,7 @@ import tomllib
 import venv
 from pathlib import Path
 
-from tests.components import REPOSITORY, Unavailable, build_once, run_quietly
+from tests.components import REPOSITORY, WORKERS, Unavailable, build_once, run_quietly
 
 # What touches Beam, without Prism and Flink: they are of the newest Beam.
 TESTS = [
@@ -86,7 +86,7 @@ def test_command() -> list[str]:
         "pytest",
         "-rs",
         "-n",
-        "2",
+        str(WORKERS),
         # The package is not installed there, so its pytest plugin is named; and not found a second
         # time by the egg-info that an editable install of this checkout leaves beside the package.
         "-p",
