@@ -20,7 +20,7 @@ from beam_llm import redaction
 from tests.components import Unavailable, required
 
 if TYPE_CHECKING:
-    from beam_llm.testing import Emulator
+    from beam_llm.testing import Emulator, EmulatorProcess
     from tests.components.azure import AzureServer
     from tests.components.flink import FlinkCluster
     from tests.components.gcs import GcsServer
@@ -50,13 +50,26 @@ def pytest_collection() -> Generator[None, object, object]:
             remember()
 
 
+MADE_ONCE = {
+    "_gcs_session": "gcs",
+    "_s3_session": "s3",
+    "_azure_session": "azure",
+    "built": "packaging",
+    "ran": "sql forms",
+}
+"""Fixtures that take seconds to make, and the group of the tests that have them: one process runs a
+group."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process has the Flink cluster, and starts with it: its tests take longest, the other
-    process does the rest meanwhile.
+    """One process has the Flink cluster, and starts with it: its tests take longest, the others do
+    the rest meanwhile.
     """
     for item in items:
-        if item.get_closest_marker("flink"):
-            item.add_marker(pytest.mark.xdist_group("flink"))
+        has_flink, names = item.get_closest_marker("flink"), getattr(item, "fixturenames", ())
+        groups = [group for fixture, group in MADE_ONCE.items() if fixture in names]
+        if has_flink or groups:
+            item.add_marker(pytest.mark.xdist_group("flink" if has_flink else groups[0]))
     items.sort(key=lambda item: item.get_closest_marker("flink") is None)
 
 
@@ -108,6 +121,26 @@ def emulator_with(
         return emulator
 
     return start
+
+
+@pytest.fixture(scope="session")
+def _emulator_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatorProcess]:
+    from beam_llm.testing import EmulatorProcess
+
+    folder = tmp_path_factory.mktemp("provider")
+    with EmulatorProcess(state_dir=folder, batch_seconds=0.15) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def running(_emulator_process: EmulatorProcess) -> Iterator[EmulatorProcess]:
+    """An emulator of all providers in a process of its own, which a test may kill; one for all
+    tests, so that each has texts that are its own and counts what it adds. Without faults at first.
+    """
+    yield _emulator_process
+    if _emulator_process.pid is None:
+        _emulator_process.start()
+    _emulator_process.set_faults()
 
 
 @pytest.fixture

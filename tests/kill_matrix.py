@@ -1,7 +1,9 @@
-"""Kill -9 of a whole pipeline at twelve points of a job's life, for any provider; then a run with
-the input shuffled and another batch size. `test_kill.py` has all points, for OpenAI's.
+"""Kill -9 of a whole pipeline at the points of a job's life that are a provider's, for any of them:
+before and behind what it is sent, and before its results are had. Then a run with the input shuffled
+and another batch size. `test_kill.py` has all points, for OpenAI's: what differs at the others is
+the ledger alone.
 
-    from tests.kill_matrix import KillMatrix, running  # noqa: F401 - a fixture
+    from tests.kill_matrix import KillMatrix
 
     class TestAcme(KillMatrix):
         dialect, model, variable = "acme", "acme:large", "ACME_BASE_URL"
@@ -12,7 +14,6 @@ By the emulator's book: billed twice 0. By the rerun's output: lost 0, wrong 0.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 
 from beam_llm.testing import EmulatorProcess, Fault
 from tests.killed import (
+    PATIENT,
     Run,
     billed,
     complaints,
@@ -31,18 +33,7 @@ from tests.killed import (
     shuffled,
 )
 
-POINTS = [
-    "intent.after", "staged", "marked", "create.before", "create.before#3", "create.sent",
-    "create.after#2", "ack.after", "waiting", "ended", "answers.before", "output.half",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatorProcess]:
-    """The emulator of a test module; import it there."""
-    folder = tmp_path_factory.mktemp("provider")
-    with EmulatorProcess(state_dir=folder, batch_seconds=0.15) as emulator:
-        yield emulator
+POINTS = ["staged", "marked", "create.before#3", "create.after#2", "ended"]
 
 
 class KillMatrix:
@@ -70,11 +61,6 @@ class KillMatrix:
         address = running.environment_of(self.dialect)[self.variable]
         return Run(address, str(folder), texts, options, constants=self.constants)
 
-    @pytest.fixture(autouse=True)
-    def _no_faults(self, running: EmulatorProcess) -> Iterator[None]:
-        yield
-        running.set_faults()
-
     def texts(self, tag: str) -> list[str]:
         return reviews_of(f"{self.model} {tag}")
 
@@ -96,7 +82,8 @@ class KillMatrix:
     ) -> None:
         running.set_faults(Fault("create_lost", nth=1), Fault("list_lag", seconds=lag))
         texts, before = self.texts(f"lost {lag}"), jobs_made(running)
-        assert not complaints(rerun(self.run(running, tmp_path, texts)), texts)
+        run = self.run(running, tmp_path, texts, **PATIENT)
+        assert not complaints(rerun(run), texts)
         assert jobs_made(running) == before + 1
         assert billed(running, texts) == once(texts)
 
@@ -105,8 +92,7 @@ class KillMatrix:
     ) -> None:
         running.set_faults(Fault("create_late", nth=1, seconds=0.5))
         texts, before = self.texts("late"), jobs_made(running)
-        # A create may come as late as twice the time of a control call.
-        run = self.run(running, tmp_path, texts, control_timeout_ms=1_500)
+        run = self.run(running, tmp_path, texts, **PATIENT)
         assert not complaints(rerun(run), texts)
         assert jobs_made(running) == before + 1
         assert billed(running, texts) == once(texts)

@@ -36,6 +36,9 @@ THINGS = ("phone", "lamp", "chair", "book", "radio", "table", "clock", "shirt")
 KEY = "BEAM_LLM_KILLED_TESTS_KEY"
 os.environ[KEY] = "any-key"
 QUICK = {"poll_seconds": 0.05, "lease_seconds": 1.0, "list_lag_seconds": 0.3}
+PATIENT = {"list_lag_seconds": 10.0}
+"""For jobs that are listed or made late: a doubt ends when the job is found, and on no machine
+before."""
 CHILD_SECONDS = 60
 
 
@@ -202,7 +205,12 @@ class Child:
     def wait_until_stopped(self) -> None:
         wait_until(lambda: (self._out / "stopped").exists() or self._process.exitcode is not None)
         assert self._process.exitcode is None, self.said()
-        time.sleep(0.05)
+        # It says so before it stops; a signal to go on that came in between would be lost.
+        state = Path(f"/proc/{self._process.pid}/stat")
+        if state.exists():
+            wait_until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
+        else:
+            time.sleep(0.05)
 
     def goes_on(self) -> None:
         self.send(signal.SIGCONT)

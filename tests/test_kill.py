@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from beam_llm.testing import EmulatorProcess, Fault
 from tests.killed import (
+    PATIENT,
     Run,
     billed,
     complaints,
@@ -27,20 +27,6 @@ from tests.killed import (
     start,
     wait_until,
 )
-
-
-@pytest.fixture(scope="module")
-def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatorProcess]:
-    with EmulatorProcess(
-        state_dir=tmp_path_factory.mktemp("provider"), batch_seconds=0.15
-    ) as running:
-        yield running
-
-
-@pytest.fixture
-def emulator(provider: EmulatorProcess) -> Iterator[EmulatorProcess]:
-    yield provider
-    provider.set_faults()
 
 
 def has_created(staging: Path, jobs: int = 1) -> bool:
@@ -58,14 +44,14 @@ POINTS = [
 
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_at_any_point_the_rerun_answers_all_and_pays_nothing_twice(
-    emulator: EmulatorProcess, tmp_path: Path, point: str
+    running: EmulatorProcess, tmp_path: Path, point: str
 ) -> None:
     texts = reviews_of(point)
-    run = Run(emulator.base_url, str(tmp_path), texts, {"batch_size": 3, "job_max_records": 3})
+    run = Run(running.base_url, str(tmp_path), texts, {"batch_size": 3, "job_max_records": 3})
     assert killed(run.replaced(kill=point)) == -signal.SIGKILL
     again = shuffled(texts, point)
     assert not complaints(rerun(run.replaced(texts=again, options={"batch_size": 5})), again)
-    assert billed(emulator, texts) == once(texts)
+    assert billed(running, texts) == once(texts)
 
 
 # A job that expires half done, and the follow-up for the rest: two result files, two creates, two
@@ -83,15 +69,15 @@ def test_killed_at_any_point_the_rerun_answers_all_and_pays_nothing_twice(
     ],
 )
 def test_killed_between_an_expired_job_and_its_follow_up(
-    emulator: EmulatorProcess, tmp_path: Path, point: str
+    running: EmulatorProcess, tmp_path: Path, point: str
 ) -> None:
-    emulator.set_faults(Fault("expire", nth=1, done=0.5))
+    running.set_faults(Fault("expire", nth=1, done=0.5))
     texts = reviews_of(f"expired {point}")
-    run = Run(emulator.base_url, str(tmp_path), texts)
+    run = Run(running.base_url, str(tmp_path), texts)
     assert killed(run.replaced(kill=point)) == -signal.SIGKILL
     again = shuffled(texts, point)
     assert not complaints(rerun(run.replaced(texts=again, options={"batch_size": 5})), again)
-    assert billed(emulator, texts) == once(texts)
+    assert billed(running, texts) == once(texts)
 
 
 @pytest.mark.parametrize(
@@ -106,40 +92,40 @@ def test_killed_between_an_expired_job_and_its_follow_up(
     ids=" then ".join,
 )
 def test_killed_again_and_again(
-    emulator: EmulatorProcess, tmp_path: Path, points: tuple[str, ...]
+    running: EmulatorProcess, tmp_path: Path, points: tuple[str, ...]
 ) -> None:
     texts = reviews_of(" then ".join(points))
-    run = Run(emulator.base_url, str(tmp_path), texts)
+    run = Run(running.base_url, str(tmp_path), texts)
     for times, point in enumerate(points):
         again = run.replaced(
             texts=shuffled(texts, times), options={"batch_size": 2 + times}, kill=point
         )
         assert killed(again) == -signal.SIGKILL
     assert not complaints(rerun(run), texts)
-    assert billed(emulator, texts) == once(texts)
+    assert billed(running, texts) == once(texts)
 
 
 def test_killed_where_a_runner_waits_with_a_splittable_dofn(
-    emulator: EmulatorProcess, tmp_path: Path
+    running: EmulatorProcess, tmp_path: Path
 ) -> None:
     texts = reviews_of("sdf")
-    run = Run(emulator.base_url, str(tmp_path), texts, {"waiting": "sdf", "job_max_records": 3})
+    run = Run(running.base_url, str(tmp_path), texts, {"waiting": "sdf", "job_max_records": 3})
     assert killed(run.replaced(kill="waiting#3")) == -signal.SIGKILL
     again = shuffled(texts)
     assert not complaints(
         rerun(run.replaced(texts=again, options={"waiting": "sdf", "batch_size": 5})), again
     )
-    assert billed(emulator, texts) == once(texts)
+    assert billed(running, texts) == once(texts)
 
 
-def test_killed_with_bundles_that_beam_repeats(emulator: EmulatorProcess, tmp_path: Path) -> None:
+def test_killed_with_bundles_that_beam_repeats(running: EmulatorProcess, tmp_path: Path) -> None:
     texts = reviews_of("repeated bundles")
     flags = ["--runner=FnApiRunner", "--direct_runner_bundle_repeat=2"]
-    run = Run(emulator.base_url, str(tmp_path), texts, flags=flags)
+    run = Run(running.base_url, str(tmp_path), texts, flags=flags)
     assert killed(run.replaced(kill="create.after")) == -signal.SIGKILL
     rows = rerun(run)
     assert {row.text for row in rows} == set(texts)
-    assert billed(emulator, texts) == once(texts)
+    assert billed(running, texts) == once(texts)
 
 
 # The create's answer is lost
@@ -147,66 +133,66 @@ def test_killed_with_bundles_that_beam_repeats(emulator: EmulatorProcess, tmp_pa
 
 @pytest.mark.parametrize("lag", [0.0, 0.5], ids=["listed at once", "listed late"])
 def test_a_job_whose_create_got_no_answer_is_found_and_adopted(
-    emulator: EmulatorProcess, tmp_path: Path, lag: float
+    running: EmulatorProcess, tmp_path: Path, lag: float
 ) -> None:
-    emulator.set_faults(Fault("create_lost", nth=1), Fault("list_lag", seconds=lag))
-    texts, before = reviews_of(f"lost {lag}"), jobs_made(emulator)
-    run = Run(emulator.base_url, str(tmp_path), texts, {"list_lag_seconds": 1.0})
+    running.set_faults(Fault("create_lost", nth=1), Fault("list_lag", seconds=lag))
+    texts, before = reviews_of(f"lost {lag}"), jobs_made(running)
+    run = Run(running.base_url, str(tmp_path), texts, PATIENT)
     assert not complaints(rerun(run), texts)
-    assert jobs_made(emulator) == before + 1
-    assert billed(emulator, texts) == once(texts)
+    assert jobs_made(running) == before + 1
+    assert billed(running, texts) == once(texts)
 
 
 def test_killed_while_looking_for_a_job_that_is_listed_late(
-    emulator: EmulatorProcess, tmp_path: Path
+    running: EmulatorProcess, tmp_path: Path
 ) -> None:
-    emulator.set_faults(Fault("list_lag", seconds=0.7))
-    texts, before = reviews_of("killed in doubt"), jobs_made(emulator)
-    run = Run(emulator.base_url, str(tmp_path), texts, {"list_lag_seconds": 1.2})
+    running.set_faults(Fault("list_lag", seconds=0.7))
+    texts, before = reviews_of("killed in doubt"), jobs_made(running)
+    run = Run(running.base_url, str(tmp_path), texts, PATIENT)
     assert killed(run.replaced(kill="create.after")) == -signal.SIGKILL
     assert killed(run.replaced(kill="adopted")) == -signal.SIGKILL
     assert not complaints(rerun(run.replaced(texts=shuffled(texts))), texts)
-    assert jobs_made(emulator) == before + 1
-    assert billed(emulator, texts) == once(texts)
+    assert jobs_made(running) == before + 1
+    assert billed(running, texts) == once(texts)
 
 
 # The provider dies too
 
 
 def test_the_provider_is_killed_and_comes_back_while_a_run_waits(
-    emulator: EmulatorProcess, tmp_path: Path
+    running: EmulatorProcess, tmp_path: Path
 ) -> None:
     texts = reviews_of("provider killed")
-    child = start(Run(emulator.base_url, str(tmp_path), texts, {"job_max_records": 3}))
+    child = start(Run(running.base_url, str(tmp_path), texts, {"job_max_records": 3}))
     wait_until(lambda: has_created(tmp_path))
-    emulator.kill()
+    running.kill()
     time.sleep(0.3)
-    emulator.restart()
+    running.restart()
     assert not complaints(child.rows(), texts)
-    assert billed(emulator, texts) == once(texts)
+    assert billed(running, texts) == once(texts)
 
 
 @pytest.mark.parametrize("point", ["create.before", "create.after", "waiting"])
 def test_run_and_provider_are_both_killed(
-    emulator: EmulatorProcess, tmp_path: Path, point: str
+    running: EmulatorProcess, tmp_path: Path, point: str
 ) -> None:
     texts = reviews_of(f"both killed at {point}")
-    run = Run(emulator.base_url, str(tmp_path), texts)
+    run = Run(running.base_url, str(tmp_path), texts)
     assert killed(run.replaced(kill=point)) == -signal.SIGKILL
-    emulator.restart()
+    running.restart()
     again = shuffled(texts, point)
     assert not complaints(rerun(run.replaced(texts=again, options={"batch_size": 4})), again)
-    assert billed(emulator, texts) == once(texts)
+    assert billed(running, texts) == once(texts)
 
 
-def test_the_provider_is_gone_at_the_very_create(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    texts, before = reviews_of("gone at the create"), jobs_made(emulator)
-    child = start(Run(emulator.base_url, str(tmp_path), texts, stop="create.before"))
+def test_the_provider_is_gone_at_the_very_create(running: EmulatorProcess, tmp_path: Path) -> None:
+    texts, before = reviews_of("gone at the create"), jobs_made(running)
+    child = start(Run(running.base_url, str(tmp_path), texts, stop="create.before"))
     child.wait_until_stopped()
-    emulator.kill()
+    running.kill()
     child.goes_on()
     time.sleep(0.3)
-    emulator.restart()
+    running.restart()
     assert not complaints(child.rows(), texts)
-    assert jobs_made(emulator) == before + 1
-    assert billed(emulator, texts) == once(texts)
+    assert jobs_made(running) == before + 1
+    assert billed(running, texts) == once(texts)

@@ -12,7 +12,7 @@ import pytest
 
 from beam_llm.testing import EmulatorProcess, Fault
 from tests.kill_matrix import KillMatrix
-from tests.killed import Run, billed, complaints, jobs_made, once, rerun
+from tests.killed import PATIENT, Run, billed, complaints, jobs_made, once, rerun
 
 if TYPE_CHECKING:
     from tests.components.s3 import S3Server
@@ -22,7 +22,7 @@ BUCKET = "killed-runs"
 
 
 @pytest.fixture(scope="module")
-def running(
+def _emulator_process(
     tmp_path_factory: pytest.TempPathFactory, _s3_session: S3Server
 ) -> Iterator[EmulatorProcess]:
     """The emulator, which keeps jobs' files in the same S3 as the runs do."""
@@ -64,6 +64,6 @@ class TestBedrock(KillMatrix):
             Fault("create_late", nth=1, seconds=0.3), Fault("poison", where="list", status=403)
         )
         texts, before = self.texts("late, and no list"), jobs_made(running)
-        assert not complaints(rerun(self.run(running, tmp_path, texts)), texts)
+        assert not complaints(rerun(self.run(running, tmp_path, texts, **PATIENT)), texts)
         assert jobs_made(running) == before + 1
         assert billed(running, texts) == once(texts)

@@ -12,7 +12,6 @@ import pytest
 
 from beam_llm.testing import EmulatorProcess
 from beam_llm.testing.emulator.embedder import vector_of
-from tests.kill_matrix import running  # noqa: F401 - a fixture
 from tests.killed import Run, billed, killed, once, rerun, reviews_of, shuffled
 
 OPTIONS = {
@@ -23,7 +22,7 @@ OPTIONS = {
 }
 
 
-def run_of(running: EmulatorProcess, folder: Path, texts: list[str], prompt: str) -> Run:  # noqa: F811
+def run_of(running: EmulatorProcess, folder: Path, texts: list[str], prompt: str) -> Run:
     options = {
         "task": "embed",
         "output": str,
@@ -42,7 +41,7 @@ def run_of(running: EmulatorProcess, folder: Path, texts: list[str], prompt: str
 
 @pytest.mark.parametrize("point", ["create.sent", "create.after#2", "output.half#2"])
 def test_killed_at_any_point_the_rerun_has_all_vectors_and_pays_nothing_twice(
-    running: EmulatorProcess,  # noqa: F811
+    running: EmulatorProcess,
     tmp_path: Path,
     point: str,
 ) -> None:

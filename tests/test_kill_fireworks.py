@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.kill_matrix import KillMatrix, running  # noqa: F401 - a fixture
+from tests.kill_matrix import KillMatrix
 
 
 class TestFireworks(KillMatrix):

@@ -4,7 +4,7 @@ whether a job's lines go along with its create or are uploaded before it.
 
 from __future__ import annotations
 
-from tests.kill_matrix import KillMatrix, running  # noqa: F401 - a fixture
+from tests.kill_matrix import KillMatrix
 
 
 class TestGemini(KillMatrix):

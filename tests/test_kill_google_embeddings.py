@@ -14,8 +14,7 @@ import pytest
 
 from beam_llm.testing import EmulatorProcess, Fault
 from beam_llm.testing.emulator.embedder import vector_of
-from tests.kill_matrix import running  # noqa: F401 - a fixture
-from tests.killed import Run, billed, jobs_made, killed, once, rerun, reviews_of, shuffled
+from tests.killed import PATIENT, Run, billed, jobs_made, killed, once, rerun, reviews_of, shuffled
 
 EMBED = {"task": "embed", "output": str, "dimensions": 16, "batch_size": "auto"}
 PLACE = {"project": "p-1", "region": "us", "bucket": "gs://killed-vectors/jobs"}
@@ -26,7 +25,7 @@ PROVIDERS = {
 }
 
 
-def run_of(running: EmulatorProcess, folder: Path, texts: list[str], name: str, prompt: str) -> Run:  # noqa: F811
+def run_of(running: EmulatorProcess, folder: Path, texts: list[str], name: str, prompt: str) -> Run:
     own: dict[str, Any] = {**EMBED, **PROVIDERS[name], "prompt": prompt, "list_lag_seconds": 0.6}
     dialect = name.partition(" ")[0]
     address = running.environment_of(dialect)[f"{dialect.upper()}_BASE_URL"]
@@ -47,7 +46,7 @@ POINTS = {
     ("name", "point"), [(name, point) for name, points in POINTS.items() for point in points]
 )
 def test_killed_at_any_point_the_rerun_has_all_vectors_and_pays_nothing_twice(
-    running: EmulatorProcess,  # noqa: F811
+    running: EmulatorProcess,
     tmp_path: Path,
     name: str,
     point: str,
@@ -65,14 +64,14 @@ def test_killed_at_any_point_the_rerun_has_all_vectors_and_pays_nothing_twice(
 
 @pytest.mark.parametrize("name", PROVIDERS)
 def test_a_job_whose_create_got_no_answer_is_found_and_adopted(
-    running: EmulatorProcess,  # noqa: F811
+    running: EmulatorProcess,
     tmp_path: Path,
     name: str,
 ) -> None:
     running.set_faults(Fault("create_lost", nth=1), Fault("list_lag", seconds=0.3))
     texts, before = reviews_of(f"embed {name} lost"), jobs_made(running)
-    rows = rerun(run_of(running, tmp_path, texts, name, "{{ text }}"))
-    running.set_faults()
+    run = run_of(running, tmp_path, texts, name, "{{ text }}")
+    rows = rerun(run.replaced(options={**run.options, **PATIENT}))
     assert all(row.value == vector_of(row.text, 16).tolist() for row in rows)
     assert jobs_made(running) == before + 1
     assert billed(running, texts) == once(texts)

@@ -4,7 +4,7 @@ ended.
 
 from __future__ import annotations
 
-from tests.kill_matrix import KillMatrix, running  # noqa: F401 - a fixture
+from tests.kill_matrix import KillMatrix
 
 
 class TestOpenRouter(KillMatrix):

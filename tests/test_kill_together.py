@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.kill_matrix import KillMatrix, running  # noqa: F401 - a fixture
+from tests.kill_matrix import KillMatrix
 
 
 class TestTogether(KillMatrix):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from beam_llm.testing import EmulatorProcess
-from tests.kill_matrix import KillMatrix, running  # noqa: F401 - a fixture
+from tests.kill_matrix import KillMatrix
 from tests.killed import Run
 
 
@@ -20,6 +20,6 @@ class TestVertex(KillMatrix):
         "provider_options": {"project": "p-1", "region": "global", "bucket": "gs://killed/jobs"}
     }
 
-    def run(self, running: EmulatorProcess, folder: Path, texts: list[str], **more: Any) -> Run:  # noqa: F811
+    def run(self, running: EmulatorProcess, folder: Path, texts: list[str], **more: Any) -> Run:
         run = super().run(running, folder, texts, **more)
         return run.replaced(environment=running.buckets_environment)
