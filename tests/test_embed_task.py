@@ -7,24 +7,42 @@ import math
 import re
 import struct
 from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_llm.config import settings
-from beam_llm.errors import Kind, PromptError, UsageError
+from beam_llm.errors import CallError, Kind, PromptError, UsageError
 from beam_llm.prompting.batching import Batcher, prompt_caps
 from beam_llm.prompting.embed_task import EmbedTask
 from beam_llm.prompting.tokens import counted_tokens
 from beam_llm.prompting.vectors import pack, unpack
 from beam_llm.provider_table import PROVIDERS
 from beam_llm.providers import check, compile_task
+from beam_llm.providers.bedrock import lines as bedrock_lines
+from beam_llm.providers.bedrock.embed_wire import completion_of as bedrock_completion
+from beam_llm.providers.errors import NO_CONTEXT
+from beam_llm.providers.gemini import lines as gemini_lines
+from beam_llm.providers.gemini.embed_wire import read_embedding
+from beam_llm.providers.openai import lines as openai_lines
+from beam_llm.providers.openai.embed_wire import vectors_of
+from beam_llm.providers.reply_json import read_reply
+from beam_llm.providers.vertex.embed_wire import read_prediction
 from beam_llm.values import Completion, Reading, Request, Vector
 
 SMALL = "azure:text-embedding-3-small"
 JOBS = {"mode": "batch_api", "staging_location": "s"}
 ADDRESS = {"base_url": "http://127.0.0.1:9", "api_key": "none"}
+
+
+def google_reader(read: Any) -> Any:
+    return lambda body: read(body, "m", NO_CONTEXT)
+
+
+def bedrock_reader(body: Any) -> Completion:
+    return bedrock_completion(body, "m", NO_CONTEXT)
 
 
 def task_of(model: str = SMALL, prompt: str = "{{ element }}", **options) -> EmbedTask:
@@ -242,6 +260,7 @@ TABLE = [
         Completion(None, vectors=(Vector(0, struct.pack("<f", math.inf)), Vector(1, pack([1.0])))),
         {1: "invalid", 2: "[1.0]"},
     ),
+    ("all zero", 2, {}, reply((0, [0.0, -0.0]), (1, [0.0, 1.0])), {1: "invalid", 2: "[0.0, 1.0]"}),
     ("something else", 1, {}, reply((0, None)), {1: "invalid"}),
     ("no number", 1, {}, reply((0, [])), {1: "invalid"}),
     ("not as many as asked for", 1, {"dimensions": 2}, reply((0, [1.0])), {1: "invalid"}),
@@ -281,7 +300,9 @@ def test_what_was_odd_is_counted_and_failures_show_the_datum():
     assert failure == (Kind.INVALID, "the vector has 1 numbers; dimensions is 2", 0)
 
 
-FLOATS = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1)
+FLOATS = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1).filter(
+    any
+)
 
 
 @given(FLOATS)
@@ -313,8 +334,8 @@ def test_whatever_a_reply_holds_every_text_has_one_end(count, vectors, dimension
 
 @given(st.permutations(range(6)))
 def test_the_order_of_a_reply_says_nothing(order):
-    vectors = [(place, [float(place)]) for place in order]
-    assert task_of().read(6, reply(*vectors)).values == {n + 1: [float(n)] for n in range(6)}
+    vectors = [(place, [place + 1.0]) for place in order]
+    assert task_of().read(6, reply(*vectors)).values == {n + 1: [n + 1.0] for n in range(6)}
 
 
 @pytest.mark.parametrize("data", ["?", "AAA=", None, 5, ["AAAA"], "AAAAAAAAAAA="])
@@ -379,3 +400,64 @@ def test_a_request_with_another_limit_is_the_same_in_all_else():
         dimensions=2,
     )
     assert request.limited_to(5) == dataclasses.replace(request, max_output_tokens=5)
+
+
+# Bodies that contradict themselves
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+NUMBERS, OTHERS = "[0.5,0.25]", "[0.25,0.5]"
+BODIES = {
+    "openai": (vectors_of, '{"data":[{"index":0,"embedding":%s}]}', "embedding"),
+    "an index": (vectors_of, '{"data":[{"index":1,"index":0,"embedding":%s}]}', ""),
+    "gemini": (google_reader(read_embedding), '{"embedding":{"values":%s}}', "values"),
+    "vertex": (
+        google_reader(read_prediction),
+        '{"predictions":[{"embeddings":{"values":%s}}]}',
+        "values",
+    ),
+    "bedrock": (bedrock_reader, '{"embedding":%s,"inputTextTokenCount":3}', "embedding"),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_reply_with_two_vectors_under_one_key_is_nobodys(name):
+    read, form, key = BODIES[name]
+    twice = (form % f'{NUMBERS},"{key}":{OTHERS}' if key else form % NUMBERS).encode()
+    with pytest.raises(CallError, match="written twice, and not the same") as caught:
+        read_reply(twice, read, "an embedding", holds_answer=True)
+    assert caught.value.kind == Kind.UNREADABLE
+
+
+@pytest.mark.parametrize("name", [name for name in BODIES if BODIES[name][2]])
+def test_a_reply_with_one_vector_twice_is_that_vectors(name):
+    read, form, key = BODIES[name]
+    twice = (form % f'{NUMBERS}, "{key}" : {NUMBERS}').encode()
+    found = read_reply(twice, read, "an embedding", holds_answer=True)
+    assert found.vectors == (Vector(0, pack([0.5, 0.25])),)
+
+
+LINES = {
+    "openai": (
+        lambda line: openai_lines.line_reply(line, read=vectors_of),
+        '{"custom_id":"r-1","response":{"body":{"data":[{"index":0,"embedding":%s}]}}}',
+        "embedding",
+    ),
+    "gemini": (
+        lambda line: gemini_lines.line_reply(line, read=lambda b, c: read_embedding(b, "m", c)),
+        '{"key":"r-1","response":{"embedding":{"values":%s}}}',
+        "values",
+    ),
+    "bedrock": (
+        lambda line: bedrock_lines.line_reply(line, "m", NO_CONTEXT, bedrock_completion),
+        '{"recordId":"r-1","modelOutput":{"embedding":%s}}',
+        "embedding",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_line_with_two_vectors_under_one_key_is_nobodys(name):
+    read, form, key = LINES[name]
+    assert read((form % NUMBERS).encode()).completion.vectors == (Vector(0, pack([0.5, 0.25])),)
+    with pytest.raises(ValueError, match="written twice, and not the same"):
+        read((form % f'{NUMBERS},"{key}":{OTHERS}').encode())

@@ -653,7 +653,8 @@ def staged(texts: Sequence[str]) -> tuple[Any, Path]:
 def read_back(store: Any, path: Path, *results: Any) -> dict[str, Any]:
     """Vectors by the ids that a job's results are found to be of."""
     folder = stores.store_at(f"{store.location}/job-0/output/prediction-model-1")
-    folder.put("predictions_00001.jsonl", b"".join(written(each) + b"\n" for each in results))
+    lines = [each if isinstance(each, bytes) else written(each) for each in results]
+    folder.put("predictions_00001.jsonl", b"\n".join([*lines, b""]))
     fetch_results(store, "job-0", "job-0", path, 10**6, TEXTS)
     found: dict[str, Any] = {}
     for line in path.read_bytes().split(b"\n")[:-1]:
@@ -690,6 +691,14 @@ def test_a_vector_belongs_to_the_text_that_is_echoed_with_it_in_any_order():
 def test_a_vector_whose_text_is_not_the_very_one_is_nobodys(echo):
     store, path = staged(["a", "b"])
     assert set(read_back(store, path, result(echo, 1), result("b", 2))) == {"r-1"}
+
+
+def test_a_vector_that_is_written_twice_in_a_line_of_vertex_is_nobodys():
+    store, path = staged(["a", "b"])
+    line = orjson.dumps(result("a", 1))
+    twice = line.replace(b'"values":[1]', b'"values":[1],"values":[2]')
+    assert twice != line
+    assert set(read_back(store, path, twice, result("b", 2))) == {"r-1"}
 
 
 def test_equal_texts_take_turns_and_an_error_is_its_own_texts():

@@ -22,7 +22,7 @@ from beam_llm.prompting.batching import UNKNOWN_WINDOW, Caps
 from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.templates import PromptTemplate, record_id_of
 from beam_llm.prompting.tokens import estimate_tokens
-from beam_llm.prompting.vectors import is_finite, unpack
+from beam_llm.prompting.vectors import is_finite, is_zero, unpack
 from beam_llm.protocols import EmbedLimits
 from beam_llm.values import (
     RECORD_KEY_BYTES,
@@ -171,7 +171,14 @@ class EmbedTask:
         if len(numbers) != 4 * expected:
             asked = "dimensions is" if self.settings.dimensions else "the others of the reply have"
             return f"the vector has {len(numbers) // 4:,} numbers; {asked} {expected:,}"
-        return None if is_finite(numbers) else "a number of the vector is infinite or not a number"
+        if not is_finite(numbers):
+            return "a number of the vector is infinite or not a number"
+        # It has no direction: it is as near to one text as to any other, or divides by zero.
+        return (
+            "all numbers of the vector are 0, so that it says nothing of the text"
+            if is_zero(numbers)
+            else None
+        )
 
     def plain_answer(self, text: str) -> bytes | None:
         """None: a vector is no text."""

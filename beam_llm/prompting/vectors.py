@@ -40,3 +40,8 @@ def unpack(data: bytes) -> list[float]:
 def is_finite(data: bytes) -> bool:
     """Whether none of the numbers is infinite or NaN."""
     return bool(np.isfinite(np.frombuffer(data, dtype=FLOAT)).all())
+
+
+def is_zero(data: bytes) -> bool:
+    """Whether all of the numbers are 0."""
+    return not np.frombuffer(data, dtype=FLOAT).any()

@@ -84,12 +84,18 @@ def _keys_in(value: Any) -> int:
         objects = [node for node in level if type(node) is dict]
         keys += sum(map(len, objects))
         children: list[Any] = [node.values() for node in objects]
-        children += [node for node in level if type(node) is list]
+        # A vector's numbers are not looked at one by one. Where objects stand behind a number, too
+        # few keys are found, which the exact look puts right.
+        children += [node for node in level if type(node) is list and not _is_of_numbers(node)]
         level = [child for some in children for child in some if type(child) in _NESTING]
     return keys
 
 
 _NESTING = (dict, list)
+
+
+def _is_of_numbers(node: list[Any]) -> bool:
+    return bool(node) and type(node[0]) in (float, int)
 
 
 def _children(node: Any) -> Any:

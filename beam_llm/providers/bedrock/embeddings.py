@@ -39,6 +39,7 @@ class BedrockEmbeddings:
             answer.body,
             lambda found: completion_of(found, request.model, self._calls.context, *told),
             "an embedding",
+            holds_answer=True,
         )
 
     async def close(self) -> None:

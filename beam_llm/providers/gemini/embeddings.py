@@ -29,6 +29,7 @@ class GoogleEmbeddings:
             answer.body,
             lambda found: self._wire.read(found, request.model, context),
             "an embedding",
+            holds_answer=True,
         )
 
     async def close(self) -> None:

@@ -48,7 +48,8 @@ class OpenAIEmbeddings:
         return read_reply(
             reply,
             lambda found: vectors_of(found, request_id, pace_of(headers), self._context),
-            "list of embeddings",
+            "a list of embeddings",
+            holds_answer=True,
         )
 
     async def close(self) -> None:

@@ -25,8 +25,9 @@ import orjson
 from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
 from beam_llm.protocols import Store
 from beam_llm.providers.gemini.job_objects import object_in
+from beam_llm.providers.reply_json import is_contradictory
 from beam_llm.providers.typed import loads
-from beam_llm.providers.vertex.forms import LABEL, REQUESTS, Form
+from beam_llm.providers.vertex.forms import LABEL, REQUESTS, TEXTS, Form
 from beam_llm.stores import store_at, temporary_file
 
 T = TypeVar("T")
@@ -179,6 +180,9 @@ def _keyed(line: bytes, ids: Ids, form: Form) -> bytes:
     """The line under the id of its request; unchanged where that can't be told."""
     try:
         found = object_in(loads(line))
+        # A vector is read of what is written here, and that has each key once.
+        if form is TEXTS and is_contradictory(line, found):
+            return line + b"\n"
         key = _key_of(found.get(form.echo), ids, form)
         if key is None:
             return line + b"\n"
