@@ -359,3 +359,22 @@ def test_the_http_client_is_there_soon_after_a_pipeline_step_was_built():
         ).stdout
         == "True\n"
     )
+
+
+# Tables of contents
+# ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "package",
+    ["calls", "cli", "fronts", "jobs", "ledger", "prompting", "stores", "testing", "transforms"],
+)
+def test_a_room_says_what_each_of_its_modules_is(package):
+    for entrance in (PACKAGE / package).rglob("__init__.py"):
+        if entrance.parent.name == "commands":  # a file for each command, as it says
+            continue
+        contents = ast.get_docstring(ast.parse(entrance.read_text())) or ""
+        modules = {path.stem for path in entrance.parent.glob("[a-z]*.py")}
+        packages = {path.parent.name for path in entrance.parent.glob("[a-z]*/__init__.py")}
+        unnamed = {name for name in modules | packages if not re.search(rf"\b{name}\b", contents)}
+        assert not unnamed, f"{entrance.parent}: {sorted(unnamed)}"

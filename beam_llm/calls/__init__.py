@@ -8,6 +8,7 @@ policy.py    what is done about failures    reply_limit.py  how long a reply can
 endpoint.py  what calls to one place share  billing.py      what replies cost
 packing.py   the guard: some asked alone as well, prompts made smaller
 sharing.py   lends endpoints to engines     loop_thread.py  the event loop of a process
+tally.py     what one ask did, to be counted
 """
 
 from beam_llm.calls.engine import Engine

@@ -12,6 +12,9 @@ emulators ignore half of those, object stores lack them.
 A store is one file, with `protocols.Store`'s methods and a row in `STORES`. One of another package
 is named by an entry point of the group `beam_llm.stores`, whose name is the scheme.
 `testing.contracts.StoreContract` are the tests that it has to pass.
+
+    local, gcs, s3, azure     the stores
+    objects, names            what those of objects share; which names an object can have
 """
 
 from __future__ import annotations

@@ -8,6 +8,11 @@ that counts what it bills.
 
 `EmulatorProcess` is the same in its own process; `beam_llm.testing.plugin` has the pytest fixture
 `llm_emulator`.
+
+    emulator/               that server: one dialect per provider
+    fakes, fake_batches     a task and providers in memory, on a clock that is set by hand
+    contracts/              what a store or a provider promises, as tests to inherit
+    sample                  2,000 real reviews
 """
 
 from beam_llm.testing.emulator.command import serve

@@ -2,7 +2,8 @@
 not at all.
 
 records         Source, Row, Answer; a row's digest; exact JSON
-sources         files by name, glob and format; jsonl_reader, csv_reader, parquet_reader
+sources         files by name, glob and format; text_files with jsonl_reader and csv_reader;
+                parquet_reader with arrow_values
 survey          one look through all inputs before anything is paid
 writers         rows with their answers: target, csv_cells, parquet_writer
 """

@@ -1,3 +1,3 @@
-"""Runs a Beam YAML pipeline from the command line: the pipeline is Beam's own; shows its first
-requests, and says how it ended.
+"""Runs a Beam YAML pipeline, which is Beam's own: `command` builds and runs it, and says how it
+ended; `dry_run` shows its steps and first requests.
 """

@@ -4,6 +4,12 @@
          ─► [(index as written, answer as written), …]
          ─► match ─► {index: answer}, only where it is certain which record an answer belongs to
 
+    json_reader, json_path, lenient     JSON: good, at a path, and with the slips that models make
+    xml, xml_values                     XML, and its elements as the values that a schema says
+    delimited, custom                   lines; a user's parser
+    thoughts                            what a reasoning model writes in front of its answer
+    matching, doubles, depth            whose an answer is; what stands twice, or too deep
+
 Models break every format they are given. A reader climbs down a ladder (strict, then with the noise
 around it cut off, then what is whole in a damaged reply, then repair) and says by a warning how far
 it went. What it never does is to invent an answer: text that a record smuggled into a reply is not
