@@ -14,9 +14,9 @@ from beam_llm.jobs import failpoints as points
 from beam_llm.jobs.doubt import rejoin, settle_doubles
 from beam_llm.jobs.input_file import write_lines
 from beam_llm.jobs.job import Job, JobContext
-from beam_llm.jobs.queue_limit import ModelLimit
 from beam_llm.ledger import Ledger
 from beam_llm.ledger.journal import CloseReason, Created, Creating
+from beam_llm.ledger.model_limit import ModelLimit
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers import compile_task
 from beam_llm.stores import open_store, temporary_file

@@ -17,9 +17,10 @@ from beam_llm.errors import Kind
 from beam_llm.jobs import Ready, Waiting, list_jobs
 from beam_llm.jobs import failpoints as points
 from beam_llm.jobs.job import LONG_WAIT_SECONDS
-from beam_llm.jobs.queue_limit import LIMIT_SECONDS, ModelLimit, Observed, Verdict, decide
+from beam_llm.jobs.queue_limit import Observed, Verdict, decide
 from beam_llm.ledger import BatchJobRef, Ledger, find_ref
 from beam_llm.ledger.job_tree import JobTree
+from beam_llm.ledger.model_limit import LIMIT_SECONDS, ModelLimit
 from beam_llm.protocols import BatchTraits
 from beam_llm.providers.openai.job_objects import stated_limit
 from beam_llm.stores import open_store

@@ -22,12 +22,12 @@ from beam_llm.config import Settings
 from beam_llm.jobs.cutting import cut_jobs, cut_lines
 from beam_llm.jobs.endings import may_be_asked_again
 from beam_llm.jobs.failpoints import failpoint
-from beam_llm.jobs.queue_limit import ModelLimit
 from beam_llm.ledger.columns import KEY, Array, find
 from beam_llm.ledger.intent import Intent
 from beam_llm.ledger.job_tree import JobTree
 from beam_llm.ledger.log import Ledger
 from beam_llm.ledger.manifest import compact
+from beam_llm.ledger.model_limit import ModelLimit
 from beam_llm.ledger.parts import PartReader, PartRef
 from beam_llm.ledger.refs import BatchJobRef, host_of
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps

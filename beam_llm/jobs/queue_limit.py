@@ -1,19 +1,24 @@
-"""Jobs that don't fit the provider's queue: whether one is sent as it is, becomes two, or is given
-up.
+"""Jobs that the provider's queue refuses: whether one is sent again as it is, becomes two, or ends.
 
-    limits/<digest>   what is known of a model's limit on enqueued tokens
+    all its lines are as large as one that was given up ──────► LIKE_GIVEN_UP: they end
+    several lines, above the limit that is known ─────────────► CUT: two, at the end of a part
+                                                                that fits
+                   refused 3 times with nothing else pending ─► HALVE: two
+                   else ──────────────────────────────────────► SEND
+    one line,      no limit stated, refused 6 times alone ────► REFUSED: its records go one by one
+                   above the stated limit, refused 3 times
+                   alone, or far above it ────────────────────► TOO_LARGE: it ends
+                   else ──────────────────────────────────────► SEND
 
-A limit is on the tokens of all jobs together, tokens here are estimates, and other jobs of the
-organization may be invisible. So we split generously (it costs one more job), and a record is given
-up only where it was tried alone.
+A limit is on the tokens of all jobs together, our tokens are estimates, and other jobs of the
+organization may be invisible to us. So we split generously (it costs one more job), and give a
+record up only where it was tried alone.
 """
 
 from __future__ import annotations
 
 import enum
-import hashlib
 import logging
-from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -27,11 +32,12 @@ from beam_llm.jobs.job import Job
 from beam_llm.jobs.step import Waiting
 from beam_llm.ledger.columns import Array
 from beam_llm.ledger.intent import Intent
-from beam_llm.ledger.journal import Closed, CloseReason, Document, Refusal, read
+from beam_llm.ledger.journal import Closed, CloseReason, Refusal, read
 from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.model_limit import ModelLimit
 from beam_llm.ledger.parts import by_part
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS
-from beam_llm.protocols import RemoteJob, Store, Task
+from beam_llm.protocols import RemoteJob
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,103 +46,30 @@ PATIENCE = 3
 itself."""
 # Attempts that are read back: twice as many as the most patient rule needs.
 _LOOK_BACK = 12
-LIMIT_SECONDS = 7 * 86_400.0
-"""So long a limit is believed: organizations are moved to higher tiers, and nobody tells the
-ledger."""
-
-
-@dataclass(frozen=True)
-class Limit(Document):
-    """What is known of a model's limit on the tokens that its jobs may have together.
-
-    Attributes:
-      stated: by the provider.
-      found: by trying, under that stated limit.
-      too_large: (job, tokens, records) of the last line that was given up; so are others of that
-        job that are as large.
-    """
-
-    host: str
-    model: str
-    at: float
-    stated: int | None = None
-    found: int | None = None
-    too_large: tuple[str, int, int] | None = None
-
-
-class ModelLimit:
-    """What a ledger has learned of one model's limit, kept for later plans."""
-
-    def __init__(self, store: Store, host: str, model: str):
-        self._store, self._host, self._model = store, host, model
-        self._name = f"limits/{hashlib.sha256(f'{host} {model}'.encode()).hexdigest()[:32]}"
-
-    def read(self) -> Limit | None:
-        return read(self._store, self._name, Limit)
-
-    def tokens(self, now: float) -> int | None:
-        """Estimated tokens that one job of this model may have, as far as is known."""
-        limit = self.read()
-        if limit is None or now - limit.at > LIMIT_SECONDS:
-            return None
-        return min((tokens for tokens in (limit.stated, limit.found) if tokens), default=None)
-
-    def note(self, now: float, **news: int | tuple[str, int, int] | None) -> None:
-        """Keeps what was learned.
-
-        Args:
-          news: fields of `Limit`. What was found under another stated limit no longer holds.
-        """
-        before = self.read()
-        limit = replace(before or Limit(self._host, self._model, now), **news)  # type: ignore[arg-type]
-        if before is not None and limit.stated != before.stated:
-            limit = replace(limit, found=None)
-        # Unchanged it is written once a day, so that a limit that is still met goes on being
-        # believed.
-        if limit != before or now - before.at > LIMIT_SECONDS / 7:
-            self._store.put(self._name, replace(limit, at=now).dumps())
-            failpoint("limit.noted")
-
-
-def line_tokens(store: Store, manifest: Manifest, task: Task) -> Array:
-    """Estimated input tokens of each line, as the planner reckons them."""
-    tokens = np.zeros(len(manifest), dtype=np.int64)
-    for reader, here in by_part(store, manifest):
-        tokens[here] = reader.tokens[manifest.row[here]]
-    assert manifest.line_starts is not None
-    starts = manifest.line_starts.astype(np.int64)
-    sums: Array = (
-        np.add.reduceat(tokens, starts[:-1])
-        + np.diff(starts) * RECORD_OVERHEAD_TOKENS
-        + task.shared_tokens
-    )
-    return sums
 
 
 class Verdict(enum.Enum):
-    """What becomes of a job next. SEND: it is sent as it is. CUT: it becomes two, where a part that
-    just fits the limit ends. HALVE: two, in the middle. Else its records end: its one line is
-    TOO_LARGE, or REFUSED whatever its size; or all are LIKE_GIVEN_UP."""
+    """What becomes of a job next; the table above says when."""
 
     SEND = "send"
     CUT = "cut"
     HALVE = "halve"
     TOO_LARGE = "too large"
     REFUSED = "refused"
+    # All its lines are at least as large as one of the same job that was given up.
     LIKE_GIVEN_UP = "like one given up"
 
 
 class Observed(NamedTuple):
-    """All that the decision on a job goes by.
+    """All that the decision on a job depends on.
 
     Attributes:
       lines, tokens: of the job; tokens are an estimate.
       stated: the limit that its last refusal named.
-      limit: the least that is known, of whatever origin.
-      alone: its last refusals in a row that found nothing else pending.
-      unseen: at its last refusal could not be told what else is pending.
-      like_given_up: each line is as large as one that was given up, of the job that this is a part
-        of.
+      limit: the lowest that is known, whoever named or found it.
+      alone: how many of its last refusals in a row came with nothing else pending.
+      unseen: at its last refusal the provider couldn't say what else is pending.
+      like_given_up: see `Verdict`.
     """
 
     lines: int
@@ -151,20 +84,19 @@ class Observed(NamedTuple):
 def decide(seen: Observed) -> Verdict:
     """The first rule that fits."""
     if seen.limit is not None and seen.like_given_up:
-        return Verdict.LIKE_GIVEN_UP  # it need not be tried
+        return Verdict.LIKE_GIVEN_UP
     if seen.lines > 1:
         if seen.limit is not None and seen.tokens > seen.limit:
             return Verdict.CUT
-        # Estimates may fall short, so a job of more than half the stated limit may be above it.
+        # Our estimate may be half the truth, so a job above half the stated limit may be above it.
         may_be_above = seen.stated is None or seen.tokens > seen.stated // 2
         return Verdict.HALVE if seen.alone >= PATIENCE and may_be_above else Verdict.SEND
     if seen.stated is None:
         return Verdict.REFUSED if seen.alone >= 2 * PATIENCE else Verdict.SEND
-    # Its estimate has to say so, too: by far, where it can't be told what else is pending.
-    is_too_large = (seen.tokens > seen.stated and seen.alone >= PATIENCE) or (
-        seen.tokens > 2 * seen.stated and seen.unseen
-    )
-    return Verdict.TOO_LARGE if is_too_large else Verdict.SEND
+    is_refused_alone = seen.tokens > seen.stated and seen.alone >= PATIENCE
+    # Where others may fill the queue unseen, the estimate itself has to be far above the limit.
+    is_far_above = seen.tokens > 2 * seen.stated and seen.unseen
+    return Verdict.TOO_LARGE if is_refused_alone or is_far_above else Verdict.SEND
 
 
 class Split(NamedTuple):
@@ -179,7 +111,7 @@ class Split(NamedTuple):
 
 
 class QueueLimit:
-    """Decides what becomes of one job that the queue refuses, for the holder of its lease."""
+    """What becomes of one job that the queue refuses. Only the holder of its lease may ask."""
 
     def __init__(self, job: Job):
         self._job = job
@@ -200,8 +132,8 @@ class QueueLimit:
         return job.wait(pause, "queued")
 
     def seconds(self, attempt: int) -> float:
-        """Until the job may try to enter the queue, also where another process was told to wait;
-        not above zero: at once."""
+        """Seconds until the job may knock again, whichever process was told to wait; zero or less:
+        it may."""
         job, line = self._job, self._job.context.line
         closed = job.journal.read(Closed, attempt - 1) if job.intent not in line else None
         if closed is not None and closed.reason is CloseReason.QUEUE:
@@ -213,18 +145,18 @@ class QueueLimit:
         refusals = self._refusals(attempt)
         last = refusals[0][1] if refusals else None
         limit = self._limit(last.limit if last else None)
-        # The usual case, for which no part's weights are read.
+        # By far most jobs: the tokens of their records need not be read.
         if limit is None and last is None:
             return None
         sizes = self._line_tokens()
         seen = Observed(
-            len(sizes),
-            int(sizes.sum()),
-            last.limit if last else None,
-            limit,
-            self._alone(refusals),
-            last is not None and last.alone is None,
-            self._is_like_given_up(sizes),
+            lines=len(sizes),
+            tokens=int(sizes.sum()),
+            stated=last.limit if last else None,
+            limit=limit,
+            alone=self._alone(refusals),
+            unseen=last is not None and last.alone is None,
+            like_given_up=self._is_like_given_up(sizes),
         )
         return self._carry_out(decide(seen), seen, sizes)
 
@@ -234,13 +166,13 @@ class QueueLimit:
             cuts = cut_jobs(
                 sizes, sizes, max_requests=seen.lines, max_bytes=seen.limit, max_tokens=None
             )
-            # The middle one of the parts' ends: a job that is many times too large needs few
-            # rounds of halving.
+            # Of the ends of all parts that fit, the middle one: so a job of many parts becomes
+            # them in few rounds.
             why = f"limit of {seen.limit:,} enqueued tokens"
             return self._split(cuts[(len(cuts) - 1) // 2], sizes, why) if len(cuts) > 2 else None
         if verdict is Verdict.HALVE:
             middle = seen.lines // 2
-            # The best guess there is; `completed` raises it again.
+            # All that is known: this half was not refused yet. `completed` raises it again.
             self._note(found=int(sizes[:middle].sum()))
             why = "queue, which refused it with nothing else pending"
             return self._split(middle, sizes, why)
@@ -272,8 +204,8 @@ class QueueLimit:
         return JobEnd("too_large", failure, faulty_lines={0: failure})
 
     def completed(self) -> None:
-        """The job has ended well: where a limit was only found by trying, twice as much may be
-        tried next."""
+        """A job of that size was taken: where a limit was only found by trying, twice as much may
+        be tried next."""
         limit = self._known.read()
         if limit is not None and limit.found:
             tokens = int(self._line_tokens().sum())
@@ -281,13 +213,23 @@ class QueueLimit:
                 self._note(found=2 * tokens)
 
     def _note(self, **news: int | tuple[str, int, int] | None) -> None:
-        self._known.note(self._job.time(), **news)
+        if self._known.note(self._job.time(), **news):
+            failpoint("limit.noted")
 
     def _manifest(self) -> Manifest:
         return Manifest.read(self._job.store, self._job.intent.lines)
 
     def _line_tokens(self) -> Array:
-        return line_tokens(self._job.store, self._manifest(), self._job.task)
+        """Estimated input tokens of each line, as the planner reckons them."""
+        manifest = self._manifest()
+        tokens = np.zeros(len(manifest), dtype=np.int64)
+        for reader, here in by_part(self._job.store, manifest):
+            tokens[here] = reader.tokens[manifest.row[here]]
+        assert manifest.line_starts is not None
+        of_records = np.add.reduceat(tokens, manifest.line_starts[:-1].astype(np.int64))
+        overhead = manifest.records_per_line().astype(np.int64) * RECORD_OVERHEAD_TOKENS
+        sums: Array = of_records + overhead + self._job.task.shared_tokens
+        return sums
 
     def _refusals(self, attempt: int) -> list[tuple[float, Refusal]]:
         """(when, what) of those of the latest attempts that the queue refused, newest first."""
@@ -298,18 +240,15 @@ class QueueLimit:
         ]
 
     def _alone(self, refusals: list[tuple[float, Refusal]]) -> int:
-        """How many of the last refusals in a row found nothing else pending; none, while a job may
-        just not be listed yet."""
+        """How many of the last refusals in a row found nothing else pending."""
         times = [at for at, _ in takewhile(lambda refused: refused[1].alone, refusals)]
-        return (
-            len(times)
-            if times and times[0] - times[-1] >= self._job.settings.list_lag_seconds
-            else 0
-        )
+        # Before that, another job may be pending and just not be listed yet.
+        is_sure = times and times[0] - times[-1] >= self._job.settings.list_lag_seconds
+        return len(times) if is_sure else 0
 
     def _limit(self, stated: int | None) -> int | None:
-        """What the last refusal said, and what the ledger knows; the latter only where the user has
-        no number of their own."""
+        """The lower of what the last refusal said and what the ledger knows. A user's own
+        `job_max_tokens` stands above what the ledger knows."""
         own = self._job.settings.job_max_tokens
         known = self._known.tokens(self._job.time()) if own is None else None
         return min((limit for limit in (stated, known) if limit is not None), default=None)
@@ -326,8 +265,8 @@ class QueueLimit:
         )
 
     def _is_alone(self) -> bool | None:
-        """Whether the provider has no other job under way, as far as it lists them; None where that
-        can't be told."""
+        """Whether no other job is under way, as far as the provider lists them; None where it
+        doesn't."""
         try:
             pending = guarded(self._job.provider.pending)
         except CallError:
@@ -335,7 +274,8 @@ class QueueLimit:
         return all(self._is_of_another_model(job) for job in pending)
 
     def _is_of_another_model(self, job: RemoteJob) -> bool:
-        """Limits are per model. Of jobs that are not this ledger's, the model is not known."""
+        """Whether this ledger knows that it is: limits are per model. Of jobs that it doesn't know
+        the model isn't known either."""
         ledger, _, rest = (job.name or "").partition("-")
         number = rest.partition("-")[0].partition(".")[0]
         if ledger != self._job.intent.fingerprint.partition("-")[0] or not number.isdigit():

@@ -11,6 +11,7 @@ and decides nothing: `jobs/` does, and writes it down here.
     journal.py      the documents of one job
     status.py       where it stands, told from their names
     job_tree.py     what follows from a job, in which order
+    model_limit.py  what was learned of a model's limit on enqueued tokens
     leases.py       who may submit it, by a time that machines agree on
     refs.py         jobs as a run names them
 

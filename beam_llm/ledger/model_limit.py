@@ -1,0 +1,78 @@
+"""What a ledger has learned of a model's limit on the tokens of all its jobs together. Jobs that
+the queue refuses add to it; later plans cut their jobs by it.
+
+    limits/<digest of host and model>   one `Limit`, replaced when more is known
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from beam_llm.ledger.journal import Document, read
+from beam_llm.protocols import Store
+
+LIMIT_SECONDS = 7 * 86_400.0
+"""So long a limit is believed: organizations are moved to higher tiers, and nobody tells the
+ledger."""
+
+
+@dataclass(frozen=True)
+class Limit(Document):
+    """What is known of a model's limit.
+
+    Attributes:
+      host, model: whose it is; for people, as the name is a digest.
+      stated: by the provider.
+      found: by trying, under that stated limit.
+      too_large: (job, tokens, records) of the last line that was given up as too large; a line of
+        the same job with as many of both is given up without a try.
+    """
+
+    host: str
+    model: str
+    at: float
+    stated: int | None = None
+    found: int | None = None
+    too_large: tuple[str, int, int] | None = None
+
+
+class ModelLimit:
+    """One model's limit in a ledger.
+
+    limit = ModelLimit(store, "api.openai.com", "openai:gpt-4.1-mini")
+    limit.note(now, stated=2_000_000)
+    limit.tokens(now)  # 2_000_000, for a week
+    """
+
+    def __init__(self, store: Store, host: str, model: str):
+        self._store, self._host, self._model = store, host, model
+        self._name = f"limits/{hashlib.sha256(f'{host} {model}'.encode()).hexdigest()[:32]}"
+
+    def read(self) -> Limit | None:
+        """All that is known, however old."""
+        return read(self._store, self._name, Limit)
+
+    def tokens(self, now: float) -> int | None:
+        """Estimated tokens that one job of this model may have, as far as is known."""
+        limit = self.read()
+        if limit is None or now - limit.at > LIMIT_SECONDS:
+            return None
+        return min((tokens for tokens in (limit.stated, limit.found) if tokens), default=None)
+
+    def note(self, now: float, **news: int | tuple[str, int, int] | None) -> bool:
+        """Keeps what was learned; returns whether anything was written.
+
+        Args:
+          news: fields of `Limit`. What was found under another stated limit no longer holds.
+        """
+        before = self.read()
+        limit = replace(before or Limit(self._host, self._model, now), **news)  # type: ignore[arg-type]
+        if before is not None and limit.stated != before.stated:
+            limit = replace(limit, found=None)
+        # Unchanged it is written once a day, so that a limit that is still met goes on being
+        # believed.
+        if limit == before and now - before.at <= LIMIT_SECONDS / 7:
+            return False
+        self._store.put(self._name, replace(limit, at=now).dumps())
+        return True
