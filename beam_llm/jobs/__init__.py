@@ -8,8 +8,9 @@
     pacing.py           when to look again
     submit.py           from an intent to a remote job
     input_file.py       what is sent, and put in its place
-    doubt.py            a create that got no answer, jobs that nobody heard of
-    queue_limit.py      too large for the queue: two jobs
+    doubt.py            a create that got no clear answer
+    remote_jobs.py      the provider's jobs of one intent: found, and of several one kept
+    queue_limit.py      refused by a full queue: sent again, split, or given up
     remote_watch.py     a job under way, to its end
     endings.py          what the end of a job means
     collect.py          result lines → outcomes

@@ -27,11 +27,11 @@ from beam_llm.errors import (
 )
 from beam_llm.jobs import join
 from beam_llm.jobs.closing import collect
-from beam_llm.jobs.doubt import find_remote
 from beam_llm.jobs.endings import JobEnd
 from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job import Cost, Job, JobContext
 from beam_llm.jobs.live_leftovers import Ask, LiveJob
+from beam_llm.jobs.remote_jobs import find_remote
 from beam_llm.jobs.remote_watch import RemoteWatch
 from beam_llm.jobs.step import Ready, Waiting
 from beam_llm.jobs.submit import Submission

@@ -1,0 +1,189 @@
+"""The remote jobs of one intent: found among the provider's, and of several one kept.
+
+    how there come to be two                                  which one stays
+    an attempt was given up as not found, and its job shows   the older, unless one has completed;
+    up later                                                  then that one (`without_double`)
+    a process slept in its create, and its attempt was        its own, if the next attempt is free
+    given up meanwhile                                        (`rejoin`, `acknowledged_late`)
+    a job was split, and then one shows up that was made of   its halves (`cancel_all`)
+    it as a whole
+    an attempt in doubt has made several                      the oldest (`Doubt`)
+
+All but one are cancelled. Which, is written down first (`Twice`), for processes may see different
+lists, and must not cancel each other's choice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import islice
+
+from beam_llm.errors import CallError, guarded, printable
+from beam_llm.jobs.job import Job
+from beam_llm.ledger.journal import Closed, CloseReason, Created, Creating, Twice, acknowledged
+from beam_llm.protocols import FindsUnnamed, RemoteJob
+from beam_llm.values import JobState
+
+_LOG = logging.getLogger(__name__)
+
+MOST_READ = 2_000
+"""Acknowledgements, the newest first: a list of candidates is seldom longer than a hundred."""
+
+
+def find_remote(job: Job) -> list[RemoteJob]:
+    """The provider's jobs of this intent, oldest first, without those that were cancelled as
+    doubles or are known to have given nothing.
+
+    Raises:
+      CallError: it can't be told, now or ever (CannotTell).
+    """
+    journal, twice = job.journal, job.journal.read(Twice)
+    cancelled = set[str]() if twice is None else set(twice.cancelled)
+    closed = {attempt: journal.read(Closed, attempt) for attempt in journal.counts(Creating)}
+    gave_nothing = {each.job_id for each in closed.values() if each is not None}
+    # An attempt that is closed for certain made no job, or one that is known by its id.
+    unsure = [at for at, each in closed.items() if each is None or each.reason.is_a_guess]
+    markers = [marker for at in unsure if (marker := journal.read(Creating, at)) is not None]
+    since = min((marker.at for marker in markers), default=job.intent.created_at)
+    found: dict[str, RemoteJob] = {}
+    # An input that was staged anew has another name, and a job may be made of either.
+    for staged in {marker.file_id for marker in markers} or {None}:
+        for remote in _listed(job, staged, since):
+            if remote.job_id in cancelled:
+                # It goes on, so its cancellation got lost.
+                if remote.job_id not in job.cancelling and not remote.state.has_ended:
+                    cancel(job, remote.job_id)
+            elif remote.job_id not in gave_nothing:
+                found[remote.job_id] = remote
+    return sorted(found.values(), key=lambda remote: (remote.created_at, remote.job_id))
+
+
+def _listed(job: Job, staged: str | None, since: float) -> Sequence[RemoteJob]:
+    provider, intent = job.provider, job.intent
+    if not isinstance(provider, FindsUnnamed):
+        return guarded(provider.find, intent.fingerprint, staged, since)
+    known, rest = set[str](), islice(acknowledged(job.store), MOST_READ)
+
+    # Any acknowledged job is another's: the one that is looked for is not acknowledged.
+    def is_known(job_id: str) -> bool:
+        # Read only as far as is needed, for each is an object of the store.
+        while job_id not in known and (found := next(rest, None)) is not None:
+            known.add(found[1])
+        return job_id in known
+
+    return guarded(provider.find_unnamed, intent.fingerprint, intent.line_count, since, is_known)
+
+
+def cancel(job: Job, job_id: str) -> None:
+    """Cancels a remote job as far as the provider lets it be cancelled."""
+    try:
+        guarded(job.provider.cancel, job_id)
+        job.cancelling.add(job_id)
+    except CallError as error:
+        _LOG.warning("cancelling %s failed: %s", printable(job_id), error.message)
+
+
+def settle_doubles(job: Job, kept: str | None, doubles: Sequence[str]) -> bool:
+    """Cancels all but one of several remote jobs.
+
+    Args:
+      kept: None: the one that another process has made, whatever its id.
+
+    Returns:
+      False where another process has written before that one of `doubles` stays; then nothing is
+      cancelled.
+    """
+    # Written before anything is cancelled: two processes that see different lists must not
+    # cancel each other's choice.
+    if job.journal.add(Twice(kept, tuple(doubles))):
+        job.context.counted["jobs_twice"] += 1
+    else:
+        before = job.journal.read(Twice)
+        if before is not None and (kept in before.cancelled or before.kept in doubles):
+            return False
+    for job_id in doubles:
+        _LOG.warning(
+            "job %s exists twice at the provider: keeping %s, cancelling %s",
+            job.name,
+            printable(kept or "the other"),
+            printable(job_id),
+        )
+        cancel(job, job_id)
+    return True
+
+
+def without_double(
+    job: Job, remote: RemoteJob, attempt: int, created_at: float
+) -> tuple[RemoteJob, int]:
+    """Looks whether an earlier attempt, given up as not found, has made a job after all.
+
+    To be called at every poll: a list may show the older job later than the younger.
+
+    Returns:
+      The job to go on with, and its attempt.
+    """
+    try:
+        found = find_remote(job)
+    except CallError as error:
+        _LOG.warning("job %s: can't look for a double: %s", job.name, error.message)
+        return remote, attempt
+    if all(other.job_id == remote.job_id for other in found):
+        return remote, attempt
+    kept = next((other for other in found if other.state is JobState.COMPLETED), found[0])
+    doubles = dict.fromkeys([remote.job_id, *(other.job_id for other in found)])
+    del doubles[kept.job_id]
+    if not settle_doubles(job, kept.job_id, [*doubles]) or kept.job_id == remote.job_id:
+        return remote, attempt
+    # Without a marker, for this attempt creates nothing. Before the other is closed: else a process
+    # that dies between the two leaves a fresh attempt, which makes a third job.
+    job.journal.add(Created(kept.job_id, created_at), attempt + 1)
+    job.close(attempt, CloseReason.DOUBLE, job_id=remote.job_id)
+    return kept, attempt + 1
+
+
+def rejoin(job: Job, attempt: int, remote: RemoteJob, file_id: str | None) -> None:
+    """Keeps a remote job whose attempt another process gave up while this one slept in its create,
+    if it can become the next attempt's; else cancels it."""
+    following = attempt + 1
+    # Attempts that certainly made no job don't stand in the way of keeping this one.
+    while (closed := job.journal.read(Closed, following)) and closed.reason.sent_nothing:
+        following += 1
+    if job.claim(following, file_id, adopts=remote.job_id):
+        job.acknowledge(following, remote)
+        return
+    marker = job.journal.read(Creating, following)
+    if marker is not None and marker.adopts == remote.job_id:
+        return  # the other process has adopted it, by `acknowledged_late`
+    if settle_doubles(job, None, [remote.job_id]):
+        asleep = "job %s: another process has taken it over while this one was asleep in its create"
+        _LOG.warning(asleep, job.name)
+
+
+def acknowledged_late(job: Job) -> RemoteJob | None:
+    """The remote job of an attempt that was given up while the process that sent its create slept,
+    and has written the answer down since.
+
+    Raises:
+      CallError: the provider can't be asked how that job stands.
+    """
+    for attempt in job.journal.counts(Created):
+        closed, created = job.journal.read(Closed, attempt), job.journal.read(Created, attempt)
+        # An attempt that is closed after its answer has come is closed with the job's id.
+        if created is not None and closed is not None and closed.job_id is None:
+            remote = guarded(job.provider.look, created.job_id)
+            if remote.state is not JobState.CANCELLED:
+                return remote
+    return None
+
+
+def cancel_all(job: Job) -> None:
+    """Cancels whatever shows up of a job that was split: its halves are done in its place."""
+    try:
+        found = find_remote(job)
+    except CallError as error:
+        unseen = "job %s: can't look for what may have been made of it as a whole: %s"
+        _LOG.warning(unseen, job.name, error.message)
+        return
+    if found:
+        settle_doubles(job, None, [remote.job_id for remote in found])
