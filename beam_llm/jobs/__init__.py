@@ -2,7 +2,8 @@
 
     planner.py          known or new, which line, which job
     cutting.py          where lines and jobs end
-    driver.py           walks the tree of a job, and each job's way step by step
+    driver.py           walks the tree of each job of a run
+    job_driver.py       one job's way, step by step: the table of all its phases
     step.py             what a step gives back
     job.py              one job, as all that work on it have it, and how long it waits
     pacing.py           when to look again
@@ -25,11 +26,12 @@
     failpoints.py       where tests kill
 
 The way of one job: `plan` writes its intent into the log and gives a `BatchJobRef`.
-`Driver.step(ref)` gets the `JobDriver` of the ref's number and calls `step()`: the `Job`'s journal
-says who goes on, a `Submission` under its lease or a `RemoteWatch`; at the end they `collect` into
-a `Done`, which names the children that go on with what was left over: jobs, each with a
-`JobDriver`, or live calls (`LiveJob`). `join.answers` gives what each node answers back to the
-elements of this run.
+`Driver.step(ref)` finds the job of the ref's tree that is next, and its `JobDriver` acts by the
+phase that its journal says: a `Submission` makes the remote job, a `RemoteWatch` polls it; at its
+end `collect` reads the results into a `Done`. That names the children which go on with what was
+left over: jobs, each with a `JobDriver`, or live calls (`LiveJob`). `join.answers` gives what each
+of them answers back to the elements of this run. All of them share a `Job`: what is to be done,
+what is written down of it, and how long it waits.
 """
 
 from beam_llm.jobs.admin import JobView, cancel, list_jobs, show

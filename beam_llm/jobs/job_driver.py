@@ -1,0 +1,134 @@
+"""One job on its way from its intent to its end.
+
+    FRESH ──create──► DOUBT ──its job is found──► ACKED ──results──► DONE      (`ledger/status.py`)
+
+    phase   what is found                            what is done                    it is then
+    FRESH   another process holds the lease          wait
+            the queue was full                       wait in line, or split in two   DONE if split
+            nothing stands in the way                stage, mark, create; it is
+                                                       answered                      ACKED
+                                                       refused for certain           FRESH or DONE
+                                                       not answered clearly          DOUBT
+    DOUBT   the provider has the job                 adopt it                        ACKED
+            it certainly does not                    close the attempt               FRESH
+            that can't be told                       wait; at last, by `on_doubt`    DONE or FRESH
+    ACKED   the job runs                             poll; at its deadline, cancel
+            there are two of it                      cancel one                      ACKED
+            its queue was full, its input is gone    close the attempt               FRESH
+            it has ended                             collect its results             DONE
+    DONE    it ended in doubt, and nothing follows   look for its answers once more
+
+`Submission` (submit.py) acts in FRESH and DOUBT, under the job's lease; `RemoteWatch`
+(remote_watch.py) in ACKED, for which no lease is needed: any process may poll, and of several that
+collect the first one's `done` counts.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from beam_llm.errors import CallError, Failure, Kind, UsageError, guarded
+from beam_llm.jobs.closing import collect
+from beam_llm.jobs.endings import JobEnd
+from beam_llm.jobs.failpoints import failpoint
+from beam_llm.jobs.job import Job
+from beam_llm.jobs.remote_jobs import find_remote
+from beam_llm.jobs.remote_watch import RemoteWatch
+from beam_llm.jobs.step import Waiting
+from beam_llm.jobs.submit import Submission
+from beam_llm.ledger.journal import Created, Done
+from beam_llm.ledger.status import JobStatus, Phase
+from beam_llm.protocols import RemoteJob
+
+_LOG = logging.getLogger(__name__)
+
+
+class JobDriver:
+    """One job of a ledger, driven to its end from wherever another process left off.
+
+        job = JobDriver(Job(context, ledger.intent(7)))
+        while isinstance(found := job.step(), Waiting): …    # until found.next_at
+        found.counts                                         # {"": 50_000}
+
+    Args:
+      inherited: how another part of the same job has ended, if its other parts end so, too.
+      is_last: no other job is to be stepped after it. Then a doubt that it ended in may be looked
+        at once more.
+
+    Raises:
+      UsageError: it was made for another prompt, model or output.
+    """
+
+    def __init__(self, job: Job, inherited: JobEnd | None = None, is_last: bool = True):
+        if job.intent.task != job.task.fingerprint.hex():
+            raise UsageError(
+                f"job {job.name} in {job.store.location!r} was made for {job.intent.model} with "
+                "another prompt, output or parameter than now: collect it with the arguments it "
+                "was submitted with"
+            )
+        self._job, self._is_last = job, is_last
+        self._submission = Submission(job, inherited)
+        self._watch: RemoteWatch | None = None
+
+    def step(self) -> Waiting | Done:
+        """Goes on with the job as far as it can without waiting.
+
+        Raises:
+          Aborted: no call can succeed, and `on_abort` is `raise`.
+        """
+        found: Waiting | Done | None = None
+        while found is None:
+            found = self._job.waiting or self._advance()
+        if isinstance(found, Done):
+            self._job.context.line.leave(self._job.intent)
+        return found
+
+    def _advance(self) -> Waiting | Done | None:
+        """One action; None: the job is in another phase now, whoever brought it there."""
+        job, watch = self._job, self._watch
+        if watch is None:  # a job that is watched needs no look into the journal
+            status = job.journal.status()
+            if status.phase is Phase.DONE:
+                return self._end(status)
+            if status.phase is not Phase.ACKED:
+                if status.phase is Phase.FRESH and not status.attempt and job.intent.path:
+                    failpoint("child.begun")
+                return self._submission.step()
+            job.context.line.leave(job.intent)
+            watch = RemoteWatch(job, status.attempt)
+        # After an error the journal says anew who goes on: the attempt may be closed by then.
+        self._watch = None
+        found = watch.step()
+        self._watch = watch if isinstance(found, Waiting) else None
+        return found
+
+    def _end(self, status: JobStatus) -> Done:
+        """How the job has ended. One that ended in doubt is looked at once more, for by now its
+        answers, which are paid for, may be there.
+
+        Not where other jobs follow: their place in the order of a run must not change.
+        """
+        job = self._job
+        done = job.journal.end(job.intent.fingerprint)
+        assert done is not None
+        if not (done.may_end_again and self._is_last):
+            return done
+        try:
+            remote = self._find_late(job.journal.read(Created, status.attempt))
+            if remote is None or not remote.state.has_ended:
+                return done
+            late = (
+                f"the job ended late, as {remote.state.value}, and without an answer to this record"
+            )
+            end = JobEnd("late", Failure(Kind.UNAVAILABLE, late, 1))
+            return collect(job, end, remote, is_whole=True, again=True)
+        except CallError as error:
+            unseen = "job %s ended in doubt, and can't be looked at again: %s"
+            _LOG.warning(unseen, job.name, error.message)
+            return done
+
+    def _find_late(self, created: Created | None) -> RemoteJob | None:
+        if created is not None:
+            return guarded(self._job.provider.look, created.job_id)
+        # It was never acknowledged, but its create may have made a job all the same.
+        return next(iter(find_remote(self._job)), None)
