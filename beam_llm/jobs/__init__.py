@@ -1,6 +1,7 @@
 """Remote jobs: nothing paid twice, nothing lost. What is written down of them is in `ledger/`.
 
     planner.py          known or new, which line, which job
+    record_pool.py      the records of a plan, as columns
     cutting.py          where lines and jobs end
     driver.py           walks the tree of each job of a run
     job_driver.py       one job's way, step by step: the table of all its phases

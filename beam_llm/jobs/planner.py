@@ -1,18 +1,18 @@
 """The planner: which records are known, and which job the others go into. The only writer of the
 log.
 
-    parts ─► keys ─ known? ─┬─ a job has it: this run's rows of that job
-                            └─ new: distinct records ─ caps ─► lines ─ limits ─► jobs ─ append
-                                                                    ─► this run's rows of them
+    parts ─► keys ─┬─ known: a job of the log has the record ─────────────────────────┐
+                   └─ new: cut into lines (prompts), and these into jobs,             ├─► refs
+                           each appended to the log, which claims its records' keys ──┘
 
-Columns all the way: a few numpy passes per plan, nothing per record but those and, for prompts of
-several records, one cut per line.
+A ref names a job and those elements of this run that it answers. All work is on columns, in a few
+numpy passes: a plan may have millions of records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -22,23 +22,20 @@ from beam_llm.config import Settings
 from beam_llm.jobs.cutting import cut_jobs, cut_lines
 from beam_llm.jobs.endings import may_be_asked_again
 from beam_llm.jobs.failpoints import failpoint
-from beam_llm.ledger.columns import KEY, Array, find
+from beam_llm.jobs.record_pool import Leaders, RecordPool
+from beam_llm.ledger.columns import Array, find
 from beam_llm.ledger.intent import Intent
 from beam_llm.ledger.job_tree import JobTree
 from beam_llm.ledger.log import Ledger
 from beam_llm.ledger.manifest import compact
 from beam_llm.ledger.model_limit import ModelLimit
-from beam_llm.ledger.parts import PartReader, PartRef
+from beam_llm.ledger.parts import PartRef
 from beam_llm.ledger.refs import BatchJobRef, host_of
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.protocols import BatchTraits, Clock, Store, Task
-from beam_llm.values import Record
 
 # More than a tree ever has, so that every phase counts as paid for.
 ALL_PHASES = 1_000_000
-_FEW_JOBS = 64
-"""Up to so many, looking for each one's rows takes less memory than sorting them, and no more
-time."""
 _FRAME_BYTES = 400
 """Of a JSONL line around its messages: custom_id, url, parameters; an estimate from above."""
 
@@ -66,7 +63,19 @@ def plan(
     return _Plan(Ledger(store), task, caps, traits, parts, clock).refs()
 
 
+class _Cut(NamedTuple):
+    """A job to be: records `start` to `end` of the new ones, and where each of its lines begins
+    among them."""
+
+    start: int
+    end: int
+    line_starts: Array
+    tokens: int
+
+
 class _Plan:
+    """One call of `plan`. Rows are numbered through all parts; arrays are one item a row."""
+
     def __init__(
         self,
         ledger: Ledger,
@@ -81,7 +90,7 @@ class _Plan:
         self._settings: Settings = task.settings
         # By name: then equal parts give equal jobs in whatever order they come, and rows lie in a
         # manifest's canonical order.
-        self._pool = _Pool(ledger.store, sorted(parts, key=lambda part: part.name))
+        self._pool = RecordPool(ledger.store, sorted(parts, key=lambda part: part.name))
         self._min_timestamp = min(part.min_timestamp for part in parts)
         self._trees: dict[int, JobTree] = {}
         self._rows_named: dict[int, str] = {}
@@ -113,10 +122,11 @@ class _Plan:
         return self._trees[number]
 
     def _claim(self, numbers: Array) -> None:
-        """Appends intents for the new rows, job by job, and notes their numbers.
+        """Appends a job to the log for the new rows, and another until all are claimed; notes their
+        numbers.
 
-        The loser of a race reads what came between, leaves to the winner what it claimed, and cuts
-        the rest anew. Nothing was staged yet, so a lost race costs two small manifests.
+        Where another planner has appended first, the rows that it claimed are its job's, and the
+        rest are cut anew. Nothing was staged yet, so losing the race costs two small manifests.
         """
         leaders = self._pool.leaders(
             np.flatnonzero((numbers == 0) & ~self._pool.failed).astype(np.int32)
@@ -137,7 +147,8 @@ class _Plan:
             self._leave_to_winner(distinct, numbers, leaders)
             distinct = distinct[numbers[distinct] == 0]
 
-    def _leave_to_winner(self, distinct: Array, numbers: Array, leaders: _Leaders) -> None:
+    def _leave_to_winner(self, distinct: Array, numbers: Array, leaders: Leaders) -> None:
+        """Notes the jobs of rows that another planner has claimed since we last looked."""
         open_rows = distinct[numbers[distinct] == 0]
         known, seen = self._ledger.known(), self._last
         claimed = known.jobs_of(self._pool.keys_of(open_rows))
@@ -216,8 +227,7 @@ class _Plan:
         ]
 
     def _learned_limit(self) -> int | None:
-        """Enqueued tokens beyond which an earlier job was refused: a larger one would have to be
-        sent in several goes."""
+        """Enqueued tokens beyond which the queue refuses a job: a larger one would be split."""
         model = ModelLimit(self._ledger.store, host_of(self._settings), self._settings.model)
         return model.tokens(self._clock.time())
 
@@ -226,139 +236,36 @@ class _Plan:
         measured on one rendered record."""
         record, size = self._pool.sample(int(distinct[0]))
         task = self._task
-        # A template may treat one record unlike several, so a
-        # further record's share is the third's.
+        # A template may treat one record unlike several, so what each further one adds is what the
+        # third does.
         one, two, three = (task.size(task.render([record] * count)) for count in (1, 2, 3))
         per_record = max(three - two - size, 0) + 24
         return max(one - size, two - 2 * size - per_record, 0) + _FRAME_BYTES, per_record
 
     def _refs_of(self, numbers: Array) -> list[BatchJobRef]:
-        found = np.unique(numbers).tolist()
-        if len(found) <= _FEW_JOBS:
-            return [
-                self._ref(number, np.flatnonzero(numbers == number).astype(np.int32))
-                for number in found
-            ]
-        order = np.argsort(numbers, kind="stable")
-        cuts = np.flatnonzero(np.diff(numbers[order])) + 1
-        return [
-            self._ref(number, rows)
-            for number, rows in zip(found, np.split(order, cuts), strict=True)
-        ]
+        """One ref for each job of this run's rows, with the rows that it answers."""
+        order = np.argsort(numbers, kind="stable").astype(np.int32)
+        rows_of = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+        return [self._ref(int(numbers[rows[0]]), rows) for rows in rows_of if len(rows)]
 
     def _ref(self, number: int, rows: Array) -> BatchJobRef:
         ledger, manifest = self._ledger, self._rows_named.get(number) or self._rows_manifest(rows)
-        model = ledger.intent(number).model if number else self._settings.model
         ref = BatchJobRef(
-            None,
-            len(rows),
-            ledger.location,
-            number,
-            manifest,
-            model,
-            "planned",
-            self._min_timestamp,
+            job_id=None,
+            records=len(rows),
+            staging_location=ledger.location,
+            number=number,
+            manifest=manifest,
+            model=self._settings.model,
+            state="done",
+            min_timestamp=self._min_timestamp,
         )
         if not number:
-            return ref._replace(state="done")
-        tree = self._tree(number)
-        finished = tree.finished_nodes()
-        if not finished and ledger.appended_here(number) and manifest != ledger.intent(number).rows:
+            return ref
+        tree, intent = self._tree(number), ledger.intent(number)
+        reused = tree.finished_nodes()
+        if not reused and ledger.appended_here(number) and manifest != intent.rows:
             # This process's own earlier plan has the job, and reports what it costs.
-            finished = ALL_PHASES
+            reused = ALL_PHASES
         state = "done" if tree.is_finished() else "created" if tree.job_id else "planned"
-        return ref._replace(job_id=tree.job_id, state=state, reused=finished)
-
-
-class _Cut(NamedTuple):
-    """One job to be: its records, as a range of the new ones, and its lines, as a range of
-    those."""
-
-    start: int
-    end: int
-    line_starts: Array
-    tokens: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Leaders:
-    """Rows to be asked, and for each the first row with equal content (itself, mostly)."""
-
-    rows: Array
-    leader: Array
-    repeats: bool
-
-    def rows_of(self, members: Array) -> Array:
-        """All rows led by `members`."""
-        if not self.repeats:
-            return members
-        found: Array = self.rows[np.isin(self.leader, members)]
-        return found
-
-
-class _Pool:
-    """The keys of all parts of a plan, one part after the other: 17 bytes a record. What records
-    weigh is read when asked for."""
-
-    def __init__(self, store: Store, parts: Sequence[PartRef]):
-        self._store = store
-        self.names = [part.name for part in parts]
-        self.starts = np.cumsum([0, *(part.rows for part in parts)])
-        self.keys = np.zeros(self.starts[-1], dtype=KEY)
-        self.failed = np.zeros(self.starts[-1], dtype=bool)
-        for here, reader in self._readers():
-            self.keys[here], self.failed[here] = reader.keys, reader.failed
-
-    def _readers(self) -> Iterator[tuple[slice, PartReader]]:
-        for name, (start, end) in zip(self.names, pairwise(self.starts.tolist()), strict=True):
-            yield slice(start, end), PartReader(self._store, name)
-
-    def weights(self, rows: Array) -> tuple[Array, Array]:
-        """Tokens and sizes of rows (ascending)."""
-        tokens, sizes = np.zeros(len(rows), dtype=np.uint32), np.zeros(len(rows), dtype=np.uint32)
-        for here, reader in self._readers():
-            start, end = np.searchsorted(rows, [here.start, here.stop])
-            inside = rows[start:end] - here.start
-            tokens[start:end], sizes[start:end] = reader.tokens[inside], reader.sizes[inside]
-        return tokens, sizes
-
-    def keys_of(self, rows: Array) -> Array:
-        """The rows' keys: a view where the rows follow one another, as they mostly do, so that a
-        million keys aren't copied."""
-        if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
-            return self.keys[rows[0] : rows[-1] + 1]
-        return self.keys[rows]
-
-    def places_of(self, rows: Array) -> tuple[Array, Array]:
-        """Part and row within it, u32 each, of ascending rows."""
-        part, row = np.zeros(len(rows), dtype=np.uint32), np.zeros(len(rows), dtype=np.uint32)
-        borders = np.searchsorted(rows, self.starts).tolist()
-        for number, (start, end) in enumerate(pairwise(borders)):
-            part[start:end] = number
-            row[start:end] = rows[start:end] - self.starts[number]
-        return part, row
-
-    def sample(self, row: int) -> tuple[Record, int]:
-        """One record, and its size."""
-        part = int(np.searchsorted(self.starts, row, side="right")) - 1
-        reader, at = PartReader(self._store, self.names[part]), row - int(self.starts[part])
-        try:
-            return reader.record(at), int(reader.sizes[at])
-        finally:
-            reader.close()
-
-    def leaders(self, rows: Array) -> _Leaders:
-        """Finds equal keys. Half a key tells almost all apart, at half the memory; only those it
-        does not are looked at whole."""
-        keys = self.keys_of(rows)
-        halves = np.ascontiguousarray(keys.view("<u8").reshape(-1, 2)[:, 0])
-        halves.sort()
-        same = halves[1:] == halves[:-1]
-        if not same.any():
-            return _Leaders(rows, rows, False)
-        repeated = np.unique(halves[1:][same])
-        suspects = np.flatnonzero(np.isin(keys.view("<u8").reshape(-1, 2)[:, 0], repeated))
-        _, first, group = np.unique(keys[suspects], return_index=True, return_inverse=True)
-        leader = rows.copy()
-        leader[suspects] = rows[suspects[first[group]]]
-        return _Leaders(rows, leader, True)
+        return ref._replace(job_id=tree.job_id, model=intent.model, state=state, reused=reused)
