@@ -7,6 +7,7 @@
     job_driver.py       one job's way, step by step: the table of all its phases
     step.py             what a step gives back
     job.py              one job, as all that work on it have it, and how long it waits
+    waiting_line.py     jobs behind a full queue
     pacing.py           when to look again
     submit.py           from an intent to a remote job
     input_file.py       what is sent, and put in its place

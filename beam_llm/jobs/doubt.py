@@ -33,7 +33,7 @@ from beam_llm.jobs.pacing import deadline_seconds, visible_seconds
 from beam_llm.jobs.remote_jobs import find_remote, settle_doubles
 from beam_llm.ledger.journal import CloseReason, Creating
 from beam_llm.ledger.status import Phase
-from beam_llm.protocols import Recovery, RemoteJob
+from beam_llm.protocols import RemoteJob
 from beam_llm.stores import temporary_file
 
 _LOG = logging.getLogger(__name__)
@@ -52,11 +52,6 @@ class Doubt:
         self._known_since = job.clock.monotonic()
         self._is_counted = self._is_told = False
 
-    @staticmethod
-    def may_repeat(job: Job) -> bool:
-        """Whether the provider makes one job for one name, so that a create may be sent again."""
-        return job.provider.traits.recovery is Recovery.TOKEN
-
     def count(self) -> None:
         """Counts the doubt, once."""
         if not self._is_counted:
@@ -73,7 +68,7 @@ class Doubt:
         Raises:
           CallError: no clear answer again, or it can't be looked for, now or ever.
         """
-        return (self._repeat() if self.may_repeat(self._job) else None) or self._look()
+        return (self._repeat() if self._job.may_repeat_create else None) or self._look()
 
     def _repeat(self) -> RemoteJob | None:
         """The job that the same create, by the same name and from the same input, gives now; None

@@ -1,6 +1,8 @@
-"""One job as everything that works on it has it, and what it shares with the others of its driver.
+"""What everything that works on a job holds: the job itself, and what it shares with the other jobs
+of its driver.
 
-Attempt n of a job is one marker, created by exactly one process: only that one may send its create.
+A job is tried in attempts, numbered from 0. An attempt belongs to the one process that created its
+marker (`Creating`): only that one may send its create.
 """
 
 from __future__ import annotations
@@ -14,18 +16,13 @@ from dataclasses import dataclass, field
 from beam_llm.config import Settings
 from beam_llm.errors import CallError
 from beam_llm.jobs.failpoints import failpoint
-from beam_llm.jobs.pacing import (
-    LONGEST_PAUSE_SECONDS,
-    SHORTEST_PAUSE_SECONDS,
-    longest_backoff,
-    pause_after,
-    quick_interval,
-)
+from beam_llm.jobs.pacing import SHORTEST_PAUSE_SECONDS, pause_after, quick_interval
 from beam_llm.jobs.step import Waiting
+from beam_llm.jobs.waiting_line import WaitingLine
 from beam_llm.ledger.intent import Intent
 from beam_llm.ledger.journal import Closed, CloseReason, Created, Creating, Journal
 from beam_llm.ledger.leases import Leases, SharedClock
-from beam_llm.protocols import BatchProvider, Clock, RemoteJob, Store, Task
+from beam_llm.protocols import BatchProvider, Clock, Recovery, RemoteJob, Store, Task
 from beam_llm.values import Usage
 
 _LOG = logging.getLogger(__name__)
@@ -34,63 +31,6 @@ Cost = Callable[[Usage, bool], float | None]
 """Price of a reply's usage in dollars; True: at the batch API's price."""
 MOST_AGE_SECONDS = 30 * 86_400.0
 """Of a job that is adopted; an older time is taken for a mistake."""
-LONG_WAIT_SECONDS = 600.0
-"""After so long behind the provider's limit a job says so."""
-
-
-class WaitingLine:
-    """A driver's jobs behind a full queue: only the first of them knocks, the others wait behind
-    it."""
-
-    def __init__(self, settings: Settings, clock: Clock):
-        self._settings, self._clock = settings, clock
-        # By number, then name: the line is in this order.
-        self._due: dict[tuple[int, str], float] = {}
-        self._since: dict[tuple[int, str], float] = {}
-
-    def enter(self, job: Intent, seconds: float, refusal: CallError | None = None) -> None:
-        """Gives a job its place.
-
-        Args:
-          seconds: until it is worth trying again.
-          refusal: what the queue has just said; a job that has waited long says so, once.
-        """
-        place, now = (job.number, job.job), self._clock.monotonic()
-        self._due[place] = now + min(max(seconds, 0.0), LONGEST_PAUSE_SECONDS)
-        waited = now - self._since.setdefault(place, now) if refusal is not None else 0.0
-        if waited >= LONG_WAIT_SECONDS:
-            # No wait is long from now on: it is said once.
-            self._since[place] = math.inf
-            _LOG.warning(
-                "job %s has waited %.0f min behind the provider's limit, and goes on waiting: %s",
-                job.job,
-                waited / 60,
-                refusal.message if refusal else "",
-            )
-
-    def leave(self, job: Intent) -> None:
-        """Gives the place up: the job was taken, or has ended."""
-        self._due.pop((job.number, job.job), None)
-        self._since.pop((job.number, job.job), None)
-
-    def __contains__(self, job: Intent) -> bool:
-        return (job.number, job.job) in self._due
-
-    def is_due(self) -> None:
-        """Lets every job in the line try at once: one has ended, so there may be room."""
-        now = self._clock.monotonic()
-        self._due = {place: min(due, now) for place, due in self._due.items()}
-
-    def seconds(self, job: Intent) -> float:
-        """How long a job has to wait; not above zero: it may try."""
-        place, now = (job.number, job.job), self._clock.monotonic()
-        # A job that is later than this is driven by nobody any more, and holds nobody up.
-        grace = 2 * longest_backoff(self._settings)
-        ahead = [due for other, due in self._due.items() if other < place and now < due + grace]
-        if ahead:
-            # Shortly after the first has knocked: if it was taken, there may be room for more.
-            return max(min(ahead) - now, 0.0) + quick_interval(self._settings, job.job)
-        return self._due.get(place, now) - now
 
 
 @dataclass
@@ -118,7 +58,7 @@ class JobContext:
 
 
 class Job:
-    """What one job is to do, what is written down of it, and how long it waits.
+    """One job: what is to be done (`intent`), what was done (`journal`), and how long to wait.
 
         job = Job(context, ledger.intent(7))
         if job.claim(0, file_id):
@@ -160,17 +100,17 @@ class Job:
         part: float | None = None,
         since: float | None = None,
     ) -> Waiting:
-        """Nothing to be done for so long; `waiting` says so until then."""
+        """Says that there is nothing to do for so long; `waiting` answers so until then."""
         self._due = self.clock.monotonic() + seconds
         self._waiting = Waiting(self.clock.time() + seconds, job_id, status, part=part, since=since)
         return self._waiting
 
     @property
     def waiting(self) -> Waiting | None:
-        """The last answer while it holds, however many refs ask for it; None: there is something
-        to do."""
+        """What `wait` gave last, while it holds: several refs may ask for one job. None: there is
+        something to do."""
         left = (
-            self.context.line.seconds(self.intent)  # which another job's end may shorten
+            self.context.line.seconds(self.intent)  # the end of another job may shorten it
             if self._waiting.status == "queued"
             else self._due - self.clock.monotonic()
         )
@@ -190,35 +130,45 @@ class Job:
         return quick_interval(self.settings, self.name)
 
     def wait_for_lease(self, status: str, seconds: float = 0.0) -> Waiting | None:
-        """Takes or renews the job's lease; None: it is held.
+        """Takes or renews the job's lease; None: it is ours.
 
         Args:
-          status: of who has to wait for it.
-          seconds: that the lease has to be for, where those of the settings are too few.
+          status: what the job is called while another process has it.
+          seconds: how long it has to be ours, where `lease_seconds` is too short.
         """
         free_at = self.context.leases.hold(self.name, seconds)
         if free_at is None:
             return None
-        # Its holder may be done, or dead, long before it ends; and it may end at once, which must
-        # not make a loop spin.
+        # Its holder may be done, or dead, long before it ends, so it is looked at again soon. The
+        # lower bound keeps a loop from spinning over a lease that is just ending.
         left = free_at - self.clock.time()
         return self.wait(max(min(left, self.soon()), 0.01), status)
+
+    @property
+    def may_repeat_create(self) -> bool:
+        """Whether the provider makes one job for one name, so that the same create may be sent
+        again."""
+        return self.provider.traits.recovery is Recovery.TOKEN
 
     def create_name(self, attempt: int) -> str:
         """What the provider is told that the job of an attempt is called."""
         return f"{self.intent.fingerprint}-{attempt}"
 
     def claim(self, attempt: int, file_id: str | None, adopts: str | None = None) -> bool:
-        """Makes an attempt this process's: only it may send its create. False where another has
-        it."""
+        """Makes an attempt this process's; False where another has it.
+
+        Args:
+          file_id: the staged input that its create names.
+          adopts: a remote job that exists already: then nothing is created.
+        """
         shared = self.shared.provider_time() is not None
         marker = Creating(self.time(), shared, self.context.leases.owner, file_id, adopts)
         return self.journal.add(marker, attempt)
 
     def acknowledge(self, attempt: int, remote: RemoteJob) -> None:
-        """Writes down that the attempt has made this remote job."""
+        """Writes down that this remote job is the attempt's."""
         now = self.time()
-        # The deadline counts from here: an absurd time would end the wait at once, or never.
+        # The deadline counts from it: an absurd time would end the wait at once, or never.
         is_plausible = 0.0 <= now - remote.created_at <= MOST_AGE_SECONDS
         created_at = remote.created_at if is_plausible else now
         self.journal.add(Created(remote.job_id, created_at), attempt)

@@ -1,7 +1,10 @@
-"""A remote job under way, look by look, to its end.
+"""A remote job under way: polled until it has ended, or is late; then its results are collected.
 
-look, … ─ cancelled at its deadline? ─ ended ─ results ─► Done
-      └─ the queue was full after all, its input is gone, or it was a double ─► the next attempt
+poll, poll, … ─┬─ ended ────────────────► its results are read ─► Done
+               ├─ past its deadline ────► cancelled, polled a while longer, read ─► Done
+               ├─ unknown by now ───────► doubted for minutes, then lost ─► Done
+               └─ failed as the queue was full or its input gone, or
+                  a double that is not kept ─► None: the next attempt
 """
 
 from __future__ import annotations
@@ -42,10 +45,8 @@ _LOG = logging.getLogger(__name__)
 
 
 class RemoteWatch:
-    """What this process knows of a remote job; the ledger has all of it but the pace.
-
-    Args:
-      attempt: the one that was acknowledged.
+    """Watches the remote job of an acknowledged attempt. Any number of processes may do so at once;
+    beyond the journal each keeps only its own pace.
     """
 
     def __init__(self, job: Job, attempt: int):
@@ -66,7 +67,7 @@ class RemoteWatch:
         with its next one."""
         job, now = self._job, self._job.time()
         age = now - self._created_at
-        # A job that was created just now has nothing to show yet.
+        # A job that was created just now has not ended yet: the first poll comes one pause later.
         if not self._polls and 0.0 <= age < poll_interval(job.settings, 0.0, f"{job.name}/0"):
             return self._wait_for_poll(0.0, JobState.WAITING.value)
         failpoint("waiting")
@@ -77,10 +78,10 @@ class RemoteWatch:
         self._unknown_since = None
         if self._doubted and (remote.state.has_ended or age >= job.settings.list_lag_seconds):
             remote = self._without_double(remote)
-        # At every look, as a list may show late what was made of the job as a whole.
+        # At every poll, for a list may be late to show what was made of the job as a whole.
         for whole in self._wholes:
             cancel_all(whole)
-        # Before the deadline: what has ended is read however late it is, for it is paid for.
+        # This goes before the deadline: what has ended is paid for, and is read however late it is.
         if remote.state.has_ended:
             return self._ended(remote)
         job.tries = 0
@@ -103,7 +104,7 @@ class RemoteWatch:
         return self._wait(poll_interval(self._job.settings, age, seed), status, remote)
 
     def _wait(self, pause: float, status: str, remote: RemoteJob | None = None) -> Waiting:
-        # The refs that wait for a job differ in their records, but not in the part that is done.
+        # A part and not a number: each ref that waits for the job has another number of records.
         part, lines = None, self._job.intent.line_count
         if remote is not None and remote.completed is not None and lines:
             part = min((remote.completed + (remote.failed or 0)) / lines, 1.0)
@@ -138,7 +139,7 @@ class RemoteWatch:
         """Asks for cancellation, waits a little for what is finished, then ends with what there
         is."""
         job, now = self._job, self._job.time()
-        # One process asks for the cancellation; all wait from the moment that it wrote down.
+        # The first process to write it down asks for the cancellation; all wait from that moment.
         if job.journal.add(Deadline(now), self._attempt):
             cancel(job, self._job_id)
         asked = job.journal.read(Deadline, self._attempt)
@@ -149,9 +150,8 @@ class RemoteWatch:
     def _ended(self, remote: RemoteJob) -> Waiting | Done | None:
         failpoint("ended")
         job = self._job
-        job.context.line.is_due()
-        # OpenAI may take a job first and fail it for `token_limit_exceeded` later: nothing of it
-        # ran.
+        job.context.line.try_now()
+        # OpenAI may take a job and then fail it for `token_limit_exceeded`; nothing of it has run.
         if isinstance(remote.cause, QueueFull):
             QueueLimit(job).queue_up(self._attempt, self._job_id, remote.cause)
             return None
@@ -196,7 +196,7 @@ class RemoteWatch:
             return self._wait(self._job.pause_after(error), "results late")
 
     def _warn_if_late(self, error: CallError, until: float) -> None:
-        """Once per job: minutes without results are more than the delay that is usual."""
+        """Warns once, after some minutes: results that are a little late are usual."""
         now = self._job.time()
         self._unread_since = now if self._unread_since is None else self._unread_since
         if self._has_warned or now < self._unread_since + doubt_seconds(self._job.settings):

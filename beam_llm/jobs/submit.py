@@ -1,9 +1,11 @@
-"""From an intent to a remote job: lease, staging, upload, marker, create, acknowledgement; and
-every doubt on that way.
+"""From an intent to a remote job, under the job's lease.
 
-planned ─ lease ─ stage, upload ─ marker ─ look at the lease again ─ create ─ acknowledge
-             (no acknowledgement behind a marker: list the provider's jobs, adopt ours, or create
-             the next attempt)
+    lease ─► is there room? ─► stage ─► marker ─► lease still held? ─► create ─► acknowledgement
+               │ no: wait, or split                                       │ no clear answer
+               └─ queue_limit.py                                          └─ doubt.py
+
+The marker says that a create may have been sent. Only the process that wrote it sends that create;
+any other that finds it without an acknowledgement looks for its job before it does anything else.
 """
 
 from __future__ import annotations
@@ -45,8 +47,7 @@ split."""
 
 
 class Submission:
-    """One job's way to the provider, under its lease. What it knows beyond the ledger is only since
-    when it has been in doubt.
+    """Makes the remote job of one job that has none: its phase is FRESH or DOUBT.
 
     Args:
       inherited: how it ends if nothing was sent of it yet, because the other half of the same job
@@ -59,31 +60,31 @@ class Submission:
         self._doubt: Doubt | None = None
 
     def step(self) -> Waiting | Done | None:
-        """Goes on with a job that has no acknowledgement.
+        """Goes on as far as it can without waiting.
 
         Returns:
-          When to come again; or how it has ended without ever being sent as it is. None: it is
+          When to come again; or how the job has ended without ever being sent as it is. None: it is
           acknowledged or done now, here or in another process.
 
         Raises:
           Aborted: no call can succeed, and `on_abort` is `raise`.
         """
-        found = self._go_on()
+        waiting = self._job.wait_for_lease("leased")
+        if waiting is not None:
+            return waiting
+        # Read under the lease: its last holder may have gone on until it ran out.
+        status = self._job.journal.status()
+        if status.phase in (Phase.DONE, Phase.ACKED):
+            return None
+        is_in_doubt = status.phase is Phase.DOUBT
+        found = self._resolve(status.attempt) if is_in_doubt else self._attempt(status)
         if isinstance(found, Split):
             return split(self._job, *found)
         return collect(self._job, found) if isinstance(found, JobEnd) else found
 
-    def _go_on(self) -> Waiting | JobEnd | Split | None:
+    def _attempt(self, status: JobStatus) -> Waiting | JobEnd | Split | None:
+        """Creates the job, unless it has to wait, to be split, or to end."""
         job = self._job
-        waiting = job.wait_for_lease("leased")
-        if waiting is not None:
-            return waiting
-        # Read under the lease: its last holder may have gone on until it ran out.
-        status = job.journal.status()
-        if status.phase in (Phase.DONE, Phase.ACKED):
-            return None
-        if status.phase is Phase.DOUBT:
-            return self._resolve(status.attempt)
         may_have_sent = status.attempt > 0 and bool(job.guesses())
         if self._inherited is not None and not may_have_sent:
             return self._inherited
@@ -94,15 +95,15 @@ class Submission:
             return self._too_small()
         decision = self._limit.decide(status.attempt)
         if isinstance(decision, Split) and may_have_sent:
-            return self._adopt_or(decision, status.attempt)
+            return self._adopt_before_split(decision, status.attempt)
         return decision or self._create(status)
 
-    def _adopt_or(self, split: Split, attempt: int) -> Waiting | Split | None:
-        """A job that an earlier attempt has made after all is paid for, and goes before two new
-        ones.
+    def _adopt_before_split(self, split: Split, attempt: int) -> Waiting | Split | None:
+        """Looks once more for a job that an earlier attempt may have made: it is paid for, and its
+        halves would be paid for as well.
 
-        Once it is split, it can only be cancelled; so it is looked for much longer than before
-        another attempt, which could be cancelled in its favour.
+        Once the job is split, what shows up of it as a whole can only be cancelled. So it is looked
+        for much longer than before another attempt, which could still be cancelled in its favour.
         """
         job = self._job
         try:
@@ -119,7 +120,8 @@ class Submission:
         return job.wait(min(left, job.soon()), "doubt") if left > 0 else split
 
     def _adopt(self, attempt: int, remote: RemoteJob) -> None:
-        """Makes a remote job that is there already the attempt's, unless another process has it."""
+        """Makes a remote job that exists already this attempt's, unless another process has the
+        attempt."""
         if self._job.claim(attempt, remote.staged, adopts=remote.job_id):
             self._acknowledge(attempt, remote, remote.staged)
 
@@ -149,14 +151,13 @@ class Submission:
             return self._send(status.attempt, staged)
 
     def _mark(self, attempt: int, staged: Staged) -> bool:
-        """Writes down, before it is sent, that a create may be: whoever finds this has to look for
-        its job. False: it may not be sent."""
+        """Writes down that a create may be sent from now on. False: it may not, for another process
+        has the lease or the attempt, or there is a job already."""
         job, leases = self._job, self._job.context.leases
         # Staging may have taken longer than the lease.
         if leases.hold(job.name) is not None:
             return False
-        # A process that slept in its create may have had its answer since; then there is a job
-        # already.
+        # An earlier attempt's create may have been answered since, in a process that had slept.
         late = acknowledged_late(job) if attempt else None
         if late is not None:
             self._adopt(attempt, late)
@@ -164,13 +165,12 @@ class Submission:
         if not job.claim(attempt, staged.file_id):
             return False
         failpoint("marked")
-        # Behind the marker: whoever takes the lease from now on finds it, and looks before it
-        # creates.
+        # Looked at after the marker is written: whoever takes the lease from now on finds it.
         if leases.is_mine(job.name):
             return True
-        # Only this process may send this attempt's create, and it will not: so that is certain.
-        # Not where a create may be repeated: then whoever has the lease now has perhaps done so.
-        if not Doubt.may_repeat(job):
+        # Certain, for only this process may send this attempt's create, and it will not. Where a
+        # create may be repeated it isn't: whoever has the lease now may have sent it.
+        if not job.may_repeat_create:
             job.close(attempt, CloseReason.LEASE_LOST)
         return False
 
@@ -188,14 +188,13 @@ class Submission:
         except CallError as error:
             return self._unclear(attempt, error)
         failpoint("create.after")
-        # Before anything is asked: a job that is written down is found again, whatever happens now.
         self._acknowledge(attempt, remote, staged.file_id)
         return None
 
     def _unclear(self, attempt: int, error: CallError) -> Waiting | JobEnd | None:
         """The create may have made a job or not."""
         name, unclear = self._job.name, "job %s: create got no clear answer (%s); "
-        if Doubt.may_repeat(self._job):
+        if self._job.may_repeat_create:
             _LOG.info(unclear + "it is sent again under the same name", name, error.message)
             return self._resolve(attempt)
         _LOG.warning(unclear + "looking for it before anything else", name, error.message)
