@@ -54,6 +54,8 @@ class RemoteWatch:
         assert created is not None
         self._job, self._attempt = job, attempt
         self._job_id, self._created_at = created.job_id, created.created_at
+        # What has not ended by then is cancelled.
+        self._deadline = self._created_at + deadline_seconds(job.settings, job.provider.traits)
         self._wholes = [Job(job.context, whole) for whole in job.undivided]
         # An earlier attempt was given up without certainty: it may have made a second job.
         self._doubted = bool(job.guesses())
@@ -85,12 +87,9 @@ class RemoteWatch:
         if remote.state.has_ended:
             return self._ended(remote)
         job.tries = 0
-        if now >= self._deadline():
+        if now >= self._deadline:
             return self._past_deadline(remote)
         return self._wait_for_poll(age, remote.word, remote)
-
-    def _deadline(self) -> float:
-        return self._created_at + deadline_seconds(self._job.settings, self._job.provider.traits)
 
     def _without_double(self, remote: RemoteJob) -> RemoteJob:
         kept, attempt = without_double(self._job, remote, self._attempt, self._created_at)
@@ -119,7 +118,7 @@ class RemoteWatch:
             self._unknown_since = now if self._unknown_since is None else self._unknown_since
             if now - self._unknown_since >= doubt_seconds(job.settings):
                 return self._lost()
-        elif now >= self._deadline() + doubt_seconds(job.settings):
+        elif now >= self._deadline + doubt_seconds(job.settings):
             return collect(job, late(JobState.RUNNING))
         # A refusal is an answer, not an outage: no backoff, but the usual pace.
         if isinstance(error, Rejected):
@@ -186,7 +185,7 @@ class RemoteWatch:
         except CallError as error:
             if isinstance(error, Aborted) and self._job.settings.on_abort == "raise":
                 raise
-            until = self._deadline() + doubt_seconds(self._job.settings)
+            until = self._deadline + doubt_seconds(self._job.settings)
             if self._job.time() >= until:
                 ended = f"job {printable(self._job_id)} has ended as {end.word}"
                 reason = f"{ended}, but its results can't be read: {error.message}"
