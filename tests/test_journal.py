@@ -34,13 +34,11 @@ from beam_llm.ledger.journal import (
 from beam_llm.ledger.status import Phase
 from beam_llm.stores import open_store
 
-INTENT = Intent(
-    7, "lines", "rows", 40, 20, 900, "task", "m", "host", 5.0, "owner", "ledger-7-owner"
-)
+INTENT = Intent(7, "lines", "rows", 40, 20, 900, "task", "m", "host", 5.0, "ledger-7-mark")
 DOCUMENTS: list[Document] = [
     Lease("me", 12.5, 77, 30.0, True, "here"),
     Uploaded("file-1"),
-    Creating(3.0, True, "me", None, "batch-0"),
+    Creating(3.0, True, None, "batch-0"),
     Created("batch-1", 3.5),
     Closed(CloseReason.QUEUE, 4.0, 9.0, None, None, Refusal(900, None)),
     Twice(None, ("batch-2", "batch-3")),
@@ -158,7 +156,7 @@ def test_children_are_named_by_their_parents_and_claim_no_number() -> None:
     assert follow_up.child(Child("a", "left", 2, 2, 40), 0.0).undivided == "7.b.f"
     assert [each.number for each in (half, follow_up)] == [7, 7]
     assert (half.fingerprint, half.created_at, follow_up.created_at) == (
-        "ledger-7.b-owner",
+        "ledger-7.b-mark",
         6.0,
         6.0,
     )

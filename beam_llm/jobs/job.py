@@ -162,7 +162,7 @@ class Job:
           adopts: a remote job that exists already: then nothing is created.
         """
         shared = self.shared.provider_time() is not None
-        marker = Creating(self.time(), shared, self.context.leases.owner, file_id, adopts)
+        marker = Creating(self.time(), shared, file_id, adopts)
         return self.journal.add(marker, attempt)
 
     def acknowledge(self, attempt: int, remote: RemoteJob) -> None:

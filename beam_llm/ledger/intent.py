@@ -20,7 +20,8 @@ class Intent(Document):
       rows: manifest of the elements that the run which planned it wants answered.
       task: hex digest of all that shapes the answers (`Task.fingerprint`).
       host: of the provider's base URL. No key, no query, no user name is ever here.
-      fingerprint: what the remote job's metadata will hold, with the attempt's number after it.
+      fingerprint: the ledger, the job, and a mark of this log entry alone: what the remote job will
+        be named, with the attempt's number after it.
       path: from the log entry's job to this one, such as `b.f`; empty for the entry's own.
     """
 
@@ -34,7 +35,6 @@ class Intent(Document):
     model: str
     host: str
     created_at: float
-    owner: str = ""
     fingerprint: str = ""
     path: str = ""
 
@@ -73,10 +73,10 @@ class Intent(Document):
     def child(self, child: Child, created_at: float) -> Intent:
         """The intent of one of its children: no key is claimed that wasn't before, so the log need
         not know of it."""
-        # The owner stays: an end names its job by fingerprint, and a
-        # log that lost an entry has another owner.
+        # The entry's mark stays: an end names its job by its fingerprint, and a log that lost an
+        # entry may have another one of that number.
         path = f"{self.path}.{child.name}".lstrip(".")
-        ledger, _, owner = self.fingerprint.split("-")
+        ledger, _, mark = self.fingerprint.split("-")
         return replace(
             self,
             path=path,
@@ -86,5 +86,5 @@ class Intent(Document):
             line_count=child.line_count,
             tokens=child.tokens,
             created_at=created_at or self.created_at,
-            fingerprint=f"{ledger}-{self.number}.{path}-{owner}",
+            fingerprint=f"{ledger}-{self.number}.{path}-{mark}",
         )

@@ -114,7 +114,6 @@ class Creating(Document):
     word = "creating"
     at: float
     shared: bool = False
-    owner: str = ""
     file_id: str | None = None
     adopts: str | None = None
 

@@ -56,11 +56,9 @@ class Ledger:
 
     def append(self, intent: Intent) -> Intent | None:
         """Claims `intent.number`; None where another writer was first."""
-        # It tells this entry from another that had its number in a log that lost entries since.
-        owner = uuid.uuid4().hex
-        signed = replace(
-            intent, owner=owner, fingerprint=f"{self.id[:12]}-{intent.number}-{owner[:12]}"
-        )
+        # Random, so that it tells this entry from another of its number: a log may lose its end.
+        mark = uuid.uuid4().hex[:12]
+        signed = replace(intent, fingerprint=f"{self.id[:12]}-{intent.number}-{mark}")
         if not self.store.create(_log_name(intent.number), signed.dumps()):
             return None
         _appended_here.add((self.id, intent.number))
