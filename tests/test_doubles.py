@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from beam_llm.errors import Aborted, Kind
 from beam_llm.jobs import failpoints as points
 from beam_llm.jobs.input_file import write_lines
 from beam_llm.jobs.job import Job, JobContext
 from beam_llm.jobs.remote_jobs import rejoin, settle_doubles
 from beam_llm.ledger import Ledger
-from beam_llm.ledger.journal import CloseReason, Created, Creating
+from beam_llm.ledger.journal import Closed, CloseReason, Created, Creating, Journal, Lease
 from beam_llm.ledger.model_limit import ModelLimit
+from beam_llm.ledger.status import Phase
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers import compile_task
 from beam_llm.stores import open_store, temporary_file
@@ -132,3 +134,39 @@ def test_lines_that_can_not_be_written_at_all_go_live_and_nothing_is_created(wor
     assert not wrong(found, TEXTS)
     assert sorted(world.asked) == TEXTS
     assert world.fake.calls["create"] == 0
+
+
+def test_who_loses_the_lease_behind_its_marker_sends_nothing_and_another_attempt_does(
+    world: World,
+) -> None:
+    refs, driver = world.plan(TEXTS), world.driver()
+    journal = Journal(open_store(world.location), "1")
+
+    def taken(point: str) -> None:
+        if point == "marked" and not journal.counts(Closed):
+            held = journal.counts(Lease)[-1]
+            journal.add(Lease("another", world.clock.now + 30.0, 1, 30.0), held + 1)
+
+    points.watch = taken
+    found = gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None))
+    assert not wrong(found, TEXTS)
+    assert [closed.reason for closed in journal.all(Closed)] == [CloseReason.LEASE_LOST]
+    assert len(world.fake.jobs) == 1
+
+
+def test_a_key_that_is_revoked_while_a_create_is_in_doubt_raises_and_the_doubt_stays(
+    world: World,
+) -> None:
+    world.fake.create_faults = ["lost"]
+    refs, driver, find = world.plan(TEXTS), world.driver(), world.fake.find
+
+    def revoked(*arguments: Any) -> Any:
+        raise Aborted(Kind.ABORTED, "HTTP 401: this key is revoked", status=401)
+
+    world.fake.find = revoked  # type: ignore[method-assign]
+    with pytest.raises(Aborted, match="revoked"):
+        gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None))
+    assert Journal(open_store(world.location), "1").status().phase is Phase.DOUBT
+    world.fake.find = find  # type: ignore[method-assign]
+    assert not wrong(gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None)), TEXTS)
+    assert len(world.fake.jobs) == 1

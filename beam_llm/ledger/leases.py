@@ -107,11 +107,11 @@ class Leases:
     def is_mine(self, job: str) -> bool:
         """Whether the newest lease, read anew, is this owner's, with time left for a create."""
         held = self._held.get(job)
-        return (
-            held is not None
-            and self._newest(job) == held.newest
-            and self._left(held) > 0.25 * self._seconds
-        )
+        if held is None or self._newest(job) != held.newest:
+            # Forgotten, so that `hold` looks anew who has it.
+            self._held.pop(job, None)
+            return False
+        return self._left(held) > 0.25 * self._seconds
 
     def release(self) -> None:
         """Gives all leases back: whoever comes next need not wait for them. Only for one who is in
