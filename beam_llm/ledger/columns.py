@@ -74,28 +74,20 @@ def newer_format(name: str, version: int) -> LedgerError:
     return LedgerError(f"{name} has format {version}, {upgrade}")
 
 
-def unpack_named(
-    kind: str, folder: str, name: str, data: bytes | None
+def unpack(
+    store: Store, kind: str, name: str, content_named: bool = False
 ) -> tuple[dict[str, Array], dict[str, Any]]:
-    """`unpack` of an object that is named by its content, `<folder>/<name>.<ending>`: no other can
-    be put in its place.
+    """An object's columns (views into its bytes) and facts.
 
-    Who has the name, from the pipeline itself, has what was written under it, or an error.
-    """
-    full_name = f"{folder}/{name}"
-    found = unpack(kind, full_name, data)
-    if data is not None and content_name(data) != name.partition(".")[0]:
-        raise LedgerError(f"{full_name} is another object: its digest does not match its name")
-    return found
-
-
-def unpack(kind: str, name: str, data: bytes | None) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Columns (views into `data`) and facts.
+    Args:
+      content_named: it is called `<folder>/<digest of its content>.<ending>`, so no other object
+        can be put in its place.
 
     Raises:
-      LedgerError: the object is missing, half-written, damaged, of another kind, or of a newer
-        format.
+      LedgerError: the object is missing, half-written, damaged, of another kind, of a newer format,
+        or not the one that its name says.
     """
+    data = store.get(name)
     if data is None:
         raise LedgerError(f"{name} is missing from the staging location")
     if len(data) < _HEAD.size + _DIGEST_BYTES or not data.startswith(_MAGIC):
@@ -118,6 +110,8 @@ def unpack(kind: str, name: str, data: bytes | None) -> tuple[dict[str, Array], 
         at += -at % _ALIGN
         columns[column] = np.frombuffer(body, dtype=dtype, count=count, offset=at)
         at += columns[column].nbytes
+    if content_named and content_name(data) != name.rpartition("/")[2].partition(".")[0]:
+        raise LedgerError(f"{name} is another object: its digest does not match its name")
     return columns, facts
 
 

@@ -151,7 +151,7 @@ class Ledger:
         held."""
         for name in reversed(self._snapshots()):
             try:
-                columns, facts = unpack("snapshot", name, self.store.get(name))
+                columns, facts = unpack(self.store, "snapshot", name)
             except LedgerError:
                 continue
             return Known((columns["entries"],), int(facts["last"]))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from beam_llm.ledger.columns import Array, content_name, pack, unpack_named
+from beam_llm.ledger.columns import Array, content_name, pack, unpack
 from beam_llm.protocols import Store
 
 
@@ -93,9 +93,7 @@ class Manifest:
     def read(store: Store, name: str) -> Manifest:
         """Raises LedgerError where it is missing or damaged."""
         full_name = f"manifests/{name}.manifest"
-        columns, facts = unpack_named(
-            "manifest", "manifests", f"{name}.manifest", store.get(full_name)
-        )
+        columns, facts = unpack(store, "manifest", full_name, content_named=True)
         return Manifest(
             columns["keys"],
             columns["part"],

@@ -231,7 +231,7 @@ class Outcomes:
     """Reads what an OutcomeWriter wrote: look up many keys at once, then one row at a time."""
 
     def __init__(self, store: Store, name: str):
-        self._columns, facts = unpack("outcomes", f"{name}.index", store.get(f"{name}.index"))
+        self._columns, facts = unpack(store, "outcomes", f"{name}.index")
         self._store, self._name = store, name.removesuffix(LEFT)
         self.keys: Array = self._columns["keys"]
         self._sealed = str(facts["rows"])

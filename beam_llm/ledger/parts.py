@@ -21,7 +21,7 @@ import numpy as np
 import orjson
 
 from beam_llm.errors import Failure, LedgerError
-from beam_llm.ledger.columns import KEY, Array, Rows, content_name, pack, packer_of, unpack_named
+from beam_llm.ledger.columns import KEY, Array, Rows, content_name, pack, packer_of, unpack
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.leftovers import scratch_folder
 from beam_llm.prompting.media import FRAME_BYTES
@@ -173,7 +173,7 @@ class PartReader:
     memory."""
 
     def __init__(self, store: Store, name: str):
-        columns, self.facts = _read_index(store, name)
+        columns, self.facts = unpack(store, "part", f"parts/{name}.index", content_named=True)
         self._store, self._name = store, name
         self.keys: Array = columns["keys"]
         self.tokens: Array = columns["tokens"]
@@ -249,11 +249,6 @@ class PartReader:
         if self._rows is not None:
             self._rows.close()
             self._rows = None
-
-
-def _read_index(store: Store, name: str) -> tuple[dict[str, Array], dict[str, Any]]:
-    full_name = f"parts/{name}.index"
-    return unpack_named("part", "parts", f"{name}.index", store.get(full_name))
 
 
 def by_part(store: Store, manifest: Manifest) -> Iterator[tuple[PartReader, slice]]:
