@@ -1,5 +1,13 @@
-"""The last thing done with a job: its results are read, and how every record of it ends is written
-down, once and for all."""
+"""The end of a job: its results are read, and how every record of it ends is written down, once and
+for all.
+
+    result lines ─► ResultReader ─┬─ ends here ─► answers-<x>.index ──────────────────┐
+                                  └─ left over ─► answers-<x>-left.index, and a child ├─► done
+                                                  that asks again: 7.f, or 7.f.l live ┘
+
+Several processes may collect at once. The first to create `done` decides; the others delete what
+they wrote.
+"""
 
 from __future__ import annotations
 
@@ -49,15 +57,15 @@ def collect(
 
     Args:
       remote: whose results are read; None: there are none.
-      is_whole: what it counts as done has to be among them; else whatever is there is all there
-        will be.
-      again: the job has ended before, in doubt; now with at least one line, or not.
+      is_whole: as many answers have to be there as the provider counts; without it what is there
+        is taken for all there will ever be.
+      again: the job has ended before, in doubt. It ends once more only if there is a result line.
 
     Returns:
-      What is written down, be it ours or a quicker collector's.
+      The end that counts: ours, or that of a process that was quicker.
 
     Raises:
-      CallError: with `is_whole`, the results can't be read yet, or not whole; to be tried again.
+      CallError: with `is_whole` or `again`: there are fewer results than there should be, so far.
     """
     manifest = Manifest.read(job.store, job.intent.lines)
     with (
@@ -79,7 +87,7 @@ def collect(
 
 
 def _trace(job: Job, done: Done) -> None:
-    """The job, for who traces."""
+    """Tells tracing about the job, where that is on."""
     settings, intent = job.settings, job.intent
     created = job.journal.newest(Created) if settings.tracing else None
     if created is None:
@@ -125,8 +133,7 @@ def _write(
     job: Job, manifest: Manifest, reader: ResultReader, end: JobEnd, path: str, kind: type[Done]
 ) -> Done:
     """Writes outcomes, leftovers and, last, the document."""
-    # Several processes may collect at once, each under a name of its own; the document says which
-    # counts.
+    # A name of its own for each process that collects.
     store, name = job.store, f"{job.journal.folder}answers-{uuid.uuid4().hex[:12]}"
     reader.outcomes.flush()
     left = np.frombuffer(reader.left, dtype=np.bool_)
@@ -180,21 +187,23 @@ def split(job: Job, at_line: int, line_tokens: Array) -> Done:
         at=job.time(),
         children=tuple(halves),
         left=job.prior,
-        # An attempt may have made a job all the same; then its parts look out for that.
+        # An attempt may have made a job all the same; then its halves look out for that.
         doubted=bool(job.guesses()),
     )
     return write_end(job, done, None)
 
 
 def write_end(job: Job, done: Done, outcomes: str | None) -> Done:
-    """Ends the job, with the outcomes of that name; returns the end that counts, which may be a
-    quicker process's."""
+    """Ends the job; returns the end that counts, which may be that of a process that was quicker.
+
+    Args:
+      outcomes: name of those that were written for this end; removed where another one counts.
+    """
     failpoint("done.before")
     if job.journal.add(done):
         failpoint("done.after")
         return done
     if outcomes is not None:
-        # Another collector was quicker: its end counts, and nothing names these objects.
         for ending in (".index", ".rows", f"{LEFT}.index"):
             job.store.delete(outcomes + ending)
     kept = job.journal.read(type(done))
@@ -206,9 +215,10 @@ def write_end(job: Job, done: Done, outcomes: str | None) -> Done:
 def _going_on(
     job: Job, manifest: Manifest, reader: ResultReader, left: Array, end: JobEnd
 ) -> Child | None:
-    """What asks again for records that do not end here; None: nobody, they end as they are.
+    """What asks once more for records that do not end here; None: nothing, they end as they are.
 
-    A follow-up that the provider would find too small is none: its records go live at once.
+    One follow-up job, then live calls; live calls at once where a job would be too small for the
+    provider, or would end the same way.
     """
     settings, intent = job.settings, job.intent
     if settings.on_leftover == "fail":
@@ -219,14 +229,14 @@ def _going_on(
     is_job = passed_on.lines >= job.provider.traits.min_requests
     goes_live = end.goes_live or not is_job or intent.is_second_try
     child = FOLLOW_UP if settings.on_leftover == "follow_up" and not goes_live else LIVE
-    # By its share: exact weights would take reading the parts.
+    # An estimate by its share: for exact weights the parts would have to be read.
     tokens = intent.tokens * records // max(intent.records, 1)
     return Child(child, name, records, passed_on.lines, tokens)
 
 
 def _regrouped(manifest: Manifest, left: Array, alone: Array) -> Array:
-    """Lines of the follow-up: a line that was never answered stays as it is; where the line was at
-    fault, each record has its own."""
+    """Where the lines of the follow-up begin: records of a line that was at fault get a line each,
+    others stay together as they were."""
     assert manifest.line_starts is not None
     starts, count = [0], 0
     for start, end in pairwise(manifest.line_starts.tolist()):

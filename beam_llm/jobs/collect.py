@@ -1,5 +1,5 @@
-"""Result lines in, outcomes out: streamed, joined by `custom_id`, whatever their order, doubles,
-strangers and cuts.
+"""Result lines in, outcomes out: streamed and joined by `custom_id`, in whatever order they come;
+doubled, unknown and cut lines do no harm.
 
                                       ┌─ ends here ─► outcomes
 line ─► custom_id ─► line of the job ─┤
@@ -97,15 +97,14 @@ class ResultReader:
 
     @property
     def replies(self) -> int:
-        """Lines of the job that have one."""
+        """How many lines of the job have a reply."""
         return sum(self.answered)
 
     @property
     def lines(self) -> int:
-        """Lines of the job that came back, good or bad; also those of which one can't see whose
-        they are.
+        """How many lines came back, good or bad, with those that can't be told whose they are.
 
-        A file of ids that are all unknown is another job's, and none of its lines came back.
+        None of a file in which no id is known: that is another job's.
         """
         found = self.replies + len(self._errors)
         return found + self._nobodys + (len(self._strangers) if found else 0)

@@ -58,7 +58,6 @@ class Driver:
         self._jobs: dict[str, JobDriver | LiveJob] = {}
         self._ends: dict[str, Done] = {}
         self.counted = self._context.counted
-        self.leases = self._context.leases
 
     def step(self, ref: BatchJobRef, phase: int = 0) -> Waiting | Ready:
         """Goes on with the job as far as it can without waiting.
@@ -78,7 +77,7 @@ class Driver:
             return self._walk(ref, phase)
         except Aborted:
             # Nothing is under way: the corrected run, or another worker, need not wait.
-            self.leases.release()
+            self.close()
             raise
 
     def _walk(self, ref: BatchJobRef, phase: int) -> Waiting | Ready:
@@ -150,7 +149,7 @@ class Driver:
 
     def close(self) -> None:
         """Gives the leases back."""
-        self.leases.release()
+        self._context.leases.release()
 
 
 def _ended_for_all(undivided: str, nodes: Sequence[Node]) -> JobEnd | None:

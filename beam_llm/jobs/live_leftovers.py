@@ -33,7 +33,7 @@ Ask = Callable[[Sequence[Record]], Answered]
 
 
 class LiveJob:
-    """Asks live what a job left over; under a lease, so that two runs do not both ask.
+    """Asks by live calls what a job left over; under a lease, so that two runs do not both ask.
 
     Args:
       job: the child that stands for these calls, such as `7.f.l`.
