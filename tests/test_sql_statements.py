@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from beam_llm.errors import UsageError
-from beam_llm.fronts.sql.compute import Evaluator
+from beam_llm.fronts.sql.compute import Compute, Evaluator
 from beam_llm.fronts.sql.functions import (
     AGGREGATES,
     CLOCKS,
@@ -24,7 +24,7 @@ from beam_llm.fronts.sql.functions import (
 from beam_llm.fronts.sql.plan import Plan
 from beam_llm.fronts.sql.script import Job, Printed, Script, read_script
 from beam_llm.fronts.sql.tables import Permissions
-from beam_llm.fronts.sql.types import to_json
+from beam_llm.fronts.sql.types import SqlType, to_json
 
 HEAD = """CREATE TABLE t (id STRING, title STRING, text STRING, n INT, x DOUBLE, day DATE,
   tags ARRAY<STRING>, r ROW<a INT, b STRING>) WITH ('connector'='filesystem', 'path'='in/', 'format'='json');
@@ -883,6 +883,30 @@ def test_functions_give_what_they_give_in_flink():
     assert row is not None
     found = [to_json(kind, row.get(str(column))) for _, column, kind in plan.outputs]
     assert dict(zip(VALUES, found, strict=True)) == VALUES
+
+
+def a_map(inner: SqlType) -> SqlType:
+    return SqlType("MAP", fields=(("0", SqlType("STRING")), ("1", inner)))
+
+
+IN_FLIGHT = {
+    "bytes": (SqlType("BYTES"), "aGk="),
+    "a map": (a_map(SqlType("INT")), {"a": 1, 'b "c"': None}),
+    "an empty map": (a_map(SqlType("INT")), {}),
+    "a map of bytes": (a_map(SqlType("BYTES")), {"a": "aGk="}),
+    "a map of decimals": (a_map(SqlType("DECIMAL", (10, 2))), {"a": "1.25"}),
+    "a list of maps": (SqlType("ARRAY", fields=(("0", a_map(SqlType("BYTES"))),)), [{"a": "aGk="}]),
+    "a row of bytes": (SqlType("ROW", fields=(("x", SqlType("BYTES")),)), {"x": "aGk="}),
+}
+
+
+@pytest.mark.parametrize(("kind", "value"), IN_FLIGHT.values(), ids=IN_FLIGHT)
+def test_a_value_is_the_same_computed_alone_and_among_others(kind: SqlType, value: Any):
+    row = {"c": value}
+    evaluator = Evaluator(Compute((("c", kind),), (), (("again", '"c"', kind),)))
+    (alone,) = evaluator.rows([row])
+    for found in (alone, *evaluator.rows([row, row])):
+        assert found == {"c": value, "again": value}
 
 
 # Any text

@@ -208,7 +208,8 @@ class Evaluator:
         arrays: dict[str, Any] = {_NUMBER: pa.array(range(len(rows)), pa.int64())}
         columns = ""
         for name, kind in self._compute.inputs:
-            values = [_for_arrow(kind, row.get(name)) for row in rows]
+            # Arrow takes a map as its pairs.
+            values = [to_duckdb(kind, row.get(name), list) for row in rows]
             arrays[name] = pa.array(values, arrow_type(kind))
             columns += f", CAST({quoted(name)} AS {kind.duckdb}) AS {quoted(name)}"
         self._connection.register("rows_in_flight", pa.table(arrays))
@@ -247,20 +248,6 @@ class Aggregator(Evaluator):
             raise ExpressionError(reason_of(error)) from None
         assert row is not None, "aggregates alone give one row, also of none"
         return row
-
-
-def _for_arrow(kind: SqlType, value: Any) -> Any:
-    if value is None:
-        return None
-    if kind.kind == "BYTES":
-        return base64.b64decode(value)
-    if kind.kind == "ARRAY":
-        return [_for_arrow(kind.fields[0][1], item) for item in value]
-    if kind.kind == "MAP":
-        return [(key, _for_arrow(kind.fields[1][1], member)) for key, member in value.items()]
-    if kind.kind == "ROW":
-        return {name: _for_arrow(inner, value.get(name)) for name, inner in kind.fields}
-    return value
 
 
 def arrow_type(kind: SqlType) -> Any:

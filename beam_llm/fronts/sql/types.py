@@ -11,7 +11,7 @@ import datetime
 import decimal
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -308,16 +308,26 @@ _READERS = {
 }  # fmt: skip
 
 
-def to_duckdb(kind: SqlType, value: Any) -> Any:
-    """A value in flight as DuckDB's Python takes it, to be cast to `kind.duckdb`."""
+def to_duckdb(kind: SqlType, value: Any, make_map: Callable[[Any], Any] = dict) -> Any:
+    """A value in flight as DuckDB takes it, to be cast to `kind.duckdb`.
+
+    Args:
+      make_map: makes a map of its pairs.
+    """
     if value is None:
         return None
+    inner = [one for _, one in kind.fields]
     if kind.kind == "BYTES":
         return base64.b64decode(value)
     if kind.kind == "ARRAY":
-        return [to_duckdb(kind.fields[0][1], item) for item in value]
+        return [to_duckdb(inner[0], item, make_map) for item in value]
+    if kind.kind == "MAP":
+        return make_map(
+            (to_duckdb(inner[0], key, make_map), to_duckdb(inner[1], member, make_map))
+            for key, member in value.items()
+        )
     if kind.kind == "ROW":
-        return {name: to_duckdb(inner, value.get(name)) for name, inner in kind.fields}
+        return {name: to_duckdb(one, value.get(name), make_map) for name, one in kind.fields}
     return value
 
 
