@@ -28,6 +28,7 @@ from apache_beam.transforms.window import (
     SlidingWindows,
     TimestampedValue,
 )
+from apache_beam.utils.windowed_value import PaneInfoTiming
 
 from beam_llm import LLMReduce
 from beam_llm.config import settings
@@ -63,6 +64,16 @@ class Place(beam.DoFn):
         group = prediction.element
         value = int(prediction.value.split()[0]) if prediction.value else prediction.error.kind
         yield str(group.key), group.records, value, float(timestamp), str(window)
+
+
+class WithPane(beam.DoFn):
+    """A key and a number with their pane: whether it is the first, its timing, its numbers, and
+    whether it is the last."""
+
+    def process(self, counted, pane=beam.DoFn.PaneInfoParam):
+        timing = PaneInfoTiming.to_string(pane.timing)
+        numbers = (pane.index, pane.nonspeculative_index)
+        yield *counted, (pane.is_first, timing, numbers, pane.is_last)
 
 
 def placed(source: Any, windows: Any, mode: dict[str, Any], *flags: str, **options: Any) -> Any:
@@ -135,6 +146,35 @@ def test_each_pane_of_a_trigger_is_answered_whole(emulator, mode, accumulating):
         windows, mode, "--runner=DirectRunner", "--streaming", batch_size=3,
     )  # fmt: skip
     assert [(n, value) for _, n, value, _, _ in found] == [(7, 7), (14 if accumulating else 7,) * 2]
+
+
+def test_an_answer_carries_the_pane_that_it_is_over_as_beam_s_combine_does(emulator, mode):
+    windows = beam.WindowInto(
+        FixedWindows(10),
+        trigger=AfterWatermark(early=AfterCount(4), late=AfterCount(1)),
+        accumulation_mode=AccumulationMode.ACCUMULATING,
+        allowed_lateness=100,
+    )
+    source = (
+        test_stream.TestStream()
+        .advance_watermark_to(0)
+        .add_elements(TIMED[:4])
+        .add_elements(TIMED[4:10])
+        .advance_watermark_to(12)
+        .add_elements([TimestampedValue(("a", "late"), 5)])
+        .advance_watermark_to_infinity()
+    )
+    ours, beams = Collect(), Collect()
+    flags = PipelineOptions(["--runner=DirectRunner", "--streaming"], pickle_library="cloudpickle")
+    with beam.Pipeline(options=flags) as p:
+        pairs = p | source | windows
+        answered = pairs | LLMReduce(MODEL, ASK, batch_size=3, **mode)
+        counted = answered | beam.Map(lambda each: (each.element.key, each.element.records))
+        _ = counted | "Of ours" >> beam.ParDo(WithPane()) | ours
+        counted = pairs | beam.combiners.Count.PerKey()
+        _ = counted | "Of Beam's" >> beam.ParDo(WithPane()) | beams
+    assert sorted(ours.found) == sorted(beams.found)
+    assert {pane[1] for _, _, pane in ours.found} == {"EARLY", "ON_TIME", "LATE"}
 
 
 def test_equal_panes_of_one_window_are_answered_each(emulator, mode):

@@ -9,7 +9,7 @@ from apache_beam import coders, pvalue
 from apache_beam.typehints import typehints
 
 from beam_llm.config import Settings
-from beam_llm.errors import Failure
+from beam_llm.errors import Failure, UsageError
 from beam_llm.prompting.reduce_task import final_settings, partial_settings, place_of
 from beam_llm.providers import compile_reduce
 from beam_llm.transforms import runners
@@ -114,8 +114,13 @@ class LLMReduce(LLMPredict):
         super().__init__(model, prompt, output=output, label=label, **given)
 
     def _check(self, settings: Settings) -> None:
-        for each in (final_settings(settings), partial_settings(settings)):
-            super()._check(each)
+        super()._check(final_settings(settings))
+        try:
+            super()._check(partial_settings(settings))
+        except UsageError as error:  # of their output, in which alone they differ
+            if not str(error).startswith("output "):
+                raise
+            raise UsageError(f"partial_{error}") from None
         warn_of_one_prompt_for_all(settings)
         task = compile_reduce(settings)
         # With the user's own limits only, as for LLMPredict.

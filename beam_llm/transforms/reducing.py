@@ -158,7 +158,8 @@ class FormFirstPrompts(_Former):
             yield from self._prompts(prompts, (), group, arrived.timestamp)
 
     def _group(self, key: WindowedValue, records: Sequence[Record], bad: int) -> Branch:
-        # The pane apart: two panes of a window may hold the same records.
+        # The pane's number alone: two panes of a window may hold the same records, and what else a
+        # pane says, a repeated bundle may say otherwise.
         data = self._encode(without_pane(key))
         digest = hashlib.sha256(b"%d:%b%d:" % (len(data), data, key.pane_info.index))
         for record in records:
@@ -166,7 +167,7 @@ class FormFirstPrompts(_Former):
             # well.
             digest.update(hashlib.sha256(record.inputs[0].encode()).digest())
         total = len(records) + bad
-        return Branch(data, digest.digest()[:16], 1, 1, len(records), total, bad)
+        return Branch(self._encode(key), digest.digest()[:16], 1, 1, len(records), total, bad)
 
 
 def _cannot_be_asked(bad: Sequence[Any], total: int, has_ids: bool) -> Failure:
