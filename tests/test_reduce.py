@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 import json
 import random
+import sys
 from collections import Counter
 from typing import Any, Literal, NamedTuple
 
@@ -179,10 +180,27 @@ class Product(NamedTuple):
     name: str
 
 
-@pytest.mark.parametrize("key", [7, ("a", 1), Product("kettle"), None, b"\x00", True])
+KEYS = [7, ("a", 1), Product("kettle"), None, b"\x00", True, ["a"], {"a": 1}]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=repr)
 def test_keys_of_any_kind_come_back_as_they_were(emulator, mode, key):
     [found] = collected(LLMReduce(MODEL, ASK, **mode), [(key, "x")])
     assert found.element == Group(key, 1)
+
+
+class OfMain(NamedTuple):
+    name: str
+
+
+def test_a_key_of_a_class_of_the_main_program_comes_back(emulator, monkeypatch):
+    """Such a class reaches a worker by value, and pickle finds another one by its name."""
+    monkeypatch.setattr(OfMain, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "OfMain", OfMain, raising=False)
+    pairs = [(OfMain("kettle"), text) for text in "ab"]
+    plain = beam.Map(lambda found: (tuple(found.element.key), found.element.records))
+    [found] = collected(LLMReduce(MODEL, ASK, batch_size=1) | plain, pairs)
+    assert found == (("kettle",), 2)
 
 
 # What can't be asked, and what fails

@@ -81,7 +81,8 @@ class LLMReduce(LLMPredict):
     with the key None.
     Bounded or unbounded, the latter in windows or with a trigger, as for any GroupByKey.
     Returns: one `Prediction` per key and window (per pane, where a trigger fires several: an
-    accumulating one is answered anew over all it holds), at its window's end. `element` is a
+    accumulating one is answered anew over all it holds), at its window's end and with its pane, as
+    from Beam's own CombinePerKey: `beam.DoFn.PaneInfoParam` tells two of them apart. `element` is a
     `Group`: `key`, `records`, `left_out`. Usage and cost are those of all its prompts together,
     `reused` says that all of them were known; model and request id are the last one's. A key some
     of whose prompts fail ends as an error that says which, over how many records. With
@@ -152,9 +153,10 @@ def reduce(elements: pvalue.PCollection, settings: Settings) -> pvalue.PCollecti
     )
     groups = pairs | "Group" >> beam.GroupByKey()
     windowfn = groups.windowing.windowfn
-    coder = coders.WindowedValueCoder(
-        coders.registry.get_coder(key_type), windowfn.get_window_coder()
-    )
+    # As the GroupByKey's own: it takes whatever key has come through that, also one of a class of
+    # the main program, which pickle would look for by its name.
+    key_coder = coders.registry.get_coder(key_type).as_deterministic_coder("LLMReduce")
+    coder = coders.WindowedValueCoder(key_coder, windowfn.get_window_coder())
     ended = _ask_in_levels(
         groups | "Form prompts" >> _forming(FormFirstPrompts(settings, coder)), settings
     )
