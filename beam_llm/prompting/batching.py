@@ -249,7 +249,8 @@ class Batcher(Generic[T]):
     def too_large(self, record: Record) -> bool:
         """Whether the record alone passes a cap, so that no prompt can hold it."""
         most = self._most_of_record
-        if tokens_of(record) > most and self._count(record) > most:
+        # Written out, as in `add`: once per record.
+        if record.tokens + RECORD_OVERHEAD_TOKENS > most and self._count(record) > most:
             return True
         return self._caps.bytes is not None and _bytes_of(record) > self._caps.bytes
 

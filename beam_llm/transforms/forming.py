@@ -95,11 +95,13 @@ class RecordReader:
 
     def record(self, element: Any) -> Record | Failure:
         """The element's record, or why it can't be one."""
-        value = element[1] if is_keyed(element) else element
-        # Texts are most of what there is: two calls less for each.
-        fields = NO_FIELDS if type(value) is str else readable_fields(value)
-        if isinstance(fields, Failure):
-            return fields
+        value, fields = element, NO_FIELDS
+        # Texts are most of what there is: three calls less for each.
+        if type(element) is not str:
+            value = element[1] if is_keyed(element) else element
+            fields = readable_fields(value)
+            if isinstance(fields, Failure):
+                return fields
         if self._taken and not self._taken.isdisjoint(fields or _ELEMENT_ALONE):
             return name_clash(str(self._output_field), fields or _ELEMENT_ALONE)  # type: ignore[return-value]
         try:
