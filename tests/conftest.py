@@ -6,6 +6,7 @@ Nothing is imported, fetched or started before a test asks for it.
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import sys
@@ -48,6 +49,18 @@ def pytest_collection() -> Generator[None, object, object]:
             from tests.quick_beam import remember
 
             remember()
+        if "botocore.session" in sys.modules:
+            _have_aws_described_once()
+
+
+def _have_aws_described_once() -> None:
+    """Each session of AWS's clients reads megabytes of JSON about its services, which is more work
+    than most tests of Bedrock have: one loader, which keeps what it has read, serves all.
+    """
+    import botocore.session
+
+    shared = functools.cache(botocore.session.create_loader)
+    botocore.session.create_loader = shared
 
 
 MADE_ONCE = {
