@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import enum
 import functools
+from collections.abc import Generator, Iterable
 from typing import Annotated, Any, Literal, NamedTuple, Optional
 
 import pydantic
@@ -164,6 +165,12 @@ GOOD: list[tuple[str, Any, Any, Any]] = [
     (
         "model",
         Review,
+        {"sentiment": "positive", "score": 1},
+        Review(sentiment="positive", score=1.0),
+    ),
+    (
+        "a type that Python gives as an instance alone",
+        pydantic.InstanceOf[Review],
         {"sentiment": "positive", "score": 1},
         Review(sentiment="positive", score=1.0),
     ),
@@ -519,6 +526,11 @@ def test_what_an_answer_is_and_whether_strict_mode_can_say_so(
         ({"$ref": "#/$defs/Missing"}, "leads nowhere"),
         ({"type": object()}, "not JSON"),
         (type("Opaque", (), {}), "Opaque"),
+        (Iterable[int], "use list"),
+        (pydantic.create_model("Lazy", days=(Generator[int, None, None], ...)), "use list"),
+        (pydantic.ImportString, "import code"),
+        (pydantic.create_model("Tool", run=(list[pydantic.ImportString], ...)), "import code"),
+        (enum.Enum("Nothing", []), "nothing to answer"),
     ],
     ids=shown,
 )

@@ -84,7 +84,7 @@ def leaves_nothing(schema: Mapping[str, Any]) -> bool:
     """Whether no value but null, or no object but the empty one, would fit."""
     if (
         schema.get("type") == "null"
-        or schema.get("enum") == [None]
+        or schema.get("enum") in ([], [None])
         or schema.get("const", 0) is None
         or schema.get("not") == {}
     ):

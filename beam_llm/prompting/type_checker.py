@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -148,8 +148,8 @@ def _tools_of(
     """What makes a value of JSON, and JSON of a value.
 
     A strict type takes a date or an Enum from JSON's text, but not from the same string in Python,
-    so its answers are validated as JSON text. For all others the way through Python is the quicker
-    one, and the rules are the same.
+    and some types take nothing but an instance there; so their answers are validated as JSON text.
+    For all others the way through Python is the quicker one, and the rules are the same.
     """
     # The adapter's own methods add half a microsecond to these; one that is not built yet has
     # neither.
@@ -157,7 +157,7 @@ def _tools_of(
     from_python = adapter.validator.validate_python if built else adapter.validate_python
     to_python = adapter.serializer.to_python if built else adapter.dump_python
     dump = functools.partial(to_python, mode="json", by_alias=True)
-    if not (built and _is_strict(adapter.core_schema)):
+    if not (built and _reads_json_apart(adapter.core_schema)):
         return from_python, dump
     from_json = adapter.validator.validate_json
 
@@ -172,14 +172,29 @@ def _tools_of(
     return validate, dump
 
 
-def _is_strict(node: Any) -> bool:
-    """Whether pydantic was told somewhere in this type to take nothing but the exact kind of
-    value."""
+_NO_PARTS = frozenset({"metadata", "default", "expected"})
+"""Keys of a core schema under which no schema stands, but a user's own values may."""
+
+
+def _parts_of(node: Any) -> Iterator[Mapping[str, Any]]:
+    """Every schema in a core schema of pydantic's."""
     if isinstance(node, dict):
-        return node.get("strict") is True or any(
-            _is_strict(child) for key, child in node.items() if key != "metadata"
-        )
-    return isinstance(node, (list, tuple)) and any(map(_is_strict, node))
+        yield node
+        for key, child in node.items():
+            if key not in _NO_PARTS:
+                yield from _parts_of(child)
+    elif isinstance(node, (list, tuple)):
+        for child in node:
+            yield from _parts_of(child)
+
+
+def _reads_json_apart(core_schema: Any) -> bool:
+    """Whether pydantic was told somewhere in this type to take nothing but the exact kind of value,
+    or takes another value from JSON than from Python: an instance, say."""
+    return any(
+        part.get("strict") is True or part.get("type") == "json-or-python"
+        for part in _parts_of(core_schema)
+    )
 
 
 def _refuse_bool(raw: Any) -> None:
@@ -247,6 +262,9 @@ def _schema_of(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
         schema = plain_form(without_booleans(described))
     except Exception as error:  # as above
         raise unusable(declared, _first_line(error)) from None
+    if adapter.pydantic_complete:
+        for part in _parts_of(adapter.core_schema):
+            _refuse_part(declared, part)
     if says_nothing(schema):
         raise unusable(declared, "any value would do")
     if leaves_nothing(schema) or (
@@ -254,6 +272,17 @@ def _schema_of(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
     ):
         raise unusable(declared, "it leaves nothing to answer")
     return schema
+
+
+def _refuse_part(declared: Any, part: Mapping[str, Any]) -> None:
+    """Refuses what no answer may have anywhere in it, though JSON can spell it."""
+    if part.get("type") == "generator":
+        # pydantic's own iterator: nothing in it is checked yet, and no shuffle can carry it.
+        raise unusable(declared, "an iterator is checked only when it is read; use list[…]")
+    function = part.get("function")
+    of_plain = function.get("function") if isinstance(function, Mapping) else None
+    if getattr(of_plain, "__name__", "") == "import_string":  # pydantic.ImportString
+        raise unusable(declared, "a model's answer would import code")
 
 
 def _first_line(error: Exception) -> str:
