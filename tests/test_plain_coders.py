@@ -29,9 +29,11 @@ from hypothesis import strategies as st
 
 from beam_llm.errors import LedgerError
 from beam_llm.stores.local import LocalStore
+from beam_llm.transforms.coders import PredictionCoder
 from beam_llm.transforms.envelopes import EnvelopeCoder, EnvelopeReader
 from beam_llm.transforms.named_classes import fields_of, made_of
 from beam_llm.transforms.plain_coders import NeedsPickle, build_coder, describe_coder, plain
+from beam_llm.values import Prediction
 from tests.element_classes import Named, Plain, Typed
 
 FIXED, GLOBAL = FixedWindows(30).get_window_coder(), GlobalWindows().get_window_coder()
@@ -47,7 +49,8 @@ def crossed(folder: Path, coder: coders.Coder, element: Any, **options: Any) -> 
     """The element after its way through a staging location into another pipeline."""
     store, envelopes = LocalStore(str(folder)), EnvelopeCoder(coder, FIXED)
     envelopes.save(store)
-    return EnvelopeReader(store, **options).decode(envelopes.open().encode(arrived(element))).value
+    envelope = envelopes.open(store).encode(arrived(element))
+    return EnvelopeReader(store, **options).decode(envelope).value
 
 
 PLAIN = {
@@ -82,6 +85,36 @@ def test_plain_elements_cross_without_pickle_and_as_they_were(
     found = crossed(tmp_path, coder, element)
     assert (found, type(found)) == (element, type(element))
     assert b"pickle" not in b"".join(file.read_bytes() for file in (tmp_path / "coders").iterdir())
+
+
+HALF = "half \ud83d"
+
+
+@pytest.mark.parametrize(
+    ("declared", "element"),
+    [
+        (str, HALF),
+        (typing.Any, {HALF: [HALF, ("x", {HALF}), beam.Row(t=HALF)], "n": 1}),
+        (typing.Any, Named(1, HALF)),
+        (typehints.Tuple[str, typing.Any], ("k", {"t": HALF})),
+        (int, 2**70),
+        (int, "no number"),
+        (typing.Mapping[str, int], {"a": None}),
+    ],
+    ids=["text", "dict", "named", "pair", "huge number", "another type", "another value"],
+)
+def test_an_element_that_its_own_coder_can_not_write_crosses_as_well(
+    tmp_path: Path, declared: Any, element: Any
+) -> None:
+    coder = coders.registry.get_coder(declared)
+    for options in ({}, {"own": EnvelopeCoder(coder, FIXED)}):
+        found = crossed(tmp_path, coder, element, **options)
+        assert (found, type(found)) == (element, type(element))
+
+
+def test_a_prediction_of_an_element_with_half_a_character_crosses_a_shuffle() -> None:
+    prediction = Prediction({"t": HALF}, "fine")
+    assert PredictionCoder().decode(PredictionCoder().encode(prediction)) == prediction
 
 
 def test_the_later_of_two_equal_hours_stays_the_later(tmp_path: Path) -> None:

@@ -59,7 +59,11 @@ class PredictionCoder(coders.Coder):
         self._fields = coders.FastPrimitivesCoder(AnyObjectCoder())
 
     def encode(self, value: Prediction) -> bytes:
-        return bytes(self._fields.encode(_to_parts(value)))
+        parts = _to_parts(value)
+        try:
+            return bytes(self._fields.encode(parts))
+        except UnicodeEncodeError:  # half a character in the element: only pickle writes that
+            return bytes(self._fields.encode(_Pickled(parts)))
 
     def decode(self, encoded: bytes) -> Prediction:
         return _from_parts(self._fields.decode(encoded))
@@ -75,6 +79,10 @@ class PredictionCoder(coders.Coder):
 
     def __hash__(self) -> int:
         return hash(type(self))
+
+
+class _Pickled(tuple[Any, ...]):
+    """No tuple to Beam's coder, so that it is pickled as a whole."""
 
 
 def _to_parts(p: Prediction) -> tuple[Any, ...]:

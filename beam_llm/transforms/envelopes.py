@@ -31,8 +31,19 @@ from apache_beam.transforms.window import GlobalWindows, TimestampCombiner, Wind
 
 from beam_llm.errors import LedgerError
 from beam_llm.protocols import Store
-from beam_llm.transforms.beam_internals import dumps_by_value, is_same_element, loads, without_pane
-from beam_llm.transforms.plain_coders import NeedsPickle, build_coder, describe_coder, plain
+from beam_llm.transforms.beam_internals import (
+    dumps_by_value,
+    is_same_element,
+    loads,
+    without_pane,
+)
+from beam_llm.transforms.plain_coders import (
+    NeedsPickle,
+    build_coder,
+    describe_coder,
+    plain,
+    with_halves_marked,
+)
 
 # They stand before every element, so they are few.
 CODER_NAME_BYTES = 8
@@ -117,6 +128,7 @@ class EnvelopeCoder:
     """
 
     def __init__(self, element_coder: coders.Coder, window_coder: coders.Coder):
+        self._window_coder = window_coder
         self._coder = coders.WindowedValueCoder(plain(element_coder), window_coder)
         self._document = _document(element_coder, window_coder, self._coder)
         self.name = _named(self._document)
@@ -127,28 +139,49 @@ class EnvelopeCoder:
         window_coder = elements.windowing.windowfn.get_window_coder()
         return cls(coders.registry.get_coder(elements.element_type), window_coder)
 
+    @property
+    def of_any(self) -> EnvelopeCoder:
+        """The coder for elements that this one can't write: Beam notices one that isn't of its
+        declared type, or a text with half a character, only where it is written."""
+        return EnvelopeCoder(coders.FastPrimitivesCoder(), self._window_coder)
+
     def save(self, store: Store) -> None:
         """Writes the coder once, so that `EnvelopeReader` finds it."""
         # Named by its content: where another process was first, the same document is there already.
         store.create(_coder_object(self.name), self._document)
 
-    def open(self) -> EnvelopeImpl:
-        """What encodes and decodes: of a process, not to be pickled."""
-        return EnvelopeImpl(self.name, self._coder.get_impl())
+    def open(self, store: Store | None = None) -> EnvelopeImpl:
+        """What encodes and decodes: of a process, not to be pickled.
+
+        Args:
+          store: where the coder of an odd element is saved, once there is one.
+        """
+        return EnvelopeImpl(self, self._coder.get_impl(), store)
 
 
 class EnvelopeImpl:
     """An EnvelopeCoder at work."""
 
-    def __init__(self, name: bytes, impl: Any):
-        self.name = name
+    def __init__(self, coder: EnvelopeCoder, impl: Any, store: Store | None = None):
+        self.name = coder.name
+        self._coder, self._store = coder, store
         self._encode = impl.encode
         self.decode = impl.decode
         """Of an envelope without its coder's name."""
 
     def encode(self, arrived: WindowedValue) -> bytes:
         """The element with its timestamp and windows."""
-        return self.name + self._encode(without_pane(arrived))
+        try:
+            return self.name + self._encode(without_pane(arrived))
+        except Exception:  # whatever a coder does with what it isn't for
+            return self._encode_odd(arrived)
+
+    def _encode_odd(self, arrived: WindowedValue) -> bytes:
+        of_any = self._coder.of_any
+        if self._store is not None:
+            of_any.save(self._store)
+        odd = arrived.with_value(with_halves_marked(arrived.value))
+        return of_any.name + of_any.open()._encode(without_pane(odd))
 
 
 class EnvelopeReader:
@@ -165,7 +198,9 @@ class EnvelopeReader:
         self, store: Store, own: EnvelopeCoder | None = None, *, allow_pickle: bool = False
     ):
         self._store, self._allow_pickle = store, allow_pickle
-        self._decoders: dict[bytes, Any] = {} if own is None else {own.name: own.open().decode}
+        self._decoders: dict[bytes, Any] = {}
+        for coder in () if own is None else (own.of_any, own):
+            self._decoders[coder.name] = coder.open().decode
         self._name = b""
         self._decode: Any = None
 

@@ -27,6 +27,7 @@ from apache_beam import coders
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm.errors import LedgerError
+from beam_llm.prompting.text import clean
 from beam_llm.transforms.beam_internals import (
     DecimalCoder,
     FastCoder,
@@ -190,7 +191,7 @@ class _PlainValueCoder(coders.Coder):
 
     def encode(self, value: Any) -> bytes:
         if type(value) is beam.Row:
-            return _ROW + bytes(_PRIMITIVES.encode(value.as_dict()))
+            return _ROW + _plain_bytes(value.as_dict())
         write = _WRITERS.get(type(value))
         tagged = write(value) if write is not None else _named(value)
         return bytes(_PICKLES.encode(value)) if tagged is None else tagged
@@ -307,9 +308,36 @@ def _named(value: Any) -> bytes | None:
     fields = fields_of(value)
     if fields is None:
         return None
-    return _NAMED + bytes(
-        _PRIMITIVES.encode((type(value).__module__, type(value).__qualname__, fields))
-    )
+    return _NAMED + _plain_bytes((type(value).__module__, type(value).__qualname__, fields))
+
+
+class _Halves:
+    """A text with half a character (a lone surrogate), which UTF-8 has no bytes for."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str):
+        self.text = text
+
+
+def with_halves_marked(value: Any) -> Any:
+    """The value as a coder made by `plain` can write it, with whatever halves of characters are in
+    its texts; it reads it back as it was."""
+    kind = type(value)
+    if kind is str:
+        return value if value.isascii() or clean(value) == value else _Halves(value)
+    if kind in (list, tuple, set):
+        return kind(map(with_halves_marked, value))
+    if kind is dict:
+        return {with_halves_marked(key): with_halves_marked(one) for key, one in value.items()}
+    return value
+
+
+def _plain_bytes(value: Any) -> bytes:
+    try:
+        return bytes(_PRIMITIVES.encode(value))
+    except UnicodeEncodeError:
+        return bytes(_PRIMITIVES.encode(with_halves_marked(value)))
 
 
 def _instant(value: datetime.datetime) -> bytes | None:
@@ -333,6 +361,7 @@ _WRITERS: dict[type, Callable[[Any], bytes | None]] = {
     ),
     uuid.UUID: lambda value: b"\x07" + value.bytes,
     Timestamp: lambda value: b"\x08" + str(value.micros).encode(),
+    _Halves: lambda value: b"\x0e" + value.text.encode("utf-8", "surrogatepass"),
 }
 
 _READERS: dict[bytes, Callable[[bytes], Any]] = {
@@ -344,4 +373,5 @@ _READERS: dict[bytes, Callable[[bytes], Any]] = {
     b"\x06": lambda data: datetime.timedelta(*map(int, data.split())),
     b"\x07": lambda data: uuid.UUID(bytes=data),
     b"\x08": lambda data: Timestamp(micros=int(data)),
+    b"\x0e": lambda data: data.decode("utf-8", "surrogatepass"),
 }

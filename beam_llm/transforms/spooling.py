@@ -59,7 +59,7 @@ class WriteParts(beam.DoFn):
         self._store = open_store(str(self._settings.staging_location))
         check_format(self._store)
         self._reader = RecordReader(self._settings, for_jobs=True)
-        self._envelopes = self._coder.open()
+        self._envelopes = self._coder.open(self._store)
         # Before any part: whoever collects another day can't open the envelopes without it.
         self._coder.save(self._store)
         QUIET_GC.acquire()
