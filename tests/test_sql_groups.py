@@ -226,7 +226,8 @@ def test_a_group_that_fails_is_null_with_its_error_and_is_asked_alone_again(
     folder: Path, emulator_with: Callable[..., Emulator]
 ):
     emulator = emulator_with(faults=[Fault("refusal", text="It boils", times=1)])
-    assert run(folder, BY_PRODUCT) == 3
+    assert run(folder, BY_PRODUCT, "--report", "page.html") == 3
+    assert "{&#34;product&#34;:&#34;kettle&#34;}" in (folder / "page.html").read_text()
     rows = {row[0]: row[1:] for row in rows_of(folder, "out")}
     assert rows["kettle"][:2] == [3, None]
     assert rows["lamp"][0] == 2
@@ -247,6 +248,20 @@ def test_what_is_finished_is_not_asked_again(
     assert run(folder, BY_PRODUCT) == 2
     assert "all of it is finished" in capsys.readouterr().err
     assert emulator.calls == calls
+
+
+def test_by_jobs_only_a_group_that_has_changed_is_asked_anew(
+    folder: Path, emulator_with: Callable[..., Emulator]
+):
+    emulator = emulator_with()
+    sql = BY_PRODUCT.replace("'model'='gpt-4'", "'model'='gpt-4'" + MODES["batch_api"])
+    assert run(folder, sql) == 0
+    write_reviews(folder, [*reversed(ROWS), ("lamp", 1, "Too dark.")])
+    assert run(folder, sql, "--force") == 0
+    found = {product: n for product, n, _, _ in rows_of(folder, "out")}
+    assert found == {"kettle": 3, "lamp": 3, "pan": 1, None: 1}
+    asked = {text: emulator.billed[text] for _, _, text in ROWS if text is not None}
+    assert asked == {text: 2 if text == "Warm light." else 1 for text in asked}
 
 
 def test_a_dry_run_shows_the_groups_and_the_first_request_over_all_of_one(

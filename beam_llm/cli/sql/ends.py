@@ -154,12 +154,17 @@ def _first_rows(
     first: int,
 ) -> dict[int, tuple[str, Mapping[str, Any]]]:
     """Where the first rows of groups stand, and the groups' keys."""
-    assert plan.grouping is not None
+    grouping = plan.grouping
+    assert grouping is not None
     found: dict[int, tuple[str, Mapping[str, Any]]] = {}
+    names = {column: name for name, column, _ in plan.outputs}
     for number, (source, row) in zip(looked.ordinals(), rows, strict=False):
         ordinal = first + number
         if ordinal in wanted and ordinal not in found and number >= 0:
-            keys = {name.removeprefix("c."): row.fields[name] for name in plan.grouping.keys}
+            # A key that comes out nowhere is called as in flight.
+            keys = {
+                names.get(key, key.removeprefix("c.")): row.fields[key] for key in grouping.keys
+            }
             found[ordinal] = f"{source}:{row.line:,}", keys
         if len(found) == len(wanted):
             break
