@@ -403,6 +403,14 @@ BOMBS = {
 }
 
 
+def test_a_macro_that_calls_itself_twice_ends():
+    source = (
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
+    )
+    with pytest.raises(PromptError, match="its loops and calls go round more than 1,000,000 times"):
+        PromptTemplate(source).inputs({}, None)
+
+
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_template_that_would_fill_memory_or_never_end_is_that_elements_error(bomb):
     tracemalloc.start()

@@ -34,6 +34,21 @@ FILES = {
     "aliases of aliases": ("a.yaml", BOMB.encode(), r"a\.yaml:6: .*more than 100,000 values"),
     "an alias of itself": ("a.yaml", b"a: &a [*a]\npipeline: *a", r"a\.yaml:1: .*for itself"),
     "deep YAML": ("a.yaml", b"pipeline: " + b"[" * 3_000 + b"]" * 3_000, "nested too deeply"),
+    "a range without end": (
+        "a.yaml",
+        b"pipeline:\n{% for i in range(10**9) %}\n- a{% endfor %}",
+        r"a\.yaml: its Jinja2 is not run: it gives a function the number 1,000,000,000; 100,000",
+    ),
+    "loops in loops": (
+        "a.yaml",
+        b"{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}pipeline:",
+        "its loops and calls go round more than 1,000,000 times",
+    ),
+    "more text than fits": (
+        "a.yaml",
+        b"pipeline: {% for i in range(99999) %}{{ 'y' * 999 }}{% endfor %}",
+        "a text of more than 10,000,000 characters",
+    ),
     "a file that isn't there": ("b.sql", None, "'b.sql' can't be read"),
 }
 

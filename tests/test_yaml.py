@@ -284,6 +284,23 @@ def test_any_text_is_a_pipeline_or_a_usage_error(text: str):
         assert str(error).startswith("any.yaml")  # noqa: PT017
 
 
+def test_a_file_includes_others_and_changes_its_own_lists(tmp_path: Path):
+    (tmp_path / "step.yaml").write_text("# a step\n{type: Create, config: {elements: {{ found }}}}")
+    (tmp_path / "all.yaml").write_text(
+        "{% set found = [] %}{% for n in range(3) %}{% set _ = found.append(n) %}{% endfor %}"
+        "pipeline: {type: chain, transforms: [{% include 'step.yaml' %}]}\n"
+        "options: {day: '{{ datetime.date(2026, 1, 2).isoformat() }}'}"
+    )
+    path = tmp_path / "all.yaml"
+    found = read_yaml(str(path), path.read_text())
+    assert found.options == {"day": "2026-01-02"}
+    [step] = found.spec["pipeline"]["transforms"]
+    assert list(step["config"]["elements"]) == [0, 1, 2]
+    path.write_text("{% include 'nowhere.yaml' %}")
+    with pytest.raises(UsageError, match=r"all\.yaml: nowhere\.yaml; Beam runs the file through"):
+        read_yaml(str(path), path.read_text())
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),

@@ -4,16 +4,22 @@ line.
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
+from functools import partial
 from typing import Any, NamedTuple
 
+import apache_beam as beam
 import jinja2
 import yaml
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.yaml import yaml_provider, yaml_transform
+from jinja2.sandbox import SandboxedEnvironment
 
 from beam_llm.errors import LLMError, UsageError
 from beam_llm.fronts.yaml import PROVIDERS_FILE
+from beam_llm.prompting.sandbox import BoundedEnvironment, bounded
 
 _JINJA_HINT = (
     "Beam runs the file through Jinja2 first: write a prompt's own braces as "
@@ -75,13 +81,15 @@ def read_yaml(path: str, text: str) -> YamlPipeline:
     # So that a file can include this package's steps wherever it is installed.
     known = {"beam_llm": PROVIDERS_FILE}
     try:
-        expanded = yaml_transform.expand_jinja(text, known, [folder])
+        expanded = _rendered(text, known, folder)
         _refuse_amplified(name, yaml.compose(expanded, Loader=yaml.SafeLoader), lines_before)
         # Only now that aliases are counted: this loader copies what they stand for.
         spec = yaml.load(expanded, Loader=yaml_transform.SafeLineLoader)
     except jinja2.TemplateSyntaxError as error:
         where = f"{name}:{error.lineno + lines_before}"
         raise UsageError(f"{where}: {error.message}; {_JINJA_HINT}") from None
+    except jinja2.exceptions.SecurityError as error:
+        raise UsageError(f"{name}: its Jinja2 is not run: {error}") from None
     except jinja2.TemplateError as error:
         raise UsageError(f"{name}: {error}; {_JINJA_HINT}") from None
     except yaml.YAMLError as error:
@@ -98,6 +106,32 @@ def read_yaml(path: str, text: str) -> YamlPipeline:
             f"{name}: there is no pipeline in it: write pipeline: {{type: chain, transforms: […]}}"
         )
     return YamlPipeline(path, spec, lines_before)
+
+
+class _FileEnvironment(BoundedEnvironment):
+    """Bounded, since a file may be somebody else's; unlike a prompt it may change its own lists."""
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return SandboxedEnvironment.is_safe_attribute(self, obj, attr, value)
+
+
+def _rendered(text: str, variables: dict[str, Any], folder: str) -> str:
+    """The file after Jinja2, as `yaml_transform.expand_jinja` has it, which has no bounds."""
+    environment = _FileEnvironment(
+        undefined=jinja2.StrictUndefined, loader=jinja2.FunctionLoader(partial(_included, folder))
+    )
+    template = environment.from_string(_without_comments(text))
+    return bounded(template.generate, datetime=datetime, **variables)
+
+
+def _included(folder: str, name: str) -> str | None:
+    """A file that another one includes: from its folder, from here, or of Beam's own."""
+    beams = os.path.dirname(os.path.dirname(beam.__file__))
+    for place in (name, *(os.path.join(root, name) for root in (folder, beams))):
+        if FileSystems.exists(place):
+            with FileSystems.open(place) as file:
+                return _without_comments(file.read().decode())
+    return None
 
 
 def _line_of(error: yaml.YAMLError, text: str, lines_before: int) -> str:
@@ -151,6 +185,10 @@ def _comment_lines(text: str) -> int:
         if line.strip() and not line.strip().startswith("#"):
             return number
     return len(lines)
+
+
+def _without_comments(text: str) -> str:
+    return "".join(text.splitlines(keepends=True)[_comment_lines(text) :])
 
 
 def _first_line(error: BaseException) -> str:

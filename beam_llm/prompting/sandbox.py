@@ -19,7 +19,7 @@ from jinja2.exceptions import SecurityError
 MOST_CHARACTERS = 10_000_000
 """Of a template's output, or of any text that it makes on the way: more than any model's window."""
 MOST_ROUNDS = 1_000_000
-"""Of all loops of one rendering together."""
+"""Of all loops of one rendering together. A call counts for ten: a macro may call itself, twice."""
 MOST_REPEATS = 100_000
 """Of a number given to a function: widths, counts, ranges."""
 MOST_BITS = 4_096
@@ -93,6 +93,7 @@ class BoundedEnvironment(sandbox.ImmutableSandboxedEnvironment):
 
     # Jinja's own names for the first three, so that a template's keywords can't clash with them.
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        _count_rounds(_rounds.get(None) or [0], 10)
         _check_call(__obj, args, kwargs)
         return _checked(super().call(__context, __obj, *args, **kwargs))
 
@@ -125,10 +126,14 @@ def _counted(items: Any) -> Iterator[Any]:
     # Outside of `bounded`, for an expression alone, each loop counts its own rounds.
     rounds = _rounds.get(None) or [0]
     for item in items:
-        rounds[0] += 1
-        if rounds[0] > MOST_ROUNDS:
-            raise SecurityError(f"its loops go round more than {MOST_ROUNDS:,} times")
+        _count_rounds(rounds, 1)
         yield item
+
+
+def _count_rounds(rounds: list[int], more: int) -> None:
+    rounds[0] += more
+    if rounds[0] > MOST_ROUNDS:
+        raise SecurityError(f"its loops and calls go round more than {MOST_ROUNDS:,} times")
 
 
 def _measured(filter_: Callable[..., Any]) -> Callable[..., Any]:
