@@ -15,6 +15,8 @@ import pytest
 from apache_beam import coders
 from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.worker.bundle_processor import OutputTimer
+from apache_beam.runners.worker.data_plane import ClosableOutputStream
 from apache_beam.testing import test_stream
 from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.transforms.timeutil import TimeDomain
@@ -26,7 +28,8 @@ from apache_beam.transforms.window import (
     TimestampedValue,
     WindowedValue,
 )
-from apache_beam.utils.windowed_value import PaneInfo, PaneInfoTiming
+from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, PaneInfo, PaneInfoTiming
 
 from beam_llm.transforms import beam_internals as internals
 from tests.collecting import Collect
@@ -249,6 +252,22 @@ def test_a_state_that_is_written_when_its_bundle_ends_is_read_by_the_next(runner
     assert [total for key, total in seen.found if key == "a"] == [1, 3, 7, 15]
     if runner != "FnApiRunner":  # there, late ticks come in one bundle
         assert [total for key, total in seen.found if key == "b"] == [10, 110, 5]
+
+
+@pytest.mark.parametrize("domain", [TimeDomain.REAL_TIME, TimeDomain.WATERMARK])
+def test_a_timer_holds_the_watermark_where_it_is_told_to(domain):
+    timer_coder = coders.coders._TimerCoder(
+        coders.StrUtf8Coder(), coders.coders.GlobalWindowCoder()
+    )
+    stream = ClosableOutputStream()
+    timer = OutputTimer(
+        "key", GlobalWindow(), Timestamp(90), PANE_INFO_UNKNOWN, domain, "wait",
+        timer_coder.get_impl(), stream,
+    )  # fmt: skip
+    internals.set_and_hold(timer, 100.0, 5_000_000)
+    set_ = timer_coder.decode(stream.get())
+    assert set_.fire_timestamp == 100
+    assert set_.hold_timestamp == (5 if domain == TimeDomain.REAL_TIME else 100)
 
 
 def test_a_row_type_gives_back_its_fields_and_a_tuple_class():

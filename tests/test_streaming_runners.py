@@ -130,19 +130,22 @@ def test_on_prism_records_wait_for_one_another_across_bundles(emulator, mode, pr
     assert {timing for _, _, timing in grouped.found} == {"on time"}
 
 
-def three_seconds(_) -> tuple[float, float, float]:
-    """From now on, five times a second."""
-    start = time.time()
-    return start, start + 3, 0.2
+class TextsForSomeSeconds(beam.PTransform):
+    """Five texts a second, from when the pipeline runs."""
 
-
-class TextsForThreeSeconds(beam.PTransform):
-    """Five texts a second, from when the pipeline runs, in windows of a second."""
+    def __init__(self, seconds: float):
+        super().__init__()
+        self._seconds = seconds
 
     def expand(self, p):
-        times = p | beam.Create([0]) | beam.Map(three_seconds)
+        times = p | beam.Create([self._seconds]) | beam.Map(from_now_on)
         ticks = times | PeriodicSequence() | beam.WindowInto(FixedWindows(1))
         return ticks | beam.Map(lambda tick: f"text {float(tick):.1f}")
+
+
+def from_now_on(seconds: float) -> tuple[float, float, float]:
+    start = time.time()
+    return start, start + seconds, 0.2
 
 
 def records_of(prediction: Prediction) -> int:
@@ -170,7 +173,7 @@ def test_on_prism_no_answer_of_a_job_is_late_because_a_younger_job_waits(
     options = {"mode": "batch_api", "staging_location": str(tmp_path / "staging")}
     predict, found = ask(**options, poll_seconds=0.05, job_max_wait_seconds=0.4), Collect()
     with pipeline(*prism_options) as p:
-        answers = p | TextsForThreeSeconds() | predict
+        answers = p | TextsForSomeSeconds(3) | predict
         seconds = answers | "seconds" >> beam.WindowInto(FixedWindows(1))
         counts = seconds | beam.Map(lambda p: (0, records_of(p))) | beam.GroupByKey()
         _ = counts | beam.Map(lambda counts: sum(counts[1])) | found
@@ -260,6 +263,39 @@ def test_on_flink_a_stream_that_ends_ends_the_job_with_every_answer_on_time(
     )
     assert all(emulator.billed[f"text {n}"] == 1 for n in range(30))
     assert max(together(emulator, mode)) >= 2
+
+
+@pytest.mark.flink
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_on_flink_records_that_wait_for_the_least_job_hold_the_watermark_all_the_time(
+    flink_cluster, emulator_with, monkeypatch, tmp_path
+):
+    """Bedrock takes no job of so few: they wait for more, time after time, and go as live calls in
+    the end.
+    """
+    emulator, out = emulator_with(keys=("AKIDTEST",)), tmp_path / "panes.jsonl"
+    aws = {**emulator.environment_of("bedrock"), **emulator.buckets_environment}
+    for name, value in aws.items():
+        monkeypatch.setenv(name, value)
+    place = {
+        "region": "us-east-1",
+        "role_arn": "arn:aws:iam::123456789012:role/batches",
+        "bucket": "s3://answers/jobs",
+    }
+    ask = LLMPredict(
+        "bedrock:amazon.nova-lite-v1:0",
+        mode="batch_api",
+        staging_location=str(tmp_path / "staging"),
+        job_max_wait_seconds=1,
+        provider_options={**place, "min_records": 100},
+    )
+    flags = flink_cluster.streaming_options(env=aws)
+    with pipeline(*flags, "--max_bundle_time_mills=200") as p:
+        seconds = p | TextsForSomeSeconds(6) | ask | "seconds" >> beam.WindowInto(FixedWindows(1))
+        grouped = seconds | beam.Map(lambda p: (0, p.element)) | beam.GroupByKey()
+        _ = grouped | beam.ParDo(Pane()) | beam.ParDo(AppendLine(out))
+    assert sum(len(texts) for _, texts, _ in written(out)) == 30
 
 
 @pytest.mark.flink

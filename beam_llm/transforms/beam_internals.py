@@ -33,6 +33,7 @@ from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.window import WindowedValue
 from apache_beam.typehints import schemas
 from apache_beam.typehints.row_type import RowTypeConstraint
+from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "row_type",
     "runner_names",
     "schema_pb2",
+    "set_and_hold",
     "set_windowing",
     "tuple_class_of",
     "underlying_runner",
@@ -265,6 +267,22 @@ class LateWrites:
             self._cells[key].clear()
         else:
             self._cells[key].write(value)
+
+
+def set_and_hold(timer: Any, moment: float, oldest_micros: int) -> None:
+    """Sets a REAL_TIME timer that holds the output watermark at a timestamp until it fires.
+
+    `timer.set` alone holds it at the timestamp of the element that the DoFn is called with. Where a
+    timer sets itself anew, that is the time at which it fired: on Flink the processing time, so
+    that what still waits for it would come late. The timers of the BundleBasedDirectRunner hold
+    nothing.
+
+    Upstream: `runners/worker/bundle_processor.py`, OutputTimer.set (`hold_timestamp=…
+    self._input_timestamp`); Beam's Python has no output timestamp for timers up to 2.77.
+    """
+    if hasattr(timer, "_input_timestamp"):
+        timer._input_timestamp = Timestamp(micros=oldest_micros)
+    timer.set(moment)
 
 
 # -- types and rows

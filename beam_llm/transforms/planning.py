@@ -29,7 +29,7 @@ from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS
 from beam_llm.providers import connect_batch
 from beam_llm.stores import open_store
 from beam_llm.transforms import runners
-from beam_llm.transforms.beam_internals import set_windowing
+from beam_llm.transforms.beam_internals import set_and_hold, set_windowing
 from beam_llm.transforms.coders import STATE_CODER
 from beam_llm.transforms.envelopes import flushed_windowing
 from beam_llm.transforms.forming import task_and_caps
@@ -241,7 +241,8 @@ class PlanAcrossBundles(beam.DoFn):
         if self._waits_with_more(held):
             # Set anew and never cleared here: on Prism a timer cleared in its own callback fires
             # for ever.
-            wait.set(time.time() + self._settings.job_max_wait_seconds)
+            again = time.time() + self._settings.job_max_wait_seconds
+            set_and_hold(wait, again, held.oldest)
         else:
             yield from self._take(parts, known)
 
