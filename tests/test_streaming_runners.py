@@ -77,10 +77,6 @@ def test_on_prism_no_answer_is_late_because_it_waited_for_others(
             if isinstance(event, int)
             else made.add_elements([TimestampedValue(*event)])
         )
-    if mode.get("mode") == "batch_api":
-        mode["waiting"] = (
-            "loop"  # Prism with a TestStream never resumes a DoFn that deferred itself: its processing time stands still
-        )
     with pipeline(*prism_options) as p:
         answers = (
             p

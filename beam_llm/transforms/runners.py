@@ -12,6 +12,7 @@ from apache_beam.options.pipeline_options import PortableOptions
 
 from beam_llm.errors import UsageError
 from beam_llm.transforms.beam_internals import (
+    applied_transforms,
     has_real_time_timer,
     is_a_runner,
     runner_names,
@@ -114,8 +115,8 @@ _BUNDLE_BASED_SOURCES = {"TestStream", "ReadFromPubSub"}
 
 
 def waiting_for(pcoll: Any, waiting: str | None) -> str:
-    """How jobs are waited for: `loop` on the local runners, `sdf` on all others, unless the user
-    says otherwise.
+    """How jobs are waited for: `loop` on the local runners and with a TestStream, `sdf` on all
+    others, unless the user says otherwise.
 
     Raises:
       UsageError: `sdf` on a local runner with several workers, which loses remainders without a
@@ -136,7 +137,16 @@ def waiting_for(pcoll: Any, waiting: str | None) -> str:
             "remainders of a splittable DoFn with several workers; leave waiting unset (it is "
             "'loop' here) or set direct_num_workers=1"
         )
-    return waiting or ("loop" if is_local(pipeline) else "sdf")
+    return waiting or ("loop" if is_local(pipeline) or _has_no_clock(pipeline) else "sdf")
+
+
+def _has_no_clock(pipeline: Any) -> bool:
+    """Whether processing time stands still, so that what defers itself is never resumed: on Prism
+    with a TestStream, as far as the pipeline is built.
+    """
+    return runner_kind(pipeline) == "prism" and any(
+        type(step.transform).__name__ == "TestStream" for step in applied_transforms(pipeline)
+    )
 
 
 def adds_up_watermarks(pcoll: Any) -> bool:
