@@ -260,10 +260,30 @@ _SHAPES = re.compile(
 _WORD = re.compile(r"[^\s'\"]+")
 
 
-def _without_shapes(text: str) -> str:
-    """Without what looks like somebody's key: by its first letters, after `Bearer`, or with stars
-    in it.
+_LOGIN = re.compile(r"(?<=://)[^\s/?#@'\"]{1,400}@")
+_QUERY = re.compile(r"(://[^\s?'\"]{1,2000}\?)(?!project=[\w-]+(?:\W|$))[^\s'\"]+")
+_PATH = re.compile(r"(?<=://)([^\s/'\"]{1,400}/)([^\s?#'\"]{1,2000})")
+_TOKEN = re.compile(r"(?=[A-Za-z]*\d)(?=[a-z\d]*[A-Z])(?=[A-Z\d]*[a-z])[A-Za-z\d]{24,}")
+
+
+def without_access(text: str) -> str:
+    """The text without what gives access in addresses: user and password, the query (of a signed
+    one of an image, say), and what looks like a token in the path, as a bot's at Telegram. A token
+    of small letters alone is like any other name there, and stays.
+
+    Queries of Google's own addresses that say where to switch an API on name a project alone.
     """
+    if "://" not in text:
+        return text
+    text = _QUERY.sub(r"\1…", _LOGIN.sub("…@", text))
+    return _PATH.sub(lambda found: found[1] + _TOKEN.sub("…", found[2]), text)
+
+
+def _without_shapes(text: str) -> str:
+    """Without what looks like somebody's key: by its first letters, after `Bearer`, with stars in
+    it, or by its place in an address.
+    """
+    text = without_access(text)
     text = _SHAPES.sub(_shape, text)
     return (
         _WORD.sub(lambda word: MASK if "***" in word[0] else word[0], text)

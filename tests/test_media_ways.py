@@ -173,8 +173,16 @@ def test_an_image_that_a_server_quotes_is_not_in_its_error():
             "https://console.host/overview?project=my-1",
             "https://console.host/overview?project=my-1",
         ),
+        (
+            "https://api.telegram.org/file/bot123456789:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw/a.png",
+            "https://api.telegram.org/file/bot123456789:…/a.png",
+        ),
+        (
+            "https://host/openai/deployments/gpt-4.1-mini-2025-04-14/0a1b2c3d4e5f60718293a4b5c6/a",
+            "https://host/openai/deployments/gpt-4.1-mini-2025-04-14/0a1b2c3d4e5f60718293a4b5c6/a",
+        ),
     ],
-    ids=["login", "signed", "plain", "a provider's own"],
+    ids=["login", "signed", "plain", "a provider's own", "token in the path", "names in it"],
 )
 def test_what_gives_access_in_an_address_that_a_server_quotes_is_not_in_its_error(
     address, shown, log_data

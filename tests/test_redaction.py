@@ -11,7 +11,9 @@ from urllib.parse import quote
 
 import pytest
 
-from beam_llm import providers
+from beam_llm import LLMPredict, providers
+from beam_llm.cli.reporting.shared import settings_shown
+from beam_llm.cli.words import options_in_words
 from beam_llm.config import settings
 from beam_llm.errors import CallError, Kind
 from beam_llm.providers.errors import ErrorContext, error_of
@@ -44,6 +46,25 @@ WRITINGS = {
     "hexadecimal": lambda key: key.encode().hex(),
     "last letters starred": lambda key: key[:-4] + "****",
 }
+
+
+BOT = "AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw"
+
+
+def test_a_token_in_the_path_of_a_base_url_is_in_nothing_that_is_shown():
+    url = f"https://gateway.host/v1/bot123456789:{BOT}/openai"
+    known = settings("openai:gpt-4.1-mini", base_url=url, api_key="none")
+    shown = {
+        "display data": LLMPredict("openai:gpt-4.1-mini", base_url=url, api_key="none")
+        .display_data()["base.url"]
+        .value,
+        "a dry run": "".join(options_in_words(known)),
+        "a page": dict(settings_shown(known, redacted=False))["base.url"],
+        "an exception of others": redact(f"no route to {url}"),
+        "a redirect": error_of(307, {"location": url}, b"").message,
+    }
+    for where, text in shown.items():
+        assert "https://gateway.host/v1/bot123456789:…/openai" in text, where
 
 
 def left_of(key: str, text: str) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from beam_llm.config import Settings, given_options, key_of
 from beam_llm.errors import plural, printable
+from beam_llm.redaction import without_access
 
 TABLE_WIDTH = 100
 
@@ -77,9 +78,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence[i
 
 def options_in_words(settings: Settings) -> Iterator[str]:
     """Options after overrides, by string key, those that differ from their defaults; a key is a
-    reference.
+    reference, and an address is without what gives access.
     """
     for name, value in given_options(settings):
+        value = without_access(value) if name == "base_url" else value
         shown = (
             json.dumps(dict(value), default=str)
             if isinstance(value, Mapping)

@@ -18,7 +18,7 @@ from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
 from beam_llm.providers.error_details import PER_DAY, details_of
 from beam_llm.providers.pace import retry_after_seconds
 from beam_llm.providers.typed import status_of, word
-from beam_llm.redaction import MOST_READ, redactor_of
+from beam_llm.redaction import MOST_READ, redactor_of, without_access
 
 MOST_SHOWN = 200
 """Characters of a provider's message that are kept, unless data may be logged."""
@@ -242,8 +242,8 @@ def _redirected(location: str | None) -> str:
         else parts.path or "an address that it doesn't name"
     )
     return (
-        f"the server sends calls on to {address}, which is not followed: the key would go "
-        "along; if you trust it, give it as base_url"
+        f"the server sends calls on to {without_access(address)}, which is not followed: the key "
+        "would go along; if you trust it, give it as base_url"
     )
 
 
@@ -356,18 +356,12 @@ _QUOTED = re.compile(r"'[^']{25,}'|\"[^\"]{25,}\"|`[^`]{25,}`")
 _IMAGE = re.compile(r"[A-Za-z0-9+/]{120,}={0,2}")
 """Base64, as a server quotes a request that it doesn't understand; no word is so long."""
 
-_LOGIN = re.compile(r"(?<=://)[^\s/?#@'\"]{1,400}@")
-_QUERY = re.compile(r"(://[^\s?'\"]{1,2000}\?)(?!project=[\w-]+(?:\W|$))[^\s'\"]+")
-"""What gives access in an address of a record's, such as a signed one of an image that a server
-could not fetch. Google's own, which say where to switch an API on, name a project alone."""
-
 
 def shown(sentence: str, secret: str | None, log_data: bool) -> str:
     """A provider's message without keys, images and what gives access in addresses, on one line;
     and, unless data may be logged, short and without long quotations.
     """
-    text = _LOGIN.sub("…@", redactor_of(secret)(sentence))
-    text = _IMAGE.sub("…", _QUERY.sub(r"\1…", text))
+    text = _IMAGE.sub("…", redactor_of(secret)(sentence))
     if log_data:
         return text[:2000]
     text = _QUOTED.sub("'…'", text)

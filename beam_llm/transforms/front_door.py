@@ -18,6 +18,7 @@ from beam_llm.prompting.batching import caps_of
 from beam_llm.prompting.model_choice import settings_by_model
 from beam_llm.prompting.templates import PromptTemplate
 from beam_llm.providers import check, compile_task, preload
+from beam_llm.redaction import without_access
 from beam_llm.stores import absolute
 from beam_llm.telemetry import check_tracing
 from beam_llm.transforms.options import Options
@@ -212,7 +213,7 @@ _SHORTENED = (
 
 def _display_data(settings: Settings) -> dict[str, Any]:
     """Options that differ from their defaults, by string key: texts shortened, mappings by their
-    keys, addresses without their query.
+    keys, addresses without what gives access.
     """
     return {
         key_of(name): DisplayDataItem(
@@ -228,7 +229,7 @@ def _shown(name: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         return f"mapping of {', '.join(map(str, value))}"
     if name == "base_url":
-        return str(value).partition("?")[0]
+        return without_access(str(value))
     # `Literal["a", "b"]` has a `__name__` as well, which would hide what may be answered.
     is_named = isinstance(value, type) or inspect.isroutine(value)
     text = value.__name__ if is_named else str(value).replace("typing.", "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -55,7 +54,7 @@ _KEYS_ONLY = ("extra_body", "provider_options")
 
 def settings_shown(settings: Settings, redacted: bool) -> list[tuple[str, str]]:
     """Options that differ from their defaults, by key: references to secrets as they are, mappings
-    that may hold one by their keys, addresses without their query.
+    that may hold one by their keys, addresses without what gives access.
     """
     return [
         (key_of(name), redact(_value_shown(name, value, redacted)))
@@ -68,8 +67,6 @@ def _value_shown(name: str, value: Any, redacted: bool) -> str:
         return f"{len(str(value)):,} characters"
     if name in _KEYS_ONLY and isinstance(value, Mapping):
         return f"mapping of {', '.join(map(str, value))}"
-    if name == "base_url":
-        return re.split(r"[?#]", str(value))[0]
     return value_in_words(value)
 
 
