@@ -21,9 +21,9 @@ from beam_llm.cli.predict_command import PredictCommand, Report
 from beam_llm.cli.progress import Meter, write_line
 from beam_llm.cli.retry import (
     PriorAnswers,
-    asked_anew,
     holds_doubtful,
     prior_answers,
+    retry_settings,
     version_of,
 )
 from beam_llm.cli.running import (
@@ -72,7 +72,7 @@ def predict(command: PredictCommand) -> Report:
         )
         try:
             with closing(_Run(command, task, sources, found, spool)) as run:
-                return _ask_all(run)
+                return run.answer_all()
         finally:
             spool.close()
 
@@ -93,7 +93,7 @@ def _retrying(command: PredictCommand) -> PredictCommand:
             "--retry-errors goes through an existing output, and there is none at "
             f"{command.output!r}"
         )
-    return replace(command, settings=asked_anew(command.settings, version_of(command.target)))
+    return replace(command, settings=retry_settings(command.settings, version_of(command.target)))
 
 
 @dataclass
@@ -120,6 +120,39 @@ class _Run:
     def close(self) -> None:
         if self.prior is not None:
             self.prior.close()
+
+    def answer_all(self) -> Report:
+        """Asks what has no answer yet, and writes the output."""
+        self.report_changes()
+        command, found, done, began_at = self.command, self.found, self.done(), time()
+        already = done.count(1)
+        meter = Meter(found.records, already)
+        measured, lines = Measured({}, None), 0
+        if already < found.records:
+            if already and not command.quiet:
+                write_line(
+                    f"going on: {already:,} of {found.records:,} records were answered by an "
+                    "earlier run"
+                )
+            new = NewJobs([command.settings], here=runs_here(command.beam_options))
+            measured = self.ask(done, meter)
+            lines = new.requests()
+            new.waited_for(meter)
+        tally, inspection = self.write()
+        # Only now: a kill before the output has its name has to find the answers again.
+        self.spool.remove()
+        return Report.of_run(
+            tally,
+            measured,
+            meter,
+            already=already,
+            lines=lines,
+            bad_lines=found.bad_lines,
+            first_bad=found.first_bad,
+            began_at=began_at,
+            truth=inspection.truth,
+            examples=inspection.examples,
+        )
 
     def read_output(self) -> None:
         """Joins the output whose errors are retried to the records as they are now."""
@@ -155,138 +188,103 @@ class _Run:
             done[ordinal] = 1
         return bytes(done)
 
-
-def _ask_all(run: _Run) -> Report:
-    _report_changes(run)
-    command, found, done, began_at = run.command, run.found, run.done(), time()
-    already = done.count(1)
-    meter = Meter(found.records, already)
-    measured, lines = Measured({}, None), 0
-    if already < found.records:
-        if already and not command.quiet:
+    def report_changes(self) -> None:
+        """Says what became of the records since an earlier run: also where `quiet`, for it decides
+        what is asked.
+        """
+        if changes := self.spool.note_inputs(self.found.digests):
             write_line(
-                f"going on: {already:,} of {found.records:,} records were answered by an earlier "
-                "run"
+                f"the input has changed since an earlier run: {changes}; answers go with their "
+                "records"
             )
-        new = NewJobs([command.settings], here=runs_here(command.beam_options))
-        measured = _run_pipeline(run, done, meter)
-        lines = new.requests()
-        new.waited_for(meter)
-    tally, inspection = _write(run)
-    # Only now: a kill before the output has its name has to find the answers again.
-    run.spool.remove()
-    return Report.of_run(
-        tally,
-        measured,
-        meter,
-        already=already,
-        lines=lines,
-        bad_lines=found.bad_lines,
-        first_bad=found.first_bad,
-        began_at=began_at,
-        truth=inspection.truth,
-        examples=inspection.examples,
-    )
+        if self.prior is not None and (changes := self.prior.changes()):
+            write_line(f"the input is not that of {self.command.output}: {changes}")
 
+    def ask(self, done: bytes, meter: Meter) -> Measured:
+        """Runs the pipeline over what is not `done`; the answers are in the spool then."""
+        command = self.command
+        files = list(self.found.files(self.sources, done))
 
-def _report_changes(run: _Run) -> None:
-    """What became of the records since an earlier run: a line of its own, also where `quiet`, for
-    it decides what is asked.
-    """
-    if changes := run.spool.note_inputs(run.found.digests):
-        write_line(
-            f"the input has changed since an earlier run: {changes}; answers go with their records"
+        def work() -> Measured:
+            from beam_llm.cli import pipeline
+
+            return pipeline.run(
+                command.settings, files, self.spool.folder, list(command.beam_options)
+            )
+
+        waits = command.settings.mode == "batch_api"
+        return watched(
+            work,
+            meter,
+            go_on=WAITING_JOBS if waits else LIVE_CALLS,
+            quiet=command.quiet,
+            at_once=waits,
         )
-    if run.prior is not None and (changes := run.prior.changes()):
-        write_line(f"the input is not that of {run.command.output}: {changes}")
 
+    def write(self) -> tuple[Tally, Inspection]:
+        """Writes the output file, once every record has its end. An input that has changed
+        meanwhile is looked at once more.
 
-def _run_pipeline(run: _Run, done: bytes, meter: Meter) -> Measured:
-    command = run.command
-    files = list(run.found.files(run.sources, done))
+        Raises:
+          InputChanged: it has records that were not asked, or it goes on changing.
+        """
+        try:
+            return self.write_once()
+        except InputChanged as changed:
+            field, before = self.command.answer_field, self.found.digests
+            self.found = survey(self.sources, (field, f"{field}_error"))
+            self.read_output()
+            what = f"{changed}: {changes_between(before, self.found.digests) or 'and back again'}"
+            # Noted before anything is refused: the next run says what changed since this look.
+            self.spool.note_inputs(self.found.digests)
+            with self.answers() as index:
+                if missing := index.missing():
+                    raise InputChanged(
+                        f"{what}. {plural(missing, 'record')} not asked yet; all answers are kept: "
+                        "the same command again asks these alone"
+                    ) from None
+            write_line(f"{what}; answers go with their records")
+            return self.write_once()
 
-    def work() -> Measured:
-        from beam_llm.cli import pipeline
+    def write_once(self) -> tuple[Tally, Inspection]:
+        command, found = self.command, self.found
+        tally = Tally()
 
-        return pipeline.run(command.settings, files, run.spool.folder, list(command.beam_options))
+        def answers() -> Iterator[Answer]:
+            return (Answer(answer.value, answer.error) for answer in index.answers())
 
-    waits = command.settings.mode == "batch_api"
-    return watched(
-        work,
-        meter,
-        go_on=WAITING_JOBS if waits else LIVE_CALLS,
-        quiet=command.quiet,
-        at_once=waits,
-    )
+        with self.answers() as index:
+            if index.missing():
+                self.refuse_lost(index.missing())
+            # Read once for the sums and once for the file: in memory are only their places.
+            for answer in index.answers():
+                tally.add(answer)
+            schema = written_schema(self.task.output)
+            write_rows(
+                command.target,
+                self.sources,
+                found.columns,
+                found.digests,
+                command.answer_field,
+                schema,
+                answers,
+            )
+            inspection = inspect_answers(
+                self.sources, index.answers, tally, self.task.output, command.truth
+            )
+        return tally, inspection
 
+    def refuse_lost(self, missing: int) -> None:
+        """Raises for records that came back without an end.
 
-def _write(run: _Run) -> tuple[Tally, Inspection]:
-    """The output file, once every record has its end. An input that has changed meanwhile is looked
-    at once more.
-
-    Raises:
-      InputChanged: it has records that were not asked, or it goes on changing.
-    """
-    try:
-        return _write_once(run)
-    except InputChanged as changed:
-        field, before = run.command.answer_field, run.found.digests
-        run.found = survey(run.sources, (field, f"{field}_error"))
-        run.read_output()
-        what = f"{changed}: {changes_between(before, run.found.digests) or 'and back again'}"
-        # Noted before anything is refused: the next run says what changed since this look.
-        run.spool.note_inputs(run.found.digests)
-        with run.answers() as index:
-            if missing := index.missing():
-                raise InputChanged(
-                    f"{what}. {plural(missing, 'record')} not asked yet; all answers are kept: "
-                    "the same command again asks these alone"
-                ) from None
-        write_line(f"{what}; answers go with their records")
-        return _write_once(run)
-
-
-def _write_once(run: _Run) -> tuple[Tally, Inspection]:
-    command, found = run.command, run.found
-    tally = Tally()
-
-    def answers() -> Iterator[Answer]:
-        return (Answer(answer.value, answer.error) for answer in index.answers())
-
-    with run.answers() as index:
-        if index.missing():
-            _refuse_lost(run, index.missing())
-        # Read once for the sums and once for the file: in memory are only their places.
-        for answer in index.answers():
-            tally.add(answer)
-        schema = written_schema(run.task.output)
-        write_rows(
-            command.target,
-            run.sources,
-            found.columns,
-            found.digests,
-            command.answer_field,
-            schema,
-            answers,
+        Raises:
+          InputChanged: the input was changed before they were read.
+          RunError: something is wrong with this package.
+        """
+        for _ in same_rows(self.sources, self.found.digests):
+            pass
+        lost = plural(missing, "record")
+        raise RunError(
+            f"the pipeline ended without an error, but {lost} of {self.found.records:,} came back "
+            "without an end"
         )
-        inspection = inspect_answers(
-            run.sources, index.answers, tally, run.task.output, command.truth
-        )
-    return tally, inspection
-
-
-def _refuse_lost(run: _Run, missing: int) -> None:
-    """Records without an end: the input was changed before they were read, or something is wrong
-    with this package.
-
-    Raises:
-      InputChanged, RunError: which of the two.
-    """
-    # Raises where the input has changed; where it hasn't, the fault is ours.
-    for _ in same_rows(run.sources, run.found.digests):
-        pass
-    lost = plural(missing, "record")
-    raise RunError(
-        f"the pipeline ended without an error, but {lost} of {run.found.records:,} came back "
-        "without an end"
-    )

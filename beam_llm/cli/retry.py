@@ -66,8 +66,12 @@ class PriorAnswers(NamedTuple):
         return ", ".join(filter(None, [new, gone]))
 
 
-class _Ended(NamedTuple):
-    """A row of the output: what it was before it had an answer, and how it ended."""
+class _OutputRow(NamedTuple):
+    """A row of an existing output.
+
+    Attributes:
+      form: digest of the record as it was before it had an answer.
+    """
 
     form: bytes
     value: Any
@@ -79,13 +83,13 @@ def count_ends(target: Target, field: str) -> tuple[int, int] | None:
     isn't one of this command's.
     """
     try:
-        errors = [ended.error is not None for ended in _ended(target, field)]
+        errors = [row.error is not None for row in _rows_of_output(target, field)]
     except (DataError, UsageError, OSError):
         return None
     return len(errors), sum(errors)
 
 
-def asked_anew(settings: Settings, version: str) -> Settings:
+def retry_settings(settings: Settings, version: str) -> Settings:
     """The settings with a name of its own for the answers of a batch run.
 
     The ledger knows the old answers, errors among them; under another name it asks, and still
@@ -143,22 +147,22 @@ def prior_answers(
     places = _ordinals_of(forms)
     lines: IO[bytes] = tempfile.TemporaryFile(prefix="beam-llm-")  # noqa: SIM115 - closed by `PriorAnswers.close`
     held: list[int] = []
-    rows = gone = 0
-    for ended in _ended(target, field):
-        rows += 1
-        if not (ordinals := places.get(ended.form)):
+    count = gone = 0
+    for row in _rows_of_output(target, field):
+        count += 1
+        if not (ordinals := places.get(row.form)):
             gone += 1
             continue
         # Equal records can't be told apart but by their order, which both files have.
         ordinal = ordinals.popleft()
         digest = found.digest(ordinal).hex()
-        if ended.error is None:
-            lines.write(stored_line(StoredAnswer(ordinal, ended.value, None, None, digest=digest)))
-        elif holds_doubtful and ended.error.startswith(_DOUBTFUL):
+        if row.error is None:
+            lines.write(stored_line(StoredAnswer(ordinal, row.value, None, None, digest=digest)))
+        elif holds_doubtful and row.error.startswith(_DOUBTFUL):
             held.append(ordinal)
-            doubtful = StoredAnswer(ordinal, None, Kind.DOUBTFUL, ended.error, digest=digest)
+            doubtful = StoredAnswer(ordinal, None, Kind.DOUBTFUL, row.error, digest=digest)
             lines.write(stored_line(doubtful))
-    if rows and gone == rows:
+    if count and gone == count:
         lines.close()
         raise UsageError(
             f"none of the records of {target.path!r} is in the input: is it this input's output? "
@@ -174,7 +178,7 @@ def _ordinals_of(forms: Iterator[bytes]) -> dict[bytes, deque[int]]:
     return places
 
 
-def _ended(target: Target, field: str) -> Iterator[_Ended]:
+def _rows_of_output(target: Target, field: str) -> Iterator[_OutputRow]:
     """The rows of an existing output.
 
     Raises:
@@ -191,21 +195,21 @@ def _ended(target: Target, field: str) -> Iterator[_Ended]:
             )
         value, error = fields.pop(field), fields.pop(error_field)
         if source.format == "csv":
-            yield _Ended(
+            yield _OutputRow(
                 # By place: a CSV file's names are its header's, and its cells have no types.
                 digest_of(list(map(unsafe_cell, fields.values()))),
                 unsafe_cell(value),
                 error or None,
             )
         else:
-            yield _Ended(digest_of(fields), value, error)
+            yield _OutputRow(digest_of(fields), value, error)
 
 
 def _forms_of_input(
     kind: str, sources: Sequence[Source], columns: Mapping[str, Column]
 ) -> Iterator[bytes]:
-    """Of every input record what `_ended` gives for it once it has been through a file of that
-    format.
+    """Of every input record the form that `_rows_of_output` gives for it, once it has been through
+    a file of that format.
     """
     rows = read_all(sources)
     if kind == "jsonl":

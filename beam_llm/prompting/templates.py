@@ -371,7 +371,8 @@ class BatchTemplate:
       UsageError: where `source` is not a template.
     """
 
-    def __init__(self, source: str, option: str = "batch_prompt_template"):
+    def __init__(self, source: str):
+        option = "batch_prompt_template"
         tree = parse(source, option)
         self._template = _compiled(tree)
         loaded = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"}

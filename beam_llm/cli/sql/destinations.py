@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from beam_llm.cli.files.target import Target, is_there, refuse_overwriting
-from beam_llm.cli.retry import asked_anew, version_of
+from beam_llm.cli.retry import retry_settings, version_of
 from beam_llm.cli.spool import Spool, folder_for, holds_answers, was_kept
 from beam_llm.cli.sql.looking import question_of
 from beam_llm.cli.sql.outputs import file_of, make_folder
@@ -60,7 +60,7 @@ class Destination:
         version = version_of(Target(self.path))
 
         def anew(branch: Branch) -> Branch:
-            return replace(branch, settings=asked_anew(branch.settings, version))
+            return replace(branch, settings=retry_settings(branch.settings, version))
 
         asks = (replace(ask, branches=tuple(map(anew, ask.branches))) for ask in self.plan.asks)
         return replace(self.plan, asks=tuple(asks))
