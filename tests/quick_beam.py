@@ -17,8 +17,8 @@ from apache_beam.options import pipeline_options
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms import core
 
-_arguments_of = core.get_function_args_defaults
-_view_of = PipelineOptions.view_as
+beams_arguments_of = core.get_function_args_defaults
+beams_view_as = PipelineOptions.view_as
 
 # By function, without the ones that are gone; a method's `self` is bound.
 _arguments: dict[bool, weakref.WeakKeyDictionary[Any, tuple[list[str], list[Any]]]] = {
@@ -40,10 +40,10 @@ def arguments_of(function: Any) -> tuple[list[str], list[Any]]:
     is_bound = type(function) is types.MethodType
     key = function.__func__ if is_bound else function
     if type(key) is not types.FunctionType:
-        return _arguments_of(function)
+        return beams_arguments_of(function)
     found = _arguments[is_bound].get(key)
     if found is None:
-        found = _arguments[is_bound][key] = _arguments_of(function)
+        found = _arguments[is_bound][key] = beams_arguments_of(function)
     return list(found[0]), list(found[1])
 
 
@@ -51,16 +51,18 @@ def view_as(self: PipelineOptions, cls: Any) -> Any:
     """`PipelineOptions.view_as`, whose flags are parsed once for each class of Beam's."""
     # Classes of others may have anything in their options; None stands for this process's own flags.
     if cls.__module__ != pipeline_options.__name__ or self._flags is None:
-        return _view_of(self, cls)
+        return beams_view_as(self, cls)
     key = (cls, tuple(self._flags))
     if key not in _seen:
-        _seen[key] = _copied(vars(_view_of(self, cls)._visible_options))
+        parsed = beams_view_as(self, cls)._visible_options  # Beam's own place for them
+        _seen[key] = _copied(vars(parsed))
     values = _copied(_seen[key])
     view = cls.__new__(cls)
-    view._flags, view._visible_options = self._flags, Namespace(**values)
+    view._flags = self._flags  # Beam's, set as its own view sets it
+    view._visible_options = Namespace(**values)  # Beam's, likewise
     for name, value in values.items():
         self._all_options.setdefault(name, value)
-    view._all_options = self._all_options
+    view._all_options = self._all_options  # Beam's: shared by all views
     return view
 
 

@@ -256,9 +256,8 @@ def test_a_state_that_is_written_when_its_bundle_ends_is_read_by_the_next(runner
 
 @pytest.mark.parametrize("domain", [TimeDomain.REAL_TIME, TimeDomain.WATERMARK])
 def test_a_timer_holds_the_watermark_where_it_is_told_to(domain):
-    timer_coder = coders.coders._TimerCoder(
-        coders.StrUtf8Coder(), coders.coders.GlobalWindowCoder()
-    )
+    coder_of = coders.coders._TimerCoder  # Beam's, of which there is no public name
+    timer_coder = coder_of(coders.StrUtf8Coder(), coders.coders.GlobalWindowCoder())
     stream = ClosableOutputStream()
     timer = OutputTimer(
         "key", GlobalWindow(), Timestamp(90), PANE_INFO_UNKNOWN, domain, "wait",

@@ -23,10 +23,10 @@ FLAGS = ["--runner=FnApiRunner", "--experiments=a", "--experiments=b", "--own=1"
 def test_a_view_has_the_options_of_beams_own(cls, flags):
     for _ in range(2):
         given, true = (PipelineOptions(flags, streaming=None) for _ in range(2))
-        quick, own = quick_beam.view_as(given, cls), quick_beam._view_of(true, cls)
+        quick, own = quick_beam.view_as(given, cls), quick_beam.beams_view_as(true, cls)
         assert type(quick) is cls
         assert quick.__dict__ == own.__dict__
-        assert given._all_options == true._all_options
+        assert given._all_options == true._all_options  # Beam's: a view shares what it adds
         assert quick.get_all_options() == own.get_all_options()
 
 
@@ -51,4 +51,4 @@ class Doubling(beam.DoFn):
 )  # fmt: skip
 def test_arguments_are_those_that_beam_finds(function):
     for _ in range(2):
-        assert quick_beam.arguments_of(function) == quick_beam._arguments_of(function)
+        assert quick_beam.arguments_of(function) == quick_beam.beams_arguments_of(function)

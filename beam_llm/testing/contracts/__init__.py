@@ -6,12 +6,12 @@
         def store(self):
             return MyStore(f"my://bucket/{uuid.uuid4().hex}")
 
+Each suite says in its docstring what a subclass has to give. The package's own stores, providers
+and fakes pass them too. Needs pytest, which the rest of `beam_llm.testing` does not.
+
     stores                        a Store
     completions, embeddings       live providers, of texts and of vectors
     batches                       providers of batch jobs
-
-Each suite says in its docstring what a subclass has to give. The package's own stores, providers
-and fakes pass them too. Needs pytest, which the rest of `beam_llm.testing` does not.
 """
 
 from beam_llm.testing.contracts.batches import BatchProviderContract
