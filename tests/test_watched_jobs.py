@@ -105,3 +105,20 @@ def test_who_can_not_look_at_a_late_acknowledgement_creates_nothing_and_adopts_i
     assert created is not None
     assert adopting.adopts == created.job_id
     assert len(world.fake.jobs) == 1
+
+
+def test_a_job_that_failed_as_no_call_can_succeed_raises_and_the_corrected_run_begins_anew(
+    world: World,
+) -> None:
+    refs, driver = world.plan(TEXTS), world.driver()
+    driver.step(refs[0])
+    world.fake.jobs[0].fail(BAD_KEY)
+    world.clock.now += 100.0
+    with pytest.raises(Aborted, match="revoked"):
+        driver.step(refs[0])
+    closed = Journal(open_store(world.location), "1").read(Closed, 0)
+    assert closed is not None
+    assert closed.reason is CloseReason.ABORTED
+    assert not wrong(gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None)), TEXTS)
+    assert len(world.fake.jobs) == 2
+    assert not billed_twice(world)

@@ -19,7 +19,7 @@ from beam_llm.ledger.journal import (
     Slice,
     Twice,
 )
-from beam_llm.ledger.log import Ledger
+from beam_llm.ledger.log import Ledger, find_intent
 from beam_llm.ledger.refs import find_job
 from beam_llm.ledger.status import JobStatus, Phase
 from beam_llm.protocols import BatchProvider, Store
@@ -110,21 +110,17 @@ def show(store: Store, job: str) -> tuple[JobView, list[JobView]]:
     return _view(store, found), [_view(store, intent) for intent in tree if intent.is_below(found)]
 
 
-_LISTED = "`beam-llm jobs ls` lists those there are"
-
-
 def _resolve(ledger: Ledger, job: str) -> Intent:
-    """The job that its name or a provider's id stands for."""
-    number = job.partition(".")[0]
-    is_name = job.isascii() and number.isdigit() and job.replace(".", "").isalnum()
-    if is_name and ledger.store.get(f"log/{int(number):020d}") is None:
-        raise UsageError(f"there is no job {job} in {ledger.location!r}; {_LISTED}")
-    name = job if is_name else find_job(ledger, job)
-    for intent in JobTree(ledger, int(name.partition(".")[0])).intents():
-        # Leading zeros don't matter: the ledger's own names have them.
-        if intent.job == f"{intent.number}{name[len(name.partition('.')[0]) :]}":
-            return intent
-    raise UsageError(f"there is no job {job} in {ledger.location!r}; {_LISTED}")
+    """The job that its name (`7`, `007.f`) or a provider's id stands for."""
+    number, _, path = job.partition(".")
+    if not (number.isdigit() and job.isascii() and job.replace(".", "").isalnum()):
+        number, _, path = find_job(ledger, job).partition(".")
+    if find_intent(ledger.store, int(number)) is not None:
+        for intent in JobTree(ledger, int(number)).intents():
+            if intent.path == path:
+                return intent
+    listed = "`beam-llm jobs ls` lists those there are"
+    raise UsageError(f"there is no job {job} in {ledger.location!r}; {listed}")
 
 
 def _view(store: Store, intent: Intent) -> JobView:

@@ -1,4 +1,8 @@
-"""How long to wait for what: polls, tries, doubts, deadlines. Pure: no clock of its own."""
+"""How long to wait: for a poll, after a failure, in doubt, until a deadline. Pure functions.
+
+Intervals of less than a second between polls (`poll_seconds`) are for tests: the other waits are
+then as short.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,9 @@ from beam_llm.errors import CallError
 from beam_llm.protocols import BatchTraits
 
 SHORTEST_PAUSE_SECONDS = 0.001
-"""A shorter one is none: seconds since the epoch have no finer parts than a quarter of a
-microsecond."""
+"""A shorter pause counts as none: the sums of large floats that it comes from are not exact."""
 LONGEST_PAUSE_SECONDS = 400.0
-"""No pause between tries is longer, whatever a document by another machine's clock says."""
-QUICK_DOUBT_SECONDS = 10.0
+"""No pause between tries is longer, whatever another machine with a wrong clock has written."""
 # Servers have asked for a pause of 114 hours (openai/openai-dotnet#404).
 _LONGEST_RETRY_AFTER_SECONDS = 300.0
 
@@ -44,12 +46,13 @@ def backoff(settings: Settings, tries: int, seed: str) -> float:
 
 
 def longest_backoff(settings: Settings) -> float:
+    """More than `backoff` ever gives."""
     return backoff(settings, 12, "") * 1.2
 
 
 def pause_after(settings: Settings, error: CallError, tries: int, seed: str) -> float:
-    """Seconds until a call that failed so is tried again: its backoff, or longer where the provider
-    asks for more."""
+    """Seconds until a call that failed with that error is tried again: the backoff, or longer where
+    the provider asks for it."""
     asked = min(error.retry_after_seconds or 0.0, _LONGEST_RETRY_AFTER_SECONDS)
     return max(backoff(settings, tries - 1, f"{seed}/{tries}"), asked)
 
@@ -61,30 +64,22 @@ def jitter(seed: str) -> float:
 
 
 def doubt_seconds(settings: Settings) -> float:
-    """How long the provider is doubted when it denies what it has acknowledged: a job, or a
-    finished job's results. Both happen.
-
-    Minutes; ten seconds where polls are less than one apart, which is for tests.
-    """
-    return (
-        300.0
-        if settings.poll_seconds is None or settings.poll_seconds >= 1
-        else QUICK_DOUBT_SECONDS
-    )
+    """How long we don't believe a provider that denies what it has acknowledged: a job, or a
+    finished job's results. Both happen."""
+    return 10.0 if _is_quick(settings) else 300.0
 
 
 def visible_seconds(settings: Settings, traits: BatchTraits) -> float:
     """So long after it may have been sent, a create has made a job and the provider's list shows
-    it, or it never will.
-
-    Where polls are less than a second apart, which is for tests, creates are taken to be as quick
-    as lists are.
-    """
-    quick = settings.poll_seconds is not None and settings.poll_seconds < 1
-    create_seconds = (
-        min(traits.create_seconds, settings.list_lag_seconds) if quick else traits.create_seconds
+    it, or it never will."""
+    lag_seconds, create_seconds = settings.list_lag_seconds, traits.create_seconds
+    return lag_seconds + (
+        min(create_seconds, lag_seconds) if _is_quick(settings) else create_seconds
     )
-    return create_seconds + settings.list_lag_seconds
+
+
+def _is_quick(settings: Settings) -> bool:
+    return settings.poll_seconds is not None and settings.poll_seconds < 1
 
 
 def settle_seconds(settings: Settings) -> float:

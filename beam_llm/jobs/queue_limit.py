@@ -31,8 +31,8 @@ from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job import Job
 from beam_llm.jobs.step import Waiting
 from beam_llm.ledger.columns import Array
-from beam_llm.ledger.intent import Intent
-from beam_llm.ledger.journal import Closed, CloseReason, Refusal, read
+from beam_llm.ledger.journal import Closed, CloseReason, Refusal
+from beam_llm.ledger.log import find_intent
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.ledger.model_limit import ModelLimit
 from beam_llm.ledger.parts import by_part
@@ -280,7 +280,7 @@ class QueueLimit:
         number = rest.partition("-")[0].partition(".")[0]
         if ledger != self._job.intent.fingerprint.partition("-")[0] or not number.isdigit():
             return False
-        other = read(self._job.store, f"log/{int(number):020d}", Intent)
+        other = find_intent(self._job.store, int(number))
         return other is not None and (other.model, other.host) != (
             self._job.intent.model,
             self._job.intent.host,

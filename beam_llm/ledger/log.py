@@ -183,6 +183,11 @@ def forget() -> None:
         _appended_here.clear()
 
 
+def find_intent(store: Store, number: int) -> Intent | None:
+    """The log entry of that number; None where there is none."""
+    return read(store, _log_name(number), Intent)
+
+
 def _log_name(number: int) -> str:
     return f"log/{number:020d}"
 

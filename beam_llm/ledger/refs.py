@@ -10,7 +10,7 @@ from beam_llm.config import Settings
 from beam_llm.errors import UsageError
 from beam_llm.ledger.job_tree import JobTree
 from beam_llm.ledger.journal import acknowledged
-from beam_llm.ledger.log import Ledger
+from beam_llm.ledger.log import Ledger, find_intent
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.ledger.parts import PartReader
 from beam_llm.protocols import Store
@@ -82,12 +82,9 @@ def find_job(ledger: Ledger, job_id: str) -> str:
     Raises:
       UsageError: there is none.
     """
-    if (
-        job_id.startswith("#")
-        and job_id[1:].isdigit()
-        and any(intent.number == int(job_id[1:]) for intent in ledger.intents())
-    ):
-        return job_id[1:]
+    number = job_id.removeprefix("#")
+    if number != job_id and number.isdecimal() and find_intent(ledger.store, int(number)):
+        return number
     known = acknowledged(ledger.store)
     if job := next((job for job, remote in known if remote == job_id), None):
         return job
