@@ -80,10 +80,21 @@ def collect(
             raise Retryable(Kind.UNAVAILABLE, "there are no results")
         reader.finish()
         done = _write(job, manifest, reader, end, path, DoneAgain if again else Done)
-    warnings = {fact: count for fact, count in done.facts.items() if fact.startswith("warnings_")}
-    job.context.counted.update(warnings)
+    _report(job, done)
     _trace(job, done)
     return done
+
+
+def _report(job: Job, done: Done) -> None:
+    """Counts the warnings of replies, and logs what was odd about result lines."""
+    odd = []
+    for fact, count in done.facts.items():
+        if fact.startswith("warnings_"):
+            job.context.counted[fact] += count
+        else:
+            odd.append(f"{count:,} {fact.replace('_', ' ')}")
+    if odd:
+        _LOG.warning("job %s: among its results were %s", job.name, ", ".join(odd))
 
 
 def _trace(job: Job, done: Done) -> None:

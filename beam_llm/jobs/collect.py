@@ -60,7 +60,7 @@ class ResultReader:
       answered: 1 for each line that has a reply.
       left: 1 for each record that does not end here.
       regroup: 1 for each record that has to be asked alone.
-      facts: things worth counting.
+      facts: what was odd about its lines, and the warnings of its replies, counted.
       bill: what all its replies used and cost.
     """
 
@@ -135,9 +135,7 @@ class ResultReader:
             number = self.line_of.get(reply.custom_id)
         except Exception as error:
             self._is_cut = self._take_unreadable(line, error)
-            self.facts["lines"] += not self._is_cut
             return
-        self.facts["lines"] += 1
         if number is None:
             self.facts["unknown_ids"] += 1
             if len(self._strangers) < len(self.answered):
@@ -152,7 +150,6 @@ class ResultReader:
         Args:
           rows, endings: as for `OutcomeWriter.put_answers`.
         """
-        self.facts["lines"] += len(lines)
         self.outcomes.put_answers(lines, rows, endings)
         for line in lines if self._errors else ():
             self._errors.pop(line, None)

@@ -194,6 +194,7 @@ class Done(Document):
         later.
       ends_all: (kind, message) where the other halves, if nothing was sent of them, end the same
         way.
+      facts: what was odd about its result lines, and the warnings of its replies, counted.
       usage: tokens of all replies, as in `Usage`.
     """
 
