@@ -4,6 +4,7 @@ is paid twice.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -697,6 +698,16 @@ def test_results_that_never_come_are_doubtful_at_the_deadline_whatever_came_is_k
 def test_lines_of_strangers_and_doubles_do_not_make_up_for_a_missing_one(world: World) -> None:
     world.fake.shows_lines, world.fake.repeats_lines = 10, True
     assert kinds(world.run(TEXTS, job_deadline_hours=0.5)) == {Kind.DOUBTFUL}
+
+
+def test_what_is_odd_about_result_lines_is_said_once_they_are_read(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.fake.strangers, world.fake.repeats_lines = 3, True
+    with caplog.at_level(logging.WARNING, "beam_llm"):
+        assert not wrong(world.run(TEXTS), TEXTS)
+    odd = [record.message for record in caplog.records if "among its results" in record.message]
+    assert odd == ["job 1: among its results were 6 unknown ids, 20 duplicate ids"]
 
 
 def test_a_line_that_fails_validation_is_named_and_the_others_go_on(world: World) -> None:
