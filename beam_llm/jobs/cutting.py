@@ -42,7 +42,7 @@ def cut_jobs(
     *,
     max_requests: int,
     max_bytes: int,
-    max_tokens: int | None,
+    max_tokens: int | None = None,
     min_requests: int = 1,
     counts: Array | None = None,
     max_records: int | None = None,

@@ -161,30 +161,32 @@ class QueueLimit:
         return self._carry_out(decide(seen), seen, sizes)
 
     def _carry_out(self, verdict: Verdict, seen: Observed, sizes: Array) -> Split | JobEnd | None:
-        if verdict is Verdict.CUT:
-            assert seen.limit is not None
-            cuts = cut_jobs(
-                sizes, sizes, max_requests=seen.lines, max_bytes=seen.limit, max_tokens=None
-            )
-            # Of the ends of all parts that fit, the middle one: so a job of many parts becomes
-            # them in few rounds.
-            why = f"limit of {seen.limit:,} enqueued tokens"
-            return self._split(cuts[(len(cuts) - 1) // 2], sizes, why) if len(cuts) > 2 else None
-        if verdict is Verdict.HALVE:
-            middle = seen.lines // 2
-            # All that is known: this half was not refused yet. `completed` raises it again.
-            self._note(found=int(sizes[:middle].sum()))
-            why = "queue, which refused it with nothing else pending"
-            return self._split(middle, sizes, why)
-        if verdict is Verdict.TOO_LARGE:
-            assert seen.stated is not None
-            records = len(self._manifest())
-            self._note(too_large=(self._job.intent.undivided, seen.tokens, records))
-            return _too_large([seen.tokens], seen.stated)
-        if verdict is Verdict.LIKE_GIVEN_UP:
-            assert seen.limit is not None
-            return _too_large(sizes.tolist(), seen.limit)
-        return self._refused(seen.tokens) if verdict is Verdict.REFUSED else None
+        match verdict:
+            case Verdict.SEND:
+                return None
+            case Verdict.CUT:
+                assert seen.limit is not None
+                ends = cut_jobs(sizes, sizes, max_requests=seen.lines, max_bytes=seen.limit)
+                # Of the ends of all parts that fit, the middle one: so a job of many parts becomes
+                # them in few rounds.
+                why = f"limit of {seen.limit:,} enqueued tokens"
+                return self._split(ends[(len(ends) - 1) // 2], sizes, why)
+            case Verdict.HALVE:
+                middle = seen.lines // 2
+                # The best guess, for this half was not refused yet. `completed` raises it again.
+                self._note(found=int(sizes[:middle].sum()))
+                return self._split(
+                    middle, sizes, "queue, which refused it with nothing else pending"
+                )
+            case Verdict.TOO_LARGE:
+                records = len(self._manifest())
+                self._note(too_large=(self._job.intent.undivided, seen.tokens, records))
+                return _too_large(sizes, seen.stated)
+            case Verdict.LIKE_GIVEN_UP:
+                return _too_large(sizes, seen.limit)
+            case Verdict.REFUSED:
+                self._note(found=None)  # it was not the size
+                return self._refused(seen.tokens)
 
     def _split(self, at_line: int, sizes: Array, why: str) -> Split:
         counts = at_line, len(sizes) - at_line
@@ -195,7 +197,6 @@ class QueueLimit:
 
     def _refused(self, tokens: int) -> JobEnd:
         """Prompts of several records are asked record by record; a record alone has its error."""
-        self._note(found=None)  # it was not the size
         refused = f"the provider's queue refused even one request of about {tokens:,} tokens"
         reason = f"{refused} with nothing else pending, naming no limit"
         failure = Failure(Kind.RATE_LIMITED, reason)
@@ -287,10 +288,11 @@ class QueueLimit:
         )
 
 
-def _too_large(tokens: list[int], limit: int) -> JobEnd:
-    """Every line's records end with its own size."""
+def _too_large(sizes: Array, limit: int | None) -> JobEnd:
+    """Each line's records end with the line's own size."""
     why = f"exceeds the provider's limit of {limit:,} enqueued tokens for batch jobs"
-    failures = [
-        Failure(Kind.TOO_LARGE, f"a request of about {size:,} tokens {why}") for size in tokens
-    ]
-    return JobEnd("too_large", failures[0], faulty_lines=dict(enumerate(failures)))
+    failures = {
+        line: Failure(Kind.TOO_LARGE, f"a request of about {size:,} tokens {why}")
+        for line, size in enumerate(sizes.tolist())
+    }
+    return JobEnd("too_large", failures[0], faulty_lines=failures)
