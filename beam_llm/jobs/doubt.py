@@ -116,7 +116,8 @@ class Doubt:
             return oldest
         if left > 0:
             return left
-        if job.journal.status().phase is Phase.DOUBT:  # else its process came back meanwhile
+        # Else the process that sent the create has come back with its answer meanwhile.
+        if job.journal.status().phase is Phase.DOUBT:
             job.close(self.attempt, CloseReason.NOT_FOUND)
         return 0.0
 
@@ -138,8 +139,9 @@ class Doubt:
             _LOG.warning("job %s is in doubt: %s", self._job.name, printable(error.message))
         return True
 
-    def resubmits(self) -> bool:
-        """Whether the user has chosen `on_doubt='resubmit'`; then the attempt is given up."""
+    def give_up_if_told(self) -> bool:
+        """Gives the attempt up where the user has said so (`on_doubt='resubmit'`); returns whether
+        that is so."""
         if self._job.settings.on_doubt != "resubmit":
             return False
         self._job.close(self.attempt, CloseReason.RESUBMITTED)

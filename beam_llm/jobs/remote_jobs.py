@@ -135,8 +135,8 @@ def without_double(
     del doubles[kept.job_id]
     if not settle_doubles(job, kept.job_id, [*doubles]) or kept.job_id == remote.job_id:
         return remote, attempt
-    # Without a marker, for this attempt creates nothing. Before the other is closed: else a process
-    # that dies between the two leaves a fresh attempt, which makes a third job.
+    # No marker, for this attempt creates nothing. It is acknowledged before the other is closed: a
+    # process that dies between the two must not leave a fresh attempt, which makes a third job.
     job.journal.add(Created(kept.job_id, created_at), attempt + 1)
     job.close(attempt, CloseReason.DOUBLE, job_id=remote.job_id)
     return kept, attempt + 1

@@ -249,7 +249,7 @@ class Submission:
                 raise
             if doubt.may_pass(error):
                 return self._later(error, "doubt")
-            if doubt.resubmits():
+            if doubt.give_up_if_told():
                 return self._job.wait(0.0, "planned")
             message = f"a batch job may have been created, but can't be looked for: {error.message}"
             return JobEnd("doubtful", Failure(Kind.DOUBTFUL, message, 1))
