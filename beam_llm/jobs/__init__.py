@@ -27,13 +27,20 @@
     tidy.py             remove what finished jobs no longer need
     failpoints.py       where tests kill
 
-The way of one job: `plan` writes its intent into the log and gives a `BatchJobRef`.
-`Driver.step(ref)` finds the job of the ref's tree that is next, and its `JobDriver` acts by the
-phase that its journal says: a `Submission` makes the remote job, a `RemoteWatch` polls it; at its
-end `collect` reads the results into a `Done`. That names the children which go on with what was
-left over: jobs, each with a `JobDriver`, or live calls (`LiveJob`). `join.answers` gives what each
-of them answers back to the elements of this run. All of them share a `Job`: what is to be done,
-what is written down of it, and how long it waits.
+Words:
+
+    intent       a job as it was planned: its records, cut into lines, each one request
+    attempt      one try to have the provider make it: marker, create, and then either the
+                 acknowledgement of a remote job, or a reason why it gave none
+    child        a job that goes on with what another one left over, or with a half of it
+    ref          a job as one run sees it, with those of the run's elements that it answers
+
+The way of one job: `plan` writes its intent into the log and gives a ref. `Driver.step(ref)` finds
+the job of the ref's tree that is next, and its `JobDriver` acts by the phase that its journal says:
+a `Submission` makes the remote job, a `RemoteWatch` polls it; at its end `collect` reads the
+results into a `Done`, which names the children: jobs, each with a `JobDriver`, or live calls
+(`LiveJob`). `join.answers` gives what each of them answers back to the elements of this run. All
+that work on a job share a `Job`: what is to be done, what is written down, how long it waits.
 """
 
 from beam_llm.jobs.admin import JobView, cancel, list_jobs, show
