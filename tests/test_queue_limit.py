@@ -187,6 +187,7 @@ def test_leftovers_of_each_part_are_asked_in_a_follow_up_of_its_own_once_all_wer
         "job": 1,
         "half": 8,
         "follow_up": len(sizes(world)) - 5,
+        "live": 3,
     }
     assert [view.job for view in views if view.ended == "split"] == ["1", "1.a", "1.b", "1.b.b"]
     ledger = Ledger(open_store(world.location))
