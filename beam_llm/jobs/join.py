@@ -91,7 +91,7 @@ def _many(outcomes: Outcomes, positions: Array, pays: Array) -> Iterator[Outcome
 
 
 def _nowhere(store: Store, nodes: Sequence[Node], keys: Array, positions: Array) -> Array:
-    """Which keys no node has. There should be none; if there is one, it must not get lost."""
+    """Which keys no node has. There should be none; if there is, its element still comes out."""
     missing = positions < 0
     for node in nodes:
         if not missing.any():

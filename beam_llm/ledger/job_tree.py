@@ -36,7 +36,7 @@ class Node(NamedTuple):
 
     @property
     def has_given(self) -> bool:
-        """It has ended, and not in doubt and without any answer."""
+        """Whether it has ended with answers; or without any, but not in doubt."""
         return self.done is not None and not (
             self.done.may_end_again and not self.done.counts.get("")
         )
@@ -85,8 +85,8 @@ class JobTree:
         return not self.pending and self.nodes[-1].done is not None
 
     def finished_nodes(self) -> int:
-        """Up to the last whose answers earlier runs have given and paid for; not one that ended in
-        doubt and without any."""
+        """How many of `nodes` earlier runs have paid for and given out, up to the last that
+        `has_given`."""
         given = [node.has_given for node in self.nodes]
         return len(given) - given[::-1].index(True) if any(given) else 0
 

@@ -41,12 +41,12 @@ def read_status(names: Iterable[str]) -> JobStatus:
     newest: dict[str, int] = {}
     for name in names:
         word, _, count = name.partition("-")
-        # `done` has no number, and `done-again` none that is one: both count as 0.
+        # `done` has no count, and that of `done-again` is none: 0 for both.
         newest[word] = max(newest.get(word, -1), int(count) if count.isdigit() else 0)
     closed, uploaded = newest.get("closed", -1), newest.get("uploaded", -1)
     if "done" in newest:
         return JobStatus(Phase.DONE, max(newest.get("created", 0), 0), uploaded)
-    # Before the marker, which an attempt that was acknowledged mostly has, too.
+    # Looked at before the marker: an attempt that was acknowledged mostly has a marker, too.
     if newest.get("created", -1) > closed:
         return JobStatus(Phase.ACKED, newest["created"], uploaded)
     if newest.get("creating", -1) > closed:
