@@ -149,6 +149,8 @@ SCHEMA = {
 
 FAMILY = Node(name="a", children=[Node(name="b", children=[])])
 
+Moved = Annotated[int, pydantic.Field(validation_alias=pydantic.AliasPath("when", "day"))]
+
 GOOD: list[tuple[str, Any, Any, Any]] = [
     ("text", str, "hello", "hello"),
     ("a number where text was asked for", str, 5, "5"),
@@ -531,6 +533,8 @@ def test_what_an_answer_is_and_whether_strict_mode_can_say_so(
         (pydantic.ImportString, "import code"),
         (pydantic.create_model("Tool", run=(list[pydantic.ImportString], ...)), "import code"),
         (enum.Enum("Nothing", []), "nothing to answer"),
+        (Annotated[TypedDict("Deep", {"day": Moved}), "doc"], "is a path"),
+        (pydantic.create_model("Deep", day=Moved), "is a path"),
     ],
     ids=shown,
 )

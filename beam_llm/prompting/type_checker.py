@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -263,8 +263,7 @@ def _schema_of(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
     except Exception as error:  # as above
         raise unusable(declared, _first_line(error)) from None
     if adapter.pydantic_complete:
-        for part in _parts_of(adapter.core_schema):
-            _refuse_part(declared, part)
+        _refuse_parts(declared, list(_parts_of(adapter.core_schema)))
     if says_nothing(schema):
         raise unusable(declared, "any value would do")
     if leaves_nothing(schema) or (
@@ -274,15 +273,33 @@ def _schema_of(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
     return schema
 
 
-def _refuse_part(declared: Any, part: Mapping[str, Any]) -> None:
+def _refuse_parts(declared: Any, parts: Sequence[Mapping[str, Any]]) -> None:
     """Refuses what no answer may have anywhere in it, though JSON can spell it."""
-    if part.get("type") == "generator":
-        # pydantic's own iterator: nothing in it is checked yet, and no shuffle can carry it.
-        raise unusable(declared, "an iterator is checked only when it is read; use list[…]")
-    function = part.get("function")
-    of_plain = function.get("function") if isinstance(function, Mapping) else None
-    if getattr(of_plain, "__name__", "") == "import_string":  # pydantic.ImportString
-        raise unusable(declared, "a model's answer would import code")
+    takes_names = any(map(_takes_names, parts))
+    for part in parts:
+        if part.get("type") == "generator":
+            # pydantic's own iterator: nothing in it is checked yet, and no shuffle can carry it.
+            raise unusable(declared, "an iterator is checked only when it is read; use list[…]")
+        function = part.get("function")
+        of_plain = function.get("function") if isinstance(function, Mapping) else None
+        if getattr(of_plain, "__name__", "") == "import_string":  # pydantic.ImportString
+            raise unusable(declared, "a model's answer would import code")
+        if _is_deep_alias(part.get("validation_alias")) and not takes_names:
+            # Its JSON schema has the field's own name, under which the value isn't looked for.
+            raise unusable(declared, "a validation_alias is a path, which no JSON schema can say")
+
+
+def _is_deep_alias(alias: Any) -> bool:
+    """Whether a field's value is looked for only further inside: `AliasPath("place", "city")`."""
+    if not isinstance(alias, list) or not alias:
+        return False
+    paths = alias if isinstance(alias[0], list) else [alias]
+    return all(len(path) > 1 for path in paths)
+
+
+def _takes_names(part: Mapping[str, Any]) -> bool:
+    config = part.get("config")
+    return isinstance(config, Mapping) and config.get("validate_by_name") is True
 
 
 def _first_line(error: Exception) -> str:
