@@ -5,7 +5,10 @@ says so here first.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import pickle
+import subprocess
+import sys
 import time
 import typing
 from pathlib import Path
@@ -47,6 +50,31 @@ class Starts(beam.DoFn):
 class IntoTwoWindows(beam.DoFn):
     def process(self, element):
         yield WindowedValue(element, 5, [IntervalWindow(0, 10), IntervalWindow(5, 15)])
+
+
+def test_a_dataclass_of_the_main_program_is_an_output_on_a_worker():
+    """In a process of its own: in this one the class would be found again by its name."""
+
+    @dataclasses.dataclass
+    class Trip:
+        days: int
+        place: str = "home"
+        stops: list[str] = dataclasses.field(default_factory=list)
+
+    script = """
+import sys
+from beam_llm.prompting.output_types import Output
+from beam_llm.transforms.beam_internals import loads
+print(Output(loads(sys.stdin.buffer.read())).validate({"days": 3}))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        input=internals.dumps_by_value(Trip),
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    assert b"Trip(days=3, place='home', stops=[])" in found.stdout
 
 
 def test_windows_that_a_dofn_yields_are_those_that_are_declared():

@@ -8,6 +8,8 @@ SDK (`sdks/python/apache_beam/…`), the same in 2.74 and in 2.77.
 
 from __future__ import annotations
 
+import copyreg
+import dataclasses
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -349,6 +351,17 @@ def dumps_by_value(value: Any) -> bytes:
     Upstream: `internal/pickler.py`, dumps.
     """
     return bytes(pickler.dumps(value))
+
+
+def _name_of_missing(_: Any) -> str:
+    """A pickle that is a name alone leads to what the module has under it."""
+    return "MISSING"
+
+
+# A dataclass that is pickled by value takes a copy of `dataclasses.MISSING` along, which on the
+# worker is another one: pydantic takes it for a default. Upstream: `internal/cloudpickle`, which
+# knows the other sentinels of dataclasses only (`_DATACLASSE_FIELD_TYPE_SENTINELS`).
+copyreg.pickle(type(dataclasses.MISSING), _name_of_missing)
 
 
 def loads(data: bytes) -> Any:
