@@ -60,6 +60,7 @@ __all__ = [
     "is_same_element",
     "keep_only",
     "loads",
+    "missing_by_name",
     "new_row",
     "producers_of",
     "row_fields",
@@ -353,15 +354,19 @@ def dumps_by_value(value: Any) -> bytes:
     return bytes(pickler.dumps(value))
 
 
-def _name_of_missing(_: Any) -> str:
-    """A pickle that is a name alone leads to what the module has under it."""
+def missing_by_name(_: Any) -> str:
+    """A pickle of `dataclasses.MISSING` that leads to the one there is.
+
+    A dataclass that is pickled by value takes a copy of it along, which on the worker is another
+    one: pydantic takes that for a default.
+
+    Upstream: `internal/cloudpickle/cloudpickle.py`, _DATACLASSE_FIELD_TYPE_SENTINELS, which are the
+    sentinels of dataclasses that it knows.
+    """
     return "MISSING"
 
 
-# A dataclass that is pickled by value takes a copy of `dataclasses.MISSING` along, which on the
-# worker is another one: pydantic takes it for a default. Upstream: `internal/cloudpickle`, which
-# knows the other sentinels of dataclasses only (`_DATACLASSE_FIELD_TYPE_SENTINELS`).
-copyreg.pickle(type(dataclasses.MISSING), _name_of_missing)
+copyreg.pickle(type(dataclasses.MISSING), missing_by_name)
 
 
 def loads(data: bytes) -> Any:
