@@ -360,11 +360,16 @@ def test_a_whole_job_that_shows_up_long_after_it_was_split_is_cancelled_before_i
         open_store(world.location),
         4 * each_line(world),
     )
-    intent = Ledger(store).intent(1)
+    intent, polls = Ledger(store).intent(1), 0
 
     def learn(point: str) -> None:
+        nonlocal polls
         if point == "create.sent" and world.fake.calls["create"] == 1:
             ModelLimit(store, intent.host, intent.model).note(world.clock.now, stated=limit)
+        if point == "waiting":
+            polls += 1
+            # It can't be looked for either, at first.
+            world.fake.can_list = None if polls <= 2 else True
 
     points.watch = learn
     found = gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None))
